@@ -1,0 +1,123 @@
+"""Every exception that skyward raises, and nothing else.
+
+Foreign errors are mapped to this tree once, at the edge where they appear, `from` the cause. Whether something is
+tried again follows from the type, never from the text. A message says what happened, where, and what to do next.
+
+::
+
+    SkywardError
+    ├── ConfigError (ValueError)            an argument is wrong; nothing was started
+    │   └── PluginNotFound (LookupError)    no such provider, transport or plug-in, or it cannot be imported
+    ├── PoolNotActive (RuntimeError)        the pool was not entered, is closed, or belongs to another process
+    ├── ProvisioningError                   a node could not be had or prepared
+    │   ├── HostUnreachable                 nobody answered in time
+    │   ├── HostKeyError                    the host's key is unknown, or is not the one that was expected
+    │   ├── LoginRefused                    the host refused the user or the key
+    │   └── BootstrapFailed                 a step of preparing the node failed
+    │       └── PythonNotFound              the node has no Python of the driver's minor version
+    ├── LinkError (ConnectionError)         bytes can't be exchanged with a node
+    │   └── ProtocolError                   what arrived, or what was to be sent, breaks the protocol
+    └── TaskError                           one task failed for a reason that is not its own exception
+        ├── PayloadError (PicklingError)    something can't be pickled, or can't be loaded on the other side
+        ├── TaskTimeout (TimeoutError)      the task ran longer than its time limit
+        ├── WorkerCrashed                   the process that ran the task died, `attempts` times
+        ├── NodeLost                        the task's node went away, and it may not or can't run elsewhere
+        └── TaskFailed                      the task raised something that can't be carried here; text only
+"""
+
+from __future__ import annotations
+
+import pickle
+
+__all__ = [
+    "BootstrapFailed",
+    "ConfigError",
+    "HostKeyError",
+    "HostUnreachable",
+    "LinkError",
+    "LoginRefused",
+    "NodeLost",
+    "PayloadError",
+    "PluginNotFound",
+    "PoolNotActive",
+    "ProtocolError",
+    "ProvisioningError",
+    "PythonNotFound",
+    "SkywardError",
+    "TaskError",
+    "TaskFailed",
+    "TaskTimeout",
+    "WorkerCrashed",
+]
+
+
+class SkywardError(Exception):
+    """Base of every error that skyward raises by itself."""
+
+
+class ConfigError(SkywardError, ValueError):
+    """An argument is wrong. Raised before anything is started."""
+
+
+class PluginNotFound(ConfigError, LookupError):
+    """No provider, transport or plug-in has this name, or the one that has it cannot be imported."""
+
+
+class PoolNotActive(SkywardError, RuntimeError):
+    """The pool was not entered, is closed, or was inherited by a forked process."""
+
+
+class ProvisioningError(SkywardError):
+    """A node could not be had or could not be prepared."""
+
+
+class HostUnreachable(ProvisioningError):
+    """A host did not answer within the time allowed."""
+
+
+class HostKeyError(ProvisioningError):
+    """A host showed a key that is unknown, or not the one that was expected."""
+
+
+class LoginRefused(ProvisioningError):
+    """A host refused the user or every key that was offered."""
+
+
+class BootstrapFailed(ProvisioningError):
+    """A step of preparing a node failed; the message ends with the step's last lines of output."""
+
+
+class PythonNotFound(BootstrapFailed):
+    """A node has no Python of the driver's minor version, and it could not be installed."""
+
+
+class LinkError(SkywardError, ConnectionError):
+    """The connection to a node broke or could not be made."""
+
+
+class ProtocolError(LinkError):
+    """Bytes or a call that the protocol does not allow. After it the connection is of no further use."""
+
+
+class TaskError(SkywardError):
+    """A task failed for a reason that is not an exception of its own."""
+
+
+class PayloadError(TaskError, pickle.PicklingError):
+    """A function, argument, result or exception can't be pickled, or can't be loaded on the other side."""
+
+
+class TaskTimeout(TaskError, TimeoutError):
+    """A task ran longer than its time limit and was stopped."""
+
+
+class WorkerCrashed(TaskError):
+    """The process that ran a task died (exit, signal, out of memory) as often as the task may be tried."""
+
+
+class NodeLost(TaskError):
+    """The node of a task went away, and the task may not, or can't, run on another."""
+
+
+class TaskFailed(TaskError):
+    """A task raised an exception that can't be carried to this process; its text and traceback are in the message."""

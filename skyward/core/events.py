@@ -1,0 +1,142 @@
+"""What happened in a pool: frozen facts, and a way to hear them.
+
+The pool emits; the console, the command line and dashboards only listen. A listener is called from whichever thread
+the fact arose in (mostly the I/O thread), so it must be quick, must not block and must not call the pool.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias, Union
+
+__all__ = [
+    "Event",
+    "Events",
+    "NodeGone",
+    "NodeReady",
+    "NodeStep",
+    "Note",
+    "PoolClosed",
+    "PoolReady",
+    "PoolStarted",
+    "Printed",
+    "TaskEnded",
+    "TasksQueued",
+]
+
+_log = logging.getLogger("skyward.events")
+
+
+@dataclass(frozen=True, slots=True)
+class PoolStarted:
+    """The pool begins to get its nodes."""
+
+    pool: str
+    provider: str
+    nodes: int
+    concurrency: int
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStep:
+    """A node gets on with its start: `step` is a short phrase such as ``"connecting"``."""
+
+    node: str
+    step: str
+
+
+@dataclass(frozen=True, slots=True)
+class NodeReady:
+    """A node takes tasks from now on."""
+
+    node: str
+    slots: int
+
+
+@dataclass(frozen=True, slots=True)
+class NodeGone:
+    """A node is lost, or was given back (`reason` is None)."""
+
+    node: str
+    reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class PoolReady:
+    """Enough nodes are ready; the block of the ``with`` begins."""
+
+    slots: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class TasksQueued:
+    """So many more tasks wait or run. For joblib, `count` is the tasks of a batch, not 1."""
+
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class TaskEnded:
+    """A task (or a batch of `count`) settled after `seconds` of running on a slot; `ok` is False if it failed."""
+
+    count: int
+    seconds: float
+    ok: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Printed:
+    """Tasks on a node printed whole lines; `stream` is 1 or 2."""
+
+    node: str
+    stream: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Something the user should read; `warning` marks the ones that may need action."""
+
+    text: str
+    warning: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PoolClosed:
+    """Everything was given back."""
+
+    seconds: float
+
+
+Event: TypeAlias = Union[
+    PoolStarted, NodeStep, NodeReady, NodeGone, PoolReady, TasksQueued, TaskEnded, Printed, Note, PoolClosed
+]
+
+Listener: TypeAlias = Callable[[Event], None]
+
+
+class Events:
+    """The listeners of one pool."""
+
+    def __init__(self) -> None:
+        self._listeners: tuple[Listener, ...] = ()
+
+    def subscribe(self, listener: Listener) -> Callable[[], None]:
+        """Call `listener` with every event from now on; the returned function ends that."""
+        self._listeners = (*self._listeners, listener)
+
+        def unsubscribe() -> None:
+            self._listeners = tuple(item for item in self._listeners if item is not listener)
+
+        return unsubscribe
+
+    def emit(self, event: Event) -> None:
+        """Tell all listeners. One that raises is logged and does not disturb the pool."""
+        for listener in self._listeners:
+            try:
+                listener(event)
+            except Exception:
+                _log.exception("a listener failed on %r", event)

@@ -1,0 +1,170 @@
+"""What core asks of others, as Protocols. Each docstring is the contract.
+
+A provider has machines, a transport reaches them, a plugin changes how a pool is set up. Our own and foreign ones come
+through the registry and keep the same contracts; the suites in `skyward.testing` check them.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
+
+from skyward.core.spec import Endpoint, Image, Machine, MachineId, Offer, Order, Resources
+
+if TYPE_CHECKING:
+    from skyward.core.pool import Compute
+
+__all__ = ["Channel", "Link", "Output", "Plugin", "Provider", "Shell", "Trait", "Transport"]
+
+
+class Trait(enum.Enum):
+    """What some providers can and others can't; core and the shipped suites ask for the trait, never for the name."""
+
+    SPOT = "spot"  # has offers that may be taken back
+    DESTROYS = "destroys"  # destroy really ends the machine (a host list only forgets it)
+    DRIVER_ENVIRONMENT = "driver-environment"  # nodes use the driver's own interpreter and packages
+
+
+@runtime_checkable
+class Provider(Protocol):
+    """A source of machines.
+
+    All methods are synchronous, may block, and are called from worker threads, several at a time. They raise
+    `ProvisioningError` (or a subclass), with foreign errors mapped `from` the cause.
+    """
+
+    name: ClassVar[str]
+    traits: ClassVar[frozenset[Trait]]
+
+    def offers(self, resources: Resources) -> Sequence[Offer]:
+        """Kinds of machines that meet `resources`, cheapest first. Empty when there are none."""
+        ...
+
+    def create(self, order: Order) -> Sequence[Machine]:
+        """Begin up to ``order.count`` machines; returns once their ids are known and the tag is on them.
+
+        Fewer than asked is allowed; none is an error. Not repeated by core after a success.
+        """
+        ...
+
+    def machines(self, tag: str) -> Sequence[Machine]:
+        """All machines that carry the tag, in any state. May be repeated at will."""
+        ...
+
+    def destroy(self, ids: Sequence[MachineId]) -> None:
+        """End these machines. Idempotent: an unknown id counts as ended. Returns when they are ended or will be."""
+        ...
+
+
+class Channel(Protocol):
+    """A stream of bytes both ways. Used from the event loop that made it; one reader and one writer."""
+
+    async def read(self) -> bytes:
+        """The next bytes, as many as there are; ``b""`` at the end of the stream, also after an error of the link."""
+        ...
+
+    def write(self, buffers: Sequence[bytes | bytearray | memoryview]) -> None:
+        """Queue bytes in order. Never blocks. After the stream ended it does nothing. Buffers must not change."""
+        ...
+
+    async def drain(self) -> None:
+        """Wait until little enough is queued that writing more makes sense, or the stream has ended."""
+        ...
+
+    @property
+    def congested(self) -> bool:
+        """Whether `drain` would wait."""
+        ...
+
+    def close(self) -> None:
+        """End the stream; what was queued is still sent where the link allows. May be repeated."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What a command on a machine gave."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+
+class Shell(Protocol):
+    """Commands and files on a machine. Used from the event loop that made it; calls may overlap."""
+
+    async def run(self, command: str, *, input: bytes | None = None, timeout: float | None = None) -> Output:
+        """Run a POSIX sh command line and wait for it, whatever the user's login shell is.
+
+        A status other than 0 is no error here. Raises `LinkError` when the link breaks and `TimeoutError` after
+        `timeout` seconds.
+        """
+        ...
+
+    async def put(self, data: bytes, path: str) -> None:
+        """Write a file, whole or not at all; folders must exist. A leading ``~/`` is the login's home."""
+        ...
+
+
+class Link(Protocol):
+    """One connection to a machine."""
+
+    @property
+    def shell(self) -> Shell | None:
+        """Commands on the machine; None where the transport has none."""
+        ...
+
+    async def open_channel(self, address: str) -> Channel:
+        """A stream to the agent that listens at `address` there (a socket's path, or host:port). Raises `LinkError`."""
+        ...
+
+    async def close(self) -> None:
+        """End the connection and all its channels. May be repeated."""
+        ...
+
+
+class Transport(Protocol):
+    """A way to reach machines. Made without arguments, holds no connection itself."""
+
+    name: ClassVar[str]
+
+    async def connect(self, endpoint: Endpoint, timeout: float) -> Link:
+        """Connect and authenticate within `timeout` seconds.
+
+        Raises
+        ------
+        HostUnreachable, HostKeyError, LoginRefused
+            As their names say; never another type.
+        """
+        ...
+
+
+class Plugin:
+    """A change to a pool: a frozen value with hooks, all of which do nothing unless overridden.
+
+    Third parties subclass it (public as `sky.Plugin`). Hooks of several plugins run in the order they are given.
+    """
+
+    isolated: ClassVar[bool] = False
+    """Whether its tasks want a process each, which decides ``executor="auto"``."""
+
+    def transform_image(self, image: Image, *, driver_environment: bool) -> Image:
+        """The image with what this plugin needs. Called once, before any node exists.
+
+        With `driver_environment` the nodes use the driver's own packages, and nothing is installed.
+        """
+        return image
+
+    def around_client(self, pool: Compute) -> AbstractContextManager[object] | None:
+        """A context manager held in the thread that entered the pool, from when its nodes are ready until it exits."""
+        return None
+
+    def around_worker(self) -> str | None:
+        """``"package.module:function"``: a context manager without arguments that wraps the life of each slot process.
+
+        It is named and not pickled, since it must be importable on the node before any task is.
+        """
+        return None

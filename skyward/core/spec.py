@@ -1,0 +1,388 @@
+"""The values that users and providers speak in: frozen, checked when they are made, and knowing no cloud.
+
+A bad value raises `ConfigError` at once, with the argument's name, what was given and what is allowed.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+from skyward.core.errors import ConfigError
+
+__all__ = [
+    "Allocation",
+    "Endpoint",
+    "Executor",
+    "Image",
+    "Machine",
+    "MachineId",
+    "Nodes",
+    "Offer",
+    "Order",
+    "Resources",
+    "Volume",
+    "Worker",
+    "parse_address",
+    "parse_count",
+    "parse_memory",
+    "parse_seconds",
+]
+
+Executor: TypeAlias = Literal["auto", "thread", "process"]
+Allocation: TypeAlias = Literal["spot-if-available", "always-spot", "on-demand", "cheapest"]
+MachineId: TypeAlias = str
+
+EXECUTORS: tuple[Executor, ...] = ("auto", "thread", "process")
+ALLOCATIONS: tuple[Allocation, ...] = ("spot-if-available", "always-spot", "on-demand", "cheapest")
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_BINARY = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_MEMORY = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", re.IGNORECASE)
+
+_ADDRESS = re.compile(
+    r"(?:([^@\s:/][^\s:/]*)@)?"  # user, which may hold an @ itself
+    r"(?:\[([^\s\]]+)\]|([^\s:@\[\]]*:[^\s:@\[\]]*:[^\s@\[\]]*)|(\w[\w.-]*))"  # [IPv6], IPv6, or a name or IPv4
+    r"(?::(\d{1,9}))?",
+    re.ASCII,
+)
+
+
+def parse_memory(value: int | float | str, name: str = "memory") -> int:
+    """Bytes from a number of bytes or a text such as ``"32GB"`` (10**9) or ``"16GiB"`` (2**30).
+
+    Raises
+    ------
+    ConfigError
+        It is neither, or not positive.
+    """
+    if isinstance(value, str):
+        match = _MEMORY.fullmatch(value)
+        if match:
+            number, unit, binary = match.groups()
+            size = float(number) * (_BINARY if binary and unit else _UNITS)[unit.upper()]
+            if size >= 1:
+                return int(size)
+    elif isinstance(value, (int, float)) and not isinstance(value, bool) and 1 <= value < math.inf:
+        return int(value)
+    raise ConfigError(f'{name}={value!r} is not an amount of memory; write for example "32GB", "16GiB" or bytes')
+
+
+def parse_count(value: object, name: str, least: int = 1) -> int:
+    """A whole number of at least `least`, from an int or anything with ``__index__`` (numpy's ints too).
+
+    Raises
+    ------
+    ConfigError
+        It is not.
+    """
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        count = value.__index__()  # type: ignore[attr-defined]
+    except (AttributeError, TypeError):
+        raise ConfigError(f"{name}={value!r} is not a whole number; give one of at least {least}") from None
+    if count < least:
+        raise ConfigError(f"{name}={value!r} is too small; give a whole number of at least {least}")
+    return int(count)
+
+
+def parse_seconds(value: object, name: str) -> float | None:
+    """A positive number of seconds, or None for no limit.
+
+    Raises
+    ------
+    ConfigError
+        It is neither.
+    """
+    if value is None:
+        return None
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not 0 < float(value):  # type: ignore[arg-type]
+        raise ConfigError(f"{name}={value!r} is not a number of seconds; give a positive number, or None for no limit")
+    return None if math.isinf(float(value)) else float(value)  # type: ignore[arg-type]
+
+
+def parse_address(text: object, name: str) -> tuple[str | None, str, int | None]:
+    """User, host and port from ``"10.0.0.5"``, ``"user@box:2222"`` or ``"[::1]:22"``; None for what is left out.
+
+    Raises
+    ------
+    ConfigError
+        It is none of these.
+    """
+    match = _ADDRESS.fullmatch(text) if isinstance(text, str) else None
+    user, bracketed, bare, plain, port = match.groups() if match else (None,) * 5
+    if not plain:
+        try:
+            ipaddress.IPv6Address(bracketed or bare or "")
+        except ValueError:
+            raise ConfigError(
+                f'{name}={text!r} is not a host; write for example "10.0.0.5", "user@box:2222" or "[::1]:22"'
+            ) from None
+    if port and not 0 < int(port) < 65536:
+        raise ConfigError(f"{name}={text!r}: port {port} is not between 1 and 65535")
+    return user, str(bracketed or bare or plain), int(port) if port else None
+
+
+def _strings(value: object, name: str) -> tuple[str, ...]:
+    if isinstance(value, str) or not isinstance(value, Sequence) or not all(isinstance(item, str) for item in value):
+        raise ConfigError(f"{name}={value!r} is not a list of texts")
+    return tuple(value)
+
+
+def _one_of(value: object, name: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{name}={value!r} is unknown; it is one of {', '.join(map(repr, allowed))}")
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """How each node runs tasks.
+
+    Parameters
+    ----------
+    concurrency
+        Tasks that run at a time on each node (slots).
+    executor
+        ``"process"``: each slot is a process. ``"thread"``: the slots are threads of one process. ``"auto"``: processes
+        for joblib and scikit-learn, threads for `@sky.compute` functions of a pool without those plugins.
+    attempts
+        How often a task is started when its process or node dies; 1 means never again. A task that raised an
+        exception of its own is never tried again.
+    threads
+        BLAS and OpenMP threads of each slot; None means the node's cores // concurrency, at least 1.
+
+    Raises
+    ------
+    ConfigError
+        A value is out of range.
+    """
+
+    concurrency: int = 1
+    executor: Executor = "auto"
+    attempts: int = 2
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "concurrency", parse_count(self.concurrency, "concurrency"))
+        object.__setattr__(self, "attempts", parse_count(self.attempts, "attempts"))
+        if self.threads is not None:
+            object.__setattr__(self, "threads", parse_count(self.threads, "threads"))
+        _one_of(self.executor, "executor", EXECUTORS)
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """What a node's environment holds.
+
+    Parameters
+    ----------
+    python
+        Minor version such as ``"3.12"``; None means the driver's. Another one than the driver's is an error, since
+        pickled functions do not cross minor versions.
+    pip
+        Requirements as pip spells them. On `Local`, where the driver's own environment is used, they must be
+        installed already.
+    apt
+        Debian packages, for nodes where we are root.
+    env
+        Environment variables of every task.
+    index
+        Address of the package index; None means whatever the node's own configuration says.
+    extra_index
+        Further indexes, asked too.
+    preload
+        Modules that the slots' fork server imports once, so that no task has to.
+
+    Raises
+    ------
+    ConfigError
+        A value is of the wrong kind.
+    """
+
+    python: str | None = None
+    pip: Sequence[str] = ()
+    apt: Sequence[str] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
+    index: str | None = None
+    extra_index: Sequence[str] = ()
+    preload: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("pip", "apt", "extra_index", "preload"):
+            object.__setattr__(self, name, _strings(getattr(self, name), f"Image {name}"))
+        if not isinstance(self.env, Mapping) or not all(
+            isinstance(key, str) and isinstance(value, str) for key, value in self.env.items()
+        ):
+            raise ConfigError(f"Image env={self.env!r} is not a mapping of text to text")
+        object.__setattr__(self, "env", dict(self.env))
+        driver = f"{sys.version_info.major}.{sys.version_info.minor}"
+        if self.python not in (None, driver):
+            raise ConfigError(
+                f"Image python={self.python!r}, but this is Python {driver}: pickled functions do not cross minor "
+                f"versions. Leave python out, or run the driver with Python {self.python}"
+            )
+
+    @property
+    def python_version(self) -> str:
+        """Minor version of Python on the nodes, such as ``"3.11"``: the driver's."""
+        return f"{sys.version_info.major}.{sys.version_info.minor}"
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """Storage that every node shows at `path`."""
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What each node must have.
+
+    Parameters
+    ----------
+    machine
+        Exact machine type.
+    accelerator
+        Such as ``"A100"`` or ``"H100:8"``.
+    vcpus
+        At least so many cores.
+    memory
+        At least so many bytes, or a text such as ``"32GB"``.
+
+    Raises
+    ------
+    ConfigError
+        A value is out of range.
+    """
+
+    machine: str | None = None
+    accelerator: str | None = None
+    vcpus: int | None = None
+    memory: int | str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("machine", "accelerator"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, str) or not value.strip()):
+                raise ConfigError(f"{name}={value!r} is not a name")
+        if self.vcpus is not None:
+            object.__setattr__(self, "vcpus", parse_count(self.vcpus, "vcpus"))
+        if self.memory is not None:
+            object.__setattr__(self, "memory", parse_memory(self.memory))
+
+
+@dataclass(frozen=True, slots=True)
+class Nodes:
+    """How many nodes: at least `least` before work begins, `most` wanted."""
+
+    least: int
+    most: int
+
+    @classmethod
+    def parse(cls, value: object) -> Nodes:
+        """From ``nodes=4`` or ``nodes=(2, 8)``.
+
+        Raises
+        ------
+        ConfigError
+            It is neither.
+        """
+        if isinstance(value, (tuple, list)):
+            if len(value) != 2:
+                raise ConfigError(f"nodes={value!r} is not a pair (least, most)")
+            least, most = (parse_count(item, "nodes") for item in value)
+            if least > most:
+                raise ConfigError(f"nodes={value!r}: the least is more than the most")
+            return cls(least, most)
+        count = parse_count(value, "nodes")
+        return cls(count, count)
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A kind of machine that a provider has."""
+
+    machine: str
+    vcpus: int | None = None
+    memory: int | None = None
+    accelerator: str | None = None
+    region: str | None = None
+    spot: bool = False
+    price: float | None = None
+    """US dollars per hour; None when it is not known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where a machine is reached, and how.
+
+    Attributes
+    ----------
+    transport
+        Name of a registered transport: ``"tcp"``, ``"ssh"``, ``"memory"``.
+    host, port
+        Address.
+    user
+        Login name; None leaves it to the transport's configuration.
+    options
+        What the one transport needs besides (keys, known hosts, ...); only the transport looks into it.
+    """
+
+    transport: str
+    host: str
+    port: int | None = None
+    user: str | None = None
+    options: Mapping[str, object] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        user = f"{self.user}@" if self.user else ""
+        port = f":{self.port}" if self.port else ""
+        return f"{user}{self.host}{port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """A machine that a provider made or has.
+
+    Attributes
+    ----------
+    id
+        The provider's name for it.
+    endpoint
+        Where it is reached; None until that is known.
+    name
+        What people call it; shown in output and errors.
+    agent
+        Address of an agent that already runs there, for a transport's `open_channel`; None when it has to be
+        bootstrapped over a shell.
+    secret
+        What the running agent and we prove to know.
+    """
+
+    id: MachineId
+    endpoint: Endpoint | None
+    name: str
+    agent: str | None = None
+    secret: bytes = field(default=b"", repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What a provider is asked to create: `count` machines, tagged with `tag` (the pool's name)."""
+
+    tag: str
+    count: int
+    resources: Resources
+    allocation: Allocation = "spot-if-available"
+    orphan_timeout: float = 600.0
+
+    def __post_init__(self) -> None:
+        _one_of(self.allocation, "allocation", ALLOCATIONS)
