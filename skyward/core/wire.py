@@ -1,0 +1,772 @@
+"""The protocol between an owner (who gives tasks) and a worker (who runs them), without any I/O.
+
+`Wire` turns messages into bytes and bytes into messages. It has no socket, thread, clock or random source in it; the
+same class sits on both ends, and also between an agent and its slots. This file does not know what a task means.
+
+A message is a small msgpack envelope and any number of raw buffers. On the stream it travels as pieces::
+
+    piece    kind u8 | message u32 | length u32 | body
+    SMALL    body = prelude + buffers          the whole message in one piece
+    OPEN     body = prelude                    a large message begins; its buffers follow as DATA
+    DATA     body = the next bytes of the buffers of the message with that number
+    prelude  envelope length u32 | buffer count u16 | buffer lengths u64 ... | envelope
+
+Large messages are cut in pieces, small ones overtake them between two pieces, so a heartbeat or a small task never
+waits for a gigabyte. Hence messages can arrive in another order than they were sent; nothing here hides that.
+
+The conversation opens with a mutual proof that both ends know the pool's secret (HMAC over both nonces)::
+
+    owner  Hello(nonce) ->            worker  Welcome(nonce, proof) ->            owner  Proof(proof) -> ...
+
+All legal moves are in `TRANSITIONS`. An illegal move, garbage, or a size over the limits raises `ProtocolError`, and
+only that; any other exception from this module is a bug.
+
+`Outbox` and `Inbox` make messages survive a broken link: numbered, kept until acknowledged, sent again on the next
+link, and accepted once. They are pure too.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import hmac
+import struct
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Union, get_args, get_type_hints
+
+import msgpack
+
+from skyward.core.errors import ProtocolError
+
+__all__ = [
+    "MESSAGES",
+    "TRANSITIONS",
+    "VERSION",
+    "Ack",
+    "Blob",
+    "Bye",
+    "Cancel",
+    "Done",
+    "Failed",
+    "Failure",
+    "Forget",
+    "Hello",
+    "Inbox",
+    "Limits",
+    "Message",
+    "Metric",
+    "Outbox",
+    "Output",
+    "Ping",
+    "Pong",
+    "Posted",
+    "Proof",
+    "Ready",
+    "Received",
+    "Role",
+    "Run",
+    "Setup",
+    "State",
+    "StreamClose",
+    "StreamData",
+    "StreamOpen",
+    "Welcome",
+    "Wire",
+]
+
+VERSION = 1
+"""Number of the protocol. Both ends run the driver's own code, so unequal numbers mean a stale agent."""
+
+Buffer = Union[bytes, bytearray, memoryview]
+
+
+class Role(enum.Enum):
+    """Which end of the conversation."""
+
+    OWNER = "owner"
+    WORKER = "worker"
+
+    @property
+    def peer(self) -> Role:
+        """The other end."""
+        return Role.WORKER if self is Role.OWNER else Role.OWNER
+
+
+class State(enum.Enum):
+    """How far one end has come."""
+
+    START = "start"
+    GREETED = "greeted"
+    OPEN = "open"
+    CLOSED = "closed"
+
+
+# --- messages -------------------------------------------------------------------------------------------------------
+# Fields may be int, float, str, bytes, bool, None, or list/dict of those. The buffers of each are said in its docstring.
+
+
+class Hello(NamedTuple):
+    """Owner's first word. `received` counts the numbered messages it already has from this session."""
+
+    version: int
+    session: str
+    nonce: bytes
+    received: int
+
+
+class Welcome(NamedTuple):
+    """Worker's answer, with its proof that it knows the secret. `facts` are about the machine (cores, pid, ...)."""
+
+    version: int
+    nonce: bytes
+    proof: bytes
+    received: int
+    facts: dict[str, Any]
+
+
+class Proof(NamedTuple):
+    """Owner's proof; from here on both ends may say anything."""
+
+    proof: bytes
+
+
+class Ping(NamedTuple):
+    """Heartbeat; `stamp` comes back unchanged in a `Pong`."""
+
+    stamp: float
+
+
+class Pong(NamedTuple):
+    """Answer to `Ping`."""
+
+    stamp: float
+
+
+class Ack(NamedTuple):
+    """All numbered messages up to `received` have arrived."""
+
+    received: int
+
+
+class Bye(NamedTuple):
+    """The conversation is over for good: a worker ends its slots and itself, and says nothing more."""
+
+
+class Setup(NamedTuple):
+    """Owner to agent, once per session: how tasks run on this node.
+
+    Attributes
+    ----------
+    node
+        The node's name, for messages and the environment variable ``SKYWARD_NODE``.
+    concurrency
+        Tasks at a time, isolated and shared ones together.
+    isolated
+        Whether the slots that are started ahead are processes of one task each; else one process with threads.
+    threads
+        BLAS/OpenMP threads of each slot; None: cores // concurrency, at least 1.
+    env
+        Environment variables of the slots.
+    path
+        Folders put before ``sys.path``; for nodes that share the driver's file system.
+    cwd
+        Working directory of tasks; None leaves it.
+    preload
+        Modules that the fork server tries to import; one that is missing is no error.
+    authkey
+        The owner's ``multiprocessing.current_process().authkey``, so that Manager proxies work in slots.
+    around
+        ``module:function`` context managers around the life of each slot process.
+    orphan_timeout
+        Seconds without an owner after which the agent ends its slots and itself.
+    """
+
+    node: str
+    concurrency: int
+    isolated: bool
+    threads: int | None
+    env: dict[str, str]
+    path: list[str]
+    cwd: str | None
+    preload: list[str]
+    authkey: bytes
+    around: list[str]
+    orphan_timeout: float
+
+
+class Ready(NamedTuple):
+    """Agent to owner: `slots` slots take tasks from now on; or `error` says why there will be none."""
+
+    slots: int
+    error: str | None
+
+
+class Run(NamedTuple):
+    """Run a task. Buffers: pickle head, then its out-of-band buffers except those named in `blobs`.
+
+    `blobs` maps the index of an out-of-band buffer to the digest of a blob that was sent, or will be, as `Blob`.
+    `isolated`: in a process of its own. `timeout`: seconds from when it starts. `threads`: BLAS/OpenMP threads.
+    """
+
+    task: int
+    isolated: bool
+    timeout: float | None
+    threads: int | None
+    blobs: dict[int, bytes]
+
+
+class Cancel(NamedTuple):
+    """Forget a waiting task, stop a running one. Answered by `Failed(CANCELLED)` if the task was still there."""
+
+    task: int
+
+
+class Done(NamedTuple):
+    """The task returned after `seconds` of running. Buffers: the result's pickle head and out-of-band buffers."""
+
+    task: int
+    seconds: float
+
+
+class Failure(enum.Enum):
+    """Why a task did not return."""
+
+    RAISED = "raised"  # its own exception; buffers: a pickled exception
+    UNLOADABLE = "unloadable"  # the call could not be unpickled; buffers: a pickled exception
+    CRASHED = "crashed"  # its process died while it ran alone there; `detail` says how
+    SHARED_CRASH = "shared-crash"  # its process died while it ran other tasks too: not known which one did it
+    TIMEOUT = "timeout"  # ran longer than its limit
+    CANCELLED = "cancelled"  # as the owner asked
+    REFUSED = "refused"  # the node could not start it; `detail` says why
+
+
+class Failed(NamedTuple):
+    """The task did not return. `reason` is a `Failure` value. Buffers: see `Failure`."""
+
+    task: int
+    seconds: float
+    reason: str
+    detail: str
+
+
+class Output(NamedTuple):
+    """What tasks printed. `stream` is 1 or 2; one buffer: whole lines, of any bytes."""
+
+    stream: int
+
+
+class Metric(NamedTuple):
+    """Named figures of a node, at the worker's own pace."""
+
+    values: dict[str, float]
+
+
+class Blob(NamedTuple):
+    """A large buffer by the digest of its content. One buffer: the content."""
+
+    digest: bytes
+
+
+class Forget(NamedTuple):
+    """The owner will not name these blobs again."""
+
+    digests: list[bytes]
+
+
+class StreamOpen(NamedTuple):
+    """A slot asks for a byte stream to `address`, the path of a listening socket in the owner's process."""
+
+    stream: int
+    address: str
+
+
+class StreamData(NamedTuple):
+    """Bytes of a bridged stream, either way. One buffer."""
+
+    stream: int
+
+
+class StreamClose(NamedTuple):
+    """One end of a bridged stream has closed it, or it could not be opened; `error` says why."""
+
+    stream: int
+    error: str | None
+
+
+Message = Union[
+    Hello, Welcome, Proof, Ping, Pong, Ack, Bye, Setup, Ready, Run, Cancel, Done, Failed, Output, Metric, Blob, Forget,
+    StreamOpen, StreamData, StreamClose,
+]  # fmt: skip
+
+MESSAGES: tuple[type[Any], ...] = get_args(Message)
+"""Every kind of message; a kind's place in this tuple is its code on the wire."""
+
+_CODE: dict[type[Any], int] = {kind: code for code, kind in enumerate(MESSAGES)}
+
+
+def _accepts(hint: Any) -> tuple[type, ...]:
+    """The run-time types that a field's annotation allows (ints are fine where floats are)."""
+    types: list[type] = []
+    for part in get_args(hint) if type(None) in get_args(hint) else (hint,):
+        types.append(getattr(part, "__origin__", part))
+    return (*types, int) if float in types else tuple(types)
+
+
+_FIELDS: tuple[tuple[tuple[type, ...], ...], ...] = tuple(
+    tuple(_accepts(hint) for hint in get_type_hints(kind).values()) for kind in MESSAGES
+)
+
+# --- legal moves ----------------------------------------------------------------------------------------------------
+
+_ANY = (Ping, Pong, Ack, Bye, StreamData, StreamClose)
+_OWNER = (Setup, Run, Cancel, Blob, Forget)
+_WORKER = (Ready, Done, Failed, Output, Metric, StreamOpen)
+
+
+def _open(kinds: Iterable[type[Any]]) -> dict[type[Any], State]:
+    return {kind: State.CLOSED if kind is Bye else State.OPEN for kind in kinds}
+
+
+TRANSITIONS: dict[Role, dict[State, dict[type[Any], State]]] = {
+    Role.OWNER: {
+        State.START: {Hello: State.GREETED},
+        State.GREETED: {Proof: State.OPEN},
+        State.OPEN: _open((*_ANY, *_OWNER)),
+        State.CLOSED: {},
+    },
+    Role.WORKER: {
+        State.START: {Welcome: State.OPEN},
+        State.OPEN: _open((*_ANY, *_WORKER)),
+        State.CLOSED: {},
+    },
+}
+"""role -> state of that role -> message it sends -> its next state."""
+
+REQUIRES: dict[type[Any], State] = {Welcome: State.GREETED, Proof: State.OPEN}
+"""Messages that may be sent only when the other end has reached a state. In OPEN, everything requires OPEN."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Sizes in bytes; what is larger is refused before memory is allocated.
+
+    Attributes
+    ----------
+    piece
+        Largest body of one piece that is sent. A message up to this size goes as one piece.
+    prelude
+        Largest prelude (envelope and buffer lengths) that is accepted.
+    message
+        Largest sum of the buffers of one message.
+    open
+        Largest sum over all messages that have begun and not ended.
+    """
+
+    piece: int = 256 * 1024
+    prelude: int = 4 * 1024 * 1024
+    message: int = 16 * 2**30
+    open: int = 32 * 2**30
+
+
+class Received(NamedTuple):
+    """A message that arrived: its number (0: not numbered), the message, and its buffers (each writable)."""
+
+    number: int
+    message: Message
+    buffers: list[bytearray]
+
+
+_PIECE = struct.Struct("!BII")
+_PRELUDE = struct.Struct("!IH")
+_SMALL, _OPEN, _DATA = 0, 1, 2
+_SMALL_SUM = 32 * 1024  # buffers up to this are copied into the piece: one write is cheaper than several
+_TURNS = 2  # large messages that are sent at a time
+_MAX_TURNS = 16  # and that are accepted at a time
+_GREETING = 64 * 1024  # largest message from a peer that has not proved who it is
+
+
+class _Incoming:
+    """A large message whose buffers are arriving."""
+
+    __slots__ = ("buffers", "index", "message", "missing", "number", "offset", "size")
+
+    def __init__(self, number: int, message: Message, sizes: Sequence[int]) -> None:
+        self.number = number
+        self.message = message
+        self.buffers = [bytearray(size) for size in sizes]
+        self.size = self.missing = sum(sizes)
+        self.index = self.offset = 0
+
+    def fill(self, data: memoryview) -> None:
+        """Put the next bytes where they belong; the caller has checked that they are not too many."""
+        self.missing -= len(data)
+        while len(data):
+            target = self.buffers[self.index]
+            count = min(len(target) - self.offset, len(data))
+            target[self.offset : self.offset + count] = data[:count]
+            data = data[count:]
+            self.offset += count
+            if self.offset == len(target):
+                self.index += 1
+                self.offset = 0
+
+
+class Wire:
+    """One end of one link.
+
+    Parameters
+    ----------
+    role
+        Which end this is.
+    secret
+        What both ends must prove to know.
+    nonce
+        Random bytes, used once; chosen by the caller since this class has no random source.
+    limits
+        Sizes that are accepted.
+
+    Notes
+    -----
+    The driver of a wire has four verbs: `send` (queue a message), `data_to_send` (the next bytes to write),
+    `receive_data` (feed bytes, get messages), `receive_eof`. Not thread safe.
+    """
+
+    def __init__(self, role: Role, *, secret: bytes = b"", nonce: bytes = b"", limits: Limits | None = None) -> None:
+        self.role = role
+        self.limits = limits or Limits()
+        self.states = {Role.OWNER: State.START, Role.WORKER: State.START}
+        self._secret = secret
+        self._nonce = nonce
+        self._peer_nonce = b""
+        self._small: deque[bytes] = deque()  # whole pieces
+        self._waiting: deque[tuple[bytes, list[memoryview]]] = deque()  # preludes and buffers of large messages
+        self._active: deque[tuple[int, list[memoryview]]] = deque()  # those that have begun, by number
+        self._next = 0  # number of the next large message
+        self._buffer = bytearray()  # a piece that has not arrived whole (never the body of DATA)
+        self._into: _Incoming | None = None  # where the body of the present DATA piece goes
+        self._left = 0  # bytes of that body still to come
+        self._coming: dict[int, _Incoming] = {}
+        self._coming_size = 0
+        self._broken = False
+
+    @classmethod
+    def opened(cls, role: Role, *, limits: Limits | None = None) -> Wire:
+        """A wire that needs no greeting: between an agent and a slot that inherited its socket."""
+        wire = cls(role, limits=limits)
+        wire.states = {Role.OWNER: State.OPEN, Role.WORKER: State.OPEN}
+        return wire
+
+    def __repr__(self) -> str:
+        mine, theirs = self.states[self.role].value, self.states[self.role.peer].value
+        queued = f"{len(self._small)} small, {len(self._active) + len(self._waiting)} large to send"
+        return f"<Wire {self.role.value}: {mine}, peer {theirs}; {queued}; {len(self._coming)} arriving>"
+
+    @property
+    def is_open(self) -> bool:
+        """Both ends have proved who they are, and neither has said goodbye."""
+        return self.states[Role.OWNER] is State.OPEN and self.states[Role.WORKER] is State.OPEN
+
+    # --- greeting ---
+
+    def hello(self, session: str, received: int) -> None:
+        """Owner: begin."""
+        self.send(Hello(VERSION, session, self._nonce, received))
+
+    def welcome(self, received: int, facts: dict[str, Any]) -> None:
+        """Worker: answer `Hello`."""
+        self.send(Welcome(VERSION, self._nonce, self._sign(Role.WORKER), received, facts))
+
+    def prove(self) -> None:
+        """Owner: answer `Welcome`, whose proof has been checked when it was received."""
+        self.send(Proof(self._sign(Role.OWNER)))
+
+    def _sign(self, role: Role) -> bytes:
+        mine = role is self.role
+        nonces = (self._nonce, self._peer_nonce) if mine else (self._peer_nonce, self._nonce)
+        text = b"skyward " + role.value.encode() + b" " + b"".join(struct.pack("!I", len(n)) + n for n in nonces)
+        return hmac.new(self._secret, text, hashlib.sha256).digest()
+
+    # --- sending ---
+
+    def send(self, message: Message, buffers: Sequence[Buffer] = (), number: int = 0) -> None:
+        """Queue a message.
+
+        Raises
+        ------
+        ProtocolError
+            The message may not be sent now, or is too large. Nothing was queued, the wire can go on.
+        """
+        kind = type(message)
+        state = self._next_state(self.role, kind)
+        envelope: bytes = msgpack.packb((_CODE[kind], number, *message))
+        views = [memoryview(buffer).cast("B") for buffer in buffers]
+        sizes = [len(view) for view in views]
+        total = sum(sizes)
+        if total > self.limits.message:
+            raise ProtocolError(f"a message of {total:,} bytes is over the limit of {self.limits.message:,} bytes")
+        prelude = _PRELUDE.pack(len(envelope), len(sizes)) + struct.pack(f"!{len(sizes)}Q", *sizes) + envelope
+        if len(prelude) > self.limits.prelude:
+            raise ProtocolError(f"an envelope of {len(prelude):,} bytes is over the limit of {self.limits.prelude:,}")
+        self.states[self.role] = state
+        if total <= _SMALL_SUM:
+            body = b"".join((prelude, *views))
+            self._small.append(_PIECE.pack(_SMALL, 0, len(body)) + body)
+        else:
+            self._waiting.append((prelude, [view for view in views if len(view)]))
+
+    def data_to_send(self, budget: int = 1024 * 1024) -> list[Buffer]:
+        """The next buffers to write, about `budget` bytes; an empty list when there is nothing.
+
+        Small messages come first. Large ones go in order, `_TURNS` of them at a time a piece each in turn, so that a
+        large one is not held up by a huge one and yet each is complete as early as can be.
+        """
+        out: list[Buffer] = []
+        if self._small:
+            joined = b"".join(self._small)
+            self._small.clear()
+            out.append(joined)
+            budget -= len(joined)
+        while budget > 0 and (self._active or self._waiting):
+            if self._waiting and len(self._active) < _TURNS:
+                prelude, views = self._waiting.popleft()
+                self._next = (self._next + 1) & 0xFFFFFFFF
+                out.append(_PIECE.pack(_OPEN, self._next, len(prelude)) + prelude)
+                self._active.append((self._next, views))
+            number, views = self._active.popleft()
+            body = views[0][: self.limits.piece]
+            out += (_PIECE.pack(_DATA, number, len(body)), body)
+            budget -= len(body)
+            views[0] = views[0][len(body) :]
+            if not len(views[0]):
+                views.pop(0)
+            if views:
+                self._active.append((number, views))
+        return out
+
+    @property
+    def has_data(self) -> bool:
+        """Whether `data_to_send` would return anything."""
+        return bool(self._small or self._active or self._waiting)
+
+    # --- receiving ---
+
+    def receive_data(self, data: Buffer) -> list[Received]:
+        """Feed bytes as they came, however they were cut; get the messages that are now complete.
+
+        Raises
+        ------
+        ProtocolError
+            The peer broke the protocol. The wire refuses everything from then on.
+        """
+        if self._broken:
+            raise ProtocolError("the peer broke the protocol earlier; this link is of no further use")
+        try:
+            return self._receive(memoryview(data).cast("B"))
+        except ProtocolError:
+            self._broken = True
+            self._coming.clear()
+            self._buffer.clear()
+            raise
+
+    def receive_eof(self) -> None:
+        """Tell that the stream has ended; an end in mid-message, or before `Bye`, is the link's loss, not ours."""
+        self._coming.clear()
+        self._buffer.clear()
+        self._broken = True
+
+    def _receive(self, view: memoryview) -> list[Received]:
+        got: list[Received] = []
+        while len(view):
+            if self._into is not None:
+                view = self._fill(view, got)
+            elif self._buffer:
+                view = self._collect(view, got)
+            else:  # the common case: whole pieces are read where they are
+                size = self._piece_size(view)
+                if size is None or size > len(view):
+                    self._buffer += view
+                    return got
+                self._piece(view[:size], got)
+                view = view[size:]
+        return got
+
+    def _collect(self, view: memoryview, got: list[Received]) -> memoryview:
+        """Complete the piece in the buffer: first its header, then as much as the header says."""
+        size = self._piece_size(self._buffer)
+        missing = (_PIECE.size if size is None else size) - len(self._buffer)
+        self._buffer += view[:missing]
+        if self._piece_size(self._buffer) == len(self._buffer):
+            piece = bytes(self._buffer)
+            self._buffer.clear()
+            self._piece(memoryview(piece), got)
+        return view[missing:]
+
+    def _piece_size(self, data: memoryview | bytearray) -> int | None:
+        """Size of the piece that begins here, header included, without DATA's body; None when it can't be said yet."""
+        if len(data) < _PIECE.size:
+            return None
+        kind, number, length = _PIECE.unpack_from(data)
+        if kind == _DATA:
+            coming = self._coming.get(number)
+            if coming is None or not 0 < length <= coming.missing:
+                raise ProtocolError(f"a DATA piece of {length:,} bytes for message {number} that does not want them")
+            return _PIECE.size
+        opened = self.states[self.role.peer] is State.OPEN or self.role is Role.OWNER
+        limit = self.limits.prelude + _SMALL_SUM if self.is_open else _GREETING
+        if kind not in (_SMALL, _OPEN) or (kind == _OPEN and not opened) or length > limit:
+            raise ProtocolError(f"not a piece of this protocol, or too long: kind {kind}, {length:,} bytes")
+        return _PIECE.size + int(length)
+
+    def _piece(self, piece: memoryview, got: list[Received]) -> None:
+        kind, number, length = _PIECE.unpack_from(piece)
+        if kind == _DATA:
+            self._into, self._left = self._coming[number], length
+            return
+        body = piece[_PIECE.size :]
+        seq, message, sizes, used = self._prelude(body)
+        if kind == _SMALL:
+            if used + sum(sizes) != len(body):
+                raise ProtocolError("the buffers of a small message do not fill its piece")
+            buffers = []
+            for size in sizes:
+                buffers.append(bytearray(body[used : used + size]))
+                used += size
+            self._arrived(Received(seq, message, buffers), got)
+        else:
+            self._begin(number, seq, message, sizes, used == len(body))
+
+    def _begin(self, number: int, seq: int, message: Message, sizes: Sequence[int], exact: bool) -> None:
+        total = sum(sizes)
+        if not exact or not total or number in self._coming:
+            raise ProtocolError(f"message {number} begins twice, without bytes, or with too many")
+        if total > self.limits.message or self._coming_size + total > self.limits.open:
+            raise ProtocolError(f"a message of {total:,} bytes is over the limit of {self.limits.message:,} bytes")
+        if len(self._coming) >= _MAX_TURNS:
+            raise ProtocolError(f"more than {_MAX_TURNS} large messages at a time")
+        self._coming[number] = _Incoming(seq, message, sizes)
+        self._coming_size += total
+
+    def _fill(self, view: memoryview, got: list[Received]) -> memoryview:
+        coming = self._into
+        assert coming is not None
+        data = view[: self._left]
+        coming.fill(data)
+        self._left -= len(data)
+        if not self._left:
+            self._into = None
+            if not coming.missing:
+                number = next(key for key, value in self._coming.items() if value is coming)
+                del self._coming[number]
+                self._coming_size -= coming.size
+                self._arrived(Received(coming.number, coming.message, coming.buffers), got)
+        return view[len(data) :]
+
+    def _prelude(self, body: memoryview) -> tuple[int, Message, tuple[int, ...], int]:
+        """Number, message, sizes of the buffers, and how many bytes of the body that took."""
+        try:
+            length, count = _PRELUDE.unpack_from(body)
+            sizes = struct.unpack_from(f"!{count}Q", body, _PRELUDE.size)
+            start = _PRELUDE.size + 8 * count
+            if start + length > len(body):
+                raise ProtocolError("an envelope is cut short")
+            code, seq, *fields = msgpack.unpackb(body[start : start + length], strict_map_key=False)
+            kind, wanted = MESSAGES[code], _FIELDS[code]
+        except ProtocolError:
+            raise
+        except Exception as error:  # msgpack's errors have no common base, and garbage meets them all
+            raise ProtocolError(f"not an envelope of this protocol: {error!r}") from error
+        good = type(code) is int and type(seq) is int and code >= 0 and seq >= 0 and len(fields) == len(wanted)
+        if not good or not all(type(field) in types for field, types in zip(fields, wanted, strict=True)):
+            raise ProtocolError(f"not a {kind.__name__} of this protocol: {fields!r:.200}")
+        return seq, kind(*fields), sizes, start + length
+
+    def _arrived(self, received: Received, got: list[Received]) -> None:
+        message = received.message
+        self.states[self.role.peer] = self._next_state(self.role.peer, type(message))
+        if isinstance(message, (Hello, Welcome)):
+            if message.version != VERSION:
+                raise ProtocolError(f"the peer speaks version {message.version} of the protocol, we speak {VERSION}")
+            self._peer_nonce = message.nonce
+        if isinstance(message, (Welcome, Proof)) and not hmac.compare_digest(
+            message.proof, self._sign(self.role.peer)
+        ):
+            raise ProtocolError("the peer does not know the pool's secret")
+        got.append(received)
+
+    def _next_state(self, role: Role, kind: type[Any]) -> State:
+        state, peer = self.states[role], self.states[role.peer]
+        after = TRANSITIONS[role].get(state, {}).get(kind)
+        needs = REQUIRES.get(kind, State.OPEN if state is State.OPEN else peer)
+        if kind is Bye or peer is State.CLOSED:  # one end may still speak while the other has said goodbye
+            needs = peer
+        if after is None or peer is not needs:
+            raise ProtocolError(
+                f"can't send {kind.__name__} when {role.value} is {state.value} and {role.peer.value} is {peer.value}"
+            )
+        return after
+
+
+class Posted(NamedTuple):
+    """A numbered message that is kept until the peer has it."""
+
+    number: int
+    message: Message
+    buffers: Sequence[Buffer]
+
+
+class Outbox:
+    """Numbers messages and keeps each until the peer acknowledges it, over any number of links."""
+
+    def __init__(self) -> None:
+        self._last = 0
+        self._kept: deque[Posted] = deque()
+        self.size = 0
+        """Bytes in the buffers of what is kept."""
+
+    def __repr__(self) -> str:
+        return f"<Outbox {len(self._kept)} kept, {self.size:,} bytes, last is {self._last}>"
+
+    def post(self, message: Message, buffers: Sequence[Buffer] = ()) -> Posted:
+        """Number a message and keep it."""
+        self._last += 1
+        posted = Posted(self._last, message, buffers)
+        self._kept.append(posted)
+        self.size += sum(len(buffer) for buffer in buffers)
+        return posted
+
+    def acknowledge(self, received: int) -> None:
+        """Drop what the peer has: everything up to number `received`."""
+        if received > self._last:
+            raise ProtocolError(f"the peer acknowledges message {received}, but only {self._last} were sent")
+        while self._kept and self._kept[0].number <= received:
+            self.size -= sum(len(buffer) for buffer in self._kept.popleft().buffers)
+
+    def kept(self) -> list[Posted]:
+        """What must be sent again on a new link, in order."""
+        return list(self._kept)
+
+
+class Inbox:
+    """Accepts each numbered message once, in whatever order they come."""
+
+    def __init__(self) -> None:
+        self.received = 0
+        """Every number up to this one has come."""
+        self._early: set[int] = set()
+
+    def __repr__(self) -> str:
+        return f"<Inbox received {self.received}, {len(self._early)} early>"
+
+    def accept(self, number: int) -> bool:
+        """Whether this message is new. Number 0 means not numbered: always new."""
+        if number == 0:
+            return True
+        if number <= self.received or number in self._early:
+            return False
+        self._early.add(number)
+        while self.received + 1 in self._early:
+            self.received += 1
+            self._early.remove(self.received)
+        return True
