@@ -1,0 +1,378 @@
+"""Decides which task goes to which node, and when one is tried again. Events in, commands out; nothing else.
+
+No socket, thread, clock or payload is in here: tasks, calls and nodes are names. `Schedule.handle` takes one event and
+returns the commands that follow from it, in the order in which they are to be carried out.
+
+What always holds, whatever order events come in:
+
+* every submitted task settles exactly once, and never runs again after it has;
+* a node never has more tasks than its slots plus its depth (below); a call never has more out than its limit;
+* no slot is idle while a task waits that may run there;
+* a task is started at most `attempts` times. Only the death of its process or node leads to another start. When the
+  process that died ran several tasks, none of them is known to be guilty: each is tried once more, alone, uncounted.
+
+A node's *depth* is the number of tasks it holds beyond its slots so that a slot need not wait for a round trip. It
+follows from the measured overhead and running time: 0 for tasks that run much longer than a round trip.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeAlias, Union
+
+__all__ = [
+    "Cancelled",
+    "Command",
+    "Event",
+    "Finished",
+    "Hopeless",
+    "NodeDown",
+    "NodeUp",
+    "Outcome",
+    "Run",
+    "Schedule",
+    "Settle",
+    "Stop",
+    "Submitted",
+    "Verdict",
+]
+
+_DEEPEST = 8  # tasks held ahead per slot, at most
+_SMOOTH = 0.2  # weight of the newest running time in the mean
+
+
+class Outcome(enum.Enum):
+    """How a run on a node ended."""
+
+    ANSWERED = "answered"  # a result, or an error that is the task's own: final
+    CRASHED = "crashed"  # its process died, and it was alone there
+    SHARED_CRASH = "shared-crash"  # its process died, and others ran there too
+    STOPPED = "stopped"  # as `Stop` asked
+
+
+class Verdict(enum.Enum):
+    """What becomes of a task."""
+
+    ANSWERED = "answered"  # hand over what the node said
+    CRASHED = "crashed"  # its process died as often as it may be tried
+    NODE_LOST = "node-lost"  # its node died as often as it may be tried, or the only node it may run on
+    HOPELESS = "hopeless"  # no node is left and none will come
+    CANCELLED = "cancelled"
+
+
+# --- events ---------------------------------------------------------------------------------------------------------
+
+
+class Submitted(NamedTuple):
+    """A new task. `call` groups tasks; `limit` is how many of the call may be out at a time; `node` pins it."""
+
+    task: int
+    call: int
+    limit: int | None = None
+    node: str | None = None
+    attempts: int = 2
+
+
+class Cancelled(NamedTuple):
+    """Nobody wants the task any more. No effect on one that has settled."""
+
+    task: int
+
+
+class NodeUp(NamedTuple):
+    """A node takes tasks. A name is never used again after `NodeDown`."""
+
+    node: str
+    slots: int
+
+
+class NodeDown(NamedTuple):
+    """A node is gone for good, with everything that ran there."""
+
+    node: str
+
+
+class Finished(NamedTuple):
+    """A run ended. `seconds`: how long it ran; `overhead`: the round trip to the node; None where unknown.
+
+    Ignored unless the task is out at that node, so a late word of a lost node does no harm.
+    """
+
+    task: int
+    node: str
+    outcome: Outcome
+    seconds: float | None = None
+    overhead: float | None = None
+
+
+class Hopeless(NamedTuple):
+    """No node is up, and none will come: what waits can't run. Tasks that are submitted later fare the same."""
+
+
+Event: TypeAlias = Union[Submitted, Cancelled, NodeUp, NodeDown, Finished, Hopeless]
+
+# --- commands -------------------------------------------------------------------------------------------------------
+
+
+class Run(NamedTuple):
+    """Send the task to the node; `alone`: in a process where nothing else runs."""
+
+    node: str
+    task: int
+    alone: bool
+
+
+class Stop(NamedTuple):
+    """Tell the node to stop the task. It counts as out there until the node says `Finished`."""
+
+    node: str
+    task: int
+
+
+class Settle(NamedTuple):
+    """The task is over; tell whoever waits for it. Comes once for each task."""
+
+    task: int
+    verdict: Verdict
+
+
+Command: TypeAlias = Union[Run, Stop, Settle]
+
+# --- state ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Task:
+    """A task that has not settled. It waits in its call's queue unless `node` says where it is out."""
+
+    name: int
+    call: _Call
+    attempts: int
+    pinned: str | None
+    node: str | None = None
+    starts: int = 0
+    alone: bool = False
+    over: bool = False  # settled; only a queue may still hold it
+
+
+@dataclass(slots=True)
+class _Call:
+    """Tasks that belong together. Exists while it has waiting tasks or tasks out."""
+
+    name: int
+    limit: float
+    waiting: deque[_Task] = field(default_factory=deque)
+    out: int = 0
+
+
+@dataclass(slots=True)
+class _Node:
+    """A node that is up. `out` also holds settled tasks that the node has not stopped yet (None)."""
+
+    name: str
+    slots: int
+    out: dict[int, _Task | None] = field(default_factory=dict)
+    pinned: deque[_Task] = field(default_factory=deque)
+    mean: float | None = None  # smoothed running time, seconds
+    depth: int = 0
+
+    def learn(self, seconds: float, overhead: float) -> None:
+        """Set the depth from how long tasks run here and what it takes to bring one."""
+        self.mean = seconds if self.mean is None else self.mean + _SMOOTH * (seconds - self.mean)
+        ahead = self.slots * overhead / max(self.mean, 1e-6)
+        self.depth = min(round(ahead), self.slots * _DEEPEST)
+
+
+class Schedule:
+    """The state of one pool's tasks and nodes. Not thread safe."""
+
+    def __init__(self) -> None:
+        self._tasks: dict[int, _Task] = {}
+        self._calls: dict[int, _Call] = {}
+        self._turns: OrderedDict[int, _Call] = OrderedDict()  # calls that have a task waiting and are under their limit
+        self._nodes: dict[str, _Node] = {}
+        self._idle: OrderedDict[str, _Node] = OrderedDict()  # nodes with an idle slot, whose turn it is first
+        self._spare: OrderedDict[str, _Node] = OrderedDict()  # nodes whose slots are busy, with depth to fill
+        self._pinned: set[str] = set()  # nodes that have pinned tasks waiting
+        self._hopeless = False
+        self._handlers: dict[type, Callable[[Any, list[Command]], None]] = {
+            Submitted: self._submitted,
+            Cancelled: self._cancelled,
+            NodeUp: self._node_up,
+            NodeDown: self._node_down,
+            Finished: self._finished,
+            Hopeless: self._no_hope,
+        }
+
+    def __repr__(self) -> str:
+        out = sum(len(node.out) for node in self._nodes.values())
+        slots = sum(node.slots for node in self._nodes.values())
+        return f"<Schedule {len(self._tasks)} tasks, {len(self._calls)} calls; {len(self._nodes)} nodes: {out}/{slots} out>"
+
+    def handle(self, event: Event) -> list[Command]:
+        """Take one event; the commands that follow from it, `Run` before `Settle` where the order is free."""
+        commands: list[Command] = []
+        self._handlers[type(event)](event, commands)
+        return commands
+
+    # --- events ---
+
+    def _submitted(self, event: Submitted, commands: list[Command]) -> None:
+        call = self._calls.get(event.call)
+        if call is None:
+            limit = math.inf if event.limit is None else event.limit
+            call = self._calls[event.call] = _Call(event.call, limit)
+        task = self._tasks[event.task] = _Task(event.task, call, event.attempts, event.node)
+        if event.node is not None and event.node not in self._nodes:
+            self._settle(task, Verdict.NODE_LOST, commands)
+        elif self._hopeless:
+            self._settle(task, Verdict.HOPELESS, commands)
+        else:
+            self._enqueue(task, first=False)
+            self._assign(commands)
+
+    def _cancelled(self, event: Cancelled, commands: list[Command]) -> None:
+        task = self._tasks.get(event.task)
+        if task is None:
+            return
+        if task.node is not None:
+            self._nodes[task.node].out[task.name] = None
+            commands.append(Stop(task.node, task.name))
+        self._settle(task, Verdict.CANCELLED, commands)
+        self._assign(commands)  # its call may have been at its limit
+
+    def _node_up(self, event: NodeUp, commands: list[Command]) -> None:
+        self._hopeless = False
+        self._nodes[event.node] = _Node(event.node, event.slots)
+        self._place(self._nodes[event.node])
+        self._assign(commands)
+
+    def _node_down(self, event: NodeDown, commands: list[Command]) -> None:
+        node = self._nodes.pop(event.node, None)
+        if node is None:
+            return
+        for ring in (self._idle, self._spare):
+            ring.pop(node.name, None)
+        self._pinned.discard(node.name)
+        for task in reversed([task for task in node.out.values() if task is not None]):
+            if task.pinned is not None or task.starts >= task.attempts:
+                self._settle(task, Verdict.NODE_LOST, commands)
+            else:
+                self._enqueue(task, first=True)
+        for task in node.pinned:
+            if not task.over:
+                self._settle(task, Verdict.NODE_LOST, commands)
+        self._assign(commands)
+
+    def _finished(self, event: Finished, commands: list[Command]) -> None:
+        node = self._nodes.get(event.node)
+        if node is None or event.task not in node.out:
+            return
+        task = node.out.pop(event.task)
+        if event.seconds is not None and event.overhead is not None:
+            node.learn(event.seconds, event.overhead)
+        settled: list[Command] = []
+        if task is not None:
+            self._came_back(task, event.outcome, settled)
+        self._place(node)
+        self._assign(commands)
+        commands += settled  # the slot's next task goes out before anybody looks at this one's result
+
+    def _no_hope(self, _: Hopeless, commands: list[Command]) -> None:
+        if not self._nodes:
+            self._hopeless = True
+            for task in list(self._tasks.values()):
+                self._settle(task, Verdict.HOPELESS, commands)
+
+    # --- one task ---
+
+    def _came_back(self, task: _Task, outcome: Outcome, commands: list[Command]) -> None:
+        if outcome is Outcome.ANSWERED:
+            self._settle(task, Verdict.ANSWERED, commands)
+            return
+        if outcome is Outcome.STOPPED:  # the node gave it up without being asked
+            self._settle(task, Verdict.CANCELLED, commands)
+            return
+        if outcome is Outcome.SHARED_CRASH and task.attempts > 1 and not task.alone:
+            task.alone = True
+            task.starts -= 1  # perhaps another task killed the process: this start does not count
+        if task.starts < task.attempts:
+            self._enqueue(task, first=True)
+        else:
+            self._settle(task, Verdict.CRASHED, commands)
+
+    def _enqueue(self, task: _Task, *, first: bool) -> None:
+        """Let a task wait: at the front if it has waited before."""
+        self._leave(task)
+        queue = task.call.waiting if task.pinned is None else self._nodes[task.pinned].pinned
+        if first:
+            queue.appendleft(task)
+        else:
+            queue.append(task)
+        self._turn(task.call)
+        if task.pinned is not None:
+            self._place(self._nodes[task.pinned])
+
+    def _settle(self, task: _Task, verdict: Verdict, commands: list[Command]) -> None:
+        self._leave(task)
+        task.over = True
+        del self._tasks[task.name]
+        commands.append(Settle(task.name, verdict))
+        self._turn(task.call)
+
+    def _leave(self, task: _Task) -> None:
+        if task.node is not None:
+            task.node = None
+            task.call.out -= 1
+
+    def _run(self, task: _Task, node: _Node, commands: list[Command]) -> None:
+        task.node = node.name
+        task.starts += 1
+        task.call.out += 1
+        node.out[task.name] = task
+        commands.append(Run(node.name, task.name, task.alone))
+
+    # --- whose turn it is ---
+
+    def _turn(self, call: _Call) -> None:
+        """Keep a call in the turns exactly while it has a task that may go out, and forget it when it has none left."""
+        while call.waiting and call.waiting[0].over:
+            call.waiting.popleft()
+        if call.waiting and call.out < call.limit:
+            self._turns.setdefault(call.name, call)
+            return
+        self._turns.pop(call.name, None)
+        if not call.waiting and not call.out and self._calls.get(call.name) is call:
+            del self._calls[call.name]
+
+    def _place(self, node: _Node) -> None:
+        """Keep a node in the ring that its load says, at its place if it is there already."""
+        while node.pinned and node.pinned[0].over:
+            node.pinned.popleft()
+        (self._pinned.add if node.pinned else self._pinned.discard)(node.name)
+        free = node.slots - len(node.out)
+        for ring, fits in ((self._idle, free > 0), (self._spare, -node.depth < free <= 0)):
+            if fits:
+                ring.setdefault(node.name, node)
+            else:
+                ring.pop(node.name, None)
+
+    def _assign(self, commands: list[Command]) -> None:
+        """Send out what may go out: a call in turn to a node in turn, idle slots before depth."""
+        for node in [self._nodes[name] for name in self._pinned]:
+            while node.pinned and len(node.out) < node.slots:
+                self._run(node.pinned.popleft(), node, commands)
+                self._place(node)
+        while self._turns and (self._idle or self._spare):
+            ring = self._idle or self._spare
+            node = next(iter(ring.values()))
+            call = next(iter(self._turns.values()))
+            self._run(call.waiting.popleft(), node, commands)
+            self._turns.move_to_end(call.name)
+            self._turn(call)
+            ring.move_to_end(node.name)
+            self._place(node)

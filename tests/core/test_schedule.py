@@ -1,0 +1,235 @@
+"""The schedule keeps its promises whatever order events come in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
+
+from skyward.core.schedule import (
+    Cancelled,
+    Finished,
+    Hopeless,
+    NodeDown,
+    NodeUp,
+    Outcome,
+    Run,
+    Schedule,
+    Settle,
+    Stop,
+    Submitted,
+    Verdict,
+)
+
+
+class ScheduleMachine(RuleBasedStateMachine):
+    """Drives a schedule by any order of events and keeps an independent account of what it promised."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.schedule = Schedule()
+        self.tasks: dict[int, Submitted] = {}
+        self.settled: dict[int, Verdict] = {}
+        self.cancelled: set[int] = set()
+        self.starts: dict[int, int] = {}
+        self.free_starts: dict[int, int] = {}
+        self.nodes: dict[str, int] = {}
+        self.out: dict[str, dict[int, bool]] = {}  # node -> task -> still wanted
+        self.names = 0
+        self.hopeless = False
+
+    tasks_in = Bundle("tasks")
+    nodes_in = Bundle("nodes")
+
+    def handle(self, event: Any) -> None:
+        for command in self.schedule.handle(event):
+            if isinstance(command, Run):
+                assert command.task not in self.settled, "ran after it was settled"
+                assert all(command.task not in out for out in self.out.values()), "runs twice at a time"
+                pinned = self.tasks[command.task].node
+                assert pinned in (None, command.node)
+                self.out[command.node][command.task] = True
+                self.starts[command.task] = self.starts.get(command.task, 0) + 1
+                allowed = self.tasks[command.task].attempts + self.free_starts.get(command.task, 0)
+                assert self.starts[command.task] <= allowed
+                assert command.alone == bool(self.free_starts.get(command.task))
+            elif isinstance(command, Stop):
+                assert command.task in self.cancelled
+                self.out[command.node][command.task] = False
+            else:
+                assert isinstance(command, Settle)
+                assert command.task not in self.settled, "settled twice"
+                self.settled[command.task] = command.verdict
+
+    @rule(target=nodes_in, slots=st.integers(1, 3))
+    def node_up(self, slots: int) -> str:
+        self.names += 1
+        name = f"n{self.names}"
+        self.nodes[name] = slots
+        self.out[name] = {}
+        self.hopeless = False
+        self.handle(NodeUp(name, slots))
+        return name
+
+    @rule(node=consumes(nodes_in))
+    def node_down(self, node: str) -> None:
+        del self.nodes[node]
+        del self.out[node]
+        self.handle(NodeDown(node))
+        self.handle(NodeDown(node))  # saying it twice does no harm
+
+    @rule(
+        target=tasks_in,
+        call=st.integers(1, 3),
+        limited=st.booleans(),
+        attempts=st.integers(1, 3),
+    )
+    def submit(self, call: int, limited: bool, attempts: int) -> int:
+        self.names += 1
+        # A limit belongs to the call, so it is part of the name here.
+        event = Submitted(self.names, call * 2 + limited, call if limited else None, None, attempts)
+        self.tasks[event.task] = event
+        self.handle(event)
+        return event.task
+
+    @rule(target=tasks_in, node=nodes_in, attempts=st.integers(1, 2))
+    def submit_pinned(self, node: str, attempts: int) -> int:
+        self.names += 1
+        event = Submitted(self.names, 1000 + self.names, None, node, attempts)
+        self.tasks[event.task] = event
+        self.handle(event)
+        return event.task
+
+    @rule(task=tasks_in)
+    def cancel(self, task: int) -> None:
+        self.cancelled.add(task)
+        self.handle(Cancelled(task))
+        assert task in self.settled
+
+    @rule(task=tasks_in, outcome=st.sampled_from(Outcome), seconds=st.floats(0, 1), overhead=st.floats(0, 0.1))
+    def finish(self, task: int, outcome: Outcome, seconds: float, overhead: float) -> None:
+        node = next((name for name, out in self.out.items() if task in out), None)
+        if node is None:  # a late word about a task that is not out there: must not matter
+            before = dict(self.settled)
+            for name in self.nodes:
+                self.handle(Finished(task, name, outcome, seconds, overhead))
+            assert self.settled == before
+            return
+        wanted = self.out[node].pop(task)
+        if wanted and outcome is Outcome.SHARED_CRASH and self.tasks[task].attempts > 1:
+            self.free_starts.setdefault(task, 1)
+        self.handle(Finished(task, node, outcome, seconds, overhead))
+        if wanted and outcome is Outcome.ANSWERED:
+            assert self.settled[task] is Verdict.ANSWERED
+
+    @rule()
+    def hopeless_now(self) -> None:
+        if not self.nodes:
+            self.hopeless = True
+        self.handle(Hopeless())
+
+    @invariant()
+    def nothing_is_over_filled(self) -> None:
+        for name, slots in self.nodes.items():
+            depth = self.schedule._nodes[name].depth
+            assert len(self.out[name]) <= slots + max(depth, 8 * slots)
+        for limited in (3, 5, 7):
+            out = sum(
+                wanted and self.tasks[task].call == limited
+                for tasks in self.out.values()
+                for task, wanted in tasks.items()
+            )
+            assert out <= limited // 2
+
+    @invariant()
+    def no_slot_idles_while_a_task_waits(self) -> None:
+        out = {task for tasks in self.out.values() for task in tasks}
+        waiting = [task for task in self.tasks if task not in self.settled and task not in out]
+        if self.hopeless:
+            assert not waiting
+        for task in waiting:
+            event = self.tasks[task]
+            rivals = sum(
+                wanted and self.tasks[other].call == event.call
+                for tasks in self.out.values()
+                for other, wanted in tasks.items()
+            )
+            if event.limit is not None and rivals >= event.limit:
+                continue
+            for name in [event.node] if event.node else list(self.nodes):
+                assert len(self.out[name]) >= self.nodes[name], f"{name} idles while {task} waits"
+
+    @invariant()
+    def forgets_what_is_over(self) -> None:
+        assert len(self.schedule._tasks) == len(self.tasks) - len(self.settled)
+        if not self.schedule._tasks:
+            assert not self.schedule._calls
+            assert not self.schedule._turns
+
+    def teardown(self) -> None:
+        """Everything settles once all nodes are gone and none will come."""
+        for name in list(self.nodes):
+            self.node_down(name)
+        self.hopeless_now()
+        assert set(self.settled) == set(self.tasks)
+
+
+ScheduleMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestSchedule = ScheduleMachine.TestCase
+
+
+def _commands(schedule: Schedule, *events: Any) -> list[Any]:
+    return [command for event in events for command in schedule.handle(event)]
+
+
+def test_next_run_comes_before_the_settlement() -> None:
+    """A slot gets its next task before anybody is told about the last one."""
+    schedule = Schedule()
+    _commands(schedule, NodeUp("a", 1), Submitted(1, 1), Submitted(2, 1))
+    assert schedule.handle(Finished(1, "a", Outcome.ANSWERED)) == [Run("a", 2, False), Settle(1, Verdict.ANSWERED)]
+
+
+def test_calls_take_turns() -> None:
+    """A call with many tasks does not starve one that comes later."""
+    schedule = Schedule()
+    _commands(schedule, NodeUp("a", 1), *[Submitted(i, 1) for i in range(10)], Submitted(99, 2))
+    ran = []
+    task = 0
+    for _ in range(3):
+        (command, _settle) = schedule.handle(Finished(task, "a", Outcome.ANSWERED))
+        task = command.task
+        ran.append(task)
+    assert 99 in ran
+
+
+def test_nodes_fill_evenly() -> None:
+    """Tasks spread over nodes rather than fill one first."""
+    schedule = Schedule()
+    commands = _commands(schedule, NodeUp("a", 2), NodeUp("b", 2), Submitted(1, 1), Submitted(2, 1))
+    assert {command.node for command in commands} == {"a", "b"}
+
+
+def test_short_tasks_are_held_ahead_long_ones_are_not() -> None:
+    """A node holds more than its slots only where a round trip costs more than the task."""
+    for seconds, most in ((0.0001, 9), (5.0, 1)):
+        schedule = Schedule()
+        _commands(schedule, NodeUp("a", 1), *[Submitted(i, 1) for i in range(40)])
+        more = schedule.handle(Finished(0, "a", Outcome.ANSWERED, seconds, 0.001))
+        assert sum(isinstance(command, Run) for command in more) == most
+
+
+def test_innocent_tasks_of_a_shared_crash_run_alone_and_do_not_count_it() -> None:
+    """When a process with two tasks dies, both run again alone; only the guilty one fails."""
+    schedule = Schedule()
+    _commands(schedule, NodeUp("a", 2), Submitted(1, 1), Submitted(2, 1))
+    commands = _commands(
+        schedule,
+        Finished(1, "a", Outcome.SHARED_CRASH),
+        Finished(2, "a", Outcome.SHARED_CRASH),
+    )
+    assert commands == [Run("a", 1, True), Run("a", 2, True)]
+    assert Settle(2, Verdict.ANSWERED) in schedule.handle(Finished(2, "a", Outcome.ANSWERED))
+    assert schedule.handle(Finished(1, "a", Outcome.CRASHED)) == [Run("a", 1, True)]
+    assert schedule.handle(Finished(1, "a", Outcome.CRASHED)) == [Settle(1, Verdict.CRASHED)]
