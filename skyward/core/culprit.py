@@ -1,0 +1,93 @@
+"""Finds which part of a value can't be pickled, and where it sits. Runs only after pickling has failed."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import cloudpickle
+
+__all__ = ["find_culprit"]
+
+_DEEPEST = 12
+_WIDEST = 10_000
+
+
+def find_culprit(value: Any, what: str) -> str:
+    """Text such as ``argument 2.estimator._logger (a _thread.lock)``: the innermost part that does not pickle.
+
+    Parameters
+    ----------
+    value
+        What could not be pickled.
+    what
+        What to call it.
+    """
+    path, seen = what, {id(value)}
+    for _ in range(_DEEPEST):
+        for step, part in _parts(value):
+            if id(part) not in seen and not _pickles(part):
+                seen.add(id(part))
+                path, value = path + step, part
+                break
+        else:
+            break
+    kind = type(value)
+    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    return f"{path} (a {name})"
+
+
+def _pickles(value: Any) -> bool:
+    try:
+        cloudpickle.dumps(value, protocol=5)
+    except Exception:
+        return False
+    return True
+
+
+def _parts(value: Any) -> Iterator[tuple[str, Any]]:
+    """The parts of a value that its pickle would hold, each with how one writes the way to it."""
+    if isinstance(value, Mapping):
+        for count, (key, item) in enumerate(value.items()):
+            if count > _WIDEST:
+                return
+            yield f"[{key!r}]", item
+            yield f".keys()[{count}]", key
+    elif isinstance(value, (list, tuple, set, frozenset)):
+        for index, item in enumerate(value):
+            if index > _WIDEST:
+                return
+            yield f"[{index}]", item
+    elif isinstance(value, types.FunctionType):
+        yield from _function_parts(value)
+    elif isinstance(value, types.MethodType):
+        yield ".__self__", value.__self__
+        yield ".__func__", value.__func__
+    else:
+        state = getattr(value, "__dict__", None)
+        if isinstance(state, dict):
+            for name, item in state.items():
+                yield f".{name}", item
+        for name in getattr(type(value), "__slots__", ()):
+            if isinstance(name, str) and hasattr(value, name):
+                yield f".{name}", getattr(value, name)
+        for index, item in enumerate(getattr(value, "args", ()) if isinstance(value, BaseException) else ()):
+            yield f".args[{index}]", item
+        if hasattr(value, "func") and hasattr(value, "keywords"):  # functools.partial has no __dict__ entries for these
+            yield ".func", value.func
+            yield ".args", value.args
+            yield ".keywords", value.keywords
+
+
+def _function_parts(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=False):
+        try:
+            yield f" -> {name} (closed over)", cell.cell_contents
+        except ValueError:  # an empty cell
+            continue
+    for name in function.__code__.co_names:
+        if name in function.__globals__ and not isinstance(function.__globals__[name], types.ModuleType):
+            yield f" -> {name} (global)", function.__globals__[name]
+    for index, item in enumerate(function.__defaults__ or ()):
+        yield f" -> default {index}", item

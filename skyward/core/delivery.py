@@ -1,0 +1,87 @@
+"""Hands results to those who wait for them, away from the I/O thread.
+
+Completing a future runs other people's code: joblib's callback pulls the user's generator. It may be slow, and it may
+wait for results of another call. So each lane (one per call) has its turn in a thread of its own while it has
+something to deliver: the items of a lane come one after another in order, and no lane waits for another.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+__all__ = ["Delivery", "Lane"]
+
+_log = logging.getLogger("skyward.delivery")
+
+
+class Lane:
+    """Items of one call that are to be delivered in order."""
+
+    __slots__ = ("items", "served")
+
+    def __init__(self) -> None:
+        self.items: deque[Any] = deque()
+        self.served = False  # whether a thread has this lane in hand; guarded by Delivery's lock
+
+
+class Delivery:
+    """Threads that deliver lanes. They are made as needed and kept until `close`.
+
+    Parameters
+    ----------
+    deliver
+        Called with each item, in a delivery thread.
+    name
+        Prefix of the threads' names.
+    """
+
+    def __init__(self, deliver: Callable[[Any], None], name: str) -> None:
+        self._deliver = deliver
+        self._name = name
+        self._lock = threading.Lock()  # guards Lane.served against the last look at Lane.items, and _idle
+        self._lanes: queue.SimpleQueue[Lane | None] = queue.SimpleQueue()
+        self._threads: list[threading.Thread] = []
+        self._idle = 0
+
+    def put(self, lane: Lane, item: object) -> None:
+        """Deliver an item after those that are in its lane; from any thread, never blocks."""
+        lane.items.append(item)
+        with self._lock:
+            if lane.served:
+                return
+            lane.served = True
+            if self._idle:
+                self._idle -= 1
+            else:
+                name = f"{self._name}-{len(self._threads)}"
+                thread = threading.Thread(target=self._serve, name=name, daemon=True)
+                self._threads.append(thread)
+                thread.start()
+            self._lanes.put(lane)
+
+    def _serve(self) -> None:
+        while (lane := self._lanes.get()) is not None:
+            while True:
+                with self._lock:
+                    if not lane.items:
+                        lane.served = False
+                        self._idle += 1
+                        break
+                try:
+                    self._deliver(lane.items.popleft())
+                except Exception:
+                    _log.exception("a result could not be delivered")
+            del lane
+
+    def close(self, timeout: float = 1.0) -> None:
+        """End the threads after what is in the lanes, waiting for each a while unless it is the caller."""
+        for _ in self._threads:
+            self._lanes.put(None)
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join(timeout)

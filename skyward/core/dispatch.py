@@ -1,0 +1,460 @@
+"""From ``submit`` to a settled future: pickles in the caller's thread, decides in the I/O thread, delivers in a third.
+
+The dispatcher carries out what `Schedule` commands, over the sessions of the nodes. It knows nothing of joblib, of
+machines or of how nodes come to be.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import itertools
+import os
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+from skyward.core import payload, schedule, wire
+from skyward.core.blobs import Blobs, digest
+from skyward.core.delivery import Delivery, Lane
+from skyward.core.errors import NodeLost, PayloadError, PoolNotActive, TaskTimeout, WorkerCrashed
+from skyward.core.events import Events, Printed, TaskEnded, TasksQueued
+from skyward.core.interfaces import Channel
+from skyward.core.ioloop import IOThread
+from skyward.core.schedule import Outcome, Schedule, Verdict
+from skyward.core.session import Session
+
+__all__ = ["Call", "Dispatcher", "StreamOpener", "TaskFuture", "TaskOptions"]
+
+_T = TypeVar("_T")
+
+_STORE_SHARE = 0.25  # of a node's memory may hold blobs that no task needs at the moment
+_OVERHEAD = 0.0005  # seconds that a node takes to bring a task to a slot, besides the round trip
+_LARGEST = wire.Limits().message
+
+StreamOpener = Callable[[str], Awaitable[Channel]]
+
+
+@dataclass(eq=False)
+class Call:
+    """A group of tasks, such as those of one ``Parallel`` call.
+
+    Parameters
+    ----------
+    limit
+        How many of its tasks may be out at a time; None for no limit.
+
+    Notes
+    -----
+    Callbacks of one call's futures run one after another, those of different calls independently.
+    """
+
+    limit: int | None = None
+    lane: Lane = field(default_factory=Lane, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class TaskOptions:
+    """How one task is to run.
+
+    Parameters
+    ----------
+    call
+        The group it belongs to; None for the pool's common one.
+    isolated
+        In a process of its own; None for the pool's default.
+    timeout
+        Seconds it may run; None for no limit; ``"pool"`` for the pool's.
+    attempts
+        How often it may be started when its process or node dies; None for the pool's.
+    threads
+        BLAS/OpenMP threads; None for the slot's default.
+    node
+        Name of the node it must run on.
+    large
+        Arrays of at least so many bytes arrive as memory maps; None for never.
+    mode
+        Of those maps: ``"r"`` read-only, ``"c"`` copy-on-write.
+    count
+        How many tasks of the user this one stands for.
+    """
+
+    call: Call | None = None
+    isolated: bool | None = None
+    timeout: float | None | Literal["pool"] = "pool"
+    attempts: int | None = None
+    threads: int | None = None
+    node: str | None = None
+    large: int | None = payload.LARGE
+    mode: str = "c"
+    count: int = 1
+
+
+class TaskFuture(concurrent.futures.Future[_T]):
+    """A `concurrent.futures.Future` whose `cancel` works as long as it is not done: a running task is stopped."""
+
+    def __init__(self, on_cancel: Callable[[], None]) -> None:
+        super().__init__()
+        self.seconds: float | None = None
+        """How long the task ran, measured on its slot; set before callbacks are called."""
+        self._on_cancel = on_cancel
+
+    def cancel(self) -> bool:
+        """Give the task up: it is not started any more, or stopped where it runs. False if it is done already."""
+        done = self.done()
+        if not super().cancel():
+            return False
+        if not done:
+            self._on_cancel()
+        return True
+
+
+_DEFAULT = TaskOptions()
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    """A task on its way."""
+
+    id: int
+    label: str
+    future: TaskFuture[Any]
+    options: TaskOptions
+    lane: Lane
+    timeout: float | None
+    buffers: list[Any]  # head, then the out-of-band buffers
+    blobs: dict[int, bytes]  # index of the out-of-band buffer -> its digest
+    answer: tuple[wire.Message, list[bytearray]] | None = None
+    verdict: Verdict | None = None
+    node: str = ""
+    reason: str = ""
+
+
+@dataclass(slots=True, eq=False)
+class _Node:
+    session: Session
+    blobs: Blobs
+    using: dict[int, dict[bytes, int]] = field(default_factory=dict)  # blobs of the tasks that are out there
+    streams: dict[int, asyncio.Task[None]] = field(default_factory=dict)
+    channels: dict[int, Channel] = field(default_factory=dict)
+
+
+class Dispatcher:
+    """Runs calls on nodes.
+
+    Parameters
+    ----------
+    io
+        The thread that owns everything but `submit`.
+    events
+        Who hears of tasks.
+    isolated, timeout, attempts
+        The pool's defaults for `TaskOptions`.
+    open_stream
+        Opens the owner's end of a byte stream that a slot asks for.
+    """
+
+    def __init__(
+        self,
+        io: IOThread,
+        events: Events,
+        *,
+        isolated: bool,
+        timeout: float | None,
+        attempts: int,
+        open_stream: StreamOpener | None = None,
+        name: str = "skyward",
+    ) -> None:
+        self._io = io
+        self._events = events
+        self._isolated, self._timeout, self._attempts = isolated, timeout, attempts
+        self._open_stream = open_stream
+        self._schedule = Schedule()
+        self._jobs: dict[int, _Job] = {}
+        self._nodes: dict[str, _Node] = {}
+        self._ids = itertools.count(1)
+        self._calls: dict[int, Call] = {}
+        self._common = Call()
+        self._inbox: deque[schedule.Event | _Job] = deque()
+        self._woken = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._lost: dict[str, str] = {}
+        self._why_hopeless = "no node is left"
+        self._delivery = Delivery(self._deliver, f"{name}-delivery")
+        self._pid = os.getpid()
+        self._closed: str | None = None
+
+    def __repr__(self) -> str:
+        return f"<Dispatcher {len(self._jobs)} jobs, {len(self._inbox)} in the inbox; {self._schedule}>"
+
+    # --- any thread ---
+
+    def submit(
+        self, function: Callable[..., _T], /, *args: Any, options: TaskOptions = _DEFAULT, **kwargs: Any
+    ) -> TaskFuture[_T]:
+        """Run ``function(*args, **kwargs)`` on a node. Never blocks.
+
+        Raises
+        ------
+        PoolNotActive
+            The pool is closed, or belongs to another process. Everything else that goes wrong is in the future.
+        """
+        if self._closed is not None:
+            raise PoolNotActive(self._closed)
+        if os.getpid() != self._pid:
+            raise PoolNotActive("this pool belongs to the process that opened it, not to a fork of it: open one here")
+        task = next(self._ids)
+        future: TaskFuture[_T] = TaskFuture(lambda: self._post(schedule.Cancelled(task)))
+        try:
+            head, buffers = payload.dumps((function, args, kwargs), "the call", large=options.large, mode=options.mode)
+            if len(head) + sum(len(buffer) for buffer in buffers) > _LARGEST:
+                raise PayloadError(f"the call of {_label(function)} holds over {_LARGEST:,} bytes; send it less")
+            blobs = {i: digest(view) for i, view in enumerate(buffers) if len(view) >= payload.LARGE}
+        except PayloadError as error:
+            future.set_running_or_notify_cancel()
+            future.set_exception(error)
+            return future
+        call = options.call or self._common
+        timeout = self._timeout if options.timeout == "pool" else options.timeout
+        if timeout is not None:
+            timeout *= options.count  # a limit is per task of the user's
+        job = _Job(task, _label(function), future, options, call.lane, timeout, [head, *buffers], blobs)
+        self._post(job)
+        self._events.emit(TasksQueued(options.count))
+        return future
+
+    def _post(self, item: schedule.Event | _Job) -> None:
+        self._inbox.append(item)
+        if not self._woken:
+            self._woken = True
+            try:
+                self._io.post(self._take_inbox)
+            except RuntimeError:  # the loop has ended: close() settles what is in the inbox
+                self._woken = False
+
+    # --- I/O thread: tasks ---
+
+    def _take_inbox(self) -> None:
+        self._woken = False  # before looking, so that whatever is appended from now on wakes us again
+        while self._inbox:
+            item = self._inbox.popleft()
+            if not isinstance(item, _Job):
+                self._handle(item)
+                continue
+            self._jobs[item.id] = item
+            self._idle.clear()
+            options, call = item.options, item.options.call or self._common
+            attempts = self._attempts if options.attempts is None else options.attempts
+            self._handle(schedule.Submitted(item.id, id(call), call.limit, options.node, attempts))
+
+    def _handle(self, event: schedule.Event) -> None:
+        for command in self._schedule.handle(event):
+            if isinstance(command, schedule.Run):
+                self._run(self._nodes[command.node], self._jobs[command.task], command.alone)
+            elif isinstance(command, schedule.Stop):
+                self._nodes[command.node].session.send(wire.Cancel(command.task))
+            else:
+                self._settle(command)
+
+    def _run(self, node: _Node, job: _Job, alone: bool) -> None:
+        job.node = node.session.node
+        if job.blobs:
+            self._send_blobs(node, job)
+        isolated = self._isolated if job.options.isolated is None else job.options.isolated
+        message = wire.Run(job.id, isolated or alone, job.timeout, job.options.threads, job.blobs)
+        buffers = [buffer for i, buffer in enumerate(job.buffers) if i - 1 not in job.blobs] if job.blobs else job.buffers
+        node.session.send(message, buffers)
+
+    def _send_blobs(self, node: _Node, job: _Job) -> None:
+        views = {name: job.buffers[index + 1] for index, name in job.blobs.items()}
+        sizes = node.using[job.id] = {name: len(view) for name, view in views.items()}
+        missing, forgotten = node.blobs.use(sizes)
+        if forgotten:
+            node.session.send(wire.Forget(forgotten))
+        for name in missing:
+            node.session.send(wire.Blob(name), [views[name]])
+
+    def _settle(self, command: schedule.Settle) -> None:
+        job = self._jobs.pop(command.task)
+        job.verdict = command.verdict
+        job.buffers = []
+        if not self._jobs:
+            self._idle.set()
+        self._delivery.put(job.lane, job)
+
+    # --- I/O thread: nodes ---
+
+    def received(self, session: Session, message: wire.Message, buffers: list[bytearray]) -> None:
+        """A node's word, from its session."""
+        node = self._nodes.get(session.node)
+        if node is None:
+            return
+        if isinstance(message, (wire.Done, wire.Failed)):
+            self._finished(node, message, buffers)
+        elif isinstance(message, wire.Output):
+            text = bytes(buffers[0]).decode("utf-8", "backslashreplace")
+            self._events.emit(Printed(session.node, message.stream, text))
+        elif isinstance(message, wire.StreamOpen):
+            node.streams[message.stream] = asyncio.create_task(self._bridge(node, message))
+        elif isinstance(message, wire.StreamData):
+            if message.stream in node.channels:
+                node.channels[message.stream].write(buffers)
+        elif isinstance(message, wire.StreamClose) and message.stream in node.streams:
+            node.streams.pop(message.stream).cancel()
+
+    def _finished(self, node: _Node, message: wire.Done | wire.Failed, buffers: list[bytearray]) -> None:
+        job = self._jobs.get(message.task)
+        if job is not None and job.node == node.session.node:
+            job.answer = (message, buffers)
+        used = node.using.pop(message.task, None)
+        if used is not None:
+            node.blobs.release(used)
+        failed = isinstance(message, wire.Failed)
+        outcome = _OUTCOMES.get(message.reason, Outcome.ANSWERED) if isinstance(message, wire.Failed) else Outcome.ANSWERED
+        trip = node.session.round_trip
+        self._handle(
+            schedule.Finished(
+                message.task,
+                node.session.node,
+                outcome,
+                None if failed else message.seconds,
+                None if trip is None else trip + _OVERHEAD,
+            )
+        )
+
+    def node_up(self, session: Session, slots: int) -> None:
+        """A session's node takes tasks from now on."""
+        budget = int(session.facts.get("memory", 0) * _STORE_SHARE)
+        self._nodes[session.node] = _Node(session, Blobs(budget))
+        self._handle(schedule.NodeUp(session.node, slots))
+
+    def node_down(self, name: str, reason: str) -> None:
+        """A node is gone for good."""
+        node = self._nodes.pop(name, None)
+        if node is not None:
+            for stream in node.streams.values():
+                stream.cancel()
+            self._lost[name] = reason
+            self._handle(schedule.NodeDown(name))
+
+    def hopeless(self, reason: str) -> None:
+        """No node is up and none will come; what waits, and what comes, fails."""
+        self._why_hopeless = reason
+        self._handle(schedule.Hopeless())
+
+    @property
+    def nodes(self) -> list[str]:
+        """Names of the nodes that are up, in the order in which they came."""
+        return list(self._nodes)
+
+    async def drained(self) -> None:
+        """Wait until no task is left."""
+        await self._idle.wait()
+
+    async def _bridge(self, node: _Node, message: wire.StreamOpen) -> None:
+        """Carry bytes between a slot's stream and a listening socket of this process."""
+        session, stream, error = node.session, message.stream, None
+        channel: Channel | None = None
+        try:
+            if self._open_stream is None:
+                raise ConnectionRefusedError("this pool bridges no streams")
+            channel = node.channels[stream] = await self._open_stream(message.address)
+            while data := await channel.read():
+                session.send(wire.StreamData(stream), [data])
+        except OSError as problem:
+            error = f"{problem}"
+        finally:
+            node.channels.pop(stream, None)
+            if channel is not None:
+                channel.close()
+            if node.streams.pop(stream, None) is not None:
+                session.send(wire.StreamClose(stream, error))
+
+    # --- delivery thread ---
+
+    def _deliver(self, job: _Job) -> None:
+        future = job.future
+        if not future.set_running_or_notify_cancel():
+            self._events.emit(TaskEnded(job.options.count, 0.0, False))
+            return
+        result, error = self._outcome(job)
+        self._events.emit(TaskEnded(job.options.count, future.seconds or 0.0, error is None))
+        if error is None:
+            future.set_result(result)
+        else:
+            future.set_exception(error)
+
+    def _outcome(self, job: _Job) -> tuple[Any, BaseException | None]:
+        """The result, or what is raised instead of it."""
+        if job.verdict is Verdict.ANSWERED and job.answer is not None:
+            message, buffers = job.answer
+            job.answer = None
+            assert isinstance(message, (wire.Done, wire.Failed))
+            job.future.seconds = message.seconds
+            if isinstance(message, wire.Failed):
+                return None, self._failure(job, message, buffers)
+            try:
+                return payload.loads(buffers[0], buffers[1:]), None
+            except BaseException as problem:  # whatever the user's __setstate__ raises
+                error = PayloadError(f"the result of {job.label} on {job.node} can't be loaded here: {problem!r}")
+                error.__cause__ = problem
+                return None, error
+        if job.verdict is Verdict.CANCELLED:
+            return None, concurrent.futures.CancelledError(f"{job.label} was stopped on {job.node}")
+        if job.verdict is Verdict.CRASHED and job.answer is not None:
+            failed = job.answer[0]
+            detail = failed.detail if isinstance(failed, wire.Failed) else "it ended"
+            return None, WorkerCrashed(
+                f"the worker process of {job.label} (task {job.id}) on {job.node} died: {detail}. It was tried as often "
+                "as Worker(attempts=...) allows"
+            )
+        if job.verdict is Verdict.HOPELESS:
+            return None, NodeLost(f"{job.label} (task {job.id}) can't run: {self._why_hopeless}")
+        where = job.options.node or job.node
+        reason = self._lost.get(where, "there is no such node")
+        return None, NodeLost(f"{job.label} (task {job.id}) is lost with {where}: {reason}")
+
+    def _failure(self, job: _Job, message: wire.Failed, buffers: Sequence[bytearray]) -> BaseException:
+        if message.reason == wire.Failure.TIMEOUT.value:
+            return TaskTimeout(
+                f"{job.label} (task {job.id}) on {job.node} was stopped after {job.timeout:g} s; "
+                "raise Compute(timeout=...), or None for no limit"
+            )
+        return payload.load_error(buffers[0])
+
+    # --- the end ---
+
+    def shut(self, why: str) -> None:
+        """Refuse new tasks from now on; from any thread."""
+        self._closed = why
+
+    def cancel_all(self) -> None:
+        """Give up every task; in the I/O thread."""
+        self._take_inbox()
+        for job in list(self._jobs.values()):
+            job.future.cancel()
+        self._take_inbox()
+
+    def close(self) -> None:
+        """End the delivery threads, after the loop has ended; nobody is left waiting."""
+        for item in self._inbox:
+            if isinstance(item, _Job):
+                item.future.cancel()
+                item.future.set_running_or_notify_cancel()
+        self._delivery.close()
+
+
+_OUTCOMES = {
+    wire.Failure.CRASHED.value: Outcome.CRASHED,
+    wire.Failure.REFUSED.value: Outcome.CRASHED,
+    wire.Failure.SHARED_CRASH.value: Outcome.SHARED_CRASH,
+    wire.Failure.CANCELLED.value: Outcome.STOPPED,
+}
+
+
+def _label(function: Any) -> str:
+    """What to call a task in messages."""
+    name = getattr(function, "__qualname__", None) or getattr(function, "label", None)
+    return f"{name or type(function).__qualname__}"

@@ -1,0 +1,219 @@
+"""Values to bytes and back: calls, results and exceptions, with large buffers kept out of the pickle.
+
+Pickling is cloudpickle at protocol 5. A payload is a head (the pickle) and out-of-band buffers, which are views of the
+caller's memory and are never copied here. Nothing in this module does I/O or knows where the bytes go.
+
+A numpy array of at least `large` bytes is pickled so that the receiver may give it as a `numpy.memmap` of a file that
+holds its bytes, as loky does with joblib's ``max_nbytes`` and ``mmap_mode``.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import cloudpickle
+
+from skyward.core.culprit import find_culprit
+from skyward.core.errors import PayloadError, TaskFailed
+
+__all__ = ["LARGE", "Payload", "RemoteTraceback", "dump_error", "dumps", "load_error", "loads"]
+
+LARGE = 1 << 20
+"""Bytes from which an array is worth a file of its own on a node; joblib's default `max_nbytes`."""
+
+_OUT_OF_BAND = 16 * 1024  # buffers from this size stay out of the pickle; below, a copy is cheaper than a frame entry
+
+
+class Payload(NamedTuple):
+    """A pickle and the buffers that it refers to, in order."""
+
+    head: bytes
+    buffers: list[memoryview]
+
+
+class RemoteTraceback(Exception):
+    """Shown as the cause of an exception that came from a node: the traceback over there, as text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+
+    def __str__(self) -> str:
+        return f'\n"""\n{self.text}"""'
+
+
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+    """cloudpickle, except that large numpy arrays become `map_array` calls."""
+
+    def __init__(
+        self, file: io.BytesIO, large: int | None, mode: str, buffer_callback: Callable[[Any], bool]
+    ) -> None:
+        super().__init__(file, protocol=5, buffer_callback=buffer_callback)
+        self._large = large
+        self._mode = mode
+
+    def reducer_override(self, obj: Any) -> Any:
+        numpy = sys.modules.get("numpy")
+        if self._large is not None and numpy is not None and isinstance(obj, numpy.ndarray):
+            return self._reduce_array(obj, numpy)
+        return super().reducer_override(obj)
+
+    def _reduce_array(self, array: Any, numpy: Any) -> Any:
+        known = type(array) in (numpy.ndarray, numpy.memmap)
+        if not known or array.dtype.hasobject or array.nbytes < (self._large or 0):
+            return NotImplemented
+        order = "F" if array.flags.f_contiguous and not array.flags.c_contiguous else "C"
+        flat = numpy.ascontiguousarray(array.T if order == "F" else array).reshape(-1).view(numpy.uint8)
+        return map_array, (pickle.PickleBuffer(flat), array.dtype, array.shape, order, self._mode)
+
+
+def map_array(buffer: Any, dtype: Any, shape: tuple[int, ...], order: str, mode: str) -> Any:
+    """Rebuild an array on the receiving side; called by the pickle.
+
+    `buffer` is a `numpy.memmap` of uint8 where the receiver has the bytes in a file, otherwise any writable buffer.
+    """
+    import numpy  # the array's pickle needs it anyway, and this module must load where numpy is not installed
+
+    if isinstance(buffer, numpy.memmap):
+        if mode != "r":
+            buffer = numpy.memmap(buffer.filename, dtype=numpy.uint8, mode="c", shape=buffer.shape)
+        return buffer.view(dtype).reshape(shape, order=order)  # type: ignore[arg-type]
+    return numpy.frombuffer(buffer, dtype=dtype).reshape(shape, order=order)  # type: ignore[arg-type]
+
+
+def dumps(value: Any, what: str = "value", *, large: int | None = LARGE, mode: str = "c") -> Payload:
+    """Pickle a value.
+
+    Parameters
+    ----------
+    value
+        Anything that cloudpickle can carry.
+    what
+        What the value is, for the error's text; a path to the culprit is appended to it.
+    large
+        Bytes from which numpy arrays may arrive as memory maps; None for never.
+    mode
+        ``"r"``: such a map is read-only. ``"c"``: it may be written, which nobody else sees.
+
+    Raises
+    ------
+    PayloadError
+        It can't be pickled; the message names the object at fault and where it sits.
+    """
+    buffers: list[memoryview] = []
+
+    def keep_in_band(buffer: pickle.PickleBuffer) -> bool:
+        try:
+            view = buffer.raw()
+        except BufferError:  # not contiguous: pickle copies it
+            return True
+        if view.nbytes < _OUT_OF_BAND:
+            return True
+        buffers.append(view)
+        return False
+
+    file = io.BytesIO()
+    try:
+        _Pickler(file, large, mode, keep_in_band).dump(value)
+    except Exception as error:
+        raise PayloadError(f"can't pickle {find_culprit(value, what)}: {_first_line(error)}") from error
+    return Payload(file.getvalue(), buffers)
+
+
+def loads(head: bytes | bytearray | memoryview, buffers: Sequence[Any] = ()) -> Any:
+    """The value again. Raises whatever unpickling raises."""
+    return pickle.loads(head, buffers=buffers)
+
+
+# --- exceptions -----------------------------------------------------------------------------------------------------
+
+
+def dump_error(error: BaseException) -> list[bytes]:
+    """Pickle an exception with its causes and traceback text. Never raises."""
+    text = "".join(traceback.format_exception(error))
+    chain: list[tuple[bytes, str]] = []
+    seen: set[int] = set()
+    link: BaseException | None = error
+    while link is not None and id(link) not in seen:
+        seen.add(id(link))
+        chain.append((_dump_one(link), _describe(link)))
+        link = link.__cause__
+    return [pickle.dumps((chain, text), protocol=5)]
+
+
+def load_error(head: bytes | bytearray | memoryview) -> BaseException:
+    """The exception again, its remote traceback at the end of its chain of causes. Never raises.
+
+    One that can't be rebuilt here becomes a `TaskFailed` that says what it was.
+    """
+    chain, text = pickle.loads(head)
+    errors: list[BaseException] = []
+    for data, description in chain:
+        try:
+            error = pickle.loads(data)
+            if not isinstance(error, BaseException):
+                raise TypeError(f"{type(error).__name__} is not an exception")
+        except Exception as problem:
+            error = TaskFailed(f"the task raised {description}; it can't be rebuilt here: {_first_line(problem)}")
+        errors.append(error)
+    for error, cause in zip(errors, [*errors[1:], RemoteTraceback(text)], strict=True):
+        error.__cause__ = cause
+    return errors[0]
+
+
+def _dump_one(error: BaseException) -> bytes:
+    """Pickle one exception so that it surely loads again; bytes that don't load where nothing helps."""
+    for value in (error, _Rebuilt(error, keep_state=True), _Rebuilt(error, keep_state=False)):
+        try:
+            data: bytes = cloudpickle.dumps(value, protocol=5)
+            if type(pickle.loads(data)).__qualname__ == type(error).__qualname__:
+                return data
+        except Exception:  # noqa: S112 - the next form is tried; that none worked shows on the other side
+            continue
+    return b""
+
+
+class _Rebuilt:
+    """Pickles as an exception made without its ``__init__``, for those whose signature does not match their args."""
+
+    def __init__(self, error: BaseException, keep_state: bool) -> None:
+        self.error = error
+        self.keep_state = keep_state
+
+    def __reduce__(self) -> Any:
+        error = self.error
+        if self.keep_state:
+            return _rebuild, (type(error), error.args, dict(vars(error)))
+        state = {key: value for key, value in vars(error).items() if _carries(value)}
+        return _rebuild, (type(error), tuple(a if _carries(a) else repr(a) for a in error.args), state)
+
+
+def _rebuild(kind: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]) -> BaseException:
+    error = kind.__new__(kind)
+    error.args = args
+    error.__dict__.update(state)
+    return error
+
+
+def _carries(value: Any) -> bool:
+    try:
+        pickle.loads(cloudpickle.dumps(value, protocol=5))
+    except Exception:
+        return False
+    return True
+
+
+def _describe(error: BaseException) -> str:
+    try:
+        return f"{type(error).__module__}.{type(error).__qualname__}: {error}"
+    except Exception:  # a broken __str__ of the user's
+        return f"{type(error).__module__}.{type(error).__qualname__}"
+
+
+def _first_line(error: BaseException) -> str:
+    return _describe(error).splitlines()[0]

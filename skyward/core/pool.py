@@ -1,0 +1,393 @@
+"""`Compute`, the with-block: joins provider, nodes, dispatcher, plugins and console, and takes them apart again."""
+
+from __future__ import annotations
+
+import atexit
+import concurrent.futures
+import contextlib
+import itertools
+import multiprocessing
+import os
+import sys
+import tempfile
+import threading
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from skyward.core import registry
+from skyward.core.dispatch import Dispatcher, TaskFuture
+from skyward.core.errors import ConfigError, LinkError, PoolNotActive
+from skyward.core.events import Events, Note, PoolClosed, PoolReady, PoolStarted
+from skyward.core.interfaces import Channel, Plugin, Provider, Trait
+from skyward.core.ioloop import IOThread
+from skyward.core.provision import Plan, Provisioner
+from skyward.core.session import Timing
+from skyward.core.spec import Allocation, Endpoint, Image, Nodes, Order, Resources, Volume, Worker, parse_seconds
+from skyward.core.wire import Setup
+
+__all__ = ["Compute", "ComputePool"]
+
+_T = TypeVar("_T")
+_numbers = itertools.count(1)
+_NOT_ACTIVE = (
+    "Backend not configured: use the pool as a context manager (with sky.Compute(...) as pool: ...), or call its start()"
+)
+
+
+class Compute(concurrent.futures.Executor):
+    """A pool of machines that run Python functions; also a `concurrent.futures.Executor`.
+
+    Parameters
+    ----------
+    provider
+        A provider, or the name of one; several in a list are asked in order. None: this machine.
+    nodes
+        How many machines; ``(least, most)`` begins with the least and takes up to the most.
+    worker
+        How each node runs tasks.
+    concurrency
+        Short for ``worker=Worker(concurrency=...)``.
+    machine, accelerator, vcpus, memory
+        What each node must have; see `Resources`. ``cpu`` is another name of ``vcpus``.
+    image
+        What each node's environment holds.
+    volume
+        Storage that the nodes show; ``volumes`` is another name.
+    allocation
+        Whether machines that may be taken back are wanted.
+    timeout
+        Seconds that one task may run; None for no limit.
+    plugins
+        Changes to the pool, such as `sky.plugins.joblib()`.
+    console
+        Show a live line and a summary where there is a terminal.
+    orphan_timeout
+        Seconds after which a node that hears nothing from us ends by itself.
+
+    Raises
+    ------
+    ConfigError
+        An argument is wrong; nothing was started.
+
+    Examples
+    --------
+    >>> import skyward as sky
+    >>> with sky.Compute(concurrency=2) as pool:  # doctest: +SKIP
+    ...     pool.submit(pow, 2, 10).result()
+    1024
+    """
+
+    def __init__(
+        self,
+        provider: Provider | str | Sequence[Provider | str] | None = None,
+        nodes: int | tuple[int, int] = 1,
+        worker: Worker | None = None,
+        concurrency: int | None = None,
+        *,
+        machine: str | None = None,
+        accelerator: str | None = None,
+        vcpus: int | None = None,
+        cpu: int | None = None,
+        memory: int | str | None = None,
+        image: Image | None = None,
+        volume: Sequence[Volume] | Volume = (),
+        volumes: Sequence[Volume] | Volume = (),
+        allocation: Allocation = "spot-if-available",
+        timeout: float | None = 3600,
+        plugins: Sequence[Plugin] = (),
+        console: bool = True,
+        orphan_timeout: float = 600.0,
+    ) -> None:
+        self.name = f"sky-{os.getpid()}-{next(_numbers)}-{os.urandom(3).hex()}"
+        self.providers = _providers(provider)
+        self.nodes = Nodes.parse(nodes)
+        self.worker = _either("worker", worker, "concurrency", concurrency, lambda n: Worker(concurrency=n)) or Worker()
+        self.events = Events()
+        self._check(self.worker, Worker, "worker")
+        self._check(image, Image, "image", optional=True)
+        cores = _either("vcpus", vcpus, "cpu", cpu)
+        self._order = Order(
+            tag=self.name,
+            count=self.nodes.most,
+            resources=Resources(machine, accelerator, cores, memory),
+            allocation=allocation,
+            orphan_timeout=parse_seconds(orphan_timeout, "orphan_timeout") or 600.0,
+        )
+        self._timeout = parse_seconds(timeout, "timeout")
+        self._plugins = _plugins(plugins)
+        self._volumes = _either("volume", volume or None, "volumes", volumes or None)
+        if self._volumes:
+            raise ConfigError("volume=: volumes are not there yet; they come with the cloud providers")
+        self._isolated = self.worker.executor == "process" or (
+            self.worker.executor == "auto" and any(plugin.isolated for plugin in self._plugins)
+        )
+        self._image = image or Image()
+        self._console = console
+        self._state: _Running | None = None
+        self._used = False
+
+    @staticmethod
+    def _check(value: object, kind: type, name: str, optional: bool = False) -> None:
+        if not isinstance(value, kind) and not (optional and value is None):
+            raise ConfigError(f"{name}={value!r} is not a sky.{kind.__name__}")
+
+    def __repr__(self) -> str:
+        names = ", ".join(provider.name for provider in self.providers)
+        state = "not entered" if self._state is None else repr(self._state)
+        return f"<Compute {self.name} on {names}: {state}>"
+
+    # --- life ---
+
+    def start(self) -> Compute:
+        """Get the nodes; for notebooks, where a with-block is unwieldy. End it with `close`.
+
+        Raises
+        ------
+        PoolNotActive
+            It was started before.
+        ProvisioningError, LinkError
+            The nodes can't be had; everything that was begun has been given back.
+        """
+        if self._used:
+            raise PoolNotActive("this pool was entered before; make a new sky.Compute for each block")
+        self._used = True
+        image = self._image
+        for plugin in self._plugins:
+            here = all(Trait.DRIVER_ENVIRONMENT in provider.traits for provider in self.providers)
+            image = plugin.transform_image(image, driver_environment=here)
+        state = _Running(self, image)
+        try:
+            state.start()
+            self._state = state
+            for plugin in self._plugins:
+                if (context := plugin.around_client(self)) is not None:
+                    state.contexts.enter_context(context)
+        except BaseException:
+            self._state = state
+            self.close(cancel=True)
+            raise
+        return self
+
+    def close(self, cancel: bool = False) -> None:
+        """Wait for the tasks (or give them up with `cancel`), end the nodes and give them back. May be repeated."""
+        state, self._state = self._state, None
+        if state is not None:
+            state.close(cancel)
+
+    def __enter__(self) -> Compute:
+        return self.start()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        self.close(cancel=kind is not None)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """`concurrent.futures.Executor.shutdown`: the same as `close`; it always waits for the nodes' end."""
+        self.close(cancel=cancel_futures)
+
+    # --- use ---
+
+    def _running(self) -> _Running:
+        state = self._state
+        if state is None:
+            raise PoolNotActive(
+                "this pool is closed; make a new sky.Compute" if self._used else _NOT_ACTIVE
+            )
+        if state.pid != os.getpid():
+            raise PoolNotActive("this pool belongs to the process that opened it, not to a fork of it: open one here")
+        return state
+
+    @property
+    def is_active(self) -> bool:
+        """Whether tasks can be submitted now."""
+        return self._state is not None and self._state.pid == os.getpid()
+
+    @property
+    def dispatcher(self) -> Dispatcher:
+        """Where front ends submit tasks."""
+        return self._running().dispatcher
+
+    @property
+    def total_slots(self) -> int:
+        """Slots of the nodes that are ready: nodes x concurrency."""
+        return self._running().provisioner.slots
+
+    @property
+    def node_names(self) -> list[str]:
+        """Names of the nodes that are ready, in order."""
+        return self._running().dispatcher.nodes
+
+    def submit(self, fn: Callable[..., _T], /, *args: Any, **kwargs: Any) -> TaskFuture[_T]:
+        """Run ``fn(*args, **kwargs)`` on a node; see `concurrent.futures.Executor.submit`.
+
+        Raises
+        ------
+        PoolNotActive
+            The pool is not open. What goes wrong with the task is in the future.
+        """
+        return self._running().dispatcher.submit(fn, *args, **kwargs)
+
+
+ComputePool = Compute
+
+
+class _Running:
+    """What exists while a pool is open."""
+
+    def __init__(self, pool: Compute, image: Image) -> None:
+        self.pid = os.getpid()
+        self.contexts = contextlib.ExitStack()
+        self.events = pool.events
+        self._began = time.monotonic()
+        self._name = pool.name
+        self._io = IOThread(f"skyward-io-{pool.name}")
+        self._unsubscribe: list[Callable[[], None]] = []
+        self.dispatcher = Dispatcher(
+            self._io,
+            pool.events,
+            isolated=pool._isolated,
+            timeout=pool._timeout,
+            attempts=pool.worker.attempts,
+            open_stream=_open_stream,
+            name=f"skyward-{pool.name}",
+        )
+        plan = Plan(
+            pool.providers, pool.nodes, pool._order, image, _setup(pool, image), Timing()
+        )
+        self.provisioner = Provisioner(plan, self.dispatcher, pool.events)
+        self._plan = plan
+        self._worker = pool.worker
+        self._closed = threading.Lock()
+        _open.add(self)
+
+    def __repr__(self) -> str:
+        return f"{self.provisioner} {self.dispatcher}"
+
+    def start(self) -> None:
+        """Get the nodes; an interrupt ends the wait, and the caller closes."""
+        names = ", ".join(provider.name for provider in self._plan.providers)
+        self.events.emit(PoolStarted(self._name, names, self._plan.nodes.most, self._worker.concurrency))
+        starting = self._io.start(self.provisioner.start())
+        try:
+            starting.result()
+        except BaseException:
+            starting.cancel()
+            raise
+        self.events.emit(PoolReady(self.provisioner.slots, time.monotonic() - self._began))
+
+    def close(self, cancel: bool) -> None:
+        """Take everything apart. An interrupt makes it hurry; nothing is left running even so."""
+        if self.pid != os.getpid() or not self._closed.acquire(blocking=False):
+            return
+        _open.discard(self)
+        try:
+            with contextlib.suppress(RuntimeError):  # a context that was entered in another thread
+                self.contexts.close()
+            if not cancel:
+                self._io.start(self.dispatcher.drained()).result()
+        finally:
+            self.dispatcher.shut("this pool is closed; make a new sky.Compute")
+            self._end_nodes()
+            self._io.stop()
+            self.dispatcher.close()
+            self.events.emit(PoolClosed(time.monotonic() - self._began))
+
+    def _end_nodes(self) -> None:
+        ending = self._io.start(self._give_back())
+        interrupts = 0
+        while True:
+            try:
+                ending.result()
+                return
+            except KeyboardInterrupt:
+                interrupts += 1
+                if interrupts > 1:
+                    raise
+                text = f"giving back the nodes of {self._name}; Ctrl-C again leaves them to end by themselves within "
+                self.events.emit(Note(f"{text}{self._plan.order.orphan_timeout:g} s", warning=True))
+
+    async def _give_back(self) -> None:
+        self.dispatcher.cancel_all()
+        await self.provisioner.stop()
+
+
+_open: weakref.WeakSet[_Running] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """A pool that nobody closed is closed when the interpreter ends."""
+    for state in list(_open):
+        state.close(cancel=True)
+
+
+async def _open_stream(path: str) -> Channel:
+    """A stream to a listening socket of multiprocessing's in this process, for a slot's Manager proxies and the like.
+
+    A node may ask for nothing else: it must not reach the user's other sockets (ssh-agent, docker, ...).
+    """
+    folder, ours = os.path.dirname(os.path.realpath(path)), os.path.realpath(tempfile.gettempdir())
+    if os.path.dirname(folder) != ours or not os.path.basename(folder).startswith("pymp-"):
+        raise LinkError(f"{path} is not a listener of multiprocessing in this process")
+    link = await registry.load(registry.TRANSPORTS, "tcp")().connect(Endpoint("tcp", "127.0.0.1"), 5.0)
+    channel: Channel = await link.open_channel(path)
+    return channel
+
+
+def _setup(pool: Compute, image: Image) -> Setup:
+    """What every agent of the pool is told."""
+    here = all(Trait.DRIVER_ENVIRONMENT in provider.traits for provider in pool.providers)
+    return Setup(
+        node="",
+        concurrency=pool.worker.concurrency,
+        isolated=pool._isolated,
+        threads=pool.worker.threads,
+        env=dict(image.env),
+        path=[os.path.abspath(entry) for entry in sys.path] if here else [],
+        cwd=os.getcwd() if here else None,
+        preload=list(image.preload),
+        authkey=bytes(multiprocessing.current_process().authkey),
+        around=[name for plugin in pool._plugins if (name := plugin.around_worker()) is not None],
+        orphan_timeout=pool._order.orphan_timeout,
+    )
+
+
+def _either(name: str, value: Any, other_name: str, other: Any, convert: Callable[[Any], Any] = lambda v: v) -> Any:
+    """One of two spellings of an argument."""
+    if value is not None and other is not None:
+        raise ConfigError(f"{name}={value!r} and {other_name}={other!r} both given; they say the same, give one")
+    return convert(other) if other is not None else value
+
+
+def _providers(value: object) -> tuple[Provider, ...]:
+    """Providers from an object, a name, a list of these, or None."""
+    if value is None:
+        value = "local"
+    if isinstance(value, (list, tuple)):
+        if not value:
+            raise ConfigError("provider=[] names no provider; leave it out for this machine")
+        return tuple(provider for item in value for provider in _providers(item))
+    if isinstance(value, str):
+        kind = registry.load(registry.PROVIDERS, value)
+        try:
+            return (kind(),)
+        except TypeError as error:
+            raise ConfigError(f"provider={value!r} needs arguments; give an object of {kind.__name__}: {error}") from error
+    if isinstance(value, type):
+        raise ConfigError(f"provider={value.__name__} is a class; write {value.__name__}()")
+    if not isinstance(value, Provider):
+        raise ConfigError(
+            f"provider={value!r} is not a provider; give an object such as sky.Local(), or one of the names "
+            f"{', '.join(registry.names(registry.PROVIDERS))}"
+        )
+    return (value,)
+
+
+def _plugins(value: object) -> tuple[Plugin, ...]:
+    if not isinstance(value, (list, tuple)):
+        raise ConfigError(f"plugins={value!r} is not a list; write plugins=[sky.plugins.joblib()]")
+    for item in value:
+        if not isinstance(item, Plugin):
+            raise ConfigError(f"plugins: {item!r} is not a plugin; did you forget the parentheses of sky.plugins.joblib()?")
+    return tuple(value)

@@ -1,0 +1,77 @@
+"""Names to classes: providers and transports, ours and third parties', imported when they are first asked for.
+
+Ours stand in a table here, so that finding them needs no look at the installed packages; third parties' are found by
+entry point, in the groups ``skyward.providers`` and ``skyward.transports``. Both are loaded the same way.
+"""
+
+from __future__ import annotations
+
+import importlib
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from skyward.core.errors import PluginNotFound
+
+__all__ = ["PROVIDERS", "TRANSPORTS", "load", "names"]
+
+PROVIDERS = "skyward.providers"
+TRANSPORTS = "skyward.transports"
+
+_OURS: dict[str, dict[str, str]] = {
+    PROVIDERS: {"local": "skyward.providers.local:Local", "ssh": "skyward.providers.ssh:SSH"},
+    TRANSPORTS: {
+        "memory": "skyward.transport.memory:MemoryTransport",
+        "ssh": "skyward.transport.ssh:SSHTransport",
+        "tcp": "skyward.transport.tcp:TCPTransport",
+    },
+}
+
+
+@cache
+def _theirs(group: str) -> dict[str, list[EntryPoint]]:
+    found: dict[str, list[EntryPoint]] = {}
+    for entry in entry_points(group=group):
+        if _OURS[group].get(entry.name) != entry.value:
+            found.setdefault(entry.name, []).append(entry)
+    return found
+
+
+def names(group: str) -> list[str]:
+    """All names of a group, sorted."""
+    return sorted({*_OURS[group], *_theirs(group)})
+
+
+@cache
+def load(group: str, name: str) -> Any:
+    """The class of that name.
+
+    Raises
+    ------
+    PluginNotFound
+        Nobody has that name (lists those that are installed), two packages claim it, or it can't be imported.
+    """
+    kind = group.removeprefix("skyward.").removesuffix("s")
+    if name in _OURS[group]:
+        module, _, attribute = _OURS[group][name].partition(":")
+        return getattr(importlib.import_module(module), attribute)
+    entries = _theirs(group).get(name, [])
+    if not entries:
+        raise PluginNotFound(
+            f"no {kind} is called {name!r}; installed are: {', '.join(names(group))}. A third party's comes with its "
+            f"package, usually `pip install skyward-{name}` (entry-point group {group!r})"
+        )
+    if len(entries) > 1:
+        claims = " and ".join(sorted(_package(entry) for entry in entries))
+        raise PluginNotFound(f"{claims} both offer a {kind} called {name!r}; uninstall one of them")
+    try:
+        return entries[0].load()
+    except Exception as error:
+        raise PluginNotFound(
+            f"the {kind} {name!r} of {_package(entries[0])} can't be loaded: {type(error).__name__}: {error}. "
+            f"Reinstall or upgrade {_package(entries[0])}"
+        ) from error
+
+
+def _package(entry: EntryPoint) -> str:
+    return entry.dist.name if entry.dist is not None else entry.value

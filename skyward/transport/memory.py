@@ -1,0 +1,125 @@
+"""Channels within one event loop, for tests: no socket, no process, and faults on demand."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import ClassVar
+
+from skyward.core.errors import HostUnreachable, LinkError
+from skyward.core.interfaces import Channel, Shell
+from skyward.core.spec import Endpoint
+
+__all__ = ["MemoryChannel", "MemoryTransport", "listen", "pair"]
+
+_AHEAD = 1 << 20  # bytes on their way before `congested`
+
+_listeners: dict[tuple[str, str], Callable[[MemoryChannel], None]] = {}
+
+
+def listen(host: str, address: str, accept: Callable[[MemoryChannel], None]) -> Callable[[], None]:
+    """Let `accept` be called with the far end of each channel that is opened to `address` on `host`.
+
+    The returned function ends that.
+    """
+    _listeners[host, address] = accept
+    return lambda: _listeners.pop((host, address), None) and None
+
+
+def pair() -> tuple[MemoryChannel, MemoryChannel]:
+    """Two ends of one stream."""
+    left, right = MemoryChannel(), MemoryChannel()
+    left.peer, right.peer = right, left
+    return left, right
+
+
+class MemoryChannel:
+    """One end of a stream; see `skyward.core.interfaces.Channel`."""
+
+    def __init__(self) -> None:
+        self.peer: MemoryChannel | None = None
+        self._chunks: list[bytes] = []
+        self._size = 0
+        self._ended = False
+        self._changed = asyncio.Event()
+
+    async def read(self) -> bytes:
+        """See `Channel.read`."""
+        while not self._chunks and not self._ended:
+            self._changed.clear()
+            await self._changed.wait()
+        data = b"".join(self._chunks)
+        self._chunks.clear()
+        self._size = 0
+        if self.peer is not None:
+            self.peer._changed.set()
+        return data
+
+    def write(self, buffers: Sequence[bytes | bytearray | memoryview]) -> None:
+        """See `Channel.write`."""
+        peer = self.peer
+        if self._ended or peer is None or peer._ended:
+            return
+        for buffer in buffers:
+            peer._chunks.append(bytes(buffer))
+            peer._size += len(buffer)
+        peer._changed.set()
+
+    async def drain(self) -> None:
+        """See `Channel.drain`."""
+        while self.congested:
+            self._changed.clear()
+            await self._changed.wait()
+
+    @property
+    def congested(self) -> bool:
+        """See `Channel.congested`."""
+        return self.peer is not None and not self._ended and not self.peer._ended and self.peer._size > _AHEAD
+
+    def close(self) -> None:
+        """See `Channel.close`."""
+        for end in (self, self.peer):
+            if end is not None:
+                end._ended = True
+                end._changed.set()
+
+
+class MemoryLink:
+    """Opens channels to listeners of this process."""
+
+    def __init__(self, host: str) -> None:
+        self._host = host
+        self._channels: list[MemoryChannel] = []
+
+    @property
+    def shell(self) -> Shell | None:
+        """None: there is no machine."""
+        return None
+
+    async def open_channel(self, address: str) -> Channel:
+        """See `Link.open_channel`."""
+        accept = _listeners.get((self._host, address))
+        if accept is None:
+            raise LinkError(f"nobody listens at {address} on {self._host}")
+        near, far = pair()
+        accept(far)
+        self._channels.append(near)
+        return near
+
+    async def close(self) -> None:
+        """See `Link.close`."""
+        for channel in self._channels:
+            channel.close()
+        self._channels.clear()
+
+
+class MemoryTransport:
+    """Reaches listeners of this process; see `skyward.core.interfaces.Transport`."""
+
+    name: ClassVar[str] = "memory"
+
+    async def connect(self, endpoint: Endpoint, timeout: float) -> MemoryLink:
+        """See `Transport.connect`."""
+        if not any(host == endpoint.host for host, _ in _listeners):
+            raise HostUnreachable(f"no listener on memory host {endpoint.host!r}")
+        return MemoryLink(endpoint.host)

@@ -1,0 +1,64 @@
+"""Plain TCP, or a Unix socket, to a listener on this machine. Who is at the other end is proved by the wire's greeting, not here."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from typing import ClassVar
+
+from skyward.core.errors import ConfigError, LinkError
+from skyward.core.interfaces import Channel, Shell
+from skyward.core.spec import Endpoint
+from skyward.transport.stream import StreamChannel
+
+__all__ = ["TCPTransport"]
+
+_CONNECT = 10.0  # seconds; on loopback an answer comes at once or never
+
+
+class TCPTransport:
+    """Reaches agents that listen on a loopback address of this machine; see `skyward.core.interfaces.Transport`."""
+
+    name: ClassVar[str] = "tcp"
+
+    async def connect(self, endpoint: Endpoint, timeout: float) -> TCPLink:
+        """See `Transport.connect`. Nothing is connected yet: each channel is a connection of its own."""
+        if endpoint.host not in ("127.0.0.1", "::1", "localhost"):
+            raise ConfigError(f"tcp to {endpoint.host} is not encrypted, so it is refused; use ssh")
+        return TCPLink(min(timeout, _CONNECT))
+
+
+class TCPLink:
+    """Makes connections to agents on this machine."""
+
+    def __init__(self, timeout: float) -> None:
+        self._timeout = timeout
+        self._channels: list[StreamChannel] = []
+
+    @property
+    def shell(self) -> Shell | None:
+        """None: this transport only carries bytes."""
+        return None
+
+    async def open_channel(self, address: str) -> Channel:
+        """See `Link.open_channel`; the address is ``host:port``, or the path of a Unix socket."""
+        host, _, port = address.rpartition(":")
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(self._timeout):
+                if os.path.isabs(address):
+                    _, channel = await loop.create_unix_connection(StreamChannel, address)
+                else:
+                    transport, channel = await loop.create_connection(StreamChannel, host, int(port))
+                    transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        except OSError as error:  # TimeoutError is one
+            raise LinkError(f"nobody answers at {address}: {error or 'time out'}") from error
+        self._channels.append(channel)
+        return channel
+
+    async def close(self) -> None:
+        """See `Link.close`."""
+        for channel in self._channels:
+            channel.close()
+        self._channels.clear()
