@@ -128,27 +128,26 @@ class Session:
         ProvisioningError, LinkError
             The first connection could not be made.
         """
-        first = True
+        channel = await self._connect()
+        try:
+            await self._greet(channel)
+        except (ProtocolError, TimeoutError) as error:
+            self._drop(channel)
+            raise LinkError(f"{self.node}: the agent did not answer the greeting: {error or 'time out'}") from error
         while True:
             try:
-                channel = await (self._connect() if first else self._reconnect())
-            except (ProvisioningError, LinkError) as error:
-                if first:
-                    raise
-                return self._why if self._closing else f"{error}"
-            try:
-                await self._greet(channel)
-                first = False
                 reason = await self._talk(channel)
-            except (ProtocolError, TimeoutError) as error:
-                if first:
-                    raise LinkError(f"{self.node}: the agent did not answer the greeting: {error}") from error
+            except ProtocolError as error:
                 reason = f"{error}"
             finally:
                 self._drop(channel)
             if self._closing:
                 return self._why
             _log.info("%s: link broken (%s), connecting again", self.node, reason)
+            try:
+                channel = await self._reconnect()
+            except LinkError as error:
+                return self._why if self._closing else f"{error}"
 
     async def close(self) -> None:
         """Say goodbye and wait a little for the agent's end. Whatever still runs there is ended by the agent."""
@@ -174,15 +173,24 @@ class Session:
     # --- links ---
 
     async def _reconnect(self) -> Channel:
-        """Try until the agent is reached, is known to be gone (LinkError), or too much time has passed."""
+        """Try until the agent answers, is known to be gone (LinkError), or too much time has passed (LinkError)."""
         loop = asyncio.get_running_loop()
-        end, wait = loop.time() + self._timing.give_up, 0.05
+        end, wait = loop.time() + self._timing.give_up, 0.02
         while True:
             try:
-                return await self._connect()
+                channel = await self._connect()
             except ProvisioningError as error:
-                if self._closing or loop.time() + wait > end:
-                    raise LinkError(f"{self.node} was not reached for {self._timing.give_up:g} s: {error}") from error
+                problem: Exception = error
+            else:
+                try:
+                    await self._greet(channel)
+                    return channel
+                except (ProtocolError, TimeoutError) as error:
+                    self._drop(channel)
+                    problem = error
+            if self._closing or loop.time() + wait > end:
+                text = f"{self.node} did not answer for {self._timing.give_up:g} s: {problem or 'time out'}"
+                raise LinkError(text) from problem
             await asyncio.sleep(wait)
             wait = min(wait * 2, 2.0)
 

@@ -1,0 +1,220 @@
+"""An agent within the event loop, for tests of sessions and dispatch: the real wire, no process, faults on demand."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+from skyward.core import payload, wire
+from skyward.core.blobs import digest
+from skyward.core.events import Events
+from skyward.core.dispatch import Dispatcher
+from skyward.core.interfaces import Channel
+from skyward.core.ioloop import IOThread
+from skyward.core.session import Session, Timing
+from skyward.core.wire import Setup
+from skyward.transport.memory import MemoryChannel, pair
+
+SETUP = Setup("", 2, True, None, {}, [], None, [], b"", [], 60.0)
+QUICK = Timing(greeting=0.3, beat=0.05, silence=0.5, give_up=0.5, farewell=1.0)
+
+
+class MemoryAgent:
+    """Runs calls as they come, in the loop; or holds them while `holding`."""
+
+    def __init__(self, slots: int = 2, secret: bytes = b"s") -> None:
+        self.slots, self.secret = slots, secret
+        self.inbox, self.outbox = wire.Inbox(), wire.Outbox()
+        self.holding = False
+        self.dead = False
+        self.mute = False
+        self.held: dict[int, tuple[wire.Run, list[bytearray]]] = {}
+        self.ran: list[int] = []
+        self.cancelled: list[int] = []
+        self.blobs: dict[bytes, bytearray] = {}
+        self.blobs_sent = 0
+        self.links = 0
+        self._channel: Channel | None = None
+        self._wire: wire.Wire | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def accept(self, channel: MemoryChannel) -> None:
+        self.links += 1
+        task = asyncio.get_running_loop().create_task(self._serve(channel))
+        self._tasks.add(task)
+
+    async def connect(self) -> Channel:
+        """What a session's connector does."""
+        from skyward.core.errors import LinkError
+
+        if self.dead:
+            raise LinkError("the agent is gone")
+        near, far = pair()
+        self.accept(far)
+        return near
+
+    async def _serve(self, channel: MemoryChannel) -> None:
+        link = wire.Wire(wire.Role.WORKER, secret=self.secret, nonce=b"w")
+        while data := await channel.read():
+            for received in link.receive_data(data):
+                if isinstance(received.message, wire.Hello):
+                    link.welcome(self.inbox.received, {"memory": 10**9})
+                    heard = received.message.received
+                elif isinstance(received.message, wire.Proof):
+                    self._channel, self._wire = channel, link
+                    self.outbox.acknowledge(heard)
+                    for posted in self.outbox.kept():
+                        link.send(posted.message, posted.buffers, posted.number)
+                elif self.inbox.accept(received.number):
+                    self.take(received.message, received.buffers)
+            self.flush(channel, link)
+
+    def flush(self, channel: Channel | None = None, link: wire.Wire | None = None) -> None:
+        channel, link = channel or self._channel, link or self._wire
+        if channel is not None and link is not None and not self.mute:
+            while link.has_data:
+                channel.write(link.data_to_send())
+
+    def say(self, message: wire.Message, buffers: Any = ()) -> None:
+        posted = self.outbox.post(message, buffers)
+        if self._wire is not None and self._wire.is_open:
+            self._wire.send(message, buffers, posted.number)
+
+    def take(self, message: wire.Message, buffers: list[bytearray]) -> None:
+        if isinstance(message, wire.Setup):
+            self.say(wire.Ready(self.slots, None))
+        elif isinstance(message, wire.Ping):
+            if self._wire is not None:  # None: cut while this was being read
+                self._wire.send(wire.Pong(message.stamp))
+                self._wire.send(wire.Ack(self.inbox.received))
+        elif isinstance(message, wire.Ack):
+            self.outbox.acknowledge(message.received)
+        elif isinstance(message, wire.Blob):
+            self.blobs_sent += 1
+            assert digest(memoryview(buffers[0])) == message.digest
+            self.blobs[message.digest] = buffers[0]
+            if not self.holding:
+                for task in [task for task, (run, _) in self.held.items() if self._complete(run)]:
+                    self.answer(task)
+        elif isinstance(message, wire.Forget):
+            for name in message.digests:
+                del self.blobs[name]
+        elif isinstance(message, wire.Run):
+            self.held[message.task] = (message, buffers)
+            if not self.holding and self._complete(message):
+                self.answer(message.task)
+        elif isinstance(message, wire.Cancel) and message.task in self.held:
+            del self.held[message.task]
+            self.cancelled.append(message.task)
+            self.say(wire.Failed(message.task, 0.0, wire.Failure.CANCELLED.value, ""))
+        elif isinstance(message, wire.Bye):
+            self.dead = True
+            self.cut()
+
+    def _complete(self, run: wire.Run) -> bool:
+        return all(name in self.blobs for name in run.blobs.values())
+
+    def answer(self, task: int) -> None:
+        """Run a held call now."""
+        run, buffers = self.held.pop(task)
+        self.ran.append(task)
+        rest = iter(buffers[1:])
+        count = len(buffers) - 1 + len(run.blobs)
+        parts = [self.blobs[run.blobs[i]] if i in run.blobs else next(rest) for i in range(count)]
+        began = time.perf_counter()
+        try:
+            function, args, kwargs = payload.loads(buffers[0], parts)
+            result = payload.dumps(function(*args, **kwargs), "result", large=None)
+        except BaseException as error:
+            seconds = time.perf_counter() - began
+            self.say(wire.Failed(task, seconds, wire.Failure.RAISED.value, ""), payload.dump_error(error))
+        else:
+            self.say(wire.Done(task, time.perf_counter() - began), [result.head, *result.buffers])
+
+    def crash(self, task: int, reason: wire.Failure = wire.Failure.CRASHED, detail: str = "killed by SIGKILL") -> None:
+        """Say that the process of a held call died."""
+        del self.held[task]
+        self.say(wire.Failed(task, 0.1, reason.value, detail))
+        self.flush()
+
+    def cut(self) -> None:
+        """Break the link as a fault would."""
+        if self._channel is not None:
+            self._channel.close()
+        self._channel = self._wire = None
+
+
+class MemoryPool:
+    """An I/O thread, a dispatcher and sessions with agents in memory."""
+
+    def __init__(self, timeout: float | None = None, attempts: int = 2) -> None:
+        self.io = IOThread("test-io")
+        self.events = Events()
+        self.dispatcher = Dispatcher(self.io, self.events, isolated=True, timeout=timeout, attempts=attempts)
+        self.agents: list[MemoryAgent] = []
+        self.sessions: list[Session] = []
+        self.ends: list[Any] = []
+        self.submit = self.dispatcher.submit
+
+    def add(self, slots: int = 2, **settings: Any) -> MemoryAgent:
+        """One more node, ready when this returns."""
+        agent = MemoryAgent(slots)
+        for name, value in settings.items():
+            setattr(agent, name, value)
+        ready = self.io.start(self._add(agent))
+        ready.result(5)
+        return agent
+
+    async def _add(self, agent: MemoryAgent) -> None:
+        up = asyncio.Event()
+        pool = self
+
+        class Ear:
+            def received(self, session: Session, message: Any, buffers: list[bytearray]) -> None:
+                if isinstance(message, wire.Ready):
+                    pool.dispatcher.node_up(session, message.slots)
+                    up.set()
+                else:
+                    pool.dispatcher.received(session, message, buffers)
+
+        name = f"m{len(self.agents)}"
+        session = Session(name, agent.connect, b"s", SETUP._replace(node=name), Ear(), QUICK)
+        self.agents.append(agent)
+        self.sessions.append(session)
+
+        async def live() -> None:
+            reason = await session.run()
+            self.ends.append(reason)
+            self.dispatcher.node_down(name, reason or "closed")
+
+        self._life = asyncio.get_running_loop().create_task(live())
+        await up.wait()
+
+    def do(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Call something in the I/O thread and wait for it."""
+
+        async def call() -> Any:
+            return function(*args)
+
+        return self.io.start(call()).result(5)
+
+    def close(self) -> None:
+        if self.io.loop.is_closed():
+            return
+        self.dispatcher.shut("closed")
+        self.do(self.dispatcher.cancel_all)
+        for session in self.sessions:
+            self.io.start(session.close()).result(5)
+        self.io.stop()
+        self.dispatcher.close()
+
+
+def eventually(condition: Callable[[], Any], seconds: float = 5.0) -> Any:
+    """Wait until something holds; the test fails when it does not."""
+    end = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < end, f"did not come true within {seconds} s: {condition}"
+        time.sleep(0.002)
+    return value

@@ -1,0 +1,282 @@
+"""The dispatcher settles every future once, whatever nodes do, and never lets one waiter hold up another."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import multiprocessing
+import os
+import pickle
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from skyward.core import wire
+from skyward.core.dispatch import Call, TaskOptions
+from skyward.core.errors import NodeLost, PayloadError, PoolNotActive, TaskTimeout, WorkerCrashed
+from skyward.core.payload import RemoteTraceback
+from tests.core.memory_agent import MemoryPool, eventually
+
+
+@pytest.fixture
+def pool() -> Iterator[MemoryPool]:
+    pool = MemoryPool()
+    yield pool
+    pool.close()
+
+
+def double(x: int) -> int:
+    return 2 * x
+
+
+class Odd(Exception):
+    """An exception whose signature does not match its args."""
+
+    def __init__(self, code: int, *, hint: str) -> None:
+        super().__init__(f"code {code}")
+        self.code, self.hint = code, hint
+
+
+def fail() -> None:
+    try:
+        {}["missing"]
+    except KeyError as cause:
+        raise Odd(7, hint="look there") from cause
+
+
+def test_results_come_back(pool: MemoryPool) -> None:
+    """Each future gets its own result and the time it took."""
+    pool.add()
+    futures = [pool.submit(double, i) for i in range(500)]
+    assert [future.result(5) for future in futures] == [2 * i for i in range(500)]
+    assert all(future.seconds is not None for future in futures)
+
+
+def test_tasks_wait_for_the_first_node(pool: MemoryPool) -> None:
+    """What is submitted before any node is up runs when one comes."""
+    future = pool.submit(double, 4)
+    pool.add()
+    assert future.result(5) == 8
+
+
+def test_an_exception_keeps_type_attributes_and_cause(pool: MemoryPool) -> None:
+    """A task's own exception comes back whole, with the remote traceback at the end of its causes."""
+    pool.add()
+    with pytest.raises(Odd) as caught:
+        pool.submit(fail).result(5)
+    error = caught.value
+    assert (error.code, error.hint, error.args) == (7, "look there", ("code 7",))
+    assert isinstance(error.__cause__, KeyError)
+    assert isinstance(error.__cause__.__cause__, RemoteTraceback)
+    assert "in fail" in str(error.__cause__.__cause__)
+
+
+def test_an_argument_that_does_not_pickle_is_named_and_harms_nobody(pool: MemoryPool) -> None:
+    """The error says where the culprit sits; submit itself does not raise, and the pool goes on."""
+    pool.add()
+    future = pool.submit(double, {"model": [threading.Lock()]})
+    with pytest.raises(PayloadError, match=r"the call\[1\]\[0\]\['model'\]\[0\] \(a _thread.lock\)") as caught:
+        future.result(5)
+    assert isinstance(caught.value, pickle.PicklingError)
+    assert pool.submit(double, 1).result(5) == 2
+
+
+class Unloadable:
+    def __reduce__(self) -> tuple[object, tuple[int]]:
+        return _only_there, (os.getpid(),)
+
+
+def _only_there(_pid: int) -> object:
+    raise RuntimeError("not in this process")
+
+
+def test_a_result_that_does_not_load_here_is_an_error_of_that_task_only(pool: MemoryPool) -> None:
+    """A result whose unpickling raises fails its own future."""
+    pool.add()
+    with pytest.raises(PayloadError, match="can't be loaded here"):
+        pool.submit(Unloadable).result(5)
+    assert pool.submit(double, 1).result(5) == 2
+
+
+def test_a_waiting_task_is_cancelled_and_never_runs(pool: MemoryPool) -> None:
+    """Cancel before the run: the future is cancelled, the node never hears of it."""
+    agent = pool.add(slots=1, holding=True)
+    first, second = pool.submit(double, 1), pool.submit(double, 2)
+    eventually(lambda: len(agent.held) == 1)
+    assert second.cancel()
+    with pytest.raises(concurrent.futures.CancelledError):
+        second.result(5)
+    pool.do(agent.answer, 1)
+    pool.do(agent.flush)
+    assert first.result(5) == 2
+    assert agent.ran == [1]
+
+
+def test_a_running_task_is_stopped(pool: MemoryPool) -> None:
+    """Cancel while it runs: the node is told, and the slot serves the next."""
+    agent = pool.add(slots=1, holding=True)
+    first = pool.submit(double, 1)
+    eventually(lambda: agent.held)
+    assert first.cancel()
+    concurrent.futures.wait([first], 5)
+    eventually(lambda: agent.cancelled == [1])
+    agent.holding = False
+    assert pool.submit(double, 3).result(5) == 6
+
+
+def test_a_crash_is_tried_again_then_named(pool: MemoryPool) -> None:
+    """A task that kills its process twice fails with what happened, where and which."""
+    agent = pool.add(holding=True)
+    future = pool.submit(double, 1)
+    for _ in range(2):
+        eventually(lambda: 1 in agent.held)
+        pool.do(agent.crash, 1)
+    with pytest.raises(WorkerCrashed, match=r"double \(task 1\) on m0 died: killed by SIGKILL"):
+        future.result(5)
+
+
+def test_attempts_of_one_turns_it_off(pool: MemoryPool) -> None:
+    """With attempts=1 a crash is final."""
+    agent = pool.add(holding=True)
+    future = pool.submit(double, 1, options=TaskOptions(attempts=1))
+    eventually(lambda: 1 in agent.held)
+    pool.do(agent.crash, 1)
+    with pytest.raises(WorkerCrashed):
+        future.result(5)
+
+
+def test_a_lost_nodes_tasks_run_elsewhere(pool: MemoryPool) -> None:
+    """When a node goes for good, what it had runs on another."""
+    agent = pool.add(slots=1, holding=True)
+    future = pool.submit(double, 1)
+    eventually(lambda: agent.held)
+    agent.dead = True
+    pool.add(slots=1)
+    pool.do(agent.cut)
+    assert future.result(5) == 2
+    assert pool.ends == ["the agent is gone"]
+
+
+def test_without_hope_tasks_fail(pool: MemoryPool) -> None:
+    """When no node is left and none will come, what waits fails with the reason."""
+    future = pool.submit(double, 1)
+    pool.do(pool.dispatcher.hopeless, "all machines burnt")
+    with pytest.raises(NodeLost, match="all machines burnt"):
+        future.result(5)
+    with pytest.raises(NodeLost):
+        pool.submit(double, 1).result(5)
+
+
+def test_a_broken_link_loses_and_doubles_nothing(pool: MemoryPool) -> None:
+    """Cutting the link again and again in mid-run changes no result, and no task runs twice."""
+    agent = pool.add()
+    futures = []
+    for i in range(300):
+        futures.append(pool.submit(double, i))
+        if i % 30 == 0:
+            pool.do(agent.cut)
+    assert [future.result(10) for future in futures] == [2 * i for i in range(300)]
+    assert sorted(agent.ran) == list(range(1, 301))
+    assert agent.links > 1
+
+
+def test_a_silent_node_is_noticed(pool: MemoryPool) -> None:
+    """A node that says nothing, not even to the heartbeat, loses its link and then its tasks."""
+    agent = pool.add(slots=1, holding=True)
+    future = pool.submit(double, 1)
+    eventually(lambda: agent.held)
+    agent.mute = True
+    pool.add(slots=1)
+    assert future.result(10) == 2
+
+
+def test_large_buffers_go_to_a_node_once(pool: MemoryPool) -> None:
+    """The same content, in whatever array, crosses once for each node."""
+    agents = [pool.add(slots=1), pool.add(slots=1)]
+    x = np.arange(400_000.0)
+    futures = [pool.submit(lambda a, i: float(a.sum()) + i, x.copy(), i) for i in range(20)]
+    assert [future.result(5) for future in futures] == [float(x.sum()) + i for i in range(20)]
+    assert [agent.blobs_sent for agent in agents] == [1, 1]
+
+
+def test_a_slow_callback_of_one_call_does_not_hold_up_another(pool: MemoryPool) -> None:
+    """Callbacks of one call run in a lane of their own."""
+    pool.add()
+    stuck, released = threading.Event(), threading.Event()
+    slow = pool.submit(double, 1, options=TaskOptions(call=Call()))
+    slow.add_done_callback(lambda _: (stuck.set(), released.wait(10)))
+    assert stuck.wait(5)
+    assert pool.submit(double, 2, options=TaskOptions(call=Call())).result(5) == 4
+    released.set()
+
+
+def test_callbacks_of_one_call_come_one_at_a_time(pool: MemoryPool) -> None:
+    """joblib relies on it."""
+    pool.add()
+    busy = threading.Lock()
+    overlaps, done = [], []
+
+    def callback(_: object) -> None:
+        overlaps.append(not busy.acquire(blocking=False))
+        done.append(1)
+        busy.release()
+
+    options = TaskOptions(call=Call())
+    for i in range(200):
+        pool.submit(double, i, options=options).add_done_callback(callback)
+    eventually(lambda: len(done) == 200)
+    assert not any(overlaps)
+
+
+def test_a_calls_limit_holds(pool: MemoryPool) -> None:
+    """A call with limit 2 has two tasks out even where eight slots are free."""
+    agent = pool.add(slots=8, holding=True)
+    options = TaskOptions(call=Call(limit=2))
+    futures = [pool.submit(double, i, options=options) for i in range(6)]
+    most = 0
+    for _ in range(3):
+        eventually(lambda: len(agent.held) == 2)
+        most = max(most, len(agent.held))
+        for task in list(agent.held):
+            pool.do(agent.answer, task)
+        pool.do(agent.flush)
+    assert [future.result(5) for future in futures] == [0, 2, 4, 6, 8, 10]
+    assert most == 2
+
+
+def test_a_time_limit_names_task_and_node(pool: MemoryPool) -> None:
+    """A timeout that the node reports becomes TaskTimeout."""
+    agent = pool.add(holding=True)
+    future = pool.submit(double, 1, options=TaskOptions(timeout=2.5, count=2))
+    eventually(lambda: agent.held)
+    assert agent.held[1][0].timeout == 5.0
+    pool.do(agent.crash, 1, wire.Failure.TIMEOUT, "")
+    with pytest.raises(TaskTimeout, match=r"double \(task 1\) on m0 was stopped after 5 s"):
+        future.result(5)
+
+
+def test_a_closed_pool_says_so(pool: MemoryPool) -> None:
+    """After close, submit raises and nothing hangs."""
+    waiting = pool.submit(double, 1)
+    pool.close()
+    assert waiting.cancelled()
+    with pytest.raises(PoolNotActive):
+        pool.submit(double, 1)
+
+
+def _submit_in_child(pool: MemoryPool, answers: object) -> None:
+    try:
+        pool.submit(double, 1)
+    except PoolNotActive as error:
+        answers.put(str(error))  # type: ignore[attr-defined]
+
+
+def test_use_after_fork_raises(pool: MemoryPool) -> None:
+    """A forked child gets an error, it does not hang."""
+    context = multiprocessing.get_context("fork")
+    answers = context.Queue()
+    child = context.Process(target=_submit_in_child, args=(pool, answers))
+    child.start()
+    assert "fork" in answers.get(timeout=10)
+    child.join(10)
