@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
-from skyward.core import payload, schedule, wire
+from skyward.core import messages, payload, schedule, wire
 from skyward.core.blobs import Blobs, digest
 from skyward.core.delivery import Delivery, Lane
 from skyward.core.errors import NodeLost, PayloadError, PoolNotActive, TaskTimeout, WorkerCrashed
@@ -125,7 +125,7 @@ class _Job:
     timeout: float | None
     buffers: list[Any]  # head, then the out-of-band buffers
     blobs: dict[int, bytes]  # index of the out-of-band buffer -> its digest
-    answer: tuple[wire.Message, list[bytearray]] | None = None
+    answer: tuple[messages.Message, list[bytearray]] | None = None
     verdict: Verdict | None = None
     node: str = ""
     reason: str = ""
@@ -254,7 +254,7 @@ class Dispatcher:
             if isinstance(command, schedule.Run):
                 self._run(self._nodes[command.node], self._jobs[command.task], command.alone)
             elif isinstance(command, schedule.Stop):
-                self._nodes[command.node].session.send(wire.Cancel(command.task))
+                self._nodes[command.node].session.send(messages.Cancel(command.task))
             else:
                 self._settle(command)
 
@@ -263,7 +263,7 @@ class Dispatcher:
         if job.blobs:
             self._send_blobs(node, job)
         isolated = self._isolated if job.options.isolated is None else job.options.isolated
-        message = wire.Run(job.id, isolated or alone, job.timeout, job.options.threads, job.blobs)
+        message = messages.Run(job.id, isolated or alone, job.timeout, job.options.threads, job.blobs)
         buffers = [buffer for i, buffer in enumerate(job.buffers) if i - 1 not in job.blobs] if job.blobs else job.buffers
         node.session.send(message, buffers)
 
@@ -272,9 +272,9 @@ class Dispatcher:
         sizes = node.using[job.id] = {name: len(view) for name, view in views.items()}
         missing, forgotten = node.blobs.use(sizes)
         if forgotten:
-            node.session.send(wire.Forget(forgotten))
+            node.session.send(messages.Forget(forgotten))
         for name in missing:
-            node.session.send(wire.Blob(name), [views[name]])
+            node.session.send(messages.Blob(name), [views[name]])
 
     def _settle(self, command: schedule.Settle) -> None:
         job = self._jobs.pop(command.task)
@@ -286,33 +286,33 @@ class Dispatcher:
 
     # --- I/O thread: nodes ---
 
-    def received(self, session: Session, message: wire.Message, buffers: list[bytearray]) -> None:
+    def received(self, session: Session, message: messages.Message, buffers: list[bytearray]) -> None:
         """A node's word, from its session."""
         node = self._nodes.get(session.node)
         if node is None:
             return
-        if isinstance(message, (wire.Done, wire.Failed)):
+        if isinstance(message, (messages.Done, messages.Failed)):
             self._finished(node, message, buffers)
-        elif isinstance(message, wire.Output):
+        elif isinstance(message, messages.Output):
             text = bytes(buffers[0]).decode("utf-8", "backslashreplace")
             self._events.emit(Printed(session.node, message.stream, text))
-        elif isinstance(message, wire.StreamOpen):
+        elif isinstance(message, messages.StreamOpen):
             node.streams[message.stream] = asyncio.create_task(self._bridge(node, message))
-        elif isinstance(message, wire.StreamData):
+        elif isinstance(message, messages.StreamData):
             if message.stream in node.channels:
                 node.channels[message.stream].write(buffers)
-        elif isinstance(message, wire.StreamClose) and message.stream in node.streams:
+        elif isinstance(message, messages.StreamClose) and message.stream in node.streams:
             node.streams.pop(message.stream).cancel()
 
-    def _finished(self, node: _Node, message: wire.Done | wire.Failed, buffers: list[bytearray]) -> None:
+    def _finished(self, node: _Node, message: messages.Done | messages.Failed, buffers: list[bytearray]) -> None:
         job = self._jobs.get(message.task)
         if job is not None and job.node == node.session.node:
             job.answer = (message, buffers)
         used = node.using.pop(message.task, None)
         if used is not None:
             node.blobs.release(used)
-        failed = isinstance(message, wire.Failed)
-        outcome = _OUTCOMES.get(message.reason, Outcome.ANSWERED) if isinstance(message, wire.Failed) else Outcome.ANSWERED
+        failed = isinstance(message, messages.Failed)
+        outcome = _OUTCOMES.get(message.reason, Outcome.ANSWERED) if isinstance(message, messages.Failed) else Outcome.ANSWERED
         trip = node.session.round_trip
         self._handle(
             schedule.Finished(
@@ -353,7 +353,7 @@ class Dispatcher:
         """Wait until no task is left."""
         await self._idle.wait()
 
-    async def _bridge(self, node: _Node, message: wire.StreamOpen) -> None:
+    async def _bridge(self, node: _Node, message: messages.StreamOpen) -> None:
         """Carry bytes between a slot's stream and a listening socket of this process."""
         session, stream, error = node.session, message.stream, None
         channel: Channel | None = None
@@ -362,7 +362,7 @@ class Dispatcher:
                 raise ConnectionRefusedError("this pool bridges no streams")
             channel = node.channels[stream] = await self._open_stream(message.address)
             while data := await channel.read():
-                session.send(wire.StreamData(stream), [data])
+                session.send(messages.StreamData(stream), [data])
         except OSError as problem:
             error = f"{problem}"
         finally:
@@ -370,7 +370,7 @@ class Dispatcher:
             if channel is not None:
                 channel.close()
             if node.streams.pop(stream, None) is not None:
-                session.send(wire.StreamClose(stream, error))
+                session.send(messages.StreamClose(stream, error))
 
     # --- delivery thread ---
 
@@ -391,9 +391,9 @@ class Dispatcher:
         if job.verdict is Verdict.ANSWERED and job.answer is not None:
             message, buffers = job.answer
             job.answer = None
-            assert isinstance(message, (wire.Done, wire.Failed))
+            assert isinstance(message, (messages.Done, messages.Failed))
             job.future.seconds = message.seconds
-            if isinstance(message, wire.Failed):
+            if isinstance(message, messages.Failed):
                 return None, self._failure(job, message, buffers)
             try:
                 return payload.loads(buffers[0], buffers[1:]), None
@@ -405,7 +405,7 @@ class Dispatcher:
             return None, concurrent.futures.CancelledError(f"{job.label} was stopped on {job.node}")
         if job.verdict is Verdict.CRASHED and job.answer is not None:
             failed = job.answer[0]
-            detail = failed.detail if isinstance(failed, wire.Failed) else "it ended"
+            detail = failed.detail if isinstance(failed, messages.Failed) else "it ended"
             return None, WorkerCrashed(
                 f"the worker process of {job.label} (task {job.id}) on {job.node} died: {detail}. It was tried as often "
                 "as Worker(attempts=...) allows"
@@ -416,8 +416,8 @@ class Dispatcher:
         reason = self._lost.get(where, "there is no such node")
         return None, NodeLost(f"{job.label} (task {job.id}) is lost with {where}: {reason}")
 
-    def _failure(self, job: _Job, message: wire.Failed, buffers: Sequence[bytearray]) -> BaseException:
-        if message.reason == wire.Failure.TIMEOUT.value:
+    def _failure(self, job: _Job, message: messages.Failed, buffers: Sequence[bytearray]) -> BaseException:
+        if message.reason == messages.Failure.TIMEOUT.value:
             return TaskTimeout(
                 f"{job.label} (task {job.id}) on {job.node} was stopped after {job.timeout:g} s; "
                 "raise Compute(timeout=...), or None for no limit"
@@ -447,10 +447,10 @@ class Dispatcher:
 
 
 _OUTCOMES = {
-    wire.Failure.CRASHED.value: Outcome.CRASHED,
-    wire.Failure.REFUSED.value: Outcome.CRASHED,
-    wire.Failure.SHARED_CRASH.value: Outcome.SHARED_CRASH,
-    wire.Failure.CANCELLED.value: Outcome.STOPPED,
+    messages.Failure.CRASHED.value: Outcome.CRASHED,
+    messages.Failure.REFUSED.value: Outcome.CRASHED,
+    messages.Failure.SHARED_CRASH.value: Outcome.SHARED_CRASH,
+    messages.Failure.CANCELLED.value: Outcome.STOPPED,
 }
 
 

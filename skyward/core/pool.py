@@ -25,7 +25,7 @@ from skyward.core.ioloop import IOThread
 from skyward.core.provision import Plan, Provisioner
 from skyward.core.session import Timing
 from skyward.core.spec import Allocation, Endpoint, Image, Nodes, Order, Resources, Volume, Worker, parse_seconds
-from skyward.core.wire import Setup
+from skyward.core.messages import Setup
 
 __all__ = ["Compute", "ComputePool"]
 

@@ -19,7 +19,7 @@ from skyward.core.events import Events, NodeGone, NodeReady, NodeStep, Note
 from skyward.core.interfaces import Channel, Link, Provider, Transport
 from skyward.core.session import Session, Timing
 from skyward.core.spec import Image, Machine, Nodes, Order
-from skyward.core.wire import Message, Ready, Setup
+from skyward.core.messages import Message, Ready, Setup
 
 __all__ = ["Plan", "Provisioner"]
 

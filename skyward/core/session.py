@@ -18,7 +18,9 @@ from typing import Any, Protocol
 
 from skyward.core.errors import LinkError, ProtocolError, ProvisioningError
 from skyward.core.interfaces import Channel
-from skyward.core.wire import Ack, Buffer, Bye, Inbox, Message, Outbox, Ping, Pong, Received, Role, Setup, Welcome, Wire
+from skyward.core.mailbox import Inbox, Outbox
+from skyward.core.messages import Ack, Bye, Message, Ping, Pong, Setup, Welcome
+from skyward.core.wire import Buffer, Received, Role, Wire
 
 __all__ = ["Session", "SessionHandler", "Timing"]
 

@@ -20,9 +20,6 @@ The conversation opens with a mutual proof that both ends know the pool's secret
 
 All legal moves are in `TRANSITIONS`. An illegal move, garbage, or a size over the limits raises `ProtocolError`, and
 only that; any other exception from this module is a bug.
-
-`Outbox` and `Inbox` make messages survive a broken link: numbered, kept until acknowledged, sent again on the next
-link, and accepted once. They are pure too.
 """
 
 from __future__ import annotations
@@ -34,47 +31,39 @@ import struct
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Union, get_args, get_type_hints
+from typing import Any, NamedTuple, Union
 
 import msgpack
 
 from skyward.core.errors import ProtocolError
+from skyward.core.messages import (
+    CODES,
+    FIELDS,
+    MESSAGES,
+    Ack,
+    Blob,
+    Bye,
+    Cancel,
+    Done,
+    Failed,
+    Forget,
+    Hello,
+    Message,
+    Metric,
+    Output,
+    Ping,
+    Pong,
+    Proof,
+    Ready,
+    Run,
+    Setup,
+    StreamClose,
+    StreamData,
+    StreamOpen,
+    Welcome,
+)
 
-__all__ = [
-    "MESSAGES",
-    "TRANSITIONS",
-    "VERSION",
-    "Ack",
-    "Blob",
-    "Bye",
-    "Cancel",
-    "Done",
-    "Failed",
-    "Failure",
-    "Forget",
-    "Hello",
-    "Inbox",
-    "Limits",
-    "Message",
-    "Metric",
-    "Outbox",
-    "Output",
-    "Ping",
-    "Pong",
-    "Posted",
-    "Proof",
-    "Ready",
-    "Received",
-    "Role",
-    "Run",
-    "Setup",
-    "State",
-    "StreamClose",
-    "StreamData",
-    "StreamOpen",
-    "Welcome",
-    "Wire",
-]
+__all__ = ["REQUIRES", "TRANSITIONS", "VERSION", "Buffer", "Limits", "Received", "Role", "State", "Wire"]
 
 VERSION = 1
 """Number of the protocol. Both ends run the driver's own code, so unequal numbers mean a stale agent."""
@@ -102,221 +91,6 @@ class State(enum.Enum):
     OPEN = "open"
     CLOSED = "closed"
 
-
-# --- messages -------------------------------------------------------------------------------------------------------
-# Fields may be int, float, str, bytes, bool, None, or list/dict of those. The buffers of each are said in its docstring.
-
-
-class Hello(NamedTuple):
-    """Owner's first word. `received` counts the numbered messages it already has from this session."""
-
-    version: int
-    session: str
-    nonce: bytes
-    received: int
-
-
-class Welcome(NamedTuple):
-    """Worker's answer, with its proof that it knows the secret. `facts` are about the machine (cores, pid, ...)."""
-
-    version: int
-    nonce: bytes
-    proof: bytes
-    received: int
-    facts: dict[str, Any]
-
-
-class Proof(NamedTuple):
-    """Owner's proof; from here on both ends may say anything."""
-
-    proof: bytes
-
-
-class Ping(NamedTuple):
-    """Heartbeat; `stamp` comes back unchanged in a `Pong`."""
-
-    stamp: float
-
-
-class Pong(NamedTuple):
-    """Answer to `Ping`."""
-
-    stamp: float
-
-
-class Ack(NamedTuple):
-    """All numbered messages up to `received` have arrived."""
-
-    received: int
-
-
-class Bye(NamedTuple):
-    """The conversation is over for good: a worker ends its slots and itself, and says nothing more."""
-
-
-class Setup(NamedTuple):
-    """Owner to agent, once per session: how tasks run on this node.
-
-    Attributes
-    ----------
-    node
-        The node's name, for messages and the environment variable ``SKYWARD_NODE``.
-    concurrency
-        Tasks at a time, isolated and shared ones together.
-    isolated
-        Whether the slots that are started ahead are processes of one task each; else one process with threads.
-    threads
-        BLAS/OpenMP threads of each slot; None: cores // concurrency, at least 1.
-    env
-        Environment variables of the slots.
-    path
-        Folders put before ``sys.path``; for nodes that share the driver's file system.
-    cwd
-        Working directory of tasks; None leaves it.
-    preload
-        Modules that the fork server tries to import; one that is missing is no error.
-    authkey
-        The owner's ``multiprocessing.current_process().authkey``, so that Manager proxies work in slots.
-    around
-        ``module:function`` context managers around the life of each slot process.
-    orphan_timeout
-        Seconds without an owner after which the agent ends its slots and itself.
-    """
-
-    node: str
-    concurrency: int
-    isolated: bool
-    threads: int | None
-    env: dict[str, str]
-    path: list[str]
-    cwd: str | None
-    preload: list[str]
-    authkey: bytes
-    around: list[str]
-    orphan_timeout: float
-
-
-class Ready(NamedTuple):
-    """Agent to owner: `slots` slots take tasks from now on; or `error` says why there will be none."""
-
-    slots: int
-    error: str | None
-
-
-class Run(NamedTuple):
-    """Run a task. Buffers: pickle head, then its out-of-band buffers except those named in `blobs`.
-
-    `blobs` maps the index of an out-of-band buffer to the digest of a blob that was sent, or will be, as `Blob`.
-    `isolated`: in a process of its own. `timeout`: seconds from when it starts. `threads`: BLAS/OpenMP threads.
-    """
-
-    task: int
-    isolated: bool
-    timeout: float | None
-    threads: int | None
-    blobs: dict[int, bytes]
-
-
-class Cancel(NamedTuple):
-    """Forget a waiting task, stop a running one. Answered by `Failed(CANCELLED)` if the task was still there."""
-
-    task: int
-
-
-class Done(NamedTuple):
-    """The task returned after `seconds` of running. Buffers: the result's pickle head and out-of-band buffers."""
-
-    task: int
-    seconds: float
-
-
-class Failure(enum.Enum):
-    """Why a task did not return."""
-
-    RAISED = "raised"  # its own exception; buffers: a pickled exception
-    UNLOADABLE = "unloadable"  # the call could not be unpickled; buffers: a pickled exception
-    CRASHED = "crashed"  # its process died while it ran alone there; `detail` says how
-    SHARED_CRASH = "shared-crash"  # its process died while it ran other tasks too: not known which one did it
-    TIMEOUT = "timeout"  # ran longer than its limit
-    CANCELLED = "cancelled"  # as the owner asked
-    REFUSED = "refused"  # the node could not start it; `detail` says why
-
-
-class Failed(NamedTuple):
-    """The task did not return. `reason` is a `Failure` value. Buffers: see `Failure`."""
-
-    task: int
-    seconds: float
-    reason: str
-    detail: str
-
-
-class Output(NamedTuple):
-    """What tasks printed. `stream` is 1 or 2; one buffer: whole lines, of any bytes."""
-
-    stream: int
-
-
-class Metric(NamedTuple):
-    """Named figures of a node, at the worker's own pace."""
-
-    values: dict[str, float]
-
-
-class Blob(NamedTuple):
-    """A large buffer by the digest of its content. One buffer: the content."""
-
-    digest: bytes
-
-
-class Forget(NamedTuple):
-    """The owner will not name these blobs again."""
-
-    digests: list[bytes]
-
-
-class StreamOpen(NamedTuple):
-    """A slot asks for a byte stream to `address`, the path of a listening socket in the owner's process."""
-
-    stream: int
-    address: str
-
-
-class StreamData(NamedTuple):
-    """Bytes of a bridged stream, either way. One buffer."""
-
-    stream: int
-
-
-class StreamClose(NamedTuple):
-    """One end of a bridged stream has closed it, or it could not be opened; `error` says why."""
-
-    stream: int
-    error: str | None
-
-
-Message = Union[
-    Hello, Welcome, Proof, Ping, Pong, Ack, Bye, Setup, Ready, Run, Cancel, Done, Failed, Output, Metric, Blob, Forget,
-    StreamOpen, StreamData, StreamClose,
-]  # fmt: skip
-
-MESSAGES: tuple[type[Any], ...] = get_args(Message)
-"""Every kind of message; a kind's place in this tuple is its code on the wire."""
-
-_CODE: dict[type[Any], int] = {kind: code for code, kind in enumerate(MESSAGES)}
-
-
-def _accepts(hint: Any) -> tuple[type, ...]:
-    """The run-time types that a field's annotation allows (ints are fine where floats are)."""
-    types: list[type] = []
-    for part in get_args(hint) if type(None) in get_args(hint) else (hint,):
-        types.append(getattr(part, "__origin__", part))
-    return (*types, int) if float in types else tuple(types)
-
-
-_FIELDS: tuple[tuple[tuple[type, ...], ...], ...] = tuple(
-    tuple(_accepts(hint) for hint in get_type_hints(kind).values()) for kind in MESSAGES
-)
 
 # --- legal moves ----------------------------------------------------------------------------------------------------
 
@@ -500,7 +274,7 @@ class Wire:
         """
         kind = type(message)
         state = self._next_state(self.role, kind)
-        envelope: bytes = msgpack.packb((_CODE[kind], number, *message))
+        envelope: bytes = msgpack.packb((CODES[kind], number, *message))
         views = [memoryview(buffer).cast("B") for buffer in buffers]
         sizes = [len(view) for view in views]
         total = sum(sizes)
@@ -672,7 +446,7 @@ class Wire:
             if start + length > len(body):
                 raise ProtocolError("an envelope is cut short")
             code, seq, *fields = msgpack.unpackb(body[start : start + length], strict_map_key=False)
-            kind, wanted = MESSAGES[code], _FIELDS[code]
+            kind, wanted = MESSAGES[code], FIELDS[code]
         except ProtocolError:
             raise
         except Exception as error:  # msgpack's errors have no common base, and garbage meets them all
@@ -706,67 +480,3 @@ class Wire:
                 f"can't send {kind.__name__} when {role.value} is {state.value} and {role.peer.value} is {peer.value}"
             )
         return after
-
-
-class Posted(NamedTuple):
-    """A numbered message that is kept until the peer has it."""
-
-    number: int
-    message: Message
-    buffers: Sequence[Buffer]
-
-
-class Outbox:
-    """Numbers messages and keeps each until the peer acknowledges it, over any number of links."""
-
-    def __init__(self) -> None:
-        self._last = 0
-        self._kept: deque[Posted] = deque()
-        self.size = 0
-        """Bytes in the buffers of what is kept."""
-
-    def __repr__(self) -> str:
-        return f"<Outbox {len(self._kept)} kept, {self.size:,} bytes, last is {self._last}>"
-
-    def post(self, message: Message, buffers: Sequence[Buffer] = ()) -> Posted:
-        """Number a message and keep it."""
-        self._last += 1
-        posted = Posted(self._last, message, buffers)
-        self._kept.append(posted)
-        self.size += sum(len(buffer) for buffer in buffers)
-        return posted
-
-    def acknowledge(self, received: int) -> None:
-        """Drop what the peer has: everything up to number `received`."""
-        if received > self._last:
-            raise ProtocolError(f"the peer acknowledges message {received}, but only {self._last} were sent")
-        while self._kept and self._kept[0].number <= received:
-            self.size -= sum(len(buffer) for buffer in self._kept.popleft().buffers)
-
-    def kept(self) -> list[Posted]:
-        """What must be sent again on a new link, in order."""
-        return list(self._kept)
-
-
-class Inbox:
-    """Accepts each numbered message once, in whatever order they come."""
-
-    def __init__(self) -> None:
-        self.received = 0
-        """Every number up to this one has come."""
-        self._early: set[int] = set()
-
-    def __repr__(self) -> str:
-        return f"<Inbox received {self.received}, {len(self._early)} early>"
-
-    def accept(self, number: int) -> bool:
-        """Whether this message is new. Number 0 means not numbered: always new."""
-        if number == 0:
-            return True
-        if number <= self.received or number in self._early:
-            return False
-        self._early.add(number)
-        while self.received + 1 in self._early:
-            self.received += 1
-            self._early.remove(self.received)
-        return True

@@ -7,14 +7,14 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from skyward.core import payload, wire
+from skyward.core import mailbox, messages, payload, wire
 from skyward.core.blobs import digest
 from skyward.core.events import Events
 from skyward.core.dispatch import Dispatcher
 from skyward.core.interfaces import Channel
 from skyward.core.ioloop import IOThread
 from skyward.core.session import Session, Timing
-from skyward.core.wire import Setup
+from skyward.core.messages import Setup
 from skyward.transport.memory import MemoryChannel, pair
 
 SETUP = Setup("", 2, True, None, {}, [], None, [], b"", [], 60.0)
@@ -26,11 +26,11 @@ class MemoryAgent:
 
     def __init__(self, slots: int = 2, secret: bytes = b"s") -> None:
         self.slots, self.secret = slots, secret
-        self.inbox, self.outbox = wire.Inbox(), wire.Outbox()
+        self.inbox, self.outbox = mailbox.Inbox(), mailbox.Outbox()
         self.holding = False
         self.dead = False
         self.mute = False
-        self.held: dict[int, tuple[wire.Run, list[bytearray]]] = {}
+        self.held: dict[int, tuple[messages.Run, list[bytearray]]] = {}
         self.ran: list[int] = []
         self.cancelled: list[int] = []
         self.blobs: dict[bytes, bytearray] = {}
@@ -59,10 +59,10 @@ class MemoryAgent:
         link = wire.Wire(wire.Role.WORKER, secret=self.secret, nonce=b"w")
         while data := await channel.read():
             for received in link.receive_data(data):
-                if isinstance(received.message, wire.Hello):
+                if isinstance(received.message, messages.Hello):
                     link.welcome(self.inbox.received, {"memory": 10**9})
                     heard = received.message.received
-                elif isinstance(received.message, wire.Proof):
+                elif isinstance(received.message, messages.Proof):
                     self._channel, self._wire = channel, link
                     self.outbox.acknowledge(heard)
                     for posted in self.outbox.kept():
@@ -77,43 +77,43 @@ class MemoryAgent:
             while link.has_data:
                 channel.write(link.data_to_send())
 
-    def say(self, message: wire.Message, buffers: Any = ()) -> None:
+    def say(self, message: messages.Message, buffers: Any = ()) -> None:
         posted = self.outbox.post(message, buffers)
         if self._wire is not None and self._wire.is_open:
             self._wire.send(message, buffers, posted.number)
 
-    def take(self, message: wire.Message, buffers: list[bytearray]) -> None:
-        if isinstance(message, wire.Setup):
-            self.say(wire.Ready(self.slots, None))
-        elif isinstance(message, wire.Ping):
+    def take(self, message: messages.Message, buffers: list[bytearray]) -> None:
+        if isinstance(message, messages.Setup):
+            self.say(messages.Ready(self.slots, None))
+        elif isinstance(message, messages.Ping):
             if self._wire is not None:  # None: cut while this was being read
-                self._wire.send(wire.Pong(message.stamp))
-                self._wire.send(wire.Ack(self.inbox.received))
-        elif isinstance(message, wire.Ack):
+                self._wire.send(messages.Pong(message.stamp))
+                self._wire.send(messages.Ack(self.inbox.received))
+        elif isinstance(message, messages.Ack):
             self.outbox.acknowledge(message.received)
-        elif isinstance(message, wire.Blob):
+        elif isinstance(message, messages.Blob):
             self.blobs_sent += 1
             assert digest(memoryview(buffers[0])) == message.digest
             self.blobs[message.digest] = buffers[0]
             if not self.holding:
                 for task in [task for task, (run, _) in self.held.items() if self._complete(run)]:
                     self.answer(task)
-        elif isinstance(message, wire.Forget):
+        elif isinstance(message, messages.Forget):
             for name in message.digests:
                 del self.blobs[name]
-        elif isinstance(message, wire.Run):
+        elif isinstance(message, messages.Run):
             self.held[message.task] = (message, buffers)
             if not self.holding and self._complete(message):
                 self.answer(message.task)
-        elif isinstance(message, wire.Cancel) and message.task in self.held:
+        elif isinstance(message, messages.Cancel) and message.task in self.held:
             del self.held[message.task]
             self.cancelled.append(message.task)
-            self.say(wire.Failed(message.task, 0.0, wire.Failure.CANCELLED.value, ""))
-        elif isinstance(message, wire.Bye):
+            self.say(messages.Failed(message.task, 0.0, messages.Failure.CANCELLED.value, ""))
+        elif isinstance(message, messages.Bye):
             self.dead = True
             self.cut()
 
-    def _complete(self, run: wire.Run) -> bool:
+    def _complete(self, run: messages.Run) -> bool:
         return all(name in self.blobs for name in run.blobs.values())
 
     def answer(self, task: int) -> None:
@@ -129,14 +129,14 @@ class MemoryAgent:
             result = payload.dumps(function(*args, **kwargs), "result", large=None)
         except BaseException as error:
             seconds = time.perf_counter() - began
-            self.say(wire.Failed(task, seconds, wire.Failure.RAISED.value, ""), payload.dump_error(error))
+            self.say(messages.Failed(task, seconds, messages.Failure.RAISED.value, ""), payload.dump_error(error))
         else:
-            self.say(wire.Done(task, time.perf_counter() - began), [result.head, *result.buffers])
+            self.say(messages.Done(task, time.perf_counter() - began), [result.head, *result.buffers])
 
-    def crash(self, task: int, reason: wire.Failure = wire.Failure.CRASHED, detail: str = "killed by SIGKILL") -> None:
+    def crash(self, task: int, reason: messages.Failure = messages.Failure.CRASHED, detail: str = "killed by SIGKILL") -> None:
         """Say that the process of a held call died."""
         del self.held[task]
-        self.say(wire.Failed(task, 0.1, reason.value, detail))
+        self.say(messages.Failed(task, 0.1, reason.value, detail))
         self.flush()
 
     def cut(self) -> None:
@@ -173,7 +173,7 @@ class MemoryPool:
 
         class Ear:
             def received(self, session: Session, message: Any, buffers: list[bytearray]) -> None:
-                if isinstance(message, wire.Ready):
+                if isinstance(message, messages.Ready):
                     pool.dispatcher.node_up(session, message.slots)
                     up.set()
                 else:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from skyward.core import wire
+from skyward.core import messages
 from skyward.core.dispatch import Call, TaskOptions
 from skyward.core.errors import NodeLost, PayloadError, PoolNotActive, TaskTimeout, WorkerCrashed
 from skyward.core.payload import RemoteTraceback
@@ -251,7 +251,7 @@ def test_a_time_limit_names_task_and_node(pool: MemoryPool) -> None:
     future = pool.submit(double, 1, options=TaskOptions(timeout=2.5, count=2))
     eventually(lambda: agent.held)
     assert agent.held[1][0].timeout == 5.0
-    pool.do(agent.crash, 1, wire.Failure.TIMEOUT, "")
+    pool.do(agent.crash, 1, messages.Failure.TIMEOUT, "")
     with pytest.raises(TaskTimeout, match=r"double \(task 1\) on m0 was stopped after 5 s"):
         future.result(5)
 

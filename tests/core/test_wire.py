@@ -10,29 +10,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skyward.core.errors import ProtocolError
-from skyward.core.wire import (
-    MESSAGES,
-    TRANSITIONS,
+from skyward.core.mailbox import Inbox, Outbox
+from skyward.core.messages import (
     Ack,
     Bye,
     Cancel,
     Done,
     Failed,
     Hello,
-    Inbox,
-    Limits,
+    MESSAGES,
     Output,
-    Outbox,
     Ping,
     Pong,
     Ready,
-    Received,
-    Role,
     Run,
-    State,
     StreamOpen,
-    Wire,
 )
+from skyward.core.wire import Limits, Received, Role, State, TRANSITIONS, Wire
 
 OWNER_MESSAGES = st.one_of(
     st.builds(Ping, st.floats(allow_nan=False)),
@@ -236,7 +230,7 @@ def test_a_proof_can_not_be_reflected_or_replayed() -> None:
     import msgpack
 
     proof = msgpack.unpackb(bytes(piece)[9 + 6 :])[4]
-    from skyward.core.wire import Proof
+    from skyward.core.messages import Proof
 
     with pytest.raises(ProtocolError, match="secret"):
         worker.receive_data(_piece(0, 0, _prelude(_envelope(Proof(proof)))))

@@ -1,0 +1,249 @@
+"""What owner and worker can say to each other: one NamedTuple for each kind of message, and nothing that acts.
+
+Fields may be int, float, str, bytes, bool, None, or list and dict of those. Bulk goes into the message's buffers; what
+they hold is said in the message's docstring.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Any, NamedTuple, Union, get_args, get_type_hints
+
+__all__ = [
+    "CODES",
+    "FIELDS",
+    "MESSAGES",
+    "Ack",
+    "Blob",
+    "Bye",
+    "Cancel",
+    "Done",
+    "Failed",
+    "Failure",
+    "Forget",
+    "Hello",
+    "Message",
+    "Metric",
+    "Output",
+    "Ping",
+    "Pong",
+    "Proof",
+    "Ready",
+    "Run",
+    "Setup",
+    "StreamClose",
+    "StreamData",
+    "StreamOpen",
+    "Welcome",
+]
+
+class Hello(NamedTuple):
+    """Owner's first word. `received` counts the numbered messages it already has from this session."""
+
+    version: int
+    session: str
+    nonce: bytes
+    received: int
+
+
+class Welcome(NamedTuple):
+    """Worker's answer, with its proof that it knows the secret. `facts` are about the machine (cores, pid, ...)."""
+
+    version: int
+    nonce: bytes
+    proof: bytes
+    received: int
+    facts: dict[str, Any]
+
+
+class Proof(NamedTuple):
+    """Owner's proof; from here on both ends may say anything."""
+
+    proof: bytes
+
+
+class Ping(NamedTuple):
+    """Heartbeat; `stamp` comes back unchanged in a `Pong`."""
+
+    stamp: float
+
+
+class Pong(NamedTuple):
+    """Answer to `Ping`."""
+
+    stamp: float
+
+
+class Ack(NamedTuple):
+    """All numbered messages up to `received` have arrived."""
+
+    received: int
+
+
+class Bye(NamedTuple):
+    """The conversation is over for good: a worker ends its slots and itself, and says nothing more."""
+
+
+class Setup(NamedTuple):
+    """Owner to agent, once per session: how tasks run on this node.
+
+    Attributes
+    ----------
+    node
+        The node's name, for messages and the environment variable ``SKYWARD_NODE``.
+    concurrency
+        Tasks at a time, isolated and shared ones together.
+    isolated
+        Whether the slots that are started ahead are processes of one task each; else one process with threads.
+    threads
+        BLAS/OpenMP threads of each slot; None: cores // concurrency, at least 1.
+    env
+        Environment variables of the slots.
+    path
+        Folders put before ``sys.path``; for nodes that share the driver's file system.
+    cwd
+        Working directory of tasks; None leaves it.
+    preload
+        Modules that the fork server tries to import; one that is missing is no error.
+    authkey
+        The owner's ``multiprocessing.current_process().authkey``, so that Manager proxies work in slots.
+    around
+        ``module:function`` context managers around the life of each slot process.
+    orphan_timeout
+        Seconds without an owner after which the agent ends its slots and itself.
+    """
+
+    node: str
+    concurrency: int
+    isolated: bool
+    threads: int | None
+    env: dict[str, str]
+    path: list[str]
+    cwd: str | None
+    preload: list[str]
+    authkey: bytes
+    around: list[str]
+    orphan_timeout: float
+
+
+class Ready(NamedTuple):
+    """Agent to owner: `slots` slots take tasks from now on; or `error` says why there will be none."""
+
+    slots: int
+    error: str | None
+
+
+class Run(NamedTuple):
+    """Run a task. Buffers: pickle head, then its out-of-band buffers except those named in `blobs`.
+
+    `blobs` maps the index of an out-of-band buffer to the digest of a blob that was sent, or will be, as `Blob`.
+    `isolated`: in a process of its own. `timeout`: seconds from when it starts. `threads`: BLAS/OpenMP threads.
+    """
+
+    task: int
+    isolated: bool
+    timeout: float | None
+    threads: int | None
+    blobs: dict[int, bytes]
+
+
+class Cancel(NamedTuple):
+    """Forget a waiting task, stop a running one. Answered by `Failed(CANCELLED)` if the task was still there."""
+
+    task: int
+
+
+class Done(NamedTuple):
+    """The task returned after `seconds` of running. Buffers: the result's pickle head and out-of-band buffers."""
+
+    task: int
+    seconds: float
+
+
+class Failure(enum.Enum):
+    """Why a task did not return."""
+
+    RAISED = "raised"  # its own exception; buffers: a pickled exception
+    UNLOADABLE = "unloadable"  # the call could not be unpickled; buffers: a pickled exception
+    CRASHED = "crashed"  # its process died while it ran alone there; `detail` says how
+    SHARED_CRASH = "shared-crash"  # its process died while it ran other tasks too: not known which one did it
+    TIMEOUT = "timeout"  # ran longer than its limit
+    CANCELLED = "cancelled"  # as the owner asked
+    REFUSED = "refused"  # the node could not start it; `detail` says why
+
+
+class Failed(NamedTuple):
+    """The task did not return. `reason` is a `Failure` value. Buffers: see `Failure`."""
+
+    task: int
+    seconds: float
+    reason: str
+    detail: str
+
+
+class Output(NamedTuple):
+    """What tasks printed. `stream` is 1 or 2; one buffer: whole lines, of any bytes."""
+
+    stream: int
+
+
+class Metric(NamedTuple):
+    """Named figures of a node, at the worker's own pace."""
+
+    values: dict[str, float]
+
+
+class Blob(NamedTuple):
+    """A large buffer by the digest of its content. One buffer: the content."""
+
+    digest: bytes
+
+
+class Forget(NamedTuple):
+    """The owner will not name these blobs again."""
+
+    digests: list[bytes]
+
+
+class StreamOpen(NamedTuple):
+    """A slot asks for a byte stream to `address`, the path of a listening socket in the owner's process."""
+
+    stream: int
+    address: str
+
+
+class StreamData(NamedTuple):
+    """Bytes of a bridged stream, either way. One buffer."""
+
+    stream: int
+
+
+class StreamClose(NamedTuple):
+    """One end of a bridged stream has closed it, or it could not be opened; `error` says why."""
+
+    stream: int
+    error: str | None
+
+
+Message = Union[
+    Hello, Welcome, Proof, Ping, Pong, Ack, Bye, Setup, Ready, Run, Cancel, Done, Failed, Output, Metric, Blob, Forget,
+    StreamOpen, StreamData, StreamClose,
+]  # fmt: skip
+
+MESSAGES: tuple[type[Any], ...] = get_args(Message)
+"""Every kind of message; a kind's place in this tuple is its code on the wire."""
+
+CODES: dict[type[Any], int] = {kind: code for code, kind in enumerate(MESSAGES)}
+
+
+def _accepts(hint: Any) -> tuple[type, ...]:
+    """The run-time types that a field's annotation allows (ints are fine where floats are)."""
+    types: list[type] = []
+    for part in get_args(hint) if type(None) in get_args(hint) else (hint,):
+        types.append(getattr(part, "__origin__", part))
+    return (*types, int) if float in types else tuple(types)
+
+
+FIELDS: tuple[tuple[tuple[type, ...], ...], ...] = tuple(
+    tuple(_accepts(hint) for hint in get_type_hints(kind).values()) for kind in MESSAGES
+)
