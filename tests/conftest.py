@@ -1,0 +1,53 @@
+"""Fixtures for all tests: real hosts, and a watch over what a test leaves behind."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytest_plugins = ["tests.lab.fixtures"]
+
+_GRACE = 5.0  # seconds that threads and processes which are ending may take
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left_behind() -> Iterator[None]:
+    """A test fails when threads of skyward or agents on this machine outlive it."""
+    before = _agents()
+    yield
+    end = time.monotonic() + _GRACE
+    while left := _threads() + sorted(_agents() - before):
+        if time.monotonic() > end:
+            pytest.fail(f"left behind: {left}")
+        time.sleep(0.01)
+
+
+def _threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("skyward-")]
+
+
+def _agents() -> set[str]:
+    """Workers that are descendants of this process, as text."""
+    found = set()
+    parents: dict[int, int] = {}
+    commands: dict[int, str] = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            stat = (entry / "stat").read_text().rpartition(")")[2].split()
+            command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:  # it has just ended
+            continue
+        pid = int(entry.name)
+        parents[pid], commands[pid] = int(stat[1]), command
+    for pid, command in commands.items():
+        ancestor = pid
+        while ancestor in parents and ancestor not in (0, os.getpid()):
+            ancestor = parents[ancestor]
+        if ancestor == os.getpid() and "skyward.worker" in command:
+            found.add(f"process {pid}: {command.strip()}")
+    return found
