@@ -24,6 +24,7 @@ from skyward.core.interfaces import Channel
 from skyward.core.ioloop import IOThread
 from skyward.core.schedule import Outcome, Schedule, Verdict
 from skyward.core.session import Session
+from skyward.core.wire import Filled
 
 __all__ = ["Call", "Dispatcher", "StreamOpener", "TaskFuture", "TaskOptions"]
 
@@ -125,7 +126,7 @@ class _Job:
     timeout: float | None
     buffers: list[Any]  # head, then the out-of-band buffers
     blobs: dict[int, bytes]  # index of the out-of-band buffer -> its digest
-    answer: tuple[messages.Message, list[bytearray]] | None = None
+    answer: tuple[messages.Message, list[Filled]] | None = None
     verdict: Verdict | None = None
     node: str = ""
     reason: str = ""
@@ -286,7 +287,7 @@ class Dispatcher:
 
     # --- I/O thread: nodes ---
 
-    def received(self, session: Session, message: messages.Message, buffers: list[bytearray]) -> None:
+    def received(self, session: Session, message: messages.Message, buffers: list[Filled]) -> None:
         """A node's word, from its session."""
         node = self._nodes.get(session.node)
         if node is None:
@@ -304,7 +305,7 @@ class Dispatcher:
         elif isinstance(message, messages.StreamClose) and message.stream in node.streams:
             node.streams.pop(message.stream).cancel()
 
-    def _finished(self, node: _Node, message: messages.Done | messages.Failed, buffers: list[bytearray]) -> None:
+    def _finished(self, node: _Node, message: messages.Done | messages.Failed, buffers: list[Filled]) -> None:
         job = self._jobs.get(message.task)
         if job is not None and job.node == node.session.node:
             job.answer = (message, buffers)
@@ -416,7 +417,7 @@ class Dispatcher:
         reason = self._lost.get(where, "there is no such node")
         return None, NodeLost(f"{job.label} (task {job.id}) is lost with {where}: {reason}")
 
-    def _failure(self, job: _Job, message: messages.Failed, buffers: Sequence[bytearray]) -> BaseException:
+    def _failure(self, job: _Job, message: messages.Failed, buffers: Sequence[Filled]) -> BaseException:
         if message.reason == messages.Failure.TIMEOUT.value:
             return TaskTimeout(
                 f"{job.label} (task {job.id}) on {job.node} was stopped after {job.timeout:g} s; "

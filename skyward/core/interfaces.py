@@ -7,6 +7,7 @@ through the registry and keep the same contracts; the suites in `skyward.testing
 from __future__ import annotations
 
 import enum
+import mmap
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -66,7 +67,7 @@ class Channel(Protocol):
         """The next bytes, as many as there are; ``b""`` at the end of the stream, also after an error of the link."""
         ...
 
-    def write(self, buffers: Sequence[bytes | bytearray | memoryview]) -> None:
+    def write(self, buffers: Sequence[bytes | bytearray | memoryview | mmap.mmap]) -> None:
         """Queue bytes in order. Never blocks. After the stream ended it does nothing. Buffers must not change."""
         ...
 

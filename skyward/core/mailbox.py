@@ -5,6 +5,7 @@ Pure. Both ends have one `Outbox` and one `Inbox` for a whole conversation, over
 
 from __future__ import annotations
 
+import mmap
 from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -14,7 +15,7 @@ from skyward.core.messages import Message
 
 __all__ = ["Inbox", "Outbox", "Posted"]
 
-Buffer = bytes | bytearray | memoryview
+Buffer = bytes | bytearray | memoryview | mmap.mmap
 
 
 class Posted(NamedTuple):

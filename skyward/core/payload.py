@@ -10,23 +10,29 @@ holds its bytes, as loky does with joblib's ``max_nbytes`` and ``mmap_mode``.
 from __future__ import annotations
 
 import io
+import mmap
 import pickle
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import cloudpickle
 
 from skyward.core.culprit import find_culprit
 from skyward.core.errors import PayloadError, TaskFailed
 
-__all__ = ["LARGE", "Payload", "RemoteTraceback", "dump_error", "dumps", "load_error", "loads"]
+__all__ = ["CLASS_REDUCERS", "LARGE", "Payload", "RemoteTraceback", "dump_error", "dumps", "load_error", "loads"]
 
 LARGE = 1 << 20
 """Bytes from which an array is worth a file of its own on a node; joblib's default `max_nbytes`."""
 
 _OUT_OF_BAND = 16 * 1024  # buffers from this size stay out of the pickle; below, a copy is cheaper than a frame entry
+
+
+CLASS_REDUCERS: list[Callable[[type], Any]] = []
+"""Asked in turn how to pickle a class: each gives what a ``__reduce__`` gives, or None for the usual way. For parts of
+skyward that know of classes which the other side may lack."""
 
 
 class Payload(NamedTuple):
@@ -61,6 +67,10 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         numpy = sys.modules.get("numpy")
         if self._large is not None and numpy is not None and isinstance(obj, numpy.ndarray):
             return self._reduce_array(obj, numpy)
+        if CLASS_REDUCERS and isinstance(obj, type):
+            for reduce in CLASS_REDUCERS:
+                if (reduced := reduce(obj)) is not None:
+                    return reduced
         return super().reducer_override(obj)
 
     def _reduce_array(self, array: Any, numpy: Any) -> Any:
@@ -72,7 +82,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         return map_array, (pickle.PickleBuffer(flat), array.dtype, array.shape, order, self._mode)
 
 
-def map_array(buffer: Any, dtype: Any, shape: tuple[int, ...], order: str, mode: str) -> Any:
+def map_array(buffer: Any, dtype: Any, shape: tuple[int, ...], order: Literal["C", "F"], mode: str) -> Any:
     """Rebuild an array on the receiving side; called by the pickle.
 
     `buffer` is a `numpy.memmap` of uint8 where the receiver has the bytes in a file, otherwise any writable buffer.
@@ -81,9 +91,10 @@ def map_array(buffer: Any, dtype: Any, shape: tuple[int, ...], order: str, mode:
 
     if isinstance(buffer, numpy.memmap):
         if mode != "r":
+            assert buffer.filename is not None
             buffer = numpy.memmap(buffer.filename, dtype=numpy.uint8, mode="c", shape=buffer.shape)
-        return buffer.view(dtype).reshape(shape, order=order)  # type: ignore[arg-type]
-    return numpy.frombuffer(buffer, dtype=dtype).reshape(shape, order=order)  # type: ignore[arg-type]
+        return buffer.view(dtype).reshape(shape, order=order)
+    return numpy.frombuffer(buffer, dtype=dtype).reshape(shape, order=order)
 
 
 def dumps(value: Any, what: str = "value", *, large: int | None = LARGE, mode: str = "c") -> Payload:
@@ -125,7 +136,7 @@ def dumps(value: Any, what: str = "value", *, large: int | None = LARGE, mode: s
     return Payload(file.getvalue(), buffers)
 
 
-def loads(head: bytes | bytearray | memoryview, buffers: Sequence[Any] = ()) -> Any:
+def loads(head: bytes | bytearray | memoryview | mmap.mmap, buffers: Sequence[Any] = ()) -> Any:
     """The value again. Raises whatever unpickling raises."""
     return pickle.loads(head, buffers=buffers)
 
@@ -146,7 +157,7 @@ def dump_error(error: BaseException) -> list[bytes]:
     return [pickle.dumps((chain, text), protocol=5)]
 
 
-def load_error(head: bytes | bytearray | memoryview) -> BaseException:
+def load_error(head: bytes | bytearray | memoryview | mmap.mmap) -> BaseException:
     """The exception again, its remote traceback at the end of its chain of causes. Never raises.
 
     One that can't be rebuilt here becomes a `TaskFailed` that says what it was.
@@ -168,33 +179,55 @@ def load_error(head: bytes | bytearray | memoryview) -> BaseException:
 
 def _dump_one(error: BaseException) -> bytes:
     """Pickle one exception so that it surely loads again; bytes that don't load where nothing helps."""
-    for value in (error, _Rebuilt(error, keep_state=True), _Rebuilt(error, keep_state=False)):
+    for dump in (_dump_plainly, _dump_rebuilt, _dump_filtered):
         try:
-            data: bytes = cloudpickle.dumps(value, protocol=5)
+            data = dump(error)
             if type(pickle.loads(data)).__qualname__ == type(error).__qualname__:
                 return data
-        except Exception:  # noqa: S112 - the next form is tried; that none worked shows on the other side
+        except Exception:  # noqa: S112  the next way is tried; that none worked shows on the other side
             continue
     return b""
 
 
-class _Rebuilt:
-    """Pickles as an exception made without its ``__init__``, for those whose signature does not match their args."""
+def _dump_plainly(error: BaseException) -> bytes:
+    return bytes(cloudpickle.dumps(error, protocol=5))
 
-    def __init__(self, error: BaseException, keep_state: bool) -> None:
-        self.error = error
-        self.keep_state = keep_state
 
-    def __reduce__(self) -> Any:
-        error = self.error
-        if self.keep_state:
-            return _rebuild, (type(error), error.args, dict(vars(error)))
-        state = {key: value for key, value in vars(error).items() if _carries(value)}
-        return _rebuild, (type(error), tuple(a if _carries(a) else repr(a) for a in error.args), state)
+def _dump_rebuilt(error: BaseException, *, filtered: bool = False) -> bytes:
+    file = io.BytesIO()
+    _ErrorPickler(file, filtered).dump(error)
+    return file.getvalue()
+
+
+def _dump_filtered(error: BaseException) -> bytes:
+    return _dump_rebuilt(error, filtered=True)
+
+
+class _ErrorPickler(cloudpickle.Pickler):  # type: ignore[misc]
+    """Pickles exceptions so that they are rebuilt without their ``__init__``, whose signature need not match args.
+
+    With `filtered`, whatever in them can't be carried is left out (attributes) or replaced by its repr (args).
+    """
+
+    def __init__(self, file: io.BytesIO, filtered: bool) -> None:
+        super().__init__(file, protocol=5)
+        self._filtered = filtered
+
+    def reducer_override(self, obj: Any) -> Any:
+        if not isinstance(obj, BaseException):
+            return super().reducer_override(obj)
+        args, state = obj.args, dict(vars(obj))
+        if self._filtered and not isinstance(obj, BaseExceptionGroup):  # a group's args are exceptions, as this is
+            args = tuple(arg if _carries(arg) else repr(arg) for arg in args)
+            state = {key: value for key, value in state.items() if _carries(value)}
+        return _rebuild, (type(obj), args, state)
 
 
 def _rebuild(kind: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]) -> BaseException:
-    error = kind.__new__(kind)
+    try:
+        error = kind.__new__(kind, *args)
+    except TypeError:
+        error = kind.__new__(kind)
     error.args = args
     error.__dict__.update(state)
     return error

@@ -119,12 +119,15 @@ class Compute(concurrent.futures.Executor):
         self._plugins = _plugins(plugins)
         self._volumes = _either("volume", volume or None, "volumes", volumes or None)
         if self._volumes:
-            raise ConfigError("volume=: volumes are not there yet; they come with the cloud providers")
+            raise ConfigError(
+                f"volume={self._volumes!r}: volumes are not in this version yet; read the data on the nodes some other "
+                "way, or pass it as an argument: a large array is sent to each node once"
+            )
         self._isolated = self.worker.executor == "process" or (
             self.worker.executor == "auto" and any(plugin.isolated for plugin in self._plugins)
         )
         self._image = image or Image()
-        self._console = console
+        self.console = console
         self._state: _Running | None = None
         self._used = False
 
@@ -242,7 +245,8 @@ class _Running:
         self._began = time.monotonic()
         self._name = pool.name
         self._io = IOThread(f"skyward-io-{pool.name}")
-        self._unsubscribe: list[Callable[[], None]] = []
+        self._console = registry.load(registry.LISTENERS, "console")(live=pool.console)
+        self._unsubscribe = pool.events.subscribe(self._console.handle)
         self.dispatcher = Dispatcher(
             self._io,
             pool.events,
@@ -292,6 +296,8 @@ class _Running:
             self._io.stop()
             self.dispatcher.close()
             self.events.emit(PoolClosed(time.monotonic() - self._began))
+            self._unsubscribe()
+            self._console.close()
 
     def _end_nodes(self) -> None:
         ending = self._io.start(self._give_back())

@@ -19,6 +19,7 @@ from skyward.core.events import Events, NodeGone, NodeReady, NodeStep, Note
 from skyward.core.interfaces import Channel, Link, Provider, Transport
 from skyward.core.session import Session, Timing
 from skyward.core.spec import Image, Machine, Nodes, Order
+from skyward.core.wire import Filled
 from skyward.core.messages import Message, Ready, Setup
 
 __all__ = ["Plan", "Provisioner"]
@@ -119,8 +120,8 @@ class Provisioner:
                 count -= len(machines)
         if count > 0 and refusals:
             self._first_error = self._first_error or refusals[0]
-            for error in refusals:
-                self._events.emit(Note(f"{count} node(s) not had: {error}"))
+            for refusal in refusals:
+                self._events.emit(Note(f"{count} node(s) not had: {refusal}"))
 
     def _begin(self, provider: Provider, machine: Machine) -> None:
         self._names += 1
@@ -181,7 +182,7 @@ class Provisioner:
         finally:
             await connector.close()
 
-    def received(self, session: Session, message: Message, buffers: list[bytearray]) -> None:
+    def received(self, session: Session, message: Message, buffers: list[Filled]) -> None:
         """Hear a session: that it is ready is ours to know, all else the dispatcher's."""
         if not isinstance(message, Ready):
             self._dispatcher.received(session, message, buffers)

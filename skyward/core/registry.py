@@ -1,7 +1,7 @@
-"""Names to classes: providers and transports, ours and third parties', imported when they are first asked for.
+"""Names to classes: providers, transports and listeners, ours and third parties', imported when first asked for.
 
 Ours stand in a table here, so that finding them needs no look at the installed packages; third parties' are found by
-entry point, in the groups ``skyward.providers`` and ``skyward.transports``. Both are loaded the same way.
+entry point, in groups of the same names. Both are loaded the same way.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ from typing import Any
 
 from skyward.core.errors import PluginNotFound
 
-__all__ = ["PROVIDERS", "TRANSPORTS", "load", "names"]
+__all__ = ["LISTENERS", "PROVIDERS", "TRANSPORTS", "load", "names"]
 
 PROVIDERS = "skyward.providers"
 TRANSPORTS = "skyward.transports"
+LISTENERS = "skyward.listeners"
 
 _OURS: dict[str, dict[str, str]] = {
+    LISTENERS: {"console": "skyward.console:Console"},
     PROVIDERS: {"local": "skyward.providers.local:Local", "ssh": "skyward.providers.ssh:SSH"},
     TRANSPORTS: {
         "memory": "skyward.transport.memory:MemoryTransport",

@@ -20,7 +20,7 @@ from skyward.core.errors import LinkError, ProtocolError, ProvisioningError
 from skyward.core.interfaces import Channel
 from skyward.core.mailbox import Inbox, Outbox
 from skyward.core.messages import Ack, Bye, Message, Ping, Pong, Setup, Welcome
-from skyward.core.wire import Buffer, Received, Role, Wire
+from skyward.core.wire import Buffer, Filled, Received, Role, Wire
 
 __all__ = ["Session", "SessionHandler", "Timing"]
 
@@ -58,7 +58,7 @@ class Timing:
 class SessionHandler(Protocol):
     """Who hears of what a node says. Called from the event loop; must not block."""
 
-    def received(self, session: Session, message: Message, buffers: list[bytearray]) -> None:
+    def received(self, session: Session, message: Message, buffers: list[Filled]) -> None:
         """A message of the node that is not the session's own business."""
         ...
 
@@ -135,7 +135,7 @@ class Session:
             await self._greet(channel)
         except (ProtocolError, TimeoutError) as error:
             self._drop(channel)
-            raise LinkError(f"{self.node}: the agent did not answer the greeting: {error or 'time out'}") from error
+            raise LinkError(f"{self.node}: the agent did not answer the greeting: {_text(error)}") from error
         while True:
             try:
                 reason = await self._talk(channel)
@@ -149,7 +149,11 @@ class Session:
             try:
                 channel = await self._reconnect()
             except LinkError as error:
-                return self._why if self._closing else f"{error}"
+                return self._reason(f"{error}")
+
+    def _reason(self, lost: str) -> str | None:
+        """Why the conversation ended: our own reason if we ended it."""
+        return self._why if self._closing else lost
 
     async def close(self) -> None:
         """Say goodbye and wait a little for the agent's end. Whatever still runs there is ended by the agent."""
@@ -191,7 +195,7 @@ class Session:
                     self._drop(channel)
                     problem = error
             if self._closing or loop.time() + wait > end:
-                text = f"{self.node} did not answer for {self._timing.give_up:g} s: {problem or 'time out'}"
+                text = f"{self.node} did not answer for {self._timing.give_up:g} s: {_text(problem)}"
                 raise LinkError(text) from problem
             await asyncio.sleep(wait)
             wait = min(wait * 2, 2.0)
@@ -311,3 +315,7 @@ class Session:
         self._draining = None
         if channel is self._channel:
             self._flush()
+
+
+def _text(error: Exception) -> str:
+    return "time out" if isinstance(error, TimeoutError) else f"{error}"

@@ -26,6 +26,7 @@ __all__ = [
     "Offer",
     "Order",
     "Resources",
+    "S3Volume",
     "Volume",
     "Worker",
     "parse_address",
@@ -53,7 +54,7 @@ _ADDRESS = re.compile(
 )
 
 
-def parse_memory(value: int | float | str, name: str = "memory") -> int:
+def parse_memory(value: object, name: str = "memory") -> int:
     """Bytes from a number of bytes or a text such as ``"32GB"`` (10**9) or ``"16GiB"`` (2**30).
 
     Raises
@@ -134,6 +135,12 @@ def _strings(value: object, name: str) -> tuple[str, ...]:
     if isinstance(value, str) or not isinstance(value, Sequence) or not all(isinstance(item, str) for item in value):
         raise ConfigError(f"{name}={value!r} is not a list of texts")
     return tuple(value)
+
+
+def _texts(value: object, name: str) -> dict[str, str]:
+    if not isinstance(value, Mapping) or not all(isinstance(text, str) for item in value.items() for text in item):
+        raise ConfigError(f"{name}={value!r} is not a mapping of text to text")
+    return dict(value)
 
 
 def _one_of(value: object, name: str, allowed: Sequence[str]) -> None:
@@ -217,11 +224,7 @@ class Image:
     def __post_init__(self) -> None:
         for name in ("pip", "apt", "extra_index", "preload"):
             object.__setattr__(self, name, _strings(getattr(self, name), f"Image {name}"))
-        if not isinstance(self.env, Mapping) or not all(
-            isinstance(key, str) and isinstance(value, str) for key, value in self.env.items()
-        ):
-            raise ConfigError(f"Image env={self.env!r} is not a mapping of text to text")
-        object.__setattr__(self, "env", dict(self.env))
+        object.__setattr__(self, "env", _texts(self.env, "Image env"))
         driver = f"{sys.version_info.major}.{sys.version_info.minor}"
         if self.python not in (None, driver):
             raise ConfigError(
@@ -240,6 +243,27 @@ class Volume:
     """Storage that every node shows at `path`."""
 
     path: str
+
+
+@dataclass(frozen=True, slots=True)
+class S3Volume(Volume):
+    """Objects of an S3 bucket, under a prefix, as files at `path` on every node.
+
+    Parameters
+    ----------
+    path
+        Where the nodes show it, such as ``"/data"``.
+    bucket
+        Name of the bucket.
+    prefix
+        Only objects whose keys begin with it.
+    read_only
+        Whether tasks can't write there.
+    """
+
+    bucket: str
+    prefix: str = ""
+    read_only: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ from __future__ import annotations
 import enum
 import hashlib
 import hmac
+import mmap
 import struct
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -63,12 +64,16 @@ from skyward.core.messages import (
     Welcome,
 )
 
-__all__ = ["REQUIRES", "TRANSITIONS", "VERSION", "Buffer", "Limits", "Received", "Role", "State", "Wire"]
+__all__ = ["REQUIRES", "TRANSITIONS", "VERSION", "Buffer", "Filled", "Limits", "Received", "Role", "State", "Wire"]
 
 VERSION = 1
 """Number of the protocol. Both ends run the driver's own code, so unequal numbers mean a stale agent."""
 
-Buffer = Union[bytes, bytearray, memoryview]
+Buffer = Union[bytes, bytearray, memoryview, mmap.mmap]
+"""What can be sent."""
+
+Filled = Union[bytearray, mmap.mmap]
+"""What arrives: a writable buffer; a large one begins at a page, so that arrays in it are aligned."""
 
 
 class Role(enum.Enum):
@@ -149,13 +154,14 @@ class Received(NamedTuple):
 
     number: int
     message: Message
-    buffers: list[bytearray]
+    buffers: list[Filled]
 
 
 _PIECE = struct.Struct("!BII")
 _PRELUDE = struct.Struct("!IH")
 _SMALL, _OPEN, _DATA = 0, 1, 2
 _SMALL_SUM = 32 * 1024  # buffers up to this are copied into the piece: one write is cheaper than several
+_PAGED = 1 << 20  # buffers from this size get pages of their own
 _TURNS = 2  # large messages that are sent at a time
 _MAX_TURNS = 16  # and that are accepted at a time
 _GREETING = 64 * 1024  # largest message from a peer that has not proved who it is
@@ -169,7 +175,8 @@ class _Incoming:
     def __init__(self, number: int, message: Message, sizes: Sequence[int]) -> None:
         self.number = number
         self.message = message
-        self.buffers = [bytearray(size) for size in sizes]
+        # Anonymous memory is taken only as it is filled, so a peer can't make us take what it does not send.
+        self.buffers: list[Filled] = [bytearray(size) if size < _PAGED else mmap.mmap(-1, size) for size in sizes]
         self.size = self.missing = sum(sizes)
         self.index = self.offset = 0
 
@@ -290,13 +297,13 @@ class Wire:
         else:
             self._waiting.append((prelude, [view for view in views if len(view)]))
 
-    def data_to_send(self, budget: int = 1024 * 1024) -> list[Buffer]:
+    def data_to_send(self, budget: int = 1024 * 1024) -> list[bytes | memoryview]:
         """The next buffers to write, about `budget` bytes; an empty list when there is nothing.
 
         Small messages come first. Large ones go in order, `_TURNS` of them at a time a piece each in turn, so that a
         large one is not held up by a huge one and yet each is complete as early as can be.
         """
-        out: list[Buffer] = []
+        out: list[bytes | memoryview] = []
         if self._small:
             joined = b"".join(self._small)
             self._small.clear()
@@ -403,7 +410,7 @@ class Wire:
         if kind == _SMALL:
             if used + sum(sizes) != len(body):
                 raise ProtocolError("the buffers of a small message do not fill its piece")
-            buffers = []
+            buffers: list[Filled] = []
             for size in sizes:
                 buffers.append(bytearray(body[used : used + size]))
                 used += size
@@ -419,7 +426,10 @@ class Wire:
             raise ProtocolError(f"a message of {total:,} bytes is over the limit of {self.limits.message:,} bytes")
         if len(self._coming) >= _MAX_TURNS:
             raise ProtocolError(f"more than {_MAX_TURNS} large messages at a time")
-        self._coming[number] = _Incoming(seq, message, sizes)
+        try:
+            self._coming[number] = _Incoming(seq, message, sizes)
+        except (MemoryError, OSError) as error:
+            raise ProtocolError(f"no memory for a message of {total:,} bytes: {error}") from error
         self._coming_size += total
 
     def _fill(self, view: memoryview, got: list[Received]) -> memoryview:

@@ -1,0 +1,345 @@
+"""From a bare machine with a shell to a running agent: a private environment, our own code, a start.
+
+Knows no SSH, only the Shell protocol. What runs on the machine is POSIX sh (bootstrap_scripts.py); what is decided
+from its answers is here. Everything lies under ``~/.cache/skyward`` there::
+
+    envs/<key>-...    an environment of the driver's minor version; complete once it holds the file .complete
+    code/<hash>.zip   this package's part that runs on nodes, put on PYTHONPATH
+    run/<random>/     one agent's socket, 0700
+
+The second time nothing is made anew: one look, one start.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import re
+import secrets
+import shlex
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NoReturn
+from urllib.parse import urlsplit
+
+import msgpack
+
+from skyward.core.bootstrap_scripts import BUILD, LOOK, NEEDS_PIP, NO_PYTHON, NOEXEC, START
+from skyward.core.errors import BootstrapFailed, ConfigError, LinkError, PythonNotFound
+from skyward.core.interfaces import Output, Shell
+from skyward.core.nodecode import node_code, node_code_name
+from skyward.core.spec import Image
+
+__all__ = ["AgentAddress", "bootstrap"]
+
+_WORKER_NEEDS = ("cloudpickle", "msgpack")  # all that skyward.worker imports; the plugins add what their tasks need
+_LOOK_LIMIT = 60.0
+_BUILD_LIMIT = 1800.0  # the largest frameworks are gigabytes
+_START_LIMIT = 60.0
+_SOCKET_LIMIT = 100  # bytes of a Unix socket's path; Linux takes 107, macOS 103
+_TAIL = 15  # lines of output shown in an error
+_APT_NAME = re.compile(r"([a-z0-9][a-z0-9+.-]+)(:[a-z0-9-]+)?(=[\w.+:~-]+)?", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class AgentAddress:
+    """Where an agent listens (for `Link.open_channel`) and what it and we prove to know."""
+
+    address: str
+    secret: bytes = field(repr=False)
+
+
+async def bootstrap(
+    shell: Shell, image: Image, *, orphan_timeout: float, on_step: Callable[[str], None]
+) -> AgentAddress:
+    """Prepare the machine behind `shell` as `image` says and start an agent on it.
+
+    Parameters
+    ----------
+    orphan_timeout
+        Seconds without an owner after which the agent ends itself.
+    on_step
+        Told what is being done, in a few words.
+
+    Raises
+    ------
+    PythonNotFound
+        The machine has no Python of the driver's minor version, and uv could not bring one.
+    BootstrapFailed
+        Another step failed; the message ends with its last lines of output.
+    LinkError
+        The connection broke.
+    """
+    return await _Bootstrap(shell, image, on_step).run(orphan_timeout)
+
+
+@dataclass(frozen=True, slots=True)
+class _Findings:
+    """What the look at the machine found."""
+
+    root: str
+    env: str
+    env_is_complete: bool
+    has_code: bool
+    system: str
+    free: str
+    uv: str
+    pythons: tuple[str, ...]
+    other_pythons: tuple[str, ...]
+    missing_packages: tuple[str, ...]
+
+
+class _Bootstrap:
+    """One machine being prepared."""
+
+    def __init__(self, shell: Shell, image: Image, on_step: Callable[[str], None]) -> None:
+        self._shell = shell
+        self._image = image
+        self._on_step = on_step
+        self._requirements = _requirements(image)
+        self._code = node_code_name()
+        self._found: _Findings | None = None
+
+    async def run(self, orphan_timeout: float) -> AgentAddress:
+        found = self._found = await self._look()
+        if found.missing_packages:
+            await self._install_packages(found)
+        if not found.env_is_complete:
+            await self._build(found)
+        if not found.has_code:
+            await self._send(node_code(), f"{found.root}/code/{self._code}", "sending the code")
+        return await self._start(found, orphan_timeout)
+
+    # --- steps ---
+
+    async def _look(self) -> _Findings:
+        packages = [_package_name(name) for name in self._image.apt]
+        done = await self._step(
+            "looking at the host",
+            LOOK,
+            {
+                "minor": self._image.python_version,
+                "key": _key(self._image, self._requirements),
+                "code": self._code,
+                "packages": " ".join(packages),
+            },
+            limit=_LOOK_LIMIT,
+        )
+        facts: dict[str, list[str]] = {}
+        for line in done.stdout.splitlines():
+            name, _, value = line.partition(" ")
+            facts.setdefault(name, []).append(value)
+        if "end" not in facts:
+            self._fail("looking at the host", done)
+        installed = set(facts.get("package", []))
+        one = {name: values[0] for name, values in facts.items()}
+        return _Findings(
+            root=one["root"],
+            env=one["env"],
+            env_is_complete="complete" in facts,
+            has_code="has_code" in facts,
+            system=one.get("system", "?"),
+            free=one.get("free", "?"),
+            uv=one.get("uv", ""),
+            pythons=tuple(dict.fromkeys(facts.get("python", []))),
+            other_pythons=tuple(sorted(set(facts.get("other", [])))),
+            missing_packages=tuple(
+                asked for asked, name in zip(self._image.apt, packages, strict=True) if name not in installed
+            ),
+        )
+
+    async def _install_packages(self, found: _Findings) -> None:
+        names = " ".join(shlex.quote(name) for name in found.missing_packages)
+        install = f"$sudo apt-get install -y --no-install-recommends {names}"
+        await self._step(
+            f"installing {', '.join(found.missing_packages)}",
+            'exec 2>&1; sudo="env DEBIAN_FRONTEND=noninteractive LC_ALL=C"\n'
+            'command -v apt-get >/dev/null || { echo "Image(apt=...) needs Debian or a relative of it: no apt-get"; '
+            "exit 1; }\n"
+            'if [ "$(id -u)" != 0 ]; then sudo -n true || { echo "Image(apt=...) needs root, or sudo without a '
+            'password"; exit 1; }; sudo="sudo -n $sudo"; fi\n'
+            # The lists of packages may be missing or too old: then, and only then, fetch them.
+            f"{install} || {{ $sudo apt-get update && {install}; }}",
+            {},
+            limit=_BUILD_LIMIT,
+            stdin=b"",
+        )
+
+    async def _build(self, found: _Findings) -> None:
+        """Make the environment. A base Python that can't install pip gets the driver's own."""
+        if not found.uv and not found.pythons:
+            self._no_python(found)
+        step = f"making an environment with {'uv' if found.uv else found.pythons[0]}"
+        values = {
+            "root": found.root,
+            "env": found.env,
+            "minor": self._image.python_version,
+            "uv": found.uv,
+            "pythons": "\n".join(found.pythons),
+            "trusted": " ".join(f"--trusted-host {shlex.quote(host)}" for host in _plain_hosts(self._image)),
+            "pip_wheel": "",
+        }
+        done = await self._step(step, BUILD, values, limit=_BUILD_LIMIT, stdin=self._requirements, may_fail=True)
+        wheel = _pip_wheel()
+        if done.status == NEEDS_PIP and wheel is not None:
+            values["pip_wheel"] = f"{found.root}/code/{wheel.name}"
+            await self._send(wheel.read_bytes(), values["pip_wheel"], "sending pip")
+            done = await self._step(step, BUILD, values, limit=_BUILD_LIMIT, stdin=self._requirements, may_fail=True)
+        if done.status == NO_PYTHON:
+            self._no_python(found, done)
+        if done.status != 0:
+            self._fail(step, done)
+
+    async def _send(self, data: bytes, path: str, step: str) -> None:
+        self._on_step(step)
+        try:
+            await self._shell.put(data, path)
+        except LinkError:
+            raise
+        except (OSError, TimeoutError) as error:
+            self._fail(step, Output(1, "", str(error)), error)
+
+    async def _start(self, found: _Findings, orphan_timeout: float) -> AgentAddress:
+        identity = secrets.token_hex(8)
+        run = folder = f"{found.root}/run/{identity}"
+        if len(os.fsencode(f"{folder}/agent.sock")) > _SOCKET_LIMIT:
+            folder = f"/tmp/skyward-{identity}"  # noqa: S108 - unguessable, and mkdir fails if it exists
+        socket = f"{folder}/agent.sock"
+        secret = secrets.token_bytes(32)
+        start = {
+            "listen": f"unix:{socket}",
+            "secret": secret,
+            "lifeline": False,
+            "orphan_timeout": float(orphan_timeout),
+        }
+        packed = msgpack.packb(start)
+        done = await self._step(
+            "starting the agent",
+            START,
+            {"root": found.root, "env": found.env, "code": self._code, "run": run, "folder": folder},
+            limit=_START_LIMIT,
+            stdin=struct.pack(">I", len(packed)) + packed,
+        )
+        try:
+            answer = json.loads(done.stdout.strip().splitlines()[-1])
+            address = str(answer["listening"]).removeprefix("unix:")
+        except (ValueError, IndexError, KeyError, TypeError):
+            self._fail("starting the agent", done)
+        return AgentAddress(address, secret)
+
+    # --- running and failing ---
+
+    async def _step(
+        self,
+        step: str,
+        script: str,
+        values: dict[str, str],
+        *,
+        limit: float,
+        stdin: bytes | None = None,
+        may_fail: bool = False,
+    ) -> Output:
+        """Run a script with shell variables set."""
+        self._on_step(step)
+        assignments = "".join(f"{name}={shlex.quote(value)}\n" for name, value in values.items())
+        try:
+            done = await self._shell.run(assignments + script, input=stdin, timeout=limit)
+        except TimeoutError as error:
+            raise BootstrapFailed(
+                f"{step}: no end within {limit:g} s; is the host overloaded, or does it wait for a network?"
+            ) from error
+        if done.status != 0 and not may_fail:
+            self._fail(step, done)
+        return done
+
+    def _fail(self, step: str, done: Output, cause: BaseException | None = None) -> NoReturn:
+        text = f"{done.stdout}\n{done.stderr}"
+        advice = self._advice(done.status, text)
+        raise BootstrapFailed(f"{step} failed: {advice}{_tail(text)}") from cause
+
+    def _advice(self, status: int, text: str) -> str:
+        """What is wrong and what to do, as far as the output tells."""
+        found = self._found
+        root = found.root if found else "~/.cache/skyward"
+        if "No space left on device" in text or "Disk quota exceeded" in text:
+            return f"the disk with {root} is full{_free(found)}; make room there"
+        if status == NOEXEC:
+            return f"programs may not run from {root} (mounted noexec?); set XDG_CACHE_HOME on the host to another disk"
+        if "Read-only file system" in text or "Permission denied" in text:
+            return f"no permission to write to {root}; give the user a home that can be written to, or use another user"
+        if "Exec format error" in text:
+            return f"a program there is for another kind of machine than {found.system if found else 'this one'}"
+        if status == NEEDS_PIP:
+            return (
+                f"Python there can't make environments with pip: install uv there, or the package "
+                f"python{self._image.python_version}-venv (apt install python{self._image.python_version}-venv)"
+            )
+        if found is not None and not found.env_is_complete and "@installing" in text:
+            return "the packages could not be installed; is the index reachable from the host (Image(index=...))?"
+        return f"exit status {status}"
+
+    def _no_python(self, found: _Findings, done: Output | None = None) -> NoReturn:
+        minor = self._image.python_version
+        others = f"; it has {', '.join(found.other_pythons)}" if found.other_pythons else ""
+        tried = " and uv there could not bring it" if found.uv else ""
+        raise PythonNotFound(
+            f"no Python {minor} on the host ({found.system}){others}{tried}. Pickled functions do not cross minor "
+            f"versions: install Python {minor} or uv there, or run the driver with a version that the host has"
+            + (_tail(f"{done.stdout}\n{done.stderr}") if done else "")
+        )
+
+
+def _free(found: _Findings | None) -> str:
+    return f" ({int(found.free) // 1024} MB free)" if found and found.free.isdigit() else ""
+
+
+def _tail(text: str) -> str:
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("@")]
+    return "".join(f"\n  {line}" for line in lines[-_TAIL:])
+
+
+# --- what goes into an environment ----------------------------------------------------------------------------------
+
+
+def _requirements(image: Image) -> bytes:
+    """A requirements file. Index addresses stand in it and not in a command line, since they may hold passwords."""
+    lines = []
+    if image.index is not None:
+        lines.append(f"--index-url {image.index}")
+    lines += [f"--extra-index-url {index}" for index in image.extra_index]
+    lines += [f"{name}=={importlib.metadata.version(name)}" for name in _WORKER_NEEDS]
+    lines += image.pip
+    for line in lines:
+        if "\n" in line or "\r" in line:
+            raise ConfigError(f"Image: {line!r} holds a line break; give each requirement by itself")
+    return "".join(f"{line}\n" for line in lines).encode()
+
+
+def _key(image: Image, requirements: bytes) -> str:
+    """Names an environment; the host adds its kind of machine and its interpreter."""
+    return hashlib.sha256(f"1 {image.python_version}\n".encode() + requirements).hexdigest()[:20]
+
+
+def _plain_hosts(image: Image) -> Sequence[str]:
+    """Hosts of indexes without TLS. pip wants them named; who gave a http address has decided that already."""
+    addresses = [urlsplit(index) for index in (image.index, *image.extra_index) if index]
+    return [address.netloc.rpartition("@")[2] for address in addresses if address.scheme == "http"]
+
+
+def _package_name(name: str) -> str:
+    match = _APT_NAME.fullmatch(name)
+    if match is None:
+        raise ConfigError(f"Image apt={name!r} is not the name of a Debian package")
+    return match.group(1)
+
+
+def _pip_wheel() -> Path | None:
+    """A wheel of pip that the driver's Python carries, newest first; None where the distribution took it out."""
+    import ensurepip  # noqa: PLC0415 - only needed here, and some distributions leave it out
+
+    folders = [Path(ensurepip.__file__).parent / "_bundled", Path("/usr/share/python-wheels")]
+    return next((wheel for folder in folders for wheel in sorted(folder.glob("pip-*.whl"), reverse=True)), None)

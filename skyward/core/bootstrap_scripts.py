@@ -1,0 +1,188 @@
+"""What `bootstrap` runs on a machine: POSIX sh, for dash, bash, busybox and their like.
+
+Variables that a script uses without setting them are set by the caller in front of it.
+"""
+
+from __future__ import annotations
+
+__all__ = ["BUILD", "LOOK", "NEEDS_PIP", "NOEXEC", "NO_PYTHON", "START"]
+
+NOEXEC = 71
+NO_PYTHON = 72
+NEEDS_PIP = 73
+
+# Tells in one round trip all that the later steps need to know. Interpreters are only looked for, not run: that takes
+# time, and when the environment is there already nobody needs them.
+LOOK = r"""
+LC_ALL=C; export LC_ALL
+umask 077
+say() { printf '%s %s\n' "$1" "$2"; }
+cache=${XDG_CACHE_HOME:-}
+case $cache in /*) ;; *) cache=$HOME/.cache ;; esac
+root=$cache/skyward
+machine=$(uname -m)
+say root "$root"
+say system "$(uname -s) $machine"
+mkdir -p "$root/envs" "$root/code" "$root/run" && : >"$root/.write.$$" && rm -f "$root/.write.$$" || exit 1
+df -Pk "$root" | { read -r _; read -r _ _ _ free _; say free "$free"; }
+
+uv=$(command -v uv)
+case $uv in /*) ;; *) uv= ;; esac
+for d in "$HOME/.local/bin" "$HOME/.cargo/bin" /opt/bin /usr/local/bin /opt/homebrew/bin; do
+    if [ -z "$uv" ] && [ -x "$d/uv" ]; then uv=$d/uv; fi
+done
+say uv "$uv"
+
+first=
+IFS=:
+for d in $PATH /usr/local/bin /usr/bin "/opt/python/$minor/bin" "$HOME/.pyenv/versions/$minor".*/bin \
+    "$HOME/.local/bin" "$HOME"/.local/share/uv/python/cpython-"$minor".*/bin /opt/homebrew/bin /opt/conda/bin \
+    "$HOME"/*conda*/bin "$HOME"/*forge*/bin "$HOME"/*conda*/envs/*/bin "$HOME"/*forge*/envs/*/bin; do
+    case $d in */shims | '') continue ;; esac # pyenv's: they run whatever it is told to at the moment
+    if [ -x "$d/python$minor" ]; then
+        say python "$d/python$minor"
+        first=${first:-$d/python$minor}
+    fi
+    for p in "$d"/python3.[0-9] "$d"/python3.[0-9][0-9]; do
+        if [ -x "$p" ]; then say other "${p##*/}"; fi
+    done
+done
+unset IFS
+
+# A home may be shared by machines of several kinds, with their interpreters in several places.
+sum=$(printf '%s' "${first:-uv}" | cksum)
+env=$root/envs/$key-$machine-${sum%% *}
+say env "$env"
+if [ -f "$env/.complete" ] && [ -x "$env/bin/python" ]; then say complete yes; fi
+if [ -f "$root/code/$code" ]; then say has_code yes; fi
+if [ -n "$packages" ]; then
+    dpkg-query -W -f 'package ${Package} ${db:Status-Status}\n' $packages 2>/dev/null | sed -n 's/ installed$//p'
+fi
+say end yes
+"""
+
+# Makes the environment at its final place (environments can't be moved) under a lock, and marks it when it is whole:
+# neither a crash nor two drivers at a time can leave half of one that looks usable. Requirements come over stdin.
+BUILD = r"""
+exec 2>&1
+LC_ALL=C PIP_NO_INPUT=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_USER=0 PIP_REQUIRE_VIRTUALENV=0
+export LC_ALL PIP_NO_INPUT PIP_DISABLE_PIP_VERSION_CHECK PIP_USER PIP_REQUIRE_VIRTUALENV
+unset PYTHONHOME PYTHONPATH PIP_TARGET PIP_PREFIX VIRTUAL_ENV CONDA_PREFIX
+umask 077
+requirements=$(cat)
+
+lock=$env.lock
+if command -v flock >/dev/null; then
+    exec 9>"$lock" || exit 1
+    flock 9
+else
+    # A folder as the lock: it is stale when its owner's process is gone or, on another host, after an hour.
+    until mkdir "$lock.d" 2>/dev/null; do
+        [ -d "$lock.d" ] || { mkdir "$lock.d" && break; exit 1; }
+        node= pid=
+        { read -r node pid <"$lock.d/owner"; } 2>/dev/null
+        if [ "$node" = "$(uname -n)" ] && ! kill -0 "$pid" 2>/dev/null; then rm -rf "$lock.d"; fi
+        if [ -n "$(find "$lock.d" -prune -mmin +60 2>/dev/null)" ]; then rm -rf "$lock.d"; fi
+        sleep 1
+    done
+    printf '%s %s\n' "$(uname -n)" "$$" >"$lock.d/owner"
+    trap 'rm -rf "$lock.d"' EXIT
+fi
+if [ -f "$env/.complete" ] && [ -x "$env/bin/python" ]; then exit 0; fi
+
+fail() { rm -rf "$env"; exit "$1"; }
+trap 'fail 143' HUP INT TERM
+test=$root/envs/.test.$$
+printf '#!/bin/sh\nexit 0\n' >"$test" && chmod 700 "$test" || exit 1
+"$test"; status=$?
+rm -f "$test"
+[ "$status" = 0 ] || exit 71
+
+fresh() { # python: an empty environment of it
+    rm -rf "$env"
+    if [ -n "$uv" ] && "$uv" venv --quiet --no-project --python "$1" "$env"; then return 0; fi
+    case $1 in */*) ;; *) return 1 ;; esac
+    rm -rf "$env"
+    "$1" -m venv --without-pip "$env" || { rm -rf "$env"; "$1" -m virtualenv --quiet --no-seed "$env"; }
+}
+with_uv() {
+    [ -n "$uv" ] && "$uv" pip install --quiet --compile-bytecode --python "$env/bin/python" -r "$env/requirements.txt"
+}
+with_pip() { # python: by its own pip, by one that it brings, or by ours
+    if "$1" -m pip --python "$env/bin/python" --version >/dev/null 2>&1; then
+        set -- "$1" -m pip --python "$env/bin/python"
+    elif "$env/bin/python" -m ensurepip >/dev/null 2>&1; then
+        set -- "$env/bin/python" -m pip
+    elif [ -n "$pip_wheel" ]; then
+        set -- "$env/bin/python" "$pip_wheel/pip"
+    else
+        fail 73
+    fi
+    "$@" install --quiet --progress-bar off $trusted -r "$env/requirements.txt"
+}
+
+python=
+IFS='
+'
+for p in $pythons; do
+    if "$p" -c 'import sys; sys.exit("%d.%d" % sys.version_info[:2] != sys.argv[1])' "$minor" && fresh "$p"; then
+        python=$p
+        break
+    fi
+done
+unset IFS
+if [ -z "$python" ]; then
+    if [ -n "$uv" ] && fresh "$minor"; then python=$env/bin/python; else fail 72; fi
+fi
+printf '%s\n' "$requirements" >"$env/requirements.txt" || fail 1
+echo @installing
+with_uv || with_pip "$python" || fail 1
+rm -f "$env/requirements.txt" # it may hold the password of an index
+"$env/bin/python" -c 'import cloudpickle, msgpack' || fail 1
+: >"$env/.complete" || fail 1
+"""
+
+# The agent reads its start map from stdin and answers with one line; then it has left the terminal by itself.
+START = r"""
+umask 077
+mkdir "$run" || exit 1
+[ "$folder" = "$run" ] || mkdir "$folder" || exit 1
+node=$(uname -n)
+printf '%s %s %s\n' "$node" "${env##*/}" "$folder" >"$run/owner"
+touch "$env/.complete" "$root/code/$code"
+unset PYTHONHOME
+PATH=$env/bin:$PATH PYTHONPATH=$root/code/$code VIRTUAL_ENV=$env
+export PATH PYTHONPATH VIRTUAL_ENV
+cd || exit 1
+"$env/bin/python" -P -m skyward.worker.agent | {
+    IFS= read -r line || exit 1
+    printf '%s\n' "$line"
+    pid=${line##*\"pid\":}
+    pid=${pid# }
+    printf '%s\n' "${pid%%[!0-9]*}" >"$run/pid"
+    :
+}
+status=$?
+if [ "$status" != 0 ]; then rm -rf "$run" "$folder"; exit 1; fi
+
+# Once a day: what agents that are gone left behind, and environments that nobody started for two months.
+sweep() {
+    : >"$root/.swept"
+    find "$root/run" -mindepth 1 -maxdepth 1 -mtime +0 | while read -r d; do
+        owner= other= pid=
+        read -r owner _ other <"$d/owner"
+        [ "$owner" = "$node" ] || continue # the home may be shared: whether that one lives can't be seen from here
+        read -r pid <"$d/pid"
+        if [ -n "$pid" ] && kill -0 "$pid"; then continue; fi
+        case $other in /tmp/skyward-*) rm -rf "$other" ;; esac
+        rm -rf "$d"
+    done
+    find "$root/envs" -mindepth 2 -maxdepth 2 -name .complete -mtime +60 | while read -r f; do
+        d=${f%/.complete}
+        grep -qs " ${d##*/} " "$root"/run/*/owner || rm -rf "$d" "$d.lock"
+    done
+    find "$root/code" -type f -mtime +60 -exec rm -f {} +
+}
+if [ -z "$(find "$root/.swept" -mtime -1 2>/dev/null)" ]; then sweep >/dev/null 2>&1 </dev/null; fi
+exit 0
+"""
