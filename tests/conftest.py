@@ -18,17 +18,18 @@ _GRACE = 5.0  # seconds that threads and processes which are ending may take
 @pytest.fixture(autouse=True)
 def _nothing_left_behind() -> Iterator[None]:
     """A test fails when threads of skyward or agents on this machine outlive it."""
-    before = _agents()
+    before, agents = _threads(), _agents()
     yield
     end = time.monotonic() + _GRACE
-    while left := _threads() + sorted(_agents() - before):
+    while left := sorted((_threads() - before) | (_agents() - agents)):
         if time.monotonic() > end:
             pytest.fail(f"left behind: {left}")
         time.sleep(0.01)
 
 
-def _threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("skyward-")]
+def _threads() -> set[str]:
+    """The I/O threads: one for each pool that is open (a pool that a fixture holds open may make others)."""
+    return {thread.name for thread in threading.enumerate() if thread.name.startswith("skyward-io-")}
 
 
 def _agents() -> set[str]:
@@ -48,6 +49,6 @@ def _agents() -> set[str]:
         ancestor = pid
         while ancestor in parents and ancestor not in (0, os.getpid()):
             ancestor = parents[ancestor]
-        if ancestor == os.getpid() and "skyward.worker" in command:
+        if ancestor == os.getpid() and "skyward.worker.agent" in command:
             found.add(f"process {pid}: {command.strip()}")
     return found

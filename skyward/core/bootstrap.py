@@ -20,6 +20,7 @@ import re
 import secrets
 import shlex
 import struct
+import sysconfig
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -339,7 +340,5 @@ def _package_name(name: str) -> str:
 
 def _pip_wheel() -> Path | None:
     """A wheel of pip that the driver's Python carries, newest first; None where the distribution took it out."""
-    import ensurepip  # noqa: PLC0415 - only needed here, and some distributions leave it out
-
-    folders = [Path(ensurepip.__file__).parent / "_bundled", Path("/usr/share/python-wheels")]
+    folders = [Path(sysconfig.get_path("stdlib"), "ensurepip", "_bundled"), Path("/usr/share/python-wheels")]
     return next((wheel for folder in folders for wheel in sorted(folder.glob("pip-*.whl"), reverse=True)), None)

@@ -161,6 +161,8 @@ class Compute(concurrent.futures.Executor):
             here = all(Trait.DRIVER_ENVIRONMENT in provider.traits for provider in self.providers)
             image = plugin.transform_image(image, driver_environment=here)
         state = _Running(self, image)
+        # A pool that is dropped is closed, in a thread: collection may happen anywhere, in the I/O thread too.
+        weakref.finalize(self, lambda: threading.Thread(target=state.close, args=(True,)).start()).atexit = False
         try:
             state.start()
             self._state = state
@@ -286,8 +288,7 @@ class _Running:
             return
         _open.discard(self)
         try:
-            with contextlib.suppress(RuntimeError):  # a context that was entered in another thread
-                self.contexts.close()
+            self.contexts.close()
             if not cancel:
                 self._io.start(self.dispatcher.drained()).result()
         finally:

@@ -1,0 +1,139 @@
+"""joblib's `Parallel` on machines anywhere: this computer, SSH hosts, and soon clouds.
+
+::
+
+    import skyward as sky
+    from joblib import Parallel, delayed
+
+    with sky.Compute(nodes=2, worker=sky.Worker(concurrency=2), plugins=[sky.plugins.joblib()]):
+        results = Parallel(n_jobs=-1)(delayed(pow)(i, 2) for i in range(100))
+
+Public is what `__all__` lists. The names are looked up when they are first used (PEP 562), so that neither a node nor a
+short script pays for parts that it does not need: `import skyward` loads nothing else.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from skyward import integrations as integrations
+    from skyward import plugins as plugins
+    from skyward.core.errors import BootstrapFailed as BootstrapFailed
+    from skyward.core.errors import ConfigError as ConfigError
+    from skyward.core.errors import HostKeyError as HostKeyError
+    from skyward.core.errors import HostUnreachable as HostUnreachable
+    from skyward.core.errors import LinkError as LinkError
+    from skyward.core.errors import LoginRefused as LoginRefused
+    from skyward.core.errors import NodeLost as NodeLost
+    from skyward.core.errors import PayloadError as PayloadError
+    from skyward.core.errors import PluginNotFound as PluginNotFound
+    from skyward.core.errors import PoolNotActive as PoolNotActive
+    from skyward.core.errors import ProtocolError as ProtocolError
+    from skyward.core.errors import ProvisioningError as ProvisioningError
+    from skyward.core.errors import PythonNotFound as PythonNotFound
+    from skyward.core.errors import SkywardError as SkywardError
+    from skyward.core.errors import TaskError as TaskError
+    from skyward.core.errors import TaskFailed as TaskFailed
+    from skyward.core.errors import TaskTimeout as TaskTimeout
+    from skyward.core.errors import WorkerCrashed as WorkerCrashed
+    from skyward.core.function import compute as compute
+    from skyward.core.function import gather as gather
+    from skyward.core.interfaces import Plugin as Plugin
+    from skyward.core.pool import Compute as Compute
+    from skyward.core.pool import Compute as ComputePool
+    from skyward.core.spec import Image as Image
+    from skyward.core.spec import S3Volume as S3Volume
+    from skyward.core.spec import Volume as Volume
+    from skyward.core.spec import Worker as Worker
+    from skyward.providers.local import Local as Local
+    from skyward.providers.ssh import SSH as SSH
+
+__all__ = [
+    "SSH",
+    "BootstrapFailed",
+    "Compute",
+    "ComputePool",
+    "ConfigError",
+    "HostKeyError",
+    "HostUnreachable",
+    "Image",
+    "LinkError",
+    "Local",
+    "LoginRefused",
+    "NodeLost",
+    "PayloadError",
+    "Plugin",
+    "PluginNotFound",
+    "PoolNotActive",
+    "ProtocolError",
+    "ProvisioningError",
+    "PythonNotFound",
+    "S3Volume",
+    "SkywardError",
+    "TaskError",
+    "TaskFailed",
+    "TaskTimeout",
+    "Volume",
+    "Worker",
+    "WorkerCrashed",
+    "__version__",
+    "compute",
+    "gather",
+    "integrations",
+    "plugins",
+]
+
+__version__ = "0.1.0"
+
+# Where each public name lives: "module:attribute", or a module itself. The imports above say the same to type checkers,
+# and tests/test_exports.py compares them.
+_HOME = {
+    **dict.fromkeys(("Compute", "ComputePool"), "skyward.core.pool:Compute"),
+    "Image": "skyward.core.spec:Image",
+    "Local": "skyward.providers.local:Local",
+    "Plugin": "skyward.core.interfaces:Plugin",
+    "S3Volume": "skyward.core.spec:S3Volume",
+    "SSH": "skyward.providers.ssh:SSH",
+    "Volume": "skyward.core.spec:Volume",
+    "Worker": "skyward.core.spec:Worker",
+    "compute": "skyward.core.function:compute",
+    "gather": "skyward.core.function:gather",
+    "integrations": "skyward.integrations",
+    "plugins": "skyward.plugins",
+    **{
+        name: f"skyward.core.errors:{name}"
+        for name in (
+            *("BootstrapFailed", "ConfigError", "HostKeyError", "HostUnreachable", "LinkError", "LoginRefused"),
+            *("NodeLost", "PayloadError", "PluginNotFound", "PoolNotActive", "ProtocolError", "ProvisioningError"),
+            *("PythonNotFound", "SkywardError", "TaskError", "TaskFailed", "TaskTimeout", "WorkerCrashed"),
+        )
+    },
+}
+
+# Providers of the documented API that this version does not have yet. Whoever copies an example gets told.
+_PLANNED = frozenset({"AWS", "Libcloud", "VastAI", "Verda"})
+
+
+def _look_up(name: str) -> Any:
+    home = _HOME.get(name)
+    if home is None:
+        if name in _PLANNED:
+            raise AttributeError(
+                f"skyward.{name} is planned and not in skyward {__version__}; this version has skyward.Local() for "
+                f"this machine and skyward.SSH(hosts=[...]) for machines that you reach by SSH"
+            )
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, _, attribute = home.partition(":")
+    value = import_module(module)
+    if attribute:
+        value = getattr(value, attribute)
+    globals()[name] = value  # so the next look-up does not come here
+    return value
+
+
+if not TYPE_CHECKING:  # a type checker that saw it would accept any name
+    __getattr__ = _look_up
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

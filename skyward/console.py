@@ -1,0 +1,367 @@
+"""What a pool shows to its user: the output of tasks always; in a terminal also a live line and a closing summary.
+
+It listens to `skyward.core.events` and knows nothing else of the pool. `Tally` counts, and is pure: time is an
+argument. `Console` connects a tally to the terminal. What draws is in `skyward.liveline`, which is imported only where
+there is a terminal to draw on, for it needs rich.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import queue
+import sys
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TextIO, TypeAlias
+
+from skyward.core.events import (
+    Event,
+    NodeGone,
+    NodeReady,
+    NodeStep,
+    Note,
+    PoolStarted,
+    Printed,
+    TaskEnded,
+    TasksQueued,
+)
+
+if TYPE_CHECKING:
+    from skyward.liveline import LiveLine
+
+__all__ = ["Console", "Rate", "Tally", "live_text", "summary_text", "terminal"]
+
+_log = logging.getLogger("skyward")
+
+_MOST_PENDING = 32 * 1024 * 1024  # characters of output that may wait for a reader that is slow or stopped
+_RATE_WINDOW = 5.0  # seconds over which the live rate is taken
+
+_Clock: TypeAlias = Callable[[], float]
+
+
+# --- counting -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Tally:
+    """What the events of one pool add up to.
+
+    Each event is added with the time at which it arose; times come from one clock and need not be in order exactly, as
+    events come from several threads. Not thread safe.
+
+    Notes
+    -----
+    *Wall* is the time from when the first task was queued until the last task ended. *Slot-seconds* are the sum over
+    the wall of the slots that were ready at each moment, so a node that came late or was lost counts for the time it
+    was there. *Efficiency* is the seconds that tasks ran, divided by the slot-seconds. Runs that were lost with their
+    node and repeated count once. What the driver does between two batches of work is part of the wall.
+
+    *Busy* slots are not reported by nodes. One submission holds one slot, and no slot is idle while a submission waits
+    that may run there, so busy = min(slots, submissions that have not ended).
+    """
+
+    provider: str = ""
+    wanted: int = 0
+    nodes: dict[str, int] = field(default_factory=dict)  # those that are ready, with their slots
+    steps: dict[str, str] = field(default_factory=dict)  # what those that are not ready do
+    lost: int = 0
+    slots: int = 0
+    queued: int = 0
+    ended: int = 0  # of them `failed` failed
+    failed: int = 0
+    busy_seconds: float = 0.0
+    _out: int = 0  # submissions, each of one task or a batch, that have not ended
+    _first_queued: float | None = None
+    _last_ended: float | None = None
+    _slot_seconds: float = 0.0  # from the first queued task until `_slots_since`
+    _slots_since: float = 0.0
+    _slot_seconds_at_end: float = 0.0
+
+    def add(self, event: Event, now: float) -> None:
+        """Count one event, in constant time. Output and notes count for nothing."""
+        match event:
+            case TaskEnded():
+                self._task_ended(event, now)
+            case TasksQueued():
+                self.queued += event.count
+                self._out += 1
+                self._begin(now)
+            case NodeReady():
+                self.steps.pop(event.node, None)
+                self._set_slots(event.node, event.slots, now)
+            case NodeGone():
+                self.steps.pop(event.node, None)
+                self.lost += event.reason is not None
+                self._set_slots(event.node, 0, now)
+            case NodeStep():
+                self.steps[event.node] = event.step
+            case PoolStarted():
+                self.provider, self.wanted = event.provider, event.nodes
+            case _:
+                pass
+
+    @property
+    def busy(self) -> int:
+        """Slots that run a task."""
+        return max(0, min(self.slots, self._out))
+
+    @property
+    def wall(self) -> float:
+        """Seconds from when the first task was queued until the last one ended; 0 before one has."""
+        if self._first_queued is None or self._last_ended is None:
+            return 0.0
+        return max(0.0, self._last_ended - self._first_queued)
+
+    @property
+    def throughput(self) -> float:
+        """Tasks per second of the wall; 0 before one has ended."""
+        return self.ended / self.wall if self.wall else 0.0
+
+    @property
+    def efficiency(self) -> float | None:
+        """Seconds that tasks ran / slot-seconds of the wall, from 0 to 1; None before a task has ended on a slot."""
+        return self.busy_seconds / self._slot_seconds_at_end if self._slot_seconds_at_end > 0 else None
+
+    def _task_ended(self, event: TaskEnded, now: float) -> None:
+        # A quick task may be heard of before the thread that submitted it gets to say so.
+        self._begin(now - event.seconds)
+        self._out -= 1
+        self.ended += event.count
+        self.busy_seconds += event.seconds
+        if not event.ok:
+            self.failed += event.count
+        self._last_ended = max(now, self._last_ended or now)
+        self._slot_seconds_at_end = self._slot_seconds + self.slots * max(0.0, now - self._slots_since)
+
+    def _begin(self, now: float) -> None:
+        if self._first_queued is None:
+            self._first_queued = self._slots_since = now
+
+    def _set_slots(self, node: str, slots: int, now: float) -> None:
+        if self._first_queued is not None:
+            self._slot_seconds += self.slots * max(0.0, now - self._slots_since)
+            self._slots_since = now
+        self.slots += slots - self.nodes.pop(node, 0)
+        if slots:
+            self.nodes[node] = slots
+
+
+class Rate:
+    """Tasks per second over the last seconds, from samples taken now and then. Time is an argument."""
+
+    def __init__(self, window: float = _RATE_WINDOW) -> None:
+        self._window = window
+        self._samples: deque[tuple[float, int]] = deque()
+
+    def sample(self, now: float, count: int) -> float:
+        """Take a sample of a growing count; how fast it grew since the oldest sample within the window."""
+        while len(self._samples) > 1 and self._samples[1][0] <= now - self._window:
+            self._samples.popleft()
+        self._samples.append((now, count))
+        then, before = self._samples[0]
+        return (count - before) / (now - then) if now > then else 0.0
+
+
+# --- wording --------------------------------------------------------------------------------------------------------
+
+
+def live_text(tally: Tally, rate: float, elapsed: float) -> str:
+    """The live line: while no task is known, what the nodes do; then how the tasks get on."""
+    parts = [f"nodes {len(tally.nodes)}/{tally.wanted}"]
+    if tally.lost:
+        parts.append(f"{tally.lost} lost")
+    if tally.queued or (tally.nodes and not tally.steps):
+        parts.append(f"slots {tally.busy}/{tally.slots} busy")
+    if tally.queued:
+        parts += [f"tasks {tally.ended}/{tally.queued}", f"{_number(rate)} tasks/s"]
+        if tally.failed:
+            parts.append(f"{tally.failed} failed")
+    elif len(tally.steps) <= 1:
+        parts += tally.steps.values()
+    else:  # "connecting to 10.0.0.5" and "connecting to 10.0.0.6" are two that connect
+        verbs = Counter(step.partition(" ")[0] for step in tally.steps.values())
+        parts += [f"{count} {verb}" for verb, count in verbs.most_common()]
+    return f"skyward {tally.provider}: {' | '.join(parts)} | {elapsed:.0f} s"
+
+
+def summary_text(tally: Tally) -> str:
+    """The line that closes a block in which tasks ended."""
+    parts = [f"{tally.ended} tasks in {tally.wall:.2f} s", f"{_number(tally.throughput)} tasks/s"]
+    if tally.efficiency is not None:
+        parts.append(f"efficiency {tally.efficiency:.1%}")
+    if tally.failed:
+        parts.append(f"{tally.failed} failed")
+    if tally.lost:
+        parts.append(f"{tally.lost} nodes lost")
+    return f"skyward {tally.provider}: {' | '.join(parts)}"
+
+
+def mark(node: str, text: str) -> str:
+    """Whole lines, each marked with its node."""
+    return "".join(f"[{node}] {line}\n" for line in text.removesuffix("\n").split("\n"))
+
+
+def _number(rate: float) -> str:
+    return f"{rate:.1f}" if rate < 100 else f"{rate:.0f}"
+
+
+# --- showing --------------------------------------------------------------------------------------------------------
+
+
+def terminal() -> TextIO | None:
+    """The stream to draw on: stderr, or else stdout, if it is a terminal."""
+    for stream in (sys.stderr, sys.stdout):
+        try:
+            if stream.isatty():
+                return stream
+        except (AttributeError, ValueError):  # no stream at all, or one that is closed
+            continue
+    return None
+
+
+class Console:
+    """Shows the events of one pool. Subscribe `handle`; call `close` once the pool has ended.
+
+    Parameters
+    ----------
+    live
+        Whether the live line and the summary are wanted. They are shown only where there is a terminal.
+    stream
+        The terminal to draw on; None finds it.
+    clock
+        Seconds that only grow.
+
+    Notes
+    -----
+    The output of tasks is written whatever `live` says, to `sys.stdout` and `sys.stderr` as they are at that moment. A
+    thread of its own writes it, so that a terminal that is stopped or a pipe that nobody reads never holds up the pool.
+    """
+
+    def __init__(self, *, live: bool, stream: TextIO | None = None, clock: _Clock = time.monotonic) -> None:
+        self.tally = Tally()
+        self._clock = clock
+        self._began = clock()
+        self._rate = Rate()
+        # Guards `tally`, which events of several threads change and the thread of the live line reads.
+        self._lock = threading.Lock()
+        self._writer = _Writer()
+        self._closed = False
+        self._terminal = (stream or terminal()) if live else None
+        self._line: LiveLine | None = _start_line(self._terminal, self._text)
+
+    def __repr__(self) -> str:
+        return f"<Console {'live' if self._line else 'quiet'}; {summary_text(self.tally)}>"
+
+    def handle(self, event: Event) -> None:
+        """Take one event, from any thread, without waiting for anything but other events."""
+        if isinstance(event, Printed):
+            self._writer.put("stdout" if event.stream == 1 else "stderr", mark(event.node, event.text))
+        elif isinstance(event, Note):
+            self._note(event)
+        else:
+            with self._lock:
+                self.tally.add(event, self._clock())
+
+    def close(self) -> None:
+        """Write what still waits, take the live line away and print the summary. May be repeated."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            self._writer.close()
+        finally:  # Ctrl-C may end the waiting
+            if self._line is not None:
+                self._line.stop()
+        with self._lock:
+            ended, summary = self.tally.ended, summary_text(self.tally)
+        if self._terminal is not None and ended:
+            with contextlib.suppress(OSError, ValueError):  # the terminal is gone
+                self._terminal.write(f"{summary}\n")
+                self._terminal.flush()
+
+    def _note(self, note: Note) -> None:
+        if self._terminal is not None:
+            self._writer.put("stderr", f"skyward: {'warning: ' if note.warning else ''}{note.text}\n")
+        else:
+            self._writer.put("warning" if note.warning else "info", note.text)
+
+    def _text(self) -> str:
+        now = self._clock()
+        with self._lock:
+            rate = self._rate.sample(now, self.tally.ended) if self.tally.queued else 0.0
+            return live_text(self.tally, rate, now - self._began)
+
+
+def _start_line(stream: TextIO | None, text: Callable[[], str]) -> LiveLine | None:
+    if stream is None or os.environ.get("TERM") in ("dumb", "unknown"):
+        return None
+    from skyward.liveline import LiveLine  # noqa: PLC0415  it needs rich, which only a terminal is worth
+
+    return LiveLine.start(stream, text)
+
+
+class _Writer:
+    """A thread that writes text in the order in which it came; it exists from the first text on."""
+
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[tuple[str, str] | None] = queue.SimpleQueue()
+        # Guards what follows; held for moments only, never while writing.
+        self._lock = threading.Lock()
+        self._pending = 0
+        self._dropped = 0
+        self._thread: threading.Thread | None = None
+        self._closed = False
+
+    def put(self, target: str, text: str) -> None:
+        """Write `text` to ``"stdout"`` or ``"stderr"``, or log it as ``"info"`` or ``"warning"``. Never waits."""
+        with self._lock:
+            if self._closed:
+                return
+            if self._pending > _MOST_PENDING:
+                self._dropped += 1
+                return
+            self._pending += len(text)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="skyward-output", daemon=True)
+                self._thread.start()
+            self._queue.put((target, text))
+
+    def close(self) -> None:
+        """Wait until all is written."""
+        with self._lock:
+            self._closed = True
+            thread = self._thread
+        if thread is not None:
+            self._queue.put(None)
+            thread.join()
+
+    def _run(self) -> None:
+        while (item := self._queue.get()) is not None:
+            _write(*item)
+            with self._lock:
+                self._pending -= len(item[1])
+                dropped, self._dropped = (self._dropped, 0) if self._pending == 0 else (0, self._dropped)
+            if dropped:
+                _write("stderr", f"skyward: left out {dropped} pieces of output that came faster than they were read\n")
+
+
+def _write(target: str, text: str) -> None:
+    if target in ("info", "warning"):
+        _log.log(logging.WARNING if target == "warning" else logging.INFO, "%s", text)
+        return
+    stream = getattr(sys, target)  # looked up now: a notebook or a test may have put its own there
+    try:
+        write = getattr(stream, "write_lines", stream.write)  # the live line's way past a line that has not ended
+        try:
+            write(text)
+        except UnicodeEncodeError:
+            encoding = stream.encoding or "ascii"
+            write(text.encode(encoding, "backslashreplace").decode(encoding))
+        stream.flush()
+    except (AttributeError, OSError, ValueError):  # no stream, nobody reads it any more, or it is closed
+        pass

@@ -1,0 +1,156 @@
+"""One line at the bottom of a terminal that is drawn anew some times a second, with all other output above it.
+
+Import it only where there is a terminal, since it needs rich. It knows nothing of pools: a function says what the line
+says.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterable
+from typing import Any, TextIO
+
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.live import Live
+from rich.segment import Segment
+from rich.text import Text
+
+__all__ = ["LiveLine"]
+
+_PER_SECOND = 8
+
+# Held by the one line that is drawn in this process; two on one terminal would overwrite each other.
+_taken = threading.Lock()
+
+
+class LiveLine:
+    """The line, from `start` until `stop`.
+
+    While it is drawn, `sys.stdout` and `sys.stderr` are replaced, if they are that terminal, by streams that write
+    above the line. A stream that goes elsewhere (``python script.py > file``) is left alone.
+    """
+
+    def __init__(self, stream: TextIO, text: Callable[[], str]) -> None:
+        self._text = text
+        self._console = Console(file=stream, highlight=False, markup=False)
+        self._above: dict[str, _Above] = {}
+        self._live = Live(
+            get_renderable=self._render,
+            console=self._console,
+            refresh_per_second=_PER_SECOND,
+            transient=True,
+            redirect_stdout=False,  # rich would send stdout to stderr and break long lines
+            redirect_stderr=False,
+        )
+        self._stream = stream
+
+    @classmethod
+    def start(cls, stream: TextIO, text: Callable[[], str]) -> LiveLine | None:
+        """Begin to draw on `stream`; None if another line is drawn already."""
+        if not _taken.acquire(blocking=False):
+            return None
+        line = cls(stream, text)
+        try:
+            for name in ("stdout", "stderr"):
+                original = getattr(sys, name)
+                if _same_terminal(original, stream):
+                    line._above[name] = above = _Above(original, line._console)
+                    setattr(sys, name, above)
+            line._live.start()
+        except BaseException:
+            line.stop()
+            raise
+        return line
+
+    def stop(self) -> None:
+        """Take the line away and give the streams back."""
+        try:
+            self._live.stop()
+        finally:
+            for name, above in self._above.items():
+                above.end()
+                if getattr(sys, name) is above:  # else someone replaced it meanwhile, and may put it back later
+                    setattr(sys, name, above.original)
+            _taken.release()
+
+    def _render(self) -> RenderableType:
+        line = Text(self._text(), no_wrap=True, overflow="crop")
+        line.stylize("bold", 0, len("skyward"))
+        line.highlight_regex(r"\d+ (failed|lost)", "red")
+        unfinished = [Text(above.tail, no_wrap=True, overflow="crop") for above in self._above.values() if above.tail]
+        return Group(*unfinished, line)
+
+
+class _Above:
+    """A text stream whose whole lines appear above the live line; one that has not ended yet is shown just over it."""
+
+    def __init__(self, original: TextIO, console: Console) -> None:
+        self.original = original
+        self._console: Console | None = console
+        self._process = os.getpid()
+        # Guards `_pending`, which print calls of several threads add to.
+        self._lock = threading.Lock()
+        self._pending = ""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.original, name)
+
+    @property
+    def tail(self) -> str:
+        """The line that has not ended yet, as a terminal would show it after its carriage returns."""
+        return self._pending.rstrip("\r").rpartition("\r")[2]
+
+    def write(self, text: str) -> int:
+        console = self._console
+        if console is None or os.getpid() != self._process:  # after the end, or in a fork, where no line is drawn
+            return self.original.write(text)
+        with self._lock:
+            whole, newline, self._pending = (self._pending + text).rpartition("\n")
+            if newline:
+                console.print(_Raw(whole + newline), soft_wrap=True, end="")
+        return len(text)
+
+    def write_lines(self, text: str) -> None:
+        """Write whole lines, not behind the line that has not ended yet but before it."""
+        console = self._console
+        if console is None:
+            self.original.write(text)
+        else:
+            console.print(_Raw(text), soft_wrap=True, end="")
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def flush(self) -> None:
+        if self._console is None or os.getpid() != self._process:
+            self.original.flush()
+
+    def end(self) -> None:
+        """Write what has not ended, and pass everything through from now on."""
+        with self._lock:
+            self._console = None
+            pending, self._pending = self._pending, ""
+            self.original.write(pending)
+            self.original.flush()
+
+
+class _Raw:
+    """Text for the terminal as it is: escape sequences, tabs and long lines untouched."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield Segment(self._text)
+
+
+def _same_terminal(stream: Any, terminal: TextIO) -> bool:
+    if stream is terminal:
+        return True
+    try:
+        return bool(stream.isatty()) and os.path.sameopenfile(stream.fileno(), terminal.fileno())
+    except (AttributeError, OSError, ValueError):
+        return False

@@ -1,0 +1,438 @@
+"""Bootstrap of real hosts: environments by pip and uv, reuse, and each way in which a host can be unfit."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import cloudpickle
+import pytest
+
+from skyward.core import nodecode
+from skyward.core.bootstrap import AgentAddress, bootstrap
+from skyward.core.errors import BootstrapFailed, ConfigError, LinkError, PythonNotFound
+from skyward.core.interfaces import Output, Shell
+from skyward.core.messages import Welcome
+from skyward.core.spec import Endpoint, Image
+from skyward.core.wire import Role, Wire
+from skyward.transport.ssh import SSHTransport
+from tests.lab import Host, Lab, eventually
+from tests.wheels import wheels
+
+__all__ = ["wheels"]  # a fixture
+
+MINOR = f"{sys.version_info.major}.{sys.version_info.minor}"
+CACHE = "/root/.cache/skyward"
+
+
+class CountingShell:
+    """Counts round trips."""
+
+    def __init__(self, shell: Shell) -> None:
+        self.shell = shell
+        self.trips = 0
+
+    async def run(self, command: str, *, input: bytes | None = None, timeout: float | None = None) -> Output:
+        self.trips += 1
+        return await self.shell.run(command, input=input, timeout=timeout)
+
+    async def put(self, data: bytes, path: str) -> None:
+        self.trips += 1
+        await self.shell.put(data, path)
+
+
+class Start:
+    """What one bootstrap gave."""
+
+    def __init__(self) -> None:
+        self.steps: list[str] = []
+        self.trips = 0
+        self.seconds = 0.0
+        self.agent = AgentAddress("", b"")
+
+    @property
+    def built(self) -> bool:
+        return any("environment" in step for step in self.steps)
+
+
+Boot = Callable[..., Start]
+
+
+@pytest.fixture(scope="session")
+def index(lab: Lab, wheels: Path) -> str:
+    return lab.serve_index(wheels)
+
+
+@pytest.fixture
+def boot(lab: Lab, index: str) -> Boot:
+    """Bootstraps a host over SSH and lets its agent prove that it knows the secret."""
+
+    def start(host: Host, image: Image | None = None, *, user: str = "root") -> Start:
+        return asyncio.run(_boot(address(lab, host, user), image or Image(index=index)))
+
+    return start
+
+
+def address(lab: Lab, host: Host, user: str = "root") -> Endpoint:
+    options = {"keys": [str(lab.key)], "known_hosts": str(lab.known_hosts), "config": []}
+    return Endpoint("ssh", host.address, None, user, options)
+
+
+async def _boot(endpoint: Endpoint, image: Image) -> Start:
+    start = Start()
+    link = await SSHTransport().connect(endpoint, 10)
+    try:
+        shell = CountingShell(link.shell)
+        begin = time.monotonic()
+        start.agent = await bootstrap(shell, image, orphan_timeout=60, on_step=start.steps.append)
+        start.seconds = time.monotonic() - begin
+        start.trips = shell.trips
+        await _greet(await link.open_channel(start.agent.address), start.agent.secret)
+    finally:
+        await link.close()
+    return start
+
+
+async def _greet(channel, secret: bytes) -> None:
+    """The agent answers, and proves that it knows the secret (the wire checks that)."""
+    wire = Wire(Role.OWNER, secret=secret, nonce=os.urandom(16))
+    wire.hello("session", 0)
+    channel.write(wire.data_to_send())
+    messages = []
+    while not messages:
+        data = await channel.read()
+        assert data, "the agent hung up"
+        messages = wire.receive_data(data)
+    assert isinstance(messages[0].message, Welcome)
+    channel.close()
+
+
+def agents(host: Host) -> list[int]:
+    return [pid for pid, command in host.pids() if "skyward.worker.agent" in command]
+
+
+def environments(host: Host, cache: str = CACHE) -> list[str]:
+    done = host.run("sh", "-c", f"ls -d {cache}/envs/*/.complete 2>/dev/null")
+    return [Path(line).parent.name for line in done.stdout.splitlines()]
+
+
+def uv() -> dict[str, str]:
+    """uv as a file of the host."""
+    program = shutil.which("uv") or str(Path(sys.executable).parent / "uv")
+    return {"/opt/bin/uv": program}
+
+
+def failure(boot: Boot, host: Host, kind: type[BootstrapFailed] = BootstrapFailed, image: Image | None = None, **more):
+    with pytest.raises(BootstrapFailed) as caught:
+        boot(host, image, **more)
+    assert type(caught.value) is kind, caught.value
+    return str(caught.value)
+
+
+# --- the ways that work ---
+
+
+@pytest.mark.lab
+def test_the_second_start_makes_nothing_anew_and_takes_two_round_trips(boot, fresh_host):
+    host = fresh_host()
+    first, second = boot(host), boot(host)
+    assert first.built
+    assert second.steps == ["looking at the host", "starting the agent"]
+    assert second.trips == 2
+    assert second.seconds < 1
+    assert first.agent.secret != second.agent.secret
+    assert first.agent.address != second.agent.address
+    assert len(agents(host)) == 2
+    print(f"first start {first.seconds:.2f} s, second {second.seconds:.2f} s")
+
+
+@pytest.mark.lab
+def test_uv_makes_the_environment_where_it_is(boot, fresh_host):
+    host = fresh_host(files=uv())
+    first, second = boot(host), boot(host)
+    assert "making an environment with uv" in first.steps
+    assert second.trips == 2
+    config = host.run("sh", "-c", f"cat {CACHE}/envs/*/pyvenv.cfg").stdout
+    assert "uv =" in config
+
+
+@pytest.mark.lab
+@pytest.mark.parametrize("with_uv", [True, False], ids=["uv", "pip"])
+def test_requirements_come_from_the_index_that_the_image_names(boot, fresh_host, index, with_uv):
+    host = fresh_host(files=uv() if with_uv else {})
+    image = Image(pip=["joblib"], index=index.replace("http://", "http://name:secret@"))
+    boot(host, image)
+    python = f"{CACHE}/envs/{environments(host)[0]}/bin/python"
+    done = host.run(python, "-c", "import joblib, cloudpickle, msgpack; print(cloudpickle.__version__)", check=True)
+    assert done.stdout.strip() == cloudpickle.__version__
+    left = host.run("grep", "-rl", "name:secret", CACHE).stdout
+    assert not left, "the index's password stays on the host"
+    assert not boot(host, image).built
+    assert boot(host).built, "another set of packages needs another environment"
+    assert len(environments(host)) == 2
+
+
+@pytest.mark.lab
+@pytest.mark.parametrize("user", ["root", "ann"])
+@pytest.mark.parametrize("shell", ["/bin/bash", "/bin/dash"])
+def test_login_shells_noise_and_users_do_not_matter(boot, fresh_host, shell, user):
+    noise = "echo hello; cat /etc/passwd; echo '{}' >&2; cd /"
+    host = fresh_host(shell=shell, users=("ann",), bashrc=noise, files=uv())
+    boot(host, user=user)
+    home = "/root" if user == "root" else "/home/ann"
+    assert host.run("stat", "-c", "%a %U", f"{home}/.cache/skyward/run").stdout == f"700 {user}\n"
+    (pid,) = agents(host)
+    assert host.run("stat", "-c", "%U", f"/proc/{pid}").stdout == f"{user}\n"
+
+
+@pytest.mark.lab
+def test_the_secret_is_in_no_command_line_and_no_environment(boot, fresh_host):
+    host = fresh_host(files=uv())
+    secret = boot(host).agent.secret
+    (pid,) = agents(host)
+    for name in ("cmdline", "environ"):
+        data = (host.root / f"proc/{pid}/{name}").read_bytes()
+        assert data
+        assert secret not in data
+        assert secret.hex().encode() not in data
+
+
+@pytest.mark.lab
+def test_a_long_home_gets_its_socket_in_a_short_place(boot, fresh_host):
+    cache = "/root/" + "long/" * 20
+    host = fresh_host(files=uv(), bashrc=f"export XDG_CACHE_HOME={cache}")
+    start = boot(host)
+    assert start.agent.address.startswith("/tmp/skyward-")
+    assert host.run("stat", "-c", "%a", str(Path(start.agent.address).parent)).stdout == "700\n"
+    assert environments(host, f"{cache}/skyward")
+    assert not boot(host).built
+
+
+@pytest.mark.lab
+def test_half_an_environment_is_made_anew(boot, fresh_host):
+    host = fresh_host(files=uv())
+    boot(host)
+    (name,) = environments(host)
+    host.run(
+        "sh", "-c", f"rm {CACHE}/envs/{name}/.complete {CACHE}/envs/{name}/lib/python*/site-packages/cloudpickle/*"
+    )
+    assert boot(host).built
+    host.run("rm", f"{env}/bin/python", check=True)  # as when the base Python went away
+    assert boot(host).built
+    assert not boot(host).built
+
+
+@pytest.mark.lab
+@pytest.mark.parametrize("flock", [True, False], ids=["flock", "folder"])
+def test_several_drivers_at_a_time_make_one_environment(boot, fresh_host, flock):
+    host = fresh_host(files=uv())
+    if not flock:
+        host.run("rm", "/usr/bin/flock", check=True)
+    with ThreadPoolExecutor(3) as pool:
+        starts = list(pool.map(boot, [host] * 3))
+    assert all(start.agent.address for start in starts)
+    assert len(environments(host)) == 1
+    assert len(agents(host)) == 3
+
+
+@pytest.mark.lab
+def test_the_lock_of_a_dead_driver_is_broken(boot, fresh_host):
+    host = fresh_host(files=uv())
+    host.run("rm", "/usr/bin/flock", check=True)
+    boot(host)
+    (name,) = environments(host)
+    lock = f"{CACHE}/envs/{name}.lock.d"
+    host.run("sh", "-c", f"mkdir {lock} && echo {host.name} 999999 >{lock}/owner && rm {CACHE}/envs/{name}/.complete")
+    start = boot(host)
+    assert start.built
+    assert start.seconds < 10
+    assert host.run("ls", lock).returncode != 0
+
+
+@pytest.mark.lab
+def test_what_nobody_uses_is_swept_away(boot, fresh_host):
+    host = fresh_host(files=uv())
+    live = Path(boot(host).agent.address).parent
+    gone = Path(boot(host).agent.address).parent
+    (name,) = environments(host)
+    pid = host.run("cat", f"{gone}/pid").stdout.strip()
+    host.run("kill", "-9", pid, check=True)
+    eventually(lambda: int(pid) not in agents(host), what="the agent's end")
+    old = f"{CACHE}/envs/old"
+    script = f"""
+        mkdir {old} && : >{old}/.complete && : >{CACHE}/code/old.zip
+        touch -d '-3 days' {live} {gone} {CACHE}/.swept
+        touch -d '-70 days' {old}/.complete {CACHE}/code/old.zip
+    """
+    host.run("sh", "-c", script, check=True)
+    boot(host)
+    left = host.run("find", CACHE, "-maxdepth", "2").stdout.split()
+    assert str(live) in left
+    assert not {str(gone), old, f"{CACHE}/code/old.zip"} & set(left)
+    assert f"{CACHE}/envs/{name}" in left
+
+
+@pytest.mark.lab
+def test_a_python_without_pip_gets_the_drivers(boot, fresh_host):
+    if not list(Path(sys.base_prefix).glob("lib/python*/ensurepip/_bundled/pip-*.whl")):
+        pytest.skip("this Python carries no pip itself")
+    host = fresh_host()
+    site = f"/opt/python/{MINOR}/lib/python{MINOR}"
+    # as Debian's python3 without python3-venv
+    for folder in (f"{site}/ensurepip", f"{site}/site-packages"):
+        host.run("mount", "-t", "tmpfs", "empty", folder, check=True)
+    start = boot(host)
+    assert "sending pip" in start.steps
+    assert environments(host)
+
+
+@pytest.mark.lab
+def test_debian_packages_that_are_there_cost_nothing(boot, fresh_host, index):
+    host = fresh_host(files=uv())
+    boot(host, Image(index=index, apt=["bash", "coreutils"]))
+    assert boot(host, Image(index=index, apt=["bash"])).trips == 2
+
+
+# --- the ways that don't ---
+
+
+@pytest.mark.lab
+def test_debian_packages_need_root(boot, fresh_host, index):
+    host = fresh_host(users=("ann",), files=uv())
+    text = failure(boot, host, image=Image(index=index, apt=["no-such-package"]), user="ann")
+    assert "installing no-such-package" in text
+    assert "needs root" in text
+
+
+@pytest.mark.lab
+def test_no_python_names_those_that_are_there(boot, fresh_host):
+    host = fresh_host(pythons=())
+    text = failure(boot, host, PythonNotFound)
+    assert f"no Python {MINOR}" in text
+    host.run("sh", "-c", "printf '#!/bin/sh\\n' >/usr/local/bin/python3.7; chmod +x /usr/local/bin/python3.7")
+    assert "it has python3.7" in failure(boot, host, PythonNotFound)
+
+
+@pytest.mark.lab
+def test_a_python_that_does_not_run_is_none(boot, fresh_host):
+    host = fresh_host(pythons=())
+    host.run("sh", "-c", f"echo garbage >/usr/local/bin/python{MINOR}; chmod +x /usr/local/bin/python{MINOR}")
+    assert "garbage" in failure(boot, host, PythonNotFound)
+
+
+@pytest.mark.lab
+@pytest.mark.parametrize("with_uv", [True, False], ids=["uv", "pip"])
+def test_a_full_disk_is_said_with_what_is_free(boot, fresh_host, index, with_uv):
+    host = fresh_host(disk="3m", files=uv() if with_uv else {})
+    text = failure(boot, host, image=Image(pip=["joblib"], index=index))
+    assert f"the disk with {CACHE} is full" in text
+    assert re.search(r"\(\d MB free\)", text)
+    assert not environments(host)
+
+
+@pytest.mark.lab
+def test_a_disk_that_fills_up_later_is_said_too(boot, fresh_host):
+    host = fresh_host(disk="20m", files=uv())
+    boot(host)
+    fill = f"rm {CACHE}/code/*; dd if=/dev/zero of=/root/filler bs=64k"
+    assert "No space left" in host.run("sh", "-c", fill).stderr
+    text = failure(boot, host)
+    assert text.startswith("sending the code failed")
+    assert "is full" in text
+    host.run("rm", "/root/filler")
+    assert not boot(host).built
+
+
+@pytest.mark.lab
+def test_a_home_that_cannot_be_written_is_said(boot, fresh_host):
+    text = failure(boot, fresh_host(readonly_home=True))
+    assert "no permission to write" in text
+    assert "Read-only file system" in text
+    host = fresh_host(users=("ann",))
+    host.run("sh", "-c", "mkdir /home/ann/.cache; chown root /home/ann/.cache; chmod 755 /home/ann/.cache")
+    assert "Permission denied" in failure(boot, host, user="ann")
+
+
+@pytest.mark.lab
+def test_a_home_that_programs_may_not_run_from_is_said(boot, fresh_host):
+    host = fresh_host()
+    host.run("mount", "-o", "remount,bind,noexec", "/root", check=True)
+    assert "noexec" in failure(boot, host)
+
+
+@pytest.mark.lab
+@pytest.mark.parametrize("with_uv", [True, False], ids=["uv", "pip"])
+def test_a_package_that_does_not_exist_is_said(boot, fresh_host, index, with_uv):
+    host = fresh_host(files=uv() if with_uv else {})
+    text = failure(boot, host, image=Image(pip=["no-such-package-at-all"], index=index))
+    assert "no-such-package-at-all" in text
+    assert "could not be installed" in text
+    assert len(text.splitlines()) <= 16
+    assert not environments(host)
+
+
+@pytest.mark.lab
+def test_a_line_that_breaks_is_a_link_error_and_the_next_start_works(lab, boot, fresh_host, index):
+    host = fresh_host()
+
+    async def main() -> None:
+        link = await SSHTransport().connect(address(lab, host), 10)
+
+        def cut(step: str) -> None:
+            if "environment" in step:
+                asyncio.get_running_loop().create_task(link.close())
+
+        with pytest.raises(LinkError):
+            await bootstrap(link.shell, Image(index=index), orphan_timeout=60, on_step=cut)
+
+    asyncio.run(main())
+    assert boot(host).agent.address
+
+
+# --- without a host ---
+
+
+@pytest.mark.parametrize(
+    "image", [Image(apt=["a b"]), Image(apt=["-y"]), Image(apt=["$(reboot)"]), Image(pip=["a\nb"])]
+)
+def test_nonsense_in_the_image_is_a_config_error_before_anything_runs(image):
+    with pytest.raises(ConfigError):
+        asyncio.run(bootstrap(None, Image(**values), orphan_timeout=1, on_step=lambda _: None))  # type: ignore[arg-type]
+
+
+def test_a_host_that_does_not_end_a_step_in_time_is_said():
+    class Slow:
+        async def run(self, command, *, input=None, timeout=None):
+            raise TimeoutError
+
+    with pytest.raises(BootstrapFailed, match="looking at the host: no end within 60 s"):
+        asyncio.run(bootstrap(Slow(), Image(), orphan_timeout=1, on_step=lambda _: None))
+
+
+def test_the_code_is_a_zip_that_is_always_the_same_and_imports(tmp_path):
+    assert nodecode.node_code.__wrapped__() == nodecode.node_code.__wrapped__()
+    path = tmp_path / nodecode.node_code_name()
+    path.write_bytes(nodecode.node_code())
+    names = zipfile.ZipFile(io.BytesIO(nodecode.node_code())).namelist()
+    assert {"skyward/worker/agent.py", "skyward/worker/agent.pyc", "skyward/core/wire.py"} <= set(names)
+    assert not [name for name in names if "provider" in name or "transport" in name or "testing" in name]
+    code = (
+        "import skyward.worker.agent as a, inspect, importlib.util;"
+        "print(a.__file__); print(a.__spec__.cached); inspect.getsource(a);"
+        "import skyward.joblib_ext"
+    )
+    env = {"PYTHONPATH": str(path), "PATH": os.environ["PATH"]}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], env=env, cwd="/", capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith(f"{path}/skyward/worker/agent.pyc")

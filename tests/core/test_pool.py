@@ -1,0 +1,392 @@
+"""Pools on this machine: what a user meets, with real agents and real processes."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import gc
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import skyward as sky
+from tests.core.memory_agent import eventually
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[sky.Compute]:
+    with sky.Compute(nodes=2, concurrency=2, console=False) as pool:
+        yield pool
+
+
+def where() -> str:
+    return os.environ["SKYWARD_NODE"]
+
+
+def test_an_executor_as_the_standard_library_has_it(pool: sky.Compute) -> None:
+    """submit, map with several iterables, as_completed, wait: all of concurrent.futures works."""
+    assert isinstance(pool, concurrent.futures.Executor)
+    assert list(pool.map(pow, range(50), [2] * 50)) == [i**2 for i in range(50)]
+    futures = [pool.submit(divmod, i, 7) for i in range(20)]
+    assert {future.result() for future in concurrent.futures.as_completed(futures)} == {divmod(i, 7) for i in range(20)}
+
+
+def test_slots_and_names(pool: sky.Compute) -> None:
+    """total_slots is nodes x concurrency."""
+    assert pool.total_slots == 4
+    assert len(pool.node_names) == 2
+    assert "2 nodes" in repr(pool)
+
+
+@pytest.mark.parametrize("executor", ["thread", "process"])
+def test_the_default_is_threads_and_processes_on_demand(executor: str) -> None:
+    """In a plain pool tasks of a node share a process; with executor="process" each has its own."""
+    with sky.Compute(worker=sky.Worker(concurrency=3, executor=executor), console=False) as pool:
+        barrier = [pool.submit(_pid_after, 0.2) for _ in range(3)]
+        assert len({future.result() for future in barrier}) == (1 if executor == "thread" else 3)
+
+
+def _pid_after(seconds: float) -> int:
+    time.sleep(seconds)
+    return os.getpid()
+
+
+def test_tasks_see_the_drivers_modules_and_folder(pool: sky.Compute) -> None:
+    """Local nodes have the driver's sys.path and working directory."""
+    assert pool.submit(os.getcwd).result() == os.getcwd()
+    assert pool.submit(eval, "__import__('tests.core.test_pool').__name__").result() == "tests"
+
+
+def test_image_env_reaches_tasks() -> None:
+    """Image(env=...) is the tasks' environment."""
+    with sky.Compute(image=sky.Image(env={"COLOUR": "blue"}), console=False) as pool:
+        assert pool.submit(os.getenv, "COLOUR").result() == "blue"
+
+
+# --- bad input ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"provider": "narnia"}, ["narnia", "local", "ssh", "pip install skyward-narnia"]),
+        ({"provider": 7}, ["provider=7", "sky.Local()"]),
+        ({"provider": sky.Local}, ["Local()"]),
+        ({"provider": []}, ["provider=[]"]),
+        ({"nodes": 0}, ["nodes=0", "at least 1"]),
+        ({"nodes": -2}, ["nodes=-2"]),
+        ({"nodes": "three"}, ["nodes='three'", "whole number"]),
+        ({"nodes": 1.5}, ["nodes=1.5"]),
+        ({"nodes": True}, ["nodes=True"]),
+        ({"nodes": (3, 2)}, ["least"]),
+        ({"concurrency": 0}, ["concurrency=0"]),
+        ({"concurrency": "many"}, ["concurrency='many'"]),
+        ({"worker": 3}, ["worker=3", "sky.Worker"]),
+        ({"memory": "lots"}, ["memory='lots'", "32GB"]),
+        ({"memory": -1}, ["memory=-1"]),
+        ({"vcpus": 0}, ["vcpus=0"]),
+        ({"vcpus": 2, "cpu": 3}, ["vcpus=2", "cpu=3"]),
+        ({"worker": sky.Worker(2), "concurrency": 2}, ["worker=", "concurrency=2", "both"]),
+        ({"allocation": "stolen"}, ["stolen", "always-spot"]),
+        ({"timeout": -1}, ["timeout=-1"]),
+        ({"timeout": "soon"}, ["timeout='soon'"]),
+        ({"plugins": 5}, ["plugins=5"]),
+        ({"plugins": [print]}, ["parentheses"]),
+        ({"image": "ubuntu"}, ["image='ubuntu'", "sky.Image"]),
+        ({"volume": [sky.S3Volume("/data", "bucket", "prefix/")]}, ["volumes are not in this version yet"]),
+    ],
+    ids=str,
+)
+def test_a_wrong_argument_is_told_at_once(arguments: dict[str, Any], words: list[str]) -> None:
+    """A ConfigError before anything starts; it is a ValueError too, and says what and where."""
+    threads = threading.active_count()
+    with pytest.raises(sky.ConfigError) as caught:
+        sky.Compute(**arguments)
+    assert isinstance(caught.value, ValueError)
+    for word in words:
+        assert word in str(caught.value)
+    assert threading.active_count() == threads
+
+
+def test_a_pool_is_used_between_enter_and_exit_only() -> None:
+    """Not before, not twice, not after."""
+    pool = sky.Compute(console=False)
+    with pytest.raises(sky.PoolNotActive, match="Backend not configured: use the pool as a context manager"):
+        pool.submit(abs, 1)
+    with pytest.raises(sky.PoolNotActive):
+        _ = pool.total_slots
+    with pool:
+        with pytest.raises(sky.PoolNotActive, match="entered before"):
+            pool.start()
+        assert pool.submit(abs, -1).result() == 1
+    with pytest.raises(sky.PoolNotActive, match="closed"):
+        pool.submit(abs, 1)
+    with pytest.raises(sky.PoolNotActive):
+        pool.start()
+    pool.close()
+
+
+def test_start_and_close_for_notebooks() -> None:
+    """Without a with-block."""
+    pool = sky.Compute(console=False).start()
+    assert pool.submit(abs, -3).result() == 3
+    pool.close()
+    assert not pool.is_active
+
+
+def test_the_block_waits_for_its_tasks_and_an_exception_does_not() -> None:
+    """Leaving the block waits, as an executor does; leaving it by an exception gives the tasks up."""
+    with sky.Compute(console=False) as pool:
+        future = pool.submit(time.sleep, 0.3)
+    assert future.result() is None
+    began = time.monotonic()
+    with pytest.raises(KeyError), sky.Compute(console=False) as pool:
+        future = pool.submit(time.sleep, 60)
+        raise KeyError("x")
+    assert future.cancelled()
+    assert time.monotonic() - began < 10
+
+
+# --- bad tasks ------------------------------------------------------------------------------------------------------
+
+
+def _exit_hard() -> None:
+    os._exit(7)
+
+
+def _segfault() -> None:
+    import ctypes
+
+    ctypes.string_at(0)
+
+
+def _kill_self() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _recurse() -> int:
+    return 1 + _recurse()
+
+
+def _close_stdout() -> str:
+    os.close(1)
+    return "closed"
+
+
+def _binary() -> str:
+    os.write(1, bytes(range(256)) * 100)
+    return "printed"
+
+
+def _fork() -> str:
+    child = os.fork()
+    if child == 0:
+        return "child"
+    os.waitpid(child, 0)
+    return "parent"
+
+
+@pytest.mark.parametrize(
+    ("task", "text"),
+    [(_exit_hard, "exit"), (_segfault, "SIGSEGV"), (_kill_self, "SIGKILL")],
+    ids=["os._exit", "segfault", "kill -9"],
+)
+@pytest.mark.parametrize("executor", ["thread", "process"])
+def test_a_task_that_kills_its_worker_fails_alone(task: Any, text: str, executor: str) -> None:
+    """WorkerCrashed names how, where and which; other tasks of the pool are not touched."""
+    with sky.Compute(worker=sky.Worker(concurrency=2, executor=executor), console=False) as pool:
+        others = [pool.submit(_slow_double, i) for i in range(6)]
+        bad = pool.submit(task)
+        with pytest.raises(sky.WorkerCrashed, match=text) as caught:
+            bad.result(30)
+        assert "node-1" in str(caught.value)
+        assert task.__name__ in str(caught.value)
+        assert [future.result(30) for future in others] == [0, 2, 4, 6, 8, 10]
+        assert pool.submit(abs, -1).result(30) == 1
+
+
+def _slow_double(x: int) -> int:
+    time.sleep(0.1)
+    return 2 * x
+
+
+def test_strange_tasks_end_in_a_result_or_their_own_error(pool: sky.Compute, capfd: pytest.CaptureFixture[str]) -> None:
+    """sys.exit, endless recursion, a closed fd 1, binary output, a fork: each is that task's affair alone."""
+    with pytest.raises(SystemExit) as caught:
+        pool.submit(sys.exit, 3).result(30)
+    assert caught.value.code == 3
+    with pytest.raises(RecursionError):
+        pool.submit(_recurse).result(30)
+    assert pool.submit(_close_stdout).result(30) == "closed"
+    assert pool.submit(_binary).result(30) == "printed"
+    assert pool.submit(_fork).result(30) == "parent"
+    assert list(pool.map(abs, range(-20, 0))) == list(range(20, 0, -1))
+
+
+@pytest.mark.slow
+def test_a_result_of_two_gigabytes_arrives(pool: sky.Compute) -> None:
+    """It is not refused and not cut."""
+    result = pool.submit(_gigabytes, 2).result(100)
+    assert len(result) == 2 * 2**30
+    assert result[-1] == 7
+
+
+def _gigabytes(count: int) -> bytearray:
+    data = bytearray(count * 2**30)
+    data[-1] = 7
+    return data
+
+
+def test_output_is_marked_with_its_node(capsys: pytest.CaptureFixture[str]) -> None:
+    """What a task prints reaches the user's terminal, each line marked, on the stream it was meant for."""
+    with sky.Compute(console=False) as pool:
+        pool.submit(print, "one\ntwo").result()
+        pool.submit(print, "uh-oh", file=None).result()
+        pool.submit(_complain).result()
+    out, err = capsys.readouterr()
+    assert "[node-1] one\n[node-1] two\n" in out
+    assert "[node-1] to the errors\n" in err
+
+
+def _complain() -> None:
+    print("to the errors", file=sys.stderr)
+
+
+def test_a_time_limit_stops_the_task() -> None:
+    """Compute(timeout=...) ends a task that runs too long; the slot serves the next."""
+    with sky.Compute(timeout=0.5, console=False) as pool:
+        with pytest.raises(sky.TaskTimeout, match=r"sleep \(task 1\) on node-1"):
+            pool.submit(time.sleep, 60).result(30)
+        assert pool.submit(abs, -1).result(30) == 1
+
+
+def test_a_result_that_does_not_pickle_is_named(pool: sky.Compute) -> None:
+    """The error says where the culprit sits in the result."""
+    with pytest.raises(sky.PayloadError, match=r"result.*lock"):
+        pool.submit(_lock).result(30)
+
+
+def _lock() -> Any:
+    return {"model": [threading.Lock()]}
+
+
+def _agents_of(pool: sky.Compute) -> list[int]:
+    (provider,) = pool.providers
+    return [int(machine.id.rpartition("-")[2]) for machine in provider.machines(pool.name)]
+
+
+def test_a_killed_agent_loses_nothing() -> None:
+    """kill -9 of a node in mid-run: its tasks run again elsewhere, and the node is replaced."""
+    with sky.Compute(nodes=2, worker=sky.Worker(concurrency=2, executor="process"), console=False) as pool:
+        futures = [pool.submit(_slow_double, i) for i in range(40)]
+        futures[2].result(30)
+        os.kill(_agents_of(pool)[0], signal.SIGKILL)
+        assert [future.result(30) for future in futures] == [2 * i for i in range(40)]
+        eventually(lambda: pool.total_slots == 4, 20)
+
+
+# --- the driver's end -----------------------------------------------------------------------------------------------
+
+
+def _script(text: str, tmp_path: Path) -> subprocess.Popen[str]:
+    path = tmp_path / "script.py"
+    path.write_text("import os, signal, sys, time, threading\nimport skyward as sky\n" + textwrap.dedent(text))
+    return subprocess.Popen(
+        [sys.executable, str(path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        start_new_session=True,
+    )
+
+
+def _alive(session: int) -> list[str]:
+    """Processes whose environment carries the script's mark."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            environment = (entry / "environ").read_bytes()
+            state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            continue
+        if f"SKY_TEST_MARK={session}".encode() in environment.split(b"\0") and state != "Z":
+            found.append(f"{entry.name}: {(entry / 'cmdline').read_bytes()!r}")
+    return found
+
+
+BLOCK = """
+with sky.Compute(nodes=2, worker=sky.Worker(concurrency=2, executor="process"), console=False) as pool:
+    futures = [pool.submit(time.sleep, 100) for _ in range(8)]
+    print("running", flush=True)
+    {what}
+"""
+
+
+@pytest.mark.parametrize("how", ["SIGKILL", "SIGINT", "SIGINT twice", "SIGTERM", "exit", "abandoned"])
+def test_however_the_driver_ends_nothing_is_left(how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """kill -9, Ctrl-C once and twice, kill, sys.exit, a pool that nobody closed: no process stays."""
+    mark = os.getpid() * 1000 + hash(how) % 1000
+    monkeypatch.setenv("SKY_TEST_MARK", str(mark))
+    what = "sys.exit(3)" if how == "exit" else "concurrent = [f.result() for f in futures]"
+    text = BLOCK.format(what=what)
+    if how == "abandoned":
+        text = "pool = sky.Compute(console=False).start()\nfuture = pool.submit(time.sleep, 100)\nprint('running')\n"
+    script = _script(text, tmp_path)
+    assert script.stdout is not None
+    assert script.stdout.readline() == "running\n"
+    if how.startswith("SIG"):
+        script.send_signal(getattr(signal, how.split()[0]))
+        if "twice" in how:
+            script.send_signal(signal.SIGINT)
+    script.communicate(timeout=30)
+    if how == "exit":
+        assert script.returncode == 3
+    eventually(lambda: not _alive(mark), 10)
+
+
+def test_ctrl_c_while_starting_gives_everything_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interrupt before the nodes are ready ends as one after."""
+    mark = os.getpid() * 1000 + 999
+    monkeypatch.setenv("SKY_TEST_MARK", str(mark))
+    for delay in (0.0, 0.02, 0.1, 0.2):
+        script = _script(
+            f"""
+            threading.Timer({delay}, os.kill, (os.getpid(), signal.SIGINT)).start()
+            with sky.Compute(nodes=2, concurrency=2, console=False) as pool:
+                time.sleep(30)
+            """,
+            tmp_path,
+        )
+        _, errors = script.communicate(timeout=30)
+        assert "KeyboardInterrupt" in errors
+        assert "Traceback" in errors
+        eventually(lambda: not _alive(mark), 10)
+
+
+def test_a_forgotten_pool_is_closed_when_it_is_collected() -> None:
+    """Garbage collection ends in an orderly close too."""
+    pool = sky.Compute(console=False).start()
+    (agent,) = _agents_of(pool)
+    del pool
+    gc.collect()
+    eventually(lambda: not Path(f"/proc/{agent}").exists(), 10)
+
+
+def test_two_pools_at_once_from_two_threads() -> None:
+    """Pools do not disturb each other."""
+
+    def use(name: str) -> set[str]:
+        with sky.Compute(concurrency=2, image=sky.Image(env={"POOL": name}), console=False) as pool:
+            return set(pool.map(os.getenv, ["POOL"] * 20))
+
+    with concurrent.futures.ThreadPoolExecutor() as threads:
+        assert list(threads.map(use, ["a", "b"])) == [{"a"}, {"b"}]
