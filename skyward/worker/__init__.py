@@ -1,0 +1,1 @@
+"""What runs on a node: the agent, its fork server, and the slots that run tasks."""

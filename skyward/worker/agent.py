@@ -1,0 +1,394 @@
+"""The agent: the one process of a node that its owner talks to. It never unpickles or runs a user's code.
+
+Started by ``python -m skyward.worker.agent`` with a start map on standard input, it listens on a Unix socket in a
+folder of its own or on the loopback address, and prints one line of JSON that says where. It outlives its owner's
+connection: results are kept until they are acknowledged, and the same session may come back. It ends, with all slots
+and files, when the owner says Bye, when nobody has come for a while, on SIGTERM, or when its lifeline is cut.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import stat
+import struct
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgpack
+
+from skyward.core.errors import ProtocolError
+from skyward.core.messages import (
+    Ack,
+    Blob,
+    Bye,
+    Cancel,
+    Forget,
+    Hello,
+    Ping,
+    Proof,
+    Ready,
+    Run,
+    Setup,
+    StreamClose,
+    StreamData,
+)
+from skyward.core.wire import Received, Role, Wire
+from skyward.worker.crew import Crew
+from skyward.worker.link import Link
+from skyward.worker.owner import Session
+
+__all__ = ["Agent", "Start", "main"]
+
+_GREETING = 10.0  # seconds in which a visitor must prove who it is
+_VISITORS = 32  # that have not proved it
+_LOG = 1024 * 1024  # bytes of the log file
+
+
+@dataclass(frozen=True)
+class Start:
+    """The start map.
+
+    Attributes
+    ----------
+    listen
+        ``tcp`` or ``unix:/path/agent.sock``.
+    secret
+        What the owner must know.
+    lifeline
+        Whether to end when standard input ends; else the agent leaves the session that started it.
+    orphan_timeout
+        Seconds to wait for an owner.
+    """
+
+    listen: str
+    secret: bytes
+    lifeline: bool
+    orphan_timeout: float
+
+
+class _Visitor:
+    """A connection; its maker is the owner as soon as it has proved so."""
+
+    def __init__(self, agent: Agent, sock: socket.socket) -> None:
+        self.agent = agent
+        self.hello: Hello | None = None
+        wire = Wire(Role.WORKER, secret=agent.start.secret, nonce=os.urandom(16))
+        self.link = Link(agent.loop, sock, wire, self.hear, self.gone)
+        self.timer = agent.loop.call_later(_GREETING, self.gone, "no greeting")
+
+    def hear(self, received: Received) -> None:
+        """One message."""
+        message = received.message
+        if isinstance(message, Hello):
+            self.hello = message
+            self.agent.greet(self, message)
+        elif isinstance(message, Proof) and self.hello is not None:
+            self.timer.cancel()
+            self.agent.adopt(self, self.hello)
+        else:
+            self.agent.hear(received)
+
+    def gone(self, reason: str) -> None:
+        """The connection has ended, or its maker is not the owner."""
+        self.timer.cancel()
+        self.link.close()
+        self.agent.left(self, reason)
+
+
+class Agent:
+    """Joins owner, slots and store.
+
+    Parameters
+    ----------
+    loop
+        Everything happens on it.
+    start
+        The start map.
+    listener
+        The listening socket.
+    folder
+        A folder that only we can enter.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, start: Start, listener: socket.socket, folder: str) -> None:
+        self.loop = loop
+        self.start = start
+        self.session: Session | None = None
+        self.crew: Crew | None = None
+        self.stopped: asyncio.Future[str] = loop.create_future()
+        self.cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self._listener = listener
+        self._folder = folder
+        self._visitors: set[_Visitor] = set()
+        self._patience = start.orphan_timeout
+        self._orphan = loop.call_later(self._patience, self.stop, "no owner has come")
+        listener.setblocking(False)
+        loop.add_reader(listener.fileno(), self._accept)
+
+    def __repr__(self) -> str:
+        return f"<Agent {self._listener.getsockname()!r}, {self.session!r}, {self.crew!r}>"
+
+    def stop(self, reason: str) -> None:
+        """End soon; the first reason counts."""
+        if not self.stopped.done():
+            self.stopped.set_result(reason)
+
+    async def end(self) -> None:
+        """End all slots and remove all files."""
+        self.loop.remove_reader(self._listener.fileno())
+        self._listener.close()
+        self._orphan.cancel()
+        for visitor in list(self._visitors):
+            visitor.gone("the agent ends")
+        if self.session is not None and self.session.link is not None:
+            self.session.link.close()
+        if self.crew is not None:
+            await self.crew.end()
+
+    # --- who comes and goes ---
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            sock, _ = self._listener.accept()
+            if len(self._visitors) >= _VISITORS:
+                sock.close()
+                return
+            if sock.family != socket.AF_UNIX:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._visitors.add(_Visitor(self, sock))
+
+    def greet(self, visitor: _Visitor, hello: Hello) -> None:
+        """Answer a greeting; another session than ours is not served."""
+        if self.session is not None and self.session.name != hello.session:
+            raise ProtocolError("this agent serves another session")
+        received = self.session.inbox.received if self.session is not None else 0
+        visitor.link.wire.welcome(received, self._facts())
+        visitor.link.wake()
+
+    def adopt(self, visitor: _Visitor, hello: Hello) -> None:
+        """A visitor is the owner: it takes the place of an earlier connection, which may be half dead."""
+        if self.session is None:
+            self.session = Session(hello.session)
+        elif self.session.name != hello.session:
+            raise ProtocolError("this agent serves another session")
+        self._visitors.discard(visitor)
+        if self.session.link is not None:
+            self.session.link.close()
+            self.session.link = None
+        self.session.attach(visitor.link, hello.received)
+        self._orphan.cancel()
+        if self.crew is not None:
+            self.crew.acknowledged(hello.received)
+
+    def left(self, visitor: _Visitor, reason: str) -> None:
+        """A connection has ended."""
+        self._visitors.discard(visitor)
+        if self.session is not None and self.session.link is visitor.link:
+            self.session.link = None
+            log(f"the owner's connection has ended: {reason}")
+            self._orphan.cancel()
+            self._orphan = self.loop.call_later(self._patience, self.stop, "the owner has not come back")
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "cores": self.cores,
+            "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+            "pid": os.getpid(),
+            "hostname": socket.gethostname(),
+            "python": ".".join(map(str, sys.version_info[:3])),
+            "session": self.session.name if self.session is not None else None,
+        }
+
+    # --- the owner's words ---
+
+    def hear(self, received: Received) -> None:
+        """A message from the owner."""
+        session, message = self.session, received.message
+        if session is None:
+            raise ProtocolError(f"{type(message).__name__} before the greeting")
+        if isinstance(message, Ping):
+            session.answer(message)
+        elif isinstance(message, Ack):
+            session.outbox.acknowledge(message.received)
+            if self.crew is not None:
+                self.crew.acknowledged(message.received)
+        elif isinstance(message, Bye):
+            self.stop("the owner said goodbye")
+        elif session.accept(received):
+            if isinstance(message, Setup):
+                self._set_up(session, message)
+            elif self.crew is None:
+                raise ProtocolError(f"{type(message).__name__} before Setup")
+            else:
+                self._work(self.crew, received)
+
+    def _work(self, crew: Crew, received: Received) -> None:
+        message, buffers = received.message, received.buffers
+        if isinstance(message, Run):
+            crew.submit(message, buffers)
+        elif isinstance(message, Cancel):
+            crew.cancel(message.task)
+        elif isinstance(message, (StreamData, StreamClose)):
+            crew.stream(message, buffers[0] if buffers else None)
+        elif isinstance(message, Blob):
+            crew.keep(message, buffers[0])
+        elif isinstance(message, Forget):
+            crew.forget(message.digests)
+
+    def _set_up(self, session: Session, setup: Setup) -> None:
+        if self.crew is not None:
+            raise ProtocolError("a second Setup")
+        self._patience = setup.orphan_timeout
+        try:
+            if setup.concurrency < 1:
+                raise ValueError(f"concurrency must be at least 1, not {setup.concurrency}")
+            _allow_files(4 * setup.concurrency + 128)
+            self.crew = Crew(self.loop, setup, self.cores, self._folder, session.post)
+        except (OSError, ValueError) as error:
+            session.post(Ready(0, f"can't start slots: {error}"))
+
+
+def _allow_files(count: int) -> None:
+    """Raise the limit of open files as far as needed and allowed: a slot takes three of ours."""
+    import resource  # noqa: PLC0415 - not on every platform
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+# --- the process ----------------------------------------------------------------------------------------------------
+
+
+def log(text: str) -> None:
+    """A line to standard error, which is the log file once the agent is on its own; that never grows without end."""
+    with contextlib.suppress(OSError):
+        status = os.fstat(2)
+        if stat.S_ISREG(status.st_mode) and status.st_size > _LOG:
+            os.ftruncate(2, 0)
+        os.write(2, f"skyward agent {os.getpid()}: {text}\n".encode())
+
+
+def read_start() -> Start:
+    """The start map from standard input; not a byte more, the rest is the lifeline."""
+
+    def exactly(count: int) -> bytes:
+        data = b""
+        while len(data) < count:
+            more = os.read(0, count - len(data))
+            if not more:
+                raise EOFError("standard input ended before the start map")
+            data += more
+        return data
+
+    (length,) = struct.unpack("!I", exactly(4))
+    if length > 1024 * 1024:
+        raise ValueError(f"a start map of {length:,} bytes")
+    return Start(**msgpack.unpackb(exactly(length)))
+
+
+def listen(where: str) -> tuple[socket.socket, str, str]:
+    """Listen; returns the socket, its address for the owner, and our private folder."""
+    if where == "tcp":
+        listener = socket.create_server(("127.0.0.1", 0))
+        return listener, f"127.0.0.1:{listener.getsockname()[1]}", tempfile.mkdtemp(prefix="skyward-agent-")
+    path = where.removeprefix("unix:")
+    folder = Path(path).parent
+    if not where.startswith("unix:/"):
+        raise ValueError(f"can't listen on {where!r}: neither tcp nor unix:/path")
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        raise PermissionError(f"{folder} is not a folder of ours")
+    folder.chmod(0o700)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    with contextlib.suppress(OSError):
+        listener.connect(path)
+        raise SystemExit(f"skyward: another agent listens at {path}")
+    listener.close()
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    with contextlib.suppress(FileNotFoundError):
+        Path(path).unlink()
+    listener.bind(path)
+    listener.listen(16)
+    return listener, path, str(folder)
+
+
+def announce(address: str) -> None:
+    """The one line on standard output."""
+    os.write(1, (json.dumps({"listening": address, "pid": os.getpid()}) + "\n").encode())
+
+
+def detach(folder: str) -> None:
+    """Let go of everything of the session that started us."""
+    null = os.open(os.devnull, os.O_RDWR)
+    mode = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
+    file = os.open(f"{folder}/agent.log", mode, 0o600)
+    os.dup2(null, 0)
+    os.dup2(null, 1)
+    os.dup2(file, 2)
+    os.close(null)
+    os.close(file)
+
+
+def _watch_lifeline(agent: Agent) -> None:
+    try:
+        data = os.read(0, 4096)
+    except BlockingIOError:
+        return
+    except OSError:
+        data = b""
+    if not data:
+        agent.loop.remove_reader(0)
+        agent.stop("the lifeline was cut")
+
+
+async def _live(start: Start, listener: socket.socket, folder: str) -> None:
+    loop = asyncio.get_running_loop()
+    agent = Agent(loop, start, listener, folder)
+    loop.add_signal_handler(signal.SIGTERM, agent.stop, "SIGTERM")
+    if start.lifeline:
+        loop.add_reader(0, _watch_lifeline, agent)
+    reason = await agent.stopped
+    if not start.lifeline:
+        log(f"ends: {reason}")
+    await agent.end()
+
+
+def main() -> None:
+    """Run the agent of a node until it is not needed any more."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; it is the driver's affair
+    try:
+        start = read_start()
+        listener, address, folder = listen(start.listen)
+    except (OSError, ValueError, TypeError, EOFError) as error:
+        raise SystemExit(f"skyward: the agent can't start: {error}") from error
+    if not start.lifeline:
+        if os.fork():
+            os._exit(0)  # whoever started us has its line from the child, and need not wait
+        os.setsid()
+    announce(address)
+    if not start.lifeline:
+        detach(folder)
+    try:
+        asyncio.run(_live(start, listener, folder))
+    finally:
+        if start.listen == "tcp":
+            shutil.rmtree(folder, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                Path(address).unlink()
+
+
+if __name__ == "__main__":
+    main()

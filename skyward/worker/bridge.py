@@ -1,0 +1,244 @@
+"""Byte streams from a slot to a listening socket of the owner's process, through the agent.
+
+A Manager proxy or a scikit-learn callback in a task connects to a Unix socket of the process that made it. On another
+machine that path does not exist. In a slot `install` makes `multiprocessing.connection` ask the agent in that case; the
+agent's half is `Bridge`. The words on the bridge socket: the slot sends the path's length and the path, gets one byte
+(was it opened?), and then the stream itself.
+
+Pieces of a stream are at most 32 KiB, because larger messages may be overtaken on the wire.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import struct
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from skyward.core.messages import Message, StreamClose, StreamData, StreamOpen
+from skyward.core.wire import Filled
+
+if TYPE_CHECKING:  # slots import this module too, and do without it
+    import asyncio
+
+__all__ = ["Bridge", "install"]
+
+_PIECE = 32 * 1024  # the largest message that keeps its place on the wire
+_PATIENCE = 5.0  # seconds until a stream counts as open though the owner has said nothing
+_BACKLOG = 64 * 1024 * 1024  # bytes for a slot that does not read them
+_OPEN, _REFUSED = b"\x01", b"\x00"
+
+
+# --- in a slot ------------------------------------------------------------------------------------------------------
+
+
+def install(bridge: str, authkey: bytes) -> None:
+    """Let `multiprocessing` in this process reach the owner's listeners, with the owner's key."""
+    import multiprocessing.process  # noqa: PLC0415 - the agent does without them
+    from multiprocessing import connection  # noqa: PLC0415
+
+    multiprocessing.process.current_process().authkey = authkey
+    direct = connection.SocketClient  # type: ignore[attr-defined]
+
+    def client(address: Any) -> Any:
+        try:
+            return direct(address)
+        except (FileNotFoundError, ConnectionRefusedError):
+            wanted = _wanted(address)
+            if wanted is None:
+                raise
+            sock = _through(bridge, wanted)
+        return connection.Connection(sock.detach())
+
+    connection.SocketClient = client  # type: ignore[attr-defined]
+
+
+def _wanted(address: Any) -> str | None:
+    """What to ask the agent for, if an address can be one of the owner's."""
+    if isinstance(address, str) and address.startswith("/"):
+        return None if Path(address).exists() else address
+    if isinstance(address, tuple) and len(address) == 2 and address[0] in ("127.0.0.1", "localhost"):
+        return f"127.0.0.1:{address[1]}"
+    return None
+
+
+def _through(bridge: str, address: str) -> socket.socket:
+    """A stream to the owner's `address`."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.connect(bridge)
+        path = os.fsencode(address)
+        sock.sendall(struct.pack("!I", len(path)) + path)
+        if sock.recv(1) != _OPEN:
+            raise ConnectionRefusedError(f"nobody listens at {address}, neither here nor in the pool's own process")
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+# --- in the agent ---------------------------------------------------------------------------------------------------
+
+
+class _Stream:
+    """One stream: its socket to a slot, and what waits to be written there."""
+
+    def __init__(self, number: int, sock: socket.socket) -> None:
+        self.number = number
+        self.sock = sock
+        self.fd = sock.fileno()
+        self.request = bytearray()
+        self.asked = self.answered = self.ending = False
+        self.pending: deque[memoryview] = deque()
+        self.size = 0
+        self.timer: asyncio.TimerHandle | None = None
+
+
+class Bridge:
+    """The agent's half: listens for slots and carries bytes between them and the owner.
+
+    Parameters
+    ----------
+    loop
+        The agent's loop.
+    path
+        Where to listen; in a folder that only we can enter.
+    post
+        Sends a message to the owner.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, path: str, post: Callable[..., Any]) -> None:
+        self.path = path
+        self._loop = loop
+        self._post: Callable[..., Any] = post
+        self._streams: dict[int, _Stream] = {}
+        self._last = 0
+        self._paused = False
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener.bind(path)
+        self._listener.listen(128)
+        self._listener.setblocking(False)
+        loop.add_reader(self._listener.fileno(), self._accept)
+
+    def __repr__(self) -> str:
+        return f"<Bridge at {self.path} with {len(self._streams)} streams>"
+
+    def close(self) -> None:
+        """End all streams and the listener."""
+        for stream in list(self._streams.values()):
+            self._drop(stream)
+        self._loop.remove_reader(self._listener.fileno())
+        self._listener.close()
+        with contextlib.suppress(OSError):
+            Path(self.path).unlink()
+
+    def pause(self, paused: bool) -> None:
+        """Stop or go on reading from slots: too much is on its way to the owner, or no longer so."""
+        if paused == self._paused:
+            return
+        self._paused = paused
+        for stream in self._streams.values():
+            if paused:
+                self._loop.remove_reader(stream.fd)
+            else:
+                self._loop.add_reader(stream.fd, self._readable, stream)
+
+    def receive(self, message: StreamData | StreamClose, data: Filled | None) -> None:
+        """Something came from the owner."""
+        stream = self._streams.get(message.stream)
+        if stream is None:
+            return
+        self._answer(stream, _REFUSED if isinstance(message, StreamClose) and message.error else _OPEN)
+        if isinstance(message, StreamClose):
+            stream.ending = True
+            self._write(stream)
+        elif data:
+            self._queue(stream, data)
+            if stream.size > _BACKLOG:
+                self._tell(StreamClose(stream.number, "the task does not read what it is sent"))
+                self._drop(stream)
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            sock, _ = self._listener.accept()
+            sock.setblocking(False)
+            self._last += 1
+            stream = self._streams[self._last] = _Stream(self._last, sock)
+            if not self._paused:
+                self._loop.add_reader(stream.fd, self._readable, stream)
+
+    def _readable(self, stream: _Stream) -> None:
+        try:
+            data = stream.sock.recv(_PIECE)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            data = b""
+        if not data:
+            if stream.asked:
+                self._tell(StreamClose(stream.number, None))
+            self._drop(stream)
+        elif stream.asked:
+            self._tell(StreamData(stream.number), [data])
+        else:
+            self._request(stream, data)
+
+    def _request(self, stream: _Stream, data: bytes) -> None:
+        """The slot says where it wants to go; it sends nothing more until it is answered."""
+        stream.request += data
+        if len(stream.request) < 4:
+            return
+        (length,) = struct.unpack_from("!I", stream.request)
+        if length > 4096:
+            self._drop(stream)
+        elif len(stream.request) >= 4 + length:
+            stream.asked = True
+            stream.timer = self._loop.call_later(_PATIENCE, self._answer, stream, _OPEN)
+            self._tell(StreamOpen(stream.number, os.fsdecode(bytes(stream.request[4 : 4 + length]))))
+
+    def _answer(self, stream: _Stream, how: bytes) -> None:
+        if not stream.answered:
+            stream.answered = True
+            if stream.timer is not None:
+                stream.timer.cancel()
+            self._queue(stream, bytearray(how))
+
+    def _queue(self, stream: _Stream, data: Filled) -> None:
+        stream.pending.append(memoryview(data))
+        stream.size += len(data)
+        self._write(stream)
+
+    def _write(self, stream: _Stream) -> None:
+        try:
+            while stream.pending:
+                sent = stream.sock.send(stream.pending[0])
+                stream.size -= sent
+                rest = stream.pending.popleft()[sent:]
+                if len(rest):
+                    stream.pending.appendleft(rest)
+        except (BlockingIOError, InterruptedError):
+            self._loop.add_writer(stream.fd, self._write, stream)
+            return
+        except OSError as error:
+            self._tell(StreamClose(stream.number, str(error)))
+            self._drop(stream)
+            return
+        self._loop.remove_writer(stream.fd)
+        if stream.ending:
+            self._drop(stream)
+
+    def _tell(self, message: Message, buffers: list[bytes] | None = None) -> None:
+        self._post(message, buffers or [])
+
+    def _drop(self, stream: _Stream) -> None:
+        if self._streams.pop(stream.number, None) is None:
+            return
+        if stream.timer is not None:
+            stream.timer.cancel()
+        self._loop.remove_reader(stream.fd)
+        self._loop.remove_writer(stream.fd)
+        stream.sock.close()

@@ -1,0 +1,17 @@
+"""The words between the agent and its fork server: fixed-size records over a socket pair. No behaviour."""
+
+from __future__ import annotations
+
+import struct
+
+__all__ = ["END", "EXITED", "FAILED", "FORKED", "FORK_ISOLATED", "FORK_SHARED", "KILL", "REPORT", "REQUEST", "UP"]
+
+REQUEST = struct.Struct("!BI")
+"""Agent to fork server: what, slot. A fork comes with three file descriptors: socket, stdout, stderr."""
+
+FORK_ISOLATED, FORK_SHARED, KILL, END = 1, 2, 3, 4
+
+REPORT = struct.Struct("!BIi")
+"""Fork server to agent: what, slot, value."""
+
+UP, FORKED, FAILED, EXITED = 1, 2, 3, 4  # values: nothing; pid; errno; wait status

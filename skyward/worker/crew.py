@@ -1,0 +1,387 @@
+"""Drives the slots: does what `slots.Table` decides, with processes, sockets, pipes and timers.
+
+Everything here happens on the agent's loop. No decision about which task runs where is taken in this module.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from skyward.core.messages import Blob, Done, Failed, Message, Output, Ready, Run, Setup, StreamClose, StreamData
+from skyward.core.wire import Buffer, Filled, Received, Role, Wire
+from skyward.worker import deaths, threads
+from skyward.worker.bridge import Bridge
+from skyward.worker.control import EXITED, FAILED, FORKED, UP
+from skyward.worker.forks import Forks
+from skyward.worker.link import Link
+from skyward.worker.output import Outputs
+from skyward.worker.owner import Quota
+from skyward.worker.slots import Command, Fork, Settle, Start, Table
+from skyward.worker.store import Store
+
+__all__ = ["Crew"]
+
+_OUTPUT_LIMIT = 4 * 1024 * 1024
+_STREAM_LIMIT = 8 * 1024 * 1024
+
+
+class _Call:
+    """A task that has not been answered."""
+
+    __slots__ = ("began", "buffers", "missing", "run", "timer")
+
+    def __init__(self, run: Run, buffers: Sequence[Buffer]) -> None:
+        self.run = run
+        self.buffers = buffers
+        self.missing: set[bytes] = set()
+        self.began = 0.0
+        self.timer: asyncio.TimerHandle | None = None
+
+
+class _Process:
+    """Our ends of a slot: its socket and its pipes."""
+
+    __slots__ = ("error", "link", "outputs", "up")
+
+    def __init__(self, link: Link, outputs: Outputs) -> None:
+        self.link = link
+        self.outputs = outputs
+        self.up = False
+        self.error: str | None = None  # why it could not begin
+
+
+class Crew:
+    """All slots of a node, and the tasks that wait for them.
+
+    Parameters
+    ----------
+    loop
+        The agent's loop.
+    setup
+        How tasks run here.
+    cores
+        Cores of the machine that we may use.
+    folder
+        A folder that only we can enter.
+    post
+        Sends a numbered message to the owner, perhaps a little later, and returns its number.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        setup: Setup,
+        cores: int,
+        folder: str,
+        post: Callable[[Message, Sequence[Buffer], bool], int],
+    ) -> None:
+        self.setup = setup
+        self.table = Table(setup.concurrency)
+        self.store = Store()
+        self._loop = loop
+        self._send = post
+        self._processes: dict[int, _Process] = {}
+        self._calls: dict[int, _Call] = {}
+        self._awaited: dict[bytes, set[int]] = {}  # blob that has not come -> tasks that need it
+        self._writing: dict[bytes, Iterator[None]] = {}
+        self._printed = Quota(_OUTPUT_LIMIT)
+        self._streamed = Quota(_STREAM_LIMIT)
+        self._oom = deaths.OutOfMemory()
+        self._said_full = self._up = False
+        self._failed: str | None = None  # why there is no fork server
+        self._bridge = Bridge(loop, f"{folder}/bridge.sock", self._post_stream)
+        self._config = _config(setup, cores, self._bridge.path)
+        self._forks = Forks(loop, self._config, self._reported, self._forks_ended)
+
+    def __repr__(self) -> str:
+        return f"<Crew of {self.setup.node!r}: {self.table!r}>"
+
+    # --- the owner's words ---
+
+    def submit(self, run: Run, buffers: Sequence[Buffer]) -> None:
+        """A task came."""
+        if run.task in self._calls:
+            return
+        call = self._calls[run.task] = _Call(run, buffers)
+        if run.blobs:
+            self.store.use(run.blobs.values())
+            call.missing = {digest for digest in run.blobs.values() if digest not in self.store}
+            for digest in call.missing:
+                self._awaited.setdefault(digest, set()).add(run.task)
+        self._apply(self.table.submit(run.task, run.isolated, bool(call.missing)))
+
+    def cancel(self, task: int) -> None:
+        """The owner does not want it any more."""
+        self._apply(self.table.cancel(task))
+
+    def keep(self, blob: Blob, data: Filled) -> None:
+        """A blob came; written in steps, so that a gigabyte does not stop everything else."""
+        if blob.digest not in self._writing:
+            self._writing[blob.digest] = self.store.write(blob.digest, data)
+            self._write_step(blob.digest)
+
+    def forget(self, digests: list[bytes]) -> None:
+        """The owner will not name these again."""
+        self.store.forget(digests)
+
+    def stream(self, message: StreamData | StreamClose, data: Filled | None) -> None:
+        """Bytes for a slot."""
+        self._bridge.receive(message, data)
+
+    def acknowledged(self, received: int) -> None:
+        """The owner has everything up to this number; what was held back may flow again."""
+        self._printed.acknowledge(received)
+        self._streamed.acknowledge(received)
+        self._balance()
+
+    async def end(self) -> None:
+        """Let idle slots end in order, kill the others, remove all that is ours."""
+        for number, process in self._processes.items():
+            slot = self.table.slots.get(number)
+            if slot is not None and slot.tasks:
+                self._forks.kill(number)
+            process.link.close()
+        await self._forks.end(wait=3.0 if self.setup.around else 1.0)
+        self.close()
+
+    def close(self) -> None:
+        """Remove all that is ours, at once."""
+        self._forks.kill_all()
+        self._bridge.close()
+        self.store.close()
+
+    # --- doing what the table says ---
+
+    def _apply(self, commands: list[Command]) -> None:
+        for command in commands:
+            if isinstance(command, Start):
+                self._start(command.task, command.slot)
+            elif isinstance(command, Settle):
+                self._settle(command)
+            elif isinstance(command, Fork):
+                self._fork(command.slot, command.shared)
+            else:
+                self._forks.kill(command.slot)
+
+    def _start(self, task: int, number: int) -> None:
+        call = self._calls[task]
+        process = self._processes.get(number)
+        call.began = self._loop.time()
+        if process is None:
+            return  # it could not be made, and `refused` is on its way
+        run, buffers = call.run, call.buffers
+        if run.blobs:
+            run, buffers = self._place(run, buffers)
+        call.buffers = ()  # the wire has them now, and lets them go when they are written
+        if process.up and run.timeout is not None:
+            self._arm(task, call)
+        process.link.send(run, buffers)
+
+    def _place(self, run: Run, buffers: Sequence[Buffer]) -> tuple[Run, Sequence[Buffer]]:
+        """Put paths in the place of digests; a blob without a file goes along as a buffer."""
+        rest = iter(buffers)
+        placed: list[Buffer] = [next(rest)]
+        paths: dict[int, bytes] = {}
+        for index in range(len(buffers) - 1 + len(run.blobs)):
+            if index not in run.blobs:
+                placed.append(next(rest))
+                continue
+            found = self.store.find(run.blobs[index])
+            if isinstance(found, str):
+                paths[index] = os.fsencode(found)
+            else:
+                placed.append(found)
+        return run._replace(blobs=paths), placed
+
+    def _arm(self, task: int, call: _Call) -> None:
+        timeout = call.run.timeout
+        if timeout is not None:
+            detail = f"ran longer than its limit of {timeout:g} s"
+            call.timer = self._loop.call_later(timeout, lambda: self._apply(self.table.expire(task, detail)))
+
+    def _settle(self, command: Settle) -> None:
+        call = self._calls[command.task]
+        seconds = self._loop.time() - call.began if call.began else 0.0
+        self._release(command.task)
+        self._post(Failed(command.task, seconds, command.reason.value, command.detail), ())
+
+    def _release(self, task: int) -> None:
+        call = self._calls.pop(task)
+        if call.timer is not None:
+            call.timer.cancel()
+        if call.run.blobs:
+            for digest in call.missing:
+                self._awaited[digest].discard(task)
+            self.store.free(call.run.blobs.values())
+
+    # --- processes ---
+
+    def _fork(self, number: int, shared: bool) -> None:
+        if self._failed is not None:
+            self._loop.call_soon(self._refuse, number, self._failed)
+            return
+        opened: list[int] = []
+        try:
+            ours, theirs = socket.socketpair()
+            opened += (ours.detach(), theirs.detach(), *os.pipe(), *os.pipe())
+        except OSError as error:
+            for fd in opened:
+                os.close(fd)
+            self._loop.call_soon(self._refuse, number, f"can't make a slot: {error}")
+            return
+        self._forks.fork(number, shared, (opened[1], opened[3], opened[5]))
+        link = Link(
+            self._loop,
+            socket.socket(fileno=opened[0]),
+            Wire.opened(Role.OWNER),
+            lambda received: self._answered(number, received),
+            lambda _: self._apply(self.table.retire(number)),
+            eager=True,
+        )
+        outputs = Outputs(self._loop, (opened[2], opened[4]), self._print)
+        outputs.pause(self._printed.full)
+        self._processes[number] = _Process(link, outputs)
+
+    def _refuse(self, number: int, detail: str) -> None:
+        self._bury(number)
+        self._apply(self.table.refused(number, detail))
+
+    def _answered(self, number: int, received: Received) -> None:
+        """A slot says something."""
+        message = received.message
+        process = self._processes[number]
+        if isinstance(message, (Done, Failed)):
+            process.outputs.settle()
+            slot = self.table.running.get(message.task)
+            wanted = slot is not None and slot.number == number
+            if wanted:
+                self._release(message.task)
+            self._apply(self.table.finished(number, message.task))  # first the next task, then the result of this
+            if wanted:
+                self._send(message, received.buffers, self.table.is_stocked)
+        elif isinstance(message, Ready):
+            process.up = message.error is None
+            process.error = message.error
+            slot = self.table.slots.get(number)
+            for task in slot.live if slot and process.up else ():
+                self._arm(task, self._calls[task])
+
+    def _bury(self, number: int) -> _Process | None:
+        """Take what a dead slot had still said, and let its files go."""
+        process = self._processes.get(number)
+        if process is not None:
+            process.link.drain()
+            process.outputs.close()
+            process.link.close()
+            del self._processes[number]
+        return process
+
+    def _died(self, number: int, detail: str) -> None:
+        process = self._bury(number)
+        if process is not None and process.error is not None:
+            self._apply(self.table.refused(number, process.error))
+        else:
+            self._apply(self.table.died(number, detail))
+
+    # --- the fork server's words ---
+
+    def _reported(self, what: int, number: int, value: int) -> None:
+        if what == FORKED:
+            self._forks.pids[number] = value
+        elif what == EXITED:
+            self._forks.pids.pop(number, None)
+            self._died(number, deaths.describe(value, self._oom))
+        elif what == FAILED:
+            self._refuse(number, f"can't fork a slot: {os.strerror(value)}")
+        elif what == UP and not self._up:
+            self._up = True
+            self._post(Ready(self.setup.concurrency, None), ())
+            self._apply(self.table.warm(self.setup.isolated))
+
+    def _forks_ended(self, words: str) -> None:
+        """The fork server has died, and all slots with it; one that had worked is replaced."""
+        if self._up and self._failed is None:
+            self._up = False  # a second death before it is up is final
+            try:
+                self._forks = Forks(self._loop, self._config, self._reported_again, self._forks_ended)
+            except OSError as error:
+                self._failed = str(error)
+        else:
+            self._failed = words
+            if not self._restarted:
+                self._post(Ready(0, words), ())
+        for number in list(self._processes):
+            if self._failed is None:
+                self._died(number, words)
+            else:
+                self._refuse(number, words)
+
+    _restarted = False
+
+    def _reported_again(self, what: int, number: int, value: int) -> None:
+        """As `_reported`, for a fork server that replaces another: the owner has heard that we are ready."""
+        self._restarted = True
+        if what == UP:
+            self._up = True
+        else:
+            self._reported(what, number, value)
+
+    # --- traffic to the owner ---
+
+    def _post(self, message: Message, buffers: Sequence[Buffer]) -> int:
+        return self._send(message, buffers, False)
+
+    def _print(self, stream: int, data: bytes) -> None:
+        self._printed.add(self._post(Output(stream), (data,)), len(data))
+        if self._printed.full:
+            self._balance()
+
+    def _post_stream(self, message: Message, buffers: Sequence[Buffer]) -> None:
+        self._streamed.add(self._post(message, buffers), sum(len(buffer) for buffer in buffers))
+        if self._streamed.full:
+            self._balance()
+
+    def _balance(self) -> None:
+        """Hold back, or let flow, what slots print and stream."""
+        for process in self._processes.values():
+            process.outputs.pause(self._printed.full)
+        self._bridge.pause(self._streamed.full)
+
+    # --- blobs ---
+
+    def _write_step(self, digest: bytes) -> None:
+        for _ in self._writing[digest]:
+            self._loop.call_soon(self._write_step, digest)
+            return
+        del self._writing[digest]
+        if self.store.problem is not None and not self._said_full:
+            self._said_full = True
+            self._print(2, f"skyward: large arguments stay in memory on this node: {self.store.problem}\n".encode())
+        for task in self._awaited.pop(digest, ()):
+            call = self._calls[task]
+            call.missing.discard(digest)
+            if not call.missing:
+                self._apply(self.table.unblock(task))
+
+
+def _config(setup: Setup, cores: int, bridge: str) -> dict[str, Any]:
+    """What the fork server is told."""
+    limit = setup.threads or max(1, cores // setup.concurrency)
+    # A variable that the user has set wins; one that is only found in the environment, over a mere default.
+    given = setup.env if setup.threads else {**os.environ, **setup.env}
+    env = {**os.environ, **threads.defaults(limit, given), **setup.env, "SKYWARD_NODE": setup.node}
+    return {
+        "node": setup.node,
+        "env": env,
+        "path": setup.path,
+        "cwd": setup.cwd,
+        "preload": setup.preload,
+        "authkey": setup.authkey,
+        "around": setup.around,
+        "bridge": bridge,
+        "threads": limit,
+    }

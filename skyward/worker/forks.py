@@ -1,0 +1,183 @@
+"""The agent's view of the fork server: starts it, asks for slots, hears how they end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any, cast
+
+import msgpack
+
+import skyward.worker
+from skyward.worker.control import END, FORK_ISOLATED, FORK_SHARED, KILL, REPORT, REQUEST
+
+__all__ = ["Forks"]
+
+_TAIL = 8 * 1024  # bytes of the fork server's own output that are kept for an error's text
+
+
+class Forks:
+    """A running fork server.
+
+    Parameters
+    ----------
+    loop
+        The agent's loop.
+    config
+        What `forkserver.prepare` and the slots need; ``env`` is the whole environment of the slots.
+    on_report
+        Called with each report: what, slot, value.
+    on_end
+        Called once when the fork server has ended without having been asked to, with its last words.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        config: dict[str, Any],
+        on_report: Callable[[int, int, int], None],
+        on_end: Callable[[str], None],
+    ) -> None:
+        self.pids: dict[int, int] = {}
+        """Process of each slot, as reported; for the case that the fork server can't clear up."""
+        self._loop = loop
+        self._on_report = on_report
+        self._on_end: Callable[[str], None] | None = on_end
+        self._queue: deque[tuple[bytes, tuple[int, ...]]] = deque()
+        self._tail = b""
+        root = str(Path(skyward.worker.__file__).parent.parent.parent)
+        config = {**config, "root": root, "agent": os.getpid()}
+        path = os.pathsep.join(filter(None, (root, config["env"].get("PYTHONPATH"))))
+        self._control, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "skyward.worker.forkserver", str(theirs.fileno())],
+                env={**config["env"], "PYTHONPATH": path},
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self._stdout = cast("IO[bytes]", self._process.stdout)
+        self._output = self._stdout.fileno()
+        packed: bytes = msgpack.packb(config)
+        self._queue.append((struct.pack("!I", len(packed)) + packed, ()))
+        os.set_blocking(self._output, False)
+        self._control.setblocking(False)
+        loop.add_reader(self._control.fileno(), self._readable)
+        loop.add_reader(self._output, self._hear)
+        self._write()
+
+    def __repr__(self) -> str:
+        return f"<Forks of process {self._process.pid}, {len(self.pids)} slots>"
+
+    def fork(self, slot: int, shared: bool, fds: tuple[int, int, int]) -> None:
+        """Ask for a slot with these files; they are closed here when they have been sent."""
+        self._queue.append((REQUEST.pack(FORK_SHARED if shared else FORK_ISOLATED, slot), fds))
+        self._write()
+
+    def kill(self, slot: int) -> None:
+        """Kill a slot and what it has started."""
+        self._queue.append((REQUEST.pack(KILL, slot), ()))
+        self._write()
+
+    async def end(self, wait: float) -> None:
+        """Let idle slots end in order, kill the others, and see that nothing is left."""
+        self._on_end = None
+        self._queue.append((REQUEST.pack(END, 0), ()))
+        self._write()
+        deadline = self._loop.time() + wait
+        while self._process.poll() is None and self._loop.time() < deadline:  # noqa: ASYNC110 - nothing to wait for
+            await asyncio.sleep(0.002)
+        self.kill_all()
+
+    def kill_all(self) -> None:
+        """At once, and without the fork server's help."""
+        self._on_end = None
+        for pid in self.pids.values():
+            with contextlib.suppress(OSError):
+                os.killpg(pid, signal.SIGKILL)
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+        self._close()
+
+    def _close(self) -> None:
+        for _, fds in self._queue:
+            for fd in fds:
+                os.close(fd)
+        self._queue.clear()
+        if self._control.fileno() >= 0:
+            self._loop.remove_reader(self._control.fileno())
+            self._loop.remove_writer(self._control.fileno())
+            self._control.close()
+        if not self._stdout.closed:
+            self._loop.remove_reader(self._output)
+            self._stdout.close()
+
+    def _write(self) -> None:
+        """Send what is queued; the fork server may be busy with imports for a long time."""
+        if self._control.fileno() < 0:
+            return self._close()
+        try:
+            while self._queue:
+                data, fds = self._queue[0]
+                sent = socket.send_fds(self._control, [data], fds) if fds else self._control.send(data)
+                self._queue.popleft()
+                for fd in fds:
+                    os.close(fd)
+                if sent < len(data):
+                    self._queue.appendleft((data[sent:], ()))
+        except (BlockingIOError, InterruptedError):
+            self._loop.add_writer(self._control.fileno(), self._write)
+        except OSError:
+            self._queue.clear()  # it has ended; `_readable` will find out
+        else:
+            self._loop.remove_writer(self._control.fileno())
+
+    def _readable(self) -> None:
+        try:
+            data = self._control.recv(REPORT.size * 64)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            data = b""
+        for report in REPORT.iter_unpack(data[: len(data) // REPORT.size * REPORT.size]):
+            self._on_report(*report)
+        if not data:
+            self._loop.remove_reader(self._control.fileno())
+            self._loop.call_soon(self._ended)
+
+    def _ended(self) -> None:
+        on_end, self._on_end = self._on_end, None
+        if on_end is None:
+            return
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(1.0)
+        self._hear()
+        status = self._process.returncode
+        words = self._tail.decode(errors="replace").strip()
+        self.kill_all()
+        on_end(f"the fork server ended with status {status}" + (f": {words}" if words else ""))
+
+    def _hear(self) -> None:
+        """The fork server's own words: warnings of modules that it imports, or why it ends."""
+        if self._stdout.closed:
+            return
+        try:
+            data = os.read(self._output, 64 * 1024)
+        except (BlockingIOError, InterruptedError):
+            return
+        if not data:
+            self._loop.remove_reader(self._output)
+        self._tail = (self._tail + data)[-_TAIL:]

@@ -1,0 +1,210 @@
+"""The process that slots are forked from. It has one thread, runs no task, and is the only one that knows slots' pids.
+
+Forking from a clean process with the usual modules loaded makes a slot in a few milliseconds, and no slot inherits
+locks or sockets of somebody's threads. Commands come over a socket pair (see `control`); when that is closed without
+`END`, the agent is dead, and everything here is killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import gc
+import importlib
+import os
+import select
+import signal
+import socket
+import struct
+import sys
+import time
+from typing import Any, NoReturn
+
+import msgpack
+
+from skyward.worker import bridge, slot
+from skyward.worker.control import END, EXITED, FAILED, FORK_SHARED, FORKED, KILL, REPORT, REQUEST, UP
+
+__all__ = ["main"]
+
+
+class ForkServer:
+    """Forks, kills and reaps.
+
+    Parameters
+    ----------
+    control
+        Socket to the agent.
+    settings
+        What slots need to know.
+    """
+
+    def __init__(self, control: socket.socket, settings: slot.Settings) -> None:
+        self.control = control
+        self.settings = settings
+        self.pids: dict[int, int] = {}  # slot -> pid
+        self.slots: dict[int, int] = {}  # pid -> slot
+        self.deadline: float | None = None  # set when we are to end: what lives then is killed
+        self._wake, self._woken = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+
+    def __repr__(self) -> str:
+        return f"<ForkServer of {len(self.pids)} slots>"
+
+    def serve(self) -> None:
+        """Until the agent says END and all slots have gone, or until the agent is dead."""
+        signal.set_wakeup_fd(self._woken, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.signal(signal.SIGTERM, lambda *_: self.kill_all())
+        poll = select.poll()
+        poll.register(self._wake, select.POLLIN)
+        poll.register(self.control, select.POLLIN)
+        while self.deadline is None or (self.pids and time.monotonic() < self.deadline):
+            wait = None if self.deadline is None else max(0.0, self.deadline - time.monotonic()) * 1000
+            events = dict(poll.poll(wait))
+            if self._wake in events:
+                with contextlib.suppress(BlockingIOError):
+                    os.read(self._wake, 4096)
+                self.reap()
+            if self.control.fileno() in events and not self.obey():
+                break
+        self.kill_all()
+
+    def obey(self) -> bool:
+        """Read one command; False when the agent is gone."""
+        try:
+            data, fds, _, _ = socket.recv_fds(self.control, REQUEST.size, 3)
+        except OSError:
+            return False
+        if len(data) < REQUEST.size:
+            return False
+        what, number = REQUEST.unpack(data)
+        if what == KILL:
+            if number in self.pids:
+                kill_group(self.pids[number])
+        elif what == END:
+            self.deadline = time.monotonic() + self.settings.grace
+        else:
+            self.fork(number, what == FORK_SHARED, fds)
+        return True
+
+    def fork(self, number: int, shared: bool, fds: list[int]) -> None:
+        """Make a slot out of this process."""
+        try:
+            if len(fds) != 3:
+                raise OSError(errno.EMFILE, "no file descriptors came with the request")
+            parent = os.getpid()
+            pid = os.fork()
+        except OSError as error:
+            pid = -1
+            self.report(FAILED, number, error.errno or errno.EAGAIN)
+        if pid == 0:
+            self.become(number, shared, fds, parent)
+        for fd in fds:
+            os.close(fd)
+        if pid > 0:
+            self.pids[number] = pid
+            self.slots[pid] = number
+            self.report(FORKED, number, pid)
+
+    def become(self, number: int, shared: bool, fds: list[int], parent: int) -> NoReturn:
+        """In the child: a slot's life. Never returns."""
+        code = 70
+        try:
+            signal.set_wakeup_fd(-1)
+            die_with_parent(parent, signal.SIGKILL)
+            self.control.detach()  # its number is closed with all others, and may then be another file
+            code = slot.main(self.settings, number, shared, fds[0], fds[1], fds[2])
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+        finally:
+            os._exit(code)
+
+    def reap(self) -> None:
+        """Report the slots that have ended, after ending what they have left running."""
+        while True:
+            try:
+                info = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT | os.WNOHANG)
+            except ChildProcessError:
+                return
+            if info is None:
+                return
+            kill_group(info.si_pid)  # while it is a zombie its number can't be anybody else's
+            _, status = os.waitpid(info.si_pid, 0)
+            number = self.slots.pop(info.si_pid, None)
+            if number is not None:
+                del self.pids[number]
+                self.report(EXITED, number, status)
+
+    def kill_all(self) -> None:
+        """Kill every slot and what it started, and end."""
+        for pid in self.slots:
+            kill_group(pid)
+        os._exit(0)
+
+    def report(self, what: int, number: int, value: int) -> None:
+        """Tell the agent; if it is gone we learn so from the socket."""
+        with contextlib.suppress(OSError):
+            self.control.sendall(REPORT.pack(what, number, value))
+
+
+def kill_group(pid: int) -> None:
+    """SIGKILL to a slot, and to the group it leads unless it is too young to lead one."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def die_with_parent(parent: int, how: signal.Signals) -> None:
+    """Ask the kernel (Linux) for a signal when the parent ends; end now if it has ended already."""
+    if sys.platform == "linux":
+        import ctypes  # noqa: PLC0415 - not needed everywhere
+
+        ctypes.CDLL(None, use_errno=True).prctl(1, int(how), 0, 0, 0)  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:
+        os._exit(0)
+
+
+def prepare(config: dict[str, Any]) -> None:
+    """Make this process what every slot shall find: variables, path, folder, modules."""
+    root = config["root"]
+    if root in sys.path:  # it was put first only so that this module is found; user code comes before it
+        sys.path.remove(root)
+        sys.path.append(root)
+    sys.path[:0] = [folder for folder in config["path"] if folder not in sys.path]
+    os.environ.clear()  # all of it was needed when the interpreter started; PYTHONPATH is the user's again
+    os.environ.update(config["env"])
+    if config["cwd"] is not None:
+        os.chdir(config["cwd"])
+    for name in config["preload"]:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+
+
+def read_config(control: socket.socket) -> dict[str, Any]:
+    """The first thing on the control socket: length and msgpack."""
+    (length,) = struct.unpack("!I", control.recv(4, socket.MSG_WAITALL))
+    config: dict[str, Any] = msgpack.unpackb(control.recv(length, socket.MSG_WAITALL))
+    return config
+
+
+def main() -> None:
+    """Run the fork server on the inherited socket whose number is the argument."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    control = socket.socket(fileno=int(sys.argv[1]))
+    control.set_inheritable(False)
+    config = read_config(control)
+    die_with_parent(config["agent"], signal.SIGKILL)  # an import can hang, and there are no slots yet
+    prepare(config)
+    bridge.install(config["bridge"], config["authkey"])  # here, since it imports much; slots inherit it
+    settings = slot.Settings(node=config["node"], around=config["around"], threads=config["threads"])
+    server = ForkServer(control, settings)
+    gc.collect()
+    gc.freeze()
+    die_with_parent(config["agent"], signal.SIGTERM)  # from now on there is something to clear up
+    server.report(UP, 0, 0)
+    server.serve()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""A non-blocking socket with a `Wire` on it, driven by an asyncio loop. Knows no message.
+
+asyncio's transports would copy and queue without a bound what the wire already queues; here a message stays in the
+wire, in pieces, until the socket takes it.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from skyward.core.errors import ProtocolError
+from skyward.core.messages import Message
+from skyward.core.wire import Buffer, Received, Wire
+
+if TYPE_CHECKING:  # slots import this module too, and do without it
+    import asyncio
+
+__all__ = ["Link", "unsent"]
+
+_CHUNK = bytearray(256 * 1024)  # one for all: nothing that is read stays in it, and the agent has one thread
+_VIEW = memoryview(_CHUNK)
+_PARTS = 512  # buffers of one writev
+
+
+def unsent(parts: Sequence[bytes | memoryview], sent: int) -> list[bytes | memoryview]:
+    """What remains of the buffers after `sent` bytes of them have gone."""
+    for index, part in enumerate(parts):
+        if sent < len(part):
+            return [memoryview(part)[sent:], *parts[index + 1 :]]
+        sent -= len(part)
+    return []
+
+
+class Link:
+    """One end of one connection.
+
+    Parameters
+    ----------
+    loop, sock, wire
+        The socket becomes non-blocking and belongs to the link.
+    on_message
+        Called for each message; `ProtocolError` out of it ends the link.
+    on_end
+        Called once, with the reason, unless `close` was called first.
+    eager
+        Write in `send` itself instead of once per turn of the loop: less latency, more system calls.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        sock: socket.socket,
+        wire: Wire,
+        on_message: Callable[[Received], None],
+        on_end: Callable[[str], None],
+        eager: bool = False,
+    ) -> None:
+        self.wire = wire
+        self.closed = False
+        self.lag = 0.0
+        """Seconds that writing may wait for more to write; for when nobody is idle meanwhile."""
+        self._loop = loop
+        self._sock = sock
+        self._on_message = on_message
+        self._on_end = on_end
+        self._eager = eager
+        self._parts: list[bytes | memoryview] = []  # taken out of the wire and not yet written
+        self._will_write = False
+        self._later: asyncio.TimerHandle | None = None  # of a write that may wait
+        self._waits_for_room = False
+        self._fd = sock.fileno()
+        sock.setblocking(False)
+        loop.add_reader(self._fd, self._readable)
+
+    def __repr__(self) -> str:
+        return f"<Link fd {self._fd}{' closed' if self.closed else ''}, {self.wire!r}>"
+
+    def send(self, message: Message, buffers: Sequence[Buffer] = (), number: int = 0) -> None:
+        """Queue a message; nothing if the link is closed."""
+        if self.closed:
+            return
+        self.wire.send(message, buffers, number)
+        self.wake()
+
+    def wake(self) -> None:
+        """Something was queued in the wire."""
+        if self._waits_for_room:
+            return
+        if self._eager:
+            self._write()
+        elif self.lag:
+            if not self._will_write:
+                self._will_write = True
+                self._later = self._loop.call_later(self.lag, self._write)
+        elif not self._will_write or self._later is not None:
+            self._will_write = True
+            if self._later is not None:
+                self._later.cancel()
+                self._later = None
+            self._loop.call_soon(self._write)
+
+    def close(self) -> None:
+        """Close at once; may be repeated."""
+        if self.closed:
+            return
+        self.closed = True
+        self._loop.remove_reader(self._fd)
+        self._loop.remove_writer(self._fd)
+        self._parts.clear()
+        self._sock.close()
+
+    def drain(self) -> None:
+        """Read all that has arrived, without waiting for more."""
+        while not self.closed and self._read():
+            pass
+
+    def _end(self, reason: str) -> None:
+        if not self.closed:
+            self.close()
+            self._on_end(reason)
+
+    def _readable(self) -> None:
+        if not self.closed:
+            self._read()
+
+    def _read(self) -> bool:
+        """Read once; whether there may be more."""
+        try:
+            count = self._sock.recv_into(_CHUNK)
+        except (BlockingIOError, InterruptedError):
+            return False
+        except OSError as error:
+            self._end(str(error))
+            return False
+        if not count:
+            self.wire.receive_eof()
+            self._end("closed by the other end")
+            return False
+        try:
+            for received in self.wire.receive_data(_VIEW[:count]):
+                self._on_message(received)
+        except ProtocolError as error:
+            self._end(str(error))
+            return False
+        return True
+
+    def _write(self) -> None:
+        """Write one batch; what remains goes in later turns, so that reading has its turn too."""
+        self._will_write = False
+        self._later = None
+        if self.closed:
+            return
+        try:
+            parts = self._parts or self.wire.data_to_send()
+            if len(parts) == 1:
+                sent = self._sock.send(parts[0])
+                self._parts = unsent(parts, sent) if sent < len(parts[0]) else []
+            elif parts:
+                self._parts = unsent(parts, self._sock.sendmsg(parts[:_PARTS]))
+        except (BlockingIOError, InterruptedError):
+            self._parts = parts
+        except OSError as error:
+            self._loop.call_soon(self._end, str(error))  # not here: callers of `send` don't expect it
+            return
+        more = bool(self._parts) or self.wire.has_data
+        if more != self._waits_for_room:
+            self._waits_for_room = more
+            if more:
+                self._loop.add_writer(self._fd, self._write)
+            else:
+                self._loop.remove_writer(self._fd)

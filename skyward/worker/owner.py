@@ -1,0 +1,110 @@
+"""What the agent keeps of its owner's session over any number of links: numbers, what is unacknowledged, back-pressure.
+
+No socket is opened here; a `Link` is handed in and taken away.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+from skyward.core.mailbox import Inbox, Outbox
+from skyward.core.messages import Ack, Message, Ping, Pong
+from skyward.core.wire import Buffer, Received
+from skyward.worker.link import Link
+
+__all__ = ["Quota", "Session"]
+
+_ACK_MESSAGES = 32
+_ACK_BYTES = 1024 * 1024
+_LAG = 0.0005
+
+
+class Quota:
+    """Counts the bytes of one kind of traffic that the owner has not acknowledged."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.size = 0
+        self._sent: deque[tuple[int, int]] = deque()
+
+    def __repr__(self) -> str:
+        return f"<Quota {self.size:,} of {self.limit:,} bytes>"
+
+    @property
+    def full(self) -> bool:
+        """Whether no more of it should be produced."""
+        return self.size > self.limit
+
+    def add(self, number: int, size: int) -> None:
+        """The message with this number was sent."""
+        self._sent.append((number, size))
+        self.size += size
+
+    def acknowledge(self, received: int) -> None:
+        """Everything up to this number has arrived."""
+        while self._sent and self._sent[0][0] <= received:
+            self.size -= self._sent.popleft()[1]
+
+
+class Session:
+    """One owner's session.
+
+    Parameters
+    ----------
+    name
+        What the owner calls it; only the same may resume it.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.outbox = Outbox()
+        self.inbox = Inbox()
+        self.link: Link | None = None
+        self._unsaid = 0  # numbered messages since our last Ack
+        self._unsaid_bytes = 0
+
+    def __repr__(self) -> str:
+        state = "connected" if self.link else "alone"
+        return f"<Session {self.name!r} {state}, {self.outbox!r}, {self.inbox!r}>"
+
+    def post(self, message: Message, buffers: Sequence[Buffer] = (), lazy: bool = False) -> int:
+        """Send a numbered message, now or when the owner is back; returns its number.
+
+        One that is `lazy` may wait for others: a write of several is cheaper, here and at the owner's.
+        """
+        posted = self.outbox.post(message, buffers)
+        if self.link is not None:
+            self.link.lag = _LAG if lazy else 0.0
+            self.link.send(message, buffers, posted.number)
+        return posted.number
+
+    def attach(self, link: Link, received: int) -> None:
+        """The owner has come (back) and has everything up to `received`; ProtocolError if that can't be."""
+        self.outbox.acknowledge(received)
+        self.link = link
+        self._unsaid = self._unsaid_bytes = 0
+        for posted in self.outbox.kept():
+            link.send(posted.message, posted.buffers, posted.number)
+
+    def accept(self, received: Received) -> bool:
+        """Whether a message is new; acknowledges from time to time."""
+        if received.number:
+            self._unsaid += 1
+            self._unsaid_bytes += sum(len(buffer) for buffer in received.buffers)
+        new = self.inbox.accept(received.number)
+        if self._unsaid >= _ACK_MESSAGES or self._unsaid_bytes >= _ACK_BYTES:
+            self._acknowledge()
+        return new
+
+    def answer(self, ping: Ping) -> None:
+        """A heartbeat, and with it what has not been acknowledged."""
+        if self.link is not None:
+            self.link.send(Pong(ping.stamp))
+            if self._unsaid:
+                self._acknowledge()
+
+    def _acknowledge(self) -> None:
+        self._unsaid = self._unsaid_bytes = 0
+        if self.link is not None:
+            self.link.send(Ack(self.inbox.received))

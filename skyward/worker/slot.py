@@ -1,0 +1,345 @@
+"""A slot: the process in which tasks are unpickled and run.
+
+It is forked from the fork server and talks with the agent over a socket that was made for it. An isolated slot runs
+one task at a time in its main thread; the shared slot runs each task in a thread. Whatever a task does to this process
+(closes standard output, forks, exits, recurses without end) is answered for, or the process dies and the agent answers.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import fcntl
+import importlib
+import io
+import os
+import queue
+import random
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from skyward.core import payload
+from skyward.core.errors import PayloadError
+from skyward.core.messages import Done, Failed, Failure, Ready, Run
+from skyward.core.wire import Buffer, Filled, Role, Wire
+from skyward.worker import threads
+from skyward.worker.link import unsent
+
+__all__ = ["Settings", "main"]
+
+_HIGH = 100  # our own file descriptors start here, out of the way of what tasks open and close
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What every slot of a node knows.
+
+    Attributes
+    ----------
+    node
+        The node's name, for messages.
+    around
+        ``module:function`` context managers around the life of a slot.
+    threads
+        Default limit of BLAS/OpenMP threads.
+    """
+
+    node: str
+    around: list[str]
+    threads: int
+
+    @property
+    def grace(self) -> float:
+        """Seconds that idle slots get to end in order."""
+        return 2.0 if self.around else 0.5
+
+
+class Slot:
+    """Runs tasks and answers for each once.
+
+    Parameters
+    ----------
+    sock
+        Blocking socket to the agent.
+    settings
+        What the node's slots have in common.
+    outputs
+        Keeps standard output and error in place.
+    """
+
+    def __init__(self, sock: socket.socket, settings: Settings, outputs: Outputs) -> None:
+        self.sock = sock
+        self.settings = settings
+        self.outputs = outputs
+        self.limit = threads.Limit(settings.threads)
+        self.wire = Wire.opened(Role.WORKER)
+        self.pid = os.getpid()
+        self._sending = threading.Lock()  # guards the wire's sending half and the order of writes
+        self._tasks: queue.SimpleQueue[tuple[Run, list[Filled]]] = queue.SimpleQueue()
+        self._idle = 0  # threads that wait for a task; only a hint, a thread too many is no harm
+
+    def __repr__(self) -> str:
+        return f"<Slot {self.pid} on {self.settings.node}>"
+
+    def work(self, shared: bool) -> None:
+        """Until the agent closes the socket."""
+        buffer = bytearray(256 * 1024)
+        view = memoryview(buffer)
+        while count := self._receive(buffer):
+            messages = self.wire.receive_data(view[:count])
+            while messages:
+                received = messages.pop(0)
+                if not isinstance(received.message, Run):
+                    continue
+                if shared:
+                    self._to_thread(received.message, received.buffers)
+                else:
+                    self.answer(received.message, received.buffers)
+                del received  # it holds the task's arguments, and the next one may be long in coming
+
+    def _receive(self, buffer: bytearray) -> int:
+        try:
+            return self.sock.recv_into(buffer)
+        except ConnectionResetError:
+            return 0
+
+    def _to_thread(self, run: Run, buffers: list[Filled]) -> None:
+        self._tasks.put((run, buffers))
+        if self._idle:
+            self._idle -= 1
+        else:
+            threading.Thread(target=self._thread, name=f"skyward-task-{run.task}", daemon=True).start()
+
+    def _thread(self) -> None:
+        while True:
+            try:
+                self.answer(*self._tasks.get())
+            except BaseException:  # no answer could be sent; the agent gives it when the process has died
+                sys.excepthook(*sys.exc_info())
+                os._exit(70)
+            self._idle += 1
+
+    # --- one task ---
+
+    def answer(self, run: Run, buffers: list[Filled]) -> None:
+        """Run a task and send what came of it."""
+        if self.limit.now != (run.threads or self.limit.default):
+            self.limit.set(run.threads)
+        try:
+            call = self._load(run, buffers)
+        except BaseException as error:
+            self._fail(run.task, 0.0, Failure.UNLOADABLE, unloadable(error, self.settings.node))
+            return
+        buffers.clear()
+        began = time.perf_counter()
+        try:
+            function, args, kwargs = call
+            del call
+            result = function(*args, **kwargs)
+        except BaseException as error:
+            seconds = time.perf_counter() - began
+            if os.getpid() != self.pid:
+                end_of_fork(error)
+            error.__traceback__ = error.__traceback__ and error.__traceback__.tb_next  # this frame tells nothing
+            self._fail(run.task, seconds, Failure.RAISED, error)
+            return
+        seconds = time.perf_counter() - began
+        if os.getpid() != self.pid:
+            end_of_fork(None)
+        function = args = kwargs = None
+        try:
+            head, views = payload.dumps(result, "result", large=None)
+        except BaseException as error:  # a user's __reduce__ may raise anything
+            self._fail(run.task, seconds, Failure.RAISED, error)
+            return
+        self.outputs.settle()
+        self._send(Done(run.task, seconds), [head, *views])
+
+    def _load(self, run: Run, buffers: list[Filled]) -> tuple[Any, Any, Any]:
+        if not run.blobs:
+            function, args, kwargs = payload.loads(buffers[0], buffers[1:])
+            return function, args, kwargs
+        rest = iter(buffers[1:])
+        paths = run.blobs  # the agent has put paths in the place of digests
+        merged = [
+            map_file(os.fsdecode(paths[index])) if index in paths else next(rest)
+            for index in range(len(buffers) - 1 + len(paths))
+        ]
+        function, args, kwargs = payload.loads(buffers[0], merged)
+        return function, args, kwargs
+
+    def _fail(self, task: int, seconds: float, reason: Failure, error: BaseException) -> None:
+        with contextlib.suppress(Exception):  # a task may have left stdout in any state
+            self.outputs.settle()
+        self._send(Failed(task, seconds, reason.value, type(error).__name__), payload.dump_error(error))
+
+    def _send(self, message: Done | Failed | Ready, buffers: Sequence[Buffer] = ()) -> None:
+        with self._sending:
+            self.wire.send(message, buffers)
+            while parts := self.wire.data_to_send():
+                if len(parts) == 1:
+                    self.sock.sendall(parts[0])
+                    continue
+                while parts:
+                    parts = unsent(parts, self.sock.sendmsg(parts[:512]))
+
+    def ready(self, error: str | None = None) -> None:
+        """Say that tasks can begin, or why not."""
+        self._send(Ready(0 if error else 1, error))
+
+
+def map_file(path: str) -> Any:
+    """A blob as a buffer: never copied, and what a task writes into it stays in this process."""
+    try:
+        import numpy  # noqa: PLC0415 - a node may lack it, and few calls need it
+    except ImportError:
+        import mmap  # noqa: PLC0415 - only then
+
+        with Path(path).open("rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    return numpy.memmap(path, dtype=numpy.uint8, mode="r")
+
+
+def unloadable(error: BaseException, node: str) -> BaseException:
+    """What to tell about a call that can't be unpickled here."""
+    text = f"can't load the call on node {node}: {type(error).__name__}: {error}"
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        root = error.name.partition(".")[0]
+        text = f"No module named {error.name!r} on node {node}: add it to Image(pip=[{root!r}])"
+    elif isinstance(error, (AttributeError, ImportError)):
+        text += "; is the same version of the module installed there?"
+    problem = PayloadError(text)
+    problem.__cause__ = error
+    return problem
+
+
+def end_of_fork(error: BaseException | None) -> None:
+    """A task has forked and its child has come back here: it must end, and not answer a second time."""
+    code = 0
+    if isinstance(error, SystemExit):
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
+    elif error is not None:
+        sys.excepthook(type(error), error, error.__traceback__)
+        code = 1
+    for file in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            file.flush()
+    os._exit(code)
+
+
+# --- the process ----------------------------------------------------------------------------------------------------
+
+
+class Outputs:
+    """Standard output and error: made ours at the start, and put right after each task."""
+
+    def __init__(self, out: int, err: int) -> None:
+        self._saved = {1: fcntl.fcntl(out, fcntl.F_DUPFD_CLOEXEC, _HIGH)}
+        self._saved[2] = fcntl.fcntl(err, fcntl.F_DUPFD_CLOEXEC, _HIGH)
+        self._is = {fd: _identity(saved) for fd, saved in self._saved.items()}
+        self.keep = set(self._saved.values())
+        for fd, saved in self._saved.items():
+            os.dup2(saved, fd)
+        self._files: dict[str, TextIO] = {}
+        for name in ("stdout", "stderr"):
+            self._rebuild(name)
+
+    def settle(self) -> None:
+        """Flush, and restore what a task has closed or replaced."""
+        for fd, saved in self._saved.items():
+            name = "stdout" if fd == 1 else "stderr"
+            file = self._files[name]
+            try:
+                getattr(sys, name).flush()
+                if _identity(fd) == self._is[fd] and getattr(sys, name) is file:
+                    continue
+            except Exception:  # noqa: S110 - closed, or something else of the task's: both are put right below
+                pass
+            if _identity(fd) != self._is[fd]:
+                os.dup2(saved, fd)
+            self._rebuild(name)
+
+    def _rebuild(self, name: str) -> None:
+        """A new file object: the old one may be closed, or hold text that could not be written."""
+        fd = 1 if name == "stdout" else 2
+        raw = open(fd, "wb", closefd=False)  # noqa: SIM115 - lives as long as the process
+        file = io.TextIOWrapper(raw, encoding="utf-8", errors="backslashreplace", line_buffering=True)
+        self._files[name] = file
+        setattr(sys, name, file)
+        setattr(sys, f"__{name}__", file)
+
+
+def _identity(fd: int) -> tuple[int, int] | None:
+    try:
+        stat = os.fstat(fd)
+    except OSError:
+        return None
+    return stat.st_dev, stat.st_ino
+
+
+def isolate(sock: int, out: int, err: int) -> tuple[socket.socket, Outputs]:
+    """Cut a new fork off from its parent: session, files, signals."""
+    os.setsid()
+    outputs = Outputs(out, err)
+    high = fcntl.fcntl(sock, fcntl.F_DUPFD_CLOEXEC, _HIGH)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    close_all(keep={0, 1, 2, high, *outputs.keep})
+    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - lives as long as the process
+    for number in (signal.SIGTERM, signal.SIGCHLD, signal.SIGHUP, signal.SIGPIPE):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # as in every Python: an exception instead of death
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's affair
+    return socket.socket(fileno=high), outputs
+
+
+def close_all(keep: set[int]) -> None:
+    """Close every file descriptor but some."""
+    try:
+        fds = [int(path.name) for path in Path("/dev/fd").iterdir()]
+    except OSError:
+        fds = list(range(3, 256))
+    for fd in fds:
+        if fd not in keep:
+            with contextlib.suppress(OSError):
+                os.close(fd)
+
+
+def reseed() -> None:
+    """Give this process random numbers of its own; a fork has its parent's generators."""
+    random.seed()
+    numpy_random = sys.modules.get("numpy.random")
+    if numpy_random is not None:
+        numpy_random.seed()
+
+
+def enter(around: list[str], stack: contextlib.ExitStack) -> None:
+    """Enter the context managers around this slot's life."""
+    for name in around:
+        module, _, function = name.partition(":")
+        stack.enter_context(getattr(importlib.import_module(module), function)())
+
+
+def main(settings: Settings, number: int, shared: bool, sock: int, out: int, err: int) -> int:
+    """Live as a slot in this newly forked process; returns the exit status."""
+    connection, outputs = isolate(sock, out, err)
+    reseed()
+    slot = Slot(connection, settings, outputs)
+    with contextlib.ExitStack() as stack:
+        try:
+            enter(settings.around, stack)
+        except BaseException as error:
+            slot.ready(f"slot {number} can't begin: {type(error).__name__}: {error}")
+            raise
+        slot.ready()
+        slot.work(shared)
+    atexit._run_exitfuncs()  # noqa: SLF001 - os._exit, which must follow, leaves them out
+    outputs.settle()
+    return 0

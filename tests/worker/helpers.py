@@ -1,0 +1,313 @@
+"""A synchronous owner that starts a real agent and talks with it over a real socket."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgpack
+
+from skyward.core import payload
+from skyward.core.mailbox import Inbox, Outbox
+from skyward.core.messages import (
+    Ack,
+    Blob,
+    Bye,
+    Done,
+    Failed,
+    Message,
+    Output,
+    Ready,
+    Run,
+    Setup,
+    StreamClose,
+    StreamData,
+    StreamOpen,
+    Welcome,
+)
+from skyward.core.wire import Received, Role, Wire
+
+ROOT = Path(__file__).parents[2]
+SECRET = b"the pool's secret"
+PATIENCE = 20.0
+
+
+def setup(**changes: Any) -> Setup:
+    """A Setup for tests."""
+    values: dict[str, Any] = {
+        "node": "n0", "concurrency": 2, "isolated": True, "threads": None, "env": {}, "path": [str(ROOT)], "cwd": None,
+        "preload": [], "authkey": b"key", "around": [], "orphan_timeout": 30.0,
+    }  # fmt: skip
+    return Setup(**{**values, **changes})
+
+
+def wait_for(condition: Callable[[], Any], what: str, seconds: float = PATIENCE) -> Any:
+    """The condition's first true value."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        if time.monotonic() > deadline:
+            raise AssertionError(f"{what}: not within {seconds} s")
+        time.sleep(0.005)
+    return value
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs (a zombie does not)."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return False
+    return state not in "ZX"
+
+
+def descendants(pid: int) -> set[int]:
+    """All processes below one."""
+    found: set[int] = set()
+    todo = [pid]
+    while todo:
+        current = todo.pop()
+        try:
+            children = Path(f"/proc/{current}/task/{current}/children").read_text().split()
+        except OSError:
+            continue
+        new = {int(child) for child in children} - found
+        found |= new
+        todo += new
+    return found
+
+
+class Owner:
+    """Starts an agent, and is its owner.
+
+    Parameters
+    ----------
+    secret, session
+        As the protocol knows them.
+    start
+        Changes to the start map.
+    """
+
+    def __init__(self, *, secret: bytes = SECRET, session: str = "s1", **start: Any) -> None:
+        self.secret = secret
+        self.session = session
+        values = {"listen": "tcp", "secret": SECRET, "lifeline": True, "orphan_timeout": 30.0, **start}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "skyward.worker.agent"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT,
+        )  # fmt: skip
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        packed = msgpack.packb(values)
+        self.process.stdin.write(struct.pack("!I", len(packed)) + packed)
+        self.process.stdin.flush()
+        self.line = json.loads(self.process.stdout.readline())
+        self.pid = self.line["pid"]
+        self.outbox = Outbox()
+        self.inbox = Inbox()
+        self.answers: dict[int, Received] = {}
+        self.output: dict[int, bytearray] = {1: bytearray(), 2: bytearray()}
+        self.streams: list[Received] = []
+        self.ready: Ready | None = None
+        self.twice: list[int] = []
+        self.order: deque[Received] = deque()
+        self.acks = True
+        self.sock: socket.socket | None = None
+        self.welcome: Welcome | None = None
+        self._last = 0
+        self.isolated = True
+
+    # --- link ---
+
+    def open(self) -> socket.socket:
+        """A bare connection to the agent."""
+        where = self.line["listening"]
+        if where.startswith("/"):
+            sock = socket.socket(socket.AF_UNIX)
+            sock.connect(where)
+            return sock
+        host, _, port = where.rpartition(":")
+        return socket.create_connection((host, int(port)))
+
+    def connect(self) -> Owner:
+        """Greet, prove, and send again what was not acknowledged."""
+        self.sock = self.open()
+        self.wire = Wire(Role.OWNER, secret=self.secret, nonce=os.urandom(16))
+        self.wire.hello(self.session, self.inbox.received)
+        self.flush()
+        self.until(lambda: self.welcome is not None, "Welcome")
+        assert self.welcome is not None
+        self.wire.prove()
+        self.outbox.acknowledge(self.welcome.received)
+        for posted in self.outbox.kept():
+            self.wire.send(posted.message, posted.buffers, posted.number)
+        self.welcome = None
+        self.flush()
+        return self
+
+    def cut(self) -> None:
+        """Lose the link without a word."""
+        assert self.sock is not None
+        self.sock.close()
+        self.sock = None
+
+    def flush(self) -> None:
+        """Write everything; reads too, so that neither end waits for the other."""
+        assert self.sock is not None
+        while parts := self.wire.data_to_send():
+            for part in parts:
+                view = memoryview(part)
+                while view:
+                    readable, writable, _ = select.select([self.sock], [self.sock], [], PATIENCE)
+                    if readable:
+                        self.receive()
+                    if writable:
+                        view = view[self.sock.send(view[: 64 * 1024]) :]
+
+    def receive(self) -> None:
+        """Read once."""
+        assert self.sock is not None
+        data = self.sock.recv(1 << 20)
+        if not data:
+            raise ConnectionError("the agent has closed the connection")
+        for received in self.wire.receive_data(data):
+            self.hear(received)
+
+    def hear(self, received: Received) -> None:
+        """Take one message."""
+        message = received.message
+        if isinstance(message, Welcome):
+            self.welcome = message
+            self.facts = message.facts
+            return
+        if isinstance(message, Ack):
+            self.outbox.acknowledge(message.received)
+            return
+        if not self.inbox.accept(received.number):
+            return
+        if received.number and self.acks and self.inbox.received % 16 == 0:
+            self.wire.send(Ack(self.inbox.received))
+        self.order.append(received)
+        if isinstance(message, (Done, Failed)):
+            if message.task in self.answers:
+                self.twice.append(message.task)
+            self.answers[message.task] = received
+        elif isinstance(message, Output):
+            self.output[message.stream] += received.buffers[0]
+        elif isinstance(message, Ready):
+            self.ready = message
+        elif isinstance(message, (StreamOpen, StreamData, StreamClose)):
+            self.streams.append(received)
+
+    def until(self, condition: Callable[[], Any], what: str, seconds: float = PATIENCE) -> Any:
+        """Read until a condition is true."""
+        deadline = time.monotonic() + seconds
+        while not (value := condition()):
+            assert self.sock is not None
+            left = deadline - time.monotonic()
+            if left < 0:
+                raise AssertionError(f"{what}: not within {seconds} s")
+            if select.select([self.sock], [], [], min(left, 0.05))[0]:
+                self.receive()
+                if self.wire.has_data:
+                    self.flush()
+        return value
+
+    # --- words ---
+
+    def say(self, message: Message, buffers: Any = ()) -> None:
+        """Send a numbered message."""
+        posted = self.outbox.post(message, buffers)
+        if self.sock is not None:
+            self.wire.send(message, buffers, posted.number)
+            self.flush()
+
+    def set_up(self, **changes: Any) -> Owner:
+        """Connect, set up, and wait until the node is ready."""
+        self.connect()
+        self.say(setup(**changes))
+        self.until(lambda: self.ready, "Ready")
+        return self
+
+    def submit(self, function: Any, *args: Any, **options: Any) -> int:
+        """Send a task; options are those of Run, and `large` and `mode` those of `payload.dumps`."""
+        self._last += 1
+        large, mode = options.pop("large", None), options.pop("mode", "c")
+        head, buffers = payload.dumps((function, args, {}), "call", large=large, mode=mode)
+        blobs: dict[int, bytes] = {}
+        if large is not None:
+            for index, buffer in enumerate(buffers):
+                if len(buffer) >= large:
+                    blobs[index] = b"digest-%d-%d" % (self._last, index)
+        values = {"isolated": self.isolated, "timeout": None, "threads": None, "blobs": blobs, **options}
+        rest = [buffer for index, buffer in enumerate(buffers) if index not in blobs]
+        self.say(Run(task=self._last, **values), [head, *rest])
+        for index, digest in blobs.items():
+            self.say(Blob(digest), [buffers[index]])
+        return self._last
+
+    def answer(self, task: int, seconds: float = PATIENCE) -> Received:
+        """Wait for Done or Failed."""
+        self.until(lambda: task in self.answers, f"answer of task {task}", seconds)
+        return self.answers[task]
+
+    def result(self, task: int) -> Any:
+        """Wait for what a task returned; its exception is raised, other failures are RuntimeErrors."""
+        message, buffers = self.answer(task)[1:]
+        if isinstance(message, Done):
+            return payload.loads(buffers[0], buffers[1:])
+        assert isinstance(message, Failed)
+        if buffers:
+            raise payload.load_error(buffers[0])
+        raise RuntimeError(f"{message.reason}: {message.detail}")
+
+    def failed(self, task: int) -> Failed:
+        """Wait for a task's Failed."""
+        message = self.answer(task).message
+        assert isinstance(message, Failed), message
+        return message
+
+    def call(self, function: Any, *args: Any, **options: Any) -> Any:
+        """Submit and wait."""
+        return self.result(self.submit(function, *args, **options))
+
+    def end(self) -> None:
+        """Say Bye and see that nothing is left."""
+        pids = {self.pid} | descendants(self.pid)
+        try:
+            if self.sock is not None:
+                self.wire.send(Bye())
+                self.flush()
+                self.sock.close()
+        except OSError:
+            pass
+        if self.sock is None and alive(self.pid):
+            os.kill(self.pid, signal.SIGTERM)
+        wait_for(lambda: not any(map(alive, pids)), "end of all processes", 10.0)
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.close()
+        self.process.wait(5)
+        self.process.stdout.close()
+
+
+@contextmanager
+def owner(**start: Any) -> Iterator[Owner]:
+    """An owner, whose agent surely ends."""
+    it = Owner(**start)
+    try:
+        yield it
+        assert not it.twice, f"answered twice: {it.twice}"
+    finally:
+        it.end()

@@ -1,0 +1,351 @@
+"""The agent as a whole: cancel, timeout, links that break, and that nothing is left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from skyward.core.messages import Cancel, Done, Failure, Forget, Hello, Ping, Pong
+from skyward.core.wire import VERSION, Role, Wire
+from tests.worker.helpers import ROOT, Owner, alive, descendants, owner, wait_for
+
+
+def test_facts(node: Owner) -> None:
+    assert node.facts["pid"] == node.pid
+    assert node.facts["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert node.facts["cores"] == len(os.sched_getaffinity(0))
+    assert node.facts["memory"] > 2**28
+    assert node.facts["hostname"] == socket.gethostname()
+
+
+def test_the_agent_loads_nothing_heavy() -> None:
+    code = "import sys, skyward.worker.agent; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    ).stdout.split()
+    assert not {"numpy", "cloudpickle", "joblib", "multiprocessing", "rich"} & set(loaded)
+
+
+def test_cancel_of_a_waiting_task(both: Owner) -> None:
+    long = [both.submit(time.sleep, 60) for _ in range(2)]
+    waiting = both.submit(pow, 2, 5)
+    both.say(Cancel(waiting))
+    assert both.failed(waiting).reason == Failure.CANCELLED.value
+    for task in long:
+        both.say(Cancel(task))
+        assert both.failed(task).reason == Failure.CANCELLED.value
+    assert both.call(pow, 2, 5) == 32
+
+
+def test_cancel_of_a_running_task_ends_what_it_started(both: Owner) -> None:
+    def start() -> None:
+        child = subprocess.Popen(["sleep", "60"])
+        print(child.pid, os.getpid(), flush=True)
+        child.wait()
+
+    task = both.submit(start)
+    both.until(lambda: both.output[1].endswith(b"\n"), "the pids")
+    pids = [int(word) for word in both.output[1].split()]
+    both.say(Cancel(task))
+    assert both.failed(task).reason == Failure.CANCELLED.value
+    wait_for(lambda: not any(map(alive, pids)), "end of the task's processes")
+    assert both.call(pow, 2, 5) == 32
+
+
+def test_cancel_in_a_shared_slot_lets_the_others_finish() -> None:
+    with owner() as node:
+        node.set_up(isolated=False)
+        node.isolated = False
+        other = node.submit(lambda: (time.sleep(0.5), os.getpid())[1])
+        endless = node.submit(time.sleep, 60)
+        node.say(Cancel(endless))
+        assert node.failed(endless).reason == Failure.CANCELLED.value
+        fresh = node.call(os.getpid)
+        old = node.result(other)
+        assert fresh != old
+        wait_for(lambda: not alive(old), "end of the retired process")
+
+
+def test_a_cancel_that_comes_before_its_task(node: Owner) -> None:
+    node.say(Cancel(1))
+    assert node.failed(node.submit(pow, 2, 2)).reason == Failure.CANCELLED.value
+
+
+def test_a_task_that_runs_too_long(both: Owner) -> None:
+    late = both.submit(time.sleep, 60, timeout=0.2)
+    failed = both.failed(late)
+    assert failed.reason == Failure.TIMEOUT.value
+    assert "0.2 s" in failed.detail
+    assert 0.15 < failed.seconds < 5
+    assert both.call(pow, 2, 5, timeout=30.0) == 32
+
+
+def test_the_limit_counts_from_the_start(node: Owner) -> None:
+    tasks = [node.submit(time.sleep, 0.3, timeout=2.0) for _ in range(16)]  # the last waits for longer than its limit
+    assert all(isinstance(node.answer(task).message, Done) for task in tasks)
+
+
+def test_a_lost_link_loses_and_doubles_nothing(both: Owner) -> None:
+    both.acks = False  # so that the agent must keep everything
+    tasks = [both.submit(lambda n: (time.sleep(0.001), n)[1], n) for n in range(300)]
+    for _ in range(3):
+        both.until(lambda: len(both.answers) > 20, "some answers")
+        both.cut()
+        both.connect()
+    both.acks = True
+    assert [both.result(task) for task in tasks] == list(range(300))
+    assert both.call(pow, 2, 5) == 32
+
+
+def test_a_large_result_survives_a_lost_link(node: Owner) -> None:
+    task = node.submit(lambda: bytes(30_000_000))
+    node.until(lambda: node.wire._coming, "the beginning of the result")
+    node.cut()
+    node.connect()
+    assert len(node.result(task)) == 30_000_000
+
+
+def test_the_task_goes_on_while_nobody_is_connected(node: Owner, tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    task = node.submit(lambda: (time.sleep(0.3), mark.write_text("x"), 7)[2])
+    node.cut()
+    wait_for(mark.exists, "the task's mark")
+    node.connect()
+    assert node.result(task) == 7
+
+
+def test_a_new_connection_replaces_a_half_dead_one(node: Owner) -> None:
+    old = node.sock
+    node.connect()
+    assert old is not None
+    while old.recv(65536):
+        pass
+    assert node.call(pow, 2, 5) == 32
+
+
+def test_another_session_is_refused(node: Owner) -> None:
+    with node.open() as sock:
+        wire = Wire(Role.OWNER, secret=node.secret, nonce=b"n")
+        wire.hello("another", 0)
+        sock.sendall(b"".join(wire.data_to_send()))
+        sock.settimeout(10)
+        assert sock.recv(100) == b""
+    assert node.call(pow, 2, 5) == 32
+
+
+def test_a_wrong_secret_is_refused(node: Owner) -> None:
+    with node.open() as sock:
+        sock.settimeout(10)
+        wire = Wire(Role.OWNER, secret=node.secret, nonce=b"n")
+        wire.hello(node.session, 0)
+        sock.sendall(b"".join(wire.data_to_send()))
+        wire.receive_data(sock.recv(65536))
+        wire._secret = b"a guess"
+        wire.prove()
+        sock.sendall(b"".join(wire.data_to_send()))
+        assert sock.recv(100) == b""
+    assert node.call(pow, 2, 5) == 32
+
+
+def test_an_acknowledgement_of_what_was_never_sent_is_refused(node: Owner) -> None:
+    with node.open() as sock:
+        sock.settimeout(10)
+        wire = Wire(Role.OWNER, secret=node.secret, nonce=b"n")
+        wire.send(Hello(VERSION, node.session, b"n", 10**6))
+        sock.sendall(b"".join(wire.data_to_send()))
+        wire.receive_data(sock.recv(65536))
+        wire.prove()
+        sock.sendall(b"".join(wire.data_to_send()))
+        assert sock.recv(100) == b""
+    node.connect()
+    assert node.call(pow, 2, 5) == 32
+
+
+@pytest.mark.parametrize("garbage", [b"GET / HTTP/1.1\r\n\r\n", bytes(100), b"\xff" * 5000, b""])
+def test_garbage_does_not_hurt(node: Owner, garbage: bytes) -> None:
+    with node.open() as sock:
+        sock.sendall(garbage)
+        sock.shutdown(socket.SHUT_WR)
+        sock.settimeout(10)
+        with contextlib.suppress(ConnectionResetError):
+            assert sock.recv(100) == b""
+    assert node.call(pow, 2, 5) == 32
+
+
+def test_heartbeats_pass_large_results(node: Owner) -> None:
+    task = node.submit(lambda: bytes(200_000_000))
+    node.until(lambda: node.wire._coming, "the beginning of the result")
+    node.wire.send(Ping(1.5))
+    node.flush()
+    node.until(lambda: any(isinstance(received.message, Pong) for received in node.order), "Pong")
+    assert task not in node.answers
+    assert len(node.result(task)) == 200_000_000
+
+
+def test_a_blob_is_mapped(node: Owner) -> None:
+    def look(array: Any) -> tuple[str, bool, bool, float]:
+        base = array
+        while not isinstance(base, np.memmap):
+            base = base.base
+        if array.flags.writeable:
+            array[0] = 5
+        return type(base).__name__, array.flags.writeable, Path(base.filename).exists(), float(array.sum())
+
+    data = np.ones(300_000)
+    assert node.call(look, data, large=1 << 20, mode="r") == ("memmap", False, True, 300_000.0)
+    assert node.call(look, data, large=1 << 20, mode="c") == ("memmap", True, True, 300_004.0)
+    node.say(Forget([b"digest-1-0", b"digest-2-0"]))
+
+
+def test_a_task_waits_for_its_blob_and_holds_up_nobody() -> None:
+    from skyward.core import payload
+    from skyward.core.messages import Blob, Run
+
+    with owner() as node:
+        node.set_up(concurrency=1)
+        head, buffers = payload.dumps((np.sum, (np.ones(300_000),), {}), large=1 << 20)
+        node._last = 1
+        node.say(Run(1, True, None, None, {0: b"later"}), [head])
+        assert node.call(pow, 2, 5) == 32
+        node.say(Blob(b"later"), [buffers[0]])
+        assert node.result(1) == 300_000
+
+
+def test_small_buffers_are_writable(node: Owner) -> None:
+    def change(array: Any) -> float:
+        array += 1
+        return float(array.sum())
+
+    assert node.call(change, np.zeros(5000)) == 5000
+
+
+# --- the end --------------------------------------------------------------------------------------------------------
+
+
+def busy(**start: Any) -> Owner:
+    """A node whose slots run, one of them with a child."""
+    node = Owner(**start).set_up()
+
+    def start_child() -> None:
+        print(subprocess.Popen(["sleep", "60"]).pid, flush=True)
+        time.sleep(60)
+
+    node.submit(start_child)
+    node.submit(time.sleep, 60)
+    node.until(lambda: node.output[1].endswith(b"\n"), "the child's pid")
+    return node
+
+
+def below(node: Owner) -> set[int]:
+    pids = {node.pid, int(node.output[1])} | descendants(node.pid)
+    assert len(pids) == 5  # agent, fork server, two slots, sleep
+    return pids
+
+
+def test_bye_ends_everything() -> None:
+    node = busy()
+    pids = below(node)
+    began = time.monotonic()
+    node.end()
+    assert not any(map(alive, pids))
+    assert time.monotonic() - began < 3
+
+
+def test_the_lifeline_ends_everything() -> None:
+    node = busy()
+    pids = below(node)
+    assert node.process.stdin is not None
+    node.process.stdin.close()
+    wait_for(lambda: not any(map(alive, pids)), "end of all processes", 5)
+    node.end()
+
+
+def test_sigterm_ends_everything() -> None:
+    node = busy()
+    pids = below(node)
+    os.kill(node.pid, signal.SIGTERM)
+    wait_for(lambda: not any(map(alive, pids)), "end of all processes", 5)
+    node.end()
+
+
+def test_kill_9_of_the_agent_ends_everything() -> None:
+    node = busy()
+    pids = below(node)
+    os.kill(node.pid, signal.SIGKILL)
+    wait_for(lambda: not any(map(alive, pids)), "end of all processes", 5)
+    node.end()
+
+
+def test_ctrl_c_is_not_for_us(node: Owner) -> None:
+    for pid in {node.pid} | descendants(node.pid):
+        os.kill(pid, signal.SIGINT)
+    assert node.call(pow, 2, 5) == 32
+
+
+def test_an_agent_that_nobody_wants_ends() -> None:
+    node = Owner(orphan_timeout=0.3)
+    wait_for(lambda: not alive(node.pid), "end of the agent", 5)
+    node.end()
+    node = Owner().set_up(orphan_timeout=0.3)
+    time.sleep(0.5)  # longer than it would wait; but its owner is there
+    assert node.call(pow, 2, 5) == 32
+    pids = {node.pid} | descendants(node.pid)
+    node.cut()
+    wait_for(lambda: not any(map(alive, pids)), "end of all processes", 5)
+    node.end()
+
+
+def test_an_agent_on_a_unix_socket_outlives_who_started_it(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "agent.sock"
+    node = Owner(listen=f"unix:{path}", lifeline=False)
+    assert node.line == {"listening": str(path), "pid": node.pid}
+    assert node.process.stdout is not None
+    assert node.process.wait(5) == 0
+    assert node.process.stdout.read() == b""  # nobody holds the pipe
+    assert node.process.pid != node.pid
+    assert os.getsid(node.pid) == node.pid
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    assert stat.S_IMODE((path.parent / "agent.log").stat().st_mode) == 0o600
+    assert node.set_up().call(pow, 2, 5) == 32
+    node.cut()
+    assert node.connect().call(pow, 2, 5) == 32
+    node.end()
+    assert sorted(file.name for file in path.parent.iterdir()) == ["agent.log"]
+    assert "the owner's connection has ended" in (path.parent / "agent.log").read_text()
+
+
+def test_a_folder_of_somebody_else_is_refused(tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path)
+    with pytest.raises(ValueError):
+        Owner(listen=f"unix:{link}/agent.sock")
+
+
+def test_files_are_removed(node: Owner) -> None:
+    node.call(np.sum, np.ones(300_000), large=1 << 20)
+    stores = Path("/dev/shm").glob("skyward-store-*")
+    mine = [folder for folder in stores if any(file.name == b"digest-1-0".hex() for file in folder.iterdir())]
+    assert mine
+    assert all(stat.S_IMODE(folder.stat().st_mode) == 0o700 for folder in mine)
+    node.end()
+    assert not any(folder.exists() for folder in mine)
+
+
+def test_visitors_do_not_keep_the_agent_alive() -> None:
+    node = Owner(orphan_timeout=0.3)
+    with node.open() as sock:
+        wait_for(lambda: not alive(node.pid), "end of the agent", 5)
+        select.select([sock], [], [], 5)
+    node.end()

@@ -1,0 +1,102 @@
+"""The fork server: how it begins, what it survives, and what is told when it does not."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import time
+from pathlib import Path
+
+from skyward.core.messages import Failure
+from tests.worker.helpers import Owner, alive, descendants, owner, wait_for
+
+
+def fork_server(node: Owner) -> int:
+    children = Path(f"/proc/{node.pid}/task/{node.pid}/children").read_text().split()
+    return int(children[-1]) if children else 0
+
+
+def test_slots_are_made_ahead() -> None:
+    with owner() as node:
+        node.set_up(concurrency=3)
+        wait_for(lambda: len(descendants(fork_server(node))) == 3, "three slots")
+    with owner() as node:
+        node.set_up(concurrency=3, isolated=False)
+        wait_for(lambda: len(descendants(fork_server(node))) == 1, "one shared slot")
+
+
+def test_modules_are_loaded_ahead() -> None:
+    def loaded() -> bool:
+        import sys
+
+        return "sqlite3" in sys.modules
+
+    with owner() as node:
+        node.set_up(preload=["sqlite3", "no_such_module"])
+        assert node.call(loaded)
+    with owner() as node:
+        node.set_up()
+        assert not node.call(loaded)
+
+
+def test_a_fork_server_that_cannot_begin_says_why() -> None:
+    with owner() as node:
+        node.set_up(cwd="/no/such/folder")
+        assert node.ready is not None
+        assert node.ready.slots == 0
+        assert "/no/such/folder" in str(node.ready.error)
+        assert node.failed(node.submit(pow, 2, 5)).reason == Failure.REFUSED.value
+
+
+def test_a_module_that_kills_the_fork_server(tmp_path: Path) -> None:
+    (tmp_path / "deadly.py").write_text("import os\nprint('last words', flush=True)\nos._exit(9)\n")
+    with owner() as node:
+        node.set_up(path=[str(tmp_path)], preload=["deadly"])
+        assert node.ready is not None
+        assert "status 9" in str(node.ready.error)
+        assert "last words" in str(node.ready.error)
+
+
+def test_bad_numbers_are_refused() -> None:
+    with owner() as node:
+        node.set_up(concurrency=0)
+        assert node.ready is not None
+        assert "concurrency" in str(node.ready.error)
+
+
+def test_a_killed_fork_server_is_replaced(node: Owner) -> None:
+    running = node.submit(time.sleep, 60)
+    pid = node.call(os.getpid)
+    old = fork_server(node)
+    os.kill(old, signal.SIGKILL)
+    assert node.failed(running).reason == Failure.CRASHED.value
+    assert "fork server" in node.failed(running).detail
+    assert node.call(os.getpid) != pid
+    assert fork_server(node) != old
+    wait_for(lambda: not alive(pid), "end of the old slot")
+    again = fork_server(node)
+    os.kill(again, signal.SIGKILL)
+    wait_for(lambda: not alive(again), "end of the second")
+    node.until(lambda: fork_server(node) != again, "a third")
+    assert node.call(pow, 2, 5) == 32
+
+
+def test_where_no_slot_can_be_made_the_task_is_refused() -> None:
+    with owner() as node:
+        node.set_up(isolated=False)
+        assert node.call(pow, 2, 5, isolated=False) == 32
+        used = len(list(Path(f"/proc/{node.pid}/fd").iterdir()))
+        resource.prlimit(node.pid, resource.RLIMIT_NOFILE, (used, 4096))
+        failed = node.failed(node.submit(pow, 2, 5, isolated=True))
+        assert failed.reason == Failure.REFUSED.value
+        assert "can't make a slot" in failed.detail
+        assert node.call(pow, 2, 5, isolated=False) == 32
+        resource.prlimit(node.pid, resource.RLIMIT_NOFILE, (1024, 4096))
+        assert node.call(pow, 2, 5, isolated=True) == 32
+
+
+def test_killed_slots_do_not_stay_as_zombies(node: Owner) -> None:
+    for _ in range(5):
+        node.failed(node.submit(os._exit, 1))
+    wait_for(lambda: len(descendants(fork_server(node))) <= 2, "zombies gone")
