@@ -321,8 +321,12 @@ def _requirements(image: Image) -> bytes:
 
 
 def _key(image: Image, requirements: bytes) -> str:
-    """Names an environment; the host adds its kind of machine and its interpreter."""
-    return hashlib.sha256(f"1 {image.python_version}\n".encode() + requirements).hexdigest()[:20]
+    """Names an environment; the host adds its kind of machine and its interpreter.
+
+    Passwords of indexes do not count: some change every hour, and the packages stay the same.
+    """
+    public = re.sub(rb"//[^/@\s]*@", b"//", requirements)
+    return hashlib.sha256(f"1 {image.python_version}\n".encode() + public).hexdigest()[:20]
 
 
 def _plain_hosts(image: Image) -> Sequence[str]:

@@ -70,6 +70,7 @@ export LC_ALL PIP_NO_INPUT PIP_DISABLE_PIP_VERSION_CHECK PIP_USER PIP_REQUIRE_VI
 unset PYTHONHOME PYTHONPATH PIP_TARGET PIP_PREFIX VIRTUAL_ENV CONDA_PREFIX
 umask 077
 requirements=$(cat)
+cd "$root/envs" || exit 1 # away from a pyproject.toml that uv would heed
 
 lock=$env.lock
 if command -v flock >/dev/null; then
@@ -100,7 +101,7 @@ rm -f "$test"
 
 fresh() { # python: an empty environment of it
     rm -rf "$env"
-    if [ -n "$uv" ] && "$uv" venv --quiet --no-project --python "$1" "$env"; then return 0; fi
+    if [ -n "$uv" ] && "$uv" venv --quiet --python "$1" "$env"; then return 0; fi
     case $1 in */*) ;; *) return 1 ;; esac
     rm -rf "$env"
     "$1" -m venv --without-pip "$env" || { rm -rf "$env"; "$1" -m virtualenv --quiet --no-seed "$env"; }
@@ -138,7 +139,7 @@ printf '%s\n' "$requirements" >"$env/requirements.txt" || fail 1
 echo @installing
 with_uv || with_pip "$python" || fail 1
 rm -f "$env/requirements.txt" # it may hold the password of an index
-"$env/bin/python" -c 'import cloudpickle, msgpack' || fail 1
+"$env/bin/python" -c 'from cloudpickle import dumps; from msgpack import packb' || fail 1
 : >"$env/.complete" || fail 1
 """
 
@@ -163,7 +164,12 @@ cd || exit 1
     :
 }
 status=$?
-if [ "$status" != 0 ]; then rm -rf "$run" "$folder"; exit 1; fi
+if [ "$status" != 0 ]; then # what may be broken is made anew the next time
+    rm -rf "$run" "$folder" "$root/code/$code"
+    check='from cloudpickle import dumps; from msgpack import packb'
+    "$env/bin/python" -c "$check" >/dev/null 2>&1 || rm -f "$env/.complete"
+    exit 1
+fi
 
 # Once a day: what agents that are gone left behind, and environments that nobody started for two months.
 sweep() {

@@ -345,11 +345,6 @@ class Dispatcher:
         self._why_hopeless = reason
         self._handle(schedule.Hopeless())
 
-    @property
-    def nodes(self) -> list[str]:
-        """Names of the nodes that are up, in the order in which they came."""
-        return list(self._nodes)
-
     async def drained(self) -> None:
         """Wait until no task is left."""
         await self._idle.wait()

@@ -221,7 +221,7 @@ class Compute(concurrent.futures.Executor):
     @property
     def node_names(self) -> list[str]:
         """Names of the nodes that are ready, in order."""
-        return self._running().dispatcher.nodes
+        return self._running().provisioner.nodes
 
     def submit(self, fn: Callable[..., _T], /, *args: Any, **kwargs: Any) -> TaskFuture[_T]:
         """Run ``fn(*args, **kwargs)`` on a node; see `concurrent.futures.Executor.submit`.

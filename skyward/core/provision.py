@@ -61,7 +61,7 @@ class Provisioner:
         self._lives: set[asyncio.Task[None]] = set()
         self._sessions: dict[str, Session] = {}
         self._ready: dict[str, int] = {}  # node -> slots
-        self._names = 0
+        self._names: list[str] = []  # of all nodes so far, in the order in which they were asked for
         self._failed_in_a_row = 0
         self._first_error: SkywardError | None = None
         self._changed = asyncio.Event()
@@ -75,6 +75,11 @@ class Provisioner:
     def slots(self) -> int:
         """Slots of the nodes that are ready."""
         return sum(self._ready.values())
+
+    @property
+    def nodes(self) -> list[str]:
+        """Names of the nodes that are ready, in the order of their numbers."""
+        return [name for name in self._names if name in self._ready]
 
     async def start(self) -> None:
         """Get nodes; returns when all that were wanted are ready, or the least number and no more will come.
@@ -124,8 +129,8 @@ class Provisioner:
                 self._events.emit(Note(f"{count} node(s) not had: {refusal}"))
 
     def _begin(self, provider: Provider, machine: Machine) -> None:
-        self._names += 1
-        name = f"node-{self._names}"
+        name = f"node-{len(self._names) + 1}"
+        self._names.append(name)
         self._lives.add(asyncio.create_task(self._live(provider, machine, name), name=f"skyward-{name}"))
 
     async def _live(self, provider: Provider, machine: Machine, name: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import mmap
 from collections.abc import Callable, Sequence
 from typing import ClassVar
 
@@ -55,13 +56,13 @@ class MemoryChannel:
             self.peer._changed.set()
         return data
 
-    def write(self, buffers: Sequence[bytes | bytearray | memoryview]) -> None:
+    def write(self, buffers: Sequence[bytes | bytearray | memoryview | mmap.mmap]) -> None:
         """See `Channel.write`."""
         peer = self.peer
         if self._ended or peer is None or peer._ended:
             return
         for buffer in buffers:
-            peer._chunks.append(bytes(buffer))
+            peer._chunks.append(bytes(memoryview(buffer)))
             peer._size += len(buffer)
         peer._changed.set()
 

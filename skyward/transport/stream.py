@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import mmap
 from collections.abc import Sequence
 
 __all__ = ["StreamChannel"]
@@ -90,12 +91,12 @@ class StreamChannel(asyncio.Protocol):
                 self._transport.resume_reading()
         return data
 
-    def write(self, buffers: Sequence[bytes | bytearray | memoryview]) -> None:
+    def write(self, buffers: Sequence[bytes | bytearray | memoryview | mmap.mmap]) -> None:
         """See `Channel.write`."""
         if self._transport is None or self._transport.is_closing():
             return
         for buffer in buffers:
-            self._transport.write(buffer)
+            self._transport.write(memoryview(buffer))
 
     async def drain(self) -> None:
         """See `Channel.drain`."""

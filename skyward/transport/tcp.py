@@ -53,7 +53,7 @@ class TCPLink:
                     transport, channel = await loop.create_connection(StreamChannel, host, int(port))
                     transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         except OSError as error:  # TimeoutError is one
-            raise LinkError(f"nobody answers at {address}: {error or 'time out'}") from error
+            raise LinkError(f"nobody answers at {address}: {error!r}") from error
         self._channels.append(channel)
         return channel
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import cloudpickle
 import pytest
 
+from skyward.core import bootstrap as bootstrap_module
 from skyward.core import nodecode
 from skyward.core.bootstrap import AgentAddress, bootstrap
 from skyward.core.errors import BootstrapFailed, ConfigError, LinkError, PythonNotFound
@@ -223,13 +224,28 @@ def test_half_an_environment_is_made_anew(boot, fresh_host):
     host = fresh_host(files=uv())
     boot(host)
     (name,) = environments(host)
-    host.run(
-        "sh", "-c", f"rm {CACHE}/envs/{name}/.complete {CACHE}/envs/{name}/lib/python*/site-packages/cloudpickle/*"
-    )
+    env = f"{CACHE}/envs/{name}"
+    host.run("sh", "-c", f"rm -r {env}/.complete {env}/lib/python*/site-packages/cloudpickle/*", check=True)
     assert boot(host).built
     host.run("rm", f"{env}/bin/python", check=True)  # as when the base Python went away
     assert boot(host).built
     assert not boot(host).built
+
+
+@pytest.mark.lab
+def test_broken_code_or_packages_fail_one_start_and_are_made_anew_by_the_next(boot, fresh_host):
+    host = fresh_host(files=uv())
+    boot(host)
+    (name,) = environments(host)
+    host.run("sh", "-c", f"for f in {CACHE}/code/*; do echo garbage >$f; done", check=True)
+    text = failure(boot, host)
+    assert text.startswith("starting the agent failed")
+    assert "No module named" in text
+    assert boot(host).steps == ["looking at the host", "sending the code", "starting the agent"]
+    host.run("sh", "-c", f"rm {CACHE}/envs/{name}/lib/python*/site-packages/msgpack/*.py", check=True)
+    assert "msgpack" in failure(boot, host)
+    assert boot(host).built
+    assert len(host.run("ls", f"{CACHE}/run").stdout.split()) == 3, "failed starts leave nothing"
 
 
 @pytest.mark.lab
@@ -402,10 +418,20 @@ def test_a_line_that_breaks_is_a_link_error_and_the_next_start_works(lab, boot, 
 # --- without a host ---
 
 
-@pytest.mark.parametrize(
-    "image", [Image(apt=["a b"]), Image(apt=["-y"]), Image(apt=["$(reboot)"]), Image(pip=["a\nb"])]
-)
-def test_nonsense_in_the_image_is_a_config_error_before_anything_runs(image):
+def test_a_new_password_of_an_index_needs_no_new_environment():
+    keys = {
+        bootstrap_module._key(image, bootstrap_module._requirements(image))
+        for image in (
+            Image(index="https://index.example/simple"),
+            Image(index="https://me:one@index.example/simple"),
+            Image(index="https://me:two@index.example/simple"),
+        )
+    }
+    assert len(keys) == 1
+
+
+@pytest.mark.parametrize("values", [{"apt": ["a b"]}, {"apt": ["-y"]}, {"apt": ["$(reboot)"]}, {"pip": ["a\nb"]}])
+def test_nonsense_in_the_image_is_a_config_error_before_anything_runs(values):
     with pytest.raises(ConfigError):
         asyncio.run(bootstrap(None, Image(**values), orphan_timeout=1, on_step=lambda _: None))  # type: ignore[arg-type]
 

@@ -1,0 +1,180 @@
+"""Machines that exist already, by their addresses. Knows nothing of SSH itself: that is the transport "ssh"."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+from skyward.core.errors import ConfigError, ProvisioningError
+from skyward.core.interfaces import Trait
+from skyward.core.spec import Endpoint, Machine, MachineId, Offer, Order, Resources, parse_address
+
+__all__ = ["SSH"]
+
+
+@dataclass(frozen=True)
+class SSH:
+    """Hosts that are reached by SSH.
+
+    Each host is one node at a time, whichever pool has it. Its key must be known (known_hosts), as with the ssh
+    command; ``~/.ssh/config`` and ssh-agent are used as there. A private environment with the driver's minor version
+    of Python is made on the host under ``~/.cache/skyward``.
+
+    Parameters
+    ----------
+    hosts
+        Such as ``["10.0.0.5", "user@box:2222", "[::1]:22", "alias-in-ssh-config"]``.
+    user
+        Login name where the host has none.
+    key
+        Path of a private key, or several; tried before those of ssh-agent.
+    known_hosts
+        Path of a known_hosts file, or a list of lines in its format; None means what ~/.ssh/config says.
+    jump
+        Host to go through, or several with commas in between, as ``ssh -J`` takes them.
+    config
+        Path of a configuration file instead of ~/.ssh/config.
+    agent_forwarding
+        Whether tasks may use the driver's ssh-agent.
+
+    Raises
+    ------
+    ConfigError
+        A value is wrong, a host is named twice, or a file does not exist.
+    """
+
+    name: ClassVar[str] = "ssh"
+    traits: ClassVar[frozenset[Trait]] = frozenset()
+
+    hosts: Sequence[str]
+    user: str | None = None
+    key: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None
+    known_hosts: str | os.PathLike[str] | Sequence[str] | None = None
+    jump: str | None = None
+    config: str | os.PathLike[str] | None = None
+    agent_forwarding: bool = False
+    _desk: _Desk = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.hosts, str) or not isinstance(self.hosts, Sequence):
+            raise ConfigError(f'SSH hosts={self.hosts!r} is not a list of hosts; write for example hosts=["10.0.0.5"]')
+        object.__setattr__(self, "hosts", tuple(self.hosts))
+        if not self.hosts:
+            raise ConfigError("SSH hosts is empty; name at least one host")
+        for option in ("user", "jump"):
+            value = getattr(self, option)
+            if value is not None and (not isinstance(value, str) or not value.strip()):
+                raise ConfigError(f"SSH {option}={value!r} is not a name")
+        for hop in (self.jump or "").split(",") if self.jump not in (None, "none") else ():
+            parse_address(hop.strip(), "SSH jump")
+        options = self._options()
+        machines: dict[tuple[str | None, str, int], Machine] = {}
+        for text in self.hosts:
+            user, host, port = parse_address(text, "SSH hosts")
+            user = user or self.user
+            place = (user, host.lower(), port or 22)
+            if place in machines:
+                raise ConfigError(f"SSH hosts names {machines[place].name!r} and {text!r}, which are the same host")
+            endpoint = Endpoint(self.name, host, port, user, options)
+            machines[place] = Machine(f"ssh:{endpoint}", endpoint, text)
+        object.__setattr__(self, "_desk", _Desk(machines.values()))
+
+    def _options(self) -> Mapping[str, object]:
+        options: dict[str, object] = {"agent_forwarding": bool(self.agent_forwarding)}
+        if self.key is not None:
+            options["keys"] = [_file(key, "key") for key in _several(self.key)]
+        if self.known_hosts is not None:
+            a_path = isinstance(self.known_hosts, (str, os.PathLike))
+            options["known_hosts"] = (
+                _file(self.known_hosts, "known_hosts") if a_path else [str(line) for line in _several(self.known_hosts)]
+            )
+        if self.jump is not None:
+            options["jump"] = self.jump
+        if self.config is not None:
+            options["config"] = _file(self.config, "config")
+        return options
+
+    def check_nodes(self, count: int) -> None:
+        """Whether a pool of `count` nodes can be had at all; for before anything is started.
+
+        Raises
+        ------
+        ConfigError
+            There are fewer hosts.
+        """
+        if count > len(self.hosts):
+            raise ConfigError(
+                f"nodes={count}, but SSH has {len(self.hosts)} host(s), and a host is one node: name more hosts, "
+                "ask for fewer nodes, or raise Worker(concurrency=...)"
+            )
+
+    def offers(self, resources: Resources) -> Sequence[Offer]:
+        """Nothing is on offer: what the hosts are is their owner's business."""
+        return []
+
+    def create(self, order: Order) -> Sequence[Machine]:
+        """Hand out hosts that are free, those first that were given back longest ago.
+
+        Raises
+        ------
+        ProvisioningError
+            All are in use.
+        """
+        machines = self._desk.take(order.count, order.tag)
+        if not machines:
+            raise ProvisioningError(
+                f"all {len(self.hosts)} host(s) of SSH are in use; name more hosts or ask for fewer nodes"
+            )
+        return machines
+
+    def machines(self, tag: str) -> Sequence[Machine]:
+        """The hosts that this tag has in use."""
+        return self._desk.taken(tag)
+
+    def destroy(self, ids: Sequence[MachineId]) -> None:
+        """Take hosts back; they can be handed out again. The hosts themselves are left as they are."""
+        self._desk.give_back(ids)
+
+
+class _Desk:
+    """Which hosts are free and which tag has which."""
+
+    def __init__(self, machines: Iterable[Machine]) -> None:
+        self._lock = threading.Lock()  # guards both tables; create and destroy come from several threads
+        self._free: deque[Machine] = deque(machines)
+        self._taken: dict[MachineId, tuple[str, Machine]] = {}
+
+    def take(self, count: int, tag: str) -> list[Machine]:
+        with self._lock:
+            machines = [self._free.popleft() for _ in range(min(count, len(self._free)))]
+            self._taken.update((machine.id, (tag, machine)) for machine in machines)
+            return machines
+
+    def taken(self, tag: str) -> list[Machine]:
+        with self._lock:
+            return [machine for holder, machine in self._taken.values() if holder == tag]
+
+    def give_back(self, ids: Sequence[MachineId]) -> None:
+        with self._lock:
+            for machine_id in ids:
+                if machine_id in self._taken:
+                    # At the end of the queue: one that just failed is the last to be tried again.
+                    self._free.append(self._taken.pop(machine_id)[1])
+
+
+def _several(value: object) -> Sequence[object]:
+    return [value] if isinstance(value, (str, os.PathLike)) or not isinstance(value, Sequence) else value
+
+
+def _file(value: object, name: str) -> str:
+    if not isinstance(value, (str, os.PathLike)):
+        raise ConfigError(f"SSH {name}={value!r} is not a path")
+    path = Path(os.fspath(value)).expanduser()
+    if not path.is_file():
+        raise ConfigError(f"SSH {name}={str(value)!r}: there is no such file ({path.absolute()})")
+    return str(path)

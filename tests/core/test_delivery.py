@@ -1,0 +1,75 @@
+"""Lanes deliver in order, one item at a time, and never wait for each other."""
+
+from __future__ import annotations
+
+import threading
+
+from skyward.core.delivery import Delivery, Lane
+from tests.core.memory_agent import eventually
+
+
+def test_a_lane_keeps_its_order_under_load() -> None:
+    """Items put from several threads into several lanes: each lane delivers what it got, one at a time."""
+    got: dict[int, list[int]] = {i: [] for i in range(4)}
+    busy = [threading.Lock() for _ in range(4)]
+    overlaps: list[int] = []
+
+    def deliver(item: object) -> None:
+        lane, number = item  # type: ignore[misc]
+        if not busy[lane].acquire(blocking=False):
+            overlaps.append(lane)
+            return
+        got[lane].append(number)
+        busy[lane].release()
+
+    delivery, lanes = Delivery(deliver, "test"), [Lane() for _ in range(4)]
+
+    def put(lane: int) -> None:
+        for number in range(3000):
+            delivery.put(lanes[lane], (lane, number))
+
+    threads = [threading.Thread(target=put, args=(lane,)) for lane in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    eventually(lambda: sum(map(len, got.values())) == 12_000)
+    delivery.close()
+    assert not overlaps
+    assert all(numbers == list(range(3000)) for numbers in got.values())
+
+
+def test_a_blocked_lane_blocks_nobody_else() -> None:
+    """While one lane's callback waits for another lane, that one is delivered."""
+    released = threading.Event()
+    seen: list[str] = []
+
+    def deliver(item: object) -> None:
+        if item == "wait":
+            assert released.wait(5)
+        elif item == "release":
+            released.set()
+        seen.append(str(item))
+
+    delivery, one, two = Delivery(deliver, "test"), Lane(), Lane()
+    delivery.put(one, "wait")
+    delivery.put(two, "release")
+    eventually(lambda: len(seen) == 2)
+    delivery.close()
+    assert set(seen) == {"wait", "release"}
+
+
+def test_an_item_that_fails_does_not_end_the_lane() -> None:
+    """The next one is delivered."""
+    seen: list[object] = []
+
+    def deliver(item: object) -> None:
+        if item == 1:
+            raise ValueError
+        seen.append(item)
+
+    delivery, lane = Delivery(deliver, "test"), Lane()
+    for item in (0, 1, 2):
+        delivery.put(lane, item)
+    eventually(lambda: seen == [0, 2])
+    delivery.close()

@@ -1,0 +1,69 @@
+"""Names to classes, with an error that helps when it does not work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from skyward.core import registry
+from skyward.core.errors import ConfigError, PluginNotFound
+from skyward.core.interfaces import Provider
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
+    """Install packages as a stranger would: metadata with entry points on sys.path."""
+
+    def install(package: str, *entries: str, module: str = "") -> None:
+        info = tmp_path / f"{package}-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text("[skyward.providers]\n" + "\n".join(entries) + "\n")
+        if module:
+            (tmp_path / f"{package}.py").write_text(module)
+
+    monkeypatch.syspath_prepend(str(tmp_path))
+    registry.load.cache_clear()
+    registry._theirs.cache_clear()
+    yield install
+    registry.load.cache_clear()
+    registry._theirs.cache_clear()
+
+
+def test_ours_are_found() -> None:
+    """Local and SSH, tcp, ssh and memory."""
+    assert {"local", "ssh"} <= set(registry.names(registry.PROVIDERS))
+    assert isinstance(registry.load(registry.PROVIDERS, "local")(), Provider)
+    for name in ("memory", "ssh", "tcp"):
+        assert registry.load(registry.TRANSPORTS, name).name == name
+
+
+def test_a_third_party_is_found(install: object) -> None:
+    """A package with an entry point is loaded when it is asked for."""
+    install("moon", "moon = moon:Moon", module="class Moon:\n    name = 'moon'\n")  # type: ignore[operator]
+    assert "moon" in registry.names(registry.PROVIDERS)
+    assert registry.load(registry.PROVIDERS, "moon").name == "moon"
+
+
+def test_a_broken_package_is_named(install: object) -> None:
+    """The error says which package fails and how."""
+    install("wreck", "wreck = wreck:Wreck", module="import no_such_module_at_all\n")  # type: ignore[operator]
+    with pytest.raises(PluginNotFound, match=r"wreck.*no_such_module_at_all"):
+        registry.load(registry.PROVIDERS, "wreck")
+
+
+def test_two_claims_are_named(install: object) -> None:
+    """Neither of two packages wins silently."""
+    install("one", "same = one:X")  # type: ignore[operator]
+    install("two", "same = two:X")  # type: ignore[operator]
+    with pytest.raises(PluginNotFound, match="one and two both offer"):
+        registry.load(registry.PROVIDERS, "same")
+
+
+def test_an_unknown_name_lists_the_known() -> None:
+    """With the package to install."""
+    with pytest.raises(PluginNotFound, match=r"'narnia'.*local.*ssh.*pip install skyward-narnia") as caught:
+        registry.load(registry.PROVIDERS, "narnia")
+    assert isinstance(caught.value, (ConfigError, LookupError))

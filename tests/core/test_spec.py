@@ -1,0 +1,85 @@
+"""Values are checked when they are made."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from skyward.core.errors import ConfigError
+from skyward.core.spec import Image, Nodes, Order, Resources, Worker, parse_count, parse_memory, parse_seconds
+
+ANYTHING = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.lists(st.integers())
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("32GB", 32 * 10**9), ("16GiB", 2**34), ("1.5 gb", 15 * 10**8), ("512m", 512 * 10**6), (1024, 1024), ("7", 7),
+     ("2TiB", 2**41), ("3KiB", 3072)],
+)  # fmt: skip
+def test_memory(text: Any, size: int) -> None:
+    """Powers of ten and of two, as written."""
+    assert parse_memory(text) == size
+
+
+@given(ANYTHING)
+def test_whatever_comes_is_a_good_value_or_a_config_error(value: Any) -> None:
+    """Never another exception, never a silent nonsense."""
+    for parse in (parse_memory, lambda v: parse_count(v, "n"), lambda v: parse_seconds(v, "t"), Nodes.parse):
+        try:
+            result = parse(value)
+        except ConfigError as error:
+            assert repr(value) in str(error) or str(error).startswith("nodes=")
+        else:
+            assert result is None or isinstance(result, Nodes) or result > 0
+
+
+def test_numpys_integers_are_counts() -> None:
+    """np.int64(4) nodes are 4 nodes; 4.0 are not."""
+    assert Worker(concurrency=np.int64(4)).concurrency == 4  # type: ignore[arg-type]
+    with pytest.raises(ConfigError):
+        Worker(concurrency=4.0)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Worker(executor="fibre"),  # type: ignore[arg-type]
+        lambda: Worker(attempts=0),
+        lambda: Worker(threads=0),
+        lambda: Image(pip="numpy"),
+        lambda: Image(pip=[1]),  # type: ignore[list-item]
+        lambda: Image(env={"A": 1}),  # type: ignore[dict-item]
+        lambda: Image(env=["A"]),  # type: ignore[arg-type]
+        lambda: Image(python="2.7"),
+        lambda: Resources(machine=""),
+        lambda: Resources(memory="lots"),
+        lambda: Order("tag", 1, Resources(), allocation="stolen"),  # type: ignore[arg-type]
+        lambda: Nodes.parse((1, 2, 3)),
+    ],
+)
+def test_bad_values_are_refused(make: Any) -> None:
+    """With ConfigError, when they are made."""
+    with pytest.raises(ConfigError):
+        make()
+
+
+def test_values_are_frozen_and_copy_what_they_get() -> None:
+    """Changing a list or dict after it was given changes nothing."""
+    pip, env = ["a"], {"A": "1"}
+    image = Image(pip=pip, env=env)
+    pip.append("b")
+    env["B"] = "2"
+    assert (image.pip, image.env) == (("a",), {"A": "1"})
+    with pytest.raises(AttributeError):
+        image.pip = ()  # type: ignore[misc]
+
+
+def test_the_nodes_python_is_the_drivers() -> None:
+    """Another minor version is refused, since pickled functions don't cross it."""
+    here = f"{sys.version_info.major}.{sys.version_info.minor}"
+    assert Image().python_version == Image(python=here).python_version == here
