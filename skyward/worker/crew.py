@@ -91,7 +91,7 @@ class Crew:
         self._printed = Quota(_OUTPUT_LIMIT)
         self._streamed = Quota(_STREAM_LIMIT)
         self._oom = deaths.OutOfMemory()
-        self._said_full = self._up = False
+        self._said_full = self._up = self._announced = False
         self._failed: str | None = None  # why there is no fork server
         self._bridge = Bridge(loop, f"{folder}/bridge.sock", self._post_stream)
         self._config = _config(setup, cores, self._bridge.path)
@@ -297,38 +297,33 @@ class Crew:
             self._died(number, deaths.describe(value, self._oom))
         elif what == FAILED:
             self._refuse(number, f"can't fork a slot: {os.strerror(value)}")
-        elif what == UP and not self._up:
+        elif what == UP:
             self._up = True
-            self._post(Ready(self.setup.concurrency, None), ())
+            self._announce(Ready(self.setup.concurrency, None))
             self._apply(self.table.warm(self.setup.isolated))
 
     def _forks_ended(self, words: str) -> None:
         """The fork server has died, and all slots with it; one that had worked is replaced."""
-        if self._up and self._failed is None:
-            self._up = False  # a second death before it is up is final
+        self._failed = None if self._up else words
+        if self._up:
+            self._up = False  # if the next one dies before it is up, that is final
             try:
-                self._forks = Forks(self._loop, self._config, self._reported_again, self._forks_ended)
+                self._forks = Forks(self._loop, self._config, self._reported, self._forks_ended)
             except OSError as error:
                 self._failed = str(error)
         else:
-            self._failed = words
-            if not self._restarted:
-                self._post(Ready(0, words), ())
+            self._announce(Ready(0, words))
         for number in list(self._processes):
             if self._failed is None:
                 self._died(number, words)
             else:
                 self._refuse(number, words)
 
-    _restarted = False
-
-    def _reported_again(self, what: int, number: int, value: int) -> None:
-        """As `_reported`, for a fork server that replaces another: the owner has heard that we are ready."""
-        self._restarted = True
-        if what == UP:
-            self._up = True
-        else:
-            self._reported(what, number, value)
+    def _announce(self, ready: Ready) -> None:
+        """Said once: the owner need not know that a fork server was replaced."""
+        if not self._announced:
+            self._announced = True
+            self._post(ready, ())
 
     # --- traffic to the owner ---
 

@@ -13,16 +13,18 @@ import gc
 import importlib
 import os
 import select
+import shutil
 import signal
 import socket
 import struct
 import sys
 import time
+from pathlib import Path
 from typing import Any, NoReturn
 
 import msgpack
 
-from skyward.worker import bridge, slot
+from skyward.worker import bridge, slot, store
 from skyward.worker.control import END, EXITED, FAILED, FORK_SHARED, FORKED, KILL, REPORT, REQUEST, UP
 
 __all__ = ["main"]
@@ -37,10 +39,13 @@ class ForkServer:
         Socket to the agent.
     settings
         What slots need to know.
+    scratch
+        The agent's folder, to be removed if the agent can't.
     """
 
-    def __init__(self, control: socket.socket, settings: slot.Settings) -> None:
+    def __init__(self, control: socket.socket, settings: slot.Settings, scratch: str) -> None:
         self.control = control
+        self.scratch = scratch
         self.settings = settings
         self.pids: dict[int, int] = {}  # slot -> pid
         self.slots: dict[int, int] = {}  # pid -> slot
@@ -54,7 +59,7 @@ class ForkServer:
         """Until the agent says END and all slots have gone, or until the agent is dead."""
         signal.set_wakeup_fd(self._woken, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        signal.signal(signal.SIGTERM, lambda *_: self.kill_all())
+        signal.signal(signal.SIGTERM, lambda *_: self.orphaned())
         poll = select.poll()
         poll.register(self._wake, select.POLLIN)
         poll.register(self.control, select.POLLIN)
@@ -66,7 +71,7 @@ class ForkServer:
                     os.read(self._wake, 4096)
                 self.reap()
             if self.control.fileno() in events and not self.obey():
-                break
+                self.orphaned()
         self.kill_all()
 
     def obey(self) -> bool:
@@ -135,6 +140,15 @@ class ForkServer:
                 del self.pids[number]
                 self.report(EXITED, number, status)
 
+    def orphaned(self) -> None:
+        """The agent was killed: clear up in its place."""
+        for pid in self.slots:
+            kill_group(pid)
+        if Path(self.scratch).name.startswith("skyward-agent-"):  # else it is not the agent's alone
+            shutil.rmtree(self.scratch, ignore_errors=True)
+        store.sweep()
+        os._exit(0)
+
     def kill_all(self) -> None:
         """Kill every slot and what it started, and end."""
         for pid in self.slots:
@@ -198,7 +212,7 @@ def main() -> None:
     prepare(config)
     bridge.install(config["bridge"], config["authkey"])  # here, since it imports much; slots inherit it
     settings = slot.Settings(node=config["node"], around=config["around"], threads=config["threads"])
-    server = ForkServer(control, settings)
+    server = ForkServer(control, settings, str(Path(config["bridge"]).parent))
     gc.collect()
     gc.freeze()
     die_with_parent(config["agent"], signal.SIGTERM)  # from now on there is something to clear up

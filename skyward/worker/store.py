@@ -18,7 +18,7 @@ from pathlib import Path
 
 from skyward.core.wire import Filled
 
-__all__ = ["Store"]
+__all__ = ["Store", "sweep"]
 
 _MARGIN = 64 * 1024 * 1024  # bytes of shared memory that are left to others
 _STEP = 4 * 1024 * 1024  # bytes written at a time: some milliseconds
@@ -34,13 +34,16 @@ class Store:
     """
 
     def __init__(self, folders: Iterable[str] | None = None) -> None:
-        self._parents = list(folders) if folders is not None else ["/dev/shm", tempfile.gettempdir()]  # noqa: S108
+        self._parents = list(folders) if folders is not None else _parents()
         self._folders: dict[str, str] = {}  # parent -> our folder in it
         self._locks: list[int] = []
         self._paths: dict[bytes, str] = {}
         self._memory: dict[bytes, Filled] = {}
         self._users: Counter[bytes] = Counter()
         self._forgotten: set[bytes] = set()
+        self._coming: set[bytes] = set()  # being written
+        self.problem: str | None = None
+        """Why the last blob could not be written to a file."""
 
     def __repr__(self) -> str:
         return f"<Store of {len(self._paths)} files, {len(self._memory)} in memory>"
@@ -54,14 +57,18 @@ class Store:
             pass
         return None if digest in self._paths else self.problem
 
-    problem: str | None = None
-    """Why the last blob could not be written to a file."""
-
     def write(self, digest: bytes, data: Filled) -> Iterator[None]:
         """Keep a blob, a few megabytes per step; it is there when the iterator ends."""
         self._forgotten.discard(digest)
         if digest in self:
             return
+        self._coming.add(digest)
+        yield from self._place(digest, data)
+        self._coming.discard(digest)
+        if digest in self._forgotten and not self._users[digest]:
+            self._remove(digest)
+
+    def _place(self, digest: bytes, data: Filled) -> Iterator[None]:
         problems: list[str] = []
         for parent in self._parents:
             try:
@@ -99,7 +106,7 @@ class Store:
     def forget(self, digests: Iterable[bytes]) -> None:
         """Nobody will ask for these again; those in use go later."""
         for digest in digests:
-            if self._users[digest] > 0:
+            if self._users[digest] > 0 or digest in self._coming:
                 self._forgotten.add(digest)
             else:
                 self._remove(digest)
@@ -125,9 +132,8 @@ class Store:
 
     def _folder(self, parent: str) -> str:
         if parent not in self._folders:
-            prefix = f"skyward-store-{os.getuid()}-"
-            _sweep(parent, prefix)
-            folder = tempfile.mkdtemp(prefix=prefix, dir=parent)  # mode 0700
+            _sweep(parent)
+            folder = tempfile.mkdtemp(prefix=_prefix(), dir=parent)  # mode 0700
             self._locks.append(_lock(folder))
             self._folders[parent] = folder
         return self._folders[parent]
@@ -158,10 +164,23 @@ def _lock(folder: str) -> int:
     return fd
 
 
-def _sweep(parent: str, prefix: str) -> None:
-    """Remove what agents left that were killed."""
+def _parents() -> list[str]:
+    return ["/dev/shm", tempfile.gettempdir()]  # noqa: S108 - private folders are made there
+
+
+def _prefix() -> str:
+    return f"skyward-store-{os.getuid()}-"
+
+
+def sweep() -> None:
+    """Remove the stores of agents that were killed."""
+    for parent in _parents():
+        _sweep(parent)
+
+
+def _sweep(parent: str) -> None:
     with contextlib.suppress(OSError):
-        for folder in Path(parent).glob(f"{prefix}*"):
+        for folder in Path(parent).glob(f"{_prefix()}*"):
             if folder.lstat().st_uid != os.getuid():
                 continue
             try:  # one without a lock file is just being made by another agent

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from skyward.core.messages import Cancel, Done, Failure, Forget, Hello, Ping, Pong
+from skyward.core.messages import Blob, Cancel, Done, Failure, Forget, Hello, Ping, Pong
 from skyward.core.wire import VERSION, Role, Wire
 from tests.worker.helpers import ROOT, Owner, alive, descendants, owner, wait_for
 
@@ -282,9 +282,12 @@ def test_sigterm_ends_everything() -> None:
 
 def test_kill_9_of_the_agent_ends_everything() -> None:
     node = busy()
+    node.say(Blob(b"left behind?"), [bytes(100_000)])
+    store = wait_for(lambda: list(Path("/dev/shm").glob(f"skyward-store-*/{b'left behind?'.hex()}")), "the blob")
     pids = below(node)
     os.kill(node.pid, signal.SIGKILL)
     wait_for(lambda: not any(map(alive, pids)), "end of all processes", 5)
+    assert not store[0].parent.exists()
     node.end()
 
 

@@ -111,3 +111,13 @@ def test_stores_of_killed_agents_are_swept_and_living_ones_are_not(tmp_path: Pat
     assert Path(str(living.find(b"d"))).exists()
     living.close()
     other.close()
+
+
+def test_a_blob_that_is_forgotten_while_it_is_written_goes_at_once(tmp_path: Path) -> None:
+    store = Store([str(tmp_path)])
+    steps = store.write(b"d", bytearray(10 * 1024 * 1024))
+    next(steps)
+    store.forget([b"d"])
+    assert list(steps) == [None]
+    assert b"d" not in store
+    store.close()

@@ -1,0 +1,121 @@
+"""What is sent to a slot: one batch of joblib's calls, and the initializer that must have run there before."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from joblib.parallel import BatchedCalls, SequentialBackend, ThreadingBackend
+
+from skyward.core import payload
+from skyward.joblib_ext import active
+
+__all__ = ["Batch", "Initializer", "nested"]
+
+_lock = threading.RLock()  # guards _ran, and that nobody passes before an initializer has ended
+_ran: set[bytes] = set()
+
+
+class Initializer:
+    """A function that each slot process runs once before the first batch that asks for it, as loky's workers do.
+
+    Parameters
+    ----------
+    key
+        What tells initializers apart: the digest of function and arguments.
+    head, buffers
+        Both, pickled.
+    """
+
+    def __init__(self, key: bytes, head: bytes, buffers: Sequence[Any]) -> None:
+        self.key = key
+        self._head = head
+        self._buffers = buffers
+
+    def __repr__(self) -> str:
+        return f"<Initializer {self.key.hex()[:8]}>"
+
+    def __reduce__(self) -> Any:
+        # As PickleBuffers, large arguments travel to a node once and not with each batch.
+        return Initializer, (self.key, self._head, [pickle.PickleBuffer(buffer) for buffer in self._buffers])
+
+    @classmethod
+    def pack(cls, function: Callable[..., object], args: Sequence[Any]) -> Initializer:
+        """Pickle an initializer once for all batches.
+
+        Raises
+        ------
+        PayloadError
+            It, or an argument of it, can't be pickled.
+        """
+        head, buffers = payload.dumps((function, tuple(args)), "the initializer", large=None)
+        digest = hashlib.blake2b(head, digest_size=16)
+        for buffer in buffers:
+            digest.update(buffer)
+        return cls(digest.digest(), head, buffers)
+
+    def once(self) -> None:
+        """Run it unless this process has done so."""
+        with _lock:
+            if self.key in _ran:
+                return
+            function, args = payload.loads(self._head, self._buffers)
+            try:
+                function(*args)
+            except BaseException as error:
+                error.add_note("(raised by the initializer that was given to joblib)")
+                raise
+            _ran.add(self.key)
+
+
+class Batch:
+    """A batch of joblib's calls, as a task. It is what most of the time between two small tasks goes into.
+
+    Parameters
+    ----------
+    calls
+        joblib's ``BatchedCalls``, or where `level` is given only its items: the former has more parts to pickle.
+    level
+        Nesting level of the calls that tasks make; see `nested`.
+    initializer
+        What must have run in the slot before.
+    """
+
+    __slots__ = ("calls", "initializer", "level")
+
+    def __init__(self, calls: Any, level: int | None = None, initializer: Initializer | None = None) -> None:
+        self.calls = calls
+        self.level = level
+        self.initializer = initializer
+
+    def __reduce__(self) -> Any:
+        return Batch, (self.calls, self.level, self.initializer)
+
+    def __repr__(self) -> str:
+        return f"<Batch {self.label}>"
+
+    @property
+    def label(self) -> str:
+        """What it is called in messages: the first function, and how many calls there are."""
+        items = self.calls if self.level is not None else getattr(self.calls, "items", None)
+        if not items:
+            return type(self.calls).__qualname__
+        function = items[0][0]
+        name = getattr(function, "__qualname__", None) or type(function).__qualname__
+        return f"{name} (a batch of {len(items)})" if len(items) > 1 else str(name)
+
+    def __call__(self) -> Any:
+        """Run it, in a slot."""
+        active.set_on_node()
+        if self.initializer is not None:
+            self.initializer.once()
+        calls = self.calls if self.level is None else BatchedCalls(self.calls, (nested(self.level), None))
+        return calls()
+
+
+def nested(level: int) -> Any:
+    """The backend of ``Parallel`` calls at this depth: the process's own threads once, and further down none."""
+    return SequentialBackend(nesting_level=level) if level > 1 else ThreadingBackend(nesting_level=level)

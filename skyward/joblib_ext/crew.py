@@ -1,0 +1,169 @@
+"""The slots of a pool as one ``Parallel`` uses them. The driver's half of the backend; never imported on a node."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import logging
+import threading
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from joblib.parallel import BatchedCalls
+
+from skyward.core.dispatch import Call, TaskOptions
+from skyward.core.pool import Compute
+from skyward.joblib_ext import categories
+from skyward.joblib_ext.batch import Batch, Initializer
+
+__all__ = ["Crew", "Settings", "failed"]
+
+_log = logging.getLogger("skyward.joblib")
+
+_Callback = Callable[[Any], object]
+_Future = concurrent.futures.Future[Any]
+
+# What joblib gives to every backend, or users of its own backends to them, and what has no meaning here: there are no
+# temporary folders, and no processes that are started for a call.
+_IGNORED = frozenset({"temp_folder", "verbose", "context", "idle_worker_timeout"})
+
+
+def failed(error: BaseException) -> _Future:
+    """A future that has failed."""
+    future: _Future = concurrent.futures.Future()
+    future.set_exception(error)
+    return future
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the user told joblib about how tasks run."""
+
+    large: int | None
+    mode: str
+    initializer: Initializer | None
+
+    @classmethod
+    def read(cls, given: Mapping[str, Any]) -> Settings:
+        """From keyword arguments. Raises PayloadError where the initializer can't be pickled."""
+        rest = {name: value for name, value in given.items() if name not in _IGNORED}
+        most, mode = rest.pop("max_nbytes", 1 << 20), rest.pop("mmap_mode", "r")
+        initializer, args = rest.pop("initializer", None), rest.pop("initargs", ())
+        if rest:
+            names = ", ".join(map(repr, sorted(rest)))
+            warnings.warn(f"the skyward backend of joblib ignores {names}", UserWarning, stacklevel=5)
+        return cls(
+            large=None if most is None or mode is None else int(most) + 1,  # joblib maps what is larger
+            mode="r" if mode == "r" else "c",
+            initializer=None if initializer is None else Initializer.pack(initializer, args or ()),
+        )
+
+
+class Crew:
+    """The slots as one ``Parallel`` uses them, from its `configure` to its `terminate` or its abort.
+
+    Parameters
+    ----------
+    pool
+        An open pool.
+    limit
+        Tasks that may be out at a time; None for no limit.
+    settings
+        How tasks run.
+    threads
+        BLAS and OpenMP threads of each task.
+    level
+        Nesting level of what tasks call; None when the batches carry a backend that is not of the usual kind.
+    """
+
+    def __init__(
+        self, pool: Compute, limit: int | None, settings: Settings, threads: int | None, level: int | None
+    ) -> None:
+        self.pool = pool
+        self._level = level
+        self._limit = limit
+        self._settings = settings
+        self._options = TaskOptions(
+            isolated=pool.worker.executor != "thread",  # joblib promises workers that share nothing
+            threads=threads,
+            large=settings.large,
+            mode=settings.mode,
+        )
+        self._lock = threading.Lock()  # guards _futures and _aborted
+        self._futures: set[_Future] = set()
+        self._aborted = False
+        self.start_call()
+
+    def start_call(self) -> None:
+        """The tasks from now on are of another call."""
+        self._options = replace(self._options, call=Call(self._limit))
+
+    def renewed(self) -> Crew:
+        """Another such crew, without the tasks."""
+        return Crew(self.pool, self._limit, self._settings, self._options.threads, self._level)
+
+    def submit(self, calls: Any, callback: _Callback | None) -> _Future:
+        """Send a batch. May raise PoolNotActive."""
+        count = len(calls)
+        options = self._options if count == 1 else replace(self._options, count=count)
+        if self._level is not None and type(calls) is BatchedCalls:
+            batch = Batch(calls.items, self._level, self._settings.initializer)
+        else:
+            batch = Batch(calls, None, self._settings.initializer)
+        future = self.pool.dispatcher.submit(batch, options=options)
+        with self._lock:
+            self._futures.add(future)
+            aborted = self._aborted
+        if aborted:  # while the batch was pickled, in another thread
+            future.cancel()
+        done = partial(self._done, callback)
+        if future.done() and not future.cancelled() and future.exception() is None:
+            # Its callback would submit the next batch from within this one, and so on without end.
+            threading.Thread(target=done, args=(future,), name="skyward-joblib", daemon=True).start()
+        else:
+            future.add_done_callback(done)
+        return future
+
+    def abort(self) -> None:
+        """Cancel the tasks that are out. joblib is not told of them any more: it has given the call up."""
+        with self._lock:
+            self._aborted = True
+            futures, self._futures = self._futures, set()
+        for future in futures:
+            future.cancel()
+
+    def _done(self, callback: _Callback | None, future: _Future) -> None:
+        with self._lock:
+            self._futures.discard(future)
+            if self._aborted:
+                return
+        if callback is None:
+            return
+        try:
+            callback(future)
+        except BaseException as error:
+            # From the user's iterator, or from printing progress. Nobody above us would tell the waiting thread.
+            _bring_back(callback, error)
+
+
+def _bring_back(callback: Any, error: BaseException) -> None:
+    """Let the thread that waits in ``Parallel`` raise an error of joblib's callback.
+
+    joblib has no public way to do so. This one is what it does itself with an iterator's exceptions.
+    """
+    try:
+        parallel = callback.parallel
+        if parallel._call_id != callback.parallel_call_id:  # noqa: SLF001
+            return  # the call has ended
+        tracker = type(callback)(time.time(), 0, parallel)
+        if parallel.return_ordered:
+            parallel._jobs.append(tracker)  # noqa: SLF001
+        tracker(failed(error))
+    except Exception:
+        _log.exception("joblib's callback failed with %r, and its caller could not be told", error)
+
+
+categories.install([Batch, Initializer])

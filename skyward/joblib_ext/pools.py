@@ -1,0 +1,151 @@
+"""Pools that are joblib's or scikit-learn's backend by themselves, and the context manager for pools that are not."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+from skyward.core.interfaces import Plugin, Provider
+from skyward.core.pool import Compute
+from skyward.core.spec import Allocation, Image, Volume
+from skyward.joblib_ext.backend import SkywardBackend
+from skyward.joblib_ext.plugin import JoblibPlugin, SklearnPlugin, activated
+
+__all__ = ["JoblibPool", "ScikitLearnPool", "sklearn_backend"]
+
+
+class JoblibPool(Compute):
+    """A pool whose block sends ``Parallel(n_jobs=-1)`` to its machines; `Compute` with the joblib plugin.
+
+    Parameters
+    ----------
+    provider
+        A provider, or the name of one; several in a list are asked in order.
+    nodes
+        How many machines.
+    concurrency
+        Tasks that run at a time on each.
+    machine, accelerator, cpu, memory
+        What each must have.
+    image
+        What their environment holds; joblib is added.
+    volume
+        Storage that they show.
+    allocation
+        Whether machines that may be taken back are wanted.
+    timeout
+        Seconds that one task may run; None for no limit.
+    joblib_version
+        Of joblib on the machines; None for the driver's.
+
+    Examples
+    --------
+    >>> from joblib import Parallel, delayed
+    >>> with JoblibPool(sky.Local(), nodes=2, concurrency=2) as pool:  # doctest: +SKIP
+    ...     Parallel(n_jobs=-1)(delayed(pow)(i, 2) for i in range(100))
+    """
+
+    def __init__(
+        self,
+        provider: Provider | str | Sequence[Provider | str],
+        nodes: int | tuple[int, int] = 1,
+        concurrency: int = 1,
+        machine: str | None = None,
+        image: Image | None = None,
+        accelerator: str | None = None,
+        cpu: int | None = None,
+        memory: int | str | None = None,
+        volume: Sequence[Volume] | Volume = (),
+        allocation: Allocation = "spot-if-available",
+        timeout: float | None = 3600,
+        joblib_version: str | None = None,
+        *,
+        console: bool = True,
+    ) -> None:
+        super().__init__(
+            provider,
+            nodes,
+            concurrency=concurrency,
+            machine=machine,
+            image=image,
+            accelerator=accelerator,
+            cpu=cpu,
+            memory=memory,
+            volume=volume,
+            allocation=allocation,
+            timeout=timeout,
+            plugins=[self._plugin(joblib_version)],
+            console=console,
+        )
+
+    def _plugin(self, joblib_version: str | None) -> Plugin:
+        return JoblibPlugin(joblib_version)
+
+
+class ScikitLearnPool(JoblibPool):
+    """A pool whose block sends scikit-learn's ``n_jobs=-1`` to its machines; `Compute` with the sklearn plugin.
+
+    Parameters
+    ----------
+    provider, nodes, concurrency, machine, image, accelerator, cpu, memory, volume, allocation, timeout, joblib_version
+        As for `JoblibPool`.
+    sklearn_version
+        Of scikit-learn on the machines; None for the driver's.
+    """
+
+    def __init__(
+        self,
+        provider: Provider | str | Sequence[Provider | str],
+        nodes: int | tuple[int, int] = 1,
+        concurrency: int = 1,
+        machine: str | None = None,
+        image: Image | None = None,
+        accelerator: str | None = None,
+        cpu: int | None = None,
+        memory: int | str | None = None,
+        volume: Sequence[Volume] | Volume = (),
+        allocation: Allocation = "spot-if-available",
+        timeout: float | None = 3600,
+        joblib_version: str | None = None,
+        sklearn_version: str | None = None,
+        *,
+        console: bool = True,
+    ) -> None:
+        self._sklearn_version = sklearn_version
+        super().__init__(
+            provider,
+            nodes,
+            concurrency,
+            machine,
+            image,
+            accelerator,
+            cpu,
+            memory,
+            volume,
+            allocation,
+            timeout,
+            joblib_version,
+            console=console,
+        )
+
+    def _plugin(self, joblib_version: str | None) -> Plugin:
+        return SklearnPlugin(self._sklearn_version, joblib_version)
+
+
+@contextlib.contextmanager
+def sklearn_backend(pool: Compute) -> Iterator[SkywardBackend]:
+    """Make an open pool the backend of joblib, and so of scikit-learn, inside the block.
+
+    Parameters
+    ----------
+    pool
+        An open pool whose machines have scikit-learn and joblib.
+
+    Raises
+    ------
+    PoolNotActive
+        The pool is not open.
+    """
+    _ = pool.total_slots  # raises where it is not open
+    with activated(pool) as backend:
+        yield backend

@@ -1,0 +1,39 @@
+"""A pool that the tests of a module share, and the watch over leftovers told of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+import skyward as sky
+from tests import conftest as outer
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[sky.Compute]:
+    """Two nodes with two slots each on this machine, and joblib's backend as long as the module runs."""
+    before = outer._agents()
+    with sky.Compute(nodes=2, concurrency=2, plugins=[sky.plugins.joblib()], console=False) as opened:
+        yield opened
+    _wait_for(lambda: sorted(outer._agents() - before))
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
+    """As for all tests, but the module's pool, its threads and its slots may stay."""
+    shared = request.getfixturevalue("pool").name if "pool" in request.fixturenames else None
+    before = outer._agents()
+    yield
+    _wait_for(lambda: [name for name in outer._threads() if shared is None or shared not in name])
+    if shared is None:
+        _wait_for(lambda: sorted(outer._agents() - before))
+
+
+def _wait_for(left: Callable[[], list[str]]) -> None:
+    end = time.monotonic() + outer._GRACE
+    while found := left():
+        if time.monotonic() > end:
+            pytest.fail(f"left behind: {found}")
+        time.sleep(0.01)

@@ -1,0 +1,363 @@
+"""joblib's documented behaviour, on a pool."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import threading
+import time
+
+import joblib
+import pytest
+from joblib import Parallel, delayed, parallel_config
+from joblib.parallel import BACKENDS, SequentialBackend, ThreadingBackend, get_active_backend
+
+import skyward as sky
+from skyward.core.payload import RemoteTraceback
+from skyward.joblib_ext.backend import SkywardBackend
+
+pytestmark = pytest.mark.usefixtures("pool")
+
+
+def where() -> int:
+    return os.getpid()
+
+
+def square(x):
+    return x**2
+
+
+class Odd(Exception):
+    """Its signature does not match its args."""
+
+    def __init__(self, one, two):
+        super().__init__(f"{one} and {two}")
+        self.one, self.two = one, two
+
+
+def fail(x):
+    try:
+        _ = {}[x]
+    except KeyError as error:
+        raise Odd(x, threading.Event) from error
+
+
+# --- how many ---
+
+
+@pytest.mark.parametrize(("asked", "got"), [(-1, 4), (-2, 3), (-4, 1), (-9, 1), (1, 1), (3, 3), (20, 20), (None, 1)])
+def test_n_jobs_counts_as_joblib_defines(asked, got):
+    assert joblib.effective_n_jobs(asked) == got
+
+
+def test_zero_jobs_is_an_error():
+    with pytest.raises(ValueError, match="n_jobs == 0 in Parallel has no meaning"):
+        Parallel(n_jobs=0)([delayed(square)(1)])
+
+
+@pytest.mark.parametrize("n_jobs", [1, None])
+def test_one_job_is_the_plain_loop_here(n_jobs):
+    assert Parallel(n_jobs=n_jobs)([delayed(where)()] * 3) == [os.getpid()] * 3
+
+
+def test_all_jobs_run_in_other_processes():
+    pids = Parallel(n_jobs=-1, batch_size=1)(delayed(where)() for _ in range(50))
+    assert os.getpid() not in pids
+
+
+def test_all_slots_of_a_single_slot_run_there_too():
+    with sky.Compute(plugins=[sky.plugins.joblib()], console=False):
+        assert joblib.effective_n_jobs(-1) == 1
+        with Parallel(n_jobs=-1) as parallel:
+            assert os.getpid() not in parallel(delayed(where)() for _ in range(3))
+        assert os.getpid() not in Parallel(n_jobs=-2)(delayed(where)() for _ in range(3))
+
+
+def overlap(folder, number):
+    mine = os.path.join(folder, str(number))
+    open(mine, "w").close()
+    time.sleep(0.05)
+    count = len(os.listdir(folder))
+    os.unlink(mine)
+    return count
+
+
+@pytest.mark.parametrize("n_jobs", [2, 3])
+def test_a_number_of_jobs_is_kept_to(tmp_path, n_jobs):
+    counts = Parallel(n_jobs=n_jobs, pre_dispatch="all", batch_size=1)(
+        delayed(overlap)(str(tmp_path), i) for i in range(16)
+    )
+    assert max(counts) == n_jobs
+
+
+def test_without_a_word_n_jobs_of_the_context_counts():
+    with parallel_config(n_jobs=2):
+        assert Parallel().n_jobs == 2
+        assert os.getpid() not in Parallel()(delayed(where)() for _ in range(4))
+
+
+# --- results, in which order and when ---
+
+
+def test_order_is_kept():
+    assert Parallel(n_jobs=-1)(delayed(square)(i) for i in range(500)) == [i**2 for i in range(500)]
+
+
+def test_lambdas_and_closures():
+    offset = 7
+    assert Parallel(n_jobs=2)(delayed(lambda x: x + offset)(i) for i in range(5)) == [7, 8, 9, 10, 11]
+
+
+def test_generator_gives_results_before_all_are_there():
+    out = Parallel(n_jobs=2, return_as="generator", batch_size=1)(delayed(square)(i) for i in range(20))
+    assert next(out) == 0
+    assert list(out) == [i**2 for i in range(1, 20)]
+
+
+def nap(seconds):
+    time.sleep(seconds)
+    return seconds
+
+
+def test_unordered_generator_gives_the_fastest_first():
+    out = Parallel(n_jobs=2, return_as="generator_unordered", batch_size=1)(delayed(nap)(s) for s in (0.5, 0, 0, 0))
+    assert [next(out) for _ in range(4)] == [0, 0, 0, 0.5]
+
+
+def test_a_generator_left_alone_ends_its_tasks_and_no_others(pool):
+    out = Parallel(n_jobs=4, return_as="generator", batch_size=1)(delayed(nap)(s) for s in (0, 60, 60, 60, 60))
+    other = Parallel(n_jobs=4, return_as="generator", batch_size=1)(delayed(nap)(0.01) for _ in range(20))
+    assert next(out) == 0
+    began = time.monotonic()
+    with pytest.warns(UserWarning, match="still being processed"):
+        del out
+    assert list(other) == [0.01] * 20
+    assert time.monotonic() - began < 10
+
+
+def test_pre_dispatch_is_lazy():
+    pulled = []
+
+    def items():
+        for i in range(40):
+            pulled.append(i)
+            yield delayed(square)(i)
+
+    out = Parallel(n_jobs=2, return_as="generator", batch_size=1, pre_dispatch=4)(items())
+    assert len(pulled) <= 8
+    assert list(out) == [i**2 for i in range(40)]
+
+
+def test_a_parallel_object_can_be_used_again():
+    with Parallel(n_jobs=2) as parallel:
+        assert parallel(delayed(square)(i) for i in range(4)) == [0, 1, 4, 9]
+        with pytest.raises(ZeroDivisionError):
+            parallel(delayed(divmod)(1, i) for i in (1, 0))
+        assert parallel(delayed(square)(i) for i in range(4)) == [0, 1, 4, 9]
+    assert parallel(delayed(square)(i) for i in range(4)) == [0, 1, 4, 9]
+
+
+def test_auto_batches_grow_for_small_tasks(capsys):
+    Parallel(n_jobs=2, verbose=10)(delayed(square)(i) for i in range(3000))
+    assert "Setting batch_size=16." in capsys.readouterr().err
+
+
+def test_auto_batches_stay_small_for_long_tasks(capsys):
+    """Long ones wait for a slot; joblib's own clock would count the waiting."""
+    Parallel(n_jobs=2, verbose=10, pre_dispatch="all")(delayed(nap)(0.25) for _ in range(8))
+    assert "Setting batch_size" not in capsys.readouterr().err
+
+
+def test_verbose_prints_what_joblib_prints(capsys):
+    Parallel(n_jobs=2, verbose=10, batch_size=1)(delayed(square)(i) for i in range(10))
+    said = capsys.readouterr().err
+    assert "[Parallel(n_jobs=2)]: Using backend SkywardBackend with 2 concurrent workers." in said
+    assert "Done  10 out of  10 | elapsed:" in said
+    Parallel(n_jobs=2, verbose=60, batch_size=1)(delayed(square)(i) for i in range(2))
+    assert "Done   2 out of   2" in capsys.readouterr().out
+
+
+def test_timeout_of_joblib_ends_the_call_and_frees_the_slots():
+    with pytest.raises(multiprocessing.TimeoutError):
+        Parallel(n_jobs=4, timeout=0.2)(delayed(nap)(60) for _ in range(4))
+    began = time.monotonic()
+    assert Parallel(n_jobs=4)(delayed(square)(i) for i in range(8)) == [i**2 for i in range(8)]
+    assert time.monotonic() - began < 10
+
+
+# --- exceptions ---
+
+
+def test_exceptions_keep_type_attributes_cause_and_traceback():
+    with pytest.raises(Odd, match="7 and") as caught:
+        Parallel(n_jobs=2)(delayed(fail)(i) for i in [7])
+    error = caught.value
+    assert (error.one, error.two) == (7, threading.Event)
+    assert isinstance(error.__cause__, KeyError)
+    assert isinstance(error.__cause__.__cause__, RemoteTraceback)
+    assert "in fail" in str(error.__cause__.__cause__)
+
+
+# --- nested ---
+
+
+def inside(depth):
+    with Parallel(n_jobs=2) as parallel:
+        here = (type(parallel._backend).__name__, parallel._backend.nesting_level)
+        return [here] if depth == 0 else [here, *parallel([delayed(inside)(depth - 1)])[0]]
+
+
+def test_nested_calls_use_threads_of_the_slot_and_then_none():
+    with parallel_config(backend="skyward", n_jobs=2):
+        levels = Parallel(n_jobs=2)([delayed(inside)(2)])[0]
+    assert levels == [("ThreadingBackend", 1), ("SequentialBackend", 2), ("SequentialBackend", 2)]
+
+
+def by_name():
+    with parallel_config(backend="skyward") as config:
+        kind = type(config["backend"]).__name__
+    pids = Parallel(n_jobs=2, backend="skyward")(delayed(where)() for _ in range(4))
+    counted = Parallel(n_jobs=-1, backend="skyward")(delayed(square)(i) for i in range(3))
+    return kind, set(pids) == {os.getpid()}, counted
+
+
+def test_tasks_may_name_the_backend_and_get_their_own_slot():
+    assert Parallel(n_jobs=2)([delayed(by_name)()] * 2) == [("SkywardBackend", True, [0, 1, 4])] * 2
+
+
+def test_a_pool_never_travels():
+    backend = get_active_backend()[0]
+    assert isinstance(backend, SkywardBackend)
+    copy = pickle.loads(pickle.dumps(backend))
+    assert copy._given is None
+    kinds = Parallel(n_jobs=2)([delayed(type)(backend)] * 2)
+    assert kinds == [SkywardBackend] * 2
+
+
+def test_shared_memory_is_given_by_threads_here():
+    seen = []
+    Parallel(n_jobs=2, require="sharedmem")(delayed(seen.append)(i) for i in range(3))
+    assert sorted(seen) == [0, 1, 2]
+    assert type(Parallel(n_jobs=2, require="sharedmem")._backend) is ThreadingBackend
+
+
+def test_n_jobs_1_leaves_the_backend_to_inner_calls():
+    def inner():
+        return Parallel(n_jobs=2)(delayed(where)() for _ in range(3))
+
+    assert os.getpid() not in Parallel(n_jobs=1)([delayed(inner)()])[0]
+    assert type(Parallel(n_jobs=1)._backend) is SkywardBackend
+    assert SequentialBackend is BACKENDS["sequential"]
+
+
+# --- settings ---
+
+
+def threads_of(_):
+    import threadpoolctl
+
+    limits = {pool["num_threads"] for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"}
+    return os.environ.get("OMP_NUM_THREADS"), limits
+
+
+def blas(_):
+    import numpy
+
+    numpy.dot(numpy.ones((64, 64)), numpy.ones((64, 64)))
+    return threads_of(_)
+
+
+def test_inner_max_num_threads_limits_libraries():
+    with parallel_config(backend="skyward", inner_max_num_threads=2):
+        for variable, limits in Parallel(n_jobs=2)(delayed(blas)(i) for i in range(4)):
+            assert variable == "2"
+            assert limits <= {1, 2}
+    default = str(max((os.cpu_count() or 1) // 2, 1))
+    assert {variable for variable, _ in Parallel(n_jobs=2)(delayed(blas)(i) for i in range(4))} == {default}
+
+
+def look_at(array):
+    import numpy
+
+    return type(array) is numpy.memmap, array.flags.writeable, float(array.sum())
+
+
+def test_large_arrays_are_read_only_maps():
+    numpy = pytest.importorskip("numpy")
+    array = numpy.ones(300_000)
+    assert Parallel(n_jobs=2)([delayed(look_at)(array)] * 2) == [(True, False, 300_000.0)] * 2
+
+
+def test_small_arrays_and_unlimited_ones_are_plain():
+    numpy = pytest.importorskip("numpy")
+    array = numpy.ones(300_000)
+    assert Parallel(n_jobs=2)([delayed(look_at)(array[:10])] * 2)[0][:2] == (False, True)
+    assert Parallel(n_jobs=2, max_nbytes=None)([delayed(look_at)(array)] * 2)[0][0] is False
+    assert Parallel(n_jobs=2, mmap_mode=None)([delayed(look_at)(array)] * 2)[0][0] is False
+
+
+def write_into(array):
+    array[0] = 5
+    return float(array[0]), float(array.sum())
+
+
+def test_copy_on_write_maps_are_written_by_one_task_only():
+    numpy = pytest.importorskip("numpy")
+    array = numpy.zeros(300_000)
+    assert Parallel(n_jobs=4, mmap_mode="c", batch_size=1)([delayed(write_into)(array)] * 8) == [(5.0, 5.0)] * 8
+    assert array[0] == 0
+
+
+def test_arrays_without_a_map_can_be_written():
+    numpy = pytest.importorskip("numpy")
+    array = numpy.zeros(300_000)
+    assert Parallel(n_jobs=2, max_nbytes=None)([delayed(write_into)(array)] * 2) == [(5.0, 5.0)] * 2
+
+
+STATE = []
+
+
+def begin(value):
+    STATE.append(value)
+
+
+def state():
+    return list(STATE)
+
+
+def test_initializer_runs_once_in_each_slot_and_for_each_set_of_arguments():
+    first = Parallel(n_jobs=4, batch_size=1, initializer=begin, initargs=("a",))([delayed(state)()] * 40)
+    again = Parallel(n_jobs=4, batch_size=1, initializer=begin, initargs=("a",))([delayed(state)()] * 40)
+    other = Parallel(n_jobs=4, batch_size=1, initializer=begin, initargs=("b",))([delayed(state)()] * 40)
+    assert {tuple(seen) for seen in first + again} == {("a",)}
+    assert {tuple(seen) for seen in other} <= {("a", "b"), ("b",)}
+
+
+def bad_begin():
+    raise RuntimeError("not today")
+
+
+def test_initializer_that_fails_fails_the_call():
+    with pytest.raises(RuntimeError, match="not today"):
+        Parallel(n_jobs=2, initializer=bad_begin)([delayed(state)()] * 4)
+
+
+def test_unknown_settings_are_named():
+    with pytest.warns(UserWarning, match="ignores 'colour'"):
+        Parallel(n_jobs=2, colour="red")([delayed(square)(2)])
+
+
+def test_old_joblib_calls_apply_async(monkeypatch):
+    """joblib up to 1.4 knows that name only."""
+    called = []
+    apply_async = SkywardBackend.apply_async
+
+    def submit(self, func, callback=None):
+        called.append(1)
+        monkeypatch.undo()
+        return apply_async(self, func, callback)
+
+    monkeypatch.setattr(SkywardBackend, "submit", submit)
+    assert Parallel(n_jobs=2)(delayed(square)(i) for i in range(3)) == [0, 1, 4]
+    assert called == [1]

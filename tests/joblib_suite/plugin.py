@@ -1,0 +1,141 @@
+"""A pytest plugin that points joblib's own tests at our backend, from outside.
+
+joblib's tests are parametrised with the names of its backends, and those lists are literals. This plugin keeps the rows
+with "loky" and puts "skyward" in its place; lists that joblib makes of its registry contain us anyway. What is not
+parametrised by backend runs too where it uses the default one, which is ours in this run. Tests that speak of loky
+itself, of threads or of no backend at all are left out: they say nothing about us.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+from joblib import parallel
+
+from skyward.joblib_ext.backend import NAME, SkywardBackend
+from tests.joblib_suite import pool
+
+HERE = Path(__file__).parent
+
+DEFAULT = {
+    "test_background_thread_parallelism",
+    "test_dispatch_race_condition",
+    "test_effective_n_jobs",
+    "test_exception_dispatch",
+    "test_globals_update_at_each_parallel_call",
+    "test_memmap_with_big_offset",
+    "test_nested_exception_dispatch",
+    "test_parallel_kwargs",
+    "test_parallel_with_exhausted_iterator",
+}
+"""Tests that use the default backend without naming it."""
+
+LITERAL = {
+    "test_backend_hinting_always_running",
+    "test_nested_loop_with_exception_with_loky",
+    "test_parallel_byteorder_corruption",
+}
+if pool.IS_LOCAL:  # they compare where libraries lie with where they lie here
+    LITERAL |= {"test_threadpool_limitation_in_child_context", "test_threadpool_limitation_in_child_loky"}
+"""Tests whose code says "loky" and means any backend of processes: that name stands for ours while they run."""
+
+SKIPPED = {
+    "test_nested_parallel_warnings": "loky's and multiprocessing's own warnings about nesting; ours nests",
+    "test_memmapping_leaks": "looks for the files of memory maps in a local temp_folder, which has no meaning on nodes",
+}
+"""Tests that are about us and can't hold, with the reason."""
+
+_POOL = pytest.StashKey[pool.Compute]()
+_NAMES = pytest.StashKey[set[str]]()  # of the tests of a module whose rows were rewritten
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for name in ("thread_unsafe", "no_cover"):
+        config.addinivalue_line("markers", f"{name}: of joblib's")
+    parallel.DEFAULT_BACKEND = NAME
+    config.stash[_POOL] = opened = pool.make()
+    opened.start()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    config.stash[_POOL].close(cancel=True)
+
+
+# --- parametrisation ---
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    marks = metafunc.definition.own_markers
+    rewritten = [_rewrite(mark) for mark in marks]
+    metafunc.definition.parent.stash.setdefault(_NAMES, set())
+    if any(new is not old for new, old in zip(rewritten, marks, strict=True)):
+        metafunc.definition.parent.stash[_NAMES].add(metafunc.definition.name)
+    marks[:] = rewritten
+
+
+def _rewrite(mark: pytest.Mark) -> pytest.Mark:
+    if mark.name != "parametrize":
+        return mark
+    names, rows = mark.args[0], list(mark.args[1])
+    if not any(_is_ours(cell) or cell == "loky" for row in rows for cell in _cells(row)):
+        return mark
+    ours = [row for row in rows if any(_is_ours(cell) for cell in _cells(row))]
+    if not ours:
+        ours = [_replaced(row) for row in rows if "loky" in [cell for cell in _cells(row) if isinstance(cell, str)]]
+    return pytest.Mark(mark.name, (names, _expected(names, ours), *mark.args[2:]), mark.kwargs, _ispytest=True)
+
+
+def _is_ours(cell: object) -> bool:
+    return (isinstance(cell, str) and cell == NAME) or isinstance(cell, SkywardBackend)
+
+
+def _cells(row: object) -> Iterable[object]:
+    return row if isinstance(row, tuple) else (row,)
+
+
+def _replaced(row: object) -> object:
+    cells = tuple(NAME if isinstance(cell, str) and cell == "loky" else cell for cell in _cells(row))
+    return cells if isinstance(row, tuple) else cells[0]
+
+
+def _expected(names: str, rows: list[object]) -> list[object]:
+    """loky has one executor for all calls, so an abort ends them all, and a test expects that; ours doesn't."""
+    if names == "backend, error":
+        return [(NAME, False) for _ in rows]
+    return rows
+
+
+# --- selection ---
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    kept, left = [], []
+    for item in items:
+        name = getattr(item, "originalname", item.name)
+        about_us = name in DEFAULT | LITERAL or name in item.parent.stash.get(_NAMES, set())
+        (kept if about_us else left).append(item)
+        if name in SKIPPED:
+            item.add_marker(pytest.mark.skip(reason=SKIPPED[name]))
+        if name == "test_nested_exception_dispatch":  # expected to fail for loky only
+            item.own_markers[:] = [mark for mark in item.own_markers if mark.name != "xfail"]
+    config.hook.pytest_deselected(items=left)
+    items[:] = kept
+
+
+@pytest.fixture(autouse=True)
+def _scripts_have_pools(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scripts of these tests open a pool of their own, see child/sitecustomize.py."""
+    if request.node.name.startswith("test_parallel_with_"):
+        path = [str(HERE / "child"), str(HERE.parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path))
+        monkeypatch.setenv("SKYWARD_SUITE_CHILD", "1")
+
+
+@pytest.fixture(autouse=True)
+def _loky_is_ours(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if getattr(request.node, "originalname", "") in LITERAL:
+        monkeypatch.setitem(parallel.BACKENDS, "loky", SkywardBackend)

@@ -1,0 +1,36 @@
+"""The pool that joblib's tests use, by environment variables: they run in a pytest of their own.
+
+``SKYWARD_SUITE_PROVIDER`` is ``local`` or ``ssh``; for the latter ``SKYWARD_SUITE_SSH`` holds the arguments of `sky.SSH`
+and ``SKYWARD_SUITE_IMAGE`` those of `sky.Image`, as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import skyward as sky
+from skyward.core.pool import Compute
+from skyward.joblib_ext import active
+from skyward.joblib_ext.plugin import JoblibPlugin
+
+
+IS_LOCAL = os.environ.get("SKYWARD_SUITE_PROVIDER", "local") == "local"
+
+
+@dataclass(frozen=True)
+class Quiet(JoblibPlugin):
+    """The joblib plugin, except that joblib's configuration stays as it is: the tests look at it."""
+
+    def around_client(self, pool: Compute) -> AbstractContextManager[object]:
+        return active.entered(pool)
+
+
+def make() -> Compute:
+    """Two nodes with two slots each, not yet entered."""
+    provider = sky.Local() if IS_LOCAL else sky.SSH(**json.loads(os.environ["SKYWARD_SUITE_SSH"]))
+    image = sky.Image(**json.loads(os.environ.get("SKYWARD_SUITE_IMAGE", "{}")))
+    worker = sky.Worker(concurrency=2)
+    return sky.Compute(provider, nodes=2, worker=worker, image=image, plugins=[Quiet()], console=False)

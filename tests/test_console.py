@@ -1,0 +1,526 @@
+"""What users see: the counting, the drawing on a terminal of a fixed width, and the whole on a real pty."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import io
+import logging
+import os
+import pty
+import struct
+import subprocess
+import sys
+import termios
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console as RichConsole
+
+from skyward.console import Console, Rate, Tally, live_text, mark, summary_text, terminal
+from skyward.core.events import (
+    Event,
+    NodeGone,
+    NodeReady,
+    NodeStep,
+    Note,
+    PoolClosed,
+    PoolReady,
+    PoolStarted,
+    Printed,
+    TaskEnded,
+    TasksQueued,
+)
+from skyward.liveline import LiveLine, _Above
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def tally(*timed: tuple[float, Event]) -> Tally:
+    counted = Tally()
+    for now, event in timed:
+        counted.add(event, now)
+    return counted
+
+
+# --- counting ---
+
+
+def test_a_full_run_is_wholly_efficient() -> None:
+    """Two slots, four tasks of 5 s, no gap: 20 slot-seconds of 20."""
+    counted = tally(
+        (0, PoolStarted("p", "local", 1, 2)),
+        (1, NodeReady("node-1", 2)),
+        *[(10, TasksQueued(1)) for _ in range(4)],
+        (15, TaskEnded(1, 5, True)),
+        (15, TaskEnded(1, 5, True)),
+        (20, TaskEnded(1, 5, True)),
+        (20, TaskEnded(1, 5, True)),
+    )
+    assert counted.wall == 10
+    assert counted.throughput == 0.4
+    assert counted.efficiency == 1.0
+    assert (counted.ended, counted.queued, counted.failed, counted.busy) == (4, 4, 0, 0)
+
+
+def test_wall_counts_from_the_first_queued_to_the_last_ended() -> None:
+    """Neither the start of the pool nor its end is in it; what lies between two batches is."""
+    counted = tally(
+        (0, PoolStarted("p", "local", 1, 1)),
+        (30, NodeReady("node-1", 1)),
+        (100, TasksQueued(1)),
+        (101, TaskEnded(1, 1, True)),
+        (103, TasksQueued(1)),
+        (104, TaskEnded(1, 1, True)),
+        (200, NodeGone("node-1", None)),
+        (201, PoolClosed(201)),
+    )
+    assert counted.wall == 4
+    assert counted.efficiency == 0.5
+
+
+def test_slots_count_for_the_time_they_are_there() -> None:
+    """A node that comes late and one that is lost: 10 x 1 slot, then 10 x 3, then 10 x 1."""
+    counted = tally(
+        (0, NodeReady("a", 1)),
+        (0, TasksQueued(1)),
+        (10, NodeReady("b", 2)),
+        (20, NodeGone("b", "lost")),
+        (30, TaskEnded(1, 30, True)),
+    )
+    assert counted.efficiency == pytest.approx(30 / 50)
+    assert counted.lost == 1
+    assert counted.slots == 1
+
+
+def test_a_batch_counts_its_tasks_but_holds_one_slot() -> None:
+    counted = tally((0, NodeReady("a", 4)), (0, TasksQueued(100)), (0, TasksQueued(50)))
+    assert (counted.queued, counted.busy) == (150, 2)
+    counted.add(TaskEnded(100, 1, True), 1)
+    assert (counted.ended, counted.busy) == (100, 1)
+
+
+def test_busy_is_never_over_the_slots_nor_under_none() -> None:
+    counted = tally((0, NodeReady("a", 2)), *[(0, TasksQueued(1)) for _ in range(9)])
+    assert counted.busy == 2
+    assert tally((0, NodeReady("a", 2)), (0, TaskEnded(1, 0, True))).busy == 0
+
+
+def test_failures_count_as_ended() -> None:
+    counted = tally((0, NodeReady("a", 1)), (0, TasksQueued(3)), (1, TaskEnded(3, 1, False)))
+    assert (counted.ended, counted.failed) == (3, 3)
+
+
+def test_an_end_that_is_heard_before_its_start() -> None:
+    """The thread that submits says so after the task is on its way, and may be late."""
+    counted = tally((0, NodeReady("a", 1)), (10, TaskEnded(1, 2, True)), (11, TasksQueued(1)))
+    assert counted.wall == 2
+    assert counted.efficiency == 1.0
+    assert counted.busy == 0
+
+
+def test_nothing_ran() -> None:
+    counted = tally((0, PoolStarted("p", "local", 2, 1)), (0, PoolReady(2, 0.1)), (9, PoolClosed(9)))
+    assert (counted.wall, counted.throughput, counted.efficiency) == (0, 0, None)
+
+
+def test_a_node_that_is_ready_again_counts_once() -> None:
+    assert tally((0, NodeReady("a", 2)), (1, NodeReady("a", 2))).slots == 2
+
+
+def test_giving_a_node_back_is_no_loss() -> None:
+    counted = tally((0, NodeReady("a", 2)), (1, NodeGone("a", None)))
+    assert (counted.lost, counted.slots, counted.nodes) == (0, 0, {})
+
+
+def test_rate_is_over_a_window() -> None:
+    rate = Rate(window=5)
+    assert rate.sample(0, 0) == 0
+    assert rate.sample(1, 10) == 10
+    for second in range(2, 20):
+        rate.sample(second, 10)
+    assert rate.sample(20, 10) == 0, "what was long ago is forgotten"
+    assert rate.sample(21, 110) == pytest.approx(20)
+    assert rate.sample(21, 110) >= 0, "twice at the same time is no division by zero"
+
+
+# --- wording ---
+
+
+def test_before_any_node_says_what_it_does() -> None:
+    assert live_text(tally((0, PoolStarted("p", "ssh", 3, 2))), 0, 0.3) == "skyward ssh: nodes 0/3 | 0 s"
+
+
+def test_while_starting_the_line_says_what_nodes_do() -> None:
+    counted = tally(
+        (0, PoolStarted("p", "ssh", 3, 2)),
+        (0, NodeStep("a", "connecting to 10.0.0.1")),
+        (0, NodeStep("b", "connecting to 10.0.0.2")),
+        (0, NodeStep("c", "installing packages")),
+    )
+    assert live_text(counted, 0, 4.2) == "skyward ssh: nodes 0/3 | 2 connecting | 1 installing | 4 s"
+    counted.add(NodeReady("a", 2), 5)
+    counted.add(NodeReady("b", 2), 5)
+    assert live_text(counted, 0, 5) == "skyward ssh: nodes 2/3 | installing packages | 5 s"
+
+
+def test_while_running_the_line_says_how_tasks_get_on() -> None:
+    counted = tally(
+        (0, PoolStarted("p", "ssh", 2, 2)),
+        (0, NodeReady("a", 2)),
+        (0, NodeReady("b", 2)),
+        (0, TasksQueued(8)),
+        (0, TasksQueued(2)),
+        (1, TaskEnded(2, 1, False)),
+        (1, NodeGone("b", "the link broke")),
+    )
+    expected = "skyward ssh: nodes 1/2 | 1 lost | slots 1/2 busy | tasks 2/10 | 12.3 tasks/s | 2 failed | 60 s"
+    assert live_text(counted, 12.345, 60) == expected
+
+
+def test_the_summary() -> None:
+    counted = tally(
+        (0, PoolStarted("p", "local", 1, 1)),
+        (0, NodeReady("a", 1)),
+        (0, TasksQueued(1000)),
+        (5, TaskEnded(1000, 4.5, True)),
+    )
+    assert summary_text(counted) == "skyward local: 1000 tasks in 5.00 s | 200 tasks/s | efficiency 90.0%"
+
+
+def test_every_line_is_marked() -> None:
+    assert mark("node-1", "a\nb\n") == "[node-1] a\n[node-1] b\n"
+    assert mark("node-1", "no end") == "[node-1] no end\n"
+    assert mark("node-1", "\n") == "[node-1] \n"
+
+
+# --- drawing ---
+
+
+def drawn(width: int, text: str) -> str:
+    line = LiveLine(io.StringIO(), lambda: text)
+    file = io.StringIO()
+    RichConsole(file=file, force_terminal=True, width=width, color_system="standard", no_color=False).print(
+        line._render()
+    )
+    return file.getvalue()
+
+
+def test_a_narrow_terminal_crops_the_line_and_never_wraps_it() -> None:
+    shown = drawn(20, "skyward local: nodes 10/10 | slots 100/100 busy")
+    assert shown.count("\n") == 1
+    assert "nodes" not in shown.partition("skyward")[2][16:]
+    assert "skyward" in shown
+
+
+def test_failures_are_red() -> None:
+    assert "\x1b[31m3 failed\x1b[0m" in drawn(100, "skyward local: tasks 7/9 | 3 failed")
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_text_above_the_line_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long lines are not broken, markup is not read, escape sequences pass."""
+    monkeypatch.setenv("COLUMNS", "30")
+    file = Terminal()
+    above = _Above(file, RichConsole(file=file, force_terminal=True, width=30))
+    text = "x" * 100 + " [bold]no markup[/bold] \x1b[35mcolour\x1b[0m\ttab"
+    above.write(text + "\n")
+    assert file.getvalue() == text + "\n"
+
+
+def test_an_unfinished_line_waits_and_is_not_lost() -> None:
+    file = Terminal()
+    above = _Above(file, RichConsole(file=file, force_terminal=True, width=80))
+    above.write(" 10%")
+    above.write("\r 20%")
+    assert (file.getvalue(), above.tail) == ("", " 20%")
+    above.write_lines("[node-1] between\n")
+    assert file.getvalue() == "[node-1] between\n"
+    above.write("\nrest")
+    assert file.getvalue() == "[node-1] between\n 10%\r 20%\n"
+    above.end()
+    assert file.getvalue().endswith("rest")
+    above.write("later")
+    assert file.getvalue().endswith("restlater")
+
+
+# --- the console without a terminal ---
+
+
+def test_output_of_tasks_is_shown_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    console = Console(live=False)
+    console.handle(Printed("node-1", 1, "out\n"))
+    console.handle(Printed("node-2", 2, "one\ntwo\n"))
+    console.close()
+    assert capsys.readouterr() == ("[node-1] out\n", "[node-2] one\n[node-2] two\n")
+
+
+def test_streams_are_looked_up_when_text_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    console = Console(live=False)
+    mine = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", mine)
+    console.handle(Printed("node-1", 1, "out\n"))
+    console.close()
+    assert mine.getvalue() == "[node-1] out\n"
+
+
+@pytest.mark.parametrize("stream", [None, io.TextIOWrapper(io.BytesIO())], ids=["none", "closed"])
+def test_a_missing_stream_is_no_error(monkeypatch: pytest.MonkeyPatch, stream: io.TextIOWrapper | None) -> None:
+    if stream is not None:
+        stream.close()
+    monkeypatch.setattr(sys, "stdout", stream)
+    console = Console(live=False)
+    console.handle(Printed("node-1", 1, "out\n"))
+    console.close()
+
+
+def test_text_that_the_stream_cannot_spell_is_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
+    console = Console(live=False)
+    console.handle(Printed("node-1", 1, "caf\u00e9\n"))
+    console.close()
+    assert raw.getvalue() == b"[node-1] caf\\xe9\n"
+
+
+def test_notes_are_logged_where_there_is_no_terminal(
+    caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with caplog.at_level(logging.INFO, logger="skyward"):
+        console = Console(live=True, stream=None)  # pytest's streams are no terminal
+        console.handle(Note("beware", warning=True))
+        console.handle(Note("by the way"))
+        console.close()
+    assert [(record.levelname, record.message) for record in caplog.records] == [
+        ("WARNING", "beware"),
+        ("INFO", "by the way"),
+    ]
+    assert capsys.readouterr().out == ""
+
+
+def test_no_terminal_no_line_no_summary(capsys: pytest.CaptureFixture[str]) -> None:
+    assert terminal() is None
+    console = Console(live=True)
+    for event in (PoolStarted("p", "local", 1, 1), NodeReady("a", 1), TasksQueued(1), TaskEnded(1, 1, True)):
+        console.handle(event)
+    console.close()
+    console.close()
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_reader_that_does_not_read_never_holds_up_the_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    reading = threading.Event()
+
+    class Stuck(io.StringIO):
+        def write(self, text: str) -> int:
+            reading.wait(60)
+            return super().write(text)
+
+    monkeypatch.setattr(sys, "stdout", stuck := Stuck())
+    monkeypatch.setattr(sys, "stderr", told := io.StringIO())
+    monkeypatch.setattr("skyward.console._MOST_PENDING", 10_000)
+    console = Console(live=False)
+    for _ in range(1000):
+        console.handle(Printed("node-1", 1, "x" * 1000))
+    reading.set()
+    console.close()
+    assert stuck.getvalue().count("\n") < 100, "memory is bounded"
+    assert "skyward: left out" in told.getvalue()
+
+
+def test_events_are_cheap() -> None:
+    """20,000 a second must not be felt: well under 50 us each, even on a slow machine."""
+    console = Console(live=False)
+    began = time.perf_counter()
+    for _ in range(20_000):
+        console.handle(TasksQueued(1))
+        console.handle(TaskEnded(1, 0.001, True))
+    took = time.perf_counter() - began
+    console.close()
+    assert took < 1.0
+
+
+def test_counts_from_many_threads_add_up() -> None:
+    console = Console(live=False)
+
+    def work() -> None:
+        for _ in range(2000):
+            console.handle(TasksQueued(1))
+            console.handle(TaskEnded(1, 0.5, True))
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    console.close()
+    assert (console.tally.queued, console.tally.ended, console.tally.busy_seconds) == (16_000, 16_000, 8000.0)
+
+
+# --- on a real terminal ---
+
+
+def run_on_pty(script: str, *, stdout: int | None = None, width: int = 100, **env: str) -> str:
+    """What a Python script writes to a terminal that is its stderr, and its stdout if none is given."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, width, 0, 0))
+    environment = {**os.environ, "TERM": "xterm", "PYTHONPATH": str(REPOSITORY), **env}
+    environment.pop("NO_COLOR", None) if "NO_COLOR" not in env else None
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    out = theirs if stdout is None else stdout
+    with subprocess.Popen(command, stdin=theirs, stdout=out, stderr=theirs, env=environment) as process:
+        os.close(theirs)
+        seen = bytearray()
+        while True:
+            try:
+                data = os.read(ours, 65536)
+            except OSError as error:
+                if error.errno != errno.EIO:  # how Linux says that nobody has the terminal open any more
+                    raise
+                break
+            if not data:
+                break
+            seen += data
+    os.close(ours)
+    assert process.returncode == 0, seen.decode()
+    return seen.decode()
+
+
+EVENTS = """
+    import sys, time
+    from skyward.console import Console
+    from skyward.core.events import *
+
+    console = Console(live=True)
+    console.handle(PoolStarted("p", "local", 2, 1))
+    console.handle(NodeStep("node-1", "connecting"))
+    time.sleep(0.3)
+    console.handle(NodeReady("node-1", 1))
+    console.handle(NodeReady("node-2", 1))
+    for _ in range(4):
+        console.handle(TasksQueued(1))
+    console.handle(Printed("node-1", 1, "from a task\\n"))
+    sys.stdout.write("from the script\\n")  # print would write the end of the line apart
+    time.sleep(0.3)
+    for _ in range(4):
+        console.handle(TaskEnded(1, 0.25, True))
+    console.handle(Note("something is odd", warning=True))
+    time.sleep(0.3)
+    console.close()
+    print("after")
+"""
+
+
+def test_the_live_line_and_the_summary_on_a_terminal() -> None:
+    seen = run_on_pty(EVENTS)
+    assert "nodes 0/2 | connecting | 0 s" in seen
+    assert "nodes 2/2 | slots 2/2 busy | tasks 0/4" in seen
+    assert "\r\x1b[2K[node-1] from a task\r\n" in seen, "the line makes room"
+    assert "\r\x1b[2Kfrom the script\r\n" in seen
+    assert "skyward: warning: something is odd\r\n" in seen
+    head, _, tail = seen.rpartition("\x1b[2K")
+    assert tail.startswith("skyward local: 4 tasks in 0."), "the line is gone and the summary stays"
+    assert "efficiency" in tail
+    assert tail.endswith("after\r\n")
+    assert head.rstrip("\r\n").endswith("\x1b[1A") or "\x1b[?25h" in head, "the cursor is shown again"
+
+
+def test_stdout_that_is_a_file_gets_all_and_only_its_own(tmp_path: Path) -> None:
+    with (tmp_path / "out").open("wb") as out:
+        seen = run_on_pty(EVENTS, stdout=out.fileno())
+    assert sorted((tmp_path / "out").read_text().splitlines()) == ["[node-1] from a task", "after", "from the script"]
+    assert "from the script" not in seen
+    assert "tasks 0/4" in seen
+
+
+def test_no_color_is_respected() -> None:
+    script = EVENTS.replace("TaskEnded(1, 0.25, True)", "TaskEnded(1, 0.25, False)")
+    assert "\x1b[31m" in run_on_pty(script)
+    plain = run_on_pty(script, NO_COLOR="1")
+    assert "4 failed" in plain
+    assert "\x1b[31m" not in plain
+
+
+def test_a_dumb_terminal_gets_the_summary_only() -> None:
+    seen = run_on_pty(EVENTS, TERM="dumb")
+    assert "\x1b" not in seen
+    assert "slots" not in seen
+    assert "skyward local: 4 tasks" in seen
+
+
+def test_two_consoles_share_one_terminal() -> None:
+    seen = run_on_pty("""
+        import sys
+        from skyward.console import Console
+        from skyward.core.events import Printed
+        before = sys.stdout
+        first, second = Console(live=True), Console(live=True)
+        second.handle(Printed("node-9", 1, "of the second\\n"))
+        second.close()
+        first.close()
+        assert sys.stdout is before
+        third = Console(live=True)
+        assert third._line is not None
+        third.close()
+    """)
+    assert "[node-9] of the second" in seen
+
+
+def test_a_fork_writes_past_the_line() -> None:
+    seen = run_on_pty("""
+        import os
+        from skyward.console import Console
+        console = Console(live=True)
+        if os.fork() == 0:
+            print("from the child", flush=True)
+            os._exit(0)
+        os.wait()
+        console.close()
+    """)
+    assert "from the child" in seen
+
+
+def test_a_pool_on_a_terminal() -> None:
+    seen = run_on_pty("""
+        import time
+        import skyward as sky
+
+        @sky.compute
+        def work(i):
+            print("hello from", i)
+            time.sleep(0.3)
+            return i
+
+        if __name__ == "__main__":
+            with sky.Compute(nodes=2, concurrency=2) as pool:
+                assert sky.gather(*[work(i) for i in range(8)]) >> pool == list(range(8))
+    """)
+    assert "/2 | " in seen
+    assert seen.count("hello from") == 8
+    assert "] hello from" in seen, "marked with its node"
+    assert "tasks in" in seen.splitlines()[-1]
+
+
+@pytest.mark.parametrize("stderr_is_terminal", [True, False])
+def test_a_pool_is_quiet_on_demand_and_without_a_terminal(stderr_is_terminal: bool) -> None:
+    script = f"""
+        import sys
+        import skyward as sky
+        with sky.Compute(console={not stderr_is_terminal}) as pool:
+            pool.submit(print, "from a task").result()
+        assert "rich" not in sys.modules
+    """
+    if stderr_is_terminal:
+        assert run_on_pty(script).splitlines()[-1].endswith("] from a task")
+    else:
+        command = [sys.executable, "-c", textwrap.dedent(script)]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, check=True)
+        assert done.stderr == ""
+        assert done.stdout.endswith("] from a task\n")

@@ -1,0 +1,234 @@
+"""The house of docs/architecture.md: imports point downward only, and stand at the top of their module.
+
+It reads the source with `ast`, so it sees every import, also those that run in functions or for type checkers only.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+PACKAGE = REPOSITORY / "skyward"
+
+# A room, and what it may import of skyward besides itself. The longest name that fits a module is its room.
+HOUSE: dict[str, set[str]] = {
+    "skyward": {"*"},  # the front door: every public name, lazily
+    "skyward.core": set(),
+    "skyward.worker": {
+        "skyward.core.culprit",
+        "skyward.core.errors",
+        "skyward.core.mailbox",
+        "skyward.core.messages",
+        "skyward.core.payload",
+        "skyward.core.wire",
+    },
+    "skyward.providers": {"skyward.core"},
+    "skyward.transport": {"skyward.core"},
+    "skyward.joblib_ext": {"skyward.core"},
+    "skyward.integrations": {"skyward.core", "skyward.joblib_ext"},
+    "skyward.plugins": {"skyward.core", "skyward.joblib_ext"},
+    "skyward.console": {"skyward.core.events", "skyward.liveline"},
+    "skyward.liveline": set(),
+    "skyward.cli": {"*"},
+    "skyward.testing": {"skyward.core", "skyward.providers", "skyward.transport", "skyward.worker"},
+}
+
+# Pure modules decide and do not act: no socket, thread, clock, chance or log (design, decision 1).
+PURE = (
+    "skyward.core.mailbox",
+    "skyward.core.messages",
+    "skyward.core.payload",
+    "skyward.core.schedule",
+    "skyward.core.wire",
+)
+IMPURE = {"asyncio", "logging", "random", "select", "selectors", "socket", "subprocess", "threading", "time"}
+
+# Foreign packages that only some rooms may know.
+ONLY_IN: dict[str, tuple[str, ...]] = {
+    "asyncssh": ("skyward.transport", "skyward.providers"),
+    "joblib": ("skyward.joblib_ext",),
+    "libcloud": ("skyward.providers",),
+    "numpy": ("skyward.core.payload", "skyward.testing", "skyward.worker.slot"),
+    "rich": ("skyward.liveline", "skyward.cli"),
+    "sklearn": ("skyward.joblib_ext",),
+}
+
+# Imports inside functions: (module, what it imports) -> why it can't stand at the top.
+LAZY: dict[tuple[str, str], str] = {
+    ("skyward.console", "skyward.liveline"): "needs rich, which only a terminal is worth",
+    ("skyward.core.bootstrap", "ensurepip"): "some distributions leave it out",
+    ("skyward.core.payload", "numpy"): "an array's pickle needs it; the module must load where numpy is not installed",
+    ("skyward.joblib_ext.backend", "skyward.joblib_ext.crew"): "only a driver comes there; a node does without it",
+    ("skyward.worker.agent", "resource"): "not on every platform",
+    ("skyward.worker.bridge", "multiprocessing"): "only a slot needs it, not the agent",
+    ("skyward.worker.bridge", "multiprocessing.process"): "only a slot needs it, not the agent",
+    ("skyward.worker.forkserver", "ctypes"): "only where the kernel call is there",
+    ("skyward.worker.slot", "mmap"): "only where numpy is missing",
+    ("skyward.worker.slot", "numpy"): "as in core.payload",
+    ("skyward.worker.threads", "threadpoolctl"): "a node may lack it; then threads are limited by the environment only",
+}
+
+
+class Import(NamedTuple):
+    module: str
+    line: int
+    target: str
+    in_function: bool
+    for_types: bool
+
+    def __str__(self) -> str:
+        return f"{self.module}:{self.line} imports {self.target}"
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(REPOSITORY).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def exists(name: str) -> bool:
+    return name in MODULES
+
+
+def targets(node: ast.Import | ast.ImportFrom, module: str, is_package: bool) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    base = node.module or ""
+    if node.level:
+        package = module.split(".") if is_package else module.split(".")[:-1]
+        above = package[: len(package) - node.level + 1]
+        base = ".".join([*above, base] if base else above)
+    # `from skyward.core import wire` imports the module skyward.core.wire
+    return [f"{base}.{alias.name}" if exists(f"{base}.{alias.name}") else base for alias in node.names]
+
+
+def is_type_checking(node: ast.AST) -> bool:
+    return (
+        isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test) and "not" not in ast.unparse(node.test)
+    )
+
+
+def walk(node: ast.AST, in_function: bool = False, for_types: bool = False) -> Iterator[tuple[ast.AST, bool, bool]]:
+    for child in ast.iter_child_nodes(node):
+        yield child, in_function, for_types
+        inside = in_function or isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+        yield from walk(child, inside, for_types or is_type_checking(child))
+
+
+def imports_of(module: str, path: Path) -> Iterator[Import]:
+    is_package = path.name == "__init__.py"
+    for node, in_function, for_types in walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            for target in dict.fromkeys(targets(node, module, is_package)):
+                yield Import(module, node.lineno, target, in_function, for_types)
+
+
+IMPORTS = [found for module, path in MODULES.items() for found in imports_of(module, path)]
+
+
+def within(module: str, room: str) -> bool:
+    return module == room or module.startswith(f"{room}.")
+
+
+def room_of(module: str) -> str:
+    # `skyward` itself is only the package's __init__, not all that lies in it.
+    if module == "skyward":
+        return "skyward"
+    return max((room for room in HOUSE if room != "skyward" and within(module, room)), key=len, default="")
+
+
+def test_every_module_has_a_room() -> None:
+    assert [module for module in MODULES if not room_of(module)] == [], "say in HOUSE what it may import"
+
+
+def test_imports_point_downward() -> None:
+    def allowed(found: Import) -> bool:
+        room = room_of(found.module)
+        permitted = HOUSE.get(room, set())
+        return "*" in permitted or any(within(found.target, name) for name in {room, *permitted})
+
+    ours = [found for found in IMPORTS if within(found.target, "skyward")]
+    assert ours, "the test sees no import at all"
+    assert [str(found) for found in ours if not allowed(found)] == []
+
+
+def test_nothing_that_ships_imports_tests() -> None:
+    outside = ("tests", "benchmarks", "examples", "contrib")
+    assert [str(found) for found in IMPORTS if found.target.split(".")[0] in outside] == []
+
+
+def test_foreign_packages_stay_in_their_rooms() -> None:
+    wrong = [
+        str(found)
+        for found in IMPORTS
+        for package, rooms in ONLY_IN.items()
+        if within(found.target, package) and not any(within(found.module, room) for room in rooms)
+    ]
+    assert wrong == []
+
+
+def test_foreign_packages_are_declared() -> None:
+    """What is imported is of the standard library or stands in pyproject.toml, so a fresh install has it."""
+    declared = {"asyncssh", "cloudpickle", "joblib", "msgpack", "rich", "threadpoolctl", "xxhash"}
+    optional = {"numpy", "sklearn"}  # come with the user's own code
+    suites = {"hypothesis", "numpy", "pytest"}  # skyward.testing is for those who have them
+    known = sys.stdlib_module_names | declared | optional | {"skyward"}
+    wrong = [
+        str(found)
+        for found in IMPORTS
+        if (top := found.target.split(".")[0]) not in known
+        and not (within(found.module, "skyward.testing") and top in suites)
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("module", PURE)
+def test_pure_modules_import_nothing_that_acts(module: str) -> None:
+    found = [str(item) for item in IMPORTS if item.module == module and item.target.split(".")[0] in IMPURE]
+    assert found == []
+
+
+def test_imports_stand_at_the_top() -> None:
+    """An import in a function hides what a module needs, and often a cycle; each one has its reason in LAZY."""
+    inside = {(found.module, found.target): found for found in IMPORTS if found.in_function}
+    assert [str(found) for key, found in inside.items() if key not in LAZY] == []
+    assert [key for key in LAZY if key[0] in MODULES and key not in inside] == [], "LAZY lists what is gone"
+
+
+def test_modules_have_no_cycle() -> None:
+    """Imports for type checkers only are left out, for they never run."""
+    edges: dict[str, set[str]] = {module: set() for module in MODULES}
+    for found in IMPORTS:
+        if found.target in edges and found.target != found.module and not (found.for_types or found.in_function):
+            edges[found.module].add(found.target)
+    done: set[str] = set()
+
+    def visit(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, " -> ".join([*path[path.index(module) :], module])
+        if module not in done:
+            for target in sorted(edges[module]):
+                visit(target, (*path, module))
+            done.add(module)
+
+    for module in edges:
+        visit(module, ())
+
+
+def test_the_test_sees_what_it_should(tmp_path: Path) -> None:
+    source = "if TYPE_CHECKING:\n    import joblib\n\ndef f():\n    from . import wire\n    from .wire import Run\n"
+    path = tmp_path / "x.py"
+    path.write_text(source)
+    found = [tuple(item[2:]) for item in imports_of("skyward.core.x", path)]
+    assert found == [
+        ("joblib", False, True),
+        ("skyward.core.wire", True, False),
+        ("skyward.core.wire", True, False),
+    ]

@@ -1,0 +1,194 @@
+"""Pools on real SSH hosts: what a user meets when machines, lines and processes fail."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from joblib import Parallel, delayed
+
+import skyward as sky
+from tests.lab import Lab, eventually
+from tests.lab.fixtures import FreshHost, LabHosts
+from tests.remote import Reach, index, reach, wheels
+
+__all__ = ["index", "reach", "wheels"]  # fixtures
+
+pytestmark = pytest.mark.lab
+
+
+def slow_double(x: int) -> int:
+    import time
+
+    time.sleep(0.1)
+    return 2 * x
+
+
+def hostname() -> str:
+    import socket
+
+    return socket.gethostname()
+
+
+# Hosts don't have this module: what tests send must travel by value, as a user's script's functions do.
+for function in (slow_double, hostname):
+    function.__module__ = "__main__"
+
+
+def test_joblib_on_hosts_without_skyward(lab_hosts: LabHosts, reach: Reach) -> None:
+    """The same code with another provider: tasks run on all hosts, in the right environment, results in order."""
+    hosts = lab_hosts(2)
+    with sky.Compute(**reach(hosts), concurrency=2, plugins=[sky.plugins.joblib()]) as pool:
+        assert pool.total_slots == 4
+        assert Parallel(n_jobs=-1)(delayed(slow_double)(i) for i in range(40)) == [2 * i for i in range(40)]
+        assert len(set(Parallel(n_jobs=-1, batch_size=1)(delayed(hostname)() for _ in range(40)))) == 2
+    for host in hosts:
+        eventually(lambda host=host: not host.pids(), 10, "no process stays on the host")
+
+
+def test_the_second_start_is_quick(lab_hosts: LabHosts, reach: Reach) -> None:
+    """Nothing is installed again when nothing changed."""
+    hosts = lab_hosts(2)
+    for _ in range(2):
+        began = time.monotonic()
+        with sky.Compute(**reach(hosts), concurrency=2, plugins=[sky.plugins.joblib()]):
+            assert Parallel(n_jobs=-1)(delayed(abs)(i) for i in range(4)) == [0, 1, 2, 3]
+            first_result = time.monotonic() - began
+    assert first_result < 10  # the figure to reach is 3 s; this bound only guards against installing again
+
+
+def test_image_pip_env_and_index(lab_hosts: LabHosts, reach: Reach) -> None:
+    """Image(pip=..., env=..., index=...) is what tasks find."""
+    arguments = reach(lab_hosts(1), image={"pip": ["threadpoolctl"], "env": {"COLOUR": "blue"}})
+    with sky.Compute(**arguments) as pool:
+        assert pool.submit(eval, "__import__('threadpoolctl').__name__").result(60) == "threadpoolctl"
+        assert pool.submit(os.getenv, "COLOUR").result(60) == "blue"
+
+
+@pytest.mark.parametrize("victim", ["slot", "agent"])
+def test_kill_9_on_a_host_loses_nothing(victim: str, lab_hosts: LabHosts, reach: Reach) -> None:
+    """A killed slot or agent: results are right all the same."""
+    hosts = lab_hosts(2)
+    workers = sky.Worker(concurrency=2, executor="process")
+    with sky.Compute(**reach(hosts), worker=workers) as pool:
+        futures = [pool.submit(slow_double, i) for i in range(60)]
+        futures[5].result(60)
+        agent = next(pid for pid, command in hosts[0].pids() if "worker.agent" in command)
+        slots = [pid for pid, command in hosts[0].pids() if "worker.forkserver" in command]
+        hosts[0].run("kill", "-9", str(agent if victim == "agent" else max(slots)), check=True)
+        assert [future.result(60) for future in futures] == [2 * i for i in range(60)]
+
+
+def test_pulling_the_plug_moves_the_tasks(lab_hosts: LabHosts, fresh_host: FreshHost, reach: Reach) -> None:
+    """A host that vanishes without a word: its tasks run again on the other."""
+    doomed, safe = fresh_host(), lab_hosts(1)[0]
+    with sky.Compute(**reach([doomed, safe]), concurrency=2) as pool:
+        futures = [pool.submit(slow_double, i) for i in range(40)]
+        futures[3].result(60)
+        doomed.kill()
+        assert [future.result(110) for future in futures] == [2 * i for i in range(40)]
+
+
+def test_a_cut_wire_is_survived(lab_hosts: LabHosts, reach: Reach) -> None:
+    """The line is down for a while: tasks go on, nothing runs twice, results arrive once it is back."""
+    (host,) = lab_hosts(1)
+    with sky.Compute(**reach([host]), worker=sky.Worker(concurrency=2, executor="process")) as pool:
+        counter = f"/tmp/count-{os.getpid()}"
+        futures = [pool.submit(os.system, f"sleep 0.2; echo x >> {counter}") for _ in range(40)]
+        futures[2].result(60)
+        host.cut()
+        time.sleep(1.0)  # the time that the line is down is the test's subject
+        host.mend()
+        assert [future.result(60) for future in futures] == [0] * 40
+        assert pool.submit(Path(counter).read_text).result(60) == "x\n" * 40
+
+
+def test_a_dead_drivers_hosts_clean_themselves(lab: Lab, lab_hosts: LabHosts, index: str, tmp_path: Path) -> None:
+    """kill -9 of the driver in mid-run: within orphan_timeout no process of ours is left on any host."""
+    hosts = lab_hosts(2)
+    script = tmp_path / "script.py"
+    script.write_text(
+        textwrap.dedent(f"""
+        import time
+        import skyward as sky
+        ssh = sky.SSH(hosts={[host.address for host in hosts]!r}, user="root", key={str(lab.key)!r},
+                      known_hosts={str(lab.known_hosts)!r})
+        with sky.Compute(provider=ssh, nodes=2, worker=sky.Worker(concurrency=2, executor="process"),
+                         image=sky.Image(index={index!r}), orphan_timeout=2.0, console=False) as pool:
+            futures = [pool.submit(time.sleep, 1000) for _ in range(4)]
+            pool.events  # the pool is up
+            print("running", flush=True)
+            futures[0].result()
+        """)
+    )
+    driver = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+    assert driver.stdout is not None
+    assert driver.stdout.readline() == "running\n"
+    assert all(any("worker.agent" in command for _, command in host.pids()) for host in hosts)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    for host in hosts:
+        eventually(lambda host=host: not host.pids(), 15, "no process stays on the host")
+
+
+def _problem(kind: str, lab: Lab, fresh_host: FreshHost, reach: Reach) -> tuple[type[Exception], str, dict[str, Any]]:
+    """A host with something wrong, and what the user is told."""
+    if kind == "unreachable":
+        provider = sky.SSH(hosts=[lab.unused_address()], user="root", key=str(lab.key), known_hosts=str(lab.known_hosts))
+        return sky.HostUnreachable, "answer|time", {"provider": provider, "console": False}
+    if kind == "refused":
+        return sky.LoginRefused, "root", reach([fresh_host(authorized=False)])
+    if kind == "unknown key":
+        empty = lab.folder / "no-known-hosts"
+        empty.write_text("")
+        return sky.HostKeyError, "known", reach([fresh_host()], known_hosts=str(empty))
+    if kind == "wrong key":
+        host = fresh_host()
+        host.rekey()
+        return sky.HostKeyError, "key", reach([host])
+    if kind == "no python":
+        return sky.PythonNotFound, f"{sys.version_info.major}.{sys.version_info.minor}", reach([fresh_host(pythons=())])
+    if kind == "disk full":
+        return sky.BootstrapFailed, "[Ss]pace|full", reach([fresh_host(disk="600K")])
+    return sky.BootstrapFailed, "ermission|[Rr]ead-only|writ", reach([fresh_host(readonly_home=True)])
+
+
+@pytest.mark.parametrize(
+    "kind", ["unreachable", "refused", "unknown key", "wrong key", "no python", "disk full", "no write permission"]
+)
+def test_a_host_that_can_not_be_used_is_told_by_name(
+    kind: str, lab: Lab, fresh_host: FreshHost, reach: Reach
+) -> None:
+    """Each in its own type, with the host's address and what to do; nothing is left running."""
+    error, words, arguments = _problem(kind, lab, fresh_host, reach)
+    with pytest.raises(error, match=words) as caught, sky.Compute(**arguments):
+        pass
+    address = arguments["provider"].hosts[0]
+    assert address in str(caught.value)
+
+
+@pytest.mark.parametrize("options", [{"shell": "/bin/dash"}, {"bashrc": "echo noise"}])
+def test_odd_logins_work(options: dict[str, Any], fresh_host: FreshHost, reach: Reach) -> None:
+    """dash as the login shell, and a .bashrc that prints."""
+    with sky.Compute(**reach([fresh_host(**options)])) as pool:
+        assert pool.submit(abs, -1).result(60) == 1
+
+
+def test_a_user_who_is_not_root(fresh_host: FreshHost, reach: Reach) -> None:
+    """Everything is in the user's own home."""
+    host = fresh_host(users=("alice",))
+    with sky.Compute(**reach([host], user="alice")) as pool:
+        assert pool.submit(os.getuid).result(60) != 0
+
+
+def test_more_nodes_than_hosts_is_told(lab_hosts: LabHosts, reach: Reach) -> None:
+    """Not half a pool, and not a wait."""
+    with pytest.raises((sky.ConfigError, sky.ProvisioningError), match="host"):
+        sky.Compute(**{**reach(lab_hosts(1)), "nodes": 3}).start()
