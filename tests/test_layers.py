@@ -62,7 +62,6 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
 # Imports inside functions: (module, what it imports) -> why it can't stand at the top.
 LAZY: dict[tuple[str, str], str] = {
     ("skyward.console", "skyward.liveline"): "needs rich, which only a terminal is worth",
-    ("skyward.core.bootstrap", "ensurepip"): "some distributions leave it out",
     ("skyward.core.payload", "numpy"): "an array's pickle needs it; the module must load where numpy is not installed",
     ("skyward.joblib_ext.backend", "skyward.joblib_ext.crew"): "only a driver comes there; a node does without it",
     ("skyward.worker.agent", "resource"): "not on every platform",

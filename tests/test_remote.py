@@ -141,7 +141,9 @@ def test_a_dead_drivers_hosts_clean_themselves(lab: Lab, lab_hosts: LabHosts, in
 def _problem(kind: str, lab: Lab, fresh_host: FreshHost, reach: Reach) -> tuple[type[Exception], str, dict[str, Any]]:
     """A host with something wrong, and what the user is told."""
     if kind == "unreachable":
-        provider = sky.SSH(hosts=[lab.unused_address()], user="root", key=str(lab.key), known_hosts=str(lab.known_hosts))
+        provider = sky.SSH(
+            hosts=[lab.unused_address()], user="root", key=str(lab.key), known_hosts=str(lab.known_hosts)
+        )
         return sky.HostUnreachable, "answer|time", {"provider": provider, "console": False}
     if kind == "refused":
         return sky.LoginRefused, "root", reach([fresh_host(authorized=False)])
@@ -163,9 +165,7 @@ def _problem(kind: str, lab: Lab, fresh_host: FreshHost, reach: Reach) -> tuple[
 @pytest.mark.parametrize(
     "kind", ["unreachable", "refused", "unknown key", "wrong key", "no python", "disk full", "no write permission"]
 )
-def test_a_host_that_can_not_be_used_is_told_by_name(
-    kind: str, lab: Lab, fresh_host: FreshHost, reach: Reach
-) -> None:
+def test_a_host_that_can_not_be_used_is_told_by_name(kind: str, lab: Lab, fresh_host: FreshHost, reach: Reach) -> None:
     """Each in its own type, with the host's address and what to do; nothing is left running."""
     error, words, arguments = _problem(kind, lab, fresh_host, reach)
     with pytest.raises(error, match=words) as caught, sky.Compute(**arguments):

@@ -83,7 +83,7 @@ class TaskOptions:
 
     call: Call | None = None
     isolated: bool | None = None
-    timeout: float | None | Literal["pool"] = "pool"
+    timeout: float | Literal["pool"] | None = "pool"
     attempts: int | None = None
     threads: int | None = None
     node: str | None = None
@@ -133,12 +133,20 @@ class _Job:
 
 
 @dataclass(slots=True, eq=False)
+class _Stream:
+    """A byte stream between a slot and a listening socket of this process."""
+
+    task: asyncio.Task[None] | None = None
+    channel: Channel | None = None
+    early: list[Filled] = field(default_factory=list)  # what came before the channel was open
+
+
+@dataclass(slots=True, eq=False)
 class _Node:
     session: Session
     blobs: Blobs
     using: dict[int, dict[bytes, int]] = field(default_factory=dict)  # blobs of the tasks that are out there
-    streams: dict[int, asyncio.Task[None]] = field(default_factory=dict)
-    channels: dict[int, Channel] = field(default_factory=dict)
+    streams: dict[int, _Stream] = field(default_factory=dict)
 
 
 class Dispatcher:
@@ -265,7 +273,9 @@ class Dispatcher:
             self._send_blobs(node, job)
         isolated = self._isolated if job.options.isolated is None else job.options.isolated
         message = messages.Run(job.id, isolated or alone, job.timeout, job.options.threads, job.blobs)
-        buffers = [buffer for i, buffer in enumerate(job.buffers) if i - 1 not in job.blobs] if job.blobs else job.buffers
+        buffers = (
+            [buffer for i, buffer in enumerate(job.buffers) if i - 1 not in job.blobs] if job.blobs else job.buffers
+        )
         node.session.send(message, buffers)
 
     def _send_blobs(self, node: _Node, job: _Job) -> None:
@@ -298,12 +308,14 @@ class Dispatcher:
             text = bytes(buffers[0]).decode("utf-8", "backslashreplace")
             self._events.emit(Printed(session.node, message.stream, text))
         elif isinstance(message, messages.StreamOpen):
-            node.streams[message.stream] = asyncio.create_task(self._bridge(node, message))
+            stream = node.streams[message.stream] = _Stream()
+            stream.task = asyncio.create_task(self._bridge(node, message, stream))
         elif isinstance(message, messages.StreamData):
-            if message.stream in node.channels:
-                node.channels[message.stream].write(buffers)
-        elif isinstance(message, messages.StreamClose) and message.stream in node.streams:
-            node.streams.pop(message.stream).cancel()
+            self._stream_data(node.streams.get(message.stream), buffers)
+        elif isinstance(message, messages.StreamClose):
+            closing = node.streams.pop(message.stream, None)
+            if closing is not None and closing.task is not None:
+                closing.task.cancel()
 
     def _finished(self, node: _Node, message: messages.Done | messages.Failed, buffers: list[Filled]) -> None:
         job = self._jobs.get(message.task)
@@ -313,7 +325,11 @@ class Dispatcher:
         if used is not None:
             node.blobs.release(used)
         failed = isinstance(message, messages.Failed)
-        outcome = _OUTCOMES.get(message.reason, Outcome.ANSWERED) if isinstance(message, messages.Failed) else Outcome.ANSWERED
+        outcome = (
+            _OUTCOMES.get(message.reason, Outcome.ANSWERED)
+            if isinstance(message, messages.Failed)
+            else Outcome.ANSWERED
+        )
         trip = node.session.round_trip
         self._handle(
             schedule.Finished(
@@ -336,7 +352,8 @@ class Dispatcher:
         node = self._nodes.pop(name, None)
         if node is not None:
             for stream in node.streams.values():
-                stream.cancel()
+                if stream.task is not None:
+                    stream.task.cancel()
             self._lost[name] = reason
             self._handle(schedule.NodeDown(name))
 
@@ -349,24 +366,33 @@ class Dispatcher:
         """Wait until no task is left."""
         await self._idle.wait()
 
-    async def _bridge(self, node: _Node, message: messages.StreamOpen) -> None:
+    @staticmethod
+    def _stream_data(stream: _Stream | None, buffers: list[Filled]) -> None:
+        if stream is not None and stream.channel is None:
+            stream.early += buffers
+        elif stream is not None and stream.channel is not None:
+            stream.channel.write(buffers)
+
+    async def _bridge(self, node: _Node, message: messages.StreamOpen, stream: _Stream) -> None:
         """Carry bytes between a slot's stream and a listening socket of this process."""
-        session, stream, error = node.session, message.stream, None
-        channel: Channel | None = None
+        session, number, error = node.session, message.stream, None
         try:
             if self._open_stream is None:
                 raise ConnectionRefusedError("this pool bridges no streams")
-            channel = node.channels[stream] = await self._open_stream(message.address)
-            while data := await channel.read():
-                session.send(messages.StreamData(stream), [data])
+            stream.channel = await self._open_stream(message.address)
+            session.send(messages.StreamData(number), [b""])  # so the slot knows that it is connected
+            stream.channel.write(stream.early)
+            while data := await stream.channel.read():
+                # In pieces that are sent whole: a larger one could be overtaken by what follows it.
+                for start in range(0, len(data), wire.WHOLE):
+                    session.send(messages.StreamData(number), [data[start : start + wire.WHOLE]])
         except OSError as problem:
             error = f"{problem}"
         finally:
-            node.channels.pop(stream, None)
-            if channel is not None:
-                channel.close()
-            if node.streams.pop(stream, None) is not None:
-                session.send(messages.StreamClose(stream, error))
+            if stream.channel is not None:
+                stream.channel.close()
+            if node.streams.pop(number, None) is not None:
+                session.send(messages.StreamClose(number, error))
 
     # --- delivery thread ---
 
@@ -403,8 +429,8 @@ class Dispatcher:
             failed = job.answer[0]
             detail = failed.detail if isinstance(failed, messages.Failed) else "it ended"
             return None, WorkerCrashed(
-                f"the worker process of {job.label} (task {job.id}) on {job.node} died: {detail}. It was tried as often "
-                "as Worker(attempts=...) allows"
+                f"the worker process of {job.label} (task {job.id}) on {job.node} died: {detail}. "
+                "It was tried as often as Worker(attempts=...) allows"
             )
         if job.verdict is Verdict.HOPELESS:
             return None, NodeLost(f"{job.label} (task {job.id}) can't run: {self._why_hopeless}")

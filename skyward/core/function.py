@@ -88,7 +88,7 @@ class ComputeFunction(Generic[_P, _T]):
     def __repr__(self) -> str:
         return f"<compute function {getattr(self.function, '__qualname__', self.function)}>"
 
-    def __call__(self, *args: _P.args, **kwargs: _P.kwargs) -> PendingCall[_T]:
+    def __call__(self, *args: _P.args, **kwargs: _P.kwargs) -> PendingCall[_T]:  # noqa: D102  the class says it
         return PendingCall(self.function, args, kwargs)
 
     def local(self, *args: _P.args, **kwargs: _P.kwargs) -> _T:

@@ -37,6 +37,7 @@ __all__ = [
     "Welcome",
 ]
 
+
 class Hello(NamedTuple):
     """Owner's first word. `received` counts the numbered messages it already has from this session."""
 

@@ -56,9 +56,7 @@ class RemoteTraceback(Exception):
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     """cloudpickle, except that large numpy arrays become `map_array` calls."""
 
-    def __init__(
-        self, file: io.BytesIO, large: int | None, mode: str, buffer_callback: Callable[[Any], bool]
-    ) -> None:
+    def __init__(self, file: io.BytesIO, large: int | None, mode: str, buffer_callback: Callable[[Any], bool]) -> None:
         super().__init__(file, protocol=5, buffer_callback=buffer_callback)
         self._large = large
         self._mode = mode
@@ -87,7 +85,7 @@ def map_array(buffer: Any, dtype: Any, shape: tuple[int, ...], order: Literal["C
 
     `buffer` is a `numpy.memmap` of uint8 where the receiver has the bytes in a file, otherwise any writable buffer.
     """
-    import numpy  # the array's pickle needs it anyway, and this module must load where numpy is not installed
+    import numpy  # noqa: PLC0415  the array needs it anyway, and this module must load where there is none
 
     if isinstance(buffer, numpy.memmap):
         if mode != "r":

@@ -14,7 +14,8 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, Self, TypeVar
 
 from skyward.core import registry
 from skyward.core.dispatch import Dispatcher, TaskFuture
@@ -22,17 +23,18 @@ from skyward.core.errors import ConfigError, LinkError, PoolNotActive
 from skyward.core.events import Events, Note, PoolClosed, PoolReady, PoolStarted
 from skyward.core.interfaces import Channel, Plugin, Provider, Trait
 from skyward.core.ioloop import IOThread
+from skyward.core.messages import Setup
 from skyward.core.provision import Plan, Provisioner
 from skyward.core.session import Timing
 from skyward.core.spec import Allocation, Endpoint, Image, Nodes, Order, Resources, Volume, Worker, parse_seconds
-from skyward.core.messages import Setup
 
 __all__ = ["Compute", "ComputePool"]
 
 _T = TypeVar("_T")
 _numbers = itertools.count(1)
 _NOT_ACTIVE = (
-    "Backend not configured: use the pool as a context manager (with sky.Compute(...) as pool: ...), or call its start()"
+    "Backend not configured: use the pool as a context manager "
+    "(with sky.Compute(...) as pool: ...), or call its start()"
 )
 
 
@@ -143,7 +145,7 @@ class Compute(concurrent.futures.Executor):
 
     # --- life ---
 
-    def start(self) -> Compute:
+    def start(self) -> Self:
         """Get the nodes; for notebooks, where a with-block is unwieldy. End it with `close`.
 
         Raises
@@ -181,7 +183,7 @@ class Compute(concurrent.futures.Executor):
         if state is not None:
             state.close(cancel)
 
-    def __enter__(self) -> Compute:
+    def __enter__(self) -> Self:
         return self.start()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
@@ -196,9 +198,7 @@ class Compute(concurrent.futures.Executor):
     def _running(self) -> _Running:
         state = self._state
         if state is None:
-            raise PoolNotActive(
-                "this pool is closed; make a new sky.Compute" if self._used else _NOT_ACTIVE
-            )
+            raise PoolNotActive("this pool is closed; make a new sky.Compute" if self._used else _NOT_ACTIVE)
         if state.pid != os.getpid():
             raise PoolNotActive("this pool belongs to the process that opened it, not to a fork of it: open one here")
         return state
@@ -258,9 +258,7 @@ class _Running:
             open_stream=_open_stream,
             name=f"skyward-{pool.name}",
         )
-        plan = Plan(
-            pool.providers, pool.nodes, pool._order, image, _setup(pool, image), Timing()
-        )
+        plan = Plan(pool.providers, pool.nodes, pool._order, image, _setup(pool, image), Timing())
         self.provisioner = Provisioner(plan, self.dispatcher, pool.events)
         self._plan = plan
         self._worker = pool.worker
@@ -334,8 +332,8 @@ async def _open_stream(path: str) -> Channel:
 
     A node may ask for nothing else: it must not reach the user's other sockets (ssh-agent, docker, ...).
     """
-    folder, ours = os.path.dirname(os.path.realpath(path)), os.path.realpath(tempfile.gettempdir())
-    if os.path.dirname(folder) != ours or not os.path.basename(folder).startswith("pymp-"):
+    folder, ours = Path(path).resolve().parent, Path(tempfile.gettempdir()).resolve()  # noqa: ASYNC240  local
+    if folder.parent != ours or not folder.name.startswith("pymp-"):
         raise LinkError(f"{path} is not a listener of multiprocessing in this process")
     link = await registry.load(registry.TRANSPORTS, "tcp")().connect(Endpoint("tcp", "127.0.0.1"), 5.0)
     channel: Channel = await link.open_channel(path)
@@ -380,7 +378,9 @@ def _providers(value: object) -> tuple[Provider, ...]:
         try:
             return (kind(),)
         except TypeError as error:
-            raise ConfigError(f"provider={value!r} needs arguments; give an object of {kind.__name__}: {error}") from error
+            raise ConfigError(
+                f"provider={value!r} needs arguments; give an object of {kind.__name__}: {error}"
+            ) from error
     if isinstance(value, type):
         raise ConfigError(f"provider={value.__name__} is a class; write {value.__name__}()")
     if not isinstance(value, Provider):
@@ -396,5 +396,7 @@ def _plugins(value: object) -> tuple[Plugin, ...]:
         raise ConfigError(f"plugins={value!r} is not a list; write plugins=[sky.plugins.joblib()]")
     for item in value:
         if not isinstance(item, Plugin):
-            raise ConfigError(f"plugins: {item!r} is not a plugin; did you forget the parentheses of sky.plugins.joblib()?")
+            raise ConfigError(
+                f"plugins: {item!r} is not a plugin; did you forget the parentheses of sky.plugins.joblib()?"
+            )
     return tuple(value)

@@ -17,10 +17,10 @@ from skyward.core.dispatch import Dispatcher
 from skyward.core.errors import BootstrapFailed, LinkError, ProvisioningError, SkywardError
 from skyward.core.events import Events, NodeGone, NodeReady, NodeStep, Note
 from skyward.core.interfaces import Channel, Link, Provider, Transport
+from skyward.core.messages import Message, Ready, Setup
 from skyward.core.session import Session, Timing
 from skyward.core.spec import Image, Machine, Nodes, Order
 from skyward.core.wire import Filled
-from skyward.core.messages import Message, Ready, Setup
 
 __all__ = ["Plan", "Provisioner"]
 
@@ -59,6 +59,7 @@ class Provisioner:
         self._dispatcher = dispatcher
         self._events = events
         self._lives: set[asyncio.Task[None]] = set()
+        self._orders: set[asyncio.Task[int]] = set()
         self._sessions: dict[str, Session] = {}
         self._ready: dict[str, int] = {}  # node -> slots
         self._names: list[str] = []  # of all nodes so far, in the order in which they were asked for
@@ -100,6 +101,9 @@ class Provisioner:
     async def stop(self) -> None:
         """Say goodbye to all nodes and give all machines back; returns when that is done."""
         self._stopping = True
+        if self._orders:  # machines that are being made must be known before they can be given back
+            await asyncio.wait(self._orders)
+        await asyncio.sleep(0)  # a life that is cancelled before its first step would not give its machine back
         await asyncio.gather(*(session.close() for session in self._sessions.values()), return_exceptions=True)
         for life in self._lives:
             life.cancel()
@@ -113,20 +117,29 @@ class Provisioner:
         refusals: list[SkywardError] = []
         for provider in self._plan.providers:
             while count > 0:
+                order = asyncio.create_task(self._order(provider, count))
+                self._orders.add(order)
+                order.add_done_callback(self._orders.discard)
                 try:
-                    machines = await asyncio.to_thread(provider.create, replace(self._plan.order, count=count))
+                    # Shielded: an interrupt must not lose machines that are being made at this moment.
+                    got = await asyncio.shield(order)
                 except SkywardError as error:
                     refusals.append(error)
                     break
-                if not machines:
+                if not got:
                     break
-                for machine in machines:
-                    self._begin(provider, machine)
-                count -= len(machines)
+                count -= got
         if count > 0 and refusals:
             self._first_error = self._first_error or refusals[0]
             for refusal in refusals:
                 self._events.emit(Note(f"{count} node(s) not had: {refusal}"))
+
+    async def _order(self, provider: Provider, count: int) -> int:
+        """Have machines made, and begin their lives; how many."""
+        machines = await asyncio.to_thread(provider.create, replace(self._plan.order, count=count))
+        for machine in machines:
+            self._begin(provider, machine)
+        return len(machines)
 
     def _begin(self, provider: Provider, machine: Machine) -> None:
         name = f"node-{len(self._names) + 1}"

@@ -211,7 +211,8 @@ class Schedule:
     def __repr__(self) -> str:
         out = sum(len(node.out) for node in self._nodes.values())
         slots = sum(node.slots for node in self._nodes.values())
-        return f"<Schedule {len(self._tasks)} tasks, {len(self._calls)} calls; {len(self._nodes)} nodes: {out}/{slots} out>"
+        tasks = f"{len(self._tasks)} tasks, {len(self._calls)} calls"
+        return f"<Schedule {tasks}; {len(self._nodes)} nodes: {out}/{slots} out>"
 
     def handle(self, event: Event) -> list[Command]:
         """Take one event; the commands that follow from it, `Run` before `Settle` where the order is free."""

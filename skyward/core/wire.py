@@ -64,7 +64,22 @@ from skyward.core.messages import (
     Welcome,
 )
 
-__all__ = ["REQUIRES", "TRANSITIONS", "VERSION", "Buffer", "Filled", "Limits", "Received", "Role", "State", "Wire"]
+__all__ = [
+    "REQUIRES",
+    "TRANSITIONS",
+    "VERSION",
+    "WHOLE",
+    "Buffer",
+    "Filled",
+    "Limits",
+    "Received",
+    "Role",
+    "State",
+    "Wire",
+]
+
+WHOLE = 32 * 1024
+"""A message with at most so many bytes of buffers is sent whole, in one piece; none of these overtakes another."""
 
 VERSION = 1
 """Number of the protocol. Both ends run the driver's own code, so unequal numbers mean a stale agent."""
@@ -82,6 +97,8 @@ class Role(enum.Enum):
     OWNER = "owner"
     WORKER = "worker"
 
+    __hash__ = object.__hash__  # members are singletons; Enum's own is Python code, and these key every look-up
+
     @property
     def peer(self) -> Role:
         """The other end."""
@@ -95,6 +112,8 @@ class State(enum.Enum):
     GREETED = "greeted"
     OPEN = "open"
     CLOSED = "closed"
+
+    __hash__ = object.__hash__
 
 
 # --- legal moves ----------------------------------------------------------------------------------------------------
@@ -160,8 +179,8 @@ class Received(NamedTuple):
 _PIECE = struct.Struct("!BII")
 _PRELUDE = struct.Struct("!IH")
 _SMALL, _OPEN, _DATA = 0, 1, 2
-_SMALL_SUM = 32 * 1024  # buffers up to this are copied into the piece: one write is cheaper than several
 _PAGED = 1 << 20  # buffers from this size get pages of their own
+_PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # a task that forks must not share them with its children
 _TURNS = 2  # large messages that are sent at a time
 _MAX_TURNS = 16  # and that are accepted at a time
 _GREETING = 64 * 1024  # largest message from a peer that has not proved who it is
@@ -176,7 +195,9 @@ class _Incoming:
         self.number = number
         self.message = message
         # Anonymous memory is taken only as it is filled, so a peer can't make us take what it does not send.
-        self.buffers: list[Filled] = [bytearray(size) if size < _PAGED else mmap.mmap(-1, size) for size in sizes]
+        self.buffers: list[Filled] = [
+            bytearray(size) if size < _PAGED else mmap.mmap(-1, size, flags=_PRIVATE) for size in sizes
+        ]
         self.size = self.missing = sum(sizes)
         self.index = self.offset = 0
 
@@ -291,7 +312,7 @@ class Wire:
         if len(prelude) > self.limits.prelude:
             raise ProtocolError(f"an envelope of {len(prelude):,} bytes is over the limit of {self.limits.prelude:,}")
         self.states[self.role] = state
-        if total <= _SMALL_SUM:
+        if total <= WHOLE:
             body = b"".join((prelude, *views))
             self._small.append(_PIECE.pack(_SMALL, 0, len(body)) + body)
         else:
@@ -395,7 +416,7 @@ class Wire:
                 raise ProtocolError(f"a DATA piece of {length:,} bytes for message {number} that does not want them")
             return _PIECE.size
         opened = self.states[self.role.peer] is State.OPEN or self.role is Role.OWNER
-        limit = self.limits.prelude + _SMALL_SUM if self.is_open else _GREETING
+        limit = self.limits.prelude + WHOLE if self.is_open else _GREETING
         if kind not in (_SMALL, _OPEN) or (kind == _OPEN and not opened) or length > limit:
             raise ProtocolError(f"not a piece of this protocol, or too long: kind {kind}, {length:,} bytes")
         return _PIECE.size + int(length)
@@ -473,9 +494,7 @@ class Wire:
             if message.version != VERSION:
                 raise ProtocolError(f"the peer speaks version {message.version} of the protocol, we speak {VERSION}")
             self._peer_nonce = message.nonce
-        if isinstance(message, (Welcome, Proof)) and not hmac.compare_digest(
-            message.proof, self._sign(self.role.peer)
-        ):
+        if isinstance(message, (Welcome, Proof)) and not hmac.compare_digest(message.proof, self._sign(self.role.peer)):
             raise ProtocolError("the peer does not know the pool's secret")
         got.append(received)
 

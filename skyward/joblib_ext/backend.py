@@ -42,6 +42,7 @@ NAME = "skyward"
 _Callback = Callable[[Any], object]
 _Future = concurrent.futures.Future[Any]
 
+
 class _RemoteOne(int):
     """One worker, and yet not the plain loop in the calling process.
 

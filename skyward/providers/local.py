@@ -52,7 +52,10 @@ class Local:
 
     def create(self, order: Order) -> Sequence[Machine]:
         """Start agents, all at the same time."""
-        errors = tempfile.TemporaryFile()  # not a pipe: nobody reads it unless an agent fails to start
+        with tempfile.TemporaryFile() as errors:  # not a pipe: nobody reads it unless an agent fails to start
+            return self._create(order, errors)
+
+    def _create(self, order: Order, errors: IO[bytes]) -> Sequence[Machine]:
         started = [(os.urandom(32), self._start(errors)) for _ in range(order.count)]
         machines = []
         try:
@@ -68,8 +71,6 @@ class Local:
                 process.kill()
                 process.wait()
             raise
-        finally:
-            errors.close()
         return machines
 
     def _start(self, errors: IO[bytes]) -> subprocess.Popen[bytes]:
@@ -115,9 +116,7 @@ def _greet(process: subprocess.Popen[bytes], secret: bytes, orphan_timeout: floa
     """Tell a new agent what it must know, and learn where it listens."""
     assert process.stdin is not None
     assert process.stdout is not None
-    start = msgpack.packb(
-        {"listen": "tcp", "secret": secret, "lifeline": True, "orphan_timeout": orphan_timeout}
-    )
+    start = msgpack.packb({"listen": "tcp", "secret": secret, "lifeline": True, "orphan_timeout": orphan_timeout})
     line = b""
     with contextlib.suppress(BrokenPipeError), selectors.DefaultSelector() as ready:
         process.stdin.write(struct.pack("!I", len(start)) + start)

@@ -99,20 +99,6 @@ class SSH:
             options["config"] = _file(self.config, "config")
         return options
 
-    def check_nodes(self, count: int) -> None:
-        """Whether a pool of `count` nodes can be had at all; for before anything is started.
-
-        Raises
-        ------
-        ConfigError
-            There are fewer hosts.
-        """
-        if count > len(self.hosts):
-            raise ConfigError(
-                f"nodes={count}, but SSH has {len(self.hosts)} host(s), and a host is one node: name more hosts, "
-                "ask for fewer nodes, or raise Worker(concurrency=...)"
-            )
-
     def offers(self, resources: Resources) -> Sequence[Offer]:
         """Nothing is on offer: what the hosts are is their owner's business."""
         return []

@@ -100,17 +100,18 @@ class StreamChannel(asyncio.Protocol):
 
     async def drain(self) -> None:
         """See `Channel.drain`."""
-        if self._writable is not None:
+        if self._writable is not None and not self._ended:
             await asyncio.shield(self._writable)
 
     @property
     def congested(self) -> bool:
         """See `Channel.congested`."""
-        return self._writable is not None
+        return self._writable is not None and not self._ended
 
     def close(self) -> None:
         """See `Channel.close`."""
         self._ended = True
         self._wake_reader()
+        self.resume_writing()
         if self._transport is not None:
             self._transport.close()

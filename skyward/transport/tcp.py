@@ -1,4 +1,7 @@
-"""Plain TCP, or a Unix socket, to a listener on this machine. Who is at the other end is proved by the wire's greeting, not here."""
+"""Plain TCP, or a Unix socket, to a listener on this machine.
+
+Who is at the other end is proved by the wire's greeting, not here.
+"""
 
 from __future__ import annotations
 

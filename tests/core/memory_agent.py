@@ -9,12 +9,12 @@ from typing import Any
 
 from skyward.core import mailbox, messages, payload, wire
 from skyward.core.blobs import digest
-from skyward.core.events import Events
 from skyward.core.dispatch import Dispatcher
+from skyward.core.events import Events
 from skyward.core.interfaces import Channel
 from skyward.core.ioloop import IOThread
-from skyward.core.session import Session, Timing
 from skyward.core.messages import Setup
+from skyward.core.session import Session, Timing
 from skyward.transport.memory import MemoryChannel, pair
 
 SETUP = Setup("", 2, True, None, {}, [], None, [], b"", [], 60.0)
@@ -133,7 +133,9 @@ class MemoryAgent:
         else:
             self.say(messages.Done(task, time.perf_counter() - began), [result.head, *result.buffers])
 
-    def crash(self, task: int, reason: messages.Failure = messages.Failure.CRASHED, detail: str = "killed by SIGKILL") -> None:
+    def crash(
+        self, task: int, reason: messages.Failure = messages.Failure.CRASHED, detail: str = "killed by SIGKILL"
+    ) -> None:
         """Say that the process of a held call died."""
         del self.held[task]
         self.say(messages.Failed(task, 0.1, reason.value, detail))

@@ -344,7 +344,7 @@ def test_however_the_driver_ends_nothing_is_left(how: str, tmp_path: Path, monke
     assert script.stdout is not None
     assert script.stdout.readline() == "running\n"
     if how.startswith("SIG"):
-        script.send_signal(getattr(signal, how.split()[0]))
+        script.send_signal(getattr(signal, how.split(maxsplit=1)[0]))
         if "twice" in how:
             script.send_signal(signal.SIGINT)
     script.communicate(timeout=30)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import struct
 from typing import Any
@@ -13,13 +14,13 @@ from hypothesis import strategies as st
 from skyward.core.errors import ProtocolError
 from skyward.core.mailbox import Inbox, Outbox
 from skyward.core.messages import (
+    MESSAGES,
     Ack,
     Bye,
     Cancel,
     Done,
     Failed,
     Hello,
-    MESSAGES,
     Output,
     Ping,
     Pong,
@@ -27,7 +28,7 @@ from skyward.core.messages import (
     Run,
     StreamOpen,
 )
-from skyward.core.wire import Limits, Received, Role, State, TRANSITIONS, Wire
+from skyward.core.wire import TRANSITIONS, Limits, Received, Role, State, Wire
 
 OWNER_MESSAGES = st.one_of(
     st.builds(Ping, st.floats(allow_nan=False)),
@@ -118,10 +119,8 @@ def test_one_wrong_byte_raises_only_a_protocol_error(messages: Any, where: int, 
         owner.send(message, buffers, number)
     stream = bytearray().join(bytes(chunk) for _ in range(20) for chunk in owner.data_to_send())
     stream[where % len(stream)] ^= change
-    try:
+    with contextlib.suppress(ProtocolError):
         worker.receive_data(stream)
-    except ProtocolError:
-        pass
 
 
 def _piece(kind: int, number: int, body: bytes, length: int | None = None) -> bytes:
@@ -176,7 +175,9 @@ def test_forbidden_pieces_are_protocol_errors(stream: bytes) -> None:
 
 
 @given(
-    fields=st.lists(st.none() | st.integers() | st.text(max_size=5) | st.binary(max_size=5) | st.booleans(), max_size=6),
+    fields=st.lists(
+        st.none() | st.integers() | st.text(max_size=5) | st.binary(max_size=5) | st.booleans(), max_size=6
+    ),
     code=st.integers(-2, 40),
 )
 def test_envelopes_of_wrong_fields_are_protocol_errors(fields: list[Any], code: int) -> None:

@@ -79,13 +79,6 @@ def test_files_and_lines_reach_the_transport(tmp_path: Path):
     }
 
 
-def test_more_nodes_than_hosts_are_said_before_anything_starts():
-    ssh = SSH(["a", "b"])
-    ssh.check_nodes(2)
-    with pytest.raises(ConfigError, match=r"nodes=3.*2 host"):
-        ssh.check_nodes(3)
-
-
 def test_fewer_hosts_than_asked_and_none_left():
     ssh = SSH(["a", "b"])
     assert names(ssh.create(order(3))) == ["a", "b"]

@@ -1,0 +1,208 @@
+"""Nodes are got, kept, replaced and given back, whatever happens meanwhile; over agents in memory."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import uuid
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import pytest
+
+from skyward.core.dispatch import Dispatcher
+from skyward.core.errors import NodeLost, ProvisioningError
+from skyward.core.events import Events, NodeGone
+from skyward.core.interfaces import Trait
+from skyward.core.ioloop import IOThread
+from skyward.core.provision import Plan, Provisioner
+from skyward.core.spec import Endpoint, Image, Machine, MachineId, Nodes, Offer, Order, Resources
+from skyward.transport.memory import listen
+from tests.core.memory_agent import QUICK, SETUP, MemoryAgent, eventually
+
+
+class MemoryProvider:
+    """Makes machines that are agents in memory, with faults on demand, and remembers what it made and ended."""
+
+    name: ClassVar[str] = "memory"
+    traits: ClassVar[frozenset[Trait]] = frozenset({Trait.DESTROYS})
+
+    def __init__(self, stock: int = 100) -> None:
+        self.stock = stock
+        self.dead_on_arrival = 0
+        self.gate = threading.Event()
+        self.gate.set()
+        self.asked = threading.Event()
+        self.made: list[MachineId] = []
+        self.ended: list[MachineId] = []
+        self.agents: dict[MachineId, MemoryAgent] = {}
+
+    def offers(self, resources: Resources) -> Sequence[Offer]:
+        return []
+
+    def create(self, order: Order) -> Sequence[Machine]:
+        self.asked.set()
+        assert self.gate.wait(10)
+        count = min(order.count, self.stock)
+        if not count:
+            raise ProvisioningError("out of stock")
+        self.stock -= count
+        machines = []
+        for _ in range(count):
+            id = uuid.uuid4().hex
+            self.made.append(id)
+            agent = self.agents[id] = MemoryAgent()
+            if self.dead_on_arrival:
+                self.dead_on_arrival -= 1
+            else:
+                listen(id, "agent", agent.accept)
+            machines.append(Machine(id, Endpoint("memory", id), "m", "agent", b"s"))
+        return machines
+
+    def machines(self, tag: str) -> Sequence[Machine]:
+        return []
+
+    def destroy(self, ids: Sequence[MachineId]) -> None:
+        self.ended += ids
+
+
+class Fixture:
+    """A provisioner in a loop of its own."""
+
+    def __init__(self, *providers: MemoryProvider, nodes: Any = 2) -> None:
+        self.io, self.events = IOThread("skyward-io-test"), Events()
+        self.gone: list[NodeGone] = []
+        self.events.subscribe(lambda event: self.gone.append(event) if isinstance(event, NodeGone) else None)
+        self.dispatcher = Dispatcher(self.io, self.events, isolated=True, timeout=None, attempts=2)
+        order = Order("tag", 1, Resources())
+        plan = Plan(providers, Nodes.parse(nodes), order, Image(), SETUP, QUICK)
+        self.provisioner = Provisioner(plan, self.dispatcher, self.events)
+
+    def start(self) -> Any:
+        return self.io.start(self.provisioner.start())
+
+    def close(self) -> None:
+        async def stop() -> None:
+            self.dispatcher.cancel_all()
+            await self.provisioner.stop()
+
+        self.io.start(stop()).result(10)
+        self.io.stop()
+        self.dispatcher.close()
+
+
+def test_all_that_is_made_is_ended() -> None:
+    """The ordinary way."""
+    provider = MemoryProvider()
+    fixture = Fixture(provider, nodes=3)
+    fixture.start().result(10)
+    assert fixture.provisioner.nodes == ["node-1", "node-2", "node-3"]
+    assert fixture.provisioner.slots == 6
+    fixture.close()
+    assert len(provider.made) == 3
+    assert sorted(provider.ended) == sorted(provider.made)
+
+
+def test_an_interrupt_while_machines_are_made_loses_none() -> None:
+    """What `create` returns after the start was given up is given back."""
+    provider = MemoryProvider()
+    provider.gate.clear()
+    fixture = Fixture(provider, nodes=3)
+    starting = fixture.start()
+    assert provider.asked.wait(5)
+    starting.cancel()
+    provider.gate.set()
+    fixture.close()
+    assert len(provider.made) == 3
+    assert sorted(provider.ended) == sorted(provider.made)
+
+
+def test_the_next_provider_fills_the_rest() -> None:
+    """Several providers are asked in order."""
+    first, second = MemoryProvider(stock=1), MemoryProvider()
+    fixture = Fixture(first, second, nodes=3)
+    fixture.start().result(10)
+    assert (len(first.made), len(second.made)) == (1, 2)
+    fixture.close()
+    assert len(first.ended + second.ended) == 3
+
+
+def test_too_few_machines_is_an_error_at_once_and_the_least_is_enough() -> None:
+    """nodes=3 of 2 fails with the provider's words; nodes=(2, 3) begins with 2."""
+    fixture = Fixture(MemoryProvider(stock=2), nodes=3)
+    with pytest.raises(ProvisioningError, match="out of stock"):
+        fixture.start().result(10)
+    fixture.close()
+    fixture = Fixture(MemoryProvider(stock=2), nodes=(2, 3))
+    fixture.start().result(10)
+    assert len(fixture.provisioner.nodes) == 2
+    fixture.close()
+
+
+def test_a_machine_that_never_answers_fails_the_start() -> None:
+    """And is given back with the others."""
+    provider = MemoryProvider()
+    provider.dead_on_arrival = 1
+    fixture = Fixture(provider, nodes=2)
+    with pytest.raises(ProvisioningError):
+        fixture.start().result(10)
+    fixture.close()
+    assert sorted(provider.ended) == sorted(provider.made)
+
+
+def test_a_lost_node_is_replaced_and_named() -> None:
+    """Its machine is given back, another takes its place, and listeners hear why."""
+    provider = MemoryProvider()
+    fixture = Fixture(provider, nodes=2)
+    fixture.start().result(10)
+    agent = provider.agents[provider.made[0]]
+
+    async def die() -> None:
+        from skyward.transport.memory import _listeners
+
+        _listeners.pop((provider.made[0], "agent"))
+        agent.cut()
+
+    fixture.io.start(die()).result(5)
+    eventually(lambda: len(fixture.provisioner.nodes) == 2 and "node-3" in fixture.provisioner.nodes, 10)
+    assert [event.node for event in fixture.gone] == ["node-1"]
+    assert fixture.gone[0].reason
+    assert provider.ended == [provider.made[0]]
+    fixture.close()
+    assert sorted(provider.ended) == sorted(provider.made)
+
+
+def test_when_the_last_node_is_lost_for_good_tasks_fail() -> None:
+    """Nothing waits for ever."""
+    provider = MemoryProvider(stock=1)
+    fixture = Fixture(provider, nodes=1)
+    fixture.start().result(10)
+    agent = provider.agents[provider.made[0]]
+    agent.holding = True
+    future = fixture.dispatcher.submit(abs, -1)
+    eventually(lambda: agent.held)
+
+    async def die() -> None:
+        from skyward.transport.memory import _listeners
+
+        _listeners.pop((provider.made[0], "agent"))
+        agent.cut()
+
+    fixture.io.start(die()).result(5)
+    with pytest.raises(NodeLost, match="no node is left"):
+        future.result(30)
+    fixture.close()
+
+
+def test_asyncio_is_not_needed_to_be_running_here() -> None:
+    """A pool works from within somebody's event loop too (a notebook), since it has its own."""
+
+    async def main() -> int:
+        fixture = Fixture(MemoryProvider(), nodes=1)
+        fixture.start().result(10)
+        try:
+            return await asyncio.wrap_future(fixture.dispatcher.submit(abs, -5))
+        finally:
+            fixture.close()
+
+    assert asyncio.run(main()) == 5
