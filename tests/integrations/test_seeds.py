@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import time
 from time import perf_counter
 
 import pytest
@@ -19,6 +18,7 @@ import skyward as sky
 from skyward import ComputePool, Local, S3Volume
 from skyward.integrations import JoblibPool, ScikitLearnPool
 from skyward.integrations.joblib import SkywardBackend, sklearn_backend
+from tests.integrations.tasks import process, process_group, process_item, slow_task
 
 np = pytest.importorskip("numpy")
 pytest.importorskip("sklearn")
@@ -35,23 +35,9 @@ from sklearn.model_selection import GridSearchCV, RandomizedSearchCV, cross_val_
 from sklearn.neural_network import MLPClassifier  # noqa: E402
 from sklearn.svm import SVC  # noqa: E402
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300), pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")]
 
 X, y = make_classification(60, 4, random_state=0)
-
-
-def sleep(seconds):
-    time.sleep(seconds / 100)
-
-
-def slow_task(x):
-    """A slow task that takes 5 seconds."""
-    sleep(5)
-    return x * 2
-
-
-def process(x):
-    return x**2
 
 
 @pytest.fixture(autouse=True)
@@ -482,11 +468,6 @@ def test_memory(block):
     memory.reduce_size(bytes_limit=1e9)
 
 
-def process_item(item):
-    """Function to parallelize."""
-    return item**2
-
-
 def test_simple_parallelization(block):
     # Sequential (baseline)
     results_seq = [process_item(i) for i in range(100)]
@@ -561,13 +542,6 @@ def test_resumable_workflow(block):
     step1_result = stage1(data)  # Cached if already done
     step2_result = stage2(step1_result)  # Cached if already done
     assert step2_result == 12
-
-
-def process_group(group_id, items):
-    """Process group of items in parallel."""
-    return Parallel(n_jobs=2)(
-        delayed(process_item)(item) for item in items
-    )  # fmt: skip
 
 
 def test_nested_parallelism(block):

@@ -1,0 +1,66 @@
+# make demo: see it work.  make test: all tests.  Both need nothing but Python 3.11 or newer and make.
+#
+# VENV is where everything is installed; PYTHON the interpreter that makes it; ARGS goes to pytest or to the demo.
+
+VENV ?= .venv
+PYTHONS ?= 3.11 3.12 3.13
+ARGS ?=
+
+# pip's newer versions read the second name for what builds the package.
+PIP = PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_BUILD_CONSTRAINT=constraints.txt \
+      $(VENV)/bin/python -m pip install --quiet --constraint constraints.txt
+
+.PHONY: help demo test check format test-all-pythons clean distclean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make demo              run the flagship example on this machine"
+	@echo "make test              all tests, on real SSH hosts too (those need root)"
+	@echo "make check             lint, types, layers and the fast tests, in under a minute"
+	@echo "make format            let ruff put the code in order"
+	@echo "make test-all-pythons  make test with Python $(PYTHONS), each in its own .venv-X.Y"
+	@echo "make clean             remove caches and builds; make distclean: the environments too"
+
+demo: $(VENV)/.installed
+	$(VENV)/bin/python examples/guides/10_joblib_concurrency.py $(ARGS)
+
+test: $(VENV)/.installed-dev
+	@scripts/lab-packages
+	$(VENV)/bin/python -m pytest $(ARGS)
+
+check: $(VENV)/.installed-dev
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/mypy
+	$(VENV)/bin/python -m pytest -q -m "not slow and not lab" $(ARGS)
+
+format: $(VENV)/.installed-dev
+	$(VENV)/bin/ruff check --fix
+	$(VENV)/bin/ruff format
+
+test-all-pythons:
+	@for version in $(PYTHONS); do \
+	    $(MAKE) test VENV=.venv-$$version VERSION=$$version || exit 1; \
+	done
+
+# The stamps: nothing is installed again until what is to be installed changes. The package is installed in place, so
+# edits of the code need no install.
+$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "Installing skyward and what it needs into $(VENV)"
+	@$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "Installing skyward and what its tests need into $(VENV)"
+	@$(PIP) --editable '.[dev]'
+	@touch $@ $(VENV)/.installed
+
+$(VENV)/bin/python:
+	@scripts/make-venv $(VENV) $(VERSION)
+
+clean:
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	find skyward tests examples -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf .venv $(PYTHONS:%=.venv-%)
