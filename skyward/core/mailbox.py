@@ -24,6 +24,8 @@ class Posted(NamedTuple):
     number: int
     message: Message
     buffers: Sequence[Buffer]
+    size: int
+    """Bytes in the buffers."""
 
 
 class Outbox:
@@ -41,9 +43,10 @@ class Outbox:
     def post(self, message: Message, buffers: Sequence[Buffer] = ()) -> Posted:
         """Number a message and keep it."""
         self._last += 1
-        posted = Posted(self._last, message, buffers)
+        size = sum(map(len, buffers))
+        posted = Posted(self._last, message, buffers, size)
         self._kept.append(posted)
-        self.size += sum(len(buffer) for buffer in buffers)
+        self.size += size
         return posted
 
     def acknowledge(self, received: int) -> None:
@@ -51,7 +54,7 @@ class Outbox:
         if received > self._last:
             raise ProtocolError(f"the peer acknowledges message {received}, but only {self._last} were sent")
         while self._kept and self._kept[0].number <= received:
-            self.size -= sum(len(buffer) for buffer in self._kept.popleft().buffers)
+            self.size -= self._kept.popleft().size
 
     def kept(self) -> list[Posted]:
         """What must be sent again on a new link, in order."""
@@ -75,6 +78,9 @@ class Inbox:
             return True
         if number <= self.received or number in self._early:
             return False
+        if number == self.received + 1 and not self._early:  # the common case: in order
+            self.received = number
+            return True
         self._early.add(number)
         while self.received + 1 in self._early:
             self.received += 1

@@ -364,7 +364,7 @@ class Schedule:
 
     def _assign(self, commands: list[Command]) -> None:
         """Send out what may go out: a call in turn to a node in turn, idle slots before depth."""
-        for node in [self._nodes[name] for name in self._pinned]:
+        for node in [self._nodes[name] for name in self._pinned] if self._pinned else ():
             while node.pinned and len(node.out) < node.slots:
                 self._run(node.pinned.popleft(), node, commands)
                 self._place(node)

@@ -271,7 +271,7 @@ class Session:
         message = received.message
         if received.number:
             self._unacked += 1
-            self._unacked_bytes += sum(len(buffer) for buffer in received.buffers)
+            self._unacked_bytes += sum(map(len, received.buffers))
             if self._inbox.accept(received.number):
                 self._handler.received(self, message, received.buffers)
         elif isinstance(message, Pong):

@@ -32,6 +32,7 @@ import struct
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple, Union
 
 import msgpack
@@ -142,6 +143,9 @@ TRANSITIONS: dict[Role, dict[State, dict[type[Any], State]]] = {
 }
 """role -> state of that role -> message it sends -> its next state."""
 
+_TALK = {role: frozenset(kinds[State.OPEN]) - {Bye} for role, kinds in TRANSITIONS.items()}
+"""What changes no state when both ends are OPEN."""
+
 REQUIRES: dict[type[Any], State] = {Welcome: State.GREETED, Proof: State.OPEN}
 """Messages that may be sent only when the other end has reached a state. In OPEN, everything requires OPEN."""
 
@@ -179,11 +183,27 @@ class Received(NamedTuple):
 _PIECE = struct.Struct("!BII")
 _PRELUDE = struct.Struct("!IH")
 _SMALL, _OPEN, _DATA = 0, 1, 2
+_MAX_BUFFERS = 0xFFFF  # of one message
 _PAGED = 1 << 20  # buffers from this size get pages of their own
 _PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # a task that forks must not share them with its children
 _TURNS = 2  # large messages that are sent at a time
 _MAX_TURNS = 16  # and that are accepted at a time
 _GREETING = 64 * 1024  # largest message from a peer that has not proved who it is
+
+
+_pack = msgpack.Packer(autoreset=True).pack
+_GOOD: tuple[set[tuple[type, ...]], ...] = tuple(set() for _ in MESSAGES)  # types of fields that were found right
+
+
+@cache
+def _head(count: int) -> struct.Struct:
+    """Header of a piece and beginning of a prelude with so many buffers."""
+    return struct.Struct(f"!BIIIH{count}Q")
+
+
+@cache
+def _sizes(count: int) -> struct.Struct:
+    return struct.Struct(f"!{count}Q")
 
 
 class _Incoming:
@@ -252,12 +272,16 @@ class Wire:
         self._coming: dict[int, _Incoming] = {}
         self._coming_size = 0
         self._broken = False
+        self._talking = False  # both ends are OPEN
+        self._mine, self._theirs = _TALK[role], _TALK[role.peer]
+        self._largest = self.limits.prelude + WHOLE
 
     @classmethod
     def opened(cls, role: Role, *, limits: Limits | None = None) -> Wire:
         """A wire that needs no greeting: between an agent and a slot that inherited its socket."""
         wire = cls(role, limits=limits)
         wire.states = {Role.OWNER: State.OPEN, Role.WORKER: State.OPEN}
+        wire._talking = True
         return wire
 
     def __repr__(self) -> str:
@@ -301,22 +325,30 @@ class Wire:
             The message may not be sent now, or is too large. Nothing was queued, the wire can go on.
         """
         kind = type(message)
-        state = self._next_state(self.role, kind)
-        envelope: bytes = msgpack.packb((CODES[kind], number, *message))
-        views = [memoryview(buffer).cast("B") for buffer in buffers]
-        sizes = [len(view) for view in views]
+        if not self._talking or kind not in self._mine:
+            state = self._next_state(self.role, kind)
+        else:  # the common case: everything is open, and stays so
+            state = State.OPEN
+        envelope: bytes = _pack((CODES[kind], number, *message))
+        sizes = [len(buffer) if type(buffer) is bytes else memoryview(buffer).nbytes for buffer in buffers]
         total = sum(sizes)
         if total > self.limits.message:
             raise ProtocolError(f"a message of {total:,} bytes is over the limit of {self.limits.message:,} bytes")
-        prelude = _PRELUDE.pack(len(envelope), len(sizes)) + struct.pack(f"!{len(sizes)}Q", *sizes) + envelope
-        if len(prelude) > self.limits.prelude:
-            raise ProtocolError(f"an envelope of {len(prelude):,} bytes is over the limit of {self.limits.prelude:,}")
-        self.states[self.role] = state
+        length = _PRELUDE.size + 8 * len(sizes) + len(envelope)
+        if length > self.limits.prelude or len(sizes) > _MAX_BUFFERS:
+            raise ProtocolError(
+                f"an envelope of {length:,} bytes and {len(sizes):,} buffers is over the limits of "
+                f"{self.limits.prelude:,} and {_MAX_BUFFERS:,}"
+            )
+        self._enter(self.role, state)
         if total <= WHOLE:
-            body = b"".join((prelude, *views))
-            self._small.append(_PIECE.pack(_SMALL, 0, len(body)) + body)
+            head = _head(len(sizes)).pack(_SMALL, 0, length + total, len(envelope), len(sizes), *sizes)
+            self._small.append(b"".join((head, envelope, *buffers)))
         else:
-            self._waiting.append((prelude, [view for view in views if len(view)]))
+            # The number is filled in when the message begins.
+            head = _head(len(sizes)).pack(_OPEN, 0, length, len(envelope), len(sizes), *sizes)
+            views = [memoryview(buffer).cast("B") for buffer, size in zip(buffers, sizes, strict=True) if size]
+            self._waiting.append((head[_PIECE.size :] + envelope, views))
 
     def data_to_send(self, budget: int = 1024 * 1024) -> list[bytes | memoryview]:
         """The next buffers to write, about `budget` bytes; an empty list when there is nothing.
@@ -380,22 +412,23 @@ class Wire:
 
     def _receive(self, view: memoryview) -> list[Received]:
         got: list[Received] = []
-        while len(view):
+        at, end = 0, len(view)
+        while at < end:
             if self._into is not None:
-                view = self._fill(view, got)
+                at += self._fill(view[at:], got)
             elif self._buffer:
-                view = self._collect(view, got)
+                at += self._collect(view[at:], got)
             else:  # the common case: whole pieces are read where they are
-                size = self._piece_size(view)
-                if size is None or size > len(view):
-                    self._buffer += view
+                size = self._piece_size(view[at : at + _PIECE.size])
+                if size is None or at + size > end:
+                    self._buffer += view[at:]
                     return got
-                self._piece(view[:size], got)
-                view = view[size:]
+                self._piece(view[at : at + size], got)
+                at += size
         return got
 
-    def _collect(self, view: memoryview, got: list[Received]) -> memoryview:
-        """Complete the piece in the buffer: first its header, then as much as the header says."""
+    def _collect(self, view: memoryview, got: list[Received]) -> int:
+        """Complete the piece in the buffer: first its header, then as much as the header says; the bytes used."""
         size = self._piece_size(self._buffer)
         missing = (_PIECE.size if size is None else size) - len(self._buffer)
         self._buffer += view[:missing]
@@ -403,21 +436,21 @@ class Wire:
             piece = bytes(self._buffer)
             self._buffer.clear()
             self._piece(memoryview(piece), got)
-        return view[missing:]
+        return min(missing, len(view))
 
     def _piece_size(self, data: memoryview | bytearray) -> int | None:
         """Size of the piece that begins here, header included, without DATA's body; None when it can't be said yet."""
         if len(data) < _PIECE.size:
             return None
         kind, number, length = _PIECE.unpack_from(data)
+        if kind == _SMALL and length <= (self._largest if self._talking else _GREETING):
+            return _PIECE.size + int(length)
         if kind == _DATA:
             coming = self._coming.get(number)
             if coming is None or not 0 < length <= coming.missing:
                 raise ProtocolError(f"a DATA piece of {length:,} bytes for message {number} that does not want them")
             return _PIECE.size
-        opened = self.states[self.role.peer] is State.OPEN or self.role is Role.OWNER
-        limit = self.limits.prelude + WHOLE if self.is_open else _GREETING
-        if kind not in (_SMALL, _OPEN) or (kind == _OPEN and not opened) or length > limit:
+        if kind != _OPEN or not self._talking or length > self.limits.prelude:
             raise ProtocolError(f"not a piece of this protocol, or too long: kind {kind}, {length:,} bytes")
         return _PIECE.size + int(length)
 
@@ -426,18 +459,17 @@ class Wire:
         if kind == _DATA:
             self._into, self._left = self._coming[number], length
             return
-        body = piece[_PIECE.size :]
-        seq, message, sizes, used = self._prelude(body)
+        seq, message, sizes, used = self._prelude(piece, _PIECE.size)
         if kind == _SMALL:
-            if used + sum(sizes) != len(body):
-                raise ProtocolError("the buffers of a small message do not fill its piece")
             buffers: list[Filled] = []
             for size in sizes:
-                buffers.append(bytearray(body[used : used + size]))
+                buffers.append(bytearray(piece[used : used + size]))
                 used += size
+            if used != len(piece):
+                raise ProtocolError("the buffers of a small message do not fill its piece")
             self._arrived(Received(seq, message, buffers), got)
         else:
-            self._begin(number, seq, message, sizes, used == len(body))
+            self._begin(number, seq, message, sizes, used == len(piece))
 
     def _begin(self, number: int, seq: int, message: Message, sizes: Sequence[int], exact: bool) -> None:
         total = sum(sizes)
@@ -453,7 +485,8 @@ class Wire:
             raise ProtocolError(f"no memory for a message of {total:,} bytes: {error}") from error
         self._coming_size += total
 
-    def _fill(self, view: memoryview, got: list[Received]) -> memoryview:
+    def _fill(self, view: memoryview, got: list[Received]) -> int:
+        """Take bytes of the DATA piece that is arriving; how many."""
         coming = self._into
         assert coming is not None
         data = view[: self._left]
@@ -466,37 +499,50 @@ class Wire:
                 del self._coming[number]
                 self._coming_size -= coming.size
                 self._arrived(Received(coming.number, coming.message, coming.buffers), got)
-        return view[len(data) :]
+        return len(data)
 
-    def _prelude(self, body: memoryview) -> tuple[int, Message, tuple[int, ...], int]:
-        """Number, message, sizes of the buffers, and how many bytes of the body that took."""
+    def _prelude(self, piece: memoryview, at: int) -> tuple[int, Message, tuple[int, ...], int]:
+        """Number, message, sizes of the buffers, and where the prelude that begins at `at` ends."""
         try:
-            length, count = _PRELUDE.unpack_from(body)
-            sizes = struct.unpack_from(f"!{count}Q", body, _PRELUDE.size)
-            start = _PRELUDE.size + 8 * count
-            if start + length > len(body):
+            length, count = _PRELUDE.unpack_from(piece, at)
+            sizes = _sizes(count).unpack_from(piece, at + _PRELUDE.size) if count else ()
+            start = at + _PRELUDE.size + 8 * count
+            if start + length > len(piece):
                 raise ProtocolError("an envelope is cut short")
-            code, seq, *fields = msgpack.unpackb(body[start : start + length], strict_map_key=False)
-            kind, wanted = MESSAGES[code], FIELDS[code]
+            code, seq, *fields = msgpack.unpackb(piece[start : start + length], strict_map_key=False)
+            kind, good, kinds = MESSAGES[code], _GOOD[code], tuple(map(type, fields))
         except ProtocolError:
             raise
         except Exception as error:  # msgpack's errors have no common base, and garbage meets them all
             raise ProtocolError(f"not an envelope of this protocol: {error!r}") from error
-        good = type(code) is int and type(seq) is int and code >= 0 and seq >= 0 and len(fields) == len(wanted)
-        if not good or not all(type(field) in types for field, types in zip(fields, wanted, strict=True)):
-            raise ProtocolError(f"not a {kind.__name__} of this protocol: {fields!r:.200}")
+        if type(code) is not int or type(seq) is not int or code < 0 or seq < 0:
+            raise ProtocolError(f"not an envelope of this protocol: code {code!r:.50}, number {seq!r:.50}")
+        if kinds not in good:
+            wanted = FIELDS[code]
+            if len(kinds) != len(wanted) or not all(k in types for k, types in zip(kinds, wanted, strict=True)):
+                raise ProtocolError(f"not a {kind.__name__} of this protocol: {fields!r:.200}")
+            good.add(kinds)  # the combinations that are allowed are few
         return seq, kind(*fields), sizes, start + length
 
     def _arrived(self, received: Received, got: list[Received]) -> None:
         message = received.message
-        self.states[self.role.peer] = self._next_state(self.role.peer, type(message))
+        if not self._talking or type(message) not in self._theirs:
+            self._enter(self.role.peer, self._next_state(self.role.peer, type(message)))
+            self._check_greeting(message)
+        got.append(received)
+
+    def _check_greeting(self, message: Message) -> None:
         if isinstance(message, (Hello, Welcome)):
             if message.version != VERSION:
                 raise ProtocolError(f"the peer speaks version {message.version} of the protocol, we speak {VERSION}")
             self._peer_nonce = message.nonce
         if isinstance(message, (Welcome, Proof)) and not hmac.compare_digest(message.proof, self._sign(self.role.peer)):
             raise ProtocolError("the peer does not know the pool's secret")
-        got.append(received)
+
+    def _enter(self, role: Role, state: State) -> None:
+        if state is not self.states[role]:
+            self.states[role] = state
+            self._talking = self.is_open
 
     def _next_state(self, role: Role, kind: type[Any]) -> State:
         state, peer = self.states[role], self.states[role.peer]

@@ -1,4 +1,4 @@
-"""The seeds' functions that run on nodes. Apart from the tests, so that a slot need not import scikit-learn for them."""
+"""The seeds' functions that run on nodes; apart from the tests, so that no slot imports scikit-learn for them."""
 
 from __future__ import annotations
 
@@ -15,6 +15,11 @@ def slow_task(x):
     """A slow task that takes 5 seconds."""
     sleep(5)
     return x * 2
+
+
+def slow_item(i):
+    time.sleep(0.25)  # long enough that joblib makes no batches of them
+    return i * 2
 
 
 def process(x):

@@ -1,7 +1,7 @@
 """The examples of the documents that the API was promised in, as they are printed there.
 
-Changed are the provider, and times: `sleep` is shortened, for these tests wait for nothing. Filled in are the data, which
-the documents leave out.
+Changed are the provider, and times: `sleep` is shortened, for these tests wait for nothing. Filled in are the data,
+which the documents leave out.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import skyward as sky
 from skyward import ComputePool, Local, S3Volume
 from skyward.integrations import JoblibPool, ScikitLearnPool
 from skyward.integrations.joblib import SkywardBackend, sklearn_backend
-from tests.integrations.tasks import process, process_group, process_item, slow_task
+from tests.integrations.tasks import process, process_group, process_item, slow_item, slow_task
 
 np = pytest.importorskip("numpy")
 pytest.importorskip("sklearn")
@@ -35,7 +35,11 @@ from sklearn.model_selection import GridSearchCV, RandomizedSearchCV, cross_val_
 from sklearn.neural_network import MLPClassifier  # noqa: E402
 from sklearn.svm import SVC  # noqa: E402
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300), pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(300),
+    pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning"),
+]
 
 X, y = make_classification(60, 4, random_state=0)
 
@@ -266,10 +270,9 @@ def test_manual_backend_activation():
         image=sky.Image(pip=["scikit-learn", "joblib"]),
     )
 
-    with pool:
-        with sklearn_backend(pool):
-            grid = GridSearchCV(model, params, n_jobs=-1)
-            grid.fit(X, y)
+    with pool, sklearn_backend(pool):
+        grid = GridSearchCV(model, params, n_jobs=-1)
+        grid.fit(X, y)
     assert grid.best_params_ == GridSearchCV(model, params).fit(X, y).best_params_
 
 
@@ -556,7 +559,7 @@ def test_nested_parallelism(block):
 def test_progress_monitoring(block, capsys):
     # With progress bar
     results = Parallel(n_jobs=4, verbose=10)(
-        delayed(slow_task)(i) for i in range(20)
+        delayed(slow_item)(i) for i in range(20)
     )  # fmt: skip
     said = capsys.readouterr().err
     assert results == [i * 2 for i in range(20)]
@@ -605,7 +608,7 @@ def test_combining_with_numpy(block):
             delayed(compute_dot)(matrices[i], matrices[i + 1])
             for i in range(0, len(matrices) - 1, 2)
         )  # fmt: skip
-        return results
+        return results  # noqa: RET504 - as printed
 
     matrices = [np.full((20, 20), i) for i in range(6)]
     for i, product in enumerate(parallel_dot_product(matrices)):

@@ -126,9 +126,9 @@ def test_cross_validate_with_four_metrics(cancer):
 
 def test_rfecv(cancer):
     ours, plain = both(
-        lambda n_jobs: RFECV(
-            RandomForestClassifier(n_estimators=5, random_state=0), step=1, cv=3, n_jobs=n_jobs
-        ).fit(*cancer)
+        lambda n_jobs: RFECV(RandomForestClassifier(n_estimators=5, random_state=0), step=1, cv=3, n_jobs=n_jobs).fit(
+            *cancer
+        )
     )
     assert ours.n_features_ == plain.n_features_
     numpy.testing.assert_array_equal(ours.ranking_, plain.ranking_)

@@ -75,19 +75,17 @@ def test_all_slots_of_a_single_slot_run_there_too():
 
 
 def overlap(folder, number):
-    mine = os.path.join(folder, str(number))
-    open(mine, "w").close()
+    mine = folder / str(number)
+    mine.touch()
     time.sleep(0.05)
-    count = len(os.listdir(folder))
-    os.unlink(mine)
+    count = len(list(folder.iterdir()))
+    mine.unlink()
     return count
 
 
 @pytest.mark.parametrize("n_jobs", [2, 3])
 def test_a_number_of_jobs_is_kept_to(tmp_path, n_jobs):
-    counts = Parallel(n_jobs=n_jobs, pre_dispatch="all", batch_size=1)(
-        delayed(overlap)(str(tmp_path), i) for i in range(16)
-    )
+    counts = Parallel(n_jobs=n_jobs, pre_dispatch="all", batch_size=1)(delayed(overlap)(tmp_path, i) for i in range(16))
     assert max(counts) == n_jobs
 
 

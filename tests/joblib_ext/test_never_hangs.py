@@ -258,4 +258,3 @@ def test_a_pool_that_is_closed_under_a_running_call():
         with pytest.raises(sky.PoolNotActive), joblib.parallel.parallel_config(backend=SkywardBackend(pool)):
             Parallel(n_jobs=2)(delayed(time.sleep)(60) for _ in range(4))
         timer.join()
-

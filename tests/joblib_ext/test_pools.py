@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from pathlib import Path
 
 import pytest
 from joblib import Parallel, delayed, parallel_backend, parallel_config
@@ -17,11 +18,10 @@ def node_of() -> str:
     """The agent above the slot, which is not shared between pools."""
     pid = os.getpid()
     while pid > 1:
-        with open(f"/proc/{pid}/cmdline") as file:
-            if "skyward.worker.agent" in file.read():
-                return str(pid)
-        with open(f"/proc/{pid}/stat") as file:
-            pid = int(file.read().rpartition(")")[2].split()[1])
+        process = Path(f"/proc/{pid}")
+        if "skyward.worker.agent" in (process / "cmdline").read_text():
+            return str(pid)
+        pid = int((process / "stat").read_text().rpartition(")")[2].split()[1])
     return "none"
 
 

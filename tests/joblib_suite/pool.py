@@ -1,7 +1,7 @@
 """The pool that joblib's tests use, by environment variables: they run in a pytest of their own.
 
-``SKYWARD_SUITE_PROVIDER`` is ``local`` or ``ssh``; for the latter ``SKYWARD_SUITE_SSH`` holds the arguments of `sky.SSH`
-and ``SKYWARD_SUITE_IMAGE`` those of `sky.Image`, as JSON.
+``SKYWARD_SUITE_PROVIDER`` is ``local`` or ``ssh``; for the latter ``SKYWARD_SUITE_SSH`` holds the arguments of
+`sky.SSH` and ``SKYWARD_SUITE_IMAGE`` those of `sky.Image`, as JSON.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import skyward as sky
 from skyward.core.pool import Compute
 from skyward.joblib_ext import active
 from skyward.joblib_ext.plugin import JoblibPlugin
-
 
 IS_LOCAL = os.environ.get("SKYWARD_SUITE_PROVIDER", "local") == "local"
 

@@ -27,8 +27,9 @@ def run(folder: Path, **variables: str) -> dict[str, int]:
     """Run the suite in a folder of its own, where no conftest of ours is found; returns the counts."""
     modules = [f"joblib.test.{name}" for name in ("test_parallel", "test_config")]
     options = ["-p", "tests.joblib_suite.plugin", "-p", "no:cacheprovider", "--noconftest", "-c", os.devnull]
+    options += ["--rootdir", str(folder), "--timeout=60", "-q", "-rfEs", "--pyargs"]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", *options, "--rootdir", folder, "--timeout=60", "-q", "-rfEs", "--pyargs", *modules],
+        [sys.executable, "-m", "pytest", *options, *modules],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT), **variables},
         capture_output=True,
