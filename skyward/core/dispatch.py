@@ -99,6 +99,8 @@ class TaskFuture(concurrent.futures.Future[_T]):
         super().__init__()
         self.seconds: float | None = None
         """How long the task ran, measured on its slot; set before callbacks are called."""
+        self.size = 0
+        """Bytes of the pickled call, with its out-of-band buffers."""
         self._on_cancel = on_cancel
 
     def cancel(self) -> bool:
@@ -218,7 +220,8 @@ class Dispatcher:
         future: TaskFuture[_T] = TaskFuture(lambda: self._post(schedule.Cancelled(task)))
         try:
             head, buffers = payload.dumps((function, args, kwargs), "the call", large=options.large, mode=options.mode)
-            if len(head) + sum(len(buffer) for buffer in buffers) > _LARGEST:
+            future.size = len(head) + sum(map(len, buffers))
+            if future.size > _LARGEST:
                 raise PayloadError(f"the call of {_label(function)} holds over {_LARGEST:,} bytes; send it less")
             blobs = {i: digest(view) for i, view in enumerate(buffers) if len(view) >= payload.LARGE}
         except PayloadError as error:

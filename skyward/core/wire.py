@@ -325,10 +325,8 @@ class Wire:
             The message may not be sent now, or is too large. Nothing was queued, the wire can go on.
         """
         kind = type(message)
-        if not self._talking or kind not in self._mine:
-            state = self._next_state(self.role, kind)
-        else:  # the common case: everything is open, and stays so
-            state = State.OPEN
+        talk = self._talking and kind in self._mine  # the common case: everything is open, and stays so
+        state = State.OPEN if talk else self._next_state(self.role, kind)
         envelope: bytes = _pack((CODES[kind], number, *message))
         sizes = [len(buffer) if type(buffer) is bytes else memoryview(buffer).nbytes for buffer in buffers]
         total = sum(sizes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import inspect
 import logging
 import threading
 import time
@@ -12,9 +13,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from joblib.parallel import BatchedCalls
+from joblib.parallel import BatchedCalls, Parallel
 
-from skyward.core.dispatch import Call, TaskOptions
+from skyward.core.dispatch import Call, TaskFuture, TaskOptions
 from skyward.core.pool import Compute
 from skyward.joblib_ext import categories
 from skyward.joblib_ext.batch import Batch, Initializer
@@ -22,6 +23,8 @@ from skyward.joblib_ext.batch import Batch, Initializer
 __all__ = ["Crew", "Settings", "failed"]
 
 _log = logging.getLogger("skyward.joblib")
+
+_DEFAULT_PRE_DISPATCH = inspect.signature(Parallel.__init__).parameters["pre_dispatch"].default
 
 _Callback = Callable[[Any], object]
 _Future = concurrent.futures.Future[Any]
@@ -95,6 +98,7 @@ class Crew:
         self._lock = threading.Lock()  # guards _futures and _aborted
         self._futures: set[_Future] = set()
         self._aborted = False
+        self._wide = Widening(limit or pool.total_slots)
         self.start_call()
 
     def start_call(self) -> None:
@@ -119,7 +123,7 @@ class Crew:
             aborted = self._aborted
         if aborted:  # while the batch was pickled, in another thread
             future.cancel()
-        done = partial(self._done, callback)
+        done = partial(self._done, callback, time.monotonic())
         if future.done() and not future.cancelled() and future.exception() is None:
             # Its callback would submit the next batch from within this one, and so on without end.
             threading.Thread(target=done, args=(future,), name="skyward-joblib", daemon=True).start()
@@ -135,8 +139,9 @@ class Crew:
         for future in futures:
             future.cancel()
 
-    def _done(self, callback: _Callback | None, future: _Future) -> None:
+    def _done(self, callback: _Callback | None, began: float, future: _Future) -> None:
         with self._lock:
+            out = len(self._futures)
             self._futures.discard(future)
             if self._aborted:
                 return
@@ -144,9 +149,56 @@ class Crew:
             return
         try:
             callback(future)
+            if isinstance(future, TaskFuture) and self._wide.wanted(out, future, time.monotonic() - began):
+                _dispatch_one_more(callback)
         except BaseException as error:
             # From the user's iterator, or from printing progress. Nobody above us would tell the waiting thread.
             _bring_back(callback, error)
+
+
+class Widening:
+    """When to have more batches out than joblib's default of two for each worker.
+
+    Two are too few where tasks are short against the way to their node and back: slots would idle. By Little's law,
+    the slots that work on average are the batches that are out, times the running time, over the time between sending
+    and answer; while that is clearly less than the slots there are, one more goes out. Widened lazily so, never where
+    the user chose `pre_dispatch`, and only up to a bound of batches and of bytes.
+
+    Parameters
+    ----------
+    slots
+        Tasks that may run at a time.
+    """
+
+    _BUSY = 0.9  # share of the slots that must work
+    _DEEPEST = 16  # batches out for each slot
+    _BYTES = 64 << 20  # in all batches that are out, if all are as large as the last
+
+    def __init__(self, slots: int) -> None:
+        self._slots = slots
+
+    def __repr__(self) -> str:
+        return f"<Widening for {self._slots} slots>"
+
+    def wanted(self, out: int, future: TaskFuture[Any], turnaround: float) -> bool:
+        """Whether one more should go out, now that one of `out` batches came back after `turnaround` seconds."""
+        if future.seconds is None or out >= self._slots * self._DEEPEST or out * future.size > self._BYTES:
+            return False
+        return out * future.seconds < self._BUSY * self._slots * turnaround
+
+
+def _dispatch_one_more(callback: Any) -> None:
+    """Let joblib take one more batch from the user's iterator, as it does itself when one has ended.
+
+    joblib has no public way to do so; where it has changed, the default number of batches stays.
+    """
+    parallel = callback.parallel
+    if parallel.batch_size == "auto" or parallel.pre_dispatch != _DEFAULT_PRE_DISPATCH:
+        return  # batches that grow by themselves soon are long enough; an explicit choice is the user's
+    if parallel._call_id == callback.parallel_call_id:  # noqa: SLF001
+        with parallel._lock:  # noqa: SLF001
+            if parallel._original_iterator is not None:  # noqa: SLF001
+                parallel.dispatch_next()
 
 
 def _bring_back(callback: Any, error: BaseException) -> None:
