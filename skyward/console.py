@@ -133,7 +133,7 @@ class Tally:
         self._out -= 1
         self.ended += event.count
         self.busy_seconds += event.seconds
-        if not event.ok:
+        if not event.ok and not event.cancelled:
             self.failed += event.count
         self._last_ended = max(now, self._last_ended or now)
         self._slot_seconds_at_end = self._slot_seconds + self.slots * max(0.0, now - self._slots_since)

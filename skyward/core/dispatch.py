@@ -402,7 +402,7 @@ class Dispatcher:
     def _deliver(self, job: _Job) -> None:
         future = job.future
         if not future.set_running_or_notify_cancel():
-            self._events.emit(TaskEnded(job.options.count, 0.0, False))
+            self._events.emit(TaskEnded(job.options.count, 0.0, ok=False, cancelled=True))
             return
         result, error = self._outcome(job)
         self._events.emit(TaskEnded(job.options.count, future.seconds or 0.0, error is None))

@@ -80,11 +80,15 @@ class TasksQueued:
 
 @dataclass(frozen=True, slots=True)
 class TaskEnded:
-    """A task (or a batch of `count`) settled after `seconds` of running on a slot; `ok` is False if it failed."""
+    """A task (or a batch of `count`) settled after `seconds` of running on a slot.
+
+    `ok` is False if it failed; `cancelled` says that nobody wanted it any more, which is no failure.
+    """
 
     count: int
     seconds: float
     ok: bool
+    cancelled: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,8 +60,8 @@ def load(group: str, name: str) -> Any:
     entries = _theirs(group).get(name, [])
     if not entries:
         raise PluginNotFound(
-            f"no {kind} is called {name!r}; installed are: {', '.join(names(group))}. A third party's comes with its "
-            f"package, usually `pip install skyward-{name}` (entry-point group {group!r})"
+            f"no {kind} is called {name!r}; installed are: {', '.join(names(group))}. A third party's comes with the "
+            f"package that its documentation names, by custom skyward-{name}: install that and try again"
         )
     if len(entries) > 1:
         claims = " and ".join(sorted(_package(entry) for entry in entries))

@@ -211,7 +211,7 @@ def _bring_back(callback: Any, error: BaseException) -> None:
         if parallel._call_id != callback.parallel_call_id:  # noqa: SLF001
             return  # the call has ended
         tracker = type(callback)(time.time(), 0, parallel)
-        if parallel.return_ordered:
+        if getattr(parallel, "return_ordered", True):  # joblib 1.3 knows nothing else
             parallel._jobs.append(tracker)  # noqa: SLF001
         tracker(failed(error))
     except Exception:

@@ -86,6 +86,7 @@ class Crew:
         self._send = post
         self._processes: dict[int, _Process] = {}
         self._calls: dict[int, _Call] = {}
+        self._warming: set[int | None] = set()  # slots that were made ahead and are not up yet
         self._awaited: dict[bytes, set[int]] = {}  # blob that has not come -> tasks that need it
         self._writing: dict[bytes, Iterator[None]] = {}
         self._printed = Quota(_OUTPUT_LIMIT)
@@ -266,6 +267,7 @@ class Crew:
         elif isinstance(message, Ready):
             process.up = message.error is None
             process.error = message.error
+            self._warmed(number)
             slot = self.table.slots.get(number)
             for task in slot.live if slot and process.up else ():
                 self._arm(task, self._calls[task])
@@ -273,6 +275,7 @@ class Crew:
     def _bury(self, number: int) -> _Process | None:
         """Take what a dead slot had still said, and let its files go."""
         process = self._processes.get(number)
+        self._warmed(number)
         if process is not None:
             process.link.drain()
             process.outputs.close()
@@ -299,8 +302,10 @@ class Crew:
             self._refuse(number, f"can't fork a slot: {os.strerror(value)}")
         elif what == UP:
             self._up = True
-            self._announce(Ready(self.setup.concurrency, None))
-            self._apply(self.table.warm(self.setup.isolated))
+            commands = self.table.warm(self.setup.isolated)
+            self._warming = {command.slot for command in commands if isinstance(command, Fork)}
+            self._apply(commands)
+            self._warmed(None)
 
     def _forks_ended(self, words: str) -> None:
         """The fork server has died, and all slots with it; one that had worked is replaced."""
@@ -318,6 +323,15 @@ class Crew:
                 self._died(number, words)
             else:
                 self._refuse(number, words)
+
+    def _warmed(self, number: int | None) -> None:
+        """A slot that was made ahead is up, or will never be; we are ready when none of them is awaited.
+
+        Forking takes time, and what the owner measures of its tasks should not be that.
+        """
+        self._warming.discard(number)
+        if self._up and not self._warming:
+            self._announce(Ready(self.setup.concurrency, None))
 
     def _announce(self, ready: Ready) -> None:
         """Said once: the owner need not know that a fork server was replaced."""

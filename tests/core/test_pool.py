@@ -77,7 +77,7 @@ def test_image_env_reaches_tasks() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"provider": "narnia"}, ["narnia", "local", "ssh", "pip install skyward-narnia"]),
+        ({"provider": "narnia"}, ["narnia", "local", "ssh", "skyward-narnia"]),
         ({"provider": 7}, ["provider=7", "sky.Local()"]),
         ({"provider": sky.Local}, ["Local()"]),
         ({"provider": []}, ["provider=[]"]),

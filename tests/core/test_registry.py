@@ -64,6 +64,6 @@ def test_two_claims_are_named(install: object) -> None:
 
 def test_an_unknown_name_lists_the_known() -> None:
     """With the package to install."""
-    with pytest.raises(PluginNotFound, match=r"'narnia'.*local.*ssh.*pip install skyward-narnia") as caught:
+    with pytest.raises(PluginNotFound, match=r"'narnia'.*local.*ssh.*skyward-narnia: install") as caught:
         registry.load(registry.PROVIDERS, "narnia")
     assert isinstance(caught.value, (ConfigError, LookupError))
