@@ -81,7 +81,8 @@ def current() -> Compute:
 
 def set_on_node() -> None:
     """Say that this process is a slot of a node."""
-    _node.set()
+    if not _node.is_set():  # it is called for each batch, and setting takes a lock
+        _node.set()
 
 
 def on_node() -> bool:

@@ -254,7 +254,7 @@ def test_slots_have_random_numbers_of_their_own() -> None:
         import numpy.random
 
         time.sleep(0.1)
-        return os.getpid(), random.random(), numpy.random.random()  # noqa: NPY002 - the old interface has the state that forks share
+        return os.getpid(), random.random(), numpy.random.random()
 
     with owner() as node:
         node.set_up(preload=["numpy.random", "random", "no_such_module"])
