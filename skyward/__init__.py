@@ -16,8 +16,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    import skyward.integrations as integrations  # noqa: PLR0402  from skyward, mypy would look here
-    import skyward.plugins as plugins  # noqa: PLR0402
+    from skyward import integrations as integrations
+    from skyward import plugins as plugins
     from skyward.core.errors import BootstrapFailed as BootstrapFailed
     from skyward.core.errors import ConfigError as ConfigError
     from skyward.core.errors import HostKeyError as HostKeyError

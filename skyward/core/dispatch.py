@@ -223,7 +223,8 @@ class Dispatcher:
             future.size = len(head) + sum(map(len, buffers))
             if future.size > _LARGEST:
                 raise PayloadError(f"the call of {_label(function)} holds over {_LARGEST:,} bytes; send it less")
-            blobs = {i: digest(view) for i, view in enumerate(buffers) if len(view) >= payload.LARGE}
+            least = payload.LARGE if options.large is None else min(payload.LARGE, options.large)
+            blobs = {i: digest(view) for i, view in enumerate(buffers) if len(view) >= least}
         except PayloadError as error:
             future.set_running_or_notify_cancel()
             future.set_exception(error)

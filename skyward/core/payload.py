@@ -63,7 +63,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
 
     def reducer_override(self, obj: Any) -> Any:
         numpy = sys.modules.get("numpy")
-        if self._large is not None and numpy is not None and isinstance(obj, numpy.ndarray):
+        if numpy is not None and isinstance(obj, numpy.ndarray):
             return self._reduce_array(obj, numpy)
         if CLASS_REDUCERS and isinstance(obj, type):
             for reduce in CLASS_REDUCERS:
@@ -73,8 +73,9 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
 
     def _reduce_array(self, array: Any, numpy: Any) -> Any:
         known = type(array) in (numpy.ndarray, numpy.memmap)
-        if not known or array.dtype.hasobject or array.nbytes < (self._large or 0):
-            return NotImplemented
+        if not known or array.dtype.hasobject or self._large is None or array.nbytes < self._large:
+            # A map of a file here is a plain array there; as a subclass numpy would also swap its bytes.
+            return numpy.asarray(array).__reduce_ex__(5) if type(array) is numpy.memmap else NotImplemented
         order = "F" if array.flags.f_contiguous and not array.flags.c_contiguous else "C"
         flat = numpy.ascontiguousarray(array.T if order == "F" else array).reshape(-1).view(numpy.uint8)
         return map_array, (pickle.PickleBuffer(flat), array.dtype, array.shape, order, self._mode)
@@ -88,9 +89,9 @@ def map_array(buffer: Any, dtype: Any, shape: tuple[int, ...], order: Literal["C
     import numpy  # noqa: PLC0415  the array needs it anyway, and this module must load where there is none
 
     if isinstance(buffer, numpy.memmap):
-        if mode != "r":
+        if mode == "r":
             assert buffer.filename is not None
-            buffer = numpy.memmap(buffer.filename, dtype=numpy.uint8, mode="c", shape=buffer.shape)
+            buffer = numpy.memmap(buffer.filename, dtype=numpy.uint8, mode="r", shape=buffer.shape)
         return buffer.view(dtype).reshape(shape, order=order)
     return numpy.frombuffer(buffer, dtype=dtype).reshape(shape, order=order)
 
@@ -115,13 +116,14 @@ def dumps(value: Any, what: str = "value", *, large: int | None = LARGE, mode: s
         It can't be pickled; the message names the object at fault and where it sits.
     """
     buffers: list[memoryview] = []
+    least = _OUT_OF_BAND if large is None else min(_OUT_OF_BAND, large)  # what is to be mapped must be a buffer
 
     def keep_in_band(buffer: pickle.PickleBuffer) -> bool:
         try:
             view = buffer.raw()
         except BufferError:  # not contiguous: pickle copies it
             return True
-        if view.nbytes < _OUT_OF_BAND:
+        if view.nbytes < least:
             return True
         buffers.append(view)
         return False

@@ -168,6 +168,8 @@ class Compute(concurrent.futures.Executor):
         try:
             state.start()
             self._state = state
+            # joblib must find an open pool by its backend's name, with or without a plug-in.
+            state.contexts.enter_context(registry.load(registry.FRONTENDS, "joblib")(self))
             for plugin in self._plugins:
                 if (context := plugin.around_client(self)) is not None:
                     state.contexts.enter_context(context)

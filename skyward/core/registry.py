@@ -1,4 +1,4 @@
-"""Names to classes: providers, transports and listeners, ours and third parties', imported when first asked for.
+"""Names to classes: providers, transports, listeners and front ends, ours and others', imported when first asked for.
 
 Ours stand in a table here, so that finding them needs no look at the installed packages; third parties' are found by
 entry point, in groups of the same names. Both are loaded the same way.
@@ -13,13 +13,15 @@ from typing import Any
 
 from skyward.core.errors import PluginNotFound
 
-__all__ = ["LISTENERS", "PROVIDERS", "TRANSPORTS", "load", "names"]
+__all__ = ["FRONTENDS", "LISTENERS", "PROVIDERS", "TRANSPORTS", "load", "names"]
 
 PROVIDERS = "skyward.providers"
 TRANSPORTS = "skyward.transports"
 LISTENERS = "skyward.listeners"
+FRONTENDS = "skyward.frontends"
 
 _OURS: dict[str, dict[str, str]] = {
+    FRONTENDS: {"joblib": "skyward.joblib_ext.active:entered"},
     LISTENERS: {"console": "skyward.console:Console"},
     PROVIDERS: {"local": "skyward.providers.local:Local", "ssh": "skyward.providers.ssh:SSH"},
     TRANSPORTS: {

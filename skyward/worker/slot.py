@@ -204,7 +204,7 @@ def map_file(path: str) -> Any:
 
         with Path(path).open("rb") as file:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-    return numpy.memmap(path, dtype=numpy.uint8, mode="r")
+    return numpy.memmap(path, dtype=numpy.uint8, mode="c")
 
 
 def unloadable(error: BaseException, node: str) -> BaseException:

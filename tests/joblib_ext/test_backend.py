@@ -359,3 +359,9 @@ def test_old_joblib_calls_apply_async(monkeypatch):
     monkeypatch.setattr(SkywardBackend, "submit", submit)
     assert Parallel(n_jobs=2)(delayed(square)(i) for i in range(3)) == [0, 1, 4]
     assert called == [1]
+
+
+def test_the_name_works_in_a_pool_without_the_plugin():
+    """`parallel_config(backend="skyward")` inside an open pool uses that pool."""
+    with sky.Compute(concurrency=2, console=False), parallel_config(backend="skyward"):
+        assert Parallel(n_jobs=-1)(delayed(abs)(i) for i in range(-3, 0)) == [3, 2, 1]
