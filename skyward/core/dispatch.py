@@ -402,6 +402,8 @@ class Dispatcher:
 
     def _deliver(self, job: _Job) -> None:
         future = job.future
+        if job.verdict is Verdict.CANCELLED:
+            concurrent.futures.Future.cancel(future)  # unless it was the future that asked for it
         if not future.set_running_or_notify_cancel():
             self._events.emit(TaskEnded(job.options.count, 0.0, ok=False, cancelled=True))
             return
@@ -427,8 +429,6 @@ class Dispatcher:
                 error = PayloadError(f"the result of {job.label} on {job.node} can't be loaded here: {problem!r}")
                 error.__cause__ = problem
                 return None, error
-        if job.verdict is Verdict.CANCELLED:
-            return None, concurrent.futures.CancelledError(f"{job.label} was stopped on {job.node}")
         if job.verdict is Verdict.CRASHED and job.answer is not None:
             failed = job.answer[0]
             detail = failed.detail if isinstance(failed, messages.Failed) else "it ended"
@@ -459,9 +459,8 @@ class Dispatcher:
     def cancel_all(self) -> None:
         """Give up every task; in the I/O thread."""
         self._take_inbox()
-        for job in list(self._jobs.values()):
-            job.future.cancel()
-        self._take_inbox()
+        for task in list(self._jobs):  # not by the futures: their callbacks are other people's code
+            self._handle(schedule.Cancelled(task))
 
     def close(self) -> None:
         """End the delivery threads, after the loop has ended; nobody is left waiting."""

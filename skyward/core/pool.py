@@ -322,11 +322,15 @@ class _Running:
 _open: weakref.WeakSet[_Running] = weakref.WeakSet()
 
 
-@atexit.register
 def _close_all() -> None:
     """A pool that nobody closed is closed when the interpreter ends."""
     for state in list(_open):
         state.close(cancel=True)
+
+
+# Giving machines back takes threads of concurrent.futures, whose own end comes before atexit's turn. It registers here
+# too, and what was registered later is called earlier.
+getattr(threading, "_register_atexit", atexit.register)(_close_all)
 
 
 async def _open_stream(path: str) -> Channel:

@@ -60,6 +60,8 @@ class Provisioner:
         self._events = events
         self._lives: set[asyncio.Task[None]] = set()
         self._orders: set[asyncio.Task[int]] = set()
+        # The part of a life that may be cancelled. The life itself never is: it ends with its machine given back.
+        self._serving: set[asyncio.Task[str | None]] = set()
         self._sessions: dict[str, Session] = {}
         self._ready: dict[str, int] = {}  # node -> slots
         self._names: list[str] = []  # of all nodes so far, in the order in which they were asked for
@@ -103,10 +105,9 @@ class Provisioner:
         self._stopping = True
         if self._orders:  # machines that are being made must be known before they can be given back
             await asyncio.wait(self._orders)
-        await asyncio.sleep(0)  # a life that is cancelled before its first step would not give its machine back
         await asyncio.gather(*(session.close() for session in self._sessions.values()), return_exceptions=True)
-        for life in self._lives:
-            life.cancel()
+        for serving in self._serving:
+            serving.cancel()
         if self._lives:
             await asyncio.wait(self._lives)
 
@@ -149,8 +150,15 @@ class Provisioner:
     async def _live(self, provider: Provider, machine: Machine, name: str) -> None:
         """A node's whole life; ends with the machine given back, and perhaps another one in its place."""
         reason: str | None = "the pool was closed"
+        serving = asyncio.create_task(self._serve(machine, name))
+        self._serving.add(serving)
+        if self._stopping:
+            serving.cancel()
         try:
-            reason = await self._serve(machine, name)
+            reason = await serving
+        except asyncio.CancelledError:
+            if not serving.cancelled():  # the loop itself is ending
+                raise
         except SkywardError as error:
             reason = f"{error}"
             self._first_error = self._first_error or error
@@ -159,6 +167,7 @@ class Provisioner:
             reason = f"{type(error).__name__}: {error}"
             self._first_error = self._first_error or ProvisioningError(f"{machine.name}: {reason}")
         finally:
+            self._serving.discard(serving)
             was_ready = self._ready.pop(name, None) is not None
             self._sessions.pop(name, None)
             self._dispatcher.node_down(name, reason or "it ended")

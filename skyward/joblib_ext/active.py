@@ -37,6 +37,7 @@ def entered(pool: Compute) -> Iterator[None]:
     """Count a pool as open. Pools may end in any order and in any thread."""
     announce()
     entry = (weakref.ref(pool), threading.current_thread())
+    del pool  # this frame lives as long as the pool is open; a pool that is dropped must be collected all the same
     with _lock:
         _entered.append(entry)
     try:
