@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import atexit
-import concurrent.futures
+import concurrent.futures.thread
 import contextlib
 import itertools
 import multiprocessing
@@ -329,7 +329,7 @@ def _close_all() -> None:
 
 
 # Giving machines back takes threads of concurrent.futures, whose own end comes before atexit's turn. It registers here
-# too, and what was registered later is called earlier.
+# too, when it is imported, which is above; what was registered later is called earlier.
 getattr(threading, "_register_atexit", atexit.register)(_close_all)
 
 
