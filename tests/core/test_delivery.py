@@ -73,3 +73,19 @@ def test_an_item_that_fails_does_not_end_the_lane() -> None:
         delivery.put(lane, item)
     eventually(lambda: seen == [0, 2])
     delivery.close()
+
+
+def test_a_callback_that_exits_does_not_end_the_lane() -> None:
+    """sys.exit() in somebody's callback ends neither the thread nor what waits behind it."""
+    seen: list[object] = []
+
+    def deliver(item: object) -> None:
+        if item == 1:
+            raise SystemExit(1)
+        seen.append(item)
+
+    delivery, lane = Delivery(deliver, "test"), Lane()
+    for item in (0, 1, 2):
+        delivery.put(lane, item)
+    eventually(lambda: seen == [0, 2])
+    delivery.close()

@@ -265,6 +265,48 @@ def test_a_closed_pool_says_so(pool: MemoryPool) -> None:
         pool.submit(double, 1)
 
 
+class _Slow:
+    """Takes its time to be pickled."""
+
+    def __init__(self) -> None:
+        self.began, self.may_end = threading.Event(), threading.Event()
+
+    def __reduce__(self) -> tuple[type[int], tuple[()]]:
+        self.began.set()
+        assert self.may_end.wait(10)
+        return int, ()
+
+
+@pytest.mark.parametrize("late", ["before the loop ends", "after the end"])
+def test_a_call_that_is_pickled_while_the_pool_is_closed_does_not_hang(pool: MemoryPool, late: str) -> None:
+    """Its future is cancelled, whenever it comes."""
+    pool.add()
+    slow = _Slow()
+    with concurrent.futures.ThreadPoolExecutor() as threads:
+        submitting = threads.submit(pool.submit, double, slow)
+        assert slow.began.wait(10)
+        if late == "after the end":
+            pool.close()
+            slow.may_end.set()
+            future = submitting.result(10)
+        else:
+            pool.dispatcher.shut("closed")
+            pool.do(pool.dispatcher.cancel_all)
+            pool.do(pool.dispatcher.node_down, "m0", "given back")
+            slow.may_end.set()
+            future = submitting.result(10)
+            pool.close()
+    with pytest.raises(concurrent.futures.CancelledError):
+        future.result(5)
+
+
+def test_more_arrays_than_a_message_has_buffers(pool: MemoryPool) -> None:
+    """Those beyond the limit travel in the pickle."""
+    pool.add()
+    array = np.zeros(16 * 1024, np.uint8)
+    assert pool.submit(len, [array[:] for _ in range(66_000)]).result(30) == 66_000
+
+
 def _submit_in_child(pool: MemoryPool, answers: object) -> None:
     try:
         pool.submit(double, 1)

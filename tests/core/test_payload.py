@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import threading
 from typing import Any
@@ -104,6 +105,16 @@ def test_an_endless_structure_is_a_payload_error() -> None:
 # --- exceptions -----------------------------------------------------------------------------------------------------
 
 
+@dataclasses.dataclass(frozen=True)
+class Frozen(Exception):
+    code: int
+
+
+@dataclasses.dataclass(frozen=True)
+class FrozenEmpty(Exception):
+    pass
+
+
 class Finicky(Exception):
     def __init__(self, a: int, *, b: str) -> None:
         super().__init__(f"{a}{b}")
@@ -145,7 +156,7 @@ def carried(error: BaseException) -> BaseException:
     "error",
     [ValueError("x", 3), KeyError("k"), OSError(2, "gone", "file"), Finicky(1, b="z"), WithLock("t"), Strange("s"),
      UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad"), KeyboardInterrupt(), SystemExit(3), StopIteration(4),
-     ExceptionGroup("several", [ValueError(1), Finicky(2, b="y")])],
+     ExceptionGroup("several", [ValueError(1), Finicky(2, b="y")]), Frozen(6), FrozenEmpty()],
     ids=lambda error: type(error).__name__,
 )  # fmt: skip
 def test_exceptions_keep_type_args_and_attributes(error: BaseException) -> None:

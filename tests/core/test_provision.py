@@ -29,6 +29,7 @@ class MemoryProvider:
 
     def __init__(self, stock: int = 100) -> None:
         self.stock = stock
+        self.broken = False
         self.dead_on_arrival = 0
         self.gate = threading.Event()
         self.gate.set()
@@ -43,6 +44,8 @@ class MemoryProvider:
     def create(self, order: Order) -> Sequence[Machine]:
         self.asked.set()
         assert self.gate.wait(10)
+        if self.broken and self.made:
+            raise OSError("broken")
         count = min(order.count, self.stock)
         if not count:
             raise ProvisioningError("out of stock")
@@ -64,6 +67,8 @@ class MemoryProvider:
 
     def destroy(self, ids: Sequence[MachineId]) -> None:
         self.ended += ids
+        if self.broken:
+            raise OSError("broken")
 
 
 class Fixture:
@@ -192,6 +197,54 @@ def test_when_the_last_node_is_lost_for_good_tasks_fail() -> None:
     with pytest.raises(NodeLost, match="no node is left"):
         future.result(30)
     fixture.close()
+
+
+def _lose(fixture: Fixture, provider: MemoryProvider) -> None:
+    """The provider's first machine is gone."""
+
+    async def die() -> None:
+        from skyward.transport.memory import _listeners
+
+        _listeners.pop((provider.made[0], "agent"))
+        provider.agents[provider.made[0]].cut()
+
+    fixture.io.start(die()).result(5)
+
+
+def test_a_provider_that_raises_anything_does_not_end_the_upkeep() -> None:
+    """An error outside of its map, in create and destroy: what waits fails, and start does not hang."""
+    provider = MemoryProvider()
+    fixture = Fixture(provider, nodes=1)
+    fixture.start().result(10)
+    provider.broken = True
+    agent = provider.agents[provider.made[0]]
+    agent.holding = True
+    future = fixture.dispatcher.submit(abs, -1)
+    eventually(lambda: agent.held)
+    _lose(fixture, provider)
+    with pytest.raises(NodeLost, match="no node is left"):
+        future.result(30)
+    fixture.close()
+    provider = MemoryProvider()
+    provider.broken, provider.dead_on_arrival = True, 1
+    fixture = Fixture(provider, nodes=1)
+    with pytest.raises(ProvisioningError):
+        fixture.start().result(10)
+    fixture.close()
+
+
+def test_nothing_is_ordered_once_the_pool_is_closed() -> None:
+    """A lost node's replacement that one provider refuses is not asked of the next one then."""
+    first, second = MemoryProvider(stock=1), MemoryProvider()
+    fixture = Fixture(first, second, nodes=1)
+    fixture.start().result(10)
+    first.gate.clear()
+    first.asked.clear()
+    _lose(fixture, first)
+    assert first.asked.wait(10)
+    threading.Timer(0.2, first.gate.set).start()
+    fixture.close()
+    assert second.made == []
 
 
 def test_asyncio_is_not_needed_to_be_running_here() -> None:

@@ -7,6 +7,7 @@ which the documents leave out.
 from __future__ import annotations
 
 import itertools
+import re
 import os
 from time import perf_counter
 
@@ -563,7 +564,8 @@ def test_progress_monitoring(block, capsys):
     )  # fmt: skip
     said = capsys.readouterr().err
     assert results == [i * 2 for i in range(20)]
-    assert "[Parallel(n_jobs=4)]: Done   1 tasks      | elapsed:" in said
+    # The numbers in the document are an older joblib's; loky prints these with the one that is installed.
+    assert re.search(r"\[Parallel\(n_jobs=4\)\]: Done +\d+ tasks      \| elapsed:", said)
     assert "[Parallel(n_jobs=4)]: Done  20 out of  20 | elapsed:" in said
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import multiprocessing
 import os
 import pickle
@@ -197,6 +198,15 @@ def test_exceptions_keep_type_attributes_cause_and_traceback():
     assert "in fail" in str(error.__cause__.__cause__)
 
 
+def fail_as_cancelled(x):
+    raise concurrent.futures.CancelledError(f"{x} of the task's own")
+
+
+def test_a_cancelled_error_of_the_tasks_own_stays_one():
+    with pytest.raises(concurrent.futures.CancelledError, match="own"):
+        Parallel(n_jobs=2)(delayed(fail_as_cancelled)(i) for i in [7])
+
+
 # --- nested ---
 
 
@@ -273,6 +283,12 @@ def test_inner_max_num_threads_limits_libraries():
             assert limits <= {1, 2}
     default = str(max((os.cpu_count() or 1) // 2, 1))
     assert {variable for variable, _ in Parallel(n_jobs=2)(delayed(blas)(i) for i in range(4))} == {default}
+
+
+def test_inner_max_num_threads_may_be_a_number_of_numpys():
+    numpy = pytest.importorskip("numpy")
+    with parallel_config(backend="skyward", inner_max_num_threads=numpy.int64(2)):
+        assert {variable for variable, _ in Parallel(n_jobs=2, timeout=30)(delayed(blas)(i) for i in range(2))} == {"2"}
 
 
 def look_at(array):
