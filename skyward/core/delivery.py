@@ -55,28 +55,38 @@ class Delivery:
             if lane.served:
                 return
             lane.served = True
-            if self._idle:
-                self._idle -= 1
-            else:
-                name = f"{self._name}-{len(self._threads)}"
-                thread = threading.Thread(target=self._serve, name=name, daemon=True)
-                self._threads.append(thread)
-                thread.start()
-            self._lanes.put(lane)
+            if self._idle > 0 or not self._add_thread():
+                self._idle -= 1  # below 0: one that is busy takes the lane when it is free
+            if self._threads:
+                self._lanes.put(lane)
+                return
+        self._serve_lane(lane)  # better here than never
+
+    def _add_thread(self) -> bool:
+        thread = threading.Thread(target=self._serve, name=f"{self._name}-{len(self._threads)}", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # the interpreter is ending, or the system allows no more
+            return False
+        self._threads.append(thread)
+        return True
 
     def _serve(self) -> None:
         while (lane := self._lanes.get()) is not None:
-            while True:
-                with self._lock:
-                    if not lane.items:
-                        lane.served = False
-                        self._idle += 1
-                        break
-                try:
-                    self._deliver(lane.items.popleft())
-                except Exception:
-                    _log.exception("a result could not be delivered")
+            self._serve_lane(lane)
             del lane
+
+    def _serve_lane(self, lane: Lane) -> None:
+        while True:
+            with self._lock:
+                if not lane.items:
+                    lane.served = False
+                    self._idle += 1
+                    break
+            try:
+                self._deliver(lane.items.popleft())
+            except BaseException:  # sys.exit() in a callback must not end the lane with its thread
+                _log.exception("a result could not be delivered")
 
     def close(self, timeout: float = 1.0) -> None:
         """End the threads after what is in the lanes, waiting for each a while unless it is the caller."""

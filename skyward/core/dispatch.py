@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import itertools
 import os
 from collections import deque
@@ -244,8 +245,9 @@ class Dispatcher:
             self._woken = True
             try:
                 self._io.post(self._take_inbox)
-            except RuntimeError:  # the loop has ended: close() settles what is in the inbox
+            except RuntimeError:  # the loop has ended, and close() may have looked already
                 self._woken = False
+                self._drop_inbox()
 
     # --- I/O thread: tasks ---
 
@@ -464,11 +466,20 @@ class Dispatcher:
 
     def close(self) -> None:
         """End the delivery threads, after the loop has ended; nobody is left waiting."""
-        for item in self._inbox:
-            if isinstance(item, _Job):
-                item.future.cancel()
-                item.future.set_running_or_notify_cancel()
+        self._inbox.extend(self._jobs.values())  # submitted by another thread while the nodes were given back
+        self._jobs = {}
+        self._woken = False  # the loop may have ended before it looked; from now on posting finds that it has
+        self._drop_inbox()
         self._delivery.close()
+
+    def _drop_inbox(self) -> None:
+        """Give up what no loop will take any more; from any thread."""
+        while self._inbox:
+            with contextlib.suppress(IndexError):  # another thread was faster
+                item = self._inbox.popleft()
+                if isinstance(item, _Job):
+                    concurrent.futures.Future.cancel(item.future)
+                    item.future.set_running_or_notify_cancel()
 
 
 _OUTCOMES = {

@@ -29,6 +29,8 @@ LARGE = 1 << 20
 
 _OUT_OF_BAND = 16 * 1024  # buffers from this size stay out of the pickle; below, a copy is cheaper than a frame entry
 
+_MOST = 60_000  # buffers out of band; a message carries up to 65,535
+
 
 CLASS_REDUCERS: list[Callable[[type], Any]] = []
 """Asked in turn how to pickle a class: each gives what a ``__reduce__`` gives, or None for the usual way. For parts of
@@ -123,7 +125,7 @@ def dumps(value: Any, what: str = "value", *, large: int | None = LARGE, mode: s
             view = buffer.raw()
         except BufferError:  # not contiguous: pickle copies it
             return True
-        if view.nbytes < least:
+        if view.nbytes < least or len(buffers) >= _MOST:
             return True
         buffers.append(view)
         return False
@@ -169,11 +171,11 @@ def load_error(head: bytes | bytearray | memoryview | mmap.mmap) -> BaseExceptio
             error = pickle.loads(data)
             if not isinstance(error, BaseException):
                 raise TypeError(f"{type(error).__name__} is not an exception")
-        except Exception as problem:
+        except BaseException as problem:  # whatever the user's __setstate__ raises
             error = TaskFailed(f"the task raised {description}; it can't be rebuilt here: {_first_line(problem)}")
         errors.append(error)
     for error, cause in zip(errors, [*errors[1:], RemoteTraceback(text)], strict=True):
-        error.__cause__ = cause
+        BaseException.__setattr__(error, "__cause__", cause)  # a frozen dataclass refuses the plain way
     return errors[0]
 
 
@@ -228,7 +230,7 @@ def _rebuild(kind: type[BaseException], args: tuple[Any, ...], state: dict[str, 
         error = kind.__new__(kind, *args)
     except TypeError:
         error = kind.__new__(kind)
-    error.args = args
+    BaseException.__setattr__(error, "args", args)
     error.__dict__.update(state)
     return error
 

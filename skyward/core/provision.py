@@ -7,6 +7,7 @@ the node is lost, give the machine back and ask for another. What a machine is, 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -70,6 +71,7 @@ class Provisioner:
         self._changed = asyncio.Event()
         self._started = False
         self._stopping = False
+        self._closing = asyncio.Event()  # set with _stopping, for who waits
 
     def __repr__(self) -> str:
         return f"<Provisioner {len(self._ready)} ready, {len(self._lives)} alive, of {self._plan.nodes}>"
@@ -103,6 +105,7 @@ class Provisioner:
     async def stop(self) -> None:
         """Say goodbye to all nodes and give all machines back; returns when that is done."""
         self._stopping = True
+        self._closing.set()
         if self._orders:  # machines that are being made must be known before they can be given back
             await asyncio.wait(self._orders)
         await asyncio.gather(*(session.close() for session in self._sessions.values()), return_exceptions=True)
@@ -117,7 +120,7 @@ class Provisioner:
         """Ask for so many machines, of one provider after another, and begin the life of those that come."""
         refusals: list[SkywardError] = []
         for provider in self._plan.providers:
-            while count > 0:
+            while count > 0 and not self._stopping:
                 order = asyncio.create_task(self._order(provider, count))
                 self._orders.add(order)
                 order.add_done_callback(self._orders.discard)
@@ -137,7 +140,12 @@ class Provisioner:
 
     async def _order(self, provider: Provider, count: int) -> int:
         """Have machines made, and begin their lives; how many."""
-        machines = await asyncio.to_thread(provider.create, replace(self._plan.order, count=count))
+        try:
+            machines = await asyncio.to_thread(provider.create, replace(self._plan.order, count=count))
+        except SkywardError:
+            raise
+        except Exception as error:  # a gap in the provider's error map; it must not end the pool's upkeep
+            raise ProvisioningError(f"{provider.name}: {type(error).__name__}: {error}") from error
         for machine in machines:
             self._begin(provider, machine)
         return len(machines)
@@ -162,7 +170,7 @@ class Provisioner:
         except SkywardError as error:
             reason = f"{error}"
             self._first_error = self._first_error or error
-        except OSError as error:  # a gap in a transport's or provider's error map; it must not end the pool's upkeep
+        except Exception as error:  # a gap in a transport's or provider's error map; it must not end the pool's upkeep
             _log.exception("%s: unexpected error", name)
             reason = f"{type(error).__name__}: {error}"
             self._first_error = self._first_error or ProvisioningError(f"{machine.name}: {reason}")
@@ -186,13 +194,14 @@ class Provisioner:
         """Ask for another machine, a little later each time that one fails to come up."""
         self._failed_in_a_row = 0 if was_ready else self._failed_in_a_row + 1
         if self._failed_in_a_row < _TRIES:
-            await asyncio.sleep(_PAUSE * self._failed_in_a_row)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._closing.wait(), _PAUSE * self._failed_in_a_row)
             await self._acquire(1)
 
     async def _give_back(self, provider: Provider, machine: Machine) -> None:
         try:
-            await asyncio.shield(asyncio.to_thread(provider.destroy, [machine.id]))
-        except SkywardError as error:
+            await asyncio.shield(_destroy(provider, machine))
+        except Exception as error:  # whatever it is: the pool's upkeep goes on
             self._events.emit(Note(f"{machine.name} ({machine.id}) could not be given back: {error}", warning=True))
 
     # --- one node ---
@@ -222,6 +231,16 @@ class Provisioner:
             self._dispatcher.node_up(session, message.slots)
             self._events.emit(NodeReady(session.node, message.slots))
             self._changed.set()
+
+
+async def _destroy(provider: Provider, machine: Machine) -> None:
+    """In a thread; or here where none can be had, since the interpreter is ending."""
+    try:
+        work = asyncio.get_running_loop().run_in_executor(None, provider.destroy, [machine.id])
+    except RuntimeError:
+        provider.destroy([machine.id])
+    else:
+        await work
 
 
 class _Connector:

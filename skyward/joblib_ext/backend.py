@@ -238,6 +238,8 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
         try:
             return out.result()
         except concurrent.futures.CancelledError as error:
+            if not out.cancelled():
+                raise  # the task's own
             raise PoolNotActive("the pool was closed before this joblib call had ended") from error
 
     def batch_completed(self, batch_size: int, duration: float) -> None:

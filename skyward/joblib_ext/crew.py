@@ -91,7 +91,7 @@ class Crew:
         self._settings = settings
         self._options = TaskOptions(
             isolated=pool.worker.executor != "thread",  # joblib promises workers that share nothing
-            threads=threads,
+            threads=None if threads is None else int(threads),  # numpy's integers do not travel
             large=settings.large,
             mode=settings.mode,
         )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 
+import pytest
+
 from skyward.core.delivery import Delivery, Lane
 from tests.core.memory_agent import eventually
 
@@ -89,3 +91,22 @@ def test_a_callback_that_exits_does_not_end_the_lane() -> None:
         delivery.put(lane, item)
     eventually(lambda: seen == [0, 2])
     delivery.close()
+
+
+def test_without_another_thread_everything_is_delivered_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when the interpreter ends: no thread can be made, whether there is one already or not."""
+    seen: list[object] = []
+    delivery, made = Delivery(seen.append, "test"), Delivery(seen.append, "test")
+    made.put(Lane(), "with a thread")
+    eventually(lambda: seen)
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    for item in range(5):
+        delivery.put(Lane(), item)
+        made.put(Lane(), item)
+    eventually(lambda: len(seen) == 11)
+    delivery.close()
+    made.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 import uuid
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -245,6 +246,34 @@ def test_nothing_is_ordered_once_the_pool_is_closed() -> None:
     threading.Timer(0.2, first.gate.set).start()
     fixture.close()
     assert second.made == []
+
+
+def test_closing_does_not_wait_for_the_next_try() -> None:
+    """A node that is to be asked for again in some seconds is not waited for."""
+    provider = MemoryProvider()
+    fixture = Fixture(provider, nodes=2)
+    fixture.start().result(10)
+    provider.dead_on_arrival = 9
+    _lose(fixture, provider)
+    eventually(lambda: len(provider.ended) == 2)
+    began = time.monotonic()
+    fixture.close()
+    assert time.monotonic() - began < 1.5
+    assert sorted(provider.ended) == sorted(provider.made)
+
+
+def test_machines_are_given_back_where_no_thread_can_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when the interpreter ends, from Python 3.12 on."""
+    provider = MemoryProvider()
+    fixture = Fixture(provider, nodes=3)
+    fixture.start().result(10)
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    fixture.close()
+    assert set(provider.ended) == set(provider.made)
 
 
 def test_asyncio_is_not_needed_to_be_running_here() -> None:

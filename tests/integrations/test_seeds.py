@@ -7,8 +7,8 @@ which the documents leave out.
 from __future__ import annotations
 
 import itertools
-import re
 import os
+import re
 from time import perf_counter
 
 import pytest

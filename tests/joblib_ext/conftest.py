@@ -37,9 +37,9 @@ def pool() -> Iterator[sky.Compute]:
 def _nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     """As for all tests, but the module's pool, its threads and its slots may stay."""
     shared = request.getfixturevalue("pool").name if "pool" in request.fixturenames else None
-    before = outer._agents()
+    before, threads = outer._agents(), outer._threads()
     yield
-    _wait_for(lambda: [name for name in outer._threads() if shared is None or shared not in name])
+    _wait_for(lambda: sorted(outer._threads() - threads))
     if shared is None:
         _wait_for(lambda: sorted(outer._agents() - before))
 
