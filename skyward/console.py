@@ -327,8 +327,13 @@ class _Writer:
                 return
             self._pending += len(text)
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="skyward-output", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name="skyward-output", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError:  # the interpreter is ending
+                    _write(target, text)
+                    return
+                self._thread = thread
             self._queue.put((target, text))
 
     def close(self) -> None:

@@ -1,17 +1,19 @@
 """Large buffers by the digest of their content: which node has which, so that each is sent to a node once.
 
-Pure bookkeeping; the bytes live with the tasks that use them, and in the nodes' stores. A node's store may hold
-`budget` bytes of blobs that no task needs any more; beyond that, the ones that were used longest ago are forgotten.
+Pure bookkeeping; the bytes live with the tasks that use them (`Snapshots`), and in the nodes' stores (`Blobs`). A
+node's store may hold `budget` bytes of blobs that no task needs any more; beyond that, the ones that were used longest
+ago are forgotten.
 """
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 
 import xxhash
 
-__all__ = ["Blobs", "digest"]
+__all__ = ["Blobs", "Snapshots", "digest"]
 
 
 def digest(buffer: memoryview) -> bytes:
@@ -21,6 +23,48 @@ def digest(buffer: memoryview) -> bytes:
     of his own making; by chance two of 2**32 buffers are alike with a probability of 2**-65.
     """
     return len(buffer).to_bytes(8, "big") + xxhash.xxh3_128_digest(buffer)
+
+
+class Snapshots:
+    """Copies of large buffers as they were when a task was submitted, one for each content.
+
+    The user may change an array as soon as `submit` has returned, while its bytes leave later, to one node after
+    another. Without a copy a node would get other bytes than the digest says, and every later task of that digest as
+    well. Any thread may call.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # guards _kept
+        self._kept: dict[bytes, tuple[bytes, int]] = {}  # digest -> the bytes, and how many tasks hold them
+
+    def __repr__(self) -> str:
+        return f"<Snapshots {len(self._kept)}, {sum(len(data) for data, _ in self._kept.values()):,} bytes>"
+
+    def take(self, buffer: memoryview) -> tuple[bytes, bytes]:
+        """Digest and copy of a buffer, for one task; the same copy for all tasks with equal bytes."""
+        name = digest(buffer)
+        data = self._hold(name, None)
+        if data is None:
+            copy = bytes(buffer)
+            name = digest(memoryview(copy))  # of the copy: another thread may have written meanwhile
+            data = self._hold(name, copy)
+            assert data is not None
+        return name, data
+
+    def _hold(self, name: bytes, copy: bytes | None) -> bytes | None:
+        with self._lock:
+            data, holders = self._kept.get(name, (copy, 0))
+            if data is not None:
+                self._kept[name] = data, holders + 1
+            return data
+
+    def release(self, names: Iterable[bytes]) -> None:
+        """A task has settled."""
+        with self._lock:
+            for name in names:
+                data, holders = self._kept.pop(name)
+                if holders > 1:
+                    self._kept[name] = data, holders - 1
 
 
 class Blobs:

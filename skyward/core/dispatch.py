@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from skyward.core import messages, payload, schedule, wire
-from skyward.core.blobs import Blobs, digest
+from skyward.core.blobs import Blobs, Snapshots
 from skyward.core.delivery import Delivery, Lane
 from skyward.core.errors import NodeLost, PayloadError, PoolNotActive, TaskTimeout, WorkerCrashed
 from skyward.core.events import Events, Printed, TaskEnded, TasksQueued
@@ -193,6 +193,7 @@ class Dispatcher:
         self._idle = asyncio.Event()
         self._idle.set()
         self._lost: dict[str, str] = {}
+        self._snapshots = Snapshots()
         self._why_hopeless = "no node is left"
         self._delivery = Delivery(self._deliver, f"{name}-delivery")
         self._pid = os.getpid()
@@ -225,7 +226,7 @@ class Dispatcher:
             if future.size > _LARGEST:
                 raise PayloadError(f"the call of {_label(function)} holds over {_LARGEST:,} bytes; send it less")
             least = payload.LARGE if options.large is None else min(payload.LARGE, options.large)
-            blobs = {i: digest(view) for i, view in enumerate(buffers) if len(view) >= least}
+            parts, blobs = self._keep(buffers, least)
         except PayloadError as error:
             future.set_running_or_notify_cancel()
             future.set_exception(error)
@@ -234,10 +235,21 @@ class Dispatcher:
         timeout = self._timeout if options.timeout == "pool" else options.timeout
         if timeout is not None:
             timeout *= options.count  # a limit is per task of the user's
-        job = _Job(task, _label(function), future, options, call.lane, timeout, [head, *buffers], blobs)
+        job = _Job(task, _label(function), future, options, call.lane, timeout, [head, *parts], blobs)
         self._post(job)
         self._events.emit(TasksQueued(options.count))
         return future
+
+    def _keep(self, buffers: list[memoryview], least: int) -> tuple[list[bytes], dict[int, bytes]]:
+        """Copies of the buffers as they are now, and the digests of those that are blobs."""
+        parts, blobs = [], {}
+        for index, view in enumerate(buffers):
+            if len(view) < least:
+                parts.append(bytes(view))
+            else:
+                blobs[index], data = self._snapshots.take(view)
+                parts.append(data)
+        return parts, blobs
 
     def _post(self, item: schedule.Event | _Job) -> None:
         self._inbox.append(item)
@@ -297,6 +309,7 @@ class Dispatcher:
         job = self._jobs.pop(command.task)
         job.verdict = command.verdict
         job.buffers = []
+        self._snapshots.release(job.blobs.values())
         if not self._jobs:
             self._idle.set()
         self._delivery.put(job.lane, job)

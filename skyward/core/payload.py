@@ -1,7 +1,8 @@
 """Values to bytes and back: calls, results and exceptions, with large buffers kept out of the pickle.
 
-Pickling is cloudpickle at protocol 5. A payload is a head (the pickle) and out-of-band buffers, which are views of the
-caller's memory and are never copied here. Nothing in this module does I/O or knows where the bytes go.
+Pickling is cloudpickle at protocol 5. A payload is a head (the pickle) and out-of-band buffers, which are views of
+the caller's memory; who keeps them beyond the call copies them. Nothing in this module does I/O or knows where the
+bytes go.
 
 A numpy array of at least `large` bytes is pickled so that the receiver may give it as a `numpy.memmap` of a file that
 holds its bytes, as loky does with joblib's ``max_nbytes`` and ``mmap_mode``.

@@ -46,7 +46,8 @@ class Compute(concurrent.futures.Executor):
     provider
         A provider, or the name of one; several in a list are asked in order. None: this machine.
     nodes
-        How many machines; ``(least, most)`` begins with the least and takes up to the most.
+        How many machines; with ``(least, most)``, most are asked for, and the block begins when each has come or
+        failed, if at least the least have come.
     worker
         How each node runs tasks.
     concurrency

@@ -176,6 +176,8 @@ class Provisioner:
             self._first_error = self._first_error or ProvisioningError(f"{machine.name}: {reason}")
         finally:
             self._serving.discard(serving)
+            if not self._started and not self._first_error:
+                self._first_error = ProvisioningError(f"{machine.name} was lost while the pool started: {reason}")
             was_ready = self._ready.pop(name, None) is not None
             self._sessions.pop(name, None)
             self._dispatcher.node_down(name, reason or "it ended")

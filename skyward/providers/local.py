@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import IO, ClassVar
@@ -24,11 +25,12 @@ from skyward.core.spec import Endpoint, Machine, MachineId, Offer, Order, Resour
 
 __all__ = ["Local"]
 
+_locals: weakref.WeakSet[Local] = weakref.WeakSet()
 _START = 30.0  # seconds that an agent may take until it listens
 _END = 5.0  # seconds that it may take to end by itself once its lifeline is cut
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Local:
     """Nodes on this machine, with the driver's own Python and packages. Needs no account and no set-up.
 
@@ -45,6 +47,9 @@ class Local:
     )
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False, compare=False)
     _ids: itertools.count[int] = field(default_factory=itertools.count, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        _locals.add(self)
 
     def offers(self, resources: Resources) -> Sequence[Offer]:
         """This machine, for nothing."""
@@ -134,3 +139,15 @@ def _greet(process: subprocess.Popen[bytes], secret: bytes, orphan_timeout: floa
         raise ProvisioningError(
             f"an agent on this machine did not start ({sys.executable} -m skyward.worker.agent); it said:\n{said}"
         ) from error
+
+
+def _let_go() -> None:
+    """A fork of the driver holds the agents' lifelines too: it must not keep them alive when the driver has died."""
+    for provider in list(_locals):
+        for _, process in list(provider._agents.values()):  # noqa: SLF001  no lock: its holder may be no more
+            if process.stdin is not None:
+                with contextlib.suppress(OSError):
+                    process.stdin.close()
+
+
+os.register_at_fork(after_in_child=_let_go)

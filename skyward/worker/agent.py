@@ -48,6 +48,7 @@ from skyward.worker.owner import Session
 
 __all__ = ["Agent", "Start", "main"]
 
+_SILENCE = 20.0  # seconds; an owner that is connected has a heart beat every two
 _GREETING = 10.0  # seconds in which a visitor must prove who it is
 _VISITORS = 32  # that have not proved it
 _LOG = 1024 * 1024  # bytes of the log file
@@ -130,7 +131,8 @@ class Agent:
         self._folder = folder
         self._visitors: set[_Visitor] = set()
         self._patience = start.orphan_timeout
-        self._orphan = loop.call_later(self._patience, self.stop, "no owner has come")
+        self._heard = loop.time()  # when the owner last said anything
+        self._orphan = loop.call_later(self._patience, self._watch)
         listener.setblocking(False)
         loop.add_reader(listener.fileno(), self._accept)
 
@@ -185,7 +187,6 @@ class Agent:
             self.session.link.close()
             self.session.link = None
         self.session.attach(visitor.link, hello.received)
-        self._orphan.cancel()
         if self.crew is not None:
             self.crew.acknowledged(hello.received)
 
@@ -195,8 +196,19 @@ class Agent:
         if self.session is not None and self.session.link is visitor.link:
             self.session.link = None
             log(f"the owner's connection has ended: {reason}")
+            self._heard = self.loop.time()
+            self._watch()
+
+    def _watch(self) -> None:
+        """End when the owner has been silent for too long: gone, or behind a line that only seems to be up."""
+        linked = self.session is not None and self.session.link is not None
+        patience = max(self._patience, _SILENCE) if linked else self._patience
+        left = self._heard + patience - self.loop.time()
+        if left <= 0:
+            self.stop(f"no word of an owner for {patience:g} s")
+        else:
             self._orphan.cancel()
-            self._orphan = self.loop.call_later(self._patience, self.stop, "the owner has not come back")
+            self._orphan = self.loop.call_later(left, self._watch)
 
     def _facts(self) -> dict[str, Any]:
         return {
@@ -213,6 +225,7 @@ class Agent:
     def hear(self, received: Received) -> None:
         """A message from the owner."""
         session, message = self.session, received.message
+        self._heard = self.loop.time()
         if session is None:
             raise ProtocolError(f"{type(message).__name__} before the greeting")
         if isinstance(message, Ping):
@@ -248,6 +261,7 @@ class Agent:
         if self.crew is not None:
             raise ProtocolError("a second Setup")
         self._patience = setup.orphan_timeout
+        self._watch()
         try:
             if setup.concurrency < 1:
                 raise ValueError(f"concurrency must be at least 1, not {setup.concurrency}")

@@ -147,7 +147,8 @@ class Slot:
             seconds = time.perf_counter() - began
             if os.getpid() != self.pid:
                 end_of_fork(error)
-            error.__traceback__ = error.__traceback__ and error.__traceback__.tb_next  # this frame tells nothing
+            # This frame tells nothing. Not by assignment, which a frozen dataclass refuses.
+            error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)
             self._fail(run.task, seconds, Failure.RAISED, error)
             return
         seconds = time.perf_counter() - began

@@ -200,6 +200,25 @@ def test_large_buffers_go_to_a_node_once(pool: MemoryPool) -> None:
     assert [agent.blobs_sent for agent in agents] == [1, 1]
 
 
+@pytest.mark.parametrize("count", [10_000, 400_000])
+def test_an_array_that_is_changed_after_submit_changes_no_result(pool: MemoryPool, count: int) -> None:
+    """Tasks see their arguments as they were, also those that use the same content later."""
+    agent = pool.add(slots=1, holding=True)
+    x = np.zeros(count)
+    futures = [pool.submit(lambda a: float(a.sum()), x) for _ in range(2)]
+    x[:] = 1
+    ones = pool.submit(lambda a: float(a.sum()), x)
+    x[:] = 0
+    futures.append(pool.submit(lambda a: float(a.sum()), x))
+    eventually(lambda: agent.held)
+    agent.holding = False
+    pool.do(agent.answer, 1)
+    pool.do(agent.flush)
+    assert [future.result(5) for future in futures] == [0.0, 0.0, 0.0]
+    assert ones.result(5) == count
+    eventually(lambda: "<Snapshots 0" in repr(pool.dispatcher._snapshots))
+
+
 def test_a_slow_callback_of_one_call_does_not_hold_up_another(pool: MemoryPool) -> None:
     """Callbacks of one call run in a lane of their own."""
     pool.add()

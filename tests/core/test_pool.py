@@ -354,6 +354,32 @@ def test_however_the_driver_ends_nothing_is_left(how: str, tmp_path: Path, monke
     eventually(lambda: not _alive(mark), 10)
 
 
+def test_a_fork_of_the_driver_does_not_keep_nodes_alive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A child that outlives a killed driver holds no lifeline."""
+    mark = os.getpid() * 1000 + 998
+    monkeypatch.setenv("SKY_TEST_MARK", str(mark))
+    script = _script(
+        """
+        pool = sky.Compute(console=False).start()
+        child = os.fork()
+        if child == 0:
+            time.sleep(30)
+            os._exit(0)
+        print(child, flush=True)
+        time.sleep(30)
+        """,
+        tmp_path,
+    )
+    assert script.stdout is not None
+    child = int(script.stdout.readline())
+    script.kill()
+    try:
+        eventually(lambda: not any("skyward.worker" in process for process in _alive(mark)), 10)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        script.communicate(timeout=10)
+
+
 def test_ctrl_c_while_starting_gives_everything_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An interrupt before the nodes are ready ends as one after."""
     mark = os.getpid() * 1000 + 999
