@@ -96,8 +96,7 @@ class MemoryAgent:
             assert digest(memoryview(buffers[0])) == message.digest
             self.blobs[message.digest] = buffers[0]
             if not self.holding:
-                for task in [task for task, (run, _) in self.held.items() if self._complete(run)]:
-                    self.answer(task)
+                self.release()
         elif isinstance(message, messages.Forget):
             for name in message.digests:
                 del self.blobs[name]
@@ -115,6 +114,13 @@ class MemoryAgent:
 
     def _complete(self, run: messages.Run) -> bool:
         return all(name in self.blobs for name in run.blobs.values())
+
+    def release(self) -> None:
+        """Hold no longer: run what is complete now, and the rest as it comes."""
+        self.holding = False
+        for task in [task for task, (run, _) in self.held.items() if self._complete(run)]:
+            self.answer(task)
+        self.flush()
 
     def answer(self, task: int) -> None:
         """Run a held call now."""

@@ -211,9 +211,7 @@ def test_an_array_that_is_changed_after_submit_changes_no_result(pool: MemoryPoo
     x[:] = 0
     futures.append(pool.submit(lambda a: float(a.sum()), x))
     eventually(lambda: agent.held)
-    agent.holding = False
-    pool.do(agent.answer, 1)
-    pool.do(agent.flush)
+    pool.do(agent.release)
     assert [future.result(5) for future in futures] == [0.0, 0.0, 0.0]
     assert ones.result(5) == count
     eventually(lambda: "<Snapshots 0" in repr(pool.dispatcher._snapshots))

@@ -33,13 +33,13 @@ class Bridged:
         for received in self.node.streams:
             self.hear(received.message, received.buffers)
         self.node.streams.clear()
-        ready, _, _ = select.select(list(self.socks.values()), [], [], 0)
-        for stream, sock in list(self.socks.items()):
-            if sock in ready:
-                data = sock.recv(32 * 1024)
-                self.node.say(StreamData(stream) if data else StreamClose(stream, None), [data] if data else [])
-                if not data:
-                    self.socks.pop(stream).close()
+        while ready := select.select(list(self.socks.values()), [], [], 0)[0]:
+            for stream, sock in list(self.socks.items()):
+                if sock in ready:
+                    data = sock.recv(32 * 1024)
+                    self.node.say(StreamData(stream) if data else StreamClose(stream, None), [data] if data else [])
+                    if not data:
+                        self.socks.pop(stream).close()
         return False
 
     def hear(self, message: Any, buffers: list[bytearray]) -> None:
@@ -87,8 +87,9 @@ def test_a_listener_of_the_owner_is_reached(node: Owner, tmp_path: Path) -> None
 
         thread = threading.Thread(target=serve)
         thread.start()
-        assert Bridged(node, path).result(node.submit(talk, PLACE)) == 3_000_000
-        thread.join(10)
+        bridged = Bridged(node, path)
+        assert bridged.result(node.submit(talk, PLACE)) == 3_000_000
+        node.until(lambda: bridged.step() or not thread.is_alive(), "the rest of the stream")
     assert got[1] == 3_000_000
     assert set(got[0]) == {"pid"}
 

@@ -8,4 +8,4 @@ import os
 if os.environ.pop("SKYWARD_SUITE_CHILD", None):  # taken away first: agents and slots are started with this environment
     from tests.joblib_suite import pool
 
-    pool.make().start()  # closed when the interpreter ends
+    opened = pool.make().start()  # kept, because a pool that nobody holds is closed; this one when the interpreter ends
