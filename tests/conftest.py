@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -11,6 +12,9 @@ from pathlib import Path
 import pytest
 
 pytest_plugins = ["tests.lab.fixtures"]
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as for a shell's background jobs; children would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _GRACE = 5.0  # seconds that threads and processes which are ending may take
 
