@@ -18,19 +18,26 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from skyward import integrations as integrations
     from skyward import plugins as plugins
+    from skyward.core.errors import AuthFailed as AuthFailed
     from skyward.core.errors import BootstrapFailed as BootstrapFailed
+    from skyward.core.errors import CloudError as CloudError
     from skyward.core.errors import ConfigError as ConfigError
     from skyward.core.errors import HostKeyError as HostKeyError
     from skyward.core.errors import HostUnreachable as HostUnreachable
     from skyward.core.errors import LinkError as LinkError
     from skyward.core.errors import LoginRefused as LoginRefused
+    from skyward.core.errors import NoCapacity as NoCapacity
     from skyward.core.errors import NodeLost as NodeLost
+    from skyward.core.errors import NoOffer as NoOffer
+    from skyward.core.errors import NotFound as NotFound
     from skyward.core.errors import PayloadError as PayloadError
     from skyward.core.errors import PluginNotFound as PluginNotFound
     from skyward.core.errors import PoolNotActive as PoolNotActive
     from skyward.core.errors import ProtocolError as ProtocolError
     from skyward.core.errors import ProvisioningError as ProvisioningError
     from skyward.core.errors import PythonNotFound as PythonNotFound
+    from skyward.core.errors import QuotaExceeded as QuotaExceeded
+    from skyward.core.errors import RateLimited as RateLimited
     from skyward.core.errors import SkywardError as SkywardError
     from skyward.core.errors import TaskError as TaskError
     from skyward.core.errors import TaskFailed as TaskFailed
@@ -50,7 +57,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SSH",
+    "AuthFailed",
     "BootstrapFailed",
+    "CloudError",
     "Compute",
     "ComputePool",
     "ConfigError",
@@ -60,7 +69,10 @@ __all__ = [
     "LinkError",
     "Local",
     "LoginRefused",
+    "NoCapacity",
+    "NoOffer",
     "NodeLost",
+    "NotFound",
     "PayloadError",
     "Plugin",
     "PluginNotFound",
@@ -68,6 +80,8 @@ __all__ = [
     "ProtocolError",
     "ProvisioningError",
     "PythonNotFound",
+    "QuotaExceeded",
+    "RateLimited",
     "S3Volume",
     "SkywardError",
     "TaskError",
@@ -103,6 +117,7 @@ _HOME = {
     **{
         name: f"skyward.core.errors:{name}"
         for name in (
+            *("AuthFailed", "CloudError", "NoCapacity", "NoOffer", "NotFound", "QuotaExceeded", "RateLimited"),
             *("BootstrapFailed", "ConfigError", "HostKeyError", "HostUnreachable", "LinkError", "LoginRefused"),
             *("NodeLost", "PayloadError", "PluginNotFound", "PoolNotActive", "ProtocolError", "ProvisioningError"),
             *("PythonNotFound", "SkywardError", "TaskError", "TaskFailed", "TaskTimeout", "WorkerCrashed"),

@@ -29,6 +29,7 @@ HOUSE: dict[str, set[str]] = {
         "skyward.core.wire",
     },
     "skyward.providers": {"skyward.core"},
+    "skyward.providers.drivers": set(),  # they know libcloud, and nothing of skyward
     "skyward.transport": {"skyward.core"},
     "skyward.joblib_ext": {"skyward.core"},
     "skyward.integrations": {"skyward.core", "skyward.joblib_ext"},
@@ -41,11 +42,14 @@ HOUSE: dict[str, set[str]] = {
 
 # Pure modules decide and do not act: no socket, thread, clock, chance or log (design, decision 1).
 PURE = (
+    "skyward.core.fleet",
     "skyward.core.mailbox",
+    "skyward.core.market",
     "skyward.core.messages",
     "skyward.core.payload",
     "skyward.core.schedule",
     "skyward.core.wire",
+    "skyward.providers.first_boot",
 )
 IMPURE = {"asyncio", "logging", "random", "select", "selectors", "socket", "subprocess", "threading", "time"}
 
@@ -54,6 +58,8 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "asyncssh": ("skyward.transport", "skyward.providers"),
     "joblib": ("skyward.joblib_ext",),
     "libcloud": ("skyward.providers",),
+    "requests": ("skyward.providers",),
+    "tenacity": ("skyward.providers",),
     "numpy": ("skyward.core.payload", "skyward.testing", "skyward.worker.slot"),
     "rich": ("skyward.liveline", "skyward.cli"),
     "sklearn": ("skyward.joblib_ext",),
@@ -64,6 +70,8 @@ LAZY: dict[tuple[str, str], str] = {
     ("skyward.console", "skyward.liveline"): "needs rich, which only a terminal is worth",
     ("skyward.core.payload", "numpy"): "an array's pickle needs it; the module must load where numpy is not installed",
     ("skyward.joblib_ext.backend", "skyward.joblib_ext.crew"): "only a driver comes there; a node does without it",
+    ("skyward.core.reaper", "skyward.core.ledger"): "a reaper that has nothing to do stays small",
+    ("skyward.core.reaper", "skyward.core.sweep"): "as above",
     ("skyward.worker.agent", "resource"): "not on every platform",
     ("skyward.worker.bridge", "multiprocessing"): "only a slot needs it, not the agent",
     ("skyward.worker.bridge", "multiprocessing.process"): "only a slot needs it, not the agent",
@@ -176,7 +184,8 @@ def test_foreign_packages_stay_in_their_rooms() -> None:
 
 def test_foreign_packages_are_declared() -> None:
     """What is imported is of the standard library or stands in pyproject.toml, so a fresh install has it."""
-    declared = {"asyncssh", "cloudpickle", "joblib", "msgpack", "rich", "threadpoolctl", "xxhash"}
+    declared = {"asyncssh", "cloudpickle", "cryptography", "joblib", "libcloud", "msgpack", "platformdirs", "requests"}
+    declared |= {"rich", "tenacity", "threadpoolctl", "typer", "xxhash"}
     optional = {"numpy", "sklearn"}  # come with the user's own code
     suites = {"hypothesis", "numpy", "pytest"}  # skyward.testing is for those who have them
     known = sys.stdlib_module_names | declared | optional | {"skyward"}

@@ -10,6 +10,13 @@ tried again follows from the type, never from the text. A message says what happ
     │   └── PluginNotFound (LookupError)    no such provider, transport or plug-in, or it cannot be imported
     ├── PoolNotActive (RuntimeError)        the pool was not entered, is closed, or belongs to another process
     ├── ProvisioningError                   a node could not be had or prepared
+    │   ├── NoOffer                         no provider offers what is asked for
+    │   ├── NoCapacity                      the provider has none of this kind now; another kind or place may be had
+    │   ├── QuotaExceeded                   the account may not have more of this kind
+    │   ├── AuthFailed                      no credentials, or the provider refuses them
+    │   ├── NotFound                        the provider knows no such thing
+    │   ├── CloudError                      the provider's API failed; whether it did what was asked is not known
+    │   │   └── RateLimited                 it was asked too often and did nothing; ask again later
     │   ├── HostUnreachable                 nobody answered in time
     │   ├── HostKeyError                    the host's key is unknown, or is not the one that was expected
     │   ├── LoginRefused                    the host refused the user or the key
@@ -30,19 +37,26 @@ from __future__ import annotations
 import pickle
 
 __all__ = [
+    "AuthFailed",
     "BootstrapFailed",
+    "CloudError",
     "ConfigError",
     "HostKeyError",
     "HostUnreachable",
     "LinkError",
     "LoginRefused",
+    "NoCapacity",
+    "NoOffer",
     "NodeLost",
+    "NotFound",
     "PayloadError",
     "PluginNotFound",
     "PoolNotActive",
     "ProtocolError",
     "ProvisioningError",
     "PythonNotFound",
+    "QuotaExceeded",
+    "RateLimited",
     "SkywardError",
     "TaskError",
     "TaskFailed",
@@ -69,6 +83,46 @@ class PoolNotActive(SkywardError, RuntimeError):
 
 class ProvisioningError(SkywardError):
     """A node could not be had or could not be prepared."""
+
+
+class NoOffer(ProvisioningError):
+    """No provider offers a machine as it was asked for; the message says what is nearest."""
+
+
+class NoCapacity(ProvisioningError):
+    """The provider has no machine of this kind in this place now. Another kind or place may be had."""
+
+
+class QuotaExceeded(ProvisioningError):
+    """The account may not have more machines of this kind."""
+
+
+class AuthFailed(ProvisioningError):
+    """There are no credentials, or the provider refuses them or what they may do."""
+
+
+class NotFound(ProvisioningError):
+    """The provider knows no such machine, image, region or other thing."""
+
+
+class CloudError(ProvisioningError):
+    """The provider's API failed, or its reply was lost. It may have done what was asked; asking again may help."""
+
+
+class RateLimited(CloudError):
+    """The provider was asked too often and did nothing.
+
+    Attributes
+    ----------
+    wait
+        Seconds after which it may be asked again, where it says so.
+    """
+
+    wait: float | None
+
+    def __init__(self, message: str, wait: float | None = None) -> None:
+        super().__init__(message)
+        self.wait = wait
 
 
 class HostUnreachable(ProvisioningError):

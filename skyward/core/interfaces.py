@@ -18,14 +18,17 @@ from skyward.core.spec import Endpoint, Image, Machine, MachineId, Offer, Order,
 if TYPE_CHECKING:
     from skyward.core.pool import Compute
 
-__all__ = ["Channel", "Link", "Output", "Plugin", "Provider", "Shell", "Trait", "Transport"]
+__all__ = ["Channel", "Link", "Output", "Plugin", "Provider", "Rental", "Shell", "Trait", "Transport"]
 
 
 class Trait(enum.Enum):
     """What some providers can and others can't; core and the shipped suites ask for the trait, never for the name."""
 
+    BATCH = "batch"  # creates several machines in one call
     SPOT = "spot"  # has offers that may be taken back
     DESTROYS = "destroys"  # destroy really ends the machine (a host list only forgets it)
+    RENTED = "rented"  # machines cost money and outlive the driver: ledger, reaper, keys of our own, time to boot
+    SAFE_CREATE = "safe-create"  # the same order twice makes machines once
     DRIVER_ENVIRONMENT = "driver-environment"  # nodes use the driver's own interpreter and packages
 
 
@@ -34,29 +37,64 @@ class Provider(Protocol):
     """A source of machines.
 
     All methods are synchronous, may block, and are called from worker threads, several at a time. They raise
-    `ProvisioningError` (or a subclass), with foreign errors mapped `from` the cause.
+    `ProvisioningError` (or a subclass, by which core decides what to try next), with foreign errors mapped `from` the
+    cause.
     """
 
     name: ClassVar[str]
     traits: ClassVar[frozenset[Trait]]
 
     def offers(self, resources: Resources) -> Sequence[Offer]:
-        """Kinds of machines that meet `resources`, cheapest first. Empty when there are none."""
+        """Kinds of machines that can be had. May leave out what does not meet `resources`; core chooses and sorts."""
         ...
 
     def create(self, order: Order) -> Sequence[Machine]:
-        """Begin up to ``order.count`` machines; returns once their ids are known and the tag is on them.
+        """Begin up to ``order.count`` machines; returns once their ids are known and tag and name are on them.
 
         Fewer than asked is allowed; none is an error. Not repeated by core after a success.
+
+        Raises
+        ------
+        NoCapacity, QuotaExceeded, AuthFailed, NotFound, ProvisioningError
+            Nothing was made.
+        CloudError
+            It is not known whether something was made; `machines` will tell.
         """
         ...
 
     def machines(self, tag: str) -> Sequence[Machine]:
-        """All machines that carry the tag, in any state. May be repeated at will."""
+        """All machines that carry the tag, in any state (those that are gone may be left out). May be repeated."""
         ...
 
     def destroy(self, ids: Sequence[MachineId]) -> None:
         """End these machines. Idempotent: an unknown id counts as ended. Returns when they are ended or will be."""
+        ...
+
+
+@runtime_checkable
+class Rental(Provider, Protocol):
+    """A provider whose machines cost money and outlive the driver (``Trait.RENTED``)."""
+
+    patience: ClassVar[float]
+    """Seconds from a machine's creation until it must answer; then it is given back."""
+    settle: ClassVar[float]
+    """Seconds after which `machines` surely shows what was created."""
+    poll: ClassVar[float]
+    """Seconds between two looks at machines that boot or end."""
+
+    def all_machines(self) -> Sequence[Machine]:
+        """The machines of all pools, ours and other drivers'; each with its tag."""
+        ...
+
+    def clear(self, tag: str) -> None:
+        """Remove whatever else carries the tag (security groups, scripts, keys, volumes). Idempotent.
+
+        Called when the machines are gone; raises `CloudError` while something can't be removed yet.
+        """
+        ...
+
+    def settings(self) -> dict[str, object]:
+        """Arguments that make an equal provider later, without secrets; JSON can hold them."""
         ...
 
 

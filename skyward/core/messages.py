@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Union, get_args, get_type_hints
 __all__ = [
     "CODES",
     "FIELDS",
+    "HEARD_FILE",
     "MESSAGES",
     "Ack",
     "Blob",
@@ -36,6 +37,10 @@ __all__ = [
     "StreamOpen",
     "Welcome",
 ]
+
+
+HEARD_FILE = "/run/skyward-heard"
+"""Touched on a rented node whenever the owner is heard; the node's watchdog ends the machine when it grows old."""
 
 
 class Hello(NamedTuple):

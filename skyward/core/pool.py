@@ -14,6 +14,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -32,6 +33,7 @@ __all__ = ["Compute", "ComputePool"]
 
 _T = TypeVar("_T")
 _numbers = itertools.count(1)
+_LEAST_MEMORY = 2 * 2**30  # bytes of a bought machine where nothing is said
 _NOT_ACTIVE = (
     "Backend not configured: use the pool as a context manager "
     "(with sky.Compute(...) as pool: ...), or call its start()"
@@ -46,20 +48,24 @@ class Compute(concurrent.futures.Executor):
     provider
         A provider, or the name of one; several in a list are asked in order. None: this machine.
     nodes
-        How many machines; with ``(least, most)``, most are asked for, and the block begins when each has come or
-        failed, if at least the least have come.
+        How many machines; with ``(least, most)``, most are asked for, the block begins when the least are ready, and
+        the others join as they come.
     worker
         How each node runs tasks.
     concurrency
         Short for ``worker=Worker(concurrency=...)``.
     machine, accelerator, vcpus, memory
-        What each node must have; see `Resources`. ``cpu`` is another name of ``vcpus``.
+        What each node must have; see `Resources`. ``cpu`` is another name of ``vcpus``. When nothing is said, machines
+        that are bought have a core for each slot and 2 GiB.
+    max_price
+        At most so many US dollars per hour and machine.
     image
         What each node's environment holds.
     volume
         Storage that the nodes show; ``volumes`` is another name.
     allocation
-        Whether machines that may be taken back are wanted.
+        Whether machines that may be taken back ("spot") are wanted: ``"spot-if-available"`` takes them while they cost
+        no more than others, ``"always-spot"``, ``"on-demand"``, or ``"cheapest"``, which also compares providers.
     timeout
         Seconds that one task may run; None for no limit.
     plugins
@@ -98,6 +104,7 @@ class Compute(concurrent.futures.Executor):
         volume: Sequence[Volume] | Volume = (),
         volumes: Sequence[Volume] | Volume = (),
         allocation: Allocation = "spot-if-available",
+        max_price: float | None = None,
         timeout: float | None = 3600,
         plugins: Sequence[Plugin] = (),
         console: bool = True,
@@ -114,7 +121,7 @@ class Compute(concurrent.futures.Executor):
         self._order = Order(
             tag=self.name,
             count=self.nodes.most,
-            resources=Resources(machine, accelerator, cores, memory),
+            resources=_resources(Resources(machine, accelerator, cores, memory, max_price), self.worker),
             allocation=allocation,
             orphan_timeout=parse_seconds(orphan_timeout, "orphan_timeout") or 600.0,
         )
@@ -363,6 +370,13 @@ def _setup(pool: Compute, image: Image) -> Setup:
         around=[name for plugin in pool._plugins if (name := plugin.around_worker()) is not None],
         orphan_timeout=pool._order.orphan_timeout,
     )
+
+
+def _resources(wanted: Resources, worker: Worker) -> Resources:
+    """What is asked for; where nothing is, the cheapest machine would be one on which nothing runs."""
+    if wanted.machine or wanted.accelerator or wanted.vcpus or wanted.memory:
+        return wanted
+    return replace(wanted, vcpus=worker.concurrency, memory=_LEAST_MEMORY)
 
 
 def _either(name: str, value: Any, other_name: str, other: Any, convert: Callable[[Any], Any] = lambda v: v) -> Any:

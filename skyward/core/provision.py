@@ -1,35 +1,61 @@
 """Gets a pool's nodes, keeps them, and gives them back.
 
-For each machine one task runs its whole life: connect, bootstrap where there is a shell, keep up the session, and, when
-the node is lost, give the machine back and ask for another. What a machine is, only its provider knows.
+What to order, look at and destroy, the fleet decides (fleet.py); here it is carried out, each provider's call in a
+thread. For each machine that the fleet begins one task runs its whole life: connect, bootstrap where there is a shell,
+keep up the session. What a machine is, only its provider knows.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
-from collections.abc import Callable, Sequence
+import math
+import sqlite3
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Any, TypeVar, cast
 
-from skyward.core import registry
+import cloudpickle
+
+from skyward.core import fleet as f
+from skyward.core import market, reaper, registry
 from skyward.core.bootstrap import bootstrap
 from skyward.core.dispatch import Dispatcher
-from skyward.core.errors import BootstrapFailed, LinkError, ProvisioningError, SkywardError
+from skyward.core.errors import (
+    BootstrapFailed,
+    CloudError,
+    HostKeyError,
+    HostUnreachable,
+    LinkError,
+    LoginRefused,
+    NoOffer,
+    ProvisioningError,
+    SkywardError,
+)
 from skyward.core.events import Events, NodeGone, NodeReady, NodeStep, Note
-from skyward.core.interfaces import Channel, Link, Provider, Transport
-from skyward.core.messages import Message, Ready, Setup
+from skyward.core.interfaces import Channel, Link, Provider, Rental, Shell, Trait, Transport
+from skyward.core.keys import make_key
+from skyward.core.ledger import Ledger
+from skyward.core.messages import HEARD_FILE, Message, Ready, Setup
 from skyward.core.session import Session, Timing
-from skyward.core.spec import Image, Machine, Nodes, Order
+from skyward.core.spec import Image, KeyPair, Machine, MachineId, Nodes, Offer, Order
 from skyward.core.wire import Filled
 
 __all__ = ["Plan", "Provisioner"]
 
+_T = TypeVar("_T")
 _log = logging.getLogger("skyward.provision")
 
 _CONNECT = 30.0  # seconds for one connection
+_AGAIN = 1.0  # seconds between two tries to reach a machine that boots
 _TRIES = 3  # machines in a row that may fail to come up before no more are asked for
 _PAUSE = 2.0  # seconds before the next try, times the number of failures so far
+_GIVE_UP = 900.0  # seconds for giving everything back; then the ledger, and who reads it, must do
+_NOT_YET = (HostUnreachable, HostKeyError, LoginRefused)  # what a machine that boots may answer at first
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,19 +85,21 @@ class Provisioner:
         self._plan = plan
         self._dispatcher = dispatcher
         self._events = events
-        self._lives: set[asyncio.Task[None]] = set()
-        self._orders: set[asyncio.Task[int]] = set()
-        # The part of a life that may be cancelled. The life itself never is: it ends with its machine given back.
-        self._serving: set[asyncio.Task[str | None]] = set()
+        self._calls = ThreadPoolExecutor(16, "skyward-provider")
+        self._fleet = f.Fleet([_source(provider) for provider in plan.providers], [], plan.nodes.most)
+        self._timer: asyncio.TimerHandle | None = None
+        self._errands: set[asyncio.Task[None]] = set()  # what was commanded; never cancelled
+        self._lives: dict[tuple[int, MachineId], _Life] = {}
         self._sessions: dict[str, Session] = {}
         self._ready: dict[str, int] = {}  # node -> slots
-        self._names: list[str] = []  # of all nodes so far, in the order in which they were asked for
+        self._names: list[str] = []  # of all nodes so far, in the order in which they were begun
         self._failed_in_a_row = 0
         self._first_error: SkywardError | None = None
+        self._last_reason: str | None = None  # why the last node was lost
         self._changed = asyncio.Event()
         self._started = False
         self._stopping = False
-        self._closing = asyncio.Event()  # set with _stopping, for who waits
+        self._purse: _Purse | None = None
 
     def __repr__(self) -> str:
         return f"<Provisioner {len(self._ready)} ready, {len(self._lives)} alive, of {self._plan.nodes}>"
@@ -87,85 +115,226 @@ class Provisioner:
         return [name for name in self._names if name in self._ready]
 
     async def start(self) -> None:
-        """Get nodes; returns when all that were wanted are ready, or the least number and no more will come.
+        """Get nodes; returns when the least number is ready, while more may still come.
 
         Raises
         ------
         ProvisioningError, LinkError
             The least number can't be reached any more: the first error that a node met.
         """
-        await self._acquire(self._plan.nodes.most)
-        while len(self._ready) < len(self._lives) >= self._plan.nodes.least:
+        candidates = await self._shop()
+        if self._stopping:
+            return
+        if any(_is_rented(provider) for provider in self._plan.providers):
+            self._purse = await self._call(_Purse, self._plan)
+        self._fleet = f.Fleet(
+            [_source(provider) for provider in self._plan.providers], candidates, self._plan.nodes.most
+        )
+        self._tell_fleet(f.Tick())
+        least = self._plan.nodes.least
+        while len(self._ready) < least and not (self._fleet.settled and self._fleet.count < least):
             self._changed.clear()
             await self._changed.wait()
-        if len(self._ready) < self._plan.nodes.least:
-            raise self._first_error or ProvisioningError("the provider gave no machine")
+        if len(self._ready) < least:
+            raise self._reason()
         self._started = True
 
     async def stop(self) -> None:
-        """Say goodbye to all nodes and give all machines back; returns when that is done."""
+        """Say goodbye to all nodes and give all machines back; returns when that is done and confirmed."""
         self._stopping = True
-        self._closing.set()
-        if self._orders:  # machines that are being made must be known before they can be given back
-            await asyncio.wait(self._orders)
+        self._tell_fleet(f.Stop())
         await asyncio.gather(*(session.close() for session in self._sessions.values()), return_exceptions=True)
-        for serving in self._serving:
-            serving.cancel()
-        if self._lives:
-            await asyncio.wait(self._lives)
-
-    # --- machines ---
-
-    async def _acquire(self, count: int) -> None:
-        """Ask for so many machines, of one provider after another, and begin the life of those that come."""
-        refusals: list[SkywardError] = []
-        for provider in self._plan.providers:
-            while count > 0 and not self._stopping:
-                order = asyncio.create_task(self._order(provider, count))
-                self._orders.add(order)
-                order.add_done_callback(self._orders.discard)
-                try:
-                    # Shielded: an interrupt must not lose machines that are being made at this moment.
-                    got = await asyncio.shield(order)
-                except SkywardError as error:
-                    refusals.append(error)
-                    break
-                if not got:
-                    break
-                count -= got
-        if count > 0 and refusals:
-            self._first_error = self._first_error or refusals[0]
-            for refusal in refusals:
-                self._events.emit(Note(f"{count} node(s) not had: {refusal}"))
-
-    async def _order(self, provider: Provider, count: int) -> int:
-        """Have machines made, and begin their lives; how many."""
+        for life in self._lives.values():
+            life.serving.cancel()
         try:
-            machines = await asyncio.to_thread(provider.create, replace(self._plan.order, count=count))
-        except SkywardError:
-            raise
-        except Exception as error:  # a gap in the provider's error map; it must not end the pool's upkeep
-            raise ProvisioningError(f"{provider.name}: {type(error).__name__}: {error}") from error
-        for machine in machines:
-            self._begin(provider, machine)
-        return len(machines)
+            async with asyncio.timeout(_GIVE_UP):
+                while not self._fleet.done or self._lives:
+                    self._changed.clear()
+                    await self._changed.wait()
+        except TimeoutError:
+            left = ", ".join(f"{id} at {name}" for name, id in self._fleet.left()) or "something that is no machine"
+            text = f"could not give back {left}; it may still cost. Try: skyward down {self._plan.order.tag}"
+            self._events.emit(Note(text, warning=True))
+        else:
+            if self._purse is not None:
+                self._events.emit(Note(await self._call(self._purse.close)))
+        self._calls.shutdown(wait=False)
 
-    def _begin(self, provider: Provider, machine: Machine) -> None:
+    def _reason(self) -> SkywardError:
+        """Why too few nodes were had."""
+        refusals = self._fleet.refusals
+        error = self._first_error or (refusals[0] if refusals else None)
+        if error is None or len(refusals) <= 1:
+            return error or ProvisioningError("the provider gave no machine")
+        lines = "".join(f"\n  {text}" for text in dict.fromkeys(str(refusal) for refusal in refusals))
+        kinds = {type(refusal) for refusal in refusals}
+        kind = type(error) if len(kinds) == 1 else ProvisioningError
+        whole = kind(f"{self._plan.nodes.least} node(s) can't be had; all that was tried was refused:{lines}")
+        whole.__cause__ = error
+        return whole
+
+    # --- offers ---
+
+    async def _shop(self) -> list[f.Candidate]:
+        """What can be asked for, in the order in which to ask for it."""
+        found: list[f.Candidate] = []
+        errors: list[SkywardError] = []
+        for number, provider in enumerate(self._plan.providers):
+            try:
+                found += [f.Candidate(number, offer) for offer in await self._offers(provider)]
+            except SkywardError as error:
+                errors.append(error)
+                if len(self._plan.providers) > 1:
+                    self._events.emit(Note(f"{provider.name}: {error}", warning=True))
+        if not found:
+            raise errors[0]
+        if self._plan.order.allocation == "cheapest":  # of all providers, not of one after another
+            found.sort(key=lambda candidate: _price(candidate.offer))
+        return found
+
+    async def _offers(self, provider: Provider) -> Sequence[Offer | None]:
+        if not _is_rented(provider):
+            return [None]  # its machines are what they are
+        order = self._plan.order
+        offers = await self._call(_mapped, provider.name, provider.offers, order.resources)
+        chosen = market.select(offers, order.resources, order.allocation)
+        if not chosen:
+            raise NoOffer(f"{provider.name}: {market.nearest(offers, order.resources, order.allocation)}")
+        return chosen
+
+    # --- the fleet's commands ---
+
+    def _tell_fleet(self, event: f.Event) -> None:
+        """Report to the fleet and begin what it commands."""
+        loop = asyncio.get_running_loop()
+        for command in self._fleet.handle(event, loop.time()):
+            self._carry_out(command)
+        if self._timer is not None:
+            self._timer.cancel()
+        due = self._fleet.next_tick(loop.time())
+        self._timer = None if due is None or self._fleet.done else loop.call_at(due, self._tell_fleet, f.Tick())
+        self._changed.set()
+        if self._started and not self._stopping and self._fleet.settled and not self._fleet.count:
+            self._dispatcher.hopeless(f"no node is left and none can be had; the last one: {self._last_reason}")
+
+    def _carry_out(self, command: f.Command) -> None:
+        match command:
+            case f.Tell(text, warning):
+                self._events.emit(Note(text, warning))
+            case f.Begin(source, machine):
+                self._begin(source, machine)
+            case f.Abandon(source, id, reason):
+                self._lives[source, id].abandon(reason)
+            case f.Create():
+                self._errand(self._create(command))
+            case f.Look(source):
+                provider = self._plan.providers[source]
+                self._errand(
+                    self._ask(
+                        provider.machines,
+                        self._plan.order.tag,
+                        then=lambda machines: f.Seen(source, machines),
+                        other=lambda error: f.NotSeen(source, error),
+                        name=provider.name,
+                    )
+                )
+            case f.Destroy(source, ids):
+                provider = self._plan.providers[source]
+                self._errand(
+                    self._ask(
+                        provider.destroy,
+                        ids,
+                        then=lambda _: f.Destroyed(source, ids),
+                        other=lambda error: f.NotDestroyed(source, ids, error),
+                        name=provider.name,
+                    )
+                )
+            case f.Clear(source):
+                rental = cast("Rental", self._plan.providers[source])
+                self._errand(
+                    self._ask(
+                        rental.clear,
+                        self._plan.order.tag,
+                        then=lambda _: f.Cleared(source),
+                        other=lambda error: f.NotCleared(source, error),
+                        name=rental.name,
+                    )
+                )
+
+    def _errand(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._errands.add(task)
+        task.add_done_callback(self._errands.discard)
+
+    async def _ask(
+        self,
+        function: Callable[..., _T],
+        *args: object,
+        then: Callable[[_T], f.Event],
+        other: Callable[[SkywardError], f.Event],
+        name: str,
+    ) -> None:
+        """Call a provider and report what came of it."""
+        try:
+            result = await self._call(_mapped, name, function, *args)
+        except SkywardError as error:
+            self._tell_fleet(other(error))
+        else:
+            self._tell_fleet(then(result))
+
+    async def _create(self, command: f.Create) -> None:
+        provider, offer = self._plan.providers[command.candidate.source], command.candidate.offer
+        name = f"{self._plan.order.tag}-{command.order}"
+        order = replace(self._plan.order, count=command.count, name=name, offer=offer)
+        buy: Callable[[Order], Sequence[Machine]] = provider.create
+        if self._purse is not None and _is_rented(provider):
+            assert offer is not None
+            price = f", ${offer.price * command.count:.4g}/h in all" if offer.price and command.count > 1 else ""
+            self._events.emit(Note(f"{provider.name}: ordering {command.count} x {offer}{price}"))
+            buy = functools.partial(self._purse.buy, provider)
+        await self._ask(
+            buy,
+            order,
+            then=lambda machines: f.Made(command.order, machines),
+            other=lambda error: f.Refused(command.order, error),
+            name=provider.name,
+        )
+
+    async def _call(self, function: Callable[..., _T], *args: Any) -> _T:
+        """In a thread; or here where none can be had, since the interpreter is ending."""
+        try:
+            work = asyncio.get_running_loop().run_in_executor(self._calls, functools.partial(function, *args))
+        except RuntimeError:
+            return function(*args)
+        return await work
+
+    # --- nodes ---
+
+    def _begin(self, source: int, machine: Machine) -> None:
         name = f"node-{len(self._names) + 1}"
         self._names.append(name)
-        self._lives.add(asyncio.create_task(self._live(provider, machine, name), name=f"skyward-{name}"))
-
-    async def _live(self, provider: Provider, machine: Machine, name: str) -> None:
-        """A node's whole life; ends with the machine given back, and perhaps another one in its place."""
-        reason: str | None = "the pool was closed"
-        serving = asyncio.create_task(self._serve(machine, name))
-        self._serving.add(serving)
+        provider = self._plan.providers[source]
+        patience = 0.0
+        if self._purse is not None and _is_rented(provider):
+            machine, patience = self._purse.with_keys(machine), cast("Rental", provider).patience
+            self._errand(self._note_address(provider.name, machine, name))
+        life = self._lives[source, machine.id] = _Life(asyncio.create_task(self._serve(machine, name, patience)))
         if self._stopping:
-            serving.cancel()
+            life.serving.cancel()
+        self._errand(self._live(source, machine, name, life))
+
+    async def _note_address(self, provider: str, machine: Machine, name: str) -> None:
+        assert self._purse is not None
+        with contextlib.suppress(sqlite3.Error):  # only `skyward ssh` would miss it
+            await self._call(self._purse.ledger.reached, provider, machine, name)
+
+    async def _live(self, source: int, machine: Machine, name: str, life: _Life) -> None:
+        """A node's whole life; ends with the machine given up, and perhaps another one in its place."""
+        reason: str | None = None
         try:
-            reason = await serving
+            reason = await life.serving
         except asyncio.CancelledError:
-            if not serving.cancelled():  # the loop itself is ending
+            if not life.serving.cancelled():  # the loop itself is ending
                 raise
         except SkywardError as error:
             reason = f"{error}"
@@ -174,43 +343,23 @@ class Provisioner:
             _log.exception("%s: unexpected error", name)
             reason = f"{type(error).__name__}: {error}"
             self._first_error = self._first_error or ProvisioningError(f"{machine.name}: {reason}")
-        finally:
-            self._serving.discard(serving)
-            if not self._started and not self._first_error:
-                self._first_error = ProvisioningError(f"{machine.name} was lost while the pool started: {reason}")
-            was_ready = self._ready.pop(name, None) is not None
-            self._sessions.pop(name, None)
-            self._dispatcher.node_down(name, reason or "it ended")
-            await self._give_back(provider, machine)
-            self._events.emit(NodeGone(name, None if self._stopping else reason))
-            if self._started and not self._stopping:
-                await self._replace(was_ready)
-            task = asyncio.current_task()
-            assert task is not None
-            self._lives.discard(task)
-            if self._started and not self._lives and not self._stopping:
-                self._dispatcher.hopeless(f"no node is left and none can be had; the last one: {reason}")
-            self._changed.set()
-
-    async def _replace(self, was_ready: bool) -> None:
-        """Ask for another machine, a little later each time that one fails to come up."""
+        reason = life.reason or reason
+        if not self._started and not self._stopping and self._first_error is None:
+            self._first_error = ProvisioningError(f"{machine.name} was lost while the pool started: {reason}")
+        was_ready = self._ready.pop(name, None) is not None
+        self._sessions.pop(name, None)
+        del self._lives[source, machine.id]
+        self._dispatcher.node_down(name, reason or "the pool was closed")
+        self._events.emit(NodeGone(name, None if self._stopping else reason))
         self._failed_in_a_row = 0 if was_ready else self._failed_in_a_row + 1
-        if self._failed_in_a_row < _TRIES:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._closing.wait(), _PAUSE * self._failed_in_a_row)
-            await self._acquire(1)
+        # Hosts that exist are not exchanged while the pool starts: what is wrong with one is told at once.
+        replace = self._failed_in_a_row < _TRIES and (self._started or _is_rented(self._plan.providers[source]))
+        self._last_reason = reason
+        self._tell_fleet(f.Lost(source, machine.id, replace, _PAUSE * self._failed_in_a_row))
 
-    async def _give_back(self, provider: Provider, machine: Machine) -> None:
-        try:
-            await asyncio.shield(_destroy(provider, machine))
-        except Exception as error:  # whatever it is: the pool's upkeep goes on
-            self._events.emit(Note(f"{machine.name} ({machine.id}) could not be given back: {error}", warning=True))
-
-    # --- one node ---
-
-    async def _serve(self, machine: Machine, name: str) -> str | None:
+    async def _serve(self, machine: Machine, name: str, patience: float) -> str | None:
         """From a machine to a session, until that ends; the reason, or None when the pool ended it."""
-        connector = _Connector(machine, self._plan, lambda step: self._events.emit(NodeStep(name, step)))
+        connector = _Connector(machine, self._plan, patience, lambda step: self._events.emit(NodeStep(name, step)))
         try:
             secret = await connector.prepare()
             setup = self._plan.setup._replace(node=name)
@@ -235,24 +384,113 @@ class Provisioner:
             self._changed.set()
 
 
-async def _destroy(provider: Provider, machine: Machine) -> None:
-    """In a thread; or here where none can be had, since the interpreter is ending."""
+@dataclass(slots=True)
+class _Life:
+    """A machine from when it has an address: `serving` may be cancelled, the rest of its life may not."""
+
+    serving: asyncio.Task[str | None]
+    reason: str | None = None
+
+    def abandon(self, reason: str) -> None:
+        """End it: its provider says that the machine has ended."""
+        self.reason = reason
+        self.serving.cancel()
+
+
+class _Purse:
+    """What is needed to rent machines: the ledger, the pool's key, and the reaper that stands by. Used in threads."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._tag = plan.order.tag
+        self._rentals = [cast("Rental", provider) for provider in plan.providers if _is_rented(provider)]
+        self.ledger = Ledger()
+        self._key = make_key(self._tag)
+        settings = [(rental.name, rental.settings()) for rental in self._rentals]
+        self._key_path = self.ledger.open_pool(self._tag, settings, self._key)
+        self._host_keys: dict[str, KeyPair] = {}
+        self._reaper = reaper.start(self._tag, self.ledger.folder, cloudpickle.dumps(self._rentals))
+
+    def __repr__(self) -> str:
+        return f"<_Purse of {self._tag}>"
+
+    def buy(self, provider: Provider, order: Order) -> Sequence[Machine]:
+        """Create machines; the intent is on the disk before, and the ids right after."""
+        key = self._host_keys[order.name] = make_key(order.name)
+        order = replace(order, host_key=key, user_key=self._key.public)
+        self.ledger.intend(provider.name, order)
+        try:
+            machines = provider.create(order)
+        except SkywardError as error:
+            if not isinstance(error, CloudError):
+                self.ledger.refuse(order.name)
+            raise
+        self.ledger.made(provider.name, machines)
+        return machines
+
+    def with_keys(self, machine: Machine) -> Machine:
+        """The machine with what it takes to log in, and the one host key that it may show."""
+        assert machine.endpoint is not None
+        key = self._host_keys.get(machine.order)
+        if key is None:
+            raise ProvisioningError(f"{machine.name} ({machine.id}) is of no order of this pool: {machine.order!r}")
+        # Nothing of the user's own configuration applies to a machine that did not exist a minute ago.
+        options = {"host_key": key.public, "keys": [str(self._key_path)], "config": [], "jump": "none"}
+        return replace(machine, endpoint=replace(machine.endpoint, options={**machine.endpoint.options, **options}))
+
+    def close(self) -> str:
+        """All is given back: tell the ledger and the reaper; what it cost, for the user."""
+        self.ledger.close_pool(self._tag)
+        reaper.dismiss(self._reaper)
+        entries = self.ledger.machines(self._tag)
+        costs = [entry.cost(time.time()) for entry in entries]
+        known = sum(cost for cost in costs if cost is not None)
+        unknown = sum(cost is None for cost in costs)
+        more = f", and {unknown} of unknown price" if unknown else ""
+        return f"{len(entries)} machine(s) given back; cost about ${known:.4f}{more}"
+
+
+def _is_rented(provider: Provider) -> bool:
+    return Trait.RENTED in provider.traits
+
+
+def _source(provider: Provider) -> f.Source:
+    batch = Trait.BATCH in provider.traits
+    if not _is_rented(provider):
+        return f.Source(provider.name, batch)
+    rental = cast("Rental", provider)
+    return f.Source(rental.name, batch, True, rental.patience, rental.settle, rental.poll)
+
+
+def _price(offer: Offer | None) -> float:
+    return math.inf if offer is None or offer.price is None else offer.price
+
+
+def _mapped(name: str, function: Callable[..., _T], *args: object) -> _T:
+    """Call a provider; only errors of our tree come out, since others would end the pool's upkeep."""
     try:
-        work = asyncio.get_running_loop().run_in_executor(None, provider.destroy, [machine.id])
-    except RuntimeError:
-        provider.destroy([machine.id])
-    else:
-        await work
+        return function(*args)
+    except SkywardError:
+        raise
+    except Exception as error:  # a gap in the provider's error map: what it did is not known
+        _log.debug("%s: unexpected error", name, exc_info=True)
+        raise CloudError(f"{name}: {type(error).__name__}: {error}") from error
 
 
 class _Connector:
-    """Makes links to one machine, as often as needed, and channels to its agent."""
+    """Makes links to one machine, as often as needed, and channels to its agent.
 
-    def __init__(self, machine: Machine, plan: Plan, on_step: Callable[[str], None]) -> None:
+    Parameters
+    ----------
+    patience
+        Seconds for which the machine may still be booting: unreachable, or not yet the one that we expect.
+    """
+
+    def __init__(self, machine: Machine, plan: Plan, patience: float, on_step: Callable[[str], None]) -> None:
         if machine.endpoint is None:
             raise ProvisioningError(f"{machine.name} ({machine.id}) has no address")
         self._endpoint = machine.endpoint
         self._plan = plan
+        self._patience = patience
         self._address = machine.agent
         self._secret = machine.secret
         self._on_step = on_step
@@ -263,10 +501,11 @@ class _Connector:
     async def prepare(self) -> bytes:
         """Connect, and bring up an agent where none runs yet; the secret to prove to it."""
         self._on_step(f"connecting to {self._endpoint}")
-        self._link = await self._transport.connect(self._endpoint, _CONNECT)
+        self._link = await self._reach()
         if self._address is None:
             if self._link.shell is None:
                 raise ProvisioningError(f"{self._endpoint} has neither an agent nor a shell to start one")
+            awake = asyncio.create_task(self._keep_awake(self._link.shell))
             try:
                 agent = await bootstrap(
                     self._link.shell,
@@ -277,8 +516,33 @@ class _Connector:
             except (BootstrapFailed, LinkError, TimeoutError) as error:
                 kind = type(error) if isinstance(error, SkywardError) else BootstrapFailed
                 raise kind(f"{self._endpoint}: {error}") from error
+            finally:
+                awake.cancel()
             self._address, self._secret = agent.address, agent.secret
         return self._secret
+
+    async def _reach(self) -> Link:
+        """The first link; a machine that boots is asked again and again."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + self._patience
+        while True:
+            try:
+                return await self._transport.connect(self._endpoint, _CONNECT)
+            except _NOT_YET as error:
+                if loop.time() + _AGAIN > end:
+                    raise
+                # Another host key is met with nothing but another try: nothing was sent to that host.
+                self._on_step(f"waiting for {self._endpoint}: {type(error).__name__}")
+                await asyncio.sleep(_AGAIN)
+
+    async def _keep_awake(self, shell: Shell) -> None:
+        """While no agent runs yet: tell the machine's watchdog that its owner is there."""
+        if not self._patience:
+            return
+        while True:
+            with contextlib.suppress(LinkError, TimeoutError):
+                await shell.run(f"touch -c {HEARD_FILE}", timeout=_CONNECT)
+            await asyncio.sleep(min(30.0, self._plan.order.orphan_timeout / 4))
 
     async def open(self) -> Channel:
         """A channel to the agent: the first over the link that is there, each later one over a new link."""

@@ -5,6 +5,7 @@ A bad value raises `ConfigError` at once, with the argument's name, what was giv
 
 from __future__ import annotations
 
+import enum
 import ipaddress
 import math
 import re
@@ -20,8 +21,10 @@ __all__ = [
     "Endpoint",
     "Executor",
     "Image",
+    "KeyPair",
     "Machine",
     "MachineId",
+    "MachineState",
     "Nodes",
     "Offer",
     "Order",
@@ -32,6 +35,7 @@ __all__ = [
     "parse_address",
     "parse_count",
     "parse_memory",
+    "parse_price",
     "parse_seconds",
 ]
 
@@ -107,6 +111,24 @@ def parse_seconds(value: object, name: str) -> float | None:
     if not number or not 0 < float(value):  # type: ignore[arg-type]
         raise ConfigError(f"{name}={value!r} is not a number of seconds; give a positive number, or None for no limit")
     return None if math.isinf(float(value)) else float(value)  # type: ignore[arg-type]
+
+
+def parse_price(value: object, name: str = "max_price") -> float | None:
+    """US dollars per hour, or None for no limit.
+
+    Raises
+    ------
+    ConfigError
+        It is neither.
+    """
+    if value is None:
+        return None
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not 0 <= float(value) < math.inf:  # type: ignore[arg-type]
+        raise ConfigError(
+            f"{name}={value!r} is not a price; give US dollars per hour and machine, or None for no limit"
+        )
+    return float(value)  # type: ignore[arg-type]
 
 
 def parse_address(text: object, name: str) -> tuple[str | None, str, int | None]:
@@ -280,6 +302,8 @@ class Resources:
         At least so many cores.
     memory
         At least so many bytes, or a text such as ``"32GB"``.
+    max_price
+        At most so many US dollars per hour and machine; machines whose price is not known are left out then.
 
     Raises
     ------
@@ -291,12 +315,18 @@ class Resources:
     accelerator: str | None = None
     vcpus: int | None = None
     memory: int | str | None = None
+    max_price: float | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "max_price", parse_price(self.max_price))
         for name in ("machine", "accelerator"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, str) or not value.strip()):
                 raise ConfigError(f"{name}={value!r} is not a name")
+        if self.accelerator is not None:
+            count = self.accelerator.partition(":")[2]
+            if ":" in self.accelerator and not (count.strip().isdecimal() and int(count) > 0):
+                raise ConfigError(f'accelerator={self.accelerator!r} is not a model or model:count, such as "H100:8"')
         if self.vcpus is not None:
             object.__setattr__(self, "vcpus", parse_count(self.vcpus, "vcpus"))
         if self.memory is not None:
@@ -332,16 +362,50 @@ class Nodes:
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """A kind of machine that a provider has."""
+    """A kind of machine that a provider has, in one place and at one price.
+
+    Attributes
+    ----------
+    machine
+        The provider's name of the kind.
+    vcpus, memory
+        Cores, and bytes of memory; None where the provider does not say.
+    accelerator, accelerators
+        Model as the provider spells it, and how many of them.
+    accelerator_memory
+        Bytes of memory of each accelerator.
+    region
+        Region, zone or country, as the provider calls it.
+    spot
+        Whether the machine may be taken back.
+    price
+        US dollars per hour of the whole machine; None when it is not known.
+    extra
+        What the provider itself needs to create it; nobody else looks into it.
+    """
 
     machine: str
     vcpus: int | None = None
     memory: int | None = None
     accelerator: str | None = None
+    accelerators: int = 0
+    accelerator_memory: int | None = None
     region: str | None = None
     spot: bool = False
     price: float | None = None
-    """US dollars per hour; None when it is not known."""
+    extra: Mapping[str, object] = field(default_factory=dict, compare=False, repr=False)
+
+    def __str__(self) -> str:
+        price = "price unknown" if self.price is None else f"${self.price:.4g}/h"
+        return f"{self.machine}{' spot' if self.spot else ''}{f' in {self.region}' if self.region else ''}, {price}"
+
+
+@dataclass(frozen=True, slots=True)
+class KeyPair:
+    """An SSH key: the private half in OpenSSH's format, and the public half as one line."""
+
+    private: str = field(repr=False)
+    public: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -372,6 +436,16 @@ class Endpoint:
         return f"{user}{self.host}{port}"
 
 
+class MachineState(enum.Enum):
+    """What a provider says of a machine."""
+
+    STARTING = "starting"
+    RUNNING = "running"
+    FAILED = "failed"  # it will not run any more, and may still cost
+    TAKEN_BACK = "taken back"  # the provider ended or stopped a spot machine; it may still cost
+    GONE = "gone"  # it exists no more and costs nothing
+
+
 @dataclass(frozen=True, slots=True)
 class Machine:
     """A machine that a provider made or has.
@@ -381,7 +455,7 @@ class Machine:
     id
         The provider's name for it.
     endpoint
-        Where it is reached; None until that is known.
+        Where it is reached; None until that is known. A rented machine's needs no keys: core adds those of its order.
     name
         What people call it; shown in output and errors.
     agent
@@ -389,6 +463,14 @@ class Machine:
         bootstrapped over a shell.
     secret
         What the running agent and we prove to know.
+    state
+        What the provider says of it.
+    order
+        Name of the order that it was made for, as it stands on the machine itself.
+    tag
+        Name of the pool that it belongs to, as it stands on the machine itself.
+    detail
+        Why it failed or ended, in the provider's words.
     """
 
     id: MachineId
@@ -396,17 +478,45 @@ class Machine:
     name: str
     agent: str | None = None
     secret: bytes = field(default=b"", repr=False)
+    state: MachineState = MachineState.RUNNING
+    order: str = ""
+    tag: str = ""
+    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What a provider is asked to create: `count` machines, tagged with `tag` (the pool's name)."""
+    """What a provider is asked to create.
+
+    Attributes
+    ----------
+    tag
+        Name of the pool; to be put on everything that is made.
+    count
+        Machines wanted; 1 where the provider lacks ``Trait.BATCH``.
+    resources, allocation
+        What the user asked for.
+    orphan_timeout
+        Seconds after which a machine that has heard nothing ends by itself.
+    name
+        Name of this order, of letters, digits and hyphens, at most 50; to be put on the machines too.
+    offer
+        Which of the provider's offers to take; None where it makes none.
+    host_key
+        The SSH host key that the machine must show; None for providers whose machines are not rented.
+    user_key
+        Public key line of who may log in.
+    """
 
     tag: str
     count: int
     resources: Resources
     allocation: Allocation = "spot-if-available"
     orphan_timeout: float = 600.0
+    name: str = ""
+    offer: Offer | None = None
+    host_key: KeyPair | None = None
+    user_key: str = ""
 
     def __post_init__(self) -> None:
         _one_of(self.allocation, "allocation", ALLOCATIONS)

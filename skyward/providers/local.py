@@ -40,7 +40,7 @@ class Local:
     """
 
     name: ClassVar[str] = "local"
-    traits: ClassVar[frozenset[Trait]] = frozenset({Trait.DESTROYS, Trait.DRIVER_ENVIRONMENT})
+    traits: ClassVar[frozenset[Trait]] = frozenset({Trait.BATCH, Trait.DESTROYS, Trait.DRIVER_ENVIRONMENT})
 
     _agents: dict[MachineId, tuple[str, subprocess.Popen[bytes]]] = field(
         default_factory=dict, init=False, repr=False, compare=False

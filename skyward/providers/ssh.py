@@ -49,7 +49,7 @@ class SSH:
     """
 
     name: ClassVar[str] = "ssh"
-    traits: ClassVar[frozenset[Trait]] = frozenset()
+    traits: ClassVar[frozenset[Trait]] = frozenset({Trait.BATCH})
 
     hosts: Sequence[str]
     user: str | None = None

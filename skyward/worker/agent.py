@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import os
 import shutil
 import signal
@@ -27,6 +28,7 @@ import msgpack
 
 from skyward.core.errors import ProtocolError
 from skyward.core.messages import (
+    HEARD_FILE,
     Ack,
     Blob,
     Bye,
@@ -49,6 +51,7 @@ from skyward.worker.owner import Session
 __all__ = ["Agent", "Start", "main"]
 
 _SILENCE = 20.0  # seconds; an owner that is connected has a heart beat every two
+_TOUCH = 1.0  # seconds between two marks that the owner was heard
 _GREETING = 10.0  # seconds in which a visitor must prove who it is
 _VISITORS = 32  # that have not proved it
 _LOG = 1024 * 1024  # bytes of the log file
@@ -132,6 +135,7 @@ class Agent:
         self._visitors: set[_Visitor] = set()
         self._patience = start.orphan_timeout
         self._heard = loop.time()  # when the owner last said anything
+        self._touched = -math.inf
         self._orphan = loop.call_later(self._patience, self._watch)
         listener.setblocking(False)
         loop.add_reader(listener.fileno(), self._accept)
@@ -226,6 +230,10 @@ class Agent:
         """A message from the owner."""
         session, message = self.session, received.message
         self._heard = self.loop.time()
+        if self._heard > self._touched + _TOUCH:
+            self._touched = self._heard
+            with contextlib.suppress(OSError):  # it is on rented machines only
+                os.utime(HEARD_FILE)
         if session is None:
             raise ProtocolError(f"{type(message).__name__} before the greeting")
         if isinstance(message, Ping):

@@ -239,7 +239,7 @@ def test_a_pool_never_travels():
     assert isinstance(backend, SkywardBackend)
     copy = pickle.loads(pickle.dumps(backend))
     assert copy._given is None
-    kinds = Parallel(n_jobs=2)([delayed(type)(backend)] * 2)
+    kinds = Parallel(n_jobs=2)([delayed(lambda it: type(it))(backend)] * 2)
     assert kinds == [SkywardBackend] * 2
 
 

@@ -7,6 +7,7 @@ failure, so that they cannot fall silent unnoticed.
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from typing import Protocol, Unpack
 
@@ -14,7 +15,7 @@ import pytest
 
 from . import Host, Lab, Options, missing
 
-__all__ = ["FreshHost", "LabHosts", "fresh_host", "lab", "lab_hosts"]
+__all__ = ["FreshHost", "LabHosts", "cloud_init", "fresh_host", "lab", "lab_hosts"]
 
 
 class LabHosts(Protocol):
@@ -39,6 +40,16 @@ def lab() -> Iterator[Lab]:
         pytest.skip(reason)
     with Lab() as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def cloud_init() -> None:
+    """This machine has Debian's cloud-init to lend to hosts."""
+    if shutil.which("cloud-init") is None:
+        reason = "user data are run by Debian's cloud-init, which scripts/lab-packages installs"
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"CI must run the tests on real machines, but {reason}")
+        pytest.skip(reason)
 
 
 @pytest.fixture(scope="session")

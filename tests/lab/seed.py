@@ -57,6 +57,7 @@ class Options(TypedDict, total=False):
     """The keywords of `Lab.up`; `HostOptions` explains each and has the defaults."""
 
     pythons: tuple[str, ...] | None
+    system_python: bool
     shell: str
     users: tuple[str, ...]
     bashrc: str | None
@@ -74,6 +75,8 @@ class HostOptions:
 
     pythons: tuple[str, ...] | None = None
     """Python minors it has, such as ("3.11",); None: the running one; (): none at all."""
+    system_python: bool = False
+    """/usr/bin/python3 is seen, as in the images of clouds; cloud-init needs it."""
     shell: str = "/bin/bash"
     """Login shell of root and of the users."""
     users: tuple[str, ...] = ()
@@ -139,7 +142,7 @@ def plant(folder: Path, name: str, place: tuple[str, str], client: str, options:
     for user in ("root", *options.users):
         home = folder / "disk" / ("root" if user == "root" else f"home/{user}")
         _plant_home(home, uid_of(options, user), client if options.authorized else "", options)
-    _write_lines(folder / "hidden", sorted(_hidden()))
+    _write_lines(folder / "hidden", sorted(_hidden(options)))
     _write_lines(folder / "pythons", (f"{minor} {find_python(minor)}" for minor in options.minors))
     files = {inside: Path(outside).resolve(strict=True) for inside, outside in options.files.items()}
     _write_lines(folder / "files", (f"{inside}\t{outside}" for inside, outside in files.items()))
@@ -197,13 +200,14 @@ def _plant_home(home: Path, uid: int, key: str, options: HostOptions) -> None:
         os.chown(path, uid, uid)
 
 
-def _hidden() -> set[str]:
+def _hidden(options: HostOptions) -> set[str]:
     """What must not exist in a host: this repository, other Pythons, this machine's pip settings.
 
     Links in the folder part are resolved, as a whiteout below a link would hide the link.
     """
     paths = {_REPOSITORY, Path(sys.prefix)} if sys.prefix != sys.base_prefix else {_REPOSITORY}
-    for folder in (Path("/usr/bin"), Path("/usr/local/bin")):
+    places = ["/usr/local/bin"] if options.system_python else ["/usr/bin", "/usr/local/bin"]
+    for folder in map(Path, places):
         paths |= {path for path in folder.glob("python*") if _PYTHON.fullmatch(path.name)}
     paths |= {Path("/etc/pip.conf"), Path("/etc/uv")}
     real = {path.parent.resolve() / path.name for path in paths if path.exists()}

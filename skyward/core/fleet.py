@@ -1,0 +1,638 @@
+"""PURE. Machines wanted and machines seen -> what to order, look at, begin and destroy.
+
+`Fleet.handle` takes an event and the time, and returns commands; whoever carries them out reports back with events. It
+keeps these promises whatever order events come in (tests/core/test_fleet.py drives it through all of them):
+
+- Never are more machines ordered and alive than wanted.
+- Every machine that was made, or that is seen to carry our tag, is destroyed in the end, and destroyed again until the
+  provider no longer shows it.
+- An order whose fate is unknown is looked for before another is placed; what it made after all is used, or destroyed.
+- After `Stop` nothing is ordered.
+
+The life of a machine: ordered -> booting -> serving -> ending -> forgotten.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias, Union
+
+from skyward.core.errors import (
+    AuthFailed,
+    CloudError,
+    ConfigError,
+    NoCapacity,
+    ProvisioningError,
+    QuotaExceeded,
+    RateLimited,
+    SkywardError,
+)
+from skyward.core.spec import Machine, MachineId, MachineState, Offer
+
+__all__ = [
+    "Abandon",
+    "Begin",
+    "Candidate",
+    "Clear",
+    "Cleared",
+    "Command",
+    "Create",
+    "Destroy",
+    "Destroyed",
+    "Event",
+    "Fleet",
+    "Look",
+    "Lost",
+    "Made",
+    "NotCleared",
+    "NotDestroyed",
+    "NotSeen",
+    "Refused",
+    "Seen",
+    "Source",
+    "Stop",
+    "Tell",
+    "Tick",
+]
+
+_MOST_AT_ONCE = 8  # orders of one machine each that a provider without BATCH gets at the same time
+_MOST_REFUSALS = 40  # in a row, until no more is asked for a while
+_WATCH = 60.0  # seconds between two looks when all machines serve
+_BACKOFF = (1.0, 30.0)  # seconds before something that failed is asked again: first, and at most
+_RETRY_DESTROY = 60.0  # seconds after which a machine that was destroyed and is still there is destroyed again
+_TRIES_TOLD = 3  # failures to destroy after which the user is told
+_REST: dict[type[SkywardError], float] = {NoCapacity: 60.0, QuotaExceeded: 600.0, CloudError: 30.0}
+_LONG_REST = 600.0  # for refusals that will hardly be other next time
+
+
+# --- what it is told --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What the fleet must know of a provider.
+
+    Attributes
+    ----------
+    name
+        For messages.
+    batch
+        Whether one order may be for several machines.
+    rented
+        Whether machines take time to boot, must be looked at, and anything may be left behind.
+    patience, settle, poll
+        Seconds: until a machine must have an address; until what was made is surely shown; between two looks.
+    """
+
+    name: str
+    batch: bool = True
+    rented: bool = False
+    patience: float = 900.0
+    settle: float = 10.0
+    poll: float = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One offer of one source; `offer` is None where the source makes none."""
+
+    source: int
+    offer: Offer | None
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """An order was carried out, perhaps in part."""
+
+    order: int
+    machines: Sequence[Machine]
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """An order failed. With a CloudError (but RateLimited) it is not known whether anything was made."""
+
+    order: int
+    error: SkywardError
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A look's result: all machines of ours that the source shows."""
+
+    source: int
+    machines: Sequence[Machine]
+
+
+@dataclass(frozen=True, slots=True)
+class NotSeen:
+    """A look failed."""
+
+    source: int
+    error: SkywardError
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """A machine that was begun is of no use any more. `replace` asks for another one, after `pause` seconds."""
+
+    source: int
+    id: MachineId
+    replace: bool = True
+    pause: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Destroyed:
+    """The source took the order to destroy."""
+
+    source: int
+    ids: Sequence[MachineId]
+
+
+@dataclass(frozen=True, slots=True)
+class NotDestroyed:
+    """It did not."""
+
+    source: int
+    ids: Sequence[MachineId]
+    error: SkywardError
+
+
+@dataclass(frozen=True, slots=True)
+class Cleared:
+    """Nothing with our tag is left at the source."""
+
+    source: int
+
+
+@dataclass(frozen=True, slots=True)
+class NotCleared:
+    """Something is."""
+
+    source: int
+    error: SkywardError
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """No machine is wanted any more. Those that serve are given up by a `Lost` each."""
+
+
+Event: TypeAlias = Union[Made, Refused, Seen, NotSeen, Lost, Destroyed, NotDestroyed, Cleared, NotCleared, Tick, Stop]
+
+
+# --- what it wants done -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Create:
+    """Order machines; report `Made` or `Refused`."""
+
+    order: int
+    candidate: Candidate
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """List what carries our tag; report `Seen` or `NotSeen`."""
+
+    source: int
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """The machine has an address: connect to it; report `Lost` when it is of no use any more."""
+
+    source: int
+    machine: Machine
+
+
+@dataclass(frozen=True, slots=True)
+class Abandon:
+    """The provider says that a machine which serves has ended; report `Lost` soon."""
+
+    source: int
+    id: MachineId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Destroy:
+    """End machines; report `Destroyed` or `NotDestroyed`."""
+
+    source: int
+    ids: Sequence[MachineId]
+
+
+@dataclass(frozen=True, slots=True)
+class Clear:
+    """Remove what else carries our tag; report `Cleared` or `NotCleared`."""
+
+    source: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tell:
+    """Something for the user to read."""
+
+    text: str
+    warning: bool = False
+
+
+Command: TypeAlias = Union[Create, Look, Begin, Abandon, Destroy, Clear, Tell]
+
+
+# --- deciding ---------------------------------------------------------------------------------------------------------
+
+
+class _Phase(enum.Enum):
+    BOOTING = enum.auto()
+    SERVING = enum.auto()
+    ENDING = enum.auto()
+
+
+@dataclass(slots=True)
+class _Claim:
+    """A machine that is ours to end."""
+
+    phase: _Phase
+    since: float  # of being made, then of being destroyed
+    candidate: Candidate | None
+    due: float = 0.0  # ENDING: when to destroy it (again)
+    asked: bool = False  # ENDING: a Destroy is out
+    accepted: bool = False  # ENDING: the source took it
+    tries: int = 0
+
+
+@dataclass(slots=True)
+class _Desk:
+    """What the fleet keeps of one source."""
+
+    source: Source
+    claims: dict[MachineId, _Claim] = field(default_factory=dict)
+    used: bool = False  # something was ordered here, so something may be left here
+    uncertain: float | None = None  # when an order failed with unknown outcome; none is placed until a look
+    doubt: float | None = None  # from when on a look surely shows what that order made
+    looking_since: float | None = None
+    next_look: float = float("-inf")
+    clearing: bool = False
+    cleared: bool = False
+    next_clear: float = float("-inf")
+    failures: int = 0  # of looks, or of clearing, in a row
+
+
+class Fleet:
+    """Decides about the machines of one pool.
+
+    Parameters
+    ----------
+    sources
+        The providers.
+    candidates
+        Offers in the order in which to try them.
+    wanted
+        Machines.
+    """
+
+    def __init__(self, sources: Sequence[Source], candidates: Sequence[Candidate], wanted: int) -> None:
+        self._desks = [_Desk(source) for source in sources]
+        self._candidates = list(candidates)
+        self._resting: dict[int, float] = {}  # candidate -> until when
+        self._orders: dict[int, tuple[int, int]] = {}  # number -> candidate, count
+        self._last_order = 0
+        self._wanted = wanted
+        self._pause_until = float("-inf")
+        self._refusals_in_a_row = 0
+        self._exhausted_until = float("-inf")  # after many refusals: nothing is asked for until then
+        self._stopping = False
+        self.refusals: list[SkywardError] = []
+        """Why machines were not had, since the last one that was."""
+
+    def __repr__(self) -> str:
+        return f"<Fleet {self.count} of {self._wanted}, {len(self._orders)} orders out>"
+
+    @property
+    def count(self) -> int:
+        """Machines that are ordered, boot or serve."""
+        return sum(count for _, count in self._orders.values()) + sum(
+            claim.phase is not _Phase.ENDING for desk in self._desks for claim in desk.claims.values()
+        )
+
+    @property
+    def ordering(self) -> bool:
+        """Whether an order is out."""
+        return bool(self._orders)
+
+    @property
+    def settled(self) -> bool:
+        """Nothing more will come by itself now: nothing is out, and all that is wanted is there or was refused."""
+        return not self._orders and (self.count >= self._wanted or self._choice(float("-inf")) is None)
+
+    @property
+    def done(self) -> bool:
+        """After `Stop`: nothing is left anywhere."""
+        return (
+            self._stopping
+            and not self._orders
+            and all(not desk.claims and (not _leaves(desk) or desk.cleared) for desk in self._desks)
+        )
+
+    def left(self) -> list[tuple[str, MachineId]]:
+        """(source's name, machine) of what is not known to be gone."""
+        return [(desk.source.name, id) for desk in self._desks for id in desk.claims]
+
+    def handle(self, event: Event, now: float) -> list[Command]:
+        """Take an event; what to do about it."""
+        commands: list[Command] = []
+        match event:
+            case Made():
+                commands += self._made(event, now)
+            case Refused():
+                commands += self._refused(event, now)
+            case Seen():
+                commands += self._seen(event, now)
+            case NotSeen(source):
+                desk = self._desks[source]
+                desk.looking_since = None
+                desk.next_look = now + self._backoff(desk)
+            case Lost():
+                self._lost(event, now)
+            case Destroyed(source, ids):
+                self._destroyed(self._desks[source], ids, now)
+            case NotDestroyed():
+                commands += self._not_destroyed(event, now)
+            case Cleared(source):
+                self._desks[source].clearing, self._desks[source].cleared = False, True
+            case NotCleared(source):
+                desk = self._desks[source]
+                desk.clearing, desk.next_clear = False, now + self._backoff(desk)
+            case Stop():
+                self._stopping, self._wanted = True, 0
+                for desk in self._desks:
+                    desk.next_look = min(desk.next_look, now + desk.source.poll)
+                    for claim in desk.claims.values():
+                        if claim.phase is _Phase.BOOTING:
+                            _end(claim, now)
+            case Tick():
+                pass
+        commands += self._overdue(now)
+        commands += self._order(now)
+        for number, desk in enumerate(self._desks):
+            commands += self._end(number, desk, now)
+            commands += self._look(number, desk, now)
+            commands += self._clear(number, desk, now)
+        return commands
+
+    def next_tick(self, now: float) -> float | None:
+        """When a `Tick` is due at the latest; None if only events can change anything."""
+        times = [time for desk in self._desks for time in self._times(desk)]
+        if not self._stopping and self.count < self._wanted:
+            times += [self._pause_until, self._exhausted_until, *self._resting.values()]
+        return min((time for time in times if time > now), default=None)
+
+    def _times(self, desk: _Desk) -> Iterator[float]:
+        if not desk.source.rented:
+            yield from (claim.due for claim in desk.claims.values() if claim.phase is _Phase.ENDING)
+            return
+        if desk.used and not desk.cleared:
+            yield desk.next_look
+            yield desk.next_clear
+            if desk.doubt is not None:
+                yield desk.doubt
+        for claim in desk.claims.values():
+            yield claim.due if claim.phase is _Phase.ENDING else claim.since + desk.source.patience
+
+    # --- ordering ---
+
+    def _choice(self, now: float) -> int | None:
+        """The candidate to try now."""
+        if now < self._exhausted_until:
+            return None
+        rested = (n for n in range(len(self._candidates)) if self._resting.get(n, float("-inf")) <= now)
+        return next(rested, None)
+
+    def _order(self, now: float) -> Iterator[Command]:
+        while not self._stopping and self.count < self._wanted and now >= self._pause_until:
+            number = self._choice(now)
+            if number is None:
+                return
+            self._resting.pop(number, None)
+            candidate = self._candidates[number]
+            desk = self._desks[candidate.source]
+            if desk.uncertain is not None:
+                return  # what the last order made must be known first
+            missing = self._wanted - self.count
+            if not desk.source.batch:
+                out = sum(self._candidates[other].source == candidate.source for other, _ in self._orders.values())
+                if out >= _MOST_AT_ONCE:
+                    return
+                missing = 1
+            self._last_order += 1
+            self._orders[self._last_order] = (number, missing)
+            desk.used = True
+            yield Create(self._last_order, candidate, missing)
+
+    def _made(self, event: Made, now: float) -> Iterator[Command]:
+        number, _ = self._orders.pop(event.order)
+        candidate = self._candidates[number]
+        desk = self._desks[candidate.source]
+        self._refusals_in_a_row, self._exhausted_until = 0, float("-inf")
+        self.refusals.clear()
+        if not event.machines:
+            self._resting[number] = now + _REST[NoCapacity]
+        for machine in event.machines:
+            yield from self._claim(candidate.source, desk, machine, candidate, now)
+        desk.next_look = now
+
+    def _refused(self, event: Refused, now: float) -> Iterator[Command]:
+        number, count = self._orders.pop(event.order)
+        candidate, error = self._candidates[number], event.error
+        desk = self._desks[candidate.source]
+        self.refusals.append(error)
+        self._refusals_in_a_row += 1
+        if self._refusals_in_a_row >= _MOST_REFUSALS:
+            self._exhausted_until = now + _REST[NoCapacity]
+            self._refusals_in_a_row = 0
+        if isinstance(error, CloudError) and not isinstance(error, RateLimited) and desk.source.rented:
+            desk.uncertain, desk.doubt, desk.next_look = now, now + desk.source.settle, now
+        rest = next((seconds for kind, seconds in _REST.items() if isinstance(error, kind)), _LONG_REST)
+        for other, known in enumerate(self._candidates):
+            if other == number or (known.source == candidate.source and _refuses_too(error, candidate, known)):
+                self._resting[other] = max(self._resting.get(other, now), now + rest)
+        what = f"{candidate.offer}" if candidate.offer else f"{count} node(s)"
+        yield Tell(f"{desk.source.name}: {what}: {error}", warning=not isinstance(error, NoCapacity))
+
+    def _claim(
+        self, number: int, desk: _Desk, machine: Machine, candidate: Candidate | None, now: float
+    ) -> Iterator[Command]:
+        """A machine is ours from now on."""
+        if machine.id in desk.claims:
+            return
+        claim = desk.claims[machine.id] = _Claim(_Phase.BOOTING, now, candidate)
+        desk.cleared = False
+        if self._stopping or self.count > self._wanted:
+            _end(claim, now)
+        else:
+            yield from self._begin(number, claim, machine)
+
+    def _begin(self, number: int, claim: _Claim, machine: Machine) -> Iterator[Command]:
+        if machine.state is MachineState.RUNNING and machine.endpoint is not None:
+            claim.phase = _Phase.SERVING
+            yield Begin(number, machine)
+
+    # --- looking ---
+
+    def _look(self, number: int, desk: _Desk, now: float) -> Iterator[Command]:
+        if desk.source.rented and desk.looking_since is None and now >= desk.next_look and self._must_look(desk, now):
+            desk.looking_since = now
+            yield Look(number)
+
+    def _must_look(self, desk: _Desk, now: float) -> bool:
+        if desk.uncertain is not None or (self._stopping and desk.doubt is not None and now >= desk.doubt):
+            return True
+        return bool(desk.claims)
+
+    def _seen(self, event: Seen, now: float) -> Iterator[Command]:
+        desk = self._desks[event.source]
+        since = desk.looking_since if desk.looking_since is not None else now
+        desk.looking_since, desk.failures = None, 0
+        shown = {machine.id: machine for machine in event.machines if machine.state is not MachineState.GONE}
+        for id, claim in list(desk.claims.items()):
+            yield from self._compare(event.source, desk, id, claim, shown.get(id), since, now)
+        if not any(self._candidates[number].source == event.source for number, _ in self._orders.values()):
+            # Nothing is out, so what we don't know is of an order whose reply was lost.
+            for machine in shown.values():
+                yield from self._claim(event.source, desk, machine, None, now)
+        if desk.uncertain is not None and since >= desk.uncertain:
+            desk.uncertain = None
+        if desk.doubt is not None and since >= desk.doubt:
+            desk.doubt = None
+        calm = not self._stopping and all(claim.phase is _Phase.SERVING for claim in desk.claims.values())
+        desk.next_look = now + (_WATCH if calm and desk.uncertain is None else desk.source.poll)
+
+    def _compare(
+        self, number: int, desk: _Desk, id: MachineId, claim: _Claim, shown: Machine | None, since: float, now: float
+    ) -> Iterator[Command]:
+        """What a look says of one machine of ours."""
+        if shown is None and since < claim.since + (0.0 if claim.phase is _Phase.ENDING else desk.source.settle):
+            return  # too young to be missed
+        if claim.phase is _Phase.ENDING:
+            if shown is None and (claim.accepted or claim.tries):
+                del desk.claims[id]
+            elif shown is None:
+                claim.due = min(claim.due, now)
+            return
+        if shown is not None and shown.state in (MachineState.STARTING, MachineState.RUNNING):
+            if claim.phase is _Phase.BOOTING:
+                yield from self._begin(number, claim, shown)
+            return
+        reason = "it is not there any more" if shown is None else (shown.detail or shown.state.value)
+        if claim.phase is _Phase.SERVING:
+            yield Abandon(number, id, reason)
+        else:
+            yield from self._give_up(desk, id, claim, reason, now)
+
+    def _give_up(self, desk: _Desk, id: MachineId, claim: _Claim, reason: str, now: float) -> Iterator[Command]:
+        """A machine that never got to serve."""
+        error = ProvisioningError(f"{desk.source.name}: {id} did not come up: {reason}")
+        self.refusals.append(error)
+        self._refusals_in_a_row += 1
+        if claim.candidate is not None:
+            self._resting[self._candidates.index(claim.candidate)] = now + _REST[NoCapacity]
+        _end(claim, now)
+        yield Tell(str(error), warning=True)
+
+    def _overdue(self, now: float) -> Iterator[Command]:
+        for desk in self._desks:
+            for id, claim in desk.claims.items():
+                if claim.phase is _Phase.BOOTING and now >= claim.since + desk.source.patience:
+                    reason = f"it had no address after {desk.source.patience:g} s"
+                    yield from self._give_up(desk, id, claim, reason, now)
+
+    # --- ending ---
+
+    def _lost(self, event: Lost, now: float) -> None:
+        claim = self._desks[event.source].claims.get(event.id)
+        if claim is None or claim.phase is _Phase.ENDING:
+            return
+        _end(claim, now)
+        if not event.replace and not self._stopping:
+            self._wanted -= 1
+        self._pause_until = max(self._pause_until, now + event.pause)
+
+    def _end(self, number: int, desk: _Desk, now: float) -> Iterator[Command]:
+        ids = [
+            id
+            for id, claim in desk.claims.items()
+            if claim.phase is _Phase.ENDING and not claim.asked and now >= claim.due
+        ]
+        for id in ids:
+            desk.claims[id].asked = True
+        if ids:
+            yield Destroy(number, ids)
+
+    def _destroyed(self, desk: _Desk, ids: Sequence[MachineId], now: float) -> None:
+        for id in ids:
+            claim = desk.claims.get(id)
+            if claim is None:
+                continue
+            if desk.source.rented:  # until a look confirms it
+                claim.asked, claim.accepted, claim.due, claim.since = False, True, now + _RETRY_DESTROY, now
+                desk.next_look = min(desk.next_look, now + min(1.0, desk.source.poll))
+            else:
+                del desk.claims[id]
+
+    def _not_destroyed(self, event: NotDestroyed, now: float) -> Iterator[Command]:
+        desk = self._desks[event.source]
+        for id in event.ids:
+            claim = desk.claims.get(id)
+            if claim is None:
+                continue
+            first, most = _BACKOFF
+            claim.asked, claim.due = False, now + min(most, first * 2**claim.tries)
+            claim.tries += 1
+            if claim.tries == _TRIES_TOLD:
+                text = f"{desk.source.name}: {id} can't be given back: {event.error}"
+                if not desk.source.rented:  # it costs nothing, and there is nobody to ask whether it is gone
+                    del desk.claims[id]
+                yield Tell(f"{text}; trying on" if desk.source.rented else text, warning=True)
+
+    def _clear(self, number: int, desk: _Desk, now: float) -> Iterator[Command]:
+        ready = (
+            self._stopping and not desk.claims and not self._orders and desk.uncertain is None and desk.doubt is None
+        )
+        if ready and _leaves(desk) and not desk.cleared and not desk.clearing and now >= desk.next_clear:
+            desk.clearing = True
+            yield Clear(number)
+
+    def _backoff(self, desk: _Desk) -> float:
+        first, most = _BACKOFF
+        desk.failures += 1
+        return float(min(most, first * 2 ** (desk.failures - 1)))
+
+
+def _end(claim: _Claim, now: float) -> None:
+    claim.phase, claim.since, claim.due, claim.tries = _Phase.ENDING, now, now, 0
+
+
+def _leaves(desk: _Desk) -> bool:
+    return desk.used and desk.source.rented
+
+
+def _refuses_too(error: SkywardError, refused: Candidate, other: Candidate) -> bool:
+    """Whether a refusal of one offer makes asking for another of the same source pointless."""
+    if isinstance(error, (AuthFailed, ConfigError, CloudError)):
+        return True
+    if isinstance(error, QuotaExceeded) and refused.offer is not None and other.offer is not None:
+        a, b = refused.offer, other.offer
+        return (a.spot, a.accelerator) == (b.spot, b.accelerator) and (b.vcpus or 0) >= (a.vcpus or 0)
+    return False

@@ -1,0 +1,20 @@
+"""SSH keys of our own: made for one pool, never reused."""
+
+from __future__ import annotations
+
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from skyward.core.spec import KeyPair
+
+__all__ = ["make_key"]
+
+
+def make_key(comment: str) -> KeyPair:
+    """A new ed25519 key without a passphrase."""
+    key = Ed25519PrivateKey.generate()
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
+    )
+    public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+    return KeyPair(private.decode(), f"{public.decode()} {comment}")

@@ -1,0 +1,246 @@
+"""What we bought, written before it is bought: an SQLite file that only its user can read.
+
+Whoever cleans up after a driver that died (the reaper, ``skyward down``) finds here which providers to ask, with which
+settings, and for which pool. Secrets are not in it. It holds the private key of each open pool, too, as a file beside
+it, so that ``skyward ssh`` can log in.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+
+from skyward.core.errors import ConfigError
+from skyward.core.spec import Endpoint, KeyPair, Machine, MachineId, Order
+
+__all__ = ["Entry", "Ledger", "PoolEntry"]
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS pools (
+    tag TEXT PRIMARY KEY, pid INTEGER, pid_started TEXT, opened REAL, closed REAL);
+CREATE TABLE IF NOT EXISTS providers (
+    tag TEXT, position INTEGER, name TEXT, settings TEXT, PRIMARY KEY (tag, position));
+CREATE TABLE IF NOT EXISTS orders (
+    name TEXT PRIMARY KEY, tag TEXT, provider TEXT, count INTEGER, machine TEXT, region TEXT, spot INTEGER,
+    price REAL, host_key TEXT, intended REAL, refused REAL);
+CREATE TABLE IF NOT EXISTS machines (
+    provider TEXT, id TEXT, ordered TEXT, tag TEXT, made REAL, ended REAL, host TEXT, port INTEGER, user TEXT,
+    node TEXT, PRIMARY KEY (provider, id));
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class PoolEntry:
+    """A pool that was opened.
+
+    Attributes
+    ----------
+    providers
+        (name, settings) of each.
+    alive
+        Whether its driver still runs, as far as this machine knows.
+    """
+
+    tag: str
+    providers: Sequence[tuple[str, dict[str, object]]]
+    opened: float
+    closed: float | None
+    alive: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A machine that was bought. Times are seconds since the epoch; `price` is US dollars per hour."""
+
+    provider: str
+    id: MachineId
+    tag: str
+    machine: str
+    region: str | None
+    spot: bool
+    price: float | None
+    made: float
+    ended: float | None
+    endpoint: Endpoint | None
+    host_key: str
+    node: str
+
+    def cost(self, now: float) -> float | None:
+        """US dollars so far; None when the price is not known."""
+        end = now if self.ended is None else self.ended
+        return None if self.price is None else self.price * max(0.0, end - self.made) / 3600
+
+
+class Ledger:
+    """The ledger of this user on this machine.
+
+    Parameters
+    ----------
+    folder
+        Where it lies; None: where ``SKYWARD_STATE`` says, or else the user's state directory.
+
+    Raises
+    ------
+    ConfigError
+        It can't be written there: nothing must be bought then.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        chosen = folder or os.environ.get("SKYWARD_STATE") or platformdirs.user_state_path("skyward")
+        self.folder = Path(chosen)
+        self.path = self.folder / "ledger.sqlite"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
+            self.path.chmod(0o600)
+            with self._open() as db:
+                db.executescript(_SCHEMA)
+        except (OSError, sqlite3.Error) as error:
+            raise ConfigError(
+                f"can't write the list of bought machines to {self.path}: {error}. Without it nothing is bought; make "
+                "the folder writable or name another one in the environment variable SKYWARD_STATE"
+            ) from error
+
+    def __repr__(self) -> str:
+        return f"<Ledger {self.path}>"
+
+    @contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection]:
+        # A connection for each use: threads and processes share the file, and it is used a few times a minute.
+        db = sqlite3.connect(self.path, timeout=30)
+        db.row_factory = sqlite3.Row
+        try:
+            with db:
+                yield db
+        finally:
+            db.close()
+
+    # --- a pool's life ---
+
+    def open_pool(self, tag: str, providers: Sequence[tuple[str, dict[str, object]]], key: KeyPair) -> Path:
+        """A pool begins; the path of its private key."""
+        path = self.key_path(tag)
+        path.parent.mkdir(exist_ok=True, mode=0o700)
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(key.private)
+        rows = [(tag, i, name, json.dumps(settings)) for i, (name, settings) in enumerate(providers)]
+        with self._open() as db:
+            pid = os.getpid()
+            db.execute("INSERT INTO pools VALUES (?, ?, ?, ?, NULL)", (tag, pid, _started(pid), time.time()))
+            db.executemany("INSERT INTO providers VALUES (?, ?, ?, ?)", rows)
+        return path
+
+    def key_path(self, tag: str) -> Path:
+        """Where a pool's private key lies, while the pool is open."""
+        return self.folder / "keys" / tag
+
+    def close_pool(self, tag: str) -> None:
+        """Nothing of the pool is left anywhere."""
+        now = time.time()
+        with self._open() as db:
+            db.execute("UPDATE pools SET closed = ? WHERE tag = ?", (now, tag))
+            db.execute("UPDATE machines SET ended = ? WHERE tag = ? AND ended IS NULL", (now, tag))
+        self.key_path(tag).unlink(missing_ok=True)
+
+    def intend(self, provider: str, order: Order) -> None:
+        """Machines are about to be created. Returns when that is on the disk."""
+        offer = order.offer
+        row = (
+            *(order.name, order.tag, provider, order.count),
+            *((offer.machine, offer.region, offer.spot, offer.price) if offer else ("", None, False, None)),
+            *(order.host_key.public if order.host_key else "", time.time(), None),
+        )
+        with self._open() as db:
+            db.execute("INSERT INTO orders VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+
+    def refuse(self, order: str) -> None:
+        """The order is known to have made nothing."""
+        with self._open() as db:
+            db.execute("UPDATE orders SET refused = ? WHERE name = ?", (time.time(), order))
+
+    def made(self, provider: str, machines: Sequence[Machine]) -> None:
+        """Machines exist; may be repeated when more is known of them."""
+        now = time.time()
+        with self._open() as db:
+            for machine in machines:
+                db.execute(
+                    "INSERT OR IGNORE INTO machines (provider, id, ordered, tag, made) VALUES (?, ?, ?, ?, ?)",
+                    (provider, machine.id, machine.order, machine.tag, now),
+                )
+
+    def reached(self, provider: str, machine: Machine, node: str) -> None:
+        """A machine is reached at an address, and is called `node` in its pool."""
+        at = machine.endpoint
+        where = (at.host, at.port, at.user) if at else (None, None, None)
+        with self._open() as db:
+            db.execute(
+                "UPDATE machines SET host = ?, port = ?, user = ?, node = ? WHERE provider = ? AND id = ?",
+                (*where, node, provider, machine.id),
+            )
+
+    def ended(self, provider: str, ids: Sequence[MachineId]) -> None:
+        """Machines are gone."""
+        with self._open() as db:
+            db.executemany(
+                "UPDATE machines SET ended = ? WHERE provider = ? AND id = ? AND ended IS NULL",
+                [(time.time(), provider, id) for id in ids],
+            )
+
+    # --- looking back ---
+
+    def pools(self, *, all: bool = False) -> list[PoolEntry]:
+        """Pools that are open or left something behind, oldest first; with `all`, the closed ones too."""
+        with self._open() as db:
+            rows = db.execute("SELECT * FROM pools ORDER BY opened").fetchall()
+            providers = db.execute("SELECT * FROM providers ORDER BY position").fetchall()
+        return [
+            PoolEntry(
+                row["tag"],
+                [(p["name"], json.loads(p["settings"])) for p in providers if p["tag"] == row["tag"]],
+                row["opened"],
+                row["closed"],
+                row["closed"] is None and _started(row["pid"]) == row["pid_started"] is not None,
+            )
+            for row in rows
+            if all or row["closed"] is None
+        ]
+
+    def machines(self, tag: str | None = None) -> list[Entry]:
+        """Machines of a pool, or of all, also those that are gone, oldest first."""
+        query = (
+            "SELECT m.*, o.machine, o.region, o.spot, o.price, o.host_key FROM machines m "
+            "LEFT JOIN orders o ON o.name = m.ordered WHERE ? IS NULL OR m.tag = ? ORDER BY m.made"
+        )
+        with self._open() as db:
+            rows = db.execute(query, (tag, tag)).fetchall()
+        return [_entry(row) for row in rows]
+
+    def host_key(self, order: str) -> str:
+        """Public key line that the machines of an order must show; "" if unknown."""
+        with self._open() as db:
+            row = db.execute("SELECT host_key FROM orders WHERE name = ?", (order,)).fetchone()
+        return row["host_key"] if row else ""
+
+
+def _entry(row: sqlite3.Row) -> Entry:
+    endpoint = Endpoint("ssh", row["host"], row["port"], row["user"]) if row["host"] else None
+    return Entry(
+        *(row["provider"], row["id"], row["tag"], row["machine"] or "", row["region"], bool(row["spot"])),
+        *(row["price"], row["made"], row["ended"], endpoint, row["host_key"] or "", row["node"] or ""),
+    )
+
+
+def _started(pid: int) -> str | None:
+    """When a process started, as its kernel counts; with it a pid is not mistaken for a later one's."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return None

@@ -1,0 +1,534 @@
+"""Vast.ai for apache-libcloud: the marketplace's public API as a `NodeDriver`.
+
+It knows libcloud and the standard library only. Like every libcloud driver it blocks, and one object serves one thread;
+what threads share is the pace of their account. A size is an *offer*: one machine of one host, which is gone once
+somebody has rented it. A node is an *instance*: a container whose SSH port is mapped to some port of the host.
+
+Things that surprise: create has no idempotency token, so a reply that is lost leaves an instance which only its label
+can find. A bid that fails may have made an instance all the same (`VastAILeftoverError`). Storage is billed for as long
+as an instance exists, also while it is stopped. An instance that was outbid may start again by itself, perhaps with
+another SSH port.
+"""
+
+# libcloud says that it has types, but few of its functions do.
+# mypy: disable-error-code="no-untyped-call"
+
+from __future__ import annotations
+
+import base64
+import binascii
+import contextlib
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, ClassVar
+
+from libcloud.common.types import InvalidCredsError, MalformedResponseError
+from libcloud.compute.base import KeyPair, Node, NodeAuthSSHKey, NodeDriver, NodeImage, NodeLocation, NodeSize
+from libcloud.compute.types import KeyPairDoesNotExistError, NodeState
+
+from .vastai_connection import (
+    Pace,
+    VastAIConnection,
+    VastAIError,
+    VastAILeftoverError,
+    VastAINotFoundError,
+    VastAIOfferGoneError,
+    VastAIRateLimitError,
+    VastAIResponse,
+)
+
+__all__ = [
+    "VastAIConnection",
+    "VastAIError",
+    "VastAILeftoverError",
+    "VastAINodeDriver",
+    "VastAINotFoundError",
+    "VastAIOfferGoneError",
+    "VastAIRateLimitError",
+    "VastAIResponse",
+]
+
+_SHOWN = 500  # characters of a foreign body that an error shows
+_SSH = "22/tcp"
+_BROKEN_HOST = "OCI runtime create failed"
+_NOT_TO_RETRY = "search_quota_exceeded"
+_PAGE = 25  # the most that the API gives at a time
+
+# The vendor's limits of a create call. Exceeding one is refused here, before it costs a paced call.
+_MAX_START = 4096
+_MAX_ENV = 32768
+_MAX_LABEL = 256
+_MIN_DISK = 8
+_MIN_BID, _MAX_BID = 0.001, 128.0
+
+
+class VastAINodeDriver(NodeDriver):
+    """Vast.ai's instances.
+
+    Calls of one account are kept apart by `INTERVALS`, in all drivers and threads of this process together. A call that
+    is refused as coming too soon raises `VastAIRateLimitError` and holds back those that follow; nothing is repeated.
+
+    Parameters
+    ----------
+    key
+        API key of the account, or one with limited rights.
+    url
+        Base address of the API, in the place of `secure`, `host` and `port`.
+    pace
+        Factor for all intervals; 0 lets calls go at once.
+    options
+        ``timeout`` (seconds, 60 by default), ``proxy_url`` and other keywords of libcloud's drivers.
+
+    Notes
+    -----
+    `Node.extra` has all fields of the API, but for ``ssh_host`` and ``ssh_port``: they are the *direct* address, and
+    None unless the container runs and its port 22 is mapped; the vendor's proxy is ``proxy_host`` and ``proxy_port``.
+    """
+
+    type = "vastai"
+    api_name = "vastai"
+    name = "Vast.ai"
+    website = "https://vast.ai"
+    connectionCls = VastAIConnection  # noqa: N815 (libcloud's name)
+    features = {"create_node": ["ssh_key"]}  # noqa: RUF012 (libcloud declares it so)
+
+    INTERVALS: ClassVar[Mapping[str, float]] = {
+        "search": 6.0,
+        "create": 4.5,
+        "list": 2.0,
+        "show": 2.0,
+        "destroy": 3.0,
+        "manage": 3.0,
+        "bid": 5.5,
+        "ssh": 1.0,
+        "user": 1.0,
+    }
+    """Least seconds between two calls of a kind. Searches count by address of the caller, all others by account."""
+
+    NODE_STATE_MAP = {  # noqa: RUF012 (libcloud declares it so)
+        "created": NodeState.PENDING,
+        "loading": NodeState.PENDING,
+        "running": NodeState.RUNNING,
+        "rebooting": NodeState.REBOOTING,
+        "frozen": NodeState.PAUSED,
+        "stopped": NodeState.STOPPED,
+        "exited": NodeState.STOPPED,
+        "offline": NodeState.ERROR,
+        "unknown": NodeState.UNKNOWN,
+    }
+    """By ``actual_status``, which is null before "created"; what is intended and what the host says come on top."""
+
+    OFFERED: ClassVar[Mapping[str, Mapping[str, object]]] = {
+        "verified": {"eq": True},
+        "external": {"eq": False},
+        "rentable": {"eq": True},
+        "rented": {"eq": False},
+    }
+    """What `ex_search_offers` asks for unless told otherwise, as the vendor's clients do."""
+
+    def __init__(
+        self,
+        key: str,
+        secret: None = None,
+        secure: bool = True,
+        host: str | None = None,
+        port: int | None = None,
+        api_version: str | None = None,
+        region: str | None = None,
+        url: str | None = None,
+        pace: float = 1.0,
+        **options: Any,
+    ) -> None:
+        if not key:
+            raise InvalidCredsError("Vast.ai needs an API key (key)")
+        self._url = url
+        self._pace = pace
+        super().__init__(key, secret, secure, host, port, api_version, region, **options)
+
+    def _ex_connection_class_kwargs(self) -> dict[str, Any]:
+        return {"url": self._url}
+
+    # Offers
+
+    def list_sizes(self, location: NodeLocation | None = None) -> list[NodeSize]:
+        """Verified offers on demand, cheapest first, in a country or anywhere."""
+        return self.ex_search_offers({"geolocation": {"eq": location.country}} if location is not None else None)
+
+    def list_locations(self) -> list[NodeLocation]:
+        """Countries that have offers now; the id is the two-letter code."""
+        codes = {size.extra["country"] for size in self.ex_search_offers()} - {None}
+        return [NodeLocation(code, code, code, self) for code in sorted(codes)]
+
+    def ex_search_offers(
+        self,
+        query: Mapping[str, Mapping[str, object] | None] | None = None,
+        type: str = "on-demand",
+        storage: float = 16.0,
+        order: Sequence[Sequence[str]] = (("dph_total", "asc"),),
+        limit: int | None = None,
+    ) -> list[NodeSize]:
+        """Search the market.
+
+        Parameters
+        ----------
+        query
+            Conditions such as ``{"num_gpus": {"gte": 1}, "geolocation": {"in": ["US", "CA"]}}`` on top of `OFFERED`;
+            None in the place of a condition takes it away. Operators: eq, neq, gt, gte, lt, lte, in, notin.
+        type
+            "on-demand", "reserved", or "bid" for instances that a higher bid may displace.
+        storage
+            GB of disk that ``dph_total`` shall include.
+        order
+            Fields with "asc" or "desc".
+        limit
+            Number of offers.
+
+        Returns
+        -------
+        sizes
+            `price` is dollars an hour: all in, or for "bid" the least bid, to which storage comes. `ram` (MB) and
+            ``extra["cpus"]`` are the share of the host that comes with the offer; `extra` has the host's own.
+        """
+        asked: dict[str, object] = {**self.OFFERED, **(query or {})}
+        body = {name: condition for name, condition in asked.items() if condition is not None}
+        body |= {"type": type, "order": [list(field) for field in order], "allocated_storage": storage}
+        if limit is not None:
+            body["limit"] = limit
+        reply = self._call("search", "POST", "/api/v0/bundles/", body=body)
+        return [self._to_size(offer, type) for offer in _field(reply, "offers", list)]
+
+    # Nodes
+
+    def list_nodes(self, ex_filters: Mapping[str, Mapping[str, object]] | None = None) -> list[Node]:
+        """All instances of the account, in any state.
+
+        Parameters
+        ----------
+        ex_filters
+            Conditions on fields, as ``{"label": {"eq": "mine"}}``; the API's own ``select_filters``.
+        """
+        query = {
+            "select_filters": json.dumps(ex_filters or {}),
+            "order_by": json.dumps([{"col": "id", "dir": "asc"}]),
+            "limit": str(_PAGE),
+        }
+        nodes: dict[Any, Node] = {}  # by id: what is created meanwhile may shift a page
+        seen: set[str] = set()
+        while True:
+            reply = self._call("list", "GET", "/api/v1/instances/", query=query)
+            for row in _field(reply, "instances", list):
+                nodes[row["id"]] = self._to_node(row)
+            token = reply.get("next_token")
+            if not token:
+                return list(nodes.values())
+            if token in seen:
+                raise MalformedResponseError("GET /api/v1/instances/: the pages go round in a circle", str(token), self)
+            seen.add(token)
+            query["after_token"] = token
+
+    def ex_get_node(self, node_id: str) -> Node:
+        """One instance; `VastAINotFoundError` if there is none. To watch several, `list_nodes` takes fewer calls."""
+        path = f"/api/v0/instances/{_number(node_id)}/"
+        row = self._call("show", "GET", path, query={"owner": "me"}).get("instances")
+        if not row:  # the API says null, with status 200
+            raise VastAINotFoundError(404, f"GET {path}: there is no such instance", error_code="no_such_instance")
+        return self._to_node(row)
+
+    def create_node(  # type: ignore[override]  # keywords beyond libcloud's, as all drivers have
+        self,
+        name: str,
+        size: NodeSize,
+        image: NodeImage | str,
+        location: NodeLocation | None = None,
+        auth: NodeAuthSSHKey | None = None,
+        *,
+        ex_disk: float = 16.0,
+        ex_onstart: str | None = None,
+        ex_env: Mapping[str, str] | None = None,
+        ex_bid: float | None = None,
+        ex_runtype: str = "ssh_direct",
+        ex_args: Sequence[str] | None = None,
+        ex_cancel_unavail: bool = True,
+        ex_options: Mapping[str, object] | None = None,
+    ) -> Node:
+        """Rent an offer and start a container there.
+
+        Parameters
+        ----------
+        name
+            Its label. Best one that nobody else uses: there is no other way to find an instance whose reply was lost.
+        size
+            An offer; it knows its place, so `location` has no meaning.
+        image
+            Docker image, such as "python:3.12-slim".
+        auth
+            A key that may log in, besides those of the account. It is attached after create, by a call of its own.
+        ex_disk
+            GB.
+        ex_onstart
+            Bash script that root runs after every start of the container, while sshd is up already.
+        ex_env
+            Variables of the container. ``{"-p 8000:8000": "1"}`` maps a port.
+        ex_bid
+            Dollars an hour for the whole offer: the instance is interruptible then.
+        ex_runtype
+            "ssh_direct" and "ssh_proxy" replace the image's entrypoint by sshd, "args" keeps it.
+        ex_args
+            Arguments of the image's entrypoint, for "args".
+        ex_cancel_unavail
+            Fail, instead of leaving an instance that waits, if the machine cannot start it now.
+        ex_options
+            More fields of the API's call, such as "image_login" or "target_state".
+
+        Raises
+        ------
+        ValueError
+            An argument is beyond the API's limits; nothing was sent.
+        VastAIOfferGoneError
+            Take another offer.
+        VastAILeftoverError
+            It failed, and an instance exists that must be destroyed.
+        """
+        body: dict[str, Any] = {
+            "client_id": "me",
+            "image": image.id if isinstance(image, NodeImage) else image,
+            "label": name,
+            "disk": ex_disk,
+            "env": dict(ex_env or {}),
+            "onstart": ex_onstart,
+            "runtype": ex_runtype,
+            "price": ex_bid,
+            "cancel_unavail": ex_cancel_unavail,
+        }
+        if ex_args is not None:
+            body["args"] = list(ex_args)
+        _check_limits(body)
+        path = f"/api/v0/asks/{_number(size.id)}/"
+        reply = self._call("create", "PUT", path, body={**body, **(ex_options or {})})
+        contract = str(_field(reply, "new_contract", int))
+        row = {"id": contract, "label": name, "is_bid": ex_bid is not None, "image_uuid": body["image"]}
+        row |= {field: reply[field] for field in ("instance_api_key",) if field in reply}
+        row |= {field: size.extra.get(field) for field in ("machine_id", "host_id", "geolocation")}
+        if auth is not None:
+            self._attach_to_new(contract, auth.pubkey)
+        return self._to_node(row, size)
+
+    def _attach_to_new(self, contract: str, key: str) -> None:
+        try:
+            self.ex_attach_ssh_key(contract, key)
+        except Exception as error:
+            message = f"instance {contract} was created, but its SSH key could not be attached: {error}"
+            raise VastAILeftoverError(getattr(error, "code", 0), message, contract_id=contract) from error
+
+    def destroy_node(self, node: Node | str) -> bool:
+        """Destroy an instance and its disk; one that does not exist (any more) is destroyed already."""
+        with contextlib.suppress(VastAINotFoundError):
+            self._call("destroy", "DELETE", _instance_path(node), body={})
+        return True
+
+    def start_node(self, node: Node | str) -> bool:
+        """Start a stopped instance, as soon as its machine is free."""
+        self._call("manage", "PUT", _instance_path(node), body={"state": "running"})
+        return True
+
+    def stop_node(self, node: Node | str) -> bool:
+        """Stop an instance; its storage stays, and is billed."""
+        self._call("manage", "PUT", _instance_path(node), body={"state": "stopped"})
+        return True
+
+    def reboot_node(self, node: Node | str) -> bool:
+        """Stop and start a container at once, without giving up its place."""
+        self._call("manage", "PUT", f"/api/v0/instances/reboot/{_number(_id(node))}/", body={})
+        return True
+
+    def ex_set_label(self, node: Node | str, label: str) -> bool:
+        """Give an instance another label."""
+        self._call("manage", "PUT", _instance_path(node), body={"label": label})
+        return True
+
+    def ex_change_bid(self, node: Node | str, price: float) -> bool:
+        """Bid another price (dollars an hour) for an interruptible instance."""
+        body = {"client_id": "me", "price": price}
+        self._call("bid", "PUT", f"/api/v0/instances/bid_price/{_number(_id(node))}/", body=body)
+        return True
+
+    def ex_attach_ssh_key(self, node: Node | str, public_key: str) -> bool:
+        """Let a key log in to one instance."""
+        self._call("ssh", "POST", f"{_instance_path(node)}ssh/", body={"ssh_key": public_key})
+        return True
+
+    # The account
+
+    def ex_show_user(self) -> dict[str, Any]:
+        """The account, as the API shows it; "credit" is what is left, in dollars."""
+        reply = self._call("user", "GET", "/api/v0/users/current")
+        return {**reply}
+
+    def list_key_pairs(self) -> list[KeyPair]:
+        """The account's SSH keys, which may log in to every instance that is created from then on."""
+        rows = self._call("ssh", "GET", "/api/v0/ssh/")
+        if not isinstance(rows, list):
+            raise MalformedResponseError("GET /api/v0/ssh/: the reply is no list", str(rows)[:_SHOWN], self)
+        return [self._to_key_pair(row) for row in rows]
+
+    def get_key_pair(self, name: str) -> KeyPair:
+        """The account's key with this id."""
+        for pair in self.list_key_pairs():
+            if pair.name == name:
+                return pair
+        raise KeyPairDoesNotExistError(name, self)
+
+    def import_key_pair_from_string(self, name: str, key_material: str) -> KeyPair:
+        """Add an SSH key to the account.
+
+        The API knows no names: the `name` of the result is the key's id, whatever it was called here. A key that the
+        account has already is refused, with the code "duplicate".
+        """
+        reply = self._call("ssh", "POST", "/api/v0/ssh/", body={"ssh_key": key_material})
+        return self._to_key_pair(_field(reply, "key", dict))
+
+    def delete_key_pair(self, key_pair: KeyPair) -> bool:
+        """Take an SSH key from the account; instances that have it keep it."""
+        self._call("ssh", "DELETE", f"/api/v0/ssh/{_number(key_pair.name)}/", body={})
+        return True
+
+    def get_image(self, image_id: str) -> NodeImage:
+        """A docker image by its name; whether there is one only the host will see."""
+        return NodeImage(image_id, image_id, self)
+
+    # One call, and what comes back
+
+    def _call(
+        self, kind: str, method: str, path: str, query: Mapping[str, str] | None = None, body: object = None
+    ) -> Any:
+        interval = self.INTERVALS[kind] * self._pace
+        who = () if kind == "search" else (str(self.key),)
+        pace = Pace.of(f"{self.connection.host}:{self.connection.port}", kind, *who)
+        pace.wait(interval)
+        data = None if body is None else json.dumps(body)
+        options = {"params": dict(query or {}), "data": data, "method": method}
+        try:
+            # libcloud's optional retries know nothing of the pace, and would buy twice when a reply is lost.
+            return self.connection.request(path, **options, retry_failed=False).object
+        except VastAIRateLimitError as error:
+            if error.error_code != _NOT_TO_RETRY:
+                pace.postpone(max(error.retry_after, interval))
+            raise
+
+    def _to_size(self, offer: dict[str, Any], type: str) -> NodeSize:
+        cores, ram = _share(offer)
+        gpus = offer.get("num_gpus") or 0
+        name = f"{gpus}x {offer.get('gpu_name')}" if gpus else f"CPU, {cores:g} cores"
+        price: Any = offer.get("min_bid") if type == "bid" else offer.get("dph_total")
+        extra = {**offer, "cpus": cores, "country": _country(offer.get("geolocation")), "type": type}
+        return NodeSize(str(offer["id"]), name, ram, int(offer.get("disk_space") or 0), 0, price, self, extra)
+
+    def _to_node(self, row: dict[str, Any], size: NodeSize | None = None) -> Node:
+        address = (row.get("public_ipaddr") or "").strip()
+        port = _mapped_port(row) if row.get("actual_status") == "running" else None
+        direct = {"ssh_host": address if port else None, "ssh_port": port}
+        extra = {**row, "proxy_host": row.get("ssh_host"), "proxy_port": row.get("ssh_port"), **direct}
+        began, image = row.get("start_date"), row.get("image_uuid")
+        return Node(
+            id=str(row["id"]),
+            name=row.get("label") or "",
+            state=self._state(row),
+            public_ips=[address] if address else [],
+            private_ips=(row.get("local_ipaddrs") or "").split(),
+            driver=self,
+            size=size,
+            image=self.get_image(image) if image else None,
+            extra=extra,
+            created_at=datetime.fromtimestamp(began, UTC) if began else None,
+        )
+
+    def _state(self, row: Mapping[str, Any]) -> NodeState:
+        actual = row.get("actual_status") or "created"
+        if _BROKEN_HOST in (row.get("status_msg") or ""):
+            return NodeState.ERROR
+        if row.get("intended_status") == "stopped" and actual in {"created", "loading"}:
+            return NodeState.STOPPED
+        if row.get("intended_status") == "stopped" and actual == "running":
+            return NodeState.STOPPING
+        return self.NODE_STATE_MAP.get(actual, NodeState.UNKNOWN)
+
+    def _to_key_pair(self, row: dict[str, Any]) -> KeyPair:
+        public = row.get("public_key") or ""
+        return KeyPair(str(row["id"]), public, _fingerprint(public), self, extra=row)
+
+
+def _field(reply: Any, name: str, kind: type[Any]) -> Any:
+    value = reply.get(name) if isinstance(reply, dict) else None
+    if not isinstance(value, kind):
+        raise MalformedResponseError(f"the reply has no {name} ({kind.__name__} expected)", str(reply)[:_SHOWN])
+    return value
+
+
+def _id(node: Node | str) -> str:
+    return node if isinstance(node, str) else str(node.id)
+
+
+def _instance_path(node: Node | str) -> str:
+    return f"/api/v0/instances/{_number(_id(node))}/"
+
+
+def _number(id: str) -> int:
+    """An id as it may stand in a path; all of Vast.ai's are numbers."""
+    try:
+        return int(id)
+    except ValueError:
+        raise ValueError(f"{id!r} is no id of Vast.ai: they are numbers") from None
+
+
+def _check_limits(body: Mapping[str, Any]) -> None:
+    bid, disk = body["price"], body["disk"]
+    start = len(body["onstart"] or "") + sum(map(len, body.get("args", ())))
+    env = len(json.dumps(body["env"]))
+    wrong = [
+        (start > _MAX_START, f"onstart and args have {start} characters, {_MAX_START} are allowed"),
+        (env > _MAX_ENV, f"env has {env} characters, {_MAX_ENV} are allowed"),
+        (len(body["label"]) > _MAX_LABEL, f"the name has {len(body['label'])} characters, {_MAX_LABEL} are allowed"),
+        (disk < _MIN_DISK, f"a disk of {disk:g} GB is too small, {_MIN_DISK} is the least"),
+        (
+            bid is not None and not _MIN_BID <= bid <= _MAX_BID,
+            f"a bid of {bid} dollars an hour is not between {_MIN_BID} and {_MAX_BID:g}",
+        ),
+    ]
+    for is_wrong, message in wrong:
+        if is_wrong:
+            raise ValueError(f"Vast.ai would refuse this instance: {message}")
+
+
+def _share(offer: Mapping[str, Any]) -> tuple[float, int]:
+    """Cores and MB of memory that come with an offer; it shows the memory of the whole host."""
+    all_cores, cores, ram = offer.get("cpu_cores"), offer.get("cpu_cores_effective"), offer.get("cpu_ram") or 0
+    if all_cores and cores:
+        part = min(1.0, cores / all_cores)
+    else:  # hosts may not say how many cores they have
+        part = min(1.0, offer.get("gpu_frac") or 1.0)
+        cores = cores or (all_cores or 0) * part
+    return float(cores), int(ram * part)
+
+
+def _country(place: str | None) -> str | None:
+    """The two-letter code at the end of "California, US"."""
+    code = (place or "").rpartition(",")[2].strip()
+    return code if len(code) == 2 and code.isupper() else None
+
+
+def _mapped_port(row: Mapping[str, Any]) -> int | None:
+    """The port of the host that leads to the container's sshd; there may be one entry each for IPv4 and IPv6."""
+    entries = (row.get("ports") or {}).get(_SSH) or []
+    entries = sorted(entries, key=lambda entry: ":" in (entry.get("HostIp") or ""))
+    return int(entries[0]["HostPort"]) if entries and entries[0].get("HostPort") else None
+
+
+def _fingerprint(public: str) -> str:
+    """As ``ssh-keygen -l`` shows it; nothing for a text that is no key."""
+    try:
+        blob = base64.b64decode(public.split()[1], validate=True)
+    except (IndexError, binascii.Error):
+        return ""
+    return "SHA256:" + base64.b64encode(hashlib.sha256(blob).digest()).decode().rstrip("=")

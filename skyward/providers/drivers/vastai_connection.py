@@ -1,0 +1,222 @@
+"""How the driver of Vast.ai talks to the API: one request, the error that a reply means, and the pace of an account."""
+
+# libcloud says that it has types, but few of its functions do.
+# mypy: disable-error-code="no-untyped-call"
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any, ClassVar, NoReturn
+from urllib.parse import urlsplit
+
+from libcloud.common.base import ConnectionKey, JsonResponse
+from libcloud.common.exceptions import BaseHTTPError, RateLimitReachedError
+from libcloud.common.types import InvalidCredsError, MalformedResponseError
+
+__all__ = [
+    "Pace",
+    "VastAIConnection",
+    "VastAIError",
+    "VastAILeftoverError",
+    "VastAINotFoundError",
+    "VastAIOfferGoneError",
+    "VastAIRateLimitError",
+    "VastAIResponse",
+]
+
+_SHOWN = 500  # characters of a foreign body that an error shows
+
+
+class VastAIError(BaseHTTPError):
+    """The API refused a request.
+
+    Attributes
+    ----------
+    code
+        The HTTP status; 200 for a refusal that came as a success.
+    error_code
+        The API's own word, such as "invalid_args"; None if it gave none.
+    """
+
+    def __init__(
+        self, code: int, message: str, headers: Mapping[str, str] | None = None, error_code: str | None = None
+    ) -> None:
+        super().__init__(code, message, headers)
+        self.error_code = error_code
+
+    def __str__(self) -> str:
+        return f"{self.code} {self.error_code or 'error'}: {self.message}"
+
+
+class VastAIOfferGoneError(VastAIError):
+    """The offer exists no longer: rented by somebody else or withdrawn. Take another one."""
+
+
+class VastAINotFoundError(VastAIError):
+    """No instance has this id (any more)."""
+
+
+class VastAILeftoverError(VastAIError):
+    """Creating failed and left an instance behind, whose storage is billed until it is destroyed.
+
+    Attributes
+    ----------
+    contract_id
+        Id of that instance.
+    """
+
+    def __init__(
+        self,
+        code: int,
+        message: str,
+        headers: Mapping[str, str] | None = None,
+        error_code: str | None = None,
+        *,
+        contract_id: str,
+    ) -> None:
+        super().__init__(code, f"{message} (it left instance {contract_id} behind: destroy it)", headers, error_code)
+        self.contract_id = contract_id
+
+
+class VastAIRateLimitError(RateLimitReachedError):
+    """Too many calls.
+
+    Attributes
+    ----------
+    error_code
+        The API's own word or None; "search_quota_exceeded" is the quota of a day, which ends at midnight UTC.
+    retry_after
+        Seconds that the API asks to wait; 0 where it does not say, which is the rule.
+    """
+
+    def __init__(self, message: str, headers: Mapping[str, str], error_code: str | None) -> None:
+        super().__init__()
+        self.args = (message,)
+        self.message = message
+        self.headers = headers
+        self.error_code = error_code
+        try:
+            self.retry_after = max(0.0, float(headers.get("retry-after", 0)))
+        except ValueError:  # a date; the vendor's own client takes it for no advice, too
+            self.retry_after = 0.0
+
+
+class VastAIResponse(JsonResponse):
+    """A reply, or the error that it means."""
+
+    def success(self) -> bool:
+        """Whether the status says so; the body may still say otherwise."""
+        return 200 <= self.status < 300
+
+    def parse_body(self) -> Any:
+        """Parse the body; some refusals come with status 200 and ``success: false``."""
+        reply = self._json()
+        if isinstance(reply, dict) and reply.get("success") is False:
+            self._refuse(reply)
+        return reply
+
+    def parse_error(self) -> NoReturn:
+        """Raise what the status and the body mean."""
+        if self.status == 429:  # often plain text, and never to be taken for a proxy's page
+            self._refuse(self._json_or_text())
+        if self.status == 401:
+            self._refuse(self._json_or_text())
+        body = str(self.body)
+        if body.startswith("<") or "text/html" in self.headers.get("content-type", ""):
+            self._malformed(f"an HTML page, status {self.status}")
+        self._refuse(self._json_or_text())
+
+    def _json(self) -> Any:
+        try:
+            return json.loads(str(self.body))
+        except ValueError:
+            self._malformed("no JSON")
+
+    def _json_or_text(self) -> dict[str, Any]:
+        try:
+            reply = json.loads(str(self.body))
+        except ValueError:
+            reply = self.body
+        return reply if isinstance(reply, dict) else {"msg": str(reply)[:_SHOWN] or self.error}
+
+    def _refuse(self, reply: dict[str, Any]) -> NoReturn:
+        word = reply.get("error")
+        word = word if isinstance(word, str) and word else None
+        said = str(reply.get("msg") or reply.get("message") or word or "no reason given")
+        message = f"{self._where()}: {said}"
+        contract = reply.get("new_contract")
+        if self.status == 401:
+            raise InvalidCredsError(
+                f"{message} (the API key is unknown, was deleted or lacks a permission)", self._driver
+            )
+        if self.status == 429:
+            raise VastAIRateLimitError(message, self.headers, word)
+        if contract:
+            raise VastAILeftoverError(self.status, message, self.headers, word, contract_id=str(contract))
+        # The word for an offer that is gone is "invalid_args", as for any wrong argument; the message tells them apart.
+        kinds = {"no_such_ask": VastAIOfferGoneError, "no_such_instance": VastAINotFoundError}
+        for mark, kind in kinds.items():
+            if word == mark or mark in said:
+                raise kind(self.status, message, self.headers, mark)
+        raise VastAIError(self.status, message, self.headers, word)
+
+    def _malformed(self, what: str) -> NoReturn:
+        raise MalformedResponseError(f"{self._where()}: the reply is {what}", str(self.body)[:_SHOWN], self._driver)
+
+    def _where(self) -> str:
+        """Method and path; without the query, where a key may be."""
+        return f"{self.request.method} {urlsplit(str(self.request.url)).path}"
+
+    @property
+    def _driver(self) -> Any:
+        return self.connection.driver if self.connection is not None else None
+
+
+class VastAIConnection(ConnectionKey):
+    """HTTPS with the API key in a header."""
+
+    host = "console.vast.ai"
+    responseCls = VastAIResponse  # noqa: N815 (libcloud's name)
+
+    def add_default_headers(self, headers: dict[str, str]) -> dict[str, str]:
+        """Add the key."""
+        return {
+            **headers,
+            "Authorization": f"Bearer {self.key}",
+            "Content-Type": "application/json",
+            "Accept": "application/json",
+        }
+
+
+class Pace:
+    """Keeps calls of one kind apart, whichever thread they come from; served in the order of their arrival."""
+
+    _all: ClassVar[dict[tuple[str, ...], Pace]] = {}
+    _all_lock = threading.Lock()  # guards the table: drivers of several threads look their pace up
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # guards the time of the next call
+        self._next = 0.0
+
+    @classmethod
+    def of(cls, *what: str) -> Pace:
+        """The one pace that all of this process share, by address, kind of call and whose calls count together."""
+        with cls._all_lock:
+            return cls._all.setdefault(what, cls())
+
+    def wait(self, interval: float) -> None:
+        """Take the next free time and sleep until then."""
+        with self._lock:
+            now = time.monotonic()
+            start = max(now, self._next)
+            self._next = start + interval
+        if start > now:
+            time.sleep(start - now)
+
+    def postpone(self, seconds: float) -> None:
+        """Let nobody who comes from now on go before these seconds are over."""
+        with self._lock:
+            self._next = max(self._next, time.monotonic() + seconds)

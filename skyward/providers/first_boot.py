@@ -1,0 +1,119 @@
+"""PURE. What a rented machine does when it first boots: shows our host key, lets us in, and ends itself when alone.
+
+Two forms of the same: user data for cloud-init, and a shell script for clouds that run one.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import shlex
+
+from skyward.core.messages import HEARD_FILE
+from skyward.core.spec import Order
+
+__all__ = ["cloud_config", "script", "watchdog"]
+
+_WATCHDOG = """\
+#!/bin/sh
+# Ends this machine when its owner has not been heard for {limit} s. Whoever hears the owner touches {file}.
+file={file}
+: >>"$file"
+chmod 666 "$file"
+idle=0
+last=
+# The file's time is compared with itself only: the clock may jump when it is first set.
+while sleep {step}; do
+    now=$(stat -c %Y "$file" 2>/dev/null || echo gone)
+    if [ "$now" = "$last" ]; then idle=$((idle + {step})); else idle=0; fi
+    last=$now
+    if [ "$idle" -ge {limit} ]; then {end}; fi
+done
+"""
+
+_PLACE = "/usr/local/sbin/skyward-watchdog"
+
+# Started apart from whoever runs the first boot's scripts, whose end it must survive.
+_START = (
+    "if [ -d /run/systemd/system ] && command -v systemd-run >/dev/null; "
+    f"then systemd-run --unit=skyward-watchdog --collect {_PLACE} || setsid {_PLACE} </dev/null >/dev/null 2>&1 & "
+    f"else setsid {_PLACE} </dev/null >/dev/null 2>&1 & fi"
+)
+
+
+def watchdog(order: Order, end: str) -> str:
+    """The script that ends a machine by the shell command `end` once nobody was heard for the order's orphan_timeout.
+
+    It goes on trying when `end` fails.
+    """
+    limit = max(1, math.ceil(order.orphan_timeout))
+    return _WATCHDOG.format(limit=limit, step=max(1, min(15, limit // 10)), file=HEARD_FILE, end=end)
+
+
+def cloud_config(order: Order, *, end: str | None, user: str | None = None) -> str:
+    """User data for cloud-init.
+
+    Parameters
+    ----------
+    end
+        Shell command, run as root, by which the machine ends itself; None where it can't.
+    user
+        A user who may log in besides the image's default one: "root" where that is the one we use.
+    """
+    assert order.host_key is not None
+    # JSON is YAML, and quotes whatever a key may contain.
+    config: dict[str, object] = {
+        "ssh_deletekeys": True,
+        "ssh_genkeytypes": [],
+        "ssh_keys": {"ed25519_private": order.host_key.private, "ed25519_public": order.host_key.public},
+        "ssh_authorized_keys": [order.user_key],
+        "ssh_pwauth": False,
+        "disable_root": user != "root",
+        "package_update": False,
+        "package_upgrade": False,
+    }
+    if user == "root":
+        config["users"] = ["default", {"name": "root", "ssh_authorized_keys": [order.user_key]}]
+    if end is not None:
+        body = base64.b64encode(watchdog(order, end).encode()).decode()
+        # bootcmd is the first that runs; what is bought must not depend on anything that comes later.
+        start = f"mkdir -p {_PLACE.rpartition('/')[0]}; echo {body} | base64 -d >{_PLACE}; chmod 755 {_PLACE}; {_START}"
+        config["bootcmd"] = [["sh", "-c", f"[ -e {HEARD_FILE} ] || {{ {start}; }}"]]
+    return "#cloud-config\n" + json.dumps(config, indent=1) + "\n"
+
+
+def script(order: Order, *, end: str | None, before: str = "") -> str:
+    """A script for root, run by sh or bash at each start, perhaps while sshd already runs with another key.
+
+    Parameters
+    ----------
+    end
+        As in `cloud_config`.
+    before
+        Commands to run first.
+    """
+    assert order.host_key is not None
+    parts = [
+        "#!/bin/sh",
+        before,
+        "umask 077",
+        "mkdir -p /etc/ssh ~/.ssh",
+        "rm -f /etc/ssh/ssh_host_*key*",
+        f"printf %s {shlex.quote(order.host_key.private)} >/etc/ssh/ssh_host_ed25519_key",
+        f"echo {shlex.quote(order.host_key.public)} >/etc/ssh/ssh_host_ed25519_key.pub",
+        # sshd refuses keys where others may write; some images have it so.
+        "chmod 700 ~/.ssh; touch ~/.ssh/authorized_keys; chmod 600 ~/.ssh/authorized_keys",
+        f"grep -qF {shlex.quote(order.user_key)} ~/.ssh/authorized_keys || "
+        f"echo {shlex.quote(order.user_key)} >>~/.ssh/authorized_keys",
+    ]
+    if end is not None:
+        body = base64.b64encode(watchdog(order, end).encode()).decode()
+        parts.append(
+            f"mkdir -p {_PLACE.rpartition('/')[0]}; echo {body} | base64 -d >{_PLACE}; chmod 755 {_PLACE}; {_START}"
+        )
+    parts.append(
+        "systemctl restart ssh 2>/dev/null || systemctl restart sshd 2>/dev/null || service ssh restart 2>/dev/null || "
+        'kill -HUP "$(cat /run/sshd.pid)"'
+    )
+    return "\n".join(part for part in parts if part) + "\n"

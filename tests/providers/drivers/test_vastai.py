@@ -1,0 +1,501 @@
+"""The libcloud driver of Vast.ai against the cloud of the lab, without hosts."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+import requests
+from libcloud.common.exceptions import RateLimitReachedError
+from libcloud.common.types import InvalidCredsError, MalformedResponseError
+from libcloud.compute.base import Node, NodeAuthSSHKey, NodeSize
+from libcloud.compute.types import KeyPairDoesNotExistError, NodeState
+
+from skyward.providers.drivers.vastai import (
+    VastAIError,
+    VastAILeftoverError,
+    VastAINodeDriver,
+    VastAINotFoundError,
+    VastAIOfferGoneError,
+    VastAIRateLimitError,
+)
+from tests.lab.clouds.vastai import VastAI
+from tests.lab.wait import eventually
+
+DIRECT = {"direct_port_count": {"gte": 1}}
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIPVS8oWvPbqjpzYpQG7cYNjG1eFDTPC1EBNOBcDGaW0f me"
+
+
+@pytest.fixture
+def cloud() -> Iterator[VastAI]:
+    with VastAI() as running:
+        yield running
+
+
+@pytest.fixture
+def driver(cloud: VastAI) -> VastAINodeDriver:
+    return connect(cloud)
+
+
+def connect(cloud: VastAI, **options) -> VastAINodeDriver:
+    return VastAINodeDriver(options.pop("key", cloud.key), url=cloud.url, **{"pace": 0.0, **options})
+
+
+def one(sizes: list[NodeSize], id: int) -> NodeSize:
+    return next(size for size in sizes if size.id == str(id))
+
+
+def rent(driver: VastAINodeDriver, name: str = "pool-0", **options) -> Node:
+    return driver.create_node(name, driver.ex_search_offers(DIRECT)[0], "python:3.12-slim", **options)
+
+
+def wait_for(driver: VastAINodeDriver, node: Node, state: NodeState = NodeState.RUNNING) -> Node:
+    seen = [node]
+
+    def arrived() -> bool:
+        seen[0] = driver.ex_get_node(node.id)
+        return seen[0].state == state
+
+    eventually(arrived, what=f"{node.id} to be {state}")
+    return seen[0]
+
+
+# Offers
+
+
+def test_offers_are_verified_and_cheapest_first(driver: VastAINodeDriver) -> None:
+    sizes = driver.list_sizes()
+    assert len(sizes) == 14
+    assert [size.price for size in sizes] == sorted(size.price for size in sizes)
+    assert {size.extra["verification"] for size in sizes} == {"verified"}
+
+
+def test_price_includes_storage(driver: VastAINodeDriver) -> None:
+    without = one(driver.ex_search_offers(storage=8), 7001001).price
+    assert one(driver.ex_search_offers(storage=738), 7001001).price == pytest.approx(without + 0.15)
+
+
+def test_bids_have_the_least_bid_as_price(driver: VastAINodeDriver) -> None:
+    size = one(driver.ex_search_offers(type="bid"), 7001001)
+    assert (size.price, size.extra["type"]) == (0.12, "bid")
+
+
+def test_a_size_is_the_share_of_the_host(driver: VastAINodeDriver) -> None:
+    sizes = driver.ex_search_offers()
+    size = one(sizes, 7001001)
+    assert (size.name, size.ram, size.disk, size.extra["cpus"]) == ("1x RTX 4090", 64250, 500, 16.0)
+    assert (size.extra["cpu_ram"], size.extra["country"]) == (257000, "US")
+    unknown_cores = one(sizes, 7001009)
+    assert (unknown_cores.ram, unknown_cores.extra["cpus"]) == (62875, 15.0)
+    plain = one(sizes, 7002002)
+    assert (plain.name, plain.ram, plain.extra["num_gpus"]) == ("CPU, 16 cores", 64250, 0)
+
+
+def test_queries_reach_the_market(driver: VastAINodeDriver) -> None:
+    def ids(**query) -> set[str]:
+        return {size.id for size in driver.ex_search_offers(query)}
+
+    assert ids(num_gpus={"eq": 0}, geolocation={"in": ["DE", "FR"]}) == {"7002002", "7002003"}
+    assert ids(gpu_name={"eq": "H100 SXM"}, num_gpus={"gte": "2"}) == {"7001007", "7001008"}
+    assert "7001012" in ids(verified=None)
+    assert ids(cpu_cores={"gte": 200}) == {"7001006", "7001007"}
+    assert ids(direct_port_count={"lt": 1}) == {"7001010", "7002004"}
+    assert [size.id for size in driver.ex_search_offers(order=[("dph_total", "desc")], limit=1)] == ["7001008"]
+
+
+def test_locations_are_countries_with_offers(driver: VastAINodeDriver) -> None:
+    locations = {location.id: location for location in driver.list_locations()}
+    assert {"US", "DE", "IS"} < set(locations)
+    assert {size.id for size in driver.list_sizes(locations["FR"])} == {"7002003"}
+
+
+# Instances
+
+
+def test_an_instance_from_its_order_to_its_end(cloud: VastAI, driver: VastAINodeDriver) -> None:
+    size = driver.ex_search_offers({"gpu_name": {"eq": "RTX 4090"}, **DIRECT})[0]
+    env = {"A": "1", "-p 8000:8000": "1"}
+    node = driver.create_node("pool-7", size, "python:3.12-slim", ex_disk=20, ex_onstart="echo hi", ex_env=env)
+    assert (node.name, node.state, node.public_ips) == ("pool-7", NodeState.PENDING, [])
+    assert len(node.extra["instance_api_key"]) == 64
+    assert [driver.ex_get_node(node.id).extra["actual_status"] for _ in range(2)] == [None, "loading"]
+    running = wait_for(driver, node)
+    assert running.extra["extra_env"] == [["A", "1"], ["-p 8000:8000", "1"]]
+    assert (running.extra["ssh_host"], running.extra["ssh_port"]) == (running.public_ips[0], 40022)
+    assert running.extra["public_ipaddr"].endswith("\n")
+    assert not running.public_ips[0].endswith("\n")
+    assert running.extra["proxy_host"] == "ssh5.vast.ai"
+    assert running.image.id == "python:3.12-slim"
+    assert running.uuid == node.uuid
+    assert driver.destroy_node(running)
+    assert cloud.meter.live == []
+
+
+def test_no_direct_address_before_it_runs(driver: VastAINodeDriver) -> None:
+    node = rent(driver)
+    for _ in range(2):
+        seen = driver.ex_get_node(node.id)
+        assert (seen.extra["ssh_host"], seen.extra["ssh_port"], "ports" in seen.extra) == (None, None, False)
+
+
+@pytest.mark.parametrize(("offer", "runtype"), [(7001010, "ssh_direct"), (7001001, "ssh_proxy"), (7001001, "args")])
+def test_no_direct_address_without_a_mapped_port(driver: VastAINodeDriver, offer: int, runtype: str) -> None:
+    size = one(driver.ex_search_offers(), offer)
+    node = driver.create_node("x", size, "image", ex_runtype=runtype)
+    assert wait_for(driver, node).extra["ssh_port"] is None
+
+
+def test_destroy_may_be_repeated(cloud: VastAI, driver: VastAINodeDriver) -> None:
+    node = rent(driver)
+    assert driver.destroy_node(node)
+    assert driver.destroy_node(node.id)
+    assert cloud.meter.live == []
+
+
+def test_an_unknown_id_is_not_found(driver: VastAINodeDriver) -> None:
+    with pytest.raises(VastAINotFoundError) as caught:
+        driver.ex_get_node("5")
+    assert (caught.value.code, caught.value.error_code) == (404, "no_such_instance")
+    with pytest.raises(VastAINotFoundError):
+        driver.stop_node("5")
+    with pytest.raises(ValueError, match=r"no id of Vast\.ai"):
+        driver.destroy_node("../users")
+
+
+def test_all_pages_are_listed(cloud: VastAI, driver: VastAINodeDriver) -> None:
+    cloud.offers = {n: {**cloud.offers[7001001], "id": n} for n in range(60)}
+    sizes = driver.ex_search_offers()
+    nodes = [driver.create_node(f"pool-{n}", size, "image") for n, size in enumerate(sizes)]
+    cloud.requests.clear()
+    assert {node.id for node in driver.list_nodes()} == {node.id for node in nodes}
+    assert len(cloud.requests) == 3
+    assert [node.name for node in driver.list_nodes({"label": {"eq": "pool-41"}})] == ["pool-41"]
+
+
+def test_an_offer_is_gone_once_it_is_rented(cloud: VastAI, driver: VastAINodeDriver) -> None:
+    size = driver.ex_search_offers()[0]
+    node = driver.create_node("a", size, "image")
+    with pytest.raises(VastAIOfferGoneError, match=rf"PUT /api/v0/asks/{size.id}/: .*is not available") as caught:
+        driver.create_node("b", size, "image")
+    assert (caught.value.code, caught.value.error_code) == (404, "no_such_ask")
+    assert size.id not in {offer.id for offer in driver.ex_search_offers()}
+    driver.destroy_node(node)
+    again = next(offer for offer in driver.ex_search_offers() if offer.price == size.price)
+    assert again.id != size.id
+    cloud.faults.on("no_capacity")
+    with pytest.raises(VastAIOfferGoneError):
+        rent(driver)
+
+
+def test_a_failed_bid_tells_what_it_left(cloud: VastAI, driver: VastAINodeDriver) -> None:
+    size = driver.ex_search_offers(type="bid")[-1]
+    with pytest.raises(VastAILeftoverError, match="destroy it") as caught:
+        driver.create_node("a", size, "image", ex_bid=size.price / 2)
+    left = driver.ex_get_node(caught.value.contract_id)
+    assert left.state == NodeState.STOPPED
+    assert left.extra["is_bid"]
+    driver.destroy_node(left)
+    cloud.faults.on("half_made")
+    with pytest.raises(VastAILeftoverError) as caught:
+        rent(driver)
+    driver.destroy_node(caught.value.contract_id)
+    assert cloud.meter.live == []
+
+
+@pytest.mark.parametrize(
+    ("options", "wrong"),
+    [
+        ({"ex_onstart": "x" * 4097}, "4097 characters"),
+        ({"ex_onstart": "x" * 4000, "ex_args": ["y" * 97]}, "4097 characters"),
+        ({"ex_env": {"A": "x" * 40000}}, "env has"),
+        ({"name": "x" * 257}, "name has 257"),
+        ({"ex_disk": 4}, "disk of 4 GB"),
+        ({"ex_bid": 0.0001}, "bid of 0.0001"),
+        ({"ex_bid": 200}, "bid of 200"),
+    ],
+)
+def test_limits_are_checked_before_anything_is_sent(cloud: VastAI, driver: VastAINodeDriver, options, wrong) -> None:
+    size = driver.ex_search_offers()[0]
+    cloud.requests.clear()
+    with pytest.raises(ValueError, match=wrong):
+        driver.create_node(**{"name": "a", "size": size, "image": "image", **options})
+    assert cloud.requests == []
+
+
+def test_an_outbid_instance_is_stopped_and_may_return(cloud: VastAI, driver: VastAINodeDriver) -> None:
+    size = driver.ex_search_offers(DIRECT, type="bid")[0]
+    node = wait_for(driver, driver.create_node("a", size, "image", ex_bid=size.price * 2))
+    cloud.outbid(node.id)
+    stopped = driver.ex_get_node(node.id)
+    assert stopped.state == NodeState.STOPPED
+    assert {stopped.extra[name] for name in ("intended_status", "cur_state", "next_state")} == {"stopped"}
+    assert stopped.extra["ssh_port"] is None
+    assert cloud.meter.live == [("instance", node.id)]
+    cloud.resume(node.id)
+    assert wait_for(driver, node).extra["ssh_port"] != node.extra["ssh_port"]
+
+
+@pytest.mark.parametrize(
+    ("status", "state"),
+    [("exited", NodeState.ERROR), ("offline", NodeState.ERROR), ("unknown", NodeState.UNKNOWN)],
+)
+def test_a_failed_host_shows(cloud: VastAI, driver: VastAINodeDriver, status: str, state: NodeState) -> None:
+    node = wait_for(driver, rent(driver))
+    cloud.fail(node.id, status)
+    failed = driver.ex_get_node(node.id)
+    assert (failed.state, failed.extra["actual_status"]) == (state, status)
+
+
+def test_a_container_that_cannot_start_shows(cloud: VastAI, driver: VastAINodeDriver) -> None:
+    cloud.faults.on("fails_to_start")
+    node = wait_for(driver, rent(driver), NodeState.ERROR)
+    assert "OCI runtime create failed" in node.extra["status_msg"]
+
+
+def test_slow_and_endless_boots_stay_in_loading(cloud: VastAI, driver: VastAINodeDriver) -> None:
+    cloud.faults.on("slow_boot", seconds=0.3)
+    cloud.faults.on("never_boots")
+    endless, slow = rent(driver), rent(driver)
+    began = time.monotonic()
+    wait_for(driver, slow)
+    assert time.monotonic() - began > 0.25
+    stuck = driver.ex_get_node(endless.id)
+    stuck = driver.ex_get_node(endless.id)
+    assert (stuck.state, stuck.extra["actual_status"]) == (NodeState.PENDING, "loading")
+    driver.destroy_node(endless)
+
+
+def test_stop_start_label_and_bid(cloud: VastAI, driver: VastAINodeDriver) -> None:
+    node = wait_for(driver, rent(driver, ex_bid=1.0))
+    assert driver.stop_node(node)
+    assert driver.ex_get_node(node.id).state == NodeState.STOPPED
+    assert driver.start_node(node)
+    wait_for(driver, node)
+    assert driver.reboot_node(node)
+    assert driver.ex_set_label(node, "other")
+    assert driver.ex_change_bid(node, 1.5)
+    row = driver.ex_get_node(node.id)
+    assert (row.name, row.extra["dph_base"]) == ("other", 1.5)
+
+
+@pytest.mark.parametrize(
+    ("row", "state"),
+    [
+        ({"actual_status": None, "intended_status": "running"}, NodeState.PENDING),
+        ({"actual_status": None, "intended_status": "stopped"}, NodeState.STOPPED),
+        ({"actual_status": "running", "intended_status": "stopped"}, NodeState.STOPPING),
+        ({"actual_status": "frozen", "intended_status": "frozen"}, NodeState.PAUSED),
+        ({"actual_status": "created", "status_msg": "x: OCI runtime create failed: y"}, NodeState.ERROR),
+        ({"actual_status": "new word"}, NodeState.UNKNOWN),
+    ],
+)
+def test_states(driver: VastAINodeDriver, row: dict[str, object], state: NodeState) -> None:
+    assert driver._state(row) == state
+
+
+# Keys and the account
+
+
+def test_keys_of_the_account(cloud: VastAI, driver: VastAINodeDriver) -> None:
+    pair = driver.import_key_pair_from_string("any", KEY)
+    assert pair.fingerprint.startswith("SHA256:")
+    assert [(other.name, other.public_key) for other in driver.list_key_pairs()] == [(pair.name, KEY)]
+    assert driver.get_key_pair(pair.name).public_key == KEY
+    with pytest.raises(VastAIError, match="already exists") as caught:
+        driver.import_key_pair_from_string("any", KEY)
+    assert (caught.value.code, caught.value.error_code) == (400, "duplicate")
+    assert driver.delete_key_pair(pair)
+    assert cloud.meter.live == []
+    with pytest.raises(KeyPairDoesNotExistError):
+        driver.get_key_pair(pair.name)
+
+
+def test_a_key_for_one_instance(cloud: VastAI, driver: VastAINodeDriver) -> None:
+    node = rent(driver, auth=NodeAuthSSHKey(KEY))
+    assert cloud.instances[int(node.id)].keys == [KEY]
+    with pytest.raises(VastAINotFoundError):
+        driver.ex_attach_ssh_key("5", KEY)
+
+
+def test_a_key_that_cannot_be_attached_leaves_an_instance(cloud: VastAI) -> None:
+    class Unlucky(VastAINodeDriver):
+        def ex_attach_ssh_key(self, node: Node | str, public_key: str) -> bool:
+            cloud.faults.on("server_error")
+            return super().ex_attach_ssh_key(node, public_key)
+
+    driver = Unlucky(cloud.key, url=cloud.url, pace=0.0)
+    with pytest.raises(VastAILeftoverError, match="could not be attached") as caught:
+        rent(driver, auth=NodeAuthSSHKey(KEY))
+    assert cloud.meter.live == [("instance", caught.value.contract_id)]
+    assert isinstance(caught.value.__cause__, VastAIError)
+
+
+def test_the_balance(cloud: VastAI, driver: VastAINodeDriver) -> None:
+    assert driver.ex_show_user()["credit"] == 25.0
+    cloud.credit = 0.0
+    with pytest.raises(VastAIError, match="lacks credit") as caught:
+        rent(driver)
+    assert caught.value.error_code == "insufficient_credit"
+
+
+def test_an_instance_may_end_itself_and_nothing_else(cloud: VastAI, driver: VastAINodeDriver) -> None:
+    node, other = rent(driver), rent(driver)
+    inside = connect(cloud, key=node.extra["instance_api_key"])
+    for forbidden in (
+        lambda: inside.destroy_node(other),
+        lambda: inside.destroy_node("5"),
+        lambda: inside.ex_get_node(node.id),
+        inside.list_nodes,
+        inside.list_key_pairs,
+        inside.ex_search_offers,
+    ):
+        with pytest.raises(VastAIError) as caught:
+            forbidden()
+        assert caught.value.code == 403
+    assert inside.destroy_node(node)
+    assert cloud.meter.live == [("instance", other.id)]
+
+
+# What goes wrong on the way
+
+
+def test_wrong_keys_are_refused(cloud: VastAI, driver: VastAINodeDriver) -> None:
+    with pytest.raises(InvalidCredsError, match="Invalid user key"):
+        connect(cloud, key="bad").list_nodes()
+    cloud.faults.on("bad_credentials")
+    with pytest.raises(InvalidCredsError):
+        driver.ex_show_user()
+    with pytest.raises(InvalidCredsError, match="needs an API key"):
+        VastAINodeDriver("")
+
+
+def test_no_key_in_an_error(cloud: VastAI) -> None:
+    with pytest.raises(InvalidCredsError) as caught:
+        connect(cloud, key="very-secret").ex_show_user()
+    assert "very-secret" not in str(caught.value)
+
+
+def test_throttling_in_plain_text_and_json(cloud: VastAI, driver: VastAINodeDriver) -> None:
+    cloud.faults.on("throttle")
+    with pytest.raises(RateLimitReachedError, match="too frequent") as caught:
+        driver.list_nodes()
+    assert isinstance(caught.value, VastAIRateLimitError)
+    assert (caught.value.code, caught.value.retry_after, caught.value.error_code) == (429, 0.0, None)
+    cloud.faults.on("throttle", daily=True)
+    with pytest.raises(VastAIRateLimitError) as caught:
+        driver.ex_search_offers()
+    assert caught.value.error_code == "search_quota_exceeded"
+    assert driver.list_nodes() == []
+
+
+def test_advice_to_wait_is_followed_by_the_next_call(cloud: VastAI, driver: VastAINodeDriver) -> None:
+    cloud.faults.on("throttle", wait=0.3)
+    with pytest.raises(VastAIRateLimitError) as caught:
+        driver.list_nodes()
+    assert caught.value.retry_after == 0.3
+    began = time.monotonic()
+    driver.ex_show_user()  # another kind of call
+    assert time.monotonic() - began < 0.25
+    connect(cloud).list_nodes()
+    assert time.monotonic() - began > 0.25
+
+
+def test_a_proxys_page_is_malformed(cloud: VastAI, driver: VastAINodeDriver) -> None:
+    cloud.faults.on("html")
+    with pytest.raises(MalformedResponseError, match=r"GET /api/v1/instances/: the reply is an HTML page, status 502"):
+        driver.list_nodes()
+
+
+def test_server_errors_have_the_vendors_words(cloud: VastAI, driver: VastAINodeDriver) -> None:
+    cloud.faults.on("server_error")
+    with pytest.raises(VastAIError, match=r"500 server_error: GET /api/v0/users/current: Internal") as caught:
+        driver.ex_show_user()
+    assert caught.value.code == 500
+
+
+def test_a_lost_reply_leaves_an_instance_with_its_label(cloud: VastAI, driver: VastAINodeDriver) -> None:
+    size = driver.ex_search_offers()[0]
+    cloud.faults.on("lost_reply")
+    with pytest.raises(requests.exceptions.ConnectionError):
+        driver.create_node("unique", size, "image")
+    assert [node.name for node in driver.list_nodes()] == ["unique"]
+    assert len(cloud.meter.ever("instance")) == 1
+
+
+def test_libclouds_own_retries_stay_off(cloud: VastAI, driver: VastAINodeDriver, monkeypatch) -> None:
+    monkeypatch.setenv("LIBCLOUD_RETRY_FAILED_HTTP_REQUESTS", "1")
+    size = driver.ex_search_offers()[0]
+    cloud.faults.on("lost_reply", math.inf)
+    with pytest.raises(requests.exceptions.ConnectionError):
+        driver.create_node("unique", size, "image")
+    assert len(cloud.meter.ever("instance")) == 1
+
+
+def test_a_young_instance_may_be_unknown(cloud: VastAI, driver: VastAINodeDriver) -> None:
+    cloud.faults.on("eventual", seconds=0.2)
+    node = rent(driver)
+    assert driver.list_nodes() == []
+    with pytest.raises(VastAINotFoundError):
+        driver.ex_get_node(node.id)
+    eventually(driver.list_nodes, what="the instance to be known")
+
+
+def test_a_refusal_may_come_with_status_200(cloud: VastAI, driver: VastAINodeDriver) -> None:
+    body = {"success": False, "error": "odd", "msg": "no luck"}
+    cloud.app.view_functions[_endpoint(cloud, "/api/v0/users/current")] = lambda: body
+    with pytest.raises(VastAIError, match="no luck") as caught:
+        driver.ex_show_user()
+    assert (caught.value.code, caught.value.error_code) == (200, "odd")
+
+
+def test_pages_that_go_round_in_a_circle_end(cloud: VastAI, driver: VastAINodeDriver) -> None:
+    body = {"success": True, "instances": [], "next_token": "again"}
+    cloud.app.view_functions[_endpoint(cloud, "/api/v1/instances/")] = lambda: body
+    with pytest.raises(MalformedResponseError, match="circle"):
+        driver.list_nodes()
+
+
+def _endpoint(cloud: VastAI, path: str) -> str:
+    return next(rule.endpoint for rule in cloud.app.url_map.iter_rules() if rule.rule == path)
+
+
+# The pace
+
+
+def test_calls_of_an_account_are_kept_apart_over_threads(cloud: VastAI) -> None:
+    drivers = [connect(cloud, pace=0.01) for _ in range(4)]
+    failures: list[BaseException] = []
+
+    def work(driver: VastAINodeDriver) -> None:
+        try:
+            for _ in range(5):
+                driver.list_nodes()
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=[driver], name="caller") for driver in drivers]
+    began = time.monotonic()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert len(cloud.requests) == 20
+    assert time.monotonic() - began >= 19 * 0.01 * VastAINodeDriver.INTERVALS["list"]
+
+
+def test_without_a_pace_the_vendor_refuses() -> None:
+    with VastAI(pace=1.0) as cloud:
+        driver = connect(cloud)
+        driver.list_nodes()
+        with pytest.raises(VastAIRateLimitError):
+            driver.list_nodes()
+
+
+def test_addresses_may_be_given_as_libcloud_does(cloud: VastAI) -> None:
+    driver = VastAINodeDriver(cloud.key, secure=False, host=cloud.host, port=cloud.port, pace=0.0)
+    assert driver.list_nodes() == []
+    assert VastAINodeDriver(cloud.key).connection.host == "console.vast.ai"
