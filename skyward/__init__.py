@@ -1,4 +1,4 @@
-"""joblib's `Parallel` on machines anywhere: this computer, SSH hosts, and soon clouds.
+"""joblib's `Parallel` on machines anywhere: this computer, SSH hosts, clouds.
 
 ::
 
@@ -52,10 +52,14 @@ if TYPE_CHECKING:
     from skyward.core.spec import S3Volume as S3Volume
     from skyward.core.spec import Volume as Volume
     from skyward.core.spec import Worker as Worker
+    from skyward.providers.aws import AWS as AWS
     from skyward.providers.local import Local as Local
     from skyward.providers.ssh import SSH as SSH
+    from skyward.providers.vastai import VastAI as VastAI
+    from skyward.providers.verda import Verda as Verda
 
 __all__ = [
+    "AWS",
     "SSH",
     "AuthFailed",
     "BootstrapFailed",
@@ -87,6 +91,8 @@ __all__ = [
     "TaskError",
     "TaskFailed",
     "TaskTimeout",
+    "VastAI",
+    "Verda",
     "Volume",
     "Worker",
     "WorkerCrashed",
@@ -103,11 +109,14 @@ __version__ = "0.1.0"
 # and tests/test_exports.py compares them.
 _HOME = {
     **dict.fromkeys(("Compute", "ComputePool"), "skyward.core.pool:Compute"),
+    "AWS": "skyward.providers.aws:AWS",
     "Image": "skyward.core.spec:Image",
     "Local": "skyward.providers.local:Local",
     "Plugin": "skyward.core.interfaces:Plugin",
     "S3Volume": "skyward.core.spec:S3Volume",
     "SSH": "skyward.providers.ssh:SSH",
+    "VastAI": "skyward.providers.vastai:VastAI",
+    "Verda": "skyward.providers.verda:Verda",
     "Volume": "skyward.core.spec:Volume",
     "Worker": "skyward.core.spec:Worker",
     "compute": "skyward.core.function:compute",
@@ -125,18 +134,10 @@ _HOME = {
     },
 }
 
-# Providers of the documented API that this version does not have yet. Whoever copies an example gets told.
-_PLANNED = frozenset({"AWS", "Libcloud", "VastAI", "Verda"})
-
 
 def _look_up(name: str) -> Any:
     home = _HOME.get(name)
     if home is None:
-        if name in _PLANNED:
-            raise AttributeError(
-                f"skyward.{name} is planned and not in skyward {__version__}; this version has skyward.Local() for "
-                f"this machine and skyward.SSH(hosts=[...]) for machines that you reach by SSH"
-            )
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module, _, attribute = home.partition(":")
     value = import_module(module)

@@ -69,13 +69,6 @@ def test_two_names_of_one_class() -> None:
     assert skyward.Compute is skyward.ComputePool
 
 
-@pytest.mark.parametrize("name", ["AWS", "Verda", "VastAI", "Libcloud"])
-def test_a_planned_provider_says_so(name: str) -> None:
-    with pytest.raises(AttributeError, match=rf"skyward\.{name} is planned and not in skyward .*skyward\.Local\(\)"):
-        getattr(skyward, name)
-    assert not hasattr(skyward, name)
-
-
 def test_an_unknown_name_is_an_ordinary_attribute_error() -> None:
     with pytest.raises(AttributeError, match="module 'skyward' has no attribute 'Computer'"):
         _ = skyward.Computer  # type: ignore[attr-defined]

@@ -15,6 +15,7 @@ The life of a machine: ordered -> booting -> serving -> ending -> forgotten.
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias, Union
@@ -24,6 +25,7 @@ from skyward.core.errors import (
     CloudError,
     ConfigError,
     NoCapacity,
+    PoolNotActive,
     ProvisioningError,
     QuotaExceeded,
     RateLimited,
@@ -61,7 +63,9 @@ _MOST_AT_ONCE = 8  # orders of one machine each that a provider without BATCH ge
 _MOST_REFUSALS = 40  # in a row, until no more is asked for a while
 _WATCH = 60.0  # seconds between two looks when all machines serve
 _BACKOFF = (1.0, 30.0)  # seconds before something that failed is asked again: first, and at most
-_RETRY_DESTROY = 60.0  # seconds after which a machine that was destroyed and is still there is destroyed again
+_RETRY_DESTROY = 15.0  # seconds after which a machine that was destroyed and is still there is destroyed again
+_MISSES = 2  # looks that may leave a machine out before it counts as gone
+_LOST_REPLIES = 3  # in a row, after which a source is let rest
 _TRIES_TOLD = 3  # failures to destroy after which the user is told
 _REST: dict[type[SkywardError], float] = {NoCapacity: 60.0, QuotaExceeded: 600.0, CloudError: 30.0}
 _LONG_REST = 600.0  # for refusals that will hardly be other next time
@@ -265,9 +269,12 @@ class _Claim:
     """A machine that is ours to end."""
 
     phase: _Phase
-    since: float  # of being made, then of being destroyed
+    made: float
     candidate: Candidate | None
+    since: float = 0.0  # ENDING: when that began, or when the source took the order to destroy
     due: float = 0.0  # ENDING: when to destroy it (again)
+    seen: bool = False  # by a look, so that it is missed when a later one does not show it
+    missed: int = 0  # looks in a row that did not show it
     asked: bool = False  # ENDING: a Destroy is out
     accepted: bool = False  # ENDING: the source took it
     tries: int = 0
@@ -282,6 +289,7 @@ class _Desk:
     used: bool = False  # something was ordered here, so something may be left here
     uncertain: float | None = None  # when an order failed with unknown outcome; none is placed until a look
     doubt: float | None = None  # from when on a look surely shows what that order made
+    lost_replies: int = 0  # orders with unknown outcome in a row
     looking_since: float | None = None
     next_look: float = float("-inf")
     clearing: bool = False
@@ -335,6 +343,8 @@ class Fleet:
     @property
     def settled(self) -> bool:
         """Nothing more will come by itself now: nothing is out, and all that is wanted is there or was refused."""
+        if any(desk.uncertain is not None for desk in self._desks):
+            return False
         return not self._orders and (self.count >= self._wanted or self._choice(float("-inf")) is None)
 
     @property
@@ -397,7 +407,7 @@ class Fleet:
         times = [time for desk in self._desks for time in self._times(desk)]
         if not self._stopping and self.count < self._wanted:
             times += [self._pause_until, self._exhausted_until, *self._resting.values()]
-        return min((time for time in times if time > now), default=None)
+        return min((time for time in times if now < time < math.inf), default=None)
 
     def _times(self, desk: _Desk) -> Iterator[float]:
         if not desk.source.rented:
@@ -409,7 +419,7 @@ class Fleet:
             if desk.doubt is not None:
                 yield desk.doubt
         for claim in desk.claims.values():
-            yield claim.due if claim.phase is _Phase.ENDING else claim.since + desk.source.patience
+            yield claim.due if claim.phase is _Phase.ENDING else claim.made + desk.source.patience
 
     # --- ordering ---
 
@@ -447,6 +457,7 @@ class Fleet:
         desk = self._desks[candidate.source]
         self._refusals_in_a_row, self._exhausted_until = 0, float("-inf")
         self.refusals.clear()
+        desk.lost_replies = 0
         if not event.machines:
             self._resting[number] = now + _REST[NoCapacity]
         for machine in event.machines:
@@ -462,14 +473,20 @@ class Fleet:
         if self._refusals_in_a_row >= _MOST_REFUSALS:
             self._exhausted_until = now + _REST[NoCapacity]
             self._refusals_in_a_row = 0
+        yield self._told(desk, candidate, count, error)
         if isinstance(error, CloudError) and not isinstance(error, RateLimited) and desk.source.rented:
             desk.uncertain, desk.doubt, desk.next_look = now, now + desk.source.settle, now
+            desk.lost_replies += 1
+            if desk.lost_replies < _LOST_REPLIES:
+                return  # a look will tell whether it worked after all; if not, it is tried again
         rest = next((seconds for kind, seconds in _REST.items() if isinstance(error, kind)), _LONG_REST)
         for other, known in enumerate(self._candidates):
             if other == number or (known.source == candidate.source and _refuses_too(error, candidate, known)):
                 self._resting[other] = max(self._resting.get(other, now), now + rest)
+
+    def _told(self, desk: _Desk, candidate: Candidate, count: int, error: SkywardError) -> Tell:
         what = f"{candidate.offer}" if candidate.offer else f"{count} node(s)"
-        yield Tell(f"{desk.source.name}: {what}: {error}", warning=not isinstance(error, NoCapacity))
+        return Tell(f"{desk.source.name}: {what}: {error}", warning=not isinstance(error, NoCapacity))
 
     def _claim(
         self, number: int, desk: _Desk, machine: Machine, candidate: Candidate | None, now: float
@@ -505,13 +522,14 @@ class Fleet:
         desk = self._desks[event.source]
         since = desk.looking_since if desk.looking_since is not None else now
         desk.looking_since, desk.failures = None, 0
-        shown = {machine.id: machine for machine in event.machines if machine.state is not MachineState.GONE}
+        shown = {machine.id: machine for machine in event.machines}
         for id, claim in list(desk.claims.items()):
             yield from self._compare(event.source, desk, id, claim, shown.get(id), since, now)
         if not any(self._candidates[number].source == event.source for number, _ in self._orders.values()):
             # Nothing is out, so what we don't know is of an order whose reply was lost.
             for machine in shown.values():
-                yield from self._claim(event.source, desk, machine, None, now)
+                if machine.state is not MachineState.GONE:
+                    yield from self._claim(event.source, desk, machine, None, now)
         if desk.uncertain is not None and since >= desk.uncertain:
             desk.uncertain = None
         if desk.doubt is not None and since >= desk.doubt:
@@ -523,19 +541,25 @@ class Fleet:
         self, number: int, desk: _Desk, id: MachineId, claim: _Claim, shown: Machine | None, since: float, now: float
     ) -> Iterator[Command]:
         """What a look says of one machine of ours."""
-        if shown is None and since < claim.since + (0.0 if claim.phase is _Phase.ENDING else desk.source.settle):
+        if shown is not None:
+            claim.seen, claim.missed = True, 0
+        elif not claim.seen and since < claim.made + desk.source.settle:
             return  # too young to be missed
+        gone = shown is None or shown.state is MachineState.GONE
         if claim.phase is _Phase.ENDING:
-            if shown is None and (claim.accepted or claim.tries):
+            if gone and since >= claim.since:
                 del desk.claims[id]
-            elif shown is None:
-                claim.due = min(claim.due, now)
+            elif not gone and claim.accepted and now >= claim.since + _RETRY_DESTROY:
+                claim.accepted, claim.due = False, now
+            return
+        if shown is None and claim.missed < _MISSES:
+            claim.missed += 1  # an API's servers need not all know the same at once
             return
         if shown is not None and shown.state in (MachineState.STARTING, MachineState.RUNNING):
             if claim.phase is _Phase.BOOTING:
                 yield from self._begin(number, claim, shown)
             return
-        reason = "it is not there any more" if shown is None else (shown.detail or shown.state.value)
+        reason = "it is not there any more" if shown is None else shown.detail or shown.state.value
         if claim.phase is _Phase.SERVING:
             yield Abandon(number, id, reason)
         else:
@@ -554,7 +578,7 @@ class Fleet:
     def _overdue(self, now: float) -> Iterator[Command]:
         for desk in self._desks:
             for id, claim in desk.claims.items():
-                if claim.phase is _Phase.BOOTING and now >= claim.since + desk.source.patience:
+                if claim.phase is _Phase.BOOTING and now >= claim.made + desk.source.patience:
                     reason = f"it had no address after {desk.source.patience:g} s"
                     yield from self._give_up(desk, id, claim, reason, now)
 
@@ -586,7 +610,7 @@ class Fleet:
             if claim is None:
                 continue
             if desk.source.rented:  # until a look confirms it
-                claim.asked, claim.accepted, claim.due, claim.since = False, True, now + _RETRY_DESTROY, now
+                claim.asked, claim.accepted, claim.due, claim.since = False, True, math.inf, now
                 desk.next_look = min(desk.next_look, now + min(1.0, desk.source.poll))
             else:
                 del desk.claims[id]
@@ -630,7 +654,7 @@ def _leaves(desk: _Desk) -> bool:
 
 def _refuses_too(error: SkywardError, refused: Candidate, other: Candidate) -> bool:
     """Whether a refusal of one offer makes asking for another of the same source pointless."""
-    if isinstance(error, (AuthFailed, ConfigError, CloudError)):
+    if isinstance(error, (AuthFailed, ConfigError, CloudError, PoolNotActive)):
         return True
     if isinstance(error, QuotaExceeded) and refused.offer is not None and other.offer is not None:
         a, b = refused.offer, other.offer

@@ -7,6 +7,7 @@ it, so that ``skyward ssh`` can log in.
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import sqlite3
@@ -18,7 +19,7 @@ from pathlib import Path
 
 import platformdirs
 
-from skyward.core.errors import ConfigError
+from skyward.core.errors import ConfigError, PoolNotActive
 from skyward.core.spec import Endpoint, KeyPair, Machine, MachineId, Order
 
 __all__ = ["Entry", "Ledger", "PoolEntry"]
@@ -34,6 +35,7 @@ CREATE TABLE IF NOT EXISTS orders (
 CREATE TABLE IF NOT EXISTS machines (
     provider TEXT, id TEXT, ordered TEXT, tag TEXT, made REAL, ended REAL, host TEXT, port INTEGER, user TEXT,
     node TEXT, PRIMARY KEY (provider, id));
+CREATE TABLE IF NOT EXISTS stopped (tag TEXT PRIMARY KEY, at REAL);
 """
 
 
@@ -45,15 +47,18 @@ class PoolEntry:
     ----------
     providers
         (name, settings) of each.
+    pid
+        Its driver's.
     alive
-        Whether its driver still runs, as far as this machine knows.
+        Whether its driver still runs; None where it runs, or ran, on another machine that shares this folder.
     """
 
     tag: str
     providers: Sequence[tuple[str, dict[str, object]]]
     opened: float
     closed: float | None
-    alive: bool
+    pid: int
+    alive: bool | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +122,7 @@ class Ledger:
         # A connection for each use: threads and processes share the file, and it is used a few times a minute.
         db = sqlite3.connect(self.path, timeout=30)
         db.row_factory = sqlite3.Row
+        db.execute("PRAGMA synchronous = EXTRA")  # what is written outlives a power failure right after it
         try:
             with db:
                 yield db
@@ -134,7 +140,7 @@ class Ledger:
         rows = [(tag, i, name, json.dumps(settings)) for i, (name, settings) in enumerate(providers)]
         with self._open() as db:
             pid = os.getpid()
-            db.execute("INSERT INTO pools VALUES (?, ?, ?, ?, NULL)", (tag, pid, _started(pid), time.time()))
+            db.execute("INSERT INTO pools VALUES (?, ?, ?, ?, NULL)", (tag, pid, _birth(pid), time.time()))
             db.executemany("INSERT INTO providers VALUES (?, ?, ?, ?)", rows)
         return path
 
@@ -142,16 +148,33 @@ class Ledger:
         """Where a pool's private key lies, while the pool is open."""
         return self.folder / "keys" / tag
 
+    def known_hosts_path(self, tag: str, machine: MachineId) -> Path:
+        """Where the host key of one machine may be put for the ssh command; it is removed with the pool."""
+        return self.folder / "keys" / f"{tag}@{''.join(c if c.isalnum() else '-' for c in machine)}"
+
+    def stop_pool(self, tag: str) -> None:
+        """From now on nothing more is bought for the pool, whoever asks."""
+        with self._open() as db:
+            db.execute("INSERT OR IGNORE INTO stopped VALUES (?, ?)", (tag, time.time()))
+
     def close_pool(self, tag: str) -> None:
         """Nothing of the pool is left anywhere."""
         now = time.time()
         with self._open() as db:
-            db.execute("UPDATE pools SET closed = ? WHERE tag = ?", (now, tag))
+            db.execute("UPDATE pools SET closed = ? WHERE tag = ? AND closed IS NULL", (now, tag))
             db.execute("UPDATE machines SET ended = ? WHERE tag = ? AND ended IS NULL", (now, tag))
         self.key_path(tag).unlink(missing_ok=True)
+        for path in self.key_path(tag).parent.glob(f"{glob.escape(tag)}@*"):
+            path.unlink(missing_ok=True)
 
     def intend(self, provider: str, order: Order) -> None:
-        """Machines are about to be created. Returns when that is on the disk."""
+        """Machines are about to be created. Returns when that is on the disk.
+
+        Raises
+        ------
+        PoolNotActive
+            The pool was stopped.
+        """
         offer = order.offer
         row = (
             *(order.name, order.tag, provider, order.count),
@@ -160,6 +183,9 @@ class Ledger:
         )
         with self._open() as db:
             db.execute("INSERT INTO orders VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+            # After the insert, which is what makes others wait: a stop comes before it or sees the order.
+            if db.execute("SELECT 1 FROM stopped WHERE tag = ?", (order.tag,)).fetchone():
+                raise PoolNotActive(f"{order.tag} was ended by `skyward down`; nothing more is bought for it")
 
     def refuse(self, order: str) -> None:
         """The order is known to have made nothing."""
@@ -167,19 +193,20 @@ class Ledger:
             db.execute("UPDATE orders SET refused = ? WHERE name = ?", (time.time(), order))
 
     def made(self, provider: str, machines: Sequence[Machine]) -> None:
-        """Machines exist; may be repeated when more is known of them."""
-        now = time.time()
+        """Machines exist; they cost from when they were ordered. May be repeated."""
+        rows = [(provider, machine.id, machine.order, machine.tag, machine.order, time.time()) for machine in machines]
         with self._open() as db:
-            for machine in machines:
-                db.execute(
-                    "INSERT OR IGNORE INTO machines (provider, id, ordered, tag, made) VALUES (?, ?, ?, ?, ?)",
-                    (provider, machine.id, machine.order, machine.tag, now),
-                )
+            db.executemany(
+                "INSERT OR IGNORE INTO machines (provider, id, ordered, tag, made) "
+                "VALUES (?, ?, ?, ?, COALESCE((SELECT intended FROM orders WHERE name = ?), ?))",
+                rows,
+            )
 
     def reached(self, provider: str, machine: Machine, node: str) -> None:
         """A machine is reached at an address, and is called `node` in its pool."""
         at = machine.endpoint
         where = (at.host, at.port, at.user) if at else (None, None, None)
+        self.made(provider, [machine])  # the reply that told its id may have been lost
         with self._open() as db:
             db.execute(
                 "UPDATE machines SET host = ?, port = ?, user = ?, node = ? WHERE provider = ? AND id = ?",
@@ -207,7 +234,8 @@ class Ledger:
                 [(p["name"], json.loads(p["settings"])) for p in providers if p["tag"] == row["tag"]],
                 row["opened"],
                 row["closed"],
-                row["closed"] is None and _started(row["pid"]) == row["pid_started"] is not None,
+                row["pid"],
+                row["closed"] is None and _is_alive(row["pid"], row["pid_started"]),
             )
             for row in rows
             if all or row["closed"] is None
@@ -223,11 +251,12 @@ class Ledger:
             rows = db.execute(query, (tag, tag)).fetchall()
         return [_entry(row) for row in rows]
 
-    def host_key(self, order: str) -> str:
-        """Public key line that the machines of an order must show; "" if unknown."""
+    def last_order(self, tag: str) -> float | None:
+        """When the pool's last order was about to be sent, of those that may have made something."""
         with self._open() as db:
-            row = db.execute("SELECT host_key FROM orders WHERE name = ?", (order,)).fetchone()
-        return row["host_key"] if row else ""
+            query = "SELECT MAX(intended) AS last FROM orders WHERE tag = ? AND refused IS NULL"
+            last: float | None = db.execute(query, (tag,)).fetchone()["last"]
+        return last
 
 
 def _entry(row: sqlite3.Row) -> Entry:
@@ -238,9 +267,18 @@ def _entry(row: sqlite3.Row) -> Entry:
     )
 
 
-def _started(pid: int) -> str | None:
-    """When a process started, as its kernel counts; with it a pid is not mistaken for a later one's."""
+def _birth(pid: int) -> str:
+    """Where and when a process started, as its kernel counts; with it a pid is not mistaken for a later one's."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        began = "" if fields[0] in "ZX" else fields[19]  # one that is dead stays listed until it is waited for
     except (OSError, IndexError):
+        began = ""
+    return f"{os.uname().nodename}/{began}"
+
+
+def _is_alive(pid: int, birth: str) -> bool | None:
+    host, _, began = birth.rpartition("/")
+    if host != os.uname().nodename or not began:
         return None
+    return _birth(pid) == birth

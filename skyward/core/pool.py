@@ -395,13 +395,7 @@ def _providers(value: object) -> tuple[Provider, ...]:
             raise ConfigError("provider=[] names no provider; leave it out for this machine")
         return tuple(provider for item in value for provider in _providers(item))
     if isinstance(value, str):
-        kind = registry.load(registry.PROVIDERS, value)
-        try:
-            return (kind(),)
-        except TypeError as error:
-            raise ConfigError(
-                f"provider={value!r} needs arguments; give an object of {kind.__name__}: {error}"
-            ) from error
+        return (registry.provider(value),)
     if isinstance(value, type):
         raise ConfigError(f"provider={value.__name__} is a class; write {value.__name__}()")
     if not isinstance(value, Provider):

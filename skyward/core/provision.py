@@ -240,9 +240,12 @@ class Provisioner:
                 )
             case f.Destroy(source, ids):
                 provider = self._plan.providers[source]
+                end: Callable[[Sequence[MachineId]], None] = provider.destroy
+                if self._purse is not None and _is_rented(provider):
+                    end = functools.partial(self._purse.end, provider)
                 self._errand(
                     self._ask(
-                        provider.destroy,
+                        end,
                         ids,
                         then=lambda _: f.Destroyed(source, ids),
                         other=lambda error: f.NotDestroyed(source, ids, error),
@@ -427,6 +430,12 @@ class _Purse:
         self.ledger.made(provider.name, machines)
         return machines
 
+    def end(self, provider: Provider, ids: Sequence[MachineId]) -> None:
+        """Destroy machines; they cost no more from here on."""
+        provider.destroy(ids)
+        with contextlib.suppress(sqlite3.Error):  # only the cost would be too high
+            self.ledger.ended(provider.name, ids)
+
     def with_keys(self, machine: Machine) -> Machine:
         """The machine with what it takes to log in, and the one host key that it may show."""
         assert machine.endpoint is not None
@@ -527,7 +536,8 @@ class _Connector:
         end = loop.time() + self._patience
         while True:
             try:
-                return await self._transport.connect(self._endpoint, _CONNECT)
+                limit = min(_CONNECT, max(_AGAIN, end - loop.time())) if self._patience else _CONNECT
+                return await self._transport.connect(self._endpoint, limit)
             except _NOT_YET as error:
                 if loop.time() + _AGAIN > end:
                     raise

@@ -7,13 +7,17 @@ entry point, in groups of the same names. Both are loaded the same way.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from skyward.core.errors import PluginNotFound
+from skyward.core.errors import ConfigError, PluginNotFound
 
-__all__ = ["FRONTENDS", "LISTENERS", "PROVIDERS", "TRANSPORTS", "load", "names"]
+if TYPE_CHECKING:
+    from skyward.core.interfaces import Provider
+
+__all__ = ["FRONTENDS", "LISTENERS", "PROVIDERS", "TRANSPORTS", "load", "names", "provider"]
 
 PROVIDERS = "skyward.providers"
 TRANSPORTS = "skyward.transports"
@@ -23,7 +27,13 @@ FRONTENDS = "skyward.frontends"
 _OURS: dict[str, dict[str, str]] = {
     FRONTENDS: {"joblib": "skyward.joblib_ext.active:entered"},
     LISTENERS: {"console": "skyward.console:Console"},
-    PROVIDERS: {"local": "skyward.providers.local:Local", "ssh": "skyward.providers.ssh:SSH"},
+    PROVIDERS: {
+        "aws": "skyward.providers.aws:AWS",
+        "local": "skyward.providers.local:Local",
+        "ssh": "skyward.providers.ssh:SSH",
+        "vastai": "skyward.providers.vastai:VastAI",
+        "verda": "skyward.providers.verda:Verda",
+    },
     TRANSPORTS: {
         "memory": "skyward.transport.memory:MemoryTransport",
         "ssh": "skyward.transport.ssh:SSHTransport",
@@ -75,6 +85,27 @@ def load(group: str, name: str) -> Any:
             f"the {kind} {name!r} of {_package(entries[0])} can't be loaded: {type(error).__name__}: {error}. "
             f"Reinstall or upgrade {_package(entries[0])}"
         ) from error
+
+
+def provider(name: str, settings: Mapping[str, object] | None = None, *arguments: object) -> Provider:
+    """A provider by its name, with what `Rental.settings` once said of it, which may have been through JSON.
+
+    Secrets are no settings: they are found again as the vendor's own tools find them.
+
+    Raises
+    ------
+    PluginNotFound
+        As `load`.
+    ConfigError
+        It needs other arguments.
+    """
+    kind = load(PROVIDERS, name)
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in (settings or {}).items()}
+    try:
+        made: Provider = kind(*arguments, **values)
+    except TypeError as error:
+        raise ConfigError(f"provider={name!r} needs arguments; give an object of {kind.__name__}: {error}") from error
+    return made
 
 
 def _package(entry: EntryPoint) -> str:

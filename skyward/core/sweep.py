@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable
 
-from skyward.core.errors import CloudError, ProvisioningError, SkywardError
+from skyward.core.errors import CloudError, ProvisioningError
 from skyward.core.interfaces import Rental
 from skyward.core.spec import MachineId, MachineState
 
 __all__ = ["sweep"]
 
 _log = logging.getLogger("skyward.sweep")
-_PAUSE = 2.0  # seconds between two looks
+_AGAIN = 60.0  # seconds after which a machine that is still there is ended again
 
 
 def sweep(
-    provider: Rental, tag: str, *, limit: float = 900.0, tell: Callable[[str], None] = _log.info
+    provider: Rental,
+    tag: str,
+    *,
+    settle: float = 0.0,
+    limit: float = 900.0,
+    tell: Callable[[str], None] = _log.info,
 ) -> list[MachineId]:
     """End every machine that carries the tag and remove the rest; returns when a look shows that nothing is left.
 
     Parameters
     ----------
+    settle
+        Seconds from now on for which a look that shows nothing is not believed, since what was ordered a moment ago may
+        not be shown yet.
     limit
         Seconds after which it gives up.
     tell
@@ -38,24 +47,27 @@ def sweep(
     ProvisioningError
         Something could not be ended; what, and why.
     """
-    end = time.monotonic() + limit
-    ended: list[MachineId] = []
+    begun = time.monotonic()
+    ended: dict[MachineId, float] = {}  # when each was ended last
+    what, trouble = "what it has", ""
     while True:
-        trouble: SkywardError | None = None
-        left = [machine.id for machine in provider.machines(tag) if machine.state is not MachineState.GONE]
-        new = [id for id in left if id not in ended]
-        if new:
-            tell(f"{provider.name}: ending {', '.join(new)}")
-            ended += new
         try:
-            if left:
-                provider.destroy(left)
-            else:
+            left = [machine.id for machine in provider.machines(tag) if machine.state is not MachineState.GONE]
+            now = time.monotonic()
+            if due := [id for id in left if now - ended.get(id, -math.inf) >= _AGAIN]:
+                what = ", ".join(left)
+                tell(f"{provider.name}: ending {', '.join(due)}")
+                provider.destroy(due)
+                ended.update(dict.fromkeys(due, now))
+            elif not left and now - begun >= settle:
+                what = "what else carries the tag"
                 provider.clear(tag)
-                return ended
-        except CloudError as error:  # refused for now, e.g. while a machine is still being made
-            trouble = error
-        if time.monotonic() > end:
-            what = ", ".join(left) or "what else carries the tag"
-            raise ProvisioningError(f"{provider.name}: {what} of {tag} is still there after {limit:g} s: {trouble}")
-        time.sleep(_PAUSE)
+                return list(ended)
+        except CloudError as error:  # not reached, or refused for now, as while a machine is still being made
+            if str(error) != trouble:
+                tell(f"{error}; trying again")
+            trouble = str(error)
+        if time.monotonic() - begun > max(limit, settle):
+            reason = trouble or "it is still shown"
+            raise ProvisioningError(f"{provider.name}: can't end {what} of {tag} within {limit:g} s: {reason}")
+        time.sleep(provider.poll)

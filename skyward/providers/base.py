@@ -6,6 +6,7 @@ ours in five methods. It comes from third parties too, so what is public here is
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import threading
@@ -13,7 +14,7 @@ import weakref
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import requests
 import tenacity
@@ -43,10 +44,13 @@ _PAUSE = (0.5, 20.0)  # seconds before an API is asked again: at first, and at m
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One finding of ``skyward doctor``: `what` was looked at, whether it is as it should be, and what to do if not."""
+    """One finding of ``skyward doctor``: `what` was looked at, whether it is as it should be, and what to do if not.
+
+    `ok` is None for what is not set up, which is no fault.
+    """
 
     what: str
-    ok: bool
+    ok: bool | None
     detail: str
     advice: str = ""
 
@@ -170,10 +174,20 @@ class CloudProvider:
 
     def examination(self) -> list[Check]:
         """Findings for ``skyward doctor``; the first is whether the credentials work at all."""
+        advice = "see docs/clouds.md for how credentials are found"
+        try:
+            self._call(lambda _: None)
+        except AuthFailed as error:
+            return [Check("credentials", None, str(error), f"if you use {self.name}, {advice}")]
+        except SkywardError as error:
+            return [Check("settings", False, str(error), advice)]
         try:
             count = len(self.all_machines())
+        except CloudError as error:
+            advice = "is there a network, a proxy in between, an outage at the provider?"
+            return [Check("reachability", False, str(error), advice)]
         except SkywardError as error:
-            return [Check("credentials", False, str(error), "see docs/clouds.md for how credentials are found")]
+            return [Check("credentials", False, str(error), advice)]
         found = [Check("credentials", True, f"accepted; {count} machine(s) of ours")]
         try:
             found += self._call(lambda driver: list(self.examine(driver)))
@@ -181,12 +195,18 @@ class CloudProvider:
             found.append(Check("account", False, str(error), "the key may lack a permission"))
         return found
 
+    def hurried(self, seconds: float) -> Self:
+        """The same, asking again for so long only: for somebody who waits for the answer."""
+        other = copy.copy(self)
+        object.__setattr__(other, "retry_for", seconds)
+        return other
+
     # --- the edge ---
 
     def _call(self, function: Callable[[Any], _T], again: tuple[type[SkywardError], ...] = (CloudError,)) -> _T:
         """Call with this thread's driver: errors mapped, and repeated while `again` says so."""
         first, most = _PAUSE
-        backoff = tenacity.wait_exponential_jitter(first, most, jitter=first)
+        backoff = tenacity.wait_random_exponential(multiplier=first, max=most)
 
         def wait(state: tenacity.RetryCallState) -> float:
             error = state.outcome.exception() if state.outcome is not None else None
@@ -204,8 +224,9 @@ class CloudProvider:
     def _call_once(self, function: Callable[[Any], _T]) -> _T:
         with _lock:
             local = _drivers.setdefault(self, _Driver())
+        fresh = local.driver is None
         try:
-            if local.driver is None:
+            if fresh:
                 local.driver = self.make_driver()
             return function(local.driver)
         except SkywardError:
@@ -213,6 +234,8 @@ class CloudProvider:
         except Exception as error:
             local.driver = None  # its connection, or its token, may be what is broken
             mapped = self.map_error(error) or self._mapped(error)
+            if isinstance(mapped, AuthFailed) and not fresh:  # credentials may have expired, and be renewed by now
+                return self._call_once(function)
             raise mapped from error
 
     def _mapped(self, error: Exception) -> SkywardError:
@@ -223,7 +246,8 @@ class CloudProvider:
         if isinstance(error, RateLimitReachedError):
             return RateLimited(text, float(error.retry_after or 0) or None)
         if isinstance(error, MalformedResponseError):
-            return CloudError(f"{text}: this is no answer of the API; a proxy, or an outage?")
+            # Its text ends with the whole page.
+            return CloudError(f"{self.name}: {error.value}: this is no answer of the API; a proxy, or an outage?")
         if isinstance(error, BaseHTTPError):
             return _of_status(int(error.code), text)
         if isinstance(error, (requests.exceptions.RequestException, OSError)):

@@ -97,8 +97,7 @@ def test_what_a_lost_reply_made_is_destroyed_when_it_shows_too_late() -> None:
     it = fleet()
     it.handle(f.Tick(), 0.0)
     it.handle(f.Refused(1, CloudError("connection reset")), 1.0)
-    it.handle(f.Seen(0, []), 2.0)
-    assert of(it.handle(f.Tick(), 100.0), f.Create)
+    assert of(it.handle(f.Seen(0, []), 2.0), f.Create)
     it.handle(f.Made(2, [machine("second")]), 101.0)
     assert of(it.handle(f.Seen(0, [machine("first"), machine("second")]), 102.0), f.Destroy) == [
         f.Destroy(0, ["first"])

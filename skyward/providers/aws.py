@@ -1,0 +1,388 @@
+"""AWS: EC2 instances, by libcloud's driver with its gaps filled."""
+
+from __future__ import annotations
+
+import ipaddress
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import requests
+
+from skyward.core.errors import (
+    AuthFailed,
+    CloudError,
+    ConfigError,
+    NoCapacity,
+    NotFound,
+    ProvisioningError,
+    QuotaExceeded,
+    RateLimited,
+    SkywardError,
+)
+from skyward.core.interfaces import Trait
+from skyward.core.market import meets
+from skyward.core.spec import Endpoint, Machine, MachineId, MachineState, Offer, Order, Resources
+from skyward.providers import first_boot
+from skyward.providers.base import SECRET, Check, CloudProvider
+from skyward.providers.drivers.aws_credentials import CredentialsError, resolve, resolve_region
+from skyward.providers.drivers.ec2 import EC2Driver
+from skyward.providers.drivers.ec2_values import Image, Instance, InstanceType, Launch
+from skyward.providers.drivers.ec2_wire import EC2ClockSkewError, EC2CredentialsError, EC2Error, EC2InUseError
+
+__all__ = ["AWS"]
+
+_REGION = "us-east-1"
+_POOL, _ORDER = "skyward-pool", "skyward-order"  # keys of our tags
+_END = "shutdown -h now || poweroff -f"  # instances are launched so that this terminates them
+_WHO_AM_I = "https://checkip.amazonaws.com"
+_CANONICAL = "099720109477"
+_UBUNTU = "ubuntu/images/hvm-ssd-gp3/ubuntu-noble-24.04-{}-server-*"
+_DEEP_LEARNING = "Deep Learning *Base OSS Nvidia Driver GPU AMI (Ubuntu 24.04)*"
+_TYPES_AGE = 3600.0  # seconds for which the list of instance types is believed
+
+_CAPACITY = {
+    "InsufficientInstanceCapacity",
+    "InsufficientHostCapacity",
+    "InsufficientFreeAddressesInSubnet",
+    "SpotMaxPriceTooLow",
+    "UnfulfillableCapacity",
+    "Unsupported",  # this type in this zone
+}
+_QUOTA = {"InstanceLimitExceeded", "MaxSpotInstanceCountExceeded", "VcpuLimitExceeded", "VolumeLimitExceeded"}
+_TOO_OFTEN = {"EC2ThrottledException", "RequestLimitExceeded", "Throttling", "ThrottlingException"}
+_STATES = {
+    "pending": MachineState.STARTING,
+    "running": MachineState.RUNNING,
+    "shutting-down": MachineState.GONE,  # it costs nothing from here on
+    "terminated": MachineState.GONE,
+    "stopping": MachineState.FAILED,
+    "stopped": MachineState.FAILED,
+}
+
+# Instance types of a region at an address, and when they were asked for: a dozen calls that say the same all day.
+_types: dict[tuple[str | None, str], tuple[float, list[InstanceType]]] = {}
+_types_lock = threading.Lock()
+_groups_lock = threading.Lock()  # one security group a pool, though several orders may need it first
+
+
+@dataclass(frozen=True, eq=False)
+class AWS(CloudProvider):
+    """EC2 instances in one region or several.
+
+    An instance shows a host key that it got with its user data, so that the first connection is verified; no key pair
+    of EC2 is made. Each pool has a security group of its own that lets SSH in from your address only. An instance that
+    hears nothing for the pool's `orphan_timeout` shuts itself down, which terminates it.
+
+    Parameters
+    ----------
+    region
+        One region, or several that are tried together; None: what the environment or the profile says, or us-east-1.
+    access_key, secret_key, token
+        Default: found as botocore finds them (environment, profile, credential process, container, instance). Profiles
+        with single sign-on or roles need botocore installed.
+    profile
+        Name of a profile in ``~/.aws``.
+    image
+        An AMI's id, or ``resolve:ssm:`` and a public parameter's name; None: the newest Ubuntu 24.04 for the machine's
+        architecture, or the newest Deep Learning Base image where there are GPUs.
+    user
+        Login of the image.
+    disk
+        GiB of the root volume; None: the image's.
+    subnet
+        A subnet of yours; None: the default VPC's in each zone.
+    ssh_from
+        Network that may connect, such as ``"203.0.113.7/32"``; None: the address that you are seen to have.
+    private
+        Connect to private addresses, from within the VPC or a VPN.
+    instance_profile
+        Name of an IAM instance profile for the nodes.
+    url
+        Another address of the API.
+
+    Raises
+    ------
+    ConfigError
+        A value is out of range.
+    """
+
+    name: ClassVar[str] = "aws"
+    traits: ClassVar[frozenset[Trait]] = CloudProvider.traits | {Trait.BATCH, Trait.SAFE_CREATE}
+    settle: ClassVar[float] = 30.0
+
+    region: str | Sequence[str] | None = None
+    access_key: str | None = field(default=None, metadata=SECRET)
+    secret_key: str | None = field(default=None, repr=False, metadata=SECRET)
+    token: str | None = field(default=None, repr=False, metadata=SECRET)
+    profile: str | None = None
+    image: str | None = None
+    user: str = "ubuntu"
+    disk: int | None = None
+    subnet: str | None = None
+    ssh_from: str | None = None
+    private: bool = False
+    instance_profile: str | None = None
+    url: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.ssh_from is not None:
+            try:
+                ipaddress.ip_network(self.ssh_from)
+            except ValueError as error:
+                raise ConfigError(
+                    f'AWS ssh_from={self.ssh_from!r} is not a network; write for example "203.0.113.7/32"'
+                ) from error
+
+    def make_driver(self) -> _Regions:
+        """A driver for each region, all with the same credentials."""
+        try:
+            found = resolve(
+                access_key=self.access_key, secret_key=self.secret_key, token=self.token, profile=self.profile
+            )
+            region = self.region or resolve_region(self.profile) or _REGION
+        except CredentialsError as error:
+            raise AuthFailed(f"aws: {error}") from error
+        regions = [region] if isinstance(region, str) else list(region)
+        try:
+            return _Regions(
+                {
+                    name: EC2Driver(found.access_key, found.secret_key, region=name, token=found.token, url=self.url)
+                    for name in regions
+                }
+            )
+        except ValueError as error:
+            raise ConfigError(f"AWS region={self.region!r}: {error}") from error
+
+    # --- offers ---
+
+    def list_offers(self, driver: _Regions, resources: Resources) -> Iterator[Offer]:
+        """Types that meet `resources`, by zone; spot prices are those of this moment."""
+        for region in driver.regions:
+            ec2 = driver[region]
+            kinds = {kind.name: kind for kind in self._kinds(region, ec2) if _is_wanted(kind, resources)}
+            if not kinds and resources.machine is None:
+                # Nothing fits: all there are, so that it can be said what is nearest.
+                kinds = {kind.name: kind for kind in self._kinds(region, ec2)}
+            elif not kinds:
+                yield from (_offer(kind, region, False, None) for kind in self._kinds(region, ec2))
+                continue
+            zones = ec2.offerings(list(kinds))
+            spot = ec2.spot_prices([name for name, kind in kinds.items() if "spot" in kind.usage_classes])
+            for name, kind in kinds.items():
+                for zone in sorted(zones.get(name, ())):
+                    if "on-demand" in kind.usage_classes:
+                        yield _offer(kind, zone, False, ec2.on_demand_price(name))
+                    if (name, zone) in spot:
+                        yield _offer(kind, zone, True, spot[name, zone].price)
+
+    def _kinds(self, region: str, ec2: EC2Driver) -> list[InstanceType]:
+        key = (self.url, region)
+        with _types_lock:
+            known = _types.get(key)
+            if known is None or time.monotonic() > known[0] + _TYPES_AGE:
+                known = _types[key] = (time.monotonic(), ec2.instance_types(filters={"current-generation": "true"}))
+        return [kind for kind in known[1] if _architecture(kind) is not None and not kind.bare_metal]
+
+    # --- machines ---
+
+    def create_machines(self, driver: _Regions, order: Order) -> Sequence[Machine]:
+        """As many as the zone has, at least one; the same order again gives the same machines."""
+        offer = order.offer
+        assert offer is not None
+        assert offer.region is not None
+        region = driver.of_zone(offer.region)
+        ec2 = driver[region]
+        image = self._image(ec2, offer)
+        vpc, subnet = self._subnet(ec2, offer.region)
+        user_data = first_boot.cloud_config(order, end=_END)
+        launch = Launch(
+            image=image if isinstance(image, str) else image.id,
+            type=offer.machine,
+            count=order.count,
+            at_least=1,
+            client_token=order.name,
+            user_data=user_data,
+            spot=offer.spot,
+            tags={"Name": order.name, _POOL: order.tag, _ORDER: order.name},
+            subnet=subnet,
+            security_groups=[self._group(ec2, order.tag, vpc)],
+            public_ip=None if self.private else True,
+            root_device=None if isinstance(image, str) else image.root_device,
+            disk_gib=None if isinstance(image, str) else self.disk,
+            instance_profile=self.instance_profile,
+        )
+        return [self._machine(region, made, order) for made in ec2.run_instances(launch)]
+
+    def list_machines(self, driver: _Regions, tag: str | None) -> Sequence[Machine]:
+        """Instances with our tags."""
+        wanted = {"tag-key": _POOL} if tag is None else {f"tag:{_POOL}": tag}
+        return [
+            self._machine(region, found)
+            for region in driver.regions
+            for found in driver[region].describe_instances(filters=wanted)
+        ]
+
+    def destroy_machine(self, driver: _Regions, id: MachineId) -> None:
+        """Terminate an instance; its volume goes with it."""
+        region, _, instance = id.rpartition("/")
+        if region not in driver.regions:
+            raise NotFound(f"aws: {id} is in none of the regions {driver.regions}")
+        driver[region].terminate_instances([instance])
+
+    def clear_leftovers(self, driver: _Regions, tag: str) -> None:
+        """The pool's security groups."""
+        for region in driver.regions:
+            for group in driver[region].security_groups({f"tag:{_POOL}": tag}):
+                driver[region].delete_security_group(group.id)
+
+    def _machine(self, region: str, found: Instance, order: Order | None = None) -> Machine:
+        address = found.private_ip if self.private else found.public_ip
+        state = _STATES.get(found.state, MachineState.STARTING)
+        if found.state == "shutting-down" and found.reason_code.startswith("Server.Spot"):
+            state = MachineState.TAKEN_BACK
+        if state is MachineState.RUNNING and address is None:
+            state = MachineState.STARTING
+        return Machine(
+            id=f"{region}/{found.id}",
+            endpoint=Endpoint("ssh", address, 22, self.user) if address else None,
+            name=found.tags.get("Name", found.id),
+            state=state,
+            order=order.name if order else found.tags.get(_ORDER, ""),
+            tag=order.tag if order else found.tags.get(_POOL, ""),
+            detail=f"{found.reason_code}: {found.reason}" if found.reason_code else found.state,
+        )
+
+    # --- what a machine needs ---
+
+    def _image(self, ec2: EC2Driver, offer: Offer) -> Image | str:
+        if self.image is not None:
+            return self.image if self.image.startswith("resolve:") else ec2.image(self.image)
+        arm = offer.extra.get("architecture") == "arm64"
+        architecture = {"architecture": "arm64" if arm else "x86_64"}
+        if offer.accelerator is not None and offer.extra.get("nvidia"):
+            owner, name = "amazon", _DEEP_LEARNING
+        else:
+            owner, name = _CANONICAL, _UBUNTU.format("arm64" if arm else "amd64")
+        found = ec2.images([owner], {"name": name, **architecture})
+        if not found:
+            raise NotFound(f"aws: {ec2.region_name} has no image {name!r} for {offer.machine}; name one with image=")
+        return found[0]
+
+    def _subnet(self, ec2: EC2Driver, zone: str) -> tuple[str, str]:
+        """VPC and subnet for a zone."""
+        if self.subnet is not None:
+            reply = ec2.query("DescribeSubnets", {"SubnetId": [self.subnet]})
+            found, where = (reply.findtext(f"subnetSet/item/{what}") or "" for what in ("vpcId", "availabilityZone"))
+            if where != zone:
+                raise NoCapacity(f"aws: subnet {self.subnet} is in {where}, not in {zone}")
+            return found, self.subnet
+        vpc = ec2.default_vpc()
+        if vpc is None:
+            raise ProvisioningError(f"aws: {ec2.region_name} has no default VPC; name a subnet with subnet=")
+        subnet = next((subnet for subnet in ec2.subnets(vpc) if subnet.zone == zone), None)
+        if subnet is None:
+            raise NoCapacity(f"aws: the default VPC has no subnet in {zone}")
+        return vpc, subnet.id
+
+    def _group(self, ec2: EC2Driver, tag: str, vpc: str) -> str:
+        """The pool's security group, made when it is first needed."""
+        with _groups_lock:
+            found = ec2.security_groups({f"tag:{_POOL}": tag, "vpc-id": vpc})
+            if found:
+                return found[0].id
+            network = self.ssh_from or _own_address()
+            text = "Nodes of a skyward pool: SSH from its owner"
+            group = ec2.create_security_group(tag, text, vpc, {"Name": tag, _POOL: tag})
+            ec2.authorize(group, network)
+            return group
+
+    # --- errors and checks ---
+
+    def map_error(self, error: Exception) -> SkywardError | None:
+        """By AWS's codes."""
+        if isinstance(error, ValueError):
+            return ProvisioningError(f"aws: {error}")
+        if not isinstance(error, EC2Error):
+            return None
+        text, code = f"aws: {error}", error.code
+        if isinstance(error, EC2ClockSkewError):
+            return AuthFailed(f"{text}. The clock of this machine is wrong; set it, by NTP for example")
+        if isinstance(error, EC2CredentialsError) or code == "UnauthorizedOperation":
+            return AuthFailed(text)
+        if code in _TOO_OFTEN:
+            return RateLimited(text)
+        if code in _CAPACITY:
+            return NoCapacity(text)
+        if code in _QUOTA:
+            return QuotaExceeded(f"{text}. Ask for more in the Service Quotas console")
+        if code.endswith(".NotFound"):
+            return NotFound(text)
+        if isinstance(error, EC2InUseError) or error.status >= 500:
+            return CloudError(text)
+        return ProvisioningError(text)
+
+    def examine(self, driver: _Regions) -> Iterable[Check]:
+        """Whose credentials they are, and whether there is a network to put nodes in."""
+        for region in driver.regions:
+            account, arn = driver[region].identity()
+            yield Check(f"account in {region}", True, f"{account} as {arn}")
+            vpc = self.subnet or driver[region].default_vpc()
+            yield Check(f"network in {region}", vpc is not None, str(vpc), "make a default VPC, or give subnet=")
+
+
+class _Regions:
+    """EC2 in several regions."""
+
+    def __init__(self, drivers: dict[str, EC2Driver]) -> None:
+        self._drivers = drivers
+        self.regions = list(drivers)
+
+    def __repr__(self) -> str:
+        return f"<_Regions {self.regions}>"
+
+    def __getitem__(self, region: str) -> EC2Driver:
+        return self._drivers[region]
+
+    def of_zone(self, zone: str) -> str:
+        """The region that a zone lies in."""
+        return max((region for region in self.regions if zone.startswith(region)), key=len)
+
+
+def _is_wanted(kind: InstanceType, resources: Resources) -> bool:
+    return meets(_offer(kind, "", False, None), resources, price=False)
+
+
+def _architecture(kind: InstanceType) -> str | None:
+    return next((name for name in ("x86_64", "arm64") if name in kind.architectures), None)
+
+
+def _offer(kind: InstanceType, zone: str, spot: bool, price: float | None) -> Offer:
+    chips = max(kind.accelerators, key=lambda chip: chip.count, default=None)
+    return Offer(
+        machine=kind.name,
+        vcpus=kind.vcpus,
+        memory=kind.memory_mib * 2**20,
+        accelerator=chips.name if chips else None,
+        accelerators=int(chips.count) if chips else 0,
+        accelerator_memory=chips.memory_mib * 2**20 if chips and chips.memory_mib else None,
+        region=zone,
+        spot=spot,
+        price=price,
+        extra={"architecture": _architecture(kind), "nvidia": bool(chips and chips.manufacturer.upper() == "NVIDIA")},
+    )
+
+
+def _own_address() -> str:
+    """The address that AWS sees us come from."""
+    try:
+        reply = requests.get(_WHO_AM_I, timeout=10)
+        reply.raise_for_status()
+        return f"{ipaddress.ip_address(reply.text.strip())}/{'128' if ':' in reply.text else '32'}"
+    except (requests.RequestException, ValueError) as error:
+        raise ProvisioningError(
+            f"aws: can't find the address that this machine is seen to have ({_WHO_AM_I}: {error}); say who may "
+            'connect with sky.AWS(ssh_from="203.0.113.7/32")'
+        ) from error

@@ -1,0 +1,414 @@
+"""libcloud's EC2 driver with what it lacks, by raw calls; every inherited method still works.
+
+Added here: all regions there are, one-time spot instances, tags on everything that a launch makes, live instance types
+and spot prices, state reasons, errors with AWS's code. Calls return frozen values (ec2_values.py), are signed (version
+4) and sent by POST (ec2_wire.py), and are never retried: EC2 throttles with a 503 that only the caller can pace.
+
+As every libcloud driver this is for one thread at a time.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+import urllib.parse
+import xml.etree.ElementTree as ET
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+from libcloud.common.types import MalformedResponseError
+from libcloud.compute.drivers.ec2 import EC2NodeDriver
+from libcloud.compute.types import NodeState
+from libcloud.pricing import get_size_price
+
+from .ec2_values import (
+    Image,
+    Instance,
+    InstanceType,
+    Launch,
+    SecurityGroup,
+    SpotPrice,
+    Subnet,
+    parse_image,
+    parse_instance,
+    parse_instance_type,
+    parse_security_group,
+    parse_spot_price,
+    parse_subnet,
+)
+from .ec2_wire import (
+    EC2ClockSkewError,
+    EC2CredentialsError,
+    EC2Error,
+    EC2InUseError,
+    QueryConnection,
+    STSConnection,
+    request,
+)
+
+__all__ = ["EC2ClockSkewError", "EC2CredentialsError", "EC2Driver", "EC2Error", "EC2InUseError", "Filters"]
+
+Filters = Mapping[str, str | Sequence[str]]
+"""Name -> value or values, one of which must match; as EC2's own, with * and ? in values."""
+
+_REGION = re.compile(r"[a-z]{2,4}(-[a-z]+)+-\d{1,2}")
+_DOMAINS = (
+    ("cn-", "amazonaws.com.cn"),
+    ("eusc-", "amazonaws.eu"),
+    ("us-iso-", "c2s.ic.gov"),
+    ("us-isob-", "sc2s.sgov.gov"),
+    ("us-isof-", "csp.hci.ic.gov"),
+    ("eu-isoe-", "cloud.adc-e.uk"),
+)
+_DOMAIN = "amazonaws.com"
+_BATCH = 100  # names or filter values in one request; EC2 takes 100 to 200
+_PAGE = 1000
+_TYPES_PAGE = 100  # all that DescribeInstanceTypes gives
+_UNKNOWN_INSTANCE = frozenset({"InvalidInstanceID.NotFound", "InvalidInstanceID.Malformed"})
+
+T = TypeVar("T")
+
+
+class EC2Driver(EC2NodeDriver):
+    """EC2 in one region.
+
+    Parameters
+    ----------
+    key, secret, token
+        Credentials; the token belongs to temporary ones.
+    region
+        Any region; one that libcloud has never heard of will do.
+    url
+        Another endpoint, such as ``http://127.0.0.1:5000``, for all services.
+    timeout
+        Seconds that a call may be silent.
+
+    Raises
+    ------
+    ValueError
+        The region's name is not formed as AWS's are.
+    """
+
+    connectionCls = QueryConnection  # noqa: N815 (libcloud's name)
+    NODE_STATE_MAP = {  # noqa: RUF012 (as libcloud declares it)
+        **EC2NodeDriver.NODE_STATE_MAP,
+        "shutting-down": NodeState.STOPPING,
+        "stopping": NodeState.STOPPING,
+    }
+
+    def __init__(
+        self,
+        key: str,
+        secret: str | None = None,
+        secure: bool = True,
+        host: str | None = None,
+        port: int | None = None,
+        region: str = "us-east-1",
+        token: str | None = None,
+        *,
+        url: str | None = None,
+        timeout: float = 60.0,
+        **kwargs: Any,
+    ) -> None:
+        if _REGION.fullmatch(region) is None:
+            raise ValueError(f"{region!r} is not the name of an AWS region, such as eu-central-1")
+        if url is not None:
+            parts = urllib.parse.urlsplit(url)
+            secure, host = parts.scheme == "https", parts.hostname
+            port = parts.port or (443 if secure else 80)
+        self.region_name = region
+        self.token = token
+        self.signature_version = "4"
+        self.api_name = "ec2_" + region.replace("-", "_")
+        self.country = ""
+        self._elsewhere = {"secure": secure, "host": host, "port": port, "timeout": timeout}
+        host = host or _endpoint("ec2", region)
+        # libcloud's own constructor only looks the region up in its table, and refuses those that are not there.
+        super(EC2NodeDriver, self).__init__(  # type: ignore[no-untyped-call]
+            key, secret=secret, secure=secure, host=host, port=port, region=region, timeout=timeout, **kwargs
+        )
+
+    def __repr__(self) -> str:
+        return f"<EC2Driver {self.region_name} at {self.connection.host}>"
+
+    # Calls in general
+
+    def query(self, action: str, parameters: Mapping[str, Any] | None = None) -> ET.Element:
+        """Make any EC2 call; parameters may be nested. Gives the root of the reply, without namespaces.
+
+        Raises
+        ------
+        EC2Error
+            AWS refused; of a subclass where that is no matter of the call itself.
+        MalformedResponseError
+            What came is not AWS's.
+        """
+        return request(self.connection, action, parameters or {})
+
+    def _pages(self, action: str, parameters: Mapping[str, Any], size: int | None = _PAGE) -> Iterator[ET.Element]:
+        """All pages of a call; a size of None is for calls that take none, such as those with ids."""
+        token: str | None = None
+        while True:
+            page = self.query(action, {**parameters, "MaxResults": size, "NextToken": token})
+            yield page
+            following = (page.findtext("nextToken") or "").strip()
+            if not following:
+                return
+            if following == token:
+                message = f"{action} goes round in circles: the next page has this page's token"
+                raise MalformedResponseError(message, body=token, driver=self)
+            token = following
+
+    def identity(self) -> tuple[str, str]:
+        """Account number and ARN of whom the credentials belong to; the cheapest check of them, free for everybody."""
+        elsewhere = dict(self._elsewhere)
+        elsewhere["host"] = elsewhere["host"] or _endpoint("sts", self.region_name)
+        make: Any = STSConnection
+        connection = make(self.key, self.secret, token=self.token, signature_version="4", **elsewhere)
+        connection.driver = self
+        reply = request(connection, "GetCallerIdentity", {})
+        account, arn = (reply.findtext(f"GetCallerIdentityResult/{name}") for name in ("Account", "Arn"))
+        return account or "", arn or ""
+
+    # Instances
+
+    def run_instances(self, launch: Launch) -> list[Instance]:
+        """Start instances by one call, that thus succeeds or fails as one.
+
+        Their metadata need a session token (version 2), and shutting down from inside terminates them.
+        """
+        reply = self.query("RunInstances", _run_parameters(launch))
+        return [parse_instance(item) for item in reply.findall("instancesSet/item")]
+
+    def describe_instances(self, ids: Sequence[str] = (), filters: Filters | None = None) -> list[Instance]:
+        """Instances with these ids, or all; terminated ones are shown for about an hour.
+
+        An unknown id is an error (``InvalidInstanceID.NotFound``), also one that is new by seconds; the filter
+        ``instance-id`` is silent about those.
+        """
+        parameters = {"InstanceId": list(ids), "Filter": _filters(filters)}
+        # Ids and a page size exclude each other.
+        pages = self._pages("DescribeInstances", parameters, None if ids else _PAGE)
+        return [
+            parse_instance(item) for page in pages for item in page.findall("reservationSet/item/instancesSet/item")
+        ]
+
+    def terminate_instances(self, ids: Iterable[str]) -> frozenset[str]:
+        """Terminate instances; may be repeated. Gives the ids that EC2 does not know: too new, or long gone.
+
+        One unknown id makes EC2 refuse all of a call, so the call is halved until only those are left.
+        """
+        unknown: set[str] = set()
+        left = [part for part in _batches(sorted(set(ids)), _PAGE) if part]
+        while left:
+            part = left.pop()
+            try:
+                self.query("TerminateInstances", {"InstanceId": part})
+            except EC2Error as error:
+                if error.code not in _UNKNOWN_INSTANCE:
+                    raise
+                if len(part) == 1:
+                    unknown.update(part)
+                else:
+                    half = len(part) // 2
+                    left += [part[half:], part[:half]]
+        return frozenset(unknown)
+
+    # What there is and what it costs
+
+    def instance_types(self, names: Sequence[str] = (), filters: Filters | None = None) -> list[InstanceType]:
+        """Types of the region: these, or those that match ``{"instance-type": "g5.*"}``, or all (a dozen calls)."""
+        given = _filters(filters)
+        if not names:
+            pages = self._pages("DescribeInstanceTypes", {"Filter": given}, _TYPES_PAGE)
+            return _collect(pages, "instanceTypeSet/item", parse_instance_type)
+        found = []
+        for part in _batches(names, _BATCH):
+            pages = self._pages("DescribeInstanceTypes", {"InstanceType": part, "Filter": given}, None)
+            found += _collect(pages, "instanceTypeSet/item", parse_instance_type)
+        return found
+
+    def offerings(self, types: Sequence[str] = ()) -> dict[str, frozenset[str]]:
+        """Zones of the region by instance type; a type that is nowhere is left out."""
+        zones: dict[str, set[str]] = {}
+        for part in _batches(types, _BATCH) if types else [()]:
+            filters = _filters({"instance-type": part} if part else None)
+            parameters = {"LocationType": "availability-zone", "Filter": filters}
+            for page in self._pages("DescribeInstanceTypeOfferings", parameters):
+                for item in page.findall("instanceTypeOfferingSet/item"):
+                    zones.setdefault(item.findtext("instanceType") or "", set()).add(item.findtext("location") or "")
+        return {name: frozenset(where) for name, where in zones.items()}
+
+    def spot_prices(self, types: Sequence[str] = (), product: str = "Linux/UNIX") -> dict[tuple[str, str], SpotPrice]:
+        """The prices of now by (type, zone); no price means no spot of that type there."""
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        newest: dict[tuple[str, str], SpotPrice] = {}
+        for part in _batches(types, _BATCH) if types else [()]:
+            # From now on: EC2 then gives the price that holds now, whenever it was set.
+            parameters = {"InstanceType": part, "ProductDescription": [product], "StartTime": now}
+            for page in self._pages("DescribeSpotPriceHistory", parameters):
+                for item in page.findall("spotPriceHistorySet/item"):
+                    price = parse_spot_price(item)
+                    known = newest.get((price.type, price.zone))
+                    if known is None or known.since < price.since:
+                        newest[price.type, price.zone] = price
+        return newest
+
+    def on_demand_price(self, type: str) -> float | None:
+        """Dollars an hour for Linux by libcloud's table, which has its age; None if it does not know."""
+        price: float | None = get_size_price("compute", "ec2_linux", type, self.region_name)
+        return price or None  # a zero stands for what its makers could not find out
+
+    def images(self, owners: Sequence[str] = (), filters: Filters | None = None) -> list[Image]:
+        """AMIs that are ready, newest first; without an owner or a filter that is all the world's.
+
+        Parameters
+        ----------
+        owners
+            Account numbers, or "self", "amazon", "aws-marketplace".
+        filters
+            E.g. ``{"name": "ubuntu/images/*noble-24.04-amd64-server-*", "architecture": "x86_64"}``.
+        """
+        parameters = {"Owner": list(owners), "Filter": _filters({"state": "available", **(filters or {})})}
+        found = _collect(self._pages("DescribeImages", parameters), "imagesSet/item", parse_image)
+        return sorted(found, key=lambda image: image.created, reverse=True)
+
+    def image(self, id: str) -> Image:
+        """One AMI by its id; EC2Error with code ``InvalidAMIID.NotFound`` if there is none."""
+        reply = self.query("DescribeImages", {"ImageId": [id]})
+        found = _collect([reply], "imagesSet/item", parse_image)
+        if not found:  # one that was deregistered lately
+            raise EC2Error("InvalidAMIID.NotFound", f"The image id '[{id}]' does not exist", 400, "DescribeImages")
+        return found[0]
+
+    # Networks
+
+    def default_vpc(self) -> str | None:
+        """Id of the region's default VPC; None if its owner deleted it."""
+        reply = self.query("DescribeVpcs", {"Filter": _filters({"is-default": "true"})})
+        return reply.findtext("vpcSet/item/vpcId")
+
+    def subnets(self, vpc: str) -> list[Subnet]:
+        """Subnets of a VPC by zone; first in a zone is its default, then the one with the most free addresses."""
+        pages = self._pages("DescribeSubnets", {"Filter": _filters({"vpc-id": vpc, "state": "available"})})
+        found = _collect(pages, "subnetSet/item", parse_subnet)
+        return sorted(found, key=lambda subnet: (subnet.zone, not subnet.default, -subnet.free))
+
+    def create_security_group(self, name: str, description: str, vpc: str, tags: Mapping[str, str]) -> str:
+        """Make a group that lets nobody in; its id. The name may not be there yet in the VPC."""
+        parameters = {"GroupName": name, "GroupDescription": description, "VpcId": vpc}
+        reply = self.query("CreateSecurityGroup", {**parameters, **_tag_specifications(tags, ["security-group"])})
+        return reply.findtext("groupId") or ""
+
+    def authorize(self, group: str, cidr: str, port: int = 22) -> None:
+        """Let TCP from a network in; may be repeated."""
+        kind = {"Ipv6Ranges": [{"CidrIpv6": cidr}]} if ":" in cidr else {"IpRanges": [{"CidrIp": cidr}]}
+        rule = {"IpProtocol": "tcp", "FromPort": port, "ToPort": port, **kind}
+        try:
+            self.query("AuthorizeSecurityGroupIngress", {"GroupId": group, "IpPermissions": [rule]})
+        except EC2Error as error:
+            if error.code != "InvalidPermission.Duplicate":
+                raise
+
+    def security_groups(self, filters: Filters) -> list[SecurityGroup]:
+        """Groups that match, e.g. ``{"tag:skyward-pool": "p1"}``."""
+        pages = self._pages("DescribeSecurityGroups", {"Filter": _filters(filters)})
+        return _collect(pages, "securityGroupInfo/item", parse_security_group)
+
+    def delete_security_group(self, id: str) -> bool:
+        """Delete a group; False if there was none.
+
+        Raises
+        ------
+        EC2InUseError
+            Instances have it, also such as are not terminated yet; try again when they are.
+        """
+        try:
+            self.query("DeleteSecurityGroup", {"GroupId": id})
+        except EC2Error as error:
+            if error.code != "InvalidGroup.NotFound":
+                raise
+            return False
+        return True
+
+    def create_tags(self, ids: Sequence[str], tags: Mapping[str, str]) -> None:
+        """Tag resources of any kind, over tags of the same name."""
+        self.query("CreateTags", {"ResourceId": list(ids), "Tag": _tags(tags)})
+
+
+def _endpoint(service: str, region: str) -> str:
+    domain = next((domain for prefix, domain in _DOMAINS if region.startswith(prefix)), _DOMAIN)
+    return f"{service}.{region}.{domain}"
+
+
+def _run_parameters(launch: Launch) -> dict[str, Any]:
+    """A launch as RunInstances takes it."""
+    made = ["instance", "volume", "network-interface", *(["spot-instances-request"] if launch.spot else [])]
+    return {
+        "ImageId": launch.image,
+        "InstanceType": launch.type,
+        "MinCount": launch.at_least or launch.count,
+        "MaxCount": launch.count,
+        "ClientToken": launch.client_token or None,
+        "UserData": base64.b64encode(launch.user_data.encode()).decode() or None,
+        "InstanceInitiatedShutdownBehavior": "terminate",
+        "MetadataOptions": {"HttpEndpoint": "enabled", "HttpTokens": "required"},
+        "InstanceMarketOptions": _market() if launch.spot else None,
+        "Placement": {"AvailabilityZone": launch.zone},
+        "KeyName": launch.key_name,
+        "IamInstanceProfile": {"Name": launch.instance_profile},
+        **_block_devices(launch),
+        **_network(launch),
+        **_tag_specifications(launch.tags, made),
+    }
+
+
+def _market() -> dict[str, Any]:
+    # Without a price limit the most is the on-demand price, as AWS advises; a persistent request would come back.
+    options = {"SpotInstanceType": "one-time", "InstanceInterruptionBehavior": "terminate"}
+    return {"MarketType": "spot", "SpotOptions": options}
+
+
+def _block_devices(launch: Launch) -> dict[str, Any]:
+    if launch.root_device is None:
+        return {}
+    volume = {"VolumeType": "gp3", "DeleteOnTermination": True, "VolumeSize": launch.disk_gib}
+    return {"BlockDeviceMapping": [{"DeviceName": launch.root_device, "Ebs": volume}]}
+
+
+def _network(launch: Launch) -> dict[str, Any]:
+    if launch.public_ip is None:
+        return {"SubnetId": launch.subnet, "SecurityGroupId": list(launch.security_groups)}
+    # Only an interface has this choice, and then it has the subnet and the groups too.
+    interface = {
+        "DeviceIndex": 0,
+        "SubnetId": launch.subnet,
+        "SecurityGroupId": list(launch.security_groups),
+        "AssociatePublicIpAddress": launch.public_ip,
+        "DeleteOnTermination": True,
+    }
+    return {"NetworkInterface": [interface]}
+
+
+def _filters(filters: Filters | None) -> list[dict[str, Any]]:
+    given = (filters or {}).items()
+    return [{"Name": name, "Value": [value] if isinstance(value, str) else list(value)} for name, value in given]
+
+
+def _tags(tags: Mapping[str, str]) -> list[dict[str, str]]:
+    return [{"Key": key, "Value": value} for key, value in tags.items()]
+
+
+def _tag_specifications(tags: Mapping[str, str], kinds: Sequence[str]) -> dict[str, Any]:
+    if not tags:
+        return {}
+    return {"TagSpecification": [{"ResourceType": kind, "Tag": _tags(tags)} for kind in kinds]}
+
+
+def _collect(pages: Iterable[ET.Element], path: str, parse: Callable[[ET.Element], T]) -> list[T]:
+    return [parse(item) for page in pages for item in page.findall(path)]
+
+
+def _batches(items: Sequence[str], size: int) -> list[list[str]]:
+    return [list(items[start : start + size]) for start in range(0, len(items), size)]

@@ -1,0 +1,232 @@
+"""Verda (formerly DataCrunch): GPU and CPU machines in Finland and Iceland."""
+
+from __future__ import annotations
+
+import configparser
+import contextlib
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+from libcloud.compute.base import NodeImage, NodeLocation
+from libcloud.compute.types import NodeState
+
+from skyward.core.errors import (
+    AuthFailed,
+    CloudError,
+    ConfigError,
+    NoCapacity,
+    NotFound,
+    ProvisioningError,
+    QuotaExceeded,
+    SkywardError,
+)
+from skyward.core.spec import Endpoint, Machine, MachineId, MachineState, Offer, Order, Resources
+from skyward.providers import first_boot
+from skyward.providers.base import SECRET, Check, CloudProvider
+from skyward.providers.drivers.verda import (
+    VerdaError,
+    VerdaNoCapacityError,
+    VerdaNodeDriver,
+    VerdaNotFoundError,
+    VerdaStillProvisioningError,
+)
+
+__all__ = ["Verda"]
+
+_PREFIX = "sky-"
+_STATES = {
+    NodeState.PENDING: MachineState.STARTING,
+    NodeState.STARTING: MachineState.STARTING,
+    NodeState.RUNNING: MachineState.RUNNING,
+    NodeState.UNKNOWN: MachineState.STARTING,
+    NodeState.TERMINATED: MachineState.GONE,
+}
+_NO_FUNDS = 402
+
+
+@dataclass(frozen=True, eq=False)
+class Verda(CloudProvider):
+    """Machines at Verda.
+
+    A machine costs as long as it exists, shut down or not, so it can't end itself: a small process beside the driver
+    gives it back should the driver die. Machines have the startup script's host key, and are reached as root.
+
+    Parameters
+    ----------
+    client_id, client_secret
+        Default: ``VERDA_CLIENT_ID`` and ``VERDA_CLIENT_SECRET``, or section ``[default]`` of ``~/.verda/credentials``.
+    region
+        Location code such as ``"FIN-01"``; None: all.
+    image
+        Image type such as ``"ubuntu-24.04"``; None: Ubuntu 24.04, with CUDA for machines with GPUs.
+    disk
+        GB of the system's volume, at least 50.
+    url
+        Another address of the API.
+    """
+
+    name: ClassVar[str] = "verda"
+
+    client_id: str | None = field(default=None, metadata=SECRET)
+    client_secret: str | None = field(default=None, repr=False, metadata=SECRET)
+    region: str | None = None
+    image: str | None = None
+    disk: int = 50
+    url: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.disk < 50:
+            raise ConfigError(f"Verda disk={self.disk!r} is too small; a system volume has at least 50 GB")
+
+    def make_driver(self) -> VerdaNodeDriver:
+        """A driver with the credentials that are found."""
+        key, secret, url = _credentials(self.client_id, self.client_secret)
+        return VerdaNodeDriver(key, secret, url=self.url or url)
+
+    def list_offers(self, driver: VerdaNodeDriver, resources: Resources) -> Iterator[Offer]:
+        """What is available now, where."""
+        where = {spot: driver.ex_availability(is_spot=spot) for spot in (False, True)}
+        known = {location for places in where.values() for location in places}
+        if self.region is not None and self.region not in known:
+            raise NotFound(f"verda: there is no region {self.region!r}; there are {', '.join(sorted(known))}")
+        for size in driver.list_sizes():
+            for spot, places in where.items():
+                for location, kinds in places.items():
+                    if size.id in kinds and self.region in (None, location):
+                        count = size.extra["gpu_count"]
+                        yield Offer(
+                            machine=size.id,
+                            vcpus=size.extra["cores"],
+                            memory=size.ram * 2**20,
+                            accelerator=_model(size.extra["gpu"]["description"]) if count else None,
+                            accelerators=count,
+                            accelerator_memory=int(size.extra["gpu_memory_gb"] / count * 10**9) if count else None,
+                            region=location,
+                            spot=spot,
+                            price=size.extra["spot_price"] if spot else size.price,
+                            extra={"size": size.id, "images": tuple(size.extra.get("supported_os") or ())},
+                        )
+
+    def create_machines(self, driver: VerdaNodeDriver, order: Order) -> Sequence[Machine]:
+        """One machine. Its script and login key are removed with the pool."""
+        offer = order.offer
+        assert offer is not None
+        assert offer.region is not None
+        size = next((size for size in driver.list_sizes() if size.id == offer.machine), None)
+        if size is None:
+            raise NotFound(f"verda: there is no instance type {offer.machine!r}")
+        image = self.image or _image([image.id for image in driver.list_images(ex_size=size)])
+        script = driver.ex_create_startup_script(order.name, first_boot.script(order, end=None))
+        key = driver.import_key_pair_from_string(order.name, order.user_key)
+        volume: dict[str, object] = {"name": order.name, "size": self.disk}
+        if offer.spot:  # by default an evicted machine's volume stays, and costs
+            volume["on_spot_discontinue"] = "delete_permanently"
+        node = driver.create_node(
+            order.name,
+            size,
+            NodeImage(image, image, driver),
+            location=NodeLocation(offer.region, offer.region, "", driver),
+            ex_ssh_key_ids=[key.extra["id"]],
+            ex_startup_script_id=script.id,
+            ex_is_spot=offer.spot,
+            ex_os_volume=volume,
+            ex_description=f"skyward pool {order.tag}",
+        )
+        return [_machine(node)]
+
+    def list_machines(self, driver: VerdaNodeDriver, tag: str | None) -> Sequence[Machine]:
+        """Machines by their host names, which are those of their orders."""
+        nodes = (node for node in driver.list_nodes() if node.name.startswith(_PREFIX))
+        return [machine for node in nodes if tag in (None, (machine := _machine(node)).tag)]
+
+    def destroy_machine(self, driver: VerdaNodeDriver, id: MachineId) -> None:
+        """Delete the machine and its volumes."""
+        driver.destroy_node(driver.ex_get_node(id))
+
+    def clear_leftovers(self, driver: VerdaNodeDriver, tag: str) -> None:
+        """Scripts, keys, and volumes that outlived their machines."""
+        mine = f"{tag}-"
+        for script in driver.ex_list_startup_scripts():
+            if script.name.startswith(mine):
+                with contextlib.suppress(VerdaNotFoundError):
+                    driver.ex_delete_startup_script(script)
+        for key in driver.list_key_pairs():
+            if key.name.startswith(mine):
+                with contextlib.suppress(VerdaNotFoundError):
+                    driver.delete_key_pair(key)
+        for volume in driver.list_volumes(ex_trash=True):
+            if volume.name.startswith(mine):
+                with contextlib.suppress(VerdaNotFoundError):
+                    driver.destroy_volume(volume)
+
+    def map_error(self, error: Exception) -> SkywardError | None:
+        """Verda's own errors."""
+        text = f"verda: {error}"
+        if isinstance(error, VerdaNoCapacityError):
+            return NoCapacity(text)
+        if isinstance(error, VerdaStillProvisioningError):
+            return CloudError(text)
+        if isinstance(error, VerdaNotFoundError):
+            return NotFound(text)
+        if isinstance(error, VerdaError) and int(error.code) == _NO_FUNDS:
+            return QuotaExceeded(f"{text}. Is there money in the account?")
+        return None
+
+    def examine(self, driver: VerdaNodeDriver) -> Iterable[Check]:
+        """The balance: at zero, machines are ended."""
+        amount, currency = driver.ex_balance()
+        return [Check("balance", amount > 0, f"{amount:.2f} {currency}", "add funds, or nothing can be created")]
+
+
+def _machine(node: object) -> Machine:
+    """Ours, from libcloud's."""
+    name, extra = str(node.name), node.extra  # type: ignore[attr-defined]
+    state = _STATES.get(node.state, MachineState.FAILED)  # type: ignore[attr-defined]
+    addresses = node.public_ips  # type: ignore[attr-defined]
+    if state is MachineState.RUNNING and not addresses:
+        state = MachineState.STARTING
+    return Machine(
+        id=str(node.id),  # type: ignore[attr-defined]
+        endpoint=Endpoint("ssh", addresses[0], 22, "root") if addresses else None,
+        name=name,
+        state=state,
+        order=name,
+        tag=name.rpartition("-")[0],
+        detail=f"Verda says {extra.get('status')!r}",
+    )
+
+
+def _model(description: str) -> str:
+    """The model in the API's description: of "8x H100 SXM5 80GB" what follows the count."""
+    return description.partition("x ")[2] or description
+
+
+def _image(images: Sequence[str]) -> str:
+    """Plain Ubuntu 24.04 where the machine takes it; else the newest Ubuntu with CUDA."""
+    if "ubuntu-24.04" in images:
+        return "ubuntu-24.04"
+    ubuntu = sorted(name for name in images if name.startswith("ubuntu-"))
+    if not ubuntu:
+        raise ProvisioningError(f"verda: no Ubuntu image fits this machine; name one of {list(images)} with image=")
+    return max(ubuntu, key=lambda name: (name.startswith("ubuntu-24.04-cuda"), "open" in name, name))
+
+
+def _credentials(client_id: str | None, client_secret: str | None) -> tuple[str, str, str | None]:
+    """Id, secret and perhaps the API's address, as the vendor's own tools find them."""
+    env = os.environ
+    file = Path("~/.verda/credentials").expanduser()
+    config = configparser.ConfigParser()
+    with contextlib.suppress(OSError, configparser.Error):
+        config.read(file)
+    saved = config["default"] if config.has_section("default") else {}
+    key = client_id or env.get("VERDA_CLIENT_ID") or saved.get("verda_client_id")
+    secret = client_secret or env.get("VERDA_CLIENT_SECRET") or saved.get("verda_client_secret")
+    if not key or not secret:
+        raise AuthFailed(
+            "verda: no credentials: neither sky.Verda(client_id=..., client_secret=...), nor VERDA_CLIENT_ID and "
+            f"VERDA_CLIENT_SECRET in the environment, nor section [default] of {file}"
+        )
+    return key, secret, env.get("VERDA_BASE_URL") or saved.get("verda_base_url")

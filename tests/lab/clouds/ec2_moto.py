@@ -1,0 +1,83 @@
+"""moto's EC2 in this process, answering in the shape that AWS has.
+
+moto writes EC2's namespace without its last slash, and puts it on errors, which have none at AWS; clients that compare
+names, as libcloud does, then see nothing at all.
+"""
+
+from __future__ import annotations
+
+import io
+import uuid
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlencode
+
+from moto import settings
+from moto.backends import get_backend
+from moto.core import DEFAULT_ACCOUNT_ID
+from moto.core.base_backend import BackendDict
+from moto.core.model_instances import reset_model_data
+from moto.core.parse import default_timestamp_parser
+from moto.ec2.models.amis import Ami
+from moto.ec2.models.instances import StateReason
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+from werkzeug.test import run_wsgi_app
+
+from .ec2_catalogue import AMIS
+
+__all__ = ["NAMESPACE", "STATES", "Moto", "StateReason", "reply"]
+
+NAMESPACE = "http://ec2.amazonaws.com/doc/2016-11-15/"
+_MOTOS = NAMESPACE[:-1].encode()
+STATES = {"pending": 0, "running": 16, "shutting-down": 32, "terminated": 48, "stopping": 64, "stopped": 80}
+
+
+class Moto:
+    """All of moto, empty. There is one in a process, as moto keeps its state in its modules."""
+
+    def __init__(self) -> None:
+        settings.ec2_load_default_amis = lambda: False  # 1,301 images, of which we want none
+        BackendDict.reset()
+        reset_model_data()
+        self._app = DomainDispatcherApplication(create_backend_app)
+        self._furnished: set[str] = set()
+
+    def backend(self, region: str) -> Any:
+        """EC2's models of a region, with the lab's images."""
+        backend = get_backend("ec2")[DEFAULT_ACCOUNT_ID][region]
+        if region not in self._furnished:
+            self._furnished.add(region)
+            for ami in AMIS:
+                created = default_timestamp_parser(ami["creation_date"])
+                backend.amis[ami["ami_id"]] = Ami(backend, **{**ami, "creation_date": created})
+        return backend
+
+    def call(self, environ: Mapping[str, Any], fields: Mapping[str, str]) -> tuple[int, bytes]:
+        """Pass a request on, with these fields; status and body."""
+        body = urlencode(fields).encode()
+        changed = {
+            **environ,
+            "REQUEST_METHOD": "POST",
+            "QUERY_STRING": "",
+            "CONTENT_TYPE": "application/x-www-form-urlencoded; charset=utf-8",
+            "CONTENT_LENGTH": str(len(body)),
+            "wsgi.input": io.BytesIO(body),
+        }
+        # What this server's own framework left there is not moto's.
+        changed = {name: value for name, value in changed.items() if not name.startswith(("flask.", "werkzeug."))}
+        parts, status, _ = run_wsgi_app(self._app, changed, buffered=True)
+        return int(status.split()[0]), _as_aws(b"".join(parts))
+
+
+def _as_aws(body: bytes) -> bytes:
+    if body.lstrip().startswith(b"<") and _MOTOS in body[:400]:
+        body = body.replace(b'<Response xmlns="' + _MOTOS + b'">', b"<Response>")
+        body = body.replace(b'xmlns="' + _MOTOS + b'"', b'xmlns="' + _MOTOS + b'/"')
+    return body.replace(b">request-id<", f">{uuid.uuid4()}<".encode())
+
+
+def reply(action: str, content: str) -> bytes:
+    """A reply of EC2 with this content."""
+    inside = f"<requestId>{uuid.uuid4()}</requestId>{content}"
+    root = f'<{action}Response xmlns="{NAMESPACE}">{inside}</{action}Response>'
+    return f'<?xml version="1.0" encoding="UTF-8"?>\n{root}'.encode()

@@ -1,0 +1,62 @@
+"""The clouds that are rented from, each with its fake in the lab: what the tests for all of them need."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import skyward as sky
+from tests.lab import Lab
+from tests.lab.clouds import Cloud, Machines
+from tests.lab.clouds.ec2 import EC2
+from tests.lab.clouds.verda import Verda
+
+__all__ = ["RENTALS", "Rental"]
+
+
+@dataclass(frozen=True)
+class Rental:
+    """A cloud of the lab, and how its provider is made."""
+
+    name: str
+    make_cloud: Callable[[Machines], Cloud]
+    make_provider: Callable[[Any], Any]
+    spot: bool = False
+    ends_itself: bool = False
+    """Whether a machine can end itself when its owner is gone."""
+
+    def cloud(self, lab: Lab | None) -> Cloud:
+        """A new one, with hosts if there is a lab."""
+        return self.make_cloud(Machines(lab))
+
+    def provider(self, cloud: Cloud, **attributes: Any) -> Any:
+        """A provider that uses the cloud; attributes of its class may be given, such as `patience`."""
+        made = self.make_provider(cloud)
+        kind = type(made)
+        quick = type(kind.__name__, (kind,), {"poll": 0.2, "settle": 2.0, "retry_for": 4.0, **attributes})
+        object.__setattr__(made, "__class__", quick)
+        return made
+
+
+RENTALS = [
+    Rental(
+        "aws",
+        EC2,
+        lambda cloud: sky.AWS(
+            region="us-east-1",
+            access_key=cloud.access_key,
+            secret_key=cloud.secret_key,
+            url=cloud.url,
+            ssh_from="10.77.0.0/16",
+        ),
+        spot=True,
+        ends_itself=True,
+    ),
+    Rental(
+        "verda",
+        Verda,
+        lambda cloud: sky.Verda(client_id=cloud.client_id, client_secret=cloud.client_secret, url=cloud.base_url),
+        spot=True,
+    ),
+]

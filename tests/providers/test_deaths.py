@@ -1,0 +1,95 @@
+"""However the driver ends, at whatever moment, nothing goes on costing. For every cloud."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import cloudpickle
+import pytest
+
+from tests.lab.wait import eventually
+from tests.providers.rentals import RENTALS, Rental
+from tests.remote import *  # noqa: F403  fixtures
+
+pytestmark = [pytest.mark.lab, pytest.mark.slow]
+
+ROOT = Path(__file__).parents[2]
+
+DRIVER = """
+    import sys, time, cloudpickle
+    import skyward as sky
+
+    provider = cloudpickle.loads(open(sys.argv[1], "rb").read())
+    print("begun", flush=True)
+    with sky.Compute(
+        provider=provider, nodes=2, image=sky.Image(index=sys.argv[2]), console=False, orphan_timeout=5.0
+    ) as pool:
+        print("ready", flush=True)
+        pool.submit(time.sleep, 60).result()
+"""
+
+
+@pytest.fixture(params=RENTALS, ids=lambda rental: rental.name)
+def rental(request) -> Rental:
+    return request.param
+
+
+@pytest.fixture
+def driver(tmp_path, index, monkeypatch):
+    """Starts a driver, a script of its own."""
+    state = tmp_path / "state"
+    script = tmp_path / "script.py"
+    script.write_text(textwrap.dedent(DRIVER))
+    started = []
+
+    def start(provider) -> subprocess.Popen[str]:
+        (tmp_path / "provider").write_bytes(cloudpickle.dumps(provider))
+        process = subprocess.Popen(
+            [sys.executable, str(script), str(tmp_path / "provider"), index],
+            env={**os.environ, "SKYWARD_STATE": str(state), "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        assert process.stdout.readline() == "begun\n"
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def gone(cloud) -> None:
+    eventually(lambda: cloud.meter.live == [], 60.0, f"nothing is left: {cloud.meter}")
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_driver_that_dies_while_tasks_run(rental, lab, driver, how):
+    with rental.cloud(lab) as cloud:
+        process = driver(rental.provider(cloud))
+        assert process.stdout.readline() == "ready\n"
+        assert cloud.meter.live
+        process.send_signal(how)
+        process.wait(60)
+        gone(cloud)
+
+
+def test_a_driver_that_is_killed_at_any_moment(rental, lab, driver):
+    """From before the first order until after the last node has come."""
+    chance = random.Random(7)
+    with rental.cloud(lab) as cloud:
+        for _ in range(20 // len(RENTALS) + 1):
+            process = driver(rental.provider(cloud))
+            time.sleep(chance.uniform(0.0, 3.0))  # the moment is what is tested
+            process.kill()
+            process.wait(10)
+            gone(cloud)
