@@ -43,6 +43,7 @@ __all__ = [
     "Create",
     "Destroy",
     "Destroyed",
+    "Doubt",
     "Event",
     "Fleet",
     "Look",
@@ -146,6 +147,13 @@ class Lost:
     id: MachineId
     replace: bool = True
     pause: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Doubt:
+    """Something seems to be wrong with a machine of the source: a look may tell."""
+
+    source: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -376,6 +384,8 @@ class Fleet:
                 desk.next_look = now + self._backoff(desk)
             case Lost():
                 self._lost(event, now)
+            case Doubt(source):
+                self._desks[source].next_look = now
             case Destroyed(source, ids):
                 self._destroyed(self._desks[source], ids, now)
             case NotDestroyed():
@@ -534,7 +544,9 @@ class Fleet:
             desk.uncertain = None
         if desk.doubt is not None and since >= desk.doubt:
             desk.doubt = None
-        calm = not self._stopping and all(claim.phase is _Phase.SERVING for claim in desk.claims.values())
+        calm = not self._stopping and all(
+            claim.phase is _Phase.SERVING and not claim.missed for claim in desk.claims.values()
+        )
         desk.next_look = now + (_WATCH if calm and desk.uncertain is None else desk.source.poll)
 
     def _compare(

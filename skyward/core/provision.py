@@ -321,7 +321,9 @@ class Provisioner:
         if self._purse is not None and _is_rented(provider):
             machine, patience = self._purse.with_keys(machine), cast("Rental", provider).patience
             self._errand(self._note_address(provider.name, machine, name))
-        life = self._lives[source, machine.id] = _Life(asyncio.create_task(self._serve(machine, name, patience)))
+        life = self._lives[source, machine.id] = _Life(
+            asyncio.create_task(self._serve(source, machine, name, patience))
+        )
         if self._stopping:
             life.serving.cancel()
         self._errand(self._live(source, machine, name, life))
@@ -360,9 +362,15 @@ class Provisioner:
         self._last_reason = reason
         self._tell_fleet(f.Lost(source, machine.id, replace, _PAUSE * self._failed_in_a_row))
 
-    async def _serve(self, machine: Machine, name: str, patience: float) -> str | None:
+    async def _serve(self, source: int, machine: Machine, name: str, patience: float) -> str | None:
         """From a machine to a session, until that ends; the reason, or None when the pool ended it."""
-        connector = _Connector(machine, self._plan, patience, lambda step: self._events.emit(NodeStep(name, step)))
+        connector = _Connector(
+            machine,
+            self._plan,
+            patience,
+            on_step=lambda step: self._events.emit(NodeStep(name, step)),
+            on_doubt=lambda: self._tell_fleet(f.Doubt(source)),
+        )
         try:
             secret = await connector.prepare()
             setup = self._plan.setup._replace(node=name)
@@ -492,9 +500,19 @@ class _Connector:
     ----------
     patience
         Seconds for which the machine may still be booting: unreachable, or not yet the one that we expect.
+    on_step, on_doubt
+        Told what is being done, and when a link broke, so that its provider may know better.
     """
 
-    def __init__(self, machine: Machine, plan: Plan, patience: float, on_step: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        machine: Machine,
+        plan: Plan,
+        patience: float,
+        *,
+        on_step: Callable[[str], None],
+        on_doubt: Callable[[], None],
+    ) -> None:
         if machine.endpoint is None:
             raise ProvisioningError(f"{machine.name} ({machine.id}) has no address")
         self._endpoint = machine.endpoint
@@ -503,6 +521,7 @@ class _Connector:
         self._address = machine.agent
         self._secret = machine.secret
         self._on_step = on_step
+        self._on_doubt = on_doubt
         self._transport: Transport = registry.load(registry.TRANSPORTS, self._endpoint.transport)()
         self._link: Link | None = None
         self._used = False
@@ -558,6 +577,7 @@ class _Connector:
         """A channel to the agent: the first over the link that is there, each later one over a new link."""
         assert self._address is not None
         if self._used:
+            self._on_doubt()
             await self.close()
         if self._link is None:
             self._link = await self._transport.connect(self._endpoint, _CONNECT)

@@ -22,7 +22,8 @@ class Rental:
     name: str
     make_cloud: Callable[[Machines], Cloud]
     make_provider: Callable[[Any], Any]
-    spot: bool = False
+    evict: Callable[[Any, str], None] | None = None
+    """Takes a spot machine back, by its id on the cloud's meter."""
     ends_itself: bool = False
     """Whether a machine can end itself when its owner is gone."""
 
@@ -50,13 +51,13 @@ RENTALS = [
             url=cloud.url,
             ssh_from="10.77.0.0/16",
         ),
-        spot=True,
+        evict=lambda cloud, id: cloud.evict(id, notice=0.0),
         ends_itself=True,
     ),
     Rental(
         "verda",
         Verda,
         lambda cloud: sky.Verda(client_id=cloud.client_id, client_secret=cloud.client_secret, url=cloud.base_url),
-        spot=True,
+        evict=lambda cloud, id: cloud.evict(id),
     ),
 ]

@@ -1,0 +1,139 @@
+"""The same joblib and scikit-learn code on every cloud, changing only `provider=`; and who may not pretend to be a node."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from joblib import Parallel, delayed
+
+import skyward as sky
+from tests.lab.wait import eventually
+from tests.providers.rentals import RENTALS, Rental
+from tests.remote import *  # noqa: F403  fixtures
+
+pytestmark = [pytest.mark.lab, pytest.mark.slow]
+
+
+@pytest.fixture(autouse=True)
+def _state(tmp_path, monkeypatch):
+    monkeypatch.setenv("SKYWARD_STATE", str(tmp_path / "state"))
+
+
+@pytest.fixture(params=RENTALS, ids=lambda rental: rental.name)
+def rental(request) -> Rental:
+    return request.param
+
+
+def make_task():
+    """A function that travels by value, as one of a script does; nodes have no module `tests`."""
+
+    def slow_task(i: int) -> int:
+        import time
+
+        time.sleep(0.05)
+        return i * i
+
+    return slow_task
+
+
+slow_task = make_task()
+
+
+def test_the_seed_example(rental, lab, index):
+    with rental.cloud(lab) as cloud:
+        with sky.Compute(
+            provider=rental.provider(cloud),
+            nodes=2,
+            worker=sky.Worker(concurrency=4),
+            image=sky.Image(index=index),
+            console=False,
+            plugins=[sky.plugins.joblib()],
+        ) as compute:
+            assert compute.total_slots == 8
+            assert Parallel(n_jobs=-1)(delayed(slow_task)(i) for i in range(100)) == [i * i for i in range(100)]
+        assert cloud.meter.live == []
+        assert cloud.meter.ever("instance") != []
+
+
+def test_grid_search(rental, lab, index):
+    from sklearn.datasets import load_iris
+    from sklearn.model_selection import GridSearchCV
+    from sklearn.svm import SVC
+
+    X, y = load_iris(return_X_y=True)
+
+    def search() -> GridSearchCV:
+        return GridSearchCV(SVC(), {"C": [0.1, 1, 10], "gamma": [0.01, 0.1]}, cv=3, n_jobs=-1).fit(X, y)
+
+    with rental.cloud(lab) as cloud:
+        with sky.Compute(
+            provider=rental.provider(cloud),
+            nodes=2,
+            concurrency=2,
+            image=sky.Image(index=index),
+            console=False,
+            plugins=[sky.plugins.sklearn()],
+        ):
+            there = search()
+        assert cloud.meter.live == []
+    here = search()
+    assert there.best_params_ == here.best_params_
+    assert np.array_equal(there.cv_results_["mean_test_score"], here.cv_results_["mean_test_score"])
+
+
+def test_a_man_in_the_middle_is_refused(rental, lab, index):
+    """A machine with another key at the same address never gets a task, nor anything else."""
+    with rental.cloud(lab) as cloud:
+        cloud.faults.on("wrong_host_key", math.inf)
+        with (
+            pytest.raises(sky.ProvisioningError, match="key"),
+            sky.Compute(provider=rental.provider(cloud, patience=1.5), image=sky.Image(index=index), console=False),
+        ):
+            pytest.fail("the block began")
+        cloud.faults.clear()
+        assert cloud.meter.live == []
+
+
+def test_a_spot_machine_that_is_taken_back_is_replaced(rental, lab, index):
+    if not rental.evict:
+        pytest.skip(f"{rental.name} takes no machine back")
+    with rental.cloud(lab) as cloud:
+        with sky.Compute(
+            provider=rental.provider(cloud),
+            nodes=2,
+            concurrency=2,
+            image=sky.Image(index=index),
+            console=False,
+            allocation="always-spot",
+        ) as pool:
+            futures = [pool.submit(slow_task, i) for i in range(100)]
+            eventually(lambda: futures[5].done())
+            rental.evict(cloud, cloud.meter.ever("instance")[0])
+            assert [future.result(60) for future in futures] == [i * i for i in range(100)]
+            eventually(lambda: pool.total_slots == 4, 60.0)
+            assert len(cloud.meter.ever("instance")) == 3
+        assert cloud.meter.live == []
+
+
+def test_nodes_serve_while_others_are_still_being_bought(rental, lab, index):
+    with rental.cloud(lab) as cloud:
+        cloud.faults.on("slow_boot", 1, seconds=5.0)
+        with sky.Compute(
+            provider=rental.provider(cloud), nodes=(1, 2), image=sky.Image(index=index), console=False
+        ) as pool:
+            assert pool.total_slots == 1
+            assert pool.submit(abs, -1).result(30) == 1
+            eventually(lambda: pool.total_slots == 2, 60.0)
+        assert cloud.meter.live == []
+
+
+def test_what_is_bought_and_what_it_cost_is_told(rental, lab, index, caplog):
+    caplog.set_level("INFO", "skyward")
+    with rental.cloud(lab) as cloud:
+        with sky.Compute(provider=rental.provider(cloud), image=sky.Image(index=index), console=False) as pool:
+            pool.submit(abs, -1).result(30)
+        told = [record.getMessage() for record in caplog.records]
+    assert any(f"{rental.name}: ordering 1 x " in line and "/h" in line for line in told), told
+    assert any("1 machine(s) given back; cost about $0.00" in line for line in told), told
