@@ -10,7 +10,7 @@ ARGS ?=
 PIP = PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_BUILD_CONSTRAINT=constraints.txt \
       $(VENV)/bin/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: help demo test check format test-all-pythons clean distclean
+.PHONY: help demo test check lint format test-all-pythons clean distclean
 .DELETE_ON_ERROR:
 
 help:
@@ -26,12 +26,19 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	@scripts/lab-packages
+ifeq ($(strip $(ARGS)),)
+	$(VENV)/bin/python -m pytest -m "not clouds"
+	$(VENV)/bin/python -m pytest -m clouds --numprocesses 4
+else
 	$(VENV)/bin/python -m pytest $(ARGS)
+endif
 
-check: $(VENV)/.installed-dev
+lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
+
+check: lint
 	$(VENV)/bin/python -m pytest -q -m "not slow and not lab" $(ARGS)
 
 format: $(VENV)/.installed-dev

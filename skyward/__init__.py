@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from skyward.core.spec import Volume as Volume
     from skyward.core.spec import Worker as Worker
     from skyward.providers.aws import AWS as AWS
+    from skyward.providers.libcloud import Libcloud as Libcloud
     from skyward.providers.local import Local as Local
     from skyward.providers.ssh import SSH as SSH
     from skyward.providers.vastai import VastAI as VastAI
@@ -70,6 +71,7 @@ __all__ = [
     "HostKeyError",
     "HostUnreachable",
     "Image",
+    "Libcloud",
     "LinkError",
     "Local",
     "LoginRefused",
@@ -111,6 +113,7 @@ _HOME = {
     **dict.fromkeys(("Compute", "ComputePool"), "skyward.core.pool:Compute"),
     "AWS": "skyward.providers.aws:AWS",
     "Image": "skyward.core.spec:Image",
+    "Libcloud": "skyward.providers.libcloud:Libcloud",
     "Local": "skyward.providers.local:Local",
     "Plugin": "skyward.core.interfaces:Plugin",
     "S3Volume": "skyward.core.spec:S3Volume",

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 import skyward
-from skyward.core import errors, registry
+from skyward.core import errors
+from skyward.ours import OURS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 MODULES = sorted(
@@ -112,8 +113,8 @@ def test_a_pool_needs_neither_ssh_nor_rich_nor_numpy() -> None:
 def test_entry_points_are_those_of_the_registry() -> None:
     """pyproject.toml, the table in core.registry and the installed package agree."""
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    assert project["entry-points"] == registry._OURS
-    for group, written in registry._OURS.items():
+    assert project["entry-points"] == OURS
+    for group, written in OURS.items():
         installed = {entry.name: entry.value for entry in entry_points(group=group)}
         assert not installed or written.items() <= installed.items(), "install again: the metadata is old"
 

@@ -198,7 +198,9 @@ class Stop:
     """No machine is wanted any more. Those that serve are given up by a `Lost` each."""
 
 
-Event: TypeAlias = Union[Made, Refused, Seen, NotSeen, Lost, Destroyed, NotDestroyed, Cleared, NotCleared, Tick, Stop]
+Event: TypeAlias = Union[
+    Made, Refused, Seen, NotSeen, Lost, Doubt, Destroyed, NotDestroyed, Cleared, NotCleared, Tick, Stop
+]
 
 
 # --- what it wants done -----------------------------------------------------------------------------------------------

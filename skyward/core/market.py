@@ -15,6 +15,7 @@ __all__ = ["Accelerator", "meets", "nearest", "select"]
 
 _MAKERS = {"NVIDIA", "AMD", "TESLA", "GEFORCE", "INTEL", "QUADRO"}
 _SIZE = re.compile(r"(\d+)(?:GB|GIB|G)")
+_DEAREST = 5.0  # times the cheapest: more is not paid unless a max_price allows it
 _SLACK = 0.9  # an "80 GB" accelerator may report 79.6 GB or 80 GiB
 
 
@@ -88,15 +89,33 @@ def meets(offer: Offer, resources: Resources, *, price: bool = True) -> bool:
 def select(offers: Iterable[Offer], resources: Resources, allocation: Allocation) -> list[Offer]:
     """The offers that meet `resources`, in the order in which to try them; unknown prices come last.
 
+    Where the user gives no `max_price`, offers that cost more than five times the cheapest that stays, or whose price is
+    unknown, are left out, and so are accelerators that were not asked for, unless there is nothing else.
+
     ``"cheapest"`` goes by price alone. ``"spot-if-available"`` takes spot machines first as long as they cost no more
     than the cheapest that stays, and goes by price from there on.
     """
     spot = {"always-spot": True, "on-demand": False}.get(allocation)
     fitting = [offer for offer in offers if meets(offer, resources) and (spot is None or offer.spot is spot)]
+    fitting = _reasonable(fitting, resources)
     if allocation == "spot-if-available":
         limit = min((_price(offer) for offer in fitting if not offer.spot), default=math.inf)
         return sorted(fitting, key=lambda offer: (not (offer.spot and _price(offer) <= limit), *_order(offer)))
     return sorted(fitting, key=_order)
+
+
+def _reasonable(offers: list[Offer], resources: Resources) -> list[Offer]:
+    """Without what nobody would have meant to buy who names neither a machine nor a price."""
+    if resources.machine is not None:
+        return offers
+    if resources.accelerator is None:
+        offers = [offer for offer in offers if offer.accelerator is None] or offers
+    if resources.max_price is None:
+        cheapest = min((_price(offer) for offer in offers if not offer.spot), default=math.inf)
+        cheapest = min(map(_price, offers), default=math.inf) if cheapest == math.inf else cheapest
+        if cheapest < math.inf:
+            offers = [offer for offer in offers if _price(offer) <= _DEAREST * cheapest]
+    return offers
 
 
 def _price(offer: Offer) -> float:

@@ -389,7 +389,7 @@ def _either(name: str, value: Any, other_name: str, other: Any, convert: Callabl
 def _providers(value: object) -> tuple[Provider, ...]:
     """Providers from an object, a name, a list of these, or None."""
     if value is None:
-        value = "local"
+        return (registry.load(registry.PROVIDERS, "local")(),)
     if isinstance(value, (list, tuple)):
         if not value:
             raise ConfigError("provider=[] names no provider; leave it out for this machine")

@@ -54,6 +54,7 @@ _CONNECT = 30.0  # seconds for one connection
 _AGAIN = 1.0  # seconds between two tries to reach a machine that boots
 _TRIES = 3  # machines in a row that may fail to come up before no more are asked for
 _PAUSE = 2.0  # seconds before the next try, times the number of failures so far
+_MOST_LINES = 8  # refusals that one error lists
 _GIVE_UP = 900.0  # seconds for giving everything back; then the ledger, and who reads it, must do
 _NOT_YET = (HostUnreachable, HostKeyError, LoginRefused)  # what a machine that boots may answer at first
 
@@ -166,7 +167,9 @@ class Provisioner:
         error = self._first_error or (refusals[0] if refusals else None)
         if error is None or len(refusals) <= 1:
             return error or ProvisioningError("the provider gave no machine")
-        lines = "".join(f"\n  {text}" for text in dict.fromkeys(str(refusal) for refusal in refusals))
+        texts = list(dict.fromkeys(str(refusal) for refusal in refusals))
+        lines = "".join(f"\n  {text}" for text in texts[:_MOST_LINES])
+        lines += f"\n  and {len(texts) - _MOST_LINES} more" if len(texts) > _MOST_LINES else ""
         kinds = {type(refusal) for refusal in refusals}
         kind = type(error) if len(kinds) == 1 else ProvisioningError
         whole = kind(f"{self._plan.nodes.least} node(s) can't be had; all that was tried was refused:{lines}")
@@ -417,9 +420,14 @@ class _Purse:
         self.ledger = Ledger()
         self._key = make_key(self._tag)
         settings = [(rental.name, rental.settings()) for rental in self._rentals]
+        pickled = cloudpickle.dumps(self._rentals)
         self._key_path = self.ledger.open_pool(self._tag, settings, self._key)
         self._host_keys: dict[str, KeyPair] = {}
-        self._reaper = reaper.start(self._tag, self.ledger.folder, cloudpickle.dumps(self._rentals))
+        try:
+            self._reaper = reaper.start(self._tag, self.ledger.folder, pickled)
+        except BaseException:
+            self.ledger.close_pool(self._tag)  # nothing was bought
+            raise
 
     def __repr__(self) -> str:
         return f"<_Purse of {self._tag}>"

@@ -1,7 +1,7 @@
 """Names to classes: providers, transports, listeners and front ends, ours and others', imported when first asked for.
 
-Ours stand in a table here, so that finding them needs no look at the installed packages; third parties' are found by
-entry point, in groups of the same names. Both are loaded the same way.
+Ours stand in a table (skyward/ours.py), so that finding them needs no look at the installed packages; third parties'
+are found by entry point, in groups of the same names. Both are loaded the same way.
 """
 
 from __future__ import annotations
@@ -24,36 +24,28 @@ TRANSPORTS = "skyward.transports"
 LISTENERS = "skyward.listeners"
 FRONTENDS = "skyward.frontends"
 
-_OURS: dict[str, dict[str, str]] = {
-    FRONTENDS: {"joblib": "skyward.joblib_ext.active:entered"},
-    LISTENERS: {"console": "skyward.console:Console"},
-    PROVIDERS: {
-        "aws": "skyward.providers.aws:AWS",
-        "local": "skyward.providers.local:Local",
-        "ssh": "skyward.providers.ssh:SSH",
-        "vastai": "skyward.providers.vastai:VastAI",
-        "verda": "skyward.providers.verda:Verda",
-    },
-    TRANSPORTS: {
-        "memory": "skyward.transport.memory:MemoryTransport",
-        "ssh": "skyward.transport.ssh:SSHTransport",
-        "tcp": "skyward.transport.tcp:TCPTransport",
-    },
-}
+_US = "skyward-cloud"
+
+
+@cache
+def _ours(group: str) -> dict[str, str]:
+    # Looked up by its name, since the table names what core must not know.
+    ours: dict[str, str] = importlib.import_module("skyward.ours").OURS[group]
+    return ours
 
 
 @cache
 def _theirs(group: str) -> dict[str, list[EntryPoint]]:
     found: dict[str, list[EntryPoint]] = {}
     for entry in entry_points(group=group):
-        if _OURS[group].get(entry.name) != entry.value:
+        if entry.dist is None or entry.dist.name != _US:
             found.setdefault(entry.name, []).append(entry)
     return found
 
 
 def names(group: str) -> list[str]:
     """All names of a group, sorted."""
-    return sorted({*_OURS[group], *_theirs(group)})
+    return sorted({*_ours(group), *_theirs(group)})
 
 
 @cache
@@ -66,8 +58,8 @@ def load(group: str, name: str) -> Any:
         Nobody has that name (lists those that are installed), two packages claim it, or it can't be imported.
     """
     kind = group.removeprefix("skyward.").removesuffix("s")
-    if name in _OURS[group]:
-        module, _, attribute = _OURS[group][name].partition(":")
+    if name in _ours(group):
+        module, _, attribute = _ours(group)[name].partition(":")
         return getattr(importlib.import_module(module), attribute)
     entries = _theirs(group).get(name, [])
     if not entries:
@@ -99,6 +91,12 @@ def provider(name: str, settings: Mapping[str, object] | None = None, *arguments
     ConfigError
         It needs other arguments.
     """
+    rivals = _theirs(PROVIDERS).get(name)
+    if rivals and name in _ours(PROVIDERS):
+        raise PluginNotFound(
+            f"{_package(rivals[0])} offers a provider called {name!r}, which is the name of one of ours; uninstall "
+            f"{_package(rivals[0])}, or give an object instead of a name"
+        )
     kind = load(PROVIDERS, name)
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in (settings or {}).items()}
     try:

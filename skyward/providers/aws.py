@@ -41,6 +41,7 @@ _WHO_AM_I = "https://checkip.amazonaws.com"
 _CANONICAL = "099720109477"
 _UBUNTU = "ubuntu/images/hvm-ssd-gp3/ubuntu-noble-24.04-{}-server-*"
 _DEEP_LEARNING = "Deep Learning *Base OSS Nvidia Driver GPU AMI (Ubuntu 24.04)*"
+_DEEP_LEARNING_OWNERS = ("amazon", "898082745236")  # the alias, and the account behind it
 _TYPES_AGE = 3600.0  # seconds for which the list of instance types is believed
 
 _CAPACITY = {
@@ -114,7 +115,7 @@ class AWS(CloudProvider):
     settle: ClassVar[float] = 30.0
 
     region: str | Sequence[str] | None = None
-    access_key: str | None = field(default=None, metadata=SECRET)
+    access_key: str | None = field(default=None, repr=False, metadata=SECRET)
     secret_key: str | None = field(default=None, repr=False, metadata=SECRET)
     token: str | None = field(default=None, repr=False, metadata=SECRET)
     profile: str | None = None
@@ -184,7 +185,9 @@ class AWS(CloudProvider):
             known = _types.get(key)
             if known is None or time.monotonic() > known[0] + _TYPES_AGE:
                 known = _types[key] = (time.monotonic(), ec2.instance_types(filters={"current-generation": "true"}))
-        return [kind for kind in known[1] if _architecture(kind) is not None and not kind.bare_metal]
+        return [
+            kind for kind in known[1] if _architecture(kind) is not None and not (kind.bare_metal or _is_sliced(kind))
+        ]
 
     # --- machines ---
 
@@ -263,10 +266,10 @@ class AWS(CloudProvider):
         arm = offer.extra.get("architecture") == "arm64"
         architecture = {"architecture": "arm64" if arm else "x86_64"}
         if offer.accelerator is not None and offer.extra.get("nvidia"):
-            owner, name = "amazon", _DEEP_LEARNING
+            owners, name = _DEEP_LEARNING_OWNERS, _DEEP_LEARNING
         else:
-            owner, name = _CANONICAL, _UBUNTU.format("arm64" if arm else "amd64")
-        found = ec2.images([owner], {"name": name, **architecture})
+            owners, name = (_CANONICAL,), _UBUNTU.format("arm64" if arm else "amd64")
+        found = ec2.images(owners, {"name": name, **architecture})
         if not found:
             raise NotFound(f"aws: {ec2.region_name} has no image {name!r} for {offer.machine}; name one with image=")
         return found[0]
@@ -353,6 +356,11 @@ class _Regions:
 
 def _is_wanted(kind: InstanceType, resources: Resources) -> bool:
     return meets(_offer(kind, "", False, None), resources, price=False)
+
+
+def _is_sliced(kind: InstanceType) -> bool:
+    """Whether it has a part of a GPU, which nobody means who asks for that GPU."""
+    return any(chip.count < 1 for chip in kind.accelerators)
 
 
 def _architecture(kind: InstanceType) -> str | None:

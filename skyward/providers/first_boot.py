@@ -65,7 +65,6 @@ def cloud_config(order: Order, *, end: str | None, user: str | None = None) -> s
     # JSON is YAML, and quotes whatever a key may contain.
     config: dict[str, object] = {
         "ssh_deletekeys": True,
-        "ssh_genkeytypes": [],
         "ssh_keys": {"ed25519_private": order.host_key.private, "ed25519_public": order.host_key.public},
         "ssh_authorized_keys": [order.user_key],
         "ssh_pwauth": False,
@@ -105,7 +104,8 @@ def script(order: Order, *, end: str | None, before: str = "") -> str:
         # sshd refuses keys where others may write; some images have it so.
         "chmod 700 ~/.ssh; touch ~/.ssh/authorized_keys; chmod 600 ~/.ssh/authorized_keys",
         f"grep -qF {shlex.quote(order.user_key)} ~/.ssh/authorized_keys || "
-        f"echo {shlex.quote(order.user_key)} >>~/.ssh/authorized_keys",
+        # On a line of its own: the last one there may have no end.
+        f"printf '\\n%s\\n' {shlex.quote(order.user_key)} >>~/.ssh/authorized_keys",
     ]
     if end is not None:
         body = base64.b64encode(watchdog(order, end).encode()).decode()

@@ -1,8 +1,8 @@
 """Vast.ai: a market where hosts offer machines, each of them once, and rent them out as containers.
 
 An ask of the market is one machine, and gone as soon as anybody takes it. What core gets to see are kinds: asks of the
-same sort and place whose prices differ by little. Which ask an order takes is decided when it is placed, from a search
-that is young enough, so that an offer stays good for as long as a pool lives.
+same sort whose prices differ by little. Which ask an order takes is decided when it is placed, from a search that is
+young enough, so that an offer stays good for as long as a pool lives.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ _STEP = 1.1  # asks of one kind cost at most this times the cheapest of them
 _YOUNG, _NEW = 60.0, 20.0  # seconds: a search is used for so long; one that shows nothing to take, only for so long
 _LAG = 30.0  # seconds for which a search may still show what is taken
 _MOST_OFFERS = 3000
+_AND = ", "  # between the countries of a kind
 _HOURS_OF_A_MONTH = 730.0
 _MIN_DISK = 8
 _LEAST_BID = 0.001
@@ -103,7 +104,7 @@ class VastAI(CloudProvider):
     min_reliability
         Of the host, from 0 to 1, as Vast.ai measures it.
     bid_factor
-        For spot machines, the least bid times this is bid; at most what the machine costs on demand.
+        For spot machines, the least bid that wins now times this is bid, and paid.
     url
         Base address of the API.
     pace
@@ -188,8 +189,9 @@ class VastAI(CloudProvider):
             return None
         price, bid = row.get("dph_total"), None
         if spot:
-            if (bid := self._bid(row)) is None:
+            if not (least := float(row.get("min_bid") or 0)):
                 return None
+            bid = round(max(_LEAST_BID, least * self.bid_factor), 6)
             price = bid + float(row.get("storage_cost") or 0) * self.disk / _HOURS_OF_A_MONTH
         cores = float(row["cpus"])
         return Offer(
@@ -199,19 +201,11 @@ class VastAI(CloudProvider):
             accelerator=row.get("gpu_name") if gpus else None,
             accelerators=gpus,
             accelerator_memory=int(row.get("gpu_ram") or 0) * 2**20 or None if gpus else None,
-            region=row.get("country"),
+            region=row.get("country") or "unknown",
             spot=spot,
             price=None if price is None else round(float(price), 6),
             extra={"size": size, "bid": bid, "host": row.get("machine_id")},
         )
-
-    def _bid(self, row: Mapping[str, Any]) -> float | None:
-        """Dollars an hour; None where no bids are taken."""
-        least = float(row.get("min_bid") or 0)
-        if not least:
-            return None
-        most = max(least, float(row.get("dph_base") or least))
-        return round(max(_LEAST_BID, min(least * self.bid_factor, most)), 6)
 
     # --- machines ---
 
@@ -255,11 +249,13 @@ class VastAI(CloudProvider):
                 ex_onstart=self._onstart(order),
                 ex_bid=bid,  # type: ignore[arg-type]  # as above
             )
-        except VastAIRateLimitError:
-            memory.taken.pop(_id(ask), None)  # it was not even looked at, and is tried again
+        except VastAIOfferGoneError:
             raise
         except VastAILeftoverError as error:
             self._give_back(error)
+            raise
+        except Exception:
+            memory.taken.pop(_id(ask), None)  # nothing is wrong with it
             raise
         memory.used.add(ask.extra["host"])
         return Machine(str(node.id), None, order.name, state=MachineState.STARTING, order=order.name, tag=order.tag)
@@ -304,6 +300,8 @@ class VastAI(CloudProvider):
     def map_error(self, error: Exception) -> SkywardError | None:
         """By the API's own words."""
         text = f"{self.name}: {error}"
+        if isinstance(error, VastAILeftoverError):
+            text += ", which has been done"  # in _rent, or we would not be here
         if isinstance(error, VastAIRateLimitError) and error.error_code == "search_quota_exceeded":
             return QuotaExceeded(f"{text}. The account may search again after midnight UTC")
         if isinstance(error, VastAIOfferGoneError):
@@ -315,7 +313,7 @@ class VastAI(CloudProvider):
                 return NoCapacity(f"{text}. Others bid more; a higher bid_factor may help")
             if error.error_code is not None and "credit" in error.error_code:
                 return QuotaExceeded(f"{text}. Add credit at https://cloud.vast.ai/billing/")
-            if isinstance(error, VastAILeftoverError):  # which is destroyed already
+            if isinstance(error, VastAILeftoverError):  # whatever its status says, it is known what was made
                 return ProvisioningError(text)
         return None
 
@@ -362,18 +360,18 @@ def _is_of(ask: Offer, order: Order) -> bool:
     """Whether an ask is what was ordered, for no more money."""
     kind = order.offer
     assert kind is not None
-    same = (ask.machine, ask.region, ask.spot) == (kind.machine, kind.region, kind.spot)
+    same = (ask.machine, ask.spot) == (kind.machine, kind.spot) and ask.region in (kind.region or "").split(_AND)
     cheap = kind.price is None or (ask.price is not None and ask.price <= kind.price)
     return same and cheap and market.meets(ask, order.resources)
 
 
 def _kinds(asks: Iterable[Offer]) -> Iterator[Offer]:
-    """Asks of one sort and place whose prices differ by little, as one offer that has the worst of each value."""
+    """Asks of one sort whose prices differ by little, as one offer that has the worst of each value."""
 
-    def place(ask: Offer) -> tuple[str, str, bool]:
-        return ask.machine, ask.region or "", ask.spot
+    def sort(ask: Offer) -> tuple[str, bool]:
+        return ask.machine, ask.spot
 
-    for _, same in itertools.groupby(sorted(asks, key=lambda ask: (*place(ask), ask.price or 0.0)), place):
+    for _, same in itertools.groupby(sorted(asks, key=lambda ask: (*sort(ask), ask.price or 0.0)), sort):
         kind: list[Offer] = []
         for ask in same:
             if kind and (ask.price or 0.0) > (kind[0].price or 0.0) * _STEP:
@@ -390,6 +388,7 @@ def _worst(asks: Sequence[Offer]) -> Offer:
         vcpus=min(ask.vcpus or 0 for ask in asks) or None,
         memory=min(ask.memory or 0 for ask in asks) or None,
         accelerator_memory=min(ask.accelerator_memory or 0 for ask in asks) or None,
+        region=_AND.join(sorted({ask.region or "" for ask in asks})),
         extra={"asks": tuple(_id(ask) for ask in asks)},  # as they were; they tell two kinds of one sort apart
     )
 

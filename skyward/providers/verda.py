@@ -70,7 +70,7 @@ class Verda(CloudProvider):
 
     name: ClassVar[str] = "verda"
 
-    client_id: str | None = field(default=None, metadata=SECRET)
+    client_id: str | None = field(default=None, repr=False, metadata=SECRET)
     client_secret: str | None = field(default=None, repr=False, metadata=SECRET)
     region: str | None = None
     image: str | None = None

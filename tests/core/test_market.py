@@ -52,13 +52,25 @@ def test_what_is_no_model_is_an_error(text: str) -> None:
 
 
 def test_allocations() -> None:
-    need = Resources(vcpus=4)
-    assert select(OFFERS, need, "always-spot") == [CPU_SPOT, DEAR_SPOT]
-    assert select(OFFERS, need, "on-demand") == [CPU, A100, A100X8, UNKNOWN]
-    assert select(OFFERS, need, "cheapest") == [CPU_SPOT, CPU, A100, DEAR_SPOT, A100X8, UNKNOWN]
+    need = Resources(vcpus=4, max_price=100.0)
+    assert select(OFFERS, need, "always-spot") == [CPU_SPOT]
+    assert select(OFFERS, need, "on-demand") == [CPU]
+    assert select(OFFERS, need, "cheapest") == [CPU_SPOT, CPU]
+    gpu = Resources(accelerator="A100", max_price=100.0)
+    assert select(OFFERS, gpu, "cheapest") == [A100, DEAR_SPOT, A100X8]
     # a spot machine that costs more than one that stays comes in its turn, not first
-    assert select(OFFERS, need, "spot-if-available") == [CPU_SPOT, CPU, A100, DEAR_SPOT, A100X8, UNKNOWN]
+    assert select(OFFERS, gpu, "spot-if-available") == [A100, DEAR_SPOT, A100X8]
     assert select(OFFERS, Resources(accelerator="A100:8"), "spot-if-available") == [DEAR_SPOT, A100X8]
+
+
+def test_nothing_is_bought_that_nobody_would_have_meant() -> None:
+    """No accelerators unasked, and without a limit nothing of five times the price, or of an unknown one."""
+    assert select(OFFERS, Resources(vcpus=8), "cheapest") == [UNKNOWN]
+    known = Offer("cpu8", vcpus=8, price=0.2)
+    assert select([*OFFERS, known], Resources(vcpus=8), "cheapest") == [known]
+    assert select(OFFERS, Resources(accelerator="A100"), "cheapest") == [A100, DEAR_SPOT]
+    assert select(OFFERS, Resources(vcpus=20), "cheapest") == [A100, DEAR_SPOT]  # nothing else has so many
+    assert select(OFFERS, Resources(machine="8A100"), "on-demand") == [A100X8]
 
 
 def test_an_unknown_price_is_above_any_limit() -> None:
@@ -107,6 +119,8 @@ def test_either_something_fits_or_it_is_said_what_does_not(offers, wanted, alloc
     chosen = select(offers, wanted, allocation)
     assert all(meets(offer, wanted) for offer in chosen)
     known = [offer.price for offer in chosen if not offer.spot and offer.price is not None]
+    if any(offer.accelerator is None for offer in chosen) and wanted.accelerator is None and wanted.machine is None:
+        assert not any(offer.accelerator for offer in chosen)
     assert known == sorted(known)
     if not chosen:
         assert nearest(offers, wanted, allocation)

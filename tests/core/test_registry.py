@@ -67,3 +67,9 @@ def test_an_unknown_name_lists_the_known() -> None:
     with pytest.raises(PluginNotFound, match=r"'narnia'.*local.*ssh.*skyward-narnia: install") as caught:
         registry.load(registry.PROVIDERS, "narnia")
     assert isinstance(caught.value, (ConfigError, LookupError))
+
+
+def test_a_name_of_ours_that_another_package_takes_too_is_named(install: object) -> None:
+    install("thief", "ssh = thief:X")  # type: ignore[operator]
+    with pytest.raises(PluginNotFound, match=r"thief offers a provider called 'ssh', which is the name of one of ours"):
+        registry.provider("ssh")

@@ -10,6 +10,7 @@ import skyward as sky
 from tests.lab import Lab
 from tests.lab.clouds import Cloud, Machines
 from tests.lab.clouds.ec2 import EC2
+from tests.lab.clouds.vastai import VastAI
 from tests.lab.clouds.verda import Verda
 
 __all__ = ["RENTALS", "Rental"]
@@ -52,6 +53,13 @@ RENTALS = [
             ssh_from="10.77.0.0/16",
         ),
         evict=lambda cloud, id: cloud.evict(id, notice=0.0),
+        ends_itself=True,
+    ),
+    Rental(
+        "vastai",
+        VastAI,
+        lambda cloud: sky.VastAI(api_key=cloud.key, url=cloud.url, pace=0.0),
+        evict=lambda cloud, id: cloud.outbid(id),
         ends_itself=True,
     ),
     Rental(

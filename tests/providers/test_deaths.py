@@ -18,7 +18,7 @@ from tests.lab.wait import eventually
 from tests.providers.rentals import RENTALS, Rental
 from tests.remote import *  # noqa: F403  fixtures
 
-pytestmark = [pytest.mark.lab, pytest.mark.slow]
+pytestmark = [pytest.mark.clouds, pytest.mark.lab, pytest.mark.slow]
 
 ROOT = Path(__file__).parents[2]
 

@@ -9,11 +9,12 @@ import pytest
 from joblib import Parallel, delayed
 
 import skyward as sky
+from skyward.core import provision
 from tests.lab.wait import eventually
 from tests.providers.rentals import RENTALS, Rental
 from tests.remote import *  # noqa: F403  fixtures
 
-pytestmark = [pytest.mark.lab, pytest.mark.slow]
+pytestmark = [pytest.mark.clouds, pytest.mark.lab, pytest.mark.slow]
 
 
 @pytest.fixture(autouse=True)
@@ -83,13 +84,14 @@ def test_grid_search(rental, lab, index):
     assert np.array_equal(there.cv_results_["mean_test_score"], here.cv_results_["mean_test_score"])
 
 
-def test_a_man_in_the_middle_is_refused(rental, lab, index):
+def test_a_man_in_the_middle_is_refused(rental, lab, index, monkeypatch):
     """A machine with another key at the same address never gets a task, nor anything else."""
+    monkeypatch.setattr(provision, "_TRIES", 1)  # machines
     with rental.cloud(lab) as cloud:
         cloud.faults.on("wrong_host_key", math.inf)
         with (
             pytest.raises(sky.ProvisioningError, match="key"),
-            sky.Compute(provider=rental.provider(cloud, patience=1.5), image=sky.Image(index=index), console=False),
+            sky.Compute(provider=rental.provider(cloud, patience=6.0), image=sky.Image(index=index), console=False),
         ):
             pytest.fail("the block began")
         cloud.faults.clear()

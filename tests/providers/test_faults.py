@@ -12,7 +12,7 @@ from skyward.core import provision
 from tests.providers.rentals import RENTALS, Rental
 from tests.remote import *  # noqa: F403  fixtures
 
-pytestmark = [pytest.mark.lab, pytest.mark.slow]
+pytestmark = [pytest.mark.clouds, pytest.mark.lab, pytest.mark.slow]
 
 WORKS: dict[str, dict] = {
     "throttle": {"times": 2},

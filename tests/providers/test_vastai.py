@@ -20,7 +20,7 @@ from joblib import Parallel, delayed
 
 import skyward as sky
 import skyward.providers.base
-from skyward.core import fleet, market
+from skyward.core import market
 from skyward.core.keys import make_key
 from skyward.core.spec import Machine, MachineState, Order, Resources
 from skyward.core.sweep import sweep
@@ -125,7 +125,7 @@ def test_offers_are_kinds_with_their_share_of_the_host(provider: VastAI) -> None
     assert (cpu.vcpus, cpu.accelerator, cpu.accelerators, cpu.accelerator_memory) == (32, None, 0, None)
     assert ("8x RTX 4090", "DE") not in offers
     regions = {region for machine, region in offers if machine == "1x RTX 4090"}
-    assert regions == {"US", "CA"}, "the German one has no port for us"
+    assert regions == {"CA, US"}, "the German one has no port for us"
     assert not {"1x RTX A4000", "1x RTX 5090"} & {machine for machine, _ in offers}, "they are not verified"
     assert ("1x RTX 3090", "US") not in offers, "its driver is too old for our image"
 
@@ -138,13 +138,10 @@ def test_offers_heed_the_settings(cloud: Market) -> None:
     assert provider_of(cloud, countries=["CA"], min_reliability=0.99).offers(Resources()) == []
 
 
-def test_spot_offers_are_bids_between_the_least_and_the_full_price(cloud: Market) -> None:
-    cloud.offers[7002002]["min_bid"] = 0.039
+def test_spot_offers_are_bids_a_little_above_the_least(cloud: Market) -> None:
     provider = provider_of(cloud, bid_factor=1.5)
     spot = {(offer.machine, offer.region): offer for offer in provider.offers(Resources()) if offer.spot}
-    disk = 0.15 * 32 / 730
-    assert spot["1x H100 SXM", "IS"].price == pytest.approx(1.10 * 1.5 + disk, abs=1e-5)
-    assert spot["16x CPU", "DE"].price == pytest.approx(0.04 + disk, abs=1e-5), "no more than on demand"
+    assert spot["1x H100 SXM", "IS"].price == pytest.approx(1.10 * 1.5 + 0.15 * 32 / 730, abs=1e-5)
     order = order_of(provider, allocation="always-spot", accelerator="H100")
     (machine,) = provider.create(order)
     instance = cloud.instances[int(machine.id)]
@@ -160,18 +157,19 @@ def test_asks_of_one_kind_become_one_offer_whose_values_all_have(cloud: Market) 
     provider = provider_of(cloud)
     wanted = Resources(accelerator="RTX 4090", vcpus=14)
     chosen = market.select(provider.offers(wanted), wanted, "on-demand")
-    ours = [(offer.vcpus, round(offer.price - 0.15 * 32 / 730, 3)) for offer in chosen if offer.region == "US"]
-    assert ours == [(14, 0.42)], "the third lacks cores"
+    kinds = [(offer.vcpus, round(offer.price - 0.15 * 32 / 730, 3), offer.region) for offer in chosen]
+    assert kinds[0] == (14, 0.42, "CA, US"), "the third lacks cores"
+    assert [kind for kind in kinds if kind[1] == 0.6] == []
     asked = Resources(accelerator="RTX 4090")
     chosen = market.select(provider.offers(asked), asked, "on-demand")
-    ours = [(offer.vcpus, round(offer.price - 0.15 * 32 / 730, 3)) for offer in chosen if offer.region == "US"]
-    assert ours == [(14, 0.42), (13, 0.6)]
+    kinds = [(offer.vcpus, round(offer.price - 0.15 * 32 / 730, 3), offer.region) for offer in chosen]
+    assert kinds[:2] == [(14, 0.42, "CA, US"), (13, 0.6, "US")]
 
 
 def test_orders_at_the_same_time_take_machines_of_their_own(cloud: Market) -> None:
     """Eight orders of one offer: eight machines, and nobody asks for what another one has."""
     cloud.offers |= {n: {**cloud.offers[7001001], "id": n, "machine_id": n} for n in range(1, 8)}
-    provider = provider_of(cloud)
+    provider = provider_of(cloud, countries=["US"])
     order = order_of(provider, accelerator="RTX 4090")
     with ThreadPoolExecutor(8) as pool:
         machines = [machine for found in pool.map(provider.create, [order] * 8) for machine in found]
@@ -276,7 +274,7 @@ def test_a_host_that_failed_is_not_taken_again(cloud: Market, provider: VastAI, 
 REFUSALS: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ("no_capacity", {}, sky.NoCapacity, "any more"),
     ("quota", {}, sky.QuotaExceeded, "Add credit"),
-    ("half_made", {}, sky.NoCapacity, "higher bid_factor"),
+    ("half_made", {}, sky.NoCapacity, "has been done.*higher bid_factor"),
     ("throttle", {}, sky.RateLimited, "too frequent"),
     ("throttle", {"wait": 1}, sky.RateLimited, "too frequent"),
     ("server_error", {}, sky.CloudError, "Internal server error"),
@@ -546,9 +544,8 @@ def test_the_same_code_on_rented_machines(house: Market, index: str) -> None:
 
 @pytest.mark.lab
 @pytest.mark.slow
-def test_a_spot_machine_is_taken_back_in_mid_run(house: Market, index: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_spot_machine_is_taken_back_in_mid_run(house: Market, index: str) -> None:
     """Its tasks run elsewhere, another machine takes its place, and the stopped one does not go on to cost."""
-    monkeypatch.setattr(fleet, "_WATCH", 1.0)  # no packet tells of it, only a look at the API
     with pool_on(provider_of(house, OnHosts), index, allocation="always-spot") as pool:
         assert all(instance.is_bid for instance in house.instances.values())
         futures = [pool.submit(slow_double, i) for i in range(80)]

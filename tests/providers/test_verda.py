@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 import pytest
@@ -11,6 +12,7 @@ import skyward as sky
 from skyward.core.keys import make_key
 from skyward.core.spec import MachineState, Order, Resources
 from skyward.core.sweep import sweep
+from skyward.testing.provider import Account, RentalConformance
 from tests.lab import Lab
 from tests.lab.clouds import Machines
 from tests.lab.clouds.verda import Verda
@@ -104,3 +106,19 @@ def test_joblib_end_to_end(lab_cloud, index, capfd):
         assert Parallel(n_jobs=-1)(delayed(pow)(i, 2) for i in range(50)) == [i * i for i in range(50)]
         assert len(lab_cloud.meter.live) > 0
     assert lab_cloud.meter.live == []
+
+
+class TestVerda(RentalConformance):
+    pause = 0.02
+
+    @pytest.fixture
+    def rental(self, cloud):
+        quick = type("Quick", (sky.Verda,), {"poll": 0.1, "settle": 0.5, "retry_for": 1.0})
+        faults = ("no_capacity", "quota", "throttle", "server_error", "html", "lost_reply")
+        return Account(
+            quick(client_id=cloud.client_id, client_secret=cloud.client_secret, url=cloud.base_url),
+            live=lambda: cloud.meter.live,
+            impostor=quick(client_id=cloud.client_id, client_secret="another-one-altogether", url=cloud.base_url),
+            faults={fault: functools.partial(cloud.faults.on, fault) for fault in faults},
+            calm=cloud.faults.clear,
+        )

@@ -1,0 +1,190 @@
+"""``skyward doctor``: what is set up and what is not, each with what to do."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+import shutil
+import stat
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Protocol, runtime_checkable
+
+import typer
+
+from skyward.cli import sources
+from skyward.cli.output import as_json, waiting
+from skyward.core.errors import PluginNotFound, SkywardError
+from skyward.core.ledger import Ledger
+
+__all__ = ["Finding", "run"]
+
+_MARK = {True: "ok", False: "WRONG", None: "-"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found about one thing. `ok` is None for what is not set up, and need not be.
+
+    `skyward.providers.base.Check` has the same attributes but `where`.
+    """
+
+    where: str
+    what: str
+    ok: bool | None
+    detail: str
+    advice: str = ""
+
+
+class _Check(Protocol):
+    @property
+    def what(self) -> str: ...
+
+    @property
+    def ok(self) -> bool | None: ...
+
+    @property
+    def detail(self) -> str: ...
+
+    @property
+    def advice(self) -> str: ...
+
+
+@runtime_checkable
+class _Examined(Protocol):
+    """A provider that examines itself, as `skyward.providers.base.CloudProvider` does."""
+
+    def examination(self) -> Iterable[_Check]: ...
+
+
+def run(
+    provider: sources.NamedProviders = None,
+    json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Look for what would go wrong: credentials, quotas, permissions of keys, this computer."""
+    findings = [*_computer(), *_ssh_folder(Path("~/.ssh").expanduser()), *_state()]
+    asked = sources.named(provider or sources.rentals())
+    if not provider:  # none has settings here, and what is nothing without them is not set up
+        findings += [_needs_settings(source) for source in asked if _is_bare(source)]
+        asked = [source for source in asked if not _is_bare(source)]
+    with waiting(f"asking {', '.join(map(str, asked))}"):
+        answers = sources.ask(asked, _examine)
+    for answer in answers:
+        if answer.error is not None:
+            findings.append(Finding(str(answer.source), "provider", False, str(answer.error)))
+        findings += answer.value or ()
+    if json:
+        as_json([dataclasses.asdict(finding) for finding in findings])
+    else:
+        _show(findings)
+    if any(finding.ok is False for finding in findings):
+        raise typer.Exit(1)
+
+
+def _show(findings: Iterable[Finding]) -> None:
+    where = ""
+    for finding in findings:
+        if finding.where != where:
+            where = finding.where
+            print(where)
+        print(f"  {_MARK[finding.ok]:<5}  {finding.what}: {finding.detail}".replace("\n", "\n         "))
+        if finding.advice and not finding.ok:
+            print(f"         -> {finding.advice}")
+
+
+def _is_bare(source: sources.Source) -> bool:
+    return isinstance(source.made, SkywardError) and not isinstance(source.made, PluginNotFound)
+
+
+def _needs_settings(source: sources.Source) -> Finding:
+    advice = f"if you use {source}: skyward doctor --provider {source}:SETTING=VALUE"
+    return Finding(str(source), "settings", None, str(source.made), advice)
+
+
+def _examine(source: sources.Source) -> list[Finding]:
+    try:
+        provider = source.provider
+    except SkywardError as error:
+        advice = "its settings are wrong, or its package is missing or broken"
+        return [Finding(str(source), "provider", False, str(error), advice)]
+    if isinstance(provider, _Examined):
+        return [
+            Finding(str(source), check.what, check.ok, check.detail, check.advice) for check in provider.examination()
+        ]
+    try:
+        count = len(source.rental.all_machines())
+    except SkywardError as error:
+        return [Finding(str(source), "account", False, str(error), "its documentation says how it is set up")]
+    return [Finding(str(source), "account", True, f"it answers; {count} machine(s) of ours")]
+
+
+def _computer() -> Iterator[Finding]:
+    here = "this computer"
+    yield Finding(here, "Python", True, f"{platform.python_version()}, {sys.executable}")
+    linux = sys.platform == "linux"
+    yield Finding(here, "system", linux, platform.platform(), "skyward is tested on Linux; try WSL or a container")
+    ssh = shutil.which("ssh")
+    advice = "only `skyward ssh` needs it: install OpenSSH's client (openssh-client)"
+    if ssh is None:
+        yield Finding(here, "ssh", None, "there is no ssh command", advice)
+    else:
+        said = subprocess.run([ssh, "-V"], capture_output=True, text=True, check=False)
+        yield Finding(here, "ssh", said.returncode == 0, f"{(said.stderr or said.stdout).strip()}, {ssh}", advice)
+
+
+def _ssh_folder(folder: Path) -> Iterator[Finding]:
+    """What the ssh command would refuse, or others could read."""
+    if not folder.is_dir():
+        yield Finding("keys", str(folder), None, "there is none; only sky.SSH needs one")
+        return
+    yield _mode(folder, 0o700)
+    for path in sorted(folder.iterdir()):
+        if path.name == "config" and path.is_file():
+            yield _mode(path, 0o644, "ssh refuses a configuration that others may write")
+        elif _is_private_key(path):
+            yield _mode(path, 0o600, "ssh refuses a key that others may read")
+
+
+def _is_private_key(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return path.is_file() and b"PRIVATE KEY-----" in file.readline(200)
+    except OSError:
+        return False
+
+
+def _mode(path: Path, most: int, why: str = "others may read what is in it") -> Finding:
+    """Whether others may do no more with a file than `most` says."""
+    try:
+        found = path.stat()
+    except OSError as error:
+        return Finding("keys", str(path), False, str(error))
+    mode = stat.S_IMODE(found.st_mode)
+    if found.st_uid != os.getuid():
+        return Finding("keys", str(path), False, f"it belongs to user {found.st_uid}", f"chown {os.getuid()} {path}")
+    ok = not mode & ~most & 0o077
+    return Finding("keys", str(path), ok, f"mode {mode:03o}{'' if ok else f': {why}'}", f"chmod {most:03o} {path}")
+
+
+def _state() -> Iterator[Finding]:
+    """The ledger, and what it says of pools that nobody closed."""
+    try:
+        ledger = Ledger()
+        pools = ledger.pools()
+    except SkywardError as error:
+        yield Finding("keys", "ledger", False, str(error), "set SKYWARD_STATE to a folder that can be written")
+        return
+    yield _mode(ledger.folder, 0o700)
+    yield _mode(ledger.path, 0o600)
+    for path in sorted(ledger.folder.glob("keys/*")):
+        yield _mode(path, 0o600)
+    for pool in pools:
+        if pool.alive is False:
+            detail = "its driver is dead, and it may have machines that cost"
+            yield Finding("pools", pool.tag, False, detail, f"skyward down {pool.tag}")
+        else:
+            yield Finding("pools", pool.tag, True, "its driver is alive" if pool.alive else "of another computer")

@@ -1,0 +1,141 @@
+"""``skyward down``: ends what pools have left, from the ledger and from the tags on the machines themselves."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+
+from skyward.cli import sources
+from skyward.cli.output import say, waiting
+from skyward.core.errors import ConfigError
+from skyward.core.ledger import Ledger, PoolEntry
+from skyward.core.spec import Machine, MachineState
+from skyward.core.sweep import sweep
+
+__all__ = ["run"]
+
+_AT_ONCE = 8  # pools
+_TAG = re.compile(r"sky-\d+-\d+-[0-9a-f]{6}")
+
+
+@dataclass(frozen=True)
+class _Target:
+    """A pool, and where it may have left something."""
+
+    tag: str
+    places: Sequence[sources.Source]
+    entry: PoolEntry | None
+
+    @property
+    def is_orphan(self) -> bool:
+        """Whether its driver surely lives no more."""
+        return self.entry is not None and self.entry.alive is False
+
+    @property
+    def warning(self) -> str:
+        if self.entry is None or self.entry.alive is None:
+            return f"{self.tag} is not of this computer: its driver may be alive"
+        return f"the driver of {self.tag} (process {self.entry.pid}) is alive: what its nodes compute will be lost"
+
+
+def run(
+    pool: Annotated[str | None, typer.Argument(help="The pool's name, or how it begins; see `skyward ls`.")] = None,
+    all: Annotated[bool, typer.Option("--all", help="All pools, of this computer and of others.")] = False,
+    provider: sources.NamedProviders = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Don't ask, even if a pool's driver may be alive.")] = False,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds for which is tried what fails.")] = 600.0,
+) -> None:
+    """End the machines of a pool, or of all, and remove whatever else carries the pool's name."""
+    if (pool is not None) is all:
+        raise typer.BadParameter("name a pool, or give --all", param_hint="POOL")
+    ledger = Ledger()
+    entries = {entry.tag: entry for entry in ledger.pools(all=True)}
+    chosen = sources.named(provider or ())
+    asked = [source for entry in entries.values() if entry.closed is None for source in sources.of_pool(entry)]
+    asked += chosen or sources.found(say)
+    with waiting("looking for machines"):
+        answers = sources.ask(asked, lambda source: source.rental.all_machines())
+    for answer in answers:
+        if answer.error is not None:
+            say(answer.trouble)
+    known = _targets(entries, answers)
+    targets = list(known.values()) if pool is None else [_the_one(pool, known, entries, chosen)]
+    if not targets and not any(answer.error for answer in answers):
+        print("nothing is left anywhere")
+        return
+    _confirm([target.warning for target in targets if not target.is_orphan], yes)
+    with ThreadPoolExecutor(_AT_ONCE, "skyward-down") as threads:
+        done = list(threads.map(lambda target: _end(ledger, target, timeout), targets))
+    # With --all, a provider that could not be asked may have machines of pools that nobody here knows.
+    if False in done or (all and any(answer.error is not None for answer in answers)):
+        raise typer.Exit(1)
+
+
+def _targets(
+    entries: Mapping[str, PoolEntry], answers: Iterable[sources.Answer[Sequence[Machine]]]
+) -> dict[str, _Target]:
+    """All pools that are open, or that a provider shows machines of."""
+    places = {tag: sources.of_pool(entry) for tag, entry in entries.items() if entry.closed is None}
+    for answer in answers:
+        for machine in answer.value or ():
+            if machine.state is not MachineState.GONE:
+                places.setdefault(machine.tag, []).append(answer.source)
+    return {tag: _Target(tag, places[tag], entries.get(tag)) for tag in sorted(places)}
+
+
+def _the_one(
+    text: str, targets: Mapping[str, _Target], entries: Mapping[str, PoolEntry], chosen: Sequence[sources.Source]
+) -> _Target:
+    """The pool that is named; also one that seems to have left nothing, where it is known which providers to ask."""
+    if text in targets:
+        target = targets[text]
+        return _Target(text, [*target.places, *chosen], target.entry)
+    if alike := [tag for tag in targets if tag.startswith(text)]:
+        if len(alike) > 1:
+            raise ConfigError(f"{text!r} may be any of {', '.join(alike)}; write one of these")
+        return targets[alike[0]]
+    entry = entries.get(text)
+    # Only a whole name: what else carries it is found by how its own name begins.
+    if entry is not None or (chosen and _TAG.fullmatch(text)):
+        return _Target(text, [*(sources.of_pool(entry) if entry else ()), *chosen], entry)
+    raise ConfigError(
+        f"no pool is called {text!r}; there are: {', '.join(targets) or 'none'}. If it is of another computer, name "
+        "it in full and say where it was with --provider"
+    )
+
+
+def _confirm(warnings: Sequence[str], yes: bool) -> None:
+    if not warnings or yes:
+        return
+    for warning in warnings:
+        say(warning)
+    typer.confirm("End its machines?" if len(warnings) == 1 else "End all of them?", abort=True, err=True)
+
+
+def _end(ledger: Ledger, target: _Target, timeout: float) -> bool:
+    """Give back all of one pool; whether that worked."""
+    ledger.stop_pool(target.tag)  # else a driver that is alive would replace what is ended here
+    last = ledger.last_order(target.tag)
+
+    def end(source: sources.Source) -> int:
+        rental = source.rental
+        settle = 0.0 if last is None else max(0.0, last + rental.settle - time.time())
+        ended = sweep(rental, target.tag, settle=settle, limit=timeout, tell=say)
+        ledger.ended(rental.name, ended)
+        return len(ended)
+
+    answers = sources.ask(target.places, end)
+    for answer in answers:
+        if answer.error is not None:
+            say(f"{target.tag}: {answer.trouble}")
+    if any(answer.error is not None for answer in answers):
+        return False
+    ledger.close_pool(target.tag)
+    print(f"{target.tag}: {sum(answer.value or 0 for answer in answers)} machine(s) ended; nothing is left")
+    return True

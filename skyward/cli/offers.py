@@ -1,0 +1,83 @@
+"""``skyward offers``: what can be bought, and for how much."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from skyward.cli import sources
+from skyward.cli.output import as_json, memory, money, say, table, waiting
+from skyward.core import market
+from skyward.core.errors import ConfigError, NoOffer
+from skyward.core.spec import Allocation, Offer, Resources
+
+__all__ = ["run"]
+
+_MOST = 30
+_COLUMNS = ("provider", "machine", ">vcpus", ">memory", "accelerator", "region", "sort", ">$/h")
+
+
+def run(
+    provider: sources.NamedProviders = None,
+    machine: Annotated[str | None, typer.Option(help="Exact machine type.")] = None,
+    gpu: Annotated[str | None, typer.Option("--gpu", "--accelerator", help="Such as A100 or H100:8.")] = None,
+    vcpus: Annotated[int | None, typer.Option(help="At least so many cores.")] = None,
+    least_memory: Annotated[str | None, typer.Option("--memory", help="At least so much, such as 32GB.")] = None,
+    max_price: Annotated[float | None, typer.Option(help="At most so many US dollars per hour.")] = None,
+    spot: Annotated[
+        bool | None, typer.Option("--spot/--on-demand", help="Only machines that may be taken back, or only others.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=0, help="Show so many; 0 for all. [default: 30, JSON: all]")] = None,
+    json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """List what can be bought, cheapest first, at all providers that have credentials or at those that are named."""
+    wanted = Resources(machine, gpu, vcpus, least_memory, max_price)
+    asked = sources.named(provider or ()) or sources.found(say)
+    if not asked:
+        raise ConfigError("no provider has credentials here; `skyward doctor` says where each looks for them")
+    with waiting(f"asking {', '.join(map(str, asked))}"):
+        answers = sources.ask(asked, lambda source: source.provider.offers(wanted))
+    whose = {id(offer): str(answer.source) for answer in answers for offer in answer.value or ()}
+    offers = [offer for answer in answers for offer in answer.value or ()]
+    for answer in answers:
+        if answer.error is not None:
+            say(answer.trouble)
+    allocation: Allocation = "cheapest" if spot is None else "always-spot" if spot else "on-demand"
+    chosen = market.select(offers, wanted, allocation)
+    most = (None if json else _MOST) if limit is None else limit or None
+    shown = chosen[:most]
+    if json:
+        as_json([_facts(whose[id(offer)], offer) for offer in shown])
+    elif shown:
+        table(_COLUMNS, (_cells(whose[id(offer)], offer) for offer in shown))
+        if len(shown) < len(chosen):
+            say(f"{len(chosen) - len(shown)} more; --limit 0 shows all")
+    if not chosen and all(answer.error is not None for answer in answers):
+        raise typer.Exit(1)  # each has been told
+    if not chosen:
+        raise NoOffer(market.nearest(offers, wanted, allocation))
+
+
+def _facts(provider: str, offer: Offer) -> dict[str, object]:
+    names = (
+        "machine",
+        "vcpus",
+        "memory",
+        "accelerator",
+        "accelerators",
+        "accelerator_memory",
+        "region",
+        "spot",
+        "price",
+    )
+    return {"provider": provider, **{name: getattr(offer, name) for name in names}}
+
+
+def _cells(provider: str, offer: Offer) -> tuple[str, ...]:
+    count = f"{offer.accelerators} x " if offer.accelerators > 1 else ""
+    return (
+        *(provider, offer.machine, "?" if offer.vcpus is None else str(offer.vcpus), memory(offer.memory)),
+        *(f"{count}{offer.accelerator}" if offer.accelerator else "-", offer.region or "-"),
+        *("spot" if offer.spot else "on demand", money(offer.price)),
+    )

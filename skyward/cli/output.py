@@ -1,0 +1,65 @@
+"""How commands speak: results on standard output, all else on standard error."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+__all__ = ["age", "as_json", "memory", "money", "say", "table", "waiting"]
+
+_WIDE = 10_000  # columns where there is no terminal: whoever reads it breaks the lines
+
+
+def say(text: str) -> None:
+    """Tell the user something that is no result."""
+    print(f"skyward: {text}", file=sys.stderr, flush=True)
+
+
+def waiting(text: str) -> AbstractContextManager[object]:
+    """Show on a terminal what is waited for."""
+    return Console(stderr=True, highlight=False).status(Text(text))
+
+
+def as_json(value: object) -> None:
+    """A result for programs."""
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A result for people; a column whose name begins with ``>`` stands at the right."""
+    shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for name in columns:
+        shown.add_column(name.removeprefix(">"), justify="right" if name.startswith(">") else "left", overflow="fold")
+    for row in rows:
+        shown.add_row(*(Text(cell) for cell in row))  # not as markup: the texts are the clouds'
+    console = Console(highlight=False)
+    console.print(shown, width=None if console.is_terminal else _WIDE)
+
+
+def age(seconds: float | None) -> str:
+    """Two units at most, such as ``2h 05m``."""
+    if seconds is None:
+        return "?"
+    whole = max(0, int(seconds))
+    days, hours, minutes = whole // 86400, whole // 3600 % 24, whole // 60 % 60
+    if days:
+        return f"{days}d {hours:02}h"
+    if hours:
+        return f"{hours}h {minutes:02}m"
+    return f"{minutes}m {whole % 60:02}s" if minutes else f"{whole}s"
+
+
+def money(dollars: float | None) -> str:
+    """US dollars, to four digits after the point."""
+    return "?" if dollars is None else f"${dollars:.4f}"
+
+
+def memory(size: int | None) -> str:
+    """Bytes in GiB."""
+    return "?" if size is None else f"{size / 2**30:.4g} GiB"

@@ -1,0 +1,440 @@
+"""Any compute driver of Apache Libcloud, by a `Profile` that says what it calls things."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import difflib
+import inspect
+import json
+import math
+import os
+import re
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any, ClassVar
+from urllib.parse import urlsplit
+
+import requests
+from libcloud.common.exceptions import BaseHTTPError
+from libcloud.common.types import MalformedResponseError
+from libcloud.compute.base import NodeAuthSSHKey, NodeImage
+from libcloud.compute.providers import DRIVERS, get_driver
+from libcloud.compute.types import NodeState
+
+from skyward.core.errors import (
+    AuthFailed,
+    CloudError,
+    ConfigError,
+    NoCapacity,
+    NotFound,
+    ProvisioningError,
+    QuotaExceeded,
+    RateLimited,
+    SkywardError,
+)
+from skyward.core.interfaces import Trait
+from skyward.core.spec import Endpoint, Machine, MachineId, MachineState, Offer, Order, Resources
+from skyward.providers import first_boot
+from skyward.providers.base import SECRET, CloudProvider
+from skyward.providers.libcloud_profiles import PROFILES, Profile
+
+__all__ = ["PROFILES", "Libcloud", "Profile"]
+
+_MARK = "skyward"  # the tag of everything that is ours; lists of tags are kept by some clouds when all else is gone
+_NAME = re.compile(r"(sky-\d+-\d+-[0-9a-f]+)-\d+")  # an order's: its pool's and a number
+_STATUS = re.compile(r"(?i)(?:status code|http|code)\W{1,3}([45]\d\d)\b")
+_MONTH = 730.0  # hours
+_NO_ANSWER = (MalformedResponseError, requests.exceptions.RequestException, OSError)
+_STATES = {
+    NodeState.RUNNING: MachineState.RUNNING,
+    NodeState.TERMINATED: MachineState.GONE,
+    NodeState.ERROR: MachineState.FAILED,
+    NodeState.STOPPED: MachineState.FAILED,
+    NodeState.STOPPING: MachineState.FAILED,
+    NodeState.SUSPENDED: MachineState.FAILED,
+    NodeState.PAUSED: MachineState.FAILED,
+}
+
+
+@dataclass(frozen=True, eq=False, init=False)
+class Libcloud(CloudProvider):
+    """Machines of a cloud that Apache Libcloud has a driver for.
+
+    Shipped are profiles for DigitalOcean, Google Compute Engine, Linode, OpenStack and Vultr; others need one, and the
+    error says how it is written. Machines cost until they are deleted: a small process beside the driver does so if the
+    driver dies.
+
+    Parameters
+    ----------
+    driver
+        Libcloud's name of the cloud, such as ``"digitalocean"``.
+    key, secret
+        As the driver takes them. Default: the environment variables that the vendor's own tools read.
+    location
+        Region or zone, as the driver calls it; None: all.
+    image
+        Id or name of an image with cloud-init; None: Ubuntu 24.04.
+    create
+        Further arguments of the driver's ``create_node``, such as ``{"ex_security_groups": ["ssh"]}`` on OpenStack.
+    profile
+        How the driver is told things, where skyward does not know or a cloud differs.
+    url
+        Another address of the API.
+    options
+        Further arguments of the driver itself, such as ``project="mine"``. They are written down, so no secrets.
+
+    Raises
+    ------
+    ConfigError
+        There is no such driver, or no profile for it, or the profile has no user data.
+    """
+
+    name: ClassVar[str] = "libcloud"
+    traits: ClassVar[frozenset[Trait]] = frozenset({Trait.DESTROYS, Trait.RENTED})
+
+    driver: str
+    key: str | None = field(default=None, repr=False, metadata=SECRET)
+    secret: str | None = field(default=None, repr=False, metadata=SECRET)
+    location: str | None = None
+    image: str | None = None
+    create_arguments: Mapping[str, object] = field(default_factory=dict)
+    profile: Profile | None = None
+    url: str | None = None
+    options: Mapping[str, object] = field(default_factory=dict)
+
+    def __init__(
+        self,
+        driver: str,
+        key: str | None = None,
+        secret: str | None = None,
+        *,
+        location: str | None = None,
+        image: str | None = None,
+        create: Mapping[str, object] | None = None,
+        profile: Profile | Mapping[str, Any] | None = None,
+        url: str | None = None,
+        **options: object,
+    ) -> None:
+        known = Profile(**profile) if isinstance(profile, Mapping) else profile
+        values = {
+            "driver": driver,
+            "key": key,
+            "secret": secret,
+            "location": location,
+            "image": image,
+            "create_arguments": dict(create or {}),
+            "profile": known,
+            "url": url,
+            "options": options,
+        }
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+        _check(driver, self._profile)
+        try:
+            json.dumps(self.settings())
+        except TypeError as error:
+            raise ConfigError(
+                f"Libcloud({driver!r}): {error}; skyward writes arguments down, to clean up after a crash, so they "
+                "must be texts, numbers, lists and dictionaries"
+            ) from None
+
+    @property
+    def _profile(self) -> Profile | None:
+        return self.profile or PROFILES.get(self.driver)
+
+    @property
+    def _told(self) -> Profile:
+        assert self._profile is not None
+        return self._profile
+
+    def settings(self) -> dict[str, object]:
+        """The arguments that are no secrets and no defaults."""
+        values: dict[str, object] = super().settings()
+        values |= dict(self.options)
+        values.pop("options", None)
+        if create := values.pop("create_arguments", None):
+            values["create"] = create
+        if self.profile is not None:
+            values["profile"] = json.loads(json.dumps(dataclasses.asdict(self.profile)))  # with lists, as it comes back
+        return values
+
+    def make_driver(self) -> Any:
+        """A driver with the credentials that are found."""
+        profile, env = self._told, os.environ
+        key = self.key or next((env[name] for name in profile.key_env if env.get(name)), None)
+        secret = self.secret or next((env[name] for name in profile.secret_env if env.get(name)), None)
+        if not key or (profile.secret_env and not secret):
+            sought = " and ".join(
+                " or ".join(names) or f"{what}=..."
+                for what, names in (("key", profile.key_env), ("secret", profile.secret_env))
+                if names or what == "key"
+            )
+            raise AuthFailed(
+                f"libcloud {self.driver}: no credentials: neither Libcloud({self.driver!r}, key=...) nor {sought} in "
+                "the environment"
+            )
+        found = {option: env[name] for option, name in profile.options_env.items() if env.get(name)}
+        options = {**profile.options, **found, **self.options}
+        made = get_driver(self.driver)(*(text for text in (key, secret) if text is not None), **options)
+        if self.url is not None:
+            _turn(made, self.url)
+        return made
+
+    # --- offers ---
+
+    def list_offers(self, driver: Any, resources: Resources) -> Iterator[Offer]:
+        """Every size in every location that has it."""
+        profile = self._told
+        places = {} if profile.location is None else {str(place.id): place for place in driver.list_locations()}
+        ids = {*places, *(_id(place) for place in places.values())}
+        if self.location is not None and self.location not in ids:
+            names = ", ".join(sorted(ids)) or "none at all"
+            raise NotFound(f"libcloud {self.driver}: there is no location {self.location!r}; there are {names}")
+        for size in driver.list_sizes(**profile.list_sizes):
+            for place in _places_of(size, profile, places):
+                if place is None or self.location in (None, place.id, _id(place)):
+                    yield self._offer(size, place)
+
+    def _offer(self, size: Any, place: Any) -> Offer:
+        profile = self._told
+        machine, vcpus, price = str(_get(size, profile.size)), _get(size, profile.vcpus), size.price
+        hourly = {"hour": 1.0, "month": _MONTH}.get(profile.price or "")
+        gpu = re.search(profile.accelerator, machine) if profile.accelerator else None
+        groups = {} if gpu is None else gpu.groupdict()
+        return Offer(
+            machine=machine,
+            vcpus=math.ceil(float(vcpus)) if vcpus else None,
+            memory=int(size.ram) * 2**20 if size.ram else None,
+            accelerator=groups["model"].upper() if gpu else None,
+            accelerators=int(groups.get("count") or 1) if gpu else 0,
+            accelerator_memory=int(groups["memory"]) * 10**9 if groups.get("memory") else None,
+            region=None if place is None else _id(place),
+            price=float(price) / hourly if price and hourly else None,
+            extra={"size": size, "location": place},
+        )
+
+    # --- machines ---
+
+    def create_machines(self, driver: Any, order: Order) -> Sequence[Machine]:
+        """One machine, named as its order."""
+        arguments = self.arguments(driver, order)
+        try:
+            node = driver.create_node(**arguments)
+        except Exception as error:  # drivers raise whatever they like
+            raise self._refusal(error) from error
+        return [self._machine(node)]
+
+    def arguments(self, driver: Any, order: Order) -> dict[str, Any]:
+        """What the driver's ``create_node`` is given; adds the pool's key to the account where that is needed."""
+        profile, offer = self._told, order.offer
+        assert offer is not None
+        size, place = offer.extra.get("size"), offer.extra.get("location")
+        if size is None or str(_get(size, profile.size)) != offer.machine:
+            raise NotFound(f"libcloud {self.driver}: there is no size {offer.machine!r}")
+        given: dict[str, Any] = {"name": order.name, "size": size}
+        for path, value in (*profile.create.items(), *self.create_arguments.items()):
+            names = value if path in profile.named and isinstance(value, (list, tuple)) else None
+            # A copy, for more may be put into a dictionary.
+            each = copy.deepcopy(value) if names is None else [SimpleNamespace(id=name, name=name) for name in names]
+            _put(given, path, each)
+        self._put_image(driver, given)
+        if profile.location is not None:
+            _put(given, profile.location, place)
+        user = "root" if profile.user == "root" else None
+        _put(given, profile.user_data, first_boot.cloud_config(order, end=None, user=user))
+        if profile.key is not None:
+            _put(given, profile.key, self._key(driver, order))
+        if profile.tags is not None:
+            marks = {"list": [_MARK], "dict": {_MARK: order.tag}, "text": _MARK}
+            _put(given, profile.tags, marks[profile.tags_as])
+        if profile.password is not None:
+            _put(given, profile.password, secrets.token_urlsafe(32) + "aA1!")  # all kinds of characters, as some want
+        return given
+
+    def _put_image(self, driver: Any, given: dict[str, Any]) -> None:
+        profile, wanted = self._told, self.image or self._told.image
+        if wanted is None:
+            raise ConfigError(f"Libcloud({self.driver!r}): which image? Name one with image=...")
+        if profile.image_argument != "image":
+            _put(given, profile.image_argument, wanted)
+        elif profile.images == "id":
+            given["image"] = NodeImage(wanted, wanted, driver)
+        else:
+            images = driver.list_images()
+            exact = [image for image in images if wanted in (str(image.id), image.name)]
+            if not exact and self.image is None:
+                exact = sorted((i for i in images if re.search(wanted, i.name)), key=lambda image: str(image.name))
+            if not exact:
+                close = difflib.get_close_matches(wanted, [str(image.name) for image in images], 5, 0.3)
+                raise NotFound(
+                    f"libcloud {self.driver}: there is no image {wanted!r}; name one with image=, such as {close}"
+                )
+            given["image"] = exact[-1]
+
+    def _key(self, driver: Any, order: Order) -> Any:
+        """The user's key in the form that the driver wants."""
+        profile = self._told
+        if profile.key_as == "auth":
+            return NodeAuthSSHKey(order.user_key)
+        if profile.key_as == "line":
+            return [order.user_key]
+        found = _keys(driver, order.tag)
+        if not found:
+            try:
+                found = [getattr(driver, profile.add_key)(order.tag, order.user_key)]
+            except Exception:  # another order of the pool has added it at this moment, or else:
+                found = _keys(driver, order.tag)
+                if not found:
+                    raise
+        key = found[0]
+        if profile.key_as == "name":
+            return key.name
+        return [key.extra["id"]] if profile.key_as == "ids" else key.extra["id"]
+
+    def list_machines(self, driver: Any, tag: str | None) -> Sequence[Machine]:
+        """Machines that have our mark, and the name of an order of the pool."""
+        ours = (self._machine(node) for node in driver.list_nodes(**self._told.list_nodes) if self._is_ours(node))
+        return [machine for machine in ours if tag in (None, machine.tag)]
+
+    def _is_ours(self, node: Any) -> bool:
+        place = self._told.tags_in
+        tags = None if place is None else _get(node, place)
+        return _NAME.fullmatch(str(node.name)) is not None and (place is None or _MARK in (tags or ()))
+
+    def _machine(self, node: Any) -> Machine:
+        """Ours, from libcloud's."""
+        profile = self._told
+        state = _STATES.get(node.state, MachineState.STARTING)
+        told: Sequence[str] = _get(node, profile.addresses) or ()
+        addresses = [text for text in told if text and text != "0.0.0.0"]  # noqa: S104  not yet known
+        host = next((text for text in addresses if ":" not in text), addresses[0] if addresses else None)
+        if state is MachineState.RUNNING and host is None:
+            state = MachineState.STARTING
+        match = _NAME.fullmatch(str(node.name))
+        return Machine(
+            id=str(node.id),
+            endpoint=None if host is None else Endpoint("ssh", host, 22, profile.user),
+            name=str(node.name),
+            state=state,
+            order=str(node.name),
+            tag=match[1] if match else "",
+            detail=f"{self.driver} says {node.state!r}",
+        )
+
+    def destroy_machine(self, driver: Any, id: MachineId) -> None:
+        """Destroy it; which drivers can only do with what they have listed."""
+        for node in driver.list_nodes(**self._told.list_nodes):
+            if str(node.id) == id and node.state != NodeState.TERMINATED:
+                if not driver.destroy_node(node, **self._told.destroy):
+                    raise CloudError(f"libcloud {self.driver}: {id} was not destroyed, and it does not say why")
+                return
+        raise NotFound(f"libcloud {self.driver}: there is no machine {id}")
+
+    def clear_leftovers(self, driver: Any, tag: str) -> None:
+        """The pool's key in the account."""
+        if self._told.key is not None and self._told.key_as in ("id", "ids", "name"):
+            for key in _keys(driver, tag):
+                driver.delete_key_pair(key)
+
+    # --- errors ---
+
+    def map_error(self, error: Exception) -> SkywardError | None:
+        """Errors of drivers that have types of their own, by the HTTP status in them."""
+        status = None if isinstance(error, BaseHTTPError) else _status(error)
+        if status is None:
+            return None
+        return self._mapped(BaseHTTPError(status, f"{self.driver}: {error}"))  # type: ignore[no-untyped-call]
+
+    def _refusal(self, error: Exception) -> SkywardError:
+        """Why there is no machine, or that nobody knows whether there is one."""
+        profile = self._told
+        text = f"libcloud {self.driver}: {' '.join(str(error).split())[:500]}"
+        said = f"{getattr(error, 'code', '')} {error}"
+        mapped = self.map_error(error) or self._mapped(error)
+        if isinstance(error, _NO_ANSWER) or isinstance(mapped, RateLimited):
+            return mapped
+        for pattern, kind in ((profile.quota, QuotaExceeded), (profile.capacity, NoCapacity)):
+            if pattern and re.search(pattern, said):
+                return kind(text)
+        if type(mapped) is ProvisioningError and not isinstance(error, BaseHTTPError) and _status(error) is None:
+            return CloudError(f"{text} ({type(error).__name__})")  # what a driver stumbled over may be the reply
+        return mapped
+
+
+def _check(driver: str, profile: Profile | None) -> None:
+    names = sorted(str(name) for name in DRIVERS)
+    if driver not in names:
+        close = difflib.get_close_matches(str(driver), names, 5, 0.4) or names
+        raise ConfigError(f"Libcloud({driver!r}): libcloud has no such driver; it has {', '.join(close)}")
+    if profile is not None and profile.user_data:
+        return
+    try:
+        call = f"{driver}.create_node{inspect.signature(get_driver(driver).create_node)}"
+    except (ImportError, ValueError) as error:  # some need a package of their own
+        call = f"can't be loaded: {error}"
+    raise ConfigError(
+        f"Libcloud({driver!r}): skyward has no profile of this driver, with its argument for user data. Write one:\n"
+        f"    from skyward.providers.libcloud import Libcloud, Profile\n"
+        f"    profile = Profile(user_data='ex_userdata', tags='ex_tags', tags_in='extra.tags', vcpus='extra.vcpus',\n"
+        f"                      price='hour', image='Ubuntu 24.04', user='root')\n"
+        f"    Libcloud({driver!r}, key=..., profile=profile)\n"
+        f"with the names of its own arguments, which are: {call}\n"
+        "help(Profile) tells of each. A driver that takes no user data can't be used: its machines would show host "
+        "keys that nobody knows. There are profiles for: " + ", ".join(PROFILES)
+    )
+
+
+def _turn(driver: Any, url: str) -> None:
+    """Let a driver call another address, also one that takes no such argument."""
+    parts, connection = urlsplit(url), driver.connection
+    secure = parts.scheme == "https"
+    connection.host, connection.port, connection.secure = parts.hostname, parts.port or (443 if secure else 80), secure
+    connection.connect()
+
+
+def _places_of(size: Any, profile: Profile, known: Mapping[str, Any]) -> Sequence[Any]:
+    """The locations in which a size can be had: libcloud's objects; [None] where there are no locations."""
+    if profile.location is None:
+        return [None]
+    if profile.locations is None:
+        return list(known.values())
+    told = _get(size, profile.locations)
+    each = told if isinstance(told, (list, tuple)) else [told]
+    return [place for item in each if (place := known.get(item) if isinstance(item, str) else item) is not None]
+
+
+def _id(place: Any) -> str:
+    """What people call a location: its id, but if that is only a number."""
+    return str(place.name if str(place.id).isdecimal() else place.id)
+
+
+def _keys(driver: Any, name: str) -> list[Any]:
+    return [key for key in driver.list_key_pairs() if key.name == name]
+
+
+def _get(thing: Any, path: str) -> Any:
+    """What lies at a path of attributes and keys; None if it does not."""
+    for word in path.split("."):
+        thing = thing.get(word) if isinstance(thing, Mapping) else getattr(thing, word, None)
+    return thing
+
+
+def _put(given: dict[str, Any], path: str, value: Any) -> None:
+    """Set an argument, or an entry of an argument that is a dictionary."""
+    *outer, last = path.split(".")
+    for word in outer:
+        given = given.setdefault(word, {})
+    given[last] = value
+
+
+def _status(error: Exception) -> int | None:
+    """The HTTP status that an error tells of, as an attribute or only in its text."""
+    for name in ("http_code", "code", "status"):
+        value = getattr(error, name, None)
+        if isinstance(value, int) and 400 <= value < 600:
+            return value
+    match = _STATUS.search(str(error))
+    return int(match[1]) if match else None

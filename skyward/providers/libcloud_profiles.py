@@ -1,0 +1,184 @@
+"""How each driver of Apache Libcloud wants to be told what a machine needs: values, no code.
+
+Libcloud's drivers agree on `create_node`, and on little of what it takes. What they share is in the adapter
+(libcloud.py); what differs is a `Profile`. Those of this file were written against the drivers of Libcloud 3.9.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+__all__ = ["PROFILES", "Profile"]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What an adapter must know of a driver.
+
+    Arguments of ``create_node`` are named as the driver names them; ``"ex_create_attr.tags"`` is the entry ``"tags"``
+    of a dictionary. Places in what the driver returns are written the same: ``"extra.vcpus"``.
+
+    Attributes
+    ----------
+    user_data
+        Argument for the text that cloud-init gets, which brings our host key. Without one a driver can't be used.
+    key, key_as
+        Argument for the public key, and as what: "line" (a list of key lines), "id" or "ids" (of a key that is added to
+        the account), "name" (of such a key) or "auth" (a `NodeAuthSSHKey`). None where user data suffice; some
+        clouds make a root password for machines without a key, which has to be changed at the first login.
+    add_key
+        Method that adds a key to the account; it takes a name and the key's line.
+    tags, tags_as
+        Argument for tags, and as what: "list", "dict" or "text".
+    tags_in
+        Where a node shows its tags; None: a machine is known by its name alone.
+    size, vcpus, price
+        Where a size tells its name and its cores; in what time its price is meant, None if it has none.
+    accelerator
+        Pattern of the names of sizes with accelerators, with the groups "model", and perhaps "count" and "memory" (GB).
+    image, images
+        The image to take unless the user names one, and how: "id" (as it is) or "listed" (a pattern; the last of the
+        matching names, in the order of the alphabet).
+    image_argument
+        Argument for the image; one that is not ``"image"`` takes the name itself.
+    location, locations
+        Argument for the location, None if there is none; where a size tells its locations, None: it can be had in all.
+    user
+        Who logs in; if not root, then it is the image's default user.
+    password
+        Argument that must have a password; it gets one that nobody knows.
+    addresses
+        Where a node tells its addresses.
+    create, list_sizes, list_nodes, destroy
+        Further arguments of these calls.
+    named
+        Arguments for which the driver wants objects with a name and an id; users write names.
+    quota, capacity
+        Patterns of the errors that mean: the account may not have more, there is none at the moment.
+    key_env, secret_env, options, options_env
+        Environment variables that the vendor's own tools read; further arguments of the driver, and the variables for
+        those.
+    """
+
+    user_data: str
+    key: str | None = None
+    key_as: Literal["line", "id", "ids", "name", "auth"] = "line"
+    add_key: str = "import_key_pair_from_string"
+    tags: str | None = None
+    tags_as: Literal["list", "dict", "text"] = "list"
+    tags_in: str | None = None
+    size: str = "id"
+    vcpus: str = "extra.vcpus"
+    price: Literal["hour", "month"] | None = "hour"
+    accelerator: str | None = None
+    image: str | None = None
+    images: Literal["id", "listed"] = "listed"
+    image_argument: str = "image"
+    location: str | None = "location"
+    locations: str | None = None
+    user: str = "root"
+    password: str | None = None
+    addresses: str = "public_ips"
+    create: Mapping[str, object] = field(default_factory=dict)
+    list_sizes: Mapping[str, object] = field(default_factory=dict)
+    list_nodes: Mapping[str, object] = field(default_factory=dict)
+    destroy: Mapping[str, object] = field(default_factory=dict)
+    named: Sequence[str] = ()
+    quota: str | None = None
+    capacity: str | None = None
+    key_env: Sequence[str] = ()
+    secret_env: Sequence[str] = ()
+    options: Mapping[str, object] = field(default_factory=dict)
+    options_env: Mapping[str, str] = field(default_factory=dict)
+
+
+PROFILES: dict[str, Profile] = {
+    "digitalocean": Profile(
+        user_data="ex_user_data",
+        key="ex_create_attr.ssh_keys",  # without one it mails a password that has to be changed at the first login
+        key_as="ids",
+        add_key="create_key_pair",
+        tags="ex_create_attr.tags",
+        tags_in="extra.tags",
+        accelerator=r"gpu-(?P<model>[a-z]+\d+\w*?)x(?P<count>\d+)-(?P<memory>\d+)gb",
+        image="ubuntu-24-04-x64",
+        images="id",
+        locations="extra.regions",
+        quota=r"exceed your droplet limit",
+        capacity=r"not available in this region|currently unavailable|capacity",
+        key_env=("DIGITALOCEAN_ACCESS_TOKEN", "DIGITALOCEAN_TOKEN"),
+    ),
+    "gce": Profile(
+        user_data="ex_metadata.user-data",
+        tags="ex_labels",
+        tags_as="dict",
+        tags_in="extra.labels",
+        size="name",
+        vcpus="extra.guestCpus",
+        image="ubuntu-2404-lts-amd64",
+        images="id",
+        image_argument="ex_image_family",
+        locations="extra.zone",
+        user="ubuntu",
+        create={"image": None},  # has no default, and excludes a family
+        destroy={"destroy_boot_disk": False},  # it goes with its machine
+        quota=r"QUOTA_EXCEEDED|quotaExceeded|Quota '",
+        capacity=r"RESOURCE_POOL_EXHAUSTED|does not have enough resources",
+        key_env=("GCE_CLIENT_EMAIL",),
+        secret_env=("GOOGLE_APPLICATION_CREDENTIALS",),
+        options_env={"project": "GOOGLE_CLOUD_PROJECT"},
+    ),
+    "linode": Profile(
+        user_data="ex_userdata",
+        key="ex_authorized_keys",
+        tags="ex_tags",
+        tags_in="extra.tags",
+        accelerator=r"gpu-(?P<model>rtx\d+(?:-?ada)?)\w*?[a-]?(?P<count>\d)?(?:-\w+)?$",
+        image="linode/ubuntu24.04",
+        images="id",
+        password="root_pass",  # noqa: S106  the argument's name
+        quota=r"[Ll]imit reached",
+        capacity=r"not available|capacity|sold out",
+        key_env=("LINODE_CLI_TOKEN", "LINODE_TOKEN"),
+    ),
+    "openstack": Profile(
+        user_data="ex_userdata",
+        tags="ex_metadata",
+        tags_as="dict",
+        tags_in="extra.metadata",
+        size="name",
+        vcpus="vcpus",
+        price=None,
+        image=r"(?i)ubuntu.*24\.04",
+        location=None,
+        user="ubuntu",
+        named=("ex_security_groups", "networks"),
+        quota=r"Quota exceeded",
+        capacity=r"No valid host|not enough hosts",
+        key_env=("OS_USERNAME",),
+        secret_env=("OS_PASSWORD",),
+        options={"ex_force_auth_version": "3.x_password"},
+        options_env={
+            "ex_force_auth_url": "OS_AUTH_URL",
+            "ex_tenant_name": "OS_PROJECT_NAME",
+            "ex_domain_name": "OS_USER_DOMAIN_NAME",
+            "ex_force_service_region": "OS_REGION_NAME",
+        },
+    ),
+    "vultr": Profile(
+        user_data="ex_userdata",
+        tags="ex_tag",
+        tags_as="text",
+        vcpus="extra.vcpu_count",
+        price="month",
+        image=r"^Ubuntu 24\.04 LTS x64$",
+        locations="extra.locations",
+        list_sizes={"ex_list_bare_metals": False},
+        list_nodes={"ex_list_bare_metals": False},
+        quota=r"limit|maximum",
+        capacity=r"not available|unavailable|sold out",
+        key_env=("VULTR_API_KEY",),
+    ),
+}

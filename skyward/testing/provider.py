@@ -1,0 +1,603 @@
+"""Suites that every provider of rented machines passes. Make a test class of the first one::
+
+    from skyward.testing.provider import Account, RentalConformance
+
+    class TestMyCloud(RentalConformance):
+        @pytest.fixture
+        def rental(self):
+            with MyFakeCloud() as cloud:
+                yield Account(MyCloud(token=cloud.token, url=cloud.url), live=lambda: cloud.everything())
+
+The account may be a real one, as nothing in the suite is a mock: some ten of the cheapest machines are bought for
+moments, and all that was made is given back, also by a test that fails. `live` must not use the provider, for it is by
+`live` that the provider is judged.
+
+`RentalBootConformance` goes on where machines are real and can be reached from here: it logs in.
+"""
+
+# ruff: noqa: D102 - a test's name says what holds
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import functools
+import itertools
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import pytest
+
+from skyward.core import market
+from skyward.core.errors import (
+    AuthFailed,
+    CloudError,
+    HostKeyError,
+    HostUnreachable,
+    LoginRefused,
+    NoCapacity,
+    ProvisioningError,
+    QuotaExceeded,
+    RateLimited,
+    SkywardError,
+)
+from skyward.core.interfaces import Provider, Rental, Trait
+from skyward.core.keys import make_key
+from skyward.core.spec import KeyPair, Machine, MachineState, Offer, Order, Resources
+from skyward.transport.ssh import SSHTransport
+
+__all__ = ["Account", "Pool", "RentalBootConformance", "RentalConformance"]
+
+_LONGEST_NAME = 50  # of an order, as Order promises
+_LONGEST_TEXT = 2000  # of an error, in which no whole page of a proxy should stand
+_IMPATIENCE = 20.0  # seconds within which a refusal that will stay is told
+_numbers = itertools.count(1)
+
+_FAULTS: dict[str, type[SkywardError]] = {
+    "no_capacity": NoCapacity,
+    "quota": QuotaExceeded,
+    "throttle": RateLimited,
+    "server_error": CloudError,
+    "html": CloudError,
+    "lost_reply": CloudError,
+}
+
+
+@dataclass(frozen=True)
+class Account:
+    """What a provider is tested with.
+
+    Attributes
+    ----------
+    provider
+        The provider, with credentials that hold.
+    live
+        What would still be billed or clutter the account: machines, volumes, keys, firewalls. Asked past the provider.
+    impostor
+        The same provider with credentials that the cloud refuses.
+    faults
+        Switches that make the next call fail, once: "no_capacity", "quota" and "lost_reply" (machines are made, and the
+        connection ends without a reply) of those that create; "throttle", "server_error" and "html" (a proxy's page) of
+        any. Tests of faults that are not among them are skipped.
+    calm
+        Switches all faults off.
+    """
+
+    provider: Rental
+    live: Callable[[], Collection[object]]
+    impostor: Rental | None = None
+    faults: Mapping[str, Callable[[], None]] = field(default_factory=dict)
+    calm: Callable[[], None] = lambda: None
+
+
+class Pool:
+    """A tag, and orders under it, as a pool makes them."""
+
+    def __init__(self, provider: Rental) -> None:
+        self.provider = provider
+        self.tag = f"sky-{os.getpid()}-{next(_numbers)}-{os.urandom(3).hex()}"
+        self.key = make_key(self.tag)
+        self._orders = itertools.count(1)
+
+    def __repr__(self) -> str:
+        return f"<Pool {self.tag} at {self.provider.name}>"
+
+    def order(self, offer: Offer, count: int = 1, orphan_timeout: float = 600.0) -> Order:
+        """The next order."""
+        name = f"{self.tag}-{next(self._orders)}"
+        return Order(
+            *(self.tag, count, Resources()),
+            orphan_timeout=orphan_timeout,
+            name=name,
+            offer=offer,
+            host_key=make_key(name),
+            user_key=self.key.public,
+        )
+
+    def create(self, offer: Offer) -> Machine:
+        """One machine."""
+        (machine,) = self.provider.create(self.order(offer))
+        return machine
+
+    def machines(self) -> list[Machine]:
+        """Those that are not gone."""
+        return [machine for machine in self.provider.machines(self.tag) if machine.state is not MachineState.GONE]
+
+
+class _Suite:
+    time_limit = 60.0
+    """Seconds for a machine to boot, to end, or to be shown."""
+    pause = 0.1
+    """Seconds between two looks; more where the API counts them."""
+    resources = Resources()
+    """What the machines must have that are bought; the cheapest are taken."""
+
+    @pytest.fixture
+    def rental(self) -> Account:
+        """The account; made anew for each test, or shared."""
+        raise NotImplementedError
+
+    @pytest.fixture
+    def pools(self, rental: Account) -> Iterator[Callable[[], Pool]]:
+        """Makes pools. At the end all is given back, and nothing may be live."""
+        begun: list[Pool] = []
+
+        def begin() -> Pool:
+            begun.append(Pool(rental.provider))
+            return begun[-1]
+
+        yield begin
+        rental.calm()
+        for pool in begun:
+            self.give_back(pool)
+        self.until(lambda: not rental.live(), lambda: f"still live, unknown to the provider: {rental.live()}")
+
+    def choose(self, provider: Provider) -> Offer:
+        """The offer to buy."""
+        chosen = market.select(provider.offers(self.resources), self.resources, "on-demand")
+        assert chosen, f"no offer meets {self.resources}"
+        return chosen[0]
+
+    def until(self, condition: Callable[[], bool], what: Callable[[], object]) -> None:
+        """Wait for a condition; calls that fail on the way count as not yet."""
+        end = time.monotonic() + self.time_limit
+        while True:
+            trouble: SkywardError | None = None
+            try:
+                if condition():
+                    return
+            except CloudError as error:
+                trouble = error
+            assert time.monotonic() < end, f"not within {self.time_limit:g} s: {what()} {trouble or ''}"
+            time.sleep(self.pause)
+
+    def give_back(self, pool: Pool) -> None:
+        """End a pool's machines and remove the rest, as core does."""
+        provider = pool.provider
+        shown_after = time.monotonic() + provider.settle
+
+        def gone() -> bool:
+            left = [machine.id for machine in pool.machines()]
+            if left:
+                provider.destroy(left)
+            # What a lost reply has made is shown only later.
+            return not left and (not self._in_doubt or time.monotonic() > shown_after)
+
+        self.until(gone, lambda: f"{pool} still has {pool.machines()}")
+
+        def cleared() -> bool:
+            provider.clear(pool.tag)
+            return True
+
+        self.until(cleared, lambda: f"{pool} can't be cleared")
+
+    _in_doubt = False  # an order failed, and it is not known whether it made anything
+
+    def comes_up(self, pool: Pool, id: str) -> Machine:
+        """The machine when it runs, having looked at it meanwhile."""
+        found: list[Machine] = []
+
+        def running() -> bool:
+            machine = next((machine for machine in pool.machines() if machine.id == id), None)
+            if machine is not None:
+                _check(machine, pool)
+                assert machine.state in (MachineState.STARTING, MachineState.RUNNING), machine
+                found.append(machine)
+            return machine is not None and machine.state is MachineState.RUNNING
+
+        self.until(running, lambda: f"{id} does not run: {found[-1:]}")
+        return found[-1]
+
+
+def _shows(pool: Pool, ids: Collection[str]) -> bool:
+    return {machine.id for machine in pool.machines()} == set(ids)
+
+
+def _check(machine: Machine, pool: Pool, name: str | None = None) -> None:
+    """What holds of each machine that is shown, in any state."""
+    assert isinstance(machine.id, str) and machine.id
+    assert machine.tag == pool.tag
+    assert machine.order.startswith(f"{pool.tag}-")
+    assert name in (None, machine.order)
+    assert machine.name
+    if machine.state is MachineState.RUNNING:
+        assert machine.endpoint is not None, "a machine that runs has an address"
+    if machine.endpoint is not None:
+        assert machine.endpoint.host
+        assert machine.endpoint.port is None or 0 < machine.endpoint.port < 65536
+        assert machine.endpoint.transport != "ssh" or machine.endpoint.user, "the name of who logs in"
+
+
+class RentalConformance(_Suite):
+    """What each provider of rented machines must do. Subclasses define the fixture `rental`."""
+
+    def secrets(self, provider: Rental) -> dict[str, object]:
+        """Arguments of the provider that `settings` leaves out; here the fields that are marked with `SECRET`."""
+        kind: Any = type(provider)  # a Protocol says nothing of dataclasses
+        fields = dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ()
+        secret = (item.name for item in fields if item.metadata.get("secret"))
+        return {name: value for name in secret if (value := getattr(provider, name)) is not None}
+
+    def bogus(self, offer: Offer) -> Offer | None:
+        """An offer of which the cloud knows nothing; None if there can be none."""
+        return replace(offer, machine="no-such-machine")
+
+    # --- what it is ---
+
+    def test_it_says_what_it_is(self, rental: Account) -> None:
+        provider = rental.provider
+        assert isinstance(provider, Provider)
+        assert isinstance(provider, Rental)
+        assert provider.name
+        assert {Trait.RENTED, Trait.DESTROYS} <= provider.traits
+        assert Trait.DRIVER_ENVIRONMENT not in provider.traits
+        assert min(provider.patience, provider.settle, provider.poll) > 0
+        assert provider.patience > provider.poll
+
+    def test_settings_are_json_without_secrets_and_make_an_equal_provider(
+        self, rental: Account, pools: Callable[[], Pool]
+    ) -> None:
+        provider, pool = rental.provider, pools()
+        secrets = self.secrets(provider)
+        text = json.dumps(provider.settings())
+        for name, value in secrets.items():
+            assert str(value) not in text, f"settings() tells the secret {name}"
+            assert str(value) not in repr(provider), f"repr() tells the secret {name}"
+        twin = type(provider)(**json.loads(text), **secrets)
+        assert twin.settings() == provider.settings()
+        made = pool.create(self.choose(twin))
+        self.until(lambda: [m.id for m in twin.machines(pool.tag)] == [made.id], lambda: twin.machines(pool.tag))
+
+    def test_it_can_be_pickled_with_its_credentials(self, rental: Account, pools: Callable[[], Pool]) -> None:
+        provider, pool = rental.provider, pools()
+        made = pool.create(self.choose(provider))  # so that it holds connections
+        twin = cloudpickle.loads(cloudpickle.dumps(provider))
+        assert twin.settings() == provider.settings()
+        self.until(lambda: [m.id for m in twin.machines(pool.tag)] == [made.id], lambda: twin.machines(pool.tag))
+        pool.provider = twin
+        self.give_back(pool)
+        assert not provider.machines(pool.tag)
+
+    # --- offers ---
+
+    def test_offers_have_sane_values_and_units(self, rental: Account) -> None:
+        offers = rental.provider.offers(Resources())
+        assert offers
+        for offer in offers:
+            _check_offer(offer, spot=Trait.SPOT in rental.provider.traits)
+        assert len({(o.machine, o.region, o.spot, json.dumps(o.extra, default=str)) for o in offers}) == len(offers)
+
+    def test_a_wish_that_nobody_meets_is_no_error(self, rental: Account) -> None:
+        wish = Resources(machine="no-such-machine", accelerator="no-such-accelerator:64", vcpus=10**6)
+        assert not market.select(rental.provider.offers(wish), wish, "cheapest")
+
+    def test_a_wish_leaves_the_offers_that_meet_it(self, rental: Account) -> None:
+        every = rental.provider.offers(Resources())
+        largest = max(every, key=lambda offer: offer.vcpus or 0)
+        wish = Resources(vcpus=largest.vcpus)
+        fitting = {(o.machine, o.region, o.spot) for o in every if market.meets(o, wish)}
+        assert fitting <= {(o.machine, o.region, o.spot) for o in rental.provider.offers(wish)}
+
+    # --- a machine's life ---
+
+    def test_a_machine_from_its_order_to_its_end(self, rental: Account, pools: Callable[[], Pool]) -> None:
+        provider, pool = rental.provider, pools()
+        order = pool.order(self.choose(provider))
+        (made,) = provider.create(order)
+        _check(made, pool, order.name)
+        assert made.state in (MachineState.STARTING, MachineState.RUNNING)
+        assert rental.live()
+        running = self.comes_up(pool, made.id)
+        _check(running, pool, order.name)
+        assert [machine.id for machine in pool.machines()] == [made.id]
+        assert [(m.tag, m.order) for m in provider.all_machines() if m.id == made.id] == [(pool.tag, order.name)]
+        self.give_back(pool)
+        assert made.id not in [m.id for m in provider.all_machines() if m.state is not MachineState.GONE]
+        self.until(lambda: not rental.live(), lambda: f"still live: {rental.live()}")
+
+    def test_names_may_be_long(self, rental: Account, pools: Callable[[], Pool]) -> None:
+        provider, pool = rental.provider, pools()
+        pool.tag = pool.tag.replace("sky-", f"sky-{'9' * (_LONGEST_NAME - len(pool.tag) - 2)}", 1)
+        order = pool.order(self.choose(provider))
+        assert len(order.name) == _LONGEST_NAME
+        (made,) = provider.create(order)
+        _check(made, pool, order.name)
+        self.until(lambda: [m.order for m in pool.machines()] == [order.name], pool.machines)
+
+    def test_pools_see_their_own_machines_only(self, rental: Account, pools: Callable[[], Pool]) -> None:
+        provider, ours, theirs = rental.provider, pools(), pools()
+        offer = self.choose(provider)
+        mine, other = ours.create(offer), theirs.create(offer)
+        self.until(lambda: [m.id for m in ours.machines()] == [mine.id], ours.machines)
+        self.until(lambda: [m.id for m in theirs.machines()] == [other.id], theirs.machines)
+        assert {mine.id, other.id} <= {machine.id for machine in provider.all_machines()}
+        assert all(machine.tag.startswith("sky-") for machine in provider.all_machines())
+        for stranger in (ours.tag[:-1], f"{ours.tag}0"):
+            assert not provider.machines(stranger)
+            provider.clear(stranger)
+        self.give_back(ours)
+        assert [machine.id for machine in theirs.machines()] == [other.id]
+        self.comes_up(theirs, other.id)  # it lost nothing that it needs
+
+    def test_ending_one_machine_leaves_the_others(self, rental: Account, pools: Callable[[], Pool]) -> None:
+        provider, pool = rental.provider, pools()
+        offer = self.choose(provider)
+        first, second = pool.create(offer), pool.create(offer)
+        self.until(lambda: {m.id for m in pool.machines()} == {first.id, second.id}, pool.machines)
+
+        def ended() -> bool:
+            provider.destroy([first.id])
+            return [machine.id for machine in pool.machines()] == [second.id]
+
+        self.until(ended, pool.machines)
+        assert self.comes_up(pool, second.id).id == second.id
+
+    def test_ending_may_be_repeated(self, rental: Account, pools: Callable[[], Pool]) -> None:
+        provider, pool = rental.provider, pools()
+        made = pool.create(self.choose(provider))
+        self.give_back(pool)
+        provider.destroy([])
+        provider.destroy([made.id])  # unknown by now
+        provider.destroy([made.id, made.id])
+        provider.clear(pool.tag)
+        provider.clear(pool.tag)
+
+    def test_an_unknown_machine_keeps_no_other_alive(self, rental: Account, pools: Callable[[], Pool]) -> None:
+        provider, pool = rental.provider, pools()
+        offer = self.choose(provider)
+        gone = pool.create(offer)
+        self.give_back(pool)
+        made = pool.create(offer)
+
+        def ended() -> bool:
+            provider.destroy([gone.id, made.id])
+            return not pool.machines()
+
+        self.until(ended, pool.machines)
+
+    def test_a_pool_that_bought_nothing_is_cleared_too(self, rental: Account, pools: Callable[[], Pool]) -> None:
+        pool = pools()
+        assert not pool.machines()
+        rental.provider.clear(pool.tag)
+
+    def test_one_order_may_be_for_several(self, rental: Account, pools: Callable[[], Pool]) -> None:
+        if Trait.BATCH not in rental.provider.traits:
+            pytest.skip("this provider makes one machine at a time")
+        pool = pools()
+        order = pool.order(self.choose(rental.provider), count=2)
+        made = rental.provider.create(order)
+        assert 1 <= len(made) <= 2
+        assert len({machine.id for machine in made}) == len(made)
+        for machine in made:
+            _check(machine, pool, order.name)
+            self.comes_up(pool, machine.id)
+
+    def test_the_same_order_twice_makes_machines_once(self, rental: Account, pools: Callable[[], Pool]) -> None:
+        if Trait.SAFE_CREATE not in rental.provider.traits:
+            pytest.skip("this provider can't tell that an order is the same")
+        pool = pools()
+        order = pool.order(self.choose(rental.provider))
+        first, second = rental.provider.create(order), rental.provider.create(order)
+        assert [machine.id for machine in first] == [machine.id for machine in second]
+        self.until(lambda: [m.id for m in pool.machines()] == [first[0].id], pool.machines)
+
+    # --- threads ---
+
+    def test_orders_at_the_same_time_do_not_mix(self, rental: Account, pools: Callable[[], Pool]) -> None:
+        pool, other = pools(), pools()
+        offer = self.choose(rental.provider)
+        orders = [pool.order(offer), other.order(offer), pool.order(offer)]
+        with ThreadPoolExecutor(len(orders)) as threads:
+            made = [machines[0] for machines in threads.map(rental.provider.create, orders)]
+        assert [(m.order, m.tag) for m in made] == [(order.name, order.tag) for order in orders]
+        assert len({machine.id for machine in made}) == len(made)
+        for which in (pool, other):
+            mine = {machine.id for machine in made if machine.tag == which.tag}
+            self.until(functools.partial(_shows, which, mine), which.machines)
+
+    def test_questions_at_the_same_time_do_not_mix(self, rental: Account, pools: Callable[[], Pool]) -> None:
+        provider, ours, theirs = rental.provider, pools(), pools()
+        offer = self.choose(provider)
+        made = {pool.tag: pool.create(offer).id for pool in (ours, theirs)}
+        for pool in (ours, theirs):
+            self.comes_up(pool, made[pool.tag])
+        kinds = {(o.machine, o.region, o.spot) for o in provider.offers(Resources())}
+
+        def ask(number: int) -> None:
+            pool = (ours, theirs)[number % 2]
+            for _ in range(4):
+                assert [machine.id for machine in pool.machines()] == [made[pool.tag]]
+                assert set(made.values()) <= {machine.id for machine in provider.all_machines()}
+                assert {(o.machine, o.region, o.spot) for o in provider.offers(Resources())} & kinds
+
+        with ThreadPoolExecutor(8) as threads:
+            list(threads.map(ask, range(8)))
+
+    # --- refusals ---
+
+    def test_wrong_credentials_are_refused_at_once(self, rental: Account, pools: Callable[[], Pool]) -> None:
+        impostor = rental.impostor
+        if impostor is None:
+            pytest.skip("no provider with wrong credentials was given")
+        pool = pools()
+        order = pool.order(self.choose(rental.provider))
+        begin = time.monotonic()
+        calls: Sequence[Callable[[], object]] = (
+            lambda: impostor.create(order),
+            lambda: impostor.machines(pool.tag),
+            impostor.all_machines,
+        )
+        for call in calls:
+            with pytest.raises(AuthFailed) as caught:
+                call()
+            self.check_text(caught.value, impostor)
+        # These two may see that there is nothing to do, and ask nobody.
+        for call in (lambda: impostor.destroy(["1"]), lambda: impostor.clear(pool.tag)):
+            with contextlib.suppress(AuthFailed):
+                call()
+        assert time.monotonic() - begin < _IMPATIENCE
+        assert not rental.live()
+
+    def test_what_the_cloud_does_not_know_is_refused_at_once(self, rental: Account, pools: Callable[[], Pool]) -> None:
+        pool = pools()
+        bogus = self.bogus(self.choose(rental.provider))
+        if bogus is None:
+            pytest.skip("every offer is known")
+        begin = time.monotonic()
+        with pytest.raises(ProvisioningError) as caught:
+            rental.provider.create(pool.order(bogus))
+        assert not isinstance(caught.value, CloudError), "that would mean that something may have been made"
+        assert time.monotonic() - begin < _IMPATIENCE
+        self.check_text(caught.value, rental.provider)
+        assert not pool.machines()
+
+    @pytest.mark.parametrize("fault", _FAULTS)
+    def test_a_fault_while_creating_has_its_error_and_leaves_nothing(
+        self, rental: Account, pools: Callable[[], Pool], fault: str
+    ) -> None:
+        pool = pools()
+        order = pool.order(self.choose(rental.provider))
+        self._switch_on(rental, fault)
+        made: Sequence[Machine] = ()
+        try:
+            made = rental.provider.create(order)
+        except ProvisioningError as error:
+            assert isinstance(error, _FAULTS[fault]), f"{type(error).__name__}: {error}"
+            self.check_text(error, rental.provider)
+            self._in_doubt = isinstance(error, CloudError) and not isinstance(error, RateLimited)
+        else:  # a call that failed once may be made again where that is safe
+            assert fault not in ("no_capacity", "quota"), "it was refused, and machines were bought all the same"
+        self.give_back(pool)
+        self._in_doubt = False
+        assert len(made) <= 1
+        self.until(lambda: not rental.live(), lambda: f"still live: {rental.live()}")
+
+    @pytest.mark.parametrize("fault", ["throttle", "server_error", "html"])
+    def test_a_fault_while_looking_is_passed_over_or_has_its_error(
+        self, rental: Account, pools: Callable[[], Pool], fault: str
+    ) -> None:
+        provider, pool = rental.provider, pools()
+        made = pool.create(self.choose(provider))
+        self.comes_up(pool, made.id)
+        for call in (pool.machines, provider.all_machines, lambda: provider.clear(f"{pool.tag}0")):
+            self._switch_on(rental, fault)
+            try:
+                call()
+            except ProvisioningError as error:
+                assert isinstance(error, CloudError), f"{type(error).__name__}: {error}"
+                self.check_text(error, provider)
+            rental.calm()
+        assert [machine.id for machine in pool.machines()] == [made.id], "a look that failed must not show less"
+
+    def check_text(self, error: SkywardError, provider: Rental) -> None:
+        """What holds of every error."""
+        text = str(error)
+        assert provider.name in text.lower(), f"which provider is it? {text}"
+        assert len(text) < _LONGEST_TEXT
+        assert "<html" not in text.lower(), text
+        for name, value in self.secrets(provider).items():
+            assert str(value) not in text, f"the error tells the secret {name}"
+
+    def _switch_on(self, rental: Account, fault: str) -> None:
+        if fault not in rental.faults:
+            pytest.skip(f"no fault {fault!r} was given")
+        rental.faults[fault]()
+
+
+def _check_offer(offer: Offer, *, spot: bool) -> None:
+    assert offer.machine, offer
+    assert {type(offer.vcpus), type(offer.memory)} <= {int, type(None)}, offer
+    assert offer.vcpus is None or 0 < offer.vcpus < 2**12, offer
+    memory = f"{offer.machine}: memory={offer.memory}; is that in bytes?"
+    assert offer.memory is None or 2**27 <= offer.memory < 2**46, memory
+    assert (offer.accelerator is None) == (offer.accelerators == 0), offer
+    assert offer.accelerator_memory is None or 10**9 <= offer.accelerator_memory < 10**12, offer
+    assert offer.region is None or offer.region, offer
+    assert spot or not offer.spot, "a spot offer of a provider without Trait.SPOT"
+    if offer.price is not None:
+        assert 0 < offer.price < math.inf, f"{offer.machine}: price={offer.price}; None says that it is not known"
+        # The dearest core is a few cents an hour, the cheapest is more than a dollar a month.
+        cores = (offer.vcpus or 1) + 100 * offer.accelerators
+        assert offer.price / cores < 0.7, f"{offer.machine}: price={offer.price}; is that in dollars per hour?"
+
+
+class RentalBootConformance(_Suite):
+    """What holds of machines that can be reached. Subclasses define the fixture `rental`, whose machines are real."""
+
+    def connect(self, machine: Machine, host_key: str, key: Path) -> str:
+        """Log in as core does, and say who one is there; an error of the transport if it can't be done."""
+        options: dict[str, Any] = {"host_key": host_key, "keys": [str(key)], "config": [], "jump": "none"}
+        assert machine.endpoint is not None
+        endpoint = replace(machine.endpoint, options={**machine.endpoint.options, **options})
+
+        async def log_in() -> str:
+            link = await SSHTransport().connect(endpoint, 10.0)
+            try:
+                return (await link.shell.run("id -un", timeout=10.0)).stdout.strip()
+            finally:
+                await link.close()
+
+        return asyncio.run(log_in())
+
+    def test_it_shows_our_host_key_and_lets_us_in_and_nobody_else(
+        self, rental: Account, pools: Callable[[], Pool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+        pool = pools()
+        order = pool.order(self.choose(rental.provider))
+        (made,) = rental.provider.create(order)
+        machine = self.comes_up(pool, made.id)
+        assert machine.endpoint is not None
+        assert order.host_key is not None
+        ours, theirs = _written(tmp_path / "ours", pool.key), _written(tmp_path / "theirs", make_key("stranger"))
+        host_key = order.host_key.public
+        who: list[str] = []
+
+        def lets_us_in() -> bool:
+            try:
+                who.append(self.connect(machine, host_key, ours))
+            except (HostUnreachable, HostKeyError, LoginRefused):
+                return False
+            return True
+
+        self.until(lets_us_in, lambda: f"{machine.endpoint} does not let us in")
+        assert who[-1] == machine.endpoint.user
+        with pytest.raises(LoginRefused):
+            self.connect(machine, host_key, theirs)
+        with pytest.raises(HostKeyError):
+            self.connect(machine, make_key("impostor").public, ours)
+
+
+def _written(path: Path, key: KeyPair) -> Path:
+    path.touch(0o600)
+    path.write_text(key.private)
+    return path

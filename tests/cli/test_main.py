@@ -1,0 +1,92 @@
+"""The command as such: how it is found, what it says of itself, and how it fails."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import skyward
+
+from .conftest import REPOSITORY, Run
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def test_the_script_is_declared() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["scripts"] == {"skyward": "skyward.cli:main"}
+    module, _, name = project["scripts"]["skyward"].partition(":")
+    assert callable(getattr(importlib.import_module(module), name))
+
+
+def test_help_names_all_commands(run: Run) -> None:
+    result = run("--help")
+    assert result.exit_code == 0
+    for name in ("offers", "ls", "down", "doctor", "ssh"):
+        assert f"\n  {name}  " in result.stdout
+        said = run(name, "-h")
+        assert said.exit_code == 0
+        assert said.stdout.startswith("Usage: ")
+
+
+def test_the_page_names_all_commands_and_options(run: Run) -> None:
+    """docs/cli.md and the command agree."""
+    page = (REPOSITORY / "docs" / "cli.md").read_text(encoding="utf-8")
+    for name in ("offers", "ls", "down", "doctor", "ssh"):
+        assert f"## skyward {name}" in page
+        section = page.partition(f"## skyward {name}")[2].partition("\n## ")[0]
+        words = run(name, "-h").stdout.replace(",", " ").replace("/", " ").split()
+        for option in {word for word in words if word.startswith("--") and word not in ("--", "--help")}:
+            assert f"`{option}" in section, f"{name} {option}"
+
+
+def test_the_version(command: Command) -> None:
+    done = command("--version")
+    assert (done.returncode, done.stdout) == (0, f"skyward {skyward.__version__}\n")
+
+
+def test_an_error_of_ours_is_one_line(command: Command) -> None:
+    done = command("ssh", "node-1")
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith("skyward: no machine is called 'node-1'")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_ledger_that_cant_be_written_is_an_error_of_ours(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for name in ("ls", "down"):
+        done = command(name, *(["--all"] if name == "down" else []), SKYWARD_STATE=str(tmp_path / "file" / "x"))
+        assert done.returncode == 1
+        assert done.stderr.startswith("skyward: can't write the list of bought machines")
+        assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("arguments", [["nothing"], ["ls", "--nothing"]])
+def test_bad_usage(command: Command, arguments: list[str]) -> None:
+    done = command(*arguments)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+
+
+def test_it_starts_without_what_only_pools_need() -> None:
+    """Neither joblib nor asyncssh, nor a cloud's library before a cloud is asked."""
+    code = "import sys, skyward.cli; print(*sys.modules)"
+    loaded = set(
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    )
+    assert loaded & {"asyncio", "asyncssh", "cryptography", "joblib", "libcloud", "numpy", "requests"} == set()
+
+
+def test_skyward_itself_does_not_load_it() -> None:
+    code = "import sys, skyward; print(*sys.modules)"
+    loaded = set(
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    )
+    assert loaded & {"typer", "rich", "skyward.cli"} == set()

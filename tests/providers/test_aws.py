@@ -1,0 +1,163 @@
+"""AWS: what is its own, against the lab's EC2."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+
+import pytest
+
+import skyward as sky
+from skyward.core.keys import make_key
+from skyward.core.spec import MachineState, Offer, Order, Resources
+from skyward.core.sweep import sweep
+from skyward.testing.provider import Account, RentalConformance
+from tests.lab.clouds.ec2 import EC2
+from tests.lab.wait import eventually
+
+TAG = "sky-1-1-abc"
+
+
+class Quick(sky.AWS):
+    """Looks often, and gives up soon."""
+
+    poll = 0.1
+    settle = 0.5
+    retry_for = 1.0
+
+
+@pytest.fixture
+def cloud() -> Iterator[EC2]:
+    with EC2(ending=0.1) as running:
+        yield running
+
+
+def provider(cloud: EC2, **options) -> sky.AWS:
+    usual = {"region": "us-east-1", "access_key": cloud.access_key, "secret_key": cloud.secret_key, "url": cloud.url}
+    return Quick(**{**usual, "ssh_from": "10.77.0.0/16", **options})
+
+
+def order(offer: Offer, count: int = 1, number: int = 1) -> Order:
+    key = make_key("x")
+    return Order(TAG, count, Resources(), name=f"{TAG}-{number}", offer=offer, host_key=key, user_key=key.public)
+
+
+def offer_of(it: sky.AWS, machine: str, spot: bool = False) -> Offer:
+    return next(offer for offer in it.offers(Resources(machine=machine)) if offer.spot is spot)
+
+
+class TestAWS(RentalConformance):
+    pause = 0.02
+
+    @pytest.fixture
+    def rental(self, cloud):
+        faults = ("no_capacity", "quota", "throttle", "server_error", "html", "lost_reply")
+        return Account(
+            provider(cloud),
+            live=lambda: cloud.meter.live,
+            impostor=provider(cloud, secret_key="0" * 40),
+            faults={fault: functools.partial(cloud.faults.on, fault) for fault in faults},
+            calm=cloud.faults.clear,
+        )
+
+
+def test_arm_machines_get_an_arm_image(cloud):
+    it = provider(cloud)
+    offer = offer_of(it, "t4g.micro")
+    assert offer.extra["architecture"] == "arm64"
+    it.create(order(offer))
+    (call,) = [request for request in cloud.requests if "Action=RunInstances" in request.body]
+    assert "ami-0a4" in call.body  # the newest Ubuntu for Arm
+    sweep(it, TAG)
+
+
+def test_machines_with_gpus_get_the_deep_learning_image(cloud):
+    it = provider(cloud)
+    offer = next(offer for offer in it.offers(Resources(accelerator="T4")) if offer.machine == "g4dn.xlarge")
+    assert (offer.accelerator, offer.accelerators, offer.vcpus) == ("T4", 1, 4)
+    it.create(order(offer))
+    assert "ami-0c2" in next(request.body for request in cloud.requests if "Action=RunInstances" in request.body)
+    sweep(it, TAG)
+
+
+def test_several_machines_in_one_call_and_the_same_order_makes_them_once(cloud):
+    it = provider(cloud)
+    wanted = order(offer_of(it, "t3.micro"), count=3)
+    first, again = it.create(wanted), it.create(wanted)
+    assert {machine.id for machine in first} == {machine.id for machine in again}
+    assert len(cloud.meter.ever("instance")) == 3
+    assert all(machine.order == wanted.name for machine in it.machines(TAG))
+    sweep(it, TAG)
+    assert cloud.meter.live == []
+
+
+def test_a_zone_that_has_only_some_gives_those(cloud):
+    it = provider(cloud)
+    offer = offer_of(it, "t3.micro")
+    cloud.capacity["t3.micro", offer.region] = 2
+    assert len(it.create(order(offer, count=3))) == 2
+    with pytest.raises(sky.NoCapacity):
+        it.create(order(offer, count=1, number=2))
+    sweep(it, TAG)
+
+
+def test_ssh_is_let_in_from_one_network_only_and_no_key_pair_is_made(cloud):
+    it = provider(cloud, ssh_from="203.0.113.7/32")
+    it.create(order(offer_of(it, "t3.micro")))
+    bodies = [request.body for request in cloud.requests]
+    assert sum("CidrIp=203.0.113.7%2F32" in body for body in bodies) == 1
+    assert not any("KeyPair" in body for body in bodies)
+    launch = next(body for body in bodies if "Action=RunInstances" in body)
+    assert "MetadataOptions.HttpTokens=required" in launch
+    assert "InstanceInitiatedShutdownBehavior=terminate" in launch
+    sweep(it, TAG)
+    assert cloud.meter.live == []
+
+
+def test_a_spot_machine_that_is_taken_back_is_told_as_such(cloud):
+    it = provider(cloud)
+    (made,) = it.create(order(offer_of(it, "t3.micro", spot=True)))
+    eventually(lambda: it.machines(TAG)[0].state is MachineState.RUNNING)
+    cloud.evict(cloud.meter.ever("instance")[0], notice=0.0)
+    seen = eventually(lambda: [m for m in it.machines(TAG) if m.state is not MachineState.RUNNING])
+    assert seen[0].id == made.id
+    assert "Server.Spot" in seen[0].detail
+    sweep(it, TAG)
+
+
+def test_a_wrong_clock_is_told_as_such(cloud):
+    it = provider(cloud)
+    cloud.faults.on("clock_skew", 9, seconds=3600.0)
+    with pytest.raises(sky.AuthFailed, match="The clock of this machine is wrong"):
+        it.machines(TAG)
+
+
+def test_user_data_over_the_limit_buys_nothing(cloud):
+    it = provider(cloud)
+    wanted = dataclasses.replace(order(offer_of(it, "t3.micro")), user_key="ssh-ed25519 " + "A" * 20_000)
+    with pytest.raises(sky.ProvisioningError, match="user data of"):
+        it.create(wanted)
+    sweep(it, TAG)
+    assert cloud.meter.ever("instance") == []
+
+
+def test_several_regions(cloud):
+    it = provider(cloud, region=["us-east-1", "eu-west-1"])
+    regions = {offer.region[:-1] for offer in it.offers(Resources(machine="t3.micro"))}
+    assert regions == {"us-east-1", "eu-west-1"}
+
+
+@pytest.mark.parametrize("region", ["nowhere", "us east"])
+def test_a_region_that_is_none(cloud, region):
+    with pytest.raises(sky.ConfigError, match="region"):
+        provider(cloud, region=region).offers(Resources())
+
+
+def test_credentials_that_are_nowhere(monkeypatch, tmp_path):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    with pytest.raises(sky.AuthFailed, match="(?s)AWS_ACCESS_KEY_ID is not set.*credentials"):
+        sky.AWS().offers(Resources())
