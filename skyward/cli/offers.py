@@ -44,7 +44,9 @@ def run(
         if answer.error is not None:
             say(answer.trouble)
     allocation: Allocation = "cheapest" if spot is None else "always-spot" if spot else "on-demand"
-    chosen = market.select(offers, wanted, allocation)
+    # All that fits, and not only what a pool would buy unasked.
+    chosen = [offer for offer in offers if market.meets(offer, wanted) and spot in (None, offer.spot)]
+    chosen.sort(key=lambda offer: (offer.price is None, offer.price or 0.0, offer.machine, offer.region or ""))
     most = (None if json else _MOST) if limit is None else limit or None
     shown = chosen[:most]
     if json:

@@ -89,8 +89,8 @@ def meets(offer: Offer, resources: Resources, *, price: bool = True) -> bool:
 def select(offers: Iterable[Offer], resources: Resources, allocation: Allocation) -> list[Offer]:
     """The offers that meet `resources`, in the order in which to try them; unknown prices come last.
 
-    Where the user gives no `max_price`, offers that cost more than five times the cheapest that stays, or whose price is
-    unknown, are left out, and so are accelerators that were not asked for, unless there is nothing else.
+    Where the user gives no `max_price`, offers that cost more than five times the cheapest that stays, or whose price
+    is unknown, are left out, and so are accelerators that were not asked for, unless there is nothing else.
 
     ``"cheapest"`` goes by price alone. ``"spot-if-available"`` takes spot machines first as long as they cost no more
     than the cheapest that stays, and goes by price from there on.

@@ -38,10 +38,10 @@ _REGION = "us-east-1"
 _POOL, _ORDER = "skyward-pool", "skyward-order"  # keys of our tags
 _END = "shutdown -h now || poweroff -f"  # instances are launched so that this terminates them
 _WHO_AM_I = "https://checkip.amazonaws.com"
-_CANONICAL = "099720109477"
+_UBUNTU_OWNERS = ["099720109477"]  # Canonical
 _UBUNTU = "ubuntu/images/hvm-ssd-gp3/ubuntu-noble-24.04-{}-server-*"
 _DEEP_LEARNING = "Deep Learning *Base OSS Nvidia Driver GPU AMI (Ubuntu 24.04)*"
-_DEEP_LEARNING_OWNERS = ("amazon", "898082745236")  # the alias, and the account behind it
+_DEEP_LEARNING_OWNERS = ["amazon", "898082745236"]  # the alias, and the account behind it
 _TYPES_AGE = 3600.0  # seconds for which the list of instance types is believed
 
 _CAPACITY = {
@@ -268,7 +268,7 @@ class AWS(CloudProvider):
         if offer.accelerator is not None and offer.extra.get("nvidia"):
             owners, name = _DEEP_LEARNING_OWNERS, _DEEP_LEARNING
         else:
-            owners, name = (_CANONICAL,), _UBUNTU.format("arm64" if arm else "amd64")
+            owners, name = _UBUNTU_OWNERS, _UBUNTU.format("arm64" if arm else "amd64")
         found = ec2.images(owners, {"name": name, **architecture})
         if not found:
             raise NotFound(f"aws: {ec2.region_name} has no image {name!r} for {offer.machine}; name one with image=")

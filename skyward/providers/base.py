@@ -55,6 +55,10 @@ class Check:
     advice: str = ""
 
 
+class _UnforeseenError(CloudError):
+    """None of the errors that are known: a fault of the adapter's, say. What was done is not known; not asked again."""
+
+
 class _Driver(threading.local):
     """A libcloud driver for each thread: one shared by two mixes up their replies."""
 
@@ -213,7 +217,9 @@ class CloudProvider:
             return max(backoff(state), getattr(error, "wait", None) or 0.0)
 
         retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type(again),
+            retry=tenacity.retry_if_exception(
+                lambda error: isinstance(error, again) and not isinstance(error, _UnforeseenError)
+            ),
             stop=tenacity.stop_before_delay(self.retry_for),
             wait=wait,
             reraise=True,
@@ -252,7 +258,7 @@ class CloudProvider:
             return _of_status(int(error.code), text)
         if isinstance(error, (requests.exceptions.RequestException, OSError)):
             return CloudError(f"{text} ({type(error).__name__})")
-        return ProvisioningError(f"{self.name}: {type(error).__name__}: {_short(error)}")
+        return _UnforeseenError(f"{self.name}: {type(error).__name__}: {_short(error)}")
 
 
 def _of_status(status: int, text: str) -> SkywardError:

@@ -224,7 +224,8 @@ def _shows(pool: Pool, ids: Collection[str]) -> bool:
 
 def _check(machine: Machine, pool: Pool, name: str | None = None) -> None:
     """What holds of each machine that is shown, in any state."""
-    assert isinstance(machine.id, str) and machine.id
+    assert type(machine.id) is str
+    assert machine.id
     assert machine.tag == pool.tag
     assert machine.order.startswith(f"{pool.tag}-")
     assert name in (None, machine.order)

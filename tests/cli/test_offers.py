@@ -45,6 +45,12 @@ def test_several_providers_are_one_list(run: Run, one: str, other: str) -> None:
     assert found == [0.12, 0.12, 0.2, 0.36, 3.6, 3.6, None, None]
 
 
+def test_what_a_pool_would_not_buy_unasked_is_shown_too(run: Run, cloud: FolderCloud) -> None:
+    """A hundred times the price of the cheapest, say."""
+    result = run("offers", "-p", f"folder:folder={cloud.folder},price=0.01", "--on-demand", "--json")
+    assert [price for _, _, price in offered(result)] == [0.01, 3.6, None]
+
+
 @pytest.mark.parametrize(
     ("arguments", "found"),
     [

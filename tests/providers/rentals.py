@@ -6,10 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from skyward_hetzner import Hetzner
+
 import skyward as sky
 from tests.lab import Lab
 from tests.lab.clouds import Cloud, Machines
+from tests.lab.clouds.digitalocean import DigitalOcean
 from tests.lab.clouds.ec2 import EC2
+from tests.lab.clouds.hetzner import Hetzner as HetznerCloud
 from tests.lab.clouds.vastai import VastAI
 from tests.lab.clouds.verda import Verda
 
@@ -42,6 +46,8 @@ class Rental:
 
 
 RENTALS = [
+    Rental("hetzner", HetznerCloud, lambda cloud: Hetzner(token=cloud.token, url=cloud.api)),
+    Rental("libcloud", DigitalOcean, lambda cloud: sky.Libcloud("digitalocean", cloud.token, url=cloud.url)),
     Rental(
         "aws",
         EC2,
@@ -52,20 +58,20 @@ RENTALS = [
             url=cloud.url,
             ssh_from="10.77.0.0/16",
         ),
-        evict=lambda cloud, id: cloud.evict(id, notice=0.0),
+        evict=lambda cloud, which: cloud.evict(which, notice=0.0),
         ends_itself=True,
     ),
     Rental(
         "vastai",
         VastAI,
         lambda cloud: sky.VastAI(api_key=cloud.key, url=cloud.url, pace=0.0),
-        evict=lambda cloud, id: cloud.outbid(id),
+        evict=lambda cloud, which: cloud.outbid(which),
         ends_itself=True,
     ),
     Rental(
         "verda",
         Verda,
         lambda cloud: sky.Verda(client_id=cloud.client_id, client_secret=cloud.client_secret, url=cloud.base_url),
-        evict=lambda cloud, id: cloud.evict(id),
+        evict=lambda cloud, which: cloud.evict(which),
     ),
 ]

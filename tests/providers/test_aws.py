@@ -159,5 +159,5 @@ def test_credentials_that_are_nowhere(monkeypatch, tmp_path):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    with pytest.raises(sky.AuthFailed, match="(?s)AWS_ACCESS_KEY_ID is not set.*credentials"):
+    with pytest.raises(sky.AuthFailed, match=r"(?s)AWS_ACCESS_KEY_ID is not set.*credentials"):
         sky.AWS().offers(Resources())

@@ -22,6 +22,8 @@ pytestmark = [pytest.mark.clouds, pytest.mark.lab, pytest.mark.slow]
 
 ROOT = Path(__file__).parents[2]
 
+PATH = f"{ROOT}:{ROOT / 'contrib/skyward-hetzner/src'}"
+
 DRIVER = """
     import sys, time, cloudpickle
     import skyward as sky
@@ -53,7 +55,7 @@ def driver(tmp_path, index, monkeypatch):
         (tmp_path / "provider").write_bytes(cloudpickle.dumps(provider))
         process = subprocess.Popen(
             [sys.executable, str(script), str(tmp_path / "provider"), index],
-            env={**os.environ, "SKYWARD_STATE": str(state), "PYTHONPATH": str(ROOT)},
+            env={**os.environ, "SKYWARD_STATE": str(state), "PYTHONPATH": PATH},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

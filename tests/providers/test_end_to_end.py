@@ -1,4 +1,4 @@
-"""The same joblib and scikit-learn code on every cloud, changing only `provider=`; and who may not pretend to be a node."""
+"""The same joblib and scikit-learn code on every cloud, changing `provider=` only."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_a_spot_machine_that_is_taken_back_is_replaced(rental, lab, index):
             allocation="always-spot",
         ) as pool:
             futures = [pool.submit(slow_task, i) for i in range(100)]
-            eventually(lambda: futures[5].done())
+            eventually(futures[5].done)
             rental.evict(cloud, cloud.meter.ever("instance")[0])
             assert [future.result(60) for future in futures] == [i * i for i in range(100)]
             eventually(lambda: pool.total_slots == 4, 60.0)

@@ -2,4 +2,6 @@
 
 from __future__ import annotations
 
-__all__: list[str] = []
+from skyward_hetzner.provider import Hetzner
+
+__all__ = ["Hetzner"]
