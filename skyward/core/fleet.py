@@ -61,7 +61,7 @@ __all__ = [
 ]
 
 _MOST_AT_ONCE = 8  # orders of one machine each that a provider without BATCH gets at the same time
-_MOST_REFUSALS = 40  # in a row, until no more is asked for a while
+_MOST_REFUSALS = 20  # in a row of one source, after which it is let rest
 _WATCH = 60.0  # seconds between two looks when all machines serve
 _BACKOFF = (1.0, 30.0)  # seconds before something that failed is asked again: first, and at most
 _RETRY_DESTROY = 15.0  # seconds after which a machine that was destroyed and is still there is destroyed again
@@ -300,6 +300,7 @@ class _Desk:
     uncertain: float | None = None  # when an order failed with unknown outcome; none is placed until a look
     doubt: float | None = None  # from when on a look surely shows what that order made
     lost_replies: int = 0  # orders with unknown outcome in a row
+    refusals: int = 0  # in a row
     looking_since: float | None = None
     next_look: float = float("-inf")
     clearing: bool = False
@@ -329,8 +330,6 @@ class Fleet:
         self._last_order = 0
         self._wanted = wanted
         self._pause_until = float("-inf")
-        self._refusals_in_a_row = 0
-        self._exhausted_until = float("-inf")  # after many refusals: nothing is asked for until then
         self._stopping = False
         self.refusals: list[SkywardError] = []
         """Why machines were not had, since the last one that was."""
@@ -418,7 +417,7 @@ class Fleet:
         """When a `Tick` is due at the latest; None if only events can change anything."""
         times = [time for desk in self._desks for time in self._times(desk)]
         if not self._stopping and self.count < self._wanted:
-            times += [self._pause_until, self._exhausted_until, *self._resting.values()]
+            times += [self._pause_until, *self._resting.values()]
         return min((time for time in times if now < time < math.inf), default=None)
 
     def _times(self, desk: _Desk) -> Iterator[float]:
@@ -437,8 +436,6 @@ class Fleet:
 
     def _choice(self, now: float) -> int | None:
         """The candidate to try now."""
-        if now < self._exhausted_until:
-            return None
         rested = (n for n in range(len(self._candidates)) if self._resting.get(n, float("-inf")) <= now)
         return next(rested, None)
 
@@ -467,9 +464,8 @@ class Fleet:
         number, _ = self._orders.pop(event.order)
         candidate = self._candidates[number]
         desk = self._desks[candidate.source]
-        self._refusals_in_a_row, self._exhausted_until = 0, float("-inf")
         self.refusals.clear()
-        desk.lost_replies = 0
+        desk.lost_replies = desk.refusals = 0
         if not event.machines:
             self._resting[number] = now + _REST[NoCapacity]
         for machine in event.machines:
@@ -481,10 +477,7 @@ class Fleet:
         candidate, error = self._candidates[number], event.error
         desk = self._desks[candidate.source]
         self.refusals.append(error)
-        self._refusals_in_a_row += 1
-        if self._refusals_in_a_row >= _MOST_REFUSALS:
-            self._exhausted_until = now + _REST[NoCapacity]
-            self._refusals_in_a_row = 0
+        desk.refusals += 1
         yield self._told(desk, candidate, count, error)
         if isinstance(error, CloudError) and not isinstance(error, RateLimited) and desk.source.rented:
             desk.uncertain, desk.doubt, desk.next_look = now, now + desk.source.settle, now
@@ -493,7 +486,8 @@ class Fleet:
                 return  # a look will tell whether it worked after all; if not, it is tried again
         rest = next((seconds for kind, seconds in _REST.items() if isinstance(error, kind)), _LONG_REST)
         for other, known in enumerate(self._candidates):
-            if other == number or (known.source == candidate.source and _refuses_too(error, candidate, known)):
+            pointless = desk.refusals >= _MOST_REFUSALS or _refuses_too(error, candidate, known)
+            if other == number or (known.source == candidate.source and pointless):
                 self._resting[other] = max(self._resting.get(other, now), now + rest)
 
     def _told(self, desk: _Desk, candidate: Candidate, count: int, error: SkywardError) -> Tell:
@@ -583,7 +577,6 @@ class Fleet:
         """A machine that never got to serve."""
         error = ProvisioningError(f"{desk.source.name}: {id} did not come up: {reason}")
         self.refusals.append(error)
-        self._refusals_in_a_row += 1
         if claim.candidate is not None:
             self._resting[self._candidates.index(claim.candidate)] = now + _REST[NoCapacity]
         _end(claim, now)

@@ -283,3 +283,15 @@ def test_when_providers_are_willing_all_that_is_wanted_comes(wanted, answers) ->
             world.pass_time(max(0.01, due - world.now))
     assert len(world.serving) == wanted
     world.stop()
+
+
+def test_a_source_that_refuses_again_and_again_rests_and_the_next_one_is_asked() -> None:
+    """Not all of a thousand offers of a cloud that has nothing."""
+    many = [(0, Offer(f"kind{n}", vcpus=2, price=n / 100)) for n in range(1000)]
+    it = fleet(sources=(RENTED, HOSTS), offers=[*many, (1, None)])
+    (create,) = it.handle(f.Tick(), 0.0)
+    for _ in range(50):
+        if create.candidate.source == 1:
+            break
+        (create,) = of(it.handle(f.Refused(create.order, NoCapacity("none")), 0.0), f.Create)
+    assert create.candidate.source == 1

@@ -14,6 +14,7 @@ from pathlib import Path
 import cloudpickle
 import pytest
 
+from skyward.core.sweep import sweep
 from tests.lab.wait import eventually
 from tests.providers.rentals import RENTALS, Rental
 from tests.remote import *  # noqa: F403  fixtures
@@ -95,3 +96,41 @@ def test_a_driver_that_is_killed_at_any_moment(rental, lab, driver):
             process.kill()
             process.wait(10)
             gone(cloud)
+
+
+def test_ctrl_c_again_and_again(rental, lab, driver):
+    """An impatient user: the driver ends without having given all back, and the reaper does."""
+    with rental.cloud(lab) as cloud:
+        process = driver(rental.provider(cloud))
+        assert process.stdout.readline() == "ready\n"
+        while process.poll() is None:
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.05)
+        gone(cloud)
+
+
+def test_a_machine_ends_itself_when_nobody_is_left(rental, lab, driver):
+    """Driver and reaper are killed, as when the computer goes down."""
+    if not rental.ends_itself:
+        pytest.skip(f"a machine of {rental.name} costs as long as it exists, and has no right to end itself")
+    with rental.cloud(lab) as cloud:
+        provider = rental.provider(cloud)
+        process = driver(provider)
+        assert process.stdout.readline() == "ready\n"
+        reaper = eventually(lambda: _children(process.pid, "skyward.core.reaper"))[0]
+        tag = provider.all_machines()[0].tag
+        os.kill(reaper, signal.SIGSTOP)  # so that it can't begin between the two
+        process.kill()
+        process.wait(10)
+        os.kill(reaper, signal.SIGKILL)
+        eventually(lambda: not {"instance", "volume"} & {kind for kind, _ in cloud.meter.live}, 60.0, "no instance")
+        sweep(provider, tag, limit=30)  # what `skyward down` does: a security group can't end itself
+        assert cloud.meter.live == []
+
+
+def _children(pid: int, command: str) -> list[int]:
+    found: list[str] = []
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        found += (thread / "children").read_text().split()
+    lines = {int(child): Path(f"/proc/{child}/cmdline").read_bytes() for child in set(found)}
+    return [child for child, line in lines.items() if command.encode() in line]

@@ -139,3 +139,29 @@ def test_what_is_bought_and_what_it_cost_is_told(rental, lab, index, caplog):
         told = [record.getMessage() for record in caplog.records]
     assert any(f"{rental.name}: ordering 1 x " in line and "/h" in line for line in told), told
     assert any("1 machine(s) given back; cost about $0.00" in line for line in told), told
+
+
+def test_the_cheapest_of_several_clouds(lab, index):
+    """Of a list of providers, not the first one but the cheapest."""
+    by_name = {rental.name: rental for rental in RENTALS}
+    dear, cheap = by_name["verda"], by_name["aws"]
+    with dear.cloud(lab) as first, cheap.cloud(lab) as second:
+        providers = [dear.provider(first), cheap.provider(second)]
+        with sky.Compute(
+            provider=providers, allocation="cheapest", image=sky.Image(index=index), console=False
+        ) as pool:
+            assert pool.submit(abs, -1).result(30) == 1
+        assert (len(first.meter.ever("instance")), len(second.meter.ever("instance"))) == (0, 1)
+        assert first.meter.live == second.meter.live == []
+
+
+def test_the_next_cloud_is_asked_when_one_has_nothing(lab, index):
+    by_name = {rental.name: rental for rental in RENTALS}
+    first, second = by_name["aws"], by_name["verda"]
+    with first.cloud(lab) as empty, second.cloud(lab) as full:
+        empty.faults.on("no_capacity", math.inf)
+        providers = [first.provider(empty), second.provider(full)]
+        with sky.Compute(provider=providers, nodes=2, image=sky.Image(index=index), console=False) as pool:
+            assert pool.submit(abs, -1).result(30) == 1
+        assert len(full.meter.ever("instance")) == 2
+        assert empty.meter.live == full.meter.live == []
