@@ -286,7 +286,8 @@ class RentalConformance(_Suite):
         self.until(lambda: [m.id for m in twin.machines(pool.tag)] == [made.id], lambda: twin.machines(pool.tag))
         pool.provider = twin
         self.give_back(pool)
-        assert not provider.machines(pool.tag)
+        pool.provider = provider
+        assert not pool.machines()
 
     # --- offers ---
 
