@@ -13,8 +13,11 @@ import pytest
 
 pytest_plugins = ["tests.lab.fixtures"]
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as for a shell's background jobs; children would inherit it
+# Children would inherit what a shell's background jobs, and nohup, ignore.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 _GRACE = 5.0  # seconds that threads and processes which are ending may take
 

@@ -33,6 +33,7 @@ _T = TypeVar("_T")
 
 _STORE_SHARE = 0.25  # of a node's memory may hold blobs that no task needs at the moment
 _OVERHEAD = 0.0005  # seconds that a node takes to bring a task to a slot, besides the round trip
+_RECALL_EVERY = 0.1  # seconds between two questions to a node for tasks that it has not begun
 _LARGEST = wire.Limits().message
 
 StreamOpener = Callable[[str], Awaitable[Channel]]
@@ -282,6 +283,8 @@ class Dispatcher:
                 self._run(self._nodes[command.node], self._jobs[command.task], command.alone)
             elif isinstance(command, schedule.Stop):
                 self._nodes[command.node].session.send(messages.Cancel(command.task))
+            elif isinstance(command, schedule.Recall):
+                self._recall(self._nodes[command.node].session, command.most)
             else:
                 self._settle(command)
 
@@ -295,6 +298,20 @@ class Dispatcher:
             [buffer for i, buffer in enumerate(job.buffers) if i - 1 not in job.blobs] if job.blobs else job.buffers
         )
         node.session.send(message, buffers)
+
+    def _recall(self, session: Session, most: int) -> None:
+        """Ask for tasks that are not worth leaving there: on their way to another node they would lose a round trip."""
+        trip = session.round_trip or 0.0
+        session.send(messages.Recall(most, trip))
+        again = schedule.Recallable(session.node)
+        asyncio.get_running_loop().call_later(max(_RECALL_EVERY, trip), self._handle, again)
+
+    def _returned(self, node: _Node, tasks: list[int]) -> None:
+        for task in tasks:
+            used = node.using.pop(task, None)
+            if used is not None:
+                node.blobs.release(used)
+        self._handle(schedule.Returned(node.session.node, tasks))
 
     def _send_blobs(self, node: _Node, job: _Job) -> None:
         views = {name: job.buffers[index + 1] for index, name in job.blobs.items()}
@@ -323,6 +340,8 @@ class Dispatcher:
             return
         if isinstance(message, (messages.Done, messages.Failed)):
             self._finished(node, message, buffers)
+        elif isinstance(message, messages.Returned):
+            self._returned(node, message.tasks)
         elif isinstance(message, messages.Output):
             text = bytes(buffers[0]).decode("utf-8", "backslashreplace")
             self._events.emit(Printed(session.node, message.stream, text))

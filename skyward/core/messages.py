@@ -159,6 +159,22 @@ class Cancel(NamedTuple):
     task: int
 
 
+class Recall(NamedTuple):
+    """Give back tasks that have not begun, the newest first. Answered by `Returned`.
+
+    So many at most, and none that will begin in `within` seconds anyway.
+    """
+
+    most: int
+    within: float
+
+
+class Returned(NamedTuple):
+    """These tasks have not begun and will not: the node has forgotten them."""
+
+    tasks: list[int]
+
+
 class Done(NamedTuple):
     """The task returned after `seconds` of running. Buffers: the result's pickle head and out-of-band buffers."""
 
@@ -233,7 +249,7 @@ class StreamClose(NamedTuple):
 
 Message = Union[
     Hello, Welcome, Proof, Ping, Pong, Ack, Bye, Setup, Ready, Run, Cancel, Done, Failed, Output, Metric, Blob, Forget,
-    StreamOpen, StreamData, StreamClose,
+    StreamOpen, StreamData, StreamClose, Recall, Returned,
 ]  # fmt: skip
 
 MESSAGES: tuple[type[Any], ...] = get_args(Message)

@@ -12,7 +12,9 @@ What always holds, whatever order events come in:
   process that died ran several tasks, none of them is known to be guilty: each is tried once more, alone, uncounted.
 
 A node's *depth* is the number of tasks it holds beyond its slots so that a slot need not wait for a round trip. It
-follows from the measured overhead and running time: 0 for tasks that run much longer than a round trip.
+follows from the measured overhead and running time: 0 for tasks that run much longer than a round trip. What a node
+holds ahead is asked back when another one has nothing to do (`Recall`), so that nothing waits behind a long task; the
+node gives back what it has not begun, and such a start does not count.
 """
 
 from __future__ import annotations
@@ -33,6 +35,9 @@ __all__ = [
     "NodeDown",
     "NodeUp",
     "Outcome",
+    "Recall",
+    "Recallable",
+    "Returned",
     "Run",
     "Schedule",
     "Settle",
@@ -41,7 +46,7 @@ __all__ = [
     "Verdict",
 ]
 
-_DEEPEST = 8  # tasks held ahead per slot, at most
+_DEEPEST = 32  # tasks held ahead per slot, at most
 _SMOOTH = 0.2  # weight of the newest running time in the mean
 
 
@@ -109,11 +114,24 @@ class Finished(NamedTuple):
     overhead: float | None = None
 
 
+class Returned(NamedTuple):
+    """The node gave these tasks back without having begun them: its answer to `Recall`, perhaps with none."""
+
+    node: str
+    tasks: list[int]
+
+
+class Recallable(NamedTuple):
+    """Some time has passed since the node was asked to give tasks back: it may be asked again."""
+
+    node: str
+
+
 class Hopeless(NamedTuple):
     """No node is up, and none will come: what waits can't run. Tasks that are submitted later fare the same."""
 
 
-Event: TypeAlias = Union[Submitted, Cancelled, NodeUp, NodeDown, Finished, Hopeless]
+Event: TypeAlias = Union[Submitted, Cancelled, NodeUp, NodeDown, Finished, Returned, Recallable, Hopeless]
 
 # --- commands -------------------------------------------------------------------------------------------------------
 
@@ -133,6 +151,13 @@ class Stop(NamedTuple):
     task: int
 
 
+class Recall(NamedTuple):
+    """Ask the node for tasks that it has not begun, so many at most. `Returned` is expected, and `Recallable` later."""
+
+    node: str
+    most: int
+
+
 class Settle(NamedTuple):
     """The task is over; tell whoever waits for it. Comes once for each task."""
 
@@ -140,7 +165,7 @@ class Settle(NamedTuple):
     verdict: Verdict
 
 
-Command: TypeAlias = Union[Run, Stop, Settle]
+Command: TypeAlias = Union[Run, Stop, Recall, Settle]
 
 # --- state ----------------------------------------------------------------------------------------------------------
 
@@ -179,6 +204,12 @@ class _Node:
     pinned: deque[_Task] = field(default_factory=deque)
     mean: float | None = None  # smoothed running time, seconds
     depth: int = 0
+    asked: bool = False  # to give tasks back, a moment ago
+
+    @property
+    def ahead(self) -> int:
+        """How many tasks are out there beyond its slots."""
+        return len(self.out) - self.slots
 
     def learn(self, seconds: float, overhead: float) -> None:
         """Set the depth from how long tasks run here and what it takes to bring one."""
@@ -198,6 +229,7 @@ class Schedule:
         self._idle: OrderedDict[str, _Node] = OrderedDict()  # nodes with an idle slot, whose turn it is first
         self._spare: OrderedDict[str, _Node] = OrderedDict()  # nodes whose slots are busy, with depth to fill
         self._pinned: set[str] = set()  # nodes that have pinned tasks waiting
+        self._full: dict[str, _Node] = {}  # nodes with tasks ahead
         self._hopeless = False
         self._handlers: dict[type, Callable[[Any, list[Command]], None]] = {
             Submitted: self._submitted,
@@ -205,6 +237,8 @@ class Schedule:
             NodeUp: self._node_up,
             NodeDown: self._node_down,
             Finished: self._finished,
+            Returned: self._returned,
+            Recallable: self._recallable,
             Hopeless: self._no_hope,
         }
 
@@ -256,7 +290,7 @@ class Schedule:
         node = self._nodes.pop(event.node, None)
         if node is None:
             return
-        for ring in (self._idle, self._spare):
+        for ring in (self._idle, self._spare, self._full):
             ring.pop(node.name, None)
         self._pinned.discard(node.name)
         for task in reversed([task for task in node.out.values() if task is not None]):
@@ -282,6 +316,23 @@ class Schedule:
         self._place(node)
         self._assign(commands)
         commands += settled  # the slot's next task goes out before anybody looks at this one's result
+
+    def _returned(self, event: Returned, commands: list[Command]) -> None:
+        node = self._nodes.get(event.node)
+        if node is None:
+            return
+        for name in event.tasks:
+            task = node.out.pop(name, None)
+            if task is not None:
+                task.starts -= 1
+                self._enqueue(task, first=True)
+        self._place(node)
+        self._assign(commands)
+
+    def _recallable(self, event: Recallable, commands: list[Command]) -> None:
+        if event.node in self._nodes:
+            self._nodes[event.node].asked = False
+            self._assign(commands)
 
     def _no_hope(self, _: Hopeless, commands: list[Command]) -> None:
         if not self._nodes:
@@ -361,6 +412,10 @@ class Schedule:
                 ring.setdefault(node.name, node)
             else:
                 ring.pop(node.name, None)
+        if free < 0:
+            self._full[node.name] = node
+        else:
+            self._full.pop(node.name, None)
 
     def _assign(self, commands: list[Command]) -> None:
         """Send out what may go out: a call in turn to a node in turn, idle slots before depth."""
@@ -377,3 +432,13 @@ class Schedule:
             self._turn(call)
             ring.move_to_end(node.name)
             self._place(node)
+        if self._idle and self._full:
+            self._recall(commands)
+
+    def _recall(self, commands: list[Command]) -> None:
+        """Nothing waits here and slots are idle: ask the fullest node for what it holds ahead."""
+        node = max(self._full.values(), key=lambda node: 0 if node.asked else node.ahead)
+        if not node.asked:
+            node.asked = True
+            free = sum(idle.slots - len(idle.out) for idle in self._idle.values())
+            commands.append(Recall(node.name, min(free, node.ahead)))

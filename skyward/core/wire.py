@@ -57,6 +57,8 @@ from skyward.core.messages import (
     Pong,
     Proof,
     Ready,
+    Recall,
+    Returned,
     Run,
     Setup,
     StreamClose,
@@ -120,8 +122,8 @@ class State(enum.Enum):
 # --- legal moves ----------------------------------------------------------------------------------------------------
 
 _ANY = (Ping, Pong, Ack, Bye, StreamData, StreamClose)
-_OWNER = (Setup, Run, Cancel, Blob, Forget)
-_WORKER = (Ready, Done, Failed, Output, Metric, StreamOpen)
+_OWNER = (Setup, Run, Cancel, Recall, Blob, Forget)
+_WORKER = (Ready, Done, Failed, Returned, Output, Metric, StreamOpen)
 
 
 def _open(kinds: Iterable[type[Any]]) -> dict[type[Any], State]:

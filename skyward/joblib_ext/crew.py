@@ -171,7 +171,7 @@ class Widening:
     """
 
     _BUSY = 0.9  # share of the slots that must work
-    _DEEPEST = 16  # batches out for each slot
+    _DEEPEST = 64  # batches out for each slot
     _BYTES = 64 << 20  # in all batches that are out, if all are as large as the last
 
     def __init__(self, slots: int) -> None:

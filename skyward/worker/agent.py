@@ -38,6 +38,7 @@ from skyward.core.messages import (
     Ping,
     Proof,
     Ready,
+    Recall,
     Run,
     Setup,
     StreamClose,
@@ -258,6 +259,8 @@ class Agent:
             crew.submit(message, buffers)
         elif isinstance(message, Cancel):
             crew.cancel(message.task)
+        elif isinstance(message, Recall):
+            crew.give_back(message)
         elif isinstance(message, (StreamData, StreamClose)):
             crew.stream(message, buffers[0] if buffers else None)
         elif isinstance(message, Blob):
@@ -273,14 +276,14 @@ class Agent:
         try:
             if setup.concurrency < 1:
                 raise ValueError(f"concurrency must be at least 1, not {setup.concurrency}")
-            _allow_files(4 * setup.concurrency + 128)
+            _allow_files(6 * setup.concurrency + 128)
             self.crew = Crew(self.loop, setup, self.cores, self._folder, session.post)
         except (OSError, ValueError) as error:
             session.post(Ready(0, f"can't start slots: {error}"))
 
 
 def _allow_files(count: int) -> None:
-    """Raise the limit of open files as far as needed and allowed: a slot takes three of ours."""
+    """Raise the limit of open files as far as needed and allowed: a slot takes five of ours."""
     import resource  # noqa: PLC0415 - not on every platform
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

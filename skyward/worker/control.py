@@ -4,10 +4,25 @@ from __future__ import annotations
 
 import struct
 
-__all__ = ["END", "EXITED", "FAILED", "FORKED", "FORK_ISOLATED", "FORK_SHARED", "KILL", "REPORT", "REQUEST", "UP"]
+__all__ = [
+    "END",
+    "EXITED",
+    "FAILED",
+    "FILES",
+    "FORKED",
+    "FORK_ISOLATED",
+    "FORK_SHARED",
+    "KILL",
+    "REPORT",
+    "REQUEST",
+    "UP",
+]
 
 REQUEST = struct.Struct("!BI")
-"""Agent to fork server: what, slot. A fork comes with three file descriptors: socket, stdout, stderr."""
+"""Agent to fork server: what, slot. A fork comes with file descriptors."""
+
+FILES = 4
+"""How many: the slot's socket, standard output, standard error, and tickets."""
 
 FORK_ISOLATED, FORK_SHARED, KILL, END = 1, 2, 3, 4
 

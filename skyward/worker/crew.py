@@ -8,10 +8,24 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from skyward.core.messages import Blob, Done, Failed, Message, Output, Ready, Run, Setup, StreamClose, StreamData
+from skyward.core.messages import (
+    Blob,
+    Done,
+    Failed,
+    Message,
+    Output,
+    Ready,
+    Recall,
+    Returned,
+    Run,
+    Setup,
+    StreamClose,
+    StreamData,
+)
 from skyward.core.wire import Buffer, Filled, Received, Role, Wire
 from skyward.worker import deaths, threads
 from skyward.worker.bridge import Bridge
@@ -20,13 +34,17 @@ from skyward.worker.forks import Forks
 from skyward.worker.link import Link
 from skyward.worker.output import Outputs
 from skyward.worker.owner import Quota
-from skyward.worker.slots import Command, Fork, Settle, Start, Table
+from skyward.worker.slots import Command, Fork, Settle, Start, Table, TakeBack
 from skyward.worker.store import Store
+from skyward.worker.tickets import Tickets
 
 __all__ = ["Crew"]
 
 _OUTPUT_LIMIT = 4 * 1024 * 1024
 _STREAM_LIMIT = 8 * 1024 * 1024
+_REST = 0.0002  # seconds
+_LONG = 3  # times the mean: a task that has run for so long may run on for any time
+_SHORT = 0.02  # seconds after which that may be said
 
 
 class _Call:
@@ -41,17 +59,35 @@ class _Call:
         self.began = 0.0
         self.timer: asyncio.TimerHandle | None = None
 
+    def stop_timer(self) -> None:
+        """It does not run (any more)."""
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+
 
 class _Process:
     """Our ends of a slot: its socket and its pipes."""
 
-    __slots__ = ("error", "link", "outputs", "up")
+    __slots__ = ("error", "link", "outputs", "tickets", "up")
 
-    def __init__(self, link: Link, outputs: Outputs) -> None:
+    def __init__(self, link: Link, outputs: Outputs, tickets: Tickets) -> None:
         self.link = link
         self.outputs = outputs
+        self.tickets = tickets
         self.up = False
         self.error: str | None = None  # why it could not begin
+
+    def hand_over(self) -> None:
+        """Let the slot have what was queued for it."""
+        self.tickets.issue()
+        self.link.wake()
+
+    def close(self) -> None:
+        """Let its files go."""
+        self.outputs.close()
+        self.link.close()
+        self.tickets.close()
 
 
 class Crew:
@@ -92,7 +128,7 @@ class Crew:
         self._printed = Quota(_OUTPUT_LIMIT)
         self._streamed = Quota(_STREAM_LIMIT)
         self._oom = deaths.OutOfMemory()
-        self._said_full = self._up = self._announced = False
+        self._said_full = self._up = self._announced = self._resting = False
         self._failed: str | None = None  # why there is no fork server
         self._bridge = Bridge(loop, f"{folder}/bridge.sock", self._post_stream)
         self._config = _config(setup, cores, self._bridge.path)
@@ -117,7 +153,25 @@ class Crew:
 
     def cancel(self, task: int) -> None:
         """The owner does not want it any more."""
+        slot = self.table.running.get(task)
+        if slot is not None:
+            self._take_back(slot.number)
         self._apply(self.table.cancel(task))
+
+    def give_back(self, wish: Recall) -> None:
+        """Another node is idle: part with what this one will not begin soon."""
+        for number in [number for number, slot in self.table.slots.items() if slot.ahead]:
+            self._take_back(number)
+        tasks = self.table.give_back(wish.most, self.table.soon(wish.within, self._in_time()))
+        for task in tasks:
+            self._release(task)
+        self._post(Returned(tasks), ())
+        self._apply(self.table.dispatch())
+
+    def _in_time(self) -> int:
+        """How many slots run a task that has not taken longer than tasks do here."""
+        limit = self._loop.time() - max(_LONG * (self.table.mean or 0.0), _SHORT)
+        return sum(self._calls[task].began > limit for task in self.table.running)
 
     def keep(self, blob: Blob, data: Filled) -> None:
         """A blob came; written in steps, so that a gigabyte does not stop everything else."""
@@ -158,29 +212,50 @@ class Crew:
     # --- doing what the table says ---
 
     def _apply(self, commands: list[Command]) -> None:
+        started: set[int] = set()
         for command in commands:
             if isinstance(command, Start):
+                started.add(command.slot)
                 self._start(command.task, command.slot)
             elif isinstance(command, Settle):
                 self._settle(command)
             elif isinstance(command, Fork):
                 self._fork(command.slot, command.shared)
+            elif isinstance(command, TakeBack):
+                self._take_back(command.slot)
+                self._apply(self.table.dispatch())
             else:
                 self._forks.kill(command.slot)
+        for number in started:
+            if process := self._processes.get(number):
+                process.hand_over()
 
     def _start(self, task: int, number: int) -> None:
         call = self._calls[task]
         process = self._processes.get(number)
-        call.began = self._loop.time()
         if process is None:
             return  # it could not be made, and `refused` is on its way
         run, buffers = call.run, call.buffers
         if run.blobs:
             run, buffers = self._place(run, buffers)
-        call.buffers = ()  # the wire has them now, and lets them go when they are written
-        if process.up and run.timeout is not None:
-            self._arm(task, call)
-        process.link.send(run, buffers)
+        ahead = self.table.slots[number].first != task
+        if ahead:
+            process.tickets.add(task)
+        else:
+            call.buffers = ()  # the wire has them now, and lets them go when they are written
+            if process.up:
+                self._begins(task)
+        process.link.queue(run, buffers, number=int(ahead))
+
+    def _take_back(self, number: int) -> None:
+        """Take back the tasks that a slot has not begun."""
+        process, slot = self._processes.get(number), self.table.slots.get(number)
+        if process is None or slot is None or slot.shared or not slot.tasks:
+            return
+        tasks = process.tickets.take_back()
+        for task in tasks:
+            self._calls[task].stop_timer()
+        self.table.took_back(number, tasks)
 
     def _place(self, run: Run, buffers: Sequence[Buffer]) -> tuple[Run, Sequence[Buffer]]:
         """Put paths in the place of digests; a blob without a file goes along as a buffer."""
@@ -198,11 +273,18 @@ class Crew:
                 placed.append(found)
         return run._replace(blobs=paths), placed
 
-    def _arm(self, task: int, call: _Call) -> None:
+    def _begins(self, task: int) -> None:
+        """Its slot is taken to run it from now on."""
+        call = self._calls[task]
+        call.began = self._loop.time()
         timeout = call.run.timeout
-        if timeout is not None:
-            detail = f"ran longer than its limit of {timeout:g} s"
-            call.timer = self._loop.call_later(timeout, lambda: self._apply(self.table.expire(task, detail)))
+        if timeout is not None and call.timer is None:
+            call.timer = self._loop.call_later(timeout, self._expire, task, timeout)
+
+    def _expire(self, task: int, timeout: float) -> None:
+        if task in self.table.running:
+            self._take_back(self.table.running[task].number)
+        self._apply(self.table.expire(task, f"ran longer than its limit of {timeout:g} s"))
 
     def _settle(self, command: Settle) -> None:
         call = self._calls[command.task]
@@ -212,8 +294,7 @@ class Crew:
 
     def _release(self, task: int) -> None:
         call = self._calls.pop(task)
-        if call.timer is not None:
-            call.timer.cancel()
+        call.stop_timer()
         if call.run.blobs:
             for digest in call.missing:
                 self._awaited[digest].discard(task)
@@ -228,28 +309,42 @@ class Crew:
         opened: list[int] = []
         try:
             ours, theirs = socket.socketpair()
-            opened += (ours.detach(), theirs.detach(), *os.pipe(), *os.pipe())
+            opened += (ours.detach(), theirs.detach(), *os.pipe(), *os.pipe(), *os.pipe())
+            opened.append(os.dup(opened[6]))
         except OSError as error:
             for fd in opened:
                 os.close(fd)
             self._loop.call_soon(self._refuse, number, f"can't make a slot: {error}")
             return
-        self._forks.fork(number, shared, (opened[1], opened[3], opened[5]))
+        sock, theirs_sock, out, theirs_out, err, theirs_err, read, write, theirs_read = opened
+        self._forks.fork(number, shared, (theirs_sock, theirs_out, theirs_err, theirs_read))
         link = Link(
             self._loop,
-            socket.socket(fileno=opened[0]),
+            socket.socket(fileno=sock),
             Wire.opened(Role.OWNER),
             lambda received: self._answered(number, received),
-            lambda _: self._apply(self.table.retire(number)),
+            lambda _: self._hung_up(number),
             eager=True,
         )
-        outputs = Outputs(self._loop, (opened[2], opened[4]), self._print)
+        outputs = Outputs(self._loop, (out, err), self._print)
         outputs.pause(self._printed.full)
-        self._processes[number] = _Process(link, outputs)
+        self._processes[number] = _Process(link, outputs, Tickets(read, write))
 
     def _refuse(self, number: int, detail: str) -> None:
         self._bury(number)
         self._apply(self.table.refused(number, detail))
+
+    def _rest(self) -> None:
+        """Sleep a moment, for nothing is urgent while every slot has tasks ahead: answers then come several at once.
+
+        Waking up costs more than handling an answer. A slot runs tasks for longer than this out of what it has.
+        """
+        self._resting = False
+        time.sleep(_REST)
+
+    def _hung_up(self, number: int) -> None:
+        self._take_back(number)
+        self._apply(self.table.retire(number))
 
     def _answered(self, number: int, received: Received) -> None:
         """A slot says something."""
@@ -261,16 +356,22 @@ class Crew:
             wanted = slot is not None and slot.number == number
             if wanted:
                 self._release(message.task)
-            self._apply(self.table.finished(number, message.task))  # first the next task, then the result of this
+            # First the next task, then the result of this one.
+            self._apply(self.table.finished(number, message.task, message.seconds))
+            if slot is not None and slot.first in slot.live and not slot.shared:
+                self._begins(slot.first)
             if wanted:
                 self._send(message, received.buffers, self.table.is_stocked)
+            if self.table.is_supplied and not self._resting:
+                self._resting = True
+                self._loop.call_soon(self._rest)
         elif isinstance(message, Ready):
             process.up = message.error is None
             process.error = message.error
             self._warmed(number)
             slot = self.table.slots.get(number)
             for task in slot.live if slot and process.up else ():
-                self._arm(task, self._calls[task])
+                self._begins(task)
 
     def _bury(self, number: int) -> _Process | None:
         """Take what a dead slot had still said, and let its files go."""
@@ -278,8 +379,8 @@ class Crew:
         self._warmed(number)
         if process is not None:
             process.link.drain()
-            process.outputs.close()
-            process.link.close()
+            self._take_back(number)
+            process.close()
             del self._processes[number]
         return process
 

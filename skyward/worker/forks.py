@@ -81,7 +81,7 @@ class Forks:
     def __repr__(self) -> str:
         return f"<Forks of process {self._process.pid}, {len(self.pids)} slots>"
 
-    def fork(self, slot: int, shared: bool, fds: tuple[int, int, int]) -> None:
+    def fork(self, slot: int, shared: bool, fds: tuple[int, ...]) -> None:
         """Ask for a slot with these files; they are closed here when they have been sent."""
         self._queue.append((REQUEST.pack(FORK_SHARED if shared else FORK_ISOLATED, slot), fds))
         self._write()

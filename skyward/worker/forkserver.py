@@ -25,7 +25,7 @@ from typing import Any, NoReturn
 import msgpack
 
 from skyward.worker import bridge, slot, store
-from skyward.worker.control import END, EXITED, FAILED, FORK_SHARED, FORKED, KILL, REPORT, REQUEST, UP
+from skyward.worker.control import END, EXITED, FAILED, FILES, FORK_SHARED, FORKED, KILL, REPORT, REQUEST, UP
 
 __all__ = ["main"]
 
@@ -77,7 +77,7 @@ class ForkServer:
     def obey(self) -> bool:
         """Read one command; False when the agent is gone."""
         try:
-            data, fds, _, _ = socket.recv_fds(self.control, REQUEST.size, 3)
+            data, fds, _, _ = socket.recv_fds(self.control, REQUEST.size, FILES)
         except OSError:
             return False
         if len(data) < REQUEST.size:
@@ -95,7 +95,7 @@ class ForkServer:
     def fork(self, number: int, shared: bool, fds: list[int]) -> None:
         """Make a slot out of this process."""
         try:
-            if len(fds) != 3:
+            if len(fds) != FILES:
                 raise OSError(errno.EMFILE, "no file descriptors came with the request")
             parent = os.getpid()
             pid = os.fork()
@@ -118,7 +118,7 @@ class ForkServer:
             signal.set_wakeup_fd(-1)
             die_with_parent(parent, signal.SIGKILL)
             self.control.detach()  # its number is closed with all others, and may then be another file
-            code = slot.main(self.settings, number, shared, fds[0], fds[1], fds[2])
+            code = slot.main(self.settings, number, shared, *fds)
         except BaseException:
             sys.excepthook(*sys.exc_info())
         finally:

@@ -78,11 +78,15 @@ class Link:
         return f"<Link fd {self._fd}{' closed' if self.closed else ''}, {self.wire!r}>"
 
     def send(self, message: Message, buffers: Sequence[Buffer] = (), number: int = 0) -> None:
-        """Queue a message; nothing if the link is closed."""
-        if self.closed:
-            return
-        self.wire.send(message, buffers, number)
-        self.wake()
+        """Send a message; nothing if the link is closed."""
+        if not self.closed:
+            self.wire.send(message, buffers, number)
+            self.wake()
+
+    def queue(self, message: Message, buffers: Sequence[Buffer] = (), number: int = 0) -> None:
+        """As `send`, but let it wait for `wake`."""
+        if not self.closed:
+            self.wire.send(message, buffers, number)
 
     def wake(self) -> None:
         """Something was queued in the wire."""

@@ -31,6 +31,7 @@ from skyward.core.messages import Done, Failed, Failure, Ready, Run
 from skyward.core.wire import Buffer, Filled, Role, Wire
 from skyward.worker import threads
 from skyward.worker.link import unsent
+from skyward.worker.tickets import Claims
 
 __all__ = ["Settings", "main"]
 
@@ -72,10 +73,13 @@ class Slot:
         What the node's slots have in common.
     outputs
         Keeps standard output and error in place.
+    claims
+        Tells which of the tasks that were given ahead are still ours.
     """
 
-    def __init__(self, sock: socket.socket, settings: Settings, outputs: Outputs) -> None:
+    def __init__(self, sock: socket.socket, settings: Settings, outputs: Outputs, claims: Claims) -> None:
         self.sock = sock
+        self.claims = claims
         self.settings = settings
         self.outputs = outputs
         self.limit = threads.Limit(settings.threads)
@@ -100,7 +104,7 @@ class Slot:
                     continue
                 if shared:
                     self._to_thread(received.message, received.buffers)
-                else:
+                elif not received.number or self.claims.claim(received.message.task):
                     self.answer(received.message, received.buffers)
                 del received  # it holds the task's arguments, and the next one may be long in coming
 
@@ -285,20 +289,20 @@ def _identity(fd: int) -> tuple[int, int] | None:
     return stat.st_dev, stat.st_ino
 
 
-def isolate(sock: int, out: int, err: int) -> tuple[socket.socket, Outputs]:
+def isolate(sock: int, out: int, err: int, tickets: int) -> tuple[socket.socket, Outputs, Claims]:
     """Cut a new fork off from its parent: session, files, signals."""
     os.setsid()
     outputs = Outputs(out, err)
-    high = fcntl.fcntl(sock, fcntl.F_DUPFD_CLOEXEC, _HIGH)
+    high, claims = (fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _HIGH) for fd in (sock, tickets))
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
-    close_all(keep={0, 1, 2, high, *outputs.keep})
+    close_all(keep={0, 1, 2, high, claims, *outputs.keep})
     sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - lives as long as the process
     for number in (signal.SIGTERM, signal.SIGCHLD, signal.SIGHUP, signal.SIGPIPE):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # as in every Python: an exception instead of death
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's affair
-    return socket.socket(fileno=high), outputs
+    return socket.socket(fileno=high), outputs, Claims(claims)
 
 
 def close_all(keep: set[int]) -> None:
@@ -328,11 +332,11 @@ def enter(around: list[str], stack: contextlib.ExitStack) -> None:
         stack.enter_context(getattr(importlib.import_module(module), function)())
 
 
-def main(settings: Settings, number: int, shared: bool, sock: int, out: int, err: int) -> int:
+def main(settings: Settings, number: int, shared: bool, sock: int, out: int, err: int, tickets: int) -> int:
     """Live as a slot in this newly forked process; returns the exit status."""
-    connection, outputs = isolate(sock, out, err)
+    connection, outputs, claims = isolate(sock, out, err, tickets)
     reseed()
-    slot = Slot(connection, settings, outputs)
+    slot = Slot(connection, settings, outputs, claims)
     with contextlib.ExitStack() as stack:
         try:
             enter(settings.around, stack)

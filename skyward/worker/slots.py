@@ -5,20 +5,29 @@ process, clock or log in it. A *slot* here is a process: an isolated one runs on
 several in threads. A slot that must not be used again is *retired*: it gets no new task, and is killed when the tasks
 in it that somebody still waits for have ended.
 
+While tasks are so short that handing one over takes as long as running it, isolated slots hold some *ahead*. What has
+not begun can be taken back (`TakeBack`), so a long task among short ones keeps nobody waiting who could run elsewhere.
+That must be done before anything else is told than that the slot has finished a task: only then is it known which
+task a cancel, a limit or a death meets.
+
 Processes are made on demand only, so one that dies at its start can't make an endless row of forks.
 """
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import NamedTuple, Union
 
 from skyward.core.messages import Failure
 
-__all__ = ["Command", "Fork", "Kill", "Settle", "Slot", "Start", "Table"]
+__all__ = ["Command", "Fork", "Kill", "Settle", "Slot", "Start", "Table", "TakeBack"]
 
 _REMEMBERED = 4096  # cancels of tasks that have not come yet
+_DEEPEST = 8  # tasks that a slot holds ahead, at most
+_AHEAD = 0.002  # seconds for which they would run, at most
+_SMOOTH = 0.2  # weight of the newest running time in the mean
 
 
 class Fork(NamedTuple):
@@ -32,6 +41,12 @@ class Start(NamedTuple):
     """Send a task to its slot."""
 
     task: int
+    slot: int
+
+
+class TakeBack(NamedTuple):
+    """Take back what the slot has not begun, tell `took_back`, and then `dispatch`."""
+
     slot: int
 
 
@@ -49,18 +64,29 @@ class Settle(NamedTuple):
     detail: str
 
 
-Command = Union[Fork, Start, Kill, Settle]
+Command = Union[Fork, Start, TakeBack, Kill, Settle]
 
 
 @dataclass(slots=True)
 class Slot:
-    """One process. `tasks` are those that run in it; `live` those of them that somebody waits for."""
+    """One process. `tasks` are those that it was given, oldest first; `live` those of them that somebody waits for."""
 
     number: int
     shared: bool
     retired: bool = False
-    tasks: set[int] = field(default_factory=set)
+    bare: bool = False  # nothing was ahead when some was last taken back
+    tasks: dict[int, None] = field(default_factory=dict)
     live: set[int] = field(default_factory=set)
+
+    @property
+    def first(self) -> int | None:
+        """The task that an isolated slot runs, as far as is known; those after it are ahead."""
+        return next(iter(self.tasks), None)
+
+    @property
+    def ahead(self) -> int:
+        """How many tasks it holds that have not begun, as far as is known."""
+        return 0 if self.shared or not self.tasks else len(self.tasks) - 1
 
 
 class Table:
@@ -76,22 +102,32 @@ class Table:
         self.concurrency = concurrency
         self.slots: dict[int, Slot] = {}
         self.running: dict[int, Slot] = {}
-        """Where each task runs that somebody waits for."""
+        """Where each task is that somebody waits for and that was given to a slot."""
         self._ready: OrderedDict[int, bool] = OrderedDict()  # task -> isolated, first come first served
         self._blocked: dict[int, bool] = {}  # those whose blobs have not all come
         self._cancelled: OrderedDict[int, None] = OrderedDict()
         self._idle: dict[int, Slot] = {}  # isolated slots without a task; the last used is used first
         self._shared: Slot | None = None
         self._last = 0
+        self._ahead = 0  # of all slots together
+        self.mean: float | None = None
+        """Smoothed running time of tasks, seconds."""
+        self._depth = 0  # tasks that a slot should hold ahead
 
     def __repr__(self) -> str:
-        waiting = len(self._ready) + len(self._blocked)
-        return f"<Table {len(self.running)}/{self.concurrency} running, {waiting} waiting, {len(self.slots)} slots>"
+        waiting = len(self._ready) + len(self._blocked) + self._ahead
+        running = f"{len(self.running) - self._ahead}/{self.concurrency}"
+        return f"<Table {running} running, {waiting} waiting, {len(self.slots)} slots>"
 
     @property
     def is_stocked(self) -> bool:
         """Whether there is work for a while, should nothing come from the owner."""
-        return len(self._ready) > 2 * self.concurrency
+        return len(self._ready) + self._ahead > 2 * self.concurrency
+
+    @property
+    def is_supplied(self) -> bool:
+        """Whether slots have so much ahead that none of them will be idle soon."""
+        return self._ahead > 3 * self.concurrency
 
     # --- what happens ---
 
@@ -115,14 +151,14 @@ class Table:
             self._blocked[task] = isolated
             return []
         self._ready[task] = isolated
-        return self._dispatch()
+        return self.dispatch()
 
     def unblock(self, task: int) -> list[Command]:
         """All that the task needs is there."""
         if task not in self._blocked:
             return []
         self._ready[task] = self._blocked.pop(task)
-        return self._dispatch()
+        return self.dispatch()
 
     def waits(self, task: int) -> bool:
         """Whether the task is here and has not started."""
@@ -133,7 +169,7 @@ class Table:
         if self.waits(task):
             self._ready.pop(task, None)
             self._blocked.pop(task, None)
-            return [Settle(task, Failure.CANCELLED, "cancelled while it waited")]
+            return [Settle(task, Failure.CANCELLED, "cancelled while it waited"), *self.dispatch()]
         if task in self.running:
             return self._abandon(task, Failure.CANCELLED, "cancelled while it ran")
         self._cancelled[task] = None
@@ -145,20 +181,50 @@ class Table:
         """The task has run for longer than its limit."""
         return self._abandon(task, Failure.TIMEOUT, detail) if task in self.running else []
 
-    def finished(self, number: int, task: int) -> list[Command]:
+    def finished(self, number: int, task: int, seconds: float | None = None) -> list[Command]:
         """The slot has answered for the task (whether anybody waits for it is in `running`)."""
         slot = self.slots.get(number)
         if slot is None or task not in slot.tasks:
             return []
-        slot.tasks.discard(task)
+        self._take(slot, task)
         if task in slot.live:
             slot.live.discard(task)
             del self.running[task]
         if slot.retired:
-            return [*self._kill_if_useless(slot), *self._dispatch()]
-        if not slot.shared:
+            return [*self._kill_if_useless(slot), *self.dispatch()]
+        if seconds is not None:
+            self._learn(seconds)
+        if slot.shared:
+            return self.dispatch()
+        if not slot.tasks:
             self._idle[number] = slot
-        return self._dispatch() if self._ready else []
+        elif len(slot.tasks) > 1 + self._depth // 2:
+            return []
+        commands = self.dispatch()
+        self._stock(slot, commands)
+        return commands
+
+    def took_back(self, number: int, tasks: list[int]) -> None:
+        """These were taken back from the slot, oldest first: they wait again, before all others. See `TakeBack`."""
+        slot = self.slots[number]
+        slot.bare = True
+        for task in reversed(tasks):
+            if task in slot.live:
+                self._take(slot, task)
+                slot.live.discard(task)
+                del self.running[task]
+                self._ready[task] = True
+                self._ready.move_to_end(task, last=False)
+        if not slot.tasks and not slot.retired:
+            self._idle[number] = slot
+
+    def give_back(self, count: int, keep: int = 0) -> list[int]:
+        """Tasks that may run elsewhere: up to `count` of those that wait, the newest, but the `keep` oldest stay."""
+        return [self._ready.popitem()[0] for _ in range(min(count, len(self._ready) - keep))]
+
+    def soon(self, seconds: float, slots: int) -> int:
+        """How many of the tasks that wait so many slots will begin in this time."""
+        return math.ceil(slots * seconds / max(self.mean or seconds, 1e-6))
 
     def retire(self, number: int) -> list[Command]:
         """The slot can't be used any more (its socket is closed), though its process may live."""
@@ -166,7 +232,7 @@ class Table:
         if slot is None or slot.retired:
             return []
         self._retire(slot)
-        return self._kill_if_useless(slot)
+        return [*self._kill_if_useless(slot), *self.dispatch()]
 
     def died(self, number: int, detail: str) -> list[Command]:
         """The slot's process has ended, and all that it had sent was told before."""
@@ -187,9 +253,10 @@ class Table:
             self._shared = slot
         return slot
 
-    def _dispatch(self) -> list[Command]:
+    def dispatch(self) -> list[Command]:
+        """Start what can be started; where there is room but nothing waits, take some from a slot that has it ahead."""
         commands: list[Command] = []
-        while self._ready and len(self.running) < self.concurrency:
+        while self._ready and len(self.running) - self._ahead < self.concurrency:
             task, isolated = self._ready.popitem(last=False)
             slot = self._shared
             if isolated:
@@ -197,18 +264,42 @@ class Table:
             if slot is None:
                 slot = self._add(shared=not isolated)
                 commands.append(Fork(slot.number, slot.shared))
-            slot.tasks.add(task)
-            slot.live.add(task)
-            self.running[task] = slot
-            commands.append(Start(task, slot.number))
+            self._give(slot, task, commands)
+        if self._ahead and not self._ready and len(self.running) - self._ahead < self.concurrency:
+            fullest = max(self.slots.values(), key=lambda slot: -1 if slot.bare else slot.ahead)
+            if fullest.ahead and not fullest.bare:
+                commands.append(TakeBack(fullest.number))
         return commands
+
+    def _stock(self, slot: Slot, commands: list[Command]) -> None:
+        """Give a busy slot its tasks ahead."""
+        while slot.tasks and slot.ahead < self._depth and self._ready and next(iter(self._ready.values())):
+            self._give(slot, self._ready.popitem(last=False)[0], commands)
+            slot.bare = False
+
+    def _learn(self, seconds: float) -> None:
+        self.mean = seconds if self.mean is None else self.mean + _SMOOTH * (seconds - self.mean)
+        self._depth = min(_DEEPEST, int(_AHEAD / max(self.mean, 1e-6)))
+
+    def _give(self, slot: Slot, task: int, commands: list[Command]) -> None:
+        self._ahead -= slot.ahead
+        slot.tasks[task] = None
+        self._ahead += slot.ahead
+        slot.live.add(task)
+        self.running[task] = slot
+        commands.append(Start(task, slot.number))
+
+    def _take(self, slot: Slot, task: int) -> None:
+        self._ahead -= slot.ahead
+        del slot.tasks[task]
+        self._ahead += slot.ahead
 
     def _abandon(self, task: int, reason: Failure, detail: str) -> list[Command]:
         """Nobody waits for a running task any more; a thread can't be stopped, so its whole process is given up."""
         slot = self.running.pop(task)
         slot.live.discard(task)
         self._retire(slot)
-        return [Settle(task, reason, detail), *self._kill_if_useless(slot), *self._dispatch()]
+        return [Settle(task, reason, detail), *self._kill_if_useless(slot), *self.dispatch()]
 
     def _retire(self, slot: Slot) -> None:
         slot.retired = True
@@ -224,6 +315,7 @@ class Table:
         if slot is None:
             return []
         self._retire(slot)
+        self._ahead -= slot.ahead
         for task in slot.live:
             del self.running[task]
-        return [*(Settle(task, reason, detail) for task in sorted(slot.live)), *self._dispatch()]
+        return [*(Settle(task, reason, detail) for task in sorted(slot.live)), *self.dispatch()]

@@ -173,7 +173,7 @@ def test_a_lost_node_is_replaced_and_named() -> None:
     eventually(lambda: len(fixture.provisioner.nodes) == 2 and "node-3" in fixture.provisioner.nodes, 10)
     assert [event.node for event in fixture.gone] == ["node-1"]
     assert fixture.gone[0].reason
-    assert provider.ended == [provider.made[0]]
+    eventually(lambda: provider.ended == [provider.made[0]])
     fixture.close()
     assert sorted(provider.ended) == sorted(provider.made)
 

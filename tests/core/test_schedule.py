@@ -15,6 +15,9 @@ from skyward.core.schedule import (
     NodeDown,
     NodeUp,
     Outcome,
+    Recall,
+    Recallable,
+    Returned,
     Run,
     Schedule,
     Settle,
@@ -37,6 +40,7 @@ class ScheduleMachine(RuleBasedStateMachine):
         self.free_starts: dict[int, int] = {}
         self.nodes: dict[str, int] = {}
         self.out: dict[str, dict[int, bool]] = {}  # node -> task -> still wanted
+        self.asked: set[str] = set()  # nodes that were asked to give tasks back
         self.names = 0
         self.hopeless = False
 
@@ -58,6 +62,10 @@ class ScheduleMachine(RuleBasedStateMachine):
             elif isinstance(command, Stop):
                 assert command.task in self.cancelled
                 self.out[command.node][command.task] = False
+            elif isinstance(command, Recall):
+                assert 0 < command.most <= len(self.out[command.node]) - self.nodes[command.node]
+                assert command.node not in self.asked
+                self.asked.add(command.node)
             else:
                 assert isinstance(command, Settle)
                 assert command.task not in self.settled, "settled twice"
@@ -77,6 +85,7 @@ class ScheduleMachine(RuleBasedStateMachine):
     def node_down(self, node: str) -> None:
         del self.nodes[node]
         del self.out[node]
+        self.asked.discard(node)
         self.handle(NodeDown(node))
         self.handle(NodeDown(node))  # saying it twice does no harm
 
@@ -124,6 +133,20 @@ class ScheduleMachine(RuleBasedStateMachine):
         if wanted and outcome is Outcome.ANSWERED:
             assert self.settled[task] is Verdict.ANSWERED
 
+    @rule(node=nodes_in, data=st.data())
+    def give_back(self, node: str, data: st.DataObject) -> None:
+        """Any tasks that are out there, though it asked for fewer, or for none."""
+        tasks = data.draw(st.lists(st.sampled_from(sorted(self.out[node])), unique=True)) if self.out[node] else []
+        for task in tasks:
+            if self.out[node].pop(task):
+                self.starts[task] -= 1
+        self.handle(Returned(node, tasks))
+
+    @rule(node=nodes_in)
+    def may_be_asked_again(self, node: str) -> None:
+        self.asked.discard(node)
+        self.handle(Recallable(node))
+
     @rule()
     def hopeless_now(self) -> None:
         if not self.nodes:
@@ -134,7 +157,7 @@ class ScheduleMachine(RuleBasedStateMachine):
     def nothing_is_over_filled(self) -> None:
         for name, slots in self.nodes.items():
             depth = self.schedule._nodes[name].depth
-            assert len(self.out[name]) <= slots + max(depth, 8 * slots)
+            assert len(self.out[name]) <= slots + max(depth, 32 * slots)
         for limited in (3, 5, 7):
             out = sum(
                 wanted and self.tasks[task].call == limited
@@ -160,6 +183,12 @@ class ScheduleMachine(RuleBasedStateMachine):
                 continue
             for name in [event.node] if event.node else list(self.nodes):
                 assert len(self.out[name]) >= self.nodes[name], f"{name} idles while {task} waits"
+
+    @invariant()
+    def what_lies_ahead_is_asked_back_for_idle_slots(self) -> None:
+        if any(len(self.out[name]) < slots for name, slots in self.nodes.items()):
+            ahead = [name for name, slots in self.nodes.items() if len(self.out[name]) > slots]
+            assert not ahead or self.asked
 
     @invariant()
     def forgets_what_is_over(self) -> None:
@@ -213,11 +242,24 @@ def test_nodes_fill_evenly() -> None:
 
 def test_short_tasks_are_held_ahead_long_ones_are_not() -> None:
     """A node holds more than its slots only where a round trip costs more than the task."""
-    for seconds, most in ((0.0001, 9), (5.0, 1)):
+    for seconds, most in ((0.0001, 11), (5.0, 1)):
         schedule = Schedule()
         _commands(schedule, NodeUp("a", 1), *[Submitted(i, 1) for i in range(40)])
         more = schedule.handle(Finished(0, "a", Outcome.ANSWERED, seconds, 0.001))
         assert sum(isinstance(command, Run) for command in more) == most
+
+
+def test_what_a_node_holds_ahead_goes_back_to_an_idle_one() -> None:
+    """A task behind a long one runs elsewhere as soon as somebody has nothing to do."""
+    schedule = Schedule()
+    _commands(schedule, NodeUp("a", 1), *[Submitted(i, 1, attempts=1) for i in range(4)])
+    schedule.handle(Finished(0, "a", Outcome.ANSWERED, 0.01, 0.05))  # 1 runs there now, 2 and 3 are ahead
+    assert schedule.handle(NodeUp("b", 1)) == [Recall("a", 1)]
+    assert schedule.handle(Returned("a", [3])) == [Run("b", 3, False)]
+    assert schedule.handle(Finished(3, "b", Outcome.ANSWERED, 0.01, 0.05)) == [Settle(3, Verdict.ANSWERED)]
+    assert schedule.handle(Recallable("a")) == [Recall("a", 1)]
+    assert schedule.handle(Finished(1, "a", Outcome.ANSWERED)) == [Settle(1, Verdict.ANSWERED)]
+    assert schedule.handle(Returned("a", [])) == []
 
 
 def test_innocent_tasks_of_a_shared_crash_run_alone_and_do_not_count_it() -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from skyward.core.messages import Failure
-from skyward.worker.slots import Command, Fork, Kill, Settle, Start, Table
+from skyward.worker.slots import Command, Fork, Kill, Settle, Start, Table, TakeBack
 
 
 def test_first_come_first_served_in_a_slot_that_is_used_again() -> None:
@@ -118,6 +118,49 @@ def test_a_slot_that_hung_up_is_not_used_again() -> None:
     assert table.retire(1) == table.retire(99) == []
 
 
+def test_short_tasks_are_given_ahead_and_taken_back_for_a_slot_that_is_idle() -> None:
+    table = Table(2)
+    table.submit(1, True)
+    table.submit(2, True)
+    for task in range(3, 9):
+        assert table.submit(task, True) == []
+    assert table.finished(1, 1, 0.0005) == [Start(3, 1), Start(4, 1), Start(5, 1), Start(6, 1), Start(7, 1)]
+    assert table.finished(2, 2, 0.0005) == [Start(8, 2)]
+    assert table.finished(2, 8, 0.0005) == [TakeBack(1)]
+    table.took_back(1, [5, 6, 7])  # by then it has begun 4, whose predecessor's answer is on its way
+    assert table.dispatch() == [Start(5, 2)]
+    assert table.finished(1, 3, 0.0005) == [Start(6, 1), Start(7, 1)]
+    assert table.finished(1, 4, 0.0005) == []
+
+
+def test_long_tasks_are_not_given_ahead() -> None:
+    table = Table(1)
+    for task in range(1, 5):
+        table.submit(task, True)
+    assert table.finished(1, 1, 0.5) == [Start(2, 1)]
+
+
+def test_what_is_ahead_survives_the_death_of_its_slot() -> None:
+    table = Table(1)
+    for task in range(1, 5):
+        table.submit(task, True)
+    assert table.finished(1, 1, 1e-5) == [Start(2, 1), Start(3, 1), Start(4, 1)]
+    table.took_back(1, [3, 4])
+    assert table.died(1, "x") == [Settle(2, Failure.CRASHED, "x"), Fork(2, False), Start(3, 2)]
+
+
+def test_the_newest_are_given_back() -> None:
+    table = Table(1)
+    for task in range(1, 6):
+        table.submit(task, True)
+    assert table.give_back(2) == [5, 4]
+    assert table.give_back(9, keep=1) == [3]
+    assert table.give_back(9, keep=2) == []
+    assert table.give_back(9) == [2]
+    assert table.finished(1, 1) == []
+    assert table.submit(5, True) == [Start(5, 1)]
+
+
 class AnyOrder(RuleBasedStateMachine):
     """Whatever happens in whatever order: each task settles once, no slot is over-filled, no work waits for nothing."""
 
@@ -132,7 +175,8 @@ class AnyOrder(RuleBasedStateMachine):
         self.settled: set[int] = set()
         self.processes: dict[int, bool] = {}  # number -> shared
         self.killed: set[int] = set()
-        self.inside: dict[int, set[int]] = {}
+        self.inside: dict[int, set[int]] = {}  # what slots have begun
+        self.ahead: dict[int, list[int]] = {}  # what they were given and have not begun
         self.early: set[int] = set()
         if warm is not None:
             self.apply(self.table.warm(warm))
@@ -143,12 +187,19 @@ class AnyOrder(RuleBasedStateMachine):
                 assert command.slot not in self.processes
                 self.processes[command.slot] = command.shared
                 self.inside[command.slot] = set()
+                self.ahead[command.slot] = []
             elif isinstance(command, Start):
-                assert command.task not in self.settled | self.blocked | self.running()
+                assert command.task not in self.settled | self.blocked | self.given()
                 assert self.processes[command.slot] != self.isolated[command.task]
                 assert command.slot not in self.killed
                 assert command.task == self.waiting.pop(0)  # first come first served
-                self.inside[command.slot].add(command.task)
+                if self.isolated[command.task] and (self.inside[command.slot] or self.ahead[command.slot]):
+                    self.ahead[command.slot].append(command.task)
+                else:
+                    self.inside[command.slot].add(command.task)
+            elif isinstance(command, TakeBack):
+                self.take_back(command.slot)
+                self.apply(self.table.dispatch())
             elif isinstance(command, Kill):
                 assert command.slot in self.processes
                 self.killed.add(command.slot)
@@ -162,8 +213,24 @@ class AnyOrder(RuleBasedStateMachine):
         if task in self.waiting:
             self.waiting.remove(task)
 
-    def running(self) -> set[int]:
-        return set().union(*self.inside.values()) - self.settled
+    def take_back(self, slot: int) -> None:
+        tasks, self.ahead[slot] = self.ahead[slot], []
+        self.waiting[:0] = tasks
+        self.table.took_back(slot, tasks)
+
+    def draw(self, slot: int) -> None:
+        if not self.inside[slot] and self.ahead[slot]:
+            self.inside[slot].add(self.ahead[slot].pop(0))
+
+    def given(self) -> set[int]:
+        return set().union(*self.inside.values(), *self.ahead.values()) - self.settled
+
+    def busy(self) -> int:
+        tasks = [{*self.inside[slot], *self.ahead[slot][:1]} - self.settled for slot in self.processes]
+        return sum(
+            len(live) if shared else min(len(live), 1)
+            for live, shared in zip(tasks, self.processes.values(), strict=True)
+        )
 
     @rule(isolated=st.booleans(), blocked=st.booleans())
     def submit(self, isolated: bool, blocked: bool) -> None:
@@ -177,7 +244,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def submit_again(self, data: st.DataObject) -> None:
-        known = sorted(self.blocked | set(self.waiting) | self.running())
+        known = sorted(self.blocked | set(self.waiting) | self.given())
         if known:
             assert self.table.submit(data.draw(st.sampled_from(known)), True) == []
 
@@ -192,21 +259,25 @@ class AnyOrder(RuleBasedStateMachine):
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:
         task = data.draw(st.integers(1, self.next + 2))
-        known = task in self.running() or task in self.waiting or task in self.blocked
+        known = task in self.given() or task in self.waiting or task in self.blocked
         if task > self.next:
             self.early.add(task)
+        if task in self.table.running:
+            self.take_back(self.table.running[task].number)
         self.apply(self.table.cancel(task))
         assert not known or task in self.settled
 
     @rule(data=st.data())
     def expire(self, data: st.DataObject) -> None:
         task = data.draw(st.integers(1, self.next + 1))
-        running = task in self.running()
+        if task in self.table.running:
+            self.take_back(self.table.running[task].number)
+        running = task in self.given()
         self.apply(self.table.expire(task, "late"))
         assert not running or task in self.settled
 
-    @rule(data=st.data())
-    def finish(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), seconds=st.sampled_from([None, 1e-5, 5e-4, 1.0]), draws=st.booleans())
+    def finish(self, data: st.DataObject, seconds: float | None, draws: bool) -> None:
         inside = [(slot, task) for slot, tasks in self.inside.items() for task in tasks]
         if not inside:
             return
@@ -215,14 +286,31 @@ class AnyOrder(RuleBasedStateMachine):
             assert self.table.running[task].number == slot
             self.settle(task)
         self.inside[slot].discard(task)
-        self.apply(self.table.finished(slot, task))
+        if draws:
+            self.draw(slot)
+        self.apply(self.table.finished(slot, task, seconds))
+
+    @precondition(lambda self: self.processes)
+    @rule(data=st.data())
+    def go_on(self, data: st.DataObject) -> None:
+        self.draw(data.draw(st.sampled_from(sorted(self.processes))))
+
+    @rule(count=st.integers(0, 3))
+    def give_back(self, count: int) -> None:
+        given = self.table.give_back(count)
+        assert len(given) == min(count, len(self.waiting))
+        for task in given:
+            assert task == self.waiting.pop()
+            self.settle(task)  # here, that is; another node may have it now
 
     @precondition(lambda self: self.processes)
     @rule(data=st.data(), how=st.sampled_from(["died", "refused", "retire"]))
     def end(self, data: st.DataObject, how: str) -> None:
         slot = data.draw(st.sampled_from(sorted(self.processes)))
+        if slot in self.table.slots:
+            self.take_back(slot)
         if how != "retire":
-            del self.processes[slot], self.inside[slot]
+            del self.processes[slot], self.inside[slot], self.ahead[slot]
             self.killed.discard(slot)
             self.apply(getattr(self.table, how)(slot, "x"))
         else:
@@ -230,13 +318,15 @@ class AnyOrder(RuleBasedStateMachine):
 
     @invariant()
     def is_sound(self) -> None:
-        running = self.running()
-        assert len(running) <= self.concurrency
-        assert not self.waiting or len(running) == self.concurrency
-        assert set(self.table.running) == running
+        given, busy = self.given(), self.busy()
+        assert busy <= self.concurrency
+        assert not self.waiting or busy == self.concurrency
+        assert set(self.table.running) == given
         for slot, tasks in self.inside.items():
             assert self.processes[slot] or len(tasks) <= 1
-            assert slot not in self.killed or not tasks & running
+            assert slot not in self.killed or not tasks & given
+            # Nothing lies ahead in one slot while another is idle.
+            assert busy == self.concurrency or not tasks & given or not self.ahead[slot]
         usable = [slot for slot in self.processes if slot in self.table.slots and not self.table.slots[slot].retired]
         assert sum(not self.processes[slot] for slot in usable) <= self.concurrency
         assert sum(self.processes[slot] for slot in usable) <= 1

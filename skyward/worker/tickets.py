@@ -1,0 +1,86 @@
+"""Who has a task that was given to a slot ahead of its turn: the slot that began it, or the agent that took it back.
+
+Beside its socket each isolated slot has a pipe of tickets, numbers of tasks in the order in which they are given. The
+slot draws a ticket before it begins; the agent draws the rest when it wants the tasks back. The kernel gives each
+ticket to one of them only, so a task never runs twice and is never lost, whenever either of them acts or dies.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import struct
+
+__all__ = ["Claims", "Tickets"]
+
+_TICKET = struct.Struct("!Q")
+_MANY = 512  # tickets that fit into a pipe of the smallest size
+
+
+class Tickets:
+    """The agent's half.
+
+    Parameters
+    ----------
+    read, write
+        Ends of a pipe, ours from now on; the slot has `read` too.
+    """
+
+    def __init__(self, read: int, write: int) -> None:
+        self._read, self._write = read, write
+        self._unwritten = bytearray()
+        os.set_blocking(read, False)
+        os.set_blocking(write, False)
+
+    def __repr__(self) -> str:
+        return f"<Tickets on {self._write}, {len(self._unwritten) // _TICKET.size} unwritten>"
+
+    def add(self, task: int) -> None:
+        """Make a ticket, which counts from `issue` on."""
+        self._unwritten += _TICKET.pack(task)
+
+    def issue(self) -> None:
+        """Let the slot draw; to be called before it can see the tasks."""
+        if self._unwritten:
+            os.write(self._write, self._unwritten)  # whole: it is less than a pipe holds
+            self._unwritten.clear()
+
+    def take_back(self) -> list[int]:
+        """Draw all that are left, oldest first."""
+        with contextlib.suppress(BlockingIOError):
+            return [task for (task,) in _TICKET.iter_unpack(os.read(self._read, _MANY * _TICKET.size))]
+        return []
+
+    def close(self) -> None:
+        """Close both ends."""
+        os.close(self._read)
+        os.close(self._write)
+
+
+class Claims:
+    """The slot's half.
+
+    Parameters
+    ----------
+    fd
+        Where the tickets come from.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._drawn: int | None = None  # its task has not come yet
+
+    def __repr__(self) -> str:
+        return f"<Claims on {self._fd}, drawn: {self._drawn}>"
+
+    def claim(self, task: int) -> bool:
+        """Whether to run the task that came now. Tickets are in the order of tasks; what has none was taken back."""
+        if self._drawn is None:
+            try:
+                self._drawn = _TICKET.unpack(os.read(self._fd, _TICKET.size))[0]
+            except (BlockingIOError, struct.error):  # the latter at the end: the agent is gone
+                return False
+        if self._drawn != task:
+            return False
+        self._drawn = None
+        return True
