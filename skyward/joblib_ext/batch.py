@@ -82,17 +82,29 @@ class Batch:
         Nesting level of the calls that tasks make; see `nested`.
     initializer
         What must have run in the slot before.
+    function
+        The pickle of the one function that all calls are of; None where they are not, or it may change.
     """
 
-    __slots__ = ("calls", "initializer", "level")
+    __slots__ = ("calls", "function", "initializer", "level")
 
-    def __init__(self, calls: Any, level: int | None = None, initializer: Initializer | None = None) -> None:
+    def __init__(
+        self,
+        calls: Any,
+        level: int | None = None,
+        initializer: Initializer | None = None,
+        function: bytes | None = None,
+    ) -> None:
         self.calls = calls
         self.level = level
         self.initializer = initializer
+        self.function = function
 
     def __reduce__(self) -> Any:
-        return Batch, (self.calls, self.level, self.initializer)
+        if self.function is None:
+            return Batch, (self.calls, self.level, self.initializer)
+        calls = [(args, kwargs) for _, args, kwargs in self.calls]
+        return _of_one_function, (self.function, calls, self.level, self.initializer)
 
     def __repr__(self) -> str:
         return f"<Batch {self.label}>"
@@ -114,6 +126,21 @@ class Batch:
             self.initializer.once()
         calls = self.calls if self.level is None else BatchedCalls(self.calls, (nested(self.level), None))
         return calls()
+
+
+def _of_one_function(function: bytes, calls: list[tuple[Any, Any]], level: int, initializer: Any) -> Batch:
+    """Rebuild a batch; called by the pickle."""
+    call = pickle.loads(function)
+    return Batch([(call, args, kwargs) for args, kwargs in calls], level, initializer)
+
+
+def _plain_parts(batch: Batch) -> list[Any] | None:
+    if batch.function is None or batch.initializer is not None:
+        return None
+    return [part for _, args, kwargs in batch.calls for part in (args, kwargs)]
+
+
+payload.PLAIN[Batch] = _plain_parts
 
 
 def nested(level: int) -> Any:

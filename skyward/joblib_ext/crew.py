@@ -8,7 +8,7 @@ import logging
 import threading
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -17,6 +17,7 @@ from joblib.parallel import BatchedCalls, Parallel
 
 from skyward.core.dispatch import Call, TaskFuture, TaskOptions
 from skyward.core.pool import Compute
+from skyward.core.stable import StableFunctions
 from skyward.joblib_ext import categories
 from skyward.joblib_ext.batch import Batch, Initializer
 
@@ -104,6 +105,7 @@ class Crew:
     def start_call(self) -> None:
         """The tasks from now on are of another call."""
         self._options = replace(self._options, call=Call(self._limit))
+        self._functions = StableFunctions()
 
     def renewed(self) -> Crew:
         """Another such crew, without the tasks."""
@@ -114,7 +116,7 @@ class Crew:
         count = len(calls)
         options = self._options if count == 1 else replace(self._options, count=count)
         if self._level is not None and type(calls) is BatchedCalls:
-            batch = Batch(calls.items, self._level, self._settings.initializer)
+            batch = Batch(calls.items, self._level, self._settings.initializer, self._function(calls.items))
         else:
             batch = Batch(calls, None, self._settings.initializer)
         future = self.pool.dispatcher.submit(batch, options=options)
@@ -130,6 +132,12 @@ class Crew:
         else:
             future.add_done_callback(done)
         return future
+
+    def _function(self, items: Sequence[tuple[Any, Any, Any]]) -> bytes | None:
+        """The pickle of the function that all calls of a batch are of, made once; None where that can't be done."""
+        if not items or any(other[0] is not items[0][0] for other in items):
+            return None
+        return self._functions.pickled(items[0][0])
 
     def abort(self) -> None:
         """Cancel the tasks that are out. joblib is not told of them any more: it has given the call up."""

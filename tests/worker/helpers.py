@@ -30,6 +30,7 @@ from skyward.core.messages import (
     Message,
     Output,
     Ready,
+    Returned,
     Run,
     Setup,
     StreamClose,
@@ -120,6 +121,7 @@ class Owner:
         self.output: dict[int, bytearray] = {1: bytearray(), 2: bytearray()}
         self.streams: list[Received] = []
         self.ready: Ready | None = None
+        self.returned: list[list[int]] = []
         self.twice: list[int] = []
         self.order: deque[Received] = deque()
         self.acks = True
@@ -207,6 +209,8 @@ class Owner:
             self.output[message.stream] += received.buffers[0]
         elif isinstance(message, Ready):
             self.ready = message
+        elif isinstance(message, Returned):
+            self.returned.append(message.tasks)
         elif isinstance(message, (StreamOpen, StreamData, StreamClose)):
             self.streams.append(received)
 

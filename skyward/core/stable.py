@@ -1,0 +1,138 @@
+"""Pickles of functions that are made once and used again while they are surely what pickling anew would give.
+
+A function of a module is pickled by its name. One of ``__main__``, or a lambda, is pickled with its code and with what
+it uses: its globals, closure and defaults. Those may change between two tasks of a call, and each task must see them
+as they were at its submit. So a pickle is kept only where all of them are constants, and is used again only while they
+are the very same objects.
+"""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import cloudpickle
+
+__all__ = ["StableFunctions"]
+
+_ATOMS = (int, float, complex, str, bytes, bool, type(None), type(...))
+_NAMED = (type, types.FunctionType, types.BuiltinFunctionType)
+_MOST = 32  # functions that are remembered
+_MISSING = object()
+_SIZE = object()
+_TABLES = ("__kwdefaults__", "__annotations__", "__dict__")  # attributes of a function that are dicts
+
+
+class StableFunctions:
+    """Pickles of the functions of one call."""
+
+    def __init__(self) -> None:
+        self._kept: dict[int, tuple[Any, bytes | None, list[tuple[Any, Any]]]] = {}
+
+    def __repr__(self) -> str:
+        return f"<StableFunctions {len(self._kept)}>"
+
+    def pickled(self, function: Callable[..., Any]) -> bytes | None:
+        """The function's pickle; None where it can't be kept, and must be made anew each time."""
+        known = self._kept.get(id(function))
+        if known is not None and known[0] is function:
+            _, data, uses = known
+            if data is None or all(_look(where) is value for where, value in uses):
+                return data
+        data, uses = self._make(function)
+        if len(self._kept) >= _MOST:
+            self._kept.clear()
+        self._kept[id(function)] = function, data, uses
+        return data
+
+    @staticmethod
+    def _make(function: Callable[..., Any]) -> tuple[bytes | None, list[tuple[Any, Any]]]:
+        uses: list[tuple[Any, Any]] = []
+        if not _is_stable(function, uses, set()):
+            return None, []
+        try:
+            return bytes(cloudpickle.dumps(function, protocol=5)), uses
+        except Exception:  # the usual way raises it where it is reported
+            return None, []
+
+
+# Where a value was found: (dict, key), (dict, _SIZE), (object, attribute), or (name of a module, path in it).
+_Place = tuple[Any, Any]
+
+
+def _look(place: _Place) -> Any:
+    """What is there now."""
+    where, key = place
+    if isinstance(where, dict):
+        return len(where) if key is _SIZE else where.get(key, _MISSING)
+    if isinstance(where, str):
+        return _by_name(where, key)
+    try:
+        return getattr(where, key)
+    except (AttributeError, ValueError):  # the latter from a cell that is empty
+        return _MISSING
+
+
+def _by_name(module: str, path: str) -> Any:
+    found: Any = sys.modules.get(module)
+    for part in path.split("."):
+        found = getattr(found, part, _MISSING)
+    return found
+
+
+def _is_stable(value: Any, uses: list[tuple[Any, Any]], seen: set[int]) -> bool:
+    """Whether a value can't change without becoming another object; `uses` gets what must stay in its place."""
+    kind = type(value)
+    if kind in _ATOMS or kind is types.CodeType or id(value) in seen:
+        return True
+    seen.add(id(value))
+    if kind in (tuple, frozenset):
+        return all(_is_stable(part, uses, seen) for part in value)
+    if kind is types.ModuleType:
+        name = str(value.__name__)
+        uses.append(((sys.modules, name), value))
+        return sys.modules.get(name) is value and not _is_by_value(name)
+    if isinstance(value, _NAMED):
+        module, path = getattr(value, "__module__", None), getattr(value, "__qualname__", "")
+        if isinstance(module, str) and module != "__main__" and _by_name(module, path) is value:
+            uses.append(((module, path), value))
+            return not _is_by_value(module)
+    if kind is types.FunctionType:
+        parts = list(_parts(value))
+        uses += parts
+        uses += [((value, name), getattr(value, name)) for name in _TABLES]
+        return all(_is_stable(part, uses, seen) for _, part in parts)
+    return False
+
+
+def _parts(function: types.FunctionType) -> Iterator[tuple[_Place, Any]]:
+    """What a function that is pickled by value takes along, each with its place."""
+    for name in ("__code__", "__defaults__", "__doc__", "__name__", "__qualname__", "__module__"):
+        yield (function, name), getattr(function, name)
+    for table in (getattr(function, name) for name in _TABLES):
+        if table is not None:
+            yield (table, _SIZE), len(table)
+            for key, part in table.items():
+                yield (table, key), part
+    for cell in function.__closure__ or ():
+        yield (cell, "cell_contents"), _look((cell, "cell_contents"))
+    for name in _global_names(function.__code__):
+        if name in function.__globals__:
+            yield (function.__globals__, name), function.__globals__[name]
+
+
+def _global_names(code: types.CodeType) -> set[str]:
+    """Names that code, and code in it, may look up among globals: these and some attributes."""
+    names = set(code.co_names)
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            names |= _global_names(constant)
+    return names
+
+
+def _is_by_value(module: str) -> bool:
+    """Whether the user has asked cloudpickle to send a module's contents instead of its name."""
+    asked = cloudpickle.list_registry_pickle_by_value()
+    return any(module == name or module.startswith(f"{name}.") for name in asked)
