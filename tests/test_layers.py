@@ -27,6 +27,7 @@ HOUSE: dict[str, set[str]] = {
         "skyward.core.mailbox",
         "skyward.core.messages",
         "skyward.core.payload",
+        "skyward.core.shared",
         "skyward.core.wire",
     },
     "skyward.providers": {"skyward.core"},

@@ -7,13 +7,25 @@ ago are forgotten.
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import threading
-from collections import OrderedDict
+import weakref
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 import xxhash
 
-__all__ = ["Blobs", "Snapshots", "digest"]
+from skyward.core.shared import SharedFile
+
+__all__ = ["Arrays", "Blobs", "Snapshot", "Snapshots", "digest"]
+
+Snapshot = bytes | SharedFile
+"""A copy of a buffer."""
+
+_MOST_FILES = 200  # that are open at a time; a process often may have 1024 only
+_SAMPLES, _SAMPLE = 64, 4096  # parts of an array that are looked at to see whether it has changed, bytes of each
 
 
 def digest(buffer: memoryview) -> bytes:
@@ -31,28 +43,53 @@ class Snapshots:
     The user may change an array as soon as `submit` has returned, while its bytes leave later, to one node after
     another. Without a copy a node would get other bytes than the digest says, and every later task of that digest as
     well. Any thread may call.
+
+    Parameters
+    ----------
+    shared
+        Copies are files in memory, which nodes on this machine map instead of getting the bytes.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, shared: bool = False) -> None:
+        self._shared = shared
         self._lock = threading.Lock()  # guards _kept
-        self._kept: dict[bytes, tuple[bytes, int]] = {}  # digest -> the bytes, and how many tasks hold them
+        self._kept: dict[bytes, tuple[Snapshot, int]] = {}  # digest -> the bytes, and how many hold them
+        self._dropped: deque[bytes] = deque()  # by the garbage collector, which must not wait for the lock
 
     def __repr__(self) -> str:
         return f"<Snapshots {len(self._kept)}, {sum(len(data) for data, _ in self._kept.values()):,} bytes>"
 
-    def take(self, buffer: memoryview) -> tuple[bytes, bytes]:
-        """Digest and copy of a buffer, for one task; the same copy for all tasks with equal bytes."""
-        name = digest(buffer)
-        data = self._hold(name, None)
-        if data is None:
-            copy = bytes(buffer)
-            name = digest(memoryview(copy))  # of the copy: another thread may have written meanwhile
-            data = self._hold(name, copy)
-            assert data is not None
+    def take(self, buffer: memoryview, arrays: Arrays | None = None) -> tuple[bytes, Snapshot]:
+        """Digest and copy of a buffer, for one task; the same copy for all tasks with equal bytes.
+
+        With `arrays`, one that was seen there is not read again.
+        """
+        name = arrays.find(buffer) if arrays is not None else None
+        data = self._hold(name, None) if name is not None else None
+        if name is None or data is None:
+            name = digest(buffer)
+            data = self._hold(name, None)
+            if data is None:
+                copy = self._copy(buffer)
+                whole = copy.map() if isinstance(copy, SharedFile) else copy
+                name = digest(memoryview(whole))  # of the copy: another thread may have written meanwhile
+                data = self._hold(name, copy)
+                assert data is not None
+            if arrays is not None:
+                self._hold(name, None)
+                if not arrays.note(buffer, name):
+                    self.release([name])
         return name, data
 
-    def _hold(self, name: bytes, copy: bytes | None) -> bytes | None:
+    def _copy(self, buffer: memoryview) -> Snapshot:
+        if self._shared and len(self._kept) < _MOST_FILES:
+            with contextlib.suppress(OSError):
+                return SharedFile(buffer)
+        return bytes(buffer)
+
+    def _hold(self, name: bytes, copy: Snapshot | None) -> Snapshot | None:
         with self._lock:
+            self._purge()
             data, holders = self._kept.get(name, (copy, 0))
             if data is not None:
                 self._kept[name] = data, holders + 1
@@ -61,10 +98,107 @@ class Snapshots:
     def release(self, names: Iterable[bytes]) -> None:
         """A task has settled."""
         with self._lock:
+            self._purge()
             for name in names:
-                data, holders = self._kept.pop(name)
-                if holders > 1:
-                    self._kept[name] = data, holders - 1
+                self._let_go(name)
+
+    def drop(self, names: Iterable[bytes]) -> None:
+        """As `release`, at once or a little later; may be called from anywhere."""
+        self._dropped.extend(names)
+        if self._lock.acquire(blocking=False):
+            try:
+                self._purge()
+            finally:
+                self._lock.release()
+
+    def _purge(self) -> None:
+        while self._dropped:
+            self._let_go(self._dropped.popleft())
+
+    def _let_go(self, name: bytes) -> None:
+        data, holders = self._kept.pop(name)
+        if holders > 1:
+            self._kept[name] = data, holders - 1
+
+
+class _Seen(NamedTuple):
+    owner: weakref.ref[Any]
+    sample: bytes
+    name: bytes
+
+
+class Arrays:
+    """The arrays of one call that were hashed, so that each is hashed once though a thousand tasks have it.
+
+    An array counts as the same while it is the same object, at the same place, and samples of its content have not
+    changed: a buffer that is filled anew between two tasks is noticed, a change of some single elements is not. (joblib
+    under loky looks at the object only.) Dead arrays are forgotten, as another may be made in their place.
+
+    Parameters
+    ----------
+    snapshots
+        Whose copies are held for as long as this object and the array live.
+    """
+
+    def __init__(self, snapshots: Snapshots) -> None:
+        self._snapshots = snapshots
+        self._seen: dict[tuple[int, int, int], _Seen] = {}
+
+    def __repr__(self) -> str:
+        return f"<Arrays {len(self._seen)}>"
+
+    def __del__(self) -> None:
+        self._snapshots.drop(seen.name for seen in self._seen.values())
+
+    def find(self, buffer: memoryview) -> bytes | None:
+        """The digest of a buffer that was noted."""
+        owner, key = _owner(buffer)
+        seen = self._seen.get(key)
+        if seen is not None and seen.owner() is owner and seen.sample == _sample(buffer):
+            return seen.name
+        return None
+
+    def note(self, buffer: memoryview, name: bytes) -> bool:
+        """Remember the digest of a buffer if it is an array's, and be one more that holds its copy; whether it is."""
+        owner, key = _owner(buffer)
+        if owner is None:
+            return False
+        self._forget(key)
+        self._forget(key)
+        this = weakref.ref(self)
+        self._seen[key] = _Seen(weakref.ref(owner, lambda _: _forget(this, key)), _sample(buffer), name)
+        return True
+
+    def _forget(self, key: tuple[int, int, int]) -> None:
+        seen = self._seen.pop(key, None)
+        if seen is not None:
+            self._snapshots.drop([seen.name])
+
+
+def _forget(arrays: weakref.ref[Arrays], key: tuple[int, int, int]) -> None:
+    if (these := arrays()) is not None:
+        these._forget(key)  # noqa: SLF001 - a method of theirs would keep them alive
+
+
+def _owner(buffer: memoryview) -> tuple[Any, tuple[int, int, int]]:
+    """The array that holds a buffer's memory, and what tells the buffer from others; None if it is no array's."""
+    numpy = sys.modules.get("numpy")
+    owner: Any = buffer.obj
+    if numpy is None or not isinstance(owner, numpy.ndarray):
+        return None, (0, 0, 0)
+    address: int = owner.__array_interface__["data"][0]
+    while isinstance(owner.base, numpy.ndarray):
+        owner = owner.base
+    return owner, (id(owner), address, len(buffer))
+
+
+def _sample(buffer: memoryview) -> bytes:
+    """The digest of parts of it, first and last included."""
+    samples = xxhash.xxh3_128()
+    step = max(1, (len(buffer) - _SAMPLE) // (_SAMPLES - 1))
+    for start in range(0, len(buffer), step):
+        samples.update(buffer[start : start + _SAMPLE])
+    return samples.digest()
 
 
 class Blobs:
@@ -90,6 +224,10 @@ class Blobs:
                 self._total += size
             self._sizes.move_to_end(name)
         return missing, self._evict() if missing else []
+
+    def lost(self, name: bytes) -> None:
+        """The node does not have it after all."""
+        self._total -= self._sizes.pop(name, 0)
 
     def release(self, names: Iterable[bytes]) -> None:
         """The task is over on that node; its blobs stay until room is needed."""

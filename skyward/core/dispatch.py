@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from skyward.core import messages, payload, schedule, wire
-from skyward.core.blobs import Blobs, Snapshots
+from skyward.core.blobs import Arrays, Blobs, Snapshot, Snapshots
 from skyward.core.delivery import Delivery, Lane
 from skyward.core.errors import NodeLost, PayloadError, PoolNotActive, TaskTimeout, WorkerCrashed
 from skyward.core.events import Events, Printed, TaskEnded, TasksQueued
@@ -25,6 +25,7 @@ from skyward.core.interfaces import Channel
 from skyward.core.ioloop import IOThread
 from skyward.core.schedule import Outcome, Schedule, Verdict
 from skyward.core.session import Session
+from skyward.core.shared import SharedFile, take_file
 from skyward.core.wire import Filled
 
 __all__ = ["Call", "Dispatcher", "StreamOpener", "TaskFuture", "TaskOptions"]
@@ -47,6 +48,8 @@ class Call:
     ----------
     limit
         How many of its tasks may be out at a time; None for no limit.
+    arrays
+        Large arrays that several of its tasks have; see `Dispatcher.arrays`. None to read each one for each task.
 
     Notes
     -----
@@ -55,6 +58,7 @@ class Call:
 
     limit: int | None = None
     lane: Lane = field(default_factory=Lane, repr=False)
+    arrays: Arrays | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +170,8 @@ class Dispatcher:
         The pool's defaults for `TaskOptions`.
     open_stream
         Opens the owner's end of a byte stream that a slot asks for.
+    shares
+        Some nodes are on this machine and map large buffers instead of getting them.
     """
 
     def __init__(
@@ -177,6 +183,7 @@ class Dispatcher:
         timeout: float | None,
         attempts: int,
         open_stream: StreamOpener | None = None,
+        shares: bool = False,
         name: str = "skyward",
     ) -> None:
         self._io = io
@@ -194,7 +201,7 @@ class Dispatcher:
         self._idle = asyncio.Event()
         self._idle.set()
         self._lost: dict[str, str] = {}
-        self._snapshots = Snapshots()
+        self._snapshots = Snapshots(shares)
         self._why_hopeless = "no node is left"
         self._delivery = Delivery(self._deliver, f"{name}-delivery")
         self._pid = os.getpid()
@@ -227,7 +234,7 @@ class Dispatcher:
             if future.size > _LARGEST:
                 raise PayloadError(f"the call of {_label(function)} holds over {_LARGEST:,} bytes; send it less")
             least = payload.LARGE if options.large is None else min(payload.LARGE, options.large)
-            parts, blobs = self._keep(buffers, least)
+            parts, blobs = self._keep(buffers, least, (options.call or self._common).arrays)
         except PayloadError as error:
             future.set_running_or_notify_cancel()
             future.set_exception(error)
@@ -241,14 +248,21 @@ class Dispatcher:
         self._events.emit(TasksQueued(options.count))
         return future
 
-    def _keep(self, buffers: list[memoryview], least: int) -> tuple[list[bytes], dict[int, bytes]]:
+    def arrays(self) -> Arrays:
+        """For a `Call` whose tasks have large arrays in common: each is read and hashed once."""
+        return Arrays(self._snapshots)
+
+    def _keep(
+        self, buffers: list[memoryview], least: int, arrays: Arrays | None
+    ) -> tuple[list[Snapshot], dict[int, bytes]]:
         """Copies of the buffers as they are now, and the digests of those that are blobs."""
-        parts, blobs = [], {}
+        parts: list[Snapshot] = []
+        blobs: dict[int, bytes] = {}
         for index, view in enumerate(buffers):
             if len(view) < least:
                 parts.append(bytes(view))
             else:
-                blobs[index], data = self._snapshots.take(view)
+                blobs[index], data = self._snapshots.take(view, arrays)
                 parts.append(data)
         return parts, blobs
 
@@ -320,7 +334,26 @@ class Dispatcher:
         if forgotten:
             node.session.send(messages.Forget(forgotten))
         for name in missing:
-            node.session.send(messages.Blob(name), [views[name]])
+            self._send_blob(node, name, views[name])
+
+    @staticmethod
+    def _send_blob(node: _Node, name: bytes, data: Snapshot, unreadable: bool = False) -> None:
+        if not isinstance(data, SharedFile):
+            node.session.send(messages.Blob(name), [data])
+        elif node.session.shares and not unreadable:
+            node.session.send(messages.Blob(name, data.path, data.inode, len(data)))
+        else:
+            node.session.send(messages.Blob(name), [data.map()])
+
+    def _unreadable(self, node: _Node, name: bytes) -> None:
+        """A node could not open a shared file: a task that waits there for it has its bytes, or nobody needs them."""
+        for task, names in node.using.items():
+            job = self._jobs.get(task)
+            if name in names and job is not None and job.node == node.session.node:
+                index = next(index for index, other in job.blobs.items() if other == name)
+                self._send_blob(node, name, job.buffers[index + 1], unreadable=True)
+                return
+        node.blobs.lost(name)
 
     def _settle(self, command: schedule.Settle) -> None:
         job = self._jobs.pop(command.task)
@@ -342,6 +375,8 @@ class Dispatcher:
             self._finished(node, message, buffers)
         elif isinstance(message, messages.Returned):
             self._returned(node, message.tasks)
+        elif isinstance(message, messages.Unreadable):
+            self._unreadable(node, message.digest)
         elif isinstance(message, messages.Output):
             text = bytes(buffers[0]).decode("utf-8", "backslashreplace")
             self._events.emit(Printed(session.node, message.stream, text))
@@ -356,6 +391,12 @@ class Dispatcher:
                 closing.task.cancel()
 
     def _finished(self, node: _Node, message: messages.Done | messages.Failed, buffers: list[Filled]) -> None:
+        if isinstance(message, messages.Done) and message.files:
+            try:
+                buffers = self._take_files(node, message, buffers)
+            except OSError as error:
+                lost = f"its result could not be read: {error}"
+                message = messages.Failed(message.task, message.seconds, messages.Failure.CRASHED.value, lost)
         job = self._jobs.get(message.task)
         if job is not None and job.node == node.session.node:
             job.answer = (message, buffers)
@@ -378,6 +419,16 @@ class Dispatcher:
                 None if trip is None else trip + _OVERHEAD,
             )
         )
+
+    @staticmethod
+    def _take_files(node: _Node, message: messages.Done, buffers: list[Filled]) -> list[Filled]:
+        """Put the content of files in the place of the buffers that a slot on this machine has left there."""
+        if not node.session.shares:  # a machine elsewhere has no business with our files
+            raise PermissionError(f"{node.session.node} is no part of this machine")
+        rest = iter(buffers[1:])
+        count = len(buffers) - 1 + len(message.files)
+        files = {index: take_file(os.fsdecode(path)) for index, path in message.files.items()}
+        return [buffers[0], *(files[index] if index in files else next(rest) for index in range(count))]
 
     def node_up(self, session: Session, slots: int) -> None:
         """A session's node takes tasks from now on."""

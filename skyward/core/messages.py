@@ -117,6 +117,8 @@ class Setup(NamedTuple):
         ``module:function`` context managers around the life of each slot process.
     orphan_timeout
         Seconds without an owner after which the agent ends its slots and itself.
+    shares
+        The owner's processes are on this machine and open our files, as we theirs.
     """
 
     node: str
@@ -130,6 +132,7 @@ class Setup(NamedTuple):
     authkey: bytes
     around: list[str]
     orphan_timeout: float
+    shares: bool = False
 
 
 class Ready(NamedTuple):
@@ -176,10 +179,14 @@ class Returned(NamedTuple):
 
 
 class Done(NamedTuple):
-    """The task returned after `seconds` of running. Buffers: the result's pickle head and out-of-band buffers."""
+    """The task returned after `seconds` of running. Buffers: the result's pickle head and out-of-band buffers.
+
+    `files` are paths of files that hold an out-of-band buffer, by its index; only where `Setup.shares` is set.
+    """
 
     task: int
     seconds: float
+    files: dict[int, bytes] = {}  # noqa: RUF012 - nobody changes it
 
 
 class Failure(enum.Enum):
@@ -216,7 +223,19 @@ class Metric(NamedTuple):
 
 
 class Blob(NamedTuple):
-    """A large buffer by the digest of its content. One buffer: the content."""
+    """A large buffer by the digest of its content. One buffer: the content.
+
+    Without a buffer it is a `SharedFile` of the owner's, on the same machine.
+    """
+
+    digest: bytes
+    path: str | None = None
+    inode: int = 0
+    size: int = 0
+
+
+class Unreadable(NamedTuple):
+    """The shared file of a blob can't be opened (any more); the content must be sent."""
 
     digest: bytes
 
@@ -249,7 +268,7 @@ class StreamClose(NamedTuple):
 
 Message = Union[
     Hello, Welcome, Proof, Ping, Pong, Ack, Bye, Setup, Ready, Run, Cancel, Done, Failed, Output, Metric, Blob, Forget,
-    StreamOpen, StreamData, StreamClose, Recall, Returned,
+    StreamOpen, StreamData, StreamClose, Recall, Returned, Unreadable,
 ]  # fmt: skip
 
 MESSAGES: tuple[type[Any], ...] = get_args(Message)

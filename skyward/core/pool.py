@@ -27,6 +27,7 @@ from skyward.core.ioloop import IOThread
 from skyward.core.messages import Setup
 from skyward.core.provision import Plan, Provisioner
 from skyward.core.session import Timing
+from skyward.core.shared import CAN_SHARE
 from skyward.core.spec import Allocation, Endpoint, Image, Nodes, Order, Resources, Volume, Worker, parse_seconds
 
 __all__ = ["Compute", "ComputePool"]
@@ -266,6 +267,7 @@ class _Running:
             timeout=pool._timeout,
             attempts=pool.worker.attempts,
             open_stream=_open_stream,
+            shares=CAN_SHARE and any(Trait.DRIVER_ENVIRONMENT in provider.traits for provider in pool.providers),
             name=f"skyward-{pool.name}",
         )
         plan = Plan(pool.providers, pool.nodes, pool._order, image, _setup(pool, image), Timing())

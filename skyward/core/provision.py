@@ -42,6 +42,7 @@ from skyward.core.keys import make_key
 from skyward.core.ledger import Ledger
 from skyward.core.messages import HEARD_FILE, Message, Ready, Setup
 from skyward.core.session import Session, Timing
+from skyward.core.shared import CAN_SHARE
 from skyward.core.spec import Image, KeyPair, Machine, MachineId, Nodes, Offer, Order
 from skyward.core.wire import Filled
 
@@ -376,7 +377,8 @@ class Provisioner:
         )
         try:
             secret = await connector.prepare()
-            setup = self._plan.setup._replace(node=name)
+            here = Trait.DRIVER_ENVIRONMENT in self._plan.providers[source].traits
+            setup = self._plan.setup._replace(node=name, shares=here and CAN_SHARE)
             session = Session(name, connector.open, secret, setup, self, self._plan.timing)
             self._sessions[name] = session
             return await session.run()

@@ -91,6 +91,7 @@ class Session:
         timing: Timing | None = None,
     ) -> None:
         self.node = node
+        self.shares = setup.shares
         self.facts: dict[str, Any] = {}
         self.round_trip: float | None = None
         self._connect = connect

@@ -64,6 +64,7 @@ from skyward.core.messages import (
     StreamClose,
     StreamData,
     StreamOpen,
+    Unreadable,
     Welcome,
 )
 
@@ -123,7 +124,7 @@ class State(enum.Enum):
 
 _ANY = (Ping, Pong, Ack, Bye, StreamData, StreamClose)
 _OWNER = (Setup, Run, Cancel, Recall, Blob, Forget)
-_WORKER = (Ready, Done, Failed, Returned, Output, Metric, StreamOpen)
+_WORKER = (Ready, Done, Failed, Returned, Unreadable, Output, Metric, StreamOpen)
 
 
 def _open(kinds: Iterable[type[Any]]) -> dict[type[Any], State]:

@@ -104,7 +104,7 @@ class Crew:
 
     def start_call(self) -> None:
         """The tasks from now on are of another call."""
-        self._options = replace(self._options, call=Call(self._limit))
+        self._options = replace(self._options, call=Call(self._limit, arrays=self.pool.dispatcher.arrays()))
         self._functions = StableFunctions()
 
     def renewed(self) -> Crew:

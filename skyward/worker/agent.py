@@ -264,7 +264,7 @@ class Agent:
         elif isinstance(message, (StreamData, StreamClose)):
             crew.stream(message, buffers[0] if buffers else None)
         elif isinstance(message, Blob):
-            crew.keep(message, buffers[0])
+            crew.keep(message, buffers[0] if buffers else None)
         elif isinstance(message, Forget):
             crew.forget(message.digests)
 
@@ -276,7 +276,7 @@ class Agent:
         try:
             if setup.concurrency < 1:
                 raise ValueError(f"concurrency must be at least 1, not {setup.concurrency}")
-            _allow_files(6 * setup.concurrency + 128)
+            _allow_files(6 * setup.concurrency + 1024)
             self.crew = Crew(self.loop, setup, self.cores, self._folder, session.post)
         except (OSError, ValueError) as error:
             session.post(Ready(0, f"can't start slots: {error}"))

@@ -25,6 +25,7 @@ from skyward.core.messages import (
     Setup,
     StreamClose,
     StreamData,
+    Unreadable,
 )
 from skyward.core.wire import Buffer, Filled, Received, Role, Wire
 from skyward.worker import deaths, threads
@@ -34,6 +35,7 @@ from skyward.worker.forks import Forks
 from skyward.worker.link import Link
 from skyward.worker.output import Outputs
 from skyward.worker.owner import Quota
+from skyward.worker.shelf import remove
 from skyward.worker.slots import Command, Fork, Settle, Start, Table, TakeBack
 from skyward.worker.store import Store
 from skyward.worker.tickets import Tickets
@@ -131,7 +133,7 @@ class Crew:
         self._said_full = self._up = self._announced = self._resting = False
         self._failed: str | None = None  # why there is no fork server
         self._bridge = Bridge(loop, f"{folder}/bridge.sock", self._post_stream)
-        self._config = _config(setup, cores, self._bridge.path)
+        self._config = _config(setup, cores, self._bridge.path, self.store.shelf() if setup.shares else None)
         self._forks = Forks(loop, self._config, self._reported, self._forks_ended)
 
     def __repr__(self) -> str:
@@ -173,11 +175,21 @@ class Crew:
         limit = self._loop.time() - max(_LONG * (self.table.mean or 0.0), _SHORT)
         return sum(self._calls[task].began > limit for task in self.table.running)
 
-    def keep(self, blob: Blob, data: Filled) -> None:
+    def keep(self, blob: Blob, data: Filled | None) -> None:
         """A blob came; written in steps, so that a gigabyte does not stop everything else."""
-        if blob.digest not in self._writing:
+        if blob.path is not None:
+            self._adopt(blob, blob.path)
+        elif blob.digest not in self._writing and data is not None:
             self._writing[blob.digest] = self.store.write(blob.digest, data)
             self._write_step(blob.digest)
+
+    def _adopt(self, blob: Blob, path: str) -> None:
+        try:
+            self.store.adopt(blob.digest, path, blob.inode, blob.size)
+        except OSError:  # it was let go before we came, or may not be opened: the bytes themselves will come
+            self._post(Unreadable(blob.digest), ())
+        else:
+            self._came(blob.digest)
 
     def forget(self, digests: list[bytes]) -> None:
         """The owner will not name these again."""
@@ -360,6 +372,8 @@ class Crew:
             self._apply(self.table.finished(number, message.task, message.seconds))
             if slot is not None and slot.first in slot.live and not slot.shared:
                 self._begins(slot.first)
+            if not wanted and isinstance(message, Done):
+                remove(message.files.values())
             if wanted:
                 self._send(message, received.buffers, self.table.is_stocked)
             if self.table.is_supplied and not self._resting:
@@ -471,6 +485,10 @@ class Crew:
         if self.store.problem is not None and not self._said_full:
             self._said_full = True
             self._print(2, f"skyward: large arguments stay in memory on this node: {self.store.problem}\n".encode())
+        self._came(digest)
+
+    def _came(self, digest: bytes) -> None:
+        """A blob is here: on with the tasks that need it."""
         for task in self._awaited.pop(digest, ()):
             call = self._calls[task]
             call.missing.discard(digest)
@@ -478,7 +496,7 @@ class Crew:
                 self._apply(self.table.unblock(task))
 
 
-def _config(setup: Setup, cores: int, bridge: str) -> dict[str, Any]:
+def _config(setup: Setup, cores: int, bridge: str, shelf: str | None) -> dict[str, Any]:
     """What the fork server is told."""
     limit = setup.threads or max(1, cores // setup.concurrency)
     # A variable that the user has set wins; one that is only found in the environment, over a mere default.
@@ -494,4 +512,5 @@ def _config(setup: Setup, cores: int, bridge: str) -> dict[str, Any]:
         "around": setup.around,
         "bridge": bridge,
         "threads": limit,
+        "shelf": shelf,
     }

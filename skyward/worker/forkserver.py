@@ -211,7 +211,7 @@ def main() -> None:
     die_with_parent(config["agent"], signal.SIGKILL)  # an import can hang, and there are no slots yet
     prepare(config)
     bridge.install(config["bridge"], config["authkey"])  # here, since it imports much; slots inherit it
-    settings = slot.Settings(node=config["node"], around=config["around"], threads=config["threads"])
+    settings = slot.Settings(**{name: config[name] for name in ("node", "around", "threads", "shelf")})
     server = ForkServer(control, settings, str(Path(config["bridge"]).parent))
     gc.collect()
     gc.freeze()

@@ -31,6 +31,7 @@ from skyward.core.messages import Done, Failed, Failure, Ready, Run
 from skyward.core.wire import Buffer, Filled, Role, Wire
 from skyward.worker import threads
 from skyward.worker.link import unsent
+from skyward.worker.shelf import Shelf
 from skyward.worker.tickets import Claims
 
 __all__ = ["Settings", "main"]
@@ -50,11 +51,14 @@ class Settings:
         ``module:function`` context managers around the life of a slot.
     threads
         Default limit of BLAS/OpenMP threads.
+    shelf
+        Folder in which large results are left to an owner on this machine; None to send them.
     """
 
     node: str
     around: list[str]
     threads: int
+    shelf: str | None = None
 
     @property
     def grace(self) -> float:
@@ -83,6 +87,7 @@ class Slot:
         self.settings = settings
         self.outputs = outputs
         self.limit = threads.Limit(settings.threads)
+        self.shelf = Shelf(settings.shelf) if settings.shelf is not None else None
         self.wire = Wire.opened(Role.WORKER)
         self.pid = os.getpid()
         self._sending = threading.Lock()  # guards the wire's sending half and the order of writes
@@ -165,7 +170,8 @@ class Slot:
             self._fail(run.task, seconds, Failure.RAISED, error)
             return
         self.outputs.settle()
-        self._send(Done(run.task, seconds), [head, *views])
+        files, rest = self.shelf.put(views) if views and self.shelf is not None else ({}, views)
+        self._send(Done(run.task, seconds, files), [head, *rest])
 
     def _load(self, run: Run, buffers: list[Filled]) -> tuple[Any, Any, Any]:
         if not run.blobs:

@@ -10,12 +10,14 @@ import contextlib
 import errno
 import fcntl
 import os
+import resource
 import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from skyward.core.shared import open_shared
 from skyward.core.wire import Filled
 
 __all__ = ["Store", "sweep"]
@@ -38,6 +40,8 @@ class Store:
         self._folders: dict[str, str] = {}  # parent -> our folder in it
         self._locks: list[int] = []
         self._paths: dict[bytes, str] = {}
+        self._most_adopted = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4
+        self._adopted: dict[bytes, int] = {}  # those whose file is another process's: our descriptor keeps it
         self._memory: dict[bytes, Filled] = {}
         self._users: Counter[bytes] = Counter()
         self._forgotten: set[bytes] = set()
@@ -46,7 +50,8 @@ class Store:
         """Why the last blob could not be written to a file."""
 
     def __repr__(self) -> str:
-        return f"<Store of {len(self._paths)} files, {len(self._memory)} in memory>"
+        files, adopted = len(self._paths) - len(self._adopted), len(self._adopted)
+        return f"<Store of {files} files, {adopted} adopted, {len(self._memory)} in memory>"
 
     def __contains__(self, digest: bytes) -> bool:
         return digest in self._paths or digest in self._memory
@@ -86,6 +91,22 @@ class Store:
         self.problem = "; ".join(problems)
         self._memory[digest] = data
 
+    def adopt(self, digest: bytes, path: str, inode: int, size: int) -> None:
+        """Keep a blob that is another process's `SharedFile`. OSError if it can't be opened."""
+        self._forgotten.discard(digest)
+        if digest not in self:
+            if len(self._adopted) >= self._most_adopted:
+                raise OSError(errno.EMFILE, "too many files of other processes")
+            fd = self._adopted[digest] = open_shared(path, inode, size)
+            self._paths[digest] = f"/proc/{os.getpid()}/fd/{fd}"
+
+    def shelf(self) -> str | None:
+        """A folder for what slots leave to the owner, the first that can be had."""
+        for parent in self._parents:
+            with contextlib.suppress(OSError):
+                return self._folder(parent)
+        return None
+
     def find(self, digest: bytes) -> str | Filled:
         """The path of a blob, or its bytes if it has no file; KeyError if it is not here."""
         return self._paths[digest] if digest in self._paths else self._memory[digest]
@@ -115,8 +136,9 @@ class Store:
         """Remove everything."""
         for folder in self._folders.values():
             shutil.rmtree(folder, ignore_errors=True)
-        for lock in self._locks:
-            os.close(lock)
+        for fd in (*self._locks, *self._adopted.values()):
+            os.close(fd)
+        self._adopted.clear()
         self._folders.clear()
         self._locks.clear()
         self._paths.clear()
@@ -126,7 +148,9 @@ class Store:
         self._forgotten.discard(digest)
         self._memory.pop(digest, None)
         path = self._paths.pop(digest, None)
-        if path is not None:
+        if digest in self._adopted:
+            os.close(self._adopted.pop(digest))
+        elif path is not None:
             with contextlib.suppress(OSError):
                 Path(path).unlink()
 

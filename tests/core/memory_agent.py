@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,7 @@ from skyward.core.interfaces import Channel
 from skyward.core.ioloop import IOThread
 from skyward.core.messages import Setup
 from skyward.core.session import Session, Timing
+from skyward.core.shared import open_shared
 from skyward.transport.memory import MemoryChannel, pair
 
 SETUP = Setup("", 2, True, None, {}, [], None, [], b"", [], 60.0)
@@ -35,6 +37,7 @@ class MemoryAgent:
         self.cancelled: list[int] = []
         self.blobs: dict[bytes, bytearray] = {}
         self.blobs_sent = 0
+        self.blind = False  # can't open files of its owner
         self.links = 0
         self._channel: Channel | None = None
         self._wire: wire.Wire | None = None
@@ -92,7 +95,14 @@ class MemoryAgent:
         elif isinstance(message, messages.Ack):
             self.outbox.acknowledge(message.received)
         elif isinstance(message, messages.Blob):
-            self.blobs_sent += 1
+            if message.path is not None:
+                if self.blind:
+                    self.say(messages.Unreadable(message.digest))
+                    return
+                with os.fdopen(open_shared(message.path, message.inode, message.size), "rb") as file:
+                    buffers = [bytearray(file.read())]
+            else:
+                self.blobs_sent += 1
             assert digest(memoryview(buffers[0])) == message.digest
             self.blobs[message.digest] = buffers[0]
             if not self.holding:
@@ -104,6 +114,11 @@ class MemoryAgent:
             self.held[message.task] = (message, buffers)
             if not self.holding and self._complete(message):
                 self.answer(message.task)
+        elif isinstance(message, messages.Recall):
+            given = sorted(self.held)[-message.most :]
+            for task in given:
+                del self.held[task]
+            self.say(messages.Returned(given))
         elif isinstance(message, messages.Cancel) and message.task in self.held:
             del self.held[message.task]
             self.cancelled.append(message.task)
@@ -157,10 +172,13 @@ class MemoryAgent:
 class MemoryPool:
     """An I/O thread, a dispatcher and sessions with agents in memory."""
 
-    def __init__(self, timeout: float | None = None, attempts: int = 2) -> None:
+    def __init__(self, timeout: float | None = None, attempts: int = 2, shares: bool = False) -> None:
         self.io = IOThread("test-io")
         self.events = Events()
-        self.dispatcher = Dispatcher(self.io, self.events, isolated=True, timeout=timeout, attempts=attempts)
+        self.dispatcher = Dispatcher(
+            self.io, self.events, isolated=True, timeout=timeout, attempts=attempts, shares=shares
+        )
+        self.shares = shares
         self.agents: list[MemoryAgent] = []
         self.sessions: list[Session] = []
         self.ends: list[Any] = []
@@ -188,7 +206,7 @@ class MemoryPool:
                     pool.dispatcher.received(session, message, buffers)
 
         name = f"m{len(self.agents)}"
-        session = Session(name, agent.connect, b"s", SETUP._replace(node=name), Ear(), QUICK)
+        session = Session(name, agent.connect, b"s", SETUP._replace(node=name, shares=self.shares), Ear(), QUICK)
         self.agents.append(agent)
         self.sessions.append(session)
 

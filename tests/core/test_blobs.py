@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import gc
+from typing import Any
+
+import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skyward.core.blobs import Blobs, digest
+from skyward.core.blobs import Arrays, Blobs, Snapshots, digest
+from skyward.core.shared import CAN_SHARE, SharedFile
 
 NAMES = [b"a", b"b", b"c", b"d"]
 SIZES = {b"a": 10, b"b": 20, b"c": 30, b"d": 40}
@@ -39,3 +45,92 @@ def test_digests_tell_contents_apart() -> None:
     assert digest(memoryview(b"x" * 100)) == digest(memoryview(bytearray(b"x" * 100)))
     assert digest(memoryview(b"x" * 100)) != digest(memoryview(b"x" * 101))
     assert digest(memoryview(b"")) != digest(memoryview(b"\0"))
+
+
+def view(array: np.ndarray[Any, Any]) -> memoryview:
+    return memoryview(array.reshape(-1).view(np.uint8))
+
+
+@pytest.fixture(params=[False, CAN_SHARE], ids=["bytes", "shared"])
+def snapshots(request: pytest.FixtureRequest) -> Snapshots:
+    return Snapshots(request.param)
+
+
+def content(data: Any) -> bytes:
+    return bytes(data.map()) if isinstance(data, SharedFile) else data
+
+
+def test_equal_bytes_have_one_copy_until_nobody_holds_it(snapshots: Snapshots) -> None:
+    one, other = np.arange(1000), np.arange(1000)
+    name, data = snapshots.take(view(one))
+    assert snapshots.take(view(other)) == (name, data)
+    one[0] = 7
+    assert content(data) == other.tobytes()
+    snapshots.release([name])
+    assert snapshots._kept
+    snapshots.release([name])
+    assert not snapshots._kept
+
+
+def test_an_array_is_read_once_while_it_does_not_change(snapshots: Snapshots, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = []
+    monkeypatch.setattr("skyward.core.blobs.digest", lambda buffer: read.append(len(buffer)) or digest(buffer))
+    arrays, array = Arrays(snapshots), np.arange(1_000_000)
+    taken = [snapshots.take(view(array), arrays)[0] for _ in range(10)]
+    assert len(set(taken)) == 1
+    assert len(read) <= 2  # the array, and its copy
+    array[:] = 1
+    changed, data = snapshots.take(view(array), arrays)
+    assert changed == digest(view(array)) != taken[0]
+    assert content(data) == array.tobytes()
+    half = array[:500_000]
+    assert snapshots.take(view(half), arrays)[0] == digest(view(half))
+    snapshots.release([*taken, changed, digest(view(half))])
+    assert set(snapshots._kept) == {changed, digest(view(half))}  # for as long as the call goes on
+    del arrays
+    snapshots.release([])
+    assert not snapshots._kept
+
+
+def test_a_dead_array_is_not_taken_for_the_one_in_its_place(snapshots: Snapshots) -> None:
+    """Zeros but for one element: their samples are alike, and the allocator gives the same place again."""
+    arrays, places = Arrays(snapshots), set()
+    for index in range(20):
+        array = np.zeros(1_000_000)
+        array[index * 1000 + 777] = 1
+        places.add(array.__array_interface__["data"][0])
+        name, data = snapshots.take(view(array), arrays)
+        assert content(data) == array.tobytes()
+        snapshots.release([name])
+        del array
+        gc.collect()
+    assert len(places) < 20, "this test needs an allocator that uses memory again"
+    snapshots.release([])
+    assert not snapshots._kept
+    assert not arrays._seen
+
+
+def test_what_is_no_array_is_read_each_time(snapshots: Snapshots) -> None:
+    arrays, data = Arrays(snapshots), bytearray(b"x" * 100_000)
+    first, _ = snapshots.take(memoryview(data), arrays)
+    data[50_001] = 0
+    second, _ = snapshots.take(memoryview(data), arrays)
+    assert first != second
+    snapshots.release([first, second])
+    assert not snapshots._kept
+
+
+@pytest.mark.skipif(not CAN_SHARE, reason="no files in memory here")
+def test_open_files_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("skyward.core.blobs._MOST_FILES", 3)
+    snapshots = Snapshots(True)
+    kinds = [type(snapshots.take(memoryview(b"%d" % index))[1]) for index in range(5)]
+    assert kinds == [SharedFile] * 3 + [bytes] * 2
+
+
+def test_a_blob_that_a_node_has_not_after_all_is_sent_again() -> None:
+    blobs = Blobs(100)
+    assert blobs.use({b"a": 10}) == ([b"a"], [])
+    blobs.lost(b"a")
+    blobs.release([b"a"])
+    assert blobs.use({b"a": 10}) == ([b"a"], [])

@@ -8,6 +8,7 @@ import os
 import pickle
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from skyward.core import messages
 from skyward.core.dispatch import Call, TaskOptions
 from skyward.core.errors import NodeLost, PayloadError, PoolNotActive, TaskTimeout, WorkerCrashed
 from skyward.core.payload import RemoteTraceback
+from skyward.core.shared import CAN_SHARE
 from tests.core.memory_agent import MemoryPool, eventually
 
 
@@ -215,6 +217,74 @@ def test_an_array_that_is_changed_after_submit_changes_no_result(pool: MemoryPoo
     assert [future.result(5) for future in futures] == [0.0, 0.0, 0.0]
     assert ones.result(5) == count
     eventually(lambda: "<Snapshots 0" in repr(pool.dispatcher._snapshots))
+
+
+@pytest.mark.skipif(not CAN_SHARE, reason="no files in memory here")
+@pytest.mark.parametrize("blind", [False, True])
+def test_nodes_on_this_machine_open_large_buffers(blind: bool) -> None:
+    """None is sent to those that can; the others get the bytes."""
+    pool = MemoryPool(shares=True)
+    try:
+        agents = [pool.add(blind=blind) for _ in range(2)]
+        array = np.arange(1_000_000.0)
+        futures = [pool.submit(np.sum, array, options=TaskOptions(large=1 << 20)) for _ in range(20)]
+        assert {float(future.result(10)) for future in futures} == {array.sum()}
+        assert [agent.blobs_sent for agent in agents] == [int(blind)] * 2
+    finally:
+        pool.close()
+
+
+@pytest.mark.skipif(not CAN_SHARE, reason="no files in memory here")
+def test_a_buffer_that_was_let_go_before_the_node_came_for_it_is_sent_to_the_next_task(pool: MemoryPool) -> None:
+    """The node says so when nobody needs it any more."""
+    pool.close()
+    pool = MemoryPool(shares=True)
+    try:
+        agent = pool.add(blind=True, holding=True)
+        array = np.arange(1_000_000.0)
+        first = pool.submit(np.sum, array, options=TaskOptions(large=1 << 20))
+        first.cancel()
+        eventually(lambda: agent.cancelled)
+        agent.blind = False
+        pool.do(agent.release)
+        assert pool.submit(np.sum, array, options=TaskOptions(large=1 << 20)).result(10) == array.sum()
+    finally:
+        pool.close()
+
+
+def test_a_machine_elsewhere_has_no_business_with_files_here(pool: MemoryPool, tmp_path: Path) -> None:
+    """A result that names a file of this machine counts as none, and the file stays."""
+    agent = pool.add(holding=True)
+    file = tmp_path / "mine"
+    file.write_bytes(b"x" * 100)
+    future = pool.submit(double, 1)
+    eventually(lambda: agent.held)
+    task = next(iter(agent.held))
+    agent.held.clear()
+
+    def lie() -> None:
+        agent.say(messages.Done(task, 0.0, {0: os.fsencode(file)}), [pickle.dumps(1)])
+        agent.flush()
+
+    pool.do(lie)
+    eventually(lambda: agent.held)  # it is tried again
+    pool.do(agent.release)
+    assert future.result(5) == 2
+    assert file.exists()
+
+
+def test_what_a_node_holds_ahead_goes_to_an_idle_one(pool: MemoryPool) -> None:
+    """Its tasks run elsewhere though it never goes on."""
+    stuck = pool.add(slots=1)
+    for _ in range(30):  # short ones, so that it is given tasks ahead
+        pool.submit(double, 1).result(5)
+    stuck.holding = True
+    futures = [pool.submit(double, i) for i in range(10)]
+    eventually(lambda: len(stuck.held) > 1)
+    pool.add(slots=1)
+    eventually(lambda: sum(future.done() for future in futures) == 9)
+    pool.do(stuck.release)
+    assert [future.result(5) for future in futures] == [2 * i for i in range(10)]
 
 
 def test_a_slow_callback_of_one_call_does_not_hold_up_another(pool: MemoryPool) -> None:

@@ -1,0 +1,68 @@
+"""What one process writes, another maps, as it was."""
+
+from __future__ import annotations
+
+import errno
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from skyward.core.shared import CAN_SHARE, SharedFile, open_shared, take_file
+
+linux = pytest.mark.skipif(not CAN_SHARE, reason="no files in memory here")
+
+
+@linux
+def test_another_process_reads_it_and_nobody_writes_it() -> None:
+    file = SharedFile(memoryview(b"content"))
+    assert (len(file), bytes(file.map())) == (7, b"content")
+    code = (
+        "import os, sys; from skyward.core.shared import open_shared\n"
+        "print(os.read(open_shared(sys.argv[1], int(sys.argv[2]), 7), 99).decode())\n"
+        "try: os.write(os.open(sys.argv[1], os.O_RDWR), b'x')\n"
+        "except OSError as error: print(error.errno)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, file.path, str(file.inode)], check=False, capture_output=True, text=True
+    )
+    assert done.stdout.split() == ["content", str(errno.EPERM)], done.stderr
+
+
+@linux
+def test_one_that_is_gone_is_not_mistaken_for_another() -> None:
+    file = SharedFile(memoryview(b"content"))
+    path, inode = file.path, file.inode
+    del file
+    with pytest.raises(FileNotFoundError):
+        open_shared(path, inode, 7)
+    others = [SharedFile(memoryview(b"another"))]
+    while others[-1].path != path:  # until its number is used again
+        others.append(SharedFile(memoryview(b"another")))
+    with pytest.raises(FileNotFoundError, match="another file"):
+        open_shared(path, inode, 7)
+
+
+def _open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+@linux
+def test_it_leaves_no_open_file() -> None:
+    before = _open_files()
+    file = SharedFile(memoryview(b"content"))
+    file.map()
+    del file
+    assert _open_files() == before
+
+
+def test_a_file_that_is_taken_is_removed_and_may_be_written(tmp_path: Path) -> None:
+    path = tmp_path / "result"
+    path.write_bytes(b"content")
+    data = take_file(str(path))
+    data[0] = ord("C")
+    assert bytes(data) == b"Content"
+    assert not path.exists()
+    with pytest.raises(FileNotFoundError):
+        take_file(str(path))

@@ -1,0 +1,107 @@
+"""An owner on the agent's machine: large buffers pass by files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from skyward.core import payload
+from skyward.core.messages import Blob, Cancel, Done, Run, Unreadable
+from skyward.core.shared import CAN_SHARE, SharedFile, take_file
+from tests.worker.helpers import Owner, owner
+
+pytestmark = pytest.mark.skipif(not CAN_SHARE, reason="no files in memory here")
+MANY = 500_000
+
+
+@pytest.fixture
+def here() -> Iterator[Owner]:
+    """A node whose owner says that it is on the same machine."""
+    with owner() as it:
+        yield it.set_up(shares=True)
+
+
+def place(x: Any) -> tuple[float, bool, str]:
+    return float(x.sum()), bool(x.flags.writeable), str(getattr(x, "filename", None))
+
+
+def submit(node: Owner, array: np.ndarray[Any, Any], blob: Blob, *, blob_first: bool) -> int:
+    head, _ = payload.dumps((place, (array,), {}), large=1000)
+    run = Run(task=1, isolated=True, timeout=None, threads=None, blobs={0: blob.digest})
+    if blob_first:
+        node.say(blob)
+    node.say(run, [head])
+    if not blob_first:
+        node.say(blob)
+    return run.task
+
+
+@pytest.mark.parametrize("blob_first", [True, False])
+def test_a_blob_is_mapped_though_its_owner_lets_it_go(here: Owner, blob_first: bool) -> None:
+    array = np.arange(MANY)
+    file = SharedFile(memoryview(array).cast("B"))
+    task = submit(here, array, Blob(b"d", file.path, file.inode, len(file)), blob_first=blob_first)
+    total, writeable, name = here.result(task)
+    assert (total, writeable) == (array.sum(), True)
+    assert name.startswith(f"/proc/{here.pid}/fd/")
+    del file
+    head, _ = payload.dumps((place, (array,), {}), large=1000)
+    here.say(Run(task=2, isolated=True, timeout=None, threads=None, blobs={0: b"d"}), [head])
+    assert here.result(2)[0] == array.sum()
+
+
+def test_one_that_is_gone_is_asked_for(here: Owner) -> None:
+    array = np.arange(MANY)
+    file = SharedFile(memoryview(array).cast("B"))
+    gone = Blob(b"d", file.path, file.inode, len(file))
+    del file
+    task = submit(here, array, gone, blob_first=False)
+    here.until(lambda: any(isinstance(received.message, Unreadable) for received in here.order), "Unreadable")
+    here.say(Blob(b"d"), [array.tobytes()])
+    assert here.result(task)[0] == array.sum()
+
+
+def test_a_large_result_lies_in_a_file(here: Owner) -> None:
+    message, buffers = here.answer(here.submit(np.arange, MANY))[1:]
+    assert isinstance(message, Done)
+    (path,) = (os.fsdecode(path) for path in message.files.values())
+    assert (Path(path).stat().st_mode & 0o777, len(buffers)) == (0o600, 1)
+    array = payload.loads(buffers[0], [take_file(path)])
+    assert np.array_equal(array, np.arange(MANY))
+    assert array.flags.writeable
+    assert array.flags.aligned
+
+
+def test_small_results_are_sent(here: Owner) -> None:
+    assert np.array_equal(here.call(np.arange, 5000), np.arange(5000))
+
+
+def test_an_owner_elsewhere_gets_the_bytes(node: Owner) -> None:
+    message, buffers = node.answer(node.submit(np.arange, MANY))[1:]
+    assert isinstance(message, Done)
+    assert (message.files, len(buffers)) == ({}, 2)
+
+
+def test_nothing_is_left_of_results_that_nobody_took(here: Owner, tmp_path: Path) -> None:
+    message = here.answer(here.submit(np.arange, MANY)).message
+    assert isinstance(message, Done)
+    folder = Path(os.fsdecode(message.files[0])).parent
+
+    def signals_and_returns() -> Any:
+        (tmp_path / "begun").touch()
+        return np.arange(MANY)
+
+    task = here.submit(signals_and_returns)
+    while not (tmp_path / "begun").exists():
+        pass
+    here.say(Cancel(task))
+    here.answer(task)
+    assert here.call(abs, -1) == 1
+    assert folder.exists()
+    here.end()
+    assert not folder.exists()

@@ -1,0 +1,31 @@
+"""Large results lie in files, unless there is no room."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from skyward.core.payload import LARGE
+from skyward.worker.shelf import Shelf, remove
+
+
+def test_large_ones_become_files_and_small_ones_do_not(tmp_path: Path) -> None:
+    shelf = Shelf(str(tmp_path))
+    small, large, other = memoryview(b"s"), memoryview(bytes(LARGE)), memoryview(b"x" * LARGE)
+    files, rest = shelf.put([large, small, other])
+    assert rest == [small]
+    assert [Path(os.fsdecode(files[index])).read_bytes() for index in (0, 2)] == [large, other]
+    assert all(Path(os.fsdecode(path)).stat().st_mode & 0o777 == 0o600 for path in files.values())
+    remove(files.values())
+    remove(files.values())
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_room_they_are_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    large = memoryview(bytes(LARGE))
+    monkeypatch.setattr("skyward.worker.shelf._MARGIN", 1 << 60)
+    assert Shelf(str(tmp_path)).put([large]) == ({}, [large])
+    assert not list(tmp_path.iterdir())
+    assert Shelf(str(tmp_path / "missing")).put([large]) == ({}, [large])
