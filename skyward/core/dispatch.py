@@ -107,6 +107,8 @@ class TaskFuture(concurrent.futures.Future[_T]):
         """How long the task ran, measured on its slot; set before callbacks are called."""
         self.size = 0
         """Bytes of the pickled call, with its out-of-band buffers."""
+        self.result_size = 0
+        """Bytes of the pickled result; set before callbacks are called."""
         self._on_cancel = on_cancel
 
     def cancel(self) -> bool:
@@ -506,6 +508,7 @@ class Dispatcher:
             job.answer = None
             assert isinstance(message, (messages.Done, messages.Failed))
             job.future.seconds = message.seconds
+            job.future.result_size = sum(map(len, buffers))
             if isinstance(message, messages.Failed):
                 return None, self._failure(job, message, buffers)
             try:

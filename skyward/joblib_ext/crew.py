@@ -19,6 +19,7 @@ from skyward.core.dispatch import Call, TaskFuture, TaskOptions
 from skyward.core.pool import Compute
 from skyward.core.stable import StableFunctions
 from skyward.joblib_ext import categories
+from skyward.joblib_ext.backlog import Backlog, untaken
 from skyward.joblib_ext.batch import Batch, Initializer
 
 __all__ = ["Crew", "Settings", "failed"]
@@ -99,20 +100,39 @@ class Crew:
         self._lock = threading.Lock()  # guards _futures and _aborted
         self._futures: set[_Future] = set()
         self._aborted = False
-        self._wide = Widening(limit or pool.total_slots)
+        self._slots = limit or pool.total_slots
+        self._wide = Widening(self._slots)
         self.start_call()
 
     def start_call(self) -> None:
         """The tasks from now on are of another call."""
         self._options = replace(self._options, call=Call(self._limit, arrays=self.pool.dispatcher.arrays()))
         self._functions = StableFunctions()
+        self._backlog: Backlog | None = None
 
     def renewed(self) -> Crew:
         """Another such crew, without the tasks."""
         return Crew(self.pool, self._limit, self._settings, self._options.threads, self._level)
 
     def submit(self, calls: Any, callback: _Callback | None) -> _Future:
-        """Send a batch. May raise PoolNotActive."""
+        """Send a batch, or hold it back while the caller is slow to take results. May raise PoolNotActive."""
+        if callback is not None and self._backlog is None:
+            self._backlog = Backlog(untaken(getattr(callback, "parallel", None)), self._slots)
+        if (
+            callback is not None
+            and self._backlog is not None
+            and self._backlog.hold(partial(self._send_late, calls, callback))
+        ):
+            return concurrent.futures.Future()  # joblib keeps it, and waits for the callback only
+        return self._send(calls, callback)
+
+    def _send_late(self, calls: Any, callback: _Callback) -> None:
+        try:
+            self._send(calls, callback)
+        except BaseException as error:
+            callback(failed(error))
+
+    def _send(self, calls: Any, callback: _Callback | None) -> _Future:
         count = len(calls)
         options = self._options if count == 1 else replace(self._options, count=count)
         if self._level is not None and type(calls) is BatchedCalls:
@@ -141,6 +161,8 @@ class Crew:
 
     def abort(self) -> None:
         """Cancel the tasks that are out. joblib is not told of them any more: it has given the call up."""
+        if self._backlog is not None:
+            self._backlog.close()
         with self._lock:
             self._aborted = True
             futures, self._futures = self._futures, set()
@@ -155,6 +177,8 @@ class Crew:
                 return
         if callback is None:
             return
+        if self._backlog is not None and isinstance(future, TaskFuture):
+            self._backlog.ended(future.result_size)
         try:
             callback(future)
             if isinstance(future, TaskFuture) and self._wide.wanted(out, future, time.monotonic() - began):
