@@ -116,13 +116,11 @@ class Crew:
 
     def submit(self, calls: Any, callback: _Callback | None) -> _Future:
         """Send a batch, or hold it back while the caller is slow to take results. May raise PoolNotActive."""
-        if callback is not None and self._backlog is None:
+        if callback is None:
+            return self._send(calls, callback)
+        if self._backlog is None:
             self._backlog = Backlog(untaken(getattr(callback, "parallel", None)), self._slots)
-        if (
-            callback is not None
-            and self._backlog is not None
-            and self._backlog.hold(partial(self._send_late, calls, callback))
-        ):
+        if self._backlog.hold(partial(self._send_late, calls, callback)):
             return concurrent.futures.Future()  # joblib keeps it, and waits for the callback only
         return self._send(calls, callback)
 
