@@ -6,11 +6,16 @@ VENV ?= .venv
 PYTHONS ?= 3.11 3.12 3.13
 ARGS ?=
 
+# The peers that skyward is measured beside have an environment of their own.
+BENCH_VENV ?= .venv-bench
+BENCH_PEERS = skyward-local,skyward-ssh,loky,dask,nothing,memcpy,tcp-lab,ssh-forward
+BENCH = $(BENCH_VENV)/bin/python -m benchmarks
+
 # pip's newer versions read the second name for what builds the package.
 PIP = PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_BUILD_CONSTRAINT=constraints.txt \
       $(VENV)/bin/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: help demo test check lint format test-all-pythons clean distclean
+.PHONY: help demo test check lint format test-all-pythons bench bench-full clean distclean
 .DELETE_ON_ERROR:
 
 help:
@@ -19,6 +24,8 @@ help:
 	@echo "make check             lint, types, layers and the fast tests, in under a minute"
 	@echo "make format            let ruff put the code in order"
 	@echo "make test-all-pythons  make test with Python $(PYTHONS), each in its own .venv-X.Y"
+	@echo "make bench             measure speeds beside loky, Dask and the machine's limits; some 10 minutes"
+	@echo "make bench-full        all workloads, all peers; hours"
 	@echo "make clean             remove caches and builds; make distclean: the environments too"
 
 demo: $(VENV)/.installed
@@ -50,6 +57,16 @@ test-all-pythons:
 	    $(MAKE) test VENV=.venv-$$version VERSION=$$version || exit 1; \
 	done
 
+bench: $(BENCH_VENV)/.installed
+	@scripts/lab-packages
+	@mkdir -p build
+	$(BENCH) --peers $(BENCH_PEERS) --json build/bench.json --markdown build/bench.md $(ARGS)
+
+bench-full: $(BENCH_VENV)/.installed
+	@scripts/lab-packages
+	@mkdir -p build
+	$(BENCH) --full --json build/bench-full.json --markdown build/bench-full.md $(ARGS)
+
 # The stamps: nothing is installed again until what is to be installed changes. The package is installed in place, so
 # edits of the code need no install.
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
@@ -62,6 +79,13 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@$(PIP) --editable '.[dev]'
 	@touch $@ $(VENV)/.installed
 
+$(BENCH_VENV)/.installed: VENV = $(BENCH_VENV)
+$(BENCH_VENV)/.installed: pyproject.toml constraints.txt benchmarks/requirements.txt
+	@test -x $(BENCH_VENV)/bin/python || scripts/make-venv $(BENCH_VENV) $(VERSION)
+	@echo "Installing skyward and its peers into $(BENCH_VENV)"
+	@$(PIP) --editable . --requirement benchmarks/requirements.txt
+	@touch $@
+
 $(VENV)/bin/python:
 	@scripts/make-venv $(VENV) $(VERSION)
 
@@ -70,4 +94,4 @@ clean:
 	find skyward tests examples -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean
-	rm -rf .venv $(PYTHONS:%=.venv-%)
+	rm -rf .venv $(BENCH_VENV) $(PYTHONS:%=.venv-%)

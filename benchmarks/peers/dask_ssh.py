@@ -1,0 +1,67 @@
+"""Dask on the lab's hosts: workers are started by SSH, and then speak to the scheduler by plain TCP, as is usual."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmarks.model import Peer, Setting, Stage
+
+__all__ = ["PEERS"]
+
+_PACKAGES, _OURS = "/opt/benchmark/packages", "/opt/benchmark/ours"
+
+
+@contextlib.contextmanager
+def _open(setting: Setting) -> Iterator[Stage]:
+    from distributed import Client, LocalCluster
+    from joblib import parallel_config
+
+    from benchmarks.hosts import REPOSITORY, hosts
+
+    # Hosts see the packages of this environment, instead of installing them: that is not what is measured.
+    files = {_PACKAGES: Path(sysconfig.get_path("purelib")), f"{_OURS}/benchmarks": REPOSITORY / "benchmarks"}
+    with contextlib.ExitStack() as stack:
+        lab = stack.enter_context(hosts(setting, files))
+        gateway = lab.lab.gateway
+        cluster = stack.enter_context(LocalCluster(n_workers=0, host=gateway, dashboard_address=None))
+        python = f"env PYTHONPATH={_PACKAGES}:{_OURS} python3.{sys.version_info.minor}"
+        worker = f"{python} -m distributed.cli.dask_worker {cluster.scheduler_address}"
+        for host in lab.all:
+            options = f"--nthreads {setting.slots} --nworkers 1 --no-dashboard --local-directory /tmp"
+            command = [*lab.ssh(host), f"exec {worker} {options}"]
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            stack.callback(_end, process)
+        client = stack.enter_context(Client(cluster))
+        client.wait_for_workers(setting.nodes, timeout=60)
+        stack.enter_context(parallel_config(backend="dask"))
+        yield Stage(
+            setting,
+            -1,
+            meter=lab.meter,
+            kill_node=lambda: lab.kill_first("multiprocessing.spawn"),
+            cut_power=lab.all[0].kill,
+            replaces=True,
+        )
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    process.wait(10)
+
+
+PEERS = (
+    Peer(
+        "dask-ssh",
+        "joblib's Dask backend, workers on the lab's hosts",
+        _open,
+        place="lab",
+        packages=("distributed",),
+        imports=("distributed", "joblib"),
+        skips={"sleep_long": "2000 x 5 s with one process of 10 threads a host says what dask's says"},
+    ),
+)
