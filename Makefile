@@ -33,12 +33,7 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	@scripts/lab-packages
-ifeq ($(strip $(ARGS)),)
-	$(VENV)/bin/python -m pytest -m "not clouds"
-	$(VENV)/bin/python -m pytest -m clouds --numprocesses 4
-else
-	$(VENV)/bin/python -m pytest $(ARGS)
-endif
+	$(VENV)/bin/python -m pytest $(if $(ARGS),$(ARGS),--numprocesses 4 --dist worksteal)
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check

@@ -91,7 +91,7 @@ def test_a_man_in_the_middle_is_refused(rental, lab, index, monkeypatch):
         cloud.faults.on("wrong_host_key", math.inf)
         with (
             pytest.raises(sky.ProvisioningError, match="key"),
-            sky.Compute(provider=rental.provider(cloud, patience=6.0), image=sky.Image(index=index), console=False),
+            sky.Compute(provider=rental.provider(cloud, patience=20.0), image=sky.Image(index=index), console=False),
         ):
             pytest.fail("the block began")
         cloud.faults.clear()

@@ -68,14 +68,14 @@ def test_a_fault_that_passes(rental, lab, index, fault):
         switch_on = functools.partial(cloud.faults.on, fault, details.pop("times", 1), **details)
         if not later:
             switch_on()
-        run(rental.provider(cloud, patience=4.0), index, *[switch_on] * later)
+        run(rental.provider(cloud, patience=12.0), index, *[switch_on] * later)
         assert cloud.meter.live == []
 
 
 @pytest.mark.parametrize("fault", FAILS)
 def test_a_fault_that_stays(rental, lab, index, fault):
     with rental.cloud(lab) as cloud:
-        provider = rental.provider(cloud, patience=1.5)
+        provider = rental.provider(cloud, patience=6.0)
         cloud.faults.on(fault, math.inf)
         with pytest.raises(FAILS[fault]):
             run(provider, index)
