@@ -16,6 +16,7 @@ import pickle
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import cloudpickle
@@ -26,7 +27,9 @@ from skyward.core.errors import PayloadError, TaskFailed
 __all__ = [
     "CLASS_REDUCERS",
     "LARGE",
+    "MAPS",
     "PLAIN",
+    "Maps",
     "Payload",
     "RemoteTraceback",
     "dump_error",
@@ -110,10 +113,40 @@ def map_array(buffer: Any, dtype: Any, shape: tuple[int, ...], order: Literal["C
 
     if isinstance(buffer, numpy.memmap):
         if mode == "r":
-            assert buffer.filename is not None
-            buffer = numpy.memmap(buffer.filename, dtype=numpy.uint8, mode="r", shape=buffer.shape)
+            buffer = MAPS.read_only(buffer, numpy)
         return buffer.view(dtype).reshape(shape, order=order)
     return numpy.frombuffer(buffer, dtype=dtype).reshape(shape, order=order)
+
+
+class Maps:
+    """The read-only maps of a process's last task, for its next one: a new map costs a page fault for each page again.
+
+    Those of the last one only, so that a blob which the node has forgotten does not stay in memory.
+    """
+
+    def __init__(self) -> None:
+        self._now: dict[tuple[int, int], Any] = {}  # by device and inode, which are nobody else's while we have a map
+        self._before: dict[tuple[int, int], Any] = {}
+
+    def __repr__(self) -> str:
+        return f"<Maps {len(self._now)} of this task, {len(self._before)} of the last>"
+
+    def next_task(self) -> None:
+        """A task begins that has files."""
+        self._before, self._now = self._now, {}
+
+    def read_only(self, buffer: Any, numpy: Any) -> Any:
+        """The file that a `numpy.memmap` is of, as one that can't be written."""
+        status = Path(buffer.filename).stat()
+        key = status.st_dev, status.st_ino
+        found = self._now.get(key, self._before.get(key))
+        if found is None:
+            found = numpy.memmap(buffer.filename, dtype=numpy.uint8, mode="r", shape=buffer.shape)
+        self._now[key] = found
+        return found
+
+
+MAPS = Maps()
 
 
 def dumps(value: Any, what: str = "value", *, large: int | None = LARGE, mode: str = "c") -> Payload:

@@ -177,6 +177,7 @@ class Slot:
         if not run.blobs:
             function, args, kwargs = payload.loads(buffers[0], buffers[1:])
             return function, args, kwargs
+        payload.MAPS.next_task()
         rest = iter(buffers[1:])
         paths = run.blobs  # the agent has put paths in the place of digests
         merged = [
