@@ -10,9 +10,10 @@ import contextlib
 import fcntl
 import mmap
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
-__all__ = ["CAN_SHARE", "SharedFile", "open_shared", "take_file"]
+__all__ = ["CAN_SHARE", "SharedFile", "open_shared", "remove", "take_file", "write_all"]
 
 CAN_SHARE = hasattr(os, "memfd_create")
 """Whether this system has files in memory (Linux)."""
@@ -87,6 +88,13 @@ def take_file(path: str) -> mmap.mmap | bytearray:
     finally:
         with contextlib.suppress(OSError):
             Path(path).unlink()
+
+
+def remove(files: Iterable[bytes]) -> None:
+    """Remove files that nobody wants."""
+    for path in files:
+        with contextlib.suppress(OSError):
+            Path(os.fsdecode(path)).unlink()
 
 
 def write_all(fd: int, data: memoryview) -> None:

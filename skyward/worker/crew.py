@@ -27,6 +27,7 @@ from skyward.core.messages import (
     StreamData,
     Unreadable,
 )
+from skyward.core.shared import remove
 from skyward.core.wire import Buffer, Filled, Received, Role, Wire
 from skyward.worker import deaths, threads
 from skyward.worker.bridge import Bridge
@@ -35,7 +36,6 @@ from skyward.worker.forks import Forks
 from skyward.worker.link import Link
 from skyward.worker.output import Outputs
 from skyward.worker.owner import Quota
-from skyward.worker.shelf import remove
 from skyward.worker.slots import Command, Fork, Settle, Start, Table, TakeBack
 from skyward.worker.store import Store
 from skyward.worker.tickets import Tickets

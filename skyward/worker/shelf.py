@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import itertools
 import os
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 from skyward.core.payload import LARGE
-from skyward.core.shared import write_all
+from skyward.core.shared import remove, write_all
 
-__all__ = ["Shelf", "remove"]
+__all__ = ["Shelf"]
 
 _MARGIN = 64 * 1024 * 1024  # bytes of the file system that are left to others
 
@@ -63,10 +61,3 @@ class Shelf:
         finally:
             os.close(fd)
         return path
-
-
-def remove(files: Iterable[bytes]) -> None:
-    """Remove files that nobody wants."""
-    for path in files:
-        with contextlib.suppress(OSError):
-            Path(os.fsdecode(path)).unlink()

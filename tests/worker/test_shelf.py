@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from skyward.core.payload import LARGE
-from skyward.worker.shelf import Shelf, remove
+from skyward.core.shared import remove
+from skyward.worker.shelf import Shelf
 
 
 def test_large_ones_become_files_and_small_ones_do_not(tmp_path: Path) -> None:
