@@ -70,6 +70,8 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
 # Imports inside functions: (module, what it imports) -> why it can't stand at the top.
 LAZY: dict[tuple[str, str], str] = {
     ("skyward.console", "skyward.liveline"): "needs rich, which only a terminal is worth",
+    ("skyward.core.keys", "cryptography.hazmat.primitives"): "7 MB, of which only rented machines have a use",
+    ("skyward.core.keys", "cryptography.hazmat.primitives.asymmetric.ed25519"): "as above",
     ("skyward.core.payload", "numpy"): "an array's pickle needs it; the module must load where numpy is not installed",
     ("skyward.joblib_ext.backend", "skyward.joblib_ext.crew"): "only a driver comes there; a node does without it",
     ("skyward.core.reaper", "skyward.core.ledger"): "a reaper that has nothing to do stays small",

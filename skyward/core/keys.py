@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
 from skyward.core.spec import KeyPair
 
 __all__ = ["make_key"]
@@ -12,6 +9,10 @@ __all__ = ["make_key"]
 
 def make_key(comment: str) -> KeyPair:
     """A new ed25519 key without a passphrase."""
+    # Some 7 MB, which a pool that rents nothing does without.
+    from cryptography.hazmat.primitives import serialization  # noqa: PLC0415
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey  # noqa: PLC0415
+
     key = Ed25519PrivateKey.generate()
     private = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
