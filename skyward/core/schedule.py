@@ -47,6 +47,7 @@ __all__ = [
 ]
 
 _DEEPEST = 32  # tasks held ahead per slot, at most
+_SLACK = 1.5  # times what is needed at the mean: tasks and lines are uneven, and what is too much can be asked back
 _SMOOTH = 0.2  # weight of the newest running time in the mean
 
 
@@ -214,7 +215,7 @@ class _Node:
     def learn(self, seconds: float, overhead: float) -> None:
         """Set the depth from how long tasks run here and what it takes to bring one."""
         self.mean = seconds if self.mean is None else self.mean + _SMOOTH * (seconds - self.mean)
-        ahead = self.slots * overhead / max(self.mean, 1e-6)
+        ahead = _SLACK * self.slots * overhead / max(self.mean, 1e-6)
         self.depth = min(round(ahead), self.slots * _DEEPEST)
 
 

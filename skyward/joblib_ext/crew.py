@@ -179,8 +179,9 @@ class Crew:
             self._backlog.ended(future.result_size)
         try:
             callback(future)
-            if isinstance(future, TaskFuture) and self._wide.wanted(out, future, time.monotonic() - began):
-                _dispatch_one_more(callback)
+            if isinstance(future, TaskFuture):
+                for _ in range(self._wide.wanted(out, future, time.monotonic() - began)):
+                    _dispatch_one_more(callback)
         except BaseException as error:
             # From the user's iterator, or from printing progress. Nobody above us would tell the waiting thread.
             _bring_back(callback, error)
@@ -191,8 +192,9 @@ class Widening:
 
     Two are too few where tasks are short against the way to their node and back: slots would idle. By Little's law,
     the slots that work on average are the batches that are out, times the running time, over the time between sending
-    and answer; while that is clearly less than the slots there are, one more goes out. Widened lazily so, never where
-    the user chose `pre_dispatch`, and only up to a bound of batches and of bytes.
+    and answer; while that is less than the slots there are, one more goes out, and several where most of them idle.
+    Widened lazily so, never where the user chose `pre_dispatch`, and only up to a bound of batches and of bytes. What
+    is too much by then is no harm: a node gives back what it has not begun (see `core.schedule`).
 
     Parameters
     ----------
@@ -200,7 +202,9 @@ class Widening:
         Tasks that may run at a time.
     """
 
-    _BUSY = 0.9  # share of the slots that must work
+    _BUSY = 0.97  # share of the slots that must work
+    _IDLE = 0.5  # below this share several batches more go out
+    _SEVERAL = 3
     _DEEPEST = 64  # batches out for each slot
     _BYTES = 64 << 20  # in all batches that are out, if all are as large as the last
 
@@ -210,11 +214,12 @@ class Widening:
     def __repr__(self) -> str:
         return f"<Widening for {self._slots} slots>"
 
-    def wanted(self, out: int, future: TaskFuture[Any], turnaround: float) -> bool:
-        """Whether one more should go out, now that one of `out` batches came back after `turnaround` seconds."""
+    def wanted(self, out: int, future: TaskFuture[Any], turnaround: float) -> int:
+        """How many more should go out, now that one of `out` batches came back after `turnaround` seconds."""
         if future.seconds is None or out >= self._slots * self._DEEPEST or out * future.size > self._BYTES:
-            return False
-        return out * future.seconds < self._BUSY * self._slots * turnaround
+            return 0
+        working = out * future.seconds / max(turnaround, 1e-6) / self._slots
+        return 0 if working >= self._BUSY else 1 if working >= self._IDLE else self._SEVERAL
 
 
 def _dispatch_one_more(callback: Any) -> None:
@@ -223,8 +228,8 @@ def _dispatch_one_more(callback: Any) -> None:
     joblib has no public way to do so; where it has changed, the default number of batches stays.
     """
     parallel = callback.parallel
-    if parallel.batch_size == "auto" or parallel.pre_dispatch != _DEFAULT_PRE_DISPATCH:
-        return  # batches that grow by themselves soon are long enough; an explicit choice is the user's
+    if parallel.pre_dispatch != _DEFAULT_PRE_DISPATCH:
+        return  # an explicit choice is the user's
     if parallel._call_id == callback.parallel_call_id:  # noqa: SLF001
         with parallel._lock:  # noqa: SLF001
             if parallel._original_iterator is not None:  # noqa: SLF001

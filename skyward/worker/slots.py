@@ -5,7 +5,7 @@ process, clock or log in it. A *slot* here is a process: an isolated one runs on
 several in threads. A slot that must not be used again is *retired*: it gets no new task, and is killed when the tasks
 in it that somebody still waits for have ended.
 
-While tasks are so short that handing one over takes as long as running it, isolated slots hold some *ahead*. What has
+While tasks are so short that handing one over counts, isolated slots hold some *ahead*. What has
 not begun can be taken back (`TakeBack`), so a long task among short ones keeps nobody waiting who could run elsewhere.
 That must be done before anything else is told than that the slot has finished a task: only then is it known which
 task a cancel, a limit or a death meets.
@@ -27,6 +27,7 @@ __all__ = ["Command", "Fork", "Kill", "Settle", "Slot", "Start", "Table", "TakeB
 _REMEMBERED = 4096  # cancels of tasks that have not come yet
 _DEEPEST = 8  # tasks that a slot holds ahead, at most
 _AHEAD = 0.002  # seconds for which they would run, at most
+_ONE_AHEAD = 0.2  # seconds; tasks that run for less are held ahead one at least, against the moment between two tasks
 _SMOOTH = 0.2  # weight of the newest running time in the mean
 
 
@@ -279,7 +280,7 @@ class Table:
 
     def _learn(self, seconds: float) -> None:
         self.mean = seconds if self.mean is None else self.mean + _SMOOTH * (seconds - self.mean)
-        self._depth = min(_DEEPEST, int(_AHEAD / max(self.mean, 1e-6)))
+        self._depth = min(_DEEPEST, max(int(_AHEAD / max(self.mean, 1e-6)), int(self.mean < _ONE_AHEAD)))
 
     def _give(self, slot: Slot, task: int, commands: list[Command]) -> None:
         self._ahead -= slot.ahead
