@@ -25,7 +25,7 @@ import skyward as sky
 from skyward.core.keys import make_key
 from skyward.core.spec import MachineState, Offer, Order, Resources
 from skyward.core.sweep import sweep
-from skyward.providers.libcloud import _NAME, PROFILES, Libcloud, Profile
+from skyward.providers.libcloud import PROFILES, Libcloud, Profile
 from skyward.testing.provider import Account, Pool, RentalBootConformance, RentalConformance
 from tests.lab import Lab
 from tests.lab.clouds import Machines
@@ -182,10 +182,6 @@ def test_joblib_on_droplets(lab: Lab, index: str):
 
 
 # --- arguments ---
-
-
-def test_the_names_of_pools_are_as_they_are_looked_for():
-    assert _NAME.fullmatch(f"{sky.Compute().name}-1")
 
 
 def test_an_unknown_driver_tells_the_nearest():
