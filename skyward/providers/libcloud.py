@@ -353,7 +353,9 @@ class Libcloud(CloudProvider):
         text = f"libcloud {self.driver}: {' '.join(str(error).split())[:500]}"
         said = f"{getattr(error, 'code', '')} {error}"
         mapped = self.map_error(error) or self._mapped(error)
-        if isinstance(error, _NO_ANSWER) or isinstance(mapped, RateLimited):
+        # Whatever a 5xx says, it may be a gateway that says it, after the machine was made.
+        failed = (_status(error) or 0) >= 500
+        if failed or isinstance(error, _NO_ANSWER) or isinstance(mapped, RateLimited):
             return mapped
         for pattern, kind in ((profile.quota, QuotaExceeded), (profile.capacity, NoCapacity)):
             if pattern and re.search(pattern, said):

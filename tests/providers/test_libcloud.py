@@ -157,6 +157,21 @@ def test_the_limit_of_an_account(cloud: DigitalOcean):
         Pool(provider(cloud)).create(provider(cloud).offers(Resources())[0])
 
 
+@pytest.mark.parametrize(
+    "says", ["Service is currently unavailable", "at capacity", "This will exceed your droplet limit of retries"]
+)
+def test_a_gateway_that_fails_after_the_droplet_was_made_is_not_believed(cloud: DigitalOcean, says: str):
+    """It says nothing of what is free, and the machine costs."""
+    pool = Pool(provider(cloud))
+    offer = pool.provider.offers(Resources())[0]
+    cloud.faults.on("lost_reply", gateway=says)
+    with pytest.raises(sky.CloudError, match=says):
+        pool.create(offer)
+    assert len(pool.machines()) == 1
+    sweep(pool.provider, pool.tag, limit=20)
+    assert cloud.meter.live == []
+
+
 def test_the_token_of_the_environment(cloud: DigitalOcean, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("DIGITALOCEAN_TOKEN", cloud.token)
     assert Quick("digitalocean", url=cloud.url).machines("sky-1-1-abcdef") == []

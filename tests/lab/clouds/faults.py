@@ -18,7 +18,7 @@ NAMES = {
     "never_answers": "a machine runs, says the API, but its address is silent",
     "wrong_host_key": "a machine shows another host key than the one it was sent",
     "eventual": "for `seconds` after its creation an instance is unknown to describe and list",
-    "lost_reply": "create succeeds and the connection is closed without a reply",
+    "lost_reply": "create succeeds and the connection is closed without a reply, or a gateway's 503 says `gateway`",
     "token_expired": "the access token is expired before its time",
     "bad_credentials": "every call is refused: the credentials are unknown",
     "clock_skew": "the vendor's clock is `seconds` ahead, and it refuses what was signed by another",
