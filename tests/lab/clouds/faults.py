@@ -23,6 +23,7 @@ NAMES = {
     "bad_credentials": "every call is refused: the credentials are unknown",
     "clock_skew": "the vendor's clock is `seconds` ahead, and it refuses what was signed by another",
     "fails_to_start": "a machine ends in the vendor's error state",
+    "unready_group": "a security group that was made a moment ago is unknown to the call that adds a rule",
     "half_made": "create is refused, and the reply names an instance that exists all the same",
 }
 """What each fault means. A cloud that can't have one ignores it."""
