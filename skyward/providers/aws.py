@@ -53,6 +53,7 @@ _CAPACITY = {
     "Unsupported",  # this type in this zone
 }
 _QUOTA = {"InstanceLimitExceeded", "MaxSpotInstanceCountExceeded", "VcpuLimitExceeded", "VolumeLimitExceeded"}
+_NOT_YET = {"InvalidGroup.Duplicate", "InvalidGroup.NotFound"}  # a group that is new is not seen everywhere at once
 _TOO_OFTEN = {"EC2ThrottledException", "RequestLimitExceeded", "Throttling", "ThrottlingException"}
 _STATES = {
     "pending": MachineState.STARTING,
@@ -292,15 +293,14 @@ class AWS(CloudProvider):
 
     def _group(self, ec2: EC2Driver, tag: str, vpc: str) -> str:
         """The pool's security group, made when it is first needed."""
+        network = self.ssh_from or _own_address()
         with _groups_lock:
             found = ec2.security_groups({f"tag:{_POOL}": tag, "vpc-id": vpc})
-            if found:
-                return found[0].id
-            network = self.ssh_from or _own_address()
             text = "Nodes of a skyward pool: SSH from its owner"
-            group = ec2.create_security_group(tag, text, vpc, {"Name": tag, _POOL: tag})
-            ec2.authorize(group, network)
-            return group
+            group = found[0].id if found else ec2.create_security_group(tag, text, vpc, {"Name": tag, _POOL: tag})
+        # One that is found may have no rule, if adding it failed, or only one for an address that we had before.
+        ec2.authorize(group, network)
+        return group
 
     # --- errors and checks ---
 
@@ -321,10 +321,10 @@ class AWS(CloudProvider):
             return NoCapacity(text)
         if code in _QUOTA:
             return QuotaExceeded(f"{text}. Ask for more in the Service Quotas console")
+        if isinstance(error, EC2InUseError) or code in _NOT_YET or error.status >= 500:
+            return CloudError(text)
         if code.endswith(".NotFound"):
             return NotFound(text)
-        if isinstance(error, EC2InUseError) or error.status >= 500:
-            return CloudError(text)
         return ProvisioningError(text)
 
     def examine(self, driver: _Regions) -> Iterable[Check]:

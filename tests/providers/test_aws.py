@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Iterator
 
 import pytest
@@ -113,6 +114,49 @@ def test_ssh_is_let_in_from_one_network_only_and_no_key_pair_is_made(cloud):
     assert "InstanceInitiatedShutdownBehavior=terminate" in launch
     sweep(it, TAG)
     assert cloud.meter.live == []
+
+
+def rules(cloud: EC2) -> set[str]:
+    """Networks that the pool's group lets in."""
+    driver = provider(cloud).make_driver()["us-east-1"]
+    reply = driver.query("DescribeSecurityGroups", {"Filter": [{"Name": "tag:skyward-pool", "Value": [TAG]}]})
+    return {
+        item.findtext("cidrIp") for item in reply.findall("securityGroupInfo/item/ipPermissions/item/ipRanges/item")
+    }
+
+
+def test_a_group_that_is_not_known_everywhere_yet_is_given_its_rule_all_the_same(cloud):
+    it = provider(cloud)
+    cloud.faults.on("unready_group")
+    assert it.create(order(offer_of(it, "t3.micro")))
+    assert rules(cloud) == {"10.77.0.0/16"}
+    sweep(it, TAG)
+    assert cloud.meter.live == []
+
+
+def test_a_group_that_was_left_without_a_rule_gets_it_with_the_next_order(cloud):
+    it = provider(cloud)
+    offer = offer_of(it, "t3.micro")
+    cloud.faults.on("unready_group", math.inf)
+    with pytest.raises(sky.CloudError, match=r"InvalidGroup\.NotFound"):
+        it.create(order(offer))
+    cloud.faults.clear()
+    assert rules(cloud) == set()
+    it.create(order(offer, number=2))
+    assert rules(cloud) == {"10.77.0.0/16"}
+    assert len(cloud.meter.ever("security group")) == 1
+    sweep(it, TAG)
+
+
+def test_who_comes_from_another_address_by_now_is_let_in_too(cloud, monkeypatch):
+    monkeypatch.setattr("skyward.providers.aws._WHO_AM_I", f"{cloud.url}/checkip")
+    it = provider(cloud, ssh_from=None)
+    offer = offer_of(it, "t3.micro")
+    it.create(order(offer))
+    cloud.caller = "203.0.113.2"
+    it.create(order(offer, number=2))
+    assert rules(cloud) == {"203.0.113.1/32", "203.0.113.2/32"}
+    sweep(it, TAG)
 
 
 def test_a_spot_machine_that_is_taken_back_is_told_as_such(cloud):
