@@ -210,6 +210,7 @@ class AWS(CloudProvider):
             client_token=order.name,
             user_data=user_data,
             spot=offer.spot,
+            max_price=_limit(order.resources.max_price, ec2.on_demand_price(offer.machine)),
             tags={"Name": order.name, _POOL: order.tag, _ORDER: order.name},
             subnet=subnet,
             security_groups=[self._group(ec2, order.tag, vpc)],
@@ -381,6 +382,11 @@ def _offer(kind: InstanceType, zone: str, spot: bool, price: float | None) -> Of
         price=price,
         extra={"architecture": _architecture(kind), "nvidia": bool(chips and chips.manufacturer.upper() == "NVIDIA")},
     )
+
+
+def _limit(price: float | None, on_demand: float | None) -> float | None:
+    """The limit to set on a spot machine: none above the on-demand price, which is AWS's own, as it refuses those."""
+    return None if price is None or (on_demand is not None and price >= on_demand) else price
 
 
 def _own_address() -> str:

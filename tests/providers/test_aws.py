@@ -159,6 +159,32 @@ def test_who_comes_from_another_address_by_now_is_let_in_too(cloud, monkeypatch)
     sweep(it, TAG)
 
 
+def test_a_spot_machine_never_costs_more_than_the_user_pays(cloud):
+    it = provider(cloud)
+    offer = offer_of(it, "t3.micro", spot=True)
+    wanted = dataclasses.replace(order(offer), resources=Resources(max_price=offer.price * 1.1))
+    cloud.surge = 1.2
+    with pytest.raises(sky.NoCapacity, match="SpotMaxPriceTooLow"):
+        it.create(wanted)
+    assert cloud.meter.ever("instance") == []
+    cloud.surge = 1.0
+    it.create(wanted)
+    eventually(lambda: it.machines(TAG)[0].state is MachineState.RUNNING)
+    cloud.surge = 1.2
+    eventually(lambda: it.machines(TAG)[0].state in (MachineState.TAKEN_BACK, MachineState.GONE))
+    sweep(it, TAG)
+    assert cloud.meter.live == []
+
+
+@pytest.mark.parametrize("most", [None, 1000.0])
+def test_no_limit_above_the_on_demand_price_is_set(cloud, most):
+    """It is AWS's own limit, and AWS refuses limits that are many times as high."""
+    it = provider(cloud)
+    it.create(dataclasses.replace(order(offer_of(it, "t3.micro", spot=True)), resources=Resources(max_price=most)))
+    assert "MaxPrice" not in next(request.body for request in cloud.requests if "Action=RunInstances" in request.body)
+    sweep(it, TAG)
+
+
 def test_a_spot_machine_that_is_taken_back_is_told_as_such(cloud):
     it = provider(cloud)
     (made,) = it.create(order(offer_of(it, "t3.micro", spot=True)))

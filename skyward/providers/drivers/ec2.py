@@ -354,7 +354,7 @@ def _run_parameters(launch: Launch) -> dict[str, Any]:
         "UserData": base64.b64encode(launch.user_data.encode()).decode() or None,
         "InstanceInitiatedShutdownBehavior": "terminate",
         "MetadataOptions": {"HttpEndpoint": "enabled", "HttpTokens": "required"},
-        "InstanceMarketOptions": _market() if launch.spot else None,
+        "InstanceMarketOptions": _market(launch.max_price) if launch.spot else None,
         "Placement": {"AvailabilityZone": launch.zone},
         "KeyName": launch.key_name,
         "IamInstanceProfile": {"Name": launch.instance_profile},
@@ -364,9 +364,9 @@ def _run_parameters(launch: Launch) -> dict[str, Any]:
     }
 
 
-def _market() -> dict[str, Any]:
-    # Without a price limit the most is the on-demand price, as AWS advises; a persistent request would come back.
-    options = {"SpotInstanceType": "one-time", "InstanceInterruptionBehavior": "terminate"}
+def _market(limit: float | None) -> dict[str, Any]:
+    # A persistent request would come back.
+    options = {"SpotInstanceType": "one-time", "InstanceInterruptionBehavior": "terminate", "MaxPrice": limit}
     return {"MarketType": "spot", "SpotOptions": options}
 
 

@@ -44,6 +44,8 @@ class Launch:
     """The same token and parameters give the same instances again, whatever became of the first reply."""
     user_data: str = field(default="", repr=False)
     spot: bool = False
+    max_price: float | None = None
+    """Dollars an hour above which a spot instance is not begun, and taken back; None: the on-demand price."""
     tags: Mapping[str, str] = field(default_factory=dict)
     """On instances, volumes, network interfaces and the spot request."""
     subnet: str | None = None
