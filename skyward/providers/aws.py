@@ -217,6 +217,7 @@ class AWS(CloudProvider):
             public_ip=None if self.private else True,
             root_device=None if isinstance(image, str) else image.root_device,
             disk_gib=None if isinstance(image, str) else self.disk,
+            data_devices=() if isinstance(image, str) else image.data_devices,
             instance_profile=self.instance_profile,
         )
         return [self._machine(region, made, order) for made in ec2.run_instances(launch)]
@@ -231,17 +232,20 @@ class AWS(CloudProvider):
         ]
 
     def destroy_machine(self, driver: _Regions, id: MachineId) -> None:
-        """Terminate an instance; its volume goes with it."""
+        """Terminate an instance; its volumes go with it."""
         region, _, instance = id.rpartition("/")
         if region not in driver.regions:
             raise NotFound(f"aws: {id} is in none of the regions {driver.regions}")
         driver[region].terminate_instances([instance])
 
     def clear_leftovers(self, driver: _Regions, tag: str) -> None:
-        """The pool's security groups."""
-        for region in driver.regions:
-            for group in driver[region].security_groups({f"tag:{_POOL}": tag}):
-                driver[region].delete_security_group(group.id)
+        """The pool's security groups, and volumes that outlived their machines."""
+        for ec2 in map(driver.__getitem__, driver.regions):
+            for group in ec2.security_groups({f"tag:{_POOL}": tag}):
+                ec2.delete_security_group(group.id)
+            # An image that only AWS knows (``resolve:ssm:``) may have volumes that stay.
+            for volume in ec2.volumes({f"tag:{_POOL}": tag, "status": ["available", "in-use"]}):
+                ec2.delete_volume(volume)
 
     def _machine(self, region: str, found: Instance, order: Order | None = None) -> Machine:
         address = found.private_ip if self.private else found.public_ip

@@ -18,6 +18,7 @@ from tests.lab.clouds.ec2 import EC2
 from tests.lab.wait import eventually
 
 TAG = "sky-1-1-abc"
+WITH_DATA = f"ami-{'0f1':0<17}"
 
 
 class Quick(sky.AWS):
@@ -183,6 +184,27 @@ def test_no_limit_above_the_on_demand_price_is_set(cloud, most):
     it.create(dataclasses.replace(order(offer_of(it, "t3.micro", spot=True)), resources=Resources(max_price=most)))
     assert "MaxPrice" not in next(request.body for request in cloud.requests if "Action=RunInstances" in request.body)
     sweep(it, TAG)
+
+
+def test_the_data_volumes_of_an_image_end_with_the_machine(cloud):
+    it = provider(cloud, image=WITH_DATA)
+    (made,) = it.create(order(offer_of(it, "t3.micro")))
+    assert len(cloud.meter.ever("volume")) == 2
+    it.destroy([made.id])
+    eventually(lambda: not [kind for kind, _ in cloud.meter.live if kind == "volume"])
+    sweep(it, TAG)
+    assert cloud.meter.live == []
+
+
+def test_a_volume_that_outlived_its_machine_is_removed(cloud):
+    """As with an image by a parameter, of whose volumes only AWS knows."""
+    it = provider(cloud, image="resolve:ssm:/account/image-with-data")
+    it.create(order(offer_of(it, "t3.micro")))
+    driver = it.make_driver()["us-east-1"]
+    own = driver.query("CreateVolume", {"AvailabilityZone": "us-east-1a", "Size": 8}).findtext("volumeId")
+    sweep(it, TAG)
+    assert cloud.meter.live == []
+    assert driver.volumes({"status": "available"}) == [own]
 
 
 def test_a_spot_machine_that_is_taken_back_is_told_as_such(cloud):
