@@ -129,6 +129,8 @@ class AWS(CloudProvider):
     instance_profile: str | None = None
     url: str | None = None
 
+    _ordered_in: set[str] = field(default_factory=set, init=False, repr=False)  # regions
+
     def __post_init__(self) -> None:
         if self.ssh_from is not None:
             try:
@@ -198,6 +200,7 @@ class AWS(CloudProvider):
         assert offer is not None
         assert offer.region is not None
         region = driver.of_zone(offer.region)
+        self._ordered_in.add(region)
         ec2 = driver[region]
         image = self._image(ec2, offer)
         vpc, subnet = self._subnet(ec2, offer.region)
@@ -223,13 +226,24 @@ class AWS(CloudProvider):
         return [self._machine(region, made, order) for made in ec2.run_instances(launch)]
 
     def list_machines(self, driver: _Regions, tag: str | None) -> Sequence[Machine]:
-        """Instances with our tags."""
+        """Instances with our tags.
+
+        A region that can't be asked is an error. But who sweeps up after another process gets that error only when all
+        that the other regions show is ended. Where this provider has ordered itself, what is not shown counts as lost.
+        """
         wanted = {"tag-key": _POOL} if tag is None else {f"tag:{_POOL}": tag}
-        return [
-            self._machine(region, found)
-            for region in driver.regions
-            for found in driver[region].describe_instances(filters=wanted)
-        ]
+        found: list[Machine] = []
+        failed: dict[str, Exception] = {}
+        for region in driver.regions:
+            try:
+                found += [self._machine(region, one) for one in driver[region].describe_instances(filters=wanted)]
+            except Exception as error:  # of any kind; mapped where it is raised to
+                failed[region] = error
+        alive = any(machine.state is not MachineState.GONE for machine in found)
+        for region, failure in failed.items():
+            if tag is None or not alive or region in self._ordered_in:
+                raise failure
+        return found
 
     def destroy_machine(self, driver: _Regions, id: MachineId) -> None:
         """Terminate an instance; its volumes go with it."""

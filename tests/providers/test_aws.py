@@ -240,6 +240,40 @@ def test_several_regions(cloud):
     assert regions == {"us-east-1", "eu-west-1"}
 
 
+@pytest.fixture
+def dispersed(cloud) -> sky.AWS:
+    """A provider that has ordered a machine in each of two regions."""
+    it = provider(cloud, region=["us-east-1", "eu-west-1"])
+    offers = {offer.region[:-1]: offer for offer in it.offers(Resources(machine="t3.micro"))}
+    for number, offer in enumerate(offers.values(), 1):
+        it.create(order(offer, number=number))
+    return it
+
+
+def test_a_region_that_is_down_does_not_keep_a_sweep_from_the_others(cloud, dispersed):
+    another = provider(cloud, region=["us-east-1", "eu-west-1"])
+    cloud.down = {"us-east-1"}
+    with pytest.raises(sky.ProvisioningError, match=TAG):
+        sweep(another, TAG, limit=1.0)
+    cloud.down = set()
+    assert [id.partition("/")[0] for id in sweep(another, TAG)] == ["us-east-1"], "the other was ended before"
+    assert cloud.meter.live == []
+
+
+def test_who_has_ordered_in_a_region_that_is_down_sees_all_or_nothing(cloud, dispersed):
+    """Else the machines there would count as lost, and be bought again."""
+    another = provider(cloud, region=["us-east-1", "eu-west-1"])
+    cloud.down = {"eu-west-1"}
+    with pytest.raises(sky.CloudError, match="Unavailable"):
+        dispersed.machines(TAG)
+    with pytest.raises(sky.CloudError, match="Unavailable"):
+        another.all_machines()
+    assert len(another.machines(TAG)) == 1
+    cloud.down = set()
+    assert len(dispersed.machines(TAG)) == 2
+    sweep(dispersed, TAG)
+
+
 @pytest.mark.parametrize("region", ["nowhere", "us east"])
 def test_a_region_that_is_none(cloud, region):
     with pytest.raises(sky.ConfigError, match="region"):
