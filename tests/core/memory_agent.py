@@ -172,13 +172,16 @@ class MemoryAgent:
 class MemoryPool:
     """An I/O thread, a dispatcher and sessions with agents in memory."""
 
-    def __init__(self, timeout: float | None = None, attempts: int = 2, shares: bool = False) -> None:
+    def __init__(
+        self, timeout: float | None = None, attempts: int = 2, shares: bool = False, timing: Timing | None = None
+    ) -> None:
         self.io = IOThread("test-io")
         self.events = Events()
         self.dispatcher = Dispatcher(
             self.io, self.events, isolated=True, timeout=timeout, attempts=attempts, shares=shares
         )
         self.shares = shares
+        self.timing = timing or QUICK
         self.agents: list[MemoryAgent] = []
         self.sessions: list[Session] = []
         self.ends: list[Any] = []
@@ -206,7 +209,7 @@ class MemoryPool:
                     pool.dispatcher.received(session, message, buffers)
 
         name = f"m{len(self.agents)}"
-        session = Session(name, agent.connect, b"s", SETUP._replace(node=name, shares=self.shares), Ear(), QUICK)
+        session = Session(name, agent.connect, b"s", SETUP._replace(node=name, shares=self.shares), Ear(), self.timing)
         self.agents.append(agent)
         self.sessions.append(session)
 
