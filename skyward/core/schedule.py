@@ -206,6 +206,7 @@ class _Node:
     mean: float | None = None  # smoothed running time, seconds
     depth: int = 0
     asked: bool = False  # to give tasks back, a moment ago
+    ring: OrderedDict[str, _Node] | None = None  # the one that it is in
 
     @property
     def ahead(self) -> int:
@@ -291,8 +292,8 @@ class Schedule:
         node = self._nodes.pop(event.node, None)
         if node is None:
             return
-        for ring in (self._idle, self._spare, self._full):
-            ring.pop(node.name, None)
+        self._unplace(node)
+        self._full.pop(node.name, None)
         self._pinned.discard(node.name)
         for task in reversed([task for task in node.out.values() if task is not None]):
             if task.pinned is not None or task.starts >= task.attempts:
@@ -404,19 +405,27 @@ class Schedule:
 
     def _place(self, node: _Node) -> None:
         """Keep a node in the ring that its load says, at its place if it is there already."""
-        while node.pinned and node.pinned[0].over:
-            node.pinned.popleft()
-        (self._pinned.add if node.pinned else self._pinned.discard)(node.name)
+        if node.pinned or self._pinned:
+            while node.pinned and node.pinned[0].over:
+                node.pinned.popleft()
+            (self._pinned.add if node.pinned else self._pinned.discard)(node.name)
         free = node.slots - len(node.out)
-        for ring, fits in ((self._idle, free > 0), (self._spare, -node.depth < free <= 0)):
-            if fits:
-                ring.setdefault(node.name, node)
-            else:
-                ring.pop(node.name, None)
+        ring = self._idle if free > 0 else self._spare if free > -node.depth else None
+        if ring is not node.ring:
+            self._unplace(node)
+            if ring is not None:
+                ring[node.name] = node
+            node.ring = ring
         if free < 0:
             self._full[node.name] = node
-        else:
+        elif self._full:
             self._full.pop(node.name, None)
+
+    @staticmethod
+    def _unplace(node: _Node) -> None:
+        if node.ring is not None:
+            del node.ring[node.name]
+            node.ring = None
 
     def _assign(self, commands: list[Command]) -> None:
         """Send out what may go out: a call in turn to a node in turn, idle slots before depth."""
