@@ -251,6 +251,7 @@ class Console:
         self._lock = threading.Lock()
         self._writer = _Writer()
         self._closed = False
+        self._live = live
         self._terminal = (stream or terminal()) if live else None
         self._line: LiveLine | None = _start_line(self._terminal, self._text)
 
@@ -285,7 +286,9 @@ class Console:
                 self._terminal.flush()
 
     def _note(self, note: Note) -> None:
-        if self._terminal is not None:
+        # Without a terminal (nohup, a batch system, a notebook) what is bought is told all the same: where nobody has
+        # set up logging, a log would keep it to itself.
+        if self._terminal is not None or (self._live and not _log.hasHandlers()):
             self._writer.put("stderr", f"skyward: {'warning: ' if note.warning else ''}{note.text}\n")
         else:
             self._writer.put("warning" if note.warning else "info", note.text)

@@ -305,6 +305,21 @@ def test_notes_are_logged_where_there_is_no_terminal(
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.parametrize(
+    ("live", "logging_is_set_up", "shown"),
+    [(True, False, "skyward: by the way\n"), (True, True, ""), (False, False, "")],
+)
+def test_notes_are_shown_where_a_log_would_keep_them_to_itself(
+    live: bool, logging_is_set_up: bool, shown: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As under nohup: what is bought must not be a secret. With `console=False` it is quiet."""
+    monkeypatch.setattr(logging.getLogger("skyward"), "hasHandlers", lambda: logging_is_set_up)
+    console = Console(live=live, stream=None)
+    console.handle(Note("by the way"))
+    console.close()
+    assert capsys.readouterr() == ("", shown)
+
+
 def test_no_terminal_no_line_no_summary(capsys: pytest.CaptureFixture[str]) -> None:
     assert terminal() is None
     console = Console(live=True)
