@@ -57,8 +57,9 @@ def run(
     ledger = Ledger()
     entries = {entry.tag: entry for entry in ledger.pools(all=True)}
     chosen = sources.named(provider or ())
-    asked = [source for entry in entries.values() if entry.closed is None for source in sources.of_pool(entry)]
-    asked += chosen or sources.found(say)
+    asked, others = sources.chosen(
+        provider, [entry for entry in entries.values() if entry.closed is None or entry.tag == pool]
+    )
     with waiting("looking for machines"):
         answers = sources.ask(asked, lambda source: source.rental.all_machines())
     for answer in answers:
@@ -67,7 +68,7 @@ def run(
     known = _targets(entries, answers)
     targets = list(known.values()) if pool is None else [_the_one(pool, known, entries, chosen)]
     if not targets and not any(answer.error for answer in answers):
-        print("nothing is left anywhere")
+        typer.echo(f"nothing is left at {sources.places(asked, others)}")
         return
     _confirm([target.warning for target in targets if not target.is_orphan], yes)
     with ThreadPoolExecutor(_AT_ONCE, "skyward-down") as threads:

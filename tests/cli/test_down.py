@@ -44,8 +44,14 @@ def test_all(run: Run, pools: Pools, ledger: Ledger) -> None:
     assert result.exit_code == 0, result.output
     assert pools.cloud.left() == []
     assert open_tags(ledger) == []
-    again = run("down", "--all")
-    assert (again.exit_code, again.stdout) == (0, "nothing is left anywhere\n")
+    where = f"folder:folder={pools.cloud.folder}"
+    again = run("down", "--all", "-p", where)
+    assert (again.exit_code, again.stdout) == (0, f"nothing is left at {where}\n")
+
+
+def test_where_nobody_can_be_asked_nothing_is_said_to_be_left(run: Run) -> None:
+    with pytest.raises(ConfigError, match="no provider has credentials here; `skyward doctor`"):
+        raise run("down", "--all").exception
 
 
 @pytest.mark.parametrize(("answer", "gone"), [("y\n", True), ("n\n", False), ("", False)])
