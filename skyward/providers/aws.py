@@ -53,6 +53,7 @@ _CAPACITY = {
     "Unsupported",  # this type in this zone
 }
 _QUOTA = {"InstanceLimitExceeded", "MaxSpotInstanceCountExceeded", "VcpuLimitExceeded", "VolumeLimitExceeded"}
+_NOT_YET = {"InvalidGroup.Duplicate", "InvalidGroup.NotFound"}  # a group that is new is not seen everywhere at once
 _TOO_OFTEN = {"EC2ThrottledException", "RequestLimitExceeded", "Throttling", "ThrottlingException"}
 _STATES = {
     "pending": MachineState.STARTING,
@@ -128,6 +129,8 @@ class AWS(CloudProvider):
     instance_profile: str | None = None
     url: str | None = None
 
+    _ordered_in: set[str] = field(default_factory=set, init=False, repr=False)  # regions
+
     def __post_init__(self) -> None:
         if self.ssh_from is not None:
             try:
@@ -197,6 +200,7 @@ class AWS(CloudProvider):
         assert offer is not None
         assert offer.region is not None
         region = driver.of_zone(offer.region)
+        self._ordered_in.add(region)
         ec2 = driver[region]
         image = self._image(ec2, offer)
         vpc, subnet = self._subnet(ec2, offer.region)
@@ -209,37 +213,53 @@ class AWS(CloudProvider):
             client_token=order.name,
             user_data=user_data,
             spot=offer.spot,
+            max_price=_limit(order.resources.max_price, ec2.on_demand_price(offer.machine)),
             tags={"Name": order.name, _POOL: order.tag, _ORDER: order.name},
             subnet=subnet,
             security_groups=[self._group(ec2, order.tag, vpc)],
             public_ip=None if self.private else True,
             root_device=None if isinstance(image, str) else image.root_device,
             disk_gib=None if isinstance(image, str) else self.disk,
+            data_devices=() if isinstance(image, str) else image.data_devices,
             instance_profile=self.instance_profile,
         )
         return [self._machine(region, made, order) for made in ec2.run_instances(launch)]
 
     def list_machines(self, driver: _Regions, tag: str | None) -> Sequence[Machine]:
-        """Instances with our tags."""
+        """Instances with our tags.
+
+        A region that can't be asked is an error. But who sweeps up after another process gets that error only when all
+        that the other regions show is ended. Where this provider has ordered itself, what is not shown counts as lost.
+        """
         wanted = {"tag-key": _POOL} if tag is None else {f"tag:{_POOL}": tag}
-        return [
-            self._machine(region, found)
-            for region in driver.regions
-            for found in driver[region].describe_instances(filters=wanted)
-        ]
+        found: list[Machine] = []
+        failed: dict[str, Exception] = {}
+        for region in driver.regions:
+            try:
+                found += [self._machine(region, one) for one in driver[region].describe_instances(filters=wanted)]
+            except Exception as error:  # of any kind; mapped where it is raised to
+                failed[region] = error
+        alive = any(machine.state is not MachineState.GONE for machine in found)
+        for region, failure in failed.items():
+            if tag is None or not alive or region in self._ordered_in:
+                raise failure
+        return found
 
     def destroy_machine(self, driver: _Regions, id: MachineId) -> None:
-        """Terminate an instance; its volume goes with it."""
+        """Terminate an instance; its volumes go with it."""
         region, _, instance = id.rpartition("/")
         if region not in driver.regions:
             raise NotFound(f"aws: {id} is in none of the regions {driver.regions}")
         driver[region].terminate_instances([instance])
 
     def clear_leftovers(self, driver: _Regions, tag: str) -> None:
-        """The pool's security groups."""
-        for region in driver.regions:
-            for group in driver[region].security_groups({f"tag:{_POOL}": tag}):
-                driver[region].delete_security_group(group.id)
+        """The pool's security groups, and volumes that outlived their machines."""
+        for ec2 in map(driver.__getitem__, driver.regions):
+            for group in ec2.security_groups({f"tag:{_POOL}": tag}):
+                ec2.delete_security_group(group.id)
+            # An image that only AWS knows (``resolve:ssm:``) may have volumes that stay.
+            for volume in ec2.volumes({f"tag:{_POOL}": tag, "status": ["available", "in-use"]}):
+                ec2.delete_volume(volume)
 
     def _machine(self, region: str, found: Instance, order: Order | None = None) -> Machine:
         address = found.private_ip if self.private else found.public_ip
@@ -292,15 +312,14 @@ class AWS(CloudProvider):
 
     def _group(self, ec2: EC2Driver, tag: str, vpc: str) -> str:
         """The pool's security group, made when it is first needed."""
+        network = self.ssh_from or _own_address()
         with _groups_lock:
             found = ec2.security_groups({f"tag:{_POOL}": tag, "vpc-id": vpc})
-            if found:
-                return found[0].id
-            network = self.ssh_from or _own_address()
             text = "Nodes of a skyward pool: SSH from its owner"
-            group = ec2.create_security_group(tag, text, vpc, {"Name": tag, _POOL: tag})
-            ec2.authorize(group, network)
-            return group
+            group = found[0].id if found else ec2.create_security_group(tag, text, vpc, {"Name": tag, _POOL: tag})
+        # One that is found may have no rule, if adding it failed, or only one for an address that we had before.
+        ec2.authorize(group, network)
+        return group
 
     # --- errors and checks ---
 
@@ -321,10 +340,10 @@ class AWS(CloudProvider):
             return NoCapacity(text)
         if code in _QUOTA:
             return QuotaExceeded(f"{text}. Ask for more in the Service Quotas console")
+        if isinstance(error, EC2InUseError) or code in _NOT_YET or error.status >= 500:
+            return CloudError(text)
         if code.endswith(".NotFound"):
             return NotFound(text)
-        if isinstance(error, EC2InUseError) or error.status >= 500:
-            return CloudError(text)
         return ProvisioningError(text)
 
     def examine(self, driver: _Regions) -> Iterable[Check]:
@@ -381,6 +400,11 @@ def _offer(kind: InstanceType, zone: str, spot: bool, price: float | None) -> Of
         price=price,
         extra={"architecture": _architecture(kind), "nvidia": bool(chips and chips.manufacturer.upper() == "NVIDIA")},
     )
+
+
+def _limit(price: float | None, on_demand: float | None) -> float | None:
+    """The limit to set on a spot machine: none above the on-demand price, which is AWS's own, as it refuses those."""
+    return None if price is None or (on_demand is not None and price >= on_demand) else price
 
 
 def _own_address() -> str:

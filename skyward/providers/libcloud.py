@@ -40,11 +40,11 @@ from skyward.core.spec import Endpoint, Machine, MachineId, MachineState, Offer,
 from skyward.providers import first_boot
 from skyward.providers.base import SECRET, CloudProvider
 from skyward.providers.libcloud_profiles import PROFILES, Profile
+from skyward.providers.names import pool_of
 
 __all__ = ["PROFILES", "Libcloud", "Profile"]
 
 _MARK = "skyward"  # the tag of everything that is ours; lists of tags are kept by some clouds when all else is gone
-_NAME = re.compile(r"(sky-\d+-\d+-[0-9a-f]+)-\d+")  # an order's: its pool's and a number
 _STATUS = re.compile(r"(?i)(?:status code|http|code)\W{1,3}([45]\d\d)\b")
 _MONTH = 730.0  # hours
 _NO_ANSWER = (MalformedResponseError, requests.exceptions.RequestException, OSError)
@@ -302,7 +302,7 @@ class Libcloud(CloudProvider):
     def _is_ours(self, node: Any) -> bool:
         place = self._told.tags_in
         tags = None if place is None else _get(node, place)
-        return _NAME.fullmatch(str(node.name)) is not None and (place is None or _MARK in (tags or ()))
+        return bool(pool_of(str(node.name))) and (place is None or _MARK in (tags or ()))
 
     def _machine(self, node: Any) -> Machine:
         """Ours, from libcloud's."""
@@ -313,14 +313,13 @@ class Libcloud(CloudProvider):
         host = next((text for text in addresses if ":" not in text), addresses[0] if addresses else None)
         if state is MachineState.RUNNING and host is None:
             state = MachineState.STARTING
-        match = _NAME.fullmatch(str(node.name))
         return Machine(
             id=str(node.id),
             endpoint=None if host is None else Endpoint("ssh", host, 22, profile.user),
             name=str(node.name),
             state=state,
             order=str(node.name),
-            tag=match[1] if match else "",
+            tag=pool_of(str(node.name)),
             detail=f"{self.driver} says {node.state!r}",
         )
 
@@ -354,7 +353,9 @@ class Libcloud(CloudProvider):
         text = f"libcloud {self.driver}: {' '.join(str(error).split())[:500]}"
         said = f"{getattr(error, 'code', '')} {error}"
         mapped = self.map_error(error) or self._mapped(error)
-        if isinstance(error, _NO_ANSWER) or isinstance(mapped, RateLimited):
+        # Whatever a 5xx says, it may be a gateway that says it, after the machine was made.
+        failed = (_status(error) or 0) >= 500
+        if failed or isinstance(error, _NO_ANSWER) or isinstance(mapped, RateLimited):
             return mapped
         for pattern, kind in ((profile.quota, QuotaExceeded), (profile.capacity, NoCapacity)):
             if pattern and re.search(pattern, said):

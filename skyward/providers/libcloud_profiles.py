@@ -56,7 +56,8 @@ class Profile:
     named
         Arguments for which the driver wants objects with a name and an id; users write names.
     quota, capacity
-        Patterns of the errors that mean: the account may not have more, there is none at the moment.
+        Patterns of the errors that mean: the account may not have more, there is none at the moment. Not looked for in
+        a 5xx, which may be a gateway's.
     key_env, secret_env, options, options_env
         Environment variables that the vendor's own tools read; further arguments of the driver, and the variables for
         those.

@@ -45,6 +45,7 @@ from skyward.providers.drivers.vastai import (
     VastAIOfferGoneError,
     VastAIRateLimitError,
 )
+from skyward.providers.names import pool_of
 
 __all__ = ["VastAI"]
 
@@ -53,7 +54,6 @@ _CPU_IMAGE = f"python:{_PYTHON}"
 _GPU_IMAGE = f"vastai/base-image:cuda-12.4.1-cudnn-devel-ubuntu22.04-py{_PYTHON.replace('.', '')}"
 _GPU_CUDA = 12.4  # what a host's driver must be able to, for that image
 
-_LABEL = re.compile(r"(?P<tag>sky-[\w.-]+)/(?P<order>[A-Za-z0-9-]+)", re.ASCII)
 _STEP = 1.1  # asks of one kind cost at most this times the cheapest of them
 _YOUNG, _NEW = 60.0, 20.0  # seconds: a search is used for so long; one that shows nothing to take, only for so long
 _LAG = 30.0  # seconds for which a search may still show what is taken
@@ -275,9 +275,9 @@ class VastAI(CloudProvider):
         """Instances by their labels; the API can't look for a part of one."""
         machines = []
         for node in driver.list_nodes():
-            label = _LABEL.fullmatch(node.name)
-            if label is not None and tag in {None, label["tag"]}:
-                machines.append(self._machine(node, label["tag"], label["order"]))
+            pool, _, order = node.name.partition("/")
+            if pool and pool_of(order) == pool and tag in {None, pool}:
+                machines.append(self._machine(node, pool, order))
         return machines
 
     def _machine(self, node: Any, tag: str, order: str) -> Machine:

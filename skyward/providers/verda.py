@@ -33,10 +33,10 @@ from skyward.providers.drivers.verda import (
     VerdaNotFoundError,
     VerdaStillProvisioningError,
 )
+from skyward.providers.names import pool_of
 
 __all__ = ["Verda"]
 
-_PREFIX = "sky-"
 _STATES = {
     NodeState.PENDING: MachineState.STARTING,
     NodeState.STARTING: MachineState.STARTING,
@@ -139,8 +139,8 @@ class Verda(CloudProvider):
 
     def list_machines(self, driver: VerdaNodeDriver, tag: str | None) -> Sequence[Machine]:
         """Machines by their host names, which are those of their orders."""
-        nodes = (node for node in driver.list_nodes() if node.name.startswith(_PREFIX))
-        return [machine for node in nodes if tag in (None, (machine := _machine(node)).tag)]
+        machines = [_machine(node) for node in driver.list_nodes() if pool_of(node.name)]
+        return [machine for machine in machines if tag in (None, machine.tag)]
 
     def destroy_machine(self, driver: VerdaNodeDriver, id: MachineId) -> None:
         """Delete the machine and its volumes."""
@@ -148,17 +148,16 @@ class Verda(CloudProvider):
 
     def clear_leftovers(self, driver: VerdaNodeDriver, tag: str) -> None:
         """Scripts, keys, and volumes that outlived their machines."""
-        mine = f"{tag}-"
         for script in driver.ex_list_startup_scripts():
-            if script.name.startswith(mine):
+            if pool_of(script.name) == tag:
                 with contextlib.suppress(VerdaNotFoundError):
                     driver.ex_delete_startup_script(script)
         for key in driver.list_key_pairs():
-            if key.name.startswith(mine):
+            if pool_of(key.name) == tag:
                 with contextlib.suppress(VerdaNotFoundError):
                     driver.delete_key_pair(key)
         for volume in driver.list_volumes(ex_trash=True):
-            if volume.name.startswith(mine):
+            if pool_of(volume.name) == tag:
                 with contextlib.suppress(VerdaNotFoundError):
                     driver.destroy_volume(volume)
 
@@ -194,7 +193,7 @@ def _machine(node: object) -> Machine:
         name=name,
         state=state,
         order=name,
-        tag=name.rpartition("-")[0],
+        tag=pool_of(name),
         detail=f"Verda says {extra.get('status')!r}",
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Iterator
 
 import pytest
@@ -17,6 +18,7 @@ from tests.lab.clouds.ec2 import EC2
 from tests.lab.wait import eventually
 
 TAG = "sky-1-1-abc"
+WITH_DATA = f"ami-{'0f1':0<17}"
 
 
 class Quick(sky.AWS):
@@ -115,6 +117,96 @@ def test_ssh_is_let_in_from_one_network_only_and_no_key_pair_is_made(cloud):
     assert cloud.meter.live == []
 
 
+def rules(cloud: EC2) -> set[str]:
+    """Networks that the pool's group lets in."""
+    driver = provider(cloud).make_driver()["us-east-1"]
+    reply = driver.query("DescribeSecurityGroups", {"Filter": [{"Name": "tag:skyward-pool", "Value": [TAG]}]})
+    return {
+        item.findtext("cidrIp") for item in reply.findall("securityGroupInfo/item/ipPermissions/item/ipRanges/item")
+    }
+
+
+def test_a_group_that_is_not_known_everywhere_yet_is_given_its_rule_all_the_same(cloud):
+    it = provider(cloud)
+    cloud.faults.on("unready_group")
+    assert it.create(order(offer_of(it, "t3.micro")))
+    assert rules(cloud) == {"10.77.0.0/16"}
+    sweep(it, TAG)
+    assert cloud.meter.live == []
+
+
+def test_a_group_that_was_left_without_a_rule_gets_it_with_the_next_order(cloud):
+    it = provider(cloud)
+    offer = offer_of(it, "t3.micro")
+    cloud.faults.on("unready_group", math.inf)
+    with pytest.raises(sky.CloudError, match=r"InvalidGroup\.NotFound"):
+        it.create(order(offer))
+    cloud.faults.clear()
+    assert rules(cloud) == set()
+    it.create(order(offer, number=2))
+    assert rules(cloud) == {"10.77.0.0/16"}
+    assert len(cloud.meter.ever("security group")) == 1
+    sweep(it, TAG)
+
+
+def test_who_comes_from_another_address_by_now_is_let_in_too(cloud, monkeypatch):
+    monkeypatch.setattr("skyward.providers.aws._WHO_AM_I", f"{cloud.url}/checkip")
+    it = provider(cloud, ssh_from=None)
+    offer = offer_of(it, "t3.micro")
+    it.create(order(offer))
+    cloud.caller = "203.0.113.2"
+    it.create(order(offer, number=2))
+    assert rules(cloud) == {"203.0.113.1/32", "203.0.113.2/32"}
+    sweep(it, TAG)
+
+
+def test_a_spot_machine_never_costs_more_than_the_user_pays(cloud):
+    it = provider(cloud)
+    offer = offer_of(it, "t3.micro", spot=True)
+    wanted = dataclasses.replace(order(offer), resources=Resources(max_price=offer.price * 1.1))
+    cloud.surge = 1.2
+    with pytest.raises(sky.NoCapacity, match="SpotMaxPriceTooLow"):
+        it.create(wanted)
+    assert cloud.meter.ever("instance") == []
+    cloud.surge = 1.0
+    it.create(wanted)
+    eventually(lambda: it.machines(TAG)[0].state is MachineState.RUNNING)
+    cloud.surge = 1.2
+    eventually(lambda: it.machines(TAG)[0].state in (MachineState.TAKEN_BACK, MachineState.GONE))
+    sweep(it, TAG)
+    assert cloud.meter.live == []
+
+
+@pytest.mark.parametrize("most", [None, 1000.0])
+def test_no_limit_above_the_on_demand_price_is_set(cloud, most):
+    """It is AWS's own limit, and AWS refuses limits that are many times as high."""
+    it = provider(cloud)
+    it.create(dataclasses.replace(order(offer_of(it, "t3.micro", spot=True)), resources=Resources(max_price=most)))
+    assert "MaxPrice" not in next(request.body for request in cloud.requests if "Action=RunInstances" in request.body)
+    sweep(it, TAG)
+
+
+def test_the_data_volumes_of_an_image_end_with_the_machine(cloud):
+    it = provider(cloud, image=WITH_DATA)
+    (made,) = it.create(order(offer_of(it, "t3.micro")))
+    assert len(cloud.meter.ever("volume")) == 2
+    it.destroy([made.id])
+    eventually(lambda: not [kind for kind, _ in cloud.meter.live if kind == "volume"])
+    sweep(it, TAG)
+    assert cloud.meter.live == []
+
+
+def test_a_volume_that_outlived_its_machine_is_removed(cloud):
+    """As with an image by a parameter, of whose volumes only AWS knows."""
+    it = provider(cloud, image="resolve:ssm:/account/image-with-data")
+    it.create(order(offer_of(it, "t3.micro")))
+    driver = it.make_driver()["us-east-1"]
+    own = driver.query("CreateVolume", {"AvailabilityZone": "us-east-1a", "Size": 8}).findtext("volumeId")
+    sweep(it, TAG)
+    assert cloud.meter.live == []
+    assert driver.volumes({"status": "available"}) == [own]
+
+
 def test_a_spot_machine_that_is_taken_back_is_told_as_such(cloud):
     it = provider(cloud)
     (made,) = it.create(order(offer_of(it, "t3.micro", spot=True)))
@@ -146,6 +238,40 @@ def test_several_regions(cloud):
     it = provider(cloud, region=["us-east-1", "eu-west-1"])
     regions = {offer.region[:-1] for offer in it.offers(Resources(machine="t3.micro"))}
     assert regions == {"us-east-1", "eu-west-1"}
+
+
+@pytest.fixture
+def dispersed(cloud) -> sky.AWS:
+    """A provider that has ordered a machine in each of two regions."""
+    it = provider(cloud, region=["us-east-1", "eu-west-1"])
+    offers = {offer.region[:-1]: offer for offer in it.offers(Resources(machine="t3.micro"))}
+    for number, offer in enumerate(offers.values(), 1):
+        it.create(order(offer, number=number))
+    return it
+
+
+def test_a_region_that_is_down_does_not_keep_a_sweep_from_the_others(cloud, dispersed):
+    another = provider(cloud, region=["us-east-1", "eu-west-1"])
+    cloud.down = {"us-east-1"}
+    with pytest.raises(sky.ProvisioningError, match=TAG):
+        sweep(another, TAG, limit=1.0)
+    cloud.down = set()
+    assert [id.partition("/")[0] for id in sweep(another, TAG)] == ["us-east-1"], "the other was ended before"
+    assert cloud.meter.live == []
+
+
+def test_who_has_ordered_in_a_region_that_is_down_sees_all_or_nothing(cloud, dispersed):
+    """Else the machines there would count as lost, and be bought again."""
+    another = provider(cloud, region=["us-east-1", "eu-west-1"])
+    cloud.down = {"eu-west-1"}
+    with pytest.raises(sky.CloudError, match="Unavailable"):
+        dispersed.machines(TAG)
+    with pytest.raises(sky.CloudError, match="Unavailable"):
+        another.all_machines()
+    assert len(another.machines(TAG)) == 1
+    cloud.down = set()
+    assert len(dispersed.machines(TAG)) == 2
+    sweep(dispersed, TAG)
 
 
 @pytest.mark.parametrize("region", ["nowhere", "us east"])

@@ -25,7 +25,7 @@ import skyward as sky
 from skyward.core.keys import make_key
 from skyward.core.spec import MachineState, Offer, Order, Resources
 from skyward.core.sweep import sweep
-from skyward.providers.libcloud import _NAME, PROFILES, Libcloud, Profile
+from skyward.providers.libcloud import PROFILES, Libcloud, Profile
 from skyward.testing.provider import Account, Pool, RentalBootConformance, RentalConformance
 from tests.lab import Lab
 from tests.lab.clouds import Machines
@@ -157,6 +157,21 @@ def test_the_limit_of_an_account(cloud: DigitalOcean):
         Pool(provider(cloud)).create(provider(cloud).offers(Resources())[0])
 
 
+@pytest.mark.parametrize(
+    "says", ["Service is currently unavailable", "at capacity", "This will exceed your droplet limit of retries"]
+)
+def test_a_gateway_that_fails_after_the_droplet_was_made_is_not_believed(cloud: DigitalOcean, says: str):
+    """It says nothing of what is free, and the machine costs."""
+    pool = Pool(provider(cloud))
+    offer = pool.provider.offers(Resources())[0]
+    cloud.faults.on("lost_reply", gateway=says)
+    with pytest.raises(sky.CloudError, match=says):
+        pool.create(offer)
+    assert len(pool.machines()) == 1
+    sweep(pool.provider, pool.tag, limit=20)
+    assert cloud.meter.live == []
+
+
 def test_the_token_of_the_environment(cloud: DigitalOcean, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("DIGITALOCEAN_TOKEN", cloud.token)
     assert Quick("digitalocean", url=cloud.url).machines("sky-1-1-abcdef") == []
@@ -182,10 +197,6 @@ def test_joblib_on_droplets(lab: Lab, index: str):
 
 
 # --- arguments ---
-
-
-def test_the_names_of_pools_are_as_they_are_looked_for():
-    assert _NAME.fullmatch(f"{sky.Compute().name}-1")
 
 
 def test_an_unknown_driver_tells_the_nearest():

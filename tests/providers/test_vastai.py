@@ -211,11 +211,12 @@ def test_a_machines_life(cloud: Market, provider: VastAI) -> None:
     machine = in_state(provider, machine.id, MachineState.RUNNING)
     assert (machine.endpoint.host, machine.endpoint.port, machine.endpoint.user) == ("192.0.2.1", 40022, "root")
     assert (machine.order, machine.tag) == (order.name, TAG)
-    cloud.instances[int(machine.id)].order["label"] = "somebody's"
-    assert provider.machines(TAG) == provider.all_machines() == [], "what has no label of ours is not ours"
-    cloud.instances[int(machine.id)].order["label"] = "sky-other/sky-other-1"
+    for label in ("somebody's", "/", "sky-prod/db", "sky-prod/sky-prod-1", f"{TAG}/db", f"{TAG}/sky-2-1-abcdef-1"):
+        cloud.instances[int(machine.id)].order["label"] = label
+        assert provider.machines(TAG) == provider.all_machines() == [], "what has no label of ours is not ours"
+    cloud.instances[int(machine.id)].order["label"] = "sky-2-1-abcdef/sky-2-1-abcdef-1"
     assert provider.machines(TAG) == []
-    assert [other.tag for other in provider.all_machines()] == ["sky-other"]
+    assert [other.tag for other in provider.all_machines()] == ["sky-2-1-abcdef"]
     provider.destroy([machine.id, machine.id, "1", "no-such"])
     assert provider.all_machines() == []
     assert cloud.meter.live == []

@@ -69,6 +69,27 @@ def test_a_machine_from_order_to_end(cloud):
     assert cloud.meter.live == []
 
 
+def test_what_the_user_has_besides_is_not_ours(cloud):
+    """However it is named; ``skyward down --all`` ends all that is shown here."""
+    it = provider(cloud)
+    driver = it.make_driver()
+    size = next(size for size in driver.list_sizes() if size.id == "CPU.4V.16G")
+    own = driver.create_node(
+        "sky-prod-db",
+        size,
+        driver.list_images(ex_size=size)[0],
+        ex_os_volume={"name": "sky-prod-db-root", "size": 50},
+        ex_ssh_key_ids=[driver.import_key_pair_from_string("sky-prod-key", make_key("x").public).extra["id"]],
+        ex_startup_script_id=driver.ex_create_startup_script("sky-prod-1", "true").id,
+    )
+    eventually(lambda: driver.ex_get_node(own.id).public_ips)
+    there = cloud.meter.live
+    assert it.all_machines() == it.machines("sky-prod") == []
+    assert sweep(it, "sky-prod", limit=20) == []
+    assert cloud.meter.live == there
+    driver.destroy_node(driver.ex_get_node(own.id))
+
+
 @pytest.mark.parametrize(
     ("fault", "error"),
     [

@@ -332,6 +332,27 @@ class EC2Driver(EC2NodeDriver):
             return False
         return True
 
+    def volumes(self, filters: Filters) -> list[str]:
+        """Ids of volumes that match, e.g. ``{"tag:skyward-pool": "p1", "status": "available"}``."""
+        pages = self._pages("DescribeVolumes", {"Filter": _filters(filters)})
+        return _collect(pages, "volumeSet/item", lambda item: item.findtext("volumeId") or "")
+
+    def delete_volume(self, id: str) -> bool:
+        """Delete a volume; False if there was none.
+
+        Raises
+        ------
+        EC2InUseError
+            An instance has it, also such as is not terminated yet; try again when it is.
+        """
+        try:
+            self.query("DeleteVolume", {"VolumeId": id})
+        except EC2Error as error:
+            if error.code != "InvalidVolume.NotFound":
+                raise
+            return False
+        return True
+
     def create_tags(self, ids: Sequence[str], tags: Mapping[str, str]) -> None:
         """Tag resources of any kind, over tags of the same name."""
         self.query("CreateTags", {"ResourceId": list(ids), "Tag": _tags(tags)})
@@ -354,7 +375,7 @@ def _run_parameters(launch: Launch) -> dict[str, Any]:
         "UserData": base64.b64encode(launch.user_data.encode()).decode() or None,
         "InstanceInitiatedShutdownBehavior": "terminate",
         "MetadataOptions": {"HttpEndpoint": "enabled", "HttpTokens": "required"},
-        "InstanceMarketOptions": _market() if launch.spot else None,
+        "InstanceMarketOptions": _market(launch.max_price) if launch.spot else None,
         "Placement": {"AvailabilityZone": launch.zone},
         "KeyName": launch.key_name,
         "IamInstanceProfile": {"Name": launch.instance_profile},
@@ -364,17 +385,19 @@ def _run_parameters(launch: Launch) -> dict[str, Any]:
     }
 
 
-def _market() -> dict[str, Any]:
-    # Without a price limit the most is the on-demand price, as AWS advises; a persistent request would come back.
-    options = {"SpotInstanceType": "one-time", "InstanceInterruptionBehavior": "terminate"}
+def _market(limit: float | None) -> dict[str, Any]:
+    # A persistent request would come back.
+    options = {"SpotInstanceType": "one-time", "InstanceInterruptionBehavior": "terminate", "MaxPrice": limit}
     return {"MarketType": "spot", "SpotOptions": options}
 
 
 def _block_devices(launch: Launch) -> dict[str, Any]:
-    if launch.root_device is None:
-        return {}
-    volume = {"VolumeType": "gp3", "DeleteOnTermination": True, "VolumeSize": launch.disk_gib}
-    return {"BlockDeviceMapping": [{"DeviceName": launch.root_device, "Ebs": volume}]}
+    # What is not said of a volume is as in the image, where a volume may be meant to stay, and to cost.
+    volumes: dict[str, dict[str, Any]] = {device: {"DeleteOnTermination": True} for device in launch.data_devices}
+    if launch.root_device is not None:
+        root = {"VolumeType": "gp3", "DeleteOnTermination": True, "VolumeSize": launch.disk_gib}
+        volumes = {launch.root_device: root, **volumes}
+    return {"BlockDeviceMapping": [{"DeviceName": device, "Ebs": volume} for device, volume in volumes.items()]}
 
 
 def _network(launch: Launch) -> dict[str, Any]:

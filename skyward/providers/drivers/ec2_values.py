@@ -44,6 +44,8 @@ class Launch:
     """The same token and parameters give the same instances again, whatever became of the first reply."""
     user_data: str = field(default="", repr=False)
     spot: bool = False
+    max_price: float | None = None
+    """Dollars an hour above which a spot instance is not begun, and taken back; None: the on-demand price."""
     tags: Mapping[str, str] = field(default_factory=dict)
     """On instances, volumes, network interfaces and the spot request."""
     subnet: str | None = None
@@ -57,6 +59,8 @@ class Launch:
     """The image's (`Image.root_device`): with another name AWS adds a second volume. None: all as in the image."""
     disk_gib: int | None = None
     """Size of the root volume; None: the image's."""
+    data_devices: Sequence[str] = ()
+    """The image's other volumes (`Image.data_devices`), which end with the instance, whatever the image says."""
     instance_profile: str | None = None
     key_name: str | None = None
 
@@ -146,6 +150,8 @@ class Image:
     created: datetime
     root_device: str
     root_gib: int | None
+    data_devices: tuple[str, ...] = ()
+    """Names of the EBS volumes besides the root's."""
     deprecated: datetime | None = None
 
 
@@ -256,8 +262,9 @@ def parse_spot_price(element: ET.Element) -> SpotPrice:
 def parse_image(element: ET.Element) -> Image:
     """From an item of ``imagesSet``."""
     root = _text(element, "rootDeviceName")
+    mapped = element.findall("blockDeviceMapping/item")
     sizes = {
-        _text(item, "deviceName"): _text(item, "ebs/volumeSize") for item in element.findall("blockDeviceMapping/item")
+        _text(item, "deviceName"): _text(item, "ebs/volumeSize") for item in mapped if item.find("ebs") is not None
     }
     return Image(
         id=_text(element, "imageId"),
@@ -267,6 +274,7 @@ def parse_image(element: ET.Element) -> Image:
         created=datetime.fromisoformat(_text(element, "creationDate")),
         root_device=root,
         root_gib=int(sizes[root]) if sizes.get(root) else None,
+        data_devices=tuple(device for device in sizes if device != root),
         deprecated=_time(_text(element, "deprecationTime")),
     )
 

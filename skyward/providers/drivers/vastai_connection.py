@@ -28,6 +28,7 @@ __all__ = [
 ]
 
 _SHOWN = 500  # characters of a foreign body that an error shows
+_LONGEST_WAIT = 60.0  # seconds: as in the vendor's own client; all that ends machines would have to wait, too
 
 
 class VastAIError(BaseHTTPError):
@@ -89,7 +90,7 @@ class VastAIRateLimitError(RateLimitReachedError):
     error_code
         The API's own word or None; "search_quota_exceeded" is the quota of a day, which ends at midnight UTC.
     retry_after
-        Seconds that the API asks to wait; 0 where it does not say, which is the rule.
+        Seconds that the API asks to wait, at most a minute; 0 where it does not say, which is the rule.
     """
 
     def __init__(self, message: str, headers: Mapping[str, str], error_code: str | None) -> None:
@@ -99,7 +100,7 @@ class VastAIRateLimitError(RateLimitReachedError):
         self.headers = headers
         self.error_code = error_code
         try:
-            self.retry_after = max(0.0, float(headers.get("retry-after", 0)))
+            self.retry_after = min(max(0.0, float(headers.get("retry-after", 0))), _LONGEST_WAIT)
         except ValueError:  # a date; the vendor's own client takes it for no advice, too
             self.retry_after = 0.0
 

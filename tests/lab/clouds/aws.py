@@ -55,6 +55,8 @@ class AWS(Cloud):
         Further access keys -> (secret, session token).
     moto
         What answers where no handler does.
+    down
+        Regions whose service is not available.
     """
 
     access_key: ClassVar[str] = "AKIAIOSFODNN7LABLAB1"
@@ -66,6 +68,7 @@ class AWS(Cloud):
             raise RuntimeError("moto keeps its state in its modules: close the other AWS of this process first")
         self.temporary: dict[str, tuple[str, str]] = {}
         self.moto = Moto()
+        self.down: set[str] = set()
         super().__init__(machines)
 
     def routes(self) -> None:
@@ -84,6 +87,8 @@ class AWS(Cloud):
     def _answer(self) -> flask.Response:
         try:
             call = _read()
+            if call.region in self.down:
+                raise Refusal(503, "Unavailable", "The server is overloaded and can't handle the request.")
             self._fail_on_request()
             self._check_signature()
             handler = self.handlers().get((call.service, call.action), self.moto_answers)

@@ -247,7 +247,9 @@ class DigitalOcean(Cloud):
             actions = [
                 {"id": d.action["id"], "rel": "create", "href": f"{self.url}/v2/actions/{d.action['id']}"} for d in made
             ]
-        if self.faults.take("lost_reply") is not None:
+        if (lost := self.faults.take("lost_reply")) is not None:
+            if "gateway" in lost:
+                raise Refusal(503, "service_unavailable", lost["gateway"])
             self.lose_reply()
         droplets = {"droplets": shown} if several else {"droplet": shown[0]}
         return {**droplets, "links": {"actions": actions}}, 202

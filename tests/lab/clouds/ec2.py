@@ -47,11 +47,17 @@ class EC2(AWS):
     ----------
     capacity
         (type or "*", zone or "*") -> how many more there are; nothing said: enough.
+    surge
+        Factor on the catalogue's spot prices. Those whose limit is passed lose their instances.
+    caller
+        Address that the service which tells callers theirs (at ``/checkip``) has seen.
     """
 
     def __init__(self, machines: Machines | None = None, *, ending: float = 0.3) -> None:
         self.ending = ending
         self.capacity: dict[tuple[str, str], int] = {}
+        self.surge = 1.0
+        self.caller = "203.0.113.1"
         self._machines: dict[str, Machine] = {}
         self._launches: dict[tuple[str, str], tuple[dict[str, str], bytes]] = {}
         self._closing = threading.Event()
@@ -63,6 +69,7 @@ class EC2(AWS):
         """The API and instance metadata."""
         super().routes()
         add_metadata(self.app, self._metadata)
+        self.app.add_url_rule("/checkip", "checkip", lambda: f"{self.caller}\n")
 
     def close(self) -> None:
         """Stop all; may be repeated."""
@@ -94,9 +101,10 @@ class EC2(AWS):
             ("ec2", "StartInstances"): self._no_start,
             ("ec2", "DescribeInstanceTypes"): self._types,
             ("ec2", "DescribeInstanceTypeOfferings"): lambda call: offerings(call.fields, call.region),
-            ("ec2", "DescribeSpotPriceHistory"): lambda call: spot_history(call.fields, call.region),
+            ("ec2", "DescribeSpotPriceHistory"): lambda call: spot_history(call.fields, call.region, self.surge),
             ("ec2", "CreateTags"): self._create_tags,
             ("ec2", "CreateSecurityGroup"): self._create_group,
+            ("ec2", "AuthorizeSecurityGroupIngress"): self._authorize,
             ("ec2", "DeleteSecurityGroup"): self._delete_group,
             ("ec2", "DeleteVolume"): self._delete_volume,
         }
@@ -116,9 +124,9 @@ class EC2(AWS):
             return known[1]
         backend = self.moto.backend(call.region)
         image, zone = image_of(call, backend), zone_of(call, backend)
-        check(call, image, zone)
+        check(call, image, zone, self.surge)
         count = self._grant(call, zone)
-        given = with_volumes(call.fields, image.root_device_name)
+        given = with_volumes(call.fields, image)
         given |= subnet_in(zone, call.fields, backend)
         given |= {"ImageId": image.id, "MinCount": str(count), "MaxCount": str(count)}
         body = self.moto_answers(Call(call.service, call.region, call.action, given))
@@ -159,8 +167,10 @@ class EC2(AWS):
         instance.nics[0].delete_on_termination = True
         price = on_demand_price(instance.instance_type, call.region)
         if spot:
+            machine.limit = float(call.fields.get("InstanceMarketOptions.SpotOptions.MaxPrice", price))
             price = spot_price(instance.instance_type, instance.availability_zone)
             instance.spot_instance_request_id = f"sir-{hexadecimal(8)}"
+        machine.price = price
         self.meter.begin("instance", id, price)
         for device in instance.block_device_mapping.values():
             machine.volumes[device.volume_id] = bool(device.delete_on_termination)
@@ -244,7 +254,7 @@ class EC2(AWS):
                 for machine in self._machines.values():
                     if machine.gone_at <= now:
                         self._bury(machine)
-                    if machine.taken_at <= now:
+                    if machine.taken_at <= now or machine.price * self.surge > machine.limit:
                         self._end(machine, "Server.SpotInstanceTermination", "Spot instance termination")
                     if machine.boot is not None and is_off(machine.boot.host):
                         self._power_off(machine)
@@ -313,6 +323,12 @@ class EC2(AWS):
         assert found is not None
         self.meter.begin("security group", found[1])
         return body
+
+    def _authorize(self, call: Call) -> bytes:
+        if self.faults.take("unready_group") is not None:
+            message = f"The security group '{call.fields['GroupId']}' does not exist"
+            raise Refusal(400, "InvalidGroup.NotFound", message)
+        return self.moto_answers(call)
 
     def _delete_group(self, call: Call) -> bytes:
         id = call.fields.get("GroupId", "")

@@ -9,10 +9,10 @@ from typing import Any
 from libcloud.pricing import get_size_price
 from moto.ec2.models.instance_types import INSTANCE_TYPE_OFFERINGS, INSTANCE_TYPES
 
-__all__ = ["AMIS", "PARAMETERS", "on_demand_price", "spot_price", "usage_classes", "user_of", "zones"]
+__all__ = ["AMIS", "DATA_DEVICES", "PARAMETERS", "on_demand_price", "spot_price", "usage_classes", "user_of", "zones"]
 
 _UBUNTU, _DEBIAN, _AMAZON = "099720109477", "136693071363", "137112412989"
-_DEEP = "898082745236"
+_DEEP, _OWN = "898082745236", "123456789012"
 
 # AWS has some 1,400 types, which take moto ten seconds to list.
 _FAMILIES = {"t3", "t3a", "t4g", "m5", "m6i", "m7g", "c5", "c6i", "c7g", "c7i-flex", "r5", "r6g"}
@@ -64,8 +64,12 @@ AMIS = [
         "2026-09-30T20:11:00.000Z",
         "/dev/xvda",
     ),
+    _ami("0f1", "image-of-the-account-with-a-data-volume", _OWN, "x86_64", "2026-10-20T08:00:00.000Z"),
 ]
 """Keywords of moto's own class of images."""
+
+DATA_DEVICES = {f"ami-{'0f1':0<17}": ("/dev/sdf",)}
+"""Volumes that images have besides the root volume."""
 
 _CANONICAL = "/aws/service/canonical/ubuntu/server/{}/stable/current/{}/hvm/{}/ami-id"
 _DEEP_LEARNING = "/aws/service/deeplearning/ami/{}/base-oss-nvidia-driver-gpu-ubuntu-24.04/latest/ami-id"
@@ -80,9 +84,10 @@ PARAMETERS = {
         _DEEP_LEARNING.format("x86_64"): "0c2",
         _DEEP_LEARNING.format("arm64"): "0c3",
         "/aws/service/ami-amazon-linux-latest/al2023-ami-kernel-default-x86_64": "0e1",
+        "/account/image-with-data": "0f1",
     }.items()
 }
-"""Public parameters that name images."""
+"""Parameters that name images; public ones, and one of the account."""
 
 
 def user_of(image: str) -> str:

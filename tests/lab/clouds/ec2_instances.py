@@ -56,6 +56,9 @@ class Machine:
     taken_at: float = math.inf
     """When it is taken back."""
     notice: datetime | None = None
+    price: float = 0.0
+    limit: float = math.inf
+    """Dollars an hour by the catalogue, and above which a spot instance is taken back."""
     volumes: dict[str, bool] = field(default_factory=dict)
     """Whether each ends with it."""
 

@@ -10,7 +10,7 @@ from typing import Any
 from moto.ec2.models.instance_types import INSTANCE_TYPES
 
 from .aws import Call, Refusal
-from .ec2_catalogue import PARAMETERS, usage_classes, zones
+from .ec2_catalogue import PARAMETERS, spot_price, usage_classes, zones
 
 __all__ = ["check", "image_of", "subnet_in", "why_not", "with_volumes", "zone_of"]
 
@@ -50,8 +50,8 @@ def zone_of(call: Call, backend: Any) -> str:
     raise Refusal(400, "InvalidSubnetID.NotFound", f"The subnet ID '{subnet}' does not exist")
 
 
-def check(call: Call, image: Any, zone: str) -> None:
-    """Refuse what AWS refuses before it looks for capacity."""
+def check(call: Call, image: Any, zone: str, surge: float) -> None:
+    """Refuse what AWS refuses before it looks for capacity, where spot prices are `surge` times the catalogue's."""
     fields, type = call.fields, call.fields.get("InstanceType", "m1.small")
     if type not in INSTANCE_TYPES:
         raise Refusal(400, "InvalidParameterValue", f"Invalid value '{type}' for InstanceType.")
@@ -73,6 +73,13 @@ def check(call: Call, image: Any, zone: str) -> None:
     market = fields.get("InstanceMarketOptions.MarketType")
     if market == "spot" and "spot" not in usage_classes(type):
         raise Refusal(400, "InvalidParameterValue", f"The instance type {type} does not support spot")
+    limit = fields.get("InstanceMarketOptions.SpotOptions.MaxPrice")
+    if market == "spot" and limit is not None and float(limit) < spot_price(type, zone) * surge:
+        message = (
+            f"Your Spot request price of {limit} is lower than the minimum required Spot request fulfillment price of "
+            f"{spot_price(type, zone) * surge:.6f}."
+        )
+        raise Refusal(400, "SpotMaxPriceTooLow", message)
     try:
         size = len(base64.b64decode(fields.get("UserData", ""), validate=True))
     except ValueError:
@@ -116,12 +123,15 @@ def why_not(type: str, zone: str, *, spot: bool, quota: bool) -> Refusal:
     return Refusal(500, "InsufficientInstanceCapacity", message)
 
 
-def with_volumes(fields: Mapping[str, str], root: str) -> dict[str, str]:
-    """The fields, where each volume has a size, and the image's own root volume comes besides those of other names."""
+def with_volumes(fields: Mapping[str, str], image: Any) -> dict[str, str]:
+    """The fields, where each volume has a size, and the image's own volumes come besides those of other names."""
     devices = _devices(fields)
-    sizes = {f"BlockDeviceMapping.{number}.Ebs.VolumeSize": "8" for number in devices}
-    if root not in devices.values():
-        own = {"DeviceName": root, "Ebs.VolumeSize": "8", "Ebs.DeleteOnTermination": "true"}
-        place = max(map(int, devices), default=0) + 1
-        sizes |= {f"BlockDeviceMapping.{place}.{name}": value for name, value in own.items()}
-    return {**sizes, **fields}
+    given = {f"BlockDeviceMapping.{number}.Ebs.VolumeSize": "8" for number in devices}
+    place = max(map(int, devices), default=0)
+    for device in (image.root_device_name, *image.data_devices):
+        if device not in devices.values():
+            place += 1
+            ends = str(device == image.root_device_name).lower()
+            own = {"DeviceName": device, "Ebs.VolumeSize": "8", "Ebs.DeleteOnTermination": ends}
+            given |= {f"BlockDeviceMapping.{place}.{name}": value for name, value in own.items()}
+    return {**given, **fields}

@@ -79,7 +79,7 @@ def offerings(fields: Mapping[str, str], region: str) -> bytes:
     return reply("DescribeInstanceTypeOfferings", f"<instanceTypeOfferingSet>{items}</instanceTypeOfferingSet>{token}")
 
 
-def spot_history(fields: Mapping[str, str], region: str) -> bytes:
+def spot_history(fields: Mapping[str, str], region: str, surge: float) -> bytes:
     """Answer DescribeSpotPriceHistory: the price since lately, and the one before if the time asked for is long ago."""
     wanted = filters(fields)
     types = listed(fields, "InstanceType") or wanted.get("instance-type")
@@ -92,15 +92,15 @@ def spot_history(fields: Mapping[str, str], region: str) -> bytes:
         if fits(name, types) and "spot" in usage_classes(name) and fits(_PRODUCT, products)
         for place in offered
         if fits(place, places)
-        for price in _prices(name, place, since)
+        for price in _prices(name, place, since, surge)
     ]
     page, token = paged(fields, sorted(prices, key=lambda price: price["timestamp"], reverse=True), 1000)
     items = _items(page, lambda price: price)
     return reply("DescribeSpotPriceHistory", f"<spotPriceHistorySet>{items}</spotPriceHistorySet>{token}")
 
 
-def _prices(name: str, place: str, since: datetime) -> Iterator[dict[str, str]]:
-    price, age = spot_price(name, place), timedelta(minutes=zlib.crc32(f"{place} {name}".encode()) % 300)
+def _prices(name: str, place: str, since: datetime, surge: float) -> Iterator[dict[str, str]]:
+    price, age = spot_price(name, place) * surge, timedelta(minutes=zlib.crc32(f"{place} {name}".encode()) % 300)
     changed = datetime.now(UTC) - age
     times = [(changed, price), (changed - timedelta(hours=7), round(price * 1.3, 6))]
     # The price that holds at the start counts too.

@@ -23,13 +23,24 @@ from moto.ec2.models.instances import StateReason
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from werkzeug.test import run_wsgi_app
 
-from .ec2_catalogue import AMIS
+from .ec2_catalogue import AMIS, DATA_DEVICES
 
 __all__ = ["NAMESPACE", "STATES", "Moto", "StateReason", "reply"]
 
 NAMESPACE = "http://ec2.amazonaws.com/doc/2016-11-15/"
 _MOTOS = NAMESPACE[:-1].encode()
 STATES = {"pending": 0, "running": 16, "shutting-down": 32, "terminated": 48, "stopping": 64, "stopped": 80}
+
+
+class _Image(Ami):
+    """An image that may have data volumes, which outlive their instances unless a launch says otherwise."""
+
+    data_devices: tuple[str, ...] = ()
+
+    @property
+    def block_device_mappings(self) -> list[dict[str, Any]]:
+        root, *_ = super().block_device_mappings
+        return [root, *({**root, "DeviceName": device} for device in self.data_devices)]
 
 
 class Moto:
@@ -49,7 +60,8 @@ class Moto:
             self._furnished.add(region)
             for ami in AMIS:
                 created = default_timestamp_parser(ami["creation_date"])
-                backend.amis[ami["ami_id"]] = Ami(backend, **{**ami, "creation_date": created})
+                image = backend.amis[ami["ami_id"]] = _Image(backend, **{**ami, "creation_date": created})
+                image.data_devices = DATA_DEVICES.get(image.id, ())
         return backend
 
     def call(self, environ: Mapping[str, Any], fields: Mapping[str, str]) -> tuple[int, bytes]:

@@ -18,11 +18,12 @@ NAMES = {
     "never_answers": "a machine runs, says the API, but its address is silent",
     "wrong_host_key": "a machine shows another host key than the one it was sent",
     "eventual": "for `seconds` after its creation an instance is unknown to describe and list",
-    "lost_reply": "create succeeds and the connection is closed without a reply",
+    "lost_reply": "create succeeds and the connection is closed without a reply, or a gateway's 503 says `gateway`",
     "token_expired": "the access token is expired before its time",
     "bad_credentials": "every call is refused: the credentials are unknown",
     "clock_skew": "the vendor's clock is `seconds` ahead, and it refuses what was signed by another",
     "fails_to_start": "a machine ends in the vendor's error state",
+    "unready_group": "a security group that was made a moment ago is unknown to the call that adds a rule",
     "half_made": "create is refused, and the reply names an instance that exists all the same",
 }
 """What each fault means. A cloud that can't have one ignores it."""

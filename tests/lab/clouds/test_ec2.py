@@ -106,6 +106,25 @@ def test_a_root_volume_of_another_name_comes_besides(ec2: Any):
     assert len(seen(ec2, made["InstanceId"])["BlockDeviceMappings"]) == 2
 
 
+@pytest.mark.parametrize(
+    ("said", "left"), [([], 1), ([{"DeviceName": "/dev/sdf", "Ebs": {"DeleteOnTermination": True}}], 0)]
+)
+def test_a_data_volume_of_an_image_stays_unless_told(cloud: EC2, ec2: Any, said: list[Any], left: int):
+    image = f"ami-{'0f1':0<17}"
+    (described,) = ec2.describe_images(ImageIds=[image])["Images"]
+    assert [one["DeviceName"] for one in described["BlockDeviceMappings"]] == ["/dev/sda1", "/dev/sdf"]
+    assert not described["BlockDeviceMappings"][1]["Ebs"]["DeleteOnTermination"]
+    (made,) = launch(ec2, ImageId=image, BlockDeviceMappings=said)
+    (volume,) = ec2.describe_volumes(Filters=[{"Name": "attachment.device", "Values": ["/dev/sdf"]}])["Volumes"]
+    with pytest.raises(ClientError) as refused:
+        ec2.delete_volume(VolumeId=volume["VolumeId"])
+    assert code_of(refused) == "VolumeInUse"
+    ec2.terminate_instances(InstanceIds=[made["InstanceId"]])
+    in_state(ec2, made["InstanceId"], "terminated")
+    assert len(ec2.describe_volumes(Filters=[{"Name": "status", "Values": ["available"]}])["Volumes"]) == left
+    assert len(cloud.meter.live) == left
+
+
 def test_a_client_token_gives_the_same_instances_again(cloud: EC2, ec2: Any):
     first, again = (launch(ec2, ClientToken="one", MaxCount=2) for _ in range(2))
     assert [one["InstanceId"] for one in first] == [one["InstanceId"] for one in again]
@@ -257,6 +276,43 @@ def test_spot_instances_are_taken_back(cloud: EC2, ec2: Any):
     cloud.evict(made["InstanceId"], notice=0)
     gone = in_state(ec2, made["InstanceId"], "terminated")
     assert gone["StateReason"]["Code"] == "Server.SpotInstanceTermination"
+
+
+def test_a_spot_price_above_the_limit(cloud: EC2, ec2: Any):
+    usual = {"InstanceTypes": ["t3.micro"], "AvailabilityZone": "us-east-1a", "StartTime": datetime.now(UTC)}
+    (now,) = ec2.describe_spot_price_history(**usual)["SpotPriceHistory"]
+    price = float(now["SpotPrice"])
+
+    def spot(limit: float) -> dict[str, Any]:
+        options = {"MarketType": "spot", "SpotOptions": {"MaxPrice": f"{limit:.6f}"}}
+        return launch(ec2, InstanceMarketOptions=options, Placement={"AvailabilityZone": "us-east-1a"})[0]
+
+    with pytest.raises(ClientError) as refused:
+        spot(price * 0.9)
+    assert code_of(refused) == "SpotMaxPriceTooLow"
+    low, high = (spot(price * factor)["InstanceId"] for factor in (1.1, 1.3))
+    cloud.surge = 1.2
+    assert float(ec2.describe_spot_price_history(**usual)["SpotPriceHistory"][0]["SpotPrice"]) > price
+    gone = in_state(ec2, low, "terminated")
+    assert gone["StateReason"]["Code"] == "Server.SpotInstanceTermination"
+    assert seen(ec2, high)["State"]["Name"] != "terminated"
+
+
+def test_a_new_group_is_unknown_for_a_moment(cloud: EC2, ec2: Any):
+    group = ec2.create_security_group(GroupName="pool", Description="pool")["GroupId"]
+    rule = {"IpProtocol": "tcp", "FromPort": 22, "ToPort": 22, "IpRanges": [{"CidrIp": "203.0.113.7/32"}]}
+    cloud.faults.on("unready_group")
+    with pytest.raises(ClientError) as refused:
+        ec2.authorize_security_group_ingress(GroupId=group, IpPermissions=[rule])
+    assert code_of(refused) == "InvalidGroup.NotFound"
+    ec2.authorize_security_group_ingress(GroupId=group, IpPermissions=[rule])
+
+
+def test_a_region_that_is_down(cloud: EC2, ec2: Any):
+    cloud.down = {"us-east-1"}
+    with pytest.raises(ClientError) as refused:
+        ec2.describe_vpcs()
+    assert code_of(refused) == "Unavailable"
 
 
 # With hosts

@@ -186,6 +186,23 @@ def test_a_fleet_and_its_firewall_end(cloud: EC2, driver: EC2Driver, fleet: Laun
     assert cloud.meter.live == []
 
 
+def test_volumes_that_stay(cloud: EC2, driver: EC2Driver, launch: Launch):
+    image = driver.image(f"ami-{'0f1':0<17}")
+    assert image.data_devices == ("/dev/sdf",)
+    (made,) = driver.run_instances(dataclasses.replace(launch, image=image.id, tags=TAGS))
+    tagged = {"tag:skyward-pool": "p1"}
+    assert len(driver.volumes(tagged)) == 2
+    (volume,) = driver.volumes({"attachment.device": "/dev/sdf"})
+    with pytest.raises(EC2InUseError):
+        driver.delete_volume(volume)
+    driver.terminate_instances([made.id])
+    in_state(driver, made.id, "terminated")
+    assert driver.volumes({**tagged, "status": "available"}) == [volume]
+    assert driver.delete_volume(volume)
+    assert not driver.delete_volume(volume)
+    assert cloud.meter.live == []
+
+
 def test_the_simplest_launch(cloud: EC2, driver: EC2Driver, launch: Launch):
     (made,) = driver.run_instances(launch)
     assert not made.spot

@@ -391,6 +391,12 @@ def test_throttling_in_plain_text_and_json(cloud: VastAI, driver: VastAINodeDriv
     assert driver.list_nodes() == []
 
 
+@pytest.mark.parametrize(("told", "waits"), [("3600", 60.0), ("inf", 60.0), ("59", 59.0), ("-1", 0.0), ("soon", 0.0)])
+def test_advice_to_wait_is_not_followed_for_ever(told: str, waits: float) -> None:
+    """What ends machines would have to wait, too."""
+    assert VastAIRateLimitError("", {"retry-after": told}, None).retry_after == waits
+
+
 def test_advice_to_wait_is_followed_by_the_next_call(cloud: VastAI, driver: VastAINodeDriver) -> None:
     cloud.faults.on("throttle", wait=0.3)
     with pytest.raises(VastAIRateLimitError) as caught:
