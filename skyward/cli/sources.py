@@ -69,13 +69,14 @@ class Source:
     @property
     def place(self) -> str:
         """What it looks at, as `--provider` takes it: a cloud may show no more than one region or project."""
-        settings = json.loads(self.key[1])
+        name, _, first = str(self).partition(":")
+        settings = {key: value for key, value in json.loads(self.key[1]).items() if not isinstance(value, dict)}
         texts = [
-            f"{name}={value if isinstance(value, str) else json.dumps(value)}"
-            for name, value in settings.items()
-            if not isinstance(value, dict)
+            f"{key}={value if isinstance(value, str) else json.dumps(value)}"
+            for key, value in settings.items()
+            if value != first
         ]
-        return f"{self}{':' if texts and ':' not in str(self) else ',' if texts else ''}{','.join(texts)}"
+        return ":".join(filter(None, (name, ",".join(filter(None, (first, *texts))))))
 
     @property
     def provider(self) -> Provider:

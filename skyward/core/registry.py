@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any
@@ -102,13 +102,15 @@ def provider(name: str, settings: Mapping[str, object] | None = None) -> Provide
         )
     kind = load(PROVIDERS, name)
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in (settings or {}).items()}
-    arguments = (first,) if first else ()
+    signature = inspect.signature(kind)
+    if first:
+        values = {next(iter(signature.parameters), ""): first, **values}
     try:
-        inspect.signature(kind).bind(*arguments, **values)
-    except TypeError as error:
-        raise ConfigError(_misfit(name, kind, arguments, values) or f"{name}: {error}") from None
+        signature.bind(**values)
+    except TypeError:
+        raise ConfigError(_misfit(name, kind, values)) from None
     try:
-        made: Provider = kind(*arguments, **values)
+        made: Provider = kind(**values)
     except SkywardError:
         raise
     except Exception as error:  # a value of another type than it takes, mostly
@@ -116,8 +118,8 @@ def provider(name: str, settings: Mapping[str, object] | None = None) -> Provide
     return made
 
 
-def _misfit(name: str, kind: Callable[..., object], arguments: Sequence[object], values: Mapping[str, object]) -> str:
-    """Which settings a provider does not have, or which one it lacks."""
+def _misfit(name: str, kind: Callable[..., object], values: Mapping[str, object]) -> str:
+    """Which settings a provider does not have, or else which one it lacks."""
     given = inspect.signature(kind).parameters
     known = {each: given[each] for each in given if given[each].kind is not inspect.Parameter.VAR_KEYWORD}
     fields: Mapping[str, Any] = getattr(kind, "__dataclass_fields__", {})
@@ -125,12 +127,9 @@ def _misfit(name: str, kind: Callable[..., object], arguments: Sequence[object],
     if unknown := [repr(each) for each in values if each not in known]:
         has = [each for each in known if not notes[each].get("secret")]  # which are no settings
         return f"{name} has no setting {', '.join(unknown)}; it has {', '.join(has) or 'none'}"
-    needed = [each for each, parameter in known.items() if parameter.default is parameter.empty][len(arguments) :]
-    lacking = [each for each in needed if each not in values]
-    if not lacking:
-        return ""
-    example = notes[lacking[0]].get("example", f"{lacking[0]}=...")
-    return f"{name} needs its {lacking[0]}: in the terminal {name}:{example}, in a program {kind.__name__}(...)"
+    lacking = next(each for each in known if known[each].default is inspect.Parameter.empty and each not in values)
+    example = notes[lacking].get("example", f"{lacking}=...")
+    return f"{name} needs its {lacking}: in the terminal {name}:{example}, in a program {kind.__name__}(...)"
 
 
 def _package(entry: EntryPoint) -> str:

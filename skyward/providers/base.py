@@ -248,7 +248,7 @@ class CloudProvider:
         """libcloud's and requests' errors in our words."""
         text = f"{self.name}: {_short(error)}"
         if isinstance(error, InvalidCredsError):
-            return AuthFailed(f"{text}. The credentials are wrong, have expired, or may not do this")
+            return AuthFailed(f"{self.name}: {error.value}")  # as a text it would be in quotes
         if isinstance(error, RateLimitReachedError):
             return RateLimited(text, float(error.retry_after or 0) or None)
         if isinstance(error, MalformedResponseError):

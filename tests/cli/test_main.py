@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import skyward
-from skyward.cli.sources import named
+from skyward.cli.sources import chosen, named, places
 from tests.core.folder_cloud import FolderCloud
 
 from .conftest import REPOSITORY, Pools, Run
@@ -121,6 +121,14 @@ def test_a_row_is_one_line_with_its_texts_whole(
         assert line.split()[0] == name
         assert line.split()[-1] == f"m-{name}-1"
         assert len(line.partition("$")[0]) < 70, "what matters most is on a terminal's first line"
+
+
+def test_each_cloud_of_a_provider_for_many_is_asked(monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
+    """Those whose key is found; it needs no name of them."""
+    monkeypatch.setenv("DIGITALOCEAN_ACCESS_TOKEN", "x")
+    asked, others = chosen(None)
+    assert [(str(source), source.place) for source in asked] == [("libcloud:digitalocean",) * 2]
+    assert places(asked, others) == ("libcloud:digitalocean; not asked, since not set up: aws, folder, vastai, verda")
 
 
 def test_the_pages_providers_are_understood(run: Run) -> None:

@@ -98,7 +98,6 @@ class Sun:
     [
         ("sun", {"side": "dark", "nosuch": 1}, "sun has no setting 'nosuch'; it has side, size$"),
         ("sun", {}, r"sun needs its side: in the terminal sun:dark, in a program Sun\(\.\.\.\)$"),
-        ("sun:dark", {"side": "dark"}, "sun: multiple values for argument 'side'"),
         ("sun", {"side": "dark", "size": "big"}, "sun: TypeError: '>' not supported"),
     ],
 )

@@ -295,6 +295,12 @@ def test_credentials_that_are_missing_say_so() -> None:
         Cloud(token="none").machines("sky-1")
 
 
+def test_refused_credentials_are_told_in_the_vendors_words() -> None:
+    """Not as libcloud represents them, in quotes."""
+    with pytest.raises(AuthFailed, match=r"^cloud: who are you$"):
+        Cloud(errors=[InvalidCredsError("who are you")] * 2).machines("sky-1")
+
+
 # --- settings ---
 
 
