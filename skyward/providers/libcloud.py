@@ -161,6 +161,11 @@ class Libcloud(CloudProvider):
             values["profile"] = json.loads(json.dumps(dataclasses.asdict(self.profile)))  # with lists, as it comes back
         return values
 
+    def resolved(self) -> dict[str, object]:
+        """Options that the vendor's own tools take from the environment."""
+        names = self._told.options_env.items()
+        return {option: os.environ[name] for option, name in names if os.environ.get(name)}
+
     def make_driver(self) -> Any:
         """A driver with the credentials that are found."""
         profile, env = self._told, os.environ
@@ -176,8 +181,7 @@ class Libcloud(CloudProvider):
                 f"libcloud {self.driver}: no credentials: neither Libcloud({self.driver!r}, key=...) nor {sought} in "
                 "the environment"
             )
-        found = {option: env[name] for option, name in profile.options_env.items() if env.get(name)}
-        options = {**profile.options, **found, **self.options}
+        options = {**profile.options, **self.resolved(), **self.options}
         made = get_driver(self.driver)(*(text for text in (key, secret) if text is not None), **options)
         if self.url is not None:
             _turn(made, self.url)
