@@ -15,7 +15,7 @@ from skyward.cli import sources
 from skyward.cli.output import say, waiting
 from skyward.core.errors import ConfigError
 from skyward.core.ledger import Ledger, PoolEntry
-from skyward.core.spec import Machine, MachineState
+from skyward.core.spec import Machine, MachineId, MachineState
 from skyward.core.sweep import sweep
 
 __all__ = ["run"]
@@ -49,6 +49,9 @@ def run(
     all: Annotated[bool, typer.Option("--all", help="All pools, of this computer and of others.")] = False,
     provider: sources.NamedProviders = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Don't ask, even if a pool's driver may be alive.")] = False,
+    forget: Annotated[
+        bool, typer.Option("--forget", help="Machines of the ledger that no provider shows are gone; it is so.")
+    ] = False,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds for which is tried what fails.")] = 600.0,
 ) -> None:
     """End the machines of a pool, or of all, and remove whatever else carries the pool's name."""
@@ -72,7 +75,7 @@ def run(
         return
     _confirm([target.warning for target in targets if not target.is_orphan], yes)
     with ThreadPoolExecutor(_AT_ONCE, "skyward-down") as threads:
-        done = list(threads.map(lambda target: _end(ledger, target, timeout), targets))
+        done = list(threads.map(lambda target: _end(ledger, target, timeout, forget), targets))
     # With --all, a provider that could not be asked may have machines of pools that nobody here knows.
     if False in done or (all and any(answer.error is not None for answer in answers)):
         raise typer.Exit(1)
@@ -119,17 +122,15 @@ def _confirm(warnings: Sequence[str], yes: bool) -> None:
     typer.confirm("End its machines?" if len(warnings) == 1 else "End all of them?", abort=True, err=True)
 
 
-def _end(ledger: Ledger, target: _Target, timeout: float) -> bool:
+def _end(ledger: Ledger, target: _Target, timeout: float, forget: bool) -> bool:
     """Give back all of one pool; whether that worked."""
     ledger.stop_pool(target.tag)  # else a driver that is alive would replace what is ended here
     last = ledger.last_order(target.tag)
 
-    def end(source: sources.Source) -> int:
+    def end(source: sources.Source) -> list[MachineId]:
         rental = source.rental
         settle = 0.0 if last is None else max(0.0, last + rental.settle - time.time())
-        ended = sweep(rental, target.tag, settle=settle, limit=timeout, tell=say)
-        ledger.ended(rental.name, ended)
-        return len(ended)
+        return sweep(rental, target.tag, ledger, settle=settle, limit=timeout, tell=say)
 
     answers = sources.ask(target.places, end)
     for answer in answers:
@@ -137,6 +138,14 @@ def _end(ledger: Ledger, target: _Target, timeout: float) -> bool:
             say(f"{target.tag}: {answer.trouble}")
     if any(answer.error is not None for answer in answers):
         return False
-    ledger.close_pool(target.tag)
-    print(f"{target.tag}: {sum(answer.value or 0 for answer in answers)} machine(s) ended; nothing is left")
+    if unseen := ledger.close_pool(target.tag, seen=not forget):
+        say(
+            f"{target.tag}: {', '.join(unseen)}: not shown there. Was it bought in another account, project or region "
+            "than those that are set here? Then set those, or look at the vendor's own pages. If it is gone, say so: "
+            f"skyward down {target.tag} --forget"
+        )
+        return False
+    # Several may show the same account.
+    ended = {(str(answer.source), id) for answer in answers for id in answer.value or ()}
+    print(f"{target.tag}: {len(ended)} machine(s) ended; nothing is left")
     return True

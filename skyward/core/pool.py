@@ -301,12 +301,19 @@ class _Running:
                 self._io.start(self.dispatcher.drained()).result()
         finally:
             self.dispatcher.shut("this pool is closed; make a new sky.Compute")
-            self._end_nodes()
-            self._io.stop()
-            self.dispatcher.close()
-            self.events.emit(PoolClosed(time.monotonic() - self._began))
-            self._unsubscribe()
-            self._console.close()
+            try:
+                self._end_nodes()  # a second Ctrl-C leaves the loop alive, which goes on to give back
+            except Exception:
+                self._take_apart()
+                raise
+            self._take_apart()
+
+    def _take_apart(self) -> None:
+        self._io.stop()
+        self.dispatcher.close()
+        self.events.emit(PoolClosed(time.monotonic() - self._began))
+        self._unsubscribe()
+        self._console.close()
 
     def _end_nodes(self) -> None:
         ending = self._io.start(self._give_back())

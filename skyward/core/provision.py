@@ -52,8 +52,6 @@ _log = logging.getLogger("skyward.provision")
 
 _CONNECT = 30.0  # seconds for one connection
 _AGAIN = 1.0  # seconds between two tries to reach a machine that boots
-_TRIES = 3  # machines in a row that may fail to come up before no more are asked for
-_PAUSE = 2.0  # seconds before the next try, times the number of failures so far
 _MOST_LINES = 8  # refusals that one error lists
 _GIVE_UP = 900.0  # seconds for giving everything back; then the ledger, and who reads it, must do
 _NOT_YET = (HostUnreachable, HostKeyError, LoginRefused)  # what a machine that boots may answer at first
@@ -87,14 +85,13 @@ class Provisioner:
         self._dispatcher = dispatcher
         self._events = events
         self._calls = ThreadPoolExecutor(16, "skyward-provider")
-        self._fleet = f.Fleet([_source(provider) for provider in plan.providers], [], plan.nodes.most)
+        self._fleet = self._new_fleet([])
         self._timer: asyncio.TimerHandle | None = None
         self._errands: set[asyncio.Task[None]] = set()  # what was commanded; never cancelled
         self._lives: dict[tuple[int, MachineId], _Life] = {}
         self._sessions: dict[str, Session] = {}
         self._ready: dict[str, int] = {}  # node -> slots
         self._names: list[str] = []  # of all nodes so far, in the order in which they were begun
-        self._failed_in_a_row = 0
         self._first_error: SkywardError | None = None
         self._last_reason: str | None = None  # why the last node was lost
         self._changed = asyncio.Event()
@@ -128,9 +125,7 @@ class Provisioner:
             return
         if any(_is_rented(provider) for provider in self._plan.providers):
             self._purse = await self._call(_Purse, self._plan)
-        self._fleet = f.Fleet(
-            [_source(provider) for provider in self._plan.providers], candidates, self._plan.nodes.most
-        )
+        self._fleet = self._new_fleet(candidates)
         self._tell_fleet(f.Tick())
         least = self._plan.nodes.least
         while len(self._ready) < least and not (self._fleet.settled and self._fleet.count < least):
@@ -139,6 +134,10 @@ class Provisioner:
         if len(self._ready) < least:
             raise self._reason()
         self._started = True
+
+    def _new_fleet(self, candidates: Sequence[f.Candidate]) -> f.Fleet:
+        sources = [_source(provider) for provider in self._plan.providers]
+        return f.Fleet(sources, candidates, self._plan.nodes.most, self._plan.order.tag)
 
     async def stop(self) -> None:
         """Say goodbye to all nodes and give all machines back; returns when that is done and confirmed."""
@@ -157,9 +156,19 @@ class Provisioner:
             text = f"could not give back {left}; it may still cost. Try: skyward down {self._plan.order.tag}"
             self._events.emit(Note(text, warning=True))
         else:
-            if self._purse is not None:
-                self._events.emit(Note(await self._call(self._purse.close)))
-        self._calls.shutdown(wait=False)
+            await self._close_purse()
+        finally:
+            self._calls.shutdown(wait=False)
+
+    async def _close_purse(self) -> None:
+        if self._purse is None:
+            return
+        try:
+            self._events.emit(Note(await self._call(self._purse.close)))
+        except (OSError, sqlite3.Error) as error:  # it must not hide what the block had to say
+            tag, path = self._plan.order.tag, self._purse.ledger.path
+            text = f"all is given back, but {path} can't be written: {error}. It still shows {tag}: skyward down {tag}"
+            self._events.emit(Note(text, warning=True))
 
     def _reason(self) -> SkywardError:
         """Why too few nodes were had."""
@@ -290,8 +299,7 @@ class Provisioner:
 
     async def _create(self, command: f.Create) -> None:
         provider, offer = self._plan.providers[command.candidate.source], command.candidate.offer
-        name = f"{self._plan.order.tag}-{command.order}"
-        order = replace(self._plan.order, count=command.count, name=name, offer=offer)
+        order = replace(self._plan.order, count=command.count, name=command.order, offer=offer)
         buy: Callable[[Order], Sequence[Machine]] = provider.create
         if self._purse is not None and _is_rented(provider):
             assert offer is not None
@@ -320,13 +328,9 @@ class Provisioner:
         name = f"node-{len(self._names) + 1}"
         self._names.append(name)
         provider = self._plan.providers[source]
-        patience = 0.0
         if self._purse is not None and _is_rented(provider):
-            machine, patience = self._purse.with_keys(machine), cast("Rental", provider).patience
             self._errand(self._note_address(provider.name, machine, name))
-        life = self._lives[source, machine.id] = _Life(
-            asyncio.create_task(self._serve(source, machine, name, patience))
-        )
+        life = self._lives[source, machine.id] = _Life(asyncio.create_task(self._serve(source, machine, name)))
         if self._stopping:
             life.serving.cancel()
         self._errand(self._live(source, machine, name, life))
@@ -359,14 +363,16 @@ class Provisioner:
         del self._lives[source, machine.id]
         self._dispatcher.node_down(name, reason or "the pool was closed")
         self._events.emit(NodeGone(name, None if self._stopping else reason))
-        self._failed_in_a_row = 0 if was_ready else self._failed_in_a_row + 1
         # Hosts that exist are not exchanged while the pool starts: what is wrong with one is told at once.
-        replace = self._failed_in_a_row < _TRIES and (self._started or _is_rented(self._plan.providers[source]))
+        replace = self._started or _is_rented(self._plan.providers[source])
         self._last_reason = reason
-        self._tell_fleet(f.Lost(source, machine.id, replace, _PAUSE * self._failed_in_a_row))
+        self._tell_fleet(f.Lost(source, machine.id, was_ready, replace))
 
-    async def _serve(self, source: int, machine: Machine, name: str, patience: float) -> str | None:
+    async def _serve(self, source: int, machine: Machine, name: str) -> str | None:
         """From a machine to a session, until that ends; the reason, or None when the pool ended it."""
+        provider, patience = self._plan.providers[source], 0.0
+        if self._purse is not None and _is_rented(provider):
+            machine, patience = self._purse.with_keys(machine), cast("Rental", provider).patience
         connector = _Connector(
             machine,
             self._plan,
@@ -379,9 +385,18 @@ class Provisioner:
             setup = self._plan.setup._replace(node=name)
             session = Session(name, connector.open, secret, setup, self, self._plan.timing)
             self._sessions[name] = session
-            return await session.run()
+            limit = asyncio.get_running_loop().call_later(self._plan.timing.ready, self._too_late, session)
+            try:
+                return await session.run()
+            finally:
+                limit.cancel()
         finally:
             await connector.close()
+
+    def _too_late(self, session: Session) -> None:
+        """An agent whose slots hang, in an import say, goes on to answer; it is of no use all the same."""
+        if session.node not in self._ready:
+            session.abandon(f"its workers did not start within {self._plan.timing.ready:g} s")
 
     def received(self, session: Session, message: Message, buffers: list[Filled]) -> None:
         """Hear a session: that it is ready is ours to know, all else the dispatcher's."""
@@ -392,10 +407,9 @@ class Provisioner:
             session.abandon(message.error)
         else:
             self._ready[session.node] = message.slots
-            self._failed_in_a_row = 0
+            self._tell_fleet(f.Ready())
             self._dispatcher.node_up(session, message.slots)
             self._events.emit(NodeReady(session.node, message.slots))
-            self._changed.set()
 
 
 @dataclass(slots=True)
@@ -464,8 +478,10 @@ class _Purse:
 
     def close(self) -> str:
         """All is given back: tell the ledger and the reaper; what it cost, for the user."""
-        self.ledger.close_pool(self._tag)
-        reaper.dismiss(self._reaper)
+        try:
+            self.ledger.close_pool(self._tag)
+        finally:
+            reaper.dismiss(self._reaper)
         entries = self.ledger.machines(self._tag)
         costs = [entry.cost(time.time()) for entry in entries]
         known = sum(cost for cost in costs if cost is not None)

@@ -168,6 +168,11 @@ class Libcloud(CloudProvider):
         clouds = PROFILES.items()
         return [cls(cloud) for cloud, profile in clouds if any(os.environ.get(name) for name in profile.key_env)]
 
+    def resolved(self) -> dict[str, object]:
+        """Options that the vendor's own tools take from the environment."""
+        names = self._told.options_env.items()
+        return {option: os.environ[name] for option, name in names if os.environ.get(name)}
+
     def make_driver(self) -> Any:
         """A driver with the credentials that are found."""
         profile, env = self._told, os.environ
@@ -183,13 +188,12 @@ class Libcloud(CloudProvider):
                 f"{self.name}: no credentials: neither Libcloud({self.driver!r}, key=...) nor {sought} in "
                 "the environment"
             )
-        found = {option: env[name] for option, name in profile.options_env.items() if env.get(name)}
-        options = {**profile.options, **found, **self.options}
+        options = {**profile.options, **self.resolved(), **self.options}
         try:
             made = get_driver(self.driver)(*(text for text in (key, secret) if text is not None), **options)
         except TypeError as error:
             raise ConfigError(
-                f"Libcloud({self.driver!r}): the driver does not take {' and '.join(options) or 'this'}: {error}. A "
+                f"Libcloud({self.driver!r}): the driver does not take {' and '.join(self.options) or 'this'}: {error}. A "
                 "region or zone is named with location="
             ) from error
         if self.url is not None:

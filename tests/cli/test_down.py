@@ -122,6 +122,34 @@ def test_what_can_t_be_ended_is_told_and_stays_in_the_ledger(run: Run, pools: Po
     assert open_tags(ledger) == []
 
 
+def test_a_machine_that_is_not_shown_may_be_of_another_account(
+    run: Run, pools: Pools, ledger: Ledger, tmp_path: Path
+) -> None:
+    """What the environment says today may not be what it said when the pool was opened."""
+    pools.open("sky-1", 2)
+    machines, away = Path(pools.cloud.folder) / "machines", tmp_path / "away"
+    machines.rename(away)
+    result = run("down", "--all")
+    assert result.exit_code == 1
+    assert "sky-1: m-sky-1-1 at folder, m-sky-1-2 at folder: not shown there" in result.stderr
+    assert "another account, project or region" in result.stderr
+    assert "nothing is left" not in result.stdout
+    assert open_tags(ledger) == ["sky-1"]
+    away.rename(machines)
+    assert run("down", "sky-1").stdout == "sky-1: 2 machine(s) ended; nothing is left\n"
+    assert pools.cloud.left() == []
+
+
+def test_what_is_gone_can_be_forgotten(run: Run, pools: Pools, ledger: Ledger) -> None:
+    """As machines that ended themselves long ago."""
+    pools.open("sky-1")
+    pools.cloud.destroy(["m-sky-1-1"])
+    assert run("down", "sky-1").exit_code == 1
+    result = run("down", "sky-1", "--forget")
+    assert result.stdout == "sky-1: 0 machine(s) ended; nothing is left\n"
+    assert open_tags(ledger) == []
+
+
 def test_one_that_can_t_be_ended_does_not_keep_the_others(run: Run, pools: Pools, ledger: Ledger) -> None:
     pools.open("sky-1")
     ledger.open_pool("sky-2", [("narnia", {})], make_key("x"))

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import threading
 import time
 import uuid
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 
 from skyward.core.dispatch import Dispatcher
 from skyward.core.errors import NodeLost, ProvisioningError
-from skyward.core.events import Events, NodeGone
+from skyward.core.events import Events, NodeGone, Note
 from skyward.core.interfaces import Trait
 from skyward.core.ioloop import IOThread
 from skyward.core.provision import Plan, Provisioner
+from skyward.core.session import Timing
 from skyward.core.spec import Endpoint, Image, Machine, MachineId, Nodes, Offer, Order, Resources
 from skyward.transport.memory import listen
+from tests.core.folder_cloud import FolderCloud
 from tests.core.memory_agent import QUICK, SETUP, MemoryAgent, eventually
 
 
@@ -32,6 +37,7 @@ class MemoryProvider:
         self.stock = stock
         self.broken = False
         self.dead_on_arrival = 0
+        self.sleepy = False
         self.gate = threading.Event()
         self.gate.set()
         self.asked = threading.Event()
@@ -56,6 +62,7 @@ class MemoryProvider:
             id = uuid.uuid4().hex
             self.made.append(id)
             agent = self.agents[id] = MemoryAgent()
+            agent.sleepy = self.sleepy
             if self.dead_on_arrival:
                 self.dead_on_arrival -= 1
             else:
@@ -75,13 +82,13 @@ class MemoryProvider:
 class Fixture:
     """A provisioner in a loop of its own."""
 
-    def __init__(self, *providers: MemoryProvider, nodes: Any = 2) -> None:
+    def __init__(self, *providers: MemoryProvider, nodes: Any = 2, timing: Timing = QUICK) -> None:
         self.io, self.events = IOThread("skyward-io-test"), Events()
         self.gone: list[NodeGone] = []
         self.events.subscribe(lambda event: self.gone.append(event) if isinstance(event, NodeGone) else None)
         self.dispatcher = Dispatcher(self.io, self.events, isolated=True, timeout=None, attempts=2)
         order = Order("tag", 1, Resources())
-        plan = Plan(providers, Nodes.parse(nodes), order, Image(), SETUP, QUICK)
+        plan = Plan(providers, Nodes.parse(nodes), order, Image(), SETUP, timing)
         self.provisioner = Provisioner(plan, self.dispatcher, self.events)
 
     def start(self) -> Any:
@@ -154,6 +161,50 @@ def test_a_machine_that_never_answers_fails_the_start() -> None:
         fixture.start().result(10)
     fixture.close()
     assert sorted(provider.ended) == sorted(provider.made)
+
+
+def test_slots_that_never_start_fail_the_start() -> None:
+    """The agent lives and answers, but its slots hang in an import: nobody waits for ever."""
+    provider = MemoryProvider()
+    provider.sleepy = True
+    fixture = Fixture(provider, nodes=1, timing=replace(QUICK, ready=0.3))
+    with pytest.raises(ProvisioningError, match=r"its workers did not start within 0\.3 s"):
+        fixture.start().result(10)
+    fixture.close()
+    assert provider.ended == provider.made
+
+
+def test_a_node_that_is_ready_in_time_stays() -> None:
+    fixture = Fixture(MemoryProvider(), nodes=1, timing=replace(QUICK, ready=0.1))
+    fixture.start().result(10)
+    time.sleep(0.3)  # past the limit
+    assert fixture.provisioner.nodes == ["node-1"]
+    fixture.close()
+
+
+def test_a_ledger_that_cant_be_written_does_not_hide_the_blocks_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All is given back by then; it is told, and the reaper and the threads end."""
+    monkeypatch.setenv("SKYWARD_STATE", str(tmp_path / "state"))
+    (tmp_path / "cloud").mkdir()
+    cloud = FolderCloud(str(tmp_path / "cloud"))
+    fixture = Fixture(cloud, nodes=1)
+    notes: list[Note] = []
+    fixture.events.subscribe(lambda event: notes.append(event) if isinstance(event, Note) else None)
+    starting = fixture.start()
+    eventually(cloud.left, 10)
+    purse = fixture.provisioner._purse
+    assert purse is not None
+    db = sqlite3.connect(purse.ledger.path)
+    db.execute("DROP TABLE pools")
+    db.close()
+    starting.cancel()
+    fixture.close()
+    assert cloud.left() == []
+    assert "all is given back, but" in notes[-1].text
+    assert notes[-1].warning
+    assert purse._reaper.returncode == 0
 
 
 def test_a_lost_node_is_replaced_and_named() -> None:
