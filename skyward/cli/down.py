@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -74,8 +73,11 @@ def run(
         typer.echo(f"nothing is left at {sources.places(asked, others)}")
         return
     _confirm([target.warning for target in targets if not target.is_orphan], yes)
-    with ThreadPoolExecutor(_AT_ONCE, "skyward-down") as threads:
-        done = list(threads.map(lambda target: _end(ledger, target, timeout, forget), targets))
+    try:
+        done = sources.at_once(lambda target: _end(ledger, target, timeout, forget), targets, _AT_ONCE)
+    except KeyboardInterrupt:
+        say("what is left stays in the ledger; give the command again")
+        raise
     # With --all, a provider that could not be asked may have machines of pools that nobody here knows.
     if False in done or (all and any(answer.error is not None for answer in answers)):
         raise typer.Exit(1)
@@ -86,10 +88,20 @@ def _targets(
 ) -> dict[str, _Target]:
     """All pools that are open, or that a provider shows machines of."""
     places = {tag: sources.of_pool(entry) for tag, entry in entries.items() if entry.closed is None}
-    for answer in answers:
-        for machine in answer.value or ():
-            if machine.state is not MachineState.GONE:
-                places.setdefault(machine.tag, []).append(answer.source)
+    own = {(tag, source.key) for tag, theirs in places.items() for source in theirs}
+    shown = [
+        (machine, answer.source)
+        for answer in answers
+        for machine in answer.value or ()
+        if machine.state is not MachineState.GONE
+    ]
+    # Two that are set up differently may show the same machines: the pool's own is to end them, or else the first.
+    shown.sort(key=lambda pair: (pair[0].tag, pair[1].key) not in own)
+    taken: set[tuple[str, MachineId]] = set()
+    for machine, source in shown:
+        if (str(source), machine.id) not in taken:
+            taken.add((str(source), machine.id))
+            places.setdefault(machine.tag, []).append(source)
     return {tag: _Target(tag, places[tag], entries.get(tag)) for tag in sorted(places)}
 
 
@@ -119,7 +131,12 @@ def _confirm(warnings: Sequence[str], yes: bool) -> None:
         return
     for warning in warnings:
         say(warning)
-    typer.confirm("End its machines?" if len(warnings) == 1 else "End all of them?", abort=True, err=True)
+    try:
+        sure = typer.confirm("End its machines?" if len(warnings) == 1 else "End all of them?", err=True)
+    except typer.Abort:  # nobody is there to answer
+        raise ConfigError("no answer, so nothing was ended; with --yes it does not ask") from None
+    if not sure:
+        raise typer.Abort
 
 
 def _end(ledger: Ledger, target: _Target, timeout: float, forget: bool) -> bool:
@@ -147,5 +164,5 @@ def _end(ledger: Ledger, target: _Target, timeout: float, forget: bool) -> bool:
         return False
     # Several may show the same account.
     ended = {(str(answer.source), id) for answer in answers for id in answer.value or ()}
-    print(f"{target.tag}: {len(ended)} machine(s) ended; nothing is left")
+    typer.echo(f"{target.tag}: {len(ended)} machine(s) ended; nothing is left")
     return True

@@ -193,8 +193,8 @@ class Libcloud(CloudProvider):
             made = get_driver(self.driver)(*(text for text in (key, secret) if text is not None), **options)
         except TypeError as error:
             raise ConfigError(
-                f"Libcloud({self.driver!r}): the driver does not take {' and '.join(self.options) or 'this'}: {error}. A "
-                "region or zone is named with location="
+                f"Libcloud({self.driver!r}): the driver does not take {' and '.join(self.options) or 'this'}: {error}. "
+                "A region or zone is named with location="
             ) from error
         if self.url is not None:
             _turn(made, self.url)

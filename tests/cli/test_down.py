@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -78,6 +80,38 @@ def test_with_all_one_question_for_all_that_may_live(run: Run, pools: Pools) -> 
     assert result.stderr.count("is alive") == 2
     assert "End all of them?" in result.stderr
     assert len(pools.cloud.left()) == 6
+
+
+def test_where_nobody_can_answer_it_says_how_to_do_without(run: Run, pools: Pools) -> None:
+    pools.open("sky-1", alive=True)
+    with pytest.raises(ConfigError, match="nothing was ended; with --yes it does not ask"):
+        raise run("down", "sky-1", input="").exception
+
+
+def test_one_account_under_two_settings_is_swept_once(run: Run, pools: Pools, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the pool's own."""
+    swept: list[float | None] = []
+    clear = FolderCloud.clear
+    monkeypatch.setattr(FolderCloud, "clear", lambda self, tag: swept.append(self.price) or clear(self, tag))
+    pools.open("sky-1", 2)
+    result = run("down", "--all", "-p", f"folder:folder={pools.cloud.folder},price=0.2")
+    assert result.stdout == "sky-1: 2 machine(s) ended; nothing is left\n"
+    assert swept == [0.36]
+
+
+def test_ctrl_c_leaves_what_is_left_in_the_ledger(pools: Pools, ledger: Ledger) -> None:
+    pools.open("sky-1")
+    (Path(pools.cloud.folder) / "sticky").touch()
+    command = [sys.executable, "-m", "skyward.cli", "down", "sky-1"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        while "trying again" not in process.stderr.readline():
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert told == "skyward: what is left stays in the ledger; give the command again\nskyward: interrupted\n"
+    assert open_tags(ledger) == ["sky-1"]
 
 
 def test_a_living_driver_buys_nothing_in_their_place(run: Run, pools: Pools, ledger: Ledger) -> None:
