@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, TextIO, TypeAlias
 
 from skyward.core.events import (
     Event,
+    Machines,
     NodeGone,
     NodeReady,
     NodeStep,
@@ -69,6 +70,7 @@ class Tally:
     wanted: int = 0
     nodes: dict[str, int] = field(default_factory=dict)  # those that are ready, with their slots
     steps: dict[str, str] = field(default_factory=dict)  # what those that are not ready do
+    machines: Machines = field(default_factory=Machines)
     lost: int = 0
     slots: int = 0
     queued: int = 0
@@ -98,6 +100,8 @@ class Tally:
                 self.steps.pop(event.node, None)
                 self.lost += event.reason is not None
                 self._set_slots(event.node, 0, now)
+            case Machines():
+                self.machines = event
             case NodeStep():
                 self.steps[event.node] = event.step
             case PoolStarted():
@@ -175,6 +179,9 @@ def live_text(tally: Tally, rate: float, elapsed: float) -> str:
     parts = [f"nodes {len(tally.nodes)}/{tally.wanted}"]
     if tally.lost:
         parts.append(f"{tally.lost} lost")
+    machines = tally.machines
+    counts = ((machines.ordered, "ordered"), (machines.booting, "booting"), (machines.ending, "given back"))
+    parts += [f"{count} {what}" for count, what in counts if count]
     if tally.queued or (tally.nodes and not tally.steps):
         parts.append(f"slots {tally.busy}/{tally.slots} busy")
     if tally.queued:

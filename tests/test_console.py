@@ -23,6 +23,7 @@ from rich.console import Console as RichConsole
 from skyward.console import Console, Rate, Tally, live_text, mark, summary_text, terminal
 from skyward.core.events import (
     Event,
+    Machines,
     NodeGone,
     NodeReady,
     NodeStep,
@@ -165,6 +166,16 @@ def test_while_starting_the_line_says_what_nodes_do() -> None:
     counted.add(NodeReady("a", 2), 5)
     counted.add(NodeReady("b", 2), 5)
     assert live_text(counted, 0, 5) == "skyward ssh: nodes 2/3 | installing packages | 5 s"
+
+
+def test_machines_that_are_no_nodes_are_told() -> None:
+    """While they are bought and boot, and at the end while they are given back."""
+    counted = tally((0, PoolStarted("p", "aws", 3, 2)), (0, Machines(ordered=1, booting=2)))
+    assert live_text(counted, 0, 19) == "skyward aws: nodes 0/3 | 1 ordered | 2 booting | 19 s"
+    counted.add(Machines(ending=3), 20)
+    assert live_text(counted, 0, 20) == "skyward aws: nodes 0/3 | 3 given back | 20 s"
+    counted.add(Machines(), 30)
+    assert live_text(counted, 0, 30) == "skyward aws: nodes 0/3 | 30 s"
 
 
 def test_while_running_the_line_says_how_tasks_get_on() -> None:

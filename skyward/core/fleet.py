@@ -393,6 +393,15 @@ class Fleet:
             and all(not desk.claims and (not _leaves(desk) or desk.cleared) for desk in self._desks)
         )
 
+    @property
+    def waiting(self) -> tuple[int, int, int]:
+        """Machines that cost and are no nodes: that are ordered, that boot, that end."""
+        rented = [desk for desk in self._desks if desk.source.rented]
+        orders = [(self._desks[self._candidates[number].source], count) for number, count in self._orders.values()]
+        phases = [claim.phase for desk in rented for claim in desk.claims.values()]
+        ordered = sum(count for desk, count in orders if desk.source.rented)
+        return ordered, phases.count(_Phase.BOOTING), phases.count(_Phase.ENDING)
+
     def left(self) -> list[tuple[str, MachineId]]:
         """(source's name, machine) of what is not known to be gone."""
         return [(desk.source.name, id) for desk in self._desks for id in desk.claims]
@@ -523,7 +532,8 @@ class Fleet:
 
     def _told(self, desk: _Desk, candidate: Candidate, count: int, error: SkywardError) -> Tell:
         what = f"{candidate.offer}" if candidate.offer else f"{count} node(s)"
-        return Tell(f"{desk.source.name}: {what}: {error}", warning=not isinstance(error, NoCapacity))
+        reason = str(error).removeprefix(f"{desk.source.name}: ")  # most errors begin so; once is enough
+        return Tell(f"{desk.source.name}: {what}: {reason}", warning=not isinstance(error, NoCapacity))
 
     def _claim(
         self, number: int, desk: _Desk, machine: Machine, candidate: Candidate | None, now: float

@@ -316,6 +316,7 @@ class _Running:
         self._console.close()
 
     def _end_nodes(self) -> None:
+        is_rented = any(Trait.RENTED in provider.traits for provider in self._plan.providers)
         ending = self._io.start(self._give_back())
         interrupts = 0
         while True:
@@ -326,8 +327,12 @@ class _Running:
                 interrupts += 1
                 if interrupts > 1:
                     raise
-                text = f"giving back the nodes of {self._name}; Ctrl-C again leaves them to end by themselves within "
-                self.events.emit(Note(f"{text}{self._plan.order.orphan_timeout:g} s", warning=True))
+                instead = (
+                    "leaves that to a process in the background: look with `skyward ls`"
+                    if is_rented
+                    else f"leaves them to end by themselves within {self._plan.order.orphan_timeout:g} s"
+                )
+                self.events.emit(Note(f"giving back the nodes of {self._name}; Ctrl-C again {instead}", warning=True))
 
     async def _give_back(self) -> None:
         self.dispatcher.cancel_all()

@@ -14,6 +14,7 @@ import logging
 import math
 import sqlite3
 import time
+from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -33,10 +34,11 @@ from skyward.core.errors import (
     LinkError,
     LoginRefused,
     NoOffer,
+    PackagesFailed,
     ProvisioningError,
     SkywardError,
 )
-from skyward.core.events import Events, NodeGone, NodeReady, NodeStep, Note
+from skyward.core.events import Events, Machines, NodeGone, NodeReady, NodeStep, Note
 from skyward.core.interfaces import Channel, Link, Provider, Rental, Shell, Trait, Transport
 from skyward.core.keys import make_key
 from skyward.core.ledger import Ledger
@@ -98,6 +100,7 @@ class Provisioner:
         self._started = False
         self._stopping = False
         self._purse: _Purse | None = None
+        self._waiting = Machines()  # as it was told last
 
     def __repr__(self) -> str:
         return f"<Provisioner {len(self._ready)} ready, {len(self._lives)} alive, of {self._plan.nodes}>"
@@ -142,6 +145,8 @@ class Provisioner:
     async def stop(self) -> None:
         """Say goodbye to all nodes and give all machines back; returns when that is done and confirmed."""
         self._stopping = True
+        if self._purse is not None and (count := self._fleet.count):  # it takes a while; who pressed Ctrl-C must see it
+            self._events.emit(Note(f"giving back {count} machine(s) of {self._plan.order.tag}"))
         self._tell_fleet(f.Stop())
         await asyncio.gather(*(session.close() for session in self._sessions.values()), return_exceptions=True)
         for life in self._lives.values():
@@ -197,7 +202,8 @@ class Provisioner:
             except SkywardError as error:
                 errors.append(error)
                 if len(self._plan.providers) > 1:
-                    self._events.emit(Note(f"{provider.name}: {error}", warning=True))
+                    reason = str(error).removeprefix(f"{provider.name}: ")  # most errors begin so; once is enough
+                    self._events.emit(Note(f"{provider.name}: {reason}", warning=True))
         if not found:
             raise errors[0]
         if self._plan.order.allocation == "cheapest":  # of all providers, not of one after another
@@ -219,8 +225,13 @@ class Provisioner:
     def _tell_fleet(self, event: f.Event) -> None:
         """Report to the fleet and begin what it commands."""
         loop = asyncio.get_running_loop()
-        for command in self._fleet.handle(event, loop.time()):
+        commands = self._fleet.handle(event, loop.time())
+        self._tell_orders([command for command in commands if isinstance(command, f.Create)])
+        for command in commands:
             self._carry_out(command)
+        if self._waiting != (waiting := Machines(*self._fleet.waiting)):
+            self._waiting = waiting
+            self._events.emit(waiting)
         if self._timer is not None:
             self._timer.cancel()
         due = self._fleet.next_tick(loop.time())
@@ -228,6 +239,17 @@ class Provisioner:
         self._changed.set()
         if self._started and not self._stopping and self._fleet.settled and not self._fleet.count:
             self._dispatcher.hopeless(f"no node is left and none can be had; the last one: {self._last_reason}")
+
+    def _tell_orders(self, commands: Sequence[f.Create]) -> None:
+        """What is bought at this moment; where each machine is an order of its own, one line for all that are alike."""
+        counts: Counter[tuple[str, str, float | None]] = Counter()
+        for command in commands:
+            provider, offer = self._plan.providers[command.candidate.source], command.candidate.offer
+            if offer is not None:
+                counts[provider.name, str(offer), offer.price] += command.count
+        for (name, text, price), count in counts.items():
+            total = f", ${price * count:.4g}/h in all" if price and count > 1 else ""
+            self._events.emit(Note(f"{name}: ordering {count} x {text}{total}"))
 
     def _carry_out(self, command: f.Command) -> None:
         match command:
@@ -302,9 +324,6 @@ class Provisioner:
         order = replace(self._plan.order, count=command.count, name=command.order, offer=offer)
         buy: Callable[[Order], Sequence[Machine]] = provider.create
         if self._purse is not None and _is_rented(provider):
-            assert offer is not None
-            price = f", ${offer.price * command.count:.4g}/h in all" if offer.price and command.count > 1 else ""
-            self._events.emit(Note(f"{provider.name}: ordering {command.count} x {offer}{price}"))
             buy = functools.partial(self._purse.buy, provider)
         await self._ask(
             buy,
@@ -343,13 +362,14 @@ class Provisioner:
     async def _live(self, source: int, machine: Machine, name: str, life: _Life) -> None:
         """A node's whole life; ends with the machine given up, and perhaps another one in its place."""
         reason: str | None = None
+        is_image = False
         try:
             reason = await life.serving
         except asyncio.CancelledError:
             if not life.serving.cancelled():  # the loop itself is ending
                 raise
         except SkywardError as error:
-            reason = f"{error}"
+            reason, is_image = f"{error}", isinstance(error, PackagesFailed)
             self._first_error = self._first_error or error
         except Exception as error:  # a gap in a transport's or provider's error map; it must not end the pool's upkeep
             _log.exception("%s: unexpected error", name)
@@ -363,10 +383,14 @@ class Provisioner:
         del self._lives[source, machine.id]
         self._dispatcher.node_down(name, reason or "the pool was closed")
         self._events.emit(NodeGone(name, None if self._stopping else reason))
-        # Hosts that exist are not exchanged while the pool starts: what is wrong with one is told at once.
-        replace = self._started or _is_rented(self._plan.providers[source])
+        # While the pool starts, hosts that exist are not exchanged, nor machines for packages that no other could
+        # install either: what is wrong is told at once.
+        replace = self._started or (_is_rented(self._plan.providers[source]) and not is_image)
         self._last_reason = reason
         self._tell_fleet(f.Lost(source, machine.id, was_ready, replace))
+        if reason is not None and not was_ready and not self._stopping:
+            more = "" if self._fleet.settled else "; trying another machine"
+            self._events.emit(Note(f"{name}: {reason.partition(chr(10))[0]}{more}", warning=True))
 
     async def _serve(self, source: int, machine: Machine, name: str) -> str | None:
         """From a machine to a session, until that ends; the reason, or None when the pool ended it."""

@@ -72,10 +72,25 @@ def test_a_rented_machine_is_looked_at_until_it_has_an_address_and_until_it_is_g
     assert it.done
 
 
+def test_machines_that_are_no_nodes_are_counted() -> None:
+    """Those that cost: hosts that exist do not."""
+    it = fleet(2, sources=(f.Source("cloud", rented=True),))
+    it.handle(f.Tick(), 0)
+    assert it.waiting == (2, 0, 0)
+    it.handle(f.Made("sky-1-1", [machine("a", MachineState.STARTING, None), machine("b")]), 1)
+    assert it.waiting == (0, 1, 0)
+    it.handle(f.Stop(), 2)
+    it.handle(f.Lost(0, "b"), 3)
+    assert it.waiting == (0, 0, 2)
+    hosts = fleet(2, sources=(HOSTS,))
+    hosts.handle(f.Tick(), 0)
+    assert (hosts.count, hosts.waiting) == (2, (0, 0, 0))
+
+
 def test_the_next_offer_is_tried_and_each_refusal_told() -> None:
     it = fleet(offers=[(0, SPOT), (0, SMALL), (0, LARGE)])
     it.handle(f.Tick(), 0.0)
-    told, create = it.handle(f.Refused("sky-1-1", NoCapacity("none left")), 1.0)
+    told, create = it.handle(f.Refused("sky-1-1", NoCapacity("cloud: none left")), 1.0)
     assert told == f.Tell("cloud: small spot, $0.3/h: none left")
     assert create == f.Create("sky-1-2", f.Candidate(0, SMALL), 1)
     # a quota that small is too large for is too small for large, too
