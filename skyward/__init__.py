@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from skyward.core.errors import NodeLost as NodeLost
     from skyward.core.errors import NoOffer as NoOffer
     from skyward.core.errors import NotFound as NotFound
+    from skyward.core.errors import PackagesFailed as PackagesFailed
     from skyward.core.errors import PayloadError as PayloadError
     from skyward.core.errors import PluginNotFound as PluginNotFound
     from skyward.core.errors import PoolNotActive as PoolNotActive
@@ -79,6 +80,7 @@ __all__ = [
     "NoOffer",
     "NodeLost",
     "NotFound",
+    "PackagesFailed",
     "PayloadError",
     "Plugin",
     "PluginNotFound",
@@ -131,8 +133,16 @@ _HOME = {
         for name in (
             *("AuthFailed", "CloudError", "NoCapacity", "NoOffer", "NotFound", "QuotaExceeded", "RateLimited"),
             *("BootstrapFailed", "ConfigError", "HostKeyError", "HostUnreachable", "LinkError", "LoginRefused"),
-            *("NodeLost", "PayloadError", "PluginNotFound", "PoolNotActive", "ProtocolError", "ProvisioningError"),
-            *("PythonNotFound", "SkywardError", "TaskError", "TaskFailed", "TaskTimeout", "WorkerCrashed"),
+            *("NodeLost", "PackagesFailed", "PayloadError", "PluginNotFound", "PoolNotActive", "ProtocolError"),
+            *(
+                "ProvisioningError",
+                "PythonNotFound",
+                "SkywardError",
+                "TaskError",
+                "TaskFailed",
+                "TaskTimeout",
+                "WorkerCrashed",
+            ),
         )
     },
 }

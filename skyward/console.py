@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, TextIO, TypeAlias
 
 from skyward.core.events import (
     Event,
+    Machines,
     NodeGone,
     NodeReady,
     NodeStep,
@@ -69,6 +70,7 @@ class Tally:
     wanted: int = 0
     nodes: dict[str, int] = field(default_factory=dict)  # those that are ready, with their slots
     steps: dict[str, str] = field(default_factory=dict)  # what those that are not ready do
+    machines: Machines = field(default_factory=Machines)
     lost: int = 0
     slots: int = 0
     queued: int = 0
@@ -98,6 +100,8 @@ class Tally:
                 self.steps.pop(event.node, None)
                 self.lost += event.reason is not None
                 self._set_slots(event.node, 0, now)
+            case Machines():
+                self.machines = event
             case NodeStep():
                 self.steps[event.node] = event.step
             case PoolStarted():
@@ -175,6 +179,9 @@ def live_text(tally: Tally, rate: float, elapsed: float) -> str:
     parts = [f"nodes {len(tally.nodes)}/{tally.wanted}"]
     if tally.lost:
         parts.append(f"{tally.lost} lost")
+    machines = tally.machines
+    counts = ((machines.ordered, "ordered"), (machines.booting, "booting"), (machines.ending, "given back"))
+    parts += [f"{count} {what}" for count, what in counts if count]
     if tally.queued or (tally.nodes and not tally.steps):
         parts.append(f"slots {tally.busy}/{tally.slots} busy")
     if tally.queued:
@@ -251,6 +258,7 @@ class Console:
         self._lock = threading.Lock()
         self._writer = _Writer()
         self._closed = False
+        self._live = live
         self._terminal = (stream or terminal()) if live else None
         self._line: LiveLine | None = _start_line(self._terminal, self._text)
 
@@ -285,7 +293,9 @@ class Console:
                 self._terminal.flush()
 
     def _note(self, note: Note) -> None:
-        if self._terminal is not None:
+        # Without a terminal (nohup, a batch system, a notebook) what is bought is told all the same: where nobody has
+        # set up logging, a log would keep it to itself.
+        if self._terminal is not None or (self._live and not _log.hasHandlers()):
             self._writer.put("stderr", f"skyward: {'warning: ' if note.warning else ''}{note.text}\n")
         else:
             self._writer.put("warning" if note.warning else "info", note.text)

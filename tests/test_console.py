@@ -23,6 +23,7 @@ from rich.console import Console as RichConsole
 from skyward.console import Console, Rate, Tally, live_text, mark, summary_text, terminal
 from skyward.core.events import (
     Event,
+    Machines,
     NodeGone,
     NodeReady,
     NodeStep,
@@ -167,6 +168,16 @@ def test_while_starting_the_line_says_what_nodes_do() -> None:
     assert live_text(counted, 0, 5) == "skyward ssh: nodes 2/3 | installing packages | 5 s"
 
 
+def test_machines_that_are_no_nodes_are_told() -> None:
+    """While they are bought and boot, and at the end while they are given back."""
+    counted = tally((0, PoolStarted("p", "aws", 3, 2)), (0, Machines(ordered=1, booting=2)))
+    assert live_text(counted, 0, 19) == "skyward aws: nodes 0/3 | 1 ordered | 2 booting | 19 s"
+    counted.add(Machines(ending=3), 20)
+    assert live_text(counted, 0, 20) == "skyward aws: nodes 0/3 | 3 given back | 20 s"
+    counted.add(Machines(), 30)
+    assert live_text(counted, 0, 30) == "skyward aws: nodes 0/3 | 30 s"
+
+
 def test_while_running_the_line_says_how_tasks_get_on() -> None:
     counted = tally(
         (0, PoolStarted("p", "ssh", 2, 2)),
@@ -303,6 +314,21 @@ def test_notes_are_logged_where_there_is_no_terminal(
         ("INFO", "by the way"),
     ]
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("live", "logging_is_set_up", "shown"),
+    [(True, False, "skyward: by the way\n"), (True, True, ""), (False, False, "")],
+)
+def test_notes_are_shown_where_a_log_would_keep_them_to_itself(
+    live: bool, logging_is_set_up: bool, shown: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As under nohup: what is bought must not be a secret. With `console=False` it is quiet."""
+    monkeypatch.setattr(logging.getLogger("skyward"), "hasHandlers", lambda: logging_is_set_up)
+    console = Console(live=live, stream=None)
+    console.handle(Note("by the way"))
+    console.close()
+    assert capsys.readouterr() == ("", shown)
 
 
 def test_no_terminal_no_line_no_summary(capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,7 +18,8 @@ import typer
 
 from skyward.cli import sources
 from skyward.cli.output import as_json, waiting
-from skyward.core.errors import PluginNotFound, SkywardError
+from skyward.core.errors import SkywardError
+from skyward.core.interfaces import Rental
 from skyward.core.ledger import Ledger
 
 __all__ = ["Finding", "run"]
@@ -67,10 +68,7 @@ def run(
 ) -> None:
     """Look for what would go wrong: credentials, quotas, permissions of keys, this computer."""
     findings = [*_computer(), *_ssh_folder(Path("~/.ssh").expanduser()), *_state()]
-    asked = sources.named(provider or sources.rentals())
-    if not provider:  # none has settings here, and what is nothing without them is not set up
-        findings += [_needs_settings(source) for source in asked if _is_bare(source)]
-        asked = [source for source in asked if not _is_bare(source)]
+    asked = sources.named(provider) if provider else sources.plain()
     with waiting(f"asking {', '.join(map(str, asked))}"):
         answers = sources.ask(asked, _examine)
     for answer in answers:
@@ -90,33 +88,28 @@ def _show(findings: Iterable[Finding]) -> None:
     for finding in findings:
         if finding.where != where:
             where = finding.where
-            print(where)
-        print(f"  {_MARK[finding.ok]:<5}  {finding.what}: {finding.detail}".replace("\n", "\n         "))
+            typer.echo(where)
+        typer.echo(f"  {_MARK[finding.ok]:<5}  {finding.what}: {finding.detail}".replace("\n", "\n         "))
         if finding.advice and not finding.ok:
-            print(f"         -> {finding.advice}")
-
-
-def _is_bare(source: sources.Source) -> bool:
-    return isinstance(source.made, SkywardError) and not isinstance(source.made, PluginNotFound)
-
-
-def _needs_settings(source: sources.Source) -> Finding:
-    advice = f"if you use {source}: skyward doctor --provider {source}:SETTING=VALUE"
-    return Finding(str(source), "settings", None, str(source.made), advice)
+            typer.echo(f"         -> {finding.advice}")
 
 
 def _examine(source: sources.Source) -> list[Finding]:
+    if source.is_bare:
+        return [Finding(str(source), "settings", None, str(source.made), f"only if you use {source}")]
     try:
         provider = source.provider
     except SkywardError as error:
         advice = "its settings are wrong, or its package is missing or broken"
         return [Finding(str(source), "provider", False, str(error), advice)]
+    if not isinstance(provider, Rental):
+        return [Finding(str(source), "provider", True, "rents nothing")]
     if isinstance(provider, _Examined):
         return [
             Finding(str(source), check.what, check.ok, check.detail, check.advice) for check in provider.examination()
         ]
     try:
-        count = len(source.rental.all_machines())
+        count = len(provider.all_machines())
     except SkywardError as error:
         return [Finding(str(source), "account", False, str(error), "its documentation says how it is set up")]
     return [Finding(str(source), "account", True, f"it answers; {count} machine(s) of ours")]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -15,7 +14,7 @@ from skyward.cli import sources
 from skyward.cli.output import say, waiting
 from skyward.core.errors import ConfigError
 from skyward.core.ledger import Ledger, PoolEntry
-from skyward.core.spec import Machine, MachineState
+from skyward.core.spec import Machine, MachineId, MachineState
 from skyward.core.sweep import sweep
 
 __all__ = ["run"]
@@ -49,6 +48,9 @@ def run(
     all: Annotated[bool, typer.Option("--all", help="All pools, of this computer and of others.")] = False,
     provider: sources.NamedProviders = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Don't ask, even if a pool's driver may be alive.")] = False,
+    forget: Annotated[
+        bool, typer.Option("--forget", help="Machines of the ledger that no provider shows are gone; it is so.")
+    ] = False,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds for which is tried what fails.")] = 600.0,
 ) -> None:
     """End the machines of a pool, or of all, and remove whatever else carries the pool's name."""
@@ -57,8 +59,9 @@ def run(
     ledger = Ledger()
     entries = {entry.tag: entry for entry in ledger.pools(all=True)}
     chosen = sources.named(provider or ())
-    asked = [source for entry in entries.values() if entry.closed is None for source in sources.of_pool(entry)]
-    asked += chosen or sources.found(say)
+    asked, others = sources.chosen(
+        provider, [entry for entry in entries.values() if entry.closed is None or entry.tag == pool]
+    )
     with waiting("looking for machines"):
         answers = sources.ask(asked, lambda source: source.rental.all_machines())
     for answer in answers:
@@ -67,11 +70,14 @@ def run(
     known = _targets(entries, answers)
     targets = list(known.values()) if pool is None else [_the_one(pool, known, entries, chosen)]
     if not targets and not any(answer.error for answer in answers):
-        print("nothing is left anywhere")
+        typer.echo(f"nothing is left at {sources.places(asked, others)}")
         return
     _confirm([target.warning for target in targets if not target.is_orphan], yes)
-    with ThreadPoolExecutor(_AT_ONCE, "skyward-down") as threads:
-        done = list(threads.map(lambda target: _end(ledger, target, timeout), targets))
+    try:
+        done = sources.at_once(lambda target: _end(ledger, target, timeout, forget), targets, _AT_ONCE)
+    except KeyboardInterrupt:
+        say("what is left stays in the ledger; give the command again")
+        raise
     # With --all, a provider that could not be asked may have machines of pools that nobody here knows.
     if False in done or (all and any(answer.error is not None for answer in answers)):
         raise typer.Exit(1)
@@ -82,10 +88,20 @@ def _targets(
 ) -> dict[str, _Target]:
     """All pools that are open, or that a provider shows machines of."""
     places = {tag: sources.of_pool(entry) for tag, entry in entries.items() if entry.closed is None}
-    for answer in answers:
-        for machine in answer.value or ():
-            if machine.state is not MachineState.GONE:
-                places.setdefault(machine.tag, []).append(answer.source)
+    own = {(tag, source.key) for tag, theirs in places.items() for source in theirs}
+    shown = [
+        (machine, answer.source)
+        for answer in answers
+        for machine in answer.value or ()
+        if machine.state is not MachineState.GONE
+    ]
+    # Two that are set up differently may show the same machines: the pool's own is to end them, or else the first.
+    shown.sort(key=lambda pair: (pair[0].tag, pair[1].key) not in own)
+    taken: set[tuple[str, MachineId]] = set()
+    for machine, source in shown:
+        if (str(source), machine.id) not in taken:
+            taken.add((str(source), machine.id))
+            places.setdefault(machine.tag, []).append(source)
     return {tag: _Target(tag, places[tag], entries.get(tag)) for tag in sorted(places)}
 
 
@@ -115,20 +131,23 @@ def _confirm(warnings: Sequence[str], yes: bool) -> None:
         return
     for warning in warnings:
         say(warning)
-    typer.confirm("End its machines?" if len(warnings) == 1 else "End all of them?", abort=True, err=True)
+    try:
+        sure = typer.confirm("End its machines?" if len(warnings) == 1 else "End all of them?", err=True)
+    except typer.Abort:  # nobody is there to answer
+        raise ConfigError("no answer, so nothing was ended; with --yes it does not ask") from None
+    if not sure:
+        raise typer.Abort
 
 
-def _end(ledger: Ledger, target: _Target, timeout: float) -> bool:
+def _end(ledger: Ledger, target: _Target, timeout: float, forget: bool) -> bool:
     """Give back all of one pool; whether that worked."""
     ledger.stop_pool(target.tag)  # else a driver that is alive would replace what is ended here
     last = ledger.last_order(target.tag)
 
-    def end(source: sources.Source) -> int:
+    def end(source: sources.Source) -> list[MachineId]:
         rental = source.rental
         settle = 0.0 if last is None else max(0.0, last + rental.settle - time.time())
-        ended = sweep(rental, target.tag, settle=settle, limit=timeout, tell=say)
-        ledger.ended(rental.name, ended)
-        return len(ended)
+        return sweep(rental, target.tag, ledger, settle=settle, limit=timeout, tell=say)
 
     answers = sources.ask(target.places, end)
     for answer in answers:
@@ -136,6 +155,14 @@ def _end(ledger: Ledger, target: _Target, timeout: float) -> bool:
             say(f"{target.tag}: {answer.trouble}")
     if any(answer.error is not None for answer in answers):
         return False
-    ledger.close_pool(target.tag)
-    print(f"{target.tag}: {sum(answer.value or 0 for answer in answers)} machine(s) ended; nothing is left")
+    if unseen := ledger.close_pool(target.tag, seen=not forget):
+        say(
+            f"{target.tag}: {', '.join(unseen)}: not shown there. Was it bought in another account, project or region "
+            "than those that are set here? Then set those, or look at the vendor's own pages. If it is gone, say so: "
+            f"skyward down {target.tag} --forget"
+        )
+        return False
+    # Several may show the same account.
+    ended = {(str(answer.source), id) for answer in answers for id in answer.value or ()}
+    typer.echo(f"{target.tag}: {len(ended)} machine(s) ended; nothing is left")
     return True

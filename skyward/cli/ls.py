@@ -17,7 +17,7 @@ from skyward.core.spec import Machine, MachineState
 
 __all__ = ["Row", "rows", "run"]
 
-_COLUMNS = ("pool", "node", "provider", "id", "machine", "region", "state", ">age", ">cost", "driver")
+_COLUMNS = ("pool", "node", "state", "driver", ">age", ">cost", "provider", "machine", "region", "id")
 _DRIVER = {True: "alive", False: "dead", None: "elsewhere"}
 
 
@@ -59,8 +59,7 @@ def run(
     """
     ledger = Ledger()
     pools = ledger.pools()
-    asked = [source for pool in pools for source in sources.of_pool(pool)]
-    asked += sources.named(provider or ()) or sources.found(say)
+    asked, others = sources.chosen(provider, pools)
     with waiting(f"asking {', '.join(sorted({str(source) for source in asked}))}"):
         answers = sources.ask(asked, lambda source: source.rental.all_machines())
     for answer in answers:
@@ -73,8 +72,8 @@ def run(
         as_json([dataclasses.asdict(row) for row in found])
     elif found:
         table(_COLUMNS, map(_cells, found))
-    else:
-        print("no machines")
+    elif answered := [answer.source for answer in answers if answer.error is None]:
+        typer.echo(f"no machines at {sources.places(answered, others)}")
     if any(answer.error is not None for answer in answers):
         raise typer.Exit(1)  # there may be more
 
@@ -126,6 +125,6 @@ def _cells(row: Row) -> tuple[str, ...]:
     kind = f"{row.machine or '?'}{' spot' if row.spot else ''}" if row.id is not None else "-"
     cost = "-" if row.id is None else money(row.cost)
     return (
-        *(row.pool, row.node or "-", row.provider, row.id or "-", kind, row.region or "-", row.state),
-        *(age(row.age), cost, _DRIVER[row.driver]),
+        *(row.pool, row.node or "-", row.state, _DRIVER[row.driver], age(row.age), cost),
+        *(row.provider, kind, row.region or "-", row.id or "-"),
     )

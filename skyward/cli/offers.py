@@ -32,10 +32,11 @@ def run(
     json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """List what can be bought, cheapest first, at all providers that have credentials or at those that are named."""
-    wanted = Resources(machine, gpu, vcpus, least_memory, max_price)
-    asked = sources.named(provider or ()) or sources.found(say)
-    if not asked:
-        raise ConfigError("no provider has credentials here; `skyward doctor` says where each looks for them")
+    try:
+        wanted = Resources(machine, gpu, vcpus, least_memory, max_price)
+    except ConfigError as error:
+        raise typer.BadParameter(str(error)) from error
+    asked, _ = sources.chosen(provider)
     with waiting(f"asking {', '.join(map(str, asked))}"):
         answers = sources.ask(asked, lambda source: source.provider.offers(wanted))
     whose = {id(offer): str(answer.source) for answer in answers for offer in answer.value or ()}
@@ -43,7 +44,6 @@ def run(
     for answer in answers:
         if answer.error is not None:
             say(answer.trouble)
-    allocation: Allocation = "cheapest" if spot is None else "always-spot" if spot else "on-demand"
     # All that fits, and not only what a pool would buy unasked.
     chosen = [offer for offer in offers if market.meets(offer, wanted) and spot in (None, offer.spot)]
     chosen.sort(key=lambda offer: (offer.price is None, offer.price or 0.0, offer.machine, offer.region or ""))
@@ -57,8 +57,14 @@ def run(
             say(f"{len(chosen) - len(shown)} more; --limit 0 shows all")
     if not chosen and all(answer.error is not None for answer in answers):
         raise typer.Exit(1)  # each has been told
-    if not chosen:
-        raise NoOffer(market.nearest(offers, wanted, allocation))
+    if chosen:
+        return
+    fitting = [offer.spot for offer in offers if market.meets(offer, wanted, price=False)]
+    if fitting and spot not in (None, *fitting):
+        said, option = ("a spot machine", "--spot") if spot else ("on demand", "--on-demand")
+        raise NoOffer(f"none of the {len(fitting)} fitting offers is {said}; leave out {option}")
+    allocation: Allocation = "cheapest" if spot is None else "always-spot" if spot else "on-demand"
+    raise NoOffer(market.nearest(offers, wanted, allocation))
 
 
 def _facts(provider: str, offer: Offer) -> dict[str, object]:

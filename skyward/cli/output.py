@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 
+import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 __all__ = ["age", "as_json", "memory", "money", "say", "table", "waiting"]
 
-_WIDE = 10_000  # columns where there is no terminal: whoever reads it breaks the lines
+_WIDE = 10_000  # columns, so that a row is one line: it can be searched for, and what is in it copied
 
 
 def say(text: str) -> None:
     """Tell the user something that is no result."""
-    print(f"skyward: {text}", file=sys.stderr, flush=True)
+    typer.echo(f"skyward: {text}", err=True)
 
 
 def waiting(text: str) -> AbstractContextManager[object]:
@@ -28,18 +28,20 @@ def waiting(text: str) -> AbstractContextManager[object]:
 
 def as_json(value: object) -> None:
     """A result for programs."""
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A result for people; a column whose name begins with ``>`` stands at the right."""
+    """A result for people; a column whose name begins with ``>`` stands at the right.
+
+    The terminal breaks lines that it has no room for, so the columns that matter most come first.
+    """
     shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for name in columns:
-        shown.add_column(name.removeprefix(">"), justify="right" if name.startswith(">") else "left", overflow="fold")
+        shown.add_column(name.removeprefix(">"), justify="right" if name.startswith(">") else "left")
     for row in rows:
         shown.add_row(*(Text(cell) for cell in row))  # not as markup: the texts are the clouds'
-    console = Console(highlight=False)
-    console.print(shown, width=None if console.is_terminal else _WIDE)
+    Console(highlight=False, width=_WIDE).print(shown)
 
 
 def age(seconds: float | None) -> str:

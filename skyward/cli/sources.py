@@ -15,12 +15,13 @@ from typing import Annotated, Any, Generic, Protocol, Self, TypeAlias, TypeVar, 
 import typer
 
 from skyward.core import registry
-from skyward.core.errors import AuthFailed, CloudError, ConfigError, SkywardError
+from skyward.core.errors import AuthFailed, CloudError, ConfigError, PluginNotFound, SkywardError
 from skyward.core.interfaces import Provider, Rental, Trait
 from skyward.core.ledger import PoolEntry
 
-__all__ = ["Answer", "NamedProviders", "Source", "ask", "found", "named", "of_pool", "rentals"]
+__all__ = ["Answer", "NamedProviders", "Source", "ask", "at_once", "chosen", "named", "of_pool", "places", "plain"]
 
+_S = TypeVar("_S")
 _T = TypeVar("_T")
 _HURRY = 15.0  # seconds for which an API that fails is asked again while somebody waits
 _SETTING = re.compile(r",(?=[A-Za-z_]\w*=)")
@@ -45,6 +46,13 @@ class _Cloud(Protocol):
     def hurried(self, seconds: float) -> Self: ...
 
 
+@runtime_checkable
+class _Many(Protocol):
+    """A class of providers for many clouds, which knows for which of them there are credentials."""
+
+    def found(self) -> Sequence[Provider]: ...
+
+
 @dataclass(frozen=True)
 class Source:
     """A provider with its settings, or why there is none.
@@ -57,6 +65,18 @@ class Source:
 
     def __str__(self) -> str:
         return self.key[0]
+
+    @property
+    def place(self) -> str:
+        """What it looks at, as `--provider` takes it: a cloud may show no more than one region or project."""
+        name, _, first = str(self).partition(":")
+        settings = {key: value for key, value in json.loads(self.key[1]).items() if not isinstance(value, dict)}
+        texts = [
+            f"{key}={value if isinstance(value, str) else json.dumps(value)}"
+            for key, value in settings.items()
+            if value != first
+        ]
+        return ":".join(filter(None, (name, ",".join(filter(None, (first, *texts))))))
 
     @property
     def provider(self) -> Provider:
@@ -72,6 +92,12 @@ class Source:
         if not isinstance(provider, Rental):
             raise ConfigError(f"{self} has no machines that cost: there is nothing to look after")
         return provider
+
+    @property
+    def is_bare(self) -> bool:
+        """Whether it is nothing because it needs settings, and none were given."""
+        error = isinstance(self.made, ConfigError) and not isinstance(self.made, PluginNotFound)
+        return error and self.key[1] == "{}" and ":" not in str(self)
 
 
 @dataclass(frozen=True)
@@ -95,16 +121,15 @@ def named(texts: Iterable[str]) -> list[Source]:
     for text in texts:
         name, _, rest = text.partition(":")
         settings: dict[str, object] = {}
-        positional: list[object] = []
         for number, part in enumerate(_SETTING.split(rest) if rest else []):
             key, equals, value = part.partition("=")
             if equals and key.isidentifier():
                 settings[key] = _value(value)
-            elif number == 0 and part and not equals:
-                positional.append(part)
+            elif number == 0 and part and not equals and "," not in part:
+                name = f"{name}:{part}"
             else:
                 raise typer.BadParameter(f"{text!r} is not NAME:SETTING=VALUE,SETTING=VALUE", param_hint="--provider")
-        sources.append(_source(name, settings, *positional))
+        sources.append(_source(name, settings))
     return sources
 
 
@@ -113,39 +138,51 @@ def of_pool(pool: PoolEntry) -> list[Source]:
     return [_source(name, settings) for name, settings in pool.providers]
 
 
-def found(tell: Callable[[str], None]) -> list[Source]:
-    """All that rent machines and for which credentials are found; `tell` is told of those that are broken."""
+def chosen(texts: Sequence[str] | None, pools: Iterable[PoolEntry] = ()) -> tuple[list[Source], list[str]]:
+    """Those to ask: of the pools, and those that are named, or else all that are set up; and names of the others.
 
-    def look(name: str) -> Source | None:
-        try:
-            return _source(name, {}) if _is_set_up(registry.load(registry.PROVIDERS, name)) else None
-        except SkywardError as error:
-            tell(str(error))
-        except Exception as error:  # a plug-in's own; the others are wanted all the same
-            tell(f"{name}: {type(error).__name__}: {error}")
-        return None
+    Raises
+    ------
+    ConfigError
+        There is nobody to ask.
+    """
+    asked, others = [source for pool in pools for source in of_pool(pool)], list[str]()
+    if texts:
+        asked += named(texts)
+    else:
+        known = plain()
+        is_set_up = at_once(_is_set_up, known)  # it may take time: some ask a network
+        asked += [source for source, yes in zip(known, is_set_up, strict=True) if yes]
+        others = [str(source) for source, yes in zip(known, is_set_up, strict=True) if not yes]
+    if not asked:
+        raise ConfigError("no provider has credentials here; `skyward doctor` says where each looks for them")
+    return asked, others
 
-    names = rentals()
-    with ThreadPoolExecutor(max(1, len(names)), "skyward-find") as threads:  # it may take time: some ask a network
-        return [source for source in threads.map(look, names) if source is not None]
 
-
-def rentals() -> list[str]:
-    """Names of all registered providers that rent machines, and of those that can't be loaded."""
-    names = []
-    # All are imported here, one after another: threads that do so at the same time may wait for each other for ever.
+def plain() -> list[Source]:
+    """All that rent machines, as they are without settings, and those that can't be loaded."""
+    sources = []
+    # One after another: threads that import at the same time may wait for each other for ever.
     for name in registry.names(registry.PROVIDERS):
         try:
-            if Trait.RENTED in registry.load(registry.PROVIDERS, name).traits:
-                names.append(name)
-        except ConfigError:
-            names.append(name)
-    return names
+            kind = registry.load(registry.PROVIDERS, name)
+        except ConfigError as error:
+            sources.append(Source((name, "{}"), error))
+            continue
+        if Trait.RENTED in kind.traits:
+            several = kind.found() if isinstance(kind, _Many) else ()
+            sources += [_of(provider, {}) for provider in several] or [_source(name, {})]
+    return sources
+
+
+def places(sources: Iterable[Source], others: Sequence[str]) -> str:
+    """Who was asked, and who was not."""
+    asked = ", ".join(sorted({source.place for source in sources}))
+    return f"{asked}; not asked, since not set up: {', '.join(others)}" if others else asked
 
 
 def ask(sources: Sequence[Source], question: Callable[[Source], _T]) -> list[Answer[_T]]:
     """Put a question to all at the same time; equal ones are asked once."""
-    different = list({source.key: source for source in sources}.values())
 
     def one(source: Source) -> Answer[_T]:
         try:
@@ -155,29 +192,40 @@ def ask(sources: Sequence[Source], question: Callable[[Source], _T]) -> list[Ans
         except Exception as error:  # a gap in a provider's error map must not cost the others' answers
             return Answer(source, None, CloudError(f"{source}: {type(error).__name__}: {error}"))
 
-    with ThreadPoolExecutor(max(1, len(different)), "skyward-ask") as threads:
-        return list(threads.map(one, different))
+    return at_once(one, list({source.key: source for source in sources}.values()))
 
 
-def _is_set_up(kind: Callable[[], Provider]) -> bool:
+def at_once(function: Callable[[_S], _T], items: Sequence[_S], most: int = 100) -> list[_T]:
+    """Call it for all at the same time, in threads."""
+    # Not in a with-block: after Ctrl-C that would wait for those that are asked.
+    threads = ThreadPoolExecutor(max(1, min(most, len(items))), "skyward-cli")
     try:
-        provider = kind()
-    except TypeError:  # it is nothing without arguments: only a pool, or --provider, can say them
-        return False
-    try:
-        if isinstance(provider, _Cloud):
-            provider.make_driver()
-    except AuthFailed:  # the usual case: not everybody has an account everywhere
-        return False
-    return True
+        return list(threads.map(function, items))
+    finally:
+        threads.shutdown(wait=False)
 
 
-def _source(name: str, settings: Mapping[str, object], *positional: object) -> Source:
-    key = (name, json.dumps([*positional, settings], sort_keys=True))
+def _is_set_up(source: Source) -> bool:
+    if isinstance(source.made, _Cloud):
+        try:
+            source.made.make_driver()
+        except AuthFailed:  # the usual case: not everybody has an account everywhere
+            return False
+        except Exception:  # noqa: S110  it is told when it is asked
+            pass
+    return not source.is_bare
+
+
+def _source(name: str, settings: Mapping[str, object]) -> Source:
     try:
-        provider = registry.provider(name, settings, *positional)
+        return _of(registry.provider(name, settings), settings)
     except SkywardError as error:
-        return Source(key, error)
+        return Source((name, json.dumps(settings, sort_keys=True)), error)
+
+
+def _of(provider: Provider, given: Mapping[str, object]) -> Source:
+    settings = provider.settings() if isinstance(provider, Rental) else given
+    key = (provider.name, json.dumps(settings, sort_keys=True))
     return Source(key, provider.hurried(_HURRY) if isinstance(provider, _Cloud) else provider)
 
 
@@ -185,4 +233,11 @@ def _value(text: str) -> object:
     try:
         return json.loads(text)
     except ValueError:
-        return text
+        pass
+    if "," in text:
+        raise typer.BadParameter(
+            f"{text!r}: is this a list? Write JSON, such as {json.dumps(text.split(','), separators=(',', ':'))}; a "
+            "text with a comma is put in quotes",
+            param_hint="--provider",
+        )
+    return text

@@ -76,7 +76,10 @@ def _find(ledger: Ledger, node: str, pool: str | None) -> Entry:
     if pool is not None:
         tags = [pool] if pool in tags else [tag for tag in tags if tag.startswith(pool)]
         if not tags:
-            raise ConfigError(f"no open pool of this computer is called {pool!r}; see `skyward ls`")
+            raise ConfigError(
+                f"no open pool of this computer is called {pool!r}; see `skyward ls`. To run a command: skyward ssh "
+                f"{node} -- {pool}"
+            )
     machines = [entry for entry in ledger.machines() if entry.tag in tags and entry.ended is None]
     found = [entry for entry in machines if node in (entry.node, entry.id)]
     if len(found) > 1:

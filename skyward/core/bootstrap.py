@@ -29,8 +29,8 @@ from urllib.parse import urlsplit
 
 import msgpack
 
-from skyward.core.bootstrap_scripts import BUILD, LOOK, NEEDS_PIP, NO_PYTHON, NOEXEC, START
-from skyward.core.errors import BootstrapFailed, ConfigError, LinkError, PythonNotFound
+from skyward.core.bootstrap_scripts import BUILD, INSTALLING, LOOK, NEEDS_PIP, NO_PYTHON, NOEXEC, START
+from skyward.core.errors import BootstrapFailed, ConfigError, LinkError, PackagesFailed, PythonNotFound
 from skyward.core.interfaces import Output, Shell
 from skyward.core.nodecode import node_code, node_code_name
 from skyward.core.spec import Image
@@ -68,6 +68,8 @@ async def bootstrap(
 
     Raises
     ------
+    PackagesFailed
+        The image's packages could not be installed.
     PythonNotFound
         The machine has no Python of the driver's minor version, and uv could not bring one.
     BootstrapFailed
@@ -164,7 +166,7 @@ class _Bootstrap:
             'if [ "$(id -u)" != 0 ]; then sudo -n true || { echo "Image(apt=...) needs root, or sudo without a '
             'password"; exit 1; }; sudo="sudo -n $sudo"; fi\n'
             # The lists of packages may be missing or too old: then, and only then, fetch them.
-            f"{install} || {{ $sudo apt-get update && {install}; }}",
+            f"echo {INSTALLING}\n{install} || {{ $sudo apt-get update && {install}; }}",
             {},
             limit=_BUILD_LIMIT,
             stdin=b"",
@@ -260,10 +262,13 @@ class _Bootstrap:
     def _fail(self, step: str, done: Output, cause: BaseException | None = None) -> NoReturn:
         text = f"{done.stdout}\n{done.stderr}"
         advice = self._advice(done.status, text)
-        raise BootstrapFailed(f"{step} failed: {advice}{_tail(text)}") from cause
+        if advice is None and INSTALLING in text.splitlines():
+            advice = "the packages could not be installed; is each name right, and the index reachable from the host?"
+            raise PackagesFailed(f"{step} failed: {advice}{_tail(text)}") from cause
+        raise BootstrapFailed(f"{step} failed: {advice or f'exit status {done.status}'}{_tail(text)}") from cause
 
-    def _advice(self, status: int, text: str) -> str:
-        """What is wrong and what to do, as far as the output tells."""
+    def _advice(self, status: int, text: str) -> str | None:
+        """What is wrong with the machine and what to do, as far as the output tells."""
         found = self._found
         root = found.root if found else "~/.cache/skyward"
         if "No space left on device" in text or "Disk quota exceeded" in text:
@@ -279,9 +284,7 @@ class _Bootstrap:
                 f"Python there can't make environments with pip: install uv there, or the package "
                 f"python{self._image.python_version}-venv (apt install python{self._image.python_version}-venv)"
             )
-        if found is not None and not found.env_is_complete and "@installing" in text:
-            return "the packages could not be installed; is the index reachable from the host (Image(index=...))?"
-        return f"exit status {status}"
+        return None
 
     def _no_python(self, found: _Findings, done: Output | None = None) -> NoReturn:
         minor = self._image.python_version

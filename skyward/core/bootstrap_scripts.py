@@ -5,8 +5,9 @@ Variables that a script uses without setting them are set by the caller in front
 
 from __future__ import annotations
 
-__all__ = ["BUILD", "LOOK", "NEEDS_PIP", "NOEXEC", "NO_PYTHON", "START"]
+__all__ = ["BUILD", "INSTALLING", "LOOK", "NEEDS_PIP", "NOEXEC", "NO_PYTHON", "START"]
 
+INSTALLING = "@installing"  # a line of output: what fails from here on is mostly the packages' fault
 NOEXEC = 71
 NO_PYTHON = 72
 NEEDS_PIP = 73

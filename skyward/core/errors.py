@@ -21,6 +21,7 @@ tried again follows from the type, never from the text. A message says what happ
     │   ├── HostKeyError                    the host's key is unknown, or is not the one that was expected
     │   ├── LoginRefused                    the host refused the user or the key
     │   └── BootstrapFailed                 a step of preparing the node failed
+    │       ├── PackagesFailed              the image's packages can't be installed; other nodes can't either
     │       └── PythonNotFound              the node has no Python of the driver's minor version
     ├── LinkError (ConnectionError)         bytes can't be exchanged with a node
     │   └── ProtocolError                   what arrived, or what was to be sent, breaks the protocol
@@ -49,6 +50,7 @@ __all__ = [
     "NoOffer",
     "NodeLost",
     "NotFound",
+    "PackagesFailed",
     "PayloadError",
     "PluginNotFound",
     "PoolNotActive",
@@ -139,6 +141,10 @@ class LoginRefused(ProvisioningError):
 
 class BootstrapFailed(ProvisioningError):
     """A step of preparing a node failed; the message ends with the step's last lines of output."""
+
+
+class PackagesFailed(BootstrapFailed):
+    """What an image names can't be installed: a name is wrong, or an index not reached. Other nodes do no better."""
 
 
 class PythonNotFound(BootstrapFailed):

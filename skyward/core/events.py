@@ -14,6 +14,7 @@ from typing import TypeAlias, Union
 __all__ = [
     "Event",
     "Events",
+    "Machines",
     "NodeGone",
     "NodeReady",
     "NodeStep",
@@ -45,6 +46,15 @@ class NodeStep:
 
     node: str
     step: str
+
+
+@dataclass(frozen=True, slots=True)
+class Machines:
+    """So many machines are no nodes yet, or no more: they are ordered, they boot, they are given back."""
+
+    ordered: int = 0
+    booting: int = 0
+    ending: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +126,7 @@ class PoolClosed:
 
 
 Event: TypeAlias = Union[
-    PoolStarted, NodeStep, NodeReady, NodeGone, PoolReady, TasksQueued, TaskEnded, Printed, Note, PoolClosed
+    PoolStarted, Machines, NodeStep, NodeReady, NodeGone, PoolReady, TasksQueued, TaskEnded, Printed, Note, PoolClosed
 ]
 
 Listener: TypeAlias = Callable[[Event], None]

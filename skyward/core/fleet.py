@@ -5,9 +5,10 @@ keeps these promises whatever order events come in (tests/core/test_fleet.py dri
 
 - Never are more machines ordered and alive than wanted.
 - Every machine that was made, or that is seen to carry our tag, is destroyed in the end, and destroyed again until the
-  provider no longer shows it.
+  provider no longer shows it. The source where it was ordered does that, though others of its account show it too.
 - An order whose fate is unknown is looked for before another is placed; what it made after all is used, or destroyed.
-- After `Stop` nothing is ordered.
+- Machines that fail one after another are not bought for ever.
+- After `Stop` nothing is ordered, and no source counts as left before a look has shown nothing there.
 
 The life of a machine: ordered -> booting -> serving -> ending -> forgotten.
 """
@@ -52,6 +53,7 @@ __all__ = [
     "NotCleared",
     "NotDestroyed",
     "NotSeen",
+    "Ready",
     "Refused",
     "Seen",
     "Source",
@@ -67,7 +69,9 @@ _BACKOFF = (1.0, 30.0)  # seconds before something that failed is asked again: f
 _RETRY_DESTROY = 15.0  # seconds after which a machine that was destroyed and is still there is destroyed again
 _MISSES = 2  # looks that may leave a machine out before it counts as gone
 _LOST_REPLIES = 3  # in a row, after which a source is let rest
-_TRIES_TOLD = 3  # failures to destroy after which the user is told
+_TRIES_TOLD = 3  # failures to look or to destroy after which the user is told
+_TRIES = 3  # machines in a row that may fail to come up before those that fail are not replaced any more
+_PAUSE = 2.0  # seconds before the next order when a machine could not be used, times the number of failures so far
 _REST: dict[type[SkywardError], float] = {NoCapacity: 60.0, QuotaExceeded: 600.0, CloudError: 30.0}
 _LONG_REST = 600.0  # for refusals that will hardly be other next time
 
@@ -111,7 +115,7 @@ class Candidate:
 class Made:
     """An order was carried out, perhaps in part."""
 
-    order: int
+    order: str
     machines: Sequence[Machine]
 
 
@@ -119,7 +123,7 @@ class Made:
 class Refused:
     """An order failed. With a CloudError (but RateLimited) it is not known whether anything was made."""
 
-    order: int
+    order: str
     error: SkywardError
 
 
@@ -140,13 +144,26 @@ class NotSeen:
 
 
 @dataclass(frozen=True, slots=True)
+class Ready:
+    """A machine that was begun has come up: its node takes tasks."""
+
+
+@dataclass(frozen=True, slots=True)
 class Lost:
-    """A machine that was begun is of no use any more. `replace` asks for another one, after `pause` seconds."""
+    """A machine that was begun is of no use any more.
+
+    Attributes
+    ----------
+    served
+        Whether its node was ready before.
+    replace
+        Whether another one is wanted.
+    """
 
     source: int
     id: MachineId
+    served: bool = True
     replace: bool = True
-    pause: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +216,7 @@ class Stop:
 
 
 Event: TypeAlias = Union[
-    Made, Refused, Seen, NotSeen, Lost, Doubt, Destroyed, NotDestroyed, Cleared, NotCleared, Tick, Stop
+    Made, Refused, Seen, NotSeen, Ready, Lost, Doubt, Destroyed, NotDestroyed, Cleared, NotCleared, Tick, Stop
 ]
 
 
@@ -208,9 +225,9 @@ Event: TypeAlias = Union[
 
 @dataclass(frozen=True, slots=True)
 class Create:
-    """Order machines; report `Made` or `Refused`."""
+    """Order machines, under the name `order`; report `Made` or `Refused`."""
 
-    order: int
+    order: str
     candidate: Candidate
     count: int
 
@@ -298,15 +315,17 @@ class _Desk:
     claims: dict[MachineId, _Claim] = field(default_factory=dict)
     used: bool = False  # something was ordered here, so something may be left here
     uncertain: float | None = None  # when an order failed with unknown outcome; none is placed until a look
-    doubt: float | None = None  # from when on a look surely shows what that order made
+    shown_from: float = -math.inf  # a look that begins then surely shows all that orders have made
+    bare: float = -math.inf  # when the last look began, if it showed nothing
     lost_replies: int = 0  # orders with unknown outcome in a row
     refusals: int = 0  # in a row
     looking_since: float | None = None
-    next_look: float = float("-inf")
+    next_look: float = -math.inf
     clearing: bool = False
     cleared: bool = False
-    next_clear: float = float("-inf")
+    next_clear: float = -math.inf
     failures: int = 0  # of looks, or of clearing, in a row
+    blind: bool = False  # looks are refused again and again: what is bought here could not be found
 
 
 class Fleet:
@@ -320,22 +339,31 @@ class Fleet:
         Offers in the order in which to try them.
     wanted
         Machines.
+    tag
+        The pool's; names of orders begin with it.
     """
 
-    def __init__(self, sources: Sequence[Source], candidates: Sequence[Candidate], wanted: int) -> None:
+    def __init__(self, sources: Sequence[Source], candidates: Sequence[Candidate], wanted: int, tag: str) -> None:
         self._desks = [_Desk(source) for source in sources]
         self._candidates = list(candidates)
         self._resting: dict[int, float] = {}  # candidate -> until when
-        self._orders: dict[int, tuple[int, int]] = {}  # number -> candidate, count
+        self._tag = tag
+        self._orders: dict[str, tuple[int, int]] = {}  # those that are out -> candidate, count
         self._last_order = 0
+        self._placed: dict[str, int] = {}  # every order -> the source whose desk its machines belong to
         self._wanted = wanted
-        self._pause_until = float("-inf")
-        self._stopping = False
+        self._failures = 0  # machines in a row that did not come up
+        self._pause_until = -math.inf
+        self._stopped = math.inf
         self.refusals: list[SkywardError] = []
         """Why machines were not had, since the last one that was."""
 
     def __repr__(self) -> str:
         return f"<Fleet {self.count} of {self._wanted}, {len(self._orders)} orders out>"
+
+    @property
+    def _stopping(self) -> bool:
+        return self._stopped < math.inf
 
     @property
     def count(self) -> int:
@@ -352,9 +380,9 @@ class Fleet:
     @property
     def settled(self) -> bool:
         """Nothing more will come by itself now: nothing is out, and all that is wanted is there or was refused."""
-        if any(desk.uncertain is not None for desk in self._desks):
+        if any(desk.uncertain is not None and not desk.blind for desk in self._desks):
             return False
-        return not self._orders and (self.count >= self._wanted or self._choice(float("-inf")) is None)
+        return not self._orders and (self.count >= self._wanted or self._choice(-math.inf) is None)
 
     @property
     def done(self) -> bool:
@@ -364,6 +392,15 @@ class Fleet:
             and not self._orders
             and all(not desk.claims and (not _leaves(desk) or desk.cleared) for desk in self._desks)
         )
+
+    @property
+    def waiting(self) -> tuple[int, int, int]:
+        """Machines that cost and are no nodes: that are ordered, that boot, that end."""
+        rented = [desk for desk in self._desks if desk.source.rented]
+        orders = [(self._desks[self._candidates[number].source], count) for number, count in self._orders.values()]
+        phases = [claim.phase for desk in rented for claim in desk.claims.values()]
+        ordered = sum(count for desk, count in orders if desk.source.rented)
+        return ordered, phases.count(_Phase.BOOTING), phases.count(_Phase.ENDING)
 
     def left(self) -> list[tuple[str, MachineId]]:
         """(source's name, machine) of what is not known to be gone."""
@@ -379,10 +416,10 @@ class Fleet:
                 commands += self._refused(event, now)
             case Seen():
                 commands += self._seen(event, now)
-            case NotSeen(source):
-                desk = self._desks[source]
-                desk.looking_since = None
-                desk.next_look = now + self._backoff(desk)
+            case NotSeen():
+                commands += self._not_seen(event, now)
+            case Ready():
+                self._failures = 0
             case Lost():
                 self._lost(event, now)
             case Doubt(source):
@@ -397,9 +434,9 @@ class Fleet:
                 desk = self._desks[source]
                 desk.clearing, desk.next_clear = False, now + self._backoff(desk)
             case Stop():
-                self._stopping, self._wanted = True, 0
+                self._stopped, self._wanted = now, 0
                 for desk in self._desks:
-                    desk.next_look = min(desk.next_look, now + desk.source.poll)
+                    desk.next_look = min(desk.next_look, now + desk.source.poll if desk.claims else now)
                     for claim in desk.claims.values():
                         if claim.phase is _Phase.BOOTING:
                             _end(claim, now)
@@ -427,8 +464,7 @@ class Fleet:
         if desk.used and not desk.cleared:
             yield desk.next_look
             yield desk.next_clear
-            if desk.doubt is not None:
-                yield desk.doubt
+            yield desk.shown_from
         for claim in desk.claims.values():
             yield claim.due if claim.phase is _Phase.ENDING else claim.made + desk.source.patience
 
@@ -436,8 +472,10 @@ class Fleet:
 
     def _choice(self, now: float) -> int | None:
         """The candidate to try now."""
-        rested = (n for n in range(len(self._candidates)) if self._resting.get(n, float("-inf")) <= now)
-        return next(rested, None)
+        for number, candidate in enumerate(self._candidates):
+            if self._resting.get(number, -math.inf) <= now and not self._desks[candidate.source].blind:
+                return number
+        return None
 
     def _order(self, now: float) -> Iterator[Command]:
         while not self._stopping and self.count < self._wanted and now >= self._pause_until:
@@ -456,9 +494,10 @@ class Fleet:
                     return
                 missing = 1
             self._last_order += 1
-            self._orders[self._last_order] = (number, missing)
+            name = f"{self._tag}-{self._last_order}"
+            self._orders[name], self._placed[name] = (number, missing), candidate.source
             desk.used = True
-            yield Create(self._last_order, candidate, missing)
+            yield Create(name, candidate, missing)
 
     def _made(self, event: Made, now: float) -> Iterator[Command]:
         number, _ = self._orders.pop(event.order)
@@ -470,7 +509,7 @@ class Fleet:
             self._resting[number] = now + _REST[NoCapacity]
         for machine in event.machines:
             yield from self._claim(candidate.source, desk, machine, candidate, now)
-        desk.next_look = now
+        desk.next_look, desk.shown_from = now, now + desk.source.settle
 
     def _refused(self, event: Refused, now: float) -> Iterator[Command]:
         number, count = self._orders.pop(event.order)
@@ -478,9 +517,10 @@ class Fleet:
         desk = self._desks[candidate.source]
         self.refusals.append(error)
         desk.refusals += 1
+        desk.shown_from = now + desk.source.settle  # an error in the error map must not cost money
         yield self._told(desk, candidate, count, error)
         if isinstance(error, CloudError) and not isinstance(error, RateLimited) and desk.source.rented:
-            desk.uncertain, desk.doubt, desk.next_look = now, now + desk.source.settle, now
+            desk.uncertain, desk.next_look = now, now
             desk.lost_replies += 1
             if desk.lost_replies < _LOST_REPLIES:
                 return  # a look will tell whether it worked after all; if not, it is tried again
@@ -492,7 +532,8 @@ class Fleet:
 
     def _told(self, desk: _Desk, candidate: Candidate, count: int, error: SkywardError) -> Tell:
         what = f"{candidate.offer}" if candidate.offer else f"{count} node(s)"
-        return Tell(f"{desk.source.name}: {what}: {error}", warning=not isinstance(error, NoCapacity))
+        reason = str(error).removeprefix(f"{desk.source.name}: ")  # most errors begin so; once is enough
+        return Tell(f"{desk.source.name}: {what}: {reason}", warning=not isinstance(error, NoCapacity))
 
     def _claim(
         self, number: int, desk: _Desk, machine: Machine, candidate: Candidate | None, now: float
@@ -500,6 +541,7 @@ class Fleet:
         """A machine is ours from now on."""
         if machine.id in desk.claims:
             return
+        self._placed.setdefault(machine.order or machine.id, number)
         claim = desk.claims[machine.id] = _Claim(_Phase.BOOTING, now, candidate)
         desk.cleared = False
         if self._stopping or self.count > self._wanted:
@@ -520,30 +562,54 @@ class Fleet:
             yield Look(number)
 
     def _must_look(self, desk: _Desk, now: float) -> bool:
-        if desk.uncertain is not None or (self._stopping and desk.doubt is not None and now >= desk.doubt):
+        if desk.claims or desk.uncertain is not None:
             return True
-        return bool(desk.claims)
+        return self._stopping and desk.used and now >= desk.shown_from and not self._is_bare(desk)
+
+    def _is_bare(self, desk: _Desk) -> bool:
+        """Whether a look has shown nothing there that began when nothing more could come."""
+        return desk.bare >= max(self._stopped, desk.shown_from)
 
     def _seen(self, event: Seen, now: float) -> Iterator[Command]:
         desk = self._desks[event.source]
         since = desk.looking_since if desk.looking_since is not None else now
-        desk.looking_since, desk.failures = None, 0
+        desk.looking_since, desk.failures, desk.blind = None, 0, False
         shown = {machine.id: machine for machine in event.machines}
+        left = [machine for machine in event.machines if machine.state is not MachineState.GONE]
+        desk.bare = -math.inf if left else since
         for id, claim in list(desk.claims.items()):
             yield from self._compare(event.source, desk, id, claim, shown.get(id), since, now)
-        if not any(self._candidates[number].source == event.source for number, _ in self._orders.values()):
-            # Nothing is out, so what we don't know is of an order whose reply was lost.
-            for machine in shown.values():
-                if machine.state is not MachineState.GONE:
-                    yield from self._claim(event.source, desk, machine, None, now)
+        for machine in left:
+            if self._is_at(machine, event.source):
+                yield from self._claim(event.source, desk, machine, None, now)
         if desk.uncertain is not None and since >= desk.uncertain:
             desk.uncertain = None
-        if desk.doubt is not None and since >= desk.doubt:
-            desk.doubt = None
         calm = not self._stopping and all(
             claim.phase is _Phase.SERVING and not claim.missed for claim in desk.claims.values()
         )
         desk.next_look = now + (_WATCH if calm and desk.uncertain is None else desk.source.poll)
+
+    def _is_at(self, machine: Machine, source: int) -> bool:
+        """Whether a machine that a look shows is for this source to use or to end.
+
+        Another one of the same account may show it as well. If its order is out, then the reply will tell; if not, the
+        reply was lost. Of a machine whose order nobody knows the first who shows it takes care.
+        """
+        name = machine.order or machine.id
+        out = [self._candidates[number].source for number, _ in self._orders.values()]
+        return self._placed.get(name, None if source in out else source) == source and name not in self._orders
+
+    def _not_seen(self, event: NotSeen, now: float) -> Iterator[Command]:
+        desk = self._desks[event.source]
+        desk.looking_since, desk.next_look = None, now + self._backoff(desk)
+        if desk.failures == _TRIES_TOLD:
+            yield Tell(f"{desk.source.name}: can't see its machines: {event.error}; trying on", warning=True)
+        if desk.failures >= _TRIES_TOLD and isinstance(event.error, AuthFailed) and not desk.blind:
+            desk.blind = True
+            self.refusals.append(event.error)
+            for claim in desk.claims.values():
+                if claim.phase is _Phase.BOOTING:  # nobody will tell its address
+                    _end(claim, now)
 
     def _compare(
         self, number: int, desk: _Desk, id: MachineId, claim: _Claim, shown: Machine | None, since: float, now: float
@@ -553,11 +619,11 @@ class Fleet:
             claim.seen, claim.missed = True, 0
         elif not claim.seen and since < claim.made + desk.source.settle:
             return  # too young to be missed
-        gone = shown is None or shown.state is MachineState.GONE
         if claim.phase is _Phase.ENDING:
-            if gone and since >= claim.since:
+            claim.missed += shown is None and claim.accepted and since >= claim.since
+            if claim.missed >= _MISSES or (shown is not None and shown.state is MachineState.GONE):
                 del desk.claims[id]
-            elif not gone and claim.accepted and now >= claim.since + _RETRY_DESTROY:
+            elif shown is not None and claim.accepted and now >= claim.since + _RETRY_DESTROY:
                 claim.accepted, claim.due = False, now
             return
         if shown is None and claim.missed < _MISSES:
@@ -577,10 +643,17 @@ class Fleet:
         """A machine that never got to serve."""
         error = ProvisioningError(f"{desk.source.name}: {id} did not come up: {reason}")
         self.refusals.append(error)
-        if claim.candidate is not None:
-            self._resting[self._candidates.index(claim.candidate)] = now + _REST[NoCapacity]
+        if claim.candidate is not None:  # until others have had their time to fail, and were counted
+            self._resting[self._candidates.index(claim.candidate)] = now + desk.source.patience + _REST[NoCapacity]
         _end(claim, now)
+        self._failed()
         yield Tell(str(error), warning=True)
+
+    def _failed(self) -> None:
+        """A machine did not come up; whether or not it had an address, it may be all of them that do not."""
+        self._failures += 1
+        if self._failures >= _TRIES and not self._stopping:
+            self._wanted -= 1
 
     def _overdue(self, now: float) -> Iterator[Command]:
         for desk in self._desks:
@@ -596,9 +669,13 @@ class Fleet:
         if claim is None or claim.phase is _Phase.ENDING:
             return
         _end(claim, now)
+        if event.served:
+            self._failures = 0
         if not event.replace and not self._stopping:
             self._wanted -= 1
-        self._pause_until = max(self._pause_until, now + event.pause)
+        elif not event.served:
+            self._failed()
+        self._pause_until = max(self._pause_until, now + _PAUSE * self._failures)
 
     def _end(self, number: int, desk: _Desk, now: float) -> Iterator[Command]:
         ids = [
@@ -638,9 +715,7 @@ class Fleet:
                 yield Tell(f"{text}; trying on" if desk.source.rented else text, warning=True)
 
     def _clear(self, number: int, desk: _Desk, now: float) -> Iterator[Command]:
-        ready = (
-            self._stopping and not desk.claims and not self._orders and desk.uncertain is None and desk.doubt is None
-        )
+        ready = self._is_bare(desk) and not desk.claims and not self._orders
         if ready and _leaves(desk) and not desk.cleared and not desk.clearing and now >= desk.next_clear:
             desk.clearing = True
             yield Clear(number)
@@ -652,7 +727,8 @@ class Fleet:
 
 
 def _end(claim: _Claim, now: float) -> None:
-    claim.phase, claim.since, claim.due, claim.tries = _Phase.ENDING, now, now, 0
+    claim.phase, claim.since, claim.due = _Phase.ENDING, now, now
+    claim.tries = claim.missed = 0
 
 
 def _leaves(desk: _Desk) -> bool:

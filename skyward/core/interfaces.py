@@ -94,7 +94,10 @@ class Rental(Provider, Protocol):
         ...
 
     def settings(self) -> dict[str, object]:
-        """Arguments that make an equal provider later, without secrets; JSON can hold them."""
+        """Arguments that make an equal provider later, without secrets; JSON can hold them.
+
+        What was left to the environment (region, project, profile) is among them, as that may be another one then.
+        """
         ...
 
 

@@ -100,7 +100,7 @@ class Ledger:
 
     def __init__(self, folder: Path | None = None) -> None:
         chosen = folder or os.environ.get("SKYWARD_STATE") or platformdirs.user_state_path("skyward")
-        self.folder = Path(chosen)
+        self.folder = Path(chosen).absolute()  # the program may go elsewhere
         self.path = self.folder / "ledger.sqlite"
         try:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -109,13 +109,16 @@ class Ledger:
             with self._open() as db:
                 db.executescript(_SCHEMA)
         except (OSError, sqlite3.Error) as error:
-            raise ConfigError(
-                f"can't write the list of bought machines to {self.path}: {error}. Without it nothing is bought; make "
-                "the folder writable or name another one in the environment variable SKYWARD_STATE"
-            ) from error
+            raise self._unwritable(error) from error
 
     def __repr__(self) -> str:
         return f"<Ledger {self.path}>"
+
+    def _unwritable(self, error: Exception) -> ConfigError:
+        return ConfigError(
+            f"can't write the list of bought machines to {self.path}: {error}. Without it nothing is bought; make "
+            "the folder writable or name another one in the environment variable SKYWARD_STATE"
+        )
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
@@ -132,16 +135,31 @@ class Ledger:
     # --- a pool's life ---
 
     def open_pool(self, tag: str, providers: Sequence[tuple[str, dict[str, object]]], key: KeyPair) -> Path:
-        """A pool begins; the path of its private key."""
-        path = self.key_path(tag)
-        path.parent.mkdir(exist_ok=True, mode=0o700)
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(key.private)
+        """A pool begins; the path of its private key.
+
+        Raises
+        ------
+        ConfigError
+            That can't be written: nothing must be bought then.
+        """
+        path, pid = self.key_path(tag), os.getpid()
         rows = [(tag, i, name, json.dumps(settings)) for i, (name, settings) in enumerate(providers)]
-        with self._open() as db:
-            pid = os.getpid()
-            db.execute("INSERT INTO pools VALUES (?, ?, ?, ?, NULL)", (tag, pid, _birth(pid), time.time()))
-            db.executemany("INSERT INTO providers VALUES (?, ?, ?, ?)", rows)
+        try:
+            path.parent.mkdir(exist_ok=True, mode=0o700)
+            with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+                try:
+                    file.write(key.private)
+                    file.flush()
+                    with self._open() as db:
+                        db.execute("INSERT INTO pools VALUES (?, ?, ?, ?, NULL)", (tag, pid, _birth(pid), time.time()))
+                        db.executemany("INSERT INTO providers VALUES (?, ?, ?, ?)", rows)
+                except BaseException:
+                    path.unlink()  # without its pool nobody else would
+                    raise
+        except FileExistsError:  # two pools of one name: the disk can't help it
+            raise
+        except (OSError, sqlite3.Error) as error:
+            raise self._unwritable(error) from error
         return path
 
     def key_path(self, tag: str) -> Path:
@@ -157,15 +175,31 @@ class Ledger:
         with self._open() as db:
             db.execute("INSERT OR IGNORE INTO stopped VALUES (?, ?)", (tag, time.time()))
 
-    def close_pool(self, tag: str) -> None:
-        """Nothing of the pool is left anywhere."""
+    def close_pool(self, tag: str, *, seen: bool = False) -> list[str]:
+        """Nothing of the pool is left anywhere.
+
+        Parameters
+        ----------
+        seen
+            Only if each of its machines is known to have ended. Who asks later may ask another account or region than
+            the driver did, where nothing of the pool ever was.
+
+        Returns
+        -------
+        list of str
+            The machines for which it was not closed, each with its provider.
+        """
         now = time.time()
         with self._open() as db:
+            query = "SELECT provider, id FROM machines WHERE tag = ? AND ended IS NULL"
+            if unseen := [f"{row['id']} at {row['provider']}" for row in db.execute(query, (tag,)) if seen]:
+                return unseen
             db.execute("UPDATE pools SET closed = ? WHERE tag = ? AND closed IS NULL", (now, tag))
             db.execute("UPDATE machines SET ended = ? WHERE tag = ? AND ended IS NULL", (now, tag))
         self.key_path(tag).unlink(missing_ok=True)
         for path in self.key_path(tag).parent.glob(f"{glob.escape(tag)}@*"):
             path.unlink(missing_ok=True)
+        return []
 
     def intend(self, provider: str, order: Order) -> None:
         """Machines are about to be created. Returns when that is on the disk.

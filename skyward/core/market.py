@@ -138,7 +138,8 @@ def nearest(offers: Sequence[Offer], resources: Resources, allocation: Allocatio
         wanted = Accelerator.parse(resources.accelerator)
         if not any(Accelerator(wanted.name).matches(offer) for offer in offers):
             close = _closest((offer.accelerator for offer in offers if offer.accelerator), wanted.name)
-            return f"nobody offers accelerator={resources.accelerator!r}; the nearest are {_listed(close)}"
+            others = f"; the nearest are {_listed(close)}" if close else ", nor any other accelerator"
+            return f"nobody offers accelerator={resources.accelerator!r}{others}"
         most = max(offer.accelerators for offer in offers if Accelerator(wanted.name).matches(offer))
         if most < wanted.count:
             return (
@@ -159,7 +160,7 @@ def nearest(offers: Sequence[Offer], resources: Resources, allocation: Allocatio
 
 
 def _listed(names: Sequence[str]) -> str:
-    return ", ".join(map(repr, names)) or "none"
+    return ", ".join(map(repr, names))
 
 
 def _closest(names: Iterable[str], wanted: str) -> list[str]:

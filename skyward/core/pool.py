@@ -303,14 +303,22 @@ class _Running:
                 self._io.start(self.dispatcher.drained()).result()
         finally:
             self.dispatcher.shut("this pool is closed; make a new sky.Compute")
-            self._end_nodes()
-            self._io.stop()
-            self.dispatcher.close()
-            self.events.emit(PoolClosed(time.monotonic() - self._began))
-            self._unsubscribe()
-            self._console.close()
+            try:
+                self._end_nodes()  # a second Ctrl-C leaves the loop alive, which goes on to give back
+            except Exception:
+                self._take_apart()
+                raise
+            self._take_apart()
+
+    def _take_apart(self) -> None:
+        self._io.stop()
+        self.dispatcher.close()
+        self.events.emit(PoolClosed(time.monotonic() - self._began))
+        self._unsubscribe()
+        self._console.close()
 
     def _end_nodes(self) -> None:
+        is_rented = any(Trait.RENTED in provider.traits for provider in self._plan.providers)
         ending = self._io.start(self._give_back())
         interrupts = 0
         while True:
@@ -321,8 +329,12 @@ class _Running:
                 interrupts += 1
                 if interrupts > 1:
                     raise
-                text = f"giving back the nodes of {self._name}; Ctrl-C again leaves them to end by themselves within "
-                self.events.emit(Note(f"{text}{self._plan.order.orphan_timeout:g} s", warning=True))
+                instead = (
+                    "leaves that to a process in the background: look with `skyward ls`"
+                    if is_rented
+                    else f"leaves them to end by themselves within {self._plan.order.orphan_timeout:g} s"
+                )
+                self.events.emit(Note(f"giving back the nodes of {self._name}; Ctrl-C again {instead}", warning=True))
 
     async def _give_back(self) -> None:
         self.dispatcher.cancel_all()

@@ -14,6 +14,7 @@ import logging
 import math
 import sqlite3
 import time
+from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -33,10 +34,11 @@ from skyward.core.errors import (
     LinkError,
     LoginRefused,
     NoOffer,
+    PackagesFailed,
     ProvisioningError,
     SkywardError,
 )
-from skyward.core.events import Events, NodeGone, NodeReady, NodeStep, Note
+from skyward.core.events import Events, Machines, NodeGone, NodeReady, NodeStep, Note
 from skyward.core.interfaces import Channel, Link, Provider, Rental, Shell, Trait, Transport
 from skyward.core.keys import make_key
 from skyward.core.ledger import Ledger
@@ -53,8 +55,6 @@ _log = logging.getLogger("skyward.provision")
 
 _CONNECT = 30.0  # seconds for one connection
 _AGAIN = 1.0  # seconds between two tries to reach a machine that boots
-_TRIES = 3  # machines in a row that may fail to come up before no more are asked for
-_PAUSE = 2.0  # seconds before the next try, times the number of failures so far
 _MOST_LINES = 8  # refusals that one error lists
 _GIVE_UP = 900.0  # seconds for giving everything back; then the ledger, and who reads it, must do
 _NOT_YET = (HostUnreachable, HostKeyError, LoginRefused)  # what a machine that boots may answer at first
@@ -88,20 +88,20 @@ class Provisioner:
         self._dispatcher = dispatcher
         self._events = events
         self._calls = ThreadPoolExecutor(16, "skyward-provider")
-        self._fleet = f.Fleet([_source(provider) for provider in plan.providers], [], plan.nodes.most)
+        self._fleet = self._new_fleet([])
         self._timer: asyncio.TimerHandle | None = None
         self._errands: set[asyncio.Task[None]] = set()  # what was commanded; never cancelled
         self._lives: dict[tuple[int, MachineId], _Life] = {}
         self._sessions: dict[str, Session] = {}
         self._ready: dict[str, int] = {}  # node -> slots
         self._names: list[str] = []  # of all nodes so far, in the order in which they were begun
-        self._failed_in_a_row = 0
         self._first_error: SkywardError | None = None
         self._last_reason: str | None = None  # why the last node was lost
         self._changed = asyncio.Event()
         self._started = False
         self._stopping = False
         self._purse: _Purse | None = None
+        self._waiting = Machines()  # as it was told last
 
     def __repr__(self) -> str:
         return f"<Provisioner {len(self._ready)} ready, {len(self._lives)} alive, of {self._plan.nodes}>"
@@ -129,9 +129,7 @@ class Provisioner:
             return
         if any(_is_rented(provider) for provider in self._plan.providers):
             self._purse = await self._call(_Purse, self._plan)
-        self._fleet = f.Fleet(
-            [_source(provider) for provider in self._plan.providers], candidates, self._plan.nodes.most
-        )
+        self._fleet = self._new_fleet(candidates)
         self._tell_fleet(f.Tick())
         least = self._plan.nodes.least
         while len(self._ready) < least and not (self._fleet.settled and self._fleet.count < least):
@@ -141,9 +139,15 @@ class Provisioner:
             raise self._reason()
         self._started = True
 
+    def _new_fleet(self, candidates: Sequence[f.Candidate]) -> f.Fleet:
+        sources = [_source(provider) for provider in self._plan.providers]
+        return f.Fleet(sources, candidates, self._plan.nodes.most, self._plan.order.tag)
+
     async def stop(self) -> None:
         """Say goodbye to all nodes and give all machines back; returns when that is done and confirmed."""
         self._stopping = True
+        if self._purse is not None and (count := self._fleet.count):  # it takes a while; who pressed Ctrl-C must see it
+            self._events.emit(Note(f"giving back {count} machine(s) of {self._plan.order.tag}"))
         self._tell_fleet(f.Stop())
         await asyncio.gather(*(session.close() for session in self._sessions.values()), return_exceptions=True)
         for life in self._lives.values():
@@ -158,9 +162,19 @@ class Provisioner:
             text = f"could not give back {left}; it may still cost. Try: skyward down {self._plan.order.tag}"
             self._events.emit(Note(text, warning=True))
         else:
-            if self._purse is not None:
-                self._events.emit(Note(await self._call(self._purse.close)))
-        self._calls.shutdown(wait=False)
+            await self._close_purse()
+        finally:
+            self._calls.shutdown(wait=False)
+
+    async def _close_purse(self) -> None:
+        if self._purse is None:
+            return
+        try:
+            self._events.emit(Note(await self._call(self._purse.close)))
+        except (OSError, sqlite3.Error) as error:  # it must not hide what the block had to say
+            tag, path = self._plan.order.tag, self._purse.ledger.path
+            text = f"all is given back, but {path} can't be written: {error}. It still shows {tag}: skyward down {tag}"
+            self._events.emit(Note(text, warning=True))
 
     def _reason(self) -> SkywardError:
         """Why too few nodes were had."""
@@ -189,7 +203,8 @@ class Provisioner:
             except SkywardError as error:
                 errors.append(error)
                 if len(self._plan.providers) > 1:
-                    self._events.emit(Note(f"{provider.name}: {error}", warning=True))
+                    reason = str(error).removeprefix(f"{provider.name}: ")  # most errors begin so; once is enough
+                    self._events.emit(Note(f"{provider.name}: {reason}", warning=True))
         if not found:
             raise errors[0]
         if self._plan.order.allocation == "cheapest":  # of all providers, not of one after another
@@ -211,8 +226,13 @@ class Provisioner:
     def _tell_fleet(self, event: f.Event) -> None:
         """Report to the fleet and begin what it commands."""
         loop = asyncio.get_running_loop()
-        for command in self._fleet.handle(event, loop.time()):
+        commands = self._fleet.handle(event, loop.time())
+        self._tell_orders([command for command in commands if isinstance(command, f.Create)])
+        for command in commands:
             self._carry_out(command)
+        if self._waiting != (waiting := Machines(*self._fleet.waiting)):
+            self._waiting = waiting
+            self._events.emit(waiting)
         if self._timer is not None:
             self._timer.cancel()
         due = self._fleet.next_tick(loop.time())
@@ -220,6 +240,17 @@ class Provisioner:
         self._changed.set()
         if self._started and not self._stopping and self._fleet.settled and not self._fleet.count:
             self._dispatcher.hopeless(f"no node is left and none can be had; the last one: {self._last_reason}")
+
+    def _tell_orders(self, commands: Sequence[f.Create]) -> None:
+        """What is bought at this moment; where each machine is an order of its own, one line for all that are alike."""
+        counts: Counter[tuple[str, str, float | None]] = Counter()
+        for command in commands:
+            provider, offer = self._plan.providers[command.candidate.source], command.candidate.offer
+            if offer is not None:
+                counts[provider.name, str(offer), offer.price] += command.count
+        for (name, text, price), count in counts.items():
+            total = f", ${price * count:.4g}/h in all" if price and count > 1 else ""
+            self._events.emit(Note(f"{name}: ordering {count} x {text}{total}"))
 
     def _carry_out(self, command: f.Command) -> None:
         match command:
@@ -291,13 +322,9 @@ class Provisioner:
 
     async def _create(self, command: f.Create) -> None:
         provider, offer = self._plan.providers[command.candidate.source], command.candidate.offer
-        name = f"{self._plan.order.tag}-{command.order}"
-        order = replace(self._plan.order, count=command.count, name=name, offer=offer)
+        order = replace(self._plan.order, count=command.count, name=command.order, offer=offer)
         buy: Callable[[Order], Sequence[Machine]] = provider.create
         if self._purse is not None and _is_rented(provider):
-            assert offer is not None
-            price = f", ${offer.price * command.count:.4g}/h in all" if offer.price and command.count > 1 else ""
-            self._events.emit(Note(f"{provider.name}: ordering {command.count} x {offer}{price}"))
             buy = functools.partial(self._purse.buy, provider)
         await self._ask(
             buy,
@@ -321,13 +348,9 @@ class Provisioner:
         name = f"node-{len(self._names) + 1}"
         self._names.append(name)
         provider = self._plan.providers[source]
-        patience = 0.0
         if self._purse is not None and _is_rented(provider):
-            machine, patience = self._purse.with_keys(machine), cast("Rental", provider).patience
             self._errand(self._note_address(provider.name, machine, name))
-        life = self._lives[source, machine.id] = _Life(
-            asyncio.create_task(self._serve(source, machine, name, patience))
-        )
+        life = self._lives[source, machine.id] = _Life(asyncio.create_task(self._serve(source, machine, name)))
         if self._stopping:
             life.serving.cancel()
         self._errand(self._live(source, machine, name, life))
@@ -340,13 +363,14 @@ class Provisioner:
     async def _live(self, source: int, machine: Machine, name: str, life: _Life) -> None:
         """A node's whole life; ends with the machine given up, and perhaps another one in its place."""
         reason: str | None = None
+        is_image = False
         try:
             reason = await life.serving
         except asyncio.CancelledError:
             if not life.serving.cancelled():  # the loop itself is ending
                 raise
         except SkywardError as error:
-            reason = f"{error}"
+            reason, is_image = f"{error}", isinstance(error, PackagesFailed)
             self._first_error = self._first_error or error
         except Exception as error:  # a gap in a transport's or provider's error map; it must not end the pool's upkeep
             _log.exception("%s: unexpected error", name)
@@ -360,14 +384,20 @@ class Provisioner:
         del self._lives[source, machine.id]
         self._dispatcher.node_down(name, reason or "the pool was closed")
         self._events.emit(NodeGone(name, None if self._stopping else reason))
-        self._failed_in_a_row = 0 if was_ready else self._failed_in_a_row + 1
-        # Hosts that exist are not exchanged while the pool starts: what is wrong with one is told at once.
-        replace = self._failed_in_a_row < _TRIES and (self._started or _is_rented(self._plan.providers[source]))
+        # While the pool starts, hosts that exist are not exchanged, nor machines for packages that no other could
+        # install either: what is wrong is told at once.
+        replace = self._started or (_is_rented(self._plan.providers[source]) and not is_image)
         self._last_reason = reason
-        self._tell_fleet(f.Lost(source, machine.id, replace, _PAUSE * self._failed_in_a_row))
+        self._tell_fleet(f.Lost(source, machine.id, was_ready, replace))
+        if reason is not None and not was_ready and not self._stopping:
+            more = "" if self._fleet.settled else "; trying another machine"
+            self._events.emit(Note(f"{name}: {reason.partition(chr(10))[0]}{more}", warning=True))
 
-    async def _serve(self, source: int, machine: Machine, name: str, patience: float) -> str | None:
+    async def _serve(self, source: int, machine: Machine, name: str) -> str | None:
         """From a machine to a session, until that ends; the reason, or None when the pool ended it."""
+        provider, patience = self._plan.providers[source], 0.0
+        if self._purse is not None and _is_rented(provider):
+            machine, patience = self._purse.with_keys(machine), cast("Rental", provider).patience
         connector = _Connector(
             machine,
             self._plan,
@@ -381,9 +411,18 @@ class Provisioner:
             setup = self._plan.setup._replace(node=name, shares=here and CAN_SHARE)
             session = Session(name, connector.open, secret, setup, self, self._plan.timing)
             self._sessions[name] = session
-            return await session.run()
+            limit = asyncio.get_running_loop().call_later(self._plan.timing.ready, self._too_late, session)
+            try:
+                return await session.run()
+            finally:
+                limit.cancel()
         finally:
             await connector.close()
+
+    def _too_late(self, session: Session) -> None:
+        """An agent whose slots hang, in an import say, goes on to answer; it is of no use all the same."""
+        if session.node not in self._ready:
+            session.abandon(f"its workers did not start within {self._plan.timing.ready:g} s")
 
     def received(self, session: Session, message: Message, buffers: list[Filled]) -> None:
         """Hear a session: that it is ready is ours to know, all else the dispatcher's."""
@@ -394,10 +433,9 @@ class Provisioner:
             session.abandon(message.error)
         else:
             self._ready[session.node] = message.slots
-            self._failed_in_a_row = 0
+            self._tell_fleet(f.Ready())
             self._dispatcher.node_up(session, message.slots)
             self._events.emit(NodeReady(session.node, message.slots))
-            self._changed.set()
 
 
 @dataclass(slots=True)
@@ -466,8 +504,10 @@ class _Purse:
 
     def close(self) -> str:
         """All is given back: tell the ledger and the reaper; what it cost, for the user."""
-        self.ledger.close_pool(self._tag)
-        reaper.dismiss(self._reaper)
+        try:
+            self.ledger.close_pool(self._tag)
+        finally:
+            reaper.dismiss(self._reaper)
         entries = self.ledger.machines(self._tag)
         costs = [entry.cost(time.time()) for entry in entries]
         known = sum(cost for cost in costs if cost is not None)

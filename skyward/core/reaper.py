@@ -1,9 +1,9 @@
 """A small process that outlives the driver: when the driver dies, it gives back what the driver bought.
 
 ``python -m skyward.core.reaper``, started by the pool in a session of its own. On its standard input it gets the pool's
-tag, the driver's pid and the providers, pickled, since credentials may stand in them; then it waits. The end of the
-input without the word "done" means that the driver has died. It loads nothing else before that. What it then does
-stands in ``reaper.log`` beside the ledger.
+tag, the driver's pid and the providers, pickled, since credentials may stand in them; it answers with a byte and then
+waits. The end of the input without the word "done" means that the driver has died. It loads nothing else before that.
+What it then does stands in ``reaper.log`` beside the ledger.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,13 +28,14 @@ if TYPE_CHECKING:
 
 __all__ = ["dismiss", "main", "start"]
 
-_DONE = b"done"
+_READY, _DONE = b"+", b"done"
 _PAUSE = (5.0, 600.0)  # seconds before what could not be given back is tried again: at first, and at most
+_START = 60.0  # seconds within which it must be ready
 _GIVE_UP = 86400.0  # seconds; a day without a network must not mean a machine that costs for ever
 
 
 def start(tag: str, folder: Path, providers: bytes) -> subprocess.Popen[bytes]:
-    """Start a reaper for this process; `providers` is a pickled list. End it with `dismiss`.
+    """Start a reaper for this process, and return when it is ready. `providers` is a pickled list. End with `dismiss`.
 
     Raises
     ------
@@ -46,25 +48,42 @@ def start(tag: str, folder: Path, providers: bytes) -> subprocess.Popen[bytes]:
     log_path = folder / "reaper.log"
     try:
         with os.fdopen(os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as log:
+            # It stays in this folder: credentials may be in files that are named relative to it.
             process = subprocess.Popen(
-                [sys.executable, "-m", "skyward.core.reaper"],
+                [sys.executable, "-P", "-m", "skyward.core.reaper"],
                 stdin=subprocess.PIPE,
-                stdout=log,
+                stdout=subprocess.PIPE,
                 stderr=log,
                 start_new_session=True,  # neither Ctrl-C nor the terminal's end is for it
-                cwd="/",
                 env={**os.environ, "PYTHONPATH": path},
             )
-        assert process.stdin is not None
         head = json.dumps({"tag": tag, "pid": os.getpid(), "folder": str(folder.absolute())}).encode()
-        for part in (head, providers):
-            process.stdin.write(struct.pack("!I", len(part)) + part)
-        process.stdin.flush()
+        try:
+            _hand_over(process, [head, providers])
+        except BaseException:
+            process.kill()
+            process.communicate()
+            raise
     except OSError as error:
         raise ProvisioningError(
             f"the process that gives machines back if this one dies did not start: {error}. See {log_path}"
         ) from error
     return process
+
+
+def _hand_over(process: subprocess.Popen[bytes], parts: Sequence[bytes]) -> None:
+    """Tell a reaper what to do, and wait until it has understood."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    for part in parts:
+        process.stdin.write(struct.pack("!I", len(part)) + part)
+    process.stdin.flush()
+    poll = select.poll()
+    poll.register(process.stdout, select.POLLIN)
+    ready = poll.poll(1000 * _START)
+    if not ready or process.stdout.read(1) != _READY:
+        raise OSError("it ended" if ready else f"no word of it within {_START:g} s")
+    process.stdout.close()
 
 
 def dismiss(process: subprocess.Popen[bytes]) -> None:
@@ -77,7 +96,9 @@ def main() -> None:
     try:
         head = json.loads(_read())
         providers = _read()
-    except EOFError:  # the driver died before it had told what to do, and so before it bought anything
+        os.write(1, _READY)
+        os.dup2(2, 1)  # from here on it only writes its log
+    except (EOFError, BrokenPipeError):  # the driver died before it had heard the answer, and so bought nothing
         return
     if not _dismissed(head["pid"]):
         _clean_up(head["tag"], Path(head["folder"]), pickle.loads(providers))
@@ -123,25 +144,33 @@ def _clean_up(tag: str, folder: Path, providers: Sequence[Rental]) -> None:
     def is_clean(provider: Rental) -> bool:
         try:
             # The driver may have died with an order on its way.
-            ended = sweep(provider, tag, settle=provider.settle, tell=say)
-            Ledger(folder).ended(provider.name, ended)
+            sweep(provider, tag, Ledger(folder), settle=provider.settle, tell=say)
         except Exception as error:  # whatever it is, the machines still cost
             say(f"{type(error).__name__}: {error}")
             return False
         return True
 
+    def clean(provider: Rental) -> bool:
+        """Try for a day; whether it worked."""
+        pause, most = _PAUSE
+        end = time.monotonic() + _GIVE_UP
+        while not is_clean(provider):
+            if time.monotonic() > end:
+                say(f"{provider.name}: gave up; what is left may still cost. Try: skyward down {tag}")
+                return False
+            time.sleep(pause)
+            pause = min(2 * pause, most)
+        return True
+
     say("the driver has died; giving back what it bought")
-    pause, most = _PAUSE
-    end = time.monotonic() + _GIVE_UP
-    waiting = list(providers)
-    while waiting := [provider for provider in waiting if not is_clean(provider)]:
-        if time.monotonic() > end:
-            say(f"gave up; what is left may still cost. Try: skyward down {tag}")
-            return
-        time.sleep(pause)
-        pause = min(2 * pause, most)
-    Ledger(folder).close_pool(tag)
-    say("nothing is left")
+    with ThreadPoolExecutor(max(1, len(providers))) as threads:  # one that is down must not keep the others
+        all_clean = all(list(threads.map(clean, providers)))
+    if not all_clean:
+        return
+    if unseen := Ledger(folder).close_pool(tag, seen=True):
+        say(f"{', '.join(unseen)}: not shown by any provider; gone, or of another account? See: skyward down {tag}")
+    else:
+        say("nothing is left")
 
 
 if __name__ == "__main__":

@@ -6,13 +6,15 @@ are found by entry point, in groups of the same names. Both are loaded the same 
 
 from __future__ import annotations
 
+import difflib
 import importlib
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any
 
-from skyward.core.errors import ConfigError, PluginNotFound
+from skyward.core.errors import ConfigError, PluginNotFound, SkywardError
 
 if TYPE_CHECKING:
     from skyward.core.interfaces import Provider
@@ -63,10 +65,9 @@ def load(group: str, name: str) -> Any:
         return getattr(importlib.import_module(module), attribute)
     entries = _theirs(group).get(name, [])
     if not entries:
-        raise PluginNotFound(
-            f"no {kind} is called {name!r}; installed are: {', '.join(names(group))}. A third party's comes with the "
-            f"package that its documentation names, by custom skyward-{name}: install that and try again"
-        )
+        close = difflib.get_close_matches(name.lower(), names(group), 1)
+        advice = f"did you mean {close[0]!r}?" if close else "a third party's comes with its own package."
+        raise PluginNotFound(f"no {kind} is called {name!r}; {advice} Installed are: {', '.join(names(group))}")
     if len(entries) > 1:
         claims = " and ".join(sorted(_package(entry) for entry in entries))
         raise PluginNotFound(f"{claims} both offer a {kind} called {name!r}; uninstall one of them")
@@ -79,10 +80,11 @@ def load(group: str, name: str) -> Any:
         ) from error
 
 
-def provider(name: str, settings: Mapping[str, object] | None = None, *arguments: object) -> Provider:
+def provider(name: str, settings: Mapping[str, object] | None = None) -> Provider:
     """A provider by its name, with what `Rental.settings` once said of it, which may have been through JSON.
 
-    Secrets are no settings: they are found again as the vendor's own tools find them.
+    A name may be followed by the first argument, as in ``"libcloud:digitalocean"``. Secrets are no settings: they are
+    found again as the vendor's own tools find them.
 
     Raises
     ------
@@ -91,6 +93,7 @@ def provider(name: str, settings: Mapping[str, object] | None = None, *arguments
     ConfigError
         It needs other arguments.
     """
+    name, _, first = name.partition(":")
     rivals = _theirs(PROVIDERS).get(name)
     if rivals and name in _ours(PROVIDERS):
         raise PluginNotFound(
@@ -99,11 +102,34 @@ def provider(name: str, settings: Mapping[str, object] | None = None, *arguments
         )
     kind = load(PROVIDERS, name)
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in (settings or {}).items()}
+    signature = inspect.signature(kind)
+    if first:
+        values = {next(iter(signature.parameters), ""): first, **values}
     try:
-        made: Provider = kind(*arguments, **values)
-    except TypeError as error:
-        raise ConfigError(f"provider={name!r} needs arguments; give an object of {kind.__name__}: {error}") from error
+        signature.bind(**values)
+    except TypeError:
+        raise ConfigError(_misfit(name, kind, values)) from None
+    try:
+        made: Provider = kind(**values)
+    except SkywardError:
+        raise
+    except Exception as error:  # a value of another type than it takes, mostly
+        raise ConfigError(f"{name}: {type(error).__name__}: {error}") from error
     return made
+
+
+def _misfit(name: str, kind: Callable[..., object], values: Mapping[str, object]) -> str:
+    """Which settings a provider does not have, or else which one it lacks."""
+    given = inspect.signature(kind).parameters
+    known = {each: given[each] for each in given if given[each].kind is not inspect.Parameter.VAR_KEYWORD}
+    fields: Mapping[str, Any] = getattr(kind, "__dataclass_fields__", {})
+    notes = {each: fields[each].metadata if each in fields else {} for each in known}
+    if unknown := [repr(each) for each in values if each not in known]:
+        has = [each for each in known if not notes[each].get("secret")]  # which are no settings
+        return f"{name} has no setting {', '.join(unknown)}; it has {', '.join(has) or 'none'}"
+    lacking = next(each for each in known if known[each].default is inspect.Parameter.empty and each not in values)
+    example = notes[lacking].get("example", f"{lacking}=...")
+    return f"{name} needs its {lacking}: in the terminal {name}:{example}, in a program {kind.__name__}(...)"
 
 
 def _package(entry: EntryPoint) -> str:

@@ -44,6 +44,8 @@ class Timing:
         Without a byte from the node, a link counts as broken.
     give_up
         Without a link, the node counts as lost.
+    ready
+        From when the agent is reached, its slots must have started within this.
     farewell
         At the end the agent must close within this.
     """
@@ -52,6 +54,7 @@ class Timing:
     beat: float = 2.0
     silence: float = 12.0
     give_up: float = 60.0
+    ready: float = 600.0
     farewell: float = 2.0
 
 
@@ -227,6 +230,8 @@ class Session:
         for _ in range(3):  # the first estimates of the round trip
             wire.send(Ping(asyncio.get_running_loop().time()))
         self._flush()
+        if self._closing:  # while the link was being made
+            channel.close()
 
     async def _talk(self, channel: Channel) -> str:
         """Read until the link ends; the reason."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
+import os
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -159,6 +161,16 @@ class AWS(CloudProvider):
             )
         except ValueError as error:
             raise ConfigError(f"AWS region={self.region!r}: {error}") from error
+
+    def resolved(self) -> dict[str, object]:
+        """The region, and the profile if that is where the credentials are."""
+        found: dict[str, object] = {}
+        with contextlib.suppress(CredentialsError):  # told by `make_driver`
+            found["region"] = resolve_region(self.profile) or _REGION
+        named = os.environ.get("AWS_DEFAULT_PROFILE") or os.environ.get("AWS_PROFILE")
+        if named and not self.access_key and not os.environ.get("AWS_ACCESS_KEY_ID"):
+            found["profile"] = named
+        return found
 
     # --- offers ---
 

@@ -12,7 +12,7 @@ import functools
 import threading
 import weakref
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -117,6 +117,13 @@ class CloudProvider:
     def clear_leftovers(self, driver: Any, tag: str) -> None:
         """Remove what else carries the tag."""
 
+    def resolved(self) -> Mapping[str, object]:
+        """Arguments that were left out, as the environment has them now: region, project; no secrets.
+
+        They are written down, since who looks for machines later may do so in another environment.
+        """
+        return {}
+
     def map_error(self, error: Exception) -> SkywardError | None:
         """The vendor's own errors in our words; None leaves an error to the base."""
         return None
@@ -168,13 +175,14 @@ class CloudProvider:
         self._call(lambda driver: self.clear_leftovers(driver, tag))
 
     def settings(self) -> dict[str, object]:
-        """The arguments that are no secrets and no defaults."""
+        """The arguments that are no secrets and no defaults, and what the environment said in place of others."""
         values = {
             item.name: getattr(self, item.name)
             for item in dataclasses.fields(self)  # type: ignore[arg-type]
             if item.init and not item.metadata.get("secret") and getattr(self, item.name) != _default(item)
         }
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+        given = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+        return {**self.resolved(), **given}
 
     def examination(self) -> list[Check]:
         """Findings for ``skyward doctor``; the first is whether the credentials work at all."""
@@ -248,7 +256,7 @@ class CloudProvider:
         """libcloud's and requests' errors in our words."""
         text = f"{self.name}: {_short(error)}"
         if isinstance(error, InvalidCredsError):
-            return AuthFailed(f"{text}. The credentials are wrong, have expired, or may not do this")
+            return AuthFailed(f"{self.name}: {error.value}")  # as a text it would be in quotes
         if isinstance(error, RateLimitReachedError):
             return RateLimited(text, float(error.retry_after or 0) or None)
         if isinstance(error, MalformedResponseError):

@@ -14,7 +14,7 @@ import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 from urllib.parse import urlsplit
 
 import requests
@@ -95,7 +95,7 @@ class Libcloud(CloudProvider):
     name: ClassVar[str] = "libcloud"
     traits: ClassVar[frozenset[Trait]] = frozenset({Trait.DESTROYS, Trait.RENTED})
 
-    driver: str
+    driver: str = field(metadata={"example": "digitalocean"})
     key: str | None = field(default=None, repr=False, metadata=SECRET)
     secret: str | None = field(default=None, repr=False, metadata=SECRET)
     location: str | None = None
@@ -120,6 +120,7 @@ class Libcloud(CloudProvider):
     ) -> None:
         known = Profile(**profile) if isinstance(profile, Mapping) else profile
         values = {
+            "name": f"{self.name}:{driver}",  # as `provider=` and the command line take it: an account of its own
             "driver": driver,
             "key": key,
             "secret": secret,
@@ -161,6 +162,17 @@ class Libcloud(CloudProvider):
             values["profile"] = json.loads(json.dumps(dataclasses.asdict(self.profile)))  # with lists, as it comes back
         return values
 
+    @classmethod
+    def found(cls) -> list[Self]:
+        """One for each cloud whose key is in the environment: the command line asks these."""
+        clouds = PROFILES.items()
+        return [cls(cloud) for cloud, profile in clouds if any(os.environ.get(name) for name in profile.key_env)]
+
+    def resolved(self) -> dict[str, object]:
+        """Options that the vendor's own tools take from the environment."""
+        names = self._told.options_env.items()
+        return {option: os.environ[name] for option, name in names if os.environ.get(name)}
+
     def make_driver(self) -> Any:
         """A driver with the credentials that are found."""
         profile, env = self._told, os.environ
@@ -173,12 +185,17 @@ class Libcloud(CloudProvider):
                 if names or what == "key"
             )
             raise AuthFailed(
-                f"libcloud {self.driver}: no credentials: neither Libcloud({self.driver!r}, key=...) nor {sought} in "
+                f"{self.name}: no credentials: neither Libcloud({self.driver!r}, key=...) nor {sought} in "
                 "the environment"
             )
-        found = {option: env[name] for option, name in profile.options_env.items() if env.get(name)}
-        options = {**profile.options, **found, **self.options}
-        made = get_driver(self.driver)(*(text for text in (key, secret) if text is not None), **options)
+        options = {**profile.options, **self.resolved(), **self.options}
+        try:
+            made = get_driver(self.driver)(*(text for text in (key, secret) if text is not None), **options)
+        except TypeError as error:
+            raise ConfigError(
+                f"Libcloud({self.driver!r}): the driver does not take {' and '.join(self.options) or 'this'}: {error}. "
+                "A region or zone is named with location="
+            ) from error
         if self.url is not None:
             _turn(made, self.url)
         return made
@@ -192,7 +209,7 @@ class Libcloud(CloudProvider):
         ids = {*places, *(_id(place) for place in places.values())}
         if self.location is not None and self.location not in ids:
             names = ", ".join(sorted(ids)) or "none at all"
-            raise NotFound(f"libcloud {self.driver}: there is no location {self.location!r}; there are {names}")
+            raise NotFound(f"{self.name}: there is no location {self.location!r}; there are {names}")
         for size in driver.list_sizes(**profile.list_sizes):
             for place in _places_of(size, profile, places):
                 if place is None or self.location in (None, place.id, _id(place)):
@@ -233,7 +250,7 @@ class Libcloud(CloudProvider):
         assert offer is not None
         size, place = offer.extra.get("size"), offer.extra.get("location")
         if size is None or str(_get(size, profile.size)) != offer.machine:
-            raise NotFound(f"libcloud {self.driver}: there is no size {offer.machine!r}")
+            raise NotFound(f"{self.name}: there is no size {offer.machine!r}")
         given: dict[str, Any] = {"name": order.name, "size": size}
         for path, value in (*profile.create.items(), *self.create_arguments.items()):
             names = value if path in profile.named and isinstance(value, (list, tuple)) else None
@@ -269,9 +286,7 @@ class Libcloud(CloudProvider):
                 exact = sorted((i for i in images if re.search(wanted, i.name)), key=lambda image: str(image.name))
             if not exact:
                 close = difflib.get_close_matches(wanted, [str(image.name) for image in images], 5, 0.3)
-                raise NotFound(
-                    f"libcloud {self.driver}: there is no image {wanted!r}; name one with image=, such as {close}"
-                )
+                raise NotFound(f"{self.name}: there is no image {wanted!r}; name one with image=, such as {close}")
             given["image"] = exact[-1]
 
     def _key(self, driver: Any, order: Order) -> Any:
@@ -328,9 +343,9 @@ class Libcloud(CloudProvider):
         for node in driver.list_nodes(**self._told.list_nodes):
             if str(node.id) == id and node.state != NodeState.TERMINATED:
                 if not driver.destroy_node(node, **self._told.destroy):
-                    raise CloudError(f"libcloud {self.driver}: {id} was not destroyed, and it does not say why")
+                    raise CloudError(f"{self.name}: {id} was not destroyed, and it does not say why")
                 return
-        raise NotFound(f"libcloud {self.driver}: there is no machine {id}")
+        raise NotFound(f"{self.name}: there is no machine {id}")
 
     def clear_leftovers(self, driver: Any, tag: str) -> None:
         """The pool's key in the account."""
@@ -345,12 +360,12 @@ class Libcloud(CloudProvider):
         status = None if isinstance(error, BaseHTTPError) else _status(error)
         if status is None:
             return None
-        return self._mapped(BaseHTTPError(status, f"{self.driver}: {error}"))  # type: ignore[no-untyped-call]
+        return self._mapped(BaseHTTPError(status, str(error)))  # type: ignore[no-untyped-call]
 
     def _refusal(self, error: Exception) -> SkywardError:
         """Why there is no machine, or that nobody knows whether there is one."""
         profile = self._told
-        text = f"libcloud {self.driver}: {' '.join(str(error).split())[:500]}"
+        text = f"{self.name}: {' '.join(str(error).split())[:500]}"
         said = f"{getattr(error, 'code', '')} {error}"
         mapped = self.map_error(error) or self._mapped(error)
         # Whatever a 5xx says, it may be a gateway that says it, after the machine was made.

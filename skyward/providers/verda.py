@@ -16,14 +16,13 @@ from libcloud.compute.types import NodeState
 from skyward.core.errors import (
     AuthFailed,
     CloudError,
-    ConfigError,
     NoCapacity,
     NotFound,
     ProvisioningError,
     QuotaExceeded,
     SkywardError,
 )
-from skyward.core.spec import Endpoint, Machine, MachineId, MachineState, Offer, Order, Resources
+from skyward.core.spec import Endpoint, Machine, MachineId, MachineState, Offer, Order, Resources, parse_count
 from skyward.providers import first_boot
 from skyward.providers.base import SECRET, Check, CloudProvider
 from skyward.providers.drivers.verda import (
@@ -78,8 +77,7 @@ class Verda(CloudProvider):
     url: str | None = None
 
     def __post_init__(self) -> None:
-        if self.disk < 50:
-            raise ConfigError(f"Verda disk={self.disk!r} is too small; a system volume has at least 50 GB")
+        parse_count(self.disk, "Verda disk", 50)
 
     def make_driver(self) -> VerdaNodeDriver:
         """A driver with the credentials that are found."""

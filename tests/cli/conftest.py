@@ -62,7 +62,7 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 @pytest.fixture
 def run() -> Run:
     """Run the command in this process."""
-    runner = CliRunner(env={"COLUMNS": "200"})
+    runner = CliRunner()
 
     def run(*arguments: str, input: str | None = None) -> Any:
         return runner.invoke(app, list(arguments), input=input)

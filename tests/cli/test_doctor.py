@@ -43,8 +43,16 @@ def test_a_computer_where_nothing_is_set_up_is_no_fault(run: Run) -> None:
     assert "  ok     Python: 3." in result.stdout
     assert "  -      credentials: verda: no credentials: neither " in result.stdout
     assert "         -> if you use verda, see docs/clouds.md" in result.stdout
-    assert "  -      settings: provider='folder' needs arguments" in result.stdout
+    assert "  -      settings: folder needs its folder: in the terminal folder:folder=..., in a" in result.stdout
     assert "WRONG" not in result.stdout
+
+
+@pytest.mark.parametrize("named", ["local", 'ssh:hosts=["a"]'])
+def test_what_rents_nothing_is_no_fault(run: Run, named: str) -> None:
+    result = run("doctor", "-p", named, "--json")
+    assert result.exit_code == 0, result.output
+    item = findings(result)[named.partition(":")[0], "provider"]
+    assert (item["ok"], item["detail"]) == (True, "rents nothing")
 
 
 def test_settings_that_are_wrong_are_a_fault_where_they_are_given(run: Run) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -44,8 +46,14 @@ def test_all(run: Run, pools: Pools, ledger: Ledger) -> None:
     assert result.exit_code == 0, result.output
     assert pools.cloud.left() == []
     assert open_tags(ledger) == []
-    again = run("down", "--all")
-    assert (again.exit_code, again.stdout) == (0, "nothing is left anywhere\n")
+    where = f"folder:folder={pools.cloud.folder}"
+    again = run("down", "--all", "-p", where)
+    assert (again.exit_code, again.stdout) == (0, f"nothing is left at {where}\n")
+
+
+def test_where_nobody_can_be_asked_nothing_is_said_to_be_left(run: Run) -> None:
+    with pytest.raises(ConfigError, match="no provider has credentials here; `skyward doctor`"):
+        raise run("down", "--all").exception
 
 
 @pytest.mark.parametrize(("answer", "gone"), [("y\n", True), ("n\n", False), ("", False)])
@@ -72,6 +80,38 @@ def test_with_all_one_question_for_all_that_may_live(run: Run, pools: Pools) -> 
     assert result.stderr.count("is alive") == 2
     assert "End all of them?" in result.stderr
     assert len(pools.cloud.left()) == 6
+
+
+def test_where_nobody_can_answer_it_says_how_to_do_without(run: Run, pools: Pools) -> None:
+    pools.open("sky-1", alive=True)
+    with pytest.raises(ConfigError, match="nothing was ended; with --yes it does not ask"):
+        raise run("down", "sky-1", input="").exception
+
+
+def test_one_account_under_two_settings_is_swept_once(run: Run, pools: Pools, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the pool's own."""
+    swept: list[float | None] = []
+    clear = FolderCloud.clear
+    monkeypatch.setattr(FolderCloud, "clear", lambda self, tag: swept.append(self.price) or clear(self, tag))
+    pools.open("sky-1", 2)
+    result = run("down", "--all", "-p", f"folder:folder={pools.cloud.folder},price=0.2")
+    assert result.stdout == "sky-1: 2 machine(s) ended; nothing is left\n"
+    assert swept == [0.36]
+
+
+def test_ctrl_c_leaves_what_is_left_in_the_ledger(pools: Pools, ledger: Ledger) -> None:
+    pools.open("sky-1")
+    (Path(pools.cloud.folder) / "sticky").touch()
+    command = [sys.executable, "-m", "skyward.cli", "down", "sky-1"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        while "trying again" not in process.stderr.readline():
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert told == "skyward: what is left stays in the ledger; give the command again\nskyward: interrupted\n"
+    assert open_tags(ledger) == ["sky-1"]
 
 
 def test_a_living_driver_buys_nothing_in_their_place(run: Run, pools: Pools, ledger: Ledger) -> None:
@@ -113,6 +153,34 @@ def test_what_can_t_be_ended_is_told_and_stays_in_the_ledger(run: Run, pools: Po
     assert [entry.ended for entry in ledger.machines()] == [None]
     (Path(pools.cloud.folder) / "sticky").unlink()
     assert run("down", "sky-1").exit_code == 0
+    assert open_tags(ledger) == []
+
+
+def test_a_machine_that_is_not_shown_may_be_of_another_account(
+    run: Run, pools: Pools, ledger: Ledger, tmp_path: Path
+) -> None:
+    """What the environment says today may not be what it said when the pool was opened."""
+    pools.open("sky-1", 2)
+    machines, away = Path(pools.cloud.folder) / "machines", tmp_path / "away"
+    machines.rename(away)
+    result = run("down", "--all")
+    assert result.exit_code == 1
+    assert "sky-1: m-sky-1-1 at folder, m-sky-1-2 at folder: not shown there" in result.stderr
+    assert "another account, project or region" in result.stderr
+    assert "nothing is left" not in result.stdout
+    assert open_tags(ledger) == ["sky-1"]
+    away.rename(machines)
+    assert run("down", "sky-1").stdout == "sky-1: 2 machine(s) ended; nothing is left\n"
+    assert pools.cloud.left() == []
+
+
+def test_what_is_gone_can_be_forgotten(run: Run, pools: Pools, ledger: Ledger) -> None:
+    """As machines that ended themselves long ago."""
+    pools.open("sky-1")
+    pools.cloud.destroy(["m-sky-1-1"])
+    assert run("down", "sky-1").exit_code == 1
+    result = run("down", "sky-1", "--forget")
+    assert result.stdout == "sky-1: 0 machine(s) ended; nothing is left\n"
     assert open_tags(ledger) == []
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from skyward.cli.output import age
+from skyward.core.errors import ConfigError
 from skyward.core.keys import make_key
 from skyward.core.ledger import Ledger
 from skyward.core.spec import Order, Resources
@@ -28,8 +29,25 @@ def listed(result: Any, code: int = 0) -> list[dict[str, Any]]:
 
 def test_nothing(run: Run) -> None:
     result = run("ls")
-    assert (result.exit_code, result.stdout) == (0, "no machines\n")
-    assert listed(run("ls", "--json")) == []
+    assert (result.exit_code, result.stdout) == (1, "")
+    with pytest.raises(ConfigError, match="no provider has credentials here; `skyward doctor`"):
+        raise result.exception
+
+
+def test_no_machines(run: Run, cloud: FolderCloud) -> None:
+    """It says where."""
+    place = f"folder:folder={cloud.folder}"
+    result = run("ls", "-p", place)
+    assert (result.exit_code, result.stdout) == (0, f"no machines at {place}\n")
+    assert listed(run("ls", "--json", "-p", place)) == []
+
+
+def test_who_could_not_be_asked_may_have_machines(run: Run, cloud: FolderCloud, tmp_path: Path) -> None:
+    (Path(cloud.folder) / "down").touch()
+    result = run("ls", "-p", f"folder:folder={cloud.folder}")
+    assert (result.exit_code, result.stdout) == (1, "")
+    result = run("ls", "-p", f"folder:folder={cloud.folder}", "-p", f"folder:{tmp_path}")
+    assert (result.exit_code, result.stdout) == (1, f"no machines at folder:folder={tmp_path}\n")
 
 
 def test_machines_of_a_pool(run: Run, pools: Pools) -> None:
@@ -51,12 +69,13 @@ def test_a_table_for_people(run: Run, pools: Pools) -> None:
     pools.age(7500)
     lines = run("ls").stdout.splitlines()
     assert lines[0].split() == [
-        *("pool", "node", "provider", "id", "machine", "region", "state", "age", "cost", "driver"),
+        *("pool", "node", "state", "driver", "age", "cost", "provider", "machine", "region", "id"),
     ]
-    assert lines[1].split() == [
-        *("sky-1", "node-1", "folder", "m-sky-1-1", "small", "drawer", "running", "2h", "05m", "$0.7500", "alive"),
-    ]
-    assert lines[2].split()[-1] == "dead"
+    row = lines[1].split()
+    assert row[:6] == ["sky-1", "node-1", "running", "alive", "2h", "05m"]
+    assert row[6].startswith("$0.75")
+    assert row[7:] == ["folder", "small", "drawer", "m-sky-1-1"]
+    assert lines[2].split()[3] == "dead"
 
 
 def test_machines_of_another_computer(run: Run, cloud: FolderCloud) -> None:
@@ -112,7 +131,7 @@ def test_closed_pools_are_not(run: Run, pools: Pools, ledger: Ledger, cloud: Fol
     tag = pools.open("sky-1")
     cloud.destroy(["m-sky-1-1"])
     ledger.close_pool(tag)
-    assert listed(run("ls", "--json")) == []
+    assert listed(run("ls", "--json", "-p", f"folder:folder={cloud.folder}")) == []
 
 
 def test_several_ledger_pools_ask_a_provider_once(

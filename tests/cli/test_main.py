@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import os
+import re
+import signal
 import subprocess
 import sys
 import tomllib
@@ -12,8 +15,10 @@ from pathlib import Path
 import pytest
 
 import skyward
+from skyward.cli.sources import chosen, named, places
+from tests.core.folder_cloud import FolderCloud
 
-from .conftest import REPOSITORY, Run
+from .conftest import REPOSITORY, Pools, Run
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -30,6 +35,8 @@ def test_help_names_all_commands(run: Run) -> None:
     assert result.exit_code == 0
     for name in ("offers", "ls", "down", "doctor", "ssh"):
         assert f"\n  {name}  " in result.stdout
+    assert "..." not in result.stdout.partition("Commands:")[2], "no description is cut"
+    for name in ("offers", "ls", "down", "doctor", "ssh"):
         said = run(name, "-h")
         assert said.exit_code == 0
         assert said.stdout.startswith("Usage: ")
@@ -66,6 +73,71 @@ def test_a_ledger_that_cant_be_written_is_an_error_of_ours(command: Command, tmp
         assert done.returncode == 1
         assert done.stderr.startswith("skyward: can't write the list of bought machines")
         assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["offers", "ls", "down", "doctor"])
+def test_ctrl_c_ends_it_while_a_provider_does_not_answer(name: str, cloud: FolderCloud) -> None:
+    fifo = Path(cloud.folder) / "stuck"
+    os.mkfifo(fifo)
+    all = ["--all"] if name == "down" else []
+    with subprocess.Popen(
+        [sys.executable, "-m", "skyward.cli", name, *all, "-p", f"folder:folder={cloud.folder}"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        writing = fifo.open("w")  # waits until the provider is asked
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=60)
+        writing.close()
+    assert (process.returncode, told) == (130, "skyward: interrupted\n")
+
+
+def test_a_disk_that_is_full_is_told_in_one_line() -> None:
+    for arguments in (["offers", "--json"], ["offers"], ["doctor"]):
+        with Path("/dev/full").open("w") as full:
+            done = subprocess.run(
+                [sys.executable, "-m", "skyward.cli", *arguments, "-p", "folder:folder=."],
+                stdout=full,
+                stderr=subprocess.PIPE,
+                text=True,
+                check=False,
+            )
+        assert (done.returncode, done.stderr) == (1, "skyward: [Errno 28] No space left on device\n")
+
+
+@pytest.mark.parametrize("columns", ["80", None])
+def test_a_row_is_one_line_with_its_texts_whole(
+    columns: str | None, pools: Pools, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It can be searched for and copied, also where it does not fit the terminal."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+    names = ["sky-4242-1-9f3c1a", "sky-31313-12-000000"]
+    for name in names:
+        pools.open(name)
+    lines = command("ls", **({} if columns is None else {"COLUMNS": columns})).stdout.splitlines()
+    assert len(lines) == 3
+    for name, line in zip(sorted(names), lines[1:], strict=True):
+        assert line.split()[0] == name
+        assert line.split()[-1] == f"m-{name}-1"
+        assert len(line.partition("$")[0]) < 70, "what matters most is on a terminal's first line"
+
+
+def test_each_cloud_of_a_provider_for_many_is_asked(monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
+    """Those whose key is found; it needs no name of them."""
+    monkeypatch.setenv("DIGITALOCEAN_ACCESS_TOKEN", "x")
+    asked, others = chosen(None)
+    assert [(str(source), source.place) for source in asked] == [("libcloud:digitalocean",) * 2]
+    assert places(asked, others) == ("libcloud:digitalocean; not asked, since not set up: aws, folder, vastai, verda")
+
+
+def test_the_pages_providers_are_understood(run: Run) -> None:
+    """What docs/cli.md gives to --provider names settings that there are."""
+    page = (REPOSITORY / "docs" / "cli.md").read_text(encoding="utf-8")
+    given = set(re.findall(r"[`']((?:aws|libcloud|vastai|verda):[^`']+)[`']", page))
+    assert len(given) >= 3
+    for source in named(given):
+        assert source.provider.name.partition(":")[0] in ("aws", "libcloud", "vastai", "verda")
 
 
 @pytest.mark.parametrize("arguments", [["nothing"], ["ls", "--nothing"]])

@@ -108,6 +108,13 @@ def test_names_that_nobody_has(run: Run, pools: Pools) -> None:
     assert "no open pool of this computer is called 'narnia'" in error(run("ssh", "node-1", "narnia"))
 
 
+def test_a_command_without_hyphens(run: Run, pools: Pools) -> None:
+    """It is taken for a pool's name, and that is said."""
+    pools.open("sky-1")
+    with pytest.raises(ConfigError, match="To run a command: skyward ssh node-1 -- hostname"):
+        raise run("ssh", "node-1", "hostname").exception
+
+
 def test_a_machine_that_has_ended(run: Run, pools: Pools, ledger: Ledger) -> None:
     pools.open("sky-1")
     ledger.ended("folder", ["m-sky-1-1"])

@@ -24,7 +24,8 @@ class FolderCloud:
     """Machines in `folder`.
 
     Files there switch faults on: "down" (nothing works), "locked" (nothing is accepted), "sticky" (destroy is refused),
-    "full" (create is), "slow" (a machine is shown only so many seconds after it was made).
+    "full" (create is), "slow" (a machine is shown only so many seconds after it was made), "stuck" (a FIFO: there is no
+    answer until who opened it for writing closes it).
     """
 
     name: ClassVar[str] = "folder"
@@ -37,6 +38,8 @@ class FolderCloud:
     price: float | None = 0.36
 
     def _check(self) -> None:
+        if self._has("stuck"):
+            (Path(self.folder) / "stuck").read_text()
         if self._has("down"):
             raise CloudError("folder: the API is down")
         if self._has("locked"):

@@ -32,6 +32,7 @@ class MemoryAgent:
         self.holding = False
         self.dead = False
         self.mute = False
+        self.sleepy = False  # its slots never start
         self.held: dict[int, tuple[messages.Run, list[bytearray]]] = {}
         self.ran: list[int] = []
         self.cancelled: list[int] = []
@@ -87,7 +88,8 @@ class MemoryAgent:
 
     def take(self, message: messages.Message, buffers: list[bytearray]) -> None:
         if isinstance(message, messages.Setup):
-            self.say(messages.Ready(self.slots, None))
+            if not self.sleepy:
+                self.say(messages.Ready(self.slots, None))
         elif isinstance(message, messages.Ping):
             if self._wire is not None:  # None: cut while this was being read
                 self._wire.send(messages.Pong(message.stamp))

@@ -21,7 +21,7 @@ import pytest
 from skyward.core import bootstrap as bootstrap_module
 from skyward.core import nodecode
 from skyward.core.bootstrap import AgentAddress, bootstrap
-from skyward.core.errors import BootstrapFailed, ConfigError, LinkError, PythonNotFound
+from skyward.core.errors import BootstrapFailed, ConfigError, LinkError, PackagesFailed, PythonNotFound
 from skyward.core.interfaces import Output, Shell
 from skyward.core.messages import Welcome
 from skyward.core.spec import Endpoint, Image
@@ -390,7 +390,7 @@ def test_a_home_that_programs_may_not_run_from_is_said(boot, fresh_host):
 @pytest.mark.parametrize("with_uv", [True, False], ids=["uv", "pip"])
 def test_a_package_that_does_not_exist_is_said(boot, fresh_host, index, with_uv):
     host = fresh_host(files=uv() if with_uv else {})
-    text = failure(boot, host, image=Image(pip=["no-such-package-at-all"], index=index))
+    text = failure(boot, host, PackagesFailed, image=Image(pip=["no-such-package-at-all"], index=index))
     assert "no-such-package-at-all" in text
     assert "could not be installed" in text
     assert len(text.splitlines()) <= 16

@@ -141,6 +141,37 @@ def test_closing_a_pool_leaves_the_others(ledger: Ledger) -> None:
     assert ledger.known_hosts_path("sky-1-2", "i").exists()
 
 
+def test_a_pool_is_not_closed_while_a_machine_of_it_was_not_seen_to_end(ledger: Ledger) -> None:
+    path = ledger.open_pool("sky-1", [], KEY)
+    ledger.made("p", [a_machine("i-1"), a_machine("i-2")])
+    ledger.ended("p", ["i-1"])
+    assert ledger.close_pool("sky-1", seen=True) == ["i-2 at p"]
+    assert [pool.tag for pool in ledger.pools()] == ["sky-1"]
+    assert path.exists()
+    ledger.ended("p", ["i-2"])
+    assert ledger.close_pool("sky-1", seen=True) == []
+    assert ledger.pools() == []
+
+
+def test_a_pool_that_cant_be_written_down_leaves_no_key(ledger: Ledger) -> None:
+    """Nothing is bought for it, and nobody would remove the key."""
+    db = sqlite3.connect(ledger.path)
+    db.execute("DROP TABLE pools")
+    db.close()
+    with pytest.raises(ConfigError, match=r"(?s)can't write .*no such table.*nothing is bought"):
+        ledger.open_pool("sky-1", [], KEY)
+    assert not ledger.key_path("sky-1").exists()
+
+
+def test_it_stays_where_it_is_when_the_program_goes_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SKYWARD_STATE", "near")
+    ledger = Ledger()
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    assert ledger.open_pool("sky-1", [], KEY).is_relative_to(tmp_path / "near")
+
+
 def test_two_pools_cant_have_one_name(ledger: Ledger) -> None:
     ledger.open_pool("sky-1", [], KEY)
     with pytest.raises(FileExistsError):

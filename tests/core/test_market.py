@@ -95,6 +95,11 @@ def test_what_is_nearest(wanted: Resources, allocation: str, words: str) -> None
         raise AssertionError(nearest(OFFERS, wanted, allocation))
 
 
+def test_without_any_accelerator_there_is_no_nearest() -> None:
+    said = nearest([CPU_SPOT], Resources(accelerator="H100"), "cheapest")
+    assert said == "nobody offers accelerator='H100', nor any other accelerator"
+
+
 OFFER = st.builds(
     Offer,
     machine=st.sampled_from(["a", "b"]),

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 import skyward as sky
+from tests.core.folder_cloud import FolderCloud
 from tests.core.memory_agent import eventually
 
 
@@ -77,7 +78,7 @@ def test_image_env_reaches_tasks() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"provider": "narnia"}, ["narnia", "local", "ssh", "skyward-narnia"]),
+        ({"provider": "narnia"}, ["narnia", "local", "ssh", "its own package"]),
         ({"provider": 7}, ["provider=7", "sky.Local()"]),
         ({"provider": sky.Local}, ["Local()"]),
         ({"provider": []}, ["provider=[]"]),
@@ -352,6 +353,34 @@ def test_however_the_driver_ends_nothing_is_left(how: str, tmp_path: Path, monke
         assert script.returncode == (3 if how == "exit" else 0)
         assert "Traceback" not in errors
     eventually(lambda: not _alive(mark), 10)
+
+
+def test_ctrl_c_is_answered_while_machines_are_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it does at the first, and at the second what a third would mean: these machines don't end by themselves."""
+    monkeypatch.setenv("SKYWARD_STATE", str(tmp_path / "state"))
+    cloud = FolderCloud(str(tmp_path / "cloud"))
+    Path(cloud.folder).mkdir()
+    sticky = Path(cloud.folder) / "sticky"
+    sticky.touch()
+    script = _script(
+        f"""
+        from tests.core.folder_cloud import FolderCloud
+        with sky.Compute(provider=FolderCloud({cloud.folder!r})):
+            pass
+        """,
+        tmp_path,
+    )
+    assert script.stderr is not None
+    eventually((Path(cloud.folder) / "machines").exists, 30)
+    script.send_signal(signal.SIGINT)
+    lines = iter(script.stderr.readline, "")
+    assert "giving back 1 machine(s) of sky-" in next(line for line in lines if "giving back" in line)
+    script.send_signal(signal.SIGINT)
+    told = next(line for line in lines if "Ctrl-C again" in line)
+    assert told.rstrip().endswith("Ctrl-C again leaves that to a process in the background: look with `skyward ls`")
+    sticky.unlink()
+    script.communicate(timeout=60)
+    assert cloud.left() == []
 
 
 def test_a_fork_of_the_driver_does_not_keep_nodes_alive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

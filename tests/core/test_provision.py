@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import threading
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 
+from skyward.core import registry
+from skyward.core.bootstrap_scripts import BUILD, LOOK
 from skyward.core.dispatch import Dispatcher
-from skyward.core.errors import NodeLost, ProvisioningError
-from skyward.core.events import Events, NodeGone
-from skyward.core.interfaces import Trait
+from skyward.core.errors import AuthFailed, HostUnreachable, NodeLost, PackagesFailed, ProvisioningError
+from skyward.core.events import Events, Machines, NodeGone, Note
+from skyward.core.interfaces import Output, Trait
 from skyward.core.ioloop import IOThread
 from skyward.core.provision import Plan, Provisioner
+from skyward.core.session import Timing
 from skyward.core.spec import Endpoint, Image, Machine, MachineId, Nodes, Offer, Order, Resources
 from skyward.transport.memory import listen
+from tests.core.folder_cloud import FolderCloud
 from tests.core.memory_agent import QUICK, SETUP, MemoryAgent, eventually
 
 
@@ -32,6 +39,7 @@ class MemoryProvider:
         self.stock = stock
         self.broken = False
         self.dead_on_arrival = 0
+        self.sleepy = False
         self.gate = threading.Event()
         self.gate.set()
         self.asked = threading.Event()
@@ -56,6 +64,7 @@ class MemoryProvider:
             id = uuid.uuid4().hex
             self.made.append(id)
             agent = self.agents[id] = MemoryAgent()
+            agent.sleepy = self.sleepy
             if self.dead_on_arrival:
                 self.dead_on_arrival -= 1
             else:
@@ -75,13 +84,13 @@ class MemoryProvider:
 class Fixture:
     """A provisioner in a loop of its own."""
 
-    def __init__(self, *providers: MemoryProvider, nodes: Any = 2) -> None:
+    def __init__(self, *providers: MemoryProvider, nodes: Any = 2, timing: Timing = QUICK) -> None:
         self.io, self.events = IOThread("skyward-io-test"), Events()
         self.gone: list[NodeGone] = []
         self.events.subscribe(lambda event: self.gone.append(event) if isinstance(event, NodeGone) else None)
         self.dispatcher = Dispatcher(self.io, self.events, isolated=True, timeout=None, attempts=2)
         order = Order("tag", 1, Resources())
-        plan = Plan(providers, Nodes.parse(nodes), order, Image(), SETUP, QUICK)
+        plan = Plan(providers, Nodes.parse(nodes), order, Image(), SETUP, timing)
         self.provisioner = Provisioner(plan, self.dispatcher, self.events)
 
     def start(self) -> Any:
@@ -154,6 +163,50 @@ def test_a_machine_that_never_answers_fails_the_start() -> None:
         fixture.start().result(10)
     fixture.close()
     assert sorted(provider.ended) == sorted(provider.made)
+
+
+def test_slots_that_never_start_fail_the_start() -> None:
+    """The agent lives and answers, but its slots hang in an import: nobody waits for ever."""
+    provider = MemoryProvider()
+    provider.sleepy = True
+    fixture = Fixture(provider, nodes=1, timing=replace(QUICK, ready=0.3))
+    with pytest.raises(ProvisioningError, match=r"its workers did not start within 0\.3 s"):
+        fixture.start().result(10)
+    fixture.close()
+    assert provider.ended == provider.made
+
+
+def test_a_node_that_is_ready_in_time_stays() -> None:
+    fixture = Fixture(MemoryProvider(), nodes=1, timing=replace(QUICK, ready=0.1))
+    fixture.start().result(10)
+    time.sleep(0.3)  # past the limit
+    assert fixture.provisioner.nodes == ["node-1"]
+    fixture.close()
+
+
+def test_a_ledger_that_cant_be_written_does_not_hide_the_blocks_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All is given back by then; it is told, and the reaper and the threads end."""
+    monkeypatch.setenv("SKYWARD_STATE", str(tmp_path / "state"))
+    (tmp_path / "cloud").mkdir()
+    cloud = FolderCloud(str(tmp_path / "cloud"))
+    fixture = Fixture(cloud, nodes=1)
+    notes: list[Note] = []
+    fixture.events.subscribe(lambda event: notes.append(event) if isinstance(event, Note) else None)
+    starting = fixture.start()
+    eventually(cloud.left, 10)
+    purse = fixture.provisioner._purse
+    assert purse is not None
+    db = sqlite3.connect(purse.ledger.path)
+    db.execute("DROP TABLE pools")
+    db.close()
+    starting.cancel()
+    fixture.close()
+    assert cloud.left() == []
+    assert "all is given back, but" in notes[-1].text
+    assert notes[-1].warning
+    assert purse._reaper.returncode == 0
 
 
 def test_a_lost_node_is_replaced_and_named() -> None:
@@ -288,3 +341,118 @@ def test_asyncio_is_not_needed_to_be_running_here() -> None:
             fixture.close()
 
     assert asyncio.run(main()) == 5
+
+
+# --- machines that are bought, and can be reached but not prepared ---
+
+
+@dataclass(frozen=True)
+class Ward(FolderCloud):
+    """Machines whose packages can't be installed; what is said then is in `says`. Without that nobody answers there."""
+
+    says: str = ""
+
+    def _machine(self, path: Path) -> Machine:
+        return replace(super()._machine(path), endpoint=Endpoint("ward", path.name, user=self.says))
+
+
+class WardTransport:
+    """Reaches them; its connections are their own links and shells."""
+
+    name: ClassVar[str] = "ward"
+
+    def __init__(self, says: str = "") -> None:
+        self._says = says
+
+    async def connect(self, endpoint: Endpoint, timeout: float) -> WardTransport:
+        if not endpoint.user:
+            raise HostUnreachable("nobody answers")
+        return WardTransport(endpoint.user)
+
+    @property
+    def shell(self) -> WardTransport:
+        return self
+
+    async def run(self, command: str, *, input: bytes | None = None, timeout: float | None = None) -> Output:
+        if command.endswith(LOOK):
+            return Output(0, "root /r\nenv /e\nuv /bin/uv\nend\n", "")
+        return Output(1, f"@installing\n{self._says}\n", "") if command.endswith(BUILD) else Output(0, "", "")
+
+    async def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def ward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ward]:
+    monkeypatch.setenv("SKYWARD_STATE", str(tmp_path / "state"))
+    info = tmp_path / "packages" / "skyward_ward-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: skyward-ward\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[skyward.transports]\nward = {__name__}:WardTransport\n")
+    monkeypatch.syspath_prepend(str(info.parent))
+    registry.load.cache_clear()
+    registry._theirs.cache_clear()
+    (tmp_path / "cloud").mkdir()
+    yield Ward(str(tmp_path / "cloud"))
+    registry.load.cache_clear()
+    registry._theirs.cache_clear()
+
+
+def _hear(fixture: Fixture, kind: type[Any]) -> list[Any]:
+    heard: list[Any] = []
+    fixture.events.subscribe(lambda event: heard.append(event) if isinstance(event, kind) else None)
+    return heard
+
+
+def test_packages_that_cant_be_installed_buy_one_machine(ward: Ward) -> None:
+    """No other would do better, and the pool has not even started."""
+    fixture = Fixture(replace(ward, says="No solution: nosuch"), nodes=1)
+    notes = _hear(fixture, Note)
+    with pytest.raises(PackagesFailed, match="No solution: nosuch"):
+        fixture.start().result(20)
+    fixture.close()
+    texts = [note.text for note in notes]
+    assert [text for text in texts if "ordering" in text] == ["folder: ordering 1 x small spot in drawer, $0.12/h"]
+    (told,) = (note for note in notes if note.text.startswith("node-1: "))
+    assert told.warning
+    assert told.text.endswith("is each name right, and the index reachable from the host?")
+    assert ward.left() == []
+
+
+def test_a_machine_that_cant_be_prepared_is_told_before_another_is_bought(ward: Ward) -> None:
+    fixture = Fixture(replace(ward, says="No space left on device"), nodes=1)
+    notes = _hear(fixture, Note)
+    starting = fixture.start()
+    told = eventually(lambda: next((note for note in notes if note.text.startswith("node-1: ")), None), 20)
+    starting.cancel()
+    fixture.close()
+    assert told.warning
+    assert told.text.endswith("make room there; trying another machine")
+
+
+def test_what_is_bought_and_given_back_is_told(ward: Ward) -> None:
+    """One line for orders that are alike; and how many machines are no nodes, as that changes."""
+    fixture = Fixture(ward, nodes=3)
+    notes, machines = _hear(fixture, Note), _hear(fixture, Machines)
+    starting = fixture.start()
+    eventually(lambda: len(fixture.provisioner._lives) == 3, 20)
+    starting.cancel()
+    fixture.close()
+    assert [note.text for note in notes][:2] == [
+        "folder: ordering 3 x small spot in drawer, $0.12/h, $0.36/h in all",
+        "giving back 3 machine(s) of tag",
+    ]
+    assert machines[0] == Machines(ordered=3)
+    assert Machines(ending=3) in machines
+    assert machines[-1] == Machines()
+
+
+def test_errors_name_their_provider_once(ward: Ward) -> None:
+    """Mostly they begin with it."""
+    (Path(ward.folder) / "locked").touch()
+    fixture = Fixture(ward, ward, nodes=1)
+    notes = _hear(fixture, Note)
+    with pytest.raises(AuthFailed):
+        fixture.start().result(10)
+    fixture.close()
+    assert [note.text for note in notes] == ["folder: the key was refused"] * 2

@@ -15,7 +15,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -25,8 +25,9 @@ from skyward.core import reaper
 from skyward.core.errors import ProvisioningError
 from skyward.core.keys import make_key
 from skyward.core.ledger import Ledger
-from skyward.core.spec import Order, Resources
+from skyward.core.spec import Machine, Order, Resources
 from tests.core.folder_cloud import FolderCloud
+from tests.core.memory_agent import eventually
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -260,7 +261,7 @@ def test_a_machine_of_an_order_that_was_on_its_way(cloud: FolderCloud, tmp_path:
 def test_one_provider_that_fails_does_not_keep_the_others(
     cloud: FolderCloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It is tried again and again, up to a day."""
+    """It is tried again and again, up to a day; meanwhile the others are swept."""
     (tmp_path / "other").mkdir()
     other = FolderCloud(str(tmp_path / "other"))
     other.create(Order("sky-1", 1, Resources(), name="sky-1-2"))
@@ -270,7 +271,7 @@ def test_one_provider_that_fails_does_not_keep_the_others(
     def sleep(seconds: float) -> None:
         if seconds > 1:
             pauses.append(seconds)
-            assert other.left() == []
+            eventually(lambda: other.left() == [])
             if len(pauses) == 10:
                 (Path(cloud.folder) / "locked").unlink()
 
@@ -280,6 +281,65 @@ def test_one_provider_that_fails_does_not_keep_the_others(
     assert pauses[:3] == [5, 10, 20]
     assert max(pauses) == pauses[-1] == 600
     assert "AuthFailed: folder: the key was refused" in capsys.readouterr().out
+
+
+class _Waiting(FolderCloud):
+    """Its API answers only when the other cloud is empty."""
+
+    other: FolderCloud
+
+    def machines(self, tag: str) -> Sequence[Machine]:
+        eventually(lambda: self.other.left() == [])
+        return super().machines(tag)
+
+
+def test_providers_are_swept_at_the_same_time(cloud: FolderCloud, tmp_path: Path) -> None:
+    """A call that hangs costs nothing elsewhere."""
+    (tmp_path / "slow").mkdir()
+    slow = _Waiting(str(tmp_path / "slow"))
+    object.__setattr__(slow, "other", cloud)
+    Ledger(tmp_path / "state").open_pool("sky-1", [], make_key("sky-1"))
+    reaper._clean_up("sky-1", tmp_path / "state", [slow, cloud])
+    assert cloud.left() == []
+    assert Ledger(tmp_path / "state").pools() == []
+
+
+def test_a_machine_that_was_never_shown_keeps_the_pool_in_the_ledger(
+    cloud: FolderCloud, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The credentials may be of another account by now."""
+    ledger = Ledger(tmp_path / "state")
+    ledger.open_pool("sky-1", [], make_key("sky-1"))
+    elsewhere = Machine("m-7", None, "m-7", order="sky-1-7", tag="sky-1")
+    ledger.made("folder", [*cloud.machines("sky-1"), elsewhere])
+    reaper._clean_up("sky-1", tmp_path / "state", [cloud])
+    assert cloud.left() == []
+    assert "m-7 at folder: not shown by any provider" in capsys.readouterr().out
+    assert [pool.tag for pool in ledger.pools()] == ["sky-1"]
+    assert [entry.id for entry in ledger.machines() if entry.ended is None] == ["m-7"]
+
+
+def test_it_stays_in_the_drivers_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of credentials may be named relative to it; but modules that lie there are not for the reaper."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SKYWARD_STATE", "state")
+    (tmp_path / "json.py").write_text("raise SystemExit(7)")
+    (tmp_path / "near").mkdir()
+    near = FolderCloud("near")
+    near.create(Order("sky-1", 1, Resources(), name="sky-1-1"))
+    process = reaper.start("sky-1", Ledger().folder, pickle.dumps([near]))
+    assert process.stdin is not None
+    process.stdin.close()
+    assert process.wait(20) == 0
+    assert near.left() == []
+
+
+def test_it_is_ready_before_anything_is_bought(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that ends before it has heard what to do is no reaper."""
+    Ledger(tmp_path / "state")
+    monkeypatch.setattr(sys, "executable", "/bin/true")
+    with pytest.raises(ProvisioningError, match=r"did not start"):
+        reaper.start("sky-1", tmp_path / "state", b"x" * 10)
 
 
 def test_it_gives_up_after_a_day_and_says_what_to_do(

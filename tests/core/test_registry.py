@@ -63,10 +63,53 @@ def test_two_claims_are_named(install: object) -> None:
 
 
 def test_an_unknown_name_lists_the_known() -> None:
-    """With the package to install."""
-    with pytest.raises(PluginNotFound, match=r"'narnia'.*local.*ssh.*skyward-narnia: install") as caught:
+    """A package is not named: anybody may have taken that name."""
+    with pytest.raises(
+        PluginNotFound, match=r"'narnia'; a third party's .* package\. Installed .*local.*ssh"
+    ) as caught:
         registry.load(registry.PROVIDERS, "narnia")
+    assert "skyward-narnia" not in str(caught.value)
     assert isinstance(caught.value, (ConfigError, LookupError))
+
+
+@pytest.mark.parametrize(("given", "meant"), [("vasti", "vastai"), ("AWS", "aws")])
+def test_a_slip_is_told_what_was_meant(given: str, meant: str) -> None:
+    with pytest.raises(PluginNotFound, match=rf"no provider is called '{given}'; did you mean '{meant}'\?"):
+        registry.load(registry.PROVIDERS, given)
+
+
+SUN = """
+from dataclasses import dataclass, field
+
+@dataclass
+class Sun:
+    name = "sun"
+    side: str = field(metadata={"example": "dark"})
+    key: str = field(default="", metadata={"secret": True})
+    size: int = 1
+
+    def __post_init__(self):
+        self.size > 0
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "said"),
+    [
+        ("sun", {"side": "dark", "nosuch": 1}, "sun has no setting 'nosuch'; it has side, size$"),
+        ("sun", {}, r"sun needs its side: in the terminal sun:dark, in a program Sun\(\.\.\.\)$"),
+        ("sun", {"side": "dark", "size": "big"}, "sun: TypeError: '>' not supported"),
+    ],
+)
+def test_settings_that_do_not_fit(install: object, name: str, settings: dict[str, object], said: str) -> None:
+    install("sun", "sun = sun:Sun", module=SUN)  # type: ignore[operator]
+    with pytest.raises(ConfigError, match=said):
+        registry.provider(name, settings)
+
+
+def test_a_name_may_bring_the_first_argument(install: object) -> None:
+    install("sun", "sun = sun:Sun", module=SUN)  # type: ignore[operator]
+    assert registry.provider("sun:dark", {"size": 2}) == registry.load(registry.PROVIDERS, "sun")("dark", size=2)
 
 
 def test_a_name_of_ours_that_another_package_takes_too_is_named(install: object) -> None:

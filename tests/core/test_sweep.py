@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from skyward.core.errors import AuthFailed, CloudError, ProvisioningError
+from skyward.core.ledger import Ledger
 from skyward.core.spec import Machine, MachineId, Order, Resources
 from skyward.core.sweep import sweep
 from tests.core.folder_cloud import FolderCloud
@@ -120,6 +121,39 @@ def test_a_machine_that_lingers_is_not_ended_at_each_look(tmp_path: Path) -> Non
     cloud.create(order("a"))
     assert sweep(cloud, "sky-1") == ["m-a"]
     assert cloud.calls == ["m-a"]
+
+
+class _Forgetful(FolderCloud):
+    """Its first answer shows nothing."""
+
+    looks: int
+
+    def machines(self, tag: str) -> Sequence[Machine]:
+        object.__setattr__(self, "looks", self.looks + 1)
+        return [] if self.looks == 1 else super().machines(tag)
+
+
+def test_one_look_that_shows_nothing_is_not_believed(tmp_path: Path) -> None:
+    """One server of an API may not know what the others do."""
+    cloud = _Forgetful(str(tmp_path))
+    object.__setattr__(cloud, "looks", 0)
+    cloud.create(order("a"))
+    assert sweep(cloud, "sky-1") == ["m-a"]
+    assert cloud.left() == []
+
+
+def test_the_ledger_is_told_at_once(cloud: FolderCloud, tmp_path: Path) -> None:
+    """Also if it does not come to its end."""
+    ledger = Ledger(tmp_path / "state")
+    ledger.made(cloud.name, cloud.create(order("a")))
+
+    def clear(tag: str) -> None:
+        raise AuthFailed("may not")
+
+    object.__setattr__(cloud, "clear", clear)
+    with pytest.raises(AuthFailed):
+        sweep(cloud, "sky-1", ledger)
+    assert [entry.ended is None for entry in ledger.machines()] == [False]
 
 
 def test_two_at_a_time_do_no_harm(cloud: FolderCloud) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gc
+import os
 import pickle
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -15,6 +17,7 @@ import requests
 from libcloud.common.exceptions import BaseHTTPError, RateLimitReachedError
 from libcloud.common.types import InvalidCredsError, MalformedResponseError
 
+import skyward as sky
 from skyward.core.errors import (
     AuthFailed,
     CloudError,
@@ -295,6 +298,12 @@ def test_credentials_that_are_missing_say_so() -> None:
         Cloud(token="none").machines("sky-1")
 
 
+def test_refused_credentials_are_told_in_the_vendors_words() -> None:
+    """Not as libcloud represents them, in quotes."""
+    with pytest.raises(AuthFailed, match=r"^cloud: who are you$"):
+        Cloud(errors=[InvalidCredsError("who are you")] * 2).machines("sky-1")
+
+
 # --- settings ---
 
 
@@ -302,6 +311,45 @@ def test_settings_have_no_secrets_and_no_defaults() -> None:
     assert Cloud(token="geheim").settings() == {}
     cloud = Cloud(token="geheim", region="there", zones=("c",), disk=50)
     assert cloud.settings() == {"region": "there", "zones": ["c"], "disk": 50}
+
+
+def test_what_the_environment_says_is_written_down_but_goes_after_arguments() -> None:
+    class Local(Cloud):
+        def resolved(self) -> dict[str, object]:
+            return {"region": "of today"}
+
+    assert Local(disk=50).settings() == {"region": "of today", "disk": 50}
+    assert Local(region="there").settings() == {"region": "there"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "settings"),
+    [
+        ({}, {"region": "us-east-1"}),
+        ({"AWS_REGION": "eu-north-1"}, {"region": "eu-north-1"}),
+        ({"AWS_PROFILE": "lab"}, {"region": "eu-west-3", "profile": "lab"}),
+        ({"AWS_PROFILE": "lab", "AWS_ACCESS_KEY_ID": "AKIA"}, {"region": "eu-west-3"}),
+        ({"AWS_PROFILE": "narnia"}, {"profile": "narnia"}),
+    ],
+)
+def test_region_and_profile_of_aws_are_written_down(
+    environment: dict[str, str], settings: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    (tmp_path / "config").write_text("[profile lab]\nregion = eu-west-3\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert sky.AWS().settings() == settings
+    assert sky.AWS(region="eu-north-1", access_key="AKIA", secret_key="x").settings() == {"region": "eu-north-1"}
+
+
+def test_the_project_of_a_libcloud_driver_is_written_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GOOGLE_CLOUD_PROJECT", "mine")
+    assert sky.Libcloud("gce").settings() == {"driver": "gce", "project": "mine"}
+    assert sky.Libcloud("gce", project="ours").settings() == {"driver": "gce", "project": "ours"}
 
 
 def test_a_secret_is_never_written_even_if_it_is_no_text() -> None:

@@ -9,7 +9,7 @@ import pytest
 from joblib import Parallel, delayed
 
 import skyward as sky
-from skyward.core import provision
+from skyward.core import fleet
 from tests.lab.wait import eventually
 from tests.providers.rentals import RENTALS, Rental
 from tests.remote import *  # noqa: F403  fixtures
@@ -86,7 +86,7 @@ def test_grid_search(rental, lab, index):
 
 def test_a_man_in_the_middle_is_refused(rental, lab, index, monkeypatch):
     """A machine with another key at the same address never gets a task, nor anything else."""
-    monkeypatch.setattr(provision, "_TRIES", 1)  # machines
+    monkeypatch.setattr(fleet, "_TRIES", 1)  # machines
     with rental.cloud(lab) as cloud:
         cloud.faults.on("wrong_host_key", math.inf)
         with (

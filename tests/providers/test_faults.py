@@ -8,7 +8,7 @@ import math
 import pytest
 
 import skyward as sky
-from skyward.core import provision
+from skyward.core import fleet
 from tests.providers.rentals import RENTALS, Rental
 from tests.remote import *  # noqa: F403  fixtures
 
@@ -46,7 +46,7 @@ FAILS: dict[str, type[sky.SkywardError] | tuple[type[sky.SkywardError], ...]] = 
 @pytest.fixture(autouse=True)
 def _state(tmp_path, monkeypatch):
     monkeypatch.setenv("SKYWARD_STATE", str(tmp_path / "state"))
-    monkeypatch.setattr(provision, "_PAUSE", 0.1)
+    monkeypatch.setattr(fleet, "_PAUSE", 0.1)
 
 
 @pytest.fixture(params=RENTALS, ids=lambda rental: rental.name)

@@ -22,6 +22,7 @@ from libcloud.compute.drivers.vultr import VultrNodeDriverV2
 from libcloud.compute.types import NodeState
 
 import skyward as sky
+from skyward.core import registry
 from skyward.core.keys import make_key
 from skyward.core.spec import MachineState, Offer, Order, Resources
 from skyward.core.sweep import sweep
@@ -153,7 +154,7 @@ def test_a_machine_that_ends_up_off_is_of_no_use(cloud: DigitalOcean):
 
 def test_the_limit_of_an_account(cloud: DigitalOcean):
     cloud.limit = 0
-    with pytest.raises(sky.QuotaExceeded, match=r"libcloud digitalocean: .*droplet limit"):
+    with pytest.raises(sky.QuotaExceeded, match=r"^libcloud:digitalocean: .*droplet limit"):
         Pool(provider(cloud)).create(provider(cloud).offers(Resources())[0])
 
 
@@ -202,6 +203,31 @@ def test_joblib_on_droplets(lab: Lab, index: str):
 def test_an_unknown_driver_tells_the_nearest():
     with pytest.raises(sky.ConfigError, match=r"no such driver; it has .*digitalocean"):
         Libcloud("digitalocaen", "x")
+
+
+def test_an_option_that_the_driver_does_not_take():
+    """A place is what is mostly meant."""
+    it = Libcloud("digitalocean", "geheim", region="fra1")
+    with pytest.raises(sky.ConfigError, match=r"digitalocean'\).* does not take region: .* is named with location="):
+        it.offers(Resources())
+
+
+def test_it_is_called_as_the_command_line_takes_it():
+    """Each cloud is one of its own to the ledger and in what is told."""
+    it = Libcloud("digitalocean", location="fra1")
+    assert it.name == "libcloud:digitalocean"
+    again = registry.provider(it.name, it.settings())
+    assert (again.name, again.settings()) == (it.name, it.settings())
+    assert registry.provider("libcloud:digitalocean", {"location": "fra1"}).settings() == it.settings()
+    with pytest.raises(sky.AuthFailed, match=r"^libcloud:digitalocean: no credentials"):
+        it.offers(Resources())
+
+
+def test_clouds_whose_key_is_in_the_environment_are_found(monkeypatch: pytest.MonkeyPatch):
+    assert Libcloud.found() == []
+    monkeypatch.setenv("DIGITALOCEAN_ACCESS_TOKEN", "x")
+    monkeypatch.setenv("VULTR_API_KEY", "x")
+    assert [it.name for it in Libcloud.found()] == ["libcloud:digitalocean", "libcloud:vultr"]
 
 
 def test_a_driver_without_a_profile_tells_how_to_write_one():

@@ -143,3 +143,9 @@ class TestVerda(RentalConformance):
             faults={fault: functools.partial(cloud.faults.on, fault) for fault in faults},
             calm=cloud.faults.clear,
         )
+
+
+@pytest.mark.parametrize(("disk", "said"), [("abc", "is not a whole number"), (49, "is too small"), (None, "is not a")])
+def test_a_disk_that_is_none(disk: object, said: str):
+    with pytest.raises(sky.ConfigError, match=f"Verda disk={disk!r} {said}"):
+        sky.Verda(disk=disk)
