@@ -8,6 +8,7 @@ ago are forgotten.
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import threading
 import weakref
@@ -24,7 +25,9 @@ __all__ = ["Arrays", "Blobs", "Snapshot", "Snapshots", "digest"]
 Snapshot = bytes | SharedFile
 """A copy of a buffer."""
 
-_MOST_FILES = 200  # that are open at a time; a process often may have 1024 only
+_MOST_FILES = 200  # that are open at a time, of those in use and of the others; a process often may have 1024 only
+_MOST_PLACES = 1024
+_SHARE = 0.25  # of the memory may be taken by copies that nobody holds; as nodes' stores may
 _SAMPLES, _SAMPLE = 64, 4096  # parts of an array that are looked at to see whether it has changed, bytes of each
 
 
@@ -34,7 +37,11 @@ def digest(buffer: memoryview) -> bytes:
     Not a cryptographic hash, and need not be one: both ends belong to the same user, who gains nothing by a collision
     of his own making; by chance two of 2**32 buffers are alike with a probability of 2**-65.
     """
-    return len(buffer).to_bytes(8, "big") + xxhash.xxh3_128_digest(buffer)
+    return _name(len(buffer), xxhash.xxh3_128_digest(buffer))
+
+
+def _name(size: int, content: bytes) -> bytes:
+    return size.to_bytes(8, "big") + content
 
 
 class Snapshots:
@@ -47,13 +54,18 @@ class Snapshots:
     Parameters
     ----------
     shared
-        Copies are files in memory, which nodes on this machine map instead of getting the bytes.
+        Copies are files in memory, which nodes on this machine map instead of getting the bytes. They stay for later
+        calls, for the nodes keep the same memory in their stores.
     """
 
     def __init__(self, shared: bool = False) -> None:
         self._shared = shared
-        self._lock = threading.Lock()  # guards _kept
+        self._lock = threading.Lock()  # guards _kept, _idle and _idle_size
         self._kept: dict[bytes, tuple[Snapshot, int]] = {}  # digest -> the bytes, and how many hold them
+        self._idle: OrderedDict[bytes, Snapshot] = OrderedDict()  # those that nobody holds; the longest idle first
+        self._idle_size = 0
+        self._budget = _SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if shared else 0
+        self._places: set[tuple[int, int, int]] = set()  # where arrays were that are copied
         self._dropped: deque[bytes] = deque()  # by the garbage collector, which must not wait for the lock
 
     def __repr__(self) -> str:
@@ -67,29 +79,38 @@ class Snapshots:
         name = arrays.find(buffer) if arrays is not None else None
         data = self._hold(name, None) if name is not None else None
         if name is None or data is None:
-            name = digest(buffer)
-            data = self._hold(name, None)
-            if data is None:
-                copy = self._copy(buffer)
-                whole = copy.map() if isinstance(copy, SharedFile) else copy
-                name = digest(memoryview(whole))  # of the copy: another thread may have written meanwhile
+            if arrays is None or _owner(buffer)[1] in self._places:  # there probably is a copy
+                name = digest(buffer)
+                data = self._hold(name, None)
+            if name is None or data is None:
+                name, copy = self._copy(buffer)
                 data = self._hold(name, copy)
                 assert data is not None
+                if len(self._places) >= _MOST_PLACES:
+                    self._places.clear()
+                self._places.add(_owner(buffer)[1])
             if arrays is not None:
                 self._hold(name, None)
                 if not arrays.note(buffer, name):
                     self.release([name])
         return name, data
 
-    def _copy(self, buffer: memoryview) -> Snapshot:
+    def _copy(self, buffer: memoryview) -> tuple[bytes, Snapshot]:
+        """A copy, and its digest, which is that of the copy: another thread may write meanwhile."""
         if self._shared and len(self._kept) < _MOST_FILES:
             with contextlib.suppress(OSError):
-                return SharedFile(buffer)
-        return bytes(buffer)
+                content = xxhash.xxh3_128()
+                file = SharedFile(buffer, content.update)
+                return _name(len(buffer), content.digest()), file
+        copy = bytes(buffer)
+        return digest(memoryview(copy)), copy
 
     def _hold(self, name: bytes, copy: Snapshot | None) -> Snapshot | None:
         with self._lock:
             self._purge()
+            if name in self._idle:
+                copy = self._idle.pop(name)
+                self._idle_size -= len(copy)
             data, holders = self._kept.get(name, (copy, 0))
             if data is not None:
                 self._kept[name] = data, holders + 1
@@ -119,6 +140,17 @@ class Snapshots:
         data, holders = self._kept.pop(name)
         if holders > 1:
             self._kept[name] = data, holders - 1
+            return
+        self._idle[name] = data
+        self._idle_size += len(data)
+        while self._idle and (self._idle_size > self._budget or len(self._idle) > _MOST_FILES):
+            self._idle_size -= len(self._idle.popitem(last=False)[1])
+
+    def clear(self) -> None:
+        """Let go of what nobody holds."""
+        with self._lock:
+            self._idle.clear()
+            self._idle_size = 0
 
 
 class _Seen(NamedTuple):

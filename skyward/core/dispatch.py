@@ -557,6 +557,7 @@ class Dispatcher:
         self._woken = False  # the loop may have ended before it looked; from now on posting finds that it has
         self._drop_inbox()
         self._delivery.close()
+        self._snapshots.clear()
 
     def _drop_inbox(self) -> None:
         """Give up what no loop will take any more; from any thread."""

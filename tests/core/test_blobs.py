@@ -134,3 +134,21 @@ def test_a_blob_that_a_node_has_not_after_all_is_sent_again() -> None:
     blobs.lost(b"a")
     blobs.release([b"a"])
     assert blobs.use({b"a": 10}) == ([b"a"], [])
+
+
+@pytest.mark.skipif(not CAN_SHARE, reason="no files in memory here")
+def test_a_shared_copy_stays_for_later_calls_within_a_budget() -> None:
+    snapshots = Snapshots(True)
+    snapshots._budget = 10_000_000
+    array = np.arange(1_000_000)
+    name, data = snapshots.take(view(array), Arrays(snapshots))
+    snapshots.release([name])
+    snapshots.release([])
+    assert snapshots.take(view(array), Arrays(snapshots)) == (name, data)
+    assert snapshots.take(view(array.copy()))[1] is data
+    other = snapshots.take(view(array + 1))[0]
+    snapshots.release([name, name, other])
+    snapshots.release([])
+    assert list(snapshots._idle) == [other], "the last used stays"
+    snapshots.clear()
+    assert not snapshots._idle
