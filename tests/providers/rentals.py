@@ -47,7 +47,9 @@ class Rental:
 
 RENTALS = [
     Rental("hetzner", HetznerCloud, lambda cloud: Hetzner(token=cloud.token, url=cloud.api)),
-    Rental("libcloud", DigitalOcean, lambda cloud: sky.Libcloud("digitalocean", cloud.token, url=cloud.url)),
+    Rental(
+        "libcloud:digitalocean", DigitalOcean, lambda cloud: sky.Libcloud("digitalocean", cloud.token, url=cloud.url)
+    ),
     Rental(
         "aws",
         EC2,
