@@ -48,6 +48,7 @@ PURE = (
     "skyward.core.market",
     "skyward.core.messages",
     "skyward.core.payload",
+    "skyward.core.pieces",
     "skyward.core.schedule",
     "skyward.core.wire",
     "skyward.providers.first_boot",

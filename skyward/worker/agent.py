@@ -36,6 +36,7 @@ from skyward.core.messages import (
     Forget,
     Hello,
     Ping,
+    Pong,
     Proof,
     Ready,
     Recall,
@@ -98,7 +99,10 @@ class _Visitor:
             self.agent.greet(self, message)
         elif isinstance(message, Proof) and self.hello is not None:
             self.timer.cancel()
-            self.agent.adopt(self, self.hello)
+            if self.hello.link:
+                self.agent.join(self, self.hello)
+            else:
+                self.agent.adopt(self, self.hello)
         else:
             self.agent.hear(received)
 
@@ -194,6 +198,15 @@ class Agent:
         self.session.attach(visitor.link, hello.received)
         if self.crew is not None:
             self.crew.acknowledged(hello.received)
+
+    def join(self, visitor: _Visitor, hello: Hello) -> None:
+        """A visitor is a stripe of the owner's connection: of this very one, not of an earlier or a later."""
+        link = self.session.link if self.session is not None else None
+        if link is None or link.wire.name != hello.link:
+            raise ProtocolError("a stripe of another connection than the present one")
+        self._visitors.discard(visitor)
+        visitor.link.send(Pong(0.0))
+        visitor.link.join(link)
 
     def left(self, visitor: _Visitor, reason: str) -> None:
         """A connection has ended."""
