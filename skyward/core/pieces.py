@@ -8,13 +8,15 @@ from __future__ import annotations
 import mmap
 from bisect import bisect_right
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Union
 
 from skyward.core.errors import ProtocolError
 from skyward.core.messages import Message
+from skyward.core.packing import Sample
 
-__all__ = ["Buffer", "Filled", "Incoming", "Lane", "Outgoing"]
+__all__ = ["Buffer", "Filled", "Incoming", "Lane", "Limits", "Outgoing"]
 
 Buffer = Union[bytes, bytearray, memoryview, mmap.mmap]
 """What can be sent."""
@@ -25,6 +27,28 @@ Filled = Union[bytearray, mmap.mmap]
 _PAGED = 1 << 20  # buffers from this size get pages of their own
 _PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # a task that forks must not share them with its children
 _MAX_GAPS = 1024  # in a message that is arriving: each stripe is at another place of it
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Sizes in bytes; what is larger is refused before memory is allocated.
+
+    Attributes
+    ----------
+    piece
+        Largest body of one piece that is sent. A message up to this size goes as one piece.
+    prelude
+        Largest prelude (envelope and buffer lengths) that is accepted.
+    message
+        Largest sum of the buffers of one message.
+    open
+        Largest sum over all messages that have begun and not ended.
+    """
+
+    piece: int = 256 * 1024
+    prelude: int = 4 * 1024 * 1024
+    message: int = 16 * 2**30
+    open: int = 32 * 2**30
 
 
 class Incoming:
@@ -71,12 +95,13 @@ class Incoming:
 class Outgoing:
     """A large message of which pieces have been sent, and the bytes that are left, from `at` on."""
 
-    __slots__ = ("at", "key", "views")
+    __slots__ = ("at", "key", "sample", "views")
 
     def __init__(self, key: int, views: list[memoryview]) -> None:
         self.key = key
         self.views = views
         self.at = 0
+        self.sample: Sample | None = None  # how well it can be compressed, once that has been tried
 
 
 class Lane:

@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -23,6 +24,7 @@ from skyward.core.errors import LinkError, ProtocolError, ProvisioningError
 from skyward.core.interfaces import Channel
 from skyward.core.mailbox import Inbox, Outbox
 from skyward.core.messages import Ack, Bye, Message, Ping, Pong, Setup, Welcome
+from skyward.core.packing import Pace, Packer, available
 from skyward.core.wire import Buffer, Filled, Received, Role, Wire
 
 __all__ = ["Session", "SessionHandler", "Stripes", "Timing"]
@@ -138,6 +140,8 @@ class Session:
         self._striping = stripes
         self._stripes: list[Channel] = []  # those of the present link
         self._may_widen = False
+        self._pace = Pace()  # of the present link
+        self._written = 0  # bytes of large messages, over it
         self._draining: set[Channel] = set()
         self._chores: set[asyncio.Task[None]] = set()  # of the present link
         self._unlinked = asyncio.Event()  # set while there is no link
@@ -259,6 +263,9 @@ class Session:
         for posted in self._outbox.kept():
             wire.send(posted.message, posted.buffers, posted.number)
         self._channel, self._wire, self._may_widen = channel, wire, self._striping is not None
+        self._pace, self._written = Pace(), 0
+        if self._striping is not None and self.facts.get("zstd") is True and available():
+            wire.packer = Packer(self._pace, time.perf_counter)
         self._unlinked.clear()
         for received in got[1:]:
             self._take(received)
@@ -397,20 +404,37 @@ class Session:
                 channel.write(wire.small_to_send())
             self._flush_large(wire)
             return
-        while wire.has_data and self._takes(channel):
-            channel.write(wire.data_to_send())
+        while wire.has_small and not wire.has_large and self._takes(channel):  # the common case
+            channel.write(wire.small_to_send())
         if wire.has_large:
+            self._flush_all(channel, wire)
+
+    def _flush_all(self, channel: Channel, wire: Wire) -> None:
+        while wire.has_data and self._takes(channel):
+            self._write(channel, wire.data_to_send())
+        if wire.has_large:
+            self._pace.full(self._written, time.monotonic())
             self._widen_soon(channel, wire)
+        else:
+            self._pace.idle()
 
     def _flush_large(self, wire: Wire) -> None:
-        written = 0
+        end = wire.large - _TURN
         for stripe in self._stripes:
             while wire.has_large and self._takes(stripe):
-                if written >= _TURN:
+                if wire.large <= end:
+                    self._pace.idle()
                     self._flush_soon()
                     return
-                stripe.write(wire.large_to_send(_PART))
-                written += _PART
+                self._write(stripe, wire.large_to_send(_PART))
+        if wire.has_large:
+            self._pace.full(self._written, time.monotonic())
+        else:
+            self._pace.idle()
+
+    def _write(self, channel: Channel, parts: Sequence[bytes | memoryview]) -> None:
+        self._written += sum(map(len, parts))
+        channel.write(parts)
 
     def _takes(self, channel: Channel) -> bool:
         """Whether a channel can be given more now; if not, there is another flush as soon as it can."""

@@ -9,6 +9,7 @@ A message is a small msgpack envelope and any number of raw buffers. On the stre
     SMALL    body = prelude + buffers          the whole message in one piece
     OPEN     body = prelude                    a large message begins; its buffers follow as DATA
     DATA     offset u64 before the body        the body are bytes of that message's buffers, which lie there
+    PACKED   offset u64 before the body        as DATA, but compressed by zstandard
     prelude  envelope length u32 | buffer count u16 | buffer lengths u64 ... | envelope
 
 Large messages are cut in pieces, small ones overtake them between two pieces, so a heartbeat or a small task never
@@ -35,7 +36,6 @@ import hmac
 import struct
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -70,7 +70,8 @@ from skyward.core.messages import (
     StreamOpen,
     Welcome,
 )
-from skyward.core.pieces import Buffer, Filled, Incoming, Lane, Outgoing
+from skyward.core.packing import Packer, unpack
+from skyward.core.pieces import Buffer, Filled, Incoming, Lane, Limits, Outgoing
 
 __all__ = [
     "REQUIRES",
@@ -152,28 +153,6 @@ REQUIRES: dict[type[Any], State] = {Welcome: State.GREETED, Proof: State.OPEN}
 """Messages that may be sent only when the other end has reached a state. In OPEN, everything requires OPEN."""
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Sizes in bytes; what is larger is refused before memory is allocated.
-
-    Attributes
-    ----------
-    piece
-        Largest body of one piece that is sent. A message up to this size goes as one piece.
-    prelude
-        Largest prelude (envelope and buffer lengths) that is accepted.
-    message
-        Largest sum of the buffers of one message.
-    open
-        Largest sum over all messages that have begun and not ended.
-    """
-
-    piece: int = 256 * 1024
-    prelude: int = 4 * 1024 * 1024
-    message: int = 16 * 2**30
-    open: int = 32 * 2**30
-
-
 class Received(NamedTuple):
     """A message that arrived: its number (0: not numbered), the message, and its buffers (each writable)."""
 
@@ -183,16 +162,15 @@ class Received(NamedTuple):
 
 
 _PIECE = struct.Struct("!BII")
-_PLACED = struct.Struct("!BIIQ")  # the header of DATA
+_PLACED = struct.Struct("!BIIQ")  # the header of DATA and PACKED
 _PRELUDE = struct.Struct("!IH")
-_SMALL, _OPEN, _DATA = 0, 1, 2
+_SMALL, _OPEN, _DATA, _PACKED = 0, 1, 2, 3
 _MAX_BUFFERS = 0xFFFF  # of one message
 _TURNS = 2  # large messages that are sent at a time
 _MAX_TURNS = 256  # and that are accepted at a time: with stripes, the ends of many are on their way
 _MAX_PRELUDES = 16  # of the largest size, of all messages that are arriving
 _MAX_STRIPES = 8
 _GREETING = 64 * 1024  # largest message from a peer that has not proved who it is
-
 
 _pack = msgpack.Packer(autoreset=True).pack
 _GOOD: tuple[set[tuple[type, ...]], ...] = tuple(set() for _ in MESSAGES)  # types of fields that were found right
@@ -228,8 +206,8 @@ class Wire:
     The driver of a wire has four verbs: `send` (queue a message), `data_to_send` (the next bytes to write),
     `receive_data` (feed bytes, get messages), `receive_eof`. Not thread safe.
 
-    A driver that has stripes writes `small_to_send` to the first stream, and `large_to_send` to those stripes that
-    take it; at the other end each stripe is fed as a `Lane` of its own, unless it `waits`.
+    One that has stripes writes `small_to_send` to the first stream, and `large_to_send` to whichever stripe takes it;
+    at the other end each is fed as a `Lane` of its own, unless it `waits`.
     """
 
     def __init__(self, role: Role, *, secret: bytes = b"", nonce: bytes = b"", limits: Limits | None = None) -> None:
@@ -243,6 +221,7 @@ class Wire:
         self._waiting: deque[tuple[bytes, list[memoryview]]] = deque()  # preludes and buffers of large messages
         self._active: deque[Outgoing] = deque()  # those that have begun
         self._next = 0  # number of the next large message
+        self.packer: Packer | None = None  # may be set where the peer has said that it can read compressed pieces
         self._large = 0  # bytes of large messages not yet taken
         self._first = Lane()
         self._stripes: list[Lane] = []
@@ -364,7 +343,11 @@ class Wire:
             message = self._active.popleft()
             views = message.views
             body = views[0][: self.limits.piece]
-            out += (_PLACED.pack(_DATA, message.key, len(body), message.at), body)
+            packed = None if self.packer is None else self.packer.pack(message, body)
+            if packed is None:
+                out += (_PLACED.pack(_DATA, message.key, len(body), message.at), body)
+            else:
+                out += (_PLACED.pack(_PACKED, message.key, len(packed), message.at), packed)
             budget -= len(body)
             self._large -= len(body)
             message.at += len(body)
@@ -433,8 +416,7 @@ class Wire:
     def receive_eof(self) -> None:
         """Tell that a stream has ended; an end in mid-message, or before `Bye`, is the link's loss, not ours."""
         self._coming.clear()
-        for lane in (self._first, *self._stripes):
-            lane.buffer.clear()
+        self._first, self._stripes, self._held = Lane(), [], []
         self._broken = True
 
     def _receive(self, view: memoryview, lane: Lane, got: list[Received]) -> None:
@@ -484,14 +466,16 @@ class Wire:
             return _PIECE.size + int(length)
         if kind == _DATA and self._talking:
             return _PLACED.size
+        if kind == _PACKED and self._talking and length <= self.limits.piece:
+            return _PLACED.size + int(length)
         if kind != _OPEN or not self._talking or length > self.limits.prelude:
             raise ProtocolError(f"not a piece of this protocol, or too long: kind {kind}, {length:,} bytes")
         return _PIECE.size + int(length)
 
     def _piece(self, piece: memoryview, lane: Lane, got: list[Received]) -> None:
         kind, number, length = _PIECE.unpack_from(piece)
-        if kind == _DATA:
-            self._place(piece, lane)
+        if kind in (_DATA, _PACKED):
+            self._place(piece, lane, got)
             return
         seq, message, sizes, used = self._prelude(piece, _PIECE.size)
         if kind == _SMALL:
@@ -507,15 +491,20 @@ class Wire:
         else:
             self._begin(number, seq, message, sizes, length)
 
-    def _place(self, piece: memoryview, lane: Lane) -> None:
-        """The header of a DATA piece: find where its body goes."""
-        _, number, length, at = _PLACED.unpack(piece)
+    def _place(self, piece: memoryview, lane: Lane, got: list[Received]) -> None:
+        """A whole PACKED piece, or the header of a DATA piece, whose body is put where it belongs as it comes."""
+        kind, number, length, at = _PLACED.unpack_from(piece)
         coming = self._coming.get(number)
-        if coming is not None:
+        if coming is not None and kind == _PACKED:
+            data = unpack(piece[_PLACED.size :], min(self.limits.piece, coming.missing))
+            coming.claim(at, len(data))
+            coming.fill(at, memoryview(data))
+            self._finish(coming, got)
+        elif coming is not None:
             coming.claim(at, length)
             lane.into, lane.at, lane.left = coming, at, length
         elif lane is self._first:  # whose messages begin on it, or began before there were stripes
-            raise ProtocolError(f"a DATA piece of {length:,} bytes for message {number}, which has not begun")
+            raise ProtocolError(f"a piece of {length:,} bytes for message {number}, which has not begun")
         else:
             lane.wanted = number
             lane.buffer += piece
@@ -545,12 +534,15 @@ class Wire:
         lane.left -= len(data)
         if not lane.left:
             lane.into = None
-            if not coming.missing:
-                del self._coming[coming.key]
-                self._coming_size -= coming.size
-                self._coming_preludes -= coming.prelude
-                self._arrived(Received(coming.number, coming.message, coming.buffers), got)
+            self._finish(coming, got)
         return len(data)
+
+    def _finish(self, coming: Incoming, got: list[Received]) -> None:
+        if not coming.missing:
+            del self._coming[coming.key]
+            self._coming_size -= coming.size
+            self._coming_preludes -= coming.prelude
+            self._arrived(Received(coming.number, coming.message, coming.buffers), got)
 
     def _prelude(self, piece: memoryview, at: int) -> tuple[int, Message, tuple[int, ...], int]:
         """Number, message, sizes of the buffers, and where the prelude that begins at `at` ends."""

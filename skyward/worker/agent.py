@@ -21,6 +21,7 @@ import struct
 import sys
 import tempfile
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -235,6 +236,7 @@ class Agent:
             "pid": os.getpid(),
             "hostname": socket.gethostname(),
             "python": ".".join(map(str, sys.version_info[:3])),
+            "zstd": find_spec("zstandard") is not None,
             "session": self.session.name if self.session is not None else None,
         }
 

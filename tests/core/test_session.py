@@ -153,6 +153,15 @@ async def test_much_to_send_goes_over_stripes_and_small_messages_do_not(it: Node
     assert all(stripes)
 
 
+@over()
+async def test_what_shrinks_is_packed_where_the_line_is_slow(it: Node) -> None:
+    """Once the pace of the link is known; and the agent gets what was sent."""
+    it.session._pace.rate = 1e6  # once told, it changes by halves at most
+    blob(it, b"a", 64 * MEGABYTE)
+    await it.sent()
+    assert sum(channel.written for channel in it.channels) < 2 * MEGABYTE
+
+
 @over(distance=10.0)
 async def test_nearby_there_are_no_stripes(it: Node) -> None:
     """They are opened only where the round trip is long enough for one channel to be slow."""

@@ -8,6 +8,7 @@ import struct
 from typing import Any
 
 import pytest
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -28,6 +29,8 @@ from skyward.core.messages import (
     Run,
     StreamOpen,
 )
+from skyward.core.packing import Pace, Packer, Sample
+from skyward.core.pieces import Outgoing
 from skyward.core.wire import TRANSITIONS, VERSION, Lane, Limits, Received, Role, State, Wire
 
 OWNER_MESSAGES = st.one_of(
@@ -198,11 +201,29 @@ def test_envelopes_of_wrong_fields_are_protocol_errors(fields: list[Any], code: 
 # --- stripes ---------------------------------------------------------------------------------------------------------
 
 
-@given(messages=st.lists(st.tuples(OWNER_MESSAGES, BUFFERS), max_size=8), data=st.data())
+class AlwaysPacks(Packer):
+    """Compresses whatever gets smaller."""
+
+    def __init__(self) -> None:
+        pace = Pace()
+        pace.rate = 1.0
+        super().__init__(pace, lambda: 0.0)
+
+    def pack(self, message: Outgoing, body: memoryview) -> bytes | None:
+        """As if it paid."""
+        message.sample = Sample(2.0, 1e9)
+        return super().pack(message, body)
+
+
+@given(messages=st.lists(st.tuples(OWNER_MESSAGES, BUFFERS), max_size=8), packed=st.booleans(), data=st.data())
 @settings(deadline=None)
-def test_any_interleaving_of_stripes_gives_every_message_once_and_whole(messages: Any, data: st.DataObject) -> None:
+def test_any_interleaving_of_stripes_gives_every_message_once_and_whole(
+    messages: Any, packed: bool, data: st.DataObject
+) -> None:
     """Whichever stripe takes a piece, whichever is read, wherever it is cut; and never do all streams wait."""
     owner, worker = opened(Limits(piece=20_000))
+    if packed:
+        owner.packer = AlwaysPacks()
     lanes: list[Lane | None] = [None, *(worker.stripe() for _ in range(3))]
     streams = [bytearray() for _ in lanes]
     got: list[Received] = []
@@ -276,6 +297,11 @@ def test_garbage_on_stripes_raises_only_a_protocol_error(garbage: list[tuple[int
                 worker.receive_data(chunk, lane)
 
 
+def _packed(number: int, at: int, body: bytes) -> bytes:
+    body = zstandard.ZstdCompressor().compress(body)
+    return struct.pack("!BIIQ", 3, number, len(body), at) + body
+
+
 def _data(number: int, at: int, body: bytes) -> bytes:
     return struct.pack("!BIIQ", 2, number, len(body), at) + body
 
@@ -290,8 +316,28 @@ def _data(number: int, at: int, body: bytes) -> bytes:
         [_data(1, 5, b"")],
         [_piece(0, 0, _prelude(_envelope(Ping(1.0))))],
         [_data(7, 0, b"x"), b"more"],
+        [_packed(1, 0, bytes(1001))],
+        [_packed(1, 400, bytes(601))],
+        [_packed(1, 0, bytes(600)), _packed(1, 599, bytes(2))],
+        [_packed(1, 0, bytes(600))[:-1] + b"?"],
+        [_packed(1, 0, bytes(600)) + b"x", bytes(60)],
+        [struct.pack("!BIIQ", 3, 1, 2**20, 0)],
     ],
-    ids=["twice", "overlapping", "too long", "too far", "empty", "a small message", "while it waits"],
+    ids=[
+        "twice",
+        "overlapping",
+        "too long",
+        "too far",
+        "empty",
+        "a small message",
+        "while it waits",
+        "packed: too much",
+        "packed: too long",
+        "packed: overlapping",
+        "packed: spoilt",
+        "packed: then garbage",
+        "packed: too large",
+    ],
 )
 def test_forbidden_pieces_on_stripes_are_protocol_errors(pieces: list[bytes]) -> None:
     """No byte of a message may come twice, and a stripe that waits holds no more than one feed."""
