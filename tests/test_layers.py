@@ -49,7 +49,9 @@ PURE = (
     "skyward.core.mailbox",
     "skyward.core.market",
     "skyward.core.messages",
+    "skyward.core.packing",
     "skyward.core.payload",
+    "skyward.core.pieces",
     "skyward.core.schedule",
     "skyward.core.wire",
     "skyward.providers.first_boot",
@@ -73,6 +75,7 @@ LAZY: dict[tuple[str, str], str] = {
     ("skyward.console", "skyward.liveline"): "needs rich, which only a terminal is worth",
     ("skyward.core.keys", "cryptography.hazmat.primitives"): "7 MB, of which only rented machines have a use",
     ("skyward.core.keys", "cryptography.hazmat.primitives.asymmetric.ed25519"): "as above",
+    ("skyward.core.packing", "zstandard"): "a node may lack it, and an agent needs it for compressed pieces only",
     ("skyward.core.payload", "numpy"): "an array's pickle needs it; the module must load where numpy is not installed",
     ("skyward.joblib_ext.backend", "skyward.joblib_ext.crew"): "only a driver comes there; a node does without it",
     ("skyward.core.reaper", "skyward.core.ledger"): "a reaper that has nothing to do stays small",
@@ -190,7 +193,7 @@ def test_foreign_packages_stay_in_their_rooms() -> None:
 def test_foreign_packages_are_declared() -> None:
     """What is imported is of the standard library or stands in pyproject.toml, so a fresh install has it."""
     declared = {"asyncssh", "cloudpickle", "cryptography", "joblib", "libcloud", "msgpack", "platformdirs", "requests"}
-    declared |= {"rich", "tenacity", "threadpoolctl", "typer", "xxhash"}
+    declared |= {"rich", "tenacity", "threadpoolctl", "typer", "xxhash", "zstandard"}
     optional = {"numpy", "sklearn"}  # come with the user's own code
     suites = {"hypothesis", "numpy", "pytest"}  # skyward.testing is for those who have them
     known = sys.stdlib_module_names | declared | optional | {"skyward"}

@@ -110,6 +110,25 @@ def test_a_cut_wire_is_survived(lab_hosts: LabHosts, reach: Reach) -> None:
         assert pool.submit(Path(counter).read_text).result(60) == "x\n" * 40
 
 
+def test_small_tasks_pass_a_large_argument_on_a_long_line(fresh_host: FreshHost, reach: Reach) -> None:
+    """They are done while it is still being sent, over stripes; what shrinks is not sent as it is."""
+    host = fresh_host(delay=0.025)
+    with sky.Compute(**reach([host]), concurrency=2) as pool:
+        assert pool.submit(abs, -1).result(60) == 1
+        before = host.rx_bytes
+        large = pool.submit(len, os.urandom(150_000_000))
+        eventually(lambda: host.rx_bytes - before > 20_000_000, 60, "the middle of the large argument")
+        small = [pool.submit(abs, -i) for i in range(20)]
+        assert [future.result(60) for future in small] == list(range(20))
+        assert not large.done()
+        assert host.rx_bytes - before < 150_000_000
+        assert large.result(60) == 150_000_000
+        assert host.run("sh", "-c", "grep -c agent.sock /proc/net/unix").stdout.strip() == "6", "a listener and five"
+        before = host.rx_bytes
+        assert pool.submit(len, b"0123456789abcdef" * 4_000_000).result(60) == 64_000_000
+        assert host.rx_bytes - before < 10_000_000
+
+
 def test_a_dead_drivers_hosts_clean_themselves(lab: Lab, lab_hosts: LabHosts, index: str, tmp_path: Path) -> None:
     """kill -9 of the driver in mid-run: within orphan_timeout no process of ours is left on any host."""
     hosts = lab_hosts(2)

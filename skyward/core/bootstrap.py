@@ -37,7 +37,8 @@ from skyward.core.spec import Image
 
 __all__ = ["AgentAddress", "bootstrap"]
 
-_WORKER_NEEDS = ("cloudpickle", "msgpack")  # all that skyward.worker imports; the plugins add what their tasks need
+# All that skyward.worker imports; the plugins add what their tasks need.
+_WORKER_NEEDS = ("cloudpickle", "msgpack", "zstandard")
 _LOOK_LIMIT = 60.0
 _BUILD_LIMIT = 1800.0  # the largest frameworks are gigabytes
 _START_LIMIT = 60.0

@@ -169,7 +169,11 @@ class Link(Protocol):
 
 
 class Transport(Protocol):
-    """A way to reach machines. Made without arguments, holds no connection itself."""
+    """A way to reach machines. Made without arguments, holds no connection itself.
+
+    One whose links lead far, and carry more over several channels than over one, has besides a class attribute
+    ``striped = True``.
+    """
 
     name: ClassVar[str]
 

@@ -44,12 +44,16 @@ HEARD_FILE = "/run/skyward-heard"
 
 
 class Hello(NamedTuple):
-    """Owner's first word. `received` counts the numbered messages it already has from this session."""
+    """Owner's first word. `received` counts the numbered messages it already has from this session.
+
+    `link` is empty, or the nonce of that Hello to whose link this connection shall belong as a stripe.
+    """
 
     version: int
     session: str
     nonce: bytes
     received: int
+    link: bytes = b""
 
 
 class Welcome(NamedTuple):

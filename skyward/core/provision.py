@@ -43,7 +43,7 @@ from skyward.core.interfaces import Channel, Link, Provider, Rental, Shell, Trai
 from skyward.core.keys import make_key
 from skyward.core.ledger import Ledger
 from skyward.core.messages import HEARD_FILE, Message, Ready, Setup
-from skyward.core.session import Session, Timing
+from skyward.core.session import Session, Stripes, Timing
 from skyward.core.shared import CAN_SHARE
 from skyward.core.spec import Image, KeyPair, Machine, MachineId, Nodes, Offer, Order
 from skyward.core.wire import Filled
@@ -409,7 +409,7 @@ class Provisioner:
             secret = await connector.prepare()
             here = Trait.DRIVER_ENVIRONMENT in self._plan.providers[source].traits
             setup = self._plan.setup._replace(node=name, shares=here and CAN_SHARE)
-            session = Session(name, connector.open, secret, setup, self, self._plan.timing)
+            session = Session(name, connector.open, secret, setup, self, self._plan.timing, connector.stripes)
             self._sessions[name] = session
             limit = asyncio.get_running_loop().call_later(self._plan.timing.ready, self._too_late, session)
             try:
@@ -632,6 +632,16 @@ class _Connector:
         if self._link is None:
             self._link = await self._transport.connect(self._endpoint, _CONNECT)
         self._used = True
+        return await self._link.open_channel(self._address)
+
+    @property
+    def stripes(self) -> Stripes | None:
+        """How a session gets more channels over the same link; None where that is no faster."""
+        return Stripes(self._open_stripe) if getattr(self._transport, "striped", False) else None
+
+    async def _open_stripe(self) -> Channel:
+        if self._link is None or self._address is None:
+            raise LinkError(f"{self._endpoint}: there is no link")
         return await self._link.open_channel(self._address)
 
     async def close(self) -> None:

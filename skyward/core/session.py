@@ -4,6 +4,9 @@ A session belongs to the event loop. It decides nothing about tasks: what arrive
 `send` goes out, once, in whatever way the links allow. A link that breaks is made again; messages that the agent had
 not acknowledged are sent again then, and the agent does the same. Only an agent that is gone, or that can't be reached
 for `Timing.give_up` seconds, ends the session.
+
+Where one channel can't fill a long line, a link gets further channels, its stripes, when much waits to be sent. They
+carry large messages, and the first channel all others from then on. The loss of any of them is the loss of the link.
 """
 
 from __future__ import annotations
@@ -12,7 +15,8 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Awaitable, Callable, Sequence
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,14 +24,17 @@ from skyward.core.errors import LinkError, ProtocolError, ProvisioningError
 from skyward.core.interfaces import Channel
 from skyward.core.mailbox import Inbox, Outbox
 from skyward.core.messages import Ack, Bye, Message, Ping, Pong, Setup, Welcome
+from skyward.core.packing import Pace, Packer, available
 from skyward.core.wire import Buffer, Filled, Received, Role, Wire
 
-__all__ = ["Session", "SessionHandler", "Timing"]
+__all__ = ["Session", "SessionHandler", "Stripes", "Timing"]
 
 _log = logging.getLogger("skyward.session")
 
 _ACK_EVERY = 32  # messages
 _ACK_BYTES = 1 << 20
+_TURN = 2 << 20  # bytes of large messages written before others have their turn in the event loop
+_PART = 256 << 10  # of these, on one stripe: so much more than a full channel can it be given at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +65,28 @@ class Timing:
     farewell: float = 2.0
 
 
+@dataclass(frozen=True, slots=True)
+class Stripes:
+    """Further channels of a link, for large messages, and when they are worth it.
+
+    Attributes
+    ----------
+    open
+        Opens one more channel over the connection that the present link has.
+    count
+        How many. One SSH channel carries as much as sshd's window of 2 MB in each round trip.
+    distance
+        Round trip in seconds from which one channel may be too slow.
+    backlog
+        Bytes that must wait: opening stripes takes some round trips, and so should what is left.
+    """
+
+    open: Callable[[], Awaitable[Channel]]
+    count: int = 4
+    distance: float = 0.005
+    backlog: int = 4 << 20
+
+
 class SessionHandler(Protocol):
     """Who hears of what a node says. Called from the event loop; must not block."""
 
@@ -82,6 +111,8 @@ class Session:
         What the agent is told first.
     handler
         Who hears the node's messages.
+    stripes
+        How a link gets stripes; None: never.
     """
 
     def __init__(
@@ -92,6 +123,7 @@ class Session:
         setup: Setup,
         handler: SessionHandler,
         timing: Timing | None = None,
+        stripes: Stripes | None = None,
     ) -> None:
         self.node = node
         self.shares = setup.shares
@@ -109,7 +141,13 @@ class Session:
         self._closing = False
         self._why: str | None = None  # why we ended it; None for the ordinary end
         self._scheduled = False
-        self._draining: asyncio.Task[None] | None = None
+        self._striping = stripes
+        self._stripes: list[Channel] = []  # those of the present link
+        self._may_widen = False
+        self._pace = Pace()  # of the present link
+        self._written = 0  # bytes of large messages, over it
+        self._draining: set[Channel] = set()
+        self._chores: set[asyncio.Task[None]] = set()  # of the present link
         self._unlinked = asyncio.Event()  # set while there is no link
         self._heard = 0.0
         self._unacked = 0
@@ -204,9 +242,8 @@ class Session:
             await asyncio.sleep(wait)
             wait = min(wait * 2, 2.0)
 
-    async def _greet(self, channel: Channel) -> None:
-        wire = Wire(Role.OWNER, secret=self._secret, nonce=os.urandom(16))
-        wire.hello(self._name, self._inbox.received)
+    async def _answer(self, channel: Channel, wire: Wire) -> list[Received]:
+        """What comes next; at least one message."""
         channel.write(wire.data_to_send())
         async with asyncio.timeout(self._timing.greeting):
             got: list[Received] = []
@@ -215,6 +252,12 @@ class Session:
                 if not data:
                     raise ProtocolError("it closed the connection")
                 got = wire.receive_data(data)
+        return got
+
+    async def _greet(self, channel: Channel) -> None:
+        wire = Wire(Role.OWNER, secret=self._secret, nonce=os.urandom(16))
+        wire.hello(self._name, self._inbox.received)
+        got = await self._answer(channel, wire)
         welcome = got[0].message
         if not isinstance(welcome, Welcome):
             raise ProtocolError(f"it began with {type(welcome).__name__}")
@@ -223,7 +266,10 @@ class Session:
         wire.prove()
         for posted in self._outbox.kept():
             wire.send(posted.message, posted.buffers, posted.number)
-        self._channel, self._wire = channel, wire
+        self._channel, self._wire, self._may_widen = channel, wire, self._striping is not None
+        self._pace, self._written = Pace(), 0
+        if self._striping is not None and self.facts.get("zstd") is True and available():
+            wire.packer = Packer(self._pace, time.perf_counter)
         self._unlinked.clear()
         for received in got[1:]:
             self._take(received)
@@ -264,12 +310,60 @@ class Session:
                 self._flush_soon()
 
     def _drop(self, channel: Channel) -> None:
-        channel.close()
+        for each in (channel, *self._stripes):
+            each.close()
+        self._stripes.clear()
         self._channel = self._wire = None
         self._unlinked.set()
-        if self._draining is not None:
-            self._draining.cancel()
-            self._draining = None
+        for chore in self._chores:
+            chore.cancel()
+        self._draining.clear()
+
+    def _chore(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do something besides, while the present link lasts."""
+        chore = asyncio.create_task(work, name=f"skyward-link-{self.node}")
+        self._chores.add(chore)
+        chore.add_done_callback(self._chores.discard)
+
+    # --- stripes ---
+
+    def _widen_soon(self, channel: Channel, wire: Wire) -> None:
+        """Large messages wait since the channel takes no more: get stripes if that is worth it."""
+        stripes = self._striping
+        if stripes is None or not self._may_widen or wire.large < stripes.backlog:
+            return
+        if self.round_trip is not None and self.round_trip >= stripes.distance:
+            self._may_widen = False
+            self._chore(self._widen(stripes, channel, wire))
+
+    async def _widen(self, stripes: Stripes, first: Channel, wire: Wire) -> None:
+        """Open all stripes; the link is none the worse if the machine does not allow as many channels."""
+        opening = [asyncio.ensure_future(stripes.open()) for _ in range(stripes.count)]
+        try:
+            channels = await asyncio.gather(*opening)
+            await asyncio.gather(*(self._greet_as_stripe(channel, wire) for channel in channels))
+        except (LinkError, ProtocolError, TimeoutError) as error:
+            _log.info("%s: goes on with one channel: %s", self.node, _text(error))
+            for done in await asyncio.gather(*opening, return_exceptions=True):
+                if not isinstance(done, BaseException):
+                    done.close()
+            return
+        self._stripes += channels
+        for channel in channels:
+            self._chore(self._watch(channel, first))
+        self._flush_soon()
+
+    async def _greet_as_stripe(self, channel: Channel, link: Wire) -> None:
+        wire = Wire(Role.OWNER, secret=self._secret, nonce=os.urandom(16))
+        wire.hello(self._name, 0, link.name)
+        await self._answer(channel, wire)
+        wire.prove()
+        await self._answer(channel, wire)  # a Pong: the agent has joined it to the link, and reads it so from here on
+
+    async def _watch(self, stripe: Channel, first: Channel) -> None:
+        """The agent says nothing on a stripe: whatever comes there, and most of all its end, ends the link."""
+        await stripe.read()
+        first.close()
 
     # --- messages ---
 
@@ -306,21 +400,59 @@ class Session:
             asyncio.get_running_loop().call_soon(self._flush)
 
     def _flush(self) -> None:
+        """Write what the channels take: with stripes, large messages go there, and all others on the first channel."""
         self._scheduled = False
         channel, wire = self._channel, self._wire
-        if channel is None or wire is None or self._draining is not None:
+        if channel is None or wire is None:
             return
-        while wire.has_data:
-            if channel.congested:
-                self._draining = asyncio.create_task(self._drain(channel))
-                return
-            channel.write(wire.data_to_send())
+        if self._stripes:
+            while wire.has_small and self._takes(channel):
+                channel.write(wire.small_to_send())
+            self._flush_large(wire)
+            return
+        while wire.has_small and not wire.has_large and self._takes(channel):  # the common case
+            channel.write(wire.small_to_send())
+        if wire.has_large:
+            self._flush_all(channel, wire)
+
+    def _flush_all(self, channel: Channel, wire: Wire) -> None:
+        while wire.has_data and self._takes(channel):
+            self._write(channel, wire.data_to_send())
+        if wire.has_large:
+            self._pace.full(self._written, time.monotonic())
+            self._widen_soon(channel, wire)
+        else:
+            self._pace.idle()
+
+    def _flush_large(self, wire: Wire) -> None:
+        end = wire.large - _TURN
+        for stripe in self._stripes:
+            while wire.has_large and self._takes(stripe):
+                if wire.large <= end:
+                    self._pace.idle()
+                    self._flush_soon()
+                    return
+                self._write(stripe, wire.large_to_send(_PART))
+        if wire.has_large:
+            self._pace.full(self._written, time.monotonic())
+        else:
+            self._pace.idle()
+
+    def _write(self, channel: Channel, parts: Sequence[bytes | memoryview]) -> None:
+        self._written += sum(map(len, parts))
+        channel.write(parts)
+
+    def _takes(self, channel: Channel) -> bool:
+        """Whether a channel can be given more now; if not, there is another flush as soon as it can."""
+        if channel.congested and channel not in self._draining:
+            self._draining.add(channel)
+            self._chore(self._drain(channel))
+        return channel not in self._draining
 
     async def _drain(self, channel: Channel) -> None:
         await channel.drain()
-        self._draining = None
-        if channel is self._channel:
-            self._flush()
+        self._draining.discard(channel)
+        self._flush()
 
 
 def _text(error: Exception) -> str:

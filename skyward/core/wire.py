@@ -8,11 +8,17 @@ A message is a small msgpack envelope and any number of raw buffers. On the stre
     piece    kind u8 | message u32 | length u32 | body
     SMALL    body = prelude + buffers          the whole message in one piece
     OPEN     body = prelude                    a large message begins; its buffers follow as DATA
-    DATA     body = the next bytes of the buffers of the message with that number
+    DATA     offset u64 before the body        the body are bytes of that message's buffers, which lie there
+    PACKED   offset u64 before the body        as DATA, but compressed by zstandard
     prelude  envelope length u32 | buffer count u16 | buffer lengths u64 ... | envelope
 
 Large messages are cut in pieces, small ones overtake them between two pieces, so a heartbeat or a small task never
 waits for a gigabyte. Hence messages can arrive in another order than they were sent; nothing here hides that.
+
+A link may have further streams, its stripes, for large messages only: their pieces may go on whichever stream takes
+them, since one SSH channel alone can't fill a long line. All pieces are in order within their stream; a stripe whose
+next piece belongs to a message that has not begun yet, as its OPEN is still on its way on another stream, waits. It
+never waits for ever: of all pieces on their way, the one that was sent first never has to.
 
 The conversation opens with a mutual proof that both ends know the pool's secret (HMAC over both nonces)::
 
@@ -27,13 +33,11 @@ from __future__ import annotations
 import enum
 import hashlib
 import hmac
-import mmap
 import struct
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import cache
-from typing import Any, NamedTuple, Union
+from typing import Any, NamedTuple
 
 import msgpack
 
@@ -67,6 +71,8 @@ from skyward.core.messages import (
     Unreadable,
     Welcome,
 )
+from skyward.core.packing import Packer, unpack
+from skyward.core.pieces import Buffer, Filled, Incoming, Lane, Limits, Outgoing
 
 __all__ = [
     "REQUIRES",
@@ -75,6 +81,7 @@ __all__ = [
     "WHOLE",
     "Buffer",
     "Filled",
+    "Lane",
     "Limits",
     "Received",
     "Role",
@@ -85,14 +92,8 @@ __all__ = [
 WHOLE = 32 * 1024
 """A message with at most so many bytes of buffers is sent whole, in one piece; none of these overtakes another."""
 
-VERSION = 1
+VERSION = 2
 """Number of the protocol. Both ends run the driver's own code, so unequal numbers mean a stale agent."""
-
-Buffer = Union[bytes, bytearray, memoryview, mmap.mmap]
-"""What can be sent."""
-
-Filled = Union[bytearray, mmap.mmap]
-"""What arrives: a writable buffer; a large one begins at a page, so that arrays in it are aligned."""
 
 
 class Role(enum.Enum):
@@ -153,28 +154,6 @@ REQUIRES: dict[type[Any], State] = {Welcome: State.GREETED, Proof: State.OPEN}
 """Messages that may be sent only when the other end has reached a state. In OPEN, everything requires OPEN."""
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Sizes in bytes; what is larger is refused before memory is allocated.
-
-    Attributes
-    ----------
-    piece
-        Largest body of one piece that is sent. A message up to this size goes as one piece.
-    prelude
-        Largest prelude (envelope and buffer lengths) that is accepted.
-    message
-        Largest sum of the buffers of one message.
-    open
-        Largest sum over all messages that have begun and not ended.
-    """
-
-    piece: int = 256 * 1024
-    prelude: int = 4 * 1024 * 1024
-    message: int = 16 * 2**30
-    open: int = 32 * 2**30
-
-
 class Received(NamedTuple):
     """A message that arrived: its number (0: not numbered), the message, and its buffers (each writable)."""
 
@@ -184,15 +163,15 @@ class Received(NamedTuple):
 
 
 _PIECE = struct.Struct("!BII")
+_PLACED = struct.Struct("!BIIQ")  # the header of DATA and PACKED
 _PRELUDE = struct.Struct("!IH")
-_SMALL, _OPEN, _DATA = 0, 1, 2
+_SMALL, _OPEN, _DATA, _PACKED = 0, 1, 2, 3
 _MAX_BUFFERS = 0xFFFF  # of one message
-_PAGED = 1 << 20  # buffers from this size get pages of their own
-_PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # a task that forks must not share them with its children
 _TURNS = 2  # large messages that are sent at a time
-_MAX_TURNS = 16  # and that are accepted at a time
+_MAX_TURNS = 256  # and that are accepted at a time: with stripes, the ends of many are on their way
+_MAX_PRELUDES = 16  # of the largest size, of all messages that are arriving
+_MAX_STRIPES = 8
 _GREETING = 64 * 1024  # largest message from a peer that has not proved who it is
-
 
 _pack = msgpack.Packer(autoreset=True).pack
 _GOOD: tuple[set[tuple[type, ...]], ...] = tuple(set() for _ in MESSAGES)  # types of fields that were found right
@@ -207,35 +186,6 @@ def _head(count: int) -> struct.Struct:
 @cache
 def _sizes(count: int) -> struct.Struct:
     return struct.Struct(f"!{count}Q")
-
-
-class _Incoming:
-    """A large message whose buffers are arriving."""
-
-    __slots__ = ("buffers", "index", "message", "missing", "number", "offset", "size")
-
-    def __init__(self, number: int, message: Message, sizes: Sequence[int]) -> None:
-        self.number = number
-        self.message = message
-        # Anonymous memory is taken only as it is filled, so a peer can't make us take what it does not send.
-        self.buffers: list[Filled] = [
-            bytearray(size) if size < _PAGED else mmap.mmap(-1, size, flags=_PRIVATE) for size in sizes
-        ]
-        self.size = self.missing = sum(sizes)
-        self.index = self.offset = 0
-
-    def fill(self, data: memoryview) -> None:
-        """Put the next bytes where they belong; the caller has checked that they are not too many."""
-        self.missing -= len(data)
-        while len(data):
-            target = self.buffers[self.index]
-            count = min(len(target) - self.offset, len(data))
-            target[self.offset : self.offset + count] = data[:count]
-            data = data[count:]
-            self.offset += count
-            if self.offset == len(target):
-                self.index += 1
-                self.offset = 0
 
 
 class Wire:
@@ -256,6 +206,9 @@ class Wire:
     -----
     The driver of a wire has four verbs: `send` (queue a message), `data_to_send` (the next bytes to write),
     `receive_data` (feed bytes, get messages), `receive_eof`. Not thread safe.
+
+    One that has stripes writes `small_to_send` to the first stream, and `large_to_send` to whichever stripe takes it;
+    at the other end each is fed as a `Lane` of its own, unless it `waits`.
     """
 
     def __init__(self, role: Role, *, secret: bytes = b"", nonce: bytes = b"", limits: Limits | None = None) -> None:
@@ -267,13 +220,15 @@ class Wire:
         self._peer_nonce = b""
         self._small: deque[bytes] = deque()  # whole pieces
         self._waiting: deque[tuple[bytes, list[memoryview]]] = deque()  # preludes and buffers of large messages
-        self._active: deque[tuple[int, list[memoryview]]] = deque()  # those that have begun, by number
+        self._active: deque[Outgoing] = deque()  # those that have begun
         self._next = 0  # number of the next large message
-        self._buffer = bytearray()  # a piece that has not arrived whole (never the body of DATA)
-        self._into: _Incoming | None = None  # where the body of the present DATA piece goes
-        self._left = 0  # bytes of that body still to come
-        self._coming: dict[int, _Incoming] = {}
-        self._coming_size = 0
+        self.packer: Packer | None = None  # may be set where the peer has said that it can read compressed pieces
+        self._large = 0  # bytes of large messages not yet taken
+        self._first = Lane()
+        self._stripes: list[Lane] = []
+        self._held: list[Lane] = []  # those that wait
+        self._coming: dict[int, Incoming] = {}
+        self._coming_size = self._coming_preludes = 0
         self._broken = False
         self._talking = False  # both ends are OPEN
         self._mine, self._theirs = _TALK[role], _TALK[role.peer]
@@ -299,9 +254,14 @@ class Wire:
 
     # --- greeting ---
 
-    def hello(self, session: str, received: int) -> None:
-        """Owner: begin."""
-        self.send(Hello(VERSION, session, self._nonce, received))
+    @property
+    def name(self) -> bytes:
+        """The owner's nonce: what a stripe of this link names."""
+        return self._nonce if self.role is Role.OWNER else self._peer_nonce
+
+    def hello(self, session: str, received: int, link: bytes = b"") -> None:
+        """Owner: begin; as a stripe, with the name of the link that it shall belong to."""
+        self.send(Hello(VERSION, session, self._nonce, received, link))
 
     def welcome(self, received: int, facts: dict[str, Any]) -> None:
         """Worker: answer `Hello`."""
@@ -350,34 +310,53 @@ class Wire:
             head = _head(len(sizes)).pack(_OPEN, 0, length, len(envelope), len(sizes), *sizes)
             views = [memoryview(buffer).cast("B") for buffer, size in zip(buffers, sizes, strict=True) if size]
             self._waiting.append((head[_PIECE.size :] + envelope, views))
+            self._large += total
 
     def data_to_send(self, budget: int = 1024 * 1024) -> list[bytes | memoryview]:
-        """The next buffers to write, about `budget` bytes; an empty list when there is nothing.
+        """The next buffers to write, about `budget` bytes, small messages first; none when there is nothing."""
+        out = self.small_to_send()
+        if self._active or self._waiting:
+            out += self.large_to_send(budget - len(out[0]) if out else budget)
+        return out
 
-        Small messages come first. Large ones go in order, `_TURNS` of them at a time a piece each in turn, so that a
-        large one is not held up by a huge one and yet each is complete as early as can be.
+    def small_to_send(self) -> list[bytes | memoryview]:
+        """All small messages, in order."""
+        if not self._small:
+            return []
+        joined = b"".join(self._small)
+        self._small.clear()
+        return [joined]
+
+    def large_to_send(self, budget: int = 1024 * 1024) -> list[bytes | memoryview]:
+        """The next pieces of large messages, about `budget` bytes, for any stream of the link.
+
+        They go in order, `_TURNS` of them at a time a piece each in turn, so that a large one is not held up by a
+        huge one and yet each is complete as early as can be.
         """
         out: list[bytes | memoryview] = []
-        if self._small:
-            joined = b"".join(self._small)
-            self._small.clear()
-            out.append(joined)
-            budget -= len(joined)
         while budget > 0 and (self._active or self._waiting):
             if self._waiting and len(self._active) < _TURNS:
                 prelude, views = self._waiting.popleft()
                 self._next = (self._next + 1) & 0xFFFFFFFF
                 out.append(_PIECE.pack(_OPEN, self._next, len(prelude)) + prelude)
-                self._active.append((self._next, views))
-            number, views = self._active.popleft()
+                # Its first piece is next, on the same stream: one that is a single piece is never waited for.
+                self._active.appendleft(Outgoing(self._next, views))
+            message = self._active.popleft()
+            views = message.views
             body = views[0][: self.limits.piece]
-            out += (_PIECE.pack(_DATA, number, len(body)), body)
+            packed = None if self.packer is None else self.packer.pack(message, body)
+            if packed is None:
+                out += (_PLACED.pack(_DATA, message.key, len(body), message.at), body)
+            else:
+                out += (_PLACED.pack(_PACKED, message.key, len(packed), message.at), packed)
             budget -= len(body)
+            self._large -= len(body)
+            message.at += len(body)
             views[0] = views[0][len(body) :]
             if not len(views[0]):
                 views.pop(0)
             if views:
-                self._active.append((number, views))
+                self._active.append(message)
         return out
 
     @property
@@ -385,10 +364,34 @@ class Wire:
         """Whether `data_to_send` would return anything."""
         return bool(self._small or self._active or self._waiting)
 
+    @property
+    def has_small(self) -> bool:
+        """Whether `small_to_send` would return anything."""
+        return bool(self._small)
+
+    @property
+    def has_large(self) -> bool:
+        """Whether `large_to_send` would return anything."""
+        return bool(self._active or self._waiting)
+
+    @property
+    def large(self) -> int:
+        """Bytes of large messages that `large_to_send` has yet to return."""
+        return self._large
+
     # --- receiving ---
 
-    def receive_data(self, data: Buffer) -> list[Received]:
+    def stripe(self) -> Lane:
+        """A further stream on which the peer's large messages come in; to be fed with `receive_data`."""
+        if not self._talking or len(self._stripes) >= _MAX_STRIPES:
+            raise ProtocolError(f"a link has at most {_MAX_STRIPES} stripes, and none before both ends are known")
+        self._stripes.append(Lane())
+        return self._stripes[-1]
+
+    def receive_data(self, data: Buffer, lane: Lane | None = None) -> list[Received]:
         """Feed bytes as they came, however they were cut; get the messages that are now complete.
+
+        Bytes of a stripe are fed with its `lane`, and not while it `waits`: so what it holds is one feed at most.
 
         Raises
         ------
@@ -397,68 +400,83 @@ class Wire:
         """
         if self._broken:
             raise ProtocolError("the peer broke the protocol earlier; this link is of no further use")
+        if lane is None:
+            lane = self._first
+        elif lane.waits:
+            raise ProtocolError("more bytes on a stripe that has to wait for another")
+        got: list[Received] = []
         try:
-            return self._receive(memoryview(data).cast("B"))
+            self._receive(memoryview(data).cast("B"), lane, got)
+            if self._held:
+                self._release(got)
         except ProtocolError:
-            self._broken = True
-            self._coming.clear()
-            self._buffer.clear()
+            self.receive_eof()
             raise
+        return got
 
     def receive_eof(self) -> None:
-        """Tell that the stream has ended; an end in mid-message, or before `Bye`, is the link's loss, not ours."""
+        """Tell that a stream has ended; an end in mid-message, or before `Bye`, is the link's loss, not ours."""
         self._coming.clear()
-        self._buffer.clear()
+        self._first, self._stripes, self._held = Lane(), [], []
         self._broken = True
 
-    def _receive(self, view: memoryview) -> list[Received]:
-        got: list[Received] = []
+    def _receive(self, view: memoryview, lane: Lane, got: list[Received]) -> None:
         at, end = 0, len(view)
         while at < end:
-            if self._into is not None:
-                at += self._fill(view[at:], got)
-            elif self._buffer:
-                at += self._collect(view[at:], got)
+            if lane.into is not None:
+                at += self._fill(view[at:], lane, lane.into, got)
+            elif lane.buffer:
+                at += self._collect(view[at:], lane, got)
             else:  # the common case: whole pieces are read where they are
                 size = self._piece_size(view[at : at + _PIECE.size])
                 if size is None or at + size > end:
-                    self._buffer += view[at:]
-                    return got
-                self._piece(view[at : at + size], got)
+                    lane.buffer += view[at:]
+                    return
+                self._piece(view[at : at + size], lane, got)
                 at += size
-        return got
 
-    def _collect(self, view: memoryview, got: list[Received]) -> int:
+    def _release(self, got: list[Received]) -> None:
+        """Go on with streams that have waited for what has come now."""
+        while lane := next((lane for lane in self._held if lane.wanted in self._coming), None):
+            self._held.remove(lane)
+            held = bytes(lane.buffer)
+            lane.buffer.clear()
+            lane.wanted = None
+            self._receive(memoryview(held), lane, got)
+
+    def _collect(self, view: memoryview, lane: Lane, got: list[Received]) -> int:
         """Complete the piece in the buffer: first its header, then as much as the header says; the bytes used."""
-        size = self._piece_size(self._buffer)
-        missing = (_PIECE.size if size is None else size) - len(self._buffer)
-        self._buffer += view[:missing]
-        if self._piece_size(self._buffer) == len(self._buffer):
-            piece = bytes(self._buffer)
-            self._buffer.clear()
-            self._piece(memoryview(piece), got)
+        if lane.waits:  # not ended by what is in `view`: it came together with the piece that must wait
+            lane.buffer += view
+            return len(view)
+        size = self._piece_size(lane.buffer)
+        missing = (_PIECE.size if size is None else size) - len(lane.buffer)
+        lane.buffer += view[:missing]
+        if self._piece_size(lane.buffer) == len(lane.buffer):
+            piece = bytes(lane.buffer)
+            lane.buffer.clear()
+            self._piece(memoryview(piece), lane, got)
         return min(missing, len(view))
 
     def _piece_size(self, data: memoryview | bytearray) -> int | None:
         """Size of the piece that begins here, header included, without DATA's body; None when it can't be said yet."""
         if len(data) < _PIECE.size:
             return None
-        kind, number, length = _PIECE.unpack_from(data)
+        kind, _, length = _PIECE.unpack_from(data)
         if kind == _SMALL and length <= (self._largest if self._talking else _GREETING):
             return _PIECE.size + int(length)
-        if kind == _DATA:
-            coming = self._coming.get(number)
-            if coming is None or not 0 < length <= coming.missing:
-                raise ProtocolError(f"a DATA piece of {length:,} bytes for message {number} that does not want them")
-            return _PIECE.size
+        if kind == _DATA and self._talking:
+            return _PLACED.size
+        if kind == _PACKED and self._talking and length <= self.limits.piece:
+            return _PLACED.size + int(length)
         if kind != _OPEN or not self._talking or length > self.limits.prelude:
             raise ProtocolError(f"not a piece of this protocol, or too long: kind {kind}, {length:,} bytes")
         return _PIECE.size + int(length)
 
-    def _piece(self, piece: memoryview, got: list[Received]) -> None:
+    def _piece(self, piece: memoryview, lane: Lane, got: list[Received]) -> None:
         kind, number, length = _PIECE.unpack_from(piece)
-        if kind == _DATA:
-            self._into, self._left = self._coming[number], length
+        if kind in (_DATA, _PACKED):
+            self._place(piece, lane, got)
             return
         seq, message, sizes, used = self._prelude(piece, _PIECE.size)
         if kind == _SMALL:
@@ -466,41 +484,66 @@ class Wire:
             for size in sizes:
                 buffers.append(bytearray(piece[used : used + size]))
                 used += size
-            if used != len(piece):
-                raise ProtocolError("the buffers of a small message do not fill its piece")
+            if used != len(piece) or lane is not self._first:
+                raise ProtocolError("a small message whose buffers do not fill its piece, or on a stripe")
             self._arrived(Received(seq, message, buffers), got)
+        elif used != len(piece):
+            raise ProtocolError("a large message begins with more than its prelude")
         else:
-            self._begin(number, seq, message, sizes, used == len(piece))
+            self._begin(number, seq, message, sizes, length)
 
-    def _begin(self, number: int, seq: int, message: Message, sizes: Sequence[int], exact: bool) -> None:
+    def _place(self, piece: memoryview, lane: Lane, got: list[Received]) -> None:
+        """A whole PACKED piece, or the header of a DATA piece, whose body is put where it belongs as it comes."""
+        kind, number, length, at = _PLACED.unpack_from(piece)
+        coming = self._coming.get(number)
+        if coming is not None and kind == _PACKED:
+            data = unpack(piece[_PLACED.size :], min(self.limits.piece, coming.missing))
+            coming.claim(at, len(data))
+            coming.fill(at, memoryview(data))
+            self._finish(coming, got)
+        elif coming is not None:
+            coming.claim(at, length)
+            lane.into, lane.at, lane.left = coming, at, length
+        elif lane is self._first:  # whose messages begin on it, or began before there were stripes
+            raise ProtocolError(f"a piece of {length:,} bytes for message {number}, which has not begun")
+        else:
+            lane.wanted = number
+            lane.buffer += piece
+            self._held.append(lane)
+
+    def _begin(self, number: int, seq: int, message: Message, sizes: Sequence[int], prelude: int) -> None:
         total = sum(sizes)
-        if not exact or not total or number in self._coming:
-            raise ProtocolError(f"message {number} begins twice, without bytes, or with too many")
+        if not total or number in self._coming:
+            raise ProtocolError(f"message {number} begins twice, or without bytes")
         if total > self.limits.message or self._coming_size + total > self.limits.open:
             raise ProtocolError(f"a message of {total:,} bytes is over the limit of {self.limits.message:,} bytes")
-        if len(self._coming) >= _MAX_TURNS:
-            raise ProtocolError(f"more than {_MAX_TURNS} large messages at a time")
+        preludes = self._coming_preludes + prelude
+        if len(self._coming) >= _MAX_TURNS or preludes > _MAX_PRELUDES * self.limits.prelude:
+            raise ProtocolError(f"more than {_MAX_TURNS} large messages at a time, or too large preludes")
         try:
-            self._coming[number] = _Incoming(seq, message, sizes)
+            self._coming[number] = Incoming(number, seq, message, sizes, prelude)
         except (MemoryError, OSError) as error:
             raise ProtocolError(f"no memory for a message of {total:,} bytes: {error}") from error
         self._coming_size += total
+        self._coming_preludes = preludes
 
-    def _fill(self, view: memoryview, got: list[Received]) -> int:
+    def _fill(self, view: memoryview, lane: Lane, coming: Incoming, got: list[Received]) -> int:
         """Take bytes of the DATA piece that is arriving; how many."""
-        coming = self._into
-        assert coming is not None
-        data = view[: self._left]
-        coming.fill(data)
-        self._left -= len(data)
-        if not self._left:
-            self._into = None
-            if not coming.missing:
-                number = next(key for key, value in self._coming.items() if value is coming)
-                del self._coming[number]
-                self._coming_size -= coming.size
-                self._arrived(Received(coming.number, coming.message, coming.buffers), got)
+        data = view[: lane.left]
+        coming.fill(lane.at, data)
+        lane.at += len(data)
+        lane.left -= len(data)
+        if not lane.left:
+            lane.into = None
+            self._finish(coming, got)
         return len(data)
+
+    def _finish(self, coming: Incoming, got: list[Received]) -> None:
+        if not coming.missing:
+            del self._coming[coming.key]
+            self._coming_size -= coming.size
+            self._coming_preludes -= coming.prelude
+            self._arrived(Received(coming.number, coming.message, coming.buffers), got)
 
     def _prelude(self, piece: memoryview, at: int) -> tuple[int, Message, tuple[int, ...], int]:
         """Number, message, sizes of the buffers, and where the prelude that begins at `at` ends."""

@@ -50,6 +50,7 @@ class SSHTransport:
     """
 
     name: ClassVar[str] = "ssh"
+    striped: ClassVar[bool] = True
 
     async def connect(self, endpoint: Endpoint, timeout: float) -> SSHLink:
         """Connect and authenticate within `timeout` seconds.

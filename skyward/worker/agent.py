@@ -21,6 +21,7 @@ import struct
 import sys
 import tempfile
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from skyward.core.messages import (
     Forget,
     Hello,
     Ping,
+    Pong,
     Proof,
     Ready,
     Recall,
@@ -98,7 +100,10 @@ class _Visitor:
             self.agent.greet(self, message)
         elif isinstance(message, Proof) and self.hello is not None:
             self.timer.cancel()
-            self.agent.adopt(self, self.hello)
+            if self.hello.link:
+                self.agent.join(self, self.hello)
+            else:
+                self.agent.adopt(self, self.hello)
         else:
             self.agent.hear(received)
 
@@ -195,6 +200,15 @@ class Agent:
         if self.crew is not None:
             self.crew.acknowledged(hello.received)
 
+    def join(self, visitor: _Visitor, hello: Hello) -> None:
+        """A visitor is a stripe of the owner's connection: of this very one, not of an earlier or a later."""
+        link = self.session.link if self.session is not None else None
+        if link is None or link.wire.name != hello.link:
+            raise ProtocolError("a stripe of another connection than the present one")
+        self._visitors.discard(visitor)
+        visitor.link.send(Pong(0.0))
+        visitor.link.join(link)
+
     def left(self, visitor: _Visitor, reason: str) -> None:
         """A connection has ended."""
         self._visitors.discard(visitor)
@@ -222,6 +236,7 @@ class Agent:
             "pid": os.getpid(),
             "hostname": socket.gethostname(),
             "python": ".".join(map(str, sys.version_info[:3])),
+            "zstd": find_spec("zstandard") is not None,
             "session": self.session.name if self.session is not None else None,
         }
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from skyward.core.errors import ProtocolError
 from skyward.core.messages import Message
-from skyward.core.wire import Buffer, Received, Wire
+from skyward.core.wire import Buffer, Lane, Received, Wire
 
 if TYPE_CHECKING:  # slots import this module too, and do without it
     import asyncio
@@ -63,8 +64,12 @@ class Link:
         """Seconds that writing may wait for more to write; for when nobody is idle meanwhile."""
         self._loop = loop
         self._sock = sock
+        self._receive: Callable[[Buffer], list[Received]] = wire.receive_data
         self._on_message = on_message
         self._on_end = on_end
+        self._lane: Lane | None = None  # what a stripe's bytes are for the wire
+        self._paused = False  # not read, as the lane waits
+        self._stripes: list[Link] = []  # of this link, or of the one that we are a stripe of
         self._eager = eager
         self._parts: list[bytes | memoryview] = []  # taken out of the wire and not yet written
         self._will_write = False
@@ -105,11 +110,24 @@ class Link:
                 self._later = None
             self._loop.call_soon(self._write)
 
+    def join(self, link: Link) -> None:
+        """Become a stripe of another link: what comes here is that one's from now on, and neither outlives the other.
+
+        What this link's own wire has to send is still sent.
+        """
+        self._lane = link.wire.stripe()
+        self._receive = partial(link.wire.receive_data, lane=self._lane)
+        self._on_message, self._on_end = link._on_message, link._end
+        self._stripes = link._stripes
+        self._stripes.append(self)
+
     def close(self) -> None:
-        """Close at once; may be repeated."""
+        """Close at once, with all stripes; may be repeated."""
         if self.closed:
             return
         self.closed = True
+        for stripe in self._stripes:
+            stripe.close()
         self._loop.remove_reader(self._fd)
         self._loop.remove_writer(self._fd)
         self._parts.clear()
@@ -143,12 +161,25 @@ class Link:
             self._end("closed by the other end")
             return False
         try:
-            for received in self.wire.receive_data(_VIEW[:count]):
+            for received in self._receive(_VIEW[:count]):
                 self._on_message(received)
         except ProtocolError as error:
             self._end(str(error))
             return False
+        for stripe in self._stripes:  # the message that one waits for may have begun, here or there
+            stripe.settle()
         return True
+
+    def settle(self) -> None:
+        """Of a stripe: be read only while the wire need not wait for another stream first."""
+        waits = self._lane is not None and self._lane.waits
+        if self.closed or waits is self._paused:
+            return
+        self._paused = waits
+        if waits:
+            self._loop.remove_reader(self._fd)
+        else:
+            self._loop.add_reader(self._fd, self._readable)
 
     def _write(self) -> None:
         """Write one batch; what remains goes in later turns, so that reading has its turn too."""

@@ -8,6 +8,7 @@ import struct
 from typing import Any
 
 import pytest
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -28,7 +29,9 @@ from skyward.core.messages import (
     Run,
     StreamOpen,
 )
-from skyward.core.wire import TRANSITIONS, Limits, Received, Role, State, Wire
+from skyward.core.packing import Pace, Packer, Sample
+from skyward.core.pieces import Outgoing
+from skyward.core.wire import TRANSITIONS, VERSION, Lane, Limits, Received, Role, State, Wire
 
 OWNER_MESSAGES = st.one_of(
     st.builds(Ping, st.floats(allow_nan=False)),
@@ -149,7 +152,7 @@ def test_sizes_are_refused_before_memory_is_taken() -> None:
         worker.receive_data(_piece(1, 2, _prelude(run, 600)))
     worker = opened(Limits(message=10**6, open=10**9))[1]
     with pytest.raises(ProtocolError, match="at a time"):
-        for number in range(100):
+        for number in range(1000):
             worker.receive_data(_piece(1, number, _prelude(run, 1)))
     with pytest.raises(ProtocolError):
         opened()[1].receive_data(_piece(0, 0, b"", length=2**31))
@@ -195,6 +198,190 @@ def test_envelopes_of_wrong_fields_are_protocol_errors(fields: list[Any], code: 
     assert type(received.message) in TRANSITIONS[Role.OWNER][State.OPEN]
 
 
+# --- stripes ---------------------------------------------------------------------------------------------------------
+
+
+class AlwaysPacks(Packer):
+    """Compresses whatever gets smaller."""
+
+    def __init__(self) -> None:
+        pace = Pace()
+        pace.rate = 1.0
+        super().__init__(pace, lambda: 0.0)
+
+    def pack(self, message: Outgoing, body: memoryview) -> bytes | None:
+        """As if it paid."""
+        message.sample = Sample(2.0, 1e9)
+        return super().pack(message, body)
+
+
+@given(messages=st.lists(st.tuples(OWNER_MESSAGES, BUFFERS), max_size=8), packed=st.booleans(), data=st.data())
+@settings(deadline=None)
+def test_any_interleaving_of_stripes_gives_every_message_once_and_whole(
+    messages: Any, packed: bool, data: st.DataObject
+) -> None:
+    """Whichever stripe takes a piece, whichever is read, wherever it is cut; and never do all streams wait."""
+    owner, worker = opened(Limits(piece=20_000))
+    if packed:
+        owner.packer = AlwaysPacks()
+    lanes: list[Lane | None] = [None, *(worker.stripe() for _ in range(3))]
+    streams = [bytearray() for _ in lanes]
+    got: list[Received] = []
+    unsent = list(enumerate(messages, 1))
+    while unsent or owner.has_data or any(streams):
+        steps = ["send"] * bool(unsent) + ["write"] * owner.has_data + ["read"] * any(streams)
+        step = data.draw(st.sampled_from(steps))
+        if step == "send":
+            number, (message, buffers) = unsent.pop(0)
+            owner.send(message, buffers, number)
+        elif step == "write":
+            streams[0] += b"".join(owner.small_to_send())
+            to = data.draw(st.integers(1, 3))
+            streams[to] += b"".join(bytes(part) for part in owner.large_to_send(30_000))
+        else:
+            ready = [i for i, lane in enumerate(lanes) if streams[i] and not (lane and lane.waits)]
+            assert ready, "all streams wait for each other"
+            at = data.draw(st.sampled_from(ready))
+            cut = data.draw(st.integers(1, min(len(streams[at]), 70_000)))
+            got += worker.receive_data(streams[at][:cut], lanes[at])
+            del streams[at][:cut]
+    assert sorted(received.number for received in got) == list(range(1, len(messages) + 1))
+    for received in got:
+        message, buffers = messages[received.number - 1]
+        assert received.message == message
+        assert [bytes(memoryview(buffer)) for buffer in received.buffers] == buffers
+
+
+def test_a_message_that_began_on_the_first_stream_may_end_on_a_stripe() -> None:
+    """Stripes are opened while a large message is under way."""
+    owner, worker = opened()
+    content = bytes(range(256)) * 4000
+    owner.send(Run(1, True, None, None, {}), [b"", content[:300_000], b"", content[300_000:], b""], 1)
+    first = [bytes(part) for part in owner.data_to_send(300_000)]
+    lane = worker.stripe()
+    assert worker.receive_data(b"".join(bytes(part) for part in owner.large_to_send()), lane) == []
+    assert lane.waits
+    (received,) = worker.receive_data(b"".join(first))
+    assert not lane.waits
+    assert [len(buffer) for buffer in received.buffers] == [0, 300_000, 0, 724_000, 0]
+    assert b"".join(bytes(memoryview(buffer)) for buffer in received.buffers) == content
+
+
+@given(
+    garbage=st.lists(
+        st.tuples(
+            st.integers(0, 2),
+            st.binary(min_size=1, max_size=60)
+            | st.builds(
+                lambda kind, number, length, at, body: struct.pack("!BIIQ", kind, number, length, at) + body,
+                st.integers(0, 4),
+                st.integers(0, 2),
+                st.integers(0, 3000),
+                st.integers(0, 3000) | st.integers(0, 2**64 - 1),
+                st.binary(max_size=60),
+            ),
+        ),
+        max_size=20,
+    )
+)
+@settings(max_examples=300, deadline=None)
+def test_garbage_on_stripes_raises_only_a_protocol_error(garbage: list[tuple[int, bytes]]) -> None:
+    """Also while a large message is arriving, whose pieces the garbage may hit."""
+    worker = opened()[1]
+    worker.receive_data(_piece(1, 1, _prelude(_envelope(Run(1, True, None, None, {})), 1000, 2000)))
+    lanes = [None, worker.stripe(), worker.stripe()]
+    with contextlib.suppress(ProtocolError):
+        for at, chunk in garbage:
+            lane = lanes[at]
+            if lane is None or not lane.waits:
+                worker.receive_data(chunk, lane)
+
+
+def _packed(number: int, at: int, body: bytes) -> bytes:
+    body = zstandard.ZstdCompressor().compress(body)
+    return struct.pack("!BIIQ", 3, number, len(body), at) + body
+
+
+def _data(number: int, at: int, body: bytes) -> bytes:
+    return struct.pack("!BIIQ", 2, number, len(body), at) + body
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        [_data(1, 0, bytes(600)), _data(1, 599, bytes(2))],
+        [_data(1, 600, bytes(400)), _data(1, 0, bytes(601))],
+        [_data(1, 999, bytes(2))],
+        [_data(1, 2**64 - 1, bytes(2))],
+        [_data(1, 5, b"")],
+        [_piece(0, 0, _prelude(_envelope(Ping(1.0))))],
+        [_data(7, 0, b"x"), b"more"],
+        [_packed(1, 0, bytes(1001))],
+        [_packed(1, 400, bytes(601))],
+        [_packed(1, 0, bytes(600)), _packed(1, 599, bytes(2))],
+        [_packed(1, 0, bytes(600))[:-1] + b"?"],
+        [_packed(1, 0, bytes(600)) + b"x", bytes(60)],
+        [struct.pack("!BIIQ", 3, 1, 2**20, 0)],
+    ],
+    ids=[
+        "twice",
+        "overlapping",
+        "too long",
+        "too far",
+        "empty",
+        "a small message",
+        "while it waits",
+        "packed: too much",
+        "packed: too long",
+        "packed: overlapping",
+        "packed: spoilt",
+        "packed: then garbage",
+        "packed: too large",
+    ],
+)
+def test_forbidden_pieces_on_stripes_are_protocol_errors(pieces: list[bytes]) -> None:
+    """No byte of a message may come twice, and a stripe that waits holds no more than one feed."""
+    worker = opened()[1]
+    lane = worker.stripe()
+    worker.receive_data(_piece(1, 1, _prelude(_envelope(Run(1, True, None, None, {})), 1000)))
+    with pytest.raises(ProtocolError):
+        for piece in pieces:
+            worker.receive_data(piece, lane)
+
+
+def test_memory_for_stripes_is_bounded() -> None:
+    """Few stripes, few gaps in a message, and no large message with preludes without end."""
+    worker = opened()[1]
+    for _ in range(8):
+        lane = worker.stripe()
+    with pytest.raises(ProtocolError, match="stripes"):
+        worker.stripe()
+    with pytest.raises(ProtocolError, match="stripes"):
+        Wire(Role.WORKER).stripe()
+    worker.receive_data(_piece(1, 1, _prelude(_envelope(Run(1, True, None, None, {})), 10**6)))
+    with pytest.raises(ProtocolError, match="does not want them"):
+        for at in range(0, 10**6, 2):
+            worker.receive_data(_data(1, at, b"x"), lane)
+    worker = opened(Limits(prelude=20_000))[1]
+    with pytest.raises(ProtocolError, match="too large preludes"):
+        for number in range(20):
+            worker.receive_data(_piece(1, number, _prelude(_envelope(Run(1, True, None, None, {0: bytes(19_000)})), 1)))
+
+
+def test_with_stripes_the_first_stream_has_small_messages_only() -> None:
+    """So that none of them waits for more than what was queued before there were stripes."""
+    owner, worker = opened()
+    owner.send(Run(1, True, None, None, {}), [bytes(10_000_000)], 1)
+    owner.send(Ping(3.0))
+    small = owner.small_to_send()
+    assert [type(r.message) for part in small for r in worker.receive_data(part)] == [Ping]
+    assert not owner.has_small
+    assert owner.large == 10_000_000
+    parts = owner.large_to_send(1_000_000)
+    assert 1_000_000 <= sum(map(len, parts)) < 1_300_000
+    assert owner.large == 10_000_000 - sum(len(part) for part in parts[2::2])
+
+
 def test_no_word_before_the_proof() -> None:
     """Before both ends have proved the secret, nothing but the greeting may be said or heard."""
     owner = Wire(Role.OWNER, secret=b"s", nonce=b"o")
@@ -227,7 +414,7 @@ def test_a_wrong_secret_is_refused_by_the_other_end(wrong: str) -> None:
 def test_a_proof_can_not_be_reflected_or_replayed() -> None:
     """The worker's own proof, or one for another nonce, does not serve as the owner's."""
     worker = Wire(Role.WORKER, secret=b"s", nonce=b"w")
-    worker.receive_data(_piece(0, 0, _prelude(_envelope(Hello(1, "x", b"w", 0)))))
+    worker.receive_data(_piece(0, 0, _prelude(_envelope(Hello(VERSION, "x", b"w", 0)))))
     worker.welcome(0, {})
     (piece,) = worker.data_to_send()
     import msgpack

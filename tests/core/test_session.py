@@ -1,0 +1,224 @@
+"""A session gets stripes when they are worth it, writes each message where it belongs, and survives their loss.
+
+With a real agent, in the test's own event loop, over loopback.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from skyward.core.errors import LinkError
+from skyward.core.interfaces import Channel
+from skyward.core.messages import Blob, Message, Ready, Setup
+from skyward.core.session import Session, Stripes, Timing
+from skyward.core.spec import Endpoint
+from skyward.transport.tcp import TCPTransport
+from skyward.worker.agent import Agent, Start, listen
+
+SETUP = Setup("n", 1, False, None, {}, [], None, [], b"", [], 60.0)
+MEGABYTE = 1 << 20
+
+
+class Tap:
+    """A channel that counts what is written, and can be held shut."""
+
+    def __init__(self, channel: Channel) -> None:
+        self.channel = channel
+        self.read, self.close = channel.read, channel.close
+        self.written = 0
+        self.shut = False
+        self.opened = asyncio.Event()
+
+    def write(self, buffers: Any) -> None:
+        self.written += sum(map(len, buffers))
+        self.channel.write(buffers)
+
+    @property
+    def congested(self) -> bool:
+        return self.shut or self.channel.congested
+
+    async def drain(self) -> None:
+        while self.shut:
+            await self.opened.wait()
+        await self.channel.drain()
+
+
+class Node:
+    """An agent, the session with it, and the channels between them."""
+
+    def __init__(self, agent: Agent, address: str) -> None:
+        self.agent = agent
+        self.address = address
+        self.channels: list[Tap] = []
+        self.refuse = False
+        self.ready = asyncio.Event()
+        self.session: Session
+
+    async def open(self) -> Channel:
+        """What a connector does."""
+        if self.refuse and self.channels:
+            raise LinkError("no more than one channel")
+        link = await TCPTransport().connect(Endpoint("tcp", "127.0.0.1"), 5.0)
+        self.channels.append(Tap(await link.open_channel(self.address)))
+        return self.channels[-1]  # type: ignore[return-value]
+
+    def received(self, session: Session, message: Message, buffers: list[Any]) -> None:
+        """Hear the session."""
+        if isinstance(message, Ready):
+            self.ready.set()
+
+    async def until(self, condition: Callable[[], Any]) -> None:
+        """Let the loop turn until something holds."""
+        async with asyncio.timeout(20):
+            while not condition():  # noqa: ASYNC110 - of any kind, also the agent's
+                await asyncio.sleep(0.005)
+
+    async def sent(self) -> None:
+        """The agent has all."""
+        await self.until(lambda: not self.session._outbox.kept())
+
+
+async def _end(agent: Agent) -> None:
+    """What the agent's own process does."""
+    await agent.stopped
+    await agent.end()
+
+
+@asynccontextmanager
+async def node(**stripes: Any) -> AsyncIterator[Node]:
+    """A node whose session stripes however short the way is."""
+    loop = asyncio.get_running_loop()
+    listener, address, folder = listen("tcp")
+    it = Node(Agent(loop, Start("tcp", b"s", True, 60.0), listener, folder), address)
+    striping = Stripes(it.open, **{"count": 2, "distance": 0.0, "backlog": MEGABYTE, **stripes})
+    timing = Timing(beat=0.05, give_up=5.0)
+    it.session = Session("n", it.open, b"s", SETUP, it, timing, striping)
+    life = asyncio.create_task(it.session.run())
+    end = asyncio.create_task(_end(it.agent))
+    try:
+        async with asyncio.timeout(60):
+            await it.ready.wait()
+            await it.until(lambda: it.session.round_trip is not None)
+            yield it
+            await it.session.close()
+            await life
+    finally:
+        life.cancel()
+        it.agent.stop("the test is over")
+        await end
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def over(**stripes: Any) -> Callable[[Callable[[Node], Awaitable[None]]], Callable[[], None]]:
+    """A test with a node."""
+
+    def make(test: Callable[[Node], Awaitable[None]]) -> Callable[[], None]:
+        async def main() -> None:
+            async with node(**stripes) as it:
+                await test(it)
+
+        def run() -> None:
+            coroutine: Coroutine[Any, Any, None] = main()
+            asyncio.run(coroutine)
+
+        run.__name__, run.__doc__ = test.__name__, test.__doc__
+        return run
+
+    return make
+
+
+def blob(it: Node, name: bytes, size: int) -> None:
+    """Send something large."""
+    it.session.send(Blob(name), [bytes(size)])
+
+
+@over()
+async def test_much_to_send_goes_over_stripes_and_small_messages_do_not(it: Node) -> None:
+    """The first channel carries no more of large messages once there are stripes."""
+    blob(it, b"a", 64 * MEGABYTE)
+    await it.sent()
+    assert len(it.channels) == 3
+    before = [channel.written for channel in it.channels]
+    blob(it, b"b", 16 * MEGABYTE)
+    await it.sent()
+    first, *stripes = (channel.written - b for channel, b in zip(it.channels, before, strict=True))
+    assert first < 10_000
+    assert 16 * MEGABYTE < sum(stripes) < 16.1 * MEGABYTE
+    assert all(stripes)
+
+
+@over()
+async def test_what_shrinks_is_packed_where_the_line_is_slow(it: Node) -> None:
+    """Once the pace of the link is known; and the agent gets what was sent."""
+    it.session._pace.rate = 1e6  # once told, it changes by halves at most
+    blob(it, b"a", 64 * MEGABYTE)
+    await it.sent()
+    assert sum(channel.written for channel in it.channels) < 2 * MEGABYTE
+
+
+@over(distance=10.0)
+async def test_nearby_there_are_no_stripes(it: Node) -> None:
+    """They are opened only where the round trip is long enough for one channel to be slow."""
+    blob(it, b"a", 32 * MEGABYTE)
+    await it.sent()
+    assert len(it.channels) == 1
+
+
+@over()
+async def test_small_messages_pass_while_stripes_are_full(it: Node) -> None:
+    """However long large messages wait, the first channel is free."""
+    blob(it, b"a", 32 * MEGABYTE)
+    await it.sent()
+    for stripe in it.channels[1:]:
+        stripe.shut = True
+    blob(it, b"b", 32 * MEGABYTE)
+    accepted = it.agent.session.inbox._early  # type: ignore[union-attr]
+    blob(it, b"c", 10)
+    await it.until(lambda: accepted)
+    assert it.session._outbox.size == 32 * MEGABYTE + 10
+    for stripe in it.channels[1:]:
+        stripe.shut = False
+        stripe.opened.set()
+    await it.sent()
+
+
+@over()
+async def test_stripes_that_are_refused_leave_the_link_as_it_is(it: Node) -> None:
+    """A machine that allows one channel serves as before."""
+    it.refuse = True
+    blob(it, b"a", 64 * MEGABYTE)
+    await it.sent()
+    assert len(it.channels) == 1
+
+
+@pytest.mark.parametrize("victim", [0, 1, 2])
+def test_the_loss_of_any_channel_loses_no_message(victim: int) -> None:
+    """The session makes another link, with stripes of its own, and sends again what was not acknowledged."""
+
+    @over()
+    async def test(it: Node) -> None:
+        blob(it, b"a", 64 * MEGABYTE)
+        await it.until(lambda: it.session._stripes)
+        it.channels[victim].close()
+        blob(it, b"b", 64 * MEGABYTE)
+        await it.sent()
+        assert len(it.channels) == 6
+        assert all(channel.channel._ended for channel in it.channels[:3])  # type: ignore[attr-defined]
+        assert it.agent.session.inbox.received == 3  # type: ignore[union-attr]
+
+    test()
+
+
+@over()
+async def test_a_session_ends_with_its_stripes(it: Node) -> None:
+    """Goodbye is said on the first channel; nothing stays open."""
+    blob(it, b"a", 64 * MEGABYTE)
+    await it.until(lambda: it.session._stripes)
+    await it.session.close()
+    await it.until(lambda: all(channel.channel._ended for channel in it.channels))  # type: ignore[attr-defined]
