@@ -21,14 +21,19 @@ __all__ = [
     "Done",
     "Failed",
     "Failure",
+    "Fetch",
     "Forget",
     "Hello",
+    "Kept",
+    "Listening",
     "Message",
     "Metric",
     "Output",
+    "Peers",
     "Ping",
     "Pong",
     "Proof",
+    "Reached",
     "Ready",
     "Run",
     "Setup",
@@ -117,6 +122,9 @@ class Setup(NamedTuple):
         ``module:function`` context managers around the life of each slot process.
     orphan_timeout
         Seconds without an owner after which the agent ends its slots and itself.
+    identity
+        What the node shows and asks of its peers: ``authority`` and ``certificate`` (with its key) in PEM, and the
+        ``host`` by which the owner reaches the node. None: it neither listens to peers nor asks them.
     """
 
     node: str
@@ -130,6 +138,7 @@ class Setup(NamedTuple):
     authkey: bytes
     around: list[str]
     orphan_timeout: float
+    identity: dict[str, str] | None = None
 
 
 class Ready(NamedTuple):
@@ -216,9 +225,46 @@ class Metric(NamedTuple):
 
 
 class Blob(NamedTuple):
-    """A large buffer by the digest of its content. One buffer: the content."""
+    """A large buffer by the digest of its content, or a part of it. One buffer: its bytes from `offset` on."""
 
     digest: bytes
+    size: int
+    offset: int
+
+
+class Fetch(NamedTuple):
+    """Get a blob from a peer, by name; from None: end the fetch. Both are answered by `Kept`."""
+
+    digest: bytes
+    size: int
+    peer: str | None
+
+
+class Kept(NamedTuple):
+    """A blob is here; or, with an `error`, a fetch has ended after `size` bytes of it."""
+
+    digest: bytes
+    size: int
+    error: str | None
+
+
+class Listening(NamedTuple):
+    """The node serves its peers on a port of any of these addresses."""
+
+    port: int
+    addresses: list[str]
+
+
+class Peers(NamedTuple):
+    """Nodes of the pool, by name, as they said in `Listening`: find out which of them can be reached."""
+
+    peers: dict[str, list[Any]]
+
+
+class Reached(NamedTuple):
+    """These peers can be reached from here."""
+
+    peers: list[str]
 
 
 class Forget(NamedTuple):
@@ -249,7 +295,7 @@ class StreamClose(NamedTuple):
 
 Message = Union[
     Hello, Welcome, Proof, Ping, Pong, Ack, Bye, Setup, Ready, Run, Cancel, Done, Failed, Output, Metric, Blob, Forget,
-    StreamOpen, StreamData, StreamClose, Recall, Returned,
+    StreamOpen, StreamData, StreamClose, Recall, Returned, Fetch, Kept, Listening, Peers, Reached,
 ]  # fmt: skip
 
 MESSAGES: tuple[type[Any], ...] = get_args(Message)

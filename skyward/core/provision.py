@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import cloudpickle
 
@@ -45,6 +45,9 @@ from skyward.core.session import Session, Timing
 from skyward.core.spec import Image, KeyPair, Machine, MachineId, Nodes, Offer, Order
 from skyward.core.wire import Filled
 
+if TYPE_CHECKING:
+    from skyward.core.identity import Authority
+
 __all__ = ["Plan", "Provisioner"]
 
 _T = TypeVar("_T")
@@ -56,6 +59,7 @@ _TRIES = 3  # machines in a row that may fail to come up before no more are aske
 _PAUSE = 2.0  # seconds before the next try, times the number of failures so far
 _MOST_LINES = 8  # refusals that one error lists
 _GIVE_UP = 900.0  # seconds for giving everything back; then the ledger, and who reads it, must do
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _NOT_YET = (HostUnreachable, HostKeyError, LoginRefused)  # what a machine that boots may answer at first
 
 
@@ -101,6 +105,7 @@ class Provisioner:
         self._started = False
         self._stopping = False
         self._purse: _Purse | None = None
+        self._authority: Authority | None = None
 
     def __repr__(self) -> str:
         return f"<Provisioner {len(self._ready)} ready, {len(self._lives)} alive, of {self._plan.nodes}>"
@@ -376,12 +381,24 @@ class Provisioner:
         )
         try:
             secret = await connector.prepare()
-            setup = self._plan.setup._replace(node=name)
+            setup = self._plan.setup._replace(node=name, identity=self._identity(machine, name))
             session = Session(name, connector.open, secret, setup, self, self._plan.timing)
             self._sessions[name] = session
             return await session.run()
         finally:
             await connector.close()
+
+    def _identity(self, machine: Machine, name: str) -> dict[str, str] | None:
+        """What the node is known by to others of the pool, if there may be any that are not on this machine."""
+        assert machine.endpoint is not None
+        host = machine.endpoint.host
+        if self._plan.nodes.most == 1 or host in _LOOPBACK:
+            return None  # to send it all from here is cheaper, and no port is opened
+        if self._authority is None:
+            from skyward.core.identity import Authority  # noqa: PLC0415
+
+            self._authority = Authority(self._plan.order.tag)
+        return {"authority": self._authority.certificate, "certificate": self._authority.issue(name), "host": host}
 
     def received(self, session: Session, message: Message, buffers: list[Filled]) -> None:
         """Hear a session: that it is ready is ours to know, all else the dispatcher's."""

@@ -48,14 +48,19 @@ from skyward.core.messages import (
     Cancel,
     Done,
     Failed,
+    Fetch,
     Forget,
     Hello,
+    Kept,
+    Listening,
     Message,
     Metric,
     Output,
+    Peers,
     Ping,
     Pong,
     Proof,
+    Reached,
     Ready,
     Recall,
     Returned,
@@ -122,8 +127,8 @@ class State(enum.Enum):
 # --- legal moves ----------------------------------------------------------------------------------------------------
 
 _ANY = (Ping, Pong, Ack, Bye, StreamData, StreamClose)
-_OWNER = (Setup, Run, Cancel, Recall, Blob, Forget)
-_WORKER = (Ready, Done, Failed, Returned, Output, Metric, StreamOpen)
+_OWNER = (Setup, Run, Cancel, Recall, Blob, Fetch, Forget, Peers)
+_WORKER = (Ready, Done, Failed, Returned, Output, Metric, StreamOpen, Kept, Listening, Reached)
 
 
 def _open(kinds: Iterable[type[Any]]) -> dict[type[Any], State]:

@@ -33,8 +33,10 @@ from skyward.core.messages import (
     Blob,
     Bye,
     Cancel,
+    Fetch,
     Forget,
     Hello,
+    Peers,
     Ping,
     Proof,
     Ready,
@@ -48,6 +50,7 @@ from skyward.core.wire import Received, Role, Wire
 from skyward.worker.crew import Crew
 from skyward.worker.link import Link
 from skyward.worker.owner import Session
+from skyward.worker.peers import Neighbours
 
 __all__ = ["Agent", "Start", "main"]
 
@@ -129,6 +132,7 @@ class Agent:
         self.start = start
         self.session: Session | None = None
         self.crew: Crew | None = None
+        self.neighbours: Neighbours | None = None
         self.stopped: asyncio.Future[str] = loop.create_future()
         self.cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self._listener = listener
@@ -158,6 +162,8 @@ class Agent:
             visitor.gone("the agent ends")
         if self.session is not None and self.session.link is not None:
             self.session.link.close()
+        if self.neighbours is not None:
+            self.neighbours.close()
         if self.crew is not None:
             await self.crew.end()
 
@@ -267,6 +273,10 @@ class Agent:
             crew.keep(message, buffers[0])
         elif isinstance(message, Forget):
             crew.forget(message.digests)
+        elif isinstance(message, Fetch) and self.neighbours is not None:
+            self.neighbours.fetch(message)
+        elif isinstance(message, Peers) and self.neighbours is not None:
+            self.neighbours.meet(message)
 
     def _set_up(self, session: Session, setup: Setup) -> None:
         if self.crew is not None:
@@ -277,7 +287,12 @@ class Agent:
             if setup.concurrency < 1:
                 raise ValueError(f"concurrency must be at least 1, not {setup.concurrency}")
             _allow_files(6 * setup.concurrency + 128)
-            self.crew = Crew(self.loop, setup, self.cores, self._folder, session.post)
+            self.crew = crew = Crew(self.loop, setup, self.cores, self._folder, session.post)
+            if setup.identity is not None:
+                self.neighbours = Neighbours(
+                    self.loop, setup.identity, setup.node, self._folder, crew.store, crew.keep, session.post
+                )
+                crew.grew = self.neighbours.grew
         except (OSError, ValueError) as error:
             session.post(Ready(0, f"can't start slots: {error}"))
 

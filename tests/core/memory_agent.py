@@ -35,6 +35,10 @@ class MemoryAgent:
         self.cancelled: list[int] = []
         self.blobs: dict[bytes, bytearray] = {}
         self.blobs_sent = 0
+        self.growing: dict[bytes, bytearray] = {}
+        self.missing: dict[bytes, int] = {}
+        self.fetches: list[messages.Fetch] = []
+        self.peers: dict[str, list[Any]] = {}
         self.links = 0
         self._channel: Channel | None = None
         self._wire: wire.Wire | None = None
@@ -92,11 +96,17 @@ class MemoryAgent:
         elif isinstance(message, messages.Ack):
             self.outbox.acknowledge(message.received)
         elif isinstance(message, messages.Blob):
-            self.blobs_sent += 1
-            assert digest(memoryview(buffers[0])) == message.digest
-            self.blobs[message.digest] = buffers[0]
-            if not self.holding:
-                self.release()
+            blob = self.growing.setdefault(message.digest, bytearray(message.size))
+            blob[message.offset : message.offset + len(buffers[0])] = buffers[0]
+            self.missing[message.digest] = self.missing.get(message.digest, message.size) - len(buffers[0])
+            if not self.missing[message.digest]:
+                self.keep(message.digest)
+        elif isinstance(message, messages.Fetch) and message.peer is None:
+            self.say(messages.Kept(message.digest, 0, "dropped"))
+        elif isinstance(message, messages.Fetch):
+            self.fetches.append(message)
+        elif isinstance(message, messages.Peers):
+            self.peers.update(message.peers)
         elif isinstance(message, messages.Forget):
             for name in message.digests:
                 del self.blobs[name]
@@ -111,6 +121,16 @@ class MemoryAgent:
         elif isinstance(message, messages.Bye):
             self.dead = True
             self.cut()
+
+    def keep(self, name: bytes) -> None:
+        """A blob is whole."""
+        self.blobs_sent += 1
+        self.blobs[name] = self.growing.pop(name)
+        self.missing.pop(name, None)
+        assert digest(memoryview(self.blobs[name])) == name
+        self.say(messages.Kept(name, len(self.blobs[name]), None))
+        if not self.holding:
+            self.release()
 
     def _complete(self, run: messages.Run) -> bool:
         return all(name in self.blobs for name in run.blobs.values())
