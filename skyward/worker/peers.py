@@ -152,7 +152,7 @@ class Neighbours:
                     digest = await reader.readexactly(min(length, _DIGEST))
                 self._store.use([digest])  # what is being served is not removed
                 try:
-                    await self._send(digest, offset, writer)
+                    await (self._send(digest, offset, writer) if digest else self._say(b"", writer))
                 finally:
                     self._store.free([digest])
         except (OSError, EOFError):
@@ -162,28 +162,29 @@ class Neighbours:
 
     async def _send(self, digest: bytes, offset: int, writer: asyncio.StreamWriter) -> None:
         """Send what is there, and then what comes, up to the end."""
-        piece, began = b"", self._loop.time()
-        known = not digest
+        known, began = False, self._loop.time()
         while True:
-            more = self._more
+            more, piece = self._more, b""
             try:
-                piece = self._store.read(digest, offset, _PIECE) if digest else b""
+                piece = self._store.read(digest, offset, _PIECE)
                 known = True
-            except KeyError:  # the owner's word may still be on its way to us
-                if known or self._loop.time() > began + _UNKNOWN:
+            except KeyError:
+                if known or self._loop.time() > began + _UNKNOWN:  # else the owner's word is still on its way to us
                     return
-            if not piece and known and (not digest or digest in self._store):
-                writer.write(_LENGTH.pack(0))
-                await writer.drain()
-                return
             if not piece:
+                if digest in self._store:
+                    return
                 await asyncio.wait((more,), timeout=_ALIVE)
-            if piece or not more.done():
-                writer.writelines((_LENGTH.pack(len(piece)), piece))
-                async with asyncio.timeout(_STUCK):
-                    await writer.drain()
+                if more.done():
+                    continue
+            await self._say(piece, writer)
             offset += len(piece)
-            piece = b""
+
+    async def _say(self, piece: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.writelines((_LENGTH.pack(len(piece)), piece))
+        async with asyncio.timeout(_STUCK):
+            await writer.drain()
+        await asyncio.sleep(0)  # draining does not wait while the kernel takes all: others have their turn too
 
     # --- client ---
 
