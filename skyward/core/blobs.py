@@ -257,10 +257,6 @@ class Blobs:
             self._sizes.move_to_end(name)
         return missing, self._evict() if missing else []
 
-    def lost(self, name: bytes) -> None:
-        """The node does not have it after all."""
-        self._total -= self._sizes.pop(name, 0)
-
     def release(self, names: Iterable[bytes]) -> None:
         """The task is over on that node; its blobs stay until room is needed."""
         for name in names:

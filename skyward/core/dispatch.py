@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from skyward.core import messages, payload, schedule, wire
-from skyward.core.blobs import Arrays, Blobs, Snapshot, Snapshots
+from skyward.core.blobs import Arrays, Snapshot, Snapshots
 from skyward.core.delivery import Delivery, Lane
 from skyward.core.errors import NodeLost, PayloadError, PoolNotActive, TaskTimeout, WorkerCrashed
 from skyward.core.events import Events, Printed, TaskEnded, TasksQueued
@@ -25,14 +25,14 @@ from skyward.core.interfaces import Channel
 from skyward.core.ioloop import IOThread
 from skyward.core.schedule import Outcome, Schedule, Verdict
 from skyward.core.session import Session
-from skyward.core.shared import SharedFile, take_file
+from skyward.core.shared import take_file
+from skyward.core.spread import ABOUT_BLOBS, Spread
 from skyward.core.wire import Filled
 
 __all__ = ["Call", "Dispatcher", "StreamOpener", "TaskFuture", "TaskOptions"]
 
 _T = TypeVar("_T")
 
-_STORE_SHARE = 0.25  # of a node's memory may hold blobs that no task needs at the moment
 _OVERHEAD = 0.0005  # seconds that a node takes to bring a task to a slot, besides the round trip
 _RECALL_EVERY = 0.1  # seconds between two questions to a node for tasks that it has not begun
 _LARGEST = wire.Limits().message
@@ -154,8 +154,6 @@ class _Stream:
 @dataclass(slots=True, eq=False)
 class _Node:
     session: Session
-    blobs: Blobs
-    using: dict[int, dict[bytes, int]] = field(default_factory=dict)  # blobs of the tasks that are out there
     streams: dict[int, _Stream] = field(default_factory=dict)
 
 
@@ -195,6 +193,7 @@ class Dispatcher:
         self._schedule = Schedule()
         self._jobs: dict[int, _Job] = {}
         self._nodes: dict[str, _Node] = {}
+        self._spread = Spread()
         self._ids = itertools.count(1)
         self._calls: dict[int, Call] = {}
         self._common = Call()
@@ -307,7 +306,7 @@ class Dispatcher:
     def _run(self, node: _Node, job: _Job, alone: bool) -> None:
         job.node = node.session.node
         if job.blobs:
-            self._send_blobs(node, job)
+            self._spread.use(job.node, job.id, {name: job.buffers[index + 1] for index, name in job.blobs.items()})
         isolated = self._isolated if job.options.isolated is None else job.options.isolated
         message = messages.Run(job.id, isolated or alone, job.timeout, job.options.threads, job.blobs)
         buffers = (
@@ -324,38 +323,8 @@ class Dispatcher:
 
     def _returned(self, node: _Node, tasks: list[int]) -> None:
         for task in tasks:
-            used = node.using.pop(task, None)
-            if used is not None:
-                node.blobs.release(used)
+            self._spread.release(node.session.node, task)
         self._handle(schedule.Returned(node.session.node, tasks))
-
-    def _send_blobs(self, node: _Node, job: _Job) -> None:
-        views = {name: job.buffers[index + 1] for index, name in job.blobs.items()}
-        sizes = node.using[job.id] = {name: len(view) for name, view in views.items()}
-        missing, forgotten = node.blobs.use(sizes)
-        if forgotten:
-            node.session.send(messages.Forget(forgotten))
-        for name in missing:
-            self._send_blob(node, name, views[name])
-
-    @staticmethod
-    def _send_blob(node: _Node, name: bytes, data: Snapshot, unreadable: bool = False) -> None:
-        if not isinstance(data, SharedFile):
-            node.session.send(messages.Blob(name), [data])
-        elif node.session.shares and not unreadable:
-            node.session.send(messages.Blob(name, data.path, data.inode, len(data)))
-        else:
-            node.session.send(messages.Blob(name), [data.map()])
-
-    def _unreadable(self, node: _Node, name: bytes) -> None:
-        """A node could not open a shared file: a task that waits there for it has its bytes, or nobody needs them."""
-        for task, names in node.using.items():
-            job = self._jobs.get(task)
-            if name in names and job is not None and job.node == node.session.node:
-                index = next(index for index, other in job.blobs.items() if other == name)
-                self._send_blob(node, name, job.buffers[index + 1], unreadable=True)
-                return
-        node.blobs.lost(name)
 
     def _settle(self, command: schedule.Settle) -> None:
         job = self._jobs.pop(command.task)
@@ -370,6 +339,9 @@ class Dispatcher:
 
     def received(self, session: Session, message: messages.Message, buffers: list[Filled]) -> None:
         """A node's word, from its session."""
+        if isinstance(message, ABOUT_BLOBS):
+            self._spread.received(session, message)
+            return
         node = self._nodes.get(session.node)
         if node is None:
             return
@@ -377,8 +349,6 @@ class Dispatcher:
             self._finished(node, message, buffers)
         elif isinstance(message, messages.Returned):
             self._returned(node, message.tasks)
-        elif isinstance(message, messages.Unreadable):
-            self._unreadable(node, message.digest)
         elif isinstance(message, messages.Output):
             text = bytes(buffers[0]).decode("utf-8", "backslashreplace")
             self._events.emit(Printed(session.node, message.stream, text))
@@ -402,9 +372,7 @@ class Dispatcher:
         job = self._jobs.get(message.task)
         if job is not None and job.node == node.session.node:
             job.answer = (message, buffers)
-        used = node.using.pop(message.task, None)
-        if used is not None:
-            node.blobs.release(used)
+        self._spread.release(node.session.node, message.task)
         failed = isinstance(message, messages.Failed)
         outcome = (
             _OUTCOMES.get(message.reason, Outcome.ANSWERED)
@@ -434,8 +402,8 @@ class Dispatcher:
 
     def node_up(self, session: Session, slots: int) -> None:
         """A session's node takes tasks from now on."""
-        budget = int(session.facts.get("memory", 0) * _STORE_SHARE)
-        self._nodes[session.node] = _Node(session, Blobs(budget))
+        self._nodes[session.node] = _Node(session)
+        self._spread.node_up(session)
         self._handle(schedule.NodeUp(session.node, slots))
 
     def node_down(self, name: str, reason: str) -> None:
@@ -446,6 +414,8 @@ class Dispatcher:
                 if stream.task is not None:
                     stream.task.cancel()
             self._lost[name] = reason
+        self._spread.node_down(name)
+        if node is not None:
             self._handle(schedule.NodeDown(name))
 
     def hopeless(self, reason: str) -> None:

@@ -21,14 +21,19 @@ __all__ = [
     "Done",
     "Failed",
     "Failure",
+    "Fetch",
     "Forget",
     "Hello",
+    "Kept",
+    "Listening",
     "Message",
     "Metric",
     "Output",
+    "Peers",
     "Ping",
     "Pong",
     "Proof",
+    "Reached",
     "Ready",
     "Run",
     "Setup",
@@ -123,6 +128,9 @@ class Setup(NamedTuple):
         Seconds without an owner after which the agent ends its slots and itself.
     shares
         The owner's processes are on this machine and open our files, as we theirs.
+    identity
+        What the node shows and asks of its peers: ``authority`` and ``certificate`` (with its key) in PEM, and the
+        ``host`` by which the owner reaches the node. None: it neither listens to peers nor asks them.
     """
 
     node: str
@@ -137,6 +145,7 @@ class Setup(NamedTuple):
     around: list[str]
     orphan_timeout: float
     shares: bool = False
+    identity: dict[str, str] | None = None
 
 
 class Ready(NamedTuple):
@@ -227,21 +236,55 @@ class Metric(NamedTuple):
 
 
 class Blob(NamedTuple):
-    """A large buffer by the digest of its content. One buffer: the content.
-
-    Without a buffer it is a `SharedFile` of the owner's, on the same machine.
-    """
+    """A large buffer by the digest of its content, or a part of it. One buffer: its bytes from `offset` on."""
 
     digest: bytes
-    path: str | None = None
-    inode: int = 0
-    size: int = 0
+    size: int
+    offset: int
 
 
-class Unreadable(NamedTuple):
-    """The shared file of a blob can't be opened (any more); the content must be sent."""
+class Fetch(NamedTuple):
+    """Get a blob from a peer, by name; from None: end the fetch. Both are answered by `Kept`."""
 
     digest: bytes
+    size: int
+    peer: str | None
+
+
+class Share(NamedTuple):
+    """A blob as a `SharedFile` of the owner's, who is on the same machine. Answered by `Kept`."""
+
+    digest: bytes
+    path: str
+    inode: int
+    size: int
+
+
+class Kept(NamedTuple):
+    """A blob is here; or, with an `error`, a fetch has ended after `size` bytes of it, or a file can't be shared."""
+
+    digest: bytes
+    size: int
+    error: str | None
+
+
+class Listening(NamedTuple):
+    """The node serves its peers on a port of any of these addresses."""
+
+    port: int
+    addresses: list[str]
+
+
+class Peers(NamedTuple):
+    """Nodes of the pool, by name, as they said in `Listening`: find out which of them can be reached."""
+
+    peers: dict[str, list[Any]]
+
+
+class Reached(NamedTuple):
+    """These peers can be reached from here."""
+
+    peers: list[str]
 
 
 class Forget(NamedTuple):
@@ -272,7 +315,7 @@ class StreamClose(NamedTuple):
 
 Message = Union[
     Hello, Welcome, Proof, Ping, Pong, Ack, Bye, Setup, Ready, Run, Cancel, Done, Failed, Output, Metric, Blob, Forget,
-    StreamOpen, StreamData, StreamClose, Recall, Returned, Unreadable,
+    StreamOpen, StreamData, StreamClose, Recall, Returned, Fetch, Share, Kept, Listening, Peers, Reached,
 ]  # fmt: skip
 
 MESSAGES: tuple[type[Any], ...] = get_args(Message)

@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import cloudpickle
 
@@ -48,6 +48,9 @@ from skyward.core.shared import CAN_SHARE
 from skyward.core.spec import Image, KeyPair, Machine, MachineId, Nodes, Offer, Order
 from skyward.core.wire import Filled
 
+if TYPE_CHECKING:
+    from skyward.core.identity import Authority
+
 __all__ = ["Plan", "Provisioner"]
 
 _T = TypeVar("_T")
@@ -57,6 +60,7 @@ _CONNECT = 30.0  # seconds for one connection
 _AGAIN = 1.0  # seconds between two tries to reach a machine that boots
 _MOST_LINES = 8  # refusals that one error lists
 _GIVE_UP = 900.0  # seconds for giving everything back; then the ledger, and who reads it, must do
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _NOT_YET = (HostUnreachable, HostKeyError, LoginRefused)  # what a machine that boots may answer at first
 
 
@@ -102,6 +106,7 @@ class Provisioner:
         self._stopping = False
         self._purse: _Purse | None = None
         self._waiting = Machines()  # as it was told last
+        self._authority: Authority | None = None
 
     def __repr__(self) -> str:
         return f"<Provisioner {len(self._ready)} ready, {len(self._lives)} alive, of {self._plan.nodes}>"
@@ -408,7 +413,9 @@ class Provisioner:
         try:
             secret = await connector.prepare()
             here = Trait.DRIVER_ENVIRONMENT in self._plan.providers[source].traits
-            setup = self._plan.setup._replace(node=name, shares=here and CAN_SHARE)
+            setup = self._plan.setup._replace(
+                node=name, shares=here and CAN_SHARE, identity=self._identity(machine, name)
+            )
             session = Session(name, connector.open, secret, setup, self, self._plan.timing, connector.stripes)
             self._sessions[name] = session
             limit = asyncio.get_running_loop().call_later(self._plan.timing.ready, self._too_late, session)
@@ -423,6 +430,18 @@ class Provisioner:
         """An agent whose slots hang, in an import say, goes on to answer; it is of no use all the same."""
         if session.node not in self._ready:
             session.abandon(f"its workers did not start within {self._plan.timing.ready:g} s")
+
+    def _identity(self, machine: Machine, name: str) -> dict[str, str] | None:
+        """What the node is known by to others of the pool, if there may be any that are not on this machine."""
+        assert machine.endpoint is not None
+        host = machine.endpoint.host
+        if self._plan.nodes.most == 1 or host in _LOOPBACK:
+            return None  # to send it all from here is cheaper, and no port is opened
+        if self._authority is None:
+            from skyward.core.identity import Authority  # noqa: PLC0415
+
+            self._authority = Authority(self._plan.order.tag)
+        return {"authority": self._authority.certificate, "certificate": self._authority.issue(name), "host": host}
 
     def received(self, session: Session, message: Message, buffers: list[Filled]) -> None:
         """Hear a session: that it is ready is ours to know, all else the dispatcher's."""

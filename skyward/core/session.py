@@ -157,6 +157,11 @@ class Session:
     def __repr__(self) -> str:
         return f"<Session {self.node}: {self._wire}, {self._outbox}, {self._inbox}>"
 
+    @property
+    def linked(self) -> bool:
+        """Whether there is a link at the moment."""
+        return self._channel is not None
+
     def send(self, message: Message, buffers: Sequence[Buffer] = ()) -> None:
         """Send a message, over whatever links it takes. Buffers must not change until the agent has them."""
         posted = self._outbox.post(message, buffers)

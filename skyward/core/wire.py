@@ -52,23 +52,28 @@ from skyward.core.messages import (
     Cancel,
     Done,
     Failed,
+    Fetch,
     Forget,
     Hello,
+    Kept,
+    Listening,
     Message,
     Metric,
     Output,
+    Peers,
     Ping,
     Pong,
     Proof,
+    Reached,
     Ready,
     Recall,
     Returned,
     Run,
     Setup,
+    Share,
     StreamClose,
     StreamData,
     StreamOpen,
-    Unreadable,
     Welcome,
 )
 from skyward.core.packing import Packer, unpack
@@ -124,8 +129,8 @@ class State(enum.Enum):
 # --- legal moves ----------------------------------------------------------------------------------------------------
 
 _ANY = (Ping, Pong, Ack, Bye, StreamData, StreamClose)
-_OWNER = (Setup, Run, Cancel, Recall, Blob, Forget)
-_WORKER = (Ready, Done, Failed, Returned, Unreadable, Output, Metric, StreamOpen)
+_OWNER = (Setup, Run, Cancel, Recall, Blob, Fetch, Share, Forget, Peers)
+_WORKER = (Ready, Done, Failed, Returned, Output, Metric, StreamOpen, Kept, Listening, Reached)
 
 
 def _open(kinds: Iterable[type[Any]]) -> dict[type[Any], State]:

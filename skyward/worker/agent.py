@@ -34,8 +34,10 @@ from skyward.core.messages import (
     Blob,
     Bye,
     Cancel,
+    Fetch,
     Forget,
     Hello,
+    Peers,
     Ping,
     Pong,
     Proof,
@@ -43,6 +45,7 @@ from skyward.core.messages import (
     Recall,
     Run,
     Setup,
+    Share,
     StreamClose,
     StreamData,
 )
@@ -50,6 +53,7 @@ from skyward.core.wire import Received, Role, Wire
 from skyward.worker.crew import Crew
 from skyward.worker.link import Link
 from skyward.worker.owner import Session
+from skyward.worker.peers import Neighbours
 
 __all__ = ["Agent", "Start", "main"]
 
@@ -134,6 +138,7 @@ class Agent:
         self.start = start
         self.session: Session | None = None
         self.crew: Crew | None = None
+        self.neighbours: Neighbours | None = None
         self.stopped: asyncio.Future[str] = loop.create_future()
         self.cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self._listener = listener
@@ -163,6 +168,8 @@ class Agent:
             visitor.gone("the agent ends")
         if self.session is not None and self.session.link is not None:
             self.session.link.close()
+        if self.neighbours is not None:
+            self.neighbours.close()
         if self.crew is not None:
             await self.crew.end()
 
@@ -279,9 +286,15 @@ class Agent:
         elif isinstance(message, (StreamData, StreamClose)):
             crew.stream(message, buffers[0] if buffers else None)
         elif isinstance(message, Blob):
-            crew.keep(message, buffers[0] if buffers else None)
+            crew.keep(message, buffers[0])
+        elif isinstance(message, Share):
+            crew.adopt(message)
         elif isinstance(message, Forget):
             crew.forget(message.digests)
+        elif isinstance(message, Fetch) and self.neighbours is not None:
+            self.neighbours.fetch(message)
+        elif isinstance(message, Peers) and self.neighbours is not None:
+            self.neighbours.meet(message)
 
     def _set_up(self, session: Session, setup: Setup) -> None:
         if self.crew is not None:
@@ -292,7 +305,12 @@ class Agent:
             if setup.concurrency < 1:
                 raise ValueError(f"concurrency must be at least 1, not {setup.concurrency}")
             _allow_files(6 * setup.concurrency + 1024)
-            self.crew = Crew(self.loop, setup, self.cores, self._folder, session.post)
+            self.crew = crew = Crew(self.loop, setup, self.cores, self._folder, session.post)
+            if setup.identity is not None:
+                self.neighbours = Neighbours(
+                    self.loop, setup.identity, setup.node, self._folder, crew.store, crew.keep, session.post
+                )
+                crew.grew = self.neighbours.grew
         except (OSError, ValueError) as error:
             session.post(Ready(0, f"can't start slots: {error}"))
 

@@ -9,13 +9,14 @@ import asyncio
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from skyward.core.messages import (
     Blob,
     Done,
     Failed,
+    Kept,
     Message,
     Output,
     Ready,
@@ -23,9 +24,9 @@ from skyward.core.messages import (
     Returned,
     Run,
     Setup,
+    Share,
     StreamClose,
     StreamData,
-    Unreadable,
 )
 from skyward.core.shared import remove
 from skyward.core.wire import Buffer, Filled, Received, Role, Wire
@@ -37,7 +38,7 @@ from skyward.worker.link import Link
 from skyward.worker.output import Outputs
 from skyward.worker.owner import Quota
 from skyward.worker.slots import Command, Fork, Settle, Start, Table, TakeBack
-from skyward.worker.store import Store
+from skyward.worker.store import Corrupt, Store
 from skyward.worker.tickets import Tickets
 
 __all__ = ["Crew"]
@@ -120,13 +121,13 @@ class Crew:
         self.setup = setup
         self.table = Table(setup.concurrency)
         self.store = Store()
+        self.grew: Callable[[], None] = lambda: None  # told when a part of a blob came
         self._loop = loop
         self._send = post
         self._processes: dict[int, _Process] = {}
         self._calls: dict[int, _Call] = {}
         self._warming: set[int | None] = set()  # slots that were made ahead and are not up yet
         self._awaited: dict[bytes, set[int]] = {}  # blob that has not come -> tasks that need it
-        self._writing: dict[bytes, Iterator[None]] = {}
         self._printed = Quota(_OUTPUT_LIMIT)
         self._streamed = Quota(_STREAM_LIMIT)
         self._oom = deaths.OutOfMemory()
@@ -175,21 +176,26 @@ class Crew:
         limit = self._loop.time() - max(_LONG * (self.table.mean or 0.0), _SHORT)
         return sum(self._calls[task].began > limit for task in self.table.running)
 
-    def keep(self, blob: Blob, data: Filled | None) -> None:
-        """A blob came; written in steps, so that a gigabyte does not stop everything else."""
-        if blob.path is not None:
-            self._adopt(blob, blob.path)
-        elif blob.digest not in self._writing and data is not None:
-            self._writing[blob.digest] = self.store.write(blob.digest, data)
-            self._write_step(blob.digest)
-
-    def _adopt(self, blob: Blob, path: str) -> None:
+    def keep(self, blob: Blob, data: Buffer, peer: bool = False) -> None:
+        """A part of a blob came, from the owner or from a peer."""
         try:
-            self.store.adopt(blob.digest, path, blob.inode, blob.size)
-        except OSError:  # it was let go before we came, or may not be opened: the bytes themselves will come
-            self._post(Unreadable(blob.digest), ())
+            whole = self.store.add(blob.digest, blob.size, blob.offset, data, peer=peer)
+        except Corrupt as error:
+            self._post(Kept(blob.digest, 0, str(error)), ())
+            return
+        finally:
+            self.grew()
+        if whole:
+            self._kept(blob)
+
+    def adopt(self, blob: Share) -> None:
+        """A blob lies in a file of the owner's."""
+        try:
+            self.store.adopt(blob.digest, blob.path, blob.inode, blob.size)
+        except OSError as error:  # the bytes themselves will come
+            self._post(Kept(blob.digest, 0, str(error)), ())
         else:
-            self._came(blob.digest)
+            self._kept(blob)
 
     def forget(self, digests: list[bytes]) -> None:
         """The owner will not name these again."""
@@ -477,21 +483,14 @@ class Crew:
 
     # --- blobs ---
 
-    def _write_step(self, digest: bytes) -> None:
-        for _ in self._writing[digest]:
-            self._loop.call_soon(self._write_step, digest)
-            return
-        del self._writing[digest]
+    def _kept(self, blob: Blob | Share) -> None:
+        self._post(Kept(blob.digest, blob.size, None), ())
         if self.store.problem is not None and not self._said_full:
             self._said_full = True
             self._print(2, f"skyward: large arguments stay in memory on this node: {self.store.problem}\n".encode())
-        self._came(digest)
-
-    def _came(self, digest: bytes) -> None:
-        """A blob is here: on with the tasks that need it."""
-        for task in self._awaited.pop(digest, ()):
+        for task in self._awaited.pop(blob.digest, ()):
             call = self._calls[task]
-            call.missing.discard(digest)
+            call.missing.discard(blob.digest)
             if not call.missing:
                 self._apply(self.table.unblock(task))
 

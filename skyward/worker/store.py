@@ -1,7 +1,8 @@
 """Large buffers on a node, by the digest of their content: written once, memory-mapped by any number of slots.
 
 They lie in shared memory where there is room, else in the temporary folder, else they stay in the agent's memory and go
-to slots as ordinary buffers. Only the agent writes here; it does not look into them.
+to slots as ordinary buffers. They grow as their bytes arrive, and what is there can be read by then, for nodes that are
+to have the same. Only the agent writes here; it does not look into them.
 """
 
 from __future__ import annotations
@@ -14,16 +15,77 @@ import resource
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from skyward.core.shared import open_shared
-from skyward.core.wire import Filled
+from skyward.core.wire import Buffer
 
-__all__ = ["Store", "sweep"]
+try:
+    from xxhash import xxh3_128 as _hasher
+except ImportError:  # a node may lack it; then what peers send must only have the right length
+    _hasher = None  # type: ignore[assignment, misc]
+_HASHER: Callable[[], Any] | None = _hasher
+
+__all__ = ["Corrupt", "Store", "sweep"]
 
 _MARGIN = 64 * 1024 * 1024  # bytes of shared memory that are left to others
-_STEP = 4 * 1024 * 1024  # bytes written at a time: some milliseconds
+_STEP = 4 * 1024 * 1024  # bytes copied at a time
+_HASHED = 8 + 16  # bytes of a digest: length and xxh3-128
+
+
+class Corrupt(ValueError):
+    """What peers sent is not what its digest says."""
+
+
+class _Growing:
+    """A blob whose bytes arrive."""
+
+    __slots__ = ("early", "fd", "hash", "have", "memory", "parents", "path", "problems", "size")
+
+    def __init__(self, size: int, parents: list[str]) -> None:
+        self.size = size
+        self.have = 0  # bytes from the beginning that are here
+        self.early: dict[int, Buffer] = {}  # what came after a gap, by its offset
+        self.hash: Any = None  # of what is here, once a peer sends some of it
+        self.parents = parents  # where a file may still be tried
+        self.problems: list[str] = []
+        self.path = ""
+        self.fd = -1  # of the file, under another name so that no half-written blob is ever found
+        self.memory: bytearray | None = None  # where no file can be had
+
+    def next(self) -> memoryview | None:
+        """Bytes that continue what is here."""
+        for offset, data in list(self.early.items()):
+            if offset <= self.have:
+                del self.early[offset]
+                if offset + len(data) > self.have:
+                    return memoryview(data)[self.have - offset :]
+        return None
+
+    def read(self, offset: int, count: int) -> bytes:
+        """What is here of these bytes."""
+        count = max(0, min(count, self.have - offset))
+        if self.memory is not None:
+            return bytes(memoryview(self.memory)[offset : offset + count])
+        return os.pread(self.fd, count, offset)
+
+    def write(self, data: memoryview) -> None:
+        """Put bytes at the end."""
+        if self.memory is not None:
+            self.memory[self.have : self.have + len(data)] = data
+            return
+        done = 0
+        while done < len(data):
+            done += os.pwrite(self.fd, data[done : done + _STEP], self.have + done)
+
+    def drop_file(self) -> None:
+        """It is not wanted, or goes on elsewhere."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+            Path(f"{self.path}.part").unlink()
 
 
 class Store:
@@ -42,54 +104,88 @@ class Store:
         self._paths: dict[bytes, str] = {}
         self._most_adopted = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4
         self._adopted: dict[bytes, int] = {}  # those whose file is another process's: our descriptor keeps it
-        self._memory: dict[bytes, Filled] = {}
+        self._memory: dict[bytes, bytearray] = {}
+        self._growing: dict[bytes, _Growing] = {}
         self._users: Counter[bytes] = Counter()
         self._forgotten: set[bytes] = set()
-        self._coming: set[bytes] = set()  # being written
         self.problem: str | None = None
         """Why the last blob could not be written to a file."""
 
     def __repr__(self) -> str:
         files, adopted = len(self._paths) - len(self._adopted), len(self._adopted)
-        return f"<Store of {files} files, {adopted} adopted, {len(self._memory)} in memory>"
+        return (
+            f"<Store of {files} files, {adopted} adopted, {len(self._memory)} in memory, {len(self._growing)} growing>"
+        )
 
     def __contains__(self, digest: bytes) -> bool:
         return digest in self._paths or digest in self._memory
 
-    def put(self, digest: bytes, data: Filled) -> str | None:
-        """Keep a blob; returns why it stays in memory, if it does."""
-        for _ in self.write(digest, data):
-            pass
-        return None if digest in self._paths else self.problem
+    def add(self, digest: bytes, size: int, offset: int, data: Buffer, *, peer: bool = False) -> bool:
+        """Keep a part of a blob, which may come in any order and more than once; whether that made the blob whole.
 
-    def write(self, digest: bytes, data: Filled) -> Iterator[None]:
-        """Keep a blob, a few megabytes per step; it is there when the iterator ends."""
+        Raises
+        ------
+        Corrupt
+            It was whole, but not what its digest says, and some of it came from a `peer`. Nothing of it is left.
+        """
         self._forgotten.discard(digest)
         if digest in self:
-            return
-        self._coming.add(digest)
-        yield from self._place(digest, data)
-        self._coming.discard(digest)
-        if digest in self._forgotten and not self._users[digest]:
-            self._remove(digest)
+            return False
+        growing = self._growing.get(digest)
+        if growing is None:
+            growing = self._growing[digest] = _Growing(size, list(self._parents))
+            self._open(digest, growing)
+        if peer and growing.hash is None and _HASHER is not None and len(digest) == _HASHED:
+            growing.hash = _HASHER()
+            for start in range(0, growing.have, _STEP):
+                growing.hash.update(growing.read(start, _STEP))
+        growing.early[offset] = data
+        while (part := growing.next()) is not None:
+            self._append(digest, growing, part)
+        if growing.have < size:
+            return False
+        self._finish(digest, growing)
+        return True
 
-    def _place(self, digest: bytes, data: Filled) -> Iterator[None]:
-        problems: list[str] = []
-        for parent in self._parents:
+    def _append(self, digest: bytes, growing: _Growing, data: memoryview) -> None:
+        while True:
+            try:
+                growing.write(data)
+                break
+            except OSError as error:
+                growing.problems.append(str(error))
+                self._move(digest, growing)
+        growing.have += len(data)
+        if growing.hash is not None:
+            growing.hash.update(data)
+
+    def _finish(self, digest: bytes, growing: _Growing) -> None:
+        del self._growing[digest]
+        if growing.hash is not None and growing.size.to_bytes(8, "big") + growing.hash.digest() != digest:
+            growing.drop_file()
+            raise Corrupt("it is not what its digest says")
+        if growing.memory is not None:
+            self._memory[digest] = growing.memory
+        else:
+            os.close(growing.fd)
+            Path(f"{growing.path}.part").rename(growing.path)
+            self._paths[digest] = growing.path
+
+    def _open(self, digest: bytes, growing: _Growing) -> None:
+        """Make a file in the next place that allows one; if none does, take memory."""
+        while growing.parents:
+            parent = growing.parents.pop(0)
             try:
                 if parent == "/dev/shm":  # noqa: S108 - there the kernel would kill instead of refusing
-                    room = os.statvfs(parent)
-                    if room.f_bavail * room.f_frsize < len(data) + _MARGIN:
-                        raise OSError(errno.ENOSPC, "no room in", parent)
-                path = f"{self._folder(parent)}/{digest.hex()}"
-                yield from _write(path, data)
+                    self._check_room(parent)
+                growing.path = f"{self._folder(parent)}/{digest.hex()}"
+                mode = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+                growing.fd = os.open(f"{growing.path}.part", mode, 0o600)
+                return
             except OSError as error:
-                problems.append(str(error))
-                continue
-            self._paths[digest] = path
-            return
-        self.problem = "; ".join(problems)
-        self._memory[digest] = data
+                growing.problems.append(str(error))
+        self.problem = "; ".join(growing.problems)
+        growing.memory = bytearray(growing.size)
 
     def adopt(self, digest: bytes, path: str, inode: int, size: int) -> None:
         """Keep a blob that is another process's `SharedFile`. OSError if it can't be opened."""
@@ -107,7 +203,44 @@ class Store:
                 return self._folder(parent)
         return None
 
-    def find(self, digest: bytes) -> str | Filled:
+    def _check_room(self, parent: str) -> None:
+        """Whether all that grows will fit."""
+        room = os.statvfs(parent)
+        missing = sum(growing.size - growing.have for growing in self._growing.values())
+        if room.f_bavail * room.f_frsize < missing + _MARGIN:
+            raise OSError(errno.ENOSPC, "no room in", parent)
+
+    def _move(self, digest: bytes, growing: _Growing) -> None:
+        """Go on in the next place that has room."""
+        steps = range(0, growing.have, _STEP)
+        here = b"".join(growing.read(start, _STEP) for start in steps)  # rare, so memory may be taken
+        while True:
+            growing.drop_file()
+            growing.have = 0
+            self._open(digest, growing)
+            try:
+                growing.write(memoryview(here))
+            except OSError as error:
+                growing.problems.append(str(error))
+                continue
+            growing.have = len(here)
+            return
+
+    def read(self, digest: bytes, offset: int, count: int) -> bytes:
+        """At most so many bytes of a blob, as far as it is here; KeyError if nothing is known of it."""
+        if digest in self._growing:
+            return self._growing[digest].read(offset, count)
+        if digest in self._memory:
+            return bytes(memoryview(self._memory[digest])[offset : offset + count])
+        with Path(self._paths[digest]).open("rb", buffering=0) as file:
+            return os.pread(file.fileno(), count, offset)
+
+    def have(self, digest: bytes) -> int:
+        """How many bytes from the beginning of a growing blob are here."""
+        growing = self._growing.get(digest)
+        return growing.have if growing is not None else 0
+
+    def find(self, digest: bytes) -> str | bytearray:
         """The path of a blob, or its bytes if it has no file; KeyError if it is not here."""
         return self._paths[digest] if digest in self._paths else self._memory[digest]
 
@@ -127,7 +260,7 @@ class Store:
     def forget(self, digests: Iterable[bytes]) -> None:
         """Nobody will ask for these again; those in use go later."""
         for digest in digests:
-            if self._users[digest] > 0 or digest in self._coming:
+            if self._users[digest] > 0:
                 self._forgotten.add(digest)
             else:
                 self._remove(digest)
@@ -141,12 +274,19 @@ class Store:
         self._adopted.clear()
         self._folders.clear()
         self._locks.clear()
+        for growing in self._growing.values():
+            with contextlib.suppress(OSError):
+                growing.drop_file()
+        self._growing.clear()
         self._paths.clear()
         self._memory.clear()
 
     def _remove(self, digest: bytes) -> None:
         self._forgotten.discard(digest)
         self._memory.pop(digest, None)
+        growing = self._growing.pop(digest, None)
+        if growing is not None:
+            growing.drop_file()
         path = self._paths.pop(digest, None)
         if digest in self._adopted:
             os.close(self._adopted.pop(digest))
@@ -161,24 +301,6 @@ class Store:
             self._locks.append(_lock(folder))
             self._folders[parent] = folder
         return self._folders[parent]
-
-
-def _write(path: str, data: Filled) -> Iterator[None]:
-    """Write under another name and rename, so that no half-written blob is ever found."""
-    part = f"{path}.part"
-    fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        view, done = memoryview(data), 0
-        while done < len(view):
-            done += os.write(fd, view[done : done + _STEP])
-            if done < len(view):
-                yield
-    except BaseException:
-        Path(part).unlink()
-        raise
-    finally:
-        os.close(fd)
-    Path(part).rename(path)
 
 
 def _lock(folder: str) -> int:

@@ -39,6 +39,11 @@ class MemoryAgent:
         self.blobs: dict[bytes, bytearray] = {}
         self.blobs_sent = 0
         self.blind = False  # can't open files of its owner
+        self.shares = 0
+        self.growing: dict[bytes, bytearray] = {}
+        self.missing: dict[bytes, int] = {}
+        self.fetches: list[messages.Fetch] = []
+        self.peers: dict[str, list[Any]] = {}
         self.links = 0
         self._channel: Channel | None = None
         self._wire: wire.Wire | None = None
@@ -86,7 +91,7 @@ class MemoryAgent:
         if self._wire is not None and self._wire.is_open:
             self._wire.send(message, buffers, posted.number)
 
-    def take(self, message: messages.Message, buffers: list[bytearray]) -> None:
+    def take(self, message: messages.Message, buffers: list[bytearray]) -> None:  # noqa: PLR0915 - one for each message
         if isinstance(message, messages.Setup):
             if not self.sleepy:
                 self.say(messages.Ready(self.slots, None))
@@ -97,18 +102,24 @@ class MemoryAgent:
         elif isinstance(message, messages.Ack):
             self.outbox.acknowledge(message.received)
         elif isinstance(message, messages.Blob):
-            if message.path is not None:
-                if self.blind:
-                    self.say(messages.Unreadable(message.digest))
-                    return
-                with os.fdopen(open_shared(message.path, message.inode, message.size), "rb") as file:
-                    buffers = [bytearray(file.read())]
-            else:
-                self.blobs_sent += 1
-            assert digest(memoryview(buffers[0])) == message.digest
-            self.blobs[message.digest] = buffers[0]
-            if not self.holding:
-                self.release()
+            blob = self.growing.setdefault(message.digest, bytearray(message.size))
+            blob[message.offset : message.offset + len(buffers[0])] = buffers[0]
+            self.missing[message.digest] = self.missing.get(message.digest, message.size) - len(buffers[0])
+            if not self.missing[message.digest]:
+                self.keep(message.digest)
+        elif isinstance(message, messages.Share) and self.blind:
+            self.say(messages.Kept(message.digest, 0, "no such file"))
+        elif isinstance(message, messages.Share):
+            with os.fdopen(open_shared(message.path, message.inode, message.size), "rb") as file:
+                self.growing[message.digest] = bytearray(file.read())
+            self.shares += 1
+            self.keep(message.digest)
+        elif isinstance(message, messages.Fetch) and message.peer is None:
+            self.say(messages.Kept(message.digest, 0, "dropped"))
+        elif isinstance(message, messages.Fetch):
+            self.fetches.append(message)
+        elif isinstance(message, messages.Peers):
+            self.peers.update(message.peers)
         elif isinstance(message, messages.Forget):
             for name in message.digests:
                 del self.blobs[name]
@@ -128,6 +139,16 @@ class MemoryAgent:
         elif isinstance(message, messages.Bye):
             self.dead = True
             self.cut()
+
+    def keep(self, name: bytes) -> None:
+        """A blob is whole."""
+        self.blobs_sent += 1
+        self.blobs[name] = self.growing.pop(name)
+        self.missing.pop(name, None)
+        assert digest(memoryview(self.blobs[name])) == name
+        self.say(messages.Kept(name, len(self.blobs[name]), None))
+        if not self.holding:
+            self.release()
 
     def _complete(self, run: messages.Run) -> bool:
         return all(name in self.blobs for name in run.blobs.values())

@@ -128,14 +128,6 @@ def test_open_files_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
     assert kinds == [SharedFile] * 3 + [bytes] * 2
 
 
-def test_a_blob_that_a_node_has_not_after_all_is_sent_again() -> None:
-    blobs = Blobs(100)
-    assert blobs.use({b"a": 10}) == ([b"a"], [])
-    blobs.lost(b"a")
-    blobs.release([b"a"])
-    assert blobs.use({b"a": 10}) == ([b"a"], [])
-
-
 @pytest.mark.skipif(not CAN_SHARE, reason="no files in memory here")
 def test_a_shared_copy_stays_for_later_calls_within_a_budget() -> None:
     snapshots = Snapshots(True)

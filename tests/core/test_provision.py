@@ -456,3 +456,18 @@ def test_errors_name_their_provider_once(ward: Ward) -> None:
         fixture.start().result(10)
     fixture.close()
     assert [note.text for note in notes] == ["folder: the key was refused"] * 2
+
+
+@pytest.mark.parametrize(
+    ("most", "host", "has"), [(1, "10.0.0.1", False), (2, "10.0.0.1", True), (2, "127.0.0.1", False)]
+)
+def test_only_nodes_that_have_others_elsewhere_are_given_an_identity(most: int, host: str, has: bool) -> None:
+    """So no port is opened on the node of a pool of one, nor on this machine, where sending costs nothing."""
+    plan = Plan([], Nodes(1, most), Order("sky-1", most, Resources()), Image(), SETUP, QUICK)
+    provisioner = Provisioner(plan, None, Events())  # type: ignore[arg-type]
+    machine = Machine("m", Endpoint("ssh", host), "m")
+    identity = provisioner._identity(machine, "node-1")
+    assert (identity is not None) is has
+    if identity is not None:
+        assert identity["host"] == host
+        assert identity["authority"] == provisioner._identity(machine, "node-2")["authority"]

@@ -135,7 +135,7 @@ def over(**stripes: Any) -> Callable[[Callable[[Node], Awaitable[None]]], Callab
 
 def blob(it: Node, name: bytes, size: int) -> None:
     """Send something large."""
-    it.session.send(Blob(name), [bytes(size)])
+    it.session.send(Blob(name, size, 0), [bytes(size)])
 
 
 @over()

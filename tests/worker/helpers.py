@@ -258,7 +258,7 @@ class Owner:
         rest = [buffer for index, buffer in enumerate(buffers) if index not in blobs]
         self.say(Run(task=self._last, **values), [head, *rest])
         for index, digest in blobs.items():
-            self.say(Blob(digest), [buffers[index]])
+            self.say(Blob(digest, len(buffers[index]), 0), [buffers[index]])
         return self._last
 
     def answer(self, task: int, seconds: float = PATIENCE) -> Received:

@@ -17,7 +17,24 @@ from typing import Any
 import numpy as np
 import pytest
 
-from skyward.core.messages import Blob, Cancel, Done, Failure, Forget, Hello, Ping, Pong
+from skyward.core import payload
+from skyward.core.blobs import digest
+from skyward.core.identity import Authority
+from skyward.core.messages import (
+    Blob,
+    Cancel,
+    Done,
+    Failure,
+    Fetch,
+    Forget,
+    Hello,
+    Listening,
+    Peers,
+    Ping,
+    Pong,
+    Reached,
+    Run,
+)
 from skyward.core.wire import VERSION, Role, Wire
 from tests.worker.helpers import ROOT, Owner, alive, descendants, owner, wait_for
 
@@ -219,7 +236,7 @@ def test_a_task_waits_for_its_blob_and_holds_up_nobody() -> None:
         node._last = 1
         node.say(Run(1, True, None, None, {0: b"later"}), [head])
         assert node.call(pow, 2, 5) == 32
-        node.say(Blob(b"later"), [buffers[0]])
+        node.say(Blob(b"later", len(buffers[0]), 0), [buffers[0]])
         assert node.result(1) == 300_000
 
 
@@ -282,7 +299,7 @@ def test_sigterm_ends_everything() -> None:
 
 def test_kill_9_of_the_agent_ends_everything() -> None:
     node = busy()
-    node.say(Blob(b"left behind?"), [bytes(100_000)])
+    node.say(Blob(b"left behind?", 100_000, 0), [bytes(100_000)])
     store = wait_for(lambda: list(Path("/dev/shm").glob(f"skyward-store-*/{b'left behind?'.hex()}")), "the blob")
     pids = below(node)
     os.kill(node.pid, signal.SIGKILL)
@@ -352,3 +369,38 @@ def test_visitors_do_not_keep_the_agent_alive() -> None:
         wait_for(lambda: not alive(node.pid), "end of the agent", 5)
         select.select([sock], [], [], 5)
     node.end()
+
+
+def ports(pid: int) -> int:
+    """How many TCP ports a process listens on."""
+    sockets = {os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir() if fd.is_symlink()}  # noqa: PTH115
+    tables = "".join(Path(f"/proc/net/{name}").read_text() for name in ("tcp", "tcp6"))
+    lines = map(str.split, tables.splitlines())
+    return sum(line[3] == "0A" and f"socket:[{line[9]}]" in sockets for line in lines)
+
+
+def test_nodes_with_an_identity_listen_to_each_other_and_others_do_not(tmp_path: Path) -> None:
+    """Two real agents: one has a blob from its owner, the other gets it from there and runs a task on it."""
+    authority, array = Authority("pool"), np.arange(500_000.0)
+    data = array.tobytes()
+    name = digest(memoryview(data))
+    identities = [
+        {"authority": authority.certificate, "certificate": authority.issue(name), "host": "127.0.0.1"}
+        for name in ("n1", "n2")
+    ]
+    with contextlib.ExitStack() as stack:
+        path = f"unix:{tmp_path}/alone/a.sock"
+        alone = stack.enter_context(owner(listen=path)).set_up()
+        one, two = (
+            stack.enter_context(owner(listen=f"unix:{tmp_path}/{name}/a.sock")).set_up(node=name, identity=identity)
+            for name, identity in zip(("n1", "n2"), identities, strict=True)
+        )
+        assert [ports(node.pid) for node in (alone, one, two)] == [0, 1, 1]
+        (said,) = (received.message for received in one.order if isinstance(received.message, Listening))
+        two.say(Peers({"n1": [said.port, "127.0.0.1"]}))
+        two.until(lambda: any(received.message == Reached(["n1"]) for received in two.order), "Reached")
+        two.say(Fetch(name, len(data), "n1"))
+        one.say(Blob(name, len(data), 0), [data])
+        head, buffers = payload.dumps((np.sum, (array,), {}), "call")
+        two.say(Run(1, True, None, None, {0: name}), [head, *buffers[1:]])
+        assert two.result(1) == array.sum()

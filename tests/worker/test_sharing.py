@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from skyward.core import payload
-from skyward.core.messages import Blob, Cancel, Done, Run, Unreadable
+from skyward.core.messages import Blob, Cancel, Done, Kept, Run, Share
 from skyward.core.shared import CAN_SHARE, SharedFile, take_file
 from tests.worker.helpers import Owner, owner
 
@@ -30,7 +30,7 @@ def place(x: Any) -> tuple[float, bool, str]:
     return float(x.sum()), bool(x.flags.writeable), str(getattr(x, "filename", None))
 
 
-def submit(node: Owner, array: np.ndarray[Any, Any], blob: Blob, *, blob_first: bool) -> int:
+def submit(node: Owner, array: np.ndarray[Any, Any], blob: Share, *, blob_first: bool) -> int:
     head, _ = payload.dumps((place, (array,), {}), large=1000)
     run = Run(task=1, isolated=True, timeout=None, threads=None, blobs={0: blob.digest})
     if blob_first:
@@ -45,7 +45,7 @@ def submit(node: Owner, array: np.ndarray[Any, Any], blob: Blob, *, blob_first: 
 def test_a_blob_is_mapped_though_its_owner_lets_it_go(here: Owner, blob_first: bool) -> None:
     array = np.arange(MANY)
     file = SharedFile(memoryview(array).cast("B"))
-    task = submit(here, array, Blob(b"d", file.path, file.inode, len(file)), blob_first=blob_first)
+    task = submit(here, array, Share(b"d", file.path, file.inode, len(file)), blob_first=blob_first)
     total, writeable, name = here.result(task)
     assert (total, writeable) == (array.sum(), True)
     assert name.startswith(f"/proc/{here.pid}/fd/")
@@ -58,11 +58,11 @@ def test_a_blob_is_mapped_though_its_owner_lets_it_go(here: Owner, blob_first: b
 def test_one_that_is_gone_is_asked_for(here: Owner) -> None:
     array = np.arange(MANY)
     file = SharedFile(memoryview(array).cast("B"))
-    gone = Blob(b"d", file.path, file.inode, len(file))
+    gone = Share(b"d", file.path, file.inode, len(file))
     del file
     task = submit(here, array, gone, blob_first=False)
-    here.until(lambda: any(isinstance(received.message, Unreadable) for received in here.order), "Unreadable")
-    here.say(Blob(b"d"), [array.tobytes()])
+    here.until(lambda: [kept for received in here.order if isinstance(kept := received.message, Kept)], "Kept")
+    here.say(Blob(b"d", array.nbytes, 0), [array.tobytes()])
     assert here.result(task)[0] == array.sum()
 
 

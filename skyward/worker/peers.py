@@ -1,0 +1,310 @@
+"""Blobs from node to node, so that each leaves the owner's line once: a small server, and its client.
+
+The owner says who gets what from whom; nothing is decided here but when to give up. Both ends show certificates of the
+pool's own authority, and the client knows the name of the node that it wants, so that an address which belongs to
+somebody else is harmless. After TLS, big-endian::
+
+    client  length of the digest u16 | offset u64 | digest      once; without a digest, it only wants to be answered
+    server  length u32 | bytes                                  again and again, up to the blob's end
+
+A length of 0 says that the server is there and has no more at the moment: it may itself still be getting the blob.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import ipaddress
+import os
+import socket
+import ssl
+import struct
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from skyward.core.messages import Blob, Fetch, Kept, Listening, Message, Peers, Reached
+from skyward.core.wire import Buffer
+from skyward.worker.store import Store
+
+__all__ = ["Neighbours"]
+
+_REQUEST = struct.Struct("!HQ")
+_LENGTH = struct.Struct("!I")
+_PIECE = 256 * 1024  # bytes of one answer
+_DIGEST = 256  # bytes
+_PROBE = 5.0  # seconds for finding out whether a peer answers; nobody waits for that
+_CONNECT = 2.0  # seconds for connecting to a peer that has answered before
+_ALIVE = 0.5  # seconds between two words of a server that has no more
+_SILENCE = 3.0  # seconds without a word after which a peer counts as dead
+_UNKNOWN = 30.0  # seconds for which a server waits for a blob to begin
+_PROBES = 4  # at a time
+_ADDRESSES = 8  # of a peer that are tried
+_VISITORS = 32  # at a time; more than the owner sends us
+_STUCK = 30.0  # seconds in which a client must take a piece
+_SIOCGIFADDR = 0x8915  # Linux; no other system's nodes are rented
+
+
+class Neighbours:
+    """This node's way to others of its pool.
+
+    Parameters
+    ----------
+    loop
+        The agent's loop.
+    identity
+        As in `Setup`.
+    name
+        This node's name.
+    folder
+        A folder that only we can enter.
+    store
+        What is served.
+    keep
+        Takes a part of a blob that came from a peer.
+    post
+        Sends a message to the owner.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        identity: dict[str, str],
+        name: str,
+        folder: str,
+        store: Store,
+        keep: Callable[[Blob, Buffer, bool], None],
+        post: Callable[[Message, Sequence[Buffer]], object],
+    ) -> None:
+        self.name = name
+        self._loop = loop
+        self._store = store
+        self._keep = keep
+        self._post = post
+        self._server_side, self._client_side = _contexts(identity, folder)
+        self._host = identity["host"]
+        self._listener: socket.socket | None = None
+        self._visitors = 0
+        self._routes: dict[str, tuple[str, int]] = {}  # peer -> where it answered
+        self._fetches: dict[bytes, asyncio.Task[None]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._probes = asyncio.Semaphore(_PROBES)
+        self._more: asyncio.Future[None] = loop.create_future()
+        self._listen()
+
+    def __repr__(self) -> str:
+        return f"<Neighbours of {self.name}: {len(self._routes)} reached, {len(self._fetches)} fetches>"
+
+    def close(self) -> None:
+        """Stop listening and fetching."""
+        if self._listener is not None:
+            self._loop.remove_reader(self._listener.fileno())
+            self._listener.close()
+            self._listener = None
+        for task in (*self._tasks, *self._fetches.values()):
+            task.cancel()
+
+    def grew(self) -> None:
+        """A blob has grown; who waits for that looks again."""
+        self._more.set_result(None)
+        self._more = self._loop.create_future()
+
+    def _spawn(self, work: Any) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # --- server ---
+
+    def _listen(self) -> None:
+        both = socket.has_dualstack_ipv6()
+        try:
+            listener = socket.create_server(
+                ("", 0), family=socket.AF_INET6 if both else socket.AF_INET, dualstack_ipv6=both
+            )
+        except OSError:
+            return  # nobody will ask us for anything
+        listener.setblocking(False)
+        self._listener = listener
+        self._loop.add_reader(listener.fileno(), self._accept, listener)
+        self._post(Listening(listener.getsockname()[1], [self._host, *own_addresses()]), ())
+
+    def _accept(self, listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            sock, _ = listener.accept()
+            if self._visitors >= _VISITORS:  # anybody may knock, and files are few
+                sock.close()
+            else:
+                self._spawn(self._serve(sock))
+
+    async def _serve(self, sock: socket.socket) -> None:
+        self._visitors += 1
+        reader = asyncio.StreamReader(loop=self._loop)
+        protocol = asyncio.StreamReaderProtocol(reader, loop=self._loop)
+        try:
+            transport, _ = await self._loop.connect_accepted_socket(
+                lambda: protocol, sock, ssl=self._server_side, ssl_handshake_timeout=_PROBE
+            )
+            with contextlib.closing(asyncio.StreamWriter(transport, protocol, reader, self._loop)) as writer:
+                async with asyncio.timeout(_PROBE):
+                    length, offset = _REQUEST.unpack(await reader.readexactly(_REQUEST.size))
+                    digest = await reader.readexactly(min(length, _DIGEST))
+                self._store.use([digest])  # what is being served is not removed
+                try:
+                    await (self._send(digest, offset, writer) if digest else self._say(b"", writer))
+                finally:
+                    self._store.free([digest])
+        except (OSError, EOFError):
+            pass  # the client sees it, and tells the owner
+        finally:
+            self._visitors -= 1
+
+    async def _send(self, digest: bytes, offset: int, writer: asyncio.StreamWriter) -> None:
+        """Send what is there, and then what comes, up to the end."""
+        known, began = False, self._loop.time()
+        while True:
+            more, piece = self._more, b""
+            try:
+                piece = self._store.read(digest, offset, _PIECE)
+                known = True
+            except KeyError:
+                if known or self._loop.time() > began + _UNKNOWN:  # else the owner's word is still on its way to us
+                    return
+            if not piece:
+                if digest in self._store:
+                    return
+                await asyncio.wait((more,), timeout=_ALIVE)
+                if more.done():
+                    continue
+            await self._say(piece, writer)
+            offset += len(piece)
+
+    async def _say(self, piece: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.writelines((_LENGTH.pack(len(piece)), piece))
+        async with asyncio.timeout(_STUCK):
+            await writer.drain()
+        await asyncio.sleep(0)  # draining does not wait while the kernel takes all: others have their turn too
+
+    # --- client ---
+
+    def meet(self, message: Peers) -> None:
+        """Find out who of them can be reached, before that is needed."""
+        for name, (port, *addresses) in message.peers.items():
+            self._spawn(self._probe(name, port, [a for a in dict.fromkeys(addresses) if _is_address(a)][:_ADDRESSES]))
+
+    async def _probe(self, name: str, port: int, addresses: list[str]) -> None:
+        async with self._probes:
+            for attempt in asyncio.as_completed([self._try(name, address, port) for address in addresses]):
+                address = await attempt  # all are tried at once: those behind a firewall may never answer
+                if address is not None:
+                    self._routes[name] = address, port
+                    self._post(Reached([name]), ())
+                    return
+
+    async def _try(self, name: str, address: str, port: int) -> str | None:
+        with contextlib.suppress(OSError, EOFError):
+            async with asyncio.timeout(_PROBE), self._connected(name, address, port) as (reader, writer):
+                writer.write(_REQUEST.pack(0, 0))
+                await reader.readexactly(_LENGTH.size)
+                return address
+        return None
+
+    @contextlib.asynccontextmanager
+    async def _connected(
+        self, name: str, address: str, port: int
+    ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+        reader, writer = await asyncio.open_connection(
+            address, port, ssl=self._client_side, server_hostname=name, limit=_PIECE
+        )
+        try:
+            yield reader, writer
+        finally:
+            writer.transport.abort()  # nothing that we have sent is still wanted
+
+    def fetch(self, message: Fetch) -> None:
+        """Get a blob from a peer, or end that and say how far it came."""
+        digest = message.digest
+        task = self._fetches.pop(digest, None)
+        if task is not None:
+            task.cancel()
+        if message.peer is not None:
+            self._fetches[digest] = self._loop.create_task(self._fetch(message, message.peer))
+        elif task is not None:
+            self._gave_up(digest, "it took too long")
+
+    def _gave_up(self, digest: bytes, why: str) -> None:
+        self._post(Kept(digest, self._store.have(digest), why), ())
+
+    async def _fetch(self, message: Fetch, peer: str) -> None:
+        try:
+            await self._copy(message, peer)
+        except (OSError, EOFError) as error:
+            self._gave_up(message.digest, f"{peer}: {error!r}")
+        del self._fetches[message.digest]
+
+    async def _copy(self, message: Fetch, peer: str) -> None:
+        digest, size, _ = message
+        if peer not in self._routes:
+            raise ConnectionError("not reached")
+        async with contextlib.AsyncExitStack() as stack:
+            async with asyncio.timeout(_CONNECT):
+                connection = self._connected(peer, *self._routes[peer])
+                reader, writer = await stack.enter_async_context(connection)
+            offset = self._store.have(digest)
+            writer.write(_REQUEST.pack(len(digest), offset) + digest)
+            while offset < size:
+                async with asyncio.timeout(_SILENCE):
+                    (count,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
+                    if count > min(_PIECE, size - offset):
+                        raise ConnectionError("it sends more than was asked for")
+                    piece = await reader.readexactly(count)
+                if piece:
+                    self._keep(Blob(digest, size, offset), piece, True)
+                    offset += count
+                    if self._store.have(digest) < offset < size:
+                        return  # it was dropped
+
+
+# --- what a node knows of itself ------------------------------------------------------------------------------------
+
+
+def own_addresses() -> list[str]:
+    """Addresses of this machine's interfaces that others may reach."""
+    found = []
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        for _, name in socket.if_nameindex():
+            with contextlib.suppress(OSError):  # an interface without an address
+                answer = fcntl.ioctl(sock.fileno(), _SIOCGIFADDR, struct.pack("256s", os.fsencode(name)[:15]))
+                found.append(socket.inet_ntoa(answer[20:24]))
+    with contextlib.suppress(OSError), Path("/proc/net/if_inet6").open(encoding="ascii") as lines:
+        found += [str(ipaddress.IPv6Address(bytes.fromhex(line.split()[0]))) for line in lines]
+    addresses = map(ipaddress.ip_address, found)
+    return [str(address) for address in addresses if not address.is_loopback and not address.is_link_local]
+
+
+def _is_address(text: str) -> bool:
+    """Whether it needs no look-up, for which asyncio would start a thread."""
+    try:
+        return bool(ipaddress.ip_address(text))
+    except ValueError:
+        return False
+
+
+def _contexts(identity: dict[str, str], folder: str) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """TLS for both sides: only what the pool's authority has signed counts."""
+    file = f"{folder}/identity.pem"
+    fd = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        with os.fdopen(fd, "w") as out:
+            out.write(identity["certificate"])
+        contexts = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        for context in contexts:
+            context.minimum_version = ssl.TLSVersion.TLSv1_3
+            context.verify_mode = ssl.CERT_REQUIRED
+            context.load_verify_locations(cadata=identity["authority"])
+            context.load_cert_chain(file)  # ssl reads keys from files only
+    finally:
+        Path(file).unlink()
+    contexts[0].num_tickets = 0
+    return contexts

@@ -1,0 +1,275 @@
+"""From node to node over loopback: blobs, half blobs, and those who are not of the pool."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import ssl
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from skyward.core.blobs import digest
+from skyward.core.identity import Authority
+from skyward.core.messages import Blob, Fetch, Kept, Listening, Message, Peers, Reached
+from skyward.worker import peers as module
+from skyward.worker.peers import Neighbours
+from skyward.worker.store import Corrupt, Store
+
+DATA = os.urandom(3_000_000)
+NAME = digest(memoryview(DATA))
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    """Wait until something holds."""
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110  what is waited for has no event
+            await asyncio.sleep(0.005)
+
+
+class Node:
+    """What an agent has around its neighbours."""
+
+    def __init__(self, name: str, authority: Authority, folder: Path) -> None:
+        self.name = name
+        self.said: list[Message] = []
+        self.store = Store([str(folder)])
+        (folder / name).mkdir()
+        self.private = folder / name
+        identity = {
+            "authority": authority.certificate,
+            "certificate": authority.issue(name),
+            "host": "127.0.0.1",
+        }
+        loop = asyncio.get_running_loop()
+        self.neighbours = Neighbours(loop, identity, name, str(self.private), self.store, self.keep, self.post)
+        self.parts = 0
+
+    def post(self, message: Message, buffers: Any) -> None:
+        self.said.append(message)
+
+    def keep(self, blob: Blob, data: Any, peer: bool = False) -> None:
+        self.parts += 1
+        try:
+            if self.store.add(blob.digest, blob.size, blob.offset, data, peer=peer):
+                self.post(Kept(blob.digest, blob.size, None), ())
+        except Corrupt as error:
+            self.post(Kept(blob.digest, 0, str(error)), ())
+        self.neighbours.grew()
+
+    def give(self, start: int, end: int) -> None:
+        """A part comes from the owner."""
+        self.keep(Blob(NAME, len(DATA), start), DATA[start:end])
+
+    async def says(self, kind: type[Any]) -> Any:
+        """What it says of a kind, once."""
+        await until(lambda: any(isinstance(message, kind) for message in self.said))
+        found = next(message for message in self.said if isinstance(message, kind))
+        self.said.remove(found)
+        return found
+
+    async def meets(self, *others: Node) -> None:
+        """They are introduced, and reached."""
+        for other in others:
+            self.neighbours.meet(Peers({other.name: [other.port, "127.0.0.1"]}))
+            assert await self.says(Reached) == Reached([other.name])
+
+    def fetch(self, peer: str | None) -> None:
+        self.neighbours.fetch(Fetch(NAME, len(DATA), peer))
+
+    def content(self) -> bytes:
+        return self.store.read(NAME, 0, len(DATA) + 1)
+
+
+@asynccontextmanager
+async def nodes(folder: Path, count: int, authorities: list[Authority] | None = None) -> AsyncIterator[list[Node]]:
+    """So many nodes that listen; of one pool unless said otherwise."""
+    authorities = authorities or [Authority("pool")] * count
+    made = [Node(f"node-{i}", authority, folder) for i, authority in enumerate(authorities)]
+    try:
+        for node in made:
+            said = await node.says(Listening)
+            assert said.addresses[0] == "127.0.0.1"
+            node.port = said.port
+        yield made
+    finally:
+        for node in made:
+            node.neighbours.close()
+            node.store.close()
+
+
+def run(work: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(work)
+
+
+def test_a_blob_goes_from_node_to_node(tmp_path: Path) -> None:
+    """Also one that the server itself is still getting, and the rest of one that had begun."""
+
+    async def work() -> None:
+        async with nodes(tmp_path, 3) as (a, b, c):
+            await b.meets(a)
+            await c.meets(b)
+            a.give(0, 1_000_000)
+            c.give(0, 500_000)
+            b.fetch("node-0")
+            c.fetch("node-1")
+            await until(lambda: c.store.have(NAME) == 1_000_000)
+            assert not c.said
+            a.give(1_000_000, len(DATA))
+            for node in (a, b, c):
+                assert await node.says(Kept) == Kept(NAME, len(DATA), None)
+                assert node.content() == DATA
+
+    run(work())
+
+
+def test_a_server_that_has_nothing_yet_says_that_it_lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client waits far longer than it would for a dead one, until the blob begins."""
+    monkeypatch.setattr(module, "_ALIVE", 0.01)
+    monkeypatch.setattr(module, "_SILENCE", 0.5)
+
+    async def work() -> None:
+        async with nodes(tmp_path, 2) as (a, b):
+            await b.meets(a)
+            b.fetch("node-0")
+            await asyncio.sleep(1.0)
+            assert not b.said
+            a.give(0, len(DATA))
+            assert (await b.says(Kept)).error is None
+
+    run(work())
+
+
+def test_what_is_served_is_not_removed(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with nodes(tmp_path, 2) as (a, b):
+            await b.meets(a)
+            a.give(0, 1_000_000)
+            b.fetch("node-0")
+            await until(lambda: b.store.have(NAME))
+            a.give(1_000_000, len(DATA))
+            a.store.forget([NAME])
+            assert (await b.says(Kept)).error is None
+            assert b.content() == DATA
+            await until(lambda: NAME not in a.store)  # and then it goes
+
+    run(work())
+
+
+def _closes(a: Node, b: Node) -> None:
+    a.neighbours.close()
+
+
+def _is_dropped(a: Node, b: Node) -> None:
+    b.fetch(None)
+
+
+@pytest.mark.parametrize("how", [_closes, _is_dropped])
+def test_a_fetch_that_ends_early_says_how_far_it_came(how: Callable[[Node, Node], None], tmp_path: Path) -> None:
+    async def work() -> None:
+        async with nodes(tmp_path, 2) as (a, b):
+            await b.meets(a)
+            a.give(0, 1_000_000)
+            b.fetch("node-0")
+            await until(lambda: b.store.have(NAME) == 1_000_000)
+            how(a, b)
+            said = await b.says(Kept)
+            assert said.size == 1_000_000
+            assert said.error
+            b.give(1_000_000, len(DATA))
+            assert await b.says(Kept) == Kept(NAME, len(DATA), None)
+            assert b.content() == DATA
+            assert not b.said
+
+    run(work())
+
+
+def test_a_silent_peer_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A firewall that swallows everything: connecting has a limit, and so has waiting for the next word."""
+    monkeypatch.setattr(module, "_CONNECT", 0.2)
+    monkeypatch.setattr(module, "_SILENCE", 0.2)
+    monkeypatch.setattr(module, "_ALIVE", 60.0)
+
+    async def work() -> None:
+        async with nodes(tmp_path, 2) as (a, b):
+            await b.meets(a)
+            b.fetch("node-0")  # which has nothing, and will not say so in time
+            assert await b.says(Kept) == Kept(NAME, 0, "node-0: TimeoutError()")
+            deaf = await asyncio.start_server(lambda *_: asyncio.sleep(60), "127.0.0.1", 0)
+            b.neighbours._routes["node-0"] = "127.0.0.1", deaf.sockets[0].getsockname()[1]
+            b.fetch("node-0")
+            assert await b.says(Kept) == Kept(NAME, 0, "node-0: TimeoutError()")
+            deaf.close()
+            b.fetch("node-9")
+            assert "not reached" in (await b.says(Kept)).error
+
+    run(work())
+
+
+def test_wrong_bytes_are_not_kept(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with nodes(tmp_path, 2) as (a, b):
+            await b.meets(a)
+            a.keep(Blob(NAME, len(DATA), 0), b"x" + DATA[1:])
+            b.fetch("node-0")
+            assert await b.says(Kept) == Kept(NAME, 0, "it is not what its digest says")
+            assert NAME not in b.store
+            b.give(0, len(DATA))
+            assert b.content() == DATA
+
+    run(work())
+
+
+def test_nodes_of_another_pool_are_refused(tmp_path: Path) -> None:
+    """Equal names and all: another authority's certificates are worth nothing, on either side."""
+
+    async def work() -> None:
+        async with nodes(tmp_path, 2, [Authority("pool"), Authority("pool")]) as (a, b):
+            a.give(0, len(DATA))
+            assert await b.neighbours._try("node-0", "127.0.0.1", a.port) is None
+            b.neighbours._client_side.check_hostname = False
+            b.neighbours._client_side.verify_mode = ssl.CERT_NONE  # a thief does not mind whom he robs
+            assert await b.neighbours._try("node-0", "127.0.0.1", a.port) is None
+            b.neighbours._routes["node-0"] = "127.0.0.1", a.port
+            b.fetch("node-0")
+            assert (await b.says(Kept)).size == 0
+
+    run(work())
+
+
+def test_a_node_that_is_somebody_else_is_refused(tmp_path: Path) -> None:
+    """Private addresses are the same in many networks: who answers there must be who was meant."""
+
+    async def work() -> None:
+        async with nodes(tmp_path, 3) as (a, b, c):
+            assert await c.neighbours._try("node-1", "127.0.0.1", a.port) is None
+            assert await c.neighbours._try("node-1", "127.0.0.1", b.port) == "127.0.0.1"
+
+    run(work())
+
+
+def test_without_a_certificate_nothing_is_answered(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with nodes(tmp_path, 1) as (a,):
+            naked = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            naked.check_hostname = False
+            naked.verify_mode = ssl.CERT_NONE
+            for context in (naked, None):
+                reader, writer = await asyncio.open_connection("127.0.0.1", a.port, ssl=context)
+                writer.write(module._REQUEST.pack(0, 0) + bytes(100))
+                with suppress(OSError):
+                    assert await reader.read() == b""
+                writer.close()
+
+    run(work())
+
+
+def test_the_key_stays_in_memory(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with nodes(tmp_path, 1) as (a,):
+            assert list(a.private.iterdir()) == []
+
+    run(work())
