@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -144,6 +145,7 @@ class Session:
         self._striping = stripes
         self._stripes: list[Channel] = []  # those of the present link
         self._may_widen = False
+        self._distance = math.inf  # the least round trip ever: a busy loop does not make a node far
         self._pace = Pace()  # of the present link
         self._written = 0  # bytes of large messages, over it
         self._draining: set[Channel] = set()
@@ -337,7 +339,7 @@ class Session:
         stripes = self._striping
         if stripes is None or not self._may_widen or wire.large < stripes.backlog:
             return
-        if self.round_trip is not None and self.round_trip >= stripes.distance:
+        if stripes.distance <= self._distance < math.inf:
             self._may_widen = False
             self._chore(self._widen(stripes, channel, wire))
 
@@ -383,6 +385,7 @@ class Session:
             sample = asyncio.get_running_loop().time() - message.stamp
             # The least of recent samples: a busy loop only ever makes them longer.
             self.round_trip = sample if self.round_trip is None else min(sample, self.round_trip * 1.2)
+            self._distance = min(self._distance, sample)
         elif isinstance(message, Ping):
             if self._wire is not None and self._wire.is_open:
                 self._wire.send(Pong(message.stamp))
@@ -411,7 +414,7 @@ class Session:
         if channel is None or wire is None:
             return
         if self._stripes:
-            while wire.has_small and self._takes(channel):
+            if wire.has_small:  # at once: were it to wait for room, the stripes would take that, again and again
                 channel.write(wire.small_to_send())
             self._flush_large(wire)
             return

@@ -11,6 +11,8 @@ import contextlib
 import secrets
 import shlex
 import signal as signals
+import socket
+import weakref
 from collections import deque
 from collections.abc import Sequence
 from typing import Any, ClassVar, TypeAlias
@@ -28,6 +30,7 @@ _WINDOW = 8 * 2**20  # bytes that the host may send ahead: 160 MB/s over a round
 _PACKET = 128 * 2**10
 _UNREAD = 4 * 2**20  # bytes waiting for a reader after which the host is slowed down
 _UNSENT = 256 * 2**10  # bytes waiting for the host's window after which a channel is congested
+_QUEUED = 512 * 2**10  # bytes that the kernel may hold unsent: what a small message waits for, 10 ms at 50 MB/s
 _FEW = 64 * 2**10  # buffers up to this sum are joined: one packet is cheaper than several
 _GOODBYE = 2.0  # seconds that an orderly end may take; a dead line gives no answer
 
@@ -77,6 +80,7 @@ class SSHLink:
         self.endpoint = endpoint
         self._chain = list(chain)
         self._connection = chain[-1]
+        self._line = _Line(self._connection)
         self._shell = SSHShell(self._connection, str(endpoint))
 
     def __repr__(self) -> str:
@@ -96,7 +100,7 @@ class SSHLink:
         LinkError
             Nobody listens, the host does not allow it, or the connection broke.
         """
-        channel = SSHChannel()
+        channel = SSHChannel(self._line)
         sizes: Any = {"window": _WINDOW, "max_pktsize": _PACKET}
         try:
             if address.startswith("/"):
@@ -135,10 +139,38 @@ _Stream: TypeAlias = "asyncssh.SSHUNIXChannel[bytes] | asyncssh.SSHTCPChannel[by
 # --- streams --------------------------------------------------------------------------------------------------------
 
 
+class _Line:
+    """What all channels of a connection share: when it takes no more, each of them is congested.
+
+    asyncssh queues without a bound what the channels' windows allow; several would fill seconds of a slow line.
+    """
+
+    def __init__(self, connection: asyncssh.SSHClientConnection) -> None:
+        self.full = False
+        self.channels: weakref.WeakSet[SSHChannel] = weakref.WeakSet()
+        sock = connection.get_extra_info("socket")
+        if sock is not None and hasattr(socket, "TCP_NOTSENT_LOWAT"):
+            with contextlib.suppress(OSError, AttributeError):  # a tunnel through another connection has no socket
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _QUEUED)
+        # asyncio's transport calls these of its protocol, and asyncssh does nothing in them.
+        connection.pause_writing = self._pause  # type: ignore[method-assign]
+        connection.resume_writing = self._resume  # type: ignore[method-assign]
+
+    def _pause(self) -> None:
+        self.full = True
+
+    def _resume(self) -> None:
+        self.full = False
+        for channel in list(self.channels):
+            channel.relieved()
+
+
 class SSHChannel:
     """A stream over a connection. Bytes that arrive wait in a list until they are read."""
 
-    def __init__(self) -> None:
+    def __init__(self, line: _Line) -> None:
+        self._line = line
+        line.channels.add(self)
         self._channel: _Stream | None = None
         self._unread: deque[bytes] = deque()
         self._unread_size = 0
@@ -192,7 +224,7 @@ class SSHChannel:
 
     async def drain(self) -> None:
         """Wait until little enough is queued that writing more makes sense, or the stream has ended."""
-        while self._congested:
+        while self.congested:
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._drainers.append(waiter)
             await waiter
@@ -200,7 +232,7 @@ class SSHChannel:
     @property
     def congested(self) -> bool:
         """Whether `drain` would wait."""
-        return self._congested
+        return self._congested or (self._line.full and not self._ended)
 
     def close(self) -> None:
         """End the stream; what was queued is still sent where the link allows. May be repeated."""
@@ -229,7 +261,11 @@ class SSHChannel:
     def congest(self, congested: bool) -> None:
         """The queue grew too long, or is short again."""
         self._congested = congested and not self._ended
-        if not self._congested:
+        self.relieved()
+
+    def relieved(self) -> None:
+        """Perhaps not congested any more."""
+        if not self.congested:
             drainers, self._drainers = self._drainers, []
             for waiter in drainers:
                 if not waiter.done():
