@@ -34,7 +34,8 @@ class _Node:
     blobs: Blobs
     using: dict[int, Sequence[bytes]] = field(default_factory=dict)  # blobs of the tasks that are out there
     coming: dict[bytes, Snapshot] = field(default_factory=dict)  # all of what is on its way, in case it does not come
-    blind: bool = False  # it could not open a file of ours
+    shared: set[bytes] = field(default_factory=set)  # of these, what it was told to find in a file of ours
+    blind: bool = False  # it could not open one
 
 
 class Spread:
@@ -84,13 +85,17 @@ class Spread:
         """A node's word, also of one that does not take tasks yet."""
         name = session.node
         if isinstance(message, messages.Kept):
+            node = self._nodes.get(name)
             if message.error is not None:
                 _log.info("%s: a blob did not come from elsewhere: %s", name, message.error)
-                if (node := self._nodes.get(name)) is not None:
+                if node is not None and message.digest in node.shared:
                     node.blind = True
-                self._carry_out(self._relay.failed(name, message.digest, message.size))
-            elif (node := self._nodes.get(name)) is not None:
+                    self._give(node, message.digest, node.coming[message.digest], 0)
+                else:
+                    self._carry_out(self._relay.failed(name, message.digest, message.size))
+            elif node is not None:
                 node.coming.pop(message.digest, None)
+                node.shared.discard(message.digest)
                 self._carry_out(self._relay.kept(name, message.digest, asyncio.get_running_loop().time()))
         elif isinstance(message, messages.Reached):
             self._relay.reached(name, message.peers)
@@ -129,8 +134,10 @@ class Spread:
     @staticmethod
     def _give(node: _Node, blob: bytes, data: Snapshot, offset: int) -> None:
         if isinstance(data, SharedFile) and node.session.shares and not node.blind:
+            node.shared.add(blob)
             node.session.send(messages.Share(blob, data.path, data.inode, len(data)))
             return
+        node.shared.discard(blob)
         view = memoryview(data.map() if isinstance(data, SharedFile) else data)
         for start in range(offset, max(1, len(view)), _PART):  # an empty one is a part too
             node.session.send(messages.Blob(blob, len(view), start), [view[start : start + _PART]])

@@ -150,7 +150,7 @@ async def test_much_to_send_goes_over_stripes_and_small_messages_do_not(it: Node
     first, *stripes = (channel.written - b for channel, b in zip(it.channels, before, strict=True))
     assert first < 10_000
     assert 16 * MEGABYTE < sum(stripes) < 16.1 * MEGABYTE
-    assert all(stripes)
+    assert all(channel.written > 10_000 for channel in it.channels)
 
 
 @over()
