@@ -38,7 +38,7 @@ from skyward.core.spec import Image
 __all__ = ["AgentAddress", "bootstrap"]
 
 # All that skyward.worker imports; the plugins add what their tasks need.
-_WORKER_NEEDS = ("cloudpickle", "msgpack", "zstandard")
+_WORKER_NEEDS = ("cloudpickle", "msgpack", "xxhash", "zstandard")
 _LOOK_LIMIT = 60.0
 _BUILD_LIMIT = 1800.0  # the largest frameworks are gigabytes
 _START_LIMIT = 60.0

@@ -331,6 +331,7 @@ class AWS(CloudProvider):
             group = found[0].id if found else ec2.create_security_group(tag, text, vpc, {"Name": tag, _POOL: tag})
         # One that is found may have no rule, if adding it failed, or only one for an address that we had before.
         ec2.authorize(group, network)
+        ec2.authorize_members(group)
         return group
 
     # --- errors and checks ---

@@ -126,6 +126,17 @@ def rules(cloud: EC2) -> set[str]:
     }
 
 
+def test_nodes_of_a_pool_reach_each_other(cloud):
+    it = provider(cloud)
+    it.create(order(offer_of(it, "t3.micro")))
+    driver = it.make_driver()["us-east-1"]
+    reply = driver.query("DescribeSecurityGroups", {"Filter": [{"Name": "tag:skyward-pool", "Value": [TAG]}]})
+    (group,) = reply.findall("securityGroupInfo/item")
+    members = [item.findtext("groupId") for item in group.findall("ipPermissions/item/groups/item")]
+    assert members == [group.findtext("groupId")]
+    sweep(it, TAG)
+
+
 def test_a_group_that_is_not_known_everywhere_yet_is_given_its_rule_all_the_same(cloud):
     it = provider(cloud)
     cloud.faults.on("unready_group")

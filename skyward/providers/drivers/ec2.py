@@ -304,7 +304,14 @@ class EC2Driver(EC2NodeDriver):
     def authorize(self, group: str, cidr: str, port: int = 22) -> None:
         """Let TCP from a network in; may be repeated."""
         kind = {"Ipv6Ranges": [{"CidrIpv6": cidr}]} if ":" in cidr else {"IpRanges": [{"CidrIp": cidr}]}
-        rule = {"IpProtocol": "tcp", "FromPort": port, "ToPort": port, **kind}
+        self._authorize(group, {"FromPort": port, "ToPort": port, **kind})
+
+    def authorize_members(self, group: str) -> None:
+        """Let instances of a group connect to each other by TCP; may be repeated."""
+        self._authorize(group, {"FromPort": 1024, "ToPort": 65535, "Groups": [{"GroupId": group}]})
+
+    def _authorize(self, group: str, rule: dict[str, Any]) -> None:
+        rule = {"IpProtocol": "tcp", **rule}
         try:
             self.query("AuthorizeSecurityGroupIngress", {"GroupId": group, "IpPermissions": [rule]})
         except EC2Error as error:

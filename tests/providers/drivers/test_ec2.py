@@ -172,6 +172,7 @@ def test_a_fleet_and_its_firewall_end(cloud: EC2, driver: EC2Driver, fleet: Laun
     for _ in range(2):
         driver.authorize(group, "203.0.113.7/32")
         driver.authorize(group, "2001:db8::7/128")
+        driver.authorize_members(group)
     (listed,) = driver.security_groups({"tag:skyward-pool": "p1"})
     assert (listed.id, listed.vpc, listed.tags) == (group, driver.default_vpc(), TAGS)
     made = driver.run_instances(fleet)
