@@ -85,7 +85,7 @@ def _by_name(module: str, path: str) -> Any:
 def _is_stable(value: Any, uses: list[tuple[Any, Any]], seen: set[int]) -> bool:
     """Whether a value can't change without becoming another object; `uses` gets what must stay in its place."""
     kind = type(value)
-    if kind in _ATOMS or kind is types.CodeType or id(value) in seen:
+    if kind in _ATOMS or kind is types.CodeType or value is _MISSING or id(value) in seen:
         return True
     seen.add(id(value))
     if kind in (tuple, frozenset):
@@ -119,8 +119,8 @@ def _parts(function: types.FunctionType) -> Iterator[tuple[_Place, Any]]:
     for cell in function.__closure__ or ():
         yield (cell, "cell_contents"), _look((cell, "cell_contents"))
     for name in _global_names(function.__code__):
-        if name in function.__globals__:
-            yield (function.__globals__, name), function.__globals__[name]
+        # One that is not there, as a built-in's or an attribute's is not, must not come to be there either.
+        yield (function.__globals__, name), function.__globals__.get(name, _MISSING)
 
 
 def _global_names(code: types.CodeType) -> set[str]:

@@ -302,7 +302,8 @@ class Crew:
     def _expire(self, task: int, timeout: float) -> None:
         if task in self.table.running:
             self._take_back(self.table.running[task].number)
-        self._apply(self.table.expire(task, f"ran longer than its limit of {timeout:g} s"))
+        expired = self.table.expire(task, f"ran longer than its limit of {timeout:g} s")
+        self._apply([*expired, *self.table.dispatch()])  # it may not have begun after all
 
     def _settle(self, command: Settle) -> None:
         call = self._calls[command.task]

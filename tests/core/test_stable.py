@@ -48,6 +48,8 @@ def test_a_functions_pickle_is_made_once_and_does_what_it_does() -> None:
         "helper = other",
         "helper.__code__ = other.__code__",
         "np = math",
+        "late = 5",
+        "abs = math.sqrt",
         "f.note = 1",
         "f.__annotations__['z'] = 1",
     ],
@@ -58,7 +60,7 @@ def test_what_has_changed_is_pickled_anew(change: str) -> None:
         "factor = 3\n"
         "def helper(x): return x\n"
         "def other(x): return -x\n"
-        "def f(x: 'int', y=1, *, k=2): return helper(x) * factor + y + k + np.pi",
+        "def f(x: 'int', y=1, *, k=2): return abs(helper(x) * factor) + y + k + np.pi if x else late",
     )
     functions, f = StableFunctions(), names["f"]
     before = functions.pickled(f)
