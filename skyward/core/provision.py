@@ -43,7 +43,7 @@ from skyward.core.interfaces import Channel, Link, Provider, Rental, Shell, Trai
 from skyward.core.keys import make_key
 from skyward.core.ledger import Ledger
 from skyward.core.messages import HEARD_FILE, Message, Ready, Setup
-from skyward.core.session import Session, Stripes, Timing
+from skyward.core.session import Session, Stripes, Timing, link_patience
 from skyward.core.shared import CAN_SHARE
 from skyward.core.spec import Image, KeyPair, Machine, MachineId, Nodes, Offer, Order
 from skyward.core.wire import Filled
@@ -416,7 +416,16 @@ class Provisioner:
             setup = self._plan.setup._replace(
                 node=name, shares=here and CAN_SHARE, identity=self._identity(machine, name)
             )
-            session = Session(name, connector.open, secret, setup, self, self._plan.timing, connector.stripes)
+            session = Session(
+                name,
+                connector.open,
+                secret,
+                setup,
+                self,
+                self._plan.timing,
+                connector.stripes,
+                functools.partial(self._patience, name),
+            )
             self._sessions[name] = session
             limit = asyncio.get_running_loop().call_later(self._plan.timing.ready, self._too_late, session)
             try:
@@ -425,6 +434,10 @@ class Provisioner:
                 limit.cancel()
         finally:
             await connector.close()
+
+    def _patience(self, name: str) -> float:
+        others = [self._sessions[other].linked_for for other in self._ready if other != name]
+        return link_patience(self._plan.timing, self._plan.order.orphan_timeout, others)
 
     def _too_late(self, session: Session) -> None:
         """An agent whose slots hang, in an import say, goes on to answer; it is of no use all the same."""

@@ -17,7 +17,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -28,7 +28,7 @@ from skyward.core.messages import Ack, Bye, Message, Ping, Pong, Setup, Welcome
 from skyward.core.packing import Pace, Packer, available
 from skyward.core.wire import Buffer, Filled, Received, Role, Wire
 
-__all__ = ["Session", "SessionHandler", "Stripes", "Timing"]
+__all__ = ["Session", "SessionHandler", "Stripes", "Timing", "link_patience"]
 
 _log = logging.getLogger("skyward.session")
 
@@ -51,7 +51,11 @@ class Timing:
     silence
         Without a byte from the node, a link counts as broken.
     give_up
-        Without a link, the node counts as lost.
+        Without a link, the node counts as lost, if it is the only one.
+    give_up_alone
+        The same while another node has been there all that time: then the line from here is not to blame.
+    give_up_all
+        The same while no node is there: then it probably is. Never beyond the agents' own patience.
     ready
         From when the agent is reached, its slots must have started within this.
     farewell
@@ -62,6 +66,8 @@ class Timing:
     beat: float = 2.0
     silence: float = 12.0
     give_up: float = 60.0
+    give_up_alone: float = 20.0
+    give_up_all: float = 300.0
     ready: float = 600.0
     farewell: float = 2.0
 
@@ -114,6 +120,8 @@ class Session:
         Who hears the node's messages.
     stripes
         How a link gets stripes; None: never.
+    patience
+        Says for how many seconds it may be without a link; asked again and again. None: `Timing.give_up`.
     """
 
     def __init__(
@@ -125,6 +133,7 @@ class Session:
         handler: SessionHandler,
         timing: Timing | None = None,
         stripes: Stripes | None = None,
+        patience: Callable[[], float] | None = None,
     ) -> None:
         self.node = node
         self.shares = setup.shares
@@ -134,6 +143,8 @@ class Session:
         self._secret = secret
         self._handler = handler
         self._timing = timing or Timing()
+        self._patience = patience or (lambda: self._timing.give_up)
+        self._linked_at = 0.0
         self._name = os.urandom(8).hex()
         self._outbox = Outbox()
         self._inbox = Inbox()
@@ -163,6 +174,11 @@ class Session:
     def linked(self) -> bool:
         """Whether there is a link at the moment."""
         return self._channel is not None
+
+    @property
+    def linked_for(self) -> float:
+        """Seconds for which there has been a link; 0 when there is none."""
+        return asyncio.get_running_loop().time() - self._linked_at if self.linked else 0.0
 
     def send(self, message: Message, buffers: Sequence[Buffer] = ()) -> None:
         """Send a message, over whatever links it takes. Buffers must not change until the agent has them."""
@@ -230,11 +246,13 @@ class Session:
     async def _reconnect(self) -> Channel:
         """Try until the agent answers, is known to be gone (LinkError), or too much time has passed (LinkError)."""
         loop = asyncio.get_running_loop()
-        end, wait = loop.time() + self._timing.give_up, 0.02
+        began, wait = loop.time(), 0.02
         while True:
+            left = began + self._patience() - loop.time()
             try:
-                channel = await self._connect()
-            except ProvisioningError as error:
+                async with asyncio.timeout(max(left, 1.0)):
+                    channel = await self._connect()
+            except (ProvisioningError, TimeoutError) as error:
                 problem: Exception = error
             else:
                 try:
@@ -243,9 +261,9 @@ class Session:
                 except (ProtocolError, TimeoutError) as error:
                     self._drop(channel)
                     problem = error
-            if self._closing or loop.time() + wait > end:
-                text = f"{self.node} did not answer for {self._timing.give_up:g} s: {_text(problem)}"
-                raise LinkError(text) from problem
+            gone = loop.time() - began
+            if self._closing or gone + wait > self._patience():
+                raise LinkError(f"{self.node} did not answer for {gone:.0f} s: {_text(problem)}") from problem
             await asyncio.sleep(wait)
             wait = min(wait * 2, 2.0)
 
@@ -274,6 +292,7 @@ class Session:
         for posted in self._outbox.kept():
             wire.send(posted.message, posted.buffers, posted.number)
         self._channel, self._wire, self._may_widen = channel, wire, self._striping is not None
+        self._linked_at = asyncio.get_running_loop().time()
         self._pace, self._written = Pace(), 0
         if self._striping is not None and self.facts.get("zstd") is True and available():
             wire.packer = Packer(self._pace, time.perf_counter)
@@ -461,6 +480,23 @@ class Session:
         await channel.drain()
         self._draining.discard(channel)
         self._flush()
+
+
+def link_patience(timing: Timing, orphan_timeout: float, others: Collection[float]) -> float:
+    """For how many seconds a node may be without a link.
+
+    Parameters
+    ----------
+    timing, orphan_timeout
+        The pool's.
+    others
+        For how many seconds each of the other nodes has had a link.
+    """
+    if not others:
+        return timing.give_up
+    if any(seconds >= timing.give_up_alone for seconds in others):
+        return timing.give_up_alone
+    return max(timing.give_up, min(timing.give_up_all, orphan_timeout))
 
 
 def _text(error: Exception) -> str:

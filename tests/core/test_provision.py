@@ -224,8 +224,9 @@ def test_a_lost_node_is_replaced_and_named() -> None:
 
     fixture.io.start(die()).result(5)
     eventually(lambda: len(fixture.provisioner.nodes) == 2 and "node-3" in fixture.provisioner.nodes, 10)
-    assert [event.node for event in fixture.gone] == ["node-1"]
-    assert fixture.gone[0].reason
+    (gone,) = fixture.gone
+    assert gone.node in ("node-1", "node-2")  # they are named as they come up
+    assert gone.reason
     eventually(lambda: provider.ended == [provider.made[0]])
     fixture.close()
     assert sorted(provider.ended) == sorted(provider.made)

@@ -12,11 +12,13 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from skyward.core.errors import LinkError
 from skyward.core.interfaces import Channel
 from skyward.core.messages import Blob, Message, Ready, Setup
-from skyward.core.session import Session, Stripes, Timing
+from skyward.core.session import Session, Stripes, Timing, link_patience
 from skyward.core.spec import Endpoint
 from skyward.transport.tcp import TCPTransport
 from skyward.worker.agent import Agent, Start, listen
@@ -222,3 +224,17 @@ async def test_a_session_ends_with_its_stripes(it: Node) -> None:
     await it.until(lambda: it.session._stripes)
     await it.session.close()
     await it.until(lambda: all(channel.channel._ended for channel in it.channels))  # type: ignore[attr-defined]
+
+
+@given(st.lists(st.floats(0, 1000), max_size=5), st.floats(30, 1000))
+def test_how_long_a_node_is_waited_for(others: list[float], orphans: float) -> None:
+    """Briefly while others are there all the time, long while the line from here may be down, as agents do."""
+    timing = Timing()
+    limit = link_patience(timing, orphans, others)
+    if not others:
+        assert limit == timing.give_up
+    elif max(others) >= timing.give_up_alone:
+        assert limit == timing.give_up_alone
+    else:
+        assert timing.give_up <= limit <= max(timing.give_up, orphans)
+        assert limit <= timing.give_up_all
