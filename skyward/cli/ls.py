@@ -84,7 +84,7 @@ def rows(
     answers: Sequence[sources.Answer[Sequence[Machine]]],
     now: float,
 ) -> list[Row]:
-    """What the ledger and the providers know, in one list, by pool and age."""
+    """What the ledger and the providers know, in one list, by pool and node."""
     shown = {
         (str(answer.source), machine.id): machine
         for answer in answers
@@ -99,7 +99,8 @@ def rows(
         if not any(row.pool == pool.tag for row in found):
             names = ", ".join(name for name, _ in pool.providers)
             found.append(Row(pool.tag, provider=names, age=now - pool.opened, driver=pool.alive))
-    return sorted(found, key=lambda row: (row.pool, -(row.age or 0.0), row.node, row.id or ""))
+    # By the number in a node's name; what has none comes last.
+    return sorted(found, key=lambda row: (row.pool, not row.node, len(row.node), row.node, -(row.age or 0.0)))
 
 
 def _row(

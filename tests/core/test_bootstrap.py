@@ -358,7 +358,7 @@ def test_a_full_disk_is_said_with_what_is_free(boot, fresh_host, index, with_uv)
 
 @pytest.mark.lab
 def test_a_disk_that_fills_up_later_is_said_too(boot, fresh_host):
-    host = fresh_host(disk="20m", files=uv())
+    host = fresh_host(disk="40m", files=uv())
     boot(host)
     fill = f"rm {CACHE}/code/*; dd if=/dev/zero of=/root/filler bs=64k"
     assert "No space left" in host.run("sh", "-c", fill).stderr
