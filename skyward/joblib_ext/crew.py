@@ -28,6 +28,8 @@ _log = logging.getLogger("skyward.joblib")
 
 _DEFAULT_PRE_DISPATCH = inspect.signature(Parallel.__init__).parameters["pre_dispatch"].default
 
+_FAR = 0.02  # seconds that a batch spends on its way and in queues; more than they take on one machine
+
 _Callback = Callable[[Any], object]
 _Future = concurrent.futures.Future[Any]
 
@@ -180,8 +182,10 @@ class Crew:
         try:
             callback(future)
             if isinstance(future, TaskFuture):
-                for _ in range(self._wide.wanted(out, future, time.monotonic() - began)):
-                    _dispatch_one_more(callback)
+                turnaround = time.monotonic() - began
+                far = turnaround - (future.seconds or 0.0) > _FAR
+                for _ in range(self._wide.wanted(out, future, turnaround)):
+                    _dispatch_one_more(callback, far)
         except BaseException as error:
             # From the user's iterator, or from printing progress. Nobody above us would tell the waiting thread.
             _bring_back(callback, error)
@@ -222,7 +226,7 @@ class Widening:
         return 0 if working >= self._BUSY else 1 if working >= self._IDLE else self._SEVERAL
 
 
-def _dispatch_one_more(callback: Any) -> None:
+def _dispatch_one_more(callback: Any, far: bool) -> None:
     """Let joblib take one more batch from the user's iterator, as it does itself when one has ended.
 
     joblib has no public way to do so; where it has changed, the default number of batches stays.
@@ -230,6 +234,8 @@ def _dispatch_one_more(callback: Any) -> None:
     parallel = callback.parallel
     if parallel.pre_dispatch != _DEFAULT_PRE_DISPATCH:
         return  # an explicit choice is the user's
+    if parallel.batch_size == "auto" and not far:
+        return  # batches that grow by themselves soon are long enough, and grow less the more of them are out
     if parallel._call_id == callback.parallel_call_id:  # noqa: SLF001
         with parallel._lock:  # noqa: SLF001
             if parallel._original_iterator is not None:  # noqa: SLF001
