@@ -39,6 +39,7 @@ def _sequential(mb: int) -> tuple[Any, Any, Any]:
     """Data, and the scores that a search without workers finds; once in a process, since it takes a while."""
     random = np.random.default_rng(0)
     x = random.random((mb * 125_000 // _COLUMNS, _COLUMNS))
+    x[0, 0] = 0.5
     y = (x[:, :5].sum(axis=1) + random.normal(0, 0.5, len(x)) > 2.5).astype(int)
     return x, y, _search(1).fit(x, y).cv_results_["mean_test_score"]
 

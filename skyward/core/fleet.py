@@ -303,6 +303,8 @@ class Fleet:
             desk = self._desks[candidate.source]
             if desk.uncertain is not None:
                 return  # what the last order made must be known first
+            if not desk.source.rented and any(claim.phase is _Phase.ENDING for claim in desk.claims.values()):
+                return  # what exists once, such as a host, is given back before it can be had again
             missing = self._wanted - self.count
             if not desk.source.batch:
                 out = sum(self._candidates[other].source == candidate.source for other, _ in self._orders.values())

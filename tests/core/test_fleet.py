@@ -215,22 +215,36 @@ def test_when_replacements_fail_the_others_go_on() -> None:
     assert len(world.serving) == 1
 
 
+def test_a_host_is_given_back_before_it_is_asked_for_again() -> None:
+    it = fleet(2, (HOSTS,), [(0, None)])
+    it.handle(f.Tick(), 0.0)
+    it.handle(f.Made("sky-1-1", [machine(id) for id in "ab"]), 0.0)
+    it.handle(f.Ready(), 0.0)
+    commands = it.handle(f.Lost(0, "a", served=True), 1.0)
+    assert (len(of(commands, f.Destroy)), of(commands, f.Create)) == (1, [])
+    (create,) = of(it.handle(f.Destroyed(0, ["a"]), 1.1), f.Create)
+    assert create.count == 1
+
+
 def test_failures_before_and_after_the_address_are_counted_together() -> None:
     it = fleet(5, (HOSTS,), [(0, None)])
     it.handle(f.Tick(), 0.0)
     it.handle(f.Made("sky-1-1", [machine(id) for id in "abcde"]), 0.0)
     for id in "ab":
         it.handle(f.Lost(0, id, served=False), 0.0)
+    it.handle(f.Destroyed(0, ["a", "b"]), 0.0)
     assert it.next_tick(0.0) == 4.0  # the second in a row
     (create,) = of(it.handle(f.Tick(), 4.0), f.Create)
     assert create.count == 2
     it.handle(f.Made("sky-1-2", [machine(id) for id in "fg"]), 4.0)
     for id in "cde":
         it.handle(f.Lost(0, id, served=False), 4.0)
+    it.handle(f.Destroyed(0, ["c", "d", "e"]), 4.0)
     assert of(it.handle(f.Tick(), 600.0), f.Create) == []
     assert it.count == 2
     it.handle(f.Ready(), 600.0)
     it.handle(f.Lost(0, "f", served=False), 600.0)
+    it.handle(f.Destroyed(0, ["f"]), 600.0)
     assert of(it.handle(f.Tick(), 602.0), f.Create)
 
 
