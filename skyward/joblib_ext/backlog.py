@@ -47,6 +47,10 @@ class Backlog:
     def __repr__(self) -> str:
         return f"<Backlog {len(self._held)} held, {self._mean:,.0f} bytes each>"
 
+    def __len__(self) -> int:
+        """How many it holds."""
+        return len(self._held)
+
     @property
     def is_full(self) -> bool:
         """Whether so much lies ready, or soon will, that no batch should go out."""
@@ -91,13 +95,14 @@ class Backlog:
                 send()
 
 
-def untaken(parallel: Any) -> Callable[[], int] | None:
+def untaken(parallel: Any, out: Callable[[], int]) -> Callable[[], int] | None:
     """How to count the batches of a generator call whose results nobody has taken; None for other calls.
 
-    joblib has no public way to ask.
+    joblib has no public way to ask. Its ``_jobs`` are all of them, but for ``generator_unordered`` only those that have
+    ended, beside which `out` counts the others.
     """
     if not getattr(parallel, "return_generator", False):
         return None
     if getattr(parallel, "return_ordered", True):
         return lambda: len(parallel._jobs)  # noqa: SLF001
-    return lambda: len(parallel._jobs_set)  # noqa: SLF001
+    return lambda: len(parallel._jobs) + out()  # noqa: SLF001

@@ -121,10 +121,13 @@ class Crew:
         if callback is None:
             return self._send(calls, callback)
         if self._backlog is None:
-            self._backlog = Backlog(untaken(getattr(callback, "parallel", None)), self._slots)
+            self._backlog = Backlog(untaken(getattr(callback, "parallel", None), self._out), self._slots)
         if self._backlog.hold(partial(self._send_late, calls, callback)):
             return concurrent.futures.Future()  # joblib keeps it, and waits for the callback only
         return self._send(calls, callback)
+
+    def _out(self) -> int:
+        return len(self._futures) + (0 if self._backlog is None else len(self._backlog))
 
     def _send_late(self, calls: Any, callback: _Callback) -> None:
         try:
