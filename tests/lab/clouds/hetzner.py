@@ -237,7 +237,8 @@ class Hetzner(Cloud):
         if server.boot is not None:
             address = server.boot.wait_for_address()
             with self.lock:
-                data["public_net"]["ipv4"] = self._own_address(server, address, order)
+                if server in self._servers.values():  # it may have been deleted meanwhile
+                    data["public_net"]["ipv4"] = self._own_address(server, address, order)
         reply = {
             "server": dict(data),
             "action": dict(server.create),
