@@ -195,7 +195,6 @@ class Dispatcher:
         self._nodes: dict[str, _Node] = {}
         self._spread = Spread()
         self._ids = itertools.count(1)
-        self._calls: dict[int, Call] = {}
         self._common = Call()
         self._inbox: deque[schedule.Event | _Job] = deque()
         self._woken = False

@@ -52,14 +52,14 @@ def test_more_than_any_machine_has(rental, cloud):
 def test_spot_where_there_is_none(rental, cloud):
     if rental.evict:
         cloud.faults.on("no_capacity", math.inf)
-        refused(rental, cloud, sky.ProvisioningError, "", allocation="always-spot")
+        refused(rental, cloud, sky.ProvisioningError, None, allocation="always-spot")
     else:
         refused(rental, cloud, sky.NoOffer, "is a spot machine", allocation="always-spot")
 
 
 def test_a_quota_of_nothing(rental, cloud):
     cloud.faults.on("quota", math.inf)
-    refused(rental, cloud, sky.QuotaExceeded, "")
+    refused(rental, cloud, sky.QuotaExceeded, None)
 
 
 def test_wrong_credentials(rental, cloud):
