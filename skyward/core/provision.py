@@ -231,7 +231,9 @@ class Provisioner:
     def _tell_fleet(self, event: f.Event) -> None:
         """Report to the fleet and begin what it commands."""
         loop = asyncio.get_running_loop()
-        commands = self._fleet.handle(event, loop.time())
+        now = loop.time()  # read once: what falls due between two readings would neither be done nor be waited for
+        commands = self._fleet.handle(event, now)
+        due = self._fleet.next_tick(now)
         self._tell_orders([command for command in commands if isinstance(command, f.Create)])
         for command in commands:
             self._carry_out(command)
@@ -240,7 +242,6 @@ class Provisioner:
             self._events.emit(waiting)
         if self._timer is not None:
             self._timer.cancel()
-        due = self._fleet.next_tick(loop.time())
         self._timer = None if due is None or self._fleet.done else loop.call_at(due, self._tell_fleet, f.Tick())
         self._changed.set()
         if self._started and not self._stopping and self._fleet.settled and not self._fleet.count:

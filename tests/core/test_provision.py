@@ -19,6 +19,7 @@ from skyward.core.bootstrap_scripts import BUILD, LOOK
 from skyward.core.dispatch import Dispatcher
 from skyward.core.errors import AuthFailed, HostUnreachable, NodeLost, PackagesFailed, ProvisioningError
 from skyward.core.events import Events, Machines, NodeGone, Note
+from skyward.core.fleet import Command, Event, Fleet
 from skyward.core.interfaces import Output, Trait
 from skyward.core.ioloop import IOThread
 from skyward.core.provision import Plan, Provisioner
@@ -207,6 +208,28 @@ def test_a_ledger_that_cant_be_written_does_not_hide_the_blocks_result(
     assert "all is given back, but" in notes[-1].text
     assert notes[-1].warning
     assert purse._reaper.returncode == 0
+
+
+def test_what_falls_due_while_the_fleet_thinks_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a loaded machine the loop's thread may have to wait for longer than it is to the next look."""
+    monkeypatch.setenv("SKYWARD_STATE", str(tmp_path / "state"))
+    (tmp_path / "cloud").mkdir()
+    cloud = FolderCloud(str(tmp_path / "cloud"))
+
+    def think(fleet: Fleet, event: Event, now: float) -> list[Command]:
+        commands = handle(fleet, event, now)
+        time.sleep(2 * cloud.poll)
+        return commands
+
+    handle = Fleet.handle
+    monkeypatch.setattr(Fleet, "handle", think)
+    monkeypatch.setattr(FolderCloud, "settle", 0.0)  # else what falls due at its end makes up for what was missed
+    fixture = Fixture(cloud, nodes=1)
+    starting = fixture.start()
+    eventually(cloud.left, 10)
+    starting.cancel()
+    fixture.close()
+    assert cloud.left() == []
 
 
 def test_a_lost_node_is_replaced_and_named() -> None:
