@@ -1,8 +1,9 @@
 """Gets a pool's nodes, keeps them, and gives them back.
 
 What to order, look at and destroy, the fleet decides (fleet.py); here it is carried out, each provider's call in a
-thread. For each machine that the fleet begins one task runs its whole life: connect, bootstrap where there is a shell,
-keep up the session. What a machine is, only its provider knows.
+thread, what costs money through the purse (purse.py). For each machine that the fleet begins one task runs its whole
+life: connect, bootstrap where there is a shell (connector.py), keep up the session. What a machine is, only its
+provider knows.
 """
 
 from __future__ import annotations
@@ -13,39 +14,30 @@ import functools
 import logging
 import math
 import sqlite3
-import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-import cloudpickle
-
 from skyward.core import fleet as f
-from skyward.core import market, reaper, registry
-from skyward.core.bootstrap import bootstrap
+from skyward.core import market
+from skyward.core.connector import Connector
 from skyward.core.dispatch import Dispatcher
 from skyward.core.errors import (
-    BootstrapFailed,
     CloudError,
-    HostKeyError,
-    HostUnreachable,
-    LinkError,
-    LoginRefused,
     NoOffer,
     PackagesFailed,
     ProvisioningError,
     SkywardError,
 )
 from skyward.core.events import Events, Machines, NodeGone, NodeReady, NodeStep, Note
-from skyward.core.interfaces import Channel, Link, Provider, Rental, Shell, Trait, Transport
-from skyward.core.keys import make_key
-from skyward.core.ledger import Ledger
-from skyward.core.messages import HEARD_FILE, Message, Ready, Setup
-from skyward.core.session import Session, Stripes, Timing, link_patience
+from skyward.core.interfaces import Provider, Rental, Trait
+from skyward.core.messages import Message, Ready, Setup
+from skyward.core.purse import Purse
+from skyward.core.session import Session, Timing, link_patience
 from skyward.core.shared import CAN_SHARE
-from skyward.core.spec import Image, KeyPair, Machine, MachineId, Nodes, Offer, Order
+from skyward.core.spec import Image, Machine, MachineId, Nodes, Offer, Order
 from skyward.core.wire import Filled
 
 if TYPE_CHECKING:
@@ -56,12 +48,9 @@ __all__ = ["Plan", "Provisioner"]
 _T = TypeVar("_T")
 _log = logging.getLogger("skyward.provision")
 
-_CONNECT = 30.0  # seconds for one connection
-_AGAIN = 1.0  # seconds between two tries to reach a machine that boots
 _MOST_LINES = 8  # refusals that one error lists
 _GIVE_UP = 900.0  # seconds for giving everything back; then the ledger, and who reads it, must do
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
-_NOT_YET = (HostUnreachable, HostKeyError, LoginRefused)  # what a machine that boots may answer at first
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +93,7 @@ class Provisioner:
         self._changed = asyncio.Event()
         self._started = False
         self._stopping = False
-        self._purse: _Purse | None = None
+        self._purse: Purse | None = None
         self._waiting = Machines()  # as it was told last
         self._authority: Authority | None = None
 
@@ -132,8 +121,9 @@ class Provisioner:
         candidates = await self._shop()
         if self._stopping:
             return
-        if any(_is_rented(provider) for provider in self._plan.providers):
-            self._purse = await self._call(_Purse, self._plan)
+        rentals = [cast("Rental", provider) for provider in self._plan.providers if _is_rented(provider)]
+        if rentals:
+            self._purse = await self._call(Purse, self._plan.order.tag, rentals)
         self._fleet = self._new_fleet(candidates)
         self._tell_fleet(f.Tick())
         least = self._plan.nodes.least
@@ -404,10 +394,11 @@ class Provisioner:
         provider, patience = self._plan.providers[source], 0.0
         if self._purse is not None and _is_rented(provider):
             machine, patience = self._purse.with_keys(machine), cast("Rental", provider).patience
-        connector = _Connector(
+        connector = Connector(
             machine,
-            self._plan,
-            patience,
+            self._plan.image,
+            orphan_timeout=self._plan.order.orphan_timeout,
+            patience=patience,
             on_step=lambda step: self._events.emit(NodeStep(name, step)),
             on_doubt=lambda: self._tell_fleet(f.Doubt(source)),
         )
@@ -484,71 +475,6 @@ class _Life:
         self.serving.cancel()
 
 
-class _Purse:
-    """What is needed to rent machines: the ledger, the pool's key, and the reaper that stands by. Used in threads."""
-
-    def __init__(self, plan: Plan) -> None:
-        self._tag = plan.order.tag
-        self._rentals = [cast("Rental", provider) for provider in plan.providers if _is_rented(provider)]
-        self.ledger = Ledger()
-        self._key = make_key(self._tag)
-        settings = [(rental.name, rental.settings()) for rental in self._rentals]
-        pickled = cloudpickle.dumps(self._rentals)
-        self._key_path = self.ledger.open_pool(self._tag, settings, self._key)
-        self._host_keys: dict[str, KeyPair] = {}
-        try:
-            self._reaper = reaper.start(self._tag, self.ledger.folder, pickled)
-        except BaseException:
-            self.ledger.close_pool(self._tag)  # nothing was bought
-            raise
-
-    def __repr__(self) -> str:
-        return f"<_Purse of {self._tag}>"
-
-    def buy(self, provider: Provider, order: Order) -> Sequence[Machine]:
-        """Create machines; the intent is on the disk before, and the ids right after."""
-        key = self._host_keys[order.name] = make_key(order.name)
-        order = replace(order, host_key=key, user_key=self._key.public)
-        self.ledger.intend(provider.name, order)
-        try:
-            machines = provider.create(order)
-        except SkywardError as error:
-            if not isinstance(error, CloudError):
-                self.ledger.refuse(order.name)
-            raise
-        self.ledger.made(provider.name, machines)
-        return machines
-
-    def end(self, provider: Provider, ids: Sequence[MachineId]) -> None:
-        """Destroy machines; they cost no more from here on."""
-        provider.destroy(ids)
-        with contextlib.suppress(sqlite3.Error):  # only the cost would be too high
-            self.ledger.ended(provider.name, ids)
-
-    def with_keys(self, machine: Machine) -> Machine:
-        """The machine with what it takes to log in, and the one host key that it may show."""
-        assert machine.endpoint is not None
-        key = self._host_keys.get(machine.order)
-        if key is None:
-            raise ProvisioningError(f"{machine.name} ({machine.id}) is of no order of this pool: {machine.order!r}")
-        # Nothing of the user's own configuration applies to a machine that did not exist a minute ago.
-        options = {"host_key": key.public, "keys": [str(self._key_path)], "config": [], "jump": "none"}
-        return replace(machine, endpoint=replace(machine.endpoint, options={**machine.endpoint.options, **options}))
-
-    def close(self) -> str:
-        """All is given back: tell the ledger and the reaper; what it cost, for the user."""
-        try:
-            self.ledger.close_pool(self._tag)
-        finally:
-            reaper.dismiss(self._reaper)
-        entries = self.ledger.machines(self._tag)
-        costs = [entry.cost(time.time()) for entry in entries]
-        known = sum(cost for cost in costs if cost is not None)
-        unknown = sum(cost is None for cost in costs)
-        more = f", and {unknown} of unknown price" if unknown else ""
-        return f"{len(entries)} machine(s) given back; cost about ${known:.4f}{more}"
-
-
 def _is_rented(provider: Provider) -> bool:
     return Trait.RENTED in provider.traits
 
@@ -574,111 +500,3 @@ def _mapped(name: str, function: Callable[..., _T], *args: object) -> _T:
     except Exception as error:  # a gap in the provider's error map: what it did is not known
         _log.debug("%s: unexpected error", name, exc_info=True)
         raise CloudError(f"{name}: {type(error).__name__}: {error}") from error
-
-
-class _Connector:
-    """Makes links to one machine, as often as needed, and channels to its agent.
-
-    Parameters
-    ----------
-    patience
-        Seconds for which the machine may still be booting: unreachable, or not yet the one that we expect.
-    on_step, on_doubt
-        Told what is being done, and when a link broke, so that its provider may know better.
-    """
-
-    def __init__(
-        self,
-        machine: Machine,
-        plan: Plan,
-        patience: float,
-        *,
-        on_step: Callable[[str], None],
-        on_doubt: Callable[[], None],
-    ) -> None:
-        if machine.endpoint is None:
-            raise ProvisioningError(f"{machine.name} ({machine.id}) has no address")
-        self._endpoint = machine.endpoint
-        self._plan = plan
-        self._patience = patience
-        self._address = machine.agent
-        self._secret = machine.secret
-        self._on_step = on_step
-        self._on_doubt = on_doubt
-        self._transport: Transport = registry.load(registry.TRANSPORTS, self._endpoint.transport)()
-        self._link: Link | None = None
-        self._used = False
-
-    async def prepare(self) -> bytes:
-        """Connect, and bring up an agent where none runs yet; the secret to prove to it."""
-        self._on_step(f"connecting to {self._endpoint}")
-        self._link = await self._reach()
-        if self._address is None:
-            if self._link.shell is None:
-                raise ProvisioningError(f"{self._endpoint} has neither an agent nor a shell to start one")
-            awake = asyncio.create_task(self._keep_awake(self._link.shell))
-            try:
-                agent = await bootstrap(
-                    self._link.shell,
-                    self._plan.image,
-                    orphan_timeout=self._plan.order.orphan_timeout,
-                    on_step=self._on_step,
-                )
-            except (BootstrapFailed, LinkError, TimeoutError) as error:
-                kind = type(error) if isinstance(error, SkywardError) else BootstrapFailed
-                raise kind(f"{self._endpoint}: {error}") from error
-            finally:
-                awake.cancel()
-            self._address, self._secret = agent.address, agent.secret
-        return self._secret
-
-    async def _reach(self) -> Link:
-        """The first link; a machine that boots is asked again and again."""
-        loop = asyncio.get_running_loop()
-        end = loop.time() + self._patience
-        while True:
-            try:
-                limit = min(_CONNECT, max(_AGAIN, end - loop.time())) if self._patience else _CONNECT
-                return await self._transport.connect(self._endpoint, limit)
-            except _NOT_YET as error:
-                if loop.time() + _AGAIN > end:
-                    raise
-                # Another host key is met with nothing but another try: nothing was sent to that host.
-                self._on_step(f"waiting for {self._endpoint}: {type(error).__name__}")
-                await asyncio.sleep(_AGAIN)
-
-    async def _keep_awake(self, shell: Shell) -> None:
-        """While no agent runs yet: tell the machine's watchdog that its owner is there."""
-        if not self._patience:
-            return
-        while True:
-            with contextlib.suppress(LinkError, TimeoutError):
-                await shell.run(f"touch -c {HEARD_FILE}", timeout=_CONNECT)
-            await asyncio.sleep(min(30.0, self._plan.order.orphan_timeout / 4))
-
-    async def open(self) -> Channel:
-        """A channel to the agent: the first over the link that is there, each later one over a new link."""
-        assert self._address is not None
-        if self._used:
-            self._on_doubt()
-            await self.close()
-        if self._link is None:
-            self._link = await self._transport.connect(self._endpoint, _CONNECT)
-        self._used = True
-        return await self._link.open_channel(self._address)
-
-    @property
-    def stripes(self) -> Stripes | None:
-        """How a session gets more channels over the same link; None where that is no faster."""
-        return Stripes(self._open_stripe) if getattr(self._transport, "striped", False) else None
-
-    async def _open_stripe(self) -> Channel:
-        if self._link is None or self._address is None:
-            raise LinkError(f"{self._endpoint}: there is no link")
-        return await self._link.open_channel(self._address)
-
-    async def close(self) -> None:
-        """End the link."""
-        link, self._link = self._link, None
-        if link is not None:
-            await link.close()
