@@ -23,6 +23,7 @@ from skyward.core.dispatch import Dispatcher, TaskFuture
 from skyward.core.errors import ConfigError, LinkError, PoolNotActive
 from skyward.core.events import Events, Note, PoolClosed, PoolReady, PoolStarted
 from skyward.core.interfaces import Channel, Plugin, Provider, Trait
+from skyward.core.interrupts import Interrupts
 from skyward.core.ioloop import IOThread
 from skyward.core.messages import Setup
 from skyward.core.provision import Plan, Provisioner
@@ -302,13 +303,14 @@ class _Running:
             if not cancel:
                 self._io.start(self.dispatcher.drained()).result()
         finally:
-            self.dispatcher.shut("this pool is closed; make a new sky.Compute")
-            try:
-                self._end_nodes()  # a second Ctrl-C leaves the loop alive, which goes on to give back
-            except Exception:
+            with Interrupts() as interrupts:
+                self.dispatcher.shut("this pool is closed; make a new sky.Compute")
+                try:
+                    self._end_nodes(interrupts)  # a second Ctrl-C leaves the loop alive, which goes on to give back
+                except Exception:
+                    self._take_apart()
+                    raise
                 self._take_apart()
-                raise
-            self._take_apart()
 
     def _take_apart(self) -> None:
         self._io.stop()
@@ -317,24 +319,27 @@ class _Running:
         self._unsubscribe()
         self._console.close()
 
-    def _end_nodes(self) -> None:
+    def _end_nodes(self, interrupts: Interrupts) -> None:
         is_rented = any(Trait.RENTED in provider.traits for provider in self._plan.providers)
         ending = self._io.start(self._give_back())
-        interrupts = 0
+        told = False
         while True:
             try:
+                interrupts.let_in()
                 ending.result()
                 return
             except KeyboardInterrupt:
-                interrupts += 1
-                if interrupts > 1:
+                if told:
                     raise
-                instead = (
-                    "leaves that to a process in the background: look with `skyward ls`"
-                    if is_rented
-                    else f"leaves them to end by themselves within {self._plan.order.orphan_timeout:g} s"
-                )
-                self.events.emit(Note(f"giving back the nodes of {self._name}; Ctrl-C again {instead}", warning=True))
+            finally:
+                interrupts.hold()
+            told = True
+            instead = (
+                "leaves that to a process in the background: look with `skyward ls`"
+                if is_rented
+                else f"leaves them to end by themselves within {self._plan.order.orphan_timeout:g} s"
+            )
+            self.events.emit(Note(f"giving back the nodes of {self._name}; Ctrl-C again {instead}", warning=True))
 
     async def _give_back(self) -> None:
         self.dispatcher.cancel_all()
