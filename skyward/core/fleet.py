@@ -171,8 +171,7 @@ class Fleet:
         self._failures = 0  # machines in a row that did not come up
         self._pause_until = -math.inf
         self._stopped = math.inf
-        self.refusals: list[SkywardError] = []
-        """Why machines were not had, since the last one that was."""
+        self._refusals: list[tuple[int, SkywardError]] = []  # beside each the last order that had been placed then
 
     def __repr__(self) -> str:
         return f"<Fleet {self.count} of {self._wanted}, {len(self._orders)} orders out>"
@@ -187,6 +186,11 @@ class Fleet:
         return sum(count for _, count in self._orders.values()) + sum(
             claim.phase is not _Phase.ENDING for desk in self._desks for claim in desk.claims.values()
         )
+
+    @property
+    def refusals(self) -> list[SkywardError]:
+        """Why machines were not had. What was known before an order was placed that did bring some is forgotten."""
+        return [error for _, error in self._refusals]
 
     @property
     def ordering(self) -> bool:
@@ -321,7 +325,8 @@ class Fleet:
         number, _ = self._orders.pop(event.order)
         candidate = self._candidates[number]
         desk = self._desks[candidate.source]
-        self.refusals.clear()
+        placed = int(event.order.rpartition("-")[2])
+        self._refusals = [refusal for refusal in self._refusals if refusal[0] >= placed]
         desk.lost_replies = desk.refusals = 0
         if not event.machines:
             self._resting[number] = now + _REST[NoCapacity]
@@ -333,7 +338,7 @@ class Fleet:
         number, count = self._orders.pop(event.order)
         candidate, error = self._candidates[number], event.error
         desk = self._desks[candidate.source]
-        self.refusals.append(error)
+        self._refusals.append((self._last_order, error))
         desk.refusals += 1
         desk.shown_from = now + desk.source.settle  # an error in the error map must not cost money
         yield self._told(desk, candidate, count, error)
@@ -424,7 +429,7 @@ class Fleet:
             yield Tell(f"{desk.source.name}: can't see its machines: {event.error}; trying on", warning=True)
         if desk.failures >= _TRIES_TOLD and isinstance(event.error, AuthFailed) and not desk.blind:
             desk.blind = True
-            self.refusals.append(event.error)
+            self._refusals.append((self._last_order, event.error))
             for claim in desk.claims.values():
                 if claim.phase is _Phase.BOOTING:  # nobody will tell its address
                     _end(claim, now)
@@ -460,7 +465,7 @@ class Fleet:
     def _give_up(self, desk: _Desk, id: MachineId, claim: _Claim, reason: str, now: float) -> Iterator[Command]:
         """A machine that never got to serve."""
         error = ProvisioningError(f"{desk.source.name}: {id} did not come up: {reason}")
-        self.refusals.append(error)
+        self._refusals.append((self._last_order, error))
         if claim.candidate is not None:  # until others have had their time to fail, and were counted
             self._resting[self._candidates.index(claim.candidate)] = now + desk.source.patience + _REST[NoCapacity]
         _end(claim, now)

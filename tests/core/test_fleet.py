@@ -99,6 +99,19 @@ def test_the_next_offer_is_tried_and_each_refusal_told() -> None:
     assert it.count == 0
 
 
+def test_a_refusal_is_remembered_until_an_order_placed_after_it_brings_a_machine() -> None:
+    """Replies come in any order, and what a machine that came meanwhile says nothing about is still to be told."""
+    it = fleet(2)
+    it.handle(f.Tick(), 0.0)
+    it.handle(f.Refused("sky-1-2", NoCapacity("none left")), 1.0)
+    it.handle(f.Made("sky-1-1", [machine("a")]), 2.0)
+    assert it.settled
+    assert [str(error) for error in it.refusals] == ["none left"]
+    assert of(it.handle(f.Tick(), 100.0), f.Create) == [f.Create("sky-1-3", f.Candidate(0, SMALL), 1)]
+    it.handle(f.Made("sky-1-3", [machine("b")]), 101.0)
+    assert it.refusals == []
+
+
 def test_other_providers_are_tried_when_one_refuses_the_credentials() -> None:
     it = fleet(sources=(RENTED, HOSTS), offers=[(0, SMALL), (0, LARGE), (1, None)])
     it.handle(f.Tick(), 0.0)

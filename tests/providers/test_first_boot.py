@@ -94,16 +94,16 @@ class Machine:
         return [line for line in self.authorized.read_text().splitlines() if line]
 
     def watchdogs(self) -> list[int]:
-        """Processes that run this machine's watchdog."""
+        """Processes that run this machine's watchdog: the leaders of their sessions, not what those fork to look."""
         place = str(self.folder / "usr/local/sbin/skyward-watchdog").encode()
         found = []
-        for path in Path("/proc").glob("[0-9]*/cmdline"):
+        for path in Path("/proc").glob("[0-9]*"):
             try:
-                if place in path.read_bytes().split(b"\0"):
-                    found.append(int(path.parent.name))
+                if place in (path / "cmdline").read_bytes().split(b"\0"):
+                    found.append(int((path / "stat").read_text().rpartition(")")[2].split()[3]))
             except OSError:
                 continue
-        return found
+        return sorted(set(found))
 
     def close(self) -> None:
         for pid in self.watchdogs():
