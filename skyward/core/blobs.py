@@ -14,15 +14,17 @@ import threading
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Mapping
+from mmap import mmap
 from typing import Any, NamedTuple
 
 import xxhash
 
+from skyward.core.pages import PAGED, pages
 from skyward.core.shared import SharedFile
 
 __all__ = ["Arrays", "Blobs", "Snapshot", "Snapshots", "digest"]
 
-Snapshot = bytes | SharedFile
+Snapshot = mmap | bytes | SharedFile
 """A copy of a buffer."""
 
 _MOST_FILES = 200  # that are open at a time, of those in use and of the others; a process often may have 1024 only
@@ -102,7 +104,12 @@ class Snapshots:
                 content = xxhash.xxh3_128()
                 file = SharedFile(buffer, content.update)
                 return _name(len(buffer), content.digest()), file
-        copy = bytes(buffer)
+        copy: mmap | bytes
+        if len(buffer) < PAGED:
+            copy = bytes(buffer)
+        else:
+            copy = pages(len(buffer))
+            copy[:] = buffer
         return digest(memoryview(copy)), copy
 
     def _hold(self, name: bytes, copy: Snapshot | None) -> Snapshot | None:

@@ -15,6 +15,7 @@ from typing import Union
 from skyward.core.errors import ProtocolError
 from skyward.core.messages import Message
 from skyward.core.packing import Sample
+from skyward.core.pages import PAGED, pages
 
 __all__ = ["Buffer", "Filled", "Incoming", "Lane", "Limits", "Outgoing"]
 
@@ -24,8 +25,6 @@ Buffer = Union[bytes, bytearray, memoryview, mmap.mmap]
 Filled = Union[bytearray, mmap.mmap]
 """What arrives: a writable buffer; a large one begins at a page, so that arrays in it are aligned."""
 
-_PAGED = 1 << 20  # buffers from this size get pages of their own
-_PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # a task that forks must not share them with its children
 _MAX_GAPS = 1024  # in a message that is arriving: each stripe is at another place of it
 
 
@@ -62,9 +61,7 @@ class Incoming:
         self.message = message
         self.prelude = prelude
         # Anonymous memory is taken only as it is filled, so a peer can't make us take what it does not send.
-        self.buffers: list[Filled] = [
-            bytearray(size) if size < _PAGED else mmap.mmap(-1, size, flags=_PRIVATE) for size in sizes
-        ]
+        self.buffers: list[Filled] = [bytearray(size) if size < PAGED else pages(size) for size in sizes]
         self.starts = [0, *accumulate(sizes)][:-1]
         self.size = self.missing = sum(sizes)
         self.gaps = [(0, self.size)]  # what no piece has been for

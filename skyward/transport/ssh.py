@@ -32,6 +32,8 @@ _UNREAD = 4 * 2**20  # bytes waiting for a reader after which the host is slowed
 _UNSENT = 256 * 2**10  # bytes waiting for the host's window after which a channel is congested
 _QUEUED = 512 * 2**10  # bytes that the kernel may hold unsent: what a small message waits for, 10 ms at 50 MB/s
 _FEW = 64 * 2**10  # buffers up to this sum are joined: one packet is cheaper than several
+_IGNORE = 2  # the number of SSH_MSG_IGNORE (RFC 4250)
+_FED = 64 * 2**10  # bytes that asyncssh is given at a time: two of sshd's packets
 _GOODBYE = 2.0  # seconds that an orderly end may take; a dead line gives no answer
 
 
@@ -139,6 +141,25 @@ _Stream: TypeAlias = "asyncssh.SSHUNIXChannel[bytes] | asyncssh.SSHTCPChannel[by
 # --- streams --------------------------------------------------------------------------------------------------------
 
 
+def _make_lean(connection: asyncssh.SSHClientConnection) -> None:
+    """Spare asyncssh work that takes a third of a large transfer's time in the driver."""
+    send, receive = connection.send_packet, connection.data_received
+
+    def send_packet(kind: int, *parts: bytes, handler: Any = None) -> None:
+        # An empty message ahead of each packet helps ciphers whose next block can be foreseen (CBC, RFC 4251 9.3.1).
+        if kind != _IGNORE:
+            send(kind, *parts, handler=handler)
+
+    def data_received(data: bytes, datatype: Any = None) -> None:
+        # With each packet that it takes, it copies all that is behind it twice.
+        for start in range(0, len(data), _FED):
+            receive(data[start : start + _FED], datatype)
+
+    if "gcm" in str(connection.get_extra_info("send_cipher")):
+        connection.send_packet = send_packet  # type: ignore[assignment]
+    connection.data_received = data_received  # type: ignore[method-assign]
+
+
 class _Line:
     """What all channels of a connection share: when it takes no more, each of them is congested.
 
@@ -152,6 +173,7 @@ class _Line:
         if sock is not None and hasattr(socket, "TCP_NOTSENT_LOWAT"):
             with contextlib.suppress(OSError, AttributeError):  # a tunnel through another connection has no socket
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _QUEUED)
+        _make_lean(connection)
         # asyncio's transport calls these of its protocol, and asyncssh does nothing in them.
         connection.pause_writing = self._pause  # type: ignore[method-assign]
         connection.resume_writing = self._resume  # type: ignore[method-assign]

@@ -57,7 +57,7 @@ def snapshots(request: pytest.FixtureRequest) -> Snapshots:
 
 
 def content(data: Any) -> bytes:
-    return bytes(data.map()) if isinstance(data, SharedFile) else data
+    return bytes(memoryview(data.map() if isinstance(data, SharedFile) else data))
 
 
 def test_equal_bytes_have_one_copy_until_nobody_holds_it(snapshots: Snapshots) -> None:
