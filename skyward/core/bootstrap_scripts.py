@@ -108,10 +108,10 @@ fresh() { # python: an empty environment of it
     "$1" -m venv --without-pip "$env" || { rm -rf "$env"; "$1" -m virtualenv --quiet --no-seed "$env"; }
 }
 with_uv() {
-    [ -n "$uv" ] && "$uv" pip install --quiet --compile-bytecode --python "$env/bin/python" -r "$env/requirements.txt"
+    [ -n "$uv" ] && "$uv" pip install --quiet --python "$env/bin/python" -r "$env/requirements.txt"
 }
 with_pip() { # python: by its own pip, by one that it brings, or by ours
-    if "$1" -m pip --python "$env/bin/python" --version >/dev/null 2>&1; then
+    if "$1" -c 'import pip, sys; sys.exit([*map(int, pip.__version__.split(".")[:2])] < [22, 3])' 2>/dev/null; then
         set -- "$1" -m pip --python "$env/bin/python"
     elif "$env/bin/python" -m ensurepip >/dev/null 2>&1; then
         set -- "$env/bin/python" -m pip
@@ -120,7 +120,8 @@ with_pip() { # python: by its own pip, by one that it brings, or by ours
     else
         fail 73
     fi
-    "$@" install --quiet --progress-bar off $trusted -r "$env/requirements.txt"
+    # What is imported is compiled then; to compile all that is installed takes several times as long as to install it.
+    "$@" install --quiet --no-compile --progress-bar off $trusted -r "$env/requirements.txt"
 }
 
 python=
