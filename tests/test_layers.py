@@ -86,7 +86,8 @@ LAZY: dict[tuple[str, str], str] = {
     ("skyward.worker.bridge", "multiprocessing"): "only a slot needs it, not the agent",
     ("skyward.worker.bridge", "multiprocessing.process"): "only a slot needs it, not the agent",
     ("skyward.worker.forkserver", "ctypes"): "only where the kernel call is there",
-    ("skyward.worker.slot", "mmap"): "only where numpy is missing",
+    ("skyward.worker.servers", "skyward.worker.forkserver"): "only a fork of the agent needs it, not the agent",
+    ("skyward.worker.servers", "skyward.worker.slot"): "as above",
     ("skyward.worker.slot", "numpy"): "as in core.payload",
     ("skyward.worker.threads", "threadpoolctl"): "a node may lack it; then threads are limited by the environment only",
 }

@@ -54,6 +54,7 @@ from skyward.worker.crew import Crew
 from skyward.worker.link import Link
 from skyward.worker.owner import Session
 from skyward.worker.peers import Neighbours
+from skyward.worker.servers import Server, forked
 
 __all__ = ["Agent", "Start", "main"]
 
@@ -131,9 +132,18 @@ class Agent:
         The listening socket.
     folder
         A folder that only we can enter.
+    server
+        A fork server that waits for its task; None to start one when it is needed.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, start: Start, listener: socket.socket, folder: str) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        start: Start,
+        listener: socket.socket,
+        folder: str,
+        server: Server | None = None,
+    ) -> None:
         self.loop = loop
         self.start = start
         self.session: Session | None = None
@@ -143,6 +153,7 @@ class Agent:
         self.cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self._listener = listener
         self._folder = folder
+        self._server = server
         self._visitors: set[_Visitor] = set()
         self._patience = start.orphan_timeout
         self._heard = loop.time()  # when the owner last said anything
@@ -172,6 +183,8 @@ class Agent:
             self.neighbours.close()
         if self.crew is not None:
             await self.crew.end()
+        elif self._server is not None:
+            self._server.kill()
 
     # --- who comes and goes ---
 
@@ -305,7 +318,10 @@ class Agent:
             if setup.concurrency < 1:
                 raise ValueError(f"concurrency must be at least 1, not {setup.concurrency}")
             _allow_files(6 * setup.concurrency + 1024)
-            self.crew = crew = Crew(self.loop, setup, self.cores, self._folder, session.post)
+            if setup.env and self._server is not None:  # some variables count only when an interpreter starts
+                self._server.kill()
+                self._server = None
+            self.crew = crew = Crew(self.loop, setup, self.cores, self._folder, session.post, self._server)
             if setup.identity is not None:
                 self.neighbours = Neighbours(
                     self.loop, setup.identity, setup.node, self._folder, crew.store, crew.keep, session.post
@@ -411,9 +427,9 @@ def _watch_lifeline(agent: Agent) -> None:
         agent.stop("the lifeline was cut")
 
 
-async def _live(start: Start, listener: socket.socket, folder: str) -> None:
+async def _live(start: Start, listener: socket.socket, folder: str, server: Server | None) -> None:
     loop = asyncio.get_running_loop()
-    agent = Agent(loop, start, listener, folder)
+    agent = Agent(loop, start, listener, folder, server)
     loop.add_signal_handler(signal.SIGTERM, agent.stop, "SIGTERM")
     if start.lifeline:
         loop.add_reader(0, _watch_lifeline, agent)
@@ -438,8 +454,11 @@ def main() -> None:
     announce(address)
     if not start.lifeline:
         detach(folder)
+    server = None
+    with contextlib.suppress(OSError):  # if it can't be made now, it is tried again when there is an owner to tell
+        server = forked()
     try:
-        asyncio.run(_live(start, listener, folder))
+        asyncio.run(_live(start, listener, folder, server))
     finally:
         if start.listen == "tcp":
             shutil.rmtree(folder, ignore_errors=True)
