@@ -12,19 +12,14 @@ import contextlib
 import functools
 import logging
 import math
-import sqlite3
-import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-import cloudpickle
-
 from skyward.core import fleet as f
-from skyward.core import market, reaper, registry
-from skyward.core.bootstrap import bootstrap
+from skyward.core import market, registry
 from skyward.core.dispatch import Dispatcher
 from skyward.core.errors import (
     BootstrapFailed,
@@ -40,16 +35,15 @@ from skyward.core.errors import (
 )
 from skyward.core.events import Events, Machines, NodeGone, NodeReady, NodeStep, Note
 from skyward.core.interfaces import Channel, Link, Provider, Rental, Shell, Trait, Transport
-from skyward.core.keys import make_key
-from skyward.core.ledger import Ledger
 from skyward.core.messages import HEARD_FILE, Message, Ready, Setup
 from skyward.core.session import Session, Stripes, Timing, link_patience
 from skyward.core.shared import CAN_SHARE
-from skyward.core.spec import Image, KeyPair, Machine, MachineId, Nodes, Offer, Order
+from skyward.core.spec import Image, Machine, MachineId, Nodes, Offer, Order
 from skyward.core.wire import Filled
 
 if TYPE_CHECKING:
     from skyward.core.identity import Authority
+    from skyward.core.purse import Purse
 
 __all__ = ["Plan", "Provisioner"]
 
@@ -104,7 +98,7 @@ class Provisioner:
         self._changed = asyncio.Event()
         self._started = False
         self._stopping = False
-        self._purse: _Purse | None = None
+        self._purse: Purse | None = None
         self._waiting = Machines()  # as it was told last
         self._authority: Authority | None = None
 
@@ -133,7 +127,7 @@ class Provisioner:
         if self._stopping:
             return
         if any(_is_rented(provider) for provider in self._plan.providers):
-            self._purse = await self._call(_Purse, self._plan)
+            self._purse = await self._call(_purse, self._plan)
         self._fleet = self._new_fleet(candidates)
         self._tell_fleet(f.Tick())
         least = self._plan.nodes.least
@@ -174,12 +168,7 @@ class Provisioner:
     async def _close_purse(self) -> None:
         if self._purse is None:
             return
-        try:
-            self._events.emit(Note(await self._call(self._purse.close)))
-        except (OSError, sqlite3.Error) as error:  # it must not hide what the block had to say
-            tag, path = self._plan.order.tag, self._purse.ledger.path
-            text = f"all is given back, but {path} can't be written: {error}. It still shows {tag}: skyward down {tag}"
-            self._events.emit(Note(text, warning=True))
+        self._events.emit(await self._call(self._purse.close))
 
     def _reason(self) -> SkywardError:
         """Why too few nodes were had."""
@@ -355,16 +344,11 @@ class Provisioner:
         self._names.append(name)
         provider = self._plan.providers[source]
         if self._purse is not None and _is_rented(provider):
-            self._errand(self._note_address(provider.name, machine, name))
+            self._errand(self._call(self._purse.reached, provider.name, machine, name))
         life = self._lives[source, machine.id] = _Life(asyncio.create_task(self._serve(source, machine, name)))
         if self._stopping:
             life.serving.cancel()
         self._errand(self._live(source, machine, name, life))
-
-    async def _note_address(self, provider: str, machine: Machine, name: str) -> None:
-        assert self._purse is not None
-        with contextlib.suppress(sqlite3.Error):  # only `skyward ssh` would miss it
-            await self._call(self._purse.ledger.reached, provider, machine, name)
 
     async def _live(self, source: int, machine: Machine, name: str, life: _Life) -> None:
         """A node's whole life; ends with the machine given up, and perhaps another one in its place."""
@@ -484,69 +468,11 @@ class _Life:
         self.serving.cancel()
 
 
-class _Purse:
-    """What is needed to rent machines: the ledger, the pool's key, and the reaper that stands by. Used in threads."""
+def _purse(plan: Plan) -> Purse:
+    """Called in a thread."""
+    from skyward.core.purse import Purse  # noqa: PLC0415 - a pool that rents nothing does without SQLite and all that
 
-    def __init__(self, plan: Plan) -> None:
-        self._tag = plan.order.tag
-        self._rentals = [cast("Rental", provider) for provider in plan.providers if _is_rented(provider)]
-        self.ledger = Ledger()
-        self._key = make_key(self._tag)
-        settings = [(rental.name, rental.settings()) for rental in self._rentals]
-        pickled = cloudpickle.dumps(self._rentals)
-        self._key_path = self.ledger.open_pool(self._tag, settings, self._key)
-        self._host_keys: dict[str, KeyPair] = {}
-        try:
-            self._reaper = reaper.start(self._tag, self.ledger.folder, pickled)
-        except BaseException:
-            self.ledger.close_pool(self._tag)  # nothing was bought
-            raise
-
-    def __repr__(self) -> str:
-        return f"<_Purse of {self._tag}>"
-
-    def buy(self, provider: Provider, order: Order) -> Sequence[Machine]:
-        """Create machines; the intent is on the disk before, and the ids right after."""
-        key = self._host_keys[order.name] = make_key(order.name)
-        order = replace(order, host_key=key, user_key=self._key.public)
-        self.ledger.intend(provider.name, order)
-        try:
-            machines = provider.create(order)
-        except SkywardError as error:
-            if not isinstance(error, CloudError):
-                self.ledger.refuse(order.name)
-            raise
-        self.ledger.made(provider.name, machines)
-        return machines
-
-    def end(self, provider: Provider, ids: Sequence[MachineId]) -> None:
-        """Destroy machines; they cost no more from here on."""
-        provider.destroy(ids)
-        with contextlib.suppress(sqlite3.Error):  # only the cost would be too high
-            self.ledger.ended(provider.name, ids)
-
-    def with_keys(self, machine: Machine) -> Machine:
-        """The machine with what it takes to log in, and the one host key that it may show."""
-        assert machine.endpoint is not None
-        key = self._host_keys.get(machine.order)
-        if key is None:
-            raise ProvisioningError(f"{machine.name} ({machine.id}) is of no order of this pool: {machine.order!r}")
-        # Nothing of the user's own configuration applies to a machine that did not exist a minute ago.
-        options = {"host_key": key.public, "keys": [str(self._key_path)], "config": [], "jump": "none"}
-        return replace(machine, endpoint=replace(machine.endpoint, options={**machine.endpoint.options, **options}))
-
-    def close(self) -> str:
-        """All is given back: tell the ledger and the reaper; what it cost, for the user."""
-        try:
-            self.ledger.close_pool(self._tag)
-        finally:
-            reaper.dismiss(self._reaper)
-        entries = self.ledger.machines(self._tag)
-        costs = [entry.cost(time.time()) for entry in entries]
-        known = sum(cost for cost in costs if cost is not None)
-        unknown = sum(cost is None for cost in costs)
-        more = f", and {unknown} of unknown price" if unknown else ""
-        return f"{len(entries)} machine(s) given back; cost about ${known:.4f}{more}"
+    return Purse(plan.order.tag, [cast("Rental", provider) for provider in plan.providers if _is_rented(provider)])
 
 
 def _is_rented(provider: Provider) -> bool:
@@ -616,6 +542,8 @@ class _Connector:
         if self._address is None:
             if self._link.shell is None:
                 raise ProvisioningError(f"{self._endpoint} has neither an agent nor a shell to start one")
+            from skyward.core.bootstrap import bootstrap  # noqa: PLC0415 - nodes on this machine need none
+
             awake = asyncio.create_task(self._keep_awake(self._link.shell))
             try:
                 agent = await bootstrap(
