@@ -28,6 +28,7 @@ import msgpack
 
 from skyward.worker import bridge, slot, store
 from skyward.worker.control import END, EXITED, FAILED, FILES, FORK_SHARED, FORKED, KILL, REPORT, REQUEST, UP
+from skyward.worker.process import name_process
 
 __all__ = ["live", "main"]
 
@@ -120,6 +121,7 @@ class ForkServer:
             signal.set_wakeup_fd(-1)
             die_with_parent(parent, signal.SIGKILL)
             self.control.detach()  # its number is closed with all others, and may then be another file
+            name_process("skyward-slot")
             code = slot.live(self.unborn, number, shared, *fds)
         except BaseException:
             sys.excepthook(*sys.exc_info())
@@ -216,6 +218,7 @@ def read_config(control: socket.socket) -> dict[str, Any]:
 
 def live(control: socket.socket) -> None:
     """Be the fork server at the other end of this socket."""
+    name_process("skyward-forks")
     config = read_config(control)
     die_with_parent(config["agent"], signal.SIGKILL)  # an import can hang, and there are no slots yet
     prepare(config)

@@ -8,6 +8,7 @@ of a fork server that has died.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import signal
@@ -90,7 +91,7 @@ def forked() -> Server:
     """A fork of this process, which must have one thread."""
     ours, theirs = socket.socketpair()
     read, write = os.pipe()
-    gc.freeze()  # else either's collector would write to every page of what they share
+    gc.freeze()  # as in `process.multiply`
     pid = os.fork()
     if pid == 0:
         _become(theirs, write)
@@ -101,6 +102,7 @@ def forked() -> Server:
 
 def _become(control: socket.socket, output: int) -> NoReturn:
     """In the child: the fork server's life. Never returns, since what is above is the agent's."""
+    status = 1
     try:
         os.setsid()
         null = os.open(os.devnull, os.O_RDONLY)
@@ -110,10 +112,15 @@ def _become(control: socket.socket, output: int) -> NoReturn:
 
         slot.close_all(keep={0, 1, 2, control.fileno()})
         forkserver.live(control)
-    except BaseException as error:
-        slot.end_of_fork(error)
+        status = 0
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
     finally:
-        os._exit(1)
+        with contextlib.suppress(Exception):  # a module that was preloaded may have left it in any state
+            sys.stdout.flush()
+        os._exit(status)
 
 
 class _Fork:
