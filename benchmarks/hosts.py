@@ -18,7 +18,7 @@ from tests.lab import Host, Lab
 __all__ = ["REPOSITORY", "Hosts", "hosts", "index"]
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-_WHEELS = ("cloudpickle", "msgpack", "xxhash", "zstandard", "joblib", "numpy", "scikit-learn")
+_WHEELS = ("cloudpickle", "msgpack", "xxhash", "zstandard", "joblib", "numpy", "scikit-learn", "scipy")
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib.metadata
+import importlib.util
 import os
+import subprocess
+import sys
 from dataclasses import dataclass
 from importlib import import_module
 
@@ -84,11 +87,27 @@ def test_a_package_that_is_missing_is_an_error(monkeypatch):
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "version", missing)
+    monkeypatch.setattr(importlib.util, "find_spec", dict[str, object]().get)
     with pytest.raises(sky.ConfigError, match="pip install scikit-learn"):
         plugins.sklearn().transform_image(sky.Image(), driver_environment=True)
     with pytest.raises(sky.ConfigError, match="or give the plugin a version"):
         plugins.joblib().transform_image(sky.Image(), driver_environment=False)
     assert pip(plugins.joblib("1.4.0")) == ["joblib==1.4.0"]
+
+
+def test_a_pool_on_this_machine_loads_nothing_that_only_rented_ones_need():
+    code = """
+import sys
+import skyward as sky
+from joblib import Parallel, delayed
+with sky.Compute(plugins=[sky.plugins.joblib()], console=False):
+    assert Parallel(n_jobs=-1)(delayed(abs)(i) for i in range(3)) == [0, 1, 2]
+print(*sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"asyncssh", "cryptography", "email", "rich", "skyward.core.bootstrap", "sqlite3"} & {
+        *done.stdout.split()
+    }
 
 
 # --- a third party's, with public names only ---

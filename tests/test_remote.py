@@ -80,9 +80,9 @@ def test_kill_9_on_a_host_loses_nothing(victim: str, lab_hosts: LabHosts, reach:
     with sky.Compute(**reach(hosts), worker=workers) as pool:
         futures = [pool.submit(slow_double, i) for i in range(60)]
         futures[5].result(60)
-        agent = next(pid for pid, command in hosts[0].pids() if "worker.agent" in command)
-        slots = [pid for pid, command in hosts[0].pids() if "worker.forkserver" in command]
-        hosts[0].run("kill", "-9", str(agent if victim == "agent" else max(slots)), check=True)
+        ours = [pid for pid, command in hosts[0].pids() if "worker.agent" in command]
+        # The agent, its fork server and the slots were made in this order.
+        hosts[0].run("kill", "-9", str(min(ours) if victim == "agent" else max(ours)), check=True)
         assert [future.result(60) for future in futures] == [2 * i for i in range(60)]
 
 

@@ -16,7 +16,7 @@ import pytest
 
 __all__ = ["WHEELS", "wheels"]
 
-WHEELS = ("cloudpickle", "msgpack", "xxhash", "zstandard", "joblib", "numpy", "scikit-learn")
+WHEELS = ("cloudpickle", "msgpack", "xxhash", "zstandard", "joblib", "numpy", "scikit-learn", "scipy")
 
 _BUILD = Path(__file__).resolve().parents[1] / "build" / "wheels"
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-
 from benchmarks.model import Peer
 from benchmarks.peers import (
     dask,
@@ -40,8 +38,10 @@ def missing(peer: Peer) -> str | None:
 
 
 def _installed(package: str) -> bool:
+    from importlib import metadata  # 3 MB, which would count as every peer's in benchmarks.alone
+
     try:
-        importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
+        metadata.version(package)
+    except metadata.PackageNotFoundError:
         return False
     return True

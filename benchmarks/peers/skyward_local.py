@@ -42,12 +42,14 @@ def _kill_first(pool: sky.Compute) -> None:
 
     agents = [pid for pid in processes.descendants(os.getpid()) if _is_agent(pid)]
     first = min(agents)
-    processes.kill([first, *processes.descendants(first)])
+    others = [pid for pid in agents if pid != first]  # which may be forks of it
+    spared = {*others, *(below for pid in others for below in processes.descendants(pid))}
+    processes.kill({first, *processes.descendants(first)} - spared)
 
 
 def _is_agent(pid: int) -> bool:
     try:
-        return b"skyward.worker.agent" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        return Path(f"/proc/{pid}/comm").read_text() == "skyward-agent\n"
     except OSError:
         return False
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 from collections.abc import Iterator
 
 from benchmarks.model import Peer, Setting, Stage
@@ -14,13 +13,15 @@ __all__ = ["PEERS"]
 
 @contextlib.contextmanager
 def _open(setting: Setting) -> Iterator[Stage]:
+    from importlib import metadata
+
     import skyward as sky
     from benchmarks.hosts import hosts, index
 
     with hosts(setting) as lab:
         image = sky.Image(
             index=lab.lab.serve_index(index()),
-            pip=[f"{name}=={importlib.metadata.version(name)}" for name in setting.packages],
+            pip=[f"{name}=={metadata.version(name)}" for name in setting.packages],
         )
         provider = sky.SSH(
             hosts=[host.address for host in lab.all],

@@ -7,7 +7,6 @@ import contextlib
 from collections.abc import Callable
 
 from skyward.core import registry
-from skyward.core.bootstrap import bootstrap
 from skyward.core.errors import (
     BootstrapFailed,
     HostKeyError,
@@ -75,6 +74,8 @@ class Connector:
         if self._address is None:
             if self._link.shell is None:
                 raise ProvisioningError(f"{self._endpoint} has neither an agent nor a shell to start one")
+            from skyward.core.bootstrap import bootstrap  # noqa: PLC0415 - nodes on this machine need none
+
             awake = asyncio.create_task(self._keep_awake(self._link.shell))
             try:
                 agent = await bootstrap(

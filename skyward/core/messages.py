@@ -4,8 +4,6 @@ Fields may be int, float, str, bytes, bool, None, or list and dict of those. Bul
 they hold is said in the message's docstring.
 """
 
-from __future__ import annotations
-
 import enum
 from typing import Any, NamedTuple, Union, get_args, get_type_hints
 

@@ -9,11 +9,9 @@ provider knows.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import logging
 import math
-import sqlite3
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -34,7 +32,6 @@ from skyward.core.errors import (
 from skyward.core.events import Events, Machines, NodeGone, NodeReady, NodeStep, Note
 from skyward.core.interfaces import Provider, Rental, Trait
 from skyward.core.messages import Message, Ready, Setup
-from skyward.core.purse import Purse
 from skyward.core.session import Session, Timing, link_patience
 from skyward.core.shared import CAN_SHARE
 from skyward.core.spec import Image, Machine, MachineId, Nodes, Offer, Order
@@ -42,6 +39,7 @@ from skyward.core.wire import Filled
 
 if TYPE_CHECKING:
     from skyward.core.identity import Authority
+    from skyward.core.purse import Purse
 
 __all__ = ["Plan", "Provisioner"]
 
@@ -123,7 +121,7 @@ class Provisioner:
             return
         rentals = [cast("Rental", provider) for provider in self._plan.providers if _is_rented(provider)]
         if rentals:
-            self._purse = await self._call(Purse, self._plan.order.tag, rentals)
+            self._purse = await self._call(_purse, self._plan.order.tag, rentals)
         self._fleet = self._new_fleet(candidates)
         self._tell_fleet(f.Tick())
         least = self._plan.nodes.least
@@ -164,12 +162,7 @@ class Provisioner:
     async def _close_purse(self) -> None:
         if self._purse is None:
             return
-        try:
-            self._events.emit(Note(await self._call(self._purse.close)))
-        except (OSError, sqlite3.Error) as error:  # it must not hide what the block had to say
-            tag, path = self._plan.order.tag, self._purse.ledger.path
-            text = f"all is given back, but {path} can't be written: {error}. It still shows {tag}: skyward down {tag}"
-            self._events.emit(Note(text, warning=True))
+        self._events.emit(await self._call(self._purse.close))
 
     def _reason(self) -> SkywardError:
         """Why too few nodes were had."""
@@ -345,16 +338,11 @@ class Provisioner:
         self._names.append(name)
         provider = self._plan.providers[source]
         if self._purse is not None and _is_rented(provider):
-            self._errand(self._note_address(provider.name, machine, name))
+            self._errand(self._call(self._purse.reached, provider.name, machine, name))
         life = self._lives[source, machine.id] = _Life(asyncio.create_task(self._serve(source, machine, name)))
         if self._stopping:
             life.serving.cancel()
         self._errand(self._live(source, machine, name, life))
-
-    async def _note_address(self, provider: str, machine: Machine, name: str) -> None:
-        assert self._purse is not None
-        with contextlib.suppress(sqlite3.Error):  # only `skyward ssh` would miss it
-            await self._call(self._purse.ledger.reached, provider, machine, name)
 
     async def _live(self, source: int, machine: Machine, name: str, life: _Life) -> None:
         """A node's whole life; ends with the machine given up, and perhaps another one in its place."""
@@ -473,6 +461,13 @@ class _Life:
         """End it: its provider says that the machine has ended."""
         self.reason = reason
         self.serving.cancel()
+
+
+def _purse(tag: str, rentals: Sequence[Rental]) -> Purse:
+    """Called in a thread."""
+    from skyward.core.purse import Purse  # noqa: PLC0415 - a pool that rents nothing does without SQLite and all that
+
+    return Purse(tag, rentals)
 
 
 def _is_rented(provider: Provider) -> bool:

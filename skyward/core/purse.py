@@ -1,4 +1,4 @@
-"""Buys a pool's machines and knows what they cost: nothing is bought that the ledger and the reaper do not know."""
+"""What renting takes beside a provider, so that nothing is bought without a trace or kept without an owner."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import cloudpickle
 
 from skyward.core import reaper
 from skyward.core.errors import CloudError, ProvisioningError, SkywardError
+from skyward.core.events import Note
 from skyward.core.interfaces import Provider, Rental
 from skyward.core.keys import make_key
 from skyward.core.ledger import Ledger
@@ -21,22 +22,23 @@ __all__ = ["Purse"]
 
 
 class Purse:
-    """What is needed to rent machines: the ledger, the pool's key, and the reaper that stands by. Used in threads.
+    """The ledger, the pool's key, and the reaper that stands by. Made and used in threads.
 
     Parameters
     ----------
     tag
         The pool's.
     rentals
-        The providers that rent machines out.
+        Its providers that are paid.
     """
 
     def __init__(self, tag: str, rentals: Sequence[Rental]) -> None:
         self._tag = tag
+        self._rentals = rentals
         self.ledger = Ledger()
-        self._key = make_key(tag)
-        settings = [(rental.name, rental.settings()) for rental in rentals]
-        pickled = cloudpickle.dumps(list(rentals))
+        self._key = make_key(self._tag)
+        settings = [(rental.name, rental.settings()) for rental in self._rentals]
+        pickled = cloudpickle.dumps(self._rentals)
         self._key_path = self.ledger.open_pool(self._tag, settings, self._key)
         self._host_keys: dict[str, KeyPair] = {}
         try:
@@ -78,8 +80,21 @@ class Purse:
         options = {"host_key": key.public, "keys": [str(self._key_path)], "config": [], "jump": "none"}
         return replace(machine, endpoint=replace(machine.endpoint, options={**machine.endpoint.options, **options}))
 
-    def close(self) -> str:
+    def reached(self, provider: str, machine: Machine, node: str) -> None:
+        """A machine has an address."""
+        with contextlib.suppress(sqlite3.Error):  # only `skyward ssh` would miss it
+            self.ledger.reached(provider, machine, node)
+
+    def close(self) -> Note:
         """All is given back: tell the ledger and the reaper; what it cost, for the user."""
+        try:
+            return Note(self._close())
+        except (OSError, sqlite3.Error) as error:  # it must not hide what the block had to say
+            path, tag = self.ledger.path, self._tag
+            text = f"all is given back, but {path} can't be written: {error}. It still shows {tag}: skyward down {tag}"
+            return Note(text, warning=True)
+
+    def _close(self) -> str:
         try:
             self.ledger.close_pool(self._tag)
         finally:

@@ -11,12 +11,13 @@ import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any
 
 from skyward.core.errors import ConfigError, PluginNotFound, SkywardError
 
 if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
     from skyward.core.interfaces import Provider
 
 __all__ = ["FRONTENDS", "LISTENERS", "PROVIDERS", "TRANSPORTS", "load", "names", "provider"]
@@ -38,6 +39,8 @@ def _ours(group: str) -> dict[str, str]:
 
 @cache
 def _theirs(group: str) -> dict[str, list[EntryPoint]]:
+    from importlib.metadata import entry_points  # noqa: PLC0415 - 3 MB, of which ours have no use
+
     found: dict[str, list[EntryPoint]] = {}
     for entry in entry_points(group=group):
         if entry.dist is None or entry.dist.name != _US:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
+import importlib.util
 import re
 import threading
 from collections.abc import Iterator, Sequence
@@ -23,6 +23,7 @@ from skyward.joblib_ext.backend import SkywardBackend
 
 __all__ = ["JoblibPlugin", "SklearnPlugin", "activated"]
 
+_MODULES = {"scikit-learn": "sklearn"}  # of packages whose module has another name
 _NAME = re.compile(r"\s*([A-Za-z0-9][A-Za-z0-9._-]*)")
 
 
@@ -106,7 +107,7 @@ def _with(image: Image, wanted: dict[str, str | None], preload: Sequence[str], d
         if driver_environment:
             _check_installed(package, version)
         elif package not in named:
-            pip.append(f"{package}=={version or _installed(package)}")
+            pip.append(f"{package}=={version or _version(package)}")
     modules = [*image.preload, *(module for module in preload if module not in image.preload)]
     return replace(image, pip=pip, preload=modules)
 
@@ -117,26 +118,35 @@ def _package(requirement: str) -> str:
     return re.sub(r"[-_.]+", "-", match[1]).lower() if match else ""
 
 
-def _installed(package: str) -> str:
+def _installed(package: str) -> str | None:
+    """The version of a package; None where it is not installed."""
+    from importlib import metadata  # noqa: PLC0415 - 3 MB, of which a pool on this machine mostly has no use
+
     try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _version(package: str) -> str:
+    """The version that nodes shall have."""
+    version = _installed(package)
+    if version is None:
         raise ConfigError(
             f"{package} is not installed here, so the nodes can't have the same version: pip install {package}, or "
             "give the plugin a version"
-        ) from None
+        )
+    return version
 
 
 def _check_installed(package: str, version: str | None) -> None:
     """Refuse to go on where nothing is installed for nodes and the driver does not have what they need."""
-    try:
-        here = importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
+    if importlib.util.find_spec(_MODULES.get(package, package)) is None:
         asked = package if version is None else f"{package}=={version}"
         raise ConfigError(
             f"nodes on this machine use this environment, and {package} is not installed in it: pip install {asked}"
-        ) from None
-    if version is not None and version != here:
+        )
+    if version is not None and version != (here := _installed(package)):
         raise ConfigError(
             f"nodes on this machine use this environment, which has {package} {here} and not {version}: "
             f"pip install {package}=={version}, or leave the version out"

@@ -1,6 +1,7 @@
 """The agent: the one process of a node that its owner talks to. It never unpickles or runs a user's code.
 
-Started by ``python -m skyward.worker.agent`` with a start map on standard input, it listens on a Unix socket in a
+Started by ``python -m skyward.worker.agent`` with a start map on standard input (for further agents on this machine,
+see `process.multiply`), it listens on a Unix socket in a
 folder of its own or on the loopback address, and prints one line of JSON that says where. It outlives its owner's
 connection: results are kept until they are acknowledged, and the same session may come back. It ends, with all slots
 and files, when the owner says Bye, when nobody has come for a while, on SIGTERM, or when its lifeline is cut.
@@ -54,6 +55,8 @@ from skyward.worker.crew import Crew
 from skyward.worker.link import Link
 from skyward.worker.owner import Session
 from skyward.worker.peers import Neighbours
+from skyward.worker.process import multiply, name_process, reap
+from skyward.worker.servers import Server, forked
 
 __all__ = ["Agent", "Start", "main"]
 
@@ -61,6 +64,7 @@ _SILENCE = 20.0  # seconds; an owner that is connected has a heart beat every tw
 _TOUCH = 1.0  # seconds between two marks that the owner was heard
 _GREETING = 10.0  # seconds in which a visitor must prove who it is
 _VISITORS = 32  # that have not proved it
+_OTHERS = 0.5  # seconds for agents that are our forks and end with us: in a container nobody else may reap them
 _LOG = 1024 * 1024  # bytes of the log file
 
 
@@ -131,9 +135,18 @@ class Agent:
         The listening socket.
     folder
         A folder that only we can enter.
+    server
+        A fork server that waits for its task; None to start one when it is needed.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, start: Start, listener: socket.socket, folder: str) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        start: Start,
+        listener: socket.socket,
+        folder: str,
+        server: Server | None = None,
+    ) -> None:
         self.loop = loop
         self.start = start
         self.session: Session | None = None
@@ -143,6 +156,7 @@ class Agent:
         self.cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self._listener = listener
         self._folder = folder
+        self._server = server
         self._visitors: set[_Visitor] = set()
         self._patience = start.orphan_timeout
         self._heard = loop.time()  # when the owner last said anything
@@ -172,6 +186,8 @@ class Agent:
             self.neighbours.close()
         if self.crew is not None:
             await self.crew.end()
+        elif self._server is not None:
+            self._server.kill()
 
     # --- who comes and goes ---
 
@@ -305,7 +321,10 @@ class Agent:
             if setup.concurrency < 1:
                 raise ValueError(f"concurrency must be at least 1, not {setup.concurrency}")
             _allow_files(6 * setup.concurrency + 1024)
-            self.crew = crew = Crew(self.loop, setup, self.cores, self._folder, session.post)
+            if setup.env and self._server is not None:  # some variables count only when an interpreter starts
+                self._server.kill()
+                self._server = None
+            self.crew = crew = Crew(self.loop, setup, self.cores, self._folder, session.post, self._server)
             if setup.identity is not None:
                 self.neighbours = Neighbours(
                     self.loop, setup.identity, setup.node, self._folder, crew.store, crew.keep, session.post
@@ -411,9 +430,11 @@ def _watch_lifeline(agent: Agent) -> None:
         agent.stop("the lifeline was cut")
 
 
-async def _live(start: Start, listener: socket.socket, folder: str) -> None:
+async def _live(start: Start, listener: socket.socket, folder: str, server: Server | None, others: list[int]) -> None:
     loop = asyncio.get_running_loop()
-    agent = Agent(loop, start, listener, folder)
+    agent = Agent(loop, start, listener, folder, server)
+    if others:
+        loop.add_signal_handler(signal.SIGCHLD, reap, others)
     loop.add_signal_handler(signal.SIGTERM, agent.stop, "SIGTERM")
     if start.lifeline:
         loop.add_reader(0, _watch_lifeline, agent)
@@ -426,7 +447,9 @@ async def _live(start: Start, listener: socket.socket, folder: str) -> None:
 def main() -> None:
     """Run the agent of a node until it is not needed any more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; it is the driver's affair
+    name_process("skyward-agent")
     try:
+        others = multiply(sys.argv[1:]) if len(sys.argv) > 1 else []
         start = read_start()
         listener, address, folder = listen(start.listen)
     except (OSError, ValueError, TypeError, EOFError) as error:
@@ -438,14 +461,18 @@ def main() -> None:
     announce(address)
     if not start.lifeline:
         detach(folder)
+    server = None
+    with contextlib.suppress(OSError):  # if it can't be made now, it is tried again when there is an owner to tell
+        server = forked()
     try:
-        asyncio.run(_live(start, listener, folder))
+        asyncio.run(_live(start, listener, folder, server, others))
     finally:
         if start.listen == "tcp":
             shutil.rmtree(folder, ignore_errors=True)
         else:
             with contextlib.suppress(OSError):
                 Path(address).unlink()
+        reap(others, _OTHERS)
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ from skyward.worker.forks import Forks
 from skyward.worker.link import Link
 from skyward.worker.output import Outputs
 from skyward.worker.owner import Quota
+from skyward.worker.servers import Server
 from skyward.worker.slots import Command, Fork, Settle, Start, Table, TakeBack
 from skyward.worker.store import Corrupt, Store
 from skyward.worker.tickets import Tickets
@@ -108,6 +109,8 @@ class Crew:
         A folder that only we can enter.
     post
         Sends a numbered message to the owner, perhaps a little later, and returns its number.
+    server
+        A fork server that waits, whose environment is ours.
     """
 
     def __init__(
@@ -117,6 +120,7 @@ class Crew:
         cores: int,
         folder: str,
         post: Callable[[Message, Sequence[Buffer], bool], int],
+        server: Server | None = None,
     ) -> None:
         self.setup = setup
         self.table = Table(setup.concurrency)
@@ -135,7 +139,7 @@ class Crew:
         self._failed: str | None = None  # why there is no fork server
         self._bridge = Bridge(loop, f"{folder}/bridge.sock", self._post_stream)
         self._config = _config(setup, cores, self._bridge.path, self.store.shelf() if setup.shares else None)
-        self._forks = Forks(loop, self._config, self._reported, self._forks_ended)
+        self._forks = Forks(loop, self._config, self._reported, self._forks_ended, server)
 
     def __repr__(self) -> str:
         return f"<Crew of {self.setup.node!r}: {self.table!r}>"

@@ -1,4 +1,4 @@
-"""The agent's view of the fork server: starts it, asks for slots, hears how they end."""
+"""The agent's view of the fork server: tells it its task, asks for slots, hears how they end."""
 
 from __future__ import annotations
 
@@ -9,16 +9,14 @@ import signal
 import socket
 import struct
 import subprocess
-import sys
 from collections import deque
 from collections.abc import Callable
-from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
 
 import msgpack
 
-import skyward.worker
 from skyward.worker.control import END, FORK_ISOLATED, FORK_SHARED, KILL, REPORT, REQUEST
+from skyward.worker.servers import ROOT, Server, started
 
 __all__ = ["Forks"]
 
@@ -38,6 +36,8 @@ class Forks:
         Called with each report: what, slot, value.
     on_end
         Called once when the fork server has ended without having been asked to, with its last words.
+    server
+        Its process; None to start one.
     """
 
     def __init__(
@@ -46,6 +46,7 @@ class Forks:
         config: dict[str, Any],
         on_report: Callable[[int, int, int], None],
         on_end: Callable[[str], None],
+        server: Server | None = None,
     ) -> None:
         self.pids: dict[int, int] = {}
         """Process of each slot, as reported; for the case that the fork server can't clear up."""
@@ -54,22 +55,10 @@ class Forks:
         self._on_end: Callable[[str], None] | None = on_end
         self._queue: deque[tuple[bytes, tuple[int, ...]]] = deque()
         self._tail = b""
-        root = str(Path(skyward.worker.__file__).parent.parent.parent)
-        config = {**config, "root": root, "agent": os.getpid()}
-        path = os.pathsep.join(filter(None, (root, config["env"].get("PYTHONPATH"))))
-        self._control, theirs = socket.socketpair()
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "skyward.worker.forkserver", str(theirs.fileno())],
-                env={**config["env"], "PYTHONPATH": path},
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        self._stdout = cast("IO[bytes]", self._process.stdout)
+        server = server or started(config["env"])
+        self._process, self._control, self._stdout = server.process, server.control, server.output
         self._output = self._stdout.fileno()
+        config = {**config, "root": ROOT, "agent": os.getpid()}
         packed: bytes = msgpack.packb(config)
         self._queue.append((struct.pack("!I", len(packed)) + packed, ()))
         os.set_blocking(self._output, False)

@@ -19,6 +19,8 @@ import socket
 import struct
 import sys
 import time
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,8 +28,9 @@ import msgpack
 
 from skyward.worker import bridge, slot, store
 from skyward.worker.control import END, EXITED, FAILED, FILES, FORK_SHARED, FORKED, KILL, REPORT, REQUEST, UP
+from skyward.worker.process import name_process
 
-__all__ = ["main"]
+__all__ = ["live", "main"]
 
 
 class ForkServer:
@@ -37,16 +40,16 @@ class ForkServer:
     ----------
     control
         Socket to the agent.
-    settings
-        What slots need to know.
+    unborn
+        What each fork becomes.
     scratch
         The agent's folder, to be removed if the agent can't.
     """
 
-    def __init__(self, control: socket.socket, settings: slot.Settings, scratch: str) -> None:
+    def __init__(self, control: socket.socket, unborn: slot.Slot, scratch: str) -> None:
         self.control = control
         self.scratch = scratch
-        self.settings = settings
+        self.unborn = unborn
         self.pids: dict[int, int] = {}  # slot -> pid
         self.slots: dict[int, int] = {}  # pid -> slot
         self.deadline: float | None = None  # set when we are to end: what lives then is killed
@@ -87,7 +90,7 @@ class ForkServer:
             if number in self.pids:
                 kill_group(self.pids[number])
         elif what == END:
-            self.deadline = time.monotonic() + self.settings.grace
+            self.deadline = time.monotonic() + self.unborn.settings.grace
         else:
             self.fork(number, what == FORK_SHARED, fds)
         return True
@@ -118,7 +121,8 @@ class ForkServer:
             signal.set_wakeup_fd(-1)
             die_with_parent(parent, signal.SIGKILL)
             self.control.detach()  # its number is closed with all others, and may then be another file
-            code = slot.main(self.settings, number, shared, *fds)
+            name_process("skyward-slot")
+            code = slot.live(self.unborn, number, shared, *fds)
         except BaseException:
             sys.excepthook(*sys.exc_info())
         finally:
@@ -169,12 +173,19 @@ def kill_group(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
+@cache
+def _prctl() -> Callable[..., int]:
+    """The kernel call; found in the fork server, and not again in each slot."""
+    import ctypes  # noqa: PLC0415 - not needed everywhere
+
+    call: Callable[..., int] = ctypes.CDLL(None, use_errno=True).prctl
+    return call
+
+
 def die_with_parent(parent: int, how: signal.Signals) -> None:
     """Ask the kernel (Linux) for a signal when the parent ends; end now if it has ended already."""
     if sys.platform == "linux":
-        import ctypes  # noqa: PLC0415 - not needed everywhere
-
-        ctypes.CDLL(None, use_errno=True).prctl(1, int(how), 0, 0, 0)  # PR_SET_PDEATHSIG
+        _prctl()(1, int(how), 0, 0, 0)  # PR_SET_PDEATHSIG
     if os.getppid() != parent:
         os._exit(0)
 
@@ -197,27 +208,37 @@ def prepare(config: dict[str, Any]) -> None:
 
 def read_config(control: socket.socket) -> dict[str, Any]:
     """The first thing on the control socket: length and msgpack."""
-    (length,) = struct.unpack("!I", control.recv(4, socket.MSG_WAITALL))
+    head = control.recv(4, socket.MSG_WAITALL)
+    if not head:
+        raise SystemExit  # the agent has ended, or has no use for us
+    (length,) = struct.unpack("!I", head)
     config: dict[str, Any] = msgpack.unpackb(control.recv(length, socket.MSG_WAITALL))
     return config
 
 
-def main() -> None:
-    """Run the fork server on the inherited socket whose number is the argument."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    control = socket.socket(fileno=int(sys.argv[1]))
-    control.set_inheritable(False)
+def live(control: socket.socket) -> None:
+    """Be the fork server at the other end of this socket."""
+    name_process("skyward-forks")
     config = read_config(control)
     die_with_parent(config["agent"], signal.SIGKILL)  # an import can hang, and there are no slots yet
     prepare(config)
     bridge.install(config["bridge"], config["authkey"])  # here, since it imports much; slots inherit it
+    slot.settle_in()
     settings = slot.Settings(**{name: config[name] for name in ("node", "around", "threads", "shelf")})
-    server = ForkServer(control, settings, str(Path(config["bridge"]).parent))
+    server = ForkServer(control, slot.Slot(settings), str(Path(config["bridge"]).parent))
     gc.collect()
     gc.freeze()
     die_with_parent(config["agent"], signal.SIGTERM)  # from now on there is something to clear up
     server.report(UP, 0, 0)
     server.serve()
+
+
+def main() -> None:
+    """Run as a program, on the inherited socket whose number is the argument."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    control = socket.socket(fileno=int(sys.argv[1]))
+    control.set_inheritable(False)
+    live(control)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ wire, in pieces, until the socket takes it.
 
 from __future__ import annotations
 
+import mmap
 import socket
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -20,7 +21,8 @@ if TYPE_CHECKING:  # slots import this module too, and do without it
 
 __all__ = ["Link", "unsent"]
 
-_CHUNK = bytearray(256 * 1024)  # one for all: nothing that is read stays in it, and the agent has one thread
+# One for all: nothing that is read stays in it, and the agent has one thread. A mapping takes memory as it is used.
+_CHUNK = mmap.mmap(-1, 256 * 1024, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 _VIEW = memoryview(_CHUNK)
 _PARTS = 512  # buffers of one writev
 

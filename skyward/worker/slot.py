@@ -1,6 +1,7 @@
 """A slot: the process in which tasks are unpickled and run.
 
-It is forked from the fork server and talks with the agent over a socket that was made for it. An isolated slot runs
+It is forked from the fork server, where all that slots have in common was made, since what a slot itself makes or does
+to begin takes memory in each. It talks with the agent over a socket that was made for it. An isolated slot runs
 one task at a time in its main thread; the shared slot runs each task in a thread. Whatever a task does to this process
 (closes standard output, forks, exits, recurses without end) is answered for, or the process dies and the agent answers.
 """
@@ -12,14 +13,15 @@ import contextlib
 import fcntl
 import importlib
 import io
+import mmap
 import os
 import queue
-import random
 import signal
 import socket
 import sys
 import threading
 import time
+import types
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,8 +36,9 @@ from skyward.worker.link import unsent
 from skyward.worker.shelf import Shelf
 from skyward.worker.tickets import Claims
 
-__all__ = ["Settings", "main"]
+__all__ = ["Settings", "Slot", "live", "settle_in"]
 
+_READ = 256 * 1024  # bytes at a time
 _HIGH = 100  # our own file descriptors start here, out of the way of what tasks open and close
 
 
@@ -67,29 +70,26 @@ class Settings:
 
 
 class Slot:
-    """Runs tasks and answers for each once.
+    """Runs tasks and answers for each once. Made in the fork server; each fork of it becomes a slot of its own.
 
     Parameters
     ----------
-    sock
-        Blocking socket to the agent.
     settings
         What the node's slots have in common.
-    outputs
-        Keeps standard output and error in place.
-    claims
-        Tells which of the tasks that were given ahead are still ours.
     """
 
-    def __init__(self, sock: socket.socket, settings: Settings, outputs: Outputs, claims: Claims) -> None:
-        self.sock = sock
-        self.claims = claims
+    sock: socket.socket
+    """Blocking, to the agent."""
+    claims: Claims
+    """Tells which of the tasks that were given ahead are still ours."""
+
+    def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.outputs = outputs
+        self.outputs = Outputs()
         self.limit = threads.Limit(settings.threads)
         self.shelf = Shelf(settings.shelf) if settings.shelf is not None else None
         self.wire = Wire.opened(Role.WORKER)
-        self.pid = os.getpid()
+        self.pid = 0
         self._sending = threading.Lock()  # guards the wire's sending half and the order of writes
         self._tasks: queue.SimpleQueue[tuple[Run, list[Filled]]] = queue.SimpleQueue()
         self._idle = 0  # threads that wait for a task; only a hint, a thread too many is no harm
@@ -99,7 +99,7 @@ class Slot:
 
     def work(self, shared: bool) -> None:
         """Until the agent closes the socket."""
-        buffer = bytearray(256 * 1024)
+        buffer = mmap.mmap(-1, _READ, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # takes memory as it is used
         view = memoryview(buffer)
         while count := self._receive(buffer):
             messages = self.wire.receive_data(view[:count])
@@ -113,7 +113,7 @@ class Slot:
                     self.answer(received.message, received.buffers)
                 del received  # it holds the task's arguments, and the next one may be long in coming
 
-    def _receive(self, buffer: bytearray) -> int:
+    def _receive(self, buffer: mmap.mmap) -> int:
         try:
             return self.sock.recv_into(buffer)
         except ConnectionResetError:
@@ -212,8 +212,6 @@ def map_file(path: str) -> Any:
     try:
         import numpy  # noqa: PLC0415 - a node may lack it, and few calls need it
     except ImportError:
-        import mmap  # noqa: PLC0415 - only then
-
         with Path(path).open("rb") as file:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     return numpy.memmap(path, dtype=numpy.uint8, mode="c")
@@ -250,18 +248,22 @@ def end_of_fork(error: BaseException | None) -> None:
 
 
 class Outputs:
-    """Standard output and error: made ours at the start, and put right after each task."""
+    """Standard output and error: file objects of ours from the start, and put right after each task."""
 
-    def __init__(self, out: int, err: int) -> None:
-        self._saved = {1: fcntl.fcntl(out, fcntl.F_DUPFD_CLOEXEC, _HIGH)}
-        self._saved[2] = fcntl.fcntl(err, fcntl.F_DUPFD_CLOEXEC, _HIGH)
-        self._is = {fd: _identity(saved) for fd, saved in self._saved.items()}
-        self.keep = set(self._saved.values())
-        for fd, saved in self._saved.items():
-            os.dup2(saved, fd)
+    def __init__(self) -> None:
+        self._saved: dict[int, int] = {}
+        self._is: dict[int, tuple[int, int] | None] = {}
         self._files: dict[str, TextIO] = {}
         for name in ("stdout", "stderr"):
             self._rebuild(name)
+
+    def lead(self, out: int, err: int) -> set[int]:
+        """Let both lead to these files; returns the file descriptors that are needed for that."""
+        for fd, to in ((1, out), (2, err)):
+            saved = self._saved[fd] = fcntl.fcntl(to, fcntl.F_DUPFD_CLOEXEC, _HIGH)
+            self._is[fd] = _identity(saved)
+            os.dup2(saved, fd)
+        return set(self._saved.values())
 
     def settle(self) -> None:
         """Flush, and restore what a task has closed or replaced."""
@@ -296,40 +298,37 @@ def _identity(fd: int) -> tuple[int, int] | None:
     return stat.st_dev, stat.st_ino
 
 
-def isolate(sock: int, out: int, err: int, tickets: int) -> tuple[socket.socket, Outputs, Claims]:
-    """Cut a new fork off from its parent: session, files, signals."""
+def isolate(slot: Slot, sock: int, out: int, err: int, tickets: int) -> None:
+    """Cut a new fork off from its parent: session, files, signals, random numbers."""
     os.setsid()
-    outputs = Outputs(out, err)
+    keep = slot.outputs.lead(out, err)
     high, claims = (fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _HIGH) for fd in (sock, tickets))
-    null = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(null, 0)
-    close_all(keep={0, 1, 2, high, claims, *outputs.keep})
-    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - lives as long as the process
-    for number in (signal.SIGTERM, signal.SIGCHLD, signal.SIGHUP, signal.SIGPIPE):
+    close_all(keep={0, 1, 2, high, claims, *keep})
+    for number in (signal.SIGTERM, signal.SIGCHLD, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
+    numpy_random = sys.modules.get("numpy.random")  # that of `random` reseeds itself
+    if numpy_random is not None:
+        numpy_random.seed()
+    slot.sock, slot.claims, slot.pid = socket.socket(fileno=high), Claims(claims), os.getpid()
+
+
+def settle_in() -> None:
+    """In the fork server: what is the same in every slot, of modules, standard input and signals."""
+    sys.modules["__main__"] = types.ModuleType("__main__")  # ours would be imported by processes that tasks spawn
+    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - lives as long as the process
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # as in every Python: an exception instead of death
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's affair
-    return socket.socket(fileno=high), outputs, Claims(claims)
 
 
 def close_all(keep: set[int]) -> None:
     """Close every file descriptor but some."""
     try:
-        fds = [int(path.name) for path in Path("/dev/fd").iterdir()]
+        fds = [int(name) for name in os.listdir("/dev/fd")]  # noqa: PTH208 - that takes less memory
     except OSError:
         fds = list(range(3, 256))
     for fd in fds:
         if fd not in keep:
-            with contextlib.suppress(OSError):
-                os.close(fd)
-
-
-def reseed() -> None:
-    """Give this process random numbers of its own; a fork has its parent's generators."""
-    random.seed()
-    numpy_random = sys.modules.get("numpy.random")
-    if numpy_random is not None:
-        numpy_random.seed()
+            os.closerange(fd, fd + 1)  # which does not mind if it is closed
 
 
 def enter(around: list[str], stack: contextlib.ExitStack) -> None:
@@ -339,19 +338,17 @@ def enter(around: list[str], stack: contextlib.ExitStack) -> None:
         stack.enter_context(getattr(importlib.import_module(module), function)())
 
 
-def main(settings: Settings, number: int, shared: bool, sock: int, out: int, err: int, tickets: int) -> int:
+def live(slot: Slot, number: int, shared: bool, sock: int, out: int, err: int, tickets: int) -> int:
     """Live as a slot in this newly forked process; returns the exit status."""
-    connection, outputs, claims = isolate(sock, out, err, tickets)
-    reseed()
-    slot = Slot(connection, settings, outputs, claims)
+    isolate(slot, sock, out, err, tickets)
     with contextlib.ExitStack() as stack:
         try:
-            enter(settings.around, stack)
+            enter(slot.settings.around, stack)
         except BaseException as error:
             slot.ready(f"slot {number} can't begin: {type(error).__name__}: {error}")
             raise
         slot.ready()
         slot.work(shared)
     atexit._run_exitfuncs()  # noqa: SLF001 - os._exit, which must follow, leaves them out
-    outputs.settle()
+    slot.outputs.settle()
     return 0

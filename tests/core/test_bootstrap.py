@@ -119,7 +119,9 @@ async def _greet(channel, secret: bytes) -> None:
 
 
 def agents(host: Host) -> list[int]:
-    return [pid for pid, command in host.pids() if "skyward.worker.agent" in command]
+    ours = {pid for pid, command in host.pids() if "skyward.worker.agent" in command}
+    parents = {pid: (host.root / f"proc/{pid}/stat").read_text().rpartition(")")[2].split()[1] for pid in ours}
+    return [pid for pid in ours if int(parents[pid]) not in ours]  # a fork server has its agent's command line
 
 
 def environments(host: Host, cache: str = CACHE) -> list[str]:

@@ -513,7 +513,7 @@ BATCH = f.Source("batch", rented=True)
         ((BATCH, RENTED, RENTED), True),
     ],
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(wanted=st.integers(1, 4), steps=st.lists(STEPS, max_size=60))
 def test_whatever_happens_nothing_is_left(sources, shared, wanted, steps) -> None:
     world = World(wanted, sources, shared=shared)
@@ -536,7 +536,7 @@ def test_whatever_happens_nothing_is_left(sources, shared, wanted, steps) -> Non
     assert not any(world.alive)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(wanted=st.integers(1, 6), answers=st.lists(HOW, max_size=30))
 def test_when_providers_are_willing_all_that_is_wanted_comes(wanted, answers) -> None:
     world = World(wanted, (RENTED,))
@@ -548,7 +548,7 @@ def test_when_providers_are_willing_all_that_is_wanted_comes(wanted, answers) ->
 
 
 @pytest.mark.parametrize("shared", [False, True])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(wanted=st.integers(1, 5), stock=st.integers(0, 3), answers=st.lists(st.integers(0, 7), max_size=30))
 def test_two_sources_fill_what_is_wanted_and_then_all_is_calm(shared, wanted, stock, answers) -> None:
     """The first has so many machines, the second the rest; no more is bought, and nothing is exchanged."""

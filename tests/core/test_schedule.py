@@ -205,7 +205,7 @@ class ScheduleMachine(RuleBasedStateMachine):
         assert set(self.settled) == set(self.tasks)
 
 
-ScheduleMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+ScheduleMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=40)
 TestSchedule = ScheduleMachine.TestCase
 
 

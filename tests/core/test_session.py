@@ -6,6 +6,7 @@ With a real agent, in the test's own event loop, over loopback.
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
@@ -136,8 +137,8 @@ def over(**stripes: Any) -> Callable[[Callable[[Node], Awaitable[None]]], Callab
 
 
 def blob(it: Node, name: bytes, size: int) -> None:
-    """Send something large."""
-    it.session.send(Blob(name, size, 0), [bytes(size)])
+    """Send something large, which can't be compressed."""
+    it.session.send(Blob(name, size, 0), [os.urandom(size)])
 
 
 @over()

@@ -73,7 +73,6 @@ def carry(source: Wire, target: Wire) -> list[Received]:
 
 
 @given(messages=st.lists(st.tuples(OWNER_MESSAGES, BUFFERS), max_size=8), data=st.data())
-@settings(deadline=None)
 def test_any_chunking_gives_every_message_once_and_whole(messages: Any, data: st.DataObject) -> None:
     """Wherever the stream is cut, all messages arrive once with their buffers; small ones in their order."""
     owner, worker = opened(Limits(piece=20_000))
@@ -97,7 +96,7 @@ def test_any_chunking_gives_every_message_once_and_whole(messages: Any, data: st
 
 
 @given(garbage=st.lists(st.binary(min_size=1, max_size=200), min_size=1, max_size=20), greeted=st.booleans())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_garbage_raises_only_a_protocol_error(garbage: list[bytes], greeted: bool) -> None:
     """Whatever bytes come, nothing but ProtocolError comes out, and after it the wire takes nothing more."""
     worker = opened()[1] if greeted else Wire(Role.WORKER, secret=b"s", nonce=b"w")
@@ -114,7 +113,7 @@ def test_garbage_raises_only_a_protocol_error(garbage: list[bytes], greeted: boo
     where=st.integers(0, 10**6),
     change=st.integers(1, 255),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_one_wrong_byte_raises_only_a_protocol_error(messages: Any, where: int, change: int) -> None:
     """A flipped byte in a good stream is a ProtocolError, or passes as another message or content; never a crash."""
     owner, worker = opened()
@@ -216,7 +215,6 @@ class AlwaysPacks(Packer):
 
 
 @given(messages=st.lists(st.tuples(OWNER_MESSAGES, BUFFERS), max_size=8), packed=st.booleans(), data=st.data())
-@settings(deadline=None)
 def test_any_interleaving_of_stripes_gives_every_message_once_and_whole(
     messages: Any, packed: bool, data: st.DataObject
 ) -> None:
@@ -284,7 +282,7 @@ def test_a_message_that_began_on_the_first_stream_may_end_on_a_stripe() -> None:
         max_size=20,
     )
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_garbage_on_stripes_raises_only_a_protocol_error(garbage: list[tuple[int, bytes]]) -> None:
     """Also while a large message is arriving, whose pieces the garbage may hit."""
     worker = opened()[1]

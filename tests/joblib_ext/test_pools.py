@@ -16,13 +16,13 @@ from skyward.integrations import JoblibPool, ScikitLearnPool, SkywardBackend, sk
 
 def node_of() -> str:
     """The agent above the slot, which is not shared between pools."""
-    pid = os.getpid()
+    pid, found = os.getpid(), "none"
     while pid > 1:
         process = Path(f"/proc/{pid}")
         if "skyward.worker.agent" in (process / "cmdline").read_text():
-            return str(pid)
+            found = str(pid)  # or a process that was forked from it
         pid = int((process / "stat").read_text().rpartition(")")[2].split()[1])
-    return "none"
+    return found
 
 
 def nodes(**options) -> set[str]:

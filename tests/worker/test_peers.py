@@ -193,12 +193,15 @@ def test_a_silent_peer_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(module, "_SILENCE", 0.2)
     monkeypatch.setattr(module, "_ALIVE", 60.0)
 
+    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(60)  # it must hold the writer, which from Python 3.13 on closes when nobody does
+
     async def work() -> None:
         async with nodes(tmp_path, 2) as (a, b):
             await b.meets(a)
             b.fetch("node-0")  # which has nothing, and will not say so in time
             assert await b.says(Kept) == Kept(NAME, 0, "node-0: TimeoutError()")
-            deaf = await asyncio.start_server(lambda *_: asyncio.sleep(60), "127.0.0.1", 0)
+            deaf = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
             b.neighbours._routes["node-0"] = "127.0.0.1", deaf.sockets[0].getsockname()[1]
             b.fetch("node-0")
             assert await b.says(Kept) == Kept(NAME, 0, "node-0: TimeoutError()")

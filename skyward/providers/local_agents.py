@@ -1,0 +1,186 @@
+"""Agents as processes of this machine: one is our child, and others that start with it are its forks.
+
+`local` decides when they come and go; here is how.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import selectors
+import signal
+import struct
+import subprocess
+import sys
+from collections.abc import Sequence
+from functools import cache
+from typing import IO
+
+import msgpack
+
+from skyward.core.errors import ProvisioningError
+
+__all__ = ["Process", "greet", "start"]
+
+_START = 30.0  # seconds that an agent may take until it listens
+_PACKAGE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+
+class Process:
+    """An agent.
+
+    Parameters
+    ----------
+    child
+        The agent itself, or the one whose fork it is.
+    lifeline, said
+        Its standard input, at whose end it ends, and its standard output.
+    """
+
+    def __init__(self, child: subprocess.Popen[bytes], lifeline: IO[bytes], said: IO[bytes]) -> None:
+        self.lifeline = lifeline
+        self.said = said
+        self.pid = 0
+        self._child = child
+        self._fd: int | None = None  # by which a fork is known; its number may be somebody else's one day
+
+    def __repr__(self) -> str:
+        return f"<agent {self.pid or 'of unknown number'}, from {self._child.pid}>"
+
+    def met(self, pid: int) -> None:
+        """It has said its number."""
+        self.pid = pid
+        if pid != self._child.pid:
+            self._fd = os.pidfd_open(pid)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it runs."""
+        return not self._wait(0.0)
+
+    def let_go(self) -> None:
+        """Cut the lifeline."""
+        for pipe in (self.lifeline, self.said):
+            with contextlib.suppress(OSError):
+                pipe.close()
+
+    def end(self, patience: float) -> None:
+        """Wait for its end, for so many seconds at most; then it is ended. To be called once."""
+        if not self._wait(patience):
+            if self._fd is None:
+                self._child.kill()
+            else:
+                signal.pidfd_send_signal(self._fd, signal.SIGKILL)
+            self._wait(None)
+        self._forget()
+
+    def kill(self) -> None:
+        """End it at once, with all that were started with it. In place of `end`; may be repeated."""
+        self.let_go()
+        self._forget()
+        if self._child.poll() is None:
+            os.killpg(self._child.pid, signal.SIGKILL)
+            self._child.wait()
+
+    def _forget(self) -> None:
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+    def _wait(self, seconds: float | None) -> bool:
+        """Whether it ends within this time."""
+        if self._fd is not None:
+            poll = select.poll()
+            poll.register(self._fd, select.POLLIN)
+            return bool(poll.poll(None if seconds is None else seconds * 1000))
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._child.wait(seconds)
+        return self._child.returncode is not None
+
+
+def start(count: int, errors: IO[bytes]) -> Sequence[Process]:
+    """Start agents, which write what goes wrong into `errors`; `greet` each of them.
+
+    Raises
+    ------
+    ProvisioningError
+        They can't be started.
+    """
+    try:
+        if _has_pidfds():
+            return _start(count, errors)
+        return [process for _ in range(count) for process in _start(1, errors)]
+    except OSError as error:
+        raise ProvisioningError(f"can't start an agent on this machine: {error}") from error
+
+
+def _start(count: int, errors: IO[bytes]) -> Sequence[Process]:
+    ours: list[tuple[IO[bytes], IO[bytes]]] = []
+    theirs: list[int] = []
+    try:
+        for _ in range(count - 1):
+            (read, lifeline), (said, write) = os.pipe(), os.pipe()
+            theirs += read, write
+            ours.append((os.fdopen(lifeline, "wb"), os.fdopen(said, "rb")))
+        pairs = (f"{theirs[index]},{theirs[index + 1]}" for index in range(0, len(theirs), 2))
+        child = subprocess.Popen(
+            [sys.executable, "-m", "skyward.worker.agent", *pairs],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            env=_environment(),
+            pass_fds=theirs,
+            start_new_session=True,  # Ctrl-C is the driver's to handle
+        )
+    finally:
+        for fd in theirs:
+            os.close(fd)
+    assert child.stdin is not None
+    assert child.stdout is not None
+    return [Process(child, lifeline, said) for lifeline, said in ((child.stdin, child.stdout), *ours)]
+
+
+def _environment() -> dict[str, str]:
+    """Ours; agents must find skyward even where the driver runs from a checkout that is not installed."""
+    path = os.pathsep.join(filter(None, [_PACKAGE, os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "PYTHONPATH": path}
+
+
+@cache
+def _has_pidfds() -> bool:
+    """Whether a process that is no child of ours can be waited for: on Linux, but not in every container."""
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except (AttributeError, OSError):
+        return False
+    return True
+
+
+def greet(process: Process, secret: bytes, orphan_timeout: float, errors: IO[bytes]) -> str:
+    """Tell a new agent what it must know, and learn where it listens.
+
+    Raises
+    ------
+    ProvisioningError
+        It did not start; it should be killed.
+    """
+    start = msgpack.packb({"listen": "tcp", "secret": secret, "lifeline": True, "orphan_timeout": orphan_timeout})
+    line = b""
+    with contextlib.suppress(BrokenPipeError), selectors.DefaultSelector() as ready:
+        process.lifeline.write(struct.pack("!I", len(start)) + start)
+        process.lifeline.flush()
+        ready.register(process.said, selectors.EVENT_READ)
+        if ready.select(_START):
+            line = process.said.readline()
+    try:
+        said = json.loads(line)
+        process.met(said["pid"])
+        return str(said["listening"])
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        errors.seek(0)
+        words = errors.read().decode(errors="replace")[-2000:]
+        raise ProvisioningError(
+            f"an agent on this machine did not start ({sys.executable} -m skyward.worker.agent); it said:\n{words}"
+        ) from error

@@ -1,0 +1,62 @@
+"""What a process of ours does about itself: its name, and forks of an agent that are agents of other nodes."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import time
+from collections.abc import Iterable
+
+__all__ = ["multiply", "name_process", "reap"]
+
+
+def name_process(name: str) -> None:
+    """Tell ``top`` and ``pstree`` apart what has one command line; at most 15 characters, and on Linux only."""
+    with contextlib.suppress(OSError):
+        fd = os.open("/proc/self/comm", os.O_WRONLY)
+        try:
+            os.write(fd, name.encode())
+        finally:
+            os.close(fd)
+
+
+def multiply(pipes: Iterable[str]) -> list[int]:
+    """Fork as often as there are pipes, ``IN,OUT``; each fork has them as standard input and output. Returns in all.
+
+    Nodes on one machine share by this what an agent imports, and one interpreter's start.
+
+    Returns
+    -------
+    list of int
+        In this process the forks' pids; in a fork, none.
+    """
+    from skyward.worker import forkserver  # noqa: F401, PLC0415 - all of them will need it
+
+    pairs = [tuple(map(int, pair.split(","))) for pair in pipes]
+    pids: list[int] = []
+    gc.freeze()  # else the collectors would write to every page of what they share
+    for source, target in pairs:
+        pid = os.fork()
+        if pid == 0:
+            os.dup2(source, 0)
+            os.dup2(target, 1)
+            pids.clear()
+            break
+        pids.append(pid)
+    for pair in pairs:
+        for fd in pair:
+            os.close(fd)
+    return pids
+
+
+def reap(pids: list[int], patience: float = 0.0) -> None:
+    """Strike off those that have ended, and wait a while for those that have not."""
+    deadline = time.monotonic() + patience
+    while True:
+        for pid in list(pids):
+            if os.waitpid(pid, os.WNOHANG)[0]:
+                pids.remove(pid)
+        if not pids or time.monotonic() >= deadline:
+            return
+        time.sleep(0.002)
