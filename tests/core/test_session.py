@@ -136,9 +136,9 @@ def over(**stripes: Any) -> Callable[[Callable[[Node], Awaitable[None]]], Callab
     return make
 
 
-def blob(it: Node, name: bytes, size: int) -> None:
-    """Send something large, which can't be compressed."""
-    it.session.send(Blob(name, size, 0), [os.urandom(size)])
+def blob(it: Node, name: bytes, size: int, *, shrinks: bool = False) -> None:
+    """Send something large, which can be compressed or can't be."""
+    it.session.send(Blob(name, size, 0), [bytes(size) if shrinks else os.urandom(size)])
 
 
 @over()
@@ -160,7 +160,7 @@ async def test_much_to_send_goes_over_stripes_and_small_messages_do_not(it: Node
 async def test_what_shrinks_is_packed_where_the_line_is_slow(it: Node) -> None:
     """Once the pace of the link is known; and the agent gets what was sent."""
     it.session._pace.rate = 1e6  # once told, it changes by halves at most
-    blob(it, b"a", 64 * MEGABYTE)
+    blob(it, b"a", 64 * MEGABYTE, shrinks=True)
     await it.sent()
     assert sum(channel.written for channel in it.channels) < 2 * MEGABYTE
 
