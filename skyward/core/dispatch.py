@@ -34,7 +34,7 @@ __all__ = ["Call", "Dispatcher", "StreamOpener", "TaskFuture", "TaskOptions"]
 _T = TypeVar("_T")
 
 _OVERHEAD = 0.0005  # seconds that a node takes to bring a task to a slot, besides the round trip
-_RECALL_EVERY = 0.1  # seconds between two questions to a node for tasks that it has not begun
+_LOOK_EVERY = 0.1  # seconds between two looks at nodes that hold tasks while others have none
 _LARGEST = wire.Limits().message
 
 StreamOpener = Callable[[str], Awaitable[Channel]]
@@ -299,6 +299,8 @@ class Dispatcher:
                 self._nodes[command.node].session.send(messages.Cancel(command.task))
             elif isinstance(command, schedule.Recall):
                 self._recall(self._nodes[command.node].session, command.most)
+            elif isinstance(command, schedule.Look):
+                asyncio.get_running_loop().call_later(_LOOK_EVERY, self._handle, schedule.Looked())
             else:
                 self._settle(command)
 
@@ -315,10 +317,7 @@ class Dispatcher:
 
     def _recall(self, session: Session, most: int) -> None:
         """Ask for tasks that are not worth leaving there: on their way to another node they would lose a round trip."""
-        trip = session.round_trip or 0.0
-        session.send(messages.Recall(most, trip))
-        again = schedule.Recallable(session.node)
-        asyncio.get_running_loop().call_later(max(_RECALL_EVERY, trip), self._handle, again)
+        session.send(messages.Recall(most, session.round_trip or 0.0))
 
     def _returned(self, node: _Node, tasks: list[int]) -> None:
         for task in tasks:
