@@ -184,7 +184,7 @@ class Session:
         """Send a message, over whatever links it takes. Buffers must not change until the agent has them."""
         posted = self._outbox.post(message, buffers)
         if self._wire is not None and self._wire.is_open:
-            self._wire.send(message, buffers, posted.number)
+            self._outbox.sent(posted, self._wire.send(message, buffers, posted.number))
             self._flush_soon()
 
     async def run(self) -> str | None:
@@ -289,8 +289,7 @@ class Session:
         self.facts = welcome.facts
         self._outbox.acknowledge(welcome.received)
         wire.prove()
-        for posted in self._outbox.kept():
-            wire.send(posted.message, posted.buffers, posted.number)
+        self._outbox.repeat(wire)
         self._channel, self._wire, self._may_widen = channel, wire, self._striping is not None
         self._linked_at = asyncio.get_running_loop().time()
         self._pace, self._written = Pace(), 0

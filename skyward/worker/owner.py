@@ -76,7 +76,7 @@ class Session:
         posted = self.outbox.post(message, buffers)
         if self.link is not None:
             self.link.lag = _LAG if lazy else 0.0
-            self.link.send(message, buffers, posted.number)
+            self.outbox.sent(posted, self.link.send(message, buffers, posted.number))
         return posted.number
 
     def attach(self, link: Link, received: int) -> None:
@@ -84,8 +84,8 @@ class Session:
         self.outbox.acknowledge(received)
         self.link = link
         self._unsaid = self._unsaid_bytes = 0
-        for posted in self.outbox.kept():
-            link.send(posted.message, posted.buffers, posted.number)
+        self.outbox.repeat(link.wire)
+        link.wake()
 
     def accept(self, received: Received) -> bool:
         """Whether a message is new; acknowledges from time to time."""

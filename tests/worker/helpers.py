@@ -152,8 +152,7 @@ class Owner:
         assert self.welcome is not None
         self.wire.prove()
         self.outbox.acknowledge(self.welcome.received)
-        for posted in self.outbox.kept():
-            self.wire.send(posted.message, posted.buffers, posted.number)
+        self.outbox.repeat(self.wire)
         self.welcome = None
         self.flush()
         return self
@@ -234,7 +233,7 @@ class Owner:
         """Send a numbered message."""
         posted = self.outbox.post(message, buffers)
         if self.sock is not None:
-            self.wire.send(message, buffers, posted.number)
+            self.outbox.sent(posted, self.wire.send(message, buffers, posted.number))
             self.flush()
 
     def set_up(self, **changes: Any) -> Owner:
