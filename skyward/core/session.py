@@ -79,7 +79,7 @@ class Stripes:
     Attributes
     ----------
     open
-        Opens one more channel over the connection that the present link has.
+        Opens one more channel to the agent of the present link, best over a connection of its own.
     count
         How many. One SSH channel carries as much as sshd's window of 2 MB in each round trip.
     distance
