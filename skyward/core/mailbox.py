@@ -43,19 +43,20 @@ class Outbox:
     def __repr__(self) -> str:
         return f"<Outbox {len(self._kept)} kept, {self.size:,} bytes, last is {self._last}>"
 
-    def post(self, message: Message, buffers: Sequence[Buffer] = ()) -> Posted:
-        """Number a message and keep it."""
-        self._last += 1
-        size = sum(map(len, buffers))
-        posted = Posted(self._last, size, message, buffers)
-        self._kept.append(posted)
-        self.size += size
-        return posted
+    def post(self, message: Message, buffers: Sequence[Buffer] = (), wire: Wire | None = None) -> int:
+        """Number a message, send it if there is an open wire, and keep it; the number.
 
-    def sent(self, posted: Posted, piece: bytes | None) -> None:
-        """Tell what the message that was posted last became on the wire; see `Wire.send`."""
-        if piece is not None:
-            self._kept[-1] = (posted.number, posted.size, piece)
+        Raises
+        ------
+        ProtocolError
+            The wire does not take it. Then it is not kept either.
+        """
+        number, size = self._last + 1, sum(map(len, buffers))
+        piece = None if wire is None else wire.send(message, buffers, number)
+        self._kept.append(Posted(number, size, message, buffers) if piece is None else (number, size, piece))
+        self._last = number
+        self.size += size
+        return number
 
     def acknowledge(self, received: int) -> None:
         """Drop what the peer has: everything up to number `received`."""

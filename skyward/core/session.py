@@ -182,10 +182,12 @@ class Session:
 
     def send(self, message: Message, buffers: Sequence[Buffer] = ()) -> None:
         """Send a message, over whatever links it takes. Buffers must not change until the agent has them."""
-        posted = self._outbox.post(message, buffers)
-        if self._wire is not None and self._wire.is_open:
-            self._outbox.sent(posted, self._wire.send(message, buffers, posted.number))
+        wire = self._wire
+        if wire is not None and wire.is_open:
+            self._outbox.post(message, buffers, wire)
             self._flush_soon()
+        else:
+            self._outbox.post(message, buffers)
 
     async def run(self) -> str | None:
         """Keep up the conversation until `close` (None), or until the node is lost (the reason).

@@ -82,13 +82,11 @@ class Link:
     def __repr__(self) -> str:
         return f"<Link fd {self._fd}{' closed' if self.closed else ''}, {self.wire!r}>"
 
-    def send(self, message: Message, buffers: Sequence[Buffer] = (), number: int = 0) -> bytes | None:
-        """Send a message; nothing if the link is closed. Returns what `Wire.send` does."""
-        if self.closed:
-            return None
-        piece = self.wire.send(message, buffers, number)
-        self.wake()
-        return piece
+    def send(self, message: Message, buffers: Sequence[Buffer] = (), number: int = 0) -> None:
+        """Send a message; nothing if the link is closed."""
+        if not self.closed:
+            self.wire.send(message, buffers, number)
+            self.wake()
 
     def queue(self, message: Message, buffers: Sequence[Buffer] = (), number: int = 0) -> None:
         """As `send`, but let it wait for `wake`."""

@@ -73,11 +73,13 @@ class Session:
 
         One that is `lazy` may wait for others: a write of several is cheaper, here and at the owner's.
         """
-        posted = self.outbox.post(message, buffers)
-        if self.link is not None:
-            self.link.lag = _LAG if lazy else 0.0
-            self.outbox.sent(posted, self.link.send(message, buffers, posted.number))
-        return posted.number
+        link = self.link
+        if link is None or link.closed:
+            return self.outbox.post(message, buffers)
+        number = self.outbox.post(message, buffers, link.wire)
+        link.lag = _LAG if lazy else 0.0
+        link.wake()
+        return number
 
     def attach(self, link: Link, received: int) -> None:
         """The owner has come (back) and has everything up to `received`; ProtocolError if that can't be."""

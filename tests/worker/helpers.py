@@ -231,9 +231,8 @@ class Owner:
 
     def say(self, message: Message, buffers: Any = ()) -> None:
         """Send a numbered message."""
-        posted = self.outbox.post(message, buffers)
+        self.outbox.post(message, buffers, self.wire if self.sock is not None else None)
         if self.sock is not None:
-            self.outbox.sent(posted, self.wire.send(message, buffers, posted.number))
             self.flush()
 
     def set_up(self, **changes: Any) -> Owner:

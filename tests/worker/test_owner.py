@@ -17,6 +17,7 @@ class Link:
         self.lag = 0.0
         self.sent: list[tuple[Message, int]] = []
         self.wire = self
+        self.closed = False
 
     def wake(self) -> None:
         pass
