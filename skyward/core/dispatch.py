@@ -302,14 +302,14 @@ class Dispatcher:
         for command in self._schedule.handle(event):
             if isinstance(command, schedule.Run):
                 self._run(self._nodes[command.node], self._jobs[command.task], command.alone)
+            elif isinstance(command, schedule.Settle):
+                self._settle(command)
             elif isinstance(command, schedule.Stop):
                 self._nodes[command.node].session.send(messages.Cancel(command.task))
             elif isinstance(command, schedule.Recall):
                 self._recall(self._nodes[command.node].session, command.most)
-            elif isinstance(command, schedule.Look):
-                asyncio.get_running_loop().call_later(_LOOK_EVERY, self._handle, schedule.Looked())
             else:
-                self._settle(command)
+                asyncio.get_running_loop().call_later(_LOOK_EVERY, self._handle, schedule.Looked())
 
     def _run(self, node: _Node, job: _Job, alone: bool) -> None:
         job.node = node.session.node

@@ -214,6 +214,7 @@ class _Node:
     depth: int = 0
     soon: float = 0.0  # tasks that begin here while one could be brought elsewhere
     free: int = 0  # idle slots; below 0: tasks ahead
+    idle: int = 0  # of them, what counts in the sum of all nodes
     asked: int = 0  # tasks that it has been asked for, until it answers
     rests: bool = False  # it was asked, and is not asked again before the next look
     looks: int = 0  # since a run ended here
@@ -244,7 +245,7 @@ class Schedule:
         self._pinned: set[str] = set()  # nodes that have pinned tasks waiting
         self._full: dict[str, _Node] = {}  # nodes with tasks ahead
         self._rich: OrderedDict[str, _Node] = OrderedDict()  # those of them that are worth asking for some
-        self._free = 0  # idle slots of all nodes
+        self._idle_slots = 0  # of all nodes
         self._asked = 0  # tasks that nodes have been asked for and have not answered
         self._looking = False  # `Looked` is expected
         self._hopeless = False
@@ -310,7 +311,7 @@ class Schedule:
         self._unplace(node)
         self._full.pop(node.name, None)
         self._rich.pop(node.name, None)
-        self._free -= max(node.free, 0)
+        self._idle_slots -= node.idle
         self._asked -= node.asked
         self._pinned.discard(node.name)
         for task in reversed([task for task in node.out.values() if task is not None]):
@@ -434,9 +435,10 @@ class Schedule:
                 node.pinned.popleft()
             (self._pinned.add if node.pinned else self._pinned.discard)(node.name)
         free = node.slots - len(node.out)
-        if free > 0 or node.free > 0:
-            self._free += max(free, 0) - max(node.free, 0)
         node.free = free
+        if free > 0 or node.idle:
+            self._idle_slots += max(free, 0) - node.idle
+            node.idle = max(free, 0)
         ring = self._idle if free > 0 else self._spare if free > -node.depth else None
         if ring is not node.ring:
             self._unplace(node)
@@ -479,9 +481,9 @@ class Schedule:
 
     def _recall(self, commands: list[Command]) -> None:
         """Nothing waits here and slots are idle: ask for as many tasks as those could take."""
-        while self._rich and self._free > self._asked:
+        while self._rich and self._idle_slots > self._asked:
             _, node = self._rich.popitem(last=False)
-            node.asked, node.rests = min(self._free - self._asked, -node.free), True
+            node.asked, node.rests = min(self._idle_slots - self._asked, -node.free), True
             self._asked += node.asked
             commands.append(Recall(node.name, node.asked))
         if not self._looking:
