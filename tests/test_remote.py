@@ -124,6 +124,8 @@ def test_small_tasks_pass_a_large_argument_on_a_long_line(fresh_host: FreshHost,
         assert host.rx_bytes - before < 150_000_000
         assert large.result(60) == 150_000_000
         assert host.run("sh", "-c", "grep -c agent.sock /proc/net/unix").stdout.strip() == "6", "a listener and five"
+        logins = [command for _, command in host.pids() if command.startswith("sshd: root")]
+        assert len(logins) == 2, "small tasks have a connection to themselves"
         before = host.rx_bytes
         assert pool.submit(len, b"0123456789abcdef" * 4_000_000).result(60) == 64_000_000
         assert host.rx_bytes - before < 10_000_000

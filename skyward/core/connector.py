@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import Callable
 
 from skyward.core import registry
+from skyward.core.beside import Beside
 from skyward.core.errors import (
     BootstrapFailed,
     HostKeyError,
@@ -24,6 +25,7 @@ from skyward.core.spec import Image, Machine
 __all__ = ["Connector"]
 
 _CONNECT = 30.0  # seconds for one connection
+_CONNECT_BESIDE = 5.0  # for a second one to the same machine: until then one channel has to carry all
 _AGAIN = 1.0  # seconds between two tries to reach a machine that boots
 _NOT_YET = (HostUnreachable, HostKeyError, LoginRefused)  # what a machine that boots may answer at first
 
@@ -65,6 +67,7 @@ class Connector:
         self._on_doubt = on_doubt
         self._transport: Transport = registry.load(registry.TRANSPORTS, self._endpoint.transport)()
         self._link: Link | None = None
+        self._beside = Beside(lambda: self._transport.connect(self._endpoint, _CONNECT_BESIDE))
         self._used = False
 
     async def prepare(self) -> bytes:
@@ -129,16 +132,17 @@ class Connector:
 
     @property
     def stripes(self) -> Stripes | None:
-        """How a session gets more channels over the same link; None where that is no faster."""
+        """How a session gets more channels, which delay nothing on the first; None where that is no faster."""
         return Stripes(self._open_stripe) if getattr(self._transport, "striped", False) else None
 
     async def _open_stripe(self) -> Channel:
         if self._link is None or self._address is None:
             raise LinkError(f"{self._endpoint}: there is no link")
-        return await self._link.open_channel(self._address)
+        return await self._beside.open_channel(self._link, self._address)
 
     async def close(self) -> None:
         """End the link."""
+        await self._beside.close()
         link, self._link = self._link, None
         if link is not None:
             await link.close()

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from skyward.core import messages, payload, schedule, wire
+from skyward.core.bell import Bell
 from skyward.core.blobs import Arrays, Snapshot, Snapshots
 from skyward.core.delivery import Delivery, Lane
 from skyward.core.errors import NodeLost, PayloadError, PoolNotActive, TaskTimeout, WorkerCrashed
@@ -34,7 +35,7 @@ __all__ = ["Call", "Dispatcher", "StreamOpener", "TaskFuture", "TaskOptions"]
 _T = TypeVar("_T")
 
 _OVERHEAD = 0.0005  # seconds that a node takes to bring a task to a slot, besides the round trip
-_RECALL_EVERY = 0.1  # seconds between two questions to a node for tasks that it has not begun
+_LOOK_EVERY = 0.1  # seconds between two looks at nodes that hold tasks while others have none
 _LARGEST = wire.Limits().message
 
 StreamOpener = Callable[[str], Awaitable[Channel]]
@@ -101,15 +102,17 @@ class TaskOptions:
 class TaskFuture(concurrent.futures.Future[_T]):
     """A `concurrent.futures.Future` whose `cancel` works as long as it is not done: a running task is stopped."""
 
-    def __init__(self, on_cancel: Callable[[], None]) -> None:
+    def __init__(self, on_cancel: Callable[[int], None], task: int) -> None:
         super().__init__()
+        self._condition = Bell()  # type: ignore[assignment]  # it has what is asked of a future's condition
         self.seconds: float | None = None
         """How long the task ran, measured on its slot; set before callbacks are called."""
         self.size = 0
         """Bytes of the pickled call, with its out-of-band buffers."""
         self.result_size = 0
         """Bytes of the pickled result; set before callbacks are called."""
-        self._on_cancel = on_cancel
+        self._on_cancel = on_cancel  # with the task's number: a closure would be four objects more for each task
+        self._task = task
 
     def cancel(self) -> bool:
         """Give the task up: it is not started any more, or stopped where it runs. False if it is done already."""
@@ -117,7 +120,7 @@ class TaskFuture(concurrent.futures.Future[_T]):
         if not super().cancel():
             return False
         if not done:
-            self._on_cancel()
+            self._on_cancel(self._task)
         return True
 
 
@@ -204,6 +207,7 @@ class Dispatcher:
         self._snapshots = Snapshots(shares)
         self._why_hopeless = "no node is left"
         self._delivery = Delivery(self._deliver, f"{name}-delivery")
+        self._on_cancel = self._cancel  # one bound method for all futures
         self._pid = os.getpid()
         self._closed: str | None = None
 
@@ -227,7 +231,7 @@ class Dispatcher:
         if os.getpid() != self._pid:
             raise PoolNotActive("this pool belongs to the process that opened it, not to a fork of it: open one here")
         task = next(self._ids)
-        future: TaskFuture[_T] = TaskFuture(lambda: self._post(schedule.Cancelled(task)))
+        future: TaskFuture[_T] = TaskFuture(self._on_cancel, task)
         try:
             head, buffers = payload.dumps((function, args, kwargs), "the call", large=options.large, mode=options.mode)
             future.size = len(head) + sum(map(len, buffers))
@@ -266,6 +270,9 @@ class Dispatcher:
                 parts.append(data)
         return parts, blobs
 
+    def _cancel(self, task: int) -> None:
+        self._post(schedule.Cancelled(task))
+
     def _post(self, item: schedule.Event | _Job) -> None:
         self._inbox.append(item)
         if not self._woken:
@@ -295,12 +302,14 @@ class Dispatcher:
         for command in self._schedule.handle(event):
             if isinstance(command, schedule.Run):
                 self._run(self._nodes[command.node], self._jobs[command.task], command.alone)
+            elif isinstance(command, schedule.Settle):
+                self._settle(command)
             elif isinstance(command, schedule.Stop):
                 self._nodes[command.node].session.send(messages.Cancel(command.task))
             elif isinstance(command, schedule.Recall):
                 self._recall(self._nodes[command.node].session, command.most)
             else:
-                self._settle(command)
+                asyncio.get_running_loop().call_later(_LOOK_EVERY, self._handle, schedule.Looked())
 
     def _run(self, node: _Node, job: _Job, alone: bool) -> None:
         job.node = node.session.node
@@ -315,10 +324,7 @@ class Dispatcher:
 
     def _recall(self, session: Session, most: int) -> None:
         """Ask for tasks that are not worth leaving there: on their way to another node they would lose a round trip."""
-        trip = session.round_trip or 0.0
-        session.send(messages.Recall(most, trip))
-        again = schedule.Recallable(session.node)
-        asyncio.get_running_loop().call_later(max(_RECALL_EVERY, trip), self._handle, again)
+        session.send(messages.Recall(most, session.round_trip or 0.0))
 
     def _returned(self, node: _Node, tasks: list[int]) -> None:
         for task in tasks:

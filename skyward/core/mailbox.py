@@ -5,60 +5,77 @@ Pure. Both ends have one `Outbox` and one `Inbox` for a whole conversation, over
 
 from __future__ import annotations
 
-import mmap
 from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from skyward.core.errors import ProtocolError
 from skyward.core.messages import Message
+from skyward.core.wire import Buffer, Wire
 
 __all__ = ["Inbox", "Outbox", "Posted"]
-
-Buffer = bytes | bytearray | memoryview | mmap.mmap
 
 
 class Posted(NamedTuple):
     """A numbered message that is kept until the peer has it."""
 
     number: int
-    message: Message
-    buffers: Sequence[Buffer]
     size: int
     """Bytes in the buffers."""
+    message: Message
+    buffers: Sequence[Buffer]
 
 
 class Outbox:
-    """Numbers messages and keeps each until the peer acknowledges it, over any number of links."""
+    """Numbers messages and keeps each until the peer acknowledges it, over any number of links.
+
+    A small one that was sent is kept as the bytes that it became. With many nodes, messages are kept for a heartbeat,
+    and so are many that Python's garbage collector would go through again and again; a tuple of numbers and bytes it
+    leaves alone.
+    """
 
     def __init__(self) -> None:
         self._last = 0
-        self._kept: deque[Posted] = deque()
+        self._kept: deque[Posted | tuple[int, int, bytes]] = deque()
         self.size = 0
         """Bytes in the buffers of what is kept."""
 
     def __repr__(self) -> str:
         return f"<Outbox {len(self._kept)} kept, {self.size:,} bytes, last is {self._last}>"
 
-    def post(self, message: Message, buffers: Sequence[Buffer] = ()) -> Posted:
-        """Number a message and keep it."""
-        self._last += 1
-        size = sum(map(len, buffers))
-        posted = Posted(self._last, message, buffers, size)
-        self._kept.append(posted)
+    def post(self, message: Message, buffers: Sequence[Buffer] = (), wire: Wire | None = None) -> int:
+        """Number a message, send it if there is an open wire, and keep it; the number.
+
+        Raises
+        ------
+        ProtocolError
+            The wire does not take it. Then it is not kept either.
+        """
+        number, size = self._last + 1, sum(map(len, buffers))
+        piece = None if wire is None else wire.send(message, buffers, number)
+        self._kept.append(Posted(number, size, message, buffers) if piece is None else (number, size, piece))
+        self._last = number
         self.size += size
-        return posted
+        return number
 
     def acknowledge(self, received: int) -> None:
         """Drop what the peer has: everything up to number `received`."""
         if received > self._last:
             raise ProtocolError(f"the peer acknowledges message {received}, but only {self._last} were sent")
-        while self._kept and self._kept[0].number <= received:
-            self.size -= self._kept.popleft().size
+        while self._kept and self._kept[0][0] <= received:
+            self.size -= self._kept.popleft()[1]
 
-    def kept(self) -> list[Posted]:
-        """What must be sent again on a new link, in order."""
-        return list(self._kept)
+    def kept(self) -> list[int]:
+        """Numbers of what must be sent again on a new link, in order."""
+        return [posted[0] for posted in self._kept]
+
+    def repeat(self, wire: Wire) -> None:
+        """Send all of that again on a new link."""
+        for posted in self._kept:
+            if isinstance(posted, Posted):
+                wire.send(posted.message, posted.buffers, posted.number)
+            else:
+                wire.send_again(posted[2])
 
 
 class Inbox:

@@ -14,7 +14,10 @@ What always holds, whatever order events come in:
 A node's *depth* is the number of tasks it holds beyond its slots so that a slot need not wait for a round trip. It
 follows from the measured overhead and running time: 0 for tasks that run much longer than a round trip. What a node
 holds ahead is asked back when another one has nothing to do (`Recall`), so that nothing waits behind a long task; the
-node gives back what it has not begun, and such a start does not count.
+node gives back what it has not begun, and such a start does not count. No more is asked for at a time than slots are
+idle, and nothing that the node will begin sooner than it could be elsewhere, if its tasks run as they did. Whether they
+do, and whether a node may be asked again, is found out now and then (`Look`), for all nodes at once: neither an event
+nor a question may cost the more, the more nodes there are.
 """
 
 from __future__ import annotations
@@ -32,11 +35,12 @@ __all__ = [
     "Event",
     "Finished",
     "Hopeless",
+    "Look",
+    "Looked",
     "NodeDown",
     "NodeUp",
     "Outcome",
     "Recall",
-    "Recallable",
     "Returned",
     "Run",
     "Schedule",
@@ -49,6 +53,7 @@ __all__ = [
 _DEEPEST = 32  # tasks held ahead per slot, at most
 _SLACK = 1.5  # times what is needed at the mean: tasks and lines are uneven, and what is too much can be asked back
 _SMOOTH = 0.2  # weight of the newest running time in the mean
+_STUCK = 2  # looks without the end of a run: then its tasks do not run as they did
 
 
 class Outcome(enum.Enum):
@@ -122,17 +127,15 @@ class Returned(NamedTuple):
     tasks: list[int]
 
 
-class Recallable(NamedTuple):
-    """Some time has passed since the node was asked to give tasks back: it may be asked again."""
-
-    node: str
+class Looked(NamedTuple):
+    """Some time has passed since `Look`."""
 
 
 class Hopeless(NamedTuple):
     """No node is up, and none will come: what waits can't run. Tasks that are submitted later fare the same."""
 
 
-Event: TypeAlias = Union[Submitted, Cancelled, NodeUp, NodeDown, Finished, Returned, Recallable, Hopeless]
+Event: TypeAlias = Union[Submitted, Cancelled, NodeUp, NodeDown, Finished, Returned, Looked, Hopeless]
 
 # --- commands -------------------------------------------------------------------------------------------------------
 
@@ -153,10 +156,14 @@ class Stop(NamedTuple):
 
 
 class Recall(NamedTuple):
-    """Ask the node for tasks that it has not begun, so many at most. `Returned` is expected, and `Recallable` later."""
+    """Ask the node for tasks that it has not begun, so many at most. `Returned` is expected."""
 
     node: str
     most: int
+
+
+class Look(NamedTuple):
+    """Say `Looked` in a moment."""
 
 
 class Settle(NamedTuple):
@@ -166,7 +173,7 @@ class Settle(NamedTuple):
     verdict: Verdict
 
 
-Command: TypeAlias = Union[Run, Stop, Recall, Settle]
+Command: TypeAlias = Union[Run, Stop, Recall, Look, Settle]
 
 # --- state ----------------------------------------------------------------------------------------------------------
 
@@ -205,19 +212,24 @@ class _Node:
     pinned: deque[_Task] = field(default_factory=deque)
     mean: float | None = None  # smoothed running time, seconds
     depth: int = 0
-    asked: bool = False  # to give tasks back, a moment ago
+    soon: float = 0.0  # tasks that begin here while one could be brought elsewhere
+    free: int = 0  # idle slots; below 0: tasks ahead
+    idle: int = 0  # of them, what counts in the sum of all nodes
+    asked: int = 0  # tasks that it has been asked for, until it answers
+    rests: bool = False  # it was asked, and is not asked again before the next look
+    looks: int = 0  # since a run ended here
     ring: OrderedDict[str, _Node] | None = None  # the one that it is in
-
-    @property
-    def ahead(self) -> int:
-        """How many tasks are out there beyond its slots."""
-        return len(self.out) - self.slots
 
     def learn(self, seconds: float, overhead: float) -> None:
         """Set the depth from how long tasks run here and what it takes to bring one."""
         self.mean = seconds if self.mean is None else self.mean + _SMOOTH * (seconds - self.mean)
-        ahead = _SLACK * self.slots * overhead / max(self.mean, 1e-6)
-        self.depth = min(round(ahead), self.slots * _DEEPEST)
+        self.soon = self.slots * overhead / max(self.mean, 1e-6)
+        self.depth = min(round(_SLACK * self.soon), self.slots * _DEEPEST)
+
+    @property
+    def worth_asking(self) -> bool:
+        """Whether it has tasks ahead that are better off elsewhere; as far as is known from how long others ran."""
+        return not self.rests and (-self.free > self.soon or (self.free < 0 and self.looks >= _STUCK))
 
 
 class Schedule:
@@ -232,6 +244,10 @@ class Schedule:
         self._spare: OrderedDict[str, _Node] = OrderedDict()  # nodes whose slots are busy, with depth to fill
         self._pinned: set[str] = set()  # nodes that have pinned tasks waiting
         self._full: dict[str, _Node] = {}  # nodes with tasks ahead
+        self._rich: OrderedDict[str, _Node] = OrderedDict()  # those of them that are worth asking for some
+        self._idle_slots = 0  # of all nodes
+        self._asked = 0  # tasks that nodes have been asked for and have not answered
+        self._looking = False  # `Looked` is expected
         self._hopeless = False
         self._handlers: dict[type, Callable[[Any, list[Command]], None]] = {
             Submitted: self._submitted,
@@ -240,7 +256,7 @@ class Schedule:
             NodeDown: self._node_down,
             Finished: self._finished,
             Returned: self._returned,
-            Recallable: self._recallable,
+            Looked: self._looked,
             Hopeless: self._no_hope,
         }
 
@@ -294,6 +310,9 @@ class Schedule:
             return
         self._unplace(node)
         self._full.pop(node.name, None)
+        self._rich.pop(node.name, None)
+        self._idle_slots -= node.idle
+        self._asked -= node.asked
         self._pinned.discard(node.name)
         for task in reversed([task for task in node.out.values() if task is not None]):
             if task.pinned is not None or task.starts >= task.attempts:
@@ -310,6 +329,7 @@ class Schedule:
         if node is None or event.task not in node.out:
             return
         task = node.out.pop(event.task)
+        node.looks = 0
         if event.seconds is not None and event.overhead is not None:
             node.learn(event.seconds, event.overhead)
         settled: list[Command] = []
@@ -323,6 +343,8 @@ class Schedule:
         node = self._nodes.get(event.node)
         if node is None:
             return
+        self._asked -= node.asked
+        node.asked = 0
         for name in event.tasks:
             task = node.out.pop(name, None)
             if task is not None:
@@ -331,10 +353,13 @@ class Schedule:
         self._place(node)
         self._assign(commands)
 
-    def _recallable(self, event: Recallable, commands: list[Command]) -> None:
-        if event.node in self._nodes:
-            self._nodes[event.node].asked = False
-            self._assign(commands)
+    def _looked(self, _: Looked, commands: list[Command]) -> None:
+        self._looking = False
+        for node in list(self._full.values()):
+            node.looks += 1
+            node.rests = node.asked > 0
+            self._place(node)
+        self._assign(commands)
 
     def _no_hope(self, _: Hopeless, commands: list[Command]) -> None:
         if not self._nodes:
@@ -410,6 +435,10 @@ class Schedule:
                 node.pinned.popleft()
             (self._pinned.add if node.pinned else self._pinned.discard)(node.name)
         free = node.slots - len(node.out)
+        node.free = free
+        if free > 0 or node.idle:
+            self._idle_slots += max(free, 0) - node.idle
+            node.idle = max(free, 0)
         ring = self._idle if free > 0 else self._spare if free > -node.depth else None
         if ring is not node.ring:
             self._unplace(node)
@@ -418,8 +447,13 @@ class Schedule:
             node.ring = ring
         if free < 0:
             self._full[node.name] = node
+            if node.worth_asking:
+                self._rich.setdefault(node.name, node)
+                return
         elif self._full:
             self._full.pop(node.name, None)
+        if self._rich:
+            self._rich.pop(node.name, None)
 
     @staticmethod
     def _unplace(node: _Node) -> None:
@@ -446,9 +480,12 @@ class Schedule:
             self._recall(commands)
 
     def _recall(self, commands: list[Command]) -> None:
-        """Nothing waits here and slots are idle: ask the fullest node for what it holds ahead."""
-        node = max(self._full.values(), key=lambda node: 0 if node.asked else node.ahead)
-        if not node.asked:
-            node.asked = True
-            free = sum(idle.slots - len(idle.out) for idle in self._idle.values())
-            commands.append(Recall(node.name, min(free, node.ahead)))
+        """Nothing waits here and slots are idle: ask for as many tasks as those could take."""
+        while self._rich and self._idle_slots > self._asked:
+            _, node = self._rich.popitem(last=False)
+            node.asked, node.rests = min(self._idle_slots - self._asked, -node.free), True
+            self._asked += node.asked
+            commands.append(Recall(node.name, node.asked))
+        if not self._looking:
+            self._looking = True
+            commands.append(Look())

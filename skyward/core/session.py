@@ -79,7 +79,7 @@ class Stripes:
     Attributes
     ----------
     open
-        Opens one more channel over the connection that the present link has.
+        Opens one more channel to the agent of the present link, best over a connection of its own.
     count
         How many. One SSH channel carries as much as sshd's window of 2 MB in each round trip.
     distance
@@ -182,10 +182,12 @@ class Session:
 
     def send(self, message: Message, buffers: Sequence[Buffer] = ()) -> None:
         """Send a message, over whatever links it takes. Buffers must not change until the agent has them."""
-        posted = self._outbox.post(message, buffers)
-        if self._wire is not None and self._wire.is_open:
-            self._wire.send(message, buffers, posted.number)
+        wire = self._wire
+        if wire is not None and wire.is_open:
+            self._outbox.post(message, buffers, wire)
             self._flush_soon()
+        else:
+            self._outbox.post(message, buffers)
 
     async def run(self) -> str | None:
         """Keep up the conversation until `close` (None), or until the node is lost (the reason).
@@ -289,8 +291,7 @@ class Session:
         self.facts = welcome.facts
         self._outbox.acknowledge(welcome.received)
         wire.prove()
-        for posted in self._outbox.kept():
-            wire.send(posted.message, posted.buffers, posted.number)
+        self._outbox.repeat(wire)
         self._channel, self._wire, self._may_widen = channel, wire, self._striping is not None
         self._linked_at = asyncio.get_running_loop().time()
         self._pace, self._written = Pace(), 0

@@ -284,8 +284,8 @@ class Wire:
 
     # --- sending ---
 
-    def send(self, message: Message, buffers: Sequence[Buffer] = (), number: int = 0) -> None:
-        """Queue a message.
+    def send(self, message: Message, buffers: Sequence[Buffer] = (), number: int = 0) -> bytes | None:
+        """Queue a message. Returns the piece that it is, if it is one; that can be sent again on another link.
 
         Raises
         ------
@@ -309,13 +309,20 @@ class Wire:
         self._enter(self.role, state)
         if total <= WHOLE:
             head = _head(len(sizes)).pack(_SMALL, 0, length + total, len(envelope), len(sizes), *sizes)
-            self._small.append(b"".join((head, envelope, *buffers)))
-        else:
-            # The number is filled in when the message begins.
-            head = _head(len(sizes)).pack(_OPEN, 0, length, len(envelope), len(sizes), *sizes)
-            views = [memoryview(buffer).cast("B") for buffer, size in zip(buffers, sizes, strict=True) if size]
-            self._waiting.append((head[_PIECE.size :] + envelope, views))
-            self._large += total
+            piece = b"".join((head, envelope, *buffers))
+            self._small.append(piece)
+            return piece
+        # The number is filled in when the message begins.
+        head = _head(len(sizes)).pack(_OPEN, 0, length, len(envelope), len(sizes), *sizes)
+        views = [memoryview(buffer).cast("B") for buffer, size in zip(buffers, sizes, strict=True) if size]
+        self._waiting.append((head[_PIECE.size :] + envelope, views))
+        self._large += total
+        return None
+
+    def send_again(self, piece: bytes) -> None:
+        """Queue what `send` has returned on an earlier link of the same end."""
+        self._next_state(self.role, Ping)  # or any other message that only an open wire takes
+        self._small.append(piece)
 
     def data_to_send(self, budget: int = 1024 * 1024) -> list[bytes | memoryview]:
         """The next buffers to write, about `budget` bytes, small messages first; none when there is nothing."""

@@ -73,19 +73,21 @@ class Session:
 
         One that is `lazy` may wait for others: a write of several is cheaper, here and at the owner's.
         """
-        posted = self.outbox.post(message, buffers)
-        if self.link is not None:
-            self.link.lag = _LAG if lazy else 0.0
-            self.link.send(message, buffers, posted.number)
-        return posted.number
+        link = self.link
+        if link is None or link.closed:
+            return self.outbox.post(message, buffers)
+        number = self.outbox.post(message, buffers, link.wire)
+        link.lag = _LAG if lazy else 0.0
+        link.wake()
+        return number
 
     def attach(self, link: Link, received: int) -> None:
         """The owner has come (back) and has everything up to `received`; ProtocolError if that can't be."""
         self.outbox.acknowledge(received)
         self.link = link
         self._unsaid = self._unsaid_bytes = 0
-        for posted in self.outbox.kept():
-            link.send(posted.message, posted.buffers, posted.number)
+        self.outbox.repeat(link.wire)
+        link.wake()
 
     def accept(self, received: Received) -> bool:
         """Whether a message is new; acknowledges from time to time."""

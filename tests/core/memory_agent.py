@@ -74,8 +74,7 @@ class MemoryAgent:
                 elif isinstance(received.message, messages.Proof):
                     self._channel, self._wire = channel, link
                     self.outbox.acknowledge(heard)
-                    for posted in self.outbox.kept():
-                        link.send(posted.message, posted.buffers, posted.number)
+                    self.outbox.repeat(link)
                 elif self.inbox.accept(received.number):
                     self.take(received.message, received.buffers)
             self.flush(channel, link)
@@ -87,9 +86,7 @@ class MemoryAgent:
                 channel.write(link.data_to_send())
 
     def say(self, message: messages.Message, buffers: Any = ()) -> None:
-        posted = self.outbox.post(message, buffers)
-        if self._wire is not None and self._wire.is_open:
-            self._wire.send(message, buffers, posted.number)
+        self.outbox.post(message, buffers, self._wire if self._wire is not None and self._wire.is_open else None)
 
     def take(self, message: messages.Message, buffers: list[bytearray]) -> None:  # noqa: PLR0915 - one for each message
         if isinstance(message, messages.Setup):

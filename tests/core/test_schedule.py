@@ -6,17 +6,18 @@ from typing import Any
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, precondition, rule
 
 from skyward.core.schedule import (
     Cancelled,
     Finished,
     Hopeless,
+    Look,
+    Looked,
     NodeDown,
     NodeUp,
     Outcome,
     Recall,
-    Recallable,
     Returned,
     Run,
     Schedule,
@@ -40,7 +41,9 @@ class ScheduleMachine(RuleBasedStateMachine):
         self.free_starts: dict[int, int] = {}
         self.nodes: dict[str, int] = {}
         self.out: dict[str, dict[int, bool]] = {}  # node -> task -> still wanted
-        self.asked: set[str] = set()  # nodes that were asked to give tasks back
+        self.asked: dict[str, int] = {}  # nodes that have been asked to give so many tasks back, and have not answered
+        self.resting: set[str] = set()  # nodes that were asked since the last look
+        self.looking = False
         self.names = 0
         self.hopeless = False
 
@@ -64,8 +67,14 @@ class ScheduleMachine(RuleBasedStateMachine):
                 self.out[command.node][command.task] = False
             elif isinstance(command, Recall):
                 assert 0 < command.most <= len(self.out[command.node]) - self.nodes[command.node]
-                assert command.node not in self.asked
-                self.asked.add(command.node)
+                assert command.node not in self.resting
+                self.resting.add(command.node)
+                self.asked[command.node] = command.most
+                idle = sum(max(slots - len(self.out[name]), 0) for name, slots in self.nodes.items())
+                assert sum(self.asked.values()) <= idle
+            elif isinstance(command, Look):
+                assert not self.looking
+                self.looking = True
             else:
                 assert isinstance(command, Settle)
                 assert command.task not in self.settled, "settled twice"
@@ -85,7 +94,8 @@ class ScheduleMachine(RuleBasedStateMachine):
     def node_down(self, node: str) -> None:
         del self.nodes[node]
         del self.out[node]
-        self.asked.discard(node)
+        self.asked.pop(node, None)
+        self.resting.discard(node)
         self.handle(NodeDown(node))
         self.handle(NodeDown(node))  # saying it twice does no harm
 
@@ -140,12 +150,15 @@ class ScheduleMachine(RuleBasedStateMachine):
         for task in tasks:
             if self.out[node].pop(task):
                 self.starts[task] -= 1
+        self.asked.pop(node, None)
         self.handle(Returned(node, tasks))
 
-    @rule(node=nodes_in)
-    def may_be_asked_again(self, node: str) -> None:
-        self.asked.discard(node)
-        self.handle(Recallable(node))
+    @precondition(lambda self: self.looking)
+    @rule()
+    def time_passes(self) -> None:
+        self.looking = False
+        self.resting = set(self.asked)
+        self.handle(Looked())
 
     @rule()
     def hopeless_now(self) -> None:
@@ -188,7 +201,7 @@ class ScheduleMachine(RuleBasedStateMachine):
     def what_lies_ahead_is_asked_back_for_idle_slots(self) -> None:
         if any(len(self.out[name]) < slots for name, slots in self.nodes.items()):
             ahead = [name for name, slots in self.nodes.items() if len(self.out[name]) > slots]
-            assert not ahead or self.asked
+            assert not ahead or self.looking
 
     @invariant()
     def forgets_what_is_over(self) -> None:
@@ -253,13 +266,40 @@ def test_what_a_node_holds_ahead_goes_back_to_an_idle_one() -> None:
     """A task behind a long one runs elsewhere as soon as somebody has nothing to do."""
     schedule = Schedule()
     _commands(schedule, NodeUp("a", 1), *[Submitted(i, 1, attempts=1) for i in range(4)])
-    schedule.handle(Finished(0, "a", Outcome.ANSWERED, 0.01, 0.05))  # 1 runs there now, 2 and 3 are ahead
-    assert schedule.handle(NodeUp("b", 1)) == [Recall("a", 1)]
+    schedule.handle(Finished(0, "a", Outcome.ANSWERED, 0.04, 0.05))  # 1 runs there now, 2 and 3 are ahead
+    assert schedule.handle(NodeUp("b", 1)) == [Recall("a", 1), Look()]
     assert schedule.handle(Returned("a", [3])) == [Run("b", 3, False)]
-    assert schedule.handle(Finished(3, "b", Outcome.ANSWERED, 0.01, 0.05)) == [Settle(3, Verdict.ANSWERED)]
-    assert schedule.handle(Recallable("a")) == [Recall("a", 1)]
+    assert schedule.handle(Looked()) == []
+    assert schedule.handle(Finished(3, "b", Outcome.ANSWERED, 0.04, 0.05)) == [Look(), Settle(3, Verdict.ANSWERED)]
+    assert schedule.handle(Looked()) == [Recall("a", 1), Look()]
     assert schedule.handle(Finished(1, "a", Outcome.ANSWERED)) == [Settle(1, Verdict.ANSWERED)]
     assert schedule.handle(Returned("a", [])) == []
+
+
+def test_what_will_begin_at_once_is_asked_for_only_when_it_does_not() -> None:
+    """Tasks that run for less than a round trip stay where they are, unless one of them takes long."""
+    schedule = Schedule()
+    _commands(schedule, NodeUp("a", 1), *[Submitted(i, 1) for i in range(4)])
+    schedule.handle(Finished(0, "a", Outcome.ANSWERED, 0.001, 0.05))
+    assert schedule.handle(NodeUp("b", 2)) == [Look()]
+    assert schedule.handle(Looked()) == [Look()]
+    schedule.handle(Finished(1, "a", Outcome.ANSWERED, 0.001, 0.05))  # as usual
+    assert schedule.handle(Looked()) == [Look()]
+    assert schedule.handle(Looked()) == [Recall("a", 1), Look()]
+
+
+def test_no_more_is_asked_for_than_slots_are_idle() -> None:
+    """However many nodes hold tasks, one that has nothing to do makes one question."""
+    schedule = Schedule()
+    _commands(schedule, *[NodeUp(f"n{i}", 1) for i in range(50)], *[Submitted(i, 1) for i in range(150)])
+    for i in range(50):
+        schedule.handle(Finished(i, f"n{i}", Outcome.ANSWERED, 0.04, 0.05))
+    recalls = [command for command in schedule.handle(NodeUp("b", 1)) if isinstance(command, Recall)]
+    assert [command.most for command in recalls] == [1]
+    asked = recalls[0].node
+    again = schedule.handle(Returned(asked, []))  # nothing to be had there: the next
+    assert [type(command) for command in again] == [Recall]
+    assert again[0].node != asked
 
 
 def test_innocent_tasks_of_a_shared_crash_run_alone_and_do_not_count_it() -> None:

@@ -480,10 +480,10 @@ def test_messages_survive_broken_links_once_each(plan: list[str], data: st.DataO
     for step in [*plan, "break", "carry"]:
         if step == "post":
             posted += 1
-            line.append(outbox.post(Ping(float(posted)), [b"x"]).number)
+            line.append(outbox.post(Ping(float(posted)), [b"x"]))
         elif step == "break":  # everything on the line is lost; the peer says what it has
             outbox.acknowledge(inbox.received)
-            line = [kept.number for kept in outbox.kept()]
+            line = outbox.kept()
         else:
             some = line if step == "carry" else []
             data.draw(st.randoms()).shuffle(some)  # large messages are overtaken
@@ -493,6 +493,38 @@ def test_messages_survive_broken_links_once_each(plan: list[str], data: st.DataO
     outbox.acknowledge(inbox.received)
     assert outbox.kept() == []
     assert outbox.size == 0
+
+
+@given(messages=st.lists(st.tuples(OWNER_MESSAGES, BUFFERS), max_size=8), sent=st.integers(0, 8))
+@settings(deadline=None)
+def test_a_later_link_brings_what_an_earlier_one_lost(messages: Any, sent: int) -> None:
+    """Whether a message had become a piece, was large, or was never sent at all."""
+    outbox, (lost, _) = Outbox(), opened()
+    for at, (message, buffers) in enumerate(messages):
+        outbox.post(message, buffers, lost if at < sent else None)
+    owner, worker = opened()
+    outbox.repeat(owner)
+    got = sorted(carry(owner, worker), key=lambda received: received.number)
+    assert [(it.number, it.message) for it in got] == [(at, message) for at, (message, _) in enumerate(messages, 1)]
+    assert [[bytes(part) for part in it.buffers] for it in got] == [list(buffers) for _, buffers in messages]
+
+
+def test_what_the_wire_does_not_take_is_not_kept() -> None:
+    """It has no number either, for the peer would wait for that."""
+    outbox, (owner, _) = Outbox(), opened(Limits(message=10))
+    with pytest.raises(ProtocolError):
+        outbox.post(Ping(1.0), [b"x" * 11], owner)
+    assert outbox.post(Ping(1.0), [], owner) == 1
+    assert outbox.kept() == [1]
+
+
+def test_a_piece_goes_on_open_links_only() -> None:
+    """What was said in one conversation is not said before the next has been opened."""
+    owner, _ = opened()
+    piece = owner.send(Ping(1.0))
+    assert piece is not None
+    with pytest.raises(ProtocolError):
+        Wire(Role.OWNER).send_again(piece)
 
 
 def test_an_acknowledgement_of_the_unsent_is_a_protocol_error() -> None:

@@ -152,8 +152,7 @@ class Owner:
         assert self.welcome is not None
         self.wire.prove()
         self.outbox.acknowledge(self.welcome.received)
-        for posted in self.outbox.kept():
-            self.wire.send(posted.message, posted.buffers, posted.number)
+        self.outbox.repeat(self.wire)
         self.welcome = None
         self.flush()
         return self
@@ -232,9 +231,8 @@ class Owner:
 
     def say(self, message: Message, buffers: Any = ()) -> None:
         """Send a numbered message."""
-        posted = self.outbox.post(message, buffers)
+        self.outbox.post(message, buffers, self.wire if self.sock is not None else None)
         if self.sock is not None:
-            self.wire.send(message, buffers, posted.number)
             self.flush()
 
     def set_up(self, **changes: Any) -> Owner:

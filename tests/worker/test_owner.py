@@ -11,11 +11,16 @@ from skyward.worker.owner import Quota, Session
 
 
 class Link:
-    """Keeps what is sent."""
+    """Keeps what is sent; it is its own wire."""
 
     def __init__(self) -> None:
         self.lag = 0.0
         self.sent: list[tuple[Message, int]] = []
+        self.wire = self
+        self.closed = False
+
+    def wake(self) -> None:
+        pass
 
     def send(self, message: Message, buffers: object = (), number: int = 0) -> None:
         self.sent.append((message, number))

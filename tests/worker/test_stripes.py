@@ -62,8 +62,7 @@ def striped(node: Owner, count: int = 2) -> list[socket.socket]:
 def queue(node: Owner, function: Any, *args: Any) -> int:
     """Give a task to the wire, without sending any of it."""
     task, call = 10**6, payload.dumps((function, args, {}), "call", large=None)
-    posted = node.outbox.post(Run(task, True, None, None, {}), [call.head, *call.buffers])
-    node.wire.send(posted.message, posted.buffers, posted.number)
+    node.outbox.post(Run(task, True, None, None, {}), [call.head, *call.buffers], node.wire)
     return task
 
 

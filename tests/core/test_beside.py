@@ -1,0 +1,102 @@
+"""What is large has a connection of its own where the machine allows one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any
+
+import pytest
+
+from skyward.core.beside import Beside
+from skyward.core.errors import HostUnreachable, LinkError
+from skyward.core.spec import Endpoint
+from skyward.transport.memory import MemoryLink, MemoryTransport, listen
+
+ADDRESS = "agent"
+
+
+@pytest.fixture
+def opened() -> Iterator[list[str]]:
+    """Hosts to which channels have been opened."""
+    hosts: list[str] = []
+    ends = [listen(host, ADDRESS, lambda _, host=host: hosts.append(host)) for host in ("first", "second")]
+    yield hosts
+    for end in ends:
+        end()
+
+
+def run(work: Callable[[MemoryLink], Coroutine[Any, Any, None]]) -> None:
+    async def live() -> None:
+        first = await MemoryTransport().connect(Endpoint("memory", "first"), 1)
+        try:
+            await work(first)
+        finally:
+            await first.close()
+
+    asyncio.run(live())
+
+
+def test_channels_share_one_connection_beside_the_first(opened: list[str]) -> None:
+    """It is made when the first of them is asked for, and again only after the end."""
+    made: list[MemoryLink] = []
+
+    async def connect() -> MemoryLink:
+        made.append(await MemoryTransport().connect(Endpoint("memory", "second"), 1))
+        return made[-1]
+
+    async def work(first: MemoryLink) -> None:
+        beside = Beside(connect)
+        await beside.close()
+        channels = await asyncio.gather(*(beside.open_channel(first, ADDRESS) for _ in range(3)))
+        assert opened == ["second"] * 3
+        assert len(made) == 1
+        await beside.close()
+        assert [await channel.read() for channel in channels] == [b""] * 3
+        await beside.open_channel(first, ADDRESS)
+        assert len(made) == 2
+        await beside.close()
+
+    run(work)
+
+
+@pytest.mark.parametrize("error", [HostUnreachable("no"), LinkError("no")], ids=["no connection", "no channel"])
+def test_where_there_can_be_no_second_connection_the_first_does(opened: list[str], error: Exception) -> None:
+    """A host may refuse it, or the address may be that of several hosts; it is tried once."""
+    tried = 0
+
+    async def connect() -> MemoryLink:
+        nonlocal tried
+        tried += 1
+        if isinstance(error, LinkError):
+            return MemoryLink("another")
+        raise error
+
+    async def work(first: MemoryLink) -> None:
+        beside = Beside(connect)
+        for _ in range(2):
+            await beside.open_channel(first, ADDRESS)
+        assert opened == ["first"] * 2
+        assert tried == 1
+        await beside.close()
+
+    run(work)
+
+
+def test_its_end_does_not_wait_for_a_host_that_does_not_answer(opened: list[str]) -> None:
+    """Nor is one who waits for a channel left waiting."""
+
+    async def connect() -> MemoryLink:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def work(first: MemoryLink) -> None:
+        beside = Beside(connect)
+        opening = asyncio.ensure_future(beside.open_channel(first, ADDRESS))
+        await asyncio.sleep(0)
+        await beside.close()
+        with pytest.raises(asyncio.CancelledError):
+            await opening
+        assert opened == []
+
+    run(work)
