@@ -65,14 +65,17 @@ def _agents() -> set[str]:
         try:
             stat = (entry / "stat").read_text().rpartition(")")[2].split()
             command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            name = (entry / "comm").read_text().strip()
         except OSError:  # it has just ended
             continue
         pid = int(entry.name)
-        parents[pid], commands[pid] = int(stat[1]), command
+        parents[pid] = int(stat[1])
+        if name == "skyward-agent":  # fork servers and slots, which come and go, have the same command line
+            commands[pid] = command
     for pid, command in commands.items():
         ancestor = pid
         while ancestor in parents and ancestor not in (0, os.getpid()):
             ancestor = parents[ancestor]
-        if ancestor == os.getpid() and "skyward.worker.agent" in command:
+        if ancestor == os.getpid():
             found.add(f"process {pid}: {command.strip()}")
     return found
