@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import mmap
 
-__all__ = ["PAGED", "pages"]
+__all__ = ["PAGED", "Spares", "pages"]
 
 PAGED = 1 << 20
 """Bytes from which a buffer gets pages of its own."""
+
+_MOST_SPARE = 16 << 20  # bytes
 
 _HUGE = 2 << 20  # the size of a huge page, on x86-64 and mostly on Arm
 _PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # a task that forks must not share it with its children
@@ -24,3 +26,28 @@ def pages(size: int) -> mmap.mmap:
         with contextlib.suppress(OSError):  # a kernel without them
             memory.madvise(mmap.MADV_HUGEPAGE)
     return memory
+
+
+class Spares:
+    """Memory that is needed no more, for buffers of the same size: it need not be had from the kernel, and zeroed."""
+
+    def __init__(self) -> None:
+        self._free: list[mmap.mmap] = []
+        self._size = 0
+
+    def __repr__(self) -> str:
+        return f"<Spares {len(self._free)}, {self._size:,} bytes>"
+
+    def take(self, size: int) -> mmap.mmap:
+        """Memory of this size, with whatever it held."""
+        for index, memory in enumerate(self._free):
+            if len(memory) == size:
+                self._size -= size
+                return self._free.pop(index)
+        return pages(size)
+
+    def give(self, memory: mmap.mmap) -> None:
+        """Nobody will look at this any more."""
+        if self._size + len(memory) <= _MOST_SPARE:
+            self._free.append(memory)
+            self._size += len(memory)

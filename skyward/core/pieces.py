@@ -15,7 +15,7 @@ from typing import Union
 from skyward.core.errors import ProtocolError
 from skyward.core.messages import Message
 from skyward.core.packing import Sample
-from skyward.core.pages import PAGED, pages
+from skyward.core.pages import PAGED, Spares
 
 __all__ = ["Buffer", "Filled", "Incoming", "Lane", "Limits", "Outgoing"]
 
@@ -55,13 +55,15 @@ class Incoming:
 
     __slots__ = ("buffers", "gaps", "key", "message", "missing", "number", "prelude", "size", "starts")
 
-    def __init__(self, key: int, number: int, message: Message, sizes: Sequence[int], prelude: int) -> None:
+    def __init__(
+        self, key: int, number: int, message: Message, sizes: Sequence[int], prelude: int, spares: Spares
+    ) -> None:
         self.key = key
         self.number = number
         self.message = message
         self.prelude = prelude
         # Anonymous memory is taken only as it is filled, so a peer can't make us take what it does not send.
-        self.buffers: list[Filled] = [bytearray(size) if size < PAGED else pages(size) for size in sizes]
+        self.buffers: list[Filled] = [bytearray(size) if size < PAGED else spares.take(size) for size in sizes]
         self.starts = [0, *accumulate(sizes)][:-1]
         self.size = self.missing = sum(sizes)
         self.gaps = [(0, self.size)]  # what no piece has been for

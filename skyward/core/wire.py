@@ -77,6 +77,7 @@ from skyward.core.messages import (
     Welcome,
 )
 from skyward.core.packing import Packer, unpack
+from skyward.core.pages import Spares
 from skyward.core.pieces import Buffer, Filled, Incoming, Lane, Limits, Outgoing
 
 __all__ = [
@@ -228,6 +229,7 @@ class Wire:
         self._active: deque[Outgoing] = deque()  # those that have begun
         self._next = 0  # number of the next large message
         self.packer: Packer | None = None  # may be set where the peer has said that it can read compressed pieces
+        self.spares = Spares()  # buffers that came and are needed no more may be given there
         self._large = 0  # bytes of large messages not yet taken
         self._first = Lane()
         self._stripes: list[Lane] = []
@@ -533,7 +535,7 @@ class Wire:
         if len(self._coming) >= _MAX_TURNS or preludes > _MAX_PRELUDES * self.limits.prelude:
             raise ProtocolError(f"more than {_MAX_TURNS} large messages at a time, or too large preludes")
         try:
-            self._coming[number] = Incoming(number, seq, message, sizes, prelude)
+            self._coming[number] = Incoming(number, seq, message, sizes, prelude, self.spares)
         except (MemoryError, OSError) as error:
             raise ProtocolError(f"no memory for a message of {total:,} bytes: {error}") from error
         self._coming_size += total

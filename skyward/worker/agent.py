@@ -23,6 +23,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from importlib.util import find_spec
+from mmap import mmap
 from pathlib import Path
 from typing import Any
 
@@ -289,9 +290,9 @@ class Agent:
             elif self.crew is None:
                 raise ProtocolError(f"{type(message).__name__} before Setup")
             else:
-                self._work(self.crew, received)
+                self._work(session, self.crew, received)
 
-    def _work(self, crew: Crew, received: Received) -> None:
+    def _work(self, session: Session, crew: Crew, received: Received) -> None:
         message, buffers = received.message, received.buffers
         if isinstance(message, Run):
             crew.submit(message, buffers)
@@ -302,7 +303,10 @@ class Agent:
         elif isinstance(message, (StreamData, StreamClose)):
             crew.stream(message, buffers[0] if buffers else None)
         elif isinstance(message, Blob):
-            crew.keep(message, buffers[0])
+            (data,) = buffers
+            crew.keep(message, data)
+            if isinstance(data, mmap) and session.link and not crew.store.holds(message.digest, message.offset):
+                session.link.wire.spares.give(data)
         elif isinstance(message, Share):
             crew.adopt(message)
         elif isinstance(message, Forget):

@@ -147,6 +147,11 @@ class Store:
         self._finish(digest, growing)
         return True
 
+    def holds(self, digest: bytes, offset: int) -> bool:
+        """Whether a part that was added is kept as it came, until what is before it has come."""
+        growing = self._growing.get(digest)
+        return growing is not None and offset in growing.early
+
     def _append(self, digest: bytes, growing: _Growing, data: memoryview) -> None:
         while True:
             try:

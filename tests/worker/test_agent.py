@@ -240,6 +240,23 @@ def test_a_task_waits_for_its_blob_and_holds_up_nobody() -> None:
         assert node.result(1) == 300_000
 
 
+def test_parts_in_any_order_become_the_array_though_their_buffers_are_used_again(node: Owner) -> None:
+    from skyward.core import payload
+    from skyward.core.messages import Blob, Run
+
+    part, random = 1 << 20, np.random.default_rng(0)
+    for turn in range(6):
+        array = random.random(8 * part // 8)
+        head, (data, *_) = payload.dumps((np.sort, (array,), {}), large=1 << 20)
+        name, parts = b"parts-%d" % turn, list(range(0, len(data), part))
+        random.shuffle(parts)
+        for start in parts:
+            node.say(Blob(name, len(data), start), [data[start : start + part]])
+        node._last += 1
+        node.say(Run(node._last, True, None, None, {0: name}), [head])
+        assert np.array_equal(node.result(node._last), np.sort(array))
+
+
 def test_small_buffers_are_writable(node: Owner) -> None:
     def change(array: Any) -> float:
         array += 1

@@ -38,12 +38,15 @@ def test_a_blob_grows_from_parts_in_any_order_and_is_written_once(tmp_path: Path
     store = Store([str(tmp_path)])
     data = os.urandom(1000)
     assert not store.add(b"d", 1000, 600, data[600:])
+    assert store.holds(b"d", 600)
     assert (store.have(b"d"), store.read(b"d", 0, 1000)) == (0, b"")
     assert not store.add(b"d", 1000, 0, data[:400])
+    assert not store.holds(b"d", 0)
     assert not store.add(b"d", 1000, 100, data[100:500])  # some of it a second time
     assert (store.have(b"d"), store.read(b"d", 300, 1000)) == (500, data[300:500])
     assert b"d" not in store
     assert store.add(b"d", 1000, 500, data[500:600])
+    assert not store.holds(b"d", 600)
     assert Path(str(store.find(b"d"))).read_bytes() == data == store.read(b"d", 0, 2000)
     assert not store.add(b"d", 7, 0, b"another")
     assert Path(str(store.find(b"d"))).read_bytes() == data
