@@ -70,7 +70,8 @@ def _agents() -> set[str]:
             continue
         pid = int(entry.name)
         parents[pid] = int(stat[1])
-        if name == "skyward-agent":  # fork servers and slots, which come and go, have the same command line
+        # Fork servers and slots, which come and go, have the same command line; a zombie has none.
+        if command and name == "skyward-agent":
             commands[pid] = command
     for pid, command in commands.items():
         ancestor = pid
