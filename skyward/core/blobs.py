@@ -30,6 +30,7 @@ Snapshot = mmap | bytes | SharedFile
 _MOST_FILES = 200  # that are open at a time, of those in use and of the others; a process often may have 1024 only
 _MOST_PLACES = 1024
 _SHARE = 0.25  # of the memory may be taken by copies that nobody holds; as nodes' stores may
+_MOST_HELD = 128 << 20  # bytes of a call's copies that are held while no task needs them, besides the newest
 _SAMPLES, _SAMPLE = 64, 4096  # parts of an array that are looked at to see whether it has changed, bytes of each
 
 
@@ -176,18 +177,20 @@ class Arrays:
     Parameters
     ----------
     snapshots
-        Whose copies are held for as long as this object and the array live.
+        Whose copies are held: the newest ones, for as long as this object and the array live, since the next task may
+        need them again. All of them would be the arrays of the call once more.
     """
 
     def __init__(self, snapshots: Snapshots) -> None:
         self._snapshots = snapshots
         self._seen: dict[tuple[int, int, int], _Seen] = {}
+        self._held: dict[tuple[int, int, int], bytes] = {}  # names of copies, the oldest first
 
     def __repr__(self) -> str:
-        return f"<Arrays {len(self._seen)}>"
+        return f"<Arrays {len(self._seen)}, {len(self._held)} held>"
 
     def __del__(self) -> None:
-        self._snapshots.drop(seen.name for seen in self._seen.values())
+        self._snapshots.drop(self._held.values())
 
     def find(self, buffer: memoryview) -> bytes | None:
         """The digest of a buffer that was noted."""
@@ -203,15 +206,26 @@ class Arrays:
         if owner is None:
             return False
         self._forget(key)
-        self._forget(key)
         this = weakref.ref(self)
         self._seen[key] = _Seen(weakref.ref(owner, lambda _: _forget(this, key)), _sample(buffer), name)
+        self._held[key] = name
+        held = list(self._held)  # a copy, since an array that the garbage collector finds meanwhile is forgotten
+        size = sum(length for *_, length in held)
+        for oldest in held[:-1]:
+            if size <= _MOST_HELD:
+                break
+            size -= oldest[2]
+            self._let_go(oldest)
         return True
 
     def _forget(self, key: tuple[int, int, int]) -> None:
-        seen = self._seen.pop(key, None)
-        if seen is not None:
-            self._snapshots.drop([seen.name])
+        self._seen.pop(key, None)
+        self._let_go(key)
+
+    def _let_go(self, key: tuple[int, int, int]) -> None:
+        name = self._held.pop(key, None)
+        if name is not None:
+            self._snapshots.drop([name])
 
 
 def _forget(arrays: weakref.ref[Arrays], key: tuple[int, int, int]) -> None:

@@ -92,6 +92,28 @@ def test_an_array_is_read_once_while_it_does_not_change(snapshots: Snapshots, mo
     assert not snapshots._kept
 
 
+def test_copies_of_arrays_that_no_task_needs_are_held_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a call over a list of arrays would take their memory a second time."""
+    monkeypatch.setattr("skyward.core.blobs._MOST_HELD", 5_000_000)
+    snapshots = Snapshots()
+    arrays, many = Arrays(snapshots), [np.full(250_000, i) for i in range(10)]
+    names = [snapshots.take(view(array), arrays)[0] for array in many]
+    assert len(snapshots._kept) == 10
+    assert [snapshots.take(view(array), arrays)[0] for array in many] == names  # by what was seen, though not held
+    snapshots.release(names + names)
+    assert set(snapshots._kept) == set(names[-2:])
+    large = np.zeros(1_000_000)
+    name, _ = snapshots.take(view(large), arrays)
+    snapshots.release([name])
+    assert set(snapshots._kept) == {name}  # the newest, however large it is
+    again, data = snapshots.take(view(many[0]), arrays)
+    assert (again, content(data)) == (names[0], many[0].tobytes())
+    snapshots.release([again])
+    del arrays
+    snapshots.release([])
+    assert not snapshots._kept
+
+
 def test_a_dead_array_is_not_taken_for_the_one_in_its_place(snapshots: Snapshots) -> None:
     """Zeros but for one element: their samples are alike, and the allocator gives the same place again."""
     arrays, places = Arrays(snapshots), set()

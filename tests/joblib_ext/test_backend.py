@@ -17,6 +17,7 @@ from joblib.parallel import BACKENDS, SequentialBackend, ThreadingBackend, get_a
 import skyward as sky
 from skyward.core.payload import RemoteTraceback
 from skyward.joblib_ext.backend import SkywardBackend
+from tests.lab import eventually
 
 pytestmark = pytest.mark.usefixtures("pool")
 
@@ -86,8 +87,13 @@ def overlap(folder, number):
 
 @pytest.mark.parametrize("n_jobs", [2, 3])
 def test_a_number_of_jobs_is_kept_to(tmp_path, n_jobs):
-    counts = Parallel(n_jobs=n_jobs, pre_dispatch="all", batch_size=1)(delayed(overlap)(tmp_path, i) for i in range(16))
-    assert max(counts) == n_jobs
+    def most() -> int:
+        parallel = Parallel(n_jobs=n_jobs, pre_dispatch="all", batch_size=1)
+        count = max(parallel(delayed(overlap)(tmp_path, i) for i in range(16)))
+        assert count <= n_jobs
+        return count
+
+    eventually(lambda: most() == n_jobs)  # slots that an earlier test has lost may not be there again
 
 
 def test_without_a_word_n_jobs_of_the_context_counts():
