@@ -1,10 +1,10 @@
 """The agent: the one process of a node that its owner talks to. It never unpickles or runs a user's code.
 
 Started by ``python -m skyward.worker.agent`` with a start map on standard input (for further agents on this machine,
-see `process.multiply`), it listens on a Unix socket in a
-folder of its own or on the loopback address, and prints one line of JSON that says where. It outlives its owner's
-connection: results are kept until they are acknowledged, and the same session may come back. It ends, with all slots
-and files, when the owner says Bye, when nobody has come for a while, on SIGTERM, or when its lifeline is cut.
+see `process.multiply`), it listens on a Unix socket in a folder of its own or on the loopback address, and prints one
+line of JSON that says where. It outlives its owner's connection: results are kept until they are acknowledged, and the
+same session may come back. It ends, with all slots and files, when the owner says Bye, when nobody has come for a
+while, on SIGTERM, or when its lifeline is cut.
 """
 
 from __future__ import annotations
