@@ -260,7 +260,7 @@ def house(lab: Lab) -> Iterator[VastAI]:
     before = set(lab.hosts)
     with VastAI(Machines(lab)) as running:
         yield running
-    assert set(lab.hosts) <= before
+    eventually(lambda: set(lab.hosts) <= before, what="hosts that end themselves to be gone")
 
 
 @pytest.fixture
