@@ -24,65 +24,30 @@ The conversation opens with a mutual proof that both ends know the pool's secret
 
     owner  Hello(nonce) ->            worker  Welcome(nonce, proof) ->            owner  Proof(proof) -> ...
 
-All legal moves are in `TRANSITIONS`. An illegal move, garbage, or a size over the limits raises `ProtocolError`, and
+All legal moves are in conversation.py. An illegal move, garbage, or a size over the limits raises `ProtocolError`, and
 only that; any other exception from this module is a bug.
 """
 
 from __future__ import annotations
 
-import enum
 import hashlib
 import hmac
 import struct
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
 import msgpack
 
+from skyward.core.conversation import TALK, Role, State, next_state
 from skyward.core.errors import ProtocolError
-from skyward.core.messages import (
-    CODES,
-    FIELDS,
-    MESSAGES,
-    Ack,
-    Blob,
-    Bye,
-    Cancel,
-    Done,
-    Failed,
-    Fetch,
-    Forget,
-    Hello,
-    Kept,
-    Listening,
-    Message,
-    Metric,
-    Output,
-    Peers,
-    Ping,
-    Pong,
-    Proof,
-    Reached,
-    Ready,
-    Recall,
-    Returned,
-    Run,
-    Setup,
-    Share,
-    StreamClose,
-    StreamData,
-    StreamOpen,
-    Welcome,
-)
+from skyward.core.messages import CODES, FIELDS, MESSAGES, Hello, Message, Ping, Proof, Welcome
 from skyward.core.packing import Packer, unpack
 from skyward.core.pages import Spares
 from skyward.core.pieces import Buffer, Filled, Incoming, Lane, Limits, Outgoing
 
 __all__ = [
-    "REQUIRES",
-    "TRANSITIONS",
     "VERSION",
     "WHOLE",
     "Buffer",
@@ -100,64 +65,6 @@ WHOLE = 32 * 1024
 
 VERSION = 2
 """Number of the protocol. Both ends run the driver's own code, so unequal numbers mean a stale agent."""
-
-
-class Role(enum.Enum):
-    """Which end of the conversation."""
-
-    OWNER = "owner"
-    WORKER = "worker"
-
-    __hash__ = object.__hash__  # members are singletons; Enum's own is Python code, and these key every look-up
-
-    @property
-    def peer(self) -> Role:
-        """The other end."""
-        return Role.WORKER if self is Role.OWNER else Role.OWNER
-
-
-class State(enum.Enum):
-    """How far one end has come."""
-
-    START = "start"
-    GREETED = "greeted"
-    OPEN = "open"
-    CLOSED = "closed"
-
-    __hash__ = object.__hash__
-
-
-# --- legal moves ----------------------------------------------------------------------------------------------------
-
-_ANY = (Ping, Pong, Ack, Bye, StreamData, StreamClose)
-_OWNER = (Setup, Run, Cancel, Recall, Blob, Fetch, Share, Forget, Peers)
-_WORKER = (Ready, Done, Failed, Returned, Output, Metric, StreamOpen, Kept, Listening, Reached)
-
-
-def _open(kinds: Iterable[type[Any]]) -> dict[type[Any], State]:
-    return {kind: State.CLOSED if kind is Bye else State.OPEN for kind in kinds}
-
-
-TRANSITIONS: dict[Role, dict[State, dict[type[Any], State]]] = {
-    Role.OWNER: {
-        State.START: {Hello: State.GREETED},
-        State.GREETED: {Proof: State.OPEN},
-        State.OPEN: _open((*_ANY, *_OWNER)),
-        State.CLOSED: {},
-    },
-    Role.WORKER: {
-        State.START: {Welcome: State.OPEN},
-        State.OPEN: _open((*_ANY, *_WORKER)),
-        State.CLOSED: {},
-    },
-}
-"""role -> state of that role -> message it sends -> its next state."""
-
-_TALK = {role: frozenset(kinds[State.OPEN]) - {Bye} for role, kinds in TRANSITIONS.items()}
-"""What changes no state when both ends are OPEN."""
-
-REQUIRES: dict[type[Any], State] = {Welcome: State.GREETED, Proof: State.OPEN}
-"""Messages that may be sent only when the other end has reached a state. In OPEN, everything requires OPEN."""
 
 
 class Received(NamedTuple):
@@ -238,7 +145,7 @@ class Wire:
         self._coming_size = self._coming_preludes = 0
         self._broken = False
         self._talking = False  # both ends are OPEN
-        self._mine, self._theirs = _TALK[role], _TALK[role.peer]
+        self._mine, self._theirs = TALK[role], TALK[role.peer]
         self._largest = self.limits.prelude + WHOLE
 
     @classmethod
@@ -296,7 +203,7 @@ class Wire:
         """
         kind = type(message)
         talk = self._talking and kind in self._mine  # the common case: everything is open, and stays so
-        state = State.OPEN if talk else self._next_state(self.role, kind)
+        state = State.OPEN if talk else next_state(self.states, self.role, kind)
         envelope: bytes = _pack((CODES[kind], number, *message))
         sizes = [len(buffer) if type(buffer) is bytes else memoryview(buffer).nbytes for buffer in buffers]
         total = sum(sizes)
@@ -323,7 +230,7 @@ class Wire:
 
     def send_again(self, piece: bytes) -> None:
         """Queue what `send` has returned on an earlier link of the same end."""
-        self._next_state(self.role, Ping)  # or any other message that only an open wire takes
+        next_state(self.states, self.role, Ping)  # or any other message that only an open wire takes
         self._small.append(piece)
 
     def data_to_send(self, budget: int = 1024 * 1024) -> list[bytes | memoryview]:
@@ -585,7 +492,7 @@ class Wire:
     def _arrived(self, received: Received, got: list[Received]) -> None:
         message = received.message
         if not self._talking or type(message) not in self._theirs:
-            self._enter(self.role.peer, self._next_state(self.role.peer, type(message)))
+            self._enter(self.role.peer, next_state(self.states, self.role.peer, type(message)))
             self._check_greeting(message)
         got.append(received)
 
@@ -601,15 +508,3 @@ class Wire:
         if state is not self.states[role]:
             self.states[role] = state
             self._talking = self.is_open
-
-    def _next_state(self, role: Role, kind: type[Any]) -> State:
-        state, peer = self.states[role], self.states[role.peer]
-        after = TRANSITIONS[role].get(state, {}).get(kind)
-        needs = REQUIRES.get(kind, State.OPEN if state is State.OPEN else peer)
-        if kind is Bye or peer is State.CLOSED:  # one end may still speak while the other has said goodbye
-            needs = peer
-        if after is None or peer is not needs:
-            raise ProtocolError(
-                f"can't send {kind.__name__} when {role.value} is {state.value} and {role.peer.value} is {peer.value}"
-            )
-        return after

@@ -12,6 +12,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from skyward.core.conversation import TRANSITIONS
 from skyward.core.errors import ProtocolError
 from skyward.core.mailbox import Inbox, Outbox
 from skyward.core.messages import (
@@ -31,7 +32,7 @@ from skyward.core.messages import (
 )
 from skyward.core.packing import Pace, Packer, Sample
 from skyward.core.pieces import Outgoing
-from skyward.core.wire import TRANSITIONS, VERSION, Lane, Limits, Received, Role, State, Wire
+from skyward.core.wire import VERSION, Lane, Limits, Received, Role, State, Wire
 
 OWNER_MESSAGES = st.one_of(
     st.builds(Ping, st.floats(allow_nan=False)),
