@@ -1,4 +1,4 @@
-"""What is large has a connection of its own where the machine allows one."""
+"""What is large has connections of its own where the machine allows them."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def run(work: Callable[[MemoryLink], Coroutine[Any, Any, None]]) -> None:
     asyncio.run(live())
 
 
-def test_channels_share_one_connection_beside_the_first(opened: list[str]) -> None:
-    """It is made when the first of them is asked for, and again only after the end."""
+def test_channels_take_turns_at_the_connections_beside_the_first(opened: list[str]) -> None:
+    """Each is made when its turn comes for the first time, and again only after the end."""
     made: list[MemoryLink] = []
 
     async def connect() -> MemoryLink:
@@ -46,23 +46,27 @@ def test_channels_share_one_connection_beside_the_first(opened: list[str]) -> No
         return made[-1]
 
     async def work(first: MemoryLink) -> None:
-        beside = Beside(connect)
+        beside = Beside(connect, 2)
         await beside.close()
-        channels = await asyncio.gather(*(beside.open_channel(first, ADDRESS) for _ in range(3)))
-        assert opened == ["second"] * 3
+        channels = [await beside.open_channel(first, ADDRESS)]
         assert len(made) == 1
-        await beside.close()
-        assert [await channel.read() for channel in channels] == [b""] * 3
-        await beside.open_channel(first, ADDRESS)
+        channels += await asyncio.gather(*(beside.open_channel(first, ADDRESS) for _ in range(3)))
+        assert opened == ["second"] * 4
         assert len(made) == 2
+        await made[0].close()
+        assert await channels[0].read() == b""
+        await beside.close()
+        assert [await channel.read() for channel in channels] == [b""] * 4
+        await beside.open_channel(first, ADDRESS)
+        assert len(made) == 3
         await beside.close()
 
     run(work)
 
 
 @pytest.mark.parametrize("error", [HostUnreachable("no"), LinkError("no")], ids=["no connection", "no channel"])
-def test_where_there_can_be_no_second_connection_the_first_does(opened: list[str], error: Exception) -> None:
-    """A host may refuse it, or the address may be that of several hosts; it is tried once."""
+def test_where_there_can_be_no_further_connection_the_first_does(opened: list[str], error: Exception) -> None:
+    """A host may refuse it, or the address may be that of several hosts; each is tried once."""
     tried = 0
 
     async def connect() -> MemoryLink:
@@ -73,11 +77,11 @@ def test_where_there_can_be_no_second_connection_the_first_does(opened: list[str
         raise error
 
     async def work(first: MemoryLink) -> None:
-        beside = Beside(connect)
-        for _ in range(2):
+        beside = Beside(connect, 2)
+        for _ in range(4):
             await beside.open_channel(first, ADDRESS)
-        assert opened == ["first"] * 2
-        assert tried == 1
+        assert opened == ["first"] * 4
+        assert tried == 2
         await beside.close()
 
     run(work)
