@@ -168,6 +168,25 @@ def test_auto_batches_grow_for_small_tasks(capsys):
     assert "Setting batch_size=16." in capsys.readouterr().err
 
 
+def test_auto_batches_grow_fast_only_while_they_are_very_short():
+    """And never beyond what a slot needs some tenths of a second for, however little its tasks do."""
+    backend = SkywardBackend()
+    backend.parallel = Parallel(n_jobs=2)
+
+    def next_size(after, seconds):
+        backend._took.seconds = seconds
+        backend.batch_completed(after, 100.0)
+        return backend.compute_batch_size()
+
+    assert [next_size(1, 1e-6), next_size(4, 1e-6), next_size(16, 0.003)] == [4, 16, 64]
+    assert [next_size(64, 0.006), next_size(128, 0.01)] == [128, 256]
+    assert [next_size(256, 0.19), next_size(512, 0.3)] == [512, 512]
+    sizes = [512]
+    while len(sizes) < 20:
+        sizes.append(next_size(sizes[-1], 0.0))
+    assert sizes[-1] == sizes[-2] < 100_000
+
+
 def test_auto_batches_stay_small_for_long_tasks(capsys):
     """Long ones wait for a slot; joblib's own clock would count the waiting."""
     Parallel(n_jobs=2, verbose=10, pre_dispatch="all")(delayed(nap)(0.25) for _ in range(8))
