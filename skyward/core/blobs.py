@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import xxhash
 
-from skyward.core.pages import PAGED, pages
+from skyward.core.pages import PAGED, Spares
 from skyward.core.shared import SharedFile
 
 __all__ = ["Arrays", "Blobs", "Snapshot", "Snapshots", "digest"]
@@ -31,6 +31,8 @@ _MOST_FILES = 200  # that are open at a time, of those in use and of the others;
 _MOST_PLACES = 1024
 _SHARE = 0.25  # of the memory may be taken by copies that nobody holds; as nodes' stores may
 _MOST_HELD = 128 << 20  # bytes of a call's copies that are held while no task needs them, besides the newest
+_MOST_LEFT = 8  # copies
+_MOST_SPARE = 64 << 20  # bytes
 _SAMPLES, _SAMPLE = 64, 4096  # parts of an array that are looked at to see whether it has changed, bytes of each
 
 
@@ -45,6 +47,14 @@ def digest(buffer: memoryview) -> bytes:
 
 def _name(size: int, content: bytes) -> bytes:
     return size.to_bytes(8, "big") + content
+
+
+def _references(copies: list[Any], index: int) -> int:
+    """How often an element is referred to, from here too; a view of memory refers to it, and so does a part of one."""
+    return sys.getrefcount(copies[index])
+
+
+_UNUSED = _references([object()], 0)
 
 
 class Snapshots:
@@ -63,11 +73,13 @@ class Snapshots:
 
     def __init__(self, shared: bool = False) -> None:
         self._shared = shared
-        self._lock = threading.Lock()  # guards _kept, _idle and _idle_size
+        self._lock = threading.Lock()  # guards what follows, down to _spares
         self._kept: dict[bytes, tuple[Snapshot, int]] = {}  # digest -> the bytes, and how many hold them
         self._idle: OrderedDict[bytes, Snapshot] = OrderedDict()  # those that nobody holds; the longest idle first
         self._idle_size = 0
         self._budget = _SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if shared else 0
+        self._left: list[mmap] = []  # copies that nobody holds, but parts of them may still be on their way to a node
+        self._spares = Spares(_MOST_SPARE)
         self._places: set[tuple[int, int, int]] = set()  # where arrays were that are copied
         self._dropped: deque[bytes] = deque()  # by the garbage collector, which must not wait for the lock
 
@@ -109,9 +121,17 @@ class Snapshots:
         if len(buffer) < PAGED:
             copy = bytes(buffer)
         else:
-            copy = pages(len(buffer))
+            with self._lock:
+                copy = self._room(len(buffer))
             copy[:] = buffer
         return digest(memoryview(copy)), copy
+
+    def _room(self, size: int) -> mmap:
+        """Memory for a copy, best that of a former one at which nobody looks any more."""
+        for index in reversed(range(len(self._left))):
+            if _references(self._left, index) == _UNUSED:
+                self._spares.give(self._left.pop(index))
+        return self._spares.take(size)
 
     def _hold(self, name: bytes, copy: Snapshot | None) -> Snapshot | None:
         with self._lock:
@@ -152,13 +172,17 @@ class Snapshots:
         self._idle[name] = data
         self._idle_size += len(data)
         while self._idle and (self._idle_size > self._budget or len(self._idle) > _MOST_FILES):
-            self._idle_size -= len(self._idle.popitem(last=False)[1])
+            data = self._idle.popitem(last=False)[1]
+            self._idle_size -= len(data)
+            if isinstance(data, mmap):
+                self._left = [*self._left[1 - _MOST_LEFT :], data]
 
     def clear(self) -> None:
         """Let go of what nobody holds."""
         with self._lock:
             self._idle.clear()
             self._idle_size = 0
+            self._left, self._spares = [], Spares(_MOST_SPARE)
 
 
 class _Seen(NamedTuple):

@@ -9,6 +9,7 @@ zstandard may be missing on a node, which says so in its greeting, and is import
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -26,6 +27,7 @@ _SLICE = 64 * 1024
 _LEAST = 512 * 1024  # bytes of a message, so that the sample is a small part of it
 _SHRINKS = 1.2  # noise as float64 gives 1.06 and would cost both ends for nothing
 _GAIN = 0.9  # of the time that sending takes, or of a piece's size; with less to win it is left alone
+_REST = 50.0  # times what a look took, until the next: what is sent together is mostly alike, and a fast line is fast
 _STRETCH = 0.1  # seconds from which a rate can be told
 _WINDOW = 1 << 20  # bytes that a frame may make the reader keep; ours need no more than a piece
 
@@ -91,6 +93,8 @@ class Packer:
         self._pace = pace
         self._clock = clock
         self._compress = _zstandard().ZstdCompressor(level=_LEVEL).compress
+        self._seen = Sample(1.0, 1.0)
+        self._look_again = -math.inf
 
     def __repr__(self) -> str:
         return f"<Packer {self._pace!r}>"
@@ -109,13 +113,22 @@ class Packer:
             speed = max(speed, len(part) / max(self._clock() - began, 1e-9))
         return Sample(before / after, speed)
 
+    def _sample(self, views: Sequence[memoryview]) -> Sample:
+        """What is to be thought of a message: what was seen in it, or a moment ago in another."""
+        began = self._clock()
+        if began >= self._look_again:
+            self._seen = self.look(views)
+            ended = self._clock()
+            self._look_again = ended + _REST * (ended - began)
+        return self._seen
+
     def pack(self, message: Outgoing, body: memoryview) -> bytes | None:
         """The next piece of a message compressed; None when it goes as it is."""
         if self._pace.rate is None:
             return None
         if message.sample is None:
             much = sum(map(len, message.views)) >= _LEAST
-            message.sample = self.look(message.views) if much else Sample(1.0, 1.0)
+            message.sample = self._sample(message.views) if much else Sample(1.0, 1.0)
         if not pays(message.sample, self._pace.rate):
             return None
         packed: bytes = self._compress(body)

@@ -10,8 +10,6 @@ __all__ = ["PAGED", "Spares", "pages"]
 PAGED = 1 << 20
 """Bytes from which a buffer gets pages of its own."""
 
-_MOST_SPARE = 16 << 20  # bytes
-
 _HUGE = 2 << 20  # the size of a huge page, on x86-64 and mostly on Arm
 _PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # a task that forks must not share it with its children
 
@@ -29,9 +27,16 @@ def pages(size: int) -> mmap.mmap:
 
 
 class Spares:
-    """Memory that is needed no more, for buffers of the same size: it need not be had from the kernel, and zeroed."""
+    """Memory that is needed no more, for buffers of the same size: it need not be had from the kernel, and zeroed.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    most
+        Bytes that are kept.
+    """
+
+    def __init__(self, most: int = 16 << 20) -> None:
+        self._most = most
         self._free: list[mmap.mmap] = []
         self._size = 0
 
@@ -48,6 +53,6 @@ class Spares:
 
     def give(self, memory: mmap.mmap) -> None:
         """Nobody will look at this any more."""
-        if self._size + len(memory) <= _MOST_SPARE:
+        if self._size + len(memory) <= self._most:
             self._free.append(memory)
             self._size += len(memory)

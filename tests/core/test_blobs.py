@@ -114,6 +114,35 @@ def test_copies_of_arrays_that_no_task_needs_are_held_up_to_a_limit(monkeypatch:
     assert not snapshots._kept
 
 
+def test_a_copy_is_made_where_one_was_that_nobody_looks_at_any_more() -> None:
+    """A part of it may still be on its way to a node, as a view of a view."""
+    snapshots = Snapshots()
+    arrays = [np.full(250_000, i, float) for i in range(5)]
+
+    def copy(array: np.ndarray[Any, Any]) -> tuple[list[bytes], Any]:
+        name, data = snapshots.take(view(array))
+        return [name], data
+
+    def place(data: Any) -> int:
+        return int(np.frombuffer(data, np.uint8).__array_interface__["data"][0])
+
+    names, first = copy(arrays[0])
+    where = place(first)
+    on_its_way = memoryview(first)[:1000][10:20]
+    del first
+    snapshots.release(names)
+    kept = [copy(arrays[1]), copy(arrays[2])]
+    assert bytes(on_its_way) == bytes(view(arrays[0])[10:20])
+    assert where not in {place(data) for _, data in kept}
+    on_its_way.release()
+    names, again = copy(arrays[3])
+    assert place(again) == where
+    assert content(again) == bytes(view(arrays[3]))
+    del again
+    snapshots.release(names)
+    assert place(copy(np.zeros(300_000))[1]) != where, "of another size"
+
+
 def test_a_dead_array_is_not_taken_for_the_one_in_its_place(snapshots: Snapshots) -> None:
     """Zeros but for one element: their samples are alike, and the allocator gives the same place again."""
     arrays, places = Arrays(snapshots), set()

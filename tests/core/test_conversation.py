@@ -39,7 +39,7 @@ def test_the_greeting_opens_both_ends() -> None:
 def test_nothing_is_talked_about_before_both_ends_have_proved_who_they_are(
     course: list[tuple[Role, type[Message]]],
 ) -> None:
-    said = [kind for _, kind, _ in play(course)]
+    said = [kind for _, kind, _ in play(course) if kind is not Bye]  # that may be said to anybody
     assert said[:3] == [Hello, Welcome, Proof][: len(said)]
 
 
@@ -61,7 +61,7 @@ def test_the_other_end_may_finish_what_it_has_to_say(
     states = (play(greeting + course) or [(None, None, START)])[-1][2]
     for role in Role:
         if states[role] is State.OPEN and states[role.peer] is State.CLOSED:
-            assert all(next_state(states, role, kind) is State.OPEN for kind in TALK[role])
+            assert {next_state(states, role, kind) for kind in TALK[role]} == {State.OPEN}
 
 
 @pytest.mark.parametrize("kind", MESSAGES, ids=lambda kind: kind.__name__)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import zstandard
@@ -99,6 +99,33 @@ def test_a_piece_of_noise_in_a_message_that_shrinks_goes_as_it_is() -> None:
     message = Outgoing(1, [memoryview(NOISE), memoryview(bytes(8 << 20))])
     assert packer(20e6).pack(message, message.views[1][: 1 << 18]) is not None
     assert packer(20e6).pack(message, message.views[0][: 1 << 18]) is None
+
+
+def test_looking_takes_a_small_part_of_the_time_only() -> None:
+    """Until the next look, what was seen in one message is thought of others, and each piece is judged by itself."""
+    pace = Pace()
+    pace.rate = 10e6
+    now = [0.0]
+    looks = []
+
+    class Looking(Packer):
+        def look(self, views: Sequence[memoryview]) -> Sample:
+            looks.append(bytes(views[0][:10]))
+            now[0] += 0.001
+            return Sample(1.0 if bytes(views[0]) == NOISE else 3.0, 1e9)
+
+    packing = Looking(pace, lambda: now[0])
+
+    def shrinks(content: bytes) -> bool:
+        return packing.pack(Outgoing(1, [memoryview(content)]), memoryview(content)[:100_000]) is not None
+
+    assert [shrinks(DIGITS), shrinks(NOISE), shrinks(DIGITS)] == [True, False, True]
+    assert len(looks) == 1
+    now[0] += 0.06
+    assert [shrinks(NOISE), shrinks(DIGITS)] == [False, False]
+    assert len(looks) == 2
+    now[0] += 0.06
+    assert shrinks(DIGITS)
 
 
 def test_nothing_is_tried_before_the_rate_is_known_nor_for_little() -> None:
