@@ -6,7 +6,8 @@ returns the commands that follow from it, in the order in which they are to be c
 What always holds, whatever order events come in:
 
 * every submitted task settles exactly once, and never runs again after it has;
-* a node never has more tasks than its slots plus its depth (below); a call never has more out than its limit;
+* a node never has more tasks than its slots plus its depth (below); no more tasks of a call run than its limit: while
+  there are more slots than that, no more of it go out, otherwise the slots are the limit and depth has its use;
 * no slot is idle while a task waits that may run there;
 * a task is started at most `attempts` times. Only the death of its process or node leads to another start. When the
   process that died ran several tasks, none of them is known to be guilty: each is tried once more, alone, uncounted.
@@ -79,7 +80,7 @@ class Verdict(enum.Enum):
 
 
 class Submitted(NamedTuple):
-    """A new task. `call` groups tasks; `limit` is how many of the call may be out at a time; `node` pins it."""
+    """A new task. `call` groups tasks; `limit` is how many of the call may run at a time; `node` pins it."""
 
     task: int
     call: int
@@ -238,14 +239,17 @@ class Schedule:
     def __init__(self) -> None:
         self._tasks: dict[int, _Task] = {}
         self._calls: dict[int, _Call] = {}
-        self._turns: OrderedDict[int, _Call] = OrderedDict()  # calls that have a task waiting and are under their limit
+        self._turns: OrderedDict[int, _Call] = (
+            OrderedDict()
+        )  # those that have a task waiting and are not at their limit
         self._nodes: dict[str, _Node] = {}
         self._idle: OrderedDict[str, _Node] = OrderedDict()  # nodes with an idle slot, whose turn it is first
         self._spare: OrderedDict[str, _Node] = OrderedDict()  # nodes whose slots are busy, with depth to fill
         self._pinned: set[str] = set()  # nodes that have pinned tasks waiting
         self._full: dict[str, _Node] = {}  # nodes with tasks ahead
         self._rich: OrderedDict[str, _Node] = OrderedDict()  # those of them that are worth asking for some
-        self._idle_slots = 0  # of all nodes
+        self._slots = 0  # of all nodes
+        self._idle_slots = 0
         self._asked = 0  # tasks that nodes have been asked for and have not answered
         self._looking = False  # `Looked` is expected
         self._hopeless = False
@@ -302,6 +306,7 @@ class Schedule:
         self._hopeless = False
         self._nodes[event.node] = _Node(event.node, event.slots)
         self._place(self._nodes[event.node])
+        self._count(event.slots)
         self._assign(commands)
 
     def _node_down(self, event: NodeDown, commands: list[Command]) -> None:
@@ -313,6 +318,7 @@ class Schedule:
         self._rich.pop(node.name, None)
         self._idle_slots -= node.idle
         self._asked -= node.asked
+        self._count(-node.slots)
         self._pinned.discard(node.name)
         for task in reversed([task for task in node.out.values() if task is not None]):
             if task.pinned is not None or task.starts >= task.attempts:
@@ -421,12 +427,18 @@ class Schedule:
         """Keep a call in the turns exactly while it has a task that may go out, and forget it when it has none left."""
         while call.waiting and call.waiting[0].over:
             call.waiting.popleft()
-        if call.waiting and call.out < call.limit:
+        if call.waiting and (call.out < call.limit or self._slots <= call.limit):
             self._turns.setdefault(call.name, call)
             return
         self._turns.pop(call.name, None)
         if not call.waiting and not call.out and self._calls.get(call.name) is call:
             del self._calls[call.name]
+
+    def _count(self, slots: int) -> None:
+        """There are so many slots more, or fewer: other calls may be at their limit now."""
+        self._slots += slots
+        for call in list(self._calls.values()):
+            self._turn(call)
 
     def _place(self, node: _Node) -> None:
         """Keep a node in the ring that its load says, at its place if it is there already."""
