@@ -77,7 +77,7 @@ class Crew:
     pool
         An open pool.
     limit
-        Tasks that may be out at a time; None for no limit.
+        Tasks that may run at a time; None for no limit.
     settings
         How tasks run.
     threads
