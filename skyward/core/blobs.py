@@ -31,8 +31,7 @@ _MOST_FILES = 200  # that are open at a time, of those in use and of the others;
 _MOST_PLACES = 1024
 _SHARE = 0.25  # of the memory may be taken by copies that nobody holds; as nodes' stores may
 _MOST_HELD = 128 << 20  # bytes of a call's copies that are held while no task needs them, besides the newest
-_MOST_LEFT = 8  # copies
-_MOST_SPARE = 64 << 20  # bytes
+_MOST_SPARE = 64 << 20  # bytes of memory that is kept for other copies, and of that which may soon be
 _SAMPLES, _SAMPLE = 64, 4096  # parts of an array that are looked at to see whether it has changed, bytes of each
 
 
@@ -175,7 +174,9 @@ class Snapshots:
             data = self._idle.popitem(last=False)[1]
             self._idle_size -= len(data)
             if isinstance(data, mmap):
-                self._left = [*self._left[1 - _MOST_LEFT :], data]
+                self._left.append(data)
+        while sum(map(len, self._left)) > _MOST_SPARE:
+            del self._left[0]
 
     def clear(self) -> None:
         """Let go of what nobody holds."""

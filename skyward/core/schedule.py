@@ -239,9 +239,7 @@ class Schedule:
     def __init__(self) -> None:
         self._tasks: dict[int, _Task] = {}
         self._calls: dict[int, _Call] = {}
-        self._turns: OrderedDict[int, _Call] = (
-            OrderedDict()
-        )  # those that have a task waiting and are not at their limit
+        self._turns: OrderedDict[int, _Call] = OrderedDict()  # those with a task waiting that are not at their limit
         self._nodes: dict[str, _Node] = {}
         self._idle: OrderedDict[str, _Node] = OrderedDict()  # nodes with an idle slot, whose turn it is first
         self._spare: OrderedDict[str, _Node] = OrderedDict()  # nodes whose slots are busy, with depth to fill

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import weakref
 from typing import Any
 
 import numpy as np
@@ -141,6 +142,19 @@ def test_a_copy_is_made_where_one_was_that_nobody_looks_at_any_more() -> None:
     del again
     snapshots.release(names)
     assert place(copy(np.zeros(300_000))[1]) != where, "of another size"
+
+
+def test_the_memory_of_former_copies_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("skyward.core.blobs._MOST_SPARE", 5_000_000)
+    snapshots = Snapshots()
+    names, kept = [], []
+    for number, size in enumerate((1_000_000, 250_000, 250_000, 250_000)):
+        name, data = snapshots.take(view(np.full(size, number, float)))
+        names.append(name)
+        kept.append(weakref.ref(data))
+        del data
+    snapshots.release(names)
+    assert [memory() is not None for memory in kept] == [False, False, True, True]
 
 
 def test_a_dead_array_is_not_taken_for_the_one_in_its_place(snapshots: Snapshots) -> None:
