@@ -125,10 +125,24 @@ def test_small_tasks_pass_a_large_argument_on_a_long_line(fresh_host: FreshHost,
         assert large.result(60) == 150_000_000
         assert host.run("sh", "-c", "grep -c agent.sock /proc/net/unix").stdout.strip() == "6", "a listener and five"
         logins = [command for _, command in host.pids() if command.startswith("sshd: root")]
-        assert len(logins) == 2, "small tasks have a connection to themselves"
+        assert len(logins) == 3, "small tasks have a connection to themselves, and what is large has two"
         before = host.rx_bytes
         assert pool.submit(len, b"0123456789abcdef" * 4_000_000).result(60) == 64_000_000
         assert host.rx_bytes - before < 10_000_000
+    eventually(lambda: not host.pids(), 10, "no process stays on the host, and no connection")
+
+
+def test_a_pool_that_ends_while_a_large_argument_is_sent_leaves_nothing(fresh_host: FreshHost, reach: Reach) -> None:
+    """The goodbye does not get lost in what is being sent."""
+    host = fresh_host(delay=0.01)
+    with pytest.raises(KeyError), sky.Compute(**reach([host]), concurrency=2) as pool:
+        assert pool.submit(abs, -1).result(60) == 1
+        before = host.rx_bytes
+        large = pool.submit(len, os.urandom(100_000_000))
+        eventually(lambda: host.rx_bytes - before > 5_000_000, 60, "the beginning of the large argument")
+        raise KeyError("the user's own")
+    assert large.cancelled()
+    eventually(lambda: not host.pids(), 10, "no process stays on the host, and no connection")
 
 
 def test_a_dead_drivers_hosts_clean_themselves(lab: Lab, lab_hosts: LabHosts, index: str, tmp_path: Path) -> None:

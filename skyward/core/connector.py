@@ -141,8 +141,7 @@ class Connector:
         return await self._beside.open_channel(self._link, self._address)
 
     async def close(self) -> None:
-        """End the link."""
-        await self._beside.close()
+        """End all links. That goes on where the caller is cancelled meanwhile, as it is when the pool ends."""
         link, self._link = self._link, None
-        if link is not None:
-            await link.close()
+        ending = [self._beside.close(), *([] if link is None else [link.close()])]
+        await asyncio.gather(*map(asyncio.shield, ending))

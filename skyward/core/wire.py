@@ -216,6 +216,10 @@ class Wire:
                 f"{self.limits.prelude:,} and {_MAX_BUFFERS:,}"
             )
         self._enter(self.role, state)
+        if state is State.CLOSED:  # nobody waits for the rest of what was being sent
+            self._active.clear()
+            self._waiting.clear()
+            self._large = 0
         if total <= WHOLE:
             head = _head(len(sizes)).pack(_SMALL, 0, length + total, len(envelope), len(sizes), *sizes)
             piece = b"".join((head, envelope, *buffers))

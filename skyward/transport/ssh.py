@@ -124,9 +124,11 @@ class SSHLink:
             async with asyncio.timeout(_GOODBYE):
                 for connection in reversed(self._chain):
                     await connection.wait_closed()
-        except TimeoutError:
+        except BaseException as error:  # cancelled too: nothing may be left open
             for connection in reversed(self._chain):
                 connection.abort()
+            if not isinstance(error, TimeoutError):
+                raise
 
 
 def _why(error: asyncssh.ChannelOpenError) -> str:

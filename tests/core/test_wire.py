@@ -436,6 +436,19 @@ def test_a_small_message_overtakes_a_large_one() -> None:
     assert [type(received.message) for received in first] == [Ping, Run]
 
 
+def test_a_goodbye_ends_what_was_being_sent() -> None:
+    """The rest of it, which no goodbye allows, would make the other end drop the link, and with it the goodbye."""
+    owner, worker = opened()
+    for number in (1, 2, 3):
+        owner.send(Run(number, True, None, None, {}), [bytes(1_000_000)], number)
+    stream = b"".join(bytes(part) for part in owner.data_to_send(300_000))
+    owner.send(Bye())
+    stream += b"".join(bytes(part) for part in owner.data_to_send())
+    assert [received.message for received in worker.receive_data(stream)] == [Bye()]
+    assert not owner.has_data
+    assert owner.large == 0
+
+
 def test_nothing_after_goodbye() -> None:
     """Whoever has said goodbye says nothing more; the other end may still finish."""
     owner, worker = opened()

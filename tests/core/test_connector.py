@@ -1,0 +1,117 @@
+"""The way to one machine: which link a channel is on, and that none is left when it ends."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from skyward.core.connector import Connector
+from skyward.core.errors import LinkError, ProvisioningError
+from skyward.core.spec import Endpoint, Image, Machine
+from skyward.transport.memory import MemoryLink, MemoryTransport, listen
+
+
+class SlowLink(MemoryLink):
+    """One whose end takes a while, as that of a line to a host that does not answer."""
+
+    def __init__(self, host: str) -> None:
+        super().__init__(host)
+        self.ended = asyncio.Event()
+
+    async def close(self) -> None:
+        await asyncio.sleep(0.01)  # its slowness is what is tested
+        await super().close()
+        self.ended.set()
+
+
+class SlowTransport(MemoryTransport):
+    """Makes them, and knows them all."""
+
+    striped = True
+    links: list[SlowLink]
+
+    async def connect(self, endpoint: Endpoint, timeout: float) -> SlowLink:
+        self.links.append(SlowLink(endpoint.host))
+        return self.links[-1]
+
+
+@pytest.fixture
+def links(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[SlowLink]]:
+    """The links that were made."""
+    monkeypatch.setattr(SlowTransport, "links", [], raising=False)
+    monkeypatch.setattr("skyward.core.registry.load", lambda *_: SlowTransport)
+    end = listen("host", "agent", lambda _: None)
+    yield SlowTransport.links
+    end()
+
+
+def connector(**changes: Any) -> Connector:
+    machine = replace(Machine("id", Endpoint("memory", "host"), "tag", "agent", b"s"), **changes)
+    return Connector(
+        machine,
+        Image(),
+        orphan_timeout=60.0,
+        patience=0.0,
+        on_step=lambda _: None,
+        on_doubt=lambda: None,
+    )
+
+
+def test_each_channel_after_the_first_has_a_new_link(links: list[SlowLink]) -> None:
+    async def live() -> None:
+        way = connector()
+        assert await way.prepare() == b"s"
+        await way.open()
+        assert len(links) == 1
+        await way.open()
+        assert [link.ended.is_set() for link in links] == [True, False]
+        await way.close()
+
+    asyncio.run(live())
+
+
+def test_no_link_is_left_though_closing_is_cancelled(links: list[SlowLink]) -> None:
+    """As it is when the pool ends: the stripes' links and the first end at the same time, whoever waits for that."""
+
+    async def live() -> None:
+        way = connector()
+        await way.prepare()
+        await way.open()
+        assert way.stripes is not None
+        await asyncio.gather(*(way.stripes.open() for _ in range(4)))
+        assert len(links) == 3
+        closing = asyncio.create_task(way.close())
+        await asyncio.sleep(0)
+        closing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+        async with asyncio.timeout(5):
+            for link in links:
+                await link.ended.wait()
+
+    asyncio.run(live())
+
+
+def test_there_is_no_stripe_without_a_link(links: list[SlowLink]) -> None:
+    async def live() -> None:
+        way = connector()
+        assert way.stripes is not None
+        with pytest.raises(LinkError, match="there is no link"):
+            await way.stripes.open()
+
+    asyncio.run(live())
+    assert links == []
+
+
+def test_a_machine_needs_an_agent_or_a_shell(links: list[SlowLink]) -> None:
+    with pytest.raises(ProvisioningError, match="neither an agent nor a shell"):
+        asyncio.run(connector(agent=None).prepare())
+
+
+def test_a_machine_needs_an_address() -> None:
+    with pytest.raises(ProvisioningError, match="has no address"):
+        connector(endpoint=None)
