@@ -48,6 +48,15 @@ def _name(size: int, content: bytes) -> bytes:
     return size.to_bytes(8, "big") + content
 
 
+def _fill(copy: mmap, buffer: memoryview) -> None:
+    """Copy bytes; by numpy where it is loaded, since that lets other threads send meanwhile."""
+    numpy = sys.modules.get("numpy")
+    if numpy is None:
+        copy[:] = buffer
+    else:
+        numpy.copyto(numpy.frombuffer(copy, numpy.uint8), numpy.frombuffer(buffer, numpy.uint8))
+
+
 def _references(copies: list[Any], index: int) -> int:
     """How often an element is referred to, from here too; a view of memory refers to it, and so does a part of one."""
     return sys.getrefcount(copies[index])
@@ -122,7 +131,7 @@ class Snapshots:
         else:
             with self._lock:
                 copy = self._room(len(buffer))
-            copy[:] = buffer
+            _fill(copy, buffer)
         return digest(memoryview(copy)), copy
 
     def _room(self, size: int) -> mmap:
