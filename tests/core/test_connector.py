@@ -16,14 +16,15 @@ from skyward.transport.memory import MemoryLink, MemoryTransport, listen
 
 
 class SlowLink(MemoryLink):
-    """One whose end takes a while, as that of a line to a host that does not answer."""
+    """One whose end takes as long as it is told, as that of a line to a host that does not answer."""
 
     def __init__(self, host: str) -> None:
         super().__init__(host)
-        self.ended = asyncio.Event()
+        self.may_end, self.ended = asyncio.Event(), asyncio.Event()
+        self.may_end.set()
 
     async def close(self) -> None:
-        await asyncio.sleep(0.01)  # its slowness is what is tested
+        await self.may_end.wait()
         await super().close()
         self.ended.set()
 
@@ -84,6 +85,8 @@ def test_no_link_is_left_though_closing_is_cancelled(links: list[SlowLink]) -> N
         assert way.stripes is not None
         await asyncio.gather(*(way.stripes.open() for _ in range(4)))
         assert len(links) == 3
+        for link in links:
+            link.may_end.clear()
         closing = asyncio.create_task(way.close())
         await asyncio.sleep(0)
         closing.cancel()
@@ -91,6 +94,7 @@ def test_no_link_is_left_though_closing_is_cancelled(links: list[SlowLink]) -> N
             await closing
         async with asyncio.timeout(5):
             for link in links:
+                link.may_end.set()
                 await link.ended.wait()
 
     asyncio.run(live())
