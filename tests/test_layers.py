@@ -28,6 +28,7 @@ HOUSE: dict[str, set[str]] = {
         "skyward.core.messages",
         "skyward.core.payload",
         "skyward.core.shared",
+        "skyward.core.sockets",
         "skyward.core.wire",
     },
     "skyward.providers": {"skyward.core"},

@@ -33,6 +33,7 @@ from skyward.core.bootstrap_scripts import BUILD, INSTALLING, LOOK, NEEDS_PIP, N
 from skyward.core.errors import BootstrapFailed, ConfigError, LinkError, PackagesFailed, PythonNotFound
 from skyward.core.interfaces import Output, Shell
 from skyward.core.nodecode import node_code, node_code_name
+from skyward.core.sockets import LONGEST
 from skyward.core.spec import Image
 
 __all__ = ["AgentAddress", "bootstrap"]
@@ -42,7 +43,6 @@ _WORKER_NEEDS = ("cloudpickle", "msgpack", "xxhash", "zstandard")
 _LOOK_LIMIT = 60.0
 _BUILD_LIMIT = 1800.0  # the largest frameworks are gigabytes
 _START_LIMIT = 60.0
-_SOCKET_LIMIT = 100  # bytes of a Unix socket's path; Linux takes 107, macOS 103
 _TAIL = 15  # lines of output shown in an error
 _APT_NAME = re.compile(r"([a-z0-9][a-z0-9+.-]+)(:[a-z0-9-]+)?(=[\w.+:~-]+)?", re.ASCII)
 
@@ -210,7 +210,7 @@ class _Bootstrap:
     async def _start(self, found: _Findings, orphan_timeout: float) -> AgentAddress:
         identity = secrets.token_hex(8)
         run = folder = f"{found.root}/run/{identity}"
-        if len(os.fsencode(f"{folder}/agent.sock")) > _SOCKET_LIMIT:
+        if len(os.fsencode(f"{folder}/agent.sock")) > LONGEST:
             folder = f"/tmp/skyward-{identity}"  # noqa: S108 - unguessable, and mkdir fails if it exists
         socket = f"{folder}/agent.sock"
         secret = secrets.token_bytes(32)

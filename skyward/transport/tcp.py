@@ -12,6 +12,7 @@ from typing import ClassVar
 
 from skyward.core.errors import ConfigError, LinkError
 from skyward.core.interfaces import Channel, Shell
+from skyward.core.sockets import socket_path
 from skyward.core.spec import Endpoint
 from skyward.transport.stream import StreamChannel
 
@@ -51,7 +52,8 @@ class TCPLink:
         try:
             async with asyncio.timeout(self._timeout):
                 if os.path.isabs(address):
-                    _, channel = await loop.create_unix_connection(StreamChannel, address)
+                    with socket_path(address) as name:
+                        _, channel = await loop.create_unix_connection(StreamChannel, name)
                 else:
                     transport, channel = await loop.create_connection(StreamChannel, host, int(port))
                     transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -51,6 +51,7 @@ from skyward.core.messages import (
     StreamClose,
     StreamData,
 )
+from skyward.core.sockets import socket_path
 from skyward.core.wire import Received, Role, Wire
 from skyward.worker.crew import Crew
 from skyward.worker.link import Link
@@ -393,14 +394,15 @@ def listen(where: str) -> tuple[socket.socket, str, str]:
         raise PermissionError(f"{folder} is not a folder of ours")
     folder.chmod(0o700)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    with contextlib.suppress(OSError):
-        listener.connect(path)
+    with contextlib.suppress(OSError), socket_path(path) as name:
+        listener.connect(name)
         raise SystemExit(f"skyward: another agent listens at {path}")
     listener.close()
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     with contextlib.suppress(FileNotFoundError):
         Path(path).unlink()
-    listener.bind(path)
+    with socket_path(path) as name:
+        listener.bind(name)
     listener.listen(16)
     return listener, path, str(folder)
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from skyward.core.messages import Message, StreamClose, StreamData, StreamOpen
+from skyward.core.sockets import socket_path
 from skyward.core.wire import Filled
 
 if TYPE_CHECKING:  # slots import this module too, and do without it
@@ -70,7 +71,8 @@ def _through(bridge: str, address: str) -> socket.socket:
     """A stream to the owner's `address`."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        sock.connect(bridge)
+        with socket_path(bridge) as name:
+            sock.connect(name)
         path = os.fsencode(address)
         sock.sendall(struct.pack("!I", len(path)) + path)
         if sock.recv(1) != _OPEN:
@@ -119,7 +121,8 @@ class Bridge:
         self._last = 0
         self._paused = False
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._listener.bind(path)
+        with socket_path(path) as name:
+            self._listener.bind(name)
         self._listener.listen(128)
         self._listener.setblocking(False)
         loop.add_reader(self._listener.fileno(), self._accept)

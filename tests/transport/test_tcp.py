@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from skyward.core.errors import ConfigError
+from skyward.core.sockets import socket_path
 from skyward.core.spec import Endpoint
 from skyward.testing.service import Service
 from skyward.testing.transport import Place, TransportConformance
@@ -70,6 +71,27 @@ class TestUnix(TransportConformance):
             server.close()
             for task in tasks:
                 task.cancel()
+
+
+def test_a_socket_far_down_in_folders_is_reached(tmp_path: Path) -> None:
+    path = tmp_path / ("f" * 150) / "agent.sock"
+    path.parent.mkdir()
+
+    async def talk() -> bytes:
+        async def greet(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(b"here")
+            writer.close()
+
+        with socket_path(str(path)) as name:
+            server = await asyncio.start_unix_server(greet, name)
+        link = await TCPTransport().connect(Endpoint("tcp", "127.0.0.1"), 5.0)
+        try:
+            return await (await link.open_channel(str(path))).read()
+        finally:
+            await link.close()
+            server.close()
+
+    assert asyncio.run(talk()) == b"here"
 
 
 def test_plain_tcp_leaves_this_machine_never() -> None:

@@ -34,6 +34,7 @@ from skyward.core.messages import (
     Pong,
     Reached,
     Run,
+    StreamClose,
 )
 from skyward.core.wire import VERSION, Role, Wire
 from tests.worker.helpers import ROOT, Owner, alive, descendants, owner, wait_for
@@ -368,6 +369,29 @@ def test_a_folder_of_somebody_else_is_refused(tmp_path: Path) -> None:
     link.symlink_to(tmp_path)
     with pytest.raises(ValueError):
         Owner(listen=f"unix:{link}/agent.sock")
+
+
+def test_temporary_files_may_lie_far_down_in_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    far = tmp_path / ("f" * 150)
+    far.mkdir()
+    monkeypatch.setenv("TMPDIR", str(far))  # as batch systems do for each job
+
+    def ask() -> str:
+        from multiprocessing.connection import Client
+
+        try:
+            Client("/no-such-folder-here/listener")
+        except ConnectionRefusedError as error:
+            return str(error)
+        return "somebody listens"
+
+    with owner() as node:
+        node.set_up()
+        task = node.submit(ask)
+        opened = node.until(lambda: node.streams, "the slot's question")[0].message
+        node.say(StreamClose(opened.stream, "nothing there"))
+        assert "nobody listens at /no-such-folder-here/listener" in node.result(task)
+    assert not list(far.iterdir())
 
 
 def test_files_are_removed(node: Owner) -> None:
