@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import errno
 import itertools
 import os
 from collections import deque
@@ -26,7 +27,7 @@ from skyward.core.interfaces import Channel
 from skyward.core.ioloop import IOThread
 from skyward.core.schedule import Outcome, Schedule, Verdict
 from skyward.core.session import Session
-from skyward.core.shared import take_file
+from skyward.core.shared import remove, take_file
 from skyward.core.spread import ABOUT_BLOBS, Spread
 from skyward.core.wire import Filled
 
@@ -37,6 +38,7 @@ _T = TypeVar("_T")
 _OVERHEAD = 0.0005  # seconds that a node takes to bring a task to a slot, besides the round trip
 _LOOK_EVERY = 0.1  # seconds between two looks at nodes that hold tasks while others have none
 _LARGEST = wire.Limits().message
+_OURS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # what this process is short of, whatever a node does
 
 StreamOpener = Callable[[str], Awaitable[Channel]]
 
@@ -349,6 +351,8 @@ class Dispatcher:
             return
         node = self._nodes.get(session.node)
         if node is None:
+            if session.shares and isinstance(message, messages.Done):
+                remove(message.files.values())
             return
         if isinstance(message, (messages.Done, messages.Failed)):
             self._finished(node, message, buffers)
@@ -369,11 +373,7 @@ class Dispatcher:
 
     def _finished(self, node: _Node, message: messages.Done | messages.Failed, buffers: list[Filled]) -> None:
         if isinstance(message, messages.Done) and message.files:
-            try:
-                buffers = self._take_files(node, message, buffers)
-            except OSError as error:
-                lost = f"its result could not be read: {error}"
-                message = messages.Failed(message.task, message.seconds, messages.Failure.CRASHED.value, lost)
+            message, buffers = self._take_files(node, message, buffers)
         job = self._jobs.get(message.task)
         if job is not None and job.node == node.session.node:
             job.answer = (message, buffers)
@@ -396,14 +396,31 @@ class Dispatcher:
         )
 
     @staticmethod
-    def _take_files(node: _Node, message: messages.Done, buffers: list[Filled]) -> list[Filled]:
+    def _take_files(
+        node: _Node, message: messages.Done, buffers: list[Filled]
+    ) -> tuple[messages.Done | messages.Failed, list[Filled]]:
         """Put the content of files in the place of the buffers that a slot on this machine has left there."""
+        task, seconds, name = message.task, message.seconds, node.session.node
+        lost = messages.Failure.CRASHED.value
         if not node.session.shares:  # a machine elsewhere has no business with our files
-            raise PermissionError(f"{node.session.node} is no part of this machine")
+            return messages.Failed(task, seconds, lost, f"its result is in a file, but {name} is another machine"), []
         rest = iter(buffers[1:])
         count = len(buffers) - 1 + len(message.files)
-        files = {index: take_file(os.fsdecode(path)) for index, path in message.files.items()}
-        return [buffers[0], *(files[index] if index in files else next(rest) for index in range(count))]
+        try:
+            files = {index: take_file(os.fsdecode(path)) for index, path in message.files.items()}
+        except OSError as error:
+            remove(message.files.values())
+            if error.errno not in _OURS:
+                return messages.Failed(task, seconds, lost, f"its result could not be read: {error}"), []
+            problem = PayloadError(  # the task did what it should: it must not run again
+                f"the result of task {task} on {name} can't be loaded here: {error}. Close files that are not needed, "
+                "or raise the limit (ulimit -n) of the process that opened the pool"
+            )
+            raised = messages.Failure.RAISED.value
+            return messages.Failed(task, seconds, raised, "PayloadError"), [
+                *map(bytearray, payload.dump_error(problem))
+            ]
+        return message, [buffers[0], *(files[index] if index in files else next(rest) for index in range(count))]
 
     def node_up(self, session: Session, slots: int) -> None:
         """A session's node takes tasks from now on."""

@@ -22,7 +22,7 @@ __all__ = ["Buffer", "Filled", "Incoming", "Lane", "Limits", "Outgoing"]
 Buffer = Union[bytes, bytearray, memoryview, mmap.mmap]
 """What can be sent."""
 
-Filled = Union[bytearray, mmap.mmap]
+Filled = Union[bytearray, memoryview, mmap.mmap]
 """What arrives: a writable buffer; a large one begins at a page, so that arrays in it are aligned."""
 
 _MAX_GAPS = 1024  # in a message that is arriving: each stripe is at another place of it

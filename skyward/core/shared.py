@@ -10,10 +10,19 @@ import contextlib
 import fcntl
 import mmap
 import os
+import weakref
 from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
+from typing import Any
 
-__all__ = ["CAN_SHARE", "SharedFile", "open_shared", "remove", "take_file", "write_all"]
+try:
+    import ctypes
+except ImportError:  # a Python that was built without libffi
+    ctypes = None  # type: ignore[assignment]
+_CTYPES: Any = ctypes
+
+__all__ = ["CAN_SHARE", "SharedFile", "map_file", "open_shared", "remove", "take_file", "write_all"]
 
 _PIECE = 256 * 1024
 
@@ -86,17 +95,48 @@ def open_shared(path: str, inode: int, size: int) -> int:
     return fd
 
 
-def take_file(path: str) -> mmap.mmap | bytearray:
+def map_file(fd: int, size: int) -> memoryview:
+    """Bytes of a file, mapped as long as somebody looks at them. Writing costs a copy of each page, seen here only.
+
+    It takes no descriptor, of which a process often may have 1,024 only; until 3.13, Python's own maps keep one each.
+
+    Raises
+    ------
+    OSError
+        No memory, or too many maps: a process may have some 65,000.
+    """
+    if _CTYPES is None:
+        return memoryview(mmap.mmap(fd, size, access=mmap.ACCESS_COPY))
+    address = _libc().mmap(None, size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE, fd, 0)
+    if address in (None, ctypes.c_void_p(-1).value):
+        problem = ctypes.get_errno()
+        raise OSError(problem, f"can't map a file of {size:,} bytes: {os.strerror(problem)}")
+    memory = (ctypes.c_ubyte * size).from_address(address)
+    end = weakref.finalize(memory, _libc().munmap, address, size)
+    end.atexit = False  # others may look at it until the process has ended
+    return memoryview(memory).cast("B")
+
+
+@cache
+def _libc() -> Any:
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    size, address, number = ctypes.c_size_t, ctypes.c_void_p, ctypes.c_int
+    libc.mmap.argtypes = (address, size, number, number, number, ctypes.c_ssize_t)
+    libc.munmap.argtypes = (address, size)
+    return libc
+
+
+def take_file(path: str) -> memoryview | bytearray:
     """The bytes of a file, which is removed. They may be written, which costs a copy of each page that is."""
     try:
-        with Path(path).open("rb") as file:
+        with Path(path).open("rb", buffering=0) as file:
             try:
-                return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-            except OSError:  # a process may have some 65,000 maps
+                return map_file(file.fileno(), os.fstat(file.fileno()).st_size)
+            except OSError:  # as many maps as there may be
                 return bytearray(file.read())
     finally:
-        with contextlib.suppress(OSError):
-            Path(path).unlink()
+        remove([os.fsencode(path)])
 
 
 def remove(files: Iterable[bytes]) -> None:

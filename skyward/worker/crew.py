@@ -38,6 +38,7 @@ from skyward.worker.link import Link
 from skyward.worker.output import Outputs
 from skyward.worker.owner import Quota
 from skyward.worker.servers import Server
+from skyward.worker.shelf import Results
 from skyward.worker.slots import Command, Fork, Settle, Start, Table, TakeBack
 from skyward.worker.store import Corrupt, Store
 from skyward.worker.tickets import Tickets
@@ -73,12 +74,13 @@ class _Call:
 class _Process:
     """Our ends of a slot: its socket and its pipes."""
 
-    __slots__ = ("error", "link", "outputs", "tickets", "up")
+    __slots__ = ("error", "link", "outputs", "pid", "tickets", "up")
 
     def __init__(self, link: Link, outputs: Outputs, tickets: Tickets) -> None:
         self.link = link
         self.outputs = outputs
         self.tickets = tickets
+        self.pid: int | None = None
         self.up = False
         self.error: str | None = None  # why it could not begin
 
@@ -138,7 +140,9 @@ class Crew:
         self._said_full = self._up = self._announced = self._resting = False
         self._failed: str | None = None  # why there is no fork server
         self._bridge = Bridge(loop, f"{folder}/bridge.sock", self._post_stream)
-        self._config = _config(setup, cores, self._bridge.path, self.store.shelf() if setup.shares else None)
+        shelf = self.store.shelf() if setup.shares else None
+        self._results = Results(shelf)
+        self._config = _config(setup, cores, self._bridge.path, shelf)
         self._forks = Forks(loop, self._config, self._reported, self._forks_ended, server)
 
     def __repr__(self) -> str:
@@ -213,6 +217,7 @@ class Crew:
         """The owner has everything up to this number; what was held back may flow again."""
         self._printed.acknowledge(received)
         self._streamed.acknowledge(received)
+        self._results.acknowledge(received)
         self._balance()
 
     async def end(self) -> None:
@@ -386,7 +391,9 @@ class Crew:
             if not wanted and isinstance(message, Done):
                 remove(message.files.values())
             if wanted:
-                self._send(message, received.buffers, self.table.is_stocked)
+                posted = self._send(message, received.buffers, self.table.is_stocked)
+                if isinstance(message, Done) and message.files:
+                    self._results.told(posted, message.files.values())
             if self.table.is_supplied and not self._resting:
                 self._resting = True
                 self._loop.call_soon(self._rest)
@@ -404,6 +411,8 @@ class Crew:
         self._warmed(number)
         if process is not None:
             process.link.drain()
+            if process.pid is not None:
+                self._results.clear(process.pid)
             self._take_back(number)
             process.close()
             del self._processes[number]
@@ -421,6 +430,8 @@ class Crew:
     def _reported(self, what: int, number: int, value: int) -> None:
         if what == FORKED:
             self._forks.pids[number] = value
+            if process := self._processes.get(number):
+                process.pid = value
         elif what == EXITED:
             self._forks.pids.pop(number, None)
             self._died(number, deaths.describe(value, self._oom))

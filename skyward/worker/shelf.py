@@ -1,16 +1,21 @@
-"""Large results that are left in files for an owner on this machine, who maps them: nothing is sent or copied again."""
+"""Large results that are left in files for an owner on this machine, who maps them: nothing is sent or copied again.
+
+A slot writes them (`Shelf`), the owner removes what it takes, and the agent what the owner will never take (`Results`).
+"""
 
 from __future__ import annotations
 
 import errno
 import itertools
 import os
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from skyward.core.payload import LARGE
 from skyward.core.shared import remove, write_all
 
-__all__ = ["Shelf"]
+__all__ = ["Results", "Shelf"]
 
 _MARGIN = 64 * 1024 * 1024  # bytes of the file system that are left to others
 
@@ -45,7 +50,7 @@ class Shelf:
 
     def _write(self, buffer: memoryview) -> str | None:
         """The file's path; None where there is no room, which is no error: it can be sent."""
-        path = f"{self._folder}/result-{os.getpid()}-{next(self._numbers)}"
+        path = f"{self._folder}/{_prefix(os.getpid())}{next(self._numbers)}"
         try:
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         except OSError:
@@ -61,3 +66,41 @@ class Shelf:
         finally:
             os.close(fd)
         return path
+
+
+def _prefix(pid: int) -> str:
+    return f"result-{pid}-"
+
+
+class Results:
+    """The agent's view of the folder: which files the owner has been told of.
+
+    Parameters
+    ----------
+    folder
+        That of the slots' shelves; None where there are none.
+    """
+
+    def __init__(self, folder: str | None) -> None:
+        self._folder = folder
+        self._told: deque[tuple[int, set[bytes]]] = deque()  # number of the message, and the files in it
+
+    def __repr__(self) -> str:
+        return f"<Results in {self._folder}, {len(self._told)} messages not acknowledged>"
+
+    def told(self, number: int, files: Iterable[bytes]) -> None:
+        """The owner is told of these by the message with this number, and takes them when it has it."""
+        self._told.append((number, set(files)))
+
+    def acknowledge(self, received: int) -> None:
+        """The owner has every message up to this number, and so has taken what they named."""
+        while self._told and self._told[0][0] <= received:
+            self._told.popleft()
+
+    def clear(self, pid: int) -> None:
+        """Remove what a slot that is dead has left, whole or not, and nobody was told of."""
+        if self._folder is None:
+            return
+        told = set[bytes]().union(*(files for _, files in self._told))
+        left = map(os.fsencode, Path(self._folder).glob(f"{_prefix(pid)}*"))
+        remove(path for path in left if path not in told)

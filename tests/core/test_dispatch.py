@@ -6,8 +6,9 @@ import concurrent.futures
 import multiprocessing
 import os
 import pickle
+import resource
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -253,6 +254,66 @@ def test_a_machine_elsewhere_has_no_business_with_files_here(pool: MemoryPool, t
     pool.do(agent.release)
     assert future.result(5) == 2
     assert file.exists()
+
+
+@pytest.fixture
+def few_files() -> Iterator[Callable[[], None]]:
+    """Leaves this process no further open file."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    def no_more() -> None:
+        lowest = os.open(os.devnull, os.O_RDONLY)
+        os.close(lowest)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, limits[1]))
+
+    yield no_more
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_a_result_that_can_not_be_opened_is_an_error_and_not_run_again(
+    few_files: Callable[[], None], tmp_path: Path
+) -> None:
+    pool = MemoryPool(shares=True)
+    try:
+        agent = pool.add(holding=True)
+        file = tmp_path / "result"
+        file.write_bytes(b"x" * 100)
+        future = pool.submit(double, 1)
+        eventually(lambda: agent.held)
+        task = next(iter(agent.held))
+
+        def answer() -> None:
+            few_files()
+            agent.say(messages.Done(task, 0.0, {0: os.fsencode(file)}), [pickle.dumps(1)])
+            agent.flush()
+
+        pool.do(answer)
+        with pytest.raises(PayloadError, match=r"(?s)result of task 1.*open files.*ulimit -n"):
+            future.result(5)
+        assert not file.exists()
+    finally:
+        pool.close()
+
+
+def test_a_file_of_a_node_that_is_given_up_is_removed(tmp_path: Path) -> None:
+    pool = MemoryPool(shares=True)
+    try:
+        agent = pool.add(holding=True)
+        file = tmp_path / "result"
+        file.write_bytes(b"x" * 100)
+        future = pool.submit(double, 1)
+        eventually(lambda: agent.held)
+
+        def answer() -> None:
+            pool.dispatcher.node_down("m0", "it is given up")
+            agent.say(messages.Done(1, 0.0, {0: os.fsencode(file)}), [pickle.dumps(1)])
+            agent.flush()
+
+        pool.do(answer)
+        eventually(lambda: not file.exists())
+        future.cancel()
+    finally:
+        pool.close()
 
 
 def test_what_a_node_holds_ahead_goes_to_an_idle_one(pool: MemoryPool) -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import errno
+import gc
+import mmap
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from skyward.core.shared import CAN_SHARE, SharedFile, open_shared, take_file
+from skyward.core.shared import CAN_SHARE, SharedFile, map_file, open_shared, take_file
 
 linux = pytest.mark.skipif(not CAN_SHARE, reason="no files in memory here")
 
@@ -57,7 +61,41 @@ def test_it_leaves_no_open_file() -> None:
     assert _open_files() == before
 
 
-def test_a_file_that_is_taken_is_removed_and_may_be_written(tmp_path: Path) -> None:
+def _maps() -> int:
+    return len(Path("/proc/self/maps").read_text().splitlines())
+
+
+def test_a_map_takes_no_descriptor_and_ends_with_its_last_view(tmp_path: Path) -> None:
+    path, size = tmp_path / "result", 3 * mmap.PAGESIZE + 5
+    path.write_bytes(bytes(range(256)) * (size // 256) + bytes(size % 256))
+    gc.collect()
+    files, maps = _open_files(), _maps()
+    with path.open("rb", buffering=0) as file:
+        arrays = [np.frombuffer(map_file(file.fileno(), size), np.uint8)[1:] for _ in range(500)]
+    assert _open_files() == files
+    assert maps + 500 <= _maps() < maps + 600
+    arrays[0][0] = 77
+    assert (arrays[0][0], arrays[1][0]) == (77, 1), "each has its own copy of what is written"
+    assert path.read_bytes()[1] == 1
+    del arrays
+    assert _maps() < maps + 50
+
+
+@pytest.mark.parametrize("has_ctypes", [True, False])
+def test_what_can_not_be_mapped_is_an_error(has_ctypes: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not has_ctypes:  # as in a Python that was built without libffi
+        monkeypatch.setattr("skyward.core.shared._CTYPES", None)
+    read, write = os.pipe()
+    with os.fdopen(read), os.fdopen(write, "w"), pytest.raises(OSError, match=r"[Dd]evice"):
+        map_file(read, mmap.PAGESIZE)
+
+
+@pytest.mark.parametrize("has_ctypes", [True, False])
+def test_a_file_that_is_taken_is_removed_and_may_be_written(
+    has_ctypes: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not has_ctypes:
+        monkeypatch.setattr("skyward.core.shared._CTYPES", None)
     path = tmp_path / "result"
     path.write_bytes(b"content")
     data = take_file(str(path))

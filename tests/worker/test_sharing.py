@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,9 +13,9 @@ import numpy as np
 import pytest
 
 from skyward.core import payload
-from skyward.core.messages import Blob, Cancel, Done, Kept, Run, Share
+from skyward.core.messages import Ack, Blob, Cancel, Done, Kept, Run, Share
 from skyward.core.shared import CAN_SHARE, SharedFile, take_file
-from tests.worker.helpers import Owner, owner
+from tests.worker.helpers import Owner, alive, owner
 
 pytestmark = pytest.mark.skipif(not CAN_SHARE, reason="no files in memory here")
 MANY = 500_000
@@ -105,3 +107,52 @@ def test_nothing_is_left_of_results_that_nobody_took(here: Owner, tmp_path: Path
     assert folder.exists()
     here.end()
     assert not folder.exists()
+
+
+def results(node: Owner) -> list[Path]:
+    """Files of results that lie in the node's folder."""
+    (shelf,) = (folder for folder in Path("/dev/shm").glob("skyward-store-*") if is_of(node, folder))
+    return list(shelf.glob("result-*"))
+
+
+def is_of(node: Owner, folder: Path) -> bool:
+    locks = {os.readlink(fd) for fd in Path(f"/proc/{node.pid}/fd").iterdir() if fd.is_symlink()}  # noqa: PTH115
+    return f"{folder}/lock" in locks
+
+
+def test_nothing_is_left_of_a_slot_that_was_killed_while_it_wrote_a_result(here: Owner) -> None:
+    taken = here.answer(here.submit(np.arange, MANY)).message
+    assert isinstance(taken, Done)
+    here.say(Ack(here.inbox.received))
+    (path,) = (os.fsdecode(path) for path in taken.files.values())
+    assert np.array_equal(payload.loads(here.answers[1].buffers[0], [take_file(path)]), np.arange(MANY))
+    for _ in range(3):
+        task = here.submit(bytearray_of, 64 * MANY)
+        here.until(lambda: results(here), "the beginning of a result")
+        here.say(Cancel(task))
+        answer = here.answer(task).message
+        if isinstance(answer, Done):  # it was faster
+            for file in answer.files.values():
+                take_file(os.fsdecode(file))
+        here.until(lambda: not results(here), "the end of what nobody will take")
+
+
+def bytearray_of(size: int) -> Any:
+    import pickle
+
+    return pickle.PickleBuffer(bytearray(size))
+
+
+def test_a_result_that_its_owner_was_told_of_outlives_its_slot() -> None:
+    with owner() as node:
+        node.set_up(shares=True, concurrency=1)
+        slot = node.call(os.getpid)
+        answer = node.answer(node.submit(np.arange, MANY))
+        assert isinstance(answer.message, Done)
+        os.kill(slot, signal.SIGKILL)
+        node.until(lambda: not alive(slot), "the slot's death")
+        with contextlib.suppress(RuntimeError):  # it is given to the dead one, if the agent does not know yet
+            node.call(os.getpid)
+        assert node.call(os.getpid) != slot, "another has its place, so the agent has cleared up"
+        (path,) = (os.fsdecode(path) for path in answer.message.files.values())
+        assert payload.loads(answer.buffers[0], [take_file(path)])[-1] == MANY - 1

@@ -9,7 +9,7 @@ import pytest
 
 from skyward.core.payload import LARGE
 from skyward.core.shared import remove
-from skyward.worker.shelf import Shelf
+from skyward.worker.shelf import Results, Shelf
 
 
 def test_large_ones_become_files_and_small_ones_do_not(tmp_path: Path) -> None:
@@ -30,3 +30,26 @@ def test_without_room_they_are_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert Shelf(str(tmp_path)).put([large]) == ({}, [large])
     assert not list(tmp_path.iterdir())
     assert Shelf(str(tmp_path / "missing")).put([large]) == ({}, [large])
+
+
+def test_the_agent_removes_what_a_dead_slot_left_and_nobody_was_told_of(tmp_path: Path) -> None:
+    results = Results(str(tmp_path))
+    names = ["result-7-0", "result-7-1", "result-7-2", "result-70-0", "lock"]
+    paths = [tmp_path / name for name in names]
+    for path in paths:
+        path.write_bytes(b"x")
+    results.told(4, [os.fsencode(paths[0])])
+    results.told(9, [os.fsencode(paths[1])])
+    results.acknowledge(3)
+    results.clear(7)
+    assert {path.name for path in tmp_path.iterdir()} == set(names) - {"result-7-2"}
+    results.acknowledge(4)
+    results.clear(7)
+    assert {path.name for path in tmp_path.iterdir()} == set(names) - {"result-7-2", "result-7-0"}
+    results.acknowledge(9)
+    results.clear(7)
+    assert {path.name for path in tmp_path.iterdir()} == {"result-70-0", "lock"}
+
+
+def test_without_a_folder_nothing_is_removed() -> None:
+    Results(None).clear(7)
