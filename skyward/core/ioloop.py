@@ -24,19 +24,16 @@ class IOThread:
     """
 
     def __init__(self, name: str) -> None:
-        self.loop = asyncio.new_event_loop()
+        # Not by the policy, which is the user's: another loop's transports and exceptions need not be as ours.
+        self.loop: asyncio.AbstractEventLoop = asyncio.SelectorEventLoop()
         self._thread = threading.Thread(target=self._main, name=name, daemon=True)
         self._thread.start()
 
     def _main(self) -> None:
-        asyncio.set_event_loop(self.loop)
         try:
             self.loop.run_forever()
         finally:
-            tasks = asyncio.all_tasks(self.loop)
-            for task in tasks:
-                task.cancel()
-            self.loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+            self.loop.run_until_complete(_cancel_all())
             self.loop.run_until_complete(self.loop.shutdown_asyncgens())
             with contextlib.suppress(RuntimeError):  # it takes a thread, which can't be had when the interpreter ends
                 self.loop.run_until_complete(self.loop.shutdown_default_executor())
@@ -61,3 +58,11 @@ class IOThread:
             self.loop.call_soon_threadsafe(self.loop.stop)
         if not self.is_here:
             self._thread.join(timeout)
+
+
+async def _cancel_all() -> None:
+    """End all other tasks of the running loop."""
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

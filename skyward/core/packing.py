@@ -43,10 +43,11 @@ def pays(sample: Sample, rate: float | None) -> bool:
     """Whether compressing and sending less is faster than sending all, at `rate` bytes per second (None: unknown).
 
     As if done one after the other; what overlaps is a gain that is not counted on, since SSH needs the processor too.
+    A line that has taken nothing for a while has a rate of 0.
     """
     if rate is None or sample.ratio < _SHRINKS:
         return False
-    return 1 / sample.speed + 1 / (sample.ratio * rate) < _GAIN / rate
+    return rate / sample.speed + 1 / sample.ratio < _GAIN
 
 
 class Pace:

@@ -296,7 +296,7 @@ class Session:
         self._linked_at = asyncio.get_running_loop().time()
         self._pace, self._written = Pace(), 0
         if self._striping is not None and self.facts.get("zstd") is True and available():
-            wire.packer = Packer(self._pace, time.perf_counter)
+            wire.packer, wire.packing_failed = Packer(self._pace, time.perf_counter), self._sends_plain
         self._unlinked.clear()
         for received in got[1:]:
             self._take(received)
@@ -305,6 +305,9 @@ class Session:
         self._flush()
         if self._closing:  # while the link was being made
             channel.close()
+
+    def _sends_plain(self, error: Exception) -> None:
+        _log.warning("%s: what goes there is not compressed any more, since that failed", self.node, exc_info=error)
 
     async def _talk(self, channel: Channel) -> str:
         """Read until the link ends; the reason."""

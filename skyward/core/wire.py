@@ -34,7 +34,7 @@ import hashlib
 import hmac
 import struct
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -135,7 +135,10 @@ class Wire:
         self._waiting: deque[tuple[bytes, list[memoryview]]] = deque()  # preludes and buffers of large messages
         self._active: deque[Outgoing] = deque()  # those that have begun
         self._next = 0  # number of the next large message
-        self.packer: Packer | None = None  # may be set where the peer has said that it can read compressed pieces
+        self.packer: Packer | None = None
+        """May be set where the peer has said that it can read compressed pieces. One that fails is not used again."""
+        self.packing_failed: Callable[[Exception], object] = lambda _: None
+        """Told why; what was to be packed goes as it is."""
         self.spares = Spares()  # buffers that came and are needed no more may be given there
         self._large = 0  # bytes of large messages not yet taken
         self._first = Lane()
@@ -266,10 +269,11 @@ class Wire:
                 out.append(_PIECE.pack(_OPEN, self._next, len(prelude)) + prelude)
                 # Its first piece is next, on the same stream: one that is a single piece is never waited for.
                 self._active.appendleft(Outgoing(self._next, views))
-            message = self._active.popleft()
+            message = self._active[0]  # it stays in the queue until its piece is made
             views = message.views
             body = views[0][: self.limits.piece]
-            packed = None if self.packer is None else self.packer.pack(message, body)
+            packed = None if self.packer is None else self._packed(self.packer, message, body)
+            self._active.popleft()
             if packed is None:
                 out += (_PLACED.pack(_DATA, message.key, len(body), message.at), body)
             else:
@@ -283,6 +287,15 @@ class Wire:
             if views:
                 self._active.append(message)
         return out
+
+    def _packed(self, packer: Packer, message: Outgoing, body: memoryview) -> bytes | None:
+        """The next piece of a message compressed; None if it goes as it is, also where that fails: it is but a gain."""
+        try:
+            return packer.pack(message, body)
+        except Exception as error:  # no memory, say
+            self.packer = None
+            self.packing_failed(error)
+            return None
 
     @property
     def has_data(self) -> bool:

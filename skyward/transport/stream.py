@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import mmap
 from collections.abc import Sequence
+from typing import cast
 
 __all__ = ["StreamChannel"]
 
@@ -28,9 +29,8 @@ class StreamChannel(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Called by asyncio."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        transport.set_write_buffer_limits(high=_WRITE_AHEAD)
+        self._transport = cast("asyncio.Transport", transport)  # a stream's: other loops' need not inherit from it
+        self._transport.set_write_buffer_limits(high=_WRITE_AHEAD)
 
     def data_received(self, data: bytes) -> None:
         """Called by asyncio."""

@@ -471,7 +471,8 @@ def main() -> None:
     with contextlib.suppress(OSError):  # if it can't be made now, it is tried again when there is an owner to tell
         server = forked()
     try:
-        asyncio.run(_live(start, listener, folder, server, others))
+        with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:  # whatever policy a module has set
+            runner.run(_live(start, listener, folder, server, others))
     finally:
         if start.listen == "tcp":
             shutil.rmtree(folder, ignore_errors=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import random
 from collections.abc import Callable, Sequence
 
@@ -48,6 +49,8 @@ def packer(rate: float | None, step: float = 1e-4) -> Packer:
         (16.0, 1.6e9, 4e9, False),  # loopback
         (16.0, 1.6e9, None, False),  # not known yet
         (100.0, 10e6, 50e6, False),  # a processor that is slower than the line
+        (1.6, 400e6, 0.0, True),  # a line that stands still
+        (1.06, 1.1e9, 0.0, False),
     ],
 )
 def test_it_pays_where_data_shrink_and_the_line_is_slower(
@@ -56,7 +59,7 @@ def test_it_pays_where_data_shrink_and_the_line_is_slower(
     assert pays(Sample(ratio, speed), rate) is answer
 
 
-@given(st.floats(1.0, 100.0), st.floats(1e6, 1e10), st.floats(1e5, 1e10), st.floats(1.0, 100.0))
+@given(st.floats(1.0, 100.0), st.floats(1e6, 1e10), st.floats(0, 1e10), st.floats(1.0, 100.0))
 def test_what_pays_pays_more_on_a_slower_line(ratio: float, speed: float, rate: float, slower: float) -> None:
     if pays(Sample(ratio, speed), rate):
         assert pays(Sample(ratio, speed), rate / slower)
@@ -74,6 +77,30 @@ def test_a_rate_is_told_only_from_stretches_in_which_the_link_was_full() -> None
     assert pace.rate == pytest.approx(50e6)
     pace.full(18_000_001, 60.4)
     assert pace.rate == pytest.approx(40e6)
+
+
+SECONDS = st.sampled_from([0.0, 1e-9, 0.05, 0.1, 0.5, 5.0, 1e6]) | st.floats(0, 1e4)
+WRITTEN = st.sampled_from([0, 1, 65_536, 2**40]) | st.integers(0, 10**9)
+
+
+@given(st.lists(st.tuples(SECONDS, WRITTEN, st.booleans()), max_size=12), SECONDS, st.sampled_from([NOISE, DIGITS]))
+def test_whatever_a_line_did_each_piece_goes_packed_or_plain(
+    history: list[tuple[float, int, bool]], step: float, content: bytes
+) -> None:
+    """Also after it stood still, or when the clock did; and what is packed is the piece."""
+    pace, now, written = Pace(), 0.0, 0
+    packing = Packer(pace, ticking(step))
+    message = Outgoing(1, [memoryview(content)])
+    for seconds, more, full in history:
+        now, written = now + seconds, written + more
+        if full:
+            pace.full(written, now)
+        else:
+            pace.idle()
+        assert pace.rate is None or 0 <= pace.rate < math.inf
+        body = message.views[0][: 1 << 15]
+        packed = packing.pack(message, body)
+        assert packed is None or unpack(memoryview(packed), 1 << 15) == body
 
 
 def test_the_sample_is_taken_all_over_the_message() -> None:

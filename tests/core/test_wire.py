@@ -215,6 +215,34 @@ class AlwaysPacks(Packer):
         return super().pack(message, body)
 
 
+class FailsAt(AlwaysPacks):
+    """Compresses some pieces; then it has no memory."""
+
+    def __init__(self, left: int) -> None:
+        super().__init__()
+        self.left = left
+
+    def pack(self, message: Outgoing, body: memoryview) -> bytes | None:
+        """One more piece, perhaps."""
+        self.left -= 1
+        if self.left < 0:
+            raise MemoryError("no more")
+        return super().pack(message, body)
+
+
+@pytest.mark.parametrize("left", [0, 1, 4])
+def test_where_packing_fails_the_message_goes_as_it_is(left: int) -> None:
+    """Not a piece is lost, and it is said once."""
+    owner, worker = opened(Limits(piece=20_000))
+    failures: list[Exception] = []
+    owner.packer, owner.packing_failed = FailsAt(left), failures.append
+    owner.send(Cancel(1), [bytes(range(250)) * 400, b"ab" * 30_000], 1)
+    (received,) = carry(owner, worker)
+    assert received == Received(1, Cancel(1), [bytearray(range(250)) * 400, bytearray(b"ab" * 30_000)])
+    assert [str(failure) for failure in failures] == ["no more"]
+    assert not owner.large
+
+
 @given(messages=st.lists(st.tuples(OWNER_MESSAGES, BUFFERS), max_size=8), packed=st.booleans(), data=st.data())
 def test_any_interleaving_of_stripes_gives_every_message_once_and_whole(
     messages: Any, packed: bool, data: st.DataObject
