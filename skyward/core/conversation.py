@@ -12,6 +12,7 @@ from typing import Any
 from skyward.core.errors import ProtocolError
 from skyward.core.messages import (
     Ack,
+    Began,
     Blob,
     Bye,
     Cancel,
@@ -20,9 +21,11 @@ from skyward.core.messages import (
     Fetch,
     Forget,
     Hello,
+    Inquire,
     Kept,
     Listening,
     Metric,
+    Missing,
     Output,
     Peers,
     Ping,
@@ -70,8 +73,8 @@ class State(enum.Enum):
 
 
 _ANY = (Ping, Pong, Ack, Bye, StreamData, StreamClose)
-_OWNER = (Setup, Run, Cancel, Recall, Blob, Fetch, Share, Forget, Peers)
-_WORKER = (Ready, Done, Failed, Returned, Output, Metric, StreamOpen, Kept, Listening, Reached)
+_OWNER = (Setup, Run, Cancel, Recall, Inquire, Blob, Fetch, Share, Forget, Peers)
+_WORKER = (Ready, Began, Done, Failed, Returned, Missing, Output, Metric, StreamOpen, Kept, Listening, Reached)
 
 
 def _open(kinds: Iterable[type[Any]]) -> dict[type[Any], State]:

@@ -11,9 +11,10 @@ import concurrent.futures
 import contextlib
 import errno
 import itertools
+import logging
 import os
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
@@ -22,25 +23,28 @@ from skyward.core.bell import Bell
 from skyward.core.blobs import Arrays, Snapshot, Snapshots
 from skyward.core.delivery import Delivery, Lane
 from skyward.core.errors import NodeLost, PayloadError, PoolNotActive, TaskTimeout, WorkerCrashed
-from skyward.core.events import Events, Printed, TaskEnded, TasksQueued
-from skyward.core.interfaces import Channel
+from skyward.core.events import Events, Note, Printed, TaskEnded, TasksQueued
 from skyward.core.ioloop import IOThread
+from skyward.core.rollcall import RollCall
 from skyward.core.schedule import Outcome, Schedule, Verdict
 from skyward.core.session import Session
 from skyward.core.shared import remove, take_file
 from skyward.core.spread import ABOUT_BLOBS, Spread
+from skyward.core.streams import ABOUT_STREAMS, StreamOpener, Streams
 from skyward.core.wire import Filled
 
-__all__ = ["Call", "Dispatcher", "StreamOpener", "TaskFuture", "TaskOptions"]
+__all__ = ["Call", "Dispatcher", "TaskFuture", "TaskOptions"]
+
+_log = logging.getLogger("skyward.dispatch")
 
 _T = TypeVar("_T")
 
 _OVERHEAD = 0.0005  # seconds that a node takes to bring a task to a slot, besides the round trip
 _LOOK_EVERY = 0.1  # seconds between two looks at nodes that hold tasks while others have none
+_ROLL_CALL = 5.0  # seconds between two times that nodes are asked for what they should have
+_LONGEST = 4 * 1024 * 1024  # bytes of a line that comes in several messages
 _LARGEST = wire.Limits().message
 _OURS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # what this process is short of, whatever a node does
-
-StreamOpener = Callable[[str], Awaitable[Channel]]
 
 
 @dataclass(eq=False)
@@ -144,22 +148,16 @@ class _Job:
     answer: tuple[messages.Message, list[Filled]] | None = None
     verdict: Verdict | None = None
     node: str = ""
+    number: int = 0  # of the message that took it there
     reason: str = ""
-
-
-@dataclass(slots=True, eq=False)
-class _Stream:
-    """A byte stream between a slot and a listening socket of this process."""
-
-    task: asyncio.Task[None] | None = None
-    channel: Channel | None = None
-    early: list[Filled] = field(default_factory=list)  # what came before the channel was open
 
 
 @dataclass(slots=True, eq=False)
 class _Node:
     session: Session
-    streams: dict[int, _Stream] = field(default_factory=dict)
+    streams: Streams
+    roll: RollCall = field(default_factory=RollCall)
+    printed: dict[int, bytearray] = field(default_factory=dict)  # by stream, a line of which there is more to come
 
 
 class Dispatcher:
@@ -206,6 +204,7 @@ class Dispatcher:
         self._idle = asyncio.Event()
         self._idle.set()
         self._lost: dict[str, str] = {}
+        self._rolling: asyncio.TimerHandle | None = None
         self._snapshots = Snapshots(shares)
         self._why_hopeless = "no node is left"
         self._delivery = Delivery(self._deliver, f"{name}-delivery")
@@ -322,7 +321,7 @@ class Dispatcher:
         buffers = (
             [buffer for i, buffer in enumerate(job.buffers) if i - 1 not in job.blobs] if job.blobs else job.buffers
         )
-        node.session.send(message, buffers)
+        job.number = node.session.send(message, buffers)
 
     def _recall(self, session: Session, most: int) -> None:
         """Ask for tasks that are not worth leaving there: on their way to another node they would lose a round trip."""
@@ -358,18 +357,12 @@ class Dispatcher:
             self._finished(node, message, buffers)
         elif isinstance(message, messages.Returned):
             self._returned(node, message.tasks)
+        elif isinstance(message, messages.Missing):
+            self._missed(node, message.tasks)
         elif isinstance(message, messages.Output):
-            text = bytes(buffers[0]).decode("utf-8", "backslashreplace")
-            self._events.emit(Printed(session.node, message.stream, text))
-        elif isinstance(message, messages.StreamOpen):
-            stream = node.streams[message.stream] = _Stream()
-            stream.task = asyncio.create_task(self._bridge(node, message, stream))
-        elif isinstance(message, messages.StreamData):
-            self._stream_data(node.streams.get(message.stream), buffers)
-        elif isinstance(message, messages.StreamClose):
-            closing = node.streams.pop(message.stream, None)
-            if closing is not None and closing.task is not None:
-                closing.task.cancel()
+            self._printed(node, message, buffers)
+        elif isinstance(message, ABOUT_STREAMS):
+            node.streams.received(message, buffers)
 
     def _finished(self, node: _Node, message: messages.Done | messages.Failed, buffers: list[Filled]) -> None:
         if isinstance(message, messages.Done) and message.files:
@@ -422,9 +415,41 @@ class Dispatcher:
             ]
         return message, [buffers[0], *(files[index] if index in files else next(rest) for index in range(count))]
 
+    def _printed(self, node: _Node, message: messages.Output, buffers: list[Filled]) -> None:
+        """Whole lines go to whoever shows them; one that came in pieces too."""
+        text = node.printed.pop(message.stream, bytearray()) + buffers[0]
+        if message.more and len(text) < _LONGEST:
+            node.printed[message.stream] = text
+        else:
+            printed = text.decode("utf-8", "backslashreplace")
+            self._events.emit(Printed(node.session.node, message.stream, printed))
+
+    def _call_roll(self) -> None:
+        """Ask each node for the tasks that it has had for a while."""
+        for node in self._nodes.values():
+            if asked := node.roll.ask(self._held(node)):
+                node.session.send(messages.Inquire(asked))
+        self._rolling = asyncio.get_running_loop().call_later(_ROLL_CALL, self._call_roll) if self._nodes else None
+
+    def _held(self, node: _Node) -> dict[int, int]:
+        """What a node should have, as `RollCall` wants it: a question must not overtake the task itself."""
+        arrived = node.session.acknowledged
+        jobs = [self._jobs[task] for task in self._schedule.out(node.session.node)]
+        return {job.id: job.number for job in jobs if job.number <= arrived}
+
+    def _missed(self, node: _Node, tasks: list[int]) -> None:
+        """A node does not know these any more; those that it should know are tried again as after a crash."""
+        for task in node.roll.lost(tasks, self._held(node)):
+            text = f"{node.session.node} has lost {self._jobs[task].label} (task {task}), which it had been given"
+            _log.warning("%s", text)
+            self._events.emit(Note(f"{text}: it counts as if its worker had died", warning=True))
+            self._finished(node, messages.Failed(task, 0.0, messages.Failure.CRASHED.value, "the node lost it"), [])
+
     def node_up(self, session: Session, slots: int) -> None:
         """A session's node takes tasks from now on."""
-        self._nodes[session.node] = _Node(session)
+        self._nodes[session.node] = _Node(session, Streams(session, self._open_stream))
+        if self._rolling is None:
+            self._rolling = asyncio.get_running_loop().call_later(_ROLL_CALL, self._call_roll)
         self._spread.node_up(session)
         self._handle(schedule.NodeUp(session.node, slots))
 
@@ -432,9 +457,7 @@ class Dispatcher:
         """A node is gone for good."""
         node = self._nodes.pop(name, None)
         if node is not None:
-            for stream in node.streams.values():
-                if stream.task is not None:
-                    stream.task.cancel()
+            node.streams.close()
             self._lost[name] = reason
         self._spread.node_down(name)
         if node is not None:
@@ -448,34 +471,6 @@ class Dispatcher:
     async def drained(self) -> None:
         """Wait until no task is left."""
         await self._idle.wait()
-
-    @staticmethod
-    def _stream_data(stream: _Stream | None, buffers: list[Filled]) -> None:
-        if stream is not None and stream.channel is None:
-            stream.early += buffers
-        elif stream is not None and stream.channel is not None:
-            stream.channel.write(buffers)
-
-    async def _bridge(self, node: _Node, message: messages.StreamOpen, stream: _Stream) -> None:
-        """Carry bytes between a slot's stream and a listening socket of this process."""
-        session, number, error = node.session, message.stream, None
-        try:
-            if self._open_stream is None:
-                raise ConnectionRefusedError("this pool bridges no streams")
-            stream.channel = await self._open_stream(message.address)
-            session.send(messages.StreamData(number), [b""])  # so the slot knows that it is connected
-            stream.channel.write(stream.early)
-            while data := await stream.channel.read():
-                # In pieces that are sent whole: a larger one could be overtaken by what follows it.
-                for start in range(0, len(data), wire.WHOLE):
-                    session.send(messages.StreamData(number), [data[start : start + wire.WHOLE]])
-        except OSError as problem:
-            error = f"{problem}"
-        finally:
-            if stream.channel is not None:
-                stream.channel.close()
-            if node.streams.pop(number, None) is not None:
-                session.send(messages.StreamClose(number, error))
 
     # --- delivery thread ---
 

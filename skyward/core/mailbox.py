@@ -65,6 +65,11 @@ class Outbox:
         while self._kept and self._kept[0][0] <= received:
             self.size -= self._kept.popleft()[1]
 
+    @property
+    def acknowledged(self) -> int:
+        """The peer has everything up to this number."""
+        return self._kept[0][0] - 1 if self._kept else self._last
+
     def kept(self) -> list[int]:
         """Numbers of what must be sent again on a new link, in order."""
         return [posted[0] for posted in self._kept]

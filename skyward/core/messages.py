@@ -12,7 +12,9 @@ __all__ = [
     "FIELDS",
     "HEARD_FILE",
     "MESSAGES",
+    "ORDERED",
     "Ack",
+    "Began",
     "Blob",
     "Bye",
     "Cancel",
@@ -22,10 +24,12 @@ __all__ = [
     "Fetch",
     "Forget",
     "Hello",
+    "Inquire",
     "Kept",
     "Listening",
     "Message",
     "Metric",
+    "Missing",
     "Output",
     "Peers",
     "Ping",
@@ -168,9 +172,34 @@ class Run(NamedTuple):
 
 
 class Cancel(NamedTuple):
-    """Forget a waiting task, stop a running one. Answered by `Failed(CANCELLED)` if the task was still there."""
+    """Forget a waiting task, stop a running one. Answered by `Failed(CANCELLED)` if the task was still there.
+
+    Unless `running`, a task that has begun goes on, and this is not answered.
+    """
 
     task: int
+    running: bool = True
+
+
+class Began(NamedTuple):
+    """These tasks have begun. Said of those that run for a moment, so of most short ones never."""
+
+    tasks: list[int]
+
+
+class Inquire(NamedTuple):
+    """Which of these tasks are neither here nor answered? Always answered by `Missing`, perhaps with none.
+
+    Owner to agent, and agent to slot. Only about tasks whose `Run` is known to have arrived, or can't be overtaken.
+    """
+
+    tasks: list[int]
+
+
+class Missing(NamedTuple):
+    """Of the tasks of an `Inquire`, those that are not here, and whose answer has not been on its way since."""
+
+    tasks: list[int]
 
 
 class Recall(NamedTuple):
@@ -222,9 +251,13 @@ class Failed(NamedTuple):
 
 
 class Output(NamedTuple):
-    """What tasks printed. `stream` is 1 or 2; one buffer: whole lines, of any bytes."""
+    """What tasks printed. `stream` is 1 or 2; one buffer of any bytes: whole lines, or what is left of one at its end.
+
+    Where a line is longer than a message that keeps its place, `more` of it is in the very next `Output`.
+    """
 
     stream: int
+    more: bool = False
 
 
 class Metric(NamedTuple):
@@ -314,10 +347,17 @@ class StreamClose(NamedTuple):
 Message = Union[
     Hello, Welcome, Proof, Ping, Pong, Ack, Bye, Setup, Ready, Run, Cancel, Done, Failed, Output, Metric, Blob, Forget,
     StreamOpen, StreamData, StreamClose, Recall, Returned, Fetch, Share, Kept, Listening, Peers, Reached,
+    Began, Inquire, Missing,
 ]  # fmt: skip
 
 MESSAGES: tuple[type[Any], ...] = get_args(Message)
 """Every kind of message; a kind's place in this tuple is its code on the wire."""
+
+ORDERED: frozenset[type[Any]] = frozenset({Output, StreamData})
+"""Kinds with buffers that must arrive in the order in which they were sent: a wire refuses those that are large.
+
+Messages without buffers always keep their place among each other; any other kind may overtake, and be overtaken.
+"""
 
 CODES: dict[type[Any], int] = {kind: code for code, kind in enumerate(MESSAGES)}
 

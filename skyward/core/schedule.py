@@ -274,6 +274,11 @@ class Schedule:
         self._handlers[type(event)](event, commands)
         return commands
 
+    def out(self, node: str) -> list[int]:
+        """Tasks that a node was given and that somebody waits for."""
+        known = self._nodes.get(node)
+        return [] if known is None else [name for name, task in known.out.items() if task is not None]
+
     # --- events ---
 
     def _submitted(self, event: Submitted, commands: list[Command]) -> None:

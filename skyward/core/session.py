@@ -180,14 +180,18 @@ class Session:
         """Seconds for which there has been a link; 0 when there is none."""
         return asyncio.get_running_loop().time() - self._linked_at if self.linked else 0.0
 
-    def send(self, message: Message, buffers: Sequence[Buffer] = ()) -> None:
-        """Send a message, over whatever links it takes. Buffers must not change until the agent has them."""
+    def send(self, message: Message, buffers: Sequence[Buffer] = ()) -> int:
+        """Send a message over whatever links it takes; its number. Buffers must not change until the agent has them."""
         wire = self._wire
         if wire is not None and wire.is_open:
-            self._outbox.post(message, buffers, wire)
             self._flush_soon()
-        else:
-            self._outbox.post(message, buffers)
+            return self._outbox.post(message, buffers, wire)
+        return self._outbox.post(message, buffers)
+
+    @property
+    def acknowledged(self) -> int:
+        """The agent has every message up to this number."""
+        return self._outbox.acknowledged
 
     async def run(self) -> str | None:
         """Keep up the conversation until `close` (None), or until the node is lost (the reason).

@@ -13,7 +13,10 @@ A message is a small msgpack envelope and any number of raw buffers. On the stre
     prelude  envelope length u32 | buffer count u16 | buffer lengths u64 ... | envelope
 
 Large messages are cut in pieces, small ones overtake them between two pieces, so a heartbeat or a small task never
-waits for a gigabyte. Hence messages can arrive in another order than they were sent; nothing here hides that.
+waits for a gigabyte. Hence messages can arrive in another order than they were sent, and nobody may conclude anything
+from it: only small messages keep their order among each other. Kinds that rely on that (`messages.ORDERED`) are refused
+when they are large. A wire that is `fifo` keeps everything in order: that from an agent to a slot, whose messages are
+tasks that begin one after another.
 
 A link may have further streams, its stripes, for large messages only: their pieces may go on whichever stream takes
 them, since one SSH channel alone can't fill a long line. All pieces are in order within their stream; a stripe whose
@@ -42,7 +45,7 @@ import msgpack
 
 from skyward.core.conversation import TALK, Role, State, next_state
 from skyward.core.errors import ProtocolError
-from skyward.core.messages import CODES, FIELDS, MESSAGES, Hello, Message, Ping, Proof, Welcome
+from skyward.core.messages import CODES, FIELDS, MESSAGES, ORDERED, Hello, Message, Ping, Proof, Welcome
 from skyward.core.packing import Packer, unpack
 from skyward.core.pages import Spares
 from skyward.core.pieces import Buffer, Filled, Incoming, Lane, Limits, Outgoing
@@ -134,6 +137,8 @@ class Wire:
         self._small: deque[bytes] = deque()  # whole pieces
         self._waiting: deque[tuple[bytes, list[memoryview]]] = deque()  # preludes and buffers of large messages
         self._active: deque[Outgoing] = deque()  # those that have begun
+        self._fifo = False  # then small messages wait behind large ones, there too, as pieces without buffers
+        self._turns = _TURNS
         self._next = 0  # number of the next large message
         self.packer: Packer | None = None
         """May be set where the peer has said that it can read compressed pieces. One that fails is not used again."""
@@ -152,9 +157,14 @@ class Wire:
         self._largest = self.limits.prelude + WHOLE
 
     @classmethod
-    def opened(cls, role: Role, *, limits: Limits | None = None) -> Wire:
-        """A wire that needs no greeting: between an agent and a slot that inherited its socket."""
+    def opened(cls, role: Role, *, limits: Limits | None = None, fifo: bool = False) -> Wire:
+        """A wire that needs no greeting: between an agent and a slot that inherited its socket.
+
+        With `fifo`, messages arrive in the order in which `send` was called.
+        """
         wire = cls(role, limits=limits)
+        wire._fifo = fifo
+        wire._turns = 1 if fifo else _TURNS
         wire.states = {Role.OWNER: State.OPEN, Role.WORKER: State.OPEN}
         wire._talking = True
         return wire
@@ -210,6 +220,10 @@ class Wire:
         envelope: bytes = _pack((CODES[kind], number, *message))
         sizes = [len(buffer) if type(buffer) is bytes else memoryview(buffer).nbytes for buffer in buffers]
         total = sum(sizes)
+        if total > WHOLE and kind in ORDERED:
+            raise ProtocolError(
+                f"a {kind.__name__} of {total:,} bytes could be overtaken by the next: at most {WHOLE:,}"
+            )
         if total > self.limits.message:
             raise ProtocolError(f"a message of {total:,} bytes is over the limit of {self.limits.message:,} bytes")
         length = _PRELUDE.size + 8 * len(sizes) + len(envelope)
@@ -226,7 +240,10 @@ class Wire:
         if total <= WHOLE:
             head = _head(len(sizes)).pack(_SMALL, 0, length + total, len(envelope), len(sizes), *sizes)
             piece = b"".join((head, envelope, *buffers))
-            self._small.append(piece)
+            if self._fifo and (self._active or self._waiting):
+                self._waiting.append((piece, []))
+            else:
+                self._small.append(piece)
             return piece
         # The number is filled in when the message begins.
         head = _head(len(sizes)).pack(_OPEN, 0, length, len(envelope), len(sizes), *sizes)
@@ -259,12 +276,16 @@ class Wire:
         """The next pieces of large messages, about `budget` bytes, for any stream of the link.
 
         They go in order, `_TURNS` of them at a time a piece each in turn, so that a large one is not held up by a
-        huge one and yet each is complete as early as can be.
+        huge one and yet each is complete as early as can be. One at a time where the wire keeps everything in order.
         """
         out: list[bytes | memoryview] = []
         while budget > 0 and (self._active or self._waiting):
-            if self._waiting and len(self._active) < _TURNS:
+            if self._waiting and len(self._active) < self._turns:
                 prelude, views = self._waiting.popleft()
+                if not views:  # a small message of a wire that is first-in-first-out
+                    out.append(prelude)
+                    budget -= len(prelude)
+                    continue
                 self._next = (self._next + 1) & 0xFFFFFFFF
                 out.append(_PIECE.pack(_OPEN, self._next, len(prelude)) + prelude)
                 # Its first piece is next, on the same stream: one that is a single piece is never waited for.

@@ -39,6 +39,7 @@ from skyward.core.messages import (
     Fetch,
     Forget,
     Hello,
+    Inquire,
     Peers,
     Ping,
     Pong,
@@ -298,9 +299,11 @@ class Agent:
         if isinstance(message, Run):
             crew.submit(message, buffers)
         elif isinstance(message, Cancel):
-            crew.cancel(message.task)
+            crew.cancel(message)
         elif isinstance(message, Recall):
             crew.give_back(message)
+        elif isinstance(message, Inquire):
+            crew.inquire(message.tasks)
         elif isinstance(message, (StreamData, StreamClose)):
             crew.stream(message, buffers[0] if buffers else None)
         elif isinstance(message, Blob):

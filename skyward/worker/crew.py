@@ -13,11 +13,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from skyward.core.messages import (
+    Began,
     Blob,
+    Cancel,
     Done,
     Failed,
+    Inquire,
     Kept,
     Message,
+    Missing,
     Output,
     Ready,
     Recall,
@@ -39,7 +43,8 @@ from skyward.worker.output import Outputs
 from skyward.worker.owner import Quota
 from skyward.worker.servers import Server
 from skyward.worker.shelf import Results
-from skyward.worker.slots import Command, Fork, Settle, Start, Table, TakeBack
+from skyward.worker.slot_process import PendingTask, SlotProcess
+from skyward.worker.slots import Command, Fork, Settle, Slot, Start, Table, TakeBack
 from skyward.worker.store import Corrupt, Store
 from skyward.worker.tickets import Tickets
 
@@ -50,50 +55,9 @@ _STREAM_LIMIT = 8 * 1024 * 1024
 _REST = 0.0002  # seconds
 _LONG = 3  # times the mean: a task that has run for so long may run on for any time
 _SHORT = 0.02  # seconds after which that may be said
-
-
-class _Call:
-    """A task that has not been answered."""
-
-    __slots__ = ("began", "buffers", "missing", "run", "timer")
-
-    def __init__(self, run: Run, buffers: Sequence[Buffer]) -> None:
-        self.run = run
-        self.buffers = buffers
-        self.missing: set[bytes] = set()
-        self.began = 0.0
-        self.timer: asyncio.TimerHandle | None = None
-
-    def stop_timer(self) -> None:
-        """It does not run (any more)."""
-        if self.timer is not None:
-            self.timer.cancel()
-            self.timer = None
-
-
-class _Process:
-    """Our ends of a slot: its socket and its pipes."""
-
-    __slots__ = ("error", "link", "outputs", "pid", "tickets", "up")
-
-    def __init__(self, link: Link, outputs: Outputs, tickets: Tickets) -> None:
-        self.link = link
-        self.outputs = outputs
-        self.tickets = tickets
-        self.pid: int | None = None
-        self.up = False
-        self.error: str | None = None  # why it could not begin
-
-    def hand_over(self) -> None:
-        """Let the slot have what was queued for it."""
-        self.tickets.issue()
-        self.link.wake()
-
-    def close(self) -> None:
-        """Let its files go."""
-        self.outputs.close()
-        self.link.close()
-        self.tickets.close()
+_HUNG_UP = 1.0  # seconds that a slot whose connection has ended may take to end itself
+_SOON = 0.05  # seconds until it is looked which tasks have begun
+_ROLL_CALL = 1.0  # seconds between two looks at what slots have
 
 
 class Crew:
@@ -130,10 +94,14 @@ class Crew:
         self.grew: Callable[[], None] = lambda: None  # told when a part of a blob came
         self._loop = loop
         self._send = post
-        self._processes: dict[int, _Process] = {}
-        self._calls: dict[int, _Call] = {}
+        self._processes: dict[int, SlotProcess] = {}
+        self._calls: dict[int, PendingTask] = {}
         self._warming: set[int | None] = set()  # slots that were made ahead and are not up yet
         self._awaited: dict[bytes, set[int]] = {}  # blob that has not come -> tasks that need it
+        self._given = 0
+        self._said: dict[int, int] = {}  # task -> number of the message that the owner has not acknowledged
+        self._watching: asyncio.TimerHandle | None = None
+        self._last_roll = 0.0
         self._printed = Quota(_OUTPUT_LIMIT)
         self._streamed = Quota(_STREAM_LIMIT)
         self._oom = deaths.OutOfMemory()
@@ -154,7 +122,7 @@ class Crew:
         """A task came."""
         if run.task in self._calls:
             return
-        call = self._calls[run.task] = _Call(run, buffers)
+        call = self._calls[run.task] = PendingTask(run, buffers)
         if run.blobs:
             self.store.use(run.blobs.values())
             call.missing = {digest for digest in run.blobs.values() if digest not in self.store}
@@ -162,12 +130,15 @@ class Crew:
                 self._awaited.setdefault(digest, set()).add(run.task)
         self._apply(self.table.submit(run.task, run.isolated, bool(call.missing)))
 
-    def cancel(self, task: int) -> None:
-        """The owner does not want it any more."""
-        slot = self.table.running.get(task)
+    def cancel(self, wish: Cancel) -> None:
+        """The owner does not want a task any more, or only if it has not begun."""
+        slot = self.table.running.get(wish.task)
         if slot is not None:
             self._take_back(slot.number)
-        self._apply(self.table.cancel(task))
+        if wish.running or wish.task not in self.table.running:
+            self._apply(self.table.cancel(wish.task))
+        else:
+            self._apply(self.table.dispatch())
 
     def give_back(self, wish: Recall) -> None:
         """Another node is idle: part with what this one will not begin soon."""
@@ -176,8 +147,12 @@ class Crew:
         tasks = self.table.give_back(wish.most, self.table.soon(wish.within, self._in_time()))
         for task in tasks:
             self._release(task)
-        self._post(Returned(tasks), ())
+        self._answer(tasks, Returned(tasks))
         self._apply(self.table.dispatch())
+
+    def inquire(self, tasks: list[int]) -> None:
+        """The owner counts on these; what has been answered may not have reached it yet."""
+        self._post(Missing([task for task in tasks if task not in self._calls and task not in self._said]), ())
 
     def _in_time(self) -> int:
         """How many slots run a task that has not taken longer than tasks do here."""
@@ -218,6 +193,11 @@ class Crew:
         self._printed.acknowledge(received)
         self._streamed.acknowledge(received)
         self._results.acknowledge(received)
+        while self._said:
+            task, number = next(iter(self._said.items()))
+            if number > received:
+                break
+            del self._said[task]
         self._balance()
 
     async def end(self) -> None:
@@ -232,6 +212,8 @@ class Crew:
 
     def close(self) -> None:
         """Remove all that is ours, at once."""
+        if self._watching is not None:
+            self._watching.cancel()
         self._forks.kill_all()
         self._bridge.close()
         self.store.close()
@@ -265,14 +247,14 @@ class Crew:
         run, buffers = call.run, call.buffers
         if run.blobs:
             run, buffers = self._place(run, buffers)
-        ahead = self.table.slots[number].first != task
-        if ahead:
+        slot = self.table.slots[number]
+        if not slot.shared:
             process.tickets.add(task)
-        else:
-            call.buffers = ()  # the wire has them now, and lets them go when they are written
-            if process.up:
-                self._begins(task)
-        process.link.queue(run, buffers, number=int(ahead))
+        if process.up and (slot.shared or slot.first == task):
+            self._begins(task)
+        self._given += 1
+        call.given = self._given
+        process.link.queue(run, buffers)
 
     def _take_back(self, number: int) -> None:
         """Take back the tasks that a slot has not begun."""
@@ -281,7 +263,9 @@ class Crew:
             return
         tasks = process.tickets.take_back()
         for task in tasks:
-            self._calls[task].stop_timer()
+            if call := self._calls.get(task):  # it may have been given up since
+                call.stop_timer()
+                call.began = 0.0
         self.table.took_back(number, tasks)
 
     def _place(self, run: Run, buffers: Sequence[Buffer]) -> tuple[Run, Sequence[Buffer]]:
@@ -303,7 +287,9 @@ class Crew:
     def _begins(self, task: int) -> None:
         """Its slot is taken to run it from now on."""
         call = self._calls[task]
-        call.began = self._loop.time()
+        call.began = now = self._loop.time()
+        if self._watching is None or self._watching.when() > now + _SOON:
+            self._watch_in(_SOON)
         timeout = call.run.timeout
         if timeout is not None and call.timer is None:
             call.timer = self._loop.call_later(timeout, self._expire, task, timeout)
@@ -318,7 +304,7 @@ class Crew:
         call = self._calls[command.task]
         seconds = self._loop.time() - call.began if call.began else 0.0
         self._release(command.task)
-        self._post(Failed(command.task, seconds, command.reason.value, command.detail), ())
+        self._answer([command.task], Failed(command.task, seconds, command.reason.value, command.detail))
 
     def _release(self, task: int) -> None:
         call = self._calls.pop(task)
@@ -349,14 +335,14 @@ class Crew:
         link = Link(
             self._loop,
             socket.socket(fileno=sock),
-            Wire.opened(Role.OWNER),
+            Wire.opened(Role.OWNER, fifo=True),  # tickets rely on it
             lambda received: self._answered(number, received),
             lambda _: self._hung_up(number),
             eager=True,
         )
         outputs = Outputs(self._loop, (out, err), self._print)
         outputs.pause(self._printed.full)
-        self._processes[number] = _Process(link, outputs, Tickets(read, write))
+        self._processes[number] = SlotProcess(link, outputs, Tickets(read, write))
 
     def _refuse(self, number: int, detail: str) -> None:
         self._bury(number)
@@ -371,27 +357,36 @@ class Crew:
         time.sleep(_REST)
 
     def _hung_up(self, number: int) -> None:
-        self._take_back(number)
+        """A slot is at its end, as we shall hear from the fork server; or has closed its files, and can't answer."""
         self._apply(self.table.retire(number))
+        self._loop.call_later(_HUNG_UP, self._give_up, number, "it closed its connection to the agent, and was ended")
+
+    def _give_up(self, number: int, why: str) -> None:
+        """End a slot that is not to be relied on, if it has not ended yet."""
+        process = self._processes.get(number)
+        if process is not None:
+            process.lost = process.lost or why
+            self._forks.kill(number)
 
     def _answered(self, number: int, received: Received) -> None:
         """A slot says something."""
         message = received.message
         process = self._processes[number]
         if isinstance(message, (Done, Failed)):
-            process.outputs.settle()
             slot = self.table.running.get(message.task)
             wanted = slot is not None and slot.number == number
             if wanted:
                 self._release(message.task)
             # First the next task, then the result of this one.
             self._apply(self.table.finished(number, message.task, message.seconds))
-            if slot is not None and slot.first in slot.live and not slot.shared:
-                self._begins(slot.first)
+            process.outputs.settle(whole=number in self.table.slots and bool(self.table.slots[number].tasks))
+            if slot is not None and not slot.shared:
+                for task in slot.current:
+                    self._begins(task)
             if not wanted and isinstance(message, Done):
                 remove(message.files.values())
             if wanted:
-                posted = self._send(message, received.buffers, self.table.is_stocked)
+                posted = self._answer([message.task], message, received.buffers, self.table.is_stocked)
                 if isinstance(message, Done) and message.files:
                     self._results.told(posted, message.files.values())
             if self.table.is_supplied and not self._resting:
@@ -399,13 +394,18 @@ class Crew:
                 self._loop.call_soon(self._rest)
         elif isinstance(message, Ready):
             process.up = message.error is None
-            process.error = message.error
             self._warmed(number)
             slot = self.table.slots.get(number)
-            for task in slot.live if slot and process.up else ():
-                self._begins(task)
+            if slot is not None and process.up:
+                for task in slot.current:
+                    self._begins(task)
+            if message.error is not None:
+                self._take_back(number)
+                self._apply(self.table.refused(number, message.error))
+        elif isinstance(message, Missing):
+            self._missed(number, process, message.tasks)
 
-    def _bury(self, number: int) -> _Process | None:
+    def _bury(self, number: int) -> SlotProcess | None:
         """Take what a dead slot had still said, and let its files go."""
         process = self._processes.get(number)
         self._warmed(number)
@@ -420,10 +420,55 @@ class Crew:
 
     def _died(self, number: int, detail: str) -> None:
         process = self._bury(number)
-        if process is not None and process.error is not None:
-            self._apply(self.table.refused(number, process.error))
-        else:
-            self._apply(self.table.died(number, detail))
+        self._apply(self.table.died(number, (process and process.lost) or detail))
+
+    # --- what has begun, and whether it is still there ---
+
+    def _watch_in(self, seconds: float) -> None:
+        if self._watching is not None:
+            self._watching.cancel()
+        self._watching = self._loop.call_later(seconds, self._watch)
+
+    def _watch(self) -> None:
+        """Tell the owner what has begun, and now and then ask the slots what they have."""
+        self._watching = None
+        began: list[int] = []
+        roll = self._loop.time() >= self._last_roll + _ROLL_CALL
+        for number, process in self._processes.items():
+            slot = self.table.slots.get(number)
+            if slot is None or not slot.tasks or not process.up:
+                continue
+            for task in self._begun(process, slot):
+                call = self._calls[task]
+                call.told = True
+                call.buffers = ()  # they can't be needed again, and the wire has what it still has to write
+                began.append(task)
+            if roll and (asked := process.roll.ask(self._held(slot))):
+                process.link.send(Inquire(asked))
+        if roll:
+            self._last_roll = self._loop.time()
+        if began:
+            self._post(Began(began), ())
+        if self.table.running:
+            self._watch_in(_ROLL_CALL)
+
+    def _begun(self, process: SlotProcess, slot: Slot) -> list[int]:
+        """The tasks of a slot that have begun, and of which the owner does not know that yet."""
+        new = [task for task in slot.current if not self._calls[task].told]
+        return new if slot.shared or (new and len(slot.tasks) > process.tickets.undrawn) else []
+
+    def _held(self, slot: Slot) -> dict[int, int]:
+        """What a slot was given and should have, and when, as `RollCall` wants it."""
+        return {task: self._calls[task].given for task in slot.live}
+
+    def _missed(self, number: int, process: SlotProcess, tasks: list[int]) -> None:
+        """A slot does not have these: it is not to be relied on any more if it should."""
+        slot = self.table.slots.get(number)
+        lost = process.roll.lost(tasks, self._held(slot)) if slot is not None else []
+        if lost:
+            self._give_up(
+                number, f"it neither ran nor answered what it was given (task {lost[0]}), and was ended for that"
+            )
 
     # --- the fork server's words ---
 
@@ -481,8 +526,18 @@ class Crew:
     def _post(self, message: Message, buffers: Sequence[Buffer]) -> int:
         return self._send(message, buffers, False)
 
-    def _print(self, stream: int, data: bytes) -> None:
-        self._printed.add(self._post(Output(stream), (data,)), len(data))
+    def _answer(
+        self, tasks: Sequence[int], message: Message, buffers: Sequence[Buffer] = (), lazy: bool = False
+    ) -> int:
+        """Post what is the last word about some tasks from here; its number."""
+        number = self._send(message, buffers, lazy)
+        for task in tasks:
+            self._said.pop(task, None)  # so that the order is that of the numbers
+            self._said[task] = number
+        return number
+
+    def _print(self, stream: int, data: bytes, more: bool = False) -> None:
+        self._printed.add(self._post(Output(stream, more), (data,)), len(data))
         if self._printed.full:
             self._balance()
 

@@ -140,6 +140,11 @@ class Link:
         while not self.closed and self._read():
             pass
 
+    def _broken(self, reason: str) -> None:
+        """Nothing can be written any more; what the other end had said before counts all the same."""
+        self.drain()
+        self._end(reason)
+
     def _end(self, reason: str) -> None:
         if not self.closed:
             self.close()
@@ -199,7 +204,7 @@ class Link:
         except (BlockingIOError, InterruptedError):
             self._parts = parts
         except OSError as error:
-            self._loop.call_soon(self._end, str(error))  # not here: callers of `send` don't expect it
+            self._loop.call_soon(self._broken, str(error))  # not here: callers of `send` don't expect it
             return
         more = bool(self._parts) or self.wire.has_data
         if more != self._waits_for_room:

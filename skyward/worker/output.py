@@ -1,4 +1,8 @@
-"""What a slot prints: read from its two pipes and cut into whole lines."""
+"""What a slot prints: read from its two pipes and cut into whole lines.
+
+They go out in messages that keep their place on the wire, so that no text overtakes what was printed before it. A line
+that is longer than such a message goes in several, one right after another.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +12,12 @@ import os
 import select
 from collections.abc import Callable
 
+from skyward.core.wire import WHOLE
+
 __all__ = ["Outputs"]
 
-_CHUNK = 64 * 1024  # as much as a pipe holds, and the longest line that is waited for
+_CHUNK = 64 * 1024  # as much as a pipe holds
+_LONGEST = 1024 * 1024  # a line that is longer is cut there
 
 
 class Outputs:
@@ -23,16 +30,17 @@ class Outputs:
     fds
         Reading ends of the slot's stdout and stderr; they belong to this object from now on.
     emit
-        Called with the stream's number (1 or 2) and whole lines.
+        Called with the stream's number (1 or 2), whole lines or a piece of one, and whether the next call brings more
+        of its last line.
     """
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, fds: tuple[int, int], emit: Callable[[int, bytes], None]
+        self, loop: asyncio.AbstractEventLoop, fds: tuple[int, int], emit: Callable[[int, bytes, bool], None]
     ) -> None:
         self._loop = loop
         self._emit = emit
         self._fds = {1: fds[0], 2: fds[1]}
-        self._partial = {1: b"", 2: b""}
+        self._partial = {1: bytearray(), 2: bytearray()}
         self._paused = True
         self._poll = select.poll()
         for fd in fds:
@@ -53,15 +61,17 @@ class Outputs:
             else:
                 self._loop.add_reader(fd, self._read, stream)
 
-    def settle(self) -> None:
-        """A task has ended: all that it has printed goes out now, whole lines or not."""
+    def settle(self, *, whole: bool) -> None:
+        """A task has ended: all that it has printed goes out now.
+
+        With `whole`, only whole lines: another task runs in the slot already, and what has no end may be a line of its.
+        """
         if self._poll.poll(0):  # most tasks print nothing, and this is asked after each
             for stream in tuple(self._fds):
                 self._read(stream)
-        for stream, partial in self._partial.items():
-            if partial:
-                self._partial[stream] = b""
-                self._emit(stream, partial)
+        for stream, partial in self._partial.items() if not whole else ():
+            self._send(stream, partial)
+            partial.clear()
 
     def close(self) -> None:
         """The slot is dead: take what is left and let the pipes go, though a grandchild may hold them."""
@@ -69,7 +79,7 @@ class Outputs:
             for _ in range(16):  # a megabyte, for one that writes faster than we read
                 if stream not in self._fds or not self._read(stream):
                     break
-        self.settle()
+        self.settle(whole=False)
         for stream in tuple(self._fds):
             self._drop(stream)
 
@@ -86,13 +96,22 @@ class Outputs:
             return False
         partial = self._partial[stream]
         end = data.rfind(b"\n") + 1
-        if not end and len(partial) + len(data) >= _CHUNK:
-            end = len(data)
-        if end:
-            self._emit(stream, partial + data[:end])
-            partial = b""
-        self._partial[stream] = partial + data[end:]
+        if end or len(partial) + len(data) >= _LONGEST:
+            self._send(stream, partial + data[: end or None])
+            partial.clear()
+            data = data[end:] if end else b""
+        partial += data
         return True
+
+    def _send(self, stream: int, text: bytes | bytearray) -> None:
+        """Emit text in pieces that end with a line where they can."""
+        at = 0
+        while at < len(text):
+            end = len(text)
+            if end - at > WHOLE:
+                end = text.rfind(b"\n", at, at + WHOLE) + 1 or at + WHOLE
+            self._emit(stream, bytes(text[at:end]), end < len(text) and text[end - 1] != 10)  # 10 is a newline
+            at = end
 
     def _drop(self, stream: int) -> None:
         fd = self._fds.pop(stream)

@@ -29,7 +29,7 @@ from typing import Any, TextIO
 
 from skyward.core import payload
 from skyward.core.errors import PayloadError
-from skyward.core.messages import Done, Failed, Failure, Ready, Run
+from skyward.core.messages import Done, Failed, Failure, Inquire, Missing, Ready, Run
 from skyward.core.wire import Buffer, Filled, Role, Wire
 from skyward.worker import threads
 from skyward.worker.link import unsent
@@ -81,7 +81,7 @@ class Slot:
     sock: socket.socket
     """Blocking, to the agent."""
     claims: Claims
-    """Tells which of the tasks that were given ahead are still ours."""
+    """Tells which of the tasks that were given to an isolated slot are still its own."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -92,6 +92,7 @@ class Slot:
         self.pid = 0
         self._sending = threading.Lock()  # guards the wire's sending half and the order of writes
         self._tasks: queue.SimpleQueue[tuple[Run, list[Filled]]] = queue.SimpleQueue()
+        self._held: set[int] = set()  # tasks of threads, from when they have come until they are answered
         self._idle = 0  # threads that wait for a task; only a hint, a thread too many is no harm
 
     def __repr__(self) -> str:
@@ -105,12 +106,15 @@ class Slot:
             messages = self.wire.receive_data(view[:count])
             while messages:
                 received = messages.pop(0)
-                if not isinstance(received.message, Run):
+                message = received.message
+                if isinstance(message, Inquire):  # what an isolated slot had has been answered when it comes to this
+                    self._send(Missing([task for task in message.tasks if task not in self._held]))
+                elif not isinstance(message, Run):
                     continue
-                if shared:
-                    self._to_thread(received.message, received.buffers)
-                elif not received.number or self.claims.claim(received.message.task):
-                    self.answer(received.message, received.buffers)
+                elif shared:
+                    self._to_thread(message, received.buffers)
+                elif self.claims.claim(message.task):
+                    self.answer(message, received.buffers)
                 del received  # it holds the task's arguments, and the next one may be long in coming
 
     def _receive(self, buffer: mmap.mmap) -> int:
@@ -120,6 +124,7 @@ class Slot:
             return 0
 
     def _to_thread(self, run: Run, buffers: list[Filled]) -> None:
+        self._held.add(run.task)
         self._tasks.put((run, buffers))
         if self._idle:
             self._idle -= 1
@@ -128,11 +133,14 @@ class Slot:
 
     def _thread(self) -> None:
         while True:
+            run, buffers = self._tasks.get()
             try:
-                self.answer(*self._tasks.get())
+                self.answer(run, buffers)
             except BaseException:  # no answer could be sent; the agent gives it when the process has died
                 sys.excepthook(*sys.exc_info())
                 os._exit(70)
+            self._held.discard(run.task)
+            del run, buffers  # as the arguments of a task that has ended need not wait for the next one
             self._idle += 1
 
     # --- one task ---
@@ -192,7 +200,7 @@ class Slot:
             self.outputs.settle()
         self._send(Failed(task, seconds, reason.value, type(error).__name__), payload.dump_error(error))
 
-    def _send(self, message: Done | Failed | Ready, buffers: Sequence[Buffer] = ()) -> None:
+    def _send(self, message: Done | Failed | Missing | Ready, buffers: Sequence[Buffer] = ()) -> None:
         with self._sending:
             self.wire.send(message, buffers)
             while parts := self.wire.data_to_send():

@@ -8,9 +8,10 @@ in it that somebody still waits for have ended.
 While tasks are so short that handing one over counts, isolated slots hold some *ahead*. What has
 not begun can be taken back (`TakeBack`), so a long task among short ones keeps nobody waiting who could run elsewhere.
 That must be done before anything else is told than that the slot has finished a task: only then is it known which
-task a cancel, a limit or a death meets.
+task a cancel, a limit or a death meets, and whether it has begun any.
 
-Processes are made on demand only, so one that dies at its start can't make an endless row of forks.
+Processes are made on demand only, and when some in a row die before they have begun a task, each death refuses one: so
+those that can't live can't make an endless row of forks.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from skyward.core.messages import Failure
 __all__ = ["Command", "Fork", "Kill", "Settle", "Slot", "Start", "Table", "TakeBack"]
 
 _REMEMBERED = 4096  # cancels of tasks that have not come yet
+_STILLBORN = 3  # deaths in a row of processes that were given tasks and never began one, until tasks are refused
 _DEEPEST = 8  # tasks that a slot holds ahead, at most
 _AHEAD = 0.002  # seconds for which they would run, at most
 _ONE_AHEAD = 0.2  # seconds; tasks that run for less are held ahead one at least, against the moment between two tasks
@@ -76,6 +78,8 @@ class Slot:
     shared: bool
     retired: bool = False
     bare: bool = False  # nothing was ahead when some was last taken back
+    fresh: bool = True  # it has never finished a task
+    given: bool = False  # it was given one
     tasks: dict[int, None] = field(default_factory=dict)
     live: set[int] = field(default_factory=set)
 
@@ -83,6 +87,16 @@ class Slot:
     def first(self) -> int | None:
         """The task that an isolated slot runs, as far as is known; those after it are ahead."""
         return next(iter(self.tasks), None)
+
+    @property
+    def is_stillborn(self) -> bool:
+        """Whether it never began any of what it was given, if it has died now."""
+        return self.given and self.fresh and not self.tasks
+
+    @property
+    def current(self) -> list[int]:
+        """The tasks that it runs, as far as is known, and that somebody waits for."""
+        return [task for task in self.tasks if task in self.live and (self.shared or task == self.first)]
 
     @property
     def ahead(self) -> int:
@@ -114,6 +128,7 @@ class Table:
         self.mean: float | None = None
         """Smoothed running time of tasks, seconds."""
         self._depth = 0  # tasks that a slot should hold ahead
+        self._stillborn = 0  # in a row
 
     def __repr__(self) -> str:
         waiting = len(self._ready) + len(self._blocked) + self._ahead
@@ -188,6 +203,7 @@ class Table:
         if slot is None or task not in slot.tasks:
             return []
         self._take(slot, task)
+        slot.fresh, self._stillborn = False, 0
         if task in slot.live:
             slot.live.discard(task)
             del self.running[task]
@@ -239,13 +255,23 @@ class Table:
         """The slot's process has ended, and all that it had sent was told before."""
         slot = self.slots.get(number)
         reason = Failure.CRASHED if slot is None or len(slot.tasks) == 1 else Failure.SHARED_CRASH
+        if slot is not None and slot.is_stillborn:
+            self._stillborn += 1
+            if self._stillborn >= _STILLBORN:
+                return [*self._refuse_next(detail), *self._remove(number, reason, detail)]
         return self._remove(number, reason, detail)
 
     def refused(self, number: int, detail: str) -> list[Command]:
-        """The slot's process could not be made, or could not begin."""
-        return self._remove(number, Failure.REFUSED, detail)
+        """The slot's process could not be made, or could not begin; what it was given may have been taken back."""
+        slot = self.slots.get(number)
+        refused = self._refuse_next(detail) if slot is not None and slot.is_stillborn else []
+        return [*refused, *self._remove(number, Failure.REFUSED, detail)]
 
     # --- rules ---
+
+    def _refuse_next(self, detail: str) -> list[Command]:
+        """Let what would start next not start here, since the processes for it do not live."""
+        return [Settle(self._ready.popitem(last=False)[0], Failure.REFUSED, detail)] if self._ready else []
 
     def _add(self, shared: bool) -> Slot:
         self._last += 1
@@ -285,6 +311,7 @@ class Table:
     def _give(self, slot: Slot, task: int, commands: list[Command]) -> None:
         self._ahead -= slot.ahead
         slot.tasks[task] = None
+        slot.given = True
         self._ahead += slot.ahead
         slot.live.add(task)
         self.running[task] = slot

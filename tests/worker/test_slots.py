@@ -176,7 +176,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.processes: dict[int, bool] = {}  # number -> shared
         self.killed: set[int] = set()
         self.inside: dict[int, set[int]] = {}  # what slots have begun
-        self.ahead: dict[int, list[int]] = {}  # what they were given and have not begun
+        self.ahead: dict[int, list[int]] = {}  # what they were given and have not begun; at first all that is isolated
         self.early: set[int] = set()
         if warm is not None:
             self.apply(self.table.warm(warm))
@@ -193,7 +193,7 @@ class AnyOrder(RuleBasedStateMachine):
                 assert self.processes[command.slot] != self.isolated[command.task]
                 assert command.slot not in self.killed
                 assert command.task == self.waiting.pop(0)  # first come first served
-                if self.isolated[command.task] and (self.inside[command.slot] or self.ahead[command.slot]):
+                if self.isolated[command.task]:
                     self.ahead[command.slot].append(command.task)
                 else:
                     self.inside[command.slot].add(command.task)
@@ -274,6 +274,7 @@ class AnyOrder(RuleBasedStateMachine):
             self.take_back(self.table.running[task].number)
         running = task in self.given()
         self.apply(self.table.expire(task, "late"))
+        self.apply(self.table.dispatch())
         assert not running or task in self.settled
 
     @rule(data=st.data(), seconds=st.sampled_from([None, 1e-5, 5e-4, 1.0]), draws=st.booleans())

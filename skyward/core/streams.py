@@ -1,0 +1,94 @@
+"""The owner's end of byte streams between slots of a node and listening sockets of this process.
+
+A Manager proxy or a callback of scikit-learn in a task asks for one; `worker/bridge.py` is the other end. All of it
+happens in the I/O thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+from skyward.core.interfaces import Channel
+from skyward.core.messages import StreamClose, StreamData, StreamOpen
+from skyward.core.session import Session
+from skyward.core.wire import WHOLE, Filled
+
+__all__ = ["ABOUT_STREAMS", "StreamOpener", "Streams"]
+
+StreamOpener = Callable[[str], Awaitable[Channel]]
+
+ABOUT_STREAMS = (StreamOpen, StreamData, StreamClose)
+"""What a node says that is for its `Streams`."""
+
+
+@dataclass(slots=True, eq=False)
+class _Stream:
+    task: asyncio.Task[None] | None = None
+    channel: Channel | None = None
+    early: list[Filled] = field(default_factory=list)  # what came before the channel was open
+
+
+class Streams:
+    """Those of one node.
+
+    Parameters
+    ----------
+    session
+        The conversation with the node.
+    opener
+        Opens the owner's end of a stream; None where there is none to open.
+    """
+
+    def __init__(self, session: Session, opener: StreamOpener | None) -> None:
+        self._session = session
+        self._opener = opener
+        self._streams: dict[int, _Stream] = {}
+
+    def __repr__(self) -> str:
+        return f"<Streams of {self._session.node}: {len(self._streams)}>"
+
+    def received(self, message: StreamOpen | StreamData | StreamClose, buffers: list[Filled]) -> None:
+        """A node's word about one of them."""
+        if isinstance(message, StreamOpen):
+            stream = self._streams[message.stream] = _Stream()
+            stream.task = asyncio.create_task(self._carry(message, stream))
+        elif isinstance(message, StreamData):
+            self._feed(self._streams.get(message.stream), buffers)
+        else:
+            closing = self._streams.pop(message.stream, None)
+            if closing is not None and closing.task is not None:
+                closing.task.cancel()
+
+    def close(self) -> None:
+        """End all; the node is gone."""
+        for stream in self._streams.values():
+            if stream.task is not None:
+                stream.task.cancel()
+
+    @staticmethod
+    def _feed(stream: _Stream | None, buffers: list[Filled]) -> None:
+        if stream is not None and stream.channel is None:
+            stream.early += buffers
+        elif stream is not None and stream.channel is not None:
+            stream.channel.write(buffers)
+
+    async def _carry(self, message: StreamOpen, stream: _Stream) -> None:
+        session, number, error = self._session, message.stream, None
+        try:
+            if self._opener is None:
+                raise ConnectionRefusedError("this pool bridges no streams")
+            stream.channel = await self._opener(message.address)
+            session.send(StreamData(number), [b""])  # so the slot knows that it is connected
+            stream.channel.write(stream.early)
+            while data := await stream.channel.read():
+                for start in range(0, len(data), WHOLE):  # in pieces that keep their order
+                    session.send(StreamData(number), [data[start : start + WHOLE]])
+        except OSError as problem:
+            error = f"{problem}"
+        finally:
+            if stream.channel is not None:
+                stream.channel.close()
+            if self._streams.pop(number, None) is not None:
+                session.send(StreamClose(number, error))
