@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from skyward.core.payload import LARGE
 from skyward.core.shared import remove, write_all
 
 __all__ = ["Results", "Shelf"]
@@ -36,12 +35,12 @@ class Shelf:
     def __repr__(self) -> str:
         return f"<Shelf {self._folder}>"
 
-    def put(self, buffers: Sequence[memoryview]) -> tuple[dict[int, bytes], list[memoryview]]:
-        """Write the large ones; their files by index, and the buffers that are left to send."""
+    def put(self, buffers: Sequence[memoryview], large: int) -> tuple[dict[int, bytes], list[memoryview]]:
+        """Write those of at least `large` bytes; their files by index, and the buffers that are left to send."""
         files: dict[int, bytes] = {}
         rest: list[memoryview] = []
         for index, buffer in enumerate(buffers):
-            path = self._write(buffer) if len(buffer) >= LARGE else None
+            path = self._write(buffer) if len(buffer) >= large else None
             if path is None:
                 rest.append(buffer)
             else:

@@ -178,7 +178,7 @@ class Slot:
             self._fail(run.task, seconds, Failure.RAISED, error)
             return
         self.outputs.settle()
-        files, rest = self.shelf.put(views) if views and self.shelf is not None else ({}, views)
+        files, rest = self.shelf.put(views, payload.LARGE) if views and self.shelf is not None else ({}, views)
         self._send(Done(run.task, seconds, files), [head, *rest])
 
     def _load(self, run: Run, buffers: list[Filled]) -> tuple[Any, Any, Any]:

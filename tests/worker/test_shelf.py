@@ -15,7 +15,7 @@ from skyward.worker.shelf import Results, Shelf
 def test_large_ones_become_files_and_small_ones_do_not(tmp_path: Path) -> None:
     shelf = Shelf(str(tmp_path))
     small, large, other = memoryview(b"s"), memoryview(bytes(LARGE)), memoryview(b"x" * LARGE)
-    files, rest = shelf.put([large, small, other])
+    files, rest = shelf.put([large, small, other], LARGE)
     assert rest == [small]
     assert [Path(os.fsdecode(files[index])).read_bytes() for index in (0, 2)] == [large, other]
     assert all(Path(os.fsdecode(path)).stat().st_mode & 0o777 == 0o600 for path in files.values())
@@ -27,9 +27,9 @@ def test_large_ones_become_files_and_small_ones_do_not(tmp_path: Path) -> None:
 def test_without_room_they_are_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     large = memoryview(bytes(LARGE))
     monkeypatch.setattr("skyward.worker.shelf._MARGIN", 1 << 60)
-    assert Shelf(str(tmp_path)).put([large]) == ({}, [large])
+    assert Shelf(str(tmp_path)).put([large], LARGE) == ({}, [large])
     assert not list(tmp_path.iterdir())
-    assert Shelf(str(tmp_path / "missing")).put([large]) == ({}, [large])
+    assert Shelf(str(tmp_path / "missing")).put([large], LARGE) == ({}, [large])
 
 
 def test_the_agent_removes_what_a_dead_slot_left_and_nobody_was_told_of(tmp_path: Path) -> None:
