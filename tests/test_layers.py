@@ -47,6 +47,7 @@ HOUSE: dict[str, set[str]] = {
 # Pure modules decide and do not act: no socket, thread, clock, chance or log (design, decision 1).
 PURE = (
     "skyward.core.conversation",
+    "skyward.core.envelopes",
     "skyward.core.fleet",
     "skyward.core.fleet_words",
     "skyward.core.mailbox",

@@ -17,7 +17,7 @@ from skyward.core.messages import Message
 from skyward.core.packing import Sample
 from skyward.core.pages import PAGED, Spares
 
-__all__ = ["Buffer", "Filled", "Incoming", "Lane", "Limits", "Outgoing"]
+__all__ = ["Ahead", "Buffer", "Filled", "Incoming", "Lane", "Limits", "Outgoing"]
 
 Buffer = Union[bytes, bytearray, memoryview, mmap.mmap]
 """What can be sent."""
@@ -25,6 +25,8 @@ Buffer = Union[bytes, bytearray, memoryview, mmap.mmap]
 Filled = Union[bytearray, memoryview, mmap.mmap]
 """What arrives: a writable buffer; a large one begins at a page, so that arrays in it are aligned."""
 
+_AHEAD = 64 << 20  # bytes of memory for which nothing has come: what is on its way on other stripes, rounded up
+_BLOCK = 2 << 20  # memory of large buffers is taken in pages, which are as large as this at most
 _MAX_GAPS = 1024  # in a message that is arriving: each stripe is at another place of it
 
 
@@ -50,21 +52,67 @@ class Limits:
     open: int = 32 * 2**30
 
 
+class Ahead:
+    """Memory for all messages that are arriving, against what has come of them.
+
+    A peer says how large its buffers are before it sends them, and may send a byte of each. It makes us take no more
+    than twice what it sends, and `_AHEAD` bytes.
+
+    Parameters
+    ----------
+    spares
+        Where large buffers are taken from.
+    """
+
+    def __init__(self, spares: Spares) -> None:
+        self._spares = spares
+        self.come = 0
+        self.taken = 0
+
+    def __repr__(self) -> str:
+        return f"<Ahead: {self.taken:,} bytes for {self.come:,}>"
+
+    def count(self, size: int) -> None:
+        """So much memory is about to be taken.
+
+        Raises
+        ------
+        ProtocolError
+            Too little has come for that.
+        """
+        if self.taken + size > _AHEAD + 2 * self.come:
+            raise ProtocolError(f"memory of {self.taken + size:,} bytes is wanted, but {self.come:,} bytes came for it")
+        self.taken += size
+
+    def room(self, size: int) -> Filled:
+        """Memory for a buffer, which need not have been counted from 2 MB on: it is taken as it is filled."""
+        try:
+            return bytearray(size) if size < PAGED else self._spares.take(size)
+        except (MemoryError, OSError) as error:
+            raise ProtocolError(f"no memory for a buffer of {size:,} bytes: {error}") from error
+
+
 class Incoming:
     """A large message whose buffers are arriving."""
 
-    __slots__ = ("buffers", "gaps", "key", "message", "missing", "number", "prelude", "size", "starts")
+    __slots__ = (
+        *("_ahead", "_begun", "_sizes", "_starts", "_taken", "buffers", "gaps", "key", "message", "missing"),
+        *("number", "prelude", "size"),
+    )
 
     def __init__(
-        self, key: int, number: int, message: Message, sizes: Sequence[int], prelude: int, spares: Spares
+        self, key: int, number: int, message: Message, sizes: Sequence[int], prelude: int, ahead: Ahead
     ) -> None:
         self.key = key
         self.number = number
         self.message = message
         self.prelude = prelude
-        # Anonymous memory is taken only as it is filled, so a peer can't make us take what it does not send.
-        self.buffers: list[Filled] = [bytearray(size) if size < PAGED else spares.take(size) for size in sizes]
-        self.starts = [0, *accumulate(sizes)][:-1]
+        self.buffers: list[Filled | None] = [None] * len(sizes)
+        self._ahead = ahead
+        self._taken = 0
+        self._begun: set[tuple[int, int]] = set()  # buffer and block in it, of large buffers
+        self._sizes = sizes
+        self._starts = [0, *accumulate(sizes)][:-1]
         self.size = self.missing = sum(sizes)
         self.gaps = [(0, self.size)]  # what no piece has been for
 
@@ -81,14 +129,41 @@ class Incoming:
     def fill(self, at: int, data: memoryview) -> None:
         """Put bytes where they belong; they have been claimed."""
         self.missing -= len(data)
-        index = bisect_right(self.starts, at) - 1
-        at -= self.starts[index]
+        self._ahead.come += len(data)
+        index = bisect_right(self._starts, at) - 1
+        at -= self._starts[index]
         while len(data):
-            target = self.buffers[index]
-            count = min(len(target) - at, len(data))
+            size, target = self._sizes[index], self.buffers[index]
+            count = min(size - at, len(data))
+            if target is None or size >= _BLOCK:
+                target = self._room(index, at, count)
             target[at : at + count] = data[:count]
             data = data[count:]
             index, at = index + 1, 0
+
+    def _room(self, index: int, at: int, count: int) -> Filled:
+        """Memory of a buffer, of which some bytes are about to be filled."""
+        size, target = self._sizes[index], self.buffers[index]
+        if size < _BLOCK:
+            self._count(size)
+        else:
+            for block in range(at // _BLOCK, (at + count - 1) // _BLOCK + 1):
+                if (index, block) not in self._begun:
+                    self._count(min(_BLOCK, size - block * _BLOCK))
+                    self._begun.add((index, block))
+        if target is None:
+            target = self.buffers[index] = self._ahead.room(size)
+        return target
+
+    def _count(self, size: int) -> None:
+        self._ahead.count(size)
+        self._taken += size
+
+    def whole(self) -> list[Filled]:
+        """The buffers, once nothing is missing; what becomes of them is not our concern any more."""
+        self._ahead.come -= self.size
+        self._ahead.taken -= self._taken
+        return [bytearray() if buffer is None else buffer for buffer in self.buffers]
 
 
 class Outgoing:

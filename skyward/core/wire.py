@@ -9,7 +9,7 @@ A message is a small msgpack envelope and any number of raw buffers. On the stre
     SMALL    body = prelude + buffers          the whole message in one piece
     OPEN     body = prelude                    a large message begins; its buffers follow as DATA
     DATA     offset u64 before the body        the body are bytes of that message's buffers, which lie there
-    PACKED   offset u64 before the body        as DATA, but compressed by zstandard
+    PACKED   offset u64 before the body        as DATA, but compressed by zstandard; from owners only
     prelude  envelope length u32 | buffer count u16 | buffer lengths u64 ... | envelope
 
 Large messages are cut in pieces, small ones overtake them between two pieces, so a heartbeat or a small task never
@@ -44,11 +44,12 @@ from typing import Any, NamedTuple
 import msgpack
 
 from skyward.core.conversation import TALK, Role, State, next_state
+from skyward.core.envelopes import unpack as unpack_envelope
 from skyward.core.errors import ProtocolError
 from skyward.core.messages import CODES, FIELDS, MESSAGES, ORDERED, Hello, Message, Ping, Proof, Welcome
 from skyward.core.packing import Packer, unpack
 from skyward.core.pages import Spares
-from skyward.core.pieces import Buffer, Filled, Incoming, Lane, Limits, Outgoing
+from skyward.core.pieces import Ahead, Buffer, Filled, Incoming, Lane, Limits, Outgoing
 
 __all__ = [
     "VERSION",
@@ -145,6 +146,7 @@ class Wire:
         self.packing_failed: Callable[[Exception], object] = lambda _: None
         """Told why; what was to be packed goes as it is."""
         self.spares = Spares()  # buffers that came and are needed no more may be given there
+        self._ahead = Ahead(self.spares)
         self._large = 0  # bytes of large messages not yet taken
         self._first = Lane()
         self._stripes: list[Lane] = []
@@ -426,7 +428,7 @@ class Wire:
             return _PIECE.size + int(length)
         if kind == _DATA and self._talking:
             return _PLACED.size
-        if kind == _PACKED and self._talking and length <= self.limits.piece:
+        if kind == _PACKED and self._talking and length <= self.limits.piece and self.role is Role.WORKER:
             return _PLACED.size + int(length)
         if kind != _OPEN or not self._talking or length > self.limits.prelude:
             raise ProtocolError(f"not a piece of this protocol, or too long: kind {kind}, {length:,} bytes")
@@ -479,10 +481,7 @@ class Wire:
         preludes = self._coming_preludes + prelude
         if len(self._coming) >= _MAX_TURNS or preludes > _MAX_PRELUDES * self.limits.prelude:
             raise ProtocolError(f"more than {_MAX_TURNS} large messages at a time, or too large preludes")
-        try:
-            self._coming[number] = Incoming(number, seq, message, sizes, prelude, self.spares)
-        except (MemoryError, OSError) as error:
-            raise ProtocolError(f"no memory for a message of {total:,} bytes: {error}") from error
+        self._coming[number] = Incoming(number, seq, message, sizes, prelude, self._ahead)
         self._coming_size += total
         self._coming_preludes = preludes
 
@@ -502,7 +501,7 @@ class Wire:
             del self._coming[coming.key]
             self._coming_size -= coming.size
             self._coming_preludes -= coming.prelude
-            self._arrived(Received(coming.number, coming.message, coming.buffers), got)
+            self._arrived(Received(coming.number, coming.message, coming.whole()), got)
 
     def _prelude(self, piece: memoryview, at: int) -> tuple[int, Message, tuple[int, ...], int]:
         """Number, message, sizes of the buffers, and where the prelude that begins at `at` ends."""
@@ -512,7 +511,7 @@ class Wire:
             start = at + _PRELUDE.size + 8 * count
             if start + length > len(piece):
                 raise ProtocolError("an envelope is cut short")
-            code, seq, *fields = msgpack.unpackb(piece[start : start + length], strict_map_key=False)
+            code, seq, *fields = unpack_envelope(piece[start : start + length])
             kind, good, kinds = MESSAGES[code], _GOOD[code], tuple(map(type, fields))
         except ProtocolError:
             raise

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import mmap
 import struct
+import tracemalloc
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -573,3 +576,68 @@ def test_an_acknowledgement_of_the_unsent_is_a_protocol_error() -> None:
     """A peer that claims more than it was sent is broken."""
     with pytest.raises(ProtocolError):
         Outbox().acknowledge(1)
+
+
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+SIZES = st.sampled_from([0, 1, 16 * 1024, 2**20 - 1, 2**20, 2**21, 2**24 + 1, 2**32])
+COUNTS = st.sampled_from([1, 2, 100, 5_000, 60_000])
+"""What a peer may say that it will send; it then sends a byte here and there."""
+
+
+@st.composite
+def few_bytes_of_much(draw: st.DrawFn) -> list[bytes]:
+    """Large messages that begin, and pieces of one to three bytes at the beginnings of their buffers."""
+    frames = []
+    for number in range(1, draw(st.integers(1, 3))):
+        sizes = [draw(SIZES)] * draw(COUNTS)
+        frames.append(_piece(1, number, _prelude(_envelope(Run(1, True, None, None, {})), *sizes)))
+        step = draw(st.sampled_from([sizes[0], 2**20, 2**21, 10_000])) or 1
+        for index in range(draw(st.sampled_from([1, 3, 400]))):
+            frames.append(_data(number, index * step, b"x" * draw(st.integers(1, 3))))
+    return frames
+
+
+def _resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+
+
+@given(frames=few_bytes_of_much())
+@settings(max_examples=15, deadline=None)
+def test_a_peer_makes_us_take_little_more_memory_than_it_sends(frames: list[bytes]) -> None:
+    worker = opened()[1]
+    sent = sum(map(len, frames))
+    gc.collect()
+    before = _resident()
+    tracemalloc.start()
+    try:
+        with contextlib.suppress(ProtocolError):
+            for frame in frames:
+                worker.receive_data(frame)
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert most < (70 << 20) + 40 * sent
+    assert _resident() - before < (100 << 20) + 40 * sent, "huge pages count as well"
+
+
+@pytest.mark.parametrize("size", [16 * 1024, 2**20 - 1, 2**20, 2**21, 2**24])
+def test_large_messages_that_do_come_are_not_refused(size: int) -> None:
+    """However many buffers there are, of whatever size, and with two messages in turn."""
+    owner, worker = opened()
+    content, count = bytes(size), (200 << 20) // size
+    for number in (1, 2):
+        owner.send(Run(number, True, None, None, {}), [content] * (count // 2), number)
+    got: list[Received] = []
+    while parts := owner.data_to_send():
+        got += worker.receive_data(b"".join(parts))
+    assert [len(received.buffers) for received in got] == [count // 2] * 2
+    assert (worker._ahead.come, worker._ahead.taken) == (0, 0)
+
+
+def test_only_owners_compress() -> None:
+    """A node could make its owner take a thousand times what it sends; nothing is compressed on that way."""
+    owner = opened()[0]
+    owner.receive_data(_piece(1, 1, _prelude(_envelope(Done(1, 0.0, {})), 2**20)))
+    with pytest.raises(ProtocolError, match="kind 3"):
+        owner.receive_data(_packed(1, 0, bytes(2**18)))
