@@ -145,7 +145,8 @@ class _Job:
     timeout: float | None
     buffers: list[Any]  # head, then the out-of-band buffers
     blobs: dict[int, bytes]  # index of the out-of-band buffer -> its digest
-    answer: tuple[messages.Message, list[Filled]] | None = None
+    answer: tuple[messages.Done | messages.Failed, list[Filled]] | None = None
+    error: BaseException | None = None  # why it could not be sent
     verdict: Verdict | None = None
     node: str = ""
     number: int = 0  # of the message that took it there
@@ -158,6 +159,8 @@ class _Node:
     streams: Streams
     roll: RollCall = field(default_factory=RollCall)
     printed: dict[int, bytearray] = field(default_factory=dict)  # by stream, a line of which there is more to come
+    newest: int = 0  # task that it was given
+    trouble: str = ""  # why the last run there failed
 
 
 class Dispatcher:
@@ -205,6 +208,8 @@ class Dispatcher:
         self._idle.set()
         self._lost: dict[str, str] = {}
         self._rolling: asyncio.TimerHandle | None = None
+        self.expelled: set[str] = set()
+        """Nodes that were made to go since nothing went well there."""
         self._snapshots = Snapshots(shares)
         self._why_hopeless = "no node is left"
         self._delivery = Delivery(self._deliver, f"{name}-delivery")
@@ -290,30 +295,60 @@ class Dispatcher:
         self._woken = False  # before looking, so that whatever is appended from now on wakes us again
         while self._inbox:
             item = self._inbox.popleft()
-            if not isinstance(item, _Job):
-                self._handle(item)
-                continue
-            self._jobs[item.id] = item
-            self._idle.clear()
-            options, call = item.options, item.options.call or self._common
-            attempts = self._attempts if options.attempts is None else options.attempts
-            self._handle(schedule.Submitted(item.id, id(call), call.limit, options.node, attempts))
+            try:
+                self._handle(self._submitted(item) if isinstance(item, _Job) else item)
+            except Exception:
+                self._io.post(self._take_inbox)  # the others have their turn all the same
+                raise
+
+    def _submitted(self, job: _Job) -> schedule.Submitted:
+        self._jobs[job.id] = job
+        self._idle.clear()
+        options, call = job.options, job.options.call or self._common
+        attempts = self._attempts if options.attempts is None else options.attempts
+        return schedule.Submitted(job.id, id(call), call.limit, options.node, attempts)
 
     def _handle(self, event: schedule.Event) -> None:
+        problem: Exception | None = None
         for command in self._schedule.handle(event):
-            if isinstance(command, schedule.Run):
-                self._run(self._nodes[command.node], self._jobs[command.task], command.alone)
-            elif isinstance(command, schedule.Settle):
-                self._settle(command)
-            elif isinstance(command, schedule.Stop):
-                self._nodes[command.node].session.send(messages.Cancel(command.task))
-            elif isinstance(command, schedule.Recall):
-                self._recall(self._nodes[command.node].session, command.most)
-            else:
-                asyncio.get_running_loop().call_later(_LOOK_EVERY, self._handle, schedule.Looked())
+            try:
+                if isinstance(command, schedule.Run):
+                    self._run(self._nodes[command.node], self._jobs[command.task], command.alone)
+                elif isinstance(command, schedule.Settle):
+                    self._settle(command)
+                elif isinstance(command, schedule.Stop):
+                    self._nodes[command.node].session.send(messages.Cancel(command.task))
+                elif isinstance(command, schedule.Recall):
+                    self._recall(self._nodes[command.node].session, command.most)
+                elif isinstance(command, schedule.Expel):
+                    self._expel(self._nodes[command.node], command.failed)
+                else:
+                    asyncio.get_running_loop().call_later(_LOOK_EVERY, self._handle, schedule.Looked())
+            except Exception as error:  # it must not take along those after it
+                if isinstance(command, schedule.Run):
+                    self._not_sent(command, error)
+                else:
+                    problem = problem or error
+        if problem is not None:
+            raise problem
+
+    def _not_sent(self, command: schedule.Run, error: Exception) -> None:
+        """A task is of a kind that can't be sent, to no node: it fails."""
+        job = self._jobs[command.task]
+        _log.info("task %d can't be sent to %s", job.id, command.node, exc_info=error)
+        job.error = PayloadError(f"{job.label} (task {job.id}) can't be sent to {command.node}: {error}")
+        job.error.__cause__ = error
+        self._spread.release(command.node, job.id)
+        self._handle(schedule.Finished(job.id, command.node, Outcome.ANSWERED))
+
+    def _expel(self, node: _Node, failed: int) -> None:
+        name = node.session.node
+        self.expelled.add(name)
+        node.session.abandon(f"taken out, since {failed} tasks in a row failed there; the last: {node.trouble}")
 
     def _run(self, node: _Node, job: _Job, alone: bool) -> None:
         job.node = node.session.node
+        node.newest = max(node.newest, job.id)
         if job.blobs:
             self._spread.use(job.node, job.id, {name: job.buffers[index + 1] for index, name in job.blobs.items()})
         isolated = self._isolated if job.options.isolated is None else job.options.isolated
@@ -336,10 +371,12 @@ class Dispatcher:
         job = self._jobs.pop(command.task)
         job.verdict = command.verdict
         job.buffers = []
-        self._snapshots.release(job.blobs.values())
-        if not self._jobs:
-            self._idle.set()
-        self._delivery.put(job.lane, job)
+        try:
+            self._snapshots.release(job.blobs.values())
+        finally:
+            if not self._jobs:
+                self._idle.set()
+            self._delivery.put(job.lane, job)
 
     # --- I/O thread: nodes ---
 
@@ -371,12 +408,10 @@ class Dispatcher:
         if job is not None and job.node == node.session.node:
             job.answer = (message, buffers)
         self._spread.release(node.session.node, message.task)
-        failed = isinstance(message, messages.Failed)
-        outcome = (
-            _OUTCOMES.get(message.reason, Outcome.ANSWERED)
-            if isinstance(message, messages.Failed)
-            else Outcome.ANSWERED
-        )
+        failed, outcome = isinstance(message, messages.Failed), Outcome.ANSWERED
+        if isinstance(message, messages.Failed):
+            outcome = _OUTCOMES.get(message.reason, Outcome.ANSWERED)
+            node.trouble = message.detail
         trip = node.session.round_trip
         self._handle(
             schedule.Finished(
@@ -468,6 +503,11 @@ class Dispatcher:
         self._why_hopeless = reason
         self._handle(schedule.Hopeless())
 
+    @property
+    def answered(self) -> int:
+        """How many tasks had an answer of their own so far."""
+        return self._schedule.answered
+
     async def drained(self) -> None:
         """Wait until no task is left."""
         await self._idle.wait()
@@ -481,7 +521,13 @@ class Dispatcher:
         if not future.set_running_or_notify_cancel():
             self._events.emit(TaskEnded(job.options.count, 0.0, ok=False, cancelled=True))
             return
-        result, error = self._outcome(job)
+        result: Any = None
+        error: BaseException | None
+        try:
+            result, error = self._outcome(job)
+        except BaseException as problem:  # what a node says may be anything, and run anything when it is loaded
+            error = PayloadError(f"the answer of {job.label} on {job.node} can't be read: {type(problem).__name__}")
+            error.__cause__ = problem
         self._events.emit(TaskEnded(job.options.count, future.seconds or 0.0, error is None))
         if error is None:
             future.set_result(result)
@@ -490,10 +536,11 @@ class Dispatcher:
 
     def _outcome(self, job: _Job) -> tuple[Any, BaseException | None]:
         """The result, or what is raised instead of it."""
+        if job.error is not None:
+            return None, job.error
         if job.verdict is Verdict.ANSWERED and job.answer is not None:
             message, buffers = job.answer
             job.answer = None
-            assert isinstance(message, (messages.Done, messages.Failed))
             job.future.seconds = message.seconds
             job.future.result_size = sum(map(len, buffers))
             if isinstance(message, messages.Failed):
@@ -510,6 +557,13 @@ class Dispatcher:
             return None, WorkerCrashed(
                 f"the worker process of {job.label} (task {job.id}) on {job.node} died: {detail}. "
                 "It was tried as often as Worker(attempts=...) allows"
+            )
+        if job.verdict is Verdict.REFUSED and job.answer is not None:
+            failed = job.answer[0]
+            detail = failed.detail if isinstance(failed, messages.Failed) else "it can't"
+            return None, WorkerCrashed(
+                f"no node can begin {job.label} (task {job.id}); {job.node} says: {detail}. "
+                "The others that are up, if any, have refused it too"
             )
         if job.verdict is Verdict.HOPELESS:
             return None, NodeLost(f"{job.label} (task {job.id}) can't run: {self._why_hopeless}")
@@ -558,7 +612,7 @@ class Dispatcher:
 
 _OUTCOMES = {
     messages.Failure.CRASHED.value: Outcome.CRASHED,
-    messages.Failure.REFUSED.value: Outcome.CRASHED,
+    messages.Failure.REFUSED.value: Outcome.REFUSED,
     messages.Failure.SHARED_CRASH.value: Outcome.SHARED_CRASH,
     messages.Failure.CANCELLED.value: Outcome.STOPPED,
 }

@@ -28,7 +28,7 @@ tried again follows from the type, never from the text. A message says what happ
     └── TaskError                           one task failed for a reason that is not its own exception
         ├── PayloadError (PicklingError)    something can't be pickled, or can't be loaded on the other side
         ├── TaskTimeout (TimeoutError)      the task ran longer than its time limit
-        ├── WorkerCrashed                   the process that ran the task died, `attempts` times
+        ├── WorkerCrashed                   the process that ran the task died, `attempts` times, or can't be made
         ├── NodeLost                        the task's node went away, and it may not or can't run elsewhere
         └── TaskFailed                      the task raised something that can't be carried here; text only
 """
@@ -172,7 +172,7 @@ class TaskTimeout(TaskError, TimeoutError):
 
 
 class WorkerCrashed(TaskError):
-    """The process that ran a task died (exit, signal, out of memory) as often as the task may be tried."""
+    """The process that ran a task died (exit, signal, out of memory) as often as it may be tried, or can't be made."""
 
 
 class NodeLost(TaskError):

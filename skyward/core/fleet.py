@@ -7,7 +7,8 @@ keeps these promises whatever order events come in (tests/core/test_fleet.py dri
 - Every machine that was made, or that is seen to carry our tag, is destroyed in the end, and destroyed again until the
   provider no longer shows it. The source where it was ordered does that, though others of its account show it too.
 - An order whose fate is unknown is looked for before another is placed; what it made after all is used, or destroyed.
-- Machines that fail one after another are not bought for ever.
+- Machines that fail one after another are not bought for ever, be it that they don't come up or that nothing goes well
+  on them.
 - After `Stop` nothing is ordered, and no source counts as left before a look has shown nothing there.
 
 The life of a machine: ordered -> booting -> serving -> ending -> forgotten.
@@ -56,6 +57,7 @@ from skyward.core.fleet_words import (
     Stop,
     Tell,
     Tick,
+    Worked,
 )
 from skyward.core.spec import Machine, MachineId, MachineState
 
@@ -85,6 +87,7 @@ __all__ = [
     "Stop",
     "Tell",
     "Tick",
+    "Worked",
 ]
 
 _MOST_AT_ONCE = 8  # orders of one machine each that a provider without BATCH gets at the same time
@@ -169,6 +172,7 @@ class Fleet:
         self._placed: dict[str, int] = {}  # every order -> the source whose desk its machines belong to
         self._wanted = wanted
         self._failures = 0  # machines in a row that did not come up
+        self._barren = 0  # those in a row on which nothing went well
         self._pause_until = -math.inf
         self._stopped = math.inf
         self._refusals: list[tuple[int, SkywardError]] = []  # beside each the last order that had been placed then
@@ -242,6 +246,8 @@ class Fleet:
                 self._failures = 0
             case Lost():
                 self._lost(event, now)
+            case Worked():
+                self._barren = 0
             case Doubt(source):
                 self._desks[source].next_look = now
             case Destroyed(source, ids):
@@ -494,11 +500,13 @@ class Fleet:
         _end(claim, now)
         if event.served:
             self._failures = 0
-        if not event.replace and not self._stopping:
+        self._barren += event.barren
+        useless = event.barren and self._barren >= _TRIES
+        if (useless or not event.replace) and not self._stopping:
             self._wanted -= 1
         elif not event.served:
             self._failed()
-        self._pause_until = max(self._pause_until, now + _PAUSE * self._failures)
+        self._pause_until = max(self._pause_until, now + _PAUSE * max(self._failures, self._barren))
 
     def _end(self, number: int, desk: _Desk, now: float) -> Iterator[Command]:
         ids = [

@@ -34,6 +34,7 @@ __all__ = [
     "Stop",
     "Tell",
     "Tick",
+    "Worked",
 ]
 
 # --- what it is told --------------------------------------------------------------------------------------------------
@@ -118,12 +119,20 @@ class Lost:
         Whether its node was ready before.
     replace
         Whether another one is wanted.
+    barren
+        Its node was ready, and nothing that it was given went well.
     """
 
     source: int
     id: MachineId
     served: bool = True
     replace: bool = True
+    barren: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Worked:
+    """A task had its result from some node since this was last said: what is bought is not bought in vain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +185,7 @@ class Stop:
 
 
 Event: TypeAlias = Union[
-    Made, Refused, Seen, NotSeen, Ready, Lost, Doubt, Destroyed, NotDestroyed, Cleared, NotCleared, Tick, Stop
+    Made, Refused, Seen, NotSeen, Ready, Lost, Worked, Doubt, Destroyed, NotDestroyed, Cleared, NotCleared, Tick, Stop
 ]
 
 

@@ -88,6 +88,7 @@ class Provisioner:
         self._names: list[str] = []  # of all nodes so far, in the order in which they were begun
         self._first_error: SkywardError | None = None
         self._last_reason: str | None = None  # why the last node was lost
+        self._answered = 0  # tasks, when a node was last taken out since nothing went well there
         self._changed = asyncio.Event()
         self._started = False
         self._stopping = False
@@ -372,7 +373,11 @@ class Provisioner:
         # install either: what is wrong is told at once.
         replace = self._started or (_is_rented(self._plan.providers[source]) and not is_image)
         self._last_reason = reason
-        self._tell_fleet(f.Lost(source, machine.id, was_ready, replace))
+        barren = name in self._dispatcher.expelled
+        if barren and self._dispatcher.answered > self._answered:
+            self._answered = self._dispatcher.answered
+            self._tell_fleet(f.Worked())
+        self._tell_fleet(f.Lost(source, machine.id, was_ready, replace, barren))
         if reason is not None and not was_ready and not self._stopping:
             more = "" if self._fleet.settled else "; trying another machine"
             self._events.emit(Note(f"{name}: {reason.partition(chr(10))[0]}{more}", warning=True))

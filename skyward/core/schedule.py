@@ -10,7 +10,13 @@ What always holds, whatever order events come in:
   there are more slots than that, no more of it go out, otherwise the slots are the limit and depth has its use;
 * no slot is idle while a task waits that may run there;
 * a task is started at most `attempts` times. Only the death of its process or node leads to another start. When the
-  process that died ran several tasks, none of them is known to be guilty: each is tried once more, alone, uncounted.
+  process that died ran several tasks, none of them is known to be guilty: each is tried once more, alone, uncounted;
+* a task that a node can't begin (`REFUSED`) goes to another one, uncounted. When all that are up have refused it, it is
+  settled: nobody waits for a node that may never come.
+
+A node that does nothing but fail is a black hole: it is always free, and draws in what others would have done. So it is
+made to go (`Expel`) when it has failed more often in a row than all its slots can at a time by one bad event. Refusals
+are its own fault. Crashes may be the tasks', and count against it only if other nodes had results meanwhile.
 
 A node's *depth* is the number of tasks it holds beyond its slots so that a slot need not wait for a round trip. It
 follows from the measured overhead and running time: 0 for tasks that run much longer than a round trip. What a node
@@ -34,6 +40,7 @@ __all__ = [
     "Cancelled",
     "Command",
     "Event",
+    "Expel",
     "Finished",
     "Hopeless",
     "Look",
@@ -54,6 +61,7 @@ __all__ = [
 _DEEPEST = 32  # tasks held ahead per slot, at most
 _SLACK = 1.5  # times what is needed at the mean: tasks and lines are uneven, and what is too much can be asked back
 _SMOOTH = 0.2  # weight of the newest running time in the mean
+_ROUNDS, _MORE = 2, 3  # times its slots, and runs besides, that may fail in a row before a node must go
 _STUCK = 2  # looks without the end of a run: then its tasks do not run as they did
 
 
@@ -63,6 +71,7 @@ class Outcome(enum.Enum):
     ANSWERED = "answered"  # a result, or an error that is the task's own: final
     CRASHED = "crashed"  # its process died, and it was alone there
     SHARED_CRASH = "shared-crash"  # its process died, and others ran there too
+    REFUSED = "refused"  # the node could not begin it
     STOPPED = "stopped"  # as `Stop` asked
 
 
@@ -71,6 +80,7 @@ class Verdict(enum.Enum):
 
     ANSWERED = "answered"  # hand over what the node said
     CRASHED = "crashed"  # its process died as often as it may be tried
+    REFUSED = "refused"  # no node that is up can begin it
     NODE_LOST = "node-lost"  # its node died as often as it may be tried, or the only node it may run on
     HOPELESS = "hopeless"  # no node is left and none will come
     CANCELLED = "cancelled"
@@ -163,6 +173,13 @@ class Recall(NamedTuple):
     most: int
 
 
+class Expel(NamedTuple):
+    """The node has done nothing but fail, so many runs in a row: make it go. It gets no more; say `NodeDown`."""
+
+    node: str
+    failed: int
+
+
 class Look(NamedTuple):
     """Say `Looked` in a moment."""
 
@@ -174,7 +191,7 @@ class Settle(NamedTuple):
     verdict: Verdict
 
 
-Command: TypeAlias = Union[Run, Stop, Recall, Look, Settle]
+Command: TypeAlias = Union[Run, Stop, Recall, Expel, Look, Settle]
 
 # --- state ----------------------------------------------------------------------------------------------------------
 
@@ -190,6 +207,7 @@ class _Task:
     node: str | None = None
     starts: int = 0
     alone: bool = False
+    refused_by: frozenset[str] = frozenset()  # nodes
     over: bool = False  # settled; only a queue may still hold it
 
 
@@ -200,6 +218,7 @@ class _Call:
     name: int
     limit: float
     waiting: deque[_Task] = field(default_factory=deque)
+    refused: int = 0  # tasks that wait for another node than those that refused them
     out: int = 0
 
 
@@ -220,12 +239,31 @@ class _Node:
     rests: bool = False  # it was asked, and is not asked again before the next look
     looks: int = 0  # since a run ended here
     ring: OrderedDict[str, _Node] | None = None  # the one that it is in
+    failed: int = 0  # runs in a row
+    refused: int = 0  # of them
+    answered: int = 0  # runs of all nodes that had been answered when that row began
+    expelled: bool = False
 
     def learn(self, seconds: float, overhead: float) -> None:
         """Set the depth from how long tasks run here and what it takes to bring one."""
         self.mean = seconds if self.mean is None else self.mean + _SMOOTH * (seconds - self.mean)
         self.soon = self.slots * overhead / max(self.mean, 1e-6)
         self.depth = min(round(_SLACK * self.soon), self.slots * _DEEPEST)
+
+    def must_go(self, outcome: Outcome, answered: int) -> bool:
+        """Count a run that failed; whether that is one too many. `answered`: runs of all nodes so far."""
+        if not self.failed:
+            self.answered = answered
+        self.failed += 1
+        self.refused += outcome is Outcome.REFUSED
+        limit = _ROUNDS * self.slots + _MORE
+        return self.refused >= limit or (self.failed >= limit and answered > self.answered)
+
+    def leave_ring(self) -> None:
+        """It is in none until it is placed again."""
+        if self.ring is not None:
+            del self.ring[self.name]
+            self.ring = None
 
     @property
     def worth_asking(self) -> bool:
@@ -243,12 +281,15 @@ class Schedule:
         self._nodes: dict[str, _Node] = {}
         self._idle: OrderedDict[str, _Node] = OrderedDict()  # nodes with an idle slot, whose turn it is first
         self._spare: OrderedDict[str, _Node] = OrderedDict()  # nodes whose slots are busy, with depth to fill
+        self._refused: dict[int, _Task] = {}  # those that wait for another node than those that refused them
         self._pinned: set[str] = set()  # nodes that have pinned tasks waiting
         self._full: dict[str, _Node] = {}  # nodes with tasks ahead
         self._rich: OrderedDict[str, _Node] = OrderedDict()  # those of them that are worth asking for some
         self._slots = 0  # of all nodes
         self._idle_slots = 0
         self._asked = 0  # tasks that nodes have been asked for and have not answered
+        self.answered = 0
+        """Runs that ended in an answer, on all nodes."""
         self._looking = False  # `Looked` is expected
         self._hopeless = False
         self._handlers: dict[type, Callable[[Any, list[Command]], None]] = {
@@ -316,7 +357,7 @@ class Schedule:
         node = self._nodes.pop(event.node, None)
         if node is None:
             return
-        self._unplace(node)
+        node.leave_ring()
         self._full.pop(node.name, None)
         self._rich.pop(node.name, None)
         self._idle_slots -= node.idle
@@ -342,8 +383,14 @@ class Schedule:
         if event.seconds is not None and event.overhead is not None:
             node.learn(event.seconds, event.overhead)
         settled: list[Command] = []
+        if event.outcome is Outcome.ANSWERED:
+            self.answered += 1
+            node.failed = node.refused = 0
+        elif event.outcome is not Outcome.STOPPED and node.must_go(event.outcome, self.answered) and not node.expelled:
+            node.expelled = True
+            commands.append(Expel(node.name, node.failed))
         if task is not None:
-            self._came_back(task, event.outcome, settled)
+            self._came_back(task, node, event.outcome, settled)
         self._place(node)
         self._assign(commands)
         commands += settled  # the slot's next task goes out before anybody looks at this one's result
@@ -378,13 +425,19 @@ class Schedule:
 
     # --- one task ---
 
-    def _came_back(self, task: _Task, outcome: Outcome, commands: list[Command]) -> None:
+    def _came_back(self, task: _Task, node: _Node, outcome: Outcome, commands: list[Command]) -> None:
         if outcome is Outcome.ANSWERED:
             self._settle(task, Verdict.ANSWERED, commands)
             return
         if outcome is Outcome.STOPPED:  # the node gave it up without being asked
             self._settle(task, Verdict.CANCELLED, commands)
             return
+        if outcome is Outcome.REFUSED:
+            if task.pinned is not None:
+                self._settle(task, Verdict.REFUSED, commands)
+                return
+            task.starts -= 1
+            task.refused_by |= {node.name}
         if outcome is Outcome.SHARED_CRASH and task.attempts > 1 and not task.alone:
             task.alone = True
             task.starts -= 1  # perhaps another task killed the process: this start does not count
@@ -397,7 +450,10 @@ class Schedule:
         """Let a task wait: at the front if it has waited before."""
         self._leave(task)
         queue = task.call.waiting if task.pinned is None else self._nodes[task.pinned].pinned
-        if first:
+        if task.refused_by:
+            self._refused[task.name] = task
+            task.call.refused += 1
+        elif first:
             queue.appendleft(task)
         else:
             queue.append(task)
@@ -408,6 +464,8 @@ class Schedule:
     def _settle(self, task: _Task, verdict: Verdict, commands: list[Command]) -> None:
         self._leave(task)
         task.over = True
+        if task.refused_by and self._refused.pop(task.name, None) is not None:
+            task.call.refused -= 1
         del self._tasks[task.name]
         commands.append(Settle(task.name, verdict))
         self._turn(task.call)
@@ -434,7 +492,7 @@ class Schedule:
             self._turns.setdefault(call.name, call)
             return
         self._turns.pop(call.name, None)
-        if not call.waiting and not call.out and self._calls.get(call.name) is call:
+        if not call.waiting and not call.out and not call.refused and self._calls.get(call.name) is call:
             del self._calls[call.name]
 
     def _count(self, slots: int) -> None:
@@ -449,14 +507,16 @@ class Schedule:
             while node.pinned and node.pinned[0].over:
                 node.pinned.popleft()
             (self._pinned.add if node.pinned else self._pinned.discard)(node.name)
-        free = node.slots - len(node.out)
+        free = 0 if node.expelled else node.slots - len(node.out)
         node.free = free
         if free > 0 or node.idle:
             self._idle_slots += max(free, 0) - node.idle
             node.idle = max(free, 0)
         ring = self._idle if free > 0 else self._spare if free > -node.depth else None
+        if node.expelled:
+            ring = None
         if ring is not node.ring:
-            self._unplace(node)
+            node.leave_ring()
             if ring is not None:
                 ring[node.name] = node
             node.ring = ring
@@ -470,18 +530,14 @@ class Schedule:
         if self._rich:
             self._rich.pop(node.name, None)
 
-    @staticmethod
-    def _unplace(node: _Node) -> None:
-        if node.ring is not None:
-            del node.ring[node.name]
-            node.ring = None
-
     def _assign(self, commands: list[Command]) -> None:
         """Send out what may go out: a call in turn to a node in turn, idle slots before depth."""
         for node in [self._nodes[name] for name in self._pinned] if self._pinned else ():
-            while node.pinned and len(node.out) < node.slots:
+            while node.pinned and len(node.out) < node.slots and not node.expelled:
                 self._run(node.pinned.popleft(), node, commands)
                 self._place(node)
+        if self._refused:
+            self._assign_refused(commands)
         while self._turns and (self._idle or self._spare):
             ring = self._idle or self._spare
             node = next(iter(ring.values()))
@@ -493,6 +549,23 @@ class Schedule:
             self._place(node)
         if self._idle and self._full:
             self._recall(commands)
+
+    def _assign_refused(self, commands: list[Command]) -> None:
+        """Send what a node has refused to one that has not; it has waited before all others."""
+        up = [node for node in self._nodes.values() if not node.expelled]
+        for task in list(self._refused.values()):
+            able = [node for node in up if node.name not in task.refused_by]
+            if up and not able:
+                self._settle(task, Verdict.REFUSED, commands)
+                continue
+            ready = [node for node in able if node.ring is not None]
+            if ready and (task.call.out < task.call.limit or self._slots <= task.call.limit):
+                node = next((node for node in ready if node.ring is self._idle), ready[0])
+                del self._refused[task.name]
+                task.call.refused -= 1
+                self._run(task, node, commands)
+                self._turn(task.call)
+                self._place(node)
 
     def _recall(self, commands: list[Command]) -> None:
         """Nothing waits here and slots are idle: ask for as many tasks as those could take."""

@@ -38,6 +38,7 @@ class MemoryAgent:
         self.cancelled: list[int] = []
         self.blobs: dict[bytes, bytearray] = {}
         self.blobs_sent = 0
+        self.refuses = False  # begins no task
         self.blind = False  # can't open files of its owner
         self.shares = 0
         self.growing: dict[bytes, bytearray] = {}
@@ -122,7 +123,9 @@ class MemoryAgent:
                 del self.blobs[name]
         elif isinstance(message, messages.Run):
             self.held[message.task] = (message, buffers)
-            if not self.holding and self._complete(message):
+            if self.refuses:
+                self.crash(message.task, messages.Failure.REFUSED, "no room")
+            elif not self.holding and self._complete(message):
                 self.answer(message.task)
         elif isinstance(message, messages.Recall):
             given = sorted(self.held)[-message.most :]

@@ -102,6 +102,36 @@ def test_a_result_that_does_not_load_here_is_an_error_of_that_task_only(pool: Me
     assert pool.submit(double, 1).result(5) == 2
 
 
+class _Unspeakable(Exception):
+    """Its repr can't be had, and not with a plain exception."""
+
+    def __repr__(self) -> str:
+        raise SystemExit(3)
+
+
+class _Hostile:
+    def __reduce__(self) -> tuple[object, tuple[int]]:
+        return _refuses_to_load, (os.getpid(),)
+
+
+def _refuses_to_load(_pid: int) -> object:
+    raise _Unspeakable
+
+
+def test_an_answer_of_any_kind_settles_its_task(pool: MemoryPool) -> None:
+    """One that can't be read, whatever happens on the way, is an error of that task; the next one of its call comes."""
+    agent = pool.add(slots=3, holding=True)
+    futures = [pool.submit(double, number) for number in range(3)]
+    eventually(lambda: len(agent.held) == 3)
+    pool.do(agent.say, messages.Failed(1, 0.1, messages.Failure.RAISED.value, ""), [b"garbage"])
+    pool.do(agent.say, messages.Done(2, 0.1), [pickle.dumps(_Hostile())])
+    pool.do(agent.release)
+    for future in futures[:2]:
+        with pytest.raises(PayloadError, match=r"the answer of double on m0 can't be read: (Unpickl|SystemExit)"):
+            future.result(5)
+    assert futures[2].result(5) == 4
+
+
 def test_a_waiting_task_is_cancelled_and_never_runs(pool: MemoryPool) -> None:
     """Cancel before the run: the future is cancelled, the node never hears of it."""
     agent = pool.add(slots=1, holding=True)
@@ -147,6 +177,39 @@ def test_attempts_of_one_turns_it_off(pool: MemoryPool) -> None:
     pool.do(agent.crash, 1)
     with pytest.raises(WorkerCrashed):
         future.result(5)
+
+
+def test_a_node_that_can_not_begin_a_task_costs_it_nothing(pool: MemoryPool) -> None:
+    """It runs elsewhere, though it may be tried but once; when nobody can begin it, the node's word is in the error."""
+    bad, good = pool.add(slots=1, refuses=True), pool.add(slots=1, holding=True)
+    once = TaskOptions(attempts=1)
+    futures = [pool.submit(double, number, options=once) for number in range(2)]
+    eventually(lambda: len(good.held) == 1)
+    pool.do(good.release)
+    assert [future.result(5) for future in futures] == [0, 2]
+    assert not bad.ran
+    good.refuses = True
+    with pytest.raises(WorkerCrashed, match=r"no node can begin double \(task 3\); m\d says: no room"):
+        pool.submit(double, 1, options=once).result(5)
+
+
+def test_a_node_where_nothing_goes_well_is_taken_out(pool: MemoryPool) -> None:
+    """Its own word says why; who waits gets results of another."""
+    pool.add(slots=1, refuses=True)
+    pool.add(slots=1)
+    assert [pool.submit(double, number).result(5) for number in range(12)] == [2 * number for number in range(12)]
+    eventually(lambda: pool.ends)
+    assert pool.ends == ["taken out, since 5 tasks in a row failed there; the last: no room"]
+
+
+def test_a_task_that_no_link_takes_is_an_error_of_that_task_only(pool: MemoryPool) -> None:
+    """Found out when it is sent, and what is to be done besides is done."""
+    pool.add(slots=1)
+    pool.submit(double, 1).result(5)
+    futures = [pool.submit(double, 1, options=TaskOptions(threads=2**70)), pool.submit(double, 4)]
+    with pytest.raises(PayloadError, match=r"double \(task 2\) can't be sent to m0: Integer"):
+        futures[0].result(5)
+    assert futures[1].result(5) == 8
 
 
 def test_a_lost_nodes_tasks_run_elsewhere(pool: MemoryPool) -> None:

@@ -261,6 +261,29 @@ def test_failures_before_and_after_the_address_are_counted_together() -> None:
     assert of(it.handle(f.Tick(), 602.0), f.Create)
 
 
+def test_machines_on_which_nothing_goes_well_are_not_bought_for_ever() -> None:
+    """They come up each time, and fail all that they are given. A result in between shows that others do not."""
+    it = fleet(1, (HOSTS,), [(0, None)])
+
+    def turn(number: int, now: float) -> list[f.Command]:
+        """One comes up, is taken out, and given back; what is bought for it."""
+        it.handle(f.Made(f"sky-1-{number}", [machine(f"m{number}")]), now)
+        it.handle(f.Ready(), now)
+        it.handle(f.Lost(0, f"m{number}", barren=True), now)
+        it.handle(f.Destroyed(0, [f"m{number}"]), now)
+        return of(it.handle(f.Tick(), now + 50.0), f.Create)
+
+    it.handle(f.Tick(), 0.0)
+    assert turn(1, 0.0)
+    assert turn(2, 100.0)
+    it.handle(f.Worked(), 150.0)
+    assert turn(3, 200.0)
+    assert turn(4, 300.0)
+    assert not turn(5, 400.0)
+    assert it.settled
+    assert not it.count
+
+
 def test_a_source_that_may_not_be_looked_at_is_given_up() -> None:
     """A key that may create but not list: what it makes can never be reached."""
     it = fleet(offers=[(0, SMALL), (0, LARGE)])
@@ -493,7 +516,8 @@ HOW = st.sampled_from(["well", "well", "well", "part", "lost", "lied", "refused"
 STEPS = st.one_of(
     st.tuples(st.just("answer"), st.integers(0, 7), HOW),
     st.tuples(st.just("time"), st.sampled_from([0.1, 1.0, 7.0, 61.0, 120.0]), st.none()),
-    st.tuples(st.just("lose"), st.integers(0, 7), st.tuples(st.booleans(), st.booleans())),
+    st.tuples(st.just("lose"), st.integers(0, 7), st.tuples(st.booleans(), st.booleans(), st.booleans())),
+    st.tuples(st.just("worked"), st.none(), st.none()),
     st.tuples(st.just("ready"), st.none(), st.none()),
     st.tuples(st.just("vanish"), st.integers(0, 7), st.none()),
 )
@@ -524,9 +548,11 @@ def test_whatever_happens_nothing_is_left(sources, shared, wanted, steps) -> Non
             world.pass_time(number)
         elif what == "lose" and world.serving:
             key = world.serving[number % len(world.serving)]
-            world.lose(key, served=how[0], replace=how[1])
+            world.lose(key, served=how[0], replace=how[1], barren=how[2])
         elif what == "ready":
             world.tell(f.Ready())
+        elif what == "worked":
+            world.tell(f.Worked())
         elif what == "vanish" and world.serving:
             source, id = world.serving[number % len(world.serving)]
             if world.sources[source].rented:

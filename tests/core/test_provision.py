@@ -17,7 +17,14 @@ import pytest
 from skyward.core import registry
 from skyward.core.bootstrap_scripts import BUILD, LOOK
 from skyward.core.dispatch import Dispatcher
-from skyward.core.errors import AuthFailed, HostUnreachable, NodeLost, PackagesFailed, ProvisioningError
+from skyward.core.errors import (
+    AuthFailed,
+    HostUnreachable,
+    NodeLost,
+    PackagesFailed,
+    ProvisioningError,
+    WorkerCrashed,
+)
 from skyward.core.events import Events, Machines, NodeGone, Note
 from skyward.core.fleet import Command, Event, Fleet
 from skyward.core.interfaces import Output, Trait
@@ -40,7 +47,7 @@ class MemoryProvider:
         self.stock = stock
         self.broken = False
         self.dead_on_arrival = 0
-        self.sleepy = False
+        self.sleepy = self.useless = False
         self.gate = threading.Event()
         self.gate.set()
         self.asked = threading.Event()
@@ -65,7 +72,7 @@ class MemoryProvider:
             id = uuid.uuid4().hex
             self.made.append(id)
             agent = self.agents[id] = MemoryAgent()
-            agent.sleepy = self.sleepy
+            agent.sleepy, agent.refuses = self.sleepy, self.useless
             if self.dead_on_arrival:
                 self.dead_on_arrival -= 1
             else:
@@ -274,6 +281,25 @@ def test_when_the_last_node_is_lost_for_good_tasks_fail() -> None:
     fixture.io.start(die()).result(5)
     with pytest.raises(NodeLost, match="no node is left"):
         future.result(30)
+    fixture.close()
+
+
+def test_a_node_that_begins_no_task_is_taken_out_said_and_replaced() -> None:
+    """And not for ever: each task has its error in the end."""
+    provider = MemoryProvider()
+    provider.useless = True
+    fixture = Fixture(provider, nodes=1)
+    fixture.start().result(10)
+    errors = [""]
+    while "no node is left" not in errors[-1]:
+        with pytest.raises((WorkerCrashed, NodeLost)) as caught:
+            fixture.dispatcher.submit(abs, -1).result(30)
+        errors.append(str(caught.value))
+    assert len(provider.made) == len(fixture.gone) == 3
+    assert all("taken out" in str(gone.reason) and "no room" in str(gone.reason) for gone in fixture.gone)
+    assert "no node can begin abs (task 1); node-1 says: no room" in errors[1]
+    assert "no node is left" in errors[-1]
+    assert "no room" in errors[-1]
     fixture.close()
 
 

@@ -11,6 +11,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 
 from skyward.core.schedule import (
     Cancelled,
+    Expel,
     Finished,
     Hopeless,
     Look,
@@ -40,6 +41,10 @@ class ScheduleMachine(RuleBasedStateMachine):
         self.cancelled: set[int] = set()
         self.starts: dict[int, int] = {}
         self.free_starts: dict[int, int] = {}
+        self.refused_by: dict[int, set[str]] = {}
+        self.failed: dict[str, list[Outcome]] = {}  # of each node, since it last had a result
+        self.others: dict[str, int] = {}  # results of others meanwhile
+        self.expelled: set[str] = set()
         self.nodes: dict[str, int] = {}
         self.out: dict[str, dict[int, bool]] = {}  # node -> task -> still wanted
         self.asked: dict[str, int] = {}  # nodes that have been asked to give so many tasks back, and have not answered
@@ -56,6 +61,8 @@ class ScheduleMachine(RuleBasedStateMachine):
             if isinstance(command, Run):
                 assert command.task not in self.settled, "ran after it was settled"
                 assert all(command.task not in out for out in self.out.values()), "runs twice at a time"
+                assert command.node not in self.expelled
+                assert command.node not in self.refused_by.get(command.task, ())
                 pinned = self.tasks[command.task].node
                 assert pinned in (None, command.node)
                 self.out[command.node][command.task] = True
@@ -74,12 +81,21 @@ class ScheduleMachine(RuleBasedStateMachine):
                 self.asked[command.node] = command.most
                 idle = sum(max(slots - len(self.out[name]), 0) for name, slots in self.nodes.items())
                 assert sum(self.asked.values()) <= idle
+            elif isinstance(command, Expel):
+                assert command.node not in self.expelled
+                row = self.failed[command.node]
+                assert command.failed == len(row) > 2 * self.nodes[command.node]
+                assert self.others[command.node] or row.count(Outcome.REFUSED) > 2 * self.nodes[command.node]
+                self.expelled.add(command.node)
             elif isinstance(command, Look):
                 assert not self.looking
                 self.looking = True
             else:
                 assert isinstance(command, Settle)
                 assert command.task not in self.settled, "settled twice"
+                if command.verdict is Verdict.REFUSED:
+                    can = [self.tasks[command.task].node] if self.tasks[command.task].node else self.nodes
+                    assert set(can) - self.expelled <= self.refused_by[command.task]
                 self.settled[command.task] = command.verdict
 
     def out_of(self, call: int) -> int:
@@ -98,6 +114,7 @@ class ScheduleMachine(RuleBasedStateMachine):
         name = f"n{self.names}"
         self.nodes[name] = slots
         self.out[name] = {}
+        self.failed[name], self.others[name] = [], 0
         self.hopeless = False
         self.handle(NodeUp(name, slots))
         return name
@@ -108,6 +125,7 @@ class ScheduleMachine(RuleBasedStateMachine):
         del self.out[node]
         self.asked.pop(node, None)
         self.resting.discard(node)
+        self.expelled.discard(node)
         self.handle(NodeDown(node))
         self.handle(NodeDown(node))  # saying it twice does no harm
 
@@ -151,9 +169,29 @@ class ScheduleMachine(RuleBasedStateMachine):
         wanted = self.out[node].pop(task)
         if wanted and outcome is Outcome.SHARED_CRASH and self.tasks[task].attempts > 1:
             self.free_starts.setdefault(task, 1)
+        self.count(node, outcome)
+        if outcome is Outcome.REFUSED and wanted:
+            self.refused_by.setdefault(task, set()).add(node)
+            self.starts[task] -= 1
         self.handle(Finished(task, node, outcome, seconds, overhead))
         if wanted and outcome is Outcome.ANSWERED:
             assert self.settled[task] is Verdict.ANSWERED
+
+    def count(self, node: str, outcome: Outcome) -> None:
+        """Of the runs of a node that fail one after another."""
+        if outcome is Outcome.ANSWERED:
+            self.failed[node], self.others[node] = [], 0
+            for other, row in self.failed.items():
+                self.others[other] += bool(row)
+        elif outcome is not Outcome.STOPPED:
+            self.failed[node].append(outcome)
+
+    @rule(node=nodes_in, outcome=st.sampled_from([Outcome.REFUSED, Outcome.CRASHED, Outcome.SHARED_CRASH]))
+    def fail_for_a_while(self, node: str, outcome: Outcome) -> None:
+        """Nothing goes well there, for as many runs as it may take until the node must go."""
+        for _ in range(2 * self.nodes[node] + 3):
+            if self.out[node]:
+                self.finish(next(iter(self.out[node])), outcome, 0.1, 0.01)
 
     @rule(node=nodes_in, data=st.data())
     def give_back(self, node: str, data: st.DataObject) -> None:
@@ -194,13 +232,22 @@ class ScheduleMachine(RuleBasedStateMachine):
             event = self.tasks[task]
             if event.limit is not None and self.out_of(event.call) >= event.limit:
                 continue
-            for name in [event.node] if event.node else list(self.nodes):
+            for name in {event.node} if event.node else set(self.nodes) - self.refused_by.get(task, set()):
+                if name in self.expelled:
+                    continue
                 assert len(self.out[name]) >= self.nodes[name], f"{name} idles while {task} waits"
 
     @invariant()
+    def what_all_nodes_refuse_waits_for_none(self) -> None:
+        usable = set(self.nodes) - self.expelled
+        for task, nodes in self.refused_by.items():
+            assert task in self.settled or not usable or usable - nodes
+
+    @invariant()
     def what_lies_ahead_is_asked_back_for_idle_slots(self) -> None:
-        if any(len(self.out[name]) < slots for name, slots in self.nodes.items()):
-            ahead = [name for name, slots in self.nodes.items() if len(self.out[name]) > slots]
+        nodes = {name: slots for name, slots in self.nodes.items() if name not in self.expelled}
+        if any(len(self.out[name]) < slots for name, slots in nodes.items()):
+            ahead = [name for name, slots in nodes.items() if len(self.out[name]) > slots]
             assert not ahead or self.looking
 
     @invariant()
@@ -208,6 +255,7 @@ class ScheduleMachine(RuleBasedStateMachine):
         assert len(self.schedule._tasks) == len(self.tasks) - len(self.settled)
         if not self.schedule._tasks:
             assert not self.schedule._calls
+            assert not self.schedule._refused
             assert not self.schedule._turns
 
     def teardown(self) -> None:
@@ -343,3 +391,51 @@ def test_innocent_tasks_of_a_shared_crash_run_alone_and_do_not_count_it() -> Non
     assert Settle(2, Verdict.ANSWERED) in schedule.handle(Finished(2, "a", Outcome.ANSWERED))
     assert schedule.handle(Finished(1, "a", Outcome.CRASHED)) == [Run("a", 1, True)]
     assert schedule.handle(Finished(1, "a", Outcome.CRASHED)) == [Settle(1, Verdict.CRASHED)]
+
+
+def test_a_refusal_costs_no_attempt_and_goes_elsewhere() -> None:
+    """The node that could not begin it gets it never again; the task waits for one that has not refused it."""
+    schedule = Schedule()
+    _commands(schedule, NodeUp("a", 1), NodeUp("b", 1), Submitted(1, 1, attempts=1), Submitted(2, 1, attempts=1))
+    assert schedule.handle(Finished(1, "a", Outcome.REFUSED)) == []
+    assert schedule.handle(Submitted(3, 1)) == [Run("a", 3, False)]
+    assert schedule.handle(Finished(2, "b", Outcome.ANSWERED)) == [Run("b", 1, False), Settle(2, Verdict.ANSWERED)]
+    assert schedule.handle(Finished(1, "b", Outcome.REFUSED)) == [Settle(1, Verdict.REFUSED)]
+
+
+def test_what_the_only_node_refuses_is_settled_until_that_must_go() -> None:
+    """Nobody waits for ever; and what comes when it must go is for the node that takes its place."""
+    schedule = Schedule()
+    _commands(schedule, NodeUp("a", 1))
+    for task in range(4):
+        assert schedule.handle(Submitted(task, 1))[0] == Run("a", task, False)
+        assert schedule.handle(Finished(task, "a", Outcome.REFUSED)) == [Settle(task, Verdict.REFUSED)]
+    schedule.handle(Submitted(4, 1))
+    assert schedule.handle(Finished(4, "a", Outcome.REFUSED)) == [Expel("a", 5)]
+    assert schedule.handle(Submitted(5, 1)) == []
+    assert schedule.handle(NodeDown("a")) == []
+    assert {command.task for command in schedule.handle(NodeUp("b", 2)) if isinstance(command, Run)} == {4, 5}
+
+
+@pytest.mark.parametrize("others", [True, False], ids=["while others have results", "as everywhere"])
+def test_a_node_where_everything_crashes_must_go_unless_it_is_the_tasks(others: bool) -> None:
+    """Code that kills its process wherever it runs must not cost one machine after another."""
+    schedule = Schedule()
+    _commands(schedule, NodeUp("a", 1), NodeUp("b", 1), *[Submitted(task, 1, attempts=99) for task in range(9)])
+    expelled = []
+    for _ in range(20):
+        for node, outcome in (("a", Outcome.CRASHED), ("b", Outcome.ANSWERED if others else Outcome.CRASHED)):
+            for task in list(schedule._nodes[node].out):
+                commands = schedule.handle(Finished(task, node, outcome))
+                expelled += [command for command in commands if isinstance(command, Expel)]
+    assert expelled == [Expel("a", 5)] * others
+
+
+def test_a_result_in_between_forgives_what_failed_before() -> None:
+    """Only failures in a row tell that it is the node."""
+    schedule = Schedule()
+    _commands(schedule, NodeUp("a", 1), NodeUp("b", 1))
+    for task in range(40):
+        (run,) = schedule.handle(Submitted(task, 1, node="a"))
+        outcome = Outcome.ANSWERED if task % 5 == 4 else Outcome.REFUSED
+        assert not any(isinstance(each, Expel) for each in schedule.handle(Finished(run.task, "a", outcome)))
