@@ -54,7 +54,7 @@ class Call:
     Parameters
     ----------
     limit
-        How many of its tasks may run at a time; None for no limit.
+        How many of its tasks may run at a time; below 0, all slots that there are but so many; None for no limit.
     arrays
         Large arrays that several of its tasks have; see `Dispatcher.arrays`. None to read each one for each task.
 

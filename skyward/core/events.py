@@ -7,6 +7,7 @@ the fact arose in (mostly the I/O thread), so it must be quick, must not block a
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias, Union
@@ -136,14 +137,17 @@ class Events:
     """The listeners of one pool."""
 
     def __init__(self) -> None:
+        self._lock = threading.RLock()  # guards changes of _listeners; garbage collection may end one within another
         self._listeners: tuple[Listener, ...] = ()
 
     def subscribe(self, listener: Listener) -> Callable[[], None]:
         """Call `listener` with every event from now on; the returned function ends that."""
-        self._listeners = (*self._listeners, listener)
+        with self._lock:
+            self._listeners = (*self._listeners, listener)
 
         def unsubscribe() -> None:
-            self._listeners = tuple(item for item in self._listeners if item is not listener)
+            with self._lock:
+                self._listeners = tuple(item for item in self._listeners if item is not listener)
 
         return unsubscribe
 

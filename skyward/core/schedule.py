@@ -90,7 +90,10 @@ class Verdict(enum.Enum):
 
 
 class Submitted(NamedTuple):
-    """A new task. `call` groups tasks; `limit` is how many of the call may run at a time; `node` pins it."""
+    """A new task. `call` groups tasks; `limit` is how many of the call may run at a time; `node` pins it.
+
+    A limit below 0 is counted from the slots that there are: -1 leaves one of them to others. One task may always run.
+    """
 
     task: int
     call: int
@@ -216,10 +219,15 @@ class _Call:
     """Tasks that belong together. Exists while it has waiting tasks or tasks out."""
 
     name: int
-    limit: float
+    limit: float  # as in `Submitted`
     waiting: deque[_Task] = field(default_factory=deque)
     refused: int = 0  # tasks that wait for another node than those that refused them
     out: int = 0
+
+    def may_send(self, slots: int) -> bool:
+        """Whether one more of its tasks may go out, of which some wait."""
+        limit = self.limit if self.limit >= 0 else max(slots + self.limit, 1)
+        return self.out < limit or slots <= limit
 
 
 @dataclass(slots=True)
@@ -488,7 +496,7 @@ class Schedule:
         """Keep a call in the turns exactly while it has a task that may go out, and forget it when it has none left."""
         while call.waiting and call.waiting[0].over:
             call.waiting.popleft()
-        if call.waiting and (call.out < call.limit or self._slots <= call.limit):
+        if call.waiting and call.may_send(self._slots):
             self._turns.setdefault(call.name, call)
             return
         self._turns.pop(call.name, None)
@@ -559,7 +567,7 @@ class Schedule:
                 self._settle(task, Verdict.REFUSED, commands)
                 continue
             ready = [node for node in able if node.ring is not None]
-            if ready and (task.call.out < task.call.limit or self._slots <= task.call.limit):
+            if ready and task.call.may_send(self._slots):
                 node = next((node for node in ready if node.ring is self._idle), ready[0])
                 del self._refused[task.name]
                 task.call.refused -= 1

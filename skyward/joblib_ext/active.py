@@ -81,9 +81,10 @@ def current() -> Compute:
 
 
 def set_on_node() -> None:
-    """Say that this process is a slot of a node."""
-    if not _node.is_set():  # it is called for each batch, and setting takes a lock
+    """Say that this process is a slot of a node; tasks here may name the backend, with or without a plugin."""
+    if not _node.is_set():  # it is called for each batch
         _node.set()
+        announce()
 
 
 def on_node() -> bool:

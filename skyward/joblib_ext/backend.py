@@ -4,15 +4,17 @@ joblib calls `submit` from the thread that called ``Parallel`` and, later, from 
 an exception would be lost and the call would wait for ever, so `submit` never raises: whatever goes wrong is in the
 future that it returns. For the same reason an exception out of joblib's own callback is brought back to the caller.
 
-Each ``Parallel`` gets a backend object of its own, though joblib shares the one of a `parallel_config` between them:
-only so does an abort touch its own call and no other.
+joblib shares the backend of a `parallel_config` between all ``Parallel`` objects there. Here it serves one of them at a
+time, and others meanwhile get one of their own: only so does an abort touch its own call and no other.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
+import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from joblib.parallel import (
@@ -41,6 +43,8 @@ NAME = "skyward"
 
 _TASK = 5e-6  # seconds that a task costs in its slot besides running: a batch of any size takes some time
 _SHORT = 0.005  # seconds of a batch that may be followed by one four times as large
+
+_lock = threading.Lock()  # guards `SkywardBackend.parallel` of objects that several threads use
 
 _Callback = Callable[[Any], object]
 _Future = concurrent.futures.Future[Any]
@@ -187,19 +191,28 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
             raise FallbackToBackend(other)
         if n_jobs == 1:
             raise FallbackToBackend(SequentialBackend(nesting_level=self.nesting_level))
-        if parallel is not None and self.parallel is not parallel:
+        pool = self.pool
+        _ = pool.total_slots  # raises PoolNotActive with the reason that fits
+        if parallel is not None and not self._serves(parallel):
             raise FallbackToBackend(self._of_its_own(parallel))
         from skyward.joblib_ext import crew  # noqa: PLC0415 - a node, which never comes here, does without it
 
-        pool = self.pool
-        _ = pool.total_slots  # raises PoolNotActive with the reason that fits
-        count = self.effective_n_jobs(n_jobs)
-        limit = None if n_jobs == -1 else int(count)
-        settings = crew.Settings.read({**self.backend_kwargs, **backend_kwargs})
         usual = type(self).get_nested_backend is SkywardBackend.get_nested_backend
         level = (self.nesting_level or 0) + 1 if usual else None
-        self._workers = crew.Crew(pool, limit, settings, self.inner_max_num_threads, level)
-        return count
+        try:
+            settings = crew.Settings.read({**self.backend_kwargs, **backend_kwargs})
+            self._workers = crew.Crew(pool, n_jobs, settings, self.inner_max_num_threads, level)
+            return self.effective_n_jobs(n_jobs)
+        except BaseException:
+            self.terminate()
+            raise
+
+    def _serves(self, parallel: Any) -> bool:
+        """Whether this object is that one's, and from now on if it is nobody's."""
+        with _lock:
+            if self.parallel is None:
+                self.parallel = parallel
+            return self.parallel is parallel
 
     def _of_its_own(self, parallel: Any) -> SkywardBackend:
         mine = type(self).__new__(type(self))
@@ -216,7 +229,20 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
     def start_call(self) -> None:
         """A call of the ``Parallel`` begins."""
         if self._workers is not None:
-            self._workers.start_call()
+            _forget_what_failed(self.parallel)
+            self._workers.start_call(self.parallel)
+
+    def stop_call(self) -> None:
+        """The call has ended."""
+        if self._workers is not None:
+            self._workers.stop_call()
+
+    @contextlib.contextmanager
+    def retrieval_context(self) -> Iterator[None]:
+        """Held while joblib hands over results. It looks for errors only while it expects results; others come here."""
+        if getattr(self.parallel, "_aborting", False):
+            self.parallel._raise_error_fast()  # noqa: SLF001
+        yield
 
     def submit(self, func: Any, callback: _Callback | None = None) -> _Future:
         """Run a batch. Never raises, never blocks; the callback is called exactly once unless the call is aborted."""
@@ -258,6 +284,8 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
 
         Each step takes a round trip, and twelve of them would be most of what a call of thousands of tiny tasks takes.
         """
+        if self.parallel is None:  # the call has ended meanwhile, in another thread
+            return self._effective_batch_size
         if 0 < self._smoothed_batch_duration < _SHORT:
             self._effective_batch_size *= 2
             self._smoothed_batch_duration *= 2
@@ -272,8 +300,19 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
 
     def terminate(self) -> None:
         """The ``Parallel`` needs no workers for now. The pool keeps its machines."""
-        self._workers = None
+        crew, self._workers = self._workers, None
+        if crew is not None:
+            crew.close()
         self.reset_batch_stats()
+        self.parallel = None
+
+
+def _forget_what_failed(parallel: Any) -> None:
+    """Drop the batches that joblib had made of an earlier call's tasks and not sent when that failed."""
+    ready = getattr(parallel, "_ready_batches", None)
+    with contextlib.suppress(queue.Empty):
+        while ready is not None:
+            ready.get_nowait()
 
 
 def _register() -> None:

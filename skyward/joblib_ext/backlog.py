@@ -33,11 +33,19 @@ class Backlog:
         Says of how many batches, those held included, nobody has taken the results. None: nothing is held back.
     slots
         How many tasks run at a time; so many batches may always be out.
+    is_open
+        Whether batches can still be sent. When they can't, those that are held go out all the same, and fail.
     """
 
-    def __init__(self, untaken: Callable[[], int] | None, slots: int) -> None:
+    def __init__(
+        self,
+        untaken: Callable[[], int] | None,
+        slots: Callable[[], int],
+        is_open: Callable[[], bool] = lambda: True,
+    ) -> None:
         self._untaken = untaken
         self._slots = slots
+        self._is_open = is_open
         self._lock = threading.Lock()  # guards _held, _runs and _closed
         self._held: deque[Callable[[], object]] = deque()
         self._runs = False
@@ -56,7 +64,7 @@ class Backlog:
         """Whether so much lies ready, or soon will, that no batch should go out."""
         if self._untaken is None:
             return False
-        return self._mean * (self._untaken() - len(self._held) - self._slots) > LIMIT
+        return self._mean * (self._untaken() - len(self._held) - self._slots()) > LIMIT
 
     def ended(self, size: int) -> None:
         """A batch has ended, with results of so many bytes."""
@@ -88,7 +96,7 @@ class Backlog:
                 if not self._held:
                     self._runs = False
                     return
-                send = None if self.is_full else self._held.popleft()
+                send = None if self.is_full and self._is_open() else self._held.popleft()
             if send is None:
                 time.sleep(_LOOK)
             else:

@@ -3,46 +3,36 @@
 from __future__ import annotations
 
 import concurrent.futures
-import inspect
-import logging
+import contextlib
 import threading
 import time
 import warnings
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from joblib.parallel import BatchedCalls, Parallel
+from joblib.parallel import BatchedCalls
 
 from skyward.core.dispatch import Call, TaskFuture, TaskOptions
+from skyward.core.errors import PoolNotActive
+from skyward.core.events import Event, NodeGone, NodeReady
 from skyward.core.pool import Compute
 from skyward.core.stable import StableFunctions
 from skyward.joblib_ext import categories
 from skyward.joblib_ext.backlog import Backlog, untaken
 from skyward.joblib_ext.batch import Batch, Initializer
+from skyward.joblib_ext.supply import Supply, bring_back, failed, wanted
 
-__all__ = ["Crew", "Settings", "failed"]
+__all__ = ["Crew", "Settings", "jobs_of"]
 
-_log = logging.getLogger("skyward.joblib")
-
-_DEFAULT_PRE_DISPATCH = inspect.signature(Parallel.__init__).parameters["pre_dispatch"].default
-
-_FAR = 0.02  # seconds that a batch spends on its way and in queues; more than they take on one machine
-
-_Callback = Callable[[Any], object]
+_Callback = Any  # joblib's `BatchCompletionCallBack`
 _Future = concurrent.futures.Future[Any]
 
 # What joblib gives to every backend, or users of its own backends to them, and what has no meaning here: there are no
 # temporary folders, and no processes that are started for a call.
 _IGNORED = frozenset({"temp_folder", "verbose", "context", "idle_worker_timeout"})
-
-
-def failed(error: BaseException) -> _Future:
-    """A future that has failed."""
-    future: _Future = concurrent.futures.Future()
-    future.set_exception(error)
-    return future
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +59,11 @@ class Settings:
         )
 
 
+def jobs_of(n_jobs: int, slots: int) -> int:
+    """How many tasks run at a time on so many slots, by joblib's arithmetic: -1 is all of them, -2 all but one."""
+    return n_jobs if n_jobs > 0 else max(slots + 1 + n_jobs, 1)
+
+
 class Crew:
     """The slots as one ``Parallel`` uses them, from its `configure` to its `terminate` or its abort.
 
@@ -76,8 +71,8 @@ class Crew:
     ----------
     pool
         An open pool.
-    limit
-        Tasks that may run at a time; None for no limit.
+    n_jobs
+        As joblib's.
     settings
         How tasks run.
     threads
@@ -86,12 +81,10 @@ class Crew:
         Nesting level of what tasks call; None when the batches carry a backend that is not of the usual kind.
     """
 
-    def __init__(
-        self, pool: Compute, limit: int | None, settings: Settings, threads: int | None, level: int | None
-    ) -> None:
+    def __init__(self, pool: Compute, n_jobs: int, settings: Settings, threads: int | None, level: int | None) -> None:
         self.pool = pool
         self._level = level
-        self._limit = limit
+        self._n_jobs = n_jobs
         self._settings = settings
         self._options = TaskOptions(
             isolated=pool.worker.executor != "thread",  # joblib promises workers that share nothing
@@ -102,32 +95,65 @@ class Crew:
         self._lock = threading.Lock()  # guards _futures and _aborted
         self._futures: set[_Future] = set()
         self._aborted = False
-        self._slots = limit or pool.total_slots
-        self._wide = Widening(self._slots)
-        self.start_call()
-
-    def start_call(self) -> None:
-        """The tasks from now on are of another call."""
-        self._options = replace(self._options, call=Call(self._limit, arrays=self.pool.dispatcher.arrays()))
-        self._functions = StableFunctions()
+        self._slots = 1
+        self._supply: Supply | None = None
         self._backlog: Backlog | None = None
+        self._deaf = _listen(self)
+        self.start_call(None)
+
+    def start_call(self, parallel: Any) -> None:
+        """The tasks from now on are of another call; None: of nobody's who can be asked for more."""
+        limit = None if self._n_jobs == -1 else self._n_jobs if self._n_jobs > 0 else self._n_jobs + 1
+        self._options = replace(self._options, call=Call(limit, arrays=self.pool.dispatcher.arrays()))
+        self._functions = StableFunctions()
+        self.stop_call()
+        jobs = self.count()
+        if hasattr(parallel, "_cached_effective_n_jobs"):
+            self._supply = Supply(parallel, jobs)
+            self.count()  # a node may have come since, and not have been told of
+
+    def stop_call(self) -> None:
+        """The call has ended: what it held back is forgotten."""
+        self._supply = None
+        backlog, self._backlog = self._backlog, None
+        if backlog is not None:
+            backlog.close()
+
+    def count(self) -> int:
+        """Count the slots anew, since they come and go; returns how many tasks may run at a time."""
+        total = self.pool.total_slots
+        jobs = jobs_of(self._n_jobs, total)
+        self._slots = max(min(jobs, total), 1)
+        if (supply := self._supply) is not None:
+            supply.count(jobs)
+        return jobs
 
     def renewed(self) -> Crew:
         """Another such crew, without the tasks."""
-        return Crew(self.pool, self._limit, self._settings, self._options.threads, self._level)
+        return Crew(self.pool, self._n_jobs, self._settings, self._options.threads, self._level)
+
+    def close(self) -> None:
+        """No call is made any more."""
+        self._deaf()
+        self.stop_call()
 
     def submit(self, calls: Any, callback: _Callback | None) -> _Future:
         """Send a batch, or hold it back while the caller is slow to take results. May raise PoolNotActive."""
+        if (supply := self._supply) is not None:
+            supply.begin()
         if callback is None:
             return self._send(calls, callback)
-        if self._backlog is None:
-            self._backlog = Backlog(untaken(getattr(callback, "parallel", None), self._out), self._slots)
-        if self._backlog.hold(partial(self._send_late, calls, callback)):
+        backlog = self._backlog
+        if backlog is None:
+            kept = untaken(getattr(callback, "parallel", None), self._out)
+            backlog = self._backlog = Backlog(kept, lambda: self._slots, lambda: self.pool.is_active)
+        if backlog.hold(partial(self._send_late, calls, callback)):
             return concurrent.futures.Future()  # joblib keeps it, and waits for the callback only
         return self._send(calls, callback)
 
     def _out(self) -> int:
-        return len(self._futures) + (0 if self._backlog is None else len(self._backlog))
+        backlog = self._backlog
+        return len(self._futures) + (0 if backlog is None else len(backlog))
 
     def _send_late(self, calls: Any, callback: _Callback) -> None:
         try:
@@ -164,8 +190,7 @@ class Crew:
 
     def abort(self) -> None:
         """Cancel the tasks that are out. joblib is not told of them any more: it has given the call up."""
-        if self._backlog is not None:
-            self._backlog.close()
+        self.close()
         with self._lock:
             self._aborted = True
             futures, self._futures = self._futures, set()
@@ -180,86 +205,32 @@ class Crew:
                 return
         if callback is None:
             return
-        if self._backlog is not None and isinstance(future, TaskFuture):
-            self._backlog.ended(future.result_size)
+        supply, backlog = self._supply, self._backlog  # both end with the call
+        if backlog is not None and isinstance(future, TaskFuture):
+            backlog.ended(future.result_size)
         try:
             callback(future)
-            if isinstance(future, TaskFuture):
+            if supply is not None and isinstance(future, TaskFuture):
                 turnaround = time.monotonic() - began
-                far = turnaround - (future.seconds or 0.0) > _FAR
-                for _ in range(self._wide.wanted(out, future, turnaround)):
-                    _dispatch_one_more(callback, far)
+                if more := wanted(self._slots, out, future, turnaround):
+                    supply.answered(callback, more, turnaround - (future.seconds or 0.0))
         except BaseException as error:
             # From the user's iterator, or from printing progress. Nobody above us would tell the waiting thread.
-            _bring_back(callback, error)
+            bring_back(callback.parallel, callback.parallel_call_id, error)
 
 
-class Widening:
-    """When to have more batches out than joblib's default of two for each worker.
+def _listen(crew: Crew) -> Callable[[], object]:
+    """Let a crew count its slots whenever nodes come and go, as long as it lives; the returned function ends that."""
+    weak = weakref.ref(crew)
 
-    Two are too few where tasks are short against the way to their node and back: slots would idle. By Little's law,
-    the slots that work on average are the batches that are out, times the running time, over the time between sending
-    and answer; while that is less than the slots there are, one more goes out, and several where most of them idle.
-    Widened lazily so, never where the user chose `pre_dispatch`, and only up to a bound of batches and of bytes. What
-    is too much by then is no harm: a node gives back what it has not begun (see `core.schedule`).
+    def hear(event: Event) -> None:
+        if isinstance(event, (NodeReady, NodeGone)) and (listening := weak()) is not None:
+            with contextlib.suppress(PoolNotActive):  # it is being closed: its tasks are told
+                listening.count()
 
-    Parameters
-    ----------
-    slots
-        Tasks that may run at a time.
-    """
-
-    _BUSY = 0.97  # share of the slots that must work
-    _IDLE = 0.5  # below this share several batches more go out
-    _SEVERAL = 3
-    _DEEPEST = 64  # batches out for each slot
-    _BYTES = 64 << 20  # in all batches that are out, if all are as large as the last
-
-    def __init__(self, slots: int) -> None:
-        self._slots = slots
-
-    def __repr__(self) -> str:
-        return f"<Widening for {self._slots} slots>"
-
-    def wanted(self, out: int, future: TaskFuture[Any], turnaround: float) -> int:
-        """How many more should go out, now that one of `out` batches came back after `turnaround` seconds."""
-        if future.seconds is None or out >= self._slots * self._DEEPEST or out * future.size > self._BYTES:
-            return 0
-        working = out * future.seconds / max(turnaround, 1e-6) / self._slots
-        return 0 if working >= self._BUSY else 1 if working >= self._IDLE else self._SEVERAL
-
-
-def _dispatch_one_more(callback: Any, far: bool) -> None:
-    """Let joblib take one more batch from the user's iterator, as it does itself when one has ended.
-
-    joblib has no public way to do so; where it has changed, the default number of batches stays.
-    """
-    parallel = callback.parallel
-    if parallel.pre_dispatch != _DEFAULT_PRE_DISPATCH:
-        return  # an explicit choice is the user's
-    if parallel.batch_size == "auto" and not far:
-        return  # batches that grow by themselves soon are long enough, and grow less the more of them are out
-    if parallel._call_id == callback.parallel_call_id:  # noqa: SLF001
-        with parallel._lock:  # noqa: SLF001
-            if parallel._original_iterator is not None:  # noqa: SLF001
-                parallel.dispatch_next()
-
-
-def _bring_back(callback: Any, error: BaseException) -> None:
-    """Let the thread that waits in ``Parallel`` raise an error of joblib's callback.
-
-    joblib has no public way to do so. This one is what it does itself with an iterator's exceptions.
-    """
-    try:
-        parallel = callback.parallel
-        if parallel._call_id != callback.parallel_call_id:  # noqa: SLF001
-            return  # the call has ended
-        tracker = type(callback)(time.time(), 0, parallel)
-        if getattr(parallel, "return_ordered", True):  # joblib 1.3 knows nothing else
-            parallel._jobs.append(tracker)  # noqa: SLF001
-        tracker(failed(error))
-    except Exception:
-        _log.exception("joblib's callback failed with %r, and its caller could not be told", error)
+    ending = weakref.finalize(crew, crew.pool.events.subscribe(hear))
+    ending.atexit = False
+    return ending
 
 
 categories.install([Batch, Initializer])

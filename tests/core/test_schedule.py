@@ -105,8 +105,15 @@ class ScheduleMachine(RuleBasedStateMachine):
 
     def check_limit(self, event: Submitted) -> None:
         """Of a call whose task was sent out just now."""
-        if event.limit is not None and sum(self.nodes.values()) > event.limit:
-            assert self.out_of(event.call) <= event.limit
+        limit = self.limit(event)
+        if limit is not None and sum(self.nodes.values()) > limit:
+            assert self.out_of(event.call) <= limit
+
+    def limit(self, event: Submitted) -> int | None:
+        """How many of its call may be out now."""
+        if event.limit is None or event.limit >= 0:
+            return event.limit
+        return max(sum(self.nodes.values()) + event.limit, 1)
 
     @rule(target=nodes_in, slots=st.integers(1, 3))
     def node_up(self, slots: int) -> str:
@@ -132,13 +139,13 @@ class ScheduleMachine(RuleBasedStateMachine):
     @rule(
         target=tasks_in,
         call=st.integers(1, 3),
-        limited=st.booleans(),
+        limited=st.sampled_from((0, 1, -1)),
         attempts=st.integers(1, 3),
     )
-    def submit(self, call: int, limited: bool, attempts: int) -> int:
+    def submit(self, call: int, limited: int, attempts: int) -> int:
         self.names += 1
         # A limit belongs to the call, so it is part of the name here.
-        event = Submitted(self.names, call * 2 + limited, call if limited else None, None, attempts)
+        event = Submitted(self.names, call * 3 + limited, call * limited if limited else None, None, attempts)
         self.tasks[event.task] = event
         self.handle(event)
         return event.task
@@ -230,7 +237,8 @@ class ScheduleMachine(RuleBasedStateMachine):
             assert not waiting
         for task in waiting:
             event = self.tasks[task]
-            if event.limit is not None and self.out_of(event.call) >= event.limit:
+            limit = self.limit(event)
+            if limit is not None and self.out_of(event.call) >= limit:
                 continue
             for name in {event.node} if event.node else set(self.nodes) - self.refused_by.get(task, set()):
                 if name in self.expelled:
@@ -327,6 +335,24 @@ def test_a_limit_holds_when_there_are_more_slots_than_before() -> None:
         assert len([command for command in commands if isinstance(command, Run)]) == 1
     commands = schedule.handle(NodeDown("b"))
     assert len(schedule._nodes["a"].out) > 3
+
+
+def test_a_limit_below_zero_follows_the_slots() -> None:
+    """``n_jobs=-2`` is all slots but one: those that come count too, and those that go no more."""
+    schedule = Schedule()
+
+    def out() -> list[int]:
+        return [len(node.out) for node in schedule._nodes.values()]
+
+    _commands(schedule, NodeUp("a", 2), *[Submitted(i, 1, -1) for i in range(20)])
+    assert out() == [1]
+    schedule.handle(NodeUp("b", 4))
+    assert sum(out()) == 5
+    schedule.handle(NodeDown("a"))
+    assert out() == [3]
+    for task in list(schedule._nodes["b"].out):
+        schedule.handle(Finished(task, "b", Outcome.ANSWERED, 1.0, 0.001))
+        assert out() == [3]
 
 
 def test_short_tasks_are_held_ahead_long_ones_are_not() -> None:

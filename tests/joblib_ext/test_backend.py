@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import multiprocessing
 import os
 import pickle
@@ -15,6 +16,7 @@ from joblib import Parallel, delayed, parallel_config
 from joblib.parallel import BACKENDS, SequentialBackend, ThreadingBackend, get_active_backend
 
 import skyward as sky
+from skyward.core.errors import PayloadError
 from skyward.core.payload import RemoteTraceback
 from skyward.joblib_ext.backend import SkywardBackend
 from tests.lab import eventually
@@ -163,6 +165,57 @@ def test_a_parallel_object_can_be_used_again():
     assert parallel(delayed(square)(i) for i in range(4)) == [0, 1, 4, 9]
 
 
+@pytest.mark.parametrize("return_as", ["list", "generator", "generator_unordered"])
+@pytest.mark.parametrize("managed", [True, False])
+def test_results_of_a_call_that_failed_are_not_those_of_the_next(managed, return_as):
+    """joblib makes a batch for each job at a time, and forgets to drop the rest when a call fails."""
+    parallel = Parallel(n_jobs=4, batch_size=2, return_as=return_as)
+    with parallel if managed else contextlib.nullcontext():
+        with pytest.raises(ZeroDivisionError):
+            list(parallel(delayed(divmod)(1, i % 7) for i in range(60)))
+        assert sorted(parallel(delayed(square)(i) for i in range(60))) == [i**2 for i in range(60)]
+
+
+@pytest.mark.parametrize("return_as", ["list", "generator", "generator_unordered"])
+@pytest.mark.parametrize("pre_dispatch", ["all", "2*n_jobs"])
+@pytest.mark.parametrize("before", [0, 4])
+def test_an_iterator_that_fails_early(before, pre_dispatch, return_as):
+    """joblib looks for errors only while it waits for results, and there may be none to wait for."""
+
+    def calls():
+        yield from [delayed(square)(number) for number in range(before)]
+        raise KeyError("from the iterator")
+
+    with pytest.raises(KeyError, match="from the iterator"):
+        list(Parallel(n_jobs=2, pre_dispatch=pre_dispatch, return_as=return_as, batch_size=1)(calls()))
+
+
+class Counting(SkywardBackend):
+    """As in scikit-learn's `test_backend_respected`."""
+
+    def __init__(self, *args, **kwargs):
+        self.count = 0
+        super().__init__(*args, **kwargs)
+
+    def start_call(self):
+        self.count += 1
+        return super().start_call()
+
+
+def test_the_backend_of_a_configuration_is_told_of_its_calls():
+    with parallel_config(backend=Counting()) as config:
+        for _ in range(3):
+            Parallel(n_jobs=2)([delayed(square)(2)])
+        assert config["backend"].count == 3
+        with pytest.raises(PayloadError):
+            Parallel(n_jobs=2, initializer=threading.Lock().acquire)([delayed(square)(2)])
+        with Parallel(n_jobs=2) as first, Parallel(n_jobs=2) as second:
+            assert first._backend is config["backend"]
+            assert second._backend is not first._backend
+            assert first(delayed(square)(i) for i in (1, 2)) == second(delayed(square)(i) for i in (1, 2))
+        assert config["backend"].count == 4
+
+
 def test_auto_batches_grow_for_small_tasks(capsys):
     Parallel(n_jobs=2, verbose=10)(delayed(square)(i) for i in range(3000))
     assert "Setting batch_size=16." in capsys.readouterr().err
@@ -257,6 +310,11 @@ def by_name():
 
 def test_tasks_may_name_the_backend_and_get_their_own_slot():
     assert Parallel(n_jobs=2)([delayed(by_name)()] * 2) == [("SkywardBackend", True, [0, 1, 4])] * 2
+
+
+def test_tasks_may_name_the_backend_in_a_pool_without_the_plugin():
+    with sky.Compute(concurrency=2, console=False) as plain, parallel_config(backend=SkywardBackend(plain)):
+        assert Parallel(n_jobs=2)([delayed(by_name)()] * 2) == [("SkywardBackend", True, [0, 1, 4])] * 2
 
 
 def test_a_pool_never_travels():
