@@ -41,7 +41,6 @@ _T = TypeVar("_T")
 
 _OVERHEAD = 0.0005  # seconds that a node takes to bring a task to a slot, besides the round trip
 _LOOK_EVERY = 0.1  # seconds between two looks at nodes that hold tasks while others have none
-_ROLL_CALL = 5.0  # seconds between two times that nodes are asked for what they should have
 _LONGEST = 4 * 1024 * 1024  # bytes of a line that comes in several messages
 _LARGEST = wire.Limits().message
 _OURS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # what this process is short of, whatever a node does
@@ -178,6 +177,8 @@ class Dispatcher:
         Opens the owner's end of a byte stream that a slot asks for.
     shares
         Some nodes are on this machine and map large buffers instead of getting them.
+    roll_call
+        Seconds between two times that nodes are asked for what they should have.
     """
 
     def __init__(
@@ -191,6 +192,7 @@ class Dispatcher:
         open_stream: StreamOpener | None = None,
         shares: bool = False,
         name: str = "skyward",
+        roll_call: float = 5.0,
     ) -> None:
         self._io = io
         self._events = events
@@ -207,6 +209,7 @@ class Dispatcher:
         self._idle = asyncio.Event()
         self._idle.set()
         self._lost: dict[str, str] = {}
+        self._roll_call = roll_call
         self._rolling: asyncio.TimerHandle | None = None
         self.expelled: set[str] = set()
         """Nodes that were made to go since nothing went well there."""
@@ -464,7 +467,7 @@ class Dispatcher:
         for node in self._nodes.values():
             if asked := node.roll.ask(self._held(node)):
                 node.session.send(messages.Inquire(asked))
-        self._rolling = asyncio.get_running_loop().call_later(_ROLL_CALL, self._call_roll) if self._nodes else None
+        self._rolling = asyncio.get_running_loop().call_later(self._roll_call, self._call_roll) if self._nodes else None
 
     def _held(self, node: _Node) -> dict[int, int]:
         """What a node should have, as `RollCall` wants it: a question must not overtake the task itself."""
@@ -484,7 +487,7 @@ class Dispatcher:
         """A session's node takes tasks from now on."""
         self._nodes[session.node] = _Node(session, Streams(session, self._open_stream))
         if self._rolling is None:
-            self._rolling = asyncio.get_running_loop().call_later(_ROLL_CALL, self._call_roll)
+            self._rolling = asyncio.get_running_loop().call_later(self._roll_call, self._call_roll)
         self._spread.node_up(session)
         self._handle(schedule.NodeUp(session.node, slots))
 

@@ -3,7 +3,8 @@
 Beside its socket each isolated slot has a pipe of tickets, numbers of tasks in the order in which they are given. The
 slot draws a ticket before it begins; the agent draws the rest when it wants the tasks back. The kernel gives each
 ticket to one of them only, so a task never runs twice and is never lost, whenever either of them acts or dies. And what
-has been drawn has begun: a limit, a cancel or a death of the slot is that task's affair and no other's.
+has been drawn has begun, or begins when its bytes are there: a limit, a cancel or a death of the slot is that task's
+affair and no other's.
 
 This relies on tasks arriving in the slot in the order of their tickets: the agent's wire to a slot is `fifo`. A task
 that was taken back and given again arrives twice, and either copy may be the one that runs.
@@ -81,19 +82,20 @@ class Claims:
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
-        self._drawn: int | None = None  # its task has not come yet
+        self.drawn: int | None = None
+        """The ticket in hand, whose task has not come yet."""
 
     def __repr__(self) -> str:
-        return f"<Claims on {self._fd}, drawn: {self._drawn}>"
+        return f"<Claims on {self._fd}, drawn: {self.drawn}>"
 
     def claim(self, task: int) -> bool:
         """Whether to run the task that came now; one whose ticket is not the next was taken back."""
-        if self._drawn is None:
+        if self.drawn is None:
             try:
-                self._drawn = _TICKET.unpack(os.read(self._fd, _TICKET.size))[0]
+                self.drawn = _TICKET.unpack(os.read(self._fd, _TICKET.size))[0]
             except (BlockingIOError, struct.error):  # the latter at the end: the agent is gone
                 return False
-        if self._drawn != task:
+        if self.drawn != task:
             return False
-        self._drawn = None
+        self.drawn = None
         return True

@@ -30,6 +30,8 @@ class MemoryAgent:
         self.slots, self.secret = slots, secret
         self.inbox, self.outbox = mailbox.Inbox(), mailbox.Outbox()
         self.holding = False
+        self.forgetful = False  # loses what it is given
+        self.asked = 0  # times that it was asked for what it has
         self.dead = False
         self.mute = False
         self.sleepy = False  # its slots never start
@@ -122,11 +124,16 @@ class MemoryAgent:
             for name in message.digests:
                 del self.blobs[name]
         elif isinstance(message, messages.Run):
+            if self.forgetful:
+                return
             self.held[message.task] = (message, buffers)
             if self.refuses:
                 self.crash(message.task, messages.Failure.REFUSED, "no room")
             elif not self.holding and self._complete(message):
                 self.answer(message.task)
+        elif isinstance(message, messages.Inquire):
+            self.asked += 1
+            self.say(messages.Missing([task for task in message.tasks if task not in self.held]))
         elif isinstance(message, messages.Recall):
             given = sorted(self.held)[-message.most :]
             for task in given:
@@ -201,7 +208,7 @@ class MemoryPool:
         self.io = IOThread("test-io")
         self.events = Events()
         self.dispatcher = Dispatcher(
-            self.io, self.events, isolated=True, timeout=timeout, attempts=attempts, shares=shares
+            self.io, self.events, isolated=True, timeout=timeout, attempts=attempts, shares=shares, roll_call=0.05
         )
         self.shares = shares
         self.timing = timing or QUICK

@@ -17,6 +17,7 @@ import pytest
 from skyward.core import messages
 from skyward.core.dispatch import Call, TaskOptions
 from skyward.core.errors import NodeLost, PayloadError, PoolNotActive, TaskTimeout, WorkerCrashed
+from skyward.core.events import Note, Printed
 from skyward.core.payload import RemoteTraceback
 from skyward.core.shared import CAN_SHARE
 from tests.core.memory_agent import MemoryPool, eventually
@@ -515,3 +516,47 @@ def test_use_after_fork_raises(pool: MemoryPool) -> None:
     child.start()
     assert "fork" in answers.get(timeout=10)
     child.join(10)
+
+
+def test_a_task_that_its_node_has_lost_is_tried_again_and_said(pool: MemoryPool) -> None:
+    """Nobody would ever answer for it; what the node has is left alone, however long it takes."""
+    notes: list[str] = []
+    pool.events.subscribe(lambda event: notes.append(event.text) if isinstance(event, Note) else None)
+    agent = pool.add(slots=4, forgetful=True)
+    lost = pool.submit(double, 1)
+    eventually(lambda: agent.inbox.received >= 2)
+    agent.forgetful, agent.holding = False, True
+    kept = pool.submit(double, 2)
+    eventually(lambda: len(agent.held) == 2)
+    asked = agent.asked
+    eventually(lambda: agent.asked > asked + 2)
+    assert not kept.done()
+    pool.do(agent.release)
+    assert (lost.result(5), kept.result(5)) == (2, 4)
+    assert len(agent.ran) == 2
+    (note,) = notes
+    assert "m0 has lost double" in note
+
+
+def test_a_task_that_is_lost_again_and_again_fails(pool: MemoryPool) -> None:
+    pool.add(forgetful=True)
+    with pytest.raises(WorkerCrashed, match="the node lost it"):
+        pool.submit(double, 1).result(5)
+
+
+def test_a_line_that_comes_in_pieces_is_printed_whole(pool: MemoryPool) -> None:
+    printed: list[Printed] = []
+    pool.events.subscribe(lambda event: printed.append(event) if isinstance(event, Printed) else None)
+    agent = pool.add()
+    text = "ä" * 20_001 + "\n"
+    data = text.encode()
+
+    def say() -> None:
+        agent.say(messages.Output(1, more=True), [data[:32_767]])  # which cuts a character in two
+        agent.say(messages.Output(2), [b"other\n"])
+        agent.say(messages.Output(1), [data[32_767:]])
+        agent.flush()
+
+    pool.do(say)
+    eventually(lambda: len(printed) == 2)
+    assert [(it.stream, it.text) for it in printed] == [(2, "other\n"), (1, text)]

@@ -20,6 +20,7 @@ from skyward.core.errors import ProtocolError
 from skyward.core.mailbox import Inbox, Outbox
 from skyward.core.messages import (
     MESSAGES,
+    ORDERED,
     Ack,
     Bye,
     Cancel,
@@ -35,7 +36,7 @@ from skyward.core.messages import (
 )
 from skyward.core.packing import Pace, Packer, Sample
 from skyward.core.pieces import Outgoing
-from skyward.core.wire import VERSION, Lane, Limits, Received, Role, State, Wire
+from skyward.core.wire import VERSION, WHOLE, Lane, Limits, Received, Role, State, Wire
 
 OWNER_MESSAGES = st.one_of(
     st.builds(Ping, st.floats(allow_nan=False)),
@@ -465,6 +466,37 @@ def test_a_small_message_overtakes_a_large_one() -> None:
     owner.send(Ping(3.0))
     first = carry(owner, worker)
     assert [type(received.message) for received in first] == [Ping, Run]
+
+
+@given(sizes=st.lists(st.sampled_from([0, 10, WHOLE, WHOLE + 1, 50_000, 700_000]), max_size=12), data=st.data())
+def test_a_wire_that_is_first_in_first_out_keeps_all_in_order(sizes: list[int], data: st.DataObject) -> None:
+    """Whatever the sizes, whenever it is written and however it is cut, messages arrive as they were sent."""
+    source, target = Wire.opened(Role.OWNER, fifo=True), Wire.opened(Role.WORKER)
+    got: list[Received] = []
+    for task, size in enumerate(sizes):
+        source.send(Run(task, True, None, None, {}), [bytes([task]) * size])
+        for _ in range(data.draw(st.integers(0, 2))):
+            stream = b"".join(source.data_to_send(100_000))
+            cut = data.draw(st.integers(0, len(stream)))
+            got += [*target.receive_data(stream[:cut]), *target.receive_data(stream[cut:])]
+    got += carry(source, target)
+    assert not source.has_data
+    assert source.large == 0
+    assert [received.message.task for received in got if isinstance(received.message, Run)] == list(range(len(sizes)))
+    assert [bytes(received.buffers[0]) for received in got] == [bytes([n]) * size for n, size in enumerate(sizes)]
+
+
+def test_what_must_keep_its_order_is_refused_when_it_is_large() -> None:
+    """Another message could overtake it; nothing is queued, and the wire goes on."""
+    owner, worker = opened()
+    for kind in ORDERED:
+        message = kind(1)
+        sender = worker if kind is Output else owner
+        sender.send(message, [bytes(WHOLE)])
+        with pytest.raises(ProtocolError, match="overtaken"):
+            sender.send(message, [bytes(WHOLE), b"x"])
+    assert len(carry(worker, owner)) == 1
+    assert len(carry(owner, worker)) == len(ORDERED) - 1
 
 
 def test_a_goodbye_ends_what_was_being_sent() -> None:
