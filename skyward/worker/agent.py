@@ -308,13 +308,13 @@ class Agent:
             crew.stream(message, buffers[0] if buffers else None)
         elif isinstance(message, Blob):
             (data,) = buffers
-            crew.keep(message, data)
+            crew.keep(message, data, number=received.number)
             if isinstance(data, mmap) and session.link and not crew.store.holds(message.digest, message.offset):
                 session.link.wire.spares.give(data)
         elif isinstance(message, Share):
             crew.adopt(message)
         elif isinstance(message, Forget):
-            crew.forget(message.digests)
+            crew.forget(message.digests, received.number)
         elif isinstance(message, Fetch) and self.neighbours is not None:
             self.neighbours.fetch(message)
         elif isinstance(message, Peers) and self.neighbours is not None:

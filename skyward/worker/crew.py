@@ -159,10 +159,10 @@ class Crew:
         limit = self._loop.time() - max(_LONG * (self.table.mean or 0.0), _SHORT)
         return sum(self._calls[task].began > limit for task in self.table.running)
 
-    def keep(self, blob: Blob, data: Buffer, peer: bool = False) -> None:
-        """A part of a blob came, from the owner or from a peer."""
+    def keep(self, blob: Blob, data: Buffer, peer: bool = False, number: int = 0) -> None:
+        """A part of a blob came, from the owner, in a message with this number, or from a peer."""
         try:
-            whole = self.store.add(blob.digest, blob.size, blob.offset, data, peer=peer)
+            whole = self.store.add(blob.digest, blob.size, blob.offset, data, peer=peer, number=number)
         except Corrupt as error:
             self._post(Kept(blob.digest, 0, str(error)), ())
             return
@@ -180,9 +180,9 @@ class Crew:
         else:
             self._kept(blob)
 
-    def forget(self, digests: list[bytes]) -> None:
-        """The owner will not name these again."""
-        self.store.forget(digests)
+    def forget(self, digests: list[bytes], number: int) -> None:
+        """The owner will not name these again, unless it has sent them since."""
+        self.store.forget(digests, number)
 
     def stream(self, message: StreamData | StreamClose, data: Filled | None) -> None:
         """Bytes for a slot."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import math
 import os
 import resource
 import shutil
@@ -108,6 +109,7 @@ class Store:
         self._growing: dict[bytes, _Growing] = {}
         self._users: Counter[bytes] = Counter()
         self._forgotten: set[bytes] = set()
+        self._latest: dict[bytes, int] = {}  # number of the last message that brought some of it
         self.problem: str | None = None
         """Why the last blob could not be written to a file."""
 
@@ -120,8 +122,20 @@ class Store:
     def __contains__(self, digest: bytes) -> bool:
         return digest in self._paths or digest in self._memory
 
-    def add(self, digest: bytes, size: int, offset: int, data: Buffer, *, peer: bool = False) -> bool:
-        """Keep a part of a blob, which may come in any order and more than once; whether that made the blob whole.
+    def add(self, digest: bytes, size: int, offset: int, data: Buffer, *, peer: bool = False, number: int = 0) -> bool:
+        """Keep a part of a blob, which may come in any order and more than once.
+
+        Parameters
+        ----------
+        peer
+            Whether a peer sent it.
+        number
+            Of the owner's message; see `forget`.
+
+        Returns
+        -------
+        bool
+            Whether its sender is to be told that the blob is whole: this made it so, or was the end of one that is.
 
         Raises
         ------
@@ -129,8 +143,9 @@ class Store:
             It was whole, but not what its digest says, and some of it came from a `peer`. Nothing of it is left.
         """
         self._forgotten.discard(digest)
+        self._latest[digest] = max(self._latest.get(digest, 0), number)
         if digest in self:
-            return False
+            return offset + len(data) == size
         growing = self._growing.get(digest)
         if growing is None:
             growing = self._growing[digest] = _Growing(size, list(self._parents))
@@ -168,6 +183,7 @@ class Store:
         del self._growing[digest]
         if growing.hash is not None and growing.size.to_bytes(8, "big") + growing.hash.digest() != digest:
             growing.drop_file()
+            self._latest.pop(digest, None)
             raise Corrupt("it is not what its digest says")
         if growing.memory is not None:
             self._memory[digest] = growing.memory
@@ -262,9 +278,15 @@ class Store:
                 if digest in self._forgotten:
                     self._remove(digest)
 
-    def forget(self, digests: Iterable[bytes]) -> None:
-        """Nobody will ask for these again; those in use go later."""
+    def forget(self, digests: Iterable[bytes], number: float = math.inf) -> None:
+        """Nobody will ask for these again; those in use go later.
+
+        Said with the message of this `number`. What the owner began to send again since then stays, though it came
+        first: a blob may take a quicker stream than a small message.
+        """
         for digest in digests:
+            if self._latest.get(digest, 0) > number:
+                continue
             if self._users[digest] > 0:
                 self._forgotten.add(digest)
             else:
@@ -288,6 +310,7 @@ class Store:
 
     def _remove(self, digest: bytes) -> None:
         self._forgotten.discard(digest)
+        self._latest.pop(digest, None)
         self._memory.pop(digest, None)
         growing = self._growing.pop(digest, None)
         if growing is not None:

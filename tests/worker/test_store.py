@@ -48,8 +48,27 @@ def test_a_blob_grows_from_parts_in_any_order_and_is_written_once(tmp_path: Path
     assert store.add(b"d", 1000, 500, data[500:600])
     assert not store.holds(b"d", 600)
     assert Path(str(store.find(b"d"))).read_bytes() == data == store.read(b"d", 0, 2000)
-    assert not store.add(b"d", 7, 0, b"another")
+    assert not store.add(b"d", 1000, 0, data[:400])
+    assert store.add(b"d", 7, 0, b"another")  # its sender waits to hear that it is here
     assert Path(str(store.find(b"d"))).read_bytes() == data
+    store.close()
+
+
+@pytest.mark.parametrize("first", ["forget", "blob"])
+def test_a_blob_that_is_sent_again_stays_whichever_comes_first(tmp_path: Path, first: str) -> None:
+    """The owner forgets it in message 5 and sends it again in 6 and 7; a stripe may be quicker than the main stream."""
+    store = Store([str(tmp_path)])
+    data = os.urandom(1000)
+    store.add(b"d", 1000, 0, data, number=1)
+    if first == "forget":
+        store.forget([b"d"], 5)
+    told = [store.add(b"d", 1000, 0, data[:400], number=6), store.add(b"d", 1000, 400, data[400:], number=7)]
+    if first == "blob":
+        store.forget([b"d"], 5)
+    assert told == [False, True]
+    assert Path(str(store.find(b"d"))).read_bytes() == data
+    store.forget([b"d"], 8)
+    assert b"d" not in store
     store.close()
 
 
