@@ -11,9 +11,10 @@ import contextlib
 import os
 import sys
 import threading
+import time
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from mmap import mmap
 from typing import Any, NamedTuple
 
@@ -32,7 +33,11 @@ _MOST_PLACES = 1024
 _SHARE = 0.25  # of the memory may be taken by copies that nobody holds; as nodes' stores may
 _MOST_HELD = 128 << 20  # bytes of a call's copies that are held while no task needs them, besides the newest
 _MOST_SPARE = 64 << 20  # bytes of memory that is kept for other copies, and of that which may soon be
-_SAMPLES, _SAMPLE = 64, 4096  # parts of an array that are looked at to see whether it has changed, bytes of each
+_SAMPLES, _SAMPLE = 64, 4096  # parts of an array that are looked at where all of it would take long, bytes of each
+_SPEED = 10e9  # bytes a second that are read so, until it is known
+_PIECE = 8 << 20  # bytes of it that are read between two looks at how long tasks take
+_WORTH = 1 / 20  # of the time that a task takes, to see whether an array of it has changed
+_BUSY = 1 / 2  # of the time of the thread that submits may be spent so while all slots are busy
 
 
 def digest(buffer: memoryview) -> bytes:
@@ -97,12 +102,13 @@ class Snapshots:
     def take(self, buffer: memoryview, arrays: Arrays | None = None) -> tuple[bytes, Snapshot]:
         """Digest and copy of a buffer, for one task; the same copy for all tasks with equal bytes.
 
-        With `arrays`, one that was seen there is not read again.
+        With `arrays`, one that was seen there is read again only where that is worth it.
         """
         name = arrays.find(buffer) if arrays is not None else None
         data = self._hold(name, None) if name is not None else None
+        known = data is not None
         if name is None or data is None:
-            if arrays is None or _owner(buffer)[1] in self._places:  # there probably is a copy
+            if name is None and (arrays is None or _owner(buffer)[1] in self._places):  # there probably is a copy
                 name = digest(buffer)
                 data = self._hold(name, None)
             if name is None or data is None:
@@ -112,10 +118,10 @@ class Snapshots:
                 if len(self._places) >= _MOST_PLACES:
                     self._places.clear()
                 self._places.add(_owner(buffer)[1])
-            if arrays is not None:
-                self._hold(name, None)
-                if not arrays.note(buffer, name):
-                    self.release([name])
+        if arrays is not None and not (known and arrays.knows(buffer)):
+            self._hold(name, None)
+            if not arrays.note(buffer, name):
+                self.release([name])
         return name, data
 
     def _copy(self, buffer: memoryview) -> tuple[bytes, Snapshot]:
@@ -202,21 +208,32 @@ class _Seen(NamedTuple):
 
 
 class Arrays:
-    """The arrays of one call that were hashed, so that each is hashed once though a thousand tasks have it.
+    """The arrays of one call that were hashed, so that short tasks which all have the same one need not wait for that.
 
-    An array counts as the same while it is the same object, at the same place, and samples of its content have not
-    changed: a buffer that is filled anew between two tasks is noticed, a change of some single elements is not. (joblib
-    under loky looks at the object only.) Dead arrays are forgotten, as another may be made in their place.
+    Whether an array has changed since the last task is seen exactly, by hashing it again, unless that would take more
+    than a twentieth of the time that tasks take, or keep the thread that submits them too busy to feed all slots. Until
+    the first task is done nobody knows how long they take, and all is read.
+
+    Where it is not worth that, an array counts as the same while it is the same object, at the same place, and samples
+    of its content have not changed: a buffer that is filled anew between two tasks is noticed, a change of some single
+    elements is not. (joblib under loky looks at the object only.)
+
+    Dead arrays are forgotten, as another may be made in their place.
 
     Parameters
     ----------
     snapshots
         Whose copies are held: the newest ones, for as long as this object and the array live, since the next task may
         need them again. All of them would be the arrays of the call once more.
+    slots
+        How many tasks run at a time.
     """
 
-    def __init__(self, snapshots: Snapshots) -> None:
+    def __init__(self, snapshots: Snapshots, slots: Callable[[], int] = lambda: 1) -> None:
         self._snapshots = snapshots
+        self._slots = slots
+        self._ran: tuple[float, int] = 0.0, 0  # seconds of how many tasks
+        self._costs: dict[int, float] = {}  # size -> the least seconds that it took to read so much
         self._seen: dict[tuple[int, int, int], _Seen] = {}
         self._held: dict[tuple[int, int, int], bytes] = {}  # names of copies, the oldest first
 
@@ -226,13 +243,45 @@ class Arrays:
     def __del__(self) -> None:
         self._snapshots.drop(self._held.values())
 
+    def ran(self, seconds: float) -> None:
+        """A task that had arrays ran for so long. One thread may call, besides those that submit."""
+        total, count = self._ran
+        self._ran = total + seconds, count + 1
+
     def find(self, buffer: memoryview) -> bytes | None:
-        """The digest of a buffer that was noted."""
+        """The digest of a buffer that was noted, or has changed since; None where it must be read (again)."""
         owner, key = _owner(buffer)
         seen = self._seen.get(key)
-        if seen is not None and seen.owner() is owner and seen.sample == _sample(buffer):
-            return seen.name
-        return None
+        if seen is None or seen.owner() is not owner:
+            return None
+        name = self._read(buffer)
+        if name is None:
+            return seen.name if seen.sample == _sample(buffer) else None
+        if name != seen.name:
+            self._forget(key)
+        return name
+
+    def knows(self, buffer: memoryview) -> bool:
+        """Whether a buffer is noted."""
+        return _owner(buffer)[1] in self._seen
+
+    def _read(self, buffer: memoryview) -> bytes | None:
+        """The digest, or None as soon as that is not worth its time."""
+        content, size = xxhash.xxh3_128(), len(buffer)
+        began = time.perf_counter()
+        for start in range(0, size, _PIECE):
+            if not self._is_worth_reading(size):
+                return None
+            content.update(buffer[start : start + _PIECE])
+        taken = time.perf_counter() - began
+        self._costs[size] = min(taken, self._costs.get(size, taken))
+        return _name(size, content.digest())
+
+    def _is_worth_reading(self, size: int) -> bool:
+        seconds, count = self._ran
+        if not count:
+            return True
+        return self._costs.get(size, size / _SPEED) <= seconds / count * min(_WORTH, _BUSY / max(self._slots(), 1))
 
     def note(self, buffer: memoryview, name: bytes) -> bool:
         """Remember the digest of a buffer if it is an array's, and be one more that holds its copy; whether it is."""

@@ -16,6 +16,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 from skyward.core import messages, payload, schedule, wire
@@ -261,9 +262,9 @@ class Dispatcher:
         self._events.emit(TasksQueued(options.count))
         return future
 
-    def arrays(self) -> Arrays:
-        """For a `Call` whose tasks have large arrays in common: each is read and hashed once."""
-        return Arrays(self._snapshots)
+    def arrays(self, limit: int | None) -> Arrays:
+        """For a `Call` of that limit whose tasks have large arrays in common; see there."""
+        return Arrays(self._snapshots, partial(self._schedule.at_a_time, limit))
 
     def _keep(
         self, buffers: list[memoryview], least: int, arrays: Arrays | None
@@ -410,6 +411,8 @@ class Dispatcher:
         job = self._jobs.get(message.task)
         if job is not None and job.node == node.session.node:
             job.answer = (message, buffers)
+            if job.blobs and job.options.call is not None and job.options.call.arrays is not None:
+                job.options.call.arrays.ran(message.seconds)
         self._spread.release(node.session.node, message.task)
         failed, outcome = isinstance(message, messages.Failed), Outcome.ANSWERED
         if isinstance(message, messages.Failed):

@@ -317,6 +317,11 @@ class Schedule:
         tasks = f"{len(self._tasks)} tasks, {len(self._calls)} calls"
         return f"<Schedule {tasks}; {len(self._nodes)} nodes: {out}/{slots} out>"
 
+    def at_a_time(self, limit: int | None) -> int:
+        """How many tasks of a call with this limit run at a time, if there are enough; any thread may ask."""
+        slots = self._slots
+        return slots if limit is None else min(limit, slots) if limit >= 0 else max(slots + limit, 1)
+
     def handle(self, event: Event) -> list[Command]:
         """Take one event; the commands that follow from it, `Run` before `Settle` where the order is free."""
         commands: list[Command] = []

@@ -77,9 +77,11 @@ def test_an_array_is_read_once_while_it_does_not_change(snapshots: Snapshots, mo
     read = []
     monkeypatch.setattr("skyward.core.blobs.digest", lambda buffer: read.append(len(buffer)) or digest(buffer))
     arrays, array = Arrays(snapshots), np.arange(1_000_000)
+    arrays.ran(1e-6)
     taken = [snapshots.take(view(array), arrays)[0] for _ in range(10)]
     assert len(set(taken)) == 1
     assert len(read) <= 2  # the array, and its copy
+    assert not arrays._costs
     array[:] = 1
     changed, data = snapshots.take(view(array), arrays)
     assert changed == digest(view(array)) != taken[0]
@@ -91,6 +93,74 @@ def test_an_array_is_read_once_while_it_does_not_change(snapshots: Snapshots, mo
     del arrays
     snapshots.release([])
     assert not snapshots._kept
+
+
+@pytest.mark.parametrize("seconds", [None, 3600.0])
+def test_a_single_element_that_changes_is_seen_where_tasks_are_long(
+    snapshots: Snapshots, seconds: float | None
+) -> None:
+    """Also before anybody knows how long they are."""
+    arrays, array = Arrays(snapshots), np.zeros(300_000)
+    if seconds is not None:
+        arrays.ran(seconds)
+    for index in (600, 150_000, 299_000, 600):  # between the samples
+        array[index] += 1
+        name, data = snapshots.take(view(array), arrays)
+        assert name == digest(view(array))
+        assert content(data) == array.tobytes()
+        assert snapshots.take(view(array), arrays) == (name, data)
+        snapshots.release([name, name])
+    del arrays
+    snapshots.release([])
+    assert not snapshots._kept
+
+
+def test_what_was_seen_to_change_is_what_later_samples_are_compared_with(snapshots: Snapshots) -> None:
+    """A content that is known from elsewhere, so that it is not copied again."""
+    arrays, array = Arrays(snapshots), np.zeros(1_000_000)
+    first, _ = snapshots.take(view(array), arrays)
+    array[600] = 1
+    held, _ = snapshots.take(view(array.copy()))
+    assert snapshots.take(view(array), arrays)[0] == held != first
+    arrays.ran(1e-6)
+    assert snapshots.take(view(array), arrays)[0] == held
+
+
+@pytest.mark.parametrize(("size", "seconds", "slots", "reads"), [
+    (100_000_000, 1.0, 1, True),
+    (100_000_000, 0.1, 1, False),
+    (100_000_000, 0.1, 100, False),
+    (1_000_000, 0.1, 1, True),
+    (10_000_000, 0.1, 10, True),
+    (10_000_000, 0.1, 100, False),
+])  # fmt: skip
+def test_arrays_are_read_again_where_that_costs_little(size: int, seconds: float, slots: int, reads: bool) -> None:
+    """A twentieth of the tasks' time at the most, and half that of the thread that submits."""
+    arrays = Arrays(Snapshots(), lambda: slots)
+    arrays.ran(seconds / 2)
+    arrays.ran(seconds * 3 / 2)
+    assert arrays._is_worth_reading(size) is reads
+    arrays._costs[size] = 0.0
+    assert arrays._is_worth_reading(size)
+
+
+def test_reading_ends_when_tasks_turn_out_to_be_short() -> None:
+    """The first one may be done while the second is read."""
+    looks: list[int] = []
+
+    def slots() -> int:
+        looks.append(1)
+        if len(looks) == 3:
+            arrays._ran = 0.001, 1000
+        return 1
+
+    snapshots, array = Snapshots(), np.zeros(5_000_000)
+    arrays = Arrays(snapshots, slots)
+    name, _ = snapshots.take(view(array), arrays)
+    arrays.ran(3600)
+    assert arrays.find(view(array)) == name
+    assert len(looks) == 4
+    assert not arrays._costs
 
 
 def test_copies_of_arrays_that_no_task_needs_are_held_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
