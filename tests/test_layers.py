@@ -25,6 +25,7 @@ HOUSE: dict[str, set[str]] = {
         "skyward.core.culprit",
         "skyward.core.errors",
         "skyward.core.mailbox",
+        "skyward.core.memmaps",
         "skyward.core.messages",
         "skyward.core.payload",
         "skyward.core.rollcall",
@@ -71,7 +72,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "libcloud": ("skyward.providers",),
     "requests": ("skyward.providers",),
     "tenacity": ("skyward.providers",),
-    "numpy": ("skyward.core.payload", "skyward.testing", "skyward.worker.slot"),
+    "numpy": ("skyward.core.memmaps", "skyward.testing", "skyward.worker.slot"),
     "rich": ("skyward.liveline", "skyward.cli"),
     "sklearn": ("skyward.joblib_ext",),
 }
@@ -82,7 +83,7 @@ LAZY: dict[tuple[str, str], str] = {
     ("skyward.core.keys", "cryptography.hazmat.primitives"): "7 MB, of which only rented machines have a use",
     ("skyward.core.keys", "cryptography.hazmat.primitives.asymmetric.ed25519"): "as above",
     ("skyward.core.packing", "zstandard"): "a node may lack it, and an agent needs it for compressed pieces only",
-    ("skyward.core.payload", "numpy"): "an array's pickle needs it; the module must load where numpy is not installed",
+    ("skyward.core.memmaps", "numpy"): "an array's pickle needs it; the module must load where numpy is not installed",
     ("skyward.joblib_ext.backend", "skyward.joblib_ext.crew"): "only a driver comes there; a node does without it",
     ("skyward.core.connector", "skyward.core.bootstrap"): "nodes on this machine need none",
     ("skyward.core.provision", "skyward.core.purse"): "a pool that rents nothing does without SQLite and all that",
@@ -98,7 +99,7 @@ LAZY: dict[tuple[str, str], str] = {
     ("skyward.worker.process", "skyward.worker.forkserver"): "only what is forked from the agent needs it",
     ("skyward.worker.servers", "skyward.worker.forkserver"): "only a fork of the agent needs it, not the agent",
     ("skyward.worker.servers", "skyward.worker.slot"): "as above",
-    ("skyward.worker.slot", "numpy"): "as in core.payload",
+    ("skyward.worker.slot", "numpy"): "as in core.memmaps",
     ("skyward.worker.threads", "threadpoolctl"): "a node may lack it; then threads are limited by the environment only",
 }
 

@@ -26,6 +26,7 @@ from skyward.core.delivery import Delivery, Lane
 from skyward.core.errors import NodeLost, PayloadError, PoolNotActive, TaskTimeout, WorkerCrashed
 from skyward.core.events import Events, Note, Printed, TaskEnded, TasksQueued
 from skyward.core.ioloop import IOThread
+from skyward.core.memmaps import Named
 from skyward.core.rollcall import RollCall
 from skyward.core.schedule import Outcome, Schedule, Verdict
 from skyward.core.session import Session
@@ -89,7 +90,7 @@ class TaskOptions:
     large
         Arrays of at least so many bytes arrive as memory maps; None for never.
     mode
-        Of those maps: ``"r"`` read-only, ``"c"`` copy-on-write.
+        Of those maps: ``"r"`` read-only, ``"c"`` copy-on-write; ``"r+"`` is the latter, with a warning.
     count
         How many tasks of the user this one stands for.
     """
@@ -180,6 +181,9 @@ class Dispatcher:
         Some nodes are on this machine and map large buffers instead of getting them.
     roll_call
         Seconds between two times that nodes are asked for what they should have.
+    named
+        Which memory maps of files go by the file's name, to be opened by the tasks: ``"all"`` where all nodes are on
+        this machine.
     """
 
     def __init__(
@@ -192,6 +196,7 @@ class Dispatcher:
         attempts: int,
         open_stream: StreamOpener | None = None,
         shares: bool = False,
+        named: Named = "none",
         name: str = "skyward",
         roll_call: float = 5.0,
     ) -> None:
@@ -215,6 +220,7 @@ class Dispatcher:
         self.expelled: set[str] = set()
         """Nodes that were made to go since nothing went well there."""
         self._snapshots = Snapshots(shares)
+        self.named: Named = named
         self._why_hopeless = "no node is left"
         self._delivery = Delivery(self._deliver, f"{name}-delivery")
         self._on_cancel = self._cancel  # one bound method for all futures
@@ -243,7 +249,9 @@ class Dispatcher:
         task = next(self._ids)
         future: TaskFuture[_T] = TaskFuture(self._on_cancel, task)
         try:
-            head, buffers = payload.dumps((function, args, kwargs), "the call", large=options.large, mode=options.mode)
+            head, buffers = payload.dumps(
+                (function, args, kwargs), "the call", large=options.large, mode=options.mode, named=self.named
+            )
             future.size = len(head) + sum(map(len, buffers))
             if future.size > _LARGEST:
                 raise PayloadError(f"the call of {_label(function)} holds over {_LARGEST:,} bytes; send it less")

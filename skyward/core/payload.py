@@ -4,8 +4,8 @@ Pickling is cloudpickle at protocol 5. A payload is a head (the pickle) and out-
 the caller's memory; who keeps them beyond the call copies them. Nothing in this module does I/O or knows where the
 bytes go.
 
-A numpy array of at least `large` bytes is pickled so that the receiver may give it as a `numpy.memmap` of a file that
-holds its bytes, as loky does with joblib's ``max_nbytes`` and ``mmap_mode``.
+Arrays of numpy are `memmaps`' affair: those of at least `large` bytes may be given to the receiver as maps of a file
+that holds their bytes, as loky does with joblib's ``max_nbytes`` and ``mmap_mode``.
 """
 
 from __future__ import annotations
@@ -16,20 +16,18 @@ import pickle
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import cloudpickle
 
+from skyward.core import memmaps
 from skyward.core.culprit import find_culprit
 from skyward.core.errors import PayloadError, TaskFailed
 
 __all__ = [
     "CLASS_REDUCERS",
     "LARGE",
-    "MAPS",
     "PLAIN",
-    "Maps",
     "Payload",
     "RemoteTraceback",
     "dump_error",
@@ -77,79 +75,26 @@ class RemoteTraceback(Exception):
 
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
-    """cloudpickle, except that large numpy arrays become `map_array` calls."""
+    """cloudpickle, except for numpy's arrays."""
 
-    def __init__(self, file: io.BytesIO, large: int | None, mode: str, buffer_callback: Callable[[Any], bool]) -> None:
+    def __init__(self, file: io.BytesIO, arrays: tuple[Any, ...], buffer_callback: Callable[[Any], bool]) -> None:
         super().__init__(file, protocol=5, buffer_callback=buffer_callback)
-        self._large = large
-        self._mode = mode
+        self._arrays = arrays  # how they are pickled: further arguments of `reduce_array`
 
     def reducer_override(self, obj: Any) -> Any:
         numpy = sys.modules.get("numpy")
         if numpy is not None and isinstance(obj, numpy.ndarray):
-            return self._reduce_array(obj, numpy)
+            return memmaps.reduce_array(obj, numpy, *self._arrays)
         if CLASS_REDUCERS and isinstance(obj, type):
             for reduce in CLASS_REDUCERS:
                 if (reduced := reduce(obj)) is not None:
                     return reduced
         return super().reducer_override(obj)
 
-    def _reduce_array(self, array: Any, numpy: Any) -> Any:
-        known = type(array) in (numpy.ndarray, numpy.memmap)
-        if not known or array.dtype.hasobject or self._large is None or array.nbytes < self._large:
-            # A map of a file here is a plain array there; as a subclass numpy would also swap its bytes.
-            return numpy.asarray(array).__reduce_ex__(5) if type(array) is numpy.memmap else NotImplemented
-        order = "F" if array.flags.f_contiguous and not array.flags.c_contiguous else "C"
-        flat = numpy.ascontiguousarray(array.T if order == "F" else array).reshape(-1).view(numpy.uint8)
-        return map_array, (pickle.PickleBuffer(flat), array.dtype, array.shape, order, self._mode)
 
-
-def map_array(buffer: Any, dtype: Any, shape: tuple[int, ...], order: Literal["C", "F"], mode: str) -> Any:
-    """Rebuild an array on the receiving side; called by the pickle.
-
-    `buffer` is a `numpy.memmap` of uint8 where the receiver has the bytes in a file, otherwise any writable buffer.
-    """
-    import numpy  # noqa: PLC0415  the array needs it anyway, and this module must load where there is none
-
-    if isinstance(buffer, numpy.memmap):
-        if mode == "r":
-            buffer = MAPS.read_only(buffer, numpy)
-        return buffer.view(dtype).reshape(shape, order=order)
-    return numpy.frombuffer(buffer, dtype=dtype).reshape(shape, order=order)
-
-
-class Maps:
-    """The read-only maps of a process's last task, for its next one: a new map costs a page fault for each page again.
-
-    Those of the last one only, so that a blob which the node has forgotten does not stay in memory.
-    """
-
-    def __init__(self) -> None:
-        self._now: dict[tuple[int, int], Any] = {}  # by device and inode, which are nobody else's while we have a map
-        self._before: dict[tuple[int, int], Any] = {}
-
-    def __repr__(self) -> str:
-        return f"<Maps {len(self._now)} of this task, {len(self._before)} of the last>"
-
-    def next_task(self) -> None:
-        """A task begins that has files."""
-        self._before, self._now = self._now, {}
-
-    def read_only(self, buffer: Any, numpy: Any) -> Any:
-        """The file that a `numpy.memmap` is of, as one that can't be written."""
-        status = Path(buffer.filename).stat()
-        key = status.st_dev, status.st_ino
-        found = self._now.get(key, self._before.get(key))
-        if found is None:
-            found = numpy.memmap(buffer.filename, dtype=numpy.uint8, mode="r", shape=buffer.shape)
-        self._now[key] = found
-        return found
-
-
-MAPS = Maps()
-
-
-def dumps(value: Any, what: str = "value", *, large: int | None = LARGE, mode: str = "c") -> Payload:
+def dumps(
+    value: Any, what: str = "value", *, large: int | None = LARGE, mode: str = "c", named: memmaps.Named = "none"
+) -> Payload:
     """Pickle a value.
 
     Parameters
@@ -161,7 +106,10 @@ def dumps(value: Any, what: str = "value", *, large: int | None = LARGE, mode: s
     large
         Bytes from which numpy arrays may arrive as memory maps; None for never.
     mode
-        ``"r"``: such a map is read-only. ``"c"``: it may be written, which nobody else sees.
+        ``"r"``: such a map is read-only. ``"c"``: it may be written, which nobody else sees. ``"r+"``: the same, with
+        a warning.
+    named
+        Which memory maps of files go by the file's name; see `memmaps`.
 
     Raises
     ------
@@ -185,7 +133,9 @@ def dumps(value: Any, what: str = "value", *, large: int | None = LARGE, mode: s
 
     file = io.BytesIO()
     try:
-        _Pickler(file, large, mode, keep_in_band).dump(value)
+        _Pickler(file, (large, mode, named), keep_in_band).dump(value)
+    except PayloadError:  # it says what is at fault
+        raise
     except Exception as error:
         raise PayloadError(f"can't pickle {find_culprit(value, what)}: {_first_line(error)}") from error
     return Payload(file.getvalue(), buffers)

@@ -261,6 +261,7 @@ class _Running:
         self._io = IOThread(f"skyward-io-{pool.name}")
         self._console = registry.load(registry.LISTENERS, "console")(live=pool.console)
         self._unsubscribe = pool.events.subscribe(self._console.handle)
+        local = [Trait.DRIVER_ENVIRONMENT in provider.traits for provider in pool.providers]
         self.dispatcher = Dispatcher(
             self._io,
             pool.events,
@@ -268,7 +269,8 @@ class _Running:
             timeout=pool._timeout,
             attempts=pool.worker.attempts,
             open_stream=_open_stream,
-            shares=CAN_SHARE and any(Trait.DRIVER_ENVIRONMENT in provider.traits for provider in pool.providers),
+            shares=CAN_SHARE and any(local),
+            named="all" if CAN_SHARE and all(local) else "none",
             name=f"skyward-{pool.name}",
         )
         plan = Plan(pool.providers, pool.nodes, pool._order, image, _setup(pool, image), Timing())

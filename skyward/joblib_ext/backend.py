@@ -80,7 +80,8 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
     Notes
     -----
     Arrays of more than `max_nbytes` reach a node once and are memory maps there: read-only for ``mmap_mode="r"``,
-    otherwise copy-on-write, since there is no memory that machines share to write into.
+    otherwise copy-on-write, since there is no memory that machines share to write into. A `numpy.memmap` of the
+    caller's is the same file in tasks on this machine, and read-only in tasks elsewhere.
 
     Examples
     --------
@@ -200,7 +201,7 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
         usual = type(self).get_nested_backend is SkywardBackend.get_nested_backend
         level = (self.nesting_level or 0) + 1 if usual else None
         try:
-            settings = crew.Settings.read({**self.backend_kwargs, **backend_kwargs})
+            settings = crew.Settings.read({**self.backend_kwargs, **backend_kwargs}, pool.dispatcher.named)
             self._workers = crew.Crew(pool, n_jobs, settings, self.inner_max_num_threads, level)
             return self.effective_n_jobs(n_jobs)
         except BaseException:

@@ -11,6 +11,7 @@ from typing import Any
 from joblib.parallel import BatchedCalls, SequentialBackend, ThreadingBackend
 
 from skyward.core import payload
+from skyward.core.memmaps import Named
 from skyward.joblib_ext import active
 
 __all__ = ["Batch", "Initializer", "nested"]
@@ -43,7 +44,7 @@ class Initializer:
         return Initializer, (self.key, self._head, [pickle.PickleBuffer(buffer) for buffer in self._buffers])
 
     @classmethod
-    def pack(cls, function: Callable[..., object], args: Sequence[Any]) -> Initializer:
+    def pack(cls, function: Callable[..., object], args: Sequence[Any], named: Named = "none") -> Initializer:
         """Pickle an initializer once for all batches.
 
         Raises
@@ -51,7 +52,7 @@ class Initializer:
         PayloadError
             It, or an argument of it, can't be pickled.
         """
-        head, buffers = payload.dumps((function, tuple(args)), "the initializer", large=None)
+        head, buffers = payload.dumps((function, tuple(args)), "the initializer", large=None, named=named)
         digest = hashlib.blake2b(head, digest_size=16)
         for buffer in buffers:
             digest.update(buffer)

@@ -16,8 +16,9 @@ from typing import Any
 from joblib.parallel import BatchedCalls
 
 from skyward.core.dispatch import Call, TaskFuture, TaskOptions
-from skyward.core.errors import PoolNotActive
+from skyward.core.errors import ConfigError, PoolNotActive
 from skyward.core.events import Event, NodeGone, NodeReady
+from skyward.core.memmaps import Named
 from skyward.core.pool import Compute
 from skyward.core.stable import StableFunctions
 from skyward.joblib_ext import categories
@@ -29,6 +30,9 @@ __all__ = ["Crew", "Settings", "jobs_of"]
 
 _Callback = Any  # joblib's `BatchCompletionCallBack`
 _Future = concurrent.futures.Future[Any]
+
+# mmap_mode, and TaskOptions.mode; joblib takes w+ for r+, and None for no maps at all.
+_MODES = {"r": "r", "c": "c", "r+": "r+", "w+": "r+", None: "c"}
 
 # What joblib gives to every backend, or users of its own backends to them, and what has no meaning here: there are no
 # temporary folders, and no processes that are started for a call.
@@ -44,18 +48,28 @@ class Settings:
     initializer: Initializer | None
 
     @classmethod
-    def read(cls, given: Mapping[str, Any]) -> Settings:
-        """From keyword arguments. Raises PayloadError where the initializer can't be pickled."""
+    def read(cls, given: Mapping[str, Any], named: Named) -> Settings:
+        """From keyword arguments.
+
+        Raises
+        ------
+        ConfigError
+            There is no such `mmap_mode`.
+        PayloadError
+            The initializer can't be pickled.
+        """
         rest = {name: value for name, value in given.items() if name not in _IGNORED}
         most, mode = rest.pop("max_nbytes", 1 << 20), rest.pop("mmap_mode", "r")
         initializer, args = rest.pop("initializer", None), rest.pop("initargs", ())
         if rest:
             names = ", ".join(map(repr, sorted(rest)))
             warnings.warn(f"the skyward backend of joblib ignores {names}", UserWarning, stacklevel=5)
+        if mode not in _MODES:
+            raise ConfigError(f"mmap_mode={mode!r}: it must be one of 'r', 'c', 'r+', 'w+' or None")
         return cls(
             large=None if most is None or mode is None else int(most) + 1,  # joblib maps what is larger
-            mode="r" if mode == "r" else "c",
-            initializer=None if initializer is None else Initializer.pack(initializer, args or ()),
+            mode=_MODES[mode],
+            initializer=None if initializer is None else Initializer.pack(initializer, args or (), named),
         )
 
 

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from skyward.core import payload
+from skyward.core import memmaps, payload
 from skyward.core.errors import PayloadError
 from skyward.core.messages import Done, Failed, Failure, Inquire, Missing, Ready, Run
 from skyward.core.wire import Buffer, Filled, Role, Wire
@@ -166,6 +166,7 @@ class Slot:
                 end_of_fork(error)
             # This frame tells nothing. Not by assignment, which a frozen dataclass refuses.
             error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)
+            memmaps.explain(error)
             self._fail(run.task, seconds, Failure.RAISED, error)
             return
         seconds = time.perf_counter() - began
@@ -173,7 +174,7 @@ class Slot:
             end_of_fork(None)
         function = args = kwargs = None
         try:
-            head, views = payload.dumps(result, "result", large=None)
+            head, views = payload.dumps(result, "result", large=None, named="given")
         except BaseException as error:  # a user's __reduce__ may raise anything
             self._fail(run.task, seconds, Failure.RAISED, error)
             return
@@ -182,10 +183,10 @@ class Slot:
         self._send(Done(run.task, seconds, files), [head, *rest])
 
     def _load(self, run: Run, buffers: list[Filled]) -> tuple[Any, Any, Any]:
+        memmaps.begin_task(files=bool(run.blobs))
         if not run.blobs:
             function, args, kwargs = payload.loads(buffers[0], buffers[1:])
             return function, args, kwargs
-        payload.MAPS.next_task()
         rest = iter(buffers[1:])
         paths = run.blobs  # the agent has put paths in the place of digests
         merged = [

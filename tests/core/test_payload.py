@@ -6,7 +6,6 @@ import copy
 import dataclasses
 import functools
 import threading
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -206,23 +205,3 @@ def test_a_circle_of_causes_ends() -> None:
     one, two = ValueError(1), ValueError(2)
     one.__cause__, two.__cause__ = two, one
     assert str(payload.load_error(*payload.dump_error(one))) == "1"
-
-
-def test_the_next_task_maps_the_same_file_again_and_the_one_after_not_another(tmp_path: Path) -> None:
-    """A file's name may be another file's by then."""
-    maps, path = payload.Maps(), tmp_path / "blob"
-
-    def load(content: bytes | None = None) -> Any:
-        if content is not None:
-            path.unlink(missing_ok=True)
-            path.write_bytes(content)
-        maps.next_task()
-        return maps.read_only(np.memmap(path, dtype=np.uint8, mode="c"), np)
-
-    first = load(b"one")
-    assert not first.flags.writeable
-    assert load() is first
-    assert load(b"two").tobytes() == b"two"
-    assert first.tobytes() == b"one"
-    assert len(maps._now) == 1
-    assert len(maps._before) == 1

@@ -17,6 +17,7 @@ from joblib.parallel import BACKENDS, SequentialBackend, ThreadingBackend, get_a
 
 import skyward as sky
 from skyward.core.errors import PayloadError
+from skyward.core.interfaces import Trait
 from skyward.core.payload import RemoteTraceback
 from skyward.joblib_ext.backend import SkywardBackend
 from tests.lab import eventually
@@ -404,6 +405,99 @@ def test_copy_on_write_maps_are_written_by_one_task_only():
     array = numpy.zeros(300_000)
     assert Parallel(n_jobs=4, mmap_mode="c", batch_size=1)([delayed(write_into)(array)] * 8) == [(5.0, 5.0)] * 8
     assert array[0] == 0
+
+
+def fill(part, value):
+    part[...] = value
+    return part
+
+
+class Holder:
+    def __init__(self, output):
+        self.output = output
+
+
+def fill_held(holder, value):
+    holder["at"].output[value] = value
+
+
+@pytest.mark.parametrize("size", [8, 300_000])
+@pytest.mark.parametrize("options", [{}, {"max_nbytes": None}, {"mmap_mode": "r+"}, {"mmap_mode": None}])
+def test_tasks_on_this_machine_write_into_the_callers_memmap(tmp_path, size, options):
+    """joblib's documented way of filling one array in parallel."""
+    numpy = pytest.importorskip("numpy")
+    output = numpy.memmap(tmp_path / "output", dtype=float, mode="w+", shape=size)
+    parts = Parallel(n_jobs=-1, **options)(delayed(fill)(output[i : i + 1], i + 1) for i in range(8))
+    assert output[:8].tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
+    parts[0][0] = 70
+    assert output[0] == 70, "what a task returns of it is still the caller's"
+    Parallel(n_jobs=-1, **options)(delayed(fill_held)({"at": Holder(output)}, i) for i in range(8))
+    assert output[:8].tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
+
+
+def test_submitted_calls_closures_and_initializers_write_too(tmp_path, pool):
+    numpy = pytest.importorskip("numpy")
+    output = numpy.memmap(tmp_path / "output", dtype=float, mode="w+", shape=4)
+    pool.submit(fill, output[:1], 1).result(60)
+    pool.submit(lambda: fill(output[1:2], 2)).result(60)
+    Parallel(n_jobs=2, initializer=fill, initargs=(output[2:], 3))(delayed(square)(i) for i in range(2))
+    assert output.tolist() == [1, 2, 3, 3]
+
+
+class Elsewhere(sky.Local):
+    """Nodes of this machine that are taken for others."""
+
+    traits = sky.Local.traits - {Trait.DRIVER_ENVIRONMENT}
+
+
+@pytest.mark.parametrize("provider", [Elsewhere(), [sky.Local(), Elsewhere()]], ids=["elsewhere", "mixed"])
+def test_tasks_that_may_run_elsewhere_can_only_read_it(tmp_path, provider):
+    numpy = pytest.importorskip("numpy")
+    output = numpy.memmap(tmp_path / "output", dtype=float, mode="w+", shape=4)
+    output[:] = 3
+
+    def read(array):
+        return float(array.sum())
+
+    def write(array):
+        array[0] = 1
+
+    with sky.Compute(provider=provider, nodes=2, concurrency=1, console=False) as pool:
+        assert pool.submit(read, output).result(60) == 12
+        for _ in range(4):
+            with pytest.raises(ValueError, match="read-only") as caught:
+                pool.submit(write, output).result(60)
+            assert "some nodes of the pool don't see the files" in caught.value.__notes__[0]
+            assert "return results and write them in the caller" in str(caught.value.__cause__)
+    assert output.tolist() == [3] * 4
+
+
+def test_mmap_modes_for_writing_warn_and_unknown_ones_are_an_error():
+    numpy = pytest.importorskip("numpy")
+    array = numpy.zeros(300_000)
+    with pytest.warns(UserWarning, match="copy-on-write map of its own"):
+        assert Parallel(n_jobs=2, mmap_mode="w+")([delayed(write_into)(array)] * 2) == [(5.0, 5.0)] * 2
+    with pytest.raises(sky.ConfigError, match="mmap_mode='rw': it must be one of 'r', 'c', 'r\\+', 'w\\+' or None"):
+        Parallel(n_jobs=2, mmap_mode="rw")([delayed(write_into)(array)] * 2)
+
+
+def changing(array):
+    """The same array again and again, with another element that is set."""
+    for index in range(6):
+        array[600 + index * 20_000] = 1
+        yield delayed(nap_and_sum)(array)
+
+
+def nap_and_sum(array):
+    time.sleep(0.05)
+    return float(array.sum())
+
+
+def test_elements_that_change_between_tasks_are_seen():
+    """Of one slot, as joblib takes a task for each slot at once, and they have the same array."""
+    numpy = pytest.importorskip("numpy")
+    with sky.Compute(concurrency=1, plugins=[sky.plugins.joblib()], console=False):
+        assert Parallel(n_jobs=-1, batch_size=1)(changing(numpy.zeros(300_000))) == [1, 2, 3, 4, 5, 6]
 
 
 def test_arrays_without_a_map_can_be_written():
