@@ -36,7 +36,7 @@ def activated(pool: Compute) -> Iterator[SkywardBackend]:
     SkywardBackend.unwind()
     thread, before = threading.current_thread(), get_active_backend()[0]
     backend = SkywardBackend(pool)
-    with active.entered(pool):
+    with active.entered(pool, plugged=True):
         config = parallel_config(backend=backend)
         try:
             yield backend
