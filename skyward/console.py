@@ -40,6 +40,7 @@ __all__ = ["Console", "Rate", "Tally", "live_text", "summary_text", "terminal"]
 _log = logging.getLogger("skyward")
 
 _MOST_PENDING = 32 * 1024 * 1024  # characters of output that may wait for a reader that is slow or stopped
+_SHORT = 0.1  # seconds; tasks that run for less keep no slot busy, whoever sends them
 _RATE_WINDOW = 5.0  # seconds over which the live rate is taken
 
 _Clock: TypeAlias = Callable[[], float]
@@ -74,8 +75,9 @@ class Tally:
     lost: int = 0
     slots: int = 0
     queued: int = 0
-    ended: int = 0  # of them `failed` failed
+    done: int = 0
     failed: int = 0
+    cancelled: int = 0
     busy_seconds: float = 0.0
     _out: int = 0  # submissions, each of one task or a batch, that have not ended
     _first_queued: float | None = None
@@ -123,21 +125,30 @@ class Tally:
 
     @property
     def throughput(self) -> float:
-        """Tasks per second of the wall; 0 before one has ended."""
-        return self.ended / self.wall if self.wall else 0.0
+        """Tasks that were done per second of the wall; 0 before one has ended."""
+        return self.done / self.wall if self.wall else 0.0
 
     @property
     def efficiency(self) -> float | None:
         """Seconds that tasks ran / slot-seconds of the wall, from 0 to 1; None before a task has ended on a slot."""
         return self.busy_seconds / self._slot_seconds_at_end if self._slot_seconds_at_end > 0 else None
 
+    @property
+    def could_be_efficient(self) -> bool:
+        """Whether the work could have kept the slots busy: enough tasks for all of them, and none too short for it."""
+        ended = self.done + self.failed
+        return ended * self.wall >= 2 * self._slot_seconds_at_end > 0 and self.busy_seconds >= ended * _SHORT
+
     def _task_ended(self, event: TaskEnded, now: float) -> None:
         # A quick task may be heard of before the thread that submitted it gets to say so.
         self._begin(now - event.seconds)
         self._out -= 1
-        self.ended += event.count
         self.busy_seconds += event.seconds
-        if not event.ok and not event.cancelled:
+        if event.ok:
+            self.done += event.count
+        elif event.cancelled:
+            self.cancelled += event.count
+        else:
             self.failed += event.count
         self._last_ended = max(now, self._last_ended or now)
         self._slot_seconds_at_end = self._slot_seconds + self.slots * max(0.0, now - self._slots_since)
@@ -185,9 +196,7 @@ def live_text(tally: Tally, rate: float, elapsed: float) -> str:
     if tally.queued or (tally.nodes and not tally.steps):
         parts.append(f"slots {tally.busy}/{tally.slots} busy")
     if tally.queued:
-        parts += [f"tasks {tally.ended}/{tally.queued}", f"{_number(rate)} tasks/s"]
-        if tally.failed:
-            parts.append(f"{tally.failed} failed")
+        parts += [f"tasks {tally.done}/{tally.queued}", f"{_number(rate)} tasks/s", *_other_ends(tally)]
     elif len(tally.steps) <= 1:
         parts += tally.steps.values()
     else:  # "connecting to 10.0.0.5" and "connecting to 10.0.0.6" are two that connect
@@ -198,14 +207,20 @@ def live_text(tally: Tally, rate: float, elapsed: float) -> str:
 
 def summary_text(tally: Tally) -> str:
     """The line that closes a block in which tasks ended."""
-    parts = [f"{tally.ended} tasks in {tally.wall:.2f} s", f"{_number(tally.throughput)} tasks/s"]
+    parts = [f"{tally.done} tasks in {tally.wall:.2f} s", f"{_number(tally.throughput)} tasks/s"]
     if tally.efficiency is not None:
-        parts.append(f"efficiency {tally.efficiency:.1%}")
-    if tally.failed:
-        parts.append(f"{tally.failed} failed")
+        # Of a second of work on a hundred slots a small percentage would be said, which nobody has done wrong.
+        telling = tally.could_be_efficient
+        parts.append(f"efficiency {tally.efficiency:.1%}" if telling else f"ran {tally.busy_seconds:.2f} s in all")
+    parts += _other_ends(tally)
     if tally.lost:
         parts.append(f"{tally.lost} nodes lost")
     return f"skyward {tally.provider}: {' | '.join(parts)}"
+
+
+def _other_ends(tally: Tally) -> list[str]:
+    """How many tasks ended otherwise than by being done."""
+    return [f"{count} {how}" for count, how in ((tally.failed, "failed"), (tally.cancelled, "cancelled")) if count]
 
 
 def mark(node: str, text: str) -> str:
@@ -286,7 +301,8 @@ class Console:
             if self._line is not None:
                 self._line.stop()
         with self._lock:
-            ended, summary = self.tally.ended, summary_text(self.tally)
+            ended = self.tally.done + self.tally.failed + self.tally.cancelled
+            summary = summary_text(self.tally)
         if self._terminal is not None and ended:
             with contextlib.suppress(OSError, ValueError):  # the terminal is gone
                 self._terminal.write(f"{summary}\n")
@@ -303,7 +319,7 @@ class Console:
     def _text(self) -> str:
         now = self._clock()
         with self._lock:
-            rate = self._rate.sample(now, self.tally.ended) if self.tally.queued else 0.0
+            rate = self._rate.sample(now, self.tally.done) if self.tally.queued else 0.0
             return live_text(self.tally, rate, now - self._began)
 
 

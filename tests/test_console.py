@@ -64,7 +64,7 @@ def test_a_full_run_is_wholly_efficient() -> None:
     assert counted.wall == 10
     assert counted.throughput == 0.4
     assert counted.efficiency == 1.0
-    assert (counted.ended, counted.queued, counted.failed, counted.busy) == (4, 4, 0, 0)
+    assert (counted.done, counted.queued, counted.failed, counted.busy) == (4, 4, 0, 0)
 
 
 def test_wall_counts_from_the_first_queued_to_the_last_ended() -> None:
@@ -101,7 +101,7 @@ def test_a_batch_counts_its_tasks_but_holds_one_slot() -> None:
     counted = tally((0, NodeReady("a", 4)), (0, TasksQueued(100)), (0, TasksQueued(50)))
     assert (counted.queued, counted.busy) == (150, 2)
     counted.add(TaskEnded(100, 1, True), 1)
-    assert (counted.ended, counted.busy) == (100, 1)
+    assert (counted.done, counted.busy) == (100, 1)
 
 
 def test_busy_is_never_over_the_slots_nor_under_none() -> None:
@@ -110,9 +110,18 @@ def test_busy_is_never_over_the_slots_nor_under_none() -> None:
     assert tally((0, NodeReady("a", 2)), (0, TaskEnded(1, 0, True))).busy == 0
 
 
-def test_failures_count_as_ended() -> None:
-    counted = tally((0, NodeReady("a", 1)), (0, TasksQueued(3)), (1, TaskEnded(3, 1, False)))
-    assert (counted.ended, counted.failed) == (3, 3)
+def test_only_what_was_done_counts_as_done() -> None:
+    """Neither what failed nor what was given up; but the time that failures took was taken."""
+    counted = tally(
+        (0, NodeReady("a", 1)),
+        *[(0, TasksQueued(3)) for _ in range(3)],
+        (1, TaskEnded(3, 1, False)),
+        (2, TaskEnded(3, 1, True)),
+        (2, TaskEnded(3, 0, False, cancelled=True)),
+    )
+    assert (counted.done, counted.failed, counted.cancelled, counted.busy) == (3, 3, 3, 0)
+    assert counted.throughput == 1.5
+    assert counted.efficiency == 1.0
 
 
 def test_an_end_that_is_heard_before_its_start() -> None:
@@ -188,7 +197,7 @@ def test_while_running_the_line_says_how_tasks_get_on() -> None:
         (1, TaskEnded(2, 1, False)),
         (1, NodeGone("b", "the link broke")),
     )
-    expected = "skyward ssh: nodes 1/2 | 1 lost | slots 1/2 busy | tasks 2/10 | 12.3 tasks/s | 2 failed | 60 s"
+    expected = "skyward ssh: nodes 1/2 | 1 lost | slots 1/2 busy | tasks 0/10 | 12.3 tasks/s | 2 failed | 60 s"
     assert live_text(counted, 12.345, 60) == expected
 
 
@@ -196,10 +205,27 @@ def test_the_summary() -> None:
     counted = tally(
         (0, PoolStarted("p", "local", 1, 1)),
         (0, NodeReady("a", 1)),
-        (0, TasksQueued(1000)),
-        (5, TaskEnded(1000, 4.5, True)),
+        (0, TasksQueued(40)),
+        (5, TaskEnded(40, 4.5, True)),
+        (5, TasksQueued(4)),
+        (5, TaskEnded(3, 0, False)),
+        (5, TaskEnded(1, 0, False, cancelled=True)),
     )
-    assert summary_text(counted) == "skyward local: 1000 tasks in 5.00 s | 200 tasks/s | efficiency 90.0%"
+    expected = "skyward local: 40 tasks in 5.00 s | 8.0 tasks/s | efficiency 90.0% | 3 failed | 1 cancelled"
+    assert summary_text(counted) == expected
+
+
+@pytest.mark.parametrize(("slots", "tasks", "seconds"), [(100, 1, 0.9), (1, 1000, 0.03), (4, 7, 1.0)])
+def test_no_percentage_where_it_would_blame_the_work(slots: int, tasks: int, seconds: float) -> None:
+    """Fewer tasks than slots, or tasks so short that the way to them is most: the share of busy slots says nothing."""
+    counted = tally(
+        (0, PoolStarted("p", "local", 1, slots)),
+        (0, NodeReady("a", slots)),
+        (0, TasksQueued(tasks)),
+        (1, TaskEnded(tasks, seconds, True)),
+    )
+    assert f"| ran {seconds:.2f} s in all" in summary_text(counted)
+    assert "efficiency" not in summary_text(counted)
 
 
 def test_every_line_is_marked() -> None:
@@ -387,7 +413,7 @@ def test_counts_from_many_threads_add_up() -> None:
     for thread in threads:
         thread.join()
     console.close()
-    assert (console.tally.queued, console.tally.ended, console.tally.busy_seconds) == (16_000, 16_000, 8000.0)
+    assert (console.tally.queued, console.tally.done, console.tally.busy_seconds) == (16_000, 16_000, 8000.0)
 
 
 # --- on a real terminal ---

@@ -24,6 +24,7 @@ HOUSE: dict[str, set[str]] = {
     "skyward.worker": {
         "skyward.core.culprit",
         "skyward.core.errors",
+        "skyward.core.function",
         "skyward.core.mailbox",
         "skyward.core.memmaps",
         "skyward.core.messages",

@@ -32,7 +32,6 @@ def test_they_are_frozen_values():
     assert isinstance(plugins.sklearn(), Plugin)
     with pytest.raises(dataclasses.FrozenInstanceError):
         plugins.joblib().version = "2"
-    assert plugins.joblib().isolated
     assert plugins.__all__ == ["joblib", "sklearn"]
 
 

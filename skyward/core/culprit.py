@@ -8,6 +8,8 @@ from typing import Any
 
 import cloudpickle
 
+from skyward.core.interrupts import is_interrupt
+
 __all__ = ["find_culprit"]
 
 _DEEPEST = 12
@@ -41,7 +43,9 @@ def find_culprit(value: Any, what: str) -> str:
 def _pickles(value: Any) -> bool:
     try:
         cloudpickle.dumps(value, protocol=5)
-    except Exception:
+    except BaseException as error:
+        if is_interrupt(error):
+            raise
         return False
     return True
 

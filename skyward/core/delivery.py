@@ -2,11 +2,12 @@
 
 Completing a future runs other people's code: joblib's callback pulls the user's generator. It may be slow, and it may
 wait for results of another call. So each lane (one per call) has its turn in a thread of its own while it has
-something to deliver: the items of a lane come one after another in order, and no lane waits for another.
+something to deliver: the items of a lane come one after another, and no lane waits for another.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import queue
 import threading
@@ -14,19 +15,52 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["Delivery", "Lane"]
+__all__ = ["Delivery", "Errors", "Lane"]
+
+_TOGETHER = 0.02  # seconds; what comes within them counts as having come at the same time
 
 _log = logging.getLogger("skyward.delivery")
 
 
 class Lane:
-    """Items of one call that are to be delivered in order."""
+    """Items of one call that are to be delivered one after another."""
 
     __slots__ = ("items", "served")
 
     def __init__(self) -> None:
         self.items: deque[Any] = deque()
         self.served = False  # whether a thread has this lane in hand; guarded by Delivery's lock
+
+
+class Errors:
+    """Errors that are kept back a moment: of several that come together, the first in order is to be met.
+
+    For one thread only, which has a running loop.
+    """
+
+    def __init__(self, delivery: Delivery) -> None:
+        self._delivery = delivery
+        self._kept: dict[int, tuple[Lane, list[Any]]] = {}  # by the lane's id
+
+    def put(self, lane: Lane, item: object, *, is_first: bool) -> None:
+        """Deliver an item; a little later unless it `is_first`, so that none can come that should be met before."""
+        if (kept := self._kept.get(id(lane))) is not None:
+            kept[1].append(item)
+        elif is_first:
+            self._delivery.put(lane, item)
+        else:
+            self._kept[id(lane)] = lane, [item]
+            asyncio.get_running_loop().call_later(_TOGETHER, self._deliver, id(lane))
+
+    def _deliver(self, key: int) -> None:
+        lane, items = self._kept.pop(key)
+        for item in sorted(items, key=self._delivery.order):
+            self._delivery.put(lane, item)
+
+    def flush(self) -> None:
+        """Deliver all, after the loop has ended."""
+        for key in list(self._kept):
+            self._deliver(key)
 
 
 class Delivery:
@@ -38,10 +72,13 @@ class Delivery:
         Called with each item, in a delivery thread.
     name
         Prefix of the threads' names.
+    order
+        A number of an item; those of a lane that are there at the same time come in the order of theirs.
     """
 
-    def __init__(self, deliver: Callable[[Any], None], name: str) -> None:
+    def __init__(self, deliver: Callable[[Any], None], name: str, order: Callable[[Any], int]) -> None:
         self._deliver = deliver
+        self.order = order
         self._name = name
         self._lock = threading.Lock()  # guards Lane.served against the last look at Lane.items, and _idle
         self._lanes: queue.SimpleQueue[Lane | None] = queue.SimpleQueue()
@@ -83,10 +120,15 @@ class Delivery:
                     lane.served = False
                     self._idle += 1
                     break
-            try:
-                self._deliver(lane.items.popleft())
-            except BaseException:  # sys.exit() in a callback must not end the lane with its thread
-                _log.exception("a result could not be delivered")
+            # Which answer came first is chance; whose error is met first shall not be, as far as that can be.
+            here = [lane.items.popleft() for _ in range(len(lane.items))]
+            here.sort(key=self.order)
+            here.reverse()
+            while here:
+                try:
+                    self._deliver(here.pop())
+                except BaseException:  # sys.exit() in a callback must not end the lane with its thread
+                    _log.exception("a result could not be delivered")
 
     def close(self, timeout: float = 1.0) -> None:
         """End the threads after what is in the lanes, waiting for each a while unless it is the caller."""

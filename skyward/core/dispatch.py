@@ -12,19 +12,20 @@ import contextlib
 import errno
 import itertools
 import logging
+import operator
 import os
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, TypeVar
 
 from skyward.core import messages, payload, schedule, wire
-from skyward.core.bell import Bell
 from skyward.core.blobs import Arrays, Snapshot, Snapshots
-from skyward.core.delivery import Delivery, Lane
+from skyward.core.delivery import Delivery, Errors, Lane
 from skyward.core.errors import NodeLost, PayloadError, PoolNotActive, TaskTimeout, WorkerCrashed
 from skyward.core.events import Events, Note, Printed, TaskEnded, TasksQueued
+from skyward.core.futures import TaskFuture
 from skyward.core.ioloop import IOThread
 from skyward.core.memmaps import Named
 from skyward.core.rollcall import RollCall
@@ -35,7 +36,7 @@ from skyward.core.spread import ABOUT_BLOBS, Spread
 from skyward.core.streams import ABOUT_STREAMS, StreamOpener, Streams
 from skyward.core.wire import Filled
 
-__all__ = ["Call", "Dispatcher", "TaskFuture", "TaskOptions"]
+__all__ = ["Call", "Dispatcher", "TaskOptions"]
 
 _log = logging.getLogger("skyward.dispatch")
 
@@ -104,31 +105,6 @@ class TaskOptions:
     large: int | None = payload.LARGE
     mode: str = "c"
     count: int = 1
-
-
-class TaskFuture(concurrent.futures.Future[_T]):
-    """A `concurrent.futures.Future` whose `cancel` works as long as it is not done: a running task is stopped."""
-
-    def __init__(self, on_cancel: Callable[[int], None], task: int) -> None:
-        super().__init__()
-        self._condition = Bell()  # type: ignore[assignment]  # it has what is asked of a future's condition
-        self.seconds: float | None = None
-        """How long the task ran, measured on its slot; set before callbacks are called."""
-        self.size = 0
-        """Bytes of the pickled call, with its out-of-band buffers."""
-        self.result_size = 0
-        """Bytes of the pickled result; set before callbacks are called."""
-        self._on_cancel = on_cancel  # with the task's number: a closure would be four objects more for each task
-        self._task = task
-
-    def cancel(self) -> bool:
-        """Give the task up: it is not started any more, or stopped where it runs. False if it is done already."""
-        done = self.done()
-        if not super().cancel():
-            return False
-        if not done:
-            self._on_cancel(self._task)
-        return True
 
 
 _DEFAULT = TaskOptions()
@@ -222,10 +198,13 @@ class Dispatcher:
         self._snapshots = Snapshots(shares)
         self.named: Named = named
         self._why_hopeless = "no node is left"
-        self._delivery = Delivery(self._deliver, f"{name}-delivery")
+        self._delivery = Delivery(self._deliver, f"{name}-delivery", operator.attrgetter("id"))
+        self._errors = Errors(self._delivery)
         self._on_cancel = self._cancel  # one bound method for all futures
         self._pid = os.getpid()
         self._closed: str | None = None
+        self.used = False
+        """Whether a task was ever submitted."""
 
     def __repr__(self) -> str:
         return f"<Dispatcher {len(self._jobs)} jobs, {len(self._inbox)} in the inbox; {self._schedule}>"
@@ -234,6 +213,16 @@ class Dispatcher:
 
     def submit(
         self, function: Callable[..., _T], /, *args: Any, options: TaskOptions = _DEFAULT, **kwargs: Any
+    ) -> TaskFuture[_T]:
+        """`call`, where no argument of the function's can be named `options`."""
+        return self.call(function, args, kwargs, options)
+
+    def call(
+        self,
+        function: Callable[..., _T],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        options: TaskOptions = _DEFAULT,
     ) -> TaskFuture[_T]:
         """Run ``function(*args, **kwargs)`` on a node. Never blocks.
 
@@ -246,18 +235,20 @@ class Dispatcher:
             raise PoolNotActive(self._closed)
         if os.getpid() != self._pid:
             raise PoolNotActive("this pool belongs to the process that opened it, not to a fork of it: open one here")
+        self.used = True
         task = next(self._ids)
         future: TaskFuture[_T] = TaskFuture(self._on_cancel, task)
         try:
+            label = _label(function)
             head, buffers = payload.dumps(
                 (function, args, kwargs), "the call", large=options.large, mode=options.mode, named=self.named
             )
             future.size = len(head) + sum(map(len, buffers))
             if future.size > _LARGEST:
-                raise PayloadError(f"the call of {_label(function)} holds over {_LARGEST:,} bytes; send it less")
+                raise PayloadError(f"the call of {label} holds over {_LARGEST:,} bytes; send it less")
             least = payload.LARGE if options.large is None else min(payload.LARGE, options.large)
             parts, blobs = self._keep(buffers, least, (options.call or self._common).arrays)
-        except PayloadError as error:
+        except Exception as error:  # of copying too, which may find no room, and of the user's __getattr__
             future.set_running_or_notify_cancel()
             future.set_exception(error)
             return future
@@ -265,10 +256,15 @@ class Dispatcher:
         timeout = self._timeout if options.timeout == "pool" else options.timeout
         if timeout is not None:
             timeout *= options.count  # a limit is per task of the user's
-        job = _Job(task, _label(function), future, options, call.lane, timeout, [head, *parts], blobs)
+        job = _Job(task, label, future, options, call.lane, timeout, [head, *parts], blobs)
         self._post(job)
         self._events.emit(TasksQueued(options.count))
         return future
+
+    @property
+    def unfinished(self) -> int:
+        """About how many tasks have not settled; from any thread."""
+        return len(self._jobs) + len(self._inbox)
 
     def arrays(self, limit: int | None) -> Arrays:
         """For a `Call` of that limit whose tasks have large arrays in common; see there."""
@@ -330,6 +326,8 @@ class Dispatcher:
                     self._settle(command)
                 elif isinstance(command, schedule.Stop):
                     self._nodes[command.node].session.send(messages.Cancel(command.task))
+                elif isinstance(command, schedule.Withdraw):
+                    self._nodes[command.node].session.send(messages.Cancel(command.task, running=False))
                 elif isinstance(command, schedule.Recall):
                     self._recall(self._nodes[command.node].session, command.most)
                 elif isinstance(command, schedule.Expel):
@@ -359,6 +357,8 @@ class Dispatcher:
         node.session.abandon(f"taken out, since {failed} tasks in a row failed there; the last: {node.trouble}")
 
     def _run(self, node: _Node, job: _Job, alone: bool) -> None:
+        if job.node:
+            job.future.began = False  # it is tried again
         job.node = node.session.node
         node.newest = max(node.newest, job.id)
         if job.blobs:
@@ -388,7 +388,10 @@ class Dispatcher:
         finally:
             if not self._jobs:
                 self._idle.set()
-            self._delivery.put(job.lane, job)
+            if job.answer is not None and isinstance(job.answer[0], messages.Failed):
+                self._errors.put(job.lane, job, is_first=next(iter(self._jobs), job.id) >= job.id)
+            else:
+                self._delivery.put(job.lane, job)
 
     # --- I/O thread: nodes ---
 
@@ -406,12 +409,20 @@ class Dispatcher:
             self._finished(node, message, buffers)
         elif isinstance(message, messages.Returned):
             self._returned(node, message.tasks)
+        elif isinstance(message, messages.Began):
+            self._began(node, message.tasks)
         elif isinstance(message, messages.Missing):
             self._missed(node, message.tasks)
         elif isinstance(message, messages.Output):
             self._printed(node, message, buffers)
         elif isinstance(message, ABOUT_STREAMS):
             node.streams.received(message, buffers)
+
+    def _began(self, node: _Node, tasks: list[int]) -> None:
+        for task in tasks:
+            if (job := self._jobs.get(task)) is not None and job.node == node.session.node:
+                job.future.began = True
+        self._handle(schedule.Began(node.session.node, tasks))
 
     def _finished(self, node: _Node, message: messages.Done | messages.Failed, buffers: list[Filled]) -> None:
         if isinstance(message, messages.Done) and message.files:
@@ -605,12 +616,19 @@ class Dispatcher:
         for task in list(self._jobs):  # not by the futures: their callbacks are other people's code
             self._handle(schedule.Cancelled(task))
 
+    def withdraw_all(self) -> None:
+        """Cancel every task that has not begun; in the I/O thread."""
+        self._take_inbox()
+        for task in list(self._jobs):
+            self._handle(schedule.Withdrawn(task))
+
     def close(self) -> None:
         """End the delivery threads, after the loop has ended; nobody is left waiting."""
         self._inbox.extend(self._jobs.values())  # submitted by another thread while the nodes were given back
         self._jobs = {}
         self._woken = False  # the loop may have ended before it looked; from now on posting finds that it has
         self._drop_inbox()
+        self._errors.flush()
         self._delivery.close()
         self._snapshots.clear()
 

@@ -5,23 +5,55 @@
     f(x) >> pool            the result                       f(x) @ pool     results of every node, in node order
     f(x) > pool             a concurrent.futures.Future      f.local(x)      the result, computed here
     (f(1) & g(2)) >> pool   the results of several calls that run in parallel; gather(f(1), g(2)) is the same
+
+Slots import this module too: a task whose result is a pending call runs it, since nobody else would.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
 import functools
-from collections.abc import Callable
-from typing import Any, Generic, ParamSpec, TypeVar
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, NoReturn, ParamSpec, TypeVar, TypeVarTuple, cast, overload
 
-from skyward.core.dispatch import TaskFuture, TaskOptions
-from skyward.core.errors import ConfigError
-from skyward.core.pool import Compute
+from skyward.core.errors import ConfigError, PayloadError
+from skyward.core.futures import TaskFuture
 
-__all__ = ["ComputeFunction", "Gathered", "PendingCall", "compute", "gather"]
+__all__ = [
+    "CallRunner",
+    "Chunk",
+    "ComputeFunction",
+    "Gathered",
+    "PendingCall",
+    "compute",
+    "gather",
+    "run_pending",
+    "unwrapped",
+]
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
+_R_co = TypeVar("_R_co", covariant=True)
+_Ts = TypeVarTuple("_Ts")
+_A = TypeVar("_A")
+_B = TypeVar("_B")
+_C = TypeVar("_C")
+_D = TypeVar("_D")
+_E = TypeVar("_E")
+
+
+class CallRunner(ABC):
+    """What pending calls meet: a `sky.Compute`. User threads call it, and it does not block."""
+
+    @property
+    @abstractmethod
+    def node_names(self) -> list[str]:
+        """Names of the nodes that are ready, in order. Raises `PoolNotActive`."""
+
+    @abstractmethod
+    def run_call(self, call: PendingCall[_T], node: str | None = None) -> TaskFuture[_T]:
+        """Run a call, on the node of that name or on any. Raises `PoolNotActive`."""
 
 
 class PendingCall(Generic[_T]):
@@ -33,31 +65,53 @@ class PendingCall(Generic[_T]):
         self.kwargs = kwargs
 
     def __repr__(self) -> str:
-        return f"<PendingCall {getattr(self.function, '__qualname__', self.function)}; run it by `call >> pool`>"
+        return f"<PendingCall {self._name}; run it by `call >> pool`>"
+
+    @property
+    def _name(self) -> str:
+        return str(getattr(self.function, "__qualname__", self.function))
 
     def __bool__(self) -> bool:
         # `a > pool > b` and `if f(x):` would quietly do something else than they say.
         raise ConfigError(f"{self!r} has no truth value: it has not run")
 
-    def _submit(self, pool: Compute, node: str | None = None) -> TaskFuture[_T]:
-        options = TaskOptions(node=node)
-        return _pool(pool).dispatcher.submit(self.function, *self.args, options=options, **self.kwargs)
+    def __reduce__(self) -> NoReturn:
+        # As an argument or within a result it would arrive unrun, which nobody means.
+        raise PayloadError(
+            f"this call of {self._name} has not run: hand over its result ({self._name}(...) >> pool), or the function "
+            f"and its arguments, as in pool.submit({self._name}, ...)"
+        )
 
-    def __gt__(self, pool: Compute) -> TaskFuture[_T]:
-        return self._submit(pool)
+    def here(self) -> _T:
+        """Run it in this process."""
+        return self.function(*self.args, **self.kwargs)
 
-    def __rshift__(self, pool: Compute) -> _T:
-        return _result(self._submit(pool))
+    def __gt__(self, pool: CallRunner) -> TaskFuture[_T]:
+        return _runner(pool).run_call(self)
 
-    def __matmul__(self, pool: Compute) -> list[_T]:
-        return _results([self._submit(pool, node) for node in _pool(pool).node_names])
+    def __rshift__(self, pool: CallRunner) -> _T:
+        return _result(_runner(pool).run_call(self))
 
-    def __and__(self, other: PendingCall[Any] | Gathered) -> Gathered:
-        return gather(self, other)
+    def __matmul__(self, pool: CallRunner) -> list[_T]:
+        runner = _runner(pool)
+        return _results([runner.run_call(self, node) for node in runner.node_names])
+
+    @overload
+    def __and__(self, other: PendingCall[_A]) -> Gathered[tuple[_T, _A]]: ...
+    @overload
+    def __and__(self, other: Gathered[tuple[*_Ts]]) -> Gathered[tuple[_T, *_Ts]]: ...
+    @overload
+    def __and__(self, other: Gathered[Any]) -> Gathered[Any]: ...
+    def __and__(self, other: PendingCall[Any] | Gathered[Any]) -> Gathered[Any]:
+        return _gathered(self, other)
 
 
-class Gathered:
-    """Several pending calls that run in parallel."""
+class Gathered(Generic[_R_co]):
+    """Several pending calls that run in parallel.
+
+    Their results come as a list. Type checkers take it for a tuple where the calls are listed one by one, since only
+    so does each have a type of its own; `asyncio.gather` does the same.
+    """
 
     def __init__(self, calls: tuple[PendingCall[Any], ...]) -> None:
         self.calls = calls
@@ -68,14 +122,38 @@ class Gathered:
     def __bool__(self) -> bool:
         raise ConfigError(f"{self!r} has no truth value: they have not run")
 
-    def __and__(self, other: PendingCall[Any] | Gathered) -> Gathered:
-        return gather(self, other)
+    def here(self) -> _R_co:
+        """Run them in this process, one after another."""
+        return cast("_R_co", [run_pending(call) for call in self.calls])
 
-    def __gt__(self, pool: Compute) -> list[TaskFuture[Any]]:
-        return [call > pool for call in self.calls]
+    @overload
+    def __and__(self: Gathered[tuple[*_Ts]], other: PendingCall[_A]) -> Gathered[tuple[*_Ts, _A]]: ...
+    @overload
+    def __and__(self: Gathered[tuple[*_Ts]], other: Gathered[tuple[_A, _B]]) -> Gathered[tuple[*_Ts, _A, _B]]: ...
+    @overload
+    def __and__(self: Gathered[list[_A]], other: PendingCall[_A] | Gathered[list[_A]]) -> Gathered[list[_A]]: ...
+    @overload
+    def __and__(self, other: PendingCall[Any] | Gathered[Any]) -> Gathered[Any]: ...
+    def __and__(self, other: PendingCall[Any] | Gathered[Any]) -> Gathered[Any]:
+        return _gathered(self, other)
 
-    def __rshift__(self, pool: Compute) -> list[Any]:
-        return _results(self > pool)
+    @overload
+    def __gt__(self: Gathered[tuple[_A, _B]], pool: CallRunner) -> tuple[TaskFuture[_A], TaskFuture[_B]]: ...
+    @overload
+    def __gt__(
+        self: Gathered[tuple[_A, _B, _C]], pool: CallRunner
+    ) -> tuple[TaskFuture[_A], TaskFuture[_B], TaskFuture[_C]]: ...
+    @overload
+    def __gt__(self: Gathered[list[_A]], pool: CallRunner) -> list[TaskFuture[_A]]: ...
+    @overload
+    def __gt__(self, pool: CallRunner) -> Sequence[TaskFuture[Any]]: ...
+    def __gt__(self, pool: CallRunner) -> Any:
+        runner = _runner(pool)
+        return [runner.run_call(call) for call in self.calls]
+
+    def __rshift__(self, pool: CallRunner) -> _R_co:
+        runner = _runner(pool)
+        return cast("_R_co", _results([runner.run_call(call) for call in self.calls]))
 
 
 class ComputeFunction(Generic[_P, _T]):
@@ -114,7 +192,23 @@ def compute(function: Callable[_P, _T]) -> ComputeFunction[_P, _T]:
     return ComputeFunction(function)
 
 
-def gather(*calls: PendingCall[Any] | Gathered) -> Gathered:
+@overload
+def gather(a: PendingCall[_A], b: PendingCall[_B], /) -> Gathered[tuple[_A, _B]]: ...
+@overload
+def gather(a: PendingCall[_A], b: PendingCall[_B], c: PendingCall[_C], /) -> Gathered[tuple[_A, _B, _C]]: ...
+@overload
+def gather(
+    a: PendingCall[_A], b: PendingCall[_B], c: PendingCall[_C], d: PendingCall[_D], /
+) -> Gathered[tuple[_A, _B, _C, _D]]: ...
+@overload
+def gather(
+    a: PendingCall[_A], b: PendingCall[_B], c: PendingCall[_C], d: PendingCall[_D], e: PendingCall[_E], /
+) -> Gathered[tuple[_A, _B, _C, _D, _E]]: ...
+@overload
+def gather(*calls: PendingCall[_T]) -> Gathered[list[_T]]: ...
+@overload
+def gather(*calls: PendingCall[Any] | Gathered[Any]) -> Gathered[Any]: ...
+def gather(*calls: PendingCall[Any] | Gathered[Any]) -> Gathered[Any]:
     """Several pending calls as one, which run in parallel and give their results in order.
 
     Raises
@@ -122,6 +216,10 @@ def gather(*calls: PendingCall[Any] | Gathered) -> Gathered:
     ConfigError
         Something is not a pending call.
     """
+    return _gathered(*calls)
+
+
+def _gathered(*calls: PendingCall[Any] | Gathered[Any]) -> Gathered[Any]:
     flat: list[PendingCall[Any]] = []
     for call in calls:
         if isinstance(call, Gathered):
@@ -133,8 +231,47 @@ def gather(*calls: PendingCall[Any] | Gathered) -> Gathered:
     return Gathered(tuple(flat))
 
 
-def _pool(value: object) -> Compute:
-    if not isinstance(value, Compute):
+def unwrapped(function: Any) -> Any:
+    """The function itself of one that `compute` has made, also within `functools.partial`."""
+    if isinstance(function, ComputeFunction):
+        return unwrapped(function.function)
+    if type(function) is functools.partial and (inner := unwrapped(function.func)) is not function.func:
+        return functools.partial(inner, *function.args, **function.keywords)
+    return function
+
+
+def run_pending(result: Any) -> Any:
+    """A task's result; where that is a call which has not run, what it gives, here and now."""
+    while isinstance(result, (PendingCall, Gathered)):
+        result = result.here()
+    return result
+
+
+class Chunk:
+    """Several calls of a function as one task."""
+
+    __slots__ = ("calls", "function")
+
+    def __init__(self, function: Callable[..., Any], calls: list[tuple[Any, ...]]) -> None:
+        self.function = function
+        self.calls = calls
+
+    def __repr__(self) -> str:
+        return f"<Chunk {self.label}>"
+
+    @property
+    def label(self) -> str:
+        """What it is called in messages."""
+        name = getattr(self.function, "__qualname__", None) or type(self.function).__qualname__
+        return f"{name} (a chunk of {len(self.calls)})"
+
+    def __call__(self) -> list[Any]:
+        """Run them one after another, in a slot."""
+        return [run_pending(self.function(*args)) for args in self.calls]
+
+
+def _runner(value: object) -> CallRunner:
+    if not isinstance(value, CallRunner):
         raise ConfigError(f"a call of a @sky.compute function runs on a sky.Compute, not on {value!r}")
     return value
 
@@ -147,12 +284,12 @@ def _result(future: TaskFuture[_T]) -> _T:
         raise
 
 
-def _results(futures: list[TaskFuture[Any]]) -> list[Any]:
-    """All results in order; the first failure, in time, ends the others."""
+def _results(futures: list[TaskFuture[_T]]) -> list[_T]:
+    """All results in order; a failure ends the others. Of several that are known, the first in order is raised."""
     try:
-        done, _ = concurrent.futures.wait(futures, return_when=concurrent.futures.FIRST_EXCEPTION)
-        for future in done:
-            if (error := future.exception()) is not None:
+        concurrent.futures.wait(futures, return_when=concurrent.futures.FIRST_EXCEPTION)
+        for future in futures:
+            if future.done() and (error := future.exception()) is not None:
                 raise error
         return [future.result() for future in futures]
     except BaseException:

@@ -194,9 +194,6 @@ class Plugin:
     Third parties subclass it (public as `sky.Plugin`). Hooks of several plugins run in the order they are given.
     """
 
-    isolated: ClassVar[bool] = False
-    """Whether its tasks want a process each, which decides ``executor="auto"``."""
-
     def transform_image(self, image: Image, *, driver_environment: bool) -> Image:
         """The image with what this plugin needs. Called once, before any node exists.
 

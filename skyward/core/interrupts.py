@@ -6,12 +6,41 @@ in "begin to give back, then wait for it", it has to wait until somebody is read
 
 from __future__ import annotations
 
+import functools
 import signal
 import threading
+import types
 from types import FrameType
-from typing import Self
+from typing import Any, NoReturn, Self
 
-__all__ = ["Interrupts"]
+__all__ = ["Interrupts", "is_interrupt"]
+
+
+def is_interrupt(error: BaseException) -> bool:
+    """Whether an exception is meant for the program, not for the user's code that happened to run.
+
+    That is Ctrl-C, or what the handler of a signal raises, such as that of SIGTERM which calls `sys.exit`.
+    """
+    if isinstance(error, Exception):
+        return False
+    if isinstance(error, KeyboardInterrupt):
+        return True
+    handlers = {getattr(_function(signal.getsignal(number)), "__code__", None) for number in signal.valid_signals()}
+    frame = error.__traceback__
+    while frame is not None:
+        if frame.tb_frame.f_code in handlers:
+            return True
+        frame = frame.tb_next
+    return False
+
+
+def _function(handler: Any) -> Any:
+    """What Python runs when a handler is called."""
+    while isinstance(handler, functools.partial):
+        handler = handler.func
+    if isinstance(handler, (types.FunctionType, types.MethodType)):
+        return handler
+    return getattr(type(handler), "__call__", None)  # noqa: B004  not whether it can be called, but the code of it
 
 
 class Interrupts:
@@ -43,11 +72,11 @@ class Interrupts:
                 raise KeyboardInterrupt
 
     def let_in(self) -> None:
-        """From here on `KeyboardInterrupt` is raised, at once if one waits; call it where that is caught."""
+        """From here on `KeyboardInterrupt` is raised, once, at once if one waits; call it where that is caught."""
         self._open = True
         if self._waiting:
             self._waiting -= 1
-            raise KeyboardInterrupt
+            self._come_in()
 
     def hold(self) -> None:
         """From here on interrupts wait again."""
@@ -55,5 +84,9 @@ class Interrupts:
 
     def _come(self, number: int, frame: FrameType | None) -> None:
         if self._open:
-            raise KeyboardInterrupt
+            self._come_in()
         self._waiting += 1
+
+    def _come_in(self) -> NoReturn:
+        self._open = False  # a second one must not meet whoever handles this one
+        raise KeyboardInterrupt

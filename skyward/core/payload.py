@@ -23,6 +23,7 @@ import cloudpickle
 from skyward.core import memmaps
 from skyward.core.culprit import find_culprit
 from skyward.core.errors import PayloadError, TaskFailed
+from skyward.core.interrupts import is_interrupt
 
 __all__ = [
     "CLASS_REDUCERS",
@@ -136,7 +137,10 @@ def dumps(
         _Pickler(file, (large, mode, named), keep_in_band).dump(value)
     except PayloadError:  # it says what is at fault
         raise
-    except Exception as error:
+    except BaseException as error:
+        if is_interrupt(error):
+            raise
+        # SystemExit too: an object that ends the program when it is pickled has not been asked to.
         raise PayloadError(f"can't pickle {find_culprit(value, what)}: {_first_line(error)}") from error
     return Payload(file.getvalue(), buffers)
 
@@ -210,7 +214,7 @@ def _dump_one(error: BaseException) -> bytes:
             data = dump(error)
             if type(pickle.loads(data)).__qualname__ == type(error).__qualname__:
                 return data
-        except Exception:  # noqa: S112  the next way is tried; that none worked shows on the other side
+        except BaseException:  # noqa: S112  the next way is tried; that none worked shows on the other side
             continue
     return b""
 
@@ -262,7 +266,7 @@ def _rebuild(kind: type[BaseException], args: tuple[Any, ...], state: dict[str, 
 def _carries(value: Any) -> bool:
     try:
         pickle.loads(cloudpickle.dumps(value, protocol=5))
-    except Exception:
+    except BaseException:
         return False
     return True
 

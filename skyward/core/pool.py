@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import atexit
-import concurrent.futures.thread
+import concurrent.futures.thread  # noqa: F401  so that its handler of the exit comes after ours; see below
 import contextlib
 import itertools
 import multiprocessing
@@ -16,12 +16,13 @@ import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 from skyward.core import registry
-from skyward.core.dispatch import Dispatcher, TaskFuture
+from skyward.core.dispatch import Dispatcher
 from skyward.core.errors import ConfigError, LinkError, PoolNotActive
 from skyward.core.events import Events, Note, PoolClosed, PoolReady, PoolStarted
+from skyward.core.executor import TaskExecutor
 from skyward.core.interfaces import Channel, Plugin, Provider, Trait
 from skyward.core.interrupts import Interrupts
 from skyward.core.ioloop import IOThread
@@ -33,7 +34,6 @@ from skyward.core.spec import Allocation, Endpoint, Image, Nodes, Order, Resourc
 
 __all__ = ["Compute", "ComputePool"]
 
-_T = TypeVar("_T")
 _numbers = itertools.count(1)
 _LEAST_MEMORY = 2 * 2**30  # bytes of a bought machine where nothing is said
 _NOT_ACTIVE = (
@@ -42,7 +42,7 @@ _NOT_ACTIVE = (
 )
 
 
-class Compute(concurrent.futures.Executor):
+class Compute(TaskExecutor):
     """A pool of machines that run Python functions; also a `concurrent.futures.Executor`.
 
     Parameters
@@ -135,12 +135,11 @@ class Compute(concurrent.futures.Executor):
                 f"volume={self._volumes!r}: volumes are not in this version yet; read the data on the nodes some other "
                 "way, or pass it as an argument: a large array is sent to each node once"
             )
-        self._isolated = self.worker.executor == "process" or (
-            self.worker.executor == "auto" and any(plugin.isolated for plugin in self._plugins)
-        )
+        self._isolated = self.worker.executor != "thread"
         self._image = image or Image()
         self.console = console
         self._state: _Running | None = None
+        self._ending: _Running | None = None
         self._used = False
 
     @staticmethod
@@ -173,8 +172,9 @@ class Compute(concurrent.futures.Executor):
             here = all(Trait.DRIVER_ENVIRONMENT in provider.traits for provider in self.providers)
             image = plugin.transform_image(image, driver_environment=here)
         state = _Running(self, image)
-        # A pool that is dropped is closed, in a thread: collection may happen anywhere, in the I/O thread too.
-        weakref.finalize(self, lambda: threading.Thread(target=state.close, args=(True,)).start()).atexit = False
+        # A pool that is dropped ends when its tasks have, in a thread: collection may happen anywhere, in the I/O
+        # thread too.
+        weakref.finalize(self, state.close_aside).atexit = False
         try:
             state.start()
             self._state = state
@@ -191,9 +191,15 @@ class Compute(concurrent.futures.Executor):
 
     def close(self, cancel: bool = False) -> None:
         """Wait for the tasks (or give them up with `cancel`), end the nodes and give them back. May be repeated."""
+        if (state := self._last()) is not None:
+            state.close(cancel=cancel)
+            self._ending = None
+
+    def _last(self) -> _Running | None:
+        """What `start` made, while it has not come to its end; no task is taken from now on."""
         state, self._state = self._state, None
-        if state is not None:
-            state.close(cancel)
+        self._ending = state or self._ending
+        return self._ending
 
     def __enter__(self) -> Self:
         return self.start()
@@ -202,8 +208,26 @@ class Compute(concurrent.futures.Executor):
         self.close(cancel=kind is not None)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """`concurrent.futures.Executor.shutdown`: the same as `close`; it always waits for the nodes' end."""
-        self.close(cancel=cancel_futures)
+        """End the pool as `concurrent.futures.Executor.shutdown` says: calls that run finish.
+
+        Parameters
+        ----------
+        wait
+            Whether to wait until the nodes have ended. Otherwise that happens in the background, and the program does
+            not end before.
+        cancel_futures
+            Cancel the calls that have not begun.
+        """
+        if (state := self._last()) is None:
+            return
+        if cancel_futures:
+            state.withdraw()
+        if wait:
+            state.close()
+            self._ending = None
+        else:
+            state.contexts.close()  # here, since those that entered it may be known by their thread
+            state.close_aside()
 
     # --- use ---
 
@@ -234,16 +258,6 @@ class Compute(concurrent.futures.Executor):
     def node_names(self) -> list[str]:
         """Names of the nodes that are ready, in order."""
         return self._running().provisioner.nodes
-
-    def submit(self, fn: Callable[..., _T], /, *args: Any, **kwargs: Any) -> TaskFuture[_T]:
-        """Run ``fn(*args, **kwargs)`` on a node; see `concurrent.futures.Executor.submit`.
-
-        Raises
-        ------
-        PoolNotActive
-            The pool is not open. What goes wrong with the task is in the future.
-        """
-        return self._running().dispatcher.submit(fn, *args, **kwargs)
 
 
 ComputePool = Compute
@@ -277,7 +291,10 @@ class _Running:
         self.provisioner = Provisioner(plan, self.dispatcher, pool.events)
         self._plan = plan
         self._worker = pool.worker
-        self._closed = threading.Lock()
+        self._closing = threading.Lock()  # taken by the first who closes, and not let go
+        self._ended = threading.Event()
+        self._ready = False  # nodes were waited for, and had
+        self._has_plugins = bool(pool._plugins)
         _open.add(self)
 
     def __repr__(self) -> str:
@@ -293,26 +310,86 @@ class _Running:
         except BaseException:
             starting.cancel()
             raise
+        self._ready = True
         self.events.emit(PoolReady(self.provisioner.slots, time.monotonic() - self._began))
 
-    def close(self, cancel: bool) -> None:
-        """Take everything apart. An interrupt makes it hurry; nothing is left running even so."""
-        if self.pid != os.getpid() or not self._closed.acquire(blocking=False):
+    def withdraw(self) -> None:
+        """Cancel what has not begun; from any thread."""
+        self._post(self.dispatcher.withdraw_all)
+
+    def _post(self, function: Callable[[], object]) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            self._io.post(function)
+
+    def close_aside(self) -> None:
+        """`close`, in a thread of its own."""
+        threading.Thread(target=self.close, name=f"skyward-close-{self._name}", daemon=True).start()
+
+    def say_if_unfinished(self) -> None:
+        """Say why the program does not end though it has come to its end."""
+        if left := self.dispatcher.unfinished:
+            tasks = f"{left} task{'s' if left > 1 else ''} of {self._name}"
+            self.events.emit(Note(f"the program has come to its end and waits for {tasks}; Ctrl-C gives them up"))
+
+    def close(self, cancel: bool = False) -> None:
+        """Wait for the tasks or give them up, and take everything apart. May be repeated; all wait for the end.
+
+        An interrupt makes it hurry; nothing is left running even so.
+        """
+        if self.pid != os.getpid():
             return
-        _open.discard(self)
+        if cancel:
+            self._post(self.dispatcher.cancel_all)
+        with Interrupts() as interrupts:
+            if self._closing.acquire(blocking=False):
+                try:
+                    self._close(cancel, interrupts)
+                finally:
+                    _open.discard(self)
+                    self._ended.set()
+            else:
+                self._wait(interrupts)
+
+    def _wait(self, interrupts: Interrupts) -> None:
+        """Until another thread has closed it; an interrupt makes that one hurry."""
         try:
+            interrupts.let_in()
+            self._ended.wait()
+        except KeyboardInterrupt:
+            self._post(self.dispatcher.cancel_all)
+            interrupts.let_in()
+            self._ended.wait()
+            raise
+        finally:
+            interrupts.hold()
+
+    def _close(self, cancel: bool, interrupts: Interrupts) -> None:
+        try:
+            interrupts.let_in()
             self.contexts.close()
             if not cancel:
                 self._io.start(self.dispatcher.drained()).result()
+                self._say_if_unused()
         finally:
-            with Interrupts() as interrupts:
-                self.dispatcher.shut("this pool is closed; make a new sky.Compute")
-                try:
-                    self._end_nodes(interrupts)  # a second Ctrl-C leaves the loop alive, which goes on to give back
-                except Exception:
-                    self._take_apart()
-                    raise
+            interrupts.hold()
+            self.dispatcher.shut("this pool is closed; make a new sky.Compute")
+            try:
+                self._end_nodes(interrupts)  # a second Ctrl-C leaves the loop alive, which goes on to give back
+            except Exception:
                 self._take_apart()
+                raise
+            self._take_apart()
+
+    def _say_if_unused(self) -> None:
+        if self._ready and not self.dispatcher.used:
+            how = "n_jobs=-1" if self._has_plugins else "n_jobs=-1 and plugins=[sky.plugins.joblib()]"
+            self.events.emit(
+                Note(
+                    f"no task was sent to the {self.provisioner.slots} slots of {self._name}: Parallel uses them only "
+                    f"with {how}, and plain functions run there by pool.map, pool.submit or `call >> pool`",
+                    warning=True,
+                )
+            )
 
     def _take_apart(self) -> None:
         self._io.stop()
@@ -352,9 +429,15 @@ _open: weakref.WeakSet[_Running] = weakref.WeakSet()
 
 
 def _close_all() -> None:
-    """A pool that nobody closed is closed when the interpreter ends."""
-    for state in list(_open):
-        state.close(cancel=True)
+    """The program ends: pools that nobody closed finish their tasks, as executors of the standard library do."""
+    hurry, pools = False, [state for state in _open if state.pid == os.getpid()]
+    for state in pools:
+        state.say_if_unfinished()
+    for state in pools:
+        try:
+            state.close(cancel=hurry)
+        except KeyboardInterrupt:
+            hurry = True
 
 
 # Giving machines back takes threads of concurrent.futures, whose own end comes before atexit's turn. It registers here

@@ -9,6 +9,7 @@ What always holds, whatever order events come in:
 * a node never has more tasks than its slots plus its depth (below); no more tasks of a call run than its limit: while
   there are more slots than that, no more of it go out, otherwise the slots are the limit and depth has its use;
 * no slot is idle while a task waits that may run there;
+* a task that was withdrawn is not started any more, unless it is known to have begun before;
 * a task is started at most `attempts` times. Only the death of its process or node leads to another start. When the
   process that died ran several tasks, none of them is known to be guilty: each is tried once more, alone, uncounted;
 * a task that a node can't begin (`REFUSED`) goes to another one, uncounted. When all that are up have refused it, it is
@@ -37,6 +38,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias, Union
 
 __all__ = [
+    "Began",
     "Cancelled",
     "Command",
     "Event",
@@ -56,6 +58,8 @@ __all__ = [
     "Stop",
     "Submitted",
     "Verdict",
+    "Withdraw",
+    "Withdrawn",
 ]
 
 _DEEPEST = 32  # tasks held ahead per slot, at most
@@ -108,6 +112,19 @@ class Cancelled(NamedTuple):
     task: int
 
 
+class Withdrawn(NamedTuple):
+    """The task shall be cancelled if it has not begun; one that has goes on, again too if its process dies."""
+
+    task: int
+
+
+class Began(NamedTuple):
+    """These tasks run on the node. Said of those that run for a while only."""
+
+    node: str
+    tasks: list[int]
+
+
 class NodeUp(NamedTuple):
     """A node takes tasks. A name is never used again after `NodeDown`."""
 
@@ -149,7 +166,7 @@ class Hopeless(NamedTuple):
     """No node is up, and none will come: what waits can't run. Tasks that are submitted later fare the same."""
 
 
-Event: TypeAlias = Union[Submitted, Cancelled, NodeUp, NodeDown, Finished, Returned, Looked, Hopeless]
+Event: TypeAlias = Union[Submitted, Cancelled, Withdrawn, Began, NodeUp, NodeDown, Finished, Returned, Looked, Hopeless]
 
 # --- commands -------------------------------------------------------------------------------------------------------
 
@@ -164,6 +181,13 @@ class Run(NamedTuple):
 
 class Stop(NamedTuple):
     """Tell the node to stop the task. It counts as out there until the node says `Finished`."""
+
+    node: str
+    task: int
+
+
+class Withdraw(NamedTuple):
+    """Tell the node to stop the task if it has not begun. `Finished` is expected either way."""
 
     node: str
     task: int
@@ -194,7 +218,7 @@ class Settle(NamedTuple):
     verdict: Verdict
 
 
-Command: TypeAlias = Union[Run, Stop, Recall, Expel, Look, Settle]
+Command: TypeAlias = Union[Run, Stop, Withdraw, Recall, Expel, Look, Settle]
 
 # --- state ----------------------------------------------------------------------------------------------------------
 
@@ -211,6 +235,8 @@ class _Task:
     starts: int = 0
     alone: bool = False
     refused_by: frozenset[str] = frozenset()  # nodes
+    begun: bool = False  # known to have been run, if not to its end
+    withdrawn: bool = False  # to be cancelled unless it has begun
     over: bool = False  # settled; only a queue may still hold it
 
 
@@ -303,6 +329,8 @@ class Schedule:
         self._handlers: dict[type, Callable[[Any, list[Command]], None]] = {
             Submitted: self._submitted,
             Cancelled: self._cancelled,
+            Withdrawn: self._withdrawn,
+            Began: self._began,
             NodeUp: self._node_up,
             NodeDown: self._node_down,
             Finished: self._finished,
@@ -346,7 +374,7 @@ class Schedule:
         elif self._hopeless:
             self._settle(task, Verdict.HOPELESS, commands)
         else:
-            self._enqueue(task, first=False)
+            self._enqueue(task, commands, first=False)
             self._assign(commands)
 
     def _cancelled(self, event: Cancelled, commands: list[Command]) -> None:
@@ -358,6 +386,24 @@ class Schedule:
             commands.append(Stop(task.node, task.name))
         self._settle(task, Verdict.CANCELLED, commands)
         self._assign(commands)  # its call may have been at its limit
+
+    def _withdrawn(self, event: Withdrawn, commands: list[Command]) -> None:
+        task = self._tasks.get(event.task)
+        if task is None or task.begun or task.withdrawn:
+            return
+        if task.node is None:
+            self._settle(task, Verdict.CANCELLED, commands)
+        else:
+            task.withdrawn = True
+            commands.append(Withdraw(task.node, task.name))
+
+    def _began(self, event: Began, _: list[Command]) -> None:
+        node = self._nodes.get(event.node)
+        if node is None:
+            return
+        for name in event.tasks:
+            if (task := node.out.get(name)) is not None:
+                task.begun = True
 
     def _node_up(self, event: NodeUp, commands: list[Command]) -> None:
         self._hopeless = False
@@ -381,7 +427,7 @@ class Schedule:
             if task.pinned is not None or task.starts >= task.attempts:
                 self._settle(task, Verdict.NODE_LOST, commands)
             else:
-                self._enqueue(task, first=True)
+                self._enqueue(task, commands, first=True)
         for task in node.pinned:
             if not task.over:
                 self._settle(task, Verdict.NODE_LOST, commands)
@@ -418,7 +464,7 @@ class Schedule:
             task = node.out.pop(name, None)
             if task is not None:
                 task.starts -= 1
-                self._enqueue(task, first=True)
+                self._enqueue(task, commands, first=True)
         self._place(node)
         self._assign(commands)
 
@@ -455,12 +501,15 @@ class Schedule:
             task.alone = True
             task.starts -= 1  # perhaps another task killed the process: this start does not count
         if task.starts < task.attempts:
-            self._enqueue(task, first=True)
+            self._enqueue(task, commands, first=True)
         else:
             self._settle(task, Verdict.CRASHED, commands)
 
-    def _enqueue(self, task: _Task, *, first: bool) -> None:
+    def _enqueue(self, task: _Task, commands: list[Command], *, first: bool) -> None:
         """Let a task wait: at the front if it has waited before."""
+        if task.withdrawn and not task.begun:
+            self._settle(task, Verdict.CANCELLED, commands)
+            return
         self._leave(task)
         queue = task.call.waiting if task.pinned is None else self._nodes[task.pinned].pinned
         if task.refused_by:

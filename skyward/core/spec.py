@@ -179,8 +179,9 @@ class Worker:
     concurrency
         Tasks that run at a time on each node (slots).
     executor
-        ``"process"``: each slot is a process. ``"thread"``: the slots are threads of one process. ``"auto"``: processes
-        for joblib and scikit-learn, threads for `@sky.compute` functions of a pool without those plugins.
+        ``"process"``, which ``"auto"`` means too: each slot is a process of its own, so that tasks share no globals and
+        no interpreter lock. ``"thread"``: the slots are threads of one process, for tasks that wait for others or that
+        are to share memory.
     attempts
         How often a task is started when its process or node dies; 1 means never again. A task that raised an
         exception of its own is never tried again.

@@ -11,6 +11,7 @@ from typing import Any
 from joblib.parallel import BatchedCalls, SequentialBackend, ThreadingBackend
 
 from skyward.core import payload
+from skyward.core.function import run_pending
 from skyward.core.memmaps import Named
 from skyward.joblib_ext import active
 
@@ -126,7 +127,7 @@ class Batch:
         if self.initializer is not None:
             self.initializer.once()
         calls = self.calls if self.level is None else BatchedCalls(self.calls, (nested(self.level), None))
-        return calls()
+        return [run_pending(result) for result in calls()]
 
 
 def _of_one_function(function: bytes, calls: list[tuple[Any, Any]], level: int, initializer: Any) -> Batch:

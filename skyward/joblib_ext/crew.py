@@ -15,9 +15,10 @@ from typing import Any
 
 from joblib.parallel import BatchedCalls
 
-from skyward.core.dispatch import Call, TaskFuture, TaskOptions
+from skyward.core.dispatch import Call, TaskOptions
 from skyward.core.errors import ConfigError, PoolNotActive
 from skyward.core.events import Event, NodeGone, NodeReady
+from skyward.core.futures import TaskFuture
 from skyward.core.memmaps import Named
 from skyward.core.pool import Compute
 from skyward.core.stable import StableFunctions
@@ -101,7 +102,6 @@ class Crew:
         self._n_jobs = n_jobs
         self._settings = settings
         self._options = TaskOptions(
-            isolated=pool.worker.executor != "thread",  # joblib promises workers that share nothing
             threads=None if threads is None else int(threads),  # numpy's integers do not travel
             large=settings.large,
             mode=settings.mode,

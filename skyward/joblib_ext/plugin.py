@@ -9,7 +9,6 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 from joblib import parallel_config
 from joblib.parallel import get_active_backend
@@ -61,8 +60,6 @@ class JoblibPlugin(Plugin):
     """
 
     version: str | None = None
-
-    isolated: ClassVar[bool] = True  # joblib promises workers that share nothing
 
     def transform_image(self, image: Image, *, driver_environment: bool) -> Image:
         """The image with joblib."""

@@ -22,7 +22,7 @@ from typing import Any
 from joblib import parallel as joblib_parallel
 from joblib._utils import eval_expr
 
-from skyward.core.dispatch import TaskFuture
+from skyward.core.futures import TaskFuture
 
 __all__ = ["Supply", "bring_back", "failed", "sent_at_once", "wanted"]
 

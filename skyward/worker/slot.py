@@ -29,6 +29,7 @@ from typing import Any, TextIO
 
 from skyward.core import memmaps, payload
 from skyward.core.errors import PayloadError
+from skyward.core.function import run_pending
 from skyward.core.messages import Done, Failed, Failure, Inquire, Missing, Ready, Run
 from skyward.core.wire import Buffer, Filled, Role, Wire
 from skyward.worker import threads
@@ -159,7 +160,7 @@ class Slot:
         try:
             function, args, kwargs = call
             del call
-            result = function(*args, **kwargs)
+            result = run_pending(function(*args, **kwargs))
         except BaseException as error:
             seconds = time.perf_counter() - began
             if os.getpid() != self.pid:

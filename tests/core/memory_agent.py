@@ -37,6 +37,7 @@ class MemoryAgent:
         self.sleepy = False  # its slots never start
         self.held: dict[int, tuple[messages.Run, list[bytearray]]] = {}
         self.ran: list[int] = []
+        self.begun: set[int] = set()  # of those it holds, what has begun
         self.cancelled: list[int] = []
         self.blobs: dict[bytes, bytearray] = {}
         self.blobs_sent = 0
@@ -139,6 +140,8 @@ class MemoryAgent:
             for task in given:
                 del self.held[task]
             self.say(messages.Returned(given))
+        elif isinstance(message, messages.Cancel) and message.task in self.begun and not message.running:
+            pass  # it goes on
         elif isinstance(message, messages.Cancel) and message.task in self.held:
             del self.held[message.task]
             self.cancelled.append(message.task)
@@ -165,6 +168,12 @@ class MemoryAgent:
         self.holding = False
         for task in [task for task, (run, _) in self.held.items() if self._complete(run)]:
             self.answer(task)
+        self.flush()
+
+    def begin(self, *tasks: int) -> None:
+        """Say that held calls have begun."""
+        self.begun.update(tasks)
+        self.say(messages.Began(list(tasks)))
         self.flush()
 
     def answer(self, task: int) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from skyward.core.bell import Bell
-from skyward.core.dispatch import TaskFuture
+from skyward.core.futures import TaskFuture
 
 
 @pytest.fixture

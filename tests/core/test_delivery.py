@@ -10,6 +10,31 @@ from skyward.core.delivery import Delivery, Lane
 from tests.core.memory_agent import eventually
 
 
+def _number(item: object) -> int:
+    return item if isinstance(item, int) else 0
+
+
+def test_what_is_there_at_the_same_time_comes_in_order() -> None:
+    """Of answers that wait, that of the task which was submitted first; of those without a number, as they came."""
+    seen: list[object] = []
+    began, may_go = threading.Event(), threading.Event()
+
+    def deliver(item: object) -> None:
+        began.set()
+        assert may_go.wait(5)
+        seen.append(item)
+
+    delivery, lane = Delivery(deliver, "test", _number), Lane()
+    delivery.put(lane, 9)
+    assert began.wait(5)
+    for item in (3, 1, "a", 2, "b"):
+        delivery.put(lane, item)
+    may_go.set()
+    eventually(lambda: len(seen) == 6)
+    delivery.close()
+    assert seen == [9, "a", "b", 1, 2, 3]
+
+
 def test_a_lane_keeps_its_order_under_load() -> None:
     """Items put from several threads into several lanes: each lane delivers what it got, one at a time."""
     got: dict[int, list[int]] = {i: [] for i in range(4)}
@@ -24,7 +49,7 @@ def test_a_lane_keeps_its_order_under_load() -> None:
         got[lane].append(number)
         busy[lane].release()
 
-    delivery, lanes = Delivery(deliver, "test"), [Lane() for _ in range(4)]
+    delivery, lanes = Delivery(deliver, "test", _number), [Lane() for _ in range(4)]
 
     def put(lane: int) -> None:
         for number in range(3000):
@@ -53,7 +78,7 @@ def test_a_blocked_lane_blocks_nobody_else() -> None:
             released.set()
         seen.append(str(item))
 
-    delivery, one, two = Delivery(deliver, "test"), Lane(), Lane()
+    delivery, one, two = Delivery(deliver, "test", _number), Lane(), Lane()
     delivery.put(one, "wait")
     delivery.put(two, "release")
     eventually(lambda: len(seen) == 2)
@@ -70,7 +95,7 @@ def test_an_item_that_fails_does_not_end_the_lane() -> None:
             raise ValueError
         seen.append(item)
 
-    delivery, lane = Delivery(deliver, "test"), Lane()
+    delivery, lane = Delivery(deliver, "test", _number), Lane()
     for item in (0, 1, 2):
         delivery.put(lane, item)
     eventually(lambda: seen == [0, 2])
@@ -86,7 +111,7 @@ def test_a_callback_that_exits_does_not_end_the_lane() -> None:
             raise SystemExit(1)
         seen.append(item)
 
-    delivery, lane = Delivery(deliver, "test"), Lane()
+    delivery, lane = Delivery(deliver, "test", _number), Lane()
     for item in (0, 1, 2):
         delivery.put(lane, item)
     eventually(lambda: seen == [0, 2])
@@ -96,7 +121,7 @@ def test_a_callback_that_exits_does_not_end_the_lane() -> None:
 def test_without_another_thread_everything_is_delivered_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """As when the interpreter ends: no thread can be made, whether there is one already or not."""
     seen: list[object] = []
-    delivery, made = Delivery(seen.append, "test"), Delivery(seen.append, "test")
+    delivery, made = Delivery(seen.append, "test", _number), Delivery(seen.append, "test", _number)
     made.put(Lane(), "with a thread")
     eventually(lambda: seen)
 

@@ -159,6 +159,38 @@ def test_a_running_task_is_stopped(pool: MemoryPool) -> None:
     assert pool.submit(double, 3).result(5) == 6
 
 
+def test_a_future_knows_whether_its_task_runs(pool: MemoryPool) -> None:
+    """As its node says; not while it waits, not when its process has died and it waits again, not when it is done."""
+    agent = pool.add(slots=1, holding=True)
+    first, second = pool.submit(double, 1), pool.submit(double, 2)
+    eventually(lambda: agent.held)
+    assert not first.running()
+    pool.do(agent.begin, 1)
+    eventually(first.running)
+    assert not second.running()
+    pool.do(agent.crash, 1)
+    eventually(lambda: not first.running() and agent.held)
+    pool.do(agent.begin, 1)
+    eventually(first.running)
+    pool.do(agent.release)
+    assert first.result(5) == 2
+    assert not first.running()
+
+
+def test_withdrawn_tasks_end_and_those_that_run_go_on(pool: MemoryPool) -> None:
+    """Whether they wait here, or at a node that has not begun them."""
+    agent = pool.add(slots=2, holding=True)
+    futures = [pool.submit(double, i) for i in range(4)]
+    eventually(lambda: len(agent.held) == 2)
+    pool.do(agent.begin, 1)
+    pool.do(pool.dispatcher.withdraw_all)
+    concurrent.futures.wait(futures[1:], 5)
+    assert [future.cancelled() for future in futures] == [False, True, True, True]
+    assert agent.cancelled == [2]
+    pool.do(agent.release)
+    assert futures[0].result(5) == 0
+
+
 def test_a_crash_is_tried_again_then_named(pool: MemoryPool) -> None:
     """A task that kills its process twice fails with what happened, where and which."""
     agent = pool.add(holding=True)
@@ -421,6 +453,40 @@ def test_callbacks_of_one_call_come_one_at_a_time(pool: MemoryPool) -> None:
         pool.submit(double, i, options=options).add_done_callback(callback)
     eventually(lambda: len(done) == 200)
     assert not any(overlaps)
+
+
+def test_errors_that_come_together_are_met_in_order(pool: MemoryPool) -> None:
+    """Whichever of them is heard of first; none waits for a task that goes on."""
+    agent = pool.add(slots=5, holding=True)
+    met: list[int] = []
+    futures = [pool.submit(divmod, number, number % 2) for number in range(5)]  # every other one fails
+    for number, future in enumerate(futures):
+        future.add_done_callback(lambda _, number=number: met.append(number))
+    eventually(lambda: len(agent.held) == 5)
+    pool.do(lambda: [agent.answer(task) for task in (5, 3, 2)])
+    pool.do(agent.flush)
+    eventually(lambda: len(met) == 3)
+    assert met == [1, 2, 4]
+    pool.do(agent.release)
+    assert [type(future.exception(5)) for future in futures] == [ZeroDivisionError, type(None)] * 2 + [
+        ZeroDivisionError
+    ]
+
+
+def test_an_error_that_is_kept_back_is_not_lost_at_the_end(pool: MemoryPool) -> None:
+    agent = pool.add(slots=2, holding=True)
+    futures = [pool.submit(divmod, 1, 0) for _ in range(2)]
+    eventually(lambda: len(agent.held) == 2)
+
+    def answer() -> None:
+        agent.answer(2)
+        agent.flush()
+
+    pool.do(answer)
+    eventually(lambda: 2 not in pool.dispatcher._jobs)
+    pool.close()
+    assert futures[0].cancelled()
+    assert isinstance(futures[1].exception(5), ZeroDivisionError)
 
 
 def test_a_calls_limit_holds(pool: MemoryPool) -> None:

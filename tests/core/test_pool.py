@@ -32,14 +32,6 @@ def where() -> str:
     return os.environ["SKYWARD_NODE"]
 
 
-def test_an_executor_as_the_standard_library_has_it(pool: sky.Compute) -> None:
-    """submit, map with several iterables, as_completed, wait: all of concurrent.futures works."""
-    assert isinstance(pool, concurrent.futures.Executor)
-    assert list(pool.map(pow, range(50), [2] * 50)) == [i**2 for i in range(50)]
-    futures = [pool.submit(divmod, i, 7) for i in range(20)]
-    assert {future.result() for future in concurrent.futures.as_completed(futures)} == {divmod(i, 7) for i in range(20)}
-
-
 def test_slots_and_names(pool: sky.Compute) -> None:
     """total_slots is nodes x concurrency."""
     assert pool.total_slots == 4
@@ -47,16 +39,27 @@ def test_slots_and_names(pool: sky.Compute) -> None:
     assert "2 nodes" in repr(pool)
 
 
-@pytest.mark.parametrize("executor", ["thread", "process"])
-def test_the_default_is_threads_and_processes_on_demand(executor: str) -> None:
-    """In a plain pool tasks of a node share a process; with executor="process" each has its own."""
-    with sky.Compute(worker=sky.Worker(concurrency=3, executor=executor), console=False) as pool:
-        barrier = [pool.submit(_pid_after, 0.2) for _ in range(3)]
-        assert len({future.result() for future in barrier}) == (1 if executor == "thread" else 3)
+@pytest.mark.parametrize(("executor", "processes"), [("auto", 2), ("process", 2), ("thread", 1)])
+def test_slots_are_processes_and_threads_on_request(executor: Any, processes: int, tmp_path: Path) -> None:
+    """For submit, map and the operators alike: two tasks that run at a time share nothing unless they are to."""
+    meet = sky.compute(_meet)
+    with sky.Compute(worker=sky.Worker(concurrency=2, executor=executor), console=False) as pool:
+        ways = [
+            lambda folder: [pool.submit(_meet, folder, me).result for me in (0, 1)],
+            lambda folder: [lambda found=found: found for found in pool.map(_meet, [folder] * 2, (0, 1))],
+            lambda folder: [(meet(folder, me) > pool).result for me in (0, 1)],
+            lambda folder: [lambda found=found: found for found in (meet(folder, 0) & meet(folder, 1)) >> pool],
+        ]
+        for number, way in enumerate(ways):
+            folder = tmp_path / str(number)
+            folder.mkdir()
+            assert len({result() for result in way(folder)}) == processes
 
 
-def _pid_after(seconds: float) -> int:
-    time.sleep(seconds)
+def _meet(folder: Path, me: int) -> int:
+    """The process of a task that runs at the same time as its other."""
+    (folder / str(me)).touch()
+    eventually((folder / str(1 - me)).exists, 30)
     return os.getpid()
 
 
@@ -154,6 +157,25 @@ def test_the_block_waits_for_its_tasks_and_an_exception_does_not() -> None:
         raise KeyError("x")
     assert future.cancelled()
     assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize("plugins", [[], [sky.plugins.joblib()]], ids=["plain", "joblib"])
+def test_a_block_that_sent_no_task_says_so_at_its_end(plugins: list[Any], caplog: pytest.LogCaptureFixture) -> None:
+    """Nodes that were waited for, and perhaps paid, for nothing: with the way that is open to this pool."""
+    with sky.Compute(plugins=plugins, console=False):
+        pass
+    (said,) = [record.message for record in caplog.records if "no task was sent" in record.message]
+    assert said.startswith("no task was sent to the 1 slots of sky-")
+    assert ("plugins=[" in said) is (not plugins)
+
+
+def test_a_block_that_sent_tasks_or_failed_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """One task is enough; after an exception there are other worries."""
+    with sky.Compute(console=False) as pool:
+        pool.submit(abs, -1)
+    with pytest.raises(KeyError), sky.Compute(console=False):
+        raise KeyError
+    assert not [record for record in caplog.records if "no task was sent" in record.message]
 
 
 # --- bad tasks ------------------------------------------------------------------------------------------------------
@@ -340,7 +362,7 @@ def test_however_the_driver_ends_nothing_is_left(how: str, tmp_path: Path, monke
     what = "sys.exit(3)" if how == "exit" else "concurrent = [f.result() for f in futures]"
     text = BLOCK.format(what=what)
     if how == "abandoned":
-        text = "pool = sky.Compute(console=False).start()\nfuture = pool.submit(time.sleep, 100)\nprint('running')\n"
+        text = "pool = sky.Compute(console=False).start()\nprint('running')\n"
     script = _script(text, tmp_path)
     assert script.stdout is not None
     assert script.stdout.readline() == "running\n"
@@ -352,6 +374,44 @@ def test_however_the_driver_ends_nothing_is_left(how: str, tmp_path: Path, monke
     if how in ("exit", "abandoned"):
         assert script.returncode == (3 if how == "exit" else 0)
         assert "Traceback" not in errors
+    eventually(lambda: not _alive(mark), 10)
+
+
+WORK = """
+    def work(path):
+        while not os.path.exists(path + ".go"):
+            time.sleep(0.01)
+        open(path, "w").close()
+
+    pool = sky.Compute(concurrency=2).start()
+    futures = [pool.submit(work, {path!r} + str(number)) for number in range(3)]
+"""
+
+
+@pytest.mark.parametrize("end", ["", "del pool", "pool.shutdown(wait=False)", "sys.exit(0)"])
+def test_a_program_that_ends_finishes_what_was_submitted(end: str, tmp_path: Path) -> None:
+    """As executors of the standard library do, and it says what it waits for."""
+    path = str(tmp_path / "done")
+    script = _script(textwrap.dedent(WORK).format(path=path) + end, tmp_path)
+    assert script.stderr is not None
+    assert "has come to its end and waits for 3 tasks of sky-" in script.stderr.readline()
+    for number in range(3):
+        Path(f"{path}{number}.go").touch()
+    script.communicate(timeout=30)
+    assert script.returncode == 0
+    assert all(Path(f"{path}{number}").exists() for number in range(3))
+
+
+def test_ctrl_c_hurries_a_program_that_waits_at_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tasks of all its pools are given up."""
+    mark = os.getpid() * 1000 + 997
+    monkeypatch.setenv("SKY_TEST_MARK", str(mark))
+    work = textwrap.dedent(WORK).format(path=str(tmp_path / "never"))
+    script = _script(f"{work}other = sky.Compute(console=False).start()\nother.submit(time.sleep, 100)\n", tmp_path)
+    assert script.stderr is not None
+    assert "waits for" in script.stderr.readline()
+    script.send_signal(signal.SIGINT)
+    script.communicate(timeout=30)
     eventually(lambda: not _alive(mark), 10)
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, precondition, rule
 
 from skyward.core.schedule import (
+    Began,
     Cancelled,
     Expel,
     Finished,
@@ -27,6 +28,8 @@ from skyward.core.schedule import (
     Stop,
     Submitted,
     Verdict,
+    Withdraw,
+    Withdrawn,
 )
 
 
@@ -39,6 +42,9 @@ class ScheduleMachine(RuleBasedStateMachine):
         self.tasks: dict[int, Submitted] = {}
         self.settled: dict[int, Verdict] = {}
         self.cancelled: set[int] = set()
+        self.withdrawn: set[int] = set()
+        self.begun: set[int] = set()
+        self.stopped: set[int] = set()  # a node gave it up
         self.starts: dict[int, int] = {}
         self.free_starts: dict[int, int] = {}
         self.refused_by: dict[int, set[str]] = {}
@@ -60,6 +66,7 @@ class ScheduleMachine(RuleBasedStateMachine):
         for command in self.schedule.handle(event):
             if isinstance(command, Run):
                 assert command.task not in self.settled, "ran after it was settled"
+                assert command.task not in self.withdrawn or command.task in self.begun, "ran after it was withdrawn"
                 assert all(command.task not in out for out in self.out.values()), "runs twice at a time"
                 assert command.node not in self.expelled
                 assert command.node not in self.refused_by.get(command.task, ())
@@ -74,6 +81,9 @@ class ScheduleMachine(RuleBasedStateMachine):
             elif isinstance(command, Stop):
                 assert command.task in self.cancelled
                 self.out[command.node][command.task] = False
+            elif isinstance(command, Withdraw):
+                assert command.task in self.withdrawn - self.begun
+                assert self.out[command.node][command.task]
             elif isinstance(command, Recall):
                 assert 0 < command.most <= len(self.out[command.node]) - self.nodes[command.node]
                 assert command.node not in self.resting
@@ -92,11 +102,16 @@ class ScheduleMachine(RuleBasedStateMachine):
                 self.looking = True
             else:
                 assert isinstance(command, Settle)
-                assert command.task not in self.settled, "settled twice"
-                if command.verdict is Verdict.REFUSED:
-                    can = [self.tasks[command.task].node] if self.tasks[command.task].node else self.nodes
-                    assert set(can) - self.expelled <= self.refused_by[command.task]
-                self.settled[command.task] = command.verdict
+                self.settle(command)
+
+    def settle(self, command: Settle) -> None:
+        assert command.task not in self.settled, "settled twice"
+        if command.verdict is Verdict.REFUSED:
+            can = [self.tasks[command.task].node] if self.tasks[command.task].node else self.nodes
+            assert set(can) - self.expelled <= self.refused_by[command.task]
+        if command.verdict is Verdict.CANCELLED:
+            assert command.task in self.cancelled | self.stopped | (self.withdrawn - self.begun)
+        self.settled[command.task] = command.verdict
 
     def out_of(self, call: int) -> int:
         """How many tasks of a call are out there, as far as anybody wants them."""
@@ -164,6 +179,22 @@ class ScheduleMachine(RuleBasedStateMachine):
         self.handle(Cancelled(task))
         assert task in self.settled
 
+    @rule(task=tasks_in)
+    def withdraw(self, task: int) -> None:
+        out = any(task in tasks for tasks in self.out.values())
+        self.withdrawn.add(task)
+        self.handle(Withdrawn(task))
+        assert out or task in self.begun or task in self.settled
+
+    @rule(node=nodes_in, data=st.data())
+    def begin(self, node: str, data: st.DataObject) -> None:
+        """Any tasks that are out there, and one that is not known there."""
+        if self.out[node]:
+            tasks = data.draw(st.lists(st.sampled_from(sorted(self.out[node])), unique=True))
+            self.begun.update(tasks)
+            self.handle(Began(node, [*tasks, -1]))
+        self.handle(Began("nobody", [1]))
+
     @rule(task=tasks_in, outcome=st.sampled_from(Outcome), seconds=st.floats(0, 1), overhead=st.floats(0, 0.1))
     def finish(self, task: int, outcome: Outcome, seconds: float, overhead: float) -> None:
         node = next((name for name, out in self.out.items() if task in out), None)
@@ -180,6 +211,8 @@ class ScheduleMachine(RuleBasedStateMachine):
         if outcome is Outcome.REFUSED and wanted:
             self.refused_by.setdefault(task, set()).add(node)
             self.starts[task] -= 1
+        if outcome is Outcome.STOPPED:
+            self.stopped.add(task)
         self.handle(Finished(task, node, outcome, seconds, overhead))
         if wanted and outcome is Outcome.ANSWERED:
             assert self.settled[task] is Verdict.ANSWERED
@@ -402,6 +435,25 @@ def test_no_more_is_asked_for_than_slots_are_idle() -> None:
     again = schedule.handle(Returned(asked, []))  # nothing to be had there: the next
     assert [type(command) for command in again] == [Recall]
     assert again[0].node != asked
+
+
+def test_what_is_withdrawn_ends_unless_it_has_begun() -> None:
+    """One that waits here at once, one at a node as the node says; what runs goes on, though its process dies."""
+    schedule = Schedule()
+    _commands(schedule, NodeUp("a", 2), *[Submitted(i, 1) for i in (1, 2, 3)], Began("a", [1]))
+    withdrawn = _commands(schedule, *[Withdrawn(i) for i in (1, 2, 3, 3)])
+    assert withdrawn == [Withdraw("a", 2), Settle(3, Verdict.CANCELLED)]
+    assert schedule.handle(Finished(2, "a", Outcome.STOPPED)) == [Settle(2, Verdict.CANCELLED)]
+    assert schedule.handle(Finished(1, "a", Outcome.CRASHED)) == [Run("a", 1, False)]
+    assert schedule.handle(Finished(1, "a", Outcome.ANSWERED)) == [Settle(1, Verdict.ANSWERED)]
+
+
+@pytest.mark.parametrize("event", [Returned("a", [1]), NodeDown("a")])
+def test_what_was_withdrawn_and_comes_back_unbegun_is_cancelled(event: Any) -> None:
+    """It is not sent to another node."""
+    schedule = Schedule()
+    _commands(schedule, NodeUp("a", 1), NodeUp("b", 1), Submitted(1, 1), Withdrawn(1))
+    assert schedule.handle(event) == [Settle(1, Verdict.CANCELLED)]
 
 
 def test_innocent_tasks_of_a_shared_crash_run_alone_and_do_not_count_it() -> None:
