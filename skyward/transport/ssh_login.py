@@ -1,16 +1,17 @@
-"""Logging in to an SSH host: whose configuration counts, which keys are trusted, which are shown, what went wrong.
+"""One login to an SSH host: all that is decided before the first byte is sent, the attempt, and what went wrong.
 
 Host keys are always checked. asyncssh has several ways to skip that (``known_hosts=None``, ``UserKnownHostsFile none``,
 jump hosts that it opens by itself), so everything is decided here and handed to it complete: a function that knows the
-trusted keys, the keys to log in with, and the connection of the jump host as the tunnel.
+trusted keys, the keys to log in with, and the connection of the jump host as the tunnel. Which connections there are,
+and how many logins are under way, is the business of ssh_ways.py.
 """
 
 from __future__ import annotations
 
 import asyncio
-import getpass
-import ipaddress
+import fnmatch
 import os
+import re
 import shlex
 import socket
 from collections.abc import Mapping, Sequence
@@ -19,124 +20,111 @@ from pathlib import Path
 from typing import Any
 
 import asyncssh
+from asyncssh.encryption import get_encryption_algs
+from asyncssh.kex import get_kex_algs
+from asyncssh.mac import get_mac_algs
+from asyncssh.public_key import get_certificate_algs, get_public_key_algs
 
 from skyward.core.errors import HostKeyError, HostUnreachable, LoginRefused
 from skyward.core.spec import Endpoint, parse_address
+from skyward.transport.ssh_config import Settings, expand, expand_path, read_settings
+from skyward.transport.ssh_keys import Client, Keys, agent_of, agent_words, is_encrypted, read_keys
+from skyward.transport.ssh_known import Entries, KnownHosts, ask_command, read_revoked
 
-__all__ = ["log_in"]
+__all__ = ["Dropped", "Login", "attempt", "read_login"]
 
 _CIPHERS = "^aes128-gcm@openssh.com,aes256-gcm@openssh.com"  # measured: twice the speed of asyncssh's first choice
 _KEEPALIVE = 10.0  # seconds; a session pings more often, this ends links that no session watches
 _KEEPALIVES = 3  # unanswered ones after which the link counts as dead
-_HOPS = 8  # more jump hosts than this are taken for a loop
 _HOST_KEY_KINDS = (
     "ssh-ed25519", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521", "rsa-sha2-512", "rsa-sha2-256",
 )  # fmt: skip
+_KNOWN_HOSTS = ("~/.ssh/known_hosts", "~/.ssh/known_hosts2")
+_SYSTEM_KNOWN_HOSTS = ("/etc/ssh/ssh_known_hosts", "/etc/ssh/ssh_known_hosts2")
+# Words of the configuration without which a login would not be what was asked for: what to do instead.
+_UNSUPPORTED = {
+    "bindinterface": "is not supported here; write BindAddress with the interface's address",
+    "proxyusefdpass": "is not supported here; let ProxyCommand pass the bytes on itself",
+}
 
 
-async def log_in(endpoint: Endpoint) -> list[asyncssh.SSHClientConnection]:
-    """Connect to the jump hosts and the host itself, which is last. The caller bounds the time by cancelling.
-
-    Raises
-    ------
-    HostUnreachable, HostKeyError, LoginRefused
-        As their names say; never another type.
-    """
-    chain: list[asyncssh.SSHClientConnection] = []
-    try:
-        await _climb(endpoint, chain, 0)
-    except BaseException:
-        for connection in reversed(chain):
-            connection.abort()
-        raise
-    return chain
-
-
-async def _climb(endpoint: Endpoint, chain: list[asyncssh.SSHClientConnection], depth: int) -> None:
-    """Append the connections to `endpoint`'s jump hosts and to itself."""
-    if depth > _HOPS:
-        raise HostUnreachable(f"{endpoint}: more than {_HOPS} jump hosts; does ProxyJump lead in a circle?")
-    try:
-        login = await asyncio.to_thread(_read_login, endpoint)
-    except (asyncssh.Error, ValueError, TypeError, OSError, KeyError) as error:
-        raise LoginRefused(f"{endpoint}: can't prepare the login: {error}") from error
-    for number, hop in enumerate(login.jumps):
-        # As with ssh -J: the first hop may have jump hosts of its own in the configuration, the others are reached
-        # through the hop before them.
-        options = {**endpoint.options, "jump": None if number == 0 else "none", "host_key": None}
-        await _climb(replace(hop, options=options), chain, depth + 1)
-    chain.append(await _connect(login, chain[-1] if chain else None))
+class Dropped(HostUnreachable):
+    """The host ended the connection before it asked who we are: it may have too many logins under way."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Login:
-    """All that is decided about one login before the first byte is sent."""
+class Login:
+    """All that is decided about one login before the first byte is sent.
+
+    Attributes
+    ----------
+    endpoint, settings
+        What was asked for, and what is configured for it.
+    jumps
+        Hosts to go through, nearest first.
+    proxy
+        A command whose input and output lead to the host; empty for none.
+    known, keys
+        The keys that it may show, and those that we have.
+    arguments
+        What asyncssh is told besides.
+    """
 
     endpoint: Endpoint
-    name: str
-    """The real host name or address, after the configuration was asked."""
-    port: int
-    user: str
-    config: list[str]
-    jumps: list[Endpoint]
-    known: _KnownHosts
-    keys: list[str]
-    keys_are_asked_for: bool
-    """The keys were given by the caller: they are tried first, ssh-agent's only after them."""
-    agent: str
-    settings: asyncssh.SSHClientConnectionOptions
+    settings: Settings
+    jumps: tuple[Endpoint, ...]
+    proxy: str
+    known: KnownHosts
+    keys: Keys
+    arguments: Mapping[str, Any]
 
     @property
-    def known_as(self) -> tuple[str, int | None]:
-        """The host and port under which known_hosts has its key; port None for 22."""
-        return str(self.settings.config.get("HostKeyAlias") or self.name), None if self.port == 22 else self.port
+    def known_as(self) -> tuple[str, int]:
+        """The host and port under which known_hosts has its key."""
+        return _known_as(self.settings)
 
     def __str__(self) -> str:
-        host = f"[{self.name}]" if ":" in self.name else self.name
-        alias = f" ({self.endpoint.host})" if self.endpoint.host != self.name else ""
-        return f"{self.user}@{host}:{self.port}{alias}"
+        at = self.settings
+        host = f"[{at.name}]" if ":" in at.name else at.name
+        alias = f" ({self.endpoint.host})" if self.endpoint.host != at.name else ""
+        return f"{at.user}@{host}:{at.port}{alias}"
 
 
-def _read_login(endpoint: Endpoint) -> _Login:
-    """Read the configuration and key files; blocks."""
+def read_login(endpoint: Endpoint) -> Login:
+    """Read the configuration, the known hosts and the key files; blocks.
+
+    Raises
+    ------
+    LoginRefused
+        One of them can't be read, or asks for what is not supported.
+    """
+    try:
+        return _read_login(endpoint)
+    except (asyncssh.Error, ValueError, TypeError, OSError, KeyError) as error:
+        raise LoginRefused(f"{endpoint}: can't prepare the login: {error}") from error
+
+
+def _read_login(endpoint: Endpoint) -> Login:
     options = endpoint.options
-    config = _config_paths(options.get("config"))
-    settings = asyncssh.SSHClientConnectionOptions(
-        host=endpoint.host,
-        port=endpoint.port if endpoint.port is not None else (),
-        username=endpoint.user if endpoint.user is not None else (),
-        config=config,
-        client_keys=None,
-        known_hosts=asyncssh.SSHKnownHosts(),
-        x509_trusted_certs=None,
-        tunnel=None,
-        agent_path=None,
+    config = options.get("config")
+    files = None if config is None else [str(Path(path).expanduser()) for path in _strings(config)]
+    settings = read_settings(endpoint.host, endpoint.port, endpoint.user, files)
+    for word, advice in _UNSUPPORTED.items():
+        if settings.get(word) not in (None, "no"):
+            raise ValueError(f"{word} {settings.get(word)} of the ssh configuration {advice}")
+    if settings.get("pubkeyauthentication") in ("no", "false"):
+        raise ValueError("the ssh configuration says PubkeyAuthentication no, but there is no login without a key here")
+    jump = options.get("jump")
+    known = _read_known_hosts(settings, options)
+    return Login(
+        endpoint,
+        settings,
+        tuple(_jumps(endpoint, settings, jump)),
+        (settings.get("proxycommand") or "") if jump is None else "",
+        known,
+        read_keys(settings, _strings(options.get("keys"))),
+        _arguments(settings, options, known),
     )
-    get = settings.config.get
-    asked = _strings(options.get("keys"))
-    agent = get("IdentityAgent") or os.environ.get("SSH_AUTH_SOCK", "")
-    found = [str(Path(key).expanduser()) for key in _strings(get("IdentityFile"))]
-    return _Login(
-        endpoint=endpoint,
-        name=settings.host,
-        port=settings.port,
-        user=settings.username or getpass.getuser(),
-        config=config,
-        jumps=_jumps(endpoint, options.get("jump"), get("ProxyJump")),
-        known=_read_known_hosts(options, get),
-        # ssh too passes over identity files that do not exist, unless they were asked for
-        keys=[_readable(key) for key in asked] if asked else [key for key in found if Path(key).exists()],
-        keys_are_asked_for=bool(asked),
-        agent=str(Path(str(agent)).expanduser()) if agent and agent != "SSH_AUTH_SOCK" else "",
-        settings=settings,
-    )
-
-
-def _config_paths(value: object) -> list[str]:
-    if value is None:
-        default = Path("~/.ssh/config").expanduser()
-        return [str(default)] if os.access(default, os.R_OK) else []
-    return [str(Path(path).expanduser()) for path in _strings(value)]
 
 
 def _strings(value: object) -> list[str]:
@@ -150,170 +138,76 @@ def _strings(value: object) -> list[str]:
     return [os.fspath(item) for item in value]
 
 
-def _readable(key: str) -> str:
-    path = Path(key).expanduser()
-    with path.open("rb"):  # raises OSError, whose text names the file and what is wrong with it
-        return str(path)
-
-
-def _jumps(endpoint: Endpoint, asked: object, configured: object) -> list[Endpoint]:
+def _jumps(endpoint: Endpoint, settings: Settings, asked: object) -> list[Endpoint]:
     """The jump hosts, as ``-J`` spells them: with commas, maybe as ssh:// addresses, or "none"."""
-    text = str((asked if asked is not None else configured) or "none")
+    configured = settings.get("proxyjump")
+    text = str(asked) if asked is not None else expand(configured, settings.tokens) if configured else "none"
     if text.lower() == "none":
         return []
     hops = []
     for spec in text.split(","):
-        user, host, port = parse_address(spec.strip().removeprefix("ssh://").rstrip("/"), "jump")
+        address = spec.strip().removeprefix("ssh://").rstrip("/")
+        # ssh's answer has brackets around all hosts, while here they are for IPv6 only
+        user, host, port = parse_address(re.sub(r"\[([^:\]]*)\]", r"\1", address), "jump")
         hops.append(Endpoint("ssh", host, port, user))
     # `Host *` with `ProxyJump bastion` is a common slip; it can't mean that the bastion is reached through itself.
     loop = asked is None and (hops[-1].host, hops[-1].port) in {(endpoint.host, endpoint.port), (endpoint.host, None)}
     return [] if loop else hops
 
 
-# --- host keys ------------------------------------------------------------------------------------------------------
+def _known_as(settings: Settings) -> tuple[str, int]:
+    alias = settings.get("hostkeyalias")
+    return (alias, 22) if alias else (settings.name, settings.port)
 
 
-class _KnownHosts:
-    """Trusted host keys from known_hosts files, lines in that format, or one pinned key.
-
-    Lines that make no sense are passed over, as ssh does. A file that is missing holds no keys.
-    """
-
-    def __init__(self, lines: Sequence[tuple[str, str]], sources: Sequence[str], pinned: str | None = None) -> None:
-        self.sources = list(sources)
-        self.pinned = asyncssh.import_public_key(pinned) if pinned is not None else None
-        self._lines: list[tuple[str, asyncssh.SSHKnownHosts]] = []
-        for place, line in lines:
-            entry = asyncssh.SSHKnownHosts()
-            try:
-                entry.load(line)
-            except ValueError:
-                continue
-            self._lines.append((place, entry))
-
-    def match(self, host: str, address: str, port: int | None) -> tuple[list[Any], ...]:
-        """What asyncssh asks: trusted keys, trusted authorities, revoked keys (and the same for X.509: none)."""
-        found: tuple[list[Any], ...] = ([], [], [], [], [], [], [])
-        if self.pinned is not None:
-            found[0].append(self.pinned)
-            return found
-        for _, entry in self._lines:
-            for keys, more in zip(found[:3], _match(entry, host, address, port)[:3], strict=True):
-                keys.extend(more)
-        return found
-
-    def places(self, host: str, address: str, port: int | None) -> list[str]:
-        """The lines ("file line 3") with a key of this host."""
-        return [place for place, entry in self._lines if _match(entry, host, address, port)[0]]
-
-
-def _match(entry: asyncssh.SSHKnownHosts, host: str, address: str, port: int | None) -> Any:
-    try:
-        ipaddress.ip_address(address)
-    except ValueError:  # through a jump host the peer's address may be a name, which asyncssh's match rejects
-        address = ""
-    return entry.match(host, address, port)
-
-
-def _read_known_hosts(options: Mapping[str, object], get: Any) -> _KnownHosts:
+def _read_known_hosts(
+    settings: Settings, options: Mapping[str, object], shown: asyncssh.SSHKey | None = None
+) -> KnownHosts:
+    name, port = _known_as(settings)
     pinned = options.get("host_key")
     if pinned is not None:
-        return _KnownHosts([], ["the key given for it"], str(pinned))
+        return KnownHosts.pin(name, str(pinned))
+    tokens = settings.tokens
+    revoked = settings.get("revokedhostkeys")
+    bad = read_revoked(expand_path(revoked, tokens)) if revoked else []
     given = options.get("known_hosts")
     if isinstance(given, Sequence) and not isinstance(given, str):
-        return _KnownHosts([(f"known_hosts entry {n}", str(line)) for n, line in enumerate(given, 1)], ["known_hosts"])
+        numbered = [(f"known_hosts entry {number}", str(line)) for number, line in enumerate(given, 1)]
+        return replace(KnownHosts.look_up(name, port, [Entries(numbered)], [], bad), sources=("known_hosts",))
     if given is not None:
-        files = _strings(given)
-    else:
-        # `UserKnownHostsFile none` means an empty list, never "do not check"
-        files = _strings(get("UserKnownHostsFile", ["~/.ssh/known_hosts", "~/.ssh/known_hosts2"]))
-        files += _strings(get("GlobalKnownHostsFile", ["/etc/ssh/ssh_known_hosts"]))
-    lines = []
-    for file in files:
-        path = Path(file).expanduser()
-        try:
-            text = path.read_text(errors="replace")
-        except OSError:
-            continue
-        lines += [(f"{path} line {n}", line) for n, line in enumerate(text.splitlines(), 1)]
-    return _KnownHosts(lines, [str(Path(file).expanduser()) for file in files])
+        return KnownHosts.look_up(name, port, [], _paths(_strings(given), {}), bad)
+    # `UserKnownHostsFile none` means an empty list, never "do not check"
+    files = _paths(_or(settings.all("userknownhostsfile"), _KNOWN_HOSTS), tokens)
+    files += _paths(_or(settings.all("globalknownhostsfile"), _SYSTEM_KNOWN_HOSTS), tokens)
+    command = settings.get("knownhostscommand")
+    asked = [] if command is None else [ask_command(command, tokens, name, shown)]
+    return KnownHosts.look_up(name, port, asked, files, bad)
 
 
-class _Client(asyncssh.SSHClient):
-    """What asyncssh asks back while it connects."""
-
-    def __init__(self, login: _Login) -> None:
-        self._login = login
-        self._agent: asyncssh.SSHAgentClient | None = None
-        self.asked_agent = False
-        self.refused_key: asyncssh.SSHKey | None = None
-
-    def validate_host_public_key(self, host: str, addr: str, port: int, key: asyncssh.SSHKey) -> bool:
-        """Called for a key that is not trusted; it stays so, but the error can show it."""
-        self.refused_key = key
-        return False
-
-    async def public_key_auth_requested(self) -> Any:
-        """Called when all keys were tried: ssh-agent's keys, if they were not among them."""
-        login = self._login
-        only = login.settings.config.get("IdentitiesOnly")
-        if self.asked_agent or not login.keys_are_asked_for or not login.agent or only:
-            return None
-        self.asked_agent = True
-        try:
-            self._agent = await asyncssh.connect_agent(login.agent)
-            return list(await self._agent.get_keys())
-        except (asyncssh.Error, OSError, ValueError):
-            return None  # no agent is no error: the other keys were tried
-
-    def close(self) -> None:
-        """Let go of the agent; after the login it has signed what it had to."""
-        if self._agent is not None:
-            self._agent.close()
+def _or(values: Sequence[str] | None, others: Sequence[str]) -> Sequence[str]:
+    return others if values is None else [value for value in values if value.lower() != "none"]
 
 
-# --- connecting -----------------------------------------------------------------------------------------------------
+def _paths(files: Sequence[str], tokens: Mapping[str, str]) -> list[str]:
+    return [expand_path(file, tokens) if tokens else str(Path(file).expanduser()) for file in files]
 
 
-async def _connect(login: _Login, tunnel: asyncssh.SSHClientConnection | None) -> asyncssh.SSHClientConnection:
-    client = _Client(login)
-    try:
-        return await asyncssh.connect(
-            login.endpoint.host, tunnel=tunnel, client_factory=lambda: client, **_arguments(login)
-        )
-    except asyncssh.HostKeyNotVerifiable as error:
-        raise _host_key_error(login, client) from error
-    except (asyncssh.PermissionDenied, asyncssh.ProtocolError, asyncssh.KeyExchangeFailed) as error:
-        # ProtocolError is how OpenSSH answers too many keys; KeyExchangeFailed: no algorithm in common
-        raise await _login_refused(login, error) from error
-    except (asyncssh.KeyImportError, asyncssh.ConfigParseError, asyncssh.IllegalUserName) as error:
-        raise LoginRefused(f"{login}: can't prepare the login: {error}") from error
-    except socket.gaierror as error:
-        raise HostUnreachable(
-            f"{login}: the name {login.name!r} is not known ({error.strerror}); is it spelled right?"
-        ) from error
-    except (asyncssh.Error, OSError, ValueError) as error:
-        through = " through the jump host" if tunnel is not None else ""
-        raise HostUnreachable(
-            f"{login} can't be reached{through}: {_reason(error)}. Is the host up, does sshd listen there on port "
-            f"{login.port}, and does no firewall stand between?"
-        ) from error
-    finally:
-        client.close()
+# --- what asyncssh is told ------------------------------------------------------------------------------------------
 
 
-def _arguments(login: _Login) -> dict[str, Any]:
+def _arguments(settings: Settings, options: Mapping[str, object], known: KnownHosts) -> dict[str, Any]:
     """Everything that asyncssh would otherwise decide by itself."""
-    options = login.endpoint.options
     arguments: dict[str, Any] = {
-        "config": login.config,
-        "known_hosts": login.known.match,
+        "config": [],
+        "port": settings.port,
+        "username": settings.user,
+        "known_hosts": known.match,
         "x509_trusted_certs": None,
         "compression_algs": None,
         "keepalive_interval": _KEEPALIVE,
         "keepalive_count_max": _KEEPALIVES,
-        "client_keys": login.keys,
-        "ignore_encrypted": True,  # such keys may be in the agent
+        "client_keys": None,  # they, and the agent's, come from Client.public_key_auth_requested
+        "agent_path": None,
         "password_auth": False,
         "kbdint_auth": False,
         "host_based_auth": False,
@@ -322,26 +216,173 @@ def _arguments(login: _Login) -> dict[str, Any]:
         "preferred_auth": "publickey",
         "request_pty": False,
         "login_timeout": 0,  # the whole connect has a limit
+        "encryption_algs": _algorithms(settings, "ciphers", get_encryption_algs()) or _CIPHERS,
+        "env": _environment(settings),
     }
-    if login.endpoint.port is not None:
-        arguments["port"] = login.endpoint.port
-    if login.endpoint.user is not None:
-        arguments["username"] = login.endpoint.user
-    if login.keys_are_asked_for:
-        arguments["agent_path"] = None  # see _Client.public_key_auth_requested
-        arguments["agent_identities"] = None
-    if options.get("agent_forwarding") or (login.keys_are_asked_for and login.settings.config.get("ForwardAgent")):
-        arguments["agent_forwarding"] = login.agent
-    if login.settings.config.get("Ciphers") is None:
-        arguments["encryption_algs"] = _CIPHERS
-    host, port = login.known_as
-    known, authorities, *_ = login.known.match(host, "", port)
-    if known and not authorities and login.settings.config.get("HostKeyAlgorithms") is None:
+    supported = {
+        "kex_algs": ("kexalgorithms", get_kex_algs()),
+        "mac_algs": ("macs", get_mac_algs()),
+        "signature_algs": ("casignaturealgorithms", get_public_key_algs()),
+        "server_host_key_algs": ("hostkeyalgorithms", [*get_certificate_algs(), *get_public_key_algs()]),
+    }
+    for name, (word, names) in supported.items():
+        chosen = _algorithms(settings, word, names)
+        if chosen is not None:
+            arguments[name] = chosen
+    if "server_host_key_algs" not in arguments and known.keys and not known.authorities:
         # Kinds of key that are known first; the others after them, so that a host that lost its key shows the new one.
-        kinds = [algorithm.decode() for key in known for algorithm in key.sig_algorithms]
+        kinds = [algorithm.decode() for key in known.keys for algorithm in key.sig_algorithms]
         kinds = [kind for kind in kinds if kind in _HOST_KEY_KINDS]
         arguments["server_host_key_algs"] = list(dict.fromkeys([*kinds, *_HOST_KEY_KINDS]))
+    return {**arguments, **_line_arguments(settings), **_forwarding(settings, options)}
+
+
+def _line_arguments(settings: Settings) -> dict[str, Any]:
+    """What is configured about the connection below."""
+    arguments: dict[str, Any] = {}
+    family = {"inet": socket.AF_INET, "inet6": socket.AF_INET6}.get(settings.get("addressfamily") or "any")
+    if family is not None:
+        arguments["family"] = family
+    if bind := settings.get("bindaddress"):
+        arguments["local_addr"] = (bind, 0)
+    if settings.get("tcpkeepalive") == "no":
+        arguments["tcp_keepalive"] = False
+    if limit := settings.get("connecttimeout"):
+        arguments["connect_timeout"] = float(limit) or None
     return arguments
+
+
+def _forwarding(settings: Settings, options: Mapping[str, object]) -> dict[str, Any]:
+    """Whether, and which, agent commands on the host may use."""
+    configured = settings.get("forwardagent") or "no"
+    if options.get("agent_forwarding") or configured == "yes":
+        return {"agent_forwarding": agent_of(settings)}
+    if configured == "no":
+        return {}
+    return {"agent_forwarding": os.environ.get(configured[1:], "") if configured.startswith("$") else configured}
+
+
+def _algorithms(settings: Settings, word: str, supported: Sequence[bytes]) -> list[str] | str | None:
+    """Those of a configured list that asyncssh has too; None where nothing is configured."""
+    text = settings.get(word)
+    if text is None or text.startswith(("+", "-", "^")):  # signs are left only where asyncssh read the configuration
+        return text
+    names = {name.decode() for name in supported}
+    chosen = [name for name in text.split(",") if name in names]
+    if not chosen:
+        raise ValueError(f"none of the configured {word} ({text}) is supported here; {', '.join(sorted(names))} are")
+    return chosen
+
+
+def _environment(settings: Settings) -> dict[str, str]:
+    """The variables that SendEnv and SetEnv offer to the host, which takes what it likes."""
+    patterns = [pattern for line in settings.all("sendenv") or () for pattern in line.split()]
+    sent = {name: value for name, value in os.environ.items() if any(fnmatch.fnmatchcase(name, p) for p in patterns)}
+    given = (text.partition("=") for text in settings.all("setenv") or ())
+    return {**sent, **{name: value for name, _, value in given}}
+
+
+# --- connecting -----------------------------------------------------------------------------------------------------
+
+
+async def attempt(
+    login: Login,
+    *,
+    tunnel: asyncssh.SSHClientConnection | None = None,
+    hop: str = "",
+    sock: socket.socket | None = None,
+) -> asyncssh.SSHClientConnection:
+    """Log in, over a connection to the jump host called `hop`, over a socket, or directly.
+
+    Raises
+    ------
+    Dropped
+        The host ended the connection before it judged us; another try may do better.
+    HostUnreachable, HostKeyError, LoginRefused
+        As their names say; never another type.
+    """
+    client = Client(login.keys)
+    way: dict[str, Any] = {"sock": sock} if sock is not None else {"tunnel": tunnel}
+    try:
+        return await asyncssh.connect(login.settings.name, client_factory=lambda: client, **way, **login.arguments)
+    except asyncssh.HostKeyNotVerifiable as error:
+        known = await _ask_again(login, client)
+        if known is None:
+            raise _host_key_error(login, client) from error
+        again = replace(login, known=known, arguments={**login.arguments, "known_hosts": known.match})
+    except (asyncssh.Error, OSError, ValueError) as error:
+        raise await _mapped(login, client, error, hop) from error
+    finally:
+        client.close()
+    if sock is not None:
+        raise Dropped(f"{login}: its key is known now")  # the command must make another way
+    return await attempt(again, tunnel=tunnel, hop=hop)
+
+
+async def _ask_again(login: Login, client: Client) -> KnownHosts | None:
+    """Ask a KnownHostsCommand that wants to see the key; what it says, if it knows the key."""
+    command = login.settings.get("knownhostscommand") or ""
+    key = client.refused_key
+    asked = login.endpoint.options
+    if key is None or not any(token in command for token in ("%K", "%f", "%t")) or asked.get("known_hosts") is not None:
+        return None
+    try:
+        known = await asyncio.to_thread(_read_known_hosts, login.settings, asked, key)
+    except ValueError:
+        return None
+    return known if key in known.keys else None
+
+
+async def _mapped(
+    login: Login, client: Client, error: Exception, hop: str
+) -> HostUnreachable | HostKeyError | LoginRefused:
+    """The error of our tree for one of asyncssh's or the system's."""
+    refusals = (asyncssh.PermissionDenied, asyncssh.ProtocolError, asyncssh.KeyExchangeFailed)
+    if isinstance(error, asyncssh.ChannelOpenError):
+        return _no_way_on(login, error, hop)
+    if not client.began and _is_drop(error):
+        return Dropped(_dropped_text(login))
+    if isinstance(error, refusals):
+        # ProtocolError is how OpenSSH answers too many keys; KeyExchangeFailed: no algorithm in common
+        return await _login_refused(login, client, error)
+    if isinstance(error, (asyncssh.KeyImportError, asyncssh.ConfigParseError, asyncssh.IllegalUserName)):
+        return LoginRefused(f"{login}: can't prepare the login: {error}")
+    if isinstance(error, socket.gaierror):
+        return HostUnreachable(
+            f"{login}: the name {login.settings.name!r} is not known ({error.strerror}); is it spelled right?"
+        )
+    through = f" through the jump host {hop}" if hop else ""
+    return HostUnreachable(
+        f"{login} can't be reached{through}: {_reason(error)}. Is the host up, does sshd listen there on port "
+        f"{login.settings.port}, and does no firewall stand between?"
+    )
+
+
+def _is_drop(error: Exception) -> bool:
+    if isinstance(error, asyncssh.DisconnectError) and error.code == asyncssh.DISC_TOO_MANY_CONNECTIONS:
+        return True
+    return isinstance(error, (asyncssh.ConnectionLost, ConnectionResetError, BrokenPipeError))
+
+
+def _dropped_text(login: Login) -> str:
+    return (
+        f"{login} takes connections and ends them before the login. Its sshd may have too many logins under way "
+        "(MaxStartups in its sshd_config) or have banned this address for a while (PerSourcePenalties, fail2ban), or "
+        "something else listens there"
+    )
+
+
+def _no_way_on(login: Login, error: asyncssh.ChannelOpenError, hop: str) -> HostUnreachable:
+    """The jump host stands, but gives no way on."""
+    if error.code == asyncssh.OPEN_ADMINISTRATIVELY_PROHIBITED:
+        return HostUnreachable(
+            f"the jump host {hop} does not let us on to {login}: {error.reason} (its sshd_config must allow "
+            "AllowTcpForwarding, and PermitOpen this host, for the user there)"
+        )
+    return HostUnreachable(
+        f"{login} can't be reached from the jump host {hop}: {error.reason or 'nobody answers'}. Is the host up, does "
+        f"sshd listen there on port {login.settings.port}, and does no firewall stand between the two?"
+    )
 
 
 def _reason(error: BaseException) -> str:
@@ -352,28 +393,25 @@ def _reason(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
-def _host_key_error(login: _Login, client: _Client) -> HostKeyError:
-    host, port = login.known_as
-    name = host if port is None else f"[{host}]:{port}"
-    key = client.refused_key
+def _host_key_error(login: Login, client: Client) -> HostKeyError:
+    known, key = login.known, client.refused_key
     shown = f"a {key.get_algorithm()} key {key.get_fingerprint()}" if key else "a key that is revoked or can't be used"
-    files = " or ".join(login.known.sources[:2]) or "any known_hosts file"
-    if login.known.pinned is not None:
-        wanted = login.known.pinned.get_fingerprint()
+    files = " or ".join(known.sources[:2]) or "any known_hosts file"
+    if known.pinned:
         return HostKeyError(
-            f"{login} shows {shown}, but {wanted} was pinned for it: somebody may be intercepting the connection, or "
-            "the host was set up anew. Make sure which, and give the right key"
+            f"{login} shows {shown}, but {known.keys[0].get_fingerprint()} was pinned for it: somebody may be "
+            "intercepting the connection, or the host was set up anew. Make sure which, and give the right key"
         )
-    places = login.known.places(host, "" if login.jumps else login.name, port)
-    if places:
-        file = places[0].rpartition(" line ")[0]
-        how = f" (ssh-keygen -R {shlex.quote(name)} -f {shlex.quote(file)})" if file else ""
+    if known.places:
+        file = known.places[0].rpartition(" line ")[0]
+        how = f" (ssh-keygen -R {shlex.quote(known.name)} -f {shlex.quote(file)})" if file else ""
         return HostKeyError(
-            f"{login} shows {shown}, which is not the one in {', '.join(places)}: somebody may be intercepting the "
-            f"connection, or the host was set up anew. If you are sure of the latter, remove that line{how} "
+            f"{login} shows {shown}, which is not the one in {', '.join(known.places)}: somebody may be intercepting "
+            f"the connection, or the host was set up anew. If you are sure of the latter, remove that line{how} "
             "and add the new key"
         )
-    at = f"-p {port} {host}" if port else host
+    host, port = login.known_as
+    at = host if port == 22 else f"-p {port} {host}"
     return HostKeyError(
         f"{login} shows {shown}, and no key of it is in {files}. See by another way that this is the host's "
         f"fingerprint (on it: ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub), then add it: "
@@ -381,34 +419,26 @@ def _host_key_error(login: _Login, client: _Client) -> HostKeyError:
     )
 
 
-async def _login_refused(login: _Login, error: asyncssh.Error) -> LoginRefused:
-    tried = [*login.keys] if login.keys else ["the default keys in ~/.ssh"]
-    if login.agent:
-        tried.append(await _agent_keys(login.agent))
-    denied = isinstance(error, asyncssh.PermissionDenied)
-    why = "" if denied else f" ({error})"
-    encrypted = await asyncio.to_thread(lambda: [key for key in login.keys if _is_encrypted(key)])
+async def _login_refused(login: Login, client: Client, error: Exception) -> LoginRefused:
+    keys, user = login.keys, login.settings.user
+    if client.accepted:
+        return LoginRefused(
+            f"{login} took a key of {user!r}, and asks for {' or '.join(client.wanted)} besides (AuthenticationMethods "
+            "in its sshd_config): a second factor can't be given here, nor is a ControlMaster of ssh used. Ask its "
+            "administrator to let keys alone log in from this computer"
+        )
+    tried = [*keys.files] or ["no key file (there is none of the usual names in ~/.ssh)"]
+    if keys.agent:
+        tried.append(await agent_words(keys.agent))
+    why = "" if isinstance(error, asyncssh.PermissionDenied) else f" ({error})"
+    encrypted = await asyncio.to_thread(lambda: [key for key in keys.files if is_encrypted(key)])
     if encrypted:
         advice = f"{', '.join(encrypted)} has a passphrase: add it to ssh-agent (ssh-add {encrypted[0]})"
+    elif client.wanted and "publickey" not in client.wanted and not client.began:
+        advice = f"It takes no keys at all, only {', '.join(client.wanted)}; here only keys can be used"
     else:
-        advice = f"Is {login.user!r} the right user, and is one of the public keys in its ~/.ssh/authorized_keys there?"
-    return LoginRefused(f"{login} refused the login of {login.user!r}{why}; tried {', '.join(tried)}. {advice}")
-
-
-def _is_encrypted(key: str) -> bool:
-    try:
-        asyncssh.read_private_key(key)
-    except asyncssh.KeyEncryptionError:
-        return True
-    except (asyncssh.KeyImportError, OSError) as error:
-        return "assphrase" in str(error)  # asyncssh has no type of its own for a missing passphrase
-    return False
-
-
-async def _agent_keys(path: str) -> str:
-    try:
-        async with asyncio.timeout(2), await asyncssh.connect_agent(path) as agent:
-            names = [key.get_comment() or "unnamed" for key in await agent.get_keys()]
-    except (asyncssh.Error, OSError, ValueError):
-        return "ssh-agent (which does not answer)"
-    return f"ssh-agent's {len(names)} keys ({', '.join(names)})" if names else "ssh-agent (which has no keys)"
+        advice = f"Is {user!r} the right user, and is one of the public keys in its ~/.ssh/authorized_keys there?"
+    passed_over = f"; passed over: {', '.join(keys.passed_over)}" if keys.passed_over else ""
+    if provider := login.settings.get("pkcs11provider"):
+        passed_over += f"; keys of PKCS11Provider are used from ssh-agent only (ssh-add -s {provider})"
+    return LoginRefused(f"{login} refused the login of {user!r}{why}; tried {', '.join(tried)}{passed_over}. {advice}")

@@ -39,8 +39,6 @@ KbdInteractiveAuthentication no
 AllowTcpForwarding yes
 AllowStreamLocalForwarding yes
 AllowAgentForwarding yes
-MaxSessions 1000
-MaxStartups 1000
 PrintMotd no
 PrintLastLog no
 Subsystem sftp internal-sftp
@@ -64,6 +62,7 @@ class Options(TypedDict, total=False):
     disk: str
     readonly_home: bool
     authorized: bool
+    sshd: tuple[str, ...]
     files: Mapping[str, str | Path]
     delay: float
     rate: float
@@ -89,6 +88,9 @@ class HostOptions:
     """/root and /home cannot be written."""
     authorized: bool = True
     """The lab's key may log in."""
+    sshd: tuple[str, ...] = ()
+    """Lines of sshd's configuration that come before the others, of which the first of a kind counts. What neither
+    says is OpenSSH's default: MaxStartups, MaxSessions, MaxAuthTries, LoginGraceTime."""
     files: Mapping[str, str | Path] = field(default_factory=dict)
     """Path in the host -> file or folder of this machine to show there, read-only."""
     delay: float = 0.0
@@ -182,7 +184,8 @@ def _plant_etc(etc: Path, name: str, address: str, options: HostOptions) -> None
     _write_lines(etc / "hostname", [name])
     _write_lines(etc / "hosts", ["127.0.0.1 localhost", f"{address} {name}"])
     _write_lines(etc / "resolv.conf", [])
-    config = _SSHD_CONFIG.format(host_key=HOST_KEY, path=search_path(options))
+    config = "".join(f"{line}\n" for line in options.sshd)
+    config += _SSHD_CONFIG.format(host_key=HOST_KEY, path=search_path(options))
     if _has_penalties():
         config += "PerSourcePenalties no\n"
     (etc / "ssh" / "sshd_config").write_text(config)

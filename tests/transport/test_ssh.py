@@ -221,7 +221,7 @@ def test_aliases_of_the_configuration_are_honoured(lab, fresh_host, tmp_path):
     place = Endpoint("ssh", "box", None, None, {"config": str(config)})
     assert over(place, "whoami")[0].stdout == "ann\n"
     config.write_text("Host *\n  Port many\n")
-    assert "Port" in refusal(place, LoginRefused)
+    assert "config line 2: Bad port" in refusal(place, LoginRefused)
 
 
 def test_jump_hosts_are_gone_through_and_their_keys_checked_too(lab, lab_hosts, fresh_host, tmp_path):

@@ -1,0 +1,217 @@
+"""The keys that are shown to a host, in which order, and what asyncssh asks back while it connects."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import asyncssh
+
+from skyward.transport.ssh_config import Settings, expand, expand_path
+
+__all__ = ["Client", "Keys", "agent_of", "agent_words", "is_encrypted", "read_keys"]
+
+_DEFAULTS = ("id_rsa", "id_ecdsa", "id_ecdsa_sk", "id_ed25519", "id_ed25519_sk")  # as ssh tries them
+_AGENT_LIMIT = 2.0  # seconds for an ssh-agent's answer where it is only to be named
+_FAILURE = 51  # the number of SSH_MSG_USERAUTH_FAILURE (RFC 4252)
+
+
+@dataclass(frozen=True)
+class Keys:
+    """What one login has to show.
+
+    Attributes
+    ----------
+    files
+        The key files that were found.
+    asked
+        They were named by the caller: they are tried first, ssh-agent's after them.
+    pairs
+        Those of them that can be used without the agent.
+    publics
+        The public keys of all of them, in order; the agent may hold the other halves.
+    passed_over
+        Files that could not be used, and why.
+    only
+        Nothing of the agent's but these.
+    agent
+        Address of ssh-agent; empty for none.
+    """
+
+    files: tuple[str, ...] = ()
+    asked: bool = False
+    pairs: tuple[asyncssh.SSHKeyPair, ...] = field(default=(), repr=False)
+    publics: tuple[bytes, ...] = field(default=(), repr=False)
+    passed_over: tuple[str, ...] = ()
+    only: bool = False
+    agent: str = ""
+
+    def order(self, held: Sequence[asyncssh.SSHKeyPair]) -> list[asyncssh.SSHKeyPair]:
+        """The keys to show, given those that the agent holds; as ssh does, as a host counts each try."""
+        place = {public: number for number, public in enumerate(self.publics)}
+        ours = sorted((k for k in held if k.key_public_data in place), key=lambda k: place[k.key_public_data])
+        others = [] if self.only else [key for key in held if key.key_public_data not in place]
+        if self.asked:
+            return [*self.pairs, *ours, *others]
+        covered = {key.key_public_data for key in ours}
+        return [*ours, *others, *(pair for pair in self.pairs if pair.key_public_data not in covered)]
+
+
+def read_keys(settings: Settings, asked: Sequence[str]) -> Keys:
+    """Read the key files; blocks.
+
+    Raises
+    ------
+    ValueError, OSError, asyncssh.Error
+        A file that was asked for can't be read, or holds no key.
+    """
+    tokens = settings.tokens
+    configured = [expand_path(path, tokens) for path in settings.all("identityfile") or () if path != "none"]
+    if settings.all("identityfile") is None:
+        configured = [str(Path("~/.ssh").expanduser() / name) for name in _DEFAULTS]
+    # ssh too passes over identity files that do not exist, unless they were asked for
+    files = [str(Path(key).expanduser()) for key in asked] or [path for path in configured if Path(path).exists()]
+    certificates = [expand_path(path, tokens) for path in settings.all("certificatefile") or ()]
+    certificates = [path for path in certificates if Path(path).exists()]
+    pairs: list[asyncssh.SSHKeyPair] = []
+    publics: list[bytes] = []
+    passed_over: list[str] = []
+    for file in files:
+        try:
+            found = _load(file, certificates)
+        except (asyncssh.Error, ValueError, OSError) as error:
+            if asked:
+                raise
+            passed_over.append(f"{file} ({error})")
+            continue
+        pairs += found
+        publics += [pair.key_public_data for pair in found] or _public(file)
+    return Keys(
+        tuple(files),
+        bool(asked),
+        tuple(pairs),
+        tuple(dict.fromkeys(publics)),
+        tuple(passed_over),
+        settings.get("identitiesonly") == "yes",
+        agent_of(settings),
+    )
+
+
+def _load(file: str, certificates: Sequence[str]) -> Sequence[asyncssh.SSHKeyPair]:
+    """The pairs of a private key file; none of a public key, or of one with a passphrase: the agent may have it."""
+    with Path(file).open("rb"):  # raises OSError, whose text names the file and what is wrong with it
+        pass
+    try:
+        return asyncssh.load_keypairs([file], certlist=list(certificates), ignore_encrypted=True)
+    except asyncssh.KeyImportError:
+        if _public(file):
+            return ()
+        raise
+
+
+def _public(file: str) -> list[bytes]:
+    for path in (f"{file}.pub", file):
+        try:
+            return [asyncssh.read_public_key(path).public_data]
+        except (asyncssh.KeyImportError, OSError):
+            continue
+    return []
+
+
+def agent_of(settings: Settings) -> str:
+    """Where ssh-agent listens; empty for none."""
+    values = settings.all("identityagent")
+    configured = values[0] if values else "SSH_AUTH_SOCK"
+    if configured == "none":
+        return ""
+    if configured.startswith("$") and not configured.startswith("${"):
+        return os.environ.get(configured[1:], "")
+    if configured == "SSH_AUTH_SOCK":
+        return os.environ.get("SSH_AUTH_SOCK", "")
+    return str(Path(expand(configured, settings.tokens)).expanduser())
+
+
+class Client(asyncssh.SSHClient):
+    """What asyncssh asks back while it connects, and what it leaves unsaid when that fails."""
+
+    def __init__(self, keys: Keys) -> None:
+        self._keys = keys
+        self._agent: asyncssh.SSHAgentClient | None = None
+        self._asked = False
+        self.refused_key: asyncssh.SSHKey | None = None
+        self.accepted = False
+        """A key was taken, but the host asks for more."""
+        self.wanted: tuple[str, ...] = ()
+        """The methods by which the host would go on, as it said last."""
+
+    @property
+    def began(self) -> bool:
+        """Whether the host let the login begin; if not, it did not come to judge the user or a key."""
+        return self._asked
+
+    def connection_made(self, conn: asyncssh.SSHClientConnection) -> None:
+        """Called once bytes can be exchanged. asyncssh does not tell when a method is not enough, so we listen in."""
+        heard = getattr(conn, "log_received_packet", None)
+        if heard is None:  # another version of it: only a message gets poorer
+            return
+
+        def hear(kind: int, number: int | None, packet: bytes | asyncssh.packet.SSHPacket, note: str = "") -> None:
+            if kind == _FAILURE and not isinstance(packet, bytes):
+                self._hear_failure(packet.get_full_payload())
+            heard(kind, number, packet, note)
+
+        conn.log_received_packet = hear  # type: ignore[method-assign,assignment]
+
+    def _hear_failure(self, payload: bytes) -> None:
+        length = int.from_bytes(payload[1:5], "big")
+        self.wanted = tuple(payload[5 : 5 + length].decode("ascii", "replace").split(","))
+        self.accepted |= payload[5 + length : 6 + length] == b"\1"
+
+    def validate_host_public_key(self, host: str, addr: str, port: int, key: asyncssh.SSHKey) -> bool:
+        """Called for a key that is not trusted; it stays so, but the error can show it."""
+        self.refused_key = key
+        return False
+
+    async def public_key_auth_requested(self) -> Any:
+        """Called when the host takes keys, and again when all were tried."""
+        if self._asked:
+            return None
+        self._asked = True
+        held: Sequence[asyncssh.SSHKeyPair] = ()
+        if self._keys.agent:
+            try:
+                self._agent = await asyncssh.connect_agent(self._keys.agent)
+                held = await self._agent.get_keys()
+            except (asyncssh.Error, OSError, ValueError):
+                held = ()  # no agent is no error: there may be other keys
+        return self._keys.order(held) or None
+
+    def close(self) -> None:
+        """Let go of the agent; after the login it has signed what it had to."""
+        if self._agent is not None:
+            self._agent.close()
+
+
+def is_encrypted(key: str) -> bool:
+    """Whether a key file has a passphrase; blocks."""
+    try:
+        asyncssh.read_private_key(key)
+    except asyncssh.KeyEncryptionError:
+        return True
+    except (asyncssh.KeyImportError, OSError) as error:
+        return "assphrase" in str(error)  # asyncssh has no type of its own for a missing passphrase
+    return False
+
+
+async def agent_words(path: str) -> str:
+    """The agent and its keys, for a message."""
+    try:
+        async with asyncio.timeout(_AGENT_LIMIT), await asyncssh.connect_agent(path) as agent:
+            names = [key.get_comment() or "unnamed" for key in await agent.get_keys()]
+    except (asyncssh.Error, OSError, ValueError):
+        return "ssh-agent (which does not answer)"
+    return f"ssh-agent's {len(names)} keys ({', '.join(names)})" if names else "ssh-agent (which has no keys)"

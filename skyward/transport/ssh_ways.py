@@ -1,0 +1,321 @@
+"""The connections to hosts and through others: one to each jump host, shared by all that lies behind it.
+
+A host's sshd lets only so many log in at a time (MaxStartups: from ten on it drops some at random). So a jump host is
+logged in to once, however many hosts are behind it; few logins are under way to the same host; and what was dropped
+before the login began is tried again. How one login is made is in ssh_login.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import shlex
+import signal
+import socket
+import subprocess
+import tempfile
+import weakref
+from collections.abc import Awaitable, Callable, Hashable, Iterator, Sequence
+from dataclasses import replace
+from typing import IO, ClassVar
+
+import asyncssh
+
+from skyward.core.errors import HostKeyError, HostUnreachable, LoginRefused
+from skyward.core.spec import Endpoint
+from skyward.transport.ssh_config import expand
+from skyward.transport.ssh_login import Dropped, Login, attempt, read_login
+from skyward.transport.ssh_stream import Line
+
+__all__ = ["Progress", "Way", "Ways"]
+
+_AT_A_TIME = 6  # logins under way to one host; sshd begins to drop at ten, and others log in too
+_TRIES = 9  # of a host that drops connections: some 25 s
+_PROXY_TRIES = 4  # of a command, whose end looks the same as a drop whatever it died of
+_PAUSE, _LONGEST_PAUSE = 0.25, 6.0  # seconds before the second try, twice as long before each further one
+_HOPS = 8  # more jump hosts than this are taken for a loop
+_GOODBYE = 2.0  # seconds that an orderly end may take; a dead line gives no answer
+
+
+class Progress:
+    """What a login is waiting for, to be told when the time is up."""
+
+    def __init__(self, at: str) -> None:
+        self.at = at
+        self.is_jump = False
+
+
+class Way:
+    """A connection to a host, with what it goes over."""
+
+    def __init__(
+        self, connection: asyncssh.SSHClientConnection, below: _Shared | None = None, proxy: _Proxy | None = None
+    ) -> None:
+        self.connection = connection
+        self.line = Line(connection, below.line if below is not None else None)
+        self._leases: list[_Shared] = []
+        self._proxy = proxy
+
+    def keep(self, leases: Sequence[_Shared]) -> None:
+        """Hold the connections to jump hosts until it ends."""
+        self._leases += leases
+
+    async def close(self) -> None:
+        """End it; the connections to jump hosts end with the last that goes over them. May be repeated."""
+        leases, self._leases = self._leases, []
+        proxy, self._proxy = self._proxy, None
+        self.connection.close()
+        try:
+            async with asyncio.timeout(_GOODBYE):
+                await self.connection.wait_closed()
+        except BaseException as error:  # cancelled too: nothing may be left open
+            self.connection.abort()
+            if not isinstance(error, TimeoutError):
+                raise
+        finally:
+            if proxy is not None:
+                proxy.end()
+            for lease in reversed(leases):
+                await lease.leave()
+
+
+class _Shared:
+    """A connection to a jump host, and how many use it; it ends with the last of them."""
+
+    coming: asyncio.Task[Way]
+
+    def __init__(self, key: Hashable, table: dict[Hashable, _Shared], name: str) -> None:
+        self.key, self.name = key, name
+        self.waits_for: _Shared | None = None  # another jump host, before it
+        self._table = table
+        self._users = 0
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether it may still serve: it is coming, or stands."""
+        if not self.coming.done():
+            return True
+        failed = self.coming.cancelled() or self.coming.exception() is not None
+        return not failed and not self.coming.result().connection.is_closed()
+
+    @property
+    def connection(self) -> asyncssh.SSHClientConnection:
+        """The connection, once it has come."""
+        return self.coming.result().connection
+
+    @property
+    def line(self) -> Line:
+        """Its line, once it has come."""
+        return self.coming.result().line
+
+    def leads_to(self, other: _Shared | None) -> bool:
+        """Whether it is, or waits for, that one."""
+        at: _Shared | None = self
+        while at is not None and at is not other:
+            at = at.waits_for
+        return at is not None
+
+    async def enter(self) -> None:
+        """Use it; waits until it stands. Where it fails, it need not be left.
+
+        Raises
+        ------
+        HostUnreachable, HostKeyError, LoginRefused
+            As those who wait together would have met each.
+        """
+        self._users += 1
+        try:
+            await asyncio.shield(self.coming)
+        except BaseException:
+            await self.leave()
+            raise
+
+    async def leave(self) -> None:
+        """Use it no more."""
+        self._users -= 1
+        if self._users:
+            return
+        if self._table.get(self.key) is self:
+            del self._table[self.key]
+        self.coming.cancel()  # nothing, if it has come
+        await asyncio.wait([self.coming])
+        if not self.coming.cancelled() and self.coming.exception() is None:
+            await self.coming.result().close()
+
+
+class Ways:
+    """All logins of one event loop. Belongs to it."""
+
+    _all: ClassVar[weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Ways]] = weakref.WeakKeyDictionary()
+
+    def __init__(self) -> None:
+        self._shared: dict[Hashable, _Shared] = {}
+        self._doors: weakref.WeakValueDictionary[Hashable, asyncio.Semaphore] = weakref.WeakValueDictionary()
+
+    @classmethod
+    def here(cls) -> Ways:
+        """Those of the running loop."""
+        return cls._all.setdefault(asyncio.get_running_loop(), cls())
+
+    async def log_in(
+        self, endpoint: Endpoint, progress: Progress, inside: _Shared | None = None, depth: int = 0
+    ) -> Way:
+        """Connect to the jump hosts and the host itself. The caller bounds the time by cancelling.
+
+        Parameters
+        ----------
+        inside
+            The shared connection that this is to be, if it is one.
+
+        Raises
+        ------
+        HostUnreachable, HostKeyError, LoginRefused
+            As their names say; never another type. The text names the machine that failed, be it a jump host.
+        """
+        if depth > _HOPS:
+            raise _circle(endpoint)
+        login = await asyncio.to_thread(read_login, endpoint)
+        leases: list[_Shared] = []
+        try:
+            for number, jump in enumerate(login.jumps):
+                # As with ssh -J: the first hop may have jump hosts of its own in the configuration, the others are
+                # reached through the hop before them.
+                options = {**endpoint.options, "jump": None if number == 0 else "none", "host_key": None}
+                hop = replace(jump, options=options)
+                progress.at, progress.is_jump = f"the jump host {hop}", True
+                leases.append(await self._go_through(hop, endpoint, leases[-1:], inside, depth))
+            progress.at, progress.is_jump = f"{login}", False
+            way = await self._enter(login, leases[-1] if leases else None)
+            way.keep(leases)
+            return way
+        except BaseException:
+            for lease in reversed(leases):
+                await lease.leave()
+            raise
+
+    async def _go_through(
+        self, hop: Endpoint, to: Endpoint, before: Sequence[_Shared], inside: _Shared | None, depth: int
+    ) -> _Shared:
+        """The connection to a jump host: one for all, and all hear of its failure."""
+        key = (before[-1].key if before else None, str(hop), repr(sorted(hop.options.items())))
+        shared = self._shared.get(key)
+        if shared is None or not shared.is_usable:
+            shared = self._shared[key] = _Shared(key, self._shared, str(hop))
+            approach = self._through(hop, before[-1]) if before else self.log_in(hop, Progress(""), shared, depth + 1)
+            shared.coming = asyncio.ensure_future(approach)
+        elif inside is not None and shared.leads_to(inside):
+            raise _circle(to)
+        if inside is not None:
+            inside.waits_for = shared
+        try:
+            await shared.enter()
+        except (HostUnreachable, HostKeyError, LoginRefused) as error:
+            raise type(error)(f"{error}\nIt is the jump host on the way to {to}") from error
+        finally:
+            if inside is not None:
+                inside.waits_for = None
+        return shared
+
+    async def _through(self, hop: Endpoint, before: _Shared) -> Way:
+        """To a jump host through another; who waits for this holds that other."""
+        return await self._enter(await asyncio.to_thread(read_login, hop), before)
+
+    async def _enter(self, login: Login, hop: _Shared | None) -> Way:
+        """Log in to one host, again and again while it drops us."""
+        place = (hop.key if hop else None, login.proxy or (login.settings.name, login.settings.port))
+        door = self._doors.setdefault(place, asyncio.Semaphore(_AT_A_TIME))
+
+        async def once() -> Way:
+            async with door:
+                if hop is not None:
+                    return Way(await attempt(login, tunnel=hop.connection, hop=hop.name), hop)
+                return await _by_command(login) if login.proxy else Way(await attempt(login))
+
+        return await _insist(once, _PROXY_TRIES if login.proxy else _TRIES)
+
+
+def _circle(endpoint: Endpoint) -> HostUnreachable:
+    return HostUnreachable(f"{endpoint}: ProxyJump leads in a circle, or through more than {_HOPS} hosts")
+
+
+async def _insist(once: Callable[[], Awaitable[Way]], tries: int) -> Way:
+    """Try again while connections are dropped."""
+    for pause in _pauses(tries):
+        try:
+            return await once()
+        except Dropped as error:
+            if pause is None:
+                raise HostUnreachable(str(error)) from error
+            await asyncio.sleep(pause)
+    raise AssertionError("the last pause is None")
+
+
+def _pauses(tries: int) -> Iterator[float | None]:
+    """Seconds to wait after each try, uneven, so that those who were dropped together do not come back together."""
+    for number in range(tries - 1):
+        yield min(_PAUSE * 2**number, _LONGEST_PAUSE) * random.uniform(0.5, 1.5)  # noqa: S311 - no secret
+    yield None
+
+
+# --- ProxyCommand ---------------------------------------------------------------------------------------------------
+
+
+class _Proxy:
+    """A ProxyCommand that runs; its input and output are one socket, which slows us down where it is slow."""
+
+    def __init__(self, command: str) -> None:
+        ours, theirs = socket.socketpair()
+        self.sock = ours
+        self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the command runs
+        shell = os.environ.get("SHELL") or "/bin/sh"
+        with theirs:
+            self._process = subprocess.Popen(
+                [shell, "-c", f"exec {command}"],
+                stdin=theirs.fileno(),
+                stdout=theirs.fileno(),
+                stderr=self._errors,
+                start_new_session=True,
+            )
+
+    def said(self) -> str:
+        """The end of what it wrote to its standard error."""
+        self._errors.seek(0)
+        return self._errors.read().decode(errors="replace").strip()[-500:]
+
+    def end(self) -> None:
+        """End it and its children; asyncssh has closed the socket."""
+        self.sock.close()
+        self._errors.close()
+        with contextlib.suppress(OSError):
+            os.killpg(self._process.pid, signal.SIGTERM)
+        asyncio.get_running_loop().run_in_executor(None, self._reap)
+
+    def _reap(self) -> None:
+        try:
+            self._process.wait(_GOODBYE)
+        except subprocess.TimeoutExpired:
+            with contextlib.suppress(OSError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+
+
+async def _by_command(login: Login) -> Way:
+    tokens = login.settings.tokens
+    try:
+        command = expand(login.proxy, tokens, environment=False)
+        proxy = _Proxy(command)
+    except (OSError, ValueError) as error:
+        raise LoginRefused(f"{login}: can't run ProxyCommand {shlex.quote(login.proxy)}: {error}") from error
+    try:
+        return Way(await attempt(login, sock=proxy.sock), proxy=proxy)
+    except BaseException as error:
+        said = proxy.said()
+        proxy.end()
+        if isinstance(error, HostUnreachable):
+            what = "ended before the login" if isinstance(error, Dropped) else f"did not lead there ({error})"
+            raise type(error)(
+                f"{login} can't be reached: ProxyCommand {command!r} {what}; it said: {said or 'nothing'}"
+            ) from error
+        raise
