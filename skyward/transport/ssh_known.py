@@ -62,11 +62,12 @@ class Entries:
     def _add(self, place: str, text: str) -> None:
         if not text or text.startswith("#"):
             return
-        marker, _, rest = text.partition(" ") if text.startswith("@") else ("", "", text)
-        hosts, *key = rest.split(None, 1)
-        if marker not in _MARKERS or not key:
+        fields = text.split(None, 2 if text.startswith("@") else 1)
+        marker = fields.pop(0) if text.startswith("@") else ""
+        if marker not in _MARKERS or len(fields) != 2:
             return
-        line = _Line(place, _MARKERS[marker], key[0])
+        hosts, key = fields
+        line = _Line(place, _MARKERS[marker], key)
         if hosts.startswith("|1|"):
             try:
                 salt, digest = (base64.b64decode(part, validate=True) for part in hosts[3:].split("|"))
