@@ -90,6 +90,8 @@ def reduce_array(array: Any, numpy: Any, large: int | None, mode: str, named: Na
         reduced = _reduce_window(array, window, numpy, named)
         if reduced is not None:
             return reduced
+        if getattr(window.holder, "mode", None) == "c" and _may_write(array):
+            mode = "c"  # as it is the caller's to write into and seen by nobody else, so it is the task's
     known = type(array) in (numpy.ndarray, numpy.memmap)
     if not known or array.dtype.hasobject or large is None or array.nbytes < large:
         # A map of a file here is a plain array there; as a subclass numpy would also swap its bytes.

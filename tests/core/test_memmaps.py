@@ -102,7 +102,7 @@ def test_a_read_only_map_is_opened_read_only(make: Callable[..., Any]) -> None:
     assert back[1] == 71
 
 
-def test_copies_and_copy_on_write_maps_are_private(make: Callable[..., Any]) -> None:
+def test_copies_and_copy_on_write_maps_are_private(make: Callable[..., Any], tmp_path: Path) -> None:
     """What the caller wrote into such a map is in no file, and must arrive."""
     array = make()
     private = np.memmap(array.filename, dtype="f8", mode="c")
@@ -112,6 +112,11 @@ def test_copies_and_copy_on_write_maps_are_private(make: Callable[..., Any]) -> 
         assert back.tolist() == value.tolist()
         back[1] = 71
     assert array[1] == 1
+    (tmp_path / "blob").write_bytes(private.tobytes())
+    head, _ = payload.dumps(private, large=1, mode="r")
+    back = payload.loads(head, [np.memmap(tmp_path / "blob", dtype="u1", mode="c")])
+    back[1] = 71
+    assert back[:3].tolist() == [70, 71, 2]
 
 
 class Scaled(np.memmap):  # type: ignore[type-arg,misc]

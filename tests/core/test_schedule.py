@@ -388,6 +388,16 @@ def test_a_limit_below_zero_follows_the_slots() -> None:
         assert out() == [3]
 
 
+def test_how_many_tasks_of_a_call_run_at_a_time_follows_the_slots() -> None:
+    schedule = Schedule()
+    schedule.handle(NodeUp("n0", 2))
+    assert [schedule.at_a_time(limit) for limit in (None, 1, 5, -1, -9)] == [2, 1, 2, 1, 1]
+    schedule.handle(NodeUp("n1", 4))
+    assert [schedule.at_a_time(limit) for limit in (None, 1, 5, -1, -9)] == [6, 1, 5, 5, 1]
+    schedule.handle(NodeDown("n1"))
+    assert schedule.at_a_time(None) == 2
+
+
 def test_short_tasks_are_held_ahead_long_ones_are_not() -> None:
     """A node holds more than its slots only where a round trip costs more than the task."""
     for seconds, most in ((0.0001, 16), (5.0, 1)):
