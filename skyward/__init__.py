@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from skyward.core.spec import S3Volume as S3Volume
     from skyward.core.spec import Volume as Volume
     from skyward.core.spec import Worker as Worker
+    from skyward.core.whoami import current_worker as current_worker
     from skyward.providers.aws import AWS as AWS
     from skyward.providers.libcloud import Libcloud as Libcloud
     from skyward.providers.local import Local as Local
@@ -102,6 +103,7 @@ __all__ = [
     "WorkerCrashed",
     "__version__",
     "compute",
+    "current_worker",
     "gather",
     "integrations",
     "plugins",
@@ -125,6 +127,7 @@ _HOME = {
     "Volume": "skyward.core.spec:Volume",
     "Worker": "skyward.core.spec:Worker",
     "compute": "skyward.core.function:compute",
+    "current_worker": "skyward.core.whoami:current_worker",
     "gather": "skyward.core.function:gather",
     "integrations": "skyward.integrations",
     "plugins": "skyward.plugins",

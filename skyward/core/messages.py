@@ -133,6 +133,8 @@ class Setup(NamedTuple):
     identity
         What the node shows and asks of its peers: ``authority`` and ``certificate`` (with its key) in PEM, and the
         ``host`` by which the owner reaches the node. None: it neither listens to peers nor asks them.
+    argv
+        The owner's ``sys.argv``, which modules that tasks import may read.
     """
 
     node: str
@@ -148,6 +150,7 @@ class Setup(NamedTuple):
     orphan_timeout: float
     shares: bool = False
     identity: dict[str, str] | None = None
+    argv: list[str] = []  # noqa: RUF012 - nobody changes it
 
 
 class Ready(NamedTuple):

@@ -473,6 +473,7 @@ def _setup(pool: Compute, image: Image) -> Setup:
         authkey=bytes(multiprocessing.current_process().authkey),
         around=[name for plugin in pool._plugins if (name := plugin.around_worker()) is not None],
         orphan_timeout=pool._order.orphan_timeout,
+        argv=[str(argument) for argument in getattr(sys, "argv", [])],
     )
 
 

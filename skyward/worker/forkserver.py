@@ -26,9 +26,10 @@ from typing import Any, NoReturn
 
 import msgpack
 
+from skyward.core.whoami import Seats
 from skyward.worker import bridge, slot, store
 from skyward.worker.control import END, EXITED, FAILED, FILES, FORK_SHARED, FORKED, KILL, REPORT, REQUEST, UP
-from skyward.worker.process import name_process
+from skyward.worker.process import name_process, sit_down
 
 __all__ = ["live", "main"]
 
@@ -52,6 +53,8 @@ class ForkServer:
         self.unborn = unborn
         self.pids: dict[int, int] = {}  # slot -> pid
         self.slots: dict[int, int] = {}  # pid -> slot
+        self.seats = Seats()
+        self.seated: dict[int, int] = {}  # slot -> its number for tasks, unless threads share it or it is being killed
         self.deadline: float | None = None  # set when we are to end: what lives then is killed
         self._wake, self._woken = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
@@ -89,6 +92,7 @@ class ForkServer:
         if what == KILL:
             if number in self.pids:
                 kill_group(self.pids[number])
+            self.rise(number)  # now, since the one that comes in its place may be asked for already
         elif what == END:
             self.deadline = time.monotonic() + self.unborn.settings.grace
         else:
@@ -101,9 +105,12 @@ class ForkServer:
             if len(fds) != FILES:
                 raise OSError(errno.EMFILE, "no file descriptors came with the request")
             parent = os.getpid()
+            if not shared:
+                self.seated[number] = self.seats.take()
             pid = os.fork()
         except OSError as error:
             pid = -1
+            self.rise(number)
             self.report(FAILED, number, error.errno or errno.EAGAIN)
         if pid == 0:
             self.become(number, shared, fds, parent)
@@ -114,6 +121,11 @@ class ForkServer:
             self.slots[pid] = number
             self.report(FORKED, number, pid)
 
+    def rise(self, number: int) -> None:
+        """A slot needs its number no more."""
+        if (seat := self.seated.pop(number, None)) is not None:
+            self.seats.give_back(seat)
+
     def become(self, number: int, shared: bool, fds: list[int], parent: int) -> NoReturn:
         """In the child: a slot's life. Never returns."""
         code = 70
@@ -122,6 +134,7 @@ class ForkServer:
             die_with_parent(parent, signal.SIGKILL)
             self.control.detach()  # its number is closed with all others, and may then be another file
             name_process("skyward-slot")
+            sit_down(self.unborn.settings.node, self.seated.get(number))
             code = slot.live(self.unborn, number, shared, *fds)
         except BaseException:
             sys.excepthook(*sys.exc_info())
@@ -142,6 +155,7 @@ class ForkServer:
             number = self.slots.pop(info.si_pid, None)
             if number is not None:
                 del self.pids[number]
+                self.rise(number)
                 self.report(EXITED, number, status)
 
     def orphaned(self) -> None:
@@ -199,6 +213,7 @@ def prepare(config: dict[str, Any]) -> None:
     sys.path[:0] = [folder for folder in config["path"] if folder not in sys.path]
     os.environ.clear()  # all of it was needed when the interpreter started; PYTHONPATH is the user's again
     os.environ.update(config["env"])
+    sys.argv = list(config["argv"])
     if config["cwd"] is not None:
         os.chdir(config["cwd"])
     for name in config["preload"]:

@@ -8,7 +8,9 @@ import os
 import time
 from collections.abc import Iterable
 
-__all__ = ["multiply", "name_process", "reap"]
+from skyward.core.whoami import SLOT, CurrentWorker
+
+__all__ = ["multiply", "name_process", "reap", "sit_down"]
 
 
 def name_process(name: str) -> None:
@@ -19,6 +21,25 @@ def name_process(name: str) -> None:
             os.write(fd, name.encode())
         finally:
             os.close(fd)
+
+
+def sit_down(node: str, seat: int | None) -> None:
+    """Let tasks tell this slot from others, as they do with loky's workers and multiprocessing's.
+
+    Parameters
+    ----------
+    node
+        The node's name.
+    seat
+        The slot's number, from 1 on; None where tasks are threads, which have each their own.
+    """
+    from multiprocessing.process import current_process  # noqa: PLC0415 - slots have it, and the agent does without
+
+    process = current_process()
+    process.name = node if seat is None else str(CurrentWorker(node, seat))
+    if seat is not None:
+        process._identity = (seat,)  # noqa: SLF001 - it has no public name, and is what people ask
+        os.environ[SLOT] = str(seat)
 
 
 def multiply(pipes: Iterable[str]) -> list[int]:

@@ -24,6 +24,7 @@ import time
 import types
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.machinery import BuiltinImporter
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -31,6 +32,7 @@ from skyward.core import memmaps, payload
 from skyward.core.errors import PayloadError
 from skyward.core.function import run_pending
 from skyward.core.messages import Done, Failed, Failure, Inquire, Missing, Ready, Run
+from skyward.core.whoami import Seats
 from skyward.core.wire import Buffer, Filled, Role, Wire
 from skyward.worker import threads
 from skyward.worker.link import unsent
@@ -94,6 +96,7 @@ class Slot:
         self._sending = threading.Lock()  # guards the wire's sending half and the order of writes
         self._tasks: queue.SimpleQueue[tuple[Run, list[Filled]]] = queue.SimpleQueue()
         self._held: set[int] = set()  # tasks of threads, from when they have come until they are answered
+        self._seats = Seats()  # of threads
         self._idle = 0  # threads that wait for a task; only a hint, a thread too many is no harm
 
     def __repr__(self) -> str:
@@ -136,7 +139,8 @@ class Slot:
         while True:
             run, buffers = self._tasks.get()
             try:
-                self.answer(run, buffers)
+                with self._seats.taken():
+                    self.answer(run, buffers)
             except BaseException:  # no answer could be sent; the agent gives it when the process has died
                 sys.excepthook(*sys.exc_info())
                 os._exit(70)
@@ -324,7 +328,9 @@ def isolate(slot: Slot, sock: int, out: int, err: int, tickets: int) -> None:
 
 def settle_in() -> None:
     """In the fork server: what is the same in every slot, of modules, standard input and signals."""
-    sys.modules["__main__"] = types.ModuleType("__main__")  # ours would be imported by processes that tasks spawn
+    main = types.ModuleType("__main__")  # ours would be imported by processes that tasks spawn
+    main.__loader__ = BuiltinImporter  # as at a prompt; `inspect` asks whether functions of it may have a source
+    sys.modules["__main__"] = main
     sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - lives as long as the process
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # as in every Python: an exception instead of death
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's affair

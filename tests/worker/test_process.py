@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
+from typing import Any
 
-from tests.worker.helpers import ROOT, descendants, owner, wait_for
+from skyward.core.whoami import current_worker
+from tests.worker.helpers import ROOT, Owner, descendants, owner, wait_for
 
 
 def comm(pid: int) -> str:
@@ -21,6 +25,41 @@ def test_processes_have_names() -> None:
         assert comm(node.call(os.getpid)) == "skyward-slot"
         assert comm(node.pid) == "skyward-agent"
         assert sorted(map(comm, descendants(node.pid))) == ["skyward-forks", "skyward-slot", "skyward-slot"]
+
+
+def who() -> tuple[Any, ...]:
+    process = multiprocessing.current_process()
+    time.sleep(0.2)  # so that the other slot gets the other task
+    return process.name, process._identity, os.environ.get("SKYWARD_SLOT"), current_worker(), sys.argv
+
+
+def everybody(node: Owner) -> set[tuple[Any, ...]]:
+    tasks = [node.submit(who) for _ in range(2)]
+    return {(*rest, tuple(argv)) for *rest, argv in map(node.result, tasks)}
+
+
+def test_tasks_can_tell_slots_apart() -> None:
+    with owner() as node:
+        node.set_up(concurrency=2, argv=["script.py", "--fast"])
+        first, second = (
+            (f"n0/slot-{number}", (number,), f"{number}", ("n0", number), ("script.py", "--fast")) for number in (1, 2)
+        )
+        assert everybody(node) == {first, second}
+        crash = node.submit(lambda: os._exit(3) if current_worker() == ("n0", 1) else os._exit(4))
+        assert node.failed(crash).reason == "crashed"
+        wait_for(lambda: everybody(node) == {first, second}, "a successor with the same number")
+        child = [sys.executable, "-c", "import skyward; print(*skyward.current_worker())"]
+        task = node.submit(lambda: (*current_worker(), subprocess.check_output(child, text=True).split()))
+        *here, there = node.result(task)
+        assert there == [str(part) for part in here]
+
+
+def test_tasks_that_are_threads_have_numbers_too() -> None:
+    with owner() as node:
+        node.set_up(concurrency=2, isolated=False, argv=[])
+        node.isolated = False
+        assert {seen[3] for seen in everybody(node)} == {("n0", 1), ("n0", 2)}
+        assert {seen[:3] for seen in everybody(node)} == {("n0", (), None)}
 
 
 def test_forks_with_input_and_output_of_their_own() -> None:

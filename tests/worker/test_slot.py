@@ -387,3 +387,16 @@ def test_seconds_are_those_of_the_function(node: Owner) -> None:
     message = node.answer(node.submit(time.sleep, 0.2)).message
     assert isinstance(message, Done)
     assert 0.19 < message.seconds < 2
+
+
+def test_functions_of_a_notebook_have_the_file_that_their_code_names(node: Owner) -> None:
+    """joblib's caches of two notebooks, whose cells are in no file, must not share a folder."""
+    cell: dict[str, Any] = {"__name__": "__main__"}
+    exec(compile("def f(): pass", "/tmp/ipykernel_7/123.py", "exec"), cell)
+
+    def name(function: Any) -> Any:
+        import inspect
+
+        return inspect.getsourcefile(function)
+
+    assert node.call(name, cell["f"]) == "/tmp/ipykernel_7/123.py"

@@ -1,0 +1,80 @@
+"""Which worker a task runs in: `current_worker`, public as `sky.current_worker`. Knows only what slots leave for it."""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import os
+import threading
+from collections.abc import Iterator
+from typing import NamedTuple
+
+__all__ = ["NODE", "SLOT", "CurrentWorker", "Seats", "current_worker"]
+
+NODE, SLOT = "SKYWARD_NODE", "SKYWARD_SLOT"
+"""Environment variables of a worker's processes, and of what they start."""
+
+_thread = threading.local()
+
+
+class CurrentWorker(NamedTuple):
+    """A worker, by its node's name and its number on that node.
+
+    Attributes
+    ----------
+    node
+        Of all nodes that a pool ever has, no two have the same name.
+    slot
+        From 1 to the pool's concurrency; no two tasks that run at a time on a node have the same. 0 in a thread that a
+        task of ``executor="thread"`` has started itself.
+    """
+
+    node: str
+    slot: int
+
+    def __str__(self) -> str:
+        return f"{self.node}/slot-{self.slot}"
+
+
+def current_worker() -> CurrentWorker | None:
+    """Which worker this is; None outside of tasks."""
+    node = os.environ.get(NODE)
+    if node is None:
+        return None
+    slot = getattr(_thread, "slot", None)
+    return CurrentWorker(node, int(os.environ.get(SLOT, "0")) if slot is None else slot)
+
+
+class Seats:
+    """Numbers from 1 on, the lowest that is free first."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # guards the rest
+        self._free: list[int] = []
+        self._most = 0
+
+    def __repr__(self) -> str:
+        return f"<Seats {self._most - len(self._free)} of {self._most} taken>"
+
+    def take(self) -> int:
+        """A number that nobody else has until it is given back."""
+        with self._lock:
+            if self._free:
+                return heapq.heappop(self._free)
+            self._most += 1
+            return self._most
+
+    def give_back(self, seat: int) -> None:
+        """Let others have it."""
+        with self._lock:
+            heapq.heappush(self._free, seat)
+
+    @contextlib.contextmanager
+    def taken(self) -> Iterator[None]:
+        """A seat for what this thread does meanwhile."""
+        _thread.slot = self.take()
+        try:
+            yield
+        finally:
+            self.give_back(_thread.slot)
+            _thread.slot = None
