@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
+from joblib import Parallel, delayed
 
 import skyward as sky
+from skyward.integrations.joblib import SkywardBackend
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +73,67 @@ def test_a_failure_comes_at_once_and_ends_the_others(pool: sky.Compute) -> None:
         _ = sky.gather(nap(60), fail("no"), nap(60)) >> pool
     assert time.monotonic() - began < 10
     assert add(1) >> pool == 11
+
+
+def apply(function: Callable[..., Any], *args: Any) -> Any:
+    return function(*args)
+
+
+def twice(function: Callable[..., Any], number: int) -> list[Any]:
+    return [function(number), function(number)]
+
+
+@sky.compute
+def outer(number: int) -> Any:
+    return add(number)
+
+
+WAYS: dict[str, Callable[[sky.Compute], Any]] = {
+    "submit": lambda pool: pool.submit(add, 1).result(),
+    "map": lambda pool: next(pool.map(add, [1])),
+    "map in chunks": lambda pool: next(pool.map(add, [1], chunksize=2)),
+    "partial": lambda pool: pool.submit(functools.partial(add, b=10), 1).result(),
+    "partial in map": lambda pool: next(pool.map(functools.partial(functools.partial(add), b=10), [1])),
+    "lambda": lambda pool: pool.submit(lambda: add(1)).result(),
+    "argument": lambda pool: pool.submit(apply, add, 1).result(),
+    "asyncio": lambda pool: asyncio.run(in_a_loop(pool)),
+    "another one's result": lambda pool: outer(1) >> pool,
+    "decorated twice": lambda pool: pool.submit(sky.compute(add), 1).result(),
+    "several as a result": lambda pool: pool.submit(lambda: add(1) & add(2)).result()[0],
+    "joblib": lambda pool: Parallel(n_jobs=-1, backend=SkywardBackend(pool))(delayed(add)(i) for i in (1, 2))[0],
+}
+
+
+async def in_a_loop(pool: sky.Compute) -> Any:
+    return await asyncio.get_running_loop().run_in_executor(pool, add, 1)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_decorated_function_runs_wherever_a_function_does(pool: sky.Compute, way: str) -> None:
+    """Nobody would run a call that came back as a task's result."""
+    assert WAYS[way](pool) == 11
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        lambda pool: pool.submit(abs, add(1)),
+        lambda pool: add(add(1)) > pool,  # type: ignore[arg-type]
+        lambda pool: pool.submit(sum, [1, add(1)]),
+        lambda pool: pool.submit(add(1)),
+        lambda pool: pool.submit(twice, add, 1),
+    ],
+    ids=["argument", "of a decorated one", "within an argument", "in the place of a function", "within a result"],
+)
+def test_a_call_that_has_not_run_goes_nowhere(pool: sky.Compute, task: Callable[[sky.Compute], Any]) -> None:
+    """Neither to a node nor back: it would arrive unrun, which nobody means."""
+    with pytest.raises(sky.PayloadError, match=r"this call of add has not run: .* pool\.submit\(add, "):
+        task(pool).result(30)
+
+
+def test_a_node_names_a_chunk_after_its_function(pool: sky.Compute) -> None:
+    with pytest.raises(sky.WorkerCrashed, match=r"_exit \(a chunk of 2\)"):
+        list(pool.map(os._exit, [1, 1], chunksize=2))
 
 
 def test_wrong_use_is_told() -> None:
