@@ -24,6 +24,7 @@ HOUSE: dict[str, set[str]] = {
     "skyward.worker": {
         "skyward.core.culprit",
         "skyward.core.errors",
+        "skyward.core.files",
         "skyward.core.function",
         "skyward.core.mailbox",
         "skyward.core.memmaps",
@@ -94,7 +95,6 @@ LAZY: dict[tuple[str, str], str] = {
     ("skyward.core.provision", "skyward.core.identity"): "x509 takes 15 ms, and a pool on this machine does without",
     ("skyward.core.reaper", "skyward.core.ledger"): "a reaper that has nothing to do stays small",
     ("skyward.core.reaper", "skyward.core.sweep"): "as above",
-    ("skyward.worker.agent", "resource"): "not on every platform",
     ("skyward.worker.bridge", "multiprocessing"): "only a slot needs it, not the agent",
     ("skyward.worker.bridge", "multiprocessing.process"): "only a slot needs it, not the agent",
     ("skyward.worker.forkserver", "ctypes"): "only where the kernel call is there",

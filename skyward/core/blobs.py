@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import xxhash
 
+from skyward.core import files
 from skyward.core.pages import PAGED, Spares
 from skyward.core.shared import SharedFile
 
@@ -29,6 +30,7 @@ Snapshot = mmap | bytes | SharedFile
 """A copy of a buffer."""
 
 _MOST_FILES = 200  # that are open at a time, of those in use and of the others; a process often may have 1024 only
+_OTHERS = 16  # files that are left to others where a process may have few
 _MOST_PLACES = 1024
 _SHARE = 0.25  # of the memory may be taken by copies that nobody holds; as nodes' stores may
 _MOST_HELD = 128 << 20  # bytes of a call's copies that are held while no task needs them, besides the newest
@@ -126,7 +128,7 @@ class Snapshots:
 
     def _copy(self, buffer: memoryview) -> tuple[bytes, Snapshot]:
         """A copy, and its digest, which is that of the copy: another thread may write meanwhile."""
-        if self._shared and len(self._kept) < _MOST_FILES:
+        if self._shared and self._may_open():
             with contextlib.suppress(OSError):
                 content = xxhash.xxh3_128()
                 file = SharedFile(buffer, content.update)
@@ -139,6 +141,11 @@ class Snapshots:
                 copy = self._room(len(buffer))
             _fill(copy, buffer)
         return digest(memoryview(copy)), copy
+
+    def _may_open(self) -> bool:
+        """Whether a copy may be a file: where a process may have few, others need them more."""
+        limit = files.limit()
+        return len(self._kept) < min(_MOST_FILES, limit // 5) and (limit > 4 * _MOST_FILES or files.left() > _OTHERS)
 
     def _room(self, size: int) -> mmap:
         """Memory for a copy, best that of a former one at which nobody looks any more."""
@@ -185,7 +192,8 @@ class Snapshots:
             return
         self._idle[name] = data
         self._idle_size += len(data)
-        while self._idle and (self._idle_size > self._budget or len(self._idle) > _MOST_FILES):
+        most = min(_MOST_FILES, files.limit() // 5)
+        while self._idle and (self._idle_size > self._budget or len(self._idle) > most):
             data = self._idle.popitem(last=False)[1]
             self._idle_size -= len(data)
             if isinstance(data, mmap):

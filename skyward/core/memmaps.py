@@ -281,7 +281,8 @@ def _lines(addresses: list[int]) -> list[list[bytes] | None]:
 def map_array(buffer: Any, dtype: Any, shape: tuple[int, ...], order: Literal["C", "F"], mode: str) -> Any:
     """Rebuild an array on the receiving side; called by the pickle.
 
-    `buffer` is a `numpy.memmap` of uint8 where the receiver has the bytes in a file, otherwise any writable buffer.
+    `buffer` is a `numpy.memmap` of uint8 where the receiver has the bytes in a file and may open it, otherwise any
+    writable buffer.
     """
     import numpy  # noqa: PLC0415  the array needs it anyway, and this module must load where there is none
 
@@ -289,6 +290,8 @@ def map_array(buffer: Any, dtype: Any, shape: tuple[int, ...], order: Literal["C
         if mode == "r":
             buffer = MAPS.read_only(buffer, numpy)
         return buffer.view(dtype).reshape(shape, order=order)
+    if mode == "r":
+        buffer = memoryview(buffer).toreadonly()
     return numpy.frombuffer(buffer, dtype=dtype).reshape(shape, order=order)
 
 
@@ -296,8 +299,6 @@ def seal(buffer: Any, dtype: Any, shape: tuple[int, ...], order: Literal["C", "F
     """Rebuild an array that nobody can write into, for `why`; called by the pickle."""
     import numpy  # noqa: PLC0415  as in map_array
 
-    if not isinstance(buffer, numpy.memmap):
-        buffer = memoryview(buffer).toreadonly()
     array = map_array(buffer, dtype, shape, order, "r")
     if why is not None and why not in _task.sealed:
         _task.sealed += (why,)

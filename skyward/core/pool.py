@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
-from skyward.core import registry
+from skyward.core import files, registry
 from skyward.core.dispatch import Dispatcher
 from skyward.core.errors import ConfigError, LinkError, PoolNotActive
 from skyward.core.events import Events, Note, PoolClosed, PoolReady, PoolStarted
@@ -36,6 +36,8 @@ __all__ = ["Compute", "ComputePool"]
 
 _numbers = itertools.count(1)
 _LEAST_MEMORY = 2 * 2**30  # bytes of a bought machine where nothing is said
+_FILES_HERE = 4  # that a node on this machine takes of ours, while it starts
+_FILES_OURS = 16  # that the pool takes itself, with some for a task that is being sent
 _NOT_ACTIVE = (
     "Backend not configured: use the pool as a context manager "
     "(with sky.Compute(...) as pool: ...), or call its start()"
@@ -166,6 +168,7 @@ class Compute(TaskExecutor):
         """
         if self._used:
             raise PoolNotActive("this pool was entered before; make a new sky.Compute for each block")
+        self._check_files()
         self._used = True
         image = self._image
         for plugin in self._plugins:
@@ -188,6 +191,18 @@ class Compute(TaskExecutor):
             self.close(cancel=True)
             raise
         return self
+
+    def _check_files(self) -> None:
+        """Before anything is bought: whether this process may open what its nodes need."""
+        here = any(Trait.DRIVER_ENVIRONMENT in provider.traits for provider in self.providers)
+        each, left = _FILES_HERE if here else 1, files.left()
+        if (needed := _FILES_OURS + each * self.nodes.most) > left:
+            fit = (left - _FILES_OURS) // each
+            instead = f"or ask for at most {fit} nodes with more slots each" if fit > 0 else "or close some"
+            raise ConfigError(
+                f"nodes={self.nodes.most} need {needed} open files in this process, which may open {left} more: "
+                f"{files.advice(needed)}, {instead}"
+            )
 
     def close(self, cancel: bool = False) -> None:
         """Wait for the tasks (or give them up with `cancel`), end the nodes and give them back. May be repeated."""

@@ -49,7 +49,7 @@ class SharedFile:
     def __init__(self, data: memoryview, see: Callable[[memoryview], object] = lambda _: None) -> None:
         self._fd = -1
         self._size = len(data)
-        self._map: mmap.mmap | None = None
+        self._map: memoryview | None = None
         self._fd = os.memfd_create("skyward", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         piece = memoryview(bytearray(min(_PIECE, self._size)))
         for start in range(0, self._size, _PIECE):
@@ -72,10 +72,10 @@ class SharedFile:
             with contextlib.suppress(OSError):
                 os.close(self._fd)
 
-    def map(self) -> mmap.mmap:
+    def map(self) -> memoryview:
         """Its bytes, for those who can't open it."""
         if self._map is None:
-            self._map = mmap.mmap(self._fd, self._size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
+            self._map = map_file(self._fd, self._size).toreadonly()
         return self._map
 
 

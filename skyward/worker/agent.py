@@ -54,7 +54,8 @@ from skyward.core.messages import (
 )
 from skyward.core.sockets import socket_path
 from skyward.core.wire import Received, Role, Wire
-from skyward.worker.crew import Crew
+from skyward.worker.crew import Crew, allow_files
+from skyward.worker.door import Door
 from skyward.worker.link import Link
 from skyward.worker.owner import Session
 from skyward.worker.peers import Neighbours
@@ -157,7 +158,6 @@ class Agent:
         self.neighbours: Neighbours | None = None
         self.stopped: asyncio.Future[str] = loop.create_future()
         self.cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self._listener = listener
         self._folder = folder
         self._server = server
         self._visitors: set[_Visitor] = set()
@@ -165,11 +165,10 @@ class Agent:
         self._heard = loop.time()  # when the owner last said anything
         self._touched = -math.inf
         self._orphan = loop.call_later(self._patience, self._watch)
-        listener.setblocking(False)
-        loop.add_reader(listener.fileno(), self._accept)
+        self._door = Door(loop, listener, self._accept)
 
     def __repr__(self) -> str:
-        return f"<Agent {self._listener.getsockname()!r}, {self.session!r}, {self.crew!r}>"
+        return f"<Agent {self._door!r}, {self.session!r}, {self.crew!r}>"
 
     def stop(self, reason: str) -> None:
         """End soon; the first reason counts."""
@@ -178,8 +177,7 @@ class Agent:
 
     async def end(self) -> None:
         """End all slots and remove all files."""
-        self.loop.remove_reader(self._listener.fileno())
-        self._listener.close()
+        self._door.close()
         self._orphan.cancel()
         for visitor in list(self._visitors):
             visitor.gone("the agent ends")
@@ -194,12 +192,11 @@ class Agent:
 
     # --- who comes and goes ---
 
-    def _accept(self) -> None:
+    def _accept(self, sock: socket.socket) -> None:
+        if len(self._visitors) >= _VISITORS:
+            sock.close()
+            return
         with contextlib.suppress(OSError):
-            sock, _ = self._listener.accept()
-            if len(self._visitors) >= _VISITORS:
-                sock.close()
-                return
             if sock.family != socket.AF_UNIX:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._visitors.add(_Visitor(self, sock))
@@ -328,7 +325,7 @@ class Agent:
         try:
             if setup.concurrency < 1:
                 raise ValueError(f"concurrency must be at least 1, not {setup.concurrency}")
-            _allow_files(6 * setup.concurrency + 1024)
+            allow_files(setup.concurrency)
             if setup.env and self._server is not None:  # some variables count only when an interpreter starts
                 self._server.kill()
                 self._server = None
@@ -340,16 +337,6 @@ class Agent:
                 crew.grew = self.neighbours.grew
         except (OSError, ValueError) as error:
             session.post(Ready(0, f"can't start slots: {error}"))
-
-
-def _allow_files(count: int) -> None:
-    """Raise the limit of open files as far as needed and allowed: a slot takes five of ours."""
-    import resource  # noqa: PLC0415 - not on every platform
-
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 # --- the process ----------------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from skyward.core.messages import Message, StreamClose, StreamData, StreamOpen
 from skyward.core.sockets import socket_path
 from skyward.core.wire import Filled
+from skyward.worker.door import Door
 
 if TYPE_CHECKING:  # slots import this module too, and do without it
     import asyncio
@@ -120,12 +121,11 @@ class Bridge:
         self._streams: dict[int, _Stream] = {}
         self._last = 0
         self._paused = False
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         with socket_path(path) as name:
-            self._listener.bind(name)
-        self._listener.listen(128)
-        self._listener.setblocking(False)
-        loop.add_reader(self._listener.fileno(), self._accept)
+            listener.bind(name)
+        listener.listen(128)
+        self._door = Door(loop, listener, self._accept)
 
     def __repr__(self) -> str:
         return f"<Bridge at {self.path} with {len(self._streams)} streams>"
@@ -134,8 +134,7 @@ class Bridge:
         """End all streams and the listener."""
         for stream in list(self._streams.values()):
             self._drop(stream)
-        self._loop.remove_reader(self._listener.fileno())
-        self._listener.close()
+        self._door.close()
         with contextlib.suppress(OSError):
             Path(self.path).unlink()
 
@@ -165,14 +164,12 @@ class Bridge:
                 self._tell(StreamClose(stream.number, "the task does not read what it is sent"))
                 self._drop(stream)
 
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            sock, _ = self._listener.accept()
-            sock.setblocking(False)
-            self._last += 1
-            stream = self._streams[self._last] = _Stream(self._last, sock)
-            if not self._paused:
-                self._loop.add_reader(stream.fd, self._readable, stream)
+    def _accept(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self._last += 1
+        stream = self._streams[self._last] = _Stream(self._last, sock)
+        if not self._paused:
+            self._loop.add_reader(stream.fd, self._readable, stream)
 
     def _readable(self, stream: _Stream) -> None:
         try:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from skyward.core import files
 from skyward.core.messages import (
     Began,
     Blob,
@@ -49,13 +50,16 @@ from skyward.worker.slots import Command, Fork, Settle, Slot, Start, Table, Take
 from skyward.worker.store import Corrupt, Store
 from skyward.worker.tickets import Tickets
 
-__all__ = ["Crew"]
+__all__ = ["Crew", "allow_files"]
 
 _OUTPUT_LIMIT = 4 * 1024 * 1024
 _STREAM_LIMIT = 8 * 1024 * 1024
 _REST = 0.0002  # seconds
 _LONG = 3  # times the mean: a task that has run for so long may run on for any time
 _SHORT = 0.02  # seconds after which that may be said
+_FILES_EACH = 5  # that a slot takes: its socket, two pipes for what it prints, one for tickets
+_FILES_OURS = 24  # the agent's own, with a connection, and a slot that is being made
+_FILES_MORE = 1024  # for blobs and streams, where we are free to choose
 _HUNG_UP = 1.0  # seconds that a slot whose connection has ended may take to end itself
 _SOON = 0.05  # seconds until it is looked which tasks have begun
 _ROLL_CALL = 1.0  # seconds between two looks at what slots have
@@ -91,7 +95,7 @@ class Crew:
     ) -> None:
         self.setup = setup
         self.table = Table(setup.concurrency)
-        self.store = Store()
+        self.store = Store(most_adopted=(files.limit() - _files(setup.concurrency)) // 2)
         self.grew: Callable[[], None] = lambda: None  # told when a part of a blob came
         self._loop = loop
         self._send = post
@@ -565,6 +569,29 @@ class Crew:
             call.missing.discard(blob.digest)
             if not call.missing:
                 self._apply(self.table.unblock(task))
+
+
+def allow_files(concurrency: int) -> None:
+    """Let this process open what so many slots need.
+
+    Raises
+    ------
+    ValueError
+        It may not.
+    """
+    needed = _files(concurrency)
+    limit = files.allow(needed + concurrency + _FILES_MORE)
+    if limit < needed:
+        fit = max(0, (limit - _FILES_OURS) // _FILES_EACH)
+        instead = f"or have at most {fit} slots on a node: Worker(concurrency={fit})" if fit else "or use another host"
+        raise ValueError(
+            f"{concurrency} slots need {needed} open files in one process, of which the system allows {limit} on this "
+            f"node; have that limit raised (ulimit -Hn, limits.conf), {instead}"
+        )
+
+
+def _files(concurrency: int) -> int:
+    return _FILES_OURS + _FILES_EACH * concurrency
 
 
 def _config(setup: Setup, cores: int, bridge: str, shelf: str | None) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from typing import Any
 
 from skyward.core.messages import Blob, Fetch, Kept, Listening, Message, Peers, Reached
 from skyward.core.wire import Buffer
+from skyward.worker.door import Door
 from skyward.worker.store import Store
 
 __all__ = ["Neighbours"]
@@ -84,7 +85,7 @@ class Neighbours:
         self._post = post
         self._server_side, self._client_side = _contexts(identity, folder)
         self._host = identity["host"]
-        self._listener: socket.socket | None = None
+        self._door: Door | None = None
         self._visitors = 0
         self._routes: dict[str, tuple[str, int]] = {}  # peer -> where it answered
         self._fetches: dict[bytes, asyncio.Task[None]] = {}
@@ -98,10 +99,8 @@ class Neighbours:
 
     def close(self) -> None:
         """Stop listening and fetching."""
-        if self._listener is not None:
-            self._loop.remove_reader(self._listener.fileno())
-            self._listener.close()
-            self._listener = None
+        if self._door is not None:
+            self._door.close()
         for task in (*self._tasks, *self._fetches.values()):
             task.cancel()
 
@@ -125,18 +124,14 @@ class Neighbours:
             )
         except OSError:
             return  # nobody will ask us for anything
-        listener.setblocking(False)
-        self._listener = listener
-        self._loop.add_reader(listener.fileno(), self._accept, listener)
+        self._door = Door(self._loop, listener, self._accept)
         self._post(Listening(listener.getsockname()[1], [self._host, *own_addresses()]), ())
 
-    def _accept(self, listener: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            sock, _ = listener.accept()
-            if self._visitors >= _VISITORS:  # anybody may knock, and files are few
-                sock.close()
-            else:
-                self._spawn(self._serve(sock))
+    def _accept(self, sock: socket.socket) -> None:
+        if self._visitors >= _VISITORS:  # anybody may knock, and files are few
+            sock.close()
+        else:
+            self._spawn(self._serve(sock))
 
     async def _serve(self, sock: socket.socket) -> None:
         self._visitors += 1

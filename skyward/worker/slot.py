@@ -28,7 +28,7 @@ from importlib.machinery import BuiltinImporter
 from pathlib import Path
 from typing import Any, TextIO
 
-from skyward.core import memmaps, payload
+from skyward.core import files, memmaps, payload, shared
 from skyward.core.errors import PayloadError
 from skyward.core.function import run_pending
 from skyward.core.messages import Done, Failed, Failure, Inquire, Missing, Ready, Run
@@ -43,6 +43,8 @@ __all__ = ["Settings", "Slot", "live", "settle_in"]
 
 _READ = 256 * 1024  # bytes at a time
 _HIGH = 100  # our own file descriptors start here, out of the way of what tasks open and close
+_OURS = 8  # descriptors that we need there
+_MAPS_SHARE = 10  # that part of the descriptors may go to arrays; read-only ones take two, and stay for the next task
 
 
 @dataclass(frozen=True)
@@ -194,8 +196,9 @@ class Slot:
             return function, args, kwargs
         rest = iter(buffers[1:])
         paths = run.blobs  # the agent has put paths in the place of digests
+        open_most = files.limit() // _MAPS_SHARE
         merged = [
-            map_file(os.fsdecode(paths[index])) if index in paths else next(rest)
+            map_file(os.fsdecode(paths[index]), index < open_most) if index in paths else next(rest)
             for index in range(len(buffers) - 1 + len(paths))
         ]
         function, args, kwargs = payload.loads(buffers[0], merged)
@@ -221,14 +224,18 @@ class Slot:
         self._send(Ready(0 if error else 1, error))
 
 
-def map_file(path: str) -> Any:
-    """A blob as a buffer: never copied, and what a task writes into it stays in this process."""
-    try:
-        import numpy  # noqa: PLC0415 - a node may lack it, and few calls need it
-    except ImportError:
-        with Path(path).open("rb") as file:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-    return numpy.memmap(path, dtype=numpy.uint8, mode="c")
+def map_file(path: str, may_open: bool) -> Any:
+    """A blob as a buffer: never copied, and what a task writes into it stays in this process.
+
+    If it `may_open` the file, an array in it is a `numpy.memmap`, which nested processes of joblib's open by its name.
+    """
+    if may_open:
+        with contextlib.suppress(ImportError):  # a node may lack it
+            import numpy  # noqa: PLC0415 - few calls need it
+
+            return numpy.memmap(path, dtype=numpy.uint8, mode="c")
+    with Path(path).open("rb", buffering=0) as file:
+        return shared.map_file(file.fileno(), os.fstat(file.fileno()).st_size)
 
 
 def unloadable(error: BaseException, node: str) -> BaseException:
@@ -274,7 +281,7 @@ class Outputs:
     def lead(self, out: int, err: int) -> set[int]:
         """Let both lead to these files; returns the file descriptors that are needed for that."""
         for fd, to in ((1, out), (2, err)):
-            saved = self._saved[fd] = fcntl.fcntl(to, fcntl.F_DUPFD_CLOEXEC, _HIGH)
+            saved = self._saved[fd] = fcntl.fcntl(to, fcntl.F_DUPFD_CLOEXEC, _high())
             self._is[fd] = _identity(saved)
             os.dup2(saved, fd)
         return set(self._saved.values())
@@ -304,6 +311,11 @@ class Outputs:
         setattr(sys, f"__{name}__", file)
 
 
+def _high() -> int:
+    """Where our own descriptors start: lower than `_HIGH` where the limit of open files is."""
+    return max(3, min(_HIGH, files.limit() - _OURS))
+
+
 def _identity(fd: int) -> tuple[int, int] | None:
     try:
         stat = os.fstat(fd)
@@ -316,7 +328,7 @@ def isolate(slot: Slot, sock: int, out: int, err: int, tickets: int) -> None:
     """Cut a new fork off from its parent: session, files, signals, random numbers."""
     os.setsid()
     keep = slot.outputs.lead(out, err)
-    high, claims = (fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _HIGH) for fd in (sock, tickets))
+    high, claims = (fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _high()) for fd in (sock, tickets))
     close_all(keep={0, 1, 2, high, claims, *keep})
     for number in (signal.SIGTERM, signal.SIGCHLD, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
@@ -356,7 +368,12 @@ def enter(around: list[str], stack: contextlib.ExitStack) -> None:
 
 def live(slot: Slot, number: int, shared: bool, sock: int, out: int, err: int, tickets: int) -> int:
     """Live as a slot in this newly forked process; returns the exit status."""
-    isolate(slot, sock, out, err, tickets)
+    try:
+        isolate(slot, sock, out, err, tickets)
+    except OSError as error:
+        slot.sock = socket.socket(fileno=sock)
+        slot.ready(f"slot {number} can't begin: {error}")
+        raise
     with contextlib.ExitStack() as stack:
         try:
             enter(slot.settings.around, stack)

@@ -12,7 +12,6 @@ import errno
 import fcntl
 import math
 import os
-import resource
 import shutil
 import tempfile
 from collections import Counter
@@ -96,14 +95,16 @@ class Store:
     ----------
     folders
         Where to make private folders, best first; None: shared memory, then the temporary folder.
+    most_adopted
+        Files of other processes that are kept open.
     """
 
-    def __init__(self, folders: Iterable[str] | None = None) -> None:
+    def __init__(self, folders: Iterable[str] | None = None, most_adopted: int = 200) -> None:
         self._parents = list(folders) if folders is not None else _parents()
         self._folders: dict[str, str] = {}  # parent -> our folder in it
         self._locks: list[int] = []
         self._paths: dict[bytes, str] = {}
-        self._most_adopted = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4
+        self._most_adopted = most_adopted
         self._adopted: dict[bytes, int] = {}  # those whose file is another process's: our descriptor keeps it
         self._memory: dict[bytes, bytearray] = {}
         self._growing: dict[bytes, _Growing] = {}

@@ -1,0 +1,47 @@
+"""How many files a process may have open: connections, pipes and copies of arrays in memory are files too.
+
+Limits are often low (1,024, or 64 on login nodes), and what runs out of them fails in some place that has nothing to do
+with it. So what will be needed is counted beforehand.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+
+__all__ = ["advice", "allow", "left", "limit"]
+
+_MANY = 1 << 20  # where there is no limit
+
+
+def limit() -> int:
+    """How many this process may have open."""
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return _MANY if soft == resource.RLIM_INFINITY else soft
+
+
+def left() -> int:
+    """How many more it may open now."""
+    try:
+        used = len(os.listdir("/dev/fd")) - 1  # noqa: PTH208  one is the folder itself
+    except OSError:  # as when none is left
+        return 0
+    return max(0, limit() - used)
+
+
+def advice(count: int) -> str:
+    """What to do so that this process may open so many more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = max(1024, 2 * (soft - left() + count))
+    if hard == resource.RLIM_INFINITY or wanted <= hard:
+        return f"raise its limit of {soft} before Python starts (ulimit -n {wanted})"
+    return f"its limit of {soft} must be {wanted} or more, but the system allows {hard} (ulimit -Hn, limits.conf)"
+
+
+def allow(count: int) -> int:
+    """Raise this process's limit to `count` as far as that is allowed; what it is then. It is never lowered."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return limit()
