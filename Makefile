@@ -15,12 +15,13 @@ BENCH = $(BENCH_VENV)/bin/python -m benchmarks
 PIP = PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_BUILD_CONSTRAINT=constraints.txt \
       $(VENV)/bin/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: help demo test check lint format test-all-pythons bench bench-full clean distclean
+.PHONY: help demo test chaos check lint format test-all-pythons bench bench-full clean distclean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo              run the flagship example on this machine"
 	@echo "make test              all tests, on real SSH hosts too (those need root)"
+	@echo "make chaos             kill, freeze and cut real hosts at random for 20 minutes (needs root)"
 	@echo "make check             lint, types, layers and the fast tests, in under a minute"
 	@echo "make format            let ruff put the code in order"
 	@echo "make test-all-pythons  make test with Python $(PYTHONS), each in its own .venv-X.Y"
@@ -34,6 +35,10 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-dev
 	@scripts/lab-packages
 	$(VENV)/bin/python -m pytest $(if $(ARGS),$(ARGS),--numprocesses 4 --dist worksteal)
+
+chaos: $(VENV)/.installed-dev
+	@scripts/lab-packages
+	$(VENV)/bin/python -m tests.chaos $(if $(ARGS),$(ARGS),--seconds 1200)
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check
