@@ -7,6 +7,7 @@ it, so that ``skyward ssh`` can log in.
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import json
 import os
@@ -23,6 +24,8 @@ from skyward.core.errors import ConfigError, PoolNotActive
 from skyward.core.spec import Endpoint, KeyPair, Machine, MachineId, Order
 
 __all__ = ["Entry", "Ledger", "PoolEntry"]
+
+_YOUNG = 3600.0  # seconds for which a key may wait for its pool to be written down
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS pools (
@@ -146,6 +149,7 @@ class Ledger:
         rows = [(tag, i, name, json.dumps(settings)) for i, (name, settings) in enumerate(providers)]
         try:
             path.parent.mkdir(exist_ok=True, mode=0o700)
+            self.tidy()
             with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
                 try:
                     file.write(key.private)
@@ -200,6 +204,29 @@ class Ledger:
         for path in self.key_path(tag).parent.glob(f"{glob.escape(tag)}@*"):
             path.unlink(missing_ok=True)
         return []
+
+    def close_unused(self, tag: str) -> bool:
+        """Close a pool whose driver is gone, if it never began to buy anything; whether it is closed."""
+        with self._open() as db:
+            bought = "SELECT tag FROM orders WHERE tag = ? UNION SELECT tag FROM machines WHERE tag = ?"
+            if db.execute(bought, (tag, tag)).fetchone():
+                return False
+        self.close_pool(tag)
+        return True
+
+    def tidy(self) -> None:
+        """Remove keys that drivers left which died before they had bought anything, or at the very end."""
+        for pool in self.pools():
+            if pool.alive is False:
+                self.close_unused(pool.tag)
+        is_open = {pool.tag for pool in self.pools()}
+        is_known = {pool.tag for pool in self.pools(all=True)}
+        for path in (self.folder / "keys").glob("*"):
+            tag = path.name.partition("@")[0]
+            with contextlib.suppress(FileNotFoundError):  # others tidy up as well
+                # A key is there a moment before its pool is.
+                if tag in is_known - is_open or (tag not in is_known and path.stat().st_mtime < time.time() - _YOUNG):
+                    path.unlink()
 
     def intend(self, provider: str, order: Order) -> None:
         """Machines are about to be created. Returns when that is on the disk.

@@ -93,15 +93,25 @@ def dismiss(process: subprocess.Popen[bytes]) -> None:
 
 def main() -> None:
     """Wait for the driver's end, and clean up unless it did."""
+    head = None
     try:
         head = json.loads(_read())
         providers = _read()
         os.write(1, _READY)
         os.dup2(2, 1)  # from here on it only writes its log
     except (EOFError, BrokenPipeError):  # the driver died before it had heard the answer, and so bought nothing
+        if head is not None:
+            _forget(head["tag"], Path(head["folder"]))
         return
     if not _dismissed(head["pid"]):
         _clean_up(head["tag"], Path(head["folder"]), pickle.loads(providers))
+
+
+def _forget(tag: str, folder: Path) -> None:
+    """Remove the key of a pool for which nothing was bought."""
+    from skyward.core.ledger import Ledger  # noqa: PLC0415  a reaper that has nothing to do stays small
+
+    Ledger(folder).close_unused(tag)
 
 
 def _dismissed(pid: int) -> bool:

@@ -347,6 +347,28 @@ def test_a_pid_that_another_process_has_now_is_no_driver(ledger: Ledger) -> None
     assert [pool.alive for pool in ledger.pools()] == [False]
 
 
+def test_keys_of_dead_drivers_are_removed_unless_something_was_bought(ledger: Ledger) -> None:
+    paths = {tag: ledger.open_pool(tag, [], KEY) for tag in ("bought", "unused", "closed", "alive", "elsewhere")}
+    ledger.intend("p", an_order("bought-1", "bought"))
+    known_hosts = ledger.known_hosts_path("unused", "i-1")
+    known_hosts.touch()
+    db = sqlite3.connect(ledger.path)
+    with db:
+        db.execute("UPDATE pools SET pid = 1 WHERE tag IN ('bought', 'unused')")  # some other process
+        db.execute("UPDATE pools SET closed = 1 WHERE tag = 'closed'")  # and then the driver died
+        db.execute("UPDATE pools SET pid_started = 'another/1' WHERE tag = 'elsewhere'")
+    db.close()
+    unknown, young = ledger.folder / "keys" / "unknown", ledger.folder / "keys" / "young"
+    for path in (unknown, young):
+        path.write_text("a pool that is not written down")
+    os.utime(unknown, (time.time() - 7200,) * 2)
+    ledger.open_pool("next", [], KEY)
+    left = {path.name for path in (ledger.folder / "keys").iterdir()}
+    assert left == {"bought", "alive", "elsewhere", "young", "next"}
+    assert paths["bought"].read_text() == KEY.private
+    assert {pool.tag for pool in ledger.pools()} == {"bought", "alive", "elsewhere", "next"}
+
+
 def test_of_a_stop_and_an_order_at_the_same_time_one_sees_the_other(ledger: Ledger) -> None:
     """The order is refused, or whoever stopped the pool finds it right after."""
     outcomes = set()

@@ -250,6 +250,25 @@ def test_a_driver_that_died_while_it_started_the_reaper(cloud: FolderCloud, tmp_
     assert process.returncode == 0
 
 
+@pytest.mark.parametrize("said", ["half", "all"])
+def test_a_driver_that_died_while_it_started_the_reaper_leaves_no_key(
+    cloud: FolderCloud, tmp_path: Path, said: str
+) -> None:
+    ledger = Ledger(tmp_path / "state")
+    key = ledger.open_pool("sky-1", [], make_key("sky-1"))
+    words = message(os.getpid(), ledger.folder, cloud)
+    read, write = os.pipe()
+    env = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, "-m", "skyward.core.reaper"]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=write, env=env)
+    os.close(write)
+    os.close(read)  # nobody hears that it is ready
+    process.communicate(words if said == "all" else words[:-5], timeout=20)
+    assert process.returncode == 0
+    assert not key.exists()
+    assert ledger.pools() == []
+
+
 def test_a_machine_of_an_order_that_was_on_its_way(cloud: FolderCloud, tmp_path: Path) -> None:
     """The provider shows it only some moments after the driver's death."""
     (Path(cloud.folder) / "slow").write_text("0.4")
