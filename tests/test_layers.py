@@ -50,6 +50,7 @@ HOUSE: dict[str, set[str]] = {
 
 # Pure modules decide and do not act: no socket, thread, clock, chance or log (design, decision 1).
 PURE = (
+    "skyward.core.checks",
     "skyward.core.conversation",
     "skyward.core.envelopes",
     "skyward.core.fleet",

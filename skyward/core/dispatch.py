@@ -23,7 +23,7 @@ from typing import Any, Literal, TypeVar
 from skyward.core import messages, payload, schedule, wire
 from skyward.core.blobs import Arrays, Snapshot, Snapshots
 from skyward.core.delivery import Delivery, Errors, Lane
-from skyward.core.errors import NodeLost, PayloadError, PoolNotActive, TaskTimeout, WorkerCrashed
+from skyward.core.errors import NodeLost, PayloadError, PoolNotActive, ProtocolError, TaskTimeout, WorkerCrashed
 from skyward.core.events import Events, Note, Printed, TaskEnded, TasksQueued
 from skyward.core.futures import TaskFuture
 from skyward.core.ioloop import IOThread
@@ -408,6 +408,8 @@ class Dispatcher:
         if isinstance(message, (messages.Done, messages.Failed)):
             self._finished(node, message, buffers)
         elif isinstance(message, messages.Returned):
+            if any(task > node.newest for task in message.tasks):
+                raise ProtocolError(f"tasks {message.tasks!r:.100} are given back, which were never given")
             self._returned(node, message.tasks)
         elif isinstance(message, messages.Began):
             self._began(node, message.tasks)
@@ -425,6 +427,8 @@ class Dispatcher:
         self._handle(schedule.Began(node.session.node, tasks))
 
     def _finished(self, node: _Node, message: messages.Done | messages.Failed, buffers: list[Filled]) -> None:
+        if message.task > node.newest:
+            raise ProtocolError(f"an answer for task {message.task}, which was never given")
         if isinstance(message, messages.Done) and message.files:
             message, buffers = self._take_files(node, message, buffers)
         job = self._jobs.get(message.task)

@@ -156,5 +156,5 @@ class Events:
         for listener in self._listeners:
             try:
                 listener(event)
-            except Exception:
+            except BaseException:  # one that exits would take the loop along
                 _log.exception("a listener failed on %r", event)

@@ -21,11 +21,19 @@ class IOThread:
     ----------
     name
         Name of the thread.
+
+    Attributes
+    ----------
+    on_error
+        Told of each error that came out of a callback, or of a task that nobody awaits; in the loop, after it was
+        logged. What one node is to blame for is told to its `Session` instead, see guard.py.
     """
 
     def __init__(self, name: str) -> None:
         # Not by the policy, which is the user's: another loop's transports and exceptions need not be as ours.
         self.loop: asyncio.AbstractEventLoop = asyncio.SelectorEventLoop()
+        self.loop.set_exception_handler(self._unexpected)
+        self.on_error: Callable[[Exception], object] = lambda _: None
         self._thread = threading.Thread(target=self._main, name=name, daemon=True)
         self._thread.start()
 
@@ -38,6 +46,12 @@ class IOThread:
             with contextlib.suppress(RuntimeError):  # it takes a thread, which can't be had when the interpreter ends
                 self.loop.run_until_complete(self.loop.shutdown_default_executor())
             self.loop.close()
+
+    def _unexpected(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        loop.default_exception_handler(context)
+        error = context.get("exception")
+        if isinstance(error, Exception) and "transport" not in context:  # that one is closed by asyncio
+            self.on_error(error)
 
     @property
     def is_here(self) -> bool:

@@ -70,6 +70,11 @@ class Outbox:
         """The peer has everything up to this number."""
         return self._kept[0][0] - 1 if self._kept else self._last
 
+    @property
+    def last(self) -> int:
+        """Number of the newest message."""
+        return self._last
+
     def kept(self) -> list[int]:
         """Numbers of what must be sent again on a new link, in order."""
         return [posted[0] for posted in self._kept]
@@ -108,3 +113,11 @@ class Inbox:
             self.received += 1
             self._early.remove(self.received)
         return True
+
+    def reject(self, number: int) -> None:
+        """What was accepted could not be handled: it is new when it comes again, on another link."""
+        if number <= self.received:
+            self._early.update(range(number + 1, self.received + 1))
+            self.received = number - 1
+        else:
+            self._early.discard(number)

@@ -288,6 +288,8 @@ class _Running:
         self._began = time.monotonic()
         self._name = pool.name
         self._io = IOThread(f"skyward-io-{pool.name}")
+        self._io.on_error = self._unexpected
+        self._said: set[str] = set()  # errors
         self._console = registry.load(registry.LISTENERS, "console")(live=pool.console)
         self._unsubscribe = pool.events.subscribe(self._console.handle)
         local = [Trait.DRIVER_ENVIRONMENT in provider.traits for provider in pool.providers]
@@ -314,6 +316,15 @@ class _Running:
 
     def __repr__(self) -> str:
         return f"{self.provisioner} {self.dispatcher}"
+
+    def _unexpected(self, error: Exception) -> None:
+        """Something failed in the background that should not; once for each kind, since it may come again and again."""
+        text = f"{type(error).__name__}: {error}"
+        if text not in self._said:
+            self._said.add(text)
+            self.events.emit(
+                Note(f"unexpected error in the background: {text}; its traceback is in Python's log", warning=True)
+            )
 
     def start(self) -> None:
         """Get the nodes; an interrupt ends the wait, and the caller closes."""

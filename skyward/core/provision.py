@@ -26,10 +26,12 @@ from skyward.core.errors import (
     CloudError,
     NoOffer,
     PackagesFailed,
+    ProtocolError,
     ProvisioningError,
     SkywardError,
 )
 from skyward.core.events import Events, Machines, NodeGone, NodeReady, NodeStep, Note
+from skyward.core.guard import guarded, watched
 from skyward.core.interfaces import Provider, Rental, Trait
 from skyward.core.messages import Message, Ready, Setup
 from skyward.core.session import Session, Timing, link_patience
@@ -48,6 +50,7 @@ _log = logging.getLogger("skyward.provision")
 
 _MOST_LINES = 8  # refusals that one error lists
 _GIVE_UP = 900.0  # seconds for giving everything back; then the ledger, and who reads it, must do
+_GIVE_UP_BROKEN = 30.0  # the same where an error in the upkeep may have lost the count
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -86,6 +89,7 @@ class Provisioner:
         self._sessions: dict[str, Session] = {}
         self._ready: dict[str, int] = {}  # node -> slots
         self._names: list[str] = []  # of all nodes so far, in the order in which they were begun
+        self._broken: ProvisioningError | None = None  # the upkeep has failed
         self._first_error: SkywardError | None = None
         self._last_reason: str | None = None  # why the last node was lost
         self._answered = 0  # tasks, when a node was last taken out since nothing went well there
@@ -127,6 +131,8 @@ class Provisioner:
         self._tell_fleet(f.Tick())
         least = self._plan.nodes.least
         while len(self._ready) < least and not (self._fleet.settled and self._fleet.count < least):
+            if self._broken is not None:
+                raise self._broken
             self._changed.clear()
             await self._changed.wait()
         if len(self._ready) < least:
@@ -147,7 +153,7 @@ class Provisioner:
         for life in self._lives.values():
             life.serving.cancel()
         try:
-            async with asyncio.timeout(_GIVE_UP):
+            async with asyncio.timeout(_GIVE_UP if self._broken is None else _GIVE_UP_BROKEN):
                 while not self._fleet.done or self._lives:
                     self._changed.clear()
                     await self._changed.wait()
@@ -204,7 +210,7 @@ class Provisioner:
         if not _is_rented(provider):
             return [None]  # its machines are what they are
         order = self._plan.order
-        offers = await self._call(_mapped, provider.name, provider.offers, order.resources)
+        offers = await self._call(_mapped, provider.name, _listed, Offer, provider.offers, order.resources)
         chosen = market.select(offers, order.resources, order.allocation)
         if not chosen:
             raise NoOffer(f"{provider.name}: {market.nearest(offers, order.resources, order.allocation)}")
@@ -226,7 +232,11 @@ class Provisioner:
             self._events.emit(waiting)
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = None if due is None or self._fleet.done else loop.call_at(due, self._tell_fleet, f.Tick())
+        self._timer = (
+            None
+            if due is None or self._fleet.done
+            else loop.call_at(due, guarded, self._failed, self._tell_fleet, f.Tick())
+        )
         self._changed.set()
         if self._started and not self._stopping and self._fleet.settled and not self._fleet.count:
             self._dispatcher.hopeless(f"no node is left and none can be had; the last one: {self._last_reason}")
@@ -256,7 +266,7 @@ class Provisioner:
                 provider = self._plan.providers[source]
                 self._errand(
                     self._ask(
-                        provider.machines,
+                        functools.partial(_listed, Machine, provider.machines),
                         self._plan.order.tag,
                         then=lambda machines: f.Seen(source, machines),
                         other=lambda error: f.NotSeen(source, error),
@@ -293,6 +303,18 @@ class Provisioner:
         task = asyncio.create_task(work)
         self._errands.add(task)
         task.add_done_callback(self._errands.discard)
+        watched(task, self._failed)
+
+    def _failed(self, error: Exception) -> None:
+        """The upkeep itself failed: said; and whoever waits for nodes is told, for it is not known what comes of it."""
+        text = f"unexpected error in the upkeep of the nodes: {type(error).__name__}: {error}"
+        _log.error("%s", text, exc_info=error)
+        self._events.emit(Note(f"{text}; its traceback is in Python's log", warning=True))
+        self._broken = ProvisioningError(text)
+        self._broken.__cause__ = error
+        self._changed.set()
+        if self._started and not self._ready:
+            self._dispatcher.hopeless(text)
 
     async def _ask(
         self,
@@ -317,7 +339,7 @@ class Provisioner:
         if self._purse is not None and _is_rented(provider):
             buy = functools.partial(self._purse.buy, provider)
         await self._ask(
-            buy,
+            functools.partial(_listed, Machine, buy),
             order,
             then=lambda machines: f.Made(command.order, machines),
             other=lambda error: f.Refused(command.order, error),
@@ -448,6 +470,8 @@ class Provisioner:
         elif message.error is not None:
             self._first_error = self._first_error or ProvisioningError(f"{session.node}: {message.error}")
             session.abandon(message.error)
+        elif session.node in self._ready:
+            raise ProtocolError("it is ready a second time")
         else:
             self._ready[session.node] = message.slots
             self._tell_fleet(f.Ready())
@@ -491,12 +515,20 @@ def _price(offer: Offer | None) -> float:
     return math.inf if offer is None or offer.price is None else offer.price
 
 
+def _listed(kind: type[_T], function: Callable[..., Sequence[_T]], *args: object) -> Sequence[_T]:
+    """What a provider's call returns, if it is what it should be: all that is done with it relies on that."""
+    found: object = function(*args)
+    if not isinstance(found, Sequence) or not all(isinstance(item, kind) for item in found):
+        raise TypeError(f"it returned {found!r:.100} in the place of a list of {kind.__name__}s")
+    return found
+
+
 def _mapped(name: str, function: Callable[..., _T], *args: object) -> _T:
     """Call a provider; only errors of our tree come out, since others would end the pool's upkeep."""
     try:
         return function(*args)
     except SkywardError:
         raise
-    except Exception as error:  # a gap in the provider's error map: what it did is not known
+    except BaseException as error:  # a gap in the provider's error map, or its exit: what it did is not known
         _log.debug("%s: unexpected error", name, exc_info=True)
         raise CloudError(f"{name}: {type(error).__name__}: {error}") from error

@@ -2,8 +2,11 @@
 
 A session belongs to the event loop. It decides nothing about tasks: what arrives goes to its handler, what is given to
 `send` goes out, once, in whatever way the links allow. A link that breaks is made again; messages that the agent had
-not acknowledged are sent again then, and the agent does the same. Only an agent that is gone, or that can't be reached
-for `Timing.give_up` seconds, ends the session.
+not acknowledged are sent again then, and the agent does the same. Only an agent that is gone, that can't be reached
+for `Timing.give_up` seconds, or whose links break again and again for nothing (breaks.py) ends the session.
+
+An error here that nobody expected, and what the agent may not say, break the link too: either end may have to say again
+what it was about. Nothing is lost without a word in the log.
 
 Where one channel can't fill a long line, a link gets further channels, its stripes, when much waits to be sent. They
 carry large messages, and the first channel all others from then on. The loss of any of them is the loss of the link.
@@ -21,7 +24,9 @@ from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from skyward.core.breaks import Breaks, Progress
 from skyward.core.errors import LinkError, ProtocolError, ProvisioningError
+from skyward.core.guard import guarded, watched
 from skyward.core.interfaces import Channel
 from skyward.core.mailbox import Inbox, Outbox
 from skyward.core.messages import Ack, Bye, Message, Ping, Pong, Setup, Welcome
@@ -145,6 +150,8 @@ class Session:
         self._timing = timing or Timing()
         self._patience = patience or (lambda: self._timing.give_up)
         self._linked_at = 0.0
+        self._breaks = Breaks()
+        self._fault: str | None = None  # the error for which the last link was broken, here or there
         self._name = os.urandom(8).hex()
         self._outbox = Outbox()
         self._inbox = Inbox()
@@ -204,21 +211,20 @@ class Session:
         channel = await self._connect()
         try:
             await self._greet(channel)
-        except (ProtocolError, TimeoutError) as error:
+        except (ProtocolError, TimeoutError, EOFError) as error:
             self._drop(channel)
             raise LinkError(f"{self.node}: the agent did not answer the greeting: {_text(error)}") from error
         while True:
             try:
-                reason = await self._talk(channel)
-            except ProtocolError as error:
-                reason = f"{error}"
+                await self._talk(channel)
+            except Exception as error:
+                self.failed(error)
             finally:
                 self._drop(channel)
             if self._closing:
                 return self._why
-            _log.info("%s: link broken (%s), connecting again", self.node, reason)
             try:
-                channel = await self._reconnect()
+                channel = await self._resume()
             except LinkError as error:
                 return self._reason(f"{error}")
 
@@ -238,8 +244,18 @@ class Session:
             await asyncio.wait_for(self._unlinked.wait(), self._timing.farewell)
 
     def abandon(self, reason: str) -> None:
-        """End the conversation as if the node were lost: `run` returns the reason."""
+        """End the conversation as if the node were lost: `run` returns the reason. The agent need not stay."""
         self._closing, self._why = True, reason
+        if self._wire is not None and self._wire.is_open:
+            self._wire.send(Bye())
+            self._flush()
+        self.break_link()
+
+    def failed(self, error: Exception) -> None:
+        """Something about this node failed that should not: its link is broken, so that it is said again."""
+        expected = isinstance(error, ProtocolError)
+        self._fault = self._fault or (f"{error}" if expected else f"{type(error).__name__}: {error}")
+        _log.error("%s: its link is broken for an error: %s", self.node, self._fault, exc_info=not expected and error)
         self.break_link()
 
     def break_link(self) -> None:
@@ -248,6 +264,28 @@ class Session:
             self._channel.close()
 
     # --- links ---
+
+    async def _resume(self) -> Channel:
+        """A link in the place of one that broke; LinkError if there is none, or if it would break again."""
+        lasted = asyncio.get_running_loop().time() - self._linked_at
+        _log.info("%s: link broken after %.1f s, connecting again", self.node, lasted)
+        if self._breaks.pause:
+            await asyncio.sleep(self._breaks.pause)
+        channel = await self._reconnect()
+        fault, self._fault = self._fault, None
+        try:
+            self._count_break(lasted, fault)
+        except LinkError:
+            self._drop(channel)
+            raise
+        return channel
+
+    def _count_break(self, lasted: float, fault: str | None) -> None:
+        progress = Progress(self._inbox.received, self._outbox.acknowledged, self._outbox.last)
+        reason = fault or "the connection ended"
+        why = self._breaks.count(progress, lasted, reason, fault=fault is not None)
+        if why is not None:
+            raise LinkError(why)
 
     async def _reconnect(self) -> Channel:
         """Try until the agent answers, is known to be gone (LinkError), or too much time has passed (LinkError)."""
@@ -264,8 +302,14 @@ class Session:
                 try:
                     await self._greet(channel)
                     return channel
-                except (ProtocolError, TimeoutError) as error:
+                except (TimeoutError, EOFError) as error:
                     self._drop(channel)
+                    problem = error
+                except Exception as error:
+                    self._drop(channel)
+                    self.failed(error)
+                    fault, self._fault = self._fault, None
+                    self._count_break(0.0, fault)
                     problem = error
             gone = loop.time() - began
             if self._closing or gone + wait > self._patience():
@@ -281,7 +325,7 @@ class Session:
             while not got:
                 data = await channel.read()
                 if not data:
-                    raise ProtocolError("it closed the connection")
+                    raise EOFError("it closed the connection")
                 got = wire.receive_data(data)
         return got
 
@@ -294,6 +338,8 @@ class Session:
             raise ProtocolError(f"it began with {type(welcome).__name__}")
         self.facts = welcome.facts
         self._outbox.acknowledge(welcome.received)
+        if fault := self.facts.get("fault"):
+            self._fault = self._fault or f"its agent: {fault!s:.500}"
         wire.prove()
         self._outbox.repeat(wire)
         self._channel, self._wire, self._may_widen = channel, wire, self._striping is not None
@@ -313,22 +359,18 @@ class Session:
     def _sends_plain(self, error: Exception) -> None:
         _log.warning("%s: what goes there is not compressed any more, since that failed", self.node, exc_info=error)
 
-    async def _talk(self, channel: Channel) -> str:
-        """Read until the link ends; the reason."""
+    async def _talk(self, channel: Channel) -> None:
+        """Read until the link ends."""
         assert self._wire is not None
         wire, loop = self._wire, asyncio.get_running_loop()
         self._heard = loop.time()
-        heart = asyncio.create_task(self._beat(channel, wire), name=f"skyward-heart-{self.node}")
-        try:
-            while data := await channel.read():
-                self._heard = loop.time()
-                for received in wire.receive_data(data):
-                    self._take(received)
-                if self._unacked >= _ACK_EVERY or self._unacked_bytes >= _ACK_BYTES:
-                    self._acknowledge()
-            return "the connection ended"
-        finally:
-            heart.cancel()
+        self._chore(self._beat(channel, wire))
+        while data := await channel.read():
+            self._heard = loop.time()
+            for received in wire.receive_data(data):
+                self._take(received)
+            if self._unacked >= _ACK_EVERY or self._unacked_bytes >= _ACK_BYTES:
+                self._acknowledge()
 
     async def _beat(self, channel: Channel, wire: Wire) -> None:
         loop = asyncio.get_running_loop()
@@ -358,6 +400,7 @@ class Session:
         chore = asyncio.create_task(work, name=f"skyward-link-{self.node}")
         self._chores.add(chore)
         chore.add_done_callback(self._chores.discard)
+        watched(chore, self.failed)
 
     # --- stripes ---
 
@@ -376,7 +419,7 @@ class Session:
         try:
             channels = await asyncio.gather(*opening)
             await asyncio.gather(*(self._greet_as_stripe(channel, wire) for channel in channels))
-        except (LinkError, ProtocolError, TimeoutError) as error:
+        except (LinkError, TimeoutError, EOFError) as error:
             _log.info("%s: goes on with one channel: %s", self.node, _text(error))
             for done in await asyncio.gather(*opening, return_exceptions=True):
                 if not isinstance(done, BaseException):
@@ -407,9 +450,16 @@ class Session:
             self._unacked += 1
             self._unacked_bytes += sum(map(len, received.buffers))
             if self._inbox.accept(received.number):
-                self._handler.received(self, message, received.buffers)
+                try:
+                    self._handler.received(self, message, received.buffers)
+                except Exception:
+                    self._inbox.reject(received.number)
+                    raise
         elif isinstance(message, Pong):
-            sample = asyncio.get_running_loop().time() - message.stamp
+            now = asyncio.get_running_loop().time()
+            if not self._linked_at <= message.stamp <= now:
+                raise ProtocolError("a Pong to no Ping")
+            sample = now - message.stamp
             # The least of recent samples: a busy loop only ever makes them longer.
             self.round_trip = sample if self.round_trip is None else min(sample, self.round_trip * 1.2)
             self._distance = min(self._distance, sample)
@@ -419,6 +469,8 @@ class Session:
                 self._flush_soon()
         elif isinstance(message, Ack):
             self._outbox.acknowledge(message.received)
+        else:
+            raise ProtocolError(f"{type(message).__name__} without a number")
 
     def _acknowledge(self) -> None:
         if self._unacked and self._wire is not None and self._wire.is_open:
@@ -432,7 +484,7 @@ class Session:
         """Everything that is sent within one turn of the loop leaves together."""
         if not self._scheduled:
             self._scheduled = True
-            asyncio.get_running_loop().call_soon(self._flush)
+            asyncio.get_running_loop().call_soon(guarded, self.failed, self._flush)
 
     def _flush(self) -> None:
         """Write what the channels take: with stripes, large messages go there, and all others on the first channel."""

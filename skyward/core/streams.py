@@ -10,6 +10,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
+from skyward.core.errors import ProtocolError
+from skyward.core.guard import watched
 from skyward.core.interfaces import Channel
 from skyward.core.messages import StreamClose, StreamData, StreamOpen
 from skyward.core.session import Session
@@ -52,8 +54,11 @@ class Streams:
     def received(self, message: StreamOpen | StreamData | StreamClose, buffers: list[Filled]) -> None:
         """A node's word about one of them."""
         if isinstance(message, StreamOpen):
+            if message.stream in self._streams:
+                raise ProtocolError(f"stream {message.stream} is opened twice")
             stream = self._streams[message.stream] = _Stream()
             stream.task = asyncio.create_task(self._carry(message, stream))
+            watched(stream.task, self._session.failed)
         elif isinstance(message, StreamData):
             self._feed(self._streams.get(message.stream), buffers)
         else:
@@ -85,7 +90,7 @@ class Streams:
             while data := await stream.channel.read():
                 for start in range(0, len(data), WHOLE):  # in pieces that keep their order
                     session.send(StreamData(number), [data[start : start + WHOLE]])
-        except OSError as problem:
+        except (OSError, ValueError) as problem:  # the second of an address that is none
             error = f"{problem}"
         finally:
             if stream.channel is not None:

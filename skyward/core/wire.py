@@ -43,6 +43,7 @@ from typing import Any, NamedTuple
 
 import msgpack
 
+from skyward.core.checks import is_sound
 from skyward.core.conversation import TALK, Role, State, next_state
 from skyward.core.envelopes import unpack as unpack_envelope
 from skyward.core.errors import ProtocolError
@@ -524,7 +525,10 @@ class Wire:
             if len(kinds) != len(wanted) or not all(k in types for k, types in zip(kinds, wanted, strict=True)):
                 raise ProtocolError(f"not a {kind.__name__} of this protocol: {fields!r:.200}")
             good.add(kinds)  # the combinations that are allowed are few
-        return seq, kind(*fields), sizes, start + length
+        message = kind(*fields)
+        if not is_sound(message, count):
+            raise ProtocolError(f"not a {kind.__name__} that can be meant: {fields!r:.200}, with {count} buffers")
+        return seq, message, sizes, start + length
 
     def _arrived(self, received: Received, got: list[Received]) -> None:
         message = received.message

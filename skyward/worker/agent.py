@@ -21,6 +21,7 @@ import stat
 import struct
 import sys
 import tempfile
+import traceback
 from dataclasses import dataclass
 from importlib.util import find_spec
 from mmap import mmap
@@ -158,6 +159,7 @@ class Agent:
         self.neighbours: Neighbours | None = None
         self.stopped: asyncio.Future[str] = loop.create_future()
         self.cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self._fault: str | None = None  # why we ended the owner's last connection, if that was an error
         self._folder = folder
         self._server = server
         self._visitors: set[_Visitor] = set()
@@ -166,6 +168,7 @@ class Agent:
         self._touched = -math.inf
         self._orphan = loop.call_later(self._patience, self._watch)
         self._door = Door(loop, listener, self._accept)
+        loop.set_exception_handler(self._unexpected)
 
     def __repr__(self) -> str:
         return f"<Agent {self._door!r}, {self.session!r}, {self.crew!r}>"
@@ -189,6 +192,16 @@ class Agent:
             await self.crew.end()
         elif self._server is not None:
             self._server.kill()
+
+    def _unexpected(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """An error came out of a callback or a task. The owner learns of it: what it waits for may have been lost."""
+        error = context.get("exception")
+        log("".join(traceback.format_exception(error)) if error else context["message"])
+        if not isinstance(error, Exception) or "transport" in context:  # a peer's connection, which ends by that
+            return
+        self._fault = self._fault or f"{type(error).__name__}: {error}"
+        if self.session is not None and self.session.link is not None:
+            self.session.link.fail(ProtocolError(self._fault))
 
     # --- who comes and goes ---
 
@@ -216,6 +229,7 @@ class Agent:
         elif self.session.name != hello.session:
             raise ProtocolError("this agent serves another session")
         self._visitors.discard(visitor)
+        self._fault = None  # it was in the Welcome
         if self.session.link is not None:
             self.session.link.close()
             self.session.link = None
@@ -237,6 +251,7 @@ class Agent:
         self._visitors.discard(visitor)
         if self.session is not None and self.session.link is visitor.link:
             self.session.link = None
+            self._fault = self._fault or visitor.link.fault
             log(f"the owner's connection has ended: {reason}")
             self._heard = self.loop.time()
             self._watch()
@@ -261,6 +276,7 @@ class Agent:
             "python": ".".join(map(str, sys.version_info[:3])),
             "zstd": find_spec("zstandard") is not None,
             "session": self.session.name if self.session is not None else None,
+            "fault": self._fault,
         }
 
     # --- the owner's words ---
@@ -283,17 +299,16 @@ class Agent:
                 self.crew.acknowledged(message.received)
         elif isinstance(message, Bye):
             self.stop("the owner said goodbye")
-        elif session.accept(received):
-            if isinstance(message, Setup):
-                self._set_up(session, message)
-            elif self.crew is None:
-                raise ProtocolError(f"{type(message).__name__} before Setup")
-            else:
-                self._work(session, self.crew, received)
+        else:
+            session.take(received, self._work)
 
-    def _work(self, session: Session, crew: Crew, received: Received) -> None:
-        message, buffers = received.message, received.buffers
-        if isinstance(message, Run):
+    def _work(self, received: Received) -> None:
+        message, buffers, session, crew = received.message, received.buffers, self.session, self.crew
+        if session is not None and isinstance(message, Setup):
+            self._set_up(session, message)
+        elif session is None or crew is None:
+            raise ProtocolError(f"{type(message).__name__} before Setup")
+        elif isinstance(message, Run):
             crew.submit(message, buffers)
         elif isinstance(message, Cancel):
             crew.cancel(message)

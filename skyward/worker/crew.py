@@ -6,6 +6,7 @@ Everything here happens on the agent's loop. No decision about which task runs w
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import socket
 import time
@@ -60,6 +61,8 @@ _SHORT = 0.02  # seconds after which that may be said
 _FILES_EACH = 5  # that a slot takes: its socket, two pipes for what it prints, one for tickets
 _FILES_OURS = 24  # the agent's own, with a connection, and a slot that is being made
 _FILES_MORE = 1024  # for blobs and streams, where we are free to choose
+_RETRIES = (0.0, 0.1, 0.5, 2.0, 5.0)  # seconds until a fork server that died is replaced, one time after another
+_WELL = 10.0  # seconds; one that was up for longer has shown that they can live here
 _HUNG_UP = 1.0  # seconds that a slot whose connection has ended may take to end itself
 _SOON = 0.05  # seconds until it is looked which tasks have begun
 _ROLL_CALL = 1.0  # seconds between two looks at what slots have
@@ -111,7 +114,8 @@ class Crew:
         self._streamed = Quota(_STREAM_LIMIT)
         self._oom = deaths.OutOfMemory()
         self._said_full = self._up = self._announced = self._resting = False
-        self._failed: str | None = None  # why there is no fork server
+        self._up_since = math.inf
+        self._retries = iter(_RETRIES)
         self._bridge = Bridge(loop, f"{folder}/bridge.sock", self._post_stream)
         shelf = self.store.shelf() if setup.shares else None
         self._results = Results(shelf)
@@ -322,9 +326,6 @@ class Crew:
     # --- processes ---
 
     def _fork(self, number: int, shared: bool) -> None:
-        if self._failed is not None:
-            self._loop.call_soon(self._refuse, number, self._failed)
-            return
         opened: list[int] = []
         try:
             ours, theirs = socket.socketpair()
@@ -488,28 +489,27 @@ class Crew:
         elif what == FAILED:
             self._refuse(number, f"can't fork a slot: {os.strerror(value)}")
         elif what == UP:
-            self._up = True
+            self._up, self._up_since = True, self._loop.time()
             commands = self.table.warm(self.setup.isolated)
             self._warming = {command.slot for command in commands if isinstance(command, Fork)}
             self._apply(commands)
             self._warmed(None)
 
-    def _forks_ended(self, words: str) -> None:
-        """The fork server has died, and all slots with it; one that had worked is replaced."""
-        self._failed = None if self._up else words
-        if self._up:
-            self._up = False  # if the next one dies before it is up, that is final
-            try:
-                self._forks = Forks(self._loop, self._config, self._reported, self._forks_ended)
-            except OSError as error:
-                self._failed = str(error)
+    def _forks_ended(self, words: str, killed: bool) -> None:
+        """The fork server has died, and all slots with it: it is replaced, if that seems to be of use."""
+        if self._loop.time() > self._up_since + _WELL:
+            self._retries = iter(_RETRIES)
+        delay = next(self._retries, None) if killed or self._announced else None
+        self._up, self._up_since = False, math.inf
+        if delay is not None:
+            self._forks = Forks(self._loop, self._config, self._reported, self._forks_ended, delay=delay)
         else:
-            self._announce(Ready(0, words))
-        for number in list(self._processes):
-            if self._failed is None:
-                self._died(number, words)
-            else:
-                self._refuse(number, words)
+            self._apply(self.table.give_up(words))
+        buried = [(number, self._bury(number)) for number in list(self._processes)]
+        made = {number for number, process in buried if process is not None and process.up}
+        self._apply(self.table.all_ended(made, words))
+        if delay is None:  # after what is refused, so that none of it is counted as lost with us
+            self._post(Ready(0, words), ())
 
     def _warmed(self, number: int | None) -> None:
         """A slot that was made ahead is up, or will never be; we are ready when none of them is awaited.

@@ -35,9 +35,12 @@ class Forks:
     on_report
         Called with each report: what, slot, value.
     on_end
-        Called once when the fork server has ended without having been asked to, with its last words.
+        Called once when the fork server has ended without having been asked to, with its last words, and whether it was
+        killed rather than ended by itself.
     server
         Its process; None to start one.
+    delay
+        Seconds until that is started, while what it is asked for waits; None for at once, with `OSError` if it can't be.
     """
 
     def __init__(
@@ -45,30 +48,47 @@ class Forks:
         loop: asyncio.AbstractEventLoop,
         config: dict[str, Any],
         on_report: Callable[[int, int, int], None],
-        on_end: Callable[[str], None],
+        on_end: Callable[[str, bool], None],
         server: Server | None = None,
+        delay: float | None = None,
     ) -> None:
         self.pids: dict[int, int] = {}
         """Process of each slot, as reported; for the case that the fork server can't clear up."""
         self._loop = loop
         self._on_report = on_report
-        self._on_end: Callable[[str], None] | None = on_end
+        self._on_end: Callable[[str, bool], None] | None = on_end
         self._queue: deque[tuple[bytes, tuple[int, ...]]] = deque()
         self._tail = b""
-        server = server or started(config["env"])
-        self._process, self._control, self._stdout = server.process, server.control, server.output
-        self._output = self._stdout.fileno()
-        config = {**config, "root": ROOT, "agent": os.getpid()}
-        packed: bytes = msgpack.packb(config)
+        packed: bytes = msgpack.packb({**config, "root": ROOT, "agent": os.getpid()})
         self._queue.append((struct.pack("!I", len(packed)) + packed, ()))
-        os.set_blocking(self._output, False)
-        self._control.setblocking(False)
-        loop.add_reader(self._control.fileno(), self._readable)
-        loop.add_reader(self._output, self._hear)
-        self._write()
+        self._server: Server | None = None
+        self._env = config["env"]
+        self._starting: asyncio.TimerHandle | None = None
+        if delay is not None:
+            self._starting = loop.call_later(delay, self._start_late)
+        else:
+            self._begin(server or started(self._env))
 
     def __repr__(self) -> str:
-        return f"<Forks of process {self._process.pid}, {len(self.pids)} slots>"
+        process = "no process yet" if self._server is None else f"process {self._server.process.pid}"
+        return f"<Forks of {process}, {len(self.pids)} slots>"
+
+    def _start_late(self) -> None:
+        try:
+            self._begin(started(self._env))
+        except OSError as error:
+            on_end, self._on_end = self._on_end, None
+            self.kill_all()
+            if on_end is not None:
+                on_end(f"the fork server can't be started: {error}", True)
+
+    def _begin(self, server: Server) -> None:
+        self._server = server
+        os.set_blocking(server.output.fileno(), False)
+        server.control.setblocking(False)
+        self._loop.add_reader(server.control.fileno(), self._readable, server)
+        self._loop.add_reader(server.output.fileno(), self._hear, server)
+        self._write()
 
     def fork(self, slot: int, shared: bool, fds: tuple[int, ...]) -> None:
         """Ask for a slot with these files; they are closed here when they have been sent."""
@@ -86,7 +106,8 @@ class Forks:
         self._queue.append((REQUEST.pack(END, 0), ()))
         self._write()
         deadline = self._loop.time() + wait
-        while self._process.poll() is None and self._loop.time() < deadline:  # noqa: ASYNC110 - nothing to wait for
+        server = self._server
+        while server and server.process.poll() is None and self._loop.time() < deadline:  # noqa: ASYNC110 - no event
             await asyncio.sleep(0.002)
         self.kill_all()
 
@@ -96,47 +117,54 @@ class Forks:
         for pid in self.pids.values():
             with contextlib.suppress(OSError):
                 os.killpg(pid, signal.SIGKILL)
-        if self._process.poll() is None:
-            self._process.kill()
-            self._process.wait()
+        if self._server is not None and self._server.process.poll() is None:
+            self._server.process.kill()
+            self._server.process.wait()
         self._close()
 
     def _close(self) -> None:
+        if self._starting is not None:
+            self._starting.cancel()
         for _, fds in self._queue:
             for fd in fds:
                 os.close(fd)
         self._queue.clear()
-        if self._control.fileno() >= 0:
-            self._loop.remove_reader(self._control.fileno())
-            self._loop.remove_writer(self._control.fileno())
-            self._control.close()
-        if not self._stdout.closed:
-            self._loop.remove_reader(self._output)
-            self._stdout.close()
+        if self._server is None:
+            return
+        if self._server.control.fileno() >= 0:
+            self._loop.remove_reader(self._server.control.fileno())
+            self._loop.remove_writer(self._server.control.fileno())
+            self._server.control.close()
+        if not self._server.output.closed:
+            self._loop.remove_reader(self._server.output.fileno())
+            self._server.output.close()
 
     def _write(self) -> None:
         """Send what is queued; the fork server may be busy with imports for a long time."""
-        if self._control.fileno() < 0:
+        if self._server is None:
+            return None
+        control = self._server.control
+        if control.fileno() < 0:
             return self._close()
         try:
             while self._queue:
                 data, fds = self._queue[0]
-                sent = socket.send_fds(self._control, [data], fds) if fds else self._control.send(data)
+                sent = socket.send_fds(control, [data], fds) if fds else control.send(data)
                 self._queue.popleft()
                 for fd in fds:
                     os.close(fd)
                 if sent < len(data):
                     self._queue.appendleft((data[sent:], ()))
         except (BlockingIOError, InterruptedError):
-            self._loop.add_writer(self._control.fileno(), self._write)
+            self._loop.add_writer(control.fileno(), self._write)
         except OSError:
             self._queue.clear()  # it has ended; `_readable` will find out
         else:
-            self._loop.remove_writer(self._control.fileno())
+            self._loop.remove_writer(control.fileno())
 
-    def _readable(self) -> None:
+    def _readable(self, server: Server) -> None:
         try:
-            data = self._control.recv(REPORT.size * 64)
+            data = server.control.recv(REPORT.size * 64)
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
@@ -144,29 +172,30 @@ class Forks:
         for report in REPORT.iter_unpack(data[: len(data) // REPORT.size * REPORT.size]):
             self._on_report(*report)
         if not data:
-            self._loop.remove_reader(self._control.fileno())
-            self._loop.call_soon(self._ended)
+            self._loop.remove_reader(server.control.fileno())
+            self._loop.call_soon(self._ended, server)
 
-    def _ended(self) -> None:
+    def _ended(self, server: Server) -> None:
         on_end, self._on_end = self._on_end, None
         if on_end is None:
             return
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(1.0)
-        self._hear()
-        status = self._process.returncode
+            server.process.wait(1.0)
+        self._hear(server)
+        status = server.process.returncode
         words = self._tail.decode(errors="replace").strip()
         self.kill_all()
-        on_end(f"the fork server ended with status {status}" + (f": {words}" if words else ""))
+        killed = status is None or status < 0
+        on_end(f"the fork server ended with status {status}" + (f": {words}" if words else ""), killed)
 
-    def _hear(self) -> None:
+    def _hear(self, server: Server) -> None:
         """The fork server's own words: warnings of modules that it imports, or why it ends."""
-        if self._stdout.closed:
+        if server.output.closed:
             return
         try:
-            data = os.read(self._output, 64 * 1024)
+            data = os.read(server.output.fileno(), 64 * 1024)
         except (BlockingIOError, InterruptedError):
             return
         if not data:
-            self._loop.remove_reader(self._output)
+            self._loop.remove_reader(server.output.fileno())
         self._tail = (self._tail + data)[-_TAIL:]

@@ -44,7 +44,7 @@ class Link:
     loop, sock, wire
         The socket becomes non-blocking and belongs to the link.
     on_message
-        Called for each message; `ProtocolError` out of it ends the link.
+        Called for each message; an error out of it ends the link.
     on_end
         Called once, with the reason, unless `close` was called first.
     eager
@@ -62,6 +62,8 @@ class Link:
     ) -> None:
         self.wire = wire
         self.closed = False
+        self.fault: str | None = None
+        """The error for which it was ended, of the other end or here; None if it ended otherwise."""
         self.lag = 0.0
         """Seconds that writing may wait for more to write; for when nobody is idle meanwhile."""
         self._loop = loop
@@ -71,6 +73,7 @@ class Link:
         self._on_end = on_end
         self._lane: Lane | None = None  # what a stripe's bytes are for the wire
         self._paused = False  # not read, as the lane waits
+        self._main = self  # the link that we are a stripe of
         self._stripes: list[Link] = []  # of this link, or of the one that we are a stripe of
         self._eager = eager
         self._parts: list[bytes | memoryview] = []  # taken out of the wire and not yet written
@@ -120,6 +123,7 @@ class Link:
         self._lane = link.wire.stripe()
         self._receive = partial(link.wire.receive_data, lane=self._lane)
         self._on_message, self._on_end = link._on_message, link._end
+        self._main = link
         self._stripes = link._stripes
         self._stripes.append(self)
 
@@ -139,6 +143,14 @@ class Link:
         """Read all that has arrived, without waiting for more."""
         while not self.closed and self._read():
             pass
+
+    def fail(self, error: Exception) -> None:
+        """End it for an error: the other end, if it comes back, may have to say again what that was about."""
+        link, expected = self._main, isinstance(error, ProtocolError)
+        link.fault = link.fault or (f"{error}" if expected else f"{type(error).__name__}: {error}")
+        if not expected:
+            self._loop.call_exception_handler({"message": f"unexpected error in {link!r}", "exception": error})
+        self._end(link.fault)
 
     def _broken(self, reason: str) -> None:
         """Nothing can be written any more; what the other end had said before counts all the same."""
@@ -170,8 +182,8 @@ class Link:
         try:
             for received in self._receive(_VIEW[:count]):
                 self._on_message(received)
-        except ProtocolError as error:
-            self._end(str(error))
+        except Exception as error:
+            self.fail(error)
             return False
         for stripe in self._stripes:  # the message that one waits for may have begun, here or there
             stripe.settle()
@@ -205,6 +217,9 @@ class Link:
             self._parts = parts
         except OSError as error:
             self._loop.call_soon(self._broken, str(error))  # not here: callers of `send` don't expect it
+            return
+        except Exception as error:
+            self._loop.call_soon(self.fail, error)
             return
         more = bool(self._parts) or self.wire.has_data
         if more != self._waits_for_room:

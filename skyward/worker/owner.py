@@ -6,7 +6,7 @@ No socket is opened here; a `Link` is handed in and taken away.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from skyward.core.mailbox import Inbox, Outbox
 from skyward.core.messages import Ack, Message, Ping, Pong
@@ -89,15 +89,19 @@ class Session:
         self.outbox.repeat(link.wire)
         link.wake()
 
-    def accept(self, received: Received) -> bool:
-        """Whether a message is new; acknowledges from time to time."""
+    def take(self, received: Received, handle: Callable[[Received], object]) -> None:
+        """Have a message handled if it is new; acknowledge, from time to time, what could be."""
         if received.number:
             self._unsaid += 1
             self._unsaid_bytes += sum(len(buffer) for buffer in received.buffers)
-        new = self.inbox.accept(received.number)
+        if self.inbox.accept(received.number):
+            try:
+                handle(received)
+            except Exception:
+                self.inbox.reject(received.number)
+                raise
         if self._unsaid >= _ACK_MESSAGES or self._unsaid_bytes >= _ACK_BYTES:
             self._acknowledge()
-        return new
 
     def answer(self, ping: Ping) -> None:
         """A heartbeat, and with it what has not been acknowledged."""

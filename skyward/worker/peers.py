@@ -234,9 +234,13 @@ class Neighbours:
     async def _fetch(self, message: Fetch, peer: str) -> None:
         try:
             await self._copy(message, peer)
-        except (OSError, EOFError) as error:
+        except Exception as error:
             self._gave_up(message.digest, f"{peer}: {error!r}")
-        del self._fetches[message.digest]
+            if not isinstance(error, (OSError, EOFError)):
+                raise
+        finally:
+            if self._fetches.get(message.digest) is asyncio.current_task():
+                del self._fetches[message.digest]
 
     async def _copy(self, message: Fetch, peer: str) -> None:
         digest, size, _ = message

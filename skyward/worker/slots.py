@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from collections.abc import Container
 from dataclasses import dataclass, field
 from typing import NamedTuple, Union
 
@@ -129,6 +130,7 @@ class Table:
         """Smoothed running time of tasks, seconds."""
         self._depth = 0  # tasks that a slot should hold ahead
         self._stillborn = 0  # in a row
+        self._over: str | None = None  # why no process can be made any more
 
     def __repr__(self) -> str:
         waiting = len(self._ready) + len(self._blocked) + self._ahead
@@ -163,7 +165,7 @@ class Table:
             return [Settle(task, Failure.CANCELLED, "cancelled before it came")]
         if self.waits(task) or task in self.running:
             return []
-        if blocked:
+        if blocked and self._over is None:
             self._blocked[task] = isolated
             return []
         self._ready[task] = isolated
@@ -267,6 +269,30 @@ class Table:
         refused = self._refuse_next(detail) if slot is not None and slot.is_stillborn else []
         return [*refused, *self._remove(number, Failure.REFUSED, detail)]
 
+    def all_ended(self, made: Container[int], detail: str) -> list[Command]:
+        """No process lives any more, and all that they had sent was told before.
+
+        Those in `made` died. The others never came to be: what they were given waits again, before all others.
+        """
+        commands: list[Command] = []
+        for number, slot in reversed(list(self.slots.items())):
+            for task in [] if number in made else reversed([task for task in slot.tasks if task in slot.live]):
+                del self.running[task]
+                self._ready[task] = not slot.shared
+                self._ready.move_to_end(task, last=False)
+            if number not in made:
+                slot.live.clear()
+            reason = Failure.CRASHED if len(slot.tasks) == 1 else Failure.SHARED_CRASH
+            commands += self._drop(slot, reason, detail)
+        return [*commands, *self.dispatch()]
+
+    def give_up(self, detail: str) -> list[Command]:
+        """No process can be made any more: nothing that waits, or will come, starts here."""
+        self._over = detail
+        self._ready.update(self._blocked)
+        self._blocked.clear()
+        return self.dispatch()
+
     # --- rules ---
 
     def _refuse_next(self, detail: str) -> list[Command]:
@@ -283,6 +309,9 @@ class Table:
     def dispatch(self) -> list[Command]:
         """Start what can be started; where there is room but nothing waits, take some from a slot that has it ahead."""
         commands: list[Command] = []
+        if self._over is not None:
+            commands += (Settle(task, Failure.REFUSED, self._over) for task in self._ready)
+            self._ready.clear()
         while self._ready and len(self.running) - self._ahead < self.concurrency:
             task, isolated = self._ready.popitem(last=False)
             slot = self._shared
@@ -339,11 +368,13 @@ class Table:
         return [] if slot.live else [Kill(slot.number)]
 
     def _remove(self, number: int, reason: Failure, detail: str) -> list[Command]:
-        slot = self.slots.pop(number, None)
-        if slot is None:
-            return []
+        slot = self.slots.get(number)
+        return [] if slot is None else [*self._drop(slot, reason, detail), *self.dispatch()]
+
+    def _drop(self, slot: Slot, reason: Failure, detail: str) -> list[Settle]:
+        del self.slots[slot.number]
         self._retire(slot)
         self._ahead -= slot.ahead
         for task in slot.live:
             del self.running[task]
-        return [*(Settle(task, reason, detail) for task in sorted(slot.live)), *self.dispatch()]
+        return [Settle(task, reason, detail) for task in sorted(slot.live)]

@@ -48,6 +48,9 @@ class MemoryAgent:
         self.missing: dict[bytes, int] = {}
         self.fetches: list[messages.Fetch] = []
         self.peers: dict[str, list[Any]] = {}
+        self.evil: Callable[[MemoryAgent], object] | None = None
+        """Done once it has a task, on this link and on each that follows."""
+        self.fault: str | None = None  # why it broke the last link, as it says
         self.links = 0
         self._channel: Channel | None = None
         self._wire: wire.Wire | None = None
@@ -73,12 +76,14 @@ class MemoryAgent:
         while data := await channel.read():
             for received in link.receive_data(data):
                 if isinstance(received.message, messages.Hello):
-                    link.welcome(self.inbox.received, {"memory": 10**9})
+                    link.welcome(self.inbox.received, {"memory": 10**9, "fault": self.fault})
                     heard = received.message.received
                 elif isinstance(received.message, messages.Proof):
                     self._channel, self._wire = channel, link
                     self.outbox.acknowledge(heard)
                     self.outbox.repeat(link)
+                    if self.evil is not None and self.held:
+                        self.evil(self)
                 elif self.inbox.accept(received.number):
                     self.take(received.message, received.buffers)
             self.flush(channel, link)
@@ -128,7 +133,9 @@ class MemoryAgent:
             if self.forgetful:
                 return
             self.held[message.task] = (message, buffers)
-            if self.refuses:
+            if self.evil is not None:
+                self.evil(self)
+            elif self.refuses:
                 self.crash(message.task, messages.Failure.REFUSED, "no room")
             elif not self.holding and self._complete(message):
                 self.answer(message.task)

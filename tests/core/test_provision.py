@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import sys
 import threading
 import time
 import uuid
@@ -334,6 +335,54 @@ def test_a_provider_that_raises_anything_does_not_end_the_upkeep() -> None:
     fixture = Fixture(provider, nodes=1)
     with pytest.raises(ProvisioningError):
         fixture.start().result(10)
+    fixture.close()
+
+
+@pytest.mark.parametrize("wrong", [None, ["a machine"], 5])
+def test_a_provider_that_returns_anything_is_told_so(wrong: Any) -> None:
+    """At once, with its name and what it returned."""
+
+    class Wrong(MemoryProvider):
+        def create(self, order: Order) -> Any:
+            return wrong
+
+    fixture = Fixture(Wrong(), nodes=1)
+    with pytest.raises(
+        ProvisioningError, match=r"memory: TypeError: it returned .* in the place of a list of Machines"
+    ):
+        fixture.start().result(10)
+    fixture.close()
+
+
+def test_a_provider_that_exits_does_not_take_the_loop_along() -> None:
+    class Exits(MemoryProvider):
+        def create(self, order: Order) -> Any:
+            sys.exit(3)
+
+    fixture = Fixture(Exits(), nodes=1)
+    with pytest.raises(ProvisioningError, match="memory: SystemExit: 3"):
+        fixture.start().result(10)
+    fixture.close()
+
+
+def test_an_error_in_the_upkeep_is_said_and_nobody_waits_for_nodes() -> None:
+    """As if the fleet itself failed: here its events are of a kind that nobody knows."""
+    provider = MemoryProvider()
+    provider.gate.clear()
+    fixture = Fixture(provider, nodes=1)
+    notes: list[str] = []
+    fixture.events.subscribe(lambda event: notes.append(event.text) if isinstance(event, Note) else None)
+    starting = fixture.start()
+    assert provider.asked.wait(10)
+
+    async def fail() -> None:
+        raise KeyError("upkeep")
+
+    fixture.io.post(lambda: fixture.provisioner._errand(fail()))
+    with pytest.raises(ProvisioningError, match="unexpected error in the upkeep of the nodes: KeyError: 'upkeep'"):
+        starting.result(10)
+    assert any("KeyError: 'upkeep'" in note for note in notes)
+    provider.gate.set()
     fixture.close()
 
 

@@ -6,6 +6,7 @@ With a real agent, in the test's own event loop, over loopback.
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
@@ -16,13 +17,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skyward.core.errors import LinkError
+from skyward.core.errors import LinkError, NodeLost
 from skyward.core.interfaces import Channel
-from skyward.core.messages import Blob, Message, Ready, Setup
+from skyward.core.messages import Ack, Blob, Done, Failed, Message, Ready, Returned, Setup, StreamOpen
 from skyward.core.session import Session, Stripes, Timing, link_patience
 from skyward.core.spec import Endpoint
 from skyward.transport.tcp import TCPTransport
 from skyward.worker.agent import Agent, Start, listen
+from tests.core.memory_agent import MemoryAgent, MemoryPool
 
 SETUP = Setup("n", 1, False, None, {}, [], None, [], b"", [], 60.0)
 MEGABYTE = 1 << 20
@@ -62,6 +64,7 @@ class Node:
         self.refuse = False
         self.ready = asyncio.Event()
         self.session: Session
+        self.life: asyncio.Task[str | None]
 
     async def open(self) -> Channel:
         """What a connector does."""
@@ -102,7 +105,7 @@ async def node(**stripes: Any) -> AsyncIterator[Node]:
     striping = Stripes(it.open, **{"count": 2, "distance": 0.0, "backlog": MEGABYTE, **stripes})
     timing = Timing(beat=0.05, give_up=5.0)
     it.session = Session("n", it.open, b"s", SETUP, it, timing, striping)
-    life = asyncio.create_task(it.session.run())
+    it.life = life = asyncio.create_task(it.session.run())
     end = asyncio.create_task(_end(it.agent))
     try:
         async with asyncio.timeout(60):
@@ -198,6 +201,112 @@ async def test_stripes_that_are_refused_leave_the_link_as_it_is(it: Node) -> Non
     blob(it, b"a", 64 * MEGABYTE)
     await it.sent()
     assert len(it.channels) == 1
+
+
+@over()
+async def test_an_error_in_an_agents_background_reaches_the_owner(it: Node) -> None:
+    """The link breaks, for what was going on there may have to be said again; at the second time the node is lost."""
+    agent = it.agent
+    agent.loop.call_soon(int, "first")
+    await it.until(lambda: len(it.channels) == 2 and it.session.linked)
+    assert it.session.facts["fault"] == "ValueError: invalid literal for int() with base 10: 'first'"
+    blob(it, b"a", 10)
+    await it.sent()
+    agent.loop.call_soon(int, "second")
+    await it.until(lambda: len(it.channels) == 3 and it.session.linked)
+    agent.loop.call_soon(int, "third")
+    reason = await it.life
+    assert reason == (
+        "its link broke 2 times for an error, and got no further in between: "
+        "its agent: ValueError: invalid literal for int() with base 10: 'third'"
+    )
+
+
+class Clumsy(MemoryPool):
+    """Its handler fails at some messages."""
+
+    def __init__(self, failures: int) -> None:
+        super().__init__(attempts=1)
+        self.left = failures
+        self.received, self.dispatcher.received = self.dispatcher.received, self.hear  # type: ignore[method-assign]
+
+    def hear(self, session: Session, message: Message, buffers: list[Any]) -> None:
+        """As the dispatcher, when it does not fail."""
+        if isinstance(message, Done) and self.left:
+            self.left -= 1
+            raise KeyError("unexpected")
+        self.received(session, message, buffers)
+
+
+def test_an_unexpected_error_of_ours_loses_no_message() -> None:
+    """The link breaks, and the node says again what could not be handled."""
+    pool = Clumsy(1)
+    agent = pool.add()
+    assert [pool.submit(abs, -number).result(5) for number in range(5)] == list(range(5))
+    assert agent.links == 2
+    pool.close()
+
+
+def test_an_unexpected_error_that_repeats_loses_the_node_with_its_text() -> None:
+    pool = Clumsy(99)
+    agent = pool.add()
+    with pytest.raises(
+        NodeLost, match=r"abs \(task 1\) is lost with m0: .* no further in between: KeyError: 'unexpected'"
+    ):
+        pool.submit(abs, -1).result(10)
+    assert agent.links == 3
+    pool.close()
+
+
+def _unnumbered(agent: MemoryAgent) -> None:
+    assert agent._wire is not None
+    agent._wire.send(Done(1, 0.1), [b"x"])
+
+
+def _beyond(agent: MemoryAgent) -> None:
+    assert agent._wire is not None
+    agent._wire.send(Ack(10**6))
+
+
+def _garbage(agent: MemoryAgent) -> None:
+    assert agent._channel is not None
+    agent._channel.write([b"\xff" * 100])
+
+
+NONSENSE: dict[str, tuple[Callable[[MemoryAgent], object], str]] = {
+    "unknown reason": (lambda agent: agent.say(Failed(1, 0.1, "no-such", "")), "not a Failed that can be meant"),
+    "seconds": (lambda agent: agent.say(Done(1, math.nan), [b"x"]), "not a Done that can be meant"),
+    "a task it was never given": (lambda agent: agent.say(Done(7, 0.1), [b"x"]), "task 7, which was never given"),
+    "back what it was never given": (lambda agent: agent.say(Returned([7])), r"tasks \[7\] are given back"),
+    "without a number": (_unnumbered, "Done without a number"),
+    "has what was never sent": (_beyond, "acknowledges message 1000000, but only 2 were sent"),
+    "garbage": (_garbage, "not a piece of this protocol"),
+    "a stream twice": (
+        lambda agent: [agent.say(StreamOpen(1, "/tmp/pymp-x/l")) for _ in range(2)],
+        "stream 1 is opened twice",
+    ),
+    "nothing, again and again": (MemoryAgent.cut, "its link broke 5 times in a row as soon as it was made"),
+}
+
+
+@pytest.mark.parametrize("what", NONSENSE)
+def test_what_a_node_says_wrong_loses_it_with_the_reason(what: str) -> None:
+    """In words that name the node; and its task is not waited for."""
+    evil, text = NONSENSE[what]
+    pool = MemoryPool(attempts=1)
+    pool.add(evil=evil)
+    with pytest.raises(NodeLost, match=rf"abs \(task 1\) is lost with m0: .*{text}"):
+        pool.submit(abs, -1).result(20)
+    pool.close()
+
+
+def test_what_an_agent_breaks_links_for_is_in_the_reason() -> None:
+    pool = MemoryPool(attempts=1)
+    agent = pool.add(evil=MemoryAgent.cut)
+    agent.fault = "KeyError: 'there'"
+    with pytest.raises(NodeLost, match=r"lost with m0: its link broke 2 times .*: its agent: KeyError: 'there'"):
+        pool.submit(abs, -1).result(10)
+    pool.close()
 
 
 @pytest.mark.parametrize("victim", [0, 1, 2])

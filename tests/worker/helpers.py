@@ -213,6 +213,12 @@ class Owner:
         elif isinstance(message, (StreamOpen, StreamData, StreamClose)):
             self.streams.append(received)
 
+    def poll(self) -> None:
+        """Read what comes within a moment."""
+        assert self.sock is not None
+        if select.select([self.sock], [], [], 0.005)[0]:
+            self.receive()
+
     def until(self, condition: Callable[[], Any], what: str, seconds: float = PATIENCE) -> Any:
         """Read until a condition is true."""
         deadline = time.monotonic() + seconds

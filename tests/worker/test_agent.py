@@ -35,9 +35,10 @@ from skyward.core.messages import (
     Reached,
     Run,
     StreamClose,
+    Welcome,
 )
 from skyward.core.wire import VERSION, Role, Wire
-from tests.worker.helpers import ROOT, Owner, alive, descendants, owner, wait_for
+from tests.worker.helpers import ROOT, SECRET, Owner, alive, descendants, owner, wait_for
 
 
 def test_facts(node: Owner) -> None:
@@ -189,6 +190,27 @@ def test_an_acknowledgement_of_what_was_never_sent_is_refused(node: Owner) -> No
         assert sock.recv(100) == b""
     node.connect()
     assert node.call(pow, 2, 5) == 32
+
+
+def test_what_the_agent_can_not_handle_breaks_the_link_and_is_told_in_the_next_greeting(node: Owner) -> None:
+    """It was not taken, so it comes again; what came before it is done."""
+    assert node.call(pow, 2, 3) == 8
+    for attempt in range(2):
+        with pytest.raises(ConnectionError):
+            if attempt:
+                node.connect()
+            else:
+                node.say(Blob(b"d", 5, 0), [])
+            node.until(lambda: False, "the end of the link")
+        node.cut()
+    with node.open() as sock:
+        wire = Wire(Role.OWNER, secret=SECRET, nonce=os.urandom(16))
+        wire.hello(node.session, node.inbox.received)
+        sock.sendall(b"".join(wire.data_to_send()))
+        (welcome,) = wire.receive_data(sock.recv(10_000))
+    assert isinstance(welcome.message, Welcome)
+    assert welcome.message.facts["fault"].startswith("ValueError: not enough values to unpack")
+    assert welcome.message.received == node.outbox.last - 1
 
 
 @pytest.mark.parametrize("garbage", [b"GET / HTTP/1.1\r\n\r\n", bytes(100), b"\xff" * 5000, b""])

@@ -8,6 +8,8 @@ import signal
 import time
 from pathlib import Path
 
+import pytest
+
 from skyward.core.messages import Failure
 from tests.worker.helpers import Owner, alive, descendants, owner, wait_for
 
@@ -80,6 +82,42 @@ def test_a_killed_fork_server_is_replaced(node: Owner) -> None:
     wait_for(lambda: not alive(again), "end of the second")
     node.until(lambda: fork_server(node) != again, "a third")
     assert node.call(pow, 2, 5) == 32
+
+
+def test_a_fork_server_that_is_killed_before_it_is_up_costs_no_task(node: Owner) -> None:
+    """Its slots never came to be: what was given to them waits for those of the next."""
+    node.call(os.getpid)
+    first = fork_server(node)
+    os.kill(first, signal.SIGKILL)
+    wait_for(lambda: fork_server(node) not in (0, first), "the second")
+    second = fork_server(node)
+    tasks = [node.submit(pow, 2, n) for n in range(6)]
+    os.kill(second, signal.SIGKILL)
+    assert [node.result(task) for task in tasks] == [2**n for n in range(6)]
+    assert fork_server(node) not in (0, first, second)
+
+
+@pytest.mark.slow
+def test_a_node_whose_fork_servers_do_not_live_says_so_and_refuses_its_tasks(node: Owner) -> None:
+    """They are started again and again for a while, ever more slowly, and then the node gives up."""
+    node.call(os.getpid)
+    node.ready = None
+    tasks: list[int] = []
+    seen: set[int] = set()
+    end = time.monotonic() + 60
+    while node.ready is None:
+        assert time.monotonic() < end
+        server = fork_server(node)
+        if server and server not in seen:
+            os.kill(server, signal.SIGKILL)
+            seen.add(server)
+            if len(seen) == 3:
+                tasks = [node.submit(pow, 2, n) for n in range(4)]
+        node.poll()
+    assert node.ready.slots == 0
+    assert "status -9" in str(node.ready.error)
+    assert len(seen) == 6
+    assert {node.failed(task).reason for task in tasks} == {Failure.REFUSED.value}
 
 
 def test_where_no_slot_can_be_made_the_task_is_refused() -> None:

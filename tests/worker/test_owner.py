@@ -39,18 +39,47 @@ def test_what_was_not_acknowledged_is_sent_again() -> None:
 def test_messages_count_once_and_are_acknowledged() -> None:
     session = Session("s")
     session.link = link = Link()  # type: ignore[assignment]
+    handled: list[int] = []
+
+    def take(number: int, *buffers: bytearray) -> None:
+        session.take(Received(number, Cancel(number), [*buffers]), lambda received: handled.append(received.number))
+
     for number in range(1, 32):
-        assert session.accept(Received(number, Cancel(number), []))
+        take(number)
     assert link.sent == []
-    assert not session.accept(Received(31, Cancel(31), []))
+    take(31)
+    assert handled == [*range(1, 32)]
     assert link.sent == [(Ack(31), 0)]
-    session.accept(Received(32, Cancel(32), []))
+    take(32)
     session.answer(Ping(1.0))
     assert link.sent[1:] == [(Pong(1.0), 0), (Ack(32), 0)]
     session.answer(Ping(2.0))
     assert link.sent[3:] == [(Pong(2.0), 0)]
-    session.accept(Received(33, Cancel(33), [bytearray(2 * 1024 * 1024)]))
+    take(33, bytearray(2 * 1024 * 1024))
     assert link.sent[-1] == (Ack(33), 0)
+
+
+def test_what_could_not_be_handled_is_not_acknowledged_and_comes_again() -> None:
+    """Also when later ones have come before it."""
+    session = Session("s")
+    session.link = link = Link()  # type: ignore[assignment]
+    broken = [True]
+
+    def handle(received: Received) -> None:
+        if broken[0] and received.number == 2:
+            raise KeyError("unexpected")
+
+    for number in (1, 3):
+        session.take(Received(number, Cancel(number), []), handle)
+    with pytest.raises(KeyError):
+        session.take(Received(2, Cancel(2), [bytearray(2 * 1024 * 1024)]), handle)
+    assert session.inbox.received == 1
+    session.answer(Ping(1.0))
+    assert link.sent[1:] == [(Ack(1), 0)]
+    broken[0] = False
+    session.take(Received(3, Cancel(3), []), handle)
+    session.take(Received(2, Cancel(2), [bytearray(2 * 1024 * 1024)]), handle)
+    assert link.sent[2:] == [(Ack(3), 0)]
 
 
 def test_a_quota_is_full_until_enough_is_acknowledged() -> None:

@@ -178,12 +178,14 @@ class AnyOrder(RuleBasedStateMachine):
         self.inside: dict[int, set[int]] = {}  # what slots have begun
         self.ahead: dict[int, list[int]] = {}  # what they were given and have not begun; at first all that is isolated
         self.early: set[int] = set()
+        self.over = False  # no process can be made any more
         if warm is not None:
             self.apply(self.table.warm(warm))
 
     def apply(self, commands: list[Command]) -> None:
         for command in commands:
             if isinstance(command, Fork):
+                assert not self.over
                 assert command.slot not in self.processes
                 self.processes[command.slot] = command.shared
                 self.inside[command.slot] = set()
@@ -316,6 +318,28 @@ class AnyOrder(RuleBasedStateMachine):
             self.apply(getattr(self.table, how)(slot, "x"))
         else:
             self.apply(self.table.retire(slot))
+
+    @precondition(lambda self: not self.killed)
+    @rule(data=st.data())
+    def all_end(self, data: st.DataObject) -> None:
+        """The fork server dies: some slots had come to be, with it die the tasks that they have begun."""
+        made = {slot for slot in self.processes if data.draw(st.booleans())}
+        for slot in self.processes:
+            self.take_back(slot)
+        for slot in reversed(list(self.processes)):
+            if slot not in made:  # what we took to be begun was not
+                self.waiting[:0] = [task for task in self.table.slots[slot].tasks if task not in self.settled]
+        self.processes, self.inside, self.ahead = {}, {}, {}
+        self.apply(self.table.all_ended(made, "the fork server ended"))
+        assert all(slot > max(made, default=0) for slot in self.table.slots)
+
+    @rule()
+    def nothing_can_be_made(self) -> None:
+        """Once and for all: what waits is refused, and so is what comes; what runs goes on."""
+        waiting = {*self.waiting, *self.blocked}
+        self.apply(self.table.give_up("no memory"))
+        assert waiting <= self.settled
+        self.over = True
 
     @invariant()
     def is_sound(self) -> None:
