@@ -26,6 +26,7 @@ HOUSE: dict[str, set[str]] = {
         "skyward.core.errors",
         "skyward.core.files",
         "skyward.core.function",
+        "skyward.core.launch",
         "skyward.core.mailbox",
         "skyward.core.memmaps",
         "skyward.core.messages",

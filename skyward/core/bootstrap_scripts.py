@@ -5,6 +5,8 @@ Variables that a script uses without setting them are set by the caller in front
 
 from __future__ import annotations
 
+from skyward.core.launch import RUN
+
 __all__ = ["BUILD", "INSTALLING", "LOOK", "NEEDS_PIP", "NOEXEC", "NO_PYTHON", "START"]
 
 INSTALLING = "@installing"  # a line of output: what fails from here on is mostly the packages' fault
@@ -146,18 +148,22 @@ rm -f "$env/requirements.txt" # it may hold the password of an index
 """
 
 # The agent reads its start map from stdin and answers with one line; then it has left the terminal by itself.
-START = r"""
+START = (
+    r"""
+mask=$(umask)
 umask 077
 mkdir "$run" || exit 1
 [ "$folder" = "$run" ] || mkdir "$folder" || exit 1
 node=$(uname -n)
 printf '%s %s %s\n' "$node" "${env##*/}" "$folder" >"$run/owner"
 touch "$env/.complete" "$root/code/$code"
-unset PYTHONHOME
-PATH=$env/bin:$PATH PYTHONPATH=$root/code/$code VIRTUAL_ENV=$env
-export PATH PYTHONPATH VIRTUAL_ENV
+unset PYTHONHOME PYTHONPATH
+PATH=$env/bin:$PATH VIRTUAL_ENV=$env
+export PATH VIRTUAL_ENV
 cd || exit 1
-"$env/bin/python" -P -m skyward.worker.agent | {
+{ umask "$mask" && exec "$env/bin/python" -P -c '"""
+    + RUN.format("skyward.worker.agent")
+    + r"""' "$root/code/$code"; } | {
     IFS= read -r line || exit 1
     printf '%s\n' "$line"
     pid=${line##*\"pid\":}
@@ -169,7 +175,7 @@ status=$?
 if [ "$status" != 0 ]; then # what may be broken is made anew the next time
     rm -rf "$run" "$folder" "$root/code/$code"
     check='from cloudpickle import dumps; from msgpack import packb'
-    "$env/bin/python" -c "$check" >/dev/null 2>&1 || rm -f "$env/.complete"
+    "$env/bin/python" -P -c "$check" >/dev/null 2>&1 || rm -f "$env/.complete"
     exit 1
 fi
 
@@ -194,3 +200,4 @@ sweep() {
 if [ -z "$(find "$root/.swept" -mtime -1 2>/dev/null)" ]; then sweep >/dev/null 2>&1 </dev/null; fi
 exit 0
 """
+)

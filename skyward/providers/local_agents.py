@@ -21,6 +21,7 @@ from typing import IO
 import msgpack
 
 from skyward.core.errors import ProvisioningError
+from skyward.core.launch import command
 
 __all__ = ["Process", "greet", "start"]
 
@@ -126,11 +127,10 @@ def _start(count: int, errors: IO[bytes]) -> Sequence[Process]:
             ours.append((os.fdopen(lifeline, "wb"), os.fdopen(said, "rb")))
         pairs = (f"{theirs[index]},{theirs[index + 1]}" for index in range(0, len(theirs), 2))
         child = subprocess.Popen(
-            [sys.executable, "-m", "skyward.worker.agent", *pairs],
+            [*command("skyward.worker.agent", _PACKAGE), *pairs],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
-            env=_environment(),
             pass_fds=theirs,
             start_new_session=True,  # Ctrl-C is the driver's to handle
         )
@@ -140,12 +140,6 @@ def _start(count: int, errors: IO[bytes]) -> Sequence[Process]:
     assert child.stdin is not None
     assert child.stdout is not None
     return [Process(child, lifeline, said) for lifeline, said in ((child.stdin, child.stdout), *ours)]
-
-
-def _environment() -> dict[str, str]:
-    """Ours; agents must find skyward even where the driver runs from a checkout that is not installed."""
-    path = os.pathsep.join(filter(None, [_PACKAGE, os.environ.get("PYTHONPATH")]))
-    return {**os.environ, "PYTHONPATH": path}
 
 
 @cache
@@ -166,7 +160,7 @@ def greet(process: Process, secret: bytes, orphan_timeout: float, errors: IO[byt
     ProvisioningError
         It did not start; it should be killed.
     """
-    start = msgpack.packb({"listen": "tcp", "secret": secret, "lifeline": True, "orphan_timeout": orphan_timeout})
+    start = msgpack.packb({"listen": "unix", "secret": secret, "lifeline": True, "orphan_timeout": orphan_timeout})
     line = b""
     with contextlib.suppress(BrokenPipeError), selectors.DefaultSelector() as ready:
         process.lifeline.write(struct.pack("!I", len(start)) + start)
@@ -182,5 +176,5 @@ def greet(process: Process, secret: bytes, orphan_timeout: float, errors: IO[byt
         errors.seek(0)
         words = errors.read().decode(errors="replace")[-2000:]
         raise ProvisioningError(
-            f"an agent on this machine did not start ({sys.executable} -m skyward.worker.agent); it said:\n{words}"
+            f"an agent on this machine did not start ({sys.executable}); it said:\n{words}"
         ) from error

@@ -77,7 +77,7 @@ chmod go-w ~
 _END = """\
 url=URL/api/v0/instances/$CONTAINER_ID/
 curl -fsS -m 30 -X DELETE -H "Authorization: Bearer $CONTAINER_API_KEY" -H "Content-Type: application/json" \
--d "{}" "$url" || python3 -c 'import os, sys, urllib.request as u
+-d "{}" "$url" || python3 -I -c 'import os, sys, urllib.request as u
 head = {"Authorization": "Bearer " + os.environ["CONTAINER_API_KEY"], "Content-Type": "application/json"}
 u.urlopen(u.Request(sys.argv[1], b"{}", head, method="DELETE"), timeout=30)' "$url\""""
 

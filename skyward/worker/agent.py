@@ -1,6 +1,6 @@
 """The agent: the one process of a node that its owner talks to. It never unpickles or runs a user's code.
 
-Started by ``python -m skyward.worker.agent`` with a start map on standard input (for further agents on this machine,
+Started as `core.launch` says, with a start map on standard input (for further agents on this machine,
 see `process.multiply`), it listens on a Unix socket in a folder of its own or on the loopback address, and prints one
 line of JSON that says where. It outlives its owner's connection: results are kept until they are acknowledged, and the
 same session may come back. It ends, with all slots and files, when the owner says Bye, when nobody has come for a
@@ -60,7 +60,7 @@ from skyward.worker.door import Door
 from skyward.worker.link import Link
 from skyward.worker.owner import Session
 from skyward.worker.peers import Neighbours
-from skyward.worker.process import multiply, name_process, reap
+from skyward.worker.process import ignore_interrupts, multiply, name_process, reap
 from skyward.worker.servers import Server, forked
 
 __all__ = ["Agent", "Start", "main"]
@@ -71,6 +71,7 @@ _GREETING = 10.0  # seconds in which a visitor must prove who it is
 _VISITORS = 32  # that have not proved it
 _OTHERS = 0.5  # seconds for agents that are our forks and end with us: in a container nobody else may reap them
 _LOG = 1024 * 1024  # bytes of the log file
+_FOLDER = "skyward-agent-"  # what the name of a folder begins with that is the agent's alone
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class Start:
     Attributes
     ----------
     listen
-        ``tcp`` or ``unix:/path/agent.sock``.
+        ``unix:/path/agent.sock``; ``unix`` for a socket in a new folder of the agent's own; or ``tcp``.
     secret
         What the owner must know.
     lifeline
@@ -388,11 +389,13 @@ def listen(where: str) -> tuple[socket.socket, str, str]:
     """Listen; returns the socket, its address for the owner, and our private folder."""
     if where == "tcp":
         listener = socket.create_server(("127.0.0.1", 0))
-        return listener, f"127.0.0.1:{listener.getsockname()[1]}", tempfile.mkdtemp(prefix="skyward-agent-")
+        return listener, f"127.0.0.1:{listener.getsockname()[1]}", tempfile.mkdtemp(prefix=_FOLDER)
+    if where == "unix":
+        where = f"unix:{tempfile.mkdtemp(prefix=_FOLDER)}/agent.sock"
     path = where.removeprefix("unix:")
     folder = Path(path).parent
     if not where.startswith("unix:/"):
-        raise ValueError(f"can't listen on {where!r}: neither tcp nor unix:/path")
+        raise ValueError(f"can't listen on {where!r}: neither tcp nor unix nor unix:/path")
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
@@ -457,7 +460,7 @@ async def _live(start: Start, listener: socket.socket, folder: str, server: Serv
 
 def main() -> None:
     """Run the agent of a node until it is not needed any more."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; it is the driver's affair
+    ignore_interrupts()
     name_process("skyward-agent")
     try:
         others = multiply(sys.argv[1:]) if len(sys.argv) > 1 else []
@@ -479,7 +482,7 @@ def main() -> None:
         with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:  # whatever policy a module has set
             runner.run(_live(start, listener, folder, server, others))
     finally:
-        if start.listen == "tcp":
+        if start.listen in ("tcp", "unix"):
             shutil.rmtree(folder, ignore_errors=True)
         else:
             with contextlib.suppress(OSError):

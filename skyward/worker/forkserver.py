@@ -29,7 +29,7 @@ import msgpack
 from skyward.core.whoami import Seats
 from skyward.worker import bridge, slot, store
 from skyward.worker.control import END, EXITED, FAILED, FILES, FORK_SHARED, FORKED, KILL, REPORT, REQUEST, UP
-from skyward.worker.process import name_process, sit_down
+from skyward.worker.process import ignore_interrupts, name_process, sit_down
 
 __all__ = ["live", "main"]
 
@@ -56,6 +56,7 @@ class ForkServer:
         self.seats = Seats()
         self.seated: dict[int, int] = {}  # slot -> its number for tasks, unless threads share it or it is being killed
         self.deadline: float | None = None  # set when we are to end: what lives then is killed
+        self.signals: dict[signal.Signals, Any] = {}  # what became of them before they were ours
         self._wake, self._woken = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     def __repr__(self) -> str:
@@ -64,8 +65,10 @@ class ForkServer:
     def serve(self) -> None:
         """Until the agent says END and all slots have gone, or until the agent is dead."""
         signal.set_wakeup_fd(self._woken, warn_on_full_buffer=False)
-        signal.signal(signal.SIGCHLD, lambda *_: None)
-        signal.signal(signal.SIGTERM, lambda *_: self.orphaned())
+        self.signals = {
+            signal.SIGCHLD: signal.signal(signal.SIGCHLD, lambda *_: None),
+            signal.SIGTERM: signal.signal(signal.SIGTERM, lambda *_: self.orphaned()),
+        }
         poll = select.poll()
         poll.register(self._wake, select.POLLIN)
         poll.register(self.control, select.POLLIN)
@@ -131,6 +134,8 @@ class ForkServer:
         code = 70
         try:
             signal.set_wakeup_fd(-1)
+            for caught, before in self.signals.items():
+                signal.signal(caught, before)
             die_with_parent(parent, signal.SIGKILL)
             self.control.detach()  # its number is closed with all others, and may then be another file
             name_process("skyward-slot")
@@ -206,12 +211,11 @@ def die_with_parent(parent: int, how: signal.Signals) -> None:
 
 def prepare(config: dict[str, Any]) -> None:
     """Make this process what every slot shall find: variables, path, folder, modules."""
-    root = config["root"]
-    if root in sys.path:  # it was put first only so that this module is found; user code comes before it
-        sys.path.remove(root)
-        sys.path.append(root)
-    sys.path[:0] = [folder for folder in config["path"] if folder not in sys.path]
-    os.environ.clear()  # all of it was needed when the interpreter started; PYTHONPATH is the user's again
+    root, path = config["root"], config["path"]
+    # The owner's, in its order. Our own code, which was put first to be found, comes last unless that has it elsewhere.
+    path += [folder for folder in sys.path if folder not in path and folder != root]
+    sys.path[:] = path if root in path else [*path, root]
+    os.environ.clear()
     os.environ.update(config["env"])
     sys.argv = list(config["argv"])
     if config["cwd"] is not None:
@@ -250,7 +254,7 @@ def live(control: socket.socket) -> None:
 
 def main() -> None:
     """Run as a program, on the inherited socket whose number is the argument."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ignore_interrupts()
     control = socket.socket(fileno=int(sys.argv[1]))
     control.set_inheritable(False)
     live(control)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import signal
 import time
 from collections.abc import Iterable
 
 from skyward.core.whoami import SLOT, CurrentWorker
 
-__all__ = ["multiply", "name_process", "reap", "sit_down"]
+__all__ = ["heed_interrupts", "ignore_interrupts", "multiply", "name_process", "reap", "sit_down"]
 
 
 def name_process(name: str) -> None:
@@ -40,6 +41,25 @@ def sit_down(node: str, seat: int | None) -> None:
     if seat is not None:
         process._identity = (seat,)  # noqa: SLF001 - it has no public name, and is what people ask
         os.environ[SLOT] = str(seat)
+
+
+def ignore_interrupts() -> None:
+    """Leave Ctrl-C, which reaches the whole terminal, to the driver.
+
+    By a handler that does nothing: programs that tasks start would inherit `signal.SIG_IGN`, and could not be stopped.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _nothing)
+
+
+def heed_interrupts() -> None:
+    """Be interrupted as any Python is. Undoes `ignore_interrupts`; where SIGINT was ignored before, it still is."""
+    if signal.getsignal(signal.SIGINT) is _nothing:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _nothing(*_: object) -> None:
+    pass
 
 
 def multiply(pipes: Iterable[str]) -> list[int]:

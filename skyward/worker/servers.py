@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -22,11 +23,14 @@ from pathlib import Path
 from typing import IO, NoReturn, Protocol, cast
 
 import skyward.worker
+from skyward.core.launch import command
 
 __all__ = ["ROOT", "Server", "forked", "started"]
 
 ROOT = str(Path(skyward.worker.__file__).parent.parent.parent)
 """The folder, or the archive, that our own code is in."""
+
+_FILES = resource.getrlimit(resource.RLIMIT_NOFILE)  # as we were started
 
 
 class _Process(Protocol):
@@ -71,19 +75,19 @@ class Server:
 
 def started(env: Mapping[str, str]) -> Server:
     """A program, in this environment."""
-    path = os.pathsep.join(filter(None, (ROOT, env.get("PYTHONPATH"))))
-    flags = ["-P"] if sys.flags.safe_path else []  # as the agent itself, and so a fork of it
     ours, theirs = socket.socketpair()
     with theirs:
         process = subprocess.Popen(
-            [sys.executable, *flags, "-m", "skyward.worker.forkserver", str(theirs.fileno())],
-            env={**env, "PYTHONPATH": path},
+            [*command("skyward.worker.forkserver", ROOT), str(theirs.fileno())],
+            env=env,
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+    if hasattr(resource, "prlimit"):  # the agent has raised its own since, and programs of tasks would inherit that
+        resource.prlimit(process.pid, resource.RLIMIT_NOFILE, _FILES)
     return Server(process, ours, cast("IO[bytes]", process.stdout))
 
 

@@ -16,7 +16,6 @@ import io
 import mmap
 import os
 import queue
-import signal
 import socket
 import sys
 import threading
@@ -36,6 +35,7 @@ from skyward.core.whoami import Seats
 from skyward.core.wire import Buffer, Filled, Role, Wire
 from skyward.worker import threads
 from skyward.worker.link import unsent
+from skyward.worker.process import heed_interrupts
 from skyward.worker.shelf import Shelf
 from skyward.worker.tickets import Claims
 
@@ -124,10 +124,13 @@ class Slot:
                 del received  # it holds the task's arguments, and the next one may be long in coming
 
     def _receive(self, buffer: mmap.mmap) -> int:
-        try:
-            return self.sock.recv_into(buffer)
-        except ConnectionResetError:
-            return 0
+        while True:
+            try:
+                return self.sock.recv_into(buffer)
+            except ConnectionResetError:
+                return 0
+            except KeyboardInterrupt:  # meant for a task, and none runs
+                continue
 
     def _to_thread(self, run: Run, buffers: list[Filled]) -> None:
         self._held.add(run.task)
@@ -326,26 +329,30 @@ def _identity(fd: int) -> tuple[int, int] | None:
 
 def isolate(slot: Slot, sock: int, out: int, err: int, tickets: int) -> None:
     """Cut a new fork off from its parent: session, files, signals, random numbers."""
-    os.setsid()
+    os.setpgid(0, 0)  # to be killed with all that it starts; in the fork server's session, which has no terminal
     keep = slot.outputs.lead(out, err)
     high, claims = (fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _high()) for fd in (sock, tickets))
     close_all(keep={0, 1, 2, high, claims, *keep})
-    for number in (signal.SIGTERM, signal.SIGCHLD, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)
+    heed_interrupts()
     numpy_random = sys.modules.get("numpy.random")  # that of `random` reseeds itself
     if numpy_random is not None:
         numpy_random.seed()
     slot.sock, slot.claims, slot.pid = socket.socket(fileno=high), Claims(claims), os.getpid()
+    os.register_at_fork(after_in_child=lambda: let_go(slot, {claims, *keep}))
+
+
+def let_go(slot: Slot, fds: set[int]) -> None:
+    """In a fork that a task makes, which may outlive us: hold nothing of ours, and answer for nothing."""
+    for fd in (slot.sock.detach(), *fds):
+        os.closerange(fd, fd + 1)  # which does not mind if it is closed
 
 
 def settle_in() -> None:
-    """In the fork server: what is the same in every slot, of modules, standard input and signals."""
+    """In the fork server: what is the same in every slot, of modules and of standard input."""
     main = types.ModuleType("__main__")  # ours would be imported by processes that tasks spawn
     main.__loader__ = BuiltinImporter  # as at a prompt; `inspect` asks whether functions of it may have a source
     sys.modules["__main__"] = main
     sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - lives as long as the process
-    signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # as in every Python: an exception instead of death
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's affair
 
 
 def close_all(keep: set[int]) -> None:

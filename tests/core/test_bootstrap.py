@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import os
 import re
@@ -120,8 +121,11 @@ async def _greet(channel, secret: bytes) -> None:
 
 def agents(host: Host) -> list[int]:
     ours = {pid for pid, command in host.pids() if "skyward.worker.agent" in command}
-    parents = {pid: (host.root / f"proc/{pid}/stat").read_text().rpartition(")")[2].split()[1] for pid in ours}
-    return [pid for pid in ours if int(parents[pid]) not in ours]  # a fork server has its agent's command line
+    parents = {}
+    for pid in ours:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+            parents[pid] = int((host.root / f"proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return [pid for pid, parent in parents.items() if parent not in ours]  # a fork server has its agent's command line
 
 
 def environments(host: Host, cache: str = CACHE) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +26,9 @@ def errors() -> Iterator[IO[bytes]]:
 def begun(count: int, errors: IO[bytes]) -> list[Process]:
     agents = list(start(count, errors))
     for agent in agents:
-        assert greet(agent, os.urandom(32), 30.0, errors).startswith("127.0.0.1:")
+        path = Path(greet(agent, os.urandom(32), 30.0, errors))
+        assert path.is_socket()
+        assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700  # or anybody here could keep the owner out
     return agents
 
 

@@ -9,7 +9,6 @@ import signal
 import socket
 import struct
 import subprocess
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ from typing import Any
 import msgpack
 
 from skyward.core import payload
+from skyward.core.launch import command
 from skyward.core.mailbox import Inbox, Outbox
 from skyward.core.messages import (
     Ack,
@@ -38,6 +38,7 @@ from skyward.core.messages import (
     StreamOpen,
     Welcome,
 )
+from skyward.core.sockets import socket_path
 from skyward.core.wire import Received, Role, Wire
 
 ROOT = Path(__file__).parents[2]
@@ -103,10 +104,9 @@ class Owner:
     def __init__(self, *, secret: bytes = SECRET, session: str = "s1", **start: Any) -> None:
         self.secret = secret
         self.session = session
-        values = {"listen": "tcp", "secret": SECRET, "lifeline": True, "orphan_timeout": 30.0, **start}
+        values = {"listen": "unix", "secret": SECRET, "lifeline": True, "orphan_timeout": 30.0, **start}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "skyward.worker.agent"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT,
+            command("skyward.worker.agent", str(ROOT)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT
         )  # fmt: skip
         assert self.process.stdin is not None
         assert self.process.stdout is not None
@@ -137,7 +137,8 @@ class Owner:
         where = self.line["listening"]
         if where.startswith("/"):
             sock = socket.socket(socket.AF_UNIX)
-            sock.connect(where)
+            with socket_path(where) as name:
+                sock.connect(name)
             return sock
         host, _, port = where.rpartition(":")
         return socket.create_connection((host, int(port)))

@@ -242,8 +242,8 @@ def test_a_slot_is_a_clean_process(node: Owner) -> None:
 
     seen = node.call(look)
     assert seen == {
-        "stdin": "", "fds": [], "group": True, "sigint": signal.SIG_IGN, "sigterm": signal.SIG_DFL, "daemon": False,
-        "authkey": b"key", "node": "n0",
+        "stdin": "", "fds": [], "group": True, "sigint": signal.default_int_handler, "sigterm": signal.SIG_DFL,
+        "daemon": False, "authkey": b"key", "node": "n0",
     }  # fmt: skip
 
 
