@@ -34,6 +34,7 @@ HOUSE: dict[str, set[str]] = {
         "skyward.core.rollcall",
         "skyward.core.shared",
         "skyward.core.sockets",
+        "skyward.core.surroundings",
         "skyward.core.whoami",
         "skyward.core.wire",
     },

@@ -34,6 +34,7 @@ from skyward.core.session import Session
 from skyward.core.shared import remove, take_file
 from skyward.core.spread import ABOUT_BLOBS, Spread
 from skyward.core.streams import ABOUT_STREAMS, StreamOpener, Streams
+from skyward.core.surroundings import Change, Surroundings, Within
 from skyward.core.wire import Filled
 
 __all__ = ["Call", "Dispatcher", "TaskOptions"]
@@ -57,6 +58,8 @@ class Call:
     ----------
     limit
         How many of its tasks may run at a time; below 0, all slots that there are but so many; None for no limit.
+    change
+        The surroundings in which its tasks run; None for those at each one's submit. See `Dispatcher.surroundings`.
     arrays
         Large arrays that several of its tasks have; see `Dispatcher.arrays`. None to read each one for each task.
 
@@ -68,6 +71,7 @@ class Call:
     limit: int | None = None
     lane: Lane = field(default_factory=Lane, repr=False)
     arrays: Arrays | None = field(default=None, repr=False)
+    change: Change | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +164,8 @@ class Dispatcher:
     named
         Which memory maps of files go by the file's name, to be opened by the tasks: ``"all"`` where all nodes are on
         this machine.
+    surroundings
+        What the tasks of nodes on this machine find as it is here; None for nothing.
     """
 
     def __init__(
@@ -173,9 +179,11 @@ class Dispatcher:
         open_stream: StreamOpener | None = None,
         shares: bool = False,
         named: Named = "none",
+        surroundings: Surroundings | None = None,
         name: str = "skyward",
         roll_call: float = 5.0,
     ) -> None:
+        self.surroundings = surroundings or Surroundings(shared=False)
         self._io = io
         self._events = events
         self._isolated, self._timeout, self._attempts = isolated, timeout, attempts
@@ -240,8 +248,13 @@ class Dispatcher:
         future: TaskFuture[_T] = TaskFuture(self._on_cancel, task)
         try:
             label = _label(function)
+            change = (options.call or self._common).change or self.surroundings.now()
             head, buffers = payload.dumps(
-                (function, args, kwargs), "the call", large=options.large, mode=options.mode, named=self.named
+                Within.of((function, args, kwargs), change),
+                "the call",
+                large=options.large,
+                mode=options.mode,
+                named=self.named,
             )
             future.size = len(head) + sum(map(len, buffers))
             if future.size > _LARGEST:
@@ -606,7 +619,9 @@ class Dispatcher:
                 f"{job.label} (task {job.id}) on {job.node} was stopped after {job.timeout:g} s; "
                 "raise Compute(timeout=...), or None for no limit"
             )
-        return payload.load_error(buffers[0])
+        error = payload.load_error(buffers[0])
+        self.surroundings.explain(error)
+        return error
 
     # --- the end ---
 

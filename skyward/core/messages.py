@@ -13,6 +13,7 @@ __all__ = [
     "HEARD_FILE",
     "MESSAGES",
     "ORDERED",
+    "THREAD_VARIABLES",
     "Ack",
     "Began",
     "Blob",
@@ -45,6 +46,17 @@ __all__ = [
     "Welcome",
 ]
 
+
+THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "BLIS_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+    "NUMBA_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+)
+"""The variables that joblib sets. Libraries read them when they are loaded, so they are set before that."""
 
 HEARD_FILE = "/run/skyward-heard"
 """Touched on a rented node whenever the owner is heard; the node's watchdog ends the machine when it grows old."""

@@ -26,11 +26,12 @@ from skyward.core.executor import TaskExecutor
 from skyward.core.interfaces import Channel, Plugin, Provider, Trait
 from skyward.core.interrupts import Interrupts
 from skyward.core.ioloop import IOThread
-from skyward.core.messages import Setup
+from skyward.core.messages import THREAD_VARIABLES, Setup
 from skyward.core.provision import Plan, Provisioner
 from skyward.core.session import Timing
 from skyward.core.shared import CAN_SHARE
 from skyward.core.spec import Allocation, Endpoint, Image, Nodes, Order, Resources, Volume, Worker, parse_seconds
+from skyward.core.surroundings import Surroundings
 
 __all__ = ["Compute", "ComputePool"]
 
@@ -302,6 +303,7 @@ class _Running:
             open_stream=_open_stream,
             shares=CAN_SHARE and any(local),
             named="all" if CAN_SHARE and all(local) else "none",
+            surroundings=_surroundings(pool, image, shared=all(local)),
             name=f"skyward-{pool.name}",
         )
         plan = Plan(pool.providers, pool.nodes, pool._order, image, _setup(pool, image), Timing())
@@ -501,6 +503,11 @@ def _setup(pool: Compute, image: Image) -> Setup:
         orphan_timeout=pool._order.orphan_timeout,
         argv=[str(argument) for argument in getattr(sys, "argv", [])],
     )
+
+
+def _surroundings(pool: Compute, image: Image, *, shared: bool) -> Surroundings:
+    """What tasks find as it is here, but for what was given to them expressly."""
+    return Surroundings(shared=shared, kept=[*image.env, *(THREAD_VARIABLES if pool.worker.threads else ())])
 
 
 def _resources(wanted: Resources, worker: Worker) -> Resources:

@@ -118,7 +118,9 @@ class Crew:
     def start_call(self, parallel: Any) -> None:
         """The tasks from now on are of another call; None: of nobody's who can be asked for more."""
         limit = None if self._n_jobs == -1 else self._n_jobs if self._n_jobs > 0 else self._n_jobs + 1
-        self._options = replace(self._options, call=Call(limit, arrays=self.pool.dispatcher.arrays(limit)))
+        dispatcher = self.pool.dispatcher
+        call = Call(limit, arrays=dispatcher.arrays(limit), change=dispatcher.surroundings.now())
+        self._options = replace(self._options, call=call)
         self._functions = StableFunctions()
         self.stop_call()
         jobs = self.count()

@@ -27,7 +27,7 @@ from importlib.machinery import BuiltinImporter
 from pathlib import Path
 from typing import Any, TextIO
 
-from skyward.core import files, memmaps, payload, shared
+from skyward.core import files, memmaps, payload, shared, surroundings
 from skyward.core.errors import PayloadError
 from skyward.core.function import run_pending
 from skyward.core.messages import Done, Failed, Failure, Inquire, Missing, Ready, Run
@@ -92,6 +92,7 @@ class Slot:
         self.settings = settings
         self.outputs = Outputs()
         self.limit = threads.Limit(settings.threads)
+        surroundings.FOLLOWERS.append(self.limit.follow)
         self.shelf = Shelf(settings.shelf) if settings.shelf is not None else None
         self.wire = Wire.opened(Role.WORKER)
         self.pid = 0
