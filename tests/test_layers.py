@@ -102,6 +102,7 @@ LAZY: dict[tuple[str, str], str] = {
     ("skyward.worker.bridge", "multiprocessing.process"): "only a slot needs it, not the agent",
     ("skyward.worker.forkserver", "ctypes"): "only where the kernel call is there",
     ("skyward.worker.process", "multiprocessing.process"): "only a slot needs it, not the agent",
+    ("skyward.worker.growth", "ctypes"): "only where the C library has the call",
     ("skyward.worker.process", "skyward.worker.forkserver"): "only what is forked from the agent needs it",
     ("skyward.worker.servers", "skyward.worker.forkserver"): "only a fork of the agent needs it, not the agent",
     ("skyward.worker.servers", "skyward.worker.slot"): "as above",

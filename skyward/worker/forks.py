@@ -40,7 +40,7 @@ class Forks:
     server
         Its process; None to start one.
     delay
-        Seconds until that is started, while what it is asked for waits; None for at once, with `OSError` if it can't be.
+        Seconds until that is started, while what it is asked for waits; None for at once, or `OSError` if it can't be.
     """
 
     def __init__(

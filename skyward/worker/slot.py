@@ -34,6 +34,7 @@ from skyward.core.messages import Done, Failed, Failure, Inquire, Missing, Ready
 from skyward.core.whoami import Seats
 from skyward.core.wire import Buffer, Filled, Role, Wire
 from skyward.worker import threads
+from skyward.worker.growth import Growth
 from skyward.worker.link import unsent
 from skyward.worker.process import heed_interrupts
 from skyward.worker.shelf import Shelf
@@ -95,6 +96,7 @@ class Slot:
         surroundings.FOLLOWERS.append(self.limit.follow)
         self.shelf = Shelf(settings.shelf) if settings.shelf is not None else None
         self.wire = Wire.opened(Role.WORKER)
+        self.growth = Growth()
         self.pid = 0
         self._sending = threading.Lock()  # guards the wire's sending half and the order of writes
         self._tasks: queue.SimpleQueue[tuple[Run, list[Filled]]] = queue.SimpleQueue()
@@ -106,7 +108,7 @@ class Slot:
         return f"<Slot {self.pid} on {self.settings.node}>"
 
     def work(self, shared: bool) -> None:
-        """Until the agent closes the socket."""
+        """Until the agent closes the socket, or tasks have left too much here."""
         buffer = mmap.mmap(-1, _READ, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # takes memory as it is used
         view = memoryview(buffer)
         while count := self._receive(buffer):
@@ -122,6 +124,8 @@ class Slot:
                     self._to_thread(message, received.buffers)
                 elif self.claims.claim(message.task):
                     self.answer(message, received.buffers)
+                    if self.growth.exceeded() and self.claims.drawn is None:
+                        return  # tasks that have not begun go to the slot that comes in our place
                 del received  # it holds the task's arguments, and the next one may be long in coming
 
     def _receive(self, buffer: mmap.mmap) -> int:
@@ -152,6 +156,7 @@ class Slot:
                 os._exit(70)
             self._held.discard(run.task)
             del run, buffers  # as the arguments of a task that has ended need not wait for the next one
+            self.growth.exceeded()  # if so, there are others' tasks here
             self._idle += 1
 
     # --- one task ---
