@@ -13,7 +13,7 @@ from joblib.parallel import BatchedCalls, SequentialBackend, ThreadingBackend
 from skyward.core import payload
 from skyward.core.function import run_pending
 from skyward.core.memmaps import Named
-from skyward.joblib_ext import active
+from skyward.joblib_ext import active, callbacks
 
 __all__ = ["Batch", "Initializer", "nested"]
 
@@ -86,9 +86,11 @@ class Batch:
         What must have run in the slot before.
     function
         The pickle of the one function that all calls are of; None where they are not, or it may change.
+    number
+        Tells the driver's calls of ``Parallel`` apart.
     """
 
-    __slots__ = ("calls", "function", "initializer", "level")
+    __slots__ = ("calls", "function", "initializer", "level", "number")
 
     def __init__(
         self,
@@ -96,17 +98,19 @@ class Batch:
         level: int | None = None,
         initializer: Initializer | None = None,
         function: bytes | None = None,
+        number: int = 0,
     ) -> None:
         self.calls = calls
+        self.number = number
         self.level = level
         self.initializer = initializer
         self.function = function
 
     def __reduce__(self) -> Any:
         if self.function is None:
-            return Batch, (self.calls, self.level, self.initializer)
+            return Batch, (self.calls, self.level, self.initializer, None, self.number)
         calls = [(args, kwargs) for _, args, kwargs in self.calls]
-        return _of_one_function, (self.function, calls, self.level, self.initializer)
+        return _of_one_function, (self.function, calls, self.level, self.initializer, self.number)
 
     def __repr__(self) -> str:
         return f"<Batch {self.label}>"
@@ -124,16 +128,17 @@ class Batch:
     def __call__(self) -> Any:
         """Run it, in a slot."""
         active.set_on_node()
+        callbacks.begin_call(self.number)
         if self.initializer is not None:
             self.initializer.once()
         calls = self.calls if self.level is None else BatchedCalls(self.calls, (nested(self.level), None))
         return [run_pending(result) for result in calls()]
 
 
-def _of_one_function(function: bytes, calls: list[tuple[Any, Any]], level: int, initializer: Any) -> Batch:
+def _of_one_function(function: bytes, calls: list[tuple[Any, Any]], level: int, initializer: Any, number: int) -> Batch:
     """Rebuild a batch; called by the pickle."""
     call = pickle.loads(function)
-    return Batch([(call, args, kwargs) for args, kwargs in calls], level, initializer)
+    return Batch([(call, args, kwargs) for args, kwargs in calls], level, initializer, None, number)
 
 
 def _plain_parts(batch: Batch) -> list[Any] | None:

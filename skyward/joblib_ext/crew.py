@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import itertools
 import threading
 import time
 import warnings
@@ -28,6 +29,8 @@ from skyward.joblib_ext.batch import Batch, Initializer
 from skyward.joblib_ext.supply import Supply, bring_back, failed, wanted
 
 __all__ = ["Crew", "Settings", "jobs_of"]
+
+_numbers = itertools.count(1)  # of calls
 
 _Callback = Any  # joblib's `BatchCompletionCallBack`
 _Future = concurrent.futures.Future[Any]
@@ -122,6 +125,7 @@ class Crew:
         call = Call(limit, arrays=dispatcher.arrays(limit), change=dispatcher.surroundings.now())
         self._options = replace(self._options, call=call)
         self._functions = StableFunctions()
+        self._number = next(_numbers)
         self.stop_call()
         jobs = self.count()
         if hasattr(parallel, "_cached_effective_n_jobs"):
@@ -181,9 +185,10 @@ class Crew:
         count = len(calls)
         options = self._options if count == 1 else replace(self._options, count=count)
         if self._level is not None and type(calls) is BatchedCalls:
-            batch = Batch(calls.items, self._level, self._settings.initializer, self._function(calls.items))
+            function = self._function(calls.items)
+            batch = Batch(calls.items, self._level, self._settings.initializer, function, self._number)
         else:
-            batch = Batch(calls, None, self._settings.initializer)
+            batch = Batch(calls, None, self._settings.initializer, None, self._number)
         future = self.pool.dispatcher.submit(batch, options=options)
         with self._lock:
             self._futures.add(future)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 import warnings
 from collections.abc import Iterator
 
@@ -10,6 +11,7 @@ import pytest
 
 import skyward as sky
 from skyward.joblib_ext.backend import SkywardBackend
+from tests.lab import eventually
 
 numpy = pytest.importorskip("numpy")
 pytest.importorskip("sklearn")
@@ -220,6 +222,33 @@ def test_callbacks_hear_of_what_happens_on_nodes(digits):
 
     ours, plain = both(logged)
     assert ours == plain > 6
+
+
+def test_callbacks_keep_no_connection_of_an_earlier_fit(pool, digits):
+    """One thread of the driver listens to each connection."""
+    callback = pytest.importorskip("sklearn.callback")
+    if not hasattr(LogisticRegression, "set_callbacks"):
+        pytest.skip("this scikit-learn's estimators take no callbacks")
+    kept = callback.ScoringMonitor(scoring="accuracy")
+
+    def fit(monitor):
+        estimator = LogisticRegression(max_iter=5).set_callbacks(monitor)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            GridSearchCV(estimator, {"C": [0.1, 1]}, cv=3, n_jobs=-1).fit(*digits)
+        return len(monitor.get_logs().data)
+
+    def listened():
+        return sum("_handle" in thread.name for thread in threading.enumerate())
+
+    rows = fit(kept)
+    for _ in range(4):
+        assert fit(callback.ScoringMonitor(scoring="accuracy")) == rows
+    assert fit(kept) == rows
+    joblib.Parallel(n_jobs=-1, batch_size=1)(
+        [joblib.delayed(time.sleep)(0.2)] * pool.total_slots
+    )  # all slots have another call
+    eventually(lambda: listened() == 0)
 
 
 def test_two_searches_at_a_time_in_two_threads(pool, digits):
