@@ -15,7 +15,7 @@ import pytest
 from joblib import Parallel, delayed
 
 import skyward as sky
-from tests.lab import Lab, eventually
+from tests.lab import Host, Lab, eventually
 from tests.lab.fixtures import FreshHost, LabHosts
 from tests.remote import Reach, index, reach, wheels
 
@@ -51,6 +51,13 @@ def test_joblib_on_hosts_without_skyward(lab_hosts: LabHosts, reach: Reach) -> N
         assert len(set(Parallel(n_jobs=-1, batch_size=1)(delayed(hostname)() for _ in range(40)))) == 2
     for host in hosts:
         eventually(lambda host=host: not host.pids(), 10, "no process stays on the host")
+        assert files_of_agents(host) == []
+
+
+def files_of_agents(host: Host) -> list[str]:
+    """What agents have for as long as they run."""
+    places = "/root/.cache/skyward/run/* /tmp/skyward-* /dev/shm/skyward-*"
+    return host.run("sh", "-c", f"ls -d {places} 2>/dev/null").stdout.split()
 
 
 def test_the_second_start_is_quick(lab_hosts: LabHosts, reach: Reach) -> None:
@@ -84,6 +91,9 @@ def test_kill_9_on_a_host_loses_nothing(victim: str, lab_hosts: LabHosts, reach:
         # The agent, its fork server and the slots were made in this order.
         hosts[0].run("kill", "-9", str(min(ours) if victim == "agent" else max(ours)), check=True)
         assert [future.result(60) for future in futures] == [2 * i for i in range(60)]
+    for host in hosts:
+        eventually(lambda host=host: not host.pids(), 10, "no process stays on the host")
+        assert files_of_agents(host) == []
 
 
 def test_pulling_the_plug_moves_the_tasks(lab_hosts: LabHosts, fresh_host: FreshHost, reach: Reach) -> None:

@@ -219,6 +219,7 @@ class _Bootstrap:
             "secret": secret,
             "lifeline": False,
             "orphan_timeout": float(orphan_timeout),
+            "scratch": sorted({run, folder}),
         }
         packed = msgpack.packb(start)
         done = await self._step(

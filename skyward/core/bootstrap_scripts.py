@@ -152,6 +152,11 @@ START = (
     r"""
 mask=$(umask)
 umask 077
+born() { # pid: when it started, as its kernel counts; empty where that can't be seen
+    { read -r line <"/proc/$1/stat"; } 2>/dev/null || return 0
+    set -- ${line##*) }
+    printf '%s' "${20}"
+}
 mkdir "$run" || exit 1
 [ "$folder" = "$run" ] || mkdir "$folder" || exit 1
 node=$(uname -n)
@@ -168,7 +173,8 @@ cd || exit 1
     printf '%s\n' "$line"
     pid=${line##*\"pid\":}
     pid=${pid# }
-    printf '%s\n' "${pid%%[!0-9]*}" >"$run/pid"
+    pid=${pid%%[!0-9]*}
+    printf '%s %s\n' "$pid" "$(born "$pid")" >"$run/pid"
     :
 }
 status=$?
@@ -179,24 +185,31 @@ if [ "$status" != 0 ]; then # what may be broken is made anew the next time
     exit 1
 fi
 
-# Once a day: what agents that are gone left behind, and environments that nobody started for two months.
-sweep() {
-    : >"$root/.swept"
-    find "$root/run" -mindepth 1 -maxdepth 1 -mtime +0 | while read -r d; do
-        owner= other= pid=
+# What agents that were killed left behind, and once a day environments that nobody started for two months.
+sweep_runs() {
+    for d in "$root"/run/*; do
+        owner= other= pid= birth=
         read -r owner _ other <"$d/owner"
-        [ "$owner" = "$node" ] || continue # the home may be shared: whether that one lives can't be seen from here
-        read -r pid <"$d/pid"
-        if [ -n "$pid" ] && kill -0 "$pid"; then continue; fi
+        # The home may be shared: whether another host's agent lives can't be seen from here.
+        [ "${owner:-$node}" = "$node" ] || continue
+        if read -r pid birth <"$d/pid"; then
+            if kill -0 "$pid" && { [ -z "$birth" ] || [ "$(born "$pid")" = "$birth" ]; }; then continue; fi
+        elif [ -z "$(find "$d" -prune -mmin +60)" ]; then
+            continue # it is being started
+        fi
         case $other in /tmp/skyward-*) rm -rf "$other" ;; esac
         rm -rf "$d"
     done
+}
+sweep() {
+    : >"$root/.swept"
     find "$root/envs" -mindepth 2 -maxdepth 2 -name .complete -mtime +60 | while read -r f; do
         d=${f%/.complete}
         grep -qs " ${d##*/} " "$root"/run/*/owner || rm -rf "$d" "$d.lock"
     done
     find "$root/code" -type f -mtime +60 -exec rm -f {} +
 }
+sweep_runs >/dev/null 2>&1 </dev/null
 if [ -z "$(find "$root/.swept" -mtime -1 2>/dev/null)" ]; then sweep >/dev/null 2>&1 </dev/null; fi
 exit 0
 """

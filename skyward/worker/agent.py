@@ -22,7 +22,8 @@ import struct
 import sys
 import tempfile
 import traceback
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from mmap import mmap
 from pathlib import Path
@@ -55,6 +56,7 @@ from skyward.core.messages import (
 )
 from skyward.core.sockets import socket_path
 from skyward.core.wire import Received, Role, Wire
+from skyward.worker import scratch, store
 from skyward.worker.crew import Crew, allow_files
 from skyward.worker.door import Door
 from skyward.worker.link import Link
@@ -71,7 +73,6 @@ _GREETING = 10.0  # seconds in which a visitor must prove who it is
 _VISITORS = 32  # that have not proved it
 _OTHERS = 0.5  # seconds for agents that are our forks and end with us: in a container nobody else may reap them
 _LOG = 1024 * 1024  # bytes of the log file
-_FOLDER = "skyward-agent-"  # what the name of a folder begins with that is the agent's alone
 
 
 @dataclass(frozen=True)
@@ -88,12 +89,15 @@ class Start:
         Whether to end when standard input ends; else the agent leaves the session that started it.
     orphan_timeout
         Seconds to wait for an owner.
+    scratch
+        Folders that are removed at the end. One that it makes itself is, too.
     """
 
     listen: str
     secret: bytes
     lifeline: bool
     orphan_timeout: float
+    scratch: Sequence[str] = ()
 
 
 class _Visitor:
@@ -345,7 +349,9 @@ class Agent:
             if setup.env and self._server is not None:  # some variables count only when an interpreter starts
                 self._server.kill()
                 self._server = None
-            self.crew = crew = Crew(self.loop, setup, self.cores, self._folder, session.post, self._server)
+            self.crew = crew = Crew(
+                self.loop, setup, self.cores, self._folder, session.post, self._server, self.start.scratch
+            )
             if setup.identity is not None:
                 self.neighbours = Neighbours(
                     self.loop, setup.identity, setup.node, self._folder, crew.store, crew.keep, session.post
@@ -389,9 +395,9 @@ def listen(where: str) -> tuple[socket.socket, str, str]:
     """Listen; returns the socket, its address for the owner, and our private folder."""
     if where == "tcp":
         listener = socket.create_server(("127.0.0.1", 0))
-        return listener, f"127.0.0.1:{listener.getsockname()[1]}", tempfile.mkdtemp(prefix=_FOLDER)
+        return listener, f"127.0.0.1:{listener.getsockname()[1]}", scratch.make(tempfile.gettempdir(), "agent")[0]
     if where == "unix":
-        where = f"unix:{tempfile.mkdtemp(prefix=_FOLDER)}/agent.sock"
+        where = f"unix:{scratch.make(tempfile.gettempdir(), 'agent')[0]}/agent.sock"
     path = where.removeprefix("unix:")
     folder = Path(path).parent
     if not where.startswith("unix:/"):
@@ -444,6 +450,12 @@ def _watch_lifeline(agent: Agent) -> None:
         agent.stop("the lifeline was cut")
 
 
+def sweep() -> None:
+    """Remove what agents of this user left here that were killed."""
+    store.sweep()
+    scratch.sweep(tempfile.gettempdir(), "agent")
+
+
 async def _live(start: Start, listener: socket.socket, folder: str, server: Server | None, others: list[int]) -> None:
     loop = asyncio.get_running_loop()
     agent = Agent(loop, start, listener, folder, server)
@@ -466,6 +478,8 @@ def main() -> None:
         others = multiply(sys.argv[1:]) if len(sys.argv) > 1 else []
         start = read_start()
         listener, address, folder = listen(start.listen)
+        if start.listen in ("tcp", "unix"):
+            start = replace(start, scratch=[folder])
     except (OSError, ValueError, TypeError, EOFError) as error:
         raise SystemExit(f"skyward: the agent can't start: {error}") from error
     if not start.lifeline:
@@ -475,18 +489,22 @@ def main() -> None:
     announce(address)
     if not start.lifeline:
         detach(folder)
+    sweep()
     server = None
     with contextlib.suppress(OSError):  # if it can't be made now, it is tried again when there is an owner to tell
         server = forked()
     try:
         with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:  # whatever policy a module has set
             runner.run(_live(start, listener, folder, server, others))
+    except BaseException:
+        if not start.lifeline:  # the log says why; the next agent's start removes it
+            start = replace(start, scratch=[])
+        raise
     finally:
-        if start.listen in ("tcp", "unix"):
-            shutil.rmtree(folder, ignore_errors=True)
-        else:
-            with contextlib.suppress(OSError):
-                Path(address).unlink()
+        with contextlib.suppress(OSError):
+            Path(address).unlink()
+        for each in start.scratch:
+            shutil.rmtree(each, ignore_errors=True)
         reap(others, _OTHERS)
 
 

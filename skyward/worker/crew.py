@@ -85,6 +85,8 @@ class Crew:
         Sends a numbered message to the owner, perhaps a little later, and returns its number.
     server
         A fork server that waits, whose environment is ours.
+    scratch
+        Folders that the fork server removes if the agent can't.
     """
 
     def __init__(
@@ -95,6 +97,7 @@ class Crew:
         folder: str,
         post: Callable[[Message, Sequence[Buffer], bool], int],
         server: Server | None = None,
+        scratch: Sequence[str] = (),
     ) -> None:
         self.setup = setup
         self.table = Table(setup.concurrency)
@@ -119,7 +122,7 @@ class Crew:
         self._bridge = Bridge(loop, f"{folder}/bridge.sock", self._post_stream)
         shelf = self.store.shelf() if setup.shares else None
         self._results = Results(shelf)
-        self._config = _config(setup, cores, self._bridge.path, shelf)
+        self._config = {**_config(setup, cores, self._bridge.path, shelf), "scratch": list(scratch)}
         self._forks = Forks(loop, self._config, self._reported, self._forks_ended, server)
 
     def __repr__(self) -> str:

@@ -19,9 +19,8 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any, NoReturn
 
 import msgpack
@@ -44,10 +43,10 @@ class ForkServer:
     unborn
         What each fork becomes.
     scratch
-        The agent's folder, to be removed if the agent can't.
+        The agent's folders, to be removed if the agent can't.
     """
 
-    def __init__(self, control: socket.socket, unborn: slot.Slot, scratch: str) -> None:
+    def __init__(self, control: socket.socket, unborn: slot.Slot, scratch: Sequence[str]) -> None:
         self.control = control
         self.scratch = scratch
         self.unborn = unborn
@@ -167,8 +166,8 @@ class ForkServer:
         """The agent was killed: clear up in its place."""
         for pid in self.slots:
             kill_group(pid)
-        if Path(self.scratch).name.startswith("skyward-agent-"):  # else it is not the agent's alone
-            shutil.rmtree(self.scratch, ignore_errors=True)
+        for folder in self.scratch:
+            shutil.rmtree(folder, ignore_errors=True)
         store.sweep()
         os._exit(0)
 
@@ -244,7 +243,7 @@ def live(control: socket.socket) -> None:
     bridge.install(config["bridge"], config["authkey"])  # here, since it imports much; slots inherit it
     slot.settle_in()
     settings = slot.Settings(**{name: config[name] for name in ("node", "around", "threads", "shelf")})
-    server = ForkServer(control, slot.Slot(settings), str(Path(config["bridge"]).parent))
+    server = ForkServer(control, slot.Slot(settings), config["scratch"])
     gc.collect()
     gc.freeze()
     die_with_parent(config["agent"], signal.SIGTERM)  # from now on there is something to clear up

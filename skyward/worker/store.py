@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import math
 import os
 import shutil
@@ -21,6 +20,7 @@ from typing import Any
 
 from skyward.core.shared import open_shared
 from skyward.core.wire import Buffer
+from skyward.worker import scratch
 
 try:
     from xxhash import xxh3_128 as _hasher
@@ -30,6 +30,7 @@ _HASHER: Callable[[], Any] | None = _hasher
 
 __all__ = ["Corrupt", "Store", "sweep"]
 
+_KIND = "store"
 _MARGIN = 64 * 1024 * 1024  # bytes of shared memory that are left to others
 _STEP = 4 * 1024 * 1024  # bytes copied at a time
 _HASHED = 8 + 16  # bytes of a digest: length and xxh3-128
@@ -325,47 +326,16 @@ class Store:
 
     def _folder(self, parent: str) -> str:
         if parent not in self._folders:
-            _sweep(parent)
-            folder = tempfile.mkdtemp(prefix=_prefix(), dir=parent)  # mode 0700
-            self._locks.append(_lock(folder))
-            self._folders[parent] = folder
+            self._folders[parent], lock = scratch.make(parent, _KIND)
+            self._locks.append(lock)
         return self._folders[parent]
-
-
-def _lock(folder: str) -> int:
-    """Hold a lock in the folder while we live; it tells living stores from those of killed agents."""
-    fd = os.open(f"{folder}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    return fd
 
 
 def _parents() -> list[str]:
     return ["/dev/shm", tempfile.gettempdir()]  # noqa: S108 - private folders are made there
 
 
-def _prefix() -> str:
-    return f"skyward-store-{os.getuid()}-"
-
-
 def sweep() -> None:
     """Remove the stores of agents that were killed."""
     for parent in _parents():
-        _sweep(parent)
-
-
-def _sweep(parent: str) -> None:
-    with contextlib.suppress(OSError):
-        for folder in Path(parent).glob(f"{_prefix()}*"):
-            if folder.lstat().st_uid != os.getuid():
-                continue
-            try:  # one without a lock file is just being made by another agent
-                fd = os.open(folder / "lock", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-            except OSError:
-                continue
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(folder, ignore_errors=True)
-            except BlockingIOError:
-                pass
-            finally:
-                os.close(fd)
+        scratch.sweep(parent, _KIND)

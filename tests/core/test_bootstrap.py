@@ -287,20 +287,23 @@ def test_what_nobody_uses_is_swept_away(boot, fresh_host):
     live = Path(boot(host).agent.address).parent
     gone = Path(boot(host).agent.address).parent
     (name,) = environments(host)
-    pid = host.run("cat", f"{gone}/pid").stdout.strip()
+    pid = host.run("cat", f"{gone}/pid").stdout.split()[0]
     host.run("kill", "-9", pid, check=True)
     eventually(lambda: int(pid) not in agents(host), what="the agent's end")
-    old = f"{CACHE}/envs/old"
+    old, reused, young, broken = (f"{CACHE}/{path}" for path in ("envs/old", "run/reused", "run/young", "run/broken"))
     script = f"""
-        mkdir {old} && : >{old}/.complete && : >{CACHE}/code/old.zip
-        touch -d '-3 days' {live} {gone} {CACHE}/.swept
+        mkdir {old} {reused} {young} {broken} && : >{old}/.complete && : >{CACHE}/code/old.zip
+        cp {live}/owner {reused} && echo 1 12345 >{reused}/pid  # another process has the number now
+        cp {live}/owner {young}
+        touch -d '-2 hours' {broken}
+        touch -d '-3 days' {CACHE}/.swept
         touch -d '-70 days' {old}/.complete {CACHE}/code/old.zip
     """
     host.run("sh", "-c", script, check=True)
     boot(host)
     left = host.run("find", CACHE, "-maxdepth", "2").stdout.split()
-    assert str(live) in left
-    assert not {str(gone), old, f"{CACHE}/code/old.zip"} & set(left)
+    assert {str(live), young} <= set(left)
+    assert not {str(gone), reused, broken, old, f"{CACHE}/code/old.zip"} & set(left)
     assert f"{CACHE}/envs/{name}" in left
 
 

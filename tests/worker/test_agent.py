@@ -348,6 +348,38 @@ def test_kill_9_of_the_agent_ends_everything() -> None:
     node.end()
 
 
+def test_what_a_young_agent_left_is_removed_by_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    killed = Owner()
+    (folder,) = tmp_path.glob("skyward-agent-*")
+    os.kill(killed.pid, signal.SIGKILL)  # it has no fork server yet that knows of its folder
+    wait_for(lambda: not alive(killed.pid), "the agent's end")
+    killed.end()
+    assert folder.exists()
+    with owner() as living:
+        wait_for(lambda: not folder.exists(), "the end of its folder")
+        assert len(list(tmp_path.glob("skyward-agent-*"))) == 1
+        assert living.set_up().call(pow, 2, 5) == 32
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("how", ["bye", "killed"])
+def test_folders_that_were_made_for_an_agent_end_with_it(tmp_path: Path, how: str) -> None:
+    run, other = tmp_path / "run", tmp_path / "other"
+    run.mkdir(mode=0o700)
+    other.mkdir()
+    (other / "pid").touch()
+    node = Owner(listen=f"unix:{run}/agent.sock", lifeline=False, scratch=[str(run), str(other)]).set_up()
+    assert (run / "agent.log").exists()
+    if how == "killed":
+        os.kill(node.pid, signal.SIGKILL)
+    else:
+        node.end()
+    wait_for(lambda: not list(tmp_path.iterdir()), "the end of both folders")
+    if how == "killed":
+        node.end()
+
+
 def test_ctrl_c_is_not_for_us(node: Owner) -> None:
     for pid in {node.pid} | descendants(node.pid):
         os.kill(pid, signal.SIGINT)

@@ -1,0 +1,76 @@
+"""Private folders of one process, which others know to be nobody's once it has died, however that was."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+__all__ = ["make", "sweep"]
+
+_YOUNG = 3600.0  # seconds for which a folder may be without a lock: it is being made
+
+
+def make(parent: str, kind: str) -> tuple[str, int]:
+    """A new folder that only we can enter, and the descriptor of a lock in it, to be held as long as it is used.
+
+    Those of the same kind that nobody uses any more are removed.
+
+    Raises
+    ------
+    OSError
+        It can't be had there.
+    """
+    sweep(parent, kind)
+    while True:
+        folder = tempfile.mkdtemp(prefix=_prefix(kind), dir=parent)  # mode 0700
+        try:
+            fd = os.open(f"{folder}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        if _holds(fd, folder):
+            return folder, fd
+        os.close(fd)  # somebody who sweeps was between the two lines above
+
+
+def _holds(fd: int, folder: str) -> bool:
+    with contextlib.suppress(OSError):
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.path.samestat(os.fstat(fd), os.stat(f"{folder}/lock"))  # noqa: PTH116
+    return False
+
+
+def sweep(parent: str, kind: str) -> None:
+    """Remove the folders of processes that have died."""
+    with contextlib.suppress(OSError):
+        for folder in Path(parent).glob(f"{_prefix(kind)}*"):
+            status = folder.lstat()
+            if status.st_uid == os.getuid():
+                _remove_if_free(folder, status.st_mtime)
+
+
+def _remove_if_free(folder: Path, changed: float) -> None:
+    try:
+        fd = os.open(folder / "lock", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        if changed < time.time() - _YOUNG:
+            shutil.rmtree(folder, ignore_errors=True)
+        return
+    except OSError:
+        return
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(folder, ignore_errors=True)
+    except OSError:
+        pass  # it is in use
+    finally:
+        os.close(fd)
+
+
+def _prefix(kind: str) -> str:
+    return f"skyward-{kind}-{os.getuid()}-"
