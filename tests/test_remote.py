@@ -237,3 +237,18 @@ def test_more_nodes_than_hosts_is_told(lab_hosts: LabHosts, reach: Reach) -> Non
     """Not half a pool, and not a wait."""
     with pytest.raises((sky.ConfigError, sky.ProvisioningError), match="host"):
         sky.Compute(**{**reach(lab_hosts(1)), "nodes": 3}).start()
+
+
+def test_a_host_that_forwards_nothing_and_allows_one_session_at_a_time(fresh_host: FreshHost, reach: Reach) -> None:
+    """The agent is reached through a command. Large arrays, a line that breaks and the end are as elsewhere."""
+    host = fresh_host(sshd=("DisableForwarding yes", "MaxSessions 1"))
+    data = os.urandom(8_000_000)
+    with sky.Compute(**reach([host]), concurrency=2) as pool:
+        assert pool.submit(len, data).result(60) == len(data)
+        assert pool.submit(bytes.lower, data).result(60) == data.lower()
+        task = pool.submit(slow_double, 4)
+        for pid, command in host.pids():
+            if "sshd: root" in command:
+                host.run("kill", str(pid))
+        assert task.result(60) == 8
+    eventually(lambda: not host.pids(), 10, "no process stays on the host")

@@ -121,7 +121,7 @@ def _computer() -> Iterator[Finding]:
     linux = sys.platform == "linux"
     yield Finding(here, "system", linux, platform.platform(), "skyward is tested on Linux; try WSL or a container")
     ssh = shutil.which("ssh")
-    advice = "only `skyward ssh` needs it: install OpenSSH's client (openssh-client)"
+    advice = "`skyward ssh` needs it, and sky.SSH reads configurations better with it: install OpenSSH's client"
     if ssh is None:
         yield Finding(here, "ssh", None, "there is no ssh command", advice)
     else:

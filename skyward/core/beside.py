@@ -41,8 +41,8 @@ class Beside:
         asked = [link for link in self._links if link is not None]
         return f"<Beside {len(asked)} of {len(self._links)} asked for, {sum(link.done() for link in asked)} answered>"
 
-    async def open_channel(self, first: Link, address: str) -> Channel:
-        """A channel on one of them; on the first connection where there can't be another.
+    async def open_channel(self, first: Link, enter: Callable[[Link], Awaitable[Channel]]) -> Channel:
+        """A channel on one of them, by `enter`; on the first connection where there can't be another.
 
         Raises
         ------
@@ -55,10 +55,10 @@ class Beside:
             coming = self._links[turn] = asyncio.ensure_future(self._connect())
         try:
             link = await asyncio.shield(coming)  # others wait for it too
-            return await link.open_channel(address)
+            return await enter(link)
         except (ProvisioningError, LinkError) as error:
             _log.info("no further connection: %s", error)
-        return await first.open_channel(address)
+        return await enter(first)
 
     async def close(self) -> None:
         """End them. May be repeated; afterwards there may be others."""

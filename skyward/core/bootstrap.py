@@ -21,7 +21,7 @@ import secrets
 import shlex
 import struct
 import sysconfig
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
@@ -29,9 +29,21 @@ from urllib.parse import urlsplit
 
 import msgpack
 
-from skyward.core.bootstrap_scripts import BUILD, INSTALLING, LOOK, NEEDS_PIP, NO_PYTHON, NOEXEC, START
+from skyward.core.bootstrap_scripts import (
+    BUILD,
+    DISKS,
+    INSTALLING,
+    LOOK,
+    NEEDS_PIP,
+    NO_PYTHON,
+    NOEXEC,
+    PRELUDE,
+    START,
+    after,
+)
 from skyward.core.errors import BootstrapFailed, ConfigError, LinkError, PackagesFailed, PythonNotFound
 from skyward.core.interfaces import Output, Shell
+from skyward.core.launch import RUN
 from skyward.core.nodecode import node_code, node_code_name
 from skyward.core.sockets import LONGEST
 from skyward.core.spec import Image
@@ -44,19 +56,32 @@ _LOOK_LIMIT = 60.0
 _BUILD_LIMIT = 1800.0  # the largest frameworks are gigabytes
 _START_LIMIT = 60.0
 _TAIL = 15  # lines of output shown in an error
+_FEW_FILES = 32  # inodes; what is left where there are none for the next step
+_LITTLE = 4 * 1024  # kB; as little as that is no room for anything
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 _APT_NAME = re.compile(r"([a-z0-9][a-z0-9+.-]+)(:[a-z0-9-]+)?(=[\w.+:~-]+)?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
 class AgentAddress:
-    """Where an agent listens (for `Link.open_channel`) and what it and we prove to know."""
+    """Where an agent listens (for `Link.open_channel`) and what it and we prove to know.
+
+    `relay` is a command on the machine whose input and output lead there, for `StreamShell.stream`.
+    """
 
     address: str
     secret: bytes = field(repr=False)
+    relay: str = ""
 
 
 async def bootstrap(
-    shell: Shell, image: Image, *, orphan_timeout: float, on_step: Callable[[str], None]
+    shell: Shell,
+    image: Image,
+    *,
+    orphan_timeout: float,
+    on_step: Callable[[str], None],
+    python: str = "",
+    prelude: str = "",
 ) -> AgentAddress:
     """Prepare the machine behind `shell` as `image` says and start an agent on it.
 
@@ -66,6 +91,10 @@ async def bootstrap(
         Seconds without an owner after which the agent ends itself.
     on_step
         Told what is being done, in a few words.
+    python
+        The interpreter to use there, a name or a path; empty to look for one.
+    prelude
+        Lines for a login shell there that make the environment of all that follows, the agent and its tasks too.
 
     Raises
     ------
@@ -78,7 +107,7 @@ async def bootstrap(
     LinkError
         The connection broke.
     """
-    return await _Bootstrap(shell, image, on_step).run(orphan_timeout)
+    return await _Bootstrap(shell, image, on_step, python, prelude).run(orphan_timeout)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +119,6 @@ class _Findings:
     env_is_complete: bool
     has_code: bool
     system: str
-    free: str
     uv: str
     pythons: tuple[str, ...]
     other_pythons: tuple[str, ...]
@@ -100,10 +128,12 @@ class _Findings:
 class _Bootstrap:
     """One machine being prepared."""
 
-    def __init__(self, shell: Shell, image: Image, on_step: Callable[[str], None]) -> None:
+    def __init__(self, shell: Shell, image: Image, on_step: Callable[[str], None], python: str, prelude: str) -> None:
         self._shell = shell
         self._image = image
         self._on_step = on_step
+        self._python = python
+        self._prelude = prelude
         self._requirements = _requirements(image)
         self._code = node_code_name()
         self._found: _Findings | None = None
@@ -130,6 +160,7 @@ class _Bootstrap:
                 "key": _key(self._image, self._requirements),
                 "code": self._code,
                 "packages": " ".join(packages),
+                "asked": self._python,
             },
             limit=_LOOK_LIMIT,
         )
@@ -147,7 +178,6 @@ class _Bootstrap:
             env_is_complete="complete" in facts,
             has_code="has_code" in facts,
             system=one.get("system", "?"),
-            free=one.get("free", "?"),
             uv=one.get("uv", ""),
             pythons=tuple(dict.fromkeys(facts.get("python", []))),
             other_pythons=tuple(sorted(set(facts.get("other", [])))),
@@ -159,23 +189,26 @@ class _Bootstrap:
     async def _install_packages(self, found: _Findings) -> None:
         names = " ".join(shlex.quote(name) for name in found.missing_packages)
         install = f"$sudo apt-get install -y --no-install-recommends {names}"
+        proxies = ",".join(name for name in self._image.env if name.lower().endswith("_proxy"))  # sudo drops all others
+        kept = f"--preserve-env={proxies} " if proxies else ""
         await self._step(
             f"installing {', '.join(found.missing_packages)}",
             'exec 2>&1; sudo="env DEBIAN_FRONTEND=noninteractive LC_ALL=C"\n'
             'command -v apt-get >/dev/null || { echo "Image(apt=...) needs Debian or a relative of it: no apt-get"; '
             "exit 1; }\n"
             'if [ "$(id -u)" != 0 ]; then sudo -n true || { echo "Image(apt=...) needs root, or sudo without a '
-            'password"; exit 1; }; sudo="sudo -n $sudo"; fi\n'
+            f'password"; exit 1; }}; sudo="sudo -n {kept}$sudo"; fi\n'
             # The lists of packages may be missing or too old: then, and only then, fetch them.
             f"echo {INSTALLING}\n{install} || {{ $sudo apt-get update && {install}; }}",
             {},
             limit=_BUILD_LIMIT,
             stdin=b"",
+            environment=self._image.env,
         )
 
     async def _build(self, found: _Findings) -> None:
         """Make the environment. A base Python that can't install pip gets the driver's own."""
-        if not found.uv and not found.pythons:
+        if not found.pythons and (self._python or not found.uv):
             self._no_python(found)
         step = f"making an environment with {'uv' if found.uv else found.pythons[0]}"
         values = {
@@ -186,17 +219,29 @@ class _Bootstrap:
             "pythons": "\n".join(found.pythons),
             "trusted": " ".join(f"--trusted-host {shlex.quote(host)}" for host in _plain_hosts(self._image)),
             "pip_wheel": "",
+            "asked": self._python,
         }
-        done = await self._step(step, BUILD, values, limit=_BUILD_LIMIT, stdin=self._requirements, may_fail=True)
+        done = await self._make(step, values)
         wheel = _pip_wheel()
         if done.status == NEEDS_PIP and wheel is not None:
             values["pip_wheel"] = f"{found.root}/code/{wheel.name}"
             await self._send(wheel.read_bytes(), values["pip_wheel"], "sending pip")
-            done = await self._step(step, BUILD, values, limit=_BUILD_LIMIT, stdin=self._requirements, may_fail=True)
-        if done.status == NO_PYTHON:
+            done = await self._make(step, values)
+        if done.status == NO_PYTHON and not _is_full(done.stdout):
             self._no_python(found, done)
         if done.status != 0:
             self._fail(step, done)
+
+    async def _make(self, step: str, values: dict[str, str]) -> Output:
+        return await self._step(
+            step,
+            BUILD,
+            values,
+            limit=_BUILD_LIMIT,
+            stdin=self._requirements,
+            may_fail=True,
+            environment=self._image.env,
+        )
 
     async def _send(self, data: bytes, path: str, step: str) -> None:
         self._on_step(step)
@@ -205,7 +250,10 @@ class _Bootstrap:
         except LinkError:
             raise
         except (OSError, TimeoutError) as error:
-            self._fail(step, Output(1, "", str(error)), error)
+            disks = await self._shell.run(
+                f"root={shlex.quote(path.rpartition('/')[0])}\n{DISKS}disks", timeout=_LOOK_LIMIT
+            )
+            self._fail(step, Output(1, disks.stdout, str(error)), error)
 
     async def _start(self, found: _Findings, orphan_timeout: float) -> AgentAddress:
         identity = secrets.token_hex(8)
@@ -234,7 +282,12 @@ class _Bootstrap:
             address = str(answer["listening"]).removeprefix("unix:")
         except (ValueError, IndexError, KeyError, TypeError):
             self._fail("starting the agent", done)
-        return AgentAddress(address, secret)
+        return AgentAddress(address, secret, self._relay(found, address))
+
+    def _relay(self, found: _Findings, address: str) -> str:
+        places = (f"{found.root}/code/{self._code}", f"{found.env}/bin/python", address)
+        code, python, socket = map(shlex.quote, places)
+        return f"exec {python} -P -c {shlex.quote(RUN.format('skyward.worker.stdio'))} {code} {socket}"
 
     # --- running and failing ---
 
@@ -247,12 +300,18 @@ class _Bootstrap:
         limit: float,
         stdin: bytes | None = None,
         may_fail: bool = False,
+        environment: Mapping[str, str] | None = None,
     ) -> Output:
-        """Run a script with shell variables set."""
+        """Run a script with shell variables set, and others for all that it starts."""
         self._on_step(step)
-        assignments = "".join(f"{name}={shlex.quote(value)}\n" for name, value in values.items())
+        exports = {name: value for name, value in (environment or {}).items() if _VARIABLE.fullmatch(name)}
+        lines = [f"export {name}={shlex.quote(value)}\n" for name, value in exports.items()]
+        lines += [f"{name}={shlex.quote(value)}\n" for name, value in values.items()]
+        command = "".join(lines) + script
         try:
-            done = await self._shell.run(assignments + script, input=stdin, timeout=limit)
+            done = await self._shell.run(
+                after(self._prelude, command) if self._prelude else command, input=stdin, timeout=limit
+            )
         except TimeoutError as error:
             raise BootstrapFailed(
                 f"{step}: no end within {limit:g} s; is the host overloaded, or does it wait for a network?"
@@ -273,8 +332,10 @@ class _Bootstrap:
         """What is wrong with the machine and what to do, as far as the output tells."""
         found = self._found
         root = found.root if found else "~/.cache/skyward"
-        if "No space left on device" in text or "Disk quota exceeded" in text:
-            return f"the disk with {root} is full{_free(found)}; make room there"
+        if self._prelude and status == PRELUDE:
+            return f"the prelude failed ({self._prelude.strip().splitlines()[-1]})"
+        if _is_full(text):
+            return _full(text) or f"the disk with {root}, or the user's share of it, is full; make room there"
         if status == NOEXEC:
             return f"programs may not run from {root} (mounted noexec?); set XDG_CACHE_HOME on the host to another disk"
         if "Read-only file system" in text or "Permission denied" in text:
@@ -290,6 +351,13 @@ class _Bootstrap:
 
     def _no_python(self, found: _Findings, done: Output | None = None) -> NoReturn:
         minor = self._image.python_version
+        if self._python:
+            raise PythonNotFound(
+                f"SSH python={self._python!r} "
+                + (f"is not Python {minor} on the host" if found.pythons else "is no program on the host")
+                + f" ({found.system}). Give the path of a Python {minor} there, or leave python out"
+                + (_tail(f"{done.stdout}\n{done.stderr}") if done else "")
+            )
         others = f"; it has {', '.join(found.other_pythons)}" if found.other_pythons else ""
         tried = " and uv there could not bring it" if found.uv else ""
         raise PythonNotFound(
@@ -299,8 +367,23 @@ class _Bootstrap:
         )
 
 
-def _free(found: _Findings | None) -> str:
-    return f" ({int(found.free) // 1024} MB free)" if found and found.free.isdigit() else ""
+def _is_full(text: str) -> bool:
+    return "No space left on device" in text or "Disk quota exceeded" in text
+
+
+def _full(text: str) -> str | None:
+    """Which file systems are full, from what `DISKS` printed; None where none is."""
+    words = []
+    for line in text.splitlines():
+        if not line.startswith("@disk "):
+            continue
+        path, mount, free, inodes = line.removeprefix("@disk ").split("|")
+        where = f"the disk with {path} (mounted at {mount})"
+        if inodes.isdigit() and int(inodes) < _FEW_FILES:
+            words.append(f"{where} can hold no more files (it has {inodes} inodes left); remove files there")
+        elif free.isdigit() and int(free) < _LITTLE:
+            words.append(f"{where} is full ({int(free) // 1024} MB free); make room there")
+    return " and ".join(dict.fromkeys(words)) or None
 
 
 def _tail(text: str) -> str:

@@ -5,18 +5,50 @@ Variables that a script uses without setting them are set by the caller in front
 
 from __future__ import annotations
 
+import shlex
+
 from skyward.core.launch import RUN
 
-__all__ = ["BUILD", "INSTALLING", "LOOK", "NEEDS_PIP", "NOEXEC", "NO_PYTHON", "START"]
+__all__ = ["BUILD", "DISKS", "INSTALLING", "LOOK", "NEEDS_PIP", "NOEXEC", "NO_PYTHON", "PRELUDE", "START", "after"]
 
 INSTALLING = "@installing"  # a line of output: what fails from here on is mostly the packages' fault
 NOEXEC = 71
 NO_PYTHON = 72
 NEEDS_PIP = 73
+PRELUDE = 74
+
+
+def after(prelude: str, script: str) -> str:
+    """A script that runs in the environment that a login shell has once it has run `prelude`.
+
+    bash where there is one, since what a prelude needs (``module``) is mostly defined for it. What profiles print, and
+    what they would read, is kept from the script. It comes in the environment: an argument could be seen by others.
+    """
+    body = f"{{ {prelude}\n}} || exit {PRELUDE}\nexec /bin/sh -c 'eval \"$SKYWARD_SCRIPT\"' <&4 4<&- >&3 3>&-"
+    return (
+        f"SKYWARD_SCRIPT={shlex.quote(f'unset SKYWARD_SCRIPT{chr(10)}{script}')}; export SKYWARD_SCRIPT\n"
+        "shell=$(command -v bash) || shell=/bin/sh\n"
+        f'exec "$shell" -l -c {shlex.quote(body)} 4<&0 </dev/null 3>&1 >&2'
+    )
+
+
+# A line for each place that something may be written to, while it is as full as it was when that failed.
+DISKS = r"""
+disks() {
+    for d in "$root" "${TMPDIR:-/tmp}"; do
+        p=$d
+        while [ -n "$p" ] && [ ! -e "$p" ]; do p=${p%/*}; done
+        k=$(df -Pk "${p:-/}" 2>/dev/null | tail -n 1) i=$(df -Pi "${p:-/}" 2>/dev/null | tail -n 1)
+        (set -- $k; mount=$6 free=$4; set -- $i; printf '@disk %s|%s|%s|%s\n' "$d" "$mount" "$free" "$4")
+    done
+}
+"""
 
 # Tells in one round trip all that the later steps need to know. Interpreters are only looked for, not run: that takes
 # time, and when the environment is there already nobody needs them.
-LOOK = r"""
+LOOK = (
+    DISKS
+    + r"""
 LC_ALL=C; export LC_ALL
 umask 077
 say() { printf '%s %s\n' "$1" "$2"; }
@@ -26,8 +58,7 @@ root=$cache/skyward
 machine=$(uname -m)
 say root "$root"
 say system "$(uname -s) $machine"
-mkdir -p "$root/envs" "$root/code" "$root/run" && : >"$root/.write.$$" && rm -f "$root/.write.$$" || exit 1
-df -Pk "$root" | { read -r _; read -r _ _ _ free _; say free "$free"; }
+mkdir -p "$root/envs" "$root/code" "$root/run" && : >"$root/.write.$$" && rm -f "$root/.write.$$" || { disks; exit 1; }
 
 uv=$(command -v uv)
 case $uv in /*) ;; *) uv= ;; esac
@@ -37,12 +68,17 @@ done
 say uv "$uv"
 
 first=
+case $asked in "~/"*) asked=$HOME/${asked#"~/"} ;; esac
+if [ -n "$asked" ]; then
+    first=$(command -v "$asked")
+    case $first in /*) say python "$first" ;; *) first= ;; esac
+fi
 IFS=:
 for d in $PATH /usr/local/bin /usr/bin "/opt/python/$minor/bin" "$HOME/.pyenv/versions/$minor".*/bin \
     "$HOME/.local/bin" "$HOME"/.local/share/uv/python/cpython-"$minor".*/bin /opt/homebrew/bin /opt/conda/bin \
     "$HOME"/*conda*/bin "$HOME"/*forge*/bin "$HOME"/*conda*/envs/*/bin "$HOME"/*forge*/envs/*/bin; do
     case $d in */shims | '') continue ;; esac # pyenv's: they run whatever it is told to at the moment
-    if [ -x "$d/python$minor" ]; then
+    if [ -x "$d/python$minor" ] && [ -z "$asked" ]; then
         say python "$d/python$minor"
         first=${first:-$d/python$minor}
     fi
@@ -63,10 +99,13 @@ if [ -n "$packages" ]; then
 fi
 say end yes
 """
+)
 
 # Makes the environment at its final place (environments can't be moved) under a lock, and marks it when it is whole:
 # neither a crash nor two drivers at a time can leave half of one that looks usable. Requirements come over stdin.
-BUILD = r"""
+BUILD = (
+    DISKS
+    + r"""
 exec 2>&1
 LC_ALL=C PIP_NO_INPUT=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_USER=0 PIP_REQUIRE_VIRTUALENV=0
 export LC_ALL PIP_NO_INPUT PIP_DISABLE_PIP_VERSION_CHECK PIP_USER PIP_REQUIRE_VIRTUALENV
@@ -94,10 +133,10 @@ else
 fi
 if [ -f "$env/.complete" ] && [ -x "$env/bin/python" ]; then exit 0; fi
 
-fail() { rm -rf "$env"; exit "$1"; }
+fail() { disks; rm -rf "$env"; exit "$1"; }
 trap 'fail 143' HUP INT TERM
 test=$root/envs/.test.$$
-printf '#!/bin/sh\nexit 0\n' >"$test" && chmod 700 "$test" || exit 1
+printf '#!/bin/sh\nexit 0\n' >"$test" && chmod 700 "$test" || fail 1
 "$test"; status=$?
 rm -f "$test"
 [ "$status" = 0 ] || exit 71
@@ -137,7 +176,7 @@ for p in $pythons; do
 done
 unset IFS
 if [ -z "$python" ]; then
-    if [ -n "$uv" ] && fresh "$minor"; then python=$env/bin/python; else fail 72; fi
+    if [ -n "$uv" ] && [ -z "$asked" ] && fresh "$minor"; then python=$env/bin/python; else fail 72; fi
 fi
 printf '%s\n' "$requirements" >"$env/requirements.txt" || fail 1
 echo @installing
@@ -146,10 +185,12 @@ rm -f "$env/requirements.txt" # it may hold the password of an index
 "$env/bin/python" -c 'from cloudpickle import dumps; from msgpack import packb' || fail 1
 : >"$env/.complete" || fail 1
 """
+)
 
 # The agent reads its start map from stdin and answers with one line; then it has left the terminal by itself.
 START = (
-    r"""
+    DISKS
+    + r"""
 mask=$(umask)
 umask 077
 born() { # pid: when it started, as its kernel counts; empty where that can't be seen
@@ -157,8 +198,8 @@ born() { # pid: when it started, as its kernel counts; empty where that can't be
     set -- ${line##*) }
     printf '%s' "${20}"
 }
-mkdir "$run" || exit 1
-[ "$folder" = "$run" ] || mkdir "$folder" || exit 1
+mkdir "$run" || { disks; exit 1; }
+[ "$folder" = "$run" ] || mkdir "$folder" || { disks; exit 1; }
 node=$(uname -n)
 printf '%s %s %s\n' "$node" "${env##*/}" "$folder" >"$run/owner"
 touch "$env/.complete" "$root/code/$code"
@@ -179,6 +220,7 @@ cd || exit 1
 }
 status=$?
 if [ "$status" != 0 ]; then # what may be broken is made anew the next time
+    disks
     rm -rf "$run" "$folder" "$root/code/$code"
     check='from cloudpickle import dumps; from msgpack import packb'
     "$env/bin/python" -P -c "$check" >/dev/null 2>&1 || rm -f "$env/.complete"

@@ -17,7 +17,7 @@ from skyward.core.errors import (
     ProvisioningError,
     SkywardError,
 )
-from skyward.core.interfaces import Channel, Link, Shell, Transport
+from skyward.core.interfaces import Channel, Link, Shell, StreamShell, Transport
 from skyward.core.messages import HEARD_FILE
 from skyward.core.session import Stripes
 from skyward.core.spec import Image, Machine
@@ -63,6 +63,9 @@ class Connector:
         self._patience = patience
         self._address = machine.agent
         self._secret = machine.secret
+        self._host = {"python": machine.python, "prelude": machine.prelude}
+        self._relay = ""
+        self._relayed = False  # the machine lets nobody open a channel to the agent, but a command leads there
         self._on_step = on_step
         self._on_doubt = on_doubt
         self._transport: Transport = registry.load(registry.TRANSPORTS, self._endpoint.transport)()
@@ -86,13 +89,14 @@ class Connector:
                     self._image,
                     orphan_timeout=self._orphan_timeout,
                     on_step=self._on_step,
+                    **self._host,
                 )
             except (BootstrapFailed, LinkError, TimeoutError) as error:
                 kind = type(error) if isinstance(error, SkywardError) else BootstrapFailed
                 raise kind(f"{self._endpoint}: {error}") from error
             finally:
                 awake.cancel()
-            self._address, self._secret = agent.address, agent.secret
+            self._address, self._secret, self._relay = agent.address, agent.secret, agent.relay
         return self._secret
 
     async def _reach(self) -> Link:
@@ -128,7 +132,27 @@ class Connector:
         if self._link is None:
             self._link = await self._transport.connect(self._endpoint, _CONNECT)
         self._used = True
-        return await self._link.open_channel(self._address)
+        return await self._enter(self._link)
+
+    async def _enter(self, link: Link) -> Channel:
+        """A channel to the agent over this link."""
+        assert self._address is not None
+        if not self._relayed:
+            try:
+                return await link.open_channel(self._address)
+            except LinkError as error:
+                if not self._relay or not isinstance(link.shell, StreamShell):
+                    raise
+                refusal = error
+            try:
+                channel = await link.shell.stream(self._relay)
+            except LinkError as error:
+                raise LinkError(f"{refusal}; nor did a command there reach it: {error}") from refusal
+            self._relayed = True
+            self._on_step(f"{self._endpoint} lets nobody open a channel to the agent; a command there leads to it")
+            return channel
+        assert isinstance(link.shell, StreamShell)
+        return await link.shell.stream(self._relay)
 
     @property
     def stripes(self) -> Stripes | None:
@@ -138,7 +162,7 @@ class Connector:
     async def _open_stripe(self) -> Channel:
         if self._link is None or self._address is None:
             raise LinkError(f"{self._endpoint}: there is no link")
-        return await self._beside.open_channel(self._link, self._address)
+        return await self._beside.open_channel(self._link, self._enter)
 
     async def close(self) -> None:
         """End all links. That goes on where the caller is cancelled meanwhile, as it is when the pool ends."""

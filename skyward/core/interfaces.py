@@ -18,7 +18,7 @@ from skyward.core.spec import Endpoint, Image, Machine, MachineId, Offer, Order,
 if TYPE_CHECKING:
     from skyward.core.pool import Compute
 
-__all__ = ["Channel", "Link", "Output", "Plugin", "Provider", "Rental", "Shell", "Trait", "Transport"]
+__all__ = ["Channel", "Link", "Output", "Plugin", "Provider", "Rental", "Shell", "StreamShell", "Trait", "Transport"]
 
 
 class Trait(enum.Enum):
@@ -148,6 +148,19 @@ class Shell(Protocol):
 
     async def put(self, data: bytes, path: str) -> None:
         """Write a file, whole or not at all; folders must exist. A leading ``~/`` is the login's home."""
+        ...
+
+
+@runtime_checkable
+class StreamShell(Shell, Protocol):
+    """A shell that can make a stream of a command, for machines that let nobody open a channel to the agent."""
+
+    async def stream(self, command: str) -> Channel:
+        """Run a POSIX sh command line whose standard input and output are the stream.
+
+        The command prints the line in ``$SKYWARD_READY`` once it stands; what comes before that is no part of the
+        stream. Raises `LinkError` when the link breaks, or the command ends before.
+        """
         ...
 
 

@@ -222,7 +222,7 @@ class Image:
     apt
         Debian packages, for nodes where we are root.
     env
-        Environment variables of every task.
+        Environment variables of every task, and of the installation of packages.
     index
         Address of the package index; None means whatever the node's own configuration says.
     extra_index
@@ -472,6 +472,9 @@ class Machine:
         Name of the pool that it belongs to, as it stands on the machine itself.
     detail
         Why it failed or ended, in the provider's words.
+    python, prelude
+        For one that has to be bootstrapped: the interpreter to use there, and lines for a login shell that make the
+        environment of all that is run. Empty for what is found, and none.
     """
 
     id: MachineId
@@ -483,6 +486,8 @@ class Machine:
     order: str = ""
     tag: str = ""
     detail: str = ""
+    python: str = ""
+    prelude: str = ""
 
 
 @dataclass(frozen=True, slots=True)

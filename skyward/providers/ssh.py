@@ -41,6 +41,11 @@ class SSH:
         Path of a configuration file instead of ~/.ssh/config.
     agent_forwarding
         Whether tasks may use the driver's ssh-agent.
+    python
+        The interpreter to use on the hosts, a path or a name; None to look for one of the driver's minor version.
+    prelude
+        Lines that a login shell (bash where there is one) runs on each host first, such as
+        ``"module load python/3.12"``. What they set is the environment of the installation and of all tasks.
 
     Raises
     ------
@@ -58,6 +63,8 @@ class SSH:
     jump: str | None = None
     config: str | os.PathLike[str] | None = None
     agent_forwarding: bool = False
+    python: str | os.PathLike[str] | None = None
+    prelude: str | None = None
     _desk: _Desk = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -66,10 +73,14 @@ class SSH:
         object.__setattr__(self, "hosts", tuple(self.hosts))
         if not self.hosts:
             raise ConfigError("SSH hosts is empty; name at least one host")
-        for option in ("user", "jump"):
+        for option in ("user", "jump", "prelude"):
             value = getattr(self, option)
             if value is not None and (not isinstance(value, str) or not value.strip()):
-                raise ConfigError(f"SSH {option}={value!r} is not a name")
+                what = "is not a text of shell commands" if option == "prelude" else "is not a name"
+                raise ConfigError(f"SSH {option}={value!r} {what}")
+        python: object = self.python
+        if python is not None and not (isinstance(python, (str, os.PathLike)) and str(python).strip()):
+            raise ConfigError(f"SSH python={python!r} is neither a path nor a name of a program on the hosts")
         for hop in (self.jump or "").split(",") if self.jump not in (None, "none") else ():
             parse_address(hop.strip(), "SSH jump")
         options = self._options()
@@ -81,7 +92,13 @@ class SSH:
             if place in machines:
                 raise ConfigError(f"SSH hosts names {machines[place].name!r} and {text!r}, which are the same host")
             endpoint = Endpoint(self.name, host, port, user, options)
-            machines[place] = Machine(f"ssh:{endpoint}", endpoint, text)
+            machines[place] = Machine(
+                f"ssh:{endpoint}",
+                endpoint,
+                text,
+                python="" if self.python is None else os.fspath(self.python),
+                prelude=self.prelude or "",
+            )
         object.__setattr__(self, "_desk", _Desk(machines.values()))
 
     def _options(self) -> Mapping[str, object]:

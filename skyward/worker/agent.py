@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import math
 import os
@@ -73,6 +74,7 @@ _GREETING = 10.0  # seconds in which a visitor must prove who it is
 _VISITORS = 32  # that have not proved it
 _OTHERS = 0.5  # seconds for agents that are our forks and end with us: in a container nobody else may reap them
 _LOG = 1024 * 1024  # bytes of the log file
+_NO_SOCKETS = {errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}  # of a file system without them
 
 
 @dataclass(frozen=True)
@@ -406,7 +408,16 @@ def listen(where: str) -> tuple[socket.socket, str, str]:
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
         raise PermissionError(f"{folder} is not a folder of ours")
-    folder.chmod(0o700)
+    try:
+        folder.chmod(0o700)
+        return _bind(path), path, str(folder)
+    except OSError as error:
+        if error.errno not in _NO_SOCKETS:
+            raise
+        return _listen_elsewhere(error)
+
+
+def _bind(path: str) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     with contextlib.suppress(OSError), socket_path(path) as name:
         listener.connect(name)
@@ -418,7 +429,19 @@ def listen(where: str) -> tuple[socket.socket, str, str]:
     with socket_path(path) as name:
         listener.bind(name)
     listener.listen(16)
-    return listener, path, str(folder)
+    return listener
+
+
+def _listen_elsewhere(why: OSError) -> tuple[socket.socket, str, str]:
+    """Listen in a new folder of our own, as the file system that was meant holds no sockets (vfat, some of FUSE)."""
+    # The system's runtime folder may go with the login, while we outlive that: hence last.
+    for place in (tempfile.gettempdir(), os.environ.get("XDG_RUNTIME_DIR"), f"/run/user/{os.getuid()}"):
+        if place and Path(place).is_dir():
+            with contextlib.suppress(OSError):
+                folder = scratch.make(place, "agent")[0]
+                path = f"{folder}/agent.sock"
+                return _bind(path), path, folder
+    raise why
 
 
 def announce(address: str) -> None:
@@ -478,8 +501,8 @@ def main() -> None:
         others = multiply(sys.argv[1:]) if len(sys.argv) > 1 else []
         start = read_start()
         listener, address, folder = listen(start.listen)
-        if start.listen in ("tcp", "unix"):
-            start = replace(start, scratch=[folder])
+        if str(Path(start.listen.removeprefix("unix:")).parent) != folder:  # one that we made
+            start = replace(start, scratch=[*start.scratch, folder])
     except (OSError, ValueError, TypeError, EOFError) as error:
         raise SystemExit(f"skyward: the agent can't start: {error}") from error
     if not start.lifeline:

@@ -10,10 +10,15 @@ import pytest
 
 from skyward.core.beside import Beside
 from skyward.core.errors import HostUnreachable, LinkError
+from skyward.core.interfaces import Channel, Link
 from skyward.core.spec import Endpoint
 from skyward.transport.memory import MemoryLink, MemoryTransport, listen
 
 ADDRESS = "agent"
+
+
+async def enter(link: Link) -> Channel:
+    return await link.open_channel(ADDRESS)
 
 
 @pytest.fixture
@@ -48,14 +53,14 @@ def test_channels_take_turns_at_the_connections_beside_the_first(opened: list[st
     async def work(first: MemoryLink) -> None:
         beside = Beside(connect, 2)
         await beside.close()
-        channels = [await beside.open_channel(first, ADDRESS)]
+        channels = [await beside.open_channel(first, enter)]
         assert len(made) == 1
-        channels += await asyncio.gather(*(beside.open_channel(first, ADDRESS) for _ in range(3)))
+        channels += await asyncio.gather(*(beside.open_channel(first, enter) for _ in range(3)))
         assert opened == ["second"] * 4
         assert len(made) == 2
         await beside.close()
         assert [await channel.read() for channel in channels] == [b""] * 4
-        await beside.open_channel(first, ADDRESS)
+        await beside.open_channel(first, enter)
         assert len(made) == 3
         await beside.close()
 
@@ -77,7 +82,7 @@ def test_where_there_can_be_no_further_connection_the_first_does(opened: list[st
     async def work(first: MemoryLink) -> None:
         beside = Beside(connect, 2)
         for _ in range(4):
-            await beside.open_channel(first, ADDRESS)
+            await beside.open_channel(first, enter)
         assert opened == ["first"] * 4
         assert tried == 2
         await beside.close()
@@ -94,7 +99,7 @@ def test_its_end_does_not_wait_for_a_host_that_does_not_answer(opened: list[str]
 
     async def work(first: MemoryLink) -> None:
         beside = Beside(connect)
-        opening = asyncio.ensure_future(beside.open_channel(first, ADDRESS))
+        opening = asyncio.ensure_future(beside.open_channel(first, enter))
         await asyncio.sleep(0)
         await beside.close()
         with pytest.raises(asyncio.CancelledError):

@@ -79,8 +79,8 @@ def index(lab: Lab, wheels: Path) -> str:
 def boot(lab: Lab, index: str) -> Boot:
     """Bootstraps a host over SSH and lets its agent prove that it knows the secret."""
 
-    def start(host: Host, image: Image | None = None, *, user: str = "root") -> Start:
-        return asyncio.run(_boot(address(lab, host, user), image or Image(index=index)))
+    def start(host: Host, image: Image | None = None, *, user: str = "root", **more: str) -> Start:
+        return asyncio.run(_boot(address(lab, host, user), image or Image(index=index), **more))
 
     return start
 
@@ -90,13 +90,13 @@ def address(lab: Lab, host: Host, user: str = "root") -> Endpoint:
     return Endpoint("ssh", host.address, None, user, options)
 
 
-async def _boot(endpoint: Endpoint, image: Image) -> Start:
+async def _boot(endpoint: Endpoint, image: Image, **more: str) -> Start:
     start = Start()
     link = await SSHTransport().connect(endpoint, 10)
     try:
         shell = CountingShell(link.shell)
         begin = time.monotonic()
-        start.agent = await bootstrap(shell, image, orphan_timeout=60, on_step=start.steps.append)
+        start.agent = await bootstrap(shell, image, orphan_timeout=60, on_step=start.steps.append, **more)
         start.seconds = time.monotonic() - begin
         start.trips = shell.trips
         await _greet(await link.open_channel(start.agent.address), start.agent.secret)
@@ -356,12 +356,91 @@ def test_a_python_that_does_not_run_is_none(boot, fresh_host):
 
 
 @pytest.mark.lab
+def test_a_disk_without_inodes_is_said(boot, fresh_host, index):
+    """Each step finds as little room as the first: nothing was written for it."""
+    host = fresh_host(disk="50m,nr_inodes=120", files=uv())
+    host.run("sh", "-c", "i=0; while touch /root/fill.$i 2>/dev/null; do i=$((i+1)); done")
+    text = failure(boot, host)
+    assert text.startswith("looking at the host failed")
+    assert re.search(rf"the disk with {CACHE} \(mounted at /root\) can hold no more files \(it has 0 inodes", text)
+    assert "the disk with /tmp (mounted at /tmp)" in text
+    host.run("sh", "-c", "cd /root; rm fill.1 fill.2 fill.3 fill.4 fill.5 fill.6 fill.7 fill.8 fill.9")
+    assert "can hold no more files" in failure(boot, host), "there is room for the look, and not for an environment"
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        ("@disk /a|/|900000|900000\n@disk /tmp|/tmp|0|500", "the disk with /tmp (mounted at /tmp) is full (0 MB free)"),
+        ("@disk /a|/|2048|-\n@disk /tmp|/tmp||", "the disk with /a (mounted at /) is full (2 MB free)"),
+        ("@disk /a|/|900000|3", "can hold no more files (it has 3 inodes left)"),
+        ("@disk /a|/|900000|-\nelse", None),
+    ],
+)
+def test_which_disk_is_full_is_read_from_what_the_host_says(lines, words):
+    found = bootstrap_module._full(lines)
+    assert found is None if words is None else words in str(found)
+
+
+# --- what only a login shell, or the user, knows ---
+
+
+def module_host(fresh_host: Callable[..., Host]) -> Host:
+    """Its Python lies where nobody looks, and is in PATH after `module load python`, a function of login shells."""
+    host = fresh_host()
+    host.run("mount", "--move", f"/opt/python/{MINOR}", "/mnt", check=True)
+    (host.root / "root/.bash_profile").write_text(
+        "echo noise from the profile; read line\n"
+        'module() { [ "$1 $2" = "load python" ] || return 1; PATH=/mnt/bin:$PATH LD_LIBRARY_PATH=/mnt/lib; '
+        'export PATH LD_LIBRARY_PATH LOADED="it is"; }\n'
+    )
+    return host
+
+
+@pytest.mark.lab
+def test_a_prelude_makes_the_environment_of_all_that_follows(boot, fresh_host, index):
+    host = module_host(fresh_host)
+    assert "no Python" in failure(boot, host, PythonNotFound)
+    start = boot(host, prelude="module load python")
+    assert start.built
+    (pid,) = agents(host)
+    assert "LOADED=it is" in (host.root / f"proc/{pid}/environ").read_text().split("\0")
+    assert not [entry for entry in (host.root / f"proc/{pid}/environ").read_text().split("\0") if "SKYWARD_SC" in entry]
+    assert not boot(host, prelude="module load python").built
+    assert "the prelude failed (module load other)" in failure(boot, host, prelude="module load other")
+
+
+@pytest.mark.lab
+def test_the_python_that_is_asked_for_is_used_and_no_other(boot, fresh_host):
+    host = fresh_host(files=uv())
+    host.run("sh", "-c", f"mkdir /root/own; mount --rbind /opt/python/{MINOR} /root/own", check=True)
+    assert "making an environment with uv" in boot(host, python=f"~/own/bin/python{MINOR}").steps
+    assert "home = /root/own/bin" in host.run("sh", "-c", f"cat {CACHE}/envs/*/pyvenv.cfg").stdout
+    assert not boot(host, python=f"/root/own/bin/python{MINOR}").built
+    assert boot(host).built, "another Python needs another environment"
+    text = failure(boot, host, PythonNotFound, python="/no/such/python")
+    assert "SSH python='/no/such/python' is no program on the host" in text
+    (host.root / "root/odd").write_text("#!/bin/sh\nexit 1\n")
+    (host.root / "root/odd").chmod(0o700)
+    assert f"is not Python {MINOR} on the host" in failure(boot, host, PythonNotFound, python="~/odd")
+
+
+@pytest.mark.lab
+@pytest.mark.parametrize("with_uv", [True, False], ids=["uv", "pip"])
+def test_the_images_variables_hold_while_packages_are_installed(boot, fresh_host, index, with_uv):
+    host = fresh_host(files=uv() if with_uv else {})
+    name = "UV_INDEX_URL" if with_uv else "PIP_INDEX_URL"
+    host_name = index.split("//")[1].split("/")[0].partition(":")[0]
+    env = {name: index, "UV_INSECURE_HOST": host_name, "PIP_TRUSTED_HOST": host_name, "not a name": "x", "root": "/no"}
+    assert boot(host, Image(env=env)).built
+
+
+@pytest.mark.lab
 @pytest.mark.parametrize("with_uv", [True, False], ids=["uv", "pip"])
 def test_a_full_disk_is_said_with_what_is_free(boot, fresh_host, index, with_uv):
     host = fresh_host(disk="3m", files=uv() if with_uv else {})
     text = failure(boot, host, image=Image(pip=["joblib"], index=index))
-    assert f"the disk with {CACHE} is full" in text
-    assert re.search(r"\(\d MB free\)", text)
+    assert re.search(rf"the disk with {CACHE} \(mounted at /root\) is full \(\d MB free\)", text)
     assert not environments(host)
 
 

@@ -11,8 +11,9 @@ import pytest
 
 from skyward.core.connector import Connector
 from skyward.core.errors import LinkError, ProvisioningError
+from skyward.core.interfaces import Channel, Output, Shell
 from skyward.core.spec import Endpoint, Image, Machine
-from skyward.transport.memory import MemoryLink, MemoryTransport, listen
+from skyward.transport.memory import MemoryChannel, MemoryLink, MemoryTransport, listen
 
 
 class SlowLink(MemoryLink):
@@ -119,3 +120,65 @@ def test_a_machine_needs_an_agent_or_a_shell(links: list[SlowLink]) -> None:
 def test_a_machine_needs_an_address() -> None:
     with pytest.raises(ProvisioningError, match="has no address"):
         connector(endpoint=None)
+
+
+# --- machines that let nobody open a channel ---
+
+
+class RelayLink(SlowLink):
+    """One whose shell has commands that lead to the agent of their name."""
+
+    def __init__(self) -> None:
+        super().__init__("host")
+        self.asked: list[str] = []
+        self.commands: list[str] = []
+
+    @property
+    def shell(self) -> Shell:
+        return self
+
+    async def open_channel(self, address: str) -> MemoryChannel:
+        self.asked.append(address)
+        return await super().open_channel(address)
+
+    async def run(self, command: str, *, input: bytes | None = None, timeout: float | None = None) -> Output:
+        raise LinkError("no command")
+
+    async def put(self, data: bytes, path: str) -> None:
+        raise LinkError("no file")
+
+    async def stream(self, command: str) -> Channel:
+        self.commands.append(command)
+        return await super().open_channel(command)
+
+
+def relayed(link: RelayLink, relay: str) -> Connector:
+    way = connector(agent="forbidden")
+    way._relay, way._link = relay, link
+    return way
+
+
+def test_where_no_channel_may_be_opened_a_command_leads_to_the_agent(links: list[SlowLink]) -> None:
+    async def live() -> None:
+        link = RelayLink()
+        way = relayed(link, "agent")
+        await way.open()
+        await way._enter(link)
+        assert link.commands == ["agent"] * 2
+        assert link.asked == ["forbidden"], "what was refused once is not asked for again"
+        await way.close()
+
+    asyncio.run(live())
+
+
+def test_an_error_tells_why_neither_way_led_there(links: list[SlowLink]) -> None:
+    async def live() -> None:
+        link = RelayLink()
+        with pytest.raises(LinkError, match=r"forbidden.*nor did a command there reach it: .*nobody"):
+            await relayed(link, "nobody").open()
+        assert link.commands == ["nobody"]
+        with pytest.raises(LinkError, match="forbidden"):
+            await relayed(link, "").open()
+        assert link.commands == ["nobody"], "there was no command to try"
+
+    asyncio.run(live())

@@ -125,3 +125,17 @@ def test_equal_values_are_equal_and_frozen():
     assert SSH(["a"]) == SSH(("a",))
     with pytest.raises(AttributeError):
         SSH(["a"]).hosts = ["b"]  # type: ignore[misc]
+
+
+def test_what_is_run_on_the_hosts_stands_in_the_machines():
+    ssh = SSH(["a"], python="~/py", prelude="module load python")
+    (machine,) = ssh.create(order(1))
+    assert (machine.python, machine.prelude) == ("~/py", "module load python")
+    assert SSH(["a"], python=Path("/opt/py")).create(order(1))[0].python == "/opt/py"
+
+
+@pytest.mark.parametrize("option", ["python", "prelude"])
+@pytest.mark.parametrize("value", ["", "  ", 5, ["a"]])
+def test_a_python_or_prelude_that_is_none_is_a_config_error(option, value):
+    with pytest.raises(ConfigError, match=f"SSH {option}="):
+        SSH(["a"], **{option: value})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import shutil
 import signal
 import socket
 import stat
@@ -38,6 +39,7 @@ from skyward.core.messages import (
     Welcome,
 )
 from skyward.core.wire import VERSION, Role, Wire
+from skyward.worker.agent import listen
 from tests.worker.helpers import ROOT, SECRET, Owner, alive, descendants, owner, wait_for
 
 
@@ -499,3 +501,27 @@ def test_nodes_with_an_identity_listen_to_each_other_and_others_do_not(tmp_path:
         head, buffers = payload.dumps((np.sum, (array,), {}), "call")
         two.say(Run(1, True, None, None, {0: name}), [head, *buffers[1:]])
         assert two.result(1) == array.sum()
+
+
+def test_a_file_system_without_sockets_gets_a_folder_elsewhere(tmp_path: Path) -> None:
+    """vfat refuses a socket with EPERM; so does a folder that nothing may be added to."""
+    folder = tmp_path / "home"
+    folder.mkdir()
+    done = subprocess.run(["chattr", "+i", folder], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        pytest.skip(f"can't forbid new files in a folder: {done.stderr.strip()}")
+    try:
+        listener, path, place = listen(f"unix:{folder}/agent.sock")
+    finally:
+        subprocess.run(["chattr", "-i", folder], check=True)
+    with listener:
+        assert Path(path).is_socket()
+        assert Path(path).parent == Path(place) != folder
+        assert stat.S_IMODE(Path(place).stat().st_mode) == 0o700
+    shutil.rmtree(place)
+
+
+def test_a_folder_that_can_not_be_had_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file"):
+        listen(f"unix:{tmp_path}/file/agent.sock")
