@@ -156,7 +156,7 @@ def test_the_second_start_makes_nothing_anew_and_takes_two_round_trips(boot, fre
     assert first.built
     assert second.steps == ["looking at the host", "starting the agent"]
     assert second.trips == 2
-    assert second.seconds < 1
+    assert second.seconds < first.seconds / 2
     assert first.agent.secret != second.agent.secret
     assert first.agent.address != second.agent.address
     assert len(agents(host)) == 2
