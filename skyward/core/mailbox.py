@@ -13,7 +13,7 @@ from skyward.core.errors import ProtocolError
 from skyward.core.messages import Message
 from skyward.core.wire import Buffer, Wire
 
-__all__ = ["Inbox", "Outbox", "Posted"]
+__all__ = ["Inbox", "Outbox", "Posted", "Quota"]
 
 
 class Posted(NamedTuple):
@@ -86,6 +86,33 @@ class Outbox:
                 wire.send(posted.message, posted.buffers, posted.number)
             else:
                 wire.send_again(posted[2])
+
+
+class Quota:
+    """Counts the bytes of one kind of traffic that the peer has not acknowledged."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.size = 0
+        self._sent: deque[tuple[int, int]] = deque()
+
+    def __repr__(self) -> str:
+        return f"<Quota {self.size:,} of {self.limit:,} bytes>"
+
+    @property
+    def full(self) -> bool:
+        """Whether no more of it should be produced."""
+        return self.size > self.limit
+
+    def add(self, number: int, size: int) -> None:
+        """The message with this number was sent."""
+        self._sent.append((number, size))
+        self.size += size
+
+    def acknowledge(self, received: int) -> None:
+        """Everything up to this number has arrived."""
+        while self._sent and self._sent[0][0] <= received:
+            self.size -= self._sent.popleft()[1]
 
 
 class Inbox:

@@ -169,6 +169,7 @@ class Session:
         self._draining: set[Channel] = set()
         self._chores: set[asyncio.Task[None]] = set()  # of the present link
         self._unlinked = asyncio.Event()  # set while there is no link
+        self._acked = asyncio.Event()  # set when the agent has acknowledged something
         self._heard = 0.0
         self._unacked = 0
         self._unacked_bytes = 0
@@ -199,6 +200,12 @@ class Session:
     def acknowledged(self) -> int:
         """The agent has every message up to this number."""
         return self._outbox.acknowledged
+
+    async def taken(self, number: int) -> None:
+        """Wait until the agent has this message and all before it."""
+        while self.acknowledged < number:
+            self._acked.clear()
+            await self._acked.wait()
 
     async def run(self) -> str | None:
         """Keep up the conversation until `close` (None), or until the node is lost (the reason).
@@ -338,6 +345,7 @@ class Session:
             raise ProtocolError(f"it began with {type(welcome).__name__}")
         self.facts = welcome.facts
         self._outbox.acknowledge(welcome.received)
+        self._acked.set()
         if fault := self.facts.get("fault"):
             self._fault = self._fault or f"its agent: {fault!s:.500}"
         wire.prove()
@@ -469,6 +477,7 @@ class Session:
                 self._flush_soon()
         elif isinstance(message, Ack):
             self._outbox.acknowledge(message.received)
+            self._acked.set()
         else:
             raise ProtocolError(f"{type(message).__name__} without a number")
 

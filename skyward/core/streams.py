@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from skyward.core.errors import ProtocolError
 from skyward.core.guard import watched
 from skyward.core.interfaces import Channel
+from skyward.core.mailbox import Quota
 from skyward.core.messages import StreamClose, StreamData, StreamOpen
 from skyward.core.session import Session
 from skyward.core.wire import WHOLE, Filled
@@ -25,11 +26,16 @@ ABOUT_STREAMS = (StreamOpen, StreamData, StreamClose)
 """What a node says that is for its `Streams`."""
 
 
+_BEHIND = 64 << 20  # bytes of one stream for a listener that does not read them
+_AHEAD = 8 << 20  # bytes of one stream that a node has not acknowledged
+
+
 @dataclass(slots=True, eq=False)
 class _Stream:
     task: asyncio.Task[None] | None = None
     channel: Channel | None = None
     early: list[Filled] = field(default_factory=list)  # what came before the channel was open
+    behind: int = 0  # bytes that came while the listener took no more
 
 
 class Streams:
@@ -60,7 +66,7 @@ class Streams:
             stream.task = asyncio.create_task(self._carry(message, stream))
             watched(stream.task, self._session.failed)
         elif isinstance(message, StreamData):
-            self._feed(self._streams.get(message.stream), buffers)
+            self._feed(message.stream, buffers)
         else:
             closing = self._streams.pop(message.stream, None)
             if closing is not None and closing.task is not None:
@@ -72,12 +78,24 @@ class Streams:
             if stream.task is not None:
                 stream.task.cancel()
 
-    @staticmethod
-    def _feed(stream: _Stream | None, buffers: list[Filled]) -> None:
-        if stream is not None and stream.channel is None:
+    def _feed(self, number: int, buffers: list[Filled]) -> None:
+        stream = self._streams.get(number)
+        if stream is None:
+            return
+        waits = stream.channel is None or stream.channel.congested
+        stream.behind = stream.behind + sum(map(len, buffers)) if waits else 0
+        if stream.behind > _BEHIND:
+            self._end(number, f"the listener has not taken {stream.behind:,} bytes that tasks sent it")
+        elif stream.channel is None:
             stream.early += buffers
-        elif stream is not None and stream.channel is not None:
+        else:
             stream.channel.write(buffers)
+
+    def _end(self, number: int, error: str) -> None:
+        stream = self._streams.pop(number)
+        if stream.task is not None:
+            stream.task.cancel()
+        self._session.send(StreamClose(number, error))
 
     async def _carry(self, message: StreamOpen, stream: _Stream) -> None:
         session, number, error = self._session, message.stream, None
@@ -87,9 +105,15 @@ class Streams:
             stream.channel = await self._opener(message.address)
             session.send(StreamData(number), [b""])  # so the slot knows that it is connected
             stream.channel.write(stream.early)
+            ahead = Quota(_AHEAD)
             while data := await stream.channel.read():
                 for start in range(0, len(data), WHOLE):  # in pieces that keep their order
-                    session.send(StreamData(number), [data[start : start + WHOLE]])
+                    piece = data[start : start + WHOLE]
+                    ahead.add(session.send(StreamData(number), [piece]), len(piece))
+                ahead.acknowledge(session.acknowledged)
+                while ahead.full:
+                    await session.taken(session.acknowledged + 1)
+                    ahead.acknowledge(session.acknowledged)
         except (OSError, ValueError) as problem:  # the second of an address that is none
             error = f"{problem}"
         finally:

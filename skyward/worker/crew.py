@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from skyward.core import files
+from skyward.core.mailbox import Quota
 from skyward.core.messages import (
     Began,
     Blob,
@@ -43,7 +44,6 @@ from skyward.worker.control import EXITED, FAILED, FORKED, UP
 from skyward.worker.forks import Forks
 from skyward.worker.link import Link
 from skyward.worker.output import Outputs
-from skyward.worker.owner import Quota
 from skyward.worker.servers import Server
 from skyward.worker.shelf import Results
 from skyward.worker.slot_process import PendingTask, SlotProcess

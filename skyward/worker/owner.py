@@ -5,7 +5,6 @@ No socket is opened here; a `Link` is handed in and taken away.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Sequence
 
 from skyward.core.mailbox import Inbox, Outbox
@@ -13,38 +12,11 @@ from skyward.core.messages import Ack, Message, Ping, Pong
 from skyward.core.wire import Buffer, Received
 from skyward.worker.link import Link
 
-__all__ = ["Quota", "Session"]
+__all__ = ["Session"]
 
 _ACK_MESSAGES = 32
 _ACK_BYTES = 1024 * 1024
 _LAG = 0.0005
-
-
-class Quota:
-    """Counts the bytes of one kind of traffic that the owner has not acknowledged."""
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.size = 0
-        self._sent: deque[tuple[int, int]] = deque()
-
-    def __repr__(self) -> str:
-        return f"<Quota {self.size:,} of {self.limit:,} bytes>"
-
-    @property
-    def full(self) -> bool:
-        """Whether no more of it should be produced."""
-        return self.size > self.limit
-
-    def add(self, number: int, size: int) -> None:
-        """The message with this number was sent."""
-        self._sent.append((number, size))
-        self.size += size
-
-    def acknowledge(self, received: int) -> None:
-        """Everything up to this number has arrived."""
-        while self._sent and self._sent[0][0] <= received:
-            self.size -= self._sent.popleft()[1]
 
 
 class Session:

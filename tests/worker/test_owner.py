@@ -7,7 +7,7 @@ import pytest
 from skyward.core.errors import ProtocolError
 from skyward.core.messages import Ack, Cancel, Done, Message, Ping, Pong
 from skyward.core.wire import Received
-from skyward.worker.owner import Quota, Session
+from skyward.worker.owner import Session
 
 
 class Link:
@@ -80,17 +80,3 @@ def test_what_could_not_be_handled_is_not_acknowledged_and_comes_again() -> None
     session.take(Received(3, Cancel(3), []), handle)
     session.take(Received(2, Cancel(2), [bytearray(2 * 1024 * 1024)]), handle)
     assert link.sent[2:] == [(Ack(3), 0)]
-
-
-def test_a_quota_is_full_until_enough_is_acknowledged() -> None:
-    quota = Quota(10)
-    quota.add(3, 8)
-    assert not quota.full
-    quota.add(5, 8)
-    assert quota.full
-    quota.acknowledge(2)
-    assert quota.full
-    quota.acknowledge(4)
-    assert not quota.full
-    quota.acknowledge(9)
-    assert quota.size == 0
