@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from skyward.core.errors import HostUnreachable as HostUnreachable
     from skyward.core.errors import LinkError as LinkError
     from skyward.core.errors import LoginRefused as LoginRefused
+    from skyward.core.errors import NestedPool as NestedPool
     from skyward.core.errors import NoCapacity as NoCapacity
     from skyward.core.errors import NodeLost as NodeLost
     from skyward.core.errors import NoOffer as NoOffer
@@ -77,6 +78,7 @@ __all__ = [
     "LinkError",
     "Local",
     "LoginRefused",
+    "NestedPool",
     "NoCapacity",
     "NoOffer",
     "NodeLost",
@@ -136,6 +138,7 @@ _HOME = {
         for name in (
             *("AuthFailed", "CloudError", "NoCapacity", "NoOffer", "NotFound", "QuotaExceeded", "RateLimited"),
             *("BootstrapFailed", "ConfigError", "HostKeyError", "HostUnreachable", "LinkError", "LoginRefused"),
+            "NestedPool",
             *("NodeLost", "PackagesFailed", "PayloadError", "PluginNotFound", "PoolNotActive", "ProtocolError"),
             *(
                 "ProvisioningError",

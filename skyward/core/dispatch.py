@@ -27,6 +27,7 @@ from skyward.core.errors import NodeLost, PayloadError, PoolNotActive, ProtocolE
 from skyward.core.events import Events, Note, Printed, TaskEnded, TasksQueued
 from skyward.core.futures import TaskFuture
 from skyward.core.ioloop import IOThread
+from skyward.core.labels import label as label_of
 from skyward.core.memmaps import Named
 from skyward.core.rollcall import RollCall
 from skyward.core.schedule import Outcome, Schedule, Verdict
@@ -247,7 +248,7 @@ class Dispatcher:
         task = next(self._ids)
         future: TaskFuture[_T] = TaskFuture(self._on_cancel, task)
         try:
-            label = _label(function)
+            label = label_of(function)
             change = (options.call or self._common).change or self.surroundings.now()
             head, buffers = payload.dumps(
                 Within.of((function, args, kwargs), change),
@@ -667,9 +668,3 @@ _OUTCOMES = {
     messages.Failure.SHARED_CRASH.value: Outcome.SHARED_CRASH,
     messages.Failure.CANCELLED.value: Outcome.STOPPED,
 }
-
-
-def _label(function: Any) -> str:
-    """What to call a task in messages."""
-    name = getattr(function, "__qualname__", None) or getattr(function, "label", None)
-    return f"{name or type(function).__qualname__}"

@@ -8,6 +8,7 @@ tried again follows from the type, never from the text. A message says what happ
     SkywardError
     ├── ConfigError (ValueError)            an argument is wrong; nothing was started
     │   └── PluginNotFound (LookupError)    no such provider, transport or plug-in, or it cannot be imported
+    ├── NestedPool (RuntimeError)           a pool is opened where it would open pools without end, or rent unasked
     ├── PoolNotActive (RuntimeError)        the pool was not entered, is closed, or belongs to another process
     ├── ProvisioningError                   a node could not be had or prepared
     │   ├── NoOffer                         no provider offers what is asked for
@@ -46,6 +47,7 @@ __all__ = [
     "HostUnreachable",
     "LinkError",
     "LoginRefused",
+    "NestedPool",
     "NoCapacity",
     "NoOffer",
     "NodeLost",
@@ -77,6 +79,10 @@ class ConfigError(SkywardError, ValueError):
 
 class PluginNotFound(ConfigError, LookupError):
     """No provider, transport or plug-in has this name, or the one that has it cannot be imported."""
+
+
+class NestedPool(SkywardError, RuntimeError):
+    """A pool is opened by an import in a task, too deep in tasks, or to rent machines from a task."""
 
 
 class PoolNotActive(SkywardError, RuntimeError):

@@ -19,6 +19,7 @@ from typing import Any, Generic, NoReturn, ParamSpec, TypeVar, TypeVarTuple, cas
 
 from skyward.core.errors import ConfigError, PayloadError
 from skyward.core.futures import TaskFuture
+from skyward.core.labels import label
 
 __all__ = [
     "CallRunner",
@@ -262,8 +263,7 @@ class Chunk:
     @property
     def label(self) -> str:
         """What it is called in messages."""
-        name = getattr(self.function, "__qualname__", None) or type(self.function).__qualname__
-        return f"{name} (a chunk of {len(self.calls)})"
+        return f"{label(self.function)} (a chunk of {len(self.calls)})"
 
     def __call__(self) -> list[Any]:
         """Run them one after another, in a slot."""

@@ -147,6 +147,8 @@ class Setup(NamedTuple):
         ``host`` by which the owner reaches the node. None: it neither listens to peers nor asks them.
     argv
         The owner's ``sys.argv``, which modules that tasks import may read.
+    depth
+        Of how many tasks, one in another, the owner is a part itself.
     """
 
     node: str
@@ -163,6 +165,7 @@ class Setup(NamedTuple):
     shares: bool = False
     identity: dict[str, str] | None = None
     argv: list[str] = []  # noqa: RUF012 - nobody changes it
+    depth: int = 0
 
 
 class Ready(NamedTuple):

@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
-from skyward.core import files, registry
+from skyward.core import files, nesting, registry
 from skyward.core.dispatch import Dispatcher
 from skyward.core.errors import ConfigError, LinkError, PoolNotActive
 from skyward.core.events import Events, Note, PoolClosed, PoolReady, PoolStarted
@@ -164,11 +164,14 @@ class Compute(TaskExecutor):
         ------
         PoolNotActive
             It was started before.
+        NestedPool
+            It may not be opened here.
         ProvisioningError, LinkError
             The nodes can't be had; everything that was begun has been given back.
         """
         if self._used:
             raise PoolNotActive("this pool was entered before; make a new sky.Compute for each block")
+        nesting.check([provider.name for provider in self.providers if Trait.RENTED in provider.traits])
         self._check_files()
         self._used = True
         image = self._image
@@ -502,6 +505,7 @@ def _setup(pool: Compute, image: Image) -> Setup:
         around=[name for plugin in pool._plugins if (name := plugin.around_worker()) is not None],
         orphan_timeout=pool._order.orphan_timeout,
         argv=[str(argument) for argument in getattr(sys, "argv", [])],
+        depth=nesting.depth(),
     )
 
 

@@ -103,7 +103,7 @@ class Submitted(NamedTuple):
     call: int
     limit: int | None = None
     node: str | None = None
-    attempts: int = 2
+    attempts: int = 4
 
 
 class Cancelled(NamedTuple):

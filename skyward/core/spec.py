@@ -196,7 +196,7 @@ class Worker:
 
     concurrency: int = 1
     executor: Executor = "auto"
-    attempts: int = 2
+    attempts: int = 4
     threads: int | None = None
 
     def __post_init__(self) -> None:

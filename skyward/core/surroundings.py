@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 from skyward.core import payload
-from skyward.core.whoami import NODE, SLOT
+from skyward.core.whoami import DEPTH, NODE, SLOT
 
 __all__ = ["FOLLOWERS", "Change", "Surroundings", "Within"]
 
@@ -120,7 +120,7 @@ class Surroundings:
 
     def __init__(self, *, shared: bool, kept: Collection[str] = ()) -> None:
         self.shared = shared
-        self._kept = {NODE, SLOT, *kept}
+        self._kept = {NODE, SLOT, DEPTH, *kept}
         self._lock = threading.Lock()  # guards what follows
         self._seen = self._began = _look("/")
         self._variables = dict(os.environ)

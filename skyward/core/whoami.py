@@ -9,10 +9,13 @@ import threading
 from collections.abc import Iterator
 from typing import NamedTuple
 
-__all__ = ["NODE", "SLOT", "CurrentWorker", "Seats", "current_worker"]
+__all__ = ["DEPTH", "NODE", "SLOT", "CurrentWorker", "Seats", "current_worker"]
 
 NODE, SLOT = "SKYWARD_NODE", "SKYWARD_SLOT"
 """Environment variables of a worker's processes, and of what they start."""
+
+DEPTH = "SKYWARD_DEPTH"
+"""Another: 1 in a task of a program's pool, 2 in a task of a pool that such a task has opened."""
 
 _thread = threading.local()
 

@@ -12,6 +12,7 @@ from joblib.parallel import BatchedCalls, SequentialBackend, ThreadingBackend
 
 from skyward.core import payload
 from skyward.core.function import run_pending
+from skyward.core.labels import label
 from skyward.core.memmaps import Named
 from skyward.joblib_ext import active, callbacks
 
@@ -121,9 +122,8 @@ class Batch:
         items = self.calls if self.level is not None else getattr(self.calls, "items", None)
         if not items:
             return type(self.calls).__qualname__
-        function = items[0][0]
-        name = getattr(function, "__qualname__", None) or type(function).__qualname__
-        return f"{name} (a batch of {len(items)})" if len(items) > 1 else str(name)
+        name = label(items[0][0])
+        return f"{name} (a batch of {len(items)})" if len(items) > 1 else name
 
     def __call__(self) -> Any:
         """Run it, in a slot."""

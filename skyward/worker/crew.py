@@ -36,7 +36,7 @@ from skyward.core.messages import (
     StreamData,
 )
 from skyward.core.shared import remove
-from skyward.core.whoami import NODE
+from skyward.core.whoami import DEPTH, NODE
 from skyward.core.wire import Buffer, Filled, Received, Role, Wire
 from skyward.worker import deaths, threads
 from skyward.worker.bridge import Bridge
@@ -602,7 +602,7 @@ def _config(setup: Setup, cores: int, bridge: str, shelf: str | None) -> dict[st
     limit = setup.threads or max(1, cores // setup.concurrency)
     # A variable that the user has set wins; one that is only found in the environment, over a mere default.
     given = setup.env if setup.threads else {**os.environ, **setup.env}
-    env = {**os.environ, **threads.defaults(limit, given), **setup.env, NODE: setup.node}
+    env = {**os.environ, **threads.defaults(limit, given), **setup.env, NODE: setup.node, DEPTH: str(setup.depth + 1)}
     return {
         "node": setup.node,
         "env": env,

@@ -469,7 +469,7 @@ def test_what_was_withdrawn_and_comes_back_unbegun_is_cancelled(event: Any) -> N
 def test_innocent_tasks_of_a_shared_crash_run_alone_and_do_not_count_it() -> None:
     """When a process with two tasks dies, both run again alone; only the guilty one fails."""
     schedule = Schedule()
-    _commands(schedule, NodeUp("a", 2), Submitted(1, 1), Submitted(2, 1))
+    _commands(schedule, NodeUp("a", 2), Submitted(1, 1, attempts=2), Submitted(2, 1, attempts=2))
     commands = _commands(
         schedule,
         Finished(1, "a", Outcome.SHARED_CRASH),
