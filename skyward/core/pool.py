@@ -399,7 +399,7 @@ class _Running:
             interrupts.let_in()
             self.contexts.close()
             if not cancel:
-                self._io.start(self.dispatcher.drained()).result()
+                self._drain()
                 self._say_if_unused()
         finally:
             interrupts.hold()
@@ -411,13 +411,20 @@ class _Running:
                 raise
             self._take_apart()
 
+    def _drain(self) -> None:
+        try:
+            self._io.start(self.dispatcher.drained()).result()
+        except KeyboardInterrupt:
+            self.events.emit(Note(f"gave up {self.dispatcher.unfinished} tasks of {self._name}", warning=True))
+            raise
+
     def _say_if_unused(self) -> None:
         if self._ready and not self.dispatcher.used:
             how = "n_jobs=-1" if self._has_plugins else "n_jobs=-1 and plugins=[sky.plugins.joblib()]"
             self.events.emit(
                 Note(
-                    f"no task was sent to the {self.provisioner.slots} slots of {self._name}: Parallel uses them only "
-                    f"with {how}, and plain functions run there by pool.map, pool.submit or `call >> pool`",
+                    f"no task was sent to the nodes of {self._name}: Parallel uses them only with "
+                    f"{how}, and plain functions run there by pool.map, pool.submit or `call >> pool`",
                     warning=True,
                 )
             )

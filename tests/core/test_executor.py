@@ -340,6 +340,34 @@ def test_cancel_stops_a_call_that_runs(pool: sky.Compute, tmp_path: Path) -> Non
     assert pool.submit(abs, -1).result(10) == 1
 
 
+def test_shutdown_by_several_at_once(tmp_path: Path) -> None:
+    """From a callback, from another thread and within the block: all return when the pool has ended."""
+    path = str(tmp_path / "end")
+    with sky.Compute(console=False) as pool, concurrent.futures.ThreadPoolExecutor(2) as threads:
+        future = pool.submit(wait_for, path)
+        called = concurrent.futures.Future[None]()
+        future.add_done_callback(lambda _: called.set_result(pool.shutdown()))
+        ending = threads.submit(pool.shutdown)
+        Path(path).touch()
+        pool.shutdown()
+        ending.result(30)
+        called.result(30)
+    assert future.result(0) == path
+
+
+def test_a_callback_may_submit_and_may_raise(pool: sky.Compute) -> None:
+    """Neither holds up the others."""
+    inner: list[concurrent.futures.Future[int]] = []
+
+    def more(_: Any) -> None:
+        inner.append(pool.submit(abs, -2))
+        raise ValueError("in a callback")
+
+    pool.submit(abs, -1).add_done_callback(more)
+    eventually(lambda: inner and inner[0].done(), 10)
+    assert inner[0].result() == 2
+
+
 def test_shutdown_without_waiting(tmp_path: Path) -> None:
     """It returns at once, takes nothing more, and what was submitted is done; a second one may wait."""
     pool = opened()
