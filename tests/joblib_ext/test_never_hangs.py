@@ -76,7 +76,7 @@ class ExitsWhenPickled:
 
 
 def test_an_argument_whose_pickling_exits_late():
-    with pytest.raises(SystemExit):
+    with pytest.raises(sky.PayloadError, match=r"ExitsWhenPickled.*SystemExit"):
         Parallel(n_jobs=2, batch_size=1)(delayed(id)(ExitsWhenPickled() if i == 30 else i) for i in range(60))
 
 
