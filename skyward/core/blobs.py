@@ -145,7 +145,8 @@ class Snapshots:
     def _may_open(self) -> bool:
         """Whether a copy may be a file: where a process may have few, others need them more."""
         limit = files.limit()
-        return len(self._kept) < min(_MOST_FILES, limit // 5) and (limit > 4 * _MOST_FILES or files.left() > _OTHERS)
+        few = len(self._kept) < min(_MOST_FILES, limit // 5) and len(SharedFile.open) < 2 * limit // 5
+        return few and (limit > 4 * _MOST_FILES or files.left() > _OTHERS)
 
     def _room(self, size: int) -> mmap:
         """Memory for a copy, best that of a former one at which nobody looks any more."""

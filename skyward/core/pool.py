@@ -39,6 +39,7 @@ _numbers = itertools.count(1)
 _LEAST_MEMORY = 2 * 2**30  # bytes of a bought machine where nothing is said
 _FILES_HERE = 4  # that a node on this machine takes of ours, while it starts
 _FILES_OURS = 16  # that the pool takes itself, with some for a task that is being sent
+_FILES_LOGIN = 32  # the same, with a few logins under way
 _NOT_ACTIVE = (
     "Backend not configured: use the pool as a context manager "
     "(with sky.Compute(...) as pool: ...), or call its start()"
@@ -199,9 +200,10 @@ class Compute(TaskExecutor):
     def _check_files(self) -> None:
         """Before anything is bought: whether this process may open what its nodes need."""
         here = any(Trait.DRIVER_ENVIRONMENT in provider.traits for provider in self.providers)
-        each, left = _FILES_HERE if here else 1, files.left()
-        if (needed := _FILES_OURS + each * self.nodes.most) > left:
-            fit = (left - _FILES_OURS) // each
+        ours, each = (_FILES_OURS, _FILES_HERE) if here else (_FILES_LOGIN, 1)
+        left = files.left()
+        if (needed := ours + each * self.nodes.most) > left:
+            fit = (left - ours) // each
             instead = f"or ask for at most {fit} nodes with more slots each" if fit > 0 else "or close some"
             raise ConfigError(
                 f"nodes={self.nodes.most} need {needed} open files in this process, which may open {left} more: "

@@ -14,7 +14,7 @@ import weakref
 from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 try:
     import ctypes
@@ -46,11 +46,15 @@ class SharedFile:
         No memory, or too many open files.
     """
 
+    open: ClassVar[set[int]] = set()
+    """Descriptors of those that there are, of all pools of this process."""
+
     def __init__(self, data: memoryview, see: Callable[[memoryview], object] = lambda _: None) -> None:
         self._fd = -1
         self._size = len(data)
         self._map: memoryview | None = None
         self._fd = os.memfd_create("skyward", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        self.open.add(self._fd)
         piece = memoryview(bytearray(min(_PIECE, self._size)))
         for start in range(0, self._size, _PIECE):
             part = piece[: self._size - start]
@@ -69,6 +73,7 @@ class SharedFile:
 
     def __del__(self) -> None:
         if self._fd >= 0:
+            self.open.discard(self._fd)  # first: another may get the number at once
             with contextlib.suppress(OSError):
                 os.close(self._fd)
 

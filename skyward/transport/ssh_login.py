@@ -9,6 +9,7 @@ and how many logins are under way, is the business of ssh_ways.py.
 from __future__ import annotations
 
 import asyncio
+import errno
 import fnmatch
 import os
 import re
@@ -25,6 +26,7 @@ from asyncssh.kex import get_kex_algs
 from asyncssh.mac import get_mac_algs
 from asyncssh.public_key import get_certificate_algs, get_public_key_algs
 
+from skyward.core import files
 from skyward.core.errors import HostKeyError, HostUnreachable, LoginRefused
 from skyward.core.spec import Endpoint, parse_address
 from skyward.transport.ssh_config import Settings, expand, expand_path, read_settings
@@ -352,6 +354,9 @@ async def _mapped(
             f"{login}: the name {login.settings.name!r} is not known ({error.strerror}); is it spelled right?"
         )
     through = f" through the jump host {hop}" if hop else ""
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        advice = files.advice(64)
+        return HostUnreachable(f"{login} can't be reached{through}: this process has no open file left; {advice}")
     return HostUnreachable(
         f"{login} can't be reached{through}: {_reason(error)}. Is the host up, does sshd listen there on port "
         f"{login.settings.port}, and does no firewall stand between?"

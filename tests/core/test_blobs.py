@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import os
+import resource
 import weakref
 from typing import Any
 
@@ -59,6 +61,26 @@ def snapshots(request: pytest.FixtureRequest) -> Snapshots:
 
 def content(data: Any) -> bytes:
     return bytes(memoryview(data.map() if isinstance(data, SharedFile) else data))
+
+
+@pytest.mark.skipif(not CAN_SHARE, reason="no files in memory here")
+def test_copies_of_all_pools_leave_most_open_files_to_others() -> None:
+    gc.collect()
+    before = set(SharedFile.open)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(1024, limits[1]), limits[1]))
+    try:
+        pools = [Snapshots(True) for _ in range(4)]
+        for index in range(250):
+            for number, pool in enumerate(pools):
+                pool.take(view(np.full(10, 1000 * number + index)))
+        assert all(len(pool._kept) == 250 for pool in pools), "the others are copies in memory"
+        assert len(SharedFile.open) < 410
+        assert len(os.listdir("/proc/self/fd")) < 600  # noqa: PTH208
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    del pools, pool
+    assert SharedFile.open == before
 
 
 def test_equal_bytes_have_one_copy_until_nobody_holds_it(snapshots: Snapshots) -> None:

@@ -81,6 +81,45 @@ def test_more_slots_than_fit_are_refused_by_the_node() -> None:
     assert "Worker(concurrency=8)" in said
 
 
+def test_more_hosts_than_fit_are_refused_too() -> None:
+    code = """
+        import skyward as sky
+        hosts = [f"192.0.2.{i}" for i in range(1, 41)]
+        try:
+            sky.Compute(provider=sky.SSH(hosts=hosts), nodes=40, console=False).start()
+        except sky.errors.ConfigError as error:
+            print(error)
+    """
+    assert "nodes=40 need 72 open files" in few(code, 64)
+
+
+def test_a_host_is_not_blamed_for_our_want_of_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("USER", "ann")
+    code = """
+        import asyncio, os
+        from skyward.core.spec import Endpoint
+        from skyward.transport.ssh import SSHTransport
+
+        async def main():
+            place = Endpoint("ssh", "127.0.0.1", 1, "root", {"config": [], "known_hosts": [], "keys": []})
+            for none_left in (False, True):  # at first to load all modules
+                while none_left:
+                    try:
+                        os.open("/dev/null", os.O_RDONLY)
+                    except OSError:
+                        break
+                try:
+                    await SSHTransport().connect(place, 5)
+                except Exception as error:
+                    print(error)
+        asyncio.run(main())
+    """
+    said = few(code, 64).splitlines()
+    assert "connection refused" in said[0]
+    assert "this process has no open file left" in said[1]
+    assert "Is the host up" not in said[1]
+
+
 @pytest.mark.slow
 def test_a_pool_does_with_few_open_files() -> None:
     """Large arguments and results, more than there may be open files; login nodes allow 64, and so they will here."""

@@ -358,7 +358,11 @@ def test_what_a_young_agent_left_is_removed_by_the_next(tmp_path: Path, monkeypa
     wait_for(lambda: not alive(killed.pid), "the agent's end")
     killed.end()
     assert folder.exists()
+    store = tmp_path / f"skyward-store-{os.getuid()}-dead"
+    store.mkdir()
+    (store / "lock").touch()
     with owner() as living:
+        wait_for(lambda: not store.exists(), "the end of a dead agent's store")
         wait_for(lambda: not folder.exists(), "the end of its folder")
         assert len(list(tmp_path.glob("skyward-agent-*"))) == 1
         assert living.set_up().call(pow, 2, 5) == 32
