@@ -120,6 +120,25 @@ def test_a_cut_wire_is_survived(lab_hosts: LabHosts, reach: Reach) -> None:
         assert pool.submit(Path(counter).read_text).result(60) == "x\n" * 40
 
 
+@pytest.mark.slow
+def test_large_arguments_arrive_over_a_thin_line_and_through_cuts(fresh_host: FreshHost, reach: Reach) -> None:
+    """At 300 kB/s, with small tasks in between; and when the line takes nothing for seconds in the middle of one."""
+    host = fresh_host(delay=0.01)
+    with sky.Compute(**reach([host]), concurrency=4) as pool:
+        host.thin(300e3)
+        large = [pool.submit(len, bytes(range(256)) * (4700 + j)) for j in range(3)]
+        while not all(future.done() for future in large):
+            assert pool.submit(abs, -1).result(60) == 1
+        assert [future.result(0) for future in large] == [256 * (4700 + j) for j in range(3)]
+        before = host.rx_bytes
+        cut = pool.submit(len, os.urandom(600_000))
+        eventually(lambda: host.rx_bytes - before > 100_000, 60, "the middle of it")
+        host.cut()
+        time.sleep(5.0)  # the time that the line is down is the test's subject
+        host.mend()
+        assert cut.result(60) == 600_000
+
+
 def test_small_tasks_pass_a_large_argument_on_a_long_line(fresh_host: FreshHost, reach: Reach) -> None:
     """They are done while it is still being sent, over stripes; what shrinks is not sent as it is."""
     host = fresh_host(delay=0.025)

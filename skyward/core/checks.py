@@ -50,7 +50,7 @@ def _words(values: Iterable[Any]) -> bool:
 def _done(message: Done, buffers: int) -> bool:
     return (
         buffers > 0
-        and message.task >= 0
+        and message.task > 0
         and 0 <= message.seconds < math.inf
         and (not message.files or _files(message.files, buffers))
     )
@@ -64,7 +64,7 @@ def _files(files: dict[Any, Any], buffers: int) -> bool:
 
 def _failed(message: Failed, buffers: int) -> bool:
     return (
-        message.task >= 0
+        message.task > 0
         and 0 <= message.seconds < math.inf
         and message.reason in _REASONS
         and (buffers > 0 or message.reason not in _CARRIED)

@@ -132,6 +132,7 @@ class _Job:
     verdict: Verdict | None = None
     node: str = ""
     number: int = 0  # of the message that took it there
+    withdrawn: bool = False  # nobody wants it if it has not begun
     reason: str = ""
 
 
@@ -142,6 +143,7 @@ class _Node:
     roll: RollCall = field(default_factory=RollCall)
     printed: dict[int, bytearray] = field(default_factory=dict)  # by stream, a line of which there is more to come
     newest: int = 0  # task that it was given
+    asked: int = 0  # tasks that it was asked to give back
     trouble: str = ""  # why the last run there failed
 
 
@@ -341,9 +343,10 @@ class Dispatcher:
                 elif isinstance(command, schedule.Stop):
                     self._nodes[command.node].session.send(messages.Cancel(command.task))
                 elif isinstance(command, schedule.Withdraw):
+                    self._jobs[command.task].withdrawn = True
                     self._nodes[command.node].session.send(messages.Cancel(command.task, running=False))
                 elif isinstance(command, schedule.Recall):
-                    self._recall(self._nodes[command.node].session, command.most)
+                    self._recall(self._nodes[command.node], command.most)
                 elif isinstance(command, schedule.Expel):
                     self._expel(self._nodes[command.node], command.failed)
                 else:
@@ -384,11 +387,15 @@ class Dispatcher:
         )
         job.number = node.session.send(message, buffers)
 
-    def _recall(self, session: Session, most: int) -> None:
+    def _recall(self, node: _Node, most: int) -> None:
         """Ask for tasks that are not worth leaving there: on their way to another node they would lose a round trip."""
-        session.send(messages.Recall(most, session.round_trip or 0.0))
+        node.asked = most
+        node.session.send(messages.Recall(most, node.session.round_trip or 0.0))
 
     def _returned(self, node: _Node, tasks: list[int]) -> None:
+        if len(tasks) > node.asked or any(task > node.newest for task in tasks):
+            raise ProtocolError(f"tasks {tasks!r:.100} are given back, which nobody has asked for")
+        node.asked = 0
         for task in tasks:
             self._spread.release(node.session.node, task)
         self._handle(schedule.Returned(node.session.node, tasks))
@@ -422,8 +429,6 @@ class Dispatcher:
         if isinstance(message, (messages.Done, messages.Failed)):
             self._finished(node, message, buffers)
         elif isinstance(message, messages.Returned):
-            if any(task > node.newest for task in message.tasks):
-                raise ProtocolError(f"tasks {message.tasks!r:.100} are given back, which were never given")
             self._returned(node, message.tasks)
         elif isinstance(message, messages.Began):
             self._began(node, message.tasks)
@@ -441,11 +446,14 @@ class Dispatcher:
         self._handle(schedule.Began(node.session.node, tasks))
 
     def _finished(self, node: _Node, message: messages.Done | messages.Failed, buffers: list[Filled]) -> None:
+        job = self._jobs.get(message.task)
         if message.task > node.newest:
             raise ProtocolError(f"an answer for task {message.task}, which was never given")
-        if isinstance(message, messages.Done) and message.files:
+        if isinstance(message, messages.Failed) and message.reason == messages.Failure.CANCELLED.value:
+            if job is not None and job.node == node.session.node and not job.withdrawn:
+                raise ProtocolError(f"task {message.task} is given up, which nobody has asked for")
+        elif isinstance(message, messages.Done) and message.files:
             message, buffers = self._take_files(node, message, buffers)
-        job = self._jobs.get(message.task)
         if job is not None and job.node == node.session.node:
             job.answer = (message, buffers)
             if job.blobs and job.options.call is not None and job.options.call.arrays is not None:

@@ -277,7 +277,11 @@ NONSENSE: dict[str, tuple[Callable[[MemoryAgent], object], str]] = {
     "unknown reason": (lambda agent: agent.say(Failed(1, 0.1, "no-such", "")), "not a Failed that can be meant"),
     "seconds": (lambda agent: agent.say(Done(1, math.nan), [b"x"]), "not a Done that can be meant"),
     "a task it was never given": (lambda agent: agent.say(Done(7, 0.1), [b"x"]), "task 7, which was never given"),
-    "back what it was never given": (lambda agent: agent.say(Returned([7])), r"tasks \[7\] are given back"),
+    "back, unasked": (
+        lambda agent: agent.say(Returned([1])),
+        r"tasks \[1\] are given back, which nobody has asked for",
+    ),
+    "gives up, unasked": (lambda agent: agent.say(Failed(1, 0.1, "cancelled", "")), "task 1 is given up, which nobody"),
     "without a number": (_unnumbered, "Done without a number"),
     "has what was never sent": (_beyond, "acknowledges message 1000000, but only 2 were sent"),
     "garbage": (_garbage, "not a piece of this protocol"),

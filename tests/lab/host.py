@@ -148,6 +148,11 @@ class Host:
         """Put its line up again."""
         ip(f"link set {self._nic} up")
 
+    def thin(self, rate: float) -> None:
+        """From now on its line brings it so many bytes per second at most; what it sends is not held back."""
+        bucket = ["tbf", "rate", f"{rate * 8:.0f}bit", "burst", "32kb", "latency", "250ms"]
+        subprocess.run(["tc", "qdisc", "replace", "dev", self._nic, "root", *bucket], check=True, capture_output=True)
+
     def rekey(self) -> None:
         """Give it another host key; `Lab.known_hosts` keeps the old one. Open sessions live on."""
         make_key(self.root / HOST_KEY, self.name)
