@@ -37,6 +37,10 @@ tried again follows from the type, never from the text. A message says what happ
 from __future__ import annotations
 
 import pickle
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from skyward.core.scope import Scope
 
 __all__ = [
     "AuthFailed",
@@ -90,7 +94,20 @@ class PoolNotActive(SkywardError, RuntimeError):
 
 
 class ProvisioningError(SkywardError):
-    """A node could not be had or could not be prepared."""
+    """A node could not be had or could not be prepared.
+
+    Attributes
+    ----------
+    scope
+        Which other offers would be refused too, where the provider says so. None leaves that to the type of the error:
+        a place without a machine says nothing of other places, a refused key will be refused again.
+    """
+
+    scope: Scope | None
+
+    def __init__(self, message: str = "", *, scope: Scope | None = None) -> None:
+        super().__init__(message)
+        self.scope = scope
 
 
 class NoOffer(ProvisioningError):

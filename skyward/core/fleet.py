@@ -9,29 +9,28 @@ keeps these promises whatever order events come in (tests/core/test_fleet.py dri
 - An order whose fate is unknown is looked for before another is placed; what it made after all is used, or destroyed.
 - Machines that fail one after another are not bought for ever, be it that they don't come up or that nothing goes well
   on them.
-- After `Stop` nothing is ordered, and no source counts as left before a look has shown nothing there.
+- What is refused for some offers, be it all spot machines or a region, keeps no other from being tried.
+- After `Stop` nothing is ordered, and no source counts as left before a look has shown nothing there. Only one that
+  refuses the credentials again and again is given up, and whoever asks is told what is left there.
 
 The life of a machine: ordered -> booting -> serving -> ending -> forgotten.
 """
 
 from __future__ import annotations
 
-import enum
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 
 from skyward.core.errors import (
     AuthFailed,
     CloudError,
-    ConfigError,
     NoCapacity,
-    PoolNotActive,
     ProvisioningError,
     QuotaExceeded,
     RateLimited,
     SkywardError,
 )
+from skyward.core.fleet_state import Claim, Desk, Phase, end, leaves
 from skyward.core.fleet_words import (
     Abandon,
     Begin,
@@ -59,6 +58,7 @@ from skyward.core.fleet_words import (
     Tick,
     Worked,
 )
+from skyward.core.refusals import reaches
 from skyward.core.spec import Machine, MachineId, MachineState
 
 __all__ = [
@@ -91,60 +91,18 @@ __all__ = [
 ]
 
 _MOST_AT_ONCE = 8  # orders of one machine each that a provider without BATCH gets at the same time
-_MOST_REFUSALS = 20  # in a row of one source, after which it is let rest
+_MOST_REFUSALS = 20  # in a row of a source's spot machines, or of its others, after which those are let rest
 _WATCH = 60.0  # seconds between two looks when all machines serve
 _BACKOFF = (1.0, 30.0)  # seconds before something that failed is asked again: first, and at most
 _RETRY_DESTROY = 15.0  # seconds after which a machine that was destroyed and is still there is destroyed again
 _MISSES = 2  # looks that may leave a machine out before it counts as gone
 _LOST_REPLIES = 3  # in a row, after which a source is let rest
 _TRIES_TOLD = 3  # failures to look or to destroy after which the user is told
+_MOST_DENIED = 3  # times in a row that credentials may be refused at the end
 _TRIES = 3  # machines in a row that may fail to come up before those that fail are not replaced any more
 _PAUSE = 2.0  # seconds before the next order when a machine could not be used, times the number of failures so far
 _REST: dict[type[SkywardError], float] = {NoCapacity: 60.0, QuotaExceeded: 600.0, CloudError: 30.0}
 _LONG_REST = 600.0  # for refusals that will hardly be other next time
-
-
-class _Phase(enum.Enum):
-    BOOTING = enum.auto()
-    SERVING = enum.auto()
-    ENDING = enum.auto()
-
-
-@dataclass(slots=True)
-class _Claim:
-    """A machine that is ours to end."""
-
-    phase: _Phase
-    made: float
-    candidate: Candidate | None
-    since: float = 0.0  # ENDING: when that began, or when the source took the order to destroy
-    due: float = 0.0  # ENDING: when to destroy it (again)
-    seen: bool = False  # by a look, so that it is missed when a later one does not show it
-    missed: int = 0  # looks in a row that did not show it
-    asked: bool = False  # ENDING: a Destroy is out
-    accepted: bool = False  # ENDING: the source took it
-    tries: int = 0
-
-
-@dataclass(slots=True)
-class _Desk:
-    """What the fleet keeps of one source."""
-
-    source: Source
-    claims: dict[MachineId, _Claim] = field(default_factory=dict)
-    used: bool = False  # something was ordered here, so something may be left here
-    uncertain: float | None = None  # when an order failed with unknown outcome; none is placed until a look
-    shown_from: float = -math.inf  # a look that begins then surely shows all that orders have made
-    bare: float = -math.inf  # when the last look began, if it showed nothing
-    lost_replies: int = 0  # orders with unknown outcome in a row
-    refusals: int = 0  # in a row
-    looking_since: float | None = None
-    next_look: float = -math.inf
-    clearing: bool = False
-    cleared: bool = False
-    next_clear: float = -math.inf
-    failures: int = 0  # of looks, or of clearing, in a row
-    blind: bool = False  # looks are refused again and again: what is bought here could not be found
 
 
 class Fleet:
@@ -163,7 +121,7 @@ class Fleet:
     """
 
     def __init__(self, sources: Sequence[Source], candidates: Sequence[Candidate], wanted: int, tag: str) -> None:
-        self._desks = [_Desk(source) for source in sources]
+        self._desks = [Desk(source) for source in sources]
         self._candidates = list(candidates)
         self._resting: dict[int, float] = {}  # candidate -> until when
         self._tag = tag
@@ -188,7 +146,7 @@ class Fleet:
     def count(self) -> int:
         """Machines that are ordered, boot or serve."""
         return sum(count for _, count in self._orders.values()) + sum(
-            claim.phase is not _Phase.ENDING for desk in self._desks for claim in desk.claims.values()
+            claim.phase is not Phase.ENDING for desk in self._desks for claim in desk.claims.values()
         )
 
     @property
@@ -214,8 +172,18 @@ class Fleet:
         return (
             self._stopping
             and not self._orders
-            and all(not desk.claims and (not _leaves(desk) or desk.cleared) for desk in self._desks)
+            and all(
+                all(claim.tried for claim in desk.claims.values())
+                if desk.given_up
+                else not desk.claims and (not leaves(desk) or desk.cleared)
+                for desk in self._desks
+            )
         )
+
+    @property
+    def given_up(self) -> list[tuple[str, SkywardError]]:
+        """(source's name, why) of those where things may be left that can't be given back."""
+        return [(desk.source.name, desk.given_up) for desk in self._desks if desk.given_up is not None]
 
     @property
     def waiting(self) -> tuple[int, int, int]:
@@ -224,15 +192,26 @@ class Fleet:
         orders = [(self._desks[self._candidates[number].source], count) for number, count in self._orders.values()]
         phases = [claim.phase for desk in rented for claim in desk.claims.values()]
         ordered = sum(count for desk, count in orders if desk.source.rented)
-        return ordered, phases.count(_Phase.BOOTING), phases.count(_Phase.ENDING)
+        return ordered, phases.count(Phase.BOOTING), phases.count(Phase.ENDING)
 
     def left(self) -> list[tuple[str, MachineId]]:
         """(source's name, machine) of what is not known to be gone."""
         return [(desk.source.name, id) for desk in self._desks for id in desk.claims]
 
+    def left_price(self) -> float | None:
+        """Dollars per hour of what is not known to be gone; None where a price is not known."""
+        claims = [claim for desk in self._desks for claim in desk.claims.values()]
+        prices = [
+            claim.candidate.offer.price if claim.candidate and claim.candidate.offer else None for claim in claims
+        ]
+        known = [price for price in prices if price is not None]
+        return sum(known) if known and len(known) == len(prices) else None
+
     def handle(self, event: Event, now: float) -> list[Command]:
         """Take an event; what to do about it."""
         commands: list[Command] = []
+        if self._stopping:
+            self._judge(event)
         match event:
             case Made():
                 commands += self._made(event, now)
@@ -260,12 +239,7 @@ class Fleet:
                 desk = self._desks[source]
                 desk.clearing, desk.next_clear = False, now + self._backoff(desk)
             case Stop():
-                self._stopped, self._wanted = now, 0
-                for desk in self._desks:
-                    desk.next_look = min(desk.next_look, now + desk.source.poll if desk.claims else now)
-                    for claim in desk.claims.values():
-                        if claim.phase is _Phase.BOOTING:
-                            _end(claim, now)
+                self._stop(now)
             case Tick():
                 pass
         commands += self._overdue(now)
@@ -283,25 +257,37 @@ class Fleet:
             times += [self._pause_until, *self._resting.values()]
         return min((time for time in times if now < time < math.inf), default=None)
 
-    def _times(self, desk: _Desk) -> Iterator[float]:
+    def _times(self, desk: Desk) -> Iterator[float]:
+        if desk.given_up is not None:
+            return
         if not desk.source.rented:
-            yield from (claim.due for claim in desk.claims.values() if claim.phase is _Phase.ENDING)
+            yield from (claim.due for claim in desk.claims.values() if claim.phase is Phase.ENDING)
             return
         if desk.used and not desk.cleared:
             yield desk.next_look
             yield desk.next_clear
             yield desk.shown_from
         for claim in desk.claims.values():
-            yield claim.due if claim.phase is _Phase.ENDING else claim.made + desk.source.patience
+            yield claim.due if claim.phase is Phase.ENDING else claim.made + desk.source.patience
 
     # --- ordering ---
 
     def _choice(self, now: float) -> int | None:
-        """The candidate to try now."""
-        for number, candidate in enumerate(self._candidates):
-            if self._resting.get(number, -math.inf) <= now and not self._desks[candidate.source].blind:
-                return number
-        return None
+        """The candidate to try now: the first; of a source that denies things, what is least like those."""
+        free = (number for number in range(len(self._candidates)) if self._is_free(number, now))
+        first = next(free, None)
+        if first is None:
+            return None
+        source = self._candidates[first].source
+        denials = self._desks[source].denials
+        if not denials:
+            return first
+        same = (number for number in free if self._candidates[number].source == source)
+        return min([first, *same], key=lambda number: denials.rank(self._candidates[number].offer))
+
+    def _is_free(self, number: int, now: float) -> bool:
+        blind = self._desks[self._candidates[number].source].blind
+        return self._resting.get(number, -math.inf) <= now and not blind
 
     def _order(self, now: float) -> Iterator[Command]:
         while not self._stopping and self.count < self._wanted and now >= self._pause_until:
@@ -313,7 +299,7 @@ class Fleet:
             desk = self._desks[candidate.source]
             if desk.uncertain is not None:
                 return  # what the last order made must be known first
-            if not desk.source.rented and any(claim.phase is _Phase.ENDING for claim in desk.claims.values()):
+            if not desk.source.rented and any(claim.phase is Phase.ENDING for claim in desk.claims.values()):
                 return  # what exists once, such as a host, is given back before it can be had again
             missing = self._wanted - self.count
             if not desk.source.batch:
@@ -333,7 +319,8 @@ class Fleet:
         desk = self._desks[candidate.source]
         placed = int(event.order.rpartition("-")[2])
         self._refusals = [refusal for refusal in self._refusals if refusal[0] >= placed]
-        desk.lost_replies = desk.refusals = 0
+        desk.lost_replies = 0
+        desk.refusals.clear()
         if not event.machines:
             self._resting[number] = now + _REST[NoCapacity]
         for machine in event.machines:
@@ -345,7 +332,8 @@ class Fleet:
         candidate, error = self._candidates[number], event.error
         desk = self._desks[candidate.source]
         self._refusals.append((self._last_order, error))
-        desk.refusals += 1
+        desk.refusals[_is_spot(candidate)] += 1
+        desk.denials.add(error, candidate.offer)
         desk.shown_from = now + desk.source.settle  # an error in the error map must not cost money
         yield self._told(desk, candidate, count, error)
         if isinstance(error, CloudError) and not isinstance(error, RateLimited) and desk.source.rented:
@@ -354,48 +342,51 @@ class Fleet:
             if desk.lost_replies < _LOST_REPLIES:
                 return  # a look will tell whether it worked after all; if not, it is tried again
         rest = next((seconds for kind, seconds in _REST.items() if isinstance(error, kind)), _LONG_REST)
+        enough = desk.refusals[_is_spot(candidate)] >= _MOST_REFUSALS
         for other, known in enumerate(self._candidates):
-            pointless = desk.refusals >= _MOST_REFUSALS or _refuses_too(error, candidate, known)
+            pointless = enough and _is_spot(known) == _is_spot(candidate)
+            pointless = pointless or reaches(error, candidate.offer, known.offer)
             if other == number or (known.source == candidate.source and pointless):
                 self._resting[other] = max(self._resting.get(other, now), now + rest)
 
-    def _told(self, desk: _Desk, candidate: Candidate, count: int, error: SkywardError) -> Tell:
+    def _told(self, desk: Desk, candidate: Candidate, count: int, error: SkywardError) -> Tell:
         what = f"{candidate.offer}" if candidate.offer else f"{count} node(s)"
         reason = str(error).removeprefix(f"{desk.source.name}: ")  # most errors begin so; once is enough
         return Tell(f"{desk.source.name}: {what}: {reason}", warning=not isinstance(error, NoCapacity))
 
     def _claim(
-        self, number: int, desk: _Desk, machine: Machine, candidate: Candidate | None, now: float
+        self, number: int, desk: Desk, machine: Machine, candidate: Candidate | None, now: float
     ) -> Iterator[Command]:
         """A machine is ours from now on."""
         if machine.id in desk.claims:
             return
         self._placed.setdefault(machine.order or machine.id, number)
-        claim = desk.claims[machine.id] = _Claim(_Phase.BOOTING, now, candidate)
+        claim = desk.claims[machine.id] = Claim(Phase.BOOTING, now, candidate)
         desk.cleared = False
         if self._stopping or self.count > self._wanted:
-            _end(claim, now)
+            end(claim, now)
         else:
             yield from self._begin(number, claim, machine)
 
-    def _begin(self, number: int, claim: _Claim, machine: Machine) -> Iterator[Command]:
+    def _begin(self, number: int, claim: Claim, machine: Machine) -> Iterator[Command]:
         if machine.state is MachineState.RUNNING and machine.endpoint is not None:
-            claim.phase = _Phase.SERVING
+            claim.phase = Phase.SERVING
             yield Begin(number, machine)
 
     # --- looking ---
 
-    def _look(self, number: int, desk: _Desk, now: float) -> Iterator[Command]:
-        if desk.source.rented and desk.looking_since is None and now >= desk.next_look and self._must_look(desk, now):
+    def _look(self, number: int, desk: Desk, now: float) -> Iterator[Command]:
+        ready = desk.source.rented and desk.looking_since is None and desk.given_up is None
+        if ready and now >= desk.next_look and self._must_look(desk, now):
             desk.looking_since = now
             yield Look(number)
 
-    def _must_look(self, desk: _Desk, now: float) -> bool:
+    def _must_look(self, desk: Desk, now: float) -> bool:
         if desk.claims or desk.uncertain is not None:
             return True
         return self._stopping and desk.used and now >= desk.shown_from and not self._is_bare(desk)
 
-    def _is_bare(self, desk: _Desk) -> bool:
+    def _is_bare(self, desk: Desk) -> bool:
         """Whether a look has shown nothing there that began when nothing more could come."""
         return desk.bare >= max(self._stopped, desk.shown_from)
 
@@ -414,7 +405,7 @@ class Fleet:
         if desk.uncertain is not None and since >= desk.uncertain:
             desk.uncertain = None
         calm = not self._stopping and all(
-            claim.phase is _Phase.SERVING and not claim.missed for claim in desk.claims.values()
+            claim.phase is Phase.SERVING and not claim.missed for claim in desk.claims.values()
         )
         desk.next_look = now + (_WATCH if calm and desk.uncertain is None else desk.source.poll)
 
@@ -437,18 +428,18 @@ class Fleet:
             desk.blind = True
             self._refusals.append((self._last_order, event.error))
             for claim in desk.claims.values():
-                if claim.phase is _Phase.BOOTING:  # nobody will tell its address
-                    _end(claim, now)
+                if claim.phase is Phase.BOOTING:  # nobody will tell its address
+                    end(claim, now)
 
     def _compare(
-        self, number: int, desk: _Desk, id: MachineId, claim: _Claim, shown: Machine | None, since: float, now: float
+        self, number: int, desk: Desk, id: MachineId, claim: Claim, shown: Machine | None, since: float, now: float
     ) -> Iterator[Command]:
         """What a look says of one machine of ours."""
         if shown is not None:
             claim.seen, claim.missed = True, 0
         elif not claim.seen and since < claim.made + desk.source.settle:
             return  # too young to be missed
-        if claim.phase is _Phase.ENDING:
+        if claim.phase is Phase.ENDING:
             claim.missed += shown is None and claim.accepted and since >= claim.since
             if claim.missed >= _MISSES or (shown is not None and shown.state is MachineState.GONE):
                 del desk.claims[id]
@@ -459,22 +450,22 @@ class Fleet:
             claim.missed += 1  # an API's servers need not all know the same at once
             return
         if shown is not None and shown.state in (MachineState.STARTING, MachineState.RUNNING):
-            if claim.phase is _Phase.BOOTING:
+            if claim.phase is Phase.BOOTING:
                 yield from self._begin(number, claim, shown)
             return
         reason = "it is not there any more" if shown is None else shown.detail or shown.state.value
-        if claim.phase is _Phase.SERVING:
+        if claim.phase is Phase.SERVING:
             yield Abandon(number, id, reason)
         else:
             yield from self._give_up(desk, id, claim, reason, now)
 
-    def _give_up(self, desk: _Desk, id: MachineId, claim: _Claim, reason: str, now: float) -> Iterator[Command]:
+    def _give_up(self, desk: Desk, id: MachineId, claim: Claim, reason: str, now: float) -> Iterator[Command]:
         """A machine that never got to serve."""
         error = ProvisioningError(f"{desk.source.name}: {id} did not come up: {reason}")
         self._refusals.append((self._last_order, error))
         if claim.candidate is not None:  # until others have had their time to fail, and were counted
             self._resting[self._candidates.index(claim.candidate)] = now + desk.source.patience + _REST[NoCapacity]
-        _end(claim, now)
+        end(claim, now)
         self._failed()
         yield Tell(str(error), warning=True)
 
@@ -487,17 +478,44 @@ class Fleet:
     def _overdue(self, now: float) -> Iterator[Command]:
         for desk in self._desks:
             for id, claim in desk.claims.items():
-                if claim.phase is _Phase.BOOTING and now >= claim.made + desk.source.patience:
+                if claim.phase is Phase.BOOTING and now >= claim.made + desk.source.patience:
                     reason = f"it had no address after {desk.source.patience:g} s"
                     yield from self._give_up(desk, id, claim, reason, now)
 
     # --- ending ---
 
+    def _stop(self, now: float) -> None:
+        self._stopped, self._wanted = now, 0
+        for desk in self._desks:
+            desk.next_look = min(desk.next_look, now + desk.source.poll if desk.claims else now)
+            desk.failures = 0
+            for claim in desk.claims.values():
+                if claim.phase is Phase.BOOTING:
+                    end(claim, now)
+                elif claim.phase is Phase.ENDING and not claim.accepted and not claim.asked:
+                    claim.due, claim.tries = now, 0
+
+    def _judge(self, event: Event) -> None:
+        """Give a source up that refuses credentials at the end: nobody renews them while the block waits."""
+        match event:
+            case NotSeen(source, error) | NotDestroyed(source, _, error) | NotCleared(source, error):
+                desk = self._desks[source]
+                denied = isinstance(error, AuthFailed) and desk.source.rented
+                desk.denied[type(event)] = desk.denied[type(event)] + 1 if denied else 0
+                if desk.denied[type(event)] >= _MOST_DENIED:
+                    desk.given_up = desk.given_up or error
+            case Seen(source):
+                self._desks[source].denied[NotSeen] = 0
+            case Destroyed(source):
+                self._desks[source].denied[NotDestroyed] = 0
+            case _:
+                pass
+
     def _lost(self, event: Lost, now: float) -> None:
         claim = self._desks[event.source].claims.get(event.id)
-        if claim is None or claim.phase is _Phase.ENDING:
+        if claim is None or claim.phase is Phase.ENDING:
             return
-        _end(claim, now)
+        end(claim, now)
         if event.served:
             self._failures = 0
         self._barren += event.barren
@@ -508,18 +526,22 @@ class Fleet:
             self._failed()
         self._pause_until = max(self._pause_until, now + _PAUSE * max(self._failures, self._barren))
 
-    def _end(self, number: int, desk: _Desk, now: float) -> Iterator[Command]:
+    def _end(self, number: int, desk: Desk, now: float) -> Iterator[Command]:
         ids = [
             id
             for id, claim in desk.claims.items()
-            if claim.phase is _Phase.ENDING and not claim.asked and now >= claim.due
+            if claim.phase is Phase.ENDING
+            and not claim.asked
+            and now >= claim.due
+            # Where looks are refused, ending may be allowed all the same.
+            and not (desk.given_up and claim.tried)
         ]
         for id in ids:
             desk.claims[id].asked = True
         if ids:
             yield Destroy(number, ids)
 
-    def _destroyed(self, desk: _Desk, ids: Sequence[MachineId], now: float) -> None:
+    def _destroyed(self, desk: Desk, ids: Sequence[MachineId], now: float) -> None:
         for id in ids:
             claim = desk.claims.get(id)
             if claim is None:
@@ -545,32 +567,17 @@ class Fleet:
                     del desk.claims[id]
                 yield Tell(f"{text}; trying on" if desk.source.rented else text, warning=True)
 
-    def _clear(self, number: int, desk: _Desk, now: float) -> Iterator[Command]:
-        ready = self._is_bare(desk) and not desk.claims and not self._orders
-        if ready and _leaves(desk) and not desk.cleared and not desk.clearing and now >= desk.next_clear:
+    def _clear(self, number: int, desk: Desk, now: float) -> Iterator[Command]:
+        ready = self._is_bare(desk) and not desk.claims and not self._orders and desk.given_up is None
+        if ready and leaves(desk) and not desk.cleared and not desk.clearing and now >= desk.next_clear:
             desk.clearing = True
             yield Clear(number)
 
-    def _backoff(self, desk: _Desk) -> float:
+    def _backoff(self, desk: Desk) -> float:
         first, most = _BACKOFF
         desk.failures += 1
         return float(min(most, first * 2 ** (desk.failures - 1)))
 
 
-def _end(claim: _Claim, now: float) -> None:
-    claim.phase, claim.since, claim.due = _Phase.ENDING, now, now
-    claim.tries = claim.missed = 0
-
-
-def _leaves(desk: _Desk) -> bool:
-    return desk.used and desk.source.rented
-
-
-def _refuses_too(error: SkywardError, refused: Candidate, other: Candidate) -> bool:
-    """Whether a refusal of one offer makes asking for another of the same source pointless."""
-    if isinstance(error, (AuthFailed, ConfigError, CloudError, PoolNotActive)):
-        return True
-    if isinstance(error, QuotaExceeded) and refused.offer is not None and other.offer is not None:
-        a, b = refused.offer, other.offer
-        return (a.spot, a.accelerator) == (b.spot, b.accelerator) and (b.vcpus or 0) >= (a.vcpus or 0)
-    return False
+def _is_spot(candidate: Candidate) -> bool:
+    return candidate.offer is not None and candidate.offer.spot

@@ -45,7 +45,11 @@ class Provider(Protocol):
     traits: ClassVar[frozenset[Trait]]
 
     def offers(self, resources: Resources) -> Sequence[Offer]:
-        """Kinds of machines that can be had. May leave out what does not meet `resources`; core chooses and sorts."""
+        """Kinds of machines that can be had. May leave out what does not meet `resources`; core chooses and sorts.
+
+        Where one of several places (regions) refuses, those of the others are given all the same, as `Offers` with the
+        error in its ``refused``. An error is raised when none can be asked.
+        """
         ...
 
     def create(self, order: Order) -> Sequence[Machine]:
@@ -56,7 +60,7 @@ class Provider(Protocol):
         Raises
         ------
         NoCapacity, QuotaExceeded, AuthFailed, NotFound, ProvisioningError
-            Nothing was made.
+            Nothing was made. Its `scope` says which other offers would be refused too, if the provider knows.
         CloudError
             It is not known whether something was made; `machines` will tell.
         """

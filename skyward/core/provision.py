@@ -36,7 +36,7 @@ from skyward.core.interfaces import Provider, Rental, Trait
 from skyward.core.messages import Message, Ready, Setup
 from skyward.core.session import Session, Timing, link_patience
 from skyward.core.shared import CAN_SHARE
-from skyward.core.spec import Image, Machine, MachineId, Nodes, Offer, Order
+from skyward.core.spec import Image, Machine, MachineId, Nodes, Offer, Offers, Order
 from skyward.core.wire import Filled
 
 if TYPE_CHECKING:
@@ -158,13 +158,26 @@ class Provisioner:
                     self._changed.clear()
                     await self._changed.wait()
         except TimeoutError:
-            left = ", ".join(f"{id} at {name}" for name, id in self._fleet.left()) or "something that is no machine"
-            text = f"could not give back {left}; it may still cost. Try: skyward down {self._plan.order.tag}"
-            self._events.emit(Note(text, warning=True))
+            self._tell_left()
         else:
-            await self._close_purse()
+            if self._fleet.given_up:
+                self._tell_left()
+            else:
+                await self._close_purse()
         finally:
             self._calls.shutdown(wait=False)
+
+    def _tell_left(self) -> None:
+        """What may still cost: it stays in the ledger, and the reaper, which nobody dismisses, is for it."""
+        tag, price, given_up = self._plan.order.tag, self._fleet.left_price(), self._fleet.given_up
+        left = ", ".join(f"{id} at {name}" for name, id in self._fleet.left()) or "something that is no machine"
+        cost = "it may still cost" if price is None else f"it may still cost, about ${price:.4g}/h"
+        text = f"could not give back {left}; {cost}. "
+        for name, error in given_up:
+            text += f"{name} refuses the credentials: {str(error).removeprefix(f'{name}: ')}. "
+        text += f"With credentials that may end it: skyward down {tag}. " if given_up else f"Try: skyward down {tag}. "
+        text += "A process that stands by tries it too when this program has ended"
+        self._events.emit(Note(text, warning=True))
 
     async def _close_purse(self) -> None:
         if self._purse is None:
@@ -198,19 +211,24 @@ class Provisioner:
             except SkywardError as error:
                 errors.append(error)
                 if len(self._plan.providers) > 1:
-                    reason = str(error).removeprefix(f"{provider.name}: ")  # most errors begin so; once is enough
-                    self._events.emit(Note(f"{provider.name}: {reason}", warning=True))
+                    self._note_refusal(provider, error)
         if not found:
             raise errors[0]
         if self._plan.order.allocation == "cheapest":  # of all providers, not of one after another
             found.sort(key=lambda candidate: _price(candidate.offer))
         return found
 
+    def _note_refusal(self, provider: Provider, error: SkywardError) -> None:
+        reason = str(error).removeprefix(f"{provider.name}: ")  # most errors begin so; once is enough
+        self._events.emit(Note(f"{provider.name}: {reason}", warning=True))
+
     async def _offers(self, provider: Provider) -> Sequence[Offer | None]:
         if not _is_rented(provider):
             return [None]  # its machines are what they are
         order = self._plan.order
         offers = await self._call(_mapped, provider.name, _listed, Offer, provider.offers, order.resources)
+        for error in offers.refused if isinstance(offers, Offers) else ():
+            self._note_refusal(provider, error)
         chosen = market.select(offers, order.resources, order.allocation)
         if not chosen:
             raise NoOffer(f"{provider.name}: {market.nearest(offers, order.resources, order.allocation)}")

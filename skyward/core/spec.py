@@ -10,11 +10,11 @@ import ipaddress
 import math
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from skyward.core.errors import ConfigError
+from skyward.core.errors import ConfigError, SkywardError
 
 __all__ = [
     "Allocation",
@@ -27,6 +27,7 @@ __all__ = [
     "MachineState",
     "Nodes",
     "Offer",
+    "Offers",
     "Order",
     "Resources",
     "S3Volume",
@@ -383,6 +384,8 @@ class Offer:
         US dollars per hour of the whole machine; None when it is not known.
     extra
         What the provider itself needs to create it; nobody else looks into it.
+    zone_of
+        Where `region` is a zone: the region that it belongs to. What is refused for a region is refused for its zones.
     """
 
     machine: str
@@ -395,10 +398,25 @@ class Offer:
     spot: bool = False
     price: float | None = None
     extra: Mapping[str, object] = field(default_factory=dict, compare=False, repr=False)
+    zone_of: str | None = None
 
     def __str__(self) -> str:
         price = "price unknown" if self.price is None else f"${self.price:.4g}/h"
         return f"{self.machine}{' spot' if self.spot else ''}{f' in {self.region}' if self.region else ''}, {price}"
+
+
+class Offers(list[Offer]):
+    """Offers, and why some of a provider's places gave none.
+
+    Attributes
+    ----------
+    refused
+        One error for each place (a region, say) that could not be asked; those of the others can be had all the same.
+    """
+
+    def __init__(self, offers: Iterable[Offer] = (), refused: Iterable[SkywardError] = ()) -> None:
+        super().__init__(offers)
+        self.refused = tuple(refused)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import ipaddress
 import os
 import threading
@@ -26,7 +27,8 @@ from skyward.core.errors import (
 )
 from skyward.core.interfaces import Trait
 from skyward.core.market import meets
-from skyward.core.spec import Endpoint, Machine, MachineId, MachineState, Offer, Order, Resources
+from skyward.core.scope import Scope
+from skyward.core.spec import Endpoint, Machine, MachineId, MachineState, Offer, Offers, Order, Resources
 from skyward.providers import first_boot
 from skyward.providers.base import SECRET, Check, CloudProvider
 from skyward.providers.drivers.aws_credentials import CredentialsError, resolve, resolve_region
@@ -57,6 +59,19 @@ _CAPACITY = {
 _QUOTA = {"InstanceLimitExceeded", "MaxSpotInstanceCountExceeded", "VcpuLimitExceeded", "VolumeLimitExceeded"}
 _NOT_YET = {"InvalidGroup.Duplicate", "InvalidGroup.NotFound"}  # a group that is new is not seen everywhere at once
 _TOO_OFTEN = {"EC2ThrottledException", "RequestLimitExceeded", "Throttling", "ThrottlingException"}
+# Of some refusals, which other offers would have the same; where nothing is said, it follows from the error's type.
+_SCOPES = {
+    "AuthFailure": Scope.REGION,  # also said in regions that the account has not enabled
+    "AuthFailure.ServiceLinkedRoleCreationNotPermitted": Scope.SPOT,
+    "InvalidAMIID.NotFound": Scope.REGION,
+    "InvalidSubnetID.NotFound": Scope.REGION,
+    "OptInRequired": Scope.REGION,
+    "PendingVerification": Scope.REGION,
+    "UnauthorizedOperation": Scope.REGION,
+}
+# A policy may forbid types, zones or spot machines, and the answer does not say which.
+_UNSAID = {("RunInstances", "UnauthorizedOperation"): Scope.OFFER}
+_DENIED = {"AuthFailure.ServiceLinkedRoleCreationNotPermitted", "UnauthorizedOperation"}
 _STATES = {
     "pending": MachineState.STARTING,
     "running": MachineState.RUNNING,
@@ -174,6 +189,22 @@ class AWS(CloudProvider):
 
     # --- offers ---
 
+    def offers(self, resources: Resources) -> Offers:
+        """Types that meet `resources` in all regions that can be asked; why the others can't be."""
+        found: list[Offer] = []
+        refused: list[SkywardError] = []
+        for region in self._call(lambda driver: driver.regions):
+            try:
+                found += self._call(functools.partial(self._offers_in, region, resources))
+            except SkywardError as error:
+                refused.append(error)
+        if refused and not found:
+            raise refused[0]
+        return Offers(found, map(_of_one_region, refused))
+
+    def _offers_in(self, region: str, resources: Resources, driver: _Regions) -> list[Offer]:
+        return list(self.list_offers(driver.only(region), resources))
+
     def list_offers(self, driver: _Regions, resources: Resources) -> Iterator[Offer]:
         """Types that meet `resources`, by zone; spot prices are those of this moment."""
         for region in driver.regions:
@@ -183,16 +214,16 @@ class AWS(CloudProvider):
                 # Nothing fits: all there are, so that it can be said what is nearest.
                 kinds = {kind.name: kind for kind in self._kinds(region, ec2)}
             elif not kinds:
-                yield from (_offer(kind, region, False, None) for kind in self._kinds(region, ec2))
+                yield from (_offer(kind, region, region, False, None) for kind in self._kinds(region, ec2))
                 continue
             zones = ec2.offerings(list(kinds))
             spot = ec2.spot_prices([name for name, kind in kinds.items() if "spot" in kind.usage_classes])
             for name, kind in kinds.items():
                 for zone in sorted(zones.get(name, ())):
                     if "on-demand" in kind.usage_classes:
-                        yield _offer(kind, zone, False, ec2.on_demand_price(name))
+                        yield _offer(kind, region, zone, False, ec2.on_demand_price(name))
                     if (name, zone) in spot:
-                        yield _offer(kind, zone, True, spot[name, zone].price)
+                        yield _offer(kind, region, zone, True, spot[name, zone].price)
 
     def _kinds(self, region: str, ec2: EC2Driver) -> list[InstanceType]:
         key = (self.url, region)
@@ -240,8 +271,9 @@ class AWS(CloudProvider):
     def list_machines(self, driver: _Regions, tag: str | None) -> Sequence[Machine]:
         """Instances with our tags.
 
-        A region that can't be asked is an error. But who sweeps up after another process gets that error only when all
-        that the other regions show is ended. Where this provider has ordered itself, what is not shown counts as lost.
+        A region that can't be asked is an error where this provider has ordered, for what is not shown counts as lost.
+        Who has ordered only elsewhere needs it no more. And who sweeps up after another process gets that error only
+        when all that the other regions show is ended; one that the account has not enabled holds nothing.
         """
         wanted = {"tag-key": _POOL} if tag is None else {f"tag:{_POOL}": tag}
         found: list[Machine] = []
@@ -253,7 +285,12 @@ class AWS(CloudProvider):
                 failed[region] = error
         alive = any(machine.state is not MachineState.GONE for machine in found)
         for region, failure in failed.items():
-            if tag is None or not alive or region in self._ordered_in:
+            needed = tag is None or not alive
+            if self._ordered_in and tag is not None:
+                needed = region in self._ordered_in
+            elif len(failed) < len(driver.regions) and isinstance(failure, EC2CredentialsError):
+                needed = False
+            if needed or region in self._ordered_in:
                 raise failure
         return found
 
@@ -266,12 +303,25 @@ class AWS(CloudProvider):
 
     def clear_leftovers(self, driver: _Regions, tag: str) -> None:
         """The pool's security groups, and volumes that outlived their machines."""
-        for ec2 in map(driver.__getitem__, driver.regions):
-            for group in ec2.security_groups({f"tag:{_POOL}": tag}):
-                ec2.delete_security_group(group.id)
-            # An image that only AWS knows (``resolve:ssm:``) may have volumes that stay.
-            for volume in ec2.volumes({f"tag:{_POOL}": tag, "status": ["available", "in-use"]}):
-                ec2.delete_volume(volume)
+        failed: list[Exception] = []
+        for region in driver.regions:
+            try:
+                self._clear_region(driver[region], tag)
+            except Exception as error:  # of any kind; mapped where it is raised to
+                if self._ordered_in and region not in self._ordered_in:
+                    continue  # nothing of ours was ever there
+                failed.append(error)
+        # As for machines: a region that the account has not enabled holds nothing.
+        other = [error for error in failed if not isinstance(error, EC2CredentialsError)]
+        if failed and (other or len(failed) == len(driver.regions) or self._ordered_in):
+            raise (other or failed)[0]
+
+    def _clear_region(self, ec2: EC2Driver, tag: str) -> None:
+        for group in ec2.security_groups({f"tag:{_POOL}": tag}):
+            ec2.delete_security_group(group.id)
+        # An image that only AWS knows (``resolve:ssm:``) may have volumes that stay.
+        for volume in ec2.volumes({f"tag:{_POOL}": tag, "status": ["available", "in-use"]}):
+            ec2.delete_volume(volume)
 
     def _machine(self, region: str, found: Instance, order: Order | None = None) -> Machine:
         address = found.private_ip if self.private else found.public_ip
@@ -312,14 +362,15 @@ class AWS(CloudProvider):
             reply = ec2.query("DescribeSubnets", {"SubnetId": [self.subnet]})
             found, where = (reply.findtext(f"subnetSet/item/{what}") or "" for what in ("vpcId", "availabilityZone"))
             if where != zone:
-                raise NoCapacity(f"aws: subnet {self.subnet} is in {where}, not in {zone}")
+                raise NoCapacity(f"aws: subnet {self.subnet} is in {where}, not in {zone}", scope=Scope.ZONE)
             return found, self.subnet
         vpc = ec2.default_vpc()
         if vpc is None:
-            raise ProvisioningError(f"aws: {ec2.region_name} has no default VPC; name a subnet with subnet=")
+            text = f"aws: {ec2.region_name} has no default VPC; name a subnet with subnet="
+            raise ProvisioningError(text, scope=Scope.REGION)
         subnet = next((subnet for subnet in ec2.subnets(vpc) if subnet.zone == zone), None)
         if subnet is None:
-            raise NoCapacity(f"aws: the default VPC has no subnet in {zone}")
+            raise NoCapacity(f"aws: the default VPC has no subnet in {zone}", scope=Scope.ZONE)
         return vpc, subnet.id
 
     def _group(self, ec2: EC2Driver, tag: str, vpc: str) -> str:
@@ -343,10 +394,11 @@ class AWS(CloudProvider):
         if not isinstance(error, EC2Error):
             return None
         text, code = f"aws: {error}", error.code
+        scope = _UNSAID.get((error.action, code), _SCOPES.get(code))
         if isinstance(error, EC2ClockSkewError):
             return AuthFailed(f"{text}. The clock of this machine is wrong; set it, by NTP for example")
-        if isinstance(error, EC2CredentialsError) or code == "UnauthorizedOperation":
-            return AuthFailed(text)
+        if isinstance(error, EC2CredentialsError) or code in _DENIED:
+            return AuthFailed(text, scope=scope)
         if code in _TOO_OFTEN:
             return RateLimited(text)
         if code in _CAPACITY:
@@ -355,14 +407,17 @@ class AWS(CloudProvider):
             return QuotaExceeded(f"{text}. Ask for more in the Service Quotas console")
         if isinstance(error, EC2InUseError) or code in _NOT_YET or error.status >= 500:
             return CloudError(text)
-        if code.endswith(".NotFound"):
-            return NotFound(text)
-        return ProvisioningError(text)
+        return (NotFound if code.endswith(".NotFound") else ProvisioningError)(text, scope=scope)
 
     def examine(self, driver: _Regions) -> Iterable[Check]:
         """Whose credentials they are, and whether there is a network to put nodes in."""
         for region in driver.regions:
-            account, arn = driver[region].identity()
+            try:
+                account, arn = driver[region].identity()
+            except EC2Error as error:
+                advice = "is the region enabled for the account? Else leave it out of region="
+                yield Check(f"account in {region}", False, str(error), advice)
+                continue
             yield Check(f"account in {region}", True, f"{account} as {arn}")
             vpc = self.subnet or driver[region].default_vpc()
             yield Check(f"network in {region}", vpc is not None, str(vpc), "make a default VPC, or give subnet=")
@@ -381,13 +436,27 @@ class _Regions:
     def __getitem__(self, region: str) -> EC2Driver:
         return self._drivers[region]
 
+    def only(self, region: str) -> _Regions:
+        """One of them."""
+        return _Regions({region: self._drivers[region]})
+
     def of_zone(self, zone: str) -> str:
         """The region that a zone lies in."""
         return max((region for region in self.regions if zone.startswith(region)), key=len)
 
 
+def _of_one_region(error: SkywardError) -> SkywardError:
+    """What one region said, when others gave offers."""
+    if not isinstance(error.__cause__, EC2CredentialsError):
+        return error
+    advice = "Other regions take the credentials: is this one enabled for the account?"
+    told = AuthFailed(f"{error}. {advice}", scope=Scope.REGION)
+    told.__cause__ = error
+    return told
+
+
 def _is_wanted(kind: InstanceType, resources: Resources) -> bool:
-    return meets(_offer(kind, "", False, None), resources, price=False)
+    return meets(_offer(kind, "", "", False, None), resources, price=False)
 
 
 def _is_sliced(kind: InstanceType) -> bool:
@@ -399,7 +468,7 @@ def _architecture(kind: InstanceType) -> str | None:
     return next((name for name in ("x86_64", "arm64") if name in kind.architectures), None)
 
 
-def _offer(kind: InstanceType, zone: str, spot: bool, price: float | None) -> Offer:
+def _offer(kind: InstanceType, region: str, zone: str, spot: bool, price: float | None) -> Offer:
     chips = max(kind.accelerators, key=lambda chip: chip.count, default=None)
     return Offer(
         machine=kind.name,
@@ -412,6 +481,7 @@ def _offer(kind: InstanceType, zone: str, spot: bool, price: float | None) -> Of
         spot=spot,
         price=price,
         extra={"architecture": _architecture(kind), "nvidia": bool(chips and chips.manufacturer.upper() == "NVIDIA")},
+        zone_of=region,
     )
 
 

@@ -30,6 +30,7 @@ from skyward.core.errors import (
     SkywardError,
 )
 from skyward.core.interfaces import Trait
+from skyward.core.scope import Scope
 from skyward.core.spec import Machine, MachineId, Offer, Order, Resources
 
 __all__ = ["SECRET", "Check", "CloudProvider"]
@@ -248,7 +249,8 @@ class CloudProvider:
         except Exception as error:
             local.driver = None  # its connection, or its token, may be what is broken
             mapped = self.map_error(error) or self._mapped(error)
-            if isinstance(mapped, AuthFailed) and not fresh:  # credentials may have expired, and be renewed by now
+            renewable = isinstance(mapped, AuthFailed) and mapped.scope in (None, Scope.ACCOUNT, Scope.REGION)
+            if renewable and not fresh:  # credentials may have expired, and be renewed by now
                 return self._call_once(function)
             raise mapped from error
 

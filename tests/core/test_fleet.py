@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skyward.core import fleet as f
-from skyward.core.errors import AuthFailed, CloudError, NoCapacity, QuotaExceeded
+from skyward.core.errors import AuthFailed, CloudError, NoCapacity, ProvisioningError, QuotaExceeded
+from skyward.core.scope import Scope
 from skyward.core.spec import Endpoint, Machine, MachineState, Offer
 
 SMALL, LARGE = Offer("small", vcpus=2, price=1.0), Offer("large", vcpus=8, price=2.0)
@@ -324,7 +325,113 @@ def test_a_look_that_fails_is_told_once_and_made_again() -> None:
     assert it.count == 1
 
 
+# --- how far a refusal reaches ---
+
+KINDS = [
+    Offer(name, vcpus=2, price=price, spot=spot, region=f"{region}{zone}", zone_of=region)
+    for price, name in enumerate(("small", "medium", "large"), 1)
+    for spot in (True, False)
+    for region in ("east", "west")
+    for zone in "ab"
+]
+RULES = {
+    "no spot": lambda offer: not offer.spot,
+    "only one region": lambda offer: offer.zone_of == "west",
+    "only one zone": lambda offer: offer.region == "eastb",
+    "only one type": lambda offer: offer.machine == "large",
+    "only one": lambda offer: offer == KINDS[-1],
+}
+
+
+def _ask(it: f.Fleet, allowed, error) -> list[Offer]:
+    """What is tried until an order is allowed, or nothing more is ordered."""
+    tried: list[Offer] = []
+    commands = it.handle(f.Tick(), 0.0)
+    while created := of(commands, f.Create):
+        (create,) = created
+        tried.append(create.candidate.offer)
+        if allowed(tried[-1]):
+            return tried
+        commands = it.handle(f.Refused(create.order, error(tried[-1])), 0.0)
+    return tried
+
+
+@pytest.mark.parametrize("rule", list(RULES))
+@given(offers=st.permutations(KINDS))
+def test_a_policy_that_does_not_say_what_it_forbids_leaves_what_it_allows(rule, offers) -> None:
+    it = fleet(sources=(RENTED, HOSTS), offers=[*((0, offer) for offer in offers), (1, None)])
+    tried = _ask(it, RULES[rule], lambda _: AuthFailed("not authorized", scope=Scope.OFFER))
+    assert RULES[rule](tried[-1])
+    if rule in ("no spot", "only one region"):
+        assert len(tried) <= 7, "two of each market of the other region, and of the wrong ones here"
+
+
+@pytest.mark.parametrize("scope", [Scope.SPOT, Scope.REGION, Scope.TYPE, Scope.ZONE, Scope.SPOT | Scope.REGION])
+@given(offers=st.permutations(KINDS))
+def test_what_is_refused_for_some_excludes_those_and_no_others(scope, offers) -> None:
+    """The first offer is of what is refused; the others of it are not asked for, and each of the rest can be had."""
+
+    def parts(offer: Offer) -> tuple[object, ...]:
+        told = {
+            Scope.TYPE: offer.machine,
+            Scope.SPOT: offer.spot,
+            Scope.ZONE: offer.region,
+            Scope.REGION: offer.zone_of,
+        }
+        return tuple(value for bit, value in told.items() if bit in scope)
+
+    refused = parts(offers[0])
+    it = fleet(offers=[(0, offer) for offer in offers])
+    tried = _ask(it, lambda offer: parts(offer) != refused, lambda _: ProvisioningError("no", scope=scope))
+    assert tried == [offers[0], next(offer for offer in offers if parts(offer) != refused)]
+
+
+def test_after_twenty_spot_machines_that_nobody_has_one_on_demand_is_asked_for() -> None:
+    spot = [Offer(f"kind{n}", vcpus=2, price=n / 100, spot=True) for n in range(100)]
+    it = fleet(offers=[(0, offer) for offer in (*spot, SMALL)])
+    tried = _ask(it, lambda offer: not offer.spot, lambda _: NoCapacity("none"))
+    assert (len(tried), tried[-1]) == (21, SMALL)
+
+
+def test_an_account_that_may_nothing_is_asked_a_few_times_only() -> None:
+    many = [Offer(f"kind{n}", vcpus=2, price=n, spot=bool(n % 2), region="east") for n in range(1000)]
+    it = fleet(sources=(RENTED, HOSTS), offers=[*((0, offer) for offer in many), (1, None)])
+    tried = _ask(it, lambda offer: offer is None, lambda _: AuthFailed("no", scope=Scope.OFFER))
+    assert len(tried) <= 41
+
+
 # --- the end ---
+
+
+def test_credentials_that_have_ended_end_the_wait_and_what_is_left_is_known() -> None:
+    it = fleet()
+    it.handle(f.Tick(), 0.0)
+    it.handle(f.Made("sky-1-1", [machine()]), 1.0)
+    it.handle(f.Stop(), 100.0)
+    it.handle(f.Lost(0, "m1"), 100.0)
+    for now in (100.5, 102.0, 105.0):
+        assert not it.done
+        it.handle(f.NotDestroyed(0, ["m1"], AuthFailed("expired")), now)
+        it.handle(f.Tick(), now + 1.0)
+    assert it.done
+    assert it.next_tick(105.0) is None
+    assert it.left() == [("cloud", "m1")]
+    assert it.left_price() == SMALL.price
+    assert [(name, str(error)) for name, error in it.given_up] == [("cloud", "expired")]
+
+
+def test_who_may_not_look_may_end_machines_all_the_same() -> None:
+    it = fleet()
+    it.handle(f.Tick(), 0.0)
+    it.handle(f.Made("sky-1-1", [machine()]), 1.0)
+    it.handle(f.Stop(), 100.0)
+    for now in (101.0, 103.0, 106.0):
+        it.handle(f.NotSeen(0, AuthFailed("may not list")), now)
+    assert it.given_up
+    assert not it.done, "a machine that still serves was never tried to be ended"
+    assert it.handle(f.Lost(0, "m1"), 107.0) == [f.Destroy(0, ["m1"])]
+    it.handle(f.Destroyed(0, ["m1"]), 108.0)
+    assert it.done
 
 
 def test_a_machine_that_was_not_destroyed_is_not_forgotten() -> None:
@@ -463,8 +570,9 @@ class World:
                     shown = [id for id, (since, _) in known.items() if since <= self.now]
                     self.tell(f.Seen(source, [self.shown(source, id) for id in shown]))
             case f.Destroy(source, ids):
-                if how in ("fail", "refused"):
-                    self.tell(f.NotDestroyed(source, ids, CloudError("x")))
+                if how in ("fail", "refused", "auth"):
+                    error = AuthFailed("x") if how == "auth" else CloudError("x")
+                    self.tell(f.NotDestroyed(source, ids, error))
                 else:
                     if how != "lost" or not self.sources[source].rented:  # "lost" says yes and does nothing
                         for id in ids:
@@ -473,7 +581,8 @@ class World:
             case f.Clear(source):
                 own = [id for id, (_, order) in self.alive[source].items() if self.fleet._placed[order] == source]
                 assert not own, "cleared while machines live"
-                self.tell(f.NotCleared(source, CloudError("x")) if how == "fail" else f.Cleared(source))
+                failures = {"fail": CloudError("x"), "auth": AuthFailed("x")}
+                self.tell(f.NotCleared(source, failures[how]) if how in failures else f.Cleared(source))
 
     def make(self, source: int, order: str, count: int, shown_from: float) -> list[str]:
         made = [f"m{next(self.ids)}" for _ in range(count)]
@@ -491,13 +600,13 @@ class World:
         self.now += seconds
         self.tell(f.Tick())
 
-    def run_until(self, condition) -> bool:
-        """Let everything go well; whether the condition came true."""
+    def run_until(self, condition, how: str = "well") -> bool:
+        """Let everything go well, or as it is said; whether the condition came true."""
         for _ in range(2000):
             if condition():
                 return True
             if self.out:
-                self.answer(0, "well")
+                self.answer(0, how)
             else:
                 due = self.fleet.next_tick(self.now)
                 assert due is not None, "stuck"
@@ -541,6 +650,31 @@ BATCH = f.Source("batch", rented=True)
 @given(wanted=st.integers(1, 4), steps=st.lists(STEPS, max_size=60))
 def test_whatever_happens_nothing_is_left(sources, shared, wanted, steps) -> None:
     world = World(wanted, sources, shared=shared)
+    live(world, steps)
+    world.stop()
+    assert world.run_until(lambda: world.fleet.done)
+    assert not any(world.alive)
+
+
+@pytest.mark.parametrize("sources", [(RENTED,), (BATCH,), (RENTED, HOSTS), (BATCH, RENTED)])
+@settings(max_examples=60)
+@given(wanted=st.integers(1, 4), steps=st.lists(STEPS, max_size=60))
+def test_whenever_credentials_end_the_wait_is_short_and_all_that_is_left_is_told(sources, wanted, steps) -> None:
+    world = World(wanted, sources)
+    live(world, steps)
+    world.stop()
+    begun = world.now
+    assert world.run_until(lambda: world.fleet.done, "auth")
+    assert world.now - begun < 60.0, "and not the 900 s after which everything is given up"
+    told = {id for _, id in world.fleet.left()}
+    given_up = {name for name, _ in world.fleet.given_up}
+    for source, alive in zip(sources, world.alive, strict=True):
+        if source.rented:
+            assert source.name in given_up or not alive
+            assert world.begun & {*alive} <= told
+
+
+def live(world: World, steps) -> None:
     for what, number, how in steps:
         if what == "answer" and world.out:
             world.answer(number, how)
@@ -557,9 +691,6 @@ def test_whatever_happens_nothing_is_left(sources, shared, wanted, steps) -> Non
             source, id = world.serving[number % len(world.serving)]
             if world.sources[source].rented:
                 world.alive[source].pop(id, None)
-    world.stop()
-    assert world.run_until(lambda: world.fleet.done)
-    assert not any(world.alive)
 
 
 @settings(max_examples=60)

@@ -5,15 +5,18 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import pickle
 from collections.abc import Iterator
 
 import pytest
 
 import skyward as sky
 from skyward.core.keys import make_key
+from skyward.core.scope import Scope
 from skyward.core.spec import MachineState, Offer, Order, Resources
 from skyward.core.sweep import sweep
 from skyward.testing.provider import Account, RentalConformance
+from tests.lab.clouds.aws import Refusal
 from tests.lab.clouds.ec2 import EC2
 from tests.lab.wait import eventually
 
@@ -283,6 +286,67 @@ def test_who_has_ordered_in_a_region_that_is_down_sees_all_or_nothing(cloud, dis
     cloud.down = set()
     assert len(dispersed.machines(TAG)) == 2
     sweep(dispersed, TAG)
+
+
+BAD_KEY = Refusal(401, "AuthFailure", "AWS was not able to validate the provided access credentials")
+DENIED = Refusal(403, "UnauthorizedOperation", "You are not authorized to perform this operation.")
+NO_ROLE = Refusal(400, "AuthFailure.ServiceLinkedRoleCreationNotPermitted", "can't create the role for Spot Instances")
+
+
+@pytest.mark.parametrize(("refusal", "advice"), [(BAD_KEY, "enabled for the account"), (DENIED, "not authorized")])
+def test_a_region_that_refuses_keeps_nobody_from_the_others_and_is_named(cloud, refusal, advice):
+    cloud.policy = lambda call: refusal if call.region == "eu-west-1" else None
+    it = provider(cloud, region=["us-east-1", "eu-west-1"])
+    offers = it.offers(Resources(machine="t3.micro"))
+    assert {offer.zone_of for offer in offers} == {"us-east-1"}
+    (error,) = offers.refused
+    assert (type(error), error.scope) == (sky.AuthFailed, Scope.REGION)
+    assert "in eu-west-1" in str(error)
+    assert advice in str(error)
+    (made,) = it.create(order(offers[0]))
+    assert [machine.id for machine in it.machines(TAG)] == [made.id]
+    sweep(it, TAG)
+    if refusal is BAD_KEY:  # nothing can be in a region that the account does not have
+        assert sweep(provider(cloud, region=["us-east-1", "eu-west-1"]), TAG) == []
+    cloud.policy = lambda _: refusal
+    with pytest.raises(sky.AuthFailed, match="us-east-1"):
+        it.offers(Resources(machine="t3.micro"))
+    with pytest.raises(sky.AuthFailed):
+        it.clear(TAG)
+    with pytest.raises(sky.AuthFailed):
+        it.machines(TAG)
+
+
+def test_doctor_names_the_region_that_is_not_enabled(cloud):
+    cloud.policy = lambda call: BAD_KEY if (call.region, call.service) == ("eu-west-1", "sts") else None
+    checks = provider(cloud, region=["us-east-1", "eu-west-1"]).examination()
+    assert {check.what: check.ok for check in checks}["account in us-east-1"]
+    (bad,) = [check for check in checks if not check.ok]
+    assert bad.what == "account in eu-west-1"
+    assert "enabled" in bad.advice
+
+
+@pytest.mark.parametrize(
+    ("action", "refusal", "kind", "scope"),
+    [
+        ("RunInstances", NO_ROLE, sky.AuthFailed, Scope.SPOT),
+        ("RunInstances", DENIED, sky.AuthFailed, Scope.OFFER),
+        ("CreateSecurityGroup", DENIED, sky.AuthFailed, Scope.REGION),
+        ("RunInstances", Refusal(400, "PendingVerification", "x"), sky.ProvisioningError, Scope.REGION),
+        ("RunInstances", Refusal(400, "RequestExpired", "x"), sky.AuthFailed, None),
+        ("RunInstances", Refusal(400, "Unsupported", "x"), sky.NoCapacity, None),
+    ],
+)
+def test_a_refusal_says_how_far_it_reaches(cloud, action, refusal, kind, scope):
+    it = provider(cloud)
+    offer = offer_of(it, "t3.micro", spot=True)
+    cloud.policy = lambda call: refusal if call.action == action else None
+    with pytest.raises(sky.ProvisioningError) as caught:
+        it.create(order(offer))
+    assert (type(caught.value), caught.value.scope) == (kind, scope)
+    assert pickle.loads(pickle.dumps(caught.value)).scope is scope
+    cloud.policy = lambda _: None
+    sweep(it, TAG)
 
 
 @pytest.mark.parametrize("region", ["nowhere", "us east"])

@@ -60,7 +60,11 @@ class EC2Error(LibcloudError):
         Of HTTP.
     message, action, request_id
         What AWS said, to which call, and the id that its support asks for.
+    region
+        Where, if that is known.
     """
+
+    region = ""
 
     def __init__(self, code: str, message: str, status: int, action: str = "", request_id: str = "") -> None:
         self.code = code
@@ -71,7 +75,8 @@ class EC2Error(LibcloudError):
         super().__init__(f"{code}: {message}")
 
     def __str__(self) -> str:
-        where = f" [{self.action}, HTTP {self.status}, request {self.request_id or 'unknown'}]"
+        call = f"{self.action} in {self.region}" if self.region else self.action
+        where = f" [{call}, HTTP {self.status}, request {self.request_id or 'unknown'}]"
         return f"{self.code}: {self.message}{where}"
 
     def __repr__(self) -> str:
@@ -153,6 +158,7 @@ def _error(code: str, message: str, response: Any, request_id: str) -> EC2Error:
         # EC2 answers a signature from the wrong time as it does wrong keys; its own clock tells them apart.
         kind = EC2ClockSkewError if skew is not None and abs(skew) > _TOLERANCE else EC2CredentialsError
     error = kind(code, message, int(response.status), action, request_id)
+    error.region = str(getattr(response.connection.driver, "region_name", ""))
     if isinstance(error, EC2ClockSkewError):
         error.skew = skew
     return error

@@ -57,6 +57,8 @@ class AWS(Cloud):
         What answers where no handler does.
     down
         Regions whose service is not available.
+    policy
+        What the account, or the role, may not do: the refusal of a call, or None.
     """
 
     access_key: ClassVar[str] = "AKIAIOSFODNN7LABLAB1"
@@ -69,6 +71,7 @@ class AWS(Cloud):
         self.temporary: dict[str, tuple[str, str]] = {}
         self.moto = Moto()
         self.down: set[str] = set()
+        self.policy: Callable[[Call], Refusal | None] = lambda _: None
         super().__init__(machines)
 
     def routes(self) -> None:
@@ -91,6 +94,8 @@ class AWS(Cloud):
                 raise Refusal(503, "Unavailable", "The server is overloaded and can't handle the request.")
             self._fail_on_request()
             self._check_signature()
+            if (refusal := self.policy(call)) is not None:
+                raise refusal
             handler = self.handlers().get((call.service, call.action), self.moto_answers)
             with self.lock:  # moto is not made for several threads
                 body = handler(call)

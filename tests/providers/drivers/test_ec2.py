@@ -375,7 +375,9 @@ def test_an_error_keeps_what_aws_said(cloud: EC2, driver: EC2Driver):
     error = refused.value
     assert (error.code, error.status, error.action) == ("RequestLimitExceeded", 503, "DescribeVpcs")
     assert len(error.request_id) == 32
-    assert str(error).startswith("RequestLimitExceeded: Request limit exceeded. [DescribeVpcs, HTTP 503, request ")
+    assert str(error).startswith(
+        "RequestLimitExceeded: Request limit exceeded. [DescribeVpcs in us-east-1, HTTP 503, request "
+    )
     assert type(error) is EC2Error
 
 

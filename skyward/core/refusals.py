@@ -1,0 +1,94 @@
+"""PURE. What a refused offer says about others: which would be refused too, and which one to ask for next.
+
+A provider that says how far its refusal reaches (`errors.Scope`) is believed. Often it does not: a cloud whose policies
+forbid spot machines, all types but one, or a region answers each order with the same "not authorized". Then orders that
+differ most from what was refused go first, so that a few of them find what is allowed.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from skyward.core.errors import (
+    AuthFailed,
+    CloudError,
+    ConfigError,
+    NoCapacity,
+    PoolNotActive,
+    QuotaExceeded,
+    SkywardError,
+)
+from skyward.core.scope import Scope
+from skyward.core.spec import Offer
+
+__all__ = ["Denials", "reaches"]
+
+_BEFORE_OTHERS = 2  # denials in one market of a region after which the other markets and regions get their turn
+
+
+def reaches(error: SkywardError, refused: Offer | None, other: Offer | None) -> bool:
+    """Whether a refusal of one offer makes asking for another of the same provider pointless."""
+    scope = getattr(error, "scope", None)
+    if refused is None or other is None:
+        return _is_of_account(error, scope)
+    if scope is not None:
+        return _share(scope, refused, other)
+    if isinstance(error, QuotaExceeded):
+        alike = _share(Scope.SPOT | Scope.REGION, refused, other) and refused.accelerator == other.accelerator
+        return alike and (other.vcpus or 0) >= (refused.vcpus or 0)
+    return _is_of_account(error, scope)
+
+
+def _is_of_account(error: SkywardError, scope: Scope | None) -> bool:
+    if scope is not None:
+        return scope is Scope.ACCOUNT
+    return isinstance(error, (AuthFailed, ConfigError, CloudError, PoolNotActive))
+
+
+def _share(scope: Scope, one: Offer, other: Offer) -> bool:
+    return (
+        (Scope.TYPE not in scope or one.machine == other.machine)
+        and (Scope.SPOT not in scope or one.spot == other.spot)
+        and (Scope.ZONE not in scope or one.region == other.region)
+        and (Scope.REGION not in scope or _region(one) == _region(other))
+    )
+
+
+def _region(offer: Offer) -> str | None:
+    return offer.zone_of or offer.region
+
+
+class Denials:
+    """What one provider has denied without saying what about it is forbidden."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[tuple[str, str | None, bool]] = Counter()
+
+    def __repr__(self) -> str:
+        return f"<Denials {self._counts}>"
+
+    def __bool__(self) -> bool:
+        return bool(self._counts)
+
+    def add(self, error: SkywardError, offer: Offer | None) -> None:
+        """Note a refusal, if it is one of these: neither a want of machines nor one whose reach is known."""
+        scope = getattr(error, "scope", None)
+        if offer is None or isinstance(error, (NoCapacity, QuotaExceeded, CloudError)):
+            return
+        if scope is Scope.OFFER or (scope is None and not _is_of_account(error, scope)):
+            self._counts.update(_marks(offer))
+
+    def rank(self, offer: Offer | None) -> tuple[int, int, int]:
+        """The smaller, the more an offer differs from those that were denied."""
+        if offer is None:
+            return (0, 0, 0)
+        place, kind, zone = (self._counts[mark] for mark in _marks(offer))
+        return (place // _BEFORE_OTHERS, kind, zone)
+
+
+def _marks(offer: Offer) -> tuple[tuple[str, str | None, bool], ...]:
+    return (
+        ("region", _region(offer), offer.spot),
+        ("machine", offer.machine, offer.spot),
+        ("zone", offer.region, offer.spot),
+    )
