@@ -383,7 +383,12 @@ class Session:
     async def _beat(self, channel: Channel, wire: Wire) -> None:
         loop = asyncio.get_running_loop()
         while True:
+            slept = loop.time()
             await asyncio.sleep(self._timing.beat)
+            if (late := loop.time() - slept - self._timing.beat) > self._timing.beat:
+                self._heard += (
+                    late  # the loop was held up (one thread may hold Python's lock for long): it heard nobody
+                )
             if loop.time() - self._heard > self._timing.silence:
                 _log.warning("%s: silent for %.0f s", self.node, loop.time() - self._heard)
                 channel.close()

@@ -8,6 +8,7 @@ import os
 import pickle
 import resource
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from skyward.core.errors import NodeLost, PayloadError, PoolNotActive, TaskTimeo
 from skyward.core.events import Note, Printed
 from skyward.core.payload import RemoteTraceback
 from skyward.core.shared import CAN_SHARE
-from tests.core.memory_agent import MemoryPool, eventually
+from tests.core.memory_agent import QUICK, MemoryPool, eventually
 
 
 @pytest.fixture
@@ -626,3 +627,16 @@ def test_a_line_that_comes_in_pieces_is_printed_whole(pool: MemoryPool) -> None:
     pool.do(say)
     eventually(lambda: len(printed) == 2)
     assert [(it.stream, it.text) for it in printed] == [(2, "other\n"), (1, text)]
+
+
+def test_a_loop_that_was_held_up_does_not_blame_its_nodes(pool: MemoryPool) -> None:
+    """A thread that unpickles gigabytes may hold Python's lock for longer than a node may be silent."""
+    agent = pool.add()
+    assert pool.submit(double, 1).result(5) == 2
+    for _ in range(3):
+        pool.do(time.sleep, 2 * QUICK.silence)  # what is slow is the subject
+        assert pool.submit(double, 2).result(5) == 4
+    heard = agent.inbox.received
+    pool.submit(double, 3).result(5)
+    eventually(lambda: agent.inbox.received > heard)
+    assert agent.links == 1
