@@ -21,6 +21,7 @@ from functools import partial
 from typing import Any, Literal, TypeVar
 
 from skyward.core import messages, payload, schedule, wire
+from skyward.core.answers import Answers
 from skyward.core.blobs import Arrays, Snapshot, Snapshots
 from skyward.core.delivery import Delivery, Errors, Lane
 from skyward.core.errors import NodeLost, PayloadError, PoolNotActive, ProtocolError, TaskTimeout, WorkerCrashed
@@ -28,13 +29,14 @@ from skyward.core.events import Events, Note, Printed, TaskEnded, TasksQueued
 from skyward.core.futures import TaskFuture
 from skyward.core.ioloop import IOThread
 from skyward.core.labels import label as label_of
+from skyward.core.listeners import Listeners
 from skyward.core.memmaps import Named
 from skyward.core.rollcall import RollCall
 from skyward.core.schedule import Outcome, Schedule, Verdict
 from skyward.core.session import Session
 from skyward.core.shared import remove, take_file
 from skyward.core.spread import ABOUT_BLOBS, Spread
-from skyward.core.streams import ABOUT_STREAMS, StreamOpener, Streams
+from skyward.core.streams import ABOUT_STREAMS, Streams
 from skyward.core.surroundings import Change, Surroundings, Within
 from skyward.core.wire import Filled
 
@@ -99,6 +101,8 @@ class TaskOptions:
         Of those maps: ``"r"`` read-only, ``"c"`` copy-on-write; ``"r+"`` is the latter, with a warning.
     count
         How many tasks of the user this one stands for.
+    proxies
+        Of Managers, that the call holds where pickling does not see them.
     """
 
     call: Call | None = None
@@ -110,6 +114,7 @@ class TaskOptions:
     large: int | None = payload.LARGE
     mode: str = "c"
     count: int = 1
+    proxies: Sequence[Any] = ()
 
 
 _DEFAULT = TaskOptions()
@@ -130,7 +135,9 @@ class _Job:
     answer: tuple[messages.Done | messages.Failed, list[Filled]] | None = None
     error: BaseException | None = None  # why it could not be sent
     verdict: Verdict | None = None
+    authkey: bytes = b""  # that the call's proxies of Managers need
     node: str = ""
+    is_here: bool = False  # whether that node uses this program's environment
     number: int = 0  # of the message that took it there
     withdrawn: bool = False  # nobody wants it if it has not begun
     reason: str = ""
@@ -158,8 +165,6 @@ class Dispatcher:
         Who hears of tasks.
     isolated, timeout, attempts
         The pool's defaults for `TaskOptions`.
-    open_stream
-        Opens the owner's end of a byte stream that a slot asks for.
     shares
         Some nodes are on this machine and map large buffers instead of getting them.
     roll_call
@@ -169,6 +174,10 @@ class Dispatcher:
         this machine.
     surroundings
         What the tasks of nodes on this machine find as it is here; None for nothing.
+    answers
+        Reads what comes back; None to unpickle it.
+    listeners
+        What byte streams of slots may lead to.
     """
 
     def __init__(
@@ -179,18 +188,20 @@ class Dispatcher:
         isolated: bool,
         timeout: float | None,
         attempts: int,
-        open_stream: StreamOpener | None = None,
         shares: bool = False,
         named: Named = "none",
         surroundings: Surroundings | None = None,
         name: str = "skyward",
         roll_call: float = 5.0,
+        answers: Answers | None = None,
+        listeners: Listeners | None = None,
     ) -> None:
         self.surroundings = surroundings or Surroundings(shared=False)
         self._io = io
         self._events = events
         self._isolated, self._timeout, self._attempts = isolated, timeout, attempts
-        self._open_stream = open_stream
+        self._answers = answers or Answers()
+        self._listeners = listeners or Listeners()
         self._schedule = Schedule()
         self._jobs: dict[int, _Job] = {}
         self._nodes: dict[str, _Node] = {}
@@ -250,6 +261,7 @@ class Dispatcher:
         task = next(self._ids)
         future: TaskFuture[_T] = TaskFuture(self._on_cancel, task)
         try:
+            proxies = list(options.proxies)
             label = label_of(function)
             change = (options.call or self._common).change or self.surroundings.now()
             head, buffers = payload.dumps(
@@ -258,6 +270,7 @@ class Dispatcher:
                 large=options.large,
                 mode=options.mode,
                 named=self.named,
+                on_proxy=proxies.append,
             )
             future.size = len(head) + sum(map(len, buffers))
             if future.size > _LARGEST:
@@ -273,6 +286,8 @@ class Dispatcher:
         if timeout is not None:
             timeout *= options.count  # a limit is per task of the user's
         job = _Job(task, label, future, options, call.lane, timeout, [head, *parts], blobs)
+        if proxies:
+            job.authkey = self._listeners.sent(proxies)
         self._post(job)
         self._events.emit(TasksQueued(options.count))
         return future
@@ -376,12 +391,13 @@ class Dispatcher:
     def _run(self, node: _Node, job: _Job, alone: bool) -> None:
         if job.node:
             job.future.began = False  # it is tried again
-        job.node = node.session.node
+        job.node, job.is_here = node.session.node, node.session.shares
         node.newest = max(node.newest, job.id)
         if job.blobs:
             self._spread.use(job.node, job.id, {name: job.buffers[index + 1] for index, name in job.blobs.items()})
         isolated = self._isolated if job.options.isolated is None else job.options.isolated
-        message = messages.Run(job.id, isolated or alone, job.timeout, job.options.threads, job.blobs)
+        alone = isolated or alone
+        message = messages.Run(job.id, alone, job.timeout, job.options.threads, job.blobs, job.authkey)
         buffers = (
             [buffer for i, buffer in enumerate(job.buffers) if i - 1 not in job.blobs] if job.blobs else job.buffers
         )
@@ -533,7 +549,7 @@ class Dispatcher:
 
     def node_up(self, session: Session, slots: int) -> None:
         """A session's node takes tasks from now on."""
-        self._nodes[session.node] = _Node(session, Streams(session, self._open_stream))
+        self._nodes[session.node] = _Node(session, Streams(session, self._listeners))
         if self._rolling is None:
             self._rolling = asyncio.get_running_loop().call_later(self._roll_call, self._call_roll)
         self._spread.node_up(session)
@@ -596,12 +612,7 @@ class Dispatcher:
             job.future.result_size = sum(map(len, buffers))
             if isinstance(message, messages.Failed):
                 return None, self._failure(job, message, buffers)
-            try:
-                return payload.loads(buffers[0], buffers[1:]), None
-            except BaseException as problem:  # whatever the user's __setstate__ raises
-                error = PayloadError(f"the result of {job.label} on {job.node} can't be loaded here: {problem!r}")
-                error.__cause__ = problem
-                return None, error
+            return self._answers.result(f"{job.label} on {job.node}", buffers)
         if job.verdict is Verdict.CRASHED and job.answer is not None:
             failed = job.answer[0]
             detail = failed.detail if isinstance(failed, messages.Failed) else "it ended"
@@ -628,7 +639,7 @@ class Dispatcher:
                 f"{job.label} (task {job.id}) on {job.node} was stopped after {job.timeout:g} s; "
                 "raise Compute(timeout=...), or None for no limit"
             )
-        error = payload.load_error(buffers[0])
+        error = self._answers.failure(message, buffers, here=job.is_here)
         self.surroundings.explain(error)
         return error
 

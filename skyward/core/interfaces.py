@@ -29,6 +29,7 @@ class Trait(enum.Enum):
     DESTROYS = "destroys"  # destroy really ends the machine (a host list only forgets it)
     RENTED = "rented"  # machines cost money and outlive the driver: ledger, reaper, keys of our own, time to boot
     SAFE_CREATE = "safe-create"  # the same order twice makes machines once
+    STRANGERS = "strangers"  # machines belong to people whom the provider only introduces: their results are data
     DRIVER_ENVIRONMENT = "driver-environment"  # nodes use the driver's own interpreter and packages
 
 

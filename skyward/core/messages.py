@@ -134,8 +134,6 @@ class Setup(NamedTuple):
         Working directory of tasks; None leaves it.
     preload
         Modules that the fork server tries to import; one that is missing is no error.
-    authkey
-        The owner's ``multiprocessing.current_process().authkey``, so that Manager proxies work in slots.
     around
         ``module:function`` context managers around the life of each slot process.
     orphan_timeout
@@ -149,6 +147,8 @@ class Setup(NamedTuple):
         The owner's ``sys.argv``, which modules that tasks import may read.
     depth
         Of how many tasks, one in another, the owner is a part itself.
+    data
+        The owner reads results as data: what it has sent by value comes back by name.
     """
 
     node: str
@@ -159,13 +159,13 @@ class Setup(NamedTuple):
     path: list[str]
     cwd: str | None
     preload: list[str]
-    authkey: bytes
     around: list[str]
     orphan_timeout: float
     shares: bool = False
     identity: dict[str, str] | None = None
     argv: list[str] = []  # noqa: RUF012 - nobody changes it
     depth: int = 0
+    data: bool = False
 
 
 class Ready(NamedTuple):
@@ -180,6 +180,7 @@ class Run(NamedTuple):
 
     `blobs` maps the index of an out-of-band buffer to the digest of a blob that was sent, or will be, as `Blob`.
     `isolated`: in a process of its own. `timeout`: seconds from when it starts. `threads`: BLAS/OpenMP threads.
+    `authkey`: the owner's ``multiprocessing.current_process().authkey``, where the call has proxies of its Managers.
     """
 
     task: int
@@ -187,6 +188,7 @@ class Run(NamedTuple):
     timeout: float | None
     threads: int | None
     blobs: dict[int, bytes]
+    authkey: bytes = b""
 
 
 class Cancel(NamedTuple):
@@ -260,12 +262,17 @@ class Failure(enum.Enum):
 
 
 class Failed(NamedTuple):
-    """The task did not return. `reason` is a `Failure` value. Buffers: see `Failure`."""
+    """The task did not return. `reason` is a `Failure` value. Buffers: see `Failure`.
+
+    `missing` is the module that could not be imported, if that was why: one that the node lacks, or with its package's
+    name before it one that the node's package lacks.
+    """
 
     task: int
     seconds: float
     reason: str
     detail: str
+    missing: str = ""
 
 
 class Output(NamedTuple):

@@ -21,7 +21,7 @@ __all__ = ["node_code", "node_code_name"]
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 # joblib_ext and integrations: a task that calls Parallel inside asks for the backend by its name.
-_GLOBS = ("__init__.py", "ours.py", "plugins.py", "core/*.py", "worker/*.py", "joblib_ext/*.py", "integrations/*.py")
+_GLOBS = ("__init__.py", "ours.py", "plugins.py", "core/**/*.py", "worker/*.py", "joblib_ext/*.py", "integrations/*.py")
 
 _UNCHECKED_HASH = 0b01  # of a .pyc file: belongs to a source by its hash, which need not be compared when imported
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip can say: its bytes must not depend on the time

@@ -31,6 +31,7 @@ __all__ = [
     "PLAIN",
     "Payload",
     "RemoteTraceback",
+    "chain_of",
     "dump_error",
     "dumps",
     "load_error",
@@ -78,23 +79,44 @@ class RemoteTraceback(Exception):
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     """cloudpickle, except for numpy's arrays."""
 
-    def __init__(self, file: io.BytesIO, arrays: tuple[Any, ...], buffer_callback: Callable[[Any], bool]) -> None:
+    def __init__(
+        self,
+        file: io.BytesIO,
+        arrays: tuple[Any, ...],
+        buffer_callback: Callable[[Any], bool],
+        on_proxy: Callable[[Any], object] | None = None,
+    ) -> None:
         super().__init__(file, protocol=5, buffer_callback=buffer_callback)
         self._arrays = arrays  # how they are pickled: further arguments of `reduce_array`
+        managers = sys.modules.get("multiprocessing.managers")
+        self._proxy: type | None = None if managers is None else managers.BaseProxy
+        self._on_proxy = on_proxy
 
     def reducer_override(self, obj: Any) -> Any:
         numpy = sys.modules.get("numpy")
         if numpy is not None and isinstance(obj, numpy.ndarray):
             return memmaps.reduce_array(obj, numpy, *self._arrays)
-        if CLASS_REDUCERS and isinstance(obj, type):
-            for reduce in CLASS_REDUCERS:
-                if (reduced := reduce(obj)) is not None:
-                    return reduced
-        return super().reducer_override(obj)
+        if self._proxy is not None and self._on_proxy is not None and isinstance(obj, self._proxy):
+            self._on_proxy(obj)
+        return _reduce_class(obj) or super().reducer_override(obj)
+
+
+def _reduce_class(obj: Any) -> Any:
+    if CLASS_REDUCERS and isinstance(obj, type):
+        for reduce in CLASS_REDUCERS:
+            if (reduced := reduce(obj)) is not None:
+                return reduced
+    return None
 
 
 def dumps(
-    value: Any, what: str = "value", *, large: int | None = LARGE, mode: str = "c", named: memmaps.Named = "none"
+    value: Any,
+    what: str = "value",
+    *,
+    large: int | None = LARGE,
+    mode: str = "c",
+    named: memmaps.Named = "none",
+    on_proxy: Callable[[Any], object] | None = None,
 ) -> Payload:
     """Pickle a value.
 
@@ -111,6 +133,8 @@ def dumps(
         a warning.
     named
         Which memory maps of files go by the file's name; see `memmaps`.
+    on_proxy
+        Called with each proxy of a `multiprocessing` Manager that is in it.
 
     Raises
     ------
@@ -134,7 +158,7 @@ def dumps(
 
     file = io.BytesIO()
     try:
-        _Pickler(file, (large, mode, named), keep_in_band).dump(value)
+        _Pickler(file, (large, mode, named), keep_in_band, on_proxy).dump(value)
     except PayloadError:  # it says what is at fault
         raise
     except BaseException as error:
@@ -174,15 +198,18 @@ def loads(head: bytes | bytearray | memoryview | mmap.mmap, buffers: Sequence[An
 # --- exceptions -----------------------------------------------------------------------------------------------------
 
 
-def dump_error(error: BaseException) -> list[bytes]:
-    """Pickle an exception with its causes and traceback text. Never raises."""
+def dump_error(error: BaseException, *, as_data: bool = False) -> list[bytes]:
+    """Pickle an exception with its causes and traceback text. Never raises.
+
+    With `as_data`, no code of its class is needed to read it, and its class is named as `CLASS_REDUCERS` say.
+    """
     text = "".join(traceback.format_exception(error))
     chain: list[tuple[bytes, str]] = []
     seen: set[int] = set()
     link: BaseException | None = error
     while link is not None and id(link) not in seen:
         seen.add(id(link))
-        chain.append((_dump_one(link), _describe(link)))
+        chain.append((_dump_one(link, _AS_DATA if as_data else _WAYS), _describe(link)))
         link = link.__cause__
     return [pickle.dumps((chain, text), protocol=5)]
 
@@ -202,14 +229,19 @@ def load_error(head: bytes | bytearray | memoryview | mmap.mmap) -> BaseExceptio
         except BaseException as problem:  # whatever the user's __setstate__ raises
             error = TaskFailed(f"the task raised {description}; it can't be rebuilt here: {_first_line(problem)}")
         errors.append(error)
+    return chain_of(errors, text)
+
+
+def chain_of(errors: Sequence[BaseException], text: str) -> BaseException:
+    """The first of some errors, each caused by the next, and the last by the remote traceback of this text."""
     for error, cause in zip(errors, [*errors[1:], RemoteTraceback(text)], strict=True):
         BaseException.__setattr__(error, "__cause__", cause)  # a frozen dataclass refuses the plain way
     return errors[0]
 
 
-def _dump_one(error: BaseException) -> bytes:
+def _dump_one(error: BaseException, ways: Sequence[Callable[[BaseException], bytes]]) -> bytes:
     """Pickle one exception so that it surely loads again; bytes that don't load where nothing helps."""
-    for dump in (_dump_plainly, _dump_rebuilt, _dump_filtered):
+    for dump in ways:
         try:
             data = dump(error)
             if type(pickle.loads(data)).__qualname__ == type(error).__qualname__:
@@ -233,6 +265,16 @@ def _dump_filtered(error: BaseException) -> bytes:
     return _dump_rebuilt(error, filtered=True)
 
 
+def _dump_builtin(error: BaseException) -> bytes:
+    if type(error).__module__ != "builtins":
+        raise TypeError("one of Python's own holds more than its args")
+    return _dump_plainly(error)
+
+
+_WAYS = (_dump_plainly, _dump_rebuilt, _dump_filtered)
+_AS_DATA = (_dump_builtin, _dump_rebuilt, _dump_filtered)
+
+
 class _ErrorPickler(cloudpickle.Pickler):  # type: ignore[misc]
     """Pickles exceptions so that they are rebuilt without their ``__init__``, whose signature need not match args.
 
@@ -245,7 +287,7 @@ class _ErrorPickler(cloudpickle.Pickler):  # type: ignore[misc]
 
     def reducer_override(self, obj: Any) -> Any:
         if not isinstance(obj, BaseException):
-            return super().reducer_override(obj)
+            return _reduce_class(obj) or super().reducer_override(obj)
         args, state = obj.args, dict(vars(obj))
         if self._filtered and not isinstance(obj, BaseExceptionGroup):  # a group's args are exceptions, as this is
             args = tuple(arg if _carries(arg) else repr(arg) for arg in args)

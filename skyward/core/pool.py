@@ -6,28 +6,30 @@ import atexit
 import concurrent.futures.thread  # noqa: F401  so that its handler of the exit comes after ours; see below
 import contextlib
 import itertools
-import multiprocessing
 import os
 import sys
-import tempfile
 import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from skyward.core import files, nesting, registry
+from skyward.core.answers import Answers
 from skyward.core.dispatch import Dispatcher
-from skyward.core.errors import ConfigError, LinkError, PoolNotActive
+from skyward.core.errors import ConfigError, PoolNotActive
 from skyward.core.events import Events, Note, PoolClosed, PoolReady, PoolStarted
 from skyward.core.executor import TaskExecutor
 from skyward.core.interfaces import Channel, Plugin, Provider, Trait
 from skyward.core.interrupts import Interrupts
 from skyward.core.ioloop import IOThread
+from skyward.core.listeners import Listeners
 from skyward.core.messages import THREAD_VARIABLES, Setup
 from skyward.core.provision import Plan, Provisioner
+from skyward.core.results.names import Trusted
+from skyward.core.results.reader import Reader
+from skyward.core.results.screen import Screened
 from skyward.core.session import Timing
 from skyward.core.shared import CAN_SHARE
 from skyward.core.spec import Allocation, Endpoint, Image, Nodes, Order, Resources, Volume, Worker, parse_seconds
@@ -76,6 +78,12 @@ class Compute(TaskExecutor):
         Seconds that one task may run; None for no limit.
     plugins
         Changes to the pool, such as `sky.plugins.joblib()`.
+    results
+        ``"data"``: what comes back is read as data, so that a machine can't run code here. ``"any"``: any object, as
+        pickle does. None: data where the provider's machines belong to strangers, such as Vast.ai's; else any.
+    trusted
+        Classes that results may hold where they are read as data, besides plain values, numpy, pandas, scipy.sparse and
+        scikit-learn: the classes themselves, ``"package.module:Class"``, or ``"package.module"`` for all its classes.
     console
         Show a live line and a summary where there is a terminal.
     orphan_timeout
@@ -113,6 +121,8 @@ class Compute(TaskExecutor):
         max_price: float | None = None,
         timeout: float | None = 3600,
         plugins: Sequence[Plugin] = (),
+        results: Literal["data", "any"] | None = None,
+        trusted: Sequence[Any] = (),
         console: bool = True,
         orphan_timeout: float = 600.0,
     ) -> None:
@@ -141,6 +151,8 @@ class Compute(TaskExecutor):
             )
         self._isolated = self.worker.executor != "thread"
         self._image = image or Image()
+        self._trusted = Trusted.parse(trusted)
+        self._reads_data = _reads_data(results, self.providers)
         self.console = console
         self._state: _Running | None = None
         self._ending: _Running | None = None
@@ -305,7 +317,8 @@ class _Running:
             isolated=pool._isolated,
             timeout=pool._timeout,
             attempts=pool.worker.attempts,
-            open_stream=_open_stream,
+            answers=Answers(Reader(pool._trusted) if pool._reads_data else None),
+            listeners=Listeners(self._open_data if pool._reads_data else _open_stream),
             shares=CAN_SHARE and any(local),
             named="all" if CAN_SHARE and all(local) else "none",
             surroundings=_surroundings(pool, image, shared=all(local)),
@@ -314,6 +327,7 @@ class _Running:
         plan = Plan(pool.providers, pool.nodes, pool._order, image, _setup(pool, image), Timing())
         self.provisioner = Provisioner(plan, self.dispatcher, pool.events)
         self._plan = plan
+        self._reads_data = pool._reads_data
         self._worker = pool.worker
         self._closing = threading.Lock()  # taken by the first who closes, and not let go
         self._ended = threading.Event()
@@ -333,10 +347,21 @@ class _Running:
                 Note(f"unexpected error in the background: {text}; its traceback is in Python's log", warning=True)
             )
 
+    async def _open_data(self, address: str) -> Channel:
+        """The same from machines that are not trusted: what they say is passed on as far as it is data."""
+
+        def tell(refusal: str) -> None:
+            self.events.emit(Note(f"a task's message to {address} was not passed on: it {refusal}", warning=True))
+
+        return Screened(await _open_stream(address), tell)
+
     def start(self) -> None:
         """Get the nodes; an interrupt ends the wait, and the caller closes."""
         names = ", ".join(provider.name for provider in self._plan.providers)
         self.events.emit(PoolStarted(self._name, names, self._plan.nodes.most, self._worker.concurrency))
+        if not self._reads_data and _of_strangers(self._plan.providers):
+            trusts = f'results="any": whoever owns the machines of {names} can run code in this process'
+            self.events.emit(Note(trusts, warning=True))
         starting = self._io.start(self.provisioner.start())
         try:
             starting.result()
@@ -485,16 +510,10 @@ def _close_all() -> None:
 getattr(threading, "_register_atexit", atexit.register)(_close_all)
 
 
-async def _open_stream(path: str) -> Channel:
-    """A stream to a listening socket of multiprocessing's in this process, for a slot's Manager proxies and the like.
-
-    A node may ask for nothing else: it must not reach the user's other sockets (ssh-agent, docker, ...).
-    """
-    folder, ours = Path(path).resolve().parent, Path(tempfile.gettempdir()).resolve()  # noqa: ASYNC240  local
-    if folder.parent != ours or not folder.name.startswith("pymp-"):
-        raise LinkError(f"{path} is not a listener of multiprocessing in this process")
+async def _open_stream(address: str) -> Channel:
+    """A stream to a listening socket of multiprocessing's, for a slot's Manager proxies and the like."""
     link = await registry.load(registry.TRANSPORTS, "tcp")().connect(Endpoint("tcp", "127.0.0.1"), 5.0)
-    channel: Channel = await link.open_channel(path)
+    channel: Channel = await link.open_channel(address)
     return channel
 
 
@@ -510,7 +529,7 @@ def _setup(pool: Compute, image: Image) -> Setup:
         path=[os.path.abspath(entry) for entry in sys.path] if here else [],
         cwd=os.getcwd() if here else None,
         preload=list(image.preload),
-        authkey=bytes(multiprocessing.current_process().authkey),
+        data=pool._reads_data,
         around=[name for plugin in pool._plugins if (name := plugin.around_worker()) is not None],
         orphan_timeout=pool._order.orphan_timeout,
         argv=[str(argument) for argument in getattr(sys, "argv", [])],
@@ -555,6 +574,16 @@ def _providers(value: object) -> tuple[Provider, ...]:
             f"{', '.join(registry.names(registry.PROVIDERS))}"
         )
     return (value,)
+
+
+def _reads_data(results: object, providers: Sequence[Provider]) -> bool:
+    if results not in (None, "data", "any"):
+        raise ConfigError(f'results={results!r} is unknown; it is "data", "any", or None to leave it to the provider')
+    return results == "data" or (results is None and _of_strangers(providers))
+
+
+def _of_strangers(providers: Sequence[Provider]) -> bool:
+    return any(Trait.STRANGERS in provider.traits for provider in providers)
 
 
 def _plugins(value: object) -> tuple[Plugin, ...]:

@@ -7,20 +7,18 @@ happens in the I/O thread.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from skyward.core.errors import ProtocolError
 from skyward.core.guard import watched
 from skyward.core.interfaces import Channel
+from skyward.core.listeners import Listeners
 from skyward.core.mailbox import Quota
 from skyward.core.messages import StreamClose, StreamData, StreamOpen
 from skyward.core.session import Session
 from skyward.core.wire import WHOLE, Filled
 
-__all__ = ["ABOUT_STREAMS", "StreamOpener", "Streams"]
-
-StreamOpener = Callable[[str], Awaitable[Channel]]
+__all__ = ["ABOUT_STREAMS", "Streams"]
 
 ABOUT_STREAMS = (StreamOpen, StreamData, StreamClose)
 """What a node says that is for its `Streams`."""
@@ -45,13 +43,13 @@ class Streams:
     ----------
     session
         The conversation with the node.
-    opener
-        Opens the owner's end of a stream; None where there is none to open.
+    listeners
+        What a stream may lead to.
     """
 
-    def __init__(self, session: Session, opener: StreamOpener | None) -> None:
+    def __init__(self, session: Session, listeners: Listeners) -> None:
         self._session = session
-        self._opener = opener
+        self._listeners = listeners
         self._streams: dict[int, _Stream] = {}
 
     def __repr__(self) -> str:
@@ -100,9 +98,7 @@ class Streams:
     async def _carry(self, message: StreamOpen, stream: _Stream) -> None:
         session, number, error = self._session, message.stream, None
         try:
-            if self._opener is None:
-                raise ConnectionRefusedError("this pool bridges no streams")
-            stream.channel = await self._opener(message.address)
+            stream.channel = await self._listeners.open(message.address)
             session.send(StreamData(number), [b""])  # so the slot knows that it is connected
             stream.channel.write(stream.early)
             ahead = Quota(_AHEAD)

@@ -31,10 +31,13 @@ class Initializer:
         What tells initializers apart: the digest of function and arguments.
     head, buffers
         Both, pickled.
+    proxies
+        Of Managers, that are in them. They stay here.
     """
 
-    def __init__(self, key: bytes, head: bytes, buffers: Sequence[Any]) -> None:
+    def __init__(self, key: bytes, head: bytes, buffers: Sequence[Any], proxies: Sequence[Any] = ()) -> None:
         self.key = key
+        self.proxies = proxies
         self._head = head
         self._buffers = buffers
 
@@ -54,11 +57,14 @@ class Initializer:
         PayloadError
             It, or an argument of it, can't be pickled.
         """
-        head, buffers = payload.dumps((function, tuple(args)), "the initializer", large=None, named=named)
+        proxies: list[Any] = []
+        head, buffers = payload.dumps(
+            (function, tuple(args)), "the initializer", large=None, named=named, on_proxy=proxies.append
+        )
         digest = hashlib.blake2b(head, digest_size=16)
         for buffer in buffers:
             digest.update(buffer)
-        return cls(digest.digest(), head, buffers)
+        return cls(digest.digest(), head, buffers, proxies)
 
     def once(self) -> None:
         """Run it unless this process has done so."""

@@ -108,6 +108,7 @@ class Crew:
             threads=None if threads is None else int(threads),  # numpy's integers do not travel
             large=settings.large,
             mode=settings.mode,
+            proxies=() if settings.initializer is None else settings.initializer.proxies,
         )
         self._lock = threading.Lock()  # guards _futures and _aborted
         self._futures: set[_Future] = set()

@@ -33,6 +33,7 @@ from skyward.core.errors import (
     QuotaExceeded,
     SkywardError,
 )
+from skyward.core.interfaces import Trait
 from skyward.core.spec import Endpoint, Machine, MachineId, MachineState, Offer, Order, Resources
 from skyward.providers import first_boot
 from skyward.providers.base import SECRET, Check, CloudProvider
@@ -89,6 +90,7 @@ class VastAI(CloudProvider):
     Only verified hosts with a direct port for SSH are used. Spot machines are Vast.ai's interruptible instances: a
     higher bid may stop one without notice; it counts as lost then and is destroyed. The node ends itself with its
     container's own key when its owner is gone. The host's operator can see all that is on a node: no place for secrets.
+    They can also answer what they like, so results are read as data: see ``Compute(results=...)``.
 
     Parameters
     ----------
@@ -117,6 +119,7 @@ class VastAI(CloudProvider):
     """
 
     name: ClassVar[str] = "vastai"
+    traits: ClassVar[frozenset[Trait]] = CloudProvider.traits | {Trait.STRANGERS}
     settle: ClassVar[float] = 15.0
     poll: ClassVar[float] = 5.0
 

@@ -38,12 +38,10 @@ _OPEN, _REFUSED = b"\x01", b"\x00"
 # --- in a slot ------------------------------------------------------------------------------------------------------
 
 
-def install(bridge: str, authkey: bytes) -> None:
-    """Let `multiprocessing` in this process reach the owner's listeners, with the owner's key."""
-    import multiprocessing.process  # noqa: PLC0415 - the agent does without them
-    from multiprocessing import connection  # noqa: PLC0415
+def install(bridge: str) -> None:
+    """Let `multiprocessing` in this process reach the owner's listeners; the key comes with calls that need it."""
+    from multiprocessing import connection  # noqa: PLC0415 - the agent does without it
 
-    multiprocessing.process.current_process().authkey = authkey
     direct = connection.SocketClient  # type: ignore[attr-defined]
 
     def client(address: Any) -> Any:

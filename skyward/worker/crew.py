@@ -610,7 +610,7 @@ def _config(setup: Setup, cores: int, bridge: str, shelf: str | None) -> dict[st
         "cwd": setup.cwd,
         "argv": setup.argv,
         "preload": setup.preload,
-        "authkey": setup.authkey,
+        "data": setup.data,
         "around": setup.around,
         "bridge": bridge,
         "threads": limit,

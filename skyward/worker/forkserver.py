@@ -240,9 +240,9 @@ def live(control: socket.socket) -> None:
     config = read_config(control)
     die_with_parent(config["agent"], signal.SIGKILL)  # an import can hang, and there are no slots yet
     prepare(config)
-    bridge.install(config["bridge"], config["authkey"])  # here, since it imports much; slots inherit it
+    bridge.install(config["bridge"])  # here, since it imports much; slots inherit it
     slot.settle_in()
-    settings = slot.Settings(**{name: config[name] for name in ("node", "around", "threads", "shelf")})
+    settings = slot.Settings(**{name: config[name] for name in ("node", "around", "threads", "shelf", "data")})
     server = ForkServer(control, slot.Slot(settings), config["scratch"])
     gc.collect()
     gc.freeze()

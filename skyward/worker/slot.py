@@ -12,6 +12,7 @@ import atexit
 import contextlib
 import fcntl
 import importlib
+import importlib.util
 import io
 import mmap
 import os
@@ -27,7 +28,7 @@ from importlib.machinery import BuiltinImporter
 from pathlib import Path
 from typing import Any, TextIO
 
-from skyward.core import files, memmaps, payload, shared, surroundings
+from skyward.core import files, memmaps, owned, payload, shared, surroundings
 from skyward.core.errors import PayloadError
 from skyward.core.function import run_pending
 from skyward.core.messages import Done, Failed, Failure, Inquire, Missing, Ready, Run
@@ -62,12 +63,15 @@ class Settings:
         Default limit of BLAS/OpenMP threads.
     shelf
         Folder in which large results are left to an owner on this machine; None to send them.
+    data
+        Whether the owner reads results as data.
     """
 
     node: str
     around: list[str]
     threads: int
     shelf: str | None = None
+    data: bool = False
 
     @property
     def grace(self) -> float:
@@ -91,6 +95,8 @@ class Slot:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        if settings.data:
+            owned.install()
         self.outputs = Outputs()
         self.limit = threads.Limit(settings.threads)
         surroundings.FOLLOWERS.append(self.limit.follow)
@@ -200,6 +206,8 @@ class Slot:
 
     def _load(self, run: Run, buffers: list[Filled]) -> tuple[Any, Any, Any]:
         memmaps.begin_task(files=bool(run.blobs))
+        if run.authkey:
+            sys.modules["multiprocessing.process"].current_process().authkey = run.authkey
         if not run.blobs:
             function, args, kwargs = payload.loads(buffers[0], buffers[1:])
             return function, args, kwargs
@@ -216,7 +224,8 @@ class Slot:
     def _fail(self, task: int, seconds: float, reason: Failure, error: BaseException) -> None:
         with contextlib.suppress(Exception):  # a task may have left stdout in any state
             self.outputs.settle()
-        self._send(Failed(task, seconds, reason.value, type(error).__name__), payload.dump_error(error))
+        failed = Failed(task, seconds, reason.value, type(error).__name__, missing(error))
+        self._send(failed, payload.dump_error(error, as_data=self.settings.data))
 
     def _send(self, message: Done | Failed | Missing | Ready, buffers: Sequence[Buffer] = ()) -> None:
         with self._sending:
@@ -251,13 +260,27 @@ def unloadable(error: BaseException, node: str) -> BaseException:
     """What to tell about a call that can't be unpickled here."""
     text = f"can't load the call on node {node}: {type(error).__name__}: {error}"
     if isinstance(error, ModuleNotFoundError) and error.name:
-        root = error.name.partition(".")[0]
-        text = f"No module named {error.name!r} on node {node}: add it to Image(pip=[{root!r}])"
+        text = f"No module named {error.name!r} on node {node}"  # the owner knows what to do
     elif isinstance(error, (AttributeError, ImportError)):
         text += "; is the same version of the module installed there?"
     problem = PayloadError(text)
     problem.__cause__ = error
     return problem
+
+
+def missing(error: BaseException) -> str:
+    """See `Failed.missing`; empty where it was no such thing."""
+    cause: BaseException | None = error
+    while isinstance(cause, (ImportError, PayloadError)) and not isinstance(cause, ModuleNotFoundError):
+        cause = cause.__cause__
+    if not isinstance(cause, ModuleNotFoundError) or not isinstance(cause.name, str):
+        return ""
+    root = cause.name.partition(".")[0]
+    try:
+        is_here = root in sys.modules or importlib.util.find_spec(root) is not None
+    except (ImportError, ValueError):
+        is_here = False
+    return cause.name if is_here else root
 
 
 def end_of_fork(error: BaseException | None) -> None:

@@ -19,7 +19,7 @@ from skyward.core.session import Session, Timing
 from skyward.core.shared import open_shared
 from skyward.transport.memory import MemoryChannel, pair
 
-SETUP = Setup("", 2, True, None, {}, [], None, [], b"", [], 60.0)
+SETUP = Setup("", 2, True, None, {}, [], None, [], [], 60.0)
 QUICK = Timing(greeting=0.3, beat=0.05, silence=0.5, give_up=0.5, give_up_alone=0.3, give_up_all=0.5, farewell=1.0)
 
 

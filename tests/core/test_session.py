@@ -26,7 +26,7 @@ from skyward.transport.tcp import TCPTransport
 from skyward.worker.agent import Agent, Start, listen
 from tests.core.memory_agent import MemoryAgent, MemoryPool
 
-SETUP = Setup("n", 1, False, None, {}, [], None, [], b"", [], 60.0)
+SETUP = Setup("n", 1, False, None, {}, [], None, [], [], 60.0)
 MEGABYTE = 1 << 20
 
 

@@ -1,4 +1,4 @@
-"""scikit-learn on a pool gives the scores that it gives without."""
+"""scikit-learn on a pool gives the scores that it gives without, also where results are read as data."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from sklearn.svm import SVC  # noqa: E402
 
 @pytest.fixture(scope="module")
 def pool() -> Iterator[sky.Compute]:
-    with sky.Compute(nodes=2, concurrency=2, plugins=[sky.plugins.sklearn()], console=False) as opened:
+    with sky.Compute(nodes=2, concurrency=2, plugins=[sky.plugins.sklearn()], results="data", console=False) as opened:
         yield opened
 
 

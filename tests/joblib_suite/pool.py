@@ -32,4 +32,5 @@ def make() -> Compute:
     provider = sky.Local() if IS_LOCAL else sky.SSH(**json.loads(os.environ["SKYWARD_SUITE_SSH"]))
     image = sky.Image(**json.loads(os.environ.get("SKYWARD_SUITE_IMAGE", "{}")))
     worker = sky.Worker(concurrency=2)
-    return sky.Compute(provider, nodes=2, worker=worker, image=image, plugins=[Quiet()], console=False)
+    results = os.environ.get("SKYWARD_SUITE_RESULTS")
+    return sky.Compute(provider, nodes=2, worker=worker, image=image, plugins=[Quiet()], results=results, console=False)

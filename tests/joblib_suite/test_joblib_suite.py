@@ -51,7 +51,8 @@ def check(counts: dict[str, int]) -> None:
 
 
 def test_on_this_machine(tmp_path):
-    check(run(tmp_path))
+    """With results as data, as they come from strangers' machines."""
+    check(run(tmp_path, SKYWARD_SUITE_RESULTS="data"))
 
 
 @pytest.mark.lab

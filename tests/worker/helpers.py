@@ -50,7 +50,7 @@ def setup(**changes: Any) -> Setup:
     """A Setup for tests."""
     values: dict[str, Any] = {
         "node": "n0", "concurrency": 2, "isolated": True, "threads": None, "env": {}, "path": [str(ROOT)], "cwd": None,
-        "preload": [], "authkey": b"key", "around": [], "orphan_timeout": 30.0,
+        "preload": [], "around": [], "orphan_timeout": 30.0,
     }  # fmt: skip
     return Setup(**{**values, **changes})
 

@@ -88,7 +88,7 @@ def test_a_listener_of_the_owner_is_reached(node: Owner, tmp_path: Path) -> None
         thread = threading.Thread(target=serve)
         thread.start()
         bridged = Bridged(node, path)
-        assert bridged.result(node.submit(talk, PLACE)) == 3_000_000
+        assert bridged.result(node.submit(talk, PLACE, authkey=b"key")) == 3_000_000
         node.until(lambda: bridged.step() or not thread.is_alive(), "the rest of the stream")
     assert got[1] == 3_000_000
     assert set(got[0]) == {"pid"}

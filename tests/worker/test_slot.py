@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import subprocess
@@ -225,6 +226,24 @@ def test_a_task_may_use_multiprocessing(node: Owner) -> None:
     assert node.call(pool) == [5, 4, 3, 2, 1]
 
 
+def authkey() -> bytes:
+    import multiprocessing
+
+    return bytes(multiprocessing.current_process().authkey)
+
+
+def test_the_owners_key_comes_with_calls_that_need_it(node: Owner) -> None:
+    def spawned() -> tuple[bytes, bytes]:
+        import multiprocessing
+
+        with multiprocessing.get_context("fork").Pool(1) as pool:
+            return authkey(), pool.apply(authkey)
+
+    others = [node.submit(authkey) for _ in range(6)]  # on both slots
+    assert authkey() not in {node.result(task) for task in others}
+    assert node.result(node.submit(spawned, authkey=b"a key")) == (b"a key", b"a key")
+
+
 def test_a_slot_is_a_clean_process(node: Owner) -> None:
     def look() -> dict[str, Any]:
         import multiprocessing
@@ -236,14 +255,13 @@ def test_a_slot_is_a_clean_process(node: Owner) -> None:
             "sigint": signal.getsignal(signal.SIGINT),
             "sigterm": signal.getsignal(signal.SIGTERM),
             "daemon": multiprocessing.current_process().daemon,
-            "authkey": bytes(multiprocessing.current_process().authkey),
             "node": os.environ["SKYWARD_NODE"],
         }
 
     seen = node.call(look)
     assert seen == {
         "stdin": "", "fds": [], "group": True, "sigint": signal.default_int_handler, "sigterm": signal.SIG_DFL,
-        "daemon": False, "authkey": b"key", "node": "n0",
+        "daemon": False, "node": "n0",
     }  # fmt: skip
 
 
@@ -301,8 +319,29 @@ def test_a_module_that_is_missing(both: Owner) -> None:
         def __reduce__(self) -> Any:
             return __import__, ("no_such_module.sub",)
 
-    with pytest.raises(PayloadError, match=r"No module named 'no_such_module' on node n0: add it to Image\(pip="):
-        both.call(pow, Missing())
+    class Part(Missing):
+        def __reduce__(self) -> Any:
+            return importlib.import_module, ("json.no_such_part",)
+
+    for call, reason, missing in (
+        ((pow, Missing()), Failure.UNLOADABLE, "no_such_module"),
+        ((pow, Part()), Failure.UNLOADABLE, "json.no_such_part"),
+        ((__import__, "no_such_module.sub"), Failure.RAISED, "no_such_module"),
+        ((wrapped,), Failure.RAISED, "no_such_module"),
+        ((int, "x"), Failure.RAISED, ""),
+        ((exec, "raise ModuleNotFoundError"), Failure.RAISED, ""),
+    ):
+        failed = both.failed(both.submit(*call))
+        assert (failed.reason, failed.missing) == (reason.value, missing)
+
+
+def wrapped() -> None:
+    """As libraries do with what they can do without."""
+    try:
+        import no_such_module
+    except ImportError as error:
+        raise ImportError("install no_such_module") from error
+    no_such_module.use()
 
 
 def limits() -> tuple[str | None, str | None]:

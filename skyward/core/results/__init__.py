@@ -1,0 +1,1 @@
+"""Results of machines that nobody trusts: read as data, so that whoever owns such a machine can't run code here."""

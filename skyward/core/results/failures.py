@@ -1,0 +1,70 @@
+"""Exceptions in results: made anew from arguments and attributes, without running any code of their classes.
+
+So the class of an exception may be any that this process has loaded: what a program catches must not depend on where a
+task ran. What is refused is a class that does something by itself when an instance ends.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from skyward.core.results.rules import Mark, Refused, Rule
+
+__all__ = ["REBUILD", "is_known", "of_class", "rule"]
+
+_ATTRIBUTES: Any = vars(BaseException)["__dict__"]  # by which no class of others is asked
+
+
+def rule(module: str, name: str) -> Rule | None:
+    """The rule for the name of an exception that is loaded here; None if there is none."""
+    found: Any = sys.modules.get(module)
+    for part in name.split("."):
+        found = vars(found).get(part) if isinstance(found, type) or type(found) is type(sys) else None
+    if not isinstance(found, type) or (found.__module__, found.__qualname__) != (module, name):
+        return None
+    return of_class(found)
+
+
+def of_class(kind: type) -> Rule | None:
+    """The rule for a class, if it is a known exception's."""
+    return Rule(kind, lambda *args: _new(kind, args), build=_build) if is_known(kind) else None
+
+
+def is_known(kind: object) -> bool:
+    """Whether it is an exception whose instances do nothing by themselves."""
+    return isinstance(kind, type) and issubclass(kind, BaseException) and not hasattr(kind, "__del__")
+
+
+def _rebuild(kind: Any, args: Any, state: Any) -> BaseException:
+    if not is_known(kind) or type(args) is not tuple:
+        raise Refused("makes an exception of something that is none")
+    error = _new(kind, args)
+    BaseException.args.__set__(error, args)  # type: ignore[attr-defined]
+    return _build(error, state)
+
+
+def _new(kind: Any, args: tuple[Any, ...]) -> BaseException:
+    native = next(each for each in kind.__mro__ if each.__module__ == "builtins")
+    try:
+        error = native.__new__(kind, *args)
+    except TypeError:
+        error = native.__new__(kind)
+    if not isinstance(error, kind):
+        raise Refused("makes an exception of something that is none")
+    return error  # type: ignore[no-any-return]
+
+
+def _build(error: BaseException, state: Any) -> BaseException:
+    if state is None:
+        return error
+    if type(state) is not dict or not all(type(name) is str for name in state):
+        raise Refused("gives an exception a state that is no attributes")
+    if strange := [name for name in state if name.startswith("__") and name != "__notes__"]:
+        raise Refused(f"sets {strange[0]} of an exception")
+    _ATTRIBUTES.__get__(error).update(state)
+    return error
+
+
+REBUILD = Rule(Mark("skyward.core.payload._rebuild"), _rebuild)
+"""What a node's pickle of an exception calls."""

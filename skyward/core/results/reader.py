@@ -1,0 +1,82 @@
+"""Reads what nodes send back, as data: values, and exceptions of known classes; other exceptions as text."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Sequence
+from typing import Any
+
+from skyward.core import payload
+from skyward.core.errors import PayloadError, TaskFailed
+from skyward.core.results.names import Allowed, Trusted
+from skyward.core.results.rules import Refused
+from skyward.core.results.unpickler import loads
+
+__all__ = ["Reader"]
+
+_Bytes = bytes | bytearray | memoryview | mmap.mmap
+
+
+class Reader:
+    """Reads the results of one pool.
+
+    Parameters
+    ----------
+    trusted
+        What its user lets results hold besides data.
+    """
+
+    def __init__(self, trusted: Trusted) -> None:
+        self._allowed = Allowed(trusted)
+
+    def __repr__(self) -> str:
+        return f"<Reader {self._allowed}>"
+
+    def value(self, head: _Bytes, buffers: Sequence[Any]) -> Any:
+        """A result.
+
+        Raises
+        ------
+        PayloadError
+            It is more than data; says what, and how to allow it.
+        Exception
+            It is broken.
+        """
+        try:
+            return loads(head, buffers, self._allowed)
+        except Refused as refused:
+            raise PayloadError(f"it {refused}. {_advice(refused)}") from None
+
+    def error(self, head: _Bytes) -> BaseException:
+        """An exception, as `payload.load_error` gives it."""
+        try:
+            chain, text = loads(head, (), self._allowed)
+            errors = [self._one(data, description) for data, description in chain]
+        except Exception as problem:
+            errors, text = [], problem
+        if not errors:
+            return TaskFailed(f"the task failed, and what the node says about it can't be read: {text}")
+        return payload.chain_of(errors, str(text))
+
+    def _one(self, data: Any, description: Any) -> BaseException:
+        if type(data) is not bytes or type(description) is not str:
+            raise TypeError("an exception is its pickle and its text")
+        try:
+            error: object = loads(data, (), self._allowed)
+        except Exception:  # the text says it all, and is what the user gets
+            error = None
+        if not isinstance(error, BaseException):
+            return TaskFailed(f"the task raised {description}")
+        return error
+
+
+def _advice(refused: Refused) -> str:
+    known = refused.trusted
+    if known is not None:
+        known = repr(known) if ":" in known else known
+        instead = f"if that class is what you expect, allow it: sky.Compute(trusted=[{known}]); or return plain values"
+    elif refused.is_odd:
+        instead = "return plain values or arrays; if no task of yours returns such a thing, do not trust that machine"
+    else:
+        instead = 'return plain values or arrays, or trust whoever owns these machines: sky.Compute(results="any")'
+    return f"Results are read as data here, so that the owner of a machine can't run code on yours; {instead}"
