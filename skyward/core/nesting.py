@@ -1,4 +1,4 @@
-"""Pools inside tasks: which may be opened. One that opened more by mistake would go on without end, and rent machines."""
+"""Pools inside tasks: which may be opened. One that opened more by mistake would go on for ever, and rent machines."""
 
 from __future__ import annotations
 
