@@ -104,7 +104,6 @@ LAZY: dict[tuple[str, str], str] = {
     ("skyward.core.reaper", "skyward.core.ledger"): "a reaper that has nothing to do stays small",
     ("skyward.core.reaper", "skyward.core.sweep"): "as above",
     ("skyward.worker.bridge", "multiprocessing"): "only a slot needs it, not the agent",
-    ("skyward.worker.bridge", "multiprocessing.process"): "only a slot needs it, not the agent",
     ("skyward.worker.forkserver", "ctypes"): "only where the kernel call is there",
     ("skyward.worker.process", "multiprocessing.process"): "only a slot needs it, not the agent",
     ("skyward.worker.growth", "ctypes"): "only where the C library has the call",
