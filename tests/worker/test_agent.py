@@ -39,6 +39,7 @@ from skyward.core.messages import (
     Welcome,
 )
 from skyward.core.wire import VERSION, Role, Wire
+from skyward.worker import crew
 from skyward.worker.agent import listen
 from tests.worker.helpers import ROOT, SECRET, Owner, alive, descendants, owner, wait_for
 
@@ -348,6 +349,20 @@ def test_kill_9_of_the_agent_ends_everything() -> None:
     wait_for(lambda: not any(map(alive, pids)), "end of all processes", 5)
     assert not store[0].parent.exists()
     node.end()
+
+
+def test_slots_take_as_many_open_files_as_are_counted() -> None:
+    """Else the number of slots that fit would be wrong where files are few."""
+    counts = []
+    for concurrency in (2, 6):
+        with owner() as node:
+            node.set_up(concurrency=concurrency)
+            tasks = [node.submit(time.sleep, 0.05) for _ in range(concurrency)]
+            for task in tasks:
+                node.result(task)
+            counts.append(len(os.listdir(f"/proc/{node.pid}/fd")))  # noqa: PTH208
+    assert counts[1] - counts[0] == 4 * crew._FILES_EACH
+    assert counts[0] <= crew._files(2) - 4, "with room for a slot that is being made"
 
 
 def test_what_a_young_agent_left_is_removed_by_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
