@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -122,3 +124,14 @@ def test_slots_that_are_lost_count_no_more(tmp_path: Path) -> None:
         pool._running().provisioner._sessions["node-2"].abandon("the test wants it gone")
         eventually(lambda: count_jobs(parallel) == 2)
         assert len(list(results)) == 39
+
+
+def test_a_parallel_that_was_patched_does_no_harm() -> None:
+    """Progress bars do so, and hide its signature."""
+    script = """if True:
+        from joblib import parallel
+        init = parallel.Parallel.__init__
+        parallel.Parallel.__init__ = lambda self, *args, **kwargs: init(self, *args, **kwargs)
+        import skyward.joblib_ext.crew
+    """
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
