@@ -6,6 +6,7 @@ with it. So what will be needed is counted beforehand.
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 
@@ -21,11 +22,11 @@ def limit() -> int:
 
 
 def left() -> int:
-    """How many more it may open now."""
+    """How many more it may open now; what it has open does not count where that can't be seen."""
     try:
         used = len(os.listdir("/dev/fd")) - 1  # noqa: PTH208  one is the folder itself
-    except OSError:  # as when none is left
-        return 0
+    except OSError as error:
+        return 0 if error.errno in (errno.EMFILE, errno.ENFILE) else limit()
     return max(0, limit() - used)
 
 

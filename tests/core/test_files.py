@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -47,6 +48,14 @@ def test_the_limit_is_raised_as_far_as_allowed_and_never_lowered() -> None:
 @pytest.mark.parametrize(("hard", "words"), [(4096, "(ulimit -n 1024)"), (64, "the system allows 64")])
 def test_the_advice_can_be_followed(hard: int, words: str) -> None:
     assert words in few("from skyward.core import files; print(files.advice(30))", 64, hard)
+
+
+def test_a_system_that_does_not_show_open_files_is_no_reason_to_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(path: str) -> list[str]:
+        raise FileNotFoundError(errno.ENOENT, "no such folder", path)
+
+    monkeypatch.setattr(os, "listdir", missing)  # a chroot without /dev/fd
+    assert files.left() == files.limit()
 
 
 def test_nothing_stays_open() -> None:
