@@ -555,15 +555,20 @@ class Dispatcher:
         self._spread.node_up(session)
         self._handle(schedule.NodeUp(session.node, slots))
 
-    def node_down(self, name: str, reason: str) -> None:
-        """A node is gone for good."""
+    def node_barren(self, name: str, reason: str) -> None:
+        """A node can begin nothing any more, and has answered for all that it had begun; its session is to end."""
+        self.expelled.add(name)
+        self.node_down(name, reason, begun=False)
+
+    def node_down(self, name: str, reason: str, *, begun: bool = True) -> None:
+        """A node is gone for good, with the tasks that it had; said again, it has no effect."""
         node = self._nodes.pop(name, None)
         if node is not None:
             node.streams.close()
             self._lost[name] = reason
         self._spread.node_down(name)
         if node is not None:
-            self._handle(schedule.NodeDown(name))
+            self._handle(schedule.NodeDown(name, begun))
 
     def hopeless(self, reason: str) -> None:
         """No node is up and none will come; what waits, and what comes, fails."""

@@ -169,7 +169,10 @@ class Setup(NamedTuple):
 
 
 class Ready(NamedTuple):
-    """Agent to owner: `slots` slots take tasks from now on; or `error` says why there will be none."""
+    """Agent to owner: `slots` slots take tasks from now on; or `error` says why there will be none, or no more.
+
+    When there are no more, all tasks that had begun were answered before this was said.
+    """
 
     slots: int
     error: str | None

@@ -486,6 +486,8 @@ class Provisioner:
         if not isinstance(message, Ready):
             self._dispatcher.received(session, message, buffers)
         elif message.error is not None:
+            if session.node in self._ready:
+                self._dispatcher.node_barren(session.node, message.error)
             self._first_error = self._first_error or ProvisioningError(f"{session.node}: {message.error}")
             session.abandon(message.error)
         elif session.node in self._ready:

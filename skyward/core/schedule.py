@@ -133,9 +133,10 @@ class NodeUp(NamedTuple):
 
 
 class NodeDown(NamedTuple):
-    """A node is gone for good, with everything that ran there."""
+    """A node is gone for good, and what ran there too; unless `begun`, nothing of what is out there has begun."""
 
     node: str
+    begun: bool = True
 
 
 class Finished(NamedTuple):
@@ -424,6 +425,7 @@ class Schedule:
         self._count(-node.slots)
         self._pinned.discard(node.name)
         for task in reversed([task for task in node.out.values() if task is not None]):
+            task.starts -= not event.begun
             if task.pinned is not None or task.starts >= task.attempts:
                 self._settle(task, Verdict.NODE_LOST, commands)
             else:

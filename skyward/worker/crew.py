@@ -504,15 +504,15 @@ class Crew:
             self._retries = iter(_RETRIES)
         delay = next(self._retries, None) if killed or self._announced else None
         self._up, self._up_since = False, math.inf
-        if delay is not None:
-            self._forks = Forks(self._loop, self._config, self._reported, self._forks_ended, delay=delay)
-        else:
-            self._apply(self.table.give_up(words))
         buried = [(number, self._bury(number)) for number in list(self._processes)]
         made = {number for number, process in buried if process is not None and process.up}
         self._apply(self.table.all_ended(made, words))
-        if delay is None:  # after what is refused, so that none of it is counted as lost with us
+        if delay is not None:
+            self._forks = Forks(self._loop, self._config, self._reported, self._forks_ended, delay=delay)
+            self._apply(self.table.dispatch())
+        else:  # by now the owner has an answer for all that had begun
             self._post(Ready(0, words), ())
+            self._apply(self.table.give_up(words))
 
     def _warmed(self, number: int | None) -> None:
         """A slot that was made ahead is up, or will never be; we are ready when none of them is awaited.

@@ -270,7 +270,7 @@ class Table:
         return [*refused, *self._remove(number, Failure.REFUSED, detail)]
 
     def all_ended(self, made: Container[int], detail: str) -> list[Command]:
-        """No process lives any more, and all that they had sent was told before.
+        """No process lives any more, and all that they had sent was told before; `dispatch` is to follow.
 
         Those in `made` died. The others never came to be: what they were given waits again, before all others.
         """
@@ -284,7 +284,7 @@ class Table:
                 slot.live.clear()
             reason = Failure.CRASHED if len(slot.tasks) == 1 else Failure.SHARED_CRASH
             commands += self._drop(slot, reason, detail)
-        return [*commands, *self.dispatch()]
+        return commands
 
     def give_up(self, detail: str) -> list[Command]:
         """No process can be made any more: nothing that waits, or will come, starts here."""

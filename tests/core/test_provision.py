@@ -17,7 +17,7 @@ import pytest
 
 from skyward.core import registry
 from skyward.core.bootstrap_scripts import BUILD, LOOK
-from skyward.core.dispatch import Dispatcher
+from skyward.core.dispatch import Dispatcher, TaskOptions
 from skyward.core.errors import (
     AuthFailed,
     HostUnreachable,
@@ -30,6 +30,7 @@ from skyward.core.events import Events, Machines, NodeGone, Note
 from skyward.core.fleet import Command, Event, Fleet
 from skyward.core.interfaces import Output, Trait
 from skyward.core.ioloop import IOThread
+from skyward.core.messages import Failed, Failure, Ready
 from skyward.core.provision import Plan, Provisioner
 from skyward.core.session import Timing
 from skyward.core.spec import Endpoint, Image, Machine, MachineId, Nodes, Offer, Order, Resources
@@ -301,6 +302,27 @@ def test_a_node_that_begins_no_task_is_taken_out_said_and_replaced() -> None:
     assert "no node can begin abs (task 1); node-1 says: no room" in errors[1]
     assert "no node is left" in errors[-1]
     assert "no room" in errors[-1]
+    fixture.close()
+
+
+def test_what_a_node_had_not_begun_when_it_could_begin_no_more_runs_on_the_next() -> None:
+    """Though it may be started but once, and there is no other node at the moment."""
+    provider = MemoryProvider()
+    fixture = Fixture(provider, nodes=1)
+    fixture.start().result(10)
+    agent = provider.agents[provider.made[0]]
+    agent.holding = True
+    future = fixture.dispatcher.submit(abs, -1, options=TaskOptions(attempts=1))
+    eventually(lambda: agent.held)
+
+    async def give_up() -> None:
+        agent.say(Ready(0, "the fork server ended"))
+        agent.say(Failed(1, 0.0, Failure.REFUSED.value, "the fork server ended"))
+        agent.flush()
+
+    fixture.io.start(give_up()).result(5)
+    assert future.result(20) == 1
+    assert [(gone.node, gone.reason) for gone in fixture.gone] == [("node-1", "the fork server ended")]
     fixture.close()
 
 

@@ -141,14 +141,17 @@ class ScheduleMachine(RuleBasedStateMachine):
         self.handle(NodeUp(name, slots))
         return name
 
-    @rule(node=consumes(nodes_in))
-    def node_down(self, node: str) -> None:
+    @rule(node=consumes(nodes_in), begun=st.booleans())
+    def node_down(self, node: str, begun: bool = True) -> None:
+        if not begun:  # then those starts do not count
+            for task, wanted in self.out[node].items():
+                self.starts[task] -= wanted
         del self.nodes[node]
         del self.out[node]
         self.asked.pop(node, None)
         self.resting.discard(node)
         self.expelled.discard(node)
-        self.handle(NodeDown(node))
+        self.handle(NodeDown(node, begun))
         self.handle(NodeDown(node))  # saying it twice does no harm
 
     @rule(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from skyward.core.messages import Failure
+from skyward.core.messages import Began, Failure
 from tests.worker.helpers import Owner, alive, descendants, owner, wait_for
 
 
@@ -69,6 +69,8 @@ def test_bad_numbers_are_refused() -> None:
 
 def test_a_killed_fork_server_is_replaced(node: Owner) -> None:
     running = node.submit(time.sleep, 60)
+    begun = Began([running])
+    node.until(lambda: any(received.message == begun for received in node.order), "its beginning")
     pid = node.call(os.getpid)
     old = fork_server(node)
     os.kill(old, signal.SIGKILL)

@@ -331,6 +331,7 @@ class AnyOrder(RuleBasedStateMachine):
                 self.waiting[:0] = [task for task in self.table.slots[slot].tasks if task not in self.settled]
         self.processes, self.inside, self.ahead = {}, {}, {}
         self.apply(self.table.all_ended(made, "the fork server ended"))
+        self.apply(self.table.dispatch())
         assert all(slot > max(made, default=0) for slot in self.table.slots)
 
     @rule()
