@@ -69,6 +69,7 @@ PURE = (
     "skyward.core.relay",
     "skyward.core.rollcall",
     "skyward.core.schedule",
+    "skyward.core.schedule_words",
     "skyward.core.scope",
     "skyward.core.wire",
     "skyward.providers.first_boot",
