@@ -13,11 +13,12 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
-__all__ = ["Delivery", "Errors", "Lane"]
+__all__ = ["TOGETHER", "Delivery", "Errors", "Lane"]
 
-_TOGETHER = 0.02  # seconds; what comes within them counts as having come at the same time
+TOGETHER = 0.2
+"""Seconds; what comes within them counts as having come at the same time."""
 
 _log = logging.getLogger("skyward.delivery")
 
@@ -32,30 +33,51 @@ class Lane:
         self.served = False  # whether a thread has this lane in hand; guarded by Delivery's lock
 
 
+class _Kept(NamedTuple):
+    lane: Lane
+    items: list[Any]
+    timer: asyncio.TimerHandle
+
+
 class Errors:
     """Errors that are kept back a moment: of several that come together, the first in order is to be met.
 
     For one thread only, which has a running loop.
+
+    Parameters
+    ----------
+    delivery
+        Where they go.
+    is_first
+        Whether nothing can be expected that should be met before an item.
     """
 
-    def __init__(self, delivery: Delivery) -> None:
+    def __init__(self, delivery: Delivery, is_first: Callable[[Any], bool]) -> None:
         self._delivery = delivery
-        self._kept: dict[int, tuple[Lane, list[Any]]] = {}  # by the lane's id
+        self._is_first = is_first
+        self._kept: dict[int, _Kept] = {}  # by the lane's id
 
-    def put(self, lane: Lane, item: object, *, is_first: bool) -> None:
-        """Deliver an item; a little later unless it `is_first`, so that none can come that should be met before."""
+    def put(self, lane: Lane, item: object) -> None:
+        """Deliver an item; at once if it is the first, else when `review` finds that it is, or in a moment."""
         if (kept := self._kept.get(id(lane))) is not None:
-            kept[1].append(item)
-        elif is_first:
+            kept.items.append(item)
+        elif self._is_first(item):
             self._delivery.put(lane, item)
         else:
-            self._kept[id(lane)] = lane, [item]
-            asyncio.get_running_loop().call_later(_TOGETHER, self._deliver, id(lane))
+            timer = asyncio.get_running_loop().call_later(TOGETHER, self._deliver, id(lane))
+            self._kept[id(lane)] = _Kept(lane, [item], timer)
+
+    def review(self) -> None:
+        """Something that was expected has come."""
+        for key, kept in list(self._kept.items()) if self._kept else ():
+            if self._is_first(min(kept.items, key=self._delivery.order)):
+                self._deliver(key)
 
     def _deliver(self, key: int) -> None:
-        lane, items = self._kept.pop(key)
-        for item in sorted(items, key=self._delivery.order):
-            self._delivery.put(lane, item)
+        kept = self._kept.pop(key)
+        kept.timer.cancel()
+        for item in sorted(kept.items, key=self._delivery.order):
+            self._delivery.put(kept.lane, item)
 
     def flush(self) -> None:
         """Deliver all, after the loop has ended."""

@@ -14,6 +14,7 @@ import itertools
 import logging
 import operator
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from typing import Any, Literal, TypeVar
 from skyward.core import messages, payload, schedule, wire
 from skyward.core.answers import Answers
 from skyward.core.blobs import Arrays, Snapshot, Snapshots
-from skyward.core.delivery import Delivery, Errors, Lane
+from skyward.core.delivery import TOGETHER, Delivery, Errors, Lane
 from skyward.core.errors import NodeLost, PayloadError, PoolNotActive, ProtocolError, TaskTimeout, WorkerCrashed
 from skyward.core.events import Events, Note, Printed, TaskEnded, TasksQueued
 from skyward.core.futures import TaskFuture
@@ -139,6 +140,7 @@ class _Job:
     node: str = ""
     is_here: bool = False  # whether that node uses this program's environment
     number: int = 0  # of the message that took it there
+    began: float = 0.0  # when its node said that it had, by time.monotonic
     withdrawn: bool = False  # nobody wants it if it has not begun
     reason: str = ""
 
@@ -221,7 +223,7 @@ class Dispatcher:
         self.named: Named = named
         self._why_hopeless = "no node is left"
         self._delivery = Delivery(self._deliver, f"{name}-delivery", operator.attrgetter("id"))
-        self._errors = Errors(self._delivery)
+        self._errors = Errors(self._delivery, self._is_first)
         self._on_cancel = self._cancel  # one bound method for all futures
         self._pid = os.getpid()
         self._closed: str | None = None
@@ -390,7 +392,7 @@ class Dispatcher:
 
     def _run(self, node: _Node, job: _Job, alone: bool) -> None:
         if job.node:
-            job.future.began = False  # it is tried again
+            job.future.began, job.began = False, 0.0  # it is tried again
         job.node, job.is_here = node.session.node, node.session.shares
         node.newest = max(node.newest, job.id)
         if job.blobs:
@@ -426,9 +428,20 @@ class Dispatcher:
             if not self._jobs:
                 self._idle.set()
             if job.answer is not None and isinstance(job.answer[0], messages.Failed):
-                self._errors.put(job.lane, job, is_first=next(iter(self._jobs), job.id) >= job.id)
+                self._errors.put(job.lane, job)
             else:
                 self._delivery.put(job.lane, job)
+            self._errors.review()
+
+    def _is_first(self, job: _Job) -> bool:
+        """Whether no task of its lane is out that was submitted before; but one that runs for a while doesn't count."""
+        long_ago = time.monotonic() - TOGETHER
+        for other in self._jobs.values():
+            if other.id >= job.id:
+                break
+            if other.lane is job.lane and not 0.0 < other.began < long_ago:
+                return False
+        return True
 
     # --- I/O thread: nodes ---
 
@@ -456,9 +469,11 @@ class Dispatcher:
             node.streams.received(message, buffers)
 
     def _began(self, node: _Node, tasks: list[int]) -> None:
+        now = time.monotonic()
         for task in tasks:
             if (job := self._jobs.get(task)) is not None and job.node == node.session.node:
                 job.future.began = True
+                job.began = now
         self._handle(schedule.Began(node.session.node, tasks))
 
     def _finished(self, node: _Node, message: messages.Done | messages.Failed, buffers: list[Filled]) -> None:

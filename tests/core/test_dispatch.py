@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from skyward.core import messages
+from skyward.core.delivery import TOGETHER
 from skyward.core.dispatch import Call, TaskOptions
 from skyward.core.errors import NodeLost, PayloadError, PoolNotActive, TaskTimeout, WorkerCrashed
 from skyward.core.events import Note, Printed
@@ -472,6 +473,35 @@ def test_errors_that_come_together_are_met_in_order(pool: MemoryPool) -> None:
     assert [type(future.exception(5)) for future in futures] == [ZeroDivisionError, type(None)] * 2 + [
         ZeroDivisionError
     ]
+
+
+def test_an_error_does_not_wait_for_a_task_that_runs_for_long(pool: MemoryPool) -> None:
+    """Nor longer than for the answer that was expected before."""
+    kept = pool.dispatcher._errors._kept
+    agent = pool.add(slots=4, holding=True)
+    first, second, third = [pool.submit(divmod, 1, 0) for _ in range(3)]
+    eventually(lambda: len(agent.held) == 3)
+
+    def answer(task: int) -> None:
+        agent.answer(task)
+        agent.flush()
+
+    pool.do(answer, 3)
+    eventually(lambda: kept)
+    pool.do(answer, 2)
+    pool.do(agent.begin, 1)
+    assert third.exception(5) is not None
+    assert second.done()
+    eventually(lambda: 0 < pool.dispatcher._jobs[1].began < time.monotonic() - TOGETHER)
+    fourth = pool.submit(divmod, 1, 0)
+    eventually(lambda: 4 in agent.held)
+    pool.do(answer, 4)
+    eventually(lambda: 4 not in pool.dispatcher._jobs)
+    assert not kept
+    assert fourth.exception(5) is not None
+    assert not first.done()
+    pool.do(agent.release)
+    assert first.exception(5) is not None
 
 
 def test_an_error_that_is_kept_back_is_not_lost_at_the_end(pool: MemoryPool) -> None:
