@@ -31,6 +31,7 @@ from skyward.core.events import (
     TaskEnded,
     TasksQueued,
 )
+from skyward.core.visible import printed, shown
 
 if TYPE_CHECKING:
     from skyward.liveline import LiveLine
@@ -202,7 +203,7 @@ def live_text(tally: Tally, rate: float, elapsed: float) -> str:
     else:  # "connecting to 10.0.0.5" and "connecting to 10.0.0.6" are two that connect
         verbs = Counter(step.partition(" ")[0] for step in tally.steps.values())
         parts += [f"{count} {verb}" for verb, count in verbs.most_common()]
-    return f"skyward {tally.provider}: {' | '.join(parts)} | {elapsed:.0f} s"
+    return shown(f"skyward {tally.provider}: {' | '.join(parts)} | {elapsed:.0f} s", lines=False)
 
 
 def summary_text(tally: Tally) -> str:
@@ -215,7 +216,7 @@ def summary_text(tally: Tally) -> str:
     parts += _other_ends(tally)
     if tally.lost:
         parts.append(f"{tally.lost} nodes lost")
-    return f"skyward {tally.provider}: {' | '.join(parts)}"
+    return shown(f"skyward {tally.provider}: {' | '.join(parts)}", lines=False)
 
 
 def _other_ends(tally: Tally) -> list[str]:
@@ -225,7 +226,7 @@ def _other_ends(tally: Tally) -> list[str]:
 
 def mark(node: str, text: str) -> str:
     """Whole lines, each marked with its node."""
-    return "".join(f"[{node}] {line}\n" for line in text.removesuffix("\n").split("\n"))
+    return "".join(f"[{shown(node)}] {line}\n" for line in printed(text).removesuffix("\n").split("\n"))
 
 
 def _number(rate: float) -> str:
@@ -311,10 +312,11 @@ class Console:
     def _note(self, note: Note) -> None:
         # Without a terminal (nohup, a batch system, a notebook) what is bought is told all the same: where nobody has
         # set up logging, a log would keep it to itself.
+        text = shown(note.text)
         if self._terminal is not None or (self._live and not _log.hasHandlers()):
-            self._writer.put("stderr", f"skyward: {'warning: ' if note.warning else ''}{note.text}\n")
+            self._writer.put("stderr", f"skyward: {'warning: ' if note.warning else ''}{text}\n")
         else:
-            self._writer.put("warning" if note.warning else "info", note.text)
+            self._writer.put("warning" if note.warning else "info", text)
 
     def _text(self) -> str:
         now = self._clock()

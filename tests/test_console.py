@@ -234,6 +234,31 @@ def test_every_line_is_marked() -> None:
     assert mark("node-1", "\n") == "[node-1] \n"
 
 
+def test_what_tasks_print_keeps_its_colours_and_nothing_else() -> None:
+    assert mark("n\x1b[2J", "\x1b]0;t\x07\x1b[31mred\nmore\n") == ("[n\\x1b[2J] \x1b[31mred\n[n\\x1b[2J] more\x1b[0m\n")
+
+
+def test_what_machines_are_called_is_visible() -> None:
+    tally = Tally(provider="p\x1b[2J")
+    tally.add(NodeStep("n", "connecting to \x1b]0;t\x07host\n"), 0.0)
+    for text in (live_text(tally, 0.0, 1.0), summary_text(tally)):
+        assert text.isprintable()
+        assert "\\x1b[2J" in text
+
+
+def test_notes_are_visible(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
+    terminal = io.StringIO()
+    console = Console(live=True, stream=terminal)
+    console.handle(Note("refused: \x1b[2J\nnext"))
+    console.close()
+    quiet = Console(live=False)
+    quiet.handle(Note("refused: \x1b[2J", warning=True))
+    quiet.close()
+    said = terminal.getvalue() + capsys.readouterr().err + caplog.text
+    assert said.count("refused: \\x1b[2J") == 2
+    assert "\x1b[2J\nnext" not in said
+
+
 # --- drawing ---
 
 

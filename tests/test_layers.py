@@ -45,7 +45,7 @@ HOUSE: dict[str, set[str]] = {
     "skyward.joblib_ext": {"skyward.core"},
     "skyward.integrations": {"skyward.core", "skyward.joblib_ext"},
     "skyward.plugins": {"skyward.core", "skyward.joblib_ext"},
-    "skyward.console": {"skyward.core.events", "skyward.liveline"},
+    "skyward.console": {"skyward.core.events", "skyward.core.visible", "skyward.liveline"},
     "skyward.liveline": set(),
     "skyward.cli": {"*"},
     "skyward.testing": {"skyward.core", "skyward.providers", "skyward.transport", "skyward.worker"},
@@ -71,6 +71,7 @@ PURE = (
     "skyward.core.schedule",
     "skyward.core.schedule_words",
     "skyward.core.scope",
+    "skyward.core.visible",
     "skyward.core.wire",
     "skyward.providers.first_boot",
 )

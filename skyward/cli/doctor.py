@@ -17,7 +17,7 @@ from typing import Annotated, Protocol, runtime_checkable
 import typer
 
 from skyward.cli import sources
-from skyward.cli.output import as_json, waiting
+from skyward.cli.output import as_json, tell, waiting
 from skyward.core.errors import SkywardError
 from skyward.core.interfaces import Rental
 from skyward.core.ledger import Ledger
@@ -88,10 +88,10 @@ def _show(findings: Iterable[Finding]) -> None:
     for finding in findings:
         if finding.where != where:
             where = finding.where
-            typer.echo(where)
-        typer.echo(f"  {_MARK[finding.ok]:<5}  {finding.what}: {finding.detail}".replace("\n", "\n         "))
+            tell(where)
+        tell(f"  {_MARK[finding.ok]:<5}  {finding.what}: {finding.detail}".replace("\n", "\n         "))
         if finding.advice and not finding.ok:
-            typer.echo(f"         -> {finding.advice}")
+            tell(f"         -> {finding.advice}")
 
 
 def _examine(source: sources.Source) -> list[Finding]:

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from skyward.cli import sources
-from skyward.cli.output import say, waiting
+from skyward.cli.output import say, tell, waiting
 from skyward.core.errors import ConfigError
 from skyward.core.ledger import Ledger, PoolEntry
 from skyward.core.spec import Machine, MachineId, MachineState
@@ -70,7 +70,7 @@ def run(
     known = _targets(entries, answers)
     targets = list(known.values()) if pool is None else [_the_one(pool, known, entries, chosen)]
     if not targets and not any(answer.error for answer in answers):
-        typer.echo(f"nothing is left at {sources.places(asked, others)}")
+        tell(f"nothing is left at {sources.places(asked, others)}")
         return
     _confirm([target.warning for target in targets if not target.is_orphan], yes)
     try:
@@ -164,5 +164,5 @@ def _end(ledger: Ledger, target: _Target, timeout: float, forget: bool) -> bool:
         return False
     # Several may show the same account.
     ended = {(str(answer.source), id) for answer in answers for id in answer.value or ()}
-    typer.echo(f"{target.tag}: {len(ended)} machine(s) ended; nothing is left")
+    tell(f"{target.tag}: {len(ended)} machine(s) ended; nothing is left")
     return True

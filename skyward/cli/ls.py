@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from skyward.cli import sources
-from skyward.cli.output import age, as_json, money, say, table, waiting
+from skyward.cli.output import age, as_json, money, say, table, tell, waiting
 from skyward.core.ledger import Entry, Ledger, PoolEntry
 from skyward.core.spec import Machine, MachineState
 
@@ -73,7 +73,7 @@ def run(
     elif found:
         table(_COLUMNS, map(_cells, found))
     elif answered := [answer.source for answer in answers if answer.error is None]:
-        typer.echo(f"no machines at {sources.places(answered, others)}")
+        tell(f"no machines at {sources.places(answered, others)}")
     if any(answer.error is not None for answer in answers):
         raise typer.Exit(1)  # there may be more
 

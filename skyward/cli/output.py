@@ -11,24 +11,31 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["age", "as_json", "memory", "money", "say", "table", "waiting"]
+from skyward.core.visible import in_json, shown
+
+__all__ = ["age", "as_json", "memory", "money", "say", "table", "tell", "waiting"]
 
 _WIDE = 10_000  # columns, so that a row is one line: it can be searched for, and what is in it copied
 
 
 def say(text: str) -> None:
     """Tell the user something that is no result."""
-    typer.echo(f"skyward: {text}", err=True)
+    typer.echo(f"skyward: {shown(text)}", err=True)
+
+
+def tell(text: str) -> None:
+    """A result for people, in lines."""
+    typer.echo(shown(text))
 
 
 def waiting(text: str) -> AbstractContextManager[object]:
     """Show on a terminal what is waited for."""
-    return Console(stderr=True, highlight=False).status(Text(text))
+    return Console(stderr=True, highlight=False).status(Text(shown(text, lines=False)))
 
 
 def as_json(value: object) -> None:
     """A result for programs."""
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    typer.echo(in_json(json.dumps(value, indent=2, ensure_ascii=False)))
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -36,12 +43,12 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
     The terminal breaks lines that it has no room for, so the columns that matter most come first.
     """
-    shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    drawn = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for name in columns:
-        shown.add_column(name.removeprefix(">"), justify="right" if name.startswith(">") else "left")
+        drawn.add_column(name.removeprefix(">"), justify="right" if name.startswith(">") else "left")
     for row in rows:
-        shown.add_row(*(Text(cell) for cell in row))  # not as markup: the texts are the clouds'
-    Console(highlight=False, width=_WIDE).print(shown)
+        drawn.add_row(*(Text(shown(cell, lines=False)) for cell in row))  # not as markup: the texts are the clouds'
+    Console(highlight=False, width=_WIDE).print(drawn)
 
 
 def age(seconds: float | None) -> str:

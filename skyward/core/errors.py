@@ -39,6 +39,8 @@ from __future__ import annotations
 import pickle
 from typing import TYPE_CHECKING
 
+from skyward.core.visible import shown
+
 if TYPE_CHECKING:
     from skyward.core.scope import Scope
 
@@ -74,7 +76,13 @@ __all__ = [
 
 
 class SkywardError(Exception):
-    """Base of every error that skyward raises by itself."""
+    """Base of every error that skyward raises by itself.
+
+    Its text may quote clouds, hosts and tasks; as text it has no control characters.
+    """
+
+    def __str__(self) -> str:
+        return shown(super().__str__())
 
 
 class ConfigError(SkywardError, ValueError):

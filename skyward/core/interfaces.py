@@ -16,9 +16,22 @@ from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 from skyward.core.spec import Endpoint, Image, Machine, MachineId, Offer, Order, Resources
 
 if TYPE_CHECKING:
+    from skyward.core.events import Event
     from skyward.core.pool import Compute
 
-__all__ = ["Channel", "Link", "Output", "Plugin", "Provider", "Rental", "Shell", "StreamShell", "Trait", "Transport"]
+__all__ = [
+    "Channel",
+    "Link",
+    "Listener",
+    "Output",
+    "Plugin",
+    "Provider",
+    "Rental",
+    "Shell",
+    "StreamShell",
+    "Trait",
+    "Transport",
+]
 
 
 class Trait(enum.Enum):
@@ -203,6 +216,22 @@ class Transport(Protocol):
         HostUnreachable, HostKeyError, LoginRefused
             As their names say; never another type.
         """
+        ...
+
+
+class Listener(Protocol):
+    """Hears what happens in a pool: the console, a dashboard.
+
+    A class, or any callable, with an entry point in the group ``skyward.listeners``. It is called as each pool is
+    entered, in that thread, with ``live=`` (the pool's ``console=``; more may be added, so take ``**others``).
+    """
+
+    def handle(self, event: Event) -> None:
+        """Something has happened. Called from any thread, several at a time; must neither block nor call the pool."""
+        ...
+
+    def close(self) -> None:
+        """The pool has ended, and nothing more is heard. Called once, from the thread that closes it; may block."""
         ...
 
 

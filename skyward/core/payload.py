@@ -24,6 +24,7 @@ from skyward.core import memmaps
 from skyward.core.culprit import find_culprit
 from skyward.core.errors import PayloadError, TaskFailed
 from skyward.core.interrupts import is_interrupt
+from skyward.core.visible import shown
 
 __all__ = [
     "CLASS_REDUCERS",
@@ -73,7 +74,7 @@ class RemoteTraceback(Exception):
         self.text = text
 
     def __str__(self) -> str:
-        return f'\n"""\n{self.text}"""'
+        return f'\n"""\n{shown(self.text)}"""'
 
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]

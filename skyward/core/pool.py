@@ -17,6 +17,7 @@ from typing import Any, Literal, Self
 
 from skyward.core import files, nesting, registry
 from skyward.core.answers import Answers
+from skyward.core.audience import Audience
 from skyward.core.dispatch import Dispatcher
 from skyward.core.errors import ConfigError, PoolNotActive
 from skyward.core.events import Events, Note, PoolClosed, PoolReady, PoolStarted
@@ -199,7 +200,7 @@ class Compute(TaskExecutor):
             state.start()
             self._state = state
             # joblib must find an open pool by its backend's name, with or without a plug-in.
-            state.contexts.enter_context(registry.load(registry.FRONTENDS, "joblib")(self))
+            state.audience.enter(self, state.contexts)
             for plugin in self._plugins:
                 if (context := plugin.around_client(self)) is not None:
                     state.contexts.enter_context(context)
@@ -308,8 +309,7 @@ class _Running:
         self._io = IOThread(f"skyward-io-{pool.name}")
         self._io.on_error = self._unexpected
         self._said: set[str] = set()  # errors
-        self._console = registry.load(registry.LISTENERS, "console")(live=pool.console)
-        self._unsubscribe = pool.events.subscribe(self._console.handle)
+        self.audience = Audience(pool.events, live=pool.console)
         local = [Trait.DRIVER_ENVIRONMENT in provider.traits for provider in pool.providers]
         self.dispatcher = Dispatcher(
             self._io,
@@ -460,8 +460,7 @@ class _Running:
         self._io.stop()
         self.dispatcher.close()
         self.events.emit(PoolClosed(time.monotonic() - self._began))
-        self._unsubscribe()
-        self._console.close()
+        self.audience.close()
 
     def _end_nodes(self, interrupts: Interrupts) -> None:
         is_rented = any(Trait.RENTED in provider.traits for provider in self._plan.providers)

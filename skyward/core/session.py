@@ -31,6 +31,7 @@ from skyward.core.interfaces import Channel
 from skyward.core.mailbox import Inbox, Outbox
 from skyward.core.messages import Ack, Bye, Message, Ping, Pong, Setup, Welcome
 from skyward.core.packing import Pace, Packer, available
+from skyward.core.visible import shown
 from skyward.core.wire import Buffer, Filled, Received, Role, Wire
 
 __all__ = ["Session", "SessionHandler", "Stripes", "Timing", "link_patience"]
@@ -574,4 +575,4 @@ def link_patience(timing: Timing, orphan_timeout: float, others: Collection[floa
 
 
 def _text(error: Exception) -> str:
-    return "time out" if isinstance(error, TimeoutError) else f"{error}"
+    return "time out" if isinstance(error, TimeoutError) else shown(f"{error}")

@@ -15,6 +15,7 @@ from skyward.core import messages, relay
 from skyward.core.blobs import Blobs, Snapshot
 from skyward.core.session import Session
 from skyward.core.shared import SharedFile
+from skyward.core.visible import shown
 
 __all__ = ["ABOUT_BLOBS", "Spread"]
 
@@ -87,7 +88,7 @@ class Spread:
         if isinstance(message, messages.Kept):
             node = self._nodes.get(name)
             if message.error is not None:
-                _log.info("%s: a blob did not come from elsewhere: %s", name, message.error)
+                _log.info("%s: a blob did not come from elsewhere: %s", name, shown(message.error))
                 if node is not None and message.digest in node.shared:
                     node.blind = True
                     self._give(node, message.digest, node.coming[message.digest], 0)

@@ -10,6 +10,7 @@ import sys
 from typing import Any
 
 from skyward.core.results.rules import Mark, Refused, Rule
+from skyward.core.visible import printed
 
 __all__ = ["REBUILD", "is_known", "of_class", "rule"]
 
@@ -40,11 +41,12 @@ def _rebuild(kind: Any, args: Any, state: Any) -> BaseException:
     if not is_known(kind) or type(args) is not tuple:
         raise Refused("makes an exception of something that is none")
     error = _new(kind, args)
-    BaseException.args.__set__(error, args)  # type: ignore[attr-defined]
+    BaseException.args.__set__(error, _cleaned(args))  # type: ignore[attr-defined]
     return _build(error, state)
 
 
 def _new(kind: Any, args: tuple[Any, ...]) -> BaseException:
+    args = _cleaned(args)
     native = next(each for each in kind.__mro__ if each.__module__ == "builtins")
     try:
         error = native.__new__(kind, *args)
@@ -53,6 +55,11 @@ def _new(kind: Any, args: tuple[Any, ...]) -> BaseException:
     if not isinstance(error, kind):
         raise Refused("makes an exception of something that is none")
     return error  # type: ignore[no-any-return]
+
+
+def _cleaned(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Texts as a terminal may get them, which is where an exception mostly ends."""
+    return tuple(printed(arg) if type(arg) is str else arg for arg in args)
 
 
 def _build(error: BaseException, state: Any) -> BaseException:

@@ -1,0 +1,59 @@
+"""Texts of others made harmless for a terminal, at the places where they meet one.
+
+Names of machines, messages of clouds and hosts, and what tasks print may hold whatever a terminal obeys: another title,
+a cursor that goes back over what stood there, a question that the terminal answers by typing. Pure.
+"""
+
+from __future__ import annotations
+
+import re
+
+__all__ = ["in_json", "printed", "shown"]
+
+# Control characters of seven and eight bits, those that turn the direction of writing or end a line besides "\n", and
+# halves of characters, which no stream takes.
+_CONTROL = r"\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
+_IN_LINES = re.compile(f"[{_CONTROL}]")
+_IN_A_LINE = re.compile(f"[{_CONTROL}\t\n]")
+
+_ODD = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+_COLOUR = re.compile(r"\x1b\[[0-9;:]{0,64}m")
+_SEQUENCE = re.compile(
+    r"(\x1b\[[0-9;:]{0,64}m)"  # a colour, which stays
+    r"|(?:\x1b[\]PX^_]|[\x90\x98\x9d-\x9f])[^\n\x07\x1b\x9c]*(?:\x07|\x9c|\x1b\\)?"  # a title, a device's command
+    r"|(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]?"  # a cursor's
+    r"|\x1b[ -/]*[0-~]?"
+    r"|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]"
+)
+
+
+def shown(text: str, *, lines: bool = True) -> str:
+    r"""A text with its control characters visible, such as ``\x1b``.
+
+    Line ends and tabs stay as they are with `lines`; without, it is one line.
+    """
+    return (_IN_LINES if lines else _IN_A_LINE).sub(_escape, text)
+
+
+def _escape(match: re.Match[str]) -> str:
+    return match[0].encode("unicode-escape").decode("ascii")
+
+
+def in_json(text: str) -> str:
+    """The same of JSON, which stays JSON of the same values."""
+    return _IN_LINES.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def printed(text: str) -> str:
+    """What a task has printed, as a terminal may get it: with its colours, tabs and carriage returns, and nothing else.
+
+    A colour ends with the text.
+    """
+    if _ODD.search(text) is None:
+        return text
+    clean = _SEQUENCE.sub(lambda match: match[1] or "", text)
+    *_, last = ("", *_COLOUR.findall(clean))
+    if last in ("", "\x1b[m", "\x1b[0m"):
+        return clean
+    body = clean.removesuffix("\n")
+    return f"{body}\x1b[0m{clean[len(body) :]}"
