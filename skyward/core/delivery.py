@@ -11,9 +11,10 @@ import asyncio
 import logging
 import queue
 import threading
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 __all__ = ["TOGETHER", "Delivery", "Errors", "Lane"]
 
@@ -26,16 +27,20 @@ _log = logging.getLogger("skyward.delivery")
 class Lane:
     """Items of one call that are to be delivered one after another."""
 
-    __slots__ = ("items", "served")
+    __slots__ = ("items", "out", "served")
 
     def __init__(self) -> None:
         self.items: deque[Any] = deque()
+        # What is expected, oldest first; for the thread that puts items. A plain dict finds its first entry ever later.
+        self.out: OrderedDict[int, Any] = OrderedDict()
         self.served = False  # whether a thread has this lane in hand; guarded by Delivery's lock
 
 
-class _Kept(NamedTuple):
+@dataclass(slots=True, eq=False)
+class _Kept:
     lane: Lane
     items: list[Any]
+    first: Any  # of the items
     timer: asyncio.TimerHandle
 
 
@@ -61,17 +66,18 @@ class Errors:
         """Deliver an item; at once if it is the first, else when `review` finds that it is, or in a moment."""
         if (kept := self._kept.get(id(lane))) is not None:
             kept.items.append(item)
+            kept.first = min(kept.first, item, key=self._delivery.order)
         elif self._is_first(item):
             self._delivery.put(lane, item)
         else:
             timer = asyncio.get_running_loop().call_later(TOGETHER, self._deliver, id(lane))
-            self._kept[id(lane)] = _Kept(lane, [item], timer)
+            self._kept[id(lane)] = _Kept(lane, [item], item, timer)
 
-    def review(self) -> None:
-        """Something that was expected has come."""
-        for key, kept in list(self._kept.items()) if self._kept else ():
-            if self._is_first(min(kept.items, key=self._delivery.order)):
-                self._deliver(key)
+    def review(self, lane: Lane) -> None:
+        """Something that was expected in this lane has come."""
+        kept = self._kept.get(id(lane))
+        if kept is not None and self._is_first(kept.first):
+            self._deliver(id(lane))
 
     def _deliver(self, key: int) -> None:
         kept = self._kept.pop(key)

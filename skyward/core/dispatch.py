@@ -343,7 +343,7 @@ class Dispatcher:
                 raise
 
     def _submitted(self, job: _Job) -> schedule.Submitted:
-        self._jobs[job.id] = job
+        self._jobs[job.id] = job.lane.out[job.id] = job
         self._idle.clear()
         options, call = job.options, job.options.call or self._common
         attempts = self._attempts if options.attempts is None else options.attempts
@@ -420,6 +420,7 @@ class Dispatcher:
 
     def _settle(self, command: schedule.Settle) -> None:
         job = self._jobs.pop(command.task)
+        del job.lane.out[job.id]
         job.verdict = command.verdict
         job.buffers = []
         try:
@@ -431,15 +432,15 @@ class Dispatcher:
                 self._errors.put(job.lane, job)
             else:
                 self._delivery.put(job.lane, job)
-            self._errors.review()
+            self._errors.review(job.lane)
 
     def _is_first(self, job: _Job) -> bool:
         """Whether no task of its lane is out that was submitted before; but one that runs for a while doesn't count."""
         long_ago = time.monotonic() - TOGETHER
-        for other in self._jobs.values():
+        for other in job.lane.out.values():
             if other.id >= job.id:
                 break
-            if other.lane is job.lane and not 0.0 < other.began < long_ago:
+            if not 0.0 < other.began < long_ago:
                 return False
         return True
 
