@@ -15,6 +15,8 @@ __all__ = [
     "KILL",
     "REPORT",
     "REQUEST",
+    "SEAT",
+    "TRYING",
     "UP",
 ]
 
@@ -26,7 +28,13 @@ FILES = 4
 
 FORK_ISOLATED, FORK_SHARED, KILL, END = 1, 2, 3, 4
 
+SEAT = 5
+"""Fork server to its heir, before a fork: the slot's number for tasks."""
+
 REPORT = struct.Struct("!BIi")
 """Fork server to agent: what, slot, value."""
 
 UP, FORKED, FAILED, EXITED = 1, 2, 3, 4  # values: nothing; pid; errno; wait status
+
+TRYING = 5
+"""Heir to fork server, in the place of a slot: the index of the module that it imports next."""

@@ -26,9 +26,23 @@ from typing import Any, NoReturn
 import msgpack
 
 from skyward.core.whoami import Seats
-from skyward.worker import bridge, slot, store
-from skyward.worker.control import END, EXITED, FAILED, FILES, FORK_SHARED, FORKED, KILL, REPORT, REQUEST, UP
-from skyward.worker.process import ignore_interrupts, name_process, sit_down
+from skyward.worker import bridge, imports, slot, store
+from skyward.worker.control import (
+    END,
+    EXITED,
+    FAILED,
+    FILES,
+    FORK_SHARED,
+    FORKED,
+    KILL,
+    REPORT,
+    REQUEST,
+    SEAT,
+    TRYING,
+    UP,
+)
+from skyward.worker.heirs import Heirs
+from skyward.worker.process import ignore_interrupts, kill_group, name_process, sit_down
 
 __all__ = ["live", "main"]
 
@@ -44,9 +58,13 @@ class ForkServer:
         What each fork becomes.
     scratch
         The agent's folders, to be removed if the agent can't.
+    lore
+        Where slots tell what they import; None in an heir, which does not learn.
     """
 
-    def __init__(self, control: socket.socket, unborn: slot.Slot, scratch: Sequence[str]) -> None:
+    def __init__(
+        self, control: socket.socket, unborn: slot.Slot, scratch: Sequence[str] = (), lore: socket.socket | None = None
+    ) -> None:
         self.control = control
         self.scratch = scratch
         self.unborn = unborn
@@ -56,6 +74,8 @@ class ForkServer:
         self.seated: dict[int, int] = {}  # slot -> its number for tasks, unless threads share it or it is being killed
         self.deadline: float | None = None  # set when we are to end: what lives then is killed
         self.signals: dict[signal.Signals, Any] = {}  # what became of them before they were ours
+        self.heirs = Heirs(lore, self.relay, self.bequeath) if lore is not None else None
+        self.seat: int | None = None  # of the next slot, where another one gives them out
         self._wake, self._woken = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     def __repr__(self) -> str:
@@ -71,16 +91,28 @@ class ForkServer:
         poll = select.poll()
         poll.register(self._wake, select.POLLIN)
         poll.register(self.control, select.POLLIN)
-        while self.deadline is None or (self.pids and time.monotonic() < self.deadline):
-            wait = None if self.deadline is None else max(0.0, self.deadline - time.monotonic()) * 1000
-            events = dict(poll.poll(wait))
+        if self.heirs is not None:
+            self.heirs.watch(poll)
+        while self.deadline is None or (self.is_needed() and time.monotonic() < self.deadline):
+            events = dict(poll.poll(self.patience()))
             if self._wake in events:
                 with contextlib.suppress(BlockingIOError):
                     os.read(self._wake, 4096)
                 self.reap()
             if self.control.fileno() in events and not self.obey():
                 self.orphaned()
+            if self.heirs is not None:
+                self.heirs.attend(events)
         self.kill_all()
+
+    def is_needed(self) -> bool:
+        """Whether slots live, or heirs, whose slots may."""
+        return bool(self.pids or (self.heirs is not None and self.heirs.all))
+
+    def patience(self) -> float | None:
+        """Milliseconds until there is something to do, if nobody says anything before."""
+        times = [self.deadline, self.heirs.next if self.heirs is not None else None]
+        return min((max(0.0, at - time.monotonic()) * 1000 for at in times if at is not None), default=None)
 
     def obey(self) -> bool:
         """Read one command; False when the agent is gone."""
@@ -94,12 +126,28 @@ class ForkServer:
         if what == KILL:
             if number in self.pids:
                 kill_group(self.pids[number])
+            elif self.heirs is not None:
+                self.heirs.kill(number)
             self.rise(number)  # now, since the one that comes in its place may be asked for already
+        elif what == SEAT:
+            self.seat = number
         elif what == END:
             self.deadline = time.monotonic() + self.unborn.settings.grace
+            if self.heirs is not None:
+                self.heirs.end()
+        else:
+            self.seat_and_fork(what, number, fds)
+        return True
+
+    def seat_and_fork(self, what: int, number: int, fds: list[int]) -> None:
+        """Make a slot, out of this process or of one that has imported more."""
+        if what != FORK_SHARED:
+            self.seated[number] = self.seats.take() if self.seat is None else self.seat
+        if len(fds) == FILES and self.heirs and self.heirs.fork(what, number, self.seated.get(number, 0), fds):
+            for fd in fds:
+                os.close(fd)
         else:
             self.fork(number, what == FORK_SHARED, fds)
-        return True
 
     def fork(self, number: int, shared: bool, fds: list[int]) -> None:
         """Make a slot out of this process."""
@@ -107,8 +155,6 @@ class ForkServer:
             if len(fds) != FILES:
                 raise OSError(errno.EMFILE, "no file descriptors came with the request")
             parent = os.getpid()
-            if not shared:
-                self.seated[number] = self.seats.take()
             pid = os.fork()
         except OSError as error:
             pid = -1
@@ -128,15 +174,45 @@ class ForkServer:
         if (seat := self.seated.pop(number, None)) is not None:
             self.seats.give_back(seat)
 
+    def relay(self, what: int, number: int, value: int) -> None:
+        """An heir's report."""
+        if what in (EXITED, FAILED):
+            self.rise(number)
+        self.report(what, number, value)
+
+    def bequeath(self, control: socket.socket, names: list[str], variables: dict[str, str | None]) -> NoReturn:
+        """In a new child: import, and fork slots from then on. Never returns."""
+        try:
+            parent = os.getppid()
+            self.leave(parent)
+            name_process("skyward-forks")
+            slot.close_all(keep={0, 1, 2, control.fileno(), self.unborn.imports.fd})
+            heir = ForkServer(control, self.unborn)
+            imports.learn(names, variables, lambda index: heir.report(TRYING, index, 0))
+            self.unborn.imports.renew()
+            gc.collect()
+            gc.freeze()
+            die_with_parent(parent, signal.SIGTERM)
+            heir.report(UP, 0, 0)
+            heir.serve()
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+        finally:
+            os._exit(1)
+
+    def leave(self, parent: int) -> None:
+        """In a child: be no fork server any more."""
+        signal.set_wakeup_fd(-1)
+        for caught, before in self.signals.items():
+            signal.signal(caught, before)
+        die_with_parent(parent, signal.SIGKILL)
+        self.control.detach()  # its number is closed with all others, and may then be another file
+
     def become(self, number: int, shared: bool, fds: list[int], parent: int) -> NoReturn:
         """In the child: a slot's life. Never returns."""
         code = 70
         try:
-            signal.set_wakeup_fd(-1)
-            for caught, before in self.signals.items():
-                signal.signal(caught, before)
-            die_with_parent(parent, signal.SIGKILL)
-            self.control.detach()  # its number is closed with all others, and may then be another file
+            self.leave(parent)
             name_process("skyward-slot")
             sit_down(self.unborn.settings.node, self.seated.get(number))
             code = slot.live(self.unborn, number, shared, *fds)
@@ -163,9 +239,10 @@ class ForkServer:
                 self.report(EXITED, number, status)
 
     def orphaned(self) -> None:
-        """The agent was killed: clear up in its place."""
-        for pid in self.slots:
-            kill_group(pid)
+        """The agent was killed: clear up in its place. Or an heir's fork server was, or needs the heir no more."""
+        self.kill_slots()
+        if self.heirs is None:
+            os._exit(0)
         for folder in self.scratch:
             shutil.rmtree(folder, ignore_errors=True)
         store.sweep()
@@ -173,22 +250,20 @@ class ForkServer:
 
     def kill_all(self) -> None:
         """Kill every slot and what it started, and end."""
-        for pid in self.slots:
-            kill_group(pid)
+        self.kill_slots()
         os._exit(0)
+
+    def kill_slots(self) -> None:
+        """Kill them, and what they have started."""
+        for pid in [*self.slots, *(self.heirs.pids() if self.heirs is not None else ())]:
+            kill_group(pid)
+        if self.heirs is not None:
+            self.heirs.kill_all()
 
     def report(self, what: int, number: int, value: int) -> None:
         """Tell the agent; if it is gone we learn so from the socket."""
         with contextlib.suppress(OSError):
             self.control.sendall(REPORT.pack(what, number, value))
-
-
-def kill_group(pid: int) -> None:
-    """SIGKILL to a slot, and to the group it leads unless it is too young to lead one."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, signal.SIGKILL)
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
 
 
 @cache
@@ -243,7 +318,10 @@ def live(control: socket.socket) -> None:
     bridge.install(config["bridge"])  # here, since it imports much; slots inherit it
     slot.settle_in()
     settings = slot.Settings(**{name: config[name] for name in ("node", "around", "threads", "shelf", "data")})
-    server = ForkServer(control, slot.Slot(settings), config["scratch"])
+    lore, told = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    for sock in (lore, told):
+        sock.setblocking(False)
+    server = ForkServer(control, slot.Slot(settings, told.detach()), config["scratch"], lore)
     gc.collect()
     gc.freeze()
     die_with_parent(config["agent"], signal.SIGTERM)  # from now on there is something to clear up

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 from skyward.core.whoami import SLOT, CurrentWorker
 
-__all__ = ["heed_interrupts", "ignore_interrupts", "multiply", "name_process", "reap", "sit_down"]
+__all__ = ["heed_interrupts", "ignore_interrupts", "kill_group", "multiply", "name_process", "reap", "sit_down"]
 
 
 def name_process(name: str) -> None:
@@ -60,6 +60,14 @@ def heed_interrupts() -> None:
 
 def _nothing(*_: object) -> None:
     pass
+
+
+def kill_group(pid: int) -> None:
+    """SIGKILL to a slot, and to the group it leads unless it is too young to lead one."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
 
 
 def multiply(pipes: Iterable[str]) -> list[int]:

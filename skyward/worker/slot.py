@@ -36,6 +36,7 @@ from skyward.core.whoami import Seats
 from skyward.core.wire import Buffer, Filled, Role, Wire
 from skyward.worker import threads
 from skyward.worker.growth import Growth
+from skyward.worker.imports import Imports
 from skyward.worker.link import unsent
 from skyward.worker.process import heed_interrupts
 from skyward.worker.shelf import Shelf
@@ -86,6 +87,8 @@ class Slot:
     ----------
     settings
         What the node's slots have in common.
+    told
+        A descriptor by which the fork server is told of imports.
     """
 
     sock: socket.socket
@@ -93,7 +96,7 @@ class Slot:
     claims: Claims
     """Tells which of the tasks that were given to an isolated slot are still its own."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, told: int) -> None:
         self.settings = settings
         if settings.data:
             owned.install()
@@ -103,6 +106,7 @@ class Slot:
         self.shelf = Shelf(settings.shelf) if settings.shelf is not None else None
         self.wire = Wire.opened(Role.WORKER)
         self.growth = Growth()
+        self.imports = Imports(told)
         self.pid = 0
         self._sending = threading.Lock()  # guards the wire's sending half and the order of writes
         self._tasks: queue.SimpleQueue[tuple[Run, list[Filled]]] = queue.SimpleQueue()
@@ -130,6 +134,7 @@ class Slot:
                     self._to_thread(message, received.buffers)
                 elif self.claims.claim(message.task):
                     self.answer(message, received.buffers)
+                    self.imports.tell()
                     if self.growth.exceeded() and self.claims.drawn is None:
                         return  # tasks that have not begun go to the slot that comes in our place
                 del received  # it holds the task's arguments, and the next one may be long in coming
@@ -162,6 +167,7 @@ class Slot:
                 os._exit(70)
             self._held.discard(run.task)
             del run, buffers  # as the arguments of a task that has ended need not wait for the next one
+            self.imports.tell()
             self.growth.exceeded()  # if so, there are others' tasks here
             self._idle += 1
 
@@ -360,14 +366,16 @@ def isolate(slot: Slot, sock: int, out: int, err: int, tickets: int) -> None:
     """Cut a new fork off from its parent: session, files, signals, random numbers."""
     os.setpgid(0, 0)  # to be killed with all that it starts; in the fork server's session, which has no terminal
     keep = slot.outputs.lead(out, err)
-    high, claims = (fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _high()) for fd in (sock, tickets))
-    close_all(keep={0, 1, 2, high, claims, *keep})
+    wanted = (sock, tickets, slot.imports.fd)
+    high, claims, told = (fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _high()) for fd in wanted)
+    close_all(keep={0, 1, 2, high, claims, told, *keep})
+    slot.imports.fd = told
     heed_interrupts()
     numpy_random = sys.modules.get("numpy.random")  # that of `random` reseeds itself
     if numpy_random is not None:
         numpy_random.seed()
     slot.sock, slot.claims, slot.pid = socket.socket(fileno=high), Claims(claims), os.getpid()
-    os.register_at_fork(after_in_child=lambda: let_go(slot, {claims, *keep}))
+    os.register_at_fork(after_in_child=lambda: let_go(slot, {claims, told, *keep}))
 
 
 def let_go(slot: Slot, fds: set[int]) -> None:
