@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from typing import Any, Literal
 
 from skyward.core.interfaces import Plugin, Provider
 from skyward.core.pool import Compute
@@ -37,6 +38,8 @@ class JoblibPool(Compute):
         Seconds that one task may run; None for no limit.
     joblib_version
         Of joblib on the machines; None for the driver's.
+    results, trusted
+        What results may be; see `Compute`.
 
     Examples
     --------
@@ -60,6 +63,8 @@ class JoblibPool(Compute):
         timeout: float | None = 3600,
         joblib_version: str | None = None,
         *,
+        results: Literal["data", "any"] | None = None,
+        trusted: Sequence[Any] = (),
         console: bool = True,
     ) -> None:
         super().__init__(
@@ -75,6 +80,8 @@ class JoblibPool(Compute):
             allocation=allocation,
             timeout=timeout,
             plugins=[self._plugin(joblib_version)],
+            results=results,
+            trusted=trusted,
             console=console,
         )
 
@@ -88,7 +95,7 @@ class ScikitLearnPool(JoblibPool):
     Parameters
     ----------
     provider, nodes, concurrency, machine, image, accelerator, cpu, memory, volume, allocation, timeout, joblib_version
-        As for `JoblibPool`.
+        As for `JoblibPool`; so are `results` and `trusted`.
     sklearn_version
         Of scikit-learn on the machines; None for the driver's.
     """
@@ -109,6 +116,8 @@ class ScikitLearnPool(JoblibPool):
         joblib_version: str | None = None,
         sklearn_version: str | None = None,
         *,
+        results: Literal["data", "any"] | None = None,
+        trusted: Sequence[Any] = (),
         console: bool = True,
     ) -> None:
         self._sklearn_version = sklearn_version
@@ -125,6 +134,8 @@ class ScikitLearnPool(JoblibPool):
             allocation,
             timeout,
             joblib_version,
+            results=results,
+            trusted=trusted,
             console=console,
         )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import mmap
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from skyward.core.interfaces import Channel
 from skyward.core.results import stdlib
@@ -83,23 +83,22 @@ class Screen:
             if message.startswith(_CHALLENGE):
                 self._proofs = [b"", _CHALLENGE, _WELCOME]
 
-    def said(self, data: bytes | bytearray | memoryview | mmap.mmap) -> list[bytes]:
+    def said(self, data: bytes | bytearray | memoryview | mmap.mmap) -> Iterator[bytes]:
         """What of a node's words the listener shall hear.
 
         Raises
         ------
         Refused
-            They are not data; nothing more shall be passed on.
+            The next of them are not data; nothing more shall be passed on.
         """
-        passed = []
         for length, message in self._theirs.feed(data):
             if self._proofs:
                 if not message.startswith(self._proofs.pop(0)) or len(message) > _PROOF:
                     raise Refused("proves nothing")
             else:
                 loads(message, (), _names)
-            passed += [length, message]
-        return passed
+            yield length
+            yield message
 
 
 class Screened:
@@ -134,7 +133,8 @@ class Screened:
             return
         try:
             for buffer in buffers:
-                self._channel.write(self._screen.said(buffer))
+                for part in self._screen.said(buffer):  # what comes before a refusal is heard
+                    self._channel.write([part])
         except Exception as error:  # what is no pickle at all raises anything
             self._screen = None
             self._channel.close()

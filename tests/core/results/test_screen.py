@@ -71,7 +71,7 @@ def test_a_real_conversation_passes(tmp_path):
 def opened() -> Screen:
     screen = Screen()
     screen.heard(framed(CHALLENGE))
-    screen.said(framed(bytes(32), CHALLENGE, WELCOME))
+    list(screen.said(framed(bytes(32), CHALLENGE, WELCOME)))
     return screen
 
 
@@ -99,18 +99,25 @@ def test_messages_are_whole_however_they_are_cut(cuts):
 )
 def test_what_is_no_data_is_refused(message):
     with pytest.raises(Exception):  # noqa: B017 - whichever
-        opened().said(framed(pickled(1), message))
+        list(opened().said(framed(pickled(1), message)))
+
+
+def test_what_comes_before_a_refusal_is_heard():
+    said = opened().said(framed(pickled(1), EVIL))
+    assert next(said) + next(said) == framed(pickled(1))
+    with pytest.raises(Refused):
+        next(said)
 
 
 def test_a_listener_without_a_key_is_sent_no_proof():
     """It would unpickle it."""
     proof = b"cos\nabort\n)R."
     with pytest.raises(Refused):
-        Screen().said(framed(proof))
+        list(Screen().said(framed(proof)))
     screen = Screen()
     screen.heard(framed(pickled("hello")))
     with pytest.raises(Refused):
-        screen.said(framed(proof))
+        list(screen.said(framed(proof)))
 
 
 def test_the_proof_is_three_messages_of_its_kind():
@@ -123,10 +130,10 @@ def test_the_proof_is_three_messages_of_its_kind():
         screen = Screen()
         screen.heard(framed(CHALLENGE))
         with pytest.raises(Refused):
-            screen.said(framed(*messages))
+            list(screen.said(framed(*messages)))
 
 
 def test_sizes_that_are_none_are_refused_before_anything_waits_for_them():
     for header in (struct.pack("!i", -7), struct.pack("!iQ", -1, 1 << 62), struct.pack("!i", 1 << 30)):
         with pytest.raises(Refused, match="bytes"):
-            opened().said(header)
+            list(opened().said(header))
