@@ -100,6 +100,7 @@ LAZY: dict[tuple[str, str], str] = {
     ("skyward.core.connector", "skyward.core.bootstrap"): "nodes on this machine need none",
     ("skyward.core.provision", "skyward.core.purse"): "a pool that rents nothing does without SQLite and all that",
     ("skyward.core.registry", "importlib.metadata"): "3 MB, of which our own providers have no use",
+    ("skyward.core.requirements", "importlib"): "as above, of which an image that names none of our own needs has none",
     ("skyward.core.lacking", "importlib"): "as above, of which a pool without such a fault has none",
     ("skyward.joblib_ext.plugin", "importlib"): "as above, for a pool on this machine",
     ("skyward.core.provision", "skyward.core.identity"): "x509 takes 15 ms, and a pool on this machine does without",

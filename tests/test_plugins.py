@@ -45,7 +45,9 @@ def test_a_version_can_be_given():
     assert "scikit-learn==1.5.2" in pip(plugins.sklearn(version="1.5.2"))
 
 
-@pytest.mark.parametrize("mine", ["joblib", "joblib>=1.3", "Joblib[x]==1.3 ; python_version>'3'", "joblib @ file:///x"])
+@pytest.mark.parametrize(
+    "mine", ["joblib", "joblib>=1.3", "Joblib[x]==1.3 ; python_version>'3'", "joblib @ https://example.test/x"]
+)
 def test_what_the_user_names_is_left_alone(mine):
     assert pip(plugins.joblib(), "pandas", mine) == ["pandas", mine]
 

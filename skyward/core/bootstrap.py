@@ -29,10 +29,12 @@ from urllib.parse import urlsplit
 
 import msgpack
 
+from skyward.core import installer_settings, requirements
 from skyward.core.bootstrap_scripts import (
     BUILD,
     DISKS,
     INSTALLING,
+    LACKS,
     LOOK,
     NEEDS_PIP,
     NO_PYTHON,
@@ -50,8 +52,6 @@ from skyward.core.spec import Image
 
 __all__ = ["AgentAddress", "bootstrap"]
 
-# All that skyward.worker imports; the plugins add what their tasks need.
-_WORKER_NEEDS = ("cloudpickle", "msgpack", "xxhash", "zstandard")
 _LOOK_LIMIT = 60.0
 _BUILD_LIMIT = 1800.0  # the largest frameworks are gigabytes
 _START_LIMIT = 60.0
@@ -220,6 +220,10 @@ class _Bootstrap:
             "trusted": " ".join(f"--trusted-host {shlex.quote(host)}" for host in _plain_hosts(self._image)),
             "pip_wheel": "",
             "asked": self._python,
+            "programs": " ".join(requirements.programs(self._image.pip)),
+            "settings": _installer_settings(),
+            "own": " ".join(name for name in self._image.env if name.startswith(("PIP_", "UV_"))),
+            "index": "" if self._image.index is None else "given",
         }
         done = await self._make(step, values)
         wheel = _pip_wheel()
@@ -322,11 +326,20 @@ class _Bootstrap:
 
     def _fail(self, step: str, done: Output, cause: BaseException | None = None) -> NoReturn:
         text = f"{done.stdout}\n{done.stderr}"
+        if done.status == LACKS and "@lacks " in text:
+            self._lacks(step, text.partition("@lacks ")[2].split()[0])
         advice = self._advice(done.status, text)
         if advice is None and INSTALLING in text.splitlines():
             advice = "the packages could not be installed; is each name right, and the index reachable from the host?"
             raise PackagesFailed(f"{step} failed: {advice}{_tail(text)}") from cause
         raise BootstrapFailed(f"{step} failed: {advice or f'exit status {done.status}'}{_tail(text)}") from cause
+
+    def _lacks(self, step: str, program: str) -> NoReturn:
+        line = requirements.programs(self._image.pip)[program]
+        raise PackagesFailed(
+            f"{step} failed: Image pip={line!r} is fetched by {program}, which the host does not have. Install it "
+            f"there, or name the address of an archive (https://...)"
+        )
 
     def _advice(self, status: int, text: str) -> str | None:
         """What is wrong with the machine and what to do, as far as the output tells."""
@@ -395,17 +408,31 @@ def _tail(text: str) -> str:
 
 
 def _requirements(image: Image) -> bytes:
-    """A requirements file. Index addresses stand in it and not in a command line, since they may hold passwords."""
-    lines = []
-    if image.index is not None:
-        lines.append(f"--index-url {image.index}")
-    lines += [f"--extra-index-url {index}" for index in image.extra_index]
-    lines += [f"{name}=={importlib.metadata.version(name)}" for name in _WORKER_NEEDS]
-    lines += image.pip
-    for line in lines:
+    """Lines of several files, each behind its file's name: what has hashes, all else, and constraints.
+
+    What nodes need goes before hashes, so that these need not be known of it too. Index addresses stand in them and
+    not in a command line, since they may hold passwords.
+    """
+    indexes = [f"--index-url {image.index}"] if image.index is not None else []
+    indexes += [f"--extra-index-url {index}" for index in image.extra_index]
+    needed = [f"{name}=={importlib.metadata.version(name)}" for name in requirements.NEEDED]
+    hashed = [line for line in image.pip if requirements.has_hash(line)]
+    options = [line for line in image.pip if line.startswith("-") and line not in hashed]
+    plain = [line for line in image.pip if line not in hashed and line not in options]
+    files = {
+        "needed": [*indexes, *needed] if hashed else [],
+        "hashed": [*indexes, *options, *hashed] if hashed else [],
+        "plain": [*indexes, *options, *needed, *plain],
+        "constraints": [*needed, *image.constraints],
+    }
+    for line in (line for lines in files.values() for line in lines):
         if "\n" in line or "\r" in line:
-            raise ConfigError(f"Image: {line!r} holds a line break; give each requirement by itself")
-    return "".join(f"{line}\n" for line in lines).encode()
+            raise ConfigError(f"Image: {line!r} holds a line break; give each address by itself")
+    return "".join(f"{name} {line}\n" for name, lines in files.items() for line in lines).encode()
+
+
+def _installer_settings() -> str:
+    return Path(installer_settings.__file__).read_text("utf-8")
 
 
 def _key(image: Image, requirements: bytes) -> str:
@@ -414,7 +441,7 @@ def _key(image: Image, requirements: bytes) -> str:
     Passwords of indexes do not count: some change every hour, and the packages stay the same.
     """
     public = re.sub(rb"//[^/@\s]*@", b"//", requirements)
-    return hashlib.sha256(f"1 {image.python_version}\n".encode() + public).hexdigest()[:20]
+    return hashlib.sha256(f"2 {image.python_version}\n".encode() + public).hexdigest()[:20]
 
 
 def _plain_hosts(image: Image) -> Sequence[str]:

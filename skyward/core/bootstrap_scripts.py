@@ -9,12 +9,25 @@ import shlex
 
 from skyward.core.launch import RUN
 
-__all__ = ["BUILD", "DISKS", "INSTALLING", "LOOK", "NEEDS_PIP", "NOEXEC", "NO_PYTHON", "PRELUDE", "START", "after"]
+__all__ = [
+    "BUILD",
+    "DISKS",
+    "INSTALLING",
+    "LACKS",
+    "LOOK",
+    "NEEDS_PIP",
+    "NOEXEC",
+    "NO_PYTHON",
+    "PRELUDE",
+    "START",
+    "after",
+]
 
 INSTALLING = "@installing"  # a line of output: what fails from here on is mostly the packages' fault
 NOEXEC = 71
 NO_PYTHON = 72
 NEEDS_PIP = 73
+LACKS = 75  # a program that a requirement is fetched by
 PRELUDE = 74
 
 
@@ -107,11 +120,14 @@ BUILD = (
     DISKS
     + r"""
 exec 2>&1
-LC_ALL=C PIP_NO_INPUT=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_USER=0 PIP_REQUIRE_VIRTUALENV=0
-export LC_ALL PIP_NO_INPUT PIP_DISABLE_PIP_VERSION_CHECK PIP_USER PIP_REQUIRE_VIRTUALENV
-unset PYTHONHOME PYTHONPATH PIP_TARGET PIP_PREFIX VIRTUAL_ENV CONDA_PREFIX
+LC_ALL=C
+export LC_ALL
+unset PYTHONHOME PYTHONPATH VIRTUAL_ENV CONDA_PREFIX UV_WORKING_DIR UV_PROJECT
 umask 077
 requirements=$(cat)
+for program in $programs; do
+    command -v "$program" >/dev/null || { echo "@lacks $program"; exit 75; }
+done
 cd "$root/envs" || exit 1 # away from a pyproject.toml that uv would heed
 
 lock=$env.lock
@@ -143,13 +159,36 @@ rm -f "$test"
 
 fresh() { # python: an empty environment of it
     rm -rf "$env"
-    if [ -n "$uv" ] && "$uv" venv --quiet --python "$1" "$env"; then return 0; fi
-    case $1 in */*) ;; *) return 1 ;; esac
+    case $1 in
+    */*)
+        # Nothing is fetched: no setting of the host's is of use here, and some would take another Python, or none.
+        if [ -n "$uv" ] && (
+            unset UV_CONFIG_FILE UV_MANAGED_PYTHON UV_PYTHON_PREFERENCE UV_SYSTEM_PYTHON UV_VENV_SEED
+            UV_NO_CONFIG=1 "$uv" venv --quiet --python "$1" "$env"
+        ); then return 0; fi
+        ;;
+    *)
+        [ -n "$uv" ] && "$uv" venv --quiet --python "$1" "$env"
+        return
+        ;;
+    esac
     rm -rf "$env"
     "$1" -m venv --without-pip "$env" || { rm -rf "$env"; "$1" -m virtualenv --quiet --no-seed "$env"; }
 }
+heed() { # tool, and how it is run: take what holds of the host's own settings
+    tool=$1
+    shift
+    lines=$("$env/bin/python" -I -c "$settings" "$tool" "$own" "$index" "$env/uv.toml" "$@") || return 1
+    eval "$lines"
+}
+install() { # how packages are installed: with hashes apart, as then all that comes with them must have one
+    for part in needed hashed plain; do
+        [ -s "$env/$part.txt" ] || continue
+        "$@" -r "$env/$part.txt" -c "$env/constraints.txt" || return 1
+    done
+}
 with_uv() {
-    [ -n "$uv" ] && "$uv" pip install --quiet --python "$env/bin/python" -r "$env/requirements.txt"
+    [ -n "$uv" ] && heed uv && install "$uv" pip install --quiet --python "$env/bin/python"
 }
 with_pip() { # python: by its own pip, by one that it brings, or by ours
     if "$1" -c 'import pip, sys; sys.exit([*map(int, pip.__version__.split(".")[:2])] < [22, 3])' 2>/dev/null; then
@@ -161,8 +200,9 @@ with_pip() { # python: by its own pip, by one that it brings, or by ours
     else
         fail 73
     fi
+    heed pip "$@" || return 1
     # What is imported is compiled then; to compile all that is installed takes several times as long as to install it.
-    "$@" install --quiet --no-compile --progress-bar off $trusted -r "$env/requirements.txt"
+    install "$@" install --quiet --no-compile --progress-bar off $trusted
 }
 
 python=
@@ -178,10 +218,12 @@ unset IFS
 if [ -z "$python" ]; then
     if [ -n "$uv" ] && [ -z "$asked" ] && fresh "$minor"; then python=$env/bin/python; else fail 72; fi
 fi
-printf '%s\n' "$requirements" >"$env/requirements.txt" || fail 1
+for part in needed hashed plain constraints; do
+    printf '%s\n' "$requirements" | sed -n "s/^$part //p" >"$env/$part.txt" || fail 1
+done
 echo @installing
 with_uv || with_pip "$python" || fail 1
-rm -f "$env/requirements.txt" # it may hold the password of an index
+rm -f "$env"/*.txt "$env/uv.toml" # they may hold passwords of indexes
 "$env/bin/python" -c 'from cloudpickle import dumps; from msgpack import packb' || fail 1
 : >"$env/.complete" || fail 1
 """

@@ -8,12 +8,14 @@ from __future__ import annotations
 import enum
 import ipaddress
 import math
+import os
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
+from skyward.core import requirements
 from skyward.core.errors import ConfigError, SkywardError
 
 __all__ = [
@@ -218,8 +220,8 @@ class Image:
         Minor version such as ``"3.12"``; None means the driver's. Another one than the driver's is an error, since
         pickled functions do not cross minor versions.
     pip
-        Requirements as pip spells them. On `Local`, where the driver's own environment is used, they must be
-        installed already.
+        Requirements as pip spells them, with hashes where wanted. On `Local`, where the driver's own environment is
+        used, they must be installed already.
     apt
         Debian packages, for nodes where we are root.
     env
@@ -230,11 +232,16 @@ class Image:
         Further indexes, asked too.
     preload
         Modules that the slots' fork server imports once, so that no task has to.
+    requirements
+        A requirements file, or a ``pyproject.toml`` whose dependencies are meant. It is read at once; its lines are in
+        `pip` and `constraints` from then on, its indexes in `index` and `extra_index`.
+    constraints
+        Requirements that hold for whatever is installed, and ask for nothing by themselves.
 
     Raises
     ------
     ConfigError
-        A value is of the wrong kind.
+        A value is of the wrong kind, or nodes could not install it: a path of this machine, say.
     """
 
     python: str | None = None
@@ -244,10 +251,16 @@ class Image:
     index: str | None = None
     extra_index: Sequence[str] = ()
     preload: Sequence[str] = ()
+    requirements: str | os.PathLike[str] | None = None
+    constraints: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        for name in ("pip", "apt", "extra_index", "preload"):
+        for name in ("pip", "apt", "extra_index", "preload", "constraints"):
             object.__setattr__(self, name, _strings(getattr(self, name), f"Image {name}"))
+        for name in ("pip", "constraints"):
+            lines = tuple(requirements.check(line, f"Image {name}={line!r}") for line in getattr(self, name))
+            object.__setattr__(self, name, lines)
+        self._read_requirements()
         object.__setattr__(self, "env", _texts(self.env, "Image env"))
         driver = f"{sys.version_info.major}.{sys.version_info.minor}"
         if self.python not in (None, driver):
@@ -255,6 +268,19 @@ class Image:
                 f"Image python={self.python!r}, but this is Python {driver}: pickled functions do not cross minor "
                 f"versions. Leave python out, or run the driver with Python {self.python}"
             )
+
+    def _read_requirements(self) -> None:
+        """Take over what the file says, once: an image that is made of this one does not read it again."""
+        if self.requirements is None:
+            return
+        if not isinstance(self.requirements, (str, os.PathLike)):
+            raise ConfigError(f"Image requirements={self.requirements!r} is not the path of a file")
+        wanted = requirements.read(self.requirements)
+        object.__setattr__(self, "pip", (*self.pip, *wanted.pip))
+        object.__setattr__(self, "constraints", (*self.constraints, *wanted.constraints))
+        object.__setattr__(self, "index", self.index or wanted.index)
+        object.__setattr__(self, "extra_index", (*self.extra_index, *wanted.extra_index))
+        object.__setattr__(self, "requirements", None)
 
     @property
     def python_version(self) -> str:

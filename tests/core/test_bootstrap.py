@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import io
 import os
 import re
@@ -433,6 +434,47 @@ def test_the_images_variables_hold_while_packages_are_installed(boot, fresh_host
     host_name = index.split("//")[1].split("/")[0].partition(":")[0]
     env = {name: index, "UV_INSECURE_HOST": host_name, "PIP_TRUSTED_HOST": host_name, "not a name": "x", "root": "/no"}
     assert boot(host, Image(env=env)).built
+
+
+PIP_CONF = """[install]
+target = /root/libs
+require-hashes = true
+root = /root/r
+[global]
+no-binary = :all:
+no-index = true
+"""
+UV_TOML = 'python-preference = "only-managed"\n[pip]\ntarget = "/root/libs"\nrequire-hashes = true\nno-index = true\n'
+
+
+@pytest.mark.lab
+@pytest.mark.parametrize("with_uv", [True, False], ids=["uv", "pip"])
+def test_settings_of_the_host_that_suit_other_work_break_nothing(boot, fresh_host, index, wheels, with_uv):
+    """And requirements with hashes are checked, beside those that have none."""
+    host = fresh_host(files=uv() if with_uv else {})
+    for path, text in (("pip/pip.conf", PIP_CONF), ("uv/uv.toml", UV_TOML)):
+        (host.root / "root/.config" / path).parent.mkdir(parents=True)
+        (host.root / "root/.config" / path).write_text(text)
+    wheel = next(wheels.glob("joblib-*.whl"))
+    pinned = f"joblib=={wheel.name.split('-')[1]} --hash=sha256:"
+    text = failure(boot, host, PackagesFailed, Image(index=index, pip=[pinned + 64 * "0"]))
+    assert hashlib.sha256(wheel.read_bytes()).hexdigest() in text
+    image = Image(index=index, pip=[pinned + hashlib.sha256(wheel.read_bytes()).hexdigest(), "threadpoolctl"])
+    assert boot(host, image).built
+    assert not (host.root / "root/libs").exists()
+    left = host.run("sh", "-c", f"ls {CACHE}/envs/*").stdout
+    assert ".txt" not in left
+    assert "uv.toml" not in left
+
+
+@pytest.mark.lab
+def test_a_repository_needs_its_program_on_the_host(boot, fresh_host, index):
+    # Hosts have the programs that we have.
+    program = next(name for name in ("bzr", "hg", "svn", "git") if shutil.which(name) is None)
+    line = f"x @ {program}+https://example.test/x"
+    text = failure(boot, fresh_host(), PackagesFailed, Image(index=index, pip=[line]))
+    assert repr(line) in text
+    assert f"fetched by {program}, which the host does not have" in text
 
 
 @pytest.mark.lab

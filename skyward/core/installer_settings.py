@@ -1,0 +1,125 @@
+"""Which of a host's own settings of pip and uv hold for the environments that are made there. Runs on the host.
+
+``python installer_settings.py pip|uv NAMES INDEX FILE [COMMAND ...]`` prints lines of sh: what to export and to unset.
+What says where packages come from, and how the network is passed, is kept: indexes, proxies, certificates, caches. What
+would change where they go or what may be installed is not: target, prefix, user, require-hashes, no-binary, constraints
+suit other work. NAMES are variables that the user of the pool has set, and stay; INDEX says that the pool has an index
+of its own, so that the host's are not asked. Nothing of skyward and only the standard library is imported here.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import shlex
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+__all__ = ["main"]
+
+_PIP = {"cache-dir", "cert", "client-cert", "default-timeout", "keyring-provider", "no-cache-dir", "proxy", "retries"}
+_PIP |= {"timeout", "trusted-host", "use-deprecated", "use-feature"}
+_PIP_INDEX = {"extra-index-url", "find-links", "index-url", "no-index"}
+_PIP_ALWAYS = {"PIP_NO_INPUT": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+
+_UV = {"allow-insecure-host", "cache-dir", "http-proxy", "https-proxy", "keyring-provider", "link-mode", "native-tls"}
+_UV |= {"no-cache", "no-proxy", "python-downloads-json-url", "python-install-mirror", "pypy-install-mirror"}
+_UV |= {"concurrent-builds", "concurrent-downloads", "concurrent-installs", "http-timeout", "insecure-host"}
+_UV |= {"http-connect-timeout", "http-retries", "python-install-dir", "request-timeout", "system-certs"}
+_UV_INDEX = {"default-index", "extra-index-url", "find-links", "index", "index-strategy", "index-url", "no-index"}
+_UV_INDEX |= {"offline"}
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Print the lines."""
+    tool, names, index, file, *command = arguments
+    own, keep = set(names.split()), not index
+    if tool == "pip":
+        lines = _pip(own, _PIP | _PIP_INDEX if keep else _PIP, command)
+    else:
+        lines = _uv(own, _UV | _UV_INDEX if keep else _UV, Path(file))
+    print("\n".join(lines))  # noqa: T201
+
+
+def _pip(own: set[str], kept: set[str], command: Sequence[str]) -> Iterator[str]:
+    done = subprocess.run([*command, "config", "list"], stdout=subprocess.PIPE, text=True, check=False)
+    values: dict[str, str] = {}
+    found = [line.partition("=") for line in done.stdout.splitlines()]
+    for section in ("global", "install", ":env:"):  # each is stronger than the one before
+        for key, _, value in found:
+            where, _, name = key.partition(".")
+            if where == section and name in kept:
+                values[name] = str(ast.literal_eval(value))
+    exported = {f"PIP_{name.upper().replace('-', '_')}": value for name, value in values.items()}
+    exported |= {**_PIP_ALWAYS, "PIP_CONFIG_FILE": os.devnull}
+    yield from _lines("PIP_", own, exported)
+
+
+def _uv(own: set[str], kept: set[str], file: Path) -> Iterator[str]:
+    exported = {}
+    for name, value in os.environ.items():
+        known = name.removeprefix("UV_").lower().replace("_", "-")
+        # The variables of an index that has a name are its credentials.
+        if name.startswith("UV_") and (known in kept or known.startswith("index-")):
+            exported[name] = value
+    file.write_text(_toml(_uv_file(kept)), "utf-8")
+    exported["UV_CONFIG_FILE"] = str(file)
+    yield from _lines("UV_", own, exported)
+
+
+def _uv_file(kept: set[str]) -> dict[str, object]:
+    """What uv's files say that holds, the user's before the system's."""
+    home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    system = [Path(folder) for folder in os.environ.get("XDG_CONFIG_DIRS", "/etc/xdg").split(":") if folder]
+    files = [home / "uv/uv.toml", *(folder / "uv/uv.toml" for folder in system), Path("/etc/uv/uv.toml")]
+    if named := os.environ.get("UV_CONFIG_FILE"):
+        files = [Path(named)]
+    if os.environ.get("UV_NO_CONFIG"):
+        files = []
+    settings: dict[str, object] = {}
+    for file in files:
+        try:
+            said = tomllib.loads(file.read_text("utf-8"))
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError) as error:
+            print(f"{file} can't be read, and is not heeded: {error}", file=sys.stderr)  # noqa: T201
+            continue
+        inner = said.get("pip", {})
+        for part in (inner if isinstance(inner, dict) else {}, said):
+            settings = {**{name: value for name, value in part.items() if name in kept}, **settings}
+    return settings
+
+
+def _toml(settings: Mapping[str, object]) -> str:
+    """Enough of TOML for these: texts, numbers, lists of texts, and lists of tables of such."""
+    lines: list[str] = []
+    tables: list[str] = []
+    for name, value in settings.items():
+        if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+            for table in value:
+                tables += [f"[[{name}]]", *(f"{key} = {_value(item)}" for key, item in table.items())]
+        else:
+            lines.append(f"{name} = {_value(value)}")
+    return "".join(f"{line}\n" for line in (*lines, *tables))
+
+
+def _value(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)  # a JSON text, number or list of texts is one of TOML too
+
+
+def _lines(prefix: str, own: set[str], exported: Mapping[str, str]) -> Iterator[str]:
+    for name in os.environ:
+        if name.startswith(prefix) and name not in own and name.isidentifier():
+            yield f"unset {name}"
+    for name, value in exported.items():
+        if name not in own:
+            yield f"export {name}={shlex.quote(value)}"
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

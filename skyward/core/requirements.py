@@ -1,0 +1,241 @@
+"""What a user wants installed, read and checked on the driver, before any machine is bought.
+
+pip's own format is kept, line by line, with hashes and markers. Files are read here, since nodes do not have them; what
+could not work there is refused in words: paths, editable installs, versions that contradict what nodes themselves need.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from skyward.core.errors import ConfigError
+
+__all__ = ["NEEDED", "Wanted", "check", "has_hash", "programs", "read"]
+
+# What skyward.worker imports, in the driver's versions; the plugins add what their tasks need.
+NEEDED = ("cloudpickle", "msgpack", "xxhash", "zstandard")
+
+_NAME = r"([A-Za-z0-9](?:[\w.-]*[A-Za-z0-9])?)\s*(?:\[[\w\s,.-]*\])?"
+_CLAUSE = r"(?:===?|~=|!=|<=?|>=?)\s*[\w.*+!-]+"
+_CLAUSES = rf"{_CLAUSE}(?:\s*,\s*{_CLAUSE})*\s*,?"
+_VERSIONED = re.compile(rf"{_NAME}\s*(?:\(\s*({_CLAUSES})?\s*\)|({_CLAUSES}))?\s*(?:;.*)?", re.ASCII)
+_AT_URL = re.compile(rf"{_NAME}\s*@\s*(\S+)\s*(?:;.*)?", re.ASCII)
+_URL = re.compile(r"(?:(git|hg|svn|bzr)\+)?([a-z][a-z0-9+.-]*)://\S+", re.IGNORECASE)
+_ARCHIVE = re.compile(r"\.(?:whl|zip|tar\.(?:gz|bz2|xz)|tgz)$", re.IGNORECASE)
+_OPTION = re.compile(r"\s--?[A-Za-z]")  # after a requirement
+_OF_ONE = ("--hash", "--config-settings", "--config-setting", "--global-option")
+_OF_FILES = ("-r", "--requirement", "-c", "--constraint", "-i", "--index-url", "--extra-index-url")
+_PASSED = ("--pre", "--prefer-binary", "--no-binary", "--only-binary", "--require-hashes", "--no-index")
+_COMMENT = re.compile(r"(?:^|\s+)#.*$")
+_VARIABLE = re.compile(r"\$\{([A-Z0-9_]+)\}")
+_RELEASE = re.compile(r"\d+(?:\.\d+)*")
+_INSTEAD = (
+    "Name a version that an index has (index= says which), or the address of an archive or a repository "
+    "(https://..., git+https://...)"
+)
+
+
+@dataclass(slots=True)
+class Wanted:
+    """What a file asks for."""
+
+    pip: list[str] = field(default_factory=list)
+    constraints: list[str] = field(default_factory=list)
+    index: str | None = None
+    extra_index: list[str] = field(default_factory=list)
+
+
+def read(path: str | os.PathLike[str]) -> Wanted:
+    """The lines of a requirements file, with those that it includes, or the dependencies of a ``pyproject.toml``.
+
+    Raises
+    ------
+    ConfigError
+        It can't be read, or a line of it can't be used; which one, and why.
+    """
+    wanted = Wanted()
+    file = Path(path)
+    if file.suffix == ".toml":
+        wanted.pip += _of_project(file)
+    else:
+        _read(file, wanted, ())
+    return wanted
+
+
+def _of_project(file: Path) -> list[str]:
+    try:
+        project = tomllib.loads(_text(file)).get("project", {})
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"Image requirements: {file} is no TOML: {error}") from error
+    found = project.get("dependencies")
+    if not isinstance(found, list) or not all(isinstance(line, str) for line in found):
+        raise ConfigError(f"Image requirements: {file} has no list of dependencies under [project]")
+    return [check(line, f"{file}: {line!r}") for line in found]
+
+
+def _read(file: Path, wanted: Wanted, outer: tuple[Path, ...]) -> None:
+    if file.resolve() in outer:
+        raise ConfigError(f"Image requirements: {file} includes itself")
+    for number, line in _lines(_text(file)):
+        where = f"Image requirements: {file}, line {number}: {line!r}"
+        name, value = _option(line)
+        if name not in _OF_FILES:
+            wanted.pip.append(check(line, where))
+        elif name in ("-i", "--index-url"):
+            wanted.index = value
+        elif name == "--extra-index-url":
+            wanted.extra_index.append(value)
+        elif "://" in value:
+            raise ConfigError(f"{where}: only files are included; fetch it, and name the file")
+        elif name in ("-r", "--requirement"):
+            _read(file.parent / value, wanted, (*outer, file.resolve()))
+        else:
+            other = Wanted()
+            _read(file.parent / value, other, (*outer, file.resolve()))
+            wanted.constraints += [*other.pip, *other.constraints]
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"Image requirements: {file} can't be read: {error}") from error
+
+
+def _lines(text: str) -> Iterator[tuple[int, str]]:
+    """Logical lines and their numbers: continued ones joined, without comments, with variables of the environment."""
+    begun, parts = 1, ""
+    for number, line in enumerate([*text.splitlines(), ""], 1):
+        begun = begun if parts else number
+        if line.endswith("\\") and not line.lstrip().startswith("#"):
+            parts += f"{line[:-1]} "
+            continue
+        whole = " ".join(_COMMENT.sub("", parts + line).split())
+        parts = ""
+        if whole:
+            yield begun, _VARIABLE.sub(lambda match: os.environ.get(match[1], match[0]), whole)
+
+
+def _option(line: str) -> tuple[str, str]:
+    """Name and value of an option; empty for a requirement."""
+    if not line.startswith("-"):
+        return "", ""
+    name, _, value = re.sub(r"^(-[a-z])(?=[^\s=])", r"\1 ", line).replace("=", " ", 1).partition(" ")
+    return name, value.strip().strip("'\"")
+
+
+def check(line: str, where: str) -> str:
+    """One requirement, as nodes can use it.
+
+    Raises
+    ------
+    ConfigError
+        They can't; the text begins with `where` and says what to do.
+    """
+    line = line.strip()
+    if "\n" in line or "\r" in line:
+        raise ConfigError(f"{where} holds a line break; give each requirement by itself")
+    name, value = _option(line)
+    if name:
+        _check_option(name, value, where)
+        return line
+    found = _OPTION.search(line)
+    options = line[found.start() :].split() if found else []
+    for option in options:
+        if option.startswith("-") and option.partition("=")[0] not in _OF_ONE:
+            raise ConfigError(f"{where}: {option} is no option of a requirement")
+    _check_requirement(line[: found.start()] if found else line, where)
+    return line
+
+
+def _check_option(name: str, value: str, where: str) -> None:
+    if name in ("-r", "--requirement"):
+        raise ConfigError(
+            f"{where}: nodes do not have that file. Give Image(requirements={value!r}), which reads it here"
+        )
+    if name in ("-c", "--constraint"):
+        raise ConfigError(f"{where}: nodes do not have that file. Give its lines as Image(constraints=[...])")
+    if name in ("-e", "--editable"):
+        raise ConfigError(f"{where}: what is editable is a folder of this machine, which nodes do not have. {_INSTEAD}")
+    if name in ("-i", "--index-url", "--extra-index-url"):
+        raise ConfigError(f"{where}: give the address as Image(index=...) or Image(extra_index=[...])")
+    if name in ("-f", "--find-links"):
+        if not value.startswith(("http://", "https://")):
+            raise ConfigError(f"{where}: nodes do not have that folder. {_INSTEAD}")
+    elif name not in _PASSED:
+        raise ConfigError(f"{where}: {name} is no option that requirements may hold")
+
+
+def _check_requirement(text: str, where: str) -> None:
+    at = _AT_URL.fullmatch(text.strip())
+    address = at[2] if at else text.strip()
+    url = _URL.match(address)
+    if url and url[2].lower() != "file":
+        return
+    versioned = None if at else _VERSIONED.fullmatch(text.strip())
+    if versioned is not None and not _ARCHIVE.search(versioned[1]):
+        _check_needed(versioned[1], versioned[2] or versioned[3] or "", where)
+    elif url or at or address.startswith((".", "/", "~")) or "/" in address or _ARCHIVE.search(address):
+        raise ConfigError(f"{where}: nodes do not have the files of this machine. {_INSTEAD}")
+    else:
+        raise ConfigError(f'{where} is not a requirement; write for example "pandas" or "pandas>=2,<3"')
+
+
+def _check_needed(name: str, clauses: str, where: str) -> None:
+    """Nodes talk to this process in its own versions of a few packages."""
+    needed = re.sub(r"[-_.]+", "-", name).lower()
+    if needed not in NEEDED or not clauses:
+        return
+    from importlib import metadata  # noqa: PLC0415 - 3 MB, mostly of no use
+
+    here = metadata.version(needed)
+    if not all(_admits(clause.strip(), here) for clause in clauses.split(",") if clause.strip()):
+        raise ConfigError(
+            f"{where}: nodes need {needed} {here}, as it is here, to understand what is sent to them. Leave it out, or "
+            f"install the other version here as well"
+        )
+
+
+def _admits(clause: str, version: str) -> bool:
+    """Whether a version clause lets a version pass; of what is no plain number pip decides."""
+    match = re.fullmatch(r"(===?|~=|!=|<=?|>=?)\s*(\S+?)(\.\*)?", clause)
+    if match is None or not (_RELEASE.fullmatch(match[2]) and _RELEASE.fullmatch(version)):
+        return True
+    wanted, has = _release(match[2]), _release(version)
+    length = max(len(wanted), len(has))
+    full, padded = wanted + (0,) * (length - len(wanted)), has + (0,) * (length - len(has))
+    equal = has[: len(wanted)] == wanted if match[3] else full == padded
+    return {
+        "==": equal,
+        "===": match[2] == version,
+        "!=": not equal,
+        "<": padded < full,
+        "<=": padded <= full,
+        ">": padded > full,
+        ">=": padded >= full,
+        "~=": padded >= full and has[: len(wanted) - 1] == wanted[:-1],
+    }[match[1]]
+
+
+def _release(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split(".")))
+
+
+def has_hash(line: str) -> bool:
+    """Whether pip checks hashes because of this line, and then of all that it installs with it."""
+    return " --hash" in line or line.startswith("--require-hashes")
+
+
+def programs(lines: Iterable[str]) -> dict[str, str]:
+    """Programs that nodes must have to fetch these, such as git, each with the first line that needs it."""
+    found: dict[str, str] = {}
+    for line in lines:
+        match = re.search(r"(?:^|[@\s])(git|hg|svn|bzr)\+", line)
+        if match:
+            found.setdefault(match[1], line)
+    return found
