@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import errno
+import os
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from skyward.core import lacking, payload
-from skyward.core.errors import PayloadError
-from skyward.core.messages import Failed, Failure
+from skyward.core.errors import NodeLost, PayloadError, WorkerCrashed
+from skyward.core.jobs import Job
+from skyward.core.messages import Done, Failed, Failure
 from skyward.core.results.reader import Reader
+from skyward.core.schedule import Verdict
+from skyward.core.session import Session
+from skyward.core.shared import remove, take_file
+from skyward.core.wire import Filled
 
-__all__ = ["Answers"]
+__all__ = ["Answers", "take_files", "unanswered"]
+
+_OURS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # what this process is short of, whatever a node does
 
 
 class Answers:
@@ -59,3 +68,59 @@ class Answers:
         if type(error) in (ImportError, ModuleNotFoundError):
             error.add_note(advice)
         return error
+
+
+def unanswered(job: Job, hopeless: str, lost: Mapping[str, str]) -> BaseException:
+    """What is raised for a task that no node answered.
+
+    Parameters
+    ----------
+    job
+        The task, which has settled.
+    hopeless
+        Why no node is left.
+    lost
+        Why each node that is gone was lost.
+    """
+    if job.verdict is Verdict.CRASHED and job.answer is not None:
+        failed = job.answer[0]
+        detail = failed.detail if isinstance(failed, Failed) else "it ended"
+        return WorkerCrashed(
+            f"the worker process of {job.label} (task {job.id}) on {job.node} died: {detail}. "
+            "It was tried as often as Worker(attempts=...) allows"
+        )
+    if job.verdict is Verdict.REFUSED and job.answer is not None:
+        failed = job.answer[0]
+        detail = failed.detail if isinstance(failed, Failed) else "it can't"
+        return WorkerCrashed(
+            f"no node can begin {job.label} (task {job.id}); {job.node} says: {detail}. "
+            "The others that are up, if any, have refused it too"
+        )
+    if job.verdict is Verdict.HOPELESS:
+        return NodeLost(f"{job.label} (task {job.id}) can't run: {hopeless}")
+    where = job.options.node or job.node
+    reason = lost.get(where, "there is no such node")
+    return NodeLost(f"{job.label} (task {job.id}) is lost with {where}: {reason}")
+
+
+def take_files(session: Session, message: Done, buffers: list[Filled]) -> tuple[Done | Failed, list[Filled]]:
+    """Put the content of files in the place of the buffers that a slot on this machine has left there."""
+    task, seconds, name = message.task, message.seconds, session.node
+    lost = Failure.CRASHED.value
+    if not session.shares:  # a machine elsewhere has no business with our files
+        return Failed(task, seconds, lost, f"its result is in a file, but {name} is another machine"), []
+    rest = iter(buffers[1:])
+    count = len(buffers) - 1 + len(message.files)
+    try:
+        files = {index: take_file(os.fsdecode(path)) for index, path in message.files.items()}
+    except OSError as error:
+        remove(message.files.values())
+        if error.errno not in _OURS:
+            return Failed(task, seconds, lost, f"its result could not be read: {error}"), []
+        problem = PayloadError(  # the task did what it should: it must not run again
+            f"the result of task {task} on {name} can't be loaded here: {error}. Close files that are not needed, "
+            "or raise the limit (ulimit -n) of the process that opened the pool"
+        )
+        raised = Failure.RAISED.value
+        return Failed(task, seconds, raised, "PayloadError"), [*map(bytearray, payload.dump_error(problem))]
+    return message, [buffers[0], *(files[index] if index in files else next(rest) for index in range(count))]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
-import errno
 import itertools
 import logging
 import operator
@@ -19,26 +18,27 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from skyward.core import messages, payload, schedule, wire
-from skyward.core.answers import Answers
+from skyward.core.answers import Answers, take_files, unanswered
 from skyward.core.blobs import Arrays, Snapshot, Snapshots
-from skyward.core.delivery import TOGETHER, Delivery, Errors, Lane
-from skyward.core.errors import NodeLost, PayloadError, PoolNotActive, ProtocolError, TaskTimeout, WorkerCrashed
+from skyward.core.delivery import TOGETHER, Delivery, Errors
+from skyward.core.errors import PayloadError, PoolNotActive, ProtocolError, TaskTimeout
 from skyward.core.events import Events, Note, Printed, TaskEnded, TasksQueued
 from skyward.core.futures import TaskFuture
 from skyward.core.ioloop import IOThread
+from skyward.core.jobs import Call, Job, TaskOptions
 from skyward.core.labels import label as label_of
 from skyward.core.listeners import Listeners
 from skyward.core.memmaps import Named
 from skyward.core.rollcall import RollCall
 from skyward.core.schedule import Outcome, Schedule, Verdict
 from skyward.core.session import Session
-from skyward.core.shared import remove, take_file
+from skyward.core.shared import remove
 from skyward.core.spread import ABOUT_BLOBS, Spread
 from skyward.core.streams import ABOUT_STREAMS, Streams
-from skyward.core.surroundings import Change, Surroundings, Within
+from skyward.core.surroundings import Surroundings, Within
 from skyward.core.wire import Filled
 
 __all__ = ["Call", "Dispatcher", "TaskOptions"]
@@ -49,100 +49,10 @@ _T = TypeVar("_T")
 
 _OVERHEAD = 0.0005  # seconds that a node takes to bring a task to a slot, besides the round trip
 _LOOK_EVERY = 0.1  # seconds between two looks at nodes that hold tasks while others have none
+_UNANSWERED = 12  # times that a node may be silent when it has been asked for its tasks
 _LONGEST = 4 * 1024 * 1024  # bytes of a line that comes in several messages
 _LARGEST = wire.Limits().message
-_OURS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # what this process is short of, whatever a node does
-
-
-@dataclass(eq=False)
-class Call:
-    """A group of tasks, such as those of one ``Parallel`` call.
-
-    Parameters
-    ----------
-    limit
-        How many of its tasks may run at a time; below 0, all slots that there are but so many; None for no limit.
-    change
-        The surroundings in which its tasks run; None for those at each one's submit. See `Dispatcher.surroundings`.
-    arrays
-        Large arrays that several of its tasks have; see `Dispatcher.arrays`. None to read each one for each task.
-
-    Notes
-    -----
-    Callbacks of one call's futures run one after another, those of different calls independently.
-    """
-
-    limit: int | None = None
-    lane: Lane = field(default_factory=Lane, repr=False)
-    arrays: Arrays | None = field(default=None, repr=False)
-    change: Change | None = field(default=None, repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class TaskOptions:
-    """How one task is to run.
-
-    Parameters
-    ----------
-    call
-        The group it belongs to; None for the pool's common one.
-    isolated
-        In a process of its own; None for the pool's default.
-    timeout
-        Seconds it may run; None for no limit; ``"pool"`` for the pool's.
-    attempts
-        How often it may be started when its process or node dies; None for the pool's.
-    threads
-        BLAS/OpenMP threads; None for the slot's default.
-    node
-        Name of the node it must run on.
-    large
-        Arrays of at least so many bytes arrive as memory maps; None for never.
-    mode
-        Of those maps: ``"r"`` read-only, ``"c"`` copy-on-write; ``"r+"`` is the latter, with a warning.
-    count
-        How many tasks of the user this one stands for.
-    proxies
-        Of Managers, that the call holds where pickling does not see them.
-    """
-
-    call: Call | None = None
-    isolated: bool | None = None
-    timeout: float | Literal["pool"] | None = "pool"
-    attempts: int | None = None
-    threads: int | None = None
-    node: str | None = None
-    large: int | None = payload.LARGE
-    mode: str = "c"
-    count: int = 1
-    proxies: Sequence[Any] = ()
-
-
 _DEFAULT = TaskOptions()
-
-
-@dataclass(slots=True, eq=False)
-class _Job:
-    """A task on its way."""
-
-    id: int
-    label: str
-    future: TaskFuture[Any]
-    options: TaskOptions
-    lane: Lane
-    timeout: float | None
-    buffers: list[Any]  # head, then the out-of-band buffers
-    blobs: dict[int, bytes]  # index of the out-of-band buffer -> its digest
-    answer: tuple[messages.Done | messages.Failed, list[Filled]] | None = None
-    error: BaseException | None = None  # why it could not be sent
-    verdict: Verdict | None = None
-    authkey: bytes = b""  # that the call's proxies of Managers need
-    node: str = ""
-    is_here: bool = False  # whether that node uses this program's environment
-    number: int = 0  # of the message that took it there
-    began: float = 0.0  # when its node said that it had, by time.monotonic
-    withdrawn: bool = False  # nobody wants it if it has not begun
-    reason: str = ""
 
 
 @dataclass(slots=True, eq=False)
@@ -151,6 +61,7 @@ class _Node:
     streams: Streams
     roll: RollCall = field(default_factory=RollCall)
     printed: dict[int, bytearray] = field(default_factory=dict)  # by stream, a line of which there is more to come
+    inquiry: int = 0  # number of the message that asked for what it has
     newest: int = 0  # task that it was given
     asked: int = 0  # tasks that it was asked to give back
     trouble: str = ""  # why the last run there failed
@@ -205,12 +116,12 @@ class Dispatcher:
         self._answers = answers or Answers()
         self._listeners = listeners or Listeners()
         self._schedule = Schedule()
-        self._jobs: dict[int, _Job] = {}
+        self._jobs: dict[int, Job] = {}
         self._nodes: dict[str, _Node] = {}
         self._spread = Spread()
         self._ids = itertools.count(1)
         self._common = Call()
-        self._inbox: deque[schedule.Event | _Job] = deque()
+        self._inbox: deque[schedule.Event | Job] = deque()
         self._woken = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -287,7 +198,7 @@ class Dispatcher:
         timeout = self._timeout if options.timeout == "pool" else options.timeout
         if timeout is not None:
             timeout *= options.count  # a limit is per task of the user's
-        job = _Job(task, label, future, options, call.lane, timeout, [head, *parts], blobs)
+        job = Job(task, label, future, options, call.lane, timeout, [head, *parts], blobs)
         if proxies:
             job.authkey = self._listeners.sent(proxies)
         self._post(job)
@@ -320,7 +231,7 @@ class Dispatcher:
     def _cancel(self, task: int) -> None:
         self._post(schedule.Cancelled(task))
 
-    def _post(self, item: schedule.Event | _Job) -> None:
+    def _post(self, item: schedule.Event | Job) -> None:
         self._inbox.append(item)
         if not self._woken:
             self._woken = True
@@ -337,12 +248,12 @@ class Dispatcher:
         while self._inbox:
             item = self._inbox.popleft()
             try:
-                self._handle(self._submitted(item) if isinstance(item, _Job) else item)
+                self._handle(self._submitted(item) if isinstance(item, Job) else item)
             except Exception:
                 self._io.post(self._take_inbox)  # the others have their turn all the same
                 raise
 
-    def _submitted(self, job: _Job) -> schedule.Submitted:
+    def _submitted(self, job: Job) -> schedule.Submitted:
         self._jobs[job.id] = job.lane.out[job.id] = job
         self._idle.clear()
         options, call = job.options, job.options.call or self._common
@@ -390,7 +301,7 @@ class Dispatcher:
         self.expelled.add(name)
         node.session.abandon(f"taken out, since {failed} tasks in a row failed there; the last: {node.trouble}")
 
-    def _run(self, node: _Node, job: _Job, alone: bool) -> None:
+    def _run(self, node: _Node, job: Job, alone: bool) -> None:
         if job.node:
             job.future.began, job.began = False, 0.0  # it is tried again
         job.node, job.is_here = node.session.node, node.session.shares
@@ -434,7 +345,7 @@ class Dispatcher:
                 self._delivery.put(job.lane, job)
             self._errors.review(job.lane)
 
-    def _is_first(self, job: _Job) -> bool:
+    def _is_first(self, job: Job) -> bool:
         """Whether no task of its lane is out that was submitted before; but one that runs for a while doesn't count."""
         long_ago = time.monotonic() - TOGETHER
         for other in job.lane.out.values():
@@ -485,7 +396,7 @@ class Dispatcher:
             if job is not None and job.node == node.session.node and not job.withdrawn:
                 raise ProtocolError(f"task {message.task} is given up, which nobody has asked for")
         elif isinstance(message, messages.Done) and message.files:
-            message, buffers = self._take_files(node, message, buffers)
+            message, buffers = take_files(node.session, message, buffers)
         if job is not None and job.node == node.session.node:
             job.answer = (message, buffers)
             if job.blobs and job.options.call is not None and job.options.call.arrays is not None:
@@ -506,33 +417,6 @@ class Dispatcher:
             )
         )
 
-    @staticmethod
-    def _take_files(
-        node: _Node, message: messages.Done, buffers: list[Filled]
-    ) -> tuple[messages.Done | messages.Failed, list[Filled]]:
-        """Put the content of files in the place of the buffers that a slot on this machine has left there."""
-        task, seconds, name = message.task, message.seconds, node.session.node
-        lost = messages.Failure.CRASHED.value
-        if not node.session.shares:  # a machine elsewhere has no business with our files
-            return messages.Failed(task, seconds, lost, f"its result is in a file, but {name} is another machine"), []
-        rest = iter(buffers[1:])
-        count = len(buffers) - 1 + len(message.files)
-        try:
-            files = {index: take_file(os.fsdecode(path)) for index, path in message.files.items()}
-        except OSError as error:
-            remove(message.files.values())
-            if error.errno not in _OURS:
-                return messages.Failed(task, seconds, lost, f"its result could not be read: {error}"), []
-            problem = PayloadError(  # the task did what it should: it must not run again
-                f"the result of task {task} on {name} can't be loaded here: {error}. Close files that are not needed, "
-                "or raise the limit (ulimit -n) of the process that opened the pool"
-            )
-            raised = messages.Failure.RAISED.value
-            return messages.Failed(task, seconds, raised, "PayloadError"), [
-                *map(bytearray, payload.dump_error(problem))
-            ]
-        return message, [buffers[0], *(files[index] if index in files else next(rest) for index in range(count))]
-
     def _printed(self, node: _Node, message: messages.Output, buffers: list[Filled]) -> None:
         """Whole lines go to whoever shows them; one that came in pieces too."""
         text = node.printed.pop(message.stream, bytearray()) + buffers[0]
@@ -546,7 +430,9 @@ class Dispatcher:
         """Ask each node for the tasks that it has had for a while."""
         for node in self._nodes.values():
             if asked := node.roll.ask(self._held(node)):
-                node.session.send(messages.Inquire(asked))
+                node.inquiry = node.session.send(messages.Inquire(asked))
+            elif node.roll.unanswered >= _UNANSWERED and node.session.acknowledged >= node.inquiry:
+                node.session.abandon("it was asked which of its tasks it has, and does not say")
         self._rolling = asyncio.get_running_loop().call_later(self._roll_call, self._call_roll) if self._nodes else None
 
     def _held(self, node: _Node) -> dict[int, int]:
@@ -602,7 +488,7 @@ class Dispatcher:
 
     # --- delivery thread ---
 
-    def _deliver(self, job: _Job) -> None:
+    def _deliver(self, job: Job) -> None:
         future = job.future
         if job.verdict is Verdict.CANCELLED:
             concurrent.futures.Future.cancel(future)  # unless it was the future that asked for it
@@ -622,7 +508,7 @@ class Dispatcher:
         else:
             future.set_exception(error)
 
-    def _outcome(self, job: _Job) -> tuple[Any, BaseException | None]:
+    def _outcome(self, job: Job) -> tuple[Any, BaseException | None]:
         """The result, or what is raised instead of it."""
         if job.error is not None:
             return None, job.error
@@ -634,27 +520,9 @@ class Dispatcher:
             if isinstance(message, messages.Failed):
                 return None, self._failure(job, message, buffers)
             return self._answers.result(f"{job.label} on {job.node}", buffers)
-        if job.verdict is Verdict.CRASHED and job.answer is not None:
-            failed = job.answer[0]
-            detail = failed.detail if isinstance(failed, messages.Failed) else "it ended"
-            return None, WorkerCrashed(
-                f"the worker process of {job.label} (task {job.id}) on {job.node} died: {detail}. "
-                "It was tried as often as Worker(attempts=...) allows"
-            )
-        if job.verdict is Verdict.REFUSED and job.answer is not None:
-            failed = job.answer[0]
-            detail = failed.detail if isinstance(failed, messages.Failed) else "it can't"
-            return None, WorkerCrashed(
-                f"no node can begin {job.label} (task {job.id}); {job.node} says: {detail}. "
-                "The others that are up, if any, have refused it too"
-            )
-        if job.verdict is Verdict.HOPELESS:
-            return None, NodeLost(f"{job.label} (task {job.id}) can't run: {self._why_hopeless}")
-        where = job.options.node or job.node
-        reason = self._lost.get(where, "there is no such node")
-        return None, NodeLost(f"{job.label} (task {job.id}) is lost with {where}: {reason}")
+        return None, unanswered(job, self._why_hopeless, self._lost)
 
-    def _failure(self, job: _Job, message: messages.Failed, buffers: Sequence[Filled]) -> BaseException:
+    def _failure(self, job: Job, message: messages.Failed, buffers: Sequence[Filled]) -> BaseException:
         if message.reason == messages.Failure.TIMEOUT.value:
             return TaskTimeout(
                 f"{job.label} (task {job.id}) on {job.node} was stopped after {job.timeout:g} s; "
@@ -697,7 +565,7 @@ class Dispatcher:
         while self._inbox:
             with contextlib.suppress(IndexError):  # another thread was faster
                 item = self._inbox.popleft()
-                if isinstance(item, _Job):
+                if isinstance(item, Job):
                     concurrent.futures.Future.cancel(item.future)
                     item.future.set_running_or_notify_cancel()
 

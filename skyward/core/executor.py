@@ -13,10 +13,11 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ParamSpec, TypeVar, overload
 
-from skyward.core.dispatch import Dispatcher, TaskOptions
+from skyward.core.dispatch import Dispatcher
 from skyward.core.errors import ConfigError
 from skyward.core.function import CallRunner, Chunk, PendingCall, unwrapped
 from skyward.core.futures import TaskFuture
+from skyward.core.jobs import TaskOptions
 from skyward.core.spec import parse_count
 
 __all__ = ["TaskExecutor"]

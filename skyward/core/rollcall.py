@@ -21,6 +21,8 @@ class RollCall:
     def __init__(self) -> None:
         self._seen: Mapping[int, int] = {}
         self._asked: Mapping[int, int] | None = None
+        self.unanswered = 0
+        """How often `ask` has been called since a question that has no answer yet."""
 
     def __repr__(self) -> str:
         return f"<RollCall {len(self._asked)} asked>" if self._asked else "<RollCall>"
@@ -35,6 +37,7 @@ class RollCall:
         """
         seen, self._seen = self._seen, held
         if self._asked is not None:
+            self.unanswered += 1
             return []
         asked = {task: mark for task, mark in held.items() if seen.get(task) == mark}
         self._asked = asked or None
@@ -42,5 +45,5 @@ class RollCall:
 
     def lost(self, missing: Iterable[int], held: Mapping[int, int]) -> list[int]:
         """Of the tasks that the peer does not have, those that it should have; to be called with each answer."""
-        asked, self._asked = self._asked or {}, None
+        asked, self._asked, self.unanswered = self._asked or {}, None, 0
         return [task for task in missing if task in asked and held.get(task) == asked[task]]

@@ -16,10 +16,10 @@ from typing import Any
 
 from joblib.parallel import BatchedCalls
 
-from skyward.core.dispatch import Call, TaskOptions
 from skyward.core.errors import ConfigError, PoolNotActive
 from skyward.core.events import Event, NodeGone, NodeReady
 from skyward.core.futures import TaskFuture
+from skyward.core.jobs import Call, TaskOptions
 from skyward.core.memmaps import Named
 from skyward.core.pool import Compute
 from skyward.core.stable import StableFunctions

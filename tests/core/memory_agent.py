@@ -31,6 +31,7 @@ class MemoryAgent:
         self.inbox, self.outbox = mailbox.Inbox(), mailbox.Outbox()
         self.holding = False
         self.forgetful = False  # loses what it is given
+        self.reticent = False  # does not say what it has
         self.asked = 0  # times that it was asked for what it has
         self.dead = False
         self.mute = False
@@ -141,6 +142,8 @@ class MemoryAgent:
                 self.answer(message.task)
         elif isinstance(message, messages.Inquire):
             self.asked += 1
+            if self.reticent:
+                return
             self.say(messages.Missing([task for task in message.tasks if task not in self.held]))
         elif isinstance(message, messages.Recall):
             given = sorted(self.held)[-message.most :]

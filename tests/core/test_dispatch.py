@@ -17,9 +17,9 @@ import pytest
 
 from skyward.core import messages
 from skyward.core.delivery import TOGETHER
-from skyward.core.dispatch import Call, TaskOptions
 from skyward.core.errors import NodeLost, PayloadError, PoolNotActive, TaskTimeout, WorkerCrashed
 from skyward.core.events import Note, Printed
+from skyward.core.jobs import Call, TaskOptions
 from skyward.core.payload import RemoteTraceback
 from skyward.core.shared import CAN_SHARE
 from tests.core.memory_agent import QUICK, MemoryPool, eventually
@@ -670,3 +670,12 @@ def test_a_loop_that_was_held_up_does_not_blame_its_nodes(pool: MemoryPool) -> N
     pool.submit(double, 3).result(5)
     eventually(lambda: agent.inbox.received > heard)
     assert agent.links == 1
+
+
+def test_a_node_that_does_not_say_what_it_has_is_lost() -> None:
+    """It answers every heartbeat, keeps its task and never answers for it."""
+    pool = MemoryPool(attempts=1)
+    pool.add(forgetful=True, reticent=True)
+    with pytest.raises(NodeLost, match="asked which of its tasks it has"):
+        pool.submit(double, 1).result(20)
+    pool.close()

@@ -17,7 +17,7 @@ import pytest
 
 from skyward.core import registry
 from skyward.core.bootstrap_scripts import BUILD, LOOK
-from skyward.core.dispatch import Dispatcher, TaskOptions
+from skyward.core.dispatch import Dispatcher
 from skyward.core.errors import (
     AuthFailed,
     HostUnreachable,
@@ -30,6 +30,7 @@ from skyward.core.events import Events, Machines, NodeGone, Note
 from skyward.core.fleet import Command, Event, Fleet
 from skyward.core.interfaces import Output, Trait
 from skyward.core.ioloop import IOThread
+from skyward.core.jobs import TaskOptions
 from skyward.core.messages import Failed, Failure, Ready
 from skyward.core.provision import Plan, Provisioner
 from skyward.core.session import Timing

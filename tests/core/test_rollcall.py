@@ -14,7 +14,9 @@ def test_only_what_was_held_for_a_while_is_asked_for() -> None:
     assert roll.ask({1: 1}) == []
     assert roll.ask({1: 1, 2: 2}) == [1]
     assert roll.ask({1: 1, 2: 2}) == []  # the answer is on its way
+    assert roll.unanswered == 1
     assert roll.lost([1, 2], {1: 1, 2: 2}) == [1]
+    assert roll.unanswered == 0
     assert roll.ask({2: 2}) == [2]
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from skyward.core import messages, relay
 from skyward.core.blobs import digest
-from skyward.core.dispatch import TaskOptions
+from skyward.core.jobs import TaskOptions
 from tests.core.memory_agent import MemoryAgent, MemoryPool, eventually
 
 DATA = np.arange(1_000_000, dtype=float)
