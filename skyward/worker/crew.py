@@ -11,7 +11,6 @@ import os
 import socket
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from skyward.core import files
 from skyward.core.mailbox import Quota
@@ -36,12 +35,11 @@ from skyward.core.messages import (
     StreamData,
 )
 from skyward.core.shared import remove
-from skyward.core.whoami import DEPTH, NODE
 from skyward.core.wire import Buffer, Filled, Received, Role, Wire
-from skyward.worker import deaths, threads
+from skyward.worker import deaths
 from skyward.worker.bridge import Bridge
 from skyward.worker.control import EXITED, FAILED, FORKED, UP
-from skyward.worker.forks import Forks
+from skyward.worker.forks import Forks, fork_config
 from skyward.worker.link import Link
 from skyward.worker.output import Outputs
 from skyward.worker.servers import Server
@@ -122,7 +120,7 @@ class Crew:
         self._bridge = Bridge(loop, f"{folder}/bridge.sock", self._post_stream)
         shelf = self.store.shelf() if setup.shares else None
         self._results = Results(shelf)
-        self._config = {**_config(setup, cores, self._bridge.path, shelf), "scratch": list(scratch)}
+        self._config = {**fork_config(setup, cores, self._bridge.path, shelf), "scratch": list(scratch)}
         self._forks = Forks(loop, self._config, self._reported, self._forks_ended, server)
 
     def __repr__(self) -> str:
@@ -595,24 +593,3 @@ def allow_files(concurrency: int) -> None:
 
 def _files(concurrency: int) -> int:
     return _FILES_OURS + _FILES_EACH * concurrency
-
-
-def _config(setup: Setup, cores: int, bridge: str, shelf: str | None) -> dict[str, Any]:
-    """What the fork server is told."""
-    limit = setup.threads or max(1, cores // setup.concurrency)
-    # A variable that the user has set wins; one that is only found in the environment, over a mere default.
-    given = setup.env if setup.threads else {**os.environ, **setup.env}
-    env = {**os.environ, **threads.defaults(limit, given), **setup.env, NODE: setup.node, DEPTH: str(setup.depth + 1)}
-    return {
-        "node": setup.node,
-        "env": env,
-        "path": setup.path,
-        "cwd": setup.cwd,
-        "argv": setup.argv,
-        "preload": setup.preload,
-        "data": setup.data,
-        "around": setup.around,
-        "bridge": bridge,
-        "threads": limit,
-        "shelf": shelf,
-    }

@@ -15,10 +15,13 @@ from typing import Any
 
 import msgpack
 
+from skyward.core.messages import Setup
+from skyward.core.whoami import DEPTH, NODE
+from skyward.worker import threads
 from skyward.worker.control import END, FORK_ISOLATED, FORK_SHARED, KILL, REPORT, REQUEST
 from skyward.worker.servers import ROOT, Server, started
 
-__all__ = ["Forks"]
+__all__ = ["Forks", "fork_config"]
 
 _TAIL = 8 * 1024  # bytes of the fork server's own output that are kept for an error's text
 
@@ -199,3 +202,24 @@ class Forks:
         if not data:
             self._loop.remove_reader(server.output.fileno())
         self._tail = (self._tail + data)[-_TAIL:]
+
+
+def fork_config(setup: Setup, cores: int, bridge: str, shelf: str | None) -> dict[str, Any]:
+    """What the fork server is told."""
+    limit = setup.threads or max(1, cores // setup.concurrency)
+    # A variable that the user has set wins; one that is only found in the environment, over a mere default.
+    given = setup.env if setup.threads else {**os.environ, **setup.env}
+    env = {**os.environ, **threads.defaults(limit, given), **setup.env, NODE: setup.node, DEPTH: str(setup.depth + 1)}
+    return {
+        "node": setup.node,
+        "env": env,
+        "path": setup.path,
+        "cwd": setup.cwd,
+        "argv": setup.argv,
+        "preload": setup.preload,
+        "data": setup.data,
+        "around": setup.around,
+        "bridge": bridge,
+        "threads": limit,
+        "shelf": shelf,
+    }
