@@ -98,7 +98,7 @@ _RETRY_DESTROY = 15.0  # seconds after which a machine that was destroyed and is
 _MISSES = 2  # looks that may leave a machine out before it counts as gone
 _LOST_REPLIES = 3  # in a row, after which a source is let rest
 _TRIES_TOLD = 3  # failures to look or to destroy after which the user is told
-_MOST_DENIED = 3  # times in a row that credentials may be refused at the end
+_DENIED_FOR = 2.5  # seconds for which credentials may be refused at the end; asked again after 1 and 3
 _TRIES = 3  # machines in a row that may fail to come up before those that fail are not replaced any more
 _PAUSE = 2.0  # seconds before the next order when a machine could not be used, times the number of failures so far
 _REST: dict[type[SkywardError], float] = {NoCapacity: 60.0, QuotaExceeded: 600.0, CloudError: 30.0}
@@ -211,7 +211,7 @@ class Fleet:
         """Take an event; what to do about it."""
         commands: list[Command] = []
         if self._stopping:
-            self._judge(event)
+            self._judge(event, now)
         match event:
             case Made():
                 commands += self._made(event, now)
@@ -495,19 +495,19 @@ class Fleet:
                 elif claim.phase is Phase.ENDING and not claim.accepted and not claim.asked:
                     claim.due, claim.tries = now, 0
 
-    def _judge(self, event: Event) -> None:
+    def _judge(self, event: Event, now: float) -> None:
         """Give a source up that refuses credentials at the end: nobody renews them while the block waits."""
         match event:
             case NotSeen(source, error) | NotDestroyed(source, _, error) | NotCleared(source, error):
                 desk = self._desks[source]
-                denied = isinstance(error, AuthFailed) and desk.source.rented
-                desk.denied[type(event)] = desk.denied[type(event)] + 1 if denied else 0
-                if desk.denied[type(event)] >= _MOST_DENIED:
+                if not (isinstance(error, AuthFailed) and desk.source.rented):
+                    desk.denied.pop(type(event), None)
+                elif now >= desk.denied.setdefault(type(event), now) + _DENIED_FOR:
                     desk.given_up = desk.given_up or error
             case Seen(source):
-                self._desks[source].denied[NotSeen] = 0
+                self._desks[source].denied.pop(NotSeen, None)
             case Destroyed(source):
-                self._desks[source].denied[NotDestroyed] = 0
+                self._desks[source].denied.pop(NotDestroyed, None)
             case _:
                 pass
 

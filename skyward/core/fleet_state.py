@@ -64,7 +64,9 @@ class Desk:
     next_clear: float = -math.inf
     failures: int = 0  # of looks, or of clearing, in a row
     blind: bool = False  # looks are refused again and again: what is bought here could not be found
-    denied: Counter[type[Event]] = field(default_factory=Counter)  # what credentials did not do since Stop, in a row
+    denied: dict[type[Event], float] = field(
+        default_factory=dict
+    )  # what credentials do not do since Stop: from when on
     given_up: SkywardError | None = None  # why what is left here can't be given back
 
 

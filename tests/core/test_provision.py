@@ -33,6 +33,7 @@ from skyward.core.ioloop import IOThread
 from skyward.core.jobs import TaskOptions
 from skyward.core.messages import Failed, Failure, Ready
 from skyward.core.provision import Plan, Provisioner
+from skyward.core.reaper import dismiss
 from skyward.core.session import Timing
 from skyward.core.spec import Endpoint, Image, Machine, MachineId, Nodes, Offer, Order, Resources
 from skyward.transport.memory import listen
@@ -567,6 +568,27 @@ def test_what_is_bought_and_given_back_is_told(ward: Ward) -> None:
     assert machines[0] == Machines(ordered=3)
     assert Machines(ending=3) in machines
     assert machines[-1] == Machines()
+
+
+def test_credentials_that_have_ended_end_the_wait_and_what_is_left_is_told(ward: Ward) -> None:
+    fixture = Fixture(ward, nodes=2)
+    notes = _hear(fixture, Note)
+    starting = fixture.start()
+    eventually(lambda: len(fixture.provisioner._lives) == 2, 20)
+    (Path(ward.folder) / "locked").touch()
+    starting.cancel()
+    fixture.close()
+    purse = fixture.provisioner._purse
+    assert purse is not None
+    assert purse._reaper.poll() is None, "it is for what is left"
+    dismiss(purse._reaper)
+    assert notes[-1].warning
+    assert notes[-1].text == (
+        "could not give back m-tag-1 at folder, m-tag-2 at folder; it may still cost, about $0.24/h. "
+        "folder refuses the credentials: the key was refused. With credentials that may end it: skyward down tag. "
+        "A process that stands by tries it too when this program has ended"
+    )
+    assert [entry.ended for entry in purse.ledger.machines("tag")] == [None, None]
 
 
 def test_errors_name_their_provider_once(ward: Ward) -> None:
