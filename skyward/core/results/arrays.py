@@ -28,9 +28,9 @@ def rule(module: str, name: str) -> Rule | None:
     """The rule for a name; None if there is none."""
     module = module.replace("numpy.core.", "numpy._core.")
     found = _RULES.get((module, name))
-    if found is not None or module != "numpy" or not name.isidentifier():
+    if found is not None or module not in ("numpy", "numpy._core._multiarray_umath") or not name.isidentifier():
         return found
-    value = getattr(numpy, name, None)
+    value = vars(numpy).get(name)  # not by getattr, which imports what it is asked for
     if isinstance(value, type) and issubclass(value, numpy.generic):
         return Rule(value)
     if isinstance(value, numpy.ufunc) or name in _REDUCTIONS:  # as what an estimator is given to call
@@ -56,7 +56,7 @@ def _build_dtype(pending: Pending, state: Any) -> numpy.dtype[Any]:
 
 
 def _make_dtype(spec: Any, state: Any) -> numpy.dtype[Any]:
-    version, order, parts, names, fields, size, _, flags, *rest = state
+    version, order, parts, names, fields, size, alignment, flags, *rest = state
     meta, unit = _metadata(rest[0] if rest else None, version)
     if names is not None:
         dtype = _structure(names, fields, size, bool(flags & 0x80))
@@ -71,8 +71,8 @@ def _make_dtype(spec: Any, state: Any) -> numpy.dtype[Any]:
         dtype = dtype.newbyteorder(order)
     if meta:
         dtype = numpy.dtype(dtype, metadata=dict(meta))
-    said = (order, parts, names, fields, size)
-    if dtype.__reduce__()[2][1:6] != said:
+    said = (order, parts, names, fields, size, alignment, flags)
+    if dtype.__reduce__()[2][1:8] != said:
         raise Refused("holds an array of a type that is not what it says")
     return dtype
 

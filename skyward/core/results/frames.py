@@ -31,14 +31,27 @@ def rule(module: str, name: str) -> Rule | None:
     """The rule for a name; None if there is none."""
     if (module, name) in _FUNCTIONS:
         return _FUNCTIONS[module, name]
-    if (module, name) == ("pandas", "NA"):
+    if name == "NA" and module in ("pandas", "pandas._libs.missing"):
         return Rule(pandas.NA)
+    if module == "pytz":  # what pandas before 3 took for time zones
+        return Rule(Mark(f"pytz.{name}"), _pytz(name)) if name in ("_p", "_UTC") else None
     if not _MODULE.fullmatch(module) or not name.isidentifier():
         return None
     kind = getattr(importlib.import_module(module), name, None)
     if not isinstance(kind, type) or (kind.__module__, kind.__qualname__) != (module, name):
         return None
     return _of_class(kind)
+
+
+def _pytz(name: str) -> Any:
+    pytz = importlib.import_module("pytz")
+
+    def call(*args: Any) -> Any:
+        if name == "_p" and (not args or args[0] not in pytz.all_timezones_set):
+            raise Refused("asks for a time zone that is none")
+        return getattr(pytz, name)(*args)
+
+    return call
 
 
 def _of_class(kind: type) -> Rule | None:
@@ -170,19 +183,20 @@ build_reconstructed = _build_manager
 
 def _functions() -> dict[tuple[str, str], Rule]:
     libs = "pandas._libs"
-    times: dict[str, str] = {
-        "nattype": "_nat_unpickle",
-        "timestamps": "_unpickle_timestamp",
-        "timedeltas": "_timedelta_unpickle",
-    }
+    times = (
+        *(("nattype", "_nat_unpickle"), ("nattype", "__nat_unpickle")),  # the latter of pandas before 3
+        *(("timestamps", "_unpickle_timestamp"), ("timedeltas", "_timedelta_unpickle")),
+    )
     table = {
         (f"{libs}.arrays", "__pyx_unpickle_NDArrayBacked"): Rule(Mark("pandas array"), _backed, build=_build_extension),
         (f"{libs}.interval", "__pyx_unpickle_IntervalMixin"): Rule(Mark("interval"), _interval, build=attributes),
         (f"{libs}.internals", "_unpickle_block"): Rule(Mark("pandas block"), _block),
     }
-    for module, name in times.items():
+    for module, name in times:
         full = f"{libs}.tslibs.{module}"
-        table[full, name] = Rule(Mark(f"{full}.{name}"), called(getattr(importlib.import_module(full), name)))
+        function = getattr(importlib.import_module(full), name, None)
+        if function is not None:
+            table[full, name] = Rule(Mark(f"{full}.{name}"), called(function))
     makers = {
         "base": "_new_Index",
         "datetimes": "_new_DatetimeIndex",

@@ -142,8 +142,8 @@ def _of_scipy(module: str, name: str) -> Rule | None:
         kind = getattr(importlib.import_module(module), name, None)
         if isinstance(kind, type) and kind.__module__ == module and re.fullmatch(r"[a-z]{3}_(matrix|array)", name):
             return Rule(kind, new=made(kind), build=_build_sparse)
-    if (module, name) == ("scipy.interpolate._bsplines", "BSpline"):
-        kind = importlib.import_module(module).BSpline
+    if module == "scipy.interpolate._bsplines" and name in ("BSpline", "_BSpline"):
+        kind = getattr(importlib.import_module(module), name)
         return Rule(kind, new=made(kind), build=_build_spline)
     if module == "scipy.special":
         found = getattr(importlib.import_module(module), name, None)
@@ -153,8 +153,12 @@ def _of_scipy(module: str, name: str) -> Rule | None:
     return None
 
 
-def _build_spline(_: Any, state: Any) -> Any:
-    kind = importlib.import_module("scipy.interpolate").BSpline
+def _build_spline(spline: Any, state: Any) -> Any:
+    kind = type(spline)
+    if type(state) is tuple:  # scipy since 1.18: the spline itself is another object, which is made as below
+        if type(state[0]).__name__ != "_BSpline":
+            raise Refused("holds a spline that is none")
+        return attributes(spline, state)
     knots, coefficients = (state.get(f"_{name}", state.get(name)) for name in ("t", "c"))
     return kind(knots, coefficients, state["k"], state["extrapolate"], state["axis"])
 

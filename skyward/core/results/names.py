@@ -22,6 +22,7 @@ __all__ = ["Allowed", "Trusted", "library"]
 _LIBRARIES = {
     "numpy": "skyward.core.results.arrays",
     "pandas": "skyward.core.results.frames",
+    "pytz": "skyward.core.results.frames",
     "scipy": "skyward.core.results.models",
     "sklearn": "skyward.core.results.models",
 }

@@ -97,6 +97,9 @@ def frombuffer(kind: bytes, buffer: bytes = binary(bytes(8)), shape: Any = (1,))
 
 
 LIES = {
+    "a type of objects that says it holds none": simple("O8", "|", flags=0),
+    "a type of a field of objects that says so": fields(0, 8, 0, simple("O8", "|", flags=63)),
+    "a type of another alignment": dtype(text("i8"), *(plain(v) for v in (3, "<", None, None, None, -1, 64, 0))),
     "objects that are bytes": array(simple("O8", "|", flags=0), binary(bytes(8))),
     "objects in a buffer": frombuffer(simple("O8", "|", flags=0)),
     "objects in a field": frombuffer(fields(0, 8, 0, simple("O8", "|", flags=63))),

@@ -108,4 +108,4 @@ def test_what_reads_files_or_runs_text_has_no_rule(name):
 
     assert frames.rule("pandas", name) is None
     assert frames.rule("pandas.core.computation.eval", "eval") is None
-    assert frames.rule("pandas", "DataFrame") is not None
+    assert frames.rule(pd.DataFrame.__module__, "DataFrame") is not None
