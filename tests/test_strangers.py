@@ -68,6 +68,11 @@ def raw_error() -> None:
     raise ValueError("\x1b[2Jcleared")
 
 
+def double(array: Any) -> Any:
+    array *= 2
+    return array
+
+
 def function() -> Any:
     return lambda: 1
 
@@ -80,7 +85,7 @@ def as_in_a_script(*made: Any) -> None:
                 part.__module__ = "__main__"
 
 
-as_in_a_script(Point, Trouble, Evil, point, trouble, evil, evil_error, raw_error, function)
+as_in_a_script(Point, Trouble, Evil, point, trouble, evil, evil_error, raw_error, double, function)
 
 
 class Strangers(Local):
@@ -119,6 +124,17 @@ def test_joblib_is_as_usual(pool: sky.Compute) -> None:
     assert Parallel(n_jobs=-1)(delayed(point)(i) for i in range(5)) == [Point(i) for i in range(5)]
     with pytest.raises(Trouble):
         Parallel(n_jobs=-1)(delayed(trouble)() for _ in range(3))
+
+
+def test_a_map_of_a_file_comes_back_as_what_is_in_it(pool: sky.Compute, tmp_path: Path) -> None:
+    """By its name a node could have any file opened here, to be written into."""
+    numpy = pytest.importorskip("numpy")
+    mapped = numpy.memmap(tmp_path / "map", "f8", "w+", shape=(1000,))
+    mapped[:] = 2.5
+    back = pool.submit(double, mapped).result(60)
+    assert (back == 5.0).all()
+    assert (mapped == 5.0).all()  # the task wrote there
+    assert not isinstance(back, numpy.memmap)
 
 
 def test_data_is_the_default_where_machines_are_of_strangers() -> None:

@@ -33,8 +33,9 @@ __all__ = [
     "seal",
 ]
 
-Named = Literal["all", "given", "none"]
-"""Which maps go by the name of their file: all of them, those that came by name, or none."""
+Named = Literal["all", "given", "none", "data"]
+"""Which maps go by the name of their file: all of them, those that came by name, or none. ``"data"``: none, and they
+are plain arrays, for a reader to whom a file's name is no data."""
 
 _WRITES = ("r+", "w+")
 _KEEP = "; keep the file as it is until the tasks have ended"
@@ -135,9 +136,9 @@ def _reduce_window(array: Any, window: _Window, numpy: Any, named: Named) -> Any
     if mode is not None:
         offset = holder.offset + low - _bounds(holder)[0]
         _check_size(file, memory, offset + high - low)
-        if array.size == 0 or mode == "c":  # nothing to write, or into the caller's memory only
+        if array.size == 0 or mode == "c" or named == "data":  # nothing to write, or into the caller's memory only
             return None
-    elif array.size == 0 or not holder.flags.writeable or not _is_shared(memory, _address(holder)):
+    elif named == "data" or array.size == 0 or not holder.flags.writeable or not _is_shared(memory, _address(holder)):
         return None
     kind, writes = type(array), mode != "r"
     if not _is_numpys(kind, numpy):

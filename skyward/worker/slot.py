@@ -75,6 +75,11 @@ class Settings:
     data: bool = False
 
     @property
+    def named(self) -> memmaps.Named:
+        """Which memory maps in results go by the name of their file."""
+        return "data" if self.data else "given"
+
+    @property
     def grace(self) -> float:
         """Seconds that idle slots get to end in order."""
         return 2.0 if self.around else 0.5
@@ -202,7 +207,7 @@ class Slot:
             end_of_fork(None)
         function = args = kwargs = None
         try:
-            head, views = payload.dumps(result, "result", large=None, named="given")
+            head, views = payload.dumps(result, "result", large=None, named=self.settings.named)
         except BaseException as error:  # a user's __reduce__ may raise anything
             self._fail(run.task, seconds, Failure.RAISED, error)
             return
