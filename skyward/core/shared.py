@@ -10,6 +10,8 @@ import contextlib
 import fcntl
 import mmap
 import os
+import re
+import stat
 import weakref
 from collections.abc import Callable, Iterable
 from functools import cache
@@ -25,6 +27,9 @@ _CTYPES: Any = ctypes
 __all__ = ["CAN_SHARE", "SharedFile", "map_file", "open_shared", "remove", "take_file", "write_all"]
 
 _PIECE = 256 * 1024
+
+_RESULT = re.compile(r"result-\d+-\d+", re.ASCII)  # as `worker/shelf.py` calls them, in a folder of `worker/scratch.py`
+_FOLDER = re.compile(r"/.*/skyward-store-\d+-\w+", re.ASCII | re.DOTALL)
 
 CAN_SHARE = hasattr(os, "memfd_create")
 """Whether this system has files in memory (Linux)."""
@@ -133,9 +138,17 @@ def _libc() -> Any:
 
 
 def take_file(path: str) -> memoryview | bytearray:
-    """The bytes of a file, which is removed. They may be written, which costs a copy of each page that is."""
+    """The bytes of a slot's result, whose file is removed. They may be written, which costs a copy of each such page.
+
+    Raises
+    ------
+    OSError
+        It is none, or can't be read. What is none stays as it is.
+    """
+    if not _is_result(path):
+        raise PermissionError(f"{path} is no result of a slot")
     try:
-        with Path(path).open("rb", buffering=0) as file:
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb", buffering=0) as file:
             try:
                 return map_file(file.fileno(), os.fstat(file.fileno()).st_size)
             except OSError:  # as many maps as there may be
@@ -145,10 +158,23 @@ def take_file(path: str) -> memoryview | bytearray:
 
 
 def remove(files: Iterable[bytes]) -> None:
-    """Remove files that nobody wants."""
-    for path in files:
+    """Remove results that nobody wants, and nothing else: who names them may be mistaken, or worse."""
+    for path in map(os.fsdecode, files):
         with contextlib.suppress(OSError):
-            Path(os.fsdecode(path)).unlink()
+            if _is_result(path):
+                Path(path).unlink()
+
+
+def _is_result(path: str) -> bool:
+    """Whether a path is of a file that slots leave, in an agent's folder of ours."""
+    folder, _, name = path.rpartition("/")
+    if os.path.normpath(path) != path or not _RESULT.fullmatch(name) or not _FOLDER.fullmatch(folder):
+        return False
+    try:
+        status = os.lstat(folder)
+    except (OSError, ValueError):
+        return False
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
 
 
 def write_all(fd: int, data: memoryview) -> None:

@@ -368,14 +368,41 @@ def few_files() -> Iterator[Callable[[], None]]:
     resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
+def result(parent: Path) -> Path:
+    """A file as a slot leaves it."""
+    folder = parent / f"skyward-store-{os.getuid()}-abc"
+    folder.mkdir()
+    file = folder / "result-1-0"
+    file.write_bytes(b"x" * 100)
+    return file
+
+
+@pytest.mark.skipif(not CAN_SHARE, reason="no files in memory here")
+def test_a_file_that_is_no_result_is_neither_read_nor_removed(tmp_path: Path) -> None:
+    """Not of a node on this machine either."""
+    pool = MemoryPool(shares=True, attempts=1)
+    try:
+        agent = pool.add(holding=True)
+        file = tmp_path / "document"
+        file.write_bytes(b"precious")
+        future = pool.submit(double, 1)
+        eventually(lambda: agent.held)
+        (task,) = agent.held
+        pool.do(lambda: agent.say(messages.Done(task, 0.0, {0: os.fsencode(file)}), [pickle.dumps(1)]) or agent.flush())
+        with pytest.raises(WorkerCrashed, match="no result of a slot"):
+            future.result(5)
+        assert file.read_bytes() == b"precious"
+    finally:
+        pool.close()
+
+
 def test_a_result_that_can_not_be_opened_is_an_error_and_not_run_again(
     few_files: Callable[[], None], tmp_path: Path
 ) -> None:
     pool = MemoryPool(shares=True)
     try:
         agent = pool.add(holding=True)
-        file = tmp_path / "result"
-        file.write_bytes(b"x" * 100)
+        file = result(tmp_path)
         future = pool.submit(double, 1)
         eventually(lambda: agent.held)
         task = next(iter(agent.held))
@@ -397,8 +424,7 @@ def test_a_file_of_a_node_that_is_given_up_is_removed(tmp_path: Path) -> None:
     pool = MemoryPool(shares=True)
     try:
         agent = pool.add(holding=True)
-        file = tmp_path / "result"
-        file.write_bytes(b"x" * 100)
+        file = result(tmp_path)
         future = pool.submit(double, 1)
         eventually(lambda: agent.held)
 

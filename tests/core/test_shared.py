@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from skyward.core.shared import CAN_SHARE, SharedFile, map_file, open_shared, take_file
+from skyward.core.shared import CAN_SHARE, SharedFile, map_file, open_shared, remove, take_file
 
 linux = pytest.mark.skipif(not CAN_SHARE, reason="no files in memory here")
 
@@ -90,14 +90,57 @@ def test_what_can_not_be_mapped_is_an_error(has_ctypes: bool, monkeypatch: pytes
         map_file(read, mmap.PAGESIZE)
 
 
+def result(parent: Path) -> Path:
+    """A file as a slot leaves it."""
+    folder = parent / f"skyward-store-{os.getuid()}-abc"
+    folder.mkdir()
+    path = folder / "result-1-0"
+    path.write_bytes(b"content")
+    return path
+
+
+def test_nothing_but_results_is_taken_or_removed(tmp_path: Path) -> None:
+    """A node that named another file would have it removed."""
+    mine = result(tmp_path)
+    other = tmp_path / "document"
+    other.write_text("precious")
+    inside = mine.parent / "lock"
+    inside.touch()
+    linked = tmp_path / f"skyward-store-{os.getuid()}-link"
+    linked.symlink_to(mine.parent)
+    (mine.parent / "result-1-1").symlink_to(other)
+    wrong = [
+        str(other),
+        str(inside),
+        f"{linked}/result-1-0",
+        f"{mine.parent}/../document",
+        "",
+        "result-1-0",
+        "/etc/hosts",
+    ]
+    wrong += [
+        f"{mine.parent}/./result-1-0",
+        f"{tmp_path}/result-1-0",
+        f"{mine}\n",
+        f"{mine}\0",
+        f"{mine.parent}/result-1-1",
+    ]
+    for path in wrong:
+        with pytest.raises((OSError, ValueError)):
+            take_file(path)
+        remove([os.fsencode(path)])
+    assert (other.read_text(), mine.read_bytes(), inside.exists()) == ("precious", b"content", True)
+    remove([os.fsencode(mine)])
+    assert not mine.exists()
+
+
 @pytest.mark.parametrize("has_ctypes", [True, False])
 def test_a_file_that_is_taken_is_removed_and_may_be_written(
     has_ctypes: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not has_ctypes:
         monkeypatch.setattr("skyward.core.shared._CTYPES", None)
-    path = tmp_path / "result"
-    path.write_bytes(b"content")
+    path = result(tmp_path)
     data = take_file(str(path))
     data[0] = ord("C")
     assert bytes(data) == b"Content"
