@@ -32,7 +32,7 @@ def unpack(envelope: memoryview) -> Any:
     """
     if len(envelope) > _FEW:
         _look_through(envelope)
-    return msgpack.unpackb(envelope, strict_map_key=False)
+    return msgpack.unpackb(envelope, strict_map_key=False, unicode_errors="surrogatepass")
 
 
 def _look_through(data: memoryview) -> None:

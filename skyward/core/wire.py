@@ -91,7 +91,8 @@ _MAX_PRELUDES = 16  # of the largest size, of all messages that are arriving
 _MAX_STRIPES = 8
 _GREETING = 64 * 1024  # largest message from a peer that has not proved who it is
 
-_pack = msgpack.Packer(autoreset=True).pack
+# A name or a variable that is not UTF-8 has halves of characters in Python, and travels as it is.
+_pack = msgpack.Packer(autoreset=True, unicode_errors="surrogatepass").pack
 _GOOD: tuple[set[tuple[type, ...]], ...] = tuple(set() for _ in MESSAGES)  # types of fields that were found right
 
 

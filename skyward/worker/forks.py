@@ -62,7 +62,8 @@ class Forks:
         self._on_end: Callable[[str, bool], None] | None = on_end
         self._queue: deque[tuple[bytes, tuple[int, ...]]] = deque()
         self._tail = b""
-        packed: bytes = msgpack.packb({**config, "root": ROOT, "agent": os.getpid()})
+        own = {"root": ROOT, "agent": os.getpid()}
+        packed: bytes = msgpack.packb({**config, **own}, unicode_errors="surrogatepass")  # as variables are
         self._queue.append((struct.pack("!I", len(packed)) + packed, ()))
         self._server: Server | None = None
         self._env = config["env"]

@@ -305,7 +305,7 @@ def read_config(control: socket.socket) -> dict[str, Any]:
     if not head:
         raise SystemExit  # the agent has ended, or has no use for us
     (length,) = struct.unpack("!I", head)
-    config: dict[str, Any] = msgpack.unpackb(control.recv(length, socket.MSG_WAITALL))
+    config: dict[str, Any] = msgpack.unpackb(control.recv(length, socket.MSG_WAITALL), unicode_errors="surrogatepass")
     return config
 
 

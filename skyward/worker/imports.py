@@ -64,7 +64,7 @@ class Imports:
         changed = _changed(self._variables)
         with contextlib.suppress(OSError):  # the fork server is busy: after the next task, then
             while new := names[self._told : self._told + _MANY]:
-                os.write(self.fd, msgpack.packb([new, changed]))
+                os.write(self.fd, msgpack.packb([new, changed], unicode_errors="surrogatepass"))
                 self._told += len(new)
 
 
@@ -79,7 +79,7 @@ def _changed(before: Mapping[str, str]) -> dict[str, str | None]:
 
 def parse(data: bytes) -> tuple[list[str], dict[str, str | None]]:
     """What `Imports.tell` wrote: modules, and changed variables; ValueError if that is not what it is."""
-    names, changed = msgpack.unpackb(data)
+    names, changed = msgpack.unpackb(data, unicode_errors="surrogatepass")
     if not all(isinstance(name, str) for name in [*names, *changed]):
         raise ValueError("not names")
     return list(names), dict(changed)

@@ -81,6 +81,21 @@ def blas_threads() -> set[int]:
     return {pool["num_threads"] for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"}
 
 
+def test_surroundings_that_are_not_utf8(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Variables, arguments and folders are bytes to the system; a pool that begins among such hands them on."""
+    odd = "caf\udce9"
+    (tmp_path / odd).mkdir()
+    monkeypatch.chdir(tmp_path / odd)
+    monkeypatch.setenv("CASE_OLD", odd)
+    monkeypatch.setattr(sys, "argv", ["script.py", odd])
+    monkeypatch.syspath_prepend(tmp_path / odd)
+    with sky.Compute(image=sky.Image(env={"CASE_GIVEN": odd}), console=False) as pool:
+        found = pool.submit(seen).result()
+        assert [pool.submit(os.getenv, name).result() for name in ("CASE_OLD", "CASE_GIVEN")] == [odd, odd]
+    assert (found["folder"], found["argv"]) == (os.getcwd(), sys.argv)
+    assert str(tmp_path / odd) in found["path"]
+
+
 @pytest.mark.parametrize("given", [None, 2])
 def test_threads_of_libraries_that_are_loaded_already(monkeypatch: pytest.MonkeyPatch, given: int | None) -> None:
     """`Worker(threads=...)` is what counts where it was given, as when a pool begins."""

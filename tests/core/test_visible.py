@@ -68,6 +68,7 @@ def test_errors_are_shown_so(error):
         (f"a{ESC}", "a"),
         ("a\x08b\x07c\x00d\x7fe\x9b2Jf\x0cg", "abcdefg"),
         (f"{ESC}{ESC}[31mx", f"{ESC}[31mx{ESC}[0m"),
+        ("half a \ud800 character", "half a  character"),  # no stream takes it
         (f"{ESC}[31;?mx", "x"),
         (f"{ESC}[{'1;' * 100}mx", "x"),
         (f"{ESC}]8;;http://x{ESC}\\link{ESC}]8;;{ESC}\\", "link"),

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import zstandard
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from skyward.core.conversation import TRANSITIONS
@@ -32,6 +32,7 @@ from skyward.core.messages import (
     Pong,
     Ready,
     Run,
+    Setup,
     StreamOpen,
 )
 from skyward.core.packing import Pace, Packer, Sample
@@ -98,6 +99,15 @@ def test_any_chunking_gives_every_message_once_and_whole(messages: Any, data: st
         assert all(isinstance(buffer, (bytearray, mmap.mmap)) for buffer in received.buffers)
     small = [r.number for r in got if sum(map(len, r.buffers)) <= 32 * 1024]
     assert small == sorted(small)
+
+
+@given(name=st.text(st.characters(codec=None)), large=st.booleans())
+@example(name="caf\udce9", large=True)
+def test_names_that_are_not_utf8_travel_as_they_are(name: str, large: bool) -> None:
+    owner, worker = opened()
+    message = Setup(name, 1, True, None, {name: name}, [name, "x" * 3000 * large], None, [], [], 60.0)
+    owner.send(message, (), 1)
+    assert [received.message for received in carry(owner, worker)] == [message]
 
 
 @given(garbage=st.lists(st.binary(min_size=1, max_size=200), min_size=1, max_size=20), greeted=st.booleans())

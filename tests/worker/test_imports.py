@@ -98,11 +98,11 @@ def test_what_slots_tell(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(BlockingIOError):
             os.read(read, 1)
         monkeypatch.setitem(sys.modules, "just_imported", sys)
-        monkeypatch.setenv("JUST_SET", "1")
+        monkeypatch.setenv("JUST_SET", "caf\udce9")  # Latin-1
         monkeypatch.setenv("OMP_NUM_THREADS", "7")  # which libraries are told otherwise, too
         imports.tell()
         imports.tell()
-        assert parse(os.read(read, 65536)) == (["just_imported"], {"JUST_SET": "1"})
+        assert parse(os.read(read, 65536)) == (["just_imported"], {"JUST_SET": "caf\udce9"})
         monkeypatch.delitem(sys.modules, "just_imported")
         imports.tell()  # it has become less
     finally:
