@@ -12,22 +12,22 @@ __all__ = ["joblib", "sklearn"]
 
 
 def joblib(version: str | None = None) -> Plugin:
-    """Inside the pool's block, joblib's ``Parallel(n_jobs=-1)`` uses all its slots.
+    """Let joblib's ``Parallel(n_jobs=-1)`` use all slots of the pool inside its block.
 
     Parameters
     ----------
     version
-        Of joblib on the nodes, such as ``"1.4.0"``; None for the driver's.
+        Version of joblib on the nodes, such as ``"1.4.0"``; None for the driver's.
     """
     return JoblibPlugin(version)
 
 
 def sklearn(version: str | None = None) -> Plugin:
-    """Inside the pool's block, scikit-learn's ``n_jobs=-1`` uses all its slots; scikit-learn is on the nodes.
+    """Let scikit-learn's ``n_jobs=-1`` use all slots of the pool inside its block, with scikit-learn on the nodes.
 
     Parameters
     ----------
     version
-        Of scikit-learn on the nodes, such as ``"1.5.2"``; None for the driver's.
+        Version of scikit-learn on the nodes, such as ``"1.5.2"``; None for the driver's.
     """
     return SklearnPlugin(version)

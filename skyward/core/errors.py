@@ -8,7 +8,7 @@ tried again follows from the type, never from the text. A message says what happ
     SkywardError
     ├── ConfigError (ValueError)            an argument is wrong; nothing was started
     │   └── PluginNotFound (LookupError)    no such provider, transport or plug-in, or it cannot be imported
-    ├── NestedPool (RuntimeError)           a pool is opened where it would open pools without end, or rent unasked
+    ├── NestedPool (RuntimeError)           a pool in a task that could go on without end, or rent machines unasked
     ├── PoolNotActive (RuntimeError)        the pool was not entered, is closed, or belongs to another process
     ├── ProvisioningError                   a node could not be had or prepared
     │   ├── NoOffer                         no provider offers what is asked for
@@ -94,7 +94,7 @@ class PluginNotFound(ConfigError, LookupError):
 
 
 class NestedPool(SkywardError, RuntimeError):
-    """A pool is opened by an import in a task, too deep in tasks, or to rent machines from a task."""
+    """A pool is opened by an import in a task, too deep in tasks, or would rent machines from a task."""
 
 
 class PoolNotActive(SkywardError, RuntimeError):

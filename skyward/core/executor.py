@@ -44,12 +44,23 @@ class TaskExecutor(concurrent.futures.Executor, CallRunner):
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> TaskFuture[Any]:
         """Run ``fn(*args, **kwargs)`` on a node; see `concurrent.futures.Executor.submit`.
 
-        The future's `cancel` also stops a call that runs, which executors of the standard library can't.
+        Parameters
+        ----------
+        fn
+            Any function that cloudpickle can carry, or one that `sky.compute` has made.
+        args, kwargs
+            Its arguments.
+
+        Returns
+        -------
+        TaskFuture
+            Its `cancel` also stops a call that runs, which executors of the standard library can't. Whatever goes wrong
+            with the task is raised by its `result`.
 
         Raises
         ------
         PoolNotActive
-            The pool is not open. What goes wrong with the task is in the future.
+            The pool is not open.
         """
         return self.dispatcher.call(unwrapped(fn), args, kwargs)
 
@@ -147,11 +158,14 @@ class TaskExecutor(concurrent.futures.Executor, CallRunner):
         Parameters
         ----------
         fn
-            A function of as many arguments as there are iterables, which are read at once.
+            A function of as many arguments as there are iterables.
+        iterables
+            Where its arguments come from. They are read at once, until the shortest ends.
         timeout
-            Seconds from now after which a result that is not there raises `TimeoutError`; None for no limit.
+            Seconds from this call. A result that is not there by then raises `TimeoutError`; None for no limit.
         chunksize
-            How many calls make one task. More than 1 pays where a call takes less than about a millisecond.
+            How many calls make one task, whose time limit is as many times the pool's. More than 1 pays where a call
+            takes less than about a millisecond.
 
         Raises
         ------

@@ -176,17 +176,32 @@ class ComputeFunction(Generic[_P, _T]):
 
 
 def compute(function: Callable[_P, _T]) -> ComputeFunction[_P, _T]:
-    """Make a function's calls wait for a pool.
+    """Decorate a function so that its calls wait for a pool.
 
     Parameters
     ----------
     function
         Any function that cloudpickle can carry.
 
+    Returns
+    -------
+    ComputeFunction
+        Calling it runs nothing yet: ``f(x) >> pool`` gives the result, ``f(x) > pool`` a future, ``f(x) @ pool`` the
+        results of every node, and ``f.local(x)`` runs here.
+
     Raises
     ------
     ConfigError
         It is not callable.
+
+    Examples
+    --------
+    >>> import skyward as sky
+    >>> @sky.compute
+    ... def double(x):
+    ...     return 2 * x
+    >>> double.local(4)
+    8
     """
     if not callable(function):
         raise ConfigError(f"@sky.compute decorates functions, not {function!r}")
@@ -210,7 +225,17 @@ def gather(*calls: PendingCall[_T]) -> Gathered[list[_T]]: ...
 @overload
 def gather(*calls: PendingCall[Any] | Gathered[Any]) -> Gathered[Any]: ...
 def gather(*calls: PendingCall[Any] | Gathered[Any]) -> Gathered[Any]:
-    """Several pending calls as one, which run in parallel and give their results in order.
+    """Join pending calls, which run in parallel and give their results in order.
+
+    Parameters
+    ----------
+    calls
+        Calls of `compute` functions, or what `gather` or ``&`` has made of such.
+
+    Returns
+    -------
+    Gathered
+        ``gather(f(1), g(2)) >> pool`` is the list of the results, ``> pool`` that of the futures.
 
     Raises
     ------

@@ -57,8 +57,8 @@ class Compute(TaskExecutor):
     provider
         A provider, or the name of one; several in a list are asked in order. None: this machine.
     nodes
-        How many machines; with ``(least, most)``, most are asked for, the block begins when the least are ready, and
-        the others join as they come.
+        How many machines. With ``(min, max)``, max are asked for; the block begins once min are ready, and the rest
+        join later.
     worker
         How each node runs tasks.
     concurrency
@@ -67,33 +67,35 @@ class Compute(TaskExecutor):
         What each node must have; see `Resources`. ``cpu`` is another name of ``vcpus``. When nothing is said, machines
         that are bought have a core for each slot and 2 GiB.
     max_price
-        At most so many US dollars per hour and machine.
+        Maximum price per machine, in US dollars per hour. None: no limit, except that machines which cost over five
+        times the cheapest one, or whose price is not known, are not bought unless `machine` names them.
     image
         What each node's environment holds.
     volume
-        Storage that the nodes show; ``volumes`` is another name.
+        Storage that the nodes show; ``volumes`` is another name. Not in this version: giving any is an error.
     allocation
-        Whether machines that may be taken back ("spot") are wanted: ``"spot-if-available"`` takes them while they cost
-        no more than others, ``"always-spot"``, ``"on-demand"``, or ``"cheapest"``, which also compares providers.
+        Whether to rent spot machines, which the provider may take back: ``"spot-if-available"`` does while they cost no
+        more than others, ``"always-spot"`` takes only them, ``"on-demand"`` none, and ``"cheapest"`` goes by price
+        alone, also across providers.
     timeout
-        Seconds that one task may run; None for no limit.
+        How long one task may run, in seconds; None for no limit.
     plugins
         Changes to the pool, such as `sky.plugins.joblib()`.
     results
         ``"data"``: what comes back is read as data, so that a machine can't run code here. ``"any"``: any object, as
-        pickle does. None: data where the provider's machines belong to strangers, such as Vast.ai's; else any.
+        pickle does. None: data where the provider's machines belong to strangers, such as Vast.ai's; otherwise any.
     trusted
         Classes that results may hold where they are read as data, besides plain values, numpy, pandas, scipy.sparse and
         scikit-learn: the classes themselves, ``"package.module:Class"``, or ``"package.module"`` for all its classes.
     console
-        Show a live line and a summary where there is a terminal.
+        Whether to show a live line and a summary where there is a terminal.
     orphan_timeout
-        Seconds after which a node that hears nothing from us ends by itself.
+        How long a node lives without hearing from this program, in seconds; then it ends by itself.
 
     Raises
     ------
     ConfigError
-        An argument is wrong; nothing was started.
+        An argument is wrong. Nothing was started.
 
     Examples
     --------
@@ -179,9 +181,9 @@ class Compute(TaskExecutor):
         PoolNotActive
             It was started before.
         NestedPool
-            It may not be opened here.
+            A task may not open it: it goes too deep, would rent machines, or is opened by an import.
         ProvisioningError, LinkError
-            The nodes can't be had; everything that was begun has been given back.
+            The nodes can't be provisioned; everything that was begun has been given back.
         """
         if self._used:
             raise PoolNotActive("this pool was entered before; make a new sky.Compute for each block")
@@ -551,7 +553,7 @@ def _resources(wanted: Resources, worker: Worker) -> Resources:
 def _either(name: str, value: Any, other_name: str, other: Any, convert: Callable[[Any], Any] = lambda v: v) -> Any:
     """One of two spellings of an argument."""
     if value is not None and other is not None:
-        raise ConfigError(f"{name}={value!r} and {other_name}={other!r} both given; they say the same, give one")
+        raise ConfigError(f"{name}={value!r} and {other_name}={other!r} mean the same; give only one of them")
     return convert(other) if other is not None else value
 
 

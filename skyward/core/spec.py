@@ -82,7 +82,7 @@ def parse_memory(value: object, name: str = "memory") -> int:
 
 
 def parse_count(value: object, name: str, least: int = 1) -> int:
-    """A whole number of at least `least`, from an int or anything with ``__index__`` (numpy's ints too).
+    """Parse a whole number of at least `least`, from an int or anything with ``__index__`` (numpy's ints too).
 
     Raises
     ------
@@ -117,7 +117,7 @@ def parse_seconds(value: object, name: str) -> float | None:
 
 
 def parse_price(value: object, name: str = "max_price") -> float | None:
-    """US dollars per hour, or None for no limit.
+    """A price in US dollars per hour, or None for no limit.
 
     Raises
     ------
@@ -158,13 +158,13 @@ def parse_address(text: object, name: str) -> tuple[str | None, str, int | None]
 
 def _strings(value: object, name: str) -> tuple[str, ...]:
     if isinstance(value, str) or not isinstance(value, Sequence) or not all(isinstance(item, str) for item in value):
-        raise ConfigError(f"{name}={value!r} is not a list of texts")
+        raise ConfigError(f"{name}={value!r} is not a list of strings")
     return tuple(value)
 
 
 def _texts(value: object, name: str) -> dict[str, str]:
     if not isinstance(value, Mapping) or not all(isinstance(text, str) for item in value.items() for text in item):
-        raise ConfigError(f"{name}={value!r} is not a mapping of text to text")
+        raise ConfigError(f"{name}={value!r} is not a mapping of strings to strings")
     return dict(value)
 
 
@@ -180,16 +180,16 @@ class Worker:
     Parameters
     ----------
     concurrency
-        Tasks that run at a time on each node (slots).
+        Slots of each node: how many tasks run there at a time.
     executor
         ``"process"``, which ``"auto"`` means too: each slot is a process of its own, so that tasks share no globals and
-        no interpreter lock. ``"thread"``: the slots are threads of one process, for tasks that wait for others or that
-        are to share memory.
+        no interpreter lock. ``"thread"``: the slots are threads of one process, for tasks that mostly wait or that
+        share memory.
     attempts
-        How often a task is started when its process or node dies; 1 means never again. A task that raised an
-        exception of its own is never tried again.
+        How many times a task is started at most, in all, when its process or node dies; with 1 it is never started
+        again. A task that raised an exception of its own is never started again.
     threads
-        BLAS and OpenMP threads of each slot; None means the node's cores // concurrency, at least 1.
+        BLAS and OpenMP threads of each slot; None means the node's cores // concurrency, but at least 1.
 
     Raises
     ------
@@ -217,31 +217,32 @@ class Image:
     Parameters
     ----------
     python
-        Minor version such as ``"3.12"``; None means the driver's. Another one than the driver's is an error, since
-        pickled functions do not cross minor versions.
+        Minor version such as ``"3.12"``; None means the driver's. Any other is an error, since pickled functions do not
+        cross minor versions.
     pip
         Requirements as pip spells them, with hashes where wanted. On `Local`, where the driver's own environment is
         used, they must be installed already.
     apt
-        Debian packages, for nodes where we are root.
+        Debian packages, for nodes where the login user is root.
     env
         Environment variables of every task, and of the installation of packages.
     index
         Address of the package index; None means whatever the node's own configuration says.
     extra_index
-        Further indexes, asked too.
+        Further package indexes to look in.
     preload
         Modules that the slots' fork server imports once, so that no task has to.
     requirements
-        A requirements file, or a ``pyproject.toml`` whose dependencies are meant. It is read at once; its lines are in
-        `pip` and `constraints` from then on, its indexes in `index` and `extra_index`.
+        Path of a requirements file, or of a ``pyproject.toml`` whose dependencies are meant. It is read at once: its
+        lines are added to `pip` and `constraints`, its indexes to `index` and `extra_index`.
     constraints
-        Requirements that hold for whatever is installed, and ask for nothing by themselves.
+        Requirements that limit the versions of whatever is installed, and install nothing by themselves.
 
     Raises
     ------
     ConfigError
-        A value is of the wrong kind, or nodes could not install it: a path of this machine, say.
+        A value is of the wrong kind, a file can't be read, or nodes could not install what is named (a path of this
+        machine, say).
     """
 
     python: str | None = None
@@ -379,10 +380,10 @@ class Nodes:
         """
         if isinstance(value, (tuple, list)):
             if len(value) != 2:
-                raise ConfigError(f"nodes={value!r} is not a pair (least, most)")
+                raise ConfigError(f"nodes={value!r} is not a pair (min, max)")
             least, most = (parse_count(item, "nodes") for item in value)
             if least > most:
-                raise ConfigError(f"nodes={value!r}: the least is more than the most")
+                raise ConfigError(f"nodes={value!r}: min is greater than max; write nodes=(min, max)")
             return cls(least, most)
         count = parse_count(value, "nodes")
         return cls(count, count)

@@ -26,10 +26,10 @@ class CurrentWorker(NamedTuple):
     Attributes
     ----------
     node
-        Of all nodes that a pool ever has, no two have the same name.
+        Name of the node. No two nodes that a pool ever has share one.
     slot
-        From 1 to the pool's concurrency; no two tasks that run at a time on a node have the same. 0 in a thread that a
-        task of ``executor="thread"`` has started itself.
+        From 1 to the pool's concurrency; no two tasks that run on a node at the same time share one. 0 in a thread that
+        a task of ``executor="thread"`` has started itself.
     """
 
     node: str
@@ -40,7 +40,19 @@ class CurrentWorker(NamedTuple):
 
 
 def current_worker() -> CurrentWorker | None:
-    """Which worker this is; None outside of tasks."""
+    """Return the worker that runs this task; None outside of tasks.
+
+    Returns
+    -------
+    CurrentWorker or None
+        Its ``node`` and ``slot`` can choose a GPU, a port or a folder. What a task starts gets the same answer.
+
+    Examples
+    --------
+    >>> import skyward as sky
+    >>> sky.current_worker() is None  # in your program
+    True
+    """
     node = os.environ.get(NODE)
     if node is None:
         return None

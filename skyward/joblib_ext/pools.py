@@ -23,9 +23,9 @@ class JoblibPool(Compute):
     provider
         A provider, or the name of one; several in a list are asked in order.
     nodes
-        How many machines.
+        How many machines, or ``(min, max)``; see `Compute`.
     concurrency
-        Tasks that run at a time on each.
+        How many tasks run at a time on each.
     machine, accelerator, cpu, memory
         What each must have.
     image
@@ -33,13 +33,15 @@ class JoblibPool(Compute):
     volume
         Storage that they show.
     allocation
-        Whether machines that may be taken back are wanted.
+        Whether to rent spot machines, which the provider may take back; see `Compute`.
     timeout
-        Seconds that one task may run; None for no limit.
+        How long one task may run, in seconds; None for no limit.
     joblib_version
-        Of joblib on the machines; None for the driver's.
+        Version of joblib on the machines; None for the driver's.
     results, trusted
         What results may be; see `Compute`.
+    console
+        Whether to show a live line and a summary where there is a terminal.
 
     Examples
     --------
@@ -95,9 +97,9 @@ class ScikitLearnPool(JoblibPool):
     Parameters
     ----------
     provider, nodes, concurrency, machine, image, accelerator, cpu, memory, volume, allocation, timeout, joblib_version
-        As for `JoblibPool`; so are `results` and `trusted`.
+        As for `JoblibPool`; so are `results`, `trusted` and `console`.
     sklearn_version
-        Of scikit-learn on the machines; None for the driver's.
+        Version of scikit-learn on the machines; None for the driver's.
     """
 
     def __init__(
