@@ -21,13 +21,13 @@ _INTERRUPTED = 130  # how typer ends after Ctrl-C
 
 app = typer.Typer(
     name="skyward",
-    help="joblib's Parallel on machines anywhere: look at what is on offer, and after what was bought.",
+    help="joblib's Parallel on machines anywhere: see what can be rented, and look after what was.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("offers", short_help="List what can be bought, cheapest first.")(offers.run)
+app.command("offers", short_help="List what can be rented, cheapest first.")(offers.run)
 app.command("ls", short_help="List the machines of our pools, wherever they are.")(ls.run)
 app.command("down", short_help="End the machines of a pool, or of all.")(down.run)
 app.command("doctor", short_help="Look for what would go wrong, and say what to do.")(doctor.run)
@@ -43,7 +43,7 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version and end.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
     pass

@@ -64,7 +64,7 @@ class _Examined(Protocol):
 
 def run(
     provider: sources.NamedProviders = None,
-    json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
     """Look for what would go wrong: credentials, quotas, permissions of keys, this computer."""
     findings = [*_computer(), *_ssh_folder(Path("~/.ssh").expanduser()), *_state()]

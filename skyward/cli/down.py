@@ -33,7 +33,7 @@ class _Target:
 
     @property
     def is_orphan(self) -> bool:
-        """Whether its driver surely lives no more."""
+        """Whether its driver is known to be dead."""
         return self.entry is not None and self.entry.alive is False
 
     @property
@@ -49,9 +49,9 @@ def run(
     provider: sources.NamedProviders = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Don't ask, even if a pool's driver may be alive.")] = False,
     forget: Annotated[
-        bool, typer.Option("--forget", help="Machines of the ledger that no provider shows are gone; it is so.")
+        bool, typer.Option("--forget", help="Forget machines of the ledger that no provider shows.")
     ] = False,
-    timeout: Annotated[float, typer.Option(min=1, help="Seconds for which is tried what fails.")] = 600.0,
+    timeout: Annotated[float, typer.Option(min=1, help="How long to keep retrying, in seconds.")] = 600.0,
 ) -> None:
     """End the machines of a pool, or of all, and remove whatever else carries the pool's name."""
     if (pool is not None) is all:

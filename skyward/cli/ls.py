@@ -51,7 +51,7 @@ class Row:
 
 def run(
     provider: sources.NamedProviders = None,
-    json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
     """List the machines of our pools, also those of drivers that died and of other computers with the same accounts.
 

@@ -22,16 +22,16 @@ def run(
     provider: sources.NamedProviders = None,
     machine: Annotated[str | None, typer.Option(help="Exact machine type.")] = None,
     gpu: Annotated[str | None, typer.Option("--gpu", "--accelerator", help="Such as A100 or H100:8.")] = None,
-    vcpus: Annotated[int | None, typer.Option(help="At least so many cores.")] = None,
-    least_memory: Annotated[str | None, typer.Option("--memory", help="At least so much, such as 32GB.")] = None,
-    max_price: Annotated[float | None, typer.Option(help="At most so many US dollars per hour.")] = None,
+    vcpus: Annotated[int | None, typer.Option(help="Minimum number of cores.")] = None,
+    least_memory: Annotated[str | None, typer.Option("--memory", help="Minimum memory, such as 32GB.")] = None,
+    max_price: Annotated[float | None, typer.Option(help="Maximum price per machine, in USD per hour.")] = None,
     spot: Annotated[
-        bool | None, typer.Option("--spot/--on-demand", help="Only machines that may be taken back, or only others.")
+        bool | None, typer.Option("--spot/--on-demand", help="Only spot machines, or only on-demand ones.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=0, help="Show so many; 0 for all. [default: 30, JSON: all]")] = None,
-    json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    limit: Annotated[int | None, typer.Option(min=0, help="How many; 0 for all. [default: 30, JSON: all]")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
-    """List what can be bought, cheapest first, at all providers that have credentials or at those that are named."""
+    """List what can be rented, cheapest first, at all providers that have credentials or at those that are named."""
     try:
         wanted = Resources(machine, gpu, vcpus, least_memory, max_price)
     except ConfigError as error:

@@ -27,7 +27,7 @@ def pages(size: int) -> mmap.mmap:
 
 
 class Spares:
-    """Memory that is needed no more, for buffers of the same size: it need not be had from the kernel, and zeroed.
+    """Freed buffers kept for reuse, so that the kernel need not make and zero new ones.
 
     Parameters
     ----------

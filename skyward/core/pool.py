@@ -553,7 +553,7 @@ def _resources(wanted: Resources, worker: Worker) -> Resources:
 def _either(name: str, value: Any, other_name: str, other: Any, convert: Callable[[Any], Any] = lambda v: v) -> Any:
     """One of two spellings of an argument."""
     if value is not None and other is not None:
-        raise ConfigError(f"{name}={value!r} and {other_name}={other!r} mean the same; give only one of them")
+        raise ConfigError(f"{name}={value!r} and {other_name}={other!r} both set the same; give one")
     return convert(other) if other is not None else value
 
 

@@ -328,11 +328,11 @@ class Resources:
     accelerator
         Such as ``"A100"`` or ``"H100:8"``.
     vcpus
-        At least so many cores.
+        Minimum number of cores.
     memory
-        At least so many bytes, or a text such as ``"32GB"``.
+        Minimum memory: bytes, or a text such as ``"32GB"``.
     max_price
-        At most so many US dollars per hour and machine; machines whose price is not known are left out then.
+        Maximum price per machine, in US dollars per hour; machines whose price is not known are left out then.
 
     Raises
     ------
@@ -383,7 +383,7 @@ class Nodes:
                 raise ConfigError(f"nodes={value!r} is not a pair (min, max)")
             least, most = (parse_count(item, "nodes") for item in value)
             if least > most:
-                raise ConfigError(f"nodes={value!r}: min is greater than max; write nodes=(min, max)")
+                raise ConfigError(f"nodes={value!r}: the least number comes first; write nodes=({most}, {least})")
             return cls(least, most)
         count = parse_count(value, "nodes")
         return cls(count, count)

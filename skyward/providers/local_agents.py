@@ -68,7 +68,7 @@ class Process:
                 pipe.close()
 
     def end(self, patience: float) -> None:
-        """Wait for its end, for so many seconds at most; then it is ended. To be called once."""
+        """Wait for its end, up to a number of seconds; then end it. To be called once."""
         if not self._wait(patience):
             if self._fd is None:
                 self._child.kill()

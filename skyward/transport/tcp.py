@@ -22,7 +22,7 @@ _CONNECT = 10.0  # seconds; on loopback an answer comes at once or never
 
 
 class TCPTransport:
-    """Reaches agents that listen on a loopback address of this machine; see `skyward.core.interfaces.Transport`."""
+    """Reaches agents of this machine, by Unix socket or loopback address; see `skyward.core.interfaces.Transport`."""
 
     name: ClassVar[str] = "tcp"
 
