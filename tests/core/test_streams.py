@@ -9,6 +9,7 @@ import pytest
 
 from skyward.core import streams
 from skyward.core.interfaces import Channel
+from skyward.core.listeners import Listeners
 from skyward.core.messages import Message, StreamClose, StreamData, StreamOpen
 from skyward.core.session import Timing
 from skyward.core.streams import Streams
@@ -60,7 +61,9 @@ def opened(pool: MemoryPool, channel: Channel | None) -> tuple[Streams, list[Mes
         return channel
 
     def begin() -> Streams:
-        made = Streams(pool.sessions[0], open_)
+        listeners = Listeners(open_)
+        listeners._sent.add("/a/listener")
+        made = Streams(pool.sessions[0], listeners)
         made.received(StreamOpen(1, "/a/listener"), [])
         return made
 
