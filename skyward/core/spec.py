@@ -291,14 +291,14 @@ class Image:
 
 @dataclass(frozen=True, slots=True)
 class Volume:
-    """Storage that every node shows at `path`."""
+    """Storage that every node shows at `path`. Not in this version: a pool that is given one raises `ConfigError`."""
 
     path: str
 
 
 @dataclass(frozen=True, slots=True)
 class S3Volume(Volume):
-    """Objects of an S3 bucket, under a prefix, as files at `path` on every node.
+    """Objects of an S3 bucket, under a prefix, as files at `path` on every node. Not in this version; see `Volume`.
 
     Parameters
     ----------
