@@ -152,9 +152,20 @@ class Events:
         return unsubscribe
 
     def emit(self, event: Event) -> None:
-        """Tell all listeners. One that raises is logged and does not disturb the pool."""
+        """Tell all listeners. One that raises is logged and does not disturb the pool.
+
+        Raises
+        ------
+        KeyboardInterrupt
+            The user's, which met a listener in the main thread. All have been told.
+        """
+        interrupt: KeyboardInterrupt | None = None
         for listener in self._listeners:
             try:
                 listener(event)
+            except KeyboardInterrupt as error:
+                interrupt = error
             except BaseException:  # one that exits would take the loop along
                 _log.exception("a listener failed on %r", event)
+        if interrupt is not None:
+            raise interrupt

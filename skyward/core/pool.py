@@ -444,8 +444,13 @@ class _Running:
         try:
             self._io.start(self.dispatcher.drained()).result()
         except KeyboardInterrupt:
-            self.events.emit(Note(f"gave up {self.dispatcher.unfinished} tasks of {self._name}", warning=True))
+            self.say_given_up()
             raise
+
+    def say_given_up(self) -> None:
+        """Say what is not waited for any more."""
+        if left := self.dispatcher.unfinished:
+            self.events.emit(Note(f"gave up {left} tasks of {self._name}", warning=True))
 
     def _say_if_unused(self) -> None:
         if self._ready and not self.dispatcher.used:
@@ -497,8 +502,14 @@ _open: weakref.WeakSet[_Running] = weakref.WeakSet()
 def _close_all() -> None:
     """The program ends: pools that nobody closed finish their tasks, as executors of the standard library do."""
     hurry, pools = False, [state for state in _open if state.pid == os.getpid()]
-    for state in pools:
-        state.say_if_unfinished()
+    try:
+        with Interrupts():  # one that came while a listener shows this would be lost there
+            for state in pools:
+                state.say_if_unfinished()
+    except KeyboardInterrupt:
+        hurry = True
+        for state in pools:
+            state.say_given_up()
     for state in pools:
         try:
             state.close(cancel=hurry)
