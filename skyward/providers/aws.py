@@ -63,14 +63,20 @@ _TOO_OFTEN = {"EC2ThrottledException", "RequestLimitExceeded", "Throttling", "Th
 _SCOPES = {
     "AuthFailure": Scope.REGION,  # also said in regions that the account has not enabled
     "AuthFailure.ServiceLinkedRoleCreationNotPermitted": Scope.SPOT,
+    "Blocked": Scope.ACCOUNT,
     "InvalidAMIID.NotFound": Scope.REGION,
     "InvalidSubnetID.NotFound": Scope.REGION,
     "OptInRequired": Scope.REGION,
     "PendingVerification": Scope.REGION,
     "UnauthorizedOperation": Scope.REGION,
 }
+_PRICES_DENIED = ("DescribeSpotPriceHistory", "UnauthorizedOperation")
 # A policy may forbid types, zones or spot machines, and the answer does not say which.
-_UNSAID = {("RunInstances", "UnauthorizedOperation"): Scope.OFFER}
+_UNSAID = {
+    ("RunInstances", "OptInRequired"): Scope.OFFER,
+    ("RunInstances", "UnauthorizedOperation"): Scope.OFFER,
+    _PRICES_DENIED: Scope.SPOT | Scope.REGION,
+}
 _DENIED = {"AuthFailure.ServiceLinkedRoleCreationNotPermitted", "UnauthorizedOperation"}
 _STATES = {
     "pending": MachineState.STARTING,
@@ -195,17 +201,27 @@ class AWS(CloudProvider):
         refused: list[SkywardError] = []
         for region in self._call(lambda driver: driver.regions):
             try:
-                found += self._call(functools.partial(self._offers_in, region, resources))
+                found += self._call(functools.partial(self._offers_in, region, resources, refused))
             except SkywardError as error:
                 refused.append(error)
         if refused and not found:
             raise refused[0]
         return Offers(found, map(_of_one_region, refused))
 
-    def _offers_in(self, region: str, resources: Resources, driver: _Regions) -> list[Offer]:
-        return list(self.list_offers(driver.only(region), resources))
+    def _offers_in(
+        self, region: str, resources: Resources, refused: list[SkywardError], driver: _Regions
+    ) -> list[Offer]:
+        here = driver.only(region)
+        try:
+            return list(self.list_offers(here, resources))
+        except EC2Error as error:
+            told = self.map_error(error)
+            if told is None or (error.action, error.code) != _PRICES_DENIED:
+                raise
+            refused.append(told)
+        return list(self.list_offers(here, resources, spot=False))  # all that who sees no spot prices can have
 
-    def list_offers(self, driver: _Regions, resources: Resources) -> Iterator[Offer]:
+    def list_offers(self, driver: _Regions, resources: Resources, *, spot: bool = True) -> Iterator[Offer]:
         """Types that meet `resources`, by zone; spot prices are those of this moment."""
         for region in driver.regions:
             ec2 = driver[region]
@@ -217,13 +233,14 @@ class AWS(CloudProvider):
                 yield from (_offer(kind, region, region, False, None) for kind in self._kinds(region, ec2))
                 continue
             zones = ec2.offerings(list(kinds))
-            spot = ec2.spot_prices([name for name, kind in kinds.items() if "spot" in kind.usage_classes])
+            bid = [name for name, kind in kinds.items() if spot and "spot" in kind.usage_classes]
+            prices = ec2.spot_prices(bid) if bid else {}
             for name, kind in kinds.items():
                 for zone in sorted(zones.get(name, ())):
                     if "on-demand" in kind.usage_classes:
                         yield _offer(kind, region, zone, False, ec2.on_demand_price(name))
-                    if (name, zone) in spot:
-                        yield _offer(kind, region, zone, True, spot[name, zone].price)
+                    if (name, zone) in prices:
+                        yield _offer(kind, region, zone, True, prices[name, zone].price)
 
     def _kinds(self, region: str, ec2: EC2Driver) -> list[InstanceType]:
         key = (self.url, region)

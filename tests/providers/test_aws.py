@@ -317,6 +317,15 @@ def test_a_region_that_refuses_keeps_nobody_from_the_others_and_is_named(cloud, 
         it.machines(TAG)
 
 
+def test_who_may_not_see_spot_prices_is_offered_plain_machines_and_told(cloud):
+    cloud.policy = lambda call: DENIED if call.action == "DescribeSpotPriceHistory" else None
+    offers = provider(cloud).offers(Resources(machine="t3.micro"))
+    assert {offer.spot for offer in offers} == {False}
+    (error,) = offers.refused
+    assert (type(error), error.scope) == (sky.AuthFailed, Scope.SPOT | Scope.REGION)
+    assert "DescribeSpotPriceHistory in us-east-1" in str(error)
+
+
 def test_doctor_names_the_region_that_is_not_enabled(cloud):
     cloud.policy = lambda call: BAD_KEY if (call.region, call.service) == ("eu-west-1", "sts") else None
     checks = provider(cloud, region=["us-east-1", "eu-west-1"]).examination()
@@ -332,6 +341,8 @@ def test_doctor_names_the_region_that_is_not_enabled(cloud):
         ("RunInstances", NO_ROLE, sky.AuthFailed, Scope.SPOT),
         ("RunInstances", DENIED, sky.AuthFailed, Scope.OFFER),
         ("CreateSecurityGroup", DENIED, sky.AuthFailed, Scope.REGION),
+        ("RunInstances", Refusal(403, "OptInRequired", "x"), sky.AuthFailed, Scope.OFFER),
+        ("RunInstances", Refusal(403, "Blocked", "x"), sky.ProvisioningError, Scope.ACCOUNT),
         ("RunInstances", Refusal(400, "PendingVerification", "x"), sky.ProvisioningError, Scope.REGION),
         ("RunInstances", Refusal(400, "RequestExpired", "x"), sky.AuthFailed, None),
         ("RunInstances", Refusal(400, "Unsupported", "x"), sky.NoCapacity, None),
