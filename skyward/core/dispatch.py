@@ -429,6 +429,8 @@ class Dispatcher:
     def _call_roll(self) -> None:
         """Ask each node for the tasks that it has had for a while."""
         for node in self._nodes.values():
+            if not node.session.linked:
+                continue  # it can't say; how long that may last is the session's to know
             if asked := node.roll.ask(self._held(node)):
                 node.inquiry = node.session.send(messages.Inquire(asked))
             elif node.roll.unanswered >= _UNANSWERED and node.session.acknowledged >= node.inquiry:
