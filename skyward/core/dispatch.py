@@ -395,6 +395,9 @@ class Dispatcher:
         if isinstance(message, messages.Failed) and message.reason == messages.Failure.CANCELLED.value:
             if job is not None and job.node == node.session.node and not job.withdrawn:
                 raise ProtocolError(f"task {message.task} is given up, which nobody has asked for")
+        elif isinstance(message, messages.Failed) and message.reason == messages.Failure.TIMEOUT.value:
+            if job is not None and job.timeout is None:
+                raise ProtocolError(f"task {message.task} is over its limit, and has none")
         elif isinstance(message, messages.Done) and message.files:
             message, buffers = take_files(node.session, message, buffers)
         if job is not None and job.node == node.session.node:

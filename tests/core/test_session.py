@@ -281,6 +281,7 @@ NONSENSE: dict[str, tuple[Callable[[MemoryAgent], object], str]] = {
         lambda agent: agent.say(Returned([1])),
         r"tasks \[1\] are given back, which nobody has asked for",
     ),
+    "over no limit": (lambda agent: agent.say(Failed(1, 0.1, "timeout", "")), "task 1 is over its limit, and has none"),
     "gives up, unasked": (lambda agent: agent.say(Failed(1, 0.1, "cancelled", "")), "task 1 is given up, which nobody"),
     "without a number": (_unnumbered, "Done without a number"),
     "has what was never sent": (_beyond, "acknowledges message 1000000, but only 2 were sent"),
