@@ -15,7 +15,7 @@ import concurrent.futures
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, NoReturn, ParamSpec, TypeVar, TypeVarTuple, cast, overload
+from typing import Any, Concatenate, Generic, NoReturn, ParamSpec, TypeVar, TypeVarTuple, cast, overload
 
 from skyward.core.errors import ConfigError, PayloadError
 from skyward.core.futures import TaskFuture
@@ -34,6 +34,8 @@ __all__ = [
 ]
 
 _P = ParamSpec("_P")
+_Q = ParamSpec("_Q")
+_S = TypeVar("_S")
 _T = TypeVar("_T")
 _R_co = TypeVar("_R_co", covariant=True)
 _Ts = TypeVarTuple("_Ts")
@@ -169,6 +171,16 @@ class ComputeFunction(Generic[_P, _T]):
 
     def __call__(self, *args: _P.args, **kwargs: _P.kwargs) -> PendingCall[_T]:  # noqa: D102  the class says it
         return PendingCall(self.function, args, kwargs)
+
+    @overload
+    def __get__(self, instance: None, owner: type | None = None) -> ComputeFunction[_P, _T]: ...
+    @overload
+    def __get__(
+        self: ComputeFunction[Concatenate[_S, _Q], _T], instance: _S, owner: type | None = None
+    ) -> ComputeFunction[_Q, _T]: ...
+    def __get__(self, instance: Any, owner: type | None = None) -> ComputeFunction[Any, Any]:  # as functions do
+        bind = getattr(self.function, "__get__", None)
+        return self if instance is None or bind is None else ComputeFunction(bind(instance, owner))
 
     def local(self, *args: _P.args, **kwargs: _P.kwargs) -> _T:
         """Call the function here and now."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import operator
 import os
 import threading
 import time
@@ -88,6 +89,20 @@ def outer(number: int) -> Any:
     return add(number)
 
 
+class Adder:
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    @sky.compute
+    def add(self, a: int) -> int:
+        return a + self.number
+
+    @sky.compute
+    @staticmethod
+    def static(a: int) -> int:
+        return a + 10
+
+
 WAYS: dict[str, Callable[[sky.Compute], Any]] = {
     "submit": lambda pool: pool.submit(add, 1).result(),
     "map": lambda pool: next(pool.map(add, [1])),
@@ -96,6 +111,12 @@ WAYS: dict[str, Callable[[sky.Compute], Any]] = {
     "partial in map": lambda pool: next(pool.map(functools.partial(functools.partial(add), b=10), [1])),
     "lambda": lambda pool: pool.submit(lambda: add(1)).result(),
     "argument": lambda pool: pool.submit(apply, add, 1).result(),
+    "method": lambda pool: Adder(10).add(1) >> pool,
+    "method in map": lambda pool: next(pool.map(Adder(10).add, [1])),
+    "method of a class": lambda pool: pool.submit(Adder.add, Adder(10), 1).result(),
+    "method by name": lambda pool: pool.submit(operator.methodcaller("add", 1), Adder(10)).result(),
+    "static method": lambda pool: Adder(0).static(1) >> pool,
+    "method here": lambda _: Adder(10).add.local(1),
     "asyncio": lambda pool: asyncio.run(in_a_loop(pool)),
     "another one's result": lambda pool: outer(1) >> pool,
     "decorated twice": lambda pool: pool.submit(sky.compute(add), 1).result(),

@@ -37,6 +37,18 @@ def name(x: str, times: int = 1) -> str:
     return x * times
 
 
+class Model:
+    @sky.compute
+    def fit(self, rows: int, name: str = "x") -> float:
+        return rows / len(name)
+
+
+def methods(pool: sky.Compute, model: Model) -> None:
+    assert_type(model.fit(3) >> pool, float)
+    assert_type(pool.submit(Model.fit, model, 3).result(), float)
+    assert_type(list(pool.map(model.fit, [1, 2])), list[float])
+
+
 def plain_functions(pool: sky.Compute) -> None:
     future = pool.submit(half, 3)
     assert_type(future.result(), float)

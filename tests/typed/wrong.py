@@ -59,6 +59,18 @@ def several(pool: sky.Compute) -> None:
     print(second.result() + 1)  # wrong
 
 
+class Model:
+    @sky.compute
+    def fit(self, rows: int) -> float:
+        return rows / 2
+
+
+def methods(pool: sky.Compute, model: Model) -> None:
+    model.fit("3") >> pool  # wrong
+    text: str = model.fit(3) >> pool  # wrong
+    print(text, model.fit(3, 4))  # wrong
+
+
 def pools() -> None:
     sky.Compute(nodes="two")  # wrong
     sky.Worker(executor="fibre")  # wrong
