@@ -10,6 +10,7 @@ import functools
 import importlib.util
 import json
 import sys
+from importlib.machinery import ModuleSpec, PathFinder
 
 __all__ = ["advice"]
 
@@ -31,6 +32,10 @@ def advice(module: str, here: bool) -> str:
     if root in sys.stdlib_module_names:
         return f"{root} is a part of Python that the node's Python comes without; install it there, or use another one"
     place = _place(root)
+    if place is not None and not _has(module):
+        return (
+            f"The {root} of this program, {place}, has no such part either: look for the part's right name, or version"
+        )
     if here:
         return _advice_here(place)
     package = _package(root)
@@ -64,15 +69,33 @@ def _advice_here(place: str | None) -> str:
 
 def _place(root: str) -> str | None:
     """Where this program finds a module: its file or folder, or a word."""
-    try:
-        spec = importlib.util.find_spec(root)
-    except (ValueError, ImportError):  # one that was put among the modules by hand
-        spec = None
+    spec = _spec(root)
     if spec is None:
         return "in this process's memory" if root in sys.modules else None
     if spec.submodule_search_locations:
         return next(iter(spec.submodule_search_locations), None)
     return spec.origin
+
+
+def _spec(root: str) -> ModuleSpec | None:
+    try:
+        return importlib.util.find_spec(root)
+    except (ValueError, ImportError):  # one that was put among the modules by hand
+        return None
+
+
+def _has(module: str) -> bool:
+    """Whether a package that this program finds has a part. Nothing of it is imported for that."""
+    if module in sys.modules:
+        return True
+    name, *parts = module.split(".")
+    spec = _spec(name)
+    for part in parts:
+        if spec is None or not spec.submodule_search_locations:
+            return False
+        name = f"{name}.{part}"
+        spec = PathFinder.find_spec(name, spec.submodule_search_locations)
+    return not parts or spec is not None
 
 
 def _package(root: str) -> str | None:

@@ -44,11 +44,26 @@ def test_a_package_is_named_with_its_version(site):
     assert f'sky.Image(pip=["pytest=={version}"])' in lacking.advice("pytest", here=False)
 
 
-def test_a_part_that_another_version_lacks(site):
+def test_a_part_that_another_version_lacks(site, tmp_path):
     site("strange_module", "its-package")
-    advice = lacking.advice("strange_module.part", here=False)
-    assert "another one than here" in advice
-    assert "its-package==1.5" in advice
+    (tmp_path / "strange_module.py").unlink()
+    (tmp_path / "strange_module/part").mkdir(parents=True)
+    for file in ("__init__.py", "part/__init__.py", "part/of_it.py"):
+        (tmp_path / "strange_module" / file).write_text("raise SystemExit('imported to be advised')")
+    for module in ("strange_module.part", "strange_module.part.of_it"):
+        advice = lacking.advice(module, here=False)
+        assert "another one than here" in advice
+        assert "its-package==1.5" in advice
+
+
+@pytest.mark.parametrize("here", [True, False])
+def test_a_part_that_is_nowhere(site, here):
+    """The same package again would not have it, and no folder on sys.path does."""
+    site("strange_module", "its-package")
+    for module in ("strange_module.part", "json_of_nobody.part", "pytest.part", "importlib_metadata.a.b"):
+        assert "its-package" not in lacking.advice(module, here=here)
+    for module in ("strange_module.part", "pytest.part", "pytest.part.of_it"):
+        assert "no such part either" in lacking.advice(module, here=here)
 
 
 def test_a_module_of_the_users_own_is_never_asked_of_an_index(site):
