@@ -10,7 +10,7 @@ import functools
 import importlib.util
 import json
 import sys
-from importlib.machinery import ModuleSpec, PathFinder
+from importlib.machinery import ModuleSpec
 
 __all__ = ["advice"]
 
@@ -94,7 +94,8 @@ def _has(module: str) -> bool:
         if spec is None or not spec.submodule_search_locations:
             return False
         name = f"{name}.{part}"
-        spec = PathFinder.find_spec(name, spec.submodule_search_locations)
+        found = [finder.find_spec(name, spec.submodule_search_locations) for finder in sys.meta_path]
+        spec = next(filter(None, found), None)
     return not parts or spec is not None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import sys
 import types
+from importlib.machinery import ModuleSpec
 
 import pytest
 
@@ -54,6 +55,22 @@ def test_a_part_that_another_version_lacks(site, tmp_path):
         advice = lacking.advice(module, here=False)
         assert "another one than here" in advice
         assert "its-package==1.5" in advice
+
+
+def test_a_part_that_only_a_finder_of_its_own_knows(site, tmp_path, monkeypatch):
+    """As packages have that are compiled where they are worked on."""
+    site("strange_module", "its-package")
+    (tmp_path / "strange_module.py").unlink()
+    (tmp_path / "strange_module").mkdir()
+    (tmp_path / "strange_module/__init__.py").write_text("")
+
+    class Finder:
+        @staticmethod
+        def find_spec(name, _path, _target=None):
+            return ModuleSpec(name, None) if name == "strange_module.part" else None
+
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path, Finder])
+    assert "another one than here" in lacking.advice("strange_module.part", here=False)
 
 
 @pytest.mark.parametrize("here", [True, False])
