@@ -142,7 +142,14 @@ class CloudProvider:
     def create(self, order: Order) -> Sequence[Machine]:
         """Begin machines. Asked again only where that can't make more than was ordered."""
         again = (CloudError,) if Trait.SAFE_CREATE in self.traits else (RateLimited,)
-        return self._call(lambda driver: self.create_machines(driver, order), again)
+        try:
+            return self._call(lambda driver: self.create_machines(driver, order), again)
+        except AuthFailed as error:
+            cause = error.__cause__
+            if error.scope is None and isinstance(cause, BaseHTTPError) and int(cause.code) == 403:
+                # It is known who orders: this is forbidden (spot machines, say), and something else may not be.
+                raise AuthFailed(str(error), scope=Scope.OFFER) from cause
+            raise
 
     def machines(self, tag: str) -> Sequence[Machine]:
         """Machines that carry the tag."""

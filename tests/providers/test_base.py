@@ -28,6 +28,7 @@ from skyward.core.errors import (
     SkywardError,
 )
 from skyward.core.interfaces import Rental, Trait
+from skyward.core.scope import Scope
 from skyward.core.spec import Machine, MachineId, Offer, Order, Resources
 from skyward.providers import base
 from skyward.providers.base import SECRET, Check, CloudProvider
@@ -157,6 +158,15 @@ def test_errors_are_in_our_words(error: Exception, kind: type[SkywardError]) -> 
     assert caught.value.__cause__ is error
     assert str(caught.value).startswith("cloud: ")
     assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize(("status", "scope"), [(401, None), (403, Scope.OFFER)])
+def test_what_may_not_be_ordered_says_nothing_of_other_offers(status: int, scope: Scope | None) -> None:
+    """An account that may not have spot machines may have others; one that nobody knows may have none."""
+    it = Cloud(errors=[BaseHTTPError(status, "not for you")] * 2)
+    with pytest.raises(AuthFailed, match="not for you") as caught:
+        it.create(ORDER)
+    assert caught.value.scope is scope
 
 
 def test_our_own_errors_pass(pauses: list[float]) -> None:
