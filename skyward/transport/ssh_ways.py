@@ -35,6 +35,7 @@ _AT_A_TIME = 6  # logins under way to one host; sshd begins to drop at ten, and 
 _TRIES = 9  # of a host that drops connections: some 25 s
 _PROXY_TRIES = 4  # of a command, whose end looks the same as a drop whatever it died of
 _PAUSE, _LONGEST_PAUSE = 0.25, 6.0  # seconds before the second try, twice as long before each further one
+_TIMES_LOST = 3  # that a connection to a jump host ends while a login goes over it, until that is told
 _HOPS = 8  # more jump hosts than this are taken for a loop
 _GOODBYE = 2.0  # seconds that an orderly end may take; a dead line gives no answer
 
@@ -177,23 +178,40 @@ class Ways:
         if depth > _HOPS:
             raise _circle(endpoint)
         login = await asyncio.to_thread(read_login, endpoint)
-        leases: list[_Shared] = []
-        try:
-            for number, jump in enumerate(login.jumps):
-                # As with ssh -J: the first hop may have jump hosts of its own in the configuration, the others are
-                # reached through the hop before them.
-                options = {**endpoint.options, "jump": None if number == 0 else "none", "host_key": None}
-                hop = replace(jump, options=options)
-                progress.at, progress.is_jump = f"the jump host {hop}", True
-                leases.append(await self._go_through(hop, endpoint, leases[-1:], inside, depth))
-            progress.at, progress.is_jump = f"{login}", False
-            way = await self._enter(login, leases[-1] if leases else None)
-            way.keep(leases)
-            return way
-        except BaseException:
-            for lease in reversed(leases):
-                await lease.leave()
-            raise
+        for left in reversed(range(_TIMES_LOST)):
+            leases: list[_Shared] = []
+            try:
+                return await self._approach(login, progress, leases, inside, depth)
+            except HostUnreachable as error:
+                await asyncio.sleep(0)  # a connection that has just ended says so in the loop's next turn
+                lost = next((lease for lease in leases if not lease.is_usable), None)
+                await _leave(leases)
+                if lost is None:
+                    raise
+                if not left:
+                    text = f"{login} can't be reached: the connection to the jump host {lost.name} ends again and again"
+                    raise HostUnreachable(text) from error
+            except BaseException:
+                await _leave(leases)
+                raise
+        raise AssertionError("the last time raises")
+
+    async def _approach(
+        self, login: Login, progress: Progress, leases: list[_Shared], inside: _Shared | None, depth: int
+    ) -> Way:
+        """Go through the jump hosts, whose connections are added to `leases`, and log in."""
+        endpoint = login.endpoint
+        for number, jump in enumerate(login.jumps):
+            # As with ssh -J: the first hop may have jump hosts of its own in the configuration, the others are
+            # reached through the hop before them.
+            options = {**endpoint.options, "jump": None if number == 0 else "none", "host_key": None}
+            hop = replace(jump, options=options)
+            progress.at, progress.is_jump = f"the jump host {hop}", True
+            leases.append(await self._go_through(hop, endpoint, leases[-1:], inside, depth))
+        progress.at, progress.is_jump = f"{login}", False
+        way = await self._enter(login, leases[-1] if leases else None)
+        way.keep(leases)
+        return way
 
     async def _go_through(
         self, hop: Endpoint, to: Endpoint, before: Sequence[_Shared], inside: _Shared | None, depth: int
@@ -234,6 +252,11 @@ class Ways:
                 return await _by_command(login) if login.proxy else Way(await attempt(login))
 
         return await _insist(once, _PROXY_TRIES if login.proxy else _TRIES)
+
+
+async def _leave(leases: Sequence[_Shared]) -> None:
+    for lease in reversed(leases):
+        await lease.leave()
 
 
 def _circle(endpoint: Endpoint) -> HostUnreachable:

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+import asyncssh
 import pytest
 
 from skyward.core.errors import HostUnreachable, LoginRefused, ProvisioningError
@@ -53,6 +54,29 @@ def test_all_that_lies_behind_a_jump_host_shares_one_login_there(lab, lab_hosts,
     eventually(lambda: not connections(bastion), what="the end of the connection that nobody uses")
     assert together(places[:2]) == [bastion.address] * 2
     assert logins(bastion) == 2, "the next ones have a new connection"
+
+
+@pytest.mark.lab
+@pytest.mark.parametrize("times", [1, 99])
+def test_a_jump_host_that_is_lost_at_the_moment_of_a_login(lab, lab_hosts, fresh_host, monkeypatch, times):
+    """The login is tried over a new connection; where each of them ends, the jump host is named and not the target."""
+    (target,) = lab_hosts(1)
+    bastion = fresh_host()
+    place = endpoint(lab, target, jump=f"root@{bastion.address}")
+    connect, losses = asyncssh.connect, iter(range(times))
+
+    def lose_way(*args, tunnel=None, **kwargs):
+        if tunnel is not None and next(losses, None) is not None:
+            tunnel.abort()
+        return connect(*args, tunnel=tunnel, **kwargs)
+
+    monkeypatch.setattr(asyncssh, "connect", lose_way)
+    if times == 1:
+        assert together([place]) == [bastion.address]
+    else:
+        with pytest.raises(HostUnreachable, match=rf"jump host root@{bastion.address} ends again and again"):
+            together([place])
+    eventually(lambda: not connections(bastion), what="the end of the connection that nobody uses")
 
 
 @pytest.mark.lab
