@@ -170,7 +170,7 @@ class Provisioner:
     def _tell_left(self) -> None:
         """What may still cost: it stays in the ledger, and the reaper, which nobody dismisses, is for it."""
         tag, price, given_up = self._plan.order.tag, self._fleet.left_price(), self._fleet.given_up
-        left = ", ".join(f"{id} at {name}" for name, id in self._fleet.left()) or "something that is no machine"
+        left = ", ".join(f"{id} at {name}" for name, id in sorted(self._fleet.left())) or "something that is no machine"
         cost = "it may still cost" if price is None else f"it may still cost, about ${price:.4g}/h"
         text = f"could not give back {left}; {cost}. "
         for name, error in given_up:
