@@ -82,16 +82,14 @@ def unanswered(job: Job, hopeless: str, lost: Mapping[str, str]) -> BaseExceptio
     lost
         Why each node that is gone was lost.
     """
-    if job.verdict is Verdict.CRASHED and job.answer is not None:
-        failed = job.answer[0]
-        detail = failed.detail if isinstance(failed, Failed) else "it ended"
+    failed = job.answer[0] if job.answer is not None else None
+    detail = failed.detail if isinstance(failed, Failed) else "it ended"
+    if job.verdict is Verdict.CRASHED and failed is not None:
         return WorkerCrashed(
             f"the worker process of {job.label} (task {job.id}) on {job.node} died: {detail}. "
             "It was tried as often as Worker(attempts=...) allows"
         )
-    if job.verdict is Verdict.REFUSED and job.answer is not None:
-        failed = job.answer[0]
-        detail = failed.detail if isinstance(failed, Failed) else "it can't"
+    if job.verdict is Verdict.REFUSED and failed is not None:
         return WorkerCrashed(
             f"no node can begin {job.label} (task {job.id}); {job.node} says: {detail}. "
             "The others that are up, if any, have refused it too"
