@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Literal, Self
 
-from skyward.core import files, nesting, registry
+from skyward.core import files, nesting, pool_arguments, registry
 from skyward.core.answers import Answers
 from skyward.core.audience import Audience
 from skyward.core.dispatch import Dispatcher
@@ -130,13 +130,16 @@ class Compute(TaskExecutor):
         orphan_timeout: float = 600.0,
     ) -> None:
         self.name = f"sky-{os.getpid()}-{next(_numbers)}-{os.urandom(3).hex()}"
-        self.providers = _providers(provider)
+        self.providers = pool_arguments.providers(provider)
         self.nodes = Nodes.parse(nodes)
-        self.worker = _either("worker", worker, "concurrency", concurrency, lambda n: Worker(concurrency=n)) or Worker()
+        self.worker = (
+            pool_arguments.either("worker", worker, "concurrency", concurrency, lambda n: Worker(concurrency=n))
+            or Worker()
+        )
         self.events = Events()
         self._check(self.worker, Worker, "worker")
         self._check(image, Image, "image", optional=True)
-        cores = _either("vcpus", vcpus, "cpu", cpu)
+        cores = pool_arguments.either("vcpus", vcpus, "cpu", cpu)
         self._order = Order(
             tag=self.name,
             count=self.nodes.most,
@@ -145,8 +148,8 @@ class Compute(TaskExecutor):
             orphan_timeout=parse_seconds(orphan_timeout, "orphan_timeout") or 600.0,
         )
         self._timeout = parse_seconds(timeout, "timeout")
-        self._plugins = _plugins(plugins)
-        self._volumes = _either("volume", volume or None, "volumes", volumes or None)
+        self._plugins = pool_arguments.plugins(plugins)
+        self._volumes = pool_arguments.either("volume", volume or None, "volumes", volumes or None)
         if self._volumes:
             raise ConfigError(
                 f"volume={self._volumes!r}: volumes are not in this version yet; read the data on the nodes some other "
@@ -155,7 +158,7 @@ class Compute(TaskExecutor):
         self._isolated = self.worker.executor != "thread"
         self._image = image or Image()
         self._trusted = Trusted.parse(trusted)
-        self._reads_data = _reads_data(results, self.providers)
+        self._reads_data = pool_arguments.reads_data(results, self.providers)
         self.console = console
         self._state: _Running | None = None
         self._ending: _Running | None = None
@@ -361,7 +364,7 @@ class _Running:
         """Get the nodes; an interrupt ends the wait, and the caller closes."""
         names = ", ".join(provider.name for provider in self._plan.providers)
         self.events.emit(PoolStarted(self._name, names, self._plan.nodes.most, self._worker.concurrency))
-        if not self._reads_data and _of_strangers(self._plan.providers):
+        if not self._reads_data and pool_arguments.of_strangers(self._plan.providers):
             trusts = f'results="any": whoever owns the machines of {names} can run code in this process'
             self.events.emit(Note(trusts, warning=True))
         starting = self._io.start(self.provisioner.start())
@@ -559,51 +562,3 @@ def _resources(wanted: Resources, worker: Worker) -> Resources:
     if wanted.machine or wanted.accelerator or wanted.vcpus or wanted.memory:
         return wanted
     return replace(wanted, vcpus=worker.concurrency, memory=_LEAST_MEMORY)
-
-
-def _either(name: str, value: Any, other_name: str, other: Any, convert: Callable[[Any], Any] = lambda v: v) -> Any:
-    """One of two spellings of an argument."""
-    if value is not None and other is not None:
-        raise ConfigError(f"{name}={value!r} and {other_name}={other!r} both set the same; give one")
-    return convert(other) if other is not None else value
-
-
-def _providers(value: object) -> tuple[Provider, ...]:
-    """Providers from an object, a name, a list of these, or None."""
-    if value is None:
-        return (registry.load(registry.PROVIDERS, "local")(),)
-    if isinstance(value, (list, tuple)):
-        if not value:
-            raise ConfigError("provider=[] names no provider; leave it out for this machine")
-        return tuple(provider for item in value for provider in _providers(item))
-    if isinstance(value, str):
-        return (registry.provider(value),)
-    if isinstance(value, type):
-        raise ConfigError(f"provider={value.__name__} is a class; write {value.__name__}()")
-    if not isinstance(value, Provider):
-        raise ConfigError(
-            f"provider={value!r} is not a provider; give an object such as sky.Local(), or one of the names "
-            f"{', '.join(registry.names(registry.PROVIDERS))}"
-        )
-    return (value,)
-
-
-def _reads_data(results: object, providers: Sequence[Provider]) -> bool:
-    if results not in (None, "data", "any"):
-        raise ConfigError(f'results={results!r} is unknown; it is "data", "any", or None to leave it to the provider')
-    return results == "data" or (results is None and _of_strangers(providers))
-
-
-def _of_strangers(providers: Sequence[Provider]) -> bool:
-    return any(Trait.STRANGERS in provider.traits for provider in providers)
-
-
-def _plugins(value: object) -> tuple[Plugin, ...]:
-    if not isinstance(value, (list, tuple)):
-        raise ConfigError(f"plugins={value!r} is not a list; write plugins=[sky.plugins.joblib()]")
-    for item in value:
-        if not isinstance(item, Plugin):
-            raise ConfigError(
-                f"plugins: {item!r} is not a plugin; did you forget the parentheses of sky.plugins.joblib()?"
-            )
-    return tuple(value)
