@@ -26,7 +26,7 @@ from joblib import Parallel, delayed
 
 import skyward as sky
 from benchmarks.tasks import nothing
-from skyward.core.wire import Wire
+from skyward.core.protocol.wire import Wire
 
 __all__ = ["TOLERANCE", "main", "measure", "normal", "worse"]
 

@@ -1,8 +1,8 @@
 """What a pool shows to its user: the output of tasks always; in a terminal also a live line and a closing summary.
 
 It listens to `skyward.core.events` and knows nothing else of the pool. `Tally` counts, and is pure: time is an
-argument. `Console` connects a tally to the terminal. What draws is in `skyward.liveline`, which is imported only where
-there is a terminal to draw on, for it needs rich.
+argument. `Console` connects a tally to the terminal. What draws is in `skyward.console_live`, which is imported only
+where there is a terminal to draw on, for it needs rich.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from skyward.core.events import (
 from skyward.core.visible import printed, shown
 
 if TYPE_CHECKING:
-    from skyward.liveline import LiveLine
+    from skyward.console_live import LiveLine
 
 __all__ = ["Console", "Rate", "Tally", "live_text", "summary_text", "terminal"]
 
@@ -328,7 +328,7 @@ class Console:
 def _start_line(stream: TextIO | None, text: Callable[[], str]) -> LiveLine | None:
     if stream is None or os.environ.get("TERM") in ("dumb", "unknown"):
         return None
-    from skyward.liveline import LiveLine  # noqa: PLC0415  it needs rich, which only a terminal is worth
+    from skyward.console_live import LiveLine  # noqa: PLC0415  it needs rich, which only a terminal is worth
 
     return LiveLine.start(stream, text)
 

@@ -28,7 +28,7 @@ from typing import Any
 from joblib import Parallel, delayed, parallel_config
 
 import skyward as sky
-from skyward.core.futures import TaskFuture
+from skyward.core.tasks.futures import TaskFuture
 from tests.lab import Host, Lab, LabError, eventually
 
 SETTLE = 120.0

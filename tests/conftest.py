@@ -47,7 +47,10 @@ def _no_reaper_outlives_us(tmp_path_factory: pytest.TempPathFactory) -> Iterator
     yield
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if b"skyward.core.reaper" in (entry / "cmdline").read_bytes() and ours in (entry / "environ").read_bytes():
+            if (
+                b"skyward.core.machines.reaper" in (entry / "cmdline").read_bytes()
+                and ours in (entry / "environ").read_bytes()
+            ):
                 os.kill(int(entry.name), signal.SIGKILL)
 
 

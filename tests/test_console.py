@@ -21,6 +21,7 @@ import pytest
 from rich.console import Console as RichConsole
 
 from skyward.console import Console, Rate, Tally, live_text, mark, summary_text, terminal
+from skyward.console_live import LiveLine, _Above
 from skyward.core.events import (
     Event,
     Machines,
@@ -35,7 +36,6 @@ from skyward.core.events import (
     TaskEnded,
     TasksQueued,
 )
-from skyward.liveline import LiveLine, _Above
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

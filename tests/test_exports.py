@@ -16,7 +16,7 @@ import pytest
 
 import skyward
 from skyward.core import errors
-from skyward.ours import OURS
+from skyward.core.builtins_table import OURS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 MODULES = sorted(

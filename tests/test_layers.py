@@ -19,25 +19,25 @@ PACKAGE = REPOSITORY / "skyward"
 # A room, and what it may import of skyward besides itself. The longest name that fits a module is its room.
 HOUSE: dict[str, set[str]] = {
     "skyward": {"*"},  # the front door: every public name, lazily
-    "skyward.ours": set(),  # a table of names
+    "skyward.core.builtins_table": set(),  # a table of names
     "skyward.core": set(),
     "skyward.worker": {
-        "skyward.core.culprit",
+        "skyward.core.payload.diagnose",
         "skyward.core.errors",
-        "skyward.core.files",
+        "skyward.core.system.open_files",
         "skyward.core.function",
-        "skyward.core.launch",
-        "skyward.core.mailbox",
-        "skyward.core.memmaps",
-        "skyward.core.messages",
-        "skyward.core.owned",
-        "skyward.core.payload",
-        "skyward.core.rollcall",
-        "skyward.core.shared",
-        "skyward.core.sockets",
-        "skyward.core.surroundings",
+        "skyward.core.system.launch",
+        "skyward.core.protocol.mailbox",
+        "skyward.core.payload.memory_maps",
+        "skyward.core.protocol.messages",
+        "skyward.core.payload.driver_classes",
+        "skyward.core.payload.pickling",
+        "skyward.core.protocol.roll_call",
+        "skyward.core.payload.shared_file",
+        "skyward.core.system.socket_paths",
+        "skyward.core.payload.surroundings",
         "skyward.core.whoami",
-        "skyward.core.wire",
+        "skyward.core.protocol.wire",
     },
     "skyward.providers": {"skyward.core"},
     "skyward.providers.drivers": set(),  # they know libcloud, and nothing of skyward
@@ -45,34 +45,34 @@ HOUSE: dict[str, set[str]] = {
     "skyward.joblib_ext": {"skyward.core"},
     "skyward.integrations": {"skyward.core", "skyward.joblib_ext"},
     "skyward.plugins": {"skyward.core", "skyward.joblib_ext"},
-    "skyward.console": {"skyward.core.events", "skyward.core.visible", "skyward.liveline"},
-    "skyward.liveline": set(),
+    "skyward.console": {"skyward.core.events", "skyward.core.visible", "skyward.console_live"},
+    "skyward.console_live": set(),
     "skyward.cli": {"*"},
     "skyward.testing": {"skyward.core", "skyward.providers", "skyward.transport", "skyward.worker"},
 }
 
 # Pure modules decide and do not act: no socket, thread, clock, chance or log (design, decision 1).
 PURE = (
-    "skyward.core.checks",
-    "skyward.core.conversation",
-    "skyward.core.envelopes",
-    "skyward.core.fleet",
-    "skyward.core.fleet_state",
-    "skyward.core.fleet_words",
-    "skyward.core.mailbox",
-    "skyward.core.market",
-    "skyward.core.messages",
-    "skyward.core.packing",
-    "skyward.core.payload",
-    "skyward.core.pieces",
-    "skyward.core.refusals",
-    "skyward.core.relay",
-    "skyward.core.rollcall",
-    "skyward.core.schedule",
-    "skyward.core.schedule_words",
+    "skyward.core.protocol.message_checks",
+    "skyward.core.protocol.states",
+    "skyward.core.protocol.envelopes",
+    "skyward.core.machines.fleet",
+    "skyward.core.machines.fleet_state",
+    "skyward.core.machines.fleet_events",
+    "skyward.core.protocol.mailbox",
+    "skyward.core.machines.offer_selection",
+    "skyward.core.protocol.messages",
+    "skyward.core.protocol.compression",
+    "skyward.core.payload.pickling",
+    "skyward.core.protocol.transfers",
+    "skyward.core.machines.refusals",
+    "skyward.core.blobs.relay",
+    "skyward.core.protocol.roll_call",
+    "skyward.core.tasks.schedule",
+    "skyward.core.tasks.schedule_words",
     "skyward.core.scope",
     "skyward.core.visible",
-    "skyward.core.wire",
+    "skyward.core.protocol.wire",
     "skyward.providers.first_boot",
 )
 IMPURE = {"asyncio", "logging", "random", "select", "selectors", "socket", "subprocess", "threading", "time"}
@@ -84,37 +84,58 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "libcloud": ("skyward.providers",),
     "requests": ("skyward.providers",),
     "tenacity": ("skyward.providers",),
-    "numpy": ("skyward.core.memmaps", "skyward.core.results", "skyward.testing", "skyward.worker.slot"),
-    "rich": ("skyward.liveline", "skyward.cli"),
+    "numpy": ("skyward.core.payload.memory_maps", "skyward.core.results", "skyward.testing", "skyward.worker.slot"),
+    "rich": ("skyward.console_live", "skyward.cli"),
     "sklearn": ("skyward.joblib_ext",),
 }
 
 # Imports inside functions: (module, what it imports) -> why it can't stand at the top.
 LAZY: dict[tuple[str, str], str] = {
-    ("skyward.console", "skyward.liveline"): "needs rich, which only a terminal is worth",
-    ("skyward.core.keys", "cryptography.hazmat.primitives"): "7 MB, of which only rented machines have a use",
-    ("skyward.core.keys", "cryptography.hazmat.primitives.asymmetric.ed25519"): "as above",
-    ("skyward.core.packing", "zstandard"): "a node may lack it, and an agent needs it for compressed pieces only",
-    ("skyward.core.memmaps", "numpy"): "an array's pickle needs it; the module must load where numpy is not installed",
-    ("skyward.joblib_ext.backend", "skyward.joblib_ext.crew"): "only a driver comes there; a node does without it",
-    ("skyward.core.connector", "skyward.core.bootstrap"): "nodes on this machine need none",
-    ("skyward.core.provision", "skyward.core.purse"): "a pool that rents nothing does without SQLite and all that",
+    ("skyward.console", "skyward.console_live"): "needs rich, which only a terminal is worth",
+    (
+        "skyward.core.machines.ssh_keys",
+        "cryptography.hazmat.primitives",
+    ): "7 MB, of which only rented machines have a use",
+    ("skyward.core.machines.ssh_keys", "cryptography.hazmat.primitives.asymmetric.ed25519"): "as above",
+    (
+        "skyward.core.protocol.compression",
+        "zstandard",
+    ): "a node may lack it, and an agent needs it for compressed pieces only",
+    (
+        "skyward.core.payload.memory_maps",
+        "numpy",
+    ): "an array's pickle needs it; the module must load where numpy is not installed",
+    ("skyward.joblib_ext.backend", "skyward.joblib_ext.call"): "only a driver comes there; a node does without it",
+    ("skyward.core.nodes.connector", "skyward.core.nodes.bootstrap"): "nodes on this machine need none",
+    (
+        "skyward.core.machines.provision",
+        "skyward.core.machines.buyer",
+    ): "a pool that rents nothing does without SQLite and all that",
     ("skyward.core.registry", "importlib.metadata"): "3 MB, of which our own providers have no use",
     ("skyward.core.requirements", "importlib"): "as above, of which an image that names none of our own needs has none",
-    ("skyward.core.lacking", "importlib"): "as above, of which a pool without such a fault has none",
+    ("skyward.core.tasks.missing_modules", "importlib"): "as above, of which a pool without such a fault has none",
     ("skyward.joblib_ext.plugin", "importlib"): "as above, for a pool on this machine",
-    ("skyward.core.provision", "skyward.core.identity"): "x509 takes 15 ms, and a pool on this machine does without",
-    ("skyward.core.reaper", "skyward.core.ledger"): "a reaper that has nothing to do stays small",
-    ("skyward.core.reaper", "skyward.core.sweep"): "as above",
+    (
+        "skyward.core.machines.provision",
+        "skyward.core.nodes.certificates",
+    ): "x509 takes 15 ms, and a pool on this machine does without",
+    ("skyward.core.machines.reaper", "skyward.core.machines.ledger"): "a reaper that has nothing to do stays small",
+    ("skyward.core.machines.reaper", "skyward.core.machines.sweep"): "as above",
     ("skyward.worker.bridge", "multiprocessing"): "only a slot needs it, not the agent",
-    ("skyward.worker.forkserver", "ctypes"): "only where the kernel call is there",
+    ("skyward.worker.forkserver.server", "ctypes"): "only where the kernel call is there",
     ("skyward.worker.process", "multiprocessing.process"): "only a slot needs it, not the agent",
-    ("skyward.worker.growth", "ctypes"): "only where the C library has the call",
-    ("skyward.worker.process", "skyward.worker.forkserver"): "only what is forked from the agent needs it",
-    ("skyward.worker.servers", "skyward.worker.forkserver"): "only a fork of the agent needs it, not the agent",
-    ("skyward.worker.servers", "skyward.worker.slot"): "as above",
+    ("skyward.worker.leaks", "ctypes"): "only where the C library has the call",
+    ("skyward.worker.process", "skyward.worker.forkserver.server"): "only what is forked from the agent needs it",
+    (
+        "skyward.worker.forkserver.launch",
+        "skyward.worker.forkserver.server",
+    ): "only a fork of the agent needs it, not the agent",
+    ("skyward.worker.forkserver.launch", "skyward.worker.slot"): "as above",
     ("skyward.worker.slot", "numpy"): "as in core.memmaps",
-    ("skyward.worker.threads", "threadpoolctl"): "a node may lack it; then threads are limited by the environment only",
+    (
+        "skyward.worker.thread_limits",
+        "threadpoolctl",
+    ): "a node may lack it; then threads are limited by the environment only",
 }
 
 
@@ -149,7 +170,7 @@ def targets(node: ast.Import | ast.ImportFrom, module: str, is_package: bool) ->
         package = module.split(".") if is_package else module.split(".")[:-1]
         above = package[: len(package) - node.level + 1]
         base = ".".join([*above, base] if base else above)
-    # `from skyward.core import wire` imports the module skyward.core.wire
+    # `from skyward.core import wire` imports the module skyward.core.protocol.wire
     return [f"{base}.{alias.name}" if exists(f"{base}.{alias.name}") else base for alias in node.names]
 
 
@@ -270,9 +291,9 @@ def test_the_test_sees_what_it_should(tmp_path: Path) -> None:
     source = "if TYPE_CHECKING:\n    import joblib\n\ndef f():\n    from . import wire\n    from .wire import Run\n"
     path = tmp_path / "x.py"
     path.write_text(source)
-    found = [tuple(item[2:]) for item in imports_of("skyward.core.x", path)]
+    found = [tuple(item[2:]) for item in imports_of("skyward.core.protocol.x", path)]
     assert found == [
         ("joblib", False, True),
-        ("skyward.core.wire", True, False),
-        ("skyward.core.wire", True, False),
+        ("skyward.core.protocol.wire", True, False),
+        ("skyward.core.protocol.wire", True, False),
     ]

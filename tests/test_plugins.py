@@ -106,7 +106,7 @@ with sky.Compute(plugins=[sky.plugins.joblib()], console=False):
 print(*sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert not {"asyncssh", "cryptography", "email", "rich", "skyward.core.bootstrap", "sqlite3"} & {
+    assert not {"asyncssh", "cryptography", "email", "rich", "skyward.core.nodes.bootstrap", "sqlite3"} & {
         *done.stdout.split()
     }
 

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 import skyward as sky
-from skyward.core.futures import TaskFuture
-from skyward.core.jobs import TaskOptions
+from skyward.core.tasks.futures import TaskFuture
+from skyward.core.tasks.jobs import TaskOptions
 from tests.lab import Host, Lab, eventually
 from tests.lab.fixtures import FreshHost, LabHosts
 from tests.remote import Reach, index, reach, wheels

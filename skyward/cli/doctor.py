@@ -20,7 +20,7 @@ from skyward.cli import sources
 from skyward.cli.output import as_json, tell, waiting
 from skyward.core.errors import SkywardError
 from skyward.core.interfaces import Rental
-from skyward.core.ledger import Ledger
+from skyward.core.machines.ledger import Ledger
 
 __all__ = ["Finding", "run"]
 

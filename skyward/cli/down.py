@@ -13,9 +13,9 @@ import typer
 from skyward.cli import sources
 from skyward.cli.output import say, tell, waiting
 from skyward.core.errors import ConfigError
-from skyward.core.ledger import Ledger, PoolEntry
+from skyward.core.machines.ledger import Ledger, PoolEntry
+from skyward.core.machines.sweep import sweep
 from skyward.core.spec import Machine, MachineId, MachineState
-from skyward.core.sweep import sweep
 
 __all__ = ["run"]
 

@@ -12,7 +12,7 @@ import typer
 
 from skyward.cli import sources
 from skyward.cli.output import age, as_json, money, say, table, tell, waiting
-from skyward.core.ledger import Entry, Ledger, PoolEntry
+from skyward.core.machines.ledger import Entry, Ledger, PoolEntry
 from skyward.core.spec import Machine, MachineState
 
 __all__ = ["Row", "rows", "run"]

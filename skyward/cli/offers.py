@@ -8,8 +8,8 @@ import typer
 
 from skyward.cli import sources
 from skyward.cli.output import as_json, memory, money, say, table, waiting
-from skyward.core import market
 from skyward.core.errors import ConfigError, NoOffer
+from skyward.core.machines import offer_selection
 from skyward.core.spec import Allocation, Offer, Resources
 
 __all__ = ["run"]
@@ -45,7 +45,7 @@ def run(
         if answer.error is not None:
             say(answer.trouble)
     # All that fits, and not only what a pool would buy unasked.
-    chosen = [offer for offer in offers if market.meets(offer, wanted) and spot in (None, offer.spot)]
+    chosen = [offer for offer in offers if offer_selection.meets(offer, wanted) and spot in (None, offer.spot)]
     chosen.sort(key=lambda offer: (offer.price is None, offer.price or 0.0, offer.machine, offer.region or ""))
     most = (None if json else _MOST) if limit is None else limit or None
     shown = chosen[:most]
@@ -59,12 +59,12 @@ def run(
         raise typer.Exit(1)  # each has been told
     if chosen:
         return
-    fitting = [offer.spot for offer in offers if market.meets(offer, wanted, price=False)]
+    fitting = [offer.spot for offer in offers if offer_selection.meets(offer, wanted, price=False)]
     if fitting and spot not in (None, *fitting):
         said, option = ("a spot machine", "--spot") if spot else ("on demand", "--on-demand")
         raise NoOffer(f"none of the {len(fitting)} fitting offers is {said}; leave out {option}")
     allocation: Allocation = "cheapest" if spot is None else "always-spot" if spot else "on-demand"
-    raise NoOffer(market.nearest(offers, wanted, allocation))
+    raise NoOffer(offer_selection.nearest(offers, wanted, allocation))
 
 
 def _facts(provider: str, offer: Offer) -> dict[str, object]:

@@ -17,7 +17,7 @@ import typer
 from skyward.core import registry
 from skyward.core.errors import AuthFailed, CloudError, ConfigError, PluginNotFound, SkywardError
 from skyward.core.interfaces import Provider, Rental, Trait
-from skyward.core.ledger import PoolEntry
+from skyward.core.machines.ledger import PoolEntry
 
 __all__ = ["Answer", "NamedProviders", "Source", "ask", "at_once", "chosen", "named", "of_pool", "places", "plain"]
 

@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperCommand
 
 from skyward.core.errors import ConfigError
-from skyward.core.ledger import Entry, Ledger
+from skyward.core.machines.ledger import Entry, Ledger
 
 __all__ = ["Command", "command_line", "run"]
 

@@ -13,12 +13,12 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ParamSpec, TypeVar, overload
 
-from skyward.core.dispatch import Dispatcher
 from skyward.core.errors import ConfigError
 from skyward.core.function import CallRunner, Chunk, PendingCall, unwrapped
-from skyward.core.futures import TaskFuture
-from skyward.core.jobs import TaskOptions
 from skyward.core.spec import parse_count
+from skyward.core.tasks.dispatch import Dispatcher
+from skyward.core.tasks.futures import TaskFuture
+from skyward.core.tasks.jobs import TaskOptions
 
 __all__ = ["TaskExecutor"]
 

@@ -18,8 +18,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, Concatenate, Generic, NoReturn, ParamSpec, TypeVar, TypeVarTuple, cast, overload
 
 from skyward.core.errors import ConfigError, PayloadError
-from skyward.core.futures import TaskFuture
 from skyward.core.labels import label
+from skyward.core.tasks.futures import TaskFuture
 
 __all__ = [
     "CallRunner",

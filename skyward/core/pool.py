@@ -15,26 +15,27 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Literal, Self
 
-from skyward.core import files, nesting, pool_arguments, registry
-from skyward.core.answers import Answers
+from skyward.core import nesting, pool_arguments, registry
 from skyward.core.audience import Audience
-from skyward.core.dispatch import Dispatcher
 from skyward.core.errors import ConfigError, PoolNotActive
 from skyward.core.events import Events, Note, PoolClosed, PoolReady, PoolStarted
 from skyward.core.executor import TaskExecutor
 from skyward.core.interfaces import Channel, Plugin, Provider, Trait
 from skyward.core.interrupts import Interrupts
 from skyward.core.ioloop import IOThread
-from skyward.core.listeners import Listeners
-from skyward.core.messages import THREAD_VARIABLES, Setup
-from skyward.core.provision import Plan, Provisioner
+from skyward.core.machines.provision import Plan, Provisioner
+from skyward.core.nodes.session import Timing
+from skyward.core.payload.shared_file import CAN_SHARE
+from skyward.core.payload.surroundings import Surroundings
+from skyward.core.protocol.messages import THREAD_VARIABLES, Setup
 from skyward.core.results.names import Trusted
 from skyward.core.results.reader import Reader
 from skyward.core.results.screen import Screened
-from skyward.core.session import Timing
-from skyward.core.shared import CAN_SHARE
 from skyward.core.spec import Allocation, Endpoint, Image, Nodes, Order, Resources, Volume, Worker, parse_seconds
-from skyward.core.surroundings import Surroundings
+from skyward.core.system import open_files
+from skyward.core.tasks.answers import Answers
+from skyward.core.tasks.dispatch import Dispatcher
+from skyward.core.tasks.listening_sockets import Listeners
 
 __all__ = ["Compute", "ComputePool"]
 
@@ -219,13 +220,13 @@ class Compute(TaskExecutor):
         """Before anything is bought: whether this process may open what its nodes need."""
         here = any(Trait.DRIVER_ENVIRONMENT in provider.traits for provider in self.providers)
         ours, each = (_FILES_OURS, _FILES_HERE) if here else (_FILES_LOGIN, 1)
-        left = files.left()
+        left = open_files.left()
         if (needed := ours + each * self.nodes.most) > left:
             fit = (left - ours) // each
             instead = f"or ask for at most {fit} nodes with more slots each" if fit > 0 else "or close some"
             raise ConfigError(
                 f"nodes={self.nodes.most} need {needed} open files in this process, which may open {left} more: "
-                f"{files.advice(needed)}, {instead}"
+                f"{open_files.advice(needed)}, {instead}"
             )
 
     def close(self, cancel: bool = False) -> None:

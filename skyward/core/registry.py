@@ -1,7 +1,7 @@
 """Names to classes: providers, transports, listeners and front ends, ours and others', imported when first asked for.
 
-Ours stand in a table (skyward/ours.py), so that finding them needs no look at the installed packages; third parties'
-are found by entry point, in groups of the same names. Both are loaded the same way.
+Ours stand in a table (`core.builtins_table`), so that finding them needs no look at the installed packages; third
+parties' are found by entry point, in groups of the same names. Both are loaded the same way.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _US = "skyward-cloud"
 @cache
 def _ours(group: str) -> dict[str, str]:
     # Looked up by its name, since the table names what core must not know.
-    ours: dict[str, str] = importlib.import_module("skyward.ours").OURS[group]
+    ours: dict[str, str] = importlib.import_module("skyward.core.builtins_table").OURS[group]
     return ours
 
 

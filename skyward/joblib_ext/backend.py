@@ -29,12 +29,12 @@ from joblib.parallel import (
 )
 
 from skyward.core.errors import PoolNotActive
-from skyward.joblib_ext import active
+from skyward.joblib_ext import active_pool
 from skyward.joblib_ext.batch import nested
 
 if TYPE_CHECKING:  # nodes import this module too, and do without them
     from skyward.core.pool import Compute
-    from skyward.joblib_ext.crew import Crew
+    from skyward.joblib_ext.call import Crew
 
 __all__ = ["NAME", "SkywardBackend"]
 
@@ -133,7 +133,7 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
         PoolNotActive
             None was given and none is open.
         """
-        return self._given or active.current()
+        return self._given or active_pool.current()
 
     def retire(self, successor: Any, undo: Callable[[], object]) -> None:
         """Stand in for another backend from now on, since a configuration of joblib outlives the pool.
@@ -154,7 +154,7 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
         """The backend to use instead of this one, if any."""
         if self._successor is not None:
             return self._successor
-        if self._given is None and active.on_node() and active.find() is None:
+        if self._given is None and active_pool.on_node() and active_pool.find() is None:
             return nested(self.nesting_level or 0)  # a call inside a task, on its node
         return None
 
@@ -196,13 +196,13 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
         _ = pool.total_slots  # raises PoolNotActive with the reason that fits
         if parallel is not None and not self._serves(parallel):
             raise FallbackToBackend(self._of_its_own(parallel))
-        from skyward.joblib_ext import crew  # noqa: PLC0415 - a node, which never comes here, does without it
+        from skyward.joblib_ext import call  # noqa: PLC0415 - a node, which never comes here, does without it
 
         usual = type(self).get_nested_backend is SkywardBackend.get_nested_backend
         level = (self.nesting_level or 0) + 1 if usual else None
         try:
-            settings = crew.Settings.read({**self.backend_kwargs, **backend_kwargs}, pool.dispatcher.named)
-            self._workers = crew.Crew(pool, n_jobs, settings, self.inner_max_num_threads, level)
+            settings = call.Settings.read({**self.backend_kwargs, **backend_kwargs}, pool.dispatcher.named)
+            self._workers = call.Crew(pool, n_jobs, settings, self.inner_max_num_threads, level)
             return self.effective_n_jobs(n_jobs)
         except BaseException:
             self.terminate()

@@ -10,11 +10,11 @@ from typing import Any
 
 from joblib.parallel import BatchedCalls, SequentialBackend, ThreadingBackend
 
-from skyward.core import payload
 from skyward.core.function import run_pending
 from skyward.core.labels import label
-from skyward.core.memmaps import Named
-from skyward.joblib_ext import active, callbacks
+from skyward.core.payload import pickling
+from skyward.core.payload.memory_maps import Named
+from skyward.joblib_ext import active_pool, callbacks
 
 __all__ = ["Batch", "Initializer", "nested"]
 
@@ -58,7 +58,7 @@ class Initializer:
             It, or an argument of it, can't be pickled.
         """
         proxies: list[Any] = []
-        head, buffers = payload.dumps(
+        head, buffers = pickling.dumps(
             (function, tuple(args)), "the initializer", large=None, named=named, on_proxy=proxies.append
         )
         digest = hashlib.blake2b(head, digest_size=16)
@@ -71,7 +71,7 @@ class Initializer:
         with _lock:
             if self.key in _ran:
                 return
-            function, args = payload.loads(self._head, self._buffers)
+            function, args = pickling.loads(self._head, self._buffers)
             try:
                 function(*args)
             except BaseException as error:
@@ -133,7 +133,7 @@ class Batch:
 
     def __call__(self) -> Any:
         """Run it, in a slot."""
-        active.set_on_node()
+        active_pool.set_on_node()
         callbacks.begin_call(self.number)
         if self.initializer is not None:
             self.initializer.once()
@@ -153,7 +153,7 @@ def _plain_parts(batch: Batch) -> list[Any] | None:
     return [part for _, args, kwargs in batch.calls for part in (args, kwargs)]
 
 
-payload.PLAIN[Batch] = _plain_parts
+pickling.PLAIN[Batch] = _plain_parts
 
 
 def nested(level: int) -> Any:

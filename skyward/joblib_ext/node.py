@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from skyward.joblib_ext import active, backend
+from skyward.joblib_ext import active_pool, backend
 
 __all__ = ["NAME", "registered"]
 
@@ -15,5 +15,5 @@ NAME = backend.NAME  # importing the backend has made it known to joblib
 @contextlib.contextmanager
 def registered() -> Iterator[None]:
     """Let tasks of this slot use ``backend="skyward"``: nested calls get the slot's own cores."""
-    active.set_on_node()
+    active_pool.set_on_node()
     yield

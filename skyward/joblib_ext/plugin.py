@@ -17,7 +17,7 @@ from skyward.core.errors import ConfigError
 from skyward.core.interfaces import Plugin
 from skyward.core.pool import Compute
 from skyward.core.spec import Image
-from skyward.joblib_ext import active
+from skyward.joblib_ext import active_pool
 from skyward.joblib_ext.backend import SkywardBackend
 
 __all__ = ["JoblibPlugin", "SklearnPlugin", "activated"]
@@ -35,7 +35,7 @@ def activated(pool: Compute) -> Iterator[SkywardBackend]:
     SkywardBackend.unwind()
     thread, before = threading.current_thread(), get_active_backend()[0]
     backend = SkywardBackend(pool)
-    with active.entered(pool, plugged=True):
+    with active_pool.entered(pool, plugged=True):
         config = parallel_config(backend=backend)
         try:
             yield backend

@@ -26,7 +26,7 @@ from skyward.core.errors import (
     SkywardError,
 )
 from skyward.core.interfaces import Trait
-from skyward.core.market import meets
+from skyward.core.machines.offer_selection import meets
 from skyward.core.scope import Scope
 from skyward.core.spec import Endpoint, Machine, MachineId, MachineState, Offer, Offers, Order, Resources
 from skyward.providers import first_boot

@@ -10,7 +10,7 @@ import json
 import math
 import shlex
 
-from skyward.core.messages import HEARD_FILE
+from skyward.core.protocol.messages import HEARD_FILE
 from skyward.core.spec import Order
 
 __all__ = ["cloud_config", "script", "watchdog"]

@@ -21,7 +21,7 @@ from typing import IO
 import msgpack
 
 from skyward.core.errors import ProvisioningError
-from skyward.core.launch import command
+from skyward.core.system.launch import command
 
 __all__ = ["Process", "greet", "start"]
 

@@ -22,7 +22,6 @@ from urllib.parse import urlsplit
 
 from libcloud.compute.types import NodeState
 
-from skyward.core import market
 from skyward.core.errors import (
     AuthFailed,
     CloudError,
@@ -34,6 +33,7 @@ from skyward.core.errors import (
     SkywardError,
 )
 from skyward.core.interfaces import Trait
+from skyward.core.machines import offer_selection
 from skyward.core.spec import Endpoint, Machine, MachineId, MachineState, Offer, Order, Resources
 from skyward.providers import first_boot
 from skyward.providers.base import SECRET, Check, CloudProvider
@@ -157,8 +157,8 @@ class VastAI(CloudProvider):
     def list_offers(self, driver: VastAINodeDriver, resources: Resources) -> Iterable[Offer]:
         """What meets `resources`, as kinds, and all other asks as they are, which show what is nearest."""
         asks = [ask for spot in (False, True) for ask in self._asks(driver, spot, 0.0)[1]]
-        fitting = [ask for ask in asks if market.meets(ask, resources)]
-        others = [ask for ask in asks if not market.meets(ask, resources)]
+        fitting = [ask for ask in asks if offer_selection.meets(ask, resources)]
+        others = [ask for ask in asks if not offer_selection.meets(ask, resources)]
         return [*_kinds(fitting), *others]
 
     def _asks(self, driver: VastAINodeDriver, spot: bool, age: float) -> tuple[float, Sequence[Offer]]:
@@ -365,7 +365,7 @@ def _is_of(ask: Offer, order: Order) -> bool:
     assert kind is not None
     same = (ask.machine, ask.spot) == (kind.machine, kind.spot) and ask.region in (kind.region or "").split(_AND)
     cheap = kind.price is None or (ask.price is not None and ask.price <= kind.price)
-    return same and cheap and market.meets(ask, order.resources)
+    return same and cheap and offer_selection.meets(ask, order.resources)
 
 
 def _kinds(asks: Iterable[Offer]) -> Iterator[Offer]:

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from skyward.core import market
 from skyward.core.errors import CloudError, SkywardError
 from skyward.core.interfaces import Provider, Rental
-from skyward.core.keys import make_key
+from skyward.core.machines import offer_selection
+from skyward.core.machines.ssh_keys import make_key
 from skyward.core.spec import Machine, MachineState, Offer, Order, Resources
 
 __all__ = ["Account", "Pool", "Suite", "check"]
@@ -114,7 +114,7 @@ class Suite:
 
     def choose(self, provider: Provider) -> Offer:
         """The offer to buy."""
-        chosen = market.select(provider.offers(self.resources), self.resources, "on-demand")
+        chosen = offer_selection.select(provider.offers(self.resources), self.resources, "on-demand")
         assert chosen, f"no offer meets {self.resources}"
         return chosen[0]
 

@@ -35,7 +35,6 @@ from typing import Any
 import cloudpickle
 import pytest
 
-from skyward.core import market
 from skyward.core.errors import (
     AuthFailed,
     CloudError,
@@ -49,7 +48,8 @@ from skyward.core.errors import (
     SkywardError,
 )
 from skyward.core.interfaces import Provider, Rental, Trait
-from skyward.core.keys import make_key
+from skyward.core.machines import offer_selection
+from skyward.core.machines.ssh_keys import make_key
 from skyward.core.spec import KeyPair, Machine, MachineState, Offer, Resources
 from skyward.testing.account import Account, Pool, Suite, check
 from skyward.transport.ssh import SSHTransport
@@ -136,13 +136,13 @@ class RentalConformance(Suite):
 
     def test_a_wish_that_nobody_meets_is_no_error(self, rental: Account) -> None:
         wish = Resources(machine="no-such-machine", accelerator="no-such-accelerator:64", vcpus=10**6)
-        assert not market.select(rental.provider.offers(wish), wish, "cheapest")
+        assert not offer_selection.select(rental.provider.offers(wish), wish, "cheapest")
 
     def test_a_wish_leaves_the_offers_that_meet_it(self, rental: Account) -> None:
         every = rental.provider.offers(Resources())
         largest = max(every, key=lambda offer: offer.vcpus or 0)
         wish = Resources(vcpus=largest.vcpus)
-        fitting = {(o.machine, o.region, o.spot) for o in every if market.meets(o, wish)}
+        fitting = {(o.machine, o.region, o.spot) for o in every if offer_selection.meets(o, wish)}
         assert fitting <= {(o.machine, o.region, o.spot) for o in rental.provider.offers(wish)}
 
     # --- a machine's life ---

@@ -26,9 +26,9 @@ from asyncssh.kex import get_kex_algs
 from asyncssh.mac import get_mac_algs
 from asyncssh.public_key import get_certificate_algs, get_public_key_algs
 
-from skyward.core import files
 from skyward.core.errors import HostKeyError, HostUnreachable, LoginRefused
 from skyward.core.spec import Endpoint, parse_address
+from skyward.core.system import open_files
 from skyward.transport.ssh_config import Settings, expand, expand_path, read_settings
 from skyward.transport.ssh_keys import Client, Keys, agent_of, agent_words, is_encrypted, read_keys
 from skyward.transport.ssh_known import Entries, KnownHosts, ask_command, read_revoked
@@ -355,7 +355,7 @@ async def _mapped(
         )
     through = f" through the jump host {hop}" if hop else ""
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
-        advice = files.advice(64)
+        advice = open_files.advice(64)
         return HostUnreachable(f"{login} can't be reached{through}: this process has no open file left; {advice}")
     return HostUnreachable(
         f"{login} can't be reached{through}: {_reason(error)}. Is the host up, does sshd listen there on port "

@@ -12,8 +12,8 @@ from typing import ClassVar
 
 from skyward.core.errors import ConfigError, LinkError
 from skyward.core.interfaces import Channel, Shell
-from skyward.core.sockets import socket_path
 from skyward.core.spec import Endpoint
+from skyward.core.system.socket_paths import socket_path
 from skyward.transport.stream import StreamChannel
 
 __all__ = ["TCPTransport"]

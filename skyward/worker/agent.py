@@ -33,7 +33,7 @@ from typing import Any
 import msgpack
 
 from skyward.core.errors import ProtocolError
-from skyward.core.messages import (
+from skyward.core.protocol.messages import (
     HEARD_FILE,
     Ack,
     Blob,
@@ -55,16 +55,16 @@ from skyward.core.messages import (
     StreamClose,
     StreamData,
 )
-from skyward.core.sockets import socket_path
-from skyward.core.wire import Received, Role, Wire
-from skyward.worker import scratch, store
-from skyward.worker.crew import Crew, allow_files
-from skyward.worker.door import Door
-from skyward.worker.link import Link
-from skyward.worker.owner import Session
+from skyward.core.protocol.wire import Received, Role, Wire
+from skyward.core.system.socket_paths import socket_path
+from skyward.worker import blob_store, scratch
+from skyward.worker.forkserver.launch import Server, forked
+from skyward.worker.listening_socket import Door
+from skyward.worker.owner_session import Session
 from skyward.worker.peers import Neighbours
 from skyward.worker.process import ignore_interrupts, multiply, name_process, reap
-from skyward.worker.servers import Server, forked
+from skyward.worker.slot_pool import Crew, allow_files
+from skyward.worker.wire_socket import Link
 
 __all__ = ["Agent", "Start", "main"]
 
@@ -475,7 +475,7 @@ def _watch_lifeline(agent: Agent) -> None:
 
 def sweep() -> None:
     """Remove what agents of this user left here that were killed."""
-    store.sweep()
+    blob_store.sweep()
     scratch.sweep(tempfile.gettempdir(), "agent")
 
 

@@ -19,10 +19,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from skyward.core.messages import Message, StreamClose, StreamData, StreamOpen
-from skyward.core.sockets import socket_path
-from skyward.core.wire import Filled
-from skyward.worker.door import Door
+from skyward.core.protocol.messages import Message, StreamClose, StreamData, StreamOpen
+from skyward.core.protocol.wire import Filled
+from skyward.core.system.socket_paths import socket_path
+from skyward.worker.listening_socket import Door
 
 if TYPE_CHECKING:  # slots import this module too, and do without it
     import asyncio

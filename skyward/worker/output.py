@@ -12,7 +12,7 @@ import os
 import select
 from collections.abc import Callable
 
-from skyward.core.wire import WHOLE
+from skyward.core.protocol.wire import WHOLE
 
 __all__ = ["Outputs"]
 

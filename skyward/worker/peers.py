@@ -24,10 +24,10 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from skyward.core.messages import Blob, Fetch, Kept, Listening, Message, Peers, Reached
-from skyward.core.wire import Buffer
-from skyward.worker.door import Door
-from skyward.worker.store import Store
+from skyward.core.protocol.messages import Blob, Fetch, Kept, Listening, Message, Peers, Reached
+from skyward.core.protocol.wire import Buffer
+from skyward.worker.blob_store import Store
+from skyward.worker.listening_socket import Door
 
 __all__ = ["Neighbours"]
 

@@ -28,19 +28,20 @@ from importlib.machinery import BuiltinImporter
 from pathlib import Path
 from typing import Any, TextIO
 
-from skyward.core import files, memmaps, owned, payload, shared, surroundings
 from skyward.core.errors import PayloadError
 from skyward.core.function import run_pending
-from skyward.core.messages import Done, Failed, Failure, Inquire, Missing, Ready, Run
+from skyward.core.payload import driver_classes, memory_maps, pickling, shared_file, surroundings
+from skyward.core.protocol.messages import Done, Failed, Failure, Inquire, Missing, Ready, Run
+from skyward.core.protocol.wire import Buffer, Filled, Role, Wire
+from skyward.core.system import open_files
 from skyward.core.whoami import Seats
-from skyward.core.wire import Buffer, Filled, Role, Wire
-from skyward.worker import threads
-from skyward.worker.growth import Growth
-from skyward.worker.imports import Imports
-from skyward.worker.link import unsent
+from skyward.worker import thread_limits
+from skyward.worker.forkserver.imports import Imports
+from skyward.worker.leaks import Growth
 from skyward.worker.process import heed_interrupts
-from skyward.worker.shelf import Shelf
+from skyward.worker.result_files import Shelf
 from skyward.worker.tickets import Claims
+from skyward.worker.wire_socket import unsent
 
 __all__ = ["Settings", "Slot", "live", "settle_in"]
 
@@ -75,7 +76,7 @@ class Settings:
     data: bool = False
 
     @property
-    def named(self) -> memmaps.Named:
+    def named(self) -> memory_maps.Named:
         """Which memory maps in results go by the name of their file."""
         return "data" if self.data else "given"
 
@@ -104,9 +105,9 @@ class Slot:
     def __init__(self, settings: Settings, told: int) -> None:
         self.settings = settings
         if settings.data:
-            owned.install()
+            driver_classes.install()
         self.outputs = Outputs()
-        self.limit = threads.Limit(settings.threads)
+        self.limit = thread_limits.Limit(settings.threads)
         surroundings.FOLLOWERS.append(self.limit.follow)
         self.shelf = Shelf(settings.shelf) if settings.shelf is not None else None
         self.wire = Wire.opened(Role.WORKER)
@@ -199,7 +200,7 @@ class Slot:
                 end_of_fork(error)
             # This frame tells nothing. Not by assignment, which a frozen dataclass refuses.
             error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)
-            memmaps.explain(error)
+            memory_maps.explain(error)
             self._fail(run.task, seconds, Failure.RAISED, error)
             return
         seconds = time.perf_counter() - began
@@ -207,36 +208,36 @@ class Slot:
             end_of_fork(None)
         function = args = kwargs = None
         try:
-            head, views = payload.dumps(result, "result", large=None, named=self.settings.named)
+            head, views = pickling.dumps(result, "result", large=None, named=self.settings.named)
         except BaseException as error:  # a user's __reduce__ may raise anything
             self._fail(run.task, seconds, Failure.RAISED, error)
             return
         self.outputs.settle()
-        files, rest = self.shelf.put(views, payload.LARGE) if views and self.shelf is not None else ({}, views)
+        files, rest = self.shelf.put(views, pickling.LARGE) if views and self.shelf is not None else ({}, views)
         self._send(Done(run.task, seconds, files), [head, *rest])
 
     def _load(self, run: Run, buffers: list[Filled]) -> tuple[Any, Any, Any]:
-        memmaps.begin_task(files=bool(run.blobs))
+        memory_maps.begin_task(files=bool(run.blobs))
         if run.authkey:
             sys.modules["multiprocessing.process"].current_process().authkey = run.authkey
         if not run.blobs:
-            function, args, kwargs = payload.loads(buffers[0], buffers[1:])
+            function, args, kwargs = pickling.loads(buffers[0], buffers[1:])
             return function, args, kwargs
         rest = iter(buffers[1:])
         paths = run.blobs  # the agent has put paths in the place of digests
-        open_most = files.limit() // _MAPS_SHARE
+        open_most = open_files.limit() // _MAPS_SHARE
         merged = [
             map_file(os.fsdecode(paths[index]), index < open_most) if index in paths else next(rest)
             for index in range(len(buffers) - 1 + len(paths))
         ]
-        function, args, kwargs = payload.loads(buffers[0], merged)
+        function, args, kwargs = pickling.loads(buffers[0], merged)
         return function, args, kwargs
 
     def _fail(self, task: int, seconds: float, reason: Failure, error: BaseException) -> None:
         with contextlib.suppress(Exception):  # a task may have left stdout in any state
             self.outputs.settle()
         failed = Failed(task, seconds, reason.value, type(error).__name__, missing(error))
-        self._send(failed, payload.dump_error(error, as_data=self.settings.data))
+        self._send(failed, pickling.dump_error(error, as_data=self.settings.data))
 
     def _send(self, message: Done | Failed | Missing | Ready, buffers: Sequence[Buffer] = ()) -> None:
         with self._sending:
@@ -264,7 +265,7 @@ def map_file(path: str, may_open: bool) -> Any:
 
             return numpy.memmap(path, dtype=numpy.uint8, mode="c")
     with Path(path).open("rb", buffering=0) as file:
-        return shared.map_file(file.fileno(), os.fstat(file.fileno()).st_size)
+        return shared_file.map_file(file.fileno(), os.fstat(file.fileno()).st_size)
 
 
 def unloadable(error: BaseException, node: str) -> BaseException:
@@ -356,7 +357,7 @@ class Outputs:
 
 def _high() -> int:
     """Where our own descriptors start: lower than `_HIGH` where the limit of open files is."""
-    return max(3, min(_HIGH, files.limit() - _OURS))
+    return max(3, min(_HIGH, open_files.limit() - _OURS))
 
 
 def _identity(fd: int) -> tuple[int, int] | None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from skyward.core.messages import Run
-from skyward.core.rollcall import RollCall
-from skyward.core.wire import Buffer
-from skyward.worker.link import Link
+from skyward.core.protocol.messages import Run
+from skyward.core.protocol.roll_call import RollCall
+from skyward.core.protocol.wire import Buffer
 from skyward.worker.output import Outputs
 from skyward.worker.tickets import Tickets
+from skyward.worker.wire_socket import Link
 
 __all__ = ["PendingTask", "SlotProcess"]
 

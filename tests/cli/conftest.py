@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 
 from skyward.cli import app
 from skyward.core import registry
-from skyward.core.keys import make_key
-from skyward.core.ledger import Ledger
+from skyward.core.machines.ledger import Ledger
+from skyward.core.machines.ssh_keys import make_key
 from skyward.core.spec import Offer, Order, Resources
 from tests.core.folder_cloud import FolderCloud
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from skyward.core.keys import make_key
-from skyward.core.ledger import Ledger
+from skyward.core.machines.ledger import Ledger
+from skyward.core.machines.ssh_keys import make_key
 from tests.core.folder_cloud import FolderCloud
 from tests.lab.clouds.verda import Verda
 

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from skyward.core.errors import ConfigError, PoolNotActive
-from skyward.core.keys import make_key
-from skyward.core.ledger import Ledger
+from skyward.core.machines.ledger import Ledger
+from skyward.core.machines.ssh_keys import make_key
 from skyward.core.spec import Order, Resources
 from tests.core.folder_cloud import FolderCloud
 

@@ -12,8 +12,8 @@ import pytest
 
 from skyward.cli.output import age
 from skyward.core.errors import ConfigError
-from skyward.core.keys import make_key
-from skyward.core.ledger import Ledger
+from skyward.core.machines.ledger import Ledger
+from skyward.core.machines.ssh_keys import make_key
 from skyward.core.spec import Order, Resources
 from skyward.providers.verda import Verda as Provider
 from tests.core.folder_cloud import FolderCloud

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import skyward as sky
-from skyward.core.ledger import Ledger
+from skyward.core.machines.ledger import Ledger
 from tests.lab import Lab
 from tests.lab.clouds import Machines
 from tests.lab.clouds.verda import Verda
@@ -90,7 +90,7 @@ def test_after_a_death_that_the_reaper_did_not_survive_either(
     assert driver.stdout is not None
     assert driver.stdout.readline() == "ready\n"
     (reaper,) = (child for task in Path(f"/proc/{driver.pid}/task").iterdir() for child in children(task))
-    assert b"skyward.core.reaper" in Path(f"/proc/{reaper}/cmdline").read_bytes()
+    assert b"skyward.core.machines.reaper" in Path(f"/proc/{reaper}/cmdline").read_bytes()
     os.kill(reaper, signal.SIGKILL)
     driver.kill()
     driver.communicate()

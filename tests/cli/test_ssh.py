@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from skyward.core.errors import ConfigError
-from skyward.core.keys import make_key
-from skyward.core.ledger import Ledger
+from skyward.core.machines.ledger import Ledger
+from skyward.core.machines.ssh_keys import make_key
 from skyward.core.spec import Endpoint, KeyPair, Machine, Offer, Order, Resources
 from tests.lab import Host
 from tests.lab.fixtures import FreshHost

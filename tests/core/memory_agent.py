@@ -8,15 +8,16 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from skyward.core import mailbox, messages, payload, wire
-from skyward.core.blobs import digest
-from skyward.core.dispatch import Dispatcher
+from skyward.core.blobs.snapshots import digest
 from skyward.core.events import Events
 from skyward.core.interfaces import Channel
 from skyward.core.ioloop import IOThread
-from skyward.core.messages import Setup
-from skyward.core.session import Session, Timing
-from skyward.core.shared import open_shared
+from skyward.core.nodes.session import Session, Timing
+from skyward.core.payload import pickling
+from skyward.core.payload.shared_file import open_shared
+from skyward.core.protocol import mailbox, messages, wire
+from skyward.core.protocol.messages import Setup
+from skyward.core.tasks.dispatch import Dispatcher
 from skyward.transport.memory import MemoryChannel, pair
 
 SETUP = Setup("", 2, True, None, {}, [], None, [], [], 60.0)
@@ -195,11 +196,11 @@ class MemoryAgent:
         parts = [self.blobs[run.blobs[i]] if i in run.blobs else next(rest) for i in range(count)]
         began = time.perf_counter()
         try:
-            function, args, kwargs = payload.loads(buffers[0], parts)
-            result = payload.dumps(function(*args, **kwargs), "result", large=None)
+            function, args, kwargs = pickling.loads(buffers[0], parts)
+            result = pickling.dumps(function(*args, **kwargs), "result", large=None)
         except BaseException as error:
             seconds = time.perf_counter() - began
-            self.say(messages.Failed(task, seconds, messages.Failure.RAISED.value, ""), payload.dump_error(error))
+            self.say(messages.Failed(task, seconds, messages.Failure.RAISED.value, ""), pickling.dump_error(error))
         else:
             self.say(messages.Done(task, time.perf_counter() - began), [result.head, *result.buffers])
 

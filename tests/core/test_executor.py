@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 
 import skyward as sky
-from skyward.core.dispatch import Dispatcher
 from skyward.core.events import TaskEnded, TasksQueued
 from skyward.core.executor import TaskExecutor
-from skyward.core.payload import RemoteTraceback
+from skyward.core.payload.pickling import RemoteTraceback
+from skyward.core.tasks.dispatch import Dispatcher
 from tests.core.memory_agent import MemoryPool, eventually
 
 

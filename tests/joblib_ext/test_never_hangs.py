@@ -18,7 +18,7 @@ import pytest
 from joblib import Parallel, delayed
 
 import skyward as sky
-from skyward.core import dispatch
+from skyward.core.tasks import dispatch
 from skyward.integrations import SkywardBackend
 
 LIMIT = 20  # seconds; they take well under one where nothing is waited for

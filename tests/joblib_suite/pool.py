@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import skyward as sky
 from skyward.core.pool import Compute
-from skyward.joblib_ext import active
+from skyward.joblib_ext import active_pool
 from skyward.joblib_ext.plugin import JoblibPlugin
 
 IS_LOCAL = os.environ.get("SKYWARD_SUITE_PROVIDER", "local") == "local"
@@ -24,7 +24,7 @@ class Quiet(JoblibPlugin):
     """The joblib plugin, except that joblib's configuration stays as it is: the tests look at it."""
 
     def around_client(self, pool: Compute) -> AbstractContextManager[object]:
-        return active.entered(pool)
+        return active_pool.entered(pool)
 
 
 def make() -> Compute:

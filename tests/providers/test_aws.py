@@ -11,10 +11,10 @@ from collections.abc import Iterator
 import pytest
 
 import skyward as sky
-from skyward.core.keys import make_key
+from skyward.core.machines.ssh_keys import make_key
+from skyward.core.machines.sweep import sweep
 from skyward.core.scope import Scope
 from skyward.core.spec import MachineState, Offer, Order, Resources
-from skyward.core.sweep import sweep
 from skyward.testing.provider import Account, RentalConformance
 from tests.lab.clouds.aws import Refusal
 from tests.lab.clouds.ec2 import EC2

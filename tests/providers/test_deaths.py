@@ -14,7 +14,7 @@ from pathlib import Path
 import cloudpickle
 import pytest
 
-from skyward.core.sweep import sweep
+from skyward.core.machines.sweep import sweep
 from tests.lab.wait import eventually
 from tests.providers.rentals import RENTALS, Rental
 from tests.remote import *  # noqa: F403  fixtures
@@ -120,7 +120,7 @@ def test_a_machine_ends_itself_when_nobody_is_left(rental, lab, driver):
         provider = rental.provider(cloud)
         process = driver(provider)
         assert process.stdout.readline() == "ready\n"
-        reaper = eventually(lambda: _children(process.pid, "skyward.core.reaper"))[0]
+        reaper = eventually(lambda: _children(process.pid, "skyward.core.machines.reaper"))[0]
         tag = provider.all_machines()[0].tag
         os.kill(reaper, signal.SIGSTOP)  # so that it can't begin between the two
         process.kill()

@@ -9,7 +9,7 @@ import pytest
 from joblib import Parallel, delayed
 
 import skyward as sky
-from skyward.core import fleet
+from skyward.core.machines import fleet
 from tests.lab.wait import eventually
 from tests.providers.rentals import RENTALS, Rental
 from tests.remote import *  # noqa: F403  fixtures

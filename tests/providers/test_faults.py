@@ -8,7 +8,7 @@ import math
 import pytest
 
 import skyward as sky
-from skyward.core import fleet
+from skyward.core.machines import fleet
 from tests.providers.rentals import RENTALS, Rental
 from tests.remote import *  # noqa: F403  fixtures
 

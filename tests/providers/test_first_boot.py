@@ -20,8 +20,8 @@ from pathlib import Path
 
 import pytest
 
-from skyward.core.keys import make_key
-from skyward.core.messages import HEARD_FILE
+from skyward.core.machines.ssh_keys import make_key
+from skyward.core.protocol.messages import HEARD_FILE
 from skyward.core.spec import Order, Resources
 from skyward.providers import first_boot
 

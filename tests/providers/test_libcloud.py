@@ -23,9 +23,9 @@ from libcloud.compute.types import NodeState
 
 import skyward as sky
 from skyward.core import registry
-from skyward.core.keys import make_key
+from skyward.core.machines.ssh_keys import make_key
+from skyward.core.machines.sweep import sweep
 from skyward.core.spec import MachineState, Offer, Order, Resources
-from skyward.core.sweep import sweep
 from skyward.providers.libcloud import PROFILES, Libcloud, Profile
 from skyward.testing.provider import Account, Pool, RentalBootConformance, RentalConformance
 from tests.lab import Lab

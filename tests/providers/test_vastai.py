@@ -20,10 +20,10 @@ from joblib import Parallel, delayed
 
 import skyward as sky
 import skyward.providers.base
-from skyward.core import market
-from skyward.core.keys import make_key
+from skyward.core.machines import offer_selection
+from skyward.core.machines.ssh_keys import make_key
+from skyward.core.machines.sweep import sweep
 from skyward.core.spec import Machine, MachineState, Order, Resources
-from skyward.core.sweep import sweep
 from skyward.providers.drivers.vastai import VastAINodeDriver
 from skyward.providers.vastai import VastAI
 from skyward.testing.provider import Account, RentalBootConformance, RentalConformance
@@ -94,7 +94,7 @@ def provider(cloud: Market) -> Quick:
 def order_of(provider: VastAI, n: int = 1, allocation: Any = "on-demand", **resources: Any) -> Order:
     """An order of the offer that core would take first."""
     wanted = Resources(**resources)
-    offer = market.select(provider.offers(wanted), wanted, allocation)[0]
+    offer = offer_selection.select(provider.offers(wanted), wanted, allocation)[0]
     name = f"{TAG}-{n}"
     return Order(
         TAG, 1, wanted, allocation, name=name, offer=offer, host_key=make_key(name), user_key="ssh-ed25519 A u"
@@ -156,12 +156,12 @@ def test_asks_of_one_kind_become_one_offer_whose_values_all_have(cloud: Market) 
         cloud.offers[n] = other
     provider = provider_of(cloud)
     wanted = Resources(accelerator="RTX 4090", vcpus=14)
-    chosen = market.select(provider.offers(wanted), wanted, "on-demand")
+    chosen = offer_selection.select(provider.offers(wanted), wanted, "on-demand")
     kinds = [(offer.vcpus, round(offer.price - 0.15 * 32 / 730, 3), offer.region) for offer in chosen]
     assert kinds[0] == (14, 0.42, "CA, US"), "the third lacks cores"
     assert [kind for kind in kinds if kind[1] == 0.6] == []
     asked = Resources(accelerator="RTX 4090")
-    chosen = market.select(provider.offers(asked), asked, "on-demand")
+    chosen = offer_selection.select(provider.offers(asked), asked, "on-demand")
     kinds = [(offer.vcpus, round(offer.price - 0.15 * 32 / 730, 3), offer.region) for offer in chosen]
     assert kinds[:2] == [(14, 0.42, "CA, US"), (13, 0.6, "US")]
 
@@ -625,7 +625,9 @@ def reaper_of(process: subprocess.Popen[str]) -> int:
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     for thread in Path(f"/proc/{process.pid}/task").iterdir():
         children += (thread / "children").read_text().split()
-    return next(int(pid) for pid in children if b"skyward.core.reaper" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    return next(
+        int(pid) for pid in children if b"skyward.core.machines.reaper" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    )
 
 
 @pytest.mark.lab

@@ -9,9 +9,9 @@ import pytest
 from joblib import Parallel, delayed
 
 import skyward as sky
-from skyward.core.keys import make_key
+from skyward.core.machines.ssh_keys import make_key
+from skyward.core.machines.sweep import sweep
 from skyward.core.spec import MachineState, Order, Resources
-from skyward.core.sweep import sweep
 from skyward.testing.provider import Account, RentalConformance
 from tests.lab import Lab
 from tests.lab.clouds import Machines

@@ -327,5 +327,5 @@ def test_an_account_that_is_not_for_logins_is_said(lab, fresh_host):
 
 
 def test_importing_the_rest_does_not_import_asyncssh():
-    code = "import sys, skyward.core.bootstrap, skyward.providers.ssh; sys.exit('asyncssh' in sys.modules)"
+    code = "import sys, skyward.core.nodes.bootstrap, skyward.providers.ssh; sys.exit('asyncssh' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], env=os.environ, check=False).returncode == 0

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from skyward.core.errors import ConfigError
-from skyward.core.sockets import socket_path
 from skyward.core.spec import Endpoint
+from skyward.core.system.socket_paths import socket_path
 from skyward.testing.service import Service
 from skyward.testing.transport import Place, TransportConformance
 from skyward.transport.stream import StreamChannel

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import assert_type
 
 import skyward as sky
-from skyward.core.futures import TaskFuture
+from skyward.core.tasks.futures import TaskFuture
 
 
 def half(x: int) -> float:

@@ -18,10 +18,9 @@ from typing import Any
 
 import msgpack
 
-from skyward.core import payload
-from skyward.core.launch import command
-from skyward.core.mailbox import Inbox, Outbox
-from skyward.core.messages import (
+from skyward.core.payload import pickling
+from skyward.core.protocol.mailbox import Inbox, Outbox
+from skyward.core.protocol.messages import (
     Ack,
     Blob,
     Bye,
@@ -38,8 +37,9 @@ from skyward.core.messages import (
     StreamOpen,
     Welcome,
 )
-from skyward.core.sockets import socket_path
-from skyward.core.wire import Received, Role, Wire
+from skyward.core.protocol.wire import Received, Role, Wire
+from skyward.core.system.launch import command
+from skyward.core.system.socket_paths import socket_path
 
 ROOT = Path(__file__).parents[2]
 SECRET = b"the pool's secret"
@@ -253,7 +253,7 @@ class Owner:
         """Send a task; options are those of Run, and `large` and `mode` those of `payload.dumps`."""
         self._last += 1
         large, mode = options.pop("large", None), options.pop("mode", "c")
-        head, buffers = payload.dumps((function, args, {}), "call", large=large, mode=mode)
+        head, buffers = pickling.dumps((function, args, {}), "call", large=large, mode=mode)
         blobs: dict[int, bytes] = {}
         if large is not None:
             for index, buffer in enumerate(buffers):
@@ -275,10 +275,10 @@ class Owner:
         """Wait for what a task returned; its exception is raised, other failures are RuntimeErrors."""
         message, buffers = self.answer(task)[1:]
         if isinstance(message, Done):
-            return payload.loads(buffers[0], buffers[1:])
+            return pickling.loads(buffers[0], buffers[1:])
         assert isinstance(message, Failed)
         if buffers:
-            raise payload.load_error(buffers[0])
+            raise pickling.load_error(buffers[0])
         raise RuntimeError(f"{message.reason}: {message.detail}")
 
     def failed(self, task: int) -> Failed:

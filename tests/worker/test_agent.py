@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from skyward.core import payload
-from skyward.core.blobs import digest
-from skyward.core.identity import Authority
-from skyward.core.messages import (
+from skyward.core.blobs.snapshots import digest
+from skyward.core.nodes.certificates import Authority
+from skyward.core.payload import pickling
+from skyward.core.protocol.messages import (
     Blob,
     Cancel,
     Done,
@@ -38,8 +38,8 @@ from skyward.core.messages import (
     StreamClose,
     Welcome,
 )
-from skyward.core.wire import VERSION, Role, Wire
-from skyward.worker import crew
+from skyward.core.protocol.wire import VERSION, Role, Wire
+from skyward.worker import slot_pool
 from skyward.worker.agent import listen
 from tests.worker.helpers import ROOT, SECRET, Owner, alive, descendants, owner, wait_for
 
@@ -253,12 +253,12 @@ def test_a_blob_is_mapped(node: Owner) -> None:
 
 
 def test_a_task_waits_for_its_blob_and_holds_up_nobody() -> None:
-    from skyward.core import payload
-    from skyward.core.messages import Blob, Run
+    from skyward.core.payload import pickling
+    from skyward.core.protocol.messages import Blob, Run
 
     with owner() as node:
         node.set_up(concurrency=1)
-        head, buffers = payload.dumps((np.sum, (np.ones(300_000),), {}), large=1 << 20)
+        head, buffers = pickling.dumps((np.sum, (np.ones(300_000),), {}), large=1 << 20)
         node._last = 1
         node.say(Run(1, True, None, None, {0: b"later"}), [head])
         assert node.call(pow, 2, 5) == 32
@@ -267,13 +267,13 @@ def test_a_task_waits_for_its_blob_and_holds_up_nobody() -> None:
 
 
 def test_parts_in_any_order_become_the_array_though_their_buffers_are_used_again(node: Owner) -> None:
-    from skyward.core import payload
-    from skyward.core.messages import Blob, Run
+    from skyward.core.payload import pickling
+    from skyward.core.protocol.messages import Blob, Run
 
     part, random = 1 << 20, np.random.default_rng(0)
     for turn in range(6):
         array = random.random(8 * part // 8)
-        head, (data, *_) = payload.dumps((np.sort, (array,), {}), large=1 << 20)
+        head, (data, *_) = pickling.dumps((np.sort, (array,), {}), large=1 << 20)
         name, parts = b"parts-%d" % turn, list(range(0, len(data), part))
         random.shuffle(parts)
         for start in parts:
@@ -361,8 +361,8 @@ def test_slots_take_as_many_open_files_as_are_counted() -> None:
             for task in tasks:
                 node.result(task)
             counts.append(len(os.listdir(f"/proc/{node.pid}/fd")))  # noqa: PTH208
-    assert counts[1] - counts[0] == 4 * crew._FILES_EACH
-    assert counts[0] <= crew._files(2) - 4, "with room for a slot that is being made"
+    assert counts[1] - counts[0] == 4 * slot_pool._FILES_EACH
+    assert counts[0] <= slot_pool._files(2) - 4, "with room for a slot that is being made"
 
 
 def test_what_a_young_agent_left_is_removed_by_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -517,7 +517,7 @@ def test_nodes_with_an_identity_listen_to_each_other_and_others_do_not(tmp_path:
         two.until(lambda: any(received.message == Reached(["n1"]) for received in two.order), "Reached")
         two.say(Fetch(name, len(data), "n1"))
         one.say(Blob(name, len(data), 0), [data])
-        head, buffers = payload.dumps((np.sum, (array,), {}), "call")
+        head, buffers = pickling.dumps((np.sum, (array,), {}), "call")
         two.say(Run(1, True, None, None, {0: name}), [head, *buffers[1:]])
         assert two.result(1) == array.sum()
 

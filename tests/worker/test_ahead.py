@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from skyward.core.messages import Cancel, Failure, Recall
+from skyward.core.protocol.messages import Cancel, Failure, Recall
 from tests.worker.helpers import Owner, owner
 
 MANY = 200

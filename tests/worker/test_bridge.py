@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from skyward.core.messages import StreamClose, StreamData, StreamOpen
+from skyward.core.protocol.messages import StreamClose, StreamData, StreamOpen
 from tests.worker.helpers import Owner
 
 PLACE = "/no-such-folder-here/listener"

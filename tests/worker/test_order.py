@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from skyward.core.messages import Began, Cancel, Done, Failure, Inquire, Missing
+from skyward.core.protocol.messages import Began, Cancel, Done, Failure, Inquire, Missing
 from tests.worker.helpers import Owner, owner
 from tests.worker.test_ahead import learn, wait_for_file
 
@@ -122,7 +122,6 @@ def test_a_slot_that_has_lost_its_task_is_found_out(tmp_path: Path, isolated: bo
     """A planted fault: the slot drops every task with this argument as if it had been taken back."""
     (tmp_path / "plant.py").write_text(
         "import contextlib\n"
-        "from skyward.core import payload\n"
         "from skyward.worker.slot import Slot\n"
         "@contextlib.contextmanager\n"
         "def fault():\n"

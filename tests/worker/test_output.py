@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skyward.core.wire import WHOLE
+from skyward.core.protocol.wire import WHOLE
 from skyward.worker.output import Outputs
 
 

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from skyward.core.blobs import digest
-from skyward.core.identity import Authority
-from skyward.core.messages import Blob, Fetch, Kept, Listening, Message, Peers, Reached
+from skyward.core.blobs.snapshots import digest
+from skyward.core.nodes.certificates import Authority
+from skyward.core.protocol.messages import Blob, Fetch, Kept, Listening, Message, Peers, Reached
 from skyward.worker import peers as module
+from skyward.worker.blob_store import Corrupt, Store
 from skyward.worker.peers import Neighbours
-from skyward.worker.store import Corrupt, Store
 
 DATA = os.urandom(3_000_000)
 NAME = digest(memoryview(DATA))

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from skyward.core import payload
-from skyward.core.messages import Ack, Blob, Cancel, Done, Kept, Run, Share
-from skyward.core.shared import CAN_SHARE, SharedFile, take_file
+from skyward.core.payload import pickling
+from skyward.core.payload.shared_file import CAN_SHARE, SharedFile, take_file
+from skyward.core.protocol.messages import Ack, Blob, Cancel, Done, Kept, Run, Share
 from tests.worker.helpers import Owner, alive, owner
 
 pytestmark = pytest.mark.skipif(not CAN_SHARE, reason="no files in memory here")
@@ -33,7 +33,7 @@ def place(x: Any) -> tuple[float, bool, str]:
 
 
 def submit(node: Owner, array: np.ndarray[Any, Any], blob: Share, *, blob_first: bool) -> int:
-    head, _ = payload.dumps((place, (array,), {}), large=1000)
+    head, _ = pickling.dumps((place, (array,), {}), large=1000)
     run = Run(task=1, isolated=True, timeout=None, threads=None, blobs={0: blob.digest})
     if blob_first:
         node.say(blob)
@@ -52,7 +52,7 @@ def test_a_blob_is_mapped_though_its_owner_lets_it_go(here: Owner, blob_first: b
     assert (total, writeable) == (array.sum(), True)
     assert name.startswith(f"/proc/{here.pid}/fd/")
     del file
-    head, _ = payload.dumps((place, (array,), {}), large=1000)
+    head, _ = pickling.dumps((place, (array,), {}), large=1000)
     here.say(Run(task=2, isolated=True, timeout=None, threads=None, blobs={0: b"d"}), [head])
     assert here.result(2)[0] == array.sum()
 
@@ -73,7 +73,7 @@ def test_a_large_result_lies_in_a_file(here: Owner) -> None:
     assert isinstance(message, Done)
     (path,) = (os.fsdecode(path) for path in message.files.values())
     assert (Path(path).stat().st_mode & 0o777, len(buffers)) == (0o600, 1)
-    array = payload.loads(buffers[0], [take_file(path)])
+    array = pickling.loads(buffers[0], [take_file(path)])
     assert np.array_equal(array, np.arange(MANY))
     assert array.flags.writeable
     assert array.flags.aligned
@@ -125,7 +125,7 @@ def test_nothing_is_left_of_a_slot_that_was_killed_while_it_wrote_a_result(here:
     assert isinstance(taken, Done)
     here.say(Ack(here.inbox.received))
     (path,) = (os.fsdecode(path) for path in taken.files.values())
-    assert np.array_equal(payload.loads(here.answers[1].buffers[0], [take_file(path)]), np.arange(MANY))
+    assert np.array_equal(pickling.loads(here.answers[1].buffers[0], [take_file(path)]), np.arange(MANY))
     for _ in range(3):
         task = here.submit(bytearray_of, 64 * MANY)
         here.until(lambda: results(here), "the beginning of a result")
@@ -155,4 +155,4 @@ def test_a_result_that_its_owner_was_told_of_outlives_its_slot() -> None:
             node.call(os.getpid)
         assert node.call(os.getpid) != slot, "another has its place, so the agent has cleared up"
         (path,) = (os.fsdecode(path) for path in answer.message.files.values())
-        assert payload.loads(answer.buffers[0], [take_file(path)])[-1] == MANY - 1
+        assert pickling.loads(answer.buffers[0], [take_file(path)])[-1] == MANY - 1

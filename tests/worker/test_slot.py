@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from skyward.core import payload
 from skyward.core.errors import PayloadError
-from skyward.core.messages import Done, Failure
+from skyward.core.payload import pickling
+from skyward.core.protocol.messages import Done, Failure
 from tests.worker.helpers import Owner, alive, owner, wait_for
 
 
@@ -58,7 +58,7 @@ def test_an_exception_keeps_type_attributes_and_cause(both: Owner) -> None:
     assert caught.value.extra == "more"  # type: ignore[attr-defined]
     assert isinstance(caught.value.__cause__, KeyError)
     remote = caught.value.__cause__.__cause__
-    assert isinstance(remote, payload.RemoteTraceback)
+    assert isinstance(remote, pickling.RemoteTraceback)
     assert "in fails" in remote.text
     assert "skyward/worker" not in remote.text
 
@@ -167,7 +167,7 @@ def test_output_is_held_back_while_nobody_takes_it(node: Owner) -> None:
     assert task not in node.answers
     assert len(node.output[1]) < 6 * 1024 * 1024
     node.acks = True
-    from skyward.core.messages import Ack
+    from skyward.core.protocol.messages import Ack
 
     node.wire.send(Ack(node.inbox.received))
     node.flush()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from skyward.core import launch
+from skyward.core.system import launch
 
 
 @pytest.fixture

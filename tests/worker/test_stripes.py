@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from skyward.core import payload
-from skyward.core.messages import Pong, Run, Welcome
-from skyward.core.wire import Role, Wire
+from skyward.core.payload import pickling
+from skyward.core.protocol.messages import Pong, Run, Welcome
+from skyward.core.protocol.wire import Role, Wire
 from tests.worker.helpers import SECRET, Owner, wait_for
 
 KEPT: list[socket.socket] = []
@@ -61,7 +61,7 @@ def striped(node: Owner, count: int = 2) -> list[socket.socket]:
 
 def queue(node: Owner, function: Any, *args: Any) -> int:
     """Give a task to the wire, without sending any of it."""
-    task, call = 10**6, payload.dumps((function, args, {}), "call", large=None)
+    task, call = 10**6, pickling.dumps((function, args, {}), "call", large=None)
     node.outbox.post(Run(task, True, None, None, {}), [call.head, *call.buffers], node.wire)
     return task
 

@@ -7,8 +7,8 @@ import os
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skyward.core.messages import Run
-from skyward.core.wire import Role, Wire
+from skyward.core.protocol.messages import Run
+from skyward.core.protocol.wire import Role, Wire
 from skyward.worker.tickets import Claims, Tickets
 
 SIZES = (0, 30_000, 33_000, 100_000, 600_000)

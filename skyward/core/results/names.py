@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from skyward.core import owned
 from skyward.core.errors import ConfigError
+from skyward.core.payload import driver_classes
 from skyward.core.results import failures, stdlib
 from skyward.core.results.rules import Mark, Refused, Rule, attributes
 
@@ -129,8 +129,8 @@ class Allowed:
     def __init__(self, trusted: Trusted) -> None:
         self._trusted = trusted
         self._known: dict[tuple[str, str], Rule] = {
-            ("skyward.core.payload", "_rebuild"): failures.REBUILD,
-            ("skyward.core.owned", "find_owned"): Rule(Mark("find_owned"), self._owned),
+            ("skyward.core.payload.pickling", "_rebuild"): failures.REBUILD,
+            ("skyward.core.payload.driver_classes", "find_owned"): Rule(Mark("find_owned"), self._owned),
             ("cloudpickle.cloudpickle", "_builtin_type"): Rule(Mark("_builtin_type"), self._builtin_type),
             ("copyreg", "_reconstructor"): Rule(Mark("_reconstructor"), self._remade, build=_build_remade),
         }
@@ -156,7 +156,7 @@ class Allowed:
 
     def _owned(self, tracker: Any, module: Any, name: Any) -> Rule:
         """The rule of a class that was sent by value: if it is an exception's, or trusted."""
-        kind = owned.find(tracker) if type(tracker) is str else None
+        kind = driver_classes.find(tracker) if type(tracker) is str else None
         if kind is None:
             raise Refused(
                 f"holds a {name} of {module}, a class that was made on the node; its code is not taken", is_odd=False

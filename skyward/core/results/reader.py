@@ -6,8 +6,8 @@ import mmap
 from collections.abc import Sequence
 from typing import Any
 
-from skyward.core import payload
 from skyward.core.errors import PayloadError, TaskFailed
+from skyward.core.payload import pickling
 from skyward.core.results.names import Allowed, Trusted
 from skyward.core.results.rules import Refused
 from skyward.core.results.unpickler import loads
@@ -56,7 +56,7 @@ class Reader:
             errors, text = [], problem
         if not errors:
             return TaskFailed(f"the task failed, and what the node says about it can't be read: {text}")
-        return payload.chain_of(errors, str(text))
+        return pickling.chain_of(errors, str(text))
 
     def _one(self, data: Any, description: Any) -> BaseException:
         if type(data) is not bytes or type(description) is not str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from skyward.core import payload
+from skyward.core.payload import pickling
 from skyward.core.results.names import Allowed, Trusted
 from skyward.core.results.rules import Refused
 from skyward.core.results.unpickler import loads
@@ -37,7 +37,7 @@ def test_values_come_back(value, in_band):
     if in_band:
         back = read(pickle.dumps([value], protocol=5))[0]
     else:
-        head, buffers = payload.dumps([value], large=None)
+        head, buffers = pickling.dumps([value], large=None)
         back = loads(head, [bytearray(buffer) for buffer in buffers], Allowed(Trusted()))[0]
     assert type(back) is type(value)
     assert back.dtype == value.dtype

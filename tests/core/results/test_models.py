@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 
-from skyward.core import payload
+from skyward.core.payload import pickling
 from skyward.core.results.names import Allowed, Trusted
 from skyward.core.results.rules import Refused
 from skyward.core.results.unpickler import loads
@@ -68,7 +68,7 @@ ESTIMATORS = [
 @pytest.mark.parametrize("estimator", ESTIMATORS, ids=lambda estimator: type(estimator).__name__)
 def test_fitted_estimators_come_back(estimator):
     estimator.fit(X, y)
-    head, buffers = payload.dumps(estimator, large=None)
+    head, buffers = pickling.dumps(estimator, large=None)
     back = loads(head, [bytearray(buffer) for buffer in buffers], Allowed(Trusted()))
     method = "predict" if hasattr(estimator, "predict") else "transform"
     np.testing.assert_array_equal(getattr(back, method)(X), getattr(estimator, method)(X))

@@ -1,0 +1,1 @@
+"""Blobs: each large buffer goes to each node once."""

@@ -1,0 +1,26 @@
+"""Our own providers, transports, listeners and front ends by name, so that finding them needs no look at packages.
+
+They stand in pyproject.toml as entry points too, which is how those of third parties are found.
+"""
+
+from __future__ import annotations
+
+__all__ = ["OURS"]
+
+OURS: dict[str, dict[str, str]] = {
+    "skyward.frontends": {"joblib": "skyward.joblib_ext.active_pool:entered"},
+    "skyward.listeners": {"console": "skyward.console:Console"},
+    "skyward.providers": {
+        "aws": "skyward.providers.aws:AWS",
+        "libcloud": "skyward.providers.libcloud:Libcloud",
+        "local": "skyward.providers.local:Local",
+        "ssh": "skyward.providers.ssh:SSH",
+        "vastai": "skyward.providers.vastai:VastAI",
+        "verda": "skyward.providers.verda:Verda",
+    },
+    "skyward.transports": {
+        "memory": "skyward.transport.memory:MemoryTransport",
+        "ssh": "skyward.transport.ssh:SSHTransport",
+        "tcp": "skyward.transport.tcp:TCPTransport",
+    },
+}

@@ -1,0 +1,107 @@
+"""What renting takes beside a provider, so that nothing is bought without a trace or kept without an owner."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+import cloudpickle
+
+from skyward.core.errors import CloudError, ProvisioningError, SkywardError
+from skyward.core.events import Note
+from skyward.core.interfaces import Provider, Rental
+from skyward.core.machines import reaper
+from skyward.core.machines.ledger import Ledger
+from skyward.core.machines.ssh_keys import make_key
+from skyward.core.spec import KeyPair, Machine, MachineId, Order
+
+__all__ = ["Purse"]
+
+
+class Purse:
+    """The ledger, the pool's key, and the reaper that stands by. Made and used in threads.
+
+    Parameters
+    ----------
+    tag
+        The pool's.
+    rentals
+        Its providers that are paid.
+    """
+
+    def __init__(self, tag: str, rentals: Sequence[Rental]) -> None:
+        self._tag = tag
+        self._rentals = rentals
+        self.ledger = Ledger()
+        self._key = make_key(self._tag)
+        settings = [(rental.name, rental.settings()) for rental in self._rentals]
+        pickled = cloudpickle.dumps(self._rentals)
+        self._key_path = self.ledger.open_pool(self._tag, settings, self._key)
+        self._host_keys: dict[str, KeyPair] = {}
+        try:
+            self._reaper = reaper.start(self._tag, self.ledger.folder, pickled)
+        except BaseException:
+            self.ledger.close_pool(self._tag)  # nothing was bought
+            raise
+
+    def __repr__(self) -> str:
+        return f"<Purse of {self._tag}>"
+
+    def buy(self, provider: Provider, order: Order) -> Sequence[Machine]:
+        """Create machines; the intent is on the disk before, and the ids right after."""
+        key = self._host_keys[order.name] = make_key(order.name)
+        order = replace(order, host_key=key, user_key=self._key.public)
+        self.ledger.intend(provider.name, order)
+        try:
+            machines = provider.create(order)
+        except SkywardError as error:
+            if not isinstance(error, CloudError):
+                self.ledger.refuse(order.name)
+            raise
+        self.ledger.made(provider.name, machines)
+        return machines
+
+    def end(self, provider: Provider, ids: Sequence[MachineId]) -> None:
+        """Destroy machines; they cost no more from here on."""
+        provider.destroy(ids)
+        with contextlib.suppress(sqlite3.Error):  # only the cost would be too high
+            self.ledger.ended(provider.name, ids)
+
+    def with_keys(self, machine: Machine) -> Machine:
+        """The machine with what it takes to log in, and the one host key that it may show."""
+        assert machine.endpoint is not None
+        key = self._host_keys.get(machine.order)
+        if key is None:
+            raise ProvisioningError(f"{machine.name} ({machine.id}) is of no order of this pool: {machine.order!r}")
+        # Nothing of the user's own configuration applies to a machine that did not exist a minute ago.
+        options = {"host_key": key.public, "keys": [str(self._key_path)], "config": [], "jump": "none"}
+        return replace(machine, endpoint=replace(machine.endpoint, options={**machine.endpoint.options, **options}))
+
+    def reached(self, provider: str, machine: Machine, node: str) -> None:
+        """A machine has an address."""
+        with contextlib.suppress(sqlite3.Error):  # only `skyward ssh` would miss it
+            self.ledger.reached(provider, machine, node)
+
+    def close(self) -> Note:
+        """All is given back: tell the ledger and the reaper; what it cost, for the user."""
+        try:
+            return Note(self._close())
+        except (OSError, sqlite3.Error) as error:  # it must not hide what the block had to say
+            path, tag = self.ledger.path, self._tag
+            text = f"all is given back, but {path} can't be written: {error}. It still shows {tag}: skyward down {tag}"
+            return Note(text, warning=True)
+
+    def _close(self) -> str:
+        try:
+            self.ledger.close_pool(self._tag)
+        finally:
+            reaper.dismiss(self._reaper)
+        entries = self.ledger.machines(self._tag)
+        costs = [entry.cost(time.time()) for entry in entries]
+        known = sum(cost for cost in costs if cost is not None)
+        unknown = sum(cost is None for cost in costs)
+        more = f", and {unknown} of unknown price" if unknown else ""
+        return f"{len(entries)} machine(s) given back; cost about ${known:.4f}{more}"

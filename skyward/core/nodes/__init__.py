@@ -1,0 +1,1 @@
+"""Nodes: reach a machine, prepare it, start its agent, and talk to it."""

@@ -1,0 +1,464 @@
+"""From a bare machine with a shell to a running agent: a private environment, our own code, a start.
+
+Knows no SSH, only the Shell protocol. What runs on the machine is POSIX sh (bootstrap_scripts.py); what is decided
+from its answers is here. Everything lies under ``~/.cache/skyward`` there::
+
+    envs/<key>-...    an environment of the driver's minor version; complete once it holds the file .complete
+    code/<hash>.zip   this package's part that runs on nodes, put on PYTHONPATH
+    run/<random>/     one agent's socket, 0700
+
+The second time nothing is made anew: one look, one start.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import re
+import secrets
+import shlex
+import struct
+import sysconfig
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NoReturn
+from urllib.parse import urlsplit
+
+import msgpack
+
+from skyward.core import requirements
+from skyward.core.errors import BootstrapFailed, ConfigError, LinkError, PackagesFailed, PythonNotFound
+from skyward.core.interfaces import Output, Shell
+from skyward.core.nodes import installer_settings
+from skyward.core.nodes.bootstrap_scripts import (
+    BUILD,
+    DISKS,
+    INSTALLING,
+    LACKS,
+    LOOK,
+    NEEDS_PIP,
+    NO_PYTHON,
+    NOEXEC,
+    PRELUDE,
+    START,
+    after,
+)
+from skyward.core.nodes.node_package import node_code, node_code_name
+from skyward.core.spec import Image
+from skyward.core.system.launch import RUN
+from skyward.core.system.socket_paths import LONGEST
+
+__all__ = ["AgentAddress", "bootstrap"]
+
+_LOOK_LIMIT = 60.0
+_BUILD_LIMIT = 1800.0  # the largest frameworks are gigabytes
+_START_LIMIT = 60.0
+_TAIL = 15  # lines of output shown in an error
+_FEW_FILES = 32  # inodes; what is left where there are none for the next step
+_LITTLE = 4 * 1024  # kB; as little as that is no room for anything
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
+_APT_NAME = re.compile(r"([a-z0-9][a-z0-9+.-]+)(:[a-z0-9-]+)?(=[\w.+:~-]+)?", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class AgentAddress:
+    """Where an agent listens (for `Link.open_channel`) and what it and we prove to know.
+
+    `relay` is a command on the machine whose input and output lead there, for `StreamShell.stream`.
+    """
+
+    address: str
+    secret: bytes = field(repr=False)
+    relay: str = ""
+
+
+async def bootstrap(
+    shell: Shell,
+    image: Image,
+    *,
+    orphan_timeout: float,
+    on_step: Callable[[str], None],
+    python: str = "",
+    prelude: str = "",
+) -> AgentAddress:
+    """Prepare the machine behind `shell` as `image` says and start an agent on it.
+
+    Parameters
+    ----------
+    orphan_timeout
+        Seconds without an owner after which the agent ends itself.
+    on_step
+        Told what is being done, in a few words.
+    python
+        The interpreter to use there, a name or a path; empty to look for one.
+    prelude
+        Lines for a login shell there that make the environment of all that follows, the agent and its tasks too.
+
+    Raises
+    ------
+    PackagesFailed
+        The image's packages could not be installed.
+    PythonNotFound
+        The machine has no Python of the driver's minor version, and uv could not bring one.
+    BootstrapFailed
+        Another step failed; the message ends with its last lines of output.
+    LinkError
+        The connection broke.
+    """
+    return await _Bootstrap(shell, image, on_step, python, prelude).run(orphan_timeout)
+
+
+@dataclass(frozen=True, slots=True)
+class _Findings:
+    """What the look at the machine found."""
+
+    root: str
+    env: str
+    env_is_complete: bool
+    has_code: bool
+    system: str
+    uv: str
+    pythons: tuple[str, ...]
+    other_pythons: tuple[str, ...]
+    missing_packages: tuple[str, ...]
+
+
+class _Bootstrap:
+    """One machine being prepared."""
+
+    def __init__(self, shell: Shell, image: Image, on_step: Callable[[str], None], python: str, prelude: str) -> None:
+        self._shell = shell
+        self._image = image
+        self._on_step = on_step
+        self._python = python
+        self._prelude = prelude
+        self._requirements = _requirements(image)
+        self._code = node_code_name()
+        self._found: _Findings | None = None
+
+    async def run(self, orphan_timeout: float) -> AgentAddress:
+        found = self._found = await self._look()
+        if found.missing_packages:
+            await self._install_packages(found)
+        if not found.env_is_complete:
+            await self._build(found)
+        if not found.has_code:
+            await self._send(node_code(), f"{found.root}/code/{self._code}", "sending the code")
+        return await self._start(found, orphan_timeout)
+
+    # --- steps ---
+
+    async def _look(self) -> _Findings:
+        packages = [_package_name(name) for name in self._image.apt]
+        done = await self._step(
+            "looking at the host",
+            LOOK,
+            {
+                "minor": self._image.python_version,
+                "key": _key(self._image, self._requirements),
+                "code": self._code,
+                "packages": " ".join(packages),
+                "asked": self._python,
+            },
+            limit=_LOOK_LIMIT,
+        )
+        facts: dict[str, list[str]] = {}
+        for line in done.stdout.splitlines():
+            name, _, value = line.partition(" ")
+            facts.setdefault(name, []).append(value)
+        if "end" not in facts:
+            self._fail("looking at the host", done)
+        installed = set(facts.get("package", []))
+        one = {name: values[0] for name, values in facts.items()}
+        return _Findings(
+            root=one["root"],
+            env=one["env"],
+            env_is_complete="complete" in facts,
+            has_code="has_code" in facts,
+            system=one.get("system", "?"),
+            uv=one.get("uv", ""),
+            pythons=tuple(dict.fromkeys(facts.get("python", []))),
+            other_pythons=tuple(sorted(set(facts.get("other", [])))),
+            missing_packages=tuple(
+                asked for asked, name in zip(self._image.apt, packages, strict=True) if name not in installed
+            ),
+        )
+
+    async def _install_packages(self, found: _Findings) -> None:
+        names = " ".join(shlex.quote(name) for name in found.missing_packages)
+        install = f"$sudo apt-get install -y --no-install-recommends {names}"
+        proxies = ",".join(name for name in self._image.env if name.lower().endswith("_proxy"))  # sudo drops all others
+        kept = f"--preserve-env={proxies} " if proxies else ""
+        await self._step(
+            f"installing {', '.join(found.missing_packages)}",
+            'exec 2>&1; sudo="env DEBIAN_FRONTEND=noninteractive LC_ALL=C"\n'
+            'command -v apt-get >/dev/null || { echo "Image(apt=...) needs Debian or a relative of it: no apt-get"; '
+            "exit 1; }\n"
+            'if [ "$(id -u)" != 0 ]; then sudo -n true || { echo "Image(apt=...) needs root, or sudo without a '
+            f'password"; exit 1; }}; sudo="sudo -n {kept}$sudo"; fi\n'
+            # The lists of packages may be missing or too old: then, and only then, fetch them.
+            f"echo {INSTALLING}\n{install} || {{ $sudo apt-get update && {install}; }}",
+            {},
+            limit=_BUILD_LIMIT,
+            stdin=b"",
+            environment=self._image.env,
+        )
+
+    async def _build(self, found: _Findings) -> None:
+        """Make the environment. A base Python that can't install pip gets the driver's own."""
+        if not found.pythons and (self._python or not found.uv):
+            self._no_python(found)
+        step = f"making an environment with {'uv' if found.uv else found.pythons[0]}"
+        values = {
+            "root": found.root,
+            "env": found.env,
+            "minor": self._image.python_version,
+            "uv": found.uv,
+            "pythons": "\n".join(found.pythons),
+            "trusted": " ".join(f"--trusted-host {shlex.quote(host)}" for host in _plain_hosts(self._image)),
+            "pip_wheel": "",
+            "asked": self._python,
+            "programs": " ".join(requirements.programs(self._image.pip)),
+            "settings": _installer_settings(),
+            "own": " ".join(name for name in self._image.env if name.startswith(("PIP_", "UV_"))),
+            "index": "" if self._image.index is None else "given",
+        }
+        done = await self._make(step, values)
+        wheel = _pip_wheel()
+        if done.status == NEEDS_PIP and wheel is not None:
+            values["pip_wheel"] = f"{found.root}/code/{wheel.name}"
+            await self._send(wheel.read_bytes(), values["pip_wheel"], "sending pip")
+            done = await self._make(step, values)
+        if done.status == NO_PYTHON and not _is_full(done.stdout):
+            self._no_python(found, done)
+        if done.status != 0:
+            self._fail(step, done)
+
+    async def _make(self, step: str, values: dict[str, str]) -> Output:
+        return await self._step(
+            step,
+            BUILD,
+            values,
+            limit=_BUILD_LIMIT,
+            stdin=self._requirements,
+            may_fail=True,
+            environment=self._image.env,
+        )
+
+    async def _send(self, data: bytes, path: str, step: str) -> None:
+        self._on_step(step)
+        try:
+            await self._shell.put(data, path)
+        except LinkError:
+            raise
+        except (OSError, TimeoutError) as error:
+            disks = await self._shell.run(
+                f"root={shlex.quote(path.rpartition('/')[0])}\n{DISKS}disks", timeout=_LOOK_LIMIT
+            )
+            self._fail(step, Output(1, disks.stdout, str(error)), error)
+
+    async def _start(self, found: _Findings, orphan_timeout: float) -> AgentAddress:
+        identity = secrets.token_hex(8)
+        run = folder = f"{found.root}/run/{identity}"
+        if len(os.fsencode(f"{folder}/agent.sock")) > LONGEST:
+            folder = f"/tmp/skyward-{identity}"  # noqa: S108 - unguessable, and mkdir fails if it exists
+        socket = f"{folder}/agent.sock"
+        secret = secrets.token_bytes(32)
+        start = {
+            "listen": f"unix:{socket}",
+            "secret": secret,
+            "lifeline": False,
+            "orphan_timeout": float(orphan_timeout),
+            "scratch": sorted({run, folder}),
+        }
+        packed = msgpack.packb(start)
+        done = await self._step(
+            "starting the agent",
+            START,
+            {"root": found.root, "env": found.env, "code": self._code, "run": run, "folder": folder},
+            limit=_START_LIMIT,
+            stdin=struct.pack(">I", len(packed)) + packed,
+        )
+        try:
+            answer = json.loads(done.stdout.strip().splitlines()[-1])
+            address = str(answer["listening"]).removeprefix("unix:")
+        except (ValueError, IndexError, KeyError, TypeError):
+            self._fail("starting the agent", done)
+        return AgentAddress(address, secret, self._relay(found, address))
+
+    def _relay(self, found: _Findings, address: str) -> str:
+        places = (f"{found.root}/code/{self._code}", f"{found.env}/bin/python", address)
+        code, python, socket = map(shlex.quote, places)
+        return f"exec {python} -P -c {shlex.quote(RUN.format('skyward.worker.stdio'))} {code} {socket}"
+
+    # --- running and failing ---
+
+    async def _step(
+        self,
+        step: str,
+        script: str,
+        values: dict[str, str],
+        *,
+        limit: float,
+        stdin: bytes | None = None,
+        may_fail: bool = False,
+        environment: Mapping[str, str] | None = None,
+    ) -> Output:
+        """Run a script with shell variables set, and others for all that it starts."""
+        self._on_step(step)
+        exports = {name: value for name, value in (environment or {}).items() if _VARIABLE.fullmatch(name)}
+        lines = [f"export {name}={shlex.quote(value)}\n" for name, value in exports.items()]
+        lines += [f"{name}={shlex.quote(value)}\n" for name, value in values.items()]
+        command = "".join(lines) + script
+        try:
+            done = await self._shell.run(
+                after(self._prelude, command) if self._prelude else command, input=stdin, timeout=limit
+            )
+        except TimeoutError as error:
+            raise BootstrapFailed(
+                f"{step}: no end within {limit:g} s; is the host overloaded, or does it wait for a network?"
+            ) from error
+        if done.status != 0 and not may_fail:
+            self._fail(step, done)
+        return done
+
+    def _fail(self, step: str, done: Output, cause: BaseException | None = None) -> NoReturn:
+        text = f"{done.stdout}\n{done.stderr}"
+        if done.status == LACKS and "@lacks " in text:
+            self._lacks(step, text.partition("@lacks ")[2].split()[0])
+        advice = self._advice(done.status, text)
+        if advice is None and INSTALLING in text.splitlines():
+            advice = "the packages could not be installed; is each name right, and the index reachable from the host?"
+            raise PackagesFailed(f"{step} failed: {advice}{_tail(text)}") from cause
+        raise BootstrapFailed(f"{step} failed: {advice or f'exit status {done.status}'}{_tail(text)}") from cause
+
+    def _lacks(self, step: str, program: str) -> NoReturn:
+        line = requirements.programs(self._image.pip)[program]
+        raise PackagesFailed(
+            f"{step} failed: Image pip={line!r} is fetched by {program}, which the host does not have. Install it "
+            f"there, or name the address of an archive (https://...)"
+        )
+
+    def _advice(self, status: int, text: str) -> str | None:
+        """What is wrong with the machine and what to do, as far as the output tells."""
+        found = self._found
+        root = found.root if found else "~/.cache/skyward"
+        if self._prelude and status == PRELUDE:
+            return f"the prelude failed ({self._prelude.strip().splitlines()[-1]})"
+        if _is_full(text):
+            return _full(text) or f"the disk with {root}, or the user's share of it, is full; make room there"
+        if status == NOEXEC:
+            return f"programs may not run from {root} (mounted noexec?); set XDG_CACHE_HOME on the host to another disk"
+        if "Read-only file system" in text or "Permission denied" in text:
+            return f"no permission to write to {root}; give the user a home that can be written to, or use another user"
+        if "Exec format error" in text:
+            return f"a program there is for another kind of machine than {found.system if found else 'this one'}"
+        if status == NEEDS_PIP:
+            return (
+                f"Python there can't make environments with pip: install uv there, or the package "
+                f"python{self._image.python_version}-venv (apt install python{self._image.python_version}-venv)"
+            )
+        return None
+
+    def _no_python(self, found: _Findings, done: Output | None = None) -> NoReturn:
+        minor = self._image.python_version
+        if self._python:
+            raise PythonNotFound(
+                f"SSH python={self._python!r} "
+                + (f"is not Python {minor} on the host" if found.pythons else "is no program on the host")
+                + f" ({found.system}). Give the path of a Python {minor} there, or leave python out"
+                + (_tail(f"{done.stdout}\n{done.stderr}") if done else "")
+            )
+        others = f"; it has {', '.join(found.other_pythons)}" if found.other_pythons else ""
+        tried = " and uv there could not bring it" if found.uv else ""
+        raise PythonNotFound(
+            f"no Python {minor} on the host ({found.system}){others}{tried}. Pickled functions do not cross minor "
+            f"versions: install Python {minor} or uv there, or run the driver with a version that the host has"
+            + (_tail(f"{done.stdout}\n{done.stderr}") if done else "")
+        )
+
+
+def _is_full(text: str) -> bool:
+    return "No space left on device" in text or "Disk quota exceeded" in text
+
+
+def _full(text: str) -> str | None:
+    """Which file systems are full, from what `DISKS` printed; None where none is."""
+    words = []
+    for line in text.splitlines():
+        if not line.startswith("@disk "):
+            continue
+        path, mount, free, inodes = line.removeprefix("@disk ").split("|")
+        where = f"the disk with {path} (mounted at {mount})"
+        if inodes.isdigit() and int(inodes) < _FEW_FILES:
+            words.append(f"{where} can hold no more files (it has {inodes} inodes left); remove files there")
+        elif free.isdigit() and int(free) < _LITTLE:
+            words.append(f"{where} is full ({int(free) // 1024} MB free); make room there")
+    return " and ".join(dict.fromkeys(words)) or None
+
+
+def _tail(text: str) -> str:
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("@")]
+    return "".join(f"\n  {line}" for line in lines[-_TAIL:])
+
+
+# --- what goes into an environment ----------------------------------------------------------------------------------
+
+
+def _requirements(image: Image) -> bytes:
+    """Lines of several files, each behind its file's name: what has hashes, all else, and constraints.
+
+    What nodes need goes before hashes, so that these need not be known of it too. Index addresses stand in them and
+    not in a command line, since they may hold passwords.
+    """
+    indexes = [f"--index-url {image.index}"] if image.index is not None else []
+    indexes += [f"--extra-index-url {index}" for index in image.extra_index]
+    needed = [f"{name}=={importlib.metadata.version(name)}" for name in requirements.NEEDED]
+    hashed = [line for line in image.pip if requirements.has_hash(line)]
+    options = [line for line in image.pip if line.startswith("-") and line not in hashed]
+    plain = [line for line in image.pip if line not in hashed and line not in options]
+    files = {
+        "needed": [*indexes, *needed] if hashed else [],
+        "hashed": [*indexes, *options, *hashed] if hashed else [],
+        "plain": [*indexes, *options, *needed, *plain],
+        "constraints": [*needed, *image.constraints],
+    }
+    for line in (line for lines in files.values() for line in lines):
+        if "\n" in line or "\r" in line:
+            raise ConfigError(f"Image: {line!r} holds a line break; give each address by itself")
+    return "".join(f"{name} {line}\n" for name, lines in files.items() for line in lines).encode()
+
+
+def _installer_settings() -> str:
+    return Path(installer_settings.__file__).read_text("utf-8")
+
+
+def _key(image: Image, requirements: bytes) -> str:
+    """Names an environment; the host adds its kind of machine and its interpreter.
+
+    Passwords of indexes do not count: some change every hour, and the packages stay the same.
+    """
+    public = re.sub(rb"//[^/@\s]*@", b"//", requirements)
+    return hashlib.sha256(f"2 {image.python_version}\n".encode() + public).hexdigest()[:20]
+
+
+def _plain_hosts(image: Image) -> Sequence[str]:
+    """Hosts of indexes without TLS. pip wants them named; who gave a http address has decided that already."""
+    addresses = [urlsplit(index) for index in (image.index, *image.extra_index) if index]
+    return [address.netloc.rpartition("@")[2] for address in addresses if address.scheme == "http"]
+
+
+def _package_name(name: str) -> str:
+    match = _APT_NAME.fullmatch(name)
+    if match is None:
+        raise ConfigError(f"Image apt={name!r} is not the name of a Debian package")
+    return match.group(1)
+
+
+def _pip_wheel() -> Path | None:
+    """A wheel of pip that the driver's Python carries, newest first; None where the distribution took it out."""
+    folders = [Path(sysconfig.get_path("stdlib"), "ensurepip", "_bundled"), Path("/usr/share/python-wheels")]
+    return next((wheel for folder in folders for wheel in sorted(folder.glob("pip-*.whl"), reverse=True)), None)

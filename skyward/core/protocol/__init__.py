@@ -1,0 +1,1 @@
+"""The protocol between an owner and a worker, without I/O."""

@@ -1,0 +1,150 @@
+"""Messages that survive a broken link: numbered, kept until acknowledged, sent again on the next link, accepted once.
+
+Pure. Both ends have one `Outbox` and one `Inbox` for a whole conversation, over any number of links.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from skyward.core.errors import ProtocolError
+from skyward.core.protocol.messages import Message
+from skyward.core.protocol.wire import Buffer, Wire
+
+__all__ = ["Inbox", "Outbox", "Posted", "Quota"]
+
+
+class Posted(NamedTuple):
+    """A numbered message that is kept until the peer has it."""
+
+    number: int
+    size: int
+    """Bytes in the buffers."""
+    message: Message
+    buffers: Sequence[Buffer]
+
+
+class Outbox:
+    """Numbers messages and keeps each until the peer acknowledges it, over any number of links.
+
+    A small one that was sent is kept as the bytes that it became. With many nodes, messages are kept for a heartbeat,
+    and so are many that Python's garbage collector would go through again and again; a tuple of numbers and bytes it
+    leaves alone.
+    """
+
+    def __init__(self) -> None:
+        self._last = 0
+        self._kept: deque[Posted | tuple[int, int, bytes]] = deque()
+        self.size = 0
+        """Bytes in the buffers of what is kept."""
+
+    def __repr__(self) -> str:
+        return f"<Outbox {len(self._kept)} kept, {self.size:,} bytes, last is {self._last}>"
+
+    def post(self, message: Message, buffers: Sequence[Buffer] = (), wire: Wire | None = None) -> int:
+        """Number a message, send it if there is an open wire, and keep it; the number.
+
+        Raises
+        ------
+        ProtocolError
+            The wire does not take it. Then it is not kept either.
+        """
+        number, size = self._last + 1, sum(map(len, buffers))
+        piece = None if wire is None else wire.send(message, buffers, number)
+        self._kept.append(Posted(number, size, message, buffers) if piece is None else (number, size, piece))
+        self._last = number
+        self.size += size
+        return number
+
+    def acknowledge(self, received: int) -> None:
+        """Drop what the peer has: everything up to number `received`."""
+        if received > self._last:
+            raise ProtocolError(f"the peer acknowledges message {received}, but only {self._last} were sent")
+        while self._kept and self._kept[0][0] <= received:
+            self.size -= self._kept.popleft()[1]
+
+    @property
+    def acknowledged(self) -> int:
+        """The peer has everything up to this number."""
+        return self._kept[0][0] - 1 if self._kept else self._last
+
+    @property
+    def last(self) -> int:
+        """Number of the newest message."""
+        return self._last
+
+    def kept(self) -> list[int]:
+        """Numbers of what must be sent again on a new link, in order."""
+        return [posted[0] for posted in self._kept]
+
+    def repeat(self, wire: Wire) -> None:
+        """Send all of that again on a new link."""
+        for posted in self._kept:
+            if isinstance(posted, Posted):
+                wire.send(posted.message, posted.buffers, posted.number)
+            else:
+                wire.send_again(posted[2])
+
+
+class Quota:
+    """Counts the bytes of one kind of traffic that the peer has not acknowledged."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.size = 0
+        self._sent: deque[tuple[int, int]] = deque()
+
+    def __repr__(self) -> str:
+        return f"<Quota {self.size:,} of {self.limit:,} bytes>"
+
+    @property
+    def full(self) -> bool:
+        """Whether no more of it should be produced."""
+        return self.size > self.limit
+
+    def add(self, number: int, size: int) -> None:
+        """The message with this number was sent."""
+        self._sent.append((number, size))
+        self.size += size
+
+    def acknowledge(self, received: int) -> None:
+        """Everything up to this number has arrived."""
+        while self._sent and self._sent[0][0] <= received:
+            self.size -= self._sent.popleft()[1]
+
+
+class Inbox:
+    """Accepts each numbered message once, in whatever order they come."""
+
+    def __init__(self) -> None:
+        self.received = 0
+        """Every number up to this one has come."""
+        self._early: set[int] = set()
+
+    def __repr__(self) -> str:
+        return f"<Inbox received {self.received}, {len(self._early)} early>"
+
+    def accept(self, number: int) -> bool:
+        """Whether this message is new. Number 0 means not numbered: always new."""
+        if number == 0:
+            return True
+        if number <= self.received or number in self._early:
+            return False
+        if number == self.received + 1 and not self._early:  # the common case: in order
+            self.received = number
+            return True
+        self._early.add(number)
+        while self.received + 1 in self._early:
+            self.received += 1
+            self._early.remove(self.received)
+        return True
+
+    def reject(self, number: int) -> None:
+        """What was accepted could not be handled: it is new when it comes again, on another link."""
+        if number <= self.received:
+            self._early.update(range(number + 1, self.received + 1))
+            self.received = number - 1
+        else:
+            self._early.discard(number)

@@ -1,0 +1,96 @@
+"""What a message must hold beyond the types of its fields, and how many buffers; what does not is no message of ours.
+
+Only what a node says is looked at: its owner started the node, the other way round it may be anybody. A number that is
+none, a reason that nobody knows or a list of nonsense would do harm far from here, where nobody knows who said it.
+What depends on what was said before is checked by those who remember it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from skyward.core.protocol.messages import (
+    Ack,
+    Began,
+    Done,
+    Failed,
+    Failure,
+    Kept,
+    Listening,
+    Message,
+    Metric,
+    Missing,
+    Output,
+    Pong,
+    Reached,
+    Ready,
+    Returned,
+    StreamData,
+    Welcome,
+)
+
+__all__ = ["is_sound"]
+
+_MOST_SLOTS = 1 << 16
+_MOST_ADDRESSES = 64
+_REASONS = {reason.value for reason in Failure}
+_CARRIED = {Failure.RAISED.value, Failure.UNLOADABLE.value}  # with a pickled exception
+
+
+def _counts(values: Iterable[Any]) -> bool:
+    return all(type(value) is int and value >= 0 for value in values)
+
+
+def _words(values: Iterable[Any]) -> bool:
+    return all(type(value) is str for value in values)
+
+
+def _done(message: Done, buffers: int) -> bool:
+    return (
+        buffers > 0
+        and message.task > 0
+        and 0 <= message.seconds < math.inf
+        and (not message.files or _files(message.files, buffers))
+    )
+
+
+def _files(files: dict[Any, Any], buffers: int) -> bool:
+    """Each is in the place of a buffer, of which there is none besides."""
+    last = buffers - 1 + len(files)
+    return all(type(at) is int and 0 <= at < last and type(path) is bytes for at, path in files.items())
+
+
+def _failed(message: Failed, buffers: int) -> bool:
+    return (
+        message.task > 0
+        and 0 <= message.seconds < math.inf
+        and message.reason in _REASONS
+        and (buffers > 0 or message.reason not in _CARRIED)
+    )
+
+
+_CHECKS: dict[type[Any], Callable[[Any, int], bool]] = {
+    Welcome: lambda m, _: m.received >= 0 and type(m.facts.get("memory", 0)) is int and m.facts.get("memory", 0) >= 0,
+    Pong: lambda m, _: math.isfinite(m.stamp),
+    Ack: lambda m, _: m.received >= 0,
+    Ready: lambda m, _: m.error is not None or 0 < m.slots <= _MOST_SLOTS,
+    Done: _done,
+    Failed: _failed,
+    Returned: lambda m, _: _counts(m.tasks),
+    Began: lambda m, _: _counts(m.tasks),
+    Missing: lambda m, _: _counts(m.tasks),
+    Output: lambda m, buffers: m.stream in (1, 2) and buffers == 1,
+    Metric: lambda m, _: _words(m.values) and all(type(v) in (int, float) for v in m.values.values()),
+    StreamData: lambda _, buffers: buffers == 1,
+    Kept: lambda m, _: m.size >= 0,
+    Listening: lambda m, _: 0 < m.port < 1 << 16 and len(m.addresses) <= _MOST_ADDRESSES and _words(m.addresses),
+    Reached: lambda m, _: _words(m.peers),
+}
+
+
+def is_sound(message: Message, buffers: int) -> bool:
+    """Whether a message, which came with so many buffers, can be meant."""
+    check = _CHECKS.get(type(message))
+    return check is None or check(message, buffers)

@@ -1,0 +1,123 @@
+"""Which message may be sent when: how far the two ends of a link have come, and the table of all legal moves.
+
+Pure, and all that there is to say about order; how messages look on the stream is in wire.py.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from skyward.core.errors import ProtocolError
+from skyward.core.protocol.messages import (
+    Ack,
+    Began,
+    Blob,
+    Bye,
+    Cancel,
+    Done,
+    Failed,
+    Fetch,
+    Forget,
+    Hello,
+    Inquire,
+    Kept,
+    Listening,
+    Metric,
+    Missing,
+    Output,
+    Peers,
+    Ping,
+    Pong,
+    Proof,
+    Reached,
+    Ready,
+    Recall,
+    Returned,
+    Run,
+    Setup,
+    Share,
+    StreamClose,
+    StreamData,
+    StreamOpen,
+    Welcome,
+)
+
+__all__ = ["REQUIRES", "TALK", "TRANSITIONS", "Role", "State", "next_state"]
+
+
+class Role(enum.Enum):
+    """Which end of the conversation."""
+
+    OWNER = "owner"
+    WORKER = "worker"
+
+    __hash__ = object.__hash__  # members are singletons; Enum's own is Python code, and these key every look-up
+
+    @property
+    def peer(self) -> Role:
+        """The other end."""
+        return Role.WORKER if self is Role.OWNER else Role.OWNER
+
+
+class State(enum.Enum):
+    """How far one end has come."""
+
+    START = "start"
+    GREETED = "greeted"
+    OPEN = "open"
+    CLOSED = "closed"
+
+    __hash__ = object.__hash__
+
+
+_ANY = (Ping, Pong, Ack, Bye, StreamData, StreamClose)
+_OWNER = (Setup, Run, Cancel, Recall, Inquire, Blob, Fetch, Share, Forget, Peers)
+_WORKER = (Ready, Began, Done, Failed, Returned, Missing, Output, Metric, StreamOpen, Kept, Listening, Reached)
+
+
+def _open(kinds: Iterable[type[Any]]) -> dict[type[Any], State]:
+    return {kind: State.CLOSED if kind is Bye else State.OPEN for kind in kinds}
+
+
+TRANSITIONS: dict[Role, dict[State, dict[type[Any], State]]] = {
+    Role.OWNER: {
+        State.START: {Hello: State.GREETED},
+        State.GREETED: {Proof: State.OPEN},
+        State.OPEN: _open((*_ANY, *_OWNER)),
+        State.CLOSED: {},
+    },
+    Role.WORKER: {
+        State.START: {Welcome: State.OPEN},
+        State.OPEN: _open((*_ANY, *_WORKER)),
+        State.CLOSED: {},
+    },
+}
+"""role -> state of that role -> message it sends -> its next state."""
+
+TALK = {role: frozenset(kinds[State.OPEN]) - {Bye} for role, kinds in TRANSITIONS.items()}
+"""What changes no state when both ends are OPEN."""
+
+REQUIRES: dict[type[Any], State] = {Welcome: State.GREETED, Proof: State.OPEN}
+"""Messages that may be sent only when the other end has reached a state. In OPEN, everything requires OPEN."""
+
+
+def next_state(states: Mapping[Role, State], role: Role, kind: type[Any]) -> State:
+    """The state of one end after it has sent a message of this kind.
+
+    Raises
+    ------
+    ProtocolError
+        It may not send one now.
+    """
+    state, peer = states[role], states[role.peer]
+    after = TRANSITIONS[role].get(state, {}).get(kind)
+    needs = REQUIRES.get(kind, State.OPEN if state is State.OPEN else peer)
+    if kind is Bye or peer is State.CLOSED:  # one end may still speak while the other has said goodbye
+        needs = peer
+    if after is None or peer is not needs:
+        raise ProtocolError(
+            f"can't send {kind.__name__} when {role.value} is {state.value} and {role.peer.value} is {peer.value}"
+        )
+    return after

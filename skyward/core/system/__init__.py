@@ -1,0 +1,1 @@
+"""Facts and limits of the operating system that several rooms need."""

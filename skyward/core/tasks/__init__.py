@@ -1,0 +1,1 @@
+"""Tasks: from ``submit`` to a settled future."""

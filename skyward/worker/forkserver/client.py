@@ -1,0 +1,232 @@
+"""The agent's view of the fork server: tells it its task, asks for slots, hears how they end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import struct
+import subprocess
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import msgpack
+
+from skyward.core.protocol.messages import Setup
+from skyward.core.whoami import DEPTH, NODE
+from skyward.worker import thread_limits
+from skyward.worker.forkserver.launch import ROOT, Server, started
+from skyward.worker.forkserver.protocol import END, FORK_ISOLATED, FORK_SHARED, KILL, REPORT, REQUEST
+
+__all__ = ["Forks", "fork_config"]
+
+_TAIL = 8 * 1024  # bytes of the fork server's own output that are kept for an error's text
+
+
+class Forks:
+    """A running fork server.
+
+    Parameters
+    ----------
+    loop
+        The agent's loop.
+    config
+        What `forkserver.prepare` and the slots need; ``env`` is the whole environment of the slots.
+    on_report
+        Called with each report: what, slot, value.
+    on_end
+        Called once when the fork server has ended without having been asked to, with its last words, and whether it was
+        killed rather than ended by itself.
+    server
+        Its process; None to start one.
+    delay
+        Seconds until that is started, while what it is asked for waits; None for at once, or `OSError` if it can't be.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        config: dict[str, Any],
+        on_report: Callable[[int, int, int], None],
+        on_end: Callable[[str, bool], None],
+        server: Server | None = None,
+        delay: float | None = None,
+    ) -> None:
+        self.pids: dict[int, int] = {}
+        """Process of each slot, as reported; for the case that the fork server can't clear up."""
+        self._loop = loop
+        self._on_report = on_report
+        self._on_end: Callable[[str, bool], None] | None = on_end
+        self._queue: deque[tuple[bytes, tuple[int, ...]]] = deque()
+        self._tail = b""
+        own = {"root": ROOT, "agent": os.getpid()}
+        packed: bytes = msgpack.packb({**config, **own}, unicode_errors="surrogatepass")  # as variables are
+        self._queue.append((struct.pack("!I", len(packed)) + packed, ()))
+        self._server: Server | None = None
+        self._env = config["env"]
+        self._starting: asyncio.TimerHandle | None = None
+        if delay is not None:
+            self._starting = loop.call_later(delay, self._start_late)
+        else:
+            self._begin(server or started(self._env))
+
+    def __repr__(self) -> str:
+        process = "no process yet" if self._server is None else f"process {self._server.process.pid}"
+        return f"<Forks of {process}, {len(self.pids)} slots>"
+
+    def _start_late(self) -> None:
+        try:
+            self._begin(started(self._env))
+        except OSError as error:
+            on_end, self._on_end = self._on_end, None
+            self.kill_all()
+            if on_end is not None:
+                on_end(f"the fork server can't be started: {error}", True)
+
+    def _begin(self, server: Server) -> None:
+        self._server = server
+        os.set_blocking(server.output.fileno(), False)
+        server.control.setblocking(False)
+        self._loop.add_reader(server.control.fileno(), self._readable, server)
+        self._loop.add_reader(server.output.fileno(), self._hear, server)
+        self._write()
+
+    def fork(self, slot: int, shared: bool, fds: tuple[int, ...]) -> None:
+        """Ask for a slot with these files; they are closed here when they have been sent."""
+        self._queue.append((REQUEST.pack(FORK_SHARED if shared else FORK_ISOLATED, slot), fds))
+        self._write()
+
+    def kill(self, slot: int) -> None:
+        """Kill a slot and what it has started."""
+        self._queue.append((REQUEST.pack(KILL, slot), ()))
+        self._write()
+
+    async def end(self, wait: float) -> None:
+        """Let idle slots end in order, kill the others, and see that nothing is left."""
+        self._on_end = None
+        self._queue.append((REQUEST.pack(END, 0), ()))
+        self._write()
+        deadline = self._loop.time() + wait
+        server = self._server
+        while server and server.process.poll() is None and self._loop.time() < deadline:  # noqa: ASYNC110 - no event
+            await asyncio.sleep(0.002)
+        self.kill_all()
+
+    def kill_all(self) -> None:
+        """At once, and without the fork server's help."""
+        self._on_end = None
+        for pid in self.pids.values():
+            with contextlib.suppress(OSError):
+                os.killpg(pid, signal.SIGKILL)
+        if self._server is not None and self._server.process.poll() is None:
+            self._server.process.kill()
+            self._server.process.wait()
+        self._close()
+
+    def _close(self) -> None:
+        if self._starting is not None:
+            self._starting.cancel()
+        for _, fds in self._queue:
+            for fd in fds:
+                os.close(fd)
+        self._queue.clear()
+        if self._server is None:
+            return
+        if self._server.control.fileno() >= 0:
+            self._loop.remove_reader(self._server.control.fileno())
+            self._loop.remove_writer(self._server.control.fileno())
+            self._server.control.close()
+        if not self._server.output.closed:
+            self._loop.remove_reader(self._server.output.fileno())
+            self._server.output.close()
+
+    def _write(self) -> None:
+        """Send what is queued; the fork server may be busy with imports for a long time."""
+        if self._server is None:
+            return None
+        control = self._server.control
+        if control.fileno() < 0:
+            return self._close()
+        try:
+            while self._queue:
+                data, fds = self._queue[0]
+                sent = socket.send_fds(control, [data], fds) if fds else control.send(data)
+                self._queue.popleft()
+                for fd in fds:
+                    os.close(fd)
+                if sent < len(data):
+                    self._queue.appendleft((data[sent:], ()))
+        except (BlockingIOError, InterruptedError):
+            self._loop.add_writer(control.fileno(), self._write)
+        except OSError:
+            self._queue.clear()  # it has ended; `_readable` will find out
+        else:
+            self._loop.remove_writer(control.fileno())
+
+    def _readable(self, server: Server) -> None:
+        try:
+            data = server.control.recv(REPORT.size * 64)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            data = b""
+        for report in REPORT.iter_unpack(data[: len(data) // REPORT.size * REPORT.size]):
+            self._on_report(*report)
+        if not data:
+            self._loop.remove_reader(server.control.fileno())
+            self._loop.call_soon(self._ended, server)
+
+    def _ended(self, server: Server) -> None:
+        on_end, self._on_end = self._on_end, None
+        if on_end is None:
+            return
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            server.process.wait(1.0)
+        self._hear(server)
+        status = server.process.returncode
+        words = self._tail.decode(errors="replace").strip()
+        self.kill_all()
+        killed = status is None or status < 0
+        on_end(f"the fork server ended with status {status}" + (f": {words}" if words else ""), killed)
+
+    def _hear(self, server: Server) -> None:
+        """The fork server's own words: warnings of modules that it imports, or why it ends."""
+        if server.output.closed:
+            return
+        try:
+            data = os.read(server.output.fileno(), 64 * 1024)
+        except (BlockingIOError, InterruptedError):
+            return
+        if not data:
+            self._loop.remove_reader(server.output.fileno())
+        self._tail = (self._tail + data)[-_TAIL:]
+
+
+def fork_config(setup: Setup, cores: int, bridge: str, shelf: str | None) -> dict[str, Any]:
+    """What the fork server is told."""
+    limit = setup.threads or max(1, cores // setup.concurrency)
+    # A variable that the user has set wins; one that is only found in the environment, over a mere default.
+    given = setup.env if setup.threads else {**os.environ, **setup.env}
+    env = {
+        **os.environ,
+        **thread_limits.defaults(limit, given),
+        **setup.env,
+        NODE: setup.node,
+        DEPTH: str(setup.depth + 1),
+    }
+    return {
+        "node": setup.node,
+        "env": env,
+        "path": setup.path,
+        "cwd": setup.cwd,
+        "argv": setup.argv,
+        "preload": setup.preload,
+        "data": setup.data,
+        "around": setup.around,
+        "bridge": bridge,
+        "threads": limit,
+        "shelf": shelf,
+    }

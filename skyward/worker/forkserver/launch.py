@@ -1,0 +1,161 @@
+"""How a fork server comes to be: as a fork of the agent, or as a program of its own.
+
+A fork shares with the agent all that both have imported, which on a small machine is memory for tasks, and it is there
+at once. It is made before the agent has a loop, a session or an owner, so it inherits nothing of them. A program is
+started in its place where the user sets variables, since some count only when an interpreter starts, and in the place
+of a fork server that has died.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, NoReturn, Protocol, cast
+
+import skyward.worker
+from skyward.core.system.launch import command
+
+__all__ = ["ROOT", "Server", "forked", "started"]
+
+ROOT = str(Path(skyward.worker.__file__).parent.parent.parent)
+"""The folder, or the archive, that our own code is in."""
+
+_FILES = resource.getrlimit(resource.RLIMIT_NOFILE)  # as we were started
+
+
+class _Process(Protocol):
+    """The part of `subprocess.Popen` that is needed of a fork server."""
+
+    pid: int
+    returncode: int | None
+
+    def poll(self) -> int | None:
+        """Its status, if it has ended."""
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Its status; raises `subprocess.TimeoutExpired`."""
+
+    def kill(self) -> None:
+        """End it at once; nothing if it has ended."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """A fork server's process.
+
+    Attributes
+    ----------
+    control
+        See `skyward.worker.forkserver.protocol`; it waits there for its configuration.
+    output
+        What it prints itself.
+    """
+
+    process: _Process
+    control: socket.socket
+    output: IO[bytes]
+
+    def kill(self) -> None:
+        """End one that was not used."""
+        self.control.close()
+        self.output.close()
+        self.process.kill()
+        self.process.wait()
+
+
+def started(env: Mapping[str, str]) -> Server:
+    """A program, in this environment."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        process = subprocess.Popen(
+            [*command("skyward.worker.forkserver.server", ROOT), str(theirs.fileno())],
+            env=env,
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    if hasattr(resource, "prlimit"):  # the agent has raised its own since, and programs of tasks would inherit that
+        resource.prlimit(process.pid, resource.RLIMIT_NOFILE, _FILES)
+    return Server(process, ours, cast("IO[bytes]", process.stdout))
+
+
+def forked() -> Server:
+    """A fork of this process, which must have one thread."""
+    ours, theirs = socket.socketpair()
+    read, write = os.pipe()
+    gc.freeze()  # as in `process.multiply`
+    pid = os.fork()
+    if pid == 0:
+        _become(theirs, write)
+    theirs.close()
+    os.close(write)
+    return Server(_Fork(pid), ours, os.fdopen(read, "rb", buffering=0))
+
+
+def _become(control: socket.socket, output: int) -> NoReturn:
+    """In the child: the fork server's life. Never returns, since what is above is the agent's."""
+    status = 1
+    try:
+        os.setsid()
+        null = os.open(os.devnull, os.O_RDONLY)
+        for fd, target in ((null, 0), (output, 1), (output, 2)):
+            os.dup2(fd, target)
+        from skyward.worker import slot  # noqa: PLC0415 - the agent does without them, and need not wait
+        from skyward.worker.forkserver import server  # noqa: PLC0415 - the agent does without them, and need not wait
+
+        slot.close_all(keep={0, 1, 2, control.fileno()})
+        server.live(control)
+        status = 0
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        with contextlib.suppress(Exception):  # a module that was preloaded may have left it in any state
+            sys.stdout.flush()
+        os._exit(status)
+
+
+class _Fork:
+    """Does what `subprocess.Popen` does for a program."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+
+    def __repr__(self) -> str:
+        return f"<fork {self.pid}, {'running' if self.returncode is None else self.returncode}>"
+
+    def poll(self) -> int | None:
+        """Its status, if it has ended."""
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.returncode = os.waitstatus_to_exitcode(status)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Its status; looked for again and again, as `subprocess` does."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while (status := self.poll()) is None:
+            if deadline is not None and time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired(repr(self), timeout or 0.0)
+            time.sleep(0.001)
+        return status
+
+    def kill(self) -> None:
+        """End it at once."""
+        if self.poll() is None:
+            os.kill(self.pid, signal.SIGKILL)

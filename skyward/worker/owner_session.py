@@ -1,0 +1,88 @@
+"""What the agent keeps of its owner's session over any number of links: numbers, what is unacknowledged, back-pressure.
+
+No socket is opened here; a `Link` is handed in and taken away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from skyward.core.protocol.mailbox import Inbox, Outbox
+from skyward.core.protocol.messages import Ack, Message, Ping, Pong
+from skyward.core.protocol.wire import Buffer, Received
+from skyward.worker.wire_socket import Link
+
+__all__ = ["Session"]
+
+_ACK_MESSAGES = 32
+_ACK_BYTES = 1024 * 1024
+_LAG = 0.0005
+
+
+class Session:
+    """One owner's session.
+
+    Parameters
+    ----------
+    name
+        What the owner calls it; only the same may resume it.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.outbox = Outbox()
+        self.inbox = Inbox()
+        self.link: Link | None = None
+        self._unsaid = 0  # numbered messages since our last Ack
+        self._unsaid_bytes = 0
+
+    def __repr__(self) -> str:
+        state = "connected" if self.link else "alone"
+        return f"<Session {self.name!r} {state}, {self.outbox!r}, {self.inbox!r}>"
+
+    def post(self, message: Message, buffers: Sequence[Buffer] = (), lazy: bool = False) -> int:
+        """Send a numbered message, now or when the owner is back; returns its number.
+
+        One that is `lazy` may wait for others: a write of several is cheaper, here and at the owner's.
+        """
+        link = self.link
+        if link is None or link.closed:
+            return self.outbox.post(message, buffers)
+        number = self.outbox.post(message, buffers, link.wire)
+        link.lag = _LAG if lazy else 0.0
+        link.wake()
+        return number
+
+    def attach(self, link: Link, received: int) -> None:
+        """The owner has come (back) and has everything up to `received`; ProtocolError if that can't be."""
+        self.outbox.acknowledge(received)
+        self.link = link
+        self._unsaid = self._unsaid_bytes = 0
+        self.outbox.repeat(link.wire)
+        link.wake()
+
+    def take(self, received: Received, handle: Callable[[Received], object]) -> None:
+        """Have a message handled if it is new; acknowledge, from time to time, what could be."""
+        if received.number:
+            self._unsaid += 1
+            self._unsaid_bytes += sum(len(buffer) for buffer in received.buffers)
+        if self.inbox.accept(received.number):
+            try:
+                handle(received)
+            except Exception:
+                self.inbox.reject(received.number)
+                raise
+        if self._unsaid >= _ACK_MESSAGES or self._unsaid_bytes >= _ACK_BYTES:
+            self._acknowledge()
+
+    def answer(self, ping: Ping) -> None:
+        """A heartbeat, and with it what has not been acknowledged."""
+        if self.link is not None:
+            self.link.send(Pong(ping.stamp))
+            if self._unsaid:
+                self._acknowledge()
+
+    def _acknowledge(self) -> None:
+        self._unsaid = self._unsaid_bytes = 0
+        if self.link is not None:
+            self.link.send(Ack(self.inbox.received))

@@ -1,0 +1,105 @@
+"""Large results that are left in files for an owner on this machine, who maps them: nothing is sent or copied again.
+
+A slot writes them (`Shelf`), the owner removes what it takes, and the agent what the owner will never take (`Results`).
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+from collections import deque
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from skyward.core.payload.shared_file import remove, write_all
+
+__all__ = ["Results", "Shelf"]
+
+_MARGIN = 64 * 1024 * 1024  # bytes of the file system that are left to others
+
+
+class Shelf:
+    """Where a slot leaves them.
+
+    Parameters
+    ----------
+    folder
+        A folder of the agent's, which removes it at its end.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+        self._numbers = itertools.count()
+
+    def __repr__(self) -> str:
+        return f"<Shelf {self._folder}>"
+
+    def put(self, buffers: Sequence[memoryview], large: int) -> tuple[dict[int, bytes], list[memoryview]]:
+        """Write those of at least `large` bytes; their files by index, and the buffers that are left to send."""
+        files: dict[int, bytes] = {}
+        rest: list[memoryview] = []
+        for index, buffer in enumerate(buffers):
+            path = self._write(buffer) if len(buffer) >= large else None
+            if path is None:
+                rest.append(buffer)
+            else:
+                files[index] = os.fsencode(path)
+        return files, rest
+
+    def _write(self, buffer: memoryview) -> str | None:
+        """The file's path; None where there is no room, which is no error: it can be sent."""
+        path = f"{self._folder}/{_prefix(os.getpid())}{next(self._numbers)}"
+        try:
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        except OSError:
+            return None
+        try:
+            room = os.fstatvfs(fd)
+            if room.f_bavail * room.f_frsize < len(buffer) + _MARGIN:
+                raise OSError(errno.ENOSPC, "no room in", self._folder)
+            write_all(fd, buffer)
+        except OSError:
+            remove([os.fsencode(path)])
+            return None
+        finally:
+            os.close(fd)
+        return path
+
+
+def _prefix(pid: int) -> str:
+    return f"result-{pid}-"
+
+
+class Results:
+    """The agent's view of the folder: which files the owner has been told of.
+
+    Parameters
+    ----------
+    folder
+        That of the slots' shelves; None where there are none.
+    """
+
+    def __init__(self, folder: str | None) -> None:
+        self._folder = folder
+        self._told: deque[tuple[int, set[bytes]]] = deque()  # number of the message, and the files in it
+
+    def __repr__(self) -> str:
+        return f"<Results in {self._folder}, {len(self._told)} messages not acknowledged>"
+
+    def told(self, number: int, files: Iterable[bytes]) -> None:
+        """The owner is told of these by the message with this number, and takes them when it has it."""
+        self._told.append((number, set(files)))
+
+    def acknowledge(self, received: int) -> None:
+        """The owner has every message up to this number, and so has taken what they named."""
+        while self._told and self._told[0][0] <= received:
+            self._told.popleft()
+
+    def clear(self, pid: int) -> None:
+        """Remove what a slot that is dead has left, whole or not, and nobody was told of."""
+        if self._folder is None:
+            return
+        told = set[bytes]().union(*(files for _, files in self._told))
+        left = map(os.fsencode, Path(self._folder).glob(f"{_prefix(pid)}*"))
+        remove(path for path in left if path not in told)

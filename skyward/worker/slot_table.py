@@ -1,0 +1,380 @@
+"""Which task runs in which slot process: the rules, and nothing else.
+
+`Table` is told what happened (a task came, a process died, ...) and returns what must be done. It has no socket,
+process, clock or log in it. A *slot* here is a process: an isolated one runs one task at a time, the shared one runs
+several in threads. A slot that must not be used again is *retired*: it gets no new task, and is killed when the tasks
+in it that somebody still waits for have ended.
+
+While tasks are so short that handing one over counts, isolated slots hold some *ahead*. What has
+not begun can be taken back (`TakeBack`), so a long task among short ones keeps nobody waiting who could run elsewhere.
+That must be done before anything else is told than that the slot has finished a task: only then is it known which
+task a cancel, a limit or a death meets, and whether it has begun any.
+
+Processes are made on demand only, and when some in a row die before they have begun a task, each death refuses one: so
+those that can't live can't make an endless row of forks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Container
+from dataclasses import dataclass, field
+from typing import NamedTuple, Union
+
+from skyward.core.protocol.messages import Failure
+
+__all__ = ["Command", "Fork", "Kill", "Settle", "Slot", "Start", "Table", "TakeBack"]
+
+_REMEMBERED = 4096  # cancels of tasks that have not come yet
+_STILLBORN = 3  # deaths in a row of processes that were given tasks and never began one, until tasks are refused
+_DEEPEST = 8  # tasks that a slot holds ahead, at most
+_AHEAD = 0.002  # seconds for which they would run, at most
+_ONE_AHEAD = 0.2  # seconds; tasks that run for less are held ahead one at least, against the moment between two tasks
+_SMOOTH = 0.2  # weight of the newest running time in the mean
+
+
+class Fork(NamedTuple):
+    """Make a process for this slot. Tasks may be started in it at once: its socket holds them."""
+
+    slot: int
+    shared: bool
+
+
+class Start(NamedTuple):
+    """Send a task to its slot."""
+
+    task: int
+    slot: int
+
+
+class TakeBack(NamedTuple):
+    """Take back what the slot has not begun, tell `took_back`, and then `dispatch`."""
+
+    slot: int
+
+
+class Kill(NamedTuple):
+    """End the slot's process, and all that it started, now. `died` is expected afterwards."""
+
+    slot: int
+
+
+class Settle(NamedTuple):
+    """Tell the owner that the task did not return. Said once for a task, and never for one that finished."""
+
+    task: int
+    reason: Failure
+    detail: str
+
+
+Command = Union[Fork, Start, TakeBack, Kill, Settle]
+
+
+@dataclass(slots=True)
+class Slot:
+    """One process. `tasks` are those that it was given, oldest first; `live` those of them that somebody waits for."""
+
+    number: int
+    shared: bool
+    retired: bool = False
+    bare: bool = False  # nothing was ahead when some was last taken back
+    fresh: bool = True  # it has never finished a task
+    given: bool = False  # it was given one
+    tasks: dict[int, None] = field(default_factory=dict)
+    live: set[int] = field(default_factory=set)
+
+    @property
+    def first(self) -> int | None:
+        """The task that an isolated slot runs, as far as is known; those after it are ahead."""
+        return next(iter(self.tasks), None)
+
+    @property
+    def is_stillborn(self) -> bool:
+        """Whether it never began any of what it was given, if it has died now."""
+        return self.given and self.fresh and not self.tasks
+
+    @property
+    def current(self) -> list[int]:
+        """The tasks that it runs, as far as is known, and that somebody waits for."""
+        return [task for task in self.tasks if task in self.live and (self.shared or task == self.first)]
+
+    @property
+    def ahead(self) -> int:
+        """How many tasks it holds that have not begun, as far as is known."""
+        return 0 if self.shared or not self.tasks else len(self.tasks) - 1
+
+
+class Table:
+    """Tasks that wait, slots, and what runs where.
+
+    Parameters
+    ----------
+    concurrency
+        Tasks at a time, isolated and shared ones together.
+    """
+
+    def __init__(self, concurrency: int) -> None:
+        self.concurrency = concurrency
+        self.slots: dict[int, Slot] = {}
+        self.running: dict[int, Slot] = {}
+        """Where each task is that somebody waits for and that was given to a slot."""
+        self._ready: OrderedDict[int, bool] = OrderedDict()  # task -> isolated, first come first served
+        self._blocked: dict[int, bool] = {}  # those whose blobs have not all come
+        self._cancelled: OrderedDict[int, None] = OrderedDict()
+        self._idle: dict[int, Slot] = {}  # isolated slots without a task; the last used is used first
+        self._shared: Slot | None = None
+        self._last = 0
+        self._ahead = 0  # of all slots together
+        self.mean: float | None = None
+        """Smoothed running time of tasks, seconds."""
+        self._depth = 0  # tasks that a slot should hold ahead
+        self._stillborn = 0  # in a row
+        self._over: str | None = None  # why no process can be made any more
+
+    def __repr__(self) -> str:
+        waiting = len(self._ready) + len(self._blocked) + self._ahead
+        running = f"{len(self.running) - self._ahead}/{self.concurrency}"
+        return f"<Table {running} running, {waiting} waiting, {len(self.slots)} slots>"
+
+    @property
+    def is_stocked(self) -> bool:
+        """Whether there is work for a while, should nothing come from the owner."""
+        return len(self._ready) + self._ahead > 2 * self.concurrency
+
+    @property
+    def is_supplied(self) -> bool:
+        """Whether slots have so much ahead that none of them will be idle soon."""
+        return self._ahead > 3 * self.concurrency
+
+    # --- what happens ---
+
+    def warm(self, isolated: bool) -> list[Command]:
+        """Make the processes ahead of the first task."""
+        if not isolated:
+            return [] if self._shared else [Fork(self._add(shared=True).number, True)]
+        have = sum(not slot.shared and not slot.retired for slot in self.slots.values())
+        new = [self._add(shared=False) for _ in range(self.concurrency - have)]
+        self._idle.update((slot.number, slot) for slot in new)
+        return [Fork(slot.number, False) for slot in new]
+
+    def submit(self, task: int, isolated: bool, blocked: bool = False) -> list[Command]:
+        """A task came; `blocked` while something that it needs is not there. One that is known is not taken twice."""
+        if task in self._cancelled:
+            del self._cancelled[task]
+            return [Settle(task, Failure.CANCELLED, "cancelled before it came")]
+        if self.waits(task) or task in self.running:
+            return []
+        if blocked and self._over is None:
+            self._blocked[task] = isolated
+            return []
+        self._ready[task] = isolated
+        return self.dispatch()
+
+    def unblock(self, task: int) -> list[Command]:
+        """All that the task needs is there."""
+        if task not in self._blocked:
+            return []
+        self._ready[task] = self._blocked.pop(task)
+        return self.dispatch()
+
+    def waits(self, task: int) -> bool:
+        """Whether the task is here and has not started."""
+        return task in self._ready or task in self._blocked
+
+    def cancel(self, task: int) -> list[Command]:
+        """The owner does not want the task any more. Remembered if the task has not come yet."""
+        if self.waits(task):
+            self._ready.pop(task, None)
+            self._blocked.pop(task, None)
+            return [Settle(task, Failure.CANCELLED, "cancelled while it waited"), *self.dispatch()]
+        if task in self.running:
+            return self._abandon(task, Failure.CANCELLED, "cancelled while it ran")
+        self._cancelled[task] = None
+        if len(self._cancelled) > _REMEMBERED:
+            self._cancelled.popitem(last=False)
+        return []
+
+    def expire(self, task: int, detail: str) -> list[Command]:
+        """The task has run for longer than its limit."""
+        return self._abandon(task, Failure.TIMEOUT, detail) if task in self.running else []
+
+    def finished(self, number: int, task: int, seconds: float | None = None) -> list[Command]:
+        """The slot has answered for the task (whether anybody waits for it is in `running`)."""
+        slot = self.slots.get(number)
+        if slot is None or task not in slot.tasks:
+            return []
+        self._take(slot, task)
+        slot.fresh, self._stillborn = False, 0
+        if task in slot.live:
+            slot.live.discard(task)
+            del self.running[task]
+        if slot.retired:
+            return [*self._kill_if_useless(slot), *self.dispatch()]
+        if seconds is not None:
+            self._learn(seconds)
+        if slot.shared:
+            return self.dispatch()
+        if not slot.tasks:
+            self._idle[number] = slot
+        elif len(slot.tasks) > 1 + self._depth // 2:
+            return []
+        commands = self.dispatch()
+        self._stock(slot, commands)
+        return commands
+
+    def took_back(self, number: int, tasks: list[int]) -> None:
+        """These were taken back from the slot, oldest first: they wait again, before all others. See `TakeBack`."""
+        slot = self.slots[number]
+        slot.bare = True
+        for task in reversed(tasks):
+            if task in slot.live:
+                self._take(slot, task)
+                slot.live.discard(task)
+                del self.running[task]
+                self._ready[task] = True
+                self._ready.move_to_end(task, last=False)
+        if not slot.tasks and not slot.retired:
+            self._idle[number] = slot
+
+    def give_back(self, count: int, keep: int = 0) -> list[int]:
+        """Tasks that may run elsewhere: up to `count` of those that wait, the newest, but the `keep` oldest stay."""
+        return [self._ready.popitem()[0] for _ in range(min(count, len(self._ready) - keep))]
+
+    def soon(self, seconds: float, slots: int) -> int:
+        """How many of the tasks that wait so many slots will begin in this time."""
+        return math.ceil(slots * seconds / max(self.mean or seconds, 1e-6))
+
+    def retire(self, number: int) -> list[Command]:
+        """The slot can't be used any more (its socket is closed), though its process may live."""
+        slot = self.slots.get(number)
+        if slot is None or slot.retired:
+            return []
+        self._retire(slot)
+        return [*self._kill_if_useless(slot), *self.dispatch()]
+
+    def died(self, number: int, detail: str) -> list[Command]:
+        """The slot's process has ended, and all that it had sent was told before."""
+        slot = self.slots.get(number)
+        reason = Failure.CRASHED if slot is None or len(slot.tasks) == 1 else Failure.SHARED_CRASH
+        if slot is not None and slot.is_stillborn:
+            self._stillborn += 1
+            if self._stillborn >= _STILLBORN:
+                return [*self._refuse_next(detail), *self._remove(number, reason, detail)]
+        return self._remove(number, reason, detail)
+
+    def refused(self, number: int, detail: str) -> list[Command]:
+        """The slot's process could not be made, or could not begin; what it was given may have been taken back."""
+        slot = self.slots.get(number)
+        refused = self._refuse_next(detail) if slot is not None and slot.is_stillborn else []
+        return [*refused, *self._remove(number, Failure.REFUSED, detail)]
+
+    def all_ended(self, made: Container[int], detail: str) -> list[Command]:
+        """No process lives any more, and all that they had sent was told before; `dispatch` is to follow.
+
+        Those in `made` died. The others never came to be: what they were given waits again, before all others.
+        """
+        commands: list[Command] = []
+        for number, slot in reversed(list(self.slots.items())):
+            for task in [] if number in made else reversed([task for task in slot.tasks if task in slot.live]):
+                del self.running[task]
+                self._ready[task] = not slot.shared
+                self._ready.move_to_end(task, last=False)
+            if number not in made:
+                slot.live.clear()
+            reason = Failure.CRASHED if len(slot.tasks) == 1 else Failure.SHARED_CRASH
+            commands += self._drop(slot, reason, detail)
+        return commands
+
+    def give_up(self, detail: str) -> list[Command]:
+        """No process can be made any more: nothing that waits, or will come, starts here."""
+        self._over = detail
+        self._ready.update(self._blocked)
+        self._blocked.clear()
+        return self.dispatch()
+
+    # --- rules ---
+
+    def _refuse_next(self, detail: str) -> list[Command]:
+        """Let what would start next not start here, since the processes for it do not live."""
+        return [Settle(self._ready.popitem(last=False)[0], Failure.REFUSED, detail)] if self._ready else []
+
+    def _add(self, shared: bool) -> Slot:
+        self._last += 1
+        slot = self.slots[self._last] = Slot(self._last, shared)
+        if shared:
+            self._shared = slot
+        return slot
+
+    def dispatch(self) -> list[Command]:
+        """Start what can be started; where there is room but nothing waits, take some from a slot that has it ahead."""
+        commands: list[Command] = []
+        if self._over is not None:
+            commands += (Settle(task, Failure.REFUSED, self._over) for task in self._ready)
+            self._ready.clear()
+        while self._ready and len(self.running) - self._ahead < self.concurrency:
+            task, isolated = self._ready.popitem(last=False)
+            slot = self._shared
+            if isolated:
+                slot = self._idle.popitem()[1] if self._idle else None
+            if slot is None:
+                slot = self._add(shared=not isolated)
+                commands.append(Fork(slot.number, slot.shared))
+            self._give(slot, task, commands)
+        if self._ahead and not self._ready and len(self.running) - self._ahead < self.concurrency:
+            fullest = max(self.slots.values(), key=lambda slot: -1 if slot.bare else slot.ahead)
+            if fullest.ahead and not fullest.bare:
+                commands.append(TakeBack(fullest.number))
+        return commands
+
+    def _stock(self, slot: Slot, commands: list[Command]) -> None:
+        """Give a busy slot its tasks ahead."""
+        while slot.tasks and slot.ahead < self._depth and self._ready and next(iter(self._ready.values())):
+            self._give(slot, self._ready.popitem(last=False)[0], commands)
+            slot.bare = False
+
+    def _learn(self, seconds: float) -> None:
+        self.mean = seconds if self.mean is None else self.mean + _SMOOTH * (seconds - self.mean)
+        self._depth = min(_DEEPEST, max(int(_AHEAD / max(self.mean, 1e-6)), int(self.mean < _ONE_AHEAD)))
+
+    def _give(self, slot: Slot, task: int, commands: list[Command]) -> None:
+        self._ahead -= slot.ahead
+        slot.tasks[task] = None
+        slot.given = True
+        self._ahead += slot.ahead
+        slot.live.add(task)
+        self.running[task] = slot
+        commands.append(Start(task, slot.number))
+
+    def _take(self, slot: Slot, task: int) -> None:
+        self._ahead -= slot.ahead
+        del slot.tasks[task]
+        self._ahead += slot.ahead
+
+    def _abandon(self, task: int, reason: Failure, detail: str) -> list[Command]:
+        """Nobody waits for a running task any more; a thread can't be stopped, so its whole process is given up."""
+        slot = self.running.pop(task)
+        slot.live.discard(task)
+        self._retire(slot)
+        return [Settle(task, reason, detail), *self._kill_if_useless(slot), *self.dispatch()]
+
+    def _retire(self, slot: Slot) -> None:
+        slot.retired = True
+        self._idle.pop(slot.number, None)
+        if self._shared is slot:
+            self._shared = None
+
+    def _kill_if_useless(self, slot: Slot) -> list[Command]:
+        return [] if slot.live else [Kill(slot.number)]
+
+    def _remove(self, number: int, reason: Failure, detail: str) -> list[Command]:
+        slot = self.slots.get(number)
+        return [] if slot is None else [*self._drop(slot, reason, detail), *self.dispatch()]
+
+    def _drop(self, slot: Slot, reason: Failure, detail: str) -> list[Settle]:
+        del self.slots[slot.number]
+        self._retire(slot)
+        self._ahead -= slot.ahead
+        for task in slot.live:
+            del self.running[task]
+        return [Settle(task, reason, detail) for task in sorted(slot.live)]

@@ -1,0 +1,34 @@
+"""Memory for large buffers, and its use again."""
+
+from __future__ import annotations
+
+import mmap
+
+from skyward.core.protocol.buffers import PAGED, Spares, pages
+
+
+def test_memory_is_zeroed_and_begins_at_a_page() -> None:
+    for size in (PAGED, 5 * PAGED + 1):
+        memory = pages(size)
+        assert len(memory) == size
+        assert memory[:] == bytes(size)
+
+
+def test_a_spare_is_taken_for_the_same_size_only() -> None:
+    spares, memory = Spares(), pages(PAGED)
+    spares.give(memory)
+    other = spares.take(PAGED + 1)
+    assert len(other) == PAGED + 1
+    assert spares.take(PAGED) is memory
+    assert spares.take(PAGED) is not memory
+
+
+def test_spares_are_bounded() -> None:
+    spares = Spares()
+    for _ in range(5):
+        spares.give(pages(4 * 2**20))
+    taken: list[mmap.mmap] = [spares.take(4 * 2**20) for _ in range(5)]
+    assert len(set(map(id, taken))) == 5
+    assert repr(spares) == "<Spares 0, 0 bytes>"
+    spares.give(pages(17 * 2**20))
+    assert repr(spares) == "<Spares 0, 0 bytes>"

@@ -1,0 +1,136 @@
+"""Slots that take the place of others find loaded what those had imported."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import pytest
+
+from skyward.core.protocol.messages import Began, Failure
+from skyward.worker.forkserver.heirs import Heirs
+from tests.worker.helpers import Owner, alive, descendants, owner, wait_for
+
+PACKAGES = ("mine", "many", "deadly")
+
+
+@pytest.fixture
+def installed(tmp_path: Path) -> dict[str, Any]:
+    """A Setup under which the packages `many` and `deadly` count as installed, and `mine` does not."""
+    for package in PACKAGES:
+        folder = tmp_path / ("own" if package == "mine" else "installed") / package
+        folder.mkdir(parents=True)
+        parts = [f"part_{number}" for number in range(25)]
+        for part in parts:
+            (folder / f"{part}.py").touch()
+        code = f"from . import {', '.join(parts)}\n"
+        if package == "deadly":
+            code += "import os\nif open('/proc/self/comm').read() == 'skyward-forks\\n':\n    os._exit(3)\n"
+        (folder / "__init__.py").write_text(code)
+    folders = [str(tmp_path / "own"), str(tmp_path / "installed")]
+    (tmp_path / "own" / "ahead.py").write_text(f"import site\nsite.getsitepackages = lambda: [{folders[1]!r}]\n")
+    return {"concurrency": 1, "path": [*folders, str(Path(__file__).parents[3])], "preload": ["ahead"]}
+
+
+def load() -> None:
+    import deadly  # type: ignore[import-not-found]  # noqa: F401
+    import many  # type: ignore[import-not-found]  # noqa: F401
+    import mine  # type: ignore[import-not-found]  # noqa: F401
+
+
+def loaded() -> tuple[list[str], int]:
+    return [name for name in PACKAGES if name in sys.modules], os.getppid()
+
+
+def slot_of_an_heir(node: Owner) -> int:
+    """Let slots die until one comes from an heir; returns that one's parent."""
+    node.call(load)
+
+    def killed() -> int:
+        assert node.failed(node.submit(os._exit, 5)).reason == Failure.CRASHED.value
+        names, parent = node.call(loaded)
+        assert names in ([], ["many"])  # never the user's own, nor what takes the heir's life
+        return parent if names else 0
+
+    return int(wait_for(killed, "a slot that has what others imported"))
+
+
+def test_what_slots_import_is_there_in_those_that_replace_them(installed: dict[str, Any]) -> None:
+    with owner() as node:
+        node.set_up(**installed)
+        heir = slot_of_an_heir(node)
+        pids = descendants(node.pid)
+        os.kill(node.call(os.getpid), signal.SIGKILL)
+        assert node.call(loaded) == (["many"], heir)
+        assert node.call(os.getenv, "SKYWARD_SLOT") == "1"
+        assert heir in pids
+        began = time.monotonic()
+    assert time.monotonic() - began < 5  # it ends with the others
+
+
+def test_an_heir_that_is_killed_takes_its_slots_along_and_nobody_else(installed: dict[str, Any]) -> None:
+    with owner() as node:
+        node.set_up(**installed)
+        heir = slot_of_an_heir(node)
+        slot, task = node.call(os.getpid), node.submit(time.sleep, 60)
+        node.until(lambda: any(Began([task]) == received.message for received in node.order), "its beginning")
+        os.kill(heir, signal.SIGKILL)
+        assert node.failed(task).reason == Failure.CRASHED.value
+        wait_for(lambda: not alive(slot), "the end of its slot")
+        names, parent = node.call(loaded)
+        assert names == []
+        assert parent != heir
+
+
+def test_heirs_die_with_the_agent(installed: dict[str, Any]) -> None:
+    with owner() as node:
+        node.set_up(**installed)
+        slot_of_an_heir(node)
+        pids = descendants(node.pid)
+        os.kill(node.pid, signal.SIGKILL)
+        wait_for(lambda: not any(map(alive, pids)), "the end of all", 10)
+        node.cut()
+
+
+def test_an_import_that_hangs_is_not_waited_for() -> None:
+    names: list[list[str]] = []
+    lore, told = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    lore.setblocking(False)
+
+    def hang(control: socket.socket, wanted: list[str], _: object) -> None:
+        control.send(b"\x05\x00\x00\x00\x02\x00\x00\x00\x00")  # it is at the third
+        time.sleep(60)
+        os._exit(0)
+
+    heirs = Heirs(lore, lambda *_: None, hang, limit=0.1)
+    poll = select.poll()
+    heirs.watch(poll)
+    told.send(b"nonsense")
+    told.send(msgpack.packb([["a", "b", "hung", "hung.part", *(f"c.{number}" for number in range(30))], {}]))
+
+    def attended() -> int:
+        heirs.attend(dict(poll.poll(20)))
+        for heir in heirs.all.values():
+            if heir.names not in names:
+                names.append(heir.names)
+        return len(names) == 2
+
+    try:
+        wait_for(attended, "a second heir, without the name at which the first one hung")
+        assert names[0][2:4] == ["hung", "hung.part"]
+        assert names[1] == [name for name in names[0] if not name.startswith("hung")]
+        assert not heirs.fork(1, 7, 1, [])
+    finally:
+        heirs.kill_all()
+        for heir in heirs.all.values():
+            os.waitpid(heir.pid, 0)
+            heir.sock.close()
+        lore.close()
+        told.close()

@@ -1,0 +1,142 @@
+"""The fork server: how it begins, what it survives, and what is told when it does not."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from skyward.core.protocol.messages import Began, Failure
+from tests.worker.helpers import Owner, alive, descendants, owner, wait_for
+
+
+def fork_server(node: Owner) -> int:
+    children = Path(f"/proc/{node.pid}/task/{node.pid}/children").read_text().split()
+    return int(children[-1]) if children else 0
+
+
+def test_slots_are_made_ahead() -> None:
+    with owner() as node:
+        node.set_up(concurrency=3)
+        wait_for(lambda: len(descendants(fork_server(node))) == 3, "three slots")
+    with owner() as node:
+        node.set_up(concurrency=3, isolated=False)
+        wait_for(lambda: len(descendants(fork_server(node))) == 1, "one shared slot")
+
+
+def test_modules_are_loaded_ahead() -> None:
+    def loaded() -> bool:
+        import sys
+
+        return "sqlite3" in sys.modules
+
+    with owner() as node:
+        node.set_up(preload=["sqlite3", "no_such_module"])
+        assert node.call(loaded)
+    with owner() as node:
+        node.set_up()
+        assert not node.call(loaded)
+
+
+def test_a_fork_server_that_cannot_begin_says_why() -> None:
+    with owner() as node:
+        node.set_up(cwd="/no/such/folder")
+        assert node.ready is not None
+        assert node.ready.slots == 0
+        assert "/no/such/folder" in str(node.ready.error)
+        assert node.failed(node.submit(pow, 2, 5)).reason == Failure.REFUSED.value
+
+
+def test_a_module_that_kills_the_fork_server(tmp_path: Path) -> None:
+    (tmp_path / "deadly.py").write_text("import os\nprint('last words', flush=True)\nos._exit(9)\n")
+    with owner() as node:
+        node.set_up(path=[str(tmp_path)], preload=["deadly"])
+        assert node.ready is not None
+        assert "status 9" in str(node.ready.error)
+        assert "last words" in str(node.ready.error)
+
+
+def test_bad_numbers_are_refused() -> None:
+    with owner() as node:
+        node.set_up(concurrency=0)
+        assert node.ready is not None
+        assert "concurrency" in str(node.ready.error)
+
+
+def test_a_killed_fork_server_is_replaced(node: Owner) -> None:
+    running = node.submit(time.sleep, 60)
+    begun = Began([running])
+    node.until(lambda: any(received.message == begun for received in node.order), "its beginning")
+    pid = node.call(os.getpid)
+    old = fork_server(node)
+    os.kill(old, signal.SIGKILL)
+    assert node.failed(running).reason == Failure.CRASHED.value
+    assert "fork server" in node.failed(running).detail
+    assert node.call(os.getpid) != pid
+    assert fork_server(node) != old
+    wait_for(lambda: not alive(pid), "end of the old slot")
+    again = fork_server(node)
+    os.kill(again, signal.SIGKILL)
+    wait_for(lambda: not alive(again), "end of the second")
+    node.until(lambda: fork_server(node) != again, "a third")
+    assert node.call(pow, 2, 5) == 32
+
+
+def test_a_fork_server_that_is_killed_before_it_is_up_costs_no_task(node: Owner) -> None:
+    """Its slots never came to be: what was given to them waits for those of the next."""
+    node.call(os.getpid)
+    first = fork_server(node)
+    os.kill(first, signal.SIGKILL)
+    wait_for(lambda: fork_server(node) not in (0, first), "the second")
+    second = fork_server(node)
+    tasks = [node.submit(pow, 2, n) for n in range(6)]
+    os.kill(second, signal.SIGKILL)
+    assert [node.result(task) for task in tasks] == [2**n for n in range(6)]
+    assert fork_server(node) not in (0, first, second)
+
+
+@pytest.mark.slow
+def test_a_node_whose_fork_servers_do_not_live_says_so_and_refuses_its_tasks(node: Owner) -> None:
+    """They are started again and again for a while, ever more slowly, and then the node gives up."""
+    node.call(os.getpid)
+    node.ready = None
+    tasks: list[int] = []
+    seen: set[int] = set()
+    end = time.monotonic() + 60
+    while node.ready is None:
+        assert time.monotonic() < end
+        server = fork_server(node)
+        if server and server not in seen:
+            os.kill(server, signal.SIGKILL)
+            seen.add(server)
+            if len(seen) == 3:
+                tasks = [node.submit(pow, 2, n) for n in range(4)]
+        node.poll()
+    assert node.ready.slots == 0
+    assert "status -9" in str(node.ready.error)
+    assert len(seen) == 6
+    assert {node.failed(task).reason for task in tasks} == {Failure.REFUSED.value}
+
+
+def test_where_no_slot_can_be_made_the_task_is_refused() -> None:
+    with owner() as node:
+        node.set_up(isolated=False)
+        assert node.call(pow, 2, 5, isolated=False) == 32
+        used = len(list(Path(f"/proc/{node.pid}/fd").iterdir()))
+        resource.prlimit(node.pid, resource.RLIMIT_NOFILE, (used, 4096))
+        failed = node.failed(node.submit(pow, 2, 5, isolated=True))
+        assert failed.reason == Failure.REFUSED.value
+        assert "can't make a slot" in failed.detail
+        assert node.call(pow, 2, 5, isolated=False) == 32
+        resource.prlimit(node.pid, resource.RLIMIT_NOFILE, (1024, 4096))
+        assert node.call(pow, 2, 5, isolated=True) == 32
+
+
+def test_killed_slots_do_not_stay_as_zombies(node: Owner) -> None:
+    for _ in range(5):
+        node.failed(node.submit(os._exit, 1))
+    wait_for(lambda: len(descendants(fork_server(node))) <= 2, "zombies gone")

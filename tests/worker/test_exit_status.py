@@ -1,0 +1,36 @@
+"""How deaths are put in words."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from skyward.worker import exit_status
+from skyward.worker.exit_status import OutOfMemory, describe
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (0, "exit status 0"),
+        (3 << 8, "exit status 3"),
+        (signal.SIGSEGV | 0x80, "killed by SIGSEGV"),
+        (signal.SIGKILL, "killed by SIGKILL (out of memory?)"),
+        (62, "killed by signal 62"),
+    ],
+)
+def test_a_wait_status(status: int, words: str) -> None:
+    assert describe(status, OutOfMemory()) == words
+
+
+def test_want_of_memory_is_known_where_the_kernel_counts_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    events = tmp_path / "memory.events"
+    events.write_text("low 0\noom 5\noom_kill 1\n")
+    monkeypatch.setattr(exit_status, "_cgroup_files", lambda: [str(events), str(tmp_path / "missing")])
+    memory = OutOfMemory()
+    assert describe(signal.SIGKILL, memory) == "killed by SIGKILL (out of memory?)"
+    events.write_text("low 0\noom 5\noom_kill 2\n")
+    assert describe(signal.SIGKILL, memory) == "killed by SIGKILL (out of memory)"
+    assert describe(signal.SIGKILL, memory) == "killed by SIGKILL (out of memory?)"

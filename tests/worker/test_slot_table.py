@@ -1,0 +1,362 @@
+"""The rules of who runs where, driven through any order of events."""
+
+from __future__ import annotations
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from skyward.core.protocol.messages import Failure
+from skyward.worker.slot_table import Command, Fork, Kill, Settle, Start, Table, TakeBack
+
+
+def test_first_come_first_served_in_a_slot_that_is_used_again() -> None:
+    table = Table(1)
+    assert table.submit(1, True) == [Fork(1, False), Start(1, 1)]
+    assert table.submit(2, True) == table.submit(3, True) == []
+    assert table.finished(1, 1) == [Start(2, 1)]
+    assert table.finished(1, 2) == [Start(3, 1)]
+
+
+def test_slots_are_made_ahead_and_then_used() -> None:
+    table = Table(2)
+    assert table.warm(True) == [Fork(1, False), Fork(2, False)]
+    assert [type(command) for command in table.submit(1, True)] == [Start]
+    assert table.warm(True) == []
+    table = Table(2)
+    assert table.warm(False) == [Fork(1, True)]
+    assert table.submit(1, False) == [Start(1, 1)]
+    assert table.warm(False) == []
+
+
+def test_shared_and_isolated_tasks_count_together() -> None:
+    table = Table(2)
+    assert table.submit(1, False) == [Fork(1, True), Start(1, 1)]
+    assert table.submit(2, True) == [Fork(2, False), Start(2, 2)]
+    assert table.submit(3, False) == []
+    assert table.finished(2, 2) == [Start(3, 1)]
+
+
+def test_a_task_that_waits_for_a_blob_blocks_nobody() -> None:
+    table = Table(1)
+    assert table.submit(1, True, blocked=True) == []
+    assert table.submit(2, True) == [Fork(1, False), Start(2, 1)]
+    assert table.unblock(1) == []
+    assert table.finished(1, 2) == [Start(1, 1)]
+    assert table.unblock(1) == table.unblock(9) == []
+
+
+def test_a_cancel_may_come_first() -> None:
+    table = Table(1)
+    assert table.cancel(1) == []
+    assert [command.reason for command in table.submit(1, True) if isinstance(command, Settle)] == [Failure.CANCELLED]
+    assert table.submit(2, True) == [Fork(1, False), Start(2, 1)]
+
+
+def test_early_cancels_are_bounded() -> None:
+    table = Table(1)
+    for task in range(5000):
+        table.cancel(task)
+    assert isinstance(table.submit(4999, True)[0], Settle)
+    assert isinstance(table.submit(0, True)[0], Fork)
+
+
+def test_a_cancelled_isolated_task_ends_its_process_at_once() -> None:
+    table = Table(1)
+    table.submit(1, True)
+    table.submit(2, True)
+    settle, kill, *rest = table.cancel(1)
+    assert isinstance(settle, Settle)
+    assert settle.reason is Failure.CANCELLED
+    assert kill == Kill(1)
+    assert rest == [Fork(2, False), Start(2, 2)]
+    assert table.died(1, "killed") == []
+
+
+def test_a_cancelled_thread_leaves_the_others_alone() -> None:
+    table = Table(2)
+    table.submit(1, False)
+    table.submit(2, False)
+    table.submit(3, False)
+    settle, *rest = table.expire(1, "too long")
+    assert settle == Settle(1, Failure.TIMEOUT, "too long")
+    assert rest == [Fork(2, True), Start(3, 2)]  # the old process gets nothing new
+    assert table.finished(1, 2) == [Kill(1)]
+    assert table.died(1, "killed") == []
+
+
+def test_a_death_is_blamed_on_a_task_only_if_it_was_alone() -> None:
+    table = Table(3)
+    table.submit(1, True)
+    assert table.died(1, "x") == [Settle(1, Failure.CRASHED, "x")]
+    table.submit(2, False)
+    assert table.died(2, "x") == [Settle(2, Failure.CRASHED, "x")]
+    table.submit(3, False)
+    table.submit(4, False)
+    assert table.died(3, "x") == [Settle(3, Failure.SHARED_CRASH, "x"), Settle(4, Failure.SHARED_CRASH, "x")]
+    table.submit(5, False)
+    table.submit(6, False)
+    table.cancel(5)  # it still runs, and may be the one
+    assert table.died(4, "x") == [Settle(6, Failure.SHARED_CRASH, "x")]
+
+
+def test_a_fork_that_fails_refuses_its_tasks() -> None:
+    table = Table(1)
+    table.submit(1, True)
+    table.submit(2, True)
+    assert table.refused(1, "no memory") == [
+        Settle(1, Failure.REFUSED, "no memory"), Fork(2, False), Start(2, 2),
+    ]  # fmt: skip
+
+
+def test_a_slot_that_hung_up_is_not_used_again() -> None:
+    table = Table(1)
+    table.submit(1, True)
+    assert table.retire(1) == []
+    assert table.finished(1, 1) == [Kill(1)]
+    assert table.submit(2, True) == [Fork(2, False), Start(2, 2)]
+    assert table.retire(1) == table.retire(99) == []
+
+
+def test_short_tasks_are_given_ahead_and_taken_back_for_a_slot_that_is_idle() -> None:
+    table = Table(2)
+    table.submit(1, True)
+    table.submit(2, True)
+    for task in range(3, 9):
+        assert table.submit(task, True) == []
+    assert table.finished(1, 1, 0.0005) == [Start(3, 1), Start(4, 1), Start(5, 1), Start(6, 1), Start(7, 1)]
+    assert table.finished(2, 2, 0.0005) == [Start(8, 2)]
+    assert table.finished(2, 8, 0.0005) == [TakeBack(1)]
+    table.took_back(1, [5, 6, 7])  # by then it has begun 4, whose predecessor's answer is on its way
+    assert table.dispatch() == [Start(5, 2)]
+    assert table.finished(1, 3, 0.0005) == [Start(6, 1), Start(7, 1)]
+    assert table.finished(1, 4, 0.0005) == []
+
+
+def test_long_tasks_are_not_given_ahead() -> None:
+    table = Table(1)
+    for task in range(1, 5):
+        table.submit(task, True)
+    assert table.finished(1, 1, 0.5) == [Start(2, 1)]
+
+
+def test_what_is_ahead_survives_the_death_of_its_slot() -> None:
+    table = Table(1)
+    for task in range(1, 5):
+        table.submit(task, True)
+    assert table.finished(1, 1, 1e-5) == [Start(2, 1), Start(3, 1), Start(4, 1)]
+    table.took_back(1, [3, 4])
+    assert table.died(1, "x") == [Settle(2, Failure.CRASHED, "x"), Fork(2, False), Start(3, 2)]
+
+
+def test_the_newest_are_given_back() -> None:
+    table = Table(1)
+    for task in range(1, 6):
+        table.submit(task, True)
+    assert table.give_back(2) == [5, 4]
+    assert table.give_back(9, keep=1) == [3]
+    assert table.give_back(9, keep=2) == []
+    assert table.give_back(9) == [2]
+    assert table.finished(1, 1) == []
+    assert table.submit(5, True) == [Start(5, 1)]
+
+
+class AnyOrder(RuleBasedStateMachine):
+    """Whatever happens in whatever order: each task settles once, no slot is over-filled, no work waits for nothing."""
+
+    @initialize(concurrency=st.integers(1, 4), warm=st.sampled_from([None, True, False]))
+    def begin(self, concurrency: int, warm: bool | None) -> None:
+        self.table = Table(concurrency)
+        self.concurrency = concurrency
+        self.next = 0
+        self.isolated: dict[int, bool] = {}
+        self.blocked: set[int] = set()
+        self.waiting: list[int] = []
+        self.settled: set[int] = set()
+        self.processes: dict[int, bool] = {}  # number -> shared
+        self.killed: set[int] = set()
+        self.inside: dict[int, set[int]] = {}  # what slots have begun
+        self.ahead: dict[int, list[int]] = {}  # what they were given and have not begun; at first all that is isolated
+        self.early: set[int] = set()
+        self.over = False  # no process can be made any more
+        if warm is not None:
+            self.apply(self.table.warm(warm))
+
+    def apply(self, commands: list[Command]) -> None:
+        for command in commands:
+            if isinstance(command, Fork):
+                assert not self.over
+                assert command.slot not in self.processes
+                self.processes[command.slot] = command.shared
+                self.inside[command.slot] = set()
+                self.ahead[command.slot] = []
+            elif isinstance(command, Start):
+                assert command.task not in self.settled | self.blocked | self.given()
+                assert self.processes[command.slot] != self.isolated[command.task]
+                assert command.slot not in self.killed
+                assert command.task == self.waiting.pop(0)  # first come first served
+                if self.isolated[command.task]:
+                    self.ahead[command.slot].append(command.task)
+                else:
+                    self.inside[command.slot].add(command.task)
+            elif isinstance(command, TakeBack):
+                self.take_back(command.slot)
+                self.apply(self.table.dispatch())
+            elif isinstance(command, Kill):
+                assert command.slot in self.processes
+                self.killed.add(command.slot)
+            else:
+                self.settle(command.task)
+
+    def settle(self, task: int) -> None:
+        assert task not in self.settled
+        self.settled.add(task)
+        self.blocked.discard(task)
+        if task in self.waiting:
+            self.waiting.remove(task)
+
+    def take_back(self, slot: int) -> None:
+        tasks, self.ahead[slot] = self.ahead[slot], []
+        self.waiting[:0] = tasks
+        self.table.took_back(slot, tasks)
+
+    def draw(self, slot: int) -> None:
+        if not self.inside[slot] and self.ahead[slot]:
+            self.inside[slot].add(self.ahead[slot].pop(0))
+
+    def given(self) -> set[int]:
+        return set().union(*self.inside.values(), *self.ahead.values()) - self.settled
+
+    def busy(self) -> int:
+        tasks = [{*self.inside[slot], *self.ahead[slot][:1]} - self.settled for slot in self.processes]
+        return sum(
+            len(live) if shared else min(len(live), 1)
+            for live, shared in zip(tasks, self.processes.values(), strict=True)
+        )
+
+    @rule(isolated=st.booleans(), blocked=st.booleans())
+    def submit(self, isolated: bool, blocked: bool) -> None:
+        self.next += 1
+        task = self.next
+        self.isolated[task] = isolated
+        if task not in self.early:
+            (self.blocked.add if blocked else self.waiting.append)(task)
+        self.apply(self.table.submit(task, isolated, blocked))
+        assert (task in self.early) <= (task in self.settled)
+
+    @rule(data=st.data())
+    def submit_again(self, data: st.DataObject) -> None:
+        known = sorted(self.blocked | set(self.waiting) | self.given())
+        if known:
+            assert self.table.submit(data.draw(st.sampled_from(known)), True) == []
+
+    @precondition(lambda self: self.blocked)
+    @rule(data=st.data())
+    def unblock(self, data: st.DataObject) -> None:
+        task = data.draw(st.sampled_from(sorted(self.blocked)))
+        self.blocked.discard(task)
+        self.waiting.append(task)
+        self.apply(self.table.unblock(task))
+
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        task = data.draw(st.integers(1, self.next + 2))
+        known = task in self.given() or task in self.waiting or task in self.blocked
+        if task > self.next:
+            self.early.add(task)
+        if task in self.table.running:
+            self.take_back(self.table.running[task].number)
+        self.apply(self.table.cancel(task))
+        assert not known or task in self.settled
+
+    @rule(data=st.data())
+    def expire(self, data: st.DataObject) -> None:
+        task = data.draw(st.integers(1, self.next + 1))
+        if task in self.table.running:
+            self.take_back(self.table.running[task].number)
+        running = task in self.given()
+        self.apply(self.table.expire(task, "late"))
+        self.apply(self.table.dispatch())
+        assert not running or task in self.settled
+
+    @rule(data=st.data(), seconds=st.sampled_from([None, 1e-5, 5e-4, 1.0]), draws=st.booleans())
+    def finish(self, data: st.DataObject, seconds: float | None, draws: bool) -> None:
+        inside = [(slot, task) for slot, tasks in self.inside.items() for task in tasks]
+        if not inside:
+            return
+        slot, task = data.draw(st.sampled_from(sorted(inside)))
+        if task in self.table.running:
+            assert self.table.running[task].number == slot
+            self.settle(task)
+        self.inside[slot].discard(task)
+        if draws:
+            self.draw(slot)
+        self.apply(self.table.finished(slot, task, seconds))
+
+    @precondition(lambda self: self.processes)
+    @rule(data=st.data())
+    def go_on(self, data: st.DataObject) -> None:
+        self.draw(data.draw(st.sampled_from(sorted(self.processes))))
+
+    @rule(count=st.integers(0, 3))
+    def give_back(self, count: int) -> None:
+        given = self.table.give_back(count)
+        assert len(given) == min(count, len(self.waiting))
+        for task in given:
+            assert task == self.waiting.pop()
+            self.settle(task)  # here, that is; another node may have it now
+
+    @precondition(lambda self: self.processes)
+    @rule(data=st.data(), how=st.sampled_from(["died", "refused", "retire"]))
+    def end(self, data: st.DataObject, how: str) -> None:
+        slot = data.draw(st.sampled_from(sorted(self.processes)))
+        if slot in self.table.slots:
+            self.take_back(slot)
+        if how != "retire":
+            del self.processes[slot], self.inside[slot], self.ahead[slot]
+            self.killed.discard(slot)
+            self.apply(getattr(self.table, how)(slot, "x"))
+        else:
+            self.apply(self.table.retire(slot))
+
+    @precondition(lambda self: not self.killed)
+    @rule(data=st.data())
+    def all_end(self, data: st.DataObject) -> None:
+        """The fork server dies: some slots had come to be, with it die the tasks that they have begun."""
+        made = {slot for slot in self.processes if data.draw(st.booleans())}
+        for slot in self.processes:
+            self.take_back(slot)
+        for slot in reversed(list(self.processes)):
+            if slot not in made:  # what we took to be begun was not
+                self.waiting[:0] = [task for task in self.table.slots[slot].tasks if task not in self.settled]
+        self.processes, self.inside, self.ahead = {}, {}, {}
+        self.apply(self.table.all_ended(made, "the fork server ended"))
+        self.apply(self.table.dispatch())
+        assert all(slot > max(made, default=0) for slot in self.table.slots)
+
+    @rule()
+    def nothing_can_be_made(self) -> None:
+        """Once and for all: what waits is refused, and so is what comes; what runs goes on."""
+        waiting = {*self.waiting, *self.blocked}
+        self.apply(self.table.give_up("no memory"))
+        assert waiting <= self.settled
+        self.over = True
+
+    @invariant()
+    def is_sound(self) -> None:
+        given, busy = self.given(), self.busy()
+        assert busy <= self.concurrency
+        assert not self.waiting or busy == self.concurrency
+        assert set(self.table.running) == given
+        for slot, tasks in self.inside.items():
+            assert self.processes[slot] or len(tasks) <= 1
+            assert slot not in self.killed or not tasks & given
+            # Nothing lies ahead in one slot while another is idle.
+            assert busy == self.concurrency or not tasks & given or not self.ahead[slot]
+        usable = [slot for slot in self.processes if slot in self.table.slots and not self.table.slots[slot].retired]
+        assert sum(not self.processes[slot] for slot in usable) <= self.concurrency
+        assert sum(self.processes[slot] for slot in usable) <= 1
+
+
+TestAnyOrder = AnyOrder.TestCase
+TestAnyOrder.settings = settings(max_examples=100, stateful_step_count=40)
