@@ -209,7 +209,7 @@ def _admits(clause: str, version: str) -> bool:
     wanted, has = _release(match[2]), _release(version)
     length = max(len(wanted), len(has))
     full, padded = wanted + (0,) * (length - len(wanted)), has + (0,) * (length - len(has))
-    equal = has[: len(wanted)] == wanted if match[3] else full == padded
+    equal = padded[: len(wanted)] == wanted if match[3] else full == padded
     return {
         "==": equal,
         "===": match[2] == version,
@@ -218,7 +218,7 @@ def _admits(clause: str, version: str) -> bool:
         "<=": padded <= full,
         ">": padded > full,
         ">=": padded >= full,
-        "~=": padded >= full and has[: len(wanted) - 1] == wanted[:-1],
+        "~=": padded >= full and padded[: len(wanted) - 1] == wanted[:-1],
     }[match[1]]
 
 

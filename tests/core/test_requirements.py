@@ -6,7 +6,7 @@ import dataclasses
 from importlib.metadata import version
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import skyward as sky
@@ -77,6 +77,7 @@ def test_what_cant_work_there_is_refused_at_once(name, line, told) -> None:
     assert repr(line) in str(caught.value)
 
 
+@example("~=", [0, 0, 0], [0])
 @given(
     st.sampled_from(["==", "!=", "<", "<=", ">", ">=", "~="]),
     st.lists(st.integers(0, 3), min_size=2, max_size=3),
