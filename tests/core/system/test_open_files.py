@@ -41,13 +41,13 @@ def test_what_is_left_is_what_can_be_opened() -> None:
 
 
 def test_the_limit_is_raised_as_far_as_allowed_and_never_lowered() -> None:
-    code = "from skyward.core.system import open_files; print(open_files.allow(50), open_files.allow(200), open_files.allow(10))"
+    code = "from skyward.core.system.open_files import allow; print(allow(50), allow(200), allow(10))"
     assert few(code, 40, 100) == "50 100 100\n"
 
 
 @pytest.mark.parametrize(("hard", "words"), [(4096, "(ulimit -n 1024)"), (64, "the system allows 64")])
 def test_the_advice_can_be_followed(hard: int, words: str) -> None:
-    assert words in few("from skyward.core.system import open_files; print(open_files.advice(30))", 64, hard)
+    assert words in few("from skyward.core.system.open_files import advice; print(advice(30))", 64, hard)
 
 
 def test_a_system_that_does_not_show_open_files_is_no_reason_to_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
