@@ -95,7 +95,7 @@ class Rental(Provider, Protocol):
 
     patience: ClassVar[float]
     """Seconds from a machine's creation until it must answer; then it is given back."""
-    settle: ClassVar[float]
+    listing_delay: ClassVar[float]
     """Seconds after which `machines` surely shows what was created."""
     poll: ClassVar[float]
     """Seconds between two looks at machines that boot or end."""

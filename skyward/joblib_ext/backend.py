@@ -34,7 +34,7 @@ from skyward.joblib_ext.batch import nested
 
 if TYPE_CHECKING:  # nodes import this module too, and do without them
     from skyward.core.pool import Compute
-    from skyward.joblib_ext.call import Crew
+    from skyward.joblib_ext.call import ParallelCall
 
 __all__ = ["NAME", "SkywardBackend"]
 
@@ -110,7 +110,7 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
         self.backend_kwargs = backend_kwargs  # joblib before 1.5 does not keep them
         self.parallel: Any = None
         self._given = pool
-        self._workers: Crew | None = None
+        self._workers: ParallelCall | None = None
         self._successor: Any = None
         self.undo: Callable[[], object] | None = None
         self._took = threading.local()
@@ -202,7 +202,7 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
         level = (self.nesting_level or 0) + 1 if usual else None
         try:
             settings = call.Settings.read({**self.backend_kwargs, **backend_kwargs}, pool.dispatcher.named)
-            self._workers = call.Crew(pool, n_jobs, settings, self.inner_max_num_threads, level)
+            self._workers = call.ParallelCall(pool, n_jobs, settings, self.inner_max_num_threads, level)
             return self.effective_n_jobs(n_jobs)
         except BaseException:
             self.terminate()

@@ -21,14 +21,14 @@ from skyward.core.events import Event, NodeGone, NodeReady
 from skyward.core.payload.memory_maps import Named
 from skyward.core.pool import Compute
 from skyward.core.tasks.futures import TaskFuture
-from skyward.core.tasks.jobs import Call, TaskOptions
+from skyward.core.tasks.jobs import TaskGroup, TaskOptions
 from skyward.joblib_ext import warning_filters
 from skyward.joblib_ext.backpressure import Backlog, untaken
 from skyward.joblib_ext.batch import Batch, Initializer
 from skyward.joblib_ext.function_cache import StableFunctions
 from skyward.joblib_ext.lookahead import Supply, bring_back, failed, wanted
 
-__all__ = ["Crew", "Settings", "jobs_of"]
+__all__ = ["ParallelCall", "Settings", "jobs_of"]
 
 _numbers = itertools.count(1)  # of calls
 
@@ -82,7 +82,7 @@ def jobs_of(n_jobs: int, slots: int) -> int:
     return n_jobs if n_jobs > 0 else max(slots + 1 + n_jobs, 1)
 
 
-class Crew:
+class ParallelCall:
     """The slots as one ``Parallel`` uses them, from its `configure` to its `terminate` or its abort.
 
     Parameters
@@ -123,7 +123,7 @@ class Crew:
         """The tasks from now on are of another call; None: of nobody's who can be asked for more."""
         limit = None if self._n_jobs == -1 else self._n_jobs if self._n_jobs > 0 else self._n_jobs + 1
         dispatcher = self.pool.dispatcher
-        call = Call(limit, arrays=dispatcher.arrays(limit), change=dispatcher.surroundings.now())
+        call = TaskGroup(limit, arrays=dispatcher.arrays(limit), change=dispatcher.surroundings.now())
         self._options = replace(self._options, call=call)
         self._functions = StableFunctions()
         self._number = next(_numbers)
@@ -149,9 +149,9 @@ class Crew:
             supply.count(jobs)
         return jobs
 
-    def renewed(self) -> Crew:
+    def renewed(self) -> ParallelCall:
         """Another such crew, without the tasks."""
-        return Crew(self.pool, self._n_jobs, self._settings, self._options.threads, self._level)
+        return ParallelCall(self.pool, self._n_jobs, self._settings, self._options.threads, self._level)
 
     def close(self) -> None:
         """No call is made any more."""
@@ -241,16 +241,16 @@ class Crew:
             bring_back(callback.parallel, callback.parallel_call_id, error)
 
 
-def _listen(crew: Crew) -> Callable[[], object]:
+def _listen(call: ParallelCall) -> Callable[[], object]:
     """Let a crew count its slots whenever nodes come and go, as long as it lives; the returned function ends that."""
-    weak = weakref.ref(crew)
+    weak = weakref.ref(call)
 
     def hear(event: Event) -> None:
         if isinstance(event, (NodeReady, NodeGone)) and (listening := weak()) is not None:
             with contextlib.suppress(PoolNotActive):  # it is being closed: its tasks are told
                 listening.count()
 
-    ending = weakref.finalize(crew, crew.pool.events.subscribe(hear))
+    ending = weakref.finalize(call, call.pool.events.subscribe(hear))
     ending.atexit = False
     return ending
 

@@ -136,7 +136,7 @@ class AWS(CloudProvider):
 
     name: ClassVar[str] = "aws"
     traits: ClassVar[frozenset[Trait]] = CloudProvider.traits | {Trait.BATCH, Trait.SAFE_CREATE}
-    settle: ClassVar[float] = 30.0
+    listing_delay: ClassVar[float] = 30.0
 
     region: str | Sequence[str] | None = None
     access_key: str | None = field(default=None, repr=False, metadata=SECRET)

@@ -85,7 +85,7 @@ class CloudProvider:
     name: ClassVar[str]
     traits: ClassVar[frozenset[Trait]] = frozenset({Trait.SPOT, Trait.DESTROYS, Trait.RENTED})
     patience: ClassVar[float] = 900.0
-    settle: ClassVar[float] = 10.0
+    listing_delay: ClassVar[float] = 10.0
     poll: ClassVar[float] = 3.0
     retry_for: float = 60.0
 

@@ -65,7 +65,7 @@ class SSH:
     agent_forwarding: bool = False
     python: str | os.PathLike[str] | None = None
     prelude: str | None = None
-    _desk: _Desk = field(init=False, repr=False, compare=False)
+    _reservations: _Reservations = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if isinstance(self.hosts, str) or not isinstance(self.hosts, Sequence):
@@ -99,7 +99,7 @@ class SSH:
                 python="" if self.python is None else os.fspath(self.python),
                 prelude=self.prelude or "",
             )
-        object.__setattr__(self, "_desk", _Desk(machines.values()))
+        object.__setattr__(self, "_reservations", _Reservations(machines.values()))
 
     def _options(self) -> Mapping[str, object]:
         options: dict[str, object] = {"agent_forwarding": bool(self.agent_forwarding)}
@@ -128,7 +128,7 @@ class SSH:
         ProvisioningError
             All are in use.
         """
-        machines = self._desk.take(order.count, order.tag)
+        machines = self._reservations.take(order.count, order.tag)
         if not machines:
             raise ProvisioningError(
                 f"all {len(self.hosts)} host(s) of SSH are in use; name more hosts or ask for fewer nodes"
@@ -137,14 +137,14 @@ class SSH:
 
     def machines(self, tag: str) -> Sequence[Machine]:
         """The hosts that this tag has in use."""
-        return self._desk.taken(tag)
+        return self._reservations.taken(tag)
 
     def destroy(self, ids: Sequence[MachineId]) -> None:
         """Take hosts back; they can be handed out again. The hosts themselves are left as they are."""
-        self._desk.give_back(ids)
+        self._reservations.give_back(ids)
 
 
-class _Desk:
+class _Reservations:
     """Which hosts are free and which tag has which."""
 
     def __init__(self, machines: Iterable[Machine]) -> None:

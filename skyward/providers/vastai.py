@@ -120,7 +120,7 @@ class VastAI(CloudProvider):
 
     name: ClassVar[str] = "vastai"
     traits: ClassVar[frozenset[Trait]] = CloudProvider.traits | {Trait.STRANGERS}
-    settle: ClassVar[float] = 15.0
+    listing_delay: ClassVar[float] = 15.0
     poll: ClassVar[float] = 5.0
 
     api_key: str | None = field(default=None, repr=False, metadata=SECRET)

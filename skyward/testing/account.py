@@ -134,7 +134,7 @@ class Suite:
     def give_back(self, pool: Pool) -> None:
         """End a pool's machines and remove the rest, as core does."""
         provider = pool.provider
-        shown_after = time.monotonic() + provider.settle
+        shown_after = time.monotonic() + provider.listing_delay
 
         def gone() -> bool:
             left = [machine.id for machine in pool.machines()]

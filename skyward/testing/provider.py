@@ -97,7 +97,7 @@ class RentalConformance(Suite):
         assert provider.name
         assert {Trait.RENTED, Trait.DESTROYS} <= provider.traits
         assert Trait.DRIVER_ENVIRONMENT not in provider.traits
-        assert min(provider.patience, provider.settle, provider.poll) > 0
+        assert min(provider.patience, provider.listing_delay, provider.poll) > 0
         assert provider.patience > provider.poll
 
     def test_settings_are_json_without_secrets_and_make_an_equal_provider(

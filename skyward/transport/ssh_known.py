@@ -109,7 +109,7 @@ def _pattern(pattern: str) -> re.Pattern[str]:
 # --- files ----------------------------------------------------------------------------------------------------------
 
 
-class _Shelf:
+class _Cache:
     """Indexes of files as long as those stay the same."""
 
     def __init__(self) -> None:
@@ -136,7 +136,7 @@ class _Shelf:
             return entries
 
 
-_shelf = _Shelf()
+_cache = _Cache()
 
 
 def lines_of(source: str, text: str) -> list[tuple[str, str]]:
@@ -185,7 +185,7 @@ class KnownHosts:
         """Look in entries given and in files; blocks. Without a line for the port, those without a port count."""
         name = name.lower()
         spelled = name if port == 22 else f"[{name}]:{port}"
-        sources = [*entries, *(_shelf.read(Path(file)) for file in files)]
+        sources = [*entries, *(_cache.read(Path(file)) for file in files)]
         lines = [line for source in sources for line in source.about(spelled)]
         if spelled != name and not any(line.marker < 2 for line in lines):
             lines = [line for source in sources for line in source.about(name)]

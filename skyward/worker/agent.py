@@ -329,7 +329,7 @@ class Agent:
             (data,) = buffers
             crew.keep(message, data, number=received.number)
             if isinstance(data, mmap) and session.link and not crew.store.holds(message.digest, message.offset):
-                session.link.wire.spares.give(data)
+                session.link.wire.buffer_pool.give(data)
         elif isinstance(message, Share):
             crew.adopt(message)
         elif isinstance(message, Forget):

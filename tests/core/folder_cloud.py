@@ -31,7 +31,7 @@ class FolderCloud:
     name: ClassVar[str] = "folder"
     traits: ClassVar[frozenset[Trait]] = frozenset({Trait.RENTED, Trait.DESTROYS, Trait.SPOT})
     patience: ClassVar[float] = 30.0
-    settle: ClassVar[float] = 0.5
+    listing_delay: ClassVar[float] = 0.5
     poll: ClassVar[float] = 0.02
 
     folder: str

@@ -40,7 +40,7 @@ class Rental:
         """A provider that uses the cloud; attributes of its class may be given, such as `patience`."""
         made = self.make_provider(cloud)
         kind = type(made)
-        quick = type(kind.__name__, (kind,), {"poll": 0.2, "settle": 2.0, "retry_for": 4.0, **attributes})
+        quick = type(kind.__name__, (kind,), {"poll": 0.2, "listing_delay": 2.0, "retry_for": 4.0, **attributes})
         object.__setattr__(made, "__class__", quick)
         return made
 

@@ -28,7 +28,7 @@ class Quick(sky.AWS):
     """Looks often, and gives up soon."""
 
     poll = 0.1
-    settle = 0.5
+    listing_delay = 0.5
     retry_for = 1.0
 
 

@@ -46,7 +46,7 @@ CLASSES = {
 class Quick(Libcloud):
     """The provider, for a cloud that is near and has no other work."""
 
-    settle = 1.0
+    listing_delay = 1.0
     poll = 0.2
     retry_for = 10.0
 

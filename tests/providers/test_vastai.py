@@ -41,7 +41,7 @@ class Quick(VastAI):
     """Looks often, and gives up soon."""
 
     poll: ClassVar[float] = 0.1
-    settle: ClassVar[float] = 0.5
+    listing_delay: ClassVar[float] = 0.5
     retry_for: float = 1.0
 
 
@@ -55,7 +55,7 @@ class Impostor(Quick):
 class OnHosts(Quick):
     """The same for machines that take a moment to boot."""
 
-    settle: ClassVar[float] = 2.0
+    listing_delay: ClassVar[float] = 2.0
     retry_for: float = 10.0
 
 

@@ -134,7 +134,7 @@ class TestVerda(RentalConformance):
 
     @pytest.fixture
     def rental(self, cloud):
-        quick = type("Quick", (sky.Verda,), {"poll": 0.1, "settle": 0.5, "retry_for": 1.0})
+        quick = type("Quick", (sky.Verda,), {"poll": 0.1, "listing_delay": 0.5, "retry_for": 1.0})
         faults = ("no_capacity", "quota", "throttle", "server_error", "html", "lost_reply")
         return Account(
             quick(client_id=cloud.client_id, client_secret=cloud.client_secret, url=cloud.base_url),

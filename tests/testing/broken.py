@@ -17,7 +17,7 @@ FAULTS = ("no_capacity", "quota", "throttle", "server_error", "html", "lost_repl
 
 
 class Sound(Libcloud):
-    settle = 1.0
+    listing_delay = 1.0
     retry_for = 5.0
 
 

@@ -27,7 +27,7 @@ FAULTS = ("no_capacity", "quota", "throttle", "server_error", "html", "lost_repl
 class Quick(Hetzner):
     """The provider, for a cloud that is near and has no other work."""
 
-    settle = 1.0
+    listing_delay = 1.0
     poll = 0.2
     retry_for = 10.0
 

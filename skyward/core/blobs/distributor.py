@@ -12,18 +12,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from skyward.core.blobs import relay
-from skyward.core.blobs.snapshots import Blobs, Snapshot
+from skyward.core.blobs.holdings import NodeHoldings
+from skyward.core.blobs.snapshots import Snapshot
 from skyward.core.nodes.session import Session
 from skyward.core.payload.shared_file import SharedFile
 from skyward.core.protocol import messages
 from skyward.core.visible import shown
 
-__all__ = ["ABOUT_BLOBS", "Spread"]
+__all__ = ["ABOUT_BLOBS", "Distributor"]
 
 ABOUT_BLOBS = (messages.Kept, messages.Listening, messages.Reached)
-"""What nodes say that is `Spread`'s business."""
+"""What nodes say that is `Distributor`'s business."""
 
-_log = logging.getLogger("skyward.spread")
+_log = logging.getLogger("skyward.distributor")
 
 _STORE_SHARE = 0.25  # of a node's memory may hold blobs that no task needs at the moment
 _PART = 2 * 2**20  # bytes of one message: what a node passes on as a whole
@@ -33,14 +34,14 @@ _LOOK = 0.5  # seconds between two looks for transfers that are late
 @dataclass(slots=True, eq=False)
 class _Node:
     session: Session
-    blobs: Blobs
+    blobs: NodeHoldings
     using: dict[int, Sequence[bytes]] = field(default_factory=dict)  # blobs of the tasks that are out there
     coming: dict[bytes, Snapshot] = field(default_factory=dict)  # all of what is on its way, in case it does not come
     shared: set[bytes] = field(default_factory=set)  # of these, what it was told to find in a file of ours
     blind: bool = False  # it could not open one
 
 
-class Spread:
+class Distributor:
     """The blobs of one pool's nodes."""
 
     def __init__(self) -> None:
@@ -50,12 +51,12 @@ class Spread:
         self._timer: asyncio.TimerHandle | None = None
 
     def __repr__(self) -> str:
-        return f"<Spread over {len(self._nodes)} nodes; {self._relay}>"
+        return f"<Distributor over {len(self._nodes)} nodes; {self._relay}>"
 
     def node_up(self, session: Session) -> None:
         """A node takes tasks from now on."""
         budget = int(session.facts.get("memory", 0) * _STORE_SHARE)
-        self._nodes[session.node] = _Node(session, Blobs(budget))
+        self._nodes[session.node] = _Node(session, NodeHoldings(budget))
 
     def node_down(self, name: str) -> None:
         """A node is gone for good."""

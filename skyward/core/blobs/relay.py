@@ -82,7 +82,7 @@ class Relay:
         self._moving: dict[bytes, dict[str, _Transfer]] = {}
         self._serving: Counter[str] = Counter()
         self._unlinked: dict[str, float] = {}  # nodes that the driver does not reach -> since when
-        self._pace: float | None = None  # seconds that the driver takes for a byte
+        self._seconds_per_byte: float | None = None  # seconds that the driver takes for a byte
 
     def __repr__(self) -> str:
         moving = sum(map(len, self._moving.values()))
@@ -138,7 +138,7 @@ class Relay:
             return []
         self._holders.setdefault(blob, {})[node] = None
         if transfer.peer is None and transfer.fallback is None:
-            self._pace = (now - transfer.began) / max(1, transfer.size)
+            self._seconds_per_byte = (now - transfer.began) / max(1, transfer.size)
         return [Free(node, blob), *self._part(blob, transfer)]
 
     def failed(self, node: str, blob: bytes, offset: int) -> list[Command]:
@@ -181,8 +181,8 @@ class Relay:
         def is_late(transfer: _Transfer) -> bool:
             if transfer.peer in self._unlinked:
                 return now - self._unlinked[transfer.peer] > UNLINKED
-            return self._pace is not None and (
-                now - transfer.began > transfer.share * transfer.size * self._pace + GRACE
+            return self._seconds_per_byte is not None and (
+                now - transfer.began > transfer.share * transfer.size * self._seconds_per_byte + GRACE
             )
 
         return self._drop(is_late)

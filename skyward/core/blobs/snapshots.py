@@ -1,9 +1,4 @@
-"""Large buffers by the digest of their content: which node has which, so that each is sent to a node once.
-
-Pure bookkeeping; the bytes live with the tasks that use them (`Snapshots`), and in the nodes' stores (`Blobs`). A
-node's store may hold `budget` bytes of blobs that no task needs any more; beyond that, the ones that were used longest
-ago are forgotten.
-"""
+"""Copies of the large buffers of tasks, one for each content, by its digest; and which arrays were read already."""
 
 from __future__ import annotations
 
@@ -14,17 +9,17 @@ import threading
 import time
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from mmap import mmap
 from typing import Any, NamedTuple
 
 import xxhash
 
 from skyward.core.payload.shared_file import SharedFile
-from skyward.core.protocol.buffers import PAGED, Spares
+from skyward.core.protocol.buffers import PAGED, BufferPool
 from skyward.core.system import open_files
 
-__all__ = ["Arrays", "Blobs", "Snapshot", "Snapshots", "digest"]
+__all__ = ["ArrayCache", "Snapshot", "Snapshots", "digest"]
 
 Snapshot = mmap | bytes | SharedFile
 """A copy of a buffer."""
@@ -34,7 +29,7 @@ _OTHERS = 16  # files that are left to others where a process may have few
 _MOST_PLACES = 1024
 _SHARE = 0.25  # of the memory may be taken by copies that nobody holds; as nodes' stores may
 _MOST_HELD = 128 << 20  # bytes of a call's copies that are held while no task needs them, besides the newest
-_MOST_SPARE = 64 << 20  # bytes of memory that is kept for other copies, and of that which may soon be
+_MAX_POOLED = 64 << 20  # bytes of memory that is kept for other copies, and of that which may soon be
 _SAMPLES, _SAMPLE = 64, 4096  # parts of an array that are looked at where all of it would take long, bytes of each
 _SPEED = 10e9  # bytes a second that are read so, until it is known
 _PIECE = 8 << 20  # bytes of it that are read between two looks at how long tasks take
@@ -94,14 +89,14 @@ class Snapshots:
         self._idle_size = 0
         self._budget = _SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if shared else 0
         self._left: list[mmap] = []  # copies that nobody holds, but parts of them may still be on their way to a node
-        self._spares = Spares(_MOST_SPARE)
+        self._buffer_pool = BufferPool(_MAX_POOLED)
         self._places: set[tuple[int, int, int]] = set()  # where arrays were that are copied
         self._dropped: deque[bytes] = deque()  # by the garbage collector, which must not wait for the lock
 
     def __repr__(self) -> str:
         return f"<Snapshots {len(self._kept)}, {sum(len(data) for data, _ in self._kept.values()):,} bytes>"
 
-    def take(self, buffer: memoryview, arrays: Arrays | None = None) -> tuple[bytes, Snapshot]:
+    def take(self, buffer: memoryview, arrays: ArrayCache | None = None) -> tuple[bytes, Snapshot]:
         """Digest and copy of a buffer, for one task; the same copy for all tasks with equal bytes.
 
         With `arrays`, one that was seen there is read again only where that is worth it.
@@ -152,8 +147,8 @@ class Snapshots:
         """Memory for a copy, best that of a former one at which nobody looks any more."""
         for index in reversed(range(len(self._left))):
             if _references(self._left, index) == _UNUSED:
-                self._spares.give(self._left.pop(index))
-        return self._spares.take(size)
+                self._buffer_pool.give(self._left.pop(index))
+        return self._buffer_pool.take(size)
 
     def _hold(self, name: bytes, copy: Snapshot | None) -> Snapshot | None:
         with self._lock:
@@ -199,7 +194,7 @@ class Snapshots:
             self._idle_size -= len(data)
             if isinstance(data, mmap):
                 self._left.append(data)
-        while sum(map(len, self._left)) > _MOST_SPARE:
+        while sum(map(len, self._left)) > _MAX_POOLED:
             del self._left[0]
 
     def clear(self) -> None:
@@ -207,7 +202,7 @@ class Snapshots:
         with self._lock:
             self._idle.clear()
             self._idle_size = 0
-            self._left, self._spares = [], Spares(_MOST_SPARE)
+            self._left, self._buffer_pool = [], BufferPool(_MAX_POOLED)
 
 
 class _Seen(NamedTuple):
@@ -216,7 +211,7 @@ class _Seen(NamedTuple):
     name: bytes
 
 
-class Arrays:
+class ArrayCache:
     """The arrays of one call that were hashed, so that short tasks which all have the same one need not wait for that.
 
     Whether an array has changed since the last task is seen exactly, by hashing it again, unless that would take more
@@ -247,7 +242,7 @@ class Arrays:
         self._held: dict[tuple[int, int, int], bytes] = {}  # names of copies, the oldest first
 
     def __repr__(self) -> str:
-        return f"<Arrays {len(self._seen)}, {len(self._held)} held>"
+        return f"<ArrayCache {len(self._seen)}, {len(self._held)} held>"
 
     def __del__(self) -> None:
         self._snapshots.drop(self._held.values())
@@ -320,7 +315,7 @@ class Arrays:
             self._snapshots.drop([name])
 
 
-def _forget(arrays: weakref.ref[Arrays], key: tuple[int, int, int]) -> None:
+def _forget(arrays: weakref.ref[ArrayCache], key: tuple[int, int, int]) -> None:
     if (these := arrays()) is not None:
         these._forget(key)  # noqa: SLF001 - a method of theirs would keep them alive
 
@@ -344,46 +339,3 @@ def _sample(buffer: memoryview) -> bytes:
     for start in range(0, len(buffer), step):
         samples.update(buffer[start : start + _SAMPLE])
     return samples.digest()
-
-
-class Blobs:
-    """What one node's store holds."""
-
-    def __init__(self, budget: int) -> None:
-        self._budget = budget
-        self._sizes: OrderedDict[bytes, int] = OrderedDict()  # least recently used first
-        self._users: dict[bytes, int] = {}
-        self._total = 0
-
-    def __repr__(self) -> str:
-        return f"<Blobs {len(self._sizes)} kept, {self._total:,} of {self._budget:,} bytes, {len(self._users)} in use>"
-
-    def use(self, sizes: Mapping[bytes, int]) -> tuple[list[bytes], list[bytes]]:
-        """A task that needs these blobs goes to the node: which to send first, and which to forget for them."""
-        missing = []
-        for name, size in sizes.items():
-            self._users[name] = self._users.get(name, 0) + 1
-            if name not in self._sizes:
-                missing.append(name)
-                self._sizes[name] = size
-                self._total += size
-            self._sizes.move_to_end(name)
-        return missing, self._evict() if missing else []
-
-    def release(self, names: Iterable[bytes]) -> None:
-        """The task is over on that node; its blobs stay until room is needed."""
-        for name in names:
-            left = self._users[name] - 1
-            if left:
-                self._users[name] = left
-            else:
-                del self._users[name]
-
-    def _evict(self) -> list[bytes]:
-        forgotten = []
-        for name in [name for name in self._sizes if name not in self._users]:
-            if self._total <= self._budget:
-                break
-            self._total -= self._sizes.pop(name)
-            forgotten.append(name)
-        return forgotten

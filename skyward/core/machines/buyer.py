@@ -18,10 +18,10 @@ from skyward.core.machines.ledger import Ledger
 from skyward.core.machines.ssh_keys import make_key
 from skyward.core.spec import KeyPair, Machine, MachineId, Order
 
-__all__ = ["Purse"]
+__all__ = ["Buyer"]
 
 
-class Purse:
+class Buyer:
     """The ledger, the pool's key, and the reaper that stands by. Made and used in threads.
 
     Parameters
@@ -48,7 +48,7 @@ class Purse:
             raise
 
     def __repr__(self) -> str:
-        return f"<Purse of {self._tag}>"
+        return f"<Buyer of {self._tag}>"
 
     def buy(self, provider: Provider, order: Order) -> Sequence[Machine]:
         """Create machines; the intent is on the disk before, and the ids right after."""

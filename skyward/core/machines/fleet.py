@@ -42,22 +42,22 @@ from skyward.core.machines.fleet_events import (
     Destroyed,
     Doubt,
     Event,
-    Look,
     Lost,
     Made,
     NotCleared,
     NotDestroyed,
     NotSeen,
+    Poll,
     Ready,
     Refused,
+    Report,
     Seen,
     Source,
     Stop,
-    Tell,
     Tick,
     Worked,
 )
-from skyward.core.machines.fleet_state import Claim, Desk, Phase, end, leaves
+from skyward.core.machines.fleet_state import OwnedMachine, Phase, SourceState, end, leaves
 from skyward.core.machines.refusals import reaches
 from skyward.core.spec import Machine, MachineId, MachineState
 
@@ -74,18 +74,18 @@ __all__ = [
     "Doubt",
     "Event",
     "Fleet",
-    "Look",
     "Lost",
     "Made",
     "NotCleared",
     "NotDestroyed",
     "NotSeen",
+    "Poll",
     "Ready",
     "Refused",
+    "Report",
     "Seen",
     "Source",
     "Stop",
-    "Tell",
     "Tick",
     "Worked",
 ]
@@ -121,13 +121,13 @@ class Fleet:
     """
 
     def __init__(self, sources: Sequence[Source], candidates: Sequence[Candidate], wanted: int, tag: str) -> None:
-        self._desks = [Desk(source) for source in sources]
+        self._states = [SourceState(source) for source in sources]
         self._candidates = list(candidates)
         self._resting: dict[int, float] = {}  # candidate -> until when
         self._tag = tag
         self._orders: dict[str, tuple[int, int]] = {}  # those that are out -> candidate, count
         self._last_order = 0
-        self._placed: dict[str, int] = {}  # every order -> the source whose desk its machines belong to
+        self._placed: dict[str, int] = {}  # every order -> the source whose state its machines belong to
         self._wanted = wanted
         self._failures = 0  # machines in a row that did not come up
         self._barren = 0  # those in a row on which nothing went well
@@ -146,7 +146,7 @@ class Fleet:
     def count(self) -> int:
         """Machines that are ordered, boot or serve."""
         return sum(count for _, count in self._orders.values()) + sum(
-            claim.phase is not Phase.ENDING for desk in self._desks for claim in desk.claims.values()
+            owned.phase is not Phase.ENDING for state in self._states for owned in state.machines.values()
         )
 
     @property
@@ -162,7 +162,7 @@ class Fleet:
     @property
     def settled(self) -> bool:
         """Nothing more will come by itself now: nothing is out, and all that is wanted is there or was refused."""
-        if any(desk.uncertain is not None and not desk.blind for desk in self._desks):
+        if any(state.uncertain is not None and not state.blind for state in self._states):
             return False
         return not self._orders and (self.count >= self._wanted or self._choice(-math.inf) is None)
 
@@ -173,36 +173,36 @@ class Fleet:
             self._stopping
             and not self._orders
             and all(
-                all(claim.tried for claim in desk.claims.values())
-                if desk.given_up
-                else not desk.claims and (not leaves(desk) or desk.cleared)
-                for desk in self._desks
+                all(owned.tried for owned in state.machines.values())
+                if state.given_up
+                else not state.machines and (not leaves(state) or state.cleared)
+                for state in self._states
             )
         )
 
     @property
     def given_up(self) -> list[tuple[str, SkywardError]]:
         """(source's name, why) of those where things may be left that can't be given back."""
-        return [(desk.source.name, desk.given_up) for desk in self._desks if desk.given_up is not None]
+        return [(state.source.name, state.given_up) for state in self._states if state.given_up is not None]
 
     @property
     def waiting(self) -> tuple[int, int, int]:
         """Machines that cost and are no nodes: that are ordered, that boot, that end."""
-        rented = [desk for desk in self._desks if desk.source.rented]
-        orders = [(self._desks[self._candidates[number].source], count) for number, count in self._orders.values()]
-        phases = [claim.phase for desk in rented for claim in desk.claims.values()]
-        ordered = sum(count for desk, count in orders if desk.source.rented)
+        rented = [state for state in self._states if state.source.rented]
+        orders = [(self._states[self._candidates[number].source], count) for number, count in self._orders.values()]
+        phases = [owned.phase for state in rented for owned in state.machines.values()]
+        ordered = sum(count for state, count in orders if state.source.rented)
         return ordered, phases.count(Phase.BOOTING), phases.count(Phase.ENDING)
 
     def left(self) -> list[tuple[str, MachineId]]:
         """(source's name, machine) of what is not known to be gone."""
-        return [(desk.source.name, id) for desk in self._desks for id in desk.claims]
+        return [(state.source.name, id) for state in self._states for id in state.machines]
 
     def left_price(self) -> float | None:
         """Dollars per hour of what is not known to be gone; None where a price is not known."""
-        claims = [claim for desk in self._desks for claim in desk.claims.values()]
+        machines = [owned for state in self._states for owned in state.machines.values()]
         prices = [
-            claim.candidate.offer.price if claim.candidate and claim.candidate.offer else None for claim in claims
+            owned.candidate.offer.price if owned.candidate and owned.candidate.offer else None for owned in machines
         ]
         known = [price for price in prices if price is not None]
         return sum(known) if known and len(known) == len(prices) else None
@@ -228,47 +228,47 @@ class Fleet:
             case Worked():
                 self._barren = 0
             case Doubt(source):
-                self._desks[source].next_look = now
+                self._states[source].next_poll = now
             case Destroyed(source, ids):
-                self._destroyed(self._desks[source], ids, now)
+                self._destroyed(self._states[source], ids, now)
             case NotDestroyed():
                 commands += self._not_destroyed(event, now)
             case Cleared(source):
-                self._desks[source].clearing, self._desks[source].cleared = False, True
+                self._states[source].clearing, self._states[source].cleared = False, True
             case NotCleared(source):
-                desk = self._desks[source]
-                desk.clearing, desk.next_clear = False, now + self._backoff(desk)
+                state = self._states[source]
+                state.clearing, state.next_clear = False, now + self._backoff(state)
             case Stop():
                 self._stop(now)
             case Tick():
                 pass
         commands += self._overdue(now)
         commands += self._order(now)
-        for number, desk in enumerate(self._desks):
-            commands += self._end(number, desk, now)
-            commands += self._look(number, desk, now)
-            commands += self._clear(number, desk, now)
+        for number, state in enumerate(self._states):
+            commands += self._end(number, state, now)
+            commands += self._poll(number, state, now)
+            commands += self._clear(number, state, now)
         return commands
 
     def next_tick(self, now: float) -> float | None:
         """When a `Tick` is due at the latest; None if only events can change anything."""
-        times = [time for desk in self._desks for time in self._times(desk)]
+        times = [time for state in self._states for time in self._times(state)]
         if not self._stopping and self.count < self._wanted:
             times += [self._pause_until, *self._resting.values()]
         return min((time for time in times if now < time < math.inf), default=None)
 
-    def _times(self, desk: Desk) -> Iterator[float]:
-        if desk.given_up is not None:
+    def _times(self, state: SourceState) -> Iterator[float]:
+        if state.given_up is not None:
             return
-        if not desk.source.rented:
-            yield from (claim.due for claim in desk.claims.values() if claim.phase is Phase.ENDING)
+        if not state.source.rented:
+            yield from (owned.due for owned in state.machines.values() if owned.phase is Phase.ENDING)
             return
-        if desk.used and not desk.cleared:
-            yield desk.next_look
-            yield desk.next_clear
-            yield desk.shown_from
-        for claim in desk.claims.values():
-            yield claim.due if claim.phase is Phase.ENDING else claim.made + desk.source.patience
+        if state.used and not state.cleared:
+            yield state.next_poll
+            yield state.next_clear
+            yield state.shown_from
+        for owned in state.machines.values():
+            yield owned.due if owned.phase is Phase.ENDING else owned.made + state.source.patience
 
     # --- ordering ---
 
@@ -279,14 +279,14 @@ class Fleet:
         if first is None:
             return None
         source = self._candidates[first].source
-        denials = self._desks[source].denials
+        denials = self._states[source].denials
         if not denials:
             return first
         same = (number for number in free if self._candidates[number].source == source)
         return min([first, *same], key=lambda number: denials.rank(self._candidates[number].offer))
 
     def _is_free(self, number: int, now: float) -> bool:
-        blind = self._desks[self._candidates[number].source].blind
+        blind = self._states[self._candidates[number].source].blind
         return self._resting.get(number, -math.inf) <= now and not blind
 
     def _order(self, now: float) -> Iterator[Command]:
@@ -296,13 +296,13 @@ class Fleet:
                 return
             self._resting.pop(number, None)
             candidate = self._candidates[number]
-            desk = self._desks[candidate.source]
-            if desk.uncertain is not None:
+            state = self._states[candidate.source]
+            if state.uncertain is not None:
                 return  # what the last order made must be known first
-            if not desk.source.rented and any(claim.phase is Phase.ENDING for claim in desk.claims.values()):
+            if not state.source.rented and any(owned.phase is Phase.ENDING for owned in state.machines.values()):
                 return  # what exists once, such as a host, is given back before it can be had again
             missing = self._wanted - self.count
-            if not desk.source.batch:
+            if not state.source.batch:
                 out = sum(self._candidates[other].source == candidate.source for other, _ in self._orders.values())
                 if out >= _MOST_AT_ONCE:
                     return
@@ -310,104 +310,104 @@ class Fleet:
             self._last_order += 1
             name = f"{self._tag}-{self._last_order}"
             self._orders[name], self._placed[name] = (number, missing), candidate.source
-            desk.used = True
+            state.used = True
             yield Create(name, candidate, missing)
 
     def _made(self, event: Made, now: float) -> Iterator[Command]:
         number, _ = self._orders.pop(event.order)
         candidate = self._candidates[number]
-        desk = self._desks[candidate.source]
+        state = self._states[candidate.source]
         placed = int(event.order.rpartition("-")[2])
         self._refusals = [refusal for refusal in self._refusals if refusal[0] >= placed]
-        desk.lost_replies = 0
-        desk.refusals.clear()
+        state.lost_replies = 0
+        state.refusals.clear()
         if not event.machines:
             self._resting[number] = now + _REST[NoCapacity]
         for machine in event.machines:
-            yield from self._claim(candidate.source, desk, machine, candidate, now)
-        desk.next_look, desk.shown_from = now, now + desk.source.settle
+            yield from self._own(candidate.source, state, machine, candidate, now)
+        state.next_poll, state.shown_from = now, now + state.source.listing_delay
 
     def _refused(self, event: Refused, now: float) -> Iterator[Command]:
         number, count = self._orders.pop(event.order)
         candidate, error = self._candidates[number], event.error
-        desk = self._desks[candidate.source]
+        state = self._states[candidate.source]
         self._refusals.append((self._last_order, error))
-        desk.refusals[_is_spot(candidate)] += 1
-        desk.denials.add(error, candidate.offer)
-        desk.shown_from = now + desk.source.settle  # an error in the error map must not cost money
-        yield self._told(desk, candidate, count, error)
-        if isinstance(error, CloudError) and not isinstance(error, RateLimited) and desk.source.rented:
-            desk.uncertain, desk.next_look = now, now
-            desk.lost_replies += 1
-            if desk.lost_replies < _LOST_REPLIES:
+        state.refusals[_is_spot(candidate)] += 1
+        state.denials.add(error, candidate.offer)
+        state.shown_from = now + state.source.listing_delay  # an error in the error map must not cost money
+        yield self._refusal(state, candidate, count, error)
+        if isinstance(error, CloudError) and not isinstance(error, RateLimited) and state.source.rented:
+            state.uncertain, state.next_poll = now, now
+            state.lost_replies += 1
+            if state.lost_replies < _LOST_REPLIES:
                 return  # a look will tell whether it worked after all; if not, it is tried again
         rest = next((seconds for kind, seconds in _REST.items() if isinstance(error, kind)), _LONG_REST)
-        enough = desk.refusals[_is_spot(candidate)] >= _MOST_REFUSALS
+        enough = state.refusals[_is_spot(candidate)] >= _MOST_REFUSALS
         for other, known in enumerate(self._candidates):
             pointless = enough and _is_spot(known) == _is_spot(candidate)
             pointless = pointless or reaches(error, candidate.offer, known.offer)
             if other == number or (known.source == candidate.source and pointless):
                 self._resting[other] = max(self._resting.get(other, now), now + rest)
 
-    def _told(self, desk: Desk, candidate: Candidate, count: int, error: SkywardError) -> Tell:
+    def _refusal(self, state: SourceState, candidate: Candidate, count: int, error: SkywardError) -> Report:
         what = f"{candidate.offer}" if candidate.offer else f"{count} node(s)"
-        reason = str(error).removeprefix(f"{desk.source.name}: ")  # most errors begin so; once is enough
-        return Tell(f"{desk.source.name}: {what}: {reason}", warning=not isinstance(error, NoCapacity))
+        reason = str(error).removeprefix(f"{state.source.name}: ")  # most errors begin so; once is enough
+        return Report(f"{state.source.name}: {what}: {reason}", warning=not isinstance(error, NoCapacity))
 
-    def _claim(
-        self, number: int, desk: Desk, machine: Machine, candidate: Candidate | None, now: float
+    def _own(
+        self, number: int, state: SourceState, machine: Machine, candidate: Candidate | None, now: float
     ) -> Iterator[Command]:
         """A machine is ours from now on."""
-        if machine.id in desk.claims:
+        if machine.id in state.machines:
             return
         self._placed.setdefault(machine.order or machine.id, number)
-        claim = desk.claims[machine.id] = Claim(Phase.BOOTING, now, candidate)
-        desk.cleared = False
+        owned = state.machines[machine.id] = OwnedMachine(Phase.BOOTING, now, candidate)
+        state.cleared = False
         if self._stopping or self.count > self._wanted:
-            end(claim, now)
+            end(owned, now)
         else:
-            yield from self._begin(number, claim, machine)
+            yield from self._begin(number, owned, machine)
 
-    def _begin(self, number: int, claim: Claim, machine: Machine) -> Iterator[Command]:
+    def _begin(self, number: int, owned: OwnedMachine, machine: Machine) -> Iterator[Command]:
         if machine.state is MachineState.RUNNING and machine.endpoint is not None:
-            claim.phase = Phase.SERVING
+            owned.phase = Phase.SERVING
             yield Begin(number, machine)
 
     # --- looking ---
 
-    def _look(self, number: int, desk: Desk, now: float) -> Iterator[Command]:
-        ready = desk.source.rented and desk.looking_since is None and desk.given_up is None
-        if ready and now >= desk.next_look and self._must_look(desk, now):
-            desk.looking_since = now
-            yield Look(number)
+    def _poll(self, number: int, state: SourceState, now: float) -> Iterator[Command]:
+        ready = state.source.rented and state.polling_since is None and state.given_up is None
+        if ready and now >= state.next_poll and self._must_poll(state, now):
+            state.polling_since = now
+            yield Poll(number)
 
-    def _must_look(self, desk: Desk, now: float) -> bool:
-        if desk.claims or desk.uncertain is not None:
+    def _must_poll(self, state: SourceState, now: float) -> bool:
+        if state.machines or state.uncertain is not None:
             return True
-        return self._stopping and desk.used and now >= desk.shown_from and not self._is_bare(desk)
+        return self._stopping and state.used and now >= state.shown_from and not self._is_bare(state)
 
-    def _is_bare(self, desk: Desk) -> bool:
+    def _is_bare(self, state: SourceState) -> bool:
         """Whether a look has shown nothing there that began when nothing more could come."""
-        return desk.bare >= max(self._stopped, desk.shown_from)
+        return state.bare >= max(self._stopped, state.shown_from)
 
     def _seen(self, event: Seen, now: float) -> Iterator[Command]:
-        desk = self._desks[event.source]
-        since = desk.looking_since if desk.looking_since is not None else now
-        desk.looking_since, desk.failures, desk.blind = None, 0, False
+        state = self._states[event.source]
+        since = state.polling_since if state.polling_since is not None else now
+        state.polling_since, state.failures, state.blind = None, 0, False
         shown = {machine.id: machine for machine in event.machines}
         left = [machine for machine in event.machines if machine.state is not MachineState.GONE]
-        desk.bare = -math.inf if left else since
-        for id, claim in list(desk.claims.items()):
-            yield from self._compare(event.source, desk, id, claim, shown.get(id), since, now)
+        state.bare = -math.inf if left else since
+        for id, owned in list(state.machines.items()):
+            yield from self._compare(event.source, state, id, owned, shown.get(id), since, now)
         for machine in left:
             if self._is_at(machine, event.source):
-                yield from self._claim(event.source, desk, machine, None, now)
-        if desk.uncertain is not None and since >= desk.uncertain:
-            desk.uncertain = None
+                yield from self._own(event.source, state, machine, None, now)
+        if state.uncertain is not None and since >= state.uncertain:
+            state.uncertain = None
         calm = not self._stopping and all(
-            claim.phase is Phase.SERVING and not claim.missed for claim in desk.claims.values()
+            owned.phase is Phase.SERVING and not owned.missed for owned in state.machines.values()
         )
-        desk.next_look = now + (_WATCH if calm and desk.uncertain is None else desk.source.poll)
+        state.next_poll = now + (_WATCH if calm and state.uncertain is None else state.source.poll)
 
     def _is_at(self, machine: Machine, source: int) -> bool:
         """Whether a machine that a look shows is for this source to use or to end.
@@ -420,54 +420,63 @@ class Fleet:
         return self._placed.get(name, None if source in out else source) == source and name not in self._orders
 
     def _not_seen(self, event: NotSeen, now: float) -> Iterator[Command]:
-        desk = self._desks[event.source]
-        desk.looking_since, desk.next_look = None, now + self._backoff(desk)
-        if desk.failures == _TRIES_TOLD:
-            yield Tell(f"{desk.source.name}: can't see its machines: {event.error}; trying on", warning=True)
-        if desk.failures >= _TRIES_TOLD and isinstance(event.error, AuthFailed) and not desk.blind:
-            desk.blind = True
+        state = self._states[event.source]
+        state.polling_since, state.next_poll = None, now + self._backoff(state)
+        if state.failures == _TRIES_TOLD:
+            yield Report(f"{state.source.name}: can't see its machines: {event.error}; trying on", warning=True)
+        if state.failures >= _TRIES_TOLD and isinstance(event.error, AuthFailed) and not state.blind:
+            state.blind = True
             self._refusals.append((self._last_order, event.error))
-            for claim in desk.claims.values():
-                if claim.phase is Phase.BOOTING:  # nobody will tell its address
-                    end(claim, now)
+            for owned in state.machines.values():
+                if owned.phase is Phase.BOOTING:  # nobody will tell its address
+                    end(owned, now)
 
     def _compare(
-        self, number: int, desk: Desk, id: MachineId, claim: Claim, shown: Machine | None, since: float, now: float
+        self,
+        number: int,
+        state: SourceState,
+        id: MachineId,
+        owned: OwnedMachine,
+        shown: Machine | None,
+        since: float,
+        now: float,
     ) -> Iterator[Command]:
         """What a look says of one machine of ours."""
         if shown is not None:
-            claim.seen, claim.missed = True, 0
-        elif not claim.seen and since < claim.made + desk.source.settle:
+            owned.seen, owned.missed = True, 0
+        elif not owned.seen and since < owned.made + state.source.listing_delay:
             return  # too young to be missed
-        if claim.phase is Phase.ENDING:
-            claim.missed += shown is None and claim.accepted and since >= claim.since
-            if claim.missed >= _MISSES or (shown is not None and shown.state is MachineState.GONE):
-                del desk.claims[id]
-            elif shown is not None and claim.accepted and now >= claim.since + _RETRY_DESTROY:
-                claim.accepted, claim.due = False, now
+        if owned.phase is Phase.ENDING:
+            owned.missed += shown is None and owned.accepted and since >= owned.since
+            if owned.missed >= _MISSES or (shown is not None and shown.state is MachineState.GONE):
+                del state.machines[id]
+            elif shown is not None and owned.accepted and now >= owned.since + _RETRY_DESTROY:
+                owned.accepted, owned.due = False, now
             return
-        if shown is None and claim.missed < _MISSES:
-            claim.missed += 1  # an API's servers need not all know the same at once
+        if shown is None and owned.missed < _MISSES:
+            owned.missed += 1  # an API's servers need not all know the same at once
             return
         if shown is not None and shown.state in (MachineState.STARTING, MachineState.RUNNING):
-            if claim.phase is Phase.BOOTING:
-                yield from self._begin(number, claim, shown)
+            if owned.phase is Phase.BOOTING:
+                yield from self._begin(number, owned, shown)
             return
         reason = "it is not there any more" if shown is None else shown.detail or shown.state.value
-        if claim.phase is Phase.SERVING:
+        if owned.phase is Phase.SERVING:
             yield Abandon(number, id, reason)
         else:
-            yield from self._give_up(desk, id, claim, reason, now)
+            yield from self._give_up(state, id, owned, reason, now)
 
-    def _give_up(self, desk: Desk, id: MachineId, claim: Claim, reason: str, now: float) -> Iterator[Command]:
+    def _give_up(
+        self, state: SourceState, id: MachineId, owned: OwnedMachine, reason: str, now: float
+    ) -> Iterator[Command]:
         """A machine that never got to serve."""
-        error = ProvisioningError(f"{desk.source.name}: {id} did not come up: {reason}")
+        error = ProvisioningError(f"{state.source.name}: {id} did not come up: {reason}")
         self._refusals.append((self._last_order, error))
-        if claim.candidate is not None:  # until others have had their time to fail, and were counted
-            self._resting[self._candidates.index(claim.candidate)] = now + desk.source.patience + _REST[NoCapacity]
-        end(claim, now)
+        if owned.candidate is not None:  # until others have had their time to fail, and were counted
+            self._resting[self._candidates.index(owned.candidate)] = now + state.source.patience + _REST[NoCapacity]
+        end(owned, now)
         self._failed()
-        yield Tell(str(error), warning=True)
+        yield Report(str(error), warning=True)
 
     def _failed(self) -> None:
         """A machine did not come up; whether or not it had an address, it may be all of them that do not."""
@@ -476,46 +485,46 @@ class Fleet:
             self._wanted -= 1
 
     def _overdue(self, now: float) -> Iterator[Command]:
-        for desk in self._desks:
-            for id, claim in desk.claims.items():
-                if claim.phase is Phase.BOOTING and now >= claim.made + desk.source.patience:
-                    reason = f"it had no address after {desk.source.patience:g} s"
-                    yield from self._give_up(desk, id, claim, reason, now)
+        for state in self._states:
+            for id, owned in state.machines.items():
+                if owned.phase is Phase.BOOTING and now >= owned.made + state.source.patience:
+                    reason = f"it had no address after {state.source.patience:g} s"
+                    yield from self._give_up(state, id, owned, reason, now)
 
     # --- ending ---
 
     def _stop(self, now: float) -> None:
         self._stopped, self._wanted = now, 0
-        for desk in self._desks:
-            desk.next_look = min(desk.next_look, now + desk.source.poll if desk.claims else now)
-            desk.failures = 0
-            for claim in desk.claims.values():
-                if claim.phase is Phase.BOOTING:
-                    end(claim, now)
-                elif claim.phase is Phase.ENDING and not claim.accepted and not claim.asked:
-                    claim.due, claim.tries = now, 0
+        for state in self._states:
+            state.next_poll = min(state.next_poll, now + state.source.poll if state.machines else now)
+            state.failures = 0
+            for owned in state.machines.values():
+                if owned.phase is Phase.BOOTING:
+                    end(owned, now)
+                elif owned.phase is Phase.ENDING and not owned.accepted and not owned.asked:
+                    owned.due, owned.tries = now, 0
 
     def _judge(self, event: Event, now: float) -> None:
         """Give a source up that refuses credentials at the end: nobody renews them while the block waits."""
         match event:
             case NotSeen(source, error) | NotDestroyed(source, _, error) | NotCleared(source, error):
-                desk = self._desks[source]
-                if not (isinstance(error, AuthFailed) and desk.source.rented):
-                    desk.denied.pop(type(event), None)
-                elif now >= desk.denied.setdefault(type(event), now) + _DENIED_FOR:
-                    desk.given_up = desk.given_up or error
+                state = self._states[source]
+                if not (isinstance(error, AuthFailed) and state.source.rented):
+                    state.denied.pop(type(event), None)
+                elif now >= state.denied.setdefault(type(event), now) + _DENIED_FOR:
+                    state.given_up = state.given_up or error
             case Seen(source):
-                self._desks[source].denied.pop(NotSeen, None)
+                self._states[source].denied.pop(NotSeen, None)
             case Destroyed(source):
-                self._desks[source].denied.pop(NotDestroyed, None)
+                self._states[source].denied.pop(NotDestroyed, None)
             case _:
                 pass
 
     def _lost(self, event: Lost, now: float) -> None:
-        claim = self._desks[event.source].claims.get(event.id)
-        if claim is None or claim.phase is Phase.ENDING:
+        owned = self._states[event.source].machines.get(event.id)
+        if owned is None or owned.phase is Phase.ENDING:
             return
-        end(claim, now)
+        end(owned, now)
         if event.served:
             self._failures = 0
         self._barren += event.barren
@@ -526,57 +535,57 @@ class Fleet:
             self._failed()
         self._pause_until = max(self._pause_until, now + _PAUSE * max(self._failures, self._barren))
 
-    def _end(self, number: int, desk: Desk, now: float) -> Iterator[Command]:
+    def _end(self, number: int, state: SourceState, now: float) -> Iterator[Command]:
         ids = [
             id
-            for id, claim in desk.claims.items()
-            if claim.phase is Phase.ENDING
-            and not claim.asked
-            and now >= claim.due
+            for id, owned in state.machines.items()
+            if owned.phase is Phase.ENDING
+            and not owned.asked
+            and now >= owned.due
             # Where looks are refused, ending may be allowed all the same.
-            and not (desk.given_up and claim.tried)
+            and not (state.given_up and owned.tried)
         ]
         for id in ids:
-            desk.claims[id].asked = True
+            state.machines[id].asked = True
         if ids:
             yield Destroy(number, ids)
 
-    def _destroyed(self, desk: Desk, ids: Sequence[MachineId], now: float) -> None:
+    def _destroyed(self, state: SourceState, ids: Sequence[MachineId], now: float) -> None:
         for id in ids:
-            claim = desk.claims.get(id)
-            if claim is None:
+            owned = state.machines.get(id)
+            if owned is None:
                 continue
-            if desk.source.rented:  # until a look confirms it
-                claim.asked, claim.accepted, claim.due, claim.since = False, True, math.inf, now
-                desk.next_look = min(desk.next_look, now + min(1.0, desk.source.poll))
+            if state.source.rented:  # until a look confirms it
+                owned.asked, owned.accepted, owned.due, owned.since = False, True, math.inf, now
+                state.next_poll = min(state.next_poll, now + min(1.0, state.source.poll))
             else:
-                del desk.claims[id]
+                del state.machines[id]
 
     def _not_destroyed(self, event: NotDestroyed, now: float) -> Iterator[Command]:
-        desk = self._desks[event.source]
+        state = self._states[event.source]
         for id in event.ids:
-            claim = desk.claims.get(id)
-            if claim is None:
+            owned = state.machines.get(id)
+            if owned is None:
                 continue
             first, most = _BACKOFF
-            claim.asked, claim.due = False, now + min(most, first * 2**claim.tries)
-            claim.tries += 1
-            if claim.tries == _TRIES_TOLD:
-                text = f"{desk.source.name}: {id} can't be given back: {event.error}"
-                if not desk.source.rented:  # it costs nothing, and there is nobody to ask whether it is gone
-                    del desk.claims[id]
-                yield Tell(f"{text}; trying on" if desk.source.rented else text, warning=True)
+            owned.asked, owned.due = False, now + min(most, first * 2**owned.tries)
+            owned.tries += 1
+            if owned.tries == _TRIES_TOLD:
+                text = f"{state.source.name}: {id} can't be given back: {event.error}"
+                if not state.source.rented:  # it costs nothing, and there is nobody to ask whether it is gone
+                    del state.machines[id]
+                yield Report(f"{text}; trying on" if state.source.rented else text, warning=True)
 
-    def _clear(self, number: int, desk: Desk, now: float) -> Iterator[Command]:
-        ready = self._is_bare(desk) and not desk.claims and not self._orders and desk.given_up is None
-        if ready and leaves(desk) and not desk.cleared and not desk.clearing and now >= desk.next_clear:
-            desk.clearing = True
+    def _clear(self, number: int, state: SourceState, now: float) -> Iterator[Command]:
+        ready = self._is_bare(state) and not state.machines and not self._orders and state.given_up is None
+        if ready and leaves(state) and not state.cleared and not state.clearing and now >= state.next_clear:
+            state.clearing = True
             yield Clear(number)
 
-    def _backoff(self, desk: Desk) -> float:
+    def _backoff(self, state: SourceState) -> float:
         first, most = _BACKOFF
-        desk.failures += 1
-        return float(min(most, first * 2 ** (desk.failures - 1)))
+        state.failures += 1
+        return float(min(most, first * 2 ** (state.failures - 1)))
 
 
 def _is_spot(candidate: Candidate) -> bool:

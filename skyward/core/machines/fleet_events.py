@@ -21,18 +21,18 @@ __all__ = [
     "Destroyed",
     "Doubt",
     "Event",
-    "Look",
     "Lost",
     "Made",
     "NotCleared",
     "NotDestroyed",
     "NotSeen",
+    "Poll",
     "Ready",
     "Refused",
+    "Report",
     "Seen",
     "Source",
     "Stop",
-    "Tell",
     "Tick",
     "Worked",
 ]
@@ -60,7 +60,7 @@ class Source:
     batch: bool = True
     rented: bool = False
     patience: float = 900.0
-    settle: float = 10.0
+    listing_delay: float = 10.0
     poll: float = 3.0
 
 
@@ -202,7 +202,7 @@ class Create:
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class Poll:
     """List what carries our tag; report `Seen` or `NotSeen`."""
 
     source: int
@@ -241,11 +241,11 @@ class Clear:
 
 
 @dataclass(frozen=True, slots=True)
-class Tell:
+class Report:
     """Something for the user to read."""
 
     text: str
     warning: bool = False
 
 
-Command: TypeAlias = Union[Create, Look, Begin, Abandon, Destroy, Clear, Tell]
+Command: TypeAlias = Union[Create, Poll, Begin, Abandon, Destroy, Clear, Report]

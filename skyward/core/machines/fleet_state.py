@@ -12,7 +12,7 @@ from skyward.core.machines.fleet_events import Candidate, Event, Source
 from skyward.core.machines.refusals import Denials
 from skyward.core.spec import MachineId
 
-__all__ = ["Claim", "Desk", "Phase", "end", "leaves"]
+__all__ = ["OwnedMachine", "Phase", "SourceState", "end", "leaves"]
 
 
 class Phase(enum.Enum):
@@ -24,7 +24,7 @@ class Phase(enum.Enum):
 
 
 @dataclass(slots=True)
-class Claim:
+class OwnedMachine:
     """A machine that is ours to end."""
 
     phase: Phase
@@ -45,11 +45,11 @@ class Claim:
 
 
 @dataclass(slots=True)
-class Desk:
+class SourceState:
     """What the fleet keeps of one source."""
 
     source: Source
-    claims: dict[MachineId, Claim] = field(default_factory=dict)
+    machines: dict[MachineId, OwnedMachine] = field(default_factory=dict)
     used: bool = False  # something was ordered here, so something may be left here
     uncertain: float | None = None  # when an order failed with unknown outcome; none is placed until a look
     shown_from: float = -math.inf  # a look that begins then surely shows all that orders have made
@@ -57,8 +57,8 @@ class Desk:
     lost_replies: int = 0  # orders with unknown outcome in a row
     refusals: Counter[bool] = field(default_factory=Counter)  # of spot machines, and of others, in a row
     denials: Denials = field(default_factory=Denials)
-    looking_since: float | None = None
-    next_look: float = -math.inf
+    polling_since: float | None = None
+    next_poll: float = -math.inf
     clearing: bool = False
     cleared: bool = False
     next_clear: float = -math.inf
@@ -70,12 +70,12 @@ class Desk:
     given_up: SkywardError | None = None  # why what is left here can't be given back
 
 
-def end(claim: Claim, now: float) -> None:
+def end(owned: OwnedMachine, now: float) -> None:
     """It is to be ended from now on."""
-    claim.phase, claim.since, claim.due = Phase.ENDING, now, now
-    claim.tries = claim.missed = 0
+    owned.phase, owned.since, owned.due = Phase.ENDING, now, now
+    owned.tries = owned.missed = 0
 
 
-def leaves(desk: Desk) -> bool:
+def leaves(state: SourceState) -> bool:
     """Whether something may be left there."""
-    return desk.used and desk.source.rented
+    return state.used and state.source.rented

@@ -1,7 +1,7 @@
 """Gets a pool's nodes, keeps them, and gives them back.
 
 What to order, look at and destroy, the fleet decides (fleet.py); here it is carried out, each provider's call in a
-thread, what costs money through the purse (buyer.py). For each machine that the fleet begins one task runs its whole
+thread, what costs money through `Buyer` (buyer.py). For each machine that the fleet begins one task runs its whole
 life: connect, bootstrap where there is a shell (connector.py), keep up the session. What a machine is, only its
 provider knows.
 """
@@ -40,7 +40,7 @@ from skyward.core.spec import Image, Machine, MachineId, Nodes, Offer, Offers, O
 from skyward.core.tasks.dispatch import Dispatcher
 
 if TYPE_CHECKING:
-    from skyward.core.machines.buyer import Purse
+    from skyward.core.machines.buyer import Buyer
     from skyward.core.nodes.certificates import Authority
 
 __all__ = ["Plan", "Provisioner"]
@@ -96,7 +96,7 @@ class Provisioner:
         self._changed = asyncio.Event()
         self._started = False
         self._stopping = False
-        self._purse: Purse | None = None
+        self._buyer: Buyer | None = None
         self._waiting = Machines()  # as it was told last
         self._authority: Authority | None = None
 
@@ -126,7 +126,7 @@ class Provisioner:
             return
         rentals = [cast("Rental", provider) for provider in self._plan.providers if _is_rented(provider)]
         if rentals:
-            self._purse = await self._call(_purse, self._plan.order.tag, rentals)
+            self._buyer = await self._call(_buyer, self._plan.order.tag, rentals)
         self._fleet = self._new_fleet(candidates)
         self._tell_fleet(f.Tick())
         least = self._plan.nodes.least
@@ -146,7 +146,7 @@ class Provisioner:
     async def stop(self) -> None:
         """Say goodbye to all nodes and give all machines back; returns when that is done and confirmed."""
         self._stopping = True
-        if self._purse is not None and (count := self._fleet.count):  # it takes a while; who pressed Ctrl-C must see it
+        if self._buyer is not None and (count := self._fleet.count):  # it takes a while; who pressed Ctrl-C must see it
             self._events.emit(Note(f"giving back {count} machine(s) of {self._plan.order.tag}"))
         self._tell_fleet(f.Stop())
         await asyncio.gather(*(session.close() for session in self._sessions.values()), return_exceptions=True)
@@ -163,7 +163,7 @@ class Provisioner:
             if self._fleet.given_up:
                 self._tell_left()
             else:
-                await self._close_purse()
+                await self._close_buyer()
         finally:
             self._calls.shutdown(wait=False)
 
@@ -179,10 +179,10 @@ class Provisioner:
         text += "A process that stands by tries it too when this program has ended"
         self._events.emit(Note(text, warning=True))
 
-    async def _close_purse(self) -> None:
-        if self._purse is None:
+    async def _close_buyer(self) -> None:
+        if self._buyer is None:
             return
-        self._events.emit(await self._call(self._purse.close))
+        self._events.emit(await self._call(self._buyer.close))
 
     def _reason(self) -> SkywardError:
         """Why too few nodes were had."""
@@ -272,7 +272,7 @@ class Provisioner:
 
     def _carry_out(self, command: f.Command) -> None:
         match command:
-            case f.Tell(text, warning):
+            case f.Report(text, warning):
                 self._events.emit(Note(text, warning))
             case f.Begin(source, machine):
                 self._begin(source, machine)
@@ -280,7 +280,7 @@ class Provisioner:
                 self._lives[source, id].abandon(reason)
             case f.Create():
                 self._errand(self._create(command))
-            case f.Look(source):
+            case f.Poll(source):
                 provider = self._plan.providers[source]
                 self._errand(
                     self._ask(
@@ -294,8 +294,8 @@ class Provisioner:
             case f.Destroy(source, ids):
                 provider = self._plan.providers[source]
                 end: Callable[[Sequence[MachineId]], None] = provider.destroy
-                if self._purse is not None and _is_rented(provider):
-                    end = functools.partial(self._purse.end, provider)
+                if self._buyer is not None and _is_rented(provider):
+                    end = functools.partial(self._buyer.end, provider)
                 self._errand(
                     self._ask(
                         end,
@@ -354,8 +354,8 @@ class Provisioner:
         provider, offer = self._plan.providers[command.candidate.source], command.candidate.offer
         order = replace(self._plan.order, count=command.count, name=command.order, offer=offer)
         buy: Callable[[Order], Sequence[Machine]] = provider.create
-        if self._purse is not None and _is_rented(provider):
-            buy = functools.partial(self._purse.buy, provider)
+        if self._buyer is not None and _is_rented(provider):
+            buy = functools.partial(self._buyer.buy, provider)
         await self._ask(
             functools.partial(_listed, Machine, buy),
             order,
@@ -378,8 +378,8 @@ class Provisioner:
         name = f"node-{len(self._names) + 1}"
         self._names.append(name)
         provider = self._plan.providers[source]
-        if self._purse is not None and _is_rented(provider):
-            self._errand(self._call(self._purse.reached, provider.name, machine, name))
+        if self._buyer is not None and _is_rented(provider):
+            self._errand(self._call(self._buyer.reached, provider.name, machine, name))
         life = self._lives[source, machine.id] = _Life(asyncio.create_task(self._serve(source, machine, name)))
         if self._stopping:
             life.serving.cancel()
@@ -425,8 +425,8 @@ class Provisioner:
     async def _serve(self, source: int, machine: Machine, name: str) -> str | None:
         """From a machine to a session, until that ends; the reason, or None when the pool ended it."""
         provider, patience = self._plan.providers[source], 0.0
-        if self._purse is not None and _is_rented(provider):
-            machine, patience = self._purse.with_keys(machine), cast("Rental", provider).patience
+        if self._buyer is not None and _is_rented(provider):
+            machine, patience = self._buyer.with_keys(machine), cast("Rental", provider).patience
         connector = Connector(
             machine,
             self._plan.image,
@@ -512,11 +512,11 @@ class _Life:
         self.serving.cancel()
 
 
-def _purse(tag: str, rentals: Sequence[Rental]) -> Purse:
+def _buyer(tag: str, rentals: Sequence[Rental]) -> Buyer:
     """Called in a thread."""
-    from skyward.core.machines.buyer import Purse  # noqa: PLC0415 - a pool that rents nothing does without SQLite and all that
+    from skyward.core.machines.buyer import Buyer  # noqa: PLC0415 - a pool that rents nothing does without SQLite and all that
 
-    return Purse(tag, rentals)
+    return Buyer(tag, rentals)
 
 
 def _is_rented(provider: Provider) -> bool:
@@ -528,7 +528,7 @@ def _source(provider: Provider) -> f.Source:
     if not _is_rented(provider):
         return f.Source(provider.name, batch)
     rental = cast("Rental", provider)
-    return f.Source(rental.name, batch, True, rental.patience, rental.settle, rental.poll)
+    return f.Source(rental.name, batch, True, rental.patience, rental.listing_delay, rental.poll)
 
 
 def _price(offer: Offer | None) -> float:

@@ -154,7 +154,7 @@ def _clean_up(tag: str, folder: Path, providers: Sequence[Rental]) -> None:
     def is_clean(provider: Rental) -> bool:
         try:
             # The driver may have died with an order on its way.
-            sweep(provider, tag, Ledger(folder), settle=provider.settle, tell=say)
+            sweep(provider, tag, Ledger(folder), listing_delay=provider.listing_delay, tell=say)
         except Exception as error:  # whatever it is, the machines still cost
             say(f"{type(error).__name__}: {error}")
             return False

@@ -24,7 +24,7 @@ def sweep(
     tag: str,
     ledger: Ledger | None = None,
     *,
-    settle: float = 0.0,
+    listing_delay: float = 0.0,
     limit: float = 900.0,
     tell: Callable[[str], None] = _log.info,
 ) -> list[MachineId]:
@@ -34,7 +34,7 @@ def sweep(
     ----------
     ledger
         Told which machines are gone, as soon as they are.
-    settle
+    listing_delay
         Seconds from now on for which a look that shows nothing is not believed, since what was ordered a moment ago may
         not be shown yet.
     limit
@@ -70,7 +70,7 @@ def sweep(
                 ended.update(dict.fromkeys(due, now))
                 if ledger is not None:
                     ledger.ended(provider.name, due)
-            elif empty >= _EMPTY and now - begun >= settle:
+            elif empty >= _EMPTY and now - begun >= listing_delay:
                 what = "what else carries the tag"
                 provider.clear(tag)
                 return list(ended)
@@ -78,7 +78,7 @@ def sweep(
             if str(error) != trouble:
                 tell(f"{error}; trying again")
             trouble = str(error)
-        if time.monotonic() - begun > max(limit, settle):
+        if time.monotonic() - begun > max(limit, listing_delay):
             reason = trouble or "it is still shown"
             raise ProvisioningError(f"{provider.name}: can't end {what} of {tag} within {limit:g} s: {reason}")
         time.sleep(provider.poll)

@@ -17,7 +17,7 @@ from skyward.core.errors import (
     SkywardError,
 )
 from skyward.core.interfaces import Channel, Link, Shell, StreamShell, Transport
-from skyward.core.nodes.extra_links import Beside
+from skyward.core.nodes.extra_links import ExtraLinks
 from skyward.core.nodes.session import Stripes
 from skyward.core.protocol.messages import HEARD_FILE
 from skyward.core.spec import Image, Machine
@@ -25,7 +25,7 @@ from skyward.core.spec import Image, Machine
 __all__ = ["Connector"]
 
 _CONNECT = 30.0  # seconds for one connection
-_CONNECT_BESIDE = 5.0  # for a second one to the same machine: until then one channel has to carry all
+_CONNECT_EXTRA = 5.0  # for a second one to the same machine: until then one channel has to carry all
 _AGAIN = 1.0  # seconds between two tries to reach a machine that boots
 _NOT_YET = (HostUnreachable, HostKeyError, LoginRefused)  # what a machine that boots may answer at first
 
@@ -70,7 +70,7 @@ class Connector:
         self._on_doubt = on_doubt
         self._transport: Transport = registry.load(registry.TRANSPORTS, self._endpoint.transport)()
         self._link: Link | None = None
-        self._beside = Beside(lambda: self._transport.connect(self._endpoint, _CONNECT_BESIDE))
+        self._extra_links = ExtraLinks(lambda: self._transport.connect(self._endpoint, _CONNECT_EXTRA))
         self._used = False
 
     async def prepare(self) -> bytes:
@@ -162,10 +162,10 @@ class Connector:
     async def _open_stripe(self) -> Channel:
         if self._link is None or self._address is None:
             raise LinkError(f"{self._endpoint}: there is no link")
-        return await self._beside.open_channel(self._link, self._enter)
+        return await self._extra_links.open_channel(self._link, self._enter)
 
     async def close(self) -> None:
         """End all links. That goes on where the caller is cancelled meanwhile, as it is when the pool ends."""
         link, self._link = self._link, None
-        ending = [self._beside.close(), *([] if link is None else [link.close()])]
+        ending = [self._extra_links.close(), *([] if link is None else [link.close()])]
         await asyncio.gather(*map(asyncio.shield, ending))

@@ -16,12 +16,12 @@ from itertools import cycle
 from skyward.core.errors import LinkError, ProvisioningError
 from skyward.core.interfaces import Channel, Link
 
-__all__ = ["Beside"]
+__all__ = ["ExtraLinks"]
 
-_log = logging.getLogger("skyward.beside")
+_log = logging.getLogger("skyward.extra_links")
 
 
-class Beside:
+class ExtraLinks:
     """The connections beside another one. Belongs to the event loop.
 
     Parameters
@@ -39,7 +39,9 @@ class Beside:
 
     def __repr__(self) -> str:
         asked = [link for link in self._links if link is not None]
-        return f"<Beside {len(asked)} of {len(self._links)} asked for, {sum(link.done() for link in asked)} answered>"
+        return (
+            f"<ExtraLinks {len(asked)} of {len(self._links)} asked for, {sum(link.done() for link in asked)} answered>"
+        )
 
     async def open_channel(self, first: Link, enter: Callable[[Link], Awaitable[Channel]]) -> Channel:
         """A channel on one of them, by `enter`; on the first connection where there can't be another.

@@ -28,7 +28,7 @@ from skyward.core.errors import LinkError, ProtocolError, ProvisioningError
 from skyward.core.guard import guarded, watched
 from skyward.core.interfaces import Channel
 from skyward.core.nodes.link_breaks import Breaks, Progress
-from skyward.core.protocol.compression import Pace, Packer, available
+from skyward.core.protocol.compression import Packer, RateMeter, available
 from skyward.core.protocol.mailbox import Inbox, Outbox
 from skyward.core.protocol.messages import Ack, Bye, Message, Ping, Pong, Setup, Welcome
 from skyward.core.protocol.wire import Buffer, Filled, Received, Role, Wire
@@ -165,7 +165,7 @@ class Session:
         self._stripes: list[Channel] = []  # those of the present link
         self._may_widen = False
         self._distance = math.inf  # the least round trip ever: a busy loop does not make a node far
-        self._pace = Pace()  # of the present link
+        self._rate_meter = RateMeter()  # of the present link
         self._written = 0  # bytes of large messages, over it
         self._draining: set[Channel] = set()
         self._chores: set[asyncio.Task[None]] = set()  # of the present link
@@ -353,9 +353,9 @@ class Session:
         self._outbox.repeat(wire)
         self._channel, self._wire, self._may_widen = channel, wire, self._striping is not None
         self._linked_at = asyncio.get_running_loop().time()
-        self._pace, self._written = Pace(), 0
+        self._rate_meter, self._written = RateMeter(), 0
         if self._striping is not None and self.facts.get("zstd") is True and available():
-            wire.packer, wire.packing_failed = Packer(self._pace, time.perf_counter), self._sends_plain
+            wire.packer, wire.packing_failed = Packer(self._rate_meter, time.perf_counter), self._sends_plain
         self._unlinked.clear()
         for received in got[1:]:
             self._take(received)
@@ -521,24 +521,24 @@ class Session:
         while wire.has_data and self._takes(channel):
             self._write(channel, wire.data_to_send())
         if wire.has_large:
-            self._pace.full(self._written, time.monotonic())
+            self._rate_meter.full(self._written, time.monotonic())
             self._widen_soon(channel, wire)
         else:
-            self._pace.idle()
+            self._rate_meter.idle()
 
     def _flush_large(self, wire: Wire) -> None:
         end = wire.large - _TURN
         for stripe in self._stripes:
             while wire.has_large and self._takes(stripe):
                 if wire.large <= end:
-                    self._pace.idle()
+                    self._rate_meter.idle()
                     self._flush_soon()
                     return
                 self._write(stripe, wire.large_to_send(_PART))
         if wire.has_large:
-            self._pace.full(self._written, time.monotonic())
+            self._rate_meter.full(self._written, time.monotonic())
         else:
-            self._pace.idle()
+            self._rate_meter.idle()
 
     def _write(self, channel: Channel, parts: Sequence[bytes | memoryview]) -> None:
         self._written += sum(map(len, parts))

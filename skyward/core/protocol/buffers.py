@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 
-__all__ = ["PAGED", "Spares", "pages"]
+__all__ = ["PAGED", "BufferPool", "pages"]
 
 PAGED = 1 << 20
 """Bytes from which a buffer gets pages of its own."""
@@ -26,7 +26,7 @@ def pages(size: int) -> mmap.mmap:
     return memory
 
 
-class Spares:
+class BufferPool:
     """Freed buffers kept for reuse, so that the kernel need not make and zero new ones.
 
     Parameters
@@ -41,7 +41,7 @@ class Spares:
         self._size = 0
 
     def __repr__(self) -> str:
-        return f"<Spares {len(self._free)}, {self._size:,} bytes>"
+        return f"<BufferPool {len(self._free)}, {self._size:,} bytes>"
 
     def take(self, size: int) -> mmap.mmap:
         """Memory of this size, with whatever it held."""

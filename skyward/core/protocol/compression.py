@@ -1,7 +1,7 @@
 """Whether the pieces of a large message are compressed on their way, and how.
 
 Compressing pays where data shrink and the line is slow, so both are measured: a few slices of the message are tried,
-and `Pace` watches what the link takes. `pays` decides. Pure but for the clock that `Packer` is given.
+and `RateMeter` watches what the link takes. `pays` decides. Pure but for the clock that `Packer` is given.
 
 zstandard may be missing on a node, which says so in its greeting, and is imported by whoever needs it first.
 """
@@ -19,7 +19,7 @@ from skyward.core.errors import ProtocolError
 if TYPE_CHECKING:
     from skyward.core.protocol.transfers import Outgoing
 
-__all__ = ["Pace", "Packer", "Sample", "available", "pays", "unpack"]
+__all__ = ["Packer", "RateMeter", "Sample", "available", "pays", "unpack"]
 
 _LEVEL = 1
 _SLICES = 3
@@ -50,7 +50,7 @@ def pays(sample: Sample, rate: float | None) -> bool:
     return rate / sample.speed + 1 / sample.ratio < _GAIN
 
 
-class Pace:
+class RateMeter:
     """How fast a link takes bytes, from stretches in which it had more to take than it could.
 
     Not from acknowledgements: those come when a message is complete, which for the largest is too late.
@@ -61,7 +61,7 @@ class Pace:
         self._since: tuple[float, int] | None = None
 
     def __repr__(self) -> str:
-        return f"<Pace {'unknown' if self.rate is None else f'{self.rate / 1e6:.1f} MB/s'}>"
+        return f"<RateMeter {'unknown' if self.rate is None else f'{self.rate / 1e6:.1f} MB/s'}>"
 
     def full(self, written: int, now: float) -> None:
         """The link takes no more for now, of which it has taken `written` bytes in all."""
@@ -84,21 +84,21 @@ class Packer:
 
     Parameters
     ----------
-    pace
+    rate_meter
         What the link takes.
     clock
         Seconds, for the speed of compressing.
     """
 
-    def __init__(self, pace: Pace, clock: Callable[[], float]) -> None:
-        self._pace = pace
+    def __init__(self, rate_meter: RateMeter, clock: Callable[[], float]) -> None:
+        self._rate_meter = rate_meter
         self._clock = clock
         self._compress = _zstandard().ZstdCompressor(level=_LEVEL).compress
         self._seen = Sample(1.0, 1.0)
         self._look_again = -math.inf
 
     def __repr__(self) -> str:
-        return f"<Packer {self._pace!r}>"
+        return f"<Packer {self._rate_meter!r}>"
 
     def look(self, views: Sequence[memoryview]) -> Sample:
         """Try a few slices of a message, spread over it."""
@@ -125,12 +125,12 @@ class Packer:
 
     def pack(self, message: Outgoing, body: memoryview) -> bytes | None:
         """The next piece of a message compressed; None when it goes as it is."""
-        if self._pace.rate is None:
+        if self._rate_meter.rate is None:
             return None
         if message.sample is None:
             much = sum(map(len, message.views)) >= _LEAST
             message.sample = self._sample(message.views) if much else Sample(1.0, 1.0)
-        if not pays(message.sample, self._pace.rate):
+        if not pays(message.sample, self._rate_meter.rate):
             return None
         packed: bytes = self._compress(body)
         return packed if len(packed) < _GAIN * len(body) else None

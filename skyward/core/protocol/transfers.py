@@ -13,7 +13,7 @@ from itertools import accumulate
 from typing import Union
 
 from skyward.core.errors import ProtocolError
-from skyward.core.protocol.buffers import PAGED, Spares
+from skyward.core.protocol.buffers import PAGED, BufferPool
 from skyward.core.protocol.compression import Sample
 from skyward.core.protocol.messages import Message
 
@@ -60,12 +60,12 @@ class Ahead:
 
     Parameters
     ----------
-    spares
+    buffer_pool
         Where large buffers are taken from.
     """
 
-    def __init__(self, spares: Spares) -> None:
-        self._spares = spares
+    def __init__(self, buffer_pool: BufferPool) -> None:
+        self._buffer_pool = buffer_pool
         self.come = 0
         self.taken = 0
 
@@ -87,7 +87,7 @@ class Ahead:
     def room(self, size: int) -> Filled:
         """Memory for a buffer, which need not have been counted from 2 MB on: it is taken as it is filled."""
         try:
-            return bytearray(size) if size < PAGED else self._spares.take(size)
+            return bytearray(size) if size < PAGED else self._buffer_pool.take(size)
         except (MemoryError, OSError) as error:
             raise ProtocolError(f"no memory for a buffer of {size:,} bytes: {error}") from error
 

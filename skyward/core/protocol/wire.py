@@ -44,7 +44,7 @@ from typing import Any, NamedTuple
 import msgpack
 
 from skyward.core.errors import ProtocolError
-from skyward.core.protocol.buffers import Spares
+from skyward.core.protocol.buffers import BufferPool
 from skyward.core.protocol.compression import Packer, unpack
 from skyward.core.protocol.envelopes import unpack as unpack_envelope
 from skyward.core.protocol.message_checks import is_sound
@@ -147,8 +147,8 @@ class Wire:
         """May be set where the peer has said that it can read compressed pieces. One that fails is not used again."""
         self.packing_failed: Callable[[Exception], object] = lambda _: None
         """Told why; what was to be packed goes as it is."""
-        self.spares = Spares()  # buffers that came and are needed no more may be given there
-        self._ahead = Ahead(self.spares)
+        self.buffer_pool = BufferPool()  # buffers that came and are needed no more may be given there
+        self._ahead = Ahead(self.buffer_pool)
         self._large = 0  # bytes of large messages not yet taken
         self._first = Lane()
         self._stripes: list[Lane] = []

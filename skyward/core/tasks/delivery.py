@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["TOGETHER", "Delivery", "Errors", "Lane"]
+__all__ = ["TOGETHER", "Delivery", "DeliveryQueue", "Errors"]
 
 TOGETHER = 0.2
 """Seconds; what comes within them counts as having come at the same time."""
@@ -24,7 +24,7 @@ TOGETHER = 0.2
 _log = logging.getLogger("skyward.delivery")
 
 
-class Lane:
+class DeliveryQueue:
     """Items of one call that are to be delivered one after another."""
 
     __slots__ = ("items", "out", "served")
@@ -38,7 +38,7 @@ class Lane:
 
 @dataclass(slots=True, eq=False)
 class _Kept:
-    lane: Lane
+    lane: DeliveryQueue
     items: list[Any]
     first: Any  # of the items
     timer: asyncio.TimerHandle
@@ -62,7 +62,7 @@ class Errors:
         self._is_first = is_first
         self._kept: dict[int, _Kept] = {}  # by the lane's id
 
-    def put(self, lane: Lane, item: object) -> None:
+    def put(self, lane: DeliveryQueue, item: object) -> None:
         """Deliver an item; at once if it is the first, else when `review` finds that it is, or in a moment."""
         if (kept := self._kept.get(id(lane))) is not None:
             kept.items.append(item)
@@ -73,7 +73,7 @@ class Errors:
             timer = asyncio.get_running_loop().call_later(TOGETHER, self._deliver, id(lane))
             self._kept[id(lane)] = _Kept(lane, [item], item, timer)
 
-    def review(self, lane: Lane) -> None:
+    def review(self, lane: DeliveryQueue) -> None:
         """Something that was expected in this lane has come."""
         kept = self._kept.get(id(lane))
         if kept is not None and self._is_first(kept.first):
@@ -109,11 +109,11 @@ class Delivery:
         self.order = order
         self._name = name
         self._lock = threading.Lock()  # guards Lane.served against the last look at Lane.items, and _idle
-        self._lanes: queue.SimpleQueue[Lane | None] = queue.SimpleQueue()
+        self._lanes: queue.SimpleQueue[DeliveryQueue | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._idle = 0
 
-    def put(self, lane: Lane, item: object) -> None:
+    def put(self, lane: DeliveryQueue, item: object) -> None:
         """Deliver an item after those that are in its lane; from any thread, never blocks."""
         lane.items.append(item)
         with self._lock:
@@ -141,7 +141,7 @@ class Delivery:
             self._serve_lane(lane)
             del lane
 
-    def _serve_lane(self, lane: Lane) -> None:
+    def _serve_lane(self, lane: DeliveryQueue) -> None:
         while True:
             with self._lock:
                 if not lane.items:

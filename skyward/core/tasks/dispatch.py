@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
-from skyward.core.blobs.distributor import ABOUT_BLOBS, Spread
-from skyward.core.blobs.snapshots import Arrays, Snapshot, Snapshots
+from skyward.core.blobs.distributor import ABOUT_BLOBS, Distributor
+from skyward.core.blobs.snapshots import ArrayCache, Snapshot, Snapshots
 from skyward.core.errors import PayloadError, PoolNotActive, ProtocolError, TaskTimeout
 from skyward.core.events import Events, Note, Printed, TaskEnded, TasksQueued
 from skyward.core.ioloop import IOThread
@@ -38,12 +38,12 @@ from skyward.core.tasks import schedule
 from skyward.core.tasks.answers import Answers, take_files, unanswered
 from skyward.core.tasks.delivery import TOGETHER, Delivery, Errors
 from skyward.core.tasks.futures import TaskFuture
-from skyward.core.tasks.jobs import Call, Job, TaskOptions
+from skyward.core.tasks.jobs import Job, TaskGroup, TaskOptions
 from skyward.core.tasks.listening_sockets import Listeners
 from skyward.core.tasks.schedule import Outcome, Schedule, Verdict
 from skyward.core.tasks.streams import ABOUT_STREAMS, Streams
 
-__all__ = ["Call", "Dispatcher", "TaskOptions"]
+__all__ = ["Dispatcher", "TaskGroup", "TaskOptions"]
 
 _log = logging.getLogger("skyward.dispatch")
 
@@ -120,9 +120,9 @@ class Dispatcher:
         self._schedule = Schedule()
         self._jobs: dict[int, Job] = {}
         self._nodes: dict[str, _Node] = {}
-        self._spread = Spread()
+        self._distributor = Distributor()
         self._ids = itertools.count(1)
-        self._common = Call()
+        self._common = TaskGroup()
         self._inbox: deque[schedule.Event | Job] = deque()
         self._woken = False
         self._idle = asyncio.Event()
@@ -212,12 +212,12 @@ class Dispatcher:
         """About how many tasks have not settled; from any thread."""
         return len(self._jobs) + len(self._inbox)
 
-    def arrays(self, limit: int | None) -> Arrays:
-        """For a `Call` of that limit whose tasks have large arrays in common; see there."""
-        return Arrays(self._snapshots, partial(self._schedule.at_a_time, limit))
+    def arrays(self, limit: int | None) -> ArrayCache:
+        """For a `TaskGroup` of that limit whose tasks have large arrays in common; see there."""
+        return ArrayCache(self._snapshots, partial(self._schedule.at_a_time, limit))
 
     def _keep(
-        self, buffers: list[memoryview], least: int, arrays: Arrays | None
+        self, buffers: list[memoryview], least: int, arrays: ArrayCache | None
     ) -> tuple[list[Snapshot], dict[int, bytes]]:
         """Copies of the buffers as they are now, and the digests of those that are blobs."""
         parts: list[Snapshot] = []
@@ -295,7 +295,7 @@ class Dispatcher:
         _log.info("task %d can't be sent to %s", job.id, command.node, exc_info=error)
         job.error = PayloadError(f"{job.label} (task {job.id}) can't be sent to {command.node}: {error}")
         job.error.__cause__ = error
-        self._spread.release(command.node, job.id)
+        self._distributor.release(command.node, job.id)
         self._handle(schedule.Finished(job.id, command.node, Outcome.ANSWERED))
 
     def _expel(self, node: _Node, failed: int) -> None:
@@ -309,7 +309,7 @@ class Dispatcher:
         job.node, job.is_here = node.session.node, node.session.shares
         node.newest = max(node.newest, job.id)
         if job.blobs:
-            self._spread.use(job.node, job.id, {name: job.buffers[index + 1] for index, name in job.blobs.items()})
+            self._distributor.use(job.node, job.id, {name: job.buffers[index + 1] for index, name in job.blobs.items()})
         isolated = self._isolated if job.options.isolated is None else job.options.isolated
         alone = isolated or alone
         message = messages.Run(job.id, alone, job.timeout, job.options.threads, job.blobs, job.authkey)
@@ -328,7 +328,7 @@ class Dispatcher:
             raise ProtocolError(f"tasks {tasks!r:.100} are given back, which nobody has asked for")
         node.asked = 0
         for task in tasks:
-            self._spread.release(node.session.node, task)
+            self._distributor.release(node.session.node, task)
         self._handle(schedule.Returned(node.session.node, tasks))
 
     def _settle(self, command: schedule.Settle) -> None:
@@ -362,7 +362,7 @@ class Dispatcher:
     def received(self, session: Session, message: messages.Message, buffers: list[Filled]) -> None:
         """A node's word, from its session."""
         if isinstance(message, ABOUT_BLOBS):
-            self._spread.received(session, message)
+            self._distributor.received(session, message)
             return
         node = self._nodes.get(session.node)
         if node is None:
@@ -406,7 +406,7 @@ class Dispatcher:
             job.answer = (message, buffers)
             if job.blobs and job.options.call is not None and job.options.call.arrays is not None:
                 job.options.call.arrays.ran(message.seconds)
-        self._spread.release(node.session.node, message.task)
+        self._distributor.release(node.session.node, message.task)
         failed, outcome = isinstance(message, messages.Failed), Outcome.ANSWERED
         if isinstance(message, messages.Failed):
             outcome = _OUTCOMES.get(message.reason, Outcome.ANSWERED)
@@ -461,7 +461,7 @@ class Dispatcher:
         self._nodes[session.node] = _Node(session, Streams(session, self._listeners))
         if self._rolling is None:
             self._rolling = asyncio.get_running_loop().call_later(self._roll_call, self._call_roll)
-        self._spread.node_up(session)
+        self._distributor.node_up(session)
         self._handle(schedule.NodeUp(session.node, slots))
 
     def node_barren(self, name: str, reason: str) -> None:
@@ -475,7 +475,7 @@ class Dispatcher:
         if node is not None:
             node.streams.close()
             self._lost[name] = reason
-        self._spread.node_down(name)
+        self._distributor.node_down(name)
         if node is not None:
             self._handle(schedule.NodeDown(name, begun))
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 import threading
 from _thread import RLock
 
-__all__ = ["Bell"]
+__all__ = ["FutureCondition"]
 
 
-class Bell(RLock):  # type: ignore[misc,unused-ignore]  # it is no final class, whatever the stubs say
+class FutureCondition(RLock):  # type: ignore[misc,unused-ignore]  # it is no final class, whatever the stubs say
     """Wakes all who wait. It is a lock, which guards what its owner tells by it.
 
     The thread that has it may take it again, as a finalizer or a signal may meet a future that its own thread is at,

@@ -6,7 +6,7 @@ import concurrent.futures
 from collections.abc import Callable
 from typing import TypeVar
 
-from skyward.core.tasks.future_condition import Bell
+from skyward.core.tasks.future_condition import FutureCondition
 
 __all__ = ["TaskFuture"]
 
@@ -21,7 +21,7 @@ class TaskFuture(concurrent.futures.Future[_T]):
 
     def __init__(self, on_cancel: Callable[[int], None], task: int) -> None:
         super().__init__()
-        self._condition = Bell()  # type: ignore[assignment]  # it has what is asked of a future's condition
+        self._condition = FutureCondition()  # type: ignore[assignment]  # it has what is asked of a future's condition
         self.seconds: float | None = None
         """How long the task ran, measured on its slot; set before callbacks are called."""
         self.size = 0

@@ -6,20 +6,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from skyward.core.blobs.snapshots import Arrays
+from skyward.core.blobs.snapshots import ArrayCache
 from skyward.core.payload import pickling
 from skyward.core.payload.surroundings import Change
 from skyward.core.protocol import messages
 from skyward.core.protocol.wire import Filled
-from skyward.core.tasks.delivery import Lane
+from skyward.core.tasks.delivery import DeliveryQueue
 from skyward.core.tasks.futures import TaskFuture
 from skyward.core.tasks.schedule import Verdict
 
-__all__ = ["Call", "Job", "TaskOptions"]
+__all__ = ["Job", "TaskGroup", "TaskOptions"]
 
 
 @dataclass(eq=False)
-class Call:
+class TaskGroup:
     """A group of tasks, such as those of one ``Parallel`` call.
 
     Parameters
@@ -37,8 +37,8 @@ class Call:
     """
 
     limit: int | None = None
-    lane: Lane = field(default_factory=Lane, repr=False)
-    arrays: Arrays | None = field(default=None, repr=False)
+    lane: DeliveryQueue = field(default_factory=DeliveryQueue, repr=False)
+    arrays: ArrayCache | None = field(default=None, repr=False)
     change: Change | None = field(default=None, repr=False)
 
 
@@ -70,7 +70,7 @@ class TaskOptions:
         Of Managers, that the call holds where pickling does not see them.
     """
 
-    call: Call | None = None
+    call: TaskGroup | None = None
     isolated: bool | None = None
     timeout: float | Literal["pool"] | None = "pool"
     attempts: int | None = None
@@ -90,7 +90,7 @@ class Job:
     label: str
     future: TaskFuture[Any]
     options: TaskOptions
-    lane: Lane
+    lane: DeliveryQueue
     timeout: float | None
     buffers: list[Any]  # head, then the out-of-band buffers
     blobs: dict[int, bytes]  # index of the out-of-band buffer -> its digest

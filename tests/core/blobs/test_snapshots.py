@@ -1,4 +1,4 @@
-"""Each blob is sent to a node once, and never forgotten while a task needs it."""
+"""Tasks with equal bytes share one copy, and an array is read again only where that is worth it."""
 
 from __future__ import annotations
 
@@ -10,37 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from skyward.core.blobs.snapshots import Arrays, Blobs, Snapshots, digest
+from skyward.core.blobs.snapshots import ArrayCache, Snapshots, digest
 from skyward.core.payload.shared_file import CAN_SHARE, SharedFile
-
-NAMES = [b"a", b"b", b"c", b"d"]
-SIZES = {b"a": 10, b"b": 20, b"c": 30, b"d": 40}
-
-
-@given(
-    steps=st.lists(st.tuples(st.booleans(), st.sets(st.sampled_from(NAMES), min_size=1)), max_size=60),
-    budget=st.integers(0, 120),
-)
-def test_any_order_of_use_and_release(steps: list[tuple[bool, set[bytes]]], budget: int) -> None:
-    """Against a perfect node: what a task needs is there, what is not needed stays within the budget."""
-    blobs, node, tasks = Blobs(budget), set[bytes](), list[set[bytes]]()
-    for begins, names in steps:
-        if begins:
-            missing, forgotten = blobs.use({name: SIZES[name] for name in names})
-            assert not set(missing) & node
-            node -= set(forgotten)
-            node |= set(missing)
-            tasks.append(names)
-            assert not set(forgotten) & set.union(*tasks)
-            if missing:
-                idle = node - set.union(*tasks)
-                assert not idle or sum(SIZES[name] for name in node) <= budget
-        elif tasks:
-            blobs.release(tasks.pop(0))
-        assert all(task <= node for task in tasks)
 
 
 def test_digests_tell_contents_apart() -> None:
@@ -100,7 +72,7 @@ def test_an_array_is_read_once_while_it_does_not_change(snapshots: Snapshots, mo
     monkeypatch.setattr(
         "skyward.core.blobs.snapshots.digest", lambda buffer: read.append(len(buffer)) or digest(buffer)
     )
-    arrays, array = Arrays(snapshots), np.arange(1_000_000)
+    arrays, array = ArrayCache(snapshots), np.arange(1_000_000)
     arrays.ran(1e-6)
     taken = [snapshots.take(view(array), arrays)[0] for _ in range(10)]
     assert len(set(taken)) == 1
@@ -124,7 +96,7 @@ def test_a_single_element_that_changes_is_seen_where_tasks_are_long(
     snapshots: Snapshots, seconds: float | None
 ) -> None:
     """Also before anybody knows how long they are."""
-    arrays, array = Arrays(snapshots), np.zeros(300_000)
+    arrays, array = ArrayCache(snapshots), np.zeros(300_000)
     if seconds is not None:
         arrays.ran(seconds)
     for index in (600, 150_000, 299_000, 600):  # between the samples
@@ -141,7 +113,7 @@ def test_a_single_element_that_changes_is_seen_where_tasks_are_long(
 
 def test_what_was_seen_to_change_is_what_later_samples_are_compared_with(snapshots: Snapshots) -> None:
     """A content that is known from elsewhere, so that it is not copied again."""
-    arrays, array = Arrays(snapshots), np.zeros(1_000_000)
+    arrays, array = ArrayCache(snapshots), np.zeros(1_000_000)
     first, _ = snapshots.take(view(array), arrays)
     array[600] = 1
     held, _ = snapshots.take(view(array.copy()))
@@ -160,7 +132,7 @@ def test_what_was_seen_to_change_is_what_later_samples_are_compared_with(snapsho
 ])  # fmt: skip
 def test_arrays_are_read_again_where_that_costs_little(size: int, seconds: float, slots: int, reads: bool) -> None:
     """A twentieth of the tasks' time at the most, and half that of the thread that submits."""
-    arrays = Arrays(Snapshots(), lambda: slots)
+    arrays = ArrayCache(Snapshots(), lambda: slots)
     arrays.ran(seconds / 2)
     arrays.ran(seconds * 3 / 2)
     assert arrays._is_worth_reading(size) is reads
@@ -179,7 +151,7 @@ def test_reading_ends_when_tasks_turn_out_to_be_short() -> None:
         return 1
 
     snapshots, array = Snapshots(), np.zeros(5_000_000)
-    arrays = Arrays(snapshots, slots)
+    arrays = ArrayCache(snapshots, slots)
     name, _ = snapshots.take(view(array), arrays)
     arrays.ran(3600)
     assert arrays.find(view(array)) == name
@@ -191,7 +163,7 @@ def test_copies_of_arrays_that_no_task_needs_are_held_up_to_a_limit(monkeypatch:
     """Else a call over a list of arrays would take their memory a second time."""
     monkeypatch.setattr("skyward.core.blobs.snapshots._MOST_HELD", 5_000_000)
     snapshots = Snapshots()
-    arrays, many = Arrays(snapshots), [np.full(250_000, i) for i in range(10)]
+    arrays, many = ArrayCache(snapshots), [np.full(250_000, i) for i in range(10)]
     names = [snapshots.take(view(array), arrays)[0] for array in many]
     assert len(snapshots._kept) == 10
     assert [snapshots.take(view(array), arrays)[0] for array in many] == names  # by what was seen, though not held
@@ -239,7 +211,7 @@ def test_a_copy_is_made_where_one_was_that_nobody_looks_at_any_more() -> None:
 
 
 def test_the_memory_of_former_copies_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("skyward.core.blobs.snapshots._MOST_SPARE", 5_000_000)
+    monkeypatch.setattr("skyward.core.blobs.snapshots._MAX_POOLED", 5_000_000)
     snapshots = Snapshots()
     names, kept = [], []
     for number, size in enumerate((1_000_000, 250_000, 250_000, 250_000)):
@@ -253,7 +225,7 @@ def test_the_memory_of_former_copies_is_bounded(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_dead_array_is_not_taken_for_the_one_in_its_place(snapshots: Snapshots) -> None:
     """Zeros but for one element: their samples are alike, and the allocator gives the same place again."""
-    arrays, places = Arrays(snapshots), set()
+    arrays, places = ArrayCache(snapshots), set()
     for index in range(20):
         array = np.zeros(1_000_000)
         array[index * 1000 + 777] = 1
@@ -270,7 +242,7 @@ def test_a_dead_array_is_not_taken_for_the_one_in_its_place(snapshots: Snapshots
 
 
 def test_what_is_no_array_is_read_each_time(snapshots: Snapshots) -> None:
-    arrays, data = Arrays(snapshots), bytearray(b"x" * 100_000)
+    arrays, data = ArrayCache(snapshots), bytearray(b"x" * 100_000)
     first, _ = snapshots.take(memoryview(data), arrays)
     data[50_001] = 0
     second, _ = snapshots.take(memoryview(data), arrays)
@@ -292,10 +264,10 @@ def test_a_shared_copy_stays_for_later_calls_within_a_budget() -> None:
     snapshots = Snapshots(True)
     snapshots._budget = 10_000_000
     array = np.arange(1_000_000)
-    name, data = snapshots.take(view(array), Arrays(snapshots))
+    name, data = snapshots.take(view(array), ArrayCache(snapshots))
     snapshots.release([name])
     snapshots.release([])
-    assert snapshots.take(view(array), Arrays(snapshots)) == (name, data)
+    assert snapshots.take(view(array), ArrayCache(snapshots)) == (name, data)
     assert snapshots.take(view(array.copy()))[1] is data
     other = snapshots.take(view(array + 1))[0]
     snapshots.release([name, name, other])

@@ -16,7 +16,7 @@ from skyward.core.spec import Endpoint, Machine, MachineState, Offer
 
 SMALL, LARGE = Offer("small", vcpus=2, price=1.0), Offer("large", vcpus=8, price=2.0)
 SPOT = Offer("small", vcpus=2, price=0.3, spot=True)
-RENTED = f.Source("cloud", batch=False, rented=True, patience=100.0, settle=10.0, poll=1.0)
+RENTED = f.Source("cloud", batch=False, rented=True, patience=100.0, listing_delay=10.0, poll=1.0)
 HOSTS = f.Source("hosts")
 WHERE = Endpoint("ssh", "192.0.2.1")
 
@@ -52,13 +52,13 @@ def test_hosts_are_begun_at_once_and_forgotten_when_given_back() -> None:
 def test_a_rented_machine_is_looked_at_until_it_has_an_address_and_until_it_is_gone() -> None:
     it = fleet()
     it.handle(f.Tick(), 0.0)
-    assert it.handle(f.Made("sky-1-1", [machine(state=MachineState.STARTING, endpoint=None)]), 1.0) == [f.Look(0)]
+    assert it.handle(f.Made("sky-1-1", [machine(state=MachineState.STARTING, endpoint=None)]), 1.0) == [f.Poll(0)]
     assert it.handle(f.Seen(0, []), 2.0) == []  # not shown yet: too young to be missed
-    assert it.handle(f.Tick(), 3.0) == [f.Look(0)]
+    assert it.handle(f.Tick(), 3.0) == [f.Poll(0)]
     assert it.handle(f.Seen(0, [machine()]), 3.0) == [f.Begin(0, machine())]
     it.handle(f.Stop(), 4.0)
     assert it.handle(f.Lost(0, "m1"), 4.0)[:1] == [f.Destroy(0, ["m1"])]
-    assert it.handle(f.Destroyed(0, ["m1"]), 5.0) == [f.Look(0)]
+    assert it.handle(f.Destroyed(0, ["m1"]), 5.0) == [f.Poll(0)]
     it.handle(f.Seen(0, [machine()]), 6.0)  # still there
     assert not it.done
     it.handle(f.Tick(), 7.0)
@@ -92,7 +92,7 @@ def test_the_next_offer_is_tried_and_each_refusal_told() -> None:
     it = fleet(offers=[(0, SPOT), (0, SMALL), (0, LARGE)])
     it.handle(f.Tick(), 0.0)
     told, create = it.handle(f.Refused("sky-1-1", NoCapacity("cloud: none left")), 1.0)
-    assert told == f.Tell("cloud: small spot, $0.3/h: none left")
+    assert told == f.Report("cloud: small spot, $0.3/h: none left")
     assert create == f.Create("sky-1-2", f.Candidate(0, SMALL), 1)
     # a quota that small is too large for is too small for large, too
     assert of(it.handle(f.Refused("sky-1-2", QuotaExceeded("0 of 0")), 2.0), f.Create) == []
@@ -125,7 +125,7 @@ def test_an_order_whose_reply_was_lost_is_looked_for_and_used() -> None:
     it = fleet()
     it.handle(f.Tick(), 0.0)
     commands = it.handle(f.Refused("sky-1-1", CloudError("connection reset")), 1.0)
-    assert of(commands, f.Look)
+    assert of(commands, f.Poll)
     assert not of(commands, f.Create)
     assert it.handle(f.Seen(0, [machine("orphan")]), 2.0) == [f.Begin(0, machine("orphan"))]
     assert it.count == 1
@@ -150,7 +150,7 @@ def test_after_a_lost_reply_the_end_waits_until_a_look_can_be_trusted() -> None:
     it.handle(f.Seen(0, []), 2.0)
     assert not it.done
     assert it.next_tick(2.0) is not None
-    assert of(it.handle(f.Tick(), 11.0), f.Look)
+    assert of(it.handle(f.Tick(), 11.0), f.Poll)
     assert it.handle(f.Seen(0, [machine("late")]), 11.5) == [f.Destroy(0, ["late"])]
 
 
@@ -294,7 +294,7 @@ def test_a_source_that_may_not_be_looked_at_is_given_up() -> None:
     for now in (1.0, 3.0, 7.0):
         told += it.handle(f.NotSeen(0, AuthFailed("may not list")), now)
         it.handle(f.Tick(), now + 1.0)
-    assert "can't see its machines: may not list" in of(told, f.Tell)[0].text
+    assert "can't see its machines: may not list" in of(told, f.Report)[0].text
     assert of(told, f.Destroy) == [f.Destroy(0, ["m1"])]
     assert it.settled
     assert it.count == 0
@@ -321,7 +321,7 @@ def test_a_look_that_fails_is_told_once_and_made_again() -> None:
     for now in range(40, 80, 2):
         told += it.handle(f.NotSeen(0, CloudError("503")), float(now))
         it.handle(f.Tick(), now + 1.0)
-    assert [tell.text for tell in of(told, f.Tell)] == ["cloud: can't see its machines: 503; trying on"]
+    assert [tell.text for tell in of(told, f.Report)] == ["cloud: can't see its machines: 503; trying on"]
     assert it.count == 1
 
 
@@ -458,7 +458,7 @@ def test_what_is_said_to_be_gone_is_gone_at_once() -> None:
     it.handle(f.Stop(), 50.0)
     it.handle(f.Lost(0, "m1"), 50.0)
     it.handle(f.Destroyed(0, ["m1"]), 50.5)
-    assert it.handle(f.Tick(), 51.5) == [f.Look(0)]
+    assert it.handle(f.Tick(), 51.5) == [f.Poll(0)]
     assert it.handle(f.Seen(0, [machine(state=MachineState.GONE)]), 52.0) == [f.Clear(0)]
 
 
@@ -469,7 +469,7 @@ def test_a_refusal_that_was_none_is_found_at_the_end() -> None:
     it.handle(f.Refused("sky-1-1", NoCapacity("503, taken for a refusal")), 1.0)
     assert it.handle(f.Stop(), 2.0) == []
     assert it.next_tick(2.0) == 11.0
-    assert it.handle(f.Tick(), 11.0) == [f.Look(0)]
+    assert it.handle(f.Tick(), 11.0) == [f.Poll(0)]
     assert it.handle(f.Seen(0, [machine("late", order="sky-1-1")]), 11.5) == [f.Destroy(0, ["late"])]
 
 
@@ -477,7 +477,7 @@ def test_an_end_long_after_the_last_order_takes_one_look() -> None:
     it = fleet()
     it.handle(f.Tick(), 0.0)
     it.handle(f.Refused("sky-1-1", NoCapacity("none")), 1.0)
-    assert it.handle(f.Stop(), 20.0) == [f.Look(0)]
+    assert it.handle(f.Stop(), 20.0) == [f.Poll(0)]
     assert it.handle(f.Seen(0, []), 20.2) == [f.Clear(0)]
 
 
@@ -533,7 +533,7 @@ class World:
                 self.serving.append(key)
             elif isinstance(command, f.Abandon):
                 self.lose((command.source, command.id))
-            elif not isinstance(command, f.Tell):
+            elif not isinstance(command, f.Report):
                 if isinstance(command, f.Create):
                     assert not self.stopping, "ordered after Stop"
                 if isinstance(command, f.Destroy):
@@ -560,7 +560,7 @@ class World:
                 else:
                     made = self.make(candidate.source, order, count if how != "part" else 1, self.now)
                     self.tell(f.Made(order, [self.shown(candidate.source, id) for id in made]))
-            case f.Look(source):
+            case f.Poll(source):
                 # At times one server of an API knows nothing, but not twice in a row.
                 self.stale[source] = how == "part" and not self.stale[source]
                 if how in ("fail", "lost", "auth"):

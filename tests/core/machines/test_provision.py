@@ -208,7 +208,7 @@ def test_a_ledger_that_cant_be_written_does_not_hide_the_blocks_result(
     fixture.events.subscribe(lambda event: notes.append(event) if isinstance(event, Note) else None)
     starting = fixture.start()
     eventually(cloud.left, 10)
-    purse = fixture.provisioner._purse
+    purse = fixture.provisioner._buyer
     assert purse is not None
     db = sqlite3.connect(purse.ledger.path)
     db.execute("DROP TABLE pools")
@@ -234,7 +234,9 @@ def test_what_falls_due_while_the_fleet_thinks_is_done(tmp_path: Path, monkeypat
 
     handle = Fleet.handle
     monkeypatch.setattr(Fleet, "handle", think)
-    monkeypatch.setattr(FolderCloud, "settle", 0.0)  # else what falls due at its end makes up for what was missed
+    monkeypatch.setattr(
+        FolderCloud, "listing_delay", 0.0
+    )  # else what falls due at its end makes up for what was missed
     fixture = Fixture(cloud, nodes=1)
     starting = fixture.start()
     eventually(cloud.left, 10)
@@ -578,7 +580,7 @@ def test_credentials_that_have_ended_end_the_wait_and_what_is_left_is_told(ward:
     (Path(ward.folder) / "locked").touch()
     starting.cancel()
     fixture.close()
-    purse = fixture.provisioner._purse
+    purse = fixture.provisioner._buyer
     assert purse is not None
     assert purse._reaper.poll() is None, "it is for what is left"
     dismiss(purse._reaper)

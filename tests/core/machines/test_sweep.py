@@ -87,13 +87,13 @@ def test_what_is_shown_late_is_ended_too(cloud: FolderCloud, tmp_path: Path) -> 
     (tmp_path / "slow").write_text("0.3")
     cloud.create(order("a"))
     assert cloud.machines("sky-1") == []
-    assert sweep(cloud, "sky-1", settle=0.6) == ["m-a"]
+    assert sweep(cloud, "sky-1", listing_delay=0.6) == ["m-a"]
     assert cloud.left() == []
 
 
 def test_without_anything_it_waits_no_longer_than_it_must(cloud: FolderCloud) -> None:
     began = time.monotonic()
-    sweep(cloud, "sky-1", settle=0.2)
+    sweep(cloud, "sky-1", listing_delay=0.2)
     assert 0.2 <= time.monotonic() - began < 1.5
 
 

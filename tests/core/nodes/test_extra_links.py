@@ -10,7 +10,7 @@ import pytest
 
 from skyward.core.errors import HostUnreachable, LinkError
 from skyward.core.interfaces import Channel, Link
-from skyward.core.nodes.extra_links import Beside
+from skyward.core.nodes.extra_links import ExtraLinks
 from skyward.core.spec import Endpoint
 from skyward.transport.memory import MemoryLink, MemoryTransport, listen
 
@@ -51,7 +51,7 @@ def test_channels_take_turns_at_the_connections_beside_the_first(opened: list[st
         return made[-1]
 
     async def work(first: MemoryLink) -> None:
-        beside = Beside(connect, 2)
+        beside = ExtraLinks(connect, 2)
         await beside.close()
         channels = [await beside.open_channel(first, enter)]
         assert len(made) == 1
@@ -80,7 +80,7 @@ def test_where_there_can_be_no_further_connection_the_first_does(opened: list[st
         raise error
 
     async def work(first: MemoryLink) -> None:
-        beside = Beside(connect, 2)
+        beside = ExtraLinks(connect, 2)
         for _ in range(4):
             await beside.open_channel(first, enter)
         assert opened == ["first"] * 4
@@ -98,7 +98,7 @@ def test_its_end_does_not_wait_for_a_host_that_does_not_answer(opened: list[str]
         raise AssertionError
 
     async def work(first: MemoryLink) -> None:
-        beside = Beside(connect)
+        beside = ExtraLinks(connect)
         opening = asyncio.ensure_future(beside.open_channel(first, enter))
         await asyncio.sleep(0)
         await beside.close()

@@ -13,7 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from skyward.core.errors import ProtocolError
-from skyward.core.protocol.compression import Pace, Packer, Sample, available, pays, unpack
+from skyward.core.protocol.compression import Packer, RateMeter, Sample, available, pays, unpack
 from skyward.core.protocol.transfers import Outgoing
 
 NOISE = random.Random(1).randbytes(1 << 20)
@@ -33,9 +33,9 @@ def ticking(step: float) -> Callable[[], float]:
 
 def packer(rate: float | None, step: float = 1e-4) -> Packer:
     """One for a link of a known rate; a sample's slice of 64 kB takes `step` seconds."""
-    pace = Pace()
-    pace.rate = rate
-    return Packer(pace, ticking(step))
+    rate_meter = RateMeter()
+    rate_meter.rate = rate
+    return Packer(rate_meter, ticking(step))
 
 
 @pytest.mark.parametrize(
@@ -66,17 +66,17 @@ def test_what_pays_pays_more_on_a_slower_line(ratio: float, speed: float, rate: 
 
 
 def test_a_rate_is_told_only_from_stretches_in_which_the_link_was_full() -> None:
-    pace = Pace()
-    pace.full(1_000_000, 10.0)  # the buffers on the way are filled, which says nothing
-    pace.full(1_500_000, 10.05)
-    assert pace.rate is None
-    pace.full(6_500_000, 10.11)
-    assert pace.rate == pytest.approx(50e6)
-    pace.idle()
-    pace.full(6_000_001, 60.0)
-    assert pace.rate == pytest.approx(50e6)
-    pace.full(18_000_001, 60.4)
-    assert pace.rate == pytest.approx(40e6)
+    rate_meter = RateMeter()
+    rate_meter.full(1_000_000, 10.0)  # the buffers on the way are filled, which says nothing
+    rate_meter.full(1_500_000, 10.05)
+    assert rate_meter.rate is None
+    rate_meter.full(6_500_000, 10.11)
+    assert rate_meter.rate == pytest.approx(50e6)
+    rate_meter.idle()
+    rate_meter.full(6_000_001, 60.0)
+    assert rate_meter.rate == pytest.approx(50e6)
+    rate_meter.full(18_000_001, 60.4)
+    assert rate_meter.rate == pytest.approx(40e6)
 
 
 SECONDS = st.sampled_from([0.0, 1e-9, 0.05, 0.1, 0.5, 5.0, 1e6]) | st.floats(0, 1e4)
@@ -88,16 +88,16 @@ def test_whatever_a_line_did_each_piece_goes_packed_or_plain(
     history: list[tuple[float, int, bool]], step: float, content: bytes
 ) -> None:
     """Also after it stood still, or when the clock did; and what is packed is the piece."""
-    pace, now, written = Pace(), 0.0, 0
-    packing = Packer(pace, ticking(step))
+    rate_meter, now, written = RateMeter(), 0.0, 0
+    packing = Packer(rate_meter, ticking(step))
     message = Outgoing(1, [memoryview(content)])
     for seconds, more, full in history:
         now, written = now + seconds, written + more
         if full:
-            pace.full(written, now)
+            rate_meter.full(written, now)
         else:
-            pace.idle()
-        assert pace.rate is None or 0 <= pace.rate < math.inf
+            rate_meter.idle()
+        assert rate_meter.rate is None or 0 <= rate_meter.rate < math.inf
         body = message.views[0][: 1 << 15]
         packed = packing.pack(message, body)
         assert packed is None or unpack(memoryview(packed), 1 << 15) == body
@@ -130,8 +130,8 @@ def test_a_piece_of_noise_in_a_message_that_shrinks_goes_as_it_is() -> None:
 
 def test_looking_takes_a_small_part_of_the_time_only() -> None:
     """Until the next look, what was seen in one message is thought of others, and each piece is judged by itself."""
-    pace = Pace()
-    pace.rate = 10e6
+    rate_meter = RateMeter()
+    rate_meter.rate = 10e6
     now = [0.0]
     looks = []
 
@@ -141,7 +141,7 @@ def test_looking_takes_a_small_part_of_the_time_only() -> None:
             now[0] += 0.001
             return Sample(1.0 if bytes(views[0]) == NOISE else 3.0, 1e9)
 
-    packing = Looking(pace, lambda: now[0])
+    packing = Looking(rate_meter, lambda: now[0])
 
     def shrinks(content: bytes) -> bool:
         return packing.pack(Outgoing(1, [memoryview(content)]), memoryview(content)[:100_000]) is not None

@@ -16,7 +16,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from skyward.core.errors import ProtocolError
-from skyward.core.protocol.compression import Pace, Packer, Sample
+from skyward.core.protocol.compression import Packer, RateMeter, Sample
 from skyward.core.protocol.mailbox import Inbox, Outbox
 from skyward.core.protocol.messages import (
     MESSAGES,
@@ -219,9 +219,9 @@ class AlwaysPacks(Packer):
     """Compresses whatever gets smaller."""
 
     def __init__(self) -> None:
-        pace = Pace()
-        pace.rate = 1.0
-        super().__init__(pace, lambda: 0.0)
+        rate_meter = RateMeter()
+        rate_meter.rate = 1.0
+        super().__init__(rate_meter, lambda: 0.0)
 
     def pack(self, message: Outgoing, body: memoryview) -> bytes | None:
         """As if it paid."""

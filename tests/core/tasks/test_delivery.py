@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from skyward.core.tasks.delivery import Delivery, Lane
+from skyward.core.tasks.delivery import Delivery, DeliveryQueue
 from tests.core.memory_agent import eventually
 
 
@@ -24,7 +24,7 @@ def test_what_is_there_at_the_same_time_comes_in_order() -> None:
         assert may_go.wait(5)
         seen.append(item)
 
-    delivery, lane = Delivery(deliver, "test", _number), Lane()
+    delivery, lane = Delivery(deliver, "test", _number), DeliveryQueue()
     delivery.put(lane, 9)
     assert began.wait(5)
     for item in (3, 1, "a", 2, "b"):
@@ -49,7 +49,7 @@ def test_a_lane_keeps_its_order_under_load() -> None:
         got[lane].append(number)
         busy[lane].release()
 
-    delivery, lanes = Delivery(deliver, "test", _number), [Lane() for _ in range(4)]
+    delivery, lanes = Delivery(deliver, "test", _number), [DeliveryQueue() for _ in range(4)]
 
     def put(lane: int) -> None:
         for number in range(3000):
@@ -78,7 +78,7 @@ def test_a_blocked_lane_blocks_nobody_else() -> None:
             released.set()
         seen.append(str(item))
 
-    delivery, one, two = Delivery(deliver, "test", _number), Lane(), Lane()
+    delivery, one, two = Delivery(deliver, "test", _number), DeliveryQueue(), DeliveryQueue()
     delivery.put(one, "wait")
     delivery.put(two, "release")
     eventually(lambda: len(seen) == 2)
@@ -95,7 +95,7 @@ def test_an_item_that_fails_does_not_end_the_lane() -> None:
             raise ValueError
         seen.append(item)
 
-    delivery, lane = Delivery(deliver, "test", _number), Lane()
+    delivery, lane = Delivery(deliver, "test", _number), DeliveryQueue()
     for item in (0, 1, 2):
         delivery.put(lane, item)
     eventually(lambda: seen == [0, 2])
@@ -111,7 +111,7 @@ def test_a_callback_that_exits_does_not_end_the_lane() -> None:
             raise SystemExit(1)
         seen.append(item)
 
-    delivery, lane = Delivery(deliver, "test", _number), Lane()
+    delivery, lane = Delivery(deliver, "test", _number), DeliveryQueue()
     for item in (0, 1, 2):
         delivery.put(lane, item)
     eventually(lambda: seen == [0, 2])
@@ -122,7 +122,7 @@ def test_without_another_thread_everything_is_delivered_all_the_same(monkeypatch
     """As when the interpreter ends: no thread can be made, whether there is one already or not."""
     seen: list[object] = []
     delivery, made = Delivery(seen.append, "test", _number), Delivery(seen.append, "test", _number)
-    made.put(Lane(), "with a thread")
+    made.put(DeliveryQueue(), "with a thread")
     eventually(lambda: seen)
 
     def refuse(thread: threading.Thread) -> None:
@@ -130,8 +130,8 @@ def test_without_another_thread_everything_is_delivered_all_the_same(monkeypatch
 
     monkeypatch.setattr(threading.Thread, "start", refuse)
     for item in range(5):
-        delivery.put(Lane(), item)
-        made.put(Lane(), item)
+        delivery.put(DeliveryQueue(), item)
+        made.put(DeliveryQueue(), item)
     eventually(lambda: len(seen) == 11)
     delivery.close()
     made.close()

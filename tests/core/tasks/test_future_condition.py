@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from skyward.core.tasks.future_condition import Bell
+from skyward.core.tasks.future_condition import FutureCondition
 from skyward.core.tasks.futures import TaskFuture
 
 
@@ -63,7 +63,7 @@ def test_futures_of_both_kinds_are_waited_for_together(future: TaskFuture[int]) 
 
 def test_the_thread_that_has_the_lock_may_take_it_again() -> None:
     """A finalizer or a signal may meet a future that its own thread is at."""
-    bell = Bell()
+    bell = FutureCondition()
     with bell, bell:
         bell.notify_all()
     assert bell.acquire()
