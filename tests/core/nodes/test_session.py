@@ -162,7 +162,7 @@ async def test_much_to_send_goes_over_stripes_and_small_messages_do_not(it: Node
 @over()
 async def test_what_shrinks_is_packed_where_the_line_is_slow(it: Node) -> None:
     """Once the pace of the link is known; and the agent gets what was sent."""
-    it.session._pace.rate = 1e6  # once told, it changes by halves at most
+    it.session._rate_meter.rate = 1e6  # once told, it changes by halves at most
     blob(it, b"a", 64 * MEGABYTE, shrinks=True)
     await it.sent()
     assert sum(channel.written for channel in it.channels) < 2 * MEGABYTE
