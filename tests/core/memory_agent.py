@@ -248,18 +248,14 @@ class MemoryPool:
 
     async def _add(self, agent: MemoryAgent) -> None:
         up = asyncio.Event()
-        pool = self
 
-        class Ear:
-            def received(self, session: Session, message: Any, buffers: list[bytearray]) -> None:
-                if isinstance(message, messages.Ready):
-                    pool.dispatcher.node_up(session, message.slots)
-                    up.set()
-                else:
-                    pool.dispatcher.received(session, message, buffers)
+        def on_ready(session: Session, message: messages.Ready) -> None:
+            self.dispatcher.node_up(session, message.slots)
+            up.set()
 
         name = f"m{len(self.agents)}"
-        session = Session(name, agent.connect, b"s", SETUP._replace(node=name, shares=self.shares), Ear(), self.timing)
+        setup = SETUP._replace(node=name, shares=self.shares)
+        session = Session(name, agent.connect, b"s", setup, self.dispatcher, on_ready, self.timing)
         self.agents.append(agent)
         self.sessions.append(session)
 

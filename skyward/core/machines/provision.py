@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from skyward.core.errors import (
     CloudError,
@@ -32,18 +32,16 @@ from skyward.core.interfaces import Provider, Rental, Trait
 from skyward.core.machines import fleet as f
 from skyward.core.machines import offer_selection
 from skyward.core.nodes.connector import Connector
-from skyward.core.nodes.session import Session, Timing, link_patience
+from skyward.core.nodes.session import Session, SessionHandler, Timing, link_patience
 from skyward.core.payload.shared_file import CAN_SHARE
-from skyward.core.protocol.messages import Message, Ready, Setup
-from skyward.core.protocol.wire import Filled
+from skyward.core.protocol.messages import Ready, Setup
 from skyward.core.spec import Image, Machine, MachineId, Nodes, Offer, Offers, Order
-from skyward.core.tasks.dispatch import Dispatcher
 
 if TYPE_CHECKING:
     from skyward.core.machines.buyer import Buyer
     from skyward.core.nodes.certificates import Authority
 
-__all__ = ["Plan", "Provisioner"]
+__all__ = ["NodeUser", "Plan", "Provisioner"]
 
 _T = TypeVar("_T")
 _log = logging.getLogger("skyward.provision")
@@ -74,12 +72,54 @@ class Plan:
     timing: Timing
 
 
-class Provisioner:
-    """The nodes of one pool. Lives in the event loop."""
+class NodeUser(SessionHandler, Protocol):
+    """Runs tasks on the nodes: the dispatcher. Sessions hand it the nodes' messages directly.
 
-    def __init__(self, plan: Plan, dispatcher: Dispatcher, events: Events) -> None:
+    Called from the event loop; must not block.
+    """
+
+    @property
+    def answered(self) -> int:
+        """How many tasks have succeeded or failed by themselves so far: a sign that the nodes are of use."""
+        ...
+
+    def node_up(self, session: Session, slots: int) -> None:
+        """A node is ready for tasks."""
+        ...
+
+    def node_down(self, name: str, reason: str, *, begun: bool = True) -> None:
+        """A node is gone for good. May be repeated; a node that never was up may be named too.
+
+        Parameters
+        ----------
+        name, reason
+            Which node, and why.
+        begun
+            Whether tasks may have been running there; with False they were only waiting.
+        """
+        ...
+
+    def hopeless(self, reason: str) -> None:
+        """No node is up, and none will come: tasks need not wait any longer."""
+        ...
+
+
+class Provisioner:
+    """The nodes of one pool. Lives in the event loop.
+
+    Parameters
+    ----------
+    plan
+        What the pool wants.
+    user
+        Who uses the nodes.
+    events
+        Who hears of nodes and machines.
+    """
+
+    def __init__(self, plan: Plan, user: NodeUser, events: Events) -> None:
         self._plan = plan
-        self._dispatcher = dispatcher
+        self._user = user
         self._events = events
         self._calls = ThreadPoolExecutor(16, "skyward-provider")
         self._fleet = self._new_fleet([])
@@ -257,7 +297,7 @@ class Provisioner:
         )
         self._changed.set()
         if self._started and not self._stopping and self._fleet.settled and not self._fleet.count:
-            self._dispatcher.hopeless(f"no node is left and none can be had; the last one: {self._last_reason}")
+            self._user.hopeless(f"no node is left and none can be had; the last one: {self._last_reason}")
 
     def _tell_orders(self, commands: Sequence[f.Create]) -> None:
         """What is bought at this moment; where each machine is an order of its own, one line for all that are alike."""
@@ -332,7 +372,7 @@ class Provisioner:
         self._broken.__cause__ = error
         self._changed.set()
         if self._started and not self._ready:
-            self._dispatcher.hopeless(text)
+            self._user.hopeless(text)
 
     async def _ask(
         self,
@@ -405,17 +445,17 @@ class Provisioner:
         if not self._started and not self._stopping and self._first_error is None:
             self._first_error = ProvisioningError(f"{machine.name} was lost while the pool started: {reason}")
         was_ready = self._ready.pop(name, None) is not None
-        self._sessions.pop(name, None)
+        session = self._sessions.pop(name, None)
         del self._lives[source, machine.id]
-        self._dispatcher.node_down(name, reason or "the pool was closed")
+        self._user.node_down(name, reason or "the pool was closed")
         self._events.emit(NodeGone(name, None if self._stopping else reason))
         # While the pool starts, hosts that exist are not exchanged, nor machines for packages that no other could
         # install either: what is wrong is told at once.
         replace = self._started or (_is_rented(self._plan.providers[source]) and not is_image)
         self._last_reason = reason
-        barren = name in self._dispatcher.expelled
-        if barren and self._dispatcher.answered > self._answered:
-            self._answered = self._dispatcher.answered
+        barren = session is not None and session.barren
+        if barren and self._user.answered > self._answered:
+            self._answered = self._user.answered
             self._tell_fleet(f.Worked())
         self._tell_fleet(f.Lost(source, machine.id, was_ready, replace, barren))
         if reason is not None and not was_ready and not self._stopping:
@@ -446,7 +486,8 @@ class Provisioner:
                 connector.open,
                 secret,
                 setup,
-                self,
+                self._user,
+                self._node_ready,
                 self._plan.timing,
                 connector.stripes,
                 functools.partial(self._patience, name),
@@ -481,21 +522,20 @@ class Provisioner:
             self._authority = Authority(self._plan.order.tag)
         return {"authority": self._authority.certificate, "certificate": self._authority.issue(name), "host": host}
 
-    def received(self, session: Session, message: Message, buffers: list[Filled]) -> None:
-        """Hear a session: that it is ready is ours to know, all else the dispatcher's."""
-        if not isinstance(message, Ready):
-            self._dispatcher.received(session, message, buffers)
-        elif message.error is not None:
-            if session.node in self._ready:
-                self._dispatcher.node_barren(session.node, message.error)
+    def _node_ready(self, session: Session, message: Ready) -> None:
+        """A node's slots have started, or can't start, or can't be restarted any more."""
+        was_ready = session.node in self._ready
+        if message.error is not None:
+            if was_ready:
+                self._user.node_down(session.node, message.error, begun=False)
             self._first_error = self._first_error or ProvisioningError(f"{session.node}: {message.error}")
-            session.abandon(message.error)
-        elif session.node in self._ready:
+            session.abandon(message.error, barren=was_ready)
+        elif was_ready:
             raise ProtocolError("it is ready a second time")
         else:
             self._ready[session.node] = message.slots
             self._tell_fleet(f.Ready())
-            self._dispatcher.node_up(session, message.slots)
+            self._user.node_up(session, message.slots)
             self._events.emit(NodeReady(session.node, message.slots))
 
 

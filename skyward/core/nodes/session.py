@@ -30,7 +30,7 @@ from skyward.core.interfaces import Channel
 from skyward.core.nodes.link_breaks import Breaks, Progress
 from skyward.core.protocol.compression import Packer, RateMeter, available
 from skyward.core.protocol.mailbox import Inbox, Outbox
-from skyward.core.protocol.messages import Ack, Bye, Message, Ping, Pong, Setup, Welcome
+from skyward.core.protocol.messages import Ack, Bye, Message, Ping, Pong, Ready, Setup, Welcome
 from skyward.core.protocol.wire import Buffer, Filled, Received, Role, Wire
 from skyward.core.visible import shown
 
@@ -123,7 +123,9 @@ class Session:
     setup
         What the agent is told first.
     handler
-        Who hears the node's messages.
+        Receives the node's messages, except `Ready`.
+    on_ready
+        Called when the node's slots have started, or can't.
     stripes
         How a link gets stripes; None: never.
     patience
@@ -137,6 +139,7 @@ class Session:
         secret: bytes,
         setup: Setup,
         handler: SessionHandler,
+        on_ready: Callable[[Session, Ready], None],
         timing: Timing | None = None,
         stripes: Stripes | None = None,
         patience: Callable[[], float] | None = None,
@@ -145,9 +148,12 @@ class Session:
         self.shares = setup.shares
         self.facts: dict[str, Any] = {}
         self.round_trip: float | None = None
+        self.barren = False
+        """Whether it was abandoned because no task succeeds there."""
         self._connect = connect
         self._secret = secret
         self._handler = handler
+        self._on_ready = on_ready
         self._timing = timing or Timing()
         self._patience = patience or (lambda: self._timing.give_up)
         self._linked_at = 0.0
@@ -251,8 +257,9 @@ class Session:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._unlinked.wait(), self._timing.farewell)
 
-    def abandon(self, reason: str) -> None:
+    def abandon(self, reason: str, *, barren: bool = False) -> None:
         """End the conversation as if the node were lost: `run` returns the reason. The agent need not stay."""
+        self.barren = self.barren or barren
         self._closing, self._why = True, reason
         if self._wire is not None and self._wire.is_open:
             self._wire.send(Bye())
@@ -465,7 +472,10 @@ class Session:
             self._unacked_bytes += sum(map(len, received.buffers))
             if self._inbox.accept(received.number):
                 try:
-                    self._handler.received(self, message, received.buffers)
+                    if isinstance(message, Ready):
+                        self._on_ready(self, message)
+                    else:
+                        self._handler.received(self, message, received.buffers)
                 except Exception:
                     self._inbox.reject(received.number)
                     raise

@@ -130,8 +130,6 @@ class Dispatcher:
         self._lost: dict[str, str] = {}
         self._roll_call = roll_call
         self._rolling: asyncio.TimerHandle | None = None
-        self.expelled: set[str] = set()
-        """Nodes that were made to go since nothing went well there."""
         self._snapshots = Snapshots(shares)
         self.named: Named = named
         self._why_hopeless = "no node is left"
@@ -299,9 +297,8 @@ class Dispatcher:
         self._handle(schedule.Finished(job.id, command.node, Outcome.ANSWERED))
 
     def _expel(self, node: _Node, failed: int) -> None:
-        name = node.session.node
-        self.expelled.add(name)
-        node.session.abandon(f"taken out, since {failed} tasks in a row failed there; the last: {node.trouble}")
+        reason = f"taken out, since {failed} tasks in a row failed there; the last: {node.trouble}"
+        node.session.abandon(reason, barren=True)
 
     def _run(self, node: _Node, job: Job, alone: bool) -> None:
         if job.node:
@@ -463,11 +460,6 @@ class Dispatcher:
             self._rolling = asyncio.get_running_loop().call_later(self._roll_call, self._call_roll)
         self._distributor.node_up(session)
         self._handle(schedule.NodeUp(session.node, slots))
-
-    def node_barren(self, name: str, reason: str) -> None:
-        """A node can begin nothing any more, and has answered for all that it had begun; its session is to end."""
-        self.expelled.add(name)
-        self.node_down(name, reason, begun=False)
 
     def node_down(self, name: str, reason: str, *, begun: bool = True) -> None:
         """A node is gone for good, with the tasks that it had; said again, it has no effect."""

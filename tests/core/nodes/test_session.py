@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from skyward.core.errors import LinkError, NodeLost
 from skyward.core.interfaces import Channel
 from skyward.core.nodes.session import Session, Stripes, Timing, link_patience
-from skyward.core.protocol.messages import Ack, Blob, Done, Failed, Message, Ready, Returned, Setup, StreamOpen
+from skyward.core.protocol.messages import Ack, Blob, Done, Failed, Message, Returned, Setup, StreamOpen
 from skyward.core.spec import Endpoint
 from skyward.transport.tcp import TCPTransport
 from skyward.worker.agent import Agent, Start, listen
@@ -76,8 +76,6 @@ class Node:
 
     def received(self, session: Session, message: Message, buffers: list[Any]) -> None:
         """Hear the session."""
-        if isinstance(message, Ready):
-            self.ready.set()
 
     async def until(self, condition: Callable[[], Any]) -> None:
         """Let the loop turn until something holds."""
@@ -104,7 +102,7 @@ async def node(**stripes: Any) -> AsyncIterator[Node]:
     it = Node(Agent(loop, Start("tcp", b"s", True, 60.0), listener, folder), address)
     striping = Stripes(it.open, **{"count": 2, "distance": 0.0, "backlog": MEGABYTE, **stripes})
     timing = Timing(beat=0.05, give_up=5.0)
-    it.session = Session("n", it.open, b"s", SETUP, it, timing, striping)
+    it.session = Session("n", it.open, b"s", SETUP, it, lambda *_: it.ready.set(), timing, striping)
     it.life = life = asyncio.create_task(it.session.run())
     end = asyncio.create_task(_end(it.agent))
     try:
