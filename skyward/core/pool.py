@@ -143,7 +143,7 @@ class Compute(TaskExecutor):
         cores = pool_arguments.either("vcpus", vcpus, "cpu", cpu)
         self._order = Order(
             tag=self.name,
-            count=self.nodes.most,
+            count=self.nodes.max,
             resources=_resources(Resources(machine, accelerator, cores, memory, max_price), self.worker),
             allocation=allocation,
             orphan_timeout=parse_seconds(orphan_timeout, "orphan_timeout") or 600.0,
@@ -221,11 +221,11 @@ class Compute(TaskExecutor):
         here = any(Trait.DRIVER_ENVIRONMENT in provider.traits for provider in self.providers)
         ours, each = (_FILES_OURS, _FILES_HERE) if here else (_FILES_LOGIN, 1)
         left = open_files.left()
-        if (needed := ours + each * self.nodes.most) > left:
+        if (needed := ours + each * self.nodes.max) > left:
             fit = (left - ours) // each
             instead = f"or ask for at most {fit} nodes with more slots each" if fit > 0 else "or close some"
             raise ConfigError(
-                f"nodes={self.nodes.most} need {needed} open files in this process, which may open {left} more: "
+                f"nodes={self.nodes.max} need {needed} open files in this process, which may open {left} more: "
                 f"{open_files.advice(needed)}, {instead}"
             )
 
@@ -364,7 +364,7 @@ class _Running:
     def start(self) -> None:
         """Get the nodes; an interrupt ends the wait, and the caller closes."""
         names = ", ".join(provider.name for provider in self._plan.providers)
-        self.events.emit(PoolStarted(self._name, names, self._plan.nodes.most, self._worker.concurrency))
+        self.events.emit(PoolStarted(self._name, names, self._plan.nodes.max, self._worker.concurrency))
         if not self._reads_data and pool_arguments.of_strangers(self._plan.providers):
             trusts = f'results="any": whoever owns the machines of {names} can run code in this process'
             self.events.emit(Note(trusts, warning=True))

@@ -1,6 +1,6 @@
-"""The values that users and providers speak in: frozen, checked when they are made, and knowing no cloud.
+"""The values that users and providers exchange: frozen, validated when constructed, and independent of any cloud.
 
-A bad value raises `ConfigError` at once, with the argument's name, what was given and what is allowed.
+A bad value raises `ConfigError` immediately, naming the argument, what was given and what is allowed.
 """
 
 from __future__ import annotations
@@ -62,12 +62,12 @@ _ADDRESS = re.compile(
 
 
 def parse_memory(value: object, name: str = "memory") -> int:
-    """Bytes from a number of bytes or a text such as ``"32GB"`` (10**9) or ``"16GiB"`` (2**30).
+    """Parse an amount of memory into bytes: a number of bytes, ``"32GB"`` (10**9) or ``"16GiB"`` (2**30).
 
     Raises
     ------
     ConfigError
-        It is neither, or not positive.
+        `value` is neither, or is not positive.
     """
     if isinstance(value, str):
         match = _MEMORY.fullmatch(value)
@@ -78,69 +78,78 @@ def parse_memory(value: object, name: str = "memory") -> int:
                 return int(size)
     elif isinstance(value, (int, float)) and not isinstance(value, bool) and 1 <= value < math.inf:
         return int(value)
-    raise ConfigError(f'{name}={value!r} is not an amount of memory; write for example "32GB", "16GiB" or bytes')
+    raise ConfigError(
+        f'{name}={value!r} is not an amount of memory; use, for example, "32GB", "16GiB" or a number of bytes'
+    )
 
 
-def parse_count(value: object, name: str, least: int = 1) -> int:
-    """Parse a whole number of at least `least`, from an int or anything with ``__index__`` (numpy's ints too).
+def parse_count(value: object, name: str, minimum: int = 1) -> int:
+    """Parse a whole number, from an int or anything with ``__index__`` (numpy's ints too).
+
+    Parameters
+    ----------
+    value
+        The value to parse.
+    name
+        Name of the argument, for the error message.
+    minimum
+        Smallest value allowed.
 
     Raises
     ------
     ConfigError
-        It is not.
+        `value` is not a whole number, or is below `minimum`.
     """
     try:
         if isinstance(value, bool):
             raise TypeError
         count = value.__index__()  # type: ignore[attr-defined]
     except (AttributeError, TypeError):
-        raise ConfigError(f"{name}={value!r} is not a whole number; give one of at least {least}") from None
-    if count < least:
-        raise ConfigError(f"{name}={value!r} is too small; give a whole number of at least {least}")
+        raise ConfigError(f"{name}={value!r} is not a whole number; it must be an integer, {minimum} or more") from None
+    if count < minimum:
+        raise ConfigError(f"{name}={value!r} is too small; it must be {minimum} or more")
     return int(count)
 
 
 def parse_seconds(value: object, name: str) -> float | None:
-    """A positive number of seconds, or None for no limit.
+    """Parse a positive number of seconds; None and infinity mean no limit.
 
     Raises
     ------
     ConfigError
-        It is neither.
+        `value` is neither.
     """
     if value is None:
         return None
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not number or not 0 < float(value):  # type: ignore[arg-type]
-        raise ConfigError(f"{name}={value!r} is not a number of seconds; give a positive number, or None for no limit")
+        raise ConfigError(f"{name}={value!r} is not a number of seconds; it must be positive, or None for no limit")
     return None if math.isinf(float(value)) else float(value)  # type: ignore[arg-type]
 
 
 def parse_price(value: object, name: str = "max_price") -> float | None:
-    """A price in US dollars per hour, or None for no limit.
+    """Parse a price in US dollars per hour; None means no limit.
 
     Raises
     ------
     ConfigError
-        It is neither.
+        `value` is neither.
     """
     if value is None:
         return None
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not number or not 0 <= float(value) < math.inf:  # type: ignore[arg-type]
-        raise ConfigError(
-            f"{name}={value!r} is not a price; give US dollars per hour and machine, or None for no limit"
-        )
+        raise ConfigError(f"{name}={value!r} is not a price; give US dollars per machine-hour, or None for no limit")
     return float(value)  # type: ignore[arg-type]
 
 
 def parse_address(text: object, name: str) -> tuple[str | None, str, int | None]:
-    """User, host and port from ``"10.0.0.5"``, ``"user@box:2222"`` or ``"[::1]:22"``; None for what is left out.
+    """Split ``"10.0.0.5"``, ``"user@box:2222"`` or ``"[::1]:22"`` into user, host and port; None for missing parts.
 
     Raises
     ------
     ConfigError
-        It is none of these.
+        `text` has none of these forms.
     """
     match = _ADDRESS.fullmatch(text) if isinstance(text, str) else None
     user, bracketed, bare, plain, port = match.groups() if match else (None,) * 5
@@ -149,7 +158,7 @@ def parse_address(text: object, name: str) -> tuple[str | None, str, int | None]
             ipaddress.IPv6Address(bracketed or bare or "")
         except ValueError:
             raise ConfigError(
-                f'{name}={text!r} is not a host; write for example "10.0.0.5", "user@box:2222" or "[::1]:22"'
+                f'{name}={text!r} is not a host; use, for example, "10.0.0.5", "user@box:2222" or "[::1]:22"'
             ) from None
     if port and not 0 < int(port) < 65536:
         raise ConfigError(f"{name}={text!r}: port {port} is not between 1 and 65535")
@@ -170,7 +179,7 @@ def _texts(value: object, name: str) -> dict[str, str]:
 
 def _one_of(value: object, name: str, allowed: Sequence[str]) -> None:
     if value not in allowed:
-        raise ConfigError(f"{name}={value!r} is unknown; it is one of {', '.join(map(repr, allowed))}")
+        raise ConfigError(f"{name}={value!r} is unknown; it must be one of {', '.join(map(repr, allowed))}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,16 +189,16 @@ class Worker:
     Parameters
     ----------
     concurrency
-        Slots of each node: how many tasks run there at a time.
+        Slots per node: how many tasks a node runs at a time.
     executor
-        ``"process"``, which ``"auto"`` means too: each slot is a process of its own, so that tasks share no globals and
-        no interpreter lock. ``"thread"``: the slots are threads of one process, for tasks that mostly wait or that
+        ``"process"``, or its synonym ``"auto"``: each slot is a separate process, so tasks share neither globals nor
+        the interpreter lock. ``"thread"``: all slots are threads of one process, for tasks that mostly wait or that
         share memory.
     attempts
-        How many times a task is started at most, in all, when its process or node dies; with 1 it is never started
-        again. A task that raised an exception of its own is never started again.
+        Maximum number of times a task is started when its process or node dies; 1 means no retries. A task that raises
+        an exception is never retried.
     threads
-        BLAS and OpenMP threads of each slot; None means the node's cores // concurrency, but at least 1.
+        BLAS and OpenMP threads per slot; None means the node's cores // concurrency, with a minimum of 1.
 
     Raises
     ------
@@ -212,36 +221,36 @@ class Worker:
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """What a node's environment holds.
+    """The environment in which a node runs tasks.
 
     Parameters
     ----------
     python
-        Minor version such as ``"3.12"``; None means the driver's. Any other is an error, since pickled functions do not
-        cross minor versions.
+        Minor version such as ``"3.12"``; None means the driver's. Any other version is an error, since pickled
+        functions do not work across minor versions.
     pip
-        Requirements as pip spells them, with hashes where wanted. On `Local`, where the driver's own environment is
-        used, they must be installed already.
+        Requirements in pip's syntax, optionally with hashes. With `Local`, which uses the driver's own environment,
+        they must already be installed.
     apt
         Debian packages, for nodes where the login user is root.
     env
-        Environment variables of every task, and of the installation of packages.
+        Environment variables, set for every task and while packages are installed.
     index
-        Address of the package index; None means whatever the node's own configuration says.
+        URL of the package index; None means whatever the node is configured to use.
     extra_index
-        Further package indexes to look in.
+        URLs of additional package indexes.
     preload
         Modules that the slots' fork server imports once, so that no task has to.
     requirements
-        Path of a requirements file, or of a ``pyproject.toml`` whose dependencies are meant. It is read at once: its
-        lines are added to `pip` and `constraints`, its indexes to `index` and `extra_index`.
+        Path of a requirements file, or of a ``pyproject.toml`` whose dependencies are to be installed. It is read
+        immediately: its lines are added to `pip` and `constraints`, its indexes to `index` and `extra_index`.
     constraints
-        Requirements that limit the versions of whatever is installed, and install nothing by themselves.
+        Requirements that restrict the versions of packages but do not install any.
 
     Raises
     ------
     ConfigError
-        A value is of the wrong kind, a file can't be read, or nodes could not install what is named (a path of this
+        A value has the wrong type, a file can't be read, or a requirement can't be installed on nodes (a path on this
         machine, say).
     """
 
@@ -266,12 +275,12 @@ class Image:
         driver = f"{sys.version_info.major}.{sys.version_info.minor}"
         if self.python not in (None, driver):
             raise ConfigError(
-                f"Image python={self.python!r}, but this is Python {driver}: pickled functions do not cross minor "
-                f"versions. Leave python out, or run the driver with Python {self.python}"
+                f"Image python={self.python!r}, but this is Python {driver}: pickled functions do not work across "
+                f"minor versions. Leave python out, or run the driver with Python {self.python}"
             )
 
     def _read_requirements(self) -> None:
-        """Take over what the file says, once: an image that is made of this one does not read it again."""
+        """Merge in the requirements file, once: an image derived from this one does not read it again."""
         if self.requirements is None:
             return
         if not isinstance(self.requirements, (str, os.PathLike)):
@@ -285,31 +294,31 @@ class Image:
 
     @property
     def python_version(self) -> str:
-        """Minor version of Python on the nodes, such as ``"3.11"``: the driver's."""
+        """Minor version of Python on the nodes, such as ``"3.11"``; always the driver's."""
         return f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
 @dataclass(frozen=True, slots=True)
 class Volume:
-    """Storage that every node shows at `path`. Not in this version: a pool that is given one raises `ConfigError`."""
+    """Storage mounted at `path` on every node. Not supported yet: a pool that is given one raises `ConfigError`."""
 
     path: str
 
 
 @dataclass(frozen=True, slots=True)
 class S3Volume(Volume):
-    """Objects of an S3 bucket, under a prefix, as files at `path` on every node. Not in this version; see `Volume`.
+    """Objects of an S3 bucket, mounted as files at `path` on every node. Not supported yet; see `Volume`.
 
     Parameters
     ----------
     path
-        Where the nodes show it, such as ``"/data"``.
+        Mount point on the nodes, such as ``"/data"``.
     bucket
         Name of the bucket.
     prefix
-        Only objects whose keys begin with it.
+        Mount only objects whose keys start with it.
     read_only
-        Whether tasks can't write there.
+        Whether tasks are kept from writing.
     """
 
     bucket: str
@@ -326,13 +335,13 @@ class Resources:
     machine
         Exact machine type.
     accelerator
-        Such as ``"A100"`` or ``"H100:8"``.
+        Model and optionally count, such as ``"A100"`` or ``"H100:8"``.
     vcpus
         Minimum number of cores.
     memory
-        Minimum memory: bytes, or a text such as ``"32GB"``.
+        Minimum memory: bytes, or a string such as ``"32GB"``.
     max_price
-        Maximum price per machine, in US dollars per hour; machines whose price is not known are left out then.
+        Maximum price per machine, in US dollars per hour. Excludes machines of unknown price.
 
     Raises
     ------
@@ -364,55 +373,55 @@ class Resources:
 
 @dataclass(frozen=True, slots=True)
 class Nodes:
-    """How many nodes: at least `least` before work begins, `most` wanted."""
+    """How many nodes: the block starts once `min` are ready; `max` are requested."""
 
-    least: int
-    most: int
+    min: int
+    max: int
 
     @classmethod
     def parse(cls, value: object) -> Nodes:
-        """From ``nodes=4`` or ``nodes=(2, 8)``.
+        """Parse ``nodes=4`` or ``nodes=(2, 8)``.
 
         Raises
         ------
         ConfigError
-            It is neither.
+            `value` is neither.
         """
         if isinstance(value, (tuple, list)):
             if len(value) != 2:
                 raise ConfigError(f"nodes={value!r} is not a pair (min, max)")
-            least, most = (parse_count(item, "nodes") for item in value)
-            if least > most:
-                raise ConfigError(f"nodes={value!r}: the least number comes first; write nodes=({most}, {least})")
-            return cls(least, most)
+            low, high = (parse_count(item, "nodes") for item in value)
+            if low > high:
+                raise ConfigError(f"nodes={value!r}: the minimum comes first; write nodes=({high}, {low})")
+            return cls(low, high)
         count = parse_count(value, "nodes")
         return cls(count, count)
 
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """A kind of machine that a provider has, in one place and at one price.
+    """A machine type that a provider offers, in one place and at one price.
 
     Attributes
     ----------
     machine
-        The provider's name of the kind.
+        The provider's name for the type.
     vcpus, memory
-        Cores, and bytes of memory; None where the provider does not say.
+        Number of cores, and memory in bytes; None if the provider does not say.
     accelerator, accelerators
-        Model as the provider spells it, and how many of them.
+        Model as the provider spells it, and how many.
     accelerator_memory
-        Bytes of memory of each accelerator.
+        Memory of each accelerator, in bytes.
     region
-        Region, zone or country, as the provider calls it.
+        Region, zone or country, as the provider names it.
     spot
-        Whether the machine may be taken back.
+        Whether the provider may preempt the machine.
     price
-        US dollars per hour of the whole machine; None when it is not known.
+        US dollars per hour for the whole machine; None if unknown.
     extra
-        What the provider itself needs to create it; nobody else looks into it.
+        What the provider needs to create the machine; opaque to everyone else.
     zone_of
-        Where `region` is a zone: the region that it belongs to. What is refused for a region is refused for its zones.
+        If `region` is a zone, the region it belongs to. A refusal for a region covers its zones.
     """
 
     machine: str
@@ -433,12 +442,12 @@ class Offer:
 
 
 class Offers(list[Offer]):
-    """Offers, and why some of a provider's places gave none.
+    """Offers, and why some of a provider's regions returned none.
 
     Attributes
     ----------
     refused
-        One error for each place (a region, say) that could not be asked; those of the others can be had all the same.
+        One error for each place (a region, say) that could not be queried. The offers of the others are still valid.
     """
 
     def __init__(self, offers: Iterable[Offer] = (), refused: Iterable[SkywardError] = ()) -> None:
@@ -448,7 +457,7 @@ class Offers(list[Offer]):
 
 @dataclass(frozen=True, slots=True)
 class KeyPair:
-    """An SSH key: the private half in OpenSSH's format, and the public half as one line."""
+    """An SSH key: the private key in OpenSSH's format, and the public key as one line."""
 
     private: str = field(repr=False)
     public: str
@@ -456,7 +465,7 @@ class KeyPair:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where a machine is reached, and how.
+    """Where and how to reach a machine.
 
     Attributes
     ----------
@@ -467,7 +476,7 @@ class Endpoint:
     user
         Login name; None leaves it to the transport's configuration.
     options
-        What the one transport needs besides (keys, known hosts, ...); only the transport looks into it.
+        Anything else this transport needs (keys, known hosts, ...); opaque to everyone else.
     """
 
     transport: str
@@ -483,43 +492,43 @@ class Endpoint:
 
 
 class MachineState(enum.Enum):
-    """What a provider says of a machine."""
+    """The state of a machine, as its provider reports it."""
 
     STARTING = "starting"
     RUNNING = "running"
-    FAILED = "failed"  # it will not run any more, and may still cost
-    TAKEN_BACK = "taken back"  # the provider ended or stopped a spot machine; it may still cost
-    GONE = "gone"  # it exists no more and costs nothing
+    FAILED = "failed"  # it will never run again, but may still be billed
+    PREEMPTED = "preempted"  # a spot machine that the provider stopped or terminated; it may still be billed
+    GONE = "gone"  # it no longer exists and costs nothing
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """A machine that a provider made or has.
+    """A machine that a provider created or knows.
 
     Attributes
     ----------
     id
-        The provider's name for it.
+        The provider's identifier.
     endpoint
-        Where it is reached; None until that is known. A rented machine's needs no keys: core adds those of its order.
+        Where to reach it; None until known. A rented machine's endpoint needs no keys: core adds those of its order.
     name
-        What people call it; shown in output and errors.
+        Human-readable name, shown in output and errors.
     agent
-        Address of an agent that already runs there, for a transport's `open_channel`; None when it has to be
+        Address of an agent that already runs there, for a transport's `open_channel`; None if it has to be
         bootstrapped over a shell.
     secret
-        What the running agent and we prove to know.
+        Shared secret with which the running agent and the owner authenticate each other.
     state
-        What the provider says of it.
+        What the provider reports.
     order
-        Name of the order that it was made for, as it stands on the machine itself.
+        Name of the order it was created for, read from the machine's own tags.
     tag
-        Name of the pool that it belongs to, as it stands on the machine itself.
+        Name of the pool it belongs to, read from the machine's own tags.
     detail
         Why it failed or ended, in the provider's words.
     python, prelude
-        For one that has to be bootstrapped: the interpreter to use there, and lines for a login shell that make the
-        environment of all that is run. Empty for what is found, and none.
+        For a machine that has to be bootstrapped: the interpreter to use, and lines for a login shell that set up the
+        environment of everything run there. Empty means: find an interpreter, and no such lines.
     """
 
     id: MachineId
@@ -542,21 +551,21 @@ class Order:
     Attributes
     ----------
     tag
-        Name of the pool; to be put on everything that is made.
+        Name of the pool; the provider tags everything it creates with it.
     count
-        Machines wanted; 1 where the provider lacks ``Trait.BATCH``.
+        Number of machines; 1 if the provider lacks ``Trait.BATCH``.
     resources, allocation
         What the user asked for.
     orphan_timeout
-        Seconds after which a machine that has heard nothing ends by itself.
+        Seconds without contact after which a machine terminates itself.
     name
-        Name of this order, of letters, digits and hyphens, at most 50; to be put on the machines too.
+        Name of this order: up to 50 letters, digits and hyphens. The machines are tagged with it too.
     offer
-        Which of the provider's offers to take; None where it makes none.
+        Which of the provider's offers to take; None if it has none.
     host_key
-        The SSH host key that the machine must show; None for providers whose machines are not rented.
+        The SSH host key that the machine must present; None for providers whose machines are not rented.
     user_key
-        Public key line of who may log in.
+        Public key allowed to log in, as one line.
     """
 
     tag: str

@@ -344,7 +344,7 @@ class AWS(CloudProvider):
         address = found.private_ip if self.private else found.public_ip
         state = _STATES.get(found.state, MachineState.STARTING)
         if found.state == "shutting-down" and found.reason_code.startswith("Server.Spot"):
-            state = MachineState.TAKEN_BACK
+            state = MachineState.PREEMPTED
         if state is MachineState.RUNNING and address is None:
             state = MachineState.STARTING
         return Machine(

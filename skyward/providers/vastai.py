@@ -408,7 +408,7 @@ def _state(node: Any) -> tuple[MachineState, str]:
         return MachineState.FAILED, said or f"the host is {actual}"
     if node.state in {NodeState.STOPPED, NodeState.STOPPING, NodeState.PAUSED}:
         if row.get("is_bid"):
-            return MachineState.TAKEN_BACK, "somebody bid more"
+            return MachineState.PREEMPTED, "somebody bid more"
         return MachineState.FAILED, said or f"it was stopped ({actual}): by its host, by hand, or for want of credit"
     if actual == "unknown":
         return MachineState.FAILED, said or "its host gives no sign of life"

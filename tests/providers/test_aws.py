@@ -186,7 +186,7 @@ def test_a_spot_machine_never_costs_more_than_the_user_pays(cloud):
     it.create(wanted)
     eventually(lambda: it.machines(TAG)[0].state is MachineState.RUNNING)
     cloud.surge = 1.2
-    eventually(lambda: it.machines(TAG)[0].state in (MachineState.TAKEN_BACK, MachineState.GONE))
+    eventually(lambda: it.machines(TAG)[0].state in (MachineState.PREEMPTED, MachineState.GONE))
     sweep(it, TAG)
     assert cloud.meter.live == []
 

@@ -250,7 +250,7 @@ def test_what_an_outbid_or_failed_machine_is(cloud: Market, provider: VastAI) ->
     cloud.fail(quiet.id, "unknown")
     cloud.outbid(stopped.id)  # of one that is no bid: its host, or its owner
     seen = {machine.id: (machine.state, machine.detail, machine.endpoint) for machine in provider.machines(TAG)}
-    assert seen[spot.id] == (MachineState.TAKEN_BACK, "somebody bid more", None)
+    assert seen[spot.id] == (MachineState.PREEMPTED, "somebody bid more", None)
     assert seen[lost.id][0] is seen[quiet.id][0] is seen[stopped.id][0] is MachineState.FAILED
     assert "lost" in seen[lost.id][1]
     assert sweep(provider, TAG) == [spot.id, lost.id, quiet.id, stopped.id]

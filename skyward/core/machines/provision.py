@@ -169,7 +169,7 @@ class Provisioner:
             self._buyer = await self._call(_buyer, self._plan.order.tag, rentals)
         self._fleet = self._new_fleet(candidates)
         self._tell_fleet(f.Tick())
-        least = self._plan.nodes.least
+        least = self._plan.nodes.min
         while len(self._ready) < least and not (self._fleet.settled and self._fleet.count < least):
             if self._broken is not None:
                 raise self._broken
@@ -181,7 +181,7 @@ class Provisioner:
 
     def _new_fleet(self, candidates: Sequence[f.Candidate]) -> f.Fleet:
         sources = [_source(provider) for provider in self._plan.providers]
-        return f.Fleet(sources, candidates, self._plan.nodes.most, self._plan.order.tag)
+        return f.Fleet(sources, candidates, self._plan.nodes.max, self._plan.order.tag)
 
     async def stop(self) -> None:
         """Say goodbye to all nodes and give all machines back; returns when that is done and confirmed."""
@@ -235,7 +235,7 @@ class Provisioner:
         lines += f"\n  and {len(texts) - _MOST_LINES} more" if len(texts) > _MOST_LINES else ""
         kinds = {type(refusal) for refusal in refusals}
         kind = type(error) if len(kinds) == 1 else ProvisioningError
-        whole = kind(f"{self._plan.nodes.least} node(s) can't be had; all that was tried was refused:{lines}")
+        whole = kind(f"{self._plan.nodes.min} node(s) can't be had; all that was tried was refused:{lines}")
         whole.__cause__ = error
         return whole
 
@@ -514,7 +514,7 @@ class Provisioner:
         """What the node is known by to others of the pool, if there may be any that are not on this machine."""
         assert machine.endpoint is not None
         host = machine.endpoint.host
-        if self._plan.nodes.most == 1 or host in _LOOPBACK:
+        if self._plan.nodes.max == 1 or host in _LOOPBACK:
             return None  # to send it all from here is cheaper, and no port is opened
         if self._authority is None:
             from skyward.core.nodes.certificates import Authority  # noqa: PLC0415

@@ -167,7 +167,7 @@ def test_a_machine_that_is_taken_back_is_abandoned() -> None:
     it = fleet()
     it.handle(f.Tick(), 0.0)
     it.handle(f.Made("sky-1-1", [machine()]), 0.0)
-    gone = Machine("m1", None, "m1", state=MachineState.TAKEN_BACK, detail="outbid")
+    gone = Machine("m1", None, "m1", state=MachineState.PREEMPTED, detail="outbid")
     assert f.Abandon(0, "m1", "outbid") in it.handle(f.Seen(0, [gone]), 30.0)
 
 
