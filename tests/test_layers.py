@@ -69,7 +69,7 @@ PURE = (
     "skyward.core.blobs.relay",
     "skyward.core.protocol.roll_call",
     "skyward.core.tasks.schedule",
-    "skyward.core.tasks.schedule_words",
+    "skyward.core.tasks.schedule_events",
     "skyward.core.scope",
     "skyward.core.visible",
     "skyward.core.protocol.wire",

@@ -36,7 +36,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from skyward.core.tasks.schedule_words import (
+from skyward.core.tasks.schedule_events import (
     Began,
     Cancelled,
     Command,
