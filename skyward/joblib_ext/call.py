@@ -123,8 +123,8 @@ class ParallelCall:
         """The tasks from now on are of another call; None: of nobody's who can be asked for more."""
         limit = None if self._n_jobs == -1 else self._n_jobs if self._n_jobs > 0 else self._n_jobs + 1
         dispatcher = self.pool.dispatcher
-        call = TaskGroup(limit, arrays=dispatcher.arrays(limit), change=dispatcher.surroundings.now())
-        self._options = replace(self._options, call=call)
+        group = TaskGroup(limit, arrays=dispatcher.arrays(limit), change=dispatcher.surroundings.now())
+        self._options = replace(self._options, group=group)
         self._functions = StableFunctions()
         self._number = next(_numbers)
         self.stop_call()

@@ -16,7 +16,7 @@ from skyward.core.protocol.wire import Filled
 from skyward.core.results.reader import Reader
 from skyward.core.tasks import missing_modules
 from skyward.core.tasks.jobs import Job
-from skyward.core.tasks.schedule import Verdict
+from skyward.core.tasks.schedule_events import Verdict
 
 __all__ = ["Answers", "take_files", "unanswered"]
 

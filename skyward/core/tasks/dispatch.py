@@ -34,13 +34,14 @@ from skyward.core.payload.surroundings import Surroundings, Within
 from skyward.core.protocol import messages, wire
 from skyward.core.protocol.roll_call import RollCall
 from skyward.core.protocol.wire import Filled
-from skyward.core.tasks import schedule
+from skyward.core.tasks import schedule_events
 from skyward.core.tasks.answers import Answers, take_files, unanswered
 from skyward.core.tasks.delivery import TOGETHER, Delivery, Errors
 from skyward.core.tasks.futures import TaskFuture
 from skyward.core.tasks.jobs import Job, TaskGroup, TaskOptions
 from skyward.core.tasks.listening_sockets import Listeners
-from skyward.core.tasks.schedule import Outcome, Schedule, Verdict
+from skyward.core.tasks.schedule import Schedule
+from skyward.core.tasks.schedule_events import Outcome, Verdict
 from skyward.core.tasks.streams import ABOUT_STREAMS, Streams
 
 __all__ = ["Dispatcher", "TaskGroup", "TaskOptions"]
@@ -123,7 +124,7 @@ class Dispatcher:
         self._distributor = Distributor()
         self._ids = itertools.count(1)
         self._common = TaskGroup()
-        self._inbox: deque[schedule.Event | Job] = deque()
+        self._inbox: deque[schedule_events.Event | Job] = deque()
         self._woken = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -176,7 +177,7 @@ class Dispatcher:
         try:
             proxies = list(options.proxies)
             label = label_of(function)
-            change = (options.call or self._common).change or self.surroundings.now()
+            change = (options.group or self._common).change or self.surroundings.now()
             head, buffers = pickling.dumps(
                 Within.of((function, args, kwargs), change),
                 "the call",
@@ -189,12 +190,12 @@ class Dispatcher:
             if future.size > _LARGEST:
                 raise PayloadError(f"the call of {label} holds over {_LARGEST:,} bytes; send it less")
             least = pickling.LARGE if options.large is None else min(pickling.LARGE, options.large)
-            parts, blobs = self._keep(buffers, least, (options.call or self._common).arrays)
+            parts, blobs = self._keep(buffers, least, (options.group or self._common).arrays)
         except Exception as error:  # of copying too, which may find no room, and of the user's __getattr__
             future.set_running_or_notify_cancel()
             future.set_exception(error)
             return future
-        call = options.call or self._common
+        call = options.group or self._common
         timeout = self._timeout if options.timeout == "pool" else options.timeout
         if timeout is not None:
             timeout *= options.count  # a limit is per task of the user's
@@ -229,9 +230,9 @@ class Dispatcher:
         return parts, blobs
 
     def _cancel(self, task: int) -> None:
-        self._post(schedule.Cancelled(task))
+        self._post(schedule_events.Cancelled(task))
 
-    def _post(self, item: schedule.Event | Job) -> None:
+    def _post(self, item: schedule_events.Event | Job) -> None:
         self._inbox.append(item)
         if not self._woken:
             self._woken = True
@@ -253,48 +254,48 @@ class Dispatcher:
                 self._io.post(self._take_inbox)  # the others have their turn all the same
                 raise
 
-    def _submitted(self, job: Job) -> schedule.Submitted:
+    def _submitted(self, job: Job) -> schedule_events.Submitted:
         self._jobs[job.id] = job.lane.out[job.id] = job
         self._idle.clear()
-        options, call = job.options, job.options.call or self._common
+        options, call = job.options, job.options.group or self._common
         attempts = self._attempts if options.attempts is None else options.attempts
-        return schedule.Submitted(job.id, id(call), call.limit, options.node, attempts)
+        return schedule_events.Submitted(job.id, id(call), call.limit, options.node, attempts)
 
-    def _handle(self, event: schedule.Event) -> None:
+    def _handle(self, event: schedule_events.Event) -> None:
         problem: Exception | None = None
         for command in self._schedule.handle(event):
             try:
-                if isinstance(command, schedule.Run):
+                if isinstance(command, schedule_events.Run):
                     self._run(self._nodes[command.node], self._jobs[command.task], command.alone)
-                elif isinstance(command, schedule.Settle):
+                elif isinstance(command, schedule_events.Settle):
                     self._settle(command)
-                elif isinstance(command, schedule.Stop):
+                elif isinstance(command, schedule_events.Stop):
                     self._nodes[command.node].session.send(messages.Cancel(command.task))
-                elif isinstance(command, schedule.Withdraw):
+                elif isinstance(command, schedule_events.Withdraw):
                     self._jobs[command.task].withdrawn = True
                     self._nodes[command.node].session.send(messages.Cancel(command.task, running=False))
-                elif isinstance(command, schedule.Recall):
-                    self._recall(self._nodes[command.node], command.most)
-                elif isinstance(command, schedule.Expel):
-                    self._expel(self._nodes[command.node], command.failed)
+                elif isinstance(command, schedule_events.Recall):
+                    self._recall(self._nodes[command.node], command.limit)
+                elif isinstance(command, schedule_events.Expel):
+                    self._expel(self._nodes[command.node], command.failures)
                 else:
-                    asyncio.get_running_loop().call_later(_LOOK_EVERY, self._handle, schedule.Looked())
+                    asyncio.get_running_loop().call_later(_LOOK_EVERY, self._handle, schedule_events.Tick())
             except Exception as error:  # it must not take along those after it
-                if isinstance(command, schedule.Run):
+                if isinstance(command, schedule_events.Run):
                     self._not_sent(command, error)
                 else:
                     problem = problem or error
         if problem is not None:
             raise problem
 
-    def _not_sent(self, command: schedule.Run, error: Exception) -> None:
+    def _not_sent(self, command: schedule_events.Run, error: Exception) -> None:
         """A task is of a kind that can't be sent, to no node: it fails."""
         job = self._jobs[command.task]
         _log.info("task %d can't be sent to %s", job.id, command.node, exc_info=error)
         job.error = PayloadError(f"{job.label} (task {job.id}) can't be sent to {command.node}: {error}")
         job.error.__cause__ = error
         self._distributor.release(command.node, job.id)
-        self._handle(schedule.Finished(job.id, command.node, Outcome.ANSWERED))
+        self._handle(schedule_events.Finished(job.id, command.node, Outcome.ANSWERED))
 
     def _expel(self, node: _Node, failed: int) -> None:
         reason = f"taken out, since {failed} tasks in a row failed there; the last: {node.trouble}"
@@ -326,9 +327,9 @@ class Dispatcher:
         node.asked = 0
         for task in tasks:
             self._distributor.release(node.session.node, task)
-        self._handle(schedule.Returned(node.session.node, tasks))
+        self._handle(schedule_events.Returned(node.session.node, tasks))
 
-    def _settle(self, command: schedule.Settle) -> None:
+    def _settle(self, command: schedule_events.Settle) -> None:
         job = self._jobs.pop(command.task)
         del job.lane.out[job.id]
         job.verdict = command.verdict
@@ -385,7 +386,7 @@ class Dispatcher:
             if (job := self._jobs.get(task)) is not None and job.node == node.session.node:
                 job.future.began = True
                 job.began = now
-        self._handle(schedule.Began(node.session.node, tasks))
+        self._handle(schedule_events.Began(node.session.node, tasks))
 
     def _finished(self, node: _Node, message: messages.Done | messages.Failed, buffers: list[Filled]) -> None:
         job = self._jobs.get(message.task)
@@ -401,8 +402,8 @@ class Dispatcher:
             message, buffers = take_files(node.session, message, buffers)
         if job is not None and job.node == node.session.node:
             job.answer = (message, buffers)
-            if job.blobs and job.options.call is not None and job.options.call.arrays is not None:
-                job.options.call.arrays.ran(message.seconds)
+            if job.blobs and job.options.group is not None and job.options.group.arrays is not None:
+                job.options.group.arrays.ran(message.seconds)
         self._distributor.release(node.session.node, message.task)
         failed, outcome = isinstance(message, messages.Failed), Outcome.ANSWERED
         if isinstance(message, messages.Failed):
@@ -410,7 +411,7 @@ class Dispatcher:
             node.trouble = message.detail
         trip = node.session.round_trip
         self._handle(
-            schedule.Finished(
+            schedule_events.Finished(
                 message.task,
                 node.session.node,
                 outcome,
@@ -459,7 +460,7 @@ class Dispatcher:
         if self._rolling is None:
             self._rolling = asyncio.get_running_loop().call_later(self._roll_call, self._call_roll)
         self._distributor.node_up(session)
-        self._handle(schedule.NodeUp(session.node, slots))
+        self._handle(schedule_events.NodeUp(session.node, slots))
 
     def node_down(self, name: str, reason: str, *, begun: bool = True) -> None:
         """A node is gone for good, with the tasks that it had; said again, it has no effect."""
@@ -469,12 +470,12 @@ class Dispatcher:
             self._lost[name] = reason
         self._distributor.node_down(name)
         if node is not None:
-            self._handle(schedule.NodeDown(name, begun))
+            self._handle(schedule_events.NodeDown(name, begun))
 
     def hopeless(self, reason: str) -> None:
         """No node is up and none will come; what waits, and what comes, fails."""
         self._why_hopeless = reason
-        self._handle(schedule.Hopeless())
+        self._handle(schedule_events.Hopeless())
 
     @property
     def answered(self) -> int:
@@ -541,13 +542,13 @@ class Dispatcher:
         """Give up every task; in the I/O thread."""
         self._take_inbox()
         for task in list(self._jobs):  # not by the futures: their callbacks are other people's code
-            self._handle(schedule.Cancelled(task))
+            self._handle(schedule_events.Cancelled(task))
 
     def withdraw_all(self) -> None:
         """Cancel every task that has not begun; in the I/O thread."""
         self._take_inbox()
         for task in list(self._jobs):
-            self._handle(schedule.Withdrawn(task))
+            self._handle(schedule_events.Withdrawn(task))
 
     def close(self) -> None:
         """End the delivery threads, after the loop has ended; nobody is left waiting."""

@@ -13,7 +13,7 @@ from skyward.core.protocol import messages
 from skyward.core.protocol.wire import Filled
 from skyward.core.tasks.delivery import DeliveryQueue
 from skyward.core.tasks.futures import TaskFuture
-from skyward.core.tasks.schedule import Verdict
+from skyward.core.tasks.schedule_events import Verdict
 
 __all__ = ["Job", "TaskGroup", "TaskOptions"]
 
@@ -48,7 +48,7 @@ class TaskOptions:
 
     Parameters
     ----------
-    call
+    group
         The group it belongs to; None for the pool's common one.
     isolated
         In a process of its own; None for the pool's default.
@@ -70,7 +70,7 @@ class TaskOptions:
         Of Managers, that the call holds where pickling does not see them.
     """
 
-    call: TaskGroup | None = None
+    group: TaskGroup | None = None
     isolated: bool | None = None
     timeout: float | Literal["pool"] | None = "pool"
     attempts: int | None = None

@@ -1,31 +1,33 @@
-"""Decides which task goes to which node, and when one is tried again. Events in, commands out; nothing else.
+"""Decides which task goes to which node, and when a task is retried. Events in, commands out; nothing else.
 
-No socket, thread, clock or payload is in here: tasks, calls and nodes are names. `Schedule.handle` takes one event and
-returns the commands that follow from it, in the order in which they are to be carried out.
+There is no socket, thread, clock or payload here: tasks, groups and nodes are names. `Schedule.handle` takes one event
+and returns the resulting commands in the order in which they are to be carried out.
 
-What always holds, whatever order events come in:
+Invariants, whatever the order of events:
 
-* every submitted task settles exactly once, and never runs again after it has;
-* a node never has more tasks than its slots plus its depth (below); no more tasks of a call run than its limit: while
-  there are more slots than that, no more of it go out, otherwise the slots are the limit and depth has its use;
-* no slot is idle while a task waits that may run there;
-* a task that was withdrawn is not started any more, unless it is known to have begun before;
-* a task is started at most `attempts` times. Only the death of its process or node leads to another start. When the
-  process that died ran several tasks, none of them is known to be guilty: each is tried once more, alone, uncounted;
-* a task that a node can't begin (`REFUSED`) goes to another one, uncounted. When all that are up have refused it, it is
-  settled: nobody waits for a node that may never come.
+* Every submitted task settles exactly once and never runs again afterwards.
+* A node never has more tasks than its slots plus its depth (below). A group never has more tasks running than its
+  limit: while there are more slots than that, no more of its tasks go out; otherwise the slots are the limit, and
+  depth helps.
+* No slot is idle while a task waits that may run there.
+* A withdrawn task is not started any more, unless it is known to have begun before.
+* A task is started at most `attempts` times. Only the death of its process or node leads to another start. If the
+  process ran several tasks when it died, any of them may be to blame: each is retried once, alone, without counting.
+* A task that a node can't start (`REFUSED`) goes to another node, without counting. Once every node that is up has
+  refused it, it settles: a node that might accept it may never come.
 
-A node that does nothing but fail is a black hole: it is always free, and draws in what others would have done. So it is
-made to go (`Expel`) when it has failed more often in a row than all its slots can at a time by one bad event. Refusals
-are its own fault. Crashes may be the tasks', and count against it only if other nodes had results meanwhile.
+A node that only fails is a black hole: it is always free, and attracts tasks that other nodes would have completed. It
+is expelled (`Expel`) once it has failed more often in a row than one bad event could make all its slots fail. Refusals
+are its own fault. Crashes may be caused by the tasks, and count against the node only if other nodes have answered in
+the meantime.
 
-A node's *depth* is the number of tasks it holds beyond its slots so that a slot need not wait for a round trip. It
-follows from the measured overhead and running time: 0 for tasks that run much longer than a round trip. What a node
-holds ahead is asked back when another one has nothing to do (`Recall`), so that nothing waits behind a long task; the
-node gives back what it has not begun, and such a start does not count. No more is asked for at a time than slots are
-idle, and nothing that the node will begin sooner than it could be elsewhere, if its tasks run as they did. Whether they
-do, and whether a node may be asked again, is found out now and then (`Look`), for all nodes at once: neither an event
-nor a question may cost the more, the more nodes there are.
+A node's *depth* is the number of tasks that it holds beyond its slots, so that no slot waits for a round trip. It
+follows from the measured overhead and running time, and is 0 for tasks that run much longer than a round trip. When
+another node is idle, tasks held ahead are recalled (`Recall`), so nothing waits behind a long task: the node returns
+tasks that it has not begun, and those starts do not count. No more tasks are recalled at a time than there are idle
+slots, and none that the node is going to start sooner than they could arrive elsewhere, if its tasks take as long as
+before. Whether they do, and whether a node may be asked again, is checked by a timer (`StartTimer`) for all nodes at
+once: neither an event nor a recall may cost more the more nodes there are.
 """
 
 from __future__ import annotations
@@ -44,8 +46,6 @@ from skyward.core.tasks.schedule_events import (
     Expel,
     Finished,
     Hopeless,
-    Look,
-    Looked,
     NodeDown,
     NodeUp,
     Outcome,
@@ -53,83 +53,62 @@ from skyward.core.tasks.schedule_events import (
     Returned,
     Run,
     Settle,
+    StartTimer,
     Stop,
     Submitted,
+    Tick,
     Verdict,
     Withdraw,
     Withdrawn,
 )
 
-__all__ = [
-    "Began",
-    "Cancelled",
-    "Command",
-    "Event",
-    "Expel",
-    "Finished",
-    "Hopeless",
-    "Look",
-    "Looked",
-    "NodeDown",
-    "NodeUp",
-    "Outcome",
-    "Recall",
-    "Returned",
-    "Run",
-    "Schedule",
-    "Settle",
-    "Stop",
-    "Submitted",
-    "Verdict",
-    "Withdraw",
-    "Withdrawn",
-]
+__all__ = ["Schedule"]
 
-_DEEPEST = 32  # tasks held ahead per slot, at most
-_SLACK = 1.5  # times what is needed at the mean: tasks and lines are uneven, and what is too much can be asked back
+_MAX_DEPTH = 32  # tasks held ahead per slot
+_SLACK = 1.5  # times the need at the mean: running times and links vary, and surplus tasks can be recalled
 _SMOOTH = 0.2  # weight of the newest running time in the mean
-_ROUNDS, _MORE = 2, 3  # times its slots, and runs besides, that may fail in a row before a node must go
-_STUCK = 2  # looks without the end of a run: then its tasks do not run as they did
+_ROUNDS, _MORE = 2, 3  # a node is expelled after this many times its slots, plus this many, failures in a row
+_STUCK = 2  # ticks without the end of a run, after which its tasks evidently take longer than before
 
 # --- state ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(slots=True)
 class _Task:
-    """A task that has not settled. It waits in its call's queue unless `node` says where it is out."""
+    """A task that has not settled. It waits in its group's queue unless `node` says where it is out."""
 
     name: int
-    call: _Call
+    group: _Group
     attempts: int
     pinned: str | None
     node: str | None = None
     starts: int = 0
     alone: bool = False
     refused_by: frozenset[str] = frozenset()  # nodes
-    begun: bool = False  # known to have been run, if not to its end
+    begun: bool = False  # known to have run, not necessarily to its end
     withdrawn: bool = False  # to be cancelled unless it has begun
-    over: bool = False  # settled; only a queue may still hold it
+    over: bool = False  # settled; it may still sit in a queue
 
 
 @dataclass(slots=True)
-class _Call:
-    """Tasks that belong together. Exists while it has waiting tasks or tasks out."""
+class _Group:
+    """Tasks that belong together. Exists while it has tasks waiting or out."""
 
     name: int
     limit: float  # as in `Submitted`
     waiting: deque[_Task] = field(default_factory=deque)
-    refused: int = 0  # tasks that wait for another node than those that refused them
+    refused: int = 0  # tasks that wait for a node that has not refused them
     out: int = 0
 
     def may_send(self, slots: int) -> bool:
-        """Whether one more of its tasks may go out, of which some wait."""
+        """Whether one more of its waiting tasks may go out."""
         limit = self.limit if self.limit >= 0 else max(slots + self.limit, 1)
         return self.out < limit or slots <= limit
 
 
 @dataclass(slots=True)
 class _Node:
-    """A node that is up. `out` also holds settled tasks that the node has not stopped yet (None)."""
+    """A node that is up. `out` also holds settled tasks that the node has not stopped yet, as None."""
 
     name: str
     slots: int
@@ -137,26 +116,26 @@ class _Node:
     pinned: deque[_Task] = field(default_factory=deque)
     mean: float | None = None  # smoothed running time, seconds
     depth: int = 0
-    soon: float = 0.0  # tasks that begin here while one could be brought elsewhere
-    free: int = 0  # idle slots; below 0: tasks ahead
-    idle: int = 0  # of them, what counts in the sum of all nodes
-    asked: int = 0  # tasks that it has been asked for, until it answers
-    rests: bool = False  # it was asked, and is not asked again before the next look
-    looks: int = 0  # since a run ended here
-    ring: OrderedDict[str, _Node] | None = None  # the one that it is in
+    soon: float = 0.0  # tasks that begin here in the time it takes to bring one elsewhere
+    free: int = 0  # idle slots; negative: tasks held ahead
+    idle: int = 0  # its share of the idle slots of all nodes
+    recalled: int = 0  # tasks that it was asked to return, until it answers
+    rests: bool = False  # it was asked, and is not asked again before the next tick
+    ticks: int = 0  # since a run last ended here
+    ring: OrderedDict[str, _Node] | None = None  # the ring it is in
     failed: int = 0  # runs in a row
-    refused: int = 0  # of them
-    answered: int = 0  # runs of all nodes that had been answered when that row began
+    refused: int = 0  # of these
+    answered: int = 0  # answered runs of all nodes when that row began
     expelled: bool = False
 
     def learn(self, seconds: float, overhead: float) -> None:
-        """Set the depth from how long tasks run here and what it takes to bring one."""
+        """Set the depth from how long tasks run here and how long it takes to bring one."""
         self.mean = seconds if self.mean is None else self.mean + _SMOOTH * (seconds - self.mean)
         self.soon = self.slots * overhead / max(self.mean, 1e-6)
-        self.depth = min(round(_SLACK * self.soon), self.slots * _DEEPEST)
+        self.depth = min(round(_SLACK * self.soon), self.slots * _MAX_DEPTH)
 
     def must_go(self, outcome: Outcome, answered: int) -> bool:
-        """Count a run that failed; whether that is one too many. `answered`: runs of all nodes so far."""
+        """Count a failed run and return whether the node must go; `answered` counts the answered runs of all nodes."""
         if not self.failed:
             self.answered = answered
         self.failed += 1
@@ -165,37 +144,37 @@ class _Node:
         return self.refused >= limit or (self.failed >= limit and answered > self.answered)
 
     def leave_ring(self) -> None:
-        """It is in none until it is placed again."""
+        """Leave the ring until the node is placed again."""
         if self.ring is not None:
             del self.ring[self.name]
             self.ring = None
 
     @property
     def worth_asking(self) -> bool:
-        """Whether it has tasks ahead that are better off elsewhere; as far as is known from how long others ran."""
-        return not self.rests and (-self.free > self.soon or (self.free < 0 and self.looks >= _STUCK))
+        """Whether it holds tasks ahead that are better off elsewhere, judging by how long others ran."""
+        return not self.rests and (-self.free > self.soon or (self.free < 0 and self.ticks >= _STUCK))
 
 
 class Schedule:
-    """The state of one pool's tasks and nodes. Not thread safe."""
+    """State of one pool's tasks and nodes. Not thread-safe."""
 
     def __init__(self) -> None:
         self._tasks: dict[int, _Task] = {}
-        self._calls: dict[int, _Call] = {}
-        self._turns: OrderedDict[int, _Call] = OrderedDict()  # those with a task waiting that are not at their limit
+        self._groups: dict[int, _Group] = {}
+        self._turns: OrderedDict[int, _Group] = OrderedDict()  # groups with a waiting task that are below their limit
         self._nodes: dict[str, _Node] = {}
-        self._idle: OrderedDict[str, _Node] = OrderedDict()  # nodes with an idle slot, whose turn it is first
-        self._spare: OrderedDict[str, _Node] = OrderedDict()  # nodes whose slots are busy, with depth to fill
-        self._refused: dict[int, _Task] = {}  # those that wait for another node than those that refused them
+        self._idle: OrderedDict[str, _Node] = OrderedDict()  # nodes with an idle slot; next in turn first
+        self._spare: OrderedDict[str, _Node] = OrderedDict()  # nodes with busy slots and depth to fill
+        self._refused: dict[int, _Task] = {}  # tasks that wait for a node that has not refused them
         self._pinned: set[str] = set()  # nodes that have pinned tasks waiting
-        self._full: dict[str, _Node] = {}  # nodes with tasks ahead
-        self._rich: OrderedDict[str, _Node] = OrderedDict()  # those of them that are worth asking for some
+        self._full: dict[str, _Node] = {}  # nodes that hold tasks ahead
+        self._rich: OrderedDict[str, _Node] = OrderedDict()  # those worth recalling tasks from
         self._slots = 0  # of all nodes
         self._idle_slots = 0
-        self._asked = 0  # tasks that nodes have been asked for and have not answered
+        self._recalled = 0  # tasks that were recalled from nodes that have not answered yet
         self.answered = 0
-        """Runs that ended in an answer, on all nodes."""
-        self._looking = False  # `Looked` is expected
+        """Number of runs that ended in an answer, on all nodes."""
+        self._timer_runs = False  # `Tick` is expected
         self._hopeless = False
         self._handlers: dict[type, Callable[[Any, list[Command]], None]] = {
             Submitted: self._submitted,
@@ -206,40 +185,40 @@ class Schedule:
             NodeDown: self._node_down,
             Finished: self._finished,
             Returned: self._returned,
-            Looked: self._looked,
+            Tick: self._tick,
             Hopeless: self._no_hope,
         }
 
     def __repr__(self) -> str:
         out = sum(len(node.out) for node in self._nodes.values())
         slots = sum(node.slots for node in self._nodes.values())
-        tasks = f"{len(self._tasks)} tasks, {len(self._calls)} calls"
+        tasks = f"{len(self._tasks)} tasks, {len(self._groups)} groups"
         return f"<Schedule {tasks}; {len(self._nodes)} nodes: {out}/{slots} out>"
 
     def at_a_time(self, limit: int | None) -> int:
-        """How many tasks of a call with this limit run at a time, if there are enough; any thread may ask."""
+        """Return how many tasks of a group with this limit can run at a time; from any thread."""
         slots = self._slots
         return slots if limit is None else min(limit, slots) if limit >= 0 else max(slots + limit, 1)
 
     def handle(self, event: Event) -> list[Command]:
-        """Take one event; the commands that follow from it, `Run` before `Settle` where the order is free."""
+        """Handle one event and return the resulting commands, `Run` before `Settle` where the order is free."""
         commands: list[Command] = []
         self._handlers[type(event)](event, commands)
         return commands
 
     def out(self, node: str) -> list[int]:
-        """Tasks that a node was given and that somebody waits for."""
+        """Return the tasks that a node was given and that are still wanted."""
         known = self._nodes.get(node)
         return [] if known is None else [name for name, task in known.out.items() if task is not None]
 
     # --- events ---
 
     def _submitted(self, event: Submitted, commands: list[Command]) -> None:
-        call = self._calls.get(event.call)
-        if call is None:
+        group = self._groups.get(event.group)
+        if group is None:
             limit = math.inf if event.limit is None else event.limit
-            call = self._calls[event.call] = _Call(event.call, limit)
-        task = self._tasks[event.task] = _Task(event.task, call, event.attempts, event.node)
+            group = self._groups[event.group] = _Group(event.group, limit)
+        task = self._tasks[event.task] = _Task(event.task, group, event.attempts, event.node)
         if event.node is not None and event.node not in self._nodes:
             self._settle(task, Verdict.NODE_LOST, commands)
         elif self._hopeless:
@@ -256,7 +235,7 @@ class Schedule:
             self._nodes[task.node].out[task.name] = None
             commands.append(Stop(task.node, task.name))
         self._settle(task, Verdict.CANCELLED, commands)
-        self._assign(commands)  # its call may have been at its limit
+        self._assign(commands)  # its group may have been at its limit
 
     def _withdrawn(self, event: Withdrawn, commands: list[Command]) -> None:
         task = self._tasks.get(event.task)
@@ -291,7 +270,7 @@ class Schedule:
         self._full.pop(node.name, None)
         self._rich.pop(node.name, None)
         self._idle_slots -= node.idle
-        self._asked -= node.asked
+        self._recalled -= node.recalled
         self._count(-node.slots)
         self._pinned.discard(node.name)
         for task in reversed([task for task in node.out.values() if task is not None]):
@@ -310,7 +289,7 @@ class Schedule:
         if node is None or event.task not in node.out:
             return
         task = node.out.pop(event.task)
-        node.looks = 0
+        node.ticks = 0
         if event.seconds is not None and event.overhead is not None:
             node.learn(event.seconds, event.overhead)
         settled: list[Command] = []
@@ -324,14 +303,14 @@ class Schedule:
             self._came_back(task, node, event.outcome, settled)
         self._place(node)
         self._assign(commands)
-        commands += settled  # the slot's next task goes out before anybody looks at this one's result
+        commands += settled  # the slot's next task goes out before this result is processed
 
     def _returned(self, event: Returned, commands: list[Command]) -> None:
         node = self._nodes.get(event.node)
         if node is None:
             return
-        self._asked -= node.asked
-        node.asked = 0
+        self._recalled -= node.recalled
+        node.recalled = 0
         for name in event.tasks:
             task = node.out.pop(name, None)
             if task is not None:
@@ -340,11 +319,11 @@ class Schedule:
         self._place(node)
         self._assign(commands)
 
-    def _looked(self, _: Looked, commands: list[Command]) -> None:
-        self._looking = False
+    def _tick(self, _: Tick, commands: list[Command]) -> None:
+        self._timer_runs = False
         for node in list(self._full.values()):
-            node.looks += 1
-            node.rests = node.asked > 0
+            node.ticks += 1
+            node.rests = node.recalled > 0
             self._place(node)
         self._assign(commands)
 
@@ -360,7 +339,7 @@ class Schedule:
         if outcome is Outcome.ANSWERED:
             self._settle(task, Verdict.ANSWERED, commands)
             return
-        if outcome is Outcome.STOPPED:  # the node gave it up without being asked
+        if outcome is Outcome.STOPPED:  # the node stopped it unasked
             self._settle(task, Verdict.CANCELLED, commands)
             return
         if outcome is Outcome.REFUSED:
@@ -371,27 +350,27 @@ class Schedule:
             task.refused_by |= {node.name}
         if outcome is Outcome.SHARED_CRASH and task.attempts > 1 and not task.alone:
             task.alone = True
-            task.starts -= 1  # perhaps another task killed the process: this start does not count
+            task.starts -= 1  # another task may have killed the process: this start does not count
         if task.starts < task.attempts:
             self._enqueue(task, commands, first=True)
         else:
             self._settle(task, Verdict.CRASHED, commands)
 
     def _enqueue(self, task: _Task, commands: list[Command], *, first: bool) -> None:
-        """Let a task wait: at the front if it has waited before."""
+        """Put a task into its queue, at the front if it has waited before."""
         if task.withdrawn and not task.begun:
             self._settle(task, Verdict.CANCELLED, commands)
             return
         self._leave(task)
-        queue = task.call.waiting if task.pinned is None else self._nodes[task.pinned].pinned
+        queue = task.group.waiting if task.pinned is None else self._nodes[task.pinned].pinned
         if task.refused_by:
             self._refused[task.name] = task
-            task.call.refused += 1
+            task.group.refused += 1
         elif first:
             queue.appendleft(task)
         else:
             queue.append(task)
-        self._turn(task.call)
+        self._turn(task.group)
         if task.pinned is not None:
             self._place(self._nodes[task.pinned])
 
@@ -399,44 +378,44 @@ class Schedule:
         self._leave(task)
         task.over = True
         if task.refused_by and self._refused.pop(task.name, None) is not None:
-            task.call.refused -= 1
+            task.group.refused -= 1
         del self._tasks[task.name]
         commands.append(Settle(task.name, verdict))
-        self._turn(task.call)
+        self._turn(task.group)
 
     def _leave(self, task: _Task) -> None:
         if task.node is not None:
             task.node = None
-            task.call.out -= 1
+            task.group.out -= 1
 
     def _run(self, task: _Task, node: _Node, commands: list[Command]) -> None:
         task.node = node.name
         task.starts += 1
-        task.call.out += 1
+        task.group.out += 1
         node.out[task.name] = task
         commands.append(Run(node.name, task.name, task.alone))
 
     # --- whose turn it is ---
 
-    def _turn(self, call: _Call) -> None:
-        """Keep a call in the turns exactly while it has a task that may go out, and forget it when it has none left."""
-        while call.waiting and call.waiting[0].over:
-            call.waiting.popleft()
-        if call.waiting and call.may_send(self._slots):
-            self._turns.setdefault(call.name, call)
+    def _turn(self, group: _Group) -> None:
+        """Keep a group in the turns exactly while one of its tasks may go out; forget it when it has no tasks left."""
+        while group.waiting and group.waiting[0].over:
+            group.waiting.popleft()
+        if group.waiting and group.may_send(self._slots):
+            self._turns.setdefault(group.name, group)
             return
-        self._turns.pop(call.name, None)
-        if not call.waiting and not call.out and not call.refused and self._calls.get(call.name) is call:
-            del self._calls[call.name]
+        self._turns.pop(group.name, None)
+        if not group.waiting and not group.out and not group.refused and self._groups.get(group.name) is group:
+            del self._groups[group.name]
 
     def _count(self, slots: int) -> None:
-        """There are so many slots more, or fewer: other calls may be at their limit now."""
+        """Add to the number of slots, or subtract; this moves the limits of groups."""
         self._slots += slots
-        for call in list(self._calls.values()):
-            self._turn(call)
+        for group in list(self._groups.values()):
+            self._turn(group)
 
     def _place(self, node: _Node) -> None:
-        """Keep a node in the ring that its load says, at its place if it is there already."""
+        """Put a node into the ring that fits its load; a node that is already in it keeps its place."""
         if node.pinned or self._pinned:
             while node.pinned and node.pinned[0].over:
                 node.pinned.popleft()
@@ -465,7 +444,7 @@ class Schedule:
             self._rich.pop(node.name, None)
 
     def _assign(self, commands: list[Command]) -> None:
-        """Send out what may go out: a call in turn to a node in turn, idle slots before depth."""
+        """Send out what may go out: groups and nodes take turns, idle slots come before depth."""
         for node in [self._nodes[name] for name in self._pinned] if self._pinned else ():
             while node.pinned and len(node.out) < node.slots and not node.expelled:
                 self._run(node.pinned.popleft(), node, commands)
@@ -475,17 +454,17 @@ class Schedule:
         while self._turns and (self._idle or self._spare):
             ring = self._idle or self._spare
             node = next(iter(ring.values()))
-            call = next(iter(self._turns.values()))
-            self._run(call.waiting.popleft(), node, commands)
-            self._turns.move_to_end(call.name)
-            self._turn(call)
+            group = next(iter(self._turns.values()))
+            self._run(group.waiting.popleft(), node, commands)
+            self._turns.move_to_end(group.name)
+            self._turn(group)
             ring.move_to_end(node.name)
             self._place(node)
         if self._idle and self._full:
             self._recall(commands)
 
     def _assign_refused(self, commands: list[Command]) -> None:
-        """Send what a node has refused to one that has not; it has waited before all others."""
+        """Send refused tasks to nodes that have not refused them; they have waited longer than all others."""
         up = [node for node in self._nodes.values() if not node.expelled]
         for task in list(self._refused.values()):
             able = [node for node in up if node.name not in task.refused_by]
@@ -493,21 +472,21 @@ class Schedule:
                 self._settle(task, Verdict.REFUSED, commands)
                 continue
             ready = [node for node in able if node.ring is not None]
-            if ready and task.call.may_send(self._slots):
+            if ready and task.group.may_send(self._slots):
                 node = next((node for node in ready if node.ring is self._idle), ready[0])
                 del self._refused[task.name]
-                task.call.refused -= 1
+                task.group.refused -= 1
                 self._run(task, node, commands)
-                self._turn(task.call)
+                self._turn(task.group)
                 self._place(node)
 
     def _recall(self, commands: list[Command]) -> None:
-        """Nothing waits here and slots are idle: ask for as many tasks as those could take."""
-        while self._rich and self._idle_slots > self._asked:
+        """Recall as many tasks as the idle slots could take; nothing waits here."""
+        while self._rich and self._idle_slots > self._recalled:
             _, node = self._rich.popitem(last=False)
-            node.asked, node.rests = min(self._idle_slots - self._asked, -node.free), True
-            self._asked += node.asked
-            commands.append(Recall(node.name, node.asked))
-        if not self._looking:
-            self._looking = True
-            commands.append(Look())
+            node.recalled, node.rests = min(self._idle_slots - self._recalled, -node.free), True
+            self._recalled += node.recalled
+            commands.append(Recall(node.name, node.recalled))
+        if not self._timer_runs:
+            self._timer_runs = True
+            commands.append(StartTimer())

@@ -1,4 +1,4 @@
-"""What the schedule is told, and what it wants done: plain values, without a decision in them."""
+"""Events that the schedule handles and the commands it returns: plain values, no decisions."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ __all__ = [
     "Expel",
     "Finished",
     "Hopeless",
-    "Look",
-    "Looked",
     "NodeDown",
     "NodeUp",
     "Outcome",
@@ -22,8 +20,10 @@ __all__ = [
     "Returned",
     "Run",
     "Settle",
+    "StartTimer",
     "Stop",
     "Submitted",
+    "Tick",
     "Verdict",
     "Withdraw",
     "Withdrawn",
@@ -33,20 +33,20 @@ __all__ = [
 class Outcome(enum.Enum):
     """How a run on a node ended."""
 
-    ANSWERED = "answered"  # a result, or an error that is the task's own: final
-    CRASHED = "crashed"  # its process died, and it was alone there
-    SHARED_CRASH = "shared-crash"  # its process died, and others ran there too
-    REFUSED = "refused"  # the node could not begin it
-    STOPPED = "stopped"  # as `Stop` asked
+    ANSWERED = "answered"  # a result, or an error raised by the task itself: final
+    CRASHED = "crashed"  # its process died while running nothing else
+    SHARED_CRASH = "shared-crash"  # its process died while running other tasks too
+    REFUSED = "refused"  # the node could not start it
+    STOPPED = "stopped"  # as requested by `Stop`
 
 
 class Verdict(enum.Enum):
-    """What becomes of a task."""
+    """How a task settles."""
 
-    ANSWERED = "answered"  # hand over what the node said
-    CRASHED = "crashed"  # its process died as often as it may be tried
-    REFUSED = "refused"  # no node that is up can begin it
-    NODE_LOST = "node-lost"  # its node died as often as it may be tried, or the only node it may run on
+    ANSWERED = "answered"  # deliver the node's answer
+    CRASHED = "crashed"  # its process died and no attempts are left
+    REFUSED = "refused"  # none of the nodes that are up can start it
+    NODE_LOST = "node-lost"  # its node was lost and no attempts are left, or it may run on no other node
     HOPELESS = "hopeless"  # no node is left and none will come
     CANCELLED = "cancelled"
 
@@ -55,55 +55,79 @@ class Verdict(enum.Enum):
 
 
 class Submitted(NamedTuple):
-    """A new task. `call` groups tasks; `limit` is how many of the call may run at a time; `node` pins it.
+    """A new task.
 
-    A limit below 0 is counted from the slots that there are: -1 leaves one of them to others. One task may always run.
+    Attributes
+    ----------
+    task
+        Its name.
+    group
+        The group of tasks it belongs to.
+    limit
+        Maximum number of the group's tasks that run at a time; None for no limit. A negative limit is relative to the
+        number of slots: -1 leaves one slot to others. One task may always run.
+    node
+        The only node it may run on; None for any.
+    attempts
+        Maximum number of starts.
     """
 
     task: int
-    call: int
+    group: int
     limit: int | None = None
     node: str | None = None
     attempts: int = 4
 
 
 class Cancelled(NamedTuple):
-    """Nobody wants the task any more. No effect on one that has settled."""
+    """The task is no longer wanted. No effect on a task that has settled."""
 
     task: int
 
 
 class Withdrawn(NamedTuple):
-    """The task shall be cancelled if it has not begun; one that has goes on, again too if its process dies."""
+    """Cancel the task unless it has begun; a task that has begun continues, and is retried if its process dies."""
 
     task: int
 
 
 class Began(NamedTuple):
-    """These tasks run on the node. Said of those that run for a while only."""
+    """These tasks are running on the node. Reported only for tasks that run for a while."""
 
     node: str
     tasks: list[int]
 
 
 class NodeUp(NamedTuple):
-    """A node takes tasks. A name is never used again after `NodeDown`."""
+    """A node accepts tasks. Names are not reused after `NodeDown`."""
 
     node: str
     slots: int
 
 
 class NodeDown(NamedTuple):
-    """A node is gone for good, and what ran there too; unless `begun`, nothing of what is out there has begun."""
+    """A node is gone for good, with everything that ran there.
+
+    With `begun` False, none of the tasks on the node had begun, so these starts do not count.
+    """
 
     node: str
     begun: bool = True
 
 
 class Finished(NamedTuple):
-    """A run ended. `seconds`: how long it ran; `overhead`: the round trip to the node; None where unknown.
+    """A run ended.
 
-    Ignored unless the task is out at that node, so a late word of a lost node does no harm.
+    Ignored unless the task is out at that node, so a late message of a lost node does no harm.
+
+    Attributes
+    ----------
+    task, node, outcome
+        Which task ended where, and how.
+    seconds
+        How long it ran; None if unknown.
+    overhead
+        Seconds that it takes to bring a task to the node; None if unknown.
     """
 
     task: int
@@ -114,27 +138,27 @@ class Finished(NamedTuple):
 
 
 class Returned(NamedTuple):
-    """The node gave these tasks back without having begun them: its answer to `Recall`, perhaps with none."""
+    """The node returned these tasks unstarted: the answer to `Recall`, possibly empty."""
 
     node: str
     tasks: list[int]
 
 
-class Looked(NamedTuple):
-    """Some time has passed since `Look`."""
+class Tick(NamedTuple):
+    """The timer started by `StartTimer` has fired."""
 
 
 class Hopeless(NamedTuple):
-    """No node is up, and none will come: what waits can't run. Tasks that are submitted later fare the same."""
+    """No node is up and none will come: waiting tasks can't run, and neither can tasks submitted later."""
 
 
-Event: TypeAlias = Union[Submitted, Cancelled, Withdrawn, Began, NodeUp, NodeDown, Finished, Returned, Looked, Hopeless]
+Event: TypeAlias = Union[Submitted, Cancelled, Withdrawn, Began, NodeUp, NodeDown, Finished, Returned, Tick, Hopeless]
 
 # --- commands -------------------------------------------------------------------------------------------------------
 
 
 class Run(NamedTuple):
-    """Send the task to the node; `alone`: in a process where nothing else runs."""
+    """Send the task to the node; with `alone`, into a process that runs nothing else."""
 
     node: str
     task: int
@@ -142,7 +166,7 @@ class Run(NamedTuple):
 
 
 class Stop(NamedTuple):
-    """Tell the node to stop the task. It counts as out there until the node says `Finished`."""
+    """Tell the node to stop the task. It counts as out until `Finished` arrives."""
 
     node: str
     task: int
@@ -156,28 +180,28 @@ class Withdraw(NamedTuple):
 
 
 class Recall(NamedTuple):
-    """Ask the node for tasks that it has not begun, so many at most. `Returned` is expected."""
+    """Ask the node for up to `limit` tasks that it has not begun. `Returned` is expected."""
 
     node: str
-    most: int
+    limit: int
 
 
 class Expel(NamedTuple):
-    """The node has done nothing but fail, so many runs in a row: make it go. It gets no more; say `NodeDown`."""
+    """Remove a node whose last `failures` runs all failed. It gets no more tasks; `NodeDown` is expected."""
 
     node: str
-    failed: int
+    failures: int
 
 
-class Look(NamedTuple):
-    """Say `Looked` in a moment."""
+class StartTimer(NamedTuple):
+    """Send `Tick` after a moment."""
 
 
 class Settle(NamedTuple):
-    """The task is over; tell whoever waits for it. Comes once for each task."""
+    """The task is over; report it to whoever waits for it. Returned exactly once for each task."""
 
     task: int
     verdict: Verdict
 
 
-Command: TypeAlias = Union[Run, Stop, Withdraw, Recall, Expel, Look, Settle]
+Command: TypeAlias = Union[Run, Stop, Withdraw, Recall, Expel, StartTimer, Settle]

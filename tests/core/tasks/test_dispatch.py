@@ -458,10 +458,10 @@ def test_a_slow_callback_of_one_call_does_not_hold_up_another(pool: MemoryPool) 
     """Callbacks of one call run in a lane of their own."""
     pool.add()
     stuck, released = threading.Event(), threading.Event()
-    slow = pool.submit(double, 1, options=TaskOptions(call=TaskGroup()))
+    slow = pool.submit(double, 1, options=TaskOptions(group=TaskGroup()))
     slow.add_done_callback(lambda _: (stuck.set(), released.wait(10)))
     assert stuck.wait(5)
-    assert pool.submit(double, 2, options=TaskOptions(call=TaskGroup())).result(5) == 4
+    assert pool.submit(double, 2, options=TaskOptions(group=TaskGroup())).result(5) == 4
     released.set()
 
 
@@ -476,7 +476,7 @@ def test_callbacks_of_one_call_come_one_at_a_time(pool: MemoryPool) -> None:
         done.append(1)
         busy.release()
 
-    options = TaskOptions(call=TaskGroup())
+    options = TaskOptions(group=TaskGroup())
     for i in range(200):
         pool.submit(double, i, options=options).add_done_callback(callback)
     eventually(lambda: len(done) == 200)
@@ -549,7 +549,7 @@ def test_an_error_that_is_kept_back_is_not_lost_at_the_end(pool: MemoryPool) -> 
 def test_a_calls_limit_holds(pool: MemoryPool) -> None:
     """A call with limit 2 has two tasks out even where eight slots are free."""
     agent = pool.add(slots=8, holding=True)
-    options = TaskOptions(call=TaskGroup(limit=2))
+    options = TaskOptions(group=TaskGroup(limit=2))
     futures = [pool.submit(double, i, options=options) for i in range(6)]
     most = 0
     for _ in range(3):

@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, precondition, rule
 
-from skyward.core.tasks.schedule import (
+from skyward.core.tasks.schedule import Schedule
+from skyward.core.tasks.schedule_events import (
     Began,
     Cancelled,
+    Event,
     Expel,
     Finished,
     Hopeless,
-    Look,
-    Looked,
     NodeDown,
     NodeUp,
     Outcome,
     Recall,
     Returned,
     Run,
-    Schedule,
     Settle,
+    StartTimer,
     Stop,
     Submitted,
+    Tick,
     Verdict,
     Withdraw,
     Withdrawn,
@@ -54,8 +55,8 @@ class ScheduleMachine(RuleBasedStateMachine):
         self.nodes: dict[str, int] = {}
         self.out: dict[str, dict[int, bool]] = {}  # node -> task -> still wanted
         self.asked: dict[str, int] = {}  # nodes that have been asked to give so many tasks back, and have not answered
-        self.resting: set[str] = set()  # nodes that were asked since the last look
-        self.looking = False
+        self.resting: set[str] = set()  # nodes that were asked since the last tick
+        self.timer_runs = False
         self.names = 0
         self.hopeless = False
 
@@ -85,21 +86,21 @@ class ScheduleMachine(RuleBasedStateMachine):
                 assert command.task in self.withdrawn - self.begun
                 assert self.out[command.node][command.task]
             elif isinstance(command, Recall):
-                assert 0 < command.most <= len(self.out[command.node]) - self.nodes[command.node]
+                assert 0 < command.limit <= len(self.out[command.node]) - self.nodes[command.node]
                 assert command.node not in self.resting
                 self.resting.add(command.node)
-                self.asked[command.node] = command.most
+                self.asked[command.node] = command.limit
                 idle = sum(max(slots - len(self.out[name]), 0) for name, slots in self.nodes.items())
                 assert sum(self.asked.values()) <= idle
             elif isinstance(command, Expel):
                 assert command.node not in self.expelled
                 row = self.failed[command.node]
-                assert command.failed == len(row) > 2 * self.nodes[command.node]
+                assert command.failures == len(row) > 2 * self.nodes[command.node]
                 assert self.others[command.node] or row.count(Outcome.REFUSED) > 2 * self.nodes[command.node]
                 self.expelled.add(command.node)
-            elif isinstance(command, Look):
-                assert not self.looking
-                self.looking = True
+            elif isinstance(command, StartTimer):
+                assert not self.timer_runs
+                self.timer_runs = True
             else:
                 assert isinstance(command, Settle)
                 self.settle(command)
@@ -113,19 +114,19 @@ class ScheduleMachine(RuleBasedStateMachine):
             assert command.task in self.cancelled | self.stopped | (self.withdrawn - self.begun)
         self.settled[command.task] = command.verdict
 
-    def out_of(self, call: int) -> int:
-        """How many tasks of a call are out there, as far as anybody wants them."""
+    def out_of(self, group: int) -> int:
+        """How many tasks of a group are out there, as far as anybody wants them."""
         wanted = [task for tasks in self.out.values() for task, wanted in tasks.items() if wanted]
-        return sum(self.tasks[task].call == call for task in wanted)
+        return sum(self.tasks[task].group == group for task in wanted)
 
     def check_limit(self, event: Submitted) -> None:
-        """Of a call whose task was sent out just now."""
+        """Of a group whose task was sent out just now."""
         limit = self.limit(event)
         if limit is not None and sum(self.nodes.values()) > limit:
-            assert self.out_of(event.call) <= limit
+            assert self.out_of(event.group) <= limit
 
     def limit(self, event: Submitted) -> int | None:
-        """How many of its call may be out now."""
+        """How many of its group may be out now."""
         if event.limit is None or event.limit >= 0:
             return event.limit
         return max(sum(self.nodes.values()) + event.limit, 1)
@@ -156,14 +157,14 @@ class ScheduleMachine(RuleBasedStateMachine):
 
     @rule(
         target=tasks_in,
-        call=st.integers(1, 3),
+        group=st.integers(1, 3),
         limited=st.sampled_from((0, 1, -1)),
         attempts=st.integers(1, 3),
     )
-    def submit(self, call: int, limited: int, attempts: int) -> int:
+    def submit(self, group: int, limited: int, attempts: int) -> int:
         self.names += 1
-        # A limit belongs to the call, so it is part of the name here.
-        event = Submitted(self.names, call * 3 + limited, call * limited if limited else None, None, attempts)
+        # A limit belongs to the group, so it is part of the name here.
+        event = Submitted(self.names, group * 3 + limited, group * limited if limited else None, None, attempts)
         self.tasks[event.task] = event
         self.handle(event)
         return event.task
@@ -246,12 +247,12 @@ class ScheduleMachine(RuleBasedStateMachine):
         self.asked.pop(node, None)
         self.handle(Returned(node, tasks))
 
-    @precondition(lambda self: self.looking)
+    @precondition(lambda self: self.timer_runs)
     @rule()
     def time_passes(self) -> None:
-        self.looking = False
+        self.timer_runs = False
         self.resting = set(self.asked)
-        self.handle(Looked())
+        self.handle(Tick())
 
     @rule()
     def hopeless_now(self) -> None:
@@ -274,7 +275,7 @@ class ScheduleMachine(RuleBasedStateMachine):
         for task in waiting:
             event = self.tasks[task]
             limit = self.limit(event)
-            if limit is not None and self.out_of(event.call) >= limit:
+            if limit is not None and self.out_of(event.group) >= limit:
                 continue
             for name in {event.node} if event.node else set(self.nodes) - self.refused_by.get(task, set()):
                 if name in self.expelled:
@@ -292,13 +293,13 @@ class ScheduleMachine(RuleBasedStateMachine):
         nodes = {name: slots for name, slots in self.nodes.items() if name not in self.expelled}
         if any(len(self.out[name]) < slots for name, slots in nodes.items()):
             ahead = [name for name, slots in nodes.items() if len(self.out[name]) > slots]
-            assert not ahead or self.looking
+            assert not ahead or self.timer_runs
 
     @invariant()
     def forgets_what_is_over(self) -> None:
         assert len(self.schedule._tasks) == len(self.tasks) - len(self.settled)
         if not self.schedule._tasks:
-            assert not self.schedule._calls
+            assert not self.schedule._groups
             assert not self.schedule._refused
             assert not self.schedule._turns
 
@@ -325,8 +326,8 @@ def test_next_run_comes_before_the_settlement() -> None:
     assert schedule.handle(Finished(1, "a", Outcome.ANSWERED)) == [Run("a", 2, False), Settle(1, Verdict.ANSWERED)]
 
 
-def test_calls_take_turns() -> None:
-    """A call with many tasks does not starve one that comes later."""
+def test_groups_take_turns() -> None:
+    """A group with many tasks does not starve one that comes later."""
     schedule = Schedule()
     _commands(schedule, NodeUp("a", 1), *[Submitted(i, 1) for i in range(10)], Submitted(99, 2))
     ran = []
@@ -391,7 +392,7 @@ def test_a_limit_below_zero_follows_the_slots() -> None:
         assert out() == [3]
 
 
-def test_how_many_tasks_of_a_call_run_at_a_time_follows_the_slots() -> None:
+def test_how_many_tasks_of_a_group_run_at_a_time_follows_the_slots() -> None:
     schedule = Schedule()
     schedule.handle(NodeUp("n0", 2))
     assert [schedule.at_a_time(limit) for limit in (None, 1, 5, -1, -9)] == [2, 1, 2, 1, 1]
@@ -415,11 +416,14 @@ def test_what_a_node_holds_ahead_goes_back_to_an_idle_one() -> None:
     schedule = Schedule()
     _commands(schedule, NodeUp("a", 1), *[Submitted(i, 1, attempts=1) for i in range(4)])
     schedule.handle(Finished(0, "a", Outcome.ANSWERED, 0.04, 0.05))  # 1 runs there now, 2 and 3 are ahead
-    assert schedule.handle(NodeUp("b", 1)) == [Recall("a", 1), Look()]
+    assert schedule.handle(NodeUp("b", 1)) == [Recall("a", 1), StartTimer()]
     assert schedule.handle(Returned("a", [3])) == [Run("b", 3, False)]
-    assert schedule.handle(Looked()) == []
-    assert schedule.handle(Finished(3, "b", Outcome.ANSWERED, 0.04, 0.05)) == [Look(), Settle(3, Verdict.ANSWERED)]
-    assert schedule.handle(Looked()) == [Recall("a", 1), Look()]
+    assert schedule.handle(Tick()) == []
+    assert schedule.handle(Finished(3, "b", Outcome.ANSWERED, 0.04, 0.05)) == [
+        StartTimer(),
+        Settle(3, Verdict.ANSWERED),
+    ]
+    assert schedule.handle(Tick()) == [Recall("a", 1), StartTimer()]
     assert schedule.handle(Finished(1, "a", Outcome.ANSWERED)) == [Settle(1, Verdict.ANSWERED)]
     assert schedule.handle(Returned("a", [])) == []
 
@@ -429,11 +433,11 @@ def test_what_will_begin_at_once_is_asked_for_only_when_it_does_not() -> None:
     schedule = Schedule()
     _commands(schedule, NodeUp("a", 1), *[Submitted(i, 1) for i in range(4)])
     schedule.handle(Finished(0, "a", Outcome.ANSWERED, 0.001, 0.05))
-    assert schedule.handle(NodeUp("b", 2)) == [Look()]
-    assert schedule.handle(Looked()) == [Look()]
+    assert schedule.handle(NodeUp("b", 2)) == [StartTimer()]
+    assert schedule.handle(Tick()) == [StartTimer()]
     schedule.handle(Finished(1, "a", Outcome.ANSWERED, 0.001, 0.05))  # as usual
-    assert schedule.handle(Looked()) == [Look()]
-    assert schedule.handle(Looked()) == [Recall("a", 1), Look()]
+    assert schedule.handle(Tick()) == [StartTimer()]
+    assert schedule.handle(Tick()) == [Recall("a", 1), StartTimer()]
 
 
 def test_no_more_is_asked_for_than_slots_are_idle() -> None:
@@ -443,7 +447,7 @@ def test_no_more_is_asked_for_than_slots_are_idle() -> None:
     for i in range(50):
         schedule.handle(Finished(i, f"n{i}", Outcome.ANSWERED, 0.04, 0.05))
     recalls = [command for command in schedule.handle(NodeUp("b", 1)) if isinstance(command, Recall)]
-    assert [command.most for command in recalls] == [1]
+    assert [command.limit for command in recalls] == [1]
     asked = recalls[0].node
     again = schedule.handle(Returned(asked, []))  # nothing to be had there: the next
     assert [type(command) for command in again] == [Recall]
@@ -530,3 +534,7 @@ def test_a_result_in_between_forgives_what_failed_before() -> None:
         (run,) = schedule.handle(Submitted(task, 1, node="a"))
         outcome = Outcome.ANSWERED if task % 5 == 4 else Outcome.REFUSED
         assert not any(isinstance(each, Expel) for each in schedule.handle(Finished(run.task, "a", outcome)))
+
+
+def test_every_event_has_a_handler() -> None:
+    assert set(Schedule()._handlers) == set(get_args(Event))
