@@ -132,15 +132,6 @@ def test_keys_by_their_name_and_by_what_they_are(driver: HetznerNodeDriver):
     assert order(driver, "web-2").extra["root_password"]
 
 
-def test_power(driver: HetznerNodeDriver):
-    node = started(driver, order(driver))
-    assert driver.stop_node(node)
-    assert driver.ex_get_node(node.id).state == NodeState.STOPPED
-    assert driver.start_node(node)
-    assert driver.reboot_node(node)
-    assert driver.ex_get_node(node.id).state == NodeState.RUNNING
-
-
 def test_a_server_that_was_not_started_is_off(driver: HetznerNodeDriver):
     assert started(driver, order(driver, ex_start=False, ex_ipv4=False)).state == NodeState.STOPPED
 

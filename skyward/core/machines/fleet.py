@@ -61,34 +61,7 @@ from skyward.core.machines.fleet_state import OwnedMachine, Phase, SourceState, 
 from skyward.core.machines.refusals import reaches
 from skyward.core.spec import Machine, MachineId, MachineState
 
-__all__ = [
-    "Abandon",
-    "Begin",
-    "Candidate",
-    "Clear",
-    "Cleared",
-    "Command",
-    "Create",
-    "Destroy",
-    "Destroyed",
-    "Doubt",
-    "Event",
-    "Fleet",
-    "Lost",
-    "Made",
-    "NotCleared",
-    "NotDestroyed",
-    "NotSeen",
-    "Poll",
-    "Ready",
-    "Refused",
-    "Report",
-    "Seen",
-    "Source",
-    "Stop",
-    "Tick",
-    "Worked",
-]
+__all__ = ["Fleet"]
 
 _MOST_AT_ONCE = 8  # orders of one machine each that a provider without BATCH gets at the same time
 _MOST_REFUSALS = 20  # in a row of a source's spot machines, or of its others, after which those are let rest
@@ -153,11 +126,6 @@ class Fleet:
     def refusals(self) -> list[SkywardError]:
         """Why machines were not had. What was known before an order was placed that did bring some is forgotten."""
         return [error for _, error in self._refusals]
-
-    @property
-    def ordering(self) -> bool:
-        """Whether an order is out."""
-        return bool(self._orders)
 
     @property
     def settled(self) -> bool:

@@ -29,8 +29,9 @@ from skyward.core.errors import (
 from skyward.core.events import Events, Machines, NodeGone, NodeReady, NodeStep, Note
 from skyward.core.guard import guarded, watched
 from skyward.core.interfaces import Provider, Rental, Trait
-from skyward.core.machines import fleet as f
+from skyward.core.machines import fleet_events as f
 from skyward.core.machines import offer_selection
+from skyward.core.machines.fleet import Fleet
 from skyward.core.nodes.connector import Connector
 from skyward.core.nodes.session import Session, SessionHandler, Timing, link_patience
 from skyward.core.payload.shared_file import CAN_SHARE
@@ -179,9 +180,9 @@ class Provisioner:
             raise self._reason()
         self._started = True
 
-    def _new_fleet(self, candidates: Sequence[f.Candidate]) -> f.Fleet:
+    def _new_fleet(self, candidates: Sequence[f.Candidate]) -> Fleet:
         sources = [_source(provider) for provider in self._plan.providers]
-        return f.Fleet(sources, candidates, self._plan.nodes.max, self._plan.order.tag)
+        return Fleet(sources, candidates, self._plan.nodes.max, self._plan.order.tag)
 
     async def stop(self) -> None:
         """Say goodbye to all nodes and give all machines back; returns when that is done and confirmed."""

@@ -360,10 +360,6 @@ class EC2Driver(EC2NodeDriver):
             return False
         return True
 
-    def create_tags(self, ids: Sequence[str], tags: Mapping[str, str]) -> None:
-        """Tag resources of any kind, over tags of the same name."""
-        self.query("CreateTags", {"ResourceId": list(ids), "Tag": _tags(tags)})
-
 
 def _endpoint(service: str, region: str) -> str:
     domain = next((domain for prefix, domain in _DOMAINS if region.startswith(prefix)), _DOMAIN)

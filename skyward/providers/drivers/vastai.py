@@ -100,8 +100,6 @@ class VastAINodeDriver(NodeDriver):
         "list": 2.0,
         "show": 2.0,
         "destroy": 3.0,
-        "manage": 3.0,
-        "bid": 5.5,
         "ssh": 1.0,
         "user": 1.0,
     }
@@ -326,32 +324,6 @@ class VastAINodeDriver(NodeDriver):
         """Destroy an instance and its disk; one that does not exist (any more) is destroyed already."""
         with contextlib.suppress(VastAINotFoundError):
             self._call("destroy", "DELETE", _instance_path(node), body={})
-        return True
-
-    def start_node(self, node: Node | str) -> bool:
-        """Start a stopped instance, as soon as its machine is free."""
-        self._call("manage", "PUT", _instance_path(node), body={"state": "running"})
-        return True
-
-    def stop_node(self, node: Node | str) -> bool:
-        """Stop an instance; its storage stays, and is billed."""
-        self._call("manage", "PUT", _instance_path(node), body={"state": "stopped"})
-        return True
-
-    def reboot_node(self, node: Node | str) -> bool:
-        """Stop and start a container at once, without giving up its place."""
-        self._call("manage", "PUT", f"/api/v0/instances/reboot/{_number(_id(node))}/", body={})
-        return True
-
-    def ex_set_label(self, node: Node | str, label: str) -> bool:
-        """Give an instance another label."""
-        self._call("manage", "PUT", _instance_path(node), body={"label": label})
-        return True
-
-    def ex_change_bid(self, node: Node | str, price: float) -> bool:
-        """Bid another price (dollars an hour) for an interruptible instance."""
-        body = {"client_id": "me", "price": price}
-        self._call("bid", "PUT", f"/api/v0/instances/bid_price/{_number(_id(node))}/", body=body)
         return True
 
     def ex_attach_ssh_key(self, node: Node | str, public_key: str) -> bool:

@@ -213,16 +213,6 @@ class VerdaNodeDriver(NodeDriver):
         known = {"id": id, "status": "ordered", "ip": None, "location": order.get("location_code"), **order}
         return self._node(known)
 
-    def start_node(self, node: Node) -> bool:
-        """Start an instance that is offline."""
-        self._act(node.id, "start")
-        return True
-
-    def stop_node(self, node: Node) -> bool:
-        """Shut an instance down. It is billed all the same."""
-        self._act(node.id, "shutdown")
-        return True
-
     def destroy_node(self, node: Node) -> bool:
         """Delete an instance and all volumes attached to it, permanently.
 
@@ -340,20 +330,6 @@ class VerdaNodeDriver(NodeDriver):
     def ex_get_volume(self, volume_id: str) -> StorageVolume:
         """One volume."""
         return self._volume(_one(self._call("GET", f"/volumes/{segment(volume_id)}")))
-
-    def create_volume(
-        self,
-        size: int,
-        name: str,
-        location: NodeLocation | None = None,
-        snapshot: Any = None,
-        ex_type: str = "NVMe",
-    ) -> StorageVolume:
-        """Create a volume of so many GB that is not attached; there are no snapshots to make it from."""
-        order = {"type": ex_type, "name": name, "size": size, "location_code": self._location(location)}
-        order = {key: value for key, value in order.items() if value is not None}
-        id = _new_id(self._call("POST", "/volumes", body=order))
-        return self._volume({"id": id, "status": "ordered", "is_os_volume": False, "instance_id": None, **order})
 
     def destroy_volume(self, volume: StorageVolume) -> bool:
         """Delete a volume for good, from the trash too. Refused while an instance has it."""

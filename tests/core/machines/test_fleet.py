@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skyward.core.errors import AuthFailed, CloudError, NoCapacity, ProvisioningError, QuotaExceeded
-from skyward.core.machines import fleet as f
+from skyward.core.machines import fleet_events as f
+from skyward.core.machines.fleet import Fleet
 from skyward.core.scope import Scope
 from skyward.core.spec import Endpoint, Machine, MachineState, Offer
 
@@ -22,7 +23,7 @@ WHERE = Endpoint("ssh", "192.0.2.1")
 
 
 def fleet(wanted=1, sources=(RENTED,), offers=((0, SMALL),)):
-    return f.Fleet(sources, [f.Candidate(source, offer) for source, offer in offers], wanted, "sky-1")
+    return Fleet(sources, [f.Candidate(source, offer) for source, offer in offers], wanted, "sky-1")
 
 
 def machine(id="m1", state=MachineState.RUNNING, endpoint=WHERE, order=""):
@@ -343,7 +344,7 @@ RULES = {
 }
 
 
-def _ask(it: f.Fleet, allowed, error) -> list[Offer]:
+def _ask(it: Fleet, allowed, error) -> list[Offer]:
     """What is tried until an order is allowed, or nothing more is ordered."""
     tried: list[Offer] = []
     commands = it.handle(f.Tick(), 0.0)

@@ -27,7 +27,8 @@ from skyward.core.errors import (
 from skyward.core.events import Events, Machines, NodeGone, Note
 from skyward.core.interfaces import Output, Trait
 from skyward.core.ioloop import IOThread
-from skyward.core.machines.fleet import Command, Event, Fleet
+from skyward.core.machines.fleet import Fleet
+from skyward.core.machines.fleet_events import Command, Event
 from skyward.core.machines.provision import Plan, Provisioner
 from skyward.core.machines.reaper import dismiss
 from skyward.core.nodes.bootstrap_scripts import BUILD, LOOK

@@ -279,18 +279,6 @@ class HetznerNodeDriver(NodeDriver):  # type: ignore[misc]
         self._call("DELETE", f"/servers/{getattr(node, 'id', node)}")
         return True
 
-    def start_node(self, node: Node) -> bool:
-        """Switch it on."""
-        return self._power(node, "poweron")
-
-    def stop_node(self, node: Node) -> bool:
-        """Ask it to shut down. A server that is off is billed as before."""
-        return self._power(node, "shutdown")
-
-    def reboot_node(self, node: Node) -> bool:
-        """Ask it to reboot."""
-        return self._power(node, "reboot")
-
     # What can be ordered
 
     def list_sizes(self, location: NodeLocation | str | None = None) -> list[NodeSize]:
@@ -444,10 +432,6 @@ class HetznerNodeDriver(NodeDriver):  # type: ignore[misc]
             answer = self._call("GET", path, page=page, per_page=_PER_PAGE, **params)
             yield from answer[key]
             page = answer["meta"]["pagination"]["next_page"]
-
-    def _power(self, node: Node, command: str) -> bool:
-        self._call("POST", f"/servers/{node.id}/actions/{command}")
-        return True
 
     def _ids_of(self, auth: Any) -> list[int]:
         """The project's key that `auth` is; the API takes no key that it does not know."""
