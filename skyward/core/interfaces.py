@@ -200,13 +200,12 @@ class Link(Protocol):
 
 
 class Transport(Protocol):
-    """A way to reach machines. Made without arguments, holds no connection itself.
-
-    One whose links lead far, and carry more over several channels than over one, has besides a class attribute
-    ``striped = True``.
-    """
+    """A way to reach machines. Made without arguments; holds no connection itself."""
 
     name: ClassVar[str]
+    striped: ClassVar[bool]
+    """Whether several channels to a machine carry more than one does, as over a long line. Then large messages are
+    spread over channels of further connections."""
 
     async def connect(self, endpoint: Endpoint, timeout: float) -> Link:
         """Connect and authenticate within `timeout` seconds.

@@ -118,6 +118,7 @@ class MemoryTransport:
     """Reaches listeners of this process; see `skyward.core.interfaces.Transport`."""
 
     name: ClassVar[str] = "memory"
+    striped: ClassVar[bool] = False
 
     async def connect(self, endpoint: Endpoint, timeout: float) -> MemoryLink:
         """See `Transport.connect`."""

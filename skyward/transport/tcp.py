@@ -25,6 +25,7 @@ class TCPTransport:
     """Reaches agents of this machine, by Unix socket or loopback address; see `skyward.core.interfaces.Transport`."""
 
     name: ClassVar[str] = "tcp"
+    striped: ClassVar[bool] = False
 
     async def connect(self, endpoint: Endpoint, timeout: float) -> TCPLink:
         """See `Transport.connect`. Nothing is connected yet: each channel is a connection of its own."""

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from skyward.core.errors import ProtocolError
 from skyward.core.protocol.mailbox import Inbox, Outbox
-from skyward.core.protocol.messages import Ack, Message, Ping, Pong
+from skyward.core.protocol.messages import Message, Ping, Pong
 from skyward.core.protocol.wire import Buffer, Received
 from skyward.worker.wire_socket import Link
 
 __all__ = ["Session"]
 
-_ACK_MESSAGES = 32
-_ACK_BYTES = 1024 * 1024
 _LAG = 0.0005
 
 
@@ -33,8 +32,6 @@ class Session:
         self.outbox = Outbox()
         self.inbox = Inbox()
         self.link: Link | None = None
-        self._unsaid = 0  # numbered messages since our last Ack
-        self._unsaid_bytes = 0
 
     def __repr__(self) -> str:
         state = "connected" if self.link else "alone"
@@ -57,32 +54,23 @@ class Session:
         """The owner has come (back) and has everything up to `received`; ProtocolError if that can't be."""
         self.outbox.acknowledge(received)
         self.link = link
-        self._unsaid = self._unsaid_bytes = 0
         self.outbox.repeat(link.wire)
         link.wake()
 
     def take(self, received: Received, handle: Callable[[Received], object]) -> None:
         """Have a message handled if it is new; acknowledge, from time to time, what could be."""
-        if received.number:
-            self._unsaid += 1
-            self._unsaid_bytes += sum(len(buffer) for buffer in received.buffers)
-        if self.inbox.accept(received.number):
-            try:
-                handle(received)
-            except Exception:
-                self.inbox.reject(received.number)
-                raise
-        if self._unsaid >= _ACK_MESSAGES or self._unsaid_bytes >= _ACK_BYTES:
+        if not received.number:
+            raise ProtocolError(f"{type(received.message).__name__} without a number")
+        self.inbox.deliver(received, handle)
+        if self.inbox.should_acknowledge:
             self._acknowledge()
 
     def answer(self, ping: Ping) -> None:
         """A heartbeat, and with it what has not been acknowledged."""
         if self.link is not None:
             self.link.send(Pong(ping.stamp))
-            if self._unsaid:
-                self._acknowledge()
+            self._acknowledge()
 
     def _acknowledge(self) -> None:
-        self._unsaid = self._unsaid_bytes = 0
-        if self.link is not None:
-            self.link.send(Ack(self.inbox.received))
+        if self.link is not None and (ack := self.inbox.acknowledgement()) is not None:
+            self.link.send(ack)

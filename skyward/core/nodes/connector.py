@@ -157,7 +157,7 @@ class Connector:
     @property
     def stripes(self) -> Stripes | None:
         """How a session gets more channels, which delay nothing on the first; None where that is no faster."""
-        return Stripes(self._open_stripe) if getattr(self._transport, "striped", False) else None
+        return Stripes(self._open_stripe) if self._transport.striped else None
 
     async def _open_stripe(self) -> Channel:
         if self._link is None or self._address is None:

@@ -22,7 +22,7 @@ import os
 import time
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from skyward.core.errors import LinkError, ProtocolError, ProvisioningError
 from skyward.core.guard import guarded, watched
@@ -38,8 +38,6 @@ __all__ = ["Session", "SessionHandler", "Stripes", "Timing", "link_patience"]
 
 _log = logging.getLogger("skyward.session")
 
-_ACK_EVERY = 32  # messages
-_ACK_BYTES = 1 << 20
 _TURN = 2 << 20  # bytes of large messages written before others have their turn in the event loop
 _PART = 256 << 10  # of these, on one stripe: so much more than a full channel can it be given at a time
 
@@ -178,8 +176,6 @@ class Session:
         self._unlinked = asyncio.Event()  # set while there is no link
         self._acked = asyncio.Event()  # set when the agent has acknowledged something
         self._heard = 0.0
-        self._unacked = 0
-        self._unacked_bytes = 0
         self.send(setup)
 
     def __repr__(self) -> str:
@@ -385,7 +381,7 @@ class Session:
             self._heard = loop.time()
             for received in wire.receive_data(data):
                 self._take(received)
-            if self._unacked >= _ACK_EVERY or self._unacked_bytes >= _ACK_BYTES:
+            if self._inbox.should_acknowledge:
                 self._acknowledge()
 
     async def _beat(self, channel: Channel, wire: Wire) -> None:
@@ -466,41 +462,47 @@ class Session:
     # --- messages ---
 
     def _take(self, received: Received) -> None:
-        message = received.message
         if received.number:
-            self._unacked += 1
-            self._unacked_bytes += sum(map(len, received.buffers))
-            if self._inbox.accept(received.number):
-                try:
-                    if isinstance(message, Ready):
-                        self._on_ready(self, message)
-                    else:
-                        self._handler.received(self, message, received.buffers)
-                except Exception:
-                    self._inbox.reject(received.number)
-                    raise
-        elif isinstance(message, Pong):
-            now = asyncio.get_running_loop().time()
-            if not self._linked_at <= message.stamp <= now:
-                raise ProtocolError("a Pong to no Ping")
-            sample = now - message.stamp
-            # The least of recent samples: a busy loop only ever makes them longer.
-            self.round_trip = sample if self.round_trip is None else min(sample, self.round_trip * 1.2)
-            self._distance = min(self._distance, sample)
-        elif isinstance(message, Ping):
-            if self._wire is not None and self._wire.is_open:
-                self._wire.send(Pong(message.stamp))
-                self._flush_soon()
-        elif isinstance(message, Ack):
-            self._outbox.acknowledge(message.received)
-            self._acked.set()
+            self._inbox.deliver(received, self._hand_over)
+            return
+        handle = self._UNNUMBERED.get(type(received.message))
+        if handle is None:
+            raise ProtocolError(f"{type(received.message).__name__} without a number")
+        handle(self, received.message)
+
+    def _hand_over(self, received: Received) -> None:
+        if isinstance(received.message, Ready):
+            self._on_ready(self, received.message)
         else:
-            raise ProtocolError(f"{type(message).__name__} without a number")
+            self._handler.received(self, received.message, received.buffers)
+
+    def _on_ping(self, ping: Ping) -> None:
+        if self._wire is not None and self._wire.is_open:
+            self._wire.send(Pong(ping.stamp))
+            self._flush_soon()
+
+    def _on_pong(self, pong: Pong) -> None:
+        now = asyncio.get_running_loop().time()
+        if not self._linked_at <= pong.stamp <= now:
+            raise ProtocolError("a Pong to no Ping")
+        sample = now - pong.stamp
+        # The minimum of recent samples: a busy loop only ever makes them longer.
+        self.round_trip = sample if self.round_trip is None else min(sample, self.round_trip * 1.2)
+        self._distance = min(self._distance, sample)
+
+    def _on_ack(self, ack: Ack) -> None:
+        self._outbox.acknowledge(ack.received)
+        self._acked.set()
+
+    _UNNUMBERED: ClassVar[dict[type[Any], Callable[[Session, Any], None]]] = {
+        Ack: _on_ack,
+        Ping: _on_ping,
+        Pong: _on_pong,
+    }
 
     def _acknowledge(self) -> None:
-        if self._unacked and self._wire is not None and self._wire.is_open:
-            self._unacked = self._unacked_bytes = 0
-            self._wire.send(Ack(self._inbox.received))
+        if self._wire is not None and self._wire.is_open and (ack := self._inbox.acknowledgement()) is not None:
+            self._wire.send(ack)
             self._flush_soon()
 
     # --- writing ---

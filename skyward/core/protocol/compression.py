@@ -12,12 +12,9 @@ import importlib.util
 import math
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from skyward.core.errors import ProtocolError
-
-if TYPE_CHECKING:
-    from skyward.core.protocol.transfers import Outgoing
 
 __all__ = ["Packer", "RateMeter", "Sample", "available", "pays", "unpack"]
 
@@ -37,6 +34,21 @@ class Sample(NamedTuple):
 
     ratio: float
     speed: float
+
+
+class Compressible(Protocol):
+    """A large message whose pieces may be compressed.
+
+    Attributes
+    ----------
+    views
+        The bytes still to be sent.
+    sample
+        How well they compress; None until `Packer.pack` has found out.
+    """
+
+    views: list[memoryview]
+    sample: Sample | None
 
 
 def pays(sample: Sample, rate: float | None) -> bool:
@@ -123,7 +135,7 @@ class Packer:
             self._look_again = ended + _REST * (ended - began)
         return self._seen
 
-    def pack(self, message: Outgoing, body: memoryview) -> bytes | None:
+    def pack(self, message: Compressible, body: memoryview) -> bytes | None:
         """The next piece of a message compressed; None when it goes as it is."""
         if self._rate_meter.rate is None:
             return None

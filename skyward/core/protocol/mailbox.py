@@ -6,14 +6,17 @@ Pure. Both ends have one `Outbox` and one `Inbox` for a whole conversation, over
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from skyward.core.errors import ProtocolError
-from skyward.core.protocol.messages import Message
-from skyward.core.protocol.wire import Buffer, Wire
+from skyward.core.protocol.messages import Ack, Message
+from skyward.core.protocol.wire import Buffer, Received, Wire
 
 __all__ = ["Inbox", "Outbox", "Posted", "Quota"]
+
+_ACK_MESSAGES = 32
+_ACK_BYTES = 1024 * 1024
 
 
 class Posted(NamedTuple):
@@ -75,12 +78,8 @@ class Outbox:
         """Number of the newest message."""
         return self._last
 
-    def kept(self) -> list[int]:
-        """Numbers of what must be sent again on a new link, in order."""
-        return [posted[0] for posted in self._kept]
-
     def repeat(self, wire: Wire) -> None:
-        """Send all of that again on a new link."""
+        """Send everything that is still kept again, on a new link."""
         for posted in self._kept:
             if isinstance(posted, Posted):
                 wire.send(posted.message, posted.buffers, posted.number)
@@ -116,15 +115,43 @@ class Quota:
 
 
 class Inbox:
-    """Accepts each numbered message once, in whatever order they come."""
+    """Accepts each numbered message once, in whatever order they arrive, and decides when to acknowledge."""
 
     def __init__(self) -> None:
         self.received = 0
-        """Every number up to this one has come."""
+        """Every number up to this one has arrived."""
         self._early: set[int] = set()
+        self._arrived = 0  # numbered messages since the last acknowledgement, repeated ones included
+        self._arrived_bytes = 0
 
     def __repr__(self) -> str:
         return f"<Inbox received {self.received}, {len(self._early)} early>"
+
+    def deliver(self, received: Received, handle: Callable[[Received], object]) -> None:
+        """Pass a numbered message to `handle` unless it has been handled before.
+
+        If `handle` raises, the message counts as not received, so it is handled when it arrives again on another link.
+        """
+        self._arrived += 1
+        self._arrived_bytes += sum(map(len, received.buffers))
+        if self.accept(received.number):
+            try:
+                handle(received)
+            except Exception:
+                self.reject(received.number)
+                raise
+
+    @property
+    def should_acknowledge(self) -> bool:
+        """Whether enough has arrived to acknowledge it without waiting for the next heartbeat."""
+        return self._arrived >= _ACK_MESSAGES or self._arrived_bytes >= _ACK_BYTES
+
+    def acknowledgement(self) -> Ack | None:
+        """The acknowledgement to send now; None if nothing has arrived since the last one."""
+        if not self._arrived:
+            return None
+        self._arrived = self._arrived_bytes = 0
+        return Ack(self.received)
 
     def accept(self, number: int) -> bool:
         """Whether this message is new. Number 0 means not numbered: always new."""

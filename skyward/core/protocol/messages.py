@@ -29,7 +29,6 @@ __all__ = [
     "Kept",
     "Listening",
     "Message",
-    "Metric",
     "Missing",
     "Output",
     "Peers",
@@ -288,12 +287,6 @@ class Output(NamedTuple):
     more: bool = False
 
 
-class Metric(NamedTuple):
-    """Named figures of a node, at the worker's own pace."""
-
-    values: dict[str, float]
-
-
 class Blob(NamedTuple):
     """A large buffer by the digest of its content, or a part of it. One buffer: its bytes from `offset` on."""
 
@@ -373,7 +366,7 @@ class StreamClose(NamedTuple):
 
 
 Message = Union[
-    Hello, Welcome, Proof, Ping, Pong, Ack, Bye, Setup, Ready, Run, Cancel, Done, Failed, Output, Metric, Blob, Forget,
+    Hello, Welcome, Proof, Ping, Pong, Ack, Bye, Setup, Ready, Run, Cancel, Done, Failed, Output, Blob, Forget,
     StreamOpen, StreamData, StreamClose, Recall, Returned, Fetch, Share, Kept, Listening, Peers, Reached,
     Began, Inquire, Missing,
 ]  # fmt: skip

@@ -24,7 +24,6 @@ from skyward.core.protocol.messages import (
     Inquire,
     Kept,
     Listening,
-    Metric,
     Missing,
     Output,
     Peers,
@@ -74,7 +73,7 @@ class State(enum.Enum):
 
 _ANY = (Ping, Pong, Ack, Bye, StreamData, StreamClose)
 _OWNER = (Setup, Run, Cancel, Recall, Inquire, Blob, Fetch, Share, Forget, Peers)
-_WORKER = (Ready, Began, Done, Failed, Returned, Missing, Output, Metric, StreamOpen, Kept, Listening, Reached)
+_WORKER = (Ready, Began, Done, Failed, Returned, Missing, Output, StreamOpen, Kept, Listening, Reached)
 
 
 def _open(kinds: Iterable[type[Any]]) -> dict[type[Any], State]:

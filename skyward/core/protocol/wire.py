@@ -68,7 +68,7 @@ __all__ = [
 WHOLE = 32 * 1024
 """A message with at most so many bytes of buffers is sent whole, in one piece; none of these overtakes another."""
 
-VERSION = 2
+VERSION = 3
 """Number of the protocol. Both ends run the driver's own code, so unequal numbers mean a stale agent."""
 
 

@@ -486,6 +486,7 @@ class WardTransport:
     """Reaches them; its connections are their own links and shells."""
 
     name: ClassVar[str] = "ward"
+    striped: ClassVar[bool] = False
 
     def __init__(self, says: str = "") -> None:
         self._says = says

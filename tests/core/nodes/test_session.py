@@ -85,7 +85,7 @@ class Node:
 
     async def sent(self) -> None:
         """The agent has all."""
-        await self.until(lambda: not self.session._outbox.kept())
+        await self.until(lambda: self.session._outbox.acknowledged == self.session._outbox.last)
 
 
 async def _end(agent: Agent) -> None:
