@@ -1,13 +1,13 @@
-"""Brings blobs to nodes, from here or from one node to another, as `Relay` decides; knows which node holds which.
+"""Sends blobs to nodes, from here or from one node to another, as `Relay` decides; knows which node holds which.
 
-Lives in the event loop. A blob that is on its way is held at both of its ends, so that no store forgets it meanwhile.
+It belongs to the event loop. A blob in transit is held at both ends, so that no store evicts it meanwhile.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,55 +17,67 @@ from skyward.core.blobs.snapshots import Snapshot
 from skyward.core.nodes.session import Session
 from skyward.core.payload.shared_file import SharedFile
 from skyward.core.protocol import messages
+from skyward.core.protocol.messages import Message
 from skyward.core.visible import shown
 
 __all__ = ["ABOUT_BLOBS", "Distributor"]
 
 ABOUT_BLOBS = (messages.Kept, messages.Listening, messages.Reached)
-"""What nodes say that is `Distributor`'s business."""
+"""The messages of nodes that `Distributor` handles."""
 
 _log = logging.getLogger("skyward.distributor")
 
-_STORE_SHARE = 0.25  # of a node's memory may hold blobs that no task needs at the moment
-_PART = 2 * 2**20  # bytes of one message: what a node passes on as a whole
-_LOOK = 0.5  # seconds between two looks for transfers that are late
+_STORE_SHARE = 0.25  # share of a node's memory that may hold blobs which no task needs at the moment
+_PART = 2 * 2**20  # bytes of one message, the unit in which a node passes blobs on
+_CHECK_EVERY = 0.5  # seconds between two checks for late transfers
 
 
 @dataclass(slots=True, eq=False)
 class _Node:
     session: Session
     blobs: NodeHoldings
-    using: dict[int, Sequence[bytes]] = field(default_factory=dict)  # blobs of the tasks that are out there
-    coming: dict[bytes, Snapshot] = field(default_factory=dict)  # all of what is on its way, in case it does not come
-    shared: set[bytes] = field(default_factory=set)  # of these, what it was told to find in a file of ours
-    blind: bool = False  # it could not open one
+    using: dict[int, Sequence[bytes]] = field(default_factory=dict)  # by task that is out there, its blobs
+    coming: dict[bytes, Snapshot] = field(default_factory=dict)  # blobs in transit, in case they do not arrive
+    shared: set[bytes] = field(default_factory=set)  # of these, blobs to be read from one of our files
+    blind: bool = False  # it failed to open one of our files
 
 
 class Distributor:
-    """The blobs of one pool's nodes."""
+    """Distributes blobs to the nodes of one pool."""
 
     def __init__(self) -> None:
         self._nodes: dict[str, _Node] = {}
         self._listening: dict[str, tuple[Session, list[Any]]] = {}
         self._relay = relay.Relay()
         self._timer: asyncio.TimerHandle | None = None
+        self._handlers: dict[type, Callable[[Session, Any], None]] = {
+            messages.Kept: self._kept,
+            messages.Listening: self._introduce,
+            messages.Reached: self._reached,
+        }
+        self._actions: dict[type, Callable[[_Node, Any], None]] = {
+            relay.Give: self._give_rest,
+            relay.Fetch: self._fetch,
+            relay.Drop: self._drop,
+            relay.Free: self._free,
+        }
 
     def __repr__(self) -> str:
         return f"<Distributor over {len(self._nodes)} nodes; {self._relay}>"
 
     def node_up(self, session: Session) -> None:
-        """A node takes tasks from now on."""
+        """Add a node that accepts tasks from now on."""
         budget = int(session.facts.get("memory", 0) * _STORE_SHARE)
         self._nodes[session.node] = _Node(session, NodeHoldings(budget))
 
     def node_down(self, name: str) -> None:
-        """A node is gone for good."""
+        """Remove a node that is gone for good."""
         self._nodes.pop(name, None)
         self._listening.pop(name, None)
         self._carry_out(self._relay.node_down(name))
 
     def use(self, name: str, task: int, blobs: Mapping[bytes, Snapshot]) -> None:
-        """A task that needs these blobs goes to a node."""
+        """Make sure that a node has the blobs of a task that is about to be sent there."""
         node = self._nodes[name]
         node.using[task] = list(blobs)
         missing, forgotten = node.blobs.use({blob: len(data) for blob, data in blobs.items()})
@@ -80,32 +92,36 @@ class Distributor:
             self._carry_out([self._relay.want(name, blob, len(blobs[blob]), now)])
 
     def release(self, name: str, task: int) -> None:
-        """A task is over on a node."""
+        """Release the blobs of a task that is over on a node."""
         if (node := self._nodes.get(name)) is not None:
             node.blobs.release(node.using.pop(task, ()))
 
-    def received(self, session: Session, message: messages.Kept | messages.Listening | messages.Reached) -> None:
-        """A node's word, also of one that does not take tasks yet."""
-        name = session.node
-        if isinstance(message, messages.Kept):
-            node = self._nodes.get(name)
-            if message.error is not None:
-                _log.info("%s: a blob did not come from elsewhere: %s", name, shown(message.error))
-                if node is not None and message.digest in node.shared:
-                    node.blind = True
-                    self._give(node, message.digest, node.coming[message.digest], 0)
-                else:
-                    self._carry_out(self._relay.failed(name, message.digest, message.size))
-            elif node is not None:
-                node.coming.pop(message.digest, None)
-                node.shared.discard(message.digest)
-                self._carry_out(self._relay.kept(name, message.digest, asyncio.get_running_loop().time()))
-        elif isinstance(message, messages.Reached):
-            self._relay.reached(name, message.peers)
-        else:
-            self._introduce(session, [message.port, *message.addresses])
+    def received(self, session: Session, message: Message) -> None:
+        """Handle one of `ABOUT_BLOBS`, also from a node that does not accept tasks yet."""
+        self._handlers[type(message)](session, message)
 
-    def _introduce(self, session: Session, place: list[Any]) -> None:
+    def _kept(self, session: Session, message: messages.Kept) -> None:
+        node = self._nodes.get(session.node)
+        if message.error is not None:
+            self._not_kept(session.node, node, message)
+        elif node is not None:
+            node.coming.pop(message.digest, None)
+            node.shared.discard(message.digest)
+            self._carry_out(self._relay.kept(session.node, message.digest, asyncio.get_running_loop().time()))
+
+    def _not_kept(self, name: str, node: _Node | None, message: messages.Kept) -> None:
+        _log.info("%s: a blob did not arrive from elsewhere: %s", name, shown(str(message.error)))
+        if node is not None and message.digest in node.shared:
+            node.blind = True
+            self._give(node, message.digest, node.coming[message.digest], 0)
+        else:
+            self._carry_out(self._relay.failed(name, message.digest, message.size))
+
+    def _reached(self, session: Session, message: messages.Reached) -> None:
+        self._relay.reached(session.node, message.peers)
+
+    def _introduce(self, session: Session, message: messages.Listening) -> None:
+        place = [message.port, *message.addresses]
         others = {name: self._listening[name] for name in self._relay.introduce(session.node)}
         self._listening[session.node] = session, place
         if others:
@@ -113,26 +129,30 @@ class Distributor:
         for other, _ in others.values():
             other.send(messages.Peers({session.node: place}))
 
-    # --- doing what the plan says ---
+    # --- carrying out the plan ---
 
     def _carry_out(self, commands: Iterable[relay.Command]) -> None:
         for command in commands:
-            node = self._nodes.get(command.node)
-            if node is None:
-                continue
-            blob = command.blob
-            if isinstance(command, relay.Give):
-                self._give(node, blob, node.coming[blob], command.offset)
-            elif isinstance(command, relay.Fetch):
-                size = len(node.coming[blob])
-                self._hold(command.peer, blob, size)
-                node.session.send(messages.Fetch(blob, size, command.peer))
-            elif isinstance(command, relay.Drop):
-                node.session.send(messages.Fetch(blob, 0, None))
-            else:
-                node.blobs.release([blob])
+            if (node := self._nodes.get(command.node)) is not None:
+                self._actions[type(command)](node, command)
         if self._timer is None and self._relay.busy:
-            self._timer = asyncio.get_running_loop().call_later(_LOOK, self._look)
+            self._timer = asyncio.get_running_loop().call_later(_CHECK_EVERY, self._drop_late)
+
+    def _give_rest(self, node: _Node, command: relay.Give) -> None:
+        self._give(node, command.blob, node.coming[command.blob], command.offset)
+
+    def _fetch(self, node: _Node, command: relay.Fetch) -> None:
+        size = len(node.coming[command.blob])
+        self._hold(command.peer, command.blob, size)
+        node.session.send(messages.Fetch(command.blob, size, command.peer))
+
+    @staticmethod
+    def _drop(node: _Node, command: relay.Drop) -> None:
+        node.session.send(messages.Fetch(command.blob, 0, None))
+
+    @staticmethod
+    def _free(node: _Node, command: relay.Free) -> None:
+        node.blobs.release([command.blob])
 
     @staticmethod
     def _give(node: _Node, blob: bytes, data: Snapshot, offset: int) -> None:
@@ -142,10 +162,10 @@ class Distributor:
             return
         node.shared.discard(blob)
         view = memoryview(data.map() if isinstance(data, SharedFile) else data)
-        for start in range(offset, max(1, len(view)), _PART):  # an empty one is a part too
+        for start in range(offset, max(1, len(view)), _PART):  # an empty blob has one part too
             node.session.send(messages.Blob(blob, len(view), start), [view[start : start + _PART]])
 
-    def _look(self) -> None:
+    def _drop_late(self) -> None:
         self._timer = None
         unlinked = [name for name, node in self._nodes.items() if not node.session.linked]
         self._carry_out(self._relay.late(asyncio.get_running_loop().time(), unlinked))

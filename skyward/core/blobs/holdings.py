@@ -1,4 +1,4 @@
-"""PURE. Which node holds which blob, so that each is sent to a node once; the bytes are in the nodes' stores."""
+"""Which blobs a node holds, so that each is sent there once. Pure; the bytes are in the nodes' stores."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ __all__ = ["NodeHoldings"]
 
 
 class NodeHoldings:
-    """What one node's store holds.
+    """The contents of one node's store.
 
     Parameters
     ----------
     budget
-        Bytes of blobs that no task needs any more which the store may keep; beyond it, those used longest ago are
-        forgotten.
+        Maximum bytes of all blobs in the store. Beyond that, blobs that no task needs are evicted, least recently
+        used first.
     """
 
     def __init__(self, budget: int) -> None:
@@ -29,7 +29,7 @@ class NodeHoldings:
         return f"<NodeHoldings {kept} kept, {self._total:,} of {self._budget:,} bytes, {used} in use>"
 
     def use(self, sizes: Mapping[bytes, int]) -> tuple[list[bytes], list[bytes]]:
-        """A task that needs these blobs goes to the node: which to send first, and which to forget for them."""
+        """Record that a task needs these blobs; return which ones to send first, and which ones to evict for them."""
         missing = []
         for name, size in sizes.items():
             self._users[name] = self._users.get(name, 0) + 1
@@ -41,7 +41,7 @@ class NodeHoldings:
         return missing, self._evict() if missing else []
 
     def release(self, names: Iterable[bytes]) -> None:
-        """The task is over on that node; its blobs stay until room is needed."""
+        """Record that a task no longer needs these blobs; they stay until room is needed."""
         for name in names:
             left = self._users[name] - 1
             if left:

@@ -1,12 +1,12 @@
-"""Decides who gets a blob from whom, so that each leaves the driver about once. Pure: nodes and blobs are names.
+"""Decides which node gets a blob from where, so that each blob leaves the driver about once. Pure; only names.
 
 Nodes that want the same blob form a tree below the first one, which the driver feeds. A node passes on what it has
-while the rest still arrives, so a level of the tree costs a moment and not another transfer. What always holds:
+while the rest still arrives, so each level of the tree adds a short delay and not another transfer. Invariants:
 
-* a node that needs a blob gets it once, from the driver or from one node; only a transfer that failed is followed by
-  another one, by the driver itself, for the bytes that are missing: nothing is tried without end;
-* nobody is asked to serve what it neither has nor is getting, nor more than `FANOUT` nodes at a time;
-* only pairs of which it is known that one reaches the other are used. One that failed is not used again.
+* A node that needs a blob gets it once, from the driver or from one peer. Only a failed transfer is followed by another
+  one, in which the driver itself sends the missing bytes; nothing is retried forever.
+* No node is asked to serve a blob that it neither has nor is receiving, nor to serve more than `FANOUT` at a time.
+* Only pairs of nodes known to reach each other are used. A pair that failed is not used again.
 
 From the first command for a blob on a node until `Free`, that node must keep what it has of it.
 """
@@ -20,10 +20,10 @@ from typing import NamedTuple, TypeAlias, Union
 
 __all__ = ["FANOUT", "GRACE", "UNLINKED", "Command", "Drop", "Fetch", "Free", "Give", "Relay"]
 
-FANOUT = 2  # nodes that one serves at a time: with more, each gets less than the driver itself could give
-GRACE = 2.0  # seconds that a blob may take longer than it would from the driver
-UNLINKED = 2.0  # seconds for which those that are served wait for a node that the driver lost sight of
-_ACQUAINTED = 16  # nodes that a new one is introduced to: enough for a tree, and few where there are thousands
+FANOUT = 2  # nodes served by one node at a time: with more, each would get less than from the driver itself
+GRACE = 2.0  # seconds that a blob may take beyond what it would take from the driver
+UNLINKED = 2.0  # seconds that fetches from a node continue after the driver lost its link to it
+_ACQUAINTED = 16  # nodes that a new node is introduced to: enough for a tree, and few among thousands
 
 
 class Give(NamedTuple):
@@ -35,7 +35,7 @@ class Give(NamedTuple):
 
 
 class Fetch(NamedTuple):
-    """The node shall get the blob from a peer, which must keep it until `Free`."""
+    """The node fetches the blob from a peer, which must keep it until `Free`."""
 
     node: str
     blob: bytes
@@ -43,14 +43,14 @@ class Fetch(NamedTuple):
 
 
 class Drop(NamedTuple):
-    """The node shall end a fetch that takes too long, and say how far it came: `Relay.failed` is expected."""
+    """The node aborts a fetch that takes too long and reports the bytes it has; `Relay.failed` is expected."""
 
     node: str
     blob: bytes
 
 
 class Free(NamedTuple):
-    """The node need not keep the blob for a transfer any more, once for each `Give` after `want` and each `Fetch`."""
+    """The node need no longer keep the blob for a transfer. One for each `Give` from `want`, and for each `Fetch`."""
 
     node: str
     blob: bytes
@@ -66,23 +66,23 @@ class _Transfer:
     peer: str | None  # None: from the driver
     size: int
     began: float
-    depth: int  # hops from the driver, or from a node that has it whole
-    share: int = 1  # how many wanted the blob at that time: the driver's line would be shared by them
+    depth: int  # hops from the driver, or from a node that has the complete blob
+    share: int = 1  # nodes that wanted the blob at the same time and would share the driver's bandwidth
     dropped: bool = False
-    fallback: int | None = None  # where the driver went on after a failure
+    fallback: int | None = None  # offset at which the driver continued after a failure
 
 
 class Relay:
-    """The plan for one pool. Times are seconds on any steady clock."""
+    """The plan for one pool. Times are in seconds on any monotonic clock."""
 
     def __init__(self) -> None:
-        self._known: dict[str, int] = {}  # node that can take part -> how many it was introduced to
+        self._known: dict[str, int] = {}  # participating node -> number of nodes it was introduced to
         self._reach: dict[str, set[str]] = {}  # node -> peers that it can fetch from
-        self._holders: dict[bytes, dict[str, None]] = {}  # blob -> nodes that have it whole, in order
+        self._holders: dict[bytes, dict[str, None]] = {}  # blob -> nodes that have all of it, in order
         self._moving: dict[bytes, dict[str, _Transfer]] = {}
         self._serving: Counter[str] = Counter()
-        self._unlinked: dict[str, float] = {}  # nodes that the driver does not reach -> since when
-        self._seconds_per_byte: float | None = None  # seconds that the driver takes for a byte
+        self._unlinked: dict[str, float] = {}  # nodes without a link to the driver -> since when
+        self._seconds_per_byte: float | None = None  # measured on transfers from the driver
 
     def __repr__(self) -> str:
         moving = sum(map(len, self._moving.values()))
@@ -90,13 +90,13 @@ class Relay:
 
     @property
     def busy(self) -> bool:
-        """Whether any node gets a blob from another one, so that `late` is to be asked now and then."""
+        """Whether any node is getting a blob from another one, so `late` has to be called periodically."""
         return bool(self._serving or self._unlinked)
 
     # --- who reaches whom ---
 
     def introduce(self, node: str) -> list[str]:
-        """A node listens to others from now on: whom it is to be made acquainted with, and they with it."""
+        """Add a node that accepts connections from peers; return the nodes that it and they are to be introduced to."""
         others = sorted(self._known, key=lambda other: self._known[other])[:_ACQUAINTED]
         for other in others:
             self._known[other] += 1
@@ -104,13 +104,13 @@ class Relay:
         return others
 
     def reached(self, node: str, peers: Collection[str]) -> None:
-        """The node has found that it reaches these."""
+        """Record that a node has found that it reaches these peers."""
         self._reach.setdefault(node, set()).update(peer for peer in peers if peer in self._known and peer != node)
 
     # --- blobs ---
 
     def want(self, node: str, blob: bytes, size: int, now: float) -> Command:
-        """The node needs the blob, and neither has it nor is getting it."""
+        """Plan how a node gets a blob that it needs and neither has nor is receiving."""
         moving = self._moving.setdefault(blob, {})
         peer = self._source(node, blob)
         depth = 1 if peer is None or peer not in moving else moving[peer].depth + 1
@@ -123,7 +123,7 @@ class Relay:
         return Fetch(node, blob, peer)
 
     def _source(self, node: str, blob: bytes) -> str | None:
-        """The peer with the fewest hops before it, and of those the one with the least to do; None: the driver."""
+        """Return the peer with the fewest hops, the least busy of several; None for the driver."""
         moving = self._moving.get(blob, {})
         peers = [*self._holders.get(blob, ()), *moving]
         reach = self._reach.get(node, set())
@@ -132,7 +132,7 @@ class Relay:
         return min(able, key=lambda peer: (depths[peer], self._serving[peer]), default=None)
 
     def kept(self, node: str, blob: bytes, now: float) -> list[Command]:
-        """The node has it whole."""
+        """Record that a node has all of a blob."""
         transfer = self._end(node, blob)
         if transfer is None:
             return []
@@ -142,24 +142,24 @@ class Relay:
         return [Free(node, blob), *self._part(blob, transfer)]
 
     def failed(self, node: str, blob: bytes, offset: int) -> list[Command]:
-        """A fetch failed, or was dropped, after so many bytes: the driver sends the rest."""
+        """Record that a fetch failed or was dropped after `offset` bytes; the driver sends the rest."""
         transfer = self._moving.get(blob, {}).get(node)
         if transfer is None or (transfer.peer is None and not transfer.fallback):
-            return []  # what came from the driver alone does not fail
+            return []  # transfers from the driver alone do not fail
         if transfer.peer is not None:
             self._reach.get(node, set()).discard(transfer.peer)
         transfer.fallback, transfer.depth = offset, 1
         return [Give(node, blob, offset), *self._part(blob, transfer)]
 
     def forgotten(self, node: str, blob: bytes) -> None:
-        """The node will have it no more; nothing moves it to or from there."""
+        """Record that a node is about to evict a blob, which is not in transit to or from it."""
         holders = self._holders.get(blob, {})
         holders.pop(node, None)
         if not holders:
             self._holders.pop(blob, None)
 
     def node_down(self, node: str) -> list[Command]:
-        """The node is gone for good. Who got something from it is asked how far that came."""
+        """Remove a node that is gone for good; fetches from it are dropped."""
         commands: list[Command] = []
         for blob in [blob for blob, moving in self._moving.items() if node in moving]:
             transfer = self._end(node, blob)
@@ -175,7 +175,7 @@ class Relay:
         return commands + self._drop(lambda transfer: transfer.peer == node)
 
     def late(self, now: float, unlinked: Collection[str]) -> list[Command]:
-        """Drop what would by now have come from the driver itself, or comes from a node that it lost sight of."""
+        """Drop fetches that the driver itself would have completed by now, or from nodes unlinked for too long."""
         self._unlinked = {node: self._unlinked.get(node, now) for node in unlinked}
 
         def is_late(transfer: _Transfer) -> bool:
@@ -204,7 +204,7 @@ class Relay:
         return transfer
 
     def _part(self, blob: bytes, transfer: _Transfer) -> list[Command]:
-        """The transfer's peer, if it has one, has served it."""
+        """Free the peer, if any, that served a transfer."""
         peer, transfer.peer = transfer.peer, None
         if peer is None:
             return []

@@ -20,8 +20,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
+from skyward.core.blobs.array_cache import ArrayCache
 from skyward.core.blobs.distributor import ABOUT_BLOBS, Distributor
-from skyward.core.blobs.snapshots import ArrayCache, Snapshot, Snapshots
+from skyward.core.blobs.snapshots import Snapshot, Snapshots
 from skyward.core.errors import PayloadError, PoolNotActive, ProtocolError, TaskTimeout
 from skyward.core.events import Events, Note, Printed, TaskEnded, TasksQueued
 from skyward.core.ioloop import IOThread
@@ -221,11 +222,12 @@ class Dispatcher:
         """Copies of the buffers as they are now, and the digests of those that are blobs."""
         parts: list[Snapshot] = []
         blobs: dict[int, bytes] = {}
+        source = self._snapshots if arrays is None else arrays
         for index, view in enumerate(buffers):
             if len(view) < least:
                 parts.append(bytes(view))
             else:
-                blobs[index], data = self._snapshots.take(view, arrays)
+                blobs[index], data = source.take(view)
                 parts.append(data)
         return parts, blobs
 

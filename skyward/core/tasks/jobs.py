@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from skyward.core.blobs.snapshots import ArrayCache
+from skyward.core.blobs.array_cache import ArrayCache
 from skyward.core.payload import pickling
 from skyward.core.payload.surroundings import Change
 from skyward.core.protocol import messages

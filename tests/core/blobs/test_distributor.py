@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 
 from skyward.core.blobs import relay
+from skyward.core.blobs.distributor import ABOUT_BLOBS, Distributor
 from skyward.core.blobs.snapshots import digest
 from skyward.core.protocol import messages
 from skyward.core.tasks.jobs import TaskOptions
@@ -119,3 +120,9 @@ def test_an_empty_buffer_is_a_blob_too(pool: MemoryPool) -> None:
     pool.add()
     future = pool.submit(total, np.zeros(0), options=TaskOptions(large=0))
     assert future.result(5) == 0.0
+
+
+def test_every_message_and_command_has_a_handler() -> None:
+    distributor = Distributor()
+    assert set(distributor._handlers) == set(ABOUT_BLOBS)
+    assert set(distributor._actions) == set(get_args(relay.Command))
