@@ -12,14 +12,14 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Protocol, runtime_checkable
+from typing import Annotated
 
 import typer
 
 from skyward.cli import sources
 from skyward.cli.output import as_json, tell, waiting
 from skyward.core.errors import SkywardError
-from skyward.core.interfaces import Rental
+from skyward.core.interfaces import Inspectable, Rental
 from skyward.core.machines.ledger import Ledger
 
 __all__ = ["Finding", "run"]
@@ -31,7 +31,7 @@ _MARK = {True: "ok", False: "WRONG", None: "-"}
 class Finding:
     """What was found about one thing. `ok` is None for what is not set up, and need not be.
 
-    `skyward.providers.base.Check` has the same attributes but `where`.
+    `skyward.core.interfaces.Check` has the same attributes but `where`.
     """
 
     where: str
@@ -39,27 +39,6 @@ class Finding:
     ok: bool | None
     detail: str
     advice: str = ""
-
-
-class _Check(Protocol):
-    @property
-    def what(self) -> str: ...
-
-    @property
-    def ok(self) -> bool | None: ...
-
-    @property
-    def detail(self) -> str: ...
-
-    @property
-    def advice(self) -> str: ...
-
-
-@runtime_checkable
-class _Examined(Protocol):
-    """A provider that examines itself, as `skyward.providers.base.CloudProvider` does."""
-
-    def examination(self) -> Iterable[_Check]: ...
 
 
 def run(
@@ -104,7 +83,7 @@ def _examine(source: sources.Source) -> list[Finding]:
         return [Finding(str(source), "provider", False, str(error), advice)]
     if not isinstance(provider, Rental):
         return [Finding(str(source), "provider", True, "rents nothing")]
-    if isinstance(provider, _Examined):
+    if isinstance(provider, Inspectable):
         return [
             Finding(str(source), check.what, check.ok, check.detail, check.advice) for check in provider.examination()
         ]

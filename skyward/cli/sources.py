@@ -10,13 +10,13 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Annotated, Any, Generic, Protocol, Self, TypeAlias, TypeVar, runtime_checkable
+from typing import Annotated, Generic, TypeAlias, TypeVar
 
 import typer
 
 from skyward.core import registry
 from skyward.core.errors import AuthFailed, CloudError, ConfigError, PluginNotFound, SkywardError
-from skyward.core.interfaces import Provider, Rental, Trait
+from skyward.core.interfaces import Inspectable, Provider, Rental, Trait
 from skyward.core.machines.ledger import PoolEntry
 
 __all__ = ["Answer", "NamedProviders", "Source", "ask", "at_once", "chosen", "named", "of_pool", "places", "plain"]
@@ -35,22 +35,6 @@ NamedProviders: TypeAlias = Annotated[
         help="A provider, perhaps with its settings, such as verda:region=FIN-01. May be repeated.",
     ),
 ]
-
-
-@runtime_checkable
-class _Cloud(Protocol):
-    """What `skyward.providers.base.CloudProvider` has besides a Rental's methods."""
-
-    def make_driver(self) -> Any: ...
-
-    def hurried(self, seconds: float) -> Self: ...
-
-
-@runtime_checkable
-class _Many(Protocol):
-    """A class of providers for many clouds, which knows for which of them there are credentials."""
-
-    def found(self) -> Sequence[Provider]: ...
 
 
 @dataclass(frozen=True)
@@ -170,7 +154,7 @@ def plain() -> list[Source]:
             sources.append(Source((name, "{}"), error))
             continue
         if Trait.RENTED in kind.traits:
-            several = kind.found() if isinstance(kind, _Many) else ()
+            several = kind.found() if issubclass(kind, Inspectable) else ()
             sources += [_of(provider, {}) for provider in several] or [_source(name, {})]
     return sources
 
@@ -206,9 +190,9 @@ def at_once(function: Callable[[_S], _T], items: Sequence[_S], most: int = 100) 
 
 
 def _is_set_up(source: Source) -> bool:
-    if isinstance(source.made, _Cloud):
+    if isinstance(source.made, Inspectable):
         try:
-            source.made.make_driver()
+            source.made.check_credentials()
         except AuthFailed:  # the usual case: not everybody has an account everywhere
             return False
         except Exception:  # noqa: S110  it is told when it is asked
@@ -226,7 +210,7 @@ def _source(name: str, settings: Mapping[str, object]) -> Source:
 def _of(provider: Provider, given: Mapping[str, object]) -> Source:
     settings = provider.settings() if isinstance(provider, Rental) else given
     key = (provider.name, json.dumps(settings, sort_keys=True))
-    return Source(key, provider.hurried(_HURRY) if isinstance(provider, _Cloud) else provider)
+    return Source(key, provider.hurried(_HURRY) if isinstance(provider, Inspectable) else provider)
 
 
 def _value(text: str) -> object:

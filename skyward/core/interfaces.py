@@ -6,23 +6,26 @@ through the registry and keep the same contracts; the suites in `skyward.testing
 
 from __future__ import annotations
 
+import concurrent.futures
 import enum
 import mmap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, TypeVar, runtime_checkable
 
 from skyward.core.spec import Endpoint, Image, Machine, MachineId, Offer, Order, Resources
 
 if TYPE_CHECKING:
     from skyward.core.events import Event
-    from skyward.core.pool import Compute
 
 __all__ = [
     "Channel",
+    "Check",
+    "Inspectable",
     "Link",
     "Listener",
+    "OpenPool",
     "Output",
     "Plugin",
     "Provider",
@@ -32,6 +35,8 @@ __all__ = [
     "Trait",
     "Transport",
 ]
+
+_T = TypeVar("_T")
 
 
 class Trait(enum.Enum):
@@ -116,6 +121,56 @@ class Rental(Provider, Protocol):
 
         What was left to the environment (region, project, profile) is among them, as that may be another one then.
         """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One finding of ``skyward doctor``.
+
+    Attributes
+    ----------
+    what
+        What was checked.
+    ok
+        Whether it is as it should be; None for what is not set up, which is no fault.
+    detail
+        What was found.
+    advice
+        What to do about it, unless it is ok.
+    """
+
+    what: str
+    ok: bool | None
+    detail: str
+    advice: str = ""
+
+
+@runtime_checkable
+class Inspectable(Protocol):
+    """A rental that the command line can ask about its account. Optional; `CloudProvider` implements it.
+
+    A `Rental` without it counts as set up once it can be made without arguments, has one account, is asked with its
+    usual patience, and is checked by counting its machines.
+    """
+
+    @classmethod
+    def found(cls) -> Sequence[Self]:
+        """Providers for the accounts that the environment has credentials for, where one class serves several clouds.
+
+        Empty where a class has one account, which is what it makes without arguments.
+        """
+        return ()
+
+    def check_credentials(self) -> None:
+        """Look for credentials without using them. Raises `AuthFailed` if there are none."""
+
+    def hurried(self, seconds: float) -> Self:
+        """The same provider, which retries a call for at most so many seconds."""
+        return self
+
+    def examination(self) -> Sequence[Check]:
+        """Check credentials, quotas and permissions. May block; problems are findings, not errors."""
         ...
 
 
@@ -234,6 +289,31 @@ class Listener(Protocol):
         ...
 
 
+class OpenPool(Protocol):
+    """An open pool as a plugin sees it; it is a `sky.Compute`. Used from any thread."""
+
+    name: str
+
+    @property
+    def is_active(self) -> bool:
+        """Whether tasks can be submitted now."""
+        ...
+
+    @property
+    def total_slots(self) -> int:
+        """Slots of the nodes that are ready: nodes x concurrency."""
+        ...
+
+    @property
+    def node_names(self) -> list[str]:
+        """Names of the nodes that are ready, in order."""
+        ...
+
+    def submit(self, fn: Callable[..., _T], /, *args: Any, **kwargs: Any) -> concurrent.futures.Future[_T]:
+        """Run ``fn(*args, **kwargs)`` on a node. Raises `PoolNotActive` where the pool is not open."""
+        ...
+
+
 class Plugin:
     """A change to a pool: a frozen value with hooks, all of which do nothing unless overridden.
 
@@ -247,7 +327,7 @@ class Plugin:
         """
         return image
 
-    def around_client(self, pool: Compute) -> AbstractContextManager[object] | None:
+    def around_client(self, pool: OpenPool) -> AbstractContextManager[object] | None:
         """A context manager held in the thread that entered the pool, from when its nodes are ready until it exits."""
         return None
 

@@ -14,7 +14,7 @@ from joblib import parallel_config
 from joblib.parallel import get_active_backend
 
 from skyward.core.errors import ConfigError
-from skyward.core.interfaces import Plugin
+from skyward.core.interfaces import OpenPool, Plugin
 from skyward.core.pool import Compute
 from skyward.core.spec import Image
 from skyward.joblib_ext import active_pool
@@ -66,8 +66,9 @@ class JoblibPlugin(Plugin):
         wanted = {"joblib": self.version}
         return _with(image, wanted, ("joblib", "skyward.joblib_ext.node"), driver_environment)
 
-    def around_client(self, pool: Compute) -> AbstractContextManager[object]:
+    def around_client(self, pool: OpenPool) -> AbstractContextManager[object]:
         """Make the pool joblib's backend."""
+        assert isinstance(pool, Compute)
         return activated(pool)
 
     def around_worker(self) -> str:

@@ -13,7 +13,6 @@ import threading
 import weakref
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar, Self, TypeVar
 
 import requests
@@ -29,7 +28,7 @@ from skyward.core.errors import (
     RateLimited,
     SkywardError,
 )
-from skyward.core.interfaces import Trait
+from skyward.core.interfaces import Check, Trait
 from skyward.core.scope import Scope
 from skyward.core.spec import Machine, MachineId, Offer, Order, Resources
 
@@ -41,19 +40,6 @@ SECRET = {"secret": True}
 """Metadata of a dataclass field that must not be written down."""
 
 _PAUSE = (0.5, 20.0)  # seconds before an API is asked again: at first, and at most
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One finding of ``skyward doctor``: `what` was looked at, whether it is as it should be, and what to do if not.
-
-    `ok` is None for what is not set up, which is no fault.
-    """
-
-    what: str
-    ok: bool | None
-    detail: str
-    advice: str = ""
 
 
 class _UnforeseenError(CloudError):
@@ -191,6 +177,15 @@ class CloudProvider:
         }
         given = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
         return {**self.resolved(), **given}
+
+    @classmethod
+    def found(cls) -> Sequence[Self]:
+        """See `Inspectable.found`."""
+        return ()
+
+    def check_credentials(self) -> None:
+        """See `Inspectable.check_credentials`."""
+        self.make_driver()
 
     def examination(self) -> list[Check]:
         """Findings for ``skyward doctor``; the first is whether the credentials work at all."""

@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import skyward as sky
+from skyward.core.interfaces import OpenPool
 from skyward.core.pool import Compute
 from skyward.joblib_ext import active_pool
 from skyward.joblib_ext.plugin import JoblibPlugin
@@ -23,7 +24,8 @@ IS_LOCAL = os.environ.get("SKYWARD_SUITE_PROVIDER", "local") == "local"
 class Quiet(JoblibPlugin):
     """The joblib plugin, except that joblib's configuration stays as it is: the tests look at it."""
 
-    def around_client(self, pool: Compute) -> AbstractContextManager[object]:
+    def around_client(self, pool: OpenPool) -> AbstractContextManager[object]:
+        assert isinstance(pool, Compute)
         return active_pool.entered(pool)
 
 
