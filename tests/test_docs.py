@@ -1,4 +1,4 @@
-"""The documentation is true: its Python runs, its links lead somewhere, and it names every error and command.
+"""The documentation is true: its Python runs, its links lead somewhere, and what it names exists.
 
 The Python blocks of a page run in order as one program, with line numbers that are those of the page. An HTML comment
 on the line before a block says how it runs:
@@ -11,17 +11,27 @@ on the line before a block says how it runs:
 
 from __future__ import annotations
 
+import ast
+import builtins
+import dataclasses
+import importlib
+import inspect
 import json
 import os
+import pickle
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import typer
 
-from skyward.core import errors
+import skyward
+from skyward import cli
+from skyward.core import errors, registry
 from tests.lab import Lab
 from tests.lab.fixtures import LabHosts
 from tests.wheels import wheels  # noqa: F401  a fixture
@@ -194,3 +204,218 @@ def test_blocks_are_found() -> None:
         (13, ["d"], "lab"),
     ]
     assert program(page, None).splitlines()[2] == "a = 1"
+
+
+# --- names that pages mention ---
+
+PLACEHOLDERS = {"sky.Name"}
+OTHERS = {"ProcessPoolExecutor", "SharedMemory"}  # Python's
+OTHERS |= {"BindInterface", "DisableForwarding", "ProxyUseFdpass"}  # ssh's
+OTHERS |= {"KillMode", "TimeoutStopSec"}  # systemd's
+
+DIAGRAMS = re.compile(r"^```(?:text)?\n(.*?)^```", flags=re.MULTILINE | re.DOTALL)
+FENCES = re.compile(r"^```.*?^```", flags=re.MULTILINE | re.DOTALL)
+FILES = [path.relative_to(REPOSITORY).as_posix() for path in REPOSITORY.glob("**/*.py") if ".venv" not in path.parts]
+SOURCES = sorted((REPOSITORY / "skyward").rglob("*.py"))
+GROUPS = {registry.PROVIDERS, registry.TRANSPORTS, registry.LISTENERS, registry.FRONTENDS}  # of entry points
+
+
+def read(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
+
+
+def prose(page: Path) -> str:
+    """A page without its blocks of code."""
+    return FENCES.sub("", read(page))
+
+
+def code(page: Path) -> list[str]:
+    """What stands in backticks within a page's prose."""
+    return re.findall(r"`([^`\n]+)`", prose(page))
+
+
+def is_file(path: str) -> bool:
+    return any(f"/{known}".endswith(f"/{path}") for known in FILES)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_files_that_are_named_exist(page: Path) -> None:
+    """Paths such as `core/tasks/schedule.py`, in backticks or in a diagram, and rooms such as `skyward/worker/`."""
+    text = "\n".join([*code(page), *DIAGRAMS.findall(read(page))])
+    missing = [path for path in re.findall(r"[\w/-]*\w\.py\b", text) if not is_file(path)]
+    missing += [
+        path
+        for path in re.findall(r"(?<![\w/.~<-])(?:skyward|tests|benchmarks|docs|contrib)/[\w/-]+(?=`|\s|$)", text)
+        if not (REPOSITORY / path).exists()
+    ]
+    assert missing == []
+
+
+def resolve(name: str) -> object:
+    """The module or attribute of a dotted name; AttributeError if there is none."""
+    parts = name.split(".")
+    for length in range(len(parts), 0, -1):
+        try:
+            found: object = importlib.import_module(".".join(parts[:length]))
+        except ModuleNotFoundError:
+            continue
+        for part in parts[length:]:
+            found = getattr(found, part)
+        return found
+    raise AttributeError(name)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_names_that_are_named_exist(page: Path) -> None:
+    """`sky.Image`, `skyward.core.spec`, `skyward.worker.stdio`, and parts of code that begin so."""
+    missing = []
+    for name in re.findall(r"(?<![\w./-])(?:sky|skyward)(?:\.[A-Za-z_]\w*)+", "\n".join(code(page))):
+        full = re.sub(r"^sky\.", "skyward.", name)
+        try:
+            if full not in GROUPS and name not in PLACEHOLDERS:
+                resolve(full)
+        except AttributeError:
+            missing.append(name)
+    assert missing == []
+
+
+def test_architecture_has_a_line_for_each_module() -> None:
+    """The tables of docs/architecture.md: a row for each module, under the heading of its room."""
+    listed: list[str] = []
+    room = ""
+    for line in read(REPOSITORY / "docs" / "architecture.md").splitlines():
+        if match := re.match(r"#+ (.*)", line):
+            found = re.search(r"`(skyward/[\w/]*)`", match[1])
+            room = found[1] if found else ""
+        elif room and (match := re.match(r"\| ((?:`\w+`(?:, )?)+) \| \S", line)):
+            listed += [f"{room}{name}.py" for name in re.findall(r"`(\w+)`", match[1])]
+    modules = [path.relative_to(REPOSITORY).as_posix() for path in SOURCES if not path.name.startswith("__")]
+    assert sorted(listed) == sorted(modules), "each module has one row in docs/architecture.md"
+
+
+def defined() -> set[str]:
+    """Every class of the package, and its attributes and methods as `Class.name`."""
+    found: set[str] = set()
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(read(path))):
+            if isinstance(node, ast.ClassDef):
+                names = {item.name for item in node.body if isinstance(item, (ast.FunctionDef, ast.AsyncFunctionDef))}
+                names |= {ast.unparse(item.target) for item in node.body if isinstance(item, ast.AnnAssign)}
+                found |= {node.name, *(f"{node.name}.{name}" for name in names)}
+    return found
+
+
+def test_classes_of_the_architecture_exist() -> None:
+    """Names like `SlotPool` and `Dispatcher.call` on the pages about the inside, in diagrams too."""
+    known = defined()
+    missing = set()
+    for name in ("architecture.md", "words.md"):
+        page = REPOSITORY / "docs" / name
+        text = "\n".join([*code(page), *DIAGRAMS.findall(read(page))])
+        missing |= set(re.findall(r"\b[A-Z][a-z]+(?:[A-Z][a-z]+)+(?:\.[a-z]\w+)?\b", text)) - known
+        missing |= set(re.findall(r"\b[A-Z][A-Za-z]+\.[a-z]\w+\b", text)) - known
+    assert missing == set()
+
+
+@pytest.mark.parametrize("page", [*PAGES[:3], *sorted((REPOSITORY / "docs").glob("*.md"))], ids=name_of)
+def test_classes_that_are_named_exist(page: Path) -> None:
+    """A name like `NoCapacity` in backticks is a class of ours, of Python's, or a word that our sources know."""
+    named = {name for text in code(page) for name in re.findall(r"\b[A-Z][a-z]+(?:[A-Z][a-z]+)+\b", text)}
+    assert named - words() - OTHERS == set()
+
+
+@cache
+def words() -> frozenset[str]:
+    """Every word that the sources of the package hold, and Python's own names."""
+    sources = "\n".join(map(read, SOURCES))
+    return frozenset(re.findall(r"\w+", sources)) | frozenset(vars(builtins))
+
+
+# --- errors and their texts ---
+
+
+def literals() -> list[str]:
+    """Every string of the package, with NUL for what an f-string fills in."""
+    found: list[str] = []
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(read(path))):
+            if isinstance(node, ast.JoinedStr):
+                parts = [part.value if isinstance(part, ast.Constant) else "\0" for part in node.values]
+                found.append("".join(map(str, parts)))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return found
+
+
+def quotations(page: Path) -> list[str]:
+    return re.findall(r'"([^"\n]+)"', re.sub(r"`[^`]+`", "", prose(page)))
+
+
+@pytest.mark.parametrize("page", [REPOSITORY / "docs" / name for name in ("troubleshooting.md", "cli.md")], ids=name_of)
+def test_texts_that_are_quoted_are_said(page: Path) -> None:
+    """A quotation on these pages is one of a message; `...` stands for what the message fills in."""
+    said = "\n".join(text.replace("\n", " ") for text in literals())
+    missing = []
+    for quotation in quotations(page):
+        parts = [re.escape(part.strip()) for part in quotation.split("...") if part.strip()]
+        if not re.search("[^\n]*?".join(parts), said):
+            missing.append(quotation)
+    assert missing == []
+
+
+def test_errors_stand_in_their_tree() -> None:
+    """The table of errors in docs/api.md: each with a base that it has."""
+    rows = re.findall(r"^\| `sky\.(\w+)` \| `([\w.]+)` \|", read(REPOSITORY / "docs" / "api.md"), flags=re.MULTILINE)
+    bases = {name: base for name, base in rows if name in errors.__all__}
+    assert set(bases) == set(errors.__all__)
+    known = {**vars(builtins), "pickle.PicklingError": pickle.PicklingError}
+    for name, base in bases.items():
+        parent = getattr(errors, base[4:]) if base.startswith("sky.") else known[base]
+        assert parent in getattr(errors, name).__mro__, name
+
+
+# --- tables of arguments and options ---
+
+
+def table(page: str, heading: str) -> list[list[str]]:
+    """The names in the first column of the first table below a heading, row by row."""
+    text = read(REPOSITORY / "docs" / page).partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    rows = re.search(r"^\| (?:Argument|Option) .*\n\|[-|]+\n((?:\|.*\n)+)", text, flags=re.MULTILINE)
+    assert rows is not None, f"{page}: no table below {heading}"
+    return [re.findall(r"`([^`]+)`", row.split(" | ")[0]) for row in rows[1].splitlines()]
+
+
+def test_arguments_of_a_pool_are_all_there() -> None:
+    listed = [name for row in table("api.md", "A pool") for name in row]
+    assert sorted(listed) == sorted(inspect.signature(skyward.Compute).parameters)
+
+
+def test_arguments_of_ssh_are_all_there() -> None:
+    page = read(REPOSITORY / "docs" / "ssh.md")
+    listed = re.findall(r"^\| `(\w+)` \|", page, flags=re.MULTILINE)
+    assert sorted(listed) == sorted(inspect.signature(skyward.SSH).parameters)
+
+
+def test_fields_of_values_are_all_there() -> None:
+    page = read(REPOSITORY / "docs" / "api.md")
+    for value in (skyward.Worker, skyward.Image):
+        row = re.search(rf"^\| `sky\.{value.__name__}` \| (.*)$", page, flags=re.MULTILINE)
+        assert row is not None
+        fields = {field.name for field in dataclasses.fields(value)}
+        assert fields <= set(re.findall(r"`(\w+)`", row[1])), value
+
+
+@pytest.mark.parametrize("name", ["offers", "down"])
+def test_options_of_commands_are_all_there(name: str) -> None:
+    command = typer.main.get_command(cli.app).commands[name]  # type: ignore[attr-defined]
+    options = {option for parameter in command.params for option in [*parameter.opts, *parameter.secondary_opts]}
+    listed = {option for row in table("cli.md", f"skyward {name}") for option in row}
+    assert listed == {option for option in options if option.startswith("-")}
+
+
+def test_commands_of_skyward_exist() -> None:
+    commands = set(typer.main.get_command(cli.app).commands)  # type: ignore[attr-defined]
+    for page in PAGES:
+        shell = "\n".join(re.findall(r"^```(?:ba)?sh\n(.*?)^```", read(page), flags=re.MULTILINE | re.DOTALL))
+        named = re.findall(r"^skyward ([a-z]+)", "\n".join([*code(page), shell]), flags=re.MULTILINE)
+        assert set(named) <= commands, name_of(page)
