@@ -139,7 +139,7 @@ def test_a_map_of_a_file_comes_back_as_what_is_in_it(pool: sky.Compute, tmp_path
 
 def test_data_is_the_default_where_machines_are_of_strangers() -> None:
     def reads_data(provider: Any, **options: Any) -> bool:
-        return sky.Compute(provider, **options)._reads_data
+        return sky.Compute(provider, **options)._settings.reads_data
 
     assert reads_data(sky.VastAI(api_key="k"))
     assert reads_data([sky.Local(), Strangers()])
@@ -147,8 +147,8 @@ def test_data_is_the_default_where_machines_are_of_strangers() -> None:
     assert reads_data(sky.Local(), results="data")
     for provider in (sky.Local(), sky.SSH(hosts=["h"]), sky.Verda(client_id="i", client_secret="s")):
         assert not reads_data(provider)
-    assert JoblibPool(Strangers(), trusted=[Point])._trusted.objects == (Point,)
-    assert not JoblibPool(Strangers(), results="any")._reads_data
+    assert JoblibPool(Strangers(), trusted=[Point])._settings.trusted.objects == (Point,)
+    assert not JoblibPool(Strangers(), results="any")._settings.reads_data
 
 
 @pytest.mark.parametrize(
@@ -239,7 +239,7 @@ def test_hosts_speak_with_this_process_in_data(lab_hosts: LabHosts, reach: Reach
         assert pool.submit(tell, listener.address, b"k", [(1, "a"), {"b": 2}]).result(60) == [1, 2]
         thread.join(20)
         assert heard == [(1, "a"), {"b": 2}]
-        assert sum("was not passed on" in note.text for note in notes) == 2
+        assert sum("blocked a task's message" in note.text for note in notes) == 2
     assert not mark.exists()
 
 

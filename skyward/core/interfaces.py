@@ -292,7 +292,10 @@ class Listener(Protocol):
 class OpenPool(Protocol):
     """An open pool as a plugin sees it; it is a `sky.Compute`. Used from any thread."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """Unique name of the pool; everything it rents is tagged with it."""
+        ...
 
     @property
     def is_active(self) -> bool:

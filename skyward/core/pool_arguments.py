@@ -1,31 +1,138 @@
-"""Checks what `Compute` is given, before anything is started: each mistake gets an error that says what to write."""
+"""Checks the arguments of `Compute` before anything is started, and keeps them as a frozen `PoolSettings`.
+
+Each mistake raises a `ConfigError` that says what to write instead.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from skyward.core import registry
 from skyward.core.errors import ConfigError
 from skyward.core.interfaces import Plugin, Provider, Trait
+from skyward.core.results.names import Trusted
+from skyward.core.spec import Image, Nodes, Order, Resources, Worker
+from skyward.core.system import open_files
 
-__all__ = ["either", "of_strangers", "plugins", "providers", "reads_data"]
+__all__ = [
+    "PoolSettings",
+    "check_open_files",
+    "check_type",
+    "check_volumes",
+    "either",
+    "of_strangers",
+    "plugins",
+    "providers",
+    "reads_data",
+    "with_defaults",
+]
+
+_DEFAULT_MEMORY = 2 * 2**30  # bytes of memory of a rented machine if nothing is specified
+_FILES_PER_LOCAL_NODE = 4  # open files of this process while a node on this machine starts
+_FILES_OF_LOCAL_POOL = 16  # those of the pool itself, with some for a task that is being sent
+_FILES_OF_REMOTE_POOL = 32  # the same, with a few logins under way
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSettings:
+    """The checked arguments of a pool.
+
+    Attributes
+    ----------
+    timeout
+        Time limit of a task, in seconds; None for no limit.
+    trusted
+        What results may hold besides data.
+    reads_data
+        Whether results are read as data only.
+    console
+        Whether the live line and the summary are wanted.
+    """
+
+    name: str
+    providers: tuple[Provider, ...]
+    nodes: Nodes
+    worker: Worker
+    order: Order
+    image: Image
+    timeout: float | None
+    plugins: tuple[Plugin, ...]
+    trusted: Trusted
+    reads_data: bool
+    console: bool
+
+    @property
+    def provider_names(self) -> str:
+        """Names of the providers, for messages."""
+        return ", ".join(provider.name for provider in self.providers)
+
+    @property
+    def is_isolated(self) -> bool:
+        """Whether each slot is a process of its own."""
+        return self.worker.executor != "thread"
+
+    @property
+    def is_local(self) -> bool:
+        """Whether all nodes run on this machine, in the driver's environment."""
+        return all(Trait.DRIVER_ENVIRONMENT in provider.traits for provider in self.providers)
+
+    @property
+    def is_partly_local(self) -> bool:
+        """Whether some nodes may run on this machine."""
+        return any(Trait.DRIVER_ENVIRONMENT in provider.traits for provider in self.providers)
+
+    @property
+    def renting(self) -> list[str]:
+        """Names of the providers that rent machines."""
+        return [provider.name for provider in self.providers if Trait.RENTED in provider.traits]
 
 
 def either(name: str, value: Any, other_name: str, other: Any, convert: Callable[[Any], Any] = lambda v: v) -> Any:
-    """One of two spellings of an argument."""
+    """Merge two spellings of an argument.
+
+    Parameters
+    ----------
+    name, value
+        The argument.
+    other_name, other
+        Its other spelling.
+    convert
+        Turns `other` into what `value` would be.
+
+    Raises
+    ------
+    ConfigError
+        Both are given.
+    """
     if value is not None and other is not None:
-        raise ConfigError(f"{name}={value!r} and {other_name}={other!r} both set the same; give one")
+        raise ConfigError(f"{name}={value!r} and {other_name}={other!r} mean the same; give only one")
     return convert(other) if other is not None else value
 
 
+def check_type(value: object, kind: type, name: str) -> None:
+    """Raise `ConfigError` unless `value` is a `kind`, which is a public class of ours."""
+    if not isinstance(value, kind):
+        raise ConfigError(f"{name}={value!r} is not a sky.{kind.__name__}")
+
+
+def check_volumes(volumes: object) -> None:
+    """Raise `ConfigError` if any volumes are given."""
+    if volumes:
+        raise ConfigError(
+            f"volume={volumes!r}: volumes are not supported yet. Read the data on the nodes in another way, or pass it "
+            "as an argument: a large array is sent to each node only once"
+        )
+
+
 def providers(value: object) -> tuple[Provider, ...]:
-    """Providers from an object, a name, a list of these, or None."""
+    """Turn an object, a name, a list of these, or None into providers."""
     if value is None:
         return (registry.load(registry.PROVIDERS, "local")(),)
     if isinstance(value, (list, tuple)):
         if not value:
-            raise ConfigError("provider=[] names no provider; leave it out for this machine")
+            raise ConfigError("provider=[] names no provider; leave it out to use this machine")
         return tuple(provider for item in value for provider in providers(item))
     if isinstance(value, str):
         return (registry.provider(value),)
@@ -40,19 +147,19 @@ def providers(value: object) -> tuple[Provider, ...]:
 
 
 def reads_data(results: object, providers: Sequence[Provider]) -> bool:
-    """Whether results are read as data: as `results` says, else where machines are strangers'."""
+    """Whether results are read as data: as `results` says, or by default if the machines belong to strangers."""
     if results not in (None, "data", "any"):
-        raise ConfigError(f'results={results!r} is unknown; it is "data", "any", or None to leave it to the provider')
+        raise ConfigError(f'results={results!r} is unknown; use "data", "any", or None to let the provider decide')
     return results == "data" or (results is None and of_strangers(providers))
 
 
 def of_strangers(providers: Sequence[Provider]) -> bool:
-    """Whether any of the machines may be a stranger's."""
+    """Whether any of the machines may belong to a stranger."""
     return any(Trait.STRANGERS in provider.traits for provider in providers)
 
 
 def plugins(value: object) -> tuple[Plugin, ...]:
-    """The plugins of a list."""
+    """Check a list of plugins."""
     if not isinstance(value, (list, tuple)):
         raise ConfigError(f"plugins={value!r} is not a list; write plugins=[sky.plugins.joblib()]")
     for item in value:
@@ -61,3 +168,24 @@ def plugins(value: object) -> tuple[Plugin, ...]:
                 f"plugins: {item!r} is not a plugin; did you forget the parentheses of sky.plugins.joblib()?"
             )
     return tuple(value)
+
+
+def with_defaults(wanted: Resources, worker: Worker) -> Resources:
+    """The resources asked for; if none, a core per slot and 2 GiB, since the cheapest machine would run nothing."""
+    if wanted.machine or wanted.accelerator or wanted.vcpus or wanted.memory:
+        return wanted
+    return replace(wanted, vcpus=worker.concurrency, memory=_DEFAULT_MEMORY)
+
+
+def check_open_files(settings: PoolSettings) -> None:
+    """Raise `ConfigError` if this process may not open as many files as its nodes need; before anything is bought."""
+    local, count = settings.is_partly_local, settings.nodes.max
+    base, each = (_FILES_OF_LOCAL_POOL, _FILES_PER_LOCAL_NODE) if local else (_FILES_OF_REMOTE_POOL, 1)
+    left = open_files.left()
+    if (needed := base + each * count) > left:
+        fit = (left - base) // each
+        instead = f"or use at most {fit} nodes, with more slots each" if fit > 0 else "or close some"
+        raise ConfigError(
+            f"nodes={count} need {needed} open files in this process, which may open {left} more: "
+            f"{open_files.advice(needed)}, {instead}"
+        )

@@ -1,0 +1,294 @@
+"""What exists while a pool is open: its threads, its nodes and its tasks, from `start` to the end of the program.
+
+`RunningPool` joins provisioner, dispatcher, listeners and plugins, and takes them apart again, in an order that leaves
+nothing running or billed even if Ctrl-C comes at any moment. `skyward.core.pool.Compute` is what users see of it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import concurrent.futures.thread  # noqa: F401  so that its exit handler is registered before ours; see below
+import contextlib
+import os
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable
+
+from skyward.core import nesting, pool_arguments, registry
+from skyward.core.audience import Audience
+from skyward.core.events import Events, Note, PoolClosed, PoolReady, PoolStarted
+from skyward.core.interfaces import Channel
+from skyward.core.interrupts import Interrupts
+from skyward.core.ioloop import IOThread
+from skyward.core.machines.provision import Plan, Provisioner
+from skyward.core.nodes.session import Timing
+from skyward.core.payload.shared_file import CAN_SHARE
+from skyward.core.payload.surroundings import Surroundings
+from skyward.core.pool_arguments import PoolSettings
+from skyward.core.protocol.messages import THREAD_VARIABLES, Setup
+from skyward.core.results.reader import Reader
+from skyward.core.results.screen import Screened
+from skyward.core.spec import Endpoint
+from skyward.core.tasks.answers import Answers
+from skyward.core.tasks.dispatch import Dispatcher
+from skyward.core.tasks.listening_sockets import Listeners
+
+__all__ = ["RunningPool"]
+
+
+class RunningPool:
+    """A pool from its start to its end.
+
+    Parameters
+    ----------
+    settings
+        What the pool was asked for, with the image as its plugins have changed it.
+    events
+        Where the pool reports what happens.
+    """
+
+    def __init__(self, settings: PoolSettings, events: Events) -> None:
+        self.pid = os.getpid()
+        self.contexts = contextlib.ExitStack()
+        self.events = events
+        self._settings = settings
+        self._began = time.monotonic()
+        self._io = IOThread(f"skyward-io-{settings.name}")
+        self._io.on_error = self._unexpected
+        self._reported: set[str] = set()  # errors
+        self.audience = Audience(events, live=settings.console)
+        self.dispatcher = Dispatcher(
+            self._io,
+            events,
+            isolated=settings.is_isolated,
+            timeout=settings.timeout,
+            attempts=settings.worker.attempts,
+            answers=Answers(Reader(settings.trusted) if settings.reads_data else None),
+            listeners=Listeners(self._open_screened if settings.reads_data else _open_stream),
+            shares=CAN_SHARE and settings.is_partly_local,
+            named="all" if CAN_SHARE and settings.is_local else "none",
+            surroundings=_surroundings(settings),
+            name=f"skyward-{settings.name}",
+        )
+        plan = Plan(settings.providers, settings.nodes, settings.order, settings.image, _setup(settings), Timing())
+        self.provisioner = Provisioner(plan, self.dispatcher, events)
+        self._closing = threading.Lock()  # taken by the first thread that closes, and never released
+        self._ended = threading.Event()
+        self._ready = False  # the minimum of nodes became ready
+        _open.add(self)
+
+    def __repr__(self) -> str:
+        return f"{self.provisioner} {self.dispatcher}"
+
+    def _unexpected(self, error: Exception) -> None:
+        """Report an unexpected background error; each text only once, since it may recur."""
+        text = f"{type(error).__name__}: {error}"
+        if text not in self._reported:
+            self._reported.add(text)
+            self._warn(f"unexpected error in the background: {text}; see Python's log for its traceback")
+
+    def _warn(self, text: str) -> None:
+        self.events.emit(Note(text, warning=True))
+
+    async def _open_screened(self, address: str) -> Channel:
+        """`_open_stream` for machines that are not trusted: only data passes."""
+
+        def report(refusal: str) -> None:
+            self._warn(f"blocked a task's message to {address}: it {refusal}")
+
+        return Screened(await _open_stream(address), report)
+
+    def start(self) -> None:
+        """Wait for the nodes; an interrupt ends the wait, and the caller closes."""
+        settings = self._settings
+        names = settings.provider_names
+        self.events.emit(PoolStarted(settings.name, names, settings.nodes.max, settings.worker.concurrency))
+        if not settings.reads_data and pool_arguments.of_strangers(settings.providers):
+            self._warn(f'results="any": whoever owns the machines of {names} can run code in this process')
+        starting = self._io.start(self.provisioner.start())
+        try:
+            starting.result()
+        except BaseException:
+            starting.cancel()
+            raise
+        self._ready = True
+        self.events.emit(PoolReady(self.provisioner.slots, time.monotonic() - self._began))
+
+    def withdraw(self) -> None:
+        """Cancel the tasks that have not started; from any thread."""
+        self._post(self.dispatcher.withdraw_all)
+
+    def _post(self, function: Callable[[], object]) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            self._io.post(function)
+
+    def close_aside(self) -> None:
+        """Run `close` in a thread of its own."""
+        threading.Thread(target=self.close, name=f"skyward-close-{self._settings.name}", daemon=True).start()
+
+    def close(self, cancel: bool = False) -> None:
+        """Wait for the tasks, or cancel them, and take everything apart. May be repeated; every caller waits.
+
+        An interrupt speeds it up; even then nothing is left running.
+        """
+        if self.pid != os.getpid():
+            return
+        if cancel:
+            self._post(self.dispatcher.cancel_all)
+        with Interrupts() as interrupts:
+            if self._closing.acquire(blocking=False):
+                try:
+                    self._close(cancel, interrupts)
+                finally:
+                    _open.discard(self)
+                    self._ended.set()
+            else:
+                self._wait(interrupts)
+
+    def _wait(self, interrupts: Interrupts) -> None:
+        """Wait until another thread has closed the pool; an interrupt makes it cancel the tasks."""
+        try:
+            interrupts.let_in()
+            self._ended.wait()
+        except KeyboardInterrupt:
+            self._post(self.dispatcher.cancel_all)
+            interrupts.let_in()
+            self._ended.wait()
+            raise
+        finally:
+            interrupts.hold()
+
+    def _close(self, cancel: bool, interrupts: Interrupts) -> None:
+        try:
+            interrupts.let_in()
+            self.contexts.close()
+            if not cancel:
+                self._drain()
+                self._warn_if_unused()
+        finally:
+            interrupts.hold()
+            self.dispatcher.shut("this pool is closed; make a new sky.Compute")
+            try:
+                self._release_nodes(interrupts)  # after a second Ctrl-C the loop goes on releasing
+            except Exception:
+                self._take_apart()
+                raise
+            self._take_apart()
+
+    def _drain(self) -> None:
+        try:
+            self._io.start(self.dispatcher.drained()).result()
+        except KeyboardInterrupt:
+            self.report_cancelled()
+            raise
+
+    def report_unfinished(self) -> None:
+        """Explain why the program does not exit although it has finished."""
+        if left := self.dispatcher.unfinished:
+            tasks = f"{left} task{'s' if left > 1 else ''} of {self._settings.name}"
+            self.events.emit(Note(f"the program has finished but waits for {tasks}; press Ctrl-C to cancel them"))
+
+    def report_cancelled(self) -> None:
+        """Report which tasks are no longer waited for."""
+        if left := self.dispatcher.unfinished:
+            self._warn(f"cancelled {left} unfinished task{'s' if left > 1 else ''} of {self._settings.name}")
+
+    def _warn_if_unused(self) -> None:
+        if self._ready and not self.dispatcher.used:
+            how = "n_jobs=-1" if self._settings.plugins else "n_jobs=-1 and plugins=[sky.plugins.joblib()]"
+            self._warn(
+                f"no task was sent to the nodes of {self._settings.name}: Parallel uses them only with {how}; plain "
+                "functions run there through pool.map, pool.submit or `call >> pool`"
+            )
+
+    def _take_apart(self) -> None:
+        self._io.stop()
+        self.dispatcher.close()
+        self.events.emit(PoolClosed(time.monotonic() - self._began))
+        self.audience.close()
+
+    def _release_nodes(self, interrupts: Interrupts) -> None:
+        releasing = self._io.start(self._release())
+        warned = False
+        while True:
+            try:
+                interrupts.let_in()
+                releasing.result()
+                return
+            except KeyboardInterrupt:
+                if warned:
+                    raise
+            finally:
+                interrupts.hold()
+            warned = True
+            again = (
+                "leaves that to a background process; check with `skyward ls`"
+                if self._settings.renting
+                else f"leaves them to end by themselves within {self._settings.order.orphan_timeout:g} s"
+            )
+            self._warn(f"releasing the nodes of {self._settings.name}; a second Ctrl-C {again}")
+
+    async def _release(self) -> None:
+        self.dispatcher.cancel_all()
+        await self.provisioner.stop()
+
+
+_open: weakref.WeakSet[RunningPool] = weakref.WeakSet()
+
+
+def _close_all() -> None:
+    """At the end of the program, let pools that nobody closed finish their tasks, as the standard executors do."""
+    cancel, pools = False, [pool for pool in _open if pool.pid == os.getpid()]
+    try:
+        with Interrupts():  # one that arrives while a listener shows this would be lost there
+            for pool in pools:
+                pool.report_unfinished()
+    except KeyboardInterrupt:
+        cancel = True
+        for pool in pools:
+            pool.report_cancelled()
+    for pool in pools:
+        try:
+            pool.close(cancel=cancel)
+        except KeyboardInterrupt:
+            cancel = True
+
+
+# Releasing machines needs threads of concurrent.futures, which ends them before atexit's turn. It registers its own
+# handler here when it is imported, which is above; handlers run in reverse order.
+getattr(threading, "_register_atexit", atexit.register)(_close_all)
+
+
+async def _open_stream(address: str) -> Channel:
+    """Connect to a listening socket of multiprocessing's, for a slot's Manager proxies and the like."""
+    link = await registry.load(registry.TRANSPORTS, "tcp")().connect(Endpoint("tcp", "127.0.0.1"), 5.0)
+    channel: Channel = await link.open_channel(address)
+    return channel
+
+
+def _setup(settings: PoolSettings) -> Setup:
+    """What every agent of the pool is sent first."""
+    image, local = settings.image, settings.is_local
+    return Setup(
+        node="",
+        concurrency=settings.worker.concurrency,
+        isolated=settings.is_isolated,
+        threads=settings.worker.threads,
+        env=dict(image.env),
+        path=[os.path.abspath(entry) for entry in sys.path] if local else [],
+        cwd=os.getcwd() if local else None,
+        preload=list(image.preload),
+        data=settings.reads_data,
+        around=[name for plugin in settings.plugins if (name := plugin.around_worker()) is not None],
+        orphan_timeout=settings.order.orphan_timeout,
+        argv=[str(argument) for argument in getattr(sys, "argv", [])],
+        depth=nesting.depth(),
+    )
+
+
+def _surroundings(settings: PoolSettings) -> Surroundings:
+    """What tasks find as it is here, except for what was set explicitly for them."""
+    kept = [*settings.image.env, *(THREAD_VARIABLES if settings.worker.threads else ())]
+    return Surroundings(shared=settings.is_local, kept=kept)
