@@ -11,7 +11,6 @@ import os
 import select
 import selectors
 import signal
-import struct
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from typing import IO
 import msgpack
 
 from skyward.core.errors import ProvisioningError
+from skyward.core.protocol.framing import frame
 from skyward.core.system.launch import command
 
 __all__ = ["Process", "greet", "start"]
@@ -163,7 +163,7 @@ def greet(process: Process, secret: bytes, orphan_timeout: float, errors: IO[byt
     start = msgpack.packb({"listen": "unix", "secret": secret, "lifeline": True, "orphan_timeout": orphan_timeout})
     line = b""
     with contextlib.suppress(BrokenPipeError), selectors.DefaultSelector() as ready:
-        process.lifeline.write(struct.pack("!I", len(start)) + start)
+        process.lifeline.write(frame(start))
         process.lifeline.flush()
         ready.register(process.said, selectors.EVENT_READ)
         if ready.select(_START):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import mmap
 from collections.abc import Callable, Sequence
 from typing import ClassVar
@@ -10,10 +9,9 @@ from typing import ClassVar
 from skyward.core.errors import HostUnreachable, LinkError
 from skyward.core.interfaces import Channel, Shell
 from skyward.core.spec import Endpoint
+from skyward.transport.buffered_channel import BufferedChannel
 
 __all__ = ["MemoryChannel", "MemoryTransport", "listen", "pair"]
-
-_AHEAD = 1 << 20  # bytes on their way before `congested`
 
 _listeners: dict[tuple[str, str], Callable[[MemoryChannel], None]] = {}
 
@@ -34,27 +32,14 @@ def pair() -> tuple[MemoryChannel, MemoryChannel]:
     return left, right
 
 
-class MemoryChannel:
+class MemoryChannel(BufferedChannel):
     """One end of a stream; see `skyward.core.interfaces.Channel`."""
 
-    def __init__(self) -> None:
-        self.peer: MemoryChannel | None = None
-        self._chunks: list[bytes] = []
-        self._size = 0
-        self._ended = False
-        self._changed = asyncio.Event()
+    READ_AHEAD: ClassVar[int] = 1 << 20
 
-    async def read(self) -> bytes:
-        """See `Channel.read`."""
-        while not self._chunks and not self._ended:
-            self._changed.clear()
-            await self._changed.wait()
-        data = b"".join(self._chunks)
-        self._chunks.clear()
-        self._size = 0
-        if self.peer is not None:
-            self.peer._changed.set()
-        return data
+    def __init__(self) -> None:
+        super().__init__()
+        self.peer: MemoryChannel | None = None
 
     def write(self, buffers: Sequence[bytes | bytearray | memoryview | mmap.mmap]) -> None:
         """See `Channel.write`."""
@@ -62,27 +47,25 @@ class MemoryChannel:
         if self._ended or peer is None or peer._ended:
             return
         for buffer in buffers:
-            peer._chunks.append(bytes(memoryview(buffer)))
-            peer._size += len(buffer)
-        peer._changed.set()
-
-    async def drain(self) -> None:
-        """See `Channel.drain`."""
-        while self.congested:
-            self._changed.clear()
-            await self._changed.wait()
+            peer.feed_data(bytes(memoryview(buffer)))
 
     @property
     def congested(self) -> bool:
         """See `Channel.congested`."""
-        return self.peer is not None and not self._ended and not self.peer._ended and self.peer._size > _AHEAD
+        return self.peer is not None and not self._ended and not self.peer._ended and self.peer._paused
 
     def close(self) -> None:
         """See `Channel.close`."""
         for end in (self, self.peer):
             if end is not None:
-                end._ended = True
-                end._changed.set()
+                end.feed_eof()
+
+    def _pause_reading(self) -> None:
+        pass  # the peer sees it in `congested`
+
+    def _resume_reading(self) -> None:
+        if self.peer is not None:
+            self.peer.relieved()
 
 
 class MemoryLink:

@@ -11,13 +11,13 @@ from typing import Any
 
 import asyncssh
 
+from skyward.transport.asyncssh_hooks import hear_refusals
 from skyward.transport.ssh_config import Settings, expand, expand_path
 
 __all__ = ["Client", "Keys", "agent_of", "agent_words", "is_encrypted", "read_keys"]
 
 _DEFAULTS = ("id_rsa", "id_ecdsa", "id_ecdsa_sk", "id_ed25519", "id_ed25519_sk")  # as ssh tries them
 _AGENT_LIMIT = 2.0  # seconds for an ssh-agent's answer where it is only to be named
-_FAILURE = 51  # the number of SSH_MSG_USERAUTH_FAILURE (RFC 4252)
 
 
 @dataclass(frozen=True)
@@ -154,19 +154,10 @@ class Client(asyncssh.SSHClient):
         return self._asked
 
     def connection_made(self, conn: asyncssh.SSHClientConnection) -> None:
-        """Called once bytes can be exchanged. asyncssh does not tell when a method is not enough, so we listen in."""
-        heard = getattr(conn, "log_received_packet", None)
-        if heard is None:  # another version of it: only a message gets poorer
-            return
+        """Called once bytes can be exchanged."""
+        hear_refusals(conn, self._hear_refusal)
 
-        def hear(kind: int, number: int | None, packet: bytes | asyncssh.packet.SSHPacket, note: str = "") -> None:
-            if kind == _FAILURE and not isinstance(packet, bytes):
-                self._hear_failure(packet.get_full_payload())
-            heard(kind, number, packet, note)
-
-        conn.log_received_packet = hear  # type: ignore[method-assign,assignment]
-
-    def _hear_failure(self, payload: bytes) -> None:
+    def _hear_refusal(self, payload: bytes) -> None:
         length = int.from_bytes(payload[1:5], "big")
         self.wanted = tuple(payload[5 : 5 + length].decode("ascii", "replace").split(","))
         self.accepted |= payload[5 + length : 6 + length] == b"\1"

@@ -253,7 +253,7 @@ class _StreamSession(asyncssh.SSHClientSession[bytes]):
         if datatype is not None:
             self._errors = (self._errors + data)[-_KEPT:]
         elif self._mark is None:
-            self._channel.received(data)
+            self._channel.feed_data(data)
         else:
             self._before += data
             at = self._before.find(self._mark)
@@ -261,7 +261,7 @@ class _StreamSession(asyncssh.SSHClientSession[bytes]):
                 rest = bytes(self._before[at + len(self._mark) :])
                 self._mark = None
                 if rest:
-                    self._channel.received(rest)
+                    self._channel.feed_data(rest)
                 self.ready.set()
 
     def eof_received(self) -> bool:
@@ -272,7 +272,7 @@ class _StreamSession(asyncssh.SSHClientSession[bytes]):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The session is closed."""
-        self._channel.ended()
+        self._channel.feed_eof()
         self.ready.set()
 
     def pause_writing(self) -> None:

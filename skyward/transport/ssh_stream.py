@@ -2,47 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import socket
 import weakref
-from collections import deque
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import asyncssh
+
+from skyward.transport.asyncssh_hooks import spare_work, watch_writing
+from skyward.transport.buffered_channel import BufferedChannel
 
 __all__ = ["PACKET", "WINDOW", "Line", "SSHChannel"]
 
 WINDOW = 8 * 2**20  # bytes that the host may send ahead: 160 MB/s over a round trip of 50 ms
 PACKET = 128 * 2**10
-_UNREAD = 4 * 2**20  # bytes waiting for a reader after which the host is slowed down
 _UNSENT = 256 * 2**10  # bytes waiting for the host's window after which a channel is congested
 _QUEUED = 512 * 2**10  # bytes that the kernel may hold unsent: what a small message waits for, 10 ms at 50 MB/s
 _FEW = 64 * 2**10  # buffers up to this sum are joined: one packet is cheaper than several
-_IGNORE = 2  # the number of SSH_MSG_IGNORE (RFC 4250)
-_FED = 64 * 2**10  # bytes that asyncssh is given at a time: two of sshd's packets
 
 _Stream: TypeAlias = "asyncssh.SSHUNIXChannel[bytes] | asyncssh.SSHTCPChannel[bytes] | asyncssh.SSHClientChannel[bytes]"
-
-
-def _make_lean(connection: asyncssh.SSHClientConnection) -> None:
-    """Spare asyncssh what it need not do for each packet of a large transfer."""
-    send, receive = connection.send_packet, connection.data_received
-
-    def send_packet(kind: int, *parts: bytes, handler: Any = None) -> None:
-        # An empty message ahead of each packet helps ciphers whose next block can be foreseen (CBC, RFC 4251 9.3.1).
-        if kind != _IGNORE:
-            send(kind, *parts, handler=handler)
-
-    def data_received(data: bytes, datatype: Any = None) -> None:
-        # With each packet that it takes, it copies all that is behind it twice.
-        for start in range(0, len(data), _FED):
-            receive(data[start : start + _FED], datatype)
-
-    if "gcm" in str(connection.get_extra_info("send_cipher")):
-        connection.send_packet = send_packet  # type: ignore[assignment]
-    connection.data_received = data_received  # type: ignore[method-assign]
 
 
 class Line:
@@ -67,10 +46,8 @@ class Line:
         if sock is not None and hasattr(socket, "TCP_NOTSENT_LOWAT"):
             with contextlib.suppress(OSError, AttributeError):  # a tunnel through another connection has no socket
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _QUEUED)
-        _make_lean(connection)
-        # asyncio's transport calls these of its protocol, and asyncssh does nothing in them.
-        connection.pause_writing = self._pause  # type: ignore[method-assign]
-        connection.resume_writing = self._resume  # type: ignore[method-assign]
+        spare_work(connection)
+        watch_writing(connection, self._pause, self._resume)
 
     def __repr__(self) -> str:
         return f"<Line {'full' if self.full else 'free'}, {len(self.channels)} channels, {len(self.above)} behind it>"
@@ -95,24 +72,21 @@ class Line:
             line.relieved()
 
 
-class SSHChannel:
-    """A stream over a connection. Bytes that arrive wait in a list until they are read."""
+class SSHChannel(BufferedChannel):
+    """A stream over an SSH connection; implements `skyward.core.interfaces.Channel`."""
+
+    READ_AHEAD: ClassVar[int] = 4 * 2**20
 
     def __init__(self, line: Line) -> None:
+        super().__init__()
         self._line = line
         line.channels.add(self)
         self._channel: _Stream | None = None
-        self._unread: deque[bytes] = deque()
-        self._unread_size = 0
-        self._slowed = False
-        self._ended = False
-        self._congested = False
-        self._reader: asyncio.Future[None] | None = None
-        self._drainers: list[asyncio.Future[None]] = []
+        self._full = False  # the queue for the host's window is too long
 
     def __repr__(self) -> str:
-        state = "ended" if self._ended else "congested" if self._congested else "open"
-        return f"<SSHChannel {state}, {self._unread_size} bytes unread>"
+        state = "ended" if self._ended else "congested" if self.congested else "open"
+        return f"<SSHChannel {state}, {self._unread} bytes unread>"
 
     @property
     def unix(self) -> asyncssh.SSHUNIXSession[bytes]:
@@ -129,24 +103,8 @@ class SSHChannel:
         """Whether it stands: it was opened, and neither side has ended it."""
         return self._channel is not None and not self._ended
 
-    async def read(self) -> bytes:
-        """The next bytes, as many as there are; ``b""`` at the end of the stream, also after an error of the link."""
-        if not self._unread and not self._ended:
-            self._reader = asyncio.get_running_loop().create_future()
-            try:
-                await self._reader
-            finally:
-                self._reader = None
-        data = self._unread[0] if len(self._unread) == 1 else b"".join(self._unread)
-        self._unread.clear()
-        self._unread_size = 0
-        if self._slowed and self._channel is not None:
-            self._slowed = False
-            self._channel.resume_reading()
-        return data
-
     def write(self, buffers: Sequence[bytes | bytearray | memoryview]) -> None:
-        """Queue bytes in order. Never blocks. After the stream ended it does nothing."""
+        """See `Channel.write`."""
         channel = self._channel
         if self._ended or channel is None or channel.is_closing():
             return
@@ -157,64 +115,36 @@ class SSHChannel:
         for view in views:
             channel.write(view)  # type: ignore[arg-type,unused-ignore]  # it copies any bytes-like object
 
-    async def drain(self) -> None:
-        """Wait until little enough is queued that writing more makes sense, or the stream has ended."""
-        while self.congested:
-            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._drainers.append(waiter)
-            await waiter
-
     @property
     def congested(self) -> bool:
-        """Whether `drain` would wait."""
-        return self._congested or (self._line.full and not self._ended)
+        """See `Channel.congested`."""
+        return (self._full or self._line.full) and not self._ended
 
     def close(self) -> None:
-        """End the stream; what was queued is still sent where the link allows. May be repeated."""
+        """See `Channel.close`."""
         if self._channel is not None and not self._channel.is_closing():
             self._channel.close()
-        self.ended()
+        self.feed_eof()
 
-    # What asyncssh tells
+    # --- called by asyncssh's sessions ---
 
     def opened(self, channel: _Stream) -> None:
-        """The stream stands."""
+        """The stream is open."""
         self._channel = channel
         channel.set_write_buffer_limits(high=_UNSENT)
 
-    def received(self, data: bytes) -> None:
-        """Bytes arrived."""
-        if self._ended:
-            return
-        self._unread.append(data)
-        self._unread_size += len(data)
-        if self._unread_size > _UNREAD and not self._slowed and self._channel is not None:
-            self._slowed = True
-            self._channel.pause_reading()
-        self._wake_reader()
-
     def congest(self, congested: bool) -> None:
-        """The queue grew too long, or is short again."""
-        self._congested = congested and not self._ended
+        """The queue has grown too long, or is short again."""
+        self._full = congested
         self.relieved()
 
-    def relieved(self) -> None:
-        """Perhaps not congested any more."""
-        if not self.congested:
-            drainers, self._drainers = self._drainers, []
-            for waiter in drainers:
-                if not waiter.done():
-                    waiter.set_result(None)
+    def _pause_reading(self) -> None:
+        if self._channel is not None:
+            self._channel.pause_reading()
 
-    def ended(self) -> None:
-        """The other side closed the stream, we did, or the connection is gone."""
-        self._ended = True
-        self.congest(False)
-        self._wake_reader()
-
-    def _wake_reader(self) -> None:
-        if self._reader is not None and not self._reader.done():
-            self._reader.set_result(None)
+    def _resume_reading(self) -> None:
+        if self._channel is not None:
+            self._channel.resume_reading()
 
 
 class _Session:
@@ -227,14 +157,14 @@ class _Session:
         self._stream.opened(chan)
 
     def data_received(self, data: bytes, datatype: Any) -> None:
-        self._stream.received(data)
+        self._stream.feed_data(data)
 
     def eof_received(self) -> bool:
         self._stream.close()  # half a stream is of no use here
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._stream.ended()
+        self._stream.feed_eof()
 
     def pause_writing(self) -> None:
         self._stream.congest(True)

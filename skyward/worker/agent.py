@@ -19,12 +19,12 @@ import shutil
 import signal
 import socket
 import stat
-import struct
 import sys
 import tempfile
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.util import find_spec
 from mmap import mmap
 from pathlib import Path
@@ -33,6 +33,7 @@ from typing import Any
 import msgpack
 
 from skyward.core.errors import ProtocolError
+from skyward.core.protocol.framing import read_frame
 from skyward.core.protocol.messages import (
     HEARD_FILE,
     Ack,
@@ -377,20 +378,7 @@ def log(text: str) -> None:
 
 def read_start() -> Start:
     """The start map from standard input; not a byte more, the rest is the lifeline."""
-
-    def exactly(count: int) -> bytes:
-        data = b""
-        while len(data) < count:
-            more = os.read(0, count - len(data))
-            if not more:
-                raise EOFError("standard input ended before the start map")
-            data += more
-        return data
-
-    (length,) = struct.unpack("!I", exactly(4))
-    if length > 1024 * 1024:
-        raise ValueError(f"a start map of {length:,} bytes")
-    return Start(**msgpack.unpackb(exactly(length)))
+    return Start(**msgpack.unpackb(read_frame(partial(os.read, 0), limit=1024 * 1024)))
 
 
 def listen(where: str) -> tuple[socket.socket, str, str]:

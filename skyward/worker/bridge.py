@@ -13,12 +13,12 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-import struct
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from skyward.core.protocol.framing import frame, split_frame
 from skyward.core.protocol.messages import Message, StreamClose, StreamData, StreamOpen
 from skyward.core.protocol.wire import Filled
 from skyward.core.system.socket_paths import socket_path
@@ -73,7 +73,7 @@ def _through(bridge: str, address: str) -> socket.socket:
         with socket_path(bridge) as name:
             sock.connect(name)
         path = os.fsencode(address)
-        sock.sendall(struct.pack("!I", len(path)) + path)
+        sock.sendall(frame(path))
         if sock.recv(1) != _OPEN:
             raise ConnectionRefusedError(f"nobody listens at {address}, neither here nor in the pool's own process")
     except BaseException:
@@ -188,15 +188,15 @@ class Bridge:
     def _request(self, stream: _Stream, data: bytes) -> None:
         """The slot says where it wants to go; it sends nothing more until it is answered."""
         stream.request += data
-        if len(stream.request) < 4:
-            return
-        (length,) = struct.unpack_from("!I", stream.request)
-        if length > 4096:
+        try:
+            path = split_frame(stream.request, limit=4096)
+        except ValueError:
             self._drop(stream)
-        elif len(stream.request) >= 4 + length:
+            return
+        if path is not None:
             stream.asked = True
             stream.timer = self._loop.call_later(_PATIENCE, self._answer, stream, _OPEN)
-            self._tell(StreamOpen(stream.number, os.fsdecode(bytes(stream.request[4 : 4 + length]))))
+            self._tell(StreamOpen(stream.number, os.fsdecode(path)))
 
     def _answer(self, stream: _Stream, how: bytes) -> None:
         if not stream.answered:

@@ -12,16 +12,17 @@ import json
 import os
 import pickle
 import select
-import struct
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from skyward.core.errors import ProvisioningError
+from skyward.core.protocol.framing import frame, read_frame
 
 if TYPE_CHECKING:
     from skyward.core.interfaces import Rental
@@ -76,7 +77,7 @@ def _hand_over(process: subprocess.Popen[bytes], parts: Sequence[bytes]) -> None
     assert process.stdin is not None
     assert process.stdout is not None
     for part in parts:
-        process.stdin.write(struct.pack("!I", len(part)) + part)
+        process.stdin.write(frame(part))
     process.stdin.flush()
     poll = select.poll()
     poll.register(process.stdout, select.POLLIN)
@@ -95,8 +96,9 @@ def main() -> None:
     """Wait for the driver's end, and clean up unless it did."""
     head = None
     try:
-        head = json.loads(_read())
-        providers = _read()
+        read = partial(os.read, 0)  # unbuffered: a buffer would swallow the word that follows
+        head = json.loads(read_frame(read))
+        providers = read_frame(read)
         os.write(1, _READY)
         os.dup2(2, 1)  # from here on it only writes its log
     except (EOFError, BrokenPipeError):  # the driver died before it had heard the answer, and so bought nothing
@@ -127,21 +129,6 @@ def _dismissed(pid: int) -> bool:
             pass  # this kernel does not have it: the end of the input must do
     ready, _, _ = select.select(watched, [], [], limit)
     return 0 in ready and os.read(0, len(_DONE)) == _DONE
-
-
-def _read() -> bytes:
-    (length,) = struct.unpack("!I", _exactly(4))
-    return _exactly(length)
-
-
-def _exactly(count: int) -> bytes:
-    """So many bytes of the input and no more: a buffer would swallow the word that follows."""
-    data = b""
-    while len(data) < count:
-        if not (more := os.read(0, count - len(data))):
-            raise EOFError
-        data += more
-    return data
 
 
 def _clean_up(tag: str, folder: Path, providers: Sequence[Rental]) -> None:

@@ -19,7 +19,6 @@ import os
 import re
 import secrets
 import shlex
-import struct
 import sysconfig
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -47,6 +46,7 @@ from skyward.core.nodes.bootstrap_scripts import (
     after,
 )
 from skyward.core.nodes.node_package import node_code, node_code_name
+from skyward.core.protocol.framing import frame
 from skyward.core.spec import Image
 from skyward.core.system.launch import RUN
 from skyward.core.system.socket_paths import LONGEST
@@ -280,7 +280,7 @@ class _Bootstrap:
             START,
             {"root": found.root, "env": found.env, "code": self._code, "run": run, "folder": folder},
             limit=_START_LIMIT,
-            stdin=struct.pack(">I", len(packed)) + packed,
+            stdin=frame(packed),
         )
         try:
             answer = json.loads(done.stdout.strip().splitlines()[-1])

@@ -47,6 +47,7 @@ from skyward.core.errors import ProtocolError
 from skyward.core.protocol.buffers import BufferPool
 from skyward.core.protocol.compression import Packer, unpack
 from skyward.core.protocol.envelopes import unpack as unpack_envelope
+from skyward.core.protocol.framing import frame
 from skyward.core.protocol.message_checks import is_sound
 from skyward.core.protocol.messages import CODES, FIELDS, MESSAGES, ORDERED, Hello, Message, Ping, Proof, Welcome
 from skyward.core.protocol.states import TALK, Role, State, next_state
@@ -205,7 +206,7 @@ class Wire:
     def _sign(self, role: Role) -> bytes:
         mine = role is self.role
         nonces = (self._nonce, self._peer_nonce) if mine else (self._peer_nonce, self._nonce)
-        text = b"skyward " + role.value.encode() + b" " + b"".join(struct.pack("!I", len(n)) + n for n in nonces)
+        text = b"skyward " + role.value.encode() + b" " + b"".join(map(frame, nonces))
         return hmac.new(self._secret, text, hashlib.sha256).digest()
 
     # --- sending ---

@@ -7,7 +7,6 @@ import contextlib
 import os
 import signal
 import socket
-import struct
 import subprocess
 from collections import deque
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from typing import Any
 
 import msgpack
 
+from skyward.core.protocol.framing import frame
 from skyward.core.protocol.messages import Setup
 from skyward.core.whoami import DEPTH, NODE
 from skyward.worker import thread_limits
@@ -64,7 +64,7 @@ class Forks:
         self._tail = b""
         own = {"root": ROOT, "agent": os.getpid()}
         packed: bytes = msgpack.packb({**config, **own}, unicode_errors="surrogatepass")  # as variables are
-        self._queue.append((struct.pack("!I", len(packed)) + packed, ()))
+        self._queue.append((frame(packed), ()))
         self._server: Server | None = None
         self._env = config["env"]
         self._starting: asyncio.TimerHandle | None = None

@@ -16,7 +16,6 @@ import select
 import shutil
 import signal
 import socket
-import struct
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -25,6 +24,7 @@ from typing import Any, NoReturn
 
 import msgpack
 
+from skyward.core.protocol.framing import read_frame
 from skyward.core.whoami import Seats
 from skyward.worker import blob_store, bridge, slot
 from skyward.worker.forkserver import imports
@@ -302,11 +302,11 @@ def prepare(config: dict[str, Any]) -> None:
 
 def read_config(control: socket.socket) -> dict[str, Any]:
     """The first thing on the control socket: length and msgpack."""
-    head = control.recv(4, socket.MSG_WAITALL)
-    if not head:
-        raise SystemExit  # the agent has ended, or has no use for us
-    (length,) = struct.unpack("!I", head)
-    config: dict[str, Any] = msgpack.unpackb(control.recv(length, socket.MSG_WAITALL), unicode_errors="surrogatepass")
+    try:
+        packed = read_frame(control.recv)
+    except EOFError:
+        raise SystemExit from None  # the agent has ended, or has no use for us
+    config: dict[str, Any] = msgpack.unpackb(packed, unicode_errors="surrogatepass")
     return config
 
 

@@ -103,7 +103,7 @@ def test_a_listener_that_takes_nothing_loses_its_stream(
     (close,) = eventually(lambda: [message for message in heard if isinstance(message, StreamClose)])
     assert close.stream == 1
     assert "has not taken" in str(close.error)
-    assert far._size < 4 << 20
+    assert far._unread < 4 << 20
     assert not made._streams
 
 

@@ -1,0 +1,69 @@
+"""Byte strings behind their length: how processes hand each other a first message before they speak the wire protocol.
+
+A frame is the length as u32, big-endian, and then so many bytes. Pure.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+
+__all__ = ["frame", "read_frame", "split_frame"]
+
+_LENGTH = struct.Struct("!I")
+_MAX = 0xFFFFFFFF
+
+
+def frame(data: bytes) -> bytes:
+    """The frame that holds `data`."""
+    return _LENGTH.pack(len(data)) + data
+
+
+def read_frame(read: Callable[[int], bytes], limit: int = _MAX) -> bytes:
+    """Read one frame, and not a byte beyond it: what follows may be for another reader.
+
+    Parameters
+    ----------
+    read
+        Returns up to the given number of bytes, and none at the end of the stream: ``socket.recv``, for example.
+    limit
+        Maximum length of the content, in bytes.
+
+    Raises
+    ------
+    EOFError
+        The stream ended before the frame did.
+    ValueError
+        The frame is longer than `limit`.
+    """
+    return _exactly(read, _checked(_exactly(read, _LENGTH.size), limit))
+
+
+def split_frame(data: bytes | bytearray, limit: int = _MAX) -> bytes | None:
+    """The content of the frame that `data` begins with; None while it has not arrived whole.
+
+    Raises
+    ------
+    ValueError
+        The frame is longer than `limit` bytes.
+    """
+    if len(data) < _LENGTH.size:
+        return None
+    end = _LENGTH.size + _checked(data, limit)
+    return bytes(data[_LENGTH.size : end]) if len(data) >= end else None
+
+
+def _checked(data: bytes | bytearray, limit: int) -> int:
+    (length,) = _LENGTH.unpack_from(data)
+    if length > limit:
+        raise ValueError(f"a frame of {length:,} bytes, where at most {limit:,} are allowed")
+    return int(length)
+
+
+def _exactly(read: Callable[[int], bytes], count: int) -> bytes:
+    data = b""
+    while len(data) < count:
+        if not (more := read(count - len(data))):
+            raise EOFError(f"the stream ended after {len(data):,} of {count:,} bytes")
+        data += more
+    return data

@@ -1,0 +1,65 @@
+"""All that we change in asyncssh beyond its documented interface: methods of one connection, replaced on the instance.
+
+pyproject.toml bounds asyncssh to the versions for which these were tried, and tests/transport/test_asyncssh_hooks.py
+checks that each still has its effect on the one that is installed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import asyncssh
+
+__all__ = ["hear_refusals", "spare_work", "watch_writing"]
+
+_IGNORE = 2  # SSH_MSG_IGNORE (RFC 4250)
+_USERAUTH_FAILURE = 51  # SSH_MSG_USERAUTH_FAILURE (RFC 4252)
+_FED = 64 * 2**10  # bytes that asyncssh is given at a time: two of sshd's packets
+
+
+def spare_work(connection: asyncssh.SSHClientConnection) -> None:
+    """Spare asyncssh what it need not do for each packet of a large transfer."""
+    send, receive = connection.send_packet, connection.data_received
+
+    def send_packet(kind: int, *parts: bytes, handler: Any = None) -> None:
+        # An empty message ahead of each packet helps ciphers whose next block can be foreseen (CBC, RFC 4251 9.3.1).
+        if kind != _IGNORE:
+            send(kind, *parts, handler=handler)
+
+    def data_received(data: bytes, datatype: Any = None) -> None:
+        # With each packet that it takes out, asyncssh copies everything behind it twice.
+        for start in range(0, len(data), _FED):
+            receive(data[start : start + _FED], datatype)
+
+    if "gcm" in str(connection.get_extra_info("send_cipher")):
+        connection.send_packet = send_packet  # type: ignore[assignment]
+    connection.data_received = data_received  # type: ignore[method-assign]
+
+
+def watch_writing(
+    connection: asyncssh.SSHClientConnection, pause: Callable[[], None], resume: Callable[[], None]
+) -> None:
+    """Call `pause` when the connection's socket takes no more, and `resume` when it does again.
+
+    asyncio's transport calls these methods of its protocol, and asyncssh does nothing in them.
+    """
+    connection.pause_writing = pause  # type: ignore[method-assign]
+    connection.resume_writing = resume  # type: ignore[method-assign]
+
+
+def hear_refusals(connection: asyncssh.SSHClientConnection, heard: Callable[[bytes], None]) -> None:
+    """Call `heard` with the payload of each SSH_MSG_USERAUTH_FAILURE, which says what else the host asks for.
+
+    asyncssh passes on neither that nor whether a key was taken; it only logs the packet.
+    """
+    log = connection.log_received_packet
+
+    def log_received_packet(
+        kind: int, number: int | None, packet: bytes | asyncssh.packet.SSHPacket, note: str = ""
+    ) -> None:
+        if kind == _USERAUTH_FAILURE and not isinstance(packet, bytes):
+            heard(packet.get_full_payload())
+        log(kind, number, packet, note)
+
+    connection.log_received_packet = log_received_packet  # type: ignore[method-assign,assignment]
