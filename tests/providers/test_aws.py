@@ -38,9 +38,15 @@ def cloud() -> Iterator[EC2]:
         yield running
 
 
-def provider(cloud: EC2, **options) -> sky.AWS:
+class Patient(Quick):
+    """Tries again for as long as a busy machine may take."""
+
+    retry_for = 60.0
+
+
+def provider(cloud: EC2, kind: type[sky.AWS] = Quick, **options) -> sky.AWS:
     usual = {"region": "us-east-1", "access_key": cloud.access_key, "secret_key": cloud.secret_key, "url": cloud.url}
-    return Quick(**{**usual, "ssh_from": "10.77.0.0/16", **options})
+    return kind(**{**usual, "ssh_from": "10.77.0.0/16", **options})
 
 
 def order(offer: Offer, count: int = 1, number: int = 1) -> Order:
@@ -141,7 +147,7 @@ def test_nodes_of_a_pool_reach_each_other(cloud):
 
 
 def test_a_group_that_is_not_known_everywhere_yet_is_given_its_rule_all_the_same(cloud):
-    it = provider(cloud)
+    it = provider(cloud, Patient)
     cloud.faults.on("unready_group")
     assert it.create(order(offer_of(it, "t3.micro")))
     assert rules(cloud) == {"10.77.0.0/16"}

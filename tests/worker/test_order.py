@@ -23,12 +23,22 @@ def hang(_: bytes = b"") -> None:
     time.sleep(60)
 
 
-def quit_soon(data: bytes) -> int:
-    """Return, and take the whole process along a moment later."""
+def quit_later(gate: str) -> None:
+    """Return, and take the whole process along while, or a moment after, another task runs."""
     import threading
 
-    threading.Timer(0.05, os._exit, [3]).start()
-    return len(data)
+    def wait() -> None:
+        while not Path(gate).exists():
+            time.sleep(0.001)
+        time.sleep(0.02)
+        os._exit(3)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def open_gate(gate: str) -> None:
+    Path(gate).touch()
+    time.sleep(0.04)
 
 
 def missing(node: Owner, tasks: list[int]) -> list[int]:
@@ -69,13 +79,14 @@ def began(node: Owner, task: int) -> bool:
     return any(task in received.message.tasks for received in node.order if isinstance(received.message, Began))
 
 
-def test_a_death_is_not_charged_to_what_never_began() -> None:
-    """A process that ends itself between two tasks: the one behind runs in the next process."""
+def test_a_death_is_not_charged_to_what_never_began(tmp_path: Path) -> None:
+    """A process that ends itself: at most the task that ran is failed, and those behind run in the next process."""
     with owner() as node:
         node.set_up(concurrency=1)
         learn(node)
-        for _ in range(5):
-            tasks = [node.submit(quit_soon, bytes(10)), *(node.submit(time.sleep, 0.04) for _ in range(4))]
+        for turn in range(5):
+            gate = str(tmp_path / f"gate-{turn}")
+            tasks = [node.submit(quit_later, gate), *(node.submit(open_gate, gate) for _ in range(4))]
             answers = [node.answer(task).message for task in tasks]
             crashed = [answer for answer in answers[1:] if not isinstance(answer, Done)]
             assert isinstance(answers[0], Done)
@@ -98,12 +109,14 @@ def test_a_cancel_may_spare_what_has_begun(tmp_path: Path) -> None:
         assert node.call(pow, 2, 3) == 8
 
 
-def test_the_owner_hears_what_has_begun_unless_it_was_short(both: Owner) -> None:
+def test_the_owner_hears_what_has_begun_unless_it_was_short(both: Owner, tmp_path: Path) -> None:
     for _ in range(50):
         both.call(pow, 2, 2)
-    long = both.submit(time.sleep, 0.5)
+    gate = tmp_path / "gate"
+    long = both.submit(wait_for_file, str(gate))
     both.until(lambda: began(both, long), "Began")
     assert long not in both.answers
+    gate.touch()
     both.result(long)
     told = [task for received in both.order if isinstance(received.message, Began) for task in received.message.tasks]
     assert len(told) == len(set(told))
