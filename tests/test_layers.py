@@ -6,6 +6,7 @@ It reads the source with `ast`, so it sees every import, also those that run in 
 from __future__ import annotations
 
 import ast
+import functools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -197,7 +198,9 @@ def imports_of(module: str, path: Path) -> Iterator[Import]:
                 yield Import(module, node.lineno, target, in_function, for_types)
 
 
-IMPORTS = [found for module, path in MODULES.items() for found in imports_of(module, path)]
+@functools.cache
+def all_imports() -> list[Import]:
+    return [found for module, path in MODULES.items() for found in imports_of(module, path)]
 
 
 def within(module: str, room: str) -> bool:
@@ -221,20 +224,20 @@ def test_imports_point_downward() -> None:
         permitted = HOUSE.get(room, set())
         return "*" in permitted or any(within(found.target, name) for name in {room, *permitted})
 
-    ours = [found for found in IMPORTS if within(found.target, "skyward")]
+    ours = [found for found in all_imports() if within(found.target, "skyward")]
     assert ours, "the test sees no import at all"
     assert [str(found) for found in ours if not allowed(found)] == []
 
 
 def test_nothing_that_ships_imports_tests() -> None:
     outside = ("tests", "benchmarks", "examples", "contrib")
-    assert [str(found) for found in IMPORTS if found.target.split(".")[0] in outside] == []
+    assert [str(found) for found in all_imports() if found.target.split(".")[0] in outside] == []
 
 
 def test_foreign_packages_stay_in_their_rooms() -> None:
     wrong = [
         str(found)
-        for found in IMPORTS
+        for found in all_imports()
         for package, rooms in ONLY_IN.items()
         if within(found.target, package) and not any(within(found.module, room) for room in rooms)
     ]
@@ -250,7 +253,7 @@ def test_foreign_packages_are_declared() -> None:
     known = sys.stdlib_module_names | declared | optional | {"skyward"}
     wrong = [
         str(found)
-        for found in IMPORTS
+        for found in all_imports()
         if (top := found.target.split(".")[0]) not in known
         and not (within(found.module, "skyward.testing") and top in suites)
     ]
@@ -259,13 +262,13 @@ def test_foreign_packages_are_declared() -> None:
 
 @pytest.mark.parametrize("module", PURE)
 def test_pure_modules_import_nothing_that_acts(module: str) -> None:
-    found = [str(item) for item in IMPORTS if item.module == module and item.target.split(".")[0] in IMPURE]
+    found = [str(item) for item in all_imports() if item.module == module and item.target.split(".")[0] in IMPURE]
     assert found == []
 
 
 def test_imports_stand_at_the_top() -> None:
     """An import in a function hides what a module needs, and often a cycle; each one has its reason in LAZY."""
-    inside = {(found.module, found.target): found for found in IMPORTS if found.in_function}
+    inside = {(found.module, found.target): found for found in all_imports() if found.in_function}
     assert [str(found) for key, found in inside.items() if key not in LAZY] == []
     assert [key for key in LAZY if key[0] in MODULES and key not in inside] == [], "LAZY lists what is gone"
 
@@ -273,7 +276,7 @@ def test_imports_stand_at_the_top() -> None:
 def test_modules_have_no_cycle() -> None:
     """Imports for type checkers only are left out, for they never run."""
     edges: dict[str, set[str]] = {module: set() for module in MODULES}
-    for found in IMPORTS:
+    for found in all_imports():
         if found.target in edges and found.target != found.module and not (found.for_types or found.in_function):
             edges[found.module].add(found.target)
     done: set[str] = set()

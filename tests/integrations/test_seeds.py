@@ -1,7 +1,7 @@
 """The examples of the documents that the API was promised in, as they are printed there.
 
 Changed are the provider, and times: `sleep` is shortened, for these tests wait for nothing. Filled in are the data,
-which the documents leave out.
+which the documents leave out. What they import from scikit-learn is in `sk` here.
 """
 
 from __future__ import annotations
@@ -20,21 +20,9 @@ from skyward import ComputePool, Local, S3Volume
 from skyward.integrations import JoblibPool, ScikitLearnPool
 from skyward.integrations.joblib import SkywardBackend, sklearn_backend
 from tests.integrations.tasks import process, process_group, process_item, slow_item, slow_task
+from tests.lazily import Lazy
 
 np = pytest.importorskip("numpy")
-pytest.importorskip("sklearn")
-
-from sklearn.datasets import make_classification  # noqa: E402
-from sklearn.ensemble import (  # noqa: E402
-    GradientBoostingClassifier,
-    RandomForestClassifier,
-    VotingClassifier,
-)
-from sklearn.feature_selection import RFECV  # noqa: E402
-from sklearn.linear_model import LogisticRegression  # noqa: E402
-from sklearn.model_selection import GridSearchCV, RandomizedSearchCV, cross_val_score, cross_validate  # noqa: E402
-from sklearn.neural_network import MLPClassifier  # noqa: E402
-from sklearn.svm import SVC  # noqa: E402
 
 pytestmark = [
     pytest.mark.slow,
@@ -42,7 +30,9 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning"),
 ]
 
-X, y = make_classification(60, 4, random_state=0)
+sk = Lazy("tests.estimators")
+X = np.random.default_rng(0).normal(size=(60, 4))
+y = (X[:, 0] + X[:, 1] > 0).astype(int)
 
 
 @pytest.fixture(autouse=True)
@@ -127,10 +117,10 @@ def test_the_sklearn_plugin():
         worker=sky.Worker(concurrency=4),
         plugins=[sky.plugins.sklearn()],
     ) as pool:
-        grid = GridSearchCV(SVC(), param_grid, cv=5, n_jobs=-1)
+        grid = sk.GridSearchCV(sk.SVC(), param_grid, cv=5, n_jobs=-1)
         grid.fit(X, y)
         assert pool.total_slots == 16
-    assert grid.best_params_ == GridSearchCV(SVC(), param_grid, cv=5).fit(X, y).best_params_
+    assert grid.best_params_ == sk.GridSearchCV(sk.SVC(), param_grid, cv=5).fit(X, y).best_params_
 
 
 @pytest.mark.parametrize(("asked", "workers"), [(-1, 40), (20, 20)])
@@ -167,8 +157,8 @@ def test_distributed_grid_search():
     }
 
     with ScikitLearnPool(provider=Local(), nodes=4, concurrency=4):
-        grid = GridSearchCV(
-            RandomForestClassifier(),
+        grid = sk.GridSearchCV(
+            sk.RandomForestClassifier(),
             param_grid,
             cv=5,
             n_jobs=-1,  # Distributed!
@@ -217,21 +207,21 @@ def test_grid_search_with_verbose():
         concurrency=4,
         memory="8GB",
     ):
-        grid = GridSearchCV(
-            SVC(),
+        grid = sk.GridSearchCV(
+            sk.SVC(),
             param_grid,
             cv=5,
             n_jobs=-1,
             verbose=2,
         )
         grid.fit(X, y)
-    assert grid.best_score_ == GridSearchCV(SVC(), param_grid, cv=5).fit(X, y).best_score_
+    assert grid.best_score_ == sk.GridSearchCV(sk.SVC(), param_grid, cv=5).fit(X, y).best_score_
 
 
 def test_usage_with_cross_val_score():
     with ScikitLearnPool(provider=Local(), nodes=4, concurrency=4):
-        scores = cross_val_score(
-            GradientBoostingClassifier(),
+        scores = sk.cross_val_score(
+            sk.GradientBoostingClassifier(),
             X, y,
             cv=10,
             n_jobs=-1,
@@ -252,8 +242,8 @@ def test_usage_with_randomized_search():
     }
 
     with ScikitLearnPool(provider=Local(), nodes=8, concurrency=2):
-        search = RandomizedSearchCV(
-            MLPClassifier(),
+        search = sk.RandomizedSearchCV(
+            sk.MLPClassifier(),
             param_distributions,
             n_iter=50,
             cv=3,
@@ -264,7 +254,7 @@ def test_usage_with_randomized_search():
 
 
 def test_manual_backend_activation():
-    model, params = SVC(), {"C": [0.1, 1]}
+    model, params = sk.SVC(), {"C": [0.1, 1]}
     pool = ComputePool(
         provider=Local(),
         nodes=4,
@@ -272,9 +262,9 @@ def test_manual_backend_activation():
     )
 
     with pool, sklearn_backend(pool):
-        grid = GridSearchCV(model, params, n_jobs=-1)
+        grid = sk.GridSearchCV(model, params, n_jobs=-1)
         grid.fit(X, y)
-    assert grid.best_params_ == GridSearchCV(model, params).fit(X, y).best_params_
+    assert grid.best_params_ == sk.GridSearchCV(model, params).fit(X, y).best_params_
 
 
 def test_manual_registration(monkeypatch):
@@ -307,15 +297,15 @@ def test_match_concurrency_to_resources():
 
 
 def test_use_appropriate_node_count():
-    model, small_param_grid, large_param_dist = SVC(), {"C": [1, 2]}, {"C": list(np.linspace(0.1, 10, 200))}
+    model, small_param_grid, large_param_dist = sk.SVC(), {"C": [1, 2]}, {"C": list(np.linspace(0.1, 10, 200))}
     # Small search space: fewer nodes
     with ScikitLearnPool(provider=Local(), nodes=2, concurrency=4):
-        grid = GridSearchCV(model, small_param_grid, n_jobs=-1)
+        grid = sk.GridSearchCV(model, small_param_grid, n_jobs=-1)
         grid.fit(X, y)
 
     # Large search space: more nodes
     with ScikitLearnPool(provider=Local(), nodes=8, concurrency=4):
-        grid = RandomizedSearchCV(model, large_param_dist, n_iter=100, n_jobs=-1)
+        grid = sk.RandomizedSearchCV(model, large_param_dist, n_iter=100, n_jobs=-1)
         grid.fit(X, y)
 
 
@@ -329,33 +319,33 @@ def test_volumes_are_not_there_yet():
 
 
 def test_spot_instances():
-    model, params = SVC(), {"C": [0.1, 1]}
+    model, params = sk.SVC(), {"C": [0.1, 1]}
     with ScikitLearnPool(
         provider=Local(),
         nodes=8,
         allocation="always-spot",  # Maximum savings
     ):
-        grid = GridSearchCV(model, params, n_jobs=-1)
+        grid = sk.GridSearchCV(model, params, n_jobs=-1)
         grid.fit(X, y)
 
 
 def test_ensemble_model_training():
-    ensemble = VotingClassifier([
-        ("rf", RandomForestClassifier(n_estimators=100)),
-        ("gb", GradientBoostingClassifier(n_estimators=100)),
-        ("lr", LogisticRegression()),
+    ensemble = sk.VotingClassifier([
+        ("rf", sk.RandomForestClassifier(n_estimators=100)),
+        ("gb", sk.GradientBoostingClassifier(n_estimators=100)),
+        ("lr", sk.LogisticRegression()),
     ], voting="soft")  # fmt: skip
 
     with ScikitLearnPool(provider=Local(), nodes=4, concurrency=4):
         # Each base estimator's cross-validation runs in parallel
-        scores = cross_val_score(ensemble, X, y, cv=5, n_jobs=-1)
+        scores = sk.cross_val_score(ensemble, X, y, cv=5, n_jobs=-1)
     assert len(scores) == 5
 
 
 def test_feature_selection():
     with ScikitLearnPool(provider=Local(), nodes=4, concurrency=4):
-        selector = RFECV(
-            RandomForestClassifier(n_estimators=50),
+        selector = sk.RFECV(
+            sk.RandomForestClassifier(n_estimators=50),
             step=1,
             cv=5,
             n_jobs=-1,
@@ -367,8 +357,8 @@ def test_feature_selection():
 
 def test_multi_metric_evaluation():
     with ScikitLearnPool(provider=Local(), nodes=4, concurrency=4):
-        scores = cross_validate(
-            RandomForestClassifier(),
+        scores = sk.cross_validate(
+            sk.RandomForestClassifier(),
             X, y,
             cv=5,
             n_jobs=-1,

@@ -7,34 +7,16 @@ import time
 import warnings
 from collections.abc import Iterator
 
+import joblib
 import pytest
 
 import skyward as sky
 from skyward.joblib_ext.backend import SkywardBackend
 from tests.lab import eventually
+from tests.lazily import Lazy
 
 numpy = pytest.importorskip("numpy")
-pytest.importorskip("sklearn")
-
-import joblib  # noqa: E402
-from sklearn.datasets import load_breast_cancer, load_digits  # noqa: E402
-from sklearn.ensemble import (  # noqa: E402
-    GradientBoostingClassifier,
-    RandomForestClassifier,
-    VotingClassifier,
-)
-from sklearn.feature_selection import RFECV  # noqa: E402
-from sklearn.linear_model import LogisticRegression  # noqa: E402
-from sklearn.model_selection import (  # noqa: E402
-    GridSearchCV,
-    RandomizedSearchCV,
-    cross_val_score,
-    cross_validate,
-    learning_curve,
-)
-from sklearn.pipeline import make_pipeline  # noqa: E402
-from sklearn.preprocessing import StandardScaler  # noqa: E402
-from sklearn.svm import SVC  # noqa: E402
+sk = Lazy("tests.estimators")
 
 
 @pytest.fixture(scope="module")
@@ -48,13 +30,13 @@ pytestmark = pytest.mark.usefixtures("pool")
 
 @pytest.fixture(scope="module")
 def digits():
-    X, y = load_digits(return_X_y=True)
+    X, y = sk.load_digits(return_X_y=True)
     return X[:400], y[:400]
 
 
 @pytest.fixture(scope="module")
 def cancer():
-    X, y = load_breast_cancer(return_X_y=True)
+    X, y = sk.load_breast_cancer(return_X_y=True)
     return X[:300, :8], y[:300]
 
 
@@ -88,28 +70,32 @@ def same_search(search):
 
 def test_grid_search_of_svc(digits, batches):
     grid = {"C": [0.1, 1, 10], "gamma": ["scale", 0.01]}
-    same_search(lambda n_jobs: GridSearchCV(SVC(), grid, cv=3, n_jobs=n_jobs).fit(*digits))
+    same_search(lambda n_jobs: sk.GridSearchCV(sk.SVC(), grid, cv=3, n_jobs=n_jobs).fit(*digits))
     assert sum(batches) == 18
 
 
 def test_grid_search_of_forests(digits):
     grid = {"n_estimators": [5, 10], "max_depth": [3, None]}
     same_search(
-        lambda n_jobs: GridSearchCV(RandomForestClassifier(random_state=0), grid, cv=3, n_jobs=n_jobs).fit(*digits)
+        lambda n_jobs: sk.GridSearchCV(sk.RandomForestClassifier(random_state=0), grid, cv=3, n_jobs=n_jobs).fit(
+            *digits
+        )
     )
 
 
 def test_randomized_search(digits):
     space = {"C": [0.01, 0.1, 1, 10], "gamma": [0.001, 0.01, 0.1]}
     same_search(
-        lambda n_jobs: RandomizedSearchCV(SVC(), space, n_iter=4, cv=3, n_jobs=n_jobs, random_state=1).fit(*digits)
+        lambda n_jobs: sk.RandomizedSearchCV(sk.SVC(), space, n_iter=4, cv=3, n_jobs=n_jobs, random_state=1).fit(
+            *digits
+        )
     )
 
 
 def test_cross_val_score(cancer):
     ours, plain = both(
-        lambda n_jobs: cross_val_score(
-            GradientBoostingClassifier(n_estimators=10, random_state=0), *cancer, cv=5, n_jobs=n_jobs
+        lambda n_jobs: sk.cross_val_score(
+            sk.GradientBoostingClassifier(n_estimators=10, random_state=0), *cancer, cv=5, n_jobs=n_jobs
         )
     )
     numpy.testing.assert_array_equal(ours, plain)
@@ -118,8 +104,8 @@ def test_cross_val_score(cancer):
 def test_cross_validate_with_four_metrics(cancer):
     scoring = ["accuracy", "precision", "recall", "f1"]
     ours, plain = both(
-        lambda n_jobs: cross_validate(
-            RandomForestClassifier(n_estimators=10, random_state=0), *cancer, cv=5, n_jobs=n_jobs, scoring=scoring
+        lambda n_jobs: sk.cross_validate(
+            sk.RandomForestClassifier(n_estimators=10, random_state=0), *cancer, cv=5, n_jobs=n_jobs, scoring=scoring
         )
     )
     for metric in scoring:
@@ -128,9 +114,9 @@ def test_cross_validate_with_four_metrics(cancer):
 
 def test_rfecv(cancer):
     ours, plain = both(
-        lambda n_jobs: RFECV(RandomForestClassifier(n_estimators=5, random_state=0), step=1, cv=3, n_jobs=n_jobs).fit(
-            *cancer
-        )
+        lambda n_jobs: sk.RFECV(
+            sk.RandomForestClassifier(n_estimators=5, random_state=0), step=1, cv=3, n_jobs=n_jobs
+        ).fit(*cancer)
     )
     assert ours.n_features_ == plain.n_features_
     numpy.testing.assert_array_equal(ours.ranking_, plain.ranking_)
@@ -139,28 +125,28 @@ def test_rfecv(cancer):
 
 def test_voting_classifier(cancer):
     def score(n_jobs):
-        ensemble = VotingClassifier(
+        ensemble = sk.VotingClassifier(
             [
-                ("rf", RandomForestClassifier(n_estimators=10, random_state=0)),
-                ("gb", GradientBoostingClassifier(n_estimators=10, random_state=0)),
-                ("lr", make_pipeline(StandardScaler(), LogisticRegression())),
+                ("rf", sk.RandomForestClassifier(n_estimators=10, random_state=0)),
+                ("gb", sk.GradientBoostingClassifier(n_estimators=10, random_state=0)),
+                ("lr", sk.make_pipeline(sk.StandardScaler(), sk.LogisticRegression())),
             ],
             voting="soft",
             n_jobs=n_jobs,
         )
-        return cross_val_score(ensemble, *cancer, cv=3, n_jobs=n_jobs)
+        return sk.cross_val_score(ensemble, *cancer, cv=3, n_jobs=n_jobs)
 
     numpy.testing.assert_array_equal(*both(score))
 
 
 def test_a_forest_itself_is_spread(digits, batches):
-    ours, plain = both(lambda n_jobs: RandomForestClassifier(20, random_state=0, n_jobs=n_jobs).fit(*digits))
+    ours, plain = both(lambda n_jobs: sk.RandomForestClassifier(20, random_state=0, n_jobs=n_jobs).fit(*digits))
     assert sum(batches) == 20
     numpy.testing.assert_array_equal(ours.predict_proba(digits[0]), plain.predict_proba(digits[0]))
 
 
 def test_without_n_jobs_nothing_leaves_this_process(digits, batches):
-    cross_val_score(SVC(), *digits, cv=3)
+    sk.cross_val_score(sk.SVC(), *digits, cv=3)
     assert batches == []
 
 
@@ -169,15 +155,15 @@ def test_large_data_reach_the_nodes_read_only():
     rng = numpy.random.RandomState(0)
     X, y = rng.randn(20_000, 10), rng.randint(0, 2, 20_000)
     ours, plain = both(
-        lambda n_jobs: cross_val_score(
-            make_pipeline(StandardScaler(), LogisticRegression(max_iter=20)), X, y, cv=3, n_jobs=n_jobs
+        lambda n_jobs: sk.cross_val_score(
+            sk.make_pipeline(sk.StandardScaler(), sk.LogisticRegression(max_iter=20)), X, y, cv=3, n_jobs=n_jobs
         )
     )
     numpy.testing.assert_allclose(ours, plain)
 
 
 def test_learning_curve(digits):
-    ours, plain = both(lambda n_jobs: learning_curve(SVC(), *digits, cv=3, n_jobs=n_jobs, train_sizes=[50, 100]))
+    ours, plain = both(lambda n_jobs: sk.learning_curve(sk.SVC(), *digits, cv=3, n_jobs=n_jobs, train_sizes=[50, 100]))
     for one, other in zip(ours, plain, strict=True):
         numpy.testing.assert_array_equal(one, other)
 
@@ -186,14 +172,14 @@ def test_a_fit_that_fails_warns_and_scores_nan(digits):
     grid = {"C": [-1.0, 1.0]}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        search = GridSearchCV(SVC(), grid, cv=3, n_jobs=-1).fit(*digits)
+        search = sk.GridSearchCV(sk.SVC(), grid, cv=3, n_jobs=-1).fit(*digits)
     assert numpy.isnan(search.cv_results_["mean_test_score"][0])
     assert any("fits failed" in str(warning.message) for warning in caught)
 
 
 def test_an_error_of_a_fit_is_its_own(digits):
     with pytest.raises(ValueError, match="The 'C' parameter of SVC"):
-        GridSearchCV(SVC(), {"C": [-1.0, 1.0]}, cv=3, n_jobs=-1, error_score="raise").fit(*digits)
+        sk.GridSearchCV(sk.SVC(), {"C": [-1.0, 1.0]}, cv=3, n_jobs=-1, error_score="raise").fit(*digits)
 
 
 def test_the_configuration_travels(digits):
@@ -209,15 +195,15 @@ def test_the_configuration_travels(digits):
 def test_callbacks_hear_of_what_happens_on_nodes(digits):
     """Progress bars and monitors listen on a socket of this process."""
     callback = pytest.importorskip("sklearn.callback")
-    if not hasattr(LogisticRegression, "set_callbacks"):
+    if not hasattr(sk.LogisticRegression, "set_callbacks"):
         pytest.skip("this scikit-learn's estimators take no callbacks")
 
     def logged(n_jobs):
         monitor = callback.ScoringMonitor(scoring="accuracy")
-        estimator = LogisticRegression(max_iter=5).set_callbacks(monitor)
+        estimator = sk.LogisticRegression(max_iter=5).set_callbacks(monitor)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            GridSearchCV(estimator, {"C": [0.1, 1]}, cv=3, n_jobs=n_jobs).fit(*digits)
+            sk.GridSearchCV(estimator, {"C": [0.1, 1]}, cv=3, n_jobs=n_jobs).fit(*digits)
         return len(monitor.get_logs().data)
 
     ours, plain = both(logged)
@@ -227,15 +213,15 @@ def test_callbacks_hear_of_what_happens_on_nodes(digits):
 def test_callbacks_keep_no_connection_of_an_earlier_fit(pool, digits):
     """One thread of the driver listens to each connection."""
     callback = pytest.importorskip("sklearn.callback")
-    if not hasattr(LogisticRegression, "set_callbacks"):
+    if not hasattr(sk.LogisticRegression, "set_callbacks"):
         pytest.skip("this scikit-learn's estimators take no callbacks")
     kept = callback.ScoringMonitor(scoring="accuracy")
 
     def fit(monitor):
-        estimator = LogisticRegression(max_iter=5).set_callbacks(monitor)
+        estimator = sk.LogisticRegression(max_iter=5).set_callbacks(monitor)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            GridSearchCV(estimator, {"C": [0.1, 1]}, cv=3, n_jobs=-1).fit(*digits)
+            sk.GridSearchCV(estimator, {"C": [0.1, 1]}, cv=3, n_jobs=-1).fit(*digits)
         return len(monitor.get_logs().data)
 
     def listened():
@@ -256,11 +242,11 @@ def test_two_searches_at_a_time_in_two_threads(pool, digits):
 
     def run(C):
         with joblib.parallel_config(backend="skyward"):
-            scores[C] = cross_val_score(SVC(C=C), *digits, cv=3, n_jobs=2).tolist()
+            scores[C] = sk.cross_val_score(sk.SVC(C=C), *digits, cv=3, n_jobs=2).tolist()
 
     threads = [threading.Thread(target=run, args=(C,)) for C in (0.1, 1)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert scores == {C: cross_val_score(SVC(C=C), *digits, cv=3).tolist() for C in (0.1, 1)}
+    assert scores == {C: sk.cross_val_score(sk.SVC(C=C), *digits, cv=3).tolist() for C in (0.1, 1)}

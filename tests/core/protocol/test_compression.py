@@ -17,7 +17,7 @@ from skyward.core.protocol.compression import Packer, RateMeter, Sample, availab
 from skyward.core.protocol.transfers import Outgoing
 
 NOISE = random.Random(1).randbytes(1 << 20)
-DIGITS = bytes(random.Random(2).choices(b"0123456789", k=1 << 20))
+DIGITS = random.Random(2).randbytes(1 << 20).translate(bytes(b"0123456789"[byte % 10] for byte in range(256)))
 
 
 def ticking(step: float) -> Callable[[], float]:
@@ -175,18 +175,24 @@ def test_garbage_raises_only_a_protocol_error(garbage: bytes) -> None:
 @pytest.mark.parametrize(
     "piece",
     [
-        zstandard.ZstdCompressor().compress(bytes(1 << 30)),  # 32 kB
         zstandard.ZstdCompressor().compress(b""),
         zstandard.ZstdCompressor(write_content_size=False).compress(bytes(1000)),
         zstandard.ZstdCompressor().compress(bytes(1000)) + b"more",
         zstandard.ZstdCompressor().compress(bytes(1000))[:-3],
         b"",
     ],
-    ids=["a bomb", "empty", "of no known size", "with a tail", "cut", "nothing"],
+    ids=["empty", "of no known size", "with a tail", "cut", "nothing"],
 )
 def test_a_piece_that_is_not_as_it_should_be_is_refused(piece: bytes) -> None:
     with pytest.raises(ProtocolError):
         unpack(memoryview(piece), 1 << 18)
+
+
+def test_a_bomb_is_refused() -> None:
+    """32 kB that would be 1 GB."""
+    bomb = zstandard.ZstdCompressor().compress(bytes(1 << 30))
+    with pytest.raises(ProtocolError):
+        unpack(memoryview(bomb), 1 << 18)
 
 
 def test_it_is_available_here() -> None:

@@ -8,55 +8,70 @@ import pytest
 
 from skyward.core.results.rules import Refused
 from tests.core.results.hostile import Reduced, changed, read
+from tests.lazily import Lazy
 
 np = pytest.importorskip("numpy")
-pd = pytest.importorskip("pandas")
+pd = Lazy("pandas")
 
-FRAME = pd.DataFrame(
-    {
-        "a": [1, 2],
-        "b": ["x", "y"],
-        "c": pd.to_datetime(["2020", "2021"]),
-        "d": pd.Categorical(["u", None]),
-        "e": pd.array([1, None], dtype="Int64"),
-        "f": pd.to_datetime(["2020", "2021"]).tz_localize("Europe/Paris"),
-        "g": pd.period_range("2020", periods=2, freq="M"),
-        "h": pd.timedelta_range("1D", periods=2),
-        "i": pd.arrays.SparseArray([0, 1]),
-        "j": pd.arrays.IntervalArray.from_breaks([0, 1, 2]),
-        "k": pd.array([True, None], dtype="boolean"),
-        "l": pd.array(["a", None], dtype="string"),
-        "m": np.array([None, [1]], dtype=object),
-    }
-)
+COLUMNS = {
+    "a": lambda: [1, 2],
+    "b": lambda: ["x", "y"],
+    "c": lambda: pd.to_datetime(["2020", "2021"]),
+    "d": lambda: pd.Categorical(["u", None]),
+    "e": lambda: pd.array([1, None], dtype="Int64"),
+    "f": lambda: pd.to_datetime(["2020", "2021"]).tz_localize("Europe/Paris"),
+    "g": lambda: pd.period_range("2020", periods=2, freq="M"),
+    "h": lambda: pd.timedelta_range("1D", periods=2),
+    "i": lambda: pd.arrays.SparseArray([0, 1]),
+    "j": lambda: pd.arrays.IntervalArray.from_breaks([0, 1, 2]),
+    "k": lambda: pd.array([True, None], dtype="boolean"),
+    "l": lambda: pd.array(["a", None], dtype="string"),
+    "m": lambda: np.array([None, [1]], dtype=object),
+}
 
 
-@pytest.mark.parametrize(
-    "frame",
-    [FRAME, FRAME.set_index(["a", "b"]), FRAME.set_index("f"), pd.DataFrame(), pd.DataFrame(np.ones((3, 3)))],
-    ids=["all", "two indexes", "times", "empty", "numbers"],
-)
-def test_frames_come_back(frame):
+@pytest.fixture
+def frame():
+    return pd.DataFrame({name: make() for name, make in COLUMNS.items()})
+
+
+@pytest.mark.parametrize("index", [None, ["a", "b"], "f"], ids=["all", "two indexes", "times"])
+def test_frames_come_back(frame, index):
+    if index is not None:
+        frame = frame.set_index(index)
     pd.testing.assert_frame_equal(read(pickle.dumps(frame, protocol=5)), frame)
 
 
-@pytest.mark.parametrize("column", [*FRAME, None])
-def test_series_and_indexes_come_back(column):
-    series = FRAME.dtypes if column is None else FRAME[column]
+@pytest.mark.parametrize("content", [None, np.ones((3, 3))], ids=["empty", "numbers"])
+def test_plain_frames_come_back(content):
+    frame = pd.DataFrame(content)
+    pd.testing.assert_frame_equal(read(pickle.dumps(frame, protocol=5)), frame)
+
+
+@pytest.mark.parametrize("column", [*COLUMNS, None])
+def test_series_and_indexes_come_back(frame, column):
+    series = frame.dtypes if column is None else frame[column]
     pd.testing.assert_series_equal(read(pickle.dumps(series, protocol=5)), series)
     if column not in ("m", None):
         pd.testing.assert_index_equal(read(pickle.dumps(pd.Index(series), protocol=5)), pd.Index(series))
 
 
-@pytest.mark.parametrize(
-    "value",
-    [
-        *(pd.Timestamp("2020", tz="UTC"), pd.Timedelta("1D"), pd.Period("2020-01"), pd.Interval(0, 1), pd.NaT, pd.NA),
-        *(pd.offsets.MonthEnd(2), pd.RangeIndex(3), pd.CategoricalDtype(["a"])),
-    ],
-    ids=repr,
-)
-def test_values_come_back(value):
+VALUES = {
+    "Timestamp": lambda: pd.Timestamp("2020", tz="UTC"),
+    "Timedelta": lambda: pd.Timedelta("1D"),
+    "Period": lambda: pd.Period("2020-01"),
+    "Interval": lambda: pd.Interval(0, 1),
+    "NaT": lambda: pd.NaT,
+    "NA": lambda: pd.NA,
+    "MonthEnd": lambda: pd.offsets.MonthEnd(2),
+    "RangeIndex": lambda: pd.RangeIndex(3),
+    "CategoricalDtype": lambda: pd.CategoricalDtype(["a"]),
+}
+
+
+@pytest.mark.parametrize("make", VALUES.values(), ids=VALUES)
+def test_values_come_back(make):
+    value = make()
     back = read(pickle.dumps([value], protocol=5))[0]
     assert repr(back) == repr(value)
     assert type(back) is type(value)

@@ -11,63 +11,45 @@ from skyward.core.results.names import Allowed, Trusted
 from skyward.core.results.rules import Refused
 from skyward.core.results.unpickler import loads
 from tests.core.results.hostile import Reduced, assemble, call, changed, name, read, text
+from tests.lazily import Lazy
 
 np = pytest.importorskip("numpy")
-pytest.importorskip("sklearn")
-sparse = pytest.importorskip("scipy.sparse")
-
-from sklearn.calibration import CalibratedClassifierCV  # noqa: E402
-from sklearn.cluster import KMeans  # noqa: E402
-from sklearn.compose import ColumnTransformer  # noqa: E402
-from sklearn.decomposition import PCA  # noqa: E402
-from sklearn.ensemble import (  # noqa: E402
-    GradientBoostingClassifier,
-    HistGradientBoostingClassifier,
-    RandomForestClassifier,
-)
-from sklearn.exceptions import NotFittedError  # noqa: E402
-from sklearn.feature_extraction.text import TfidfVectorizer  # noqa: E402
-from sklearn.feature_selection import SelectKBest, f_classif  # noqa: E402
-from sklearn.gaussian_process import GaussianProcessClassifier  # noqa: E402
-from sklearn.linear_model import LogisticRegression, Ridge, SGDClassifier  # noqa: E402
-from sklearn.model_selection import GridSearchCV  # noqa: E402
-from sklearn.neighbors import KNeighborsClassifier  # noqa: E402
-from sklearn.neural_network import MLPClassifier  # noqa: E402
-from sklearn.pipeline import make_pipeline  # noqa: E402
-from sklearn.preprocessing import FunctionTransformer, SplineTransformer, StandardScaler  # noqa: E402
-from sklearn.svm import SVC  # noqa: E402
-from sklearn.tree import DecisionTreeClassifier  # noqa: E402
+sparse, sk = Lazy("scipy.sparse"), Lazy("tests.estimators")
 
 RNG = np.random.RandomState(0)
 X = np.abs(RNG.rand(60, 4))
 y = (X[:, 0] + X[:, 1] > 1).astype(int)
 
-ESTIMATORS = [
-    LogisticRegression(),
-    Ridge(),
-    SGDClassifier(random_state=0),
-    SVC(probability=False),
-    KMeans(2, n_init=1, random_state=0),
-    PCA(2),
-    DecisionTreeClassifier(max_leaf_nodes=5, random_state=0),
-    RandomForestClassifier(5, random_state=RNG),
-    GradientBoostingClassifier(n_estimators=3),
-    HistGradientBoostingClassifier(max_iter=3, categorical_features=None),
-    KNeighborsClassifier(algorithm="kd_tree", leaf_size=5),
-    KNeighborsClassifier(algorithm="ball_tree", leaf_size=5),
-    MLPClassifier((3,), max_iter=5),
-    GaussianProcessClassifier(),
-    CalibratedClassifierCV(SVC(), method="isotonic", cv=2),
-    make_pipeline(StandardScaler(), SplineTransformer(), SelectKBest(f_classif, k=2), LogisticRegression()),
-    ColumnTransformer([("a", FunctionTransformer(np.log1p), [0, 1]), ("b", "passthrough", slice(2, 4))]),
-    GridSearchCV(LogisticRegression(), {"C": [0.1, 1]}, cv=2, scoring="roc_auc"),
-]
+ESTIMATORS = {
+    "LogisticRegression": lambda: sk.LogisticRegression(C=0.5),
+    "Ridge": lambda: sk.Ridge(alpha=0.5),
+    "SGDClassifier": lambda: sk.SGDClassifier(random_state=0),
+    "SVC": lambda: sk.SVC(probability=False),
+    "KMeans": lambda: sk.KMeans(2, n_init=1, random_state=0),
+    "PCA": lambda: sk.PCA(2),
+    "DecisionTreeClassifier": lambda: sk.DecisionTreeClassifier(max_leaf_nodes=5, random_state=0),
+    "RandomForestClassifier": lambda: sk.RandomForestClassifier(5, random_state=RNG),
+    "GradientBoostingClassifier": lambda: sk.GradientBoostingClassifier(n_estimators=3),
+    "HistGradientBoostingClassifier": lambda: sk.HistGradientBoostingClassifier(max_iter=3, categorical_features=None),
+    "KNeighborsClassifier kd_tree": lambda: sk.KNeighborsClassifier(algorithm="kd_tree", leaf_size=5),
+    "KNeighborsClassifier ball_tree": lambda: sk.KNeighborsClassifier(algorithm="ball_tree", leaf_size=5),
+    "MLPClassifier": lambda: sk.MLPClassifier((3,), max_iter=5),
+    "GaussianProcessClassifier": lambda: sk.GaussianProcessClassifier(random_state=0),
+    "CalibratedClassifierCV": lambda: sk.CalibratedClassifierCV(sk.SVC(), method="isotonic", cv=2),
+    "Pipeline": lambda: sk.make_pipeline(
+        sk.StandardScaler(), sk.SplineTransformer(), sk.SelectKBest(sk.f_classif, k=2), sk.LogisticRegression()
+    ),
+    "ColumnTransformer": lambda: sk.ColumnTransformer(
+        [("a", sk.FunctionTransformer(np.log1p), [0, 1]), ("b", "passthrough", slice(2, 4))]
+    ),
+    "GridSearchCV": lambda: sk.GridSearchCV(sk.LogisticRegression(), {"C": [0.1, 1]}, cv=2, scoring="roc_auc"),
+}
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("estimator", ESTIMATORS, ids=lambda estimator: type(estimator).__name__)
-def test_fitted_estimators_come_back(estimator):
-    estimator.fit(X, y)
+@pytest.mark.parametrize("make", ESTIMATORS.values(), ids=ESTIMATORS)
+def test_fitted_estimators_come_back(make):
+    estimator = make().fit(X, y)
     head, buffers = pickling.dumps(estimator, large=None)
     back = loads(head, [bytearray(buffer) for buffer in buffers], Allowed(Trusted()))
     method = "predict" if hasattr(estimator, "predict") else "transform"
@@ -75,13 +57,13 @@ def test_fitted_estimators_come_back(estimator):
 
 
 def test_a_vectorizer_comes_back():
-    vectorizer = TfidfVectorizer().fit(["a few words", "a few more"])
+    vectorizer = sk.TfidfVectorizer().fit(["a few words", "a few more"])
     back = read(pickle.dumps(vectorizer, protocol=5))
     assert (back.transform(["more words"]) != vectorizer.transform(["more words"])).nnz == 0
 
 
 def test_an_exception_of_scikit_learn_comes_back():
-    assert isinstance(read(pickle.dumps(NotFittedError("x"), protocol=5)), NotFittedError)
+    assert isinstance(read(pickle.dumps(sk.NotFittedError("x"), protocol=5)), sk.NotFittedError)
 
 
 @pytest.mark.parametrize("form", ["csr", "csc", "coo", "bsr", "dia", "lil", "dok"])
@@ -125,7 +107,7 @@ def test_sparse_matrices_whose_places_lie_outside(form, part, value):
     [("left_child", 10**6), ("right_child", 0), ("left_child", -1), ("feature", 99), ("feature", -3)],
 )
 def test_trees_whose_nodes_lie_outside(field, value):
-    tree = DecisionTreeClassifier(max_depth=2, random_state=0).fit(X, y).tree_
+    tree = sk.DecisionTreeClassifier(max_depth=2, random_state=0).fit(X, y).tree_
     made, args, state = tree.__reduce__()
     nodes = state["nodes"].copy()
     nodes[field][0] = value
@@ -137,7 +119,7 @@ def test_trees_whose_nodes_lie_outside(field, value):
 
 @pytest.mark.parametrize(("field", "value"), [("left", 10**6), ("right", 0)])
 def test_histogram_trees_whose_nodes_lie_outside(field, value):
-    (predictor,) = HistGradientBoostingClassifier(max_iter=1).fit(X, y)._predictors[0]
+    (predictor,) = sk.HistGradientBoostingClassifier(max_iter=1).fit(X, y)._predictors[0]
     nodes = predictor.nodes.copy()
     nodes[field][0] = value
     with pytest.raises(Refused):
@@ -146,7 +128,7 @@ def test_histogram_trees_whose_nodes_lie_outside(field, value):
 
 @pytest.mark.parametrize(("part", "change"), [(1, lambda a: a + 100), (2, lambda a: a[:1]), (3, lambda a: a[:, :1])])
 def test_trees_of_neighbours_that_lie_outside(part, change):
-    tree = KNeighborsClassifier(algorithm="kd_tree", leaf_size=5).fit(X, y)._tree
+    tree = sk.KNeighborsClassifier(algorithm="kd_tree", leaf_size=5).fit(X, y)._tree
     made, args, state = tree.__reduce__()
     state = list(state)
     state[part] = np.ascontiguousarray(change(state[part]))
@@ -161,7 +143,7 @@ def test_a_maker_makes_only_what_is_its_own():
 
 
 def test_functions_are_values_only():
-    assert read(pickle.dumps(f_classif, protocol=5)) is f_classif
+    assert read(pickle.dumps(sk.f_classif, protocol=5)) is sk.f_classif
     with pytest.raises(Refused):
         read(assemble(call("sklearn.feature_selection._univariate_selection", "f_classif", text("x"), text("y"))))
     for module, function in (("sklearn.tree._export", "export_graphviz"), ("sklearn.datasets._base", "load_files")):

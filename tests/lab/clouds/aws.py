@@ -16,7 +16,6 @@ from xml.sax.saxutils import escape
 import flask
 
 from .cloud import Cloud
-from .ec2_moto import Moto
 from .machines import Machines
 from .sigv4 import age, parse
 
@@ -68,6 +67,8 @@ class AWS(Cloud):
     def __init__(self, machines: Machines | None = None) -> None:
         if not self._only.acquire(blocking=False):
             raise RuntimeError("moto keeps its state in its modules: close the other AWS of this process first")
+        from .ec2_moto import Moto
+
         self.temporary: dict[str, tuple[str, str]] = {}
         self.moto = Moto()
         self.down: set[str] = set()

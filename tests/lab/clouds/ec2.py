@@ -23,7 +23,7 @@ from .ec2_instances import Machine, add_shutdown, as_launched, is_off, state_ele
 from .ec2_launch import check, image_of, subnet_in, why_not, with_volumes, zone_of
 from .ec2_market import listed, offerings, spot_history, type_names
 from .ec2_metadata import add_metadata
-from .ec2_moto import reply
+from .ec2_shape import reply
 from .machines import Boot, Machines
 
 __all__ = ["EC2"]

@@ -7,9 +7,18 @@ import zlib
 from typing import Any
 
 from libcloud.pricing import get_size_price
-from moto.ec2.models.instance_types import INSTANCE_TYPE_OFFERINGS, INSTANCE_TYPES
 
-__all__ = ["AMIS", "DATA_DEVICES", "PARAMETERS", "on_demand_price", "spot_price", "usage_classes", "user_of", "zones"]
+__all__ = [
+    "AMIS",
+    "DATA_DEVICES",
+    "PARAMETERS",
+    "machine_types",
+    "on_demand_price",
+    "spot_price",
+    "usage_classes",
+    "user_of",
+    "zones",
+]
 
 _UBUNTU, _DEBIAN, _AMAZON = "099720109477", "136693071363", "137112412989"
 _DEEP, _OWN = "898082745236", "123456789012"
@@ -100,6 +109,8 @@ def user_of(image: str) -> str:
 @functools.cache
 def zones(region: str) -> dict[str, tuple[str, ...]]:
     """Zones of a region by machine type."""
+    from moto.ec2.models.instance_types import INSTANCE_TYPE_OFFERINGS
+
     found: dict[str, list[str]] = {}
     for offer in INSTANCE_TYPE_OFFERINGS["availability-zone"].get(region, ()):
         name = offer["InstanceType"]
@@ -109,15 +120,22 @@ def zones(region: str) -> dict[str, tuple[str, ...]]:
     return {name: tuple(sorted(places)) for name, places in sorted(found.items())}
 
 
+def machine_types() -> dict[str, dict[str, Any]]:
+    """All types that AWS has, as its DescribeInstanceTypes shows them."""
+    from moto.ec2.models.instance_types import INSTANCE_TYPES
+
+    return INSTANCE_TYPES
+
+
 def usage_classes(type: str) -> list[str]:
     """on-demand, spot, …"""
-    return list(INSTANCE_TYPES[type]["SupportedUsageClasses"])
+    return list(machine_types()[type]["SupportedUsageClasses"])
 
 
 def on_demand_price(type: str, region: str) -> float:
     """Dollars an hour; where libcloud's table does not know, by the number of processors."""
     known = get_size_price("compute", "ec2_linux", type, region)
-    return known or 0.05 * float(INSTANCE_TYPES[type]["VCpuInfo"]["DefaultVCpus"])
+    return known or 0.05 * float(machine_types()[type]["VCpuInfo"]["DefaultVCpus"])
 
 
 def spot_price(type: str, zone: str) -> float:

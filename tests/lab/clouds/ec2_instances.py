@@ -14,7 +14,7 @@ from typing import Any
 
 from tests.lab import Host, LabError
 
-from .ec2_moto import NAMESPACE, STATES, StateReason
+from .ec2_shape import NAMESPACE, STATES
 from .machines import Boot
 
 __all__ = ["Machine", "add_shutdown", "as_launched", "is_off", "state_element", "without"]
@@ -69,6 +69,8 @@ class Machine:
     def turn(self, state: str, code: str = "", message: str = "") -> None:
         self.instance._state.name, self.instance._state.code = state, STATES[state]
         if code:
+            from moto.ec2.models.instances import StateReason
+
             self.instance.state_reason = StateReason(f"{code}: {message}", code)
             self.instance._reason = f"{message} ({datetime.now(UTC):%Y-%m-%d %H:%M:%S} GMT)"
 

@@ -7,10 +7,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from moto.ec2.models.instance_types import INSTANCE_TYPES
-
 from .aws import Call, Refusal
-from .ec2_catalogue import PARAMETERS, spot_price, usage_classes, zones
+from .ec2_catalogue import PARAMETERS, machine_types, spot_price, usage_classes, zones
 
 __all__ = ["check", "image_of", "subnet_in", "why_not", "with_volumes", "zone_of"]
 
@@ -53,7 +51,7 @@ def zone_of(call: Call, backend: Any) -> str:
 def check(call: Call, image: Any, zone: str, surge: float) -> None:
     """Refuse what AWS refuses before it looks for capacity, where spot prices are `surge` times the catalogue's."""
     fields, type = call.fields, call.fields.get("InstanceType", "m1.small")
-    if type not in INSTANCE_TYPES:
+    if type not in machine_types():
         raise Refusal(400, "InvalidParameterValue", f"Invalid value '{type}' for InstanceType.")
     here = zones(call.region).get(type, ())
     if zone not in here:
@@ -62,7 +60,7 @@ def check(call: Call, image: Any, zone: str, surge: float) -> None:
             f"Please retry your request by not specifying an Availability Zone or choosing {', '.join(here)}."
         )
         raise Refusal(400, "Unsupported", message)
-    supported = INSTANCE_TYPES[type]["ProcessorInfo"]["SupportedArchitectures"]
+    supported = machine_types()[type]["ProcessorInfo"]["SupportedArchitectures"]
     if image.architecture not in supported:
         message = (
             f"The architecture '{','.join(supported)}' of the specified instance type does not match the architecture "

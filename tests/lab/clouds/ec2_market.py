@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from .aws import Refusal
 from .ec2_catalogue import spot_price, usage_classes, zones
-from .ec2_moto import reply
+from .ec2_shape import reply
 
 __all__ = ["filters", "listed", "offerings", "paged", "spot_history", "type_names"]
 

@@ -1,7 +1,8 @@
 """moto's EC2 in this process, answering in the shape that AWS has.
 
 moto writes EC2's namespace without its last slash, and puts it on errors, which have none at AWS; clients that compare
-names, as libcloud does, then see nothing at all.
+names, as libcloud does, then see nothing at all. It takes a second to import, so nobody imports this module but when an
+AWS starts.
 """
 
 from __future__ import annotations
@@ -19,17 +20,15 @@ from moto.core.base_backend import BackendDict
 from moto.core.model_instances import reset_model_data
 from moto.core.parse import default_timestamp_parser
 from moto.ec2.models.amis import Ami
-from moto.ec2.models.instances import StateReason
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from werkzeug.test import run_wsgi_app
 
 from .ec2_catalogue import AMIS, DATA_DEVICES
+from .ec2_shape import NAMESPACE
 
-__all__ = ["NAMESPACE", "STATES", "Moto", "StateReason", "reply"]
+__all__ = ["Moto"]
 
-NAMESPACE = "http://ec2.amazonaws.com/doc/2016-11-15/"
 _MOTOS = NAMESPACE[:-1].encode()
-STATES = {"pending": 0, "running": 16, "shutting-down": 32, "terminated": 48, "stopping": 64, "stopped": 80}
 
 
 class _Image(Ami):
@@ -86,10 +85,3 @@ def _as_aws(body: bytes) -> bytes:
         body = body.replace(b'<Response xmlns="' + _MOTOS + b'">', b"<Response>")
         body = body.replace(b'xmlns="' + _MOTOS + b'"', b'xmlns="' + _MOTOS + b'/"')
     return body.replace(b">request-id<", f">{uuid.uuid4()}<".encode())
-
-
-def reply(action: str, content: str) -> bytes:
-    """A reply of EC2 with this content."""
-    inside = f"<requestId>{uuid.uuid4()}</requestId>{content}"
-    root = f'<{action}Response xmlns="{NAMESPACE}">{inside}</{action}Response>'
-    return f'<?xml version="1.0" encoding="UTF-8"?>\n{root}'.encode()

@@ -10,16 +10,18 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
 from tests.lab import Host, Lab, eventually
 from tests.lab.seed import make_key
+from tests.lazily import Lazy
 
 from . import Machines
 from .ec2 import EC2
+
+boto3 = Lazy("boto3")
 
 NOBLE = "resolve:ssm:/aws/service/canonical/ubuntu/server/24.04/stable/current/amd64/hvm/ebs-gp3/ami-id"
 
