@@ -30,7 +30,7 @@ from typing import Any, TextIO
 
 from skyward.core.errors import PayloadError
 from skyward.core.function import run_pending
-from skyward.core.payload import driver_classes, memory_maps, pickling, shared_file, surroundings
+from skyward.core.payload import driver_classes, exceptions, memory_maps, pickling, shared_file, surroundings
 from skyward.core.protocol.messages import Done, Failed, Failure, Inquire, Missing, Ready, Run
 from skyward.core.protocol.wire import Buffer, Filled, Role, Wire
 from skyward.core.system import open_files
@@ -237,7 +237,7 @@ class Slot:
         with contextlib.suppress(Exception):  # a task may have left stdout in any state
             self.outputs.settle()
         failed = Failed(task, seconds, reason.value, type(error).__name__, missing(error))
-        self._send(failed, pickling.dump_error(error, as_data=self.settings.data))
+        self._send(failed, exceptions.dump(error, as_data=self.settings.data))
 
     def _send(self, message: Done | Failed | Missing | Ready, buffers: Sequence[Buffer] = ()) -> None:
         with self._sending:

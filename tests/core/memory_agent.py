@@ -13,7 +13,7 @@ from skyward.core.events import Events
 from skyward.core.interfaces import Channel
 from skyward.core.ioloop import IOThread
 from skyward.core.nodes.session import Session, Timing
-from skyward.core.payload import pickling
+from skyward.core.payload import exceptions, pickling
 from skyward.core.payload.shared_file import open_shared
 from skyward.core.protocol import mailbox, messages, wire
 from skyward.core.protocol.messages import Setup
@@ -200,7 +200,7 @@ class MemoryAgent:
             result = pickling.dumps(function(*args, **kwargs), "result", large=None)
         except BaseException as error:
             seconds = time.perf_counter() - began
-            self.say(messages.Failed(task, seconds, messages.Failure.RAISED.value, ""), pickling.dump_error(error))
+            self.say(messages.Failed(task, seconds, messages.Failure.RAISED.value, ""), exceptions.dump(error))
         else:
             self.say(messages.Done(task, time.perf_counter() - began), [result.head, *result.buffers])
 

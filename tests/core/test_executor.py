@@ -20,7 +20,7 @@ import pytest
 import skyward as sky
 from skyward.core.events import TaskEnded, TasksQueued
 from skyward.core.executor import TaskExecutor
-from skyward.core.payload.pickling import RemoteTraceback
+from skyward.core.payload.exceptions import RemoteTraceback
 from skyward.core.tasks.dispatch import Dispatcher
 from tests.core.memory_agent import MemoryPool, eventually
 

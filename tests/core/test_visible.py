@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skyward.core.errors import LinkError, PayloadError, PluginNotFound
-from skyward.core.payload.pickling import RemoteTraceback
+from skyward.core.payload.exceptions import RemoteTraceback
 from skyward.core.visible import in_json, printed, shown
 
 ESC = "\x1b"

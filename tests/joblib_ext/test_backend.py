@@ -18,7 +18,7 @@ from joblib.parallel import BACKENDS, SequentialBackend, ThreadingBackend, get_a
 import skyward as sky
 from skyward.core.errors import PayloadError
 from skyward.core.interfaces import Trait
-from skyward.core.payload.pickling import RemoteTraceback
+from skyward.core.payload.exceptions import RemoteTraceback
 from skyward.joblib_ext.backend import SkywardBackend
 from tests.lab import eventually
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import msgpack
 
-from skyward.core.payload import pickling
+from skyward.core.payload import exceptions, pickling
 from skyward.core.protocol.mailbox import Inbox, Outbox
 from skyward.core.protocol.messages import (
     Ack,
@@ -278,7 +278,7 @@ class Owner:
             return pickling.loads(buffers[0], buffers[1:])
         assert isinstance(message, Failed)
         if buffers:
-            raise pickling.load_error(buffers[0])
+            raise exceptions.load(buffers[0])
         raise RuntimeError(f"{message.reason}: {message.detail}")
 
     def failed(self, task: int) -> Failed:

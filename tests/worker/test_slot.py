@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from skyward.core.errors import PayloadError
-from skyward.core.payload import pickling
+from skyward.core.payload import exceptions
 from skyward.core.protocol.messages import Done, Failure
 from tests.worker.helpers import Owner, alive, owner, wait_for
 
@@ -58,7 +58,7 @@ def test_an_exception_keeps_type_attributes_and_cause(both: Owner) -> None:
     assert caught.value.extra == "more"  # type: ignore[attr-defined]
     assert isinstance(caught.value.__cause__, KeyError)
     remote = caught.value.__cause__.__cause__
-    assert isinstance(remote, pickling.RemoteTraceback)
+    assert isinstance(remote, exceptions.RemoteTraceback)
     assert "in fails" in remote.text
     assert "skyward/worker" not in remote.text
 

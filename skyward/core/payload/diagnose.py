@@ -1,4 +1,4 @@
-"""Finds which part of a value can't be pickled, and where it sits. Runs only after pickling has failed."""
+"""Explains a failed pickling: which part of the value can't be pickled, where it is, and why. Not used otherwise."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import cloudpickle
 
 from skyward.core.interrupts import is_interrupt
 
-__all__ = ["find_culprit"]
+__all__ = ["describe", "find_culprit", "first_line"]
 
-_DEEPEST = 12
-_WIDEST = 10_000
+_MAX_DEPTH = 12
+_MAX_ITEMS = 10_000
 
 
 def find_culprit(value: Any, what: str) -> str:
-    """Text such as ``argument 2.estimator._logger (a _thread.lock)``: the innermost part that does not pickle.
+    """Describe the innermost part that does not pickle, as in ``argument 2.estimator._logger (a _thread.lock)``.
 
     Parameters
     ----------
@@ -27,7 +27,7 @@ def find_culprit(value: Any, what: str) -> str:
         What to call it.
     """
     path, seen = what, {id(value)}
-    for _ in range(_DEEPEST):
+    for _ in range(_MAX_DEPTH):
         for step, part in _parts(value):
             if id(part) not in seen and not _pickles(part):
                 seen.add(id(part))
@@ -51,16 +51,16 @@ def _pickles(value: Any) -> bool:
 
 
 def _parts(value: Any) -> Iterator[tuple[str, Any]]:
-    """The parts of a value that its pickle would hold, each with how one writes the way to it."""
+    """The parts of a value that its pickle would contain, each with the expression that leads to it."""
     if isinstance(value, Mapping):
         for count, (key, item) in enumerate(value.items()):
-            if count > _WIDEST:
+            if count > _MAX_ITEMS:
                 return
             yield f"[{key!r}]", item
             yield f".keys()[{count}]", key
     elif isinstance(value, (list, tuple, set, frozenset)):
         for index, item in enumerate(value):
-            if index > _WIDEST:
+            if index > _MAX_ITEMS:
                 return
             yield f"[{index}]", item
     elif isinstance(value, types.FunctionType):
@@ -95,3 +95,16 @@ def _function_parts(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
             yield f" -> {name} (global)", function.__globals__[name]
     for index, item in enumerate(function.__defaults__ or ()):
         yield f" -> default {index}", item
+
+
+def describe(error: BaseException) -> str:
+    """Full name and text of an exception. Never raises."""
+    try:
+        return f"{type(error).__module__}.{type(error).__qualname__}: {error}"
+    except Exception:  # the user's __str__ is broken
+        return f"{type(error).__module__}.{type(error).__qualname__}"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of `describe`."""
+    return describe(error).splitlines()[0]

@@ -1,7 +1,7 @@
-"""Classes that a driver has sent by value, in results: by a name that only that driver can look up.
+"""Classes in results that the driver itself sent by value: they come back by an identifier that only it can look up.
 
-cloudpickle sends classes of ``__main__`` and of functions with all their code, both ways. Where results are read as
-data no code may come back, and none has to: the driver has the class.
+cloudpickle sends classes of ``__main__`` and of functions with all their code, in both directions. Where results are
+read as data no code may come back, and none has to: the driver has the class.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ __all__ = ["find", "find_owned", "install"]
 
 
 def find(tracker: str) -> type | None:
-    """The class of this process that is known by that name, or None."""
+    """The class of this process that cloudpickle tracks by that identifier, or None."""
     found: type | None = cloudpickle._DYNAMIC_CLASS_TRACKER_BY_ID.get(tracker)  # noqa: SLF001
     return found
 
 
 def find_owned(tracker: str, module: str, name: str) -> type:
-    """The class again; called by the pickle."""
+    """Look up the class; called by the pickle."""
     found = find(tracker)
     if found is None:
         raise AttributeError(f"no class {name!r} of {module!r} was sent from here")
@@ -35,6 +35,6 @@ def _reduce(kind: type) -> Any:
 
 
 def install() -> None:
-    """Send such classes this way from now on, in this process. May be repeated."""
+    """Send such classes by identifier from now on, in this process. May be repeated."""
     if _reduce not in pickling.CLASS_REDUCERS:
         pickling.CLASS_REDUCERS.append(_reduce)

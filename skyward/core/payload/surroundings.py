@@ -21,7 +21,7 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
-from skyward.core.payload import pickling
+from skyward.core.payload import exceptions, pickling
 from skyward.core.whoami import DEPTH, NODE, SLOT
 
 __all__ = ["FOLLOWERS", "Change", "Surroundings", "Within"]
@@ -205,7 +205,7 @@ def _absolute(state: _State) -> list[str]:
 def _remote_traceback(error: BaseException) -> str:
     """Where the error arose, as its node has said."""
     cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, pickling.RemoteTraceback):
+    while cause is not None and not isinstance(cause, exceptions.RemoteTraceback):
         cause = cause.__cause__
     return "" if cause is None else cause.text
 

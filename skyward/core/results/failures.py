@@ -73,5 +73,5 @@ def _build(error: BaseException, state: Any) -> BaseException:
     return error
 
 
-REBUILD = Rule(Mark("skyward.core.payload.pickling._rebuild"), _rebuild)
+REBUILD = Rule(Mark("skyward.core.payload.exceptions._rebuild"), _rebuild)
 """What a node's pickle of an exception calls."""

@@ -129,7 +129,7 @@ class Allowed:
     def __init__(self, trusted: Trusted) -> None:
         self._trusted = trusted
         self._known: dict[tuple[str, str], Rule] = {
-            ("skyward.core.payload.pickling", "_rebuild"): failures.REBUILD,
+            ("skyward.core.payload.exceptions", "_rebuild"): failures.REBUILD,
             ("skyward.core.payload.driver_classes", "find_owned"): Rule(Mark("find_owned"), self._owned),
             ("cloudpickle.cloudpickle", "_builtin_type"): Rule(Mark("_builtin_type"), self._builtin_type),
             ("copyreg", "_reconstructor"): Rule(Mark("_reconstructor"), self._remade, build=_build_remade),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from skyward.core.errors import PayloadError, TaskFailed
-from skyward.core.payload import pickling
+from skyward.core.payload import exceptions
 from skyward.core.results.names import Allowed, Trusted
 from skyward.core.results.rules import Refused
 from skyward.core.results.unpickler import loads
@@ -48,7 +48,7 @@ class Reader:
             raise PayloadError(f"it {refused}. {_advice(refused)}") from None
 
     def error(self, head: _Bytes) -> BaseException:
-        """An exception, as `payload.load_error` gives it."""
+        """An exception, as `payload.exceptions.load` gives it."""
         try:
             chain, text = loads(head, (), self._allowed)
             errors = [self._one(data, description) for data, description in chain]
@@ -56,7 +56,7 @@ class Reader:
             errors, text = [], problem
         if not errors:
             return TaskFailed(f"the task failed, and what the node says about it can't be read: {text}")
-        return pickling.chain_of(errors, str(text))
+        return exceptions.chain(errors, str(text))
 
     def _one(self, data: Any, description: Any) -> BaseException:
         if type(data) is not bytes or type(description) is not str:

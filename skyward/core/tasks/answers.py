@@ -9,7 +9,7 @@ from typing import Any
 
 from skyward.core.errors import NodeLost, PayloadError, WorkerCrashed
 from skyward.core.nodes.session import Session
-from skyward.core.payload import pickling
+from skyward.core.payload import exceptions, pickling
 from skyward.core.payload.shared_file import remove, take_file
 from skyward.core.protocol.messages import Done, Failed, Failure
 from skyward.core.protocol.wire import Filled
@@ -57,7 +57,7 @@ class Answers:
 
         `here` says that the node uses this program's environment.
         """
-        load = pickling.load_error if self._reader is None else self._reader.error
+        load = exceptions.load if self._reader is None else self._reader.error
         error = load(buffers[0])
         if not message.missing:
             return error
@@ -121,5 +121,5 @@ def take_files(session: Session, message: Done, buffers: list[Filled]) -> tuple[
             "or raise the limit (ulimit -n) of the process that opened the pool"
         )
         raised = Failure.RAISED.value
-        return Failed(task, seconds, raised, "PayloadError"), [*map(bytearray, pickling.dump_error(problem))]
+        return Failed(task, seconds, raised, "PayloadError"), [*map(bytearray, exceptions.dump(problem))]
     return message, [buffers[0], *(files[index] if index in files else next(rest) for index in range(count))]

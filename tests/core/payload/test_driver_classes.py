@@ -7,7 +7,7 @@ import pickle
 import cloudpickle
 import pytest
 
-from skyward.core.payload import driver_classes, pickling
+from skyward.core.payload import driver_classes, exceptions, pickling
 
 
 @pytest.fixture
@@ -31,8 +31,8 @@ def test_a_class_that_was_sent_comes_back_by_name(installed):
 def test_an_exception_of_such_a_class_too(installed):
     kind = type("Trouble", (Exception,), {"__module__": "__main__"})
     cloudpickle.dumps(kind)
-    (head,) = pickling.dump_error(kind("x"), as_data=True)
-    assert type(pickling.load_error(head)) is kind
+    (head,) = exceptions.dump(kind("x"), as_data=True)
+    assert type(exceptions.load(head)) is kind
 
 
 def test_one_that_was_never_here_is_not_found():

@@ -14,7 +14,7 @@ import pytest
 from joblib import Parallel, delayed
 
 import skyward as sky
-from skyward.core.payload import pickling
+from skyward.core.payload import exceptions, pickling
 from skyward.core.payload.surroundings import Surroundings, Within
 from skyward.core.protocol.messages import THREAD_VARIABLES
 from skyward.joblib_ext.plugin import JoblibPlugin
@@ -140,7 +140,7 @@ def raised(error: type[BaseException], look: Any) -> BaseException:
     """An error as it comes from a node."""
     with pytest.raises(error) as caught:
         look()
-    return pickling.load_error(pickling.dump_error(caught.value)[0])
+    return exceptions.load(exceptions.dump(caught.value)[0])
 
 
 def test_elsewhere_the_error_says_what_is_only_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -39,9 +39,9 @@ class Ends(Exception):
 
 def rebuilt(error: BaseException) -> bytes:
     """As nodes send them."""
-    from skyward.core.payload import pickling
+    from skyward.core.payload import exceptions
 
-    return pickling._dump_rebuilt(error)
+    return exceptions._dump_rebuilt(error)
 
 
 @pytest.mark.parametrize("dump", [rebuilt, lambda error: pickle.dumps(error, protocol=5)])
@@ -91,7 +91,7 @@ def test_states_that_are_no_attributes_are_refused(state):
 
 
 def test_only_exceptions_are_rebuilt_as_such():
-    from skyward.core.payload.pickling import _rebuild
+    from skyward.core.payload.exceptions import _rebuild
 
     for kind in (dict, PayloadError.__mro__[-1]):
         with pytest.raises(Refused):

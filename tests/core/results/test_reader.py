@@ -10,7 +10,7 @@ import types
 import pytest
 
 from skyward.core.errors import PayloadError, TaskFailed
-from skyward.core.payload import pickling
+from skyward.core.payload import exceptions, pickling
 from skyward.core.results.names import Trusted
 from skyward.core.results.reader import Reader
 from tests.core.results.hostile import Reduced
@@ -52,15 +52,15 @@ def test_an_exception_comes_with_its_causes_and_traceback():
         except KeyError as key:
             raise ValueError("v") from key
     except ValueError as error:
-        (head,) = pickling.dump_error(error, as_data=True)
+        (head,) = exceptions.dump(error, as_data=True)
     back = READER.error(head)
     assert (type(back), type(back.__cause__)) == (ValueError, KeyError)
-    assert isinstance(back.__cause__.__cause__, pickling.RemoteTraceback)
+    assert isinstance(back.__cause__.__cause__, exceptions.RemoteTraceback)
     assert "KeyError: 'k'" in str(back.__cause__.__cause__)
 
 
 def test_an_exception_that_is_more_than_data_is_text():
-    (head,) = pickling.dump_error(Odd(Point()), as_data=True)
+    (head,) = exceptions.dump(Odd(Point()), as_data=True)
     back = READER.error(head)
     assert type(back) is TaskFailed
     assert "Odd: ('odd', " in str(back)

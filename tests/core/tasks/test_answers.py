@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from skyward.core.errors import PayloadError
-from skyward.core.payload import pickling
+from skyward.core.payload import exceptions, pickling
 from skyward.core.protocol.messages import Failed, Failure
 from skyward.core.results.names import Trusted
 from skyward.core.results.reader import Reader
@@ -45,14 +45,14 @@ def test_one_that_can_not_be_loaded():
 
 @pytest.mark.parametrize("answers", [TRUSTING, WARY])
 def test_an_exception_of_the_tasks_own_is_left_alone(answers):
-    heads = pickling.dump_error(ValueError("x"))
+    heads = exceptions.dump(ValueError("x"))
     error = answers.failure(failed(), heads, here=False)
     assert (type(error), error.args, getattr(error, "__notes__", [])) == (ValueError, ("x",), [])
 
 
 @pytest.mark.parametrize("answers", [TRUSTING, WARY])
 def test_a_missing_module_in_a_task_gets_a_note(answers):
-    heads = pickling.dump_error(ModuleNotFoundError("No module named 'pytest'", name="pytest"))
+    heads = exceptions.dump(ModuleNotFoundError("No module named 'pytest'", name="pytest"))
     error = answers.failure(failed(missing="pytest"), heads, here=False)
     assert type(error) is ModuleNotFoundError
     assert "pytest==" in error.__notes__[0]
@@ -61,7 +61,7 @@ def test_a_missing_module_in_a_task_gets_a_note(answers):
 def test_a_call_that_needs_one_gets_an_error_that_says_what_to_do():
     problem = PayloadError("No module named 'pytest' on node n1")
     problem.__cause__ = ModuleNotFoundError("No module named 'pytest'")
-    error = TRUSTING.failure(failed(Failure.UNLOADABLE, "pytest"), pickling.dump_error(problem), here=False)
+    error = TRUSTING.failure(failed(Failure.UNLOADABLE, "pytest"), exceptions.dump(problem), here=False)
     assert type(error) is PayloadError
     assert str(error).startswith("No module named 'pytest' on node n1. Here it comes from pytest==")
     assert isinstance(error.__cause__, ModuleNotFoundError)

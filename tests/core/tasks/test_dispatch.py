@@ -17,7 +17,7 @@ import pytest
 
 from skyward.core.errors import NodeLost, PayloadError, PoolNotActive, TaskTimeout, WorkerCrashed
 from skyward.core.events import Note, Printed
-from skyward.core.payload.pickling import RemoteTraceback
+from skyward.core.payload.exceptions import RemoteTraceback
 from skyward.core.payload.shared_file import CAN_SHARE
 from skyward.core.protocol import messages
 from skyward.core.tasks.delivery import TOGETHER
