@@ -154,7 +154,7 @@ class Crew:
         """Another node is idle: part with what this one will not begin soon."""
         for number in [number for number, slot in self.table.slots.items() if slot.ahead]:
             self._take_back(number)
-        tasks = self.table.give_back(wish.most, self.table.soon(wish.within, self._in_time()))
+        tasks = self.table.give_back(wish.limit, self.table.soon(wish.within, self._in_time()))
         for task in tasks:
             self._release(task)
         self._answer(tasks, Returned(tasks))

@@ -147,7 +147,7 @@ class MemoryAgent:
                 return
             self.say(messages.Missing([task for task in message.tasks if task not in self.held]))
         elif isinstance(message, messages.Recall):
-            given = sorted(self.held)[-message.most :]
+            given = sorted(self.held)[-message.limit :]
             for task in given:
                 del self.held[task]
             self.say(messages.Returned(given))

@@ -1,4 +1,4 @@
-"""Memory for large buffers."""
+"""Memory for large buffers: pages of their own, and a pool that reuses them."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import mmap
 __all__ = ["PAGED", "BufferPool", "pages"]
 
 PAGED = 1 << 20
-"""Bytes from which a buffer gets pages of its own."""
+"""Size in bytes from which a buffer gets pages of its own."""
 
 _HUGE = 2 << 20  # the size of a huge page, on x86-64 and mostly on Arm
-_PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # a task that forks must not share it with its children
+_PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # not shared with the children of a task that forks
 
 
 def pages(size: int) -> mmap.mmap:
-    """Zeroed memory that begins at a page; it is taken only as it is written.
+    """Allocate zeroed, page-aligned memory, which the kernel commits only as it is written.
 
-    In huge pages where the system allows: to be given 8 MB in small ones takes twice as long as to fill them.
+    Uses huge pages where the system allows them: getting 8 MB in small pages takes twice as long as filling them.
     """
     memory = mmap.mmap(-1, size, flags=_PRIVATE)
     if size >= _HUGE and hasattr(mmap, "MADV_HUGEPAGE"):
@@ -31,12 +31,12 @@ class BufferPool:
 
     Parameters
     ----------
-    most
-        Bytes that are kept.
+    capacity
+        Maximum number of bytes kept.
     """
 
-    def __init__(self, most: int = 16 << 20) -> None:
-        self._most = most
+    def __init__(self, capacity: int = 16 << 20) -> None:
+        self._capacity = capacity
         self._free: list[mmap.mmap] = []
         self._size = 0
 
@@ -44,7 +44,7 @@ class BufferPool:
         return f"<BufferPool {len(self._free)}, {self._size:,} bytes>"
 
     def take(self, size: int) -> mmap.mmap:
-        """Memory of this size, with whatever it held."""
+        """Return memory of this size, with arbitrary contents."""
         for index, memory in enumerate(self._free):
             if len(memory) == size:
                 self._size -= size
@@ -52,7 +52,7 @@ class BufferPool:
         return pages(size)
 
     def give(self, memory: mmap.mmap) -> None:
-        """Nobody will look at this any more."""
-        if self._size + len(memory) <= self._most:
+        """Take memory back that nobody uses any more."""
+        if self._size + len(memory) <= self._capacity:
             self._free.append(memory)
             self._size += len(memory)

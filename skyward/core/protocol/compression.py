@@ -1,9 +1,9 @@
-"""Whether the pieces of a large message are compressed on their way, and how.
+"""Whether and how the pieces of a large message are compressed.
 
-Compressing pays where data shrink and the line is slow, so both are measured: a few slices of the message are tried,
-and `RateMeter` watches what the link takes. `pays` decides. Pure but for the clock that `Packer` is given.
+Compression pays if the data shrink and the line is slow, so both are measured: a few slices of the message are tried,
+and `RateMeter` watches how fast the link takes bytes. `pays` decides. Pure except for the clock that `Packer` is given.
 
-zstandard may be missing on a node, which says so in its greeting, and is imported by whoever needs it first.
+zstandard may be missing on a node, which reports that in its greeting. It is imported when first needed.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ __all__ = ["Packer", "RateMeter", "Sample", "available", "pays", "unpack"]
 _LEVEL = 1
 _SLICES = 3
 _SLICE = 64 * 1024
-_LEAST = 512 * 1024  # bytes of a message, so that the sample is a small part of it
-_SHRINKS = 1.2  # noise as float64 gives 1.06 and would cost both ends for nothing
-_GAIN = 0.9  # of the time that sending takes, or of a piece's size; with less to win it is left alone
-_REST = 50.0  # times what a look took, until the next: what is sent together is mostly alike, and a fast line is fast
-_STRETCH = 0.1  # seconds from which a rate can be told
-_WINDOW = 1 << 20  # bytes that a frame may make the reader keep; ours need no more than a piece
+_MIN_SIZE = 512 * 1024  # bytes of a message, so that the sample is a small part of it
+_MIN_RATIO = 1.2  # noise as float64 gives 1.06, and would cost both ends for nothing
+_MAX_COST = 0.9  # of the time that sending takes, or of a piece's size; a smaller gain is not worth it
+_REST = 50.0  # pause after a sample, in times of what it took: what is sent together is mostly alike
+_STRETCH = 0.1  # minimum seconds to measure a rate
+_WINDOW = 1 << 20  # maximum bytes that a frame may make its reader keep; ours need no more than a piece
 
 
 class Sample(NamedTuple):
-    """What compressing a few slices gave: size before / size after, and bytes per second."""
+    """Result of compressing a few slices: size before / size after, and bytes per second."""
 
     ratio: float
     speed: float
@@ -52,20 +52,20 @@ class Compressible(Protocol):
 
 
 def pays(sample: Sample, rate: float | None) -> bool:
-    """Whether compressing and sending less is faster than sending all, at `rate` bytes per second (None: unknown).
+    """Whether compressing and sending less is faster than sending everything, at `rate` bytes per second.
 
-    As if done one after the other; what overlaps is a gain that is not counted on, since SSH needs the processor too.
-    A line that has taken nothing for a while has a rate of 0.
+    Assumes that one happens after the other; any overlap is a bonus, since SSH needs the processor, too. A rate of None
+    is unknown; a line that has taken nothing for a while has a rate of 0.
     """
-    if rate is None or sample.ratio < _SHRINKS:
+    if rate is None or sample.ratio < _MIN_RATIO:
         return False
-    return rate / sample.speed + 1 / sample.ratio < _GAIN
+    return rate / sample.speed + 1 / sample.ratio < _MAX_COST
 
 
 class RateMeter:
-    """How fast a link takes bytes, from stretches in which it had more to take than it could.
+    """Measures how fast a link takes bytes, over stretches in which more was waiting than it could take.
 
-    Not from acknowledgements: those come when a message is complete, which for the largest is too late.
+    It does not use acknowledgements: they arrive when a message is complete, which is too late for the largest ones.
     """
 
     def __init__(self) -> None:
@@ -76,7 +76,7 @@ class RateMeter:
         return f"<RateMeter {'unknown' if self.rate is None else f'{self.rate / 1e6:.1f} MB/s'}>"
 
     def full(self, written: int, now: float) -> None:
-        """The link takes no more for now, of which it has taken `written` bytes in all."""
+        """Note that the link takes no more for now, after `written` bytes in total."""
         if self._since is None:
             self._since = (now, written)
             return
@@ -87,33 +87,33 @@ class RateMeter:
             self._since = (now, written)
 
     def idle(self) -> None:
-        """The link could take more than there was, so the present stretch says nothing of it."""
+        """Note that the link could take more than there was, so the current stretch says nothing about it."""
         self._since = None
 
 
 class Packer:
-    """Compresses pieces of large messages for one link, where it pays.
+    """Compresses pieces of large messages for one link, if that pays.
 
     Parameters
     ----------
     rate_meter
-        What the link takes.
+        Measures the link.
     clock
-        Seconds, for the speed of compressing.
+        Returns seconds, to measure the speed of compression.
     """
 
     def __init__(self, rate_meter: RateMeter, clock: Callable[[], float]) -> None:
         self._rate_meter = rate_meter
         self._clock = clock
         self._compress = _zstandard().ZstdCompressor(level=_LEVEL).compress
-        self._seen = Sample(1.0, 1.0)
-        self._look_again = -math.inf
+        self._last = Sample(1.0, 1.0)
+        self._next_at = -math.inf  # when to take a sample again
 
     def __repr__(self) -> str:
         return f"<Packer {self._rate_meter!r}>"
 
-    def look(self, views: Sequence[memoryview]) -> Sample:
-        """Try a few slices of a message, spread over it."""
+    def measure(self, views: Sequence[memoryview]) -> Sample:
+        """Compress a few slices, spread over the message."""
         total = sum(map(len, views))
         before = after = 0
         speed = 0.0
@@ -122,34 +122,34 @@ class Packer:
             began = self._clock()
             after += len(self._compress(part))
             before += len(part)
-            # The best, since what interrupts us only ever makes it slower.
+            # The maximum: interruptions only ever make it slower.
             speed = max(speed, len(part) / max(self._clock() - began, 1e-9))
         return Sample(before / after, speed)
 
     def _sample(self, views: Sequence[memoryview]) -> Sample:
-        """What is to be thought of a message: what was seen in it, or a moment ago in another."""
+        """Return a sample of this message, or one taken of another message a moment ago."""
         began = self._clock()
-        if began >= self._look_again:
-            self._seen = self.look(views)
+        if began >= self._next_at:
+            self._last = self.measure(views)
             ended = self._clock()
-            self._look_again = ended + _REST * (ended - began)
-        return self._seen
+            self._next_at = ended + _REST * (ended - began)
+        return self._last
 
     def pack(self, message: Compressible, body: memoryview) -> bytes | None:
-        """The next piece of a message compressed; None when it goes as it is."""
+        """Compress the next piece of a message; None to send it as it is."""
         if self._rate_meter.rate is None:
             return None
         if message.sample is None:
-            much = sum(map(len, message.views)) >= _LEAST
-            message.sample = self._sample(message.views) if much else Sample(1.0, 1.0)
+            is_large = sum(map(len, message.views)) >= _MIN_SIZE
+            message.sample = self._sample(message.views) if is_large else Sample(1.0, 1.0)
         if not pays(message.sample, self._rate_meter.rate):
             return None
         packed: bytes = self._compress(body)
-        return packed if len(packed) < _GAIN * len(body) else None
+        return packed if len(packed) < _MAX_COST * len(body) else None
 
 
 def _at(views: Sequence[memoryview], at: int) -> memoryview:
-    """A slice that begins at a byte of the message, or so that it is within one buffer."""
+    """Return a slice at this offset of the message, moved so that it lies within one buffer."""
     for view in views:
         if at < len(view):
             return view[max(0, min(at, len(view) - _SLICE)) :][:_SLICE]
@@ -157,17 +157,17 @@ def _at(views: Sequence[memoryview], at: int) -> memoryview:
     raise AssertionError("beyond the end")
 
 
-def unpack(body: memoryview, most: int) -> bytes:
-    """Decompress a piece; ProtocolError if it is none, or would be more than `most` bytes."""
+def unpack(body: memoryview, limit: int) -> bytes:
+    """Decompress a piece; ProtocolError if it is malformed, or larger than `limit` bytes."""
     try:
         zstandard = _zstandard()
     except ImportError as error:
-        raise ProtocolError("a compressed piece, but there is no zstandard here") from error
+        raise ProtocolError("a compressed piece, but zstandard is not installed here") from error
     try:
-        # What a frame says of its size is what gets allocated, so it is looked at first.
+        # The size that a frame declares is what gets allocated, so it is checked first.
         size = zstandard.frame_content_size(body)
-        if not 0 < size <= most:
-            raise ProtocolError(f"a compressed piece of {size:,} bytes where at most {most:,} are wanted")
+        if not 0 < size <= limit:
+            raise ProtocolError(f"a compressed piece of {size:,} bytes, where at most {limit:,} are expected")
         data: bytes = _decompressor().decompress(body, max_output_size=size, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise ProtocolError(f"not a compressed piece: {error}") from error
@@ -176,7 +176,7 @@ def unpack(body: memoryview, most: int) -> bytes:
 
 @cache
 def available() -> bool:
-    """Whether this process can compress and decompress."""
+    """Whether this process can compress and decompress: zstandard is installed."""
     return importlib.util.find_spec("zstandard") is not None
 
 

@@ -1,7 +1,7 @@
-"""msgpack envelopes of messages, which are looked through before they are unpacked.
+"""Messages to msgpack envelopes and back; what arrives is checked before and after it is decoded.
 
-msgpack's decoder makes room for a list as soon as it reads how long the list says it is, and each of the lists in it
-again: five bytes of a peer's could take megabytes here. Pure.
+Before, since msgpack's decoder allocates a list as soon as it has read the list's declared length, and does so again
+for each nested list: five bytes from a peer could allocate megabytes here. After, since a peer may say anything. Pure.
 """
 
 from __future__ import annotations
@@ -12,35 +12,83 @@ from typing import Any
 import msgpack
 
 from skyward.core.errors import ProtocolError
+from skyward.core.protocol.message_checks import is_sound
+from skyward.core.protocol.messages import CODES, FIELDS, MESSAGES, Message
 
-__all__ = ["unpack"]
+__all__ = ["decode", "encode", "unpack"]
 
-_FEW = 1024  # bytes of which nothing worth a look can be made
-_MAX_CONTAINERS = 20_000  # lists and maps in one envelope; an empty one takes 60 times the byte that it is
+_SMALL = 1024  # bytes; too few to declare anything worth checking
+_MAX_CONTAINERS = 20_000  # lists and maps in one envelope; an empty one takes 60 times its one byte
 _LENGTH = {1: struct.Struct("!B"), 2: struct.Struct("!H"), 4: struct.Struct("!I")}
 
 
 def unpack(envelope: memoryview) -> Any:
-    """What an envelope holds. Takes memory in proportion to its size.
+    """Decode an envelope, using memory in proportion to its size.
 
     Raises
     ------
     ProtocolError
-        It says that it holds more than it does, or has too many lists.
+        It declares more than it holds, or has too many lists.
     Exception
-        What msgpack raises, which has no common base, when it is broken otherwise.
+        Whatever msgpack raises for other malformed data; these errors have no common base class.
     """
-    if len(envelope) > _FEW:
-        _look_through(envelope)
+    if len(envelope) > _SMALL:
+        _check_lengths(envelope)
     return msgpack.unpackb(envelope, strict_map_key=False, unicode_errors="surrogatepass")
 
 
-def _look_through(data: memoryview) -> None:
-    at, left, containers = 0, 1, 0  # `left`: values that have been announced and not been seen
+# A name or a variable that is not UTF-8 has lone surrogates in Python, and travels as it is.
+_pack = msgpack.Packer(autoreset=True, unicode_errors="surrogatepass").pack
+_seen: tuple[set[tuple[type, ...]], ...] = tuple(set() for _ in MESSAGES)  # types of fields that were found correct
+
+
+def encode(message: Message, number: int) -> bytes:
+    """Encode a message and its number (0: not numbered)."""
+    envelope: bytes = _pack((CODES[type(message)], number, *message))
+    return envelope
+
+
+def decode(envelope: memoryview, buffers: int) -> tuple[int, Message]:
+    """Decode an envelope into number and message, using memory in proportion to its size.
+
+    Parameters
+    ----------
+    envelope
+        The bytes that `encode` made at the other end.
+    buffers
+        How many buffers came with it.
+
+    Raises
+    ------
+    ProtocolError
+        It is not an envelope of this protocol, or the message in it makes no sense.
+    """
+    try:
+        code, number, *fields = unpack(envelope)
+        kind, correct, types = MESSAGES[code], _seen[code], tuple(map(type, fields))
+    except ProtocolError:
+        raise
+    except Exception as error:  # msgpack's errors have no common base class, and garbage can raise any of them
+        raise ProtocolError(f"not an envelope of this protocol: {error!r}") from error
+    if type(code) is not int or type(number) is not int or code < 0 or number < 0:
+        raise ProtocolError(f"not an envelope of this protocol: code {code!r:.50}, number {number!r:.50}")
+    if types not in correct:
+        wanted = FIELDS[code]
+        if len(types) != len(wanted) or not all(t in allowed for t, allowed in zip(types, wanted, strict=True)):
+            raise ProtocolError(f"not a {kind.__name__} of this protocol: {fields!r:.200}")
+        correct.add(types)  # only a few combinations are allowed
+    message: Message = kind(*fields)
+    if not is_sound(message, buffers):
+        raise ProtocolError(f"not a sensible {kind.__name__}: {fields!r:.200}, with {buffers} buffers")
+    return number, message
+
+
+def _check_lengths(data: memoryview) -> None:
+    at, left, containers = 0, 1, 0  # `left`: values declared and not seen yet
     end = len(data)
     while left:
-        if left > end - at:  # each takes a byte at least
-            raise ProtocolError(f"an envelope of {end:,} bytes that announces more than it holds")
+        if left > end - at:  # each takes at least one byte
+            raise ProtocolError(f"an envelope of {end:,} bytes declares more than it holds")
         head, children = data[at], 0
         at, left = at + 1, left - 1
         if head <= 0x7F or head >= 0xE0 or head in _BARE:
@@ -62,17 +110,17 @@ def _look_through(data: memoryview) -> None:
             else:
                 at += length
         else:
-            raise ProtocolError(f"an envelope with what no message has: {head:#x} at byte {at - 1:,}")
+            raise ProtocolError(f"an envelope with a type that no message uses: {head:#x} at byte {at - 1:,}")
         left += children
         if containers > _MAX_CONTAINERS:
             raise ProtocolError(f"an envelope of more than {_MAX_CONTAINERS:,} lists")
     if at > end:
-        raise ProtocolError(f"an envelope of {end:,} bytes whose last value would have more")
+        raise ProtocolError(f"an envelope of {end:,} bytes is cut short within its last value")
 
 
 _BARE = frozenset((0xC0, 0xC2, 0xC3))  # None, False, True
 _FIXED = {0xCA: 4, 0xCB: 8, 0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8, 0xD0: 1, 0xD1: 2, 0xD2: 4, 0xD3: 8}  # numbers
-_SIZED = {  # bytes of the length, values for each of it, and whether these are values and not bytes
+_SIZED = {  # bytes of the length field, values per unit of length, and whether the content is values (else bytes)
     0xC4: (1, 1, False), 0xC5: (2, 1, False), 0xC6: (4, 1, False),
     0xD9: (1, 1, False), 0xDA: (2, 1, False), 0xDB: (4, 1, False),
     0xDC: (2, 1, True), 0xDD: (4, 1, True), 0xDE: (2, 2, True), 0xDF: (4, 2, True),

@@ -1,6 +1,6 @@
 """Messages that survive a broken link: numbered, kept until acknowledged, sent again on the next link, accepted once.
 
-Pure. Both ends have one `Outbox` and one `Inbox` for a whole conversation, over any number of links.
+Each end has one `Outbox` and one `Inbox` for a whole conversation, over any number of links. Pure.
 """
 
 from __future__ import annotations
@@ -32,27 +32,36 @@ class Posted(NamedTuple):
 class Outbox:
     """Numbers messages and keeps each until the peer acknowledges it, over any number of links.
 
-    A small one that was sent is kept as the bytes that it became. With many nodes, messages are kept for a heartbeat,
-    and so are many that Python's garbage collector would go through again and again; a tuple of numbers and bytes it
-    leaves alone.
+    A small message that was sent is kept as its encoded bytes. With many nodes, many messages are kept, each for a
+    heartbeat, and Python's garbage collector would traverse them again and again; tuples of numbers and bytes it does
+    not track.
     """
 
     def __init__(self) -> None:
         self._last = 0
         self._kept: deque[Posted | tuple[int, int, bytes]] = deque()
         self.size = 0
-        """Bytes in the buffers of what is kept."""
+        """Bytes in the buffers of the messages kept."""
 
     def __repr__(self) -> str:
         return f"<Outbox {len(self._kept)} kept, {self.size:,} bytes, last is {self._last}>"
 
     def post(self, message: Message, buffers: Sequence[Buffer] = (), wire: Wire | None = None) -> int:
-        """Number a message, send it if there is an open wire, and keep it; the number.
+        """Number a message, send it if there is an open wire, and keep it. Returns the number.
+
+        Parameters
+        ----------
+        message
+            What to send.
+        buffers
+            Its bulk; they must not change until the peer has acknowledged them.
+        wire
+            The open wire to send it on; None keeps it for the next link.
 
         Raises
         ------
         ProtocolError
-            The wire does not take it. Then it is not kept either.
+            The wire does not accept it. Then it is not kept either.
         """
         number, size = self._last + 1, sum(map(len, buffers))
         piece = None if wire is None else wire.send(message, buffers, number)
@@ -62,7 +71,7 @@ class Outbox:
         return number
 
     def acknowledge(self, received: int) -> None:
-        """Drop what the peer has: everything up to number `received`."""
+        """Drop what the peer has: every message up to number `received`."""
         if received > self._last:
             raise ProtocolError(f"the peer acknowledges message {received}, but only {self._last} were sent")
         while self._kept and self._kept[0][0] <= received:
@@ -70,7 +79,7 @@ class Outbox:
 
     @property
     def acknowledged(self) -> int:
-        """The peer has everything up to this number."""
+        """The peer has every message up to this number."""
         return self._kept[0][0] - 1 if self._kept else self._last
 
     @property
@@ -104,12 +113,12 @@ class Quota:
         return self.size > self.limit
 
     def add(self, number: int, size: int) -> None:
-        """The message with this number was sent."""
+        """Count the message with this number, which was sent."""
         self._sent.append((number, size))
         self.size += size
 
     def acknowledge(self, received: int) -> None:
-        """Everything up to this number has arrived."""
+        """Stop counting the messages up to this number, which have arrived."""
         while self._sent and self._sent[0][0] <= received:
             self.size -= self._sent.popleft()[1]
 
@@ -169,7 +178,7 @@ class Inbox:
         return True
 
     def reject(self, number: int) -> None:
-        """What was accepted could not be handled: it is new when it comes again, on another link."""
+        """Forget that this message was accepted: it could not be handled, and is new when it arrives again."""
         if number <= self.received:
             self._early.update(range(number + 1, self.received + 1))
             self.received = number - 1

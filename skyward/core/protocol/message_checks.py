@@ -1,8 +1,8 @@
-"""What a message must hold beyond the types of its fields, and how many buffers; what does not is no message of ours.
+"""Checks what a message must hold beyond the types of its fields, and its number of buffers.
 
-Only what a node says is looked at: its owner started the node, the other way round it may be anybody. A number that is
-none, a reason that nobody knows or a list of nonsense would do harm far from here, where nobody knows who said it.
-What depends on what was said before is checked by those who remember it.
+Only messages from nodes are checked: a node was started by its owner, but may itself belong to anybody. A NaN, an
+unknown reason or a list of nonsense would do harm far from here, where its sender is no longer known. Whatever depends
+on earlier messages is checked by those who remember them. Pure.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ from skyward.core.protocol.messages import (
 
 __all__ = ["is_sound"]
 
-_MOST_SLOTS = 1 << 16
-_MOST_ADDRESSES = 64
+_MAX_SLOTS = 1 << 16
+_MAX_ADDRESSES = 64
 _REASONS = {reason.value for reason in Failure}
-_CARRIED = {Failure.RAISED.value, Failure.UNLOADABLE.value}  # with a pickled exception
+_CARRIED = {Failure.RAISED.value, Failure.UNLOADABLE.value}  # these carry a pickled exception
 
 
-def _counts(values: Iterable[Any]) -> bool:
+def _naturals(values: Iterable[Any]) -> bool:
     return all(type(value) is int and value >= 0 for value in values)
 
 
-def _words(values: Iterable[Any]) -> bool:
+def _strings(values: Iterable[Any]) -> bool:
     return all(type(value) is str for value in values)
 
 
@@ -56,7 +56,7 @@ def _done(message: Done, buffers: int) -> bool:
 
 
 def _files(files: dict[Any, Any], buffers: int) -> bool:
-    """Each is in the place of a buffer, of which there is none besides."""
+    """Whether each file stands in the place of a buffer that is not among those sent."""
     last = buffers - 1 + len(files)
     return all(type(at) is int and 0 <= at < last and type(path) is bytes for at, path in files.items())
 
@@ -74,21 +74,21 @@ _CHECKS: dict[type[Any], Callable[[Any, int], bool]] = {
     Welcome: lambda m, _: m.received >= 0 and type(m.facts.get("memory", 0)) is int and m.facts.get("memory", 0) >= 0,
     Pong: lambda m, _: math.isfinite(m.stamp),
     Ack: lambda m, _: m.received >= 0,
-    Ready: lambda m, _: m.error is not None or 0 < m.slots <= _MOST_SLOTS,
+    Ready: lambda m, _: m.error is not None or 0 < m.slots <= _MAX_SLOTS,
     Done: _done,
     Failed: _failed,
-    Returned: lambda m, _: _counts(m.tasks),
-    Began: lambda m, _: _counts(m.tasks),
-    Missing: lambda m, _: _counts(m.tasks),
+    Returned: lambda m, _: _naturals(m.tasks),
+    Began: lambda m, _: _naturals(m.tasks),
+    Missing: lambda m, _: _naturals(m.tasks),
     Output: lambda m, buffers: m.stream in (1, 2) and buffers == 1,
     StreamData: lambda _, buffers: buffers == 1,
     Kept: lambda m, _: m.size >= 0,
-    Listening: lambda m, _: 0 < m.port < 1 << 16 and len(m.addresses) <= _MOST_ADDRESSES and _words(m.addresses),
-    Reached: lambda m, _: _words(m.peers),
+    Listening: lambda m, _: 0 < m.port < 1 << 16 and len(m.addresses) <= _MAX_ADDRESSES and _strings(m.addresses),
+    Reached: lambda m, _: _strings(m.peers),
 }
 
 
 def is_sound(message: Message, buffers: int) -> bool:
-    """Whether a message, which came with so many buffers, can be meant."""
+    """Whether a message that arrived with this number of buffers makes sense."""
     check = _CHECKS.get(type(message))
     return check is None or check(message, buffers)

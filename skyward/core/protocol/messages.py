@@ -1,7 +1,7 @@
-"""What owner and worker can say to each other: one NamedTuple for each kind of message, and nothing that acts.
+"""The messages between owner and worker: one NamedTuple for each kind, and no behaviour.
 
-Fields may be int, float, str, bytes, bool, None, or list and dict of those. Bulk goes into the message's buffers; what
-they hold is said in the message's docstring.
+Fields may be int, float, str, bytes, bool, None, or lists and dicts of those. Bulk goes into the message's buffers; the
+message's docstring says what they hold.
 """
 
 import enum
@@ -37,6 +37,8 @@ __all__ = [
     "Proof",
     "Reached",
     "Ready",
+    "Recall",
+    "Returned",
     "Run",
     "Setup",
     "StreamClose",
@@ -55,16 +57,16 @@ THREAD_VARIABLES = (
     "NUMBA_NUM_THREADS",
     "NUMEXPR_NUM_THREADS",
 )
-"""The variables that joblib sets. Libraries read them when they are loaded, so they are set before that."""
+"""The variables that joblib sets. Libraries read them when they are loaded, so they must be set before."""
 
 HEARD_FILE = "/run/skyward-heard"
-"""Touched on a rented node whenever the owner is heard; the node's watchdog ends the machine when it grows old."""
+"""Touched on a rented node whenever the owner is heard; the node's watchdog ends the machine when it gets too old."""
 
 
 class Hello(NamedTuple):
-    """Owner's first word. `received` counts the numbered messages it already has from this session.
+    """The owner's greeting. `received` is the last numbered message of this session that it has.
 
-    `link` is empty, or the nonce of that Hello to whose link this connection shall belong as a stripe.
+    `link` is empty, or the nonce of the Hello whose link this connection is to join as a stripe.
     """
 
     version: int
@@ -75,7 +77,7 @@ class Hello(NamedTuple):
 
 
 class Welcome(NamedTuple):
-    """Worker's answer, with its proof that it knows the secret. `facts` are about the machine (cores, pid, ...)."""
+    """The worker's answer, with its proof that it knows the secret. `facts` describe the machine (cores, pid, ...)."""
 
     version: int
     nonce: bytes
@@ -85,7 +87,7 @@ class Welcome(NamedTuple):
 
 
 class Proof(NamedTuple):
-    """Owner's proof; from here on both ends may say anything."""
+    """The owner's proof; from here on, both ends may send anything."""
 
     proof: bytes
 
@@ -109,7 +111,7 @@ class Ack(NamedTuple):
 
 
 class Bye(NamedTuple):
-    """The conversation is over for good: a worker ends its slots and itself, and says nothing more."""
+    """The conversation is over for good: a worker ends its slots and itself, and sends nothing more."""
 
 
 class Setup(NamedTuple):
@@ -120,34 +122,34 @@ class Setup(NamedTuple):
     node
         The node's name, for messages and the environment variable ``SKYWARD_NODE``.
     concurrency
-        Tasks at a time, isolated and shared ones together.
+        Maximum number of tasks at a time, isolated and shared ones together.
     isolated
-        Whether the slots that are started ahead are processes of one task each; else one process with threads.
+        Whether the slots started in advance are processes that run one task each; otherwise threads of one process.
     threads
-        BLAS/OpenMP threads of each slot; None: cores // concurrency, at least 1.
+        BLAS/OpenMP threads per slot; None: cores // concurrency, and at least 1.
     env
         Environment variables of the slots.
     path
         Folders put before ``sys.path``; for nodes that share the driver's file system.
     cwd
-        Working directory of tasks; None leaves it.
+        Working directory of tasks; None keeps the agent's.
     preload
-        Modules that the fork server tries to import; one that is missing is no error.
+        Modules that the fork server tries to import; a missing one is not an error.
     around
-        ``module:function`` context managers around the life of each slot process.
+        ``module:function`` names of context managers that wrap the life of each slot process.
     orphan_timeout
         Seconds without an owner after which the agent ends its slots and itself.
     shares
-        The owner's processes are on this machine and open our files, as we theirs.
+        Whether the owner is on this machine, so that each can open the other's files.
     identity
-        What the node shows and asks of its peers: ``authority`` and ``certificate`` (with its key) in PEM, and the
-        ``host`` by which the owner reaches the node. None: it neither listens to peers nor asks them.
+        What the node presents to its peers and expects of them: ``authority`` and ``certificate`` (with its key) in
+        PEM, and the ``host`` by which the owner reaches the node. None: it neither listens to peers nor asks them.
     argv
-        The owner's ``sys.argv``, which modules that tasks import may read.
+        The owner's ``sys.argv``, since modules that tasks import may read it.
     depth
-        Of how many tasks, one in another, the owner is a part itself.
+        Number of tasks, nested in each other, that the owner itself runs in.
     data
-        The owner reads results as data: what it has sent by value comes back by name.
+        Whether the owner reads results as data: classes that it sent by value come back by name.
     """
 
     node: str
@@ -168,9 +170,9 @@ class Setup(NamedTuple):
 
 
 class Ready(NamedTuple):
-    """Agent to owner: `slots` slots take tasks from now on; or `error` says why there will be none, or no more.
+    """Agent to owner: `slots` slots accept tasks from now on; or `error` says why there are none, or no more.
 
-    When there are no more, all tasks that had begun were answered before this was said.
+    If there are no more, all tasks that had begun were answered before this message was sent.
     """
 
     slots: int
@@ -178,11 +180,11 @@ class Ready(NamedTuple):
 
 
 class Run(NamedTuple):
-    """Run a task. Buffers: pickle head, then its out-of-band buffers except those named in `blobs`.
+    """Run a task. Buffers: the pickle's head, then its out-of-band buffers except those named in `blobs`.
 
     `blobs` maps the index of an out-of-band buffer to the digest of a blob that was sent, or will be, as `Blob`.
-    `isolated`: in a process of its own. `timeout`: seconds from when it starts. `threads`: BLAS/OpenMP threads.
-    `authkey`: the owner's ``multiprocessing.current_process().authkey``, where the call has proxies of its Managers.
+    `isolated`: in a process of its own. `timeout`: seconds from its start. `threads`: BLAS/OpenMP threads.
+    `authkey`: the owner's ``multiprocessing.current_process().authkey``, if the call holds proxies of its Managers.
     """
 
     task: int
@@ -194,9 +196,9 @@ class Run(NamedTuple):
 
 
 class Cancel(NamedTuple):
-    """Forget a waiting task, stop a running one. Answered by `Failed(CANCELLED)` if the task was still there.
+    """Drop a waiting task, or stop a running one. Answered by `Failed(CANCELLED)` if the task was still there.
 
-    Unless `running`, a task that has begun goes on, and this is not answered.
+    Unless `running` is set, a task that has begun goes on, and there is no answer.
     """
 
     task: int
@@ -204,46 +206,46 @@ class Cancel(NamedTuple):
 
 
 class Began(NamedTuple):
-    """These tasks have begun. Said of those that run for a moment, so of most short ones never."""
+    """These tasks have begun. Sent once they have run for a moment, so never for most short tasks."""
 
     tasks: list[int]
 
 
 class Inquire(NamedTuple):
-    """Which of these tasks are neither here nor answered? Always answered by `Missing`, perhaps with none.
+    """Ask which of these tasks are neither here nor answered. Always answered by `Missing`, perhaps an empty one.
 
-    Owner to agent, and agent to slot. Only about tasks whose `Run` is known to have arrived, or can't be overtaken.
+    Owner to agent, and agent to slot. Only for tasks whose `Run` is known to have arrived, or can't be overtaken.
     """
 
     tasks: list[int]
 
 
 class Missing(NamedTuple):
-    """Of the tasks of an `Inquire`, those that are not here, and whose answer has not been on its way since."""
+    """The tasks of an `Inquire` that are not here and have not been answered."""
 
     tasks: list[int]
 
 
 class Recall(NamedTuple):
-    """Give back tasks that have not begun, the newest first. Answered by `Returned`.
+    """Return tasks that have not begun, the newest first. Answered by `Returned`.
 
-    So many at most, and none that will begin in `within` seconds anyway.
+    At most `limit`, and none that will begin within `within` seconds anyway.
     """
 
-    most: int
+    limit: int
     within: float
 
 
 class Returned(NamedTuple):
-    """These tasks have not begun and will not: the node has forgotten them."""
+    """These tasks have not begun and will not: the node has dropped them."""
 
     tasks: list[int]
 
 
 class Done(NamedTuple):
-    """The task returned after `seconds` of running. Buffers: the result's pickle head and out-of-band buffers.
+    """The task returned after `seconds`. Buffers: the head and the out-of-band buffers of its pickled result.
 
-    `files` are paths of files that hold an out-of-band buffer, by its index; only where `Setup.shares` is set.
+    `files` maps the index of an out-of-band buffer to the path of a file that holds it; only if `Setup.shares` is set.
     """
 
     task: int
@@ -256,18 +258,18 @@ class Failure(enum.Enum):
 
     RAISED = "raised"  # its own exception; buffers: a pickled exception
     UNLOADABLE = "unloadable"  # the call could not be unpickled; buffers: a pickled exception
-    CRASHED = "crashed"  # its process died while it ran alone there; `detail` says how
-    SHARED_CRASH = "shared-crash"  # its process died while it ran other tasks too: not known which one did it
-    TIMEOUT = "timeout"  # ran longer than its limit
-    CANCELLED = "cancelled"  # as the owner asked
+    CRASHED = "crashed"  # its process died while running only this task; `detail` says how
+    SHARED_CRASH = "shared-crash"  # its process died while it also ran other tasks; which one caused it is not known
+    TIMEOUT = "timeout"  # it ran longer than its limit
+    CANCELLED = "cancelled"  # at the owner's request
     REFUSED = "refused"  # the node could not start it; `detail` says why
 
 
 class Failed(NamedTuple):
     """The task did not return. `reason` is a `Failure` value. Buffers: see `Failure`.
 
-    `missing` is the module that could not be imported, if that was why: one that the node lacks, or with its package's
-    name before it one that the node's package lacks.
+    `missing` is the module that could not be imported, if that was the cause; it is prefixed with its package's name if
+    the node has the package, and the package lacks the module.
     """
 
     task: int
@@ -278,9 +280,9 @@ class Failed(NamedTuple):
 
 
 class Output(NamedTuple):
-    """What tasks printed. `stream` is 1 or 2; one buffer of any bytes: whole lines, or what is left of one at its end.
+    """What tasks printed. `stream` is 1 or 2. One buffer: whole lines, or the unfinished last line when a task ends.
 
-    Where a line is longer than a message that keeps its place, `more` of it is in the very next `Output`.
+    If a line is longer than the largest message that keeps its order, `more` of it follows in the very next `Output`.
     """
 
     stream: int
@@ -288,7 +290,7 @@ class Output(NamedTuple):
 
 
 class Blob(NamedTuple):
-    """A large buffer by the digest of its content, or a part of it. One buffer: its bytes from `offset` on."""
+    """A large buffer, or part of one, named by the digest of its content. One buffer: its bytes from `offset` on."""
 
     digest: bytes
     size: int
@@ -296,7 +298,7 @@ class Blob(NamedTuple):
 
 
 class Fetch(NamedTuple):
-    """Get a blob from a peer, by name; from None: end the fetch. Both are answered by `Kept`."""
+    """Fetch a blob from the named peer; with None, end the fetch. Both are answered by `Kept`."""
 
     digest: bytes
     size: int
@@ -304,7 +306,7 @@ class Fetch(NamedTuple):
 
 
 class Share(NamedTuple):
-    """A blob as a `SharedFile` of the owner's, who is on the same machine. Answered by `Kept`."""
+    """A blob in a `SharedFile` of the owner, which is on the same machine. Answered by `Kept`."""
 
     digest: bytes
     path: str
@@ -313,7 +315,7 @@ class Share(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """A blob is here; or, with an `error`, a fetch has ended after `size` bytes of it, or a file can't be shared."""
+    """A blob is here; or, with an `error`, its fetch ended after `size` bytes, or its file can't be shared."""
 
     digest: bytes
     size: int
@@ -321,14 +323,14 @@ class Kept(NamedTuple):
 
 
 class Listening(NamedTuple):
-    """The node serves its peers on a port of any of these addresses."""
+    """The node serves its peers on this port of each of these addresses."""
 
     port: int
     addresses: list[str]
 
 
 class Peers(NamedTuple):
-    """Nodes of the pool, by name, as they said in `Listening`: find out which of them can be reached."""
+    """Nodes of the pool, by name, with what they reported in `Listening`: find out which of them can be reached."""
 
     peers: dict[str, list[Any]]
 
@@ -340,7 +342,7 @@ class Reached(NamedTuple):
 
 
 class Forget(NamedTuple):
-    """The owner will not name these blobs again."""
+    """The owner will not refer to these blobs again."""
 
     digests: list[bytes]
 
@@ -353,13 +355,13 @@ class StreamOpen(NamedTuple):
 
 
 class StreamData(NamedTuple):
-    """Bytes of a bridged stream, either way. One buffer."""
+    """Bytes of a bridged stream, in either direction. One buffer."""
 
     stream: int
 
 
 class StreamClose(NamedTuple):
-    """One end of a bridged stream has closed it, or it could not be opened; `error` says why."""
+    """One end of a bridged stream has closed it, or it could not be opened, for the reason in `error`."""
 
     stream: int
     error: str | None
@@ -372,19 +374,19 @@ Message = Union[
 ]  # fmt: skip
 
 MESSAGES: tuple[type[Any], ...] = get_args(Message)
-"""Every kind of message; a kind's place in this tuple is its code on the wire."""
+"""Every kind of message; its index in this tuple is its code on the wire."""
 
 ORDERED: frozenset[type[Any]] = frozenset({Output, StreamData})
-"""Kinds with buffers that must arrive in the order in which they were sent: a wire refuses those that are large.
+"""Kinds with buffers that must arrive in the order in which they were sent: a wire refuses them when they are large.
 
-Messages without buffers always keep their place among each other; any other kind may overtake, and be overtaken.
+Messages without buffers always keep their order among themselves; any other kind may overtake and be overtaken.
 """
 
 CODES: dict[type[Any], int] = {kind: code for code, kind in enumerate(MESSAGES)}
 
 
 def _accepts(hint: Any) -> tuple[type, ...]:
-    """The run-time types that a field's annotation allows (ints are fine where floats are)."""
+    """Return the run-time types that a field's annotation allows (an int is accepted as a float)."""
     types: list[type] = []
     for part in get_args(hint) if type(None) in get_args(hint) else (hint,):
         types.append(getattr(part, "__origin__", part))

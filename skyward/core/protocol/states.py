@@ -1,6 +1,6 @@
-"""Which message may be sent when: how far the two ends of a link have come, and the table of all legal moves.
+"""Which message may be sent when: the states of the two ends of a link, and the table of all legal moves.
 
-Pure, and all that there is to say about order; how messages look on the stream is in wire.py.
+Everything about the order of messages is here; how they look on the stream is in wire.py. Pure.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Role(enum.Enum):
     OWNER = "owner"
     WORKER = "worker"
 
-    __hash__ = object.__hash__  # members are singletons; Enum's own is Python code, and these key every look-up
+    __hash__ = object.__hash__  # members are singletons; Enum's own hash is Python code, and every look-up uses it
 
     @property
     def peer(self) -> Role:
@@ -96,10 +96,10 @@ TRANSITIONS: dict[Role, dict[State, dict[type[Any], State]]] = {
 """role -> state of that role -> message it sends -> its next state."""
 
 TALK = {role: frozenset(kinds[State.OPEN]) - {Bye} for role, kinds in TRANSITIONS.items()}
-"""What changes no state when both ends are OPEN."""
+"""Messages that change no state when both ends are OPEN."""
 
 REQUIRES: dict[type[Any], State] = {Welcome: State.GREETED, Proof: State.OPEN}
-"""Messages that may be sent only when the other end has reached a state. In OPEN, everything requires OPEN."""
+"""Messages that may be sent only once the other end has reached a state. In OPEN, everything requires OPEN."""
 
 
 def next_state(states: Mapping[Role, State], role: Role, kind: type[Any]) -> State:
@@ -108,7 +108,7 @@ def next_state(states: Mapping[Role, State], role: Role, kind: type[Any]) -> Sta
     Raises
     ------
     ProtocolError
-        It may not send one now.
+        It must not send one now.
     """
     state, peer = states[role], states[role.peer]
     after = TRANSITIONS[role].get(state, {}).get(kind)

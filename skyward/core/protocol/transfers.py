@@ -1,4 +1,4 @@
-"""Large messages on their way: what is left of one that is sent, what has come of one that arrives, from which stream.
+"""Large messages in flight: what is left to send of one, what has arrived of one, and the streams they arrive on.
 
 Pure; used by wire.py alone, which knows what a piece looks like.
 """
@@ -23,27 +23,27 @@ Buffer = Union[bytes, bytearray, memoryview, mmap.mmap]
 """What can be sent."""
 
 Filled = Union[bytearray, memoryview, mmap.mmap]
-"""What arrives: a writable buffer; a large one begins at a page, so that arrays in it are aligned."""
+"""What arrives: a writable buffer; a large one is page-aligned, so arrays in it are aligned."""
 
-_AHEAD = 64 << 20  # bytes of memory for which nothing has come: what is on its way on other stripes, rounded up
-_BLOCK = 2 << 20  # memory of large buffers is taken in pages, which are as large as this at most
-_MAX_GAPS = 1024  # in a message that is arriving: each stripe is at another place of it
+_AHEAD = 64 << 20  # bytes allocated for data that has not arrived: what is in flight on other stripes, rounded up
+_BLOCK = 2 << 20  # memory of large buffers is committed in pages, which are no larger than this
+_MAX_GAPS = 1024  # in a message that is arriving: each stripe is at a different place in it
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Sizes in bytes; what is larger is refused before memory is allocated.
+    """Maximum sizes in bytes; anything larger is refused before memory is allocated.
 
     Attributes
     ----------
     piece
-        Largest body of one piece that is sent. A message up to this size goes as one piece.
+        Body of one piece. A message of up to this size is sent as one piece.
     prelude
-        Largest prelude (envelope and buffer lengths) that is accepted.
+        Prelude (envelope and buffer lengths).
     message
-        Largest sum of the buffers of one message.
+        Sum of the buffers of one message.
     open
-        Largest sum over all messages that have begun and not ended.
+        Sum over all messages that have begun and not ended.
     """
 
     piece: int = 256 * 1024
@@ -53,39 +53,41 @@ class Limits:
 
 
 class Ahead:
-    """Memory for all messages that are arriving, against what has come of them.
+    """Bounds the memory for all messages that are arriving by what has arrived of them.
 
-    A peer says how large its buffers are before it sends them, and may send a byte of each. It makes us take no more
-    than twice what it sends, and `_AHEAD` bytes.
+    A peer announces the size of its buffers before it sends them, and may then send a byte of each. It can make us
+    allocate no more than twice what it sends, plus `_AHEAD` bytes.
 
     Parameters
     ----------
     buffer_pool
-        Where large buffers are taken from.
+        Where large buffers come from.
     """
 
     def __init__(self, buffer_pool: BufferPool) -> None:
         self._buffer_pool = buffer_pool
-        self.come = 0
-        self.taken = 0
+        self.arrived = 0
+        self.allocated = 0
 
     def __repr__(self) -> str:
-        return f"<Ahead: {self.taken:,} bytes for {self.come:,}>"
+        return f"<Ahead: {self.allocated:,} bytes for {self.arrived:,}>"
 
     def count(self, size: int) -> None:
-        """So much memory is about to be taken.
+        """Count memory that is about to be allocated.
 
         Raises
         ------
         ProtocolError
-            Too little has come for that.
+            Too little has arrived for that much.
         """
-        if self.taken + size > _AHEAD + 2 * self.come:
-            raise ProtocolError(f"memory of {self.taken + size:,} bytes is wanted, but {self.come:,} bytes came for it")
-        self.taken += size
+        if self.allocated + size > _AHEAD + 2 * self.arrived:
+            raise ProtocolError(
+                f"a buffer needs {self.allocated + size:,} bytes of memory, but only {self.arrived:,} have arrived"
+            )
+        self.allocated += size
 
     def room(self, size: int) -> Filled:
-        """Memory for a buffer, which need not have been counted from 2 MB on: it is taken as it is filled."""
+        """Allocate a buffer; from 2 MB on, it need not have been counted: its memory is committed as it is filled."""
         try:
             return bytearray(size) if size < PAGED else self._buffer_pool.take(size)
         except (MemoryError, OSError) as error:
@@ -96,7 +98,7 @@ class Incoming:
     """A large message whose buffers are arriving."""
 
     __slots__ = (
-        *("_ahead", "_begun", "_sizes", "_starts", "_taken", "buffers", "gaps", "key", "message", "missing"),
+        *("_ahead", "_allocated", "_begun", "_sizes", "_starts", "buffers", "gaps", "key", "message", "missing"),
         *("number", "prelude", "size"),
     )
 
@@ -109,27 +111,27 @@ class Incoming:
         self.prelude = prelude
         self.buffers: list[Filled | None] = [None] * len(sizes)
         self._ahead = ahead
-        self._taken = 0
+        self._allocated = 0
         self._begun: set[tuple[int, int]] = set()  # buffer and block in it, of large buffers
         self._sizes = sizes
         self._starts = [0, *accumulate(sizes)][:-1]
         self.size = self.missing = sum(sizes)
-        self.gaps = [(0, self.size)]  # what no piece has been for
+        self.gaps = [(0, self.size)]  # the ranges that no piece has claimed
 
     def claim(self, at: int, count: int) -> None:
-        """A piece for these bytes begins: no other may be for any of them."""
+        """Reserve these bytes for a piece that begins: no other piece may contain any of them."""
         for index, (start, end) in enumerate(self.gaps):
             if start <= at and at + count <= end and count:
                 left = ((start, at), (at + count, end))
                 self.gaps[index : index + 1] = [gap for gap in left if gap[0] < gap[1]]
                 if len(self.gaps) <= _MAX_GAPS:
                     return
-        raise ProtocolError(f"a piece of {count:,} bytes for message {self.key}, which does not want them at {at:,}")
+        raise ProtocolError(f"a piece of {count:,} bytes for message {self.key}, which has no gap for it at {at:,}")
 
     def fill(self, at: int, data: memoryview) -> None:
-        """Put bytes where they belong; they have been claimed."""
+        """Put bytes in their place, which has been claimed."""
         self.missing -= len(data)
-        self._ahead.come += len(data)
+        self._ahead.arrived += len(data)
         index = bisect_right(self._starts, at) - 1
         at -= self._starts[index]
         while len(data):
@@ -142,7 +144,7 @@ class Incoming:
             index, at = index + 1, 0
 
     def _room(self, index: int, at: int, count: int) -> Filled:
-        """Memory of a buffer, of which some bytes are about to be filled."""
+        """Return a buffer of which some bytes are about to be filled."""
         size, target = self._sizes[index], self.buffers[index]
         if size < _BLOCK:
             self._count(size)
@@ -157,17 +159,17 @@ class Incoming:
 
     def _count(self, size: int) -> None:
         self._ahead.count(size)
-        self._taken += size
+        self._allocated += size
 
     def whole(self) -> list[Filled]:
-        """The buffers, once nothing is missing; what becomes of them is not our concern any more."""
-        self._ahead.come -= self.size
-        self._ahead.taken -= self._taken
+        """Return the buffers, once nothing is missing; their memory no longer counts here."""
+        self._ahead.arrived -= self.size
+        self._ahead.allocated -= self._allocated
         return [bytearray() if buffer is None else buffer for buffer in self.buffers]
 
 
 class Outgoing:
-    """A large message of which pieces have been sent, and the bytes that are left, from `at` on."""
+    """A large message that is being sent: the bytes that are left, from `at` on."""
 
     __slots__ = ("at", "key", "sample", "views")
 
@@ -175,18 +177,18 @@ class Outgoing:
         self.key = key
         self.views = views
         self.at = 0
-        self.sample: Sample | None = None  # how well it can be compressed, once that has been tried
+        self.sample: Sample | None = None  # how well it compresses, once that has been tried
 
 
 class Lane:
-    """One stream that comes in: where its reading stands."""
+    """One incoming stream, and how far it has been read."""
 
     __slots__ = ("at", "buffer", "into", "left", "wanted")
 
     def __init__(self) -> None:
         self.buffer = bytearray()  # a piece that has not arrived whole (never the body of DATA), or all that waits
-        self.into: Incoming | None = None  # where the body of the present DATA piece goes
-        self.at = 0  # place of its next byte
+        self.into: Incoming | None = None  # where the body of the current DATA piece goes
+        self.at = 0  # offset of its next byte
         self.left = 0  # bytes of that body still to come
         self.wanted: int | None = None  # the message whose OPEN this stream waits for
 
@@ -195,5 +197,5 @@ class Lane:
 
     @property
     def waits(self) -> bool:
-        """Whether it must not be read further until other streams of the link have brought more."""
+        """Whether it must not be read on until more has arrived on other streams of the link."""
         return self.wanted is not None

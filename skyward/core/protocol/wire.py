@@ -1,29 +1,29 @@
-"""The protocol between an owner (who gives tasks) and a worker (who runs them), without any I/O.
+"""The protocol between an owner, which submits tasks, and a worker, which runs them, without any I/O.
 
-`Wire` turns messages into bytes and bytes into messages. It has no socket, thread, clock or random source in it; the
-same class sits on both ends, and also between an agent and its slots. This file does not know what a task means.
+`Wire` turns messages into bytes and bytes into messages. It contains no socket, thread, clock or random source; both
+ends use the same class, as do an agent and its slots. This module does not know what a task is.
 
 A message is a small msgpack envelope and any number of raw buffers. On the stream it travels as pieces::
 
     piece    kind u8 | message u32 | length u32 | body
     SMALL    body = prelude + buffers          the whole message in one piece
     OPEN     body = prelude                    a large message begins; its buffers follow as DATA
-    DATA     offset u64 before the body        the body are bytes of that message's buffers, which lie there
-    PACKED   offset u64 before the body        as DATA, but compressed by zstandard; from owners only
+    DATA     offset u64 before the body        the body is part of that message's buffers, from that offset on
+    PACKED   offset u64 before the body        as DATA, but compressed with zstandard; from owners only
     prelude  envelope length u32 | buffer count u16 | buffer lengths u64 ... | envelope
 
-Large messages are cut in pieces, small ones overtake them between two pieces, so a heartbeat or a small task never
-waits for a gigabyte. Hence messages can arrive in another order than they were sent, and nobody may conclude anything
-from it: only small messages keep their order among each other. Kinds that rely on that (`messages.ORDERED`) are refused
-when they are large. A wire that is `fifo` keeps everything in order: that from an agent to a slot, whose messages are
-tasks that begin one after another.
+Large messages are cut into pieces and small ones overtake them between two pieces, so a heartbeat or a small task never
+waits for a gigabyte. Hence messages may arrive in another order than they were sent, and nobody may conclude anything
+from their order: only small messages keep their order among themselves. Kinds that rely on it (`messages.ORDERED`) are
+refused when they are large. A `fifo` wire keeps everything in order; agents use one to each slot, where the messages
+are tasks that begin one after another.
 
-A link may have further streams, its stripes, for large messages only: their pieces may go on whichever stream takes
-them, since one SSH channel alone can't fill a long line. All pieces are in order within their stream; a stripe whose
-next piece belongs to a message that has not begun yet, as its OPEN is still on its way on another stream, waits. It
-never waits for ever: of all pieces on their way, the one that was sent first never has to.
+A link may have further streams, its stripes, for large messages only: their pieces go on whichever stream accepts them,
+since a single SSH channel can't fill a long line. Pieces are in order within their stream. A stripe whose next piece
+belongs to a message that has not begun yet, because its OPEN is still in flight on another stream, waits. It never
+waits forever: of all pieces in flight, the one that was sent first never has to wait.
 
-The conversation opens with a mutual proof that both ends know the pool's secret (HMAC over both nonces)::
+The conversation opens with mutual proof that both ends know the pool's secret (HMAC over both nonces)::
 
     owner  Hello(nonce) ->            worker  Welcome(nonce, proof) ->            owner  Proof(proof) -> ...
 
@@ -41,15 +41,12 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
-import msgpack
-
 from skyward.core.errors import ProtocolError
 from skyward.core.protocol.buffers import BufferPool
 from skyward.core.protocol.compression import Packer, unpack
-from skyward.core.protocol.envelopes import unpack as unpack_envelope
+from skyward.core.protocol.envelopes import decode, encode
 from skyward.core.protocol.framing import frame
-from skyward.core.protocol.message_checks import is_sound
-from skyward.core.protocol.messages import CODES, FIELDS, MESSAGES, ORDERED, Hello, Message, Ping, Proof, Welcome
+from skyward.core.protocol.messages import ORDERED, Hello, Message, Ping, Proof, Welcome
 from skyward.core.protocol.states import TALK, Role, State, next_state
 from skyward.core.protocol.transfers import Ahead, Buffer, Filled, Incoming, Lane, Limits, Outgoing
 
@@ -67,14 +64,14 @@ __all__ = [
 ]
 
 WHOLE = 32 * 1024
-"""A message with at most so many bytes of buffers is sent whole, in one piece; none of these overtakes another."""
+"""Maximum bytes of buffers in a message that is sent whole, in one piece; such messages never overtake each other."""
 
 VERSION = 3
-"""Number of the protocol. Both ends run the driver's own code, so unequal numbers mean a stale agent."""
+"""Version of the protocol. Both ends run the driver's code, so a mismatch means a stale agent."""
 
 
 class Received(NamedTuple):
-    """A message that arrived: its number (0: not numbered), the message, and its buffers (each writable)."""
+    """A message that arrived: its number (0: not numbered), the message, and its buffers, each writable."""
 
     number: int
     message: Message
@@ -86,20 +83,16 @@ _PLACED = struct.Struct("!BIIQ")  # the header of DATA and PACKED
 _PRELUDE = struct.Struct("!IH")
 _SMALL, _OPEN, _DATA, _PACKED = 0, 1, 2, 3
 _MAX_BUFFERS = 0xFFFF  # of one message
-_TURNS = 2  # large messages that are sent at a time
-_MAX_TURNS = 256  # and that are accepted at a time: with stripes, the ends of many are on their way
-_MAX_PRELUDES = 16  # of the largest size, of all messages that are arriving
+_CONCURRENT = 2  # large messages sent at a time
+_MAX_CONCURRENT = 256  # accepted at a time: with stripes, the ends of many messages are in flight
+_MAX_PRELUDES = 16  # of maximum size, over all messages that are arriving
 _MAX_STRIPES = 8
 _GREETING = 64 * 1024  # largest message from a peer that has not proved who it is
-
-# A name or a variable that is not UTF-8 has halves of characters in Python, and travels as it is.
-_pack = msgpack.Packer(autoreset=True, unicode_errors="surrogatepass").pack
-_GOOD: tuple[set[tuple[type, ...]], ...] = tuple(set() for _ in MESSAGES)  # types of fields that were found right
 
 
 @cache
 def _head(count: int) -> struct.Struct:
-    """Header of a piece and beginning of a prelude with so many buffers."""
+    """Header of a piece, and the beginning of a prelude with this number of buffers."""
     return struct.Struct(f"!BIIIH{count}Q")
 
 
@@ -116,19 +109,19 @@ class Wire:
     role
         Which end this is.
     secret
-        What both ends must prove to know.
+        The secret that each end must prove it knows.
     nonce
-        Random bytes, used once; chosen by the caller since this class has no random source.
+        Random bytes, used once; the caller chooses them, since this class has no random source.
     limits
-        Sizes that are accepted.
+        Maximum sizes accepted.
 
     Notes
     -----
     The driver of a wire has four verbs: `send` (queue a message), `data_to_send` (the next bytes to write),
-    `receive_data` (feed bytes, get messages), `receive_eof`. Not thread safe.
+    `receive_data` (feed bytes, get messages), `receive_eof`. Not thread-safe.
 
-    One that has stripes writes `small_to_send` to the first stream, and `large_to_send` to whichever stripe takes it;
-    at the other end each is fed as a `Lane` of its own, unless it `waits`.
+    A driver with stripes writes `small_to_send` to the first stream and `large_to_send` to whichever stripe accepts it;
+    at the other end, each stripe is fed as a `Lane` of its own, unless it `waits`.
     """
 
     def __init__(self, role: Role, *, secret: bytes = b"", nonce: bytes = b"", limits: Limits | None = None) -> None:
@@ -141,16 +134,16 @@ class Wire:
         self._small: deque[bytes] = deque()  # whole pieces
         self._waiting: deque[tuple[bytes, list[memoryview]]] = deque()  # preludes and buffers of large messages
         self._active: deque[Outgoing] = deque()  # those that have begun
-        self._fifo = False  # then small messages wait behind large ones, there too, as pieces without buffers
-        self._turns = _TURNS
+        self._fifo = False  # if so, small messages also wait in `_waiting`, as pieces without buffers
+        self._concurrent = _CONCURRENT
         self._next = 0  # number of the next large message
         self.packer: Packer | None = None
-        """May be set where the peer has said that it can read compressed pieces. One that fails is not used again."""
+        """May be set if the peer has said that it can read compressed pieces. Removed once it has failed."""
         self.packing_failed: Callable[[Exception], object] = lambda _: None
-        """Told why; what was to be packed goes as it is."""
-        self.buffer_pool = BufferPool()  # buffers that came and are needed no more may be given there
+        """Called with the error when the packer fails; the piece is then sent uncompressed."""
+        self.buffer_pool = BufferPool()  # for buffers that arrived and are no longer needed
         self._ahead = Ahead(self.buffer_pool)
-        self._large = 0  # bytes of large messages not yet taken
+        self._large = 0  # bytes of large messages not yet returned by large_to_send
         self._first = Lane()
         self._stripes: list[Lane] = []
         self._held: list[Lane] = []  # those that wait
@@ -163,13 +156,13 @@ class Wire:
 
     @classmethod
     def opened(cls, role: Role, *, limits: Limits | None = None, fifo: bool = False) -> Wire:
-        """A wire that needs no greeting: between an agent and a slot that inherited its socket.
+        """Make a wire that needs no greeting: between an agent and a slot that inherited its socket.
 
         With `fifo`, messages arrive in the order in which `send` was called.
         """
         wire = cls(role, limits=limits)
         wire._fifo = fifo
-        wire._turns = 1 if fifo else _TURNS
+        wire._concurrent = 1 if fifo else _CONCURRENT
         wire.states = {Role.OWNER: State.OPEN, Role.WORKER: State.OPEN}
         wire._talking = True
         return wire
@@ -181,18 +174,18 @@ class Wire:
 
     @property
     def is_open(self) -> bool:
-        """Both ends have proved who they are, and neither has said goodbye."""
+        """Whether both ends have proved who they are, and neither has said goodbye."""
         return self.states[Role.OWNER] is State.OPEN and self.states[Role.WORKER] is State.OPEN
 
     # --- greeting ---
 
     @property
     def name(self) -> bytes:
-        """The owner's nonce: what a stripe of this link names."""
+        """The owner's nonce, by which a stripe names the link it belongs to."""
         return self._nonce if self.role is Role.OWNER else self._peer_nonce
 
     def hello(self, session: str, received: int, link: bytes = b"") -> None:
-        """Owner: begin; as a stripe, with the name of the link that it shall belong to."""
+        """Owner: begin; as a stripe, with the name of the link that it is to join."""
         self.send(Hello(VERSION, session, self._nonce, received, link))
 
     def welcome(self, received: int, facts: dict[str, Any]) -> None:
@@ -200,7 +193,7 @@ class Wire:
         self.send(Welcome(VERSION, self._nonce, self._sign(Role.WORKER), received, facts))
 
     def prove(self) -> None:
-        """Owner: answer `Welcome`, whose proof has been checked when it was received."""
+        """Owner: answer `Welcome`, whose proof was checked when it arrived."""
         self.send(Proof(self._sign(Role.OWNER)))
 
     def _sign(self, role: Role) -> bytes:
@@ -212,17 +205,26 @@ class Wire:
     # --- sending ---
 
     def send(self, message: Message, buffers: Sequence[Buffer] = (), number: int = 0) -> bytes | None:
-        """Queue a message. Returns the piece that it is, if it is one; that can be sent again on another link.
+        """Queue a message. Returns its encoded piece if it is a single one, which `send_again` takes on another link.
+
+        Parameters
+        ----------
+        message
+            What to send.
+        buffers
+            Its bulk; large ones must not change until they have been sent.
+        number
+            Its number in the conversation; 0: not numbered.
 
         Raises
         ------
         ProtocolError
-            The message may not be sent now, or is too large. Nothing was queued, the wire can go on.
+            The message must not be sent now, or is too large. Nothing was queued, and the wire remains usable.
         """
         kind = type(message)
         talk = self._talking and kind in self._mine  # the common case: everything is open, and stays so
         state = State.OPEN if talk else next_state(self.states, self.role, kind)
-        envelope: bytes = _pack((CODES[kind], number, *message))
+        envelope = encode(message, number)
         sizes = [len(buffer) if type(buffer) is bytes else memoryview(buffer).nbytes for buffer in buffers]
         total = sum(sizes)
         if total > WHOLE and kind in ORDERED:
@@ -238,7 +240,7 @@ class Wire:
                 f"{self.limits.prelude:,} and {_MAX_BUFFERS:,}"
             )
         self._enter(self.role, state)
-        if state is State.CLOSED:  # nobody waits for the rest of what was being sent
+        if state is State.CLOSED:  # nobody needs the rest of what was being sent
             self._active.clear()
             self._waiting.clear()
             self._large = 0
@@ -258,19 +260,19 @@ class Wire:
         return None
 
     def send_again(self, piece: bytes) -> None:
-        """Queue what `send` has returned on an earlier link of the same end."""
-        next_state(self.states, self.role, Ping)  # or any other message that only an open wire takes
+        """Queue a piece that `send` returned on an earlier link of the same end."""
+        next_state(self.states, self.role, Ping)  # or any other message that only an open wire accepts
         self._small.append(piece)
 
     def data_to_send(self, budget: int = 1024 * 1024) -> list[bytes | memoryview]:
-        """The next buffers to write, about `budget` bytes, small messages first; none when there is nothing."""
+        """Return the next buffers to write, about `budget` bytes, small messages first; empty if there is nothing."""
         out = self.small_to_send()
         if self._active or self._waiting:
             out += self.large_to_send(budget - len(out[0]) if out else budget)
         return out
 
     def small_to_send(self) -> list[bytes | memoryview]:
-        """All small messages, in order."""
+        """Return all small messages, in order."""
         if not self._small:
             return []
         joined = b"".join(self._small)
@@ -278,24 +280,24 @@ class Wire:
         return [joined]
 
     def large_to_send(self, budget: int = 1024 * 1024) -> list[bytes | memoryview]:
-        """The next pieces of large messages, about `budget` bytes, for any stream of the link.
+        """Return the next pieces of large messages, about `budget` bytes, for any stream of the link.
 
-        They go in order, `_TURNS` of them at a time a piece each in turn, so that a large one is not held up by a
-        huge one and yet each is complete as early as can be. One at a time where the wire keeps everything in order.
+        Messages go in order, `_CONCURRENT` at a time taking turns piece by piece, so that a huge one does not hold up a
+        large one, and yet each is complete as early as possible. A `fifo` wire sends one at a time.
         """
         out: list[bytes | memoryview] = []
         while budget > 0 and (self._active or self._waiting):
-            if self._waiting and len(self._active) < self._turns:
+            if self._waiting and len(self._active) < self._concurrent:
                 prelude, views = self._waiting.popleft()
-                if not views:  # a small message of a wire that is first-in-first-out
+                if not views:  # a small message on a fifo wire
                     out.append(prelude)
                     budget -= len(prelude)
                     continue
                 self._next = (self._next + 1) & 0xFFFFFFFF
                 out.append(_PIECE.pack(_OPEN, self._next, len(prelude)) + prelude)
-                # Its first piece is next, on the same stream: one that is a single piece is never waited for.
+                # Its first piece goes next, on the same stream: a message of one piece never has to be waited for.
                 self._active.appendleft(Outgoing(self._next, views))
-            message = self._active[0]  # it stays in the queue until its piece is made
+            message = self._active[0]  # it stays in the queue until its piece has been made
             views = message.views
             body = views[0][: self.limits.piece]
             packed = None if self.packer is None else self._packed(self.packer, message, body)
@@ -315,10 +317,10 @@ class Wire:
         return out
 
     def _packed(self, packer: Packer, message: Outgoing, body: memoryview) -> bytes | None:
-        """The next piece of a message compressed; None if it goes as it is, also where that fails: it is but a gain."""
+        """Compress the next piece of a message; None to send it as it is, as after a failure: it is only a gain."""
         try:
             return packer.pack(message, body)
-        except Exception as error:  # no memory, say
+        except Exception as error:  # out of memory, for example
             self.packer = None
             self.packing_failed(error)
             return None
@@ -340,22 +342,22 @@ class Wire:
 
     @property
     def large(self) -> int:
-        """Bytes of large messages that `large_to_send` has yet to return."""
+        """Bytes of large messages that `large_to_send` has not returned yet."""
         return self._large
 
     # --- receiving ---
 
     def stripe(self) -> Lane:
-        """A further stream on which the peer's large messages come in; to be fed with `receive_data`."""
+        """Add a stream on which the peer's large messages arrive; feed its bytes to `receive_data`."""
         if not self._talking or len(self._stripes) >= _MAX_STRIPES:
             raise ProtocolError(f"a link has at most {_MAX_STRIPES} stripes, and none before both ends are known")
         self._stripes.append(Lane())
         return self._stripes[-1]
 
     def receive_data(self, data: Buffer, lane: Lane | None = None) -> list[Received]:
-        """Feed bytes as they came, however they were cut; get the messages that are now complete.
+        """Feed bytes as they arrived, however they were cut, and return the messages that are now complete.
 
-        Bytes of a stripe are fed with its `lane`, and not while it `waits`: so what it holds is one feed at most.
+        Bytes of a stripe are fed with its `lane`, and not while it `waits`, so a lane never holds more than one feed.
 
         Raises
         ------
@@ -379,7 +381,7 @@ class Wire:
         return got
 
     def receive_eof(self) -> None:
-        """Tell that a stream has ended; an end in mid-message, or before `Bye`, is the link's loss, not ours."""
+        """Note that a stream has ended. An end within a message, or before `Bye`, means that the link was lost."""
         self._coming.clear()
         self._first, self._stripes, self._held = Lane(), [], []
         self._broken = True
@@ -391,7 +393,7 @@ class Wire:
                 at += self._fill(view[at:], lane, lane.into, got)
             elif lane.buffer:
                 at += self._collect(view[at:], lane, got)
-            else:  # the common case: whole pieces are read where they are
+            else:  # the common case: whole pieces are read in place
                 size = self._piece_size(view[at : at + _PIECE.size])
                 if size is None or at + size > end:
                     lane.buffer += view[at:]
@@ -400,7 +402,7 @@ class Wire:
                 at += size
 
     def _release(self, got: list[Received]) -> None:
-        """Go on with streams that have waited for what has come now."""
+        """Resume the streams that were waiting for a message that has begun now."""
         while lane := next((lane for lane in self._held if lane.wanted in self._coming), None):
             self._held.remove(lane)
             held = bytes(lane.buffer)
@@ -409,8 +411,8 @@ class Wire:
             self._receive(memoryview(held), lane, got)
 
     def _collect(self, view: memoryview, lane: Lane, got: list[Received]) -> int:
-        """Complete the piece in the buffer: first its header, then as much as the header says; the bytes used."""
-        if lane.waits:  # not ended by what is in `view`: it came together with the piece that must wait
+        """Complete the piece in the buffer, first its header, then what that announces. Returns the bytes used."""
+        if lane.waits:  # `view` does not end that: it arrived together with the piece that must wait
             lane.buffer += view
             return len(view)
         size = self._piece_size(lane.buffer)
@@ -423,7 +425,7 @@ class Wire:
         return min(missing, len(view))
 
     def _piece_size(self, data: memoryview | bytearray) -> int | None:
-        """Size of the piece that begins here, header included, without DATA's body; None when it can't be said yet."""
+        """Return the size of the piece that begins here, without the body of DATA; None if it is not known yet."""
         if len(data) < _PIECE.size:
             return None
         kind, _, length = _PIECE.unpack_from(data)
@@ -449,7 +451,7 @@ class Wire:
                 buffers.append(bytearray(piece[used : used + size]))
                 used += size
             if used != len(piece) or lane is not self._first:
-                raise ProtocolError("a small message whose buffers do not fill its piece, or on a stripe")
+                raise ProtocolError("a small message that does not fill its piece, or is on a stripe")
             self._arrived(Received(seq, message, buffers), got)
         elif used != len(piece):
             raise ProtocolError("a large message begins with more than its prelude")
@@ -457,7 +459,7 @@ class Wire:
             self._begin(number, seq, message, sizes, length)
 
     def _place(self, piece: memoryview, lane: Lane, got: list[Received]) -> None:
-        """A whole PACKED piece, or the header of a DATA piece, whose body is put where it belongs as it comes."""
+        """Take a whole PACKED piece, or the header of a DATA piece, whose body is put in place as it arrives."""
         kind, number, length, at = _PLACED.unpack_from(piece)
         coming = self._coming.get(number)
         if coming is not None and kind == _PACKED:
@@ -468,7 +470,7 @@ class Wire:
         elif coming is not None:
             coming.claim(at, length)
             lane.into, lane.at, lane.left = coming, at, length
-        elif lane is self._first:  # whose messages begin on it, or began before there were stripes
+        elif lane is self._first:  # its messages begin on it, or began before there were stripes
             raise ProtocolError(f"a piece of {length:,} bytes for message {number}, which has not begun")
         else:
             lane.wanted = number
@@ -482,14 +484,14 @@ class Wire:
         if total > self.limits.message or self._coming_size + total > self.limits.open:
             raise ProtocolError(f"a message of {total:,} bytes is over the limit of {self.limits.message:,} bytes")
         preludes = self._coming_preludes + prelude
-        if len(self._coming) >= _MAX_TURNS or preludes > _MAX_PRELUDES * self.limits.prelude:
-            raise ProtocolError(f"more than {_MAX_TURNS} large messages at a time, or too large preludes")
+        if len(self._coming) >= _MAX_CONCURRENT or preludes > _MAX_PRELUDES * self.limits.prelude:
+            raise ProtocolError(f"more than {_MAX_CONCURRENT} large messages at a time, or preludes that are too large")
         self._coming[number] = Incoming(number, seq, message, sizes, prelude, self._ahead)
         self._coming_size += total
         self._coming_preludes = preludes
 
     def _fill(self, view: memoryview, lane: Lane, coming: Incoming, got: list[Received]) -> int:
-        """Take bytes of the DATA piece that is arriving; how many."""
+        """Take bytes of the DATA piece that is arriving. Returns how many."""
         data = view[: lane.left]
         coming.fill(lane.at, data)
         lane.at += len(data)
@@ -507,29 +509,16 @@ class Wire:
             self._arrived(Received(coming.number, coming.message, coming.whole()), got)
 
     def _prelude(self, piece: memoryview, at: int) -> tuple[int, Message, tuple[int, ...], int]:
-        """Number, message, sizes of the buffers, and where the prelude that begins at `at` ends."""
+        """Read the prelude at `at`: number, message, sizes of the buffers, and where the prelude ends."""
         try:
             length, count = _PRELUDE.unpack_from(piece, at)
             sizes = _sizes(count).unpack_from(piece, at + _PRELUDE.size) if count else ()
-            start = at + _PRELUDE.size + 8 * count
-            if start + length > len(piece):
-                raise ProtocolError("an envelope is cut short")
-            code, seq, *fields = unpack_envelope(piece[start : start + length])
-            kind, good, kinds = MESSAGES[code], _GOOD[code], tuple(map(type, fields))
-        except ProtocolError:
-            raise
-        except Exception as error:  # msgpack's errors have no common base, and garbage meets them all
-            raise ProtocolError(f"not an envelope of this protocol: {error!r}") from error
-        if type(code) is not int or type(seq) is not int or code < 0 or seq < 0:
-            raise ProtocolError(f"not an envelope of this protocol: code {code!r:.50}, number {seq!r:.50}")
-        if kinds not in good:
-            wanted = FIELDS[code]
-            if len(kinds) != len(wanted) or not all(k in types for k, types in zip(kinds, wanted, strict=True)):
-                raise ProtocolError(f"not a {kind.__name__} of this protocol: {fields!r:.200}")
-            good.add(kinds)  # the combinations that are allowed are few
-        message = kind(*fields)
-        if not is_sound(message, count):
-            raise ProtocolError(f"not a {kind.__name__} that can be meant: {fields!r:.200}, with {count} buffers")
+        except struct.error as error:
+            raise ProtocolError(f"a prelude is cut short: {error}") from error
+        start = at + _PRELUDE.size + 8 * count
+        if start + length > len(piece):
+            raise ProtocolError("an envelope is cut short")
+        seq, message = decode(piece[start : start + length], count)
         return seq, message, sizes, start + length
 
     def _arrived(self, received: Received, got: list[Received]) -> None:

@@ -1,1 +1,1 @@
-"""Facts and limits of the operating system that several rooms need."""
+"""What several rooms need of the operating system: its limits, and how to start processes."""

@@ -1,7 +1,7 @@
-"""How many files a process may have open: connections, pipes and copies of arrays in memory are files too.
+"""The limit on open files of a process; connections, pipes and arrays in shared memory count as files, too.
 
-Limits are often low (1,024, or 64 on login nodes), and what runs out of them fails in some place that has nothing to do
-with it. So what will be needed is counted beforehand.
+Limits are often low (1,024, or 64 on login nodes), and a process that reaches its limit fails in some unrelated place.
+So callers count in advance what they will need.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ _MANY = 1 << 20  # where there is no limit
 
 
 def limit() -> int:
-    """How many this process may have open."""
+    """Return how many files this process may have open."""
     soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return _MANY if soft == resource.RLIM_INFINITY else soft
 
 
 def left() -> int:
-    """How many more it may open now; what it has open does not count where that can't be seen."""
+    """Return how many more it may open now; open files are not subtracted where they can't be counted."""
     try:
-        used = len(os.listdir("/dev/fd")) - 1  # noqa: PTH208  one is the folder itself
+        used = len(os.listdir("/dev/fd")) - 1  # noqa: PTH208 - one is the folder itself
     except OSError as error:
         return 0 if error.errno in (errno.EMFILE, errno.ENFILE) else limit()
     return max(0, limit() - used)
 
 
 def advice(count: int) -> str:
-    """What to do so that this process may open so many more."""
+    """Say what to do so that this process may open `count` more files."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = max(1024, 2 * (soft - left() + count))
     if hard == resource.RLIM_INFINITY or wanted <= hard:
@@ -40,7 +40,7 @@ def advice(count: int) -> str:
 
 
 def allow(count: int) -> int:
-    """Raise this process's limit to `count` as far as that is allowed; what it is then. It is never lowered."""
+    """Raise this process's limit to `count`, as far as allowed, and return the limit. It is never lowered."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:

@@ -1,4 +1,4 @@
-"""Paths of Unix sockets: an address holds 107 bytes, and a folder for temporary files may be deeper than that."""
+"""Paths of Unix sockets, also longer ones than a socket's address can hold (107 bytes)."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from pathlib import Path
 __all__ = ["LONGEST", "socket_path"]
 
 LONGEST = 103
-"""Bytes of the longest path that every system takes: Linux 107, macOS and the BSDs 103."""
+"""Length in bytes of the longest path that every system accepts: Linux 107, macOS and the BSDs 103."""
 
 
 @contextlib.contextmanager
 def socket_path(path: str) -> Iterator[str]:
-    """A name by which this process can bind or connect the socket at `path`, however long that is.
+    """Yield a name by which this process can bind or connect the socket at `path`, however long the path is.
 
-    It holds while the block lasts. A short path is its own name; the folder of a long one is opened, and named as this
-    process's open file. Others may use the socket by `path` in the same way.
+    The name is valid within the block. A short path is its own name; for a long one, the folder is opened and named as
+    an open file of this process. Other processes reach the socket by `path` in the same way.
 
     Raises
     ------
     OSError
-        There is no such folder, or a long path can't be named on this system.
+        There is no such folder, or this system has no short name for a long path.
     """
     if len(os.fsencode(path)) <= LONGEST:
         yield path
@@ -36,8 +36,8 @@ def socket_path(path: str) -> Iterator[str]:
         if len(os.fsencode(short)) > LONGEST or not Path(f"/proc/self/fd/{opened}").exists():
             raise OSError(
                 errno.ENAMETOOLONG,
-                f"too long for a socket's path, which has at most {LONGEST} bytes here; "
-                "let TMPDIR name a folder with a shorter path",
+                f"the path of a socket has at most {LONGEST} bytes on this system; "
+                "set TMPDIR to a folder with a shorter path",
                 path,
             )
         yield short

@@ -272,8 +272,8 @@ def _garbage(agent: MemoryAgent) -> None:
 
 
 NONSENSE: dict[str, tuple[Callable[[MemoryAgent], object], str]] = {
-    "unknown reason": (lambda agent: agent.say(Failed(1, 0.1, "no-such", "")), "not a Failed that can be meant"),
-    "seconds": (lambda agent: agent.say(Done(1, math.nan), [b"x"]), "not a Done that can be meant"),
+    "unknown reason": (lambda agent: agent.say(Failed(1, 0.1, "no-such", "")), "not a sensible Failed"),
+    "seconds": (lambda agent: agent.say(Done(1, math.nan), [b"x"]), "not a sensible Done"),
     "a task it was never given": (lambda agent: agent.say(Done(7, 0.1), [b"x"]), "task 7, which was never given"),
     "back, unasked": (
         lambda agent: agent.say(Returned([1])),

@@ -106,11 +106,11 @@ def test_whatever_a_line_did_each_piece_goes_packed_or_plain(
 def test_the_sample_is_taken_all_over_the_message() -> None:
     view = memoryview(NOISE)
     half = [view, memoryview(bytes(3 << 20))]
-    assert packer(1e6).look([view]).ratio < 1.05
-    assert packer(1e6).look([memoryview(DIGITS)]).ratio > 1.8
-    assert 2 < packer(1e6).look(half).ratio < 4
-    assert packer(1e6).look([memoryview(b"a" * 1000)] * 1000).ratio > 10
-    assert packer(1e6, step=1e-3).look([view]).speed == pytest.approx(65536 / 1e-3)
+    assert packer(1e6).measure([view]).ratio < 1.05
+    assert packer(1e6).measure([memoryview(DIGITS)]).ratio > 1.8
+    assert 2 < packer(1e6).measure(half).ratio < 4
+    assert packer(1e6).measure([memoryview(b"a" * 1000)] * 1000).ratio > 10
+    assert packer(1e6, step=1e-3).measure([view]).speed == pytest.approx(65536 / 1e-3)
 
 
 @pytest.mark.parametrize(("content", "shrinks"), [(NOISE, False), (DIGITS, True)], ids=["noise", "digits"])
@@ -136,7 +136,7 @@ def test_looking_takes_a_small_part_of_the_time_only() -> None:
     looks = []
 
     class Looking(Packer):
-        def look(self, views: Sequence[memoryview]) -> Sample:
+        def measure(self, views: Sequence[memoryview]) -> Sample:
             looks.append(bytes(views[0][:10]))
             now[0] += 0.001
             return Sample(1.0 if bytes(views[0]) == NOISE else 3.0, 1e9)

@@ -75,7 +75,7 @@ def test_the_wire_refuses_it_and_says_what_it_was() -> None:
     """On the node's word; the link is of no further use."""
     node, owner = Wire.opened(Role.WORKER), Wire.opened(Role.OWNER)
     node.send(m.Failed(7, 0.1, "no-such", "x"), [], 1)
-    with pytest.raises(ProtocolError, match=r"not a Failed that can be meant: \[7, 0.1, 'no-such', 'x', ''\]"):
+    with pytest.raises(ProtocolError, match=r"not a sensible Failed: \[7, 0.1, 'no-such', 'x', ''\]"):
         owner.receive_data(b"".join(node.data_to_send()))
     with pytest.raises(ProtocolError):
         owner.receive_data(b"")

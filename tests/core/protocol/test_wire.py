@@ -400,11 +400,11 @@ def test_memory_for_stripes_is_bounded() -> None:
     with pytest.raises(ProtocolError, match="stripes"):
         Wire(Role.WORKER).stripe()
     worker.receive_data(_piece(1, 1, _prelude(_envelope(Run(1, True, None, None, {})), 10**6)))
-    with pytest.raises(ProtocolError, match="does not want them"):
+    with pytest.raises(ProtocolError, match="has no gap"):
         for at in range(0, 10**6, 2):
             worker.receive_data(_data(1, at, b"x"), lane)
     worker = opened(Limits(prelude=20_000))[1]
-    with pytest.raises(ProtocolError, match="too large preludes"):
+    with pytest.raises(ProtocolError, match="preludes that are too large"):
         for number in range(20):
             worker.receive_data(_piece(1, number, _prelude(_envelope(Run(1, True, None, None, {0: bytes(19_000)})), 1)))
 
@@ -674,7 +674,7 @@ def test_large_messages_that_do_come_are_not_refused(size: int) -> None:
     while parts := owner.data_to_send():
         got += worker.receive_data(b"".join(parts))
     assert [len(received.buffers) for received in got] == [count // 2] * 2
-    assert (worker._ahead.come, worker._ahead.taken) == (0, 0)
+    assert (worker._ahead.arrived, worker._ahead.allocated) == (0, 0)
 
 
 def test_only_owners_compress() -> None:

@@ -69,12 +69,12 @@ def test_more_nodes_than_fit_are_refused_before_anything_is_started() -> None:
         import skyward as sky
         try:
             sky.Compute(nodes=20, console=False).start()
-        except sky.errors.ConfigError as error:
+        except sky.ConfigError as error:
             print(error)
     """
     said = few(code, 64)
     assert "nodes=20 need 96 open files" in said
-    assert "ask for at most 10 nodes" in said or "ask for at most 11 nodes" in said
+    assert "use at most 10 nodes" in said or "use at most 11 nodes" in said
 
 
 def test_more_slots_than_fit_are_refused_by_the_node() -> None:
@@ -82,7 +82,7 @@ def test_more_slots_than_fit_are_refused_by_the_node() -> None:
         import skyward as sky
         try:
             sky.Compute(concurrency=20, console=False).start()
-        except sky.errors.ProvisioningError as error:
+        except sky.ProvisioningError as error:
             print(error)
     """
     said = few(code, 64)
@@ -96,7 +96,7 @@ def test_more_hosts_than_fit_are_refused_too() -> None:
         hosts = [f"192.0.2.{i}" for i in range(1, 41)]
         try:
             sky.Compute(provider=sky.SSH(hosts=hosts), nodes=40, console=False).start()
-        except sky.errors.ConfigError as error:
+        except sky.ConfigError as error:
             print(error)
     """
     assert "nodes=40 need 72 open files" in few(code, 64)

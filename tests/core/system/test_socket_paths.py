@@ -39,7 +39,7 @@ def test_a_path_of_any_length_can_be_bound_and_connected(tmp_path: Path, length:
 
 def test_what_can_not_be_named_is_refused_with_advice(tmp_path: Path) -> None:
     with (
-        pytest.raises(OSError, match=r"let TMPDIR name a folder with a shorter path"),
+        pytest.raises(OSError, match=r"set TMPDIR to a folder with a shorter path"),
         socket_path(f"{tmp_path}/{'n' * 120}"),
     ):
         pass
