@@ -1,4 +1,4 @@
-"""joblib's `Parallel` on machines anywhere: this computer, SSH hosts, clouds.
+"""joblib's `Parallel` on machines anywhere: this computer, SSH hosts, or clouds.
 
 ::
 
@@ -8,8 +8,8 @@
     with sky.Compute(nodes=2, worker=sky.Worker(concurrency=2), plugins=[sky.plugins.joblib()]):
         results = Parallel(n_jobs=-1)(delayed(pow)(i, 2) for i in range(100))
 
-Public is what `__all__` lists. The names are looked up when they are first used (PEP 562), so that neither a node nor a
-short script pays for parts that it does not need: `import skyward` loads nothing else.
+The public API is what `__all__` lists. Names are imported on first use (PEP 562), so that neither a node nor a short
+script pays for parts it does not need: `import skyward` loads nothing else.
 """
 
 from importlib import import_module
@@ -162,7 +162,7 @@ def _look_up(name: str) -> Any:
     value = import_module(module)
     if attribute:
         value = getattr(value, attribute)
-    globals()[name] = value  # so the next look-up does not come here
+    globals()[name] = value  # cached: the next lookup does not call this function
     return value
 
 

@@ -1,37 +1,37 @@
 """Every exception that skyward raises, and nothing else.
 
 Foreign errors are mapped to this tree once, at the edge where they appear, `from` the cause. Whether something is
-tried again follows from the type, never from the text. A message says what happened, where, and what to do next.
+retried depends on the type, never on the text. A message says what happened, where, and what to do next.
 
 ::
 
     SkywardError
     ├── ConfigError (ValueError)            an argument is wrong; nothing was started
-    │   └── PluginNotFound (LookupError)    no such provider, transport or plug-in, or it cannot be imported
-    ├── NestedPool (RuntimeError)           a pool in a task that could go on without end, or rent machines unasked
+    │   └── PluginNotFound (LookupError)    no such provider, transport or plugin, or it can't be imported
+    ├── NestedPool (RuntimeError)           a pool in a task that might nest forever, or rent machines unasked
     ├── PoolNotActive (RuntimeError)        the pool was not entered, is closed, or belongs to another process
-    ├── ProvisioningError                   a node could not be had or prepared
-    │   ├── NoOffer                         no provider offers what is asked for
-    │   ├── NoCapacity                      the provider has none of this kind now; another kind or place may be had
-    │   ├── QuotaExceeded                   the account may not have more of this kind
-    │   ├── AuthFailed                      no credentials, or the provider refuses them
+    ├── ProvisioningError                   a node could not be provisioned
+    │   ├── NoOffer                         no provider offers what was asked for
+    │   ├── NoCapacity                      the provider has no such machine now; other types or regions may have
+    │   ├── QuotaExceeded                   the account's quota allows no more such machines
+    │   ├── AuthFailed                      no credentials, or the provider rejects them
     │   ├── NotFound                        the provider knows no such thing
-    │   ├── CloudError                      the provider's API failed; whether it did what was asked is not known
-    │   │   └── RateLimited                 it was asked too often and did nothing; ask again later
-    │   ├── HostUnreachable                 nobody answered in time
-    │   ├── HostKeyError                    the host's key is unknown, or is not the one that was expected
-    │   ├── LoginRefused                    the host refused the user or the key
+    │   ├── CloudError                      the provider's API failed; whether the request took effect is unknown
+    │   │   └── RateLimited                 too many requests; this one had no effect and can be retried later
+    │   ├── HostUnreachable                 no answer in time
+    │   ├── HostKeyError                    the host's key is unknown, or not the expected one
+    │   ├── LoginRefused                    the host rejected the user or the key
     │   └── BootstrapFailed                 a step of preparing the node failed
-    │       ├── PackagesFailed              the image's packages can't be installed; other nodes can't either
+    │       ├── PackagesFailed              the image's packages can't be installed, on this node or any other
     │       └── PythonNotFound              the node has no Python of the driver's minor version
-    ├── LinkError (ConnectionError)         bytes can't be exchanged with a node
-    │   └── ProtocolError                   what arrived, or what was to be sent, breaks the protocol
-    └── TaskError                           one task failed for a reason that is not its own exception
+    ├── LinkError (ConnectionError)         the connection to a node failed
+    │   └── ProtocolError                   a message, received or to be sent, violates the protocol
+    └── TaskError                           a task failed for a reason other than an exception of its own
         ├── PayloadError (PicklingError)    something can't be pickled, or can't be loaded on the other side
-        ├── TaskTimeout (TimeoutError)      the task ran longer than its time limit
-        ├── WorkerCrashed                   the process that ran the task died, `attempts` times, or can't be made
-        ├── NodeLost                        the task's node went away, and it may not or can't run elsewhere
-        └── TaskFailed                      the task raised something that can't be carried here; text only
+        ├── TaskTimeout (TimeoutError)      the task exceeded its time limit
+        ├── WorkerCrashed                   the task's process died, `attempts` times, or can't be started
+        ├── NodeLost                        the task's node was lost, and it may not or can't run on another
+        └── TaskFailed                      the task raised an exception that can't be rebuilt here; text only
 """
 
 from __future__ import annotations
@@ -76,9 +76,9 @@ __all__ = [
 
 
 class SkywardError(Exception):
-    """Base of every error that skyward raises by itself.
+    """Base of every error that skyward raises.
 
-    Its text may quote clouds, hosts and tasks; as text it has no control characters.
+    The message may quote clouds, hosts and tasks; control characters in it are escaped by `str`.
     """
 
     def __str__(self) -> str:
@@ -90,11 +90,11 @@ class ConfigError(SkywardError, ValueError):
 
 
 class PluginNotFound(ConfigError, LookupError):
-    """No provider, transport or plug-in has this name, or the one that has it cannot be imported."""
+    """No provider, transport or plugin has this name, or the one that has it can't be imported."""
 
 
 class NestedPool(SkywardError, RuntimeError):
-    """A pool is opened by an import in a task, too deep in tasks, or would rent machines from a task."""
+    """A task's import opens a pool, pools in tasks nest too deeply, or a pool would rent machines from a task."""
 
 
 class PoolNotActive(SkywardError, RuntimeError):
@@ -102,13 +102,13 @@ class PoolNotActive(SkywardError, RuntimeError):
 
 
 class ProvisioningError(SkywardError):
-    """A node could not be had or could not be prepared.
+    """A node could not be provisioned.
 
     Attributes
     ----------
     scope
-        Which other offers would be refused too, where the provider says so. None leaves that to the type of the error:
-        a place without a machine says nothing of other places, a refused key will be refused again.
+        Which other offers would be refused too, if the provider says so. None leaves that to the type of the error: a
+        region without capacity says nothing about other regions, but a rejected key will be rejected again.
     """
 
     scope: Scope | None
@@ -119,19 +119,19 @@ class ProvisioningError(SkywardError):
 
 
 class NoOffer(ProvisioningError):
-    """No provider offers a machine as it was asked for; the message says what is nearest."""
+    """No provider offers a machine that meets the requirements; the message names the closest match."""
 
 
 class NoCapacity(ProvisioningError):
-    """The provider has no machine of this kind in this place now. Another kind or place may be had."""
+    """The provider has no machine of this type in this place now. Another type or place may be available."""
 
 
 class QuotaExceeded(ProvisioningError):
-    """The account may not have more machines of this kind."""
+    """The account's quota allows no more machines of this kind."""
 
 
 class AuthFailed(ProvisioningError):
-    """There are no credentials, or the provider refuses them or what they may do."""
+    """There are no credentials, or the provider rejects them, or they lack a permission."""
 
 
 class NotFound(ProvisioningError):
@@ -139,16 +139,16 @@ class NotFound(ProvisioningError):
 
 
 class CloudError(ProvisioningError):
-    """The provider's API failed, or its reply was lost. It may have done what was asked; asking again may help."""
+    """The provider's API failed, or its reply was lost. The request may have taken effect; a retry may help."""
 
 
 class RateLimited(CloudError):
-    """The provider was asked too often and did nothing.
+    """The provider rejected a request because there were too many; it had no effect.
 
     Attributes
     ----------
     wait
-        Seconds after which it may be asked again, where it says so.
+        Seconds to wait before a retry, if the provider says so.
     """
 
     wait: float | None
@@ -159,27 +159,27 @@ class RateLimited(CloudError):
 
 
 class HostUnreachable(ProvisioningError):
-    """A host did not answer within the time allowed."""
+    """A host did not answer in time."""
 
 
 class HostKeyError(ProvisioningError):
-    """A host showed a key that is unknown, or not the one that was expected."""
+    """A host presented a key that is unknown, or not the expected one."""
 
 
 class LoginRefused(ProvisioningError):
-    """A host refused the user or every key that was offered."""
+    """A host rejected the user, or every key that was offered."""
 
 
 class BootstrapFailed(ProvisioningError):
-    """A step of preparing a node failed; the message ends with the step's last lines of output."""
+    """A step of preparing a node failed; the message ends with the last lines of the step's output."""
 
 
 class PackagesFailed(BootstrapFailed):
-    """What an image names can't be installed: a name is wrong, or an index not reached. Other nodes do no better."""
+    """An image's packages can't be installed: a name is wrong, or an index unreachable. Other nodes would fail too."""
 
 
 class PythonNotFound(BootstrapFailed):
-    """A node has no Python of the driver's minor version, and it could not be installed."""
+    """A node has no Python of the driver's minor version, and none could be installed."""
 
 
 class LinkError(SkywardError, ConnectionError):
@@ -187,11 +187,11 @@ class LinkError(SkywardError, ConnectionError):
 
 
 class ProtocolError(LinkError):
-    """Bytes or a call that the protocol does not allow. After it the connection is of no further use."""
+    """Bytes or a call that the protocol does not allow. The connection can't be used afterwards."""
 
 
 class TaskError(SkywardError):
-    """A task failed for a reason that is not an exception of its own."""
+    """A task failed for a reason other than an exception of its own."""
 
 
 class PayloadError(TaskError, pickle.PicklingError):
@@ -199,16 +199,16 @@ class PayloadError(TaskError, pickle.PicklingError):
 
 
 class TaskTimeout(TaskError, TimeoutError):
-    """A task ran longer than its time limit and was stopped."""
+    """A task exceeded its time limit and was stopped."""
 
 
 class WorkerCrashed(TaskError):
-    """The process that ran a task died (exit, signal, out of memory) as often as it may be tried, or can't be made."""
+    """A task's process died (exit, signal, out of memory) on every permitted attempt, or can't be started."""
 
 
 class NodeLost(TaskError):
-    """The node of a task went away, and the task may not, or can't, run on another."""
+    """The node of a task was lost, and the task may not, or can't, run on another."""
 
 
 class TaskFailed(TaskError):
-    """A task raised an exception that can't be carried to this process; its text and traceback are in the message."""
+    """A task raised an exception that can't be rebuilt in this process; the message has its text and traceback."""

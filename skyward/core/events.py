@@ -1,7 +1,7 @@
-"""What happened in a pool: frozen facts, and a way to hear them.
+"""Events of a pool: frozen facts, and a way to subscribe to them.
 
-The pool emits; the console, the command line and dashboards only listen. A listener is called from whichever thread
-the fact arose in (mostly the I/O thread), so it must be quick, must not block and must not call the pool.
+The pool emits; the console and dashboards only listen. A listener is called from the thread in which the event arose
+(usually the I/O thread), so it must be quick, must not block and must not call the pool.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _log = logging.getLogger("skyward.events")
 
 @dataclass(frozen=True, slots=True)
 class PoolStarted:
-    """The pool begins to get its nodes."""
+    """The pool starts to provision its nodes."""
 
     pool: str
     provider: str
@@ -43,7 +43,7 @@ class PoolStarted:
 
 @dataclass(frozen=True, slots=True)
 class NodeStep:
-    """A node gets on with its start: `step` is a short phrase such as ``"connecting"``."""
+    """Progress while a node starts: `step` is a short phrase such as ``"connecting"``."""
 
     node: str
     step: str
@@ -51,7 +51,7 @@ class NodeStep:
 
 @dataclass(frozen=True, slots=True)
 class Machines:
-    """So many machines are no nodes yet, or no more: they are ordered, they boot, they are given back."""
+    """Counts of machines that are being ordered, booting, or being released."""
 
     ordered: int = 0
     booting: int = 0
@@ -60,7 +60,7 @@ class Machines:
 
 @dataclass(frozen=True, slots=True)
 class NodeReady:
-    """A node takes tasks from now on."""
+    """A node is ready to run tasks."""
 
     node: str
     slots: int
@@ -68,7 +68,7 @@ class NodeReady:
 
 @dataclass(frozen=True, slots=True)
 class NodeGone:
-    """A node is lost, or was given back (`reason` is None)."""
+    """A node was lost for `reason`, or was released (`reason` is None)."""
 
     node: str
     reason: str | None
@@ -76,7 +76,7 @@ class NodeGone:
 
 @dataclass(frozen=True, slots=True)
 class PoolReady:
-    """Enough nodes are ready; the block of the ``with`` begins."""
+    """The minimum of nodes is ready; the ``with`` block starts."""
 
     slots: int
     seconds: float
@@ -84,16 +84,16 @@ class PoolReady:
 
 @dataclass(frozen=True, slots=True)
 class TasksQueued:
-    """So many more tasks wait or run. For joblib, `count` is the tasks of a batch, not 1."""
+    """A task, or a batch of `count` tasks, was submitted. For joblib, `count` is the size of the batch, not 1."""
 
     count: int
 
 
 @dataclass(frozen=True, slots=True)
 class TaskEnded:
-    """A task (or a batch of `count`) settled after `seconds` of running on a slot.
+    """A task (or a batch of `count`) ended after running on a slot for `seconds`.
 
-    `ok` is False if it failed; `cancelled` says that nobody wanted it any more, which is no failure.
+    `ok` is False if it failed or was cancelled; `cancelled` tells the two apart.
     """
 
     count: int
@@ -104,7 +104,7 @@ class TaskEnded:
 
 @dataclass(frozen=True, slots=True)
 class Printed:
-    """Tasks on a node printed whole lines; `stream` is 1 or 2."""
+    """Tasks on a node printed whole lines to `stream`: 1 is stdout, 2 is stderr."""
 
     node: str
     stream: int
@@ -113,7 +113,7 @@ class Printed:
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """Something the user should read; `warning` marks the ones that may need action."""
+    """A message to the user; `warning` marks those that may need action."""
 
     text: str
     warning: bool = False
@@ -121,7 +121,7 @@ class Note:
 
 @dataclass(frozen=True, slots=True)
 class PoolClosed:
-    """Everything was given back."""
+    """The pool has ended, and everything it used was released."""
 
     seconds: float
 
@@ -137,11 +137,11 @@ class Events:
     """The listeners of one pool."""
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()  # guards changes of _listeners; garbage collection may end one within another
+        self._lock = threading.RLock()  # guards changes to _listeners; reentrant, as garbage collection may unsubscribe
         self._listeners: tuple[Listener, ...] = ()
 
     def subscribe(self, listener: Listener) -> Callable[[], None]:
-        """Call `listener` with every event from now on; the returned function ends that."""
+        """Call `listener` with every event from now on; the returned function unsubscribes it."""
         with self._lock:
             self._listeners = (*self._listeners, listener)
 
@@ -152,12 +152,12 @@ class Events:
         return unsubscribe
 
     def emit(self, event: Event) -> None:
-        """Tell all listeners. One that raises is logged and does not disturb the pool.
+        """Call all listeners. If one raises, that is logged and does not affect the pool.
 
         Raises
         ------
         KeyboardInterrupt
-            The user's, which met a listener in the main thread. All have been told.
+            Ctrl-C arrived while a listener ran in the main thread. All listeners have been called.
         """
         interrupt: KeyboardInterrupt | None = None
         for listener in self._listeners:
@@ -165,7 +165,7 @@ class Events:
                 listener(event)
             except KeyboardInterrupt as error:
                 interrupt = error
-            except BaseException:  # one that exits would take the loop along
+            except BaseException:  # SystemExit too, which would end the loop
                 _log.exception("a listener failed on %r", event)
         if interrupt is not None:
             raise interrupt

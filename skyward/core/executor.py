@@ -1,6 +1,6 @@
-"""`submit` and `map` as `concurrent.futures` has them, with their types: a pool as an executor.
+"""A pool as an executor: `submit` and `map` like those of `concurrent.futures`, with their types.
 
-How a pool gets its nodes and ends is in `skyward.core.pool`.
+How a pool starts and ends is in `skyward.core.pool`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _C = TypeVar("_C")
 
 
 class TaskExecutor(concurrent.futures.Executor, CallRunner):
-    """An executor whose calls run on nodes. Its `shutdown` is left to the subclass."""
+    """An executor whose calls run on nodes. Subclasses implement `shutdown`."""
 
     @property
     @abstractmethod
@@ -47,15 +47,15 @@ class TaskExecutor(concurrent.futures.Executor, CallRunner):
         Parameters
         ----------
         fn
-            Any function that cloudpickle can carry, or one that `sky.compute` has made.
+            Any function that cloudpickle can pickle, or one decorated with `sky.compute`.
         args, kwargs
             Its arguments.
 
         Returns
         -------
         TaskFuture
-            Its `cancel` also stops a call that runs, which executors of the standard library can't. Whatever goes wrong
-            with the task is raised by its `result`.
+            Its `cancel` stops even a call that is running, which the standard library's executors can't do. Its
+            `result` raises whatever goes wrong with the task.
 
         Raises
         ------
@@ -153,31 +153,33 @@ class TaskExecutor(concurrent.futures.Executor, CallRunner):
     def map(
         self, fn: Callable[..., Any], /, *iterables: Iterable[Any], timeout: float | None = None, chunksize: int = 1
     ) -> Iterator[Any]:
-        """Results of ``map(fn, *iterables)`` in order, computed on nodes; see `concurrent.futures.Executor.map`.
+        """Return the results of ``map(fn, *iterables)`` in order, computed on nodes.
+
+        See `concurrent.futures.Executor.map`.
 
         Parameters
         ----------
         fn
             A function of as many arguments as there are iterables.
         iterables
-            Where its arguments come from. They are read at once, until the shortest ends.
+            The arguments. They are read immediately, until the shortest iterable ends.
         timeout
-            Seconds from this call. A result that is not there by then raises `TimeoutError`; None for no limit.
+            Seconds from this call after which a missing result raises `TimeoutError`; None for no limit.
         chunksize
-            How many calls make one task, whose time limit is as many times the pool's. More than 1 pays where a call
-            takes less than about a millisecond.
+            Number of calls per task; the task's time limit grows with it. A value above 1 pays off if a call takes less
+            than about a millisecond.
 
         Raises
         ------
         ConfigError
-            `chunksize` or `timeout` is not a number in its range.
+            `chunksize` or `timeout` is not a number, or is out of range.
         PoolNotActive
             The pool is not open.
         """
         return _map(self.dispatcher, unwrapped(fn), iterables, timeout, chunksize)
 
     def run_call(self, call: PendingCall[_T], node: str | None = None) -> TaskFuture[_T]:
-        """Run a call of a `sky.compute` function, as its operators ask; on the node of that name, or on any."""
+        """Run a call of a `sky.compute` function, for its operators; on the named node, or on any."""
         return self.dispatcher.call(call.function, call.args, call.kwargs, TaskOptions(node=node))
 
 
@@ -188,10 +190,10 @@ def _map(
     timeout: object,
     chunksize: object,
 ) -> Iterator[Any]:
-    """Submit the calls now; their results in order, as an iterator."""
+    """Submit the calls now; return an iterator over their results, in order."""
     end = _deadline(timeout)
     size = parse_count(chunksize, "chunksize")
-    calls = zip(*iterables, strict=False)  # ends with the shortest, as the built-in one does
+    calls = zip(*iterables, strict=False)  # ends with the shortest, like the built-in map
     futures: list[TaskFuture[Any]] = []
     try:
         if size == 1:
@@ -200,33 +202,33 @@ def _map(
         for part in iter(lambda: list(itertools.islice(calls, size)), []):
             futures.append(dispatcher.call(Chunk(function, part), (), {}, TaskOptions(count=len(part))))
         return _flat(_results(futures, end))
-    except BaseException:  # of an iterable
+    except BaseException:  # an iterable raised
         _cancel(futures)
         raise
 
 
 def _deadline(timeout: object) -> float:
-    """When results must be there, by the clock of `time.monotonic`."""
+    """When all results are due, by `time.monotonic`."""
     if timeout is None:
         return math.inf
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or math.isnan(timeout):
-        raise ConfigError(f"timeout={timeout!r} is not a number of seconds; give one, or None for no limit")
+        raise ConfigError(f"timeout={timeout!r} is not a number of seconds; use a number, or None for no limit")
     return time.monotonic() + timeout
 
 
 def _results(futures: list[TaskFuture[Any]], end: float) -> Iterator[Any]:
-    """Results in order. A failure, or an end of the iteration before the last, cancels what is left."""
+    """Yield results in order. A failure, or leaving the iteration early, cancels the rest."""
     futures.reverse()
     try:
         while futures:
-            # No reference to a future or a result stays here while the next one is waited for.
+            # Keep no reference to a future or a result while waiting for the next.
             yield _result(futures.pop(), end)
     finally:
         _cancel(futures)
 
 
 def _flat(parts: Iterator[list[Any]]) -> Iterator[Any]:
-    """What is in the lists, without keeping what was handed out."""
+    """Yield the items of the lists, without keeping those already yielded."""
     for part in parts:
         part.reverse()
         while part:
@@ -245,4 +247,4 @@ def _result(future: TaskFuture[Any], end: float) -> Any:
         future.cancel()  # an interrupt, or the time limit, must not leave the task running
         raise
     finally:
-        del future  # else the error's traceback would hold it, and it the error
+        del future  # otherwise the error's traceback would refer to it, and it to the error

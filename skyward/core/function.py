@@ -1,12 +1,12 @@
-"""`@sky.compute` and the operators: functions that run on a pool, without joblib.
+"""`@sky.compute` and its operators: run functions on a pool, without joblib.
 
-``f(x)`` of a `compute` function is a pending call; it runs when it meets a pool::
+Calling a `compute` function returns a pending call, which runs when it is combined with a pool::
 
     f(x) >> pool            the result                       f(x) @ pool     results of every node, in node order
     f(x) > pool             a concurrent.futures.Future      f.local(x)      the result, computed here
     (f(1) & g(2)) >> pool   the results of several calls that run in parallel; gather(f(1), g(2)) is the same
 
-Slots import this module too: a task whose result is a pending call runs it, since nobody else would.
+Slots import this module too: if a task returns a pending call, the slot runs it, since nothing else would.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _E = TypeVar("_E")
 
 
 class CallRunner(ABC):
-    """What pending calls meet: a `sky.Compute`. User threads call it, and it does not block."""
+    """What runs pending calls: a `sky.Compute`. Called from user threads; does not block."""
 
     @property
     @abstractmethod
@@ -56,11 +56,11 @@ class CallRunner(ABC):
 
     @abstractmethod
     def run_call(self, call: PendingCall[_T], node: str | None = None) -> TaskFuture[_T]:
-        """Run a call, on the node of that name or on any. Raises `PoolNotActive`."""
+        """Run a call, on the named node or on any. Raises `PoolNotActive`."""
 
 
 class PendingCall(Generic[_T]):
-    """A call that has not run. Runs each time it meets a pool."""
+    """A call that has not run yet. It runs each time it is combined with a pool."""
 
     def __init__(self, function: Callable[..., _T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.function = function
@@ -68,21 +68,21 @@ class PendingCall(Generic[_T]):
         self.kwargs = kwargs
 
     def __repr__(self) -> str:
-        return f"<PendingCall {self._name}; run it by `call >> pool`>"
+        return f"<PendingCall {self._name}; run it with `call >> pool`>"
 
     @property
     def _name(self) -> str:
         return str(getattr(self.function, "__qualname__", self.function))
 
     def __bool__(self) -> bool:
-        # `a > pool > b` and `if f(x):` would quietly do something else than they say.
-        raise ConfigError(f"{self!r} has no truth value: it has not run")
+        # `a > pool > b` and `if f(x):` would silently do the wrong thing.
+        raise ConfigError(f"{self!r} has no truth value, as it has not run")
 
     def __reduce__(self) -> NoReturn:
-        # As an argument or within a result it would arrive unrun, which nobody means.
+        # As an argument or inside a result it would arrive without having run, which is never intended.
         raise PayloadError(
-            f"this call of {self._name} has not run: hand over its result ({self._name}(...) >> pool), or the function "
-            f"and its arguments, as in pool.submit({self._name}, ...)"
+            f"this call of {self._name} has not run: pass its result ({self._name}(...) >> pool), or the function and "
+            f"its arguments, as in pool.submit({self._name}, ...)"
         )
 
     def here(self) -> _T:
@@ -112,18 +112,18 @@ class PendingCall(Generic[_T]):
 class Gathered(Generic[_R_co]):
     """Several pending calls that run in parallel.
 
-    Their results come as a list. Type checkers take it for a tuple where the calls are listed one by one, since only
-    so does each have a type of its own; `asyncio.gather` does the same.
+    Their results are a list. Type checkers see a tuple if the calls are listed one by one, since only that gives each
+    result its own type; `asyncio.gather` does the same.
     """
 
     def __init__(self, calls: tuple[PendingCall[Any], ...]) -> None:
         self.calls = calls
 
     def __repr__(self) -> str:
-        return f"<Gathered {len(self.calls)} calls; run them by `calls >> pool`>"
+        return f"<Gathered {len(self.calls)} calls; run them with `calls >> pool`>"
 
     def __bool__(self) -> bool:
-        raise ConfigError(f"{self!r} has no truth value: they have not run")
+        raise ConfigError(f"{self!r} has no truth value, as they have not run")
 
     def here(self) -> _R_co:
         """Run them in this process, one after another."""
@@ -160,7 +160,7 @@ class Gathered(Generic[_R_co]):
 
 
 class ComputeFunction(Generic[_P, _T]):
-    """A function whose calls wait for a pool; made by `compute`."""
+    """A function whose calls wait for a pool; created by `compute`."""
 
     def __init__(self, function: Callable[_P, _T]) -> None:
         functools.update_wrapper(self, function)
@@ -183,7 +183,7 @@ class ComputeFunction(Generic[_P, _T]):
         return self if instance is None or bind is None else ComputeFunction(bind(instance, owner))
 
     def local(self, *args: _P.args, **kwargs: _P.kwargs) -> _T:
-        """Call the function here and now."""
+        """Call the function in this process, immediately."""
         return self.function(*args, **kwargs)
 
 
@@ -193,18 +193,18 @@ def compute(function: Callable[_P, _T]) -> ComputeFunction[_P, _T]:
     Parameters
     ----------
     function
-        Any function that cloudpickle can carry.
+        Any function that cloudpickle can pickle.
 
     Returns
     -------
     ComputeFunction
-        Calling it runs nothing yet: ``f(x) >> pool`` gives the result, ``f(x) > pool`` a future, ``f(x) @ pool`` the
-        results of every node, and ``f.local(x)`` runs here.
+        Calling it runs nothing yet. ``f(x) >> pool`` returns the result, ``f(x) > pool`` a future, ``f(x) @ pool`` the
+        results of all nodes, and ``f.local(x)`` runs it in this process.
 
     Raises
     ------
     ConfigError
-        It is not callable.
+        `function` is not callable.
 
     Examples
     --------
@@ -237,22 +237,22 @@ def gather(*calls: PendingCall[_T]) -> Gathered[list[_T]]: ...
 @overload
 def gather(*calls: PendingCall[Any] | Gathered[Any]) -> Gathered[Any]: ...
 def gather(*calls: PendingCall[Any] | Gathered[Any]) -> Gathered[Any]:
-    """Join pending calls, which run in parallel and give their results in order.
+    """Combine pending calls, to run in parallel and return their results in order.
 
     Parameters
     ----------
     calls
-        Calls of `compute` functions, or what `gather` or ``&`` has made of such.
+        Calls of `compute` functions, or what `gather` or ``&`` returned for such calls.
 
     Returns
     -------
     Gathered
-        ``gather(f(1), g(2)) >> pool`` is the list of the results, ``> pool`` that of the futures.
+        ``gather(f(1), g(2)) >> pool`` returns the list of results, ``> pool`` the list of futures.
 
     Raises
     ------
     ConfigError
-        Something is not a pending call.
+        An argument is not a pending call.
     """
     return _gathered(*calls)
 
@@ -270,7 +270,7 @@ def _gathered(*calls: PendingCall[Any] | Gathered[Any]) -> Gathered[Any]:
 
 
 def unwrapped(function: Any) -> Any:
-    """The function itself of one that `compute` has made, also within `functools.partial`."""
+    """Return the function that `compute` wrapped, also inside a `functools.partial`; any other function as it is."""
     if isinstance(function, ComputeFunction):
         return unwrapped(function.function)
     if type(function) is functools.partial and (inner := unwrapped(function.func)) is not function.func:
@@ -279,7 +279,7 @@ def unwrapped(function: Any) -> Any:
 
 
 def run_pending(result: Any) -> Any:
-    """A task's result; where that is a call which has not run, what it gives, here and now."""
+    """Return a task's result; if that is a pending call, run it here and return what it returns."""
     while isinstance(result, (PendingCall, Gathered)):
         result = result.here()
     return result
@@ -299,7 +299,7 @@ class Chunk:
 
     @property
     def label(self) -> str:
-        """What it is called in messages."""
+        """Its name in messages."""
         return f"{label(self.function)} (a chunk of {len(self.calls)})"
 
     def __call__(self) -> list[Any]:
@@ -322,7 +322,7 @@ def _result(future: TaskFuture[_T]) -> _T:
 
 
 def _results(futures: list[TaskFuture[_T]]) -> list[_T]:
-    """All results in order; a failure ends the others. Of several that are known, the first in order is raised."""
+    """All results in order; a failure cancels the others. Of several failures, the first in order is raised."""
     try:
         concurrent.futures.wait(futures, return_when=concurrent.futures.FIRST_EXCEPTION)
         for future in futures:

@@ -1,7 +1,7 @@
-"""What core asks of others, as Protocols. Each docstring is the contract.
+"""What core requires of providers, transports, listeners and plugins, as Protocols. Each docstring is the contract.
 
-A provider has machines, a transport reaches them, a plugin changes how a pool is set up. Our own and foreign ones come
-through the registry and keep the same contracts; the suites in `skyward.testing` check them.
+A provider has machines, a transport reaches them, a plugin changes how a pool is set up. Ours and third parties' are
+loaded through the registry and meet the same contracts; the suites in `skyward.testing` check them.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ _T = TypeVar("_T")
 
 
 class Trait(enum.Enum):
-    """What some providers can and others can't; core and the shipped suites ask for the trait, never for the name."""
+    """What some providers support and others don't. Core and the shipped suites check the trait, never the name."""
 
     BATCH = "batch"  # creates several machines in one call
-    SPOT = "spot"  # has offers that may be taken back
-    DESTROYS = "destroys"  # destroy really ends the machine (a host list only forgets it)
+    SPOT = "spot"  # has spot offers, whose machines may be preempted
+    DESTROYS = "destroys"  # destroy terminates the machine (a list of hosts only forgets it)
     RENTED = "rented"  # machines cost money and outlive the driver: ledger, reaper, keys of our own, time to boot
-    SAFE_CREATE = "safe-create"  # the same order twice makes machines once
-    STRANGERS = "strangers"  # machines belong to people whom the provider only introduces: their results are data
+    SAFE_CREATE = "safe-create"  # creating the same order twice makes its machines only once
+    STRANGERS = "strangers"  # machines belong to third parties on a marketplace: results are read as data
     DRIVER_ENVIRONMENT = "driver-environment"  # nodes use the driver's own interpreter and packages
 
 
@@ -64,33 +64,33 @@ class Provider(Protocol):
     traits: ClassVar[frozenset[Trait]]
 
     def offers(self, resources: Resources) -> Sequence[Offer]:
-        """Kinds of machines that can be had. May leave out what does not meet `resources`; core chooses and sorts.
+        """List the machine types on offer. May omit those that don't meet `resources`; core filters and sorts.
 
-        Where one of several places (regions) refuses, those of the others are given all the same, as `Offers` with the
-        error in its ``refused``. An error is raised when none can be asked.
+        If some of several regions fail, the offers of the others are returned as `Offers`, with the errors in its
+        ``refused``. Raises only if all fail.
         """
         ...
 
     def create(self, order: Order) -> Sequence[Machine]:
-        """Begin up to ``order.count`` machines; returns once their ids are known and tag and name are on them.
+        """Start up to ``order.count`` machines; returns once their ids are known and they are tagged.
 
-        Fewer than asked is allowed; none is an error. Not repeated by core after a success.
+        Fewer than requested is allowed; none is an error. Core does not repeat the call after a success.
 
         Raises
         ------
         NoCapacity, QuotaExceeded, AuthFailed, NotFound, ProvisioningError
-            Nothing was made. Its `scope` says which other offers would be refused too, if the provider knows.
+            Nothing was created. The error's `scope` says which other offers would be refused too, if known.
         CloudError
-            It is not known whether something was made; `machines` will tell.
+            Something may have been created; `machines` will show it.
         """
         ...
 
     def machines(self, tag: str) -> Sequence[Machine]:
-        """All machines that carry the tag, in any state (those that are gone may be left out). May be repeated."""
+        """List all machines with this tag, in any state; those that are gone may be omitted. May be repeated."""
         ...
 
     def destroy(self, ids: Sequence[MachineId]) -> None:
-        """End these machines. Idempotent: an unknown id counts as ended. Returns when they are ended or will be."""
+        """Terminate machines. Idempotent: unknown ids count as terminated. May return before they have ended."""
         ...
 
 
@@ -99,27 +99,27 @@ class Rental(Provider, Protocol):
     """A provider whose machines cost money and outlive the driver (``Trait.RENTED``)."""
 
     patience: ClassVar[float]
-    """Seconds from a machine's creation until it must answer; then it is given back."""
+    """Seconds from a machine's creation until it must answer; after that it is terminated."""
     listing_delay: ClassVar[float]
-    """Seconds after which `machines` surely shows what was created."""
+    """Seconds after which `machines` is certain to show what was created."""
     poll: ClassVar[float]
-    """Seconds between two looks at machines that boot or end."""
+    """Seconds between two polls of machines that are booting or ending."""
 
     def all_machines(self) -> Sequence[Machine]:
-        """The machines of all pools, ours and other drivers'; each with its tag."""
+        """List the machines of all pools, of this driver and others, each with its tag."""
         ...
 
     def clear(self, tag: str) -> None:
-        """Remove whatever else carries the tag (security groups, scripts, keys, volumes). Idempotent.
+        """Remove everything else with this tag (security groups, scripts, keys, volumes). Idempotent.
 
-        Called when the machines are gone; raises `CloudError` while something can't be removed yet.
+        Called once the machines are gone. Raises `CloudError` while something can't be removed yet.
         """
         ...
 
     def settings(self) -> dict[str, object]:
-        """Arguments that make an equal provider later, without secrets; JSON can hold them.
+        """Arguments that make an equal provider later, JSON-serializable and without secrets.
 
-        What was left to the environment (region, project, profile) is among them, as that may be another one then.
+        They include what comes from the environment (region, project, profile), which may have changed by then.
         """
         ...
 
@@ -175,18 +175,18 @@ class Inspectable(Protocol):
 
 
 class Channel(Protocol):
-    """A stream of bytes both ways. Used from the event loop that made it; one reader and one writer."""
+    """A bidirectional stream of bytes. Used from the event loop that made it; one reader and one writer."""
 
     async def read(self) -> bytes:
-        """The next bytes, as many as there are; ``b""`` at the end of the stream, also after an error of the link."""
+        """Return the bytes that have arrived; ``b""`` at the end of the stream, including after a link error."""
         ...
 
     def write(self, buffers: Sequence[bytes | bytearray | memoryview | mmap.mmap]) -> None:
-        """Queue bytes in order. Never blocks. After the stream ended it does nothing. Buffers must not change."""
+        """Queue bytes in order. Never blocks; does nothing once the stream has ended. Buffers must not change."""
         ...
 
     async def drain(self) -> None:
-        """Wait until little enough is queued that writing more makes sense, or the stream has ended."""
+        """Wait until the queue is short enough to write more, or the stream has ended."""
         ...
 
     @property
@@ -195,13 +195,13 @@ class Channel(Protocol):
         ...
 
     def close(self) -> None:
-        """End the stream; what was queued is still sent where the link allows. May be repeated."""
+        """End the stream; what was queued is still sent if the link allows. May be repeated."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """What a command on a machine gave."""
+    """Exit status and output of a command on a machine."""
 
     status: int
     stdout: str
@@ -212,27 +212,27 @@ class Shell(Protocol):
     """Commands and files on a machine. Used from the event loop that made it; calls may overlap."""
 
     async def run(self, command: str, *, input: bytes | None = None, timeout: float | None = None) -> Output:
-        """Run a POSIX sh command line and wait for it, whatever the user's login shell is.
+        """Run a POSIX sh command line, whatever the user's login shell is, and wait for it.
 
-        A status other than 0 is no error here. Raises `LinkError` when the link breaks and `TimeoutError` after
+        A status other than 0 is not an error here. Raises `LinkError` if the link breaks, and `TimeoutError` after
         `timeout` seconds.
         """
         ...
 
     async def put(self, data: bytes, path: str) -> None:
-        """Write a file, whole or not at all; folders must exist. A leading ``~/`` is the login's home."""
+        """Write a file atomically; its folder must exist. A leading ``~/`` means the login user's home."""
         ...
 
 
 @runtime_checkable
 class StreamShell(Shell, Protocol):
-    """A shell that can make a stream of a command, for machines that let nobody open a channel to the agent."""
+    """A shell that can turn a command into a stream, for machines where no channel to the agent can be opened."""
 
     async def stream(self, command: str) -> Channel:
         """Run a POSIX sh command line whose standard input and output are the stream.
 
-        The command prints the line in ``$SKYWARD_READY`` once it stands; what comes before that is no part of the
-        stream. Raises `LinkError` when the link breaks, or the command ends before.
+        The command prints the line in ``$SKYWARD_READY`` once it is connected; output before that is not part of the
+        stream. Raises `LinkError` if the link breaks, or the command ends before it is ready.
         """
         ...
 
@@ -246,7 +246,7 @@ class Link(Protocol):
         ...
 
     async def open_channel(self, address: str) -> Channel:
-        """A stream to the agent that listens at `address` there (a socket's path, or host:port). Raises `LinkError`."""
+        """Connect to the agent listening at `address` there (a socket's path, or host:port). Raises `LinkError`."""
         ...
 
     async def close(self) -> None:
@@ -274,18 +274,18 @@ class Transport(Protocol):
 
 
 class Listener(Protocol):
-    """Hears what happens in a pool: the console, a dashboard.
+    """Receives the events of a pool: the console, a dashboard.
 
-    A class, or any callable, with an entry point in the group ``skyward.listeners``. It is called as each pool is
-    entered, in that thread, with ``live=`` (the pool's ``console=``; more may be added, so take ``**others``).
+    A class, or any callable, with an entry point in the group ``skyward.listeners``. It is called when a pool is
+    entered, in that thread, with ``live=`` (the pool's ``console=``); accept ``**others``, as more may be added.
     """
 
     def handle(self, event: Event) -> None:
-        """Something has happened. Called from any thread, several at a time; must neither block nor call the pool."""
+        """Handle an event. Called from any thread, several at a time; must neither block nor call the pool."""
         ...
 
     def close(self) -> None:
-        """The pool has ended, and nothing more is heard. Called once, from the thread that closes it; may block."""
+        """The pool has ended; no more events follow. Called once, from the thread that closes it; may block."""
         ...
 
 
@@ -304,7 +304,7 @@ class OpenPool(Protocol):
 
     @property
     def total_slots(self) -> int:
-        """Slots of the nodes that are ready: nodes x concurrency."""
+        """Number of slots on the nodes that are ready: nodes x concurrency."""
         ...
 
     @property
@@ -318,25 +318,25 @@ class OpenPool(Protocol):
 
 
 class Plugin:
-    """A change to a pool: a frozen value with hooks, all of which do nothing unless overridden.
+    """A change to a pool: a frozen value with hooks, which do nothing unless overridden.
 
-    Third parties subclass it (public as `sky.Plugin`). Hooks of several plugins run in the order they are given.
+    Subclass it to write your own (it is public as `sky.Plugin`). The hooks of several plugins run in the order given.
     """
 
     def transform_image(self, image: Image, *, driver_environment: bool) -> Image:
-        """The image with what this plugin needs. Called once, before any node exists.
+        """Add what this plugin needs to the image. Called once, before any node exists.
 
-        With `driver_environment` the nodes use the driver's own packages, and nothing is installed.
+        With `driver_environment`, nodes use the driver's own packages and nothing is installed.
         """
         return image
 
     def around_client(self, pool: OpenPool) -> AbstractContextManager[object] | None:
-        """A context manager held in the thread that entered the pool, from when its nodes are ready until it exits."""
+        """Return a context manager, entered in the pool's thread once its nodes are ready and left when it exits."""
         return None
 
     def around_worker(self) -> str | None:
-        """``"package.module:function"``: a context manager without arguments that wraps the life of each slot process.
+        """Name a context manager that wraps the life of each slot's process, as ``"package.module:function"``.
 
-        It is named and not pickled, since it must be importable on the node before any task is.
+        It takes no arguments. It is named rather than pickled, since it must be importable on the node before any task.
         """
         return None

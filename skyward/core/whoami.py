@@ -1,4 +1,4 @@
-"""Which worker a task runs in: `current_worker`, public as `sky.current_worker`. Knows only what slots leave for it."""
+"""`sky.current_worker`: which worker a task runs on. Knows only what slots leave for it in the environment."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from typing import NamedTuple
 __all__ = ["DEPTH", "NODE", "SLOT", "CurrentWorker", "Seats", "current_worker"]
 
 NODE, SLOT = "SKYWARD_NODE", "SKYWARD_SLOT"
-"""Environment variables of a worker's processes, and of what they start."""
+"""Environment variables of a worker's processes and of their children."""
 
 DEPTH = "SKYWARD_DEPTH"
-"""Another: 1 in a task of a program's pool, 2 in a task of a pool that such a task has opened."""
+"""Another one: 1 in a task of a program's pool, 2 in a task of a pool opened by such a task."""
 
 _thread = threading.local()
 
 
 class CurrentWorker(NamedTuple):
-    """A worker, by its node's name and its number on that node.
+    """A worker, identified by its node's name and its number on that node.
 
     Attributes
     ----------
     node
-        Name of the node. No two nodes that a pool ever has share one.
+        Name of the node, unique over the pool's lifetime.
     slot
-        From 1 to the pool's concurrency; no two tasks that run on a node at the same time share one. 0 in a thread that
-        a task of ``executor="thread"`` has started itself.
+        From 1 to the pool's concurrency, unique among the tasks that run on a node at the same time. 0 in a thread
+        started by a task with ``executor="thread"``.
     """
 
     node: str
@@ -45,7 +45,8 @@ def current_worker() -> CurrentWorker | None:
     Returns
     -------
     CurrentWorker or None
-        Its ``node`` and ``slot`` can choose a GPU, a port or a folder. What a task starts gets the same answer.
+        Use its ``node`` and ``slot`` to pick a GPU, a port or a folder. Processes that a task starts get the same
+        answer.
 
     Examples
     --------
@@ -61,35 +62,35 @@ def current_worker() -> CurrentWorker | None:
 
 
 class Seats:
-    """Numbers from 1 on, the lowest that is free first."""
+    """Numbers from 1 up, the lowest free one first."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()  # guards the rest
         self._free: list[int] = []
-        self._most = 0
+        self._count = 0
 
     def __repr__(self) -> str:
-        return f"<Seats {self._most - len(self._free)} of {self._most} taken>"
+        return f"<Seats {self._count - len(self._free)} of {self._count} taken>"
 
     def take(self) -> int:
-        """A number that nobody else has until it is given back."""
+        """Take a number, which is the caller's alone until it is released."""
         with self._lock:
             if self._free:
                 return heapq.heappop(self._free)
-            self._most += 1
-            return self._most
+            self._count += 1
+            return self._count
 
-    def give_back(self, seat: int) -> None:
-        """Let others have it."""
+    def release(self, seat: int) -> None:
+        """Make a number available again."""
         with self._lock:
             heapq.heappush(self._free, seat)
 
     @contextlib.contextmanager
     def taken(self) -> Iterator[None]:
-        """A seat for what this thread does meanwhile."""
+        """Hold a seat in this thread, as its `current_worker`."""
         _thread.slot = self.take()
         try:
             yield
         finally:
-            self.give_back(_thread.slot)
+            self.release(_thread.slot)
             _thread.slot = None

@@ -1,4 +1,4 @@
-"""Other libraries on a pool, by the names that the documentation uses. Looked up when first used (PEP 562)."""
+"""Other libraries on a pool, under their public names. They are imported on first use (PEP 562)."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ def _look_up(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module("skyward.integrations.joblib"), name)
-    globals()[name] = value  # so the next look-up does not come here
+    globals()[name] = value  # cached: the next lookup does not call this function
     return value
 
 

@@ -1,4 +1,4 @@
-"""joblib and scikit-learn on a pool: public names, and nothing else."""
+"""Public names of the joblib and scikit-learn integrations."""
 
 from skyward.joblib_ext.backend import SkywardBackend
 from skyward.joblib_ext.pools import JoblibPool, ScikitLearnPool, sklearn_backend

@@ -22,7 +22,7 @@ def test_the_lowest_free_number_is_taken(steps: list[int]) -> None:
             assert seat == min(set(range(1, len(taken) + 2)) - set(taken))
             taken.append(seat)
         else:
-            seats.give_back(taken.pop(step % len(taken)))
+            seats.release(taken.pop(step % len(taken)))
 
 
 def test_here_is_no_worker(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -173,7 +173,7 @@ class ForkServer:
     def rise(self, number: int) -> None:
         """A slot needs its number no more."""
         if (seat := self.seated.pop(number, None)) is not None:
-            self.seats.give_back(seat)
+            self.seats.release(seat)
 
     def relay(self, what: int, number: int, value: int) -> None:
         """An heir's report."""
