@@ -79,6 +79,7 @@ PURE = (
     "skyward.core.visible",
     "skyward.core.protocol.wire",
     "skyward.providers.first_boot",
+    "skyward.worker.forkserver.liveness",
 )
 IMPURE = {"asyncio", "logging", "random", "select", "selectors", "socket", "subprocess", "threading", "time"}
 

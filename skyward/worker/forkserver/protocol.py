@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 
 __all__ = [
+    "ECHO",
     "END",
     "EXITED",
     "FAILED",
@@ -30,6 +31,9 @@ FORK_ISOLATED, FORK_SHARED, KILL, END = 1, 2, 3, 4
 
 SEAT = 5
 """Fork server to its heir, before a fork: the slot's number for tasks."""
+
+ECHO = 6
+"""To a fork server and back: whether it does its work. It answers in its turn, after what it was told before."""
 
 REPORT = struct.Struct("!BIi")
 """Fork server to agent: what, slot, value."""
