@@ -152,15 +152,16 @@ def _has_pidfds() -> bool:
     return True
 
 
-def greet(process: Process, secret: bytes, orphan_timeout: float, errors: IO[bytes]) -> str:
-    """Tell a new agent what it must know, and learn where it listens.
+def greet(process: Process, secret: bytes, orphan_timeout: float, errors: IO[bytes], **more: object) -> str:
+    """Tell a new agent what it must know, and `more` of what `worker.agent.Start` has; learn where it listens.
 
     Raises
     ------
     ProvisioningError
         It did not start; it should be killed.
     """
-    start = msgpack.packb({"listen": "unix", "secret": secret, "lifeline": True, "orphan_timeout": orphan_timeout})
+    values = {"listen": "unix", "secret": secret, "lifeline": True, "orphan_timeout": orphan_timeout, **more}
+    start = msgpack.packb(values)
     line = b""
     with contextlib.suppress(BrokenPipeError), selectors.DefaultSelector() as ready:
         process.lifeline.write(frame(start))

@@ -60,6 +60,7 @@ from skyward.core.protocol.wire import Received, Role, Wire
 from skyward.core.system.socket_paths import socket_path
 from skyward.worker import blob_store, scratch
 from skyward.worker.forkserver.launch import Server, forked
+from skyward.worker.forkserver.liveness import LIMITS
 from skyward.worker.listening_socket import Door
 from skyward.worker.owner_session import Session
 from skyward.worker.peers import Neighbours
@@ -94,6 +95,8 @@ class Start:
         Seconds to wait for an owner.
     scratch
         Folders that are removed at the end. One that it makes itself is, too.
+    limits
+        When a fork server counts as hung: see `liveness.Limits`.
     """
 
     listen: str
@@ -101,6 +104,7 @@ class Start:
     lifeline: bool
     orphan_timeout: float
     scratch: Sequence[str] = ()
+    limits: Sequence[float] = LIMITS
 
 
 class _Visitor:
@@ -353,7 +357,13 @@ class Agent:
                 self._server.kill()
                 self._server = None
             self.crew = crew = Crew(
-                self.loop, setup, self.cores, self._folder, session.post, self._server, self.start.scratch
+                self.loop,
+                setup,
+                self.cores,
+                self._folder,
+                session.post,
+                self._server,
+                {"scratch": list(self.start.scratch), "limits": list(self.start.limits)},
             )
             if setup.identity is not None:
                 self.neighbours = Neighbours(

@@ -10,7 +10,7 @@ import math
 import os
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from skyward.core.payload.shared_file import remove
 from skyward.core.protocol.mailbox import Quota
@@ -39,7 +39,7 @@ from skyward.core.system import open_files
 from skyward.worker import exit_status
 from skyward.worker.blob_store import Corrupt, Store
 from skyward.worker.bridge import Bridge
-from skyward.worker.forkserver.client import Forks, fork_config
+from skyward.worker.forkserver.client import Ended, Forks, fork_config
 from skyward.worker.forkserver.launch import Server
 from skyward.worker.forkserver.protocol import EXITED, FAILED, FORKED, UP
 from skyward.worker.output import Outputs
@@ -83,8 +83,8 @@ class Crew:
         Sends a numbered message to the owner, perhaps a little later, and returns its number.
     server
         A fork server that waits, whose environment is ours.
-    scratch
-        Folders that the fork server removes if the agent can't.
+    told
+        What fork servers are told of the agent's own: see `fork_config`.
     """
 
     def __init__(
@@ -94,8 +94,8 @@ class Crew:
         cores: int,
         folder: str,
         post: Callable[[Message, Sequence[Buffer], bool], int],
-        server: Server | None = None,
-        scratch: Sequence[str] = (),
+        server: Server | None,
+        told: Mapping[str, object],
     ) -> None:
         self.setup = setup
         self.table = Table(setup.concurrency)
@@ -120,7 +120,7 @@ class Crew:
         self._bridge = Bridge(loop, f"{folder}/bridge.sock", self._post_stream)
         shelf = self.store.shelf() if setup.shares else None
         self._results = Results(shelf)
-        self._config = {**fork_config(setup, cores, self._bridge.path, shelf), "scratch": list(scratch)}
+        self._config = fork_config(setup, cores, self._bridge.path, shelf, told)
         self._forks = Forks(loop, self._config, self._reported, self._forks_ended, server)
 
     def __repr__(self) -> str:
@@ -481,11 +481,9 @@ class Crew:
 
     def _reported(self, what: int, number: int, value: int) -> None:
         if what == FORKED:
-            self._forks.pids[number] = value
             if process := self._processes.get(number):
                 process.pid = value
         elif what == EXITED:
-            self._forks.pids.pop(number, None)
             self._died(number, exit_status.describe(value, self._oom))
         elif what == FAILED:
             self._refuse(number, f"can't fork a slot: {os.strerror(value)}")
@@ -496,21 +494,24 @@ class Crew:
             self._apply(commands)
             self._warmed(None)
 
-    def _forks_ended(self, words: str, killed: bool) -> None:
+    def _forks_ended(self, end: Ended) -> None:
         """The fork server has died, and all slots with it: it is replaced, if that seems to be of use."""
-        if self._loop.time() > self._up_since + _WELL:
+        if self._loop.time() - end.hung > self._up_since + _WELL:
             self._retries = iter(_RETRIES)
-        delay = next(self._retries, None) if killed or self._announced else None
+        useful = self._up if end.hung else end.killed or self._announced
+        delay = next(self._retries, None) if useful else None
+        if end.hung and delay is not None:
+            self._print(2, f"skyward: on {self.setup.node} {end.words}; its workers are replaced\n".encode())
         self._up, self._up_since = False, math.inf
         buried = [(number, self._bury(number)) for number in list(self._processes)]
         made = {number for number, process in buried if process is not None and process.up}
-        self._apply(self.table.all_ended(made, words))
+        self._apply(self.table.all_ended(made, end.words))
         if delay is not None:
             self._forks = Forks(self._loop, self._config, self._reported, self._forks_ended, delay=delay)
             self._apply(self.table.dispatch())
         else:  # by now the owner has an answer for all that had begun
-            self._post(Ready(0, words), ())
-            self._apply(self.table.give_up(words))
+            self._post(Ready(0, end.words), ())
+            self._apply(self.table.give_up(end.words))
 
     def _warmed(self, number: int | None) -> None:
         """A slot that was made ahead is up, or will never be; we are ready when none of them is awaited.

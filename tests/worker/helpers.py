@@ -12,7 +12,7 @@ import subprocess
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -80,13 +80,11 @@ def descendants(pid: int) -> set[int]:
     todo = [pid]
     while todo:
         current = todo.pop()
-        try:
-            children = Path(f"/proc/{current}/task/{current}/children").read_text().split()
-        except OSError:
-            continue
-        new = {int(child) for child in children} - found
-        found |= new
-        todo += new
+        for path in Path(f"/proc/{current}/task").glob("*/children"):  # of each of its threads
+            with suppress(OSError):
+                new = {int(child) for child in path.read_text().split()} - found
+                found |= new
+                todo += new
     return found
 
 

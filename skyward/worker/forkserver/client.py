@@ -1,4 +1,4 @@
-"""The agent's view of the fork server: tells it its task, asks for slots, hears how they end."""
+"""The agent's view of the fork server: tells it its task, asks for slots, hears how they end; kills one that hangs."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ import contextlib
 import os
 import signal
 import socket
-import subprocess
 from collections import deque
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import msgpack
 
@@ -19,11 +18,40 @@ from skyward.core.protocol.messages import Setup
 from skyward.core.whoami import DEPTH, NODE
 from skyward.worker import thread_limits
 from skyward.worker.forkserver.launch import ROOT, Server, started
-from skyward.worker.forkserver.protocol import END, FORK_ISOLATED, FORK_SHARED, KILL, REPORT, REQUEST
+from skyward.worker.forkserver.liveness import Limits, Look, Probe
+from skyward.worker.forkserver.protocol import (
+    ECHO,
+    END,
+    EXITED,
+    FORK_ISOLATED,
+    FORK_SHARED,
+    FORKED,
+    KILL,
+    REPORT,
+    REQUEST,
+)
 
-__all__ = ["Forks", "fork_config"]
+__all__ = ["Ended", "Forks", "fork_config"]
 
 _TAIL = 8 * 1024  # bytes of the fork server's own output that are kept for an error's text
+
+
+class Ended(NamedTuple):
+    """A fork server has ended without having been asked to.
+
+    Attributes
+    ----------
+    words
+        How, with its last words.
+    killed
+        It did not end by itself.
+    hung
+        Seconds for which it had not answered when we killed it; 0 if that is not why it has ended.
+    """
+
+    words: str
+    killed: bool
+    hung: float = 0.0
 
 
 class Forks:
@@ -34,12 +62,12 @@ class Forks:
     loop
         The agent's loop.
     config
-        What `forkserver.prepare` and the slots need; ``env`` is the whole environment of the slots.
+        What `forkserver.prepare` and the slots need; ``env`` is the whole environment of the slots, ``limits`` say when
+        it counts as hung.
     on_report
         Called with each report: what, slot, value.
     on_end
-        Called once when the fork server has ended without having been asked to, with its last words, and whether it was
-        killed rather than ended by itself.
+        Called once when it has ended without having been asked to.
     server
         Its process; None to start one.
     delay
@@ -51,7 +79,7 @@ class Forks:
         loop: asyncio.AbstractEventLoop,
         config: dict[str, Any],
         on_report: Callable[[int, int, int], None],
-        on_end: Callable[[str, bool], None],
+        on_end: Callable[[Ended], None],
         server: Server | None = None,
         delay: float | None = None,
     ) -> None:
@@ -59,7 +87,10 @@ class Forks:
         """Process of each slot, as reported; for the case that the fork server can't clear up."""
         self._loop = loop
         self._on_report = on_report
-        self._on_end: Callable[[str, bool], None] | None = on_end
+        self._on_end: Callable[[Ended], None] | None = on_end
+        self._limits = Limits(*config["limits"])
+        self._probe = Probe(start=max(1, round(self._limits.start / self._limits.period)))
+        self._looking: asyncio.TimerHandle | None = None
         self._queue: deque[tuple[bytes, tuple[int, ...]]] = deque()
         self._tail = b""
         own = {"root": ROOT, "agent": os.getpid()}
@@ -84,7 +115,7 @@ class Forks:
             on_end, self._on_end = self._on_end, None
             self.kill_all()
             if on_end is not None:
-                on_end(f"the fork server can't be started: {error}", True)
+                on_end(Ended(f"the fork server can't be started: {error}", True))
 
     def _begin(self, server: Server) -> None:
         self._server = server
@@ -93,16 +124,38 @@ class Forks:
         self._loop.add_reader(server.control.fileno(), self._readable, server)
         self._loop.add_reader(server.output.fileno(), self._hear, server)
         self._write()
+        self._look_on()
 
     def fork(self, slot: int, shared: bool, fds: tuple[int, ...]) -> None:
         """Ask for a slot with these files; they are closed here when they have been sent."""
         self._queue.append((REQUEST.pack(FORK_SHARED if shared else FORK_ISOLATED, slot), fds))
         self._write()
+        self._probe.forks(slot)
+        self._look_on()
 
     def kill(self, slot: int) -> None:
         """Kill a slot and what it has started."""
         self._queue.append((REQUEST.pack(KILL, slot), ()))
         self._write()
+        if slot in self.pids or self._probe.awaits(slot):
+            self._probe.kills(slot)
+            self._look_on()
+
+    def _look_on(self) -> None:
+        """See to it that the next look is taken."""
+        if self._looking is None and self._server is not None:
+            self._looking = self._loop.call_later(self._limits.period, self._look, self._server)
+
+    def _look(self, server: Server) -> None:
+        self._looking = None
+        look = self._probe.look()
+        if look is Look.HUNG:
+            self._ended(server, self._limits.answer if self._probe.is_up else self._limits.start)
+        elif look is not Look.REST:
+            if look is Look.ASK:
+                self._queue.append((REQUEST.pack(ECHO, 0), ()))
+                self._write()
+            self._look_on()
 
     async def end(self, wait: float) -> None:
         """Let idle slots end in order, kill the others, and see that nothing is left."""
@@ -111,7 +164,7 @@ class Forks:
         self._write()
         deadline = self._loop.time() + wait
         server = self._server
-        while server and server.process.poll() is None and self._loop.time() < deadline:  # noqa: ASYNC110 - no event
+        while server and not server.ends_within(0.0) and self._loop.time() < deadline:  # noqa: ASYNC110 - no event
             await asyncio.sleep(0.002)
         self.kill_all()
 
@@ -121,14 +174,15 @@ class Forks:
         for pid in self.pids.values():
             with contextlib.suppress(OSError):
                 os.killpg(pid, signal.SIGKILL)
-        if self._server is not None and self._server.process.poll() is None:
-            self._server.process.kill()
-            self._server.process.wait()
         self._close()
+        if self._server is not None:
+            self._server.kill()
 
     def _close(self) -> None:
-        if self._starting is not None:
-            self._starting.cancel()
+        """Stop to talk with it."""
+        for timer in (self._starting, self._looking):
+            if timer is not None:
+                timer.cancel()
         for _, fds in self._queue:
             for fd in fds:
                 os.close(fd)
@@ -138,10 +192,8 @@ class Forks:
         if self._server.control.fileno() >= 0:
             self._loop.remove_reader(self._server.control.fileno())
             self._loop.remove_writer(self._server.control.fileno())
-            self._server.control.close()
         if not self._server.output.closed:
             self._loop.remove_reader(self._server.output.fileno())
-            self._server.output.close()
 
     def _write(self) -> None:
         """Send what is queued; the fork server may be busy with imports for a long time."""
@@ -173,24 +225,36 @@ class Forks:
             return
         except OSError:
             data = b""
-        for report in REPORT.iter_unpack(data[: len(data) // REPORT.size * REPORT.size]):
-            self._on_report(*report)
+        for what, slot, value in REPORT.iter_unpack(data[: len(data) // REPORT.size * REPORT.size]):
+            self._probe.heard(what, slot)
+            if what == FORKED:
+                self.pids[slot] = value
+            elif what == EXITED:
+                self.pids.pop(slot, None)
+            if what != ECHO:
+                self._on_report(what, slot, value)
         if not data:
             self._loop.remove_reader(server.control.fileno())
             self._loop.call_soon(self._ended, server)
 
-    def _ended(self, server: Server) -> None:
+    def _ended(self, server: Server, hung: float = 0.0) -> None:
         on_end, self._on_end = self._on_end, None
         if on_end is None:
             return
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            server.process.wait(1.0)
+        if not hung:
+            server.ends_within(1.0)
         self._hear(server)
-        status = server.process.returncode
-        words = self._tail.decode(errors="replace").strip()
+        tail = self._tail.decode(errors="replace").strip()
         self.kill_all()
-        killed = status is None or status < 0
-        on_end(f"the fork server ended with status {status}" + (f": {words}" if words else ""), killed)
+        status = server.process.returncode
+        assert status is not None
+        if not hung:
+            how = f"ended with status {status}"
+        elif self._probe.is_up:
+            how = f"did not answer for {hung:g} s, and was killed"
+        else:
+            how = f"was not ready after {hung:g} s, and was killed; an import of Image(preload=[...]) may hang"
+        on_end(Ended(f"the fork server {how}" + (f": {tail}" if tail else ""), status < 0, hung))
 
     def _hear(self, server: Server) -> None:
         """The fork server's own words: warnings of modules that it imports, or why it ends."""
@@ -205,8 +269,11 @@ class Forks:
         self._tail = (self._tail + data)[-_TAIL:]
 
 
-def fork_config(setup: Setup, cores: int, bridge: str, shelf: str | None) -> dict[str, Any]:
-    """What the fork server is told."""
+def fork_config(setup: Setup, cores: int, bridge: str, shelf: str | None, own: Mapping[str, object]) -> dict[str, Any]:
+    """What the fork server is told.
+
+    Of the agent's own, in `own`: ``scratch``, folders that it removes if the agent can't, and ``limits``, see `Forks`.
+    """
     limit = setup.threads or max(1, cores // setup.concurrency)
     # A variable that the user has set wins; one that is only found in the environment, over a mere default.
     given = setup.env if setup.threads else {**os.environ, **setup.env}
@@ -229,4 +296,5 @@ def fork_config(setup: Setup, cores: int, bridge: str, shelf: str | None) -> dic
         "bridge": bridge,
         "threads": limit,
         "shelf": shelf,
+        **own,
     }

@@ -8,7 +8,6 @@ An heir is a fork server whose agent is the first one: same words, same duties. 
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import select
 import signal
@@ -19,7 +18,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from skyward.worker.forkserver import imports
-from skyward.worker.forkserver.protocol import END, EXITED, FAILED, FORKED, KILL, REPORT, REQUEST, SEAT, TRYING, UP
+from skyward.worker.forkserver.liveness import LIMITS, Limits, Look, Probe
+from skyward.worker.forkserver.protocol import ECHO, END, EXITED, FORKED, KILL, REPORT, REQUEST, SEAT, TRYING, UP
 from skyward.worker.process import kill_group
 
 __all__ = ["Heir", "Heirs"]
@@ -47,6 +47,10 @@ class Heir:
         The index of the name that it has come to.
     slots
         Those forked from it, and their processes; 0 where that has not been reported.
+    unborn
+        Those of them that nobody has killed since: what was asked for, and files, by which another can make them.
+    probe
+        Whether it hangs, once it is ready.
     """
 
     pid: int
@@ -56,6 +60,14 @@ class Heir:
     at: int = 0
     ready: bool = False
     slots: dict[int, int] = field(default_factory=dict)
+    unborn: dict[int, tuple[int, list[int]]] = field(default_factory=dict)
+    probe: Probe = field(default_factory=Probe)
+
+    def settle(self, number: int) -> None:
+        """A slot of it has been made, or need not be."""
+        _, fds = self.unborn.pop(number, (0, ()))
+        for fd in fds:
+            os.close(fd)
 
 
 class Heirs:
@@ -69,8 +81,12 @@ class Heirs:
         Told of each report of an heir: what, slot, value.
     become
         In a new process: live as an heir, with this socket, these modules and variables. Does not return.
+    fork
+        Make a slot here that an heir has not made: what, slot, files. The files are to be closed.
     limit
         Seconds that all imports may take.
+    limits
+        When an heir that is ready counts as hung.
     """
 
     def __init__(
@@ -78,14 +94,19 @@ class Heirs:
         lore: socket.socket,
         report: Callable[[int, int, int], None],
         become: Callable[[socket.socket, list[str], dict[str, str | None]], None],
+        fork: Callable[[int, int, list[int]], None],
         limit: float = _LIMIT,
+        limits: Limits = LIMITS,
     ) -> None:
         self.all: dict[int, Heir] = {}  # by the number of its socket
         self.current: Heir | None = None
         self._lore = lore
         self._report = report
         self._become = become
+        self._fork = fork
         self._limit = limit
+        self._period = limits.period
+        self._look_at = 0.0
         self._poll: select.poll | None = None
         self._names: dict[str, None] = {}  # for the next heir
         self._new = 0  # of them, those that no heir has had
@@ -111,6 +132,7 @@ class Heirs:
         if self._ends:
             return None
         times = [heir.until for heir in self.all.values() if not heir.ready]
+        times += [self._look_at for heir in self.all.values() if heir.probe.is_needed]
         return min([*times, *([] if self._due is None else [self._due])], default=None)
 
     def attend(self, heard: dict[int, int]) -> None:
@@ -126,6 +148,10 @@ class Heirs:
             if not heir.ready and now > heir.until:
                 os.kill(heir.pid, signal.SIGKILL)
                 heir.until = now + self._limit  # its end will be heard
+        if now >= self._look_at:
+            self._look_at = now + self._period
+            for heir in self.all.values():
+                _look(heir)
         if self._due is not None and now >= self._due and all(heir.ready for heir in self.all.values()):
             self._due = None
             self._make()
@@ -133,7 +159,7 @@ class Heirs:
     # --- slots of heirs ---
 
     def fork(self, what: int, number: int, seat: int, fds: list[int]) -> bool:
-        """Let the newest heir fork a slot; False if there is none that can."""
+        """Let the newest heir fork a slot, and take its files; False if there is none that can."""
         heir = self.current
         if heir is None:
             return False
@@ -142,14 +168,25 @@ class Heirs:
             socket.send_fds(heir.sock, [REQUEST.pack(what, number)], fds)
         except OSError:  # it has died, as we shall hear
             return False
+        self._awaits()
         heir.slots[number] = 0
+        heir.unborn[number] = what, fds
+        heir.probe.forks(number)
         return True
 
     def kill(self, number: int) -> None:
         """Kill a slot, if it is one of an heir's."""
         for heir in self.all.values():
             if number in heir.slots:
+                self._awaits()
+                heir.settle(number)
+                heir.probe.kills(number)
                 _tell(heir, KILL, number)
+
+    def _awaits(self) -> None:
+        """Looks begin, unless they go on already."""
+        if not any(heir.probe.is_needed for heir in self.all.values()):
+            self._look_at = time.monotonic() + self._period
 
     def end(self) -> None:
         """Let them end with their slots, and make no more."""
@@ -197,12 +234,14 @@ class Heirs:
         if not data:
             self._bury(heir)
         for what, number, value in REPORT.iter_unpack(data[: len(data) // REPORT.size * REPORT.size]):
+            heir.probe.heard(what, number)
             if what == TRYING:
                 heir.at = number
             elif what == UP:
                 heir.ready = True
                 self.current = heir
-            else:
+            elif what != ECHO:
+                heir.settle(number)
                 if what == FORKED:
                     heir.slots[number] = value
                 else:
@@ -213,14 +252,19 @@ class Heirs:
                 self._drop(old)
 
     def _bury(self, heir: Heir) -> None:
-        """It has died, and the kernel kills its slots, but not at once, nor what they have started."""
+        """It has died, and the kernel kills its slots, but not at once, nor what they have started.
+
+        Those that it had not made are made here, so that nothing which they were given comes to harm.
+        """
         self._drop(heir)
         for number, pid in heir.slots.items():
             if pid:
                 kill_group(pid)
-                self._report(EXITED, number, signal.SIGKILL)
+            if number in heir.unborn:
+                what, fds = heir.unborn[number]
+                self._fork(what, number, fds)
             else:
-                self._report(FAILED, number, errno.EAGAIN)
+                self._report(EXITED, number, signal.SIGKILL)
         if heir.ready:
             return
         if heir.at < len(heir.names):
@@ -263,6 +307,15 @@ class Heirs:
         self.all[ours.fileno()] = heir
         assert self._poll is not None
         self._poll.register(ours, select.POLLIN)
+
+
+def _look(heir: Heir) -> None:
+    look = heir.probe.look()
+    if look is Look.ASK:
+        _tell(heir, ECHO, 0)
+    elif look is Look.HUNG:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(heir.pid, signal.SIGKILL)  # its end will be heard
 
 
 def _tell(heir: Heir, what: int, number: int) -> None:

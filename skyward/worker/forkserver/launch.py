@@ -12,6 +12,7 @@ import contextlib
 import gc
 import os
 import resource
+import select
 import signal
 import socket
 import subprocess
@@ -30,6 +31,7 @@ __all__ = ["ROOT", "Server", "forked", "started"]
 ROOT = str(Path(skyward.worker.__file__).parent.parent.parent)
 """The folder, or the archive, that our own code is in."""
 
+_HEIRS = 1.0  # seconds that they may take to end with their fork server
 _FILES = resource.getrlimit(resource.RLIMIT_NOFILE)  # as we were started
 
 
@@ -39,14 +41,8 @@ class _Process(Protocol):
     pid: int
     returncode: int | None
 
-    def poll(self) -> int | None:
-        """Its status, if it has ended."""
-
     def wait(self, timeout: float | None = None) -> int:
         """Its status; raises `subprocess.TimeoutExpired`."""
-
-    def kill(self) -> None:
-        """End it at once; nothing if it has ended."""
 
 
 @dataclass(frozen=True)
@@ -65,12 +61,33 @@ class Server:
     control: socket.socket
     output: IO[bytes]
 
+    def ends_within(self, seconds: float) -> bool:
+        """Wait for its end. It is not reaped: its number, which is that of its group, remains its own until `kill`."""
+        deadline = time.monotonic() + seconds
+        while self.process.returncode is None:
+            if os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+                return True
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.001)
+        return True
+
     def kill(self) -> None:
-        """End one that was not used."""
+        """End it and its heirs, those that hang too, and let its files go; may be repeated.
+
+        Heirs learn of its end from the kernel, and end their slots with all that these have started before they end
+        themselves. So they have a moment for that. When they have ended, nobody holds the pipe for what it prints.
+        """
+        if self.process.returncode is None:
+            os.kill(self.process.pid, signal.SIGKILL)
+            poll = select.poll()
+            poll.register(self.output, 0)  # for its end
+            poll.poll(_HEIRS * 1000)
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
         self.control.close()
         self.output.close()
-        self.process.kill()
-        self.process.wait()
 
 
 def started(env: Mapping[str, str]) -> Server:
@@ -154,8 +171,3 @@ class _Fork:
                 raise subprocess.TimeoutExpired(repr(self), timeout or 0.0)
             time.sleep(0.001)
         return status
-
-    def kill(self) -> None:
-        """End it at once."""
-        if self.poll() is None:
-            os.kill(self.pid, signal.SIGKILL)

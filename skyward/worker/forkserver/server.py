@@ -29,7 +29,9 @@ from skyward.core.whoami import Seats
 from skyward.worker import blob_store, bridge, slot
 from skyward.worker.forkserver import imports
 from skyward.worker.forkserver.heirs import Heirs
+from skyward.worker.forkserver.liveness import LIMITS, Limits
 from skyward.worker.forkserver.protocol import (
+    ECHO,
     END,
     EXITED,
     FAILED,
@@ -61,10 +63,17 @@ class ForkServer:
         The agent's folders, to be removed if the agent can't.
     lore
         Where slots tell what they import; None in an heir, which does not learn.
+    limits
+        When an heir counts as hung.
     """
 
     def __init__(
-        self, control: socket.socket, unborn: slot.Slot, scratch: Sequence[str] = (), lore: socket.socket | None = None
+        self,
+        control: socket.socket,
+        unborn: slot.Slot,
+        scratch: Sequence[str] = (),
+        lore: socket.socket | None = None,
+        limits: Limits = LIMITS,
     ) -> None:
         self.control = control
         self.scratch = scratch
@@ -75,7 +84,7 @@ class ForkServer:
         self.seated: dict[int, int] = {}  # slot -> its number for tasks, unless threads share it or it is being killed
         self.deadline: float | None = None  # set when we are to end: what lives then is killed
         self.signals: dict[signal.Signals, Any] = {}  # what became of them before they were ours
-        self.heirs = Heirs(lore, self.relay, self.bequeath) if lore is not None else None
+        self.heirs = Heirs(lore, self.relay, self.bequeath, self.fork, limits=limits) if lore is not None else None
         self.seat: int | None = None  # of the next slot, where another one gives them out
         self._wake, self._woken = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
@@ -132,6 +141,8 @@ class ForkServer:
             self.rise(number)  # now, since the one that comes in its place may be asked for already
         elif what == SEAT:
             self.seat = number
+        elif what == ECHO:
+            self.report(ECHO, number, 0)
         elif what == END:
             self.deadline = time.monotonic() + self.unborn.settings.grace
             if self.heirs is not None:
@@ -144,13 +155,10 @@ class ForkServer:
         """Make a slot, out of this process or of one that has imported more."""
         if what != FORK_SHARED:
             self.seated[number] = self.seats.take() if self.seat is None else self.seat
-        if len(fds) == FILES and self.heirs and self.heirs.fork(what, number, self.seated.get(number, 0), fds):
-            for fd in fds:
-                os.close(fd)
-        else:
-            self.fork(number, what == FORK_SHARED, fds)
+        if len(fds) != FILES or not self.heirs or not self.heirs.fork(what, number, self.seated.get(number, 0), fds):
+            self.fork(what, number, fds)
 
-    def fork(self, number: int, shared: bool, fds: list[int]) -> None:
+    def fork(self, what: int, number: int, fds: list[int]) -> None:
         """Make a slot out of this process."""
         try:
             if len(fds) != FILES:
@@ -162,7 +170,7 @@ class ForkServer:
             self.rise(number)
             self.report(FAILED, number, error.errno or errno.EAGAIN)
         if pid == 0:
-            self.become(number, shared, fds, parent)
+            self.become(number, what == FORK_SHARED, fds, parent)
         for fd in fds:
             os.close(fd)
         if pid > 0:
@@ -322,7 +330,7 @@ def live(control: socket.socket) -> None:
     lore, told = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     for sock in (lore, told):
         sock.setblocking(False)
-    server = ForkServer(control, slot.Slot(settings, told.detach()), config["scratch"], lore)
+    server = ForkServer(control, slot.Slot(settings, told.detach()), config["scratch"], lore, Limits(*config["limits"]))
     gc.collect()
     gc.freeze()
     die_with_parent(config["agent"], signal.SIGTERM)  # from now on there is something to clear up

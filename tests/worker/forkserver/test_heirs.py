@@ -109,7 +109,7 @@ def test_an_import_that_hangs_is_not_waited_for() -> None:
         time.sleep(60)
         os._exit(0)
 
-    heirs = Heirs(lore, lambda *_: None, hang, limit=0.1)
+    heirs = Heirs(lore, lambda *_: None, hang, lambda *_: None, limit=0.1)
     poll = select.poll()
     heirs.watch(poll)
     told.send(b"nonsense")

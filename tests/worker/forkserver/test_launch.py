@@ -73,13 +73,16 @@ def test_a_fork_answers_as_a_program_does() -> None:
             assert server.process.poll() is None
         else:
             raise AssertionError("it has ended")
+        assert not server.ends_within(0.01)
         server.control.close()
-        assert server.process.wait(10) == server.process.poll() == 0
+        assert server.ends_within(10)
         assert server.output.read() == b""
-        server.process.kill()  # which it does not mind
+        assert server.process.wait(10) == server.process.poll() == 0
+        server.kill()  # which it does not mind
         other = forked()
         other.kill()
         assert other.process.poll() == -9
+        other.kill()
     """
     # Not here, where there are threads.
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, cwd=ROOT)
