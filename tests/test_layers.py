@@ -111,7 +111,7 @@ LAZY: dict[tuple[str, str], str] = {
         "skyward.core.payload.memory_maps",
         "numpy",
     ): "an array's pickle needs it; the module must load where numpy is not installed",
-    ("skyward.joblib_ext.backend", "skyward.joblib_ext.call"): "only a driver comes there; a node does without it",
+    ("skyward.joblib_ext.active_pool", "skyward.joblib_ext.default_backend"): "a pool does not load joblib",
     ("skyward.core.nodes.connector", "skyward.core.nodes.bootstrap"): "nodes on this machine need none",
     (
         "skyward.core.machines.provision",

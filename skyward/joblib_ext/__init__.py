@@ -1,4 +1,4 @@
-"""joblib on a pool: the backend, the plugins' values, and the pools that join both.
+"""joblib on a pool: the backend, the plugins, and the pools that combine both.
 
-Each module is imported by its own name; the public addresses are `skyward.integrations` and `skyward.plugins`.
+Import each module by its own name; the public addresses are `skyward.integrations` and `skyward.plugins`.
 """

@@ -1,10 +1,10 @@
-"""Batches that wait because the caller is slow to take the results of a generator: memory stays bounded.
+"""Holds batches back while the caller is slow to take the results of a generator, so that memory stays bounded.
 
-joblib sends a batch whenever one has ended, whether or not anybody has taken its results. Where they are large and
-``return_as`` is a generator, this holds batches back while what lies ready is more than `LIMIT` bytes.
+joblib sends a batch whenever one has ended, whether or not its results have been taken. If they are large and
+``return_as`` is a generator, batches are held back while the results that are ready exceed `LIMIT` bytes.
 
-Nobody can wait for ever: batches go out in order, so when the caller waits for one that is held back, all those before
-it were taken and nothing lies ready.
+This can't deadlock: batches go out in order, so when the caller waits for one that is held back, the results of all
+batches before it have been taken, and none are ready.
 """
 
 from __future__ import annotations
@@ -13,28 +13,27 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any
 
-__all__ = ["LIMIT", "Backlog", "untaken"]
+__all__ = ["LIMIT", "Backlog"]
 
 LIMIT = 64 << 20
-"""Bytes of results that may lie ready."""
+"""Bytes of results that may be ready and not taken."""
 
-_LOOK = 0.01  # seconds between two looks at what was taken, of which joblib tells nobody
+_POLL = 0.01  # seconds between two checks of what was taken, which joblib does not report
 _SMOOTH = 0.2  # weight of the newest result's size in the mean
 
 
 class Backlog:
-    """What one call holds back.
+    """The batches that one call holds back.
 
     Parameters
     ----------
     untaken
-        Says of how many batches, those held included, nobody has taken the results. None: nothing is held back.
+        Returns the number of batches, held ones included, whose results have not been taken; None to hold nothing back.
     slots
-        How many tasks run at a time; so many batches may always be out.
+        Returns how many tasks run at a time; that many batches may always be out.
     is_open
-        Whether batches can still be sent. When they can't, those that are held go out all the same, and fail.
+        Returns whether batches can still be sent. Once they can't, held batches are sent nevertheless, and fail.
     """
 
     def __init__(
@@ -56,22 +55,22 @@ class Backlog:
         return f"<Backlog {len(self._held)} held, {self._mean:,.0f} bytes each>"
 
     def __len__(self) -> int:
-        """How many it holds."""
+        """Return the number of batches held."""
         return len(self._held)
 
     @property
     def is_full(self) -> bool:
-        """Whether so much lies ready, or soon will, that no batch should go out."""
+        """Whether the results that are ready, or will be soon, exceed the limit."""
         if self._untaken is None:
             return False
         return self._mean * (self._untaken() - len(self._held) - self._slots()) > LIMIT
 
     def ended(self, size: int) -> None:
-        """A batch has ended, with results of so many bytes."""
+        """Record the size in bytes of the results of a batch that has ended."""
         self._mean = self._mean + _SMOOTH * (size - self._mean) if self._mean else float(size)
 
     def hold(self, send: Callable[[], object]) -> bool:
-        """Keep a batch until there is room, if there is none or others wait; whether it was kept."""
+        """Hold a batch until there is room, if there is none or others wait; return whether it is held."""
         if self._untaken is None:
             return False
         with self._lock:
@@ -84,13 +83,13 @@ class Backlog:
             return True
 
     def close(self) -> None:
-        """Forget what is held."""
+        """Drop the batches held."""
         with self._lock:
             self._closed = True
             self._held.clear()
 
     def _watch(self) -> None:
-        """Send what is held as the caller takes results."""
+        """Send held batches as the caller takes results."""
         while True:
             with self._lock:
                 if not self._held:
@@ -98,19 +97,6 @@ class Backlog:
                     return
                 send = None if self.is_full and self._is_open() else self._held.popleft()
             if send is None:
-                time.sleep(_LOOK)
+                time.sleep(_POLL)
             else:
                 send()
-
-
-def untaken(parallel: Any, out: Callable[[], int]) -> Callable[[], int] | None:
-    """How to count the batches of a generator call whose results nobody has taken; None for other calls.
-
-    joblib has no public way to ask. Its ``_jobs`` are all of them, but for ``generator_unordered`` only those that have
-    ended, beside which `out` counts the others.
-    """
-    if not getattr(parallel, "return_generator", False):
-        return None
-    if getattr(parallel, "return_ordered", True):
-        return lambda: len(parallel._jobs)  # noqa: SLF001
-    return lambda: len(parallel._jobs) + out()  # noqa: SLF001

@@ -1,4 +1,4 @@
-"""What is sent to a slot: one batch of joblib's calls, and the initializer that must have run there before."""
+"""What is sent to a slot: a batch of joblib's calls, and the initializer that must run there first."""
 
 from __future__ import annotations
 
@@ -8,31 +8,32 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from joblib.parallel import BatchedCalls, SequentialBackend, ThreadingBackend
+from joblib.parallel import BatchedCalls
 
 from skyward.core.function import run_pending
 from skyward.core.labels import label
 from skyward.core.payload import pickling
 from skyward.core.payload.memory_maps import Named
-from skyward.joblib_ext import active_pool, callbacks
+from skyward.joblib_ext import callbacks
+from skyward.joblib_ext.slot_backend import enter_slot, nested
 
-__all__ = ["Batch", "Initializer", "nested"]
+__all__ = ["Batch", "Initializer", "plain_parts"]
 
-_lock = threading.RLock()  # guards _ran, and that nobody passes before an initializer has ended
+_lock = threading.RLock()  # guards _ran, and makes other threads wait until an initializer has ended
 _ran: set[bytes] = set()
 
 
 class Initializer:
-    """A function that each slot process runs once before the first batch that asks for it, as loky's workers do.
+    """A function that each slot process runs once before its first batch, as loky's workers do.
 
     Parameters
     ----------
     key
-        What tells initializers apart: the digest of function and arguments.
+        Digest of function and arguments.
     head, buffers
-        Both, pickled.
+        Function and arguments, pickled.
     proxies
-        Of Managers, that are in them. They stay here.
+        The Managers' proxies in them. They stay in this process.
     """
 
     def __init__(self, key: bytes, head: bytes, buffers: Sequence[Any], proxies: Sequence[Any] = ()) -> None:
@@ -45,17 +46,24 @@ class Initializer:
         return f"<Initializer {self.key.hex()[:8]}>"
 
     def __reduce__(self) -> Any:
-        # As PickleBuffers, large arguments travel to a node once and not with each batch.
+        # As PickleBuffers, large arguments are sent to a node once and not with each batch.
         return Initializer, (self.key, self._head, [pickle.PickleBuffer(buffer) for buffer in self._buffers])
 
     @classmethod
     def pack(cls, function: Callable[..., object], args: Sequence[Any], named: Named = "none") -> Initializer:
         """Pickle an initializer once for all batches.
 
+        Parameters
+        ----------
+        function, args
+            What to call.
+        named
+            See `pickling.dumps`.
+
         Raises
         ------
         PayloadError
-            It, or an argument of it, can't be pickled.
+            The function or an argument can't be pickled.
         """
         proxies: list[Any] = []
         head, buffers = pickling.dumps(
@@ -67,7 +75,7 @@ class Initializer:
         return cls(digest.digest(), head, buffers, proxies)
 
     def once(self) -> None:
-        """Run it unless this process has done so."""
+        """Run it unless this process has run it before."""
         with _lock:
             if self.key in _ran:
                 return
@@ -81,20 +89,20 @@ class Initializer:
 
 
 class Batch:
-    """A batch of joblib's calls, as a task. It is what most of the time between two small tasks goes into.
+    """A batch of joblib's calls, as a task. Most of the time between two small tasks is spent here.
 
     Parameters
     ----------
     calls
-        joblib's ``BatchedCalls``, or where `level` is given only its items: the former has more parts to pickle.
+        joblib's ``BatchedCalls``, or only its items if `level` is given, which are faster to pickle.
     level
-        Nesting level of the calls that tasks make; see `nested`.
+        Nesting level of calls inside tasks; see `nested`.
     initializer
-        What must have run in the slot before.
+        What must run in the slot first.
     function
-        The pickle of the one function that all calls are of; None where they are not, or it may change.
+        The pickle of the function that all calls share; None if they call several, or if the function may change.
     number
-        Tells the driver's calls of ``Parallel`` apart.
+        Distinguishes the driver's calls of ``Parallel``.
     """
 
     __slots__ = ("calls", "function", "initializer", "level", "number")
@@ -124,7 +132,7 @@ class Batch:
 
     @property
     def label(self) -> str:
-        """What it is called in messages: the first function, and how many calls there are."""
+        """Name in messages: the first function, and the number of calls."""
         items = self.calls if self.level is not None else getattr(self.calls, "items", None)
         if not items:
             return type(self.calls).__qualname__
@@ -132,8 +140,8 @@ class Batch:
         return f"{name} (a batch of {len(items)})" if len(items) > 1 else name
 
     def __call__(self) -> Any:
-        """Run it, in a slot."""
-        active_pool.set_on_node()
+        """Run the calls, in a slot."""
+        enter_slot()
         callbacks.begin_call(self.number)
         if self.initializer is not None:
             self.initializer.once()
@@ -142,20 +150,13 @@ class Batch:
 
 
 def _of_one_function(function: bytes, calls: list[tuple[Any, Any]], level: int, initializer: Any, number: int) -> Batch:
-    """Rebuild a batch; called by the pickle."""
+    """Rebuild a batch; called when it is unpickled."""
     call = pickle.loads(function)
     return Batch([(call, args, kwargs) for args, kwargs in calls], level, initializer, None, number)
 
 
-def _plain_parts(batch: Batch) -> list[Any] | None:
+def plain_parts(batch: Batch) -> list[Any] | None:
+    """Return the parts of a batch that need pickling, for `pickling.PLAIN`; None if they need cloudpickle."""
     if batch.function is None or batch.initializer is not None:
         return None
     return [part for _, args, kwargs in batch.calls for part in (args, kwargs)]
-
-
-pickling.PLAIN[Batch] = _plain_parts
-
-
-def nested(level: int) -> Any:
-    """The backend of ``Parallel`` calls at this depth: the process's own threads once, and further down none."""
-    return SequentialBackend(nesting_level=level) if level > 1 else ThreadingBackend(nesting_level=level)

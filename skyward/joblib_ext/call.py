@@ -1,4 +1,4 @@
-"""The slots of a pool as one ``Parallel`` uses them. The driver's half of the backend; never imported on a node."""
+"""The slots of a pool as used by one ``Parallel``: sends its batches and keeps the slots busy."""
 
 from __future__ import annotations
 
@@ -18,15 +18,17 @@ from joblib.parallel import BatchedCalls
 
 from skyward.core.errors import ConfigError, PoolNotActive
 from skyward.core.events import Event, NodeGone, NodeReady
+from skyward.core.payload import pickling
 from skyward.core.payload.memory_maps import Named
 from skyward.core.pool import Compute
 from skyward.core.tasks.futures import TaskFuture
 from skyward.core.tasks.jobs import TaskGroup, TaskOptions
 from skyward.joblib_ext import warning_filters
-from skyward.joblib_ext.backpressure import Backlog, untaken
-from skyward.joblib_ext.batch import Batch, Initializer
+from skyward.joblib_ext.backpressure import Backlog
+from skyward.joblib_ext.batch import Batch, Initializer, plain_parts
 from skyward.joblib_ext.function_cache import StableFunctions
-from skyward.joblib_ext.lookahead import Supply, bring_back, failed, wanted
+from skyward.joblib_ext.joblib_private import counted_jobs, failed, raise_in_caller, untaken
+from skyward.joblib_ext.lookahead import Supply, wanted
 
 __all__ = ["ParallelCall", "Settings", "jobs_of"]
 
@@ -35,17 +37,25 @@ _numbers = itertools.count(1)  # of calls
 _Callback = Any  # joblib's `BatchCompletionCallBack`
 _Future = concurrent.futures.Future[Any]
 
-# mmap_mode, and TaskOptions.mode; joblib takes w+ for r+, and None for no maps at all.
+# joblib's mmap_mode -> TaskOptions.mode; to joblib, w+ is the same as r+, and None means no maps at all.
 _MODES = {"r": "r", "c": "c", "r+": "r+", "w+": "r+", None: "c"}
 
-# What joblib gives to every backend, or users of its own backends to them, and what has no meaning here: there are no
-# temporary folders, and no processes that are started for a call.
+# Arguments that joblib gives to every backend, or users to joblib's own backends, and that have no meaning here: there
+# are no temporary folders, and no processes started for a call.
 _IGNORED = frozenset({"temp_folder", "verbose", "context", "idle_worker_timeout"})
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the user told joblib about how tasks run."""
+    """How tasks run, as configured by the user.
+
+    Attributes
+    ----------
+    large, mode
+        As in `TaskOptions`.
+    initializer
+        Runs once in each slot process before its first batch; None for nothing.
+    """
 
     large: int | None
     mode: str
@@ -53,17 +63,24 @@ class Settings:
 
     @classmethod
     def read(cls, given: Mapping[str, Any], named: Named) -> Settings:
-        """From keyword arguments.
+        """Read the keyword arguments of a backend.
+
+        Parameters
+        ----------
+        given
+            The keyword arguments.
+        named
+            See `pickling.dumps`.
 
         Raises
         ------
         ConfigError
-            There is no such `mmap_mode`.
+            `mmap_mode` is unknown.
         PayloadError
             The initializer can't be pickled.
         """
         rest = {name: value for name, value in given.items() if name not in _IGNORED}
-        most, mode = rest.pop("max_nbytes", 1 << 20), rest.pop("mmap_mode", "r")
+        max_size, mode = rest.pop("max_nbytes", 1 << 20), rest.pop("mmap_mode", "r")
         initializer, args = rest.pop("initializer", None), rest.pop("initargs", ())
         if rest:
             names = ", ".join(map(repr, sorted(rest)))
@@ -71,41 +88,42 @@ class Settings:
         if mode not in _MODES:
             raise ConfigError(f"mmap_mode={mode!r}: it must be one of 'r', 'c', 'r+', 'w+' or None")
         return cls(
-            large=None if most is None or mode is None else int(most) + 1,  # joblib maps what is larger
+            large=None if max_size is None or mode is None else int(max_size) + 1,  # joblib maps larger arrays only
             mode=_MODES[mode],
             initializer=None if initializer is None else Initializer.pack(initializer, args or (), named),
         )
 
 
 def jobs_of(n_jobs: int, slots: int) -> int:
-    """How many tasks run at a time on so many slots, by joblib's arithmetic: -1 is all of them, -2 all but one."""
+    """Return how many tasks run at a time, by joblib's arithmetic: -1 is all slots, -2 all but one."""
     return n_jobs if n_jobs > 0 else max(slots + 1 + n_jobs, 1)
 
 
 class ParallelCall:
-    """The slots as one ``Parallel`` uses them, from its `configure` to its `terminate` or its abort.
+    """The slots as used by one ``Parallel``, from its `configure` to its `terminate` or its abort.
 
     Parameters
     ----------
     pool
         An open pool.
     n_jobs
-        As joblib's.
+        As given to joblib.
     settings
         How tasks run.
     threads
         BLAS and OpenMP threads of each task.
     level
-        Nesting level of what tasks call; None when the batches carry a backend that is not of the usual kind.
+        Nesting level of calls inside tasks; None if the batches carry a backend other than the usual one.
     """
 
     def __init__(self, pool: Compute, n_jobs: int, settings: Settings, threads: int | None, level: int | None) -> None:
+        _register_with_pickler()
         self.pool = pool
         self._level = level
         self._n_jobs = n_jobs
         self._settings = settings
         self._options = TaskOptions(
-            threads=None if threads is None else int(threads),  # numpy's integers do not travel
+            threads=None if threads is None else int(threads),  # numpy's integers can't be sent
             large=settings.large,
             mode=settings.mode,
             proxies=() if settings.initializer is None else settings.initializer.proxies,
@@ -116,11 +134,11 @@ class ParallelCall:
         self._slots = 1
         self._supply: Supply | None = None
         self._backlog: Backlog | None = None
-        self._deaf = _listen(self)
+        self._unsubscribe = _listen(self)
         self.start_call(None)
 
     def start_call(self, parallel: Any) -> None:
-        """The tasks from now on are of another call; None: of nobody's who can be asked for more."""
+        """Begin a call of `parallel`; with None, of nobody who can be asked for more batches."""
         limit = None if self._n_jobs == -1 else self._n_jobs if self._n_jobs > 0 else self._n_jobs + 1
         dispatcher = self.pool.dispatcher
         group = TaskGroup(limit, arrays=dispatcher.arrays(limit), change=dispatcher.surroundings.now())
@@ -129,19 +147,19 @@ class ParallelCall:
         self._number = next(_numbers)
         self.stop_call()
         jobs = self.count()
-        if hasattr(parallel, "_cached_effective_n_jobs"):
+        if counted_jobs(parallel) is not None:
             self._supply = Supply(parallel, jobs)
-            self.count()  # a node may have come since, and not have been told of
+            self.count()  # a node may have joined before the supply could be notified
 
     def stop_call(self) -> None:
-        """The call has ended: what it held back is forgotten."""
+        """End the call and drop the batches held back."""
         self._supply = None
         backlog, self._backlog = self._backlog, None
         if backlog is not None:
             backlog.close()
 
     def count(self) -> int:
-        """Count the slots anew, since they come and go; returns how many tasks may run at a time."""
+        """Count the slots again, since they come and go; return how many tasks may run at a time."""
         total = self.pool.total_slots
         jobs = jobs_of(self._n_jobs, total)
         self._slots = max(min(jobs, total), 1)
@@ -150,16 +168,22 @@ class ParallelCall:
         return jobs
 
     def renewed(self) -> ParallelCall:
-        """Another such crew, without the tasks."""
+        """Return another object like this one, without tasks."""
         return ParallelCall(self.pool, self._n_jobs, self._settings, self._options.threads, self._level)
 
     def close(self) -> None:
-        """No call is made any more."""
-        self._deaf()
+        """Release what this object holds; no call follows."""
+        self._unsubscribe()
         self.stop_call()
 
     def submit(self, calls: Any, callback: _Callback | None) -> _Future:
-        """Send a batch, or hold it back while the caller is slow to take results. May raise PoolNotActive."""
+        """Send a batch, or hold it back while the caller is slow to take results.
+
+        Raises
+        ------
+        PoolNotActive
+            The pool is not open.
+        """
         if (supply := self._supply) is not None:
             supply.begin()
         if callback is None:
@@ -169,7 +193,7 @@ class ParallelCall:
             kept = untaken(getattr(callback, "parallel", None), self._out)
             backlog = self._backlog = Backlog(kept, lambda: self._slots, lambda: self.pool.is_active)
         if backlog.hold(partial(self._send_late, calls, callback)):
-            return concurrent.futures.Future()  # joblib keeps it, and waits for the callback only
+            return concurrent.futures.Future()  # joblib only keeps it, and waits for the callback
         return self._send(calls, callback)
 
     def _out(self) -> int:
@@ -194,24 +218,24 @@ class ParallelCall:
         with self._lock:
             self._futures.add(future)
             aborted = self._aborted
-        if aborted:  # while the batch was pickled, in another thread
+        if aborted:  # by another thread, while this one was pickling the batch
             future.cancel()
         done = partial(self._done, callback, time.monotonic())
         if future.done() and not future.cancelled() and future.exception() is None:
-            # Its callback would submit the next batch from within this one, and so on without end.
+            # Its callback would submit the next batch from within this call, recursing without bound.
             threading.Thread(target=done, args=(future,), name="skyward-joblib", daemon=True).start()
         else:
             future.add_done_callback(done)
         return future
 
     def _function(self, items: Sequence[tuple[Any, Any, Any]]) -> bytes | None:
-        """The pickle of the function that all calls of a batch are of, made once; None where that can't be done."""
+        """Return a cached pickle of the function that all calls of a batch share; None if there is none."""
         if not items or any(other[0] is not items[0][0] for other in items):
             return None
         return self._functions.pickled(items[0][0])
 
     def abort(self) -> None:
-        """Cancel the tasks that are out. joblib is not told of them any more: it has given the call up."""
+        """Cancel the tasks that are out. Their callbacks are not called, since joblib has given up the call."""
         self.close()
         with self._lock:
             self._aborted = True
@@ -237,22 +261,25 @@ class ParallelCall:
                 if more := wanted(self._slots, out, future, turnaround):
                     supply.answered(callback, more, turnaround - (future.seconds or 0.0))
         except BaseException as error:
-            # From the user's iterator, or from printing progress. Nobody above us would tell the waiting thread.
-            bring_back(callback.parallel, callback.parallel_call_id, error)
+            # From the user's iterator, or from printing progress. Nothing up the stack would tell the waiting thread.
+            raise_in_caller(callback.parallel, callback.parallel_call_id, error)
 
 
 def _listen(call: ParallelCall) -> Callable[[], object]:
-    """Let a crew count its slots whenever nodes come and go, as long as it lives; the returned function ends that."""
+    """Have a call count its slots whenever nodes come and go, as long as it lives; return a function that ends this."""
     weak = weakref.ref(call)
 
-    def hear(event: Event) -> None:
+    def handle(event: Event) -> None:
         if isinstance(event, (NodeReady, NodeGone)) and (listening := weak()) is not None:
-            with contextlib.suppress(PoolNotActive):  # it is being closed: its tasks are told
+            with contextlib.suppress(PoolNotActive):  # the pool is being closed, which its tasks report
                 listening.count()
 
-    ending = weakref.finalize(call, call.pool.events.subscribe(hear))
+    ending = weakref.finalize(call, call.pool.events.subscribe(handle))
     ending.atexit = False
     return ending
 
 
-warning_filters.install([Batch, Initializer])
+def _register_with_pickler() -> None:
+    """Set up core's pickler for batches: the one place where it is changed. May be repeated."""
+    pickling.PLAIN[Batch] = plain_parts
+    warning_filters.install([Batch, Initializer])

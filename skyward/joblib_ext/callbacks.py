@@ -1,8 +1,8 @@
-"""scikit-learn's callbacks in a slot: connections to the driver end with the call that they were made for.
+"""scikit-learn's callbacks in a slot: their connections to the driver end with the call they were made for.
 
-A callback in a worker keeps a connection for each of its driver's listeners, for as long as the worker lives, and the
-driver a descriptor and a thread for each, more where the worker is on another machine. joblib's own workers end when
-they have been idle for a while; ours live as long as the pool.
+A callback in a worker keeps a connection to each of its driver's listeners as long as the worker lives, and the driver
+keeps a file descriptor and a thread for each, or more if the worker is on another machine. joblib's own workers end
+after some idle time; ours live as long as the pool.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ _call = 0
 
 
 def begin_call(number: int) -> None:
-    """A batch of this call runs now: the connections of other calls are closed, and made again where they are needed.
+    """Close the connections of other calls, since a batch of this call runs now; they are reopened when needed.
 
-    Where slots are threads nobody can tell whose a connection is, and all stay.
+    If slots are threads, it is unknown which slot a connection belongs to, and all stay open.
     """
     global _call  # noqa: PLW0603 - a process runs the batches of one call at a time
     if number == _call or threading.current_thread() is not threading.main_thread():

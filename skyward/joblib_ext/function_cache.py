@@ -1,9 +1,9 @@
-"""Pickles of functions that are made once and used again while they are surely what pickling anew would give.
+"""Caches pickles of functions as long as pickling a function again would certainly give the same result.
 
-A function of a module is pickled by its name. One of ``__main__``, or a lambda, is pickled with its code and with what
-it uses: its globals, closure and defaults. Those may change between two tasks of a call, and each task must see them
-as they were at its submit. So a pickle is kept only where all of them are constants, and is used again only while they
-are the very same objects.
+A function of a module is pickled by its name. A function of ``__main__``, or a lambda, is pickled with its code and all
+that it uses: its globals, closure and defaults. These may change between two tasks of a call, and each task must see
+them as they were when it was submitted. So a pickle is cached only if all of them are constants, and is used only as
+long as they are the very same objects.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["StableFunctions"]
 
 _ATOMS = (int, float, complex, str, bytes, bool, type(None), type(...))
 _NAMED = (type, types.FunctionType, types.BuiltinFunctionType)
-_MOST = 32  # functions that are remembered
+_MAX_FUNCTIONS = 32  # in the cache
 _MISSING = object()
 _SIZE = object()
 _TABLES = ("__kwdefaults__", "__annotations__", "__dict__")  # attributes of a function that are dicts
@@ -35,14 +35,14 @@ class StableFunctions:
         return f"<StableFunctions {len(self._kept)}>"
 
     def pickled(self, function: Callable[..., Any]) -> bytes | None:
-        """The function's pickle; None where it can't be kept, and must be made anew each time."""
+        """Return the function's pickle; None if it can't be cached, so the function must be pickled each time."""
         known = self._kept.get(id(function))
         if known is not None and known[0] is function:
             _, data, uses = known
-            if data is None or all(_look(where) is value for where, value in uses):
+            if data is None or all(_value_at(where) is value for where, value in uses):
                 return data
         data, uses = self._make(function)
-        if len(self._kept) >= _MOST:
+        if len(self._kept) >= _MAX_FUNCTIONS:
             self._kept.clear()
         self._kept[id(function)] = function, data, uses
         return data
@@ -54,16 +54,16 @@ class StableFunctions:
             return None, []
         try:
             return bytes(cloudpickle.dumps(function, protocol=5)), uses
-        except Exception:  # the usual way raises it where it is reported
+        except Exception:  # pickling the task raises it again, and reports it
             return None, []
 
 
-# Where a value was found: (dict, key), (dict, _SIZE), (object, attribute), or (name of a module, path in it).
+# Where a value was found: (dict, key), (dict, _SIZE), (object, attribute), or (module name, path in the module).
 _Place = tuple[Any, Any]
 
 
-def _look(place: _Place) -> Any:
-    """What is there now."""
+def _value_at(place: _Place) -> Any:
+    """Return the present value."""
     where, key = place
     if isinstance(where, dict):
         return len(where) if key is _SIZE else where.get(key, _MISSING)
@@ -71,7 +71,7 @@ def _look(place: _Place) -> Any:
         return _by_name(where, key)
     try:
         return getattr(where, key)
-    except (AttributeError, ValueError):  # the latter from a cell that is empty
+    except (AttributeError, ValueError):  # the latter from an empty cell
         return _MISSING
 
 
@@ -83,7 +83,17 @@ def _by_name(module: str, path: str) -> Any:
 
 
 def _is_stable(value: Any, uses: list[tuple[Any, Any]], seen: set[int]) -> bool:
-    """Whether a value can't change without becoming another object; `uses` gets what must stay in its place."""
+    """Whether a value can't change without becoming another object.
+
+    Parameters
+    ----------
+    value
+        The value.
+    uses
+        Extended by the places that must keep their values, with these values.
+    seen
+        Ids of the values looked at so far; extended.
+    """
     kind = type(value)
     if kind in _ATOMS or kind is types.CodeType or value is _MISSING or id(value) in seen:
         return True
@@ -108,7 +118,7 @@ def _is_stable(value: Any, uses: list[tuple[Any, Any]], seen: set[int]) -> bool:
 
 
 def _parts(function: types.FunctionType) -> Iterator[tuple[_Place, Any]]:
-    """What a function that is pickled by value takes along, each with its place."""
+    """Yield what is pickled with a function that is pickled by value, each with its place."""
     for name in ("__code__", "__defaults__", "__doc__", "__name__", "__qualname__", "__module__"):
         yield (function, name), getattr(function, name)
     for table in (getattr(function, name) for name in _TABLES):
@@ -117,14 +127,14 @@ def _parts(function: types.FunctionType) -> Iterator[tuple[_Place, Any]]:
             for key, part in table.items():
                 yield (table, key), part
     for cell in function.__closure__ or ():
-        yield (cell, "cell_contents"), _look((cell, "cell_contents"))
+        yield (cell, "cell_contents"), _value_at((cell, "cell_contents"))
     for name in _global_names(function.__code__):
-        # One that is not there, as a built-in's or an attribute's is not, must not come to be there either.
+        # A name that is missing, such as that of a built-in or an attribute, must stay missing.
         yield (function.__globals__, name), function.__globals__.get(name, _MISSING)
 
 
 def _global_names(code: types.CodeType) -> set[str]:
-    """Names that code, and code in it, may look up among globals: these and some attributes."""
+    """Return the names that code, and code nested in it, may look up in globals; includes names of attributes."""
     names = set(code.co_names)
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
@@ -133,6 +143,6 @@ def _global_names(code: types.CodeType) -> set[str]:
 
 
 def _is_by_value(module: str) -> bool:
-    """Whether the user has asked cloudpickle to send a module's contents instead of its name."""
+    """Whether the user has asked cloudpickle to pickle what is in a module by value."""
     asked = cloudpickle.list_registry_pickle_by_value()
     return any(module == name or module.startswith(f"{name}.") for name in asked)

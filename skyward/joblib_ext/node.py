@@ -1,19 +1,17 @@
-"""The joblib side of a slot's life. Imported on nodes, by name."""
+"""Life of a slot with the joblib plugin. Nodes import this module by name."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
 
-from skyward.joblib_ext import active_pool, backend
+from skyward.joblib_ext import slot_backend
 
-__all__ = ["NAME", "registered"]
-
-NAME = backend.NAME  # importing the backend has made it known to joblib
+__all__ = ["registered"]
 
 
 @contextlib.contextmanager
 def registered() -> Iterator[None]:
-    """Let tasks of this slot use ``backend="skyward"``: nested calls get the slot's own cores."""
-    active_pool.set_on_node()
+    """Let tasks of this slot name the backend ``"skyward"``."""
+    slot_backend.enter_slot()
     yield

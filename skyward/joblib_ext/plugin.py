@@ -1,4 +1,4 @@
-"""What `sky.plugins.joblib()` and `sky.plugins.sklearn()` make: the nodes' image, and the backend in the block."""
+"""The plugins `sky.plugins.joblib()` and `sky.plugins.sklearn()`: the nodes' image, and the backend in the block."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from skyward.joblib_ext.backend import SkywardBackend
 
 __all__ = ["JoblibPlugin", "SklearnPlugin", "activated"]
 
-_MODULES = {"scikit-learn": "sklearn"}  # of packages whose module has another name
+_MODULES = {"scikit-learn": "sklearn"}  # packages whose module has a different name
 _NAME = re.compile(r"\s*([A-Za-z0-9][A-Za-z0-9._-]*)")
 
 
 @contextlib.contextmanager
 def activated(pool: Compute) -> Iterator[SkywardBackend]:
-    """Make an open pool joblib's backend in this thread, and put back what was there.
+    """Make an open pool joblib's backend in this thread, and restore the previous backend afterwards.
 
     ``n_jobs`` is left alone, so that None still means 1.
     """
@@ -44,25 +44,25 @@ def activated(pool: Compute) -> Iterator[SkywardBackend]:
                 config.unregister()
                 SkywardBackend.unwind()
             else:
-                # joblib's configuration is per thread and a stack. From another thread, or out of order, it can't be
-                # taken back yet; but what is left of it can do what was there before.
+                # joblib's configuration is a stack for each thread. From another thread, or out of order, it can't be
+                # reverted yet; but the backend that is left in it can refer to the previous one.
                 backend.retire(before, config.unregister)
 
 
 @dataclass(frozen=True)
 class JoblibPlugin(Plugin):
-    """joblib's ``Parallel`` on the pool.
+    """Runs joblib's ``Parallel`` on the pool.
 
     Parameters
     ----------
     version
-        Of joblib on the nodes; None for the driver's.
+        Version of joblib on the nodes; None for the driver's.
     """
 
     version: str | None = None
 
     def transform_image(self, image: Image, *, driver_environment: bool) -> Image:
-        """The image with joblib."""
+        """Return the image with joblib."""
         wanted = {"joblib": self.version}
         return _with(image, wanted, ("joblib", "skyward.joblib_ext.node"), driver_environment)
 
@@ -72,33 +72,50 @@ class JoblibPlugin(Plugin):
         return activated(pool)
 
     def around_worker(self) -> str:
-        """Let tasks name the backend too."""
+        """Return what lets tasks name the backend."""
         return "skyward.joblib_ext.node:registered"
 
 
 @dataclass(frozen=True)
 class SklearnPlugin(JoblibPlugin):
-    """scikit-learn on the pool.
+    """Runs scikit-learn on the pool.
 
     Parameters
     ----------
     version
-        Of scikit-learn on the nodes; None for the driver's.
+        Version of scikit-learn on the nodes; None for the driver's.
     joblib_version
-        Of joblib on the nodes; None for the driver's.
+        Version of joblib on the nodes; None for the driver's.
     """
 
     joblib_version: str | None = None
 
     def transform_image(self, image: Image, *, driver_environment: bool) -> Image:
-        """The image with scikit-learn, and with the numpy and scipy of the driver, since arrays are pickled by them."""
+        """Return the image with scikit-learn, and the driver's numpy and scipy, since arrays are pickled by them."""
         wanted = {"scikit-learn": self.version, "joblib": self.joblib_version, "numpy": None, "scipy": None}
         preload = ("joblib", "skyward.joblib_ext.node", "numpy", "scipy.sparse", "sklearn.model_selection")
         return _with(image, wanted, preload, driver_environment)
 
 
 def _with(image: Image, wanted: dict[str, str | None], preload: Sequence[str], driver_environment: bool) -> Image:
-    """An image with packages of these versions, and with modules that are loaded before any task needs them."""
+    """Return an image with packages and preloaded modules.
+
+    Parameters
+    ----------
+    image
+        The user's.
+    wanted
+        Packages and their versions; None for the driver's.
+    preload
+        Modules that nodes load before any task needs them.
+    driver_environment
+        Whether nodes use the driver's environment, so that nothing is installed.
+
+    Raises
+    ------
+    ConfigError
+        A package is missing, or has another version, in the driver's environment.
+    """
     pip = list(image.pip)
     named = {_package(requirement) for requirement in pip}
     for package, version in wanted.items():
@@ -111,14 +128,14 @@ def _with(image: Image, wanted: dict[str, str | None], preload: Sequence[str], d
 
 
 def _package(requirement: str) -> str:
-    """The normalized name of the package that a requirement asks for."""
+    """Return the normalized package name of a requirement."""
     match = _NAME.match(requirement)
     return re.sub(r"[-_.]+", "-", match[1]).lower() if match else ""
 
 
 def _installed(package: str) -> str | None:
-    """The version of a package; None where it is not installed."""
-    from importlib import metadata  # noqa: PLC0415 - 3 MB, of which a pool on this machine mostly has no use
+    """Return the version of a package; None if it is not installed."""
+    from importlib import metadata  # noqa: PLC0415 - 3 MB, which a pool on this machine rarely needs
 
     try:
         return metadata.version(package)
@@ -127,7 +144,7 @@ def _installed(package: str) -> str | None:
 
 
 def _version(package: str) -> str:
-    """The version that nodes shall have."""
+    """Return the driver's version of a package, for nodes to install."""
     version = _installed(package)
     if version is None:
         raise ConfigError(
@@ -138,7 +155,7 @@ def _version(package: str) -> str:
 
 
 def _check_installed(package: str, version: str | None) -> None:
-    """Refuse to go on where nothing is installed for nodes and the driver does not have what they need."""
+    """Raise ConfigError unless the driver's environment has the package, in that version."""
     if importlib.util.find_spec(_MODULES.get(package, package)) is None:
         asked = package if version is None else f"{package}=={version}"
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""Pools that are joblib's or scikit-learn's backend by themselves, and the context manager for pools that are not."""
+"""Pools that make themselves the backend of joblib or scikit-learn, and a context manager for other pools."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ class JoblibPool(Compute):
     Parameters
     ----------
     provider
-        A provider, or the name of one; several in a list are asked in order.
+        A provider or its name; a list of several is tried in order.
     nodes
         How many machines, or ``(min, max)``; see `Compute`.
     concurrency
-        How many tasks run at a time on each.
+        How many tasks run at a time on each machine.
     machine, accelerator, cpu, memory
-        What each must have.
+        What each machine must have.
     image
-        What their environment holds; joblib is added.
+        Environment of the machines; joblib is added.
     volume
-        Storage that they show.
+        Storage to mount on the machines.
     allocation
-        Whether to rent spot machines, which the provider may take back; see `Compute`.
+        Whether to rent spot machines, which the provider may preempt; see `Compute`.
     timeout
-        How long one task may run, in seconds; None for no limit.
+        Maximum running time of one task, in seconds; None for no limit.
     joblib_version
         Version of joblib on the machines; None for the driver's.
     results, trusted
-        What results may be; see `Compute`.
+        Which results are accepted; see `Compute`.
     console
-        Whether to show a live line and a summary where there is a terminal.
+        Whether to show a live line and a summary if there is a terminal.
 
     Examples
     --------
@@ -147,7 +147,7 @@ class ScikitLearnPool(JoblibPool):
 
 @contextlib.contextmanager
 def sklearn_backend(pool: Compute) -> Iterator[SkywardBackend]:
-    """Make an open pool the backend of joblib, and so of scikit-learn, inside the block.
+    """Make an open pool the backend of joblib, and thus of scikit-learn, inside the block.
 
     Parameters
     ----------
@@ -159,6 +159,6 @@ def sklearn_backend(pool: Compute) -> Iterator[SkywardBackend]:
     PoolNotActive
         The pool is not open.
     """
-    _ = pool.total_slots  # raises where it is not open
+    _ = pool.total_slots  # raises if it is not open
     with activated(pool) as backend:
         yield backend

@@ -1,9 +1,9 @@
-"""Warning categories that a node may not have.
+"""Pickles warning categories so that nodes without their module can load them.
 
-scikit-learn sends the process's ``warnings.filters`` with each task, and in it classes of pytest, of cloud libraries,
-of whatever is loaded here. Those outside the standard library are pickled so that a node without their module gets a
-stand-in, which nothing there can warn with; so the filter does nothing, as it should. The user's own filters are not
-touched.
+scikit-learn sends the process's ``warnings.filters`` with each task, and with them classes of pytest, of cloud
+libraries, or of anything else that is loaded here. Categories outside the standard library are pickled so that a node
+without their module gets a stand-in. Nothing there can issue such a warning, so the filter has no effect, as it should.
+The user's own filters are not changed.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ __all__ = ["find_category", "install"]
 
 @functools.cache
 def find_category(module: str, name: str) -> type[Warning]:
-    """The warning class of that name, or a stand-in for one that can't be had here. Called by the pickle."""
+    """Return the warning class of that name, or a stand-in if it is not available here. Called when unpickling."""
     found: Any = None
     try:
         found = importlib.import_module(module)
         for part in name.split("."):
             found = getattr(found, part)
-    except Exception:  # a foreign module may fail to load in any way
+    except Exception:  # importing a third-party module may raise anything
         found = None
     if isinstance(found, type) and issubclass(found, Warning):
         return found
@@ -41,7 +41,7 @@ _known: dict[type, str] = {}
 
 def _reduce(kind: type) -> Any:
     if (name := _known.get(kind)) is not None:
-        return name  # which pickle takes for a global's
+        return name  # pickle takes a string for the name of a global
     if not issubclass(kind, Warning) or kind.__module__.partition(".")[0] in sys.stdlib_module_names:
         return None
     if not _goes_by_name(kind):
@@ -50,7 +50,7 @@ def _reduce(kind: type) -> Any:
 
 
 def _goes_by_name(kind: type) -> bool:
-    """Whether cloudpickle would send only its name: not for classes of __main__, of functions, and on request."""
+    """Whether cloudpickle pickles a class by name: not classes of __main__ or local to functions, nor on request."""
     module = kind.__module__
     by_value = cloudpickle.list_registry_pickle_by_value()
     if module == "__main__" or any(module == name or module.startswith(f"{name}.") for name in by_value):
@@ -62,13 +62,13 @@ def _goes_by_name(kind: type) -> bool:
 
 
 def install(known: Iterable[type] = ()) -> None:
-    """Let payloads carry categories this way. May be repeated.
+    """Make core's pickler use this. May be repeated.
 
     Parameters
     ----------
     known
-        Classes that both sides have. They are in every batch, and to ask cloudpickle each time costs more than all the
-        rest of a small one.
+        Classes that both ends have. They are in every batch, and asking cloudpickle each time would cost more than the
+        rest of a small batch.
     """
     _known.update({kind: kind.__qualname__ for kind in known})
     if _reduce not in pickling.CLASS_REDUCERS:

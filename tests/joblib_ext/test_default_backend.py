@@ -54,7 +54,7 @@ def test_another_thread_is_told_once_what_to_do() -> None:
     with open_pool(plugins=[sky.plugins.joblib()]):
         assert told(lambda: begin(1)) == []
         (text,) = told(begin)
-        assert "in thread 'theirs_0', not on the nodes of the skyward pool" in text
+        assert "in thread 'theirs_0', not on the nodes of the open skyward pool" in text
         assert 'parallel_config(backend="skyward")' in text
         assert told(begin) == []
     assert joblib.parallel.DEFAULT_BACKEND == "loky"

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 from joblib import parallel
 
-from skyward.joblib_ext.backend import NAME, SkywardBackend
+from skyward.joblib_ext.backend import SkywardBackend
+from skyward.joblib_ext.slot_backend import NAME
 from tests.joblib_suite import pool
 
 HERE = Path(__file__).parent

@@ -1,0 +1,155 @@
+"""The private parts of joblib that the backend uses, since there is no public way. No other module here touches any.
+
+`TRIED` lists the versions of joblib that have them all. A test fails on others, and on attributes that are gone.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import logging
+import queue
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+from joblib import parallel as joblib_parallel
+from joblib._utils import eval_expr
+
+__all__ = [
+    "TRIED",
+    "call_of",
+    "counted_jobs",
+    "drop_ready_batches",
+    "failed",
+    "grow_batches",
+    "lock_of",
+    "pre_dispatched_tasks",
+    "raise_if_aborting",
+    "raise_in_caller",
+    "set_counted_jobs",
+    "take_batch",
+    "untaken",
+]
+
+_log = logging.getLogger("skyward.joblib")
+
+TRIED = ("1.3", "1.4", "1.5", "1.6")
+"""Minor versions of joblib."""
+
+
+def call_of(parallel: Any) -> object:
+    """Return what identifies the current call of a `Parallel`."""
+    return parallel._call_id  # noqa: SLF001
+
+
+def lock_of(parallel: Any) -> AbstractContextManager[object]:
+    """Return the lock under which a `Parallel` takes tasks from the user's iterator."""
+    lock: AbstractContextManager[object] = parallel._lock  # noqa: SLF001
+    return lock
+
+
+def counted_jobs(parallel: Any) -> int | None:
+    """Return how many tasks a call counts on running at a time; None before it has counted."""
+    jobs = getattr(parallel, "_cached_effective_n_jobs", None)
+    return None if jobs is None else int(jobs)
+
+
+def set_counted_jobs(parallel: Any, jobs: int) -> None:
+    """Make a call count on `jobs` tasks at a time, which is how joblib cuts the rest of the user's iterator."""
+    parallel._cached_effective_n_jobs = jobs  # noqa: SLF001
+
+
+def pre_dispatched_tasks(pre_dispatch: str, jobs: int) -> int:
+    """Evaluate an expression like ``"2 * n_jobs"``."""
+    return int(eval_expr(pre_dispatch.replace("n_jobs", str(jobs))))
+
+
+def take_batch(parallel: Any, call: object) -> bool:
+    """Make joblib send one more batch from the user's iterator, as it does itself whenever a batch has ended.
+
+    Parameters
+    ----------
+    parallel, call
+        The `Parallel`, and which call of it is meant.
+
+    Returns
+    -------
+    bool
+        False if the call has ended, or its iterator has.
+    """
+    with lock_of(parallel):
+        if call_of(parallel) != call or parallel._original_iterator is None:  # noqa: SLF001
+            return False
+        parallel.dispatch_next()
+        return True
+
+
+def failed(error: BaseException) -> concurrent.futures.Future[Any]:
+    """Return a future that has failed."""
+    future: concurrent.futures.Future[Any] = concurrent.futures.Future()
+    future.set_exception(error)
+    return future
+
+
+def raise_in_caller(parallel: Any, call: object, error: BaseException) -> None:
+    """Raise an error from one of our threads in the thread that waits in ``Parallel``.
+
+    This is what joblib itself does with the exceptions of an iterator.
+
+    Parameters
+    ----------
+    parallel, call
+        The `Parallel`, and which call of it is meant; nothing happens if that has ended.
+    error
+        What to raise.
+    """
+    try:
+        if call_of(parallel) != call:
+            return
+        tracker = joblib_parallel.BatchCompletionCallBack(time.time(), 0, parallel)
+        if getattr(parallel, "return_ordered", True):  # joblib 1.3 has no other mode
+            parallel._jobs.append(tracker)  # noqa: SLF001
+        tracker(failed(error))
+    except Exception:
+        _log.exception("joblib's callback failed with %r, which could not be raised in the calling thread", error)
+
+
+def raise_if_aborting(parallel: Any) -> None:
+    """Raise the error for which a call is being aborted, if it is."""
+    if getattr(parallel, "_aborting", False):
+        parallel._raise_error_fast()  # noqa: SLF001
+
+
+def drop_ready_batches(parallel: Any) -> None:
+    """Drop batches made from an earlier call's tasks that joblib had not sent when that call failed."""
+    ready = getattr(parallel, "_ready_batches", None)
+    with contextlib.suppress(queue.Empty):
+        while ready is not None:
+            ready.get_nowait()
+
+
+def untaken(parallel: Any, out: Callable[[], int]) -> Callable[[], int] | None:
+    """Return a function that counts the batches of a generator call whose results have not been taken yet.
+
+    Parameters
+    ----------
+    parallel
+        The `Parallel`; for one that returns no generator there is nothing to count, and the answer is None.
+    out
+        Counts the batches that have not ended. joblib's own list holds all batches, but only those that have ended
+        for ``generator_unordered``.
+    """
+    if not getattr(parallel, "return_generator", False):
+        return None
+    if getattr(parallel, "return_ordered", True):
+        return lambda: len(parallel._jobs)  # noqa: SLF001
+    return lambda: len(parallel._jobs) + out()  # noqa: SLF001
+
+
+def grow_batches(backend: Any, short: float) -> None:
+    """Double the next batch of joblib's `AutoBatchingMixin` if the last ones took less than `short` seconds."""
+    if 0 < backend._smoothed_batch_duration < short:  # noqa: SLF001
+        backend._effective_batch_size *= 2  # noqa: SLF001
+        backend._smoothed_batch_duration *= 2  # noqa: SLF001

@@ -1,0 +1,85 @@
+"""joblib inside a task: nested calls use the slot's own cores, also those that name the backend ``"skyward"``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from joblib.parallel import (
+    BACKENDS,
+    FallbackToBackend,
+    ParallelBackendBase,
+    SequentialBackend,
+    ThreadingBackend,
+    register_parallel_backend,
+)
+
+from skyward.joblib_ext import open_pools
+
+__all__ = ["NAME", "SlotBackend", "enter_slot", "nested"]
+
+NAME = "skyward"
+"""The name of the backend in joblib."""
+
+
+def nested(level: int) -> Any:
+    """Return the backend of ``Parallel`` calls at a nesting level: threads of the process at 1, none below that."""
+    return SequentialBackend(nesting_level=level) if level > 1 else ThreadingBackend(nesting_level=level)
+
+
+class SlotBackend(ParallelBackendBase):  # type: ignore[misc]
+    """joblib backend in a slot: stands for the slot's threads, or for a pool that the task itself has opened.
+
+    Parameters
+    ----------
+    nesting_level, inner_max_num_threads
+        As given by joblib.
+    **backend_kwargs
+        For the backend of a pool; threads of the slot take none.
+    """
+
+    supports_retrieve_callback = True
+    supports_inner_max_num_threads = True
+    supports_sharedmem = False
+    uses_threads = False
+    default_n_jobs = 1
+
+    def __init__(
+        self, nesting_level: int | None = None, inner_max_num_threads: int | None = None, **backend_kwargs: Any
+    ) -> None:
+        super().__init__(nesting_level=nesting_level, inner_max_num_threads=inner_max_num_threads)
+        self.backend_kwargs = backend_kwargs  # joblib before 1.5 does not keep them
+
+    def _meant(self) -> Any:
+        """The backend to use instead of this one."""
+        of_pool = BACKENDS.get(NAME)
+        if of_pool in (None, SlotBackend) or open_pools.find() is None:
+            return nested(self.nesting_level or 0)
+        return of_pool(
+            nesting_level=self.nesting_level,
+            inner_max_num_threads=self.inner_max_num_threads,
+            **self.backend_kwargs,
+        )
+
+    def effective_n_jobs(self, n_jobs: int | None) -> int:
+        """Return how many tasks run at a time, by joblib's arithmetic."""
+        return int(self._meant().effective_n_jobs(n_jobs))
+
+    def configure(self, n_jobs: int = 1, parallel: Any = None, **backend_kwargs: Any) -> int:
+        """Let the backend that is meant take this one's place; called by joblib."""
+        raise FallbackToBackend(self._meant())
+
+    def apply_async(self, func: Any, callback: Any = None) -> Any:
+        """Not called, since `configure` always refers to another backend; joblib before 1.5 wants it defined."""
+        raise NotImplementedError
+
+    def get_nested_backend(self) -> tuple[Any, int | None]:
+        """Return what calls inside a task use."""
+        return nested((self.nesting_level or 0) + 1), None
+
+
+def enter_slot() -> None:
+    """Mark this process as a slot and make the name known to joblib. May be repeated."""
+    if not open_pools.on_node():  # it is called for each batch
+        open_pools.set_on_node()
+        if NAME not in BACKENDS:  # a user may have a factory of that name already
+            register_parallel_backend(NAME, SlotBackend)
