@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.machine import facts
-from skyward.core.nodes.session import Timing
+from skyward.core.nodes.timing import Timing
 from tests.core.memory_agent import MemoryAgent, MemoryPool
 
 _WINDOW = 4  # tasks out for each node

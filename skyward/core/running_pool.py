@@ -23,7 +23,7 @@ from skyward.core.interfaces import Channel
 from skyward.core.interrupts import Interrupts
 from skyward.core.ioloop import IOThread
 from skyward.core.machines.provision import Plan, Provisioner
-from skyward.core.nodes.session import Timing
+from skyward.core.nodes.timing import Timing
 from skyward.core.payload.shared_file import CAN_SHARE
 from skyward.core.payload.surroundings import Surroundings
 from skyward.core.pool_arguments import PoolSettings

@@ -12,7 +12,8 @@ from skyward.core.blobs.snapshots import digest
 from skyward.core.events import Events
 from skyward.core.interfaces import Channel
 from skyward.core.ioloop import IOThread
-from skyward.core.nodes.session import Session, Timing
+from skyward.core.nodes.session import Session
+from skyward.core.nodes.timing import Timing
 from skyward.core.payload import exceptions, pickling
 from skyward.core.payload.shared_file import open_shared
 from skyward.core.protocol import mailbox, messages, wire

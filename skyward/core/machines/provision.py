@@ -33,7 +33,8 @@ from skyward.core.machines import fleet_events as f
 from skyward.core.machines import offer_selection
 from skyward.core.machines.fleet import Fleet
 from skyward.core.nodes.connector import Connector
-from skyward.core.nodes.session import Session, SessionHandler, Timing, link_patience
+from skyward.core.nodes.session import Session, SessionHandler
+from skyward.core.nodes.timing import Timing, link_patience
 from skyward.core.payload.shared_file import CAN_SHARE
 from skyward.core.protocol.messages import Ready, Setup
 from skyward.core.spec import Image, Machine, MachineId, Nodes, Offer, Offers, Order

@@ -17,8 +17,8 @@ from skyward.core.errors import (
     SkywardError,
 )
 from skyward.core.interfaces import Channel, Link, Shell, StreamShell, Transport
+from skyward.core.nodes.agent_link import Stripes
 from skyward.core.nodes.extra_links import ExtraLinks
-from skyward.core.nodes.session import Stripes
 from skyward.core.protocol.messages import HEARD_FILE
 from skyward.core.spec import Image, Machine
 

@@ -32,7 +32,7 @@ from skyward.core.machines.fleet_events import Command, Event
 from skyward.core.machines.provision import Plan, Provisioner
 from skyward.core.machines.reaper import dismiss
 from skyward.core.nodes.bootstrap_scripts import BUILD, LOOK
-from skyward.core.nodes.session import Timing
+from skyward.core.nodes.timing import Timing
 from skyward.core.protocol.messages import Failed, Failure, Ready
 from skyward.core.spec import Endpoint, Image, Machine, MachineId, Nodes, Offer, Order, Resources
 from skyward.core.tasks.dispatch import Dispatcher

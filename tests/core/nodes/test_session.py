@@ -19,7 +19,9 @@ from hypothesis import strategies as st
 
 from skyward.core.errors import LinkError, NodeLost
 from skyward.core.interfaces import Channel
-from skyward.core.nodes.session import Session, Stripes, Timing, link_patience
+from skyward.core.nodes.agent_link import Stripes
+from skyward.core.nodes.session import Session
+from skyward.core.nodes.timing import Timing, link_patience
 from skyward.core.protocol.messages import Ack, Blob, Done, Failed, Message, Returned, Setup, StreamOpen
 from skyward.core.spec import Endpoint
 from skyward.transport.tcp import TCPTransport
@@ -160,7 +162,7 @@ async def test_much_to_send_goes_over_stripes_and_small_messages_do_not(it: Node
 @over()
 async def test_what_shrinks_is_packed_where_the_line_is_slow(it: Node) -> None:
     """Once the pace of the link is known; and the agent gets what was sent."""
-    it.session._rate_meter.rate = 1e6  # once told, it changes by halves at most
+    it.session._link.rate_meter.rate = 1e6  # once told, it changes by halves at most
     blob(it, b"a", 64 * MEGABYTE, shrinks=True)
     await it.sent()
     assert sum(channel.written for channel in it.channels) < 2 * MEGABYTE
@@ -319,7 +321,7 @@ def test_the_loss_of_any_channel_loses_no_message(victim: int) -> None:
     @over()
     async def test(it: Node) -> None:
         blob(it, b"a", 64 * MEGABYTE)
-        await it.until(lambda: it.session._stripes)
+        await it.until(lambda: it.session._link is not None and it.session._link.stripes)
         it.channels[victim].close()
         blob(it, b"b", 64 * MEGABYTE)
         await it.sent()
@@ -334,7 +336,7 @@ def test_the_loss_of_any_channel_loses_no_message(victim: int) -> None:
 async def test_a_session_ends_with_its_stripes(it: Node) -> None:
     """Goodbye is said on the first channel; nothing stays open."""
     blob(it, b"a", 64 * MEGABYTE)
-    await it.until(lambda: it.session._stripes)
+    await it.until(lambda: it.session._link is not None and it.session._link.stripes)
     await it.session.close()
     await it.until(lambda: all(channel.channel._ended for channel in it.channels))  # type: ignore[attr-defined]
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from skyward.core.interfaces import Channel
-from skyward.core.nodes.session import Timing
+from skyward.core.nodes.timing import Timing
 from skyward.core.protocol.messages import Message, StreamClose, StreamData, StreamOpen
 from skyward.core.tasks import streams
 from skyward.core.tasks.listening_sockets import Listeners
