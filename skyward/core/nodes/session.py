@@ -165,7 +165,11 @@ class Session:
             try:
                 link = await self._resume()
             except LinkError as error:
-                return self._why if self._closing else f"{error}"
+                return self._reason(f"{error}")
+
+    def _reason(self, lost: str) -> str | None:
+        """Why the conversation ended: our own reason if we ended it."""
+        return self._why if self._closing else lost
 
     async def close(self) -> None:
         """Say goodbye and wait briefly for the agent to end. It ends whatever still runs there."""

@@ -153,6 +153,8 @@ class Wire:
         self._talking = False  # both ends are OPEN
         self._mine, self._theirs = TALK[role], TALK[role.peer]
         self._largest = self.limits.prelude + WHOLE
+        self._safe_total = min(WHOLE, self.limits.message)  # bytes up to which a message of any kind may be sent
+        self._safe_prelude = min(_GREETING, self.limits.prelude)  # it can't announce too many buffers either
 
     @classmethod
     def opened(cls, role: Role, *, limits: Limits | None = None, fifo: bool = False) -> Wire:
@@ -227,18 +229,9 @@ class Wire:
         envelope = encode(message, number)
         sizes = [len(buffer) if type(buffer) is bytes else memoryview(buffer).nbytes for buffer in buffers]
         total = sum(sizes)
-        if total > WHOLE and kind in ORDERED:
-            raise ProtocolError(
-                f"a {kind.__name__} of {total:,} bytes could be overtaken by the next: at most {WHOLE:,}"
-            )
-        if total > self.limits.message:
-            raise ProtocolError(f"a message of {total:,} bytes is over the limit of {self.limits.message:,} bytes")
         length = _PRELUDE.size + 8 * len(sizes) + len(envelope)
-        if length > self.limits.prelude or len(sizes) > _MAX_BUFFERS:
-            raise ProtocolError(
-                f"an envelope of {length:,} bytes and {len(sizes):,} buffers is over the limits of "
-                f"{self.limits.prelude:,} and {_MAX_BUFFERS:,}"
-            )
+        if total > self._safe_total or length > self._safe_prelude:
+            self._check_sizes(kind, total, length, len(sizes))
         self._enter(self.role, state)
         if state is State.CLOSED:  # nobody needs the rest of what was being sent
             self._active.clear()
@@ -252,12 +245,25 @@ class Wire:
             else:
                 self._small.append(piece)
             return piece
-        # The number is filled in when the message begins.
         head = _head(len(sizes)).pack(_OPEN, 0, length, len(envelope), len(sizes), *sizes)
         views = [memoryview(buffer).cast("B") for buffer, size in zip(buffers, sizes, strict=True) if size]
-        self._waiting.append((head[_PIECE.size :] + envelope, views))
+        self._waiting.append((head[_PIECE.size :] + envelope, views))  # its header is made when the message begins
         self._large += total
         return None
+
+    def _check_sizes(self, kind: type[Any], total: int, length: int, count: int) -> None:
+        """Raise `ProtocolError` unless a message of this kind may have this many bytes, prelude bytes and buffers."""
+        if total > WHOLE and kind in ORDERED:
+            raise ProtocolError(
+                f"a {kind.__name__} of {total:,} bytes could be overtaken by the next one; the limit is {WHOLE:,} bytes"
+            )
+        if total > self.limits.message:
+            raise ProtocolError(f"a message of {total:,} bytes is over the limit of {self.limits.message:,} bytes")
+        if length > self.limits.prelude or count > _MAX_BUFFERS:
+            raise ProtocolError(
+                f"an envelope of {length:,} bytes and {count:,} buffers is over the limits of "
+                f"{self.limits.prelude:,} and {_MAX_BUFFERS:,}"
+            )
 
     def send_again(self, piece: bytes) -> None:
         """Queue a piece that `send` returned on an earlier link of the same end."""
