@@ -1,15 +1,15 @@
-"""Counts work that is the same however busy the machine is, to be compared from commit to commit.
+"""Counts work that does not depend on how busy the machine is, to be compared from commit to commit.
 
-This machine's processors hide their counters of instructions, and times on it are noise. So this counts, in the
-driver's threads, how often functions of skyward are called for a task that does nothing and how often these call
-something built in, and the messages and bytes on the wire. Tasks go one at a time, since otherwise the machine's speed
-would decide how many share a message. ``counts.json`` has what is normal, for each minor version of Python (3.12 no
-longer calls a function for a comprehension), and tests/test_benchmarks.py compares.
+Instruction counters are not available here, and times are noise. So this counts, for a task that does nothing, how often
+functions of skyward are called in the driver's threads, how often these call built-in functions, and the messages and bytes
+on the wire. Tasks run one at a time; otherwise the machine's speed would decide how many share a message.
+``counts.json`` has the normal counts for each minor version of Python (3.12 no longer calls a function for a
+comprehension), and tests/test_benchmarks.py compares.
 
 ::
 
     python -m benchmarks.counts          # measure and print
-    python -m benchmarks.counts --write  # and make this the normal
+    python -m benchmarks.counts --write  # and save it as the normal
 """
 
 from __future__ import annotations

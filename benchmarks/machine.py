@@ -1,4 +1,4 @@
-"""What a table of figures needs beside it to be worth anything: the machine, and the versions."""
+"""The machine and the versions, without which a table of figures means nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Measures a block of code beside its wall time: processor time, bytes over the network, and memory."""
+"""Measures wall time, CPU time, bytes over the network and memory of a block of code."""
 
 from __future__ import annotations
 

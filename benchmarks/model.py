@@ -1,4 +1,4 @@
-"""The words that the other modules share: who does what, where and how large. Light: nothing but the standard library.
+"""Types that the other modules share: peers, workloads, places and sizes. Imports only the standard library.
 
 A peer's own start is measured in an interpreter that imports this module, so it must stay cheap to import.
 """

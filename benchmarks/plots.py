@@ -1,4 +1,4 @@
-"""A bar for each peer, as SVG: ``python -m benchmarks.report results.json --plots FOLDER``. Needs matplotlib."""
+"""A bar chart per workload, as SVG: ``python -m benchmarks.report results.json --plots FOLDER``. Needs matplotlib."""
 
 from __future__ import annotations
 

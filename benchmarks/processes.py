@@ -1,4 +1,4 @@
-"""What processes have used, read from /proc. Linux only, and no package is needed for it."""
+"""CPU time and memory of processes, read from /proc. Linux only, no packages needed."""
 
 from __future__ import annotations
 

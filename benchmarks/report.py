@@ -18,24 +18,24 @@ _BESIDE = {
     "cpu_us_per_task": "CPU µs per task",
     "wall_s": "wall s",
     "wire_mb": "MB moved",
-    "driver_wire_mb": "of these by the driver",
+    "driver_wire_mb": "of these, by the driver",
     "second_wall_s": "second call, s",
     "second_wire_mb": "second call, MB",
-    "driver_peak_mb": "driver's peak MB",
-    "pss_per_node_mb": "more MB per node",
+    "driver_peak_mb": "driver peak MB",
+    "pss_per_node_mb": "MB per additional node",
     "import_s": "import s",
-    "with_imports_s": "imports included, s",
+    "with_imports_s": "with imports, s",
     "nodes_mb": "idle nodes, MB",
     "nodes_after_mb": "nodes after, MB",
 }
-_INEXACT = "sums differ from a sequential run in their last bits"
+_INEXACT = "sums differ from a sequential run's in the last bits"
 
 Results = dict[str, Any]
 
 
 def main(
-    results: Annotated[Path, typer.Argument(help="What --json wrote.")],
-    plots: Annotated[Path | None, typer.Option(help="Put a plot of each workload there, as SVG.")] = None,
+    results: Annotated[Path, typer.Argument(help="The file that --json wrote.")],
+    plots: Annotated[Path | None, typer.Option(help="Folder for a plot of each workload, as SVG.")] = None,
 ) -> None:
     """Print the tables; draw the plots."""
     found = json.loads(results.read_text(encoding="utf-8"))
@@ -47,7 +47,7 @@ def main(
 
 
 def markdown(results: Results) -> str:
-    """All tables, and what was left out."""
+    """All tables, with failures and skipped peers below each."""
     parts = [_head(results)]
     for workload, rows in comparisons(results):
         parts += [_table(workload, rows, results), _beside(workload, rows, results), *_notes(workload, results)]
@@ -55,7 +55,7 @@ def markdown(results: Results) -> str:
 
 
 def comparisons(results: Results) -> Iterator[tuple[Workload, list[Comparison]]]:
-    """Each workload that somebody did, with the peers that did it."""
+    """Each workload that was run, with the peers that ran it."""
     from benchmarks.peers import PEERS  # noqa: PLC0415 - peers need the model, which a start must import alone
     from benchmarks.workloads import WORKLOADS  # noqa: PLC0415 - as above
 
@@ -93,7 +93,7 @@ def _head(results: Results) -> str:
         f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gb']} GB, Linux {machine['kernel']}, "
         f"Python {machine['python']}, load {machine['load'][0]} at the start. "
         f"{', '.join(f'{name} {version}' for name, version in versions.items())}. "
-        f"Medians (least to most) of {results['runs']} alternating runs at the scale {results['scale']!r}; "
+        f"Medians (min to max) of {results['runs']} alternating runs at the scale {results['scale']!r}; "
         "ratios over 1 are better."
     )
 
@@ -123,7 +123,7 @@ def _beside(workload: Workload, rows: Iterable[Comparison], results: Results) ->
     columns = [name for name in _BESIDE if name in known]
     if not columns:
         return ""
-    lines = [f"| beside it | {' | '.join(_BESIDE[name] for name in columns)} |", "|---" * (len(columns) + 1) + "|"]
+    lines = [f"| also measured | {' | '.join(_BESIDE[name] for name in columns)} |", "|---" * (len(columns) + 1) + "|"]
     for peer, done in runs.items():
         cells = [text(spread(run[name] for run in done).median) if name in done[0] else "" for name in columns]
         lines.append(f"| {peer} | {' | '.join(cells)} |")

@@ -1,7 +1,7 @@
-"""The process in which one peer does one workload, run after run: ``python -m benchmarks.runner PEER WORKLOAD SCALE``.
+"""The process in which one peer runs one workload, run after run: ``python -m benchmarks.runner PEER WORKLOAD SCALE``.
 
-It says on its standard output, in lines of JSON, that it is ready; then it answers each number of a run that it reads
-with what this run measured or why it failed. It ends with its input. Everything that descends from it ends with it.
+It reports on standard output, in lines of JSON, that it is ready; then, for each run number it reads, what that run
+measured or why it failed. It ends when its input does, and so do all its descendants.
 """
 
 from __future__ import annotations

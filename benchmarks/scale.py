@@ -1,11 +1,11 @@
-"""What a task costs one driver, by the number of nodes; and whether its memory grows with what is finished.
+"""What a task costs one driver, by number of nodes, and whether memory grows with finished tasks.
 
 ::
 
     python -m benchmarks.scale [--tasks 1000000] [--nodes 10,100,1000]
 
 Nodes are simulated in the driver's own process, over the memory transport: sessions, wire and schedule are real, tasks
-are answered at once. What the simulated nodes take of it is told apart, and what Python's garbage collector takes.
+are answered at once. The CPU time of the simulated nodes and of Python's garbage collector is shown separately.
 """
 
 from __future__ import annotations

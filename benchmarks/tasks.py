@@ -1,4 +1,4 @@
-"""Functions that workers run. Light, and self-contained, since nodes get them by value like those of a script."""
+"""Functions that workers run. Self-contained, since they are sent by value, as from a script."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who can do the workloads, one module for each. None of them imports what it measures before it is opened."""
+"""The libraries that are measured, a module for each. None imports its library before it is opened."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Dask by joblib's own backend, with a worker process of so many threads for each node; plain, and with TLS."""
+"""Dask through joblib's own backend, one worker process per node with a thread per slot; plain and with TLS."""
 
 from __future__ import annotations
 

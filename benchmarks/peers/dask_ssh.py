@@ -1,4 +1,4 @@
-"""Dask on the lab's hosts: workers are started by SSH, and speak to the scheduler by plain TCP, as is usual, or TLS."""
+"""Dask on the lab's hosts: workers are started over SSH and talk to the scheduler over plain TCP, as usual, or TLS."""
 
 from __future__ import annotations
 

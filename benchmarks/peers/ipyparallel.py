@@ -1,4 +1,4 @@
-"""ipyparallel by its own joblib backend: an engine process for each slot."""
+"""ipyparallel through its own joblib backend: an engine process per slot."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lithops by its own joblib backend, on its localhost runtime."""
+"""Lithops through its own joblib backend, on its localhost runtime."""
 
 from __future__ import annotations
 

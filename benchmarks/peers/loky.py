@@ -1,4 +1,4 @@
-"""joblib's own processes, which never leave this machine."""
+"""joblib's own processes, on this machine only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A limit: joblib over a backend that does nothing but call the batch, in one thread. What is left is joblib's own."""
+"""A limit: joblib over a backend that only calls the batch, in one thread, which leaves joblib's own cost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ray by its own joblib backend: a head without cores, and a raylet for each node."""
+"""Ray through its own joblib backend: a head without cores, and a raylet per node."""
 
 from __future__ import annotations
 

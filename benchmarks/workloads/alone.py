@@ -1,4 +1,4 @@
-"""What a peer costs before it has done anything: each run is an interpreter that holds nothing else."""
+"""What a peer costs before it has done anything: each run is a fresh interpreter with nothing else in it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Arrays on their way to the nodes and back. What comes out must equal a sequential run to the last bit.
+"""Arrays sent to the nodes and back. Results must equal a sequential run's to the last bit.
 
 Each run makes arrays of its own, so that no peer gets from an earlier run what it may have kept. The figure `bit_equal`
 is 0 where sums differ in their last bits (as they do when a peer hands over misaligned arrays); more than that is an

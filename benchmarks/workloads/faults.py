@@ -1,4 +1,4 @@
-"""A node that is lost in the middle of a call."""
+"""A node that dies in the middle of a call."""
 
 from __future__ import annotations
 

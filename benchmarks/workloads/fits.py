@@ -1,4 +1,4 @@
-"""scikit-learn's search over parameters: few large arrays, many cheap fits."""
+"""scikit-learn's parameter search: few large arrays, many cheap fits."""
 
 from __future__ import annotations
 

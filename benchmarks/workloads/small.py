@@ -1,4 +1,4 @@
-"""Tasks that do nothing: all time is the peer's own."""
+"""Tasks that do nothing, so that all time is overhead."""
 
 from __future__ import annotations
 

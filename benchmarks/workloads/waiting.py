@@ -1,4 +1,4 @@
-"""Tasks that sleep: what counts is how much of the workers' time is theirs."""
+"""Tasks that sleep: what counts is the share of the workers' time that they fill."""
 
 from __future__ import annotations
 
