@@ -26,12 +26,12 @@ _SMOKE = ("skyward-local", "loky")
 def main(
     peers: Annotated[str, typer.Option(help="Peers to measure, separated by commas; 'all' for all of them.")] = "all",
     workloads: Annotated[str, typer.Option(help="Workloads to run, likewise.")] = "all",
-    runs: Annotated[
-        int | None, typer.Option(min=1, help="Runs of each; default 5, or 1 with --smoke.")
-    ] = None,
+    runs: Annotated[int | None, typer.Option(min=1, help="Runs of each; default 5, or 1 with --smoke.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all runs to this file.")] = None,
     markdown_file: Annotated[Path | None, typer.Option("--markdown", help="Write the tables to this file.")] = None,
-    smoke: Annotated[bool, typer.Option("--smoke", help="Check that everything works: small runs of few peers.")] = False,
+    smoke: Annotated[
+        bool, typer.Option("--smoke", help="Check that everything works: small runs of few peers.")
+    ] = False,
     full: Annotated[bool, typer.Option("--full", help="Larger sizes.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Fail when a peer fails.")] = False,
 ) -> None:

@@ -1,8 +1,8 @@
 """Counts work that does not depend on how busy the machine is, to be compared from commit to commit.
 
-Instruction counters are not available here, and times are noise. So this counts, for a task that does nothing, how often
-functions of skyward are called in the driver's threads, how often these call built-in functions, and the messages and bytes
-on the wire. Tasks run one at a time; otherwise the machine's speed would decide how many share a message.
+Instruction counters are not available here, and times are noise. So this counts, for a task that does nothing, how
+often functions of skyward are called in the driver's threads, how often these call built-in functions, and the messages
+and bytes on the wire. Tasks run one at a time; otherwise the machine's speed would decide how many share a message.
 ``counts.json`` has the normal counts for each minor version of Python (3.12 no longer calls a function for a
 comprehension), and tests/test_benchmarks.py compares.
 

@@ -1,9 +1,9 @@
 """Peers take turns at a workload.
 
-Each peer has a process for the workload, opened and warmed up before the first turn; then all do their first run, all their
-second, and so on, so that whatever else the machine does affects all of them alike. A process per run would measure
-the same, but some peers take longer to open than to run. The price is that the others are present meanwhile, idle.
-Workloads that consume a peer, and those with hundreds of processes, still get a process per run.
+Each peer has a process for the workload, opened and warmed up before the first turn; then all do their first run, all
+their second, and so on, so that whatever else the machine does affects all of them alike. A process per run would
+measure the same, but some peers take longer to open than to run. The price is that the others are present meanwhile,
+idle. Workloads that consume a peer, and those with hundreds of processes, still get a process per run.
 """
 
 from __future__ import annotations
