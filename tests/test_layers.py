@@ -85,6 +85,7 @@ IMPURE = {"asyncio", "logging", "random", "select", "selectors", "socket", "subp
 
 # Foreign packages that only some rooms may know.
 ONLY_IN: dict[str, tuple[str, ...]] = {
+    "botocore": ("skyward.providers.drivers.aws_credentials",),
     "asyncssh": ("skyward.transport", "skyward.providers"),
     "joblib": ("skyward.joblib_ext",),
     "libcloud": ("skyward.providers",),
@@ -97,6 +98,12 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
 
 # Imports inside functions: (module, what it imports) -> why it can't stand at the top.
 LAZY: dict[tuple[str, str], str] = {
+    (
+        "skyward.providers.drivers.aws_credentials",
+        "botocore",
+    ): "0.1 s and 10 MB, of which only those have a use who rent at AWS without naming their keys",
+    ("skyward.providers.drivers.aws_credentials", "botocore.config"): "as above",
+    ("skyward.providers.drivers.aws_credentials", "botocore.session"): "as above",
     ("skyward.console", "skyward.console_live"): "needs rich, which only a terminal is worth",
     (
         "skyward.core.machines.ssh_keys",
@@ -249,8 +256,18 @@ def test_foreign_packages_stay_in_their_rooms() -> None:
 
 def test_foreign_packages_are_declared() -> None:
     """What is imported is of the standard library or stands in pyproject.toml, so a fresh install has it."""
-    declared = {"asyncssh", "cloudpickle", "cryptography", "joblib", "libcloud", "msgpack", "platformdirs", "requests"}
-    declared |= {"rich", "tenacity", "threadpoolctl", "typer", "xxhash", "zstandard"}
+    declared = {
+        "asyncssh",
+        "botocore",
+        "cloudpickle",
+        "cryptography",
+        "joblib",
+        "libcloud",
+        "msgpack",
+        "platformdirs",
+        "requests",
+    }
+    declared |= {"botocore", "rich", "tenacity", "threadpoolctl", "typer", "xxhash", "zstandard"}
     optional = {"numpy", "sklearn"}  # come with the user's own code
     suites = {"hypothesis", "numpy", "pytest"}  # skyward.testing is for those who have them
     known = sys.stdlib_module_names | declared | optional | {"skyward"}

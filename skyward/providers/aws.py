@@ -106,8 +106,7 @@ class AWS(CloudProvider):
     region
         One region, or several that are tried together; None: what the environment or the profile says, or us-east-1.
     access_key, secret_key, token
-        Default: found as botocore finds them (environment, profile, credential process, container, instance). Profiles
-        with single sign-on or roles need botocore installed.
+        Default: what botocore finds (environment, profile, single sign-on, role, process, container, instance).
     profile
         Name of a profile in ``~/.aws``.
     image

@@ -372,6 +372,27 @@ def test_a_region_that_is_none(cloud, region):
         provider(cloud, region=region).offers(Resources())
 
 
+def test_keys_that_expire_while_a_pool_is_open_are_renewed(cloud, monkeypatch, tmp_path):
+    """The call that is refused finds what has replaced them; nobody sees either."""
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "keys"))
+
+    def turn(number: int) -> None:
+        key, secret, token = f"ASIALAB{number}", f"secret-{number}", f"token-{number}"
+        text = f"aws_access_key_id = {key}\naws_secret_access_key = {secret}\naws_session_token = {token}\n"
+        (tmp_path / "keys").write_text(f"[mine]\n{text}")
+        cloud.temporary.clear()
+        cloud.temporary[key] = (secret, token)
+
+    turn(1)
+    it = provider(cloud, access_key=None, secret_key=None, profile="mine")
+    (made,) = it.create(order(offer_of(it, "t3.micro")))
+    turn(2)
+    assert [machine.id for machine in it.machines(TAG)] == [made.id]
+    sweep(it, TAG)
+    shown = f"{it!r} {it.settings()} {pickle.dumps(it)!r}"
+    assert not any(word in shown for word in ("ASIALAB", "secret-", "token-"))
+
+
 def test_credentials_that_are_nowhere(monkeypatch, tmp_path):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"):
         monkeypatch.delenv(name, raising=False)

@@ -1,0 +1,209 @@
+"""The rules of CONTRIBUTING.md that a program can check: sizes, names, docstrings, and that tests mirror modules.
+
+Each rule has a table of exceptions with their reasons, and fails as well when one of them is no longer needed.
+"""
+
+from __future__ import annotations
+
+import ast
+import collections
+import functools
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+class Definition(NamedTuple):
+    name: str
+    """``path.py:Class.method``"""
+    node: ast.ClassDef | Function
+    inside: ast.AST
+    """What it is defined in: a module, a class or a function."""
+
+
+@functools.cache
+def sources() -> dict[str, str]:
+    """Modules of the package, under their paths in it."""
+    package = REPOSITORY / "skyward"
+    return {str(path.relative_to(package)): path.read_text("utf-8") for path in sorted(package.rglob("*.py"))}
+
+
+@functools.cache
+def definitions(path: str, source: str) -> list[Definition]:
+    def search(node: ast.AST, inside: ast.AST, name: str) -> Iterator[Definition]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.ClassDef | Function):
+                own = f"{name}{'.' if ':' in name else ':'}{child.name}"
+                yield Definition(own, child, inside)
+                yield from search(child, child, own)
+            else:
+                yield from search(child, inside, name)
+
+    module = ast.parse(source)
+    return list(search(module, module, path))
+
+
+def functions(modules: Mapping[str, str]) -> Iterator[tuple[Definition, Function]]:
+    for path, source in modules.items():
+        yield from ((item, item.node) for item in definitions(path, source) if isinstance(item.node, Function))
+
+
+def classes(modules: Mapping[str, str]) -> Iterator[tuple[Definition, ast.ClassDef]]:
+    for path, source in modules.items():
+        yield from ((item, item.node) for item in definitions(path, source) if isinstance(item.node, ast.ClassDef))
+
+
+def lines(node: ast.stmt) -> int:
+    return (node.end_lineno or 0) - node.lineno + 1
+
+
+def compare(found: Mapping[str, str], exceptions: Mapping[str, str]) -> None:
+    assert [f"{name}: {what}" for name, what in found.items() if name not in exceptions] == []
+    assert [name for name in exceptions if name not in found] == [], "these exceptions are no longer needed"
+
+
+# --- a function has at most 40 lines, its docstring aside ---
+
+LONG_FUNCTIONS: dict[str, str] = {}
+
+
+def long_functions(modules: Mapping[str, str]) -> dict[str, str]:
+    found = {}
+    for item, node in functions(modules):
+        count = lines(node) - (lines(node.body[0]) if ast.get_docstring(node) is not None else 0)
+        if count > 40:
+            found[item.name] = f"{count} lines"
+    return found
+
+
+def test_functions_are_short() -> None:
+    compare(long_functions(sources()), LONG_FUNCTIONS)
+
+
+# --- a module has at most 600 lines ---
+
+LONG_MODULES: dict[str, str] = {}
+
+
+def long_modules(modules: Mapping[str, str]) -> dict[str, str]:
+    counts = {path: len(source.splitlines()) for path, source in modules.items()}
+    return {path: f"{count} lines" for path, count in counts.items() if count > 600}
+
+
+def test_modules_are_short() -> None:
+    compare(long_modules(sources()), LONG_MODULES)
+
+
+# --- a class has at most 25 methods, properties included ---
+
+LARGE_CLASSES: dict[str, str] = {}
+
+
+def large_classes(modules: Mapping[str, str]) -> dict[str, str]:
+    counts = {
+        item.name: len({method.name for method in node.body if isinstance(method, Function)})
+        for item, node in classes(modules)
+    }
+    return {name: f"{count} methods" for name, count in counts.items() if count > 25}
+
+
+def test_classes_have_few_methods() -> None:
+    compare(large_classes(sources()), LARGE_CLASSES)
+
+
+# --- no two classes have the same name ---
+
+SAME_NAMES: dict[str, str] = {}
+
+
+def same_names(modules: Mapping[str, str]) -> dict[str, str]:
+    places = collections.defaultdict(list)
+    for item, node in classes(modules):
+        places[node.name].append(item.name)
+    return {name: " and ".join(found) for name, found in places.items() if len(found) > 1}
+
+
+def test_classes_have_names_of_their_own() -> None:
+    compare(same_names(sources()), SAME_NAMES)
+
+
+# --- skyward/a/b.py is tested in tests/a/test_b.py ---
+
+NO_TEST_FILE: dict[str, str] = {}
+
+
+def no_test_file(modules: Mapping[str, str], tests: Path) -> dict[str, str]:
+    mirrors = {path: Path(path).with_name(f"test_{Path(path).name}") for path in modules if "__" not in path}
+    return {path: f"there is no tests/{mirror}" for path, mirror in mirrors.items() if not (tests / mirror).exists()}
+
+
+def test_tests_mirror_modules() -> None:
+    compare(no_test_file(sources(), REPOSITORY / "tests"), NO_TEST_FILE)
+
+
+# --- what is public and takes three parameters or more describes each of them in a section "Parameters" ---
+
+UNDESCRIBED: dict[str, str] = {}
+
+
+def parameters_of(node: ast.ClassDef | Function, method: bool) -> list[str]:
+    """Names of what a caller may give; a class is called with what its __init__ takes."""
+    if isinstance(node, ast.ClassDef):
+        made = [item for item in node.body if isinstance(item, ast.FunctionDef) and item.name == "__init__"]
+        return parameters_of(made[-1], method=True) if made else []
+    bound = method and not any(ast.unparse(item) == "staticmethod" for item in node.decorator_list)
+    given = [*node.args.posonlyargs, *node.args.args][bound:]
+    others = [node.args.vararg, *node.args.kwonlyargs, node.args.kwarg]
+    return [item.arg for item in [*given, *others] if item is not None]
+
+
+def is_public(item: Definition) -> bool:
+    """Whether others call it by its name; tests in skyward.testing and overloads are none of it."""
+    overload = any(ast.unparse(decorator).endswith("overload") for decorator in item.node.decorator_list)
+    hidden = re.search(r"(^|[/:.])(_|test_)", item.name.replace("__init__.py", ""))
+    return not (overload or hidden or isinstance(item.inside, Function))
+
+
+def undescribed(modules: Mapping[str, str]) -> dict[str, str]:
+    found = {}
+    for item, node in [*functions(modules), *classes(modules)]:
+        parameters = parameters_of(node, isinstance(item.inside, ast.ClassDef))
+        if len(parameters) > 2 and is_public(item):
+            docstring = ast.get_docstring(node) or ""
+            section = re.search(r"^Parameters\n-+\n(.*?)(\n\n\w+\n-+\n|\Z)", docstring, re.MULTILINE | re.DOTALL)
+            heads = re.findall(r"^\S[^:\n]*", section[1] if section else "", re.MULTILINE)
+            missing = set(parameters) - set(re.findall(r"\w+", " ".join(heads)))
+            if missing:
+                found[item.name] = f"says nothing of {', '.join(sorted(missing))}"
+    return found
+
+
+def test_parameters_are_described() -> None:
+    compare(undescribed(sources()), UNDESCRIBED)
+
+
+# --- the rules see what they should ---
+
+
+def test_the_rules_see_what_breaks_them(tmp_path: Path) -> None:
+    section = "    Parameters\n    ----------\n    a, b\n        Things.\n"
+    planted = {
+        "a.py": "class A:\n  def long(self):\n    '''Two\n    lines.'''\n" + "    pass\n" * 40,
+        "b.py": "class A: pass\n" + "#\n" * 600,
+        "c.py": "class C:\n" + "".join(f"  def m{n}(self): pass\n" for n in range(26)),
+        "d.py": f"def f(a, *, b, **c):\n    '''Do.\n\n{section}    '''\n"
+        f"def g(a, b, c):\n    '''Do.\n\n{section}    c : int\n        It.\n\n    Raises\n    ------\n    E\n    '''\n"
+        "def _h(a, b, c): pass\n" + "def short():\n" + "    pass\n" * 39,
+    }
+    (tmp_path / "test_a.py").touch()
+    assert long_functions(planted) == {"a.py:A.long": "41 lines"}
+    assert long_modules(planted) == {"b.py": "601 lines"}
+    assert large_classes(planted) == {"c.py:C": "26 methods"}
+    assert same_names(planted) == {"A": "a.py:A and b.py:A"}
+    assert set(no_test_file(planted, tmp_path)) == {"b.py", "c.py", "d.py"}
+    assert undescribed(planted) == {"d.py:f": "says nothing of c"}
