@@ -1,13 +1,13 @@
-"""From a bare machine with a shell to a running agent: a private environment, our own code, a start.
+"""Prepares a bare machine with a shell until an agent is running: a private environment, our own code, a start.
 
-Knows no SSH, only the Shell protocol. What runs on the machine is POSIX sh (bootstrap_scripts.py); what is decided
-from its answers is here. Everything lies under ``~/.cache/skyward`` there::
+Knows no SSH, only the Shell protocol. What runs on the machine is POSIX sh (bootstrap_scripts.py); the decisions based
+on its output are made here. Everything is stored there under ``~/.cache/skyward``::
 
     envs/<key>-...    an environment of the driver's minor version; complete once it holds the file .complete
-    code/<hash>.zip   this package's part that runs on nodes, put on PYTHONPATH
+    code/<hash>.zip   the part of this package that runs on nodes, put on sys.path
     run/<random>/     one agent's socket, 0700
 
-The second time nothing is made anew: one look, one start.
+Nothing is made again the second time: one script inspects the machine, another starts the agent.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from skyward.core.nodes import installer_settings
 from skyward.core.nodes.bootstrap_scripts import (
     BUILD,
     DISKS,
+    INSPECT,
     INSTALLING,
     LACKS,
-    LOOK,
     NEEDS_PIP,
     NO_PYTHON,
     NOEXEC,
@@ -53,21 +53,21 @@ from skyward.core.system.socket_paths import LONGEST
 
 __all__ = ["AgentAddress", "bootstrap"]
 
-_LOOK_LIMIT = 60.0
-_BUILD_LIMIT = 1800.0  # the largest frameworks are gigabytes
+_INSPECT_LIMIT = 60.0
+_BUILD_LIMIT = 1800.0  # the largest frameworks take gigabytes
 _START_LIMIT = 60.0
 _TAIL = 15  # lines of output shown in an error
-_FEW_FILES = 32  # inodes; what is left where there are none for the next step
-_LITTLE = 4 * 1024  # kB; as little as that is no room for anything
+_MIN_INODES = 32  # with fewer left, the next step would have failed for want of inodes
+_MIN_FREE = 4 * 1024  # kB; with less left, the disk counts as full
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 _APT_NAME = re.compile(r"([a-z0-9][a-z0-9+.-]+)(:[a-z0-9-]+)?(=[\w.+:~-]+)?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
 class AgentAddress:
-    """Where an agent listens (for `Link.open_channel`) and what it and we prove to know.
+    """Where an agent listens (for `Link.open_channel`), and the secret that both ends prove they know.
 
-    `relay` is a command on the machine whose input and output lead there, for `StreamShell.stream`.
+    `relay` is a command on the machine whose input and output are connected to the agent, for `StreamShell.stream`.
     """
 
     address: str
@@ -84,25 +84,29 @@ async def bootstrap(
     python: str = "",
     prelude: str = "",
 ) -> AgentAddress:
-    """Prepare the machine behind `shell` as `image` says and start an agent on it.
+    """Prepare a machine as an image says, and start an agent on it.
 
     Parameters
     ----------
+    shell
+        Runs commands on the machine.
+    image
+        What the environment there must hold.
     orphan_timeout
         Seconds without an owner after which the agent ends itself.
     on_step
-        Told what is being done, in a few words.
+        Called with a few words on what is being done.
     python
-        The interpreter to use there, a name or a path; empty to look for one.
+        The interpreter to use there, a name or a path; empty to search for one.
     prelude
-        Lines for a login shell there that make the environment of all that follows, the agent and its tasks too.
+        Lines for a login shell there that set the environment of everything that follows, agent and tasks included.
 
     Raises
     ------
     PackagesFailed
         The image's packages could not be installed.
     PythonNotFound
-        The machine has no Python of the driver's minor version, and uv could not bring one.
+        The machine has no Python of the driver's minor version, and uv could not install one.
     BootstrapFailed
         Another step failed; the message ends with its last lines of output.
     LinkError
@@ -113,7 +117,7 @@ async def bootstrap(
 
 @dataclass(frozen=True, slots=True)
 class _Findings:
-    """What the look at the machine found."""
+    """What inspecting the machine found."""
 
     root: str
     env: str
@@ -140,7 +144,7 @@ class _Bootstrap:
         self._found: _Findings | None = None
 
     async def run(self, orphan_timeout: float) -> AgentAddress:
-        found = self._found = await self._look()
+        found = self._found = await self._inspect()
         if found.missing_packages:
             await self._install_packages(found)
         if not found.env_is_complete:
@@ -151,11 +155,11 @@ class _Bootstrap:
 
     # --- steps ---
 
-    async def _look(self) -> _Findings:
+    async def _inspect(self) -> _Findings:
         packages = [_package_name(name) for name in self._image.apt]
         done = await self._step(
-            "looking at the host",
-            LOOK,
+            "inspecting the host",
+            INSPECT,
             {
                 "minor": self._image.python_version,
                 "key": _key(self._image, self._requirements),
@@ -163,14 +167,14 @@ class _Bootstrap:
                 "packages": " ".join(packages),
                 "asked": self._python,
             },
-            limit=_LOOK_LIMIT,
+            limit=_INSPECT_LIMIT,
         )
         facts: dict[str, list[str]] = {}
         for line in done.stdout.splitlines():
             name, _, value = line.partition(" ")
             facts.setdefault(name, []).append(value)
         if "end" not in facts:
-            self._fail("looking at the host", done)
+            self._fail("inspecting the host", done)
         installed = set(facts.get("package", []))
         one = {name: values[0] for name, values in facts.items()}
         return _Findings(
@@ -190,16 +194,17 @@ class _Bootstrap:
     async def _install_packages(self, found: _Findings) -> None:
         names = " ".join(shlex.quote(name) for name in found.missing_packages)
         install = f"$sudo apt-get install -y --no-install-recommends {names}"
-        proxies = ",".join(name for name in self._image.env if name.lower().endswith("_proxy"))  # sudo drops all others
+        # sudo drops all variables that it is not told to keep.
+        proxies = ",".join(name for name in self._image.env if name.lower().endswith("_proxy"))
         kept = f"--preserve-env={proxies} " if proxies else ""
         await self._step(
             f"installing {', '.join(found.missing_packages)}",
             'exec 2>&1; sudo="env DEBIAN_FRONTEND=noninteractive LC_ALL=C"\n'
-            'command -v apt-get >/dev/null || { echo "Image(apt=...) needs Debian or a relative of it: no apt-get"; '
+            'command -v apt-get >/dev/null || { echo "Image(apt=...) needs Debian or a derivative: no apt-get"; '
             "exit 1; }\n"
             'if [ "$(id -u)" != 0 ]; then sudo -n true || { echo "Image(apt=...) needs root, or sudo without a '
             f'password"; exit 1; }}; sudo="sudo -n {kept}$sudo"; fi\n'
-            # The lists of packages may be missing or too old: then, and only then, fetch them.
+            # Fetch the lists of packages only if installing fails, since they may be missing or too old.
             f"echo {INSTALLING}\n{install} || {{ $sudo apt-get update && {install}; }}",
             {},
             limit=_BUILD_LIMIT,
@@ -208,7 +213,7 @@ class _Bootstrap:
         )
 
     async def _build(self, found: _Findings) -> None:
-        """Make the environment. A base Python that can't install pip gets the driver's own."""
+        """Make the environment. If the base Python there can't install pip, the driver's own wheel is sent."""
         if not found.pythons and (self._python or not found.uv):
             self._no_python(found)
         step = f"making an environment with {'uv' if found.uv else found.pythons[0]}"
@@ -256,7 +261,7 @@ class _Bootstrap:
             raise
         except (OSError, TimeoutError) as error:
             disks = await self._shell.run(
-                f"root={shlex.quote(path.rpartition('/')[0])}\n{DISKS}disks", timeout=_LOOK_LIMIT
+                f"root={shlex.quote(path.rpartition('/')[0])}\n{DISKS}disks", timeout=_INSPECT_LIMIT
             )
             self._fail(step, Output(1, disks.stdout, str(error)), error)
 
@@ -307,7 +312,28 @@ class _Bootstrap:
         may_fail: bool = False,
         environment: Mapping[str, str] | None = None,
     ) -> Output:
-        """Run a script with shell variables set, and others for all that it starts."""
+        """Run one step's script.
+
+        Parameters
+        ----------
+        step
+            What it does, for `on_step` and errors.
+        script, values
+            The script, and shell variables to set for it.
+        limit
+            Seconds it may take.
+        stdin
+            Its standard input.
+        may_fail
+            Whether the caller handles a nonzero exit status.
+        environment
+            Environment variables for everything that it starts.
+
+        Raises
+        ------
+        BootstrapFailed, PackagesFailed
+            It failed, or took too long.
+        """
         self._on_step(step)
         exports = {name: value for name, value in (environment or {}).items() if _VARIABLE.fullmatch(name)}
         lines = [f"export {name}={shlex.quote(value)}\n" for name, value in exports.items()]
@@ -319,7 +345,7 @@ class _Bootstrap:
             )
         except TimeoutError as error:
             raise BootstrapFailed(
-                f"{step}: no end within {limit:g} s; is the host overloaded, or does it wait for a network?"
+                f"{step} took more than {limit:g} s; is the host overloaded, or waiting for the network?"
             ) from error
         if done.status != 0 and not may_fail:
             self._fail(step, done)
@@ -331,34 +357,36 @@ class _Bootstrap:
             self._lacks(step, text.partition("@lacks ")[2].split()[0])
         advice = self._advice(done.status, text)
         if advice is None and INSTALLING in text.splitlines():
-            advice = "the packages could not be installed; is each name right, and the index reachable from the host?"
+            advice = (
+                "the packages could not be installed; are their names right, and is the index reachable from the host?"
+            )
             raise PackagesFailed(f"{step} failed: {advice}{_tail(text)}") from cause
         raise BootstrapFailed(f"{step} failed: {advice or f'exit status {done.status}'}{_tail(text)}") from cause
 
     def _lacks(self, step: str, program: str) -> NoReturn:
         line = requirements.programs(self._image.pip)[program]
         raise PackagesFailed(
-            f"{step} failed: Image pip={line!r} is fetched by {program}, which the host does not have. Install it "
-            f"there, or name the address of an archive (https://...)"
+            f"{step} failed: Image pip={line!r} is fetched with {program}, which the host does not have. Install it "
+            f"there, or give the address of an archive (https://...)"
         )
 
     def _advice(self, status: int, text: str) -> str | None:
-        """What is wrong with the machine and what to do, as far as the output tells."""
+        """Say what is wrong with the machine and what to do, as far as the output shows."""
         found = self._found
         root = found.root if found else "~/.cache/skyward"
         if self._prelude and status == PRELUDE:
             return f"the prelude failed ({self._prelude.strip().splitlines()[-1]})"
         if _is_full(text):
-            return _full(text) or f"the disk with {root}, or the user's share of it, is full; make room there"
+            return _full(text) or f"the disk with {root} is full, or the user's quota there is; free some space"
         if status == NOEXEC:
-            return f"programs may not run from {root} (mounted noexec?); set XDG_CACHE_HOME on the host to another disk"
+            return f"programs can't run from {root} (mounted noexec?); set XDG_CACHE_HOME on the host to another disk"
         if "Read-only file system" in text or "Permission denied" in text:
-            return f"no permission to write to {root}; give the user a home that can be written to, or use another user"
+            return f"no permission to write to {root}; give the user a writable home, or use another user"
         if "Exec format error" in text:
-            return f"a program there is for another kind of machine than {found.system if found else 'this one'}"
+            return f"a program there is built for another architecture than {found.system if found else 'this machine'}"
         if status == NEEDS_PIP:
             return (
-                f"Python there can't make environments with pip: install uv there, or the package "
+                f"Python there can't make environments with pip: on the host, install uv or the package "
                 f"python{self._image.python_version}-venv (apt install python{self._image.python_version}-venv)"
             )
         return None
@@ -368,15 +396,15 @@ class _Bootstrap:
         if self._python:
             raise PythonNotFound(
                 f"SSH python={self._python!r} "
-                + (f"is not Python {minor} on the host" if found.pythons else "is no program on the host")
-                + f" ({found.system}). Give the path of a Python {minor} there, or leave python out"
+                + (f"is not Python {minor} on the host" if found.pythons else "is not a program on the host")
+                + f" ({found.system}). Give the path of a Python {minor} there, or leave out python="
                 + (_tail(f"{done.stdout}\n{done.stderr}") if done else "")
             )
         others = f"; it has {', '.join(found.other_pythons)}" if found.other_pythons else ""
-        tried = " and uv there could not bring it" if found.uv else ""
+        tried = ", and uv there could not install it" if found.uv else ""
         raise PythonNotFound(
-            f"no Python {minor} on the host ({found.system}){others}{tried}. Pickled functions do not cross minor "
-            f"versions: install Python {minor} or uv there, or run the driver with a version that the host has"
+            f"no Python {minor} on the host ({found.system}){others}{tried}. Pickled functions need the same minor "
+            f"version: install Python {minor} or uv there, or run the driver with a version that the host has"
             + (_tail(f"{done.stdout}\n{done.stderr}") if done else "")
         )
 
@@ -386,17 +414,17 @@ def _is_full(text: str) -> bool:
 
 
 def _full(text: str) -> str | None:
-    """Which file systems are full, from what `DISKS` printed; None where none is."""
+    """Name the file systems that are full, from the output of `DISKS`; None if none is."""
     words = []
     for line in text.splitlines():
         if not line.startswith("@disk "):
             continue
         path, mount, free, inodes = line.removeprefix("@disk ").split("|")
         where = f"the disk with {path} (mounted at {mount})"
-        if inodes.isdigit() and int(inodes) < _FEW_FILES:
-            words.append(f"{where} can hold no more files (it has {inodes} inodes left); remove files there")
-        elif free.isdigit() and int(free) < _LITTLE:
-            words.append(f"{where} is full ({int(free) // 1024} MB free); make room there")
+        if inodes.isdigit() and int(inodes) < _MIN_INODES:
+            words.append(f"{where} can't hold more files ({inodes} inodes left); remove some")
+        elif free.isdigit() and int(free) < _MIN_FREE:
+            words.append(f"{where} is full ({int(free) // 1024} MB free); free some space")
     return " and ".join(dict.fromkeys(words)) or None
 
 
@@ -409,10 +437,10 @@ def _tail(text: str) -> str:
 
 
 def _requirements(image: Image) -> bytes:
-    """Lines of several files, each behind its file's name: what has hashes, all else, and constraints.
+    """Return the lines of several requirement files, each line prefixed with its file's name.
 
-    What nodes need goes before hashes, so that these need not be known of it too. Index addresses stand in them and
-    not in a command line, since they may hold passwords.
+    Requirements with hashes have a file of their own. What nodes themselves need is installed before it, so that its
+    hashes need not be known. Index addresses are in the files and not on a command line, since they may hold passwords.
     """
     indexes = [f"--index-url {image.index}"] if image.index is not None else []
     indexes += [f"--extra-index-url {index}" for index in image.extra_index]
@@ -428,7 +456,7 @@ def _requirements(image: Image) -> bytes:
     }
     for line in (line for lines in files.values() for line in lines):
         if "\n" in line or "\r" in line:
-            raise ConfigError(f"Image: {line!r} holds a line break; give each address by itself")
+            raise ConfigError(f"Image: {line!r} contains a line break; give each address separately")
     return "".join(f"{name} {line}\n" for name, lines in files.items() for line in lines).encode()
 
 
@@ -437,16 +465,16 @@ def _installer_settings() -> str:
 
 
 def _key(image: Image, requirements: bytes) -> str:
-    """Names an environment; the host adds its kind of machine and its interpreter.
+    """Return the name of an environment, to which the host adds its architecture and its interpreter.
 
-    Passwords of indexes do not count: some change every hour, and the packages stay the same.
+    Passwords of indexes are left out: some change every hour, while the packages stay the same.
     """
     public = re.sub(rb"//[^/@\s]*@", b"//", requirements)
     return hashlib.sha256(f"2 {image.python_version}\n".encode() + public).hexdigest()[:20]
 
 
 def _plain_hosts(image: Image) -> Sequence[str]:
-    """Hosts of indexes without TLS. pip wants them named; who gave a http address has decided that already."""
+    """Return the hosts of indexes without TLS, which pip wants named; whoever gave an http address accepts that."""
     addresses = [urlsplit(index) for index in (image.index, *image.extra_index) if index]
     return [address.netloc.rpartition("@")[2] for address in addresses if address.scheme == "http"]
 
@@ -459,6 +487,6 @@ def _package_name(name: str) -> str:
 
 
 def _pip_wheel() -> Path | None:
-    """A wheel of pip that the driver's Python carries, newest first; None where the distribution took it out."""
+    """Return the newest wheel of pip that the driver's Python brings; None if the distribution has removed it."""
     folders = [Path(sysconfig.get_path("stdlib"), "ensurepip", "_bundled"), Path("/usr/share/python-wheels")]
     return next((wheel for folder in folders for wheel in sorted(folder.glob("pip-*.whl"), reverse=True)), None)

@@ -1,6 +1,6 @@
-"""What `bootstrap` runs on a machine: POSIX sh, for dash, bash, busybox and their like.
+"""The scripts that `bootstrap` runs on a machine, in POSIX sh: for dash, bash, busybox and the like.
 
-Variables that a script uses without setting them are set by the caller in front of it.
+Variables that a script uses but does not set are set by the caller in front of it.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from skyward.core.system.launch import RUN
 __all__ = [
     "BUILD",
     "DISKS",
+    "INSPECT",
     "INSTALLING",
     "LACKS",
-    "LOOK",
     "NEEDS_PIP",
     "NOEXEC",
     "NO_PYTHON",
@@ -23,19 +23,20 @@ __all__ = [
     "after",
 ]
 
-INSTALLING = "@installing"  # a line of output: what fails from here on is mostly the packages' fault
+INSTALLING = "@installing"  # a line of output; what fails after it is mostly due to the packages
 NOEXEC = 71
 NO_PYTHON = 72
 NEEDS_PIP = 73
-LACKS = 75  # a program that a requirement is fetched by
+LACKS = 75  # a program is missing with which a requirement is fetched
 PRELUDE = 74
 
 
 def after(prelude: str, script: str) -> str:
-    """A script that runs in the environment that a login shell has once it has run `prelude`.
+    """Return a script that runs in the environment of a login shell that has run `prelude`.
 
-    bash where there is one, since what a prelude needs (``module``) is mostly defined for it. What profiles print, and
-    what they would read, is kept from the script. It comes in the environment: an argument could be seen by others.
+    The shell is bash if there is one, since what a prelude needs (``module``) is mostly defined for bash. The script
+    sees neither what profiles print nor what they read. It is passed in the environment, as others could see an
+    argument.
     """
     body = f"{{ {prelude}\n}} || exit {PRELUDE}\nexec /bin/sh -c 'eval \"$SKYWARD_SCRIPT\"' <&4 4<&- >&3 3>&-"
     return (
@@ -45,7 +46,7 @@ def after(prelude: str, script: str) -> str:
     )
 
 
-# A line for each place that something may be written to, while it is as full as it was when that failed.
+# Prints a line for each place that a step writes to, while the disk is as full as it was when the step failed.
 DISKS = r"""
 disks() {
     for d in "$root" "${TMPDIR:-/tmp}"; do
@@ -57,20 +58,20 @@ disks() {
 }
 """
 
-# Tells in one round trip all that the later steps need to know. Interpreters are only looked for, not run: that takes
-# time, and when the environment is there already nobody needs them.
-LOOK = (
+# Finds out in one round trip everything that later steps need to know. Interpreters are only searched for and not run:
+# that takes time, and nobody needs them if the environment already exists.
+INSPECT = (
     DISKS
     + r"""
 LC_ALL=C; export LC_ALL
 umask 077
-say() { printf '%s %s\n' "$1" "$2"; }
+report() { printf '%s %s\n' "$1" "$2"; }
 cache=${XDG_CACHE_HOME:-}
 case $cache in /*) ;; *) cache=$HOME/.cache ;; esac
 root=$cache/skyward
 machine=$(uname -m)
-say root "$root"
-say system "$(uname -s) $machine"
+report root "$root"
+report system "$(uname -s) $machine"
 mkdir -p "$root/envs" "$root/code" "$root/run" && : >"$root/.write.$$" && rm -f "$root/.write.$$" || { disks; exit 1; }
 
 uv=$(command -v uv)
@@ -78,44 +79,44 @@ case $uv in /*) ;; *) uv= ;; esac
 for d in "$HOME/.local/bin" "$HOME/.cargo/bin" /opt/bin /usr/local/bin /opt/homebrew/bin; do
     if [ -z "$uv" ] && [ -x "$d/uv" ]; then uv=$d/uv; fi
 done
-say uv "$uv"
+report uv "$uv"
 
 first=
 case $asked in "~/"*) asked=$HOME/${asked#"~/"} ;; esac
 if [ -n "$asked" ]; then
     first=$(command -v "$asked")
-    case $first in /*) say python "$first" ;; *) first= ;; esac
+    case $first in /*) report python "$first" ;; *) first= ;; esac
 fi
 IFS=:
 for d in $PATH /usr/local/bin /usr/bin "/opt/python/$minor/bin" "$HOME/.pyenv/versions/$minor".*/bin \
     "$HOME/.local/bin" "$HOME"/.local/share/uv/python/cpython-"$minor".*/bin /opt/homebrew/bin /opt/conda/bin \
     "$HOME"/*conda*/bin "$HOME"/*forge*/bin "$HOME"/*conda*/envs/*/bin "$HOME"/*forge*/envs/*/bin; do
-    case $d in */shims | '') continue ;; esac # pyenv's: they run whatever it is told to at the moment
+    case $d in */shims | '') continue ;; esac # pyenv's, which run whichever version is selected at the moment
     if [ -x "$d/python$minor" ] && [ -z "$asked" ]; then
-        say python "$d/python$minor"
+        report python "$d/python$minor"
         first=${first:-$d/python$minor}
     fi
     for p in "$d"/python3.[0-9] "$d"/python3.[0-9][0-9]; do
-        if [ -x "$p" ]; then say other "${p##*/}"; fi
+        if [ -x "$p" ]; then report other "${p##*/}"; fi
     done
 done
 unset IFS
 
-# A home may be shared by machines of several kinds, with their interpreters in several places.
+# A home may be shared by machines of several architectures, with interpreters in different places.
 sum=$(printf '%s' "${first:-uv}" | cksum)
 env=$root/envs/$key-$machine-${sum%% *}
-say env "$env"
-if [ -f "$env/.complete" ] && [ -x "$env/bin/python" ]; then say complete yes; fi
-if [ -f "$root/code/$code" ]; then say has_code yes; fi
+report env "$env"
+if [ -f "$env/.complete" ] && [ -x "$env/bin/python" ]; then report complete yes; fi
+if [ -f "$root/code/$code" ]; then report has_code yes; fi
 if [ -n "$packages" ]; then
     dpkg-query -W -f 'package ${Package} ${db:Status-Status}\n' $packages 2>/dev/null | sed -n 's/ installed$//p'
 fi
-say end yes
+report end yes
 """
 )
 
-# Makes the environment at its final place (environments can't be moved) under a lock, and marks it when it is whole:
-# neither a crash nor two drivers at a time can leave half of one that looks usable. Requirements come over stdin.
+# Makes the environment in its final place (environments can't be moved) under a lock, and marks it once it is complete:
+# neither a crash nor two concurrent drivers can leave a partial one that looks usable. Requirements come over stdin.
 BUILD = (
     DISKS
     + r"""
@@ -128,14 +129,14 @@ requirements=$(cat)
 for program in $programs; do
     command -v "$program" >/dev/null || { echo "@lacks $program"; exit 75; }
 done
-cd "$root/envs" || exit 1 # away from a pyproject.toml that uv would heed
+cd "$root/envs" || exit 1 # away from any pyproject.toml that uv would use
 
 lock=$env.lock
 if command -v flock >/dev/null; then
     exec 9>"$lock" || exit 1
     flock 9
 else
-    # A folder as the lock: it is stale when its owner's process is gone or, on another host, after an hour.
+    # Use a folder as the lock: it is stale once its owner's process is gone or, on another host, after an hour.
     until mkdir "$lock.d" 2>/dev/null; do
         [ -d "$lock.d" ] || { mkdir "$lock.d" && break; exit 1; }
         node= pid=
@@ -157,11 +158,11 @@ printf '#!/bin/sh\nexit 0\n' >"$test" && chmod 700 "$test" || fail 1
 rm -f "$test"
 [ "$status" = 0 ] || exit 71
 
-fresh() { # python: an empty environment of it
+fresh() { # python: make an empty environment of it
     rm -rf "$env"
     case $1 in
     */*)
-        # Nothing is fetched: no setting of the host's is of use here, and some would take another Python, or none.
+        # Nothing is fetched, so no setting of the host's is useful here, and some would take another Python, or none.
         if [ -n "$uv" ] && (
             unset UV_CONFIG_FILE UV_MANAGED_PYTHON UV_PYTHON_PREFERENCE UV_SYSTEM_PYTHON UV_VENV_SEED
             UV_NO_CONFIG=1 "$uv" venv --quiet --python "$1" "$env"
@@ -175,22 +176,22 @@ fresh() { # python: an empty environment of it
     rm -rf "$env"
     "$1" -m venv --without-pip "$env" || { rm -rf "$env"; "$1" -m virtualenv --quiet --no-seed "$env"; }
 }
-heed() { # tool, and how it is run: take what holds of the host's own settings
+apply_settings() { # tool, and the command that runs it: apply the host's own settings that are to be kept
     tool=$1
     shift
     lines=$("$env/bin/python" -I -c "$settings" "$tool" "$own" "$index" "$env/uv.toml" "$@") || return 1
     eval "$lines"
 }
-install() { # how packages are installed: with hashes apart, as then all that comes with them must have one
+install() { # command: those with hashes separately, since then all their dependencies must have hashes, too
     for part in needed hashed plain; do
         [ -s "$env/$part.txt" ] || continue
         "$@" -r "$env/$part.txt" -c "$env/constraints.txt" || return 1
     done
 }
 with_uv() {
-    [ -n "$uv" ] && heed uv && install "$uv" pip install --quiet --python "$env/bin/python"
+    [ -n "$uv" ] && apply_settings uv && install "$uv" pip install --quiet --python "$env/bin/python"
 }
-with_pip() { # python: by its own pip, by one that it brings, or by ours
+with_pip() { # python: with its own pip, with the one it bundles, or with ours
     if "$1" -c 'import pip, sys; sys.exit([*map(int, pip.__version__.split(".")[:2])] < [22, 3])' 2>/dev/null; then
         set -- "$1" -m pip --python "$env/bin/python"
     elif "$env/bin/python" -m ensurepip >/dev/null 2>&1; then
@@ -200,8 +201,8 @@ with_pip() { # python: by its own pip, by one that it brings, or by ours
     else
         fail 73
     fi
-    heed pip "$@" || return 1
-    # What is imported is compiled then; to compile all that is installed takes several times as long as to install it.
+    apply_settings pip "$@" || return 1
+    # Modules are compiled when imported; compiling everything takes several times as long as installing it.
     install "$@" install --quiet --no-compile --progress-bar off $trusted
 }
 
@@ -223,19 +224,19 @@ for part in needed hashed plain constraints; do
 done
 echo @installing
 with_uv || with_pip "$python" || fail 1
-rm -f "$env"/*.txt "$env/uv.toml" # they may hold passwords of indexes
+rm -f "$env"/*.txt "$env/uv.toml" # they may contain passwords of indexes
 "$env/bin/python" -c 'from cloudpickle import dumps; from msgpack import packb' || fail 1
 : >"$env/.complete" || fail 1
 """
 )
 
-# The agent reads its start map from stdin and answers with one line; then it has left the terminal by itself.
+# The agent reads its start map from stdin and answers with one line; by then it has detached from the terminal.
 START = (
     DISKS
     + r"""
 mask=$(umask)
 umask 077
-born() { # pid: when it started, as its kernel counts; empty where that can't be seen
+born() { # pid: print its start time in the kernel's units, or nothing if that is not visible
     { read -r line <"/proc/$1/stat"; } 2>/dev/null || return 0
     set -- ${line##*) }
     printf '%s' "${20}"
@@ -261,7 +262,7 @@ cd || exit 1
     :
 }
 status=$?
-if [ "$status" != 0 ]; then # what may be broken is made anew the next time
+if [ "$status" != 0 ]; then # whatever may be broken is made again next time
     disks
     rm -rf "$run" "$folder" "$root/code/$code"
     check='from cloudpickle import dumps; from msgpack import packb'
@@ -269,17 +270,17 @@ if [ "$status" != 0 ]; then # what may be broken is made anew the next time
     exit 1
 fi
 
-# What agents that were killed left behind, and once a day environments that nobody started for two months.
+# Remove what killed agents left behind and, once a day, environments that nobody has used for two months.
 sweep_runs() {
     for d in "$root"/run/*; do
         owner= other= pid= birth=
         read -r owner _ other <"$d/owner"
-        # The home may be shared: whether another host's agent lives can't be seen from here.
+        # The home may be shared, and it is not visible from here whether another host's agent is alive.
         [ "${owner:-$node}" = "$node" ] || continue
         if read -r pid birth <"$d/pid"; then
             if kill -0 "$pid" && { [ -z "$birth" ] || [ "$(born "$pid")" = "$birth" ]; }; then continue; fi
         elif [ -z "$(find "$d" -prune -mmin +60)" ]; then
-            continue # it is being started
+            continue # it is still being started
         fi
         case $other in /tmp/skyward-*) rm -rf "$other" ;; esac
         rm -rf "$d"

@@ -1,7 +1,7 @@
-"""Who is who among the nodes of one pool: an authority of its own, and a certificate for each node.
+"""Certificates by which the nodes of a pool recognize each other, signed by an authority that the pool makes.
 
-Node and driver know each other by the pool's secret and by SSH; this is for nodes among themselves. The authority's key
-never leaves the driver's memory, and what it signed is worth nothing in any other pool.
+Node and driver authenticate each other by the pool's secret and by SSH; this is for nodes among themselves. The
+authority's key never leaves the driver's memory, and no other pool accepts what it signed.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from cryptography.x509.oid import NameOID
 
 __all__ = ["Authority"]
 
-# A node's clock may be anything when it boots, and the pool's end ends the certificates too.
-_FROM, _UNTIL = datetime.datetime(2000, 1, 1), datetime.datetime(2999, 1, 1)  # noqa: DTZ001  x509 takes these as UTC
+# A node's clock may show anything when it boots, and certificates are useless after the pool's end anyway.
+_FROM, _UNTIL = datetime.datetime(2000, 1, 1), datetime.datetime(2999, 1, 1)  # noqa: DTZ001 - x509 takes these as UTC
 
 
 class Authority:
@@ -33,13 +33,13 @@ class Authority:
         self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, pool[:64])])
         own = self._draft(self._name, self._key.public_key(), x509.BasicConstraints(ca=True, path_length=0))
         self.certificate = _pem(own.sign(self._key, hashes.SHA256()))
-        """The authority's own, in PEM."""
+        """The authority's own certificate, in PEM."""
 
     def __repr__(self) -> str:
         return f"<Authority {self._name.rfc4514_string()}>"
 
     def issue(self, node: str) -> str:
-        """A certificate for a node, with its new private key, in PEM."""
+        """Issue a certificate for a node; returned in PEM, with its new private key."""
         key = ec.generate_private_key(ec.SECP256R1())
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, node)])
         draft = self._draft(name, key.public_key(), x509.BasicConstraints(ca=False, path_length=None))

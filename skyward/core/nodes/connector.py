@@ -1,4 +1,4 @@
-"""The way to one machine: links to it, and an agent on it where none runs yet."""
+"""Connects to one machine, and starts an agent there if none is running yet."""
 
 from __future__ import annotations
 
@@ -25,24 +25,31 @@ from skyward.core.spec import Image, Machine
 __all__ = ["Connector"]
 
 _CONNECT = 30.0  # seconds for one connection
-_CONNECT_EXTRA = 5.0  # for a second one to the same machine: until then one channel has to carry all
-_AGAIN = 1.0  # seconds between two tries to reach a machine that boots
-_NOT_YET = (HostUnreachable, HostKeyError, LoginRefused)  # what a machine that boots may answer at first
+_CONNECT_EXTRA = 5.0  # for an extra one to the same machine: meanwhile one channel has to carry everything
+_RETRY = 1.0  # seconds between two attempts to reach a machine that is booting
+_NOT_YET = (HostUnreachable, HostKeyError, LoginRefused)  # how a machine that is booting may answer at first
 
 
 class Connector:
-    """Makes links to one machine, as often as needed, and channels to its agent.
+    """Makes links to one machine, as often as needed, and opens channels to its agent.
 
     Parameters
     ----------
     machine
-        Has an address.
+        The machine, which must have an address.
     image, orphan_timeout
-        The pool's, for an agent that must be brought up.
+        The pool's settings for an agent that must be started.
     patience
-        Seconds for which the machine may still be booting: unreachable, or not yet the one that we expect.
-    on_step, on_doubt
-        Told what is being done, and when a link broke, so that its provider may know better.
+        Seconds for which the machine may still be booting: unreachable, or not yet showing the expected host key.
+    on_step
+        Called with a few words on what is being done.
+    on_doubt
+        Called when a link broke, so that the provider can be asked about the machine.
+
+    Raises
+    ------
+    ProvisioningError
+        The machine has no address.
     """
 
     def __init__(
@@ -65,7 +72,7 @@ class Connector:
         self._secret = machine.secret
         self._host = {"python": machine.python, "prelude": machine.prelude}
         self._relay = ""
-        self._relayed = False  # the machine lets nobody open a channel to the agent, but a command leads there
+        self._relayed = False  # whether channels must go through a command, since the machine does not allow others
         self._on_step = on_step
         self._on_doubt = on_doubt
         self._transport: Transport = registry.load(registry.TRANSPORTS, self._endpoint.transport)()
@@ -74,7 +81,13 @@ class Connector:
         self._used = False
 
     async def prepare(self) -> bytes:
-        """Connect, and bring up an agent where none runs yet; the secret to prove to it."""
+        """Connect, and start an agent if none is running yet. Returns the secret to prove to it.
+
+        Raises
+        ------
+        ProvisioningError
+            The machine can't be reached, or an agent can't be started there.
+        """
         self._on_step(f"connecting to {self._endpoint}")
         self._link = await self._reach()
         if self._address is None:
@@ -100,22 +113,22 @@ class Connector:
         return self._secret
 
     async def _reach(self) -> Link:
-        """The first link; a machine that boots is asked again and again."""
+        """Make the first link, retrying while the machine may still be booting."""
         loop = asyncio.get_running_loop()
         end = loop.time() + self._patience
         while True:
             try:
-                limit = min(_CONNECT, max(_AGAIN, end - loop.time())) if self._patience else _CONNECT
+                limit = min(_CONNECT, max(_RETRY, end - loop.time())) if self._patience else _CONNECT
                 return await self._transport.connect(self._endpoint, limit)
             except _NOT_YET as error:
-                if loop.time() + _AGAIN > end:
+                if loop.time() + _RETRY > end:
                     raise
-                # Another host key is met with nothing but another try: nothing was sent to that host.
+                # After an unexpected host key, too, we only retry: nothing was sent to that host.
                 self._on_step(f"waiting for {self._endpoint}: {type(error).__name__}")
-                await asyncio.sleep(_AGAIN)
+                await asyncio.sleep(_RETRY)
 
     async def _keep_awake(self, shell: Shell) -> None:
-        """While no agent runs yet: tell the machine's watchdog that its owner is there."""
+        """Keep the machine's watchdog from ending it while no agent is running yet."""
         if not self._patience:
             return
         while True:
@@ -124,7 +137,7 @@ class Connector:
             await asyncio.sleep(min(30.0, self._orphan_timeout / 4))
 
     async def open(self) -> Channel:
-        """A channel to the agent: the first over the link that is there, each later one over a new link."""
+        """Open a channel to the agent: the first over the existing link, each later one over a new link."""
         assert self._address is not None
         if self._used:
             self._on_doubt()
@@ -135,7 +148,7 @@ class Connector:
         return await self._enter(self._link)
 
     async def _enter(self, link: Link) -> Channel:
-        """A channel to the agent over this link."""
+        """Open a channel to the agent over this link, through a command if the machine allows nothing else."""
         assert self._address is not None
         if not self._relayed:
             try:
@@ -147,16 +160,16 @@ class Connector:
             try:
                 channel = await link.shell.stream(self._relay)
             except LinkError as error:
-                raise LinkError(f"{refusal}; nor did a command there reach it: {error}") from refusal
+                raise LinkError(f"{refusal}; a command there could not reach it either: {error}") from refusal
             self._relayed = True
-            self._on_step(f"{self._endpoint} lets nobody open a channel to the agent; a command there leads to it")
+            self._on_step(f"{self._endpoint} does not allow channels to the agent; using a command there instead")
             return channel
         assert isinstance(link.shell, StreamShell)
         return await link.shell.stream(self._relay)
 
     @property
     def stripes(self) -> Stripes | None:
-        """How a session gets more channels, which delay nothing on the first; None where that is no faster."""
+        """How a session opens more channels, which do not delay the first; None if that would not be faster."""
         return Stripes(self._open_stripe) if self._transport.striped else None
 
     async def _open_stripe(self) -> Channel:
@@ -165,7 +178,7 @@ class Connector:
         return await self._extra_links.open_channel(self._link, self._enter)
 
     async def close(self) -> None:
-        """End all links. That goes on where the caller is cancelled meanwhile, as it is when the pool ends."""
+        """Close all links; this completes even if the caller is cancelled meanwhile, as happens when the pool ends."""
         link, self._link = self._link, None
         ending = [self._extra_links.close(), *([] if link is None else [link.close()])]
         await asyncio.gather(*map(asyncio.shield, ending))

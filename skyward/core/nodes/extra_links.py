@@ -1,9 +1,9 @@
-"""Further connections to a machine, for what is large, so that nothing small waits behind it.
+"""Further connections to a machine for large messages, so that no small message waits behind them.
 
-Within one connection the large has to be sent before whatever comes later: megabytes lie in the kernel's buffer and in
-the host's sshd, and a full buffer is offered to its writer only when a third of it has gone. At a round trip of 50 ms
-that made a small task wait some 30 ms longer, of which the line itself is to blame for 8. And no connection carries
-more than the kernels' buffers in a round trip, as a rule 3 to 6 MB, whatever the line could take.
+Within one connection, large messages must be sent before anything queued later: megabytes sit in the kernel's buffer
+and in the host's sshd, and a full buffer becomes writable again only once a third of it is free. At a round trip of 50
+ms, that delayed a small task by some 30 ms, of which the line itself accounts for 8. Also, no connection carries more
+than the kernels' buffers per round trip, usually 3 to 6 MB, whatever the line could take.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ _log = logging.getLogger("skyward.extra_links")
 
 
 class ExtraLinks:
-    """The connections beside another one. Belongs to the event loop.
+    """The connections to a machine besides the first. Belongs to the event loop.
 
     Parameters
     ----------
     connect
-        Makes one; called at most `count` times until `close`, since a host that has refused will do so again.
+        Makes one; called at most `count` times until `close`, since a host that has refused will refuse again.
     count
-        How many there are, once so many channels have been asked for; the channels take them in turn.
+        Maximum number of connections; they are made as channels are opened, which use them in turn.
     """
 
     def __init__(self, connect: Callable[[], Awaitable[Link]], count: int = 2) -> None:
@@ -44,30 +44,37 @@ class ExtraLinks:
         )
 
     async def open_channel(self, first: Link, enter: Callable[[Link], Awaitable[Channel]]) -> Channel:
-        """A channel on one of them, by `enter`; on the first connection where there can't be another.
+        """Open a channel on one of them, or on the first connection if no other can be made.
+
+        Parameters
+        ----------
+        first
+            The machine's first connection.
+        enter
+            Opens a channel to the agent on a connection.
 
         Raises
         ------
         LinkError
-            Not there either.
+            No channel could be opened on the first connection either.
         """
         turn = next(self._turns)
         coming = self._links[turn]
         if coming is None:
             coming = self._links[turn] = asyncio.ensure_future(self._connect())
         try:
-            link = await asyncio.shield(coming)  # others wait for it too
+            link = await asyncio.shield(coming)  # others are waiting for it, too
             return await enter(link)
         except (ProvisioningError, LinkError) as error:
             _log.info("no further connection: %s", error)
         return await enter(first)
 
     async def close(self) -> None:
-        """End them. May be repeated; afterwards there may be others."""
+        """Close them. May be repeated; new ones may be opened afterwards."""
         asked = [link for link in self._links if link is not None]
         self._links = [None] * len(self._links)
         for coming in asked:
-            coming.cancel()  # nothing, if it is there
+            coming.cancel()  # does nothing if it has been made
         if asked:
             await asyncio.wait(asked)
         made = [coming.result() for coming in asked if not coming.cancelled() and coming.exception() is None]

@@ -1,10 +1,11 @@
-"""Which of a host's own settings of pip and uv hold for the environments that are made there. Runs on the host.
+"""Selects which of a host's own pip and uv settings apply to the environments made there. Runs on the host.
 
 ``python installer_settings.py pip|uv NAMES INDEX FILE [COMMAND ...]`` prints lines of sh: what to export and to unset.
-What says where packages come from, and how the network is passed, is kept: indexes, proxies, certificates, caches. What
-would change where they go or what may be installed is not: target, prefix, user, require-hashes, no-binary, constraints
-suit other work. NAMES are variables that the user of the pool has set, and stay; INDEX says that the pool has an index
-of its own, so that the host's are not asked. Nothing of skyward and only the standard library is imported here.
+Settings that say where packages come from and how the network is reached are kept: indexes, proxies, certificates,
+caches. Settings that change where packages go or what may be installed are not, since they were made for other work:
+target, prefix, user, require-hashes, no-binary, constraints. NAMES are variables set by the pool's user, which are left
+alone; a nonempty INDEX says that the pool has its own index, so that the host's are not used. This imports nothing of
+skyward, and only the standard library.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ _UV_INDEX |= {"offline"}
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Print the lines."""
+    """Print the lines of sh."""
     tool, names, index, file, *command = arguments
     own, keep = set(names.split()), not index
     if tool == "pip":
@@ -49,7 +50,7 @@ def _pip(own: set[str], kept: set[str], command: Sequence[str]) -> Iterator[str]
     done = subprocess.run([*command, "config", "list"], stdout=subprocess.PIPE, text=True, check=False)
     values: dict[str, str] = {}
     found = [line.partition("=") for line in done.stdout.splitlines()]
-    for section in ("global", "install", ":env:"):  # each is stronger than the one before
+    for section in ("global", "install", ":env:"):  # each overrides the one before
         for key, _, value in found:
             where, _, name = key.partition(".")
             if where == section and name in kept:
@@ -63,7 +64,7 @@ def _uv(own: set[str], kept: set[str], file: Path) -> Iterator[str]:
     exported = {}
     for name, value in os.environ.items():
         known = name.removeprefix("UV_").lower().replace("_", "-")
-        # The variables of an index that has a name are its credentials.
+        # The variables of a named index are its credentials.
         if name.startswith("UV_") and (known in kept or known.startswith("index-")):
             exported[name] = value
     file.write_text(_toml(_uv_file(kept)), "utf-8")
@@ -72,7 +73,7 @@ def _uv(own: set[str], kept: set[str], file: Path) -> Iterator[str]:
 
 
 def _uv_file(kept: set[str]) -> dict[str, object]:
-    """What uv's files say that holds, the user's before the system's."""
+    """Read the settings to keep from uv's files; the user's take precedence over the system's."""
     home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
     system = [Path(folder) for folder in os.environ.get("XDG_CONFIG_DIRS", "/etc/xdg").split(":") if folder]
     files = [home / "uv/uv.toml", *(folder / "uv/uv.toml" for folder in system), Path("/etc/uv/uv.toml")]
@@ -87,7 +88,7 @@ def _uv_file(kept: set[str]) -> dict[str, object]:
         except FileNotFoundError:
             continue
         except (OSError, ValueError) as error:
-            print(f"{file} can't be read, and is not heeded: {error}", file=sys.stderr)  # noqa: T201
+            print(f"{file} can't be read and is ignored: {error}", file=sys.stderr)  # noqa: T201
             continue
         inner = said.get("pip", {})
         for part in (inner if isinstance(inner, dict) else {}, said):
@@ -96,7 +97,7 @@ def _uv_file(kept: set[str]) -> dict[str, object]:
 
 
 def _toml(settings: Mapping[str, object]) -> str:
-    """Enough of TOML for these: texts, numbers, lists of texts, and lists of tables of such."""
+    """Write the subset of TOML that these need: strings, numbers, lists of strings, and lists of tables of these."""
     lines: list[str] = []
     tables: list[str] = []
     for name, value in settings.items():
@@ -109,7 +110,7 @@ def _toml(settings: Mapping[str, object]) -> str:
 
 
 def _value(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False)  # a JSON text, number or list of texts is one of TOML too
+    return json.dumps(value, ensure_ascii=False)  # a JSON string, number or list of strings is valid TOML, too
 
 
 def _lines(prefix: str, own: set[str], exported: Mapping[str, str]) -> Iterator[str]:

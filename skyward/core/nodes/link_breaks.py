@@ -1,7 +1,7 @@
-"""When a node is to be given up though it can be reached: its links break, and nothing comes of them in between. Pure.
+"""When to give up a node that can be reached, since its links keep breaking without progress in between. Pure.
 
-A link that breaks is made again, and what was not acknowledged is sent again. That cures what a line does. It does not
-cure a message that one end can't take: it comes again, and so does the break. Hence breaks are counted.
+A link that breaks is made again, and what was not acknowledged is sent again. That makes up for faults of the line, but
+not for a message that one end can't handle: it arrives again, and the link breaks again. So breaks are counted.
 """
 
 from __future__ import annotations
@@ -10,28 +10,28 @@ from typing import NamedTuple
 
 __all__ = ["Breaks", "Progress"]
 
-_FAULTS = 2  # breaks by an error of one end, without progress
-_MANY = 10  # breaks by an error in a row of links that did not last, whatever was said in between
-_SHORT = 5.0  # seconds; a link that lasted longer was of some use
-_IN_A_ROW = 5  # links that broke at once
+_MAX_FAULTS = 2  # breaks after an error at one end, without progress
+_MAX_BRIEF_FAULTS = 10  # consecutive breaks of brief links after an error, whatever was sent in between
+_BRIEF = 5.0  # seconds; a link that lasted longer was of some use
+_MAX_AT_ONCE = 5  # consecutive links that broke at once
 _PAUSE = 0.1  # seconds before the next link after one that broke at once, doubled each time
 
 
 class Progress(NamedTuple):
-    """How far a conversation has come: numbers of messages.
+    """How far a conversation has come, as numbers of messages.
 
     Attributes
     ----------
-    heard
-        All up to this one have come from the node.
-    told
-        All up to this one have arrived there.
+    received
+        Every message of the node up to this one has arrived.
+    acknowledged
+        Every message to the node up to this one has arrived there.
     last
-        Was sent last.
+        The last one sent.
     """
 
-    heard: int
-    told: int
+    received: int
+    acknowledged: int
     last: int
 
 
@@ -40,44 +40,46 @@ class Breaks:
 
     def __init__(self) -> None:
         self._faults = 0
-        self._short = 0
-        self._many = 0
+        self._at_once = 0
+        self._brief_faults = 0
         self._before = Progress(0, 0, 0)
 
     def __repr__(self) -> str:
-        return f"<Breaks {self._faults} by faults, {self._short} at once>"
+        return f"<Breaks {self._faults} by faults, {self._at_once} at once>"
 
     @property
     def pause(self) -> float:
-        """Seconds to wait before the next try, so that what is wrong for a moment has that moment."""
-        return _PAUSE * 2 ** (self._short - 1) if self._short else 0.0
+        """Seconds to wait before the next attempt, so that a brief problem has time to pass."""
+        return _PAUSE * 2 ** (self._at_once - 1) if self._at_once else 0.0
 
     def count(self, now: Progress, seconds: float, reason: str, *, fault: bool) -> str | None:
-        """A link broke; why the node is to be given up, or None to go on.
+        """Count a link that broke. Returns why the node should be given up, or None to go on.
 
         Parameters
         ----------
         now
-            Of the conversation.
+            How far the conversation has come.
         seconds
-            How long the link had lasted.
+            How long the link lasted.
         reason
             Why it broke.
         fault
-            An error of one end is to blame, and not the line.
+            Whether an error at one end is to blame, and not the line.
         """
         before, self._before = self._before, now
-        # Each way for itself: what one end can't take holds up one direction only.
-        heard, told = now.heard > before.heard, now.told > before.told
-        if heard and (told or now.told == now.last):
+        # Each direction separately: a message that one end can't handle holds up one direction only.
+        received, acknowledged = now.received > before.received, now.acknowledged > before.acknowledged
+        if received and (acknowledged or now.acknowledged == now.last):
             self._faults = 0
         self._faults += fault
-        self._short = 0 if heard or told or seconds > _SHORT or fault else self._short + 1
-        self._many = self._many + 1 if fault and seconds < _SHORT else 0
-        if self._faults >= _FAULTS:
-            return f"its link broke {self._faults} times for an error, and got no further in between: {reason}"
-        if self._many >= _MANY:
-            return f"its link broke {self._many} times in a row for an error soon after it was made: {reason}"
-        if self._short >= _IN_A_ROW:
-            return f"its link broke {self._short} times in a row as soon as it was made: {reason}"
+        self._at_once = 0 if received or acknowledged or seconds > _BRIEF or fault else self._at_once + 1
+        self._brief_faults = self._brief_faults + 1 if fault and seconds < _BRIEF else 0
+        if self._faults >= _MAX_FAULTS:
+            return f"its link broke {self._faults} times after an error, without progress in between: {reason}"
+        if self._brief_faults >= _MAX_BRIEF_FAULTS:
+            return (
+                f"its link broke {self._brief_faults} times in a row after an error, soon after it was made: {reason}"
+            )
+        if self._at_once >= _MAX_AT_ONCE:
+            return f"its link broke {self._at_once} times in a row as soon as it was made: {reason}"
         return None

@@ -1,7 +1,7 @@
-"""The part of this package that runs on nodes, as a zip that Python imports from.
+"""Builds the zip, importable by Python, with the part of this package that runs on nodes.
 
-A node runs exactly the driver's code: nothing is fetched by version name. The zip holds sources, for tracebacks, and
-compiled modules, since a process would otherwise compile them anew each time it starts: Python caches nothing of a zip.
+A node runs exactly the driver's code; nothing is downloaded by version. The zip holds sources, for tracebacks, and
+compiled modules, since Python caches nothing for a zip: each process would compile them again when it starts.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ __all__ = ["node_code", "node_code_name"]
 
 _PACKAGE = Path(__file__).resolve().parents[2]
 
-# joblib_ext and integrations: a task that calls Parallel inside asks for the backend by its name.
+# joblib_ext and integrations: a task that itself calls Parallel looks the backend up by name.
 _GLOBS = ("__init__.py", "plugins.py", "core/**/*.py", "worker/**/*.py", "joblib_ext/*.py", "integrations/*.py")
 
-_UNCHECKED_HASH = 0b01  # of a .pyc file: belongs to a source by its hash, which need not be compared when imported
-_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip can say: its bytes must not depend on the time
+_UNCHECKED_HASH = 0b01  # flag of a .pyc file: validated by the hash of its source, which need not be checked on import
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest date that a zip can hold: its bytes must not depend on the time
 
 
 @functools.cache
@@ -35,7 +35,7 @@ def _sources() -> dict[str, bytes]:
 
 @functools.cache
 def node_code_name() -> str:
-    """Name of the zip: a hash of all that is in it."""
+    """Return the name of the zip: a hash of everything in it."""
     digest = hashlib.sha256(importlib.util.MAGIC_NUMBER)
     for name, source in _sources().items():
         digest.update(f"\n{name} {len(source)}\n".encode() + source)
@@ -44,7 +44,7 @@ def node_code_name() -> str:
 
 @functools.cache
 def node_code() -> bytes:
-    """The zip itself."""
+    """Return the zip itself."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, source in _sources().items():

@@ -31,7 +31,7 @@ from skyward.core.machines.fleet import Fleet
 from skyward.core.machines.fleet_events import Command, Event
 from skyward.core.machines.provision import Plan, Provisioner
 from skyward.core.machines.reaper import dismiss
-from skyward.core.nodes.bootstrap_scripts import BUILD, LOOK
+from skyward.core.nodes.bootstrap_scripts import BUILD, INSPECT
 from skyward.core.nodes.timing import Timing
 from skyward.core.protocol.messages import Failed, Failure, Ready
 from skyward.core.spec import Endpoint, Image, Machine, MachineId, Nodes, Offer, Order, Resources
@@ -501,7 +501,7 @@ class WardTransport:
         return self
 
     async def run(self, command: str, *, input: bytes | None = None, timeout: float | None = None) -> Output:
-        if command.endswith(LOOK):
+        if command.endswith(INSPECT):
             return Output(0, "root /r\nenv /e\nuv /bin/uv\nend\n", "")
         return Output(1, f"@installing\n{self._says}\n", "") if command.endswith(BUILD) else Output(0, "", "")
 
@@ -554,7 +554,7 @@ def test_a_machine_that_cant_be_prepared_is_told_before_another_is_bought(ward: 
     starting.cancel()
     fixture.close()
     assert told.warning
-    assert told.text.endswith("make room there; trying another machine")
+    assert told.text.endswith("free some space; trying another machine")
 
 
 def test_what_is_bought_and_given_back_is_told(ward: Ward) -> None:

@@ -155,7 +155,7 @@ def test_the_second_start_makes_nothing_anew_and_takes_two_round_trips(boot, fre
     host = fresh_host()
     first, second = boot(host), boot(host)
     assert first.built
-    assert second.steps == ["looking at the host", "starting the agent"]
+    assert second.steps == ["inspecting the host", "starting the agent"]
     assert second.trips == 2
     assert second.seconds < first.seconds / 2
     assert first.agent.secret != second.agent.secret
@@ -248,7 +248,7 @@ def test_broken_code_or_packages_fail_one_start_and_are_made_anew_by_the_next(bo
     text = failure(boot, host)
     assert text.startswith("starting the agent failed")
     assert "No module named" in text
-    assert boot(host).steps == ["looking at the host", "sending the code", "starting the agent"]
+    assert boot(host).steps == ["inspecting the host", "sending the code", "starting the agent"]
     host.run("sh", "-c", f"rm {CACHE}/envs/{name}/lib/python*/site-packages/msgpack/*.py", check=True)
     assert "msgpack" in failure(boot, host)
     assert boot(host).built
@@ -362,11 +362,11 @@ def test_a_disk_without_inodes_is_said(boot, fresh_host, index):
     host = fresh_host(disk="50m,nr_inodes=120", files=uv())
     host.run("sh", "-c", "i=0; while touch /root/fill.$i 2>/dev/null; do i=$((i+1)); done")
     text = failure(boot, host)
-    assert text.startswith("looking at the host failed")
-    assert re.search(rf"the disk with {CACHE} \(mounted at /root\) can hold no more files \(it has 0 inodes", text)
+    assert text.startswith("inspecting the host failed")
+    assert re.search(rf"the disk with {CACHE} \(mounted at /root\) can't hold more files \(0 inodes", text)
     assert "the disk with /tmp (mounted at /tmp)" in text
     host.run("sh", "-c", "cd /root; rm fill.1 fill.2 fill.3 fill.4 fill.5 fill.6 fill.7 fill.8 fill.9")
-    assert "can hold no more files" in failure(boot, host), "there is room for the look, and not for an environment"
+    assert "can't hold more files" in failure(boot, host), "there is room for the look, and not for an environment"
 
 
 @pytest.mark.parametrize(
@@ -374,7 +374,7 @@ def test_a_disk_without_inodes_is_said(boot, fresh_host, index):
     [
         ("@disk /a|/|900000|900000\n@disk /tmp|/tmp|0|500", "the disk with /tmp (mounted at /tmp) is full (0 MB free)"),
         ("@disk /a|/|2048|-\n@disk /tmp|/tmp||", "the disk with /a (mounted at /) is full (2 MB free)"),
-        ("@disk /a|/|900000|3", "can hold no more files (it has 3 inodes left)"),
+        ("@disk /a|/|900000|3", "can't hold more files (3 inodes left)"),
         ("@disk /a|/|900000|-\nelse", None),
     ],
 )
@@ -420,7 +420,7 @@ def test_the_python_that_is_asked_for_is_used_and_no_other(boot, fresh_host):
     assert not boot(host, python=f"/root/own/bin/python{MINOR}").built
     assert boot(host).built, "another Python needs another environment"
     text = failure(boot, host, PythonNotFound, python="/no/such/python")
-    assert "SSH python='/no/such/python' is no program on the host" in text
+    assert "SSH python='/no/such/python' is not a program on the host" in text
     (host.root / "root/odd").write_text("#!/bin/sh\nexit 1\n")
     (host.root / "root/odd").chmod(0o700)
     assert f"is not Python {MINOR} on the host" in failure(boot, host, PythonNotFound, python="~/odd")
@@ -474,7 +474,7 @@ def test_a_repository_needs_its_program_on_the_host(boot, fresh_host, index):
     line = f"x @ {program}+https://example.test/x"
     text = failure(boot, fresh_host(), PackagesFailed, Image(index=index, pip=[line]))
     assert repr(line) in text
-    assert f"fetched by {program}, which the host does not have" in text
+    assert f"fetched with {program}, which the host does not have" in text
 
 
 @pytest.mark.lab
@@ -571,7 +571,7 @@ def test_a_host_that_does_not_end_a_step_in_time_is_said():
         async def run(self, command, *, input=None, timeout=None):
             raise TimeoutError
 
-    with pytest.raises(BootstrapFailed, match="looking at the host: no end within 60 s"):
+    with pytest.raises(BootstrapFailed, match="inspecting the host took more than 60 s"):
         asyncio.run(bootstrap(Slow(), Image(), orphan_timeout=1, on_step=lambda _: None))
 
 

@@ -14,7 +14,7 @@ def test_two_errors_without_progress_are_enough() -> None:
     assert breaks.count(Progress(1, 1, 2), 100.0, "the connection ended", fault=False) is None
     why = breaks.count(Progress(1, 2, 3), 0.1, "second", fault=True)
     assert why is not None
-    assert why.endswith("got no further in between: second")
+    assert why.endswith("without progress in between: second")
 
 
 def test_what_one_end_can_not_take_is_noticed_though_the_other_direction_goes_on() -> None:
@@ -38,7 +38,7 @@ def test_errors_at_once_are_too_many_sometime_though_something_is_said_in_betwee
     breaks = Breaks()
     counts = [breaks.count(Progress(step, step, step), 0.1, "x", fault=True) for step in range(1, 11)]
     assert counts[:-1] == [None] * 9
-    assert counts[-1] == "its link broke 10 times in a row for an error soon after it was made: x"
+    assert counts[-1] == "its link broke 10 times in a row after an error, soon after it was made: x"
 
 
 def test_links_that_break_at_once_are_tried_a_few_times_and_ever_more_slowly() -> None:

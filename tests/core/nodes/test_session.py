@@ -217,7 +217,7 @@ async def test_an_error_in_an_agents_background_reaches_the_owner(it: Node) -> N
     agent.loop.call_soon(int, "third")
     reason = await it.life
     assert reason == (
-        "its link broke 2 times for an error, and got no further in between: "
+        "its link broke 2 times after an error, without progress in between: "
         "its agent: ValueError: invalid literal for int() with base 10: 'third'"
     )
 
@@ -251,7 +251,7 @@ def test_an_unexpected_error_that_repeats_loses_the_node_with_its_text() -> None
     pool = Clumsy(99)
     agent = pool.add()
     with pytest.raises(
-        NodeLost, match=r"abs \(task 1\) is lost with m0: .* no further in between: KeyError: 'unexpected'"
+        NodeLost, match=r"abs \(task 1\) is lost with m0: .* without progress in between: KeyError: 'unexpected'"
     ):
         pool.submit(abs, -1).result(10)
     assert agent.links == 3
