@@ -1,8 +1,8 @@
-"""What a pool shows to its user: the output of tasks always; in a terminal also a live line and a closing summary.
+"""What a pool shows its user: the output of tasks, and on a terminal also a live line and a closing summary.
 
-It listens to `skyward.core.events` and knows nothing else of the pool. `Tally` counts, and is pure: time is an
-argument. `Console` connects a tally to the terminal. What draws is in `skyward.console_live`, which is imported only
-where there is a terminal to draw on, for it needs rich.
+It listens to `skyward.core.events` and knows nothing else about the pool. `Tally` counts and is pure: time is an
+argument. `Console` connects a tally to the terminal. Drawing is in `skyward.console_live`, which needs rich and is
+imported only if there is a terminal to draw on.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ __all__ = ["Console", "Rate", "Tally", "live_text", "summary_text", "terminal"]
 
 _log = logging.getLogger("skyward")
 
-_MOST_PENDING = 32 * 1024 * 1024  # characters of output that may wait for a reader that is slow or stopped
-_SHORT = 0.1  # seconds; tasks that run for less keep no slot busy, whoever sends them
-_RATE_WINDOW = 5.0  # seconds over which the live rate is taken
+_MAX_PENDING = 32 * 1024 * 1024  # characters of output that may wait for a reader that is slow or stopped
+_SHORT = 0.1  # seconds; shorter tasks can't keep a slot busy, whoever sends them
+_RATE_WINDOW = 5.0  # seconds over which the live rate is measured
 
 _Clock: TypeAlias = Callable[[], float]
 
@@ -54,24 +54,24 @@ _Clock: TypeAlias = Callable[[], float]
 class Tally:
     """What the events of one pool add up to.
 
-    Each event is added with the time at which it arose; times come from one clock and need not be in order exactly, as
-    events come from several threads. Not thread safe.
+    Each event is added with the time at which it arose. Times come from one clock and need not be strictly in order, as
+    events come from several threads. Not thread-safe.
 
     Notes
     -----
-    *Wall* is the time from when the first task was queued until the last task ended. *Slot-seconds* are the sum over
-    the wall of the slots that were ready at each moment, so a node that came late or was lost counts for the time it
-    was there. *Efficiency* is the seconds that tasks ran, divided by the slot-seconds. Runs that were lost with their
-    node and repeated count once. What the driver does between two batches of work is part of the wall.
+    *Wall* time runs from when the first task was queued until the last task ended. *Slot-seconds* are the integral of
+    the ready slots over the wall time, so a node that joined late or was lost counts for the time it was there.
+    *Efficiency* is the total time that tasks ran, divided by the slot-seconds. A task that was lost with its node and
+    run again counts once. What the driver does between two batches of work is part of the wall time.
 
-    *Busy* slots are not reported by nodes. One submission holds one slot, and no slot is idle while a submission waits
-    that may run there, so busy = min(slots, submissions that have not ended).
+    Nodes do not report *busy* slots. One submission occupies one slot, and no slot is idle while a submission waits
+    that could run there, so busy = min(slots, submissions that have not ended).
     """
 
     provider: str = ""
     wanted: int = 0
-    nodes: dict[str, int] = field(default_factory=dict)  # those that are ready, with their slots
-    steps: dict[str, str] = field(default_factory=dict)  # what those that are not ready do
+    nodes: dict[str, int] = field(default_factory=dict)  # nodes that are ready -> their slots
+    steps: dict[str, str] = field(default_factory=dict)  # nodes that are starting -> what they are doing
     machines: Machines = field(default_factory=Machines)
     lost: int = 0
     slots: int = 0
@@ -80,7 +80,7 @@ class Tally:
     failed: int = 0
     cancelled: int = 0
     busy_seconds: float = 0.0
-    _out: int = 0  # submissions, each of one task or a batch, that have not ended
+    _out: int = 0  # submissions (each a task or a batch) that have not ended
     _first_queued: float | None = None
     _last_ended: float | None = None
     _slot_seconds: float = 0.0  # from the first queued task until `_slots_since`
@@ -88,7 +88,7 @@ class Tally:
     _slot_seconds_at_end: float = 0.0
 
     def add(self, event: Event, now: float) -> None:
-        """Count one event, in constant time. Output and notes count for nothing."""
+        """Count one event, in constant time. Output and notes are ignored."""
         match event:
             case TaskEnded():
                 self._task_ended(event, now)
@@ -114,34 +114,34 @@ class Tally:
 
     @property
     def busy(self) -> int:
-        """Slots that run a task."""
+        """Number of slots that are running a task."""
         return max(0, min(self.slots, self._out))
 
     @property
     def wall(self) -> float:
-        """Seconds from when the first task was queued until the last one ended; 0 before one has."""
+        """Seconds from when the first task was queued until the last one ended; 0 before any has ended."""
         if self._first_queued is None or self._last_ended is None:
             return 0.0
         return max(0.0, self._last_ended - self._first_queued)
 
     @property
     def throughput(self) -> float:
-        """Tasks that were done per second of the wall; 0 before one has ended."""
+        """Tasks done per second of wall time; 0 before any has ended."""
         return self.done / self.wall if self.wall else 0.0
 
     @property
     def efficiency(self) -> float | None:
-        """Seconds that tasks ran / slot-seconds of the wall, from 0 to 1; None before a task has ended on a slot."""
+        """Total time that tasks ran / slot-seconds, from 0 to 1; None before a task has ended on a slot."""
         return self.busy_seconds / self._slot_seconds_at_end if self._slot_seconds_at_end > 0 else None
 
     @property
     def could_be_efficient(self) -> bool:
-        """Whether the work could have kept the slots busy: enough tasks for all of them, and none too short for it."""
+        """Whether the work could have kept the slots busy: enough tasks for all slots, and not too short on average."""
         ended = self.done + self.failed
         return ended * self.wall >= 2 * self._slot_seconds_at_end > 0 and self.busy_seconds >= ended * _SHORT
 
     def _task_ended(self, event: TaskEnded, now: float) -> None:
-        # A quick task may be heard of before the thread that submitted it gets to say so.
+        # The end of a quick task may be reported before the thread that submitted it reports the submission.
         self._begin(now - event.seconds)
         self._out -= 1
         self.busy_seconds += event.seconds
@@ -168,14 +168,14 @@ class Tally:
 
 
 class Rate:
-    """Tasks per second over the last seconds, from samples taken now and then. Time is an argument."""
+    """Tasks per second over the last few seconds, from occasional samples. Time is an argument."""
 
     def __init__(self, window: float = _RATE_WINDOW) -> None:
         self._window = window
         self._samples: deque[tuple[float, int]] = deque()
 
     def sample(self, now: float, count: int) -> float:
-        """Take a sample of a growing count; how fast it grew since the oldest sample within the window."""
+        """Add a sample of a growing count; return how fast it has grown since the oldest sample in the window."""
         while len(self._samples) > 1 and self._samples[1][0] <= now - self._window:
             self._samples.popleft()
         self._samples.append((now, count))
@@ -187,12 +187,12 @@ class Rate:
 
 
 def live_text(tally: Tally, rate: float, elapsed: float) -> str:
-    """The live line: while no task is known, what the nodes do; then how the tasks get on."""
+    """The live line: what the nodes are doing until the first task is submitted, then the progress of the tasks."""
     parts = [f"nodes {len(tally.nodes)}/{tally.wanted}"]
     if tally.lost:
         parts.append(f"{tally.lost} lost")
     machines = tally.machines
-    counts = ((machines.ordered, "ordered"), (machines.booting, "booting"), (machines.ending, "given back"))
+    counts = ((machines.ordered, "ordered"), (machines.booting, "booting"), (machines.ending, "releasing"))
     parts += [f"{count} {what}" for count, what in counts if count]
     if tally.queued or (tally.nodes and not tally.steps):
         parts.append(f"slots {tally.busy}/{tally.slots} busy")
@@ -200,7 +200,7 @@ def live_text(tally: Tally, rate: float, elapsed: float) -> str:
         parts += [f"tasks {tally.done}/{tally.queued}", f"{_number(rate)} tasks/s", *_other_ends(tally)]
     elif len(tally.steps) <= 1:
         parts += tally.steps.values()
-    else:  # "connecting to 10.0.0.5" and "connecting to 10.0.0.6" are two that connect
+    else:  # "connecting to 10.0.0.5" and "connecting to 10.0.0.6" become "2 connecting"
         verbs = Counter(step.partition(" ")[0] for step in tally.steps.values())
         parts += [f"{count} {verb}" for verb, count in verbs.most_common()]
     return shown(f"skyward {tally.provider}: {' | '.join(parts)} | {elapsed:.0f} s", lines=False)
@@ -210,9 +210,10 @@ def summary_text(tally: Tally) -> str:
     """The line that closes a block in which tasks ended."""
     parts = [f"{tally.done} tasks in {tally.wall:.2f} s", f"{_number(tally.throughput)} tasks/s"]
     if tally.efficiency is not None:
-        # Of a second of work on a hundred slots a small percentage would be said, which nobody has done wrong.
-        telling = tally.could_be_efficient
-        parts.append(f"efficiency {tally.efficiency:.1%}" if telling else f"ran {tally.busy_seconds:.2f} s in all")
+        # A second of work on a hundred slots would show a tiny percentage, which is nobody's fault.
+        is_meaningful = tally.could_be_efficient
+        total = f"total task time {tally.busy_seconds:.2f} s"
+        parts.append(f"efficiency {tally.efficiency:.1%}" if is_meaningful else total)
     parts += _other_ends(tally)
     if tally.lost:
         parts.append(f"{tally.lost} nodes lost")
@@ -220,12 +221,12 @@ def summary_text(tally: Tally) -> str:
 
 
 def _other_ends(tally: Tally) -> list[str]:
-    """How many tasks ended otherwise than by being done."""
+    """How many tasks failed or were cancelled, if any."""
     return [f"{count} {how}" for count, how in ((tally.failed, "failed"), (tally.cancelled, "cancelled")) if count]
 
 
 def mark(node: str, text: str) -> str:
-    """Whole lines, each marked with its node."""
+    """Prefix each line with the name of its node."""
     return "".join(f"[{shown(node)}] {line}\n" for line in printed(text).removesuffix("\n").split("\n"))
 
 
@@ -237,12 +238,12 @@ def _number(rate: float) -> str:
 
 
 def terminal() -> TextIO | None:
-    """The stream to draw on: stderr, or else stdout, if it is a terminal."""
+    """The stream to draw on: stderr if it is a terminal, otherwise stdout if that is; None if neither is."""
     for stream in (sys.stderr, sys.stdout):
         try:
             if stream.isatty():
                 return stream
-        except (AttributeError, ValueError):  # no stream at all, or one that is closed
+        except (AttributeError, ValueError):  # there is no stream, or it is closed
             continue
     return None
 
@@ -253,16 +254,16 @@ class Console:
     Parameters
     ----------
     live
-        Whether the live line and the summary are wanted. They are shown only where there is a terminal.
+        Whether to show the live line and the summary, if there is a terminal.
     stream
-        The terminal to draw on; None finds it.
+        The terminal to draw on; None finds one.
     clock
-        Seconds that only grow.
+        Monotonic time in seconds.
 
     Notes
     -----
-    The output of tasks is written whatever `live` says, to `sys.stdout` and `sys.stderr` as they are at that moment. A
-    thread of its own writes it, so that a terminal that is stopped or a pipe that nobody reads never holds up the pool.
+    The output of tasks is written whether or not `live`, to what `sys.stdout` and `sys.stderr` are at that moment. A
+    separate thread writes it, so that a stopped terminal or a pipe that nobody reads never holds up the pool.
     """
 
     def __init__(self, *, live: bool, stream: TextIO | None = None, clock: _Clock = time.monotonic) -> None:
@@ -270,7 +271,7 @@ class Console:
         self._clock = clock
         self._began = clock()
         self._rate = Rate()
-        # Guards `tally`, which events of several threads change and the thread of the live line reads.
+        # Guards `tally`, which is changed from several threads and read by the live line's.
         self._lock = threading.Lock()
         self._writer = _Writer()
         self._closed = False
@@ -282,7 +283,7 @@ class Console:
         return f"<Console {'live' if self._line else 'quiet'}; {summary_text(self.tally)}>"
 
     def handle(self, event: Event) -> None:
-        """Take one event, from any thread, without waiting for anything but other events."""
+        """Show one event; from any thread. Waits for nothing but other events."""
         if isinstance(event, Printed):
             self._writer.put("stdout" if event.stream == 1 else "stderr", mark(event.node, event.text))
         elif isinstance(event, Note):
@@ -292,13 +293,13 @@ class Console:
                 self.tally.add(event, self._clock())
 
     def close(self) -> None:
-        """Write what still waits, take the live line away and print the summary. May be repeated."""
+        """Write pending output, remove the live line and print the summary. May be repeated."""
         if self._closed:
             return
         self._closed = True
         try:
             self._writer.close()
-        finally:  # Ctrl-C may end the waiting
+        finally:  # Ctrl-C may interrupt the wait
             if self._line is not None:
                 self._line.stop()
         with self._lock:
@@ -310,8 +311,8 @@ class Console:
                 self._terminal.flush()
 
     def _note(self, note: Note) -> None:
-        # Without a terminal (nohup, a batch system, a notebook) what is bought is told all the same: where nobody has
-        # set up logging, a log would keep it to itself.
+        # Purchases are reported even without a terminal (nohup, a batch system, a notebook): if logging is not set up,
+        # a log record would be lost.
         text = shown(note.text)
         if self._terminal is not None or (self._live and not _log.hasHandlers()):
             self._writer.put("stderr", f"skyward: {'warning: ' if note.warning else ''}{text}\n")
@@ -328,17 +329,17 @@ class Console:
 def _start_line(stream: TextIO | None, text: Callable[[], str]) -> LiveLine | None:
     if stream is None or os.environ.get("TERM") in ("dumb", "unknown"):
         return None
-    from skyward.console_live import LiveLine  # noqa: PLC0415  it needs rich, which only a terminal is worth
+    from skyward.console_live import LiveLine  # noqa: PLC0415  needs rich, which is only worth loading for a terminal
 
     return LiveLine.start(stream, text)
 
 
 class _Writer:
-    """A thread that writes text in the order in which it came; it exists from the first text on."""
+    """A thread that writes texts in the order they arrive; started by the first."""
 
     def __init__(self) -> None:
         self._queue: queue.SimpleQueue[tuple[str, str] | None] = queue.SimpleQueue()
-        # Guards what follows; held for moments only, never while writing.
+        # Guards what follows; only held briefly, never while writing.
         self._lock = threading.Lock()
         self._pending = 0
         self._dropped = 0
@@ -350,7 +351,7 @@ class _Writer:
         with self._lock:
             if self._closed:
                 return
-            if self._pending > _MOST_PENDING:
+            if self._pending > _MAX_PENDING:
                 self._dropped += 1
                 return
             self._pending += len(text)
@@ -358,14 +359,14 @@ class _Writer:
                 thread = threading.Thread(target=self._run, name="skyward-output", daemon=True)
                 try:
                     thread.start()
-                except RuntimeError:  # the interpreter is ending
+                except RuntimeError:  # the interpreter is shutting down
                     _write(target, text)
                     return
                 self._thread = thread
             self._queue.put((target, text))
 
     def close(self) -> None:
-        """Wait until all is written."""
+        """Wait until everything is written."""
         with self._lock:
             self._closed = True
             thread = self._thread
@@ -380,21 +381,23 @@ class _Writer:
                 self._pending -= len(item[1])
                 dropped, self._dropped = (self._dropped, 0) if self._pending == 0 else (0, self._dropped)
             if dropped:
-                _write("stderr", f"skyward: left out {dropped} pieces of output that came faster than they were read\n")
+                _write(
+                    "stderr", f"skyward: dropped {dropped} pieces of output that arrived faster than they were read\n"
+                )
 
 
 def _write(target: str, text: str) -> None:
     if target in ("info", "warning"):
         _log.log(logging.WARNING if target == "warning" else logging.INFO, "%s", text)
         return
-    stream = getattr(sys, target)  # looked up now: a notebook or a test may have put its own there
+    stream = getattr(sys, target)  # looked up now: a notebook or a test may have replaced it
     try:
-        write = getattr(stream, "write_lines", stream.write)  # the live line's way past a line that has not ended
+        write = getattr(stream, "write_lines", stream.write)  # the live line's way to write above an unfinished line
         try:
             write(text)
         except UnicodeEncodeError:
             encoding = stream.encoding or "ascii"
             write(text.encode(encoding, "backslashreplace").decode(encoding))
         stream.flush()
-    except (AttributeError, OSError, ValueError):  # no stream, nobody reads it any more, or it is closed
+    except (AttributeError, OSError, ValueError):  # there is no stream, its reader is gone, or it is closed
         pass

@@ -1,7 +1,6 @@
-"""One line at the bottom of a terminal that is drawn anew some times a second, with all other output above it.
+"""A line at the bottom of a terminal, redrawn several times a second, with all other output above it.
 
-Import it only where there is a terminal, since it needs rich. It knows nothing of pools: a function says what the line
-says.
+Import it only if there is a terminal, since it needs rich. It knows nothing about pools: a function supplies the text.
 """
 
 from __future__ import annotations
@@ -21,14 +20,14 @@ __all__ = ["LiveLine"]
 
 _PER_SECOND = 8
 
-# Held by the one line that is drawn in this process; two on one terminal would overwrite each other.
+# Held by the one line drawn in this process; two on one terminal would overwrite each other.
 _taken = threading.Lock()
 
 
 class LiveLine:
     """The line, from `start` until `stop`.
 
-    While it is drawn, `sys.stdout` and `sys.stderr` are replaced, if they are that terminal, by streams that write
+    While it is shown, `sys.stdout` and `sys.stderr` are replaced, if they are that terminal, by streams that write
     above the line. A stream that goes elsewhere (``python script.py > file``) is left alone.
     """
 
@@ -48,7 +47,7 @@ class LiveLine:
 
     @classmethod
     def start(cls, stream: TextIO, text: Callable[[], str]) -> LiveLine | None:
-        """Begin to draw on `stream`; None if another line is drawn already."""
+        """Start drawing on `stream`; returns None if another line is already shown."""
         if not _taken.acquire(blocking=False):
             return None
         line = cls(stream, text)
@@ -65,13 +64,13 @@ class LiveLine:
         return line
 
     def stop(self) -> None:
-        """Take the line away and give the streams back."""
+        """Remove the line and restore the streams."""
         try:
             self._live.stop()
         finally:
             for name, above in self._above.items():
                 above.end()
-                if getattr(sys, name) is above:  # else someone replaced it meanwhile, and may put it back later
+                if getattr(sys, name) is above:  # otherwise someone has replaced it, and may restore it later
                     setattr(sys, name, above.original)
             _taken.release()
 
@@ -84,13 +83,13 @@ class LiveLine:
 
 
 class _Above:
-    """A text stream whose whole lines appear above the live line; one that has not ended yet is shown just over it."""
+    """A text stream whose complete lines appear above the live line; an unfinished line is shown directly above it."""
 
     def __init__(self, original: TextIO, console: Console) -> None:
         self.original = original
         self._console: Console | None = console
         self._process = os.getpid()
-        # Guards `_pending`, which print calls of several threads add to.
+        # Guards `_pending`, which is appended to by print calls in several threads.
         self._lock = threading.Lock()
         self._pending = ""
 
@@ -99,12 +98,12 @@ class _Above:
 
     @property
     def tail(self) -> str:
-        """The line that has not ended yet, as a terminal would show it after its carriage returns."""
+        """The unfinished line, as a terminal would show it after its carriage returns."""
         return self._pending.rstrip("\r").rpartition("\r")[2]
 
     def write(self, text: str) -> int:
         console = self._console
-        if console is None or os.getpid() != self._process:  # after the end, or in a fork, where no line is drawn
+        if console is None or os.getpid() != self._process:  # after `end`, or in a fork, where no line is drawn
             return self.original.write(text)
         with self._lock:
             whole, newline, self._pending = (self._pending + text).rpartition("\n")
@@ -113,7 +112,7 @@ class _Above:
         return len(text)
 
     def write_lines(self, text: str) -> None:
-        """Write whole lines, not behind the line that has not ended yet but before it."""
+        """Write complete lines above the unfinished line rather than after it."""
         console = self._console
         if console is None:
             self.original.write(text)
@@ -129,7 +128,7 @@ class _Above:
             self.original.flush()
 
     def end(self) -> None:
-        """Write what has not ended, and pass everything through from now on."""
+        """Write the unfinished line, and pass everything through from now on."""
         with self._lock:
             self._console = None
             pending, self._pending = self._pending, ""
@@ -138,7 +137,7 @@ class _Above:
 
 
 class _Raw:
-    """Text for the terminal as it is: escape sequences, tabs and long lines untouched."""
+    """Text printed to the terminal verbatim: escape sequences, tabs and long lines are left alone."""
 
     def __init__(self, text: str) -> None:
         self._text = text

@@ -182,7 +182,7 @@ def test_machines_that_are_no_nodes_are_told() -> None:
     counted = tally((0, PoolStarted("p", "aws", 3, 2)), (0, Machines(ordered=1, booting=2)))
     assert live_text(counted, 0, 19) == "skyward aws: nodes 0/3 | 1 ordered | 2 booting | 19 s"
     counted.add(Machines(ending=3), 20)
-    assert live_text(counted, 0, 20) == "skyward aws: nodes 0/3 | 3 given back | 20 s"
+    assert live_text(counted, 0, 20) == "skyward aws: nodes 0/3 | 3 releasing | 20 s"
     counted.add(Machines(), 30)
     assert live_text(counted, 0, 30) == "skyward aws: nodes 0/3 | 30 s"
 
@@ -224,7 +224,7 @@ def test_no_percentage_where_it_would_blame_the_work(slots: int, tasks: int, sec
         (0, TasksQueued(tasks)),
         (1, TaskEnded(tasks, seconds, True)),
     )
-    assert f"| ran {seconds:.2f} s in all" in summary_text(counted)
+    assert f"| total task time {seconds:.2f} s" in summary_text(counted)
     assert "efficiency" not in summary_text(counted)
 
 
@@ -402,14 +402,14 @@ def test_a_reader_that_does_not_read_never_holds_up_the_pool(monkeypatch: pytest
 
     monkeypatch.setattr(sys, "stdout", stuck := Stuck())
     monkeypatch.setattr(sys, "stderr", told := io.StringIO())
-    monkeypatch.setattr("skyward.console._MOST_PENDING", 10_000)
+    monkeypatch.setattr("skyward.console._MAX_PENDING", 10_000)
     console = Console(live=False)
     for _ in range(1000):
         console.handle(Printed("node-1", 1, "x" * 1000))
     reading.set()
     console.close()
     assert stuck.getvalue().count("\n") < 100, "memory is bounded"
-    assert "skyward: left out" in told.getvalue()
+    assert "skyward: dropped" in told.getvalue()
 
 
 def test_events_are_cheap() -> None:

@@ -1,6 +1,6 @@
-"""The command ``skyward``: what can be bought, what we have, how to end it, and what is wrong.
+"""The command ``skyward``: list offers and machines, terminate machines, and diagnose problems.
 
-One module for each command, with a function `run`. They ask providers and the ledger; no pool is opened here.
+One module per command, with a function `run`. Commands query providers and the ledger; none opens a pool.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ _INTERRUPTED = 130  # how typer ends after Ctrl-C
 
 app = typer.Typer(
     name="skyward",
-    help="joblib's Parallel on machines anywhere: see what can be rented, and look after what was.",
+    help="joblib's Parallel on machines anywhere: list offers, and manage the machines you rented.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("offers", short_help="List what can be rented, cheapest first.")(offers.run)
-app.command("ls", short_help="List the machines of our pools, wherever they are.")(ls.run)
-app.command("down", short_help="End the machines of a pool, or of all.")(down.run)
-app.command("doctor", short_help="Look for what would go wrong, and say what to do.")(doctor.run)
+app.command("offers", short_help="List machines for rent, cheapest first.")(offers.run)
+app.command("ls", short_help="List the machines of your pools.")(ls.run)
+app.command("down", short_help="Terminate the machines of a pool, or of all pools.")(down.run)
+app.command("doctor", short_help="Check the setup, and say how to fix problems.")(doctor.run)
 app.command("ssh", short_help="Log in to a node, or run a command there.", cls=ssh.Command)(ssh.run)
 
 
@@ -50,9 +50,10 @@ def _options(
 
 
 def main() -> None:
-    """Run the command line. Ends the process: 0 all is well, 1 an error that is told in one line, 2 bad usage.
+    """Run the command line and end the process.
 
-    It is 130 after Ctrl-C.
+    Its exit status is 0 on success, 1 after an error, which is reported in one line, 2 for wrong usage, and 130 after
+    Ctrl-C.
     """
     try:
         app(prog_name="skyward")
@@ -60,7 +61,7 @@ def main() -> None:
         if end.code != _INTERRUPTED:
             raise
         say("interrupted")
-        os._exit(_INTERRUPTED)  # the usual end would wait for the threads that ask the providers
-    except (SkywardError, OSError) as error:  # of the system's errors, mostly that nothing can be written
+        os._exit(_INTERRUPTED)  # a normal exit would wait for the threads that query the providers
+    except (SkywardError, OSError) as error:  # an OSError is usually output that can't be written
         say(str(error))
-        os._exit(1)  # the usual end would try again to write what could not be written
+        os._exit(1)  # a normal exit would try again to write that output

@@ -1,4 +1,4 @@
-"""``python -m skyward.cli``: the same as the command ``skyward``."""
+"""``python -m skyward.cli``: the same as the ``skyward`` command."""
 
 from skyward.cli import main
 

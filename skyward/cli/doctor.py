@@ -1,4 +1,4 @@
-"""``skyward doctor``: what is set up and what is not, each with what to do."""
+"""``skyward doctor``: checks what is set up and what is not, with advice for each problem."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ _MARK = {True: "ok", False: "WRONG", None: "-"}
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found about one thing. `ok` is None for what is not set up, and need not be.
+    """One finding. `ok` is None for what is not set up, which is no fault.
 
-    `skyward.core.interfaces.Check` has the same attributes but `where`.
+    It is a `skyward.core.interfaces.Check` with the place that was checked.
     """
 
     where: str
@@ -45,10 +45,10 @@ def run(
     provider: sources.NamedProviders = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
-    """Look for what would go wrong: credentials, quotas, permissions of keys, this computer."""
+    """Check credentials, quotas, the permissions of keys, and this computer, and say how to fix problems."""
     findings = [*_computer(), *_ssh_folder(Path("~/.ssh").expanduser()), *_state()]
     asked = sources.named(provider) if provider else sources.plain()
-    with waiting(f"asking {', '.join(map(str, asked))}"):
+    with waiting(f"querying {', '.join(map(str, asked))}"):
         answers = sources.ask(asked, _examine)
     for answer in answers:
         if answer.error is not None:
@@ -79,10 +79,10 @@ def _examine(source: sources.Source) -> list[Finding]:
     try:
         provider = source.provider
     except SkywardError as error:
-        advice = "its settings are wrong, or its package is missing or broken"
+        advice = "check its settings, or reinstall its package"
         return [Finding(str(source), "provider", False, str(error), advice)]
     if not isinstance(provider, Rental):
-        return [Finding(str(source), "provider", True, "rents nothing")]
+        return [Finding(str(source), "provider", True, "rents no machines")]
     if isinstance(provider, Inspectable):
         return [
             Finding(str(source), check.what, check.ok, check.detail, check.advice) for check in provider.examination()
@@ -90,8 +90,8 @@ def _examine(source: sources.Source) -> list[Finding]:
     try:
         count = len(provider.all_machines())
     except SkywardError as error:
-        return [Finding(str(source), "account", False, str(error), "its documentation says how it is set up")]
-    return [Finding(str(source), "account", True, f"it answers; {count} machine(s) of ours")]
+        return [Finding(str(source), "account", False, str(error), "see its documentation for how to set it up")]
+    return [Finding(str(source), "account", True, f"reachable; {count} machine(s) in use")]
 
 
 def _computer() -> Iterator[Finding]:
@@ -100,25 +100,25 @@ def _computer() -> Iterator[Finding]:
     linux = sys.platform == "linux"
     yield Finding(here, "system", linux, platform.platform(), "skyward is tested on Linux; try WSL or a container")
     ssh = shutil.which("ssh")
-    advice = "`skyward ssh` needs it, and sky.SSH reads configurations better with it: install OpenSSH's client"
+    advice = "install OpenSSH's client: `skyward ssh` needs it, and sky.SSH reads ssh configurations better with it"
     if ssh is None:
-        yield Finding(here, "ssh", None, "there is no ssh command", advice)
+        yield Finding(here, "ssh", None, "no ssh command found", advice)
     else:
-        said = subprocess.run([ssh, "-V"], capture_output=True, text=True, check=False)
-        yield Finding(here, "ssh", said.returncode == 0, f"{(said.stderr or said.stdout).strip()}, {ssh}", advice)
+        ran = subprocess.run([ssh, "-V"], capture_output=True, text=True, check=False)
+        yield Finding(here, "ssh", ran.returncode == 0, f"{(ran.stderr or ran.stdout).strip()}, {ssh}", advice)
 
 
 def _ssh_folder(folder: Path) -> Iterator[Finding]:
-    """What the ssh command would refuse, or others could read."""
+    """Check for permissions that the ssh command rejects, or that let others read keys."""
     if not folder.is_dir():
-        yield Finding("keys", str(folder), None, "there is none; only sky.SSH needs one")
+        yield Finding("keys", str(folder), None, "does not exist; only sky.SSH needs it")
         return
     yield _mode(folder, 0o700)
     for path in sorted(folder.iterdir()):
         if path.name == "config" and path.is_file():
-            yield _mode(path, 0o644, "ssh refuses a configuration that others may write")
+            yield _mode(path, 0o644, "ssh rejects a configuration that others can write")
         elif _is_private_key(path):
-            yield _mode(path, 0o600, "ssh refuses a key that others may read")
+            yield _mode(path, 0o600, "ssh rejects a key that others can read")
 
 
 def _is_private_key(path: Path) -> bool:
@@ -129,8 +129,8 @@ def _is_private_key(path: Path) -> bool:
         return False
 
 
-def _mode(path: Path, most: int, why: str = "others may read what is in it") -> Finding:
-    """Whether others may do no more with a file than `most` says."""
+def _mode(path: Path, allowed: int, why: str = "others can read it") -> Finding:
+    """Check that group and others have no permissions on a file beyond `allowed`."""
     try:
         found = path.stat()
     except OSError as error:
@@ -138,17 +138,17 @@ def _mode(path: Path, most: int, why: str = "others may read what is in it") -> 
     mode = stat.S_IMODE(found.st_mode)
     if found.st_uid != os.getuid():
         return Finding("keys", str(path), False, f"it belongs to user {found.st_uid}", f"chown {os.getuid()} {path}")
-    ok = not mode & ~most & 0o077
-    return Finding("keys", str(path), ok, f"mode {mode:03o}{'' if ok else f': {why}'}", f"chmod {most:03o} {path}")
+    ok = not mode & ~allowed & 0o077
+    return Finding("keys", str(path), ok, f"mode {mode:03o}{'' if ok else f': {why}'}", f"chmod {allowed:03o} {path}")
 
 
 def _state() -> Iterator[Finding]:
-    """The ledger, and what it says of pools that nobody closed."""
+    """Check the ledger, and the pools in it that nobody closed."""
     try:
         ledger = Ledger()
         pools = ledger.pools()
     except SkywardError as error:
-        yield Finding("keys", "ledger", False, str(error), "set SKYWARD_STATE to a folder that can be written")
+        yield Finding("keys", "ledger", False, str(error), "set SKYWARD_STATE to a writable folder")
         return
     yield _mode(ledger.folder, 0o700)
     yield _mode(ledger.path, 0o600)
@@ -156,7 +156,7 @@ def _state() -> Iterator[Finding]:
         yield _mode(path, 0o600)
     for pool in pools:
         if pool.alive is False:
-            detail = "its driver is dead, and it may have machines that cost"
+            detail = "its driver is dead; its machines may still cost money"
             yield Finding("pools", pool.tag, False, detail, f"skyward down {pool.tag}")
         else:
-            yield Finding("pools", pool.tag, True, "its driver is alive" if pool.alive else "of another computer")
+            yield Finding("pools", pool.tag, True, "its driver is alive" if pool.alive else "on another computer")

@@ -1,4 +1,4 @@
-"""``skyward down``: ends what pools have left, from the ledger and from the tags on the machines themselves."""
+"""``skyward down``: terminates what pools have left, found by the ledger and by the tags of the machines themselves."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from skyward.core.spec import Machine, MachineId, MachineState
 
 __all__ = ["run"]
 
-_AT_ONCE = 8  # pools
+_PARALLEL = 8  # pools
 _TAG = re.compile(r"sky-\d+-\d+-[0-9a-f]{6}")
 
 
@@ -39,23 +39,23 @@ class _Target:
     @property
     def warning(self) -> str:
         if self.entry is None or self.entry.alive is None:
-            return f"{self.tag} is not of this computer: its driver may be alive"
-        return f"the driver of {self.tag} (process {self.entry.pid}) is alive: what its nodes compute will be lost"
+            return f"{self.tag} belongs to another computer: its driver may be alive"
+        return f"the driver of {self.tag} (process {self.entry.pid}) is alive: the work of its nodes will be lost"
 
 
 def run(
-    pool: Annotated[str | None, typer.Argument(help="The pool's name, or how it begins; see `skyward ls`.")] = None,
-    all: Annotated[bool, typer.Option("--all", help="All pools, of this computer and of others.")] = False,
+    pool: Annotated[str | None, typer.Argument(help="The pool's name, or its beginning; see `skyward ls`.")] = None,
+    all: Annotated[bool, typer.Option("--all", help="All pools, on this computer and others.")] = False,
     provider: sources.NamedProviders = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Don't ask, even if a pool's driver may be alive.")] = False,
     forget: Annotated[
-        bool, typer.Option("--forget", help="Forget machines of the ledger that no provider shows.")
+        bool, typer.Option("--forget", help="Drop machines from the ledger that no provider shows.")
     ] = False,
     timeout: Annotated[float, typer.Option(min=1, help="How long to keep retrying, in seconds.")] = 600.0,
 ) -> None:
-    """End the machines of a pool, or of all, and remove whatever else carries the pool's name."""
+    """Terminate the machines of a pool, or of all pools, and remove everything else tagged with the pool's name."""
     if (pool is not None) is all:
-        raise typer.BadParameter("name a pool, or give --all", param_hint="POOL")
+        raise typer.BadParameter("give the name of a pool, or --all", param_hint="POOL")
     ledger = Ledger()
     entries = {entry.tag: entry for entry in ledger.pools(all=True)}
     chosen = sources.named(provider or ())
@@ -74,11 +74,11 @@ def run(
         return
     _confirm([target.warning for target in targets if not target.is_orphan], yes)
     try:
-        done = sources.at_once(lambda target: _end(ledger, target, timeout, forget), targets, _AT_ONCE)
+        done = sources.at_once(lambda target: _end(ledger, target, timeout, forget), targets, _PARALLEL)
     except KeyboardInterrupt:
-        say("what is left stays in the ledger; give the command again")
+        say("what is left stays in the ledger; run the command again")
         raise
-    # With --all, a provider that could not be asked may have machines of pools that nobody here knows.
+    # With --all, a provider that could not be queried may have machines of pools unknown here.
     if False in done or (all and any(answer.error is not None for answer in answers)):
         raise typer.Exit(1)
 
@@ -86,7 +86,7 @@ def run(
 def _targets(
     entries: Mapping[str, PoolEntry], answers: Iterable[sources.Answer[Sequence[Machine]]]
 ) -> dict[str, _Target]:
-    """All pools that are open, or that a provider shows machines of."""
+    """All pools that are open, or of which a provider shows machines."""
     places = {tag: sources.of_pool(entry) for tag, entry in entries.items() if entry.closed is None}
     own = {(tag, source.key) for tag, theirs in places.items() for source in theirs}
     shown = [
@@ -95,7 +95,7 @@ def _targets(
         for machine in answer.value or ()
         if machine.state is not MachineState.GONE
     ]
-    # Two that are set up differently may show the same machines: the pool's own is to end them, or else the first.
+    # Sources with different settings may show the same machines: the pool's own terminates them, or else the first.
     shown.sort(key=lambda pair: (pair[0].tag, pair[1].key) not in own)
     taken: set[tuple[str, MachineId]] = set()
     for machine, source in shown:
@@ -108,21 +108,21 @@ def _targets(
 def _the_one(
     text: str, targets: Mapping[str, _Target], entries: Mapping[str, PoolEntry], chosen: Sequence[sources.Source]
 ) -> _Target:
-    """The pool that is named; also one that seems to have left nothing, where it is known which providers to ask."""
+    """The named pool; even one that seems to have left nothing, if it is known which providers to query."""
     if text in targets:
         target = targets[text]
         return _Target(text, [*target.places, *chosen], target.entry)
     if alike := [tag for tag in targets if tag.startswith(text)]:
         if len(alike) > 1:
-            raise ConfigError(f"{text!r} may be any of {', '.join(alike)}; write one of these")
+            raise ConfigError(f"{text!r} is ambiguous; use one of {', '.join(alike)}")
         return targets[alike[0]]
     entry = entries.get(text)
-    # Only a whole name: what else carries it is found by how its own name begins.
+    # Only a full name: other resources of the pool are found by having it as a prefix.
     if entry is not None or (chosen and _TAG.fullmatch(text)):
         return _Target(text, [*(sources.of_pool(entry) if entry else ()), *chosen], entry)
     raise ConfigError(
-        f"no pool is called {text!r}; there are: {', '.join(targets) or 'none'}. If it is of another computer, name "
-        "it in full and say where it was with --provider"
+        f"no pool named {text!r}; there are: {', '.join(targets) or 'none'}. For a pool of another computer, give its "
+        "full name, and say where it was with --provider"
     )
 
 
@@ -132,16 +132,16 @@ def _confirm(warnings: Sequence[str], yes: bool) -> None:
     for warning in warnings:
         say(warning)
     try:
-        sure = typer.confirm("End its machines?" if len(warnings) == 1 else "End all of them?", err=True)
+        sure = typer.confirm("Terminate its machines?" if len(warnings) == 1 else "Terminate all of them?", err=True)
     except typer.Abort:  # nobody is there to answer
-        raise ConfigError("no answer, so nothing was ended; with --yes it does not ask") from None
+        raise ConfigError("no answer, so nothing was terminated; use --yes to skip the question") from None
     if not sure:
         raise typer.Abort
 
 
 def _end(ledger: Ledger, target: _Target, timeout: float, forget: bool) -> bool:
-    """Give back all of one pool; whether that worked."""
-    ledger.stop_pool(target.tag)  # else a driver that is alive would replace what is ended here
+    """Release everything of one pool; return whether that worked."""
+    ledger.stop_pool(target.tag)  # otherwise a driver that is alive would replace what is terminated here
     last = ledger.last_order(target.tag)
 
     def end(source: sources.Source) -> list[MachineId]:
@@ -157,12 +157,12 @@ def _end(ledger: Ledger, target: _Target, timeout: float, forget: bool) -> bool:
         return False
     if unseen := ledger.close_pool(target.tag, seen=not forget):
         say(
-            f"{target.tag}: {', '.join(unseen)}: not shown there. Was it bought in another account, project or region "
-            "than those that are set here? Then set those, or look at the vendor's own pages. If it is gone, say so: "
+            f"{target.tag}: {', '.join(unseen)}: not found there. If it was rented in another account, project or "
+            "region than the ones set here, set those, or check the provider's own web pages. If it is gone, run "
             f"skyward down {target.tag} --forget"
         )
         return False
     # Several may show the same account.
     ended = {(str(answer.source), id) for answer in answers for id in answer.value or ()}
-    tell(f"{target.tag}: {len(ended)} machine(s) ended; nothing is left")
+    tell(f"{target.tag}: {len(ended)} machine(s) terminated; nothing is left")
     return True

@@ -1,4 +1,4 @@
-"""``skyward ls``: machines of ours, anywhere."""
+"""``skyward ls``: lists the machines of all pools."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class Row:
     Attributes
     ----------
     state
-        What the provider says; "not shown" if it does not know the machine, "?" if it could not be asked.
+        What the provider reports; "not shown" if it does not know the machine, "?" if it could not be queried.
     age, cost
-        Seconds, and US dollars so far; None where the ledger of this computer does not know.
+        Seconds, and US dollars so far; None if this computer's ledger does not know.
     driver
-        Whether the pool's driver is alive; None if it is not of this computer.
+        Whether the pool's driver is alive; None if it runs on another computer.
     """
 
     pool: str
@@ -53,14 +53,14 @@ def run(
     provider: sources.NamedProviders = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
-    """List the machines of our pools, also those of drivers that died and of other computers with the same accounts.
+    """List the machines of your pools, including those of dead drivers and of other computers with the same accounts.
 
-    Asked are the providers of the ledger's pools and all that have credentials, or besides the ledger's those named.
+    Queries the providers of the pools in the ledger, and those given with --provider, or else all with credentials.
     """
     ledger = Ledger()
     pools = ledger.pools()
     asked, others = sources.chosen(provider, pools)
-    with waiting(f"asking {', '.join(sorted({str(source) for source in asked}))}"):
+    with waiting(f"querying {', '.join(sorted({str(source) for source in asked}))}"):
         answers = sources.ask(asked, lambda source: source.rental.all_machines())
     for answer in answers:
         if answer.error is not None:
@@ -84,7 +84,7 @@ def rows(
     answers: Sequence[sources.Answer[Sequence[Machine]]],
     now: float,
 ) -> list[Row]:
-    """What the ledger and the providers know, in one list, by pool and node."""
+    """Merge what the ledger and the providers know into one list, sorted by pool and node."""
     shown = {
         (str(answer.source), machine.id): machine
         for answer in answers
@@ -99,7 +99,7 @@ def rows(
         if not any(row.pool == pool.tag for row in found):
             names = ", ".join(name for name, _ in pool.providers)
             found.append(Row(pool.tag, provider=names, age=now - pool.opened, driver=pool.alive))
-    # By the number in a node's name; what has none comes last.
+    # By the number in the node's name; rows without a node come last.
     return sorted(found, key=lambda row: (row.pool, not row.node, len(row.node), row.node, -(row.age or 0.0)))
 
 

@@ -1,4 +1,4 @@
-"""``skyward offers``: what can be bought, and for how much."""
+"""``skyward offers``: lists the machines for rent, with their prices."""
 
 from __future__ import annotations
 
@@ -14,55 +14,56 @@ from skyward.core.spec import Allocation, Offer, Resources
 
 __all__ = ["run"]
 
-_MOST = 30
+_DEFAULT_LIMIT = 30
 _COLUMNS = ("provider", "machine", ">vcpus", ">memory", "accelerator", "region", "sort", ">$/h")
 
 
 def run(
     provider: sources.NamedProviders = None,
     machine: Annotated[str | None, typer.Option(help="Exact machine type.")] = None,
-    gpu: Annotated[str | None, typer.Option("--gpu", "--accelerator", help="Such as A100 or H100:8.")] = None,
+    gpu: Annotated[str | None, typer.Option("--gpu", "--accelerator", help="GPU, such as A100 or H100:8.")] = None,
     vcpus: Annotated[int | None, typer.Option(help="Minimum number of cores.")] = None,
-    least_memory: Annotated[str | None, typer.Option("--memory", help="Minimum memory, such as 32GB.")] = None,
+    min_memory: Annotated[str | None, typer.Option("--memory", help="Minimum memory, such as 32GB.")] = None,
     max_price: Annotated[float | None, typer.Option(help="Maximum price per machine, in USD per hour.")] = None,
     spot: Annotated[
         bool | None, typer.Option("--spot/--on-demand", help="Only spot machines, or only on-demand ones.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=0, help="How many; 0 for all. [default: 30, JSON: all]")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=0, help="Maximum number of rows; 0 for all. [default: 30, JSON: all]")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
-    """List what can be rented, cheapest first, at all providers that have credentials or at those that are named."""
+    """List machines for rent, cheapest first, from the given providers or from all with credentials."""
     try:
-        wanted = Resources(machine, gpu, vcpus, least_memory, max_price)
+        wanted = Resources(machine, gpu, vcpus, min_memory, max_price)
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from error
     asked, _ = sources.chosen(provider)
-    with waiting(f"asking {', '.join(map(str, asked))}"):
+    with waiting(f"querying {', '.join(map(str, asked))}"):
         answers = sources.ask(asked, lambda source: source.provider.offers(wanted))
     whose = {id(offer): str(answer.source) for answer in answers for offer in answer.value or ()}
     offers = [offer for answer in answers for offer in answer.value or ()]
     for answer in answers:
         if answer.error is not None:
             say(answer.trouble)
-    # All that fits, and not only what a pool would buy unasked.
+    # All that fit, not only those that a pool would choose by default.
     chosen = [offer for offer in offers if offer_selection.meets(offer, wanted) and spot in (None, offer.spot)]
     chosen.sort(key=lambda offer: (offer.price is None, offer.price or 0.0, offer.machine, offer.region or ""))
-    most = (None if json else _MOST) if limit is None else limit or None
-    shown = chosen[:most]
+    shown = chosen[: (None if json else _DEFAULT_LIMIT) if limit is None else limit or None]
     if json:
         as_json([_facts(whose[id(offer)], offer) for offer in shown])
     elif shown:
         table(_COLUMNS, (_cells(whose[id(offer)], offer) for offer in shown))
         if len(shown) < len(chosen):
-            say(f"{len(chosen) - len(shown)} more; --limit 0 shows all")
+            say(f"{len(chosen) - len(shown)} more; use --limit 0 to show all")
     if not chosen and all(answer.error is not None for answer in answers):
-        raise typer.Exit(1)  # each has been told
+        raise typer.Exit(1)  # each error has been reported
     if chosen:
         return
     fitting = [offer.spot for offer in offers if offer_selection.meets(offer, wanted, price=False)]
     if fitting and spot not in (None, *fitting):
-        said, option = ("a spot machine", "--spot") if spot else ("on demand", "--on-demand")
-        raise NoOffer(f"none of the {len(fitting)} fitting offers is {said}; leave out {option}")
+        kind, option = ("for a spot machine", "--spot") if spot else ("on demand", "--on-demand")
+        raise NoOffer(f"none of the {len(fitting)} matching offers is {kind}; leave out {option}")
     allocation: Allocation = "cheapest" if spot is None else "always-spot" if spot else "on-demand"
     raise NoOffer(offer_selection.nearest(offers, wanted, allocation))
 

@@ -1,4 +1,4 @@
-"""How commands speak: results on standard output, all else on standard error."""
+"""Output of commands: results on standard output, everything else on standard error."""
 
 from __future__ import annotations
 
@@ -15,44 +15,44 @@ from skyward.core.visible import in_json, shown
 
 __all__ = ["age", "as_json", "memory", "money", "say", "table", "tell", "waiting"]
 
-_WIDE = 10_000  # columns, so that a row is one line: it can be searched for, and what is in it copied
+_WIDE = 10_000  # columns, so that each row is one line, which can be searched for and copied
 
 
 def say(text: str) -> None:
-    """Tell the user something that is no result."""
+    """Print a message that is not a result, on standard error."""
     typer.echo(f"skyward: {shown(text)}", err=True)
 
 
 def tell(text: str) -> None:
-    """A result for people, in lines."""
+    """Print a result for people, in lines."""
     typer.echo(shown(text))
 
 
 def waiting(text: str) -> AbstractContextManager[object]:
-    """Show on a terminal what is waited for."""
+    """Show on a terminal what the command is waiting for."""
     return Console(stderr=True, highlight=False).status(Text(shown(text, lines=False)))
 
 
 def as_json(value: object) -> None:
-    """A result for programs."""
+    """Print a result for programs."""
     typer.echo(in_json(json.dumps(value, indent=2, ensure_ascii=False)))
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A result for people; a column whose name begins with ``>`` stands at the right.
+    """Print a result for people; a column whose name starts with ``>`` is right-aligned.
 
-    The terminal breaks lines that it has no room for, so the columns that matter most come first.
+    The terminal wraps lines that do not fit, so put the most important columns first.
     """
     drawn = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for name in columns:
         drawn.add_column(name.removeprefix(">"), justify="right" if name.startswith(">") else "left")
     for row in rows:
-        drawn.add_row(*(Text(shown(cell, lines=False)) for cell in row))  # not as markup: the texts are the clouds'
+        drawn.add_row(*(Text(shown(cell, lines=False)) for cell in row))  # not as markup: the texts come from clouds
     Console(highlight=False, width=_WIDE).print(drawn)
 
 
 def age(seconds: float | None) -> str:
-    """Two units at most, such as ``2h 05m``."""
+    """A duration in one or two units, such as ``2h 05m``."""
     if seconds is None:
         return "?"
     whole = max(0, int(seconds))
@@ -65,7 +65,7 @@ def age(seconds: float | None) -> str:
 
 
 def money(dollars: float | None) -> str:
-    """US dollars, to four digits after the point."""
+    """US dollars, with four decimals."""
     return "?" if dollars is None else f"${dollars:.4f}"
 
 

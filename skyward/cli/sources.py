@@ -1,6 +1,6 @@
-"""Which providers a command asks: those that are named, those that the ledger knows, or all with credentials.
+"""Which providers a command queries: those given, those in the ledger, or all with credentials.
 
-They are asked at the same time; one that fails takes nothing from the others.
+They are queried in parallel; one that fails does not affect the others.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["Answer", "NamedProviders", "Source", "ask", "at_once", "chosen", "na
 
 _S = TypeVar("_S")
 _T = TypeVar("_T")
-_HURRY = 15.0  # seconds for which an API that fails is asked again while somebody waits
+_HURRY = 15.0  # seconds for which a failing API is retried while somebody waits
 _SETTING = re.compile(r",(?=[A-Za-z_]\w*=)")
 
 NamedProviders: TypeAlias = Annotated[
@@ -32,16 +32,16 @@ NamedProviders: TypeAlias = Annotated[
         "--provider",
         "-p",
         metavar="NAME[:SETTING=VALUE,...]",
-        help="A provider, perhaps with its settings, such as verda:region=FIN-01. May be repeated.",
+        help="A provider, optionally with settings, such as verda:region=FIN-01. May be repeated.",
     ),
 ]
 
 
 @dataclass(frozen=True)
 class Source:
-    """A provider with its settings, or why there is none.
+    """A provider with its settings, or the error that explains why there is none.
 
-    Equal ones have the same `key`: the name, and the settings as JSON.
+    Equal sources have the same `key`: the provider's name, and its settings as JSON.
     """
 
     key: tuple[str, str]
@@ -52,7 +52,7 @@ class Source:
 
     @property
     def place(self) -> str:
-        """What it looks at, as `--provider` takes it: a cloud may show no more than one region or project."""
+        """What it covers, in the syntax of `--provider`: a cloud may show only one region or project."""
         name, _, first = str(self).partition(":")
         settings = {key: value for key, value in json.loads(self.key[1]).items() if not isinstance(value, dict)}
         texts = [
@@ -64,29 +64,29 @@ class Source:
 
     @property
     def provider(self) -> Provider:
-        """The provider; raises why there is none."""
+        """The provider; raises the error if there is none."""
         if isinstance(self.made, SkywardError):
             raise self.made
         return self.made
 
     @property
     def rental(self) -> Rental:
-        """The provider, if it rents machines."""
+        """The provider, if it rents machines; otherwise raises `ConfigError`."""
         provider = self.provider
         if not isinstance(provider, Rental):
-            raise ConfigError(f"{self} has no machines that cost: there is nothing to look after")
+            raise ConfigError(f"{self} rents no machines, so there is nothing to manage")
         return provider
 
     @property
     def is_bare(self) -> bool:
-        """Whether it is nothing because it needs settings, and none were given."""
+        """Whether it has no provider because it needs settings and none were given."""
         error = isinstance(self.made, ConfigError) and not isinstance(self.made, PluginNotFound)
         return error and self.key[1] == "{}" and ":" not in str(self)
 
 
 @dataclass(frozen=True)
 class Answer(Generic[_T]):
-    """What one source said."""
+    """The answer of one source, or its error."""
 
     source: Source
     value: _T | None
@@ -94,13 +94,13 @@ class Answer(Generic[_T]):
 
     @property
     def trouble(self) -> str:
-        """The error, beginning with the source's name."""
+        """The error, prefixed with the source's name."""
         text = str(self.error)
         return text if text.startswith(str(self.source)) else f"{self.source}: {text}"
 
 
 def named(texts: Iterable[str]) -> list[Source]:
-    """From ``verda``, ``verda:region=FIN-01`` or ``libcloud:digitalocean,key=...``; values may be JSON."""
+    """Parse ``verda``, ``verda:region=FIN-01`` or ``libcloud:digitalocean,key=...``; values may be JSON."""
     sources = []
     for text in texts:
         name, _, rest = text.partition(":")
@@ -118,35 +118,47 @@ def named(texts: Iterable[str]) -> list[Source]:
 
 
 def of_pool(pool: PoolEntry) -> list[Source]:
-    """Those that a pool of the ledger buys from."""
+    """The providers of a pool in the ledger."""
     return [_source(name, settings) for name, settings in pool.providers]
 
 
 def chosen(texts: Sequence[str] | None, pools: Iterable[PoolEntry] = ()) -> tuple[list[Source], list[str]]:
-    """Those to ask: of the pools, and those that are named, or else all that are set up; and names of the others.
+    """The sources to query: those of the pools, and those given, or else all that are set up.
+
+    Parameters
+    ----------
+    texts
+        What was given with ``--provider``.
+    pools
+        Pools in the ledger.
+
+    Returns
+    -------
+    tuple
+        The sources, and the names of those that are not set up.
 
     Raises
     ------
     ConfigError
-        There is nobody to ask.
+        There is no source to query.
     """
     asked, others = [source for pool in pools for source in of_pool(pool)], list[str]()
     if texts:
         asked += named(texts)
     else:
         known = plain()
-        is_set_up = at_once(_is_set_up, known)  # it may take time: some ask a network
+        is_set_up = at_once(_is_set_up, known)  # in parallel, since some need the network
         asked += [source for source, yes in zip(known, is_set_up, strict=True) if yes]
         others = [str(source) for source, yes in zip(known, is_set_up, strict=True) if not yes]
     if not asked:
-        raise ConfigError("no provider has credentials here; `skyward doctor` says where each looks for them")
+        raise ConfigError("no provider has credentials here; run `skyward doctor` to see where each looks for them")
     return asked, others
 
 
 def plain() -> list[Source]:
-    """All that rent machines, as they are without settings, and those that can't be loaded."""
+    """All providers that rent machines, with default settings, and those that can't be loaded."""
     sources = []
-    # One after another: threads that import at the same time may wait for each other for ever.
+    # Sequentially: threads that import at the same time may deadlock.
     for name in registry.names(registry.PROVIDERS):
         try:
             kind = registry.load(registry.PROVIDERS, name)
@@ -160,28 +172,28 @@ def plain() -> list[Source]:
 
 
 def places(sources: Iterable[Source], others: Sequence[str]) -> str:
-    """Who was asked, and who was not."""
+    """Which sources were queried, and which were not."""
     asked = ", ".join(sorted({source.place for source in sources}))
-    return f"{asked}; not asked, since not set up: {', '.join(others)}" if others else asked
+    return f"{asked} (not set up, so not queried: {', '.join(others)})" if others else asked
 
 
 def ask(sources: Sequence[Source], question: Callable[[Source], _T]) -> list[Answer[_T]]:
-    """Put a question to all at the same time; equal ones are asked once."""
+    """Query all sources in parallel; equal ones only once."""
 
     def one(source: Source) -> Answer[_T]:
         try:
             return Answer(source, question(source), None)
         except SkywardError as error:
             return Answer(source, None, error)
-        except Exception as error:  # a gap in a provider's error map must not cost the others' answers
+        except Exception as error:  # an unmapped error of one provider must not lose the others' answers
             return Answer(source, None, CloudError(f"{source}: {type(error).__name__}: {error}"))
 
     return at_once(one, list({source.key: source for source in sources}.values()))
 
 
 def at_once(function: Callable[[_S], _T], items: Sequence[_S], most: int = 100) -> list[_T]:
-    """Call it for all at the same time, in threads."""
-    # Not in a with-block: after Ctrl-C that would wait for those that are asked.
+    """Map a function over items in parallel threads."""
+    # Not in a with-block, which would wait for running queries after Ctrl-C.
     threads = ThreadPoolExecutor(max(1, min(most, len(items))), "skyward-cli")
     try:
         return list(threads.map(function, items))
@@ -193,9 +205,9 @@ def _is_set_up(source: Source) -> bool:
     if isinstance(source.made, Inspectable):
         try:
             source.made.check_credentials()
-        except AuthFailed:  # the usual case: not everybody has an account everywhere
+        except AuthFailed:  # the usual case: few have accounts everywhere
             return False
-        except Exception:  # noqa: S110  it is told when it is asked
+        except Exception:  # noqa: S110  reported when the source is queried
             pass
     return not source.is_bare
 
@@ -220,8 +232,8 @@ def _value(text: str) -> object:
         pass
     if "," in text:
         raise typer.BadParameter(
-            f"{text!r}: is this a list? Write JSON, such as {json.dumps(text.split(','), separators=(',', ':'))}; a "
-            "text with a comma is put in quotes",
+            f"{text!r}: if this is a list, write JSON, such as "
+            f"{json.dumps(text.split(','), separators=(',', ':'))}; if it is a string with a comma, put it in quotes",
             param_hint="--provider",
         )
     return text

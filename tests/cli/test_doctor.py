@@ -52,7 +52,7 @@ def test_what_rents_nothing_is_no_fault(run: Run, named: str) -> None:
     result = run("doctor", "-p", named, "--json")
     assert result.exit_code == 0, result.output
     item = findings(result)[named.partition(":")[0], "provider"]
-    assert (item["ok"], item["detail"]) == (True, "rents nothing")
+    assert (item["ok"], item["detail"]) == (True, "rents no machines")
 
 
 def test_settings_that_are_wrong_are_a_fault_where_they_are_given(run: Run) -> None:
@@ -82,7 +82,7 @@ def test_keys_that_others_can_read(run: Run, ssh_folder: Path) -> None:
         "ledger.sqlite": True,
     }
     assert found["id_ed25519"]["advice"] == f"chmod 600 {ssh_folder / 'id_ed25519'}"
-    assert found["id_ed25519"]["detail"] == "mode 644: ssh refuses a key that others may read"
+    assert found["id_ed25519"]["detail"] == "mode 644: ssh rejects a key that others can read"
 
 
 def test_a_configuration_may_be_read_by_others(run: Run, ssh_folder: Path) -> None:

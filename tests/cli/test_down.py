@@ -32,7 +32,7 @@ def test_a_dead_drivers_pool_is_ended_without_a_question(run: Run, pools: Pools,
     pools.open("sky-2")
     result = run("down", "sky-1")
     assert result.exit_code == 0, result.output
-    assert result.stdout == "sky-1: 2 machine(s) ended; nothing is left\n"
+    assert result.stdout == "sky-1: 2 machine(s) terminated; nothing is left\n"
     assert result.stderr == "skyward: folder: ending m-sky-1-1, m-sky-1-2\n"
     assert pools.cloud.left() == ["groups/sky-2", "machines/m-sky-2-1"]
     assert open_tags(ledger) == ["sky-2"]
@@ -52,7 +52,7 @@ def test_all(run: Run, pools: Pools, ledger: Ledger) -> None:
 
 
 def test_where_nobody_can_be_asked_nothing_is_said_to_be_left(run: Run) -> None:
-    with pytest.raises(ConfigError, match="no provider has credentials here; `skyward doctor`"):
+    with pytest.raises(ConfigError, match="no provider has credentials here; run `skyward doctor`"):
         raise run("down", "--all").exception
 
 
@@ -60,7 +60,7 @@ def test_where_nobody_can_be_asked_nothing_is_said_to_be_left(run: Run) -> None:
 def test_a_living_driver_is_asked_about(run: Run, pools: Pools, answer: str, gone: bool) -> None:
     pools.open("sky-1", alive=True)
     result = run("down", "sky-1", input=answer)
-    assert "is alive: what its nodes compute will be lost" in result.stderr
+    assert "is alive: the work of its nodes will be lost" in result.stderr
     assert (result.exit_code == 0) is gone
     assert (pools.cloud.left() == []) is gone
 
@@ -78,13 +78,13 @@ def test_with_all_one_question_for_all_that_may_live(run: Run, pools: Pools) -> 
     pools.open("sky-3")
     result = run("down", "--all", input="n\n")
     assert result.stderr.count("is alive") == 2
-    assert "End all of them?" in result.stderr
+    assert "Terminate all of them?" in result.stderr
     assert len(pools.cloud.left()) == 6
 
 
 def test_where_nobody_can_answer_it_says_how_to_do_without(run: Run, pools: Pools) -> None:
     pools.open("sky-1", alive=True)
-    with pytest.raises(ConfigError, match="nothing was ended; with --yes it does not ask"):
+    with pytest.raises(ConfigError, match="nothing was terminated; use --yes to skip the question"):
         raise run("down", "sky-1", input="").exception
 
 
@@ -95,7 +95,7 @@ def test_one_account_under_two_settings_is_swept_once(run: Run, pools: Pools, mo
     monkeypatch.setattr(FolderCloud, "clear", lambda self, tag: swept.append(self.price) or clear(self, tag))
     pools.open("sky-1", 2)
     result = run("down", "--all", "-p", f"folder:folder={pools.cloud.folder},price=0.2")
-    assert result.stdout == "sky-1: 2 machine(s) ended; nothing is left\n"
+    assert result.stdout == "sky-1: 2 machine(s) terminated; nothing is left\n"
     assert swept == [0.36]
 
 
@@ -110,7 +110,7 @@ def test_ctrl_c_leaves_what_is_left_in_the_ledger(pools: Pools, ledger: Ledger) 
         process.send_signal(signal.SIGINT)
         _, told = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert told == "skyward: what is left stays in the ledger; give the command again\nskyward: interrupted\n"
+    assert told == "skyward: what is left stays in the ledger; run the command again\nskyward: interrupted\n"
     assert open_tags(ledger) == ["sky-1"]
 
 
@@ -126,7 +126,7 @@ def test_machines_of_another_computer_are_asked_about(run: Run, cloud: FolderClo
     cloud.create(Order("sky-9", 1, Resources(), name="sky-9-1"))
     where = ("-p", f"folder:folder={cloud.folder}")
     result = run("down", "--all", *where, input="n\n")
-    assert "sky-9 is not of this computer: its driver may be alive" in result.stderr
+    assert "sky-9 belongs to another computer: its driver may be alive" in result.stderr
     assert len(cloud.left()) == 2
     assert run("down", "--all", *where, "--yes").exit_code == 0
     assert cloud.left() == []
@@ -139,7 +139,7 @@ def test_a_pool_is_ended_at_all_places_where_it_shows(run: Run, pools: Pools, tm
     other = FolderCloud(str(tmp_path / "other"))
     other.create(Order("sky-1", 1, Resources(), name="sky-1-5"))
     result = run("down", "sky-1", "-p", f"folder:folder={other.folder}")
-    assert result.stdout == "sky-1: 2 machine(s) ended; nothing is left\n"
+    assert result.stdout == "sky-1: 2 machine(s) terminated; nothing is left\n"
     assert pools.cloud.left() == other.left() == []
 
 
@@ -165,12 +165,12 @@ def test_a_machine_that_is_not_shown_may_be_of_another_account(
     machines.rename(away)
     result = run("down", "--all")
     assert result.exit_code == 1
-    assert "sky-1: m-sky-1-1 at folder, m-sky-1-2 at folder: not shown there" in result.stderr
+    assert "sky-1: m-sky-1-1 at folder, m-sky-1-2 at folder: not found there" in result.stderr
     assert "another account, project or region" in result.stderr
     assert "nothing is left" not in result.stdout
     assert open_tags(ledger) == ["sky-1"]
     away.rename(machines)
-    assert run("down", "sky-1").stdout == "sky-1: 2 machine(s) ended; nothing is left\n"
+    assert run("down", "sky-1").stdout == "sky-1: 2 machine(s) terminated; nothing is left\n"
     assert pools.cloud.left() == []
 
 
@@ -180,7 +180,7 @@ def test_what_is_gone_can_be_forgotten(run: Run, pools: Pools, ledger: Ledger) -
     pools.cloud.destroy(["m-sky-1-1"])
     assert run("down", "sky-1").exit_code == 1
     result = run("down", "sky-1", "--forget")
-    assert result.stdout == "sky-1: 0 machine(s) ended; nothing is left\n"
+    assert result.stdout == "sky-1: 0 machine(s) terminated; nothing is left\n"
     assert open_tags(ledger) == []
 
 
@@ -233,7 +233,7 @@ def test_the_beginning_of_a_name_is_enough_if_it_says_which(run: Run, pools: Poo
     pools.open("sky-12-1-aa")
     pools.open("sky-13-1-bb")
     result = run("down", "sky-1")
-    with pytest.raises(ConfigError, match="'sky-1' may be any of sky-12-1-aa, sky-13-1-bb"):
+    with pytest.raises(ConfigError, match="'sky-1' is ambiguous; use one of sky-12-1-aa, sky-13-1-bb"):
         raise result.exception
     assert run("down", "sky-12").exit_code == 0
     assert pools.cloud.left() == ["groups/sky-13-1-bb", "machines/m-sky-13-1-bb-1"]
@@ -249,7 +249,7 @@ def test_a_name_in_full_goes_before_one_that_begins_the_same(run: Run, pools: Po
 def test_an_unknown_pool(run: Run, pools: Pools) -> None:
     pools.open("sky-1")
     result = run("down", "narnia")
-    with pytest.raises(ConfigError, match="no pool is called 'narnia'; there are: sky-1"):
+    with pytest.raises(ConfigError, match="no pool named 'narnia'; there are: sky-1"):
         raise result.exception
 
 
@@ -284,6 +284,6 @@ def test_as_a_process(pools: Pools, ledger: Ledger, command: Callable[..., subpr
     assert "Traceback" not in done.stderr
     assert len(pools.cloud.left()) == 2
     done = command("down", "sky-1", "--yes")
-    assert (done.returncode, done.stdout) == (0, "sky-1: 1 machine(s) ended; nothing is left\n")
+    assert (done.returncode, done.stdout) == (0, "sky-1: 1 machine(s) terminated; nothing is left\n")
     assert pools.cloud.left() == []
     assert open_tags(ledger) == []

@@ -30,7 +30,7 @@ def listed(result: Any, code: int = 0) -> list[dict[str, Any]]:
 def test_nothing(run: Run) -> None:
     result = run("ls")
     assert (result.exit_code, result.stdout) == (1, "")
-    with pytest.raises(ConfigError, match="no provider has credentials here; `skyward doctor`"):
+    with pytest.raises(ConfigError, match="no provider has credentials here; run `skyward doctor`"):
         raise result.exception
 
 

@@ -62,7 +62,7 @@ def test_an_error_of_ours_is_one_line(command: Command) -> None:
     done = command("ssh", "node-1")
     assert done.returncode == 1
     assert done.stdout == ""
-    assert done.stderr.startswith("skyward: no machine is called 'node-1'")
+    assert done.stderr.startswith("skyward: no machine is named 'node-1'")
     assert len(done.stderr.splitlines()) == 1
 
 
@@ -128,7 +128,7 @@ def test_each_cloud_of_a_provider_for_many_is_asked(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("DIGITALOCEAN_ACCESS_TOKEN", "x")
     asked, others = chosen(None)
     assert [(str(source), source.place) for source in asked] == [("libcloud:digitalocean",) * 2]
-    assert places(asked, others) == ("libcloud:digitalocean; not asked, since not set up: aws, folder, vastai, verda")
+    assert places(asked, others) == ("libcloud:digitalocean (not set up, so not queried: aws, folder, vastai, verda)")
 
 
 def test_the_pages_providers_are_understood(run: Run) -> None:

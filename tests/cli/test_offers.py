@@ -96,7 +96,7 @@ def test_a_table_for_people(run: Run, one: str) -> None:
 def test_what_a_limit_hides_is_told(run: Run, one: str) -> None:
     result = run("offers", "-p", one, "--limit", "1")
     assert len(result.stdout.splitlines()) == 2
-    assert result.stderr == "skyward: 3 more; --limit 0 shows all\n"
+    assert result.stderr == "skyward: 3 more; use --limit 0 to show all\n"
 
 
 def test_one_that_fails_does_not_hide_the_others(run: Run, one: str, other: str, tmp_path: Path) -> None:
@@ -121,9 +121,9 @@ def test_if_all_fail_so_does_the_command(run: Run, one: str, cloud: FolderCloud)
         (["--gpu", "B200"], "nobody offers accelerator='B200'; the nearest are 'A100'"),
         (["--max-price", "0.01"], r"max_price=0\.01 is below all; the cheapest is small spot"),
         (["--machine", "smal"], "the nearest names are 'small'"),
-        (["--machine", "dear", "--spot"], "none of the 1 fitting offers is a spot machine; leave out --spot$"),
-        (["--machine", "dear", "--spot", "--max-price", "9"], "is a spot machine; leave out --spot$"),
-        (["--gpu", "A100", "--spot", "--max-price", "9"], "is a spot machine; leave out --spot$"),
+        (["--machine", "dear", "--spot"], "none of the 1 matching offers is for a spot machine; leave out --spot$"),
+        (["--machine", "dear", "--spot", "--max-price", "9"], "is for a spot machine; leave out --spot$"),
+        (["--gpu", "A100", "--spot", "--max-price", "9"], "is for a spot machine; leave out --spot$"),
     ],
 )
 def test_what_nobody_offers_is_an_error_with_the_nearest(run: Run, one: str, arguments: list[str], said: str) -> None:
@@ -184,7 +184,7 @@ def test_settings_may_be_json() -> None:
 
 def test_without_credentials_anywhere_the_doctor_is_named(run: Run) -> None:
     result = run("offers")
-    with pytest.raises(ConfigError, match="no provider has credentials here; `skyward doctor`"):
+    with pytest.raises(ConfigError, match="no provider has credentials here; run `skyward doctor`"):
         raise result.exception
 
 

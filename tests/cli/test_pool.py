@@ -63,7 +63,7 @@ def test_looking_in_logging_in_and_ending_it(cloud: Verda, command: Command, ind
         assert (refused.returncode, len(cloud.meter.live) > 0) == (1, True)
         done = command("down", pool.name, "--yes")
         assert done.returncode == 0, done.stderr
-        assert done.stdout == f"{pool.name}: 2 machine(s) ended; nothing is left\n"
+        assert done.stdout == f"{pool.name}: 2 machine(s) terminated; nothing is left\n"
         assert cloud.meter.live == []
         assert waiting.exception(60) is not None
     assert cloud.meter.live == []

@@ -99,13 +99,13 @@ def error(result: Any) -> str:
 def test_a_name_that_two_pools_have_needs_the_pool(run: Run, pools: Pools) -> None:
     pools.open("sky-1")
     pools.open("sky-2")
-    assert "write skyward ssh node-1 sky-1 or skyward ssh node-1 sky-2" in error(run("ssh", "node-1"))
+    assert "use skyward ssh node-1 sky-1 or skyward ssh node-1 sky-2" in error(run("ssh", "node-1"))
 
 
 def test_names_that_nobody_has(run: Run, pools: Pools) -> None:
     pools.open("sky-1", 2)
-    assert "no machine is called 'node-9'; there are: node-1, node-2" in error(run("ssh", "node-9"))
-    assert "no open pool of this computer is called 'narnia'" in error(run("ssh", "node-1", "narnia"))
+    assert "no machine is named 'node-9'; there are: node-1, node-2" in error(run("ssh", "node-9"))
+    assert "no open pool of this computer is named 'narnia'" in error(run("ssh", "node-1", "narnia"))
 
 
 def test_a_command_without_hyphens(run: Run, pools: Pools) -> None:
