@@ -60,7 +60,9 @@ PURE = (
     "skyward.core.protocol.states",
     "skyward.core.protocol.envelopes",
     "skyward.core.machines.fleet",
+    "skyward.core.machines.fleet_reports",
     "skyward.core.machines.fleet_state",
+    "skyward.core.machines.order_book",
     "skyward.core.machines.fleet_events",
     "skyward.core.protocol.framing",
     "skyward.core.protocol.mailbox",
@@ -129,7 +131,7 @@ LAZY: dict[tuple[str, str], str] = {
     ("skyward.core.tasks.missing_modules", "importlib"): "as above, of which a pool without such a fault has none",
     ("skyward.joblib_ext.plugin", "importlib"): "as above, for a pool on this machine",
     (
-        "skyward.core.machines.provision",
+        "skyward.core.machines.node_life",
         "skyward.core.nodes.certificates",
     ): "x509 takes 15 ms, and a pool on this machine does without",
     ("skyward.core.machines.reaper", "skyward.core.machines.ledger"): "a reaper that has nothing to do stays small",

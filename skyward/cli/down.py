@@ -147,7 +147,7 @@ def _end(ledger: Ledger, target: _Target, timeout: float, forget: bool) -> bool:
     def end(source: sources.Source) -> list[MachineId]:
         rental = source.rental
         listing_delay = 0.0 if last is None else max(0.0, last + rental.listing_delay - time.time())
-        return sweep(rental, target.tag, ledger, listing_delay=listing_delay, limit=timeout, tell=say)
+        return sweep(rental, target.tag, ledger, listing_delay=listing_delay, limit=timeout, report=say)
 
     answers = sources.ask(target.places, end)
     for answer in answers:

@@ -22,7 +22,8 @@ from skyward.core.events import Events, Note, PoolClosed, PoolReady, PoolStarted
 from skyward.core.interfaces import Channel
 from skyward.core.interrupts import Interrupts
 from skyward.core.ioloop import IOThread
-from skyward.core.machines.provision import Plan, Provisioner
+from skyward.core.machines.plan import Plan
+from skyward.core.machines.provision import Provisioner
 from skyward.core.nodes.timing import Timing
 from skyward.core.payload.shared_file import CAN_SHARE
 from skyward.core.payload.surroundings import Surroundings

@@ -107,7 +107,7 @@ def test_a_state_folder_that_cant_be_written(run: Run, tmp_path: Path, monkeypat
     monkeypatch.setenv("SKYWARD_STATE", str(tmp_path / "file" / "state"))
     result = run("doctor")
     assert result.exit_code == 1
-    assert "  WRONG  ledger: can't write the list of bought machines" in result.stdout
+    assert "  WRONG  ledger: can't record purchases" in result.stdout
 
 
 def test_pools_whose_driver_died(run: Run, pools: Pools) -> None:

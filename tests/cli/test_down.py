@@ -33,7 +33,7 @@ def test_a_dead_drivers_pool_is_ended_without_a_question(run: Run, pools: Pools,
     result = run("down", "sky-1")
     assert result.exit_code == 0, result.output
     assert result.stdout == "sky-1: 2 machine(s) terminated; nothing is left\n"
-    assert result.stderr == "skyward: folder: ending m-sky-1-1, m-sky-1-2\n"
+    assert result.stderr == "skyward: folder: terminating m-sky-1-1, m-sky-1-2\n"
     assert pools.cloud.left() == ["groups/sky-2", "machines/m-sky-2-1"]
     assert open_tags(ledger) == ["sky-2"]
     assert [entry.ended is None for entry in ledger.machines("sky-1")] == [False, False]
@@ -105,7 +105,7 @@ def test_ctrl_c_leaves_what_is_left_in_the_ledger(pools: Pools, ledger: Ledger) 
     command = [sys.executable, "-m", "skyward.cli", "down", "sky-1"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
-        while "trying again" not in process.stderr.readline():
+        while "retrying" not in process.stderr.readline():
             assert process.poll() is None
         process.send_signal(signal.SIGINT)
         _, told = process.communicate(timeout=60)
@@ -148,7 +148,8 @@ def test_what_can_t_be_ended_is_told_and_stays_in_the_ledger(run: Run, pools: Po
     (Path(pools.cloud.folder) / "sticky").touch()
     result = run("down", "sky-1", "--timeout", "1")
     assert result.exit_code == 1
-    assert "sky-1: folder: can't end m-sky-1-1 of sky-1 within 1 s: folder: it can't be ended yet" in result.stderr
+    reason = "folder: it can't be ended yet"
+    assert f"sky-1: folder: can't terminate m-sky-1-1 of sky-1 within 1 s: {reason}" in result.stderr
     assert open_tags(ledger) == ["sky-1"]
     assert [entry.ended for entry in ledger.machines()] == [None]
     (Path(pools.cloud.folder) / "sticky").unlink()

@@ -71,7 +71,7 @@ def test_a_ledger_that_cant_be_written_is_an_error_of_ours(command: Command, tmp
     for name in ("ls", "down"):
         done = command(name, *(["--all"] if name == "down" else []), SKYWARD_STATE=str(tmp_path / "file" / "x"))
         assert done.returncode == 1
-        assert done.stderr.startswith("skyward: can't write the list of bought machines")
+        assert done.stderr.startswith("skyward: can't record purchases")
         assert len(done.stderr.splitlines()) == 1
 
 

@@ -118,9 +118,9 @@ def test_if_all_fail_so_does_the_command(run: Run, one: str, cloud: FolderCloud)
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--gpu", "B200"], "nobody offers accelerator='B200'; the nearest are 'A100'"),
-        (["--max-price", "0.01"], r"max_price=0\.01 is below all; the cheapest is small spot"),
-        (["--machine", "smal"], "the nearest names are 'small'"),
+        (["--gpu", "B200"], "no offer has accelerator='B200'; the closest are 'A100'"),
+        (["--max-price", "0.01"], r"no offer costs \$0\.01/h or less \(max_price=0\.01\); the cheapest is small spot"),
+        (["--machine", "smal"], "the closest names are 'small'"),
         (["--machine", "dear", "--spot"], "none of the 1 matching offers is for a spot machine; leave out --spot$"),
         (["--machine", "dear", "--spot", "--max-price", "9"], "is for a spot machine; leave out --spot$"),
         (["--gpu", "A100", "--spot", "--max-price", "9"], "is for a spot machine; leave out --spot$"),

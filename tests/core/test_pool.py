@@ -439,7 +439,7 @@ def test_ctrl_c_is_answered_while_machines_are_given_back(tmp_path: Path, monkey
     eventually((Path(cloud.folder) / "machines").exists, 30)
     script.send_signal(signal.SIGINT)
     lines = iter(script.stderr.readline, "")
-    assert "giving back 1 machine(s) of sky-" in next(line for line in lines if "giving back" in line)
+    assert "terminating 1 machine(s) of sky-" in next(line for line in lines if "terminating" in line)
     script.send_signal(signal.SIGINT)
     told = next(line for line in lines if "second Ctrl-C" in line)
     assert told.rstrip().endswith("a second Ctrl-C leaves that to a background process; check with `skyward ls`")

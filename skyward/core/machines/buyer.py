@@ -1,4 +1,4 @@
-"""What renting takes beside a provider, so that nothing is bought without a trace or kept without an owner."""
+"""Wraps purchases, so that nothing is bought without a record and nothing is kept without an owner."""
 
 from __future__ import annotations
 
@@ -22,14 +22,19 @@ __all__ = ["Buyer"]
 
 
 class Buyer:
-    """The ledger, the pool's key, and the reaper that stands by. Made and used in threads.
+    """The ledger, the pool's SSH key and the reaper that stands by. Made and used in worker threads.
 
     Parameters
     ----------
     tag
         The pool's.
     rentals
-        Its providers that are paid.
+        Its providers that cost money.
+
+    Raises
+    ------
+    ConfigError, ProvisioningError
+        The ledger can't be written, or the reaper did not start; nothing was bought.
     """
 
     def __init__(self, tag: str, rentals: Sequence[Rental]) -> None:
@@ -51,7 +56,7 @@ class Buyer:
         return f"<Buyer of {self._tag}>"
 
     def buy(self, provider: Provider, order: Order) -> Sequence[Machine]:
-        """Create machines; the intent is on the disk before, and the ids right after."""
+        """Create machines. The intent is on disk before, and the ids right after."""
         key = self._host_keys[order.name] = make_key(order.name)
         order = replace(order, host_key=key, user_key=self._key.public)
         self.ledger.intend(provider.name, order)
@@ -65,33 +70,36 @@ class Buyer:
         return machines
 
     def end(self, provider: Provider, ids: Sequence[MachineId]) -> None:
-        """Destroy machines; they cost no more from here on."""
+        """Terminate machines, which cost nothing from here on."""
         provider.destroy(ids)
-        with contextlib.suppress(sqlite3.Error):  # only the cost would be too high
+        with contextlib.suppress(sqlite3.Error):  # only the reported cost would be too high
             self.ledger.ended(provider.name, ids)
 
     def with_keys(self, machine: Machine) -> Machine:
-        """The machine with what it takes to log in, and the one host key that it may show."""
+        """Add to a machine what it takes to log in, and the one host key that it may show."""
         assert machine.endpoint is not None
         key = self._host_keys.get(machine.order)
         if key is None:
-            raise ProvisioningError(f"{machine.name} ({machine.id}) is of no order of this pool: {machine.order!r}")
+            raise ProvisioningError(
+                f"{machine.name} ({machine.id}) belongs to no order of this pool: {machine.order!r}"
+            )
         # Nothing of the user's own configuration applies to a machine that did not exist a minute ago.
         options = {"host_key": key.public, "keys": [str(self._key_path)], "config": [], "jump": "none"}
         return replace(machine, endpoint=replace(machine.endpoint, options={**machine.endpoint.options, **options}))
 
     def reached(self, provider: str, machine: Machine, node: str) -> None:
-        """A machine has an address."""
+        """Record that a machine has an address, and its node's name."""
         with contextlib.suppress(sqlite3.Error):  # only `skyward ssh` would miss it
             self.ledger.reached(provider, machine, node)
 
     def close(self) -> Note:
-        """All is given back: tell the ledger and the reaper; what it cost, for the user."""
+        """Close the ledger and dismiss the reaper, once all machines are terminated; returns what they cost."""
         try:
             return Note(self._close())
-        except (OSError, sqlite3.Error) as error:  # it must not hide what the block had to say
+        except (OSError, sqlite3.Error) as error:  # it must not hide the block's own error
             path, tag = self.ledger.path, self._tag
-            text = f"all is given back, but {path} can't be written: {error}. It still shows {tag}: skyward down {tag}"
+            text = f"all machines are terminated, but {path} can't be written: {error}. "
+            text += f"It still lists {tag}: skyward down {tag}"
             return Note(text, warning=True)
 
     def _close(self) -> str:
@@ -104,4 +112,4 @@ class Buyer:
         known = sum(cost for cost in costs if cost is not None)
         unknown = sum(cost is None for cost in costs)
         more = f", and {unknown} of unknown price" if unknown else ""
-        return f"{len(entries)} machine(s) given back; cost about ${known:.4f}{more}"
+        return f"{len(entries)} machine(s) terminated; cost about ${known:.4f}{more}"

@@ -1,4 +1,4 @@
-"""What a fleet is told, and what it wants done: events and commands, nothing that decides."""
+"""PURE. Events that a fleet takes and commands that it returns: values, no decisions."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ __all__ = [
     "Worked",
 ]
 
-# --- what it is told --------------------------------------------------------------------------------------------------
+# --- events -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +51,13 @@ class Source:
     batch
         Whether one order may be for several machines.
     rented
-        Whether machines take time to boot, must be looked at, and anything may be left behind.
-    patience, settle, poll
-        Seconds: until a machine must have an address; until what was made is surely shown; between two looks.
+        Whether machines cost money, take time to boot, must be polled, and may leave things behind.
+    patience
+        Seconds within which a machine must have an address.
+    listing_delay
+        Seconds after which a poll surely shows what was created.
+    poll
+        Seconds between two polls of machines that boot or end.
     """
 
     name: str
@@ -82,7 +86,7 @@ class Made:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """An order failed. With a CloudError (but RateLimited) it is not known whether anything was made."""
+    """An order failed. With a `CloudError` other than `RateLimited` it is not known whether anything was made."""
 
     order: str
     error: SkywardError
@@ -90,7 +94,7 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """A look's result: all machines of ours that the source shows."""
+    """A poll succeeded: `machines` are all that the source shows with our tag."""
 
     source: int
     machines: Sequence[Machine]
@@ -98,7 +102,7 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class NotSeen:
-    """A look failed."""
+    """A poll failed."""
 
     source: int
     error: SkywardError
@@ -106,21 +110,21 @@ class NotSeen:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """A machine that was begun has come up: its node takes tasks."""
+    """A machine that was begun has come up: its node is ready for tasks."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """A machine that was begun is of no use any more.
+    """A machine that was begun is no longer of use.
 
     Attributes
     ----------
     served
         Whether its node was ready before.
     replace
-        Whether another one is wanted.
+        Whether another one should take its place.
     barren
-        Its node was ready, and nothing that it was given went well.
+        Whether its node was ready, and no task succeeded there.
     """
 
     source: int
@@ -132,19 +136,19 @@ class Lost:
 
 @dataclass(frozen=True, slots=True)
 class Worked:
-    """A task had its result from some node since this was last said: what is bought is not bought in vain."""
+    """Some node has completed a task since the last `Worked`, so the machines are of use."""
 
 
 @dataclass(frozen=True, slots=True)
 class Doubt:
-    """Something seems to be wrong with a machine of the source: a look may tell."""
+    """Something seems to be wrong with a machine of the source; a poll may show what."""
 
     source: int
 
 
 @dataclass(frozen=True, slots=True)
 class Destroyed:
-    """The source took the order to destroy."""
+    """The source accepted a `Destroy`."""
 
     source: int
     ids: Sequence[MachineId]
@@ -152,7 +156,7 @@ class Destroyed:
 
 @dataclass(frozen=True, slots=True)
 class NotDestroyed:
-    """It did not."""
+    """The source did not accept a `Destroy`."""
 
     source: int
     ids: Sequence[MachineId]
@@ -161,14 +165,14 @@ class NotDestroyed:
 
 @dataclass(frozen=True, slots=True)
 class Cleared:
-    """Nothing with our tag is left at the source."""
+    """Nothing that carries our tag is left at the source."""
 
     source: int
 
 
 @dataclass(frozen=True, slots=True)
 class NotCleared:
-    """Something is."""
+    """Something that carries our tag could not be removed yet."""
 
     source: int
     error: SkywardError
@@ -181,7 +185,7 @@ class Tick:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """No machine is wanted any more. Those that serve are given up by a `Lost` each."""
+    """No machine is wanted any more. A `Lost` follows for each that serves."""
 
 
 Event: TypeAlias = Union[
@@ -189,7 +193,7 @@ Event: TypeAlias = Union[
 ]
 
 
-# --- what it wants done -----------------------------------------------------------------------------------------------
+# --- commands ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +214,7 @@ class Poll:
 
 @dataclass(frozen=True, slots=True)
 class Begin:
-    """The machine has an address: connect to it; report `Lost` when it is of no use any more."""
+    """Connect to a machine that has an address now; report `Lost` when it is no longer of use."""
 
     source: int
     machine: Machine
@@ -218,7 +222,7 @@ class Begin:
 
 @dataclass(frozen=True, slots=True)
 class Abandon:
-    """The provider says that a machine which serves has ended; report `Lost` soon."""
+    """Give up a machine that serves, since its provider says that it has ended; report `Lost` soon."""
 
     source: int
     id: MachineId
@@ -227,7 +231,7 @@ class Abandon:
 
 @dataclass(frozen=True, slots=True)
 class Destroy:
-    """End machines; report `Destroyed` or `NotDestroyed`."""
+    """Terminate machines; report `Destroyed` or `NotDestroyed`."""
 
     source: int
     ids: Sequence[MachineId]
@@ -242,7 +246,7 @@ class Clear:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Something for the user to read."""
+    """Show the user a line."""
 
     text: str
     warning: bool = False

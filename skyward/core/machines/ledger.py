@@ -1,8 +1,8 @@
-"""What we bought, written before it is bought: an SQLite file that only its user can read.
+"""Records what we buy, before it is bought, in an SQLite file that only its user can read.
 
 Whoever cleans up after a driver that died (the reaper, ``skyward down``) finds here which providers to ask, with which
-settings, and for which pool. Secrets are not in it. It holds the private key of each open pool, too, as a file beside
-it, so that ``skyward ssh`` can log in.
+settings, and for which pool. It contains no secrets. The private key of each open pool is a file next to it, so that
+``skyward ssh`` can log in.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from skyward.core.spec import Endpoint, KeyPair, Machine, MachineId, Order
 
 __all__ = ["Entry", "Ledger", "PoolEntry"]
 
-_YOUNG = 3600.0  # seconds for which a key may wait for its pool to be written down
+_YOUNG = 3600.0  # seconds for which a key may exist before its pool is recorded
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS pools (
@@ -44,7 +44,7 @@ CREATE TABLE IF NOT EXISTS stopped (tag TEXT PRIMARY KEY, at REAL);
 
 @dataclass(frozen=True, slots=True)
 class PoolEntry:
-    """A pool that was opened.
+    """A pool that was opened. Times are seconds since the epoch.
 
     Attributes
     ----------
@@ -53,7 +53,7 @@ class PoolEntry:
     pid
         Its driver's.
     alive
-        Whether its driver still runs; None where it runs, or ran, on another machine that shares this folder.
+        Whether its driver is still running; None where it runs, or ran, on another machine that shares this folder.
     """
 
     tag: str
@@ -93,17 +93,17 @@ class Ledger:
     Parameters
     ----------
     folder
-        Where it lies; None: where ``SKYWARD_STATE`` says, or else the user's state directory.
+        Where it is; None: the environment variable ``SKYWARD_STATE``, or else the user's state directory.
 
     Raises
     ------
     ConfigError
-        It can't be written there: nothing must be bought then.
+        It can't be written there. Nothing must be bought then.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
         chosen = folder or os.environ.get("SKYWARD_STATE") or platformdirs.user_state_path("skyward")
-        self.folder = Path(chosen).absolute()  # the program may go elsewhere
+        self.folder = Path(chosen).absolute()  # the program may change its working directory
         self.path = self.folder / "ledger.sqlite"
         try:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -119,16 +119,16 @@ class Ledger:
 
     def _unwritable(self, error: Exception) -> ConfigError:
         return ConfigError(
-            f"can't write the list of bought machines to {self.path}: {error}. Without it nothing is bought; make "
-            "the folder writable or name another one in the environment variable SKYWARD_STATE"
+            f"can't record purchases in {self.path}: {error}. Without that nothing is bought; make the folder "
+            "writable, or set the environment variable SKYWARD_STATE to another one"
         )
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
-        # A connection for each use: threads and processes share the file, and it is used a few times a minute.
+        # A connection for each use: threads and processes share the file, which is used a few times a minute.
         db = sqlite3.connect(self.path, timeout=30)
         db.row_factory = sqlite3.Row
-        db.execute("PRAGMA synchronous = EXTRA")  # what is written outlives a power failure right after it
+        db.execute("PRAGMA synchronous = EXTRA")  # what is written survives a power failure right after it
         try:
             with db:
                 yield db
@@ -138,12 +138,21 @@ class Ledger:
     # --- a pool's life ---
 
     def open_pool(self, tag: str, providers: Sequence[tuple[str, dict[str, object]]], key: KeyPair) -> Path:
-        """A pool begins; the path of its private key.
+        """Record that a pool begins; returns the path of its private key.
+
+        Parameters
+        ----------
+        tag
+            The pool's.
+        providers
+            (name, settings) of each; settings without secrets.
+        key
+            Its SSH key.
 
         Raises
         ------
         ConfigError
-            That can't be written: nothing must be bought then.
+            It can't be recorded. Nothing must be bought then.
         """
         path, pid = self.key_path(tag), os.getpid()
         rows = [(tag, i, name, json.dumps(settings)) for i, (name, settings) in enumerate(providers)]
@@ -158,40 +167,42 @@ class Ledger:
                         db.execute("INSERT INTO pools VALUES (?, ?, ?, ?, NULL)", (tag, pid, _birth(pid), time.time()))
                         db.executemany("INSERT INTO providers VALUES (?, ?, ?, ?)", rows)
                 except BaseException:
-                    path.unlink()  # without its pool nobody else would
+                    path.unlink()  # nobody else would remove it
                     raise
-        except FileExistsError:  # two pools of one name: the disk can't help it
+        except FileExistsError:  # two pools with one name: no fault of the disk's
             raise
         except (OSError, sqlite3.Error) as error:
             raise self._unwritable(error) from error
         return path
 
     def key_path(self, tag: str) -> Path:
-        """Where a pool's private key lies, while the pool is open."""
+        """Path of a pool's private key, which exists while the pool is open."""
         return self.folder / "keys" / tag
 
     def known_hosts_path(self, tag: str, machine: MachineId) -> Path:
-        """Where the host key of one machine may be put for the ssh command; it is removed with the pool."""
+        """Path where the ssh command may be given one machine's host key; removed with the pool."""
         return self.folder / "keys" / f"{tag}@{''.join(c if c.isalnum() else '-' for c in machine)}"
 
     def stop_pool(self, tag: str) -> None:
-        """From now on nothing more is bought for the pool, whoever asks."""
+        """Refuse all further orders of a pool, whoever places them."""
         with self._open() as db:
             db.execute("INSERT OR IGNORE INTO stopped VALUES (?, ?)", (tag, time.time()))
 
     def close_pool(self, tag: str, *, seen: bool = False) -> list[str]:
-        """Nothing of the pool is left anywhere.
+        """Record that nothing of a pool is left anywhere.
 
         Parameters
         ----------
+        tag
+            The pool's.
         seen
-            Only if each of its machines is known to have ended. Who asks later may ask another account or region than
-            the driver did, where nothing of the pool ever was.
+            Close it only if each of its machines is known to have ended. A later process may ask another account or
+            region than the driver did, where nothing of the pool ever was.
 
         Returns
         -------
         list of str
-            The machines for which it was not closed, each with its provider.
+            The machines because of which it was not closed, each with its provider.
         """
         now = time.time()
         with self._open() as db:
@@ -206,7 +217,7 @@ class Ledger:
         return []
 
     def close_unused(self, tag: str) -> bool:
-        """Close a pool whose driver is gone, if it never began to buy anything; whether it is closed."""
+        """Close a pool whose driver is gone, if it never ordered anything; whether it was closed."""
         with self._open() as db:
             bought = "SELECT tag FROM orders WHERE tag = ? UNION SELECT tag FROM machines WHERE tag = ?"
             if db.execute(bought, (tag, tag)).fetchone():
@@ -215,7 +226,7 @@ class Ledger:
         return True
 
     def tidy(self) -> None:
-        """Remove keys that drivers left which died before they had bought anything, or at the very end."""
+        """Remove keys left by drivers that died before they had ordered anything, or at the very end."""
         for pool in self.pools():
             if pool.alive is False:
                 self.close_unused(pool.tag)
@@ -223,13 +234,13 @@ class Ledger:
         is_known = {pool.tag for pool in self.pools(all=True)}
         for path in (self.folder / "keys").glob("*"):
             tag = path.name.partition("@")[0]
-            with contextlib.suppress(FileNotFoundError):  # others tidy up as well
-                # A key is there a moment before its pool is.
+            with contextlib.suppress(FileNotFoundError):  # other processes tidy up as well
+                # A key exists a moment before its pool does.
                 if tag in is_known - is_open or (tag not in is_known and path.stat().st_mtime < time.time() - _YOUNG):
                     path.unlink()
 
     def intend(self, provider: str, order: Order) -> None:
-        """Machines are about to be created. Returns when that is on the disk.
+        """Record that machines are about to be created. Returns when that is on disk.
 
         Raises
         ------
@@ -244,17 +255,17 @@ class Ledger:
         )
         with self._open() as db:
             db.execute("INSERT INTO orders VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
-            # After the insert, which is what makes others wait: a stop comes before it or sees the order.
+            # After the insert, which makes other writers wait: a stop comes before it, or sees the order.
             if db.execute("SELECT 1 FROM stopped WHERE tag = ?", (order.tag,)).fetchone():
                 raise PoolNotActive(f"{order.tag} was ended by `skyward down`; nothing more is bought for it")
 
     def refuse(self, order: str) -> None:
-        """The order is known to have made nothing."""
+        """Record that an order is known to have created nothing."""
         with self._open() as db:
             db.execute("UPDATE orders SET refused = ? WHERE name = ?", (time.time(), order))
 
     def made(self, provider: str, machines: Sequence[Machine]) -> None:
-        """Machines exist; they cost from when they were ordered. May be repeated."""
+        """Record that machines exist. They cost money from when they were ordered. May be repeated."""
         rows = [(provider, machine.id, machine.order, machine.tag, machine.order, time.time()) for machine in machines]
         with self._open() as db:
             db.executemany(
@@ -264,10 +275,20 @@ class Ledger:
             )
 
     def reached(self, provider: str, machine: Machine, node: str) -> None:
-        """A machine is reached at an address, and is called `node` in its pool."""
+        """Record a machine's address, and the name of its node.
+
+        Parameters
+        ----------
+        provider
+            Name of its provider.
+        machine
+            With its address.
+        node
+            Name in its pool.
+        """
         at = machine.endpoint
         where = (at.host, at.port, at.user) if at else (None, None, None)
-        self.made(provider, [machine])  # the reply that told its id may have been lost
+        self.made(provider, [machine])  # the reply with its id may have been lost
         with self._open() as db:
             db.execute(
                 "UPDATE machines SET host = ?, port = ?, user = ?, node = ? WHERE provider = ? AND id = ?",
@@ -275,17 +296,17 @@ class Ledger:
             )
 
     def ended(self, provider: str, ids: Sequence[MachineId]) -> None:
-        """Machines are gone."""
+        """Record that machines are gone."""
         with self._open() as db:
             db.executemany(
                 "UPDATE machines SET ended = ? WHERE provider = ? AND id = ? AND ended IS NULL",
                 [(time.time(), provider, id) for id in ids],
             )
 
-    # --- looking back ---
+    # --- queries ---
 
     def pools(self, *, all: bool = False) -> list[PoolEntry]:
-        """Pools that are open or left something behind, oldest first; with `all`, the closed ones too."""
+        """List pools that are open or left something behind, oldest first; with `all`, closed ones too."""
         with self._open() as db:
             rows = db.execute("SELECT * FROM pools ORDER BY opened").fetchall()
             providers = db.execute("SELECT * FROM providers ORDER BY position").fetchall()
@@ -303,7 +324,7 @@ class Ledger:
         ]
 
     def machines(self, tag: str | None = None) -> list[Entry]:
-        """Machines of a pool, or of all, also those that are gone, oldest first."""
+        """List the machines of a pool, or of all pools, oldest first, including those that are gone."""
         query = (
             "SELECT m.*, o.machine, o.region, o.spot, o.price, o.host_key FROM machines m "
             "LEFT JOIN orders o ON o.name = m.ordered WHERE ? IS NULL OR m.tag = ? ORDER BY m.made"
@@ -313,7 +334,7 @@ class Ledger:
         return [_entry(row) for row in rows]
 
     def last_order(self, tag: str) -> float | None:
-        """When the pool's last order was about to be sent, of those that may have made something."""
+        """When the pool's last order was placed, of those that may have created something; None if there is none."""
         with self._open() as db:
             query = "SELECT MAX(intended) AS last FROM orders WHERE tag = ? AND refused IS NULL"
             last: float | None = db.execute(query, (tag,)).fetchone()["last"]
@@ -329,10 +350,10 @@ def _entry(row: sqlite3.Row) -> Entry:
 
 
 def _birth(pid: int) -> str:
-    """Where and when a process started, as its kernel counts; with it a pid is not mistaken for a later one's."""
+    """Where and when a process started, by its kernel's count; tells it from a later process with the same pid."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        began = "" if fields[0] in "ZX" else fields[19]  # one that is dead stays listed until it is waited for
+        began = "" if fields[0] in "ZX" else fields[19]  # a zombie stays listed until it is waited for
     except (OSError, IndexError):
         began = ""
     return f"{os.uname().nodename}/{began}"

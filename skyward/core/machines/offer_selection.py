@@ -1,4 +1,4 @@
-"""PURE. Which offers meet what was asked, in which order they are tried, and what is nearest when none does."""
+"""PURE. Selects the offers that meet a request, sorts them, and names the nearest ones when none does."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ __all__ = ["Accelerator", "meets", "nearest", "select"]
 
 _MAKERS = {"NVIDIA", "AMD", "TESLA", "GEFORCE", "INTEL", "QUADRO"}
 _SIZE = re.compile(r"(\d+)(?:GB|GIB|G)")
-_DEAREST = 5.0  # times the cheapest: more is not paid unless a max_price allows it
+_MAX_FACTOR = 5.0  # times the cheapest price; more is paid only if a max_price allows it
 _SLACK = 0.9  # an "80 GB" accelerator may report 79.6 GB or 80 GiB
 
 
 @dataclass(frozen=True, slots=True)
 class Accelerator:
-    """What ``accelerator="H100:8"`` asks for.
+    """A request such as ``accelerator="H100:8"``.
 
-    A name matches a model that has all its words, whatever maker, case, spaces and hyphens: ``"A100"`` and
+    A name matches a model that contains all its words, ignoring maker, case, spaces and hyphens: ``"A100"`` and
     ``"a100-80gb"`` match "NVIDIA A100 SXM4 80GB", ``"rtx4090"`` and ``"4090"`` match "RTX 4090". ``"A10"`` matches
     neither "A100" nor "A10G".
     """
@@ -33,12 +33,12 @@ class Accelerator:
 
     @classmethod
     def parse(cls, text: str) -> Accelerator:
-        """From ``"A100"`` or ``"A100:4"``.
+        """Parse ``"A100"`` or ``"A100:4"``.
 
         Raises
         ------
         ConfigError
-            The count is no positive number, or there is no name.
+            The count is not a positive number, or there is no name.
         """
         name, colon, count = text.partition(":")
         if not _words(name) or (colon and not (count.strip().isdecimal() and int(count) > 0)):
@@ -48,7 +48,7 @@ class Accelerator:
         return cls(name.strip(), int(count) if colon else 1)
 
     def matches(self, offer: Offer) -> bool:
-        """Whether the offer has at least so many of this model."""
+        """Whether an offer has at least `count` of this model."""
         if offer.accelerator is None or offer.accelerators < self.count:
             return False
         model = _words(offer.accelerator)
@@ -60,7 +60,7 @@ def _words(name: str) -> list[str]:
 
 
 def _is_in(word: str, model: Sequence[str]) -> bool:
-    """Whether neighbouring words of the model spell the word."""
+    """Whether adjacent words of the model spell the word."""
     return any(
         "".join(model[start:end]) == word for start in range(len(model)) for end in range(start + 1, len(model) + 1)
     )
@@ -75,7 +75,15 @@ def _is_size(word: str, offer: Offer) -> bool:
 
 
 def meets(offer: Offer, resources: Resources, *, price: bool = True) -> bool:
-    """Whether an offer has what is asked for; what it does not say counts as not enough."""
+    """Whether an offer has what is requested. What it does not state counts as insufficient.
+
+    Parameters
+    ----------
+    offer, resources
+        The offer, and the request.
+    price
+        Whether ``resources.max_price`` counts.
+    """
     wanted = None if resources.accelerator is None else Accelerator.parse(resources.accelerator)
     return (
         (resources.machine is None or offer.machine == resources.machine)
@@ -87,13 +95,21 @@ def meets(offer: Offer, resources: Resources, *, price: bool = True) -> bool:
 
 
 def select(offers: Iterable[Offer], resources: Resources, allocation: Allocation) -> list[Offer]:
-    """The offers that meet `resources`, in the order in which to try them; unknown prices come last.
+    """Select the offers that meet `resources`, in the order in which to try them; unknown prices come last.
 
-    Where the user gives no `max_price`, offers that cost more than five times the cheapest that stays, or whose price
-    is unknown, are left out, and so are accelerators that were not asked for, unless there is nothing else.
+    Without a `max_price`, offers that cost more than five times the cheapest on-demand one, or whose price is unknown,
+    are left out; so are accelerators that were not requested, unless there is nothing else.
 
-    ``"cheapest"`` goes by price alone. ``"spot-if-available"`` takes spot machines first as long as they cost no more
-    than the cheapest that stays, and goes by price from there on.
+    Parameters
+    ----------
+    offers
+        Those of one provider.
+    resources
+        What each node must have.
+    allocation
+        ``"on-demand"`` and ``"always-spot"`` leave out the other kind. ``"cheapest"`` sorts by price alone.
+        ``"spot-if-available"`` takes spot machines first as long as they cost no more than the cheapest on-demand one,
+        and sorts by price from there on.
     """
     spot = {"always-spot": True, "on-demand": False}.get(allocation)
     fitting = [offer for offer in offers if meets(offer, resources) and (spot is None or offer.spot is spot)]
@@ -105,7 +121,7 @@ def select(offers: Iterable[Offer], resources: Resources, allocation: Allocation
 
 
 def _reasonable(offers: list[Offer], resources: Resources) -> list[Offer]:
-    """Without what nobody would have meant to buy who names neither a machine nor a price."""
+    """Drop offers that no user can have intended who names neither a machine nor a price."""
     if resources.machine is not None:
         return offers
     if resources.accelerator is None:
@@ -114,7 +130,7 @@ def _reasonable(offers: list[Offer], resources: Resources) -> list[Offer]:
         cheapest = min((_price(offer) for offer in offers if not offer.spot), default=math.inf)
         cheapest = min(map(_price, offers), default=math.inf) if cheapest == math.inf else cheapest
         if cheapest < math.inf:
-            offers = [offer for offer in offers if _price(offer) <= _DEAREST * cheapest]
+            offers = [offer for offer in offers if _price(offer) <= _MAX_FACTOR * cheapest]
     return offers
 
 
@@ -128,35 +144,39 @@ def _order(offer: Offer) -> tuple[float, bool, float, float, str, str]:
 
 
 def nearest(offers: Sequence[Offer], resources: Resources, allocation: Allocation) -> str:
-    """What to tell a user whose wish no offer meets: the one thing that is in the way, and what can be had."""
+    """Explain why no offer meets a request: the one thing that is in the way, and what is available instead.
+
+    Parameters
+    ----------
+    offers, resources, allocation
+        As given to `select`, which has returned nothing.
+    """
     if not offers:
-        return "the provider offers nothing at all with these settings"
+        return "the provider has no offers at all with these settings"
     if resources.machine is not None and not any(offer.machine == resources.machine for offer in offers):
         close = _closest((offer.machine for offer in offers), resources.machine)
-        return f"there is no machine={resources.machine!r}; the nearest names are {_listed(close)}"
+        return f"no offer has machine={resources.machine!r}; the closest names are {_listed(close)}"
     if resources.accelerator is not None:
         wanted = Accelerator.parse(resources.accelerator)
         if not any(Accelerator(wanted.name).matches(offer) for offer in offers):
             close = _closest((offer.accelerator for offer in offers if offer.accelerator), wanted.name)
-            others = f"; the nearest are {_listed(close)}" if close else ", nor any other accelerator"
-            return f"nobody offers accelerator={resources.accelerator!r}{others}"
-        most = max(offer.accelerators for offer in offers if Accelerator(wanted.name).matches(offer))
-        if most < wanted.count:
-            return (
-                f"no machine has {wanted.count} {wanted.name}; the most is {most}: accelerator='{wanted.name}:{most}'"
-            )
+            others = f"; the closest are {_listed(close)}" if close else ", or any other accelerator"
+            return f"no offer has accelerator={resources.accelerator!r}{others}"
+        largest = max(offer.accelerators for offer in offers if Accelerator(wanted.name).matches(offer))
+        if largest < wanted.count:
+            instead = f"accelerator='{wanted.name}:{largest}'"
+            return f"no machine has {wanted.count} {wanted.name}; the maximum is {largest}: {instead}"
     kind = [offer for offer in offers if meets(offer, resources, price=False)]
     if not kind:
-        most_vcpus = max((offer.vcpus or 0 for offer in offers), default=0)
-        most_memory = max((offer.memory or 0 for offer in offers), default=0)
-        return (
-            f"no machine has all of this at once; the largest have {most_vcpus} vcpus and {most_memory / 2**30:.0f} GiB"
-        )
+        vcpus = max((offer.vcpus or 0 for offer in offers), default=0)
+        memory = max((offer.memory or 0 for offer in offers), default=0)
+        return f"no machine has all of this at once; the largest have {vcpus} vCPUs and {memory / 2**30:.0f} GiB"
     cheapest = select(kind, Resources(), allocation)
     if not cheapest:
-        sort = "a spot machine" if allocation == "always-spot" else "on demand"
-        return f"none of the {len(kind)} fitting offers is {sort}; allocation='spot-if-available' takes both"
-    return f"max_price={resources.max_price} is below all; the cheapest is {cheapest[0]}"
+        market = "a spot machine" if allocation == "always-spot" else "on demand"
+        return f"none of the {len(kind)} matching offers is {market}; allocation='spot-if-available' takes both"
+    limit = resources.max_price
+    return f"no offer costs ${limit}/h or less (max_price={limit}); the cheapest is {cheapest[0]}"
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -164,5 +184,5 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _closest(names: Iterable[str], wanted: str) -> list[str]:
-    """The names that resemble one most."""
+    """The names most similar to one."""
     return sorted(set(names), key=lambda name: (-SequenceMatcher(None, name.upper(), wanted.upper()).ratio(), name))[:5]

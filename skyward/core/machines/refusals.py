@@ -1,8 +1,8 @@
-"""PURE. What a refused offer says about others: which would be refused too, and which one to ask for next.
+"""PURE. What a refused offer says about others: which would be refused too, and which one to try next.
 
-A provider that says how far its refusal reaches (`errors.Scope`) is believed. Often it does not: a cloud whose policies
-forbid spot machines, all types but one, or a region answers each order with the same "not authorized". Then orders that
-differ most from what was refused go first, so that a few of them find what is allowed.
+A provider that says how far its refusal reaches (`Scope`) is believed. Often it does not: a cloud whose policies forbid
+spot machines, all types but one, or a region answers each order with the same "not authorized". Then the offers that
+differ most from what was refused are tried first, so that a few orders find what is allowed.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from skyward.core.errors import (
     ConfigError,
     NoCapacity,
     PoolNotActive,
+    ProvisioningError,
     QuotaExceeded,
     SkywardError,
 )
@@ -23,12 +24,22 @@ from skyward.core.spec import Offer
 
 __all__ = ["Denials", "reaches"]
 
-_BEFORE_OTHERS = 2  # denials in one market of a region after which the other markets and regions get their turn
+_BEFORE_OTHERS = 2  # denials on one market (spot or not) of a region before other markets and regions are tried
 
 
 def reaches(error: SkywardError, refused: Offer | None, other: Offer | None) -> bool:
-    """Whether a refusal of one offer makes asking for another of the same provider pointless."""
-    scope = getattr(error, "scope", None)
+    """Whether another offer of the same provider would be refused too.
+
+    Parameters
+    ----------
+    error
+        Why an offer was refused.
+    refused
+        That offer; None where the provider makes none.
+    other
+        The offer in question.
+    """
+    scope = _scope(error)
     if refused is None or other is None:
         return _is_of_account(error, scope)
     if scope is not None:
@@ -37,6 +48,10 @@ def reaches(error: SkywardError, refused: Offer | None, other: Offer | None) -> 
         alike = _share(Scope.SPOT | Scope.REGION, refused, other) and refused.accelerator == other.accelerator
         return alike and (other.vcpus or 0) >= (refused.vcpus or 0)
     return _is_of_account(error, scope)
+
+
+def _scope(error: SkywardError) -> Scope | None:
+    return error.scope if isinstance(error, ProvisioningError) else None
 
 
 def _is_of_account(error: SkywardError, scope: Scope | None) -> bool:
@@ -59,7 +74,7 @@ def _region(offer: Offer) -> str | None:
 
 
 class Denials:
-    """What one provider has denied without saying what about it is forbidden."""
+    """Offers that one provider has denied without saying what about them is forbidden."""
 
     def __init__(self) -> None:
         self._counts: Counter[tuple[str, str | None, bool]] = Counter()
@@ -71,15 +86,15 @@ class Denials:
         return bool(self._counts)
 
     def add(self, error: SkywardError, offer: Offer | None) -> None:
-        """Note a refusal, if it is one of these: neither a want of machines nor one whose reach is known."""
-        scope = getattr(error, "scope", None)
+        """Count a refusal, unless it is for lack of capacity or quota, or says itself how far it reaches."""
+        scope = _scope(error)
         if offer is None or isinstance(error, (NoCapacity, QuotaExceeded, CloudError)):
             return
         if scope is Scope.OFFER or (scope is None and not _is_of_account(error, scope)):
             self._counts.update(_marks(offer))
 
     def rank(self, offer: Offer | None) -> tuple[int, int, int]:
-        """The smaller, the more an offer differs from those that were denied."""
+        """Sort key of an offer: the smaller, the more it differs from those that were denied."""
         if offer is None:
             return (0, 0, 0)
         place, kind, zone = (self._counts[mark] for mark in _marks(offer))

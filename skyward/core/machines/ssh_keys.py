@@ -1,4 +1,4 @@
-"""SSH keys of our own: made for one pool, never reused."""
+"""Makes SSH keys, each for one pool or machine and never reused."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ __all__ = ["make_key"]
 
 
 def make_key(comment: str) -> KeyPair:
-    """A new ed25519 key without a passphrase."""
-    # Some 7 MB, which a pool that rents nothing does without.
+    """Make an ed25519 key without a passphrase."""
+    # Some 7 MB, not loaded by a pool that rents nothing.
     from cryptography.hazmat.primitives import serialization  # noqa: PLC0415
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey  # noqa: PLC0415
 

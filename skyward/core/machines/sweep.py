@@ -1,4 +1,4 @@
-"""Gives back all that a pool has left at a provider, whoever bought it. Blocks; used where no pool is open."""
+"""Terminates everything that a pool has left at a provider, whoever bought it. Blocks; used where no pool is open."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from skyward.core.spec import MachineId, MachineState
 __all__ = ["sweep"]
 
 _log = logging.getLogger("skyward.sweep")
-_EMPTY = 2  # looks in a row that must show nothing: an API's servers need not all know the same at once
-_AGAIN = 60.0  # seconds after which a machine that is still there is ended again
+_EMPTY = 2  # polls in a row that must show nothing: an API's servers need not all know the same at once
+_AGAIN = 60.0  # seconds after which a machine that is still there is terminated again
 
 
 def sweep(
@@ -26,35 +26,37 @@ def sweep(
     *,
     listing_delay: float = 0.0,
     limit: float = 900.0,
-    tell: Callable[[str], None] = _log.info,
+    report: Callable[[str], None] = _log.info,
 ) -> list[MachineId]:
-    """End every machine that carries the tag and remove the rest; returns when looks show that nothing is left.
+    """Terminate every machine that carries the tag and remove the rest; returns when polls show that nothing is left.
 
     Parameters
     ----------
+    provider, tag
+        Where to look, and for which pool.
     ledger
-        Told which machines are gone, as soon as they are.
+        Records which machines are gone, as soon as they are.
     listing_delay
-        Seconds from now on for which a look that shows nothing is not believed, since what was ordered a moment ago may
+        Seconds from now for which a poll that shows nothing is not believed, since what was ordered a moment ago may
         not be shown yet.
     limit
-        Seconds after which it gives up.
-    tell
-        Told what is done, a line at a time.
+        Seconds after which to give up.
+    report
+        Called with a line for each thing that is done.
 
     Returns
     -------
     list of str
-        Ids of the machines that were ended.
+        Ids of the machines that were terminated.
 
     Raises
     ------
     ProvisioningError
-        Something could not be ended; what, and why.
+        Something could not be terminated; the message says what, and why.
     """
     begun = time.monotonic()
-    ended: dict[MachineId, float] = {}  # when each was ended last
-    what, trouble, empty = "what it has", "", 0
+    ended: dict[MachineId, float] = {}  # when each was last terminated
+    what, trouble, empty = "the machines", "", 0
     while True:
         try:
             shown = provider.machines(tag)
@@ -65,20 +67,20 @@ def sweep(
                 ledger.ended(provider.name, [machine.id for machine in shown if machine.state is MachineState.GONE])
             if due := [id for id in left if now - ended.get(id, -math.inf) >= _AGAIN]:
                 what = ", ".join(left)
-                tell(f"{provider.name}: ending {', '.join(due)}")
+                report(f"{provider.name}: terminating {', '.join(due)}")
                 provider.destroy(due)
                 ended.update(dict.fromkeys(due, now))
                 if ledger is not None:
                     ledger.ended(provider.name, due)
             elif empty >= _EMPTY and now - begun >= listing_delay:
-                what = "what else carries the tag"
+                what = "other resources"
                 provider.clear(tag)
                 return list(ended)
-        except CloudError as error:  # not reached, or refused for now, as while a machine is still being made
+        except CloudError as error:  # not reached, or refused for now, as while a machine is still being created
             if str(error) != trouble:
-                tell(f"{error}; trying again")
+                report(f"{error}; retrying")
             trouble = str(error)
         if time.monotonic() - begun > max(limit, listing_delay):
             reason = trouble or "it is still shown"
-            raise ProvisioningError(f"{provider.name}: can't end {what} of {tag} within {limit:g} s: {reason}")
+            raise ProvisioningError(f"{provider.name}: can't terminate {what} of {tag} within {limit:g} s: {reason}")
         time.sleep(provider.poll)

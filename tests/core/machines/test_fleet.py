@@ -64,7 +64,7 @@ def test_a_rented_machine_is_looked_at_until_it_has_an_address_and_until_it_is_g
     assert not it.done
     it.handle(f.Tick(), 7.0)
     assert it.handle(f.Seen(0, []), 7.5) == []
-    assert it.left() == [("cloud", "m1")]  # one look may be wrong
+    assert it.left().machines == [("cloud", "m1")]  # one look may be wrong
     it.handle(f.Tick(), 10.0)
     assert not it.done
     assert it.handle(f.Seen(0, []), 10.5) == []  # nor does it count before all that was ordered is surely shown
@@ -295,7 +295,7 @@ def test_a_source_that_may_not_be_looked_at_is_given_up() -> None:
     for now in (1.0, 3.0, 7.0):
         told += it.handle(f.NotSeen(0, AuthFailed("may not list")), now)
         it.handle(f.Tick(), now + 1.0)
-    assert "can't see its machines: may not list" in of(told, f.Report)[0].text
+    assert "can't list its machines: may not list" in of(told, f.Report)[0].text
     assert of(told, f.Destroy) == [f.Destroy(0, ["m1"])]
     assert it.settled
     assert it.count == 0
@@ -322,7 +322,7 @@ def test_a_look_that_fails_is_told_once_and_made_again() -> None:
     for now in range(40, 80, 2):
         told += it.handle(f.NotSeen(0, CloudError("503")), float(now))
         it.handle(f.Tick(), now + 1.0)
-    assert [tell.text for tell in of(told, f.Report)] == ["cloud: can't see its machines: 503; trying on"]
+    assert [tell.text for tell in of(told, f.Report)] == ["cloud: can't list its machines: 503; retrying"]
     assert it.count == 1
 
 
@@ -416,9 +416,9 @@ def test_credentials_that_have_ended_end_the_wait_and_what_is_left_is_known() ->
         it.handle(f.Tick(), now + 1.0)
     assert it.done
     assert it.next_tick(105.0) is None
-    assert it.left() == [("cloud", "m1")]
-    assert it.left_price() == SMALL.price
-    assert [(name, str(error)) for name, error in it.given_up] == [("cloud", "expired")]
+    assert it.left().machines == [("cloud", "m1")]
+    assert it.left().price == SMALL.price
+    assert [(name, str(error)) for name, error in it.left().given_up] == [("cloud", "expired")]
 
 
 def test_who_may_not_look_may_end_machines_all_the_same() -> None:
@@ -428,7 +428,7 @@ def test_who_may_not_look_may_end_machines_all_the_same() -> None:
     it.handle(f.Stop(), 100.0)
     for now in (101.0, 103.0, 106.0):
         it.handle(f.NotSeen(0, AuthFailed("may not list")), now)
-    assert it.given_up
+    assert it.left().given_up
     assert not it.done, "a machine that still serves was never tried to be ended"
     assert it.handle(f.Lost(0, "m1"), 107.0) == [f.Destroy(0, ["m1"])]
     it.handle(f.Destroyed(0, ["m1"]), 108.0)
@@ -446,7 +446,7 @@ def test_a_machine_that_was_not_destroyed_is_not_forgotten() -> None:
     for now in (103.0, 106.0, 109.0):
         it.handle(f.Tick(), now)
         it.handle(f.Seen(0, []), now + 1.0)
-    assert it.left() == [("cloud", "m1")]
+    assert it.left().machines == [("cloud", "m1")]
     it.handle(f.NotDestroyed(0, ["m1"], CloudError("503")), 111.0)
     assert of(it.handle(f.Tick(), 112.0), f.Destroy) == [f.Destroy(0, ["m1"])]
 
@@ -580,7 +580,9 @@ class World:
                             self.alive[source].pop(id, None)
                     self.tell(f.Destroyed(source, ids))
             case f.Clear(source):
-                own = [id for id, (_, order) in self.alive[source].items() if self.fleet._placed[order] == source]
+                own = [
+                    id for id, (_, order) in self.alive[source].items() if self.fleet._orders.placed[order] == source
+                ]
                 assert not own, "cleared while machines live"
                 failures = {"fail": CloudError("x"), "auth": AuthFailed("x")}
                 self.tell(f.NotCleared(source, failures[how]) if how in failures else f.Cleared(source))
@@ -667,8 +669,8 @@ def test_whenever_credentials_end_the_wait_is_short_and_all_that_is_left_is_told
     begun = world.now
     assert world.run_until(lambda: world.fleet.done, "auth")
     assert world.now - begun < 60.0, "and not the 900 s after which everything is given up"
-    told = {id for _, id in world.fleet.left()}
-    given_up = {name for name, _ in world.fleet.given_up}
+    told = {id for _, id in world.fleet.left().machines}
+    given_up = {name for name, _ in world.fleet.left().given_up}
     for source, alive in zip(sources, world.alive, strict=True):
         if source.rented:
             assert source.name in given_up or not alive

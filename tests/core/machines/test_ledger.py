@@ -88,7 +88,8 @@ def test_a_place_that_cant_be_written_is_an_error_before_anything_is_bought(tmp_
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "ledger.sqlite").write_text("no database at all, " * 50)
     for folder in (tmp_path / "file" / "state", tmp_path / "a", tmp_path / "b"):
-        with pytest.raises(ConfigError, match=r"(?s)can't write .*ledger\.sqlite.*nothing is bought.*SKYWARD_STATE"):
+        words = r"(?s)can't record purchases .*ledger\.sqlite.*nothing is bought.*SKYWARD_STATE"
+        with pytest.raises(ConfigError, match=words):
             Ledger(folder)
 
 
@@ -158,7 +159,7 @@ def test_a_pool_that_cant_be_written_down_leaves_no_key(ledger: Ledger) -> None:
     db = sqlite3.connect(ledger.path)
     db.execute("DROP TABLE pools")
     db.close()
-    with pytest.raises(ConfigError, match=r"(?s)can't write .*no such table.*nothing is bought"):
+    with pytest.raises(ConfigError, match=r"(?s)can't record purchases .*no such table.*nothing is bought"):
         ledger.open_pool("sky-1", [], KEY)
     assert not ledger.key_path("sky-1").exists()
 

@@ -81,10 +81,10 @@ def test_an_unknown_price_is_above_any_limit() -> None:
 @pytest.mark.parametrize(
     ("wanted", "allocation", "words"),
     [
-        (Resources(machine="cpu8"), "cheapest", "no machine='cpu8'; the nearest names are 'cpu4'"),
-        (Resources(accelerator="H100"), "cheapest", "nobody offers accelerator='H100'; the nearest are 'NVIDIA A100"),
-        (Resources(accelerator="A100:16"), "cheapest", "the most is 8: accelerator='A100:8'"),
-        (Resources(max_price=0.01), "cheapest", r"max_price=0.01 is below all; the cheapest is cpu4 spot, \$0.03/h"),
+        (Resources(machine="cpu8"), "cheapest", "no offer has machine='cpu8'; the closest names are 'cpu4'"),
+        (Resources(accelerator="H100"), "cheapest", "no offer has accelerator='H100'; the closest are 'NVIDIA A100"),
+        (Resources(accelerator="A100:16"), "cheapest", "the maximum is 8: accelerator='A100:8'"),
+        (Resources(max_price=0.01), "cheapest", r"\(max_price=0.01\); the cheapest is cpu4 spot, \$0.03/h"),
         (Resources(machine="cpu4", vcpus=64), "cheapest", "no machine has all of this at once"),
         (Resources(machine="1A100"), "always-spot", "is a spot machine"),
     ],
@@ -97,7 +97,7 @@ def test_what_is_nearest(wanted: Resources, allocation: str, words: str) -> None
 
 def test_without_any_accelerator_there_is_no_nearest() -> None:
     said = nearest([CPU_SPOT], Resources(accelerator="H100"), "cheapest")
-    assert said == "nobody offers accelerator='H100', nor any other accelerator"
+    assert said == "no offer has accelerator='H100', or any other accelerator"
 
 
 OFFER = st.builds(

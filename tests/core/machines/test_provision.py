@@ -17,7 +17,6 @@ import pytest
 
 from skyward.core import registry
 from skyward.core.errors import (
-    AuthFailed,
     HostUnreachable,
     NodeLost,
     PackagesFailed,
@@ -29,7 +28,8 @@ from skyward.core.interfaces import Output, Trait
 from skyward.core.ioloop import IOThread
 from skyward.core.machines.fleet import Fleet
 from skyward.core.machines.fleet_events import Command, Event
-from skyward.core.machines.provision import Plan, Provisioner
+from skyward.core.machines.plan import Plan
+from skyward.core.machines.provision import Provisioner
 from skyward.core.machines.reaper import dismiss
 from skyward.core.nodes.bootstrap_scripts import BUILD, INSPECT
 from skyward.core.nodes.timing import Timing
@@ -217,7 +217,7 @@ def test_a_ledger_that_cant_be_written_does_not_hide_the_blocks_result(
     starting.cancel()
     fixture.close()
     assert cloud.left() == []
-    assert "all is given back, but" in notes[-1].text
+    assert "all machines are terminated, but" in notes[-1].text
     assert notes[-1].warning
     assert purse._reaper.returncode == 0
 
@@ -365,22 +365,6 @@ def test_a_provider_that_raises_anything_does_not_end_the_upkeep() -> None:
     fixture.close()
 
 
-@pytest.mark.parametrize("wrong", [None, ["a machine"], 5])
-def test_a_provider_that_returns_anything_is_told_so(wrong: Any) -> None:
-    """At once, with its name and what it returned."""
-
-    class Wrong(MemoryProvider):
-        def create(self, order: Order) -> Any:
-            return wrong
-
-    fixture = Fixture(Wrong(), nodes=1)
-    with pytest.raises(
-        ProvisioningError, match=r"memory: TypeError: it returned .* in the place of a list of Machines"
-    ):
-        fixture.start().result(10)
-    fixture.close()
-
-
 def test_a_provider_that_exits_does_not_take_the_loop_along() -> None:
     class Exits(MemoryProvider):
         def create(self, order: Order) -> Any:
@@ -406,7 +390,7 @@ def test_an_error_in_the_upkeep_is_said_and_nobody_waits_for_nodes() -> None:
         raise KeyError("upkeep")
 
     fixture.io.post(lambda: fixture.provisioner._errand(fail()))
-    with pytest.raises(ProvisioningError, match="unexpected error in the upkeep of the nodes: KeyError: 'upkeep'"):
+    with pytest.raises(ProvisioningError, match="unexpected error while managing the nodes: KeyError: 'upkeep'"):
         starting.result(10)
     assert any("KeyError: 'upkeep'" in note for note in notes)
     provider.gate.set()
@@ -567,7 +551,7 @@ def test_what_is_bought_and_given_back_is_told(ward: Ward) -> None:
     fixture.close()
     assert [note.text for note in notes][:2] == [
         "folder: ordering 3 x small spot in drawer, $0.12/h, $0.36/h in all",
-        "giving back 3 machine(s) of tag",
+        "terminating 3 machine(s) of tag",
     ]
     assert machines[0] == Machines(ordered=3)
     assert Machines(ending=3) in machines
@@ -588,34 +572,9 @@ def test_credentials_that_have_ended_end_the_wait_and_what_is_left_is_told(ward:
     dismiss(purse._reaper)
     assert notes[-1].warning
     assert notes[-1].text == (
-        "could not give back m-tag-1 at folder, m-tag-2 at folder; it may still cost, about $0.24/h. "
-        "folder refuses the credentials: the key was refused. With credentials that may end it: skyward down tag. "
-        "A process that stands by tries it too when this program has ended"
+        "could not terminate m-tag-1 at folder, m-tag-2 at folder; it may still cost about $0.24/h. "
+        "folder refuses the credentials: the key was refused. "
+        "With credentials that may terminate it, run: skyward down tag. "
+        "A background process also keeps trying once this program has ended"
     )
     assert [entry.ended for entry in purse.ledger.machines("tag")] == [None, None]
-
-
-def test_errors_name_their_provider_once(ward: Ward) -> None:
-    """Mostly they begin with it."""
-    (Path(ward.folder) / "locked").touch()
-    fixture = Fixture(ward, ward, nodes=1)
-    notes = _hear(fixture, Note)
-    with pytest.raises(AuthFailed):
-        fixture.start().result(10)
-    fixture.close()
-    assert [note.text for note in notes] == ["folder: the key was refused"] * 2
-
-
-@pytest.mark.parametrize(
-    ("most", "host", "has"), [(1, "10.0.0.1", False), (2, "10.0.0.1", True), (2, "127.0.0.1", False)]
-)
-def test_only_nodes_that_have_others_elsewhere_are_given_an_identity(most: int, host: str, has: bool) -> None:
-    """So no port is opened on the node of a pool of one, nor on this machine, where sending costs nothing."""
-    plan = Plan([], Nodes(1, most), Order("sky-1", most, Resources()), Image(), SETUP, QUICK)
-    provisioner = Provisioner(plan, None, Events())  # type: ignore[arg-type]
-    machine = Machine("m", Endpoint("ssh", host), "m")
-    identity = provisioner._identity(machine, "node-1")
-    assert (identity is not None) is has
-    if identity is not None:
-        assert identity["host"] == host
-        assert identity["authority"] == provisioner._identity(machine, "node-2")["authority"]

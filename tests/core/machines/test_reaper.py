@@ -187,7 +187,7 @@ def test_an_api_that_is_down_is_asked_until_it_answers(drive: Callable[..., Driv
     fault.touch()
     driver.kill(signal.SIGKILL)
     end = time.monotonic() + 20
-    while "trying again" not in driver.log:
+    while "retrying" not in driver.log:
         assert time.monotonic() < end
         time.sleep(0.01)
     fault.unlink()
@@ -333,7 +333,7 @@ def test_a_machine_that_was_never_shown_keeps_the_pool_in_the_ledger(
     ledger.made("folder", [*cloud.machines("sky-1"), elsewhere])
     reaper._clean_up("sky-1", tmp_path / "state", [cloud])
     assert cloud.left() == []
-    assert "m-7 at folder: not shown by any provider" in capsys.readouterr().out
+    assert "m-7 at folder: no provider lists it" in capsys.readouterr().out
     assert [pool.tag for pool in ledger.pools()] == ["sky-1"]
     assert [entry.id for entry in ledger.machines() if entry.ended is None] == ["m-7"]
 

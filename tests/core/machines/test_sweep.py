@@ -30,9 +30,9 @@ def test_all_of_the_pool_is_ended_and_nothing_else(cloud: FolderCloud) -> None:
     cloud.create(order("b"))
     cloud.create(order("c", "sky-2"))
     told: list[str] = []
-    assert sweep(cloud, "sky-1", tell=told.append) == ["m-a", "m-b"]
+    assert sweep(cloud, "sky-1", report=told.append) == ["m-a", "m-b"]
     assert cloud.left() == ["groups/sky-2", "machines/m-c"]
-    assert told == ["folder: ending m-a, m-b"]
+    assert told == ["folder: terminating m-a, m-b"]
     assert sweep(cloud, "sky-1") == []
 
 
@@ -58,10 +58,10 @@ def test_a_refusal_for_now_is_met_with_patience(cloud: FolderCloud, tmp_path: Pa
             if ("can't be ended" if fault.name == "sticky" else "is down") in text:
                 fault.unlink()
 
-    assert sweep(cloud, "sky-1", tell=tell) == ["m-a"]
-    assert [text for text in told if "trying again" in text] == [
-        "folder: the API is down; trying again",
-        "folder: it can't be ended yet; trying again",
+    assert sweep(cloud, "sky-1", report=tell) == ["m-a"]
+    assert [text for text in told if "retrying" in text] == [
+        "folder: the API is down; retrying",
+        "folder: it can't be ended yet; retrying",
     ]
     assert cloud.left() == []
 
@@ -70,7 +70,7 @@ def test_it_gives_up_and_says_what_is_left(cloud: FolderCloud, tmp_path: Path) -
     cloud.create(order("a"))
     (tmp_path / "sticky").touch()
     with pytest.raises(
-        ProvisioningError, match=r"can't end m-a of sky-1 within 0\.1 s: .*can't be ended yet"
+        ProvisioningError, match=r"can't terminate m-a of sky-1 within 0\.1 s: .*can't be ended yet"
     ) as caught:
         sweep(cloud, "sky-1", limit=0.1)
     assert not isinstance(caught.value, CloudError), "there is no use in calling it again at once"

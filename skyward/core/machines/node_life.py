@@ -1,0 +1,184 @@
+"""One machine as a node: connects to it, prepares it, and keeps up the session until that ends."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from skyward.core.events import Events, NodeStep
+from skyward.core.interfaces import Trait
+from skyward.core.machines.plan import Plan
+from skyward.core.nodes.connector import Connector
+from skyward.core.nodes.session import Session, SessionHandler
+from skyward.core.payload.shared_file import CAN_SHARE
+from skyward.core.protocol.messages import Ready
+from skyward.core.spec import Machine
+
+if TYPE_CHECKING:
+    from skyward.core.machines.buyer import Buyer
+    from skyward.core.nodes.certificates import Authority
+
+__all__ = ["Identities", "NodeLife", "NodeOwner", "Shared"]
+
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+class NodeOwner(Protocol):
+    """Hears of the nodes' lives: the provisioner. Called from the event loop; must not block."""
+
+    def node_ready(self, life: NodeLife, message: Ready) -> None:
+        """Take note that slots have started, or can't start, or can't be restarted any more."""
+        ...
+
+    def node_doubted(self, life: NodeLife) -> None:
+        """Take note that a link broke: the provider may know better what became of the machine."""
+        ...
+
+    def link_patience(self, life: NodeLife) -> float:
+        """Seconds for which a node may be without a link."""
+        ...
+
+
+class Identities:
+    """Certificates by which the nodes of a pool know each other.
+
+    Parameters
+    ----------
+    tag
+        The pool's.
+    max_nodes
+        How many nodes the pool may have.
+    """
+
+    def __init__(self, tag: str, max_nodes: int) -> None:
+        self._tag = tag
+        self._max_nodes = max_nodes
+        self._authority: Authority | None = None
+
+    def of(self, name: str, machine: Machine) -> dict[str, str] | None:
+        """A node's identity; None if no other node can be elsewhere, and so need not connect to it."""
+        assert machine.endpoint is not None
+        host = machine.endpoint.host
+        if self._max_nodes == 1 or host in _LOOPBACK:
+            return None  # the driver sends everything itself, which costs less, and no port is opened
+        if self._authority is None:
+            from skyward.core.nodes.certificates import Authority  # noqa: PLC0415
+
+            self._authority = Authority(self._tag)
+        return {"authority": self._authority.certificate, "certificate": self._authority.issue(name), "host": host}
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What all nodes of a pool have in common.
+
+    Attributes
+    ----------
+    plan
+        What the pool wants.
+    events
+        Who hears of the nodes' progress.
+    owner
+        Who hears of the nodes' lives.
+    handler
+        Receives the nodes' messages.
+    identities
+        The pool's.
+    """
+
+    plan: Plan
+    events: Events
+    owner: NodeOwner
+    handler: SessionHandler
+    identities: Identities
+
+
+class NodeLife:
+    """A machine from when it has an address until its session ends. Lives in the event loop.
+
+    Parameters
+    ----------
+    name
+        The node's.
+    source, machine
+        Number of the provider, and its machine.
+    shared
+        What it has in common with the pool's other nodes.
+    buyer
+        Has the machine's keys; None where the machine is not rented.
+
+    Attributes
+    ----------
+    session
+        Once the machine is prepared.
+    is_ready, slots
+        Whether the slots have started, and how many there are.
+    reason
+        Why it was abandoned.
+    """
+
+    def __init__(self, name: str, source: int, machine: Machine, shared: Shared, buyer: Buyer | None) -> None:
+        self.name = name
+        self.source = source
+        self.machine = machine
+        self.session: Session | None = None
+        self.is_ready, self.slots = False, 0
+        self.reason: str | None = None
+        self._shared = shared
+        self._buyer = buyer
+        self.serving = asyncio.create_task(self._serve())
+        """Returns why the node was lost, or None when the pool ended it. May be cancelled."""
+
+    def __repr__(self) -> str:
+        return f"<NodeLife {self.name} on {self.machine.name}: {self.session or 'being prepared'}>"
+
+    def abandon(self, reason: str) -> None:
+        """End it: its provider says that the machine has ended."""
+        self.reason = reason
+        self.serving.cancel()
+
+    async def _serve(self) -> str | None:
+        plan, machine, patience = self._shared.plan, self.machine, 0.0
+        rental = plan.rental(self.source)
+        if self._buyer is not None and rental is not None:
+            machine, patience = self._buyer.with_keys(machine), rental.patience
+        connector = Connector(
+            machine,
+            plan.image,
+            orphan_timeout=plan.order.orphan_timeout,
+            patience=patience,
+            on_step=lambda step: self._shared.events.emit(NodeStep(self.name, step)),
+            on_doubt=lambda: self._shared.owner.node_doubted(self),
+        )
+        try:
+            secret = await connector.prepare()
+            self.session = self._make_session(connector, secret)
+            limit = asyncio.get_running_loop().call_later(plan.timing.ready, self._too_late, self.session)
+            try:
+                return await self.session.run()
+            finally:
+                limit.cancel()
+        finally:
+            await connector.close()
+
+    def _make_session(self, connector: Connector, secret: bytes) -> Session:
+        plan, owner = self._shared.plan, self._shared.owner
+        here = Trait.DRIVER_ENVIRONMENT in plan.providers[self.source].traits
+        identity = self._shared.identities.of(self.name, self.machine)
+        return Session(
+            self.name,
+            connector.open,
+            secret,
+            plan.setup._replace(node=self.name, shares=here and CAN_SHARE, identity=identity),
+            self._shared.handler,
+            lambda _, message: owner.node_ready(self, message),
+            plan.timing,
+            connector.stripes,
+            lambda: owner.link_patience(self),
+        )
+
+    def _too_late(self, session: Session) -> None:
+        """Give up an agent whose slots hang, in an import say: it goes on to answer, and is of no use."""
+        if not self.is_ready:
+            session.abandon(f"its workers did not start within {self._shared.plan.timing.ready:g} s")

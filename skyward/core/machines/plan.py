@@ -1,0 +1,52 @@
+"""What a pool wants of its `Provisioner`, as one value."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+from skyward.core.interfaces import Provider, Rental, Trait
+from skyward.core.nodes.timing import Timing
+from skyward.core.protocol.messages import Setup
+from skyward.core.spec import Image, Nodes, Order
+
+__all__ = ["Plan"]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a pool wants.
+
+    Attributes
+    ----------
+    providers
+        Asked in order, the next one when one has nothing.
+    nodes
+        How many.
+    order
+        What each order has in common: the pool's tag, the resources, which offers to take.
+    image
+        What each node's environment holds.
+    setup
+        What each agent is sent first; the node's name is filled in.
+    timing
+        Of the sessions.
+    """
+
+    providers: Sequence[Provider]
+    nodes: Nodes
+    order: Order
+    image: Image
+    setup: Setup
+    timing: Timing
+
+    @property
+    def rentals(self) -> list[Rental]:
+        """The providers whose machines cost money."""
+        return [rental for source in range(len(self.providers)) if (rental := self.rental(source)) is not None]
+
+    def rental(self, source: int) -> Rental | None:
+        """The provider of this number, if its machines cost money."""
+        provider = self.providers[source]
+        return cast("Rental", provider) if Trait.RENTED in provider.traits else None

@@ -1,0 +1,102 @@
+"""Offers of all providers, in the order in which to try them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import ClassVar
+
+import pytest
+
+from skyward.core.errors import AuthFailed, NoOffer, SkywardError
+from skyward.core.interfaces import Provider, Trait
+from skyward.core.machines.candidates import find_candidates
+from skyward.core.machines.fleet_events import Candidate
+from skyward.core.machines.plan import Plan
+from skyward.core.machines.provider_calls import ProviderCalls
+from skyward.core.spec import Image, Machine, MachineId, Nodes, Offer, Offers, Order, Resources
+from tests.core.memory_agent import QUICK, SETUP
+
+
+class Shop:
+    """Offers, and nothing else."""
+
+    name: ClassVar[str] = "shop"
+    traits: ClassVar[frozenset[Trait]] = frozenset({Trait.RENTED})
+
+    def __init__(self, offers: Sequence[Offer] | SkywardError) -> None:
+        self._offers = offers
+
+    def offers(self, resources: Resources) -> Sequence[Offer]:
+        if isinstance(self._offers, SkywardError):
+            raise self._offers
+        return self._offers
+
+    def create(self, order: Order) -> Sequence[Machine]:
+        raise NotImplementedError
+
+    def machines(self, tag: str) -> Sequence[Machine]:
+        raise NotImplementedError
+
+    def destroy(self, ids: Sequence[MachineId]) -> None:
+        raise NotImplementedError
+
+
+class Hosts(Shop):
+    name: ClassVar[str] = "hosts"
+    traits: ClassVar[frozenset[Trait]] = frozenset()
+
+
+CHEAP, DEAR = Offer("cheap", vcpus=2, price=1.0), Offer("dear", vcpus=2, price=2.0)
+DENIED = AuthFailed("shop: no credentials")
+
+
+def find(*providers: Provider, allocation: str = "on-demand", **wanted: int) -> tuple[list[Candidate], list[str]]:
+    order = replace(Order("tag", 1, Resources(**wanted)), allocation=allocation)
+    plan = Plan(providers, Nodes(1, 1), order, Image(), SETUP, QUICK)
+    warnings: list[str] = []
+
+    async def main() -> list[Candidate]:
+        calls = ProviderCalls()
+        try:
+            return await find_candidates(plan, calls, warnings.append)
+        finally:
+            calls.close()
+
+    return asyncio.run(main()), warnings
+
+
+def test_providers_are_asked_in_order_and_each_ones_offers_sorted() -> None:
+    found, warnings = find(Shop([DEAR]), Shop([DEAR, CHEAP]))
+    assert found == [Candidate(0, DEAR), Candidate(1, CHEAP), Candidate(1, DEAR)]
+    assert warnings == []
+
+
+def test_cheapest_means_of_all_providers() -> None:
+    found, _ = find(Shop([DEAR]), Shop([CHEAP]), allocation="cheapest")
+    assert found == [Candidate(1, CHEAP), Candidate(0, DEAR)]
+
+
+def test_what_is_not_rented_makes_no_offers_and_can_be_ordered() -> None:
+    assert find(Hosts(DENIED))[0] == [Candidate(0, None)]
+
+
+def test_one_that_refuses_is_named_once_and_the_others_are_used() -> None:
+    found, warnings = find(Shop(DENIED), Shop([CHEAP]))
+    assert found == [Candidate(1, CHEAP)]
+    assert warnings == ["shop: no credentials"]
+
+
+def test_a_region_that_refuses_is_named_beside_the_offers_of_others() -> None:
+    found, warnings = find(Shop(Offers([CHEAP], [DENIED])))
+    assert found == [Candidate(0, CHEAP)]
+    assert warnings == ["shop: no credentials"]
+
+
+def test_when_nothing_can_be_ordered_the_first_reason_is_raised() -> None:
+    with pytest.raises(AuthFailed) as caught:
+        find(Shop(DENIED), Shop([]))
+    assert caught.value is DENIED
+    with pytest.raises(NoOffer, match="shop: no machine has all of this at once"):
+        find(Shop([CHEAP]), vcpus=64)
