@@ -11,13 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, settings
+
+import tests.examples  # noqa: F401 (the profiles of hypothesis)
 
 pytest_plugins = ["tests.lab.fixtures"]
-
-# How long an example takes says how busy the machine is.
-settings.register_profile("skyward", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("skyward")
 
 # Children would inherit what a shell's background jobs, and nohup, ignore.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -63,7 +63,8 @@ def lines(node: ast.stmt) -> int:
 
 
 def compare(found: Mapping[str, str], exceptions: Mapping[str, str]) -> None:
-    assert [f"{name}: {what}" for name, what in found.items() if name not in exceptions] == []
+    broken = [f"{name}: {what}" for name, what in found.items() if name not in exceptions]
+    assert not broken, "\n".join(["", *broken])
     assert [name for name in exceptions if name not in found] == [], "these exceptions are no longer needed"
 
 

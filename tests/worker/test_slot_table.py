@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from skyward.core.protocol.messages import Failure
 from skyward.worker.slot_table import Command, Fork, Kill, Settle, Start, Table, TakeBack
+from tests.examples import examples
 
 
 def test_first_come_first_served_in_a_slot_that_is_used_again() -> None:
@@ -359,4 +359,4 @@ class AnyOrder(RuleBasedStateMachine):
 
 
 TestAnyOrder = AnyOrder.TestCase
-TestAnyOrder.settings = settings(max_examples=100, stateful_step_count=40)
+TestAnyOrder.settings = examples(100, stateful_step_count=40)

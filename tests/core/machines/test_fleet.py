@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from skyward.core.errors import AuthFailed, CloudError, NoCapacity, ProvisioningError, QuotaExceeded
@@ -14,6 +14,7 @@ from skyward.core.machines import fleet_events as f
 from skyward.core.machines.fleet import Fleet
 from skyward.core.scope import Scope
 from skyward.core.spec import Endpoint, Machine, MachineState, Offer
+from tests.examples import examples
 
 SMALL, LARGE = Offer("small", vcpus=2, price=1.0), Offer("large", vcpus=8, price=2.0)
 SPOT = Offer("small", vcpus=2, price=0.3, spot=True)
@@ -649,7 +650,7 @@ BATCH = f.Source("batch", rented=True)
         ((BATCH, RENTED, RENTED), True),
     ],
 )
-@settings(max_examples=60)
+@examples(60)
 @given(wanted=st.integers(1, 4), steps=st.lists(STEPS, max_size=60))
 def test_whatever_happens_nothing_is_left(sources, shared, wanted, steps) -> None:
     world = World(wanted, sources, shared=shared)
@@ -660,7 +661,7 @@ def test_whatever_happens_nothing_is_left(sources, shared, wanted, steps) -> Non
 
 
 @pytest.mark.parametrize("sources", [(RENTED,), (BATCH,), (RENTED, HOSTS), (BATCH, RENTED)])
-@settings(max_examples=60)
+@examples(60)
 @given(wanted=st.integers(1, 4), steps=st.lists(STEPS, max_size=60))
 def test_whenever_credentials_end_the_wait_is_short_and_all_that_is_left_is_told(sources, wanted, steps) -> None:
     world = World(wanted, sources)
@@ -696,7 +697,7 @@ def live(world: World, steps) -> None:
                 world.alive[source].pop(id, None)
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(wanted=st.integers(1, 6), answers=st.lists(HOW, max_size=30))
 def test_when_providers_are_willing_all_that_is_wanted_comes(wanted, answers) -> None:
     world = World(wanted, (RENTED,))
@@ -708,7 +709,7 @@ def test_when_providers_are_willing_all_that_is_wanted_comes(wanted, answers) ->
 
 
 @pytest.mark.parametrize("shared", [False, True])
-@settings(max_examples=60)
+@examples(60)
 @given(wanted=st.integers(1, 5), stock=st.integers(0, 3), answers=st.lists(st.integers(0, 7), max_size=30))
 def test_two_sources_fill_what_is_wanted_and_then_all_is_calm(shared, wanted, stock, answers) -> None:
     """The first has so many machines, the second the rest; no more is bought, and nothing is exchanged."""

@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from skyward.core.errors import PayloadError
 from skyward.core.payload import memory_maps, pickling
+from tests.examples import examples
 
 SHAPE = (6, 4, 5)
 
@@ -44,7 +45,7 @@ def make(tmp_path: Path) -> Callable[..., Any]:
     return made
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(
     index=hnp.basic_indices(SHAPE, allow_newaxis=True),
     order=st.sampled_from("CF"),

@@ -8,11 +8,12 @@ from typing import Any
 
 import msgpack
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from skyward.core.errors import ProtocolError
 from skyward.core.protocol.envelopes import unpack
+from tests.examples import examples
 
 ATOMS = (
     st.none()
@@ -70,7 +71,7 @@ def test_what_would_take_much_memory_is_refused(packed: bytes) -> None:
 
 
 @given(data=st.binary(min_size=1025, max_size=3000))
-@settings(max_examples=60)
+@examples(60)
 def test_garbage_takes_memory_in_proportion_to_its_size(data: bytes) -> None:
     tracemalloc.start()
     try:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
 
 from skyward.core.protocol.roll_call import RollCall
+from tests.examples import examples
 
 
 def test_only_what_was_held_for_a_while_is_asked_for() -> None:
@@ -115,4 +115,4 @@ class Owner(RuleBasedStateMachine):
 
 
 TestOwner = Owner.TestCase
-TestOwner.settings = settings(max_examples=100, stateful_step_count=40)
+TestOwner.settings = examples(100, stateful_step_count=40)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import zstandard
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from skyward.core.errors import ProtocolError
@@ -38,6 +38,7 @@ from skyward.core.protocol.messages import (
 from skyward.core.protocol.states import TRANSITIONS
 from skyward.core.protocol.transfers import Outgoing
 from skyward.core.protocol.wire import VERSION, WHOLE, Lane, Limits, Received, Role, State, Wire
+from tests.examples import examples
 
 OWNER_MESSAGES = st.one_of(
     st.builds(Ping, st.floats(allow_nan=False)),
@@ -111,7 +112,7 @@ def test_names_that_are_not_utf8_travel_as_they_are(name: str, large: bool) -> N
 
 
 @given(garbage=st.lists(st.binary(min_size=1, max_size=200), min_size=1, max_size=20), greeted=st.booleans())
-@settings(max_examples=300)
+@examples(300)
 def test_garbage_raises_only_a_protocol_error(garbage: list[bytes], greeted: bool) -> None:
     """Whatever bytes come, nothing but ProtocolError comes out, and after it the wire takes nothing more."""
     worker = opened()[1] if greeted else Wire(Role.WORKER, secret=b"s", nonce=b"w")
@@ -128,7 +129,7 @@ def test_garbage_raises_only_a_protocol_error(garbage: list[bytes], greeted: boo
     where=st.integers(0, 10**6),
     change=st.integers(1, 255),
 )
-@settings(max_examples=300)
+@examples(300)
 def test_one_wrong_byte_raises_only_a_protocol_error(messages: Any, where: int, change: int) -> None:
     """A flipped byte in a good stream is a ProtocolError, or passes as another message or content; never a crash."""
     owner, worker = opened()
@@ -325,7 +326,7 @@ def test_a_message_that_began_on_the_first_stream_may_end_on_a_stripe() -> None:
         max_size=20,
     )
 )
-@settings(max_examples=300)
+@examples(300)
 def test_garbage_on_stripes_raises_only_a_protocol_error(garbage: list[tuple[int, bytes]]) -> None:
     """Also while a large message is arriving, whose pieces the garbage may hit."""
     worker = opened()[1]
@@ -583,7 +584,6 @@ def test_messages_survive_broken_links_once_each(plan: list[str], data: st.DataO
 
 
 @given(messages=st.lists(st.tuples(OWNER_MESSAGES, BUFFERS), max_size=8), sent=st.integers(0, 8))
-@settings(deadline=None)
 def test_a_later_link_brings_what_an_earlier_one_lost(messages: Any, sent: int) -> None:
     """Whether a message had become a piece, was large, or was never sent at all."""
     outbox, (lost, _) = Outbox(), opened()
@@ -645,7 +645,7 @@ def _resident() -> int:
 
 
 @given(frames=few_bytes_of_much())
-@settings(max_examples=15, deadline=None)
+@examples(15)
 def test_a_peer_makes_us_take_little_more_memory_than_it_sends(frames: list[bytes]) -> None:
     worker = opened()[1]
     sent = sum(map(len, frames))

@@ -18,11 +18,12 @@ from typing import Any
 
 import cloudpickle
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from skyward.core.results.rules import Refused
 from tests.core.results.hostile import Reduced, assemble, call, name, plain, read, text
+from tests.examples import examples
 
 np = pytest.importorskip("numpy")
 
@@ -186,7 +187,7 @@ SAMPLES = [
 ] + [CALLS[case]("/nowhere/mark") for case in ("os.system", "eval", "partial", "Popen")]
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(st.sampled_from(SAMPLES), st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), max_size=4))
 def test_whatever_is_changed_in_a_pickle_does_nothing(sample, changes):
     watch()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, get_args
 
 import pytest
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, precondition, rule
 
@@ -32,6 +31,7 @@ from skyward.core.tasks.schedule_events import (
     Withdraw,
     Withdrawn,
 )
+from tests.examples import examples
 
 
 class ScheduleMachine(RuleBasedStateMachine):
@@ -311,7 +311,7 @@ class ScheduleMachine(RuleBasedStateMachine):
         assert set(self.settled) == set(self.tasks)
 
 
-ScheduleMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=40)
+ScheduleMachine.TestCase.settings = examples(150, stateful_step_count=40)
 TestSchedule = ScheduleMachine.TestCase
 
 
