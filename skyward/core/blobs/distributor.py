@@ -9,7 +9,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from skyward.core.blobs import relay
 from skyward.core.blobs.holdings import NodeHoldings
@@ -50,17 +50,6 @@ class Distributor:
         self._listening: dict[str, tuple[Session, list[Any]]] = {}
         self._relay = relay.Relay()
         self._timer: asyncio.TimerHandle | None = None
-        self._handlers: dict[type, Callable[[Session, Any], None]] = {
-            messages.Kept: self._kept,
-            messages.Listening: self._introduce,
-            messages.Reached: self._reached,
-        }
-        self._actions: dict[type, Callable[[_Node, Any], None]] = {
-            relay.Give: self._give_rest,
-            relay.Fetch: self._fetch,
-            relay.Drop: self._drop,
-            relay.Free: self._free,
-        }
 
     def __repr__(self) -> str:
         return f"<Distributor over {len(self._nodes)} nodes; {self._relay}>"
@@ -98,7 +87,7 @@ class Distributor:
 
     def received(self, session: Session, message: Message) -> None:
         """Handle one of `ABOUT_BLOBS`, also from a node that does not accept tasks yet."""
-        self._handlers[type(message)](session, message)
+        self._MESSAGES[type(message)](self, session, message)
 
     def _kept(self, session: Session, message: messages.Kept) -> None:
         node = self._nodes.get(session.node)
@@ -129,12 +118,18 @@ class Distributor:
         for other, _ in others.values():
             other.send(messages.Peers({session.node: place}))
 
+    _MESSAGES: ClassVar[dict[type[Any], Callable[[Distributor, Session, Any], None]]] = {
+        messages.Kept: _kept,
+        messages.Listening: _introduce,
+        messages.Reached: _reached,
+    }
+
     # --- carrying out the plan ---
 
     def _carry_out(self, commands: Iterable[relay.Command]) -> None:
         for command in commands:
             if (node := self._nodes.get(command.node)) is not None:
-                self._actions[type(command)](node, command)
+                self._COMMANDS[type(command)](self, node, command)
         if self._timer is None and self._relay.busy:
             self._timer = asyncio.get_running_loop().call_later(_CHECK_EVERY, self._drop_late)
 
@@ -146,13 +141,18 @@ class Distributor:
         self._hold(command.peer, command.blob, size)
         node.session.send(messages.Fetch(command.blob, size, command.peer))
 
-    @staticmethod
-    def _drop(node: _Node, command: relay.Drop) -> None:
+    def _drop(self, node: _Node, command: relay.Drop) -> None:
         node.session.send(messages.Fetch(command.blob, 0, None))
 
-    @staticmethod
-    def _free(node: _Node, command: relay.Free) -> None:
+    def _free(self, node: _Node, command: relay.Free) -> None:
         node.blobs.release([command.blob])
+
+    _COMMANDS: ClassVar[dict[type[Any], Callable[[Distributor, _Node, Any], None]]] = {
+        relay.Give: _give_rest,
+        relay.Fetch: _fetch,
+        relay.Drop: _drop,
+        relay.Free: _free,
+    }
 
     @staticmethod
     def _give(node: _Node, blob: bytes, data: Snapshot, offset: int) -> None:

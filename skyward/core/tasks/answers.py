@@ -1,4 +1,4 @@
-"""From what a node says of a task to what its future gets: a result, or an exception with words that help."""
+"""Turns a node's answer about a task into a result, or an exception that tells the user what to do."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from skyward.core.tasks.schedule_events import Verdict
 
 __all__ = ["Answers", "take_files", "unanswered"]
 
-_OURS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # what this process is short of, whatever a node does
+_OURS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # shortages of this process, for which no node is to blame
 
 
 class Answers:
@@ -29,7 +29,7 @@ class Answers:
     Parameters
     ----------
     reader
-        Reads them as data; None to unpickle them, as one does with what one trusts.
+        Reads them as data; None to unpickle them, which is for trusted nodes.
     """
 
     def __init__(self, reader: Reader | None = None) -> None:
@@ -39,13 +39,21 @@ class Answers:
         return f"<Answers {'unpickled' if self._reader is None else self._reader}>"
 
     def result(self, whose: str, buffers: Sequence[Any]) -> tuple[Any, BaseException | None]:
-        """A result, or why there is none. `whose` is the task, for the error's text."""
+        """Return a result, or why there is none.
+
+        Parameters
+        ----------
+        whose
+            Names the task in errors.
+        buffers
+            The pickle and its out-of-band buffers.
+        """
         try:
             if self._reader is None:
                 return pickling.loads(buffers[0], buffers[1:]), None
             return self._reader.value(buffers[0], buffers[1:]), None
         except PayloadError as problem:
-            error = PayloadError(f"the result of {whose} is not taken: {problem}")
+            error = PayloadError(f"the result of {whose} is not accepted: {problem}")
             error.__cause__ = problem.__cause__
         except BaseException as problem:  # whatever the user's __setstate__ raises
             error = PayloadError(f"the result of {whose} can't be loaded here: {problem!r}")
@@ -53,9 +61,14 @@ class Answers:
         return None, error
 
     def failure(self, message: Failed, buffers: Sequence[Any], *, here: bool) -> BaseException:
-        """The exception that a task has raised, or that kept it from beginning.
+        """Return the exception that a task has raised, or that kept it from starting.
 
-        `here` says that the node uses this program's environment.
+        Parameters
+        ----------
+        message, buffers
+            The node's answer.
+        here
+            Whether the node uses this program's environment.
         """
         load = exceptions.load if self._reader is None else self._reader.error
         error = load(buffers[0])
@@ -63,16 +76,16 @@ class Answers:
             return error
         advice = missing_modules.advice(message.missing, here)
         if message.reason == Failure.UNLOADABLE.value:
-            told = PayloadError(f"{error}. {advice}")
-            told.__cause__ = error.__cause__
-            return told
+            advised = PayloadError(f"{error}. {advice}")
+            advised.__cause__ = error.__cause__
+            return advised
         if type(error) in (ImportError, ModuleNotFoundError):
             error.add_note(advice)
         return error
 
 
 def unanswered(job: Job, hopeless: str, lost: Mapping[str, str]) -> BaseException:
-    """What is raised for a task that no node answered.
+    """Return the exception for a task that no node answered.
 
     Parameters
     ----------
@@ -88,12 +101,12 @@ def unanswered(job: Job, hopeless: str, lost: Mapping[str, str]) -> BaseExceptio
     if job.verdict is Verdict.CRASHED and failed is not None:
         return WorkerCrashed(
             f"the worker process of {job.label} (task {job.id}) on {job.node} died: {detail}. "
-            "It was tried as often as Worker(attempts=...) allows"
+            "It was started as often as Worker(attempts=...) allows"
         )
     if job.verdict is Verdict.REFUSED and failed is not None:
         return WorkerCrashed(
-            f"no node can begin {job.label} (task {job.id}); {job.node} says: {detail}. "
-            "The others that are up, if any, have refused it too"
+            f"no node can start {job.label} (task {job.id}); {job.node} reports: {detail}. "
+            "All other nodes that are up, if any, have refused it too"
         )
     if job.verdict is Verdict.HOPELESS:
         return NodeLost(f"{job.label} (task {job.id}) can't run: {hopeless}")
@@ -103,10 +116,23 @@ def unanswered(job: Job, hopeless: str, lost: Mapping[str, str]) -> BaseExceptio
 
 
 def take_files(session: Session, message: Done, buffers: list[Filled]) -> tuple[Done | Failed, list[Filled]]:
-    """Put the content of files in the place of the buffers that a slot on this machine has left there."""
+    """Read the buffers of a result that a slot on this machine has left in files.
+
+    Parameters
+    ----------
+    session
+        The session of the node.
+    message, buffers
+        The answer, and the buffers that are not in files.
+
+    Returns
+    -------
+    tuple
+        The answer and all buffers; `Failed` if a file can't be read.
+    """
     task, seconds, name = message.task, message.seconds, session.node
     lost = Failure.CRASHED.value
-    if not session.shares:  # a machine elsewhere has no business with our files
+    if not session.shares:  # a node elsewhere must not read our files
         return Failed(task, seconds, lost, f"its result is in a file, but {name} is another machine"), []
     rest = iter(buffers[1:])
     count = len(buffers) - 1 + len(message.files)
@@ -116,7 +142,7 @@ def take_files(session: Session, message: Done, buffers: list[Filled]) -> tuple[
         remove(message.files.values())
         if error.errno not in _OURS:
             return Failed(task, seconds, lost, f"its result could not be read: {error}"), []
-        problem = PayloadError(  # the task did what it should: it must not run again
+        problem = PayloadError(  # the task itself succeeded and must not run again
             f"the result of task {task} on {name} can't be loaded here: {error}. Close files that are not needed, "
             "or raise the limit (ulimit -n) of the process that opened the pool"
         )

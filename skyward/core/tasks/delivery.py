@@ -1,8 +1,8 @@
-"""Hands results to those who wait for them, away from the I/O thread.
+"""Delivers results in threads other than the I/O thread.
 
-Completing a future runs other people's code: joblib's callback pulls the user's generator. It may be slow, and it may
-wait for results of another call. So each lane (one per call) has its turn in a thread of its own while it has
-something to deliver: the items of a lane come one after another, and no lane waits for another.
+Completing a future runs other people's code: joblib's callback advances the user's generator. That may be slow, and may
+wait for results of another call. So a lane (there is one for each group of tasks) is served by a thread of its own
+while it has something to deliver: the items of a lane are delivered one after another, and no lane waits for another.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from typing import Any
 __all__ = ["TOGETHER", "Delivery", "DeliveryQueue", "Errors"]
 
 TOGETHER = 0.2
-"""Seconds; what comes within them counts as having come at the same time."""
+"""Seconds within which items count as having arrived at the same time."""
 
 _log = logging.getLogger("skyward.delivery")
 
 
 class DeliveryQueue:
-    """Items of one call that are to be delivered one after another."""
+    """A lane: items of one group that are to be delivered one after another."""
 
     __slots__ = ("items", "out", "served")
 
     def __init__(self) -> None:
         self.items: deque[Any] = deque()
-        # What is expected, oldest first; for the thread that puts items. A plain dict finds its first entry ever later.
+        # Expected items, oldest first; for the thread that puts items. In a plain dict, finding the first gets slow.
         self.out: OrderedDict[int, Any] = OrderedDict()
-        self.served = False  # whether a thread has this lane in hand; guarded by Delivery's lock
+        self.served = False  # whether a thread serves this lane; guarded by Delivery's lock
 
 
 @dataclass(slots=True, eq=False)
@@ -45,16 +45,16 @@ class _Kept:
 
 
 class Errors:
-    """Errors that are kept back a moment: of several that come together, the first in order is to be met.
+    """Holds errors back for a moment, so that of several at the same time the first in order is delivered first.
 
-    For one thread only, which has a running loop.
+    To be used by one thread only, in a running event loop.
 
     Parameters
     ----------
     delivery
-        Where they go.
+        Where errors go.
     is_first
-        Whether nothing can be expected that should be met before an item.
+        Tells whether no item is expected that should be delivered before this one.
     """
 
     def __init__(self, delivery: Delivery, is_first: Callable[[Any], bool]) -> None:
@@ -63,7 +63,7 @@ class Errors:
         self._kept: dict[int, _Kept] = {}  # by the lane's id
 
     def put(self, lane: DeliveryQueue, item: object) -> None:
-        """Deliver an item; at once if it is the first, else when `review` finds that it is, or in a moment."""
+        """Deliver an item: at once if it is the first, else when `review` finds that it is, or after `TOGETHER`."""
         if (kept := self._kept.get(id(lane))) is not None:
             kept.items.append(item)
             kept.first = min(kept.first, item, key=self._delivery.order)
@@ -74,7 +74,7 @@ class Errors:
             self._kept[id(lane)] = _Kept(lane, [item], item, timer)
 
     def review(self, lane: DeliveryQueue) -> None:
-        """Something that was expected in this lane has come."""
+        """Check whether errors can be delivered now, since an item expected in this lane has arrived."""
         kept = self._kept.get(id(lane))
         if kept is not None and self._is_first(kept.first):
             self._deliver(id(lane))
@@ -86,13 +86,13 @@ class Errors:
             self._delivery.put(kept.lane, item)
 
     def flush(self) -> None:
-        """Deliver all, after the loop has ended."""
+        """Deliver all errors, after the loop has ended."""
         for key in list(self._kept):
             self._deliver(key)
 
 
 class Delivery:
-    """Threads that deliver lanes. They are made as needed and kept until `close`.
+    """Threads that serve lanes. They are started as needed and kept until `close`.
 
     Parameters
     ----------
@@ -101,37 +101,37 @@ class Delivery:
     name
         Prefix of the threads' names.
     order
-        A number of an item; those of a lane that are there at the same time come in the order of theirs.
+        Returns a number for an item; items of a lane that are ready at the same time are delivered in that order.
     """
 
     def __init__(self, deliver: Callable[[Any], None], name: str, order: Callable[[Any], int]) -> None:
         self._deliver = deliver
         self.order = order
         self._name = name
-        self._lock = threading.Lock()  # guards Lane.served against the last look at Lane.items, and _idle
+        self._lock = threading.Lock()  # guards _idle, and DeliveryQueue.served against a last check of its items
         self._lanes: queue.SimpleQueue[DeliveryQueue | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._idle = 0
 
     def put(self, lane: DeliveryQueue, item: object) -> None:
-        """Deliver an item after those that are in its lane; from any thread, never blocks."""
+        """Deliver an item after those already in its lane. Callable from any thread, never blocks."""
         lane.items.append(item)
         with self._lock:
             if lane.served:
                 return
             lane.served = True
             if self._idle > 0 or not self._add_thread():
-                self._idle -= 1  # below 0: one that is busy takes the lane when it is free
+                self._idle -= 1  # negative: a busy thread takes the lane when it is free
             if self._threads:
                 self._lanes.put(lane)
                 return
-        self._serve_lane(lane)  # better here than never
+        self._serve_lane(lane)  # no thread can be started
 
     def _add_thread(self) -> bool:
         thread = threading.Thread(target=self._serve, name=f"{self._name}-{len(self._threads)}", daemon=True)
         try:
             thread.start()
-        except RuntimeError:  # the interpreter is ending, or the system allows no more
+        except RuntimeError:  # the interpreter is shutting down, or the system allows no more threads
             return False
         self._threads.append(thread)
         return True
@@ -148,18 +148,18 @@ class Delivery:
                     lane.served = False
                     self._idle += 1
                     break
-            # Which answer came first is chance; whose error is met first shall not be, as far as that can be.
+            # Which answer arrives first is chance; whose error is raised first should not be, as far as possible.
             here = [lane.items.popleft() for _ in range(len(lane.items))]
             here.sort(key=self.order)
             here.reverse()
             while here:
                 try:
                     self._deliver(here.pop())
-                except BaseException:  # sys.exit() in a callback must not end the lane with its thread
+                except BaseException:  # sys.exit() in a callback must not end the thread, and with it the lane
                     _log.exception("a result could not be delivered")
 
     def close(self, timeout: float = 1.0) -> None:
-        """End the threads after what is in the lanes, waiting for each a while unless it is the caller."""
+        """End the threads once the lanes are empty; wait up to `timeout` seconds for each but the calling one."""
         for _ in self._threads:
             self._lanes.put(None)
         for thread in self._threads:

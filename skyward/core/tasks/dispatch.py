@@ -1,7 +1,7 @@
-"""From ``submit`` to a settled future: pickles in the caller's thread, decides in the I/O thread, delivers in a third.
+"""Runs calls on nodes: takes them from any thread, and carries out in the I/O thread what `Schedule` commands.
 
-The dispatcher carries out what `Schedule` commands, over the sessions of the nodes. It knows nothing of joblib, of
-machines or of how nodes come to be.
+Calls are pickled in the caller's thread (job_maker.py), and futures are completed in delivery threads (completion.py).
+The dispatcher knows nothing about joblib, machines, or where nodes come from.
 """
 
 from __future__ import annotations
@@ -11,90 +11,92 @@ import concurrent.futures
 import contextlib
 import itertools
 import logging
-import operator
 import os
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from skyward.core.blobs.array_cache import ArrayCache
 from skyward.core.blobs.distributor import ABOUT_BLOBS, Distributor
-from skyward.core.blobs.snapshots import Snapshot, Snapshots
-from skyward.core.errors import PayloadError, PoolNotActive, ProtocolError, TaskTimeout
-from skyward.core.events import Events, Note, Printed, TaskEnded, TasksQueued
+from skyward.core.blobs.snapshots import Snapshots
+from skyward.core.errors import PayloadError, PoolNotActive, ProtocolError
+from skyward.core.events import Events, Note, TasksQueued
 from skyward.core.ioloop import IOThread
-from skyward.core.labels import label as label_of
 from skyward.core.nodes.session import Session
-from skyward.core.payload import pickling
 from skyward.core.payload.memory_maps import Named
 from skyward.core.payload.shared_file import remove
-from skyward.core.payload.surroundings import Surroundings, Within
-from skyward.core.protocol import messages, wire
-from skyward.core.protocol.roll_call import RollCall
+from skyward.core.payload.surroundings import Surroundings
+from skyward.core.protocol import messages
 from skyward.core.protocol.wire import Filled
 from skyward.core.tasks import schedule_events
-from skyward.core.tasks.answers import Answers, take_files, unanswered
-from skyward.core.tasks.delivery import TOGETHER, Delivery, Errors
+from skyward.core.tasks.answers import Answers, take_files
+from skyward.core.tasks.completion import Completion
 from skyward.core.tasks.futures import TaskFuture
-from skyward.core.tasks.jobs import Job, TaskGroup, TaskOptions
+from skyward.core.tasks.job_maker import JobMaker
+from skyward.core.tasks.jobs import Job, TaskOptions
 from skyward.core.tasks.listening_sockets import Listeners
+from skyward.core.tasks.output_lines import OutputLines
+from skyward.core.tasks.roll_caller import RollCaller
 from skyward.core.tasks.schedule import Schedule
-from skyward.core.tasks.schedule_events import Outcome, Verdict
+from skyward.core.tasks.schedule_events import Outcome
 from skyward.core.tasks.streams import ABOUT_STREAMS, Streams
 
-__all__ = ["Dispatcher", "TaskGroup", "TaskOptions"]
+__all__ = ["Dispatcher"]
 
 _log = logging.getLogger("skyward.dispatch")
 
 _T = TypeVar("_T")
 
-_OVERHEAD = 0.0005  # seconds that a node takes to bring a task to a slot, besides the round trip
-_LOOK_EVERY = 0.1  # seconds between two looks at nodes that hold tasks while others have none
-_UNANSWERED = 12  # times that a node may be silent when it has been asked for its tasks
-_LONGEST = 4 * 1024 * 1024  # bytes of a line that comes in several messages
-_LARGEST = wire.Limits().message
+_OVERHEAD = 0.0005  # seconds that a node takes to bring a task to a slot, in addition to the round trip
+_TICK = 0.1  # seconds from `StartTimer` to `Tick`
 _DEFAULT = TaskOptions()
+_OUTCOMES = {
+    messages.Failure.CRASHED.value: Outcome.CRASHED,
+    messages.Failure.REFUSED.value: Outcome.REFUSED,
+    messages.Failure.SHARED_CRASH.value: Outcome.SHARED_CRASH,
+    messages.Failure.CANCELLED.value: Outcome.STOPPED,
+}
 
 
 @dataclass(slots=True, eq=False)
 class _Node:
     session: Session
     streams: Streams
-    roll: RollCall = field(default_factory=RollCall)
-    printed: dict[int, bytearray] = field(default_factory=dict)  # by stream, a line of which there is more to come
-    inquiry: int = 0  # number of the message that asked for what it has
-    newest: int = 0  # task that it was given
-    asked: int = 0  # tasks that it was asked to give back
-    trouble: str = ""  # why the last run there failed
+    output: OutputLines
+    newest: int = 0  # highest number of a task that was sent there
+    recalled: int = 0  # number of tasks that it was asked to return
+    trouble: str = ""  # why the last failed run there failed
 
 
 class Dispatcher:
-    """Runs calls on nodes.
+    """Runs calls on the nodes of one pool.
 
     Parameters
     ----------
     io
-        The thread that owns everything but `submit`.
+        The thread that owns everything except `submit`.
     events
-        Who hears of tasks.
+        Where tasks are reported.
     isolated, timeout, attempts
         The pool's defaults for `TaskOptions`.
     shares
-        Some nodes are on this machine and map large buffers instead of getting them.
-    roll_call
-        Seconds between two times that nodes are asked for what they should have.
+        Whether some nodes are on this machine, and map large buffers instead of receiving them.
     named
-        Which memory maps of files go by the file's name, to be opened by the tasks: ``"all"`` where all nodes are on
+        Which memory maps of files are sent as the file's name, to be opened by the tasks: ``"all"`` if all nodes are on
         this machine.
     surroundings
-        What the tasks of nodes on this machine find as it is here; None for nothing.
+        What tasks find on this machine's nodes as it is here; None for nothing.
+    name
+        Prefix of the names of threads.
+    roll_call
+        Seconds between two times that nodes are asked which tasks they have.
     answers
-        Reads what comes back; None to unpickle it.
+        Reads answers of nodes; None to unpickle them.
     listeners
-        What byte streams of slots may lead to.
+        Where byte streams of slots may lead.
     """
 
     def __init__(
@@ -114,34 +116,29 @@ class Dispatcher:
         listeners: Listeners | None = None,
     ) -> None:
         self.surroundings = surroundings or Surroundings(shared=False)
+        self.named: Named = named
+        self.used = False
+        """Whether a task was ever submitted."""
         self._io = io
         self._events = events
-        self._isolated, self._timeout, self._attempts = isolated, timeout, attempts
-        self._answers = answers or Answers()
+        self._isolated, self._attempts = isolated, attempts
         self._listeners = listeners or Listeners()
+        self._snapshots = Snapshots(shares)
+        self._maker = JobMaker(self._snapshots, self.surroundings, named, self._listeners, timeout)
         self._schedule = Schedule()
         self._jobs: dict[int, Job] = {}
         self._nodes: dict[str, _Node] = {}
         self._distributor = Distributor()
+        self._roll_caller = RollCaller(roll_call, self._held)
+        self._completion = Completion(events, answers or Answers(), self.surroundings, f"{name}-delivery")
         self._ids = itertools.count(1)
-        self._common = TaskGroup()
         self._inbox: deque[schedule_events.Event | Job] = deque()
         self._woken = False
         self._idle = asyncio.Event()
         self._idle.set()
-        self._lost: dict[str, str] = {}
-        self._roll_call = roll_call
-        self._rolling: asyncio.TimerHandle | None = None
-        self._snapshots = Snapshots(shares)
-        self.named: Named = named
-        self._why_hopeless = "no node is left"
-        self._delivery = Delivery(self._deliver, f"{name}-delivery", operator.attrgetter("id"))
-        self._errors = Errors(self._delivery, self._is_first)
         self._on_cancel = self._cancel  # one bound method for all futures
         self._pid = os.getpid()
         self._closed: str | None = None
-        self.used = False
-        """Whether a task was ever submitted."""
 
     def __repr__(self) -> str:
         return f"<Dispatcher {len(self._jobs)} jobs, {len(self._inbox)} in the inbox; {self._schedule}>"
@@ -151,7 +148,7 @@ class Dispatcher:
     def submit(
         self, function: Callable[..., _T], /, *args: Any, options: TaskOptions = _DEFAULT, **kwargs: Any
     ) -> TaskFuture[_T]:
-        """`call`, where no argument of the function's can be named `options`."""
+        """`call`, for functions that have no argument named `options`."""
         return self.call(function, args, kwargs, options)
 
     def call(
@@ -163,10 +160,17 @@ class Dispatcher:
     ) -> TaskFuture[_T]:
         """Run ``function(*args, **kwargs)`` on a node. Never blocks.
 
+        Parameters
+        ----------
+        function, args, kwargs
+            What to call.
+        options
+            How to run it.
+
         Raises
         ------
         PoolNotActive
-            The pool is closed, or belongs to another process. Everything else that goes wrong is in the future.
+            The pool is closed, or belongs to another process. All other errors are reported by the future.
         """
         if self._closed is not None:
             raise PoolNotActive(self._closed)
@@ -176,60 +180,27 @@ class Dispatcher:
         task = next(self._ids)
         future: TaskFuture[_T] = TaskFuture(self._on_cancel, task)
         try:
-            proxies = list(options.proxies)
-            label = label_of(function)
-            change = (options.group or self._common).change or self.surroundings.now()
-            head, buffers = pickling.dumps(
-                Within.of((function, args, kwargs), change),
-                "the call",
-                large=options.large,
-                mode=options.mode,
-                named=self.named,
-                on_proxy=proxies.append,
-            )
-            future.size = len(head) + sum(map(len, buffers))
-            if future.size > _LARGEST:
-                raise PayloadError(f"the call of {label} holds over {_LARGEST:,} bytes; send it less")
-            least = pickling.LARGE if options.large is None else min(pickling.LARGE, options.large)
-            parts, blobs = self._keep(buffers, least, (options.group or self._common).arrays)
-        except Exception as error:  # of copying too, which may find no room, and of the user's __getattr__
+            job = self._maker.make(task, future, function, args, kwargs, options)
+        except Exception as error:
             future.set_running_or_notify_cancel()
             future.set_exception(error)
             return future
-        call = options.group or self._common
-        timeout = self._timeout if options.timeout == "pool" else options.timeout
-        if timeout is not None:
-            timeout *= options.count  # a limit is per task of the user's
-        job = Job(task, label, future, options, call.lane, timeout, [head, *parts], blobs)
-        if proxies:
-            job.authkey = self._listeners.sent(proxies)
         self._post(job)
         self._events.emit(TasksQueued(options.count))
         return future
 
     @property
     def unfinished(self) -> int:
-        """About how many tasks have not settled; from any thread."""
+        """The approximate number of tasks that have not settled."""
         return len(self._jobs) + len(self._inbox)
 
     def arrays(self, limit: int | None) -> ArrayCache:
-        """For a `TaskGroup` of that limit whose tasks have large arrays in common; see there."""
+        """Make an array cache for a `TaskGroup` with that limit."""
         return ArrayCache(self._snapshots, partial(self._schedule.at_a_time, limit))
 
-    def _keep(
-        self, buffers: list[memoryview], least: int, arrays: ArrayCache | None
-    ) -> tuple[list[Snapshot], dict[int, bytes]]:
-        """Copies of the buffers as they are now, and the digests of those that are blobs."""
-        parts: list[Snapshot] = []
-        blobs: dict[int, bytes] = {}
-        source = self._snapshots if arrays is None else arrays
-        for index, view in enumerate(buffers):
-            if len(view) < least:
-                parts.append(bytes(view))
-            else:
-                blobs[index], data = source.take(view)
-                parts.append(data)
-        return parts, blobs
+    def shut(self, why: str) -> None:
+        """Refuse new tasks from now on."""
+        self._closed = why
 
     def _cancel(self, task: int) -> None:
         self._post(schedule_events.Cancelled(task))
@@ -240,96 +211,96 @@ class Dispatcher:
             self._woken = True
             try:
                 self._io.post(self._take_inbox)
-            except RuntimeError:  # the loop has ended, and close() may have looked already
+            except RuntimeError:  # the loop has ended, and close() may already have emptied the inbox
                 self._woken = False
                 self._drop_inbox()
+
+    def _drop_inbox(self) -> None:
+        """Cancel what no loop is going to take any more."""
+        while self._inbox:
+            with contextlib.suppress(IndexError):  # another thread was faster
+                item = self._inbox.popleft()
+                if isinstance(item, Job):
+                    concurrent.futures.Future.cancel(item.future)
+                    item.future.set_running_or_notify_cancel()
 
     # --- I/O thread: tasks ---
 
     def _take_inbox(self) -> None:
-        self._woken = False  # before looking, so that whatever is appended from now on wakes us again
+        self._woken = False  # before taking anything, so that items appended from now on wake us again
         while self._inbox:
             item = self._inbox.popleft()
             try:
                 self._handle(self._submitted(item) if isinstance(item, Job) else item)
             except Exception:
-                self._io.post(self._take_inbox)  # the others have their turn all the same
+                self._io.post(self._take_inbox)  # the other items have their turn nevertheless
                 raise
 
     def _submitted(self, job: Job) -> schedule_events.Submitted:
         self._jobs[job.id] = job.lane.out[job.id] = job
         self._idle.clear()
-        options, call = job.options, job.options.group or self._common
-        attempts = self._attempts if options.attempts is None else options.attempts
-        return schedule_events.Submitted(job.id, id(call), call.limit, options.node, attempts)
+        attempts = self._attempts if job.options.attempts is None else job.options.attempts
+        return schedule_events.Submitted(job.id, id(job.group), job.group.limit, job.options.node, attempts)
 
     def _handle(self, event: schedule_events.Event) -> None:
+        """Carry out what follows from an event; a command that fails does not affect those after it."""
         problem: Exception | None = None
         for command in self._schedule.handle(event):
             try:
-                if isinstance(command, schedule_events.Run):
-                    self._run(self._nodes[command.node], self._jobs[command.task], command.alone)
-                elif isinstance(command, schedule_events.Settle):
-                    self._settle(command)
-                elif isinstance(command, schedule_events.Stop):
-                    self._nodes[command.node].session.send(messages.Cancel(command.task))
-                elif isinstance(command, schedule_events.Withdraw):
-                    self._jobs[command.task].withdrawn = True
-                    self._nodes[command.node].session.send(messages.Cancel(command.task, running=False))
-                elif isinstance(command, schedule_events.Recall):
-                    self._recall(self._nodes[command.node], command.limit)
-                elif isinstance(command, schedule_events.Expel):
-                    self._expel(self._nodes[command.node], command.failures)
-                else:
-                    asyncio.get_running_loop().call_later(_LOOK_EVERY, self._handle, schedule_events.Tick())
-            except Exception as error:  # it must not take along those after it
-                if isinstance(command, schedule_events.Run):
-                    self._not_sent(command, error)
-                else:
-                    problem = problem or error
+                self._COMMANDS[type(command)](self, command)
+            except Exception as error:
+                problem = problem or error
         if problem is not None:
             raise problem
 
-    def _not_sent(self, command: schedule_events.Run, error: Exception) -> None:
-        """A task is of a kind that can't be sent, to no node: it fails."""
-        job = self._jobs[command.task]
-        _log.info("task %d can't be sent to %s", job.id, command.node, exc_info=error)
-        job.error = PayloadError(f"{job.label} (task {job.id}) can't be sent to {command.node}: {error}")
-        job.error.__cause__ = error
-        self._distributor.release(command.node, job.id)
-        self._handle(schedule_events.Finished(job.id, command.node, Outcome.ANSWERED))
+    def _run(self, command: schedule_events.Run) -> None:
+        node, job = self._nodes[command.node], self._jobs[command.task]
+        try:
+            self._send(node, job, command.alone)
+        except Exception as error:
+            self._not_sent(command.node, job, error)
 
-    def _expel(self, node: _Node, failed: int) -> None:
-        reason = f"taken out, since {failed} tasks in a row failed there; the last: {node.trouble}"
-        node.session.abandon(reason, barren=True)
-
-    def _run(self, node: _Node, job: Job, alone: bool) -> None:
+    def _send(self, node: _Node, job: Job, alone: bool) -> None:
         if job.node:
-            job.future.began, job.began = False, 0.0  # it is tried again
+            job.future.began, job.began = False, 0.0  # it is retried
         job.node, job.is_here = node.session.node, node.session.shares
         node.newest = max(node.newest, job.id)
+        buffers = job.buffers
         if job.blobs:
-            self._distributor.use(job.node, job.id, {name: job.buffers[index + 1] for index, name in job.blobs.items()})
+            self._distributor.use(job.node, job.id, {name: buffers[index + 1] for index, name in job.blobs.items()})
+            buffers = [buffer for index, buffer in enumerate(buffers) if index - 1 not in job.blobs]
         isolated = self._isolated if job.options.isolated is None else job.options.isolated
-        alone = isolated or alone
-        message = messages.Run(job.id, alone, job.timeout, job.options.threads, job.blobs, job.authkey)
-        buffers = (
-            [buffer for i, buffer in enumerate(job.buffers) if i - 1 not in job.blobs] if job.blobs else job.buffers
-        )
+        message = messages.Run(job.id, isolated or alone, job.timeout, job.options.threads, job.blobs, job.authkey)
         job.number = node.session.send(message, buffers)
 
-    def _recall(self, node: _Node, most: int) -> None:
-        """Ask for tasks that are not worth leaving there: on their way to another node they would lose a round trip."""
-        node.asked = most
-        node.session.send(messages.Recall(most, node.session.round_trip or 0.0))
+    def _not_sent(self, name: str, job: Job, error: Exception) -> None:
+        """Fail a task that can't be sent, to whatever node."""
+        _log.info("task %d can't be sent to %s", job.id, name, exc_info=error)
+        job.error = PayloadError(f"{job.label} (task {job.id}) can't be sent to {name}: {error}")
+        job.error.__cause__ = error
+        self._distributor.release(name, job.id)
+        self._handle(schedule_events.Finished(job.id, name, Outcome.ANSWERED))
 
-    def _returned(self, node: _Node, tasks: list[int]) -> None:
-        if len(tasks) > node.asked or any(task > node.newest for task in tasks):
-            raise ProtocolError(f"tasks {tasks!r:.100} are given back, which nobody has asked for")
-        node.asked = 0
-        for task in tasks:
-            self._distributor.release(node.session.node, task)
-        self._handle(schedule_events.Returned(node.session.node, tasks))
+    def _stop(self, command: schedule_events.Stop) -> None:
+        self._nodes[command.node].session.send(messages.Cancel(command.task))
+
+    def _withdraw(self, command: schedule_events.Withdraw) -> None:
+        self._jobs[command.task].withdrawn = True
+        self._nodes[command.node].session.send(messages.Cancel(command.task, running=False))
+
+    def _recall(self, command: schedule_events.Recall) -> None:
+        """Ask for tasks, except those better left there: sending them elsewhere would take a round trip."""
+        node = self._nodes[command.node]
+        node.recalled = command.limit
+        node.session.send(messages.Recall(command.limit, node.session.round_trip or 0.0))
+
+    def _expel(self, command: schedule_events.Expel) -> None:
+        node = self._nodes[command.node]
+        reason = f"taken out, since {command.failures} tasks in a row failed there; the last: {node.trouble}"
+        node.session.abandon(reason, barren=True)
+
+    def _start_timer(self, _: schedule_events.StartTimer) -> None:
+        asyncio.get_running_loop().call_later(_TICK, self._handle, schedule_events.Tick())
 
     def _settle(self, command: schedule_events.Settle) -> None:
         job = self._jobs.pop(command.task)
@@ -341,240 +312,184 @@ class Dispatcher:
         finally:
             if not self._jobs:
                 self._idle.set()
-            if job.answer is not None and isinstance(job.answer[0], messages.Failed):
-                self._errors.put(job.lane, job)
-            else:
-                self._delivery.put(job.lane, job)
-            self._errors.review(job.lane)
+            self._completion.settled(job)
 
-    def _is_first(self, job: Job) -> bool:
-        """Whether no task of its lane is out that was submitted before; but one that runs for a while doesn't count."""
-        long_ago = time.monotonic() - TOGETHER
-        for other in job.lane.out.values():
-            if other.id >= job.id:
-                break
-            if not 0.0 < other.began < long_ago:
-                return False
-        return True
+    _COMMANDS: ClassVar[dict[type[Any], Callable[[Dispatcher, Any], None]]] = {
+        schedule_events.Run: _run,
+        schedule_events.Settle: _settle,
+        schedule_events.Stop: _stop,
+        schedule_events.Withdraw: _withdraw,
+        schedule_events.Recall: _recall,
+        schedule_events.Expel: _expel,
+        schedule_events.StartTimer: _start_timer,
+    }
 
-    # --- I/O thread: nodes ---
+    # --- I/O thread: messages of nodes ---
 
     def received(self, session: Session, message: messages.Message, buffers: list[Filled]) -> None:
-        """A node's word, from its session."""
-        if isinstance(message, ABOUT_BLOBS):
+        """Handle a message of a node; called by its session."""
+        kind = type(message)
+        if kind in ABOUT_BLOBS:
             self._distributor.received(session, message)
-            return
-        node = self._nodes.get(session.node)
-        if node is None:
-            if session.shares and isinstance(message, messages.Done):
-                remove(message.files.values())
-            return
-        if isinstance(message, (messages.Done, messages.Failed)):
-            self._finished(node, message, buffers)
-        elif isinstance(message, messages.Returned):
-            self._returned(node, message.tasks)
-        elif isinstance(message, messages.Began):
-            self._began(node, message.tasks)
-        elif isinstance(message, messages.Missing):
-            self._missed(node, message.tasks)
-        elif isinstance(message, messages.Output):
-            self._printed(node, message, buffers)
-        elif isinstance(message, ABOUT_STREAMS):
-            node.streams.received(message, buffers)
+        elif (node := self._nodes.get(session.node)) is not None:
+            self._MESSAGES[kind](self, node, message, buffers)
+        elif isinstance(message, messages.Done) and session.shares:
+            remove(message.files.values())
 
-    def _began(self, node: _Node, tasks: list[int]) -> None:
+    def _began(self, node: _Node, message: messages.Began, _: list[Filled]) -> None:
         now = time.monotonic()
-        for task in tasks:
+        for task in message.tasks:
             if (job := self._jobs.get(task)) is not None and job.node == node.session.node:
                 job.future.began = True
                 job.began = now
-        self._handle(schedule_events.Began(node.session.node, tasks))
+        self._handle(schedule_events.Began(node.session.node, message.tasks))
+
+    def _returned(self, node: _Node, message: messages.Returned, _: list[Filled]) -> None:
+        tasks = message.tasks
+        if len(tasks) > node.recalled or any(task > node.newest for task in tasks):
+            raise ProtocolError(f"tasks {tasks!r:.100} are returned, which were not asked for")
+        node.recalled = 0
+        for task in tasks:
+            self._distributor.release(node.session.node, task)
+        self._handle(schedule_events.Returned(node.session.node, tasks))
 
     def _finished(self, node: _Node, message: messages.Done | messages.Failed, buffers: list[Filled]) -> None:
+        session = node.session
         job = self._jobs.get(message.task)
-        if message.task > node.newest:
-            raise ProtocolError(f"an answer for task {message.task}, which was never given")
-        if isinstance(message, messages.Failed) and message.reason == messages.Failure.CANCELLED.value:
-            if job is not None and job.node == node.session.node and not job.withdrawn:
-                raise ProtocolError(f"task {message.task} is given up, which nobody has asked for")
-        elif isinstance(message, messages.Failed) and message.reason == messages.Failure.TIMEOUT.value:
-            if job is not None and job.timeout is None:
-                raise ProtocolError(f"task {message.task} is over its limit, and has none")
-        elif isinstance(message, messages.Done) and message.files:
-            message, buffers = take_files(node.session, message, buffers)
-        if job is not None and job.node == node.session.node:
-            job.answer = (message, buffers)
-            if job.blobs and job.options.group is not None and job.options.group.arrays is not None:
-                job.options.group.arrays.ran(message.seconds)
-        self._distributor.release(node.session.node, message.task)
-        failed, outcome = isinstance(message, messages.Failed), Outcome.ANSWERED
+        mine = job if job is not None and job.node == session.node else None
+        _check_answer(message, node, job)
+        if isinstance(message, messages.Done) and message.files:
+            message, buffers = take_files(session, message, buffers)
+        if mine is not None:
+            mine.answer = (message, buffers)
+            if mine.blobs and mine.group.arrays is not None:
+                mine.group.arrays.ran(message.seconds)
+        self._distributor.release(session.node, message.task)
+        seconds, outcome = message.seconds, Outcome.ANSWERED
+        measured: float | None = seconds
         if isinstance(message, messages.Failed):
+            measured = None
             outcome = _OUTCOMES.get(message.reason, Outcome.ANSWERED)
             node.trouble = message.detail
-        trip = node.session.round_trip
-        self._handle(
-            schedule_events.Finished(
-                message.task,
-                node.session.node,
-                outcome,
-                None if failed else message.seconds,
-                None if trip is None else trip + _OVERHEAD,
-            )
-        )
+        overhead = None if session.round_trip is None else session.round_trip + _OVERHEAD
+        self._handle(schedule_events.Finished(message.task, session.node, outcome, measured, overhead))
 
-    def _printed(self, node: _Node, message: messages.Output, buffers: list[Filled]) -> None:
-        """Whole lines go to whoever shows them; one that came in pieces too."""
-        text = node.printed.pop(message.stream, bytearray()) + buffers[0]
-        if message.more and len(text) < _LONGEST:
-            node.printed[message.stream] = text
-        else:
-            printed = text.decode("utf-8", "backslashreplace")
-            self._events.emit(Printed(node.session.node, message.stream, printed))
-
-    def _call_roll(self) -> None:
-        """Ask each node for the tasks that it has had for a while."""
-        for node in self._nodes.values():
-            if not node.session.linked:
-                continue  # it can't say; how long that may last is the session's to know
-            if asked := node.roll.ask(self._held(node)):
-                node.inquiry = node.session.send(messages.Inquire(asked))
-            elif node.roll.unanswered >= _UNANSWERED and node.session.acknowledged >= node.inquiry:
-                node.session.abandon("it was asked which of its tasks it has, and does not say")
-        self._rolling = asyncio.get_running_loop().call_later(self._roll_call, self._call_roll) if self._nodes else None
-
-    def _held(self, node: _Node) -> dict[int, int]:
-        """What a node should have, as `RollCall` wants it: a question must not overtake the task itself."""
-        arrived = node.session.acknowledged
-        jobs = [self._jobs[task] for task in self._schedule.out(node.session.node)]
-        return {job.id: job.number for job in jobs if job.number <= arrived}
-
-    def _missed(self, node: _Node, tasks: list[int]) -> None:
-        """A node does not know these any more; those that it should know are tried again as after a crash."""
-        for task in node.roll.lost(tasks, self._held(node)):
-            text = f"{node.session.node} has lost {self._jobs[task].label} (task {task}), which it had been given"
+    def _missing(self, node: _Node, message: messages.Missing, _: list[Filled]) -> None:
+        """Retry tasks that a node should have and does not have, as after a crash."""
+        for task in self._roll_caller.lost(node.session, message.tasks):
+            text = f"{node.session.node} has lost {self._jobs[task].label} (task {task}), which was sent to it"
             _log.warning("%s", text)
-            self._events.emit(Note(f"{text}: it counts as if its worker had died", warning=True))
+            self._events.emit(Note(f"{text}: this counts as if its worker had died", warning=True))
             self._finished(node, messages.Failed(task, 0.0, messages.Failure.CRASHED.value, "the node lost it"), [])
 
+    def _held(self, session: Session) -> dict[int, int]:
+        """Return the tasks that a node should have, for `RollCaller`: a question must not overtake the task itself."""
+        arrived = session.acknowledged
+        jobs = [self._jobs[task] for task in self._schedule.out(session.node)]
+        return {job.id: job.number for job in jobs if job.number <= arrived}
+
+    def _printed(self, node: _Node, message: messages.Output, buffers: list[Filled]) -> None:
+        node.output.received(message, buffers)
+
+    def _streamed(
+        self,
+        node: _Node,
+        message: messages.StreamOpen | messages.StreamData | messages.StreamClose,
+        buffers: list[Filled],
+    ) -> None:
+        node.streams.received(message, buffers)
+
+    _MESSAGES: ClassVar[dict[type[Any], Callable[[Dispatcher, _Node, Any, list[Filled]], None]]] = {
+        messages.Done: _finished,
+        messages.Failed: _finished,
+        messages.Began: _began,
+        messages.Returned: _returned,
+        messages.Missing: _missing,
+        messages.Output: _printed,
+        **dict.fromkeys(ABOUT_STREAMS, _streamed),
+    }
+
+    # --- I/O thread: nodes, and the end ---
+
     def node_up(self, session: Session, slots: int) -> None:
-        """A session's node takes tasks from now on."""
-        self._nodes[session.node] = _Node(session, Streams(session, self._listeners))
-        if self._rolling is None:
-            self._rolling = asyncio.get_running_loop().call_later(self._roll_call, self._call_roll)
+        """Send tasks to a node from now on."""
+        node = _Node(session, Streams(session, self._listeners), OutputLines(session.node, self._events))
+        self._nodes[session.node] = node
+        self._roll_caller.node_up(session)
         self._distributor.node_up(session)
         self._handle(schedule_events.NodeUp(session.node, slots))
 
     def node_down(self, name: str, reason: str, *, begun: bool = True) -> None:
-        """A node is gone for good, with the tasks that it had; said again, it has no effect."""
+        """Give up a node that is gone for good, with the tasks that it had. No effect if repeated.
+
+        Parameters
+        ----------
+        name, reason
+            Which node, and why.
+        begun
+            Whether tasks may have been running there.
+        """
         node = self._nodes.pop(name, None)
         if node is not None:
             node.streams.close()
-            self._lost[name] = reason
+            self._roll_caller.node_down(name)
+            self._completion.lost[name] = reason
         self._distributor.node_down(name)
         if node is not None:
             self._handle(schedule_events.NodeDown(name, begun))
 
     def hopeless(self, reason: str) -> None:
-        """No node is up and none will come; what waits, and what comes, fails."""
-        self._why_hopeless = reason
+        """Fail all tasks, also those submitted later: no node is up and none will come."""
+        self._completion.hopeless = reason
         self._handle(schedule_events.Hopeless())
 
     @property
     def answered(self) -> int:
-        """How many tasks had an answer of their own so far."""
+        """How many tasks have succeeded, or failed by themselves, so far."""
         return self._schedule.answered
 
     async def drained(self) -> None:
         """Wait until no task is left."""
         await self._idle.wait()
 
-    # --- delivery thread ---
-
-    def _deliver(self, job: Job) -> None:
-        future = job.future
-        if job.verdict is Verdict.CANCELLED:
-            concurrent.futures.Future.cancel(future)  # unless it was the future that asked for it
-        if not future.set_running_or_notify_cancel():
-            self._events.emit(TaskEnded(job.options.count, 0.0, ok=False, cancelled=True))
-            return
-        result: Any = None
-        error: BaseException | None
-        try:
-            result, error = self._outcome(job)
-        except BaseException as problem:  # what a node says may be anything, and run anything when it is loaded
-            error = PayloadError(f"the answer of {job.label} on {job.node} can't be read: {type(problem).__name__}")
-            error.__cause__ = problem
-        self._events.emit(TaskEnded(job.options.count, future.seconds or 0.0, error is None))
-        if error is None:
-            future.set_result(result)
-        else:
-            future.set_exception(error)
-
-    def _outcome(self, job: Job) -> tuple[Any, BaseException | None]:
-        """The result, or what is raised instead of it."""
-        if job.error is not None:
-            return None, job.error
-        if job.verdict is Verdict.ANSWERED and job.answer is not None:
-            message, buffers = job.answer
-            job.answer = None
-            job.future.seconds = message.seconds
-            job.future.result_size = sum(map(len, buffers))
-            if isinstance(message, messages.Failed):
-                return None, self._failure(job, message, buffers)
-            return self._answers.result(f"{job.label} on {job.node}", buffers)
-        return None, unanswered(job, self._why_hopeless, self._lost)
-
-    def _failure(self, job: Job, message: messages.Failed, buffers: Sequence[Filled]) -> BaseException:
-        if message.reason == messages.Failure.TIMEOUT.value:
-            return TaskTimeout(
-                f"{job.label} (task {job.id}) on {job.node} was stopped after {job.timeout:g} s; "
-                "raise Compute(timeout=...), or None for no limit"
-            )
-        error = self._answers.failure(message, buffers, here=job.is_here)
-        self.surroundings.explain(error)
-        return error
-
-    # --- the end ---
-
-    def shut(self, why: str) -> None:
-        """Refuse new tasks from now on; from any thread."""
-        self._closed = why
-
     def cancel_all(self) -> None:
-        """Give up every task; in the I/O thread."""
+        """Cancel every task."""
         self._take_inbox()
-        for task in list(self._jobs):  # not by the futures: their callbacks are other people's code
+        for task in list(self._jobs):  # not through the futures, whose callbacks are other people's code
             self._handle(schedule_events.Cancelled(task))
 
     def withdraw_all(self) -> None:
-        """Cancel every task that has not begun; in the I/O thread."""
+        """Cancel every task that has not begun."""
         self._take_inbox()
         for task in list(self._jobs):
             self._handle(schedule_events.Withdrawn(task))
 
     def close(self) -> None:
-        """End the delivery threads, after the loop has ended; nobody is left waiting."""
-        self._inbox.extend(self._jobs.values())  # submitted by another thread while the nodes were given back
+        """Settle what is left and end the delivery threads, after the loop has ended; nobody is left waiting."""
+        self._inbox.extend(self._jobs.values())  # submitted by another thread while the nodes were being released
         self._jobs = {}
-        self._woken = False  # the loop may have ended before it looked; from now on posting finds that it has
+        self._woken = False  # the loop may have ended before it took the inbox; from now on posting notices that
         self._drop_inbox()
-        self._errors.flush()
-        self._delivery.close()
+        self._completion.close()
         self._snapshots.clear()
 
-    def _drop_inbox(self) -> None:
-        """Give up what no loop will take any more; from any thread."""
-        while self._inbox:
-            with contextlib.suppress(IndexError):  # another thread was faster
-                item = self._inbox.popleft()
-                if isinstance(item, Job):
-                    concurrent.futures.Future.cancel(item.future)
-                    item.future.set_running_or_notify_cancel()
 
+def _check_answer(message: messages.Done | messages.Failed, node: _Node, job: Job | None) -> None:
+    """Refuse an answer that a node has no reason to give.
 
-_OUTCOMES = {
-    messages.Failure.CRASHED.value: Outcome.CRASHED,
-    messages.Failure.REFUSED.value: Outcome.REFUSED,
-    messages.Failure.SHARED_CRASH.value: Outcome.SHARED_CRASH,
-    messages.Failure.CANCELLED.value: Outcome.STOPPED,
-}
+    Parameters
+    ----------
+    message, node
+        The answer, and where it comes from.
+    job
+        The task, unless it has settled; it need not be at that node.
+    """
+    if message.task > node.newest:
+        raise ProtocolError(f"an answer for task {message.task}, which was never sent there")
+    if job is None or not isinstance(message, messages.Failed):
+        return
+    cancelled = message.reason == messages.Failure.CANCELLED.value
+    if cancelled and job.node == node.session.node and not job.withdrawn:
+        raise ProtocolError(f"task {message.task} is cancelled, which was not asked for")
+    if message.reason == messages.Failure.TIMEOUT.value and job.timeout is None:
+        raise ProtocolError(f"task {message.task} is over its time limit, but has none")

@@ -1,8 +1,8 @@
 """The condition of a future, in one object instead of eight.
 
-A future has one for its whole life, though hardly anybody ever waits for a single one of thousands. Python's garbage
-collector goes through all that is alive again and again; with thousands of tasks out this was a fifth of what a task
-costs. No general condition: it has what `concurrent.futures` asks of one.
+A future has one for its whole life, although hardly anybody waits for a single future among thousands. Python's garbage
+collector traverses all live objects again and again, which was a fifth of the cost of a task with thousands of tasks
+out. This is not a general condition: it has only what `concurrent.futures` needs.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from _thread import RLock
 __all__ = ["FutureCondition"]
 
 
-class FutureCondition(RLock):  # type: ignore[misc,unused-ignore]  # it is no final class, whatever the stubs say
-    """Wakes all who wait. It is a lock, which guards what its owner tells by it.
+class FutureCondition(RLock):  # type: ignore[misc,unused-ignore]  # it is not final, whatever the stubs say
+    """A condition that wakes all waiters. It is itself the lock that guards the state it announces.
 
-    The thread that has it may take it again, as a finalizer or a signal may meet a future that its own thread is at,
-    but not to `wait` then.
+    The lock is reentrant, since a finalizer or a signal handler may use a future that its own thread is using; but
+    `wait` must not be called with the lock held twice.
     """
 
     __slots__ = ("_sleepers",)
 
     def __init__(self) -> None:
-        self._sleepers: list[threading.Lock] | None = None  # of each one who waits a lock that is held
+        self._sleepers: list[threading.Lock] | None = None  # for each waiter, a lock that is held
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Let go of the lock until the bell rings, or for so many seconds; whether it rang."""
+        """Release the lock and wait for `notify_all`, up to `timeout` seconds; return whether it was called."""
         sleeper = threading.Lock()
         sleeper.acquire()
         if self._sleepers is None:
@@ -39,7 +39,7 @@ class FutureCondition(RLock):  # type: ignore[misc,unused-ignore]  # it is no fi
             self.acquire()
 
     def notify_all(self) -> None:
-        """Ring it; the lock must be held."""
+        """Wake all waiters; the lock must be held."""
         if self._sleepers is not None:
             for sleeper in self._sleepers:
                 sleeper.release()

@@ -14,27 +14,27 @@ _T = TypeVar("_T")
 
 
 class TaskFuture(concurrent.futures.Future[_T]):
-    """A `concurrent.futures.Future` whose `cancel` works as long as it is not done: a running task is stopped."""
+    """A `concurrent.futures.Future` that can be cancelled until it is done: a running task is stopped."""
 
     began = False
-    """Whether the task is known to run. Set by the dispatcher: a slot has begun it, as its node says a moment later."""
+    """Whether a slot has begun the task, as far as its node has reported. Set by the dispatcher."""
 
     def __init__(self, on_cancel: Callable[[int], None], task: int) -> None:
         super().__init__()
-        self._condition = FutureCondition()  # type: ignore[assignment]  # it has what is asked of a future's condition
+        self._condition = FutureCondition()  # type: ignore[assignment]  # it has what a future needs of its condition
         self.seconds: float | None = None
         """How long the task ran, measured on its slot; set before callbacks are called."""
         self.size = 0
         """Bytes of the pickled call, with its out-of-band buffers."""
         self.result_size = 0
         """Bytes of the pickled result; set before callbacks are called."""
-        self._on_cancel = on_cancel  # with the task's number: a closure would be four objects more for each task
+        self._on_cancel = on_cancel  # gets the task's number: a closure would be four more objects for each task
         self._task = task
 
     def cancel(self) -> bool:
-        """Give the task up: it is not started any more, or stopped where it runs. False if it is done already.
+        """Cancel the task, and stop it if it is running. False if it is already done.
 
-        An executor of the standard library can't stop a call that runs, and its futures return False then.
+        Executors of the standard library can't stop a running call, and their futures return False then.
         """
         done = self.done()
         if not super().cancel():
@@ -44,5 +44,5 @@ class TaskFuture(concurrent.futures.Future[_T]):
         return True
 
     def running(self) -> bool:
-        """Whether the task runs on a node, as far as is known here: one that ends within 50 ms may never be seen to."""
+        """Whether the task is running, as far as its node has reported, which it does for tasks of 50 ms or more."""
         return super().running() or (self.began and not self.done())

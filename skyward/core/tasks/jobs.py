@@ -1,4 +1,4 @@
-"""What is to be run, and how: a task from its submit until it settles, and the group that it belongs to."""
+"""What is to be run, and how: a task from its submission until it settles, and the group it belongs to."""
 
 from __future__ import annotations
 
@@ -25,15 +25,18 @@ class TaskGroup:
     Parameters
     ----------
     limit
-        How many of its tasks may run at a time; below 0, all slots that there are but so many; None for no limit.
+        Maximum number of its tasks that run at a time; None for no limit. A negative limit is relative to the number of
+        slots: -1 leaves one slot to others.
     change
-        The surroundings in which its tasks run; None for those at each one's submit. See `Dispatcher.surroundings`.
+        The surroundings in which its tasks run; None for those at the submission of each task. See
+        `Dispatcher.surroundings`.
     arrays
-        Large arrays that several of its tasks have; see `Dispatcher.arrays`. None to read each one for each task.
+        Cache for large arrays that several of its tasks have; see `Dispatcher.arrays`. None to hash every array for
+        every task.
 
     Notes
     -----
-    Callbacks of one call's futures run one after another, those of different calls independently.
+    Callbacks of one group's futures run one after another, those of different groups independently.
     """
 
     limit: int | None = None
@@ -49,25 +52,25 @@ class TaskOptions:
     Parameters
     ----------
     group
-        The group it belongs to; None for the pool's common one.
+        The group it belongs to; None for the pool's default group.
     isolated
-        In a process of its own; None for the pool's default.
+        Whether it needs a process of its own; None for the pool's default.
     timeout
-        Seconds it may run; None for no limit; ``"pool"`` for the pool's.
+        Maximum running time in seconds; None for no limit; ``"pool"`` for the pool's default.
     attempts
-        How often it may be started when its process or node dies; None for the pool's.
+        Maximum number of starts, if its process or node dies; None for the pool's default.
     threads
         BLAS/OpenMP threads; None for the slot's default.
     node
         Name of the node it must run on.
     large
-        Arrays of at least so many bytes arrive as memory maps; None for never.
+        Arrays of at least this many bytes arrive as memory maps; None for never.
     mode
-        Of those maps: ``"r"`` read-only, ``"c"`` copy-on-write; ``"r+"`` is the latter, with a warning.
+        Mode of those maps: ``"r"`` read-only, ``"c"`` copy-on-write; ``"r+"`` is the latter, with a warning.
     count
-        How many tasks of the user this one stands for.
+        How many of the user's tasks this one consists of.
     proxies
-        Of Managers, that the call holds where pickling does not see them.
+        Proxies of Managers that the call contains, where pickling does not find them.
     """
 
     group: TaskGroup | None = None
@@ -84,23 +87,27 @@ class TaskOptions:
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """A task on its way."""
+    """A task that has not settled yet, or whose future is not completed yet."""
 
     id: int
     label: str
     future: TaskFuture[Any]
     options: TaskOptions
-    lane: DeliveryQueue
+    group: TaskGroup
     timeout: float | None
     buffers: list[Any]  # head, then the out-of-band buffers
-    blobs: dict[int, bytes]  # index of the out-of-band buffer -> its digest
+    blobs: dict[int, bytes]  # index of an out-of-band buffer -> its digest
     answer: tuple[messages.Done | messages.Failed, list[Filled]] | None = None
     error: BaseException | None = None  # why it could not be sent
     verdict: Verdict | None = None
-    authkey: bytes = b""  # that the call's proxies of Managers need
+    authkey: bytes = b""  # for the proxies of Managers in the call
     node: str = ""
     is_here: bool = False  # whether that node uses this program's environment
-    number: int = 0  # of the message that took it there
-    began: float = 0.0  # when its node said that it had, by time.monotonic
-    withdrawn: bool = False  # nobody wants it if it has not begun
-    reason: str = ""
+    number: int = 0  # of the message that it was sent in
+    began: float = 0.0  # when its node reported that it had begun, by time.monotonic
+    withdrawn: bool = False  # not wanted unless it has begun
+
+    @property
+    def lane(self) -> DeliveryQueue:
+        """Where its group's results are delivered in order."""
+        return self.group.lane

@@ -1,8 +1,8 @@
-"""Which listening sockets of this process a node's tasks may reach: those of multiprocessing that are its own.
+"""Which listening sockets the tasks of a node may connect to: those of multiprocessing that belong to this process.
 
-A Manager's server is another process, and reached when a proxy of it has been sent to a node. A
-``multiprocessing.connection.Listener`` that this process made is reached too: whoever speaks with it needs its key, if
-it has one. A node names what it wants, and may name anything: sockets of the user's other programs are not for it.
+A Manager's server is another process; it may be connected to once a proxy of it has been sent to a node. So may a
+``multiprocessing.connection.Listener`` of this process, whose clients need its key if it has one. A node may ask for
+any address, and must not get at sockets of the user's other programs.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _LISTENS = 0x10000  # __SO_ACCEPTCON of Linux, in the flags of /proc/net/unix
 
 
 class Listeners:
-    """Those of this process, for one pool.
+    """The listening sockets that the nodes of one pool may connect to.
 
     Parameters
     ----------
     opener
-        Connects to an address here; None where no streams are bridged.
+        Connects to an address on this machine; None if no streams are bridged.
     """
 
     def __init__(self, opener: Callable[[str], Awaitable[Channel]] | None = None) -> None:
@@ -40,19 +40,19 @@ class Listeners:
         return f"<Listeners {sorted(self._sent)}>"
 
     def sent(self, proxies: list[Any]) -> bytes:
-        """Proxies have been pickled for a node: it may reach their Managers, with this key. Any thread."""
+        """Allow connections to the Managers of these proxies; return the key for them. Callable from any thread."""
         for proxy in proxies:
             address = proxy._token.address  # noqa: SLF001
             self._sent.add(address if isinstance(address, str) else ":".join(map(str, address)))
         return bytes(multiprocessing.current_process().authkey)
 
     async def open(self, address: str) -> Channel:
-        """A stream to a listener.
+        """Connect to a listener.
 
         Raises
         ------
         LinkError
-            It is not one that a node may reach, or nobody listens there.
+            Nodes may not connect to it, or nothing listens there.
         """
         if self._opener is None:
             raise LinkError("this pool bridges no streams")
@@ -62,7 +62,7 @@ class Listeners:
 
 
 def _is_own(path: str) -> bool:
-    """Whether multiprocessing listens there in this very process; as the kernel knows it, on Linux."""
+    """Whether this very process listens there for multiprocessing, according to the kernel; Linux only."""
     if not Path(path).parent.name.startswith("pymp-") or sys.platform != "linux":
         return False
     inodes = set()
@@ -76,5 +76,5 @@ def _is_own(path: str) -> bool:
 def _leads_to(descriptor: str) -> str:
     try:
         return os.readlink(f"/proc/self/fd/{descriptor}")  # noqa: PTH115
-    except OSError:  # closed meanwhile
+    except OSError:  # closed in the meantime
         return ""

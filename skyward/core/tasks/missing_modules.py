@@ -1,7 +1,7 @@
-"""What to do about a module that a node lacks.
+"""Advice about a module that is missing on a node.
 
-It is decided here, where the user's environment is: an index may hold a stranger's package of any name, so none is
-named but what the user has installed.
+It is given here, where the user's environment is: a package index may have a stranger's package of any name, so only
+packages that the user has installed are recommended.
 """
 
 from __future__ import annotations
@@ -15,44 +15,42 @@ from importlib.machinery import ModuleSpec
 __all__ = ["advice"]
 
 
-@functools.lru_cache(maxsize=64)  # to look through all packages takes a while, and a call may fail thousands of times
+@functools.lru_cache(maxsize=64)  # searching all packages takes a while, and a call may fail thousands of times
 def advice(module: str, here: bool) -> str:
-    """What to do; a sentence.
+    """Return a sentence that tells what to do.
 
     Parameters
     ----------
     module
-        What the node could not import: a top-level module, or the part that its package there lacks. The node says so.
+        What the node says it could not import: a top-level module, or a submodule that its package lacks.
     here
         Whether the node uses this program's environment.
     """
     root = module.partition(".")[0]
     if not all(part.isidentifier() for part in module.split(".")):
-        return "The node names no module that could be"
+        return "The node reports no valid name of a module"
     if root in sys.stdlib_module_names:
-        return f"{root} is a part of Python that the node's Python comes without; install it there, or use another one"
+        return f"{root} is a part of Python that the node's Python lacks; install it there, or use another Python"
     place = _place(root)
     if place is not None and not _has(module):
-        return (
-            f"The {root} of this program, {place}, has no such part either: look for the part's right name, or version"
-        )
+        return f"The {root} of this program, {place}, has no such submodule either: check its name and the version"
     if here:
         return _advice_here(place)
     package = _package(root)
     if package is not None:
         wanted = f'sky.Image(pip=["{package}"])'
         if "." in module:
-            return f"The node's {root} is another one than here: ask for the same, {wanted}"
+            return f"The node's {root} differs from the one here: ask for the same, {wanted}"
         return f"Here it comes from {package}; add that to the image: {wanted}"
     if place is not None:
         return (
-            f"It is a module of your own, {place}, and nodes get no files of yours. Import it at the top of your "
+            f"It is a module of your own, {place}, and nodes do not get your files. Import it at the top of your "
             f"program and call cloudpickle.register_pickle_by_value({root}) before the task is submitted: then what a "
-            "task uses of it is sent along"
+            "task uses of it is sent with the task"
         )
     return (
-        "This program has no such module either, so it can't tell which package holds it: find that out, and name it "
-        "in sky.Image(pip=[...])"
+        "This program has no such module either, so it can't tell which package contains it: find out, and add the "
+        "package to sky.Image(pip=[...])"
     )
 
 
@@ -68,7 +66,7 @@ def _advice_here(place: str | None) -> str:
 
 
 def _place(root: str) -> str | None:
-    """Where this program finds a module: its file or folder, or a word."""
+    """Return where this program finds a module: its file or folder, or a description."""
     spec = _spec(root)
     if spec is None:
         return "in this process's memory" if root in sys.modules else None
@@ -80,12 +78,12 @@ def _place(root: str) -> str | None:
 def _spec(root: str) -> ModuleSpec | None:
     try:
         return importlib.util.find_spec(root)
-    except (ValueError, ImportError):  # one that was put among the modules by hand
+    except (ValueError, ImportError):  # a module that was put into sys.modules by hand
         return None
 
 
 def _has(module: str) -> bool:
-    """Whether a package that this program finds has a part. Nothing of it is imported for that."""
+    """Whether a package that this program finds has a submodule; does not import anything."""
     if module in sys.modules:
         return True
     name, *parts = module.split(".")
@@ -100,13 +98,13 @@ def _has(module: str) -> bool:
 
 
 def _package(root: str) -> str | None:
-    """The package that the module came with here, as ``name==version``; None where it is none of an index."""
-    from importlib import metadata  # noqa: PLC0415 - 3 MB, of which a pool without such a fault has no use
+    """Return the package that contains the module here, as ``name==version``; None if it is not from an index."""
+    from importlib import metadata  # noqa: PLC0415 - 3 MB, which a pool without such an error does not need
 
     for name in metadata.packages_distributions().get(root, ()):
         try:
             distribution = metadata.distribution(name)
-        except metadata.PackageNotFoundError:  # a folder that is not called as it should
+        except metadata.PackageNotFoundError:  # a metadata folder with a wrong name
             continue
         origin = json.loads(distribution.read_text("direct_url.json") or "{}")
         if not str(origin.get("url", "")).startswith("file:"):

@@ -36,7 +36,7 @@ import math
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from skyward.core.tasks.schedule_events import (
     Began,
@@ -176,18 +176,6 @@ class Schedule:
         """Number of runs that ended in an answer, on all nodes."""
         self._timer_runs = False  # `Tick` is expected
         self._hopeless = False
-        self._handlers: dict[type, Callable[[Any, list[Command]], None]] = {
-            Submitted: self._submitted,
-            Cancelled: self._cancelled,
-            Withdrawn: self._withdrawn,
-            Began: self._began,
-            NodeUp: self._node_up,
-            NodeDown: self._node_down,
-            Finished: self._finished,
-            Returned: self._returned,
-            Tick: self._tick,
-            Hopeless: self._no_hope,
-        }
 
     def __repr__(self) -> str:
         out = sum(len(node.out) for node in self._nodes.values())
@@ -203,7 +191,7 @@ class Schedule:
     def handle(self, event: Event) -> list[Command]:
         """Handle one event and return the resulting commands, `Run` before `Settle` where the order is free."""
         commands: list[Command] = []
-        self._handlers[type(event)](event, commands)
+        self._EVENTS[type(event)](self, event, commands)
         return commands
 
     def out(self, node: str) -> list[int]:
@@ -332,6 +320,19 @@ class Schedule:
             self._hopeless = True
             for task in list(self._tasks.values()):
                 self._settle(task, Verdict.HOPELESS, commands)
+
+    _EVENTS: ClassVar[dict[type[Any], Callable[[Schedule, Any, list[Command]], None]]] = {
+        Submitted: _submitted,
+        Cancelled: _cancelled,
+        Withdrawn: _withdrawn,
+        Began: _began,
+        NodeUp: _node_up,
+        NodeDown: _node_down,
+        Finished: _finished,
+        Returned: _returned,
+        Tick: _tick,
+        Hopeless: _no_hope,
+    }
 
     # --- one task ---
 

@@ -1,13 +1,15 @@
 """The owner's end of byte streams between slots of a node and listening sockets of this process.
 
-A Manager proxy or a callback of scikit-learn in a task asks for one; `worker/bridge.py` is the other end. All of it
+A task with a Manager's proxy or a callback of scikit-learn opens one; `worker/bridge.py` is the other end. Everything
 happens in the I/O thread.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 from skyward.core.errors import ProtocolError
 from skyward.core.guard import watched
@@ -21,30 +23,30 @@ from skyward.core.tasks.listening_sockets import Listeners
 __all__ = ["ABOUT_STREAMS", "Streams"]
 
 ABOUT_STREAMS = (StreamOpen, StreamData, StreamClose)
-"""What a node says that is for its `Streams`."""
+"""The messages of a node that its `Streams` handles."""
 
 
-_BEHIND = 64 << 20  # bytes of one stream for a listener that does not read them
-_AHEAD = 8 << 20  # bytes of one stream that a node has not acknowledged
+_BEHIND = 64 << 20  # maximum bytes of one stream that its listener has not read
+_AHEAD = 8 << 20  # maximum bytes of one stream that a node has not acknowledged
 
 
 @dataclass(slots=True, eq=False)
 class _Stream:
     task: asyncio.Task[None] | None = None
     channel: Channel | None = None
-    early: list[Filled] = field(default_factory=list)  # what came before the channel was open
-    behind: int = 0  # bytes that came while the listener took no more
+    early: list[Filled] = field(default_factory=list)  # bytes that arrived before the channel was open
+    behind: int = 0  # bytes that arrived while the listener took no more
 
 
 class Streams:
-    """Those of one node.
+    """The streams of one node.
 
     Parameters
     ----------
     session
-        The conversation with the node.
+        The session of the node.
     listeners
-        What a stream may lead to.
+        Where a stream may lead.
     """
 
     def __init__(self, session: Session, listeners: Listeners) -> None:
@@ -56,27 +58,29 @@ class Streams:
         return f"<Streams of {self._session.node}: {len(self._streams)}>"
 
     def received(self, message: StreamOpen | StreamData | StreamClose, buffers: list[Filled]) -> None:
-        """A node's word about one of them."""
-        if isinstance(message, StreamOpen):
-            if message.stream in self._streams:
-                raise ProtocolError(f"stream {message.stream} is opened twice")
-            stream = self._streams[message.stream] = _Stream()
-            stream.task = asyncio.create_task(self._carry(message, stream))
-            watched(stream.task, self._session.failed)
-        elif isinstance(message, StreamData):
-            self._feed(message.stream, buffers)
-        else:
-            closing = self._streams.pop(message.stream, None)
-            if closing is not None and closing.task is not None:
-                closing.task.cancel()
+        """Handle one of `ABOUT_STREAMS`."""
+        self._MESSAGES[type(message)](self, message, buffers)
 
     def close(self) -> None:
-        """End all; the node is gone."""
+        """End all streams, since the node is gone."""
         for stream in self._streams.values():
             if stream.task is not None:
                 stream.task.cancel()
 
-    def _feed(self, number: int, buffers: list[Filled]) -> None:
+    def _opened(self, message: StreamOpen, _: list[Filled]) -> None:
+        if message.stream in self._streams:
+            raise ProtocolError(f"stream {message.stream} is opened twice")
+        stream = self._streams[message.stream] = _Stream()
+        stream.task = asyncio.create_task(self._carry(message, stream))
+        watched(stream.task, self._session.failed)
+
+    def _closed(self, message: StreamClose, _: list[Filled]) -> None:
+        stream = self._streams.pop(message.stream, None)
+        if stream is not None and stream.task is not None:
+            stream.task.cancel()
+
+    def _fed(self, message: StreamData, buffers: list[Filled]) -> None:
+        number = message.stream
         stream = self._streams.get(number)
         if stream is None:
             return
@@ -89,6 +93,12 @@ class Streams:
         else:
             stream.channel.write(buffers)
 
+    _MESSAGES: ClassVar[dict[type[Any], Callable[[Streams, Any, list[Filled]], None]]] = {
+        StreamOpen: _opened,
+        StreamData: _fed,
+        StreamClose: _closed,
+    }
+
     def _end(self, number: int, error: str) -> None:
         stream = self._streams.pop(number)
         if stream.task is not None:
@@ -99,18 +109,18 @@ class Streams:
         session, number, error = self._session, message.stream, None
         try:
             stream.channel = await self._listeners.open(message.address)
-            session.send(StreamData(number), [b""])  # so the slot knows that it is connected
+            session.send(StreamData(number), [b""])  # tells the slot that it is connected
             stream.channel.write(stream.early)
             ahead = Quota(_AHEAD)
             while data := await stream.channel.read():
-                for start in range(0, len(data), WHOLE):  # in pieces that keep their order
+                for start in range(0, len(data), WHOLE):  # in pieces small enough to keep their order
                     piece = data[start : start + WHOLE]
                     ahead.add(session.send(StreamData(number), [piece]), len(piece))
                 ahead.acknowledge(session.acknowledged)
                 while ahead.full:
                     await session.taken(session.acknowledged + 1)
                     ahead.acknowledge(session.acknowledged)
-        except (OSError, ValueError) as problem:  # the second of an address that is none
+        except (OSError, ValueError) as problem:  # ValueError from an invalid address
             error = f"{problem}"
         finally:
             if stream.channel is not None:

@@ -123,6 +123,5 @@ def test_an_empty_buffer_is_a_blob_too(pool: MemoryPool) -> None:
 
 
 def test_every_message_and_command_has_a_handler() -> None:
-    distributor = Distributor()
-    assert set(distributor._handlers) == set(ABOUT_BLOBS)
-    assert set(distributor._actions) == set(get_args(relay.Command))
+    assert set(Distributor._MESSAGES) == set(ABOUT_BLOBS)
+    assert set(Distributor._COMMANDS) == set(get_args(relay.Command))

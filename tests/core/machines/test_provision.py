@@ -304,7 +304,7 @@ def test_a_node_that_begins_no_task_is_taken_out_said_and_replaced() -> None:
         errors.append(str(caught.value))
     assert len(provider.made) == len(fixture.gone) == 3
     assert all("taken out" in str(gone.reason) and "no room" in str(gone.reason) for gone in fixture.gone)
-    assert "no node can begin abs (task 1); node-1 says: no room" in errors[1]
+    assert "no node can start abs (task 1); node-1 reports: no room" in errors[1]
     assert "no node is left" in errors[-1]
     assert "no room" in errors[-1]
     fixture.close()

@@ -276,13 +276,19 @@ def _garbage(agent: MemoryAgent) -> None:
 NONSENSE: dict[str, tuple[Callable[[MemoryAgent], object], str]] = {
     "unknown reason": (lambda agent: agent.say(Failed(1, 0.1, "no-such", "")), "not a sensible Failed"),
     "seconds": (lambda agent: agent.say(Done(1, math.nan), [b"x"]), "not a sensible Done"),
-    "a task it was never given": (lambda agent: agent.say(Done(7, 0.1), [b"x"]), "task 7, which was never given"),
+    "a task it was never given": (lambda agent: agent.say(Done(7, 0.1), [b"x"]), "task 7, which was never sent there"),
     "back, unasked": (
         lambda agent: agent.say(Returned([1])),
-        r"tasks \[1\] are given back, which nobody has asked for",
+        r"tasks \[1\] are returned, which were not asked for",
     ),
-    "over no limit": (lambda agent: agent.say(Failed(1, 0.1, "timeout", "")), "task 1 is over its limit, and has none"),
-    "gives up, unasked": (lambda agent: agent.say(Failed(1, 0.1, "cancelled", "")), "task 1 is given up, which nobody"),
+    "over no limit": (
+        lambda agent: agent.say(Failed(1, 0.1, "timeout", "")),
+        "task 1 is over its time limit, but has none",
+    ),
+    "gives up, unasked": (
+        lambda agent: agent.say(Failed(1, 0.1, "cancelled", "")),
+        "task 1 is cancelled, which was not asked for",
+    ),
     "without a number": (_unnumbered, "Done without a number"),
     "has what was never sent": (_beyond, "acknowledges message 1000000, but only 2 were sent"),
     "garbage": (_garbage, "not a piece of this protocol"),

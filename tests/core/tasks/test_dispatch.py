@@ -11,17 +11,22 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 
+from skyward.core.blobs.distributor import ABOUT_BLOBS
 from skyward.core.errors import NodeLost, PayloadError, PoolNotActive, TaskTimeout, WorkerCrashed
 from skyward.core.events import Note, Printed
 from skyward.core.payload.exceptions import RemoteTraceback
 from skyward.core.payload.shared_file import CAN_SHARE
 from skyward.core.protocol import messages
+from skyward.core.protocol.states import TALK, Role
 from skyward.core.tasks.delivery import TOGETHER
+from skyward.core.tasks.dispatch import Dispatcher
 from skyward.core.tasks.jobs import TaskGroup, TaskOptions
+from skyward.core.tasks.schedule_events import Command
 from tests.core.memory_agent import QUICK, MemoryPool, eventually
 
 
@@ -224,7 +229,7 @@ def test_a_node_that_can_not_begin_a_task_costs_it_nothing(pool: MemoryPool) -> 
     assert [future.result(5) for future in futures] == [0, 2]
     assert not bad.ran
     good.refuses = True
-    with pytest.raises(WorkerCrashed, match=r"no node can begin double \(task 3\); m\d says: no room"):
+    with pytest.raises(WorkerCrashed, match=r"no node can start double \(task 3\); m\d reports: no room"):
         pool.submit(double, 1, options=once).result(5)
 
 
@@ -503,7 +508,7 @@ def test_errors_that_come_together_are_met_in_order(pool: MemoryPool) -> None:
 
 def test_an_error_does_not_wait_for_a_task_that_runs_for_long(pool: MemoryPool) -> None:
     """Nor longer than for the answer that was expected before."""
-    kept = pool.dispatcher._errors._kept
+    kept = pool.dispatcher._completion._errors._kept
     agent = pool.add(slots=4, holding=True)
     first, second, third = [pool.submit(divmod, 1, 0) for _ in range(3)]
     eventually(lambda: len(agent.held) == 3)
@@ -705,3 +710,9 @@ def test_a_node_that_does_not_say_what_it_has_is_lost() -> None:
     with pytest.raises(NodeLost, match="asked which of its tasks it has"):
         pool.submit(double, 1).result(20)
     pool.close()
+
+
+def test_every_command_and_message_has_a_handler() -> None:
+    assert set(Dispatcher._COMMANDS) == set(get_args(Command))
+    of_sessions = {messages.Ping, messages.Pong, messages.Ack, messages.Ready}
+    assert {*Dispatcher._MESSAGES, *ABOUT_BLOBS} == TALK[Role.WORKER] - of_sessions

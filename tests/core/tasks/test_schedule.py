@@ -537,4 +537,4 @@ def test_a_result_in_between_forgives_what_failed_before() -> None:
 
 
 def test_every_event_has_a_handler() -> None:
-    assert set(Schedule()._handlers) == set(get_args(Event))
+    assert set(Schedule._EVENTS) == set(get_args(Event))

@@ -1,0 +1,118 @@
+"""From a settled task to a completed future: result or exception, in a delivery thread."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import operator
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from skyward.core.errors import PayloadError, TaskTimeout
+from skyward.core.events import Events, TaskEnded
+from skyward.core.payload.surroundings import Surroundings
+from skyward.core.protocol import messages
+from skyward.core.protocol.wire import Filled
+from skyward.core.tasks.answers import Answers, unanswered
+from skyward.core.tasks.delivery import TOGETHER, Delivery, Errors
+from skyward.core.tasks.jobs import Job
+from skyward.core.tasks.schedule_events import Verdict
+
+__all__ = ["Completion"]
+
+
+class Completion:
+    """Completes the futures of one pool's tasks. Except where noted, to be called in the I/O thread.
+
+    Parameters
+    ----------
+    events
+        Where the ends of tasks are reported.
+    answers
+        Reads the nodes' answers.
+    surroundings
+        Explains errors that follow from them.
+    name
+        Prefix of the threads' names.
+    """
+
+    def __init__(self, events: Events, answers: Answers, surroundings: Surroundings, name: str) -> None:
+        self._events = events
+        self._answers = answers
+        self._surroundings = surroundings
+        self._delivery = Delivery(self._complete, name, operator.attrgetter("id"))
+        self._errors = Errors(self._delivery, _is_first)
+        self.lost: dict[str, str] = {}
+        """Node that was lost -> the reason."""
+        self.hopeless = "no node is left"
+        """Why no node is left, when tasks settle for that reason."""
+
+    def settled(self, job: Job) -> None:
+        """Have the future of a job completed, which is no longer among those out."""
+        if job.answer is not None and isinstance(job.answer[0], messages.Failed):
+            self._errors.put(job.lane, job)
+        else:
+            self._delivery.put(job.lane, job)
+        self._errors.review(job.lane)
+
+    def close(self) -> None:
+        """Complete what is left and end the threads, after the loop has ended."""
+        self._errors.flush()
+        self._delivery.close()
+
+    # --- delivery threads ---
+
+    def _complete(self, job: Job) -> None:
+        future = job.future
+        if job.verdict is Verdict.CANCELLED:
+            concurrent.futures.Future.cancel(future)  # no effect if the future itself requested it
+        if not future.set_running_or_notify_cancel():
+            self._events.emit(TaskEnded(job.options.count, 0.0, ok=False, cancelled=True))
+            return
+        result: Any = None
+        error: BaseException | None
+        try:
+            result, error = self._outcome(job)
+        except BaseException as problem:  # an answer may contain anything, and run anything when it is loaded
+            error = PayloadError(f"the answer of {job.label} on {job.node} can't be read: {type(problem).__name__}")
+            error.__cause__ = problem
+        self._events.emit(TaskEnded(job.options.count, future.seconds or 0.0, error is None))
+        if error is None:
+            future.set_result(result)
+        else:
+            future.set_exception(error)
+
+    def _outcome(self, job: Job) -> tuple[Any, BaseException | None]:
+        """Return the result, or the exception to be raised instead."""
+        if job.error is not None:
+            return None, job.error
+        if job.verdict is Verdict.ANSWERED and job.answer is not None:
+            message, buffers = job.answer
+            job.answer = None
+            job.future.seconds = message.seconds
+            job.future.result_size = sum(map(len, buffers))
+            if isinstance(message, messages.Failed):
+                return None, self._failure(job, message, buffers)
+            return self._answers.result(f"{job.label} on {job.node}", buffers)
+        return None, unanswered(job, self.hopeless, self.lost)
+
+    def _failure(self, job: Job, message: messages.Failed, buffers: Sequence[Filled]) -> BaseException:
+        if message.reason == messages.Failure.TIMEOUT.value:
+            return TaskTimeout(
+                f"{job.label} (task {job.id}) on {job.node} was stopped after {job.timeout:g} s; "
+                "raise Compute(timeout=...), or set it to None for no limit"
+            )
+        error = self._answers.failure(message, buffers, here=job.is_here)
+        self._surroundings.explain(error)
+        return error
+
+
+def _is_first(job: Job) -> bool:
+    """Whether no earlier task of its lane is out, not counting tasks that have been running for a while."""
+    long_ago = time.monotonic() - TOGETHER
+    for other in job.lane.out.values():
+        if other.id >= job.id:
+            break
+        if not 0.0 < other.began < long_ago:
+            return False
+    return True

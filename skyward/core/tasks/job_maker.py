@@ -1,0 +1,121 @@
+"""From a call to a job: pickles in the thread that submits, and copies large buffers as they are at that moment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from skyward.core.blobs.array_cache import ArrayCache
+from skyward.core.blobs.snapshots import Snapshot, Snapshots
+from skyward.core.errors import PayloadError
+from skyward.core.labels import label as label_of
+from skyward.core.payload import pickling
+from skyward.core.payload.memory_maps import Named
+from skyward.core.payload.surroundings import Surroundings, Within
+from skyward.core.protocol import wire
+from skyward.core.tasks.futures import TaskFuture
+from skyward.core.tasks.jobs import Job, TaskGroup, TaskOptions
+from skyward.core.tasks.listening_sockets import Listeners
+
+__all__ = ["JobMaker"]
+
+_MAX_SIZE = wire.Limits().message
+
+
+class JobMaker:
+    """Makes jobs for one pool. Thread-safe.
+
+    Parameters
+    ----------
+    snapshots
+        Where copies of large buffers are kept.
+    surroundings
+        What tasks find on this machine's nodes as it is here.
+    named
+        Which memory maps of files are sent as the file's name; see `pickling.dumps`.
+    listeners
+        Learns which Managers' proxies have been sent.
+    timeout
+        The pool's default for `TaskOptions.timeout`, in seconds.
+    """
+
+    def __init__(
+        self,
+        snapshots: Snapshots,
+        surroundings: Surroundings,
+        named: Named,
+        listeners: Listeners,
+        timeout: float | None,
+    ) -> None:
+        self._snapshots = snapshots
+        self._surroundings = surroundings
+        self._named = named
+        self._listeners = listeners
+        self._timeout = timeout
+        self._common = TaskGroup()
+
+    def make(
+        self,
+        task: int,
+        future: TaskFuture[Any],
+        function: Callable[..., Any],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        options: TaskOptions,
+    ) -> Job:
+        """Make a job of a call.
+
+        Parameters
+        ----------
+        task, future
+            Its number and its future, whose `size` is set.
+        function, args, kwargs
+            The call.
+        options
+            How it is to run.
+
+        Raises
+        ------
+        PayloadError
+            The call can't be pickled, or is too large.
+        Exception
+            Anything else, for lack of memory for copies or from a ``__getattr__`` of the user's.
+        """
+        proxies = list(options.proxies)
+        label = label_of(function)
+        group = options.group or self._common
+        head, buffers = pickling.dumps(
+            Within.of((function, args, kwargs), group.change or self._surroundings.now()),
+            "the call",
+            large=options.large,
+            mode=options.mode,
+            named=self._named,
+            on_proxy=proxies.append,
+        )
+        future.size = len(head) + sum(map(len, buffers))
+        if future.size > _MAX_SIZE:
+            raise PayloadError(f"the call of {label} is larger than {_MAX_SIZE:,} bytes; send less data with it")
+        min_blob = pickling.LARGE if options.large is None else min(pickling.LARGE, options.large)
+        parts, blobs = self._keep(buffers, min_blob, group.arrays)
+        timeout = self._timeout if options.timeout == "pool" else options.timeout
+        if timeout is not None:
+            timeout *= options.count  # the limit is for each of the user's tasks
+        job = Job(task, label, future, options, group, timeout, [head, *parts], blobs)
+        if proxies:
+            job.authkey = self._listeners.sent(proxies)
+        return job
+
+    def _keep(
+        self, buffers: list[memoryview], min_blob: int, arrays: ArrayCache | None
+    ) -> tuple[list[Snapshot], dict[int, bytes]]:
+        """Copy the buffers; return the copies, and by index the digests of those that are blobs."""
+        source = self._snapshots if arrays is None else arrays
+        parts: list[Snapshot] = []
+        blobs: dict[int, bytes] = {}
+        for index, view in enumerate(buffers):
+            if len(view) < min_blob:
+                parts.append(bytes(view))
+            else:
+                blobs[index], data = source.take(view)
+                parts.append(data)
+        return parts, blobs
