@@ -59,21 +59,21 @@ from skyward.core.protocol.messages import (
 from skyward.core.protocol.wire import Received, Role, Wire
 from skyward.core.system.socket_paths import socket_path
 from skyward.worker import blob_store, scratch
-from skyward.worker.forkserver.launch import Server, forked
+from skyward.worker.forkserver.launch import ForkServerProcess, forked
 from skyward.worker.forkserver.liveness import LIMITS
-from skyward.worker.listening_socket import Door
-from skyward.worker.owner_session import Session
-from skyward.worker.peers import Neighbours
+from skyward.worker.listening_socket import ListeningSocket
+from skyward.worker.owner_session import OwnerSession
+from skyward.worker.peers import PeerExchange
 from skyward.worker.process import ignore_interrupts, multiply, name_process, reap
-from skyward.worker.slot_pool import Crew, allow_files
-from skyward.worker.wire_socket import Link
+from skyward.worker.slot_pool import SlotPool, allow_files
+from skyward.worker.wire_socket import WireSocket
 
 __all__ = ["Agent", "Start", "main"]
 
 _SILENCE = 20.0  # seconds; an owner that is connected has a heart beat every two
 _TOUCH = 1.0  # seconds between two marks that the owner was heard
 _GREETING = 10.0  # seconds in which a visitor must prove who it is
-_VISITORS = 32  # that have not proved it
+_MAX_CONNECTIONS = 32  # that have not proved it
 _OTHERS = 0.5  # seconds for agents that are our forks and end with us: in a container nobody else may reap them
 _LOG = 1024 * 1024  # bytes of the log file
 _NO_SOCKETS = {errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}  # of a file system without them
@@ -107,14 +107,14 @@ class Start:
     limits: Sequence[float] = LIMITS
 
 
-class _Visitor:
+class _Connection:
     """A connection; its maker is the owner as soon as it has proved so."""
 
     def __init__(self, agent: Agent, sock: socket.socket) -> None:
         self.agent = agent
         self.hello: Hello | None = None
         wire = Wire(Role.WORKER, secret=agent.start.secret, nonce=os.urandom(16))
-        self.link = Link(agent.loop, sock, wire, self.hear, self.gone)
+        self.link = WireSocket(agent.loop, sock, wire, self.hear, self.gone)
         self.timer = agent.loop.call_later(_GREETING, self.gone, "no greeting")
 
     def hear(self, received: Received) -> None:
@@ -162,28 +162,28 @@ class Agent:
         start: Start,
         listener: socket.socket,
         folder: str,
-        server: Server | None = None,
+        server: ForkServerProcess | None = None,
     ) -> None:
         self.loop = loop
         self.start = start
-        self.session: Session | None = None
-        self.crew: Crew | None = None
-        self.neighbours: Neighbours | None = None
+        self.session: OwnerSession | None = None
+        self.slots: SlotPool | None = None
+        self.peers: PeerExchange | None = None
         self.stopped: asyncio.Future[str] = loop.create_future()
         self.cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self._fault: str | None = None  # why we ended the owner's last connection, if that was an error
         self._folder = folder
         self._server = server
-        self._visitors: set[_Visitor] = set()
+        self._connections: set[_Connection] = set()
         self._patience = start.orphan_timeout
         self._heard = loop.time()  # when the owner last said anything
         self._touched = -math.inf
         self._orphan = loop.call_later(self._patience, self._watch)
-        self._door = Door(loop, listener, self._accept)
+        self._listener = ListeningSocket(loop, listener, self._accept)
         loop.set_exception_handler(self._unexpected)
 
     def __repr__(self) -> str:
-        return f"<Agent {self._door!r}, {self.session!r}, {self.crew!r}>"
+        return f"<Agent {self._listener!r}, {self.session!r}, {self.slots!r}>"
 
     def stop(self, reason: str) -> None:
         """End soon; the first reason counts."""
@@ -192,16 +192,16 @@ class Agent:
 
     async def end(self) -> None:
         """End all slots and remove all files."""
-        self._door.close()
+        self._listener.close()
         self._orphan.cancel()
-        for visitor in list(self._visitors):
-            visitor.gone("the agent ends")
+        for connection in list(self._connections):
+            connection.gone("the agent ends")
         if self.session is not None and self.session.link is not None:
             self.session.link.close()
-        if self.neighbours is not None:
-            self.neighbours.close()
-        if self.crew is not None:
-            await self.crew.end()
+        if self.peers is not None:
+            self.peers.close()
+        if self.slots is not None:
+            await self.slots.end()
         elif self._server is not None:
             self._server.kill()
 
@@ -218,52 +218,52 @@ class Agent:
     # --- who comes and goes ---
 
     def _accept(self, sock: socket.socket) -> None:
-        if len(self._visitors) >= _VISITORS:
+        if len(self._connections) >= _MAX_CONNECTIONS:
             sock.close()
             return
         with contextlib.suppress(OSError):
             if sock.family != socket.AF_UNIX:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self._visitors.add(_Visitor(self, sock))
+            self._connections.add(_Connection(self, sock))
 
-    def greet(self, visitor: _Visitor, hello: Hello) -> None:
+    def greet(self, connection: _Connection, hello: Hello) -> None:
         """Answer a greeting; another session than ours is not served."""
         if self.session is not None and self.session.name != hello.session:
             raise ProtocolError("this agent serves another session")
         received = self.session.inbox.received if self.session is not None else 0
-        visitor.link.wire.welcome(received, self._facts())
-        visitor.link.wake()
+        connection.link.wire.welcome(received, self._facts())
+        connection.link.wake()
 
-    def adopt(self, visitor: _Visitor, hello: Hello) -> None:
+    def adopt(self, connection: _Connection, hello: Hello) -> None:
         """A visitor is the owner: it takes the place of an earlier connection, which may be half dead."""
         if self.session is None:
-            self.session = Session(hello.session)
+            self.session = OwnerSession(hello.session)
         elif self.session.name != hello.session:
             raise ProtocolError("this agent serves another session")
-        self._visitors.discard(visitor)
+        self._connections.discard(connection)
         self._fault = None  # it was in the Welcome
         if self.session.link is not None:
             self.session.link.close()
             self.session.link = None
-        self.session.attach(visitor.link, hello.received)
-        if self.crew is not None:
-            self.crew.acknowledged(hello.received)
+        self.session.attach(connection.link, hello.received)
+        if self.slots is not None:
+            self.slots.acknowledged(hello.received)
 
-    def join(self, visitor: _Visitor, hello: Hello) -> None:
+    def join(self, connection: _Connection, hello: Hello) -> None:
         """A visitor is a stripe of the owner's connection: of this very one, not of an earlier or a later."""
         link = self.session.link if self.session is not None else None
         if link is None or link.wire.name != hello.link:
             raise ProtocolError("a stripe of another connection than the present one")
-        self._visitors.discard(visitor)
-        visitor.link.send(Pong(0.0))
-        visitor.link.join(link)
+        self._connections.discard(connection)
+        connection.link.send(Pong(0.0))
+        connection.link.join(link)
 
-    def left(self, visitor: _Visitor, reason: str) -> None:
+    def left(self, connection: _Connection, reason: str) -> None:
         """A connection has ended."""
-        self._visitors.discard(visitor)
-        if self.session is not None and self.session.link is visitor.link:
+        self._connections.discard(connection)
+        if self.session is not None and self.session.link is connection.link:
             self.session.link = None
-            self._fault = self._fault or visitor.link.fault
+            self._fault = self._fault or connection.link.fault
             log(f"the owner's connection has ended: {reason}")
             self._heard = self.loop.time()
             self._watch()
@@ -307,45 +307,45 @@ class Agent:
             session.answer(message)
         elif isinstance(message, Ack):
             session.outbox.acknowledge(message.received)
-            if self.crew is not None:
-                self.crew.acknowledged(message.received)
+            if self.slots is not None:
+                self.slots.acknowledged(message.received)
         elif isinstance(message, Bye):
             self.stop("the owner said goodbye")
         else:
             session.take(received, self._work)
 
     def _work(self, received: Received) -> None:
-        message, buffers, session, crew = received.message, received.buffers, self.session, self.crew
+        message, buffers, session, slots = received.message, received.buffers, self.session, self.slots
         if session is not None and isinstance(message, Setup):
             self._set_up(session, message)
-        elif session is None or crew is None:
+        elif session is None or slots is None:
             raise ProtocolError(f"{type(message).__name__} before Setup")
         elif isinstance(message, Run):
-            crew.submit(message, buffers)
+            slots.submit(message, buffers)
         elif isinstance(message, Cancel):
-            crew.cancel(message)
+            slots.cancel(message)
         elif isinstance(message, Recall):
-            crew.give_back(message)
+            slots.recall(message)
         elif isinstance(message, Inquire):
-            crew.inquire(message.tasks)
+            slots.inquire(message.tasks)
         elif isinstance(message, (StreamData, StreamClose)):
-            crew.stream(message, buffers[0] if buffers else None)
+            slots.stream(message, buffers[0] if buffers else None)
         elif isinstance(message, Blob):
             (data,) = buffers
-            crew.keep(message, data, number=received.number)
-            if isinstance(data, mmap) and session.link and not crew.store.holds(message.digest, message.offset):
+            slots.keep(message, data, number=received.number)
+            if isinstance(data, mmap) and session.link and not slots.store.holds(message.digest, message.offset):
                 session.link.wire.buffer_pool.give(data)
         elif isinstance(message, Share):
-            crew.adopt(message)
+            slots.adopt(message)
         elif isinstance(message, Forget):
-            crew.forget(message.digests, received.number)
-        elif isinstance(message, Fetch) and self.neighbours is not None:
-            self.neighbours.fetch(message)
-        elif isinstance(message, Peers) and self.neighbours is not None:
-            self.neighbours.meet(message)
+            slots.forget(message.digests, received.number)
+        elif isinstance(message, Fetch) and self.peers is not None:
+            self.peers.fetch(message)
+        elif isinstance(message, Peers) and self.peers is not None:
+            self.peers.meet(message)
 
-    def _set_up(self, session: Session, setup: Setup) -> None:
-        if self.crew is not None:
+    def _set_up(self, session: OwnerSession, setup: Setup) -> None:
+        if self.slots is not None:
             raise ProtocolError("a second Setup")
         self._patience = setup.orphan_timeout
         self._watch()
@@ -356,7 +356,7 @@ class Agent:
             if setup.env and self._server is not None:  # some variables count only when an interpreter starts
                 self._server.kill()
                 self._server = None
-            self.crew = crew = Crew(
+            self.slots = slots = SlotPool(
                 self.loop,
                 setup,
                 self.cores,
@@ -366,10 +366,10 @@ class Agent:
                 {"scratch": list(self.start.scratch), "limits": list(self.start.limits)},
             )
             if setup.identity is not None:
-                self.neighbours = Neighbours(
-                    self.loop, setup.identity, setup.node, self._folder, crew.store, crew.keep, session.post
+                self.peers = PeerExchange(
+                    self.loop, setup.identity, setup.node, self._folder, slots.store, slots.keep, session.post
                 )
-                crew.grew = self.neighbours.grew
+                slots.grew = self.peers.grew
         except (OSError, ValueError) as error:
             session.post(Ready(0, f"can't start slots: {error}"))
 
@@ -477,7 +477,9 @@ def sweep() -> None:
     scratch.sweep(tempfile.gettempdir(), "agent")
 
 
-async def _live(start: Start, listener: socket.socket, folder: str, server: Server | None, others: list[int]) -> None:
+async def _live(
+    start: Start, listener: socket.socket, folder: str, server: ForkServerProcess | None, others: list[int]
+) -> None:
     loop = asyncio.get_running_loop()
     agent = Agent(loop, start, listener, folder, server)
     if others:

@@ -219,7 +219,7 @@ class Store:
             fd = self._adopted[digest] = open_shared(path, inode, size)
             self._paths[digest] = f"/proc/{os.getpid()}/fd/{fd}"
 
-    def shelf(self) -> str | None:
+    def result_files(self) -> str | None:
         """A folder for what slots leave to the owner, the first that can be had."""
         for parent in self._parents:
             with contextlib.suppress(OSError):

@@ -22,7 +22,7 @@ from skyward.core.protocol.framing import frame, split_frame
 from skyward.core.protocol.messages import Message, StreamClose, StreamData, StreamOpen
 from skyward.core.protocol.wire import Filled
 from skyward.core.system.socket_paths import socket_path
-from skyward.worker.listening_socket import Door
+from skyward.worker.listening_socket import ListeningSocket
 
 if TYPE_CHECKING:  # slots import this module too, and do without it
     import asyncio
@@ -123,7 +123,7 @@ class Bridge:
         with socket_path(path) as name:
             listener.bind(name)
         listener.listen(128)
-        self._door = Door(loop, listener, self._accept)
+        self._listener_ = ListeningSocket(loop, listener, self._accept)
 
     def __repr__(self) -> str:
         return f"<Bridge at {self.path} with {len(self._streams)} streams>"
@@ -132,7 +132,7 @@ class Bridge:
         """End all streams and the listener."""
         for stream in list(self._streams.values()):
             self._drop(stream)
-        self._door.close()
+        self._listener_.close()
         with contextlib.suppress(OSError):
             Path(self.path).unlink()
 

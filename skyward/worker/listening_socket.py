@@ -7,13 +7,13 @@ import errno
 import socket
 from collections.abc import Callable
 
-__all__ = ["Door"]
+__all__ = ["ListeningSocket"]
 
 _REST = 0.5  # seconds
 _SHORT = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
-class Door:
+class ListeningSocket:
     """Gives each connection to `take`.
 
     While this process can have no more open files, callers wait outside: the socket would be ready again at once, and
@@ -38,7 +38,7 @@ class Door:
         self._open()
 
     def __repr__(self) -> str:
-        return f"<Door {self._listener!r}{', resting' if self._later else ''}>"
+        return f"<ListeningSocket {self._listener!r}{', resting' if self._later else ''}>"
 
     def close(self) -> None:
         """Take nobody any more; may be repeated."""

@@ -14,13 +14,13 @@ from collections.abc import Callable
 
 from skyward.core.protocol.wire import WHOLE
 
-__all__ = ["Outputs"]
+__all__ = ["SlotOutput"]
 
 _CHUNK = 64 * 1024  # as much as a pipe holds
 _LONGEST = 1024 * 1024  # a line that is longer is cut there
 
 
-class Outputs:
+class SlotOutput:
     """Reads the pipes of one slot.
 
     Parameters
@@ -48,7 +48,7 @@ class Outputs:
             self._poll.register(fd, select.POLLIN)
 
     def __repr__(self) -> str:
-        return f"<Outputs {sorted(self._fds)}{' paused' if self._paused else ''}>"
+        return f"<SlotOutput {sorted(self._fds)}{' paused' if self._paused else ''}>"
 
     def pause(self, paused: bool) -> None:
         """Stop or go on reading; a slot that prints into a full pipe waits."""
@@ -61,7 +61,7 @@ class Outputs:
             else:
                 self._loop.add_reader(fd, self._read, stream)
 
-    def settle(self, *, whole: bool) -> None:
+    def flush(self, *, whole: bool) -> None:
         """A task has ended: all that it has printed goes out now.
 
         With `whole`, only whole lines: another task runs in the slot already, and what has no end may be a line of its.
@@ -79,7 +79,7 @@ class Outputs:
             for _ in range(16):  # a megabyte, for one that writes faster than we read
                 if stream not in self._fds or not self._read(stream):
                     break
-        self.settle(whole=False)
+        self.flush(whole=False)
         for stream in tuple(self._fds):
             self._drop(stream)
 

@@ -1,6 +1,6 @@
 """What the agent keeps of its owner's session over any number of links: numbers, what is unacknowledged, back-pressure.
 
-No socket is opened here; a `Link` is handed in and taken away.
+No socket is opened here; a `WireSocket` is handed in and taken away.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from skyward.core.errors import ProtocolError
 from skyward.core.protocol.mailbox import Inbox, Outbox
 from skyward.core.protocol.messages import Message, Ping, Pong
 from skyward.core.protocol.wire import Buffer, Received
-from skyward.worker.wire_socket import Link
+from skyward.worker.wire_socket import WireSocket
 
-__all__ = ["Session"]
+__all__ = ["OwnerSession"]
 
 _LAG = 0.0005
 
 
-class Session:
+class OwnerSession:
     """One owner's session.
 
     Parameters
@@ -31,11 +31,11 @@ class Session:
         self.name = name
         self.outbox = Outbox()
         self.inbox = Inbox()
-        self.link: Link | None = None
+        self.link: WireSocket | None = None
 
     def __repr__(self) -> str:
         state = "connected" if self.link else "alone"
-        return f"<Session {self.name!r} {state}, {self.outbox!r}, {self.inbox!r}>"
+        return f"<OwnerSession {self.name!r} {state}, {self.outbox!r}, {self.inbox!r}>"
 
     def post(self, message: Message, buffers: Sequence[Buffer] = (), lazy: bool = False) -> int:
         """Send a numbered message, now or when the owner is back; returns its number.
@@ -50,7 +50,7 @@ class Session:
         link.wake()
         return number
 
-    def attach(self, link: Link, received: int) -> None:
+    def attach(self, link: WireSocket, received: int) -> None:
         """The owner has come (back) and has everything up to `received`; ProtocolError if that can't be."""
         self.outbox.acknowledge(received)
         self.link = link

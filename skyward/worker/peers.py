@@ -27,9 +27,9 @@ from typing import Any
 from skyward.core.protocol.messages import Blob, Fetch, Kept, Listening, Message, Peers, Reached
 from skyward.core.protocol.wire import Buffer
 from skyward.worker.blob_store import Store
-from skyward.worker.listening_socket import Door
+from skyward.worker.listening_socket import ListeningSocket
 
-__all__ = ["Neighbours"]
+__all__ = ["PeerExchange"]
 
 _REQUEST = struct.Struct("!HQ")
 _LENGTH = struct.Struct("!I")
@@ -47,7 +47,7 @@ _STUCK = 30.0  # seconds in which a client must take a piece
 _SIOCGIFADDR = 0x8915  # Linux; no other system's nodes are rented
 
 
-class Neighbours:
+class PeerExchange:
     """This node's way to others of its pool.
 
     Parameters
@@ -85,7 +85,7 @@ class Neighbours:
         self._post = post
         self._server_side, self._client_side = _contexts(identity, folder)
         self._host = identity["host"]
-        self._door: Door | None = None
+        self._listener_: ListeningSocket | None = None
         self._visitors = 0
         self._routes: dict[str, tuple[str, int]] = {}  # peer -> where it answered
         self._fetches: dict[bytes, asyncio.Task[None]] = {}
@@ -95,12 +95,12 @@ class Neighbours:
         self._listen()
 
     def __repr__(self) -> str:
-        return f"<Neighbours of {self.name}: {len(self._routes)} reached, {len(self._fetches)} fetches>"
+        return f"<PeerExchange of {self.name}: {len(self._routes)} reached, {len(self._fetches)} fetches>"
 
     def close(self) -> None:
         """Stop listening and fetching."""
-        if self._door is not None:
-            self._door.close()
+        if self._listener_ is not None:
+            self._listener_.close()
         for task in (*self._tasks, *self._fetches.values()):
             task.cancel()
 
@@ -124,7 +124,7 @@ class Neighbours:
             )
         except OSError:
             return  # nobody will ask us for anything
-        self._door = Door(self._loop, listener, self._accept)
+        self._listener_ = ListeningSocket(self._loop, listener, self._accept)
         self._post(Listening(listener.getsockname()[1], [self._host, *own_addresses()]), ())
 
     def _accept(self, sock: socket.socket) -> None:

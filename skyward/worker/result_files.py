@@ -1,6 +1,7 @@
 """Large results that are left in files for an owner on this machine, who maps them: nothing is sent or copied again.
 
-A slot writes them (`Shelf`), the owner removes what it takes, and the agent what the owner will never take (`Results`).
+A slot writes them (`ResultFiles`), the owner removes those it takes, and the agent removes those that the owner will
+never take (`UnclaimedFiles`).
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from pathlib import Path
 
 from skyward.core.payload.shared_file import remove, write_all
 
-__all__ = ["Results", "Shelf"]
+__all__ = ["ResultFiles", "UnclaimedFiles"]
 
 _MARGIN = 64 * 1024 * 1024  # bytes of the file system that are left to others
 
 
-class Shelf:
+class ResultFiles:
     """Where a slot leaves them.
 
     Parameters
@@ -33,7 +34,7 @@ class Shelf:
         self._numbers = itertools.count()
 
     def __repr__(self) -> str:
-        return f"<Shelf {self._folder}>"
+        return f"<ResultFiles {self._folder}>"
 
     def put(self, buffers: Sequence[memoryview], large: int) -> tuple[dict[int, bytes], list[memoryview]]:
         """Write those of at least `large` bytes; their files by index, and the buffers that are left to send."""
@@ -71,7 +72,7 @@ def _prefix(pid: int) -> str:
     return f"result-{pid}-"
 
 
-class Results:
+class UnclaimedFiles:
     """The agent's view of the folder: which files the owner has been told of.
 
     Parameters
@@ -85,7 +86,7 @@ class Results:
         self._told: deque[tuple[int, set[bytes]]] = deque()  # number of the message, and the files in it
 
     def __repr__(self) -> str:
-        return f"<Results in {self._folder}, {len(self._told)} messages not acknowledged>"
+        return f"<UnclaimedFiles in {self._folder}, {len(self._told)} messages not acknowledged>"
 
     def told(self, number: int, files: Iterable[bytes]) -> None:
         """The owner is told of these by the message with this number, and takes them when it has it."""

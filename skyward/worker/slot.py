@@ -39,7 +39,7 @@ from skyward.worker import thread_limits
 from skyward.worker.forkserver.imports import Imports
 from skyward.worker.leaks import Growth
 from skyward.worker.process import heed_interrupts
-from skyward.worker.result_files import Shelf
+from skyward.worker.result_files import ResultFiles
 from skyward.worker.tickets import Claims
 from skyward.worker.wire_socket import unsent
 
@@ -63,7 +63,7 @@ class Settings:
         ``module:function`` context managers around the life of a slot.
     threads
         Default limit of BLAS/OpenMP threads.
-    shelf
+    result_files
         Folder in which large results are left to an owner on this machine; None to send them.
     data
         Whether the owner reads results as data.
@@ -72,7 +72,7 @@ class Settings:
     node: str
     around: list[str]
     threads: int
-    shelf: str | None = None
+    result_files: str | None = None
     data: bool = False
 
     @property
@@ -106,10 +106,10 @@ class Slot:
         self.settings = settings
         if settings.data:
             driver_classes.install()
-        self.outputs = Outputs()
+        self.streams = StdStreams()
         self.limit = thread_limits.Limit(settings.threads)
         surroundings.FOLLOWERS.append(self.limit.follow)
-        self.shelf = Shelf(settings.shelf) if settings.shelf is not None else None
+        self.result_files = ResultFiles(settings.result_files) if settings.result_files is not None else None
         self.wire = Wire.opened(Role.WORKER)
         self.growth = Growth()
         self.imports = Imports(told)
@@ -212,8 +212,10 @@ class Slot:
         except BaseException as error:  # a user's __reduce__ may raise anything
             self._fail(run.task, seconds, Failure.RAISED, error)
             return
-        self.outputs.settle()
-        files, rest = self.shelf.put(views, pickling.LARGE) if views and self.shelf is not None else ({}, views)
+        self.streams.flush()
+        files, rest = (
+            self.result_files.put(views, pickling.LARGE) if views and self.result_files is not None else ({}, views)
+        )
         self._send(Done(run.task, seconds, files), [head, *rest])
 
     def _load(self, run: Run, buffers: list[Filled]) -> tuple[Any, Any, Any]:
@@ -235,7 +237,7 @@ class Slot:
 
     def _fail(self, task: int, seconds: float, reason: Failure, error: BaseException) -> None:
         with contextlib.suppress(Exception):  # a task may have left stdout in any state
-            self.outputs.settle()
+            self.streams.flush()
         failed = Failed(task, seconds, reason.value, type(error).__name__, missing(error))
         self._send(failed, exceptions.dump(error, as_data=self.settings.data))
 
@@ -312,7 +314,7 @@ def end_of_fork(error: BaseException | None) -> None:
 # --- the process ----------------------------------------------------------------------------------------------------
 
 
-class Outputs:
+class StdStreams:
     """Standard output and error: file objects of ours from the start, and put right after each task."""
 
     def __init__(self) -> None:
@@ -330,7 +332,7 @@ class Outputs:
             os.dup2(saved, fd)
         return set(self._saved.values())
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         """Flush, and restore what a task has closed or replaced."""
         for fd, saved in self._saved.items():
             name = "stdout" if fd == 1 else "stderr"
@@ -371,7 +373,7 @@ def _identity(fd: int) -> tuple[int, int] | None:
 def isolate(slot: Slot, sock: int, out: int, err: int, tickets: int) -> None:
     """Cut a new fork off from its parent: session, files, signals, random numbers."""
     os.setpgid(0, 0)  # to be killed with all that it starts; in the fork server's session, which has no terminal
-    keep = slot.outputs.lead(out, err)
+    keep = slot.streams.lead(out, err)
     wanted = (sock, tickets, slot.imports.fd)
     high, claims, told = (fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _high()) for fd in wanted)
     close_all(keep={0, 1, 2, high, claims, told, *keep})
@@ -433,5 +435,5 @@ def live(slot: Slot, number: int, shared: bool, sock: int, out: int, err: int, t
         slot.ready()
         slot.work(shared)
     atexit._run_exitfuncs()  # noqa: SLF001 - os._exit, which must follow, leaves them out
-    slot.outputs.settle()
+    slot.streams.flush()
     return 0

@@ -1,4 +1,4 @@
-"""Drives the slots: does what `slots.Table` decides, with processes, sockets, pipes and timers.
+"""Drives the slots: does what `SlotTable` decides, with processes, sockets, pipes and timers.
 
 Everything here happens on the agent's loop. No decision about which task runs where is taken in this module.
 """
@@ -39,17 +39,17 @@ from skyward.core.system import open_files
 from skyward.worker import exit_status
 from skyward.worker.blob_store import Corrupt, Store
 from skyward.worker.bridge import Bridge
-from skyward.worker.forkserver.client import Ended, Forks, fork_config
-from skyward.worker.forkserver.launch import Server
+from skyward.worker.forkserver.client import Ended, ForkServerClient, fork_config
+from skyward.worker.forkserver.launch import ForkServerProcess
 from skyward.worker.forkserver.protocol import EXITED, FAILED, FORKED, UP
-from skyward.worker.output import Outputs
-from skyward.worker.result_files import Results
+from skyward.worker.output import SlotOutput
+from skyward.worker.result_files import UnclaimedFiles
 from skyward.worker.slot_process import PendingTask, SlotProcess
-from skyward.worker.slot_table import Command, Fork, Settle, Slot, Start, Table, TakeBack
+from skyward.worker.slot_table import Command, Fork, Settle, Slot, SlotTable, Start, TakeBack
 from skyward.worker.tickets import Tickets
-from skyward.worker.wire_socket import Link
+from skyward.worker.wire_socket import WireSocket
 
-__all__ = ["Crew", "allow_files"]
+__all__ = ["SlotPool", "allow_files"]
 
 _OUTPUT_LIMIT = 4 * 1024 * 1024
 _STREAM_LIMIT = 8 * 1024 * 1024
@@ -66,7 +66,7 @@ _SOON = 0.05  # seconds until it is looked which tasks have begun
 _ROLL_CALL = 1.0  # seconds between two looks at what slots have
 
 
-class Crew:
+class SlotPool:
     """All slots of a node, and the tasks that wait for them.
 
     Parameters
@@ -94,11 +94,11 @@ class Crew:
         cores: int,
         folder: str,
         post: Callable[[Message, Sequence[Buffer], bool], int],
-        server: Server | None,
+        server: ForkServerProcess | None,
         told: Mapping[str, object],
     ) -> None:
         self.setup = setup
-        self.table = Table(setup.concurrency)
+        self.table = SlotTable(setup.concurrency)
         self.store = Store(most_adopted=(open_files.limit() - _files(setup.concurrency)) // 2)
         self.grew: Callable[[], None] = lambda: None  # told when a part of a blob came
         self._loop = loop
@@ -118,13 +118,13 @@ class Crew:
         self._up_since = math.inf
         self._retries = iter(_RETRIES)
         self._bridge = Bridge(loop, f"{folder}/bridge.sock", self._post_stream)
-        shelf = self.store.shelf() if setup.shares else None
-        self._results = Results(shelf)
-        self._config = fork_config(setup, cores, self._bridge.path, shelf, told)
-        self._forks = Forks(loop, self._config, self._reported, self._forks_ended, server)
+        result_files = self.store.result_files() if setup.shares else None
+        self._results = UnclaimedFiles(result_files)
+        self._config = fork_config(setup, cores, self._bridge.path, result_files, told)
+        self._forks = ForkServerClient(loop, self._config, self._reported, self._forks_ended, server)
 
     def __repr__(self) -> str:
-        return f"<Crew of {self.setup.node!r}: {self.table!r}>"
+        return f"<SlotPool of {self.setup.node!r}: {self.table!r}>"
 
     # --- the owner's words ---
 
@@ -150,11 +150,11 @@ class Crew:
         else:
             self._apply(self.table.dispatch())
 
-    def give_back(self, wish: Recall) -> None:
+    def recall(self, wish: Recall) -> None:
         """Another node is idle: part with what this one will not begin soon."""
         for number in [number for number, slot in self.table.slots.items() if slot.ahead]:
             self._take_back(number)
-        tasks = self.table.give_back(wish.limit, self.table.soon(wish.within, self._in_time()))
+        tasks = self.table.recall(wish.limit, self.table.soon(wish.within, self._in_time()))
         for task in tasks:
             self._release(task)
         self._answer(tasks, Returned(tasks))
@@ -339,7 +339,7 @@ class Crew:
             return
         sock, theirs_sock, out, theirs_out, err, theirs_err, read, write, theirs_read = opened
         self._forks.fork(number, shared, (theirs_sock, theirs_out, theirs_err, theirs_read))
-        link = Link(
+        link = WireSocket(
             self._loop,
             socket.socket(fileno=sock),
             Wire.opened(Role.OWNER, fifo=True),  # tickets rely on it
@@ -347,9 +347,9 @@ class Crew:
             lambda _: self._hung_up(number),
             eager=True,
         )
-        outputs = Outputs(self._loop, (out, err), self._print)
-        outputs.pause(self._printed.full)
-        self._processes[number] = SlotProcess(link, outputs, Tickets(read, write))
+        output = SlotOutput(self._loop, (out, err), self._print)
+        output.pause(self._printed.full)
+        self._processes[number] = SlotProcess(link, output, Tickets(read, write))
 
     def _refuse(self, number: int, detail: str) -> None:
         self._bury(number)
@@ -386,7 +386,7 @@ class Crew:
                 self._release(message.task)
             # First the next task, then the result of this one.
             self._apply(self.table.finished(number, message.task, message.seconds))
-            process.outputs.settle(whole=number in self.table.slots and bool(self.table.slots[number].tasks))
+            process.output.flush(whole=number in self.table.slots and bool(self.table.slots[number].tasks))
             if slot is not None and not slot.shared:
                 for task in slot.current:
                     self._begins(task)
@@ -507,7 +507,7 @@ class Crew:
         made = {number for number, process in buried if process is not None and process.up}
         self._apply(self.table.all_ended(made, end.words))
         if delay is not None:
-            self._forks = Forks(self._loop, self._config, self._reported, self._forks_ended, delay=delay)
+            self._forks = ForkServerClient(self._loop, self._config, self._reported, self._forks_ended, delay=delay)
             self._apply(self.table.dispatch())
         else:  # by now the owner has an answer for all that had begun
             self._post(Ready(0, end.words), ())
@@ -556,7 +556,7 @@ class Crew:
     def _balance(self) -> None:
         """Hold back, or let flow, what slots print and stream."""
         for process in self._processes.values():
-            process.outputs.pause(self._printed.full)
+            process.output.pause(self._printed.full)
         self._bridge.pause(self._streamed.full)
 
     # --- blobs ---

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from skyward.core.protocol.messages import Run
 from skyward.core.protocol.roll_call import RollCall
 from skyward.core.protocol.wire import Buffer
-from skyward.worker.output import Outputs
+from skyward.worker.output import SlotOutput
 from skyward.worker.tickets import Tickets
-from skyward.worker.wire_socket import Link
+from skyward.worker.wire_socket import WireSocket
 
 __all__ = ["PendingTask", "SlotProcess"]
 
@@ -39,11 +39,11 @@ class PendingTask:
 class SlotProcess:
     """Our ends of a slot: its socket and its pipes."""
 
-    __slots__ = ("link", "lost", "outputs", "pid", "roll", "tickets", "up")
+    __slots__ = ("link", "lost", "output", "pid", "roll", "tickets", "up")
 
-    def __init__(self, link: Link, outputs: Outputs, tickets: Tickets) -> None:
+    def __init__(self, link: WireSocket, output: SlotOutput, tickets: Tickets) -> None:
         self.link = link
-        self.outputs = outputs
+        self.output = output
         self.tickets = tickets
         self.pid: int | None = None
         self.up = False
@@ -57,6 +57,6 @@ class SlotProcess:
 
     def close(self) -> None:
         """Let its files go."""
-        self.outputs.close()
+        self.output.close()
         self.link.close()
         self.tickets.close()

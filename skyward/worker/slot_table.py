@@ -1,6 +1,6 @@
 """Which task runs in which slot process: the rules, and nothing else.
 
-`Table` is told what happened (a task came, a process died, ...) and returns what must be done. It has no socket,
+`SlotTable` is told what happened (a task came, a process died, ...) and returns what must be done. It has no socket,
 process, clock or log in it. A *slot* here is a process: an isolated one runs one task at a time, the shared one runs
 several in threads. A slot that must not be used again is *retired*: it gets no new task, and is killed when the tasks
 in it that somebody still waits for have ended.
@@ -24,7 +24,7 @@ from typing import NamedTuple, Union
 
 from skyward.core.protocol.messages import Failure
 
-__all__ = ["Command", "Fork", "Kill", "Settle", "Slot", "Start", "Table", "TakeBack"]
+__all__ = ["Command", "Fork", "Kill", "Settle", "Slot", "SlotTable", "Start", "TakeBack"]
 
 _REMEMBERED = 4096  # cancels of tasks that have not come yet
 _STILLBORN = 3  # deaths in a row of processes that were given tasks and never began one, until tasks are refused
@@ -105,7 +105,7 @@ class Slot:
         return 0 if self.shared or not self.tasks else len(self.tasks) - 1
 
 
-class Table:
+class SlotTable:
     """Tasks that wait, slots, and what runs where.
 
     Parameters
@@ -135,7 +135,7 @@ class Table:
     def __repr__(self) -> str:
         waiting = len(self._ready) + len(self._blocked) + self._ahead
         running = f"{len(self.running) - self._ahead}/{self.concurrency}"
-        return f"<Table {running} running, {waiting} waiting, {len(self.slots)} slots>"
+        return f"<SlotTable {running} running, {waiting} waiting, {len(self.slots)} slots>"
 
     @property
     def is_stocked(self) -> bool:
@@ -237,7 +237,7 @@ class Table:
         if not slot.tasks and not slot.retired:
             self._idle[number] = slot
 
-    def give_back(self, count: int, keep: int = 0) -> list[int]:
+    def recall(self, count: int, keep: int = 0) -> list[int]:
         """Tasks that may run elsewhere: up to `count` of those that wait, the newest, but the `keep` oldest stay."""
         return [self._ready.popitem()[0] for _ in range(min(count, len(self._ready) - keep))]
 

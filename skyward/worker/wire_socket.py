@@ -19,7 +19,7 @@ from skyward.core.protocol.wire import Buffer, Lane, Received, Wire
 if TYPE_CHECKING:  # slots import this module too, and do without it
     import asyncio
 
-__all__ = ["Link", "unsent"]
+__all__ = ["WireSocket", "unsent"]
 
 # One for all: nothing that is read stays in it, and the agent has one thread. A mapping takes memory as it is used.
 _CHUNK = mmap.mmap(-1, 256 * 1024, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -36,7 +36,7 @@ def unsent(parts: Sequence[bytes | memoryview], sent: int) -> list[bytes | memor
     return []
 
 
-class Link:
+class WireSocket:
     """One end of one connection.
 
     Parameters
@@ -74,7 +74,7 @@ class Link:
         self._lane: Lane | None = None  # what a stripe's bytes are for the wire
         self._paused = False  # not read, as the lane waits
         self._main = self  # the link that we are a stripe of
-        self._stripes: list[Link] = []  # of this link, or of the one that we are a stripe of
+        self._stripes: list[WireSocket] = []  # of this link, or of the one that we are a stripe of
         self._eager = eager
         self._parts: list[bytes | memoryview] = []  # taken out of the wire and not yet written
         self._will_write = False
@@ -85,7 +85,7 @@ class Link:
         loop.add_reader(self._fd, self._readable)
 
     def __repr__(self) -> str:
-        return f"<Link fd {self._fd}{' closed' if self.closed else ''}, {self.wire!r}>"
+        return f"<WireSocket fd {self._fd}{' closed' if self.closed else ''}, {self.wire!r}>"
 
     def send(self, message: Message, buffers: Sequence[Buffer] = (), number: int = 0) -> None:
         """Send a message; nothing if the link is closed."""
@@ -115,7 +115,7 @@ class Link:
                 self._later = None
             self._loop.call_soon(self._write)
 
-    def join(self, link: Link) -> None:
+    def join(self, link: WireSocket) -> None:
         """Become a stripe of another link: what comes here is that one's from now on, and neither outlives the other.
 
         What this link's own wire has to send is still sent.
@@ -186,10 +186,10 @@ class Link:
             self.fail(error)
             return False
         for stripe in self._stripes:  # the message that one waits for may have begun, here or there
-            stripe.settle()
+            stripe.update_reading()
         return True
 
-    def settle(self) -> None:
+    def update_reading(self) -> None:
         """Of a stripe: be read only while the wire need not wait for another stream first."""
         waits = self._lane is not None and self._lane.waits
         if self.closed or waits is self._paused:

@@ -92,14 +92,14 @@ def test_a_file_is_indexed_again_when_it_has_changed_and_not_before(tmp_path):
     file = tmp_path / "known"
     assert KnownHosts.look_up("box", 22, [], [str(file)], []).keys == ()
     file.write_text(line("box"))
-    first = ssh_known._shelf.read(file)
-    assert ssh_known._shelf.read(file) is first
+    first = ssh_known._cache.read(file)
+    assert ssh_known._cache.read(file) is first
     file.write_text(line("box", TWO) + line("more"))
     assert KnownHosts.look_up("box", 22, [], [str(file)], []).keys == (TWO.convert_to_public(),)
     for number in range(20):
         (tmp_path / str(number)).touch()
-        ssh_known._shelf.read(tmp_path / str(number))
-    assert len(ssh_known._shelf._kept) <= 8
+        ssh_known._cache.read(tmp_path / str(number))
+    assert len(ssh_known._cache._kept) <= 8
 
 
 # --- KnownHostsCommand and RevokedHostKeys ---

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from skyward.worker import listening_socket
-from skyward.worker.listening_socket import Door
+from skyward.worker.listening_socket import ListeningSocket
 
 
 class Counting(socket.socket):
@@ -39,7 +39,7 @@ def test_without_files_callers_wait_and_the_loop_rests(tmp_path: Path, monkeypat
             inside.append(sock)
             came.set()
 
-        it = Door(loop, listener, take)
+        it = ListeningSocket(loop, listener, take)
         with socket.socket(socket.AF_UNIX) as caller:
             caller.setblocking(False)
             lowest = os.open(os.devnull, os.O_RDONLY)

@@ -11,17 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skyward.core.protocol.wire import WHOLE
-from skyward.worker.output import Outputs
+from skyward.worker.output import SlotOutput
 
 
-def outputs(work: Callable[[Outputs, int], None]) -> list[tuple[bytes, bool]]:
+def outputs(work: Callable[[SlotOutput, int], None]) -> list[tuple[bytes, bool]]:
     """What goes out of the standard output on which `work` writes."""
     said: list[tuple[bytes, bool]] = []
 
     async def run() -> None:
         (out, write), (err, other) = os.pipe(), os.pipe()
         os.set_blocking(write, False)
-        it = Outputs(asyncio.get_running_loop(), (out, err), lambda _, data, more: said.append((data, more)))
+        it = SlotOutput(asyncio.get_running_loop(), (out, err), lambda _, data, more: said.append((data, more)))
         try:
             work(it, write)
         finally:
@@ -41,11 +41,11 @@ def test_whole_lines_in_pieces_that_keep_their_place(lengths: list[int]) -> None
     """No piece is larger than what keeps its order, and one that ends within a line says that more follows."""
     text = b"".join(b"x" * length + b"\n" for length in lengths)
 
-    def work(it: Outputs, write: int) -> None:
+    def work(it: SlotOutput, write: int) -> None:
         rest = text
         while rest:
             rest = rest[os.write(write, rest[:60_000]) :]
-            it.settle(whole=True)
+            it.flush(whole=True)
 
     said = outputs(work)
     assert b"".join(data for data, _ in said) == text
@@ -54,19 +54,19 @@ def test_whole_lines_in_pieces_that_keep_their_place(lengths: list[int]) -> None
 
 
 def test_a_line_is_not_cut_while_another_task_writes_it() -> None:
-    def work(it: Outputs, write: int) -> None:
+    def work(it: SlotOutput, write: int) -> None:
         os.write(write, b"first\nsecond, which is")
-        it.settle(whole=True)
+        it.flush(whole=True)
         os.write(write, b" not at its end\n")
-        it.settle(whole=True)
+        it.flush(whole=True)
 
     assert outputs(work) == [(b"first\n", False), (b"second, which is not at its end\n", False)]
 
 
 def test_what_has_no_end_goes_out_when_nobody_can_go_on_with_it() -> None:
-    def work(it: Outputs, write: int) -> None:
+    def work(it: SlotOutput, write: int) -> None:
         os.write(write, b"50 %")
-        it.settle(whole=False)
+        it.flush(whole=False)
         os.write(write, b"100 %")
 
     assert outputs(work) == [(b"50 %", False), (b"100 %", False)]
@@ -74,10 +74,10 @@ def test_what_has_no_end_goes_out_when_nobody_can_go_on_with_it() -> None:
 
 @pytest.mark.parametrize("size", [900_000, 3_000_000])
 def test_a_line_without_end_is_cut_somewhere(size: int) -> None:
-    def work(it: Outputs, write: int) -> None:
+    def work(it: SlotOutput, write: int) -> None:
         for _ in range(size // 60_000):
             os.write(write, b"x" * 60_000)
-            it.settle(whole=True)
+            it.flush(whole=True)
 
     said = outputs(work)
     assert sum(len(data) for data, _ in said) == size

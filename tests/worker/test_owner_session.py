@@ -7,10 +7,10 @@ import pytest
 from skyward.core.errors import ProtocolError
 from skyward.core.protocol.messages import Ack, Cancel, Done, Message, Ping, Pong
 from skyward.core.protocol.wire import Received
-from skyward.worker.owner_session import Session
+from skyward.worker.owner_session import OwnerSession
 
 
-class Link:
+class WireSocket:
     """Keeps what is sent; it is its own wire."""
 
     def __init__(self) -> None:
@@ -27,9 +27,9 @@ class Link:
 
 
 def test_what_was_not_acknowledged_is_sent_again() -> None:
-    session = Session("s")
+    session = OwnerSession("s")
     assert [session.post(Done(task, 0.0), [b"r"]) for task in (1, 2, 3)] == [1, 2, 3]
-    link = Link()
+    link = WireSocket()
     session.attach(link, 1)  # type: ignore[arg-type]
     assert link.sent == [(Done(2, 0.0), 2), (Done(3, 0.0), 3)]
     with pytest.raises(ProtocolError):
@@ -37,8 +37,8 @@ def test_what_was_not_acknowledged_is_sent_again() -> None:
 
 
 def test_messages_count_once_and_are_acknowledged() -> None:
-    session = Session("s")
-    session.link = link = Link()  # type: ignore[assignment]
+    session = OwnerSession("s")
+    session.link = link = WireSocket()  # type: ignore[assignment]
     handled: list[int] = []
 
     def take(number: int, *buffers: bytearray) -> None:
@@ -61,8 +61,8 @@ def test_messages_count_once_and_are_acknowledged() -> None:
 
 def test_what_could_not_be_handled_is_not_acknowledged_and_comes_again() -> None:
     """Also when later ones have come before it."""
-    session = Session("s")
-    session.link = link = Link()  # type: ignore[assignment]
+    session = OwnerSession("s")
+    session.link = link = WireSocket()  # type: ignore[assignment]
     broken = [True]
 
     def handle(received: Received) -> None:

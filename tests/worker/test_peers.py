@@ -17,7 +17,7 @@ from skyward.core.nodes.certificates import Authority
 from skyward.core.protocol.messages import Blob, Fetch, Kept, Listening, Message, Peers, Reached
 from skyward.worker import peers as module
 from skyward.worker.blob_store import Corrupt, Store
-from skyward.worker.peers import Neighbours
+from skyward.worker.peers import PeerExchange
 
 DATA = os.urandom(3_000_000)
 NAME = digest(memoryview(DATA))
@@ -45,7 +45,7 @@ class Node:
             "host": "127.0.0.1",
         }
         loop = asyncio.get_running_loop()
-        self.neighbours = Neighbours(loop, identity, name, str(self.private), self.store, self.keep, self.post)
+        self.neighbours = PeerExchange(loop, identity, name, str(self.private), self.store, self.keep, self.post)
         self.parts = 0
 
     def post(self, message: Message, buffers: Any) -> None:

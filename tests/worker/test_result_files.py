@@ -9,7 +9,7 @@ import pytest
 
 from skyward.core.payload.pickling import LARGE
 from skyward.core.payload.shared_file import remove
-from skyward.worker.result_files import Results, Shelf
+from skyward.worker.result_files import ResultFiles, UnclaimedFiles
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_large_ones_become_files_and_small_ones_do_not(folder: Path) -> None:
-    shelf = Shelf(str(folder))
+    shelf = ResultFiles(str(folder))
     small, large, other = memoryview(b"s"), memoryview(bytes(LARGE)), memoryview(b"x" * LARGE)
     files, rest = shelf.put([large, small, other], LARGE)
     assert rest == [small]
@@ -35,13 +35,13 @@ def test_large_ones_become_files_and_small_ones_do_not(folder: Path) -> None:
 def test_without_room_they_are_sent(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     large = memoryview(bytes(LARGE))
     monkeypatch.setattr("skyward.worker.result_files._MARGIN", 1 << 60)
-    assert Shelf(str(folder)).put([large], LARGE) == ({}, [large])
+    assert ResultFiles(str(folder)).put([large], LARGE) == ({}, [large])
     assert not list(folder.iterdir())
-    assert Shelf(str(folder / "missing")).put([large], LARGE) == ({}, [large])
+    assert ResultFiles(str(folder / "missing")).put([large], LARGE) == ({}, [large])
 
 
 def test_the_agent_removes_what_a_dead_slot_left_and_nobody_was_told_of(folder: Path) -> None:
-    results = Results(str(folder))
+    results = UnclaimedFiles(str(folder))
     names = ["result-7-0", "result-7-1", "result-7-2", "result-70-0", "lock"]
     paths = [folder / name for name in names]
     for path in paths:
@@ -60,4 +60,4 @@ def test_the_agent_removes_what_a_dead_slot_left_and_nobody_was_told_of(folder: 
 
 
 def test_without_a_folder_nothing_is_removed() -> None:
-    Results(None).clear(7)
+    UnclaimedFiles(None).clear(7)

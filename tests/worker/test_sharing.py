@@ -111,8 +111,8 @@ def test_nothing_is_left_of_results_that_nobody_took(here: Owner, tmp_path: Path
 
 def results(node: Owner) -> list[Path]:
     """Files of results that lie in the node's folder."""
-    (shelf,) = (folder for folder in Path("/dev/shm").glob("skyward-store-*") if is_of(node, folder))
-    return list(shelf.glob("result-*"))
+    (files,) = (folder for folder in Path("/dev/shm").glob("skyward-store-*") if is_of(node, folder))
+    return list(files.glob("result-*"))
 
 
 def is_of(node: Owner, folder: Path) -> bool:

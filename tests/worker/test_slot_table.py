@@ -6,12 +6,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from skyward.core.protocol.messages import Failure
-from skyward.worker.slot_table import Command, Fork, Kill, Settle, Start, Table, TakeBack
+from skyward.worker.slot_table import Command, Fork, Kill, Settle, SlotTable, Start, TakeBack
 from tests.examples import examples
 
 
 def test_first_come_first_served_in_a_slot_that_is_used_again() -> None:
-    table = Table(1)
+    table = SlotTable(1)
     assert table.submit(1, True) == [Fork(1, False), Start(1, 1)]
     assert table.submit(2, True) == table.submit(3, True) == []
     assert table.finished(1, 1) == [Start(2, 1)]
@@ -19,18 +19,18 @@ def test_first_come_first_served_in_a_slot_that_is_used_again() -> None:
 
 
 def test_slots_are_made_ahead_and_then_used() -> None:
-    table = Table(2)
+    table = SlotTable(2)
     assert table.warm(True) == [Fork(1, False), Fork(2, False)]
     assert [type(command) for command in table.submit(1, True)] == [Start]
     assert table.warm(True) == []
-    table = Table(2)
+    table = SlotTable(2)
     assert table.warm(False) == [Fork(1, True)]
     assert table.submit(1, False) == [Start(1, 1)]
     assert table.warm(False) == []
 
 
 def test_shared_and_isolated_tasks_count_together() -> None:
-    table = Table(2)
+    table = SlotTable(2)
     assert table.submit(1, False) == [Fork(1, True), Start(1, 1)]
     assert table.submit(2, True) == [Fork(2, False), Start(2, 2)]
     assert table.submit(3, False) == []
@@ -38,7 +38,7 @@ def test_shared_and_isolated_tasks_count_together() -> None:
 
 
 def test_a_task_that_waits_for_a_blob_blocks_nobody() -> None:
-    table = Table(1)
+    table = SlotTable(1)
     assert table.submit(1, True, blocked=True) == []
     assert table.submit(2, True) == [Fork(1, False), Start(2, 1)]
     assert table.unblock(1) == []
@@ -47,14 +47,14 @@ def test_a_task_that_waits_for_a_blob_blocks_nobody() -> None:
 
 
 def test_a_cancel_may_come_first() -> None:
-    table = Table(1)
+    table = SlotTable(1)
     assert table.cancel(1) == []
     assert [command.reason for command in table.submit(1, True) if isinstance(command, Settle)] == [Failure.CANCELLED]
     assert table.submit(2, True) == [Fork(1, False), Start(2, 1)]
 
 
 def test_early_cancels_are_bounded() -> None:
-    table = Table(1)
+    table = SlotTable(1)
     for task in range(5000):
         table.cancel(task)
     assert isinstance(table.submit(4999, True)[0], Settle)
@@ -62,7 +62,7 @@ def test_early_cancels_are_bounded() -> None:
 
 
 def test_a_cancelled_isolated_task_ends_its_process_at_once() -> None:
-    table = Table(1)
+    table = SlotTable(1)
     table.submit(1, True)
     table.submit(2, True)
     settle, kill, *rest = table.cancel(1)
@@ -74,7 +74,7 @@ def test_a_cancelled_isolated_task_ends_its_process_at_once() -> None:
 
 
 def test_a_cancelled_thread_leaves_the_others_alone() -> None:
-    table = Table(2)
+    table = SlotTable(2)
     table.submit(1, False)
     table.submit(2, False)
     table.submit(3, False)
@@ -86,7 +86,7 @@ def test_a_cancelled_thread_leaves_the_others_alone() -> None:
 
 
 def test_a_death_is_blamed_on_a_task_only_if_it_was_alone() -> None:
-    table = Table(3)
+    table = SlotTable(3)
     table.submit(1, True)
     assert table.died(1, "x") == [Settle(1, Failure.CRASHED, "x")]
     table.submit(2, False)
@@ -101,7 +101,7 @@ def test_a_death_is_blamed_on_a_task_only_if_it_was_alone() -> None:
 
 
 def test_a_fork_that_fails_refuses_its_tasks() -> None:
-    table = Table(1)
+    table = SlotTable(1)
     table.submit(1, True)
     table.submit(2, True)
     assert table.refused(1, "no memory") == [
@@ -110,7 +110,7 @@ def test_a_fork_that_fails_refuses_its_tasks() -> None:
 
 
 def test_a_slot_that_hung_up_is_not_used_again() -> None:
-    table = Table(1)
+    table = SlotTable(1)
     table.submit(1, True)
     assert table.retire(1) == []
     assert table.finished(1, 1) == [Kill(1)]
@@ -119,7 +119,7 @@ def test_a_slot_that_hung_up_is_not_used_again() -> None:
 
 
 def test_short_tasks_are_given_ahead_and_taken_back_for_a_slot_that_is_idle() -> None:
-    table = Table(2)
+    table = SlotTable(2)
     table.submit(1, True)
     table.submit(2, True)
     for task in range(3, 9):
@@ -134,14 +134,14 @@ def test_short_tasks_are_given_ahead_and_taken_back_for_a_slot_that_is_idle() ->
 
 
 def test_long_tasks_are_not_given_ahead() -> None:
-    table = Table(1)
+    table = SlotTable(1)
     for task in range(1, 5):
         table.submit(task, True)
     assert table.finished(1, 1, 0.5) == [Start(2, 1)]
 
 
 def test_what_is_ahead_survives_the_death_of_its_slot() -> None:
-    table = Table(1)
+    table = SlotTable(1)
     for task in range(1, 5):
         table.submit(task, True)
     assert table.finished(1, 1, 1e-5) == [Start(2, 1), Start(3, 1), Start(4, 1)]
@@ -150,13 +150,13 @@ def test_what_is_ahead_survives_the_death_of_its_slot() -> None:
 
 
 def test_the_newest_are_given_back() -> None:
-    table = Table(1)
+    table = SlotTable(1)
     for task in range(1, 6):
         table.submit(task, True)
-    assert table.give_back(2) == [5, 4]
-    assert table.give_back(9, keep=1) == [3]
-    assert table.give_back(9, keep=2) == []
-    assert table.give_back(9) == [2]
+    assert table.recall(2) == [5, 4]
+    assert table.recall(9, keep=1) == [3]
+    assert table.recall(9, keep=2) == []
+    assert table.recall(9) == [2]
     assert table.finished(1, 1) == []
     assert table.submit(5, True) == [Start(5, 1)]
 
@@ -166,7 +166,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     @initialize(concurrency=st.integers(1, 4), warm=st.sampled_from([None, True, False]))
     def begin(self, concurrency: int, warm: bool | None) -> None:
-        self.table = Table(concurrency)
+        self.table = SlotTable(concurrency)
         self.concurrency = concurrency
         self.next = 0
         self.isolated: dict[int, bool] = {}
@@ -299,8 +299,8 @@ class AnyOrder(RuleBasedStateMachine):
         self.draw(data.draw(st.sampled_from(sorted(self.processes))))
 
     @rule(count=st.integers(0, 3))
-    def give_back(self, count: int) -> None:
-        given = self.table.give_back(count)
+    def recall(self, count: int) -> None:
+        given = self.table.recall(count)
         assert len(given) == min(count, len(self.waiting))
         for task in given:
             assert task == self.waiting.pop()

@@ -7,7 +7,7 @@ import socket
 
 from skyward.core.protocol.messages import Done, Message, Run
 from skyward.core.protocol.wire import Received, Role, Wire
-from skyward.worker.wire_socket import Link
+from skyward.worker.wire_socket import WireSocket
 
 
 def test_what_was_said_before_the_end_counts_though_writing_fails_first() -> None:
@@ -28,7 +28,7 @@ def test_what_was_said_before_the_end_counts_though_writing_fails_first() -> Non
             ends.append(reason)
             ended.set()
 
-        link = Link(loop, ours, Wire.opened(Role.OWNER), hear, end, eager=True)
+        link = WireSocket(loop, ours, Wire.opened(Role.OWNER), hear, end, eager=True)
         slot = Wire.opened(Role.WORKER)
         slot.send(Done(1, 0.5), [b"one"])
         slot.send(Done(2, 0.5), [bytes(300_000)])

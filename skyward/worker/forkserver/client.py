@@ -17,7 +17,7 @@ from skyward.core.protocol.framing import frame
 from skyward.core.protocol.messages import Setup
 from skyward.core.whoami import DEPTH, NODE
 from skyward.worker import thread_limits
-from skyward.worker.forkserver.launch import ROOT, Server, started
+from skyward.worker.forkserver.launch import ROOT, ForkServerProcess, started
 from skyward.worker.forkserver.liveness import Limits, Look, Probe
 from skyward.worker.forkserver.protocol import (
     ECHO,
@@ -31,7 +31,7 @@ from skyward.worker.forkserver.protocol import (
     REQUEST,
 )
 
-__all__ = ["Ended", "Forks", "fork_config"]
+__all__ = ["Ended", "ForkServerClient", "fork_config"]
 
 _TAIL = 8 * 1024  # bytes of the fork server's own output that are kept for an error's text
 
@@ -54,7 +54,7 @@ class Ended(NamedTuple):
     hung: float = 0.0
 
 
-class Forks:
+class ForkServerClient:
     """A running fork server.
 
     Parameters
@@ -80,7 +80,7 @@ class Forks:
         config: dict[str, Any],
         on_report: Callable[[int, int, int], None],
         on_end: Callable[[Ended], None],
-        server: Server | None = None,
+        server: ForkServerProcess | None = None,
         delay: float | None = None,
     ) -> None:
         self.pids: dict[int, int] = {}
@@ -96,7 +96,7 @@ class Forks:
         own = {"root": ROOT, "agent": os.getpid()}
         packed: bytes = msgpack.packb({**config, **own}, unicode_errors="surrogatepass")  # as variables are
         self._queue.append((frame(packed), ()))
-        self._server: Server | None = None
+        self._server: ForkServerProcess | None = None
         self._env = config["env"]
         self._starting: asyncio.TimerHandle | None = None
         if delay is not None:
@@ -106,7 +106,7 @@ class Forks:
 
     def __repr__(self) -> str:
         process = "no process yet" if self._server is None else f"process {self._server.process.pid}"
-        return f"<Forks of {process}, {len(self.pids)} slots>"
+        return f"<ForkServerClient of {process}, {len(self.pids)} slots>"
 
     def _start_late(self) -> None:
         try:
@@ -117,7 +117,7 @@ class Forks:
             if on_end is not None:
                 on_end(Ended(f"the fork server can't be started: {error}", True))
 
-    def _begin(self, server: Server) -> None:
+    def _begin(self, server: ForkServerProcess) -> None:
         self._server = server
         os.set_blocking(server.output.fileno(), False)
         server.control.setblocking(False)
@@ -146,7 +146,7 @@ class Forks:
         if self._looking is None and self._server is not None:
             self._looking = self._loop.call_later(self._limits.period, self._look, self._server)
 
-    def _look(self, server: Server) -> None:
+    def _look(self, server: ForkServerProcess) -> None:
         self._looking = None
         look = self._probe.look()
         if look is Look.HUNG:
@@ -218,7 +218,7 @@ class Forks:
         else:
             self._loop.remove_writer(control.fileno())
 
-    def _readable(self, server: Server) -> None:
+    def _readable(self, server: ForkServerProcess) -> None:
         try:
             data = server.control.recv(REPORT.size * 64)
         except (BlockingIOError, InterruptedError):
@@ -237,7 +237,7 @@ class Forks:
             self._loop.remove_reader(server.control.fileno())
             self._loop.call_soon(self._ended, server)
 
-    def _ended(self, server: Server, hung: float = 0.0) -> None:
+    def _ended(self, server: ForkServerProcess, hung: float = 0.0) -> None:
         on_end, self._on_end = self._on_end, None
         if on_end is None:
             return
@@ -256,7 +256,7 @@ class Forks:
             how = f"was not ready after {hung:g} s, and was killed; an import of Image(preload=[...]) may hang"
         on_end(Ended(f"the fork server {how}" + (f": {tail}" if tail else ""), status < 0, hung))
 
-    def _hear(self, server: Server) -> None:
+    def _hear(self, server: ForkServerProcess) -> None:
         """The fork server's own words: warnings of modules that it imports, or why it ends."""
         if server.output.closed:
             return
@@ -269,10 +269,13 @@ class Forks:
         self._tail = (self._tail + data)[-_TAIL:]
 
 
-def fork_config(setup: Setup, cores: int, bridge: str, shelf: str | None, own: Mapping[str, object]) -> dict[str, Any]:
+def fork_config(
+    setup: Setup, cores: int, bridge: str, result_files: str | None, own: Mapping[str, object]
+) -> dict[str, Any]:
     """What the fork server is told.
 
-    Of the agent's own, in `own`: ``scratch``, folders that it removes if the agent can't, and ``limits``, see `Forks`.
+    `own` holds what is the agent's: ``scratch``, folders that the fork server removes if the agent can't, and
+    ``limits``, see `ForkServerClient`.
     """
     limit = setup.threads or max(1, cores // setup.concurrency)
     # A variable that the user has set wins; one that is only found in the environment, over a mere default.
@@ -295,6 +298,6 @@ def fork_config(setup: Setup, cores: int, bridge: str, shelf: str | None, own: M
         "around": setup.around,
         "bridge": bridge,
         "threads": limit,
-        "shelf": shelf,
+        "result_files": result_files,
         **own,
     }

@@ -26,7 +26,7 @@ from typing import IO, NoReturn, Protocol, cast
 import skyward.worker
 from skyward.core.system.launch import command
 
-__all__ = ["ROOT", "Server", "forked", "started"]
+__all__ = ["ROOT", "ForkServerProcess", "forked", "started"]
 
 ROOT = str(Path(skyward.worker.__file__).parent.parent.parent)
 """The folder, or the archive, that our own code is in."""
@@ -46,7 +46,7 @@ class _Process(Protocol):
 
 
 @dataclass(frozen=True)
-class Server:
+class ForkServerProcess:
     """A fork server's process.
 
     Attributes
@@ -90,7 +90,7 @@ class Server:
         self.output.close()
 
 
-def started(env: Mapping[str, str]) -> Server:
+def started(env: Mapping[str, str]) -> ForkServerProcess:
     """A program, in this environment."""
     ours, theirs = socket.socketpair()
     with theirs:
@@ -105,10 +105,10 @@ def started(env: Mapping[str, str]) -> Server:
         )
     if hasattr(resource, "prlimit"):  # the agent has raised its own since, and programs of tasks would inherit that
         resource.prlimit(process.pid, resource.RLIMIT_NOFILE, _FILES)
-    return Server(process, ours, cast("IO[bytes]", process.stdout))
+    return ForkServerProcess(process, ours, cast("IO[bytes]", process.stdout))
 
 
-def forked() -> Server:
+def forked() -> ForkServerProcess:
     """A fork of this process, which must have one thread."""
     ours, theirs = socket.socketpair()
     read, write = os.pipe()
@@ -118,7 +118,7 @@ def forked() -> Server:
         _become(theirs, write)
     theirs.close()
     os.close(write)
-    return Server(_Fork(pid), ours, os.fdopen(read, "rb", buffering=0))
+    return ForkServerProcess(_Fork(pid), ours, os.fdopen(read, "rb", buffering=0))
 
 
 def _become(control: socket.socket, output: int) -> NoReturn:

@@ -326,7 +326,7 @@ def live(control: socket.socket) -> None:
     prepare(config)
     bridge.install(config["bridge"])  # here, since it imports much; slots inherit it
     slot.settle_in()
-    settings = slot.Settings(**{name: config[name] for name in ("node", "around", "threads", "shelf", "data")})
+    settings = slot.Settings(**{name: config[name] for name in ("node", "around", "threads", "result_files", "data")})
     lore, told = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     for sock in (lore, told):
         sock.setblocking(False)
