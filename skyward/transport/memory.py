@@ -1,4 +1,4 @@
-"""Channels within one event loop, for tests: no socket, no process, and faults on demand."""
+"""Channels within one event loop, for tests: no socket and no process."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ _listeners: dict[tuple[str, str], Callable[[MemoryChannel], None]] = {}
 
 
 def listen(host: str, address: str, accept: Callable[[MemoryChannel], None]) -> Callable[[], None]:
-    """Let `accept` be called with the far end of each channel that is opened to `address` on `host`.
+    """Have `accept` called with the far end of each channel that is opened to `address` on `host`.
 
-    The returned function ends that.
+    Returns a function that ends this.
     """
     _listeners[host, address] = accept
     return lambda: _listeners.pop((host, address), None) and None
 
 
 def pair() -> tuple[MemoryChannel, MemoryChannel]:
-    """Two ends of one stream."""
+    """Make the two ends of one stream."""
     left, right = MemoryChannel(), MemoryChannel()
     left.peer, right.peer = right, left
     return left, right
@@ -84,7 +84,7 @@ class MemoryLink:
         """See `Link.open_channel`."""
         accept = _listeners.get((self._host, address))
         if accept is None:
-            raise LinkError(f"nobody listens at {address} on {self._host}")
+            raise LinkError(f"nothing listens at {address} on {self._host}")
         near, far = pair()
         accept(far)
         self._channels.append(near)

@@ -1,8 +1,8 @@
-"""Machines over SSH, by asyncssh: a shell, and streams to the agent's Unix socket.
+"""Reaches machines over SSH, using asyncssh: a shell, and streams to the agent's Unix socket.
 
-How one logs in is in ssh_login.py (configuration: ssh_config.py, host keys: ssh_known.py, keys: ssh_keys.py), over
-which connections in ssh_ways.py, what runs over them in ssh_stream.py and ssh_shell.py. This file joins them. It is
-imported by the registry only, since asyncssh takes a while to import.
+Logging in is in ssh_login.py (configuration: ssh_config.py, host keys: ssh_known.py, our keys: ssh_keys.py), sharing
+connections in ssh_ways.py, and what runs over them in ssh_stream.py and ssh_shell.py. This module joins them. Only the
+registry imports it, since asyncssh takes a while to import.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ __all__ = ["SSHChannel", "SSHLink", "SSHShell", "SSHTransport"]
 
 
 class SSHTransport:
-    """Transport "ssh". What `Endpoint.options` may hold, all optional:
+    """Transport "ssh". `Endpoint.options` may hold, all optional:
 
     known_hosts
-        Path of a known_hosts file, or a list of lines in its format. Default: what the configuration says.
+        Path of a known_hosts file, or a list of lines in its format. Default: as configured.
     host_key
-        One public key line; the host must show this key, known_hosts is not asked.
+        One public key line; the host must present this key, and known_hosts is not consulted.
     keys
-        Paths of private keys, tried first. ssh-agent, where there is one, is asked besides.
+        Paths of private keys, tried first; those of ssh-agent, if there is one, are tried after them.
     jump
-        Hosts to go through, as ``ssh -J`` takes them; "none" for none whatever the configuration says.
+        Hosts to go through, as for ``ssh -J``; "none" for none, whatever the configuration says.
     config
         Paths of configuration files instead of ~/.ssh/config and /etc/ssh/ssh_config.
     agent_forwarding
@@ -48,7 +48,7 @@ class SSHTransport:
         Raises
         ------
         HostUnreachable, HostKeyError, LoginRefused
-            As their names say; never another type.
+            As their names say; never any other type.
         """
         progress = Progress(str(endpoint))
         try:
@@ -58,12 +58,12 @@ class SSHTransport:
             way = f" (on the way to {endpoint})" if progress.is_jump else ""
             raise HostUnreachable(
                 f"{progress.at}{way} did not answer within {timeout:g} s. Is the address right, is the host up, and "
-                "does no firewall stand between?"
+                "is there no firewall in between?"
             ) from error
 
 
 class SSHLink:
-    """A connection to a host, maybe through others."""
+    """A connection to a host, possibly through jump hosts."""
 
     def __init__(self, endpoint: Endpoint, way: Way) -> None:
         self.endpoint = endpoint
@@ -83,12 +83,12 @@ class SSHLink:
         return self._shell
 
     async def open_channel(self, address: str) -> SSHChannel:
-        """A stream to a listener there: the path of a Unix socket, or ``host:port``.
+        """Open a stream to a listener there: the path of a Unix socket, or ``host:port``.
 
         Raises
         ------
         LinkError
-            Nobody listens, the host does not allow it, or the connection broke.
+            Nothing listens there, the host does not allow it, or the connection broke.
         """
         channel = SSHChannel(self._line)
         sizes: Any = {"window": WINDOW, "max_pktsize": PACKET}
@@ -105,7 +105,7 @@ class SSHLink:
         return channel
 
     async def close(self) -> None:
-        """End the connection and all its channels. May be repeated."""
+        """Close the connection and all its channels. May be repeated."""
         try:
             await self._sessions.close()
         finally:
@@ -115,4 +115,4 @@ class SSHLink:
 def _why(error: asyncssh.ChannelOpenError) -> str:
     if error.code == asyncssh.OPEN_ADMINISTRATIVELY_PROHIBITED:
         return f"{error.reason} (its sshd_config must allow AllowStreamLocalForwarding and AllowTcpForwarding)"
-    return error.reason or "nobody listens there"
+    return error.reason or "nothing listens there"

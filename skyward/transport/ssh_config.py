@@ -1,8 +1,8 @@
-"""What ssh's configuration says of one host: ~/.ssh/config, /etc/ssh/ssh_config, and all that they include.
+"""What ssh's configuration says about one host: ~/.ssh/config, /etc/ssh/ssh_config, and everything they include.
 
-Where there is an ssh command, it is asked (``ssh -G``), so that every word means what it means to ssh. Otherwise, and
-where no file is to be read, asyncssh's own parser does it, which knows fewer words. Everything here blocks: it reads
-files, starts a program, and may ask for names. What the words then mean for a login is decided in ssh_login.py.
+If there is an ssh command, it is asked (``ssh -G``), so that every word means what it means to ssh. Otherwise, and if
+no file is to be read, asyncssh's parser is used, which knows fewer words. Everything here blocks: it reads files,
+starts a program, and may resolve names. What the words mean for a login is decided in ssh_login.py.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ import asyncssh
 
 __all__ = ["Settings", "ask_ssh", "expand", "expand_path", "parse_answer", "read_settings"]
 
-_LIMIT = 15.0  # seconds for ssh's answer: names may have to be made canonical, and `Match exec` runs commands
+_LIMIT = 15.0  # seconds for ssh's answer: it may have to canonicalize names, and `Match exec` runs commands
 _SYSTEM = Path("/etc/ssh/ssh_config")
-_LISTS = frozenset({"userknownhostsfile", "globalknownhostsfile"})  # several values in one line of ssh's answer
+_LISTS = frozenset({"userknownhostsfile", "globalknownhostsfile"})  # words with several values in a line of the answer
 _WORDS = (
     "AddressFamily", "BindAddress", "CASignatureAlgorithms", "CertificateFile", "Ciphers", "ConnectTimeout",
     "ForwardAgent", "GlobalKnownHostsFile", "HostKeyAlgorithms", "HostKeyAlias", "IdentitiesOnly", "IdentityAgent",
@@ -39,16 +39,16 @@ _WORDS = (
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What is configured for one host, and nothing that ssh would do by itself.
+    """What is configured for one host, without ssh's own defaults.
 
     Attributes
     ----------
     host
-        The host as it was asked for.
+        The host as given.
     name, port, user
-        Where a connection goes, and as whom.
+        Where to connect, and as whom.
     words
-        Values of the other words, spelled in lower case; tokens such as ``%h`` and ``~`` are not expanded.
+        Values of the other words, keyed in lower case; tokens such as ``%h`` and ``~`` are not expanded.
     """
 
     host: str
@@ -58,17 +58,17 @@ class Settings:
     words: Mapping[str, tuple[str, ...]]
 
     def all(self, word: str) -> tuple[str, ...] | None:
-        """All values of a word; None if it is not configured."""
+        """Return all values of a word; None if it is not configured."""
         return self.words.get(word)
 
     def get(self, word: str) -> str | None:
-        """The first value of a word; None if it is not configured, or "none"."""
+        """Return the first value of a word; None if it is not configured, or is "none"."""
         values = self.words.get(word)
         return None if not values or values[0].lower() == "none" else values[0]
 
     @property
     def tokens(self) -> dict[str, str]:
-        """What the tokens of ssh_config(5) stand for, without those of single words."""
+        """The values of the tokens of ssh_config(5), except those of single words."""
         local = socket.gethostname()
         jump = self.get("proxyjump") or ""
         place = f"{local}{self.name}{self.port}{self.user}{jump}"
@@ -94,13 +94,15 @@ def read_settings(host: str, port: int | None, user: str | None, files: Sequence
 
     Parameters
     ----------
+    host, port, user
+        As given; None: as configured.
     files
-        Configuration files instead of the user's and the system's; an empty list for none.
+        Configuration files to use instead of the user's and the system's; an empty list for none.
 
     Raises
     ------
     ValueError
-        The configuration can't be read; the text is ssh's own where ssh was asked.
+        The configuration can't be read; the text is ssh's own if ssh was asked.
     """
     program = shutil.which("ssh")
     if files is not None and not files:
@@ -112,7 +114,7 @@ def read_settings(host: str, port: int | None, user: str | None, files: Sequence
         try:
             answer = ask_ssh(program, *asked)
         except ValueError as error:
-            # `Host *` with `ProxyJump bastion` is a common slip, and no answer for the bastion itself.
+            # `Host *` with `ProxyJump bastion` is a common mistake, and fails for the bastion itself.
             try:
                 answer = ask_ssh(program, "-o", "ProxyJump=none", *asked)
             except ValueError:
@@ -127,12 +129,12 @@ def _asked(port: int | None, user: str | None) -> list[str]:
 
 
 def ask_ssh(program: str, *arguments: str) -> dict[str, tuple[str, ...]]:
-    """What ``ssh -G`` answers: each word with its values.
+    """Run ``ssh -G`` and return each word with its values.
 
     Raises
     ------
     ValueError
-        It refuses the configuration, or gives no answer in time.
+        It rejects the configuration, or does not answer in time.
     """
     try:
         done = subprocess.run(
@@ -140,7 +142,7 @@ def ask_ssh(program: str, *arguments: str) -> dict[str, tuple[str, ...]]:
         )
     except subprocess.TimeoutExpired as error:
         raise ValueError(
-            f"`ssh -G` gave no answer within {_LIMIT:g} s; does a `Match exec` or a name server hang?"
+            f"`ssh -G` did not answer within {_LIMIT:g} s; does a `Match exec` or a name server hang?"
         ) from error
     if done.returncode != 0:
         said = [line.strip() for line in os.fsdecode(done.stderr).splitlines() if line.strip()]
@@ -149,7 +151,7 @@ def ask_ssh(program: str, *arguments: str) -> dict[str, tuple[str, ...]]:
 
 
 def parse_answer(text: str) -> dict[str, tuple[str, ...]]:
-    """Read the lines of ``ssh -G``: a word and a value, some words in several lines."""
+    """Parse the output of ``ssh -G``: lines of a word and a value, with several lines for some words."""
     words: dict[str, tuple[str, ...]] = {}
     for line in text.splitlines():
         word, _, value = line.partition(" ")
@@ -159,7 +161,7 @@ def parse_answer(text: str) -> dict[str, tuple[str, ...]]:
 
 
 def _split(value: str) -> tuple[str, ...]:
-    """Several paths of one line, which ssh does not quote: a space belongs to a path if a file is called so."""
+    """Split several paths of one line, which ssh does not quote: a space belongs to a path if such a file exists."""
     parts, found = value.split(" "), []
     while parts:
         count = next((n for n in range(len(parts), 1, -1) if Path(" ".join(parts[:n])).exists()), 1)
@@ -170,7 +172,7 @@ def _split(value: str) -> tuple[str, ...]:
 
 @functools.cache
 def _defaults(program: str) -> dict[str, tuple[str, ...]] | None:
-    """What ssh says of a host for which nothing is configured; None where it can't be asked (before OpenSSH 6.8)."""
+    """Return ssh's answer for a host without configuration; None if ssh can't be asked (before OpenSSH 6.8)."""
     try:
         return ask_ssh(program, "-F", "none", "--", "localhost")
     except ValueError:
@@ -178,7 +180,7 @@ def _defaults(program: str) -> dict[str, tuple[str, ...]] | None:
 
 
 class _one_file:  # noqa: N801 - a context manager, used like a function
-    """The arguments of ssh for these files: it takes one, and looks for its own in the home of the password file."""
+    """The arguments that make ssh read these files: it takes one, and finds its own in the password file's home."""
 
     def __init__(self, files: Sequence[str] | None) -> None:
         self._files = files
@@ -218,7 +220,7 @@ def _parse_by_ourselves(host: str, port: int | None, user: str | None, files: Se
             agent_path=None,
         )
     except (asyncssh.Error, ValueError, KeyError) as error:
-        more = "" if not files else " (install OpenSSH's client: the ssh command reads all that ssh reads)"
+        more = "" if not files else " (install OpenSSH's client, whose ssh command understands all words)"
         raise ValueError(f"{error}{more}") from error
     get, words = options.config.get, {}
     for word in _WORDS:
@@ -229,7 +231,7 @@ def _parse_by_ourselves(host: str, port: int | None, user: str | None, files: Se
 
 
 def _spelled(value: object) -> str:
-    """A value as ssh's answer spells it."""
+    """Spell a value as ssh's answer does."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     families = {socket.AF_INET: "inet", socket.AF_INET6: "inet6", socket.AF_UNSPEC: "any"}
@@ -242,7 +244,16 @@ def _spelled(value: object) -> str:
 
 
 def expand(text: str, tokens: Mapping[str, str], *, environment: bool = True) -> str:
-    """Expand ``%h`` and its like, and ``${NAME}``.
+    """Expand tokens such as ``%h``, and ``${NAME}``.
+
+    Parameters
+    ----------
+    text
+        What to expand.
+    tokens
+        The token's values, by letter.
+    environment
+        Whether to expand environment variables, too.
 
     Raises
     ------
@@ -264,5 +275,5 @@ def expand(text: str, tokens: Mapping[str, str], *, environment: bool = True) ->
 
 
 def expand_path(path: str, tokens: Mapping[str, str]) -> str:
-    """The path that is meant; ``~`` is the home of $HOME, as elsewhere in Python."""
+    """Expand a path; ``~`` is the home of $HOME, as elsewhere in Python."""
     return str(Path(expand(path, tokens)).expanduser())

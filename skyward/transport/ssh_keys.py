@@ -1,4 +1,4 @@
-"""The keys that are shown to a host, in which order, and what asyncssh asks back while it connects."""
+"""Which keys are offered to a host, in which order, and the callbacks of asyncssh while it connects."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from skyward.transport.ssh_config import Settings, expand, expand_path
 
 __all__ = ["Client", "Keys", "agent_of", "agent_words", "is_encrypted", "read_keys"]
 
-_DEFAULTS = ("id_rsa", "id_ecdsa", "id_ecdsa_sk", "id_ed25519", "id_ed25519_sk")  # as ssh tries them
-_AGENT_LIMIT = 2.0  # seconds for an ssh-agent's answer where it is only to be named
+_DEFAULTS = ("id_rsa", "id_ecdsa", "id_ecdsa_sk", "id_ed25519", "id_ed25519_sk")  # in the order in which ssh tries them
+_AGENT_LIMIT = 2.0  # seconds for an ssh-agent's answer that is only needed for a message
 
 
 @dataclass(frozen=True)
 class Keys:
-    """What one login has to show.
+    """The keys that one login can offer.
 
     Attributes
     ----------
     files
         The key files that were found.
     asked
-        They were named by the caller: they are tried first, ssh-agent's after them.
+        Whether the caller named them: then they are tried first, and ssh-agent's after them.
     pairs
-        Those of them that can be used without the agent.
+        Those that can be used without the agent.
     publics
-        The public keys of all of them, in order; the agent may hold the other halves.
-    passed_over
+        The public keys of all of them, in order; the agent may hold the private keys.
+    skipped
         Files that could not be used, and why.
     only
-        Nothing of the agent's but these.
+        Whether to use no keys of the agent's except these.
     agent
         Address of ssh-agent; empty for none.
     """
@@ -46,12 +46,12 @@ class Keys:
     asked: bool = False
     pairs: tuple[asyncssh.SSHKeyPair, ...] = field(default=(), repr=False)
     publics: tuple[bytes, ...] = field(default=(), repr=False)
-    passed_over: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
     only: bool = False
     agent: str = ""
 
     def order(self, held: Sequence[asyncssh.SSHKeyPair]) -> list[asyncssh.SSHKeyPair]:
-        """The keys to show, given those that the agent holds; as ssh does, as a host counts each try."""
+        """Return the keys to offer, given those that the agent holds, in ssh's order: a host limits the attempts."""
         place = {public: number for number, public in enumerate(self.publics)}
         ours = sorted((k for k in held if k.key_public_data in place), key=lambda k: place[k.key_public_data])
         others = [] if self.only else [key for key in held if key.key_public_data not in place]
@@ -67,26 +67,26 @@ def read_keys(settings: Settings, asked: Sequence[str]) -> Keys:
     Raises
     ------
     ValueError, OSError, asyncssh.Error
-        A file that was asked for can't be read, or holds no key.
+        A file that was named by the caller can't be read, or holds no key.
     """
     tokens = settings.tokens
     configured = [expand_path(path, tokens) for path in settings.all("identityfile") or () if path != "none"]
     if settings.all("identityfile") is None:
         configured = [str(Path("~/.ssh").expanduser() / name) for name in _DEFAULTS]
-    # ssh too passes over identity files that do not exist, unless they were asked for
+    # like ssh, skip identity files that do not exist, unless the caller named them
     files = [str(Path(key).expanduser()) for key in asked] or [path for path in configured if Path(path).exists()]
     certificates = [expand_path(path, tokens) for path in settings.all("certificatefile") or ()]
     certificates = [path for path in certificates if Path(path).exists()]
     pairs: list[asyncssh.SSHKeyPair] = []
     publics: list[bytes] = []
-    passed_over: list[str] = []
+    skipped: list[str] = []
     for file in files:
         try:
             found = _load(file, certificates)
         except (asyncssh.Error, ValueError, OSError) as error:
             if asked:
                 raise
-            passed_over.append(f"{file} ({error})")
+            skipped.append(f"{file} ({error})")
             continue
         pairs += found
         publics += [pair.key_public_data for pair in found] or _public(file)
@@ -95,15 +95,15 @@ def read_keys(settings: Settings, asked: Sequence[str]) -> Keys:
         bool(asked),
         tuple(pairs),
         tuple(dict.fromkeys(publics)),
-        tuple(passed_over),
+        tuple(skipped),
         settings.get("identitiesonly") == "yes",
         agent_of(settings),
     )
 
 
 def _load(file: str, certificates: Sequence[str]) -> Sequence[asyncssh.SSHKeyPair]:
-    """The pairs of a private key file; none of a public key, or of one with a passphrase: the agent may have it."""
-    with Path(file).open("rb"):  # raises OSError, whose text names the file and what is wrong with it
+    """Return the pairs in a private key file; none for a public or an encrypted key, which the agent may hold."""
+    with Path(file).open("rb"):  # raises OSError, whose text names the file and the problem
         pass
     try:
         return asyncssh.load_keypairs([file], certlist=list(certificates), ignore_encrypted=True)
@@ -123,7 +123,7 @@ def _public(file: str) -> list[bytes]:
 
 
 def agent_of(settings: Settings) -> str:
-    """Where ssh-agent listens; empty for none."""
+    """Return where ssh-agent listens; empty for none."""
     values = settings.all("identityagent")
     configured = values[0] if values else "SSH_AUTH_SOCK"
     if configured == "none":
@@ -136,7 +136,7 @@ def agent_of(settings: Settings) -> str:
 
 
 class Client(asyncssh.SSHClient):
-    """What asyncssh asks back while it connects, and what it leaves unsaid when that fails."""
+    """The callbacks of asyncssh while it connects; also records what it does not report when that fails."""
 
     def __init__(self, keys: Keys) -> None:
         self._keys = keys
@@ -144,13 +144,13 @@ class Client(asyncssh.SSHClient):
         self._asked = False
         self.refused_key: asyncssh.SSHKey | None = None
         self.accepted = False
-        """A key was taken, but the host asks for more."""
+        """Whether the host accepted a key but asks for more."""
         self.wanted: tuple[str, ...] = ()
-        """The methods by which the host would go on, as it said last."""
+        """The methods with which the login could continue, as the host listed them last."""
 
     @property
     def began(self) -> bool:
-        """Whether the host let the login begin; if not, it did not come to judge the user or a key."""
+        """Whether the login began; if not, the host has not judged the user or a key yet."""
         return self._asked
 
     def connection_made(self, conn: asyncssh.SSHClientConnection) -> None:
@@ -163,12 +163,12 @@ class Client(asyncssh.SSHClient):
         self.accepted |= payload[5 + length : 6 + length] == b"\1"
 
     def validate_host_public_key(self, host: str, addr: str, port: int, key: asyncssh.SSHKey) -> bool:
-        """Called for a key that is not trusted; it stays so, but the error can show it."""
+        """Called for a key that is not trusted; it stays untrusted, but the error can name it."""
         self.refused_key = key
         return False
 
     async def public_key_auth_requested(self) -> Any:
-        """Called when the host takes keys, and again when all were tried."""
+        """Called when the host accepts keys, and again when all have been tried."""
         if self._asked:
             return None
         self._asked = True
@@ -178,11 +178,11 @@ class Client(asyncssh.SSHClient):
                 self._agent = await asyncssh.connect_agent(self._keys.agent)
                 held = await self._agent.get_keys()
             except (asyncssh.Error, OSError, ValueError):
-                held = ()  # no agent is no error: there may be other keys
+                held = ()  # no agent is not an error: there may be other keys
         return self._keys.order(held) or None
 
     def close(self) -> None:
-        """Let go of the agent; after the login it has signed what it had to."""
+        """Disconnect from the agent, which is not needed after the login."""
         if self._agent is not None:
             self._agent.close()
 
@@ -199,7 +199,7 @@ def is_encrypted(key: str) -> bool:
 
 
 async def agent_words(path: str) -> str:
-    """The agent and its keys, for a message."""
+    """Describe the agent and its keys, for a message."""
     try:
         async with asyncio.timeout(_AGENT_LIMIT), await asyncssh.connect_agent(path) as agent:
             names = [key.get_comment() or "unnamed" for key in await agent.get_keys()]

@@ -1,7 +1,7 @@
-"""Known host keys: which lines of known_hosts files are about one host, and what keys stand in them.
+"""Known host keys: which lines of known_hosts files are about one host, and the keys in them.
 
-A file may have tens of thousands of lines, most of them hashed, so it is indexed once for as long as it stays the same,
-and only lines about the host are read as keys. Everything that reads files or runs a command blocks.
+A file may have tens of thousands of lines, most of them hashed, so it is indexed once until it changes, and only lines
+about the host are parsed as keys. Everything that reads files or runs a command blocks.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from skyward.transport.ssh_config import expand
 __all__ = ["Entries", "KnownHosts", "ask_command", "lines_of", "read_revoked"]
 
 _COMMAND_LIMIT = 15.0  # seconds
-_KEPT = 8  # files whose index is kept
+_KEPT = 8  # files whose index is cached
 _MARKERS = {"": 0, "@cert-authority": 1, "@revoked": 2}
 
 
@@ -39,14 +39,14 @@ class _Line:
 
 
 class Entries:
-    """The lines of one source by the hosts that they are about. Does not change once it is made.
+    """The lines of one source, indexed by the hosts that they are about. Immutable.
 
-    Lines that make no sense are passed over, as ssh does.
+    Malformed lines are skipped, as ssh does.
 
     Parameters
     ----------
     lines
-        Each with where it stands, for messages.
+        Each line, after its location for messages.
     """
 
     def __init__(self, lines: Iterable[tuple[str, str]]) -> None:
@@ -81,7 +81,7 @@ class Entries:
                 self._named.setdefault(name, []).append(line)
 
     def about(self, name: str) -> list[_Line]:
-        """The lines about a host; `name` is spelled as in the file, with ``[host]:port`` for other ports than 22."""
+        """Return the lines about a host; `name` is spelled as in the file: ``[host]:port`` unless the port is 22."""
         found = list(self._named.get(name, ()))
         found += [line for patterns, line in self._patterns if _fits(name, patterns)]
         data = name.encode()
@@ -90,7 +90,7 @@ class Entries:
 
 
 def _fits(name: str, patterns: Sequence[str]) -> bool:
-    """Whether one of the patterns fits, and none that begins with an exclamation mark."""
+    """Whether a pattern matches, and none that begins with an exclamation mark does."""
     fits = False
     for pattern in patterns:
         if _pattern(pattern.removeprefix("!")).fullmatch(name):
@@ -102,7 +102,7 @@ def _fits(name: str, patterns: Sequence[str]) -> bool:
 
 @functools.lru_cache(1024)
 def _pattern(pattern: str) -> re.Pattern[str]:
-    # Only * and ? are special; a name in brackets, for a port, is meant as it stands.
+    # Only * and ? are special; brackets, used with a port, are literal.
     return re.compile(fnmatch.translate(pattern.replace("[", "[[]")))
 
 
@@ -110,14 +110,14 @@ def _pattern(pattern: str) -> re.Pattern[str]:
 
 
 class _Cache:
-    """Indexes of files as long as those stay the same."""
+    """Indexes of files, until these change."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()  # guards the table, and that no file is indexed twice at a time
+        self._lock = threading.Lock()  # guards the table, and keeps a file from being indexed twice at a time
         self._kept: OrderedDict[Path, tuple[tuple[int, ...], Entries]] = OrderedDict()
 
     def read(self, path: Path) -> Entries:
-        """A file's entries; none where it can't be read, as it holds no keys then."""
+        """Return a file's entries; none if it can't be read."""
         with self._lock:
             try:
                 found = path.stat()
@@ -140,7 +140,7 @@ _cache = _Cache()
 
 
 def lines_of(source: str, text: str) -> list[tuple[str, str]]:
-    """The lines of a text, each with where it stands."""
+    """Return the lines of a text, each after its location."""
     return [(f"{source} line {number}", line) for number, line in enumerate(text.splitlines(), 1)]
 
 
@@ -149,20 +149,20 @@ def lines_of(source: str, text: str) -> list[tuple[str, str]]:
 
 @dataclass(frozen=True)
 class KnownHosts:
-    """What is known of one host's keys.
+    """What is known about one host's keys.
 
     Attributes
     ----------
     name
         The host as known_hosts spells it.
     keys, authorities, revoked
-        What its lines hold.
+        The keys in its lines.
     places
-        Where `keys` stand.
+        The locations of `keys`.
     sources
-        Where was looked, for messages.
+        What was searched, for messages.
     pinned
-        Whether this one key was given, and nothing else is asked.
+        Whether a single key was given, and nothing else is consulted.
     """
 
     name: str
@@ -175,14 +175,24 @@ class KnownHosts:
 
     @classmethod
     def pin(cls, name: str, line: str) -> KnownHosts:
-        """One key, whatever known_hosts says."""
+        """Trust one key, whatever known_hosts says."""
         return cls(name, (asyncssh.import_public_key(line),), sources=("the key given for it",), pinned=True)
 
     @classmethod
     def look_up(
         cls, name: str, port: int, entries: Sequence[Entries], files: Sequence[str], revoked: Sequence[asyncssh.SSHKey]
     ) -> KnownHosts:
-        """Look in entries given and in files; blocks. Without a line for the port, those without a port count."""
+        """Search entries and files; blocks. If no line is about this port, lines without a port apply.
+
+        Parameters
+        ----------
+        name, port
+            The host.
+        entries, files
+            Where to search: indexed entries, and paths of known_hosts files.
+        revoked
+            Keys that are never trusted.
+        """
         name = name.lower()
         spelled = name if port == 22 else f"[{name}]:{port}"
         sources = [*entries, *(_cache.read(Path(file)) for file in files)]
@@ -200,7 +210,7 @@ class KnownHosts:
         return cls(spelled, tuple(keys), tuple(authorities), (*bad, *revoked), where, tuple(files))
 
     def match(self, *_: object) -> tuple[list[asyncssh.SSHKey], ...]:
-        """What asyncssh asks for while it connects: trusted keys, trusted authorities, revoked keys; no X.509."""
+        """Called by asyncssh while it connects: returns trusted keys, trusted authorities, revoked keys; no X.509."""
         return list(self.keys), list(self.authorities), list(self.revoked), [], [], [], []
 
 
@@ -209,13 +219,19 @@ def ask_command(command: str, tokens: Mapping[str, str], name: str, shown: async
 
     Parameters
     ----------
+    command
+        As configured, with tokens.
+    tokens
+        The values of its tokens, except those that are special to this command.
+    name
+        The host.
     shown
-        The key that the host shows, once it is known.
+        The key that the host presents, once it is known.
 
     Raises
     ------
     ValueError
-        It fails, or gives no answer in time.
+        It fails, or does not answer in time.
     """
     kind, text, fingerprint = "NONE", "NONE", "NONE"
     if shown is not None:
@@ -234,19 +250,21 @@ def ask_command(command: str, tokens: Mapping[str, str], name: str, shown: async
 
 
 def read_revoked(path: str) -> list[asyncssh.SSHKey]:
-    """The keys of a RevokedHostKeys file; blocks.
+    """Read the keys of a RevokedHostKeys file; blocks.
 
     Raises
     ------
     ValueError
-        It can't be read, or is in the binary format of `ssh-keygen -k`: ssh trusts no host then.
+        It can't be read, in which case ssh trusts no host either; or it is in the binary format of `ssh-keygen -k`.
     """
     try:
         data = Path(path).read_bytes()
     except OSError as error:
         raise ValueError(f"RevokedHostKeys: {error}") from error
     if data.startswith(b"SSHKRL\n"):
-        raise ValueError(f"RevokedHostKeys {path} is a binary list (ssh-keygen -k), which is not supported; list keys")
+        raise ValueError(
+            f"RevokedHostKeys {path} is a binary list (ssh-keygen -k), which is not supported; list the keys as text"
+        )
     keys = []
     for line in data.decode(errors="replace").splitlines():
         if line.strip() and not line.lstrip().startswith("#"):

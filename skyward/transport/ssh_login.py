@@ -1,9 +1,9 @@
-"""One login to an SSH host: all that is decided before the first byte is sent, the attempt, and what went wrong.
+"""One login to an SSH host: everything decided before the first byte is sent, the attempt, and what went wrong.
 
 Host keys are always checked. asyncssh has several ways to skip that (``known_hosts=None``, ``UserKnownHostsFile none``,
-jump hosts that it opens by itself), so everything is decided here and handed to it complete: a function that knows the
-trusted keys, the keys to log in with, and the connection of the jump host as the tunnel. Which connections there are,
-and how many logins are under way, is the business of ssh_ways.py.
+jump hosts that it connects to by itself), so everything is decided here and passed to it complete: a function that
+knows the trusted keys, the keys to log in with, and the jump host's connection as the tunnel. Which connections exist,
+and how many logins run at a time, is up to ssh_ways.py.
 """
 
 from __future__ import annotations
@@ -36,40 +36,40 @@ from skyward.transport.ssh_known import Entries, KnownHosts, ask_command, read_r
 __all__ = ["Dropped", "Login", "attempt", "read_login"]
 
 _CIPHERS = "^aes128-gcm@openssh.com,aes256-gcm@openssh.com"  # measured: twice the speed of asyncssh's first choice
-_KEEPALIVE = 10.0  # seconds; a session pings more often, this ends links that no session watches
+_KEEPALIVE = 10.0  # seconds; sessions ping more often, so this only ends links that no session watches
 _KEEPALIVES = 3  # unanswered ones after which the link counts as dead
 _HOST_KEY_KINDS = (
     "ssh-ed25519", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521", "rsa-sha2-512", "rsa-sha2-256",
 )  # fmt: skip
 _KNOWN_HOSTS = ("~/.ssh/known_hosts", "~/.ssh/known_hosts2")
 _SYSTEM_KNOWN_HOSTS = ("/etc/ssh/ssh_known_hosts", "/etc/ssh/ssh_known_hosts2")
-# Words of the configuration without which a login would not be what was asked for: what to do instead.
+# Unsupported words of the configuration that a login must not ignore, with what to do instead.
 _UNSUPPORTED = {
-    "bindinterface": "is not supported here; write BindAddress with the interface's address",
-    "proxyusefdpass": "is not supported here; let ProxyCommand pass the bytes on itself",
+    "bindinterface": "is not supported; use BindAddress with the interface's address instead",
+    "proxyusefdpass": "is not supported; let ProxyCommand forward the bytes itself",
 }
 
 
 class Dropped(HostUnreachable):
-    """The host ended the connection before it asked who we are: it may have too many logins under way."""
+    """The host closed the connection before the login began: it may have too many concurrent logins."""
 
 
 @dataclass(frozen=True, slots=True)
 class Login:
-    """All that is decided about one login before the first byte is sent.
+    """Everything decided about one login before the first byte is sent.
 
     Attributes
     ----------
     endpoint, settings
-        What was asked for, and what is configured for it.
+        The host as given, and what is configured for it.
     jumps
         Hosts to go through, nearest first.
     proxy
-        A command whose input and output lead to the host; empty for none.
+        A command whose input and output are connected to the host; empty for none.
     known, keys
-        The keys that it may show, and those that we have.
+        The keys that the host may present, and those that we have.
     arguments
-        What asyncssh is told besides.
+        Further arguments for asyncssh.
     """
 
     endpoint: Endpoint
@@ -82,7 +82,7 @@ class Login:
 
     @property
     def known_as(self) -> tuple[str, int]:
-        """The host and port under which known_hosts has its key."""
+        """The host and port under which known_hosts lists its key."""
         return _known_as(self.settings)
 
     def __str__(self) -> str:
@@ -98,7 +98,7 @@ def read_login(endpoint: Endpoint) -> Login:
     Raises
     ------
     LoginRefused
-        One of them can't be read, or asks for what is not supported.
+        One of them can't be read, or asks for something unsupported.
     """
     try:
         return _read_login(endpoint)
@@ -115,7 +115,7 @@ def _read_login(endpoint: Endpoint) -> Login:
         if settings.get(word) not in (None, "no"):
             raise ValueError(f"{word} {settings.get(word)} of the ssh configuration {advice}")
     if settings.get("pubkeyauthentication") in ("no", "false"):
-        raise ValueError("the ssh configuration says PubkeyAuthentication no, but there is no login without a key here")
+        raise ValueError("the ssh configuration says PubkeyAuthentication no, but only logins with a key are supported")
     jump = options.get("jump")
     known = _read_known_hosts(settings, options)
     return Login(
@@ -130,7 +130,7 @@ def _read_login(endpoint: Endpoint) -> Login:
 
 
 def _strings(value: object) -> list[str]:
-    """A list of texts from one text or path, several, or None."""
+    """Return a list of strings from one string or path, several, or None."""
     if value is None:
         return []
     if isinstance(value, (str, os.PathLike)):
@@ -141,7 +141,7 @@ def _strings(value: object) -> list[str]:
 
 
 def _jumps(endpoint: Endpoint, settings: Settings, asked: object) -> list[Endpoint]:
-    """The jump hosts, as ``-J`` spells them: with commas, maybe as ssh:// addresses, or "none"."""
+    """Return the jump hosts, given as for ``-J``: separated by commas, possibly as ssh:// addresses, or "none"."""
     configured = settings.get("proxyjump")
     text = str(asked) if asked is not None else expand(configured, settings.tokens) if configured else "none"
     if text.lower() == "none":
@@ -149,10 +149,10 @@ def _jumps(endpoint: Endpoint, settings: Settings, asked: object) -> list[Endpoi
     hops = []
     for spec in text.split(","):
         address = spec.strip().removeprefix("ssh://").rstrip("/")
-        # ssh's answer has brackets around all hosts, while here they are for IPv6 only
+        # ssh -G prints brackets around all hosts, while parse_address expects them for IPv6 only
         user, host, port = parse_address(re.sub(r"\[([^:\]]*)\]", r"\1", address), "jump")
         hops.append(Endpoint("ssh", host, port, user))
-    # `Host *` with `ProxyJump bastion` is a common slip; it can't mean that the bastion is reached through itself.
+    # `Host *` with `ProxyJump bastion` is a common mistake; it can't mean that the bastion is reached through itself.
     loop = asked is None and (hops[-1].host, hops[-1].port) in {(endpoint.host, endpoint.port), (endpoint.host, None)}
     return [] if loop else hops
 
@@ -194,11 +194,11 @@ def _paths(files: Sequence[str], tokens: Mapping[str, str]) -> list[str]:
     return [expand_path(file, tokens) if tokens else str(Path(file).expanduser()) for file in files]
 
 
-# --- what asyncssh is told ------------------------------------------------------------------------------------------
+# --- arguments for asyncssh -----------------------------------------------------------------------------------------
 
 
 def _arguments(settings: Settings, options: Mapping[str, object], known: KnownHosts) -> dict[str, Any]:
-    """Everything that asyncssh would otherwise decide by itself."""
+    """Return everything that asyncssh would otherwise decide by itself."""
     arguments: dict[str, Any] = {
         "config": [],
         "port": settings.port,
@@ -208,7 +208,7 @@ def _arguments(settings: Settings, options: Mapping[str, object], known: KnownHo
         "compression_algs": None,
         "keepalive_interval": _KEEPALIVE,
         "keepalive_count_max": _KEEPALIVES,
-        "client_keys": None,  # they, and the agent's, come from Client.public_key_auth_requested
+        "client_keys": None,  # Client.public_key_auth_requested provides these, and the agent's
         "agent_path": None,
         "password_auth": False,
         "kbdint_auth": False,
@@ -217,7 +217,7 @@ def _arguments(settings: Settings, options: Mapping[str, object], known: KnownHo
         "gss_auth": False,
         "preferred_auth": "publickey",
         "request_pty": False,
-        "login_timeout": 0,  # the whole connect has a limit
+        "login_timeout": 0,  # the caller limits the whole connect
         "encryption_algs": _algorithms(settings, "ciphers", get_encryption_algs()) or _CIPHERS,
         "env": _environment(settings),
     }
@@ -232,7 +232,7 @@ def _arguments(settings: Settings, options: Mapping[str, object], known: KnownHo
         if chosen is not None:
             arguments[name] = chosen
     if "server_host_key_algs" not in arguments and known.keys and not known.authorities:
-        # Kinds of key that are known first; the others after them, so that a host that lost its key shows the new one.
+        # Known kinds of key first, then the others, so that a host that lost its key presents its new one.
         kinds = [algorithm.decode() for key in known.keys for algorithm in key.sig_algorithms]
         kinds = [kind for kind in kinds if kind in _HOST_KEY_KINDS]
         arguments["server_host_key_algs"] = list(dict.fromkeys([*kinds, *_HOST_KEY_KINDS]))
@@ -240,7 +240,7 @@ def _arguments(settings: Settings, options: Mapping[str, object], known: KnownHo
 
 
 def _line_arguments(settings: Settings) -> dict[str, Any]:
-    """What is configured about the connection below."""
+    """Return what is configured about the TCP connection."""
     arguments: dict[str, Any] = {}
     family = {"inet": socket.AF_INET, "inet6": socket.AF_INET6}.get(settings.get("addressfamily") or "any")
     if family is not None:
@@ -255,7 +255,7 @@ def _line_arguments(settings: Settings) -> dict[str, Any]:
 
 
 def _forwarding(settings: Settings, options: Mapping[str, object]) -> dict[str, Any]:
-    """Whether, and which, agent commands on the host may use."""
+    """Return which agent commands on the host may use, if any."""
     configured = settings.get("forwardagent") or "no"
     if options.get("agent_forwarding") or configured == "yes":
         return {"agent_forwarding": agent_of(settings)}
@@ -265,19 +265,19 @@ def _forwarding(settings: Settings, options: Mapping[str, object]) -> dict[str, 
 
 
 def _algorithms(settings: Settings, word: str, supported: Sequence[bytes]) -> list[str] | str | None:
-    """Those of a configured list that asyncssh has too; None where nothing is configured."""
+    """Return the algorithms of a configured list that asyncssh supports; None if nothing is configured."""
     text = settings.get(word)
-    if text is None or text.startswith(("+", "-", "^")):  # signs are left only where asyncssh read the configuration
+    if text is None or text.startswith(("+", "-", "^")):  # signs remain only if asyncssh read the configuration
         return text
     names = {name.decode() for name in supported}
     chosen = [name for name in text.split(",") if name in names]
     if not chosen:
-        raise ValueError(f"none of the configured {word} ({text}) is supported here; {', '.join(sorted(names))} are")
+        raise ValueError(f"none of the configured {word} ({text}) is supported; these are: {', '.join(sorted(names))}")
     return chosen
 
 
 def _environment(settings: Settings) -> dict[str, str]:
-    """The variables that SendEnv and SetEnv offer to the host, which takes what it likes."""
+    """Return the variables that SendEnv and SetEnv offer to the host, which accepts what it likes."""
     patterns = [pattern for line in settings.all("sendenv") or () for pattern in line.split()]
     sent = {name: value for name, value in os.environ.items() if any(fnmatch.fnmatchcase(name, p) for p in patterns)}
     given = (text.partition("=") for text in settings.all("setenv") or ())
@@ -294,14 +294,23 @@ async def attempt(
     hop: str = "",
     sock: socket.socket | None = None,
 ) -> asyncssh.SSHClientConnection:
-    """Log in, over a connection to the jump host called `hop`, over a socket, or directly.
+    """Log in: through a jump host, over a socket, or directly.
+
+    Parameters
+    ----------
+    login
+        What was decided about it.
+    tunnel, hop
+        The connection to the jump host, and its name for messages.
+    sock
+        A socket that is connected to the host.
 
     Raises
     ------
     Dropped
-        The host ended the connection before it judged us; another try may do better.
+        The host closed the connection before the login began; another attempt may succeed.
     HostUnreachable, HostKeyError, LoginRefused
-        As their names say; never another type.
+        As their names say; never any other type.
     """
     client = Client(login.keys)
     way: dict[str, Any] = {"sock": sock} if sock is not None else {"tunnel": tunnel}
@@ -317,12 +326,12 @@ async def attempt(
     finally:
         client.close()
     if sock is not None:
-        raise Dropped(f"{login}: its key is known now")  # the command must make another way
+        raise Dropped(f"{login}: its key is known now")  # the command must connect again
     return await attempt(again, tunnel=tunnel, hop=hop)
 
 
 async def _ask_again(login: Login, client: Client) -> KnownHosts | None:
-    """Ask a KnownHostsCommand that wants to see the key; what it says, if it knows the key."""
+    """Ask a KnownHostsCommand that takes the key as an argument. Returns its answer if it knows the key, else None."""
     command = login.settings.get("knownhostscommand") or ""
     key = client.refused_key
     asked = login.endpoint.options
@@ -338,28 +347,28 @@ async def _ask_again(login: Login, client: Client) -> KnownHosts | None:
 async def _mapped(
     login: Login, client: Client, error: Exception, hop: str
 ) -> HostUnreachable | HostKeyError | LoginRefused:
-    """The error of our tree for one of asyncssh's or the system's."""
+    """Map an error of asyncssh's or the system's to one of our tree."""
     refusals = (asyncssh.PermissionDenied, asyncssh.ProtocolError, asyncssh.KeyExchangeFailed)
     if isinstance(error, asyncssh.ChannelOpenError):
         return _no_way_on(login, error, hop)
     if not client.began and _is_drop(error):
         return Dropped(_dropped_text(login))
     if isinstance(error, refusals):
-        # ProtocolError is how OpenSSH answers too many keys; KeyExchangeFailed: no algorithm in common
+        # ProtocolError is OpenSSH's answer to too many keys; KeyExchangeFailed means no algorithm in common
         return await _login_refused(login, client, error)
     if isinstance(error, (asyncssh.KeyImportError, asyncssh.ConfigParseError, asyncssh.IllegalUserName)):
         return LoginRefused(f"{login}: can't prepare the login: {error}")
     if isinstance(error, socket.gaierror):
         return HostUnreachable(
-            f"{login}: the name {login.settings.name!r} is not known ({error.strerror}); is it spelled right?"
+            f"{login}: the name {login.settings.name!r} can't be resolved ({error.strerror}); is it spelled right?"
         )
     through = f" through the jump host {hop}" if hop else ""
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
         advice = open_files.advice(64)
-        return HostUnreachable(f"{login} can't be reached{through}: this process has no open file left; {advice}")
+        return HostUnreachable(f"{login} can't be reached{through}: this process can open no more files; {advice}")
     return HostUnreachable(
         f"{login} can't be reached{through}: {_reason(error)}. Is the host up, does sshd listen there on port "
-        f"{login.settings.port}, and does no firewall stand between?"
+        f"{login.settings.port}, and is there no firewall in between?"
     )
 
 
@@ -371,22 +380,22 @@ def _is_drop(error: Exception) -> bool:
 
 def _dropped_text(login: Login) -> str:
     return (
-        f"{login} takes connections and ends them before the login. Its sshd may have too many logins under way "
+        f"{login} accepts connections and closes them before the login. Its sshd may have too many concurrent logins "
         "(MaxStartups in its sshd_config) or have banned this address for a while (PerSourcePenalties, fail2ban), or "
-        "something else listens there"
+        "something other than sshd listens there"
     )
 
 
 def _no_way_on(login: Login, error: asyncssh.ChannelOpenError, hop: str) -> HostUnreachable:
-    """The jump host stands, but gives no way on."""
+    """Return the error for a jump host that was reached but does not connect us further."""
     if error.code == asyncssh.OPEN_ADMINISTRATIVELY_PROHIBITED:
         return HostUnreachable(
-            f"the jump host {hop} does not let us on to {login}: {error.reason} (its sshd_config must allow "
-            "AllowTcpForwarding, and PermitOpen this host, for the user there)"
+            f"the jump host {hop} does not allow connections to {login}: {error.reason} (its sshd_config must allow "
+            "AllowTcpForwarding and PermitOpen for this host and the user there)"
         )
     return HostUnreachable(
-        f"{login} can't be reached from the jump host {hop}: {error.reason or 'nobody answers'}. Is the host up, does "
-        f"sshd listen there on port {login.settings.port}, and does no firewall stand between the two?"
+        f"{login} can't be reached from the jump host {hop}: {error.reason or 'nothing answers'}. Is the host up, does "
+        f"sshd listen there on port {login.settings.port}, and is there no firewall between the two?"
     )
 
 
@@ -400,27 +409,27 @@ def _reason(error: BaseException) -> str:
 
 def _host_key_error(login: Login, client: Client) -> HostKeyError:
     known, key = login.known, client.refused_key
-    shown = f"a {key.get_algorithm()} key {key.get_fingerprint()}" if key else "a key that is revoked or can't be used"
+    shown = f"a {key.get_algorithm()} key {key.get_fingerprint()}" if key else "a key that is revoked or unusable"
     files = " or ".join(known.sources[:2]) or "any known_hosts file"
     if known.pinned:
         return HostKeyError(
-            f"{login} shows {shown}, but {known.keys[0].get_fingerprint()} was pinned for it: somebody may be "
-            "intercepting the connection, or the host was set up anew. Make sure which, and give the right key"
+            f"{login} presents {shown}, but {known.keys[0].get_fingerprint()} was pinned for it: somebody may be "
+            "intercepting the connection, or the host was reinstalled. Find out which, and give the right key"
         )
     if known.places:
         file = known.places[0].rpartition(" line ")[0]
         how = f" (ssh-keygen -R {shlex.quote(known.name)} -f {shlex.quote(file)})" if file else ""
         return HostKeyError(
-            f"{login} shows {shown}, which is not the one in {', '.join(known.places)}: somebody may be intercepting "
-            f"the connection, or the host was set up anew. If you are sure of the latter, remove that line{how} "
-            "and add the new key"
+            f"{login} presents {shown}, which is not the one in {', '.join(known.places)}: somebody may be "
+            "intercepting the connection, or the host was reinstalled. If you are sure of the latter, remove that "
+            f"line{how} and add the new key"
         )
     host, port = login.known_as
     at = host if port == 22 else f"-p {port} {host}"
     return HostKeyError(
-        f"{login} shows {shown}, and no key of it is in {files}. See by another way that this is the host's "
-        f"fingerprint (on it: ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub), then add it: "
-        f"ssh-keyscan {at} >> ~/.ssh/known_hosts; or name the file to use with known_hosts="
+        f"{login} presents {shown}, and {files} has no key of it. Verify by other means that this is the host's "
+        f"fingerprint (on the host: ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub), then add it: "
+        f"ssh-keyscan {at} >> ~/.ssh/known_hosts; or give the file to use with known_hosts="
     )
 
 
@@ -428,11 +437,11 @@ async def _login_refused(login: Login, client: Client, error: Exception) -> Logi
     keys, user = login.keys, login.settings.user
     if client.accepted:
         return LoginRefused(
-            f"{login} took a key of {user!r}, and asks for {' or '.join(client.wanted)} besides (AuthenticationMethods "
-            "in its sshd_config): a second factor can't be given here, nor is a ControlMaster of ssh used. Ask its "
-            "administrator to let keys alone log in from this computer"
+            f"{login} accepted a key of {user!r}, but also asks for {' or '.join(client.wanted)} "
+            "(AuthenticationMethods in its sshd_config). Second factors and ssh's ControlMaster are not supported. Ask "
+            "its administrator to allow logins by key alone from this computer"
         )
-    tried = [*keys.files] or ["no key file (there is none of the usual names in ~/.ssh)"]
+    tried = [*keys.files] or ["no key file (none with a default name is in ~/.ssh)"]
     if keys.agent:
         tried.append(await agent_words(keys.agent))
     why = "" if isinstance(error, asyncssh.PermissionDenied) else f" ({error})"
@@ -440,10 +449,10 @@ async def _login_refused(login: Login, client: Client, error: Exception) -> Logi
     if encrypted:
         advice = f"{', '.join(encrypted)} has a passphrase: add it to ssh-agent (ssh-add {encrypted[0]})"
     elif client.wanted and "publickey" not in client.wanted and not client.began:
-        advice = f"It takes no keys at all, only {', '.join(client.wanted)}; here only keys can be used"
+        advice = f"It accepts no keys at all, only {', '.join(client.wanted)}; only keys are supported here"
     else:
         advice = f"Is {user!r} the right user, and is one of the public keys in its ~/.ssh/authorized_keys there?"
-    passed_over = f"; passed over: {', '.join(keys.passed_over)}" if keys.passed_over else ""
+    skipped = f"; skipped: {', '.join(keys.skipped)}" if keys.skipped else ""
     if provider := login.settings.get("pkcs11provider"):
-        passed_over += f"; keys of PKCS11Provider are used from ssh-agent only (ssh-add -s {provider})"
-    return LoginRefused(f"{login} refused the login of {user!r}{why}; tried {', '.join(tried)}{passed_over}. {advice}")
+        skipped += f"; keys of PKCS11Provider are only used from ssh-agent (ssh-add -s {provider})"
+    return LoginRefused(f"{login} refused the login of {user!r}{why}; tried {', '.join(tried)}{skipped}. {advice}")

@@ -1,4 +1,4 @@
-"""Sessions on a host: each command needs one, and its sshd says how many a connection may have (MaxSessions)."""
+"""Sessions on a host: each command needs one, and sshd limits their number per connection (MaxSessions)."""
 
 from __future__ import annotations
 
@@ -13,121 +13,121 @@ from skyward.transport.ssh_ways import Way
 
 __all__ = ["Sessions"]
 
-_PAUSES = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)  # seconds: a host needs a moment until it has let go of one that ended
-_MOST = 4  # connections; whoever needs more waits for an end
+_PAUSES = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)  # seconds; a host needs a moment to free one that has ended
+_MAX_CONNECTIONS = 4  # commands beyond these wait until another one ends
 
 
-class _Door:
-    """One connection, and what is known of it."""
+class _SessionConnection:
+    """One connection, with its sessions."""
 
     def __init__(self, way: Way) -> None:
         self.way = way
         self.open: set[asyncssh.SSHClientChannel[bytes]] = set()
-        self.ending: set[asyncssh.SSHClientChannel[bytes]] = set()  # those of them that we have closed
-        self.most: int | None = None  # sessions that it may have, once it has refused one
+        self.ending: set[asyncssh.SSHClientChannel[bytes]] = set()  # those that we have closed
+        self.max: int | None = None  # number of sessions that it allows, once it has refused one
 
 
 class Sessions:
-    """Opens sessions, over as many connections as the host makes necessary: as a rule the one that there is.
+    """Opens sessions, over as many connections as the host makes necessary: usually just the first.
 
     Parameters
     ----------
     where
-        For messages.
+        The host's name, for messages.
     first
-        The connection that there is; not ended here.
+        The existing connection; not closed here.
     another
-        Makes one more.
+        Makes one more connection.
     """
 
     def __init__(self, where: str, first: Way, another: Callable[[], Awaitable[Way]]) -> None:
         self._where = where
-        self._doors = [_Door(first)]
+        self._connections = [_SessionConnection(first)]
         self._another = another
         self._freed = asyncio.Event()
-        self._growing = asyncio.Lock()  # those who need one more connection wait for the same one
+        self._growing = asyncio.Lock()  # held while another connection is made: all who need one wait for the same
 
     def __repr__(self) -> str:
-        return f"<Sessions {self._where}: {[len(door.open) for door in self._doors]}>"
+        return f"<Sessions {self._where}: {[len(connection.open) for connection in self._connections]}>"
 
     async def open(self, session: asyncssh.SSHClientSession[bytes], command: str) -> asyncssh.SSHClientChannel[bytes]:
-        """A session that runs a command.
+        """Open a session that runs a command.
 
         Raises
         ------
         LinkError
-            The connection broke, or the host opens none.
+            The connection broke, or the host refuses sessions.
         """
         pauses = iter(_PAUSES)
         while True:
             refusal = None
-            for door in list(self._doors):
-                if door.most is not None and len(door.open) >= door.most:
+            for connection in list(self._connections):
+                if connection.max is not None and len(connection.open) >= connection.max:
                     continue
                 try:
-                    return await self._open(door, session, command)
+                    return await self._open(connection, session, command)
                 except asyncssh.ChannelOpenError as error:
                     refusal = error
-                    door.most = len(door.open) or None  # where none of ours is open, one that ended may still count
+                    connection.max = len(connection.open) or None  # with none open, one that ended may still count
                 except (asyncssh.Error, OSError) as error:
-                    if door is self._doors[0]:
+                    if connection is self._connections[0]:
                         raise LinkError(f"{self._where}: can't run a command: {error!s}") from error
-                    self._doors.remove(door)
-            if refusal is None or all(door.open for door in self._doors):
+                    self._connections.remove(connection)
+            if refusal is None or all(connection.open for connection in self._connections):
                 await self._grow()
                 continue
             pause = next(pauses, None)
             if pause is None:
                 raise LinkError(
-                    f"{self._where}: can't run a command: {refusal.reason}. Does MaxSessions in its sshd_config allow "
-                    "any, and has the host room for one more process?"
+                    f"{self._where}: can't run a command: {refusal.reason}. Does MaxSessions in its sshd_config "
+                    "allow any, and can the host run one more process?"
                 ) from refusal
             await asyncio.sleep(pause)
 
     def end(self, channel: asyncssh.SSHClientChannel[bytes]) -> None:
-        """Close a session; the host has to answer until it counts no more."""
+        """Close a session; it counts until the host has confirmed that."""
         channel.close()
-        for door in self._doors:
-            if channel in door.open:
-                door.ending.add(channel)
-                self._freed.set()  # who waits looks again at what is ending
+        for connection in self._connections:
+            if channel in connection.open:
+                connection.ending.add(channel)
+                self._freed.set()  # those who wait check again what is ending
 
     async def _open(
-        self, door: _Door, session: asyncssh.SSHClientSession[bytes], command: str
+        self, connection: _SessionConnection, session: asyncssh.SSHClientSession[bytes], command: str
     ) -> asyncssh.SSHClientChannel[bytes]:
         channel: asyncssh.SSHClientChannel[bytes]
-        channel, _ = await door.way.connection.create_session(
+        channel, _ = await connection.way.connection.create_session(
             lambda: session, command, encoding=None, request_pty=False, window=WINDOW, max_pktsize=PACKET
         )
-        door.open.add(channel)
-        asyncio.ensure_future(channel.wait_closed()).add_done_callback(lambda _: self._end(door, channel))
+        connection.open.add(channel)
+        asyncio.ensure_future(channel.wait_closed()).add_done_callback(lambda _: self._end(connection, channel))
         return channel
 
-    def _end(self, door: _Door, channel: asyncssh.SSHClientChannel[bytes]) -> None:
-        door.open.discard(channel)
-        door.ending.discard(channel)
+    def _end(self, connection: _SessionConnection, channel: asyncssh.SSHClientChannel[bytes]) -> None:
+        connection.open.discard(channel)
+        connection.ending.discard(channel)
         self._freed.set()
 
     async def _grow(self) -> None:
-        """Wait until a session ends that is about to, or make one more connection."""
-        count = len(self._doors)
-        ending = any(door.ending for door in self._doors)
-        if ending or count >= _MOST:
+        """Wait for a session that is about to end, or make one more connection."""
+        count = len(self._connections)
+        ending = any(connection.ending for connection in self._connections)
+        if ending or count >= _MAX_CONNECTIONS:
             self._freed.clear()
             await self._freed.wait()
             return
         async with self._growing:
-            if len(self._doors) > count:
+            if len(self._connections) > count:
                 return
             try:
-                self._doors.append(_Door(await self._another()))
+                self._connections.append(_SessionConnection(await self._another()))
             except (HostUnreachable, HostKeyError, LoginRefused) as error:
                 raise LinkError(
-                    f"{self._where}: a connection there may have {len(self._doors[0].open)} session(s) at a time "
-                    f"(MaxSessions in its sshd_config), and one more connection can't be had: {error}"
+                    f"{self._where} allows {len(self._connections[0].open)} session(s) per connection "
+                    f"(MaxSessions in its sshd_config), and another connection can't be made: {error}"
                 ) from error
 
     async def close(self) -> None:
-        """End the connections that were made here."""
-        doors, self._doors[1:] = self._doors[1:], []
-        await asyncio.gather(*(door.way.close() for door in doors))
+        """Close the connections that were made here."""
+        connections, self._connections[1:] = self._connections[1:], []
+        await asyncio.gather(*(connection.way.close() for connection in connections))

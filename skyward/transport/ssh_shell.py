@@ -1,4 +1,4 @@
-"""Commands and files on a host, whatever its login shell is and prints."""
+"""Runs commands and writes files on a host, whatever its login shell is, and whatever that prints."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from skyward.transport.ssh_stream import Line, SSHChannel
 
 __all__ = ["SSHShell"]
 
-_GOODBYE = 2.0  # seconds for the end of a command that took too long
-_KEPT = 4096  # bytes of a stream's standard error, for messages
-_STREAM = 30.0  # seconds until a command that is to be a stream stands
+_STOP = 2.0  # seconds to end a command that took too long
+_KEPT = 4096  # bytes kept of a stream's standard error, for messages
+_STREAM = 30.0  # seconds for a command that is to be a stream to get ready
 
 
 class SSHShell:
     """Commands and files on a host.
 
-    A login shell may be anything and may print anything before it obeys (a chatty ~/.bashrc). So all it is asked for
-    is to become /bin/sh, in words that every shell understands; the script comes over stdin, and its output stands
-    between random marks.
+    A login shell may be anything, and may print anything before it runs a command (a chatty ~/.bashrc). So it is only
+    asked to become /bin/sh, with a command that every shell understands; the script is sent over stdin, and its output
+    is enclosed in random marks.
     """
 
     def __init__(self, sessions: Sessions, line: Line, where: str) -> None:
@@ -42,15 +42,15 @@ class SSHShell:
     async def run(self, command: str, *, input: bytes | None = None, timeout: float | None = None) -> Output:
         """Run a POSIX sh command line and wait for it, whatever the user's login shell is.
 
-        A status other than 0 is no error here. Processes that the command leaves behind are not waited for, nor is
-        what they print.
+        A nonzero status is not an error here. Processes that the command leaves running, and their output, are not
+        waited for.
 
         Raises
         ------
         LinkError
             The connection broke, or the login shell did not start /bin/sh.
         TimeoutError
-            It took longer than `timeout` seconds; it was sent SIGTERM.
+            It took longer than `timeout` seconds, and was sent SIGTERM.
         """
         mark = secrets.token_hex(12)
         script = (
@@ -68,7 +68,7 @@ class SSHShell:
                         channel.write(input)
                     channel.write_eof()
                 except OSError:
-                    pass  # it ended already; what it printed tells why
+                    pass  # it has already ended; its output tells why
                 try:
                     return await self._result(session)
                 except (TimeoutError, asyncio.CancelledError):
@@ -77,17 +77,17 @@ class SSHShell:
                 finally:
                     self._sessions.end(channel)
         except TimeoutError as error:
-            raise TimeoutError(f"{self._where}: no end within {timeout:g} s of: {_first_line(command)}") from error
+            raise TimeoutError(f"{self._where}: took more than {timeout:g} s: {_first_line(command)}") from error
 
     async def stream(self, command: str) -> SSHChannel:
         """Run a POSIX sh command line whose input and output are the stream.
 
-        The command prints the line in ``$SKYWARD_READY`` once it stands; what came before it is thrown away.
+        The command prints the line in ``$SKYWARD_READY`` once it is ready; any output before that is discarded.
 
         Raises
         ------
         LinkError
-            The connection broke, or the command ended before; the text is what it wrote to its standard error.
+            The connection broke, or the command ended before it was ready; the text is from its standard error.
         """
         mark = secrets.token_hex(12)
         script = f"SKYWARD_READY={mark}; export SKYWARD_READY\n{command}\n".encode()
@@ -119,7 +119,7 @@ class SSHShell:
             The file can't be written; the text says why.
         """
         target = '"$HOME"/' + shlex.quote(path[2:]) if path.startswith("~/") else shlex.quote(path)
-        # A link that breaks looks like the end of the input, hence the size.
+        # Check the size, since a link that breaks looks like the end of the input.
         done = await self.run(
             f"f={target}; t=$f.{secrets.token_hex(6)}; umask 077\n"
             f'if cat >"$t" && [ "$(wc -c <"$t")" -eq {len(data)} ] && mv -f "$t" "$f"; then exit 0; fi\n'
@@ -127,16 +127,16 @@ class SSHShell:
             input=data,
         )
         if done.status != 0:
-            reason = done.stderr.strip() or "the data did not arrive whole"
+            reason = done.stderr.strip() or "not all data arrived"
             raise OSError(f"{self._where}: can't write {path}: {reason}")
 
     async def _stop(self, session: _CommandSession) -> None:
-        """End a command's processes. sshd passes on signals only for some users, so a second command sends it."""
+        """End a command's processes. sshd passes on signals only for some users, so another command sends it."""
         if session.group is None:
             return
         killer = _CommandSession(b"")
         with contextlib.suppress(LinkError, TimeoutError):
-            async with asyncio.timeout(_GOODBYE):
+            async with asyncio.timeout(_STOP):
                 channel = await self._sessions.open(killer, f"exec /bin/sh -c 'kill -TERM -{session.group}'")
                 await killer.ended.wait()
                 self._sessions.end(channel)
@@ -149,13 +149,13 @@ class SSHShell:
             return Output(session.exit_status, session.text(1), session.text(2))
         if session.exit_status is None:
             raise LinkError(f"{self._where}: the SSH connection broke while a command ran") from session.error
-        said = session.everything().strip()[-500:] or "it said nothing"
-        raise LinkError(f"{self._where}: the login shell did not start /bin/sh; is this account for logins? {said}")
+        said = session.everything().strip()[-500:] or "it printed nothing"
+        raise LinkError(f"{self._where}: the login shell did not start /bin/sh; does this account allow logins? {said}")
 
 
 def _begin(script: bytes) -> str:
-    """What the login shell is asked for."""
-    # /bin/sh reads exactly the script: dash and others read ahead, so it can't share stdin with the script's commands.
+    """Return the command for the login shell."""
+    # Read exactly the script: dash and others read ahead, and would take input that is meant for the script's commands.
     return f"exec /bin/sh -c 'eval \"$(dd bs=1 count={len(script)} 2>/dev/null)\"'"
 
 
@@ -165,7 +165,7 @@ def _first_line(command: str) -> str:
 
 
 class _CommandSession(asyncssh.SSHClientSession[bytes]):
-    """Gathers what a command prints, until both its streams show the end mark."""
+    """Collects what a command prints, until both its streams show the end mark."""
 
     def __init__(self, mark: bytes) -> None:
         self._begin = b"<" + mark
@@ -185,7 +185,7 @@ class _CommandSession(asyncssh.SSHClientSession[bytes]):
 
     @property
     def group(self) -> int | None:
-        """The command's process group, once it is known: sshd makes the login shell its leader."""
+        """The command's process group, once known: sshd makes the login shell its leader."""
         _, _, rest = self._streams[1].partition(self._begin)
         number, newline, _ = rest.partition(b"\n")
         return int(number) if newline and number.isdigit() and int(number) > 1 else None
@@ -196,7 +196,7 @@ class _CommandSession(asyncssh.SSHClientSession[bytes]):
         return data[data.find(b"\n", data.find(self._begin)) + 1 :].decode(errors="replace")
 
     def everything(self) -> str:
-        """All that arrived on both streams."""
+        """Everything that arrived on both streams."""
         return b"\n".join(self._streams.values()).decode(errors="replace")
 
     def data_received(self, data: bytes, datatype: Any) -> None:
@@ -217,11 +217,11 @@ class _CommandSession(asyncssh.SSHClientSession[bytes]):
             self.ended.set()
 
     def exit_status_received(self, status: int) -> None:
-        """The shell's exit status; the command's own comes with the mark."""
+        """Note the shell's exit status; the command's own comes with the mark."""
         self.exit_status = status
 
     def exit_signal_received(self, signal: str, core_dumped: bool, msg: str, lang: str) -> None:
-        """The shell was killed; counted as shells do."""
+        """Note that the shell was killed, with a status as shells report it."""
         self.exit_status = 128 + int(getattr(signals, f"SIG{signal}", 0))
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -245,7 +245,7 @@ class _StreamSession(asyncssh.SSHClientSession[bytes]):
         return (bytes(self._errors).strip() or bytes(self._before).strip()).decode(errors="replace")[-500:]
 
     def connection_made(self, chan: Any) -> None:
-        """The session stands; the command may not yet."""
+        """The session is open; the command may not be ready yet."""
         self._channel.opened(chan)
 
     def data_received(self, data: bytes, datatype: Any) -> None:

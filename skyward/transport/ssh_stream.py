@@ -1,4 +1,4 @@
-"""Streams over an SSH connection, and what all of one connection share. No logins and no commands in here."""
+"""Streams over an SSH connection, and the state that all streams of one connection share."""
 
 from __future__ import annotations
 
@@ -15,24 +15,26 @@ from skyward.transport.buffered_channel import BufferedChannel
 
 __all__ = ["PACKET", "WINDOW", "Line", "SSHChannel"]
 
-WINDOW = 8 * 2**20  # bytes that the host may send ahead: 160 MB/s over a round trip of 50 ms
+WINDOW = 8 * 2**20  # bytes that the host may send in advance: 160 MB/s with a round trip of 50 ms
 PACKET = 128 * 2**10
-_UNSENT = 256 * 2**10  # bytes waiting for the host's window after which a channel is congested
-_QUEUED = 512 * 2**10  # bytes that the kernel may hold unsent: what a small message waits for, 10 ms at 50 MB/s
-_FEW = 64 * 2**10  # buffers up to this sum are joined: one packet is cheaper than several
+_UNSENT = 256 * 2**10  # bytes waiting for the host's window beyond which a channel is congested
+_QUEUED = 512 * 2**10  # bytes that the kernel may hold unsent, which a small message waits for: 10 ms at 50 MB/s
+_JOINED = 64 * 2**10  # buffers up to this total are joined: one packet is cheaper than several
 
 _Stream: TypeAlias = "asyncssh.SSHUNIXChannel[bytes] | asyncssh.SSHTCPChannel[bytes] | asyncssh.SSHClientChannel[bytes]"
 
 
 class Line:
-    """What all channels of a connection share: when it takes no more, each of them is congested.
+    """What all channels of a connection share: when its socket takes no more, each of them is congested.
 
-    asyncssh queues without a bound what the channels' windows allow; several would fill seconds of a slow line.
+    asyncssh queues everything that the channels' windows allow; several channels would fill seconds of a slow line.
 
     Parameters
     ----------
+    connection
+        The connection.
     below
-        That of the jump host through which the connection goes: what congests it congests all that is behind it.
+        The line of the jump host that the connection goes through: when it is congested, so is everything behind it.
     """
 
     def __init__(self, connection: asyncssh.SSHClientConnection, below: Line | None = None) -> None:
@@ -44,7 +46,7 @@ class Line:
             below.above.add(self)
         sock = connection.get_extra_info("socket")
         if sock is not None and hasattr(socket, "TCP_NOTSENT_LOWAT"):
-            with contextlib.suppress(OSError, AttributeError):  # a tunnel through another connection has no socket
+            with contextlib.suppress(OSError, AttributeError):  # a tunnel has no socket of its own
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _QUEUED)
         spare_work(connection)
         watch_writing(connection, self._pause, self._resume)
@@ -65,7 +67,7 @@ class Line:
         self.relieved()
 
     def relieved(self) -> None:
-        """It, or what is below it, takes more again."""
+        """Wake all channels: the line, or the one below it, takes more again."""
         for channel in list(self.channels):
             channel.relieved()
         for line in list(self.above):
@@ -109,7 +111,7 @@ class SSHChannel(BufferedChannel):
         if self._ended or channel is None or channel.is_closing():
             return
         views = [memoryview(buffer).cast("B") for buffer in buffers]
-        if len(views) > 1 and sum(view.nbytes for view in views) <= _FEW:
+        if len(views) > 1 and sum(view.nbytes for view in views) <= _JOINED:
             channel.write(b"".join(views))
             return
         for view in views:
@@ -148,7 +150,7 @@ class SSHChannel(BufferedChannel):
 
 
 class _Session:
-    """Passes on what asyncssh tells a session."""
+    """Passes on the callbacks of an asyncssh session."""
 
     def __init__(self, stream: SSHChannel) -> None:
         self._stream = stream

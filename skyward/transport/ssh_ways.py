@@ -1,8 +1,8 @@
-"""The connections to hosts and through others: one to each jump host, shared by all that lies behind it.
+"""Connections to hosts, directly or through jump hosts; one to each jump host, shared by all hosts behind it.
 
-A host's sshd lets only so many log in at a time (MaxStartups: from ten on it drops some at random). So a jump host is
-logged in to once, however many hosts are behind it; few logins are under way to the same host; and what was dropped
-before the login began is tried again. How one login is made is in ssh_login.py.
+sshd limits concurrent logins (MaxStartups: beyond ten, it drops some at random). So we log in to a jump host once,
+however many hosts are behind it; make few concurrent logins to the same host; and retry connections that were dropped
+before the login began. A single login is in ssh_login.py.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ from skyward.transport.ssh_stream import Line
 
 __all__ = ["Progress", "Way", "Ways"]
 
-_AT_A_TIME = 6  # logins under way to one host; sshd begins to drop at ten, and others log in too
-_TRIES = 9  # of a host that drops connections: some 25 s
-_PROXY_TRIES = 4  # of a command, whose end looks the same as a drop whatever it died of
-_PAUSE, _LONGEST_PAUSE = 0.25, 6.0  # seconds before the second try, twice as long before each further one
-_TIMES_LOST = 3  # that a connection to a jump host ends while a login goes over it, until that is told
-_HOPS = 8  # more jump hosts than this are taken for a loop
-_GOODBYE = 2.0  # seconds that an orderly end may take; a dead line gives no answer
+_CONCURRENT = 6  # logins to one host; sshd starts dropping at ten, and others log in, too
+_TRIES = 9  # for a host that drops connections: some 25 s
+_PROXY_TRIES = 4  # for a ProxyCommand, whose end looks like a drop whatever the cause
+_PAUSE, _LONGEST_PAUSE = 0.25, 6.0  # seconds before the second attempt, doubled for each further one
+_MAX_LOST = 3  # times that a jump host's connection may end during a login through it, before that is an error
+_MAX_HOPS = 8  # more jump hosts than this count as a loop
+_GOODBYE = 2.0  # seconds for an orderly end; a dead line does not answer
 
 
 class Progress:
-    """What a login is waiting for, to be told when the time is up."""
+    """What a login is waiting for, to be named if it times out."""
 
     def __init__(self, at: str) -> None:
         self.at = at
@@ -49,7 +49,7 @@ class Progress:
 
 
 class Way:
-    """A connection to a host, with what it goes over."""
+    """A connection to a host, with the connections that it goes through."""
 
     def __init__(
         self, connection: asyncssh.SSHClientConnection, below: _Shared | None = None, proxy: _Proxy | None = None
@@ -60,18 +60,18 @@ class Way:
         self._proxy = proxy
 
     def keep(self, leases: Sequence[_Shared]) -> None:
-        """Hold the connections to jump hosts until it ends."""
+        """Hold the connections to jump hosts until this one ends."""
         self._leases += leases
 
     async def close(self) -> None:
-        """End it; the connections to jump hosts end with the last that goes over them. May be repeated."""
+        """Close it; connections to jump hosts end with the last one that uses them. May be repeated."""
         leases, self._leases = self._leases, []
         proxy, self._proxy = self._proxy, None
         self.connection.close()
         try:
             async with asyncio.timeout(_GOODBYE):
                 await self.connection.wait_closed()
-        except BaseException as error:  # cancelled too: nothing may be left open
+        except BaseException as error:  # also when cancelled: nothing may be left open
             self.connection.abort()
             if not isinstance(error, TimeoutError):
                 raise
@@ -83,19 +83,19 @@ class Way:
 
 
 class _Shared:
-    """A connection to a jump host, and how many use it; it ends with the last of them."""
+    """A connection to a jump host with a count of its users; it ends with the last of them."""
 
     coming: asyncio.Task[Way]
 
     def __init__(self, key: Hashable, table: dict[Hashable, _Shared], name: str) -> None:
         self.key, self.name = key, name
-        self.waits_for: _Shared | None = None  # another jump host, before it
+        self.waits_for: _Shared | None = None  # another jump host on the way to it
         self._table = table
         self._users = 0
 
     @property
     def is_usable(self) -> bool:
-        """Whether it may still serve: it is coming, or stands."""
+        """Whether it may still be used: it is being made, or is open."""
         if not self.coming.done():
             return True
         failed = self.coming.cancelled() or self.coming.exception() is not None
@@ -103,28 +103,28 @@ class _Shared:
 
     @property
     def connection(self) -> asyncssh.SSHClientConnection:
-        """The connection, once it has come."""
+        """The connection, once it has been made."""
         return self.coming.result().connection
 
     @property
     def line(self) -> Line:
-        """Its line, once it has come."""
+        """Its line, once it has been made."""
         return self.coming.result().line
 
     def leads_to(self, other: _Shared | None) -> bool:
-        """Whether it is, or waits for, that one."""
+        """Whether it is the other one, or waits for it."""
         at: _Shared | None = self
         while at is not None and at is not other:
             at = at.waits_for
         return at is not None
 
     async def enter(self) -> None:
-        """Use it; waits until it stands. Where it fails, it need not be left.
+        """Wait until it is open, and use it. After an error, `leave` must not be called.
 
         Raises
         ------
         HostUnreachable, HostKeyError, LoginRefused
-            As those who wait together would have met each.
+            The same for all who wait together.
         """
         self._users += 1
         try:
@@ -134,76 +134,82 @@ class _Shared:
             raise
 
     async def leave(self) -> None:
-        """Use it no more."""
+        """Stop using it."""
         self._users -= 1
         if self._users:
             return
         if self._table.get(self.key) is self:
             del self._table[self.key]
-        self.coming.cancel()  # nothing, if it has come
+        self.coming.cancel()  # does nothing if it has been made
         await asyncio.wait([self.coming])
         if not self.coming.cancelled() and self.coming.exception() is None:
             await self.coming.result().close()
 
 
 class Ways:
-    """All logins of one event loop. Belongs to it."""
+    """All logins of one event loop, to which it belongs."""
 
     _all: ClassVar[weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Ways]] = weakref.WeakKeyDictionary()
 
     def __init__(self) -> None:
         self._shared: dict[Hashable, _Shared] = {}
-        self._doors: weakref.WeakValueDictionary[Hashable, asyncio.Semaphore] = weakref.WeakValueDictionary()
+        self._semaphores: weakref.WeakValueDictionary[Hashable, asyncio.Semaphore] = weakref.WeakValueDictionary()
 
     @classmethod
     def here(cls) -> Ways:
-        """Those of the running loop."""
+        """Return the one of the running loop."""
         return cls._all.setdefault(asyncio.get_running_loop(), cls())
 
     async def log_in(
         self, endpoint: Endpoint, progress: Progress, inside: _Shared | None = None, depth: int = 0
     ) -> Way:
-        """Connect to the jump hosts and the host itself. The caller bounds the time by cancelling.
+        """Connect to the jump hosts and the host itself. The caller limits the time by cancelling.
 
         Parameters
         ----------
+        endpoint
+            The host.
+        progress
+            Updated with what the login is waiting for.
         inside
-            The shared connection that this is to be, if it is one.
+            The shared connection that this login is for, if any.
+        depth
+            Number of logins that this one is nested in.
 
         Raises
         ------
         HostUnreachable, HostKeyError, LoginRefused
-            As their names say; never another type. The text names the machine that failed, be it a jump host.
+            As their names say; never any other type. The text names the machine that failed, also if it is a jump host.
         """
-        if depth > _HOPS:
+        if depth > _MAX_HOPS:
             raise _circle(endpoint)
         login = await asyncio.to_thread(read_login, endpoint)
-        for left in reversed(range(_TIMES_LOST)):
+        for left in reversed(range(_MAX_LOST)):
             leases: list[_Shared] = []
             try:
                 return await self._approach(login, progress, leases, inside, depth)
             except HostUnreachable as error:
-                await asyncio.sleep(0)  # a connection that has just ended says so in the loop's next turn
+                await asyncio.sleep(0)  # a connection that has just ended is reported in the loop's next turn
                 lost = next((lease for lease in leases if not lease.is_usable), None)
                 await _leave(leases)
                 if lost is None:
                     raise
                 if not left:
-                    text = f"{login} can't be reached: the connection to the jump host {lost.name} ends again and again"
+                    text = f"{login} can't be reached: the connection to the jump host {lost.name} keeps ending"
                     raise HostUnreachable(text) from error
             except BaseException:
                 await _leave(leases)
                 raise
-        raise AssertionError("the last time raises")
+        raise AssertionError("the last attempt raises")
 
     async def _approach(
         self, login: Login, progress: Progress, leases: list[_Shared], inside: _Shared | None, depth: int
     ) -> Way:
-        """Go through the jump hosts, whose connections are added to `leases`, and log in."""
+        """Log in through the jump hosts, whose connections are added to `leases`."""
         endpoint = login.endpoint
         for number, jump in enumerate(login.jumps):
-            # As with ssh -J: the first hop may have jump hosts of its own in the configuration, the others are
-            # reached through the hop before them.
+            # As with ssh -J: the first hop may have jump hosts of its own in the configuration; each other one is
+            # reached through the hop before it.
             options = {**endpoint.options, "jump": None if number == 0 else "none", "host_key": None}
             hop = replace(jump, options=options)
             progress.at, progress.is_jump = f"the jump host {hop}", True
@@ -216,7 +222,7 @@ class Ways:
     async def _go_through(
         self, hop: Endpoint, to: Endpoint, before: Sequence[_Shared], inside: _Shared | None, depth: int
     ) -> _Shared:
-        """The connection to a jump host: one for all, and all hear of its failure."""
+        """Use the connection to a jump host: all share one, and all get its error if it fails."""
         key = (before[-1].key if before else None, str(hop), repr(sorted(hop.options.items())))
         shared = self._shared.get(key)
         if shared is None or not shared.is_usable:
@@ -230,23 +236,23 @@ class Ways:
         try:
             await shared.enter()
         except (HostUnreachable, HostKeyError, LoginRefused) as error:
-            raise type(error)(f"{error}\nIt is the jump host on the way to {to}") from error
+            raise type(error)(f"{error}\nThis is the jump host on the way to {to}") from error
         finally:
             if inside is not None:
                 inside.waits_for = None
         return shared
 
     async def _through(self, hop: Endpoint, before: _Shared) -> Way:
-        """To a jump host through another; who waits for this holds that other."""
+        """Log in to a jump host through another one, which whoever waits for this holds."""
         return await self._enter(await asyncio.to_thread(read_login, hop), before)
 
     async def _enter(self, login: Login, hop: _Shared | None) -> Way:
-        """Log in to one host, again and again while it drops us."""
+        """Log in to one host, retrying while it drops the connection."""
         place = (hop.key if hop else None, login.proxy or (login.settings.name, login.settings.port))
-        door = self._doors.setdefault(place, asyncio.Semaphore(_AT_A_TIME))
+        semaphore = self._semaphores.setdefault(place, asyncio.Semaphore(_CONCURRENT))
 
         async def once() -> Way:
-            async with door:
+            async with semaphore:
                 if hop is not None:
                     return Way(await attempt(login, tunnel=hop.connection, hop=hop.name), hop)
                 return await _by_command(login) if login.proxy else Way(await attempt(login))
@@ -260,11 +266,11 @@ async def _leave(leases: Sequence[_Shared]) -> None:
 
 
 def _circle(endpoint: Endpoint) -> HostUnreachable:
-    return HostUnreachable(f"{endpoint}: ProxyJump leads in a circle, or through more than {_HOPS} hosts")
+    return HostUnreachable(f"{endpoint}: ProxyJump goes in a circle, or through more than {_MAX_HOPS} hosts")
 
 
 async def _insist(once: Callable[[], Awaitable[Way]], tries: int) -> Way:
-    """Try again while connections are dropped."""
+    """Retry while connections are dropped."""
     for pause in _pauses(tries):
         try:
             return await once()
@@ -276,7 +282,7 @@ async def _insist(once: Callable[[], Awaitable[Way]], tries: int) -> Way:
 
 
 def _pauses(tries: int) -> Iterator[float | None]:
-    """Seconds to wait after each try, uneven, so that those who were dropped together do not come back together."""
+    """Yield seconds to wait after each attempt, with jitter, so that those dropped together do not retry together."""
     for number in range(tries - 1):
         yield min(_PAUSE * 2**number, _LONGEST_PAUSE) * random.uniform(0.5, 1.5)  # noqa: S311 - no secret
     yield None
@@ -286,7 +292,7 @@ def _pauses(tries: int) -> Iterator[float | None]:
 
 
 class _Proxy:
-    """A ProxyCommand that runs; its input and output are one socket, which slows us down where it is slow."""
+    """A running ProxyCommand; its input and output are one socket, which gives us backpressure if it is slow."""
 
     def __init__(self, command: str) -> None:
         ours, theirs = socket.socketpair()
@@ -303,7 +309,7 @@ class _Proxy:
             )
 
     def said(self) -> str:
-        """The end of what it wrote to its standard error."""
+        """Return the end of what it wrote to its standard error."""
         self._errors.seek(0)
         return self._errors.read().decode(errors="replace").strip()[-500:]
 
@@ -337,8 +343,8 @@ async def _by_command(login: Login) -> Way:
         said = proxy.said()
         proxy.end()
         if isinstance(error, HostUnreachable):
-            what = "ended before the login" if isinstance(error, Dropped) else f"did not lead there ({error})"
+            what = "ended before the login" if isinstance(error, Dropped) else f"did not get there ({error})"
             raise type(error)(
-                f"{login} can't be reached: ProxyCommand {command!r} {what}; it said: {said or 'nothing'}"
+                f"{login} can't be reached: ProxyCommand {command!r} {what}; it printed: {said or 'nothing'}"
             ) from error
         raise

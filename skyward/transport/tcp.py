@@ -1,6 +1,6 @@
 """Plain TCP, or a Unix socket, to a listener on this machine.
 
-Who is at the other end is proved by the wire's greeting, not here.
+The wire's greeting authenticates the other end, not this transport.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from skyward.transport.stream import StreamChannel
 
 __all__ = ["TCPTransport"]
 
-_CONNECT = 10.0  # seconds; on loopback an answer comes at once or never
+_CONNECT = 10.0  # seconds; on loopback, an answer comes at once or never
 
 
 class TCPTransport:
@@ -28,7 +28,7 @@ class TCPTransport:
     striped: ClassVar[bool] = False
 
     async def connect(self, endpoint: Endpoint, timeout: float) -> TCPLink:
-        """See `Transport.connect`. Nothing is connected yet: each channel is a connection of its own."""
+        """See `Transport.connect`. Connects nothing yet: each channel is a connection of its own."""
         if endpoint.host not in ("127.0.0.1", "::1", "localhost"):
             raise ConfigError(f"tcp to {endpoint.host} is not encrypted, so it is refused; use ssh")
         return TCPLink(min(timeout, _CONNECT))
@@ -59,7 +59,7 @@ class TCPLink:
                     transport, channel = await loop.create_connection(StreamChannel, host, int(port))
                     transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         except OSError as error:  # TimeoutError is one
-            raise LinkError(f"nobody answers at {address}: {error!r}") from error
+            raise LinkError(f"nothing answers at {address}: {error!r}") from error
         self._channels.append(channel)
         return channel
 

@@ -56,8 +56,8 @@ def test_identity_files_may_be_private_public_encrypted_or_missing(tmp_path, mon
     assert keys.files == tuple(str(tmp_path / name) for name in ("a", "b", "c.pub", "d"))
     assert [pair.key_public_data for pair in keys.pairs] == [plain]
     assert keys.publics == (plain, locked, public)
-    assert "nonsense" not in str(keys.passed_over)
-    assert len(keys.passed_over) == 1
+    assert "nonsense" not in str(keys.skipped)
+    assert len(keys.skipped) == 1
     assert keys.only
 
 

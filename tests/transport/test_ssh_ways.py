@@ -74,7 +74,7 @@ def test_a_jump_host_that_is_lost_at_the_moment_of_a_login(lab, lab_hosts, fresh
     if times == 1:
         assert together([place]) == [bastion.address]
     else:
-        with pytest.raises(HostUnreachable, match=rf"jump host root@{bastion.address} ends again and again"):
+        with pytest.raises(HostUnreachable, match=rf"jump host root@{bastion.address} keeps ending"):
             together([place])
     eventually(lambda: not connections(bastion), what="the end of the connection that nobody uses")
 
@@ -108,15 +108,15 @@ def test_an_error_names_the_machine_that_failed(lab, lab_hosts, fresh_host):
     assert text.startswith(f"the jump host root@{nobody} (on the way to root@{target.address}) did not answer")
     text = refusal(endpoint(lab, target, jump=f"root@{other.address}:2222"), HostUnreachable)
     assert text.startswith(f"root@{other.address}:2222 can't be reached: connection refused")
-    assert text.endswith(f"It is the jump host on the way to root@{target.address}")
+    assert text.endswith(f"This is the jump host on the way to root@{target.address}")
     text = refusal(endpoint(lab, target, jump=f"nobody-here@{other.address}"), LoginRefused)
     assert text.startswith(f"nobody-here@{other.address}:22 refused the login of 'nobody-here'")
-    assert text.endswith(f"It is the jump host on the way to root@{target.address}")
+    assert text.endswith(f"This is the jump host on the way to root@{target.address}")
     text = refusal(endpoint(lab, target, port=2222, jump=f"root@{other.address}"), HostUnreachable)
     assert text.startswith(f"root@{target.address}:2222 can't be reached from the jump host root@{other.address}")
     closed = fresh_host(sshd=("AllowTcpForwarding no",))
     text = refusal(endpoint(lab, target, jump=f"root@{closed.address}"), HostUnreachable)
-    assert text.startswith(f"the jump host root@{closed.address} does not let us on to root@{target.address}")
+    assert text.startswith(f"the jump host root@{closed.address} does not allow connections to root@{target.address}")
     assert "AllowTcpForwarding" in text
 
 
@@ -219,6 +219,6 @@ def test_a_proxy_command_that_fails_says_why(tmp_path, monkeypatch):
     config = configured(tmp_path, "echo no way to %h >&2; exit 3")
     place = Endpoint("ssh", "box.invalid", None, "root", {"config": config, "known_hosts": []})
     text = refusal(place, HostUnreachable)
-    assert "ended before the login; it said: no way to box.invalid" in text
+    assert "ended before the login; it printed: no way to box.invalid" in text
     config = configured(tmp_path, "nc %q")
     assert "%q" in refusal(place, LoginRefused)

@@ -7,6 +7,7 @@ for each nested list: five bytes from a peer could allocate megabytes here. Afte
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from typing import Any
 
 import msgpack
@@ -22,8 +23,13 @@ _MAX_CONTAINERS = 20_000  # lists and maps in one envelope; an empty one takes 6
 _LENGTH = {1: struct.Struct("!B"), 2: struct.Struct("!H"), 4: struct.Struct("!I")}
 
 
+# A name or a variable that is not UTF-8 has lone surrogates in Python, and travels as it is.
+_pack: Callable[[object], bytes] = msgpack.Packer(autoreset=True, unicode_errors="surrogatepass").pack
+_seen: tuple[set[tuple[type, ...]], ...] = tuple(set() for _ in MESSAGES)  # types of fields that were found correct
+
+
 def unpack(envelope: memoryview) -> Any:
-    """Decode an envelope, using memory in proportion to its size.
+    """Decode msgpack, using memory in proportion to its size.
 
     Raises
     ------
@@ -37,15 +43,9 @@ def unpack(envelope: memoryview) -> Any:
     return msgpack.unpackb(envelope, strict_map_key=False, unicode_errors="surrogatepass")
 
 
-# A name or a variable that is not UTF-8 has lone surrogates in Python, and travels as it is.
-_pack = msgpack.Packer(autoreset=True, unicode_errors="surrogatepass").pack
-_seen: tuple[set[tuple[type, ...]], ...] = tuple(set() for _ in MESSAGES)  # types of fields that were found correct
-
-
 def encode(message: Message, number: int) -> bytes:
     """Encode a message and its number (0: not numbered)."""
-    envelope: bytes = _pack((CODES[type(message)], number, *message))
-    return envelope
+    return _pack((CODES[type(message)], number, *message))
 
 
 def decode(envelope: memoryview, buffers: int) -> tuple[int, Message]:

@@ -141,14 +141,18 @@ class Inbox:
 
         If `handle` raises, the message counts as not received, so it is handled when it arrives again on another link.
         """
+        number = received.number
         self._arrived += 1
         self._arrived_bytes += sum(map(len, received.buffers))
-        if self.accept(received.number):
-            try:
-                handle(received)
-            except Exception:
-                self.reject(received.number)
-                raise
+        if number == self.received + 1 and not self._early:  # the common case: in order
+            self.received = number
+        elif not self.accept(number):
+            return
+        try:
+            handle(received)
+        except Exception:
+            self.reject(number)
+            raise
 
     @property
     def should_acknowledge(self) -> bool:
@@ -168,9 +172,6 @@ class Inbox:
             return True
         if number <= self.received or number in self._early:
             return False
-        if number == self.received + 1 and not self._early:  # the common case: in order
-            self.received = number
-            return True
         self._early.add(number)
         while self.received + 1 in self._early:
             self.received += 1

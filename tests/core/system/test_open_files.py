@@ -125,7 +125,7 @@ def test_a_host_is_not_blamed_for_our_want_of_files(monkeypatch: pytest.MonkeyPa
     """
     said = few(code, 64).splitlines()
     assert "connection refused" in said[0]
-    assert "this process has no open file left" in said[1]
+    assert "this process can open no more files" in said[1]
     assert "Is the host up" not in said[1]
 
 
