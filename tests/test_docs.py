@@ -215,7 +215,6 @@ OTHERS |= {"KillMode", "TimeoutStopSec"}  # systemd's
 
 DIAGRAMS = re.compile(r"^```(?:text)?\n(.*?)^```", flags=re.MULTILINE | re.DOTALL)
 FENCES = re.compile(r"^```.*?^```", flags=re.MULTILINE | re.DOTALL)
-FILES = [path.relative_to(REPOSITORY).as_posix() for path in REPOSITORY.glob("**/*.py") if ".venv" not in path.parts]
 SOURCES = sorted((REPOSITORY / "skyward").rglob("*.py"))
 GROUPS = {registry.PROVIDERS, registry.TRANSPORTS, registry.LISTENERS, registry.FRONTENDS}  # of entry points
 
@@ -234,8 +233,14 @@ def code(page: Path) -> list[str]:
     return re.findall(r"`([^`\n]+)`", prose(page))
 
 
+@cache
+def files() -> list[str]:
+    folders = ("skyward", "tests", "benchmarks", "contrib", "examples")
+    return [path.as_posix() for folder in folders for path in (REPOSITORY / folder).rglob("*.py")]
+
+
 def is_file(path: str) -> bool:
-    return any(f"/{known}".endswith(f"/{path}") for known in FILES)
+    return any(known.endswith(f"/{path}") for known in files())
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
@@ -334,6 +339,7 @@ def words() -> frozenset[str]:
 # --- errors and their texts ---
 
 
+@cache
 def literals() -> list[str]:
     """Every string of the package, with NUL for what an f-string fills in."""
     found: list[str] = []

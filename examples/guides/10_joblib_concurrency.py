@@ -1,10 +1,10 @@
-"""joblib's Parallel on many nodes: how near do 2000 tasks on 100 workers come to the ideal time?
+"""joblib's Parallel on many nodes: how close do 2000 tasks on 100 workers come to the ideal time?
 
-Runs here at once, as 10 nodes on this machine with 10 workers each:
+Run it here, as 10 nodes on this machine with 10 workers each:
 
     python examples/guides/10_joblib_concurrency.py
 
-The same on machines that you reach by SSH:
+The same on hosts that you reach by SSH:
 
     python examples/guides/10_joblib_concurrency.py --provider ssh --host 10.0.0.5 --host me@box:2222 --seconds 5
 """
@@ -20,7 +20,7 @@ import skyward as sky
 
 
 def slow_task(x: int, seconds: float) -> int:
-    """A task that takes `seconds` and needs no core, as one that waits for a disk or a network."""
+    """Take `seconds` without using a core, like a task that waits for a disk or a network."""
     sleep(seconds)
     return x * 2
 
@@ -28,13 +28,13 @@ def slow_task(x: int, seconds: float) -> int:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--provider", default="local", help="local, ssh, or any installed provider's name")
-    parser.add_argument("--nodes", type=int, help="machines (default: 10, or one for each --host)")
-    parser.add_argument("--concurrency", type=int, default=10, help="tasks at a time on each node (default: 10)")
+    parser.add_argument("--nodes", type=int, help="number of machines (default: 10, or one per --host)")
+    parser.add_argument("--concurrency", type=int, default=10, help="concurrent tasks per node (default: 10)")
     parser.add_argument("--tasks", type=int, default=2000, help="how many tasks (default: 2000)")
     parser.add_argument("--seconds", type=float, default=0.5, help="how long each task takes (default: 0.5)")
     ssh = parser.add_argument_group("with --provider ssh")
     ssh.add_argument("--host", action="append", default=[], help="HOST, USER@HOST or HOST:PORT; repeat for more")
-    ssh.add_argument("--user", help="login name for hosts that say none")
+    ssh.add_argument("--user", help="login name for hosts that don't give one")
     ssh.add_argument("--key", help="private key file (default: as ssh does)")
     ssh.add_argument("--known-hosts", help="file with the hosts' keys (default: ~/.ssh/known_hosts)")
     arguments = parser.parse_args()
@@ -46,7 +46,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def choose_provider(arguments: argparse.Namespace) -> object:
-    """The provider: SSH wants to know its hosts, any other is made from its name."""
+    """Return the provider: SSH needs its hosts, any other is given by name."""
     if arguments.provider != "ssh":
         return arguments.provider
     options = {"user": arguments.user, "key": arguments.key, "known_hosts": arguments.known_hosts}
