@@ -1,7 +1,7 @@
-"""Who else is told of a pool: listeners of its events, and front ends to use while it is open, ours and others'.
+"""Listeners to a pool's events, and front ends entered while it is open, ours and third parties'.
 
-Both are found by entry point, in the groups ``skyward.listeners`` and ``skyward.frontends``; nobody has to name them in
-a program. One of ours that fails ends the pool; a third party's that fails is said, and the pool goes on without it.
+Both are found by entry points, in the groups ``skyward.listeners`` and ``skyward.frontends``; programs need not name
+them. If one of ours fails, the pool ends; if a third party's fails, that is reported and the pool goes on without it.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ _log = logging.getLogger("skyward.audience")
 
 
 class Audience:
-    """Those of one pool.
+    """The listeners and front ends of one pool.
 
     Parameters
     ----------
     events
-        What listeners hear.
+        What listeners subscribe to.
     live
-        What they are told of the pool's ``console=``.
+        The pool's ``console=``, passed to listeners.
     """
 
     def __init__(self, events: Events, *, live: bool) -> None:
@@ -44,11 +44,11 @@ class Audience:
         return f"<Audience {', '.join(name for name, _ in self._closing)}>"
 
     def enter(self, pool: object, contexts: contextlib.ExitStack) -> None:
-        """Enter each front end's context; they end with `contexts`."""
+        """Enter each front end's context in `contexts`."""
         self._each(registry.FRONTENDS, lambda _, made: contexts.enter_context(made(pool)))
 
     def close(self) -> None:
-        """Tell the listeners nothing more, and close them. May be repeated."""
+        """Unsubscribe and close the listeners. May be repeated."""
         while self._closing:
             name, close = self._closing.pop()
             try:
@@ -56,7 +56,7 @@ class Audience:
             except Exception:
                 if registry.is_ours(registry.LISTENERS, name):
                     raise
-                _log.exception("the listener %r failed when it was closed", name)
+                _log.exception("listener %r failed to close", name)
 
     def _subscribe(self, name: str, listener: Listener) -> None:
         unsubscribe = self._events.subscribe(listener.handle)
@@ -68,19 +68,16 @@ class Audience:
         self._closing.append((name, close))
 
     def _each(self, group: str, use: Callable[[str, Any], object]) -> None:
-        names = registry.names(group)
-        names.sort(
-            key=lambda name: not registry.is_ours(group, name)
-        )  # so that the console hears of the others' faults
-        for name in names:
-            kind = group.removeprefix("skyward.").removesuffix("s")
+        kind = group.removeprefix("skyward.").removesuffix("s")
+        # Ours first, so that the console gets the reports about others.
+        for name in sorted(registry.names(group), key=lambda name: not registry.is_ours(group, name)):
             try:
                 use(name, registry.load(group, name))
             except Exception as error:
                 if registry.is_ours(group, name):
                     raise
-                text = f"the {kind} {name!r} is not used, since it fails: {type(error).__name__}: {error}"
+                text = f"the {kind} {name!r} is not used, because it failed: {type(error).__name__}: {error}"
                 self._events.emit(Note(text, warning=True))
             if package := registry.rival(group, name):
-                text = f"the {kind} {name!r} of {package} is not used, since that is the name of one of ours"
+                text = f"the {kind} {name!r} of {package} is not used, because a built-in one has that name"
                 self._events.emit(Note(text, warning=True))

@@ -1,6 +1,6 @@
-"""Our own providers, transports, listeners and front ends by name, so that finding them needs no look at packages.
+"""A table of our own providers, transports, listeners and front ends, so that finding them needs no scan of packages.
 
-They stand in pyproject.toml as entry points too, which is how those of third parties are found.
+They are entry points in pyproject.toml too, which is how third parties' are found.
 """
 
 from __future__ import annotations

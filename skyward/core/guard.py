@@ -1,8 +1,8 @@
-"""No callback fails silently. What runs on a loop by itself has somebody who is told when it fails unexpectedly.
+"""Makes sure that no callback fails silently: whatever runs on a loop unawaited has somebody to report failures to.
 
-asyncio logs what comes out of a callback, and of a task that nobody awaits, and goes on; whoever waits for what was to
-be done there waits for ever. So callbacks and background tasks of one node's conversation are started through here and
-told to that conversation, which breaks the link. `ioloop` hears of all others.
+asyncio logs an exception from a callback, or from a task that nobody awaits, and goes on; whoever waits for the outcome
+waits forever. So the callbacks and background tasks of a node's session are started through this module and report to
+the session, which then breaks the link. `ioloop` gets reports of all others.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from typing import Any
 __all__ = ["guarded", "watched"]
 
 
-def guarded(told: Callable[[Exception], object], function: Callable[..., object], *args: Any) -> None:
-    """Call a function for the loop; to be given to ``call_soon`` and its like in the function's place."""
+def guarded(report: Callable[[Exception], object], function: Callable[..., object], *args: Any) -> None:
+    """Call a function and report its failure; give this to ``call_soon`` and the like in place of the function."""
     try:
         function(*args)
     except Exception as error:
-        told(error)
+        report(error)
 
 
-def watched(task: asyncio.Task[Any], told: Callable[[Exception], object]) -> None:
-    """Have the failure of a background task told."""
+def watched(task: asyncio.Task[Any], report: Callable[[Exception], object]) -> None:
+    """Report the failure of a background task."""
 
     def ended(task: asyncio.Task[Any]) -> None:
         if not task.cancelled() and isinstance(error := task.exception(), Exception):
-            told(error)
+            report(error)
 
     task.add_done_callback(ended)

@@ -1,7 +1,7 @@
-"""Ctrl-C only where it can be answered.
+"""Defers Ctrl-C to where it can be handled.
 
-`KeyboardInterrupt` may come between any two steps of the main thread. Where one of two steps must not be left out, as
-in "begin to give back, then wait for it", it has to wait until somebody is ready for it.
+`KeyboardInterrupt` may be raised between any two steps of the main thread. If neither of two steps may be skipped, as
+in "start to release, then wait for it", the interrupt has to wait until the code is ready for it.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ __all__ = ["Interrupts", "is_interrupt"]
 
 
 def is_interrupt(error: BaseException) -> bool:
-    """Whether an exception is meant for the program, not for the user's code that happened to run.
+    """Whether an exception is meant for the whole program, not for the user's code that happened to be running.
 
-    That is Ctrl-C, or what the handler of a signal raises, such as that of SIGTERM which calls `sys.exit`.
+    That is the case for Ctrl-C, and for what a signal handler raises, such as a handler of SIGTERM that calls
+    `sys.exit`.
     """
     if isinstance(error, Exception):
         return False
@@ -35,18 +36,18 @@ def is_interrupt(error: BaseException) -> bool:
 
 
 def _function(handler: Any) -> Any:
-    """What Python runs when a handler is called."""
+    """The function that Python runs when a handler is called."""
     while isinstance(handler, functools.partial):
         handler = handler.func
     if isinstance(handler, (types.FunctionType, types.MethodType)):
         return handler
-    return getattr(type(handler), "__call__", None)  # noqa: B004  not whether it can be called, but the code of it
+    return getattr(type(handler), "__call__", None)  # noqa: B004  it is not about whether it is callable, but about its code
 
 
 class Interrupts:
-    """A block in which Ctrl-C waits, except where it is `let_in`; what was not, comes at the block's end.
+    """A block that holds Ctrl-C back, except where it is `let_in`; a pending one is raised at the end of the block.
 
-    Elsewhere than in the main thread, and where the program has a handler of its own for SIGINT, nothing is changed.
+    Outside the main thread, and if the program has its own handler for SIGINT, the block changes nothing.
     """
 
     def __init__(self) -> None:
@@ -72,14 +73,14 @@ class Interrupts:
                 raise KeyboardInterrupt
 
     def let_in(self) -> None:
-        """From here on `KeyboardInterrupt` is raised, once, at once if one waits; call it where that is caught."""
+        """Raise the next interrupt, or immediately one that is pending; call this where the exception is caught."""
         self._open = True
         if self._waiting:
             self._waiting -= 1
             self._come_in()
 
     def hold(self) -> None:
-        """From here on interrupts wait again."""
+        """Hold interrupts back again."""
         self._open = False
 
     def _come(self, number: int, frame: FrameType | None) -> None:
@@ -88,5 +89,5 @@ class Interrupts:
         self._waiting += 1
 
     def _come_in(self) -> NoReturn:
-        self._open = False  # a second one must not meet whoever handles this one
+        self._open = False  # a second one must not hit the handler of this one
         raise KeyboardInterrupt

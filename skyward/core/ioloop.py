@@ -1,4 +1,4 @@
-"""The one background thread of a pool: an asyncio loop that owns all I/O and all mutable state."""
+"""The I/O thread of a pool: an asyncio loop that owns all I/O and all mutable state."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class IOThread:
     Attributes
     ----------
     on_error
-        Told of each error that came out of a callback, or of a task that nobody awaits; in the loop, after it was
-        logged. What one node is to blame for is told to its `Session` instead, see guard.py.
+        Called, in the loop, with each exception from a callback or from a task that nobody awaits, after it was logged.
+        Failures of a single node's session are reported to that session instead; see guard.py.
     """
 
     def __init__(self, name: str) -> None:
-        # Not by the policy, which is the user's: another loop's transports and exceptions need not be as ours.
+        # Not through the policy, which is the user's: other loops may differ in transports and exceptions.
         self.loop: asyncio.AbstractEventLoop = asyncio.SelectorEventLoop()
         self.loop.set_exception_handler(self._unexpected)
         self.on_error: Callable[[Exception], object] = lambda _: None
@@ -43,23 +43,23 @@ class IOThread:
         finally:
             self.loop.run_until_complete(_cancel_all())
             self.loop.run_until_complete(self.loop.shutdown_asyncgens())
-            with contextlib.suppress(RuntimeError):  # it takes a thread, which can't be had when the interpreter ends
+            with contextlib.suppress(RuntimeError):  # it needs a thread, but the interpreter is exiting
                 self.loop.run_until_complete(self.loop.shutdown_default_executor())
             self.loop.close()
 
     def _unexpected(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         loop.default_exception_handler(context)
         error = context.get("exception")
-        if isinstance(error, Exception) and "transport" not in context:  # that one is closed by asyncio
+        if isinstance(error, Exception) and "transport" not in context:  # asyncio itself closes the transport
             self.on_error(error)
 
     @property
     def is_here(self) -> bool:
-        """Whether the caller runs in this thread."""
+        """Whether the caller is running in this thread."""
         return threading.current_thread() is self._thread
 
     def post(self, function: Callable[..., object], *args: Any) -> None:
-        """Call a function in the loop soon; from any thread."""
+        """Schedule a function call in the loop; from any thread."""
         self.loop.call_soon_threadsafe(function, *args)
 
     def start(self, coroutine: Coroutine[Any, Any, _T]) -> concurrent.futures.Future[_T]:
@@ -67,7 +67,7 @@ class IOThread:
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop)
 
     def stop(self, timeout: float = 5.0) -> None:
-        """End the loop and the thread; cancels whatever still runs in it. May be repeated."""
+        """Stop the loop and its thread, and cancel whatever is still running in it. May be repeated."""
         if self._thread.is_alive() and not self.loop.is_closed():
             self.loop.call_soon_threadsafe(self.loop.stop)
         if not self.is_here:
@@ -75,7 +75,7 @@ class IOThread:
 
 
 async def _cancel_all() -> None:
-    """End all other tasks of the running loop."""
+    """Cancel all other tasks of the running loop."""
     tasks = asyncio.all_tasks() - {asyncio.current_task()}
     for task in tasks:
         task.cancel()

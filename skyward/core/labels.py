@@ -1,4 +1,4 @@
-"""What functions are called in messages."""
+"""Names of functions in messages."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ __all__ = ["label"]
 
 
 def label(function: object) -> str:
-    """What to call a task after: the function; what a `functools.partial` wraps; the class of another callable."""
-    if type(function) is FunctionType:  # nearly always, and asked for each task
+    """Name a task after its function, after what a `functools.partial` wraps, or after the class of a callable."""
+    if type(function) is FunctionType:  # the usual case, and called for each task
         return function.__qualname__
     while isinstance(function, functools.partial):
         function = function.func
-    for attribute in ("__qualname__", "__name__", "label"):  # the last one is that of batches and chunks of ours
+    for attribute in ("__qualname__", "__name__", "label"):  # the last one is for our own batches and chunks
         name = getattr(function, attribute, None)
         if name and isinstance(name, str):
             return name

@@ -1,7 +1,7 @@
-"""Names to classes: providers, transports, listeners and front ends, ours and others', imported when first asked for.
+"""Names to classes: providers, transports, listeners and front ends, ours and third parties', imported on first use.
 
-Ours stand in a table (`core.builtins_table`), so that finding them needs no look at the installed packages; third
-parties' are found by entry point, in groups of the same names. Both are loaded the same way.
+Ours are in a table (`core.builtins_table`), so that finding them does not require a scan of the installed packages.
+Third parties' are found by entry points, in groups of the same names. Both are loaded the same way.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _US = "skyward-cloud"
 
 @cache
 def _ours(group: str) -> dict[str, str]:
-    # Looked up by its name, since the table names what core must not know.
+    # Imported by name, since the table names what core must not know.
     ours: dict[str, str] = importlib.import_module("skyward.core.builtins_table").OURS[group]
     return ours
 
@@ -55,7 +55,7 @@ def _theirs(group: str) -> dict[str, list[EntryPoint]]:
     found: dict[str, list[EntryPoint]] = {}
     if not _is_mentioned(group):
         return found
-    from importlib.metadata import entry_points  # noqa: PLC0415 - 3 MB and 30 ms, of which ours have no use
+    from importlib.metadata import entry_points  # noqa: PLC0415 - 3 MB and 30 ms, which ours don't need
 
     for entry in entry_points(group=group):
         if entry.dist is None or entry.dist.name != _US:
@@ -64,7 +64,7 @@ def _theirs(group: str) -> dict[str, list[EntryPoint]]:
 
 
 def _is_mentioned(group: str) -> bool:
-    """Whether a package other than ours may have an entry point in a group; asked of each pool, so it takes little."""
+    """Whether a package other than ours may have an entry point in a group; cheap, since every pool calls it."""
     if any(finder is not PathFinder and hasattr(finder, "find_distributions") for finder in sys.meta_path):
         return True
     wanted = f"[{group}]".encode()
@@ -75,13 +75,13 @@ def _is_mentioned(group: str) -> bool:
             try:
                 if wanted in entry.read_bytes() and not entry.parent.name.startswith(_US.replace("-", "_")):
                     return True
-            except OSError:  # not to be read: the usual way says what there is to say
+            except OSError:  # unreadable: leave the error to importlib
                 return True
     return False
 
 
 def is_ours(group: str, name: str) -> bool:
-    """Whether the name is of one of ours."""
+    """Whether the name belongs to one of ours."""
     return name in _ours(group)
 
 
@@ -92,12 +92,12 @@ def names(group: str) -> list[str]:
 
 @cache
 def load(group: str, name: str) -> Any:
-    """The class of that name.
+    """Load the class with that name.
 
     Raises
     ------
     PluginNotFound
-        Nobody has that name (lists those that are installed), two packages claim it, or it can't be imported.
+        Nothing has that name (the message lists what is installed), two packages claim it, or it can't be imported.
     """
     kind = group.removeprefix("skyward.").removesuffix("s")
     if name in _ours(group):
@@ -106,11 +106,11 @@ def load(group: str, name: str) -> Any:
     entries = _theirs(group).get(name, [])
     if not entries:
         close = difflib.get_close_matches(name.lower(), names(group), 1)
-        advice = f"did you mean {close[0]!r}?" if close else "a third party's comes with its own package."
-        raise PluginNotFound(f"no {kind} is called {name!r}; {advice} Installed are: {', '.join(names(group))}")
+        advice = f"did you mean {close[0]!r}?" if close else "is its package installed?"
+        raise PluginNotFound(f"no {kind} is named {name!r}; {advice} Available: {', '.join(names(group))}")
     if len(entries) > 1:
         claims = " and ".join(sorted(_package(entry) for entry in entries))
-        raise PluginNotFound(f"{claims} both offer a {kind} called {name!r}; uninstall one of them")
+        raise PluginNotFound(f"{claims} both provide a {kind} named {name!r}; uninstall one of them")
     try:
         return entries[0].load()
     except Exception as error:
@@ -121,29 +121,33 @@ def load(group: str, name: str) -> Any:
 
 
 def rival(group: str, name: str) -> str | None:
-    """The package that claims the name of one of ours, and is passed over for that."""
+    """The package that claims the name of one of ours, and is ignored for that reason; None if there is none."""
     rivals = _theirs(group).get(name)
     return _package(rivals[0]) if rivals and name in _ours(group) else None
 
 
 def provider(name: str, settings: Mapping[str, object] | None = None) -> Provider:
-    """A provider by its name, with what `Rental.settings` once said of it, which may have been through JSON.
+    """Make a provider from its name and its `Rental.settings`, which may have been through JSON.
 
-    A name may be followed by the first argument, as in ``"libcloud:digitalocean"``. Secrets are no settings: they are
-    found again as the vendor's own tools find them.
+    Parameters
+    ----------
+    name
+        Its name; may be followed by its first argument, as in ``"libcloud:digitalocean"``.
+    settings
+        Its arguments. Secrets are not among them: they are looked up as the vendor's own tools do.
 
     Raises
     ------
     PluginNotFound
-        As `load`.
+        As for `load`.
     ConfigError
-        It needs other arguments.
+        The arguments are wrong.
     """
     name, _, first = name.partition(":")
     if package := rival(PROVIDERS, name):
         raise PluginNotFound(
-            f"{package} offers a provider called {name!r}, which is the name of one of ours; uninstall {package}, or "
-            "give an object instead of a name"
+            f"{package} provides a provider named {name!r}, which is the name of a built-in one; uninstall {package}, "
+            "or give an object instead of a name"
         )
     kind = load(PROVIDERS, name)
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in (settings or {}).items()}
@@ -158,23 +162,23 @@ def provider(name: str, settings: Mapping[str, object] | None = None) -> Provide
         made: Provider = kind(**values)
     except SkywardError:
         raise
-    except Exception as error:  # a value of another type than it takes, mostly
+    except Exception as error:  # usually a value of the wrong type
         raise ConfigError(f"{name}: {type(error).__name__}: {error}") from error
     return made
 
 
 def _misfit(name: str, kind: Callable[..., object], values: Mapping[str, object]) -> str:
-    """Which settings a provider does not have, or else which one it lacks."""
+    """Explain which settings a provider does not have, or else which one is missing."""
     given = inspect.signature(kind).parameters
     known = {each: given[each] for each in given if given[each].kind is not inspect.Parameter.VAR_KEYWORD}
     fields: Mapping[str, Any] = getattr(kind, "__dataclass_fields__", {})
     notes = {each: fields[each].metadata if each in fields else {} for each in known}
     if unknown := [repr(each) for each in values if each not in known]:
-        has = [each for each in known if not notes[each].get("secret")]  # which are no settings
+        has = [each for each in known if not notes[each].get("secret")]  # secrets are not settings
         return f"{name} has no setting {', '.join(unknown)}; it has {', '.join(has) or 'none'}"
-    lacking = next(each for each in known if known[each].default is inspect.Parameter.empty and each not in values)
-    example = notes[lacking].get("example", f"{lacking}=...")
-    return f"{name} needs its {lacking}: in the terminal {name}:{example}, in a program {kind.__name__}(...)"
+    missing = next(each for each in known if known[each].default is inspect.Parameter.empty and each not in values)
+    example = notes[missing].get("example", f"{missing}=...")
+    return f"{name} needs {missing}: on the command line {name}:{example}, in a program {kind.__name__}(...)"
 
 
 def _package(entry: EntryPoint) -> str:

@@ -1,7 +1,7 @@
-"""What a user wants installed, read and checked on the driver, before any machine is bought.
+"""Reads and checks requirements on the driver, before any machine is rented.
 
-pip's own format is kept, line by line, with hashes and markers. Files are read here, since nodes do not have them; what
-could not work there is refused in words: paths, editable installs, versions that contradict what nodes themselves need.
+pip's own format is kept, line by line, with hashes and markers. Files are read here, since nodes do not have them. What
+can't work on nodes is an error that says why: paths, editable installs, versions that conflict with what nodes need.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from skyward.core.errors import ConfigError
 
 __all__ = ["NEEDED", "Wanted", "check", "has_hash", "programs", "read"]
 
-# What skyward.worker imports, in the driver's versions; the plugins add what their tasks need.
+# What skyward.worker imports, installed in the driver's versions; plugins add what their tasks need.
 NEEDED = ("cloudpickle", "msgpack", "xxhash", "zstandard")
 
 _NAME = r"([A-Za-z0-9](?:[\w.-]*[A-Za-z0-9])?)\s*(?:\[[\w\s,.-]*\])?"
@@ -35,8 +35,8 @@ _COMMENT = re.compile(r"(?:^|\s+)#.*$")
 _VARIABLE = re.compile(r"\$\{([A-Z0-9_]+)\}")
 _RELEASE = re.compile(r"\d+(?:\.\d+)*")
 _INSTEAD = (
-    "Name a version that an index has (index= says which), or the address of an archive or a repository "
-    "(https://..., git+https://...)"
+    "Give a version from a package index (index= sets which), or the URL of an archive or a repository (https://..., "
+    "git+https://...)"
 )
 
 
@@ -51,12 +51,12 @@ class Wanted:
 
 
 def read(path: str | os.PathLike[str]) -> Wanted:
-    """The lines of a requirements file, with those that it includes, or the dependencies of a ``pyproject.toml``.
+    """Read a requirements file, with the files it includes, or the dependencies in a ``pyproject.toml``.
 
     Raises
     ------
     ConfigError
-        It can't be read, or a line of it can't be used; which one, and why.
+        The file can't be read, or a line can't be used; the message says which, and why.
     """
     wanted = Wanted()
     file = Path(path)
@@ -71,7 +71,7 @@ def _of_project(file: Path) -> list[str]:
     try:
         project = tomllib.loads(_text(file)).get("project", {})
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"Image requirements: {file} is no TOML: {error}") from error
+        raise ConfigError(f"Image requirements: {file} is not valid TOML: {error}") from error
     found = project.get("dependencies")
     if not isinstance(found, list) or not all(isinstance(line, str) for line in found):
         raise ConfigError(f"Image requirements: {file} has no list of dependencies under [project]")
@@ -91,7 +91,7 @@ def _read(file: Path, wanted: Wanted, outer: tuple[Path, ...]) -> None:
         elif name == "--extra-index-url":
             wanted.extra_index.append(value)
         elif "://" in value:
-            raise ConfigError(f"{where}: only files are included; fetch it, and name the file")
+            raise ConfigError(f"{where}: a URL can't be included; download the file, and give its path")
         elif name in ("-r", "--requirement"):
             _read(file.parent / value, wanted, (*outer, file.resolve()))
         else:
@@ -108,7 +108,7 @@ def _text(file: Path) -> str:
 
 
 def _lines(text: str) -> Iterator[tuple[int, str]]:
-    """Logical lines and their numbers: continued ones joined, without comments, with variables of the environment."""
+    """Logical lines with their numbers: continuations joined, comments removed, environment variables expanded."""
     begun, parts = 1, ""
     for number, line in enumerate([*text.splitlines(), ""], 1):
         begun = begun if parts else number
@@ -122,7 +122,7 @@ def _lines(text: str) -> Iterator[tuple[int, str]]:
 
 
 def _option(line: str) -> tuple[str, str]:
-    """Name and value of an option; empty for a requirement."""
+    """Name and value of an option; both empty for a requirement."""
     if not line.startswith("-"):
         return "", ""
     name, _, value = re.sub(r"^(-[a-z])(?=[^\s=])", r"\1 ", line).replace("=", " ", 1).partition(" ")
@@ -130,16 +130,16 @@ def _option(line: str) -> tuple[str, str]:
 
 
 def check(line: str, where: str) -> str:
-    """One requirement, as nodes can use it.
+    """Check one requirement, and return it as nodes can use it.
 
     Raises
     ------
     ConfigError
-        They can't; the text begins with `where` and says what to do.
+        Nodes can't use it; the message starts with `where` and says what to do.
     """
     line = line.strip()
     if "\n" in line or "\r" in line:
-        raise ConfigError(f"{where} holds a line break; give each requirement by itself")
+        raise ConfigError(f"{where} contains a line break; give each requirement separately")
     name, value = _option(line)
     if name:
         _check_option(name, value, where)
@@ -148,7 +148,7 @@ def check(line: str, where: str) -> str:
     options = line[found.start() :].split() if found else []
     for option in options:
         if option.startswith("-") and option.partition("=")[0] not in _OF_ONE:
-            raise ConfigError(f"{where}: {option} is no option of a requirement")
+            raise ConfigError(f"{where}: {option} is not an option of a requirement")
     _check_requirement(line[: found.start()] if found else line, where)
     return line
 
@@ -156,19 +156,19 @@ def check(line: str, where: str) -> str:
 def _check_option(name: str, value: str, where: str) -> None:
     if name in ("-r", "--requirement"):
         raise ConfigError(
-            f"{where}: nodes do not have that file. Give Image(requirements={value!r}), which reads it here"
+            f"{where}: nodes do not have that file. Use Image(requirements={value!r}), which reads it here"
         )
     if name in ("-c", "--constraint"):
-        raise ConfigError(f"{where}: nodes do not have that file. Give its lines as Image(constraints=[...])")
+        raise ConfigError(f"{where}: nodes do not have that file. Pass its lines as Image(constraints=[...])")
     if name in ("-e", "--editable"):
-        raise ConfigError(f"{where}: what is editable is a folder of this machine, which nodes do not have. {_INSTEAD}")
+        raise ConfigError(f"{where}: nodes do not have the folder of an editable install. {_INSTEAD}")
     if name in ("-i", "--index-url", "--extra-index-url"):
-        raise ConfigError(f"{where}: give the address as Image(index=...) or Image(extra_index=[...])")
+        raise ConfigError(f"{where}: pass the URL as Image(index=...) or Image(extra_index=[...])")
     if name in ("-f", "--find-links"):
         if not value.startswith(("http://", "https://")):
             raise ConfigError(f"{where}: nodes do not have that folder. {_INSTEAD}")
     elif name not in _PASSED:
-        raise ConfigError(f"{where}: {name} is no option that requirements may hold")
+        raise ConfigError(f"{where}: the option {name} is not supported in requirements")
 
 
 def _check_requirement(text: str, where: str) -> None:
@@ -183,26 +183,26 @@ def _check_requirement(text: str, where: str) -> None:
     elif url or at or address.startswith((".", "/", "~")) or "/" in address or _ARCHIVE.search(address):
         raise ConfigError(f"{where}: nodes do not have the files of this machine. {_INSTEAD}")
     else:
-        raise ConfigError(f'{where} is not a requirement; write for example "pandas" or "pandas>=2,<3"')
+        raise ConfigError(f'{where} is not a requirement; use, for example, "pandas" or "pandas>=2,<3"')
 
 
 def _check_needed(name: str, clauses: str, where: str) -> None:
-    """Nodes talk to this process in its own versions of a few packages."""
+    """Check a version of a package that nodes need in the same version as this process, to communicate with it."""
     needed = re.sub(r"[-_.]+", "-", name).lower()
     if needed not in NEEDED or not clauses:
         return
-    from importlib import metadata  # noqa: PLC0415 - 3 MB, mostly of no use
+    from importlib import metadata  # noqa: PLC0415 - 3 MB, rarely needed
 
     here = metadata.version(needed)
     if not all(_admits(clause.strip(), here) for clause in clauses.split(",") if clause.strip()):
         raise ConfigError(
-            f"{where}: nodes need {needed} {here}, as it is here, to understand what is sent to them. Leave it out, or "
-            f"install the other version here as well"
+            f"{where}: nodes need {needed} {here}, the version on this machine, to understand what is sent to them. "
+            "Leave it out, or install the other version here too"
         )
 
 
 def _admits(clause: str, version: str) -> bool:
-    """Whether a version clause lets a version pass; of what is no plain number pip decides."""
+    """Whether a version clause admits a version; anything but plain numbers is left to pip."""
     match = re.fullmatch(r"(===?|~=|!=|<=?|>=?)\s*(\S+?)(\.\*)?", clause)
     if match is None or not (_RELEASE.fullmatch(match[2]) and _RELEASE.fullmatch(version)):
         return True
@@ -227,12 +227,12 @@ def _release(text: str) -> tuple[int, ...]:
 
 
 def has_hash(line: str) -> bool:
-    """Whether pip checks hashes because of this line, and then of all that it installs with it."""
+    """Whether this line makes pip check hashes, of this requirement and all others installed with it."""
     return " --hash" in line or line.startswith("--require-hashes")
 
 
 def programs(lines: Iterable[str]) -> dict[str, str]:
-    """Programs that nodes must have to fetch these, such as git, each with the first line that needs it."""
+    """Programs that nodes need to fetch these, such as git, each with the first line that needs it."""
     found: dict[str, str] = {}
     for line in lines:
         match = re.search(r"(?:^|[@\s])(git|hg|svn|bzr)\+", line)

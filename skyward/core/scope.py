@@ -1,4 +1,4 @@
-"""How far a refusal reaches."""
+"""How far a provider's refusal reaches."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ __all__ = ["Scope"]
 
 
 class Scope(enum.Flag):
-    """How far a provider's refusal of an offer reaches: to the offers that share all that is named here with it.
+    """How far a provider's refusal of an offer reaches: to all offers that share these properties with it.
 
-    Scopes are combined by ``|``: ``SPOT | REGION`` is what is refused for spot machines of one region.
+    Combine scopes with ``|``: ``SPOT | REGION`` is a refusal of spot machines in one region.
     """
 
-    ACCOUNT = 0  # nothing need be shared: all offers of the provider
+    ACCOUNT = 0  # nothing has to be shared: all offers of the provider
     TYPE = enum.auto()
-    SPOT = enum.auto()  # both are spot machines, or neither is
+    SPOT = enum.auto()  # both or neither are spot machines
     ZONE = enum.auto()
     REGION = enum.auto()
     OFFER = TYPE | SPOT | ZONE | REGION

@@ -1,7 +1,7 @@
-"""Texts of others made harmless for a terminal, at the places where they meet one.
+"""Makes foreign text safe to show on a terminal.
 
-Names of machines, messages of clouds and hosts, and what tasks print may hold whatever a terminal obeys: another title,
-a cursor that goes back over what stood there, a question that the terminal answers by typing. Pure.
+Names of machines, messages of clouds and hosts, and the output of tasks may contain anything that a terminal obeys: a
+new title, a cursor that moves back over earlier text, a query that the terminal answers as if typed. Pure.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import re
 
 __all__ = ["in_json", "printed", "shown"]
 
-# Control characters of seven and eight bits, those that turn the direction of writing or end a line besides "\n", and
-# halves of characters, which no stream takes.
+# Control characters of seven and eight bits, those that change the writing direction or end a line (except "\n"), and
+# lone surrogates, which no stream can encode.
 _CONTROL = r"\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
 _IN_LINES = re.compile(f"[{_CONTROL}]")
 _IN_A_LINE = re.compile(f"[{_CONTROL}\t\n]")
@@ -19,7 +19,7 @@ _IN_A_LINE = re.compile(f"[{_CONTROL}\t\n]")
 _ODD = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 _COLOUR = re.compile(r"\x1b\[[0-9;:]{0,64}m")
 _SEQUENCE = re.compile(
-    r"(\x1b\[[0-9;:]{0,64}m)"  # a colour, which stays
+    r"(\x1b\[[0-9;:]{0,64}m)"  # a colour, which is kept
     r"|(?:\x1b[\]PX^_]|[\x90\x98\x9d-\x9f])[^\n\x07\x1b\x9c]*(?:\x07|\x9c|\x1b\\)?"  # a title, a device's command
     r"|(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]?"  # a cursor's
     r"|\x1b[ -/]*[0-~]?"
@@ -28,9 +28,9 @@ _SEQUENCE = re.compile(
 
 
 def shown(text: str, *, lines: bool = True) -> str:
-    r"""A text with its control characters visible, such as ``\x1b``.
+    r"""Escape control characters, as in ``\x1b``.
 
-    Line ends and tabs stay as they are with `lines`; without, it is one line.
+    Line ends and tabs are kept with `lines`; without, the result is one line.
     """
     return (_IN_LINES if lines else _IN_A_LINE).sub(_escape, text)
 
@@ -40,14 +40,14 @@ def _escape(match: re.Match[str]) -> str:
 
 
 def in_json(text: str) -> str:
-    """The same of JSON, which stays JSON of the same values."""
+    """Escape control characters in JSON, without changing its values."""
     return _IN_LINES.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def printed(text: str) -> str:
-    """What a task has printed, as a terminal may get it: with its colours, tabs and carriage returns, and nothing else.
+    """Clean what a task printed: keep colours, tabs and carriage returns, and drop all other control sequences.
 
-    A colour ends with the text.
+    A colour does not extend beyond the text.
     """
     if _ODD.search(text) is None:
         return text

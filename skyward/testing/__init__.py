@@ -1,4 +1,4 @@
-"""Suites of tests for providers, transports and services, ours and others'."""
+"""Conformance test suites for providers and transports, ours and third parties'."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""An account at a cloud and the pools that a suite has there, whose end it makes sure of; see provider.py."""
+"""A cloud account, and the pools that a suite has there, which it makes sure to end; see provider.py."""
 
 from __future__ import annotations
 
@@ -28,17 +28,18 @@ class Account:
     Attributes
     ----------
     provider
-        The provider, with credentials that hold.
+        The provider, with valid credentials.
     live
-        What would still be billed or clutter the account: machines, volumes, keys, firewalls. Asked past the provider.
+        Lists what would still be billed or clutter the account: machines, volumes, keys, firewalls. It must not use the
+        provider.
     impostor
-        The same provider with credentials that the cloud refuses.
+        The same provider with credentials that the cloud rejects.
     faults
-        Switches that make the next call fail, once: "no_capacity", "quota" and "lost_reply" (machines are made, and the
-        connection ends without a reply) of those that create; "throttle", "server_error" and "html" (a proxy's page) of
-        any. Tests of faults that are not among them are skipped.
+        Switches that make the next call fail, once: "no_capacity", "quota" and "lost_reply" (machines are created, but
+        the connection ends without a reply) for calls that create; "throttle", "server_error" and "html" (a proxy's
+        page) for any call. Tests of missing faults are skipped.
     calm
-        Switches all faults off.
+        Turns all faults off.
     """
 
     provider: Rental
@@ -49,7 +50,7 @@ class Account:
 
 
 class Pool:
-    """A tag, and orders under it, as a pool makes them."""
+    """A tag, and orders with it, as a pool makes them."""
 
     def __init__(self, provider: Rental) -> None:
         self.provider = provider
@@ -61,7 +62,17 @@ class Pool:
         return f"<Pool {self.tag} at {self.provider.name}>"
 
     def order(self, offer: Offer, count: int = 1, orphan_timeout: float = 600.0) -> Order:
-        """The next order."""
+        """Make the next order.
+
+        Parameters
+        ----------
+        offer
+            The offer to take.
+        count
+            Number of machines.
+        orphan_timeout
+            Seconds without contact after which a machine terminates itself.
+        """
         name = f"{self.tag}-{next(self._orders)}"
         return Order(
             *(self.tag, count, Resources()),
@@ -73,12 +84,12 @@ class Pool:
         )
 
     def create(self, offer: Offer) -> Machine:
-        """One machine."""
+        """Create one machine."""
         (machine,) = self.provider.create(self.order(offer))
         return machine
 
     def machines(self) -> list[Machine]:
-        """Those that are not gone."""
+        """The machines that are not gone."""
         return [machine for machine in self.provider.machines(self.tag) if machine.state is not MachineState.GONE]
 
 
@@ -86,20 +97,20 @@ class Suite:
     """What all suites share. Subclasses define the fixture `rental`."""
 
     time_limit = 60.0
-    """Seconds for a machine to boot, to end, or to be shown."""
+    """Seconds for a machine to boot, to end, or to be listed."""
     pause = 0.1
-    """Seconds between two looks; more where the API counts them."""
+    """Seconds between two polls; use more if the API limits their rate."""
     resources = Resources()
-    """What the machines must have that are bought; the cheapest are taken."""
+    """What the rented machines must have; the cheapest are chosen."""
 
     @pytest.fixture
     def rental(self) -> Account:
-        """The account; made anew for each test, or shared."""
+        """The account; new for each test, or shared."""
         raise NotImplementedError
 
     @pytest.fixture
     def pools(self, rental: Account) -> Iterator[Callable[[], Pool]]:
-        """Makes pools. At the end all is given back, and nothing may be live."""
+        """Make pools. At the end everything is released, and nothing may be live."""
         begun: list[Pool] = []
 
         def begin() -> Pool:
@@ -109,17 +120,17 @@ class Suite:
         yield begin
         rental.calm()
         for pool in begun:
-            self.give_back(pool)
+            self.release(pool)
         self.until(lambda: not rental.live(), lambda: f"still live, unknown to the provider: {rental.live()}")
 
     def choose(self, provider: Provider) -> Offer:
-        """The offer to buy."""
+        """Choose the offer to rent."""
         chosen = offer_selection.select(provider.offers(self.resources), self.resources, "on-demand")
         assert chosen, f"no offer meets {self.resources}"
         return chosen[0]
 
     def until(self, condition: Callable[[], bool], what: Callable[[], object]) -> None:
-        """Wait for a condition; calls that fail on the way count as not yet."""
+        """Wait for a condition; while calls fail, it does not hold yet."""
         end = time.monotonic() + self.time_limit
         while True:
             trouble: SkywardError | None = None
@@ -128,11 +139,11 @@ class Suite:
                     return
             except CloudError as error:
                 trouble = error
-            assert time.monotonic() < end, f"not within {self.time_limit:g} s: {what()} {trouble or ''}"
+            assert time.monotonic() < end, f"timeout after {self.time_limit:g} s: {what()} {trouble or ''}"
             time.sleep(self.pause)
 
-    def give_back(self, pool: Pool) -> None:
-        """End a pool's machines and remove the rest, as core does."""
+    def release(self, pool: Pool) -> None:
+        """Terminate a pool's machines and remove the rest, as core does."""
         provider = pool.provider
         shown_after = time.monotonic() + provider.listing_delay
 
@@ -140,10 +151,10 @@ class Suite:
             left = [machine.id for machine in pool.machines()]
             if left:
                 provider.destroy(left)
-            # What a lost reply has made is shown only later.
+            # What was created by a call whose reply was lost may be listed later.
             return not left and (not self._in_doubt or time.monotonic() > shown_after)
 
-        self.until(gone, lambda: f"{pool} still has {pool.machines()}")
+        self.until(gone, lambda: f"{pool} still has machines: {pool.machines()}")
 
         def cleared() -> bool:
             provider.clear(pool.tag)
@@ -151,10 +162,10 @@ class Suite:
 
         self.until(cleared, lambda: f"{pool} can't be cleared")
 
-    _in_doubt = False  # an order failed, and it is not known whether it made anything
+    _in_doubt = False  # an order failed, and it may have created something
 
     def comes_up(self, pool: Pool, id: str) -> Machine:
-        """The machine when it runs, having looked at it meanwhile."""
+        """Wait until a machine runs, checking it meanwhile, and return it."""
         found: list[Machine] = []
 
         def running() -> bool:
@@ -165,12 +176,22 @@ class Suite:
                 found.append(machine)
             return machine is not None and machine.state is MachineState.RUNNING
 
-        self.until(running, lambda: f"{id} does not run: {found[-1:]}")
+        self.until(running, lambda: f"{id} is not running: {found[-1:]}")
         return found[-1]
 
 
 def check(machine: Machine, pool: Pool, name: str | None = None) -> None:
-    """What holds of each machine that is shown, in any state."""
+    """Check what must hold for every listed machine, in any state.
+
+    Parameters
+    ----------
+    machine
+        The machine.
+    pool
+        The pool it belongs to.
+    name
+        Name of its order, if known.
+    """
     assert type(machine.id) is str
     assert machine.id
     assert machine.tag == pool.tag
@@ -178,8 +199,8 @@ def check(machine: Machine, pool: Pool, name: str | None = None) -> None:
     assert name in (None, machine.order)
     assert machine.name
     if machine.state is MachineState.RUNNING:
-        assert machine.endpoint is not None, "a machine that runs has an address"
+        assert machine.endpoint is not None, "a running machine must have an endpoint"
     if machine.endpoint is not None:
         assert machine.endpoint.host
         assert machine.endpoint.port is None or 0 < machine.endpoint.port < 65536
-        assert machine.endpoint.transport != "ssh" or machine.endpoint.user, "the name of who logs in"
+        assert machine.endpoint.transport != "ssh" or machine.endpoint.user, "an SSH endpoint must have a user"

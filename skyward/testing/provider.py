@@ -1,4 +1,4 @@
-"""Suites that every provider of rented machines passes. Make a test class of the first one::
+"""Suites that every provider of rented machines must pass. Derive a test class from the first::
 
     from skyward.testing.provider import Account, RentalConformance
 
@@ -8,11 +8,11 @@
             with MyFakeCloud() as cloud:
                 yield Account(MyCloud(token=cloud.token, url=cloud.url), live=lambda: cloud.everything())
 
-The account may be a real one, as nothing in the suite is a mock: some ten of the cheapest machines are bought for
-moments, and all that was made is given back, also by a test that fails. `live` must not use the provider, for it is by
-`live` that the provider is judged.
+The account may be a real one, as nothing in the suite is a mock: about ten of the cheapest machines are rented for
+moments, and everything is released, even if a test fails. `live` must not use the provider, since the provider is
+checked against it.
 
-`RentalBootConformance` goes on where machines are real and can be reached from here: it logs in.
+`RentalBootConformance` is for machines that are real and reachable from here: it logs in.
 """
 
 # ruff: noqa: D102 - a test's name says what holds
@@ -56,9 +56,9 @@ from skyward.transport.ssh import SSHTransport
 
 __all__ = ["Account", "Pool", "RentalBootConformance", "RentalConformance"]
 
-_LONGEST_NAME = 50  # of an order, as Order promises
-_LONGEST_TEXT = 2000  # of an error, in which no whole page of a proxy should stand
-_IMPATIENCE = 20.0  # seconds within which a refusal that will stay is told
+_MAX_NAME = 50  # characters of an order's name, as Order promises
+_MAX_MESSAGE = 2000  # characters of an error, which should not contain a proxy's whole page
+_IMPATIENCE = 20.0  # seconds within which a permanent refusal must be raised
 
 _FAULTS: dict[str, type[SkywardError]] = {
     "no_capacity": NoCapacity,
@@ -75,22 +75,22 @@ def _shows(pool: Pool, ids: Collection[str]) -> bool:
 
 
 class RentalConformance(Suite):
-    """What each provider of rented machines must do. Subclasses define the fixture `rental`."""
+    """What every provider of rented machines must do. Subclasses define the fixture `rental`."""
 
     def secrets(self, provider: Rental) -> dict[str, object]:
-        """Arguments of the provider that `settings` leaves out; here the fields that are marked with `SECRET`."""
-        kind: Any = type(provider)  # a Protocol says nothing of dataclasses
+        """Arguments of the provider that `settings` leaves out; by default the fields marked with `SECRET`."""
+        kind: Any = type(provider)  # a Protocol says nothing about dataclasses
         fields = dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ()
         secret = (item.name for item in fields if item.metadata.get("secret"))
         return {name: value for name in secret if (value := getattr(provider, name)) is not None}
 
     def bogus(self, offer: Offer) -> Offer | None:
-        """An offer of which the cloud knows nothing; None if there can be none."""
+        """An offer that the cloud does not know; None if there can be none."""
         return replace(offer, machine="no-such-machine")
 
-    # --- what it is ---
+    # --- attributes ---
 
-    def test_it_says_what_it_is(self, rental: Account) -> None:
+    def test_its_attributes_are_valid(self, rental: Account) -> None:
         provider = rental.provider
         assert isinstance(provider, Provider)
         assert isinstance(provider, Rental)
@@ -107,8 +107,8 @@ class RentalConformance(Suite):
         secrets = self.secrets(provider)
         text = json.dumps(provider.settings())
         for name, value in secrets.items():
-            assert str(value) not in text, f"settings() tells the secret {name}"
-            assert str(value) not in repr(provider), f"repr() tells the secret {name}"
+            assert str(value) not in text, f"settings() reveals the secret {name}"
+            assert str(value) not in repr(provider), f"repr() reveals the secret {name}"
         twin = type(provider)(**json.loads(text), **secrets)
         assert twin.settings() == provider.settings()
         made = pool.create(self.choose(twin))
@@ -116,12 +116,12 @@ class RentalConformance(Suite):
 
     def test_it_can_be_pickled_with_its_credentials(self, rental: Account, pools: Callable[[], Pool]) -> None:
         provider, pool = rental.provider, pools()
-        made = pool.create(self.choose(provider))  # so that it holds connections
+        made = pool.create(self.choose(provider))  # so that it has connections
         twin = cloudpickle.loads(cloudpickle.dumps(provider))
         assert twin.settings() == provider.settings()
         self.until(lambda: [m.id for m in twin.machines(pool.tag)] == [made.id], lambda: twin.machines(pool.tag))
         pool.provider = twin
-        self.give_back(pool)
+        self.release(pool)
         pool.provider = provider
         assert not pool.machines()
 
@@ -134,16 +134,16 @@ class RentalConformance(Suite):
             _check_offer(offer, spot=Trait.SPOT in rental.provider.traits)
         assert len({(o.machine, o.region, o.spot, json.dumps(o.extra, default=str)) for o in offers}) == len(offers)
 
-    def test_a_wish_that_nobody_meets_is_no_error(self, rental: Account) -> None:
-        wish = Resources(machine="no-such-machine", accelerator="no-such-accelerator:64", vcpus=10**6)
-        assert not offer_selection.select(rental.provider.offers(wish), wish, "cheapest")
+    def test_requirements_that_no_offer_meets_are_no_error(self, rental: Account) -> None:
+        wanted = Resources(machine="no-such-machine", accelerator="no-such-accelerator:64", vcpus=10**6)
+        assert not offer_selection.select(rental.provider.offers(wanted), wanted, "cheapest")
 
-    def test_a_wish_leaves_the_offers_that_meet_it(self, rental: Account) -> None:
+    def test_requirements_exclude_no_offer_that_meets_them(self, rental: Account) -> None:
         every = rental.provider.offers(Resources())
         largest = max(every, key=lambda offer: offer.vcpus or 0)
-        wish = Resources(vcpus=largest.vcpus)
-        fitting = {(o.machine, o.region, o.spot) for o in every if offer_selection.meets(o, wish)}
-        assert fitting <= {(o.machine, o.region, o.spot) for o in rental.provider.offers(wish)}
+        wanted = Resources(vcpus=largest.vcpus)
+        matching = {(o.machine, o.region, o.spot) for o in every if offer_selection.meets(o, wanted)}
+        assert matching <= {(o.machine, o.region, o.spot) for o in rental.provider.offers(wanted)}
 
     # --- a machine's life ---
 
@@ -158,15 +158,15 @@ class RentalConformance(Suite):
         check(running, pool, order.name)
         assert [machine.id for machine in pool.machines()] == [made.id]
         assert [(m.tag, m.order) for m in provider.all_machines() if m.id == made.id] == [(pool.tag, order.name)]
-        self.give_back(pool)
+        self.release(pool)
         assert made.id not in [m.id for m in provider.all_machines() if m.state is not MachineState.GONE]
         self.until(lambda: not rental.live(), lambda: f"still live: {rental.live()}")
 
     def test_names_may_be_long(self, rental: Account, pools: Callable[[], Pool]) -> None:
         provider, pool = rental.provider, pools()
-        pool.tag = pool.tag.replace("sky-", f"sky-{'9' * (_LONGEST_NAME - len(pool.tag) - 2)}", 1)
+        pool.tag = pool.tag.replace("sky-", f"sky-{'9' * (_MAX_NAME - len(pool.tag) - 2)}", 1)
         order = pool.order(self.choose(provider))
-        assert len(order.name) == _LONGEST_NAME
+        assert len(order.name) == _MAX_NAME
         (made,) = provider.create(order)
         check(made, pool, order.name)
         self.until(lambda: [m.order for m in pool.machines()] == [order.name], pool.machines)
@@ -182,11 +182,11 @@ class RentalConformance(Suite):
         for stranger in (ours.tag[:-1], f"{ours.tag}0"):
             assert not provider.machines(stranger)
             provider.clear(stranger)
-        self.give_back(ours)
+        self.release(ours)
         assert [machine.id for machine in theirs.machines()] == [other.id]
-        self.comes_up(theirs, other.id)  # it lost nothing that it needs
+        self.comes_up(theirs, other.id)  # nothing it needs was removed
 
-    def test_ending_one_machine_leaves_the_others(self, rental: Account, pools: Callable[[], Pool]) -> None:
+    def test_terminating_one_machine_leaves_the_others(self, rental: Account, pools: Callable[[], Pool]) -> None:
         provider, pool = rental.provider, pools()
         offer = self.choose(provider)
         first, second = pool.create(offer), pool.create(offer)
@@ -199,10 +199,10 @@ class RentalConformance(Suite):
         self.until(ended, pool.machines)
         assert self.comes_up(pool, second.id).id == second.id
 
-    def test_ending_may_be_repeated(self, rental: Account, pools: Callable[[], Pool]) -> None:
+    def test_termination_may_be_repeated(self, rental: Account, pools: Callable[[], Pool]) -> None:
         provider, pool = rental.provider, pools()
         made = pool.create(self.choose(provider))
-        self.give_back(pool)
+        self.release(pool)
         provider.destroy([])
         provider.destroy([made.id])  # unknown by now
         provider.destroy([made.id, made.id])
@@ -213,7 +213,7 @@ class RentalConformance(Suite):
         provider, pool = rental.provider, pools()
         offer = self.choose(provider)
         gone = pool.create(offer)
-        self.give_back(pool)
+        self.release(pool)
         made = pool.create(offer)
 
         def ended() -> bool:
@@ -222,14 +222,14 @@ class RentalConformance(Suite):
 
         self.until(ended, pool.machines)
 
-    def test_a_pool_that_bought_nothing_is_cleared_too(self, rental: Account, pools: Callable[[], Pool]) -> None:
+    def test_a_pool_that_rented_nothing_can_be_cleared(self, rental: Account, pools: Callable[[], Pool]) -> None:
         pool = pools()
         assert not pool.machines()
         rental.provider.clear(pool.tag)
 
     def test_one_order_may_be_for_several(self, rental: Account, pools: Callable[[], Pool]) -> None:
         if Trait.BATCH not in rental.provider.traits:
-            pytest.skip("this provider makes one machine at a time")
+            pytest.skip("this provider creates one machine at a time")
         pool = pools()
         order = pool.order(self.choose(rental.provider), count=2)
         made = rental.provider.create(order)
@@ -241,7 +241,7 @@ class RentalConformance(Suite):
 
     def test_the_same_order_twice_makes_machines_once(self, rental: Account, pools: Callable[[], Pool]) -> None:
         if Trait.SAFE_CREATE not in rental.provider.traits:
-            pytest.skip("this provider can't tell that an order is the same")
+            pytest.skip("this provider can't recognize a repeated order")
         pool = pools()
         order = pool.order(self.choose(rental.provider))
         first, second = rental.provider.create(order), rental.provider.create(order)
@@ -250,7 +250,7 @@ class RentalConformance(Suite):
 
     # --- threads ---
 
-    def test_orders_at_the_same_time_do_not_mix(self, rental: Account, pools: Callable[[], Pool]) -> None:
+    def test_concurrent_orders_do_not_mix(self, rental: Account, pools: Callable[[], Pool]) -> None:
         pool, other = pools(), pools()
         offer = self.choose(rental.provider)
         orders = [pool.order(offer), other.order(offer), pool.order(offer)]
@@ -262,7 +262,7 @@ class RentalConformance(Suite):
             mine = {machine.id for machine in made if machine.tag == which.tag}
             self.until(functools.partial(_shows, which, mine), which.machines)
 
-    def test_questions_at_the_same_time_do_not_mix(self, rental: Account, pools: Callable[[], Pool]) -> None:
+    def test_concurrent_queries_do_not_mix(self, rental: Account, pools: Callable[[], Pool]) -> None:
         provider, ours, theirs = rental.provider, pools(), pools()
         offer = self.choose(provider)
         made = {pool.tag: pool.create(offer).id for pool in (ours, theirs)}
@@ -270,7 +270,7 @@ class RentalConformance(Suite):
             self.comes_up(pool, made[pool.tag])
         kinds = {(o.machine, o.region, o.spot) for o in provider.offers(Resources())}
 
-        def ask(number: int) -> None:
+        def query(number: int) -> None:
             pool = (ours, theirs)[number % 2]
             for _ in range(4):
                 assert [machine.id for machine in pool.machines()] == [made[pool.tag]]
@@ -278,11 +278,11 @@ class RentalConformance(Suite):
                 assert {(o.machine, o.region, o.spot) for o in provider.offers(Resources())} & kinds
 
         with ThreadPoolExecutor(8) as threads:
-            list(threads.map(ask, range(8)))
+            list(threads.map(query, range(8)))
 
     # --- refusals ---
 
-    def test_wrong_credentials_are_refused_at_once(self, rental: Account, pools: Callable[[], Pool]) -> None:
+    def test_wrong_credentials_are_rejected_at_once(self, rental: Account, pools: Callable[[], Pool]) -> None:
         impostor = rental.impostor
         if impostor is None:
             pytest.skip("no provider with wrong credentials was given")
@@ -298,14 +298,14 @@ class RentalConformance(Suite):
             with pytest.raises(AuthFailed) as caught:
                 call()
             self.check_text(caught.value, impostor)
-        # These two may see that there is nothing to do, and ask nobody.
+        # These two may notice that there is nothing to do, and make no request.
         for call in (lambda: impostor.destroy(["1"]), lambda: impostor.clear(pool.tag)):
             with contextlib.suppress(AuthFailed):
                 call()
         assert time.monotonic() - begin < _IMPATIENCE
         assert not rental.live()
 
-    def test_what_the_cloud_does_not_know_is_refused_at_once(self, rental: Account, pools: Callable[[], Pool]) -> None:
+    def test_an_unknown_offer_is_rejected_at_once(self, rental: Account, pools: Callable[[], Pool]) -> None:
         pool = pools()
         bogus = self.bogus(self.choose(rental.provider))
         if bogus is None:
@@ -313,7 +313,7 @@ class RentalConformance(Suite):
         begin = time.monotonic()
         with pytest.raises(ProvisioningError) as caught:
             rental.provider.create(pool.order(bogus))
-        assert not isinstance(caught.value, CloudError), "that would mean that something may have been made"
+        assert not isinstance(caught.value, CloudError), "that would mean that something may have been created"
         assert time.monotonic() - begin < _IMPATIENCE
         self.check_text(caught.value, rental.provider)
         assert not pool.machines()
@@ -332,15 +332,15 @@ class RentalConformance(Suite):
             assert isinstance(error, _FAULTS[fault]), f"{type(error).__name__}: {error}"
             self.check_text(error, rental.provider)
             self._in_doubt = isinstance(error, CloudError) and not isinstance(error, RateLimited)
-        else:  # a call that failed once may be made again where that is safe
-            assert fault not in ("no_capacity", "quota"), "it was refused, and machines were bought all the same"
-        self.give_back(pool)
+        else:  # the provider may retry a failed call if that is safe
+            assert fault not in ("no_capacity", "quota"), "it was refused, but machines were rented anyway"
+        self.release(pool)
         self._in_doubt = False
         assert len(made) <= 1
         self.until(lambda: not rental.live(), lambda: f"still live: {rental.live()}")
 
     @pytest.mark.parametrize("fault", ["throttle", "server_error", "html"])
-    def test_a_fault_while_looking_is_passed_over_or_has_its_error(
+    def test_a_fault_while_listing_is_retried_or_has_its_error(
         self, rental: Account, pools: Callable[[], Pool], fault: str
     ) -> None:
         provider, pool = rental.provider, pools()
@@ -354,20 +354,20 @@ class RentalConformance(Suite):
                 assert isinstance(error, CloudError), f"{type(error).__name__}: {error}"
                 self.check_text(error, provider)
             rental.calm()
-        assert [machine.id for machine in pool.machines()] == [made.id], "a look that failed must not show less"
+        assert [machine.id for machine in pool.machines()] == [made.id], "a failed listing must not show less"
 
     def check_text(self, error: SkywardError, provider: Rental) -> None:
-        """What holds of every error."""
+        """Check what must hold for every error."""
         text = str(error)
-        assert provider.name in text.lower(), f"which provider is it? {text}"
-        assert len(text) < _LONGEST_TEXT
+        assert provider.name in text.lower(), f"the error does not name the provider: {text}"
+        assert len(text) < _MAX_MESSAGE
         assert "<html" not in text.lower(), text
         for name, value in self.secrets(provider).items():
-            assert str(value) not in text, f"the error tells the secret {name}"
+            assert str(value) not in text, f"the error reveals the secret {name}"
 
     def _switch_on(self, rental: Account, fault: str) -> None:
         if fault not in rental.faults:
-            pytest.skip(f"no fault {fault!r} was given")
+            pytest.skip(f"the account has no fault {fault!r}")
         rental.faults[fault]()
 
 
@@ -382,17 +382,27 @@ def _check_offer(offer: Offer, *, spot: bool) -> None:
     assert offer.region is None or offer.region, offer
     assert spot or not offer.spot, "a spot offer of a provider without Trait.SPOT"
     if offer.price is not None:
-        assert 0 < offer.price < math.inf, f"{offer.machine}: price={offer.price}; None says that it is not known"
-        # The dearest core is a few cents an hour, the cheapest is more than a dollar a month.
+        assert 0 < offer.price < math.inf, f"{offer.machine}: price={offer.price}; use None if it is unknown"
+        # The most expensive core costs a few cents per hour, the cheapest more than a dollar per month.
         cores = (offer.vcpus or 1) + 100 * offer.accelerators
         assert offer.price / cores < 0.7, f"{offer.machine}: price={offer.price}; is that in dollars per hour?"
 
 
 class RentalBootConformance(Suite):
-    """What holds of machines that can be reached. Subclasses define the fixture `rental`, whose machines are real."""
+    """What must hold for machines that can be reached. Subclasses define the fixture `rental`, with real machines."""
 
     def connect(self, machine: Machine, host_key: str, key: Path) -> str:
-        """Log in as core does, and say who one is there; an error of the transport if it can't be done."""
+        """Log in as core does, and return the user's name there; raises the transport's error if that fails.
+
+        Parameters
+        ----------
+        machine
+            The machine.
+        host_key
+            The host key that it must present.
+        key
+            Path of the private key to use.
+        """
         options: dict[str, Any] = {"host_key": host_key, "keys": [str(key)], "config": [], "jump": "none"}
         assert machine.endpoint is not None
         endpoint = replace(machine.endpoint, options={**machine.endpoint.options, **options})
@@ -406,7 +416,7 @@ class RentalBootConformance(Suite):
 
         return asyncio.run(log_in())
 
-    def test_it_shows_our_host_key_and_lets_us_in_and_nobody_else(
+    def test_it_presents_our_host_key_and_accepts_our_key_only(
         self, rental: Account, pools: Callable[[], Pool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
@@ -420,14 +430,14 @@ class RentalBootConformance(Suite):
         host_key = order.host_key.public
         who: list[str] = []
 
-        def lets_us_in() -> bool:
+        def accepts_us() -> bool:
             try:
                 who.append(self.connect(machine, host_key, ours))
             except (HostUnreachable, HostKeyError, LoginRefused):
                 return False
             return True
 
-        self.until(lets_us_in, lambda: f"{machine.endpoint} does not let us in")
+        self.until(accepts_us, lambda: f"{machine.endpoint} does not accept our key")
         assert who[-1] == machine.endpoint.user
         with pytest.raises(LoginRefused):
             self.connect(machine, host_key, theirs)

@@ -1,19 +1,19 @@
-"""The far end of a transport's tests: does what the first line of each channel asks for.
+"""The remote end for tests of transports: runs the command in the first line of each channel.
 
-It imports nothing but the standard library, so that it can be copied to any machine and run there::
+It imports only the standard library, so that it can be copied to any machine and run there::
 
     python service.py /path/of/a/socket
 
-Commands, each ended by a line feed; `name` ties channels together:
+Commands, each ended by a line feed; `name` connects channels:
 
 ===================  ==============================================================================================
-``echo``             everything that follows comes back
-``sink name``        read everything that follows; at its end note how much it was
-``mute name``        the same, but read nothing before somebody says ``wake name``
-``deaf name``        read nothing; hang up when somebody says ``wake name``
+``echo``             sends everything that follows back
+``sink name``        reads everything that follows, and keeps its size and digest
+``mute name``        the same, but reads nothing until ``wake name``
+``deaf name``        reads nothing, and hangs up after ``wake name``
 ``wake name``        see above
-``total name``       the answer is a line, count and SHA-256 of what the sink or mute of that name got, after its end
-``source count``     that many bytes (see `pattern`), then hang up
+``total name``       once that sink or mute has ended: answers with a line, size and SHA-256 of what it read
+``source count``     sends that many bytes (see `pattern`), then hangs up
 ===================  ==============================================================================================
 """
 
@@ -36,7 +36,7 @@ class End(Protocol):
     """One end of a stream: what the service needs of a `skyward.core.interfaces.Channel`."""
 
     async def read(self) -> bytes:
-        """The next bytes; ``b""`` at the end."""
+        """Return the next bytes; ``b""`` at the end."""
         ...
 
     def write(self, buffers: Sequence[bytes]) -> None:
@@ -44,7 +44,7 @@ class End(Protocol):
         ...
 
     async def drain(self) -> None:
-        """Wait until more may be queued."""
+        """Wait until more can be queued."""
         ...
 
     def close(self) -> None:
@@ -53,7 +53,7 @@ class End(Protocol):
 
 
 def pattern(count: int) -> Iterator[bytes]:
-    """`count` bytes that don't repeat soon, in pieces."""
+    """Generate `count` bytes without short repetitions, in pieces."""
     counter = 0
     while count > 0:
         piece = b"".join(hashlib.sha256(b"%d" % (counter + n)).digest() for n in range(_PIECE // 32))
@@ -63,7 +63,7 @@ def pattern(count: int) -> Iterator[bytes]:
 
 
 class Service:
-    """Serves any number of channels, in one event loop."""
+    """Serves any number of channels in one event loop."""
 
     def __init__(self) -> None:
         self._woken: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)

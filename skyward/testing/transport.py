@@ -1,4 +1,4 @@
-"""A suite that every transport passes. Make a test class of it::
+"""A suite that every transport must pass. Derive a test class from it::
 
     from skyward.testing.transport import TransportConformance, Place
 
@@ -10,8 +10,8 @@
         async def place(self):
             yield Place(Endpoint("mine", "host"), address="/where/the/service/listens", nobody="/nowhere")
 
-At the address listens `skyward.testing.service`: in this process, or on another machine, to which that one file can be
-copied. Each test is a plain function with an event loop of its own, so no plug-in of pytest is needed.
+`skyward.testing.service` must listen at the address: in this process, or on another machine, to which that single file
+can be copied. Each test is a plain function with its own event loop, so no pytest plugin is needed.
 """
 
 # ruff: noqa: D102 - a test's name says what holds
@@ -66,7 +66,7 @@ class Place:
 
 
 def _over_a_link(test: Callable[[Any, Link, Place], Awaitable[None]]) -> Callable[[Any], None]:
-    """Make a test of a coroutine function: in an event loop of its own, with a link, within the time limit."""
+    """Turn a coroutine function into a test: with its own event loop, a link, and the time limit."""
 
     async def main(suite: TransportConformance) -> None:
         async with asyncio.timeout(suite.time_limit), suite.place() as place:
@@ -108,7 +108,7 @@ async def _exactly(channel: Channel, count: int) -> bytes:
 
 
 async def _total(link: Link, place: Place, name: str) -> str:
-    """What a sink got in all, once it has met the end."""
+    """What a sink received in total, once its stream has ended."""
     channel = await _say(link, place, f"total {name}")
     return (await _all(channel)).decode().strip()
 
@@ -130,23 +130,23 @@ def _sum(data: bytes | bytearray) -> str:
 
 
 class TransportConformance:
-    """What each transport must do. Subclasses define `transport` and `place`."""
+    """What every transport must do. Subclasses define `transport` and `place`."""
 
     time_limit = 60.0
-    """Seconds for one test."""
+    """Time limit of one test, in seconds."""
 
     def transport(self) -> Transport:
         """The transport to test."""
         raise NotImplementedError
 
     def place(self) -> AbstractAsyncContextManager[Place]:
-        """Where the service listens; entered in the event loop of each test."""
+        """Start the service and return where it listens; entered in the event loop of each test."""
         raise NotImplementedError
 
     # --- bytes ---
 
     @_over_a_link
-    async def test_bytes_arrive_whole_and_in_order_however_they_are_cut(self, link: Link, place: Place) -> None:
+    async def test_bytes_arrive_complete_and_in_order_however_they_are_split(self, link: Link, place: Place) -> None:
         dice = random.Random(7)  # noqa: S311 - sizes, no secrets
         data = b"".join(pattern(3 * _MEGABYTE))
         channel = await _say(link, place, "echo")
@@ -173,7 +173,7 @@ class TransportConformance:
         assert await reader == data
 
     @_over_a_link
-    async def test_several_channels_at_a_time_do_not_mix(self, link: Link, place: Place) -> None:
+    async def test_concurrent_channels_do_not_mix(self, link: Link, place: Place) -> None:
         async def converse(number: int) -> None:
             channel = await _say(link, place, "echo")
             for turn in range(50):
@@ -242,7 +242,7 @@ class TransportConformance:
         assert await channel.read() == b""
 
     @_over_a_link
-    async def test_closing_ones_own_end_frees_who_drains_and_who_reads(self, link: Link, place: Place) -> None:
+    async def test_closing_a_channel_wakes_its_readers_and_writers(self, link: Link, place: Place) -> None:
         channel = await _say(link, place, f"deaf {uuid.uuid4().hex}")
         block = bytes(_MEGABYTE)
         while not channel.congested:
@@ -256,7 +256,7 @@ class TransportConformance:
     # --- ends ---
 
     @_over_a_link
-    async def test_the_end_of_a_stream_is_empty_bytes_as_often_as_one_asks(self, link: Link, place: Place) -> None:
+    async def test_the_end_of_a_stream_can_be_read_repeatedly(self, link: Link, place: Place) -> None:
         channel = await _say(link, place, "source 100000")
         assert await _all(channel) == b"".join(pattern(100_000))
         assert [await channel.read() for _ in range(3)] == [b"", b"", b""]
@@ -274,7 +274,7 @@ class TransportConformance:
         assert await _total(link, place, name) == _sum(data)
 
     @_over_a_link
-    async def test_a_closed_channel_takes_no_bytes_and_may_be_closed_again(self, link: Link, place: Place) -> None:
+    async def test_a_closed_channel_accepts_no_bytes_and_may_be_closed_again(self, link: Link, place: Place) -> None:
         name = uuid.uuid4().hex
         channel = await _say(link, place, f"sink {name}")
         channel.write([b"heard"])
@@ -298,7 +298,7 @@ class TransportConformance:
         await link.close()
 
     @_over_a_link
-    async def test_two_links_at_a_time(self, link: Link, place: Place) -> None:
+    async def test_two_links_are_independent(self, link: Link, place: Place) -> None:
         second = await self.transport().connect(place.endpoint, self.time_limit)
         channel = await _say(second, place, "echo")
         await link.close()
@@ -306,14 +306,14 @@ class TransportConformance:
         assert await _exactly(channel, 6) == b"unhurt"
         await second.close()
 
-    # --- nobody there ---
+    # --- failures ---
 
     @_over_a_link
     async def test_an_address_where_nobody_listens_is_a_link_error(self, link: Link, place: Place) -> None:
         with pytest.raises(LinkError) as caught:
             await link.open_channel(place.nobody)
         assert place.nobody in str(caught.value)
-        channel = await _say(link, place, "echo")  # the link itself is unhurt
+        channel = await _say(link, place, "echo")  # the link itself still works
         channel.write([b"x"])
         assert await channel.read() == b"x"
 
@@ -340,7 +340,7 @@ class TransportConformance:
     # --- shell ---
 
     @_over_a_link
-    async def test_commands_give_status_and_both_outputs_apart(self, link: Link, place: Place) -> None:
+    async def test_commands_return_status_stdout_and_stderr(self, link: Link, place: Place) -> None:
         shell = _shell(link)
         assert await shell.run("echo out; echo err >&2; exit 3") == Output(3, "out\n", "err\n")
         assert await shell.run("printf '%s|' \"it's\" '$HOME' 'a\\b' 'ü'") == Output(0, "it's|$HOME|a\\b|ü|", "")
@@ -361,7 +361,7 @@ class TransportConformance:
         assert await shell.run("true", input=data) == Output(0, "", "")  # input that nobody reads
 
     @_over_a_link
-    async def test_commands_may_overlap_and_print_much(self, link: Link, place: Place) -> None:
+    async def test_commands_may_overlap_and_print_a_lot(self, link: Link, place: Place) -> None:
         shell = _shell(link)
         command = "i=0; while [ $i -lt 20000 ]; do echo {0} $i; i=$((i+1)); done"
         results = await asyncio.gather(*(shell.run(command.replace("{0}", str(n))) for n in range(4)))
@@ -370,14 +370,14 @@ class TransportConformance:
         ]  # fmt: skip
 
     @_over_a_link
-    async def test_what_a_command_leaves_running_is_not_waited_for(self, link: Link, place: Place) -> None:
+    async def test_background_processes_of_a_command_are_not_waited_for(self, link: Link, place: Place) -> None:
         begin = time.monotonic()
         done = await _shell(link).run("sleep 77 & echo $!")
         assert time.monotonic() - begin < 5
         assert (await _shell(link).run(f"kill {done.stdout}")).status == 0
 
     @_over_a_link
-    async def test_a_command_that_takes_too_long_is_ended(self, link: Link, place: Place) -> None:
+    async def test_a_command_that_takes_too_long_is_killed(self, link: Link, place: Place) -> None:
         shell = _shell(link)
         with pytest.raises(TimeoutError):
             await shell.run("echo $$ >/tmp/skyward-slow; sleep 78; true", timeout=0.5)
@@ -385,7 +385,7 @@ class TransportConformance:
         assert (await shell.run(waiting, timeout=10)).status == 0
 
     @_over_a_link
-    async def test_files_are_put_whole(self, link: Link, place: Place) -> None:
+    async def test_files_are_written_atomically(self, link: Link, place: Place) -> None:
         shell = _shell(link)
         data = b"".join(pattern(_MEGABYTE)) + b"\0\xff"
         name = f"it's a $file {uuid.uuid4().hex}"
@@ -398,9 +398,9 @@ class TransportConformance:
             await shell.put(data, "/no/such/folder/file")
 
     @_over_a_link
-    async def test_a_shell_without_its_link_is_a_link_error(self, link: Link, place: Place) -> None:
+    async def test_using_a_shell_after_its_link_has_closed_is_a_link_error(self, link: Link, place: Place) -> None:
         shell = _shell(link)
-        # It ends with the server's part of the link, so that the machine is as it was when another test comes.
+        # It ends with the server's end of the link, so that nothing is left for the next test.
         running = asyncio.create_task(shell.run("while kill -0 $PPID 2>/dev/null; do sleep 0.1; done"))
         await shell.run("true")
         await link.close()

@@ -43,7 +43,7 @@ def test_a_computer_where_nothing_is_set_up_is_no_fault(run: Run) -> None:
     assert "  ok     Python: 3." in result.stdout
     assert "  -      credentials: verda: no credentials: neither " in result.stdout
     assert "         -> if you use verda, see docs/clouds.md" in result.stdout
-    assert "  -      settings: folder needs its folder: in the terminal folder:folder=..., in a" in result.stdout
+    assert "  -      settings: folder needs folder: on the command line folder:folder=..., in a" in result.stdout
     assert "WRONG" not in result.stdout
 
 

@@ -190,7 +190,7 @@ def test_one_that_can_t_be_ended_does_not_keep_the_others(run: Run, pools: Pools
     ledger.open_pool("sky-2", [("narnia", {})], make_key("x"))
     result = run("down", "--all", "--yes")
     assert result.exit_code == 1
-    assert "sky-2: narnia: no provider is called 'narnia'" in result.stderr
+    assert "sky-2: narnia: no provider is named 'narnia'" in result.stderr
     assert open_tags(ledger) == ["sky-2"]
     assert pools.cloud.left() == []
 

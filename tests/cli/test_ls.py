@@ -117,7 +117,7 @@ def test_a_provider_that_is_no_longer_installed(run: Run, ledger: Ledger) -> Non
     result = run("ls", "--json")
     (row,) = listed(result, 1)
     assert (row["pool"], row["id"], row["state"], row["provider"]) == ("sky-8", None, "no machine", "narnia")
-    assert "no provider is called 'narnia'" in result.stderr
+    assert "no provider is named 'narnia'" in result.stderr
 
 
 def test_a_pool_without_machines_is_shown(run: Run, pools: Pools) -> None:

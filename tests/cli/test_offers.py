@@ -104,7 +104,7 @@ def test_one_that_fails_does_not_hide_the_others(run: Run, one: str, other: str,
     result = run("offers", "-p", one, "-p", other, "-p", "narnia", "--json")
     assert offered(result) == ALL
     assert "skyward: folder: the API is down\n" in result.stderr
-    assert "skyward: narnia: no provider is called 'narnia'" in result.stderr
+    assert "skyward: narnia: no provider is named 'narnia'" in result.stderr
 
 
 def test_if_all_fail_so_does_the_command(run: Run, one: str, cloud: FolderCloud) -> None:

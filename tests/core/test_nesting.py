@@ -26,7 +26,7 @@ def open_inside(depth: int) -> object:
 def test_a_pool_in_a_task_and_none_in_that_ones() -> None:
     with sky.Compute(console=False) as pool:
         assert pool.submit(open_inside, 1).result(60) == 2
-        with pytest.raises(sky.NestedPool, match="pools go no deeper"):
+        with pytest.raises(sky.NestedPool, match="pools may not nest deeper"):
             pool.submit(open_inside, 2).result(60)
 
 
@@ -89,7 +89,7 @@ def test_a_task_rents_nothing_unless_that_is_meant(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv(nesting.RENT, "1")
     nesting.check(["aws"])
     monkeypatch.setenv(DEPTH, "2")
-    with pytest.raises(sky.NestedPool, match="no deeper"):
+    with pytest.raises(sky.NestedPool, match="not nest deeper"):
         nesting.check(["aws"])
     monkeypatch.delenv(DEPTH)
     monkeypatch.delenv(nesting.RENT)

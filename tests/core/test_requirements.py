@@ -59,8 +59,8 @@ def test_what_pip_takes_on_any_host_is_kept_as_it_is(line) -> None:
         ("folder/pkg", "files of this machine"),
         ("-f /wheels", "folder"),
         ("--index-url https://example.test", "index="),
-        ("--target x", "no option"),
-        ("pandas --foo", "--foo is no option"),
+        ("--target x", "option --target is not supported"),
+        ("pandas --foo", "--foo is not an option"),
         ("foo bar", "not a requirement"),
         ("", "not a requirement"),
         ("a\nb", "line break"),
@@ -134,7 +134,7 @@ def test_the_dependencies_of_a_project_are_read(tmp_path) -> None:
         ("six\n-e .\n", r"line 2: '-e \.'.*editable"),
         ("-r requirements.txt\n", "includes itself"),
         ("-r missing.txt\n", "missing.txt can't be read"),
-        ("-r https://example.test/r.txt\n", "fetch it"),
+        ("-r https://example.test/r.txt\n", "download the file"),
     ],
 )
 def test_a_file_that_cant_be_used_is_said_with_its_line(tmp_path, text, told) -> None:

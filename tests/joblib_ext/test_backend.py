@@ -467,7 +467,7 @@ def test_tasks_that_may_run_elsewhere_can_only_read_it(tmp_path, provider):
         for _ in range(4):
             with pytest.raises(ValueError, match="read-only") as caught:
                 pool.submit(write, output).result(60)
-            assert "some nodes of the pool don't see the files" in caught.value.__notes__[0]
+            assert "some nodes of the pool can't access your program's files" in caught.value.__notes__[0]
             assert "return results and write them in the caller" in str(caught.value.__cause__)
     assert output.tolist() == [3] * 4
 
@@ -475,7 +475,7 @@ def test_tasks_that_may_run_elsewhere_can_only_read_it(tmp_path, provider):
 def test_mmap_modes_for_writing_warn_and_unknown_ones_are_an_error():
     numpy = pytest.importorskip("numpy")
     array = numpy.zeros(300_000)
-    with pytest.warns(UserWarning, match="copy-on-write map of its own"):
+    with pytest.warns(UserWarning, match="its own copy-on-write map"):
         assert Parallel(n_jobs=2, mmap_mode="w+")([delayed(write_into)(array)] * 2) == [(5.0, 5.0)] * 2
     with pytest.raises(sky.ConfigError, match="mmap_mode='rw': it must be one of 'r', 'c', 'r\\+', 'w\\+' or None"):
         Parallel(n_jobs=2, mmap_mode="rw")([delayed(write_into)(array)] * 2)

@@ -1,11 +1,11 @@
-"""Numpy arrays to pickles and back: large ones arrive as memory maps, and windows on a file stay windows on it.
+"""numpy arrays to pickles and back: large ones arrive as memory maps, and windows on a file remain windows on it.
 
-What a program writes into a `numpy.memmap` is meant for the file, so a task must get the file itself or something that
-it can't write into: a private copy would swallow what is written. Where a node sees the driver's files, the map goes by
-the name of its file and is opened again there, as joblib does under loky. Everywhere else its content is sent, and
-arrives read-only. The same holds for arrays in shared memory that has no name, such as ``multiprocessing.RawArray``.
+What a program writes into a `numpy.memmap` is meant for the file, so a task must get the file itself or something it
+can't write into: with a private copy, what it writes would be lost silently. Where a node sees the driver's files, the
+map is sent as the name of its file and opened again there, as joblib does with loky. Everywhere else its content is
+sent, and arrives read-only. The same holds for arrays in anonymous shared memory, such as ``multiprocessing.RawArray``.
 
-Knows nothing of tasks or nodes. It must load where numpy is not installed.
+This module knows nothing about tasks or nodes, and must load where numpy is not installed.
 """
 
 from __future__ import annotations
@@ -34,68 +34,68 @@ __all__ = [
 ]
 
 Named = Literal["all", "given", "none", "data"]
-"""Which maps go by the name of their file: all of them, those that came by name, or none. ``"data"``: none, and they
-are plain arrays, for a reader to whom a file's name is no data."""
+"""Which maps are sent as the name of their file: all, those that were received that way, or none. ``"data"``: none, and
+they are sent as plain arrays, for a reader that accepts no file names."""
 
 _WRITES = ("r+", "w+")
 _KEEP = "; keep the file as it is until the tasks have ended"
 _NO_SHARED_MEMORY = (
-    "mmap_mode='r+' gives each task a copy-on-write map of its own, since machines share no memory: neither the caller "
-    "nor other tasks see what it writes into an array. Return results, or pass a numpy.memmap of a file, which tasks "
-    "on this machine write into. mmap_mode='c' does the same without this warning"
+    "mmap_mode='r+' gives each task its own copy-on-write map, since machines share no memory: neither the caller nor "
+    "other tasks see what it writes into an array. Return results instead, or pass a numpy.memmap of a file, which "
+    "tasks on this machine can write to. mmap_mode='c' does the same without this warning"
 )
 
 
 class _Window(NamedTuple):
-    """An array whose memory is an `mmap`'s."""
+    """An array whose memory belongs to an `mmap`."""
 
-    holder: Any  # the array next to the map: the `numpy.memmap` itself, or one that was made of a buffer
+    holder: Any  # the array directly on the map: the `numpy.memmap` itself, or one made from a buffer
     memory: mmap.mmap
 
 
 class _Task(threading.local):
-    """What the task of this thread was handed."""
+    """What the task in this thread received."""
 
-    sealed: tuple[str, ...] = ()  # why arrays of it are read-only
+    sealed: tuple[str, ...] = ()  # why some of its arrays are read-only
 
 
 _task = _Task()
 _identities: weakref.WeakKeyDictionary[mmap.mmap, tuple[int, int]] = weakref.WeakKeyDictionary()
 _shared: weakref.WeakKeyDictionary[mmap.mmap, bool] = weakref.WeakKeyDictionary()
-_given: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()  # maps that were opened by `open_map`
+_given: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()  # maps opened by `open_map`
 
 
 # --- to a pickle ----------------------------------------------------------------------------------------------------
 
 
 def reduce_array(array: Any, numpy: Any, large: int | None, mode: str, named: Named) -> Any:
-    """What ``__reduce__`` is to give for an array; NotImplemented for numpy's own way.
+    """What ``__reduce__`` should return for an array; NotImplemented for numpy's own way.
 
     Parameters
     ----------
     array, numpy
         The array and the module.
     large
-        Bytes from which it may arrive as a memory map; None for never.
+        Size in bytes from which it may arrive as a memory map; None for never.
     mode
-        Of such a map: ``"r"``, ``"c"``, or ``"r+"``, which warns that it means ``"c"``.
+        Mode of such a map: ``"r"``, ``"c"``, or ``"r+"``, which warns that it means ``"c"``.
     named
-        Which maps of files go by their names.
+        Which maps are sent as the name of their file.
 
     Raises
     ------
     PayloadError
-        It can be carried in no way that keeps what is written into it, or its file has been truncated.
+        There is no way to send it without losing what is written into it, or its file was truncated.
     """
     if array.base is not None and (window := _window(array, numpy)) is not None:
         reduced = _reduce_window(array, window, numpy, named)
         if reduced is not None:
             return reduced
         if getattr(window.holder, "mode", None) == "c" and _may_write(array):
-            mode = "c"  # as it is the caller's to write into and seen by nobody else, so it is the task's
+            mode = "c"  # writable and private for the caller, so also for the task
     known = type(array) in (numpy.ndarray, numpy.memmap)
     if not known or array.dtype.hasobject or large is None or array.nbytes < large:
-        # A map of a file here is a plain array there; as a subclass numpy would also swap its bytes.
+        # A map of a file here becomes a plain array there; numpy would also copy the bytes of a subclass.
         return numpy.asarray(array).__reduce_ex__(5) if type(array) is numpy.memmap else NotImplemented
     if mode == "r+":
         warnings.warn(_NO_SHARED_MEMORY, UserWarning, stacklevel=2)
@@ -109,7 +109,7 @@ def _content(array: Any, numpy: Any) -> tuple[pickle.PickleBuffer, Any, tuple[in
 
 
 def _window(array: Any, numpy: Any) -> _Window | None:
-    """Follow what holds an array's memory, down to an `mmap`; None where it ends elsewhere."""
+    """Follow the owners of an array's memory down to an `mmap`; None if it belongs to something else."""
     ctypes = sys.modules.get("ctypes")
     holder, base = array, array.base
     while base is not None:
@@ -119,7 +119,7 @@ def _window(array: Any, numpy: Any) -> _Window | None:
             holder, base = base, base.base
         elif isinstance(base, memoryview):
             base = base.obj
-        elif ctypes is not None and isinstance(base, ctypes.Array):  # as multiprocessing's, over a memoryview
+        elif ctypes is not None and isinstance(base, ctypes.Array):  # like multiprocessing's, over a memoryview
             parts = (getattr(base, "_objects", None) or {}).values()
             base = next((part for part in parts if isinstance(part, memoryview)), None)
         else:
@@ -128,7 +128,7 @@ def _window(array: Any, numpy: Any) -> _Window | None:
 
 
 def _reduce_window(array: Any, window: _Window, numpy: Any, named: Named) -> Any:
-    """The same window on the other side, or what may be had of it; None where a copy does."""
+    """Reduce to the same window on the other side, or to a read-only copy; None if a plain copy will do."""
     holder, memory = window
     low, high = _bounds(array)
     file = getattr(holder, "filename", None) if isinstance(holder, numpy.memmap) else None
@@ -136,7 +136,7 @@ def _reduce_window(array: Any, window: _Window, numpy: Any, named: Named) -> Any
     if mode is not None:
         offset = holder.offset + low - _bounds(holder)[0]
         _check_size(file, memory, offset + high - low)
-        if array.size == 0 or mode == "c" or named == "data":  # nothing to write, or into the caller's memory only
+        if array.size == 0 or mode == "c" or named == "data":  # nothing to write, or only into the caller's memory
             return None
     elif named == "data" or array.size == 0 or not holder.flags.writeable or not _is_shared(memory, _address(holder)):
         return None
@@ -145,25 +145,25 @@ def _reduce_window(array: Any, window: _Window, numpy: Any, named: Named) -> Any
         if not writes:
             return None
         raise PayloadError(
-            f"a {kind.__qualname__} over {_what(file, mode)} pickles itself as a copy, and whatever a task writes into "
-            "that is lost: pass the array below it, or a copy (.copy()) if nothing is to be written back"
+            f"a {kind.__qualname__} over {_what(file, mode)} pickles itself as a copy, so what a task writes into it "
+            "would be lost: pass the underlying array, or a copy (.copy()) if nothing has to be written back"
         )
     by_name = file is not None and (named == "all" or (named == "given" and memory in _given))
     if by_name and (identity := _identify(file, memory, _address(holder))) is not None:
         way = file, identity, "r+" if writes else "r", offset, high - low
         return open_map, (*way, kind, array.dtype, array.shape, array.strides, _address(array) - low, _may_write(array))
-    if named == "given" and not writes:  # a result, and its reader's from now on
+    if named == "given" and not writes:  # a result, which belongs to its reader from now on
         return None
     tells = writes and _may_write(array) and named != "given"
     return seal, (*_content(array, numpy), kind, _why_sealed(file, mode, named) if tells else None)
 
 
 def _check_size(file: Any, memory: mmap.mmap, end: int) -> None:
-    """Reading what was cut off would kill this process."""
+    """Check that the file still has the bytes of the array: reading beyond its end would kill this process."""
     size = memory.size()
     if size < end:
         raise PayloadError(
-            f"{_what(file, None)} reaches to byte {end:,} of a file that was truncated to {size:,}: open it anew"
+            f"{_what(file, None)} extends to byte {end:,} of a file that was truncated to {size:,}: open it again"
         )
 
 
@@ -179,22 +179,22 @@ def _what(file: Any, mode: str | None) -> str:
 
 
 def _why_sealed(file: Any, mode: str | None, named: Named) -> str:
-    """What to say when a task writes into it."""
+    """The explanation for a task that writes into it."""
     also = ""
     if named == "none":
-        why = "some nodes of the pool don't see the files and the memory of your program"
+        why = "some nodes of the pool can't access your program's files and memory"
     elif file is not None:
         why = "its file has been removed or replaced"
     else:
         why, also = "it has no name by which a task could open it", ", pass a numpy.memmap of a file that has a name"
     return (
-        f"{_what(file, mode)} is read-only in this task, because {why} and what is written would be lost: return "
-        f"results and write them in the caller{also}, or pass a copy (numpy.array(x)) if nothing is to be written back"
+        f"{_what(file, mode)} is read-only in this task, because {why} and anything written would be lost: return "
+        f"results and write them in the caller{also}, or pass a copy (numpy.array(x)) if nothing has to be written back"
     )
 
 
 def _is_numpys(kind: type, numpy: Any) -> bool:
-    """Whether instances of an array's class are pickled as arrays are."""
+    """Whether instances of an array subclass are pickled like plain arrays."""
     names = ("__reduce__", "__reduce_ex__", "__setstate__")
     return all(getattr(kind, name) is getattr(numpy.ndarray, name) for name in names)
 
@@ -205,7 +205,7 @@ def _address(array: Any) -> int:
 
 
 def _bounds(array: Any) -> tuple[int, int]:
-    """Addresses of an array's first byte, and of the one after its last."""
+    """Addresses of an array's first byte and of the byte after its last."""
     low = _address(array)
     high = low + array.itemsize
     for length, stride in zip(array.shape, array.strides, strict=True):
@@ -222,7 +222,7 @@ def _bounds(array: Any) -> tuple[int, int]:
 
 
 def _identify(file: Any, memory: mmap.mmap, address: int) -> tuple[int, int] | None:
-    """Device and inode of the file that is mapped; None where its name is not, or not surely, that file's any more."""
+    """Device and inode of the mapped file; None if its name no longer certainly refers to that file."""
     try:
         known = _identities.get(memory)
         if known is None:
@@ -234,10 +234,10 @@ def _identify(file: Any, memory: mmap.mmap, address: int) -> tuple[int, int] | N
 
 
 def _compare(file: Any, address: int) -> tuple[int, int]:
-    """Device and inode of the file of that name, if it is the one that is mapped at the address.
+    """Device and inode of the file with that name, if it is the one mapped at the address.
 
-    Another map of it tells: what the kernel lists of maps differs from what `stat` says on some file systems. Raises
-    LookupError if it is another file.
+    This is checked with a second map of it, since on some file systems the kernel's list of maps does not match `stat`.
+    Raises LookupError if it is another file.
     """
     with Path(file).open("rb") as opened:
         status = os.fstat(opened.fileno())
@@ -252,7 +252,7 @@ def _compare(file: Any, address: int) -> tuple[int, int]:
 
 
 def _is_shared(memory: mmap.mmap, address: int) -> bool:
-    """Whether what is written into a map is seen by others who map the same. (It does not tell.)"""
+    """Whether others who map the same memory see what is written into a map, which the map itself does not say."""
     known = _shared.get(memory)
     if known is None:
         try:
@@ -264,7 +264,7 @@ def _is_shared(memory: mmap.mmap, address: int) -> bool:
 
 
 def _lines(addresses: list[int]) -> list[list[bytes] | None]:
-    """What the kernel says of the maps at some addresses: range, rights, offset, device, inode."""
+    """The kernel's entries for the maps at some addresses: range, permissions, offset, device, inode."""
     found: list[list[bytes] | None] = [None] * len(addresses)
     with Path("/proc/self/maps").open("rb") as lines:
         for line in lines:
@@ -282,10 +282,17 @@ def _lines(addresses: list[int]) -> list[list[bytes] | None]:
 def map_array(buffer: Any, dtype: Any, shape: tuple[int, ...], order: Literal["C", "F"], mode: str) -> Any:
     """Rebuild an array on the receiving side; called by the pickle.
 
-    `buffer` is a `numpy.memmap` of uint8 where the receiver has the bytes in a file and may open it, otherwise any
-    writable buffer.
+    Parameters
+    ----------
+    buffer
+        A `numpy.memmap` of uint8 if the receiver has the bytes in a file that it may open, otherwise any writable
+        buffer.
+    dtype, shape, order
+        The array's.
+    mode
+        ``"r"`` for a read-only array.
     """
-    import numpy  # noqa: PLC0415  the array needs it anyway, and this module must load where there is none
+    import numpy  # noqa: PLC0415  the array needs it anyway, and this module must load without it
 
     if isinstance(buffer, numpy.memmap):
         if mode == "r":
@@ -297,7 +304,17 @@ def map_array(buffer: Any, dtype: Any, shape: tuple[int, ...], order: Literal["C
 
 
 def seal(buffer: Any, dtype: Any, shape: tuple[int, ...], order: Literal["C", "F"], kind: type, why: str | None) -> Any:
-    """Rebuild an array that nobody can write into, for `why`; called by the pickle."""
+    """Rebuild an array that nobody can write into; called by the pickle.
+
+    Parameters
+    ----------
+    buffer, dtype, shape, order
+        As for `map_array`.
+    kind
+        Class of the array.
+    why
+        The explanation for a task that writes into it; None for none.
+    """
     import numpy  # noqa: PLC0415  as in map_array
 
     array = map_array(buffer, dtype, shape, order, "r")
@@ -319,21 +336,21 @@ def open_map(
     start: int,
     writeable: bool,
 ) -> Any:
-    """Open a window on a file of this machine anew; called by the pickle.
+    """Reopen a window on a file of this machine; called by the pickle.
 
     Parameters
     ----------
     file, identity
-        Its name, and device and inode that it must have.
+        The file's name, and the device and inode it must have.
     mode, offset, length
-        The part to map.
+        The part to map, in bytes.
     kind, dtype, shape, strides, start, writeable
-        The array in it, which begins at `start`.
+        The array in it, which starts at byte `start`.
 
     Raises
     ------
     PayloadError
-        The file is gone, another one, or too short.
+        The file is gone, has been replaced, or is too short.
     """
     import numpy  # noqa: PLC0415  as in map_array
 
@@ -341,8 +358,8 @@ def open_map(
         with Path(file).open("rb" if mode == "r" else "r+b") as opened:
             status = os.fstat(opened.fileno())
             if (status.st_dev, status.st_ino) != identity:
-                raise PayloadError(f"{_what(file, mode)}: another file has that name by now{_KEEP}")
-            if status.st_size < offset + length:  # numpy would make it longer
+                raise PayloadError(f"{_what(file, mode)}: another file has that name now{_KEEP}")
+            if status.st_size < offset + length:  # numpy would extend it
                 raise PayloadError(f"{_what(file, mode)}: the file was truncated to {status.st_size:,} bytes{_KEEP}")
             base = numpy.memmap(opened, numpy.uint8, mode, offset, (length,))
     except OSError as error:
@@ -362,24 +379,24 @@ def open_map(
 
 
 class Maps:
-    """The read-only maps of a process's last task, for its next one: a new map costs a page fault for each page again.
+    """Keeps the read-only maps of a process's last task for its next one, since a new map costs a page fault per page.
 
-    Those of the last one only, so that a blob which the node has forgotten does not stay in memory.
+    Only those of the last task, so that a blob which the node has dropped does not stay in memory.
     """
 
     def __init__(self) -> None:
-        self._now: dict[tuple[int, int], Any] = {}  # by device and inode, which are nobody else's while we have a map
+        self._now: dict[tuple[int, int], Any] = {}  # by device and inode, which are not reused while a map exists
         self._before: dict[tuple[int, int], Any] = {}
 
     def __repr__(self) -> str:
         return f"<Maps {len(self._now)} of this task, {len(self._before)} of the last>"
 
     def next_task(self) -> None:
-        """A task begins that has files."""
+        """Start a task that has files."""
         self._before, self._now = self._now, {}
 
     def read_only(self, buffer: Any, numpy: Any) -> Any:
-        """The file that a `numpy.memmap` is of, as one that can't be written."""
+        """Map the file of a `numpy.memmap` read-only."""
         status = Path(buffer.filename).stat()
         key = status.st_dev, status.st_ino
         found = self._now.get(key, self._before.get(key))
@@ -396,16 +413,16 @@ MAPS = Maps()
 
 
 def begin_task(files: bool) -> None:
-    """The arguments of a task are about to be loaded in this thread; `files`: some are blobs."""
+    """Prepare to load a task's arguments in this thread; `files` says whether some are blobs."""
     _task.sealed = ()
     if files:
         MAPS.next_task()
 
 
 def explain(error: BaseException) -> None:
-    """Add to a task's error why arrays were read-only, if that is what it is about."""
+    """Add to a task's error why arrays were read-only, if that caused it."""
     if _task.sealed and isinstance(error, Exception):
-        with contextlib.suppress(Exception):  # an error of the user's may refuse to be read or noted
+        with contextlib.suppress(Exception):  # the user's exception may fail in str() or add_note()
             text = str(error).lower()
             if "read-only" in text or "readonly" in text:
                 for why in _task.sealed:

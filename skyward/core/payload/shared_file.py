@@ -1,7 +1,7 @@
-"""Bytes that pass between processes of one machine without being sent: one process writes, the others map.
+"""Bytes shared between processes of one machine without being sent: one process writes, the others map.
 
 From the driver to agents on its machine: a `SharedFile` in memory, opened by its path under ``/proc``. From slots to
-the driver: ordinary files in a folder of the node, which whoever takes them removes.
+the driver: ordinary files in a folder of the node, which the recipient removes.
 """
 
 from __future__ import annotations
@@ -38,25 +38,25 @@ CAN_SHARE = hasattr(os, "memfd_create")
 
 
 class SharedFile:
-    """A copy of a buffer in memory, which others may map as long as this object lives. Nobody can change it.
+    """An immutable copy of a buffer in memory, which other processes may map as long as this object lives.
 
     Parameters
     ----------
     data
-        What it holds.
-    see
-        Is given all of the copy in pieces, while they are in the processor's cache.
+        Its content.
+    visit
+        Called with all of the copy in pieces, while they are in the processor's cache.
 
     Raises
     ------
     OSError
-        No memory, or too many open files.
+        Out of memory, or too many open files.
     """
 
     open: ClassVar[set[int]] = set()
-    """Descriptors of those that there are, of all pools of this process."""
+    """Descriptors of all that exist in this process, for all pools."""
 
-    def __init__(self, data: memoryview, see: Callable[[memoryview], object] = lambda _: None) -> None:
+    def __init__(self, data: memoryview, visit: Callable[[memoryview], object] = lambda _: None) -> None:
         self._fd = -1
         self._size = len(data)
         self._map: memoryview | None = None
@@ -65,8 +65,8 @@ class SharedFile:
         piece = memoryview(bytearray(min(_PIECE, self._size)))
         for start in range(0, self._size, _PIECE):
             part = piece[: self._size - start]
-            part[:] = data[start : start + _PIECE]  # once, so that what is seen and what is written are the same
-            see(part)
+            part[:] = data[start : start + _PIECE]  # read once, so that what is visited is what is written
+            visit(part)
             write_all(self._fd, part)
         fcntl.fcntl(self._fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
         self.path = f"/proc/{os.getpid()}/fd/{self._fd}"
@@ -80,42 +80,50 @@ class SharedFile:
 
     def __del__(self) -> None:
         if self._fd >= 0:
-            self.open.discard(self._fd)  # first: another may get the number at once
+            self.open.discard(self._fd)  # first, since the number may be reused immediately
             with contextlib.suppress(OSError):
                 os.close(self._fd)
 
     def map(self) -> memoryview:
-        """Its bytes, for those who can't open it."""
+        """Map its bytes, for those who can't open it."""
         if self._map is None:
             self._map = map_file(self._fd, self._size).toreadonly()
         return self._map
 
 
 def open_shared(path: str, inode: int, size: int) -> int:
-    """Open another process's `SharedFile`; a file descriptor.
+    """Open another process's `SharedFile` and return a file descriptor.
+
+    Parameters
+    ----------
+    path
+        Its path under ``/proc``.
+    inode, size
+        What it must have: its descriptor's number may belong to another file by now.
 
     Raises
     ------
     OSError
-        It is gone. Its number may be another file's by now, hence the check.
+        The file is gone.
     """
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     status = os.fstat(fd)
     if (status.st_ino, status.st_size) != (inode, size):
         os.close(fd)
-        raise FileNotFoundError(f"{path} is another file by now")
+        raise FileNotFoundError(f"{path} is another file now")
     return fd
 
 
 def map_file(fd: int, size: int) -> memoryview:
-    """Bytes of a file, mapped as long as somebody looks at them. Writing costs a copy of each page, seen here only.
+    """Map a file copy-on-write for as long as the returned view, or any view of it, exists.
 
-    It takes no descriptor, of which a process often may have 1,024 only; until 3.13, Python's own maps keep one each.
+    The map keeps no descriptor open, of which a process may often have only 1,024; until 3.13, Python's own maps keep
+    one each.
 
     Raises
     ------
     OSError
-        No memory, or too many maps: a process may have some 65,000.
+        Out of memory, or too many maps: a process may have about 65,000.
     """
     if _CTYPES is None:
         return memoryview(mmap.mmap(fd, size, access=mmap.ACCESS_COPY))
@@ -125,7 +133,7 @@ def map_file(fd: int, size: int) -> memoryview:
         raise OSError(problem, f"can't map a file of {size:,} bytes: {os.strerror(problem)}")
     memory = (ctypes.c_ubyte * size).from_address(address)
     end = weakref.finalize(memory, _libc().munmap, address, size)
-    end.atexit = False  # others may look at it until the process has ended
+    end.atexit = False  # the memory may be in use until the process has ended
     return memoryview(memory).cast("B")
 
 
@@ -140,27 +148,27 @@ def _libc() -> Any:
 
 
 def take_file(path: str) -> memoryview | bytearray:
-    """The bytes of a slot's result, whose file is removed. They may be written, which costs a copy of each such page.
+    """Map a slot's result copy-on-write, and remove its file.
 
     Raises
     ------
     OSError
-        It is none, or can't be read. What is none stays as it is.
+        The file is not a slot's result, in which case it is left alone, or it can't be read.
     """
     if not _is_result(path):
-        raise PermissionError(f"{path} is no result of a slot")
+        raise PermissionError(f"{path} is not a result of a slot")
     try:
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb", buffering=0) as file:
             try:
                 return map_file(file.fileno(), os.fstat(file.fileno()).st_size)
-            except OSError:  # as many maps as there may be
+            except OSError:  # the limit of maps is reached
                 return bytearray(file.read())
     finally:
         remove([os.fsencode(path)])
 
 
 def remove(files: Iterable[bytes]) -> None:
-    """Remove results that nobody wants, and nothing else: who names them may be mistaken, or worse."""
+    """Remove results that nobody wants, and nothing else: whoever names them may be wrong, or malicious."""
     for path in map(os.fsdecode, files):
         with contextlib.suppress(OSError):
             if _is_result(path):
@@ -168,7 +176,7 @@ def remove(files: Iterable[bytes]) -> None:
 
 
 def _is_result(path: str) -> bool:
-    """Whether a path is of a file that slots leave, in an agent's folder of ours."""
+    """Whether a path is that of a file written by a slot, in an agent's folder that belongs to this user."""
     folder, _, name = path.rpartition("/")
     if os.path.normpath(path) != path or not _RESULT.fullmatch(name) or not _FOLDER.fullmatch(folder):
         return False

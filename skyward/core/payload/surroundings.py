@@ -1,12 +1,12 @@
-"""What the driver's process has set since its pool began, for tasks on the same machine: path, variables, folder, argv.
+"""Carries changes of the driver's surroundings to tasks on the same machine: sys.path, os.environ, folder and argv.
 
-A notebook opens its pool in one cell and extends ``sys.path`` or ``os.environ`` in a later one. Workers of joblib's own
-find that, as they are started for the next call; ours live as long as the pool. So `Surroundings` looks, in the driver,
-whether anything differs from the pool's beginning. If so, each call carries a `Change` in front of its own pickle, and
-loading that is what puts the slot's process right, before anything of the call is loaded: it can't come too late,
-whichever slot the call goes to and whenever that was made. A slot that has the change already passes over it.
+A notebook opens its pool in one cell and extends ``sys.path`` or ``os.environ`` in a later one. joblib's own workers
+see that, as they are started for the next call; ours live as long as the pool. So in the driver, `Surroundings` checks
+whether anything has changed since the pool was opened. If so, each call carries a `Change` in front of its own pickle,
+and loading that updates the slot's process before anything of the call is loaded: it can't come too late, whichever
+slot runs the call and whenever that slot was started. A slot that already has the change skips it.
 
-Nodes elsewhere have folders and variables of their own; there, `Surroundings.explain` says why something is missing.
+Nodes on other machines have folders and variables of their own; `Surroundings.explain` says why something is missing.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from skyward.core.whoami import DEPTH, NODE, SLOT
 __all__ = ["FOLLOWERS", "Change", "Surroundings", "Within"]
 
 FOLLOWERS: list[Callable[[Mapping[str, str | None]], object]] = []
-"""In a slot: told of variables that have changed (None: they are gone), after they have."""
+"""In a slot: called with the variables that have changed (None: deleted), after they have."""
 
 _TEMPORARY = {"TMPDIR", "TEMP", "TMP"}
 
@@ -37,7 +37,7 @@ _Call: TypeAlias = tuple[Any, Any, Any]
 class _State(NamedTuple):
     """The surroundings at one time."""
 
-    variables: Any  # as the interpreter keeps them: a copy that compares fast
+    variables: Any  # a copy of the interpreter's own mapping, which compares fast
     path: list[Any]
     argv: list[Any]
     folder: str
@@ -46,20 +46,20 @@ class _State(NamedTuple):
 class _Details(NamedTuple):
     """What a slot needs to know."""
 
-    variables: dict[str, str | None]  # all that have ever changed, as they are now
-    began: list[str]  # the path, at the beginning and now
+    variables: dict[str, str | None]  # the current values of all that have ever changed
+    began: list[str]  # sys.path, when the pool was opened and now
     path: list[str]
     argv: list[str]
     folder: str
 
 
 class Change:
-    """The surroundings as they are now. Loading its pickle puts the process right that loads it.
+    """The current surroundings. Loading its pickle updates the process that loads it.
 
     Parameters
     ----------
     number
-        Counts the changes of a pool; 0 means that there was none.
+        Counts the changes of a pool; 0 means none so far.
     details
         A pickle of what a slot needs to know.
     """
@@ -74,17 +74,17 @@ class Change:
         return f"<Change {self.number} of the surroundings>"
 
     def __reduce__(self) -> Any:
-        return _take_over, (self.number, self.details)
+        return _apply, (self.number, self.details)
 
 
-class Within(tuple[Any, ...]):  # noqa: SLOT001 - a tuple can't have other slots than none
-    """A call, and the surroundings in which it is to be loaded and run; its pickle loads as the plain call."""
+class Within(tuple[Any, ...]):  # noqa: SLOT001 - a tuple can only have empty slots
+    """A call with the surroundings in which to load and run it; its pickle loads as the plain call."""
 
     change: Change
 
     @classmethod
     def of(cls, call: _Call, change: Change) -> _Call:
-        """The call as it is while nothing has changed."""
+        """Add the change to the call, if there is any."""
         if not change.number:
             return call
         within = cls(call)
@@ -100,7 +100,7 @@ pickling.PLAIN[Change] = lambda change: (change.number, change.details)
 
 
 def _second(_: None, call: _Call) -> _Call:
-    """Called by the pickle, which has loaded the first part before the second."""
+    """Return the call; called by the pickle, which loads the first part before the second."""
     return call
 
 
@@ -108,21 +108,21 @@ def _second(_: None, call: _Call) -> _Call:
 
 
 class Surroundings:
-    """Watches what the driver sets. Made when the pool begins.
+    """Tracks changes in the driver from when the pool is opened.
 
     Parameters
     ----------
     shared
-        All nodes are on this machine.
+        Whether all nodes are on this machine.
     kept
-        Variables that were given to the nodes expressly, and stay.
+        Variables that were set explicitly for the nodes, and are not changed.
     """
 
     def __init__(self, *, shared: bool, kept: Collection[str] = ()) -> None:
         self.shared = shared
         self._kept = {NODE, SLOT, DEPTH, *kept}
         self._lock = threading.Lock()  # guards what follows
-        self._seen = self._began = _look("/")
+        self._seen = self._began = _current("/")
         self._variables = dict(os.environ)
         self._touched: set[str] = set()
         self._change = Change(0, b"")
@@ -131,15 +131,15 @@ class Surroundings:
         return f"<Surroundings, changed {self._change.number} times>"
 
     def now(self) -> Change:
-        """The change until now. From any thread; where nothing is new it takes 3 µs."""
-        if self.shared and not _is_as(self._seen):
+        """Return the change up to now. From any thread; takes 3 µs if there is nothing new."""
+        if self.shared and not _is_current(self._seen):
             with self._lock:
-                self._note()
+                self._update()
         return self._change
 
-    def _note(self) -> None:
-        """Something is new."""
-        self._seen = _look(self._seen.folder)
+    def _update(self) -> None:
+        """Record a new change."""
+        self._seen = _current(self._seen.folder)
         variables = dict(os.environ)
         both = variables.keys() | self._variables.keys()
         changed = {name for name in both if variables.get(name) != self._variables.get(name)}
@@ -154,7 +154,7 @@ class Surroundings:
         self._change = Change(self._change.number + 1, pickle.dumps(details))
 
     def explain(self, error: BaseException) -> None:
-        """Say with a task's error from elsewhere if it looked for what is only here."""
+        """Add a note to an error from another machine if the task looked for something that only exists here."""
         if self.shared:
             return
         traceback = _remote_traceback(error)
@@ -162,21 +162,21 @@ class Surroundings:
         file = error.filename if isinstance(error, FileNotFoundError) else None
         if isinstance(name, str) and name in os.environ and ("<frozen os>" in traceback or "os.py" in traceback):
             error.add_note(
-                f"(os.environ[{name!r}] is set in your program. A node on another machine has variables of its own: "
-                f"give it this one with Image(env={{{name!r}: ...}}) when the pool is opened)"
+                f"(os.environ[{name!r}] is set in your program, but nodes on other machines have their own variables: "
+                f"set it there with Image(env={{{name!r}: ...}}) when you open the pool)"
             )
         elif isinstance(file, str) and not Path(file).is_absolute() and Path(file).exists():
             error.add_note(
-                f"({file!r} is in your program's folder, {Path.cwd()}, which a node on another machine does not see)"
+                f"({file!r} is in your program's folder, {Path.cwd()}, which nodes on other machines can't access)"
             )
 
 
-def _look(folder: str) -> _State:
-    """How things are; `folder` where the present one can't be told, since it was removed."""
+def _current(folder: str) -> _State:
+    """The current surroundings, with `folder` if the working folder was removed."""
     return _State(dict(_environ()), list(sys.path), list(sys.argv), _folder() or folder)
 
 
-def _is_as(state: _State) -> bool:
+def _is_current(state: _State) -> bool:
     return bool(
         _environ() == state.variables
         and sys.path == state.path
@@ -186,7 +186,7 @@ def _is_as(state: _State) -> bool:
 
 
 def _environ() -> Any:
-    """The variables; not as text, which it takes fifteen times as long to compare."""
+    """The variables as bytes, since comparing them as text takes fifteen times as long."""
     return getattr(os.environ, "_data", os.environ)
 
 
@@ -198,12 +198,12 @@ def _folder() -> str | None:
 
 
 def _absolute(state: _State) -> list[str]:
-    """The path, as it is meant wherever one is; the interpreter minds nothing else in it than text."""
+    """sys.path with absolute entries; the interpreter ignores entries that are not text."""
     return [os.path.normpath(os.path.join(state.folder, entry)) for entry in state.path if isinstance(entry, str)]
 
 
 def _remote_traceback(error: BaseException) -> str:
-    """Where the error arose, as its node has said."""
+    """The text of the traceback on the node."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, exceptions.RemoteTraceback):
         cause = cause.__cause__
@@ -213,39 +213,38 @@ def _remote_traceback(error: BaseException) -> str:
 # --- in a slot ------------------------------------------------------------------------------------------------------
 
 
-class _Here:
-    """What this process has taken over."""
+class _Applied:
+    """The changes that this process has applied."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()  # guards the rest
         self.number = 0
         self.path: list[str] = []
         self.folder: str | None = None
-        self.given: dict[str, str | None] = {}  # variables that were changed, as they were before
 
 
-_here = _Here()
+_applied = _Applied()
 
 
-def _take_over(number: int, details: bytes) -> None:
-    """Put this process right, unless it is; called by the pickle."""
-    if number == _here.number:
+def _apply(number: int, details: bytes) -> None:
+    """Update this process unless it is up to date; called by the pickle."""
+    if number == _applied.number:
         return
-    with _here.lock:
-        if number == _here.number:
+    with _applied.lock:
+        if number == _applied.number:
             return
         wanted: _Details = pickle.loads(details)
         _set_variables(wanted.variables)
         sys.argv = wanted.argv
-        theirs = {*wanted.began, *_here.path}
+        theirs = {*wanted.began, *_applied.path}
         ours = [entry for entry in sys.path if entry not in theirs and entry not in wanted.path]
-        sys.path[:] = _here.path = [*wanted.path, *ours]
-        _here.path = wanted.path
+        sys.path[:] = [*wanted.path, *ours]
+        _applied.path = wanted.path
         importlib.invalidate_caches()
-        if wanted.folder != _here.folder:
+        if wanted.folder != _applied.folder:
             os.chdir(wanted.folder)
-            _here.folder = wanted.folder
-        _here.number = number
+            _applied.folder = wanted.folder
+        _applied.number = number
 
 
 def _set_variables(variables: Mapping[str, str | None]) -> None:
@@ -258,6 +257,6 @@ def _set_variables(variables: Mapping[str, str | None]) -> None:
     if "TZ" in changed:
         time.tzset()
     if _TEMPORARY & changed.keys() and (tempfile := sys.modules.get("tempfile")) is not None:
-        vars(tempfile)["tempdir"] = None  # it looks once
+        vars(tempfile)["tempdir"] = None  # it caches the folder
     for follow in FOLLOWERS:
         follow(changed)

@@ -166,7 +166,7 @@ def test_elsewhere_the_content_arrives_read_only(make: Callable[..., Any], large
         assert not part.flags.writeable
         (note,) = written_into(part)
         assert str(array.filename) in note
-        assert "some nodes of the pool don't see" in note
+        assert "some nodes of the pool can't access" in note
         with pytest.raises(ValueError, match="WRITEABLE"):
             part.flags.writeable = True
     assert written_into(carried(np.memmap(array.filename, dtype="f8", mode="r"))) == []
@@ -297,7 +297,7 @@ def test_a_result_is_the_callers_map_or_a_value(make: Callable[..., Any]) -> Non
 
 
 def test_mmap_mode_for_writing_warns_where_it_means_something_else(make: Callable[..., Any]) -> None:
-    with pytest.warns(UserWarning, match="copy-on-write map of its own"):
+    with pytest.warns(UserWarning, match="its own copy-on-write map"):
         back = carried(np.zeros(1000), large=1000, mode="r+")
     assert back.flags.writeable
     with warnings.catch_warnings():

@@ -394,7 +394,7 @@ def test_a_file_that_is_no_result_is_neither_read_nor_removed(tmp_path: Path) ->
         eventually(lambda: agent.held)
         (task,) = agent.held
         pool.do(lambda: agent.say(messages.Done(task, 0.0, {0: os.fsencode(file)}), [pickle.dumps(1)]) or agent.flush())
-        with pytest.raises(WorkerCrashed, match="no result of a slot"):
+        with pytest.raises(WorkerCrashed, match="not a result of a slot"):
             future.result(5)
         assert file.read_bytes() == b"precious"
     finally:
