@@ -18,12 +18,12 @@ SEEN: dict[str, tuple[str, ...]] = {
     "MemoryInMegabytes": ("sane_values_and_units",),
     "TellsItsSecrets": ("settings_are_json_without_secrets",),
     "ShowsEveryPool": ("pools_see_their_own_machines_only",),
-    "ComplainsOfUnknownMachines": ("ending_may_be_repeated",),
+    "ComplainsOfUnknownMachines": ("termination_may_be_repeated",),
     "LeavesKeysBehind": ("from_its_order_to_its_end",),
     "RunsWithoutAnAddress": ("from_its_order_to_its_end",),
     "IsUnsureOfARefusal": ("fault_while_creating", "no_capacity"),
     "IsSureOfALostReply": ("fault_while_creating", "lost_reply"),
-    "SharesItsDriver": ("questions_at_the_same_time_do_not_mix",),
+    "SharesItsDriver": ("concurrent_queries_do_not_mix",),
 }
 """What is broken, and words of the name of the test that must fail of it."""
 
