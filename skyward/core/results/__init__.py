@@ -1,1 +1,1 @@
-"""Results of machines that nobody trusts: read as data, so that whoever owns such a machine can't run code here."""
+"""Reads the results of untrusted machines as data, so that the owner of such a machine can't run code here."""

@@ -1,7 +1,7 @@
-"""Exceptions in results: made anew from arguments and attributes, without running any code of their classes.
+"""Exceptions in results: rebuilt from arguments and attributes, without running any code of their classes.
 
-So the class of an exception may be any that this process has loaded: what a program catches must not depend on where a
-task ran. What is refused is a class that does something by itself when an instance ends.
+So an exception may be of any class that this process has loaded: what a program catches must not depend on where a task
+ran. A class that does something by itself when an instance is destroyed is refused.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from skyward.core.visible import printed
 
 __all__ = ["REBUILD", "is_known", "of_class", "rule"]
 
-_ATTRIBUTES: Any = vars(BaseException)["__dict__"]  # by which no class of others is asked
+_ATTRIBUTES: Any = vars(BaseException)["__dict__"]  # bypasses what a class may define itself
 
 
 def rule(module: str, name: str) -> Rule | None:
-    """The rule for the name of an exception that is loaded here; None if there is none."""
+    """Return the rule for the name of an exception that is loaded here; None if there is none."""
     found: Any = sys.modules.get(module)
     for part in name.split("."):
         found = vars(found).get(part) if isinstance(found, type) or type(found) is type(sys) else None
@@ -28,18 +28,18 @@ def rule(module: str, name: str) -> Rule | None:
 
 
 def of_class(kind: type) -> Rule | None:
-    """The rule for a class, if it is a known exception's."""
+    """Return the rule for a class, if it is a known exception."""
     return Rule(kind, lambda *args: _new(kind, args), build=_build) if is_known(kind) else None
 
 
 def is_known(kind: object) -> bool:
-    """Whether it is an exception whose instances do nothing by themselves."""
+    """Whether it is an exception class whose instances do nothing by themselves."""
     return isinstance(kind, type) and issubclass(kind, BaseException) and not hasattr(kind, "__del__")
 
 
 def _rebuild(kind: Any, args: Any, state: Any) -> BaseException:
     if not is_known(kind) or type(args) is not tuple:
-        raise Refused("makes an exception of something that is none")
+        raise Refused("makes an exception from something else")
     error = _new(kind, args)
     BaseException.args.__set__(error, _cleaned(args))  # type: ignore[attr-defined]
     return _build(error, state)
@@ -53,12 +53,12 @@ def _new(kind: Any, args: tuple[Any, ...]) -> BaseException:
     except TypeError:
         error = native.__new__(kind)
     if not isinstance(error, kind):
-        raise Refused("makes an exception of something that is none")
+        raise Refused("makes an exception from something else")
     return error  # type: ignore[no-any-return]
 
 
 def _cleaned(args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Texts as a terminal may get them, which is where an exception mostly ends."""
+    """Make texts safe for a terminal, which is where most exceptions end up."""
     return tuple(printed(arg) if type(arg) is str else arg for arg in args)
 
 
@@ -66,7 +66,7 @@ def _build(error: BaseException, state: Any) -> BaseException:
     if state is None:
         return error
     if type(state) is not dict or not all(type(name) is str for name in state):
-        raise Refused("gives an exception a state that is no attributes")
+        raise Refused("gives an exception a state that is not attributes")
     if strange := [name for name in state if name.startswith("__") and name != "__notes__"]:
         raise Refused(f"sets {strange[0]} of an exception")
     _ATTRIBUTES.__get__(error).update(state)
@@ -74,4 +74,4 @@ def _build(error: BaseException, state: Any) -> BaseException:
 
 
 REBUILD = Rule(Mark("skyward.core.payload.exceptions._rebuild"), _rebuild)
-"""What a node's pickle of an exception calls."""
+"""The rule for what a node's pickle of an exception calls."""

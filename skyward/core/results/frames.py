@@ -1,6 +1,6 @@
-"""What results may hold of pandas: frames, series, indexes and their values.
+"""What results may contain of pandas: frames, series, indexes and their values.
 
-pandas' compiled code takes positions and codes as they are, and reads and writes by them; so they are looked at here.
+pandas' compiled code reads and writes at positions and codes without checking them, so they are checked here.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from skyward.core.results.rules import Mark, Refused, Rule, attributes, called, 
 
 __all__ = ["build_reconstructed", "reconstructed", "rule"]
 
-pandas: Any = importlib.import_module("pandas")  # which has no types
+pandas: Any = importlib.import_module("pandas")  # it has no type hints
 _EXTENSIONS: Any = importlib.import_module("pandas.api.extensions")
 _LIBS: dict[str, Any] = {
     name: importlib.import_module(f"pandas._libs.{name}") for name in ("arrays", "internals", "interval", "sparse")
@@ -28,12 +28,12 @@ _MASKED: Any = pandas.arrays.BooleanArray.__mro__[1]
 
 
 def rule(module: str, name: str) -> Rule | None:
-    """The rule for a name; None if there is none."""
+    """Return the rule for a name; None if there is none."""
     if (module, name) in _FUNCTIONS:
         return _FUNCTIONS[module, name]
     if name == "NA" and module in ("pandas", "pandas._libs.missing"):
         return Rule(pandas.NA)
-    if module == "pytz":  # what pandas before 3 took for time zones
+    if module == "pytz":  # pandas before 3 used it for time zones
         return Rule(Mark(f"pytz.{name}"), _pytz(name)) if name in ("_p", "_UTC") else None
     if not _MODULE.fullmatch(module) or not name.isidentifier():
         return None
@@ -48,7 +48,7 @@ def _pytz(name: str) -> Any:
 
     def call(*args: Any) -> Any:
         if name == "_p" and (not args or args[0] not in pytz.all_timezones_set):
-            raise Refused("asks for a time zone that is none")
+            raise Refused("asks for a time zone that does not exist")
         return getattr(pytz, name)(*args)
 
     return call
@@ -88,7 +88,7 @@ def _build_manager(manager: Any, state: Any) -> Any:
 
 
 def _whole(manager: Any) -> Any:
-    """Each row of a manager is in one block, and nothing else is."""
+    """Check that each row of a manager is in exactly one block."""
     if isinstance(manager, _MANAGERS[1]):
         fits = len(manager.blocks) == 1 and len(manager.blocks[0].values) == len(manager.axes[0])
     else:
@@ -96,13 +96,13 @@ def _whole(manager: Any) -> Any:
         fits = numpy.array_equal(numpy.sort(places), numpy.arange(len(manager.axes[0])))
         fits = fits and all(block.shape == (len(block.mgr_locs), len(manager.axes[1])) for block in manager.blocks)
     if not fits:
-        raise Refused("holds a frame whose columns do not fit each other")
+        raise Refused("contains a frame whose columns do not match")
     return manager
 
 
 def _build_frame(frame: Any, state: Any) -> Any:
     if type(state) is not dict or not isinstance(state.get("_mgr"), _MANAGERS):
-        raise Refused("holds a frame without columns")
+        raise Refused("contains a frame without columns")
     frame.__setstate__(state)
     return frame
 
@@ -113,7 +113,7 @@ def _build_extension(array: Any, state: Any) -> Any:
 
 
 def _coded(array: Any) -> Any:
-    """An array whose parts fit each other."""
+    """Check that the parts of an array match."""
     if isinstance(array, pandas.Categorical):
         _check_codes(array.codes, len(array.categories))
         fits = True
@@ -126,14 +126,14 @@ def _coded(array: Any) -> Any:
     else:
         fits = True
     if not fits:
-        raise Refused("holds an array whose parts do not fit each other")
+        raise Refused("contains an array whose parts do not match")
     return array
 
 
 def _check_codes(codes: Any, count: int) -> None:
     codes = numpy.asarray(codes)
     if codes.size and not (codes.dtype.kind in "iu" and codes.min() >= -1 and codes.max() < count):
-        raise Refused("holds categories that are none")
+        raise Refused("contains category codes out of range")
 
 
 def _backed(kind: Any, checksum: Any, state: Any) -> Any:
@@ -142,27 +142,27 @@ def _backed(kind: Any, checksum: Any, state: Any) -> Any:
         and issubclass(kind, _LIBS["arrays"].NDArrayBacked)
         and kind.__module__.startswith("pandas")
     ):
-        raise Refused("makes an array of a class that is none of pandas'")
+        raise Refused("makes an array of a class that is not pandas'")
     array = _call("arrays", "__pyx_unpickle_NDArrayBacked", kind, checksum, state)
     return array if state is None else _coded(array)
 
 
 def _interval(kind: Any, checksum: Any, state: Any) -> Any:
     if not (isinstance(kind, type) and issubclass(kind, (pandas.Interval, pandas.arrays.IntervalArray))):
-        raise Refused("makes an interval of something that is none")
+        raise Refused("makes an interval from something else")
     return _call("interval", "__pyx_unpickle_IntervalMixin", kind, checksum, state)
 
 
 def _block(values: Any, placement: Any, dimensions: Any) -> Any:
     if not isinstance(values, (numpy.ndarray, _EXTENSIONS.ExtensionArray)):
-        raise Refused("holds a block of something that is no array")
+        raise Refused("contains a block that is not an array")
     return _call("internals", "_unpickle_block", values, placement, dimensions)
 
 
 def _index(function: Any) -> Any:
     def call(kind: Any, arguments: Any) -> Any:
         if not (isinstance(kind, type) and issubclass(kind, pandas.Index) and type(arguments) is dict):
-            raise Refused("makes an index of a class that is none of pandas'")
+            raise Refused("makes an index of a class that is not pandas'")
         if issubclass(kind, pandas.MultiIndex):
             for codes, level in zip(arguments["codes"], arguments["levels"], strict=True):
                 _check_codes(codes, len(level))
@@ -172,9 +172,9 @@ def _index(function: Any) -> Any:
 
 
 def reconstructed(kind: Any, base: Any, state: Any) -> Any:
-    """What ``copyreg._reconstructor`` makes of a manager."""
+    """Do what ``copyreg._reconstructor`` does for a manager."""
     if kind not in _MANAGERS or base is not object or state is not None:
-        raise Refused("makes an object in a way that is not of data")
+        raise Refused("makes an object in a way that data does not")
     return kind.__new__(kind)
 
 
@@ -184,7 +184,7 @@ build_reconstructed = _build_manager
 def _functions() -> dict[tuple[str, str], Rule]:
     libs = "pandas._libs"
     times = (
-        *(("nattype", "_nat_unpickle"), ("nattype", "__nat_unpickle")),  # the latter of pandas before 3
+        *(("nattype", "_nat_unpickle"), ("nattype", "__nat_unpickle")),  # the latter in pandas before 3
         *(("timestamps", "_unpickle_timestamp"), ("timedeltas", "_timedelta_unpickle")),
     )
     table = {

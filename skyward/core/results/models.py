@@ -1,8 +1,8 @@
-"""What results may hold of scipy and scikit-learn: sparse matrices and estimators.
+"""What results may contain of scipy and scikit-learn: sparse matrices and estimators.
 
-Classes of scikit-learn are made without their ``__init__`` and given their attributes. Functions stand only for what an
-estimator calls later (a scorer's metric, say), from modules that hold nothing else. What compiled code uses as
-positions in memory is looked at: nodes of trees, and indices of sparse matrices.
+Instances of scikit-learn's classes are made without ``__init__`` and given their attributes. Functions are allowed only
+where an estimator calls them later (a scorer's metric, say), from modules that contain nothing else. What compiled code
+uses as positions in memory is checked: nodes of trees, and indices of sparse matrices.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ _SKLEARN = re.compile(r"sklearn(\.[A-Za-z_]\w*)+")
 _NOT_OF_MODELS = re.compile(
     r"sklearn\.(.*\.)?(tests|conftest|externals|datasets|callback|_build_utils|_quad_tree|_testing|parallel)(\..*)?"
 )
-"""Parts of scikit-learn whose classes read, write, listen or connect, or belong to no model."""
+"""Parts of scikit-learn whose classes read, write, listen or connect, or are not part of any model."""
 _UTILS = re.compile(r"sklearn\.utils\._(bunch|metadata_requests|tags)")
 _FUNCTIONS_OF = re.compile(
     r"sklearn\.(metrics\.(?!_plot)\w+(\._\w+)*|metrics|feature_selection(\._\w+)?|cluster\._kmeans|preprocessing\._data)"
 )
-_HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: a class that Python code has made
+_HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: a class defined in Python code
 
 
 def rule(module: str, name: str) -> Rule | None:
-    """The rule for a name; None if there is none."""
+    """Return the rule for a name; None if there is none."""
     if not name.isidentifier():
         return None
     if module.startswith("scipy."):
@@ -65,7 +65,7 @@ def _of_class(kind: type) -> Rule | None:
 
 
 def _made_of(module: str, function: Any) -> Callable[..., Any]:
-    """Functions by which compiled classes are made: of a class of the same module."""
+    """Restrict a function that makes instances of compiled classes to classes of its own module."""
 
     def call(kind: Any, *rest: Any) -> Any:
         if not isinstance(kind, type) or kind.__module__ != module:
@@ -85,19 +85,19 @@ def _build(model: Any, state: Any) -> Any:
 def _check_tree(tree: Any, state: Any) -> None:
     nodes, count = state["nodes"], state["node_count"]
     if type(count) is not int or not 0 <= count <= len(nodes):
-        raise Refused("holds a tree with more nodes than it has")
+        raise Refused("contains a tree with fewer nodes than it claims")
     left, right, features = (nodes[name][:count] for name in ("left_child", "right_child", "feature"))
     _check_children(left, right, left != -1)
     if ((left == -1) != (right == -1)).any() or (features[left != -1] < 0).any() or (features >= tree.n_features).any():
-        raise Refused("holds a tree that splits by features which are none")
+        raise Refused("contains a tree that splits by features out of range")
 
 
 def _check_children(left: Any, right: Any, inner: Any) -> None:
-    """Children come after their node, so that every way ends."""
+    """Check that children come after their node, so that every path ends."""
     places = numpy.arange(len(left))[inner]
     for child in (left[inner], right[inner]):
         if ((child <= places) | (child >= len(left))).any():
-            raise Refused("holds a tree whose nodes lie where none are")
+            raise Refused("contains a tree whose nodes are out of range")
 
 
 def _check_predictor(_: Any, state: Any) -> None:
@@ -107,7 +107,7 @@ def _check_predictor(_: Any, state: Any) -> None:
     bitsets = min(len(state["raw_left_cat_bitsets"]), len(state["binned_left_cat_bitsets"]))
     by_category = inner & (nodes["is_categorical"] != 0)
     if (nodes["feature_idx"][inner] < 0).any() or (nodes["bitset_idx"][by_category] >= bitsets).any():
-        raise Refused("holds a tree that splits by features which are none")
+        raise Refused("contains a tree that splits by features out of range")
 
 
 def _check_neighbours(_: Any, state: Any) -> None:
@@ -117,14 +117,14 @@ def _check_neighbours(_: Any, state: Any) -> None:
         count,
         data.shape[1],
     ):  # a ball tree has one bound for each node, a k-d tree two
-        raise Refused("holds a tree of neighbours that is not as large as it says")
+        raise Refused("contains a tree of neighbours that is not as large as it claims")
     if count < 1 or not 0 < levels < 63 or count != 2**levels - 1:
-        raise Refused("holds a tree of neighbours with more levels than it has")
+        raise Refused("contains a tree of neighbours with fewer levels than it claims")
     starts, ends = nodes["idx_start"], nodes["idx_end"]
     if len(order) and ((order.min() < 0) or (order.max() >= len(data))):
-        raise Refused("holds a tree of neighbours whose points lie where none are")
+        raise Refused("contains a tree of neighbours whose points are out of range")
     if ((starts < 0) | (ends > len(data)) | (starts > ends)).any():
-        raise Refused("holds a tree of neighbours whose nodes lie where none are")
+        raise Refused("contains a tree of neighbours whose nodes are out of range")
 
 
 _CHECKS: dict[str, Callable[[Any, Any], None]] = {
@@ -149,15 +149,15 @@ def _of_scipy(module: str, name: str) -> Rule | None:
         found = getattr(importlib.import_module(module), name, None)
         return Rule(found) if isinstance(found, numpy.ufunc) else None
     if module == "scipy._lib.array_api_compat.numpy._aliases" and name == "asarray":
-        return Rule(Mark("asarray"))  # which a spline that is made anew has already
+        return Rule(Mark("asarray"))  # a spline that is rebuilt has it already
     return None
 
 
 def _build_spline(spline: Any, state: Any) -> Any:
     kind = type(spline)
-    if type(state) is tuple:  # scipy since 1.18: the spline itself is another object, which is made as below
+    if type(state) is tuple:  # scipy since 1.18: the spline itself is another object, made as below
         if type(state[0]).__name__ != "_BSpline":
-            raise Refused("holds a spline that is none")
+            raise Refused("contains a spline that is not one")
         return attributes(spline, state)
     knots, coefficients = (state.get(f"_{name}", state.get(name)) for name in ("t", "c"))
     return kind(knots, coefficients, state["k"], state["extrapolate"], state["axis"])
@@ -165,59 +165,59 @@ def _build_spline(spline: Any, state: Any) -> Any:
 
 def _build_sparse(matrix: Any, state: Any) -> Any:
     if type(state) is not dict or not all(type(name) is str for name in state):
-        raise Refused("holds a sparse matrix without parts")
+        raise Refused("contains a sparse matrix without parts")
     matrix.__dict__.update(state)
     if any(not isinstance(size, (int, numpy.integer)) or size < 0 for size in matrix.shape):
-        raise Refused("holds a sparse matrix of an impossible shape")
+        raise Refused("contains a sparse matrix of an impossible shape")
     try:
         _SPARSE[matrix.format](matrix)
     except (ValueError, TypeError, IndexError) as error:
-        raise Refused(f"holds a sparse matrix whose parts do not fit each other ({error})") from None
+        raise Refused(f"contains a sparse matrix whose parts do not match ({error})") from None
     return matrix
 
 
 def _check_compressed(matrix: Any) -> None:
     if not all(isinstance(part, numpy.ndarray) for part in (matrix.indptr, matrix.indices, matrix.data)):
-        raise ValueError("no arrays")
+        raise ValueError("not arrays")
     if matrix.indptr.dtype.kind != "i" or matrix.indices.dtype.kind != "i":
-        raise ValueError("indices that are no whole numbers")
+        raise ValueError("indices are not integers")
     matrix.check_format(full_check=True)
 
 
 def _check_coordinates(matrix: Any) -> None:
     coords = matrix.coords if hasattr(matrix, "coords") else (matrix.row, matrix.col)
     if len(coords) != len(matrix.shape) or matrix.data.ndim != 1:
-        raise ValueError("another number of dimensions")
+        raise ValueError("wrong number of dimensions")
     for places, size in zip(coords, matrix.shape, strict=True):
         if places.shape != matrix.data.shape or places.dtype.kind != "i":
-            raise ValueError("as many places as numbers are needed")
+            raise ValueError("one index is needed per number")
         if places.size and (places.min() < 0 or places.max() >= size):
-            raise ValueError("a place outside")
+            raise ValueError("index out of range")
 
 
 def _check_diagonals(matrix: Any) -> None:
     if matrix.data.ndim != 2 or matrix.offsets.shape != matrix.data.shape[:1] or matrix.offsets.dtype.kind != "i":
-        raise ValueError("as many offsets as diagonals are needed")
+        raise ValueError("one offset is needed per diagonal")
 
 
 def _check_lists(matrix: Any) -> None:
     rows, columns = matrix.shape
     if matrix.rows.shape != (rows,) or matrix.data.shape != (rows,):
-        raise ValueError("another number of rows")
+        raise ValueError("wrong number of rows")
     for places, numbers in zip(matrix.rows, matrix.data, strict=True):
         if type(places) is not list or type(numbers) is not list or len(places) != len(numbers):
-            raise ValueError("a row that is no list")
+            raise ValueError("a row is not a list")
         if not all(0 <= place < columns for place in places):
-            raise ValueError("a place outside")
+            raise ValueError("index out of range")
 
 
 def _check_keys(matrix: Any) -> None:
     for key in (*matrix.keys(), *vars(matrix).get("_dict", ())):
         places = key if type(key) is tuple else (key,)
         if len(places) != len(matrix.shape):
-            raise ValueError("another number of dimensions")
+            raise ValueError("wrong number of dimensions")
         if not all(0 <= place < size for place, size in zip(places, matrix.shape, strict=True)):
-            raise ValueError("a place outside")
+            raise ValueError("index out of range")
 
 
 _SPARSE: dict[str, Callable[[Any], None]] = {
@@ -230,13 +230,13 @@ _SPARSE: dict[str, Callable[[Any], None]] = {
 
 
 def reconstructed(kind: Any, base: Any, state: Any) -> Any:
-    """What ``copyreg._reconstructor`` makes of a matrix that is a dict."""
+    """Do what ``copyreg._reconstructor`` does for a matrix that is a dict."""
     if (
         not (isinstance(kind, type) and _SCIPY.fullmatch(kind.__module__))
         or base is not dict
         or type(state) is not dict
     ):
-        raise Refused("makes an object in a way that is not of data")
+        raise Refused("makes an object in a way that data does not")
     matrix: Any = dict.__new__(kind)
     dict.__init__(matrix, state)
     return matrix

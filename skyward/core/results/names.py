@@ -1,4 +1,4 @@
-"""Which names results may have, for one pool: those of data, and what its user trusts besides."""
+"""Which names the results of a pool may refer to: those of data, and those its user trusts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from skyward.core.results.rules import Mark, Refused, Rule, attributes
 
 __all__ = ["Allowed", "Trusted", "library"]
 
-# Modules with the rules of one library each, loaded when a result names something of it.
+# Modules with the rules of one library each, imported when a result refers to that library.
 _LIBRARIES = {
     "numpy": "skyward.core.results.arrays",
     "pandas": "skyward.core.results.frames",
@@ -30,22 +30,22 @@ _DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 
 def library(root: str) -> Any:
-    """The module with the rules of a library."""
+    """Import the module with the rules of a library."""
     return importlib.import_module(_LIBRARIES[root])
 
 
 @dataclass(frozen=True, slots=True)
 class Trusted:
-    """What a user lets results hold besides data.
+    """What a user allows in results in addition to data.
 
     Attributes
     ----------
     names
         Module and qualified name of classes and functions.
     modules
-        Modules, each with those below it, of which any class is trusted.
+        Modules whose classes are trusted, including those of their submodules.
     objects
-        Classes and functions that were given themselves; those of ``__main__`` have no name elsewhere.
+        Classes and functions that were given as objects; those of ``__main__`` have no name elsewhere.
     """
 
     names: frozenset[tuple[str, str]] = frozenset()
@@ -54,12 +54,12 @@ class Trusted:
 
     @classmethod
     def parse(cls, value: object) -> Trusted:
-        """From classes, functions and texts such as ``"package.module"`` or ``"package.module:Class"``.
+        """Parse classes, functions, and strings such as ``"package.module"`` or ``"package.module:Class"``.
 
         Raises
         ------
         ConfigError
-            It is something else.
+            `value` is anything else.
         """
         if isinstance(value, str) or not isinstance(value, Sequence):
             raise ConfigError(f'trusted={value!r} is not a list; write trusted=[Point], or ["package.module:Point"]')
@@ -73,11 +73,11 @@ class Trusted:
             elif callable(item) and hasattr(item, "__qualname__") and hasattr(item, "__module__"):
                 names.add((item.__module__, item.__qualname__))
             else:
-                raise ConfigError(f"trusted: {item!r} is not a class; give classes, or names of modules")
+                raise ConfigError(f"trusted: {item!r} is not a class; use classes, or names of modules")
         return cls(frozenset(names), frozenset(modules), tuple(item for item in value if not isinstance(item, str)))
 
     def rule(self, module: str, name: str) -> Rule | None:
-        """The rule for a name; None if it is not trusted."""
+        """Return the rule for a name; None if it is not trusted."""
         given = next((item for item in self.objects if _is_called(item, module, name)), None)
         if given is not None:
             return _of_trusted(given)
@@ -89,7 +89,7 @@ class Trusted:
             found = getattr(found, part, None)
         is_class = isinstance(found, type) and _is_called(found, module, name)
         if found is None or not (named or is_class):
-            return None  # a module is trusted with its classes, and not with what it has imported
+            return None  # a module is trusted for its own classes, not for what it imports
         return _of_trusted(found)
 
 
@@ -104,7 +104,7 @@ def _of_trusted(found: Any) -> Rule:
 
 
 def _full_state(made: Any, state: Any) -> Any:
-    """All that pickle itself does."""
+    """Set the state as pickle itself does."""
     if hasattr(type(made), "__setstate__"):
         made.__setstate__(state)
         return made
@@ -118,12 +118,12 @@ def _full_state(made: Any, state: Any) -> Any:
 
 
 class Allowed:
-    """The names that the results of one pool may have.
+    """The names that the results of one pool may refer to.
 
     Parameters
     ----------
     trusted
-        What its user trusts besides.
+        What its user trusts in addition to data.
     """
 
     def __init__(self, trusted: Trusted) -> None:
@@ -139,7 +139,7 @@ class Allowed:
         return f"<Allowed {len(self._known)} names so far; {self._trusted}>"
 
     def __call__(self, module: str, name: str) -> Rule:
-        """The rule for a name. Raises `Refused` where there is none."""
+        """Return the rule for a name. Raises `Refused` if there is none."""
         rule = self._known.get((module, name))
         if rule is None:
             rule = self._known[module, name] = self._find(module, name)
@@ -155,17 +155,18 @@ class Allowed:
         return rule
 
     def _owned(self, tracker: Any, module: Any, name: Any) -> Rule:
-        """The rule of a class that was sent by value: if it is an exception's, or trusted."""
+        """Return the rule for a class that was sent by value, if it is an exception or trusted."""
         kind = driver_classes.find(tracker) if type(tracker) is str else None
         if kind is None:
             raise Refused(
-                f"holds a {name} of {module}, a class that was made on the node; its code is not taken", is_odd=False
+                f"contains a {name} of {module}, a class that was made on the node; its code is not accepted",
+                is_odd=False,
             )
         if any(item is kind for item in self._trusted.objects):
             return _of_trusted(kind)
         rule = self._trusted.rule(kind.__module__, kind.__qualname__) or failures.of_class(kind)
         if rule is None:
-            raise Refused(f"holds a {kind.__qualname__} of {kind.__module__}", kind.__qualname__)
+            raise Refused(f"contains a {kind.__qualname__} of {kind.__module__}", kind.__qualname__)
         return rule
 
     def _builtin_type(self, name: Any) -> Rule:
@@ -189,20 +190,20 @@ def _build_remade(made: Any, state: Any) -> Any:
 def _rules_of(kind: Any) -> Any:
     root = kind.__module__.partition(".")[0] if isinstance(kind, type) else ""
     if root not in ("pandas", "scipy"):
-        raise Refused("makes an object in a way that is not of data")
+        raise Refused("makes an object in a way that data does not")
     return library(root)
 
 
 def _refusal(module: str, name: str) -> Refused:
-    """What to say of a name; what may be trusted is named only where this process knows it for a class."""
+    """Explain why a name is refused; what to trust is suggested only if this process knows it to be a class."""
     if module.partition(".")[0] == "cloudpickle":
-        code = "holds a function or a class with its code, as those of __main__ and lambdas are sent"
+        code = "contains a function or class with its code, which is how lambdas and those of __main__ are sent"
         return Refused(code, is_odd=False)
     found: Any = sys.modules.get(module)
     for part in name.split("."):
         found = vars(found).get(part) if hasattr(found, "__dict__") else None
     if not isinstance(found, type) or (found.__module__, found.__qualname__) != (module, name):
-        return Refused(f"names {module}.{name}, which is not of data")
+        return Refused(f"refers to {module}.{name}, which is not data")
     if module.partition(".")[0] in sys.stdlib_module_names:
-        return Refused(f"holds a {module}.{name}, which is not data", is_odd=False)
-    return Refused(f"holds a {module}.{name}", f"{module}:{name}")
+        return Refused(f"contains a {module}.{name}, which is not data", is_odd=False)
+    return Refused(f"contains a {module}.{name}", f"{module}:{name}")

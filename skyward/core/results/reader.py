@@ -1,4 +1,4 @@
-"""Reads what nodes send back, as data: values, and exceptions of known classes; other exceptions as text."""
+"""Reads what nodes send back as data: values, exceptions of known classes, and other exceptions as text."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Reader:
     Parameters
     ----------
     trusted
-        What its user lets results hold besides data.
+        What its user allows in results in addition to data.
     """
 
     def __init__(self, trusted: Trusted) -> None:
@@ -33,12 +33,12 @@ class Reader:
         return f"<Reader {self._allowed}>"
 
     def value(self, head: _Bytes, buffers: Sequence[Any]) -> Any:
-        """A result.
+        """Read a result.
 
         Raises
         ------
         PayloadError
-            It is more than data; says what, and how to allow it.
+            It contains more than data; the message says what, and how to allow it.
         Exception
             It is broken.
         """
@@ -48,22 +48,22 @@ class Reader:
             raise PayloadError(f"it {refused}. {_advice(refused)}") from None
 
     def error(self, head: _Bytes) -> BaseException:
-        """An exception, as `payload.exceptions.load` gives it."""
+        """Read an exception, like `payload.exceptions.load`."""
         try:
             chain, text = loads(head, (), self._allowed)
             errors = [self._one(data, description) for data, description in chain]
         except Exception as problem:
             errors, text = [], problem
         if not errors:
-            return TaskFailed(f"the task failed, and what the node says about it can't be read: {text}")
+            return TaskFailed(f"the task failed, and the node's report of its exception can't be read: {text}")
         return exceptions.chain(errors, str(text))
 
     def _one(self, data: Any, description: Any) -> BaseException:
         if type(data) is not bytes or type(description) is not str:
-            raise TypeError("an exception is its pickle and its text")
+            raise TypeError("an exception consists of its pickle and its text")
         try:
             error: object = loads(data, (), self._allowed)
-        except Exception:  # the text says it all, and is what the user gets
+        except Exception:  # the text says it all, so the user gets that
             error = None
         if not isinstance(error, BaseException):
             return TaskFailed(f"the task raised {description}")
@@ -74,9 +74,9 @@ def _advice(refused: Refused) -> str:
     known = refused.trusted
     if known is not None:
         known = repr(known) if ":" in known else known
-        instead = f"if that class is what you expect, allow it: sky.Compute(trusted=[{known}]); or return plain values"
+        instead = f"if you expect that class, allow it with sky.Compute(trusted=[{known}]), or return plain values"
     elif refused.is_odd:
-        instead = "return plain values or arrays; if no task of yours returns such a thing, do not trust that machine"
+        instead = "return plain values or arrays; if none of your tasks returns such a thing, do not trust that machine"
     else:
-        instead = 'return plain values or arrays, or trust whoever owns these machines: sky.Compute(results="any")'
-    return f"Results are read as data here, so that the owner of a machine can't run code on yours; {instead}"
+        instead = 'return plain values or arrays, or trust the owners of these machines with sky.Compute(results="any")'
+    return f"Results are read as data here, so that the owner of a machine can't run code on yours: {instead}"

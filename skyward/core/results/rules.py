@@ -1,7 +1,7 @@
-"""What a pickle that is read as data may do with a name: a `Rule` for each name that it may have.
+"""What a pickle that is read as data may do with a name: a `Rule` for each name it may refer to.
 
-A rule never gives a pickle the function it names. What is to be called stands in the rule, is ours, and looks at its
-arguments; the pickle gets the class, where that is needed as a value, or else a `Mark`.
+A rule never hands a pickle the function it refers to. What is called is in the rule, is ours, and checks its arguments;
+the pickle gets the class if that is needed as a value, and otherwise a `Mark`.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ __all__ = ["Build", "Call", "Mark", "Pending", "Refused", "Rule", "attributes", 
 
 
 class Refused(Exception):
-    """A pickle does what data does not.
+    """A pickle does something that data does not.
 
     Parameters
     ----------
     text
-        What it does, as the end of a sentence that begins with "it".
+        What it does, as the rest of a sentence that starts with "it".
     trusted
-        How the user would name in ``trusted=[...]`` what it is about, where that would help.
+        What the user could put into ``trusted=[...]`` to allow it, if that would help.
     is_odd
-        Whether it is what an attack does, and hardly a task.
+        Whether it suggests an attack rather than a task.
     """
 
     def __init__(self, text: str, trusted: str | None = None, *, is_odd: bool = True) -> None:
@@ -33,7 +33,7 @@ class Refused(Exception):
 
 
 class Mark:
-    """Stands in a pickle for a function, which the pickle is not given."""
+    """Takes the place of a function that is not handed to the pickle."""
 
     __slots__ = ("_name",)
 
@@ -41,11 +41,11 @@ class Mark:
         self._name = name
 
     def __repr__(self) -> str:
-        return f"<{self._name}, not given to a pickle>"
+        return f"<{self._name}, not handed to a pickle>"
 
 
 class Pending:
-    """Stands for an object that can be made only when its state is known."""
+    """Takes the place of an object that can't be made until its state is known."""
 
     __slots__ = ("args", "place")
 
@@ -58,7 +58,7 @@ class Pending:
 
 
 Call: TypeAlias = Callable[..., Any]
-# With the object and its state; gives the object, or what takes its place.
+# Called with an object and its state; returns the object, or what takes its place.
 Build: TypeAlias = Callable[[Any, Any], Any]
 
 
@@ -69,18 +69,18 @@ class Rule:
     Attributes
     ----------
     value
-        What stands in its place: a class, or a `Mark`.
+        What the pickle gets: a class, or a `Mark`.
     call
-        Makes an object where the pickle calls it, or gives the rule of a name that is found by a call; None if it may
-        not.
+        Makes an object when the pickle calls the name, or returns the rule of a name found by that call; None if it
+        must not be called.
     new
-        Makes an object without its ``__init__``; None if that may not be.
+        Makes an object without its ``__init__``; None if that is not allowed.
     build
-        Gives an object that was made so its state; None if it takes none.
+        Sets the state of an object made that way; None if it has none.
     items
-        Whether such an object takes items, as lists, sets and dicts do.
+        Whether such an object accepts items, as lists, sets and dicts do.
     memory
-        Whether `call` makes an array of a buffer: it is given those that have been used, by identity, before the rest.
+        Whether `call` makes an array from a buffer; its first argument is then the buffers used so far, by identity.
     """
 
     value: Any
@@ -92,18 +92,18 @@ class Rule:
 
 
 def called(kind: Callable[..., Any], *types: type) -> Call:
-    """Call something with arguments that are all of these types; of any that a pickle can make, if none is named."""
+    """Call something with arguments of these types only, or of any type that a pickle can make if none is given."""
 
     def call(*args: Any) -> Any:
         if types and not all(type(arg) in types for arg in args):
-            raise Refused(f"makes a {getattr(kind, '__name__', kind)} of something that is not one")
+            raise Refused(f"makes a {getattr(kind, '__name__', kind)} from something else")
         return kind(*args)
 
     return call
 
 
 def made(kind: type) -> Call:
-    """Make an object of a class that needs no arguments, without its ``__init__``."""
+    """Make an instance of a class whose ``__new__`` needs no arguments, without its ``__init__``."""
 
     def new() -> Any:
         return kind.__new__(kind)  # type: ignore[call-overload]
@@ -112,12 +112,12 @@ def made(kind: type) -> Call:
 
 
 def attributes(made: Any, state: Any) -> Any:
-    """Give an object its attributes: as ``__setstate__`` does, or as pickle does where there is none."""
+    """Set an object's attributes with ``__setstate__``, or as pickle does if there is none."""
     set_state = getattr(type(made), "__setstate__", None)
     if set_state is not None:
         set_state(made, state)
     elif isinstance(state, dict) and all(type(name) is str for name in state):
         made.__dict__.update(state)
     elif state is not None:
-        raise Refused(f"gives a {type(made).__name__} a state that is no attributes")
+        raise Refused(f"gives a {type(made).__name__} a state that is not attributes")
     return made

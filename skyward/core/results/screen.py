@@ -1,7 +1,7 @@
-"""What nodes of strangers say to listeners of multiprocessing in this process, which unpickle all they hear: data only.
+"""Passes only data from untrusted nodes to multiprocessing listeners in this process, which unpickle all they receive.
 
-The conversation is that of ``multiprocessing.connection``: messages with their length before them; where the listener
-has a key, first a proof of each end that it knows it, and then pickles. Only whole messages that are data pass.
+The protocol is that of ``multiprocessing.connection``: length-prefixed messages. If the listener has a key, each end
+first proves that it knows it; then pickles follow. Only complete messages that are data pass.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ from skyward.core.results.unpickler import loads
 __all__ = ["Screen", "Screened"]
 
 _CHALLENGE, _WELCOME = b"#CHALLENGE#", b"#WELCOME#"
-_PROOF = 256  # bytes of a message of the proof, as multiprocessing has it
-_LARGEST = 64 * 1024 * 1024
+_PROOF = 256  # maximum bytes of an authentication message, as in multiprocessing
+_MAX_MESSAGE = 64 * 1024 * 1024  # bytes
 
 
 def _names(module: str, name: str) -> Rule:
-    """Names whose objects are the same to pickle: the listener is no reader of ours."""
+    """Rules for names that plain pickle treats alike, since the listener is not a reader of ours."""
     rule = stdlib.rule(module, name)
     if rule is None and module.partition(".")[0] == "numpy":
         rule = library("numpy").rule(module, name)
     if rule is None:
-        raise Refused(f"names {module}.{name}")
+        raise Refused(f"refers to {module}.{name}")
     return rule
 
 
 class _Messages:
-    """Cuts a stream into messages."""
+    """Splits a stream into messages."""
 
     def __init__(self) -> None:
         self._data = bytearray()
 
     def feed(self, data: bytes | bytearray | memoryview | mmap.mmap) -> list[tuple[bytes, bytes]]:
-        """Whole messages, each with its length as it was written."""
+        """Add bytes; return the messages they complete, each with its length prefix."""
         self._data += data
         found = []
         while (header := self._header()) is not None:
@@ -61,21 +61,21 @@ class _Messages:
                 return None
             (size,) = struct.unpack_from("!Q", self._data, 4)
             start = 12
-        if not 0 <= size <= _LARGEST:
+        if not 0 <= size <= _MAX_MESSAGE:
             raise Refused(f"sends a message of {size:,} bytes")
         return start, size
 
 
 class Screen:
-    """One conversation; pure."""
+    """The state of one connection; pure."""
 
     def __init__(self) -> None:
         self._ours, self._theirs = _Messages(), _Messages()
         self._heard = False
-        self._proofs: list[bytes] = []  # how the node's next messages of the proof begin
+        self._proofs: list[bytes] = []  # how the node's next authentication messages must start
 
     def heard(self, data: bytes) -> None:
-        """The listener says something. Its first word tells whether it asks for a proof."""
+        """Take what the listener sends; its first message shows whether it requires authentication."""
         if self._heard:
             return
         for _, message in self._ours.feed(data)[:1]:
@@ -84,17 +84,17 @@ class Screen:
                 self._proofs = [b"", _CHALLENGE, _WELCOME]
 
     def said(self, data: bytes | bytearray | memoryview | mmap.mmap) -> Iterator[bytes]:
-        """What of a node's words the listener shall hear.
+        """Take what a node sends; yield what to pass on to the listener.
 
         Raises
         ------
         Refused
-            The next of them are not data; nothing more shall be passed on.
+            The next message is not data; nothing more may be passed on.
         """
         for length, message in self._theirs.feed(data):
             if self._proofs:
                 if not message.startswith(self._proofs.pop(0)) or len(message) > _PROOF:
-                    raise Refused("proves nothing")
+                    raise Refused("fails to authenticate")
             else:
                 loads(message, (), _names)
             yield length
@@ -102,19 +102,19 @@ class Screen:
 
 
 class Screened:
-    """A channel to a listener; see `Channel`. What a node writes passes a `Screen`.
+    """A channel to a listener; see `Channel`. What a node writes has to pass a `Screen`.
 
     Parameters
     ----------
     channel
         The channel itself.
-    tell
-        Told once of what was refused.
+    report
+        Called once, with what was refused.
     """
 
-    def __init__(self, channel: Channel, tell: Callable[[str], object]) -> None:
+    def __init__(self, channel: Channel, report: Callable[[str], object]) -> None:
         self._channel = channel
-        self._tell = tell
+        self._report = report
         self._screen: Screen | None = Screen()
 
     async def read(self) -> bytes:
@@ -123,7 +123,7 @@ class Screened:
         if self._screen is not None:
             try:
                 self._screen.heard(data)
-            except Refused:  # of our own listener: it says more than any of multiprocessing
+            except Refused:  # by our own listener: its message is larger than any of multiprocessing
                 self.close()
         return data
 
@@ -133,12 +133,12 @@ class Screened:
             return
         try:
             for buffer in buffers:
-                for part in self._screen.said(buffer):  # what comes before a refusal is heard
+                for part in self._screen.said(buffer):  # what precedes a refusal is passed on
                     self._channel.write([part])
-        except Exception as error:  # what is no pickle at all raises anything
+        except Exception as error:  # an invalid pickle may raise anything
             self._screen = None
             self._channel.close()
-            self._tell(str(error) if isinstance(error, Refused) else f"sends what is no data ({error!r})")
+            self._report(str(error) if isinstance(error, Refused) else f"sends something that is not data ({error!r})")
 
     async def drain(self) -> None:
         """See `Channel.drain`."""

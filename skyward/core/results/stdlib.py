@@ -1,4 +1,4 @@
-"""What results may hold of Python's own: values, and no way to anything else."""
+"""What results may contain of the standard library: values, and no way to reach anything else."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["rule"]
 
 
 def rule(module: str, name: str) -> Rule | None:
-    """The rule for a name; None if there is none."""
+    """Return the rule for a name; None if there is none."""
     return _RULES.get((module, name))
 
 
@@ -33,7 +33,7 @@ def _of_none(value: Any) -> type:
 
 
 def _attribute(of: Any, name: Any) -> Rule:
-    """Of all that ``getattr`` could give, the constructor of time zones."""
+    """Allow ``getattr`` for the constructor of time zones, and nothing else."""
     if of is not zoneinfo.ZoneInfo or name != "_unpickle":
         raise Refused(f"asks for an attribute {name!r}" if isinstance(name, str) else "asks for an attribute")
     return _ZONE
@@ -41,20 +41,20 @@ def _attribute(of: Any, name: Any) -> Rule:
 
 def _zone(key: Any, from_cache: Any) -> zoneinfo.ZoneInfo:
     if type(key) is not str:
-        raise Refused("asks for a time zone that is none")
+        raise Refused("asks for a time zone that does not exist")
     return zoneinfo.ZoneInfo(key) if from_cache else zoneinfo.ZoneInfo.no_cache(key)
 
 
 def _default_dict(factory: Any = None) -> Any:
     if factory is not None and factory not in _FACTORIES:
-        raise Refused("holds a defaultdict of something that is no plain type")
+        raise Refused("contains a defaultdict whose factory is not a plain type")
     return collections.defaultdict(factory)
 
 
-def _deque(items: Sequence[Any] = (), most: int | None = None) -> Any:
-    if items or not (most is None or type(most) is int):
-        raise Refused("makes a deque in no usual way")
-    return collections.deque(maxlen=most)
+def _deque(items: Sequence[Any] = (), maxlen: int | None = None) -> Any:
+    if items or not (maxlen is None or type(maxlen) is int):
+        raise Refused("makes a deque in an unusual way")
+    return collections.deque(maxlen=maxlen)
 
 
 def _uuid(_: Any, state: Any) -> uuid.UUID:
@@ -64,7 +64,7 @@ def _uuid(_: Any, state: Any) -> uuid.UUID:
 
 def _array(kind: Any, code: Any, machine_format: Any, data: Any) -> Any:
     if kind is not array.array or type(data) is not bytes:
-        raise Refused("makes an array of something that is none")
+        raise Refused("makes an array from something else")
     return array._array_reconstructor(kind, code, machine_format, data)  # type: ignore[attr-defined]  # noqa: SLF001
 
 
@@ -75,7 +75,7 @@ def _random(generator: Any, state: Any) -> Any:
 
 def _counter(counts: Any) -> Any:
     if type(counts) is not dict:
-        raise Refused("makes a Counter of something that is no dict")
+        raise Refused("makes a Counter from something that is not a dict")
     return collections.Counter(counts)
 
 

@@ -1,9 +1,10 @@
-"""Pickles read as data: a machine that knows what each name may be used for, and does nothing else.
+"""Reads pickles as data: an unpickler that knows what each name may be used for, and does nothing else.
 
-The C unpickler asks before it looks a name up, but not before it calls ``__setstate__``, sets an attribute or an item:
-whoever writes the pickle can have that done to classes, and to arrays whose types then lie about their memory. So it is
-used only as long as a pickle names nothing, which most don't. For all else there is `Machine`, Python's own unpickler
-in Python with every such step under a rule, and without the instructions that our pickler never writes.
+The C unpickler lets us intercept the lookup of a name, but not calls of ``__setstate__`` and assignments of attributes
+and items: the author of a pickle can have that done to classes, and to arrays whose types then lie about their memory.
+So it is used only for pickles that refer to no name, which is most of them. For all others there is `Machine`, the
+standard library's Python unpickler with a rule for every such step, and without the opcodes that our pickler never
+writes.
 """
 
 from __future__ import annotations
@@ -21,25 +22,34 @@ __all__ = ["Names", "loads"]
 
 
 class Names(Protocol):
-    """What names mean."""
+    """Maps names to rules."""
 
     def __call__(self, module: str, name: str) -> Rule:
-        """The rule for a name. Raises `Refused` where there is none."""
+        """Return the rule for a name. Raises `Refused` if there is none."""
         ...
 
 
 def loads(head: bytes | bytearray | memoryview | mmap.mmap, buffers: Sequence[Any], names: Names) -> Any:
-    """The value again.
+    """Load a value.
+
+    Parameters
+    ----------
+    head
+        The pickle.
+    buffers
+        Its out-of-band buffers, in order.
+    names
+        The rules for the names it refers to.
 
     Raises
     ------
     Refused
-        The pickle does what data does not.
+        The pickle does something that data does not.
     Exception
-        It is broken, or what it holds can't be had here.
+        It is broken, or what it contains is not available here.
     """
     file = io.BytesIO(head)
-    if not copyreg._extension_registry:  # type: ignore[attr-defined]  # noqa: SLF001 - C finds those without asking
+    if not copyreg._extension_registry:  # type: ignore[attr-defined]  # noqa: SLF001 - C resolves those without find_class
         try:
             return _Nameless(file, buffers=buffers).load()
         except _HasNames:
@@ -52,13 +62,13 @@ class _HasNames(Exception):
 
 
 class _Nameless(pickle.Unpickler):
-    """Reads values that need no class by name."""
+    """Reads values that refer to nothing by name."""
 
     def find_class(self, module: str, name: str) -> Any:
         raise _HasNames
 
 
-class Machine(pickle._Unpickler):  # noqa: SLF001 - it is what Python documents by the code of pickle.py
+class Machine(pickle._Unpickler):  # noqa: SLF001 - the reference implementation in pickle.py
     """Reads pickles of protocols 4 and 5, as `pickle.Pickler` writes them.
 
     Parameters
@@ -68,7 +78,7 @@ class Machine(pickle._Unpickler):  # noqa: SLF001 - it is what Python documents 
     buffers
         Its out-of-band buffers, in order.
     names
-        What names mean.
+        The rules for the names it refers to.
     """
 
     dispatch: ClassVar[dict[int, Callable[[Any], None]]]
@@ -79,15 +89,15 @@ class Machine(pickle._Unpickler):  # noqa: SLF001 - it is what Python documents 
 
     def __init__(self, file: io.BytesIO, buffers: Sequence[Any], names: Names) -> None:
         super().__init__(file, buffers=buffers)
-        self.read = file.read  # frames are there for files that are read in small pieces
+        self.read = file.read  # frames only help with files that are read in small pieces
         self.readinto = file.readinto
         self._names = names
-        self._rules: dict[int, Rule] = {}  # by the identity of their values, which the rules keep alive
-        self._fresh: dict[int, tuple[Any, Rule]] = {}  # objects that were made and have no state yet, by identity
-        self.used: dict[int, Any] = {}  # buffers that are the memory of an array, by identity
+        self._rules: dict[int, Rule] = {}  # by the id of their values, which the rules keep alive
+        self._fresh: dict[int, tuple[Any, Rule]] = {}  # objects that were made but have no state yet, by id
+        self.used: dict[int, Any] = {}  # buffers that are the memory of an array, by id
 
     def load(self) -> Any:
-        """The value. Raises as `loads` does."""
+        """Load the value. Raises as `loads` does."""
         self.metastack: list[list[Any]] = []
         self.stack = []
         self.append = self.stack.append
@@ -102,26 +112,26 @@ class Machine(pickle._Unpickler):  # noqa: SLF001 - it is what Python documents 
         return value
 
     def load_frame(self) -> None:
-        """Where a frame begins."""
+        """Skip the start of a frame."""
         self.read(8)
 
     def load_stack_global(self) -> None:
-        """A name becomes what its rule puts in its place."""
+        """Replace a name with the value of its rule."""
         name, module = self.stack.pop(), self.stack.pop()
         if type(name) is not str or type(module) is not str:
-            raise Refused("names something by what is no text")
+            raise Refused("uses something other than text as a name")
         rule = self._names(module, name)
         self._rules[id(rule.value)] = rule
         self.append(rule.value)
 
     def load_reduce(self) -> None:
-        """A call."""
+        """Call what the name's rule says."""
         args, function = self.stack.pop(), self.stack[-1]
         rule = self._rules.get(id(function))
         if rule is None or rule.call is None or type(args) is not tuple:
             raise Refused(f"calls {_called(function)}")
         made = rule.call(self.used, *args) if rule.memory else rule.call(*args)
-        if type(made) is Rule:  # a name that is found by a call
+        if type(made) is Rule:  # a name found by a call
             self._rules[id(made.value)] = made
             made = made.value
         self.stack[-1] = made
@@ -129,12 +139,12 @@ class Machine(pickle._Unpickler):  # noqa: SLF001 - it is what Python documents 
             self._fresh[id(made)] = made, rule
 
     def load_newobj(self) -> None:
-        """An object without ``__init__``."""
+        """Make an object without ``__init__``."""
         args = self.stack.pop()
         self._new(args, {})
 
     def load_newobj_ex(self) -> None:
-        """The same with arguments by name."""
+        """Make an object without ``__init__``, with keyword arguments."""
         named, args = self.stack.pop(), self.stack.pop()
         self._new(args, named)
 
@@ -147,7 +157,7 @@ class Machine(pickle._Unpickler):  # noqa: SLF001 - it is what Python documents 
         self._fresh[id(made)] = made, rule
 
     def load_build(self) -> None:
-        """An object's state, once."""
+        """Set an object's state, once."""
         state, made = self.stack.pop(), self.stack[-1]
         _, rule = self._fresh.pop(id(made), (None, None))
         if rule is None or rule.build is None:
@@ -159,7 +169,7 @@ class Machine(pickle._Unpickler):  # noqa: SLF001 - it is what Python documents 
                 self.memo[made.place] = built
 
     def load_memoize(self) -> None:
-        """What comes may be referred to."""
+        """Remember an object for later references."""
         made = self.stack[-1]
         if type(made) is Pending:
             made.place = len(self.memo)
@@ -168,15 +178,15 @@ class Machine(pickle._Unpickler):  # noqa: SLF001 - it is what Python documents 
     def _recall(self, index: int) -> None:
         found = self.memo.get(index, _NOTHING)
         if type(found) is Pending:
-            raise Refused("refers to an array before it is made, or to nothing")
+            raise Refused("refers to an array before it is complete, or to nothing")
         self.append(found)
 
     def load_binget(self) -> None:
-        """A reference."""
+        """Push a remembered object."""
         self._recall(self.read(1)[0])
 
     def load_long_binget(self) -> None:
-        """A reference."""
+        """Push a remembered object with a large index."""
         self._recall(int.from_bytes(self.read(4), "little"))
 
     def _takes_items(self, target: Any, plain: type) -> None:
@@ -187,25 +197,25 @@ class Machine(pickle._Unpickler):  # noqa: SLF001 - it is what Python documents 
             raise Refused(f"puts items into {_called(target)}")
 
     def load_append(self) -> None:
-        """One item of a list."""
+        """Append one item to a list."""
         value = self.stack.pop()
         self._takes_items(self.stack[-1], list)
         self.stack[-1].append(value)
 
     def load_appends(self) -> None:
-        """Items of a list."""
+        """Append items to a list."""
         items = self.pop_mark()
         self._takes_items(self.stack[-1], list)
         self.stack[-1].extend(items)
 
     def load_setitem(self) -> None:
-        """One item of a dict."""
+        """Set one item of a dict."""
         value, key = self.stack.pop(), self.stack.pop()
         self._takes_items(self.stack[-1], dict)
         self.stack[-1][key] = value
 
     def load_setitems(self) -> None:
-        """Items of a dict."""
+        """Set items of a dict."""
         items = self.pop_mark()
         target = self.stack[-1]
         self._takes_items(target, dict)
@@ -213,15 +223,15 @@ class Machine(pickle._Unpickler):  # noqa: SLF001 - it is what Python documents 
             target[items[index]] = items[index + 1]
 
     def load_additems(self) -> None:
-        """Items of a set."""
+        """Add items to a set."""
         items = self.pop_mark()
         self._takes_items(self.stack[-1], set)
         for item in items:
             self.stack[-1].add(item)
 
     def load_foreign(self) -> None:
-        """An instruction of old pickles, of persistent ids or of extension codes."""
-        raise Refused("is no pickle that a node writes")
+        """Refuse an opcode of old pickles, of persistent ids or of extension codes."""
+        raise Refused("is not a pickle that a node writes")
 
 
 _NOTHING = Pending()
@@ -248,7 +258,7 @@ Machine.dispatch = _dispatch()
 
 
 def _called(made: Any) -> str:
-    """What to call something in a refusal."""
+    """Name something in a refusal."""
     if isinstance(made, type):
         return f"the class {made.__module__}.{made.__qualname__}"
     return f"a {type(made).__qualname__}" if not isinstance(made, Mark) else f"{made}"

@@ -38,7 +38,7 @@ def test_one_that_can_not_be_loaded():
     assert isinstance(error.__cause__, SystemExit)
     _, error = WARY.result("f on n1", [head])
     assert isinstance(error, PayloadError)
-    assert "the result of f on n1 is not accepted: it names sys.exit" in str(error)
+    assert "the result of f on n1 is not accepted: it refers to sys.exit" in str(error)
     for answers in (TRUSTING, WARY):
         assert "can't be loaded here" in str(answers.result("f on n1", [b"?"])[1])
 
