@@ -40,9 +40,16 @@ def spare_work(connection: asyncssh.SSHClientConnection) -> None:
 def watch_writing(
     connection: asyncssh.SSHClientConnection, pause: Callable[[], None], resume: Callable[[], None]
 ) -> None:
-    """Call `pause` when the connection's socket takes no more, and `resume` when it does again.
+    """Observe whether a connection's socket takes more.
 
-    asyncio's transport calls these methods of its protocol, and asyncssh does nothing in them.
+    asyncio's transport calls two methods of its protocol for this, and asyncssh does nothing in them.
+
+    Parameters
+    ----------
+    connection
+        The connection.
+    pause, resume
+        Called when the socket takes no more, and when it does again.
     """
     connection.pause_writing = pause  # type: ignore[method-assign]
     connection.resume_writing = resume  # type: ignore[method-assign]

@@ -17,9 +17,14 @@ _listeners: dict[tuple[str, str], Callable[[MemoryChannel], None]] = {}
 
 
 def listen(host: str, address: str, accept: Callable[[MemoryChannel], None]) -> Callable[[], None]:
-    """Have `accept` called with the far end of each channel that is opened to `address` on `host`.
+    """Listen at an address. Returns a function that ends this.
 
-    Returns a function that ends this.
+    Parameters
+    ----------
+    host, address
+        Where: any strings.
+    accept
+        Called with the far end of each channel that is opened there.
     """
     _listeners[host, address] = accept
     return lambda: _listeners.pop((host, address), None) and None

@@ -17,7 +17,7 @@ from skyward.core.spec import Endpoint
 from skyward.transport.ssh_sessions import Sessions
 from skyward.transport.ssh_shell import SSHShell
 from skyward.transport.ssh_stream import PACKET, WINDOW, SSHChannel
-from skyward.transport.ssh_ways import Progress, Way, Ways
+from skyward.transport.ssh_ways import LoginProgress, Way, Ways
 
 __all__ = ["SSHChannel", "SSHLink", "SSHShell", "SSHTransport"]
 
@@ -50,7 +50,7 @@ class SSHTransport:
         HostUnreachable, HostKeyError, LoginRefused
             As their names say; never any other type.
         """
-        progress = Progress(str(endpoint))
+        progress = LoginProgress(str(endpoint))
         try:
             async with asyncio.timeout(timeout):
                 return SSHLink(endpoint, await Ways.here().log_in(endpoint, progress))
@@ -70,7 +70,7 @@ class SSHLink:
         self._way = way
         self._connection = way.connection
         self._line = way.line
-        self._sessions = Sessions(str(endpoint), way, lambda: Ways.here().log_in(endpoint, Progress("")))
+        self._sessions = Sessions(str(endpoint), way, lambda: Ways.here().log_in(endpoint, LoginProgress("")))
         self._shell = SSHShell(self._sessions, self._line, str(endpoint))
 
     def __repr__(self) -> str:

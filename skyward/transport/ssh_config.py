@@ -24,7 +24,7 @@ from types import MappingProxyType
 
 import asyncssh
 
-__all__ = ["Settings", "ask_ssh", "expand", "expand_path", "parse_answer", "read_settings"]
+__all__ = ["SSHSettings", "ask_ssh", "expand", "expand_path", "parse_answer", "read_settings"]
 
 _LIMIT = 15.0  # seconds for ssh's answer: it may have to canonicalize names, and `Match exec` runs commands
 _SYSTEM = Path("/etc/ssh/ssh_config")
@@ -38,7 +38,7 @@ _WORDS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class SSHSettings:
     """What is configured for one host, without ssh's own defaults.
 
     Attributes
@@ -89,7 +89,7 @@ class Settings:
         }
 
 
-def read_settings(host: str, port: int | None, user: str | None, files: Sequence[str] | None) -> Settings:
+def read_settings(host: str, port: int | None, user: str | None, files: Sequence[str] | None) -> SSHSettings:
     """Read the configuration for a host; blocks.
 
     Parameters
@@ -121,7 +121,9 @@ def read_settings(host: str, port: int | None, user: str | None, files: Sequence
                 raise error from None
     words = {word: values for word, values in answer.items() if defaults.get(word) != values}
     name, asked_port, asked_user = (answer.get(word, ("",))[0] for word in ("hostname", "port", "user"))
-    return Settings(host, name or host, int(asked_port or 22), asked_user or getpass.getuser(), MappingProxyType(words))
+    return SSHSettings(
+        host, name or host, int(asked_port or 22), asked_user or getpass.getuser(), MappingProxyType(words)
+    )
 
 
 def _asked(port: int | None, user: str | None) -> list[str]:
@@ -204,7 +206,7 @@ class _one_file:  # noqa: N801 - a context manager, used like a function
             Path(self._draft).unlink(missing_ok=True)
 
 
-def _parse_by_ourselves(host: str, port: int | None, user: str | None, files: Sequence[str] | None) -> Settings:
+def _parse_by_ourselves(host: str, port: int | None, user: str | None, files: Sequence[str] | None) -> SSHSettings:
     if files is None:
         files = [str(path) for path in (Path("~/.ssh/config").expanduser(), _SYSTEM) if os.access(path, os.R_OK)]
     try:
@@ -227,7 +229,7 @@ def _parse_by_ourselves(host: str, port: int | None, user: str | None, files: Se
         value = get(word)
         if value is not None:
             words[word.lower()] = tuple(map(_spelled, value)) if isinstance(value, list) else (_spelled(value),)
-    return Settings(host, options.host, options.port, options.username or getpass.getuser(), MappingProxyType(words))
+    return SSHSettings(host, options.host, options.port, options.username or getpass.getuser(), MappingProxyType(words))
 
 
 def _spelled(value: object) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import asyncssh
 
 from skyward.transport.asyncssh_hooks import hear_refusals
-from skyward.transport.ssh_config import Settings, expand, expand_path
+from skyward.transport.ssh_config import SSHSettings, expand, expand_path
 
 __all__ = ["Client", "Keys", "agent_of", "agent_words", "is_encrypted", "read_keys"]
 
@@ -61,7 +61,7 @@ class Keys:
         return [*ours, *others, *(pair for pair in self.pairs if pair.key_public_data not in covered)]
 
 
-def read_keys(settings: Settings, asked: Sequence[str]) -> Keys:
+def read_keys(settings: SSHSettings, asked: Sequence[str]) -> Keys:
     """Read the key files; blocks.
 
     Raises
@@ -122,7 +122,7 @@ def _public(file: str) -> list[bytes]:
     return []
 
 
-def agent_of(settings: Settings) -> str:
+def agent_of(settings: SSHSettings) -> str:
     """Return where ssh-agent listens; empty for none."""
     values = settings.all("identityagent")
     configured = values[0] if values else "SSH_AUTH_SOCK"
@@ -163,7 +163,15 @@ class Client(asyncssh.SSHClient):
         self.accepted |= payload[5 + length : 6 + length] == b"\1"
 
     def validate_host_public_key(self, host: str, addr: str, port: int, key: asyncssh.SSHKey) -> bool:
-        """Called for a key that is not trusted; it stays untrusted, but the error can name it."""
+        """Called for a key that is not trusted; it stays untrusted, but the error can name it.
+
+        Parameters
+        ----------
+        host, addr, port
+            Of the host.
+        key
+            The key that it presents.
+        """
         self.refused_key = key
         return False
 

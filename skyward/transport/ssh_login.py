@@ -29,7 +29,7 @@ from asyncssh.public_key import get_certificate_algs, get_public_key_algs
 from skyward.core.errors import HostKeyError, HostUnreachable, LoginRefused
 from skyward.core.spec import Endpoint, parse_address
 from skyward.core.system import open_files
-from skyward.transport.ssh_config import Settings, expand, expand_path, read_settings
+from skyward.transport.ssh_config import SSHSettings, expand, expand_path, read_settings
 from skyward.transport.ssh_keys import Client, Keys, agent_of, agent_words, is_encrypted, read_keys
 from skyward.transport.ssh_known import Entries, KnownHosts, ask_command, read_revoked
 
@@ -73,7 +73,7 @@ class Login:
     """
 
     endpoint: Endpoint
-    settings: Settings
+    settings: SSHSettings
     jumps: tuple[Endpoint, ...]
     proxy: str
     known: KnownHosts
@@ -140,7 +140,7 @@ def _strings(value: object) -> list[str]:
     return [os.fspath(item) for item in value]
 
 
-def _jumps(endpoint: Endpoint, settings: Settings, asked: object) -> list[Endpoint]:
+def _jumps(endpoint: Endpoint, settings: SSHSettings, asked: object) -> list[Endpoint]:
     """Return the jump hosts, given as for ``-J``: separated by commas, possibly as ssh:// addresses, or "none"."""
     configured = settings.get("proxyjump")
     text = str(asked) if asked is not None else expand(configured, settings.tokens) if configured else "none"
@@ -157,13 +157,13 @@ def _jumps(endpoint: Endpoint, settings: Settings, asked: object) -> list[Endpoi
     return [] if loop else hops
 
 
-def _known_as(settings: Settings) -> tuple[str, int]:
+def _known_as(settings: SSHSettings) -> tuple[str, int]:
     alias = settings.get("hostkeyalias")
     return (alias, 22) if alias else (settings.name, settings.port)
 
 
 def _read_known_hosts(
-    settings: Settings, options: Mapping[str, object], shown: asyncssh.SSHKey | None = None
+    settings: SSHSettings, options: Mapping[str, object], shown: asyncssh.SSHKey | None = None
 ) -> KnownHosts:
     name, port = _known_as(settings)
     pinned = options.get("host_key")
@@ -197,7 +197,7 @@ def _paths(files: Sequence[str], tokens: Mapping[str, str]) -> list[str]:
 # --- arguments for asyncssh -----------------------------------------------------------------------------------------
 
 
-def _arguments(settings: Settings, options: Mapping[str, object], known: KnownHosts) -> dict[str, Any]:
+def _arguments(settings: SSHSettings, options: Mapping[str, object], known: KnownHosts) -> dict[str, Any]:
     """Return everything that asyncssh would otherwise decide by itself."""
     arguments: dict[str, Any] = {
         "config": [],
@@ -239,7 +239,7 @@ def _arguments(settings: Settings, options: Mapping[str, object], known: KnownHo
     return {**arguments, **_line_arguments(settings), **_forwarding(settings, options)}
 
 
-def _line_arguments(settings: Settings) -> dict[str, Any]:
+def _line_arguments(settings: SSHSettings) -> dict[str, Any]:
     """Return what is configured about the TCP connection."""
     arguments: dict[str, Any] = {}
     family = {"inet": socket.AF_INET, "inet6": socket.AF_INET6}.get(settings.get("addressfamily") or "any")
@@ -254,7 +254,7 @@ def _line_arguments(settings: Settings) -> dict[str, Any]:
     return arguments
 
 
-def _forwarding(settings: Settings, options: Mapping[str, object]) -> dict[str, Any]:
+def _forwarding(settings: SSHSettings, options: Mapping[str, object]) -> dict[str, Any]:
     """Return which agent commands on the host may use, if any."""
     configured = settings.get("forwardagent") or "no"
     if options.get("agent_forwarding") or configured == "yes":
@@ -264,7 +264,7 @@ def _forwarding(settings: Settings, options: Mapping[str, object]) -> dict[str, 
     return {"agent_forwarding": os.environ.get(configured[1:], "") if configured.startswith("$") else configured}
 
 
-def _algorithms(settings: Settings, word: str, supported: Sequence[bytes]) -> list[str] | str | None:
+def _algorithms(settings: SSHSettings, word: str, supported: Sequence[bytes]) -> list[str] | str | None:
     """Return the algorithms of a configured list that asyncssh supports; None if nothing is configured."""
     text = settings.get(word)
     if text is None or text.startswith(("+", "-", "^")):  # signs remain only if asyncssh read the configuration
@@ -276,7 +276,7 @@ def _algorithms(settings: Settings, word: str, supported: Sequence[bytes]) -> li
     return chosen
 
 
-def _environment(settings: Settings) -> dict[str, str]:
+def _environment(settings: SSHSettings) -> dict[str, str]:
     """Return the variables that SendEnv and SetEnv offer to the host, which accepts what it likes."""
     patterns = [pattern for line in settings.all("sendenv") or () for pattern in line.split()]
     sent = {name: value for name, value in os.environ.items() if any(fnmatch.fnmatchcase(name, p) for p in patterns)}

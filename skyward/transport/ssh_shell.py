@@ -29,6 +29,15 @@ class SSHShell:
     A login shell may be anything, and may print anything before it runs a command (a chatty ~/.bashrc). So it is only
     asked to become /bin/sh, with a command that every shell understands; the script is sent over stdin, and its output
     is enclosed in random marks.
+
+    Parameters
+    ----------
+    sessions
+        Opens a session for each command.
+    line
+        Of the connection, for streams.
+    where
+        The host's name, for messages.
     """
 
     def __init__(self, sessions: Sessions, line: Line, where: str) -> None:
@@ -44,6 +53,15 @@ class SSHShell:
 
         A nonzero status is not an error here. Processes that the command leaves running, and their output, are not
         waited for.
+
+        Parameters
+        ----------
+        command
+            What to run.
+        input
+            Its standard input.
+        timeout
+            Seconds it may take; None: no limit.
 
         Raises
         ------

@@ -29,7 +29,7 @@ from skyward.transport.ssh_config import expand
 from skyward.transport.ssh_login import Dropped, Login, attempt, read_login
 from skyward.transport.ssh_stream import Line
 
-__all__ = ["Progress", "Way", "Ways"]
+__all__ = ["LoginProgress", "Way", "Ways"]
 
 _CONCURRENT = 6  # logins to one host; sshd starts dropping at ten, and others log in, too
 _TRIES = 9  # for a host that drops connections: some 25 s
@@ -40,7 +40,7 @@ _MAX_HOPS = 8  # more jump hosts than this count as a loop
 _GOODBYE = 2.0  # seconds for an orderly end; a dead line does not answer
 
 
-class Progress:
+class LoginProgress:
     """What a login is waiting for, to be named if it times out."""
 
     def __init__(self, at: str) -> None:
@@ -49,7 +49,17 @@ class Progress:
 
 
 class Way:
-    """A connection to a host, with the connections that it goes through."""
+    """A connection to a host, with the connections that it goes through.
+
+    Parameters
+    ----------
+    connection
+        The connection.
+    below
+        The connection to the jump host that it goes through directly, if any.
+    proxy
+        The ProxyCommand that it goes through, if any.
+    """
 
     def __init__(
         self, connection: asyncssh.SSHClientConnection, below: _Shared | None = None, proxy: _Proxy | None = None
@@ -161,7 +171,7 @@ class Ways:
         return cls._all.setdefault(asyncio.get_running_loop(), cls())
 
     async def log_in(
-        self, endpoint: Endpoint, progress: Progress, inside: _Shared | None = None, depth: int = 0
+        self, endpoint: Endpoint, progress: LoginProgress, inside: _Shared | None = None, depth: int = 0
     ) -> Way:
         """Connect to the jump hosts and the host itself. The caller limits the time by cancelling.
 
@@ -203,7 +213,7 @@ class Ways:
         raise AssertionError("the last attempt raises")
 
     async def _approach(
-        self, login: Login, progress: Progress, leases: list[_Shared], inside: _Shared | None, depth: int
+        self, login: Login, progress: LoginProgress, leases: list[_Shared], inside: _Shared | None, depth: int
     ) -> Way:
         """Log in through the jump hosts, whose connections are added to `leases`."""
         endpoint = login.endpoint
@@ -227,7 +237,9 @@ class Ways:
         shared = self._shared.get(key)
         if shared is None or not shared.is_usable:
             shared = self._shared[key] = _Shared(key, self._shared, str(hop))
-            approach = self._through(hop, before[-1]) if before else self.log_in(hop, Progress(""), shared, depth + 1)
+            approach = (
+                self._through(hop, before[-1]) if before else self.log_in(hop, LoginProgress(""), shared, depth + 1)
+            )
             shared.coming = asyncio.ensure_future(approach)
         elif inside is not None and shared.leads_to(inside):
             raise _circle(to)

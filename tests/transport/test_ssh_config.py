@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skyward.transport import ssh_config
-from skyward.transport.ssh_config import Settings, expand, expand_path, parse_answer, read_settings
+from skyward.transport.ssh_config import SSHSettings, expand, expand_path, parse_answer, read_settings
 
 needs_ssh = pytest.mark.skipif(shutil.which("ssh") is None, reason="there is no ssh to ask")
 
 
-def settings(**changes: object) -> Settings:
-    return Settings(**{"host": "box", "name": "box.example", "port": 2222, "user": "ann", "words": {}, **changes})
+def settings(**changes: object) -> SSHSettings:
+    return SSHSettings(**{"host": "box", "name": "box.example", "port": 2222, "user": "ann", "words": {}, **changes})
 
 
 # --- ssh's answer ---

@@ -8,12 +8,12 @@ from pathlib import Path
 import asyncssh
 import pytest
 
-from skyward.transport.ssh_config import Settings
+from skyward.transport.ssh_config import SSHSettings
 from skyward.transport.ssh_keys import Keys, agent_of, read_keys
 
 
-def settings(**words: tuple[str, ...]) -> Settings:
-    return Settings("box", "box", 22, "ann", words)
+def settings(**words: tuple[str, ...]) -> SSHSettings:
+    return SSHSettings("box", "box", 22, "ann", words)
 
 
 def make(path: Path, passphrase: str = "") -> bytes:

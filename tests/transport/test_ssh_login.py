@@ -11,7 +11,7 @@ import pytest
 
 from skyward.core.errors import HostKeyError, LoginRefused
 from skyward.core.spec import Endpoint
-from skyward.transport.ssh_config import Settings
+from skyward.transport.ssh_config import SSHSettings
 from skyward.transport.ssh_login import Login, _algorithms, read_login
 from tests.transport.test_ssh import STRANGER, endpoint, over, refusal
 
@@ -50,7 +50,7 @@ def test_of_configured_algorithms_those_count_that_exist_here(tmp_path):
     assert told["encryption_algs"] == ["aes256-ctr", "aes128-ctr"]
     assert "hmac-sha2-256" in told["mac_algs"]
     assert "kex_algs" not in told, "what is not configured is left to asyncssh"
-    strange = Settings("box", "box", 22, "ann", {"macs": ("strange,odd",)})
+    strange = SSHSettings("box", "box", 22, "ann", {"macs": ("strange,odd",)})
     with pytest.raises(ValueError, match=r"none of the configured macs \(strange,odd\) is supported; these are: usual"):
         _algorithms(strange, "macs", [b"usual"])
     assert _algorithms(strange, "macs", [b"usual", b"odd"]) == ["odd"]

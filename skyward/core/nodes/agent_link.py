@@ -17,6 +17,7 @@ from skyward.core.errors import LinkError
 from skyward.core.guard import guarded, watched
 from skyward.core.interfaces import Channel
 from skyward.core.protocol.compression import Packer, RateMeter
+from skyward.core.protocol.messages import Bye
 from skyward.core.protocol.wire import Wire
 from skyward.core.visible import shown
 
@@ -119,6 +120,14 @@ class AgentLink:
         for chore in self._chores:
             chore.cancel()
         self._draining.clear()
+
+    def say_goodbye(self) -> bool:
+        """End the conversation for good if the link is open. Returns whether it was."""
+        if not self.wire.is_open:
+            return False
+        self.wire.send(Bye())
+        self.flush()
+        return True
 
     # --- writing ---
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["Breaks", "Progress"]
+__all__ = ["Breaks", "LinkProgress"]
 
 _MAX_FAULTS = 2  # breaks after an error at one end, without progress
 _MAX_BRIEF_FAULTS = 10  # consecutive breaks of brief links after an error, whatever was sent in between
@@ -17,7 +17,7 @@ _MAX_AT_ONCE = 5  # consecutive links that broke at once
 _PAUSE = 0.1  # seconds before the next link after one that broke at once, doubled each time
 
 
-class Progress(NamedTuple):
+class LinkProgress(NamedTuple):
     """How far a conversation has come, as numbers of messages.
 
     Attributes
@@ -42,7 +42,7 @@ class Breaks:
         self._faults = 0
         self._at_once = 0
         self._brief_faults = 0
-        self._before = Progress(0, 0, 0)
+        self._before = LinkProgress(0, 0, 0)
 
     def __repr__(self) -> str:
         return f"<Breaks {self._faults} by faults, {self._at_once} at once>"
@@ -52,7 +52,7 @@ class Breaks:
         """Seconds to wait before the next attempt, so that a brief problem has time to pass."""
         return _PAUSE * 2 ** (self._at_once - 1) if self._at_once else 0.0
 
-    def count(self, now: Progress, seconds: float, reason: str, *, fault: bool) -> str | None:
+    def count(self, now: LinkProgress, seconds: float, reason: str, *, fault: bool) -> str | None:
         """Count a link that broke. Returns why the node should be given up, or None to go on.
 
         Parameters

@@ -21,12 +21,13 @@ from typing import Any, ClassVar, Protocol
 from skyward.core.errors import LinkError, ProtocolError, ProvisioningError
 from skyward.core.interfaces import Channel
 from skyward.core.nodes.agent_link import AgentLink, Stripes, describe
-from skyward.core.nodes.link_breaks import Breaks, Progress
+from skyward.core.nodes.greeting import Greeting
+from skyward.core.nodes.link_breaks import Breaks, LinkProgress
 from skyward.core.nodes.timing import Timing
 from skyward.core.protocol.compression import available
 from skyward.core.protocol.mailbox import Inbox, Outbox
-from skyward.core.protocol.messages import Ack, Bye, Message, Ping, Pong, Ready, Setup, Welcome
-from skyward.core.protocol.wire import Buffer, Filled, Received, Role, Wire
+from skyward.core.protocol.messages import Ack, Message, Ping, Pong, Ready, Setup
+from skyward.core.protocol.wire import Buffer, Filled, Received
 
 __all__ = ["Session", "SessionHandler"]
 
@@ -37,7 +38,15 @@ class SessionHandler(Protocol):
     """Receives what a node sends. Called from the event loop; must not block."""
 
     def received(self, session: Session, message: Message, buffers: list[Filled]) -> None:
-        """Handle a message of the node that is not the session's own business."""
+        """Handle a message of the node that is not the session's own business.
+
+        Parameters
+        ----------
+        session
+            The session it arrived in.
+        message, buffers
+            The message, and its bulk.
+        """
         ...
 
 
@@ -86,17 +95,16 @@ class Session:
         self.barren = False
         """Whether it was abandoned because no task succeeds there."""
         self._connect = connect
-        self._secret = secret
         self._handler = handler
         self._on_ready = on_ready
         self._timing = timing or Timing()
+        self._greeting = Greeting(os.urandom(8).hex(), secret, self._timing.greeting)
         self._patience = patience or (lambda: self._timing.give_up)
         self._stripes = stripes
         self._link: AgentLink | None = None
         self._linked_at = 0.0
         self._breaks = Breaks()
         self._fault: str | None = None  # the error for which the last link was broken, here or there
-        self._name = os.urandom(8).hex()
         self._outbox = Outbox()
         self._inbox = Inbox()
         self._closing = False
@@ -161,20 +169,19 @@ class Session:
             finally:
                 self._drop(link.channel)
             if self._closing:
-                return self._why
+                lost = None
+                break
             try:
                 link = await self._resume()
             except LinkError as error:
-                return self._reason(f"{error}")
-
-    def _reason(self, lost: str) -> str | None:
-        """Why the conversation ended: our own reason if we ended it."""
+                lost = f"{error}"
+                break
         return self._why if self._closing else lost
 
     async def close(self) -> None:
         """Say goodbye and wait briefly for the agent to end. It ends whatever still runs there."""
         self._closing = True
-        if self._say_goodbye():
+        if self._link is not None and self._link.say_goodbye():
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._unlinked.wait(), self._timing.farewell)
 
@@ -190,17 +197,9 @@ class Session:
         """
         self.barren = self.barren or barren
         self._closing, self._why = True, reason
-        self._say_goodbye()
+        if self._link is not None:
+            self._link.say_goodbye()
         self.break_link()
-
-    def _say_goodbye(self) -> bool:
-        """Send `Bye` if there is an open link. Returns whether there was."""
-        link = self._link
-        if link is None or not link.wire.is_open:
-            return False
-        link.wire.send(Bye())
-        link.flush()
-        return True
 
     def failed(self, error: Exception) -> None:
         """Break the link after an error that concerns this node, so that both ends repeat what it was about."""
@@ -240,7 +239,7 @@ class Session:
         return link
 
     def _count_break(self, lasted: float, fault: str | None) -> None:
-        progress = Progress(self._inbox.received, self._outbox.acknowledged, self._outbox.last)
+        progress = LinkProgress(self._inbox.received, self._outbox.acknowledged, self._outbox.last)
         reason = fault or "the connection ended"
         why = self._breaks.count(progress, lasted, reason, fault=fault is not None)
         if why is not None:
@@ -277,26 +276,20 @@ class Session:
 
     async def _greet(self, channel: Channel) -> AgentLink:
         """Greet the agent on a new channel, which becomes the current link."""
-        wire = Wire(Role.OWNER, secret=self._secret, nonce=os.urandom(16))
-        wire.hello(self._name, self._inbox.received)
-        got = await self._answer(channel, wire)
-        welcome = got[0].message
-        if not isinstance(welcome, Welcome):
-            raise ProtocolError(f"it began with {type(welcome).__name__}")
+        wire, welcome, got = await self._greeting.open(channel, self._inbox.received)
         self.facts = welcome.facts
         self._outbox.acknowledge(welcome.received)
         self._acked.set()
         if fault := self.facts.get("fault"):
             self._fault = self._fault or f"its agent: {fault!s:.500}"
-        wire.prove()
         self._outbox.repeat(wire)
-        link = self._link = AgentLink(self.node, channel, wire, self.failed, self._stripes, self._greet_as_stripe)
+        link = self._link = AgentLink(self.node, channel, wire, self.failed, self._stripes, self._greeting.join)
         link.distance = self._distance
         self._linked_at = asyncio.get_running_loop().time()
         if self._stripes is not None and self.facts.get("zstd") is True and available():
             link.compress()
         self._unlinked.clear()
-        for received in got[1:]:
+        for received in got:
             self._take(received)
         for _ in range(3):  # for a first estimate of the round trip
             wire.send(Ping(asyncio.get_running_loop().time()))
@@ -304,26 +297,6 @@ class Session:
         if self._closing:  # while the link was being made
             channel.close()
         return link
-
-    async def _greet_as_stripe(self, channel: Channel, link: Wire) -> None:
-        """Greet the agent on a further channel of a link."""
-        wire = Wire(Role.OWNER, secret=self._secret, nonce=os.urandom(16))
-        wire.hello(self._name, 0, link.name)
-        await self._answer(channel, wire)
-        wire.prove()
-        await self._answer(channel, wire)  # a Pong: the agent has joined it to the link, and reads it so from here on
-
-    async def _answer(self, channel: Channel, wire: Wire) -> list[Received]:
-        """Write what the wire has to send, and return what arrives next: at least one message."""
-        channel.write(wire.data_to_send())
-        async with asyncio.timeout(self._timing.greeting):
-            got: list[Received] = []
-            while not got:
-                data = await channel.read()
-                if not data:
-                    raise EOFError("it closed the connection")
-                got = wire.receive_data(data)
-        return got
 
     async def _talk(self, link: AgentLink) -> None:
         """Read until the link ends."""

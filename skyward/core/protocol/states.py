@@ -103,7 +103,16 @@ REQUIRES: dict[type[Any], State] = {Welcome: State.GREETED, Proof: State.OPEN}
 
 
 def next_state(states: Mapping[Role, State], role: Role, kind: type[Any]) -> State:
-    """The state of one end after it has sent a message of this kind.
+    """Return the state of one end after it has sent a message.
+
+    Parameters
+    ----------
+    states
+        The states of both ends before.
+    role
+        The end that sends.
+    kind
+        The message's class.
 
     Raises
     ------

@@ -17,7 +17,7 @@ from skyward.core.protocol.buffers import PAGED, BufferPool
 from skyward.core.protocol.compression import Sample
 from skyward.core.protocol.messages import Message
 
-__all__ = ["Ahead", "Buffer", "Filled", "Incoming", "Lane", "Limits", "Outgoing"]
+__all__ = ["Ahead", "Buffer", "Filled", "Incoming", "Lane", "Outgoing", "SizeLimits"]
 
 Buffer = Union[bytes, bytearray, memoryview, mmap.mmap]
 """What can be sent."""
@@ -31,7 +31,7 @@ _MAX_GAPS = 1024  # in a message that is arriving: each stripe is at a different
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class SizeLimits:
     """Maximum sizes in bytes; anything larger is refused before memory is allocated.
 
     Attributes
@@ -95,7 +95,21 @@ class Ahead:
 
 
 class Incoming:
-    """A large message whose buffers are arriving."""
+    """A large message whose buffers are arriving.
+
+    Parameters
+    ----------
+    key
+        Identifies it among the large messages of its link.
+    number, message
+        From its envelope.
+    sizes
+        Of its buffers, in bytes.
+    prelude
+        Size of its prelude in bytes.
+    ahead
+        Bounds the memory for all of these.
+    """
 
     __slots__ = (
         *("_ahead", "_allocated", "_begun", "_sizes", "_starts", "buffers", "gaps", "key", "message", "missing"),

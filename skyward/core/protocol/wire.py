@@ -48,7 +48,7 @@ from skyward.core.protocol.envelopes import decode, encode
 from skyward.core.protocol.framing import frame
 from skyward.core.protocol.messages import ORDERED, Hello, Message, Ping, Proof, Welcome
 from skyward.core.protocol.states import TALK, Role, State, next_state
-from skyward.core.protocol.transfers import Ahead, Buffer, Filled, Incoming, Lane, Limits, Outgoing
+from skyward.core.protocol.transfers import Ahead, Buffer, Filled, Incoming, Lane, Outgoing, SizeLimits
 
 __all__ = [
     "VERSION",
@@ -56,9 +56,9 @@ __all__ = [
     "Buffer",
     "Filled",
     "Lane",
-    "Limits",
     "Received",
     "Role",
+    "SizeLimits",
     "State",
     "Wire",
 ]
@@ -124,9 +124,11 @@ class Wire:
     at the other end, each stripe is fed as a `Lane` of its own, unless it `waits`.
     """
 
-    def __init__(self, role: Role, *, secret: bytes = b"", nonce: bytes = b"", limits: Limits | None = None) -> None:
+    def __init__(
+        self, role: Role, *, secret: bytes = b"", nonce: bytes = b"", limits: SizeLimits | None = None
+    ) -> None:
         self.role = role
-        self.limits = limits or Limits()
+        self.limits = limits or SizeLimits()
         self.states = {Role.OWNER: State.START, Role.WORKER: State.START}
         self._secret = secret
         self._nonce = nonce
@@ -157,10 +159,17 @@ class Wire:
         self._safe_prelude = min(_GREETING, self.limits.prelude)  # it can't announce too many buffers either
 
     @classmethod
-    def opened(cls, role: Role, *, limits: Limits | None = None, fifo: bool = False) -> Wire:
+    def opened(cls, role: Role, *, limits: SizeLimits | None = None, fifo: bool = False) -> Wire:
         """Make a wire that needs no greeting: between an agent and a slot that inherited its socket.
 
-        With `fifo`, messages arrive in the order in which `send` was called.
+        Parameters
+        ----------
+        role
+            Which end this is.
+        limits
+            Maximum sizes accepted.
+        fifo
+            Whether messages must arrive in the order in which `send` was called.
         """
         wire = cls(role, limits=limits)
         wire._fifo = fifo
@@ -187,7 +196,17 @@ class Wire:
         return self._nonce if self.role is Role.OWNER else self._peer_nonce
 
     def hello(self, session: str, received: int, link: bytes = b"") -> None:
-        """Owner: begin; as a stripe, with the name of the link that it is to join."""
+        """Owner: begin.
+
+        Parameters
+        ----------
+        session
+            The session's name.
+        received
+            The last numbered message of the session that has arrived.
+        link
+            As a stripe: the name of the link that it is to join.
+        """
         self.send(Hello(VERSION, session, self._nonce, received, link))
 
     def welcome(self, received: int, facts: dict[str, Any]) -> None:

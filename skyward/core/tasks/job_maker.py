@@ -19,7 +19,7 @@ from skyward.core.tasks.listening_sockets import Listeners
 
 __all__ = ["JobMaker"]
 
-_MAX_SIZE = wire.Limits().message
+_MAX_SIZE = wire.SizeLimits().message
 
 
 class JobMaker:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skyward.core.nodes.link_breaks import Breaks, Progress
+from skyward.core.nodes.link_breaks import Breaks, LinkProgress
 
 
 def test_two_errors_without_progress_are_enough() -> None:
     breaks = Breaks()
-    assert breaks.count(Progress(1, 1, 2), 0.1, "first", fault=True) is None
-    assert breaks.count(Progress(1, 1, 2), 100.0, "the connection ended", fault=False) is None
-    why = breaks.count(Progress(1, 2, 3), 0.1, "second", fault=True)
+    assert breaks.count(LinkProgress(1, 1, 2), 0.1, "first", fault=True) is None
+    assert breaks.count(LinkProgress(1, 1, 2), 100.0, "the connection ended", fault=False) is None
+    why = breaks.count(LinkProgress(1, 2, 3), 0.1, "second", fault=True)
     assert why is not None
     assert why.endswith("without progress in between: second")
 
@@ -20,23 +20,23 @@ def test_two_errors_without_progress_are_enough() -> None:
 def test_what_one_end_can_not_take_is_noticed_though_the_other_direction_goes_on() -> None:
     """The node's results come, while one message to it breaks each link; and the other way round."""
     breaks = Breaks()
-    assert breaks.count(Progress(5, 1, 9), 1.0, "x", fault=True) is None
-    assert breaks.count(Progress(9, 1, 12), 1.0, "x", fault=True)
+    assert breaks.count(LinkProgress(5, 1, 9), 1.0, "x", fault=True) is None
+    assert breaks.count(LinkProgress(9, 1, 12), 1.0, "x", fault=True)
     breaks = Breaks()
-    assert breaks.count(Progress(5, 1, 9), 1.0, "x", fault=True) is None
-    assert breaks.count(Progress(5, 9, 12), 1.0, "x", fault=True)
+    assert breaks.count(LinkProgress(5, 1, 9), 1.0, "x", fault=True) is None
+    assert breaks.count(LinkProgress(5, 9, 12), 1.0, "x", fault=True)
 
 
 def test_progress_forgives_errors() -> None:
     breaks = Breaks()
     for step in range(20):
-        assert breaks.count(Progress(step + 1, step + 1, step + 1), 10.0, "x", fault=True) is None
+        assert breaks.count(LinkProgress(step + 1, step + 1, step + 1), 10.0, "x", fault=True) is None
 
 
 def test_errors_at_once_are_too_many_sometime_though_something_is_said_in_between() -> None:
     """A node that breaks each link must not keep us busy with that for ever."""
     breaks = Breaks()
-    counts = [breaks.count(Progress(step, step, step), 0.1, "x", fault=True) for step in range(1, 11)]
+    counts = [breaks.count(LinkProgress(step, step, step), 0.1, "x", fault=True) for step in range(1, 11)]
     assert counts[:-1] == [None] * 9
     assert counts[-1] == "its link broke 10 times in a row after an error, soon after it was made: x"
 
@@ -44,7 +44,7 @@ def test_errors_at_once_are_too_many_sometime_though_something_is_said_in_betwee
 def test_links_that_break_at_once_are_tried_a_few_times_and_ever_more_slowly() -> None:
     breaks = Breaks()
     pauses = []
-    while (why := breaks.count(Progress(1, 1, 2), 0.01, "the connection ended", fault=False)) is None:
+    while (why := breaks.count(LinkProgress(1, 1, 2), 0.01, "the connection ended", fault=False)) is None:
         pauses.append(breaks.pause)
     assert pauses == [0.0, 0.1, 0.2, 0.4, 0.8]
     assert "5 times in a row" in why
@@ -60,6 +60,6 @@ def test_a_line_that_breaks_loses_no_node_while_anything_passes_or_links_last(
         heard, told = heard + more_heard, told + more_told
         useless = not more_heard and not more_told and seconds <= 5
         idle = idle + 1 if useless else 0
-        assert (breaks.count(Progress(heard, told, told + 1), seconds, "x", fault=False) is None) == (idle < 5)
+        assert (breaks.count(LinkProgress(heard, told, told + 1), seconds, "x", fault=False) is None) == (idle < 5)
         if idle >= 5:
             return

@@ -37,7 +37,7 @@ from skyward.core.protocol.messages import (
 )
 from skyward.core.protocol.states import TRANSITIONS
 from skyward.core.protocol.transfers import Outgoing
-from skyward.core.protocol.wire import VERSION, WHOLE, Lane, Limits, Received, Role, State, Wire
+from skyward.core.protocol.wire import VERSION, WHOLE, Lane, Received, Role, SizeLimits, State, Wire
 from tests.examples import examples
 
 OWNER_MESSAGES = st.one_of(
@@ -55,7 +55,7 @@ OWNER_MESSAGES = st.one_of(
 BUFFERS = st.lists(st.binary(max_size=300) | st.integers(32_000, 90_000).map(bytes), max_size=4)
 
 
-def opened(limits: Limits | None = None) -> tuple[Wire, Wire]:
+def opened(limits: SizeLimits | None = None) -> tuple[Wire, Wire]:
     """An owner and a worker that have greeted each other."""
     owner = Wire(Role.OWNER, secret=b"s", nonce=b"owner", limits=limits)
     worker = Wire(Role.WORKER, secret=b"s", nonce=b"worker", limits=limits)
@@ -82,7 +82,7 @@ def carry(source: Wire, target: Wire) -> list[Received]:
 @given(messages=st.lists(st.tuples(OWNER_MESSAGES, BUFFERS), max_size=8), data=st.data())
 def test_any_chunking_gives_every_message_once_and_whole(messages: Any, data: st.DataObject) -> None:
     """Wherever the stream is cut, all messages arrive once with their buffers; small ones in their order."""
-    owner, worker = opened(Limits(piece=20_000))
+    owner, worker = opened(SizeLimits(piece=20_000))
     for number, (message, buffers) in enumerate(messages, 1):
         owner.send(message, buffers, number)
     stream = b"".join(bytes(chunk) for _ in range(100) for chunk in owner.data_to_send(30_000))
@@ -157,7 +157,7 @@ def _envelope(message: Any) -> bytes:
 
 def test_sizes_are_refused_before_memory_is_taken() -> None:
     """A promise of more than the limits is refused, one by one and summed up."""
-    limits = Limits(message=1000, open=1500)
+    limits = SizeLimits(message=1000, open=1500)
     run = _envelope(Run(1, True, None, None, {}))
     with pytest.raises(ProtocolError, match="over the limit"):
         opened(limits)[1].receive_data(_piece(1, 1, _prelude(run, 1001)))
@@ -165,7 +165,7 @@ def test_sizes_are_refused_before_memory_is_taken() -> None:
     worker.receive_data(_piece(1, 1, _prelude(run, 1000)))
     with pytest.raises(ProtocolError, match="over the limit"):
         worker.receive_data(_piece(1, 2, _prelude(run, 600)))
-    worker = opened(Limits(message=10**6, open=10**9))[1]
+    worker = opened(SizeLimits(message=10**6, open=10**9))[1]
     with pytest.raises(ProtocolError, match="at a time"):
         for number in range(1000):
             worker.receive_data(_piece(1, number, _prelude(run, 1)))
@@ -248,7 +248,7 @@ class FailsAt(AlwaysPacks):
 @pytest.mark.parametrize("left", [0, 1, 4])
 def test_where_packing_fails_the_message_goes_as_it_is(left: int) -> None:
     """Not a piece is lost, and it is said once."""
-    owner, worker = opened(Limits(piece=20_000))
+    owner, worker = opened(SizeLimits(piece=20_000))
     failures: list[Exception] = []
     owner.packer, owner.packing_failed = FailsAt(left), failures.append
     owner.send(Cancel(1), [bytes(range(250)) * 400, b"ab" * 30_000], 1)
@@ -263,7 +263,7 @@ def test_any_interleaving_of_stripes_gives_every_message_once_and_whole(
     messages: Any, packed: bool, data: st.DataObject
 ) -> None:
     """Whichever stripe takes a piece, whichever is read, wherever it is cut; and never do all streams wait."""
-    owner, worker = opened(Limits(piece=20_000))
+    owner, worker = opened(SizeLimits(piece=20_000))
     if packed:
         owner.packer = AlwaysPacks()
     lanes: list[Lane | None] = [None, *(worker.stripe() for _ in range(3))]
@@ -404,7 +404,7 @@ def test_memory_for_stripes_is_bounded() -> None:
     with pytest.raises(ProtocolError, match="has no gap"):
         for at in range(0, 10**6, 2):
             worker.receive_data(_data(1, at, b"x"), lane)
-    worker = opened(Limits(prelude=20_000))[1]
+    worker = opened(SizeLimits(prelude=20_000))[1]
     with pytest.raises(ProtocolError, match="preludes that are too large"):
         for number in range(20):
             worker.receive_data(_piece(1, number, _prelude(_envelope(Run(1, True, None, None, {0: bytes(19_000)})), 1)))
@@ -598,7 +598,7 @@ def test_a_later_link_brings_what_an_earlier_one_lost(messages: Any, sent: int) 
 
 def test_what_the_wire_does_not_take_is_not_kept() -> None:
     """It has no number either, for the peer would wait for that."""
-    outbox, (owner, _) = Outbox(), opened(Limits(message=10))
+    outbox, (owner, _) = Outbox(), opened(SizeLimits(message=10))
     with pytest.raises(ProtocolError):
         outbox.post(Ping(1.0), [b"x" * 11], owner)
     assert outbox.post(Ping(1.0), [], owner) == 1
