@@ -396,6 +396,19 @@ def test_arguments_of_a_pool_are_all_there() -> None:
     assert sorted(listed) == sorted(inspect.signature(skyward.Compute).parameters)
 
 
+def test_defaults_of_a_pool_are_right() -> None:
+    """`Local()` and the like stand for the None that means them."""
+    parameters = inspect.signature(skyward.Compute).parameters
+    page = read(REPOSITORY / "docs" / "api.md").partition("\n## A pool\n")[2]
+    rows = re.findall(r"^\| (`\w+`.*?) \| (`[^|]+`|\w+) \|", page, flags=re.MULTILINE)
+    assert rows
+    for names, default in rows:
+        written = default.strip("`")
+        value = None if re.fullmatch(r"[A-Z]\w+\(\)", written) else ast.literal_eval(written)
+        for name in re.findall(r"`(\w+)`", names):
+            assert parameters[name].default == value, name
+
+
 def test_arguments_of_ssh_are_all_there() -> None:
     page = read(REPOSITORY / "docs" / "ssh.md")
     listed = re.findall(r"^\| `(\w+)` \|", page, flags=re.MULTILINE)
