@@ -1,4 +1,4 @@
-"""AWS: EC2 instances, by libcloud's driver with its gaps filled."""
+"""AWS: EC2 instances, through libcloud's driver with its gaps filled."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ from skyward.providers.drivers.ec2_wire import EC2ClockSkewError, EC2Credentials
 __all__ = ["AWS"]
 
 _REGION = "us-east-1"
-_POOL, _ORDER = "skyward-pool", "skyward-order"  # keys of our tags
-_END = "shutdown -h now || poweroff -f"  # instances are launched so that this terminates them
+_POOL, _ORDER = "skyward-pool", "skyward-order"  # keys of the tags we set
+_END = "shutdown -h now || poweroff -f"  # instances are launched so that a shutdown terminates them
 _WHO_AM_I = "https://checkip.amazonaws.com"
 _UBUNTU_OWNERS = ["099720109477"]  # Canonical
 _UBUNTU = "ubuntu/images/hvm-ssd-gp3/ubuntu-noble-24.04-{}-server-*"
 _DEEP_LEARNING = "Deep Learning *Base OSS Nvidia Driver GPU AMI (Ubuntu 24.04)*"
 _DEEP_LEARNING_OWNERS = ["amazon", "898082745236"]  # the alias, and the account behind it
-_TYPES_AGE = 3600.0  # seconds for which the list of instance types is believed
+_TYPES_AGE = 3600.0  # seconds for which the list of instance types is reused
 
 _CAPACITY = {
     "InsufficientInstanceCapacity",
@@ -57,11 +57,11 @@ _CAPACITY = {
     "Unsupported",  # this type in this zone
 }
 _QUOTA = {"InstanceLimitExceeded", "MaxSpotInstanceCountExceeded", "VcpuLimitExceeded", "VolumeLimitExceeded"}
-_NOT_YET = {"InvalidGroup.Duplicate", "InvalidGroup.NotFound"}  # a group that is new is not seen everywhere at once
+_NOT_YET = {"InvalidGroup.Duplicate", "InvalidGroup.NotFound"}  # a new group is not visible everywhere at once
 _TOO_OFTEN = {"EC2ThrottledException", "RequestLimitExceeded", "Throttling", "ThrottlingException"}
-# Of some refusals, which other offers would have the same; where nothing is said, it follows from the error's type.
+# How far some refusals reach; for others that follows from the error's type.
 _SCOPES = {
-    "AuthFailure": Scope.REGION,  # also said in regions that the account has not enabled
+    "AuthFailure": Scope.REGION,  # also the answer of regions that the account has not enabled
     "AuthFailure.ServiceLinkedRoleCreationNotPermitted": Scope.SPOT,
     "Blocked": Scope.ACCOUNT,
     "InvalidAMIID.NotFound": Scope.REGION,
@@ -71,7 +71,7 @@ _SCOPES = {
     "UnauthorizedOperation": Scope.REGION,
 }
 _PRICES_DENIED = ("DescribeSpotPriceHistory", "UnauthorizedOperation")
-# A policy may forbid types, zones or spot machines, and the answer does not say which.
+# A policy may forbid types, zones or spot machines, and the reply does not say which.
 _UNSAID = {
     ("RunInstances", "OptInRequired"): Scope.OFFER,
     ("RunInstances", "UnauthorizedOperation"): Scope.OFFER,
@@ -81,30 +81,30 @@ _DENIED = {"AuthFailure.ServiceLinkedRoleCreationNotPermitted", "UnauthorizedOpe
 _STATES = {
     "pending": MachineState.STARTING,
     "running": MachineState.RUNNING,
-    "shutting-down": MachineState.GONE,  # it costs nothing from here on
+    "shutting-down": MachineState.GONE,  # it costs nothing from then on
     "terminated": MachineState.GONE,
     "stopping": MachineState.FAILED,
     "stopped": MachineState.FAILED,
 }
 
-# Instance types of a region at an address, and when they were asked for: a dozen calls that say the same all day.
+# Instance types by address and region, and when they were fetched: a dozen calls with the same reply all day.
 _types: dict[tuple[str | None, str], tuple[float, list[InstanceType]]] = {}
 _types_lock = threading.Lock()
-_groups_lock = threading.Lock()  # one security group a pool, though several orders may need it first
+_groups_lock = threading.Lock()  # one security group per pool, though several orders may need it first
 
 
 @dataclass(frozen=True, eq=False)
 class AWS(CloudProvider):
     """EC2 instances in one region or several.
 
-    An instance shows a host key that it got with its user data, so that the first connection is verified; no key pair
-    of EC2 is made. Each pool has a security group of its own that lets SSH in from your address only. An instance that
-    hears nothing for the pool's `orphan_timeout` shuts itself down, which terminates it.
+    An instance shows a host key that it received in its user data, so that the first connection is verified; no EC2 key
+    pair is made. Each pool has its own security group, which allows SSH from your address only. An instance that hears
+    nothing for the pool's `orphan_timeout` shuts itself down, which terminates it.
 
     Parameters
     ----------
     region
-        One region, or several that are tried together; None: what the environment or the profile says, or us-east-1.
+        One region, or several that are considered together; None: that of the environment or profile, or us-east-1.
     access_key, secret_key, token
         Default: what botocore finds (environment, profile, single sign-on, role, process, container, instance).
     profile
@@ -113,19 +113,19 @@ class AWS(CloudProvider):
         An AMI's id, or ``resolve:ssm:`` and a public parameter's name; None: the newest Ubuntu 24.04 for the machine's
         architecture, or the newest Deep Learning Base image where there are GPUs.
     user
-        Login of the image.
+        Login name of the image.
     disk
-        GiB of the root volume; None: the image's.
+        Size of the root volume in GiB; None: the image's.
     subnet
-        A subnet of yours; None: the default VPC's in each zone.
+        One of your subnets; None: the default VPC's in each zone.
     ssh_from
-        Network that may connect, such as ``"203.0.113.7/32"``; None: the address that you are seen to have.
+        Network that may connect, such as ``"203.0.113.7/32"``; None: your public address.
     private
-        Connect to private addresses, from within the VPC or a VPN.
+        Whether to connect to private addresses, from within the VPC or over a VPN.
     instance_profile
         Name of an IAM instance profile for the nodes.
     url
-        Another address of the API.
+        Address of the API, if not AWS's own.
 
     Raises
     ------
@@ -163,7 +163,7 @@ class AWS(CloudProvider):
                 ) from error
 
     def make_driver(self) -> _Regions:
-        """A driver for each region, all with the same credentials."""
+        """Make a driver for each region, all with the same credentials."""
         try:
             found = resolve(
                 access_key=self.access_key, secret_key=self.secret_key, token=self.token, profile=self.profile
@@ -195,7 +195,7 @@ class AWS(CloudProvider):
     # --- offers ---
 
     def offers(self, resources: Resources) -> Offers:
-        """Types that meet `resources` in all regions that can be asked; why the others can't be."""
+        """See `Provider.offers`: types of all regions that can be asked, and why others can't."""
         found: list[Offer] = []
         refused: list[SkywardError] = []
         for region in self._call(lambda driver: driver.regions):
@@ -218,15 +218,15 @@ class AWS(CloudProvider):
             if told is None or (error.action, error.code) != _PRICES_DENIED:
                 raise
             refused.append(told)
-        return list(self.list_offers(here, resources, spot=False))  # all that who sees no spot prices can have
+        return list(self.list_offers(here, resources, spot=False))  # without spot prices only these are left
 
     def list_offers(self, driver: _Regions, resources: Resources, *, spot: bool = True) -> Iterator[Offer]:
-        """Types that meet `resources`, by zone; spot prices are those of this moment."""
+        """List types that meet `resources`, by zone, with current spot prices."""
         for region in driver.regions:
             ec2 = driver[region]
             kinds = {kind.name: kind for kind in self._kinds(region, ec2) if _is_wanted(kind, resources)}
             if not kinds and resources.machine is None:
-                # Nothing fits: all there are, so that it can be said what is nearest.
+                # Nothing fits: list all, so that the nearest can be named.
                 kinds = {kind.name: kind for kind in self._kinds(region, ec2)}
             elif not kinds:
                 yield from (_offer(kind, region, region, False, None) for kind in self._kinds(region, ec2))
@@ -254,7 +254,7 @@ class AWS(CloudProvider):
     # --- machines ---
 
     def create_machines(self, driver: _Regions, order: Order) -> Sequence[Machine]:
-        """As many as the zone has, at least one; the same order again gives the same machines."""
+        """Launch as many as the zone has, at least one; the same order again returns the same machines."""
         offer = order.offer
         assert offer is not None
         assert offer.region is not None
@@ -285,11 +285,11 @@ class AWS(CloudProvider):
         return [self._machine(region, made, order) for made in ec2.run_instances(launch)]
 
     def list_machines(self, driver: _Regions, tag: str | None) -> Sequence[Machine]:
-        """Instances with our tags.
+        """List instances with our tags.
 
-        A region that can't be asked is an error where this provider has ordered, for what is not shown counts as lost.
-        Who has ordered only elsewhere needs it no more. And who sweeps up after another process gets that error only
-        when all that the other regions show is ended; one that the account has not enabled holds nothing.
+        A region that can't be asked is an error if this provider has ordered there, since what is not listed counts as
+        lost; it does not matter if all orders went elsewhere. A sweep after another process gets that error only once
+        everything in the other regions is terminated; a region that the account has not enabled holds nothing.
         """
         wanted = {"tag-key": _POOL} if tag is None else {f"tag:{_POOL}": tag}
         found: list[Machine] = []
@@ -311,14 +311,14 @@ class AWS(CloudProvider):
         return found
 
     def destroy_machine(self, driver: _Regions, id: MachineId) -> None:
-        """Terminate an instance; its volumes go with it."""
+        """Terminate an instance, with its volumes."""
         region, _, instance = id.rpartition("/")
         if region not in driver.regions:
             raise NotFound(f"aws: {id} is in none of the regions {driver.regions}")
         driver[region].terminate_instances([instance])
 
     def clear_leftovers(self, driver: _Regions, tag: str) -> None:
-        """The pool's security groups, and volumes that outlived their machines."""
+        """Delete the pool's security groups, and volumes that outlived their machines."""
         failed: list[Exception] = []
         for region in driver.regions:
             try:
@@ -335,7 +335,7 @@ class AWS(CloudProvider):
     def _clear_region(self, ec2: EC2Driver, tag: str) -> None:
         for group in ec2.security_groups({f"tag:{_POOL}": tag}):
             ec2.delete_security_group(group.id)
-        # An image that only AWS knows (``resolve:ssm:``) may have volumes that stay.
+        # An image that only AWS resolves (``resolve:ssm:``) may have volumes that stay.
         for volume in ec2.volumes({f"tag:{_POOL}": tag, "status": ["available", "in-use"]}):
             ec2.delete_volume(volume)
 
@@ -373,7 +373,7 @@ class AWS(CloudProvider):
         return found[0]
 
     def _subnet(self, ec2: EC2Driver, zone: str) -> tuple[str, str]:
-        """VPC and subnet for a zone."""
+        """Return VPC and subnet for a zone."""
         if self.subnet is not None:
             reply = ec2.query("DescribeSubnets", {"SubnetId": [self.subnet]})
             found, where = (reply.findtext(f"subnetSet/item/{what}") or "" for what in ("vpcId", "availabilityZone"))
@@ -390,13 +390,13 @@ class AWS(CloudProvider):
         return vpc, subnet.id
 
     def _group(self, ec2: EC2Driver, tag: str, vpc: str) -> str:
-        """The pool's security group, made when it is first needed."""
+        """Return the pool's security group, which is made when first needed."""
         network = self.ssh_from or _own_address()
         with _groups_lock:
             found = ec2.security_groups({f"tag:{_POOL}": tag, "vpc-id": vpc})
             text = "Nodes of a skyward pool: SSH from its owner"
             group = found[0].id if found else ec2.create_security_group(tag, text, vpc, {"Name": tag, _POOL: tag})
-        # One that is found may have no rule, if adding it failed, or only one for an address that we had before.
+        # An existing one may lack its rule, if adding it failed, or have one for an earlier address of ours.
         ec2.authorize(group, network)
         ec2.authorize_members(group)
         return group
@@ -404,7 +404,7 @@ class AWS(CloudProvider):
     # --- errors and checks ---
 
     def map_error(self, error: Exception) -> SkywardError | None:
-        """By AWS's codes."""
+        """Map errors by AWS's codes."""
         if isinstance(error, ValueError):
             return ProvisioningError(f"aws: {error}")
         if not isinstance(error, EC2Error):
@@ -412,7 +412,7 @@ class AWS(CloudProvider):
         text, code = f"aws: {error}", error.code
         scope = _UNSAID.get((error.action, code), _SCOPES.get(code))
         if isinstance(error, EC2ClockSkewError):
-            return AuthFailed(f"{text}. The clock of this machine is wrong; set it, by NTP for example")
+            return AuthFailed(f"{text}. The clock of this machine is wrong; set it, for example by NTP")
         if isinstance(error, EC2CredentialsError) or code in _DENIED:
             return AuthFailed(text, scope=scope)
         if code in _TOO_OFTEN:
@@ -420,23 +420,23 @@ class AWS(CloudProvider):
         if code in _CAPACITY:
             return NoCapacity(text)
         if code in _QUOTA:
-            return QuotaExceeded(f"{text}. Ask for more in the Service Quotas console")
+            return QuotaExceeded(f"{text}. Request more in the Service Quotas console")
         if isinstance(error, EC2InUseError) or code in _NOT_YET or error.status >= 500:
             return CloudError(text)
         return (NotFound if code.endswith(".NotFound") else ProvisioningError)(text, scope=scope)
 
     def examine(self, driver: _Regions) -> Iterable[Check]:
-        """Whose credentials they are, and whether there is a network to put nodes in."""
+        """Check whose the credentials are, and whether there is a network for nodes."""
         for region in driver.regions:
             try:
                 account, arn = driver[region].identity()
             except EC2Error as error:
-                advice = "is the region enabled for the account? Else leave it out of region="
+                advice = "is the region enabled for the account? If not, leave it out of region="
                 yield Check(f"account in {region}", False, str(error), advice)
                 continue
             yield Check(f"account in {region}", True, f"{account} as {arn}")
             vpc = self.subnet or driver[region].default_vpc()
-            yield Check(f"network in {region}", vpc is not None, str(vpc), "make a default VPC, or give subnet=")
+            yield Check(f"network in {region}", vpc is not None, str(vpc), "create a default VPC, or set subnet=")
 
 
 class _Regions:
@@ -453,22 +453,22 @@ class _Regions:
         return self._drivers[region]
 
     def only(self, region: str) -> _Regions:
-        """One of them."""
+        """Keep one region only."""
         return _Regions({region: self._drivers[region]})
 
     def of_zone(self, zone: str) -> str:
-        """The region that a zone lies in."""
+        """Return the region that a zone is in."""
         return max((region for region in self.regions if zone.startswith(region)), key=len)
 
 
 def _of_one_region(error: SkywardError) -> SkywardError:
-    """What one region said, when others gave offers."""
+    """Add advice to one region's error, when other regions returned offers."""
     if not isinstance(error.__cause__, EC2CredentialsError):
         return error
-    advice = "Other regions take the credentials: is this one enabled for the account?"
-    told = AuthFailed(f"{error}. {advice}", scope=Scope.REGION)
-    told.__cause__ = error
-    return told
+    advice = "Other regions accept the credentials: is this one enabled for the account?"
+    advised = AuthFailed(f"{error}. {advice}", scope=Scope.REGION)
+    advised.__cause__ = error
+    return advised
 
 
 def _is_wanted(kind: InstanceType, resources: Resources) -> bool:
@@ -476,7 +476,7 @@ def _is_wanted(kind: InstanceType, resources: Resources) -> bool:
 
 
 def _is_sliced(kind: InstanceType) -> bool:
-    """Whether it has a part of a GPU, which nobody means who asks for that GPU."""
+    """Whether it has a fraction of a GPU, which nobody means who asks for that GPU."""
     return any(chip.count < 1 for chip in kind.accelerators)
 
 
@@ -502,18 +502,18 @@ def _offer(kind: InstanceType, region: str, zone: str, spot: bool, price: float 
 
 
 def _limit(price: float | None, on_demand: float | None) -> float | None:
-    """The limit to set on a spot machine: none above the on-demand price, which is AWS's own, as it refuses those."""
+    """Return a spot machine's price limit; None from the on-demand price up, where AWS refuses any."""
     return None if price is None or (on_demand is not None and price >= on_demand) else price
 
 
 def _own_address() -> str:
-    """The address that AWS sees us come from."""
+    """Return our public address, as AWS sees it."""
     try:
         reply = requests.get(_WHO_AM_I, timeout=10)
         reply.raise_for_status()
         return f"{ipaddress.ip_address(reply.text.strip())}/{'128' if ':' in reply.text else '32'}"
     except (requests.RequestException, ValueError) as error:
         raise ProvisioningError(
-            f"aws: can't find the address that this machine is seen to have ({_WHO_AM_I}: {error}); say who may "
-            'connect with sky.AWS(ssh_from="203.0.113.7/32")'
+            f"aws: can't determine the public address of this machine ({_WHO_AM_I}: {error}); set the network that "
+            'may connect, as in sky.AWS(ssh_from="203.0.113.7/32")'
         ) from error

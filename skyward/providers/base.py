@@ -1,7 +1,7 @@
-"""Providers on libcloud: everything that they have in common, so that an adapter is what differs.
+"""What all providers on libcloud have in common, so that an adapter contains only what differs.
 
-An adapter subclasses `CloudProvider` as a frozen dataclass, says how a driver is made, and turns libcloud's values into
-ours in five methods. It comes from third parties too, so what is public here is kept.
+An adapter subclasses `CloudProvider` as a frozen dataclass, makes a driver, and translates libcloud's values into ours
+in five methods. Third parties write adapters too, so what is public here stays.
 """
 
 from __future__ import annotations
@@ -37,22 +37,22 @@ __all__ = ["SECRET", "Check", "CloudProvider"]
 _T = TypeVar("_T")
 
 SECRET = {"secret": True}
-"""Metadata of a dataclass field that must not be written down."""
+"""Metadata of a dataclass field that must not be recorded."""
 
-_PAUSE = (0.5, 20.0)  # seconds before an API is asked again: at first, and at most
+_PAUSE = (0.5, 20.0)  # seconds before a call is retried: first, and max
 
 
 class _UnforeseenError(CloudError):
-    """None of the errors that are known: a fault of the adapter's, say. What was done is not known; not asked again."""
+    """An error of no known type, such as a bug in the adapter. What was done is unknown; not retried."""
 
 
 class _Driver(threading.local):
-    """A libcloud driver for each thread: one shared by two mixes up their replies."""
+    """A libcloud driver for each thread: threads that share one get each other's replies."""
 
     driver: Any = None
 
 
-# Not in the providers themselves: those are frozen, and pickled without their connections.
+# Not in the providers themselves, which are frozen, and pickled without their connections.
 _drivers: weakref.WeakKeyDictionary[CloudProvider, _Driver] = weakref.WeakKeyDictionary()
 _lock = threading.Lock()  # guards the table
 
@@ -62,10 +62,10 @@ class CloudProvider:
 
     Attributes
     ----------
-    name, traits, patience, settle
-        As `skyward.core.interfaces.Rental` says.
+    name, traits, patience, listing_delay, poll
+        See `skyward.core.interfaces.Rental`.
     retry_for
-        Seconds for which a call that failed on the way, or came too soon, is repeated.
+        Seconds for which a call is retried that failed on the way or was rate-limited.
     """
 
     name: ClassVar[str]
@@ -75,83 +75,83 @@ class CloudProvider:
     poll: ClassVar[float] = 3.0
     retry_for: float = 60.0
 
-    # --- what an adapter says ---
+    # --- what an adapter implements ---
 
     @abstractmethod
     def make_driver(self) -> Any:
-        """A new libcloud driver. Raises `AuthFailed`, saying where credentials were sought, if there are none."""
+        """Make a libcloud driver. Raises `AuthFailed`, naming where credentials were looked for, if there are none."""
 
     @abstractmethod
     def list_offers(self, driver: Any, resources: Resources) -> Iterable[Offer]:
-        """All offers; those that surely do not meet `resources` may be left out."""
+        """List all offers; those that certainly do not meet `resources` may be left out."""
 
     @abstractmethod
     def create_machines(self, driver: Any, order: Order) -> Sequence[Machine]:
-        """Take ``order.offer``: one machine, or up to ``order.count`` with ``Trait.BATCH``.
+        """Create one machine of ``order.offer``, or up to ``order.count`` with ``Trait.BATCH``.
 
-        The machine gets the order's tag and name (so that `list_machines` can tell them), our host key and user key and
-        the watchdog; see `skyward.providers.first_boot`.
+        The machine gets the order's tag and name (so that `list_machines` can return them), our host key and user key,
+        and the watchdog; see `skyward.providers.first_boot`.
         """
 
     @abstractmethod
     def list_machines(self, driver: Any, tag: str | None) -> Sequence[Machine]:
-        """Machines with this tag, or with any tag of ours (they all begin with ``sky-``) if it is None."""
+        """List machines with this tag; None: with any tag of ours, which all begin with ``sky-``."""
 
     @abstractmethod
     def destroy_machine(self, driver: Any, id: MachineId) -> None:
-        """End one machine with all that belongs to it. `NotFound` counts as done; `CloudError` is tried again."""
+        """Terminate one machine with all that belongs to it. `NotFound` counts as done; `CloudError` is retried."""
 
     def clear_leftovers(self, driver: Any, tag: str) -> None:
-        """Remove what else carries the tag."""
+        """Remove everything else that carries the tag."""
 
     def resolved(self) -> Mapping[str, object]:
-        """Arguments that were left out, as the environment has them now: region, project; no secrets.
+        """Return arguments that were left to the environment, such as region and project, without secrets.
 
-        They are written down, since who looks for machines later may do so in another environment.
+        They are recorded, since whoever looks for machines later may do so in another environment.
         """
         return {}
 
     def map_error(self, error: Exception) -> SkywardError | None:
-        """The vendor's own errors in our words; None leaves an error to the base."""
+        """Map one of the vendor's own errors to ours; None leaves an error to the base class."""
         return None
 
     def examine(self, driver: Any) -> Iterable[Check]:
-        """What ``skyward doctor`` looks at besides the credentials: balance, quotas, permissions."""
+        """Check what ``skyward doctor`` shows beyond the credentials: balance, quotas, permissions."""
         return ()
 
-    # --- what core and the command line call ---
+    # --- called by core and the command line ---
 
     def offers(self, resources: Resources) -> Sequence[Offer]:
-        """Kinds of machines that can be had."""
+        """See `Provider.offers`."""
         return self._call(lambda driver: list(self.list_offers(driver, resources)))
 
     def create(self, order: Order) -> Sequence[Machine]:
-        """Begin machines. Asked again only where that can't make more than was ordered."""
+        """See `Provider.create`. Retried only where that can't create more than was ordered."""
         again = (CloudError,) if Trait.SAFE_CREATE in self.traits else (RateLimited,)
         try:
             return self._call(lambda driver: self.create_machines(driver, order), again)
         except AuthFailed as error:
             cause = error.__cause__
             if error.scope is None and isinstance(cause, BaseHTTPError) and int(cause.code) == 403:
-                # It is known who orders: this is forbidden (spot machines, say), and something else may not be.
+                # The account is known: this (spot machines, say) is forbidden, and something else may not be.
                 raise AuthFailed(str(error), scope=Scope.OFFER) from cause
             raise
 
     def machines(self, tag: str) -> Sequence[Machine]:
-        """Machines that carry the tag."""
+        """See `Provider.machines`."""
         return self._call(lambda driver: self.list_machines(driver, tag))
 
     def all_machines(self) -> Sequence[Machine]:
-        """Machines that carry any tag of ours."""
+        """See `Rental.all_machines`."""
         return self._call(lambda driver: self.list_machines(driver, None))
 
     def destroy(self, ids: Sequence[MachineId]) -> None:
-        """End machines; those that can be ended are, whatever happens to the others.
+        """Terminate machines; each is tried, whatever happens to the others.
 
         Raises
         ------
         ProvisioningError
-            The first that could not be ended.
+            Why the first one that failed could not be terminated.
         """
         failed: SkywardError | None = None
         for id in ids:
@@ -165,11 +165,11 @@ class CloudProvider:
             raise failed
 
     def clear(self, tag: str) -> None:
-        """Remove what else carries the tag."""
+        """See `Rental.clear`."""
         self._call(lambda driver: self.clear_leftovers(driver, tag))
 
     def settings(self) -> dict[str, object]:
-        """The arguments that are no secrets and no defaults, and what the environment said in place of others."""
+        """See `Rental.settings`: the arguments that are not secrets or defaults, and what the environment supplied."""
         values = {
             item.name: getattr(self, item.name)
             for item in dataclasses.fields(self)  # type: ignore[arg-type]
@@ -188,7 +188,7 @@ class CloudProvider:
         self.make_driver()
 
     def examination(self) -> list[Check]:
-        """Findings for ``skyward doctor``; the first is whether the credentials work at all."""
+        """See `Inspectable.examination`; the first finding is whether the credentials work at all."""
         advice = "see docs/clouds.md for how credentials are found"
         try:
             self._call(lambda _: None)
@@ -199,11 +199,11 @@ class CloudProvider:
         try:
             count = len(self.all_machines())
         except CloudError as error:
-            advice = "is there a network, a proxy in between, an outage at the provider?"
+            advice = "is the network down, a proxy in between, or the provider out of service?"
             return [Check("reachability", False, str(error), advice)]
         except SkywardError as error:
             return [Check("credentials", False, str(error), advice)]
-        found = [Check("credentials", True, f"accepted; {count} machine(s) of ours")]
+        found = [Check("credentials", True, f"accepted; {count} machine(s) of skyward's")]
         try:
             found += self._call(lambda driver: list(self.examine(driver)))
         except SkywardError as error:
@@ -211,7 +211,7 @@ class CloudProvider:
         return found
 
     def hurried(self, seconds: float) -> Self:
-        """The same, asking again for so long only: for somebody who waits for the answer."""
+        """See `Inspectable.hurried`."""
         other = copy.copy(self)
         object.__setattr__(other, "retry_for", seconds)
         return other
@@ -219,13 +219,13 @@ class CloudProvider:
     # --- the edge ---
 
     def _call(self, function: Callable[[Any], _T], again: tuple[type[SkywardError], ...] = (CloudError,)) -> _T:
-        """Call with this thread's driver: errors mapped, and repeated while `again` says so."""
-        first, most = _PAUSE
-        backoff = tenacity.wait_random_exponential(multiplier=first, max=most)
+        """Call with this thread's driver, map errors, and retry on those in `again`."""
+        first, longest = _PAUSE
+        backoff = tenacity.wait_random_exponential(multiplier=first, max=longest)
 
         def wait(state: tenacity.RetryCallState) -> float:
             error = state.outcome.exception() if state.outcome is not None else None
-            return max(backoff(state), getattr(error, "wait", None) or 0.0)
+            return max(backoff(state), (error.wait or 0.0) if isinstance(error, RateLimited) else 0.0)
 
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception(
@@ -249,23 +249,23 @@ class CloudProvider:
         except SkywardError:
             raise
         except Exception as error:
-            local.driver = None  # its connection, or its token, may be what is broken
+            local.driver = None  # its connection or its token may be what is broken
             mapped = self.map_error(error) or self._mapped(error)
             renewable = isinstance(mapped, AuthFailed) and mapped.scope in (None, Scope.ACCOUNT, Scope.REGION)
-            if renewable and not fresh:  # credentials may have expired, and be renewed by now
+            if renewable and not fresh:  # credentials may have expired, and have been renewed since
                 return self._call_once(function)
             raise mapped from error
 
     def _mapped(self, error: Exception) -> SkywardError:
-        """libcloud's and requests' errors in our words."""
+        """Map an error of libcloud's or requests'."""
         text = f"{self.name}: {_short(error)}"
         if isinstance(error, InvalidCredsError):
-            return AuthFailed(f"{self.name}: {error.value}")  # as a text it would be in quotes
+            return AuthFailed(f"{self.name}: {error.value}")  # str() would put it in quotes
         if isinstance(error, RateLimitReachedError):
             return RateLimited(text, float(error.retry_after or 0) or None)
         if isinstance(error, MalformedResponseError):
-            # Its text ends with the whole page.
-            return CloudError(f"{self.name}: {error.value}: this is no answer of the API; a proxy, or an outage?")
+            # Its text contains the whole page.
+            return CloudError(f"{self.name}: {error.value}: this is not an answer of the API; a proxy, or an outage?")
         if isinstance(error, BaseHTTPError):
             return _of_status(int(error.code), text)
         if isinstance(error, (requests.exceptions.RequestException, OSError)):
@@ -284,7 +284,7 @@ def _of_status(status: int, text: str) -> SkywardError:
 
 
 def _short(error: Exception) -> str:
-    """An error's text without a whole HTML page in it."""
+    """Shorten an error's text, which may contain a whole HTML page."""
     text = " ".join(str(error.message if isinstance(error, BaseHTTPError) else error).split())
     return text if len(text) < 500 else f"{text[:500]} …"
 

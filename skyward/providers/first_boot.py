@@ -1,6 +1,6 @@
-"""PURE. What a rented machine does when it first boots: shows our host key, lets us in, and ends itself when alone.
+"""PURE. What a rented machine does at first boot: shows our host key, lets us in, and terminates itself when orphaned.
 
-Two forms of the same: user data for cloud-init, and a shell script for clouds that run one.
+In two forms: user data for cloud-init, and a shell script for clouds that run one.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ __all__ = ["cloud_config", "script", "watchdog"]
 
 _WATCHDOG = """\
 #!/bin/sh
-# Ends this machine when its owner has not been heard for {limit} s. Whoever hears the owner touches {file}.
+# Terminates this machine after {limit} s without a word from its owner. Whoever hears from the owner touches {file}.
 file={file}
 : >>"$file"
 chmod 666 "$file"
 idle=0
 last=
-# The file's time is compared with itself only: the clock may jump when it is first set.
+# The file's time is compared only with itself: the clock may jump when it is first set.
 while sleep {step}; do
     now=$(stat -c %Y "$file" 2>/dev/null || echo gone)
     if [ "$now" = "$last" ]; then idle=$((idle + {step})); else idle=0; fi
@@ -34,7 +34,7 @@ done
 
 _PLACE = "/usr/local/sbin/skyward-watchdog"
 
-# Started apart from whoever runs the first boot's scripts, whose end it must survive.
+# Detached from whatever runs the first boot's scripts, whose end it must survive.
 _START = (
     "if [ -d /run/systemd/system ] && command -v systemd-run >/dev/null; "
     f"then systemd-run --unit=skyward-watchdog --collect {_PLACE} || setsid {_PLACE} </dev/null >/dev/null 2>&1 & "
@@ -43,26 +43,28 @@ _START = (
 
 
 def watchdog(order: Order, end: str) -> str:
-    """The script that ends a machine by the shell command `end` once nobody was heard for the order's orphan_timeout.
+    """Return the script that runs the shell command `end` once the owner was silent for the order's orphan_timeout.
 
-    It goes on trying when `end` fails.
+    It keeps trying when `end` fails.
     """
     limit = max(1, math.ceil(order.orphan_timeout))
     return _WATCHDOG.format(limit=limit, step=max(1, min(15, limit // 10)), file=HEARD_FILE, end=end)
 
 
 def cloud_config(order: Order, *, end: str | None, user: str | None = None) -> str:
-    """User data for cloud-init.
+    """Return user data for cloud-init.
 
     Parameters
     ----------
+    order
+        With the machine's host key and the key that may log in.
     end
-        Shell command, run as root, by which the machine ends itself; None where it can't.
+        Shell command, run as root, with which the machine terminates itself; None where it can't.
     user
-        A user who may log in besides the image's default one: "root" where that is the one we use.
+        A further user who may log in, next to the image's default one: "root" where that is the one we use.
     """
     assert order.host_key is not None
-    # JSON is YAML, and quotes whatever a key may contain.
+    # JSON is valid YAML, and quotes whatever a key may contain.
     config: dict[str, object] = {
         "ssh_deletekeys": True,
         "ssh_keys": {"ed25519_private": order.host_key.private, "ed25519_public": order.host_key.public},
@@ -76,17 +78,19 @@ def cloud_config(order: Order, *, end: str | None, user: str | None = None) -> s
         config["users"] = ["default", {"name": "root", "ssh_authorized_keys": [order.user_key]}]
     if end is not None:
         body = base64.b64encode(watchdog(order, end).encode()).decode()
-        # bootcmd is the first that runs; what is bought must not depend on anything that comes later.
+        # bootcmd runs first; that the machine is terminated must not depend on anything later.
         start = f"mkdir -p {_PLACE.rpartition('/')[0]}; echo {body} | base64 -d >{_PLACE}; chmod 755 {_PLACE}; {_START}"
         config["bootcmd"] = [["sh", "-c", f"[ -e {HEARD_FILE} ] || {{ {start}; }}"]]
     return "#cloud-config\n" + json.dumps(config, indent=1) + "\n"
 
 
 def script(order: Order, *, end: str | None, before: str = "") -> str:
-    """A script for root, run by sh or bash at each start, perhaps while sshd already runs with another key.
+    """Return a script for root, run by sh or bash at each start, perhaps while sshd already runs with another key.
 
     Parameters
     ----------
+    order
+        As in `cloud_config`.
     end
         As in `cloud_config`.
     before
@@ -101,10 +105,10 @@ def script(order: Order, *, end: str | None, before: str = "") -> str:
         "rm -f /etc/ssh/ssh_host_*key*",
         f"printf %s {shlex.quote(order.host_key.private)} >/etc/ssh/ssh_host_ed25519_key",
         f"echo {shlex.quote(order.host_key.public)} >/etc/ssh/ssh_host_ed25519_key.pub",
-        # sshd refuses keys where others may write; some images have it so.
+        # sshd ignores keys in files that others may write to, as some images have them.
         "chmod 700 ~/.ssh; touch ~/.ssh/authorized_keys; chmod 600 ~/.ssh/authorized_keys",
         f"grep -qF {shlex.quote(order.user_key)} ~/.ssh/authorized_keys || "
-        # On a line of its own: the last one there may have no end.
+        # On a line of its own: the last one in the file may lack its newline.
         f"printf '\\n%s\\n' {shlex.quote(order.user_key)} >>~/.ssh/authorized_keys",
     ]
     if end is not None:

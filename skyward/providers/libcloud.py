@@ -1,4 +1,4 @@
-"""Any compute driver of Apache Libcloud, by a `Profile` that says what it calls things."""
+"""Any compute driver of Apache Libcloud, by a `Profile` that describes its arguments."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from skyward.providers.names import pool_of
 
 __all__ = ["PROFILES", "Libcloud", "Profile"]
 
-_MARK = "skyward"  # the tag of everything that is ours; lists of tags are kept by some clouds when all else is gone
+_MARK = "skyward"  # the tag of everything of ours; some clouds keep a list of tags when everything else is gone
 _STATUS = re.compile(r"(?i)(?:status code|http|code)\W{1,3}([45]\d\d)\b")
 _MONTH = 730.0  # hours
 _NO_ANSWER = (MalformedResponseError, requests.exceptions.RequestException, OSError)
@@ -63,9 +63,9 @@ _STATES = {
 class Libcloud(CloudProvider):
     """Machines of a cloud that Apache Libcloud has a driver for.
 
-    Shipped are profiles for DigitalOcean, Google Compute Engine, Linode, OpenStack and Vultr; others need one, and the
-    error says how it is written. Machines cost until they are deleted: a small process beside the driver does so if the
-    driver dies.
+    There are profiles for DigitalOcean, Google Compute Engine, Linode, OpenStack and Vultr; other clouds need one, and
+    the error shows how to write it. Machines cost money until they are deleted: a small process next to the driver does
+    that if the driver dies.
 
     Parameters
     ----------
@@ -80,11 +80,11 @@ class Libcloud(CloudProvider):
     create
         Further arguments of the driver's ``create_node``, such as ``{"ex_security_groups": ["ssh"]}`` on OpenStack.
     profile
-        How the driver is told things, where skyward does not know or a cloud differs.
+        Describes the driver's arguments, where skyward has no profile or a cloud differs.
     url
-        Another address of the API.
+        Address of the API, if not the driver's default.
     options
-        Further arguments of the driver itself, such as ``project="mine"``. They are written down, so no secrets.
+        Further arguments of the driver itself, such as ``project="mine"``. They are recorded, so no secrets.
 
     Raises
     ------
@@ -120,7 +120,7 @@ class Libcloud(CloudProvider):
     ) -> None:
         known = Profile(**profile) if isinstance(profile, Mapping) else profile
         values = {
-            "name": f"{self.name}:{driver}",  # as `provider=` and the command line take it: an account of its own
+            "name": f"{self.name}:{driver}",  # as in `provider=` and on the command line: an account of its own
             "driver": driver,
             "key": key,
             "secret": secret,
@@ -138,8 +138,8 @@ class Libcloud(CloudProvider):
             json.dumps(self.settings())
         except TypeError as error:
             raise ConfigError(
-                f"Libcloud({driver!r}): {error}; skyward writes arguments down, to clean up after a crash, so they "
-                "must be texts, numbers, lists and dictionaries"
+                f"Libcloud({driver!r}): {error}; skyward records arguments, to clean up after a crash, so they must "
+                "be strings, numbers, lists and dictionaries"
             ) from None
 
     @property
@@ -152,29 +152,31 @@ class Libcloud(CloudProvider):
         return self._profile
 
     def settings(self) -> dict[str, object]:
-        """The arguments that are no secrets and no defaults."""
+        """See `Rental.settings`."""
         values: dict[str, object] = super().settings()
         values |= dict(self.options)
         values.pop("options", None)
         if create := values.pop("create_arguments", None):
             values["create"] = create
         if self.profile is not None:
-            values["profile"] = json.loads(json.dumps(dataclasses.asdict(self.profile)))  # with lists, as it comes back
+            values["profile"] = json.loads(
+                json.dumps(dataclasses.asdict(self.profile))
+            )  # with lists, as it is read back
         return values
 
     @classmethod
     def found(cls) -> list[Self]:
-        """One for each cloud whose key is in the environment: the command line asks these."""
+        """See `Inspectable.found`: one for each cloud whose key is in the environment."""
         clouds = PROFILES.items()
         return [cls(cloud) for cloud, profile in clouds if any(os.environ.get(name) for name in profile.key_env)]
 
     def resolved(self) -> dict[str, object]:
-        """Options that the vendor's own tools take from the environment."""
+        """Return options that the vendor's own tools take from the environment."""
         names = self._told.options_env.items()
         return {option: os.environ[name] for option, name in names if os.environ.get(name)}
 
     def make_driver(self) -> Any:
-        """A driver with the credentials that are found."""
+        """Make a driver with the credentials that are found."""
         profile, env = self._told, os.environ
         key = self.key or next((env[name] for name in profile.key_env if env.get(name)), None)
         secret = self.secret or next((env[name] for name in profile.secret_env if env.get(name)), None)
@@ -194,22 +196,22 @@ class Libcloud(CloudProvider):
         except TypeError as error:
             raise ConfigError(
                 f"Libcloud({self.driver!r}): the driver does not take {' and '.join(self.options) or 'this'}: {error}. "
-                "A region or zone is named with location="
+                "Set a region or zone with location="
             ) from error
         if self.url is not None:
-            _turn(made, self.url)
+            _redirect(made, self.url)
         return made
 
     # --- offers ---
 
     def list_offers(self, driver: Any, resources: Resources) -> Iterator[Offer]:
-        """Every size in every location that has it."""
+        """List every size in every location that has it."""
         profile = self._told
         places = {} if profile.location is None else {str(place.id): place for place in driver.list_locations()}
         ids = {*places, *(_id(place) for place in places.values())}
         if self.location is not None and self.location not in ids:
-            names = ", ".join(sorted(ids)) or "none at all"
-            raise NotFound(f"{self.name}: there is no location {self.location!r}; there are {names}")
+            names = ", ".join(sorted(ids)) or "none"
+            raise NotFound(f"{self.name}: there is no location {self.location!r}; available: {names}")
         for size in driver.list_sizes(**profile.list_sizes):
             for place in _places_of(size, profile, places):
                 if place is None or self.location in (None, place.id, _id(place)):
@@ -236,16 +238,16 @@ class Libcloud(CloudProvider):
     # --- machines ---
 
     def create_machines(self, driver: Any, order: Order) -> Sequence[Machine]:
-        """One machine, named as its order."""
+        """Create one machine, named like its order."""
         arguments = self.arguments(driver, order)
         try:
             node = driver.create_node(**arguments)
-        except Exception as error:  # drivers raise whatever they like
+        except Exception as error:  # drivers raise all kinds of errors
             raise self._refusal(error) from error
         return [self._machine(node)]
 
     def arguments(self, driver: Any, order: Order) -> dict[str, Any]:
-        """What the driver's ``create_node`` is given; adds the pool's key to the account where that is needed."""
+        """Return the arguments of the driver's ``create_node``; adds the pool's key to the account if needed."""
         profile, offer = self._told, order.offer
         assert offer is not None
         size, place = offer.extra.get("size"), offer.extra.get("location")
@@ -254,7 +256,7 @@ class Libcloud(CloudProvider):
         given: dict[str, Any] = {"name": order.name, "size": size}
         for path, value in (*profile.create.items(), *self.create_arguments.items()):
             names = value if path in profile.named and isinstance(value, (list, tuple)) else None
-            # A copy, for more may be put into a dictionary.
+            # A copy, since more may be put into a dictionary.
             each = copy.deepcopy(value) if names is None else [SimpleNamespace(id=name, name=name) for name in names]
             _put(given, path, each)
         self._put_image(driver, given)
@@ -268,13 +270,15 @@ class Libcloud(CloudProvider):
             marks = {"list": [_MARK], "dict": {_MARK: order.tag}, "text": _MARK}
             _put(given, profile.tags, marks[profile.tags_as])
         if profile.password is not None:
-            _put(given, profile.password, secrets.token_urlsafe(32) + "aA1!")  # all kinds of characters, as some want
+            _put(
+                given, profile.password, secrets.token_urlsafe(32) + "aA1!"
+            )  # all kinds of characters, as some require
         return given
 
     def _put_image(self, driver: Any, given: dict[str, Any]) -> None:
         profile, wanted = self._told, self.image or self._told.image
         if wanted is None:
-            raise ConfigError(f"Libcloud({self.driver!r}): which image? Name one with image=...")
+            raise ConfigError(f"Libcloud({self.driver!r}): the profile names no image; set one with image=...")
         if profile.image_argument != "image":
             _put(given, profile.image_argument, wanted)
         elif profile.images == "id":
@@ -286,11 +290,11 @@ class Libcloud(CloudProvider):
                 exact = sorted((i for i in images if re.search(wanted, i.name)), key=lambda image: str(image.name))
             if not exact:
                 close = difflib.get_close_matches(wanted, [str(image.name) for image in images], 5, 0.3)
-                raise NotFound(f"{self.name}: there is no image {wanted!r}; name one with image=, such as {close}")
+                raise NotFound(f"{self.name}: there is no image {wanted!r}; set one with image=, such as {close}")
             given["image"] = exact[-1]
 
     def _key(self, driver: Any, order: Order) -> Any:
-        """The user's key in the form that the driver wants."""
+        """Return the user's key in the form that the driver takes."""
         profile = self._told
         if profile.key_as == "auth":
             return NodeAuthSSHKey(order.user_key)
@@ -300,7 +304,7 @@ class Libcloud(CloudProvider):
         if not found:
             try:
                 found = [getattr(driver, profile.add_key)(order.tag, order.user_key)]
-            except Exception:  # another order of the pool has added it at this moment, or else:
+            except Exception:  # another order of the pool may have added it just now
                 found = _keys(driver, order.tag)
                 if not found:
                     raise
@@ -310,7 +314,7 @@ class Libcloud(CloudProvider):
         return [key.extra["id"]] if profile.key_as == "ids" else key.extra["id"]
 
     def list_machines(self, driver: Any, tag: str | None) -> Sequence[Machine]:
-        """Machines that have our mark, and the name of an order of the pool."""
+        """List machines with our tag and the name of an order of the pool."""
         ours = (self._machine(node) for node in driver.list_nodes(**self._told.list_nodes) if self._is_ours(node))
         return [machine for machine in ours if tag in (None, machine.tag)]
 
@@ -320,11 +324,11 @@ class Libcloud(CloudProvider):
         return bool(pool_of(str(node.name))) and (place is None or _MARK in (tags or ()))
 
     def _machine(self, node: Any) -> Machine:
-        """Ours, from libcloud's."""
+        """Convert libcloud's node to our machine."""
         profile = self._told
         state = _STATES.get(node.state, MachineState.STARTING)
-        told: Sequence[str] = _get(node, profile.addresses) or ()
-        addresses = [text for text in told if text and text != "0.0.0.0"]  # noqa: S104  not yet known
+        shown: Sequence[str] = _get(node, profile.addresses) or ()
+        addresses = [text for text in shown if text and text != "0.0.0.0"]  # noqa: S104  not yet known
         host = next((text for text in addresses if ":" not in text), addresses[0] if addresses else None)
         if state is MachineState.RUNNING and host is None:
             state = MachineState.STARTING
@@ -339,16 +343,16 @@ class Libcloud(CloudProvider):
         )
 
     def destroy_machine(self, driver: Any, id: MachineId) -> None:
-        """Destroy it; which drivers can only do with what they have listed."""
+        """Destroy a machine, which drivers can only do with a node that they have listed."""
         for node in driver.list_nodes(**self._told.list_nodes):
             if str(node.id) == id and node.state != NodeState.TERMINATED:
                 if not driver.destroy_node(node, **self._told.destroy):
-                    raise CloudError(f"{self.name}: {id} was not destroyed, and it does not say why")
+                    raise CloudError(f"{self.name}: {id} was not destroyed, for no stated reason")
                 return
         raise NotFound(f"{self.name}: there is no machine {id}")
 
     def clear_leftovers(self, driver: Any, tag: str) -> None:
-        """The pool's key in the account."""
+        """Delete the pool's key from the account."""
         if self._told.key is not None and self._told.key_as in ("id", "ids", "name"):
             for key in _keys(driver, tag):
                 driver.delete_key_pair(key)
@@ -356,19 +360,19 @@ class Libcloud(CloudProvider):
     # --- errors ---
 
     def map_error(self, error: Exception) -> SkywardError | None:
-        """Errors of drivers that have types of their own, by the HTTP status in them."""
+        """Map a driver's own error types by the HTTP status in them."""
         status = None if isinstance(error, BaseHTTPError) else _status(error)
         if status is None:
             return None
         return self._mapped(BaseHTTPError(status, str(error)))  # type: ignore[no-untyped-call]
 
     def _refusal(self, error: Exception) -> SkywardError:
-        """Why there is no machine, or that nobody knows whether there is one."""
+        """Map why there is no machine, or that it is unknown whether there is one."""
         profile = self._told
         text = f"{self.name}: {' '.join(str(error).split())[:500]}"
         said = f"{getattr(error, 'code', '')} {error}"
         mapped = self.map_error(error) or self._mapped(error)
-        # Whatever a 5xx says, it may be a gateway that says it, after the machine was made.
+        # A 5xx, whatever its text, may come from a gateway after the machine was created.
         failed = (_status(error) or 0) >= 500
         if failed or isinstance(error, _NO_ANSWER) or isinstance(mapped, RateLimited):
             return mapped
@@ -376,7 +380,7 @@ class Libcloud(CloudProvider):
             if pattern and re.search(pattern, said):
                 return kind(text)
         if type(mapped) is ProvisioningError and not isinstance(error, BaseHTTPError) and _status(error) is None:
-            return CloudError(f"{text} ({type(error).__name__})")  # what a driver stumbled over may be the reply
+            return CloudError(f"{text} ({type(error).__name__})")  # the driver may have failed on the reply
         return mapped
 
 
@@ -392,19 +396,19 @@ def _check(driver: str, profile: Profile | None) -> None:
     except (ImportError, ValueError) as error:  # some need a package of their own
         call = f"can't be loaded: {error}"
     raise ConfigError(
-        f"Libcloud({driver!r}): skyward has no profile of this driver, with its argument for user data. Write one:\n"
+        f"Libcloud({driver!r}): skyward has no profile for this driver with its argument for user data. Write one:\n"
         f"    from skyward.providers.libcloud import Libcloud, Profile\n"
         f"    profile = Profile(user_data='ex_userdata', tags='ex_tags', tags_in='extra.tags', vcpus='extra.vcpus',\n"
         f"                      price='hour', image='Ubuntu 24.04', user='root')\n"
         f"    Libcloud({driver!r}, key=..., profile=profile)\n"
         f"with the names of its own arguments, which are: {call}\n"
-        "help(Profile) tells of each. A driver that takes no user data can't be used: its machines would show host "
-        "keys that nobody knows. There are profiles for: " + ", ".join(PROFILES)
+        "help(Profile) describes each field. A driver that takes no user data can't be used: its machines would show "
+        "unknown host keys. There are profiles for: " + ", ".join(PROFILES)
     )
 
 
-def _turn(driver: Any, url: str) -> None:
-    """Let a driver call another address, also one that takes no such argument."""
+def _redirect(driver: Any, url: str) -> None:
+    """Make a driver call another address, even if it takes no such argument."""
     parts, connection = urlsplit(url), driver.connection
     secure = parts.scheme == "https"
     connection.host, connection.port, connection.secure = parts.hostname, parts.port or (443 if secure else 80), secure
@@ -412,18 +416,18 @@ def _turn(driver: Any, url: str) -> None:
 
 
 def _places_of(size: Any, profile: Profile, known: Mapping[str, Any]) -> Sequence[Any]:
-    """The locations in which a size can be had: libcloud's objects; [None] where there are no locations."""
+    """Return the locations that offer a size, as libcloud's objects; [None] where there are no locations."""
     if profile.location is None:
         return [None]
     if profile.locations is None:
         return list(known.values())
-    told = _get(size, profile.locations)
-    each = told if isinstance(told, (list, tuple)) else [told]
+    found = _get(size, profile.locations)
+    each = found if isinstance(found, (list, tuple)) else [found]
     return [place for item in each if (place := known.get(item) if isinstance(item, str) else item) is not None]
 
 
 def _id(place: Any) -> str:
-    """What people call a location: its id, but if that is only a number."""
+    """Return what people call a location: its id, or its name where the id is only a number."""
     return str(place.name if str(place.id).isdecimal() else place.id)
 
 
@@ -432,7 +436,7 @@ def _keys(driver: Any, name: str) -> list[Any]:
 
 
 def _get(thing: Any, path: str) -> Any:
-    """What lies at a path of attributes and keys; None if it does not."""
+    """Return the value at a path of attributes and keys; None if there is none."""
     for word in path.split("."):
         thing = thing.get(word) if isinstance(thing, Mapping) else getattr(thing, word, None)
     return thing
@@ -447,7 +451,7 @@ def _put(given: dict[str, Any], path: str, value: Any) -> None:
 
 
 def _status(error: Exception) -> int | None:
-    """The HTTP status that an error tells of, as an attribute or only in its text."""
+    """Return the HTTP status of an error, from an attribute or only from its text."""
     for name in ("http_code", "code", "status"):
         value = getattr(error, name, None)
         if isinstance(value, int) and 400 <= value < 600:

@@ -1,7 +1,7 @@
-"""How each driver of Apache Libcloud wants to be told what a machine needs: values, no code.
+"""Describes how each driver of Apache Libcloud takes what a machine needs: values, no code.
 
-Libcloud's drivers agree on `create_node`, and on little of what it takes. What they share is in the adapter
-(libcloud.py); what differs is a `Profile`. Those of this file were written against the drivers of Libcloud 3.9.
+Libcloud's drivers agree on `create_node`, but on few of its arguments. What they share is in the adapter (libcloud.py);
+what differs is a `Profile`. Those in this file were written against the drivers of Libcloud 3.9.
 """
 
 from __future__ import annotations
@@ -15,52 +15,53 @@ __all__ = ["PROFILES", "Profile"]
 
 @dataclass(frozen=True)
 class Profile:
-    """What an adapter must know of a driver.
+    """What the adapter must know about a driver.
 
-    Arguments of ``create_node`` are named as the driver names them; ``"ex_create_attr.tags"`` is the entry ``"tags"``
-    of a dictionary. Places in what the driver returns are written the same: ``"extra.vcpus"``.
+    Arguments of ``create_node`` have the driver's names; ``"ex_create_attr.tags"`` is the entry ``"tags"`` of a
+    dictionary. Paths into what the driver returns are written likewise: ``"extra.vcpus"``.
 
     Attributes
     ----------
     user_data
-        Argument for the text that cloud-init gets, which brings our host key. Without one a driver can't be used.
+        Argument for cloud-init's user data, which contains our host key. A driver without it can't be used.
     key, key_as
-        Argument for the public key, and as what: "line" (a list of key lines), "id" or "ids" (of a key that is added to
-        the account), "name" (of such a key) or "auth" (a `NodeAuthSSHKey`). None where user data suffice; some
-        clouds make a root password for machines without a key, which has to be changed at the first login.
+        Argument for the public key, and its form: "line" (a list of key lines), "id" or "ids" (of a key that is added
+        to the account), "name" (of such a key) or "auth" (a `NodeAuthSSHKey`). None where user data suffices; some
+        clouds set a root password on machines without a key, which has to be changed at the first login.
     add_key
         Method that adds a key to the account; it takes a name and the key's line.
     tags, tags_as
-        Argument for tags, and as what: "list", "dict" or "text".
+        Argument for tags, and its form: "list", "dict" or "text".
     tags_in
-        Where a node shows its tags; None: a machine is known by its name alone.
+        Path to a node's tags; None: a machine is identified by its name alone.
     size, vcpus, price
-        Where a size tells its name and its cores; in what time its price is meant, None if it has none.
+        Paths to a size's name and cores; the time that its price is for, None if it has no price.
     accelerator
-        Pattern of the names of sizes with accelerators, with the groups "model", and perhaps "count" and "memory" (GB).
+        Pattern of the names of sizes with accelerators, with the groups "model", and optionally "count" and "memory"
+        (GB).
     image, images
-        The image to take unless the user names one, and how: "id" (as it is) or "listed" (a pattern; the last of the
-        matching names, in the order of the alphabet).
+        The image to use unless the user names one, and how: "id" (as it is) or "listed" (a pattern; the alphabetically
+        last of the matching names).
     image_argument
-        Argument for the image; one that is not ``"image"`` takes the name itself.
+        Argument for the image; any other than ``"image"`` takes the name itself.
     location, locations
-        Argument for the location, None if there is none; where a size tells its locations, None: it can be had in all.
+        Argument for the location, None if there is none; path to a size's locations, None: it is available in all.
     user
-        Who logs in; if not root, then it is the image's default user.
+        Login name; if not root, the image's default user.
     password
-        Argument that must have a password; it gets one that nobody knows.
+        Argument that requires a password; it gets a random one that is not kept.
     addresses
-        Where a node tells its addresses.
+        Path to a node's addresses.
     create, list_sizes, list_nodes, destroy
         Further arguments of these calls.
     named
-        Arguments for which the driver wants objects with a name and an id; users write names.
+        Arguments for which the driver takes objects with a name and an id; users write names.
     quota, capacity
-        Patterns of the errors that mean: the account may not have more, there is none at the moment. Not looked for in
-        a 5xx, which may be a gateway's.
+        Patterns of errors that mean: the account may not have more; there is none at the moment. Not applied to a 5xx,
+        which may be a gateway's.
     key_env, secret_env, options, options_env
-        Environment variables that the vendor's own tools read; further arguments of the driver, and the variables for
-        those.
+        Environment variables that the vendor's own tools read; further arguments of the driver, and the variables that
+        set them.
     """
 
     user_data: str
@@ -98,7 +99,7 @@ class Profile:
 PROFILES: dict[str, Profile] = {
     "digitalocean": Profile(
         user_data="ex_user_data",
-        key="ex_create_attr.ssh_keys",  # without one it mails a password that has to be changed at the first login
+        key="ex_create_attr.ssh_keys",  # without one it mails a password to be changed at the first login
         key_as="ids",
         add_key="create_key_pair",
         tags="ex_create_attr.tags",
@@ -123,8 +124,8 @@ PROFILES: dict[str, Profile] = {
         image_argument="ex_image_family",
         locations="extra.zone",
         user="ubuntu",
-        create={"image": None},  # has no default, and excludes a family
-        destroy={"destroy_boot_disk": False},  # it goes with its machine
+        create={"image": None},  # has no default, and excludes an image family
+        destroy={"destroy_boot_disk": False},  # it is deleted with its machine
         quota=r"QUOTA_EXCEEDED|quotaExceeded|Quota '",
         capacity=r"RESOURCE_POOL_EXHAUSTED|does not have enough resources",
         key_env=("GCE_CLIENT_EMAIL",),

@@ -1,4 +1,4 @@
-"""Nodes on this machine: each is an agent that is a child process of the driver."""
+"""Nodes on this machine: each is an agent, in a child process of the driver."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from skyward.providers.local_agents import Process, greet, start
 __all__ = ["Local"]
 
 _locals: weakref.WeakSet[Local] = weakref.WeakSet()
-_END = 5.0  # seconds that it may take to end by itself once its lifeline is cut
+_END = 5.0  # seconds for an agent to exit by itself once its lifeline is cut
 
 
 @dataclass(frozen=True, eq=False)
 class Local:
-    """Nodes on this machine, with the driver's own Python and packages. Needs no account and no set-up.
+    """Nodes on this machine, with the driver's own Python and packages. Needs no account and no setup.
 
     Notes
     -----
-    The agents end with the driver however it ends: each watches a pipe that the driver holds.
+    The agents exit with the driver, however it ends: each watches a pipe that the driver holds open.
     """
 
     name: ClassVar[str] = "local"
@@ -42,11 +42,11 @@ class Local:
         _locals.add(self)
 
     def offers(self, resources: Resources) -> Sequence[Offer]:
-        """This machine, for nothing."""
+        """Return this machine, at no cost."""
         return [Offer("local", vcpus=os.cpu_count(), region="here", price=0.0)]
 
     def create(self, order: Order) -> Sequence[Machine]:
-        """Start agents, all at the same time."""
+        """Start agents, all at once."""
         with tempfile.TemporaryFile() as errors:  # not a pipe: nobody reads it unless an agent fails to start
             return self._create(order, errors)
 
@@ -68,13 +68,13 @@ class Local:
         return machines
 
     def machines(self, tag: str) -> Sequence[Machine]:
-        """Agents of the pool that still run."""
+        """List the pool's agents that are still running."""
         with self._lock:
             alive = [id for id, (owner, process) in self._agents.items() if owner == tag and process.is_alive]
         return [Machine(id, Endpoint("tcp", "127.0.0.1"), "local") for id in alive]
 
     def destroy(self, ids: Sequence[MachineId]) -> None:
-        """End these agents, all at the same time, and wait for them."""
+        """End these agents, all at once, and wait for them."""
         with self._lock:
             ending = [process for _, process in (self._agents.pop(id) for id in ids if id in self._agents)]
         for process in ending:
@@ -84,9 +84,9 @@ class Local:
 
 
 def _let_go() -> None:
-    """A fork of the driver holds the agents' lifelines too: it must not keep them alive when the driver has died."""
+    """Close the lifelines in a fork of the driver, which must not keep agents alive when the driver has died."""
     for provider in list(_locals):
-        for _, process in list(provider._agents.values()):  # noqa: SLF001  no lock: its holder may be no more
+        for _, process in list(provider._agents.values()):  # noqa: SLF001  no lock: its holder may not exist here
             with contextlib.suppress(OSError):
                 process.lifeline.close()
 

@@ -1,6 +1,6 @@
-"""Agents as processes of this machine: one is our child, and others that start with it are its forks.
+"""Starts and ends agents as processes of this machine: one is our child, others that start with it are its forks.
 
-`local` decides when they come and go; here is how.
+`local` decides when.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from skyward.core.system.launch import command
 
 __all__ = ["Process", "greet", "start"]
 
-_START = 30.0  # seconds that an agent may take until it listens
+_START = 30.0  # seconds within which an agent must listen
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 
 class Process:
-    """An agent.
+    """The process of an agent.
 
     Parameters
     ----------
     child
-        The agent itself, or the one whose fork it is.
+        The agent itself, or the agent whose fork it is.
     lifeline, said
-        Its standard input, at whose end it ends, and its standard output.
+        Its standard input, at whose end it exits, and its standard output.
     """
 
     def __init__(self, child: subprocess.Popen[bytes], lifeline: IO[bytes], said: IO[bytes]) -> None:
@@ -45,20 +45,20 @@ class Process:
         self.said = said
         self.pid = 0
         self._child = child
-        self._fd: int | None = None  # by which a fork is known; its number may be somebody else's one day
+        self._fd: int | None = None  # identifies a fork, whose pid may be reused
 
     def __repr__(self) -> str:
         return f"<agent {self.pid or 'of unknown number'}, from {self._child.pid}>"
 
     def met(self, pid: int) -> None:
-        """It has said its number."""
+        """Note the pid that the agent has reported."""
         self.pid = pid
         if pid != self._child.pid:
             self._fd = os.pidfd_open(pid)
 
     @property
     def is_alive(self) -> bool:
-        """Whether it runs."""
+        """Whether it is running."""
         return not self._wait(0.0)
 
     def let_go(self) -> None:
@@ -68,7 +68,7 @@ class Process:
                 pipe.close()
 
     def end(self, patience: float) -> None:
-        """Wait for its end, up to a number of seconds; then end it. To be called once."""
+        """Wait for it to exit for up to `patience` seconds, then kill it. To be called once."""
         if not self._wait(patience):
             if self._fd is None:
                 self._child.kill()
@@ -78,7 +78,7 @@ class Process:
         self._forget()
 
     def kill(self) -> None:
-        """End it at once, with all that were started with it. In place of `end`; may be repeated."""
+        """Kill it at once, with all agents that were started with it. Instead of `end`; may be repeated."""
         self.let_go()
         self._forget()
         if self._child.poll() is None:
@@ -91,7 +91,7 @@ class Process:
             self._fd = None
 
     def _wait(self, seconds: float | None) -> bool:
-        """Whether it ends within this time."""
+        """Whether it exits within this time; None waits without limit."""
         if self._fd is not None:
             poll = select.poll()
             poll.register(self._fd, select.POLLIN)
@@ -102,12 +102,12 @@ class Process:
 
 
 def start(count: int, errors: IO[bytes]) -> Sequence[Process]:
-    """Start agents, which write what goes wrong into `errors`; `greet` each of them.
+    """Start agents, which write errors to `errors`; `greet` each of them.
 
     Raises
     ------
     ProvisioningError
-        They can't be started.
+        An agent can't be started.
     """
     try:
         if _has_pidfds():
@@ -132,7 +132,7 @@ def _start(count: int, errors: IO[bytes]) -> Sequence[Process]:
             stdout=subprocess.PIPE,
             stderr=errors,
             pass_fds=theirs,
-            start_new_session=True,  # Ctrl-C is the driver's to handle
+            start_new_session=True,  # the driver handles Ctrl-C
         )
     finally:
         for fd in theirs:
@@ -144,7 +144,7 @@ def _start(count: int, errors: IO[bytes]) -> Sequence[Process]:
 
 @cache
 def _has_pidfds() -> bool:
-    """Whether a process that is no child of ours can be waited for: on Linux, but not in every container."""
+    """Whether a process can be waited for that is not our child: on Linux, but not in every container."""
     try:
         os.close(os.pidfd_open(os.getpid()))
     except (AttributeError, OSError):
@@ -153,12 +153,25 @@ def _has_pidfds() -> bool:
 
 
 def greet(process: Process, secret: bytes, orphan_timeout: float, errors: IO[bytes], **more: object) -> str:
-    """Tell a new agent what it must know, and `more` of what `worker.agent.Start` has; learn where it listens.
+    """Send a new agent its settings, and return the address where it listens.
+
+    Parameters
+    ----------
+    process
+        The agent.
+    secret
+        What both ends of a link prove to know.
+    orphan_timeout
+        Seconds without an owner after which it exits.
+    errors
+        As given to `start`.
+    more
+        Further fields of `worker.agent.Start`.
 
     Raises
     ------
     ProvisioningError
-        It did not start; it should be killed.
+        It did not start, and should be killed.
     """
     values = {"listen": "unix", "secret": secret, "lifeline": True, "orphan_timeout": orphan_timeout, **more}
     start = msgpack.packb(values)
@@ -177,5 +190,5 @@ def greet(process: Process, secret: bytes, orphan_timeout: float, errors: IO[byt
         errors.seek(0)
         words = errors.read().decode(errors="replace")[-2000:]
         raise ProvisioningError(
-            f"an agent on this machine did not start ({sys.executable}); it said:\n{words}"
+            f"an agent on this machine did not start ({sys.executable}); its output:\n{words}"
         ) from error

@@ -1,4 +1,4 @@
-"""Whose a thing is, by its name alone, where a cloud has no tags; an account has things of other people, too."""
+"""Tells by its name which pool a resource belongs to, where a cloud has no tags; accounts hold other things, too."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import re
 
 __all__ = ["pool_of"]
 
-_ORDER = re.compile(r"(sky-\d+-\d+-[0-9a-f]+)-\d+", re.ASCII)  # a pool's tag and a number
+_ORDER = re.compile(r"(sky-\d+-\d+-[0-9a-f]+)-\d+", re.ASCII)  # a pool's tag, and a number
 
 
 def pool_of(name: str) -> str:
-    """The tag of the pool whose order is called so; empty for what is not named as orders are."""
+    """Return the tag of the pool whose order has this name; empty for a name that is not an order's."""
     match = _ORDER.fullmatch(name)
     return match[1] if match else ""

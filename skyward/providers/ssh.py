@@ -1,4 +1,4 @@
-"""Machines that exist already, by their addresses. Knows nothing of SSH itself: that is the transport "ssh"."""
+"""Machines that exist already, by address. Knows nothing of SSH itself, which is the transport "ssh"."""
 
 from __future__ import annotations
 
@@ -19,33 +19,33 @@ __all__ = ["SSH"]
 
 @dataclass(frozen=True)
 class SSH:
-    """Hosts that are reached by SSH.
+    """Hosts that are reached over SSH.
 
-    Each host is one node at a time, whichever pool has it. Its key must be known (known_hosts), as with the ssh
-    command; ``~/.ssh/config`` and ssh-agent are used as there. A private environment with the driver's minor version
-    of Python is made on the host under ``~/.cache/skyward``.
+    A host is one node at a time, of one pool. Its host key must be known (known_hosts), as with the ssh command;
+    ``~/.ssh/config`` and ssh-agent are used in the same way. On the host, a private environment with the driver's minor
+    version of Python is made under ``~/.cache/skyward``.
 
     Parameters
     ----------
     hosts
-        Such as ``["10.0.0.5", "user@box:2222", "[::1]:22", "alias-in-ssh-config"]``.
+        For example ``["10.0.0.5", "user@box:2222", "[::1]:22", "alias-in-ssh-config"]``.
     user
-        Login name where the host has none.
+        Login name where the host names none.
     key
         Path of a private key, or several; tried before those of ssh-agent.
     known_hosts
-        Path of a known_hosts file, or a list of lines in its format; None means what ~/.ssh/config says.
+        Path of a known_hosts file, or a list of lines in its format; None: what ~/.ssh/config says.
     jump
-        Host to go through, or several with commas in between, as ``ssh -J`` takes them.
+        Jump host, or several separated by commas, as ``ssh -J`` takes them.
     config
-        Path of a configuration file instead of ~/.ssh/config.
+        Path of a configuration file to use instead of ~/.ssh/config.
     agent_forwarding
         Whether tasks may use the driver's ssh-agent.
     python
-        The interpreter to use on the hosts, a path or a name; None to look for one of the driver's minor version.
+        Interpreter to use on the hosts, a path or a name; None: one with the driver's minor version is looked for.
     prelude
-        Lines that a login shell (bash where there is one) runs on each host first, such as
-        ``"module load python/3.12"``. What they set is the environment of the installation and of all tasks.
+        Lines that a login shell (bash where there is one) runs first on each host, such as
+        ``"module load python/3.12"``. What they set applies to the installation and to all tasks.
 
     Raises
     ------
@@ -76,11 +76,11 @@ class SSH:
         for option in ("user", "jump", "prelude"):
             value = getattr(self, option)
             if value is not None and (not isinstance(value, str) or not value.strip()):
-                what = "is not a text of shell commands" if option == "prelude" else "is not a name"
+                what = "is not a string of shell commands" if option == "prelude" else "is not a name"
                 raise ConfigError(f"SSH {option}={value!r} {what}")
         python: object = self.python
         if python is not None and not (isinstance(python, (str, os.PathLike)) and str(python).strip()):
-            raise ConfigError(f"SSH python={python!r} is neither a path nor a name of a program on the hosts")
+            raise ConfigError(f"SSH python={python!r} is neither a path nor the name of a program on the hosts")
         for hop in (self.jump or "").split(",") if self.jump not in (None, "none") else ():
             parse_address(hop.strip(), "SSH jump")
         options = self._options()
@@ -117,11 +117,11 @@ class SSH:
         return options
 
     def offers(self, resources: Resources) -> Sequence[Offer]:
-        """Nothing is on offer: what the hosts are is their owner's business."""
+        """Return nothing: the hosts are what they are."""
         return []
 
     def create(self, order: Order) -> Sequence[Machine]:
-        """Hand out hosts that are free, those first that were given back longest ago.
+        """Hand out free hosts, those first that were released longest ago.
 
         Raises
         ------
@@ -136,16 +136,16 @@ class SSH:
         return machines
 
     def machines(self, tag: str) -> Sequence[Machine]:
-        """The hosts that this tag has in use."""
+        """List the hosts that a pool has in use."""
         return self._reservations.taken(tag)
 
     def destroy(self, ids: Sequence[MachineId]) -> None:
-        """Take hosts back; they can be handed out again. The hosts themselves are left as they are."""
-        self._reservations.give_back(ids)
+        """Release hosts, which can be handed out again. The hosts themselves are left as they are."""
+        self._reservations.release(ids)
 
 
 class _Reservations:
-    """Which hosts are free and which tag has which."""
+    """Which hosts are free, and which pool has which."""
 
     def __init__(self, machines: Iterable[Machine]) -> None:
         self._lock = threading.Lock()  # guards both tables; create and destroy come from several threads
@@ -162,11 +162,11 @@ class _Reservations:
         with self._lock:
             return [machine for holder, machine in self._taken.values() if holder == tag]
 
-    def give_back(self, ids: Sequence[MachineId]) -> None:
+    def release(self, ids: Sequence[MachineId]) -> None:
         with self._lock:
             for machine_id in ids:
                 if machine_id in self._taken:
-                    # At the end of the queue: one that just failed is the last to be tried again.
+                    # At the end of the queue: a host that just failed is the last to be tried again.
                     self._free.append(self._taken.pop(machine_id)[1])
 
 

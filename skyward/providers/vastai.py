@@ -1,8 +1,8 @@
 """Vast.ai: a market where hosts offer machines, each of them once, and rent them out as containers.
 
-An ask of the market is one machine, and gone as soon as anybody takes it. What core gets to see are kinds: asks of the
-same sort whose prices differ by little. Which ask an order takes is decided when it is placed, from a search that is
-young enough, so that an offer stays good for as long as a pool lives.
+An ask on the market is one machine, and gone as soon as anybody takes it. Core sees kinds instead: asks of the same
+sort whose prices differ little. Which ask an order takes is decided when it is placed, from a recent search, so that an
+offer stays valid for as long as a pool lives.
 """
 
 from __future__ import annotations
@@ -53,28 +53,28 @@ __all__ = ["VastAI"]
 _PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 _CPU_IMAGE = f"python:{_PYTHON}"
 _GPU_IMAGE = f"vastai/base-image:cuda-12.4.1-cudnn-devel-ubuntu22.04-py{_PYTHON.replace('.', '')}"
-_GPU_CUDA = 12.4  # what a host's driver must be able to, for that image
+_GPU_CUDA = 12.4  # what a host's driver must support for that image
 
 _STEP = 1.1  # asks of one kind cost at most this times the cheapest of them
-_YOUNG, _NEW = 60.0, 20.0  # seconds: a search is used for so long; one that shows nothing to take, only for so long
-_LAG = 30.0  # seconds for which a search may still show what is taken
-_MOST_OFFERS = 3000
+_YOUNG, _NEW = 60.0, 20.0  # seconds for which a search is reused; the second if it shows nothing to take
+_LAG = 30.0  # seconds for which a search may still show asks that are taken
+_MAX_OFFERS = 3000
 _AND = ", "  # between the countries of a kind
 _HOURS_OF_A_MONTH = 730.0
 _MIN_DISK = 8
-_LEAST_BID = 0.001
+_MIN_BID = 0.001
 
-# Run by root before all else, at every start of the container.
+# Run by root before everything else, at every start of the container.
 _BEFORE = f"""\
 touch ~/.no_auto_tmux
-chown 0:0 ~ ~/.ssh ~/.ssh/authorized_keys 2>/dev/null  # some hosts have them otherwise, which sshd refuses
+chown 0:0 ~ ~/.ssh ~/.ssh/authorized_keys 2>/dev/null  # some hosts own them differently, which sshd refuses
 chmod go-w ~
-# The container's own id and key are in its first process's environment, wherever this script is started from.
+# The container's own id and key are in its first process's environment, from wherever this script is started.
 [ -n "$CONTAINER_API_KEY" ] || export $(tr '\\0' '\\n' </proc/1/environ | grep -E '^CONTAINER_(ID|API_KEY)=')
-# In the vendor's images this is the Python of the image's tag, and in nobody's PATH.
+# In the vendor's images this is the Python of the image's tag, but it is not in PATH.
 [ ! -x /venv/main/bin/python{_PYTHON} ] || ln -sf /venv/main/bin/python{_PYTHON} /usr/local/bin/"""
 
-# With a key that may do nothing but this; a stopped container would go on to cost, and might start again by itself.
+# With a key that allows nothing else; a stopped container would still cost money, and might start again by itself.
 _END = """\
 url=URL/api/v0/instances/$CONTAINER_ID/
 curl -fsS -m 30 -X DELETE -H "Authorization: Bearer $CONTAINER_API_KEY" -H "Content-Type: application/json" \
@@ -85,32 +85,32 @@ u.urlopen(u.Request(sys.argv[1], b"{}", head, method="DELETE"), timeout=30)' "$u
 
 @dataclass(frozen=True, eq=False)
 class VastAI(CloudProvider):
-    """Machines of hosts anywhere, by `Vast.ai <https://vast.ai>`_.
+    """Machines of hosts anywhere, through `Vast.ai <https://vast.ai>`_.
 
-    Only verified hosts with a direct port for SSH are used. Spot machines are Vast.ai's interruptible instances: a
-    higher bid may stop one without notice; it counts as lost then and is destroyed. The node ends itself with its
-    container's own key when its owner is gone. The host's operator can see all that is on a node: no place for secrets.
-    They can also answer what they like, so results are read as data: see ``Compute(results=...)``.
+    Only verified hosts with a direct SSH port are used. Spot machines are Vast.ai's interruptible instances: a higher
+    bid may stop one without notice, which then counts as lost and is destroyed. A node terminates itself with its
+    container's own key when its owner is gone. The host's operator can see everything on a node, so it is no place for
+    secrets. They can also return what they like, so results are read as data: see ``Compute(results=...)``.
 
     Parameters
     ----------
     api_key
-        None: from the environment variable ``VAST_API_KEY``, or from the file where the vendor's tools keep it.
+        None: the environment variable ``VAST_API_KEY``, or the file where the vendor's tools keep it.
     image
-        Docker image, with a Debian or Ubuntu inside; Vast.ai puts its sshd there. None: one with the driver's minor
-        version of Python, the vendor's with CUDA where there are GPUs.
+        Docker image based on Debian or Ubuntu; Vast.ai adds its sshd. None: one with the driver's minor version of
+        Python; the vendor's with CUDA where there are GPUs.
     disk
-        GB of disk of each node.
+        Disk of each node in GB.
     countries
-        Two-letter codes, such as ``["SE", "DE"]``; empty for anywhere.
+        Two-letter codes, such as ``["SE", "DE"]``; empty: anywhere.
     min_reliability
-        Of the host, from 0 to 1, as Vast.ai measures it.
+        Minimum reliability of the host, from 0 to 1, as Vast.ai measures it.
     bid_factor
-        For spot machines, the least bid that wins now times this is bid, and paid.
+        For spot machines: what is bid, and paid, as a multiple of the lowest bid that currently wins.
     url
         Base address of the API.
     pace
-        Factor for the times between two calls that Vast.ai asks for.
+        Factor for the intervals between calls that Vast.ai requires.
 
     Raises
     ------
@@ -138,31 +138,31 @@ class VastAI(CloudProvider):
             raise ConfigError(f'VastAI countries={codes!r} is not a list of two-letter codes; write for example ["SE"]')
         object.__setattr__(self, "countries", tuple(code.upper() for code in codes))
         if not self.disk >= _MIN_DISK:
-            raise ConfigError(f"VastAI disk={self.disk!r} is too small; give {_MIN_DISK} GB or more")
+            raise ConfigError(f"VastAI disk={self.disk!r} is too small; the minimum is {_MIN_DISK} GB")
         if not 0 <= self.min_reliability <= 1:
             raise ConfigError(f"VastAI min_reliability={self.min_reliability!r} is not between 0 and 1")
         if not self.bid_factor >= 1:
             raise ConfigError(f"VastAI bid_factor={self.bid_factor!r} is below 1: such a bid is never taken")
         if self.url is not None and urlsplit(self.url).scheme not in {"http", "https"}:
-            raise ConfigError(f'VastAI url={self.url!r} is no address such as "https://{VastAIConnection.host}"')
+            raise ConfigError(f'VastAI url={self.url!r} is not an address such as "https://{VastAIConnection.host}"')
 
     # --- credentials ---
 
     def make_driver(self) -> VastAINodeDriver:
-        """A driver with the key."""
+        """Make a driver with the key."""
         return VastAINodeDriver(self.api_key or _find_key(), url=self.url, pace=self.pace)
 
     # --- the market ---
 
     def list_offers(self, driver: VastAINodeDriver, resources: Resources) -> Iterable[Offer]:
-        """What meets `resources`, as kinds, and all other asks as they are, which show what is nearest."""
+        """List what meets `resources`, as kinds, and all other asks as they are, which show what is nearest."""
         asks = [ask for spot in (False, True) for ask in self._asks(driver, spot, 0.0)[1]]
         fitting = [ask for ask in asks if offer_selection.meets(ask, resources)]
         others = [ask for ask in asks if not offer_selection.meets(ask, resources)]
         return [*_kinds(fitting), *others]
 
     def _asks(self, driver: VastAINodeDriver, spot: bool, age: float) -> tuple[float, Sequence[Offer]]:
-        """All asks, each as an offer, from a search at most so many seconds old; and when that was made."""
+        """Return when a search at most `age` seconds old was made, and its asks, each as an offer."""
         memory = _memory(self)
         with memory.searching:
             when, asks = memory.found.get(spot, (float("-inf"), ()))
@@ -181,20 +181,20 @@ class VastAI(CloudProvider):
         if self.countries:
             query["geolocation"] = {"in": list(self.countries)}
         kind = "bid" if spot else "on-demand"
-        sizes = driver.ex_search_offers(query, type=kind, storage=self.disk, limit=_MOST_OFFERS)
+        sizes = driver.ex_search_offers(query, type=kind, storage=self.disk, limit=_MAX_OFFERS)
         return [offer for size in sizes if (offer := self._offer(size, spot)) is not None]
 
     def _offer(self, size: Any, spot: bool) -> Offer | None:
-        """An ask as an offer; None for one that is of no use."""
+        """Convert an ask to an offer; None if it is of no use."""
         row = size.extra
         gpus = int(row.get("num_gpus") or 0)
         if gpus and self.image is None and float(row.get("cuda_max_good") or 0) < _GPU_CUDA:
             return None
         price, bid = row.get("dph_total"), None
         if spot:
-            if not (least := float(row.get("min_bid") or 0)):
+            if not (lowest := float(row.get("min_bid") or 0)):
                 return None
-            bid = round(max(_LEAST_BID, least * self.bid_factor), 6)
+            bid = round(max(_MIN_BID, lowest * self.bid_factor), 6)
             price = bid + float(row.get("storage_cost") or 0) * self.disk / _HOURS_OF_A_MONTH
         cores = float(row["cpus"])
         return Offer(
@@ -222,10 +222,10 @@ class VastAI(CloudProvider):
                     return [self._rent(driver, order, ask)]
                 except VastAIOfferGoneError as error:
                     gone = error
-        raise NoCapacity(f"{self.name}: nobody has {order.offer} any more") from gone
+        raise NoCapacity(f"{self.name}: no host offers {order.offer} any more") from gone
 
     def _take(self, driver: VastAINodeDriver, order: Order, age: float) -> Offer | None:
-        """An ask for the order that no other order of this process has tried; None if a search of this age has none."""
+        """Take an ask that no other order of this process has tried; None if a search of this age has none."""
         memory = _memory(self)
         when, asks = self._asks(driver, order.offer.spot if order.offer else False, age)
         with memory.lock:
@@ -235,7 +235,7 @@ class VastAI(CloudProvider):
                 if _is_of(ask, order) and memory.taken.get(_id(ask), float("-inf")) < when - _LAG
                 if ask.extra["host"] not in memory.broken
             ]
-            # A host where we have been may have been the one that never answered.
+            # A host that we have used may be the one that never answered.
             chosen = min(fitting, key=lambda ask: (ask.extra["host"] in memory.used, ask.price or 0.0), default=None)
             if chosen is not None:
                 memory.taken[_id(chosen)] = time.monotonic()
@@ -255,10 +255,10 @@ class VastAI(CloudProvider):
         except VastAIOfferGoneError:
             raise
         except VastAILeftoverError as error:
-            self._give_back(error)
+            self._destroy_leftover(error)
             raise
         except Exception:
-            memory.taken.pop(_id(ask), None)  # nothing is wrong with it
+            memory.taken.pop(_id(ask), None)  # the ask itself is fine
             raise
         memory.used.add(ask.extra["host"])
         return Machine(str(node.id), None, order.name, state=MachineState.STARTING, order=order.name, tag=order.tag)
@@ -267,15 +267,15 @@ class VastAI(CloudProvider):
         url = (self.url or f"https://{VastAIConnection.host}").rstrip("/")
         return first_boot.script(order, end=_END.replace("URL", url), before=_BEFORE)
 
-    def _give_back(self, error: VastAILeftoverError) -> None:
-        """Destroy what an order left that was refused."""
+    def _destroy_leftover(self, error: VastAILeftoverError) -> None:
+        """Destroy what a refused order left."""
         try:
             self.destroy([error.contract_id])
         except SkywardError as failure:
             raise CloudError(f"{self.name}: {error}; that failed: {failure}") from error
 
     def list_machines(self, driver: VastAINodeDriver, tag: str | None) -> Sequence[Machine]:
-        """Instances by their labels; the API can't look for a part of one."""
+        """List instances by their labels; the API can't search for a part of one."""
         machines = []
         for node in driver.list_nodes():
             pool, _, order = node.name.partition("/")
@@ -301,7 +301,7 @@ class VastAI(CloudProvider):
     # --- the rest ---
 
     def map_error(self, error: Exception) -> SkywardError | None:
-        """By the API's own words."""
+        """Map errors by the API's own codes."""
         text = f"{self.name}: {error}"
         if isinstance(error, VastAILeftoverError):
             text += ", which has been done"  # in _rent, or we would not be here
@@ -316,12 +316,12 @@ class VastAI(CloudProvider):
                 return NoCapacity(f"{text}. Others bid more; a higher bid_factor may help")
             if error.error_code is not None and "credit" in error.error_code:
                 return QuotaExceeded(f"{text}. Add credit at https://cloud.vast.ai/billing/")
-            if isinstance(error, VastAILeftoverError):  # whatever its status says, it is known what was made
+            if isinstance(error, VastAILeftoverError):  # whatever its status, it is known what was created
                 return ProvisioningError(text)
         return None
 
     def examine(self, driver: VastAINodeDriver) -> Iterable[Check]:
-        """The balance: without any nothing is rented, and what runs is stopped."""
+        """Check the balance: without any, nothing is rented, and what runs is stopped."""
         credit = float(driver.ex_show_user().get("credit") or 0)
         advice = "" if credit > 0 else "add credit at https://cloud.vast.ai/billing/: without any, nothing is rented"
         return [Check("balance", credit > 0, f"${credit:.2f} left", advice)]
@@ -331,12 +331,12 @@ class VastAI(CloudProvider):
 
 
 class _Memory:
-    """Searches, and what was tried: not in the provider itself, which is frozen and pickled."""
+    """Searches, and asks that were tried. Not in the provider itself, which is frozen and pickled."""
 
     def __init__(self) -> None:
-        self.searching = threading.Lock()  # held for a search, so that those who wait use its result; guards `found`
+        self.searching = threading.Lock()  # held during a search, whose result waiting threads use; guards `found`
         self.found: dict[bool, tuple[float, Sequence[Offer]]] = {}  # spot -> when, asks
-        self.changed = float("-inf")  # when we gave a machine back, which is another ask by now
+        self.changed = float("-inf")  # when we last destroyed a machine, which is a new ask by now
         self.lock = threading.Lock()  # guards choosing and `taken` together
         self.taken: dict[str, float] = {}  # id of an ask -> when an order took it
         self.used: set[object] = set()  # hosts where we rented
@@ -360,7 +360,7 @@ def _id(ask: Offer) -> str:
 
 
 def _is_of(ask: Offer, order: Order) -> bool:
-    """Whether an ask is what was ordered, for no more money."""
+    """Whether an ask is what was ordered, at no higher price."""
     kind = order.offer
     assert kind is not None
     same = (ask.machine, ask.spot) == (kind.machine, kind.spot) and ask.region in (kind.region or "").split(_AND)
@@ -369,7 +369,7 @@ def _is_of(ask: Offer, order: Order) -> bool:
 
 
 def _kinds(asks: Iterable[Offer]) -> Iterator[Offer]:
-    """Asks of one sort whose prices differ by little, as one offer that has the worst of each value."""
+    """Merge asks of one sort whose prices differ little into one offer, with the worst of each value."""
 
     def sort(ask: Offer) -> tuple[str, bool]:
         return ask.machine, ask.spot
@@ -385,14 +385,14 @@ def _kinds(asks: Iterable[Offer]) -> Iterator[Offer]:
 
 
 def _worst(asks: Sequence[Offer]) -> Offer:
-    """One offer for several asks, of which the last costs most."""
+    """Make one offer of several asks, of which the last is the most expensive."""
     return replace(
         asks[-1],
         vcpus=min(ask.vcpus or 0 for ask in asks) or None,
         memory=min(ask.memory or 0 for ask in asks) or None,
         accelerator_memory=min(ask.accelerator_memory or 0 for ask in asks) or None,
         region=_AND.join(sorted({ask.region or "" for ask in asks})),
-        extra={"asks": tuple(_id(ask) for ask in asks)},  # as they were; they tell two kinds of one sort apart
+        extra={"asks": tuple(_id(ask) for ask in asks)},  # distinguish two kinds of one sort
     )
 
 
@@ -400,7 +400,7 @@ def _worst(asks: Sequence[Offer]) -> Offer:
 
 
 def _state(node: Any) -> tuple[MachineState, str]:
-    """What an instance's many statuses mean, and in words where it is of no use any more."""
+    """Return what an instance's many statuses mean, and why, where it is no longer of use."""
     row = node.extra
     said = (row.get("status_msg") or "").strip()
     actual = row.get("actual_status")
@@ -408,17 +408,17 @@ def _state(node: Any) -> tuple[MachineState, str]:
         return MachineState.FAILED, said or f"the host is {actual}"
     if node.state in {NodeState.STOPPED, NodeState.STOPPING, NodeState.PAUSED}:
         if row.get("is_bid"):
-            return MachineState.PREEMPTED, "somebody bid more"
-        return MachineState.FAILED, said or f"it was stopped ({actual}): by its host, by hand, or for want of credit"
+            return MachineState.PREEMPTED, "outbid"
+        return MachineState.FAILED, said or f"it was stopped ({actual}): by its host, by hand, or for lack of credit"
     if actual == "unknown":
-        return MachineState.FAILED, said or "its host gives no sign of life"
+        return MachineState.FAILED, said or "its host does not respond"
     if node.state is NodeState.RUNNING and row["ssh_port"] and row["ssh_host"]:
         return MachineState.RUNNING, ""
     return MachineState.STARTING, ""
 
 
 def _find_key() -> str:
-    """The API key, from where the vendor's tools take it."""
+    """Find the API key where the vendor's tools look for it."""
     if key := os.environ.get("VAST_API_KEY", "").strip():
         return key
     config = Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser()
@@ -431,5 +431,5 @@ def _find_key() -> str:
             continue
     raise AuthFailed(
         f"vastai: no API key: none is in the environment variable VAST_API_KEY, in {places[0]} or in {places[1]}. "
-        "Make one at https://cloud.vast.ai/manage-keys/, and put it there or give VastAI(api_key=...)"
+        "Create one at https://cloud.vast.ai/manage-keys/, and put it there or pass VastAI(api_key=...)"
     )

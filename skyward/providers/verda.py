@@ -50,8 +50,8 @@ _NO_FUNDS = 402
 class Verda(CloudProvider):
     """Machines at Verda.
 
-    A machine costs as long as it exists, shut down or not, so it can't end itself: a small process beside the driver
-    gives it back should the driver die. Machines have the startup script's host key, and are reached as root.
+    A machine costs money as long as it exists, shut down or not, so it can't terminate itself: a small process next to
+    the driver does that if the driver dies. Machines have the startup script's host key, and are reached as root.
 
     Parameters
     ----------
@@ -62,9 +62,9 @@ class Verda(CloudProvider):
     image
         Image type such as ``"ubuntu-24.04"``; None: Ubuntu 24.04, with CUDA for machines with GPUs.
     disk
-        GB of the system's volume, at least 50.
+        Size of the OS volume in GB, at least 50.
     url
-        Another address of the API.
+        Address of the API, if not Verda's own.
     """
 
     name: ClassVar[str] = "verda"
@@ -80,12 +80,12 @@ class Verda(CloudProvider):
         parse_count(self.disk, "Verda disk", 50)
 
     def make_driver(self) -> VerdaNodeDriver:
-        """A driver with the credentials that are found."""
+        """Make a driver with the credentials that are found."""
         key, secret, url = _credentials(self.client_id, self.client_secret)
         return VerdaNodeDriver(key, secret, url=self.url or url)
 
     def list_offers(self, driver: VerdaNodeDriver, resources: Resources) -> Iterator[Offer]:
-        """What is available now, where."""
+        """List what is available now, and where."""
         where = {spot: driver.ex_availability(is_spot=spot) for spot in (False, True)}
         known = {location for places in where.values() for location in places}
         if self.region is not None and self.region not in known:
@@ -109,7 +109,7 @@ class Verda(CloudProvider):
                         )
 
     def create_machines(self, driver: VerdaNodeDriver, order: Order) -> Sequence[Machine]:
-        """One machine. Its script and login key are removed with the pool."""
+        """Create one machine. Its script and login key are removed with the pool."""
         offer = order.offer
         assert offer is not None
         assert offer.region is not None
@@ -120,7 +120,7 @@ class Verda(CloudProvider):
         script = driver.ex_create_startup_script(order.name, first_boot.script(order, end=None))
         key = driver.import_key_pair_from_string(order.name, order.user_key)
         volume: dict[str, object] = {"name": order.name, "size": self.disk}
-        if offer.spot:  # by default an evicted machine's volume stays, and costs
+        if offer.spot:  # by default an evicted machine's volume stays, and costs money
             volume["on_spot_discontinue"] = "delete_permanently"
         node = driver.create_node(
             order.name,
@@ -136,7 +136,7 @@ class Verda(CloudProvider):
         return [_machine(node)]
 
     def list_machines(self, driver: VerdaNodeDriver, tag: str | None) -> Sequence[Machine]:
-        """Machines by their host names, which are those of their orders."""
+        """List machines by their host names, which are the names of their orders."""
         machines = [_machine(node) for node in driver.list_nodes() if pool_of(node.name)]
         return [machine for machine in machines if tag in (None, machine.tag)]
 
@@ -145,7 +145,7 @@ class Verda(CloudProvider):
         driver.destroy_node(driver.ex_get_node(id))
 
     def clear_leftovers(self, driver: VerdaNodeDriver, tag: str) -> None:
-        """Scripts, keys, and volumes that outlived their machines."""
+        """Delete scripts, keys, and volumes that outlived their machines."""
         for script in driver.ex_list_startup_scripts():
             if pool_of(script.name) == tag:
                 with contextlib.suppress(VerdaNotFoundError):
@@ -160,7 +160,7 @@ class Verda(CloudProvider):
                     driver.destroy_volume(volume)
 
     def map_error(self, error: Exception) -> SkywardError | None:
-        """Verda's own errors."""
+        """Map Verda's own errors."""
         text = f"verda: {error}"
         if isinstance(error, VerdaNoCapacityError):
             return NoCapacity(text)
@@ -169,7 +169,7 @@ class Verda(CloudProvider):
         if isinstance(error, VerdaNotFoundError):
             return NotFound(text)
         if isinstance(error, VerdaError) and int(error.code) == _NO_FUNDS:
-            return QuotaExceeded(f"{text}. Is there money in the account?")
+            return QuotaExceeded(f"{text}. Does the account have credit?")
         return None
 
     def examine(self, driver: VerdaNodeDriver) -> Iterable[Check]:
@@ -197,12 +197,12 @@ def _machine(node: object) -> Machine:
 
 
 def _model(description: str) -> str:
-    """The model in the API's description: of "8x H100 SXM5 80GB" what follows the count."""
+    """Return the model in the API's description: what follows the count in "8x H100 SXM5 80GB"."""
     return description.partition("x ")[2] or description
 
 
 def _image(images: Sequence[str]) -> str:
-    """Plain Ubuntu 24.04 where the machine takes it; else the newest Ubuntu with CUDA."""
+    """Choose plain Ubuntu 24.04 where the machine takes it, or else the newest Ubuntu with CUDA."""
     if "ubuntu-24.04" in images:
         return "ubuntu-24.04"
     ubuntu = sorted(name for name in images if name.startswith("ubuntu-"))
@@ -212,7 +212,7 @@ def _image(images: Sequence[str]) -> str:
 
 
 def _credentials(client_id: str | None, client_secret: str | None) -> tuple[str, str, str | None]:
-    """Id, secret and perhaps the API's address, as the vendor's own tools find them."""
+    """Find id, secret and perhaps the API's address where the vendor's own tools look for them."""
     env = os.environ
     file = Path("~/.verda/credentials").expanduser()
     config = configparser.ConfigParser()

@@ -164,7 +164,7 @@ def test_credentials_that_work(verda: Verda, command: Callable[..., subprocess.C
     """As a process: with what the provider itself looks at."""
     done = command("doctor", "--provider", "verda")
     assert (done.returncode, done.stderr) == (0, "")
-    assert "  ok     credentials: accepted; 0 machine(s) of ours\n" in done.stdout
+    assert "  ok     credentials: accepted; 0 machine(s) of skyward's\n" in done.stdout
     assert "  ok     balance: 100.50" in done.stdout
 
 

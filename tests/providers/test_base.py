@@ -389,7 +389,7 @@ def test_the_examination_tells_what_is_wrong(make: Callable[[], Cloud], found: l
 
 
 def test_the_examination_counts_machines() -> None:
-    assert "1 machine(s) of ours" in Cloud().examination()[0].detail
+    assert "1 machine(s) of skyward's" in Cloud().examination()[0].detail
 
 
 def test_advice_is_given_where_something_is_wrong() -> None:

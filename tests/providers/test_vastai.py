@@ -250,7 +250,7 @@ def test_what_an_outbid_or_failed_machine_is(cloud: Market, provider: VastAI) ->
     cloud.fail(quiet.id, "unknown")
     cloud.outbid(stopped.id)  # of one that is no bid: its host, or its owner
     seen = {machine.id: (machine.state, machine.detail, machine.endpoint) for machine in provider.machines(TAG)}
-    assert seen[spot.id] == (MachineState.PREEMPTED, "somebody bid more", None)
+    assert seen[spot.id] == (MachineState.PREEMPTED, "outbid", None)
     assert seen[lost.id][0] is seen[quiet.id][0] is seen[stopped.id][0] is MachineState.FAILED
     assert "lost" in seen[lost.id][1]
     assert sweep(provider, TAG) == [spot.id, lost.id, quiet.id, stopped.id]
@@ -402,9 +402,7 @@ def test_credentials_are_found_where_the_vendors_tools_keep_them(
     monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
     monkeypatch.delenv("VAST_API_KEY", raising=False)
     places = [tmp_path / ".vast_api_key", tmp_path / ".config/vastai/vast_api_key", tmp_path / "x/vastai/vast_api_key"]
-    with pytest.raises(
-        sky.AuthFailed, match=r"VAST_API_KEY.*\.config/vastai/vast_api_key.*\.vast_api_key.*make one|Make"
-    ):
+    with pytest.raises(sky.AuthFailed, match=r"VAST_API_KEY.*\.config/vastai/vast_api_key.*\.vast_api_key.*Create one"):
         Quick(url=cloud.url, pace=0.0).offers(Resources())
     keys = ["old", "new", "xdg", "environment"]
     found = []
@@ -448,7 +446,7 @@ def test_the_key_is_neither_shown_nor_written_down(cloud: Market) -> None:
 
 def test_doctor(cloud: Market, provider: VastAI) -> None:
     assert [(check.what, check.ok, check.detail) for check in provider.examination()] == [
-        ("credentials", True, "accepted; 0 machine(s) of ours"),
+        ("credentials", True, "accepted; 0 machine(s) of skyward's"),
         ("balance", True, "$25.00 left"),
     ]
     cloud.credit = 0.0
