@@ -41,6 +41,7 @@ __all__ = [
     "Returned",
     "Run",
     "Setup",
+    "Share",
     "StreamClose",
     "StreamData",
     "StreamOpen",

@@ -5,14 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import io
 import os
 import re
 import shutil
-import subprocess
 import sys
 import time
-import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,7 +20,6 @@ import pytest
 from skyward.core.errors import BootstrapFailed, ConfigError, LinkError, PackagesFailed, PythonNotFound
 from skyward.core.interfaces import Output, Shell
 from skyward.core.nodes import bootstrap as bootstrap_module
-from skyward.core.nodes import node_package
 from skyward.core.nodes.bootstrap import AgentAddress, bootstrap
 from skyward.core.protocol.messages import Welcome
 from skyward.core.protocol.wire import Role, Wire
@@ -573,22 +569,3 @@ def test_a_host_that_does_not_end_a_step_in_time_is_said():
 
     with pytest.raises(BootstrapFailed, match="inspecting the host took more than 60 s"):
         asyncio.run(bootstrap(Slow(), Image(), orphan_timeout=1, on_step=lambda _: None))
-
-
-def test_the_code_is_a_zip_that_is_always_the_same_and_imports(tmp_path):
-    assert node_package.node_code.__wrapped__() == node_package.node_code.__wrapped__()
-    path = tmp_path / node_package.node_code_name()
-    path.write_bytes(node_package.node_code())
-    names = zipfile.ZipFile(io.BytesIO(node_package.node_code())).namelist()
-    assert {"skyward/worker/agent.py", "skyward/worker/agent.pyc", "skyward/core/protocol/wire.py"} <= set(names)
-    assert not [name for name in names if "provider" in name or "transport" in name or "testing" in name]
-    code = (
-        "import skyward.worker.agent as a, inspect, importlib.util;"
-        "print(a.__file__); print(a.__spec__.cached); inspect.getsource(a);"
-        "import skyward.joblib_ext"
-    )
-    env = {"PYTHONPATH": str(path), "PATH": os.environ["PATH"]}
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", code], env=env, cwd="/", capture_output=True, text=True, check=True
-    )
-    assert done.stdout.startswith(f"{path}/skyward/worker/agent.pyc")
