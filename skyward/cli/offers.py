@@ -58,14 +58,18 @@ def run(
             say(f"{len(chosen) - len(shown)} more; use --limit 0 to show all")
     if not chosen and all(answer.error is not None for answer in answers):
         raise typer.Exit(1)  # each error has been reported
-    if chosen:
-        return
-    fitting = [offer.spot for offer in offers if offer_selection.meets(offer, wanted, price=False)]
-    if fitting and spot not in (None, *fitting):
+    if not chosen:
+        raise NoOffer(_explain(offers, wanted, spot))
+
+
+def _explain(offers: list[Offer], wanted: Resources, spot: bool | None) -> str:
+    """Explain why there is no offer."""
+    matching = [offer.spot for offer in offers if offer_selection.meets(offer, wanted, price=False)]
+    if matching and spot not in (None, *matching):
         kind, option = ("for a spot machine", "--spot") if spot else ("on demand", "--on-demand")
-        raise NoOffer(f"none of the {len(fitting)} matching offers is {kind}; leave out {option}")
+        return f"none of the {len(matching)} matching offers is {kind}; leave out {option}"
     allocation: Allocation = "cheapest" if spot is None else "always-spot" if spot else "on-demand"
-    raise NoOffer(offer_selection.nearest(offers, wanted, allocation))
+    return offer_selection.nearest(offers, wanted, allocation)
 
 
 def _facts(provider: str, offer: Offer) -> dict[str, object]:

@@ -121,10 +121,10 @@ def parse_seconds(value: object, name: str) -> float | None:
     """
     if value is None:
         return None
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not 0 < float(value):  # type: ignore[arg-type]
+    seconds = _number(value)
+    if not seconds > 0:
         raise ConfigError(f"{name}={value!r} is not a number of seconds; it must be positive, or None for no limit")
-    return None if math.isinf(float(value)) else float(value)  # type: ignore[arg-type]
+    return None if math.isinf(seconds) else seconds
 
 
 def parse_price(value: object, name: str = "max_price") -> float | None:
@@ -137,10 +137,15 @@ def parse_price(value: object, name: str = "max_price") -> float | None:
     """
     if value is None:
         return None
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not 0 <= float(value) < math.inf:  # type: ignore[arg-type]
-        raise ConfigError(f"{name}={value!r} is not a price; give US dollars per machine-hour, or None for no limit")
-    return float(value)  # type: ignore[arg-type]
+    price = _number(value)
+    if not 0 <= price < math.inf:
+        raise ConfigError(f"{name}={value!r} is not a price; give US dollars per hour, or None for no limit")
+    return price
+
+
+def _number(value: object) -> float:
+    """The number that `value` is, or NaN, which compares with nothing."""
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
 
 
 def parse_address(text: object, name: str) -> tuple[str | None, str, int | None]:

@@ -127,8 +127,7 @@ def _rules() -> dict[tuple[str, str], Rule]:
     table["builtins", "type"] = Rule(Mark("type"), _of_none)
     table["builtins", "getattr"] = Rule(Mark("getattr"), _attribute)
     table["array", "_array_reconstructor"] = Rule(Mark("array._array_reconstructor"), _array)
-    table["array", "array"] = Rule(array.array)
-    return table
+    return table | {("array", "array"): Rule(array.array)}
 
 
 _RULES = _rules()
