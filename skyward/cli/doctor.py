@@ -17,7 +17,7 @@ from typing import Annotated
 import typer
 
 from skyward.cli import sources
-from skyward.cli.output import as_json, tell, waiting
+from skyward.cli.output import as_json, print_line, waiting
 from skyward.core.errors import SkywardError
 from skyward.core.interfaces import Inspectable, Rental
 from skyward.core.machines.ledger import Ledger
@@ -67,10 +67,10 @@ def _show(findings: Iterable[Finding]) -> None:
     for finding in findings:
         if finding.where != where:
             where = finding.where
-            tell(where)
-        tell(f"  {_MARK[finding.ok]:<5}  {finding.what}: {finding.detail}".replace("\n", "\n         "))
+            print_line(where)
+        print_line(f"  {_MARK[finding.ok]:<5}  {finding.what}: {finding.detail}".replace("\n", "\n         "))
         if finding.advice and not finding.ok:
-            tell(f"         -> {finding.advice}")
+            print_line(f"         -> {finding.advice}")
 
 
 def _examine(source: sources.Source) -> list[Finding]:

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from skyward.cli import sources
-from skyward.cli.output import say, tell, waiting
+from skyward.cli.output import print_line, report, waiting
 from skyward.core.errors import ConfigError
 from skyward.core.machines.ledger import Ledger, PoolEntry
 from skyward.core.machines.sweep import sweep
@@ -66,17 +66,17 @@ def run(
         answers = sources.ask(asked, lambda source: source.rental.all_machines())
     for answer in answers:
         if answer.error is not None:
-            say(answer.trouble)
+            report(answer.trouble)
     known = _targets(entries, answers)
     targets = list(known.values()) if pool is None else [_the_one(pool, known, entries, chosen)]
     if not targets and not any(answer.error for answer in answers):
-        tell(f"nothing is left at {sources.places(asked, others)}")
+        print_line(f"nothing is left at {sources.places(asked, others)}")
         return
     _confirm([target.warning for target in targets if not target.is_orphan], yes)
     try:
         done = sources.at_once(lambda target: _end(ledger, target, timeout, forget), targets, _PARALLEL)
     except KeyboardInterrupt:
-        say("what is left stays in the ledger; run the command again")
+        report("what is left stays in the ledger; run the command again")
         raise
     # With --all, a provider that could not be queried may have machines of pools unknown here.
     if False in done or (all and any(answer.error is not None for answer in answers)):
@@ -130,7 +130,7 @@ def _confirm(warnings: Sequence[str], yes: bool) -> None:
     if not warnings or yes:
         return
     for warning in warnings:
-        say(warning)
+        report(warning)
     try:
         sure = typer.confirm("Terminate its machines?" if len(warnings) == 1 else "Terminate all of them?", err=True)
     except typer.Abort:  # nobody is there to answer
@@ -147,16 +147,16 @@ def _end(ledger: Ledger, target: _Target, timeout: float, forget: bool) -> bool:
     def end(source: sources.Source) -> list[MachineId]:
         rental = source.rental
         listing_delay = 0.0 if last is None else max(0.0, last + rental.listing_delay - time.time())
-        return sweep(rental, target.tag, ledger, listing_delay=listing_delay, limit=timeout, report=say)
+        return sweep(rental, target.tag, ledger, listing_delay=listing_delay, limit=timeout, report=report)
 
     answers = sources.ask(target.places, end)
     for answer in answers:
         if answer.error is not None:
-            say(f"{target.tag}: {answer.trouble}")
+            report(f"{target.tag}: {answer.trouble}")
     if any(answer.error is not None for answer in answers):
         return False
     if unseen := ledger.close_pool(target.tag, seen=not forget):
-        say(
+        report(
             f"{target.tag}: {', '.join(unseen)}: not found there. If it was rented in another account, project or "
             "region than the ones set here, set those, or check the provider's own web pages. If it is gone, run "
             f"skyward down {target.tag} --forget"
@@ -164,5 +164,5 @@ def _end(ledger: Ledger, target: _Target, timeout: float, forget: bool) -> bool:
         return False
     # Several may show the same account.
     ended = {(str(answer.source), id) for answer in answers for id in answer.value or ()}
-    tell(f"{target.tag}: {len(ended)} machine(s) terminated; nothing is left")
+    print_line(f"{target.tag}: {len(ended)} machine(s) terminated; nothing is left")
     return True

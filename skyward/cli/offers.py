@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from skyward.cli import sources
-from skyward.cli.output import as_json, memory, money, say, table, waiting
+from skyward.cli.output import as_json, memory, money, report, table, waiting
 from skyward.core.errors import ConfigError, NoOffer
 from skyward.core.machines import offer_selection
 from skyward.core.spec import Allocation, Offer, Resources
@@ -45,7 +45,7 @@ def run(
     offers = [offer for answer in answers for offer in answer.value or ()]
     for answer in answers:
         if answer.error is not None:
-            say(answer.trouble)
+            report(answer.trouble)
     # All that fit, not only those that a pool would choose by default.
     chosen = [offer for offer in offers if offer_selection.meets(offer, wanted) and spot in (None, offer.spot)]
     chosen.sort(key=lambda offer: (offer.price is None, offer.price or 0.0, offer.machine, offer.region or ""))
@@ -55,7 +55,7 @@ def run(
     elif shown:
         table(_COLUMNS, (_cells(whose[id(offer)], offer) for offer in shown))
         if len(shown) < len(chosen):
-            say(f"{len(chosen) - len(shown)} more; use --limit 0 to show all")
+            report(f"{len(chosen) - len(shown)} more; use --limit 0 to show all")
     if not chosen and all(answer.error is not None for answer in answers):
         raise typer.Exit(1)  # each error has been reported
     if not chosen:

@@ -13,17 +13,17 @@ from rich.text import Text
 
 from skyward.core.visible import in_json, shown
 
-__all__ = ["age", "as_json", "memory", "money", "say", "table", "tell", "waiting"]
+__all__ = ["age", "as_json", "memory", "money", "print_line", "report", "table", "waiting"]
 
 _WIDE = 10_000  # columns, so that each row is one line, which can be searched for and copied
 
 
-def say(text: str) -> None:
+def report(text: str) -> None:
     """Print a message that is not a result, on standard error."""
     typer.echo(f"skyward: {shown(text)}", err=True)
 
 
-def tell(text: str) -> None:
+def print_line(text: str) -> None:
     """Print a result for people, in lines."""
     typer.echo(shown(text))
 

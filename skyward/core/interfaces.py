@@ -166,7 +166,7 @@ class Inspectable(Protocol):
         """Look for credentials without using them. Raises `AuthFailed` if there are none."""
 
     def hurried(self, seconds: float) -> Self:
-        """The same provider, which retries a call for at most so many seconds."""
+        """The same provider, which retries a failing call for at most `seconds`."""
         return self
 
     def examination(self) -> Sequence[Check]:

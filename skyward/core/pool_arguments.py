@@ -44,7 +44,7 @@ class PoolSettings:
     timeout
         Time limit of a task, in seconds; None for no limit.
     trusted
-        What results may hold besides data.
+        What results may contain in addition to data.
     reads_data
         Whether results are read as data only.
     console

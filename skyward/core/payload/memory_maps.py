@@ -154,8 +154,8 @@ def _reduce_window(array: Any, window: _Window, numpy: Any, named: Named) -> Any
         return open_map, (*way, kind, array.dtype, array.shape, array.strides, _address(array) - low, _may_write(array))
     if named == "given" and not writes:  # a result, which belongs to its reader from now on
         return None
-    tells = writes and _may_write(array) and named != "given"
-    return seal, (*_content(array, numpy), kind, _why_sealed(file, mode, named) if tells else None)
+    explains = writes and _may_write(array) and named != "given"
+    return seal, (*_content(array, numpy), kind, _why_sealed(file, mode, named) if explains else None)
 
 
 def _check_size(file: Any, memory: mmap.mmap, end: int) -> None:

@@ -71,8 +71,8 @@ def _make_dtype(spec: Any, state: Any) -> numpy.dtype[Any]:
         dtype = dtype.newbyteorder(order)
     if meta:
         dtype = numpy.dtype(dtype, metadata=dict(meta))
-    said = (order, parts, names, fields, size, alignment, flags)
-    if dtype.__reduce__()[2][1:8] != said:
+    claimed = (order, parts, names, fields, size, alignment, flags)
+    if dtype.__reduce__()[2][1:8] != claimed:
         raise Refused("contains an array whose type is not what it claims")
     return dtype
 

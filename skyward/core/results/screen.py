@@ -71,19 +71,19 @@ class Screen:
 
     def __init__(self) -> None:
         self._ours, self._theirs = _Messages(), _Messages()
-        self._heard = False
+        self._started = False
         self._proofs: list[bytes] = []  # how the node's next authentication messages must start
 
-    def heard(self, data: bytes) -> None:
+    def from_listener(self, data: bytes) -> None:
         """Take what the listener sends; its first message shows whether it requires authentication."""
-        if self._heard:
+        if self._started:
             return
         for _, message in self._ours.feed(data)[:1]:
-            self._heard = True
+            self._started = True
             if message.startswith(_CHALLENGE):
                 self._proofs = [b"", _CHALLENGE, _WELCOME]
 
-    def said(self, data: bytes | bytearray | memoryview | mmap.mmap) -> Iterator[bytes]:
+    def from_node(self, data: bytes | bytearray | memoryview | mmap.mmap) -> Iterator[bytes]:
         """Take what a node sends; yield what to pass on to the listener.
 
         Raises
@@ -122,7 +122,7 @@ class Screened:
         data = await self._channel.read()
         if self._screen is not None:
             try:
-                self._screen.heard(data)
+                self._screen.from_listener(data)
             except Refused:  # by our own listener: its message is larger than any of multiprocessing
                 self.close()
         return data
@@ -133,7 +133,7 @@ class Screened:
             return
         try:
             for buffer in buffers:
-                for part in self._screen.said(buffer):  # what precedes a refusal is passed on
+                for part in self._screen.from_node(buffer):  # what precedes a refusal is passed on
                     self._channel.write([part])
         except Exception as error:  # an invalid pickle may raise anything
             self._screen = None

@@ -38,12 +38,12 @@ def test_a_real_conversation_passes(tmp_path):
 
         def back() -> None:
             while data := os.read(far.fileno(), 65536):
-                screen.heard(data)
+                screen.from_listener(data)
                 os.write(near.fileno(), data)
 
         threading.Thread(target=back, daemon=True).start()
         while data := os.read(near.fileno(), 7):
-            for part in screen.said(data):
+            for part in screen.from_node(data):
                 os.write(far.fileno(), part)
 
     with Listener(str(tmp_path / "own"), authkey=b"k") as own, Listener(str(tmp_path / "middle")) as middle:
@@ -70,8 +70,8 @@ def test_a_real_conversation_passes(tmp_path):
 
 def opened() -> Screen:
     screen = Screen()
-    screen.heard(framed(CHALLENGE))
-    list(screen.said(framed(bytes(32), CHALLENGE, WELCOME)))
+    screen.from_listener(framed(CHALLENGE))
+    list(screen.from_node(framed(bytes(32), CHALLENGE, WELCOME)))
     return screen
 
 
@@ -80,10 +80,10 @@ def test_messages_are_whole_however_they_are_cut(cuts):
     data = framed(pickled([1, "x"]), pickled({"a": 2.5}))
     screen, passed, rest = opened(), b"", data
     for cut in cuts:
-        passed += b"".join(screen.said(rest[:cut]))
+        passed += b"".join(screen.from_node(rest[:cut]))
         rest = rest[cut:]
         assert data.startswith(passed)
-    assert passed + b"".join(screen.said(rest)) == data
+    assert passed + b"".join(screen.from_node(rest)) == data
 
 
 @pytest.mark.parametrize(
@@ -99,11 +99,11 @@ def test_messages_are_whole_however_they_are_cut(cuts):
 )
 def test_what_is_no_data_is_refused(message):
     with pytest.raises(Exception):  # noqa: B017 - whichever
-        list(opened().said(framed(pickled(1), message)))
+        list(opened().from_node(framed(pickled(1), message)))
 
 
 def test_what_comes_before_a_refusal_is_heard():
-    said = opened().said(framed(pickled(1), EVIL))
+    said = opened().from_node(framed(pickled(1), EVIL))
     assert next(said) + next(said) == framed(pickled(1))
     with pytest.raises(Refused):
         next(said)
@@ -113,11 +113,11 @@ def test_a_listener_without_a_key_is_sent_no_proof():
     """It would unpickle it."""
     proof = b"cos\nabort\n)R."
     with pytest.raises(Refused):
-        list(Screen().said(framed(proof)))
+        list(Screen().from_node(framed(proof)))
     screen = Screen()
-    screen.heard(framed(pickled("hello")))
+    screen.from_listener(framed(pickled("hello")))
     with pytest.raises(Refused):
-        list(screen.said(framed(proof)))
+        list(screen.from_node(framed(proof)))
 
 
 def test_the_proof_is_three_messages_of_its_kind():
@@ -128,12 +128,12 @@ def test_the_proof_is_three_messages_of_its_kind():
         [bytes(32), CHALLENGE, WELCOME, EVIL],
     ):
         screen = Screen()
-        screen.heard(framed(CHALLENGE))
+        screen.from_listener(framed(CHALLENGE))
         with pytest.raises(Refused):
-            list(screen.said(framed(*messages)))
+            list(screen.from_node(framed(*messages)))
 
 
 def test_sizes_that_are_none_are_refused_before_anything_waits_for_them():
     for header in (struct.pack("!i", -7), struct.pack("!iQ", -1, 1 << 62), struct.pack("!i", 1 << 30)):
         with pytest.raises(Refused, match="bytes"):
-            list(opened().said(header))
+            list(opened().from_node(header))
