@@ -187,7 +187,17 @@ class Rate:
 
 
 def live_text(tally: Tally, rate: float, elapsed: float) -> str:
-    """The live line: what the nodes are doing until the first task is submitted, then the progress of the tasks."""
+    """The live line: what the nodes are doing until the first task is submitted, then the progress of the tasks.
+
+    Parameters
+    ----------
+    tally
+        The counts so far.
+    rate
+        Tasks per second, lately.
+    elapsed
+        Seconds since the pool was entered.
+    """
     parts = [f"nodes {len(tally.nodes)}/{tally.wanted}"]
     if tally.lost:
         parts.append(f"{tally.lost} lost")

@@ -73,7 +73,7 @@ def _show(findings: Iterable[Finding]) -> None:
             print_line(f"         -> {finding.advice}")
 
 
-def _examine(source: sources.Source) -> list[Finding]:
+def _examine(source: sources.ProviderSource) -> list[Finding]:
     if source.is_bare:
         return [Finding(str(source), "settings", None, str(source.made), f"only if you use {source}")]
     try:

@@ -28,7 +28,7 @@ class _Target:
     """A pool, and where it may have left something."""
 
     tag: str
-    places: Sequence[sources.Source]
+    places: Sequence[sources.ProviderSource]
     entry: PoolEntry | None
 
     @property
@@ -106,7 +106,10 @@ def _targets(
 
 
 def _the_one(
-    text: str, targets: Mapping[str, _Target], entries: Mapping[str, PoolEntry], chosen: Sequence[sources.Source]
+    text: str,
+    targets: Mapping[str, _Target],
+    entries: Mapping[str, PoolEntry],
+    chosen: Sequence[sources.ProviderSource],
 ) -> _Target:
     """The named pool; even one that seems to have left nothing, if it is known which providers to query."""
     if text in targets:
@@ -144,7 +147,7 @@ def _end(ledger: Ledger, target: _Target, timeout: float, forget: bool) -> bool:
     ledger.stop_pool(target.tag)  # otherwise a driver that is alive would replace what is terminated here
     last = ledger.last_order(target.tag)
 
-    def end(source: sources.Source) -> list[MachineId]:
+    def end(source: sources.ProviderSource) -> list[MachineId]:
         rental = source.rental
         listing_delay = 0.0 if last is None else max(0.0, last + rental.listing_delay - time.time())
         return sweep(rental, target.tag, ledger, listing_delay=listing_delay, limit=timeout, report=report)

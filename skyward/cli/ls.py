@@ -84,7 +84,19 @@ def rows(
     answers: Sequence[sources.Answer[Sequence[Machine]]],
     now: float,
 ) -> list[Row]:
-    """Merge what the ledger and the providers know into one list, sorted by pool and node."""
+    """Merge what the ledger and the providers know into one list, sorted by pool and node.
+
+    Parameters
+    ----------
+    pools
+        Open pools in the ledger.
+    entries
+        Machines in the ledger.
+    answers
+        The machines that providers list, or their errors.
+    now
+        The time, in seconds since the epoch.
+    """
     shown = {
         (str(answer.source), machine.id): machine
         for answer in answers

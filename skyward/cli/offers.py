@@ -41,25 +41,33 @@ def run(
     asked, _ = sources.chosen(provider)
     with waiting(f"querying {', '.join(map(str, asked))}"):
         answers = sources.ask(asked, lambda source: source.provider.offers(wanted))
-    whose = {id(offer): str(answer.source) for answer in answers for offer in answer.value or ()}
-    offers = [offer for answer in answers for offer in answer.value or ()]
+    found = [(str(answer.source), offer) for answer in answers for offer in answer.value or ()]
     for answer in answers:
         if answer.error is not None:
             report(answer.trouble)
-    # All that fit, not only those that a pool would choose by default.
-    chosen = [offer for offer in offers if offer_selection.meets(offer, wanted) and spot in (None, offer.spot)]
-    chosen.sort(key=lambda offer: (offer.price is None, offer.price or 0.0, offer.machine, offer.region or ""))
+    chosen = _select(found, wanted, spot)
     shown = chosen[: (None if json else _DEFAULT_LIMIT) if limit is None else limit or None]
     if json:
-        as_json([_facts(whose[id(offer)], offer) for offer in shown])
+        as_json([_facts(*pair) for pair in shown])
     elif shown:
-        table(_COLUMNS, (_cells(whose[id(offer)], offer) for offer in shown))
+        table(_COLUMNS, (_cells(*pair) for pair in shown))
         if len(shown) < len(chosen):
             report(f"{len(chosen) - len(shown)} more; use --limit 0 to show all")
     if not chosen and all(answer.error is not None for answer in answers):
         raise typer.Exit(1)  # each error has been reported
     if not chosen:
-        raise NoOffer(_explain(offers, wanted, spot))
+        raise NoOffer(_explain([offer for _, offer in found], wanted, spot))
+
+
+def _select(found: list[tuple[str, Offer]], wanted: Resources, spot: bool | None) -> list[tuple[str, Offer]]:
+    """All offers that fit, not only those that a pool would choose by default; cheapest first, unknown prices last."""
+
+    def by_price(pair: tuple[str, Offer]) -> tuple[bool, float, str, str]:
+        _, offer = pair
+        return offer.price is None, offer.price or 0.0, offer.machine, offer.region or ""
+
+    fitting = [pair for pair in found if offer_selection.meets(pair[1], wanted) and spot in (None, pair[1].spot)]
+    return sorted(fitting, key=by_price)
 
 
 def _explain(offers: list[Offer], wanted: Resources, spot: bool | None) -> str:

@@ -19,7 +19,18 @@ from skyward.core.errors import AuthFailed, CloudError, ConfigError, PluginNotFo
 from skyward.core.interfaces import Inspectable, Provider, Rental, Trait
 from skyward.core.machines.ledger import PoolEntry
 
-__all__ = ["Answer", "NamedProviders", "Source", "ask", "at_once", "chosen", "named", "of_pool", "places", "plain"]
+__all__ = [
+    "Answer",
+    "NamedProviders",
+    "ProviderSource",
+    "ask",
+    "at_once",
+    "chosen",
+    "named",
+    "of_pool",
+    "places",
+    "plain",
+]
 
 _S = TypeVar("_S")
 _T = TypeVar("_T")
@@ -38,7 +49,7 @@ NamedProviders: TypeAlias = Annotated[
 
 
 @dataclass(frozen=True)
-class Source:
+class ProviderSource:
     """A provider with its settings, or the error that explains why there is none.
 
     Equal sources have the same `key`: the provider's name, and its settings as JSON.
@@ -88,7 +99,7 @@ class Source:
 class Answer(Generic[_T]):
     """The answer of one source, or its error."""
 
-    source: Source
+    source: ProviderSource
     value: _T | None
     error: SkywardError | None
 
@@ -99,7 +110,7 @@ class Answer(Generic[_T]):
         return text if text.startswith(str(self.source)) else f"{self.source}: {text}"
 
 
-def named(texts: Iterable[str]) -> list[Source]:
+def named(texts: Iterable[str]) -> list[ProviderSource]:
     """Parse ``verda``, ``verda:region=FIN-01`` or ``libcloud:digitalocean,key=...``; values may be JSON."""
     sources = []
     for text in texts:
@@ -117,12 +128,12 @@ def named(texts: Iterable[str]) -> list[Source]:
     return sources
 
 
-def of_pool(pool: PoolEntry) -> list[Source]:
+def of_pool(pool: PoolEntry) -> list[ProviderSource]:
     """The providers of a pool in the ledger."""
     return [_source(name, settings) for name, settings in pool.providers]
 
 
-def chosen(texts: Sequence[str] | None, pools: Iterable[PoolEntry] = ()) -> tuple[list[Source], list[str]]:
+def chosen(texts: Sequence[str] | None, pools: Iterable[PoolEntry] = ()) -> tuple[list[ProviderSource], list[str]]:
     """The sources to query: those of the pools, and those given, or else all that are set up.
 
     Parameters
@@ -155,7 +166,7 @@ def chosen(texts: Sequence[str] | None, pools: Iterable[PoolEntry] = ()) -> tupl
     return asked, others
 
 
-def plain() -> list[Source]:
+def plain() -> list[ProviderSource]:
     """All providers that rent machines, with default settings, and those that can't be loaded."""
     sources = []
     # Sequentially: threads that import at the same time may deadlock.
@@ -163,7 +174,7 @@ def plain() -> list[Source]:
         try:
             kind = registry.load(registry.PROVIDERS, name)
         except ConfigError as error:
-            sources.append(Source((name, "{}"), error))
+            sources.append(ProviderSource((name, "{}"), error))
             continue
         if Trait.RENTED in kind.traits:
             several = kind.found() if issubclass(kind, Inspectable) else ()
@@ -171,16 +182,16 @@ def plain() -> list[Source]:
     return sources
 
 
-def places(sources: Iterable[Source], others: Sequence[str]) -> str:
+def places(sources: Iterable[ProviderSource], others: Sequence[str]) -> str:
     """Which sources were queried, and which were not."""
     asked = ", ".join(sorted({source.place for source in sources}))
     return f"{asked} (not set up, so not queried: {', '.join(others)})" if others else asked
 
 
-def ask(sources: Sequence[Source], question: Callable[[Source], _T]) -> list[Answer[_T]]:
+def ask(sources: Sequence[ProviderSource], question: Callable[[ProviderSource], _T]) -> list[Answer[_T]]:
     """Query all sources in parallel; equal ones only once."""
 
-    def one(source: Source) -> Answer[_T]:
+    def one(source: ProviderSource) -> Answer[_T]:
         try:
             return Answer(source, question(source), None)
         except SkywardError as error:
@@ -191,17 +202,27 @@ def ask(sources: Sequence[Source], question: Callable[[Source], _T]) -> list[Ans
     return at_once(one, list({source.key: source for source in sources}.values()))
 
 
-def at_once(function: Callable[[_S], _T], items: Sequence[_S], most: int = 100) -> list[_T]:
-    """Map a function over items in parallel threads."""
+def at_once(function: Callable[[_S], _T], items: Sequence[_S], max_threads: int = 100) -> list[_T]:
+    """Map a function over items in parallel threads.
+
+    Parameters
+    ----------
+    function
+        The function.
+    items
+        Its arguments.
+    max_threads
+        How many calls may run at the same time.
+    """
     # Not in a with-block, which would wait for running queries after Ctrl-C.
-    threads = ThreadPoolExecutor(max(1, min(most, len(items))), "skyward-cli")
+    threads = ThreadPoolExecutor(max(1, min(max_threads, len(items))), "skyward-cli")
     try:
         return list(threads.map(function, items))
     finally:
         threads.shutdown(wait=False)
 
 
-def _is_set_up(source: Source) -> bool:
+def _is_set_up(source: ProviderSource) -> bool:
     if isinstance(source.made, Inspectable):
         try:
             source.made.check_credentials()
@@ -212,17 +233,17 @@ def _is_set_up(source: Source) -> bool:
     return not source.is_bare
 
 
-def _source(name: str, settings: Mapping[str, object]) -> Source:
+def _source(name: str, settings: Mapping[str, object]) -> ProviderSource:
     try:
         return _of(registry.provider(name, settings), settings)
     except SkywardError as error:
-        return Source((name, json.dumps(settings, sort_keys=True)), error)
+        return ProviderSource((name, json.dumps(settings, sort_keys=True)), error)
 
 
-def _of(provider: Provider, given: Mapping[str, object]) -> Source:
+def _of(provider: Provider, given: Mapping[str, object]) -> ProviderSource:
     settings = provider.settings() if isinstance(provider, Rental) else given
     key = (provider.name, json.dumps(settings, sort_keys=True))
-    return Source(key, provider.hurried(_HURRY) if isinstance(provider, Inspectable) else provider)
+    return ProviderSource(key, provider.hurried(_HURRY) if isinstance(provider, Inspectable) else provider)
 
 
 def _value(text: str) -> object:

@@ -41,7 +41,22 @@ def run(
 
 
 def command_line(ledger: Ledger, entry: Entry, command: Sequence[str]) -> list[str]:
-    """Build the ssh command; writes a known-hosts file with the one host key that the machine may present."""
+    """Build the ssh command, and write a known-hosts file with the one host key that the machine may present.
+
+    Parameters
+    ----------
+    ledger
+        Has the pool's key.
+    entry
+        The machine.
+    command
+        The command to run there and its arguments; empty to log in.
+
+    Raises
+    ------
+    ConfigError
+        The machine has not been reached yet, or the pool's key is gone.
+    """
     at = entry.endpoint
     key = ledger.key_path(entry.tag)
     if at is None or not entry.host_key:

@@ -60,7 +60,15 @@ class CallRunner(ABC):
 
 
 class PendingCall(Generic[_T]):
-    """A call that has not run yet. It runs each time it is combined with a pool."""
+    """A call that has not run yet. It runs each time it is combined with a pool.
+
+    Parameters
+    ----------
+    function
+        The function to call.
+    args, kwargs
+        Its arguments.
+    """
 
     def __init__(self, function: Callable[..., _T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.function = function

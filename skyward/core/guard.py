@@ -1,8 +1,8 @@
-"""Reports errors in callbacks and background tasks, so that none fails silently.
+"""Makes sure that no callback fails silently: whatever runs on a loop unawaited has somebody to report failures to.
 
-asyncio logs an exception that leaves a callback, or a task that nobody awaits, and goes on; whoever waits for its
-effect would wait forever. So the callbacks and background tasks of a node's conversation are started through these
-functions, which report errors to the conversation, and that breaks the link. `ioloop` reports all others.
+asyncio logs an exception from a callback, or from a task that nobody awaits, and goes on; whoever waits for the outcome
+waits forever. So the callbacks and background tasks of a node's session are started through this module and report to
+the session, which then breaks the link. `ioloop` gets reports of all others.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ __all__ = ["guarded", "watched"]
 
 
 def guarded(report: Callable[[Exception], object], function: Callable[..., object], *args: Any) -> None:
-    """Call a function and report its error; to be passed to ``call_soon`` and the like in the function's place.
+    """Call a function and report its failure; give this to ``call_soon`` and the like in place of the function.
 
     Parameters
     ----------
     report
-        Called with the error.
+        Called with the exception.
     function, args
         What to call.
     """
@@ -31,7 +31,7 @@ def guarded(report: Callable[[Exception], object], function: Callable[..., objec
 
 
 def watched(task: asyncio.Task[Any], report: Callable[[Exception], object]) -> None:
-    """Report the error of a background task, if it fails."""
+    """Report the failure of a background task."""
 
     def ended(task: asyncio.Task[Any]) -> None:
         if not task.cancelled() and isinstance(error := task.exception(), Exception):

@@ -214,8 +214,21 @@ class Shell(Protocol):
     async def run(self, command: str, *, input: bytes | None = None, timeout: float | None = None) -> Output:
         """Run a POSIX sh command line, whatever the user's login shell is, and wait for it.
 
-        A status other than 0 is not an error here. Raises `LinkError` if the link breaks, and `TimeoutError` after
-        `timeout` seconds.
+        Parameters
+        ----------
+        command
+            The command line. A status other than 0 is not an error here.
+        input
+            What it reads from standard input; None for nothing.
+        timeout
+            Seconds after which it is killed; None for no limit.
+
+        Raises
+        ------
+        LinkError
+            The link broke.
+        TimeoutError
+            The command took longer than `timeout`.
         """
         ...
 
@@ -313,7 +326,20 @@ class OpenPool(Protocol):
         ...
 
     def submit(self, fn: Callable[..., _T], /, *args: Any, **kwargs: Any) -> concurrent.futures.Future[_T]:
-        """Run ``fn(*args, **kwargs)`` on a node. Raises `PoolNotActive` where the pool is not open."""
+        """Run ``fn(*args, **kwargs)`` on a node.
+
+        Parameters
+        ----------
+        fn
+            Any function that cloudpickle can pickle.
+        args, kwargs
+            Its arguments.
+
+        Raises
+        ------
+        PoolNotActive
+            The pool is not open.
+        """
         ...
 
 

@@ -46,7 +46,7 @@ class Compute(TaskExecutor):
         How each node runs tasks.
     concurrency
         Short for ``worker=Worker(concurrency=...)``.
-    machine, accelerator, vcpus, memory
+    machine, accelerator, vcpus, cpu, memory
         What each node must have; see `Resources`. ``cpu`` is another name for ``vcpus``. If none is given, rented
         machines have a core per slot and 2 GiB of memory.
     max_price
@@ -54,7 +54,7 @@ class Compute(TaskExecutor):
         than five times the cheapest one, or whose price is unknown, are only rented if `machine` names them.
     image
         The environment in which nodes run tasks.
-    volume
+    volume, volumes
         Storage to mount on the nodes; ``volumes`` is another name. Not supported yet: giving any is an error.
     allocation
         Whether to rent spot machines, which the provider may preempt. ``"spot-if-available"``: if they cost no more

@@ -112,7 +112,22 @@ def either(name: str, value: Any, other_name: str, other: Any, convert: Callable
 
 
 def check_type(value: object, kind: type, name: str) -> None:
-    """Raise `ConfigError` unless `value` is a `kind`, which is a public class of ours."""
+    """Check the type of an argument.
+
+    Parameters
+    ----------
+    value
+        The argument.
+    kind
+        A public class of ours.
+    name
+        Name of the argument, for the error.
+
+    Raises
+    ------
+    ConfigError
+        `value` is not a `kind`.
+    """
     if not isinstance(value, kind):
         raise ConfigError(f"{name}={value!r} is not a sky.{kind.__name__}")
 

@@ -22,7 +22,20 @@ def find(tracker: str) -> type | None:
 
 
 def find_owned(tracker: str, module: str, name: str) -> type:
-    """Look up the class; called by the pickle."""
+    """Look up the class; called by the pickle.
+
+    Parameters
+    ----------
+    tracker
+        cloudpickle's identifier of the class.
+    module, name
+        Its name, for the error.
+
+    Raises
+    ------
+    AttributeError
+        This process has sent no such class.
+    """
     found = find(tracker)
     if found is None:
         raise AttributeError(f"no class {name!r} of {module!r} was sent from here")

@@ -53,13 +53,13 @@ class _Window(NamedTuple):
     memory: mmap.mmap
 
 
-class _Task(threading.local):
+class _Received(threading.local):
     """What the task in this thread received."""
 
     sealed: tuple[str, ...] = ()  # why some of its arrays are read-only
 
 
-_task = _Task()
+_received = _Received()
 _identities: weakref.WeakKeyDictionary[mmap.mmap, tuple[int, int]] = weakref.WeakKeyDictionary()
 _shared: weakref.WeakKeyDictionary[mmap.mmap, bool] = weakref.WeakKeyDictionary()
 _given: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()  # maps opened by `open_map`
@@ -318,8 +318,8 @@ def seal(buffer: Any, dtype: Any, shape: tuple[int, ...], order: Literal["C", "F
     import numpy  # noqa: PLC0415  as in map_array
 
     array = map_array(buffer, dtype, shape, order, "r")
-    if why is not None and why not in _task.sealed:
-        _task.sealed += (why,)
+    if why is not None and why not in _received.sealed:
+        _received.sealed += (why,)
     return array if kind in (numpy.ndarray, numpy.memmap) else array.view(kind)
 
 
@@ -414,16 +414,16 @@ MAPS = Maps()
 
 def begin_task(files: bool) -> None:
     """Prepare to load a task's arguments in this thread; `files` says whether some are blobs."""
-    _task.sealed = ()
+    _received.sealed = ()
     if files:
         MAPS.next_task()
 
 
 def explain(error: BaseException) -> None:
     """Add to a task's error why arrays were read-only, if that caused it."""
-    if _task.sealed and isinstance(error, Exception):
+    if _received.sealed and isinstance(error, Exception):
         with contextlib.suppress(Exception):  # the user's exception may fail in str() or add_note()
             text = str(error).lower()
             if "read-only" in text or "readonly" in text:
-                for why in _task.sealed:
+                for why in _received.sealed:
                     error.add_note(why)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy
 
-from skyward.core.results.rules import Mark, Pending, Refused, Rule, called
+from skyward.core.results.rules import Mark, Pending, RefusedPickle, Rule, called
 
 __all__ = ["rule"]
 
@@ -43,7 +43,7 @@ def rule(module: str, name: str) -> Rule | None:
 
 def _dtype(spec: Any, _align: Any = False, _copy: Any = False) -> Pending:
     if spec is not numpy.record and not (type(spec) is str and _SPEC.fullmatch(spec)):
-        raise Refused("contains an array of an unknown type")
+        raise RefusedPickle("contains an array of an unknown type")
     return Pending(spec)
 
 
@@ -73,7 +73,7 @@ def _make_dtype(spec: Any, state: Any) -> numpy.dtype[Any]:
         dtype = numpy.dtype(dtype, metadata=dict(meta))
     claimed = (order, parts, names, fields, size, alignment, flags)
     if dtype.__reduce__()[2][1:8] != claimed:
-        raise Refused("contains an array whose type is not what it claims")
+        raise RefusedPickle("contains an array whose type is not what it claims")
     return dtype
 
 
@@ -86,7 +86,7 @@ def _metadata(given: Any, version: int) -> tuple[Any, str | None]:
         return given, None
     meta, (unit, number, denominator, event) = given
     if not _UNIT.fullmatch(unit) or type(number) is not int or (denominator, event) != (1, 1):
-        raise Refused("contains dates in an unknown unit")
+        raise RefusedPickle("contains dates in an unknown unit")
     return meta, None if unit == b"generic" else f"{number}{unit.decode()}"
 
 
@@ -105,7 +105,7 @@ def _structure(names: Any, fields: Any, size: int, align: bool) -> numpy.dtype[A
 
 def _checked(dtype: Any) -> numpy.dtype[Any]:
     if not isinstance(dtype, numpy.dtype):
-        raise Refused("contains an array whose type is not a type")
+        raise RefusedPickle("contains an array whose type is not a type")
     return dtype
 
 
@@ -114,13 +114,13 @@ def _checked(dtype: Any) -> numpy.dtype[Any]:
 
 def _shape(shape: Any) -> tuple[int, ...]:
     if type(shape) is not tuple or not all(type(size) is int and size >= 0 for size in shape):
-        raise Refused("contains an array of an impossible shape")
+        raise RefusedPickle("contains an array of an impossible shape")
     return shape
 
 
 def _reconstruct(kind: Any, _shape: Any, _code: Any) -> Pending:
     if not any(kind is known for known in _VIEWS):
-        raise Refused("makes an array of a class that is not numpy's")
+        raise RefusedPickle("makes an array of a class that is not numpy's")
     return Pending(kind)
 
 
@@ -142,7 +142,7 @@ def _from_raw(shape: tuple[int, ...], dtype: numpy.dtype[Any], order: Any, raw: 
                 flat[index] = item
         return flat.reshape(shape, order=order)
     if type(raw) is not bytes or dtype.hasobject or len(raw) != count * dtype.itemsize:
-        raise Refused("contains an array that is not as large as it claims")
+        raise RefusedPickle("contains an array that is not as large as it claims")
     if not raw:
         return numpy.empty(shape, dtype)
     return numpy.frombuffer(bytearray(raw), dtype).reshape(shape, order=order)
@@ -150,11 +150,11 @@ def _from_raw(shape: tuple[int, ...], dtype: numpy.dtype[Any], order: Any, raw: 
 
 def _from_buffer(used: dict[int, Any], buffer: Any, dtype: Any, shape: Any, order: Any, axes: Any = None) -> Any:
     if _checked(dtype).hasobject or isinstance(buffer, numpy.ndarray):
-        raise Refused("makes an array of objects from bytes")
+        raise RefusedPickle("makes an array of objects from bytes")
     array: Any = numpy.frombuffer(buffer, dtype)
     address = array.__array_interface__["data"][0]
     if array.nbytes > 1 and address in used:  # Python caches bytes of length one
-        raise Refused("makes two arrays from one buffer")
+        raise RefusedPickle("makes two arrays from one buffer")
     used[address] = buffer
     if order == "K" and axes is not None:
         return array.reshape(_shape(shape)).transpose(axes)
@@ -163,7 +163,7 @@ def _from_buffer(used: dict[int, Any], buffer: Any, dtype: Any, shape: Any, orde
 
 def _scalar(dtype: Any, data: Any) -> Any:
     if _checked(dtype).hasobject or type(data) is not bytes or len(data) != dtype.itemsize:
-        raise Refused("contains a number that is not as large as it claims")
+        raise RefusedPickle("contains a number that is not as large as it claims")
     return _SCALAR(dtype, data)
 
 
@@ -172,7 +172,7 @@ def _scalar(dtype: Any, data: Any) -> Any:
 
 def _masked(kind: Any, base: Any, _shape: Any, _code: Any) -> Pending:
     if kind is not numpy.ma.MaskedArray or base is not numpy.ndarray:
-        raise Refused("makes a masked array of a class that is not numpy's")
+        raise RefusedPickle("makes a masked array of a class that is not numpy's")
     return Pending()
 
 
@@ -201,7 +201,7 @@ _BITS = {
 def _bit_generator(kind: Any = "MT19937") -> Any:
     name = kind if type(kind) is str else getattr(kind, "__name__", None)
     if name not in _BITS or (type(kind) is not str and kind is not _BITS[name]):
-        raise Refused("makes a random generator of a class that is not numpy's")
+        raise RefusedPickle("makes a random generator of a class that is not numpy's")
     return _BITS[name]()
 
 
@@ -214,7 +214,7 @@ def _random(kind: Any) -> Any:
 
 def _checked_bits(bits: Any) -> Any:
     if type(bits) not in _BITS.values():
-        raise Refused("makes a random generator from something else")
+        raise RefusedPickle("makes a random generator from something else")
     return bits
 
 
@@ -222,16 +222,16 @@ def _build_random(generator: Any, state: Any) -> Any:
     inner = state[0] if type(state) is tuple else state
     position = inner["state"].get("pos", 0) if type(inner) is dict else 0
     if type(position) is not int or not 0 <= position <= _MT19937_WORDS:
-        raise Refused("contains a random generator in an impossible state")
+        raise RefusedPickle("contains a random generator in an impossible state")
     if type(state) is tuple and not isinstance(state[1], (numpy.random.SeedSequence, type(None))):
-        raise Refused("contains a random generator with an invalid seed")
+        raise RefusedPickle("contains a random generator with an invalid seed")
     generator.__setstate__(state)
     return generator
 
 
 def _seeds(kind: Any, _checksum: Any, state: Any) -> Any:
     if kind is not numpy.random.SeedSequence or state is not None:
-        raise Refused("makes a seed sequence from something else")
+        raise RefusedPickle("makes a seed sequence from something else")
     return Pending()
 
 
@@ -239,7 +239,7 @@ def _build_seeds(_: Pending, state: Any) -> Any:
     entropy, children, pool, size, spawn_key, *_rest = state
     seeds = numpy.random.SeedSequence(entropy, spawn_key=spawn_key, pool_size=size, n_children_spawned=children)
     if not numpy.array_equal(seeds.pool, pool):
-        raise Refused("contains a seed sequence that is not what it claims")
+        raise RefusedPickle("contains a seed sequence that is not what it claims")
     return seeds
 
 

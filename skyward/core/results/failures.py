@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from skyward.core.results.rules import Mark, Refused, Rule
+from skyward.core.results.rules import Mark, RefusedPickle, Rule
 from skyward.core.visible import printed
 
 __all__ = ["REBUILD", "is_known", "of_class", "rule"]
@@ -39,7 +39,7 @@ def is_known(kind: object) -> bool:
 
 def _rebuild(kind: Any, args: Any, state: Any) -> BaseException:
     if not is_known(kind) or type(args) is not tuple:
-        raise Refused("makes an exception from something else")
+        raise RefusedPickle("makes an exception from something else")
     error = _new(kind, args)
     BaseException.args.__set__(error, _cleaned(args))  # type: ignore[attr-defined]
     return _build(error, state)
@@ -53,7 +53,7 @@ def _new(kind: Any, args: tuple[Any, ...]) -> BaseException:
     except TypeError:
         error = native.__new__(kind)
     if not isinstance(error, kind):
-        raise Refused("makes an exception from something else")
+        raise RefusedPickle("makes an exception from something else")
     return error  # type: ignore[no-any-return]
 
 
@@ -66,9 +66,9 @@ def _build(error: BaseException, state: Any) -> BaseException:
     if state is None:
         return error
     if type(state) is not dict or not all(type(name) is str for name in state):
-        raise Refused("gives an exception a state that is not attributes")
+        raise RefusedPickle("gives an exception a state that is not attributes")
     if strange := [name for name in state if name.startswith("__") and name != "__notes__"]:
-        raise Refused(f"sets {strange[0]} of an exception")
+        raise RefusedPickle(f"sets {strange[0]} of an exception")
     _ATTRIBUTES.__get__(error).update(state)
     return error
 

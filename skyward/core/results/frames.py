@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy
 
-from skyward.core.results.rules import Mark, Refused, Rule, attributes, called, made
+from skyward.core.results.rules import Mark, RefusedPickle, Rule, attributes, called, made
 
 __all__ = ["build_reconstructed", "reconstructed", "rule"]
 
@@ -48,7 +48,7 @@ def _pytz(name: str) -> Any:
 
     def call(*args: Any) -> Any:
         if name == "_p" and (not args or args[0] not in pytz.all_timezones_set):
-            raise Refused("asks for a time zone that does not exist")
+            raise RefusedPickle("asks for a time zone that does not exist")
         return getattr(pytz, name)(*args)
 
     return call
@@ -96,13 +96,13 @@ def _whole(manager: Any) -> Any:
         fits = numpy.array_equal(numpy.sort(places), numpy.arange(len(manager.axes[0])))
         fits = fits and all(block.shape == (len(block.mgr_locs), len(manager.axes[1])) for block in manager.blocks)
     if not fits:
-        raise Refused("contains a frame whose columns do not match")
+        raise RefusedPickle("contains a frame whose columns do not match")
     return manager
 
 
 def _build_frame(frame: Any, state: Any) -> Any:
     if type(state) is not dict or not isinstance(state.get("_mgr"), _MANAGERS):
-        raise Refused("contains a frame without columns")
+        raise RefusedPickle("contains a frame without columns")
     frame.__setstate__(state)
     return frame
 
@@ -126,14 +126,14 @@ def _coded(array: Any) -> Any:
     else:
         fits = True
     if not fits:
-        raise Refused("contains an array whose parts do not match")
+        raise RefusedPickle("contains an array whose parts do not match")
     return array
 
 
 def _check_codes(codes: Any, count: int) -> None:
     codes = numpy.asarray(codes)
     if codes.size and not (codes.dtype.kind in "iu" and codes.min() >= -1 and codes.max() < count):
-        raise Refused("contains category codes out of range")
+        raise RefusedPickle("contains category codes out of range")
 
 
 def _backed(kind: Any, checksum: Any, state: Any) -> Any:
@@ -142,27 +142,27 @@ def _backed(kind: Any, checksum: Any, state: Any) -> Any:
         and issubclass(kind, _LIBS["arrays"].NDArrayBacked)
         and kind.__module__.startswith("pandas")
     ):
-        raise Refused("makes an array of a class that is not pandas'")
+        raise RefusedPickle("makes an array of a class that is not pandas'")
     array = _call("arrays", "__pyx_unpickle_NDArrayBacked", kind, checksum, state)
     return array if state is None else _coded(array)
 
 
 def _interval(kind: Any, checksum: Any, state: Any) -> Any:
     if not (isinstance(kind, type) and issubclass(kind, (pandas.Interval, pandas.arrays.IntervalArray))):
-        raise Refused("makes an interval from something else")
+        raise RefusedPickle("makes an interval from something else")
     return _call("interval", "__pyx_unpickle_IntervalMixin", kind, checksum, state)
 
 
 def _block(values: Any, placement: Any, dimensions: Any) -> Any:
     if not isinstance(values, (numpy.ndarray, _EXTENSIONS.ExtensionArray)):
-        raise Refused("contains a block that is not an array")
+        raise RefusedPickle("contains a block that is not an array")
     return _call("internals", "_unpickle_block", values, placement, dimensions)
 
 
 def _index(function: Any) -> Any:
     def call(kind: Any, arguments: Any) -> Any:
         if not (isinstance(kind, type) and issubclass(kind, pandas.Index) and type(arguments) is dict):
-            raise Refused("makes an index of a class that is not pandas'")
+            raise RefusedPickle("makes an index of a class that is not pandas'")
         if issubclass(kind, pandas.MultiIndex):
             for codes, level in zip(arguments["codes"], arguments["levels"], strict=True):
                 _check_codes(codes, len(level))
@@ -172,9 +172,20 @@ def _index(function: Any) -> Any:
 
 
 def reconstructed(kind: Any, base: Any, state: Any) -> Any:
-    """Do what ``copyreg._reconstructor`` does for a manager."""
+    """Do what ``copyreg._reconstructor`` does for a manager.
+
+    Parameters
+    ----------
+    kind, base, state
+        Its arguments, as the pickle gives them.
+
+    Raises
+    ------
+    RefusedPickle
+        They are not those of a manager.
+    """
     if kind not in _MANAGERS or base is not object or state is not None:
-        raise Refused("makes an object in a way that data does not")
+        raise RefusedPickle("makes an object in a way that data does not")
     return kind.__new__(kind)
 
 

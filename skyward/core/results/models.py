@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy
 
-from skyward.core.results.rules import Mark, Refused, Rule, attributes, called, made
+from skyward.core.results.rules import Mark, RefusedPickle, Rule, attributes, called, made
 
 __all__ = ["build_reconstructed", "reconstructed", "rule"]
 
@@ -69,7 +69,7 @@ def _made_of(module: str, function: Any) -> Callable[..., Any]:
 
     def call(kind: Any, *rest: Any) -> Any:
         if not isinstance(kind, type) or kind.__module__ != module:
-            raise Refused("makes an object of another module's class")
+            raise RefusedPickle("makes an object of another module's class")
         return function(kind, *rest)
 
     return call
@@ -85,11 +85,11 @@ def _build(model: Any, state: Any) -> Any:
 def _check_tree(tree: Any, state: Any) -> None:
     nodes, count = state["nodes"], state["node_count"]
     if type(count) is not int or not 0 <= count <= len(nodes):
-        raise Refused("contains a tree with fewer nodes than it claims")
+        raise RefusedPickle("contains a tree with fewer nodes than it claims")
     left, right, features = (nodes[name][:count] for name in ("left_child", "right_child", "feature"))
     _check_children(left, right, left != -1)
     if ((left == -1) != (right == -1)).any() or (features[left != -1] < 0).any() or (features >= tree.n_features).any():
-        raise Refused("contains a tree that splits by features out of range")
+        raise RefusedPickle("contains a tree that splits by features out of range")
 
 
 def _check_children(left: Any, right: Any, inner: Any) -> None:
@@ -97,7 +97,7 @@ def _check_children(left: Any, right: Any, inner: Any) -> None:
     places = numpy.arange(len(left))[inner]
     for child in (left[inner], right[inner]):
         if ((child <= places) | (child >= len(left))).any():
-            raise Refused("contains a tree whose nodes are out of range")
+            raise RefusedPickle("contains a tree whose nodes are out of range")
 
 
 def _check_predictor(_: Any, state: Any) -> None:
@@ -107,7 +107,7 @@ def _check_predictor(_: Any, state: Any) -> None:
     bitsets = min(len(state["raw_left_cat_bitsets"]), len(state["binned_left_cat_bitsets"]))
     by_category = inner & (nodes["is_categorical"] != 0)
     if (nodes["feature_idx"][inner] < 0).any() or (nodes["bitset_idx"][by_category] >= bitsets).any():
-        raise Refused("contains a tree that splits by features out of range")
+        raise RefusedPickle("contains a tree that splits by features out of range")
 
 
 def _check_neighbours(_: Any, state: Any) -> None:
@@ -117,14 +117,14 @@ def _check_neighbours(_: Any, state: Any) -> None:
         count,
         data.shape[1],
     ):  # a ball tree has one bound for each node, a k-d tree two
-        raise Refused("contains a tree of neighbours that is not as large as it claims")
+        raise RefusedPickle("contains a tree of neighbours that is not as large as it claims")
     if count < 1 or not 0 < levels < 63 or count != 2**levels - 1:
-        raise Refused("contains a tree of neighbours with fewer levels than it claims")
+        raise RefusedPickle("contains a tree of neighbours with fewer levels than it claims")
     starts, ends = nodes["idx_start"], nodes["idx_end"]
     if len(order) and ((order.min() < 0) or (order.max() >= len(data))):
-        raise Refused("contains a tree of neighbours whose points are out of range")
+        raise RefusedPickle("contains a tree of neighbours whose points are out of range")
     if ((starts < 0) | (ends > len(data)) | (starts > ends)).any():
-        raise Refused("contains a tree of neighbours whose nodes are out of range")
+        raise RefusedPickle("contains a tree of neighbours whose nodes are out of range")
 
 
 _CHECKS: dict[str, Callable[[Any, Any], None]] = {
@@ -157,7 +157,7 @@ def _build_spline(spline: Any, state: Any) -> Any:
     kind = type(spline)
     if type(state) is tuple:  # scipy since 1.18: the spline itself is another object, made as below
         if type(state[0]).__name__ != "_BSpline":
-            raise Refused("contains a spline that is not one")
+            raise RefusedPickle("contains a spline that is not one")
         return attributes(spline, state)
     knots, coefficients = (state.get(f"_{name}", state.get(name)) for name in ("t", "c"))
     return kind(knots, coefficients, state["k"], state["extrapolate"], state["axis"])
@@ -165,14 +165,14 @@ def _build_spline(spline: Any, state: Any) -> Any:
 
 def _build_sparse(matrix: Any, state: Any) -> Any:
     if type(state) is not dict or not all(type(name) is str for name in state):
-        raise Refused("contains a sparse matrix without parts")
+        raise RefusedPickle("contains a sparse matrix without parts")
     matrix.__dict__.update(state)
     if any(not isinstance(size, (int, numpy.integer)) or size < 0 for size in matrix.shape):
-        raise Refused("contains a sparse matrix of an impossible shape")
+        raise RefusedPickle("contains a sparse matrix of an impossible shape")
     try:
         _SPARSE[matrix.format](matrix)
     except (ValueError, TypeError, IndexError) as error:
-        raise Refused(f"contains a sparse matrix whose parts do not match ({error})") from None
+        raise RefusedPickle(f"contains a sparse matrix whose parts do not match ({error})") from None
     return matrix
 
 
@@ -230,13 +230,24 @@ _SPARSE: dict[str, Callable[[Any], None]] = {
 
 
 def reconstructed(kind: Any, base: Any, state: Any) -> Any:
-    """Do what ``copyreg._reconstructor`` does for a matrix that is a dict."""
+    """Do what ``copyreg._reconstructor`` does for a matrix that is a dict.
+
+    Parameters
+    ----------
+    kind, base, state
+        Its arguments, as the pickle gives them.
+
+    Raises
+    ------
+    RefusedPickle
+        They are not those of such a matrix.
+    """
     if (
         not (isinstance(kind, type) and _SCIPY.fullmatch(kind.__module__))
         or base is not dict
         or type(state) is not dict
     ):
-        raise Refused("makes an object in a way that data does not")
+        raise RefusedPickle("makes an object in a way that data does not")
     matrix: Any = dict.__new__(kind)
     dict.__init__(matrix, state)
     return matrix

@@ -14,7 +14,7 @@ from typing import Any
 from skyward.core.errors import ConfigError
 from skyward.core.payload import driver_classes
 from skyward.core.results import failures, stdlib
-from skyward.core.results.rules import Mark, Refused, Rule, attributes
+from skyward.core.results.rules import Mark, RefusedPickle, Rule, attributes
 
 __all__ = ["Allowed", "Trusted", "library"]
 
@@ -139,7 +139,7 @@ class Allowed:
         return f"<Allowed {len(self._known)} names so far; {self._trusted}>"
 
     def __call__(self, module: str, name: str) -> Rule:
-        """Return the rule for a name. Raises `Refused` if there is none."""
+        """Return the rule for a name. Raises `RefusedPickle` if there is none."""
         rule = self._known.get((module, name))
         if rule is None:
             rule = self._known[module, name] = self._find(module, name)
@@ -158,7 +158,7 @@ class Allowed:
         """Return the rule for a class that was sent by value, if it is an exception or trusted."""
         kind = driver_classes.find(tracker) if type(tracker) is str else None
         if kind is None:
-            raise Refused(
+            raise RefusedPickle(
                 f"contains a {name} of {module}, a class that was made on the node; its code is not accepted",
                 is_odd=False,
             )
@@ -166,7 +166,7 @@ class Allowed:
             return _of_trusted(kind)
         rule = self._trusted.rule(kind.__module__, kind.__qualname__) or failures.of_class(kind)
         if rule is None:
-            raise Refused(f"contains a {kind.__qualname__} of {kind.__module__}", kind.__qualname__)
+            raise RefusedPickle(f"contains a {kind.__qualname__} of {kind.__module__}", kind.__qualname__)
         return rule
 
     def _builtin_type(self, name: Any) -> Rule:
@@ -190,20 +190,20 @@ def _build_remade(made: Any, state: Any) -> Any:
 def _rules_of(kind: Any) -> Any:
     root = kind.__module__.partition(".")[0] if isinstance(kind, type) else ""
     if root not in ("pandas", "scipy"):
-        raise Refused("makes an object in a way that data does not")
+        raise RefusedPickle("makes an object in a way that data does not")
     return library(root)
 
 
-def _refusal(module: str, name: str) -> Refused:
+def _refusal(module: str, name: str) -> RefusedPickle:
     """Explain why a name is refused; what to trust is suggested only if this process knows it to be a class."""
     if module.partition(".")[0] == "cloudpickle":
         code = "contains a function or class with its code, which is how lambdas and those of __main__ are sent"
-        return Refused(code, is_odd=False)
+        return RefusedPickle(code, is_odd=False)
     found: Any = sys.modules.get(module)
     for part in name.split("."):
         found = vars(found).get(part) if hasattr(found, "__dict__") else None
     if not isinstance(found, type) or (found.__module__, found.__qualname__) != (module, name):
-        return Refused(f"refers to {module}.{name}, which is not data")
+        return RefusedPickle(f"refers to {module}.{name}, which is not data")
     if module.partition(".")[0] in sys.stdlib_module_names:
-        return Refused(f"contains a {module}.{name}, which is not data", is_odd=False)
-    return Refused(f"contains a {module}.{name}", f"{module}:{name}")
+        return RefusedPickle(f"contains a {module}.{name}, which is not data", is_odd=False)
+    return RefusedPickle(f"contains a {module}.{name}", f"{module}:{name}")

@@ -9,7 +9,7 @@ from typing import Any
 from skyward.core.errors import PayloadError, TaskFailed
 from skyward.core.payload import exceptions
 from skyward.core.results.names import Allowed, Trusted
-from skyward.core.results.rules import Refused
+from skyward.core.results.rules import RefusedPickle
 from skyward.core.results.unpickler import loads
 
 __all__ = ["Reader"]
@@ -44,7 +44,7 @@ class Reader:
         """
         try:
             return loads(head, buffers, self._allowed)
-        except Refused as refused:
+        except RefusedPickle as refused:
             raise PayloadError(f"it {refused}. {_advice(refused)}") from None
 
     def error(self, head: _Bytes) -> BaseException:
@@ -70,7 +70,7 @@ class Reader:
         return error
 
 
-def _advice(refused: Refused) -> str:
+def _advice(refused: RefusedPickle) -> str:
     known = refused.trusted
     if known is not None:
         known = repr(known) if ":" in known else known

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-__all__ = ["Build", "Call", "Mark", "Pending", "Refused", "Rule", "attributes", "called", "made"]
+__all__ = ["Build", "Call", "Mark", "Pending", "RefusedPickle", "Rule", "attributes", "called", "made"]
 
 
-class Refused(Exception):
+class RefusedPickle(Exception):
     """A pickle does something that data does not.
 
     Parameters
@@ -96,7 +96,7 @@ def called(kind: Callable[..., Any], *types: type) -> Call:
 
     def call(*args: Any) -> Any:
         if types and not all(type(arg) in types for arg in args):
-            raise Refused(f"makes a {getattr(kind, '__name__', kind)} from something else")
+            raise RefusedPickle(f"makes a {getattr(kind, '__name__', kind)} from something else")
         return kind(*args)
 
     return call
@@ -119,5 +119,5 @@ def attributes(made: Any, state: Any) -> Any:
     elif isinstance(state, dict) and all(type(name) is str for name in state):
         made.__dict__.update(state)
     elif state is not None:
-        raise Refused(f"gives a {type(made).__name__} a state that is not attributes")
+        raise RefusedPickle(f"gives a {type(made).__name__} a state that is not attributes")
     return made

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from skyward.core.interfaces import Channel
 from skyward.core.results import stdlib
 from skyward.core.results.names import library
-from skyward.core.results.rules import Refused, Rule
+from skyward.core.results.rules import RefusedPickle, Rule
 from skyward.core.results.unpickler import loads
 
 __all__ = ["Screen", "Screened"]
@@ -29,7 +29,7 @@ def _names(module: str, name: str) -> Rule:
     if rule is None and module.partition(".")[0] == "numpy":
         rule = library("numpy").rule(module, name)
     if rule is None:
-        raise Refused(f"refers to {module}.{name}")
+        raise RefusedPickle(f"refers to {module}.{name}")
     return rule
 
 
@@ -62,7 +62,7 @@ class _Messages:
             (size,) = struct.unpack_from("!Q", self._data, 4)
             start = 12
         if not 0 <= size <= _MAX_MESSAGE:
-            raise Refused(f"sends a message of {size:,} bytes")
+            raise RefusedPickle(f"sends a message of {size:,} bytes")
         return start, size
 
 
@@ -88,13 +88,13 @@ class Screen:
 
         Raises
         ------
-        Refused
+        RefusedPickle
             The next message is not data; nothing more may be passed on.
         """
         for length, message in self._theirs.feed(data):
             if self._proofs:
                 if not message.startswith(self._proofs.pop(0)) or len(message) > _PROOF:
-                    raise Refused("fails to authenticate")
+                    raise RefusedPickle("fails to authenticate")
             else:
                 loads(message, (), _names)
             yield length
@@ -123,7 +123,7 @@ class Screened:
         if self._screen is not None:
             try:
                 self._screen.from_listener(data)
-            except Refused:  # by our own listener: its message is larger than any of multiprocessing
+            except RefusedPickle:  # by our own listener: its message is larger than any of multiprocessing
                 self.close()
         return data
 
@@ -138,7 +138,9 @@ class Screened:
         except Exception as error:  # an invalid pickle may raise anything
             self._screen = None
             self._channel.close()
-            self._report(str(error) if isinstance(error, Refused) else f"sends something that is not data ({error!r})")
+            self._report(
+                str(error) if isinstance(error, RefusedPickle) else f"sends something that is not data ({error!r})"
+            )
 
     async def drain(self) -> None:
         """See `Channel.drain`."""

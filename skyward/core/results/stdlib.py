@@ -16,7 +16,7 @@ import zoneinfo
 from collections.abc import Sequence
 from typing import Any
 
-from skyward.core.results.rules import Mark, Pending, Refused, Rule, attributes, called, made
+from skyward.core.results.rules import Mark, Pending, RefusedPickle, Rule, attributes, called, made
 
 __all__ = ["rule"]
 
@@ -28,32 +28,32 @@ def rule(module: str, name: str) -> Rule | None:
 
 def _of_none(value: Any) -> type:
     if value is not None and value is not NotImplemented and value is not Ellipsis:
-        raise Refused("asks for the type of something")
+        raise RefusedPickle("asks for the type of something")
     return type(value)
 
 
 def _attribute(of: Any, name: Any) -> Rule:
     """Allow ``getattr`` for the constructor of time zones, and nothing else."""
     if of is not zoneinfo.ZoneInfo or name != "_unpickle":
-        raise Refused(f"asks for an attribute {name!r}" if isinstance(name, str) else "asks for an attribute")
+        raise RefusedPickle(f"asks for an attribute {name!r}" if isinstance(name, str) else "asks for an attribute")
     return _ZONE
 
 
 def _zone(key: Any, from_cache: Any) -> zoneinfo.ZoneInfo:
     if type(key) is not str:
-        raise Refused("asks for a time zone that does not exist")
+        raise RefusedPickle("asks for a time zone that does not exist")
     return zoneinfo.ZoneInfo(key) if from_cache else zoneinfo.ZoneInfo.no_cache(key)
 
 
 def _default_dict(factory: Any = None) -> Any:
     if factory is not None and factory not in _FACTORIES:
-        raise Refused("contains a defaultdict whose factory is not a plain type")
+        raise RefusedPickle("contains a defaultdict whose factory is not a plain type")
     return collections.defaultdict(factory)
 
 
 def _deque(items: Sequence[Any] = (), maxlen: int | None = None) -> Any:
     if items or not (maxlen is None or type(maxlen) is int):
-        raise Refused("makes a deque in an unusual way")
+        raise RefusedPickle("makes a deque in an unusual way")
     return collections.deque(maxlen=maxlen)
 
 
@@ -64,7 +64,7 @@ def _uuid(_: Any, state: Any) -> uuid.UUID:
 
 def _array(kind: Any, code: Any, machine_format: Any, data: Any) -> Any:
     if kind is not array.array or type(data) is not bytes:
-        raise Refused("makes an array from something else")
+        raise RefusedPickle("makes an array from something else")
     return array._array_reconstructor(kind, code, machine_format, data)  # type: ignore[attr-defined]  # noqa: SLF001
 
 
@@ -75,7 +75,7 @@ def _random(generator: Any, state: Any) -> Any:
 
 def _counter(counts: Any) -> Any:
     if type(counts) is not dict:
-        raise Refused("makes a Counter from something that is not a dict")
+        raise RefusedPickle("makes a Counter from something that is not a dict")
     return collections.Counter(counts)
 
 

@@ -2,7 +2,7 @@
 
 The C unpickler lets us intercept the lookup of a name, but not calls of ``__setstate__`` and assignments of attributes
 and items: the author of a pickle can have that done to classes, and to arrays whose types then lie about their memory.
-So it is used only for pickles that refer to no name, which is most of them. For all others there is `Machine`, the
+So it is used only for pickles that refer to no name, which is most of them. All others are read by `DataUnpickler`: the
 standard library's Python unpickler with a rule for every such step, and without the opcodes that our pickler never
 writes.
 """
@@ -16,7 +16,7 @@ import pickle
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Protocol
 
-from skyward.core.results.rules import Mark, Pending, Refused, Rule
+from skyward.core.results.rules import Mark, Pending, RefusedPickle, Rule
 
 __all__ = ["Names", "loads"]
 
@@ -25,7 +25,7 @@ class Names(Protocol):
     """Maps names to rules."""
 
     def __call__(self, module: str, name: str) -> Rule:
-        """Return the rule for a name. Raises `Refused` if there is none."""
+        """Return the rule for a name. Raises `RefusedPickle` if there is none."""
         ...
 
 
@@ -43,7 +43,7 @@ def loads(head: bytes | bytearray | memoryview | mmap.mmap, buffers: Sequence[An
 
     Raises
     ------
-    Refused
+    RefusedPickle
         The pickle does something that data does not.
     Exception
         It is broken, or what it contains is not available here.
@@ -54,7 +54,7 @@ def loads(head: bytes | bytearray | memoryview | mmap.mmap, buffers: Sequence[An
             return _Nameless(file, buffers=buffers).load()
         except _HasNames:
             file.seek(0)
-    return Machine(file, buffers, names).load()
+    return DataUnpickler(file, buffers, names).load()
 
 
 class _HasNames(Exception):
@@ -68,7 +68,7 @@ class _Nameless(pickle.Unpickler):
         raise _HasNames
 
 
-class Machine(pickle._Unpickler):  # noqa: SLF001 - the reference implementation in pickle.py
+class DataUnpickler(pickle._Unpickler):  # noqa: SLF001 - the reference implementation in pickle.py
     """Reads pickles of protocols 4 and 5, as `pickle.Pickler` writes them.
 
     Parameters
@@ -108,7 +108,7 @@ class Machine(pickle._Unpickler):  # noqa: SLF001 - the reference implementation
         except pickle._Stop as stop:  # type: ignore[attr-defined]  # noqa: SLF001
             value = stop.value
         if any(type(made) is Pending for made, _ in self._fresh.values()):
-            raise Refused("leaves an array unfinished")
+            raise RefusedPickle("leaves an array unfinished")
         return value
 
     def load_frame(self) -> None:
@@ -119,7 +119,7 @@ class Machine(pickle._Unpickler):  # noqa: SLF001 - the reference implementation
         """Replace a name with the value of its rule."""
         name, module = self.stack.pop(), self.stack.pop()
         if type(name) is not str or type(module) is not str:
-            raise Refused("uses something other than text as a name")
+            raise RefusedPickle("uses something other than text as a name")
         rule = self._names(module, name)
         self._rules[id(rule.value)] = rule
         self.append(rule.value)
@@ -129,7 +129,7 @@ class Machine(pickle._Unpickler):  # noqa: SLF001 - the reference implementation
         args, function = self.stack.pop(), self.stack[-1]
         rule = self._rules.get(id(function))
         if rule is None or rule.call is None or type(args) is not tuple:
-            raise Refused(f"calls {_called(function)}")
+            raise RefusedPickle(f"calls {_called(function)}")
         made = rule.call(self.used, *args) if rule.memory else rule.call(*args)
         if type(made) is Rule:  # a name found by a call
             self._rules[id(made.value)] = made
@@ -152,7 +152,7 @@ class Machine(pickle._Unpickler):  # noqa: SLF001 - the reference implementation
         kind = self.stack[-1]
         rule = self._rules.get(id(kind))
         if rule is None or rule.new is None or type(args) is not tuple or type(named) is not dict:
-            raise Refused(f"makes a {_called(kind)}")
+            raise RefusedPickle(f"makes a {_called(kind)}")
         self.stack[-1] = made = rule.new(*args, **named)
         self._fresh[id(made)] = made, rule
 
@@ -161,7 +161,7 @@ class Machine(pickle._Unpickler):  # noqa: SLF001 - the reference implementation
         state, made = self.stack.pop(), self.stack[-1]
         _, rule = self._fresh.pop(id(made), (None, None))
         if rule is None or rule.build is None:
-            raise Refused(f"changes {_called(made)}")
+            raise RefusedPickle(f"changes {_called(made)}")
         built = rule.build(made, state)
         if built is not made:
             self.stack[-1] = built
@@ -178,7 +178,7 @@ class Machine(pickle._Unpickler):  # noqa: SLF001 - the reference implementation
     def _recall(self, index: int) -> None:
         found = self.memo.get(index, _NOTHING)
         if type(found) is Pending:
-            raise Refused("refers to an array before it is complete, or to nothing")
+            raise RefusedPickle("refers to an array before it is complete, or to nothing")
         self.append(found)
 
     def load_binget(self) -> None:
@@ -194,7 +194,7 @@ class Machine(pickle._Unpickler):  # noqa: SLF001 - the reference implementation
             return
         _, rule = self._fresh.get(id(target), (None, None))
         if rule is None or not rule.items:
-            raise Refused(f"puts items into {_called(target)}")
+            raise RefusedPickle(f"puts items into {_called(target)}")
 
     def load_append(self) -> None:
         """Append one item to a list."""
@@ -231,7 +231,7 @@ class Machine(pickle._Unpickler):  # noqa: SLF001 - the reference implementation
 
     def load_foreign(self) -> None:
         """Refuse an opcode of old pickles, of persistent ids or of extension codes."""
-        raise Refused("is not a pickle that a node writes")
+        raise RefusedPickle("is not a pickle that a node writes")
 
 
 _NOTHING = Pending()
@@ -248,13 +248,13 @@ _OURS = """
 
 def _dispatch() -> dict[int, Callable[[Any], None]]:
     theirs = {function.__name__: code for code, function in pickle._Unpickler.dispatch.items()}  # noqa: SLF001
-    table: dict[int, Callable[[Any], None]] = dict.fromkeys(range(256), Machine.load_foreign)
+    table: dict[int, Callable[[Any], None]] = dict.fromkeys(range(256), DataUnpickler.load_foreign)
     for name in (_AS_THEY_ARE + _OURS).split():
-        table[theirs[f"load_{name}"]] = getattr(Machine, f"load_{name}")
+        table[theirs[f"load_{name}"]] = getattr(DataUnpickler, f"load_{name}")
     return table
 
 
-Machine.dispatch = _dispatch()
+DataUnpickler.dispatch = _dispatch()
 
 
 def _called(made: Any) -> str:

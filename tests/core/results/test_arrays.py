@@ -9,7 +9,7 @@ import pytest
 
 from skyward.core.payload import pickling
 from skyward.core.results.names import Allowed, Trusted
-from skyward.core.results.rules import Refused
+from skyward.core.results.rules import RefusedPickle
 from skyward.core.results.unpickler import loads
 from tests.core.results.hostile import Reduced, assemble, binary, call, name, plain, read, text
 
@@ -142,7 +142,7 @@ LIES = {
 
 @pytest.mark.parametrize("case", LIES)
 def test_lies_about_memory_are_refused(case):
-    with pytest.raises((Refused, ValueError, TypeError)):  # numpy refuses some itself
+    with pytest.raises((RefusedPickle, ValueError, TypeError)):  # numpy refuses some itself
         read(assemble(LIES[case]))
 
 
@@ -157,7 +157,7 @@ def test_a_position_in_random_numbers_is_looked_at():
     state = np.random.RandomState(0).get_state(legacy=False)
     state["state"]["pos"] = 625
     made, args, _ = np.random.RandomState(0).__reduce__()
-    with pytest.raises(Refused, match="random"):
+    with pytest.raises(RefusedPickle, match="random"):
         read(pickle.dumps(Reduced(made, args, state), protocol=5))
     state["state"]["pos"] = 3
     assert read(pickle.dumps(Reduced(made, args, state), protocol=5)).get_state(legacy=False)["state"]["pos"] == 3

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pytest
 
 from skyward.core.errors import PayloadError, RateLimited
-from skyward.core.results.rules import Refused
+from skyward.core.results.rules import RefusedPickle
 from tests.core.results.hostile import Reduced, read
 
 RAN: list[str] = []
@@ -79,14 +79,14 @@ def test_groups_come_back():
 def test_what_acts_when_it_ends_is_refused():
     data = rebuilt(Ends("x"))
     RAN.clear()
-    with pytest.raises(Refused):
+    with pytest.raises(RefusedPickle):
         read(data)
     assert RAN == []
 
 
 @pytest.mark.parametrize("state", [{"__class__": KeyError}, {"__traceback__": None}, [1]])
 def test_states_that_are_no_attributes_are_refused(state):
-    with pytest.raises(Refused):
+    with pytest.raises(RefusedPickle):
         read(pickle.dumps(Reduced(ValueError, ("x",), state), protocol=5))
 
 
@@ -94,12 +94,12 @@ def test_only_exceptions_are_rebuilt_as_such():
     from skyward.core.payload.exceptions import _rebuild
 
     for kind in (dict, PayloadError.__mro__[-1]):
-        with pytest.raises(Refused):
+        with pytest.raises(RefusedPickle):
             read(pickle.dumps(Reduced(_rebuild, (kind, (), {})), protocol=5))
 
 
 def test_no_module_is_imported_for_an_exception():
     assert "ftplib" not in sys.modules or sys.modules.pop("ftplib")
-    with pytest.raises(Refused):
+    with pytest.raises(RefusedPickle):
         read(b"\x80\x05\x8c\x06ftplib\x8c\x05Error\x93.")
     assert "ftplib" not in sys.modules

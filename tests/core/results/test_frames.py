@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 
-from skyward.core.results.rules import Refused
+from skyward.core.results.rules import RefusedPickle
 from tests.core.results.hostile import Reduced, changed, read
 from tests.lazily import Lazy
 
@@ -91,7 +91,7 @@ def test_columns_that_lie_where_none_are():
     for place in (slice(10**6, 10**6 + 1), slice(1, 2), np.array([-5])):
         stray = Reduced(made, (values, place, dimensions))
         data = lie(pd.DataFrame({"a": [1, 2]})._mgr, lambda kind, args, *_, block=stray: (kind, ((block,), args[1])))
-        with pytest.raises((Refused, ValueError)):
+        with pytest.raises((RefusedPickle, ValueError)):
             read(data)
 
 
@@ -99,21 +99,21 @@ def test_columns_that_lie_where_none_are():
 def test_categories_that_are_none(codes):
     codes = np.array(codes)
     made, args, state = pd.Categorical(["u"]).__reduce__()
-    with pytest.raises((Refused, ValueError)):
+    with pytest.raises((RefusedPickle, ValueError)):
         read(pickle.dumps(Reduced(made, args, (state[0], codes, *state[2:])), protocol=5))
-    with pytest.raises((Refused, ValueError)):
+    with pytest.raises((RefusedPickle, ValueError)):
         read(pickle.dumps(Reduced(made, (*args[:2], (state[0], codes, {})), None), protocol=5))
     levels = pd.MultiIndex.from_arrays([["u"]])
     data = lie(levels, lambda made, args, _: (made, (args[0], {**args[1], "codes": [codes]})))
-    with pytest.raises(Refused):
+    with pytest.raises(RefusedPickle):
         read(data)
 
 
 def test_parts_of_an_array_that_do_not_fit():
     for value, part in ((pd.array([1, 2], dtype="Int64"), "_mask"), (pd.array([True, None], dtype="boolean"), "_data")):
-        with pytest.raises(Refused):
+        with pytest.raises(RefusedPickle):
             read(changed(value, **{part: getattr(value, part)[:1]}))
-    with pytest.raises(Refused):
+    with pytest.raises(RefusedPickle):
         read(changed(pd.arrays.SparseArray([0, 1]), _sparse_values=np.zeros(0, int)))
 
 

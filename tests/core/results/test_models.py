@@ -8,7 +8,7 @@ import pytest
 
 from skyward.core.payload import pickling
 from skyward.core.results.names import Allowed, Trusted
-from skyward.core.results.rules import Refused
+from skyward.core.results.rules import RefusedPickle
 from skyward.core.results.unpickler import loads
 from tests.core.results.hostile import Reduced, assemble, call, changed, name, read, text
 from tests.lazily import Lazy
@@ -98,7 +98,7 @@ def test_sparse_matrices_whose_places_lie_outside(form, part, value):
     matrix = getattr(sparse, f"{form}_array")(np.eye(3))
     if part not in vars(matrix):
         pytest.skip(f"this scipy's {form} has no {part}")
-    with pytest.raises(Refused):
+    with pytest.raises(RefusedPickle):
         read(changed(matrix, **{part: value}))
 
 
@@ -111,9 +111,9 @@ def test_trees_whose_nodes_lie_outside(field, value):
     made, args, state = tree.__reduce__()
     nodes = state["nodes"].copy()
     nodes[field][0] = value
-    with pytest.raises(Refused):
+    with pytest.raises(RefusedPickle):
         read(pickle.dumps(Reduced(made, args, {**state, "nodes": nodes}), protocol=5))
-    with pytest.raises(Refused):
+    with pytest.raises(RefusedPickle):
         read(pickle.dumps(Reduced(made, args, {**state, "node_count": 10**6}), protocol=5))
 
 
@@ -122,7 +122,7 @@ def test_histogram_trees_whose_nodes_lie_outside(field, value):
     (predictor,) = sk.HistGradientBoostingClassifier(max_iter=1).fit(X, y)._predictors[0]
     nodes = predictor.nodes.copy()
     nodes[field][0] = value
-    with pytest.raises(Refused):
+    with pytest.raises(RefusedPickle):
         read(changed(predictor, nodes=nodes))
 
 
@@ -132,20 +132,20 @@ def test_trees_of_neighbours_that_lie_outside(part, change):
     made, args, state = tree.__reduce__()
     state = list(state)
     state[part] = np.ascontiguousarray(change(state[part]))
-    with pytest.raises(Refused):
+    with pytest.raises(RefusedPickle):
         read(pickle.dumps(Reduced(made, args, tuple(state)), protocol=5))
 
 
 def test_a_maker_makes_only_what_is_its_own():
     maker = name("sklearn.neighbors._kd_tree", "newObj")
-    with pytest.raises(Refused):
+    with pytest.raises(RefusedPickle):
         read(assemble(maker, b"(", name("sklearn.tree._tree", "Tree"), b"tR"))
 
 
 def test_functions_are_values_only():
     assert read(pickle.dumps(sk.f_classif, protocol=5)) is sk.f_classif
-    with pytest.raises(Refused):
+    with pytest.raises(RefusedPickle):
         read(assemble(call("sklearn.feature_selection._univariate_selection", "f_classif", text("x"), text("y"))))
     for module, function in (("sklearn.tree._export", "export_graphviz"), ("sklearn.datasets._base", "load_files")):
-        with pytest.raises(Refused):
+        with pytest.raises(RefusedPickle):
             read(assemble(name(module, function)))

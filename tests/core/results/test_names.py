@@ -11,7 +11,7 @@ import pytest
 
 from skyward.core.errors import ConfigError
 from skyward.core.results.names import Trusted
-from skyward.core.results.rules import Refused
+from skyward.core.results.rules import RefusedPickle
 from tests.core.results.hostile import read
 
 
@@ -55,7 +55,7 @@ class ByHand:
 
 def test_nothing_of_the_users_is_trusted_unless_named():
     for value in (Point(1), Pair(1, 2), Point, Listed(), Restored()):
-        with pytest.raises(Refused, match=type(value).__name__ if value is not Point else "Point") as caught:
+        with pytest.raises(RefusedPickle, match=type(value).__name__ if value is not Point else "Point") as caught:
             read(pickle.dumps(value, protocol=5))
         assert caught.value.trusted == f"{__name__}:{getattr(value, '__name__', type(value).__name__)}"
 
@@ -76,25 +76,25 @@ def test_all_that_pickle_does_is_done_for_it():
 
 def test_functions_must_be_named_themselves():
     data = pickle.dumps(ByHand(), protocol=5)
-    with pytest.raises(Refused):
+    with pytest.raises(RefusedPickle):
         read(data, trusted=[__name__])
     for trusted in (made_by_hand, f"{__name__}:made_by_hand"):
         assert read(data, trusted=[trusted]) == Point(7)
 
 
 def test_a_module_is_not_trusted_with_what_it_imports():
-    with pytest.raises(Refused):
+    with pytest.raises(RefusedPickle):
         read(b"\x80\x05\x8c\x05tests\x94.".replace(b"\x94.", b"\x8c\x02os\x93."), trusted=["tests"])
     data = pickle.dumps(("x", "y"), protocol=5)
     assert read(data, trusted=["tests"]) == ("x", "y")
     named = f"\x8c{chr(len(__name__))}{__name__}\x8c\x08dataclas"  # no such name
-    with pytest.raises((Refused, AttributeError)):
+    with pytest.raises((RefusedPickle, AttributeError)):
         read(b"\x80\x05" + named.encode("latin-1") + b"\x93.", trusted=[__name__])
 
 
 def test_a_class_by_value_is_refused_with_its_code():
     kind = type("Local", (), {"__module__": "__main__"})
-    with pytest.raises(Refused, match="__main__"):
+    with pytest.raises(RefusedPickle, match="__main__"):
         read(cloudpickle.dumps(kind()))
 
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skyward.core.results.rules import Refused
+from skyward.core.results.rules import RefusedPickle
 from skyward.core.results.screen import Screen
 from tests.core.results.hostile import Reduced
 
@@ -105,18 +105,18 @@ def test_what_is_no_data_is_refused(message):
 def test_what_comes_before_a_refusal_is_heard():
     said = opened().from_node(framed(pickled(1), EVIL))
     assert next(said) + next(said) == framed(pickled(1))
-    with pytest.raises(Refused):
+    with pytest.raises(RefusedPickle):
         next(said)
 
 
 def test_a_listener_without_a_key_is_sent_no_proof():
     """It would unpickle it."""
     proof = b"cos\nabort\n)R."
-    with pytest.raises(Refused):
+    with pytest.raises(RefusedPickle):
         list(Screen().from_node(framed(proof)))
     screen = Screen()
     screen.from_listener(framed(pickled("hello")))
-    with pytest.raises(Refused):
+    with pytest.raises(RefusedPickle):
         list(screen.from_node(framed(proof)))
 
 
@@ -129,11 +129,11 @@ def test_the_proof_is_three_messages_of_its_kind():
     ):
         screen = Screen()
         screen.from_listener(framed(CHALLENGE))
-        with pytest.raises(Refused):
+        with pytest.raises(RefusedPickle):
             list(screen.from_node(framed(*messages)))
 
 
 def test_sizes_that_are_none_are_refused_before_anything_waits_for_them():
     for header in (struct.pack("!i", -7), struct.pack("!iQ", -1, 1 << 62), struct.pack("!i", 1 << 30)):
-        with pytest.raises(Refused, match="bytes"):
+        with pytest.raises(RefusedPickle, match="bytes"):
             list(opened().from_node(header))

@@ -17,7 +17,7 @@ import zoneinfo
 import cloudpickle
 import pytest
 
-from skyward.core.results.rules import Refused
+from skyward.core.results.rules import RefusedPickle
 from tests.core.results.hostile import assemble, call, name, plain, read
 
 PARIS = zoneinfo.ZoneInfo("Europe/Paris")
@@ -68,7 +68,7 @@ def test_a_generator_goes_on_where_it_was():
     ],
 )
 def test_calls_with_what_they_never_get_are_refused(data):
-    with pytest.raises(Refused):
+    with pytest.raises(RefusedPickle):
         read(assemble(data))
 
 

@@ -21,7 +21,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skyward.core.results.rules import Refused
+from skyward.core.results.rules import RefusedPickle
 from tests.core.results.hostile import Reduced, assemble, call, name, plain, read, text
 from tests.examples import examples
 
@@ -104,7 +104,7 @@ CALLS = {
 @pytest.mark.parametrize("case", CALLS)
 def test_what_is_no_data_is_refused(case, tmp_path):
     mark = tmp_path / "mark"
-    with pytest.raises((Refused, TypeError)):  # the latter for arguments that ours does not take
+    with pytest.raises((RefusedPickle, TypeError)):  # the latter for arguments that ours does not take
         read(CALLS[case](str(mark)))
     assert not mark.exists()
 
@@ -134,7 +134,7 @@ INSTRUCTIONS = {
 
 @pytest.mark.parametrize("case", INSTRUCTIONS)
 def test_instructions_that_no_node_writes_are_refused(case):
-    with pytest.raises((Refused, pickle.UnpicklingError, AttributeError)):  # the latter where nothing has a name
+    with pytest.raises((RefusedPickle, pickle.UnpicklingError, AttributeError)):  # the latter where nothing has a name
         read(b"\x80\x05" + INSTRUCTIONS[case])
 
 
@@ -144,7 +144,7 @@ def test_extension_codes_are_not_looked_up():
     try:
         data = pickle.dumps(os.system, protocol=5)
         assert b"\x82" in data
-        with pytest.raises(Refused):
+        with pytest.raises(RefusedPickle):
             read(data)
     finally:
         copyreg.remove_extension("posix", "system", 241)
