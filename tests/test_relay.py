@@ -35,7 +35,7 @@ crc.__module__ = "__main__"  # hosts don't have this module
 
 def relay_of(pool: sky.Compute) -> Any:
     """The plan, which the I/O thread changes: only for looking at."""
-    return pool.dispatcher._distributor._relay
+    return pool.dispatcher.runner._distributor._relay
 
 
 def acquainted(pool: sky.Compute) -> bool:

@@ -74,7 +74,7 @@ class RunningPool:
             name=f"skyward-{settings.name}",
         )
         plan = Plan(settings.providers, settings.nodes, settings.order, settings.image, _setup(settings), Timing())
-        self.provisioner = Provisioner(plan, self.dispatcher, events)
+        self.provisioner = Provisioner(plan, self.dispatcher.runner, events)
         self._closing = threading.Lock()  # taken by the first thread that closes, and never released
         self._ended = threading.Event()
         self._ready = False  # the minimum of nodes became ready
@@ -180,7 +180,7 @@ class RunningPool:
 
     def _drain(self) -> None:
         try:
-            self._io.start(self.dispatcher.drained()).result()
+            self._io.start(self.dispatcher.runner.drained()).result()
         except KeyboardInterrupt:
             self.report_cancelled()
             raise

@@ -30,7 +30,7 @@ from joblib.parallel import (
 from skyward.core.errors import PoolNotActive
 from skyward.core.pool import Compute
 from skyward.joblib_ext import joblib_private, open_pools
-from skyward.joblib_ext.call import ParallelCall, Settings, jobs_of
+from skyward.joblib_ext.call import CallSettings, ParallelCall, jobs_of
 from skyward.joblib_ext.slot_backend import NAME, SlotBackend, nested
 
 __all__ = ["SkywardBackend"]
@@ -197,7 +197,7 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
         PoolNotActive
             The pool is not open.
         ConfigError, PayloadError
-            See `Settings.read`.
+            See `CallSettings.read`.
         """
         if (other := self._stand_in()) is not None:
             raise FallbackToBackend(other)
@@ -210,7 +210,7 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
         usual = type(self).get_nested_backend is SkywardBackend.get_nested_backend
         level = (self.nesting_level or 0) + 1 if usual else None
         try:
-            settings = Settings.read({**self.backend_kwargs, **backend_kwargs}, pool.dispatcher.named)
+            settings = CallSettings.read({**self.backend_kwargs, **backend_kwargs}, pool.dispatcher.named)
             self._call = ParallelCall(pool, n_jobs, settings, self.inner_max_num_threads, level)
             return self.effective_n_jobs(n_jobs)
         except BaseException:

@@ -30,7 +30,7 @@ from skyward.joblib_ext.function_cache import StableFunctions
 from skyward.joblib_ext.joblib_private import counted_jobs, failed, raise_in_caller, untaken
 from skyward.joblib_ext.lookahead import Supply, wanted
 
-__all__ = ["ParallelCall", "Settings", "jobs_of"]
+__all__ = ["CallSettings", "ParallelCall", "jobs_of"]
 
 _numbers = itertools.count(1)  # of calls
 
@@ -46,7 +46,7 @@ _IGNORED = frozenset({"temp_folder", "verbose", "context", "idle_worker_timeout"
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class CallSettings:
     """How tasks run, as configured by the user.
 
     Attributes
@@ -62,7 +62,7 @@ class Settings:
     initializer: Initializer | None
 
     @classmethod
-    def read(cls, given: Mapping[str, Any], named: Named) -> Settings:
+    def read(cls, given: Mapping[str, Any], named: Named) -> CallSettings:
         """Read the keyword arguments of a backend.
 
         Parameters
@@ -116,7 +116,9 @@ class ParallelCall:
         Nesting level of calls inside tasks; None if the batches carry a backend other than the usual one.
     """
 
-    def __init__(self, pool: Compute, n_jobs: int, settings: Settings, threads: int | None, level: int | None) -> None:
+    def __init__(
+        self, pool: Compute, n_jobs: int, settings: CallSettings, threads: int | None, level: int | None
+    ) -> None:
         _register_with_pickler()
         self.pool = pool
         self._level = level

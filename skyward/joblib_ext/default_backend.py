@@ -36,7 +36,13 @@ class DefaultBackend(LokyBackend):  # type: ignore[misc]
         return int(super().effective_n_jobs(n_jobs) if backend is None else backend.effective_n_jobs(n_jobs))
 
     def configure(self, n_jobs: int = 1, parallel: Any = None, **backend_kwargs: Any) -> int:
-        """Let the backend that is meant take this one's place; called by joblib."""
+        """Let the backend that is meant take this one's place; called by joblib.
+
+        Parameters
+        ----------
+        n_jobs, parallel, **backend_kwargs
+            As given by joblib.
+        """
         backend = self._pool_backend()
         if backend is None:
             if super().effective_n_jobs(n_jobs) != 1:

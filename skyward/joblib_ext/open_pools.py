@@ -19,11 +19,11 @@ from skyward.core.errors import PoolNotActive
 if TYPE_CHECKING:  # nodes import this module too, and need no pool
     from skyward.core.pool import Compute
 
-__all__ = ["Entry", "current", "entered", "find", "inherited", "is_any_open", "meant", "on_node", "set_on_node"]
+__all__ = ["OpenEntry", "current", "entered", "find", "inherited", "is_any_open", "meant", "on_node", "set_on_node"]
 
 
 @dataclass(eq=False)
-class Entry:
+class OpenEntry:
     """A pool that is open.
 
     Attributes
@@ -51,9 +51,9 @@ class Entry:
 
 
 _lock = threading.Lock()  # guards _entered
-_entered: list[Entry] = []
+_entered: list[OpenEntry] = []
 _node = threading.Event()
-_context: ContextVar[Entry | None] = ContextVar("skyward_pool", default=None)
+_context: ContextVar[OpenEntry | None] = ContextVar("skyward_pool", default=None)
 
 
 @contextlib.contextmanager
@@ -69,7 +69,7 @@ def entered(pool: Compute, *, plugged: bool, on_last: Callable[[], object]) -> I
     on_last
         Called at the end if no other pool is open, before one can be entered.
     """
-    entry = Entry(weakref.ref(pool), threading.current_thread(), plugged)
+    entry = OpenEntry(weakref.ref(pool), threading.current_thread(), plugged)
     del pool  # this frame lives as long as the pool is open; a pool that is dropped must still be collected
     with _lock:
         for other in _entered if plugged else ():
@@ -93,7 +93,7 @@ def is_any_open() -> bool:
     return bool(_entered)
 
 
-def meant() -> Entry | None:
+def meant() -> OpenEntry | None:
     """Return the pool that is meant here, with what is known of it; None if none is open."""
     me = threading.current_thread()
     with _lock:

@@ -97,9 +97,11 @@ class ScikitLearnPool(JoblibPool):
     Parameters
     ----------
     provider, nodes, concurrency, machine, image, accelerator, cpu, memory, volume, allocation, timeout, joblib_version
-        As for `JoblibPool`; so are `results`, `trusted` and `console`.
+        As for `JoblibPool`.
     sklearn_version
         Version of scikit-learn on the machines; None for the driver's.
+    results, trusted, console
+        As for `JoblibPool`.
     """
 
     def __init__(

@@ -65,7 +65,13 @@ class SlotBackend(ParallelBackendBase):  # type: ignore[misc]
         return int(self._meant().effective_n_jobs(n_jobs))
 
     def configure(self, n_jobs: int = 1, parallel: Any = None, **backend_kwargs: Any) -> int:
-        """Let the backend that is meant take this one's place; called by joblib."""
+        """Let the backend that is meant take this one's place; called by joblib.
+
+        Parameters
+        ----------
+        n_jobs, parallel, **backend_kwargs
+            As given by joblib.
+        """
         raise FallbackToBackend(self._meant())
 
     def apply_async(self, func: Any, callback: Any = None) -> Any:

@@ -251,19 +251,19 @@ class MemoryPool:
         up = asyncio.Event()
 
         def on_ready(session: Session, message: messages.Ready) -> None:
-            self.dispatcher.node_up(session, message.slots)
+            self.dispatcher.runner.node_up(session, message.slots)
             up.set()
 
         name = f"m{len(self.agents)}"
         setup = SETUP._replace(node=name, shares=self.shares)
-        session = Session(name, agent.connect, b"s", setup, self.dispatcher, on_ready, self.timing)
+        session = Session(name, agent.connect, b"s", setup, self.dispatcher.runner, on_ready, self.timing)
         self.agents.append(agent)
         self.sessions.append(session)
 
         async def live() -> None:
             reason = await session.run()
             self.ends.append(reason)
-            self.dispatcher.node_down(name, reason or "closed")
+            self.dispatcher.runner.node_down(name, reason or "closed")
 
         self._life = asyncio.get_running_loop().create_task(live())
         await up.wait()

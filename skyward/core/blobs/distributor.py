@@ -33,7 +33,7 @@ _CHECK_EVERY = 0.5  # seconds between two checks for late transfers
 
 
 @dataclass(slots=True, eq=False)
-class _Node:
+class _Receiver:
     session: Session
     blobs: NodeHoldings
     using: dict[int, Sequence[bytes]] = field(default_factory=dict)  # by task that is out there, its blobs
@@ -46,7 +46,7 @@ class Distributor:
     """Distributes blobs to the nodes of one pool."""
 
     def __init__(self) -> None:
-        self._nodes: dict[str, _Node] = {}
+        self._nodes: dict[str, _Receiver] = {}
         self._listening: dict[str, tuple[Session, list[Any]]] = {}
         self._relay = relay.Relay()
         self._timer: asyncio.TimerHandle | None = None
@@ -57,7 +57,7 @@ class Distributor:
     def node_up(self, session: Session) -> None:
         """Add a node that accepts tasks from now on."""
         budget = int(session.facts.get("memory", 0) * _STORE_SHARE)
-        self._nodes[session.node] = _Node(session, NodeHoldings(budget))
+        self._nodes[session.node] = _Receiver(session, NodeHoldings(budget))
 
     def node_down(self, name: str) -> None:
         """Remove a node that is gone for good."""
@@ -66,7 +66,15 @@ class Distributor:
         self._carry_out(self._relay.node_down(name))
 
     def use(self, name: str, task: int, blobs: Mapping[bytes, Snapshot]) -> None:
-        """Make sure that a node has the blobs of a task that is about to be sent there."""
+        """Make sure that a node has the blobs of a task that is about to be sent there.
+
+        Parameters
+        ----------
+        name, task
+            The node and the task.
+        blobs
+            The task's blobs, by digest.
+        """
         node = self._nodes[name]
         node.using[task] = list(blobs)
         missing, forgotten = node.blobs.use({blob: len(data) for blob, data in blobs.items()})
@@ -98,7 +106,7 @@ class Distributor:
             node.shared.discard(message.digest)
             self._carry_out(self._relay.kept(session.node, message.digest, asyncio.get_running_loop().time()))
 
-    def _not_kept(self, name: str, node: _Node | None, message: messages.Kept) -> None:
+    def _not_kept(self, name: str, node: _Receiver | None, message: messages.Kept) -> None:
         _log.info("%s: a blob did not arrive from elsewhere: %s", name, shown(str(message.error)))
         if node is not None and message.digest in node.shared:
             node.blind = True
@@ -133,21 +141,21 @@ class Distributor:
         if self._timer is None and self._relay.busy:
             self._timer = asyncio.get_running_loop().call_later(_CHECK_EVERY, self._drop_late)
 
-    def _give_rest(self, node: _Node, command: relay.Give) -> None:
+    def _give_rest(self, node: _Receiver, command: relay.Give) -> None:
         self._give(node, command.blob, node.coming[command.blob], command.offset)
 
-    def _fetch(self, node: _Node, command: relay.Fetch) -> None:
+    def _fetch(self, node: _Receiver, command: relay.Fetch) -> None:
         size = len(node.coming[command.blob])
         self._hold(command.peer, command.blob, size)
         node.session.send(messages.Fetch(command.blob, size, command.peer))
 
-    def _drop(self, node: _Node, command: relay.Drop) -> None:
+    def _drop(self, node: _Receiver, command: relay.Drop) -> None:
         node.session.send(messages.Fetch(command.blob, 0, None))
 
-    def _free(self, node: _Node, command: relay.Free) -> None:
+    def _free(self, node: _Receiver, command: relay.Free) -> None:
         node.blobs.release([command.blob])
 
-    _COMMANDS: ClassVar[dict[type[Any], Callable[[Distributor, _Node, Any], None]]] = {
+    _COMMANDS: ClassVar[dict[type[Any], Callable[[Distributor, _Receiver, Any], None]]] = {
         relay.Give: _give_rest,
         relay.Fetch: _fetch,
         relay.Drop: _drop,
@@ -155,7 +163,7 @@ class Distributor:
     }
 
     @staticmethod
-    def _give(node: _Node, blob: bytes, data: Snapshot, offset: int) -> None:
+    def _give(node: _Receiver, blob: bytes, data: Snapshot, offset: int) -> None:
         if isinstance(data, SharedFile) and node.session.shares and not node.blind:
             node.shared.add(blob)
             node.session.send(messages.Share(blob, data.path, data.inode, len(data)))

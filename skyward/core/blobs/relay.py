@@ -110,7 +110,17 @@ class Relay:
     # --- blobs ---
 
     def want(self, node: str, blob: bytes, size: int, now: float) -> Command:
-        """Plan how a node gets a blob that it needs and neither has nor is receiving."""
+        """Plan how a node gets a blob that it needs and neither has nor is receiving.
+
+        Parameters
+        ----------
+        node, blob
+            The node and the blob.
+        size
+            Bytes of the blob.
+        now
+            The time.
+        """
         moving = self._moving.setdefault(blob, {})
         peer = self._source(node, blob)
         depth = 1 if peer is None or peer not in moving else moving[peer].depth + 1
@@ -132,7 +142,15 @@ class Relay:
         return min(able, key=lambda peer: (depths[peer], self._serving[peer]), default=None)
 
     def kept(self, node: str, blob: bytes, now: float) -> list[Command]:
-        """Record that a node has all of a blob."""
+        """Record that a node has all of a blob.
+
+        Parameters
+        ----------
+        node, blob
+            The node and the blob.
+        now
+            The time.
+        """
         transfer = self._end(node, blob)
         if transfer is None:
             return []
@@ -142,7 +160,15 @@ class Relay:
         return [Free(node, blob), *self._part(blob, transfer)]
 
     def failed(self, node: str, blob: bytes, offset: int) -> list[Command]:
-        """Record that a fetch failed or was dropped after `offset` bytes; the driver sends the rest."""
+        """Record that a fetch failed or was dropped; the driver sends the rest.
+
+        Parameters
+        ----------
+        node, blob
+            The node that fetched, and the blob.
+        offset
+            Bytes that it has.
+        """
         transfer = self._moving.get(blob, {}).get(node)
         if transfer is None or (transfer.peer is None and not transfer.fallback):
             return []  # transfers from the driver alone do not fail

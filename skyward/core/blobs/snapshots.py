@@ -26,13 +26,7 @@ _MAX_FILES = 200  # open at a time, of copies in use and of idle ones each; a pr
 _OTHERS = 16  # files left for other uses where a process may open few
 _MAX_PLACES = 1024
 _SHARE = 0.25  # of the machine's memory may be taken by idle copies, as by a node's store
-_MOST_HELD = 128 << 20  # bytes of a call's copies that are held while no task needs them, besides the newest
 _MAX_POOLED = 64 << 20  # bytes of freed memory kept for reuse, and of memory that is about to be freed
-_SAMPLES, _SAMPLE = 64, 4096  # parts of an array that are looked at where all of it would take long, bytes of each
-_SPEED = 10e9  # bytes a second that are read so, until it is known
-_PIECE = 8 << 20  # bytes of it that are read between two looks at how long tasks take
-_WORTH = 1 / 20  # of the time that a task takes, to see whether an array of it has changed
-_BUSY = 1 / 2  # of the time of the thread that submits may be spent so while all slots are busy
 
 
 def digest(buffer: memoryview) -> bytes:

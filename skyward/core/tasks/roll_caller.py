@@ -16,7 +16,7 @@ _UNANSWERED = 12  # intervals for which a node may leave a question unanswered
 
 
 @dataclass(slots=True, eq=False)
-class _Node:
+class _Roll:
     session: Session
     roll: RollCall = field(default_factory=RollCall)
     inquiry: int = 0  # number of the message with the last question
@@ -36,7 +36,7 @@ class RollCaller:
     def __init__(self, interval: float, held: Callable[[Session], dict[int, int]]) -> None:
         self._interval = interval
         self._held = held
-        self._nodes: dict[str, _Node] = {}
+        self._nodes: dict[str, _Roll] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     def __repr__(self) -> str:
@@ -44,7 +44,7 @@ class RollCaller:
 
     def node_up(self, session: Session) -> None:
         """Ask this node, too, from now on."""
-        self._nodes[session.node] = _Node(session)
+        self._nodes[session.node] = _Roll(session)
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(self._interval, self._ask)
 

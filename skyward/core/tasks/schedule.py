@@ -56,7 +56,7 @@ from skyward.core.tasks.schedule_events import (
     StartTimer,
     Stop,
     Submitted,
-    Tick,
+    TimerFired,
     Verdict,
     Withdraw,
     Withdrawn,
@@ -89,6 +89,12 @@ class _Task:
     withdrawn: bool = False  # to be cancelled unless it has begun
     over: bool = False  # settled; it may still sit in a queue
 
+    def leave_node(self) -> None:
+        """Count the task as out no longer."""
+        if self.node is not None:
+            self.node = None
+            self.group.out -= 1
+
 
 @dataclass(slots=True)
 class _Group:
@@ -107,7 +113,7 @@ class _Group:
 
 
 @dataclass(slots=True)
-class _Node:
+class _NodeLoad:
     """A node that is up. `out` also holds settled tasks that the node has not stopped yet, as None."""
 
     name: str
@@ -122,7 +128,7 @@ class _Node:
     recalled: int = 0  # tasks that it was asked to return, until it answers
     rests: bool = False  # it was asked, and is not asked again before the next tick
     ticks: int = 0  # since a run last ended here
-    ring: OrderedDict[str, _Node] | None = None  # the ring it is in
+    ring: OrderedDict[str, _NodeLoad] | None = None  # the ring it is in
     failed: int = 0  # runs in a row
     refused: int = 0  # of these
     answered: int = 0  # answered runs of all nodes when that row began
@@ -162,19 +168,19 @@ class Schedule:
         self._tasks: dict[int, _Task] = {}
         self._groups: dict[int, _Group] = {}
         self._turns: OrderedDict[int, _Group] = OrderedDict()  # groups with a waiting task that are below their limit
-        self._nodes: dict[str, _Node] = {}
-        self._idle: OrderedDict[str, _Node] = OrderedDict()  # nodes with an idle slot; next in turn first
-        self._spare: OrderedDict[str, _Node] = OrderedDict()  # nodes with busy slots and depth to fill
+        self._nodes: dict[str, _NodeLoad] = {}
+        self._idle: OrderedDict[str, _NodeLoad] = OrderedDict()  # nodes with an idle slot; next in turn first
+        self._spare: OrderedDict[str, _NodeLoad] = OrderedDict()  # nodes with busy slots and depth to fill
         self._refused: dict[int, _Task] = {}  # tasks that wait for a node that has not refused them
         self._pinned: set[str] = set()  # nodes that have pinned tasks waiting
-        self._full: dict[str, _Node] = {}  # nodes that hold tasks ahead
-        self._rich: OrderedDict[str, _Node] = OrderedDict()  # those worth recalling tasks from
+        self._full: dict[str, _NodeLoad] = {}  # nodes that hold tasks ahead
+        self._rich: OrderedDict[str, _NodeLoad] = OrderedDict()  # those worth recalling tasks from
         self._slots = 0  # of all nodes
         self._idle_slots = 0
         self._recalled = 0  # tasks that were recalled from nodes that have not answered yet
         self.answered = 0
         """Number of runs that ended in an answer, on all nodes."""
-        self._timer_runs = False  # `Tick` is expected
+        self._timer_runs = False  # `TimerFired` is expected
         self._hopeless = False
 
     def __repr__(self) -> str:
@@ -245,7 +251,7 @@ class Schedule:
 
     def _node_up(self, event: NodeUp, commands: list[Command]) -> None:
         self._hopeless = False
-        self._nodes[event.node] = _Node(event.node, event.slots)
+        self._nodes[event.node] = _NodeLoad(event.node, event.slots)
         self._place(self._nodes[event.node])
         self._count(event.slots)
         self._assign(commands)
@@ -307,7 +313,7 @@ class Schedule:
         self._place(node)
         self._assign(commands)
 
-    def _tick(self, _: Tick, commands: list[Command]) -> None:
+    def _timer_fired(self, _: TimerFired, commands: list[Command]) -> None:
         self._timer_runs = False
         for node in list(self._full.values()):
             node.ticks += 1
@@ -330,13 +336,13 @@ class Schedule:
         NodeDown: _node_down,
         Finished: _finished,
         Returned: _returned,
-        Tick: _tick,
+        TimerFired: _timer_fired,
         Hopeless: _no_hope,
     }
 
     # --- one task ---
 
-    def _came_back(self, task: _Task, node: _Node, outcome: Outcome, commands: list[Command]) -> None:
+    def _came_back(self, task: _Task, node: _NodeLoad, outcome: Outcome, commands: list[Command]) -> None:
         if outcome is Outcome.ANSWERED:
             self._settle(task, Verdict.ANSWERED, commands)
             return
@@ -362,7 +368,7 @@ class Schedule:
         if task.withdrawn and not task.begun:
             self._settle(task, Verdict.CANCELLED, commands)
             return
-        self._leave(task)
+        task.leave_node()
         queue = task.group.waiting if task.pinned is None else self._nodes[task.pinned].pinned
         if task.refused_by:
             self._refused[task.name] = task
@@ -376,7 +382,7 @@ class Schedule:
             self._place(self._nodes[task.pinned])
 
     def _settle(self, task: _Task, verdict: Verdict, commands: list[Command]) -> None:
-        self._leave(task)
+        task.leave_node()
         task.over = True
         if task.refused_by and self._refused.pop(task.name, None) is not None:
             task.group.refused -= 1
@@ -384,12 +390,7 @@ class Schedule:
         commands.append(Settle(task.name, verdict))
         self._turn(task.group)
 
-    def _leave(self, task: _Task) -> None:
-        if task.node is not None:
-            task.node = None
-            task.group.out -= 1
-
-    def _run(self, task: _Task, node: _Node, commands: list[Command]) -> None:
+    def _run(self, task: _Task, node: _NodeLoad, commands: list[Command]) -> None:
         task.node = node.name
         task.starts += 1
         task.group.out += 1
@@ -415,7 +416,7 @@ class Schedule:
         for group in list(self._groups.values()):
             self._turn(group)
 
-    def _place(self, node: _Node) -> None:
+    def _place(self, node: _NodeLoad) -> None:
         """Put a node into the ring that fits its load; a node that is already in it keeps its place."""
         if node.pinned or self._pinned:
             while node.pinned and node.pinned[0].over:

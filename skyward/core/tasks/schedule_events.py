@@ -23,7 +23,7 @@ __all__ = [
     "StartTimer",
     "Stop",
     "Submitted",
-    "Tick",
+    "TimerFired",
     "Verdict",
     "Withdraw",
     "Withdrawn",
@@ -144,7 +144,7 @@ class Returned(NamedTuple):
     tasks: list[int]
 
 
-class Tick(NamedTuple):
+class TimerFired(NamedTuple):
     """The timer started by `StartTimer` has fired."""
 
 
@@ -152,7 +152,9 @@ class Hopeless(NamedTuple):
     """No node is up and none will come: waiting tasks can't run, and neither can tasks submitted later."""
 
 
-Event: TypeAlias = Union[Submitted, Cancelled, Withdrawn, Began, NodeUp, NodeDown, Finished, Returned, Tick, Hopeless]
+Event: TypeAlias = Union[
+    Submitted, Cancelled, Withdrawn, Began, NodeUp, NodeDown, Finished, Returned, TimerFired, Hopeless
+]
 
 # --- commands -------------------------------------------------------------------------------------------------------
 
@@ -194,7 +196,7 @@ class Expel(NamedTuple):
 
 
 class StartTimer(NamedTuple):
-    """Send `Tick` after a moment."""
+    """Send `TimerFired` after a moment."""
 
 
 class Settle(NamedTuple):

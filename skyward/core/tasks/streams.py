@@ -31,7 +31,7 @@ _AHEAD = 8 << 20  # maximum bytes of one stream that a node has not acknowledged
 
 
 @dataclass(slots=True, eq=False)
-class _Stream:
+class _OpenStream:
     task: asyncio.Task[None] | None = None
     channel: Channel | None = None
     early: list[Filled] = field(default_factory=list)  # bytes that arrived before the channel was open
@@ -52,7 +52,7 @@ class Streams:
     def __init__(self, session: Session, listeners: Listeners) -> None:
         self._session = session
         self._listeners = listeners
-        self._streams: dict[int, _Stream] = {}
+        self._streams: dict[int, _OpenStream] = {}
 
     def __repr__(self) -> str:
         return f"<Streams of {self._session.node}: {len(self._streams)}>"
@@ -70,7 +70,7 @@ class Streams:
     def _opened(self, message: StreamOpen, _: list[Filled]) -> None:
         if message.stream in self._streams:
             raise ProtocolError(f"stream {message.stream} is opened twice")
-        stream = self._streams[message.stream] = _Stream()
+        stream = self._streams[message.stream] = _OpenStream()
         stream.task = asyncio.create_task(self._carry(message, stream))
         watched(stream.task, self._session.failed)
 
@@ -105,7 +105,7 @@ class Streams:
             stream.task.cancel()
         self._session.send(StreamClose(number, error))
 
-    async def _carry(self, message: StreamOpen, stream: _Stream) -> None:
+    async def _carry(self, message: StreamOpen, stream: _OpenStream) -> None:
         session, number, error = self._session, message.stream, None
         try:
             stream.channel = await self._listeners.open(message.address)

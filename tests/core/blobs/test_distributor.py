@@ -50,7 +50,7 @@ def acquainted(pool: MemoryPool, count: int) -> list[MemoryAgent]:
 
 
 def plan(pool: MemoryPool) -> relay.Relay:
-    return pool.dispatcher._distributor._relay
+    return pool.dispatcher.runner._distributor._relay
 
 
 def to(pool: MemoryPool, node: int) -> Any:
@@ -70,13 +70,13 @@ def test_a_second_node_is_told_to_fetch(pool: MemoryPool) -> None:
     future = to(pool, 1)
     eventually(lambda: second.fetches)
     assert second.fetches == [messages.Fetch(NAME, DATA.nbytes, "m0")]
-    assert pool.dispatcher._distributor._nodes["m0"].blobs._users == {NAME: 1}
+    assert pool.dispatcher.runner._distributor._nodes["m0"].blobs._users == {NAME: 1}
     pool.do(second.growing.__setitem__, NAME, bytearray(DATA))
     pool.do(second.keep, NAME)
     pool.do(second.flush)
     assert future.result(5) == DATA.sum()
-    eventually(lambda: not pool.dispatcher._distributor._nodes["m0"].blobs._users)
-    assert not pool.dispatcher._distributor._nodes["m1"].coming
+    eventually(lambda: not pool.dispatcher.runner._distributor._nodes["m0"].blobs._users)
+    assert not pool.dispatcher.runner._distributor._nodes["m1"].coming
 
 
 def test_a_fetch_that_fails_is_finished_by_the_driver(pool: MemoryPool) -> None:

@@ -104,7 +104,7 @@ class Fixture:
         self.dispatcher = Dispatcher(self.io, self.events, isolated=True, timeout=None, attempts=2)
         order = Order("tag", 1, Resources())
         plan = Plan(providers, Nodes.parse(nodes), order, Image(), SETUP, timing)
-        self.provisioner = Provisioner(plan, self.dispatcher, self.events)
+        self.provisioner = Provisioner(plan, self.dispatcher.runner, self.events)
 
     def start(self) -> Any:
         return self.io.start(self.provisioner.start())

@@ -40,7 +40,7 @@ class Clumsy(MemoryPool):
     def __init__(self, failures: int) -> None:
         super().__init__(attempts=1)
         self.left = failures
-        self.received, self.dispatcher.received = self.dispatcher.received, self.hear  # type: ignore[method-assign]
+        self.received, self.dispatcher.runner.received = self.dispatcher.runner.received, self.hear  # type: ignore[method-assign]
 
     def hear(self, session: Session, message: Message, buffers: list[Any]) -> None:
         """As the dispatcher, when it does not fail."""

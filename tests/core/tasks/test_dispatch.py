@@ -24,8 +24,8 @@ from skyward.core.payload.shared_file import CAN_SHARE
 from skyward.core.protocol import messages
 from skyward.core.protocol.states import TALK, Role
 from skyward.core.tasks.delivery import TOGETHER
-from skyward.core.tasks.dispatch import Dispatcher
 from skyward.core.tasks.jobs import TaskGroup, TaskOptions
+from skyward.core.tasks.runner import TaskRunner
 from skyward.core.tasks.schedule_events import Command
 from tests.core.memory_agent import QUICK, MemoryPool, eventually
 
@@ -267,7 +267,7 @@ def test_a_lost_nodes_tasks_run_elsewhere(pool: MemoryPool) -> None:
 def test_without_hope_tasks_fail(pool: MemoryPool) -> None:
     """When no node is left and none will come, what waits fails with the reason."""
     future = pool.submit(double, 1)
-    pool.do(pool.dispatcher.hopeless, "all machines burnt")
+    pool.do(pool.dispatcher.runner.hopeless, "all machines burnt")
     with pytest.raises(NodeLost, match="all machines burnt"):
         future.result(5)
     with pytest.raises(NodeLost):
@@ -434,7 +434,7 @@ def test_a_file_of_a_node_that_is_given_up_is_removed(tmp_path: Path) -> None:
         eventually(lambda: agent.held)
 
         def answer() -> None:
-            pool.dispatcher.node_down("m0", "it is given up")
+            pool.dispatcher.runner.node_down("m0", "it is given up")
             agent.say(messages.Done(1, 0.0, {0: os.fsencode(file)}), [pickle.dumps(1)])
             agent.flush()
 
@@ -523,11 +523,11 @@ def test_an_error_does_not_wait_for_a_task_that_runs_for_long(pool: MemoryPool) 
     pool.do(agent.begin, 1)
     assert third.exception(5) is not None
     assert second.done()
-    eventually(lambda: 0 < pool.dispatcher._jobs[1].began < time.monotonic() - TOGETHER)
+    eventually(lambda: 0 < pool.dispatcher.runner.jobs[1].began < time.monotonic() - TOGETHER)
     fourth = pool.submit(divmod, 1, 0)
     eventually(lambda: 4 in agent.held)
     pool.do(answer, 4)
-    eventually(lambda: 4 not in pool.dispatcher._jobs)
+    eventually(lambda: 4 not in pool.dispatcher.runner.jobs)
     assert not kept
     assert fourth.exception(5) is not None
     assert not first.done()
@@ -545,7 +545,7 @@ def test_an_error_that_is_kept_back_is_not_lost_at_the_end(pool: MemoryPool) -> 
         agent.flush()
 
     pool.do(answer)
-    eventually(lambda: 2 not in pool.dispatcher._jobs)
+    eventually(lambda: 2 not in pool.dispatcher.runner.jobs)
     pool.close()
     assert futures[0].cancelled()
     assert isinstance(futures[1].exception(5), ZeroDivisionError)
@@ -614,7 +614,7 @@ def test_a_call_that_is_pickled_while_the_pool_is_closed_does_not_hang(pool: Mem
         else:
             pool.dispatcher.shut("closed")
             pool.do(pool.dispatcher.cancel_all)
-            pool.do(pool.dispatcher.node_down, "m0", "given back")
+            pool.do(pool.dispatcher.runner.node_down, "m0", "given back")
             slow.may_end.set()
             future = submitting.result(10)
             pool.close()
@@ -713,6 +713,6 @@ def test_a_node_that_does_not_say_what_it_has_is_lost() -> None:
 
 
 def test_every_command_and_message_has_a_handler() -> None:
-    assert set(Dispatcher._COMMANDS) == set(get_args(Command))
+    assert set(TaskRunner._COMMANDS) == set(get_args(Command))
     of_sessions = {messages.Ping, messages.Pong, messages.Ack, messages.Ready}
-    assert {*Dispatcher._MESSAGES, *ABOUT_BLOBS} == TALK[Role.WORKER] - of_sessions
+    assert {*TaskRunner._MESSAGES, *ABOUT_BLOBS} == TALK[Role.WORKER] - of_sessions

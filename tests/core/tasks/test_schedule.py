@@ -26,7 +26,7 @@ from skyward.core.tasks.schedule_events import (
     StartTimer,
     Stop,
     Submitted,
-    Tick,
+    TimerFired,
     Verdict,
     Withdraw,
     Withdrawn,
@@ -252,7 +252,7 @@ class ScheduleMachine(RuleBasedStateMachine):
     def time_passes(self) -> None:
         self.timer_runs = False
         self.resting = set(self.asked)
-        self.handle(Tick())
+        self.handle(TimerFired())
 
     @rule()
     def hopeless_now(self) -> None:
@@ -418,12 +418,12 @@ def test_what_a_node_holds_ahead_goes_back_to_an_idle_one() -> None:
     schedule.handle(Finished(0, "a", Outcome.ANSWERED, 0.04, 0.05))  # 1 runs there now, 2 and 3 are ahead
     assert schedule.handle(NodeUp("b", 1)) == [Recall("a", 1), StartTimer()]
     assert schedule.handle(Returned("a", [3])) == [Run("b", 3, False)]
-    assert schedule.handle(Tick()) == []
+    assert schedule.handle(TimerFired()) == []
     assert schedule.handle(Finished(3, "b", Outcome.ANSWERED, 0.04, 0.05)) == [
         StartTimer(),
         Settle(3, Verdict.ANSWERED),
     ]
-    assert schedule.handle(Tick()) == [Recall("a", 1), StartTimer()]
+    assert schedule.handle(TimerFired()) == [Recall("a", 1), StartTimer()]
     assert schedule.handle(Finished(1, "a", Outcome.ANSWERED)) == [Settle(1, Verdict.ANSWERED)]
     assert schedule.handle(Returned("a", [])) == []
 
@@ -434,10 +434,10 @@ def test_what_will_begin_at_once_is_asked_for_only_when_it_does_not() -> None:
     _commands(schedule, NodeUp("a", 1), *[Submitted(i, 1) for i in range(4)])
     schedule.handle(Finished(0, "a", Outcome.ANSWERED, 0.001, 0.05))
     assert schedule.handle(NodeUp("b", 2)) == [StartTimer()]
-    assert schedule.handle(Tick()) == [StartTimer()]
+    assert schedule.handle(TimerFired()) == [StartTimer()]
     schedule.handle(Finished(1, "a", Outcome.ANSWERED, 0.001, 0.05))  # as usual
-    assert schedule.handle(Tick()) == [StartTimer()]
-    assert schedule.handle(Tick()) == [Recall("a", 1), StartTimer()]
+    assert schedule.handle(TimerFired()) == [StartTimer()]
+    assert schedule.handle(TimerFired()) == [Recall("a", 1), StartTimer()]
 
 
 def test_no_more_is_asked_for_than_slots_are_idle() -> None:
