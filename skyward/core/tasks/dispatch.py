@@ -66,6 +66,9 @@ class Dispatcher:
         Where byte streams of slots may lead.
     """
 
+    used = False
+    """Whether a task was ever submitted."""
+
     def __init__(
         self,
         io: IOThread,
@@ -84,8 +87,6 @@ class Dispatcher:
     ) -> None:
         self.surroundings = surroundings or Surroundings(shared=False)
         self.named: Named = named
-        self.used = False
-        """Whether a task was ever submitted."""
         self._io = io
         self._events = events
         self._snapshots = Snapshots(shares)
