@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -15,7 +14,6 @@ from pathlib import Path
 import pytest
 
 import skyward
-from skyward.cli.sources import chosen, named, places
 from tests.core.folder_cloud import FolderCloud
 
 from .conftest import REPOSITORY, Pools, Run
@@ -121,23 +119,6 @@ def test_a_row_is_one_line_with_its_texts_whole(
         assert line.split()[0] == name
         assert line.split()[-1] == f"m-{name}-1"
         assert len(line.partition("$")[0]) < 70, "what matters most is on a terminal's first line"
-
-
-def test_each_cloud_of_a_provider_for_many_is_asked(monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
-    """Those whose key is found; it needs no name of them."""
-    monkeypatch.setenv("DIGITALOCEAN_ACCESS_TOKEN", "x")
-    asked, others = chosen(None)
-    assert [(str(source), source.place) for source in asked] == [("libcloud:digitalocean",) * 2]
-    assert places(asked, others) == ("libcloud:digitalocean (not set up, so not queried: aws, folder, vastai, verda)")
-
-
-def test_the_pages_providers_are_understood(run: Run) -> None:
-    """What docs/cli.md gives to --provider names settings that there are."""
-    page = (REPOSITORY / "docs" / "cli.md").read_text(encoding="utf-8")
-    given = set(re.findall(r"[`']((?:aws|libcloud|vastai|verda):[^`']+)[`']", page))
-    assert len(given) >= 3
-    for source in named(given):
-        assert source.provider.name.partition(":")[0] in ("aws", "libcloud", "vastai", "verda")
 
 
 @pytest.mark.parametrize("arguments", [["nothing"], ["ls", "--nothing"]])

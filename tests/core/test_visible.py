@@ -9,8 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skyward.core.errors import LinkError, PayloadError, PluginNotFound
-from skyward.core.payload.exceptions import RemoteTraceback
 from skyward.core.visible import in_json, printed, shown
 
 ESC = "\x1b"
@@ -41,13 +39,6 @@ def test_json_stays_json(text):
     data = in_json(json.dumps({"name": text}, ensure_ascii=False, indent=2))
     assert json.loads(data) == {"name": text}
     assert not re.search(r"[\x7f-\x9f\u202e]", data)
-
-
-@pytest.mark.parametrize("error", [LinkError(BAD), PayloadError(BAD), PluginNotFound(BAD), RemoteTraceback(BAD)])
-def test_errors_are_shown_so(error):
-    assert ESC not in str(error)
-    assert r"\x1b[2J" in str(error)
-    assert error.args == (BAD,)
 
 
 # --- printed ---

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import threading
 from typing import Any
 
 import numpy as np
@@ -56,36 +54,6 @@ def test_large_buffers_stay_out_of_the_pickle() -> None:
     assert len(head) < 1000
     assert [len(buffer) for buffer in buffers] == [array.nbytes]
     assert np.shares_memory(np.frombuffer(buffers[0]), array)
-
-
-class Node:
-    def __init__(self, **parts: Any) -> None:
-        self.__dict__.update(parts)
-
-
-def test_the_culprit_is_named_wherever_it_sits() -> None:
-    """In attributes, containers, closures, globals, partials, methods."""
-    lock = threading.Lock()
-    deep = Node(estimator=Node(steps=[("a", 1), ("b", Node(_logger=lock))]))
-    cases = {
-        "it.estimator.steps[1][1]._logger (a _thread.lock)": deep,
-        "it['k'] (a _thread.lock)": {"k": lock},
-        "it -> lock (closed over) (a _thread.lock)": lambda: lock,
-        "it.args[0] (a _thread.lock)": functools.partial(print, lock),
-        "it.__self__._logger (a _thread.lock)": Node(_logger=lock).__dict__ and Holder(lock).method,
-    }
-    for where, value in cases.items():
-        with pytest.raises(PayloadError) as caught:
-            pickling.dumps(value, "it")
-        assert where in str(caught.value)
-
-
-class Holder:
-    def __init__(self, lock: Any) -> None:
-        self._logger = lock
-
-    def method(self) -> None:
-        pass
 
 
 def test_an_endless_structure_is_a_payload_error() -> None:
