@@ -73,6 +73,7 @@ PURE = (
     "skyward.core.payload.pickling",
     "skyward.core.protocol.transfers",
     "skyward.core.machines.refusals",
+    "skyward.core.blobs.holdings",
     "skyward.core.blobs.relay",
     "skyward.core.protocol.roll_call",
     "skyward.core.tasks.schedule",

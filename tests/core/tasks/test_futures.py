@@ -1,0 +1,48 @@
+"""A task's future can be cancelled while the task runs, which futures of the standard library can't."""
+
+from __future__ import annotations
+
+import concurrent.futures
+
+import pytest
+
+from skyward.core.tasks.futures import TaskFuture
+
+
+@pytest.fixture
+def cancelled() -> list[int]:
+    """Tasks for which the dispatcher was asked to stop."""
+    return []
+
+
+@pytest.fixture
+def future(cancelled: list[int]) -> TaskFuture[int]:
+    return TaskFuture(cancelled.append, 7)
+
+
+def test_cancelling_stops_the_task_once(future: TaskFuture[int], cancelled: list[int]) -> None:
+    future.began = True
+    assert future.running()
+    assert future.cancel()
+    assert future.cancel(), "as with those of the standard library"
+    assert cancelled == [7]
+    assert not future.running()
+    with pytest.raises(concurrent.futures.CancelledError):
+        future.result()
+
+
+def test_what_is_done_is_not_cancelled(future: TaskFuture[int], cancelled: list[int]) -> None:
+    future.set_running_or_notify_cancel()
+    future.set_result(3)
+    assert not future.cancel()
+    assert cancelled == []
+    assert future.result() == 3
+
+
+def test_the_standard_library_waits_for_it(future: TaskFuture[int]) -> None:
+    other: TaskFuture[int] = TaskFuture(lambda _: None, 8)
+    other.set_running_or_notify_cancel()
+    other.set_result(1)
+    done, pending = concurrent.futures.wait([future, other], return_when=concurrent.futures.FIRST_COMPLETED)
+    assert (done, pending) == ({other}, {future})
+    assert next(concurrent.futures.as_completed([future, other])) is other
