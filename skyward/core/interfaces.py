@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 __all__ = [
     "Channel",
     "Check",
+    "CommandOutput",
     "Inspectable",
     "Link",
     "Listener",
     "OpenPool",
-    "Output",
     "Plugin",
     "Provider",
     "Rental",
@@ -200,7 +200,7 @@ class Channel(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Output:
+class CommandOutput:
     """Exit status and output of a command on a machine."""
 
     status: int
@@ -211,7 +211,7 @@ class Output:
 class Shell(Protocol):
     """Commands and files on a machine. Used from the event loop that made it; calls may overlap."""
 
-    async def run(self, command: str, *, input: bytes | None = None, timeout: float | None = None) -> Output:
+    async def run(self, command: str, *, input: bytes | None = None, timeout: float | None = None) -> CommandOutput:
         """Run a POSIX sh command line, whatever the user's login shell is, and wait for it.
 
         Parameters

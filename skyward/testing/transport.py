@@ -31,7 +31,7 @@ from typing import Any
 import pytest
 
 from skyward.core.errors import HostUnreachable, LinkError
-from skyward.core.interfaces import Channel, Link, Output, Shell, Transport
+from skyward.core.interfaces import Channel, CommandOutput, Link, Shell, Transport
 from skyward.core.spec import Endpoint
 from skyward.testing.service import pattern
 
@@ -342,9 +342,9 @@ class TransportConformance:
     @_over_a_link
     async def test_commands_return_status_stdout_and_stderr(self, link: Link, place: Place) -> None:
         shell = _shell(link)
-        assert await shell.run("echo out; echo err >&2; exit 3") == Output(3, "out\n", "err\n")
-        assert await shell.run("printf '%s|' \"it's\" '$HOME' 'a\\b' 'ü'") == Output(0, "it's|$HOME|a\\b|ü|", "")
-        assert await shell.run("cat <<'E'\n$one\ntwo!\nE") == Output(0, "$one\ntwo!\n", "")
+        assert await shell.run("echo out; echo err >&2; exit 3") == CommandOutput(3, "out\n", "err\n")
+        assert await shell.run("printf '%s|' \"it's\" '$HOME' 'a\\b' 'ü'") == CommandOutput(0, "it's|$HOME|a\\b|ü|", "")
+        assert await shell.run("cat <<'E'\n$one\ntwo!\nE") == CommandOutput(0, "$one\ntwo!\n", "")
         assert (await shell.run("if then")).status != 0
         assert (await shell.run("kill -9 $$")).status == 137
         assert (await shell.run("no-such-program-here")).status == 127
@@ -357,8 +357,8 @@ class TransportConformance:
         done = await shell.run("head -c 10 >/dev/null; wc -c", input=b"x" * 100)
         assert done.status == 0
         assert (await shell.run("sha256sum", input=data)).stdout.split()[0] == hashlib.sha256(data).hexdigest()
-        assert await shell.run("cat") == Output(0, "", "")
-        assert await shell.run("true", input=data) == Output(0, "", "")  # input that nobody reads
+        assert await shell.run("cat") == CommandOutput(0, "", "")
+        assert await shell.run("true", input=data) == CommandOutput(0, "", "")  # input that nobody reads
 
     @_over_a_link
     async def test_commands_may_overlap_and_print_a_lot(self, link: Link, place: Place) -> None:

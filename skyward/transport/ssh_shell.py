@@ -12,7 +12,7 @@ from typing import Any
 import asyncssh
 
 from skyward.core.errors import LinkError
-from skyward.core.interfaces import Output
+from skyward.core.interfaces import CommandOutput
 from skyward.transport.ssh_sessions import Sessions
 from skyward.transport.ssh_stream import Line, SSHChannel
 
@@ -48,7 +48,7 @@ class SSHShell:
     def __repr__(self) -> str:
         return f"<SSHShell {self._where}>"
 
-    async def run(self, command: str, *, input: bytes | None = None, timeout: float | None = None) -> Output:
+    async def run(self, command: str, *, input: bytes | None = None, timeout: float | None = None) -> CommandOutput:
         """Run a POSIX sh command line and wait for it, whatever the user's login shell is.
 
         A nonzero status is not an error here. Processes that the command leaves running, and their output, are not
@@ -159,12 +159,12 @@ class SSHShell:
                 await killer.ended.wait()
                 self._sessions.end(channel)
 
-    async def _result(self, session: _CommandSession) -> Output:
+    async def _result(self, session: _CommandSession) -> CommandOutput:
         await session.ended.wait()
         if session.status is not None:
-            return Output(session.status, session.text(1), session.text(2))
+            return CommandOutput(session.status, session.text(1), session.text(2))
         if session.started and session.exit_status is not None:  # the command killed the shell around it
-            return Output(session.exit_status, session.text(1), session.text(2))
+            return CommandOutput(session.exit_status, session.text(1), session.text(2))
         if session.exit_status is None:
             raise LinkError(f"{self._where}: the SSH connection broke while a command ran") from session.error
         said = session.everything().strip()[-500:] or "it printed nothing"

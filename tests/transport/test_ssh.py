@@ -15,7 +15,7 @@ import pytest
 
 import skyward.testing.service
 from skyward.core.errors import HostKeyError, HostUnreachable, LinkError, LoginRefused, ProvisioningError
-from skyward.core.interfaces import Output
+from skyward.core.interfaces import CommandOutput
 from skyward.core.spec import Endpoint
 from skyward.testing.transport import Place, TransportConformance
 from skyward.transport.ssh import SSHLink, SSHTransport
@@ -33,10 +33,10 @@ def endpoint(lab: Lab, host: Host | str, *, user: str | None = "root", port: int
     return Endpoint("ssh", host if isinstance(host, str) else host.address, port, user, options)
 
 
-def over(place: Endpoint, *commands: str, timeout: float = 10) -> list[Output]:
+def over(place: Endpoint, *commands: str, timeout: float = 10) -> list[CommandOutput]:
     """Connect and run commands."""
 
-    async def main() -> list[Output]:
+    async def main() -> list[CommandOutput]:
         link = await SSHTransport().connect(place, timeout)
         try:
             return [await link.shell.run(command) for command in commands]
@@ -317,7 +317,7 @@ def test_login_shells_and_what_they_print_do_not_matter(lab, fresh_host, shell):
     host = fresh_host(shell=shell, bashrc=noise, users=("ann",))
     for user in ("root", "ann"):
         done = over(endpoint(lab, host, user=user), "echo out; echo err >&2; whoami; exit 5", "cat")
-        assert done == [Output(5, f"out\n{user}\n", "err\n"), Output(0, "", "")]
+        assert done == [CommandOutput(5, f"out\n{user}\n", "err\n"), CommandOutput(0, "", "")]
 
 
 def test_an_account_that_is_not_for_logins_is_said(lab, fresh_host):

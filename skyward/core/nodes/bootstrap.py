@@ -30,7 +30,7 @@ import msgpack
 
 from skyward.core import requirements
 from skyward.core.errors import BootstrapFailed, ConfigError, LinkError, PackagesFailed, PythonNotFound
-from skyward.core.interfaces import Output, Shell
+from skyward.core.interfaces import CommandOutput, Shell
 from skyward.core.nodes import installer_settings
 from skyward.core.nodes.bootstrap_scripts import (
     BUILD,
@@ -242,7 +242,7 @@ class _Bootstrap:
         if done.status != 0:
             self._fail(step, done)
 
-    async def _make(self, step: str, values: dict[str, str]) -> Output:
+    async def _make(self, step: str, values: dict[str, str]) -> CommandOutput:
         return await self._step(
             step,
             BUILD,
@@ -263,7 +263,7 @@ class _Bootstrap:
             disks = await self._shell.run(
                 f"root={shlex.quote(path.rpartition('/')[0])}\n{DISKS}disks", timeout=_INSPECT_LIMIT
             )
-            self._fail(step, Output(1, disks.stdout, str(error)), error)
+            self._fail(step, CommandOutput(1, disks.stdout, str(error)), error)
 
     async def _start(self, found: _Findings, orphan_timeout: float) -> AgentAddress:
         identity = secrets.token_hex(8)
@@ -311,7 +311,7 @@ class _Bootstrap:
         stdin: bytes | None = None,
         may_fail: bool = False,
         environment: Mapping[str, str] | None = None,
-    ) -> Output:
+    ) -> CommandOutput:
         """Run one step's script.
 
         Parameters
@@ -351,7 +351,7 @@ class _Bootstrap:
             self._fail(step, done)
         return done
 
-    def _fail(self, step: str, done: Output, cause: BaseException | None = None) -> NoReturn:
+    def _fail(self, step: str, done: CommandOutput, cause: BaseException | None = None) -> NoReturn:
         text = f"{done.stdout}\n{done.stderr}"
         if done.status == LACKS and "@lacks " in text:
             self._lacks(step, text.partition("@lacks ")[2].split()[0])
@@ -391,7 +391,7 @@ class _Bootstrap:
             )
         return None
 
-    def _no_python(self, found: _Findings, done: Output | None = None) -> NoReturn:
+    def _no_python(self, found: _Findings, done: CommandOutput | None = None) -> NoReturn:
         minor = self._image.python_version
         if self._python:
             raise PythonNotFound(

@@ -24,7 +24,7 @@ from skyward.core.errors import (
     WorkerCrashed,
 )
 from skyward.core.events import Events, Machines, NodeGone, Note
-from skyward.core.interfaces import Output, Trait
+from skyward.core.interfaces import CommandOutput, Trait
 from skyward.core.ioloop import IOThread
 from skyward.core.machines.fleet import Fleet
 from skyward.core.machines.fleet_events import Command, Event
@@ -484,10 +484,14 @@ class WardTransport:
     def shell(self) -> WardTransport:
         return self
 
-    async def run(self, command: str, *, input: bytes | None = None, timeout: float | None = None) -> Output:
+    async def run(self, command: str, *, input: bytes | None = None, timeout: float | None = None) -> CommandOutput:
         if command.endswith(INSPECT):
-            return Output(0, "root /r\nenv /e\nuv /bin/uv\nend\n", "")
-        return Output(1, f"@installing\n{self._says}\n", "") if command.endswith(BUILD) else Output(0, "", "")
+            return CommandOutput(0, "root /r\nenv /e\nuv /bin/uv\nend\n", "")
+        return (
+            CommandOutput(1, f"@installing\n{self._says}\n", "")
+            if command.endswith(BUILD)
+            else CommandOutput(0, "", "")
+        )
 
     async def close(self) -> None:
         pass
@@ -526,7 +530,7 @@ def test_packages_that_cant_be_installed_buy_one_machine(ward: Ward) -> None:
     assert [text for text in texts if "ordering" in text] == ["folder: ordering 1 x small spot in drawer, $0.12/h"]
     (told,) = (note for note in notes if note.text.startswith("node-1: "))
     assert told.warning
-    assert told.text.endswith("is each name right, and the index reachable from the host?")
+    assert told.text.endswith("are their names right, and is the index reachable from the host?")
     assert ward.left() == []
 
 

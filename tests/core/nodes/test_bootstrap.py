@@ -18,7 +18,7 @@ import cloudpickle
 import pytest
 
 from skyward.core.errors import BootstrapFailed, ConfigError, LinkError, PackagesFailed, PythonNotFound
-from skyward.core.interfaces import Output, Shell
+from skyward.core.interfaces import CommandOutput, Shell
 from skyward.core.nodes import bootstrap as bootstrap_module
 from skyward.core.nodes.bootstrap import AgentAddress, bootstrap
 from skyward.core.protocol.messages import Welcome
@@ -41,7 +41,7 @@ class CountingShell:
         self.shell = shell
         self.trips = 0
 
-    async def run(self, command: str, *, input: bytes | None = None, timeout: float | None = None) -> Output:
+    async def run(self, command: str, *, input: bytes | None = None, timeout: float | None = None) -> CommandOutput:
         self.trips += 1
         return await self.shell.run(command, input=input, timeout=timeout)
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from skyward.core.errors import LinkError, ProvisioningError
-from skyward.core.interfaces import Channel, Output, Shell
+from skyward.core.interfaces import Channel, CommandOutput, Shell
 from skyward.core.nodes.connector import Connector
 from skyward.core.spec import Endpoint, Image, Machine
 from skyward.transport.memory import MemoryChannel, MemoryLink, MemoryTransport, listen
@@ -141,7 +141,7 @@ class RelayLink(SlowLink):
         self.asked.append(address)
         return await super().open_channel(address)
 
-    async def run(self, command: str, *, input: bytes | None = None, timeout: float | None = None) -> Output:
+    async def run(self, command: str, *, input: bytes | None = None, timeout: float | None = None) -> CommandOutput:
         raise LinkError("no command")
 
     async def put(self, data: bytes, path: str) -> None:
