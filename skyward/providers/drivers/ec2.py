@@ -1,10 +1,10 @@
-"""libcloud's EC2 driver with what it lacks, by raw calls; every inherited method still works.
+"""Extends libcloud's EC2 driver with what it lacks, through raw calls; every inherited method still works.
 
-Added here: all regions there are, one-time spot instances, tags on everything that a launch makes, live instance types
-and spot prices, state reasons, errors with AWS's code. Calls return frozen values (ec2_values.py), are signed (version
-4) and sent by POST (ec2_wire.py), and are never retried: EC2 throttles with a 503 that only the caller can pace.
+Added here: all regions, one-time spot instances, tags on everything that a launch creates, current instance types and
+spot prices, state reasons, errors with AWS's code. Calls return frozen values (ec2_values.py), are signed (version 4)
+and sent by POST (ec2_wire.py), and are never retried: EC2 throttles with a 503, which only the caller can pace.
 
-As every libcloud driver this is for one thread at a time.
+Like every libcloud driver, an object is for one thread at a time.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from .ec2_wire import (
 __all__ = ["EC2ClockSkewError", "EC2CredentialsError", "EC2Driver", "EC2Error", "EC2InUseError", "Filters"]
 
 Filters = Mapping[str, str | Sequence[str]]
-"""Name -> value or values, one of which must match; as EC2's own, with * and ? in values."""
+"""Name -> value or values, one of which must match; like EC2's own, with * and ? as wildcards."""
 
 _REGION = re.compile(r"[a-z]{2,4}(-[a-z]+)+-\d{1,2}")
 _DOMAINS = (
@@ -64,7 +64,7 @@ _DOMAINS = (
 _DOMAIN = "amazonaws.com"
 _BATCH = 100  # names or filter values in one request; EC2 takes 100 to 200
 _PAGE = 1000
-_TYPES_PAGE = 100  # all that DescribeInstanceTypes gives
+_TYPES_PAGE = 100  # max of DescribeInstanceTypes
 _UNKNOWN_INSTANCE = frozenset({"InvalidInstanceID.NotFound", "InvalidInstanceID.Malformed"})
 
 T = TypeVar("T")
@@ -76,18 +76,18 @@ class EC2Driver(EC2NodeDriver):
     Parameters
     ----------
     key, secret, token
-        Credentials; the token belongs to temporary ones.
+        Credentials; the token is part of temporary ones.
     region
-        Any region; one that libcloud has never heard of will do.
+        Any region, also one that libcloud does not know.
     url
         Another endpoint, such as ``http://127.0.0.1:5000``, for all services.
     timeout
-        Seconds that a call may be silent.
+        Seconds for which a call may receive nothing.
 
     Raises
     ------
     ValueError
-        The region's name is not formed as AWS's are.
+        The region's name does not have the form of AWS's.
     """
 
     connectionCls = QueryConnection  # noqa: N815 (libcloud's name)
@@ -112,7 +112,7 @@ class EC2Driver(EC2NodeDriver):
         **kwargs: Any,
     ) -> None:
         if _REGION.fullmatch(region) is None:
-            raise ValueError(f"{region!r} is not the name of an AWS region, such as eu-central-1")
+            raise ValueError(f"{region!r} is not the name of an AWS region such as eu-central-1")
         if url is not None:
             parts = urllib.parse.urlsplit(url)
             secure, host = parts.scheme == "https", parts.hostname
@@ -124,7 +124,7 @@ class EC2Driver(EC2NodeDriver):
         self.country = ""
         self._elsewhere = {"secure": secure, "host": host, "port": port, "timeout": timeout}
         host = host or _endpoint("ec2", region)
-        # libcloud's own constructor only looks the region up in its table, and refuses those that are not there.
+        # libcloud's own constructor looks the region up in its table, and refuses those that are not in it.
         super(EC2NodeDriver, self).__init__(  # type: ignore[no-untyped-call]
             key, secret=secret, secure=secure, host=host, port=port, region=region, timeout=timeout, **kwargs
         )
@@ -135,19 +135,19 @@ class EC2Driver(EC2NodeDriver):
     # Calls in general
 
     def query(self, action: str, parameters: Mapping[str, Any] | None = None) -> ET.Element:
-        """Make any EC2 call; parameters may be nested. Gives the root of the reply, without namespaces.
+        """Make any EC2 call; parameters may be nested. Returns the root of the reply, without namespaces.
 
         Raises
         ------
         EC2Error
-            AWS refused; of a subclass where that is no matter of the call itself.
+            AWS refused; a subclass if the call itself is not the reason.
         MalformedResponseError
-            What came is not AWS's.
+            The reply is not AWS's.
         """
         return request(self.connection, action, parameters or {})
 
     def _pages(self, action: str, parameters: Mapping[str, Any], size: int | None = _PAGE) -> Iterator[ET.Element]:
-        """All pages of a call; a size of None is for calls that take none, such as those with ids."""
+        """Fetch all pages of a call; a size of None is for calls that take none, such as those with ids."""
         token: str | None = None
         while True:
             page = self.query(action, {**parameters, "MaxResults": size, "NextToken": token})
@@ -156,12 +156,12 @@ class EC2Driver(EC2NodeDriver):
             if not following:
                 return
             if following == token:
-                message = f"{action} goes round in circles: the next page has this page's token"
+                message = f"{action} pages in a circle: the next page has this page's token"
                 raise MalformedResponseError(message, body=token, driver=self)
             token = following
 
     def identity(self) -> tuple[str, str]:
-        """Account number and ARN of whom the credentials belong to; the cheapest check of them, free for everybody."""
+        """Return account number and ARN of the credentials' owner: their cheapest check, which needs no permission."""
         elsewhere = dict(self._elsewhere)
         elsewhere["host"] = elsewhere["host"] or _endpoint("sts", self.region_name)
         make: Any = STSConnection
@@ -174,30 +174,30 @@ class EC2Driver(EC2NodeDriver):
     # Instances
 
     def run_instances(self, launch: Launch) -> list[Instance]:
-        """Start instances by one call, that thus succeeds or fails as one.
+        """Start instances in one call, which succeeds or fails as a whole.
 
-        Their metadata need a session token (version 2), and shutting down from inside terminates them.
+        Their metadata service requires a session token (version 2), and a shutdown from inside terminates them.
         """
         reply = self.query("RunInstances", _run_parameters(launch))
         return [parse_instance(item) for item in reply.findall("instancesSet/item")]
 
     def describe_instances(self, ids: Sequence[str] = (), filters: Filters | None = None) -> list[Instance]:
-        """Instances with these ids, or all; terminated ones are shown for about an hour.
+        """List instances with these ids, or all; terminated ones are shown for about an hour.
 
-        An unknown id is an error (``InvalidInstanceID.NotFound``), also one that is new by seconds; the filter
-        ``instance-id`` is silent about those.
+        An unknown id is an error (``InvalidInstanceID.NotFound``), even one that is only seconds old; the filter
+        ``instance-id`` ignores those.
         """
         parameters = {"InstanceId": list(ids), "Filter": _filters(filters)}
-        # Ids and a page size exclude each other.
+        # Ids and a page size are mutually exclusive.
         pages = self._pages("DescribeInstances", parameters, None if ids else _PAGE)
         return [
             parse_instance(item) for page in pages for item in page.findall("reservationSet/item/instancesSet/item")
         ]
 
     def terminate_instances(self, ids: Iterable[str]) -> frozenset[str]:
-        """Terminate instances; may be repeated. Gives the ids that EC2 does not know: too new, or long gone.
+        """Terminate instances; may be repeated. Returns the ids that EC2 does not know: too new, or long gone.
 
-        One unknown id makes EC2 refuse all of a call, so the call is halved until only those are left.
+        One unknown id makes EC2 refuse the whole call, which is therefore halved until only unknown ids are left.
         """
         unknown: set[str] = set()
         left = [part for part in _batches(sorted(set(ids)), _PAGE) if part]
@@ -215,10 +215,10 @@ class EC2Driver(EC2NodeDriver):
                     left += [part[half:], part[:half]]
         return frozenset(unknown)
 
-    # What there is and what it costs
+    # Instance types, prices, images
 
     def instance_types(self, names: Sequence[str] = (), filters: Filters | None = None) -> list[InstanceType]:
-        """Types of the region: these, or those that match ``{"instance-type": "g5.*"}``, or all (a dozen calls)."""
+        """List types of the region: these, those that match ``{"instance-type": "g5.*"}``, or all (a dozen calls)."""
         given = _filters(filters)
         if not names:
             pages = self._pages("DescribeInstanceTypes", {"Filter": given}, _TYPES_PAGE)
@@ -230,7 +230,7 @@ class EC2Driver(EC2NodeDriver):
         return found
 
     def offerings(self, types: Sequence[str] = ()) -> dict[str, frozenset[str]]:
-        """Zones of the region by instance type; a type that is nowhere is left out."""
+        """Return the region's zones by instance type; a type that is available nowhere is left out."""
         zones: dict[str, set[str]] = {}
         for part in _batches(types, _BATCH) if types else [()]:
             filters = _filters({"instance-type": part} if part else None)
@@ -241,11 +241,11 @@ class EC2Driver(EC2NodeDriver):
         return {name: frozenset(where) for name, where in zones.items()}
 
     def spot_prices(self, types: Sequence[str] = (), product: str = "Linux/UNIX") -> dict[tuple[str, str], SpotPrice]:
-        """The prices of now by (type, zone); no price means no spot of that type there."""
+        """Return current spot prices by (type, zone); without a price there is no spot of that type there."""
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         newest: dict[tuple[str, str], SpotPrice] = {}
         for part in _batches(types, _BATCH) if types else [()]:
-            # From now on: EC2 then gives the price that holds now, whenever it was set.
+            # From now on: EC2 then returns the price that applies now, whenever it was set.
             parameters = {"InstanceType": part, "ProductDescription": [product], "StartTime": now}
             for page in self._pages("DescribeSpotPriceHistory", parameters):
                 for item in page.findall("spotPriceHistorySet/item"):
@@ -256,58 +256,78 @@ class EC2Driver(EC2NodeDriver):
         return newest
 
     def on_demand_price(self, type: str) -> float | None:
-        """Dollars an hour for Linux by libcloud's table, which has its age; None if it does not know."""
+        """Return US dollars per hour for Linux from libcloud's table, which may be out of date; None if unknown."""
         price: float | None = get_size_price("compute", "ec2_linux", type, self.region_name)
-        return price or None  # a zero stands for what its makers could not find out
+        return price or None  # the table has 0 for unknown prices
 
     def images(self, owners: Sequence[str] = (), filters: Filters | None = None) -> list[Image]:
-        """AMIs that are ready, newest first; without an owner or a filter that is all the world's.
+        """List available AMIs, newest first; without an owner or a filter, everybody's.
 
         Parameters
         ----------
         owners
             Account numbers, or "self", "amazon", "aws-marketplace".
         filters
-            E.g. ``{"name": "ubuntu/images/*noble-24.04-amd64-server-*", "architecture": "x86_64"}``.
+            Such as ``{"name": "ubuntu/images/*noble-24.04-amd64-server-*", "architecture": "x86_64"}``.
         """
         parameters = {"Owner": list(owners), "Filter": _filters({"state": "available", **(filters or {})})}
         found = _collect(self._pages("DescribeImages", parameters), "imagesSet/item", parse_image)
         return sorted(found, key=lambda image: image.created, reverse=True)
 
     def image(self, id: str) -> Image:
-        """One AMI by its id; EC2Error with code ``InvalidAMIID.NotFound`` if there is none."""
+        """Return one AMI; EC2Error with code ``InvalidAMIID.NotFound`` if there is none."""
         reply = self.query("DescribeImages", {"ImageId": [id]})
         found = _collect([reply], "imagesSet/item", parse_image)
-        if not found:  # one that was deregistered lately
+        if not found:  # deregistered lately
             raise EC2Error("InvalidAMIID.NotFound", f"The image id '[{id}]' does not exist", 400, "DescribeImages")
         return found[0]
 
     # Networks
 
     def default_vpc(self) -> str | None:
-        """Id of the region's default VPC; None if its owner deleted it."""
+        """Return the id of the region's default VPC; None if its owner deleted it."""
         reply = self.query("DescribeVpcs", {"Filter": _filters({"is-default": "true"})})
         return reply.findtext("vpcSet/item/vpcId")
 
     def subnets(self, vpc: str) -> list[Subnet]:
-        """Subnets of a VPC by zone; first in a zone is its default, then the one with the most free addresses."""
+        """List a VPC's subnets by zone; in each the default first, then by free addresses."""
         pages = self._pages("DescribeSubnets", {"Filter": _filters({"vpc-id": vpc, "state": "available"})})
         found = _collect(pages, "subnetSet/item", parse_subnet)
         return sorted(found, key=lambda subnet: (subnet.zone, not subnet.default, -subnet.free))
 
     def create_security_group(self, name: str, description: str, vpc: str, tags: Mapping[str, str]) -> str:
-        """Make a group that lets nobody in; its id. The name may not be there yet in the VPC."""
+        """Create a security group that allows nothing in, and return its id.
+
+        Parameters
+        ----------
+        name
+            Must be new in the VPC.
+        description, tags
+            Of the group.
+        vpc
+            Id of the VPC.
+        """
         parameters = {"GroupName": name, "GroupDescription": description, "VpcId": vpc}
         reply = self.query("CreateSecurityGroup", {**parameters, **_tag_specifications(tags, ["security-group"])})
         return reply.findtext("groupId") or ""
 
     def authorize(self, group: str, cidr: str, port: int = 22) -> None:
-        """Let TCP from a network in; may be repeated."""
+        """Allow TCP from a network; may be repeated.
+
+        Parameters
+        ----------
+        group
+            Id of the security group.
+        cidr
+            The network, IPv4 or IPv6.
+        port
+            The only one that is allowed.
+        """
         kind = {"Ipv6Ranges": [{"CidrIpv6": cidr}]} if ":" in cidr else {"IpRanges": [{"CidrIp": cidr}]}
         self._authorize(group, {"FromPort": port, "ToPort": port, **kind})
 
     def authorize_members(self, group: str) -> None:
-        """Let instances of a group connect to each other by TCP; may be repeated."""
+        """Allow TCP between instances of a group, on unprivileged ports; may be repeated."""
         self._authorize(group, {"FromPort": 1024, "ToPort": 65535, "Groups": [{"GroupId": group}]})
 
     def _authorize(self, group: str, rule: dict[str, Any]) -> None:
@@ -319,7 +339,7 @@ class EC2Driver(EC2NodeDriver):
                 raise
 
     def security_groups(self, filters: Filters) -> list[SecurityGroup]:
-        """Groups that match, e.g. ``{"tag:skyward-pool": "p1"}``."""
+        """List groups that match, such as ``{"tag:skyward-pool": "p1"}``."""
         pages = self._pages("DescribeSecurityGroups", {"Filter": _filters(filters)})
         return _collect(pages, "securityGroupInfo/item", parse_security_group)
 
@@ -329,7 +349,7 @@ class EC2Driver(EC2NodeDriver):
         Raises
         ------
         EC2InUseError
-            Instances have it, also such as are not terminated yet; try again when they are.
+            Instances use it, including some that are not terminated yet; retry when they are.
         """
         try:
             self.query("DeleteSecurityGroup", {"GroupId": id})
@@ -340,7 +360,7 @@ class EC2Driver(EC2NodeDriver):
         return True
 
     def volumes(self, filters: Filters) -> list[str]:
-        """Ids of volumes that match, e.g. ``{"tag:skyward-pool": "p1", "status": "available"}``."""
+        """List ids of volumes that match, such as ``{"tag:skyward-pool": "p1", "status": "available"}``."""
         pages = self._pages("DescribeVolumes", {"Filter": _filters(filters)})
         return _collect(pages, "volumeSet/item", lambda item: item.findtext("volumeId") or "")
 
@@ -350,7 +370,7 @@ class EC2Driver(EC2NodeDriver):
         Raises
         ------
         EC2InUseError
-            An instance has it, also such as is not terminated yet; try again when it is.
+            An instance uses it, perhaps one that is not terminated yet; retry when it is.
         """
         try:
             self.query("DeleteVolume", {"VolumeId": id})
@@ -367,7 +387,7 @@ def _endpoint(service: str, region: str) -> str:
 
 
 def _run_parameters(launch: Launch) -> dict[str, Any]:
-    """A launch as RunInstances takes it."""
+    """Convert a launch to the parameters of RunInstances."""
     made = ["instance", "volume", "network-interface", *(["spot-instances-request"] if launch.spot else [])]
     return {
         "ImageId": launch.image,
@@ -389,7 +409,7 @@ def _run_parameters(launch: Launch) -> dict[str, Any]:
 
 
 def _market(limit: float | None) -> dict[str, Any]:
-    # A persistent request would come back.
+    # A persistent request would start it again.
     options = {"SpotInstanceType": "one-time", "InstanceInterruptionBehavior": "terminate", "MaxPrice": limit}
     return {"MarketType": "spot", "SpotOptions": options}
 
@@ -406,7 +426,7 @@ def _block_devices(launch: Launch) -> dict[str, Any]:
 def _network(launch: Launch) -> dict[str, Any]:
     if launch.public_ip is None:
         return {"SubnetId": launch.subnet, "SecurityGroupId": list(launch.security_groups)}
-    # Only an interface has this choice, and then it has the subnet and the groups too.
+    # Only a network interface has this option, and then it has the subnet and the groups too.
     interface = {
         "DeviceIndex": 0,
         "SubnetId": launch.subnet,

@@ -1,4 +1,4 @@
-"""What EC2's replies say, as frozen values. Knows the replies' elements, which have no namespaces any more."""
+"""EC2's replies as frozen values. Knows the replies' elements, whose namespaces are already removed."""
 
 from __future__ import annotations
 
@@ -32,35 +32,35 @@ MAX_CLIENT_TOKEN = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Launch:
-    """One RunInstances call. ValueError if AWS would refuse it without looking."""
+    """One RunInstances call. ValueError if AWS would refuse it in any case."""
 
     image: str
     """An AMI's id, or ``resolve:ssm:`` and the name of a public parameter."""
     type: str
     count: int = 1
     at_least: int | None = None
-    """Fewer are taken where `count` can't be had; None: all or none."""
+    """Min number where `count` are not available; None: all or none."""
     client_token: str = ""
-    """The same token and parameters give the same instances again, whatever became of the first reply."""
+    """The same token and parameters return the same instances again, whatever became of the first reply."""
     user_data: str = field(default="", repr=False)
     spot: bool = False
     max_price: float | None = None
-    """Dollars an hour above which a spot instance is not begun, and taken back; None: the on-demand price."""
+    """US dollars per hour above which a spot instance is not started, or is preempted; None: the on-demand price."""
     tags: Mapping[str, str] = field(default_factory=dict)
     """On instances, volumes, network interfaces and the spot request."""
     subnet: str | None = None
     zone: str | None = None
-    """Needs no subnet: the default VPC's of the zone is taken."""
+    """Needs no subnet: that of the default VPC in the zone is used."""
     security_groups: Sequence[str] = ()
     """Ids. None given: the VPC's default group."""
     public_ip: bool | None = None
-    """None: as the subnet has it."""
+    """None: the subnet's default."""
     root_device: str | None = None
-    """The image's (`Image.root_device`): with another name AWS adds a second volume. None: all as in the image."""
+    """The image's (`Image.root_device`): with another name AWS adds a second volume. None: volumes as in the image."""
     disk_gib: int | None = None
     """Size of the root volume; None: the image's."""
     data_devices: Sequence[str] = ()
-    """The image's other volumes (`Image.data_devices`), which end with the instance, whatever the image says."""
+    """The image's other volumes (`Image.data_devices`); deleted with the instance, whatever the image says."""
     instance_profile: str | None = None
     key_name: str | None = None
 
@@ -107,9 +107,9 @@ class Accelerator:
     name: str
     manufacturer: str
     count: float
-    """Below one where a machine has a slice of a GPU."""
+    """Below one where a machine has a fraction of a GPU."""
     memory_mib: int
-    """Of one (of the slice, where it is one)."""
+    """Of one accelerator, or of the fraction."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ class InstanceType:
 
 @dataclass(frozen=True)
 class SpotPrice:
-    """Dollars an hour for a type in a zone, since a time."""
+    """US dollars per hour for a type in a zone, since a time."""
 
     type: str
     zone: str
@@ -151,20 +151,20 @@ class Image:
     root_device: str
     root_gib: int | None
     data_devices: tuple[str, ...] = ()
-    """Names of the EBS volumes besides the root's."""
+    """Names of the EBS volumes other than the root's."""
     deprecated: datetime | None = None
 
 
 @dataclass(frozen=True)
 class Subnet:
-    """A subnet, which lies in one zone."""
+    """A subnet, which is in one zone."""
 
     id: str
     vpc: str
     zone: str
     default: bool
     public: bool
-    """Instances get a public address unless told otherwise."""
+    """Instances get a public address by default."""
     free: int
     """Addresses left."""
 
@@ -233,12 +233,12 @@ def parse_instance_type(element: ET.Element) -> InstanceType:
 
 
 def _accelerators(element: ET.Element) -> Iterator[Accelerator]:
-    # The newer chips of AWS are listed as Neuron devices, and some of those as inference accelerators once more.
+    # AWS's newer chips are listed as Neuron devices, and some of them as inference accelerators again.
     neurons = element.findall("neuronInfo/neuronDevices/item")
     inference = [] if neurons else element.findall("inferenceAcceleratorInfo/accelerators/item")
     for item in [*element.findall("gpuInfo/gpus/item"), *neurons, *inference]:
         count = float(_text(item, "count") or 0)
-        if count == 0:  # a slice of a GPU counts as none
+        if count == 0:  # a fraction of a GPU is counted as 0
             slices = float(_text(item, "logicalGpuCount") or 0)
             count = float(_text(item, "gpuPartitionSize") or 0) * slices
         yield Accelerator(

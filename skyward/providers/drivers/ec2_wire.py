@@ -1,7 +1,7 @@
-"""EC2's Query protocol below the driver: parameters, signed POST requests, replies, errors. Nothing of their meaning.
+"""EC2's Query protocol: parameters, signed POST requests, replies, errors, without their meaning.
 
-libcloud signs (version 4, as it can for all regions) and carries; its own parsing of errors drops AWS's code, which is
-the only thing about an error that a program should look at.
+libcloud signs (version 4, which works in all regions) and sends; its own parsing of errors drops AWS's code, which is
+the only part of an error that a program should rely on.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _CREDENTIALS = frozenset(
         "InvalidToken",
         "MissingAuthenticationToken",
         "OptInRequired",
-        "RequestExpired",  # also what EC2 says of session tokens that have expired
+        "RequestExpired",  # also for session tokens that have expired
         "SignatureDoesNotMatch",
         "UnrecognizedClientException",
     }
@@ -46,7 +46,7 @@ _CREDENTIALS = frozenset(
 _CLOCK = frozenset({"RequestTimeTooSkewed", "RequestInTheFuture"})
 _IN_USE = frozenset({"DependencyViolation", "InvalidGroup.InUse", "ResourceInUse", "VolumeInUse"})
 _TOLERANCE = 240.0  # seconds; AWS refuses signatures that are five minutes off
-_SHOWN = 500  # characters of a foreign body in a message
+_SHOWN = 500  # max characters of a foreign body in a message
 
 
 class EC2Error(LibcloudError):
@@ -55,13 +55,13 @@ class EC2Error(LibcloudError):
     Attributes
     ----------
     code
-        AWS's own, such as "InsufficientInstanceCapacity"; the message is for people and changes.
+        AWS's own, such as "InsufficientInstanceCapacity"; the message is for humans and may change.
     status
-        Of HTTP.
+        The HTTP status.
     message, action, request_id
-        What AWS said, to which call, and the id that its support asks for.
+        AWS's message, the call, and the id that AWS support asks for.
     region
-        Where, if that is known.
+        Where, if known.
     """
 
     region = ""
@@ -93,40 +93,40 @@ class EC2ClockSkewError(EC2Error):
     Attributes
     ----------
     skew
-        Seconds that this clock is ahead of AWS's (negative: behind); None where AWS did not say its time.
+        Seconds by which this clock is ahead of AWS's (negative: behind); None where AWS sent no time.
     """
 
     skew: float | None = None
 
 
 class EC2InUseError(EC2Error):
-    """Something still uses what should be deleted; try again when that is gone."""
+    """What should be deleted is still in use; retry when the user is gone."""
 
 
 class QueryResponse(EC2Response):
-    """A reply whose errors keep AWS's code."""
+    """A reply; errors keep AWS's code."""
 
     def success(self) -> bool:
-        """Whether AWS did as asked."""
+        """Whether the call succeeded."""
         return bool(self.status == 200)
 
     def parse_body(self) -> Any:
-        """Parse a reply; a proxy's page may well be XML too, so the root's name counts."""
+        """Parse a reply; a proxy's page may be XML too, so the root's name is checked."""
         root = self._root()
         if not root.tag.endswith("Response"):
             raise self._malformed()
         return root
 
     def parse_error(self) -> str:
-        """Raise the error that the reply tells of."""
+        """Raise the error that the reply contains."""
         root = self._root()
-        # EC2 says Response/Errors/Error, other services ErrorResponse/Error, with a namespace.
+        # EC2 has Response/Errors/Error, other services ErrorResponse/Error with a namespace.
         error = next((element for element in root.iter() if _local(element.tag) == "Error"), None)
         if error is None:
             raise self._malformed()
-        told = {_local(child.tag): (child.text or "").strip() for child in error}
+        fields = {_local(child.tag): (child.text or "").strip() for child in error}
         request = next((e.text for e in root.iter() if _local(e.tag) in {"RequestID", "RequestId"}), None)
-        raise _error(told.get("Code", ""), told.get("Message", ""), self, request or "")
+        raise _error(fields.get("Code", ""), fields.get("Message", ""), self, request or "")
 
     def _root(self) -> Any:
         try:
@@ -136,7 +136,7 @@ class QueryResponse(EC2Response):
 
     def _malformed(self) -> MalformedResponseError:
         kind = self.headers.get("content-type")
-        what = f"Not an answer of EC2 but of something on the way (HTTP {self.status}, {kind})"
+        what = f"Not a reply of EC2, but of something in between (HTTP {self.status}, {kind})"
         connection: Any = self.connection
         return MalformedResponseError(what, body=str(self.body)[:_SHOWN], driver=connection.driver)
 
@@ -146,16 +146,16 @@ def _local(tag: str) -> str:
 
 
 def _error(code: str, message: str, response: Any, request_id: str) -> EC2Error:
-    """The error of the right class."""
+    """Make an error of the class that fits its code."""
     action = response.connection.context.get("action", "")
     skew = _skew(response.headers.get("date"))
     kind: type[EC2Error] = EC2Error
     if code in _IN_USE:
         kind = EC2InUseError
-    elif code in _CLOCK or (code == "SignatureDoesNotMatch" and _tells_of_time(message)):
+    elif code in _CLOCK or (code == "SignatureDoesNotMatch" and _is_about_time(message)):
         kind = EC2ClockSkewError
     elif code in _CREDENTIALS:
-        # EC2 answers a signature from the wrong time as it does wrong keys; its own clock tells them apart.
+        # EC2 answers a signature from a wrong clock like wrong keys; its own clock tells them apart.
         kind = EC2ClockSkewError if skew is not None and abs(skew) > _TOLERANCE else EC2CredentialsError
     error = kind(code, message, int(response.status), action, request_id)
     error.region = str(getattr(response.connection.driver, "region_name", ""))
@@ -164,12 +164,12 @@ def _error(code: str, message: str, response: Any, request_id: str) -> EC2Error:
     return error
 
 
-def _tells_of_time(message: str) -> bool:
+def _is_about_time(message: str) -> bool:
     return "not yet current" in message or "Signature expired" in message
 
 
 def _skew(date: str | None) -> float | None:
-    """Seconds that this machine's clock is ahead of a Date header."""
+    """Return the seconds by which this machine's clock is ahead of a Date header."""
     with contextlib.suppress(TypeError, ValueError):
         theirs = parsedate_to_datetime(date or "")
         theirs = theirs if theirs.tzinfo is not None else theirs.replace(tzinfo=UTC)
@@ -178,22 +178,29 @@ def _skew(date: str | None) -> float | None:
 
 
 class QueryConnection(EC2Connection):
-    """To EC2."""
+    """A connection to EC2."""
 
     responseCls = QueryResponse  # noqa: N815 (libcloud's name)
 
 
 class STSConnection(QueryConnection):
-    """To the service that knows whose credentials these are."""
+    """A connection to STS, which knows whose credentials these are."""
 
     service_name = "sts"
     version = "2011-06-15"
 
 
 def request(connection: Any, action: str, parameters: Mapping[str, Any]) -> ET.Element:
-    """Call AWS and give the reply's root, without namespaces.
+    """Call AWS, and return the reply's root without namespaces.
 
-    Always by POST: user data make URLs that proxies refuse, and a URL ends in logs.
+    Always a POST: user data makes URLs that proxies refuse, and URLs end up in logs.
+
+    Parameters
+    ----------
+    connection
+        A `QueryConnection`.
+    action, parameters
+        The call; parameters may be nested.
     """
     fields = {"Action": action, "Version": connection.version, **flatten(parameters)}
     connection.set_context({"action": action})
@@ -206,7 +213,7 @@ def request(connection: Any, action: str, parameters: Mapping[str, Any]) -> ET.E
 
 
 def flatten(parameters: Mapping[str, Any]) -> dict[str, str]:
-    """Write nested parameters as the Query protocol does: lists count from 1, None is left out.
+    """Encode nested parameters for the Query protocol: lists count from 1, None is left out.
 
     >>> flatten({"Filter": [{"Name": "vpc-id", "Value": ["vpc-1"]}], "DryRun": False, "SubnetId": None})
     {'Filter.1.Name': 'vpc-id', 'Filter.1.Value.1': 'vpc-1', 'DryRun': 'false'}

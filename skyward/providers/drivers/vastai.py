@@ -1,16 +1,16 @@
 """Vast.ai for apache-libcloud: the marketplace's public API as a `NodeDriver`.
 
-It knows libcloud and the standard library only. Like every libcloud driver it blocks, and one object serves one thread;
-what threads share is the pace of their account. A size is an *offer*: one machine of one host, which is gone once
-somebody has rented it. A node is an *instance*: a container whose SSH port is mapped to some port of the host.
+It knows only libcloud and the standard library. Like every libcloud driver it blocks, and one object serves one thread;
+threads share the pace of their account. A size is an *offer*: one machine of one host, which is gone once somebody has
+rented it. A node is an *instance*: a container whose SSH port is mapped to some port of the host.
 
-Things that surprise: create has no idempotency token, so a reply that is lost leaves an instance which only its label
-can find. A bid that fails may have made an instance all the same (`VastAILeftoverError`). Storage is billed for as long
-as an instance exists, also while it is stopped. An instance that was outbid may start again by itself, perhaps with
-another SSH port.
+Surprises: create has no idempotency token, so a lost reply leaves an instance that can only be found by its label. A
+bid that fails may have created an instance all the same (`VastAILeftoverError`). Storage is billed as long as an
+instance exists, even while it is stopped. An instance that was outbid may start again by itself, perhaps with another
+SSH port.
 """
 
-# libcloud says that it has types, but few of its functions do.
+# libcloud claims to be typed, but few of its functions are.
 # mypy: disable-error-code="no-untyped-call"
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ __all__ = [
     "VastAIResponse",
 ]
 
-_SHOWN = 500  # characters of a foreign body that an error shows
+_SHOWN = 500  # max characters of a foreign body in an error
 _SSH = "22/tcp"
 _BROKEN_HOST = "OCI runtime create failed"
 _NOT_TO_RETRY = "search_quota_exceeded"
-_PAGE = 25  # the most that the API gives at a time
+_PAGE = 25  # max of the API
 
-# The vendor's limits of a create call. Exceeding one is refused here, before it costs a paced call.
+# The vendor's limits on a create call. What exceeds them is refused here, before it costs a paced call.
 _MAX_START = 4096
 _MAX_ENV = 32768
 _MAX_LABEL = 256
@@ -67,24 +67,24 @@ _MIN_BID, _MAX_BID = 0.001, 128.0
 class VastAINodeDriver(NodeDriver):
     """Vast.ai's instances.
 
-    Calls of one account are kept apart by `INTERVALS`, in all drivers and threads of this process together. A call that
-    is refused as coming too soon raises `VastAIRateLimitError` and holds back those that follow; nothing is repeated.
+    Calls of one account are spaced by `INTERVALS`, across all drivers and threads of this process. A call that is
+    refused as coming too soon raises `VastAIRateLimitError` and delays those that follow; nothing is retried.
 
     Parameters
     ----------
     key
         API key of the account, or one with limited rights.
     url
-        Base address of the API, in the place of `secure`, `host` and `port`.
+        Base address of the API, instead of `secure`, `host` and `port`.
     pace
-        Factor for all intervals; 0 lets calls go at once.
+        Factor for all intervals; 0: none.
     options
         ``timeout`` (seconds, 60 by default), ``proxy_url`` and other keywords of libcloud's drivers.
 
     Notes
     -----
-    `Node.extra` has all fields of the API, but for ``ssh_host`` and ``ssh_port``: they are the *direct* address, and
-    None unless the container runs and its port 22 is mapped; the vendor's proxy is ``proxy_host`` and ``proxy_port``.
+    `Node.extra` has all fields of the API, except that ``ssh_host`` and ``ssh_port`` are the *direct* address, and None
+    unless the container runs and its port 22 is mapped; the vendor's proxy is ``proxy_host`` and ``proxy_port``.
     """
 
     type = "vastai"
@@ -103,7 +103,7 @@ class VastAINodeDriver(NodeDriver):
         "ssh": 1.0,
         "user": 1.0,
     }
-    """Least seconds between two calls of a kind. Searches count by address of the caller, all others by account."""
+    """Min seconds between two calls of a kind. Searches are limited by the caller's address, all others by account."""
 
     NODE_STATE_MAP = {  # noqa: RUF012 (libcloud declares it so)
         "created": NodeState.PENDING,
@@ -116,7 +116,7 @@ class VastAINodeDriver(NodeDriver):
         "offline": NodeState.ERROR,
         "unknown": NodeState.UNKNOWN,
     }
-    """By ``actual_status``, which is null before "created"; what is intended and what the host says come on top."""
+    """By ``actual_status``, which is null before "created"; the intended status and the host's message matter too."""
 
     OFFERED: ClassVar[Mapping[str, Mapping[str, object]]] = {
         "verified": {"eq": True},
@@ -124,7 +124,7 @@ class VastAINodeDriver(NodeDriver):
         "rentable": {"eq": True},
         "rented": {"eq": False},
     }
-    """What `ex_search_offers` asks for unless told otherwise, as the vendor's clients do."""
+    """Default conditions of `ex_search_offers`, those of the vendor's clients."""
 
     def __init__(
         self,
@@ -151,11 +151,11 @@ class VastAINodeDriver(NodeDriver):
     # Offers
 
     def list_sizes(self, location: NodeLocation | None = None) -> list[NodeSize]:
-        """Verified offers on demand, cheapest first, in a country or anywhere."""
+        """List verified on-demand offers, cheapest first, in a country or anywhere."""
         return self.ex_search_offers({"geolocation": {"eq": location.country}} if location is not None else None)
 
     def list_locations(self) -> list[NodeLocation]:
-        """Countries that have offers now; the id is the two-letter code."""
+        """List countries that have offers now; the id is the two-letter code."""
         codes = {size.extra["country"] for size in self.ex_search_offers()} - {None}
         return [NodeLocation(code, code, code, self) for code in sorted(codes)]
 
@@ -173,21 +173,22 @@ class VastAINodeDriver(NodeDriver):
         ----------
         query
             Conditions such as ``{"num_gpus": {"gte": 1}, "geolocation": {"in": ["US", "CA"]}}`` on top of `OFFERED`;
-            None in the place of a condition takes it away. Operators: eq, neq, gt, gte, lt, lte, in, notin.
+            None instead of a condition removes it. Operators: eq, neq, gt, gte, lt, lte, in, notin.
         type
             "on-demand", "reserved", or "bid" for instances that a higher bid may displace.
         storage
-            GB of disk that ``dph_total`` shall include.
+            GB of disk that ``dph_total`` is to include.
         order
             Fields with "asc" or "desc".
         limit
-            Number of offers.
+            Max number of offers.
 
         Returns
         -------
         sizes
-            `price` is dollars an hour: all in, or for "bid" the least bid, to which storage comes. `ram` (MB) and
-            ``extra["cpus"]`` are the share of the host that comes with the offer; `extra` has the host's own.
+            `price` is US dollars per hour: everything included, or for "bid" the lowest bid, without storage. `ram`
+            (MB) and ``extra["cpus"]`` are the share of the host that comes with the offer; `extra` has the host's
+            totals.
         """
         asked: dict[str, object] = {**self.OFFERED, **(query or {})}
         body = {name: condition for name, condition in asked.items() if condition is not None}
@@ -200,19 +201,19 @@ class VastAINodeDriver(NodeDriver):
     # Nodes
 
     def list_nodes(self, ex_filters: Mapping[str, Mapping[str, object]] | None = None) -> list[Node]:
-        """All instances of the account, in any state.
+        """List all instances of the account, in any state.
 
         Parameters
         ----------
         ex_filters
-            Conditions on fields, as ``{"label": {"eq": "mine"}}``; the API's own ``select_filters``.
+            Conditions on fields, such as ``{"label": {"eq": "mine"}}``; the API's own ``select_filters``.
         """
         query = {
             "select_filters": json.dumps(ex_filters or {}),
             "order_by": json.dumps([{"col": "id", "dir": "asc"}]),
             "limit": str(_PAGE),
         }
-        nodes: dict[Any, Node] = {}  # by id: what is created meanwhile may shift a page
+        nodes: dict[Any, Node] = {}  # by id: instances created meanwhile may shift the pages
         seen: set[str] = set()
         while True:
             reply = self._call("list", "GET", "/api/v1/instances/", query=query)
@@ -222,15 +223,15 @@ class VastAINodeDriver(NodeDriver):
             if not token:
                 return list(nodes.values())
             if token in seen:
-                raise MalformedResponseError("GET /api/v1/instances/: the pages go round in a circle", str(token), self)
+                raise MalformedResponseError("GET /api/v1/instances/: the pages form a circle", str(token), self)
             seen.add(token)
             query["after_token"] = token
 
     def ex_get_node(self, node_id: str) -> Node:
-        """One instance; `VastAINotFoundError` if there is none. To watch several, `list_nodes` takes fewer calls."""
+        """Return one instance; `VastAINotFoundError` if there is none. For several, `list_nodes` takes fewer calls."""
         path = f"/api/v0/instances/{_number(node_id)}/"
         row = self._call("show", "GET", path, query={"owner": "me"}).get("instances")
-        if not row:  # the API says null, with status 200
+        if not row:  # the API returns null, with status 200
             raise VastAINotFoundError(404, f"GET {path}: there is no such instance", error_code="no_such_instance")
         return self._to_node(row)
 
@@ -256,27 +257,27 @@ class VastAINodeDriver(NodeDriver):
         Parameters
         ----------
         name
-            Its label. Best one that nobody else uses: there is no other way to find an instance whose reply was lost.
+            Its label. Should be unique: there is no other way to find an instance whose reply was lost.
         size
-            An offer; it knows its place, so `location` has no meaning.
+            An offer; it has a fixed place, so `location` is ignored.
         image
             Docker image, such as "python:3.12-slim".
         auth
-            A key that may log in, besides those of the account. It is attached after create, by a call of its own.
+            A key that may log in, in addition to the account's. It is attached after create, by a separate call.
         ex_disk
             GB.
         ex_onstart
-            Bash script that root runs after every start of the container, while sshd is up already.
+            Bash script that root runs after every start of the container, when sshd is already up.
         ex_env
-            Variables of the container. ``{"-p 8000:8000": "1"}`` maps a port.
+            Environment variables of the container. ``{"-p 8000:8000": "1"}`` maps a port.
         ex_bid
-            Dollars an hour for the whole offer: the instance is interruptible then.
+            US dollars per hour for the whole offer; makes the instance interruptible.
         ex_runtype
-            "ssh_direct" and "ssh_proxy" replace the image's entrypoint by sshd, "args" keeps it.
+            "ssh_direct" and "ssh_proxy" replace the image's entrypoint with sshd, "args" keeps it.
         ex_args
             Arguments of the image's entrypoint, for "args".
         ex_cancel_unavail
-            Fail, instead of leaving an instance that waits, if the machine cannot start it now.
+            Whether to fail if the machine cannot start it now, instead of leaving an instance that waits.
         ex_options
             More fields of the API's call, such as "image_login" or "target_state".
 
@@ -285,7 +286,7 @@ class VastAINodeDriver(NodeDriver):
         ValueError
             An argument is beyond the API's limits; nothing was sent.
         VastAIOfferGoneError
-            Take another offer.
+            Use another offer.
         VastAILeftoverError
             It failed, and an instance exists that must be destroyed.
         """
@@ -321,32 +322,32 @@ class VastAINodeDriver(NodeDriver):
             raise VastAILeftoverError(getattr(error, "code", 0), message, contract_id=contract) from error
 
     def destroy_node(self, node: Node | str) -> bool:
-        """Destroy an instance and its disk; one that does not exist (any more) is destroyed already."""
+        """Destroy an instance and its disk; one that does not exist counts as destroyed."""
         with contextlib.suppress(VastAINotFoundError):
             self._call("destroy", "DELETE", _instance_path(node), body={})
         return True
 
     def ex_attach_ssh_key(self, node: Node | str, public_key: str) -> bool:
-        """Let a key log in to one instance."""
+        """Allow a key to log in to one instance."""
         self._call("ssh", "POST", f"{_instance_path(node)}ssh/", body={"ssh_key": public_key})
         return True
 
     # The account
 
     def ex_show_user(self) -> dict[str, Any]:
-        """The account, as the API shows it; "credit" is what is left, in dollars."""
+        """Return the account as the API describes it; "credit" is the balance in US dollars."""
         reply = self._call("user", "GET", "/api/v0/users/current")
         return {**reply}
 
     def list_key_pairs(self) -> list[KeyPair]:
-        """The account's SSH keys, which may log in to every instance that is created from then on."""
+        """List the account's SSH keys, which may log in to every instance that is created from then on."""
         rows = self._call("ssh", "GET", "/api/v0/ssh/")
         if not isinstance(rows, list):
-            raise MalformedResponseError("GET /api/v0/ssh/: the reply is no list", str(rows)[:_SHOWN], self)
+            raise MalformedResponseError("GET /api/v0/ssh/: the reply is not a list", str(rows)[:_SHOWN], self)
         return [self._to_key_pair(row) for row in rows]
 
     def get_key_pair(self, name: str) -> KeyPair:
-        """The account's key with this id."""
+        """Return the account's key with this id."""
         for pair in self.list_key_pairs():
             if pair.name == name:
                 return pair
@@ -355,22 +356,22 @@ class VastAINodeDriver(NodeDriver):
     def import_key_pair_from_string(self, name: str, key_material: str) -> KeyPair:
         """Add an SSH key to the account.
 
-        The API knows no names: the `name` of the result is the key's id, whatever it was called here. A key that the
-        account has already is refused, with the code "duplicate".
+        The API has no names: the `name` of the result is the key's id, not the name given here. A key that the account
+        already has is refused with the code "duplicate".
         """
         reply = self._call("ssh", "POST", "/api/v0/ssh/", body={"ssh_key": key_material})
         return self._to_key_pair(_field(reply, "key", dict))
 
     def delete_key_pair(self, key_pair: KeyPair) -> bool:
-        """Take an SSH key from the account; instances that have it keep it."""
+        """Delete an SSH key from the account; instances that have it keep it."""
         self._call("ssh", "DELETE", f"/api/v0/ssh/{_number(key_pair.name)}/", body={})
         return True
 
     def get_image(self, image_id: str) -> NodeImage:
-        """A docker image by its name; whether there is one only the host will see."""
+        """Make an image of a Docker image's name; only the host will find out whether it exists."""
         return NodeImage(image_id, image_id, self)
 
-    # One call, and what comes back
+    # Calls and conversions
 
     def _call(
         self, kind: str, method: str, path: str, query: Mapping[str, str] | None = None, body: object = None
@@ -382,7 +383,7 @@ class VastAINodeDriver(NodeDriver):
         data = None if body is None else json.dumps(body)
         options = {"params": dict(query or {}), "data": data, "method": method}
         try:
-            # libcloud's optional retries know nothing of the pace, and would buy twice when a reply is lost.
+            # libcloud's optional retries ignore the pace, and would buy twice when a reply is lost.
             return self.connection.request(path, **options, retry_failed=False).object
         except VastAIRateLimitError as error:
             if error.error_code != _NOT_TO_RETRY:
@@ -447,11 +448,11 @@ def _instance_path(node: Node | str) -> str:
 
 
 def _number(id: str) -> int:
-    """An id as it may stand in a path; all of Vast.ai's are numbers."""
+    """Check an id before it goes into a path; all of Vast.ai's are numbers."""
     try:
         return int(id)
     except ValueError:
-        raise ValueError(f"{id!r} is no id of Vast.ai: they are numbers") from None
+        raise ValueError(f"{id!r} is not an id of Vast.ai, which are numbers") from None
 
 
 def _check_limits(body: Mapping[str, Any]) -> None:
@@ -459,13 +460,13 @@ def _check_limits(body: Mapping[str, Any]) -> None:
     start = len(body["onstart"] or "") + sum(map(len, body.get("args", ())))
     env = len(json.dumps(body["env"]))
     wrong = [
-        (start > _MAX_START, f"onstart and args have {start} characters, {_MAX_START} are allowed"),
-        (env > _MAX_ENV, f"env has {env} characters, {_MAX_ENV} are allowed"),
-        (len(body["label"]) > _MAX_LABEL, f"the name has {len(body['label'])} characters, {_MAX_LABEL} are allowed"),
-        (disk < _MIN_DISK, f"a disk of {disk:g} GB is too small, {_MIN_DISK} is the least"),
+        (start > _MAX_START, f"onstart and args have {start} characters; the maximum is {_MAX_START}"),
+        (env > _MAX_ENV, f"env has {env} characters; the maximum is {_MAX_ENV}"),
+        (len(body["label"]) > _MAX_LABEL, f"the name has {len(body['label'])} characters; the maximum is {_MAX_LABEL}"),
+        (disk < _MIN_DISK, f"a disk of {disk:g} GB is too small; the minimum is {_MIN_DISK} GB"),
         (
             bid is not None and not _MIN_BID <= bid <= _MAX_BID,
-            f"a bid of {bid} dollars an hour is not between {_MIN_BID} and {_MAX_BID:g}",
+            f"a bid of ${bid}/h is not between ${_MIN_BID} and ${_MAX_BID:g}",
         ),
     ]
     for is_wrong, message in wrong:
@@ -474,31 +475,31 @@ def _check_limits(body: Mapping[str, Any]) -> None:
 
 
 def _share(offer: Mapping[str, Any]) -> tuple[float, int]:
-    """Cores and MB of memory that come with an offer; it shows the memory of the whole host."""
+    """Return cores and MB of memory that come with an offer, which shows the memory of the whole host."""
     all_cores, cores, ram = offer.get("cpu_cores"), offer.get("cpu_cores_effective"), offer.get("cpu_ram") or 0
     if all_cores and cores:
         part = min(1.0, cores / all_cores)
-    else:  # hosts may not say how many cores they have
+    else:  # hosts may not state how many cores they have
         part = min(1.0, offer.get("gpu_frac") or 1.0)
         cores = cores or (all_cores or 0) * part
     return float(cores), int(ram * part)
 
 
 def _country(place: str | None) -> str | None:
-    """The two-letter code at the end of "California, US"."""
+    """Return the two-letter code at the end of "California, US"."""
     code = (place or "").rpartition(",")[2].strip()
     return code if len(code) == 2 and code.isupper() else None
 
 
 def _mapped_port(row: Mapping[str, Any]) -> int | None:
-    """The port of the host that leads to the container's sshd; there may be one entry each for IPv4 and IPv6."""
+    """Return the host's port that leads to the container's sshd; IPv4 and IPv6 may have an entry each."""
     entries = (row.get("ports") or {}).get(_SSH) or []
     entries = sorted(entries, key=lambda entry: ":" in (entry.get("HostIp") or ""))
     return int(entries[0]["HostPort"]) if entries and entries[0].get("HostPort") else None
 
 
 def _fingerprint(public: str) -> str:
-    """As ``ssh-keygen -l`` shows it; nothing for a text that is no key."""
+    """Return a key's fingerprint as ``ssh-keygen -l`` shows it; empty if it is not a key."""
     try:
         blob = base64.b64decode(public.split()[1], validate=True)
     except (IndexError, binascii.Error):

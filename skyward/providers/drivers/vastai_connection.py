@@ -1,6 +1,6 @@
-"""How the driver of Vast.ai talks to the API: one request, the error that a reply means, and the pace of an account."""
+"""Requests to Vast.ai's API for its libcloud driver: replies, errors, and the pace of an account."""
 
-# libcloud says that it has types, but few of its functions do.
+# libcloud claims to be typed, but few of its functions are.
 # mypy: disable-error-code="no-untyped-call"
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ __all__ = [
     "VastAIResponse",
 ]
 
-_SHOWN = 500  # characters of a foreign body that an error shows
-_LONGEST_WAIT = 60.0  # seconds: as in the vendor's own client; all that ends machines would have to wait, too
+_SHOWN = 500  # max characters of a foreign body in an error
+_MAX_WAIT = 60.0  # seconds, as in the vendor's own client; terminating machines would have to wait as well
 
 
 class VastAIError(BaseHTTPError):
@@ -37,9 +37,9 @@ class VastAIError(BaseHTTPError):
     Attributes
     ----------
     code
-        The HTTP status; 200 for a refusal that came as a success.
+        The HTTP status; 200 for a refusal that looks like a success.
     error_code
-        The API's own word, such as "invalid_args"; None if it gave none.
+        The API's own code, such as "invalid_args"; None if it sent none.
     """
 
     def __init__(
@@ -53,11 +53,11 @@ class VastAIError(BaseHTTPError):
 
 
 class VastAIOfferGoneError(VastAIError):
-    """The offer exists no longer: rented by somebody else or withdrawn. Take another one."""
+    """The offer no longer exists: somebody else has rented it, or it was withdrawn. Use another one."""
 
 
 class VastAINotFoundError(VastAIError):
-    """No instance has this id (any more)."""
+    """No instance has this id, or it no longer exists."""
 
 
 class VastAILeftoverError(VastAIError):
@@ -88,9 +88,9 @@ class VastAIRateLimitError(RateLimitReachedError):
     Attributes
     ----------
     error_code
-        The API's own word or None; "search_quota_exceeded" is the quota of a day, which ends at midnight UTC.
+        The API's own code or None; "search_quota_exceeded" is a daily quota, which resets at midnight UTC.
     retry_after
-        Seconds that the API asks to wait, at most a minute; 0 where it does not say, which is the rule.
+        Seconds that the API asks to wait, at most a minute; 0 if it does not say, which is usual.
     """
 
     def __init__(self, message: str, headers: Mapping[str, str], error_code: str | None) -> None:
@@ -100,28 +100,28 @@ class VastAIRateLimitError(RateLimitReachedError):
         self.headers = headers
         self.error_code = error_code
         try:
-            self.retry_after = min(max(0.0, float(headers.get("retry-after", 0))), _LONGEST_WAIT)
-        except ValueError:  # a date; the vendor's own client takes it for no advice, too
+            self.retry_after = min(max(0.0, float(headers.get("retry-after", 0))), _MAX_WAIT)
+        except ValueError:  # a date, which the vendor's own client ignores as well
             self.retry_after = 0.0
 
 
 class VastAIResponse(JsonResponse):
-    """A reply, or the error that it means."""
+    """A reply, which is a value or raises an error."""
 
     def success(self) -> bool:
-        """Whether the status says so; the body may still say otherwise."""
+        """Whether the status is one of success; the body may still say otherwise."""
         return 200 <= self.status < 300
 
     def parse_body(self) -> Any:
-        """Parse the body; some refusals come with status 200 and ``success: false``."""
+        """Parse the body; some refusals have status 200 and ``success: false``."""
         reply = self._json()
         if isinstance(reply, dict) and reply.get("success") is False:
             self._refuse(reply)
         return reply
 
     def parse_error(self) -> NoReturn:
-        """Raise what the status and the body mean."""
-        if self.status == 429:  # often plain text, and never to be taken for a proxy's page
+        """Raise the error that status and body mean."""
+        if self.status == 429:  # often plain text, which must not be taken for a proxy's page
             self._refuse(self._json_or_text())
         if self.status == 401:
             self._refuse(self._json_or_text())
@@ -134,7 +134,7 @@ class VastAIResponse(JsonResponse):
         try:
             return json.loads(str(self.body))
         except ValueError:
-            self._malformed("no JSON")
+            self._malformed("not JSON")
 
     def _json_or_text(self) -> dict[str, Any]:
         try:
@@ -157,7 +157,7 @@ class VastAIResponse(JsonResponse):
             raise VastAIRateLimitError(message, self.headers, word)
         if contract:
             raise VastAILeftoverError(self.status, message, self.headers, word, contract_id=str(contract))
-        # The word for an offer that is gone is "invalid_args", as for any wrong argument; the message tells them apart.
+        # The code for an offer that is gone is "invalid_args", as for any wrong argument; only the message differs.
         kinds = {"no_such_ask": VastAIOfferGoneError, "no_such_instance": VastAINotFoundError}
         for mark, kind in kinds.items():
             if word == mark or mark in said:
@@ -168,7 +168,7 @@ class VastAIResponse(JsonResponse):
         raise MalformedResponseError(f"{self._where()}: the reply is {what}", str(self.body)[:_SHOWN], self._driver)
 
     def _where(self) -> str:
-        """Method and path; without the query, where a key may be."""
+        """Return method and path, without the query, which may contain a key."""
         return f"{self.request.method} {urlsplit(str(self.request.url)).path}"
 
     @property
@@ -193,10 +193,10 @@ class VastAIConnection(ConnectionKey):
 
 
 class Pace:
-    """Keeps calls of one kind apart, whichever thread they come from; served in the order of their arrival."""
+    """Spaces calls of one kind, from whatever thread; served in the order in which they arrive."""
 
     _all: ClassVar[dict[tuple[str, ...], Pace]] = {}
-    _all_lock = threading.Lock()  # guards the table: drivers of several threads look their pace up
+    _all_lock = threading.Lock()  # guards the table, which drivers of several threads use
 
     def __init__(self) -> None:
         self._lock = threading.Lock()  # guards the time of the next call
@@ -204,12 +204,12 @@ class Pace:
 
     @classmethod
     def of(cls, *what: str) -> Pace:
-        """The one pace that all of this process share, by address, kind of call and whose calls count together."""
+        """Return the pace that this process shares, by address, kind of call, and whose calls count together."""
         with cls._all_lock:
             return cls._all.setdefault(what, cls())
 
     def wait(self, interval: float) -> None:
-        """Take the next free time and sleep until then."""
+        """Reserve the next free time slot, and sleep until then."""
         with self._lock:
             now = time.monotonic()
             start = max(now, self._next)
@@ -218,6 +218,6 @@ class Pace:
             time.sleep(start - now)
 
     def postpone(self, seconds: float) -> None:
-        """Let nobody who comes from now on go before these seconds are over."""
+        """Delay all calls that arrive from now on until these seconds are over."""
         with self._lock:
             self._next = max(self._next, time.monotonic() + seconds)

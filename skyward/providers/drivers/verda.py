@@ -1,14 +1,14 @@
 """Verda (formerly DataCrunch) for apache-libcloud: the vendor's public API as a `NodeDriver`.
 
-It knows libcloud and the standard library only. Like every libcloud driver it blocks, and one object serves one thread.
-What the API has and libcloud has no word for lies in `extra`, as the API spells it.
+It knows only libcloud and the standard library. Like every libcloud driver it blocks, and one object serves one thread.
+What the API has and libcloud has no field for is in `extra`, under the API's names.
 
-Things that surprise: create has no idempotency token, so a reply that is lost leaves an instance which only its host
-name or tags can find. Deleting is refused while an instance is starting (`VerdaStillProvisioningError`). Volumes live
-on after their instance, and are billed, unless they are deleted with it.
+Surprises: create has no idempotency token, so a lost reply leaves an instance that can only be found by its host name
+or tags. Deleting is refused while an instance is starting (`VerdaStillProvisioningError`). Volumes outlive their
+instance, and are billed, unless they are deleted with it.
 """
 
-# libcloud says that it has types, but few of its functions do.
+# libcloud claims to be typed, but few of its functions are.
 # mypy: disable-error-code="no-untyped-call"
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class VerdaStartupScript:
-    """A script that an instance runs once, as root with bash, after its first boot."""
+    """A bash script that an instance runs once, as root, after its first boot."""
 
     id: str
     name: str
@@ -68,11 +68,11 @@ class VerdaNodeDriver(NodeDriver):
     key, secret
         The client id and the client secret.
     host, port, secure, api_version
-        Where the API is, if not at https://api.verda.com/v1.
+        Where the API is; https://api.verda.com/v1 by default.
     region
-        Location code of new instances and volumes that are given no location.
+        Location code of new instances that are given no location.
     url
-        Where the API is, in one, with its version: "http://127.0.0.1:8080/v1". Goes before host and port.
+        Where the API is, in one string with its version: "http://127.0.0.1:8080/v1". Overrides host and port.
     """
 
     name = "Verda"
@@ -139,12 +139,12 @@ class VerdaNodeDriver(NodeDriver):
     # Instances
 
     def list_nodes(self, ex_status: str | None = None, ex_tag: tuple[str, str] | None = None) -> list[Node]:
-        """All instances, in any state, that are not deleted.
+        """List all instances, in any state, that are not deleted.
 
         Parameters
         ----------
         ex_status
-            Only those in this state; "discontinued" shows deleted ones.
+            Only those in this state; "discontinued" lists deleted ones.
         ex_tag
             Only those with this (key, value).
         """
@@ -152,7 +152,7 @@ class VerdaNodeDriver(NodeDriver):
         return [self._node(row) for row in _rows(self._call("GET", "/instances", asked))]
 
     def ex_get_node(self, node_id: str) -> Node:
-        """One instance, deleted ones too."""
+        """Return one instance, even a deleted one."""
         return self._node(self._row(node_id))
 
     def create_node(
@@ -172,19 +172,19 @@ class VerdaNodeDriver(NodeDriver):
         ex_existing_volumes: Sequence[str] = (),
         ex_contract: str | None = None,
     ) -> Node:
-        """Order an instance and return at once; its state is PENDING and its address not known yet.
+        """Order an instance and return at once; its state is PENDING, and its address not known yet.
 
-        Nothing is asked after the order, so that an id which the API gave is never lost to a second request's failure.
+        Nothing is requested after the order, so that the new id is never lost to the failure of a second request.
 
         Parameters
         ----------
         name
             The host name: letters, digits and hyphens, at least one letter.
         auth
-            A `NodeAuthSSHKey`: is put among the account's keys, under the instance's name, if it is not there yet.
+            A `NodeAuthSSHKey`, which is added to the account's keys under the instance's name, if it is not there yet.
         ex_os_volume
-            {"name", "size" (GB, 50 or more), "on_spot_discontinue"}. The last says what becomes of a spot instance's
-            volume at its eviction: "keep_detached" (the default, and it is billed), "move_to_trash" or
+            {"name", "size" (GB, 50 or more), "on_spot_discontinue"}. The last decides what happens to a spot instance's
+            volume when it is evicted: "keep_detached" (the default, and it is billed), "move_to_trash" or
             "delete_permanently".
         ex_contract
             Default: SPOT for spot instances, else PAY_AS_YOU_GO.
@@ -216,19 +216,19 @@ class VerdaNodeDriver(NodeDriver):
     def destroy_node(self, node: Node) -> bool:
         """Delete an instance and all volumes attached to it, permanently.
 
-        May be repeated: for an instance that is gone already it deletes what is left of its volumes.
+        May be repeated: for an instance that is already gone it deletes what is left of its volumes.
 
         Raises
         ------
         VerdaStillProvisioningError
-            It is starting: try again later, until it is accepted.
+            It is starting; retry until the call is accepted.
         VerdaNotFoundError
-            There has never been such an instance, or it was forgotten.
+            There has never been such an instance, or the API no longer knows it.
         """
         now = self._row(node.id)
         volumes = sorted({now.get("os_volume_id"), *(now.get("volume_ids") or ())} - {None})
         if now["status"] not in {"discontinued", "notfound"}:
-            # Without a list, the API's own choice is better than [], which would keep all of them.
+            # Without a list, the API's default is better than [], which would keep all volumes.
             how = {"volume_ids": volumes, "delete_permanently": True} if volumes else {}
             with contextlib.suppress(VerdaAlreadyDiscontinuedError):
                 self._act(node.id, "delete", **how)
@@ -239,19 +239,19 @@ class VerdaNodeDriver(NodeDriver):
                     self.destroy_volume(volume)
         return True
 
-    # What can be had
+    # Instance types, images, locations
 
     def list_sizes(self, location: NodeLocation | None = None) -> list[NodeSize]:
-        """All instance types; `price` is dollars an hour for the whole machine.
+        """List all instance types; `price` is US dollars per hour for the whole machine.
 
-        They are the same everywhere; where they can be had tells `ex_availability`. `disk` is 0 since the size of the
-        OS volume is chosen with each order. `extra` has cores, gpu_model (None without a GPU), gpu_count, gpu_memory_gb
-        (of all GPUs together), spot_price (None if there is none), currency and the API's other fields.
+        They are the same everywhere; `ex_availability` says where they are available. `disk` is 0 since the size of the
+        OS volume is part of each order. `extra` has cores, gpu_model (None without a GPU), gpu_count, gpu_memory_gb (of
+        all GPUs together), spot_price (None if there is none), currency and the API's other fields.
         """
         return [self._size(row) for row in _rows(self._call("GET", "/instance-types", {"currency": "usd"}))]
 
     def list_images(self, location: NodeLocation | None = None, ex_size: NodeSize | None = None) -> list[NodeImage]:
-        """All images, or those that fit an instance type. The id is the image's type, such as "ubuntu-24.04"."""
+        """List all images, or those that fit an instance type. The id is the image's type, such as "ubuntu-24.04"."""
         asked = {"instance_type": None if ex_size is None else ex_size.id}
         return [
             NodeImage(row["image_type"], row["name"], self, extra=row)
@@ -259,38 +259,38 @@ class VerdaNodeDriver(NodeDriver):
         ]
 
     def list_locations(self) -> list[NodeLocation]:
-        """All data centres; the id is their code, such as "FIN-01"."""
+        """List all data centers; the id is their code, such as "FIN-01"."""
         return [
             NodeLocation(row["code"], row["name"], row["country_code"], self)
             for row in _rows(self._call("GET", "/locations"))
         ]
 
     def ex_availability(self, is_spot: bool = False, location: str | None = None) -> dict[str, list[str]]:
-        """Location code -> the instance types that can be had there now."""
+        """Return location code -> the instance types that are available there now."""
         asked = {"is_spot": str(is_spot).lower(), "location_code": location}
         rows = _rows(self._call("GET", "/instance-availability", asked))
         return {row["location_code"]: list(row["availabilities"]) for row in rows}
 
     def ex_balance(self) -> tuple[float, str]:
-        """What the account has left, and its currency."""
+        """Return the account's balance, and its currency."""
         got = _one(self._call("GET", "/balance"))
         return float(got["amount"]), str(got["currency"])
 
     # Keys and scripts
 
     def list_key_pairs(self) -> list[KeyPair]:
-        """The account's SSH keys; ``extra["id"]`` is what `create_node` takes. Several may have one name."""
+        """List the account's SSH keys; ``extra["id"]`` is what `create_node` takes. Names need not be unique."""
         return [self._key_pair(row) for row in _rows(self._call("GET", "/ssh-keys"))]
 
     def get_key_pair(self, name: str) -> KeyPair:
-        """The first key of this name."""
+        """Return the first key with this name."""
         for pair in self.list_key_pairs():
             if pair.name == name:
                 return pair
         raise KeyPairDoesNotExistError(name, self)
 
     def import_key_pair_from_string(self, name: str, key_material: str) -> KeyPair:
-        """Put a public key among the account's keys."""
+        """Add a public key to the account."""
         id = _new_id(self._call("POST", "/ssh-keys", body={"name": name, "key": key_material}))
         return self._key_pair({"id": id, "name": name, "key": key_material})
 
@@ -300,7 +300,7 @@ class VerdaNodeDriver(NodeDriver):
         return True
 
     def ex_list_startup_scripts(self) -> list[VerdaStartupScript]:
-        """The account's startup scripts. Their text can be read by all who have the account's credentials."""
+        """List the account's startup scripts. Everybody with the account's credentials can read them."""
         return [
             VerdaStartupScript(row["id"], row["name"], row["script"], _moment(row))
             for row in _rows(self._call("GET", "/scripts"))
@@ -312,7 +312,7 @@ class VerdaNodeDriver(NodeDriver):
         return VerdaStartupScript(id, name, script)
 
     def ex_delete_startup_script(self, script: VerdaStartupScript | str) -> bool:
-        """Delete a script, or the one with this id; instances that were ordered with it are not touched."""
+        """Delete a script, or the one with this id; instances that were ordered with it are not affected."""
         id = script if isinstance(script, str) else script.id
         self._call("DELETE", f"/scripts/{segment(id)}")
         return True
@@ -320,7 +320,7 @@ class VerdaNodeDriver(NodeDriver):
     # Volumes
 
     def list_volumes(self, ex_trash: bool = False) -> list[StorageVolume]:
-        """All volumes, attached or not; with `ex_trash` also those that can still be restored."""
+        """List all volumes, attached or not; with `ex_trash` also those that can still be restored."""
         rows = [*_rows(self._call("GET", "/volumes"))]
         if ex_trash:
             known = {row["id"] for row in rows}
@@ -328,15 +328,15 @@ class VerdaNodeDriver(NodeDriver):
         return [self._volume(row) for row in rows]
 
     def ex_get_volume(self, volume_id: str) -> StorageVolume:
-        """One volume."""
+        """Return one volume."""
         return self._volume(_one(self._call("GET", f"/volumes/{segment(volume_id)}")))
 
     def destroy_volume(self, volume: StorageVolume) -> bool:
-        """Delete a volume for good, from the trash too. Refused while an instance has it."""
+        """Delete a volume permanently, from the trash too. Refused while it is attached."""
         self._call("DELETE", f"/volumes/{segment(volume.id)}", body={"is_permanent": True})
         return True
 
-    # Inside
+    # Calls and conversions
 
     def _ex_connection_class_kwargs(self) -> dict[str, Any]:
         return {"url": self._url, "api_version": self.api_version}
@@ -350,9 +350,9 @@ class VerdaNodeDriver(NodeDriver):
         return _one(self._call("GET", f"/instances/{segment(node_id)}"))
 
     def _act(self, node_id: str | None, action: str, **how: Any) -> None:
-        """Do something to one instance; a refusal may stand in the reply (207) instead of being one."""
+        """Change one instance; a refusal may be inside of a successful reply (207)."""
         results = self._call("PUT", "/instances", body={"id": segment(node_id), "action": action, **how})
-        for result in results or ():  # nothing: it is in that state already
+        for result in results or ():  # None: it is already in that state
             if result.get("status") == "error":
                 raise refusal(int(result.get("statusCode") or 400), None, str(result.get("error")), {})
 
@@ -390,7 +390,9 @@ class VerdaNodeDriver(NodeDriver):
         }
         name = row.get("display_name") or row.get("name") or row["instance_type"]
         ram = int(float(row["memory"]["size_in_gigabytes"]) * 1024)
-        price: Any = _price(row["price_per_hour"])  # None is more than libcloud's types allow, and less than a lie
+        price: Any = _price(
+            row["price_per_hour"]
+        )  # None, which libcloud's types do not allow, is better than a wrong price
         return NodeSize(row["instance_type"], name, ram, 0, None, price, self, extra=extra)
 
     def _key_pair(self, row: dict[str, Any]) -> KeyPair:
@@ -403,23 +405,23 @@ class VerdaNodeDriver(NodeDriver):
 
 def _rows(reply: Any) -> Iterable[dict[str, Any]]:
     if not isinstance(reply, list):
-        raise MalformedResponseError("Verda's API answered with something else than a list", body=str(reply)[:SHOWN])
+        raise MalformedResponseError("Verda's API returned something other than a list", body=str(reply)[:SHOWN])
     return reply
 
 
 def _one(reply: Any) -> dict[str, Any]:
-    if isinstance(reply, list) and len(reply) == 1:  # some resources come in an array of one
+    if isinstance(reply, list) and len(reply) == 1:  # some resources come as an array of one
         reply = reply[0]
     if not isinstance(reply, dict):
-        raise MalformedResponseError("Verda's API answered with something else than an object", body=str(reply)[:SHOWN])
+        raise MalformedResponseError("Verda's API returned something other than an object", body=str(reply)[:SHOWN])
     return reply
 
 
 def _new_id(reply: Any) -> str:
-    """The id of what was created: the whole reply, or in it."""
+    """Return the id of what was created: the whole reply, or a field of it."""
     id = reply.get("id") if isinstance(reply, dict) else reply
     if not isinstance(id, str) or not id:
-        what = "Verda's API answered a create without an id; what it made has to be found by its name"
+        what = "Verda's API answered a create without an id; what was created has to be found by name"
         raise MalformedResponseError(what, body=str(reply)[:SHOWN])
     return id
 
@@ -429,7 +431,7 @@ def _status(thing: StorageVolume) -> str:
 
 
 def _price(text: Any) -> float | None:
-    """Dollars an hour; None if none is told, or 0, which the API says of what it does not sell."""
+    """Return US dollars per hour; None if there is no price, or 0, the API's price of what it does not sell."""
     try:
         return float(text) or None
     except (TypeError, ValueError):

@@ -1,6 +1,6 @@
-"""Requests to Verda's API for its libcloud driver: access tokens, replies and refusals. It knows libcloud only."""
+"""Requests to Verda's API for its libcloud driver: access tokens, replies and refusals. Knows only libcloud."""
 
-# libcloud says that it has types, but few of its functions do.
+# libcloud claims to be typed, but few of its functions are.
 # mypy: disable-error-code="no-untyped-call"
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ __all__ = [
 ]
 
 SHOWN = 500
-"""Characters of a foreign body that an error shows."""
+"""Max characters of a foreign body in an error."""
 
 _TOKEN = "/oauth2/token"  # noqa: S105 (a path)
-_EARLY = 60.0  # seconds before its end that a token is no longer used
+_EARLY = 60.0  # seconds before it expires, a token is replaced
 _ID = re.compile(r"[\w~-][\w.~-]*", re.ASCII)
 _REFUSED_END = re.compile(r"discontinue an? (\w+) instance", re.IGNORECASE)
 _UNKNOWN_ID = re.compile(r"invalid \w+ id\b", re.IGNORECASE)
@@ -46,7 +46,7 @@ class VerdaError(BaseHTTPError):
     code
         The HTTP status.
     error_code
-        The API's own word, such as "invalid_request" or "insufficient_funds"; None if it gave none.
+        The API's own code, such as "invalid_request" or "insufficient_funds"; None if it sent none.
     """
 
     def __init__(
@@ -60,30 +60,30 @@ class VerdaError(BaseHTTPError):
 
 
 class VerdaNotFoundError(VerdaError):
-    """Nothing has this id (any more)."""
+    """Nothing has this id, or it no longer exists."""
 
 
 class VerdaNoCapacityError(VerdaError):
-    """None of this instance type is free, here and now."""
+    """No instance of this type is available there now."""
 
 
 class VerdaStillProvisioningError(VerdaError):
-    """An instance can't be deleted while it is starting. It is billed; try again until it is accepted."""
+    """An instance can't be deleted while it is starting. It is billed; retry until the call is accepted."""
 
 
 class VerdaAlreadyDiscontinuedError(VerdaError):
-    """The instance has been deleted before, or was evicted. Its volumes may still be there."""
+    """The instance is already deleted, or was evicted. Its volumes may still exist."""
 
 
 class VerdaResponse(JsonResponse):
     """A reply: JSON, a bare id as text, or nothing."""
 
     def success(self) -> bool:
-        """Whether the status is one of success; 202, 204 and 207 are among those in use."""
+        """Whether the status is one of success, which may be 202, 204 or 207."""
         return 200 <= self.status < 300
 
     def parse_body(self) -> Any:
-        """The reply as a value; None if there is none."""
+        """Parse the reply; None if it is empty."""
         if not self._text:
             return None
         try:
@@ -94,18 +94,18 @@ class VerdaResponse(JsonResponse):
             self._malformed()
 
     def parse_error(self) -> NoReturn:
-        """Raise what the reply means."""
+        """Raise the error that the reply means."""
         try:
-            told = json.loads(self._text)
+            reply = json.loads(self._text)
         except ValueError:
-            told = None
-        if not isinstance(told, dict):
-            if self.status == 429:  # a proxy in front of the API limits rates too, in words of its own
+            reply = None
+        if not isinstance(reply, dict):
+            if self.status == 429:  # a proxy in front of the API limits rates too, with texts of its own
                 raise refusal(self.status, None, self._text[:SHOWN], self.headers)
             self._malformed()
-        message = told.get("message") or self._text
+        message = reply.get("message") or self._text
         text = "; ".join(map(str, message)) if isinstance(message, list) else str(message)
-        raise refusal(self.status, told.get("code"), text, self.headers)
+        raise refusal(self.status, reply.get("code"), text, self.headers)
 
     def _malformed(self) -> NoReturn:
         kind = self.headers.get("content-type", "no content type")
@@ -118,10 +118,10 @@ class VerdaResponse(JsonResponse):
 
 
 class VerdaConnection(ConnectionUserAndKey):
-    """Requests with an access token, which is fetched when first needed and again in good time.
+    """Requests with an access token, which is fetched when first needed, and renewed before it expires.
 
-    A token that is refused before its time (it was revoked, or this machine slept and its clock with it) is replaced
-    once. The refresh token is not used: the client's secret is at hand and does the same.
+    A token that is refused early (it was revoked, or this machine slept and its clock with it) is replaced once. The
+    refresh token is not used, since the client's secret does the same.
     """
 
     host = "api.verda.com"
@@ -134,7 +134,7 @@ class VerdaConnection(ConnectionUserAndKey):
         self._usable_until = 0.0
 
     def add_default_headers(self, headers: dict[str, str]) -> dict[str, str]:
-        """Say what is sent, and who sends it."""
+        """Add content type and access token."""
         headers["Accept"] = headers["Content-Type"] = "application/json"
         if self._token is not None:
             headers["Authorization"] = f"Bearer {self._token}"
@@ -175,7 +175,15 @@ class VerdaConnection(ConnectionUserAndKey):
 
 
 def refusal(status: int, code: str | None, message: str, headers: Mapping[str, str]) -> Exception:
-    """The exception for a refusal. The API has few codes, so what was refused is in its words only."""
+    """Make the exception for a refusal. The API has few codes, so only its texts say what was refused.
+
+    Parameters
+    ----------
+    status, headers
+        Of the HTTP reply.
+    code, message
+        The API's own; `code` is None if it sent none.
+    """
     if status == 401:
         return InvalidCredsError(f"Verda refuses the credentials: {message}")
     if status == 429:
@@ -193,7 +201,7 @@ def refusal(status: int, code: str | None, message: str, headers: Mapping[str, s
 
 
 def _rate_limit(message: str, headers: Mapping[str, str]) -> RateLimitReachedError:
-    """libcloud's error with its `retry_after`: seconds, 0 if not told; it fails on what is neither number nor date."""
+    """Make libcloud's error with its `retry_after` (seconds; 0 if absent), which fails on odd header values."""
     try:
         error: RateLimitReachedError = exception_from_message(429, message, dict(headers))
     except ValueError:
@@ -203,7 +211,7 @@ def _rate_limit(message: str, headers: Mapping[str, str]) -> RateLimitReachedErr
 
 
 def segment(id: str | None) -> str:
-    """An id as a part of a path. An empty or odd one would reach another resource than the one that is meant."""
+    """Check an id before it goes into a path: an empty or odd one would reach another resource."""
     if id is None or not _ID.fullmatch(id):
-        raise ValueError(f"{id!r} is no id of Verda's: letters, digits, '.', '_', '~' and '-'")
+        raise ValueError(f"{id!r} is not an id of Verda's: letters, digits, '.', '_', '~' and '-'")
     return id

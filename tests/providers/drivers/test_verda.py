@@ -332,7 +332,7 @@ def test_volumes(cloud, driver):
 
 @pytest.mark.parametrize("id", ["", "..", "a/b", "a?b", None])
 def test_an_odd_id_never_reaches_the_api(cloud, driver, id):
-    with pytest.raises(ValueError, match="no id of Verda"):
+    with pytest.raises(ValueError, match="not an id of Verda"):
         driver.ex_delete_startup_script(id) if isinstance(id, str) else driver.ex_get_node(id)
     assert cloud.requests == []
 
@@ -478,7 +478,7 @@ def test_a_page_with_status_200_is_no_id(driver):
 def test_what_is_created_may_come_as_an_object_and_must_have_an_id():
     assert verda._new_id({"id": "a"}) == verda._new_id("a") == "a"
     for odd in (None, {}, [], ""):
-        with pytest.raises(MalformedResponseError, match="by its name"):
+        with pytest.raises(MalformedResponseError, match="found by name"):
             verda._new_id(odd)
 
 
