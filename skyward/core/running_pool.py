@@ -88,7 +88,7 @@ class RunningPool:
         text = f"{type(error).__name__}: {error}"
         if text not in self._reported:
             self._reported.add(text)
-            self._warn(f"unexpected error in the background: {text}; see Python's log for its traceback")
+            self._warn(f"unexpected error in the background: {text}; its traceback is in Python's log")
 
     def _warn(self, text: str) -> None:
         self.events.emit(Note(text, warning=True))
