@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import ast
 import importlib
-import pickle
 import re
 import subprocess
 import sys
-import tomllib
-from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
 
 import skyward
 from skyward.core import errors
-from skyward.core.builtins_table import OURS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 MODULES = sorted(
@@ -104,26 +100,9 @@ def test_a_pool_needs_neither_ssh_nor_rich_nor_numpy() -> None:
     assert {"asyncssh", "numpy", "rich", "sklearn"} & set(loaded) == set()
 
 
-def test_entry_points_are_those_of_the_registry() -> None:
-    """pyproject.toml, the table in core.registry and the installed package agree."""
-    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    assert project["entry-points"] == OURS
-    for group, written in OURS.items():
-        installed = {entry.name: entry.value for entry in entry_points(group=group)}
-        assert not installed or written.items() <= installed.items(), "install again: the metadata is old"
-
-
 def test_version_is_in_the_changelog() -> None:
     assert f"## {skyward.__version__}" in (REPOSITORY / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
 def test_the_package_is_marked_as_typed() -> None:
     assert (REPOSITORY / "skyward" / "py.typed").exists()
-
-
-@pytest.mark.parametrize("name", errors.__all__)
-def test_errors_survive_pickling(name: str) -> None:
-    """They cross processes inside joblib and multiprocessing."""
-    error = getattr(errors, name)("what, where, what to do")
-    again = pickle.loads(pickle.dumps(error))
-    assert (type(again), str(again)) == (type(error), str(error))

@@ -38,6 +38,7 @@ def test_the_tree_in_the_docstring_is_the_tree() -> None:
 
 @pytest.mark.parametrize("name", errors.__all__)
 def test_an_error_survives_pickling(name: str) -> None:
+    """Errors cross processes inside joblib and multiprocessing."""
     error = getattr(errors, name)("what, where, what next")
     back = pickle.loads(pickle.dumps(error))
     assert type(back) is type(error)
