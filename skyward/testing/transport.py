@@ -145,6 +145,12 @@ class TransportConformance:
 
     # --- bytes ---
 
+    def test_it_declares_its_name_and_whether_it_is_striped(self) -> None:
+        transport = self.transport()
+        assert transport.name
+        assert transport.name.isidentifier()
+        assert isinstance(transport.striped, bool)
+
     @_over_a_link
     async def test_bytes_arrive_complete_and_in_order_however_they_are_split(self, link: Link, place: Place) -> None:
         dice = random.Random(7)  # noqa: S311 - sizes, no secrets

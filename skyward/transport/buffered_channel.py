@@ -52,7 +52,7 @@ class BufferedChannel(ABC):
 
     def feed_data(self, data: bytes) -> None:
         """Bytes have arrived."""
-        if self._ended:
+        if not data or self._ended:  # an empty packet is not the end of the stream, as `read` would report it
             return
         self._chunks.append(data)
         self._unread += len(data)

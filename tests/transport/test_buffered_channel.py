@@ -37,6 +37,7 @@ def test_a_reader_gets_all_that_is_there_and_then_the_end() -> None:
         channel.feed_data(b"one")
         channel.feed_data(b" two")
         assert await reading == b"one two"
+        channel.feed_data(b"")  # which must not look like the end
         channel.feed_data(b"three")
         channel.feed_eof()
         channel.feed_data(b"too late")
