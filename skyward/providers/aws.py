@@ -33,7 +33,7 @@ from skyward.providers import first_boot
 from skyward.providers.base import SECRET, Check, CloudProvider
 from skyward.providers.drivers.aws_credentials import CredentialsError, resolve, resolve_region
 from skyward.providers.drivers.ec2 import EC2Driver
-from skyward.providers.drivers.ec2_values import Image, Instance, InstanceType, Launch
+from skyward.providers.drivers.ec2_values import Instance, InstanceType, Launch, MachineImage
 from skyward.providers.drivers.ec2_wire import EC2ClockSkewError, EC2CredentialsError, EC2Error, EC2InUseError
 
 __all__ = ["AWS"]
@@ -221,7 +221,17 @@ class AWS(CloudProvider):
         return list(self.list_offers(here, resources, spot=False))  # without spot prices only these are left
 
     def list_offers(self, driver: _Regions, resources: Resources, *, spot: bool = True) -> Iterator[Offer]:
-        """List types that meet `resources`, by zone, with current spot prices."""
+        """List types that meet `resources`, by zone, with current spot prices.
+
+        Parameters
+        ----------
+        driver
+            The regions to ask.
+        resources
+            What each machine must have.
+        spot
+            Whether to ask for spot prices, which may be forbidden.
+        """
         for region in driver.regions:
             ec2 = driver[region]
             kinds = {kind.name: kind for kind in self._kinds(region, ec2) if _is_wanted(kind, resources)}
@@ -358,7 +368,7 @@ class AWS(CloudProvider):
 
     # --- what a machine needs ---
 
-    def _image(self, ec2: EC2Driver, offer: Offer) -> Image | str:
+    def _image(self, ec2: EC2Driver, offer: Offer) -> MachineImage | str:
         if self.image is not None:
             return self.image if self.image.startswith("resolve:") else ec2.image(self.image)
         arm = offer.extra.get("architecture") == "arm64"

@@ -88,7 +88,15 @@ class Buyer:
         return replace(machine, endpoint=replace(machine.endpoint, options={**machine.endpoint.options, **options}))
 
     def reached(self, provider: str, machine: Machine, node: str) -> None:
-        """Record that a machine has an address, and its node's name."""
+        """Record that a machine has an address, and its node's name.
+
+        Parameters
+        ----------
+        provider, machine
+            Name of the provider, and its machine.
+        node
+            Name in the pool.
+        """
         with contextlib.suppress(sqlite3.Error):  # only `skyward ssh` would miss it
             self.ledger.reached(provider, machine, node)
 

@@ -9,8 +9,8 @@ keeps these promises in whatever order events come (tests/core/machines/test_fle
 - An order whose outcome is unknown is looked for before another is placed; what it did make is used, or terminated.
 - Machines that fail one after another are not replaced for ever, whether they do not come up or no task succeeds there.
 - An offer that is refused, be it all spot machines or a whole region, keeps no other from being tried.
-- After `Stop` nothing is ordered, and a source counts as empty only once a poll has shown nothing there. Only a source
-  that keeps refusing the credentials is given up, and `left` reports what is there.
+- After `Shutdown` nothing is ordered, and a source counts as empty only once a poll has shown nothing there. Only a
+  source that keeps refusing the credentials is given up, and `left` reports what is there.
 
 The life of a machine: ordered -> booting -> serving -> ending -> forgotten. What each source needs done is in
 `fleet_state`, which offer to order next in `order_book`.
@@ -27,6 +27,7 @@ from skyward.core.errors import AuthFailed, CloudError, NoCapacity, Provisioning
 from skyward.core.machines.fleet_events import (
     Abandon,
     Begin,
+    CameUp,
     Candidate,
     Cleared,
     Command,
@@ -38,12 +39,11 @@ from skyward.core.machines.fleet_events import (
     NotCleared,
     NotDestroyed,
     NotSeen,
-    Ready,
     Refused,
     Report,
     Seen,
+    Shutdown,
     Source,
-    Stop,
     Tick,
     Worked,
 )
@@ -109,7 +109,7 @@ class Fleet:
             Refused: self._refused,
             Seen: self._seen,
             NotSeen: self._not_seen,
-            Ready: self._went_well,
+            CameUp: self._went_well,
             Lost: self._lost,
             Worked: self._went_well,
             Doubt: lambda event, now: self._states[event.source].poll_at(now),
@@ -117,7 +117,7 @@ class Fleet:
             NotDestroyed: lambda event, now: self._states[event.source].not_destroyed(event.ids, event.error, now),
             Cleared: lambda event, _: self._states[event.source].is_cleared(),
             NotCleared: lambda event, now: self._states[event.source].not_cleared(now),
-            Stop: self._stop,
+            Shutdown: self._stop,
             Tick: lambda *_: None,
         }
 
@@ -151,7 +151,7 @@ class Fleet:
 
     @property
     def done(self) -> bool:
-        """Whether, after `Stop`, nothing is left anywhere."""
+        """Whether, after `Shutdown`, nothing is left anywhere."""
         return self._stopping and not self._orders.out and all(state.done for state in self._states)
 
     @property
@@ -357,8 +357,8 @@ class Fleet:
 
     # --- nodes, and the end ---
 
-    def _went_well(self, event: Ready | Worked, _now: float) -> None:
-        if isinstance(event, Ready):
+    def _went_well(self, event: CameUp | Worked, _now: float) -> None:
+        if isinstance(event, CameUp):
             self._failures = 0
         else:
             self._barren = 0
@@ -378,7 +378,7 @@ class Fleet:
             self._failed()
         self._pause_until = max(self._pause_until, now + _PAUSE * max(self._failures, self._barren))
 
-    def _stop(self, _event: Stop, now: float) -> None:
+    def _stop(self, _event: Shutdown, now: float) -> None:
         self._stopped, self._wanted = now, 0
         for state in self._states:
             state.stop(now)

@@ -12,6 +12,7 @@ from skyward.core.spec import Machine, MachineId, Offer
 __all__ = [
     "Abandon",
     "Begin",
+    "CameUp",
     "Candidate",
     "Clear",
     "Cleared",
@@ -27,12 +28,11 @@ __all__ = [
     "NotDestroyed",
     "NotSeen",
     "Poll",
-    "Ready",
     "Refused",
     "Report",
     "Seen",
+    "Shutdown",
     "Source",
-    "Stop",
     "Tick",
     "Worked",
 ]
@@ -109,7 +109,7 @@ class NotSeen:
 
 
 @dataclass(frozen=True, slots=True)
-class Ready:
+class CameUp:
     """A machine that was begun has come up: its node is ready for tasks."""
 
 
@@ -184,12 +184,25 @@ class Tick:
 
 
 @dataclass(frozen=True, slots=True)
-class Stop:
+class Shutdown:
     """No machine is wanted any more. A `Lost` follows for each that serves."""
 
 
 Event: TypeAlias = Union[
-    Made, Refused, Seen, NotSeen, Ready, Lost, Worked, Doubt, Destroyed, NotDestroyed, Cleared, NotCleared, Tick, Stop
+    Made,
+    Refused,
+    Seen,
+    NotSeen,
+    CameUp,
+    Lost,
+    Worked,
+    Doubt,
+    Destroyed,
+    NotDestroyed,
+    Cleared,
+    NotCleared,
+    Tick,
+    Shutdown,
 ]
 
 

@@ -36,7 +36,7 @@ REPORT_AFTER = 3
 """Failures in a row, of a poll or of a termination, after which the user is told."""
 
 _BACKOFF = (1.0, 30.0)  # seconds before a failed call is retried: first, and max
-_DENIED_FOR = 2.5  # seconds for which credentials may be refused after Stop; retried after 1 and 3
+_DENIED_FOR = 2.5  # seconds for which credentials may be refused after Shutdown; retried after 1 and 3
 
 
 class Phase(enum.Enum):
@@ -94,7 +94,7 @@ class SourceState:
     next_clear: float = -math.inf
     failures: int = 0  # of polls, or of clearing, in a row
     blind: bool = False  # polls are refused again and again: what is ordered here could not be found
-    denied: dict[type[Event], float] = field(default_factory=dict)  # kind of failure -> since when, after Stop
+    denied: dict[type[Event], float] = field(default_factory=dict)  # kind of failure -> since when, after Shutdown
     given_up: SkywardError | None = None  # why what is left here can't be terminated
 
     @property
@@ -189,7 +189,15 @@ class SourceState:
                 del self.machines[id]
 
     def not_destroyed(self, ids: Sequence[MachineId], error: SkywardError, now: float) -> Iterator[Command]:
-        """Retry later what could not be terminated."""
+        """Retry later what could not be terminated.
+
+        Parameters
+        ----------
+        ids, error
+            Which machines, and why.
+        now
+            The time.
+        """
         first, longest = _BACKOFF
         for id in ids:
             owned = self.machines.get(id)
@@ -222,7 +230,7 @@ class SourceState:
                 owned.due, owned.tries = now, 0
 
     def judge(self, event: Event, now: float) -> None:
-        """After `Stop`, give up a source that refuses the credentials: nobody renews them while the block waits."""
+        """After `Shutdown`, give up a source that refuses the credentials: nobody renews them while the block waits."""
         match event:
             case NotSeen(source, error) | NotDestroyed(source, _, error) | NotCleared(source, error) if (
                 source == self.number

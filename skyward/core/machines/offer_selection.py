@@ -11,7 +11,7 @@ from difflib import SequenceMatcher
 from skyward.core.errors import ConfigError
 from skyward.core.spec import Allocation, Offer, Resources
 
-__all__ = ["Accelerator", "meets", "nearest", "select"]
+__all__ = ["AcceleratorRequest", "meets", "nearest", "select"]
 
 _MAKERS = {"NVIDIA", "AMD", "TESLA", "GEFORCE", "INTEL", "QUADRO"}
 _SIZE = re.compile(r"(\d+)(?:GB|GIB|G)")
@@ -20,7 +20,7 @@ _SLACK = 0.9  # an "80 GB" accelerator may report 79.6 GB or 80 GiB
 
 
 @dataclass(frozen=True, slots=True)
-class Accelerator:
+class AcceleratorRequest:
     """A request such as ``accelerator="H100:8"``.
 
     A name matches a model that contains all its words, ignoring maker, case, spaces and hyphens: ``"A100"`` and
@@ -32,7 +32,7 @@ class Accelerator:
     count: int = 1
 
     @classmethod
-    def parse(cls, text: str) -> Accelerator:
+    def parse(cls, text: str) -> AcceleratorRequest:
         """Parse ``"A100"`` or ``"A100:4"``.
 
         Raises
@@ -84,7 +84,7 @@ def meets(offer: Offer, resources: Resources, *, price: bool = True) -> bool:
     price
         Whether ``resources.max_price`` counts.
     """
-    wanted = None if resources.accelerator is None else Accelerator.parse(resources.accelerator)
+    wanted = None if resources.accelerator is None else AcceleratorRequest.parse(resources.accelerator)
     return (
         (resources.machine is None or offer.machine == resources.machine)
         and (wanted is None or wanted.matches(offer))
@@ -157,12 +157,12 @@ def nearest(offers: Sequence[Offer], resources: Resources, allocation: Allocatio
         close = _closest((offer.machine for offer in offers), resources.machine)
         return f"no offer has machine={resources.machine!r}; the closest names are {_listed(close)}"
     if resources.accelerator is not None:
-        wanted = Accelerator.parse(resources.accelerator)
-        if not any(Accelerator(wanted.name).matches(offer) for offer in offers):
+        wanted = AcceleratorRequest.parse(resources.accelerator)
+        if not any(AcceleratorRequest(wanted.name).matches(offer) for offer in offers):
             close = _closest((offer.accelerator for offer in offers if offer.accelerator), wanted.name)
             others = f"; the closest are {_listed(close)}" if close else ", or any other accelerator"
             return f"no offer has accelerator={resources.accelerator!r}{others}"
-        largest = max(offer.accelerators for offer in offers if Accelerator(wanted.name).matches(offer))
+        largest = max(offer.accelerators for offer in offers if AcceleratorRequest(wanted.name).matches(offer))
         if largest < wanted.count:
             instead = f"accelerator='{wanted.name}:{largest}'"
             return f"no machine has {wanted.count} {wanted.name}; the maximum is {largest}: {instead}"

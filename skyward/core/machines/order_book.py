@@ -112,7 +112,15 @@ class OrderBook:
         return Create(name, candidate, count)
 
     def made(self, order: str, machines: Sequence[Machine], now: float) -> Candidate:
-        """An order was carried out, perhaps without any machine; whose it was."""
+        """Note that an order was carried out; returns its candidate.
+
+        Parameters
+        ----------
+        order, machines
+            The order's name, and what it made; nothing means that there is no capacity.
+        now
+            The time.
+        """
         number, _ = self.out.pop(order)
         placed = int(order.rpartition("-")[2])
         self._refusals = [refusal for refusal in self._refusals if refusal[0] >= placed]
@@ -121,7 +129,7 @@ class OrderBook:
         return self.candidates[number]
 
     def refused(self, order: str, error: SkywardError) -> tuple[int, int]:
-        """An order was refused; its candidate's number and its count."""
+        """Note that an order was refused; returns its candidate's number and its count."""
         self.note(error)
         return self.out.pop(order)
 

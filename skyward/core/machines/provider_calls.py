@@ -55,7 +55,20 @@ class ProviderCalls:
 
 
 def checked_list(kind: type[_T], function: Callable[..., Sequence[_T]], *args: object) -> Sequence[_T]:
-    """Call `function`, and check that it returns a list of `kind`. Raises TypeError if it does not."""
+    """Call a provider's method, and check what it returns.
+
+    Parameters
+    ----------
+    kind
+        The type of each item.
+    function, args
+        What to call.
+
+    Raises
+    ------
+    TypeError
+        It returned something else.
+    """
     found: object = function(*args)
     if not isinstance(found, Sequence) or not all(isinstance(item, kind) for item in found):
         raise TypeError(f"it returned {found!r:.100} instead of a list of {kind.__name__}s")

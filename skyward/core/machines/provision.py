@@ -155,7 +155,7 @@ class Provisioner:
         self._stopping = True
         if self._buyer is not None and (count := self._fleet.count):  # it takes a while; who pressed Ctrl-C must see it
             self._events.emit(Note(f"terminating {count} machine(s) of {self._plan.order.tag}"))
-        self._handle(f.Stop())
+        self._handle(f.Shutdown())
         sessions = [life.session for life in self._lives.values() if life.session is not None]
         await asyncio.gather(*(session.close() for session in sessions), return_exceptions=True)
         for life in self._lives.values():
@@ -366,7 +366,7 @@ class Provisioner:
             raise ProtocolError("it is ready a second time")
         else:
             life.is_ready, life.slots = True, message.slots
-            self._handle(f.Ready())
+            self._handle(f.CameUp())
             self._user.node_up(session, message.slots)
             self._events.emit(NodeReady(life.name, message.slots))
 

@@ -23,10 +23,10 @@ from libcloud.compute.types import NodeState
 from libcloud.pricing import get_size_price
 
 from .ec2_values import (
-    Image,
     Instance,
     InstanceType,
     Launch,
+    MachineImage,
     SecurityGroup,
     SpotPrice,
     Subnet,
@@ -81,8 +81,12 @@ class EC2Driver(EC2NodeDriver):
         Any region, also one that libcloud does not know.
     url
         Another endpoint, such as ``http://127.0.0.1:5000``, for all services.
+    secure, host, port
+        The same in parts, as libcloud's drivers take them.
     timeout
         Seconds for which a call may receive nothing.
+    kwargs
+        ``proxy_url`` and other keywords of libcloud's drivers.
 
     Raises
     ------
@@ -260,7 +264,7 @@ class EC2Driver(EC2NodeDriver):
         price: float | None = get_size_price("compute", "ec2_linux", type, self.region_name)
         return price or None  # the table has 0 for unknown prices
 
-    def images(self, owners: Sequence[str] = (), filters: Filters | None = None) -> list[Image]:
+    def images(self, owners: Sequence[str] = (), filters: Filters | None = None) -> list[MachineImage]:
         """List available AMIs, newest first; without an owner or a filter, everybody's.
 
         Parameters
@@ -274,7 +278,7 @@ class EC2Driver(EC2NodeDriver):
         found = _collect(self._pages("DescribeImages", parameters), "imagesSet/item", parse_image)
         return sorted(found, key=lambda image: image.created, reverse=True)
 
-    def image(self, id: str) -> Image:
+    def image(self, id: str) -> MachineImage:
         """Return one AMI; EC2Error with code ``InvalidAMIID.NotFound`` if there is none."""
         reply = self.query("DescribeImages", {"ImageId": [id]})
         found = _collect([reply], "imagesSet/item", parse_image)

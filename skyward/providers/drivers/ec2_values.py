@@ -11,10 +11,10 @@ __all__ = [
     "MAX_CLIENT_TOKEN",
     "MAX_USER_DATA",
     "Accelerator",
-    "Image",
     "Instance",
     "InstanceType",
     "Launch",
+    "MachineImage",
     "SecurityGroup",
     "SpotPrice",
     "Subnet",
@@ -56,11 +56,11 @@ class Launch:
     public_ip: bool | None = None
     """None: the subnet's default."""
     root_device: str | None = None
-    """The image's (`Image.root_device`): with another name AWS adds a second volume. None: volumes as in the image."""
+    """The image's (`MachineImage.root_device`): with another name AWS adds a second volume. None: no change."""
     disk_gib: int | None = None
     """Size of the root volume; None: the image's."""
     data_devices: Sequence[str] = ()
-    """The image's other volumes (`Image.data_devices`); deleted with the instance, whatever the image says."""
+    """The image's other volumes (`MachineImage.data_devices`); deleted with the instance, whatever the image says."""
     instance_profile: str | None = None
     key_name: str | None = None
 
@@ -140,7 +140,7 @@ class SpotPrice:
 
 
 @dataclass(frozen=True)
-class Image:
+class MachineImage:
     """An AMI."""
 
     id: str
@@ -259,14 +259,14 @@ def parse_spot_price(element: ET.Element) -> SpotPrice:
     )
 
 
-def parse_image(element: ET.Element) -> Image:
+def parse_image(element: ET.Element) -> MachineImage:
     """From an item of ``imagesSet``."""
     root = _text(element, "rootDeviceName")
     mapped = element.findall("blockDeviceMapping/item")
     sizes = {
         _text(item, "deviceName"): _text(item, "ebs/volumeSize") for item in mapped if item.find("ebs") is not None
     }
-    return Image(
+    return MachineImage(
         id=_text(element, "imageId"),
         name=_text(element, "name"),
         owner=_text(element, "imageOwnerId"),

@@ -52,7 +52,7 @@ _SHOWN = 500  # max characters of a foreign body in a message
 class EC2Error(LibcloudError):
     """AWS refused a call.
 
-    Attributes
+    Parameters
     ----------
     code
         AWS's own, such as "InsufficientInstanceCapacity"; the message is for humans and may change.
@@ -60,6 +60,9 @@ class EC2Error(LibcloudError):
         The HTTP status.
     message, action, request_id
         AWS's message, the call, and the id that AWS support asks for.
+
+    Attributes
+    ----------
     region
         Where, if known.
     """

@@ -74,6 +74,10 @@ class VastAINodeDriver(NodeDriver):
     ----------
     key
         API key of the account, or one with limited rights.
+    secret, api_version, region
+        Not used; arguments of every libcloud driver.
+    secure, host, port
+        Where the API is, if not at the vendor's address.
     url
         Base address of the API, instead of `secure`, `host` and `port`.
     pace
@@ -259,7 +263,9 @@ class VastAINodeDriver(NodeDriver):
         name
             Its label. Should be unique: there is no other way to find an instance whose reply was lost.
         size
-            An offer; it has a fixed place, so `location` is ignored.
+            An offer.
+        location
+            Ignored, since an offer has a fixed place.
         image
             Docker image, such as "python:3.12-slim".
         auth

@@ -34,8 +34,10 @@ _MAX_WAIT = 60.0  # seconds, as in the vendor's own client; terminating machines
 class VastAIError(BaseHTTPError):
     """The API refused a request.
 
-    Attributes
+    Parameters
     ----------
+    message, headers
+        Its text, and the headers of the reply.
     code
         The HTTP status; 200 for a refusal that looks like a success.
     error_code
@@ -63,8 +65,10 @@ class VastAINotFoundError(VastAIError):
 class VastAILeftoverError(VastAIError):
     """Creating failed and left an instance behind, whose storage is billed until it is destroyed.
 
-    Attributes
+    Parameters
     ----------
+    code, message, headers, error_code
+        As in `VastAIError`.
     contract_id
         Id of that instance.
     """
@@ -85,10 +89,15 @@ class VastAILeftoverError(VastAIError):
 class VastAIRateLimitError(RateLimitReachedError):
     """Too many calls.
 
-    Attributes
+    Parameters
     ----------
+    message, headers
+        The API's text, and the headers of the reply.
     error_code
         The API's own code or None; "search_quota_exceeded" is a daily quota, which resets at midnight UTC.
+
+    Attributes
+    ----------
     retry_after
         Seconds that the API asks to wait, at most a minute; 0 if it does not say, which is usual.
     """

@@ -73,6 +73,8 @@ class VerdaNodeDriver(NodeDriver):
         Location code of new instances that are given no location.
     url
         Where the API is, in one string with its version: "http://127.0.0.1:8080/v1". Overrides host and port.
+    options
+        ``timeout`` (seconds), ``proxy_url`` and other keywords of libcloud's drivers.
     """
 
     name = "Verda"
@@ -149,11 +151,11 @@ class VerdaNodeDriver(NodeDriver):
             Only those with this (key, value).
         """
         asked = {"status": ex_status, "tag": None if ex_tag is None else "=".join(ex_tag)}
-        return [self._node(row) for row in _rows(self._call("GET", "/instances", asked))]
+        return [_to_node(self, row) for row in _rows(self._call("GET", "/instances", asked))]
 
     def ex_get_node(self, node_id: str) -> Node:
         """Return one instance, even a deleted one."""
-        return self._node(self._row(node_id))
+        return _to_node(self, self._row(node_id))
 
     def create_node(
         self,
@@ -180,25 +182,41 @@ class VerdaNodeDriver(NodeDriver):
         ----------
         name
             The host name: letters, digits and hyphens, at least one letter.
+        size, image
+            Instance type and image.
+        location
+            None: the driver's region.
         auth
             A `NodeAuthSSHKey`, which is added to the account's keys under the instance's name, if it is not there yet.
+        ex_ssh_key_ids
+            Ids of further keys of the account.
+        ex_startup_script_id
+            A script of the account to run at the first boot.
+        ex_is_spot
+            Whether the instance may be evicted.
         ex_os_volume
             {"name", "size" (GB, 50 or more), "on_spot_discontinue"}. The last decides what happens to a spot instance's
             volume when it is evicted: "keep_detached" (the default, and it is billed), "move_to_trash" or
             "delete_permanently".
+        ex_description, ex_tags
+            For people, and for `list_nodes`; the description is the name by default.
+        ex_volumes
+            Further volumes to create: {"name", "size", "type"} of each.
+        ex_existing_volumes
+            Ids of volumes to attach.
         ex_contract
             Default: SPOT for spot instances, else PAY_AS_YOU_GO.
         """
         keys = list(ex_ssh_key_ids)
         if auth is not None:
             chosen: Any = self._get_and_check_auth(auth)
-            keys.append(self._key_id(name, chosen.pubkey))
+            keys.append(_key_id(self, name, chosen.pubkey))
         order = {
             "instance_type": size.id,
             "image": image.id,
             "hostname": name,
             "description": ex_description or name,
-            "location_code": self._location(location),
+            "location_code": self.region if location is None else location.id,
             "ssh_key_ids": keys,
             "startup_script_id": ex_startup_script_id,
             "is_spot": ex_is_spot,
@@ -211,7 +229,7 @@ class VerdaNodeDriver(NodeDriver):
         order = {key: value for key, value in order.items() if value is not None}
         id = _new_id(self._call("POST", "/instances", body=order))
         known = {"id": id, "status": "ordered", "ip": None, "location": order.get("location_code"), **order}
-        return self._node(known)
+        return _to_node(self, known)
 
     def destroy_node(self, node: Node) -> bool:
         """Delete an instance and all volumes attached to it, permanently.
@@ -248,7 +266,7 @@ class VerdaNodeDriver(NodeDriver):
         OS volume is part of each order. `extra` has cores, gpu_model (None without a GPU), gpu_count, gpu_memory_gb (of
         all GPUs together), spot_price (None if there is none), currency and the API's other fields.
         """
-        return [self._size(row) for row in _rows(self._call("GET", "/instance-types", {"currency": "usd"}))]
+        return [_to_size(self, row) for row in _rows(self._call("GET", "/instance-types", {"currency": "usd"}))]
 
     def list_images(self, location: NodeLocation | None = None, ex_size: NodeSize | None = None) -> list[NodeImage]:
         """List all images, or those that fit an instance type. The id is the image's type, such as "ubuntu-24.04"."""
@@ -280,7 +298,7 @@ class VerdaNodeDriver(NodeDriver):
 
     def list_key_pairs(self) -> list[KeyPair]:
         """List the account's SSH keys; ``extra["id"]`` is what `create_node` takes. Names need not be unique."""
-        return [self._key_pair(row) for row in _rows(self._call("GET", "/ssh-keys"))]
+        return [_to_key_pair(self, row) for row in _rows(self._call("GET", "/ssh-keys"))]
 
     def get_key_pair(self, name: str) -> KeyPair:
         """Return the first key with this name."""
@@ -292,7 +310,7 @@ class VerdaNodeDriver(NodeDriver):
     def import_key_pair_from_string(self, name: str, key_material: str) -> KeyPair:
         """Add a public key to the account."""
         id = _new_id(self._call("POST", "/ssh-keys", body={"name": name, "key": key_material}))
-        return self._key_pair({"id": id, "name": name, "key": key_material})
+        return _to_key_pair(self, {"id": id, "name": name, "key": key_material})
 
     def delete_key_pair(self, key_pair: KeyPair) -> bool:
         """Delete a key; instances that have it keep it."""
@@ -325,11 +343,11 @@ class VerdaNodeDriver(NodeDriver):
         if ex_trash:
             known = {row["id"] for row in rows}
             rows += [row for row in _rows(self._call("GET", "/volumes/trash")) if row["id"] not in known]
-        return [self._volume(row) for row in rows]
+        return [_to_volume(self, row) for row in rows]
 
     def ex_get_volume(self, volume_id: str) -> StorageVolume:
         """Return one volume."""
-        return self._volume(_one(self._call("GET", f"/volumes/{segment(volume_id)}")))
+        return _to_volume(self, _one(self._call("GET", f"/volumes/{segment(volume_id)}")))
 
     def destroy_volume(self, volume: StorageVolume) -> bool:
         """Delete a volume permanently, from the trash too. Refused while it is attached."""
@@ -356,51 +374,53 @@ class VerdaNodeDriver(NodeDriver):
             if result.get("status") == "error":
                 raise refusal(int(result.get("statusCode") or 400), None, str(result.get("error")), {})
 
-    def _location(self, location: NodeLocation | None) -> str | None:
-        return location.id if location is not None else self.region
 
-    def _key_id(self, name: str, public_key: str) -> str:
-        wanted = public_key.split()[:2]  # without the comment
-        for pair in self.list_key_pairs():
-            if pair.public_key.split()[:2] == wanted:
-                return str(pair.extra["id"])
-        return str(self.import_key_pair_from_string(name, public_key).extra["id"])
+def _key_id(driver: VerdaNodeDriver, name: str, public_key: str) -> str:
+    wanted = public_key.split()[:2]  # without the comment
+    for pair in driver.list_key_pairs():
+        if pair.public_key.split()[:2] == wanted:
+            return str(pair.extra["id"])
+    return str(driver.import_key_pair_from_string(name, public_key).extra["id"])
 
-    def _node(self, row: dict[str, Any]) -> Node:
-        return Node(
-            row["id"],
-            row["hostname"],
-            self.NODE_STATE_MAP.get(row["status"], NodeState.UNKNOWN),
-            [row["ip"]] if row.get("ip") else [],
-            [row["private_ip"]] if row.get("private_ip") else [],
-            self,
-            extra=row,
-            created_at=_moment(row),
-        )
 
-    def _size(self, row: dict[str, Any]) -> NodeSize:
-        gpus = int(row["gpu"]["number_of_gpus"])
-        extra = {
-            **row,
-            "cores": int(row["cpu"]["number_of_cores"]),
-            "gpu_count": gpus,
-            "gpu_model": (row.get("model") or row["gpu"]["description"]) if gpus else None,
-            "gpu_memory_gb": float(row["gpu_memory"]["size_in_gigabytes"]) if gpus else 0.0,
-            "spot_price": _price(row.get("spot_price")),
-        }
-        name = row.get("display_name") or row.get("name") or row["instance_type"]
-        ram = int(float(row["memory"]["size_in_gigabytes"]) * 1024)
-        price: Any = _price(
-            row["price_per_hour"]
-        )  # None, which libcloud's types do not allow, is better than a wrong price
-        return NodeSize(row["instance_type"], name, ram, 0, None, price, self, extra=extra)
+def _to_node(driver: VerdaNodeDriver, row: dict[str, Any]) -> Node:
+    return Node(
+        row["id"],
+        row["hostname"],
+        driver.NODE_STATE_MAP.get(row["status"], NodeState.UNKNOWN),
+        [row["ip"]] if row.get("ip") else [],
+        [row["private_ip"]] if row.get("private_ip") else [],
+        driver,
+        extra=row,
+        created_at=_moment(row),
+    )
 
-    def _key_pair(self, row: dict[str, Any]) -> KeyPair:
-        return KeyPair(row["name"], row["key"], row.get("fingerprint") or "", self, extra=row)
 
-    def _volume(self, row: dict[str, Any]) -> StorageVolume:
-        state = self.VOLUME_STATE_MAP.get(row["status"], StorageVolumeState.UNKNOWN)
-        return StorageVolume(row["id"], row["name"], row["size"], self, state=state, extra=row)
+def _to_size(driver: VerdaNodeDriver, row: dict[str, Any]) -> NodeSize:
+    gpus = int(row["gpu"]["number_of_gpus"])
+    extra = {
+        **row,
+        "cores": int(row["cpu"]["number_of_cores"]),
+        "gpu_count": gpus,
+        "gpu_model": (row.get("model") or row["gpu"]["description"]) if gpus else None,
+        "gpu_memory_gb": float(row["gpu_memory"]["size_in_gigabytes"]) if gpus else 0.0,
+        "spot_price": _price(row.get("spot_price")),
+    }
+    name = row.get("display_name") or row.get("name") or row["instance_type"]
+    ram = int(float(row["memory"]["size_in_gigabytes"]) * 1024)
+    price: Any = _price(
+        row["price_per_hour"]
+    )  # None, which libcloud's types do not allow, is better than a wrong price
+    return NodeSize(row["instance_type"], name, ram, 0, None, price, driver, extra=extra)
+
+
+def _to_key_pair(driver: VerdaNodeDriver, row: dict[str, Any]) -> KeyPair:
+    return KeyPair(row["name"], row["key"], row.get("fingerprint") or "", driver, extra=row)
+
+
+def _to_volume(driver: VerdaNodeDriver, row: dict[str, Any]) -> StorageVolume:
+    state = driver.VOLUME_STATE_MAP.get(row["status"], StorageVolumeState.UNKNOWN)
+    return StorageVolume(row["id"], row["name"], row["size"], driver, state=state, extra=row)
 
 
 def _rows(reply: Any) -> Iterable[dict[str, Any]]:

@@ -41,8 +41,10 @@ _UNKNOWN_ID = re.compile(r"invalid \w+ id\b", re.IGNORECASE)
 class VerdaError(BaseHTTPError):
     """The API refused a request.
 
-    Attributes
+    Parameters
     ----------
+    message, headers
+        Its text, and the headers of the reply.
     code
         The HTTP status.
     error_code
@@ -122,6 +124,13 @@ class VerdaConnection(ConnectionUserAndKey):
 
     A token that is refused early (it was revoked, or this machine slept and its clock with it) is replaced once. The
     refresh token is not used, since the client's secret does the same.
+
+    Parameters
+    ----------
+    api_version
+        First part of the path; None: v1.
+    args, options
+        As in libcloud's `ConnectionUserAndKey`.
     """
 
     host = "api.verda.com"
@@ -141,7 +150,15 @@ class VerdaConnection(ConnectionUserAndKey):
         return headers
 
     def request(self, action: str, *args: Any, **options: Any) -> Any:
-        """Request with a valid token."""
+        """Request with a valid token.
+
+        Parameters
+        ----------
+        action
+            The path.
+        args, options
+            As in libcloud's `Connection.request`.
+        """
         if options.get("method", "GET") != "GET":
             # libcloud's optional retries would repeat a create whose reply was lost, and so buy twice.
             options["retry_failed"] = False

@@ -42,7 +42,7 @@ def test_hosts_are_begun_at_once_and_forgotten_when_given_back() -> None:
     begun = it.handle(f.Made("sky-1-1", [machine("a"), machine("b")]), 1.0)
     assert begun == [f.Begin(0, machine("a")), f.Begin(0, machine("b"))]
     assert it.settled
-    assert it.handle(f.Stop(), 2.0) == []
+    assert it.handle(f.Shutdown(), 2.0) == []
     assert of(it.handle(f.Lost(0, "a"), 3.0), f.Destroy) == [f.Destroy(0, ["a"])]
     it.handle(f.Lost(0, "b"), 3.0)
     it.handle(f.Destroyed(0, ["a"]), 4.0)
@@ -58,7 +58,7 @@ def test_a_rented_machine_is_looked_at_until_it_has_an_address_and_until_it_is_g
     assert it.handle(f.Seen(0, []), 2.0) == []  # not shown yet: too young to be missed
     assert it.handle(f.Tick(), 3.0) == [f.Poll(0)]
     assert it.handle(f.Seen(0, [machine()]), 3.0) == [f.Begin(0, machine())]
-    it.handle(f.Stop(), 4.0)
+    it.handle(f.Shutdown(), 4.0)
     assert it.handle(f.Lost(0, "m1"), 4.0)[:1] == [f.Destroy(0, ["m1"])]
     assert it.handle(f.Destroyed(0, ["m1"]), 5.0) == [f.Poll(0)]
     it.handle(f.Seen(0, [machine()]), 6.0)  # still there
@@ -82,7 +82,7 @@ def test_machines_that_are_no_nodes_are_counted() -> None:
     assert it.waiting == (2, 0, 0)
     it.handle(f.Made("sky-1-1", [machine("a", MachineState.STARTING, None), machine("b")]), 1)
     assert it.waiting == (0, 1, 0)
-    it.handle(f.Stop(), 2)
+    it.handle(f.Shutdown(), 2)
     it.handle(f.Lost(0, "b"), 3)
     assert it.waiting == (0, 0, 2)
     hosts = fleet(2, sources=(HOSTS,))
@@ -148,7 +148,7 @@ def test_after_a_lost_reply_the_end_waits_until_a_look_can_be_trusted() -> None:
     it = fleet()
     it.handle(f.Tick(), 0.0)
     it.handle(f.Refused("sky-1-1", CloudError("connection reset")), 1.0)
-    it.handle(f.Stop(), 2.0)
+    it.handle(f.Shutdown(), 2.0)
     it.handle(f.Seen(0, []), 2.0)
     assert not it.done
     assert it.next_tick(2.0) is not None
@@ -223,7 +223,7 @@ def test_machines_that_never_get_an_address_are_not_bought_for_ever() -> None:
 def test_when_replacements_fail_the_others_go_on() -> None:
     world = World(2, (RENTED,))
     assert world.run_until(lambda: len(world.serving) == 2)
-    world.tell(f.Ready())
+    world.tell(f.CameUp())
     world.boots = False
     world.lose(world.serving[0])
     assert world.run_until(lambda: world.fleet.settled and world.fleet.count == 1)
@@ -235,7 +235,7 @@ def test_a_host_is_given_back_before_it_is_asked_for_again() -> None:
     it = fleet(2, (HOSTS,), [(0, None)])
     it.handle(f.Tick(), 0.0)
     it.handle(f.Made("sky-1-1", [machine(id) for id in "ab"]), 0.0)
-    it.handle(f.Ready(), 0.0)
+    it.handle(f.CameUp(), 0.0)
     commands = it.handle(f.Lost(0, "a", served=True), 1.0)
     assert (len(of(commands, f.Destroy)), of(commands, f.Create)) == (1, [])
     (create,) = of(it.handle(f.Destroyed(0, ["a"]), 1.1), f.Create)
@@ -258,7 +258,7 @@ def test_failures_before_and_after_the_address_are_counted_together() -> None:
     it.handle(f.Destroyed(0, ["c", "d", "e"]), 4.0)
     assert of(it.handle(f.Tick(), 600.0), f.Create) == []
     assert it.count == 2
-    it.handle(f.Ready(), 600.0)
+    it.handle(f.CameUp(), 600.0)
     it.handle(f.Lost(0, "f", served=False), 600.0)
     it.handle(f.Destroyed(0, ["f"]), 600.0)
     assert of(it.handle(f.Tick(), 602.0), f.Create)
@@ -271,7 +271,7 @@ def test_machines_on_which_nothing_goes_well_are_not_bought_for_ever() -> None:
     def turn(number: int, now: float) -> list[f.Command]:
         """One comes up, is taken out, and given back; what is bought for it."""
         it.handle(f.Made(f"sky-1-{number}", [machine(f"m{number}")]), now)
-        it.handle(f.Ready(), now)
+        it.handle(f.CameUp(), now)
         it.handle(f.Lost(0, f"m{number}", barren=True), now)
         it.handle(f.Destroyed(0, [f"m{number}"]), now)
         return of(it.handle(f.Tick(), now + 50.0), f.Create)
@@ -409,7 +409,7 @@ def test_credentials_that_have_ended_end_the_wait_and_what_is_left_is_known() ->
     it = fleet()
     it.handle(f.Tick(), 0.0)
     it.handle(f.Made("sky-1-1", [machine()]), 1.0)
-    it.handle(f.Stop(), 100.0)
+    it.handle(f.Shutdown(), 100.0)
     it.handle(f.Lost(0, "m1"), 100.0)
     for now in (100.5, 102.0, 105.0):
         assert not it.done
@@ -426,7 +426,7 @@ def test_who_may_not_look_may_end_machines_all_the_same() -> None:
     it = fleet()
     it.handle(f.Tick(), 0.0)
     it.handle(f.Made("sky-1-1", [machine()]), 1.0)
-    it.handle(f.Stop(), 100.0)
+    it.handle(f.Shutdown(), 100.0)
     for now in (101.0, 103.0, 106.0):
         it.handle(f.NotSeen(0, AuthFailed("may not list")), now)
     assert it.left().given_up
@@ -442,7 +442,7 @@ def test_a_machine_that_was_not_destroyed_is_not_forgotten() -> None:
     it.handle(f.Tick(), 0.0)
     it.handle(f.Made("sky-1-1", [machine()]), 1.0)
     it.handle(f.Seen(0, [machine()]), 2.0)
-    it.handle(f.Stop(), 100.0)
+    it.handle(f.Shutdown(), 100.0)
     it.handle(f.Lost(0, "m1"), 100.0)
     for now in (103.0, 106.0, 109.0):
         it.handle(f.Tick(), now)
@@ -457,7 +457,7 @@ def test_what_is_said_to_be_gone_is_gone_at_once() -> None:
     it.handle(f.Tick(), 0.0)
     it.handle(f.Made("sky-1-1", [machine()]), 1.0)
     it.handle(f.Seen(0, [machine()]), 2.0)
-    it.handle(f.Stop(), 50.0)
+    it.handle(f.Shutdown(), 50.0)
     it.handle(f.Lost(0, "m1"), 50.0)
     it.handle(f.Destroyed(0, ["m1"]), 50.5)
     assert it.handle(f.Tick(), 51.5) == [f.Poll(0)]
@@ -469,7 +469,7 @@ def test_a_refusal_that_was_none_is_found_at_the_end() -> None:
     it = fleet()
     it.handle(f.Tick(), 0.0)
     it.handle(f.Refused("sky-1-1", NoCapacity("503, taken for a refusal")), 1.0)
-    assert it.handle(f.Stop(), 2.0) == []
+    assert it.handle(f.Shutdown(), 2.0) == []
     assert it.next_tick(2.0) == 11.0
     assert it.handle(f.Tick(), 11.0) == [f.Poll(0)]
     assert it.handle(f.Seen(0, [machine("late", order="sky-1-1")]), 11.5) == [f.Destroy(0, ["late"])]
@@ -479,7 +479,7 @@ def test_an_end_long_after_the_last_order_takes_one_look() -> None:
     it = fleet()
     it.handle(f.Tick(), 0.0)
     it.handle(f.Refused("sky-1-1", NoCapacity("none")), 1.0)
-    assert it.handle(f.Stop(), 20.0) == [f.Poll(0)]
+    assert it.handle(f.Shutdown(), 20.0) == [f.Poll(0)]
     assert it.handle(f.Seen(0, []), 20.2) == [f.Clear(0)]
 
 
@@ -620,7 +620,7 @@ class World:
     def stop(self) -> None:
         if not self.stopping:
             self.stopping = True
-            self.tell(f.Stop())
+            self.tell(f.Shutdown())
             for key in list(self.serving):
                 self.lose(key)
 
@@ -688,7 +688,7 @@ def live(world: World, steps) -> None:
             key = world.serving[number % len(world.serving)]
             world.lose(key, served=how[0], replace=how[1], barren=how[2])
         elif what == "ready":
-            world.tell(f.Ready())
+            world.tell(f.CameUp())
         elif what == "worked":
             world.tell(f.Worked())
         elif what == "vanish" and world.serving:

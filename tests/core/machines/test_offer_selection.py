@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skyward.core.errors import ConfigError
-from skyward.core.machines.offer_selection import Accelerator, meets, nearest, select
+from skyward.core.machines.offer_selection import AcceleratorRequest, meets, nearest, select
 from skyward.core.spec import ALLOCATIONS, Offer, Resources
 
 CPU = Offer("cpu4", vcpus=4, memory=16 * 2**30, price=0.1)
@@ -32,7 +32,7 @@ OFFERS = [A100X8, UNKNOWN, CPU, A100, CPU_SPOT, DEAR_SPOT]
     ],
 )
 def test_a_model_is_found_however_it_is_spelled(wanted: str, model: str) -> None:
-    assert Accelerator.parse(wanted).matches(
+    assert AcceleratorRequest.parse(wanted).matches(
         Offer("m", accelerator=model, accelerators=1, accelerator_memory=80 * 10**9)
     )
 
@@ -42,13 +42,13 @@ def test_a_model_is_found_however_it_is_spelled(wanted: str, model: str) -> None
 )
 def test_another_model_is_not(wanted: str, model: str) -> None:
     offer = Offer("m", accelerator=model, accelerators=1, accelerator_memory=80 * 10**9)
-    assert not Accelerator.parse(wanted).matches(offer)
+    assert not AcceleratorRequest.parse(wanted).matches(offer)
 
 
 @pytest.mark.parametrize("text", ["", ":4", "A100:", "A100:0", "A100:x", "NVIDIA"])
 def test_what_is_no_model_is_an_error(text: str) -> None:
     with pytest.raises(ConfigError, match="accelerator="):
-        Accelerator.parse(text)
+        AcceleratorRequest.parse(text)
 
 
 def test_allocations() -> None:
