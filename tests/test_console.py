@@ -508,6 +508,7 @@ def test_a_fork_writes_past_the_line() -> None:
     assert "from the child" in seen
 
 
+@pytest.mark.slow
 def test_a_pool_on_a_terminal() -> None:
     seen = run_on_pty("""
         import time
@@ -529,6 +530,7 @@ def test_a_pool_on_a_terminal() -> None:
     assert "tasks in" in seen.splitlines()[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stderr_is_terminal", [True, False])
 def test_a_pool_is_quiet_on_demand_and_without_a_terminal(stderr_is_terminal: bool) -> None:
     script = f"""

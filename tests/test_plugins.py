@@ -72,6 +72,7 @@ def test_nothing_is_added_where_the_driver_environment_is_used():
     assert "joblib" in image.preload
 
 
+@pytest.mark.slow
 def test_modules_to_preload_can_be_loaded():
     for plugin in (plugins.joblib(), plugins.sklearn()):
         for module in plugin.transform_image(sky.Image(), driver_environment=True).preload:
@@ -96,6 +97,7 @@ def test_a_package_that_is_missing_is_an_error(monkeypatch):
     assert pip(plugins.joblib("1.4.0")) == ["joblib==1.4.0"]
 
 
+@pytest.mark.slow
 def test_a_pool_on_this_machine_loads_nothing_that_only_rented_ones_need():
     code = """
 import sys
@@ -144,6 +146,7 @@ def slot():
     return os.environ.get("SLOT")
 
 
+@pytest.mark.slow
 def test_a_plugin_of_a_third_party():
     heard: list[str] = []
     with sky.Compute(concurrency=2, plugins=[Flag("up", heard), sky.plugins.joblib()], console=False):

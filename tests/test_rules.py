@@ -135,7 +135,58 @@ def test_classes_have_names_of_their_own() -> None:
 
 # --- skyward/a/b.py is tested in tests/a/test_b.py ---
 
-NO_TEST_FILE: dict[str, str] = {}
+ONLY_NAMES = "only types, tables or names, which the tests of their users read"
+NO_TEST_FILE: dict[str, str] = {
+    # Where a module has no test file of its own: the one that covers it, or why none does.
+    "cli/sources.py": "tests/cli/test_ls.py",
+    "console_live.py": "tests/test_console.py",
+    "core/builtins_table.py": ONLY_NAMES,
+    "core/errors.py": "tests/test_exports.py",
+    "core/interfaces.py": ONLY_NAMES,
+    "core/machines/buyer.py": "tests/core/machines/test_provision.py",
+    "core/machines/fleet_events.py": ONLY_NAMES,
+    "core/machines/plan.py": ONLY_NAMES,
+    "core/nodes/agent_link.py": "tests/core/nodes/test_session.py",
+    "core/nodes/bootstrap_scripts.py": "tests/core/nodes/test_bootstrap.py",
+    "core/nodes/node_package.py": "tests/core/nodes/test_bootstrap.py",
+    "core/nodes/timing.py": ONLY_NAMES,
+    "core/payload/diagnose.py": "tests/core/payload/test_pickling.py",
+    "core/pool_arguments.py": "tests/core/test_pool.py",
+    "core/protocol/messages.py": ONLY_NAMES,
+    "core/protocol/transfers.py": "tests/core/protocol/test_wire.py",
+    "core/results/rules.py": "tests/core/results/test_names.py",
+    "core/running_pool.py": "tests/core/test_pool.py",
+    "core/scope.py": ONLY_NAMES,
+    "core/tasks/completion.py": "tests/core/tasks/test_dispatch.py",
+    "core/tasks/futures.py": "tests/core/tasks/test_future_condition.py",
+    "core/tasks/jobs.py": ONLY_NAMES,
+    "core/tasks/roll_caller.py": "tests/core/tasks/test_dispatch.py",
+    "core/tasks/schedule_events.py": ONLY_NAMES,
+    "integrations/joblib.py": "tests/integrations/test_seeds.py",
+    "joblib_ext/batch.py": "tests/joblib_ext/test_backend.py",
+    "joblib_ext/call.py": "tests/joblib_ext/test_backend.py",
+    "joblib_ext/callbacks.py": "tests/integrations/test_sklearn.py",
+    "joblib_ext/node.py": "tests/joblib_ext/test_backend.py",
+    "joblib_ext/open_pools.py": "tests/joblib_ext/test_pools.py",
+    "joblib_ext/plugin.py": "tests/joblib_ext/test_pools.py",
+    "providers/drivers/ec2_values.py": "tests/providers/drivers/test_ec2.py",
+    "providers/drivers/ec2_wire.py": "tests/providers/drivers/test_ec2.py",
+    "providers/drivers/vastai_connection.py": "tests/providers/drivers/test_vastai.py",
+    "providers/drivers/verda_connection.py": "tests/providers/drivers/test_verda.py",
+    "providers/libcloud_profiles.py": "tests/providers/test_libcloud.py",
+    "providers/local.py": "tests/core/test_pool.py",
+    "testing/account.py": "tests/testing/test_provider.py",
+    "testing/service.py": "tests/transport/test_memory.py",
+    "testing/transport.py": "tests/transport/test_memory.py",
+    "transport/buffered_channel.py": "tests/transport/test_memory.py",
+    "transport/ssh_shell.py": "tests/transport/test_ssh.py",
+    "transport/ssh_stream.py": "tests/transport/test_ssh.py",
+    "transport/stream.py": "tests/transport/test_tcp.py",
+    "worker/forkserver/protocol.py": "tests/worker/forkserver/test_server.py",
+    "worker/slot_pool.py": "tests/worker/test_agent.py",
+    "worker/slot_process.py": "tests/worker/test_agent.py",
+    "worker/thread_limits.py": "tests/worker/test_slot.py",
+}
 
 
 def no_test_file(modules: Mapping[str, str], tests: Path) -> dict[str, str]:
@@ -145,6 +196,8 @@ def no_test_file(modules: Mapping[str, str], tests: Path) -> dict[str, str]:
 
 def test_tests_mirror_modules() -> None:
     compare(no_test_file(sources(), REPOSITORY / "tests"), NO_TEST_FILE)
+    named = {reason for reason in NO_TEST_FILE.values() if reason != ONLY_NAMES}
+    assert [path for path in sorted(named) if not (REPOSITORY / path).exists()] == []
 
 
 # --- what is public and takes three parameters or more describes each of them in a section "Parameters" ---
@@ -153,14 +206,12 @@ UNDESCRIBED: dict[str, str] = {}
 
 
 def parameters_of(node: ast.ClassDef | Function, method: bool) -> list[str]:
-    """Names of what a caller may give; a class is called with what its __init__ takes."""
+    """Names of what a caller may give, ``*args`` aside; a class is called with what its __init__ takes."""
     if isinstance(node, ast.ClassDef):
         made = [item for item in node.body if isinstance(item, ast.FunctionDef) and item.name == "__init__"]
         return parameters_of(made[-1], method=True) if made else []
     bound = method and not any(ast.unparse(item) == "staticmethod" for item in node.decorator_list)
-    given = [*node.args.posonlyargs, *node.args.args][bound:]
-    others = [node.args.vararg, *node.args.kwonlyargs, node.args.kwarg]
-    return [item.arg for item in [*given, *others] if item is not None]
+    return [item.arg for item in [*[*node.args.posonlyargs, *node.args.args][bound:], *node.args.kwonlyargs]]
 
 
 def is_public(item: Definition) -> bool:
@@ -197,7 +248,7 @@ def test_the_rules_see_what_breaks_them(tmp_path: Path) -> None:
         "a.py": "class A:\n  def long(self):\n    '''Two\n    lines.'''\n" + "    pass\n" * 40,
         "b.py": "class A: pass\n" + "#\n" * 600,
         "c.py": "class C:\n" + "".join(f"  def m{n}(self): pass\n" for n in range(26)),
-        "d.py": f"def f(a, *, b, **c):\n    '''Do.\n\n{section}    '''\n"
+        "d.py": f"def f(a, *, b, c, **d):\n    '''Do.\n\n{section}    '''\n"
         f"def g(a, b, c):\n    '''Do.\n\n{section}    c : int\n        It.\n\n    Raises\n    ------\n    E\n    '''\n"
         "def _h(a, b, c): pass\n" + "def short():\n" + "    pass\n" * 39,
     }

@@ -160,6 +160,7 @@ def test_what_can_not_be_meant_is_an_error(wrong: dict[str, Any]) -> None:
         sky.Compute(**wrong)
 
 
+@pytest.mark.slow
 def test_to_trust_strangers_is_said() -> None:
     seen: list[Any] = []
     for provider, results, count in ((Strangers(), "any", 1), (sky.Local(), "any", 0)):

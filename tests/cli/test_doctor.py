@@ -160,6 +160,7 @@ def verda(monkeypatch: pytest.MonkeyPatch) -> Iterator[Verda]:
         yield running
 
 
+@pytest.mark.slow
 def test_credentials_that_work(verda: Verda, command: Callable[..., subprocess.CompletedProcess[str]]) -> None:
     """As a process: with what the provider itself looks at."""
     done = command("doctor", "--provider", "verda")

@@ -99,6 +99,7 @@ def test_one_account_under_two_settings_is_swept_once(run: Run, pools: Pools, mo
     assert swept == [0.36]
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_what_is_left_in_the_ledger(pools: Pools, ledger: Ledger) -> None:
     pools.open("sky-1")
     (Path(pools.cloud.folder) / "sticky").touch()
@@ -214,6 +215,7 @@ def test_an_order_that_was_on_its_way(run: Run, pools: Pools, ledger: Ledger) ->
     assert pools.cloud.left() == []
 
 
+@pytest.mark.slow
 def test_two_at_the_same_time(run: Run, pools: Pools, command: Callable[..., subprocess.CompletedProcess[str]]) -> None:
     """As the reaper and the user."""
     pools.open("sky-1", 4)
@@ -277,6 +279,7 @@ def test_bad_usage(run: Run, arguments: list[str]) -> None:
     assert run("down", *arguments).exit_code == 2
 
 
+@pytest.mark.slow
 def test_as_a_process(pools: Pools, ledger: Ledger, command: Callable[..., subprocess.CompletedProcess[str]]) -> None:
     """Without a terminal there is nobody to ask: nothing is ended."""
     pools.open("sky-1", alive=True)

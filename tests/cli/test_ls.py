@@ -146,6 +146,7 @@ def test_several_ledger_pools_ask_a_provider_once(
     assert asked == [cloud.folder]
 
 
+@pytest.mark.slow
 def test_a_cloud_with_credentials_is_asked(command: Callable[..., subprocess.CompletedProcess[str]]) -> None:
     """As a process, without any ledger: the machine's name says whose it is."""
     with Verda() as running:

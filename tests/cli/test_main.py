@@ -64,6 +64,7 @@ def test_an_error_of_ours_is_one_line(command: Command) -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_ledger_that_cant_be_written_is_an_error_of_ours(command: Command, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for name in ("ls", "down"):
@@ -73,6 +74,7 @@ def test_a_ledger_that_cant_be_written_is_an_error_of_ours(command: Command, tmp
         assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["offers", "ls", "down", "doctor"])
 def test_ctrl_c_ends_it_while_a_provider_does_not_answer(name: str, cloud: FolderCloud) -> None:
     fifo = Path(cloud.folder) / "stuck"
@@ -91,6 +93,7 @@ def test_ctrl_c_ends_it_while_a_provider_does_not_answer(name: str, cloud: Folde
     assert (process.returncode, told) == (130, "skyward: interrupted\n")
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_is_told_in_one_line() -> None:
     for arguments in (["offers", "--json"], ["offers"], ["doctor"]):
         with Path("/dev/full").open("w") as full:
@@ -104,6 +107,7 @@ def test_a_disk_that_is_full_is_told_in_one_line() -> None:
         assert (done.returncode, done.stderr) == (1, "skyward: [Errno 28] No space left on device\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("columns", ["80", None])
 def test_a_row_is_one_line_with_its_texts_whole(
     columns: str | None, pools: Pools, command: Command, monkeypatch: pytest.MonkeyPatch
@@ -121,6 +125,7 @@ def test_a_row_is_one_line_with_its_texts_whole(
         assert len(line.partition("$")[0]) < 70, "what matters most is on a terminal's first line"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["nothing"], ["ls", "--nothing"]])
 def test_bad_usage(command: Command, arguments: list[str]) -> None:
     done = command(*arguments)

@@ -210,6 +210,7 @@ def test_all_with_credentials_are_asked(verda: Verda, run: Run) -> None:
     assert result.stderr == ""
 
 
+@pytest.mark.slow
 def test_as_a_process(
     verda: Verda, cloud: FolderCloud, command: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
@@ -223,6 +224,7 @@ def test_as_a_process(
     assert all("A100" in offer["accelerator"] and offer["price"] <= 20 for offer in found)
 
 
+@pytest.mark.slow
 def test_refused_credentials_are_told_in_one_line(
     verda: Verda, command: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:

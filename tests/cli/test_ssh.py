@@ -71,6 +71,7 @@ def test_it_becomes_openssh_with_the_pools_key_and_the_one_host_key(
     assert not path.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fake_ssh")
 @pytest.mark.parametrize(
     ("given", "sent"),

@@ -220,6 +220,7 @@ def make(_: int) -> Thing:
     return Thing()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunksize", [1, 3])
 def test_map_keeps_no_result_that_was_handed_out(pool: sky.Compute, chunksize: int) -> None:
     for thing in pool.map(make, range(6), chunksize=chunksize):
@@ -310,6 +311,7 @@ def test_after_shutdown_nothing_is_taken() -> None:
     pool.shutdown()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["process", "thread"])
 def test_shutdown_with_cancel_futures_lets_running_calls_finish(kind: str, tmp_path: Path) -> None:
     """Those that had not begun are cancelled, here and on the node, and it waits for the others."""
@@ -382,6 +384,7 @@ def test_shutdown_without_waiting(tmp_path: Path) -> None:
     assert [future.result(0) for future in futures] == [path] * 3
 
 
+@pytest.mark.slow
 def test_a_pool_that_is_dropped_finishes_what_was_submitted(tmp_path: Path) -> None:
     pool = opened()
     path = str(tmp_path / "end")
@@ -392,6 +395,7 @@ def test_a_pool_that_is_dropped_finishes_what_was_submitted(tmp_path: Path) -> N
     assert future.result(30) == path
 
 
+@pytest.mark.slow
 def test_a_call_that_was_cancelled_just_before_shutdown() -> None:
     pool = opened()
     pool.submit(int).result()

@@ -171,6 +171,7 @@ def test_wrong_use_is_told() -> None:
         _ = add(1) >> sky.Compute()
 
 
+@pytest.mark.slow
 def test_an_argument_that_does_not_pickle(pool: sky.Compute) -> None:
     """The pool goes on after it."""
     with pytest.raises(sky.PayloadError, match=r"_thread\.lock"):

@@ -28,6 +28,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_a_pool_works_whatever_loop_policy_there_is(tmp_path: Path) -> None:
     """Set in the driver, in agents and in slots, by a module that all of them import at their start."""
     (tmp_path / "sitecustomize.py").write_text("import uvloop\nuvloop.install()\n")

@@ -23,6 +23,7 @@ def open_inside(depth: int) -> object:
         return pool.submit(open_inside, depth - 1).result(60)
 
 
+@pytest.mark.slow
 def test_a_pool_in_a_task_and_none_in_that_ones() -> None:
     with sky.Compute(console=False) as pool:
         assert pool.submit(open_inside, 1).result(60) == 2
@@ -30,6 +31,7 @@ def test_a_pool_in_a_task_and_none_in_that_ones() -> None:
             pool.submit(open_inside, 2).result(60)
 
 
+@pytest.mark.slow
 def test_a_module_that_opens_a_pool_when_it_is_imported(tmp_path: Path) -> None:
     (tmp_path / "eager.py").write_text(
         "import skyward as sky\n\n"

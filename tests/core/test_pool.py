@@ -36,6 +36,7 @@ def test_slots_and_names(pool: sky.Compute) -> None:
     assert "2 nodes" in repr(pool)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("executor", "processes"), [("auto", 2), ("process", 2), ("thread", 1)])
 def test_slots_are_processes_and_threads_on_request(executor: Any, processes: int, tmp_path: Path) -> None:
     """For submit, map and the operators alike: two tasks that run at a time share nothing unless they are to."""
@@ -137,6 +138,7 @@ def _fork() -> str:
     return "parent"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "text"),
     [(_exit_hard, "exit"), (_segfault, "SIGSEGV"), (_kill_self, "SIGKILL")],
@@ -189,6 +191,7 @@ def _gigabytes(count: int) -> bytearray:
     return data
 
 
+@pytest.mark.slow
 def test_output_is_marked_with_its_node(capsys: pytest.CaptureFixture[str]) -> None:
     """What a task prints reaches the user's terminal, each line marked, on the stream it was meant for."""
     with sky.Compute(console=False) as pool:
@@ -227,6 +230,7 @@ def _agents_of(pool: sky.Compute) -> list[int]:
     return [int(machine.id.rpartition("-")[2]) for machine in provider.machines(pool.name)]
 
 
+@pytest.mark.slow
 def test_a_killed_agent_loses_nothing() -> None:
     """kill -9 of a node in mid-run: its tasks run again elsewhere, and the node is replaced."""
     with sky.Compute(nodes=2, worker=sky.Worker(concurrency=2, executor="process"), console=False) as pool:
@@ -237,6 +241,7 @@ def test_a_killed_agent_loses_nothing() -> None:
         eventually(lambda: pool.total_slots == 4, 20)
 
 
+@pytest.mark.slow
 def test_a_forgotten_pool_is_closed_when_it_is_collected() -> None:
     """Garbage collection ends in an orderly close too."""
     pool = sky.Compute(console=False).start()
@@ -246,6 +251,7 @@ def test_a_forgotten_pool_is_closed_when_it_is_collected() -> None:
     eventually(lambda: not Path(f"/proc/{agent}").exists(), 10)
 
 
+@pytest.mark.slow
 def test_two_pools_at_once_from_two_threads() -> None:
     """Pools do not disturb each other."""
 

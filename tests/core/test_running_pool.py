@@ -19,6 +19,7 @@ from tests.core.folder_cloud import FolderCloud
 from tests.core.memory_agent import eventually
 
 
+@pytest.mark.slow
 def test_the_block_waits_for_its_tasks_and_an_exception_does_not() -> None:
     """Leaving the block waits, as an executor does; leaving it by an exception gives the tasks up."""
     with sky.Compute(console=False) as pool:
@@ -86,6 +87,7 @@ with sky.Compute(nodes=2, worker=sky.Worker(concurrency=2, executor="process"), 
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["SIGKILL", "SIGINT", "SIGINT twice", "SIGTERM", "exit", "abandoned"])
 def test_however_the_driver_ends_nothing_is_left(how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """kill -9, Ctrl-C once and twice, kill, sys.exit, a pool that nobody closed: no process stays."""
@@ -120,6 +122,7 @@ WORK = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ["", "del pool", "pool.shutdown(wait=False)", "sys.exit(0)"])
 def test_a_program_that_ends_finishes_what_was_submitted(end: str, tmp_path: Path) -> None:
     """As executors of the standard library do, and it says what it waits for."""
@@ -134,6 +137,7 @@ def test_a_program_that_ends_finishes_what_was_submitted(end: str, tmp_path: Pat
     assert all(Path(f"{path}{number}").exists() for number in range(3))
 
 
+@pytest.mark.slow
 def test_ctrl_c_hurries_a_program_that_waits_at_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tasks of all its pools are given up."""
     mark = os.getpid() * 1000 + 997
@@ -150,6 +154,7 @@ def test_ctrl_c_hurries_a_program_that_waits_at_its_end(tmp_path: Path, monkeypa
     eventually(lambda: not _alive(mark), 10)
 
 
+@pytest.mark.slow
 def test_ctrl_c_is_answered_while_machines_are_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What it does at the first, and at the second what a third would mean: these machines don't end by themselves."""
     monkeypatch.setenv("SKYWARD_STATE", str(tmp_path / "state"))

@@ -26,6 +26,7 @@ def test_memory(text: Any, size: int) -> None:
     assert parse_memory(text) == size
 
 
+@pytest.mark.slow
 @given(ANYTHING)
 def test_whatever_comes_is_a_good_value_or_a_config_error(value: Any) -> None:
     """Never another exception, never a silent nonsense."""

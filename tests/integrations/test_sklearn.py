@@ -68,6 +68,7 @@ def same_search(search):
             numpy.testing.assert_array_equal(ours.cv_results_[key], plain.cv_results_[key])
 
 
+@pytest.mark.slow
 def test_grid_search_of_svc(digits, batches):
     grid = {"C": [0.1, 1, 10], "gamma": ["scale", 0.01]}
     same_search(lambda n_jobs: sk.GridSearchCV(sk.SVC(), grid, cv=3, n_jobs=n_jobs).fit(*digits))
@@ -112,6 +113,7 @@ def test_cross_validate_with_four_metrics(cancer):
         numpy.testing.assert_array_equal(ours[f"test_{metric}"], plain[f"test_{metric}"])
 
 
+@pytest.mark.slow
 def test_rfecv(cancer):
     ours, plain = both(
         lambda n_jobs: sk.RFECV(
@@ -123,6 +125,7 @@ def test_rfecv(cancer):
     numpy.testing.assert_array_equal(ours.cv_results_["mean_test_score"], plain.cv_results_["mean_test_score"])
 
 
+@pytest.mark.slow
 def test_voting_classifier(cancer):
     def score(n_jobs):
         ensemble = sk.VotingClassifier(
@@ -210,6 +213,7 @@ def test_callbacks_hear_of_what_happens_on_nodes(digits):
     assert ours == plain > 6
 
 
+@pytest.mark.slow
 def test_callbacks_keep_no_connection_of_an_earlier_fit(pool, digits):
     """One thread of the driver listens to each connection."""
     callback = pytest.importorskip("sklearn.callback")
@@ -237,6 +241,7 @@ def test_callbacks_keep_no_connection_of_an_earlier_fit(pool, digits):
     eventually(lambda: listened() == 0)
 
 
+@pytest.mark.slow
 def test_two_searches_at_a_time_in_two_threads(pool, digits):
     scores = {}
 

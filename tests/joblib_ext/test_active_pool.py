@@ -7,6 +7,7 @@ import sys
 import textwrap
 
 import joblib
+import pytest
 from joblib.parallel import BACKENDS
 
 import skyward as sky
@@ -22,6 +23,7 @@ def run(script: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_imports_leave_the_pickler_as_it_is() -> None:
     run(
         """
@@ -37,6 +39,7 @@ def test_imports_leave_the_pickler_as_it_is() -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_pool_loads_no_joblib() -> None:
     run(
         """

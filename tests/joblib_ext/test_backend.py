@@ -71,6 +71,7 @@ def test_all_jobs_run_in_other_processes():
     assert os.getpid() not in pids
 
 
+@pytest.mark.slow
 def test_all_slots_of_a_single_slot_run_there_too():
     with sky.Compute(plugins=[sky.plugins.joblib()], console=False):
         assert joblib.effective_n_jobs(-1) == 1
@@ -313,6 +314,7 @@ def test_tasks_may_name_the_backend_and_get_their_own_slot():
     assert Parallel(n_jobs=2)([delayed(by_name)()] * 2) == [("skyward.joblib_ext", True, [0, 1, 4])] * 2
 
 
+@pytest.mark.slow
 def test_tasks_may_name_the_backend_in_a_pool_without_the_plugin():
     with sky.Compute(concurrency=2, console=False) as plain, parallel_config(backend=SkywardBackend(plain)):
         assert Parallel(n_jobs=2)([delayed(by_name)()] * 2) == [("skyward.joblib_ext", True, [0, 1, 4])] * 2
@@ -450,6 +452,7 @@ class Elsewhere(sky.Local):
     traits = sky.Local.traits - {Trait.DRIVER_ENVIRONMENT}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("provider", [Elsewhere(), [sky.Local(), Elsewhere()]], ids=["elsewhere", "mixed"])
 def test_tasks_that_may_run_elsewhere_can_only_read_it(tmp_path, provider):
     numpy = pytest.importorskip("numpy")
@@ -493,6 +496,7 @@ def nap_and_sum(array):
     return float(array.sum())
 
 
+@pytest.mark.slow
 def test_elements_that_change_between_tasks_are_seen():
     """Of one slot, as joblib takes a task for each slot at once, and they have the same array."""
     numpy = pytest.importorskip("numpy")
@@ -554,6 +558,7 @@ def test_old_joblib_calls_apply_async(monkeypatch):
     assert called == [1]
 
 
+@pytest.mark.slow
 def test_the_name_works_in_a_pool_without_the_plugin():
     """`parallel_config(backend="skyward")` inside an open pool uses that pool."""
     with sky.Compute(concurrency=2, console=False), parallel_config(backend="skyward"):

@@ -50,6 +50,7 @@ def make(folder: str, number: int) -> NDArray[np.float64]:
     return np.full(500_000, float(number))  # 4 MB
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["generator", "generator_unordered"])
 def test_a_generator_that_is_read_slowly(kind: str, tmp_path: Path) -> None:
     count, most = 60, 64 // 4
@@ -79,6 +80,7 @@ def test_what_is_held_goes_out_when_nothing_can_be_sent_any_more(monkeypatch: py
     assert list(sent) == [0]
 
 
+@pytest.mark.slow
 def test_a_generator_that_is_left_unread_when_the_pool_is_closed(tmp_path: Path) -> None:
     """Nothing polls for its sake any more, and who goes on to read it is told."""
     with sky.Compute(nodes=1, concurrency=2, console=False) as pool, sklearn_backend(pool):

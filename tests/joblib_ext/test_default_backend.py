@@ -61,6 +61,7 @@ def test_another_thread_is_told_once_what_to_do() -> None:
     assert type(get_active_backend()[0]) is LokyBackend
 
 
+@pytest.mark.slow
 def test_what_the_text_says_holds() -> None:
     def here() -> list[str | None]:
         with parallel_config(backend="skyward"):
@@ -72,6 +73,7 @@ def test_what_the_text_says_holds() -> None:
             assert type(get_active_backend()[0]) is LokyBackend
 
 
+@pytest.mark.slow
 def test_a_thread_that_takes_the_context_along_takes_the_pool_along() -> None:
     async def run() -> tuple[list[str | None], int]:
         nodes = await asyncio.to_thread(lambda: Parallel(n_jobs=-1)([delayed(node)()] * 2))
@@ -95,6 +97,7 @@ def test_a_pool_that_another_context_closes_is_not_taken_along() -> None:
     assert type(asyncio.run(asyncio.to_thread(lambda: get_active_backend()[0]))) is LokyBackend
 
 
+@pytest.mark.slow
 def test_a_pool_without_the_plugin_is_told_of() -> None:
     with open_pool() as pool:
         (text,) = told(begin, in_thread=False)
@@ -117,6 +120,7 @@ def test_a_default_of_the_users_own_stays(monkeypatch: pytest.MonkeyPatch) -> No
     assert joblib.parallel.DEFAULT_BACKEND == "theirs"
 
 
+@pytest.mark.slow
 def test_joblib_may_be_imported_within_the_block() -> None:
     """Then the name is known, and the forgotten plugin is told of."""
     script = textwrap.dedent(

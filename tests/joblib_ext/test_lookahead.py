@@ -92,6 +92,7 @@ def meet(folder: str, number: int, others: int) -> int:
     return begun
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "tasks_at_once"),
     [({}, 4), ({"batch_size": 1, "pre_dispatch": "n_jobs", "return_as": "generator"}, 4), ({"n_jobs": -2}, 3)],
@@ -114,6 +115,7 @@ def count_jobs(parallel: Any) -> int:
     return int(parallel._cached_effective_n_jobs)
 
 
+@pytest.mark.slow
 def test_slots_that_are_lost_count_no_more(tmp_path: Path) -> None:
     """joblib cuts what is left of the iterator by the slots that there are."""
     with sky.Compute(nodes=2, concurrency=2, plugins=[sky.plugins.joblib()], console=False) as pool:
@@ -127,6 +129,7 @@ def test_slots_that_are_lost_count_no_more(tmp_path: Path) -> None:
         assert len(list(results)) == 39
 
 
+@pytest.mark.slow
 def test_a_parallel_that_was_patched_does_no_harm() -> None:
     """Progress bars do so, and hide its signature."""
     script = """if True:

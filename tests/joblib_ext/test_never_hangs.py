@@ -236,6 +236,7 @@ def test_calls_within_callbacks(pool):
     assert Parallel(n_jobs=2, batch_size=1)(calls()) == [(5 + i) ** 2 for i in range(12)]
 
 
+@pytest.mark.slow
 def test_tasks_that_end_before_their_callback_is_there(monkeypatch):
     """Such a callback runs inside `submit`, which would submit the next one, and so on."""
     submit = dispatch.Dispatcher.submit
@@ -251,6 +252,7 @@ def test_tasks_that_end_before_their_callback_is_there(monkeypatch):
     assert Parallel(n_jobs=2, batch_size=1)(delayed(square)(i) for i in range(count)) == [i**2 for i in range(count)]
 
 
+@pytest.mark.slow
 def test_a_pool_that_is_closed_under_a_running_call():
     with sky.Compute(concurrency=2, console=False) as pool:
         timer = threading.Timer(0.5, lambda: pool.close(cancel=True))

@@ -61,6 +61,7 @@ def test_an_exception_ends_the_block_and_joblib_is_as_before(before):
     assert default() is before
 
 
+@pytest.mark.slow
 def test_inner_pools_win_and_give_way_again():
     with with_joblib() as one:
         outer = nodes()
@@ -74,6 +75,7 @@ def test_inner_pools_win_and_give_way_again():
         assert nodes() == outer
 
 
+@pytest.mark.slow
 def test_pools_may_end_in_any_order(before):
     one, two = with_joblib(), with_joblib()
     one.start()
@@ -85,6 +87,7 @@ def test_pools_may_end_in_any_order(before):
     assert default() is before
 
 
+@pytest.mark.slow
 def test_a_pool_may_be_closed_by_another_thread(before):
     pool = with_joblib().start()
     closer = threading.Thread(target=pool.close)
@@ -98,6 +101,7 @@ def test_a_pool_may_be_closed_by_another_thread(before):
     assert default() is before
 
 
+@pytest.mark.slow
 def test_several_pools_in_several_threads():
     """Each thread's pool gets that thread's tasks, by configuration and by name."""
     seen: dict[int, tuple[set[str], set[str]]] = {}
@@ -118,6 +122,7 @@ def test_several_pools_in_several_threads():
     assert len(set.union(*(by_config for by_config, _ in seen.values()))) == 3
 
 
+@pytest.mark.slow
 def test_threads_of_the_block_name_the_backend():
     """joblib's configuration is per thread; the name works in all of them."""
     found = []
@@ -164,6 +169,7 @@ def test_a_pool_that_was_closed_says_so():
         Parallel(n_jobs=-1, backend=backend)(delayed(abs)(i) for i in range(3))
 
 
+@pytest.mark.slow
 def test_a_factory_of_the_users(monkeypatch):
     monkeypatch.setitem(BACKENDS, "mine", None)
     with small() as pool:
@@ -173,6 +179,7 @@ def test_a_factory_of_the_users(monkeypatch):
             assert Parallel().n_jobs == -1
 
 
+@pytest.mark.slow
 def test_an_instance_as_argument():
     with small() as pool:
         assert "none" not in nodes(backend=SkywardBackend(pool))
@@ -180,6 +187,7 @@ def test_an_instance_as_argument():
             assert "none" not in parallel(delayed(node_of)() for _ in range(3))
 
 
+@pytest.mark.slow
 def test_tasks_have_processes_unless_threads_are_asked_for():
     for executor, count in (("auto", 2), ("process", 2), ("thread", 1)):
         with small_with(executor) as pool, sklearn_backend(pool):
@@ -198,6 +206,7 @@ def meet(_):
     return os.getpid()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [JoblibPool, ScikitLearnPool])
 def test_pools_with_a_backend(kind, before):
     if kind is ScikitLearnPool:
@@ -209,6 +218,7 @@ def test_pools_with_a_backend(kind, before):
     assert default() is before
 
 
+@pytest.mark.slow
 def test_fork_of_a_block_does_not_hang():
     with with_joblib():
         pid = os.fork()

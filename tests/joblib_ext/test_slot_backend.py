@@ -44,6 +44,7 @@ def loaded() -> set[str]:
     return {name for name in sys.modules if name.startswith("skyward.")}
 
 
+@pytest.mark.slow
 def test_a_slot_loads_no_driver() -> None:
     with sky.Compute(plugins=[sky.plugins.joblib()], console=False):
         (names,) = Parallel(n_jobs=-1)([delayed(loaded)()])
@@ -65,6 +66,7 @@ def opens(before: bool) -> list[Any]:
     return [os.getpid(), jobs, inner, after]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before", [True, False])
 def test_a_pool_that_a_task_opens_is_meant_there(before: bool) -> None:
     ((pid, jobs, inner, after),) = Parallel(n_jobs=2)([delayed(opens)(before)])

@@ -36,6 +36,7 @@ def seen(filters):
     return [(category.__module__, category.__qualname__) for _, _, category, _, _ in filters]
 
 
+@pytest.mark.slow
 def test_filters_of_unknown_modules_are_stand_ins_and_ours_stay(foreign):
     mine = list(warnings.filters)
     with sky.Compute(concurrency=2, plugins=[sky.plugins.joblib()], console=False):

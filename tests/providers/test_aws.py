@@ -58,6 +58,7 @@ def offer_of(it: sky.AWS, machine: str, spot: bool = False) -> Offer:
     return next(offer for offer in it.offers(Resources(machine=machine)) if offer.spot is spot)
 
 
+@pytest.mark.slow
 class TestAWS(RentalConformance):
     pause = 0.02
 
@@ -73,6 +74,7 @@ class TestAWS(RentalConformance):
         )
 
 
+@pytest.mark.slow
 def test_arm_machines_get_an_arm_image(cloud):
     it = provider(cloud)
     offer = offer_of(it, "t4g.micro")
@@ -83,6 +85,7 @@ def test_arm_machines_get_an_arm_image(cloud):
     sweep(it, TAG)
 
 
+@pytest.mark.slow
 def test_machines_with_gpus_get_the_deep_learning_image(cloud):
     it = provider(cloud)
     offer = next(offer for offer in it.offers(Resources(accelerator="T4")) if offer.machine == "g4dn.xlarge")
@@ -92,6 +95,7 @@ def test_machines_with_gpus_get_the_deep_learning_image(cloud):
     sweep(it, TAG)
 
 
+@pytest.mark.slow
 def test_several_machines_in_one_call_and_the_same_order_makes_them_once(cloud):
     it = provider(cloud)
     wanted = order(offer_of(it, "t3.micro"), count=3)
@@ -103,6 +107,7 @@ def test_several_machines_in_one_call_and_the_same_order_makes_them_once(cloud):
     assert cloud.meter.live == []
 
 
+@pytest.mark.slow
 def test_a_zone_that_has_only_some_gives_those(cloud):
     it = provider(cloud)
     offer = offer_of(it, "t3.micro")
@@ -113,6 +118,7 @@ def test_a_zone_that_has_only_some_gives_those(cloud):
     sweep(it, TAG)
 
 
+@pytest.mark.slow
 def test_ssh_is_let_in_from_one_network_only_and_no_key_pair_is_made(cloud):
     it = provider(cloud, ssh_from="203.0.113.7/32")
     it.create(order(offer_of(it, "t3.micro")))
@@ -135,6 +141,7 @@ def rules(cloud: EC2) -> set[str]:
     }
 
 
+@pytest.mark.slow
 def test_nodes_of_a_pool_reach_each_other(cloud):
     it = provider(cloud)
     it.create(order(offer_of(it, "t3.micro")))
@@ -146,6 +153,7 @@ def test_nodes_of_a_pool_reach_each_other(cloud):
     sweep(it, TAG)
 
 
+@pytest.mark.slow
 def test_a_group_that_is_not_known_everywhere_yet_is_given_its_rule_all_the_same(cloud):
     it = provider(cloud, Patient)
     cloud.faults.on("unready_group")
@@ -155,6 +163,7 @@ def test_a_group_that_is_not_known_everywhere_yet_is_given_its_rule_all_the_same
     assert cloud.meter.live == []
 
 
+@pytest.mark.slow
 def test_a_group_that_was_left_without_a_rule_gets_it_with_the_next_order(cloud):
     it = provider(cloud)
     offer = offer_of(it, "t3.micro")
@@ -169,6 +178,7 @@ def test_a_group_that_was_left_without_a_rule_gets_it_with_the_next_order(cloud)
     sweep(it, TAG)
 
 
+@pytest.mark.slow
 def test_who_comes_from_another_address_by_now_is_let_in_too(cloud, monkeypatch):
     monkeypatch.setattr("skyward.providers.aws._WHO_AM_I", f"{cloud.url}/checkip")
     it = provider(cloud, ssh_from=None)
@@ -180,6 +190,7 @@ def test_who_comes_from_another_address_by_now_is_let_in_too(cloud, monkeypatch)
     sweep(it, TAG)
 
 
+@pytest.mark.slow
 def test_a_spot_machine_never_costs_more_than_the_user_pays(cloud):
     it = provider(cloud)
     offer = offer_of(it, "t3.micro", spot=True)
@@ -197,6 +208,7 @@ def test_a_spot_machine_never_costs_more_than_the_user_pays(cloud):
     assert cloud.meter.live == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("most", [None, 1000.0])
 def test_no_limit_above_the_on_demand_price_is_set(cloud, most):
     """It is AWS's own limit, and AWS refuses limits that are many times as high."""
@@ -216,6 +228,7 @@ def test_the_data_volumes_of_an_image_end_with_the_machine(cloud):
     assert cloud.meter.live == []
 
 
+@pytest.mark.slow
 def test_a_volume_that_outlived_its_machine_is_removed(cloud):
     """As with an image by a parameter, of whose volumes only AWS knows."""
     it = provider(cloud, image="resolve:ssm:/account/image-with-data")
@@ -227,6 +240,7 @@ def test_a_volume_that_outlived_its_machine_is_removed(cloud):
     assert driver.volumes({"status": "available"}) == [own]
 
 
+@pytest.mark.slow
 def test_a_spot_machine_that_is_taken_back_is_told_as_such(cloud):
     it = provider(cloud)
     (made,) = it.create(order(offer_of(it, "t3.micro", spot=True)))
@@ -254,6 +268,7 @@ def test_user_data_over_the_limit_buys_nothing(cloud):
     assert cloud.meter.ever("instance") == []
 
 
+@pytest.mark.slow
 def test_several_regions(cloud):
     it = provider(cloud, region=["us-east-1", "eu-west-1"])
     regions = {offer.region[:-1] for offer in it.offers(Resources(machine="t3.micro"))}
@@ -270,6 +285,7 @@ def dispersed(cloud) -> sky.AWS:
     return it
 
 
+@pytest.mark.slow
 def test_a_region_that_is_down_does_not_keep_a_sweep_from_the_others(cloud, dispersed):
     another = provider(cloud, region=["us-east-1", "eu-west-1"])
     cloud.down = {"us-east-1"}
@@ -280,6 +296,7 @@ def test_a_region_that_is_down_does_not_keep_a_sweep_from_the_others(cloud, disp
     assert cloud.meter.live == []
 
 
+@pytest.mark.slow
 def test_who_has_ordered_in_a_region_that_is_down_sees_all_or_nothing(cloud, dispersed):
     """Else the machines there would count as lost, and be bought again."""
     another = provider(cloud, region=["us-east-1", "eu-west-1"])
@@ -299,6 +316,7 @@ DENIED = Refusal(403, "UnauthorizedOperation", "You are not authorized to perfor
 NO_ROLE = Refusal(400, "AuthFailure.ServiceLinkedRoleCreationNotPermitted", "can't create the role for Spot Instances")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("refusal", "advice"), [(BAD_KEY, "enabled for the account"), (DENIED, "not authorized")])
 def test_a_region_that_refuses_keeps_nobody_from_the_others_and_is_named(cloud, refusal, advice):
     cloud.policy = lambda call: refusal if call.region == "eu-west-1" else None
@@ -341,6 +359,7 @@ def test_doctor_names_the_region_that_is_not_enabled(cloud):
     assert "enabled" in bad.advice
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("action", "refusal", "kind", "scope"),
     [
@@ -372,6 +391,7 @@ def test_a_region_that_is_none(cloud, region):
         provider(cloud, region=region).offers(Resources())
 
 
+@pytest.mark.slow
 def test_keys_that_expire_while_a_pool_is_open_are_renewed(cloud, monkeypatch, tmp_path):
     """The call that is refused finds what has replaced them; nobody sees either."""
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "keys"))

@@ -37,6 +37,7 @@ def test_a_machine_type_that_is_not_there(rental, cloud):
     refused(rental, cloud, sky.NoOffer, words, machine="m9z.nothing")
 
 
+@pytest.mark.slow
 def test_an_accelerator_that_nobody_offers(rental, cloud):
     words = r"no offer has accelerator='Z9000'(; the closest are|, or any other accelerator)"
     refused(rental, cloud, sky.NoOffer, words, accelerator="Z9000")
@@ -50,6 +51,7 @@ def test_more_than_any_machine_has(rental, cloud):
     refused(rental, cloud, sky.NoOffer, r"the largest have \d+ vCPUs", vcpus=100_000)
 
 
+@pytest.mark.slow
 def test_spot_where_there_is_none(rental, cloud):
     if rental.evict:
         cloud.faults.on("no_capacity", math.inf)
@@ -58,6 +60,7 @@ def test_spot_where_there_is_none(rental, cloud):
         refused(rental, cloud, sky.NoOffer, "is a spot machine", allocation="always-spot")
 
 
+@pytest.mark.slow
 def test_a_quota_of_nothing(rental, cloud):
     cloud.faults.on("quota", math.inf)
     refused(rental, cloud, sky.QuotaExceeded, None)
@@ -73,6 +76,7 @@ def test_a_proxy_that_answers_in_html(rental, cloud):
     refused(rental, cloud, sky.CloudError, rental.name)
 
 
+@pytest.mark.slow
 def test_the_next_provider_of_a_list_is_asked(rental, cloud, caplog):
     """And it is said in one line what the first one refused."""
     cloud.faults.on("bad_credentials", math.inf)

@@ -283,6 +283,7 @@ def test_two_providers_share_nothing() -> None:
     assert (len(one.drivers), len(other.drivers)) == (1, 1)
 
 
+@pytest.mark.slow
 def test_drivers_end_with_their_provider() -> None:
     """The table of drivers keeps neither alive."""
     cloud = Cloud()

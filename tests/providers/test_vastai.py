@@ -376,6 +376,7 @@ def test_a_new_instance_that_is_not_listed_yet(cloud: Market, provider: VastAI) 
     assert cloud.meter.live == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["never_boots", "fails_to_start"])
 def test_a_pool_whose_machines_never_come_up(cloud: Market, index: str, fault: str) -> None:
     """They are given up after a while, the error says so, and all are given back."""

@@ -214,6 +214,7 @@ def test_a_proxy_command_is_the_way_and_ends_with_the_connection(lab, lab_hosts,
     eventually(lambda: not Path(f"/proc/{pid}").exists(), what="the end of the command")
 
 
+@pytest.mark.slow
 def test_a_proxy_command_that_fails_says_why(tmp_path, monkeypatch):
     monkeypatch.setattr(ssh_ways, "_PAUSE", 0.001)
     config = configured(tmp_path, "echo no way to %h >&2; exit 3")

@@ -227,6 +227,7 @@ def test_garbage_does_not_hurt(node: Owner, garbage: bytes) -> None:
     assert node.call(pow, 2, 5) == 32
 
 
+@pytest.mark.slow
 def test_heartbeats_pass_large_results(node: Owner) -> None:
     task = node.submit(lambda: bytes(200_000_000))
     node.until(lambda: node.wire._coming, "the beginning of the result")
@@ -266,6 +267,7 @@ def test_a_task_waits_for_its_blob_and_holds_up_nobody() -> None:
         assert node.result(1) == 300_000
 
 
+@pytest.mark.slow
 def test_parts_in_any_order_become_the_array_though_their_buffers_are_used_again(node: Owner) -> None:
     from skyward.core.payload import pickling
     from skyward.core.protocol.messages import Blob, Run
@@ -351,6 +353,7 @@ def test_kill_9_of_the_agent_ends_everything() -> None:
     node.end()
 
 
+@pytest.mark.slow
 def test_slots_take_as_many_open_files_as_are_counted() -> None:
     """Else the number of slots that fit would be wrong where files are few."""
     counts = []
@@ -407,6 +410,7 @@ def test_ctrl_c_is_not_for_us(node: Owner) -> None:
     assert node.call(pow, 2, 5) == 32
 
 
+@pytest.mark.slow
 def test_an_agent_that_nobody_wants_ends() -> None:
     node = Owner(orphan_timeout=0.3)
     wait_for(lambda: not alive(node.pid), "end of the agent", 5)
@@ -469,6 +473,7 @@ def test_temporary_files_may_lie_far_down_in_folders(tmp_path: Path, monkeypatch
     assert not list(far.iterdir())
 
 
+@pytest.mark.slow
 def test_files_are_removed(node: Owner) -> None:
     node.call(np.sum, np.ones(300_000), large=1 << 20)
     stores = Path("/dev/shm").glob("skyward-store-*")
@@ -495,6 +500,7 @@ def ports(pid: int) -> int:
     return sum(line[3] == "0A" and f"socket:[{line[9]}]" in sockets for line in lines)
 
 
+@pytest.mark.slow
 def test_nodes_with_an_identity_listen_to_each_other_and_others_do_not(tmp_path: Path) -> None:
     """Two real agents: one has a blob from its owner, the other gets it from there and runs a task on it."""
     authority, array = Authority("pool"), np.arange(500_000.0)

@@ -32,6 +32,7 @@ def wait_for_file(path: str) -> None:
         time.sleep(0.002)
 
 
+@pytest.mark.slow
 def test_what_lies_behind_a_long_task_runs_elsewhere(node: Owner, tmp_path: Path) -> None:
     learn(node)
     gate = tmp_path / "gate"
@@ -48,6 +49,7 @@ def test_what_lies_behind_a_long_task_runs_elsewhere(node: Owner, tmp_path: Path
     assert [(tmp_path / str(index)).read_text() for index in range(MANY)] == ["x"] * MANY
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [0, 1, 57, MANY - 1])
 def test_a_death_takes_only_its_own_task(node: Owner, tmp_path: Path, at: int) -> None:
     learn(node)

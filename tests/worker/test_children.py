@@ -113,6 +113,7 @@ def _as_by_nohup() -> None:
     os.nice(3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("server", ["fork", "program"])
 @pytest.mark.parametrize("start", [None, _as_by_nohup])
 def test_children_get_what_those_of_a_fresh_python_get(tmp_path: Path, server: str, start: Any) -> None:

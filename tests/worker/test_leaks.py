@@ -36,6 +36,7 @@ def leave_for_good(folder: str) -> tuple[int, int]:
     return os.getpid(), held()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("isolated", [True, False])
 def test_cycles_are_collected_between_tasks(isolated: bool) -> None:
     with owner() as node:
@@ -46,6 +47,7 @@ def test_cycles_are_collected_between_tasks(isolated: bool) -> None:
         assert max(size for _, size in seen) < 300  # of 390
 
 
+@pytest.mark.slow
 def test_a_slot_that_keeps_ever_more_is_replaced(tmp_path: Path) -> None:
     with owner() as node:
         node.set_up(concurrency=1)
@@ -54,6 +56,7 @@ def test_a_slot_that_keeps_ever_more_is_replaced(tmp_path: Path) -> None:
         assert (tmp_path / str(seen[0][0])).exists()  # it has ended in order
 
 
+@pytest.mark.slow
 def test_what_the_first_task_loads_may_stay() -> None:
     def use_a_model() -> tuple[int, int]:
         if not hasattr(os, "model"):

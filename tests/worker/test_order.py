@@ -52,12 +52,14 @@ def missing(node: Owner, tasks: list[int]) -> list[int]:
     return answer.tasks
 
 
+@pytest.mark.slow
 def test_tasks_of_unequal_sizes_all_end(node: Owner) -> None:
     learn(node)
     tasks = [node.submit(length, bytes(SIZES[index % len(SIZES)])) for index in range(300)]
     assert [node.result(task) for task in tasks] == [SIZES[index % len(SIZES)] for index in range(300)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["limit", "cancel"])
 def test_a_small_task_behind_a_large_one_is_stopped_and_the_large_one_is_not(how: str) -> None:
     with owner() as node:
@@ -79,6 +81,7 @@ def began(node: Owner, task: int) -> bool:
     return any(task in received.message.tasks for received in node.order if isinstance(received.message, Began))
 
 
+@pytest.mark.slow
 def test_a_death_is_not_charged_to_what_never_began(tmp_path: Path) -> None:
     """A process that ends itself: at most the task that ran is failed, and those behind run in the next process."""
     with owner() as node:
@@ -130,6 +133,7 @@ def test_a_node_knows_what_it_has_and_what_its_owner_may_not_have_heard(both: Ow
     both.result(running)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("isolated", [True, False])
 def test_a_slot_that_has_lost_its_task_is_found_out(tmp_path: Path, isolated: bool) -> None:
     """A planted fault: the slot drops every task with this argument as if it had been taken back."""

@@ -43,6 +43,7 @@ def submit(node: Owner, array: np.ndarray[Any, Any], blob: Share, *, blob_first:
     return run.task
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("blob_first", [True, False])
 def test_a_blob_is_mapped_though_its_owner_lets_it_go(here: Owner, blob_first: bool) -> None:
     array = np.arange(MANY)
@@ -120,6 +121,7 @@ def is_of(node: Owner, folder: Path) -> bool:
     return f"{folder}/lock" in locks
 
 
+@pytest.mark.slow
 def test_nothing_is_left_of_a_slot_that_was_killed_while_it_wrote_a_result(here: Owner) -> None:
     taken = here.answer(here.submit(np.arange, MANY)).message
     assert isinstance(taken, Done)

@@ -25,6 +25,7 @@ def test_a_task_returns(both: Owner) -> None:
     assert both.call(pow, 2, 5) == 32
 
 
+@pytest.mark.slow
 def test_a_thousand_small_tasks(both: Owner) -> None:
     tasks = [both.submit(divmod, n, 7) for n in range(1000)]
     assert [both.result(task) for task in tasks] == [divmod(n, 7) for n in range(1000)]
@@ -63,6 +64,7 @@ def test_an_exception_keeps_type_attributes_and_cause(both: Owner) -> None:
     assert "skyward/worker" not in remote.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, MemoryError, GeneratorExit])
 def test_what_is_not_an_exception_fails_the_task_only(both: Owner, kind: type[BaseException]) -> None:
     def fails() -> None:
@@ -97,6 +99,7 @@ def die(how: str) -> None:
         ctypes.string_at(0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "words"),
     [("exit", "exit status 3"), ("kill", "killed by SIGKILL"), ("group", "killed by SIGKILL"), ("null", "SIGSEGV")],
@@ -114,6 +117,7 @@ def test_only_the_task_of_the_dead_slot_is_touched(node: Owner) -> None:
     assert isinstance(node.answer(other).message, Done)
 
 
+@pytest.mark.slow
 def test_a_shared_slot_that_dies_takes_all_its_tasks() -> None:
     with owner() as node:
         node.set_up(isolated=False)
@@ -145,6 +149,7 @@ def test_output_comes_before_the_result(both: Owner) -> None:
     assert both.output[1] == b"no newline"
 
 
+@pytest.mark.slow
 def test_more_output_than_a_pipe_holds(node: Owner) -> None:
     def talk() -> None:
         for n in range(20_000):
@@ -175,6 +180,7 @@ def test_output_is_held_back_while_nobody_takes_it(node: Owner) -> None:
     assert len(node.output[1]) == 10 * 1024 * 1024
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["fd", "file", "replaced", "other"])
 def test_a_task_that_spoils_stdout(both: Owner, how: str) -> None:
     def spoil() -> None:
@@ -232,6 +238,7 @@ def authkey() -> bytes:
     return bytes(multiprocessing.current_process().authkey)
 
 
+@pytest.mark.slow
 def test_the_owners_key_comes_with_calls_that_need_it(node: Owner) -> None:
     def spawned() -> tuple[bytes, bytes]:
         import multiprocessing
@@ -281,6 +288,7 @@ def test_slots_have_random_numbers_of_their_own() -> None:
     assert not set(first) & set(second)
 
 
+@pytest.mark.slow
 def test_a_hundred_megabytes_come_back(node: Owner) -> None:
     assert node.call(lambda: np.arange(12_500_000)).sum() == 12_500_000 * 12_499_999 // 2
     assert node.call(lambda: bytes(100_000_000)) == bytes(100_000_000)
@@ -314,6 +322,7 @@ def test_a_call_that_cannot_be_loaded(both: Owner) -> None:
     assert isinstance(caught.value.__cause__, RuntimeError)
 
 
+@pytest.mark.slow
 def test_a_module_that_is_missing(both: Owner) -> None:
     class Missing:
         def __reduce__(self) -> Any:
@@ -354,6 +363,7 @@ def blas_threads() -> set[int]:
     return {pool["num_threads"] for pool in threadpoolctl.threadpool_info()}
 
 
+@pytest.mark.slow
 def test_threads_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         monkeypatch.delenv(name, raising=False)
@@ -366,6 +376,7 @@ def test_threads_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
         assert node.call(blas_threads) == {min(2, os.cpu_count() or 1)}
 
 
+@pytest.mark.slow
 def test_by_default_cores_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     with owner() as node:

@@ -126,6 +126,7 @@ def test_copies_of_arrays_that_no_task_needs_are_held_up_to_a_limit(monkeypatch:
     assert not snapshots._kept
 
 
+@pytest.mark.slow
 def test_a_dead_array_is_not_taken_for_the_one_in_its_place(snapshots: Snapshots) -> None:
     """Zeros but for one element: their samples are alike, and the allocator gives the same place again."""
     arrays, places = ArrayCache(snapshots), set()

@@ -277,6 +277,7 @@ for n in range(10):
 """
 
 
+@pytest.mark.slow
 def test_many_processes_share_it(tmp_path: Path) -> None:
     """They make it at the same time, and none loses what it wrote."""
     writers = [run(WRITER, str(tmp_path / "state"), str(n)) for n in range(6)]

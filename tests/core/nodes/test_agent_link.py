@@ -7,6 +7,7 @@ import pytest
 from tests.core.nodes.agent_node import MEGABYTE, Node, blob, over
 
 
+@pytest.mark.slow
 @over()
 async def test_much_to_send_goes_over_stripes_and_small_messages_do_not(it: Node) -> None:
     """The first channel carries no more of large messages once there are stripes."""
@@ -22,6 +23,7 @@ async def test_much_to_send_goes_over_stripes_and_small_messages_do_not(it: Node
     assert all(channel.written > 10_000 for channel in it.channels)
 
 
+@pytest.mark.slow
 @over()
 async def test_what_shrinks_is_packed_where_the_line_is_slow(it: Node) -> None:
     """Once the pace of the link is known; and the agent gets what was sent."""
@@ -39,6 +41,7 @@ async def test_nearby_there_are_no_stripes(it: Node) -> None:
     assert len(it.channels) == 1
 
 
+@pytest.mark.slow
 @over()
 async def test_small_messages_pass_while_stripes_are_full(it: Node) -> None:
     """However long large messages wait, the first channel is free."""
@@ -57,6 +60,7 @@ async def test_small_messages_pass_while_stripes_are_full(it: Node) -> None:
     await it.sent()
 
 
+@pytest.mark.slow
 @over()
 async def test_stripes_that_are_refused_leave_the_link_as_it_is(it: Node) -> None:
     """A machine that allows one channel serves as before."""
@@ -66,6 +70,7 @@ async def test_stripes_that_are_refused_leave_the_link_as_it_is(it: Node) -> Non
     assert len(it.channels) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1, 2])
 def test_the_loss_of_any_channel_loses_no_message(victim: int) -> None:
     """The session makes another link, with stripes of its own, and sends again what was not acknowledged."""
@@ -84,6 +89,7 @@ def test_the_loss_of_any_channel_loses_no_message(victim: int) -> None:
     test()
 
 
+@pytest.mark.slow
 @over()
 async def test_a_session_ends_with_its_stripes(it: Node) -> None:
     """Goodbye is said on the first channel; nothing stays open."""

@@ -8,9 +8,12 @@ import subprocess
 import sys
 import zipfile
 
+import pytest
+
 from skyward.core.nodes import node_package
 
 
+@pytest.mark.slow
 def test_the_code_is_a_zip_that_is_always_the_same_and_imports(tmp_path):
     assert node_package.node_code.__wrapped__() == node_package.node_code.__wrapped__()
     path = tmp_path / node_package.node_code_name()

@@ -36,6 +36,7 @@ def seen(*names: str) -> dict[str, Any]:
 NAMES = ("CASE_NEW", "CASE_OLD", "CASE_GIVEN", "OMP_NUM_THREADS")
 
 
+@pytest.mark.slow
 def test_whatever_changes_reaches_tasks_and_goes_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CASE_OLD", "old")
     for name in THREAD_VARIABLES:
@@ -81,6 +82,7 @@ def blas_threads() -> set[int]:
     return {pool["num_threads"] for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"}
 
 
+@pytest.mark.slow
 def test_surroundings_that_are_not_utf8(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Variables, arguments and folders are bytes to the system; a pool that begins among such hands them on."""
     odd = "caf\udce9"
@@ -96,6 +98,7 @@ def test_surroundings_that_are_not_utf8(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert str(tmp_path / odd) in found["path"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", [None, 2])
 def test_threads_of_libraries_that_are_loaded_already(monkeypatch: pytest.MonkeyPatch, given: int | None) -> None:
     """`Worker(threads=...)` is what counts where it was given, as when a pool begins."""

@@ -188,6 +188,7 @@ def test_a_piece_that_is_not_as_it_should_be_is_refused(piece: bytes) -> None:
         unpack(memoryview(piece), 1 << 18)
 
 
+@pytest.mark.slow
 def test_a_bomb_is_refused() -> None:
     """32 kB that would be 1 GB."""
     bomb = zstandard.ZstdCompressor().compress(bytes(1 << 30))

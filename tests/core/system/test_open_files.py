@@ -77,6 +77,7 @@ def test_more_nodes_than_fit_are_refused_before_anything_is_started() -> None:
     assert "use at most 10 nodes" in said or "use at most 11 nodes" in said
 
 
+@pytest.mark.slow
 def test_more_slots_than_fit_are_refused_by_the_node() -> None:
     code = """
         import skyward as sky

@@ -101,6 +101,7 @@ def test_a_call_that_is_pickled_while_the_pool_is_closed_does_not_hang(pool: Mem
         future.result(5)
 
 
+@pytest.mark.slow
 def test_more_arrays_than_a_message_has_buffers(pool: MemoryPool) -> None:
     """Those beyond the limit travel in the pickle."""
     pool.add()

@@ -20,6 +20,8 @@ from .digitalocean import DigitalOcean
 from .login import Login
 from .machines import Machines
 
+pytestmark = pytest.mark.slow  # what it tests is the lab
+
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIFJYJCOe2DdvTcCpz4ZG4SVMuIdcoI4bZ6IaNbWwyIqp me"
 
 

@@ -21,6 +21,8 @@ from tests.lazily import Lazy
 from . import Machines
 from .ec2 import EC2
 
+pytestmark = pytest.mark.slow  # what it tests is the lab
+
 boto3 = Lazy("boto3")
 
 NOBLE = "resolve:ssm:/aws/service/canonical/ubuntu/server/24.04/stable/current/amd64/hvm/ebs-gp3/ami-id"

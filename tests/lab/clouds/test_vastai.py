@@ -19,6 +19,8 @@ from tests.lab.clouds.machines import Machines
 from tests.lab.clouds.vastai import VastAI
 from tests.vendors import client_python
 
+pytestmark = pytest.mark.slow  # what it tests is the lab
+
 PUBLIC = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIPVS8oWvPbqjpzYpQG7cYNjG1eFDTPC1EBNOBcDGaW0f me"
 DIRECT = {"direct_port_count": {"gte": 1}, "num_gpus": {"eq": 0}}
 

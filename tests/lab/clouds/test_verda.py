@@ -17,6 +17,8 @@ from tests.lab.clouds import Machines
 from tests.lab.clouds.verda import Verda
 from tests.lab.seed import make_key
 
+pytestmark = pytest.mark.slow  # what it tests is the lab
+
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ8b3mJ0Q9jQpXo7rT0p2Y8m8dQm3hZz0Wm9c4gq3b1x me@here"
 CPU = "CPU.4V.16G"
 

@@ -114,6 +114,7 @@ def test_secrets_are_not_shown():
     assert "hidden" not in shown
 
 
+@pytest.mark.slow
 def test_botocore_is_not_imported_where_it_is_not_asked():
     """Nor does a provider hold anything of it, which would go into pickles."""
     code = """
@@ -280,6 +281,7 @@ def test_metadata_that_never_answer_do_not_hold_up(monkeypatch: pytest.MonkeyPat
         assert time.monotonic() - start < 10
 
 
+@pytest.mark.slow
 def test_single_sign_on(home: Path, monkeypatch: pytest.MonkeyPatch, service: Service):
     """With the token that ``aws sso login`` leaves; without one, that is the advice."""
 

@@ -77,6 +77,7 @@ def all_regions() -> list[tuple[str, str]]:
     return found
 
 
+@pytest.mark.slow
 def test_every_region_that_botocore_knows_has_the_same_endpoint():
     regions = all_regions()
     assert len(regions) > 30
@@ -286,6 +287,7 @@ def test_many_instances_come_in_pages(cloud: EC2, driver: EC2Driver, launch: Lau
 # What there is and what it costs
 
 
+@pytest.mark.slow
 def test_types_have_plain_values(driver: EC2Driver):
     known = {one.name: one for one in driver.instance_types()}
     assert len(known) > 100

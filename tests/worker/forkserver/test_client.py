@@ -221,6 +221,7 @@ def test_a_slow_import_is_waited_for(tmp_path: Path) -> None:
         assert node.call(pow, 2, 5) == 32
 
 
+@pytest.mark.slow
 def test_a_replacement_that_hangs_in_an_import_gives_the_node_up(tmp_path: Path) -> None:
     flag = tmp_path / "flag"
     code = (

@@ -62,6 +62,7 @@ def slot_of_an_heir(node: Owner) -> int:
     return int(wait_for(killed, "a slot that has what others imported"))
 
 
+@pytest.mark.slow
 def test_what_slots_import_is_there_in_those_that_replace_them(installed: dict[str, Any]) -> None:
     with owner() as node:
         node.set_up(**installed)
@@ -75,6 +76,7 @@ def test_what_slots_import_is_there_in_those_that_replace_them(installed: dict[s
     assert time.monotonic() - began < 5  # it ends with the others
 
 
+@pytest.mark.slow
 def test_an_heir_that_is_killed_takes_its_slots_along_and_nobody_else(installed: dict[str, Any]) -> None:
     with owner() as node:
         node.set_up(**installed)

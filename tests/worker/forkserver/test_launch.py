@@ -40,6 +40,7 @@ def test_one_that_was_not_used_ends_with_the_agent(lifeline: bool) -> None:
         wait_for(lambda: not any(map(alive, waiting)), "its end")
 
 
+@pytest.mark.slow
 def test_variables_of_the_user_get_an_interpreter_of_their_own() -> None:
     with owner() as node:
         node.set_up()

@@ -67,6 +67,7 @@ def test_bad_numbers_are_refused() -> None:
         assert "concurrency" in str(node.ready.error)
 
 
+@pytest.mark.slow
 def test_a_killed_fork_server_is_replaced(node: Owner) -> None:
     running = node.submit(time.sleep, 60)
     begun = Began([running])
