@@ -1,9 +1,9 @@
-"""Hetzner Cloud as a compute driver of Apache Libcloud: its API, and nothing of who uses it.
+"""Hetzner Cloud as a compute driver of Apache Libcloud. Knows the API, and nothing of who uses it.
 
-Written against the public reference of API version 1 (docs.hetzner.cloud). Prices are per hour and in the project's
-currency (`HetznerNodeDriver.ex_get_currency`), sizes and locations are known by their names ("cx23", "fsn1"), and
-what Libcloud has no word for is in `extra` or behind an ``ex_`` method. As with every driver of Libcloud, one
-object must not be shared by threads.
+Written against the public reference of API version 1 (docs.hetzner.cloud). Prices are per hour, in the project's
+currency (`HetznerNodeDriver.ex_get_currency`); sizes and locations are identified by name ("cx23", "fsn1"); what
+Libcloud has no field for is in `extra`, or an ``ex_`` method. As with every Libcloud driver, threads must not share an
+object.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ __all__ = [
 
 API = "https://api.hetzner.cloud/v1"
 USER_DATA_LIMIT = 32 * 1024
-_PER_PAGE = 50  # the most that the API gives
-_LONGEST_WAIT = 60.0
+_PER_PAGE = 50  # max of the API
+_MAX_WAIT = 60.0
 _KEY_BODY = 2  # words of a public key without its comment
 
 TRANSIENT = frozenset(
     {
-        "action_failed",  # of an action, not of a call: the next try may go well
+        "action_failed",  # of an action, not of a call: the next one may succeed
         "bad_gateway",
         "conflict",  # the resource was changed meanwhile
         "locked",  # an action of the resource is still running
@@ -51,7 +51,7 @@ TRANSIENT = frozenset(
         "unavailable",
     }
 )
-"""Codes of errors that may be gone when the same call is made again a little later."""
+"""Codes of errors after which the same call may succeed a little later."""
 
 
 class HetznerError(BaseHTTPError):  # type: ignore[misc]  # Libcloud's base has no types
@@ -60,12 +60,12 @@ class HetznerError(BaseHTTPError):  # type: ignore[misc]  # Libcloud's base has 
     Attributes
     ----------
     code
-        The API's own word, such as "resource_unavailable", "placement_error", "resource_limit_exceeded",
+        The API's own code, such as "resource_unavailable", "placement_error", "resource_limit_exceeded",
         "uniqueness_error", "not_found" or "invalid_input"; "http_502" and the like where something else answered.
     status
         The HTTP status; None for an action that failed.
     details
-        What the API adds: for "invalid_input" the fields and what is wrong with each.
+        The API's details: for "invalid_input" the fields, and what is wrong with each.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class HetznerError(BaseHTTPError):  # type: ignore[misc]  # Libcloud's base has 
 
     @property
     def transient(self) -> bool:
-        """Whether the same call may succeed a little later, without anything being changed."""
+        """Whether the same call may succeed a little later, unchanged."""
         return self.code in TRANSIENT or (self.status or 0) >= HTTPStatus.INTERNAL_SERVER_ERROR
 
 
@@ -98,7 +98,7 @@ class HetznerUnauthorizedError(InvalidCredsError):  # type: ignore[misc]
     code = "unauthorized"
 
     def __str__(self) -> str:
-        return f"{self.value} ({self.code}): check the API token, made in the console under Security > API tokens"
+        return f"{self.value} ({self.code}): check the API token (in the console under Security > API tokens)"
 
 
 class HetznerRateLimitError(RateLimitReachedError):  # type: ignore[misc]
@@ -109,9 +109,9 @@ class HetznerRateLimitError(RateLimitReachedError):  # type: ignore[misc]
     code
         "rate_limit_exceeded".
     reset_after
-        Seconds until the whole allowance is there again, up to an hour.
+        Seconds until the whole allowance is restored, up to an hour.
     retry_after
-        Seconds to wait: the same, but a minute at most, as the allowance grows by one call each second.
+        Seconds to wait: the same, but at most a minute, since the allowance grows by one call per second.
     """
 
     def __init__(self, message: str, headers: Mapping[str, str]) -> None:
@@ -120,7 +120,7 @@ class HetznerRateLimitError(RateLimitReachedError):  # type: ignore[misc]
         self.message = message
         self.status = int(HTTPStatus.TOO_MANY_REQUESTS)
         self.reset_after = max(0.0, _number(headers.get("ratelimit-reset"), 0.0) - time.time())
-        self.retry_after = max(1.0, min(self.reset_after, _LONGEST_WAIT))
+        self.retry_after = max(1.0, min(self.reset_after, _MAX_WAIT))
 
     def __str__(self) -> str:
         return f"{self.message} ({self.code}): wait {self.retry_after:.0f} s"
@@ -133,7 +133,7 @@ class _Response(JsonResponse):  # type: ignore[misc]
         return bool(HTTPStatus.OK <= self.status < HTTPStatus.MULTIPLE_CHOICES)
 
     def parse_error(self) -> Any:
-        """Raise what the reply tells; Libcloud would raise an error of its own with what is returned here."""
+        """Raise the error in the reply; Libcloud would raise its own error with whatever is returned here."""
         error = self._error()
         code, message = str(error["code"]), str(error["message"])
         if code == "unauthorized" or self.status == HTTPStatus.UNAUTHORIZED:
@@ -147,13 +147,13 @@ class _Response(JsonResponse):  # type: ignore[misc]
             error = json.loads(self.body)["error"]
             return {"details": None, **error, "code": error["code"], "message": error["message"]}
         except (ValueError, KeyError, TypeError):
-            # A proxy on the way answered, with a page of its own.
+            # A proxy in between answered, with a page of its own.
             start = re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", self.body)).strip()[:200]
             return {"code": f"http_{self.status}", "message": f"HTTP {self.status} {self.error}: {start}"}
 
 
 class _Connection(ConnectionKey):  # type: ignore[misc]
-    """HTTPS with the token as bearer."""
+    """HTTPS with a bearer token."""
 
     host = "api.hetzner.cloud"
     responseCls = _Response  # noqa: N815  # Libcloud's name
@@ -168,7 +168,7 @@ class HetznerNodeDriver(NodeDriver):  # type: ignore[misc]
     Parameters
     ----------
     key
-        The project's API token, with leave to read and write.
+        The project's API token, with read and write permission.
     url
         Where the API is.
     timeout
@@ -188,7 +188,7 @@ class HetznerNodeDriver(NodeDriver):  # type: ignore[misc]
         "running": NodeState.RUNNING,
         "stopping": NodeState.STOPPING,
         "off": NodeState.STOPPED,
-        "deleting": NodeState.STOPPING,  # it is still there, and still billed
+        "deleting": NodeState.STOPPING,  # it still exists, and is still billed
         "migrating": NodeState.MIGRATING,
         "rebuilding": NodeState.RECONFIGURING,
         "unknown": NodeState.UNKNOWN,
@@ -206,12 +206,12 @@ class HetznerNodeDriver(NodeDriver):  # type: ignore[misc]
     # Servers
 
     def list_nodes(self, ex_label_selector: str | None = None, ex_name: str | None = None) -> list[Node]:
-        """Servers in any state, all or those that a selector such as "app=web,!old" chooses."""
+        """List servers in any state, all or those that match a selector such as "app=web,!old"."""
         found = self._all("/servers", "servers", label_selector=ex_label_selector, name=ex_name)
         return [self._to_node(server) for server in found]
 
     def ex_get_node(self, node_id: str) -> Node:
-        """One server; `HetznerError` with the code "not_found" if there is none."""
+        """Return one server; `HetznerError` with the code "not_found" if there is none."""
         return self._to_node(self._call("GET", f"/servers/{node_id}")["server"])
 
     def create_node(
@@ -232,29 +232,29 @@ class HetznerNodeDriver(NodeDriver):  # type: ignore[misc]
     ) -> Node:
         """Order a server; it exists at once and starts in the background (``extra["actions"]``).
 
-        Without any key the API makes a root password, mails it to the owner and returns it
-        (``extra["root_password"]``): where user data bring the keys, an account key spares that.
+        Without any key the API sets a root password, mails it to the owner and returns it
+        (``extra["root_password"]``); a key of the project avoids that, even if user data already contains the keys.
 
         Parameters
         ----------
         name
             A host name, unique in the project.
         size, image, location
-            Objects of this driver, or names. An image's name means the one for the size's architecture. With no
+            Objects of this driver, or names. An image's name means the one for the size's architecture. Without a
             location the API chooses.
         auth
             A `NodeAuthSSHKey`, which must be in the project already (`import_key_pair_from_string`).
         ex_user_data
-            For cloud-init, 32 KiB at most.
+            For cloud-init, at most 32 KiB.
         ex_ssh_keys
-            Keys of the project that root gets: key pairs, names or ids.
+            Keys of the project for root: key pairs, names or ids.
         ex_firewalls
-            Ids, in force from the first packet on.
+            Ids; they apply from the first packet on.
         """
         if ex_user_data is not None and len(ex_user_data.encode()) > USER_DATA_LIMIT:
             raise ValueError(
                 f"user data of {len(ex_user_data.encode())} bytes for server {name}: "
-                f"Hetzner takes {USER_DATA_LIMIT} at most, so let them fetch the rest"
+                f"Hetzner takes at most {USER_DATA_LIMIT}, so let the server fetch the rest"
             )
         order: dict[str, Any] = {
             "name": name,
@@ -275,17 +275,17 @@ class HetznerNodeDriver(NodeDriver):  # type: ignore[misc]
         return node
 
     def destroy_node(self, node: Node | str) -> bool:
-        """Delete a server; its primary addresses go with it. "locked" while it is being created: try again."""
+        """Delete a server with its primary addresses. Fails as "locked" while it is being created: retry."""
         self._call("DELETE", f"/servers/{getattr(node, 'id', node)}")
         return True
 
-    # What can be ordered
+    # Types, images, locations
 
     def list_sizes(self, location: NodeLocation | str | None = None) -> list[NodeSize]:
-        """Server types, with the price there, or without a location the lowest anywhere.
+        """List server types, with the price in the location, or the lowest anywhere without one.
 
-        Those that can't be ordered any more in the location are left out; ``extra["locations"]`` tells of each location
-        whether it has some to give at the moment.
+        Those that can no longer be ordered in the location are left out; ``extra["locations"]`` says of each location
+        whether the type is available there at the moment.
         """
         place = getattr(location, "id", location)
         sizes = [self._to_size(kind, place) for kind in self._all("/server_types", "server_types")]
@@ -300,7 +300,7 @@ class HetznerNodeDriver(NodeDriver):  # type: ignore[misc]
         ex_name: str | None = None,
         ex_label_selector: str | None = None,
     ) -> list[NodeImage]:
-        """Images, the same in all locations. `ex_type`: "system", "snapshot", "backup", "app" or None for all."""
+        """List images, the same in all locations. `ex_type`: "system", "snapshot", "backup", "app" or None for all."""
         found = self._all(
             "/images",
             "images",
@@ -312,11 +312,11 @@ class HetznerNodeDriver(NodeDriver):  # type: ignore[misc]
         return [self._to_image(image) for image in found]
 
     def get_image(self, image_id: str) -> NodeImage:
-        """One image by its id."""
+        """Return one image by its id."""
         return self._to_image(self._call("GET", f"/images/{image_id}")["image"])
 
     def list_locations(self) -> list[NodeLocation]:
-        """Where servers can be."""
+        """List the locations of servers."""
         return [
             NodeLocation(
                 id=place["name"],
@@ -329,18 +329,18 @@ class HetznerNodeDriver(NodeDriver):  # type: ignore[misc]
         ]
 
     def ex_get_currency(self) -> str:
-        """What all prices are in, such as "EUR"."""
+        """Return the currency of all prices, such as "EUR"."""
         return str(self._call("GET", "/pricing")["pricing"]["currency"])
 
     # Keys
 
     def list_key_pairs(self, ex_label_selector: str | None = None) -> list[KeyPair]:
-        """Public keys of the project."""
+        """List public keys of the project."""
         found = self._all("/ssh_keys", "ssh_keys", label_selector=ex_label_selector)
         return [self._to_key_pair(key) for key in found]
 
     def get_key_pair(self, name: str) -> KeyPair:
-        """One key by its name."""
+        """Return one key by its name."""
         for key in self._all("/ssh_keys", "ssh_keys", name=name):
             return self._to_key_pair(key)
         raise KeyPairDoesNotExistError(name, self)
@@ -348,27 +348,27 @@ class HetznerNodeDriver(NodeDriver):  # type: ignore[misc]
     def import_key_pair_from_string(
         self, name: str, key_material: str, ex_labels: Mapping[str, str] | None = None
     ) -> KeyPair:
-        """Add a public key; "uniqueness_error" if its name or the key itself is there already."""
+        """Add a public key; "uniqueness_error" if its name or the key itself already exists."""
         order = {"name": name, "public_key": key_material, "labels": dict(ex_labels or {})}
         return self._to_key_pair(self._call("POST", "/ssh_keys", order)["ssh_key"])
 
     def delete_key_pair(self, key_pair: KeyPair) -> bool:
-        """Remove a key; servers that have it keep it."""
+        """Delete a key; servers that have it keep it."""
         self._call("DELETE", f"/ssh_keys/{key_pair.extra['id']}")
         return True
 
     # Firewalls
 
     def ex_list_firewalls(self, label_selector: str | None = None) -> list[dict[str, Any]]:
-        """Firewalls as the API describes them ("id", "name", "labels", "rules", "applied_to")."""
+        """List firewalls as the API describes them ("id", "name", "labels", "rules", "applied_to")."""
         return list(self._all("/firewalls", "firewalls", label_selector=label_selector))
 
     def ex_create_firewall(
         self, name: str, *, sources: Sequence[str], labels: Mapping[str, str] | None = None, port: str = "22"
     ) -> dict[str, Any]:
-        """Make a firewall that lets in TCP to one port from some networks, such as "192.0.2.7/32", and nothing else.
+        """Create a firewall that allows only TCP to one port from some networks, such as "192.0.2.7/32".
 
-        What servers send, and the replies to it, are not hindered.
+        Outgoing traffic, and replies to it, are not restricted.
         """
         rule = {"direction": "in", "protocol": "tcp", "port": port, "source_ips": list(sources)}
         order = {"name": name, "labels": dict(labels or {}), "rules": [rule]}
@@ -383,11 +383,11 @@ class HetznerNodeDriver(NodeDriver):  # type: ignore[misc]
     # Actions
 
     def ex_get_actions(self, ids: Sequence[int]) -> list[dict[str, Any]]:
-        """What became of actions: "status" (running, success, error), "progress", "error" and more."""
+        """Return the state of actions: "status" (running, success, error), "progress", "error" and more."""
         return list(self._all("/actions", "actions", id=list(ids))) if ids else []
 
     def ex_wait_for_actions(self, ids: Iterable[int], *, timeout: float = 120.0, interval: float = 1.0) -> None:
-        """Return when all have succeeded.
+        """Wait until all actions have succeeded.
 
         Raises
         ------
@@ -413,7 +413,7 @@ class HetznerNodeDriver(NodeDriver):  # type: ignore[misc]
                 raise TimeoutError(f"not done within {timeout:g} s: {commands}")
             time.sleep(interval)
 
-    # How it is said
+    # Calls
 
     def _call(self, method: str, path: str, body: Mapping[str, Any] | None = None, **params: Any) -> dict[str, Any]:
         chosen = {k: v for k, v in params.items() if v is not None}
@@ -422,11 +422,11 @@ class HetznerNodeDriver(NodeDriver):  # type: ignore[misc]
         if method == "DELETE" and not answer:
             return {}  # 204
         if not isinstance(answer, dict):
-            raise MalformedResponseError(f"{method} {path} gave no JSON object", body=answer, driver=self)
+            raise MalformedResponseError(f"{method} {path} returned no JSON object", body=answer, driver=self)
         return answer
 
     def _all(self, path: str, key: str, **params: Any) -> Iterator[dict[str, Any]]:
-        """All pages of a list."""
+        """Fetch all pages of a list."""
         page: int | None = 1
         while page is not None:
             answer = self._call("GET", path, page=page, per_page=_PER_PAGE, **params)
@@ -434,7 +434,7 @@ class HetznerNodeDriver(NodeDriver):  # type: ignore[misc]
             page = answer["meta"]["pagination"]["next_page"]
 
     def _ids_of(self, auth: Any) -> list[int]:
-        """The project's key that `auth` is; the API takes no key that it does not know."""
+        """Find the project's key for `auth`; the API accepts only keys that it knows."""
         if auth is None:
             return []
         wanted = auth.pubkey.split()[:_KEY_BODY]
@@ -448,14 +448,14 @@ class HetznerNodeDriver(NodeDriver):  # type: ignore[misc]
         found: str | int = key.extra["id"] if isinstance(key, KeyPair) else key
         return found
 
-    # What it is called
+    # Conversions
 
     def _to_node(self, server: Mapping[str, Any]) -> Node:
         net = server["public_net"]
         kept = ("status", "labels", "locked", "created", "private_net", "primary_disk_size")
         extra = {word: server.get(word) for word in kept}
         extra["server_type"] = server["server_type"]["name"]
-        # Newer replies tell the location itself, older ones the data center in it.
+        # Newer replies have the location itself, older ones the data center.
         place = server.get("location") or (server.get("datacenter") or {}).get("location") or {}
         extra["location"] = place.get("name")
         extra["ipv6"] = net["ipv6"]["ip"] if net.get("ipv6") else None
@@ -509,7 +509,7 @@ class HetznerNodeDriver(NodeDriver):  # type: ignore[misc]
         kept = ("type", "status", "description", "os_flavor", "os_version", "architecture", "disk_size", "deprecation")
         return NodeImage(
             id=str(image["id"]),
-            name=image["name"] or image["description"],  # only images of the house have names
+            name=image["name"] or image["description"],  # only system images have names
             driver=self,
             extra={word: image.get(word) for word in (*kept, "labels")},
         )
@@ -526,7 +526,7 @@ class HetznerNodeDriver(NodeDriver):  # type: ignore[misc]
 
 def _open_locations(kind: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Locations in which a server type can be ordered -> {"available", "recommended", "deprecation"}."""
-    if "locations" not in kind:  # older replies know deprecation only as a whole
+    if "locations" not in kind:  # older replies have one deprecation for all locations
         places = [{"name": price["location"], "deprecation": kind.get("deprecation")} for price in kind["prices"]]
     else:
         places = kind["locations"]
@@ -545,7 +545,7 @@ def _open_locations(kind: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _field_messages(details: Any) -> str:
-    """What is wrong with which field, as far as the details tell."""
+    """Say what is wrong with which field, as far as the details show it."""
     fields = details.get("fields") if isinstance(details, dict) else None
     texts = [f"{field['name']}: {' '.join(field.get('messages') or [])}".rstrip(": ") for field in fields or []]
     return f" [{'; '.join(texts)}]" if texts else ""

@@ -1,6 +1,6 @@
-"""Hetzner Cloud as a provider: what skyward asks of a cloud, said in the words of `skyward_hetzner.driver`.
+"""Hetzner Cloud as a provider: implements what skyward needs of a cloud with `skyward_hetzner.driver`.
 
-Of skyward it uses what is public for providers: `skyward.providers.base` and `first_boot`, and from `skyward.core` the
+It uses what skyward makes public for providers: `skyward.providers.base` and `first_boot`, and from `skyward.core` the
 values, errors and contracts.
 """
 
@@ -37,7 +37,7 @@ from skyward_hetzner.driver import API, HetznerError, HetznerNodeDriver
 __all__ = ["USD_PER_EUR", "Hetzner"]
 
 USD_PER_EUR = 1.16
-"""Dollars that a euro costs: about the European Central Bank's reference rate of November 2025."""
+"""US dollars per euro: about the European Central Bank's reference rate of November 2025."""
 
 _POOL, _ORDER = "skyward-pool", "skyward-order"  # labels
 _PREFIX = "sky-"
@@ -64,18 +64,18 @@ _ERRORS: dict[str, type[SkywardError]] = {
 class Hetzner(CloudProvider):
     """Servers at Hetzner Cloud.
 
-    A server costs as long as it exists, switched off or not, so it can't end itself: a small process beside the driver
-    deletes it should the driver die. It is reached as root, with the host key that it was sent. Each pool has a
-    firewall that lets SSH in and nothing else, and a key in the project, without which Hetzner would mail the owner a
-    root password for each server; both go with the pool.
+    A server costs money as long as it exists, even when it is off, so it can't terminate itself: a small process next
+    to the driver deletes it if the driver dies. It is reached as root, with the host key that it was sent. Each pool
+    has a firewall that allows only SSH, and a key in the project, without which Hetzner would mail the owner a root
+    password for each server; both are deleted with the pool.
 
     Prices are gross, without the few cents a day for the public IPv4 address.
 
     Parameters
     ----------
     token
-        API token of the project, with leave to read and write. Default: ``HCLOUD_TOKEN``, or the active context of the
-        vendor's command line, ``~/.config/hcloud/cli.toml``.
+        API token of the project, with read and write permission. Default: ``HCLOUD_TOKEN``, or the active context of
+        the vendor's command line, ``~/.config/hcloud/cli.toml``.
     region
         Location such as ``"fsn1"`` or ``"ash"``; None: all.
     architecture
@@ -83,15 +83,15 @@ class Hetzner(CloudProvider):
     image
         Name of a system image with cloud-init, or the id of a snapshot.
     ssh_from
-        Networks from which the servers can be reached.
+        Networks that may reach the servers.
     usd_per_eur
-        By which prices in euros become dollars; the default is of November 2025.
+        Exchange rate for prices in euros; the default is of November 2025.
     url
-        Another address of the API.
+        Address of the API, if not Hetzner's own.
     """
 
     name: ClassVar[str] = "hetzner"
-    # A server's name is its order's, and unique in the project: an order that is placed again finds its own server.
+    # A server has its order's name, unique in the project: an order that is repeated finds its own server.
     traits: ClassVar[frozenset[Trait]] = frozenset({Trait.DESTROYS, Trait.RENTED, Trait.SAFE_CREATE})
     patience: ClassVar[float] = 300.0
     poll: ClassVar[float] = 2.0
@@ -108,17 +108,19 @@ class Hetzner(CloudProvider):
         if self.architecture not in (None, "x86", "arm"):
             raise ConfigError(f"Hetzner architecture={self.architecture!r} is unknown; it is 'x86', 'arm' or None")
         if not self.usd_per_eur > 0:
-            raise ConfigError(f"Hetzner usd_per_eur={self.usd_per_eur!r} is not a rate; give a positive number")
+            raise ConfigError(
+                f"Hetzner usd_per_eur={self.usd_per_eur!r} is not an exchange rate; give a positive number"
+            )
         if isinstance(self.ssh_from, str) or not self.ssh_from:
             raise ConfigError(f"Hetzner ssh_from={self.ssh_from!r} is not a list of networks, such as ['192.0.2.7/32']")
         object.__setattr__(self, "ssh_from", tuple(self.ssh_from))
 
     def make_driver(self) -> HetznerNodeDriver:
-        """A driver with the token that is found."""
+        """Make a driver with the token that is found."""
         return HetznerNodeDriver(_token(self.token), url=self.url or os.environ.get("HCLOUD_ENDPOINT") or API)
 
     def list_offers(self, driver: HetznerNodeDriver, resources: Resources) -> Iterator[Offer]:
-        """What can be had now, where."""
+        """List what is available now, and where."""
         rate = {"USD": 1.0, "EUR": self.usd_per_eur}.get(driver.ex_get_currency())
         sizes = driver.list_sizes()
         known = {place for size in sizes for place in size.extra["prices"]}
@@ -139,7 +141,7 @@ class Hetzner(CloudProvider):
                     )
 
     def create_machines(self, driver: HetznerNodeDriver, order: Order) -> Sequence[Machine]:
-        """One server, or the one that the same order has made before."""
+        """Create one server, or return the one that the same order has created before."""
         offer = order.offer
         assert offer is not None
         labels = {_POOL: order.tag}
@@ -159,22 +161,22 @@ class Hetzner(CloudProvider):
             if error.code != "uniqueness_error":
                 raise
             made = [node for node in driver.list_nodes(_selector(order.tag)) if node.name == order.name]
-            if not made:  # it is so new that it is not shown yet, or the name is somebody else's
-                raise CloudError(f"hetzner: there is a server {order.name} that is not shown: {error}") from error
+            if not made:  # it is too new to be listed yet, or the name is somebody else's
+                raise CloudError(f"hetzner: a server {order.name} exists but is not listed: {error}") from error
             node = made[0]
         return [_machine(node)]
 
     def list_machines(self, driver: HetznerNodeDriver, tag: str | None) -> Sequence[Machine]:
-        """Servers by their labels."""
+        """List servers by their labels."""
         found = [_machine(node) for node in driver.list_nodes(_selector(tag))]
         return [machine for machine in found if machine.tag.startswith(_PREFIX)]
 
     def destroy_machine(self, driver: HetznerNodeDriver, id: MachineId) -> None:
-        """Delete the server; refused for now ("locked") while it is being created or deleted."""
+        """Delete the server; refused as "locked" while it is being created or deleted, and retried."""
         driver.destroy_node(id)
 
     def clear_leftovers(self, driver: HetznerNodeDriver, tag: str) -> None:
-        """The pool's firewall, which is refused for now while a server of it is being deleted, and its key."""
+        """Delete the pool's key, and its firewall, which is refused while one of its servers is being deleted."""
         for firewall in driver.ex_list_firewalls(_selector(tag)):
             with _gone_is_well():
                 driver.ex_delete_firewall(firewall["id"])
@@ -183,23 +185,23 @@ class Hetzner(CloudProvider):
                 driver.delete_key_pair(key)
 
     def map_error(self, error: Exception) -> SkywardError | None:
-        """Hetzner's own errors; their codes are words."""
+        """Map Hetzner's own errors by their codes."""
         if not isinstance(error, HetznerError):
             return None
         text = f"hetzner: {error}"
         if error.code == "token_readonly":
-            text += ". Make a token with leave to read and write"
+            text += ". Create a token with read and write permission"
         kind = _ERRORS.get(str(error.code), CloudError if error.transient else ProvisioningError)
         return kind(text)
 
     def examine(self, driver: HetznerNodeDriver) -> Iterator[Check]:
-        """In what the prices are; limits and permissions the API does not tell."""
+        """Check the currency of prices; the API does not show limits and permissions."""
         currency = driver.ex_get_currency()
         rate = f", counted as {self.usd_per_eur:g} US dollars each" if currency == "EUR" else ""
-        yield Check("prices", currency in ("EUR", "USD"), f"in {currency}{rate}", "prices are taken as unknown")
+        yield Check("prices", currency in ("EUR", "USD"), f"in {currency}{rate}", "prices are treated as unknown")
 
     def _firewall(self, driver: HetznerNodeDriver, order: Order, labels: dict[str, str]) -> int:
-        """The pool's firewall, which its first order makes."""
+        """Return the pool's firewall, which its first order creates."""
         found = driver.ex_list_firewalls(_selector(order.tag))
         if not found:
             try:
@@ -207,14 +209,14 @@ class Hetzner(CloudProvider):
             except HetznerError as error:
                 if error.code != "uniqueness_error":
                     raise
-                found = driver.ex_list_firewalls(_selector(order.tag))  # of another order at the same moment
+                found = driver.ex_list_firewalls(_selector(order.tag))  # created by another order at the same moment
         if not found:
             raise _unshown("firewall", order.tag)
         return int(found[0]["id"])
 
 
 def _key(driver: HetznerNodeDriver, order: Order, labels: dict[str, str]) -> KeyPair:
-    """The pool's key in the project, which its first order makes."""
+    """Return the pool's key in the project, which its first order creates."""
     found = driver.list_key_pairs(_selector(order.tag))
     if not found:
         try:
@@ -229,7 +231,7 @@ def _key(driver: HetznerNodeDriver, order: Order, labels: dict[str, str]) -> Key
 
 
 def _unshown(what: str, name: str) -> CloudError:
-    return CloudError(f"hetzner: the project has a {what} {name}, and does not show it")
+    return CloudError(f"hetzner: the project has a {what} {name}, but does not list it")
 
 
 def _selector(tag: str | None) -> str:
@@ -246,7 +248,7 @@ def _gone_is_well() -> Iterator[None]:
 
 
 def _machine(node: Node) -> Machine:
-    """Ours, from libcloud's."""
+    """Convert libcloud's node to our machine."""
     state = _STATES.get(node.state, MachineState.FAILED)
     if node.state == NodeState.STOPPED and (datetime.now(UTC) - node.created_at).total_seconds() < _GRACE:
         state = MachineState.STARTING
@@ -265,13 +267,13 @@ def _machine(node: Node) -> Machine:
 
 
 def _token(given: str | None) -> str:
-    """The project's token, sought where the vendor's own tools seek it."""
+    """Find the project's token where the vendor's own tools look for it."""
     path = Path(os.environ.get("HCLOUD_CONFIG") or "~/.config/hcloud/cli.toml").expanduser()
     found = given or os.environ.get("HCLOUD_TOKEN") or _saved_token(path)
     if not found:
         raise AuthFailed(
             "hetzner: no credentials: neither Hetzner(token=...), nor HCLOUD_TOKEN in the environment, nor an active "
-            f"context in {path}. A token is made in the console, in a project, under Security > API tokens"
+            f"context in {path}. Create a token in the console, in a project, under Security > API tokens"
         )
     return found
 
