@@ -288,7 +288,7 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
         super().batch_completed(batch_size, duration if seconds is None else seconds + batch_size * _TASK)
 
     def compute_batch_size(self) -> Any:
-        """Return how many tasks go into the next batch: joblib's own answer, which doubles, and twice that while short.
+        """Return how many tasks go into the next batch: joblib's answer, which doubles, and twice that for short ones.
 
         Each step costs a round trip, and twelve of them would be most of the duration of a call with thousands of tiny
         tasks.

@@ -159,7 +159,7 @@ class TaskRunner:
 
     def _expel(self, command: schedule_events.Expel) -> None:
         node = self._nodes[command.node]
-        reason = f"taken out, since {command.failures} tasks in a row failed there; the last: {node.trouble}"
+        reason = f"taken out of service: {command.failures} tasks in a row failed there; the last one: {node.trouble}"
         node.session.abandon(reason, barren=True)
 
     def _start_timer(self, _: schedule_events.StartTimer) -> None:

@@ -125,7 +125,7 @@ def test_a_node_where_nothing_goes_well_is_taken_out(pool: MemoryPool) -> None:
     pool.add(slots=1)
     assert [pool.submit(double, number).result(5) for number in range(12)] == [2 * number for number in range(12)]
     eventually(lambda: pool.ends)
-    assert pool.ends == ["taken out, since 5 tasks in a row failed there; the last: no room"]
+    assert pool.ends == ["taken out of service: 5 tasks in a row failed there; the last one: no room"]
 
 
 def test_a_task_that_no_link_takes_is_an_error_of_that_task_only(pool: MemoryPool) -> None:
