@@ -103,7 +103,7 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
         self.backend_kwargs = backend_kwargs  # joblib before 1.5 does not keep them
         self.parallel: Any = None
         self._given = pool
-        self._call: ParallelCall | None = None
+        self._workers: ParallelCall | None = None  # joblib's own tests look at this name
         self._successor: Any = None
         self.undo: Callable[[], object] | None = None
         self._took = threading.local()
@@ -211,7 +211,7 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
         level = (self.nesting_level or 0) + 1 if usual else None
         try:
             settings = CallSettings.read({**self.backend_kwargs, **backend_kwargs}, pool.dispatcher.named)
-            self._call = ParallelCall(pool, n_jobs, settings, self.inner_max_num_threads, level)
+            self._workers = ParallelCall(pool, n_jobs, settings, self.inner_max_num_threads, level)
             return self.effective_n_jobs(n_jobs)
         except BaseException:
             self.terminate()
@@ -226,7 +226,7 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
 
     def _of_its_own(self, parallel: Any) -> SkywardBackend:
         mine = type(self).__new__(type(self))
-        mine.__dict__.update(vars(self), parallel=parallel, _call=None, _took=threading.local())
+        mine.__dict__.update(vars(self), parallel=parallel, _workers=None, _took=threading.local())
         mine.reset_batch_stats()
         return mine
 
@@ -238,14 +238,14 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
 
     def start_call(self) -> None:
         """Begin a call of the ``Parallel``; called by joblib."""
-        if self._call is not None:
+        if self._workers is not None:
             joblib_private.drop_ready_batches(self.parallel)
-            self._call.start_call(self.parallel)
+            self._workers.start_call(self.parallel)
 
     def stop_call(self) -> None:
         """End the call; called by joblib."""
-        if self._call is not None:
-            self._call.stop_call()
+        if self._workers is not None:
+            self._workers.stop_call()
 
     @contextlib.contextmanager
     def retrieval_context(self) -> Iterator[None]:
@@ -256,9 +256,9 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
     def submit(self, func: Any, callback: _Callback | None = None) -> _Future:
         """Run a batch. Never raises or blocks; the callback is called exactly once unless the call is aborted."""
         try:
-            if self._call is None:
+            if self._workers is None:
                 raise PoolNotActive("this Parallel call has ended")
-            return self._call.submit(func, callback)
+            return self._workers.submit(func, callback)
         except BaseException as error:
             interrupt = not isinstance(error, Exception)
             if interrupt and threading.current_thread() is threading.main_thread():
@@ -300,14 +300,14 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
 
     def abort_everything(self, ensure_ready: bool = True) -> None:
         """Cancel the tasks of this call, running ones included; the pool stays open."""
-        call, self._call = self._call, None
+        call, self._workers = self._workers, None
         if call is not None:
             call.abort()
-            self._call = call.renewed() if ensure_ready else None
+            self._workers = call.renewed() if ensure_ready else None
 
     def terminate(self) -> None:
         """Release the workers of the ``Parallel``; called by joblib. The pool keeps its machines."""
-        call, self._call = self._call, None
+        call, self._workers = self._workers, None
         if call is not None:
             call.close()
         self.reset_batch_stats()
