@@ -241,7 +241,7 @@ def test_a_volume_that_outlived_its_machine_is_removed(cloud):
 
 
 @pytest.mark.slow
-def test_a_spot_machine_that_is_taken_back_is_told_as_such(cloud):
+def test_a_spot_machine_that_is_preempted_is_reported_as_such(cloud):
     it = provider(cloud)
     (made,) = it.create(order(offer_of(it, "t3.micro", spot=True)))
     eventually(lambda: it.machines(TAG)[0].state is MachineState.RUNNING)
@@ -252,7 +252,7 @@ def test_a_spot_machine_that_is_taken_back_is_told_as_such(cloud):
     sweep(it, TAG)
 
 
-def test_a_wrong_clock_is_told_as_such(cloud):
+def test_a_wrong_clock_is_reported_as_such(cloud):
     it = provider(cloud)
     cloud.faults.on("clock_skew", 9, seconds=3600.0)
     with pytest.raises(sky.AuthFailed, match="The clock of this machine is wrong"):
@@ -341,7 +341,7 @@ def test_a_region_that_refuses_keeps_nobody_from_the_others_and_is_named(cloud, 
         it.machines(TAG)
 
 
-def test_who_may_not_see_spot_prices_is_offered_plain_machines_and_told(cloud):
+def test_who_may_not_see_spot_prices_is_offered_on_demand_machines_and_warned(cloud):
     cloud.policy = lambda call: DENIED if call.action == "DescribeSpotPriceHistory" else None
     offers = provider(cloud).offers(Resources(machine="t3.micro"))
     assert {offer.spot for offer in offers} == {False}

@@ -1,4 +1,4 @@
-"""What is asked for and can't be had: one clear error at once, and nothing bought. For every cloud, without hosts."""
+"""What is requested and not available: one clear error at once, and nothing bought. For every cloud, without hosts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What all adapters get from their base: errors in our words, a driver for each thread, retries, no secrets told."""
+"""What all adapters get from their base: mapped errors, a driver for each thread, retries, no recorded secrets."""
 
 from __future__ import annotations
 
@@ -241,7 +241,7 @@ def test_create_is_repeated_after_a_throttle(pauses: list[float]) -> None:
 
 
 def test_all_that_can_be_ended_is() -> None:
-    """One that is unknown counts as ended; the first other error is told at the end."""
+    """One that is unknown counts as ended; the first other error is raised at the end."""
     cloud = Cloud(errors=[BaseHTTPError(404, "gone"), BaseHTTPError(400, "locked"), BaseHTTPError(409, "no"), None])
     with pytest.raises(ProvisioningError, match="locked"):
         cloud.destroy(["a", "b", "c", "d"])
@@ -309,7 +309,7 @@ def test_credentials_that_are_missing_say_so() -> None:
         Cloud(token="none").machines("sky-1")
 
 
-def test_refused_credentials_are_told_in_the_vendors_words() -> None:
+def test_refused_credentials_are_reported_in_the_vendors_words() -> None:
     """Not as libcloud represents them, in quotes."""
     with pytest.raises(AuthFailed, match=r"^cloud: who are you$"):
         Cloud(errors=[InvalidCredsError("who are you")] * 2).machines("sky-1")

@@ -131,7 +131,7 @@ def test_nodes_serve_while_others_are_still_being_bought(rental, lab, index):
         assert cloud.meter.live == []
 
 
-def test_what_is_bought_and_what_it_cost_is_told(rental, lab, index, caplog):
+def test_what_is_bought_and_what_it_cost_is_reported(rental, lab, index, caplog):
     caplog.set_level("INFO", "skyward")
     with rental.cloud(lab) as cloud:
         with sky.Compute(provider=rental.provider(cloud), image=sky.Image(index=index), console=False) as pool:

@@ -191,7 +191,7 @@ def test_it_tries_again_when_the_end_fails(machine: Machine) -> None:
 @pytest.mark.parametrize(
     ("timeout", "limit", "step"), [(0.5, 1, 1), (1.2, 2, 1), (60.0, 60, 6), (600.0, 600, 15), (86400.0, 86400, 15)]
 )
-def test_how_often_it_looks(timeout: float, limit: int, step: int) -> None:
+def test_how_often_it_polls(timeout: float, limit: int, step: int) -> None:
     """A tenth of the time, at most 15 s, so that it ends in time."""
     text = first_boot.watchdog(replace(ORDER, orphan_timeout=timeout), END)
     assert f"-ge {limit} ]" in text
@@ -253,7 +253,7 @@ def test_the_watchdog_outlives_the_script_and_ends_the_machine(machine: Machine)
     assert mode(machine.folder / "usr/local/sbin/skyward-watchdog") == 0o755
 
 
-def test_without_systemd_sshd_is_told_by_a_signal(tmp_path: Path) -> None:
+def test_without_systemd_sshd_reloads_by_a_signal(tmp_path: Path) -> None:
     machine = Machine(tmp_path, systemd=False)
     sshd = subprocess.Popen(
         ["sh", "-c", f"trap 'echo hup >{machine.restarted}; exit' HUP; echo up; while :; do sleep 0.05; done"],
@@ -280,7 +280,7 @@ def config(end: str | None = END, user: str | None = None) -> dict[str, object]:
     return dict(json.loads(body))
 
 
-def test_cloud_init_is_told_of_our_key_only() -> None:
+def test_cloud_init_gets_our_key_only() -> None:
     said = config()
     assert said["ssh_keys"] == {"ed25519_private": HOST.private, "ed25519_public": HOST.public}
     assert (said["ssh_deletekeys"], said["ssh_pwauth"]) == (True, False)

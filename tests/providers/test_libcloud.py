@@ -215,7 +215,7 @@ def test_an_option_that_the_driver_does_not_take():
 
 
 def test_it_is_called_as_the_command_line_takes_it():
-    """Each cloud is one of its own to the ledger and in what is told."""
+    """Each cloud is one of its own in the ledger and in messages."""
     it = Libcloud("digitalocean", location="fra1")
     assert it.name == "libcloud:digitalocean"
     again = registry.provider(it.name, it.settings())

@@ -86,7 +86,7 @@ def test_fewer_hosts_than_asked_and_none_left():
         ssh.create(order(1))
 
 
-def test_hosts_given_back_come_last():
+def test_released_hosts_come_last():
     ssh = SSH(["a", "b", "c"])
     first, second = ssh.create(order(2, "one"))
     assert names(ssh.machines("one")) == ["a", "b"]

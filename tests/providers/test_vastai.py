@@ -299,7 +299,7 @@ def test_an_order_that_fails(
     cloud.faults.clear()
     made = len(cloud.meter.ever("instance"))
     assert made == (fault in {"half_made", "lost_reply"})
-    assert len(sweep(provider, TAG)) == (fault == "lost_reply"), "what a refusal left is given back at once"
+    assert len(sweep(provider, TAG)) == (fault == "lost_reply"), "what a refusal left is destroyed at once"
     assert cloud.meter.live == []
 
 
@@ -328,8 +328,8 @@ def test_a_bid_that_is_too_low(cloud: Market, provider: VastAI) -> None:
     assert cloud.meter.live == []
 
 
-def test_a_leftover_that_cannot_be_given_back_at_once(cloud: Market, provider: VastAI) -> None:
-    """Core is told that something may exist, and finds it."""
+def test_a_leftover_that_cannot_be_destroyed_at_once(cloud: Market, provider: VastAI) -> None:
+    """Core learns that something may exist, and finds it."""
     order = order_of(provider, accelerator="H100:8")
     cloud.app.before_request_funcs[None].append(_refuse_deletes(cloud))
     cloud.faults.on("half_made")
@@ -379,7 +379,7 @@ def test_a_new_instance_that_is_not_listed_yet(cloud: Market, provider: VastAI) 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", ["never_boots", "fails_to_start"])
 def test_a_pool_whose_machines_never_come_up(cloud: Market, index: str, fault: str) -> None:
-    """They are given up after a while, the error says so, and all are given back."""
+    """They are given up after a while, the error says so, and all are terminated."""
 
     class Hasty(Quick):
         patience: ClassVar[float] = 1.0
@@ -431,7 +431,7 @@ def test_credentials_are_found_where_the_vendors_tools_keep_them(
         {"url": "console.vast.ai"},
     ],
 )
-def test_wrong_settings_are_told_at_once(options: dict[str, Any]) -> None:
+def test_wrong_settings_are_reported_at_once(options: dict[str, Any]) -> None:
     (name,) = options
     with pytest.raises(sky.ConfigError, match=f"VastAI {name}="):
         VastAI(**options)
@@ -585,7 +585,7 @@ def test_a_stranger_at_the_machines_address_is_refused(house: Market, index: str
 
 @pytest.mark.lab
 @pytest.mark.slow
-def test_a_machine_that_never_answers_is_given_back(house: Market, index: str) -> None:
+def test_a_machine_that_never_answers_is_terminated(house: Market, index: str) -> None:
     house.faults.on("never_answers", math.inf)
     provider = provider_of(house, Impatient)
     with pytest.raises(sky.HostUnreachable), pool_on(provider, index, nodes=1):
@@ -652,7 +652,7 @@ def test_nodes_whose_driver_and_reaper_died_destroy_themselves(
 
 @pytest.mark.lab
 @pytest.mark.slow
-def test_the_reaper_gives_back_what_a_dead_driver_had(house: Market, driver: subprocess.Popen[str]) -> None:
+def test_the_reaper_terminates_what_a_dead_driver_had(house: Market, driver: subprocess.Popen[str]) -> None:
     driver.send_signal(signal.SIGKILL)
     driver.wait()
     eventually(lambda: house.meter.live == [], 40, "the reaper to destroy them")

@@ -35,7 +35,7 @@ def of(commands, kind):
     return [command for command in commands if isinstance(command, kind)]
 
 
-def test_hosts_are_begun_at_once_and_forgotten_when_given_back() -> None:
+def test_hosts_are_begun_at_once_and_forgotten_when_released() -> None:
     it = fleet(2, (HOSTS,), [(0, None)])
     (create,) = it.handle(f.Tick(), 0.0)
     assert create == f.Create("sky-1-1", f.Candidate(0, None), 2)
@@ -51,7 +51,7 @@ def test_hosts_are_begun_at_once_and_forgotten_when_given_back() -> None:
     assert it.done
 
 
-def test_a_rented_machine_is_looked_at_until_it_has_an_address_and_until_it_is_gone() -> None:
+def test_a_rented_machine_is_polled_until_it_has_an_address_and_until_it_is_gone() -> None:
     it = fleet()
     it.handle(f.Tick(), 0.0)
     assert it.handle(f.Made("sky-1-1", [machine(state=MachineState.STARTING, endpoint=None)]), 1.0) == [f.Poll(0)]
@@ -90,7 +90,7 @@ def test_machines_that_are_no_nodes_are_counted() -> None:
     assert (hosts.count, hosts.waiting) == (2, (0, 0, 0))
 
 
-def test_the_next_offer_is_tried_and_each_refusal_told() -> None:
+def test_the_next_offer_is_tried_and_each_refusal_reported() -> None:
     it = fleet(offers=[(0, SPOT), (0, SMALL), (0, LARGE)])
     it.handle(f.Tick(), 0.0)
     told, create = it.handle(f.Refused("sky-1-1", NoCapacity("cloud: none left")), 1.0)
@@ -103,7 +103,7 @@ def test_the_next_offer_is_tried_and_each_refusal_told() -> None:
 
 
 def test_a_refusal_is_remembered_until_an_order_placed_after_it_brings_a_machine() -> None:
-    """Replies come in any order, and what a machine that came meanwhile says nothing about is still to be told."""
+    """Replies come in any order, and a refusal that a later machine does not explain is still reported."""
     it = fleet(2)
     it.handle(f.Tick(), 0.0)
     it.handle(f.Refused("sky-1-2", NoCapacity("none left")), 1.0)
@@ -144,7 +144,7 @@ def test_what_a_lost_reply_made_is_destroyed_when_it_shows_too_late() -> None:
     ]
 
 
-def test_after_a_lost_reply_the_end_waits_until_a_look_can_be_trusted() -> None:
+def test_after_a_lost_reply_the_end_waits_until_a_poll_can_be_trusted() -> None:
     it = fleet()
     it.handle(f.Tick(), 0.0)
     it.handle(f.Refused("sky-1-1", CloudError("connection reset")), 1.0)
@@ -231,7 +231,7 @@ def test_when_replacements_fail_the_others_go_on() -> None:
     assert len(world.serving) == 1
 
 
-def test_a_host_is_given_back_before_it_is_asked_for_again() -> None:
+def test_a_host_is_released_before_it_is_requested_again() -> None:
     it = fleet(2, (HOSTS,), [(0, None)])
     it.handle(f.Tick(), 0.0)
     it.handle(f.Made("sky-1-1", [machine(id) for id in "ab"]), 0.0)
@@ -264,12 +264,12 @@ def test_failures_before_and_after_the_address_are_counted_together() -> None:
     assert of(it.handle(f.Tick(), 602.0), f.Create)
 
 
-def test_machines_on_which_nothing_goes_well_are_not_bought_for_ever() -> None:
+def test_machines_on_which_no_task_succeeds_are_not_bought_for_ever() -> None:
     """They come up each time, and fail all that they are given. A result in between shows that others do not."""
     it = fleet(1, (HOSTS,), [(0, None)])
 
     def turn(number: int, now: float) -> list[f.Command]:
-        """One comes up, is taken out, and given back; what is bought for it."""
+        """One comes up, is removed and terminated; what is bought in its place."""
         it.handle(f.Made(f"sky-1-{number}", [machine(f"m{number}")]), now)
         it.handle(f.CameUp(), now)
         it.handle(f.Lost(0, f"m{number}", barren=True), now)
@@ -287,7 +287,7 @@ def test_machines_on_which_nothing_goes_well_are_not_bought_for_ever() -> None:
     assert not it.count
 
 
-def test_a_source_that_may_not_be_looked_at_is_given_up() -> None:
+def test_a_source_that_may_not_be_polled_is_given_up() -> None:
     """A key that may create but not list: what it makes can never be reached."""
     it = fleet(offers=[(0, SMALL), (0, LARGE)])
     it.handle(f.Tick(), 0.0)
@@ -305,7 +305,7 @@ def test_a_source_that_may_not_be_looked_at_is_given_up() -> None:
     assert of(it.handle(f.Seen(0, []), 20.0), f.Create)
 
 
-def test_the_next_source_is_asked_when_one_may_not_be_looked_at() -> None:
+def test_the_next_source_is_asked_when_one_may_not_be_polled() -> None:
     it = fleet(sources=(RENTED, HOSTS), offers=[(0, SMALL), (1, None)])
     it.handle(f.Tick(), 0.0)
     it.handle(f.Refused("sky-1-1", CloudError("connection reset")), 0.0)
@@ -315,7 +315,7 @@ def test_the_next_source_is_asked_when_one_may_not_be_looked_at() -> None:
     assert of(asked, f.Create) == [f.Create("sky-1-2", f.Candidate(1, None), 1)]
 
 
-def test_a_look_that_fails_is_told_once_and_made_again() -> None:
+def test_a_poll_that_fails_is_reported_once_and_retried() -> None:
     it = fleet()
     it.handle(f.Tick(), 0.0)
     it.handle(f.Made("sky-1-1", [machine(state=MachineState.STARTING, endpoint=None)]), 0.0)
@@ -371,7 +371,7 @@ def test_a_policy_that_does_not_say_what_it_forbids_leaves_what_it_allows(rule, 
 @pytest.mark.parametrize("scope", [Scope.SPOT, Scope.REGION, Scope.TYPE, Scope.ZONE, Scope.SPOT | Scope.REGION])
 @given(offers=st.permutations(KINDS))
 def test_what_is_refused_for_some_excludes_those_and_no_others(scope, offers) -> None:
-    """The first offer is of what is refused; the others of it are not asked for, and each of the rest can be had."""
+    """The first offer is of what is refused; its others are not requested, and each of the rest is available."""
 
     def parts(offer: Offer) -> tuple[object, ...]:
         told = {
@@ -422,7 +422,7 @@ def test_credentials_that_have_ended_end_the_wait_and_what_is_left_is_known() ->
     assert [(name, str(error)) for name, error in it.left().given_up] == [("cloud", "expired")]
 
 
-def test_who_may_not_look_may_end_machines_all_the_same() -> None:
+def test_who_may_not_poll_may_terminate_machines_all_the_same() -> None:
     it = fleet()
     it.handle(f.Tick(), 0.0)
     it.handle(f.Made("sky-1-1", [machine()]), 1.0)
@@ -475,7 +475,7 @@ def test_a_refusal_that_was_none_is_found_at_the_end() -> None:
     assert it.handle(f.Seen(0, [machine("late", order="sky-1-1")]), 11.5) == [f.Destroy(0, ["late"])]
 
 
-def test_an_end_long_after_the_last_order_takes_one_look() -> None:
+def test_an_end_long_after_the_last_order_takes_one_poll() -> None:
     it = fleet()
     it.handle(f.Tick(), 0.0)
     it.handle(f.Refused("sky-1-1", NoCapacity("none")), 1.0)
@@ -663,7 +663,7 @@ def test_whatever_happens_nothing_is_left(sources, shared, wanted, steps) -> Non
 @pytest.mark.parametrize("sources", [(RENTED,), (BATCH,), (RENTED, HOSTS), (BATCH, RENTED)])
 @examples(60)
 @given(wanted=st.integers(1, 4), steps=st.lists(STEPS, max_size=60))
-def test_whenever_credentials_end_the_wait_is_short_and_all_that_is_left_is_told(sources, wanted, steps) -> None:
+def test_whenever_credentials_end_the_wait_is_short_and_all_that_is_left_is_reported(sources, wanted, steps) -> None:
     world = World(wanted, sources)
     live(world, steps)
     world.stop()

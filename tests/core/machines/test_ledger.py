@@ -189,7 +189,7 @@ def test_a_machine_whose_reply_was_lost_is_written_down_when_it_is_found(ledger:
     assert (entry.node, entry.price, entry.made) == ("node-1", 0.72, ordered)
 
 
-def test_what_is_told_twice_is_written_once(ledger: Ledger) -> None:
+def test_what_is_reported_twice_is_written_once(ledger: Ledger) -> None:
     ledger.open_pool("sky-1", [], KEY)
     ledger.intend("p", an_order())
     ledger.made("p", [a_machine()])

@@ -1,4 +1,4 @@
-"""Nodes are got, kept, replaced and given back, whatever happens meanwhile; over agents in memory."""
+"""Nodes are provisioned, kept, replaced and terminated, whatever happens meanwhile; over agents in memory."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_all_that_is_made_is_ended() -> None:
 
 
 def test_an_interrupt_while_machines_are_made_loses_none() -> None:
-    """What `create` returns after the start was given up is given back."""
+    """What `create` returns after the start was given up is terminated."""
     provider = MemoryProvider()
     provider.gate.clear()
     fixture = Fixture(provider, nodes=3)
@@ -155,7 +155,7 @@ def test_the_next_provider_fills_the_rest() -> None:
     assert len(first.ended + second.ended) == 3
 
 
-def test_too_few_machines_is_an_error_at_once_and_the_least_is_enough() -> None:
+def test_too_few_machines_is_an_error_at_once_and_the_minimum_is_enough() -> None:
     """nodes=3 of 2 fails with the provider's words; nodes=(2, 3) begins with 2."""
     fixture = Fixture(MemoryProvider(stock=2), nodes=3)
     with pytest.raises(ProvisioningError, match="out of stock"):
@@ -168,7 +168,7 @@ def test_too_few_machines_is_an_error_at_once_and_the_least_is_enough() -> None:
 
 
 def test_a_machine_that_never_answers_fails_the_start() -> None:
-    """And is given back with the others."""
+    """And is terminated with the others."""
     provider = MemoryProvider()
     provider.dead_on_arrival = 1
     fixture = Fixture(provider, nodes=2)
@@ -200,7 +200,7 @@ def test_a_node_that_is_ready_in_time_stays() -> None:
 def test_a_ledger_that_cant_be_written_does_not_hide_the_blocks_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All is given back by then; it is told, and the reaper and the threads end."""
+    """Everything is terminated by then; that is reported, and the reaper and the threads end."""
     monkeypatch.setenv("SKYWARD_STATE", str(tmp_path / "state"))
     (tmp_path / "cloud").mkdir()
     cloud = FolderCloud(str(tmp_path / "cloud"))
@@ -209,9 +209,9 @@ def test_a_ledger_that_cant_be_written_does_not_hide_the_blocks_result(
     fixture.events.subscribe(lambda event: notes.append(event) if isinstance(event, Note) else None)
     starting = fixture.start()
     eventually(cloud.left, 10)
-    purse = fixture.provisioner._buyer
-    assert purse is not None
-    db = sqlite3.connect(purse.ledger.path)
+    buyer = fixture.provisioner._buyer
+    assert buyer is not None
+    db = sqlite3.connect(buyer.ledger.path)
     db.execute("DROP TABLE pools")
     db.close()
     starting.cancel()
@@ -219,7 +219,7 @@ def test_a_ledger_that_cant_be_written_does_not_hide_the_blocks_result(
     assert cloud.left() == []
     assert "all machines are terminated, but" in notes[-1].text
     assert notes[-1].warning
-    assert purse._reaper.returncode == 0
+    assert buyer._reaper.returncode == 0
 
 
 def test_what_falls_due_while_the_fleet_thinks_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,7 +247,7 @@ def test_what_falls_due_while_the_fleet_thinks_is_done(tmp_path: Path, monkeypat
 
 
 def test_a_lost_node_is_replaced_and_named() -> None:
-    """Its machine is given back, another takes its place, and listeners hear why."""
+    """Its machine is terminated, another takes its place, and listeners hear why."""
     provider = MemoryProvider()
     fixture = Fixture(provider, nodes=2)
     fixture.start().result(10)
@@ -291,7 +291,7 @@ def test_when_the_last_node_is_lost_for_good_tasks_fail() -> None:
     fixture.close()
 
 
-def test_a_node_that_begins_no_task_is_taken_out_said_and_replaced() -> None:
+def test_a_node_that_begins_no_task_is_removed_reported_and_replaced() -> None:
     """And not for ever: each task has its error in the end."""
     provider = MemoryProvider()
     provider.useless = True
@@ -343,7 +343,7 @@ def _lose(fixture: Fixture, provider: MemoryProvider) -> None:
     fixture.io.start(die()).result(5)
 
 
-def test_a_provider_that_raises_anything_does_not_end_the_upkeep() -> None:
+def test_a_provider_that_raises_anything_does_not_end_the_pool() -> None:
     """An error outside of its map, in create and destroy: what waits fails, and start does not hang."""
     provider = MemoryProvider()
     fixture = Fixture(provider, nodes=1)
@@ -376,7 +376,7 @@ def test_a_provider_that_exits_does_not_take_the_loop_along() -> None:
     fixture.close()
 
 
-def test_an_error_in_the_upkeep_is_said_and_nobody_waits_for_nodes() -> None:
+def test_an_unexpected_error_is_reported_and_nobody_waits_for_nodes() -> None:
     """As if the fleet itself failed: here its events are of a kind that nobody knows."""
     provider = MemoryProvider()
     provider.gate.clear()
@@ -425,7 +425,7 @@ def test_closing_does_not_wait_for_the_next_try() -> None:
     assert sorted(provider.ended) == sorted(provider.made)
 
 
-def test_machines_are_given_back_where_no_thread_can_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_machines_are_terminated_where_no_thread_can_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
     """As when the interpreter ends, from Python 3.12 on."""
     provider = MemoryProvider()
     fixture = Fixture(provider, nodes=3)
@@ -534,7 +534,7 @@ def test_packages_that_cant_be_installed_buy_one_machine(ward: Ward) -> None:
     assert ward.left() == []
 
 
-def test_a_machine_that_cant_be_prepared_is_told_before_another_is_bought(ward: Ward) -> None:
+def test_a_machine_that_cant_be_prepared_is_reported_before_another_is_bought(ward: Ward) -> None:
     fixture = Fixture(replace(ward, says="No space left on device"), nodes=1)
     notes = _hear(fixture, Note)
     starting = fixture.start()
@@ -545,7 +545,7 @@ def test_a_machine_that_cant_be_prepared_is_told_before_another_is_bought(ward: 
     assert told.text.endswith("free some space; trying another machine")
 
 
-def test_what_is_bought_and_given_back_is_told(ward: Ward) -> None:
+def test_what_is_bought_and_terminated_is_reported(ward: Ward) -> None:
     """One line for orders that are alike; and how many machines are no nodes, as that changes."""
     fixture = Fixture(ward, nodes=3)
     notes, machines = _hear(fixture, Note), _hear(fixture, Machines)
@@ -562,7 +562,7 @@ def test_what_is_bought_and_given_back_is_told(ward: Ward) -> None:
     assert machines[-1] == Machines()
 
 
-def test_credentials_that_have_ended_end_the_wait_and_what_is_left_is_told(ward: Ward) -> None:
+def test_credentials_that_have_ended_end_the_wait_and_what_is_left_is_reported(ward: Ward) -> None:
     fixture = Fixture(ward, nodes=2)
     notes = _hear(fixture, Note)
     starting = fixture.start()
@@ -570,10 +570,10 @@ def test_credentials_that_have_ended_end_the_wait_and_what_is_left_is_told(ward:
     (Path(ward.folder) / "locked").touch()
     starting.cancel()
     fixture.close()
-    purse = fixture.provisioner._buyer
-    assert purse is not None
-    assert purse._reaper.poll() is None, "it is for what is left"
-    dismiss(purse._reaper)
+    buyer = fixture.provisioner._buyer
+    assert buyer is not None
+    assert buyer._reaper.poll() is None, "it is for what is left"
+    dismiss(buyer._reaper)
     assert notes[-1].warning
     assert notes[-1].text == (
         "could not terminate m-tag-1 at folder, m-tag-2 at folder; it may still cost about $0.24/h. "
@@ -581,4 +581,4 @@ def test_credentials_that_have_ended_end_the_wait_and_what_is_left_is_told(ward:
         "With credentials that may terminate it, run: skyward down tag. "
         "A background process also keeps trying once this program has ended"
     )
-    assert [entry.ended for entry in purse.ledger.machines("tag")] == [None, None]
+    assert [entry.ended for entry in buyer.ledger.machines("tag")] == [None, None]

@@ -1,4 +1,4 @@
-"""When a driver dies, however, a process that outlives it gives back what it bought; after an orderly end it does not.
+"""When a driver dies, however, a process that outlives it terminates what it bought; after an orderly end it does not.
 
 The drivers are real processes, the provider's machines are files.
 """

@@ -113,7 +113,7 @@ class _Lingering(FolderCloud):
         return super().machines(tag)
 
 
-def test_a_machine_that_lingers_is_not_ended_at_each_look(tmp_path: Path) -> None:
+def test_a_machine_that_lingers_is_not_terminated_at_each_poll(tmp_path: Path) -> None:
     """Clouds take a minute to end a machine, and count calls."""
     cloud = _Lingering(str(tmp_path))
     object.__setattr__(cloud, "calls", [])
@@ -133,7 +133,7 @@ class _Forgetful(FolderCloud):
         return [] if self.looks == 1 else super().machines(tag)
 
 
-def test_one_look_that_shows_nothing_is_not_believed(tmp_path: Path) -> None:
+def test_one_poll_that_shows_nothing_is_not_believed(tmp_path: Path) -> None:
     """One server of an API may not know what the others do."""
     cloud = _Forgetful(str(tmp_path))
     object.__setattr__(cloud, "looks", 0)
@@ -142,7 +142,7 @@ def test_one_look_that_shows_nothing_is_not_believed(tmp_path: Path) -> None:
     assert cloud.left() == []
 
 
-def test_the_ledger_is_told_at_once(cloud: FolderCloud, tmp_path: Path) -> None:
+def test_the_ledger_is_updated_at_once(cloud: FolderCloud, tmp_path: Path) -> None:
     """Also if it does not come to its end."""
     ledger = Ledger(tmp_path / "state")
     ledger.made(cloud.name, cloud.create(order("a")))

@@ -251,7 +251,7 @@ def test_key_as_auth_is_imported_once(cloud, driver):
     assert [order["ssh_key_ids"] for order in sent(cloud, "POST", "/instances")] == [[pair.extra["id"]]] * 2
 
 
-# What can be had
+# Instance types, images, locations
 
 
 def test_sizes(driver):
@@ -264,7 +264,7 @@ def test_sizes(driver):
 
 
 @pytest.mark.parametrize(("told", "price"), [("1.5", 1.5), (2, 2.0), ("0", None), (None, None), ("soon", None)])
-def test_a_price_that_is_not_told_is_none(told, price):
+def test_a_price_that_is_absent_is_none(told, price):
     assert verda._price(told) == price
 
 
