@@ -139,7 +139,7 @@ def test_a_node_that_is_ready_again_counts_once() -> None:
     assert tally((0, NodeReady("a", 2)), (1, NodeReady("a", 2))).slots == 2
 
 
-def test_giving_a_node_back_is_no_loss() -> None:
+def test_a_released_node_is_not_lost() -> None:
     counted = tally((0, NodeReady("a", 2)), (1, NodeGone("a", None)))
     assert (counted.lost, counted.slots, counted.nodes) == (0, 0, {})
 
@@ -175,7 +175,7 @@ def test_while_starting_the_line_says_what_nodes_do() -> None:
     assert live_text(counted, 0, 5) == "skyward ssh: nodes 2/3 | installing packages | 5 s"
 
 
-def test_machines_that_are_no_nodes_are_told() -> None:
+def test_machines_that_are_not_nodes_yet_are_counted() -> None:
     """While they are bought and boot, and at the end while they are given back."""
     counted = tally((0, PoolStarted("p", "aws", 3, 2)), (0, Machines(ordered=1, booting=2)))
     assert live_text(counted, 0, 19) == "skyward aws: nodes 0/3 | 1 ordered | 2 booting | 19 s"

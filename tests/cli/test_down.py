@@ -51,7 +51,7 @@ def test_all(run: Run, pools: Pools, ledger: Ledger) -> None:
     assert (again.exit_code, again.stdout) == (0, f"nothing is left at {where}\n")
 
 
-def test_where_nobody_can_be_asked_nothing_is_said_to_be_left(run: Run) -> None:
+def test_without_a_provider_to_query_there_is_no_claim_that_nothing_is_left(run: Run) -> None:
     with pytest.raises(ConfigError, match="no provider has credentials here; run `skyward doctor`"):
         raise run("down", "--all").exception
 
@@ -144,7 +144,7 @@ def test_a_pool_is_ended_at_all_places_where_it_shows(run: Run, pools: Pools, tm
     assert pools.cloud.left() == other.left() == []
 
 
-def test_what_can_t_be_ended_is_told_and_stays_in_the_ledger(run: Run, pools: Pools, ledger: Ledger) -> None:
+def test_what_cant_be_terminated_is_reported_and_stays_in_the_ledger(run: Run, pools: Pools, ledger: Ledger) -> None:
     pools.open("sky-1")
     (Path(pools.cloud.folder) / "sticky").touch()
     result = run("down", "sky-1", "--timeout", "1")

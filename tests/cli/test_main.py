@@ -94,7 +94,7 @@ def test_ctrl_c_ends_it_while_a_provider_does_not_answer(name: str, cloud: Folde
 
 
 @pytest.mark.slow
-def test_a_disk_that_is_full_is_told_in_one_line() -> None:
+def test_a_full_disk_is_reported_in_one_line() -> None:
     for arguments in (["offers", "--json"], ["offers"], ["doctor"]):
         with Path("/dev/full").open("w") as full:
             done = subprocess.run(

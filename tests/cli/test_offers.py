@@ -93,7 +93,7 @@ def test_a_table_for_people(run: Run, one: str) -> None:
     assert lines[4].split()[-1] == "?"
 
 
-def test_what_a_limit_hides_is_told(run: Run, one: str) -> None:
+def test_what_a_limit_hides_is_reported(run: Run, one: str) -> None:
     result = run("offers", "-p", one, "--limit", "1")
     assert len(result.stdout.splitlines()) == 2
     assert result.stderr == "skyward: 3 more; use --limit 0 to show all\n"
@@ -137,7 +137,7 @@ def test_what_nobody_offers_is_an_error_with_the_nearest(run: Run, one: str, arg
     "arguments",
     [["--vcpus", "0"], ["--memory", "lots"], ["--gpu", "A100:x"], ["--max-price", "-1"], ["--max-price", "nan"]],
 )
-def test_wrong_values_are_told_before_anybody_is_asked(run: Run, one: str, arguments: list[str]) -> None:
+def test_wrong_values_are_reported_before_any_query(run: Run, one: str, arguments: list[str]) -> None:
     result = run("offers", "-p", one, *arguments)
     assert result.exit_code == 2
     assert "Error: Invalid value: " in result.stderr
@@ -225,7 +225,7 @@ def test_as_a_process(
 
 
 @pytest.mark.slow
-def test_refused_credentials_are_told_in_one_line(
+def test_rejected_credentials_are_reported_in_one_line(
     verda: Verda, command: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
     done = command("offers", VERDA_CLIENT_SECRET="geheim")

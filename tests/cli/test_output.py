@@ -26,7 +26,7 @@ def test_nothing_that_a_cloud_says_reaches_the_terminal_raw(
     assert not set(said) & set("\x1b\x07\x9b")
 
 
-def test_json_holds_what_was_said(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_keeps_its_values(capsys: pytest.CaptureFixture[str]) -> None:
     output.as_json({"name": BAD})
     assert json.loads(capsys.readouterr().out) == {"name": BAD}
 

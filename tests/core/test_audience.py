@@ -88,7 +88,7 @@ def test_a_front_end_is_entered_and_left(install: Any) -> None:
         "x = 1",
     ],
 )
-def test_one_that_fails_is_said_and_left_out(install: Any, code: str) -> None:
+def test_one_that_fails_is_reported_and_left_out(install: Any, code: str) -> None:
     install("theirs_wreck", "[skyward.listeners]\ntheirs = theirs_wreck:Listener\n", code)
     events = Events()
     seen = heard(events)

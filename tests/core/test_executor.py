@@ -168,14 +168,14 @@ def test_the_results_before_a_failure_come(pool: sky.Compute) -> None:
 
 
 @pytest.mark.parametrize("chunksize", [-1, 0, 2.5, "many", True, None])
-def test_a_wrong_chunksize_is_told_before_anything_is_sent(pool: sky.Compute, chunksize: Any) -> None:
+def test_a_wrong_chunksize_is_an_error_before_anything_is_sent(pool: sky.Compute, chunksize: Any) -> None:
     """As a ValueError, which is what the standard library raises."""
     with pytest.raises(ValueError, match=f"chunksize={chunksize!r}"):
         pool.map(abs, iter(lambda: pytest.fail("was read"), None), chunksize=chunksize)
 
 
 @pytest.mark.parametrize("timeout", ["soon", True, float("nan")])
-def test_a_wrong_timeout_is_told(pool: sky.Compute, timeout: Any) -> None:
+def test_a_wrong_timeout_is_an_error(pool: sky.Compute, timeout: Any) -> None:
     with pytest.raises(sky.ConfigError, match=f"timeout={timeout!r} is not a number of seconds"):
         pool.map(abs, [1], timeout=timeout)
 
@@ -342,7 +342,7 @@ def test_cancel_stops_a_call_that_runs(pool: sky.Compute, tmp_path: Path) -> Non
     assert pool.submit(abs, -1).result(10) == 1
 
 
-def test_shutdown_by_several_at_once(tmp_path: Path) -> None:
+def test_concurrent_shutdowns(tmp_path: Path) -> None:
     """From a callback, from another thread and within the block: all return when the pool has ended."""
     path = str(tmp_path / "end")
     with sky.Compute(console=False) as pool, concurrent.futures.ThreadPoolExecutor(2) as threads:

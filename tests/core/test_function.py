@@ -67,7 +67,7 @@ def test_gathered_calls_run_in_parallel_and_keep_their_order(pool: sky.Compute) 
     assert [future.result() for future in sky.gather(add(1), add(2)) > pool] == [11, 12]
 
 
-def test_a_failure_comes_at_once_and_ends_the_others(pool: sky.Compute) -> None:
+def test_a_failure_is_raised_at_once_and_cancels_the_others(pool: sky.Compute) -> None:
     """The error does not wait for the slowest call, which is stopped."""
     began = time.monotonic()
     with pytest.raises(ValueError, match="no"):
@@ -157,7 +157,7 @@ def test_a_node_names_a_chunk_after_its_function(pool: sky.Compute) -> None:
         list(pool.map(os._exit, [1, 1], chunksize=2))
 
 
-def test_wrong_use_is_told() -> None:
+def test_wrong_use_is_an_error() -> None:
     """No pool, a chained comparison, gather of something else, decorating something else."""
     with pytest.raises(sky.ConfigError, match=r"runs on a sky\.Compute"):
         _ = add(1) >> 5

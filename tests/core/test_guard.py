@@ -7,7 +7,7 @@ import asyncio
 from skyward.core.guard import guarded, watched
 
 
-def test_an_error_of_a_callback_or_a_task_is_told_and_nothing_else_is() -> None:
+def test_only_an_error_of_a_callback_or_a_task_is_reported() -> None:
     told: list[str] = []
 
     def tell(error: Exception) -> None:

@@ -33,7 +33,7 @@ def test_an_interrupt_waits_until_it_is_let_in() -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_where_it_is_let_in_it_comes_at_once() -> None:
+def test_where_it_is_let_in_it_is_raised_at_once() -> None:
     with Interrupts() as interrupts:
         interrupts.let_in()
         with pytest.raises(KeyboardInterrupt):

@@ -39,7 +39,7 @@ def test_a_pool_works_whatever_loop_policy_there_is(tmp_path: Path) -> None:
     assert not done.stderr
 
 
-def test_an_error_that_nobody_awaits_is_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_error_that_nobody_awaits_is_reported(caplog: pytest.LogCaptureFixture) -> None:
     """Of a callback, and of a task whose result nobody looks at; with its traceback in the log."""
     io = IOThread("test-io")
     told: queue.SimpleQueue[Exception] = queue.SimpleQueue()

@@ -252,7 +252,7 @@ def test_a_forgotten_pool_is_closed_when_it_is_collected() -> None:
 
 
 @pytest.mark.slow
-def test_two_pools_at_once_from_two_threads() -> None:
+def test_two_pools_from_two_threads() -> None:
     """Pools do not disturb each other."""
 
     def use(name: str) -> set[str]:

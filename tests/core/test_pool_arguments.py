@@ -41,7 +41,7 @@ import skyward as sky
     ],
     ids=str,
 )
-def test_a_wrong_argument_is_told_at_once(arguments: dict[str, Any], words: list[str]) -> None:
+def test_a_wrong_argument_is_an_error_at_once(arguments: dict[str, Any], words: list[str]) -> None:
     """A ConfigError before anything starts; it is a ValueError too, and says what and where."""
     threads = threading.active_count()
     with pytest.raises(sky.ConfigError) as caught:

@@ -71,7 +71,7 @@ def test_an_unknown_name_lists_the_known() -> None:
 
 
 @pytest.mark.parametrize(("given", "meant"), [("vasti", "vastai"), ("AWS", "aws")])
-def test_a_slip_is_told_what_was_meant(given: str, meant: str) -> None:
+def test_a_typo_gets_a_suggestion(given: str, meant: str) -> None:
     with pytest.raises(PluginNotFound, match=rf"no provider is named '{given}'; did you mean '{meant}'\?"):
         registry.load(registry.PROVIDERS, given)
 

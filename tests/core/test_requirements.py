@@ -42,7 +42,7 @@ def test_what_pip_takes_on_any_host_is_kept_as_it_is(line) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "words"),
     [
         ("-r requirements.txt", "Image(requirements='requirements.txt')"),
         ("--requirement=a/b.txt", "Image(requirements='a/b.txt')"),
@@ -70,10 +70,10 @@ def test_what_pip_takes_on_any_host_is_kept_as_it_is(line) -> None:
     ],
 )
 @pytest.mark.parametrize("name", ["pip", "constraints"])
-def test_what_cant_work_there_is_refused_at_once(name, line, told) -> None:
+def test_what_cant_work_on_nodes_is_an_error_at_once(name, line, words) -> None:
     with pytest.raises(sky.ConfigError) as caught:
         sky.Image(**{name: [line]})
-    assert told in str(caught.value)
+    assert words in str(caught.value)
     assert repr(line) in str(caught.value)
 
 
@@ -129,7 +129,7 @@ def test_the_dependencies_of_a_project_are_read(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "words"),
     [
         ("six\n-e .\n", r"line 2: '-e \.'.*editable"),
         ("-r requirements.txt\n", "includes itself"),
@@ -137,10 +137,10 @@ def test_the_dependencies_of_a_project_are_read(tmp_path) -> None:
         ("-r https://example.test/r.txt\n", "download the file"),
     ],
 )
-def test_a_file_that_cant_be_used_is_said_with_its_line(tmp_path, text, told) -> None:
+def test_the_error_for_an_unusable_file_names_the_line(tmp_path, text, words) -> None:
     file = tmp_path / "requirements.txt"
     file.write_text(text)
-    with pytest.raises(sky.ConfigError, match=told):
+    with pytest.raises(sky.ConfigError, match=words):
         sky.Image(requirements=file)
     with pytest.raises(sky.ConfigError, match="path of a file"):
         sky.Image(requirements=[str(file)])

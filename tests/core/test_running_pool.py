@@ -155,7 +155,7 @@ def test_ctrl_c_hurries_a_program_that_waits_at_its_end(tmp_path: Path, monkeypa
 
 
 @pytest.mark.slow
-def test_ctrl_c_is_answered_while_machines_are_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_is_answered_while_machines_are_released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What it does at the first, and at the second what a third would mean: these machines don't end by themselves."""
     monkeypatch.setenv("SKYWARD_STATE", str(tmp_path / "state"))
     cloud = FolderCloud(str(tmp_path / "cloud"))
@@ -209,7 +209,7 @@ def test_a_fork_of_the_driver_does_not_keep_nodes_alive(tmp_path: Path, monkeypa
         script.communicate(timeout=10)
 
 
-def test_ctrl_c_while_starting_gives_everything_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_while_starting_releases_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An interrupt before the nodes are ready ends as one after."""
     mark = os.getpid() * 1000 + 999
     monkeypatch.setenv("SKY_TEST_MARK", str(mark))

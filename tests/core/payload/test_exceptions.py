@@ -79,7 +79,7 @@ def test_exceptions_keep_type_args_and_attributes(error: BaseException) -> None:
     assert isinstance(back.__cause__, RemoteTraceback)
 
 
-def test_what_can_not_be_carried_is_said() -> None:
+def test_what_cant_be_rebuilt_is_described() -> None:
     """An exception that does not rebuild arrives as TaskFailed with its text, never as another exception here."""
     back = carried(Liar("hello"))
     assert isinstance(back, (TaskFailed, Liar))
