@@ -89,7 +89,7 @@ _STATES = {
 
 # Instance types by address and region, and when they were fetched: a dozen calls with the same reply all day.
 _types: dict[tuple[str | None, str], tuple[float, list[InstanceType]]] = {}
-_types_lock = threading.Lock()
+_types_lock = threading.Lock()  # guards them
 _groups_lock = threading.Lock()  # one security group per pool, though several orders may need it first
 
 

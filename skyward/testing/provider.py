@@ -254,7 +254,7 @@ class RentalConformance(Suite):
         pool, other = pools(), pools()
         offer = self.choose(rental.provider)
         orders = [pool.order(offer), other.order(offer), pool.order(offer)]
-        with ThreadPoolExecutor(len(orders)) as threads:
+        with ThreadPoolExecutor(len(orders), "skyward-suite") as threads:
             made = [machines[0] for machines in threads.map(rental.provider.create, orders)]
         assert [(m.order, m.tag) for m in made] == [(order.name, order.tag) for order in orders]
         assert len({machine.id for machine in made}) == len(made)
@@ -277,7 +277,7 @@ class RentalConformance(Suite):
                 assert set(made.values()) <= {machine.id for machine in provider.all_machines()}
                 assert {(o.machine, o.region, o.spot) for o in provider.offers(Resources())} & kinds
 
-        with ThreadPoolExecutor(8) as threads:
+        with ThreadPoolExecutor(8, "skyward-suite") as threads:
             list(threads.map(query, range(8)))
 
     # --- refusals ---

@@ -169,7 +169,8 @@ def _clean_up(tag: str, folder: Path, providers: Sequence[Rental]) -> None:
         return True
 
     log("the driver has died; terminating what it bought")
-    with ThreadPoolExecutor(max(1, len(providers))) as threads:  # a provider that is down must not hold up the others
+    # A provider that is down must not hold up the others.
+    with ThreadPoolExecutor(max(1, len(providers)), "skyward-reaper") as threads:
         all_clean = all(list(threads.map(clean, providers)))
     if not all_clean:
         return

@@ -27,7 +27,7 @@ class FutureCondition(RLock):  # type: ignore[misc,unused-ignore]  # it is not f
 
     def wait(self, timeout: float | None = None) -> bool:
         """Release the lock and wait for `notify_all`, up to `timeout` seconds; return whether it was called."""
-        sleeper = threading.Lock()
+        sleeper = threading.Lock()  # guards nothing: `notify_all` releases it
         sleeper.acquire()
         if self._sleepers is None:
             self._sleepers = []
