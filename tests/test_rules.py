@@ -157,7 +157,6 @@ def test_classes_have_names_of_their_own() -> None:
 ONLY_NAMES = "only types, tables or names, which the tests of their users read"
 NO_TEST_FILE: dict[str, str] = {
     # Where a module has no test file of its own: the one that covers it, or why none does.
-    "core/machines/buyer.py": "tests/core/machines/test_provision.py",
     "core/machines/fleet_events.py": ONLY_NAMES,
     "core/machines/plan.py": ONLY_NAMES,
     "core/tasks/jobs.py": ONLY_NAMES,
