@@ -355,13 +355,7 @@ class EC2Driver(EC2NodeDriver):
         EC2InUseError
             Instances use it, including some that are not terminated yet; retry when they are.
         """
-        try:
-            self.query("DeleteSecurityGroup", {"GroupId": id})
-        except EC2Error as error:
-            if error.code != "InvalidGroup.NotFound":
-                raise
-            return False
-        return True
+        return self._delete("DeleteSecurityGroup", {"GroupId": id}, "InvalidGroup.NotFound")
 
     def volumes(self, filters: Filters) -> list[str]:
         """List ids of volumes that match, such as ``{"tag:skyward-pool": "p1", "status": "available"}``."""
@@ -376,10 +370,14 @@ class EC2Driver(EC2NodeDriver):
         EC2InUseError
             An instance uses it, perhaps one that is not terminated yet; retry when it is.
         """
+        return self._delete("DeleteVolume", {"VolumeId": id}, "InvalidVolume.NotFound")
+
+    def _delete(self, action: str, parameters: Mapping[str, Any], unknown: str) -> bool:
+        """Delete something; False if AWS answers with the code `unknown`, since it does not exist."""
         try:
-            self.query("DeleteVolume", {"VolumeId": id})
+            self.query(action, parameters)
         except EC2Error as error:
-            if error.code != "InvalidVolume.NotFound":
+            if error.code != unknown:
                 raise
             return False
         return True
