@@ -141,7 +141,7 @@ LAZY: dict[tuple[str, str], str] = {
     ("skyward.worker.forkserver.server", "ctypes"): "only where the kernel call is there",
     ("skyward.worker.process", "multiprocessing.process"): "only a slot needs it, not the agent",
     ("skyward.worker.leaks", "ctypes"): "only where the C library has the call",
-    ("skyward.worker.process", "skyward.worker.forkserver.server"): "only what is forked from the agent needs it",
+    ("skyward.worker.agent", "skyward.worker.forkserver.server"): "only an agent that forks others needs it",
     (
         "skyward.worker.forkserver.launch",
         "skyward.worker.forkserver.server",

@@ -1,10 +1,10 @@
 """The agent: the one process of a node that its owner talks to. It never unpickles or runs a user's code.
 
-Started as `core.launch` says, with a start map on standard input (for further agents on this machine,
-see `process.multiply`), it listens on a Unix socket in a folder of its own or on the loopback address, and prints one
-line of JSON that says where. It outlives its owner's connection: results are kept until they are acknowledged, and the
-same session may come back. It ends, with all slots and files, when the owner says Bye, when nobody has come for a
-while, on SIGTERM, or when its lifeline is cut.
+It is started as `core.system.launch` describes, with a start map on standard input (for several agents on one machine,
+see `process.multiply`). It listens on a Unix socket in a folder of its own or on the loopback address, and prints one
+line of JSON with the address. It outlives its owner's connection: results are kept until they are acknowledged, and the
+same session may reconnect. It ends, with all slots and files, when the owner sends Bye, when no owner has been heard
+for a while, on SIGTERM, or when its lifeline is cut.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ import stat
 import sys
 import tempfile
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from mmap import mmap
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import msgpack
 
@@ -59,6 +59,7 @@ from skyward.core.protocol.messages import (
 from skyward.core.protocol.wire import Received, Role, Wire
 from skyward.core.system.socket_paths import socket_path
 from skyward.worker import blob_store, scratch
+from skyward.worker.agent_system import AgentSystem
 from skyward.worker.forkserver.launch import ForkServerProcess, forked
 from skyward.worker.forkserver.liveness import LIMITS
 from skyward.worker.listening_socket import ListeningSocket
@@ -70,13 +71,12 @@ from skyward.worker.wire_socket import WireSocket
 
 __all__ = ["Agent", "Start", "main"]
 
-_SILENCE = 20.0  # seconds; an owner that is connected has a heart beat every two
-_TOUCH = 1.0  # seconds between two marks that the owner was heard
-_GREETING = 10.0  # seconds in which a visitor must prove who it is
-_MAX_CONNECTIONS = 32  # that have not proved it
-_OTHERS = 0.5  # seconds for agents that are our forks and end with us: in a container nobody else may reap them
-_LOG = 1024 * 1024  # bytes of the log file
-_NO_SOCKETS = {errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}  # of a file system without them
+_SILENCE = 20.0  # seconds; a connected owner sends a heartbeat every two
+_TOUCH = 1.0  # seconds between two updates of the file that records when the owner was last heard
+_GREETING = 10.0  # seconds in which a connection must authenticate
+_MAX_CONNECTIONS = 32  # that have not authenticated
+_OTHERS = 0.5  # seconds for forked agents to end along with this one: in a container nobody else may reap them
+_NO_SOCKETS = {errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}  # a file system without sockets
 
 
 @dataclass(frozen=True)
@@ -88,13 +88,13 @@ class Start:
     listen
         ``unix:/path/agent.sock``; ``unix`` for a socket in a new folder of the agent's own; or ``tcp``.
     secret
-        What the owner must know.
+        Shared with the owner, which proves that it knows it.
     lifeline
-        Whether to end when standard input ends; else the agent leaves the session that started it.
+        Whether to end when standard input ends; if not, the agent leaves the session that started it.
     orphan_timeout
         Seconds to wait for an owner.
     scratch
-        Folders that are removed at the end. One that it makes itself is, too.
+        Folders to remove at the end, in addition to one that the agent makes itself.
     limits
         When a fork server counts as hung: see `liveness.Limits`.
     """
@@ -108,39 +108,46 @@ class Start:
 
 
 class _Connection:
-    """A connection; its maker is the owner as soon as it has proved so."""
+    """A connection, which is the owner's once the other end has authenticated."""
 
     def __init__(self, agent: Agent, sock: socket.socket) -> None:
         self.agent = agent
         self.hello: Hello | None = None
-        wire = Wire(Role.WORKER, secret=agent.start.secret, nonce=os.urandom(16))
+        wire = Wire(Role.WORKER, secret=agent.start.secret, nonce=agent.system.random_bytes(16))
         self.link = WireSocket(agent.loop, sock, wire, self.hear, self.gone)
         self.timer = agent.loop.call_later(_GREETING, self.gone, "no greeting")
 
     def hear(self, received: Received) -> None:
-        """One message."""
-        message = received.message
-        if isinstance(message, Hello):
-            self.hello = message
-            self.agent.greet(self, message)
-        elif isinstance(message, Proof) and self.hello is not None:
-            self.timer.cancel()
-            if self.hello.link:
-                self.agent.join(self, self.hello)
-            else:
-                self.agent.adopt(self, self.hello)
-        else:
+        """Handle a message; after the handshake all of them are the agent's."""
+        handler = self._HANDSHAKE.get(type(received.message))
+        if handler is None:
             self.agent.hear(received)
+        else:
+            handler(self, received.message)
+
+    def _greeted(self, hello: Hello) -> None:
+        self.hello = hello
+        self.agent.greet(self, hello)
+
+    def _proved(self, _: Proof) -> None:
+        self.timer.cancel()
+        assert self.hello is not None  # the wire refuses a Proof before a Hello
+        if self.hello.link:
+            self.agent.join(self, self.hello)
+        else:
+            self.agent.adopt(self, self.hello)
+
+    _HANDSHAKE: ClassVar[dict[type[Any], Callable[[_Connection, Any], None]]] = {Hello: _greeted, Proof: _proved}
 
     def gone(self, reason: str) -> None:
-        """The connection has ended, or its maker is not the owner."""
+        """Close the connection: it has ended, or has not authenticated."""
         self.timer.cancel()
         self.link.close()
         self.agent.left(self, reason)
 
 
 class Agent:
-    """Joins owner, slots and store.
+    """Connects the owner with the slots and the blobs of its node.
 
     Parameters
     ----------
@@ -151,9 +158,11 @@ class Agent:
     listener
         The listening socket.
     folder
-        A folder that only we can enter.
+        A folder that only this user can enter.
     server
-        A fork server that waits for its task; None to start one when it is needed.
+        A fork server that waits for its configuration; None to start one when it is needed.
+    system
+        What is used of the machine besides the loop.
     """
 
     def __init__(
@@ -163,15 +172,17 @@ class Agent:
         listener: socket.socket,
         folder: str,
         server: ForkServerProcess | None = None,
+        system: AgentSystem | None = None,
     ) -> None:
         self.loop = loop
         self.start = start
+        self.system = system or AgentSystem()
         self.session: OwnerSession | None = None
         self.slots: SlotPool | None = None
         self.peers: PeerExchange | None = None
         self.stopped: asyncio.Future[str] = loop.create_future()
         self.cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self._fault: str | None = None  # why we ended the owner's last connection, if that was an error
+        self._fault: str | None = None  # the error that ended the owner's last connection, if any
         self._folder = folder
         self._server = server
         self._connections: set[_Connection] = set()
@@ -186,7 +197,7 @@ class Agent:
         return f"<Agent {self._listener!r}, {self.session!r}, {self.slots!r}>"
 
     def stop(self, reason: str) -> None:
-        """End soon; the first reason counts."""
+        """Begin to end; only the first call's reason counts."""
         if not self.stopped.done():
             self.stopped.set_result(reason)
 
@@ -206,16 +217,16 @@ class Agent:
             self._server.kill()
 
     def _unexpected(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """An error came out of a callback or a task. The owner learns of it: what it waits for may have been lost."""
+        """Report an error of a callback or a task to the owner: what it waits for may have been lost."""
         error = context.get("exception")
-        log("".join(traceback.format_exception(error)) if error else context["message"])
-        if not isinstance(error, Exception) or "transport" in context:  # a peer's connection, which ends by that
+        self.system.log("".join(traceback.format_exception(error)) if error else context["message"])
+        if not isinstance(error, Exception) or "transport" in context:  # of a peer's connection, which is closed
             return
         self._fault = self._fault or f"{type(error).__name__}: {error}"
         if self.session is not None and self.session.link is not None:
             self.session.link.fail(ProtocolError(self._fault))
 
-    # --- who comes and goes ---
+    # --- connections ---
 
     def _accept(self, sock: socket.socket) -> None:
         if len(self._connections) >= _MAX_CONNECTIONS:
@@ -227,7 +238,7 @@ class Agent:
             self._connections.add(_Connection(self, sock))
 
     def greet(self, connection: _Connection, hello: Hello) -> None:
-        """Answer a greeting; another session than ours is not served."""
+        """Answer a Hello; an agent serves only one session."""
         if self.session is not None and self.session.name != hello.session:
             raise ProtocolError("this agent serves another session")
         received = self.session.inbox.received if self.session is not None else 0
@@ -235,13 +246,13 @@ class Agent:
         connection.link.wake()
 
     def adopt(self, connection: _Connection, hello: Hello) -> None:
-        """A visitor is the owner: it takes the place of an earlier connection, which may be half dead."""
+        """Make an authenticated connection the owner's, instead of an earlier one, which may be half dead."""
         if self.session is None:
             self.session = OwnerSession(hello.session)
         elif self.session.name != hello.session:
             raise ProtocolError("this agent serves another session")
         self._connections.discard(connection)
-        self._fault = None  # it was in the Welcome
+        self._fault = None  # the Welcome contained it
         if self.session.link is not None:
             self.session.link.close()
             self.session.link = None
@@ -250,31 +261,31 @@ class Agent:
             self.slots.acknowledged(hello.received)
 
     def join(self, connection: _Connection, hello: Hello) -> None:
-        """A visitor is a stripe of the owner's connection: of this very one, not of an earlier or a later."""
+        """Make an authenticated connection a stripe of the owner's current one."""
         link = self.session.link if self.session is not None else None
         if link is None or link.wire.name != hello.link:
-            raise ProtocolError("a stripe of another connection than the present one")
+            raise ProtocolError("a stripe of a connection that is not the current one")
         self._connections.discard(connection)
         connection.link.send(Pong(0.0))
         connection.link.join(link)
 
     def left(self, connection: _Connection, reason: str) -> None:
-        """A connection has ended."""
+        """Forget a connection that has ended."""
         self._connections.discard(connection)
         if self.session is not None and self.session.link is connection.link:
             self.session.link = None
             self._fault = self._fault or connection.link.fault
-            log(f"the owner's connection has ended: {reason}")
+            self.system.log(f"the owner's connection has ended: {reason}")
             self._heard = self.loop.time()
             self._watch()
 
     def _watch(self) -> None:
-        """End when the owner has been silent for too long: gone, or behind a line that only seems to be up."""
+        """End if the owner has been silent for too long: it is gone, or its connection only seems to be up."""
         linked = self.session is not None and self.session.link is not None
         patience = max(self._patience, _SILENCE) if linked else self._patience
         left = self._heard + patience - self.loop.time()
         if left <= 0:
-            self.stop(f"no word of an owner for {patience:g} s")
+            self.stop(f"no owner was heard for {patience:g} s")
         else:
             self._orphan.cancel()
             self._orphan = self.loop.call_later(left, self._watch)
@@ -291,62 +302,89 @@ class Agent:
             "fault": self._fault,
         }
 
-    # --- the owner's words ---
+    # --- messages of the owner ---
 
     def hear(self, received: Received) -> None:
-        """A message from the owner."""
+        """Handle a message of the owner."""
         session, message = self.session, received.message
         self._heard = self.loop.time()
         if self._heard > self._touched + _TOUCH:
             self._touched = self._heard
-            with contextlib.suppress(OSError):  # it is on rented machines only
+            with contextlib.suppress(OSError):  # only rented machines have the file
                 os.utime(HEARD_FILE)
         if session is None:
             raise ProtocolError(f"{type(message).__name__} before the greeting")
-        if isinstance(message, Ping):
-            session.answer(message)
-        elif isinstance(message, Ack):
-            session.outbox.acknowledge(message.received)
-            if self.slots is not None:
-                self.slots.acknowledged(message.received)
-        elif isinstance(message, Bye):
-            self.stop("the owner said goodbye")
-        else:
+        handler = self._UNNUMBERED.get(type(message))
+        if handler is None:
             session.take(received, self._work)
+        else:
+            handler(self, session, message)
+
+    def _ping(self, session: OwnerSession, message: Ping) -> None:
+        session.answer(message)
+
+    def _acknowledged(self, session: OwnerSession, message: Ack) -> None:
+        session.outbox.acknowledge(message.received)
+        if self.slots is not None:
+            self.slots.acknowledged(message.received)
+
+    def _bye(self, _: OwnerSession, __: Bye) -> None:
+        self.stop("the owner said goodbye")
+
+    _UNNUMBERED: ClassVar[dict[type[Any], Callable[[Agent, OwnerSession, Any], None]]] = {
+        Ping: _ping,
+        Ack: _acknowledged,
+        Bye: _bye,
+    }
 
     def _work(self, received: Received) -> None:
-        message, buffers, session, slots = received.message, received.buffers, self.session, self.slots
-        if session is not None and isinstance(message, Setup):
-            self._set_up(session, message)
-        elif session is None or slots is None:
-            raise ProtocolError(f"{type(message).__name__} before Setup")
-        elif isinstance(message, Run):
-            slots.submit(message, buffers)
-        elif isinstance(message, Cancel):
-            slots.cancel(message)
-        elif isinstance(message, Recall):
-            slots.recall(message)
-        elif isinstance(message, Inquire):
-            slots.inquire(message.tasks)
-        elif isinstance(message, (StreamData, StreamClose)):
-            slots.stream(message, buffers[0] if buffers else None)
-        elif isinstance(message, Blob):
-            (data,) = buffers
-            slots.keep(message, data, number=received.number)
-            if isinstance(data, mmap) and session.link and not slots.store.holds(message.digest, message.offset):
-                session.link.wire.buffer_pool.give(data)
-        elif isinstance(message, Share):
-            slots.adopt(message)
-        elif isinstance(message, Forget):
-            slots.forget(message.digests, received.number)
-        elif isinstance(message, Fetch) and self.peers is not None:
+        """Handle a numbered message."""
+        message, slots = received.message, self.slots
+        if slots is None:
+            if not isinstance(message, Setup):
+                raise ProtocolError(f"{type(message).__name__} before Setup")
+            self._set_up(message)
+            return
+        handler = self._NUMBERED.get(type(message))
+        if handler is None:
+            raise ProtocolError(f"{type(message).__name__} is not expected after Setup")
+        handler(self, slots, message, received)
+
+    def _blob(self, slots: SlotPool, message: Blob, received: Received) -> None:
+        (data,) = received.buffers
+        slots.blobs.keep(message, data, number=received.number)
+        link = self.session.link if self.session is not None else None
+        if isinstance(data, mmap) and link and not slots.blobs.store.holds(message.digest, message.offset):
+            link.wire.buffer_pool.give(data)
+
+    def _stream(self, slots: SlotPool, message: StreamData | StreamClose, received: Received) -> None:
+        slots.stream(message, received.buffers[0] if received.buffers else None)
+
+    def _fetch(self, _: SlotPool, message: Fetch, __: Received) -> None:
+        if self.peers is not None:
             self.peers.fetch(message)
-        elif isinstance(message, Peers) and self.peers is not None:
+
+    def _meet(self, _: SlotPool, message: Peers, __: Received) -> None:
+        if self.peers is not None:
             self.peers.meet(message)
 
-    def _set_up(self, session: OwnerSession, setup: Setup) -> None:
-        if self.slots is not None:
-            raise ProtocolError("a second Setup")
+    _NUMBERED: ClassVar[dict[type[Any], Callable[[Agent, SlotPool, Any, Received], None]]] = {
+        Run: lambda _, slots, message, received: slots.submit(message, received.buffers),
+        Cancel: lambda _, slots, message, __: slots.cancel(message),
+        Recall: lambda _, slots, message, __: slots.recall(message),
+        Inquire: lambda _, slots, message, __: slots.inquire(message.tasks),
+        Share: lambda _, slots, message, __: slots.blobs.adopt(message),
+        Forget: lambda _, slots, message, received: slots.blobs.store.forget(message.digests, received.number),
+        Blob: _blob,
+        StreamData: _stream,
+        StreamClose: _stream,
+        Fetch: _fetch,
+        Peers: _meet,
+    }
+
+    def _set_up(self, setup: Setup) -> None:
+        session = self.session
+        assert session is not None
         self._patience = setup.orphan_timeout
         self._watch()
         try:
@@ -356,20 +394,16 @@ class Agent:
             if setup.env and self._server is not None:  # some variables count only when an interpreter starts
                 self._server.kill()
                 self._server = None
+            own = {"scratch": list(self.start.scratch), "limits": list(self.start.limits)}
             self.slots = slots = SlotPool(
-                self.loop,
-                setup,
-                self.cores,
-                self._folder,
-                session.post,
-                self._server,
-                {"scratch": list(self.start.scratch), "limits": list(self.start.limits)},
+                self.loop, setup, self.cores, self._folder, session.post, self._server, own, self.system
             )
             if setup.identity is not None:
+                blobs = slots.blobs
                 self.peers = PeerExchange(
-                    self.loop, setup.identity, setup.node, self._folder, slots.store, slots.keep, session.post
+                    self.loop, setup.identity, setup.node, self._folder, blobs.store, blobs.keep, session.post
                 )
-                slots.grew = self.peers.grew
+                blobs.grew = self.peers.grew
         except (OSError, ValueError) as error:
             session.post(Ready(0, f"can't start slots: {error}"))
 
@@ -377,22 +411,13 @@ class Agent:
 # --- the process ----------------------------------------------------------------------------------------------------
 
 
-def log(text: str) -> None:
-    """A line to standard error, which is the log file once the agent is on its own; that never grows without end."""
-    with contextlib.suppress(OSError):
-        status = os.fstat(2)
-        if stat.S_ISREG(status.st_mode) and status.st_size > _LOG:
-            os.ftruncate(2, 0)
-        os.write(2, f"skyward agent {os.getpid()}: {text}\n".encode())
-
-
 def read_start() -> Start:
-    """The start map from standard input; not a byte more, the rest is the lifeline."""
+    """Read the start map from standard input, and not a byte more: what follows is the lifeline."""
     return Start(**msgpack.unpackb(read_frame(partial(os.read, 0), limit=1024 * 1024)))
 
 
 def listen(where: str) -> tuple[socket.socket, str, str]:
-    """Listen; returns the socket, its address for the owner, and our private folder."""
+    """Listen at `Start.listen`; returns the socket, its address for the owner, and the agent's private folder."""
     if where == "tcp":
         listener = socket.create_server(("127.0.0.1", 0))
         return listener, f"127.0.0.1:{listener.getsockname()[1]}", scratch.make(tempfile.gettempdir(), "agent")[0]
@@ -405,7 +430,7 @@ def listen(where: str) -> tuple[socket.socket, str, str]:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
-        raise PermissionError(f"{folder} is not a folder of ours")
+        raise PermissionError(f"{folder} is not a folder of this user's; name another one")
     try:
         folder.chmod(0o700)
         return _bind(path), path, str(folder)
@@ -431,8 +456,8 @@ def _bind(path: str) -> socket.socket:
 
 
 def _listen_elsewhere(why: OSError) -> tuple[socket.socket, str, str]:
-    """Listen in a new folder of our own, as the file system that was meant holds no sockets (vfat, some of FUSE)."""
-    # The system's runtime folder may go with the login, while we outlive that: hence last.
+    """Listen in a new folder, since the file system of the intended one has no sockets (vfat, some of FUSE)."""
+    # The system's runtime folder comes last, as it may be removed at logout, which the agent outlives.
     for place in (tempfile.gettempdir(), os.environ.get("XDG_RUNTIME_DIR"), f"/run/user/{os.getuid()}"):
         if place and Path(place).is_dir():
             with contextlib.suppress(OSError):
@@ -443,12 +468,12 @@ def _listen_elsewhere(why: OSError) -> tuple[socket.socket, str, str]:
 
 
 def announce(address: str) -> None:
-    """The one line on standard output."""
+    """Print the one line on standard output."""
     os.write(1, (json.dumps({"listening": address, "pid": os.getpid()}) + "\n").encode())
 
 
 def detach(folder: str) -> None:
-    """Let go of everything of the session that started us."""
+    """Leave the terminal and files of the session that started the agent; write a log file from now on."""
     null = os.open(os.devnull, os.O_RDWR)
     mode = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
     file = os.open(f"{folder}/agent.log", mode, 0o600)
@@ -472,7 +497,7 @@ def _watch_lifeline(agent: Agent) -> None:
 
 
 def sweep() -> None:
-    """Remove what agents of this user left here that were killed."""
+    """Remove what killed agents of this user left on this machine."""
     blob_store.sweep()
     scratch.sweep(tempfile.gettempdir(), "agent")
 
@@ -489,38 +514,46 @@ async def _live(
         loop.add_reader(0, _watch_lifeline, agent)
     reason = await agent.stopped
     if not start.lifeline:
-        log(f"ends: {reason}")
+        agent.system.log(f"ends: {reason}")
     await agent.end()
 
 
+def _fork_agents(pipes: list[str]) -> list[int]:
+    """Fork further agents: see `multiply`."""
+    # All of them need it, and share what is imported before they are forked.
+    from skyward.worker.forkserver import server  # noqa: F401, PLC0415 - a single agent forks its server without it
+
+    return multiply(pipes)
+
+
 def main() -> None:
-    """Run the agent of a node until it is not needed any more."""
+    """Run the agent of a node until it is no longer needed."""
     ignore_interrupts()
     name_process("skyward-agent")
     try:
-        others = multiply(sys.argv[1:]) if len(sys.argv) > 1 else []
+        others = _fork_agents(sys.argv[1:]) if len(sys.argv) > 1 else []
         start = read_start()
         listener, address, folder = listen(start.listen)
-        if str(Path(start.listen.removeprefix("unix:")).parent) != folder:  # one that we made
+        if str(Path(start.listen.removeprefix("unix:")).parent) != folder:  # one that `listen` made
             start = replace(start, scratch=[*start.scratch, folder])
     except (OSError, ValueError, TypeError, EOFError) as error:
         raise SystemExit(f"skyward: the agent can't start: {error}") from error
     if not start.lifeline:
         if os.fork():
-            os._exit(0)  # whoever started us has its line from the child, and need not wait
+            os._exit(0)  # the child prints the line, so whoever started the agent need not wait
         os.setsid()
     announce(address)
     if not start.lifeline:
         detach(folder)
     sweep()
     server = None
-    with contextlib.suppress(OSError):  # if it can't be made now, it is tried again when there is an owner to tell
+    with contextlib.suppress(OSError):  # it is tried again when there is an owner to report an error to
         server = forked()
     try:
         with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:  # whatever policy a module has set
             runner.run(_live(start, listener, folder, server, others))
     except BaseException:
-        if not start.lifeline:  # the log says why; the next agent's start removes it
+        if not start.lifeline:  # the log contains the error; the next agent that starts removes it
             start = replace(start, scratch=[])
         raise
     finally:

@@ -96,16 +96,16 @@ class Store:
     ----------
     folders
         Where to make private folders, best first; None: shared memory, then the temporary folder.
-    most_adopted
+    max_adopted
         Files of other processes that are kept open.
     """
 
-    def __init__(self, folders: Iterable[str] | None = None, most_adopted: int = 200) -> None:
+    def __init__(self, folders: Iterable[str] | None = None, max_adopted: int = 200) -> None:
         self._parents = list(folders) if folders is not None else _parents()
         self._folders: dict[str, str] = {}  # parent -> our folder in it
         self._locks: list[int] = []
         self._paths: dict[bytes, str] = {}
-        self._most_adopted = most_adopted
+        self._max_adopted = max_adopted
         self._adopted: dict[bytes, int] = {}  # those whose file is another process's: our descriptor keeps it
         self._memory: dict[bytes, bytearray] = {}
         self._growing: dict[bytes, _Growing] = {}
@@ -214,7 +214,7 @@ class Store:
         """Keep a blob that is another process's `SharedFile`. OSError if it can't be opened."""
         self._forgotten.discard(digest)
         if digest not in self:
-            if len(self._adopted) >= self._most_adopted:
+            if len(self._adopted) >= self._max_adopted:
                 raise OSError(errno.EMFILE, "too many files of other processes")
             fd = self._adopted[digest] = open_shared(path, inode, size)
             self._paths[digest] = f"/proc/{os.getpid()}/fd/{fd}"

@@ -61,15 +61,15 @@ class SlotOutput:
             else:
                 self._loop.add_reader(fd, self._read, stream)
 
-    def flush(self, *, whole: bool) -> None:
+    def flush(self, *, whole_lines: bool) -> None:
         """A task has ended: all that it has printed goes out now.
 
-        With `whole`, only whole lines: another task runs in the slot already, and what has no end may be a line of its.
+        With `whole_lines`, only whole lines: another task runs in the slot already, and what has no end may be a line of its.
         """
         if self._poll.poll(0):  # most tasks print nothing, and this is asked after each
             for stream in tuple(self._fds):
                 self._read(stream)
-        for stream, partial in self._partial.items() if not whole else ():
+        for stream, partial in self._partial.items() if not whole_lines else ():
             self._send(stream, partial)
             partial.clear()
 
@@ -79,7 +79,7 @@ class SlotOutput:
             for _ in range(16):  # a megabyte, for one that writes faster than we read
                 if stream not in self._fds or not self._read(stream):
                     break
-        self.flush(whole=False)
+        self.flush(whole_lines=False)
         for stream in tuple(self._fds):
             self._drop(stream)
 

@@ -80,8 +80,6 @@ def multiply(pipes: Iterable[str]) -> list[int]:
     list of int
         In this process the forks' pids; in a fork, none.
     """
-    from skyward.worker.forkserver import server  # noqa: F401, PLC0415 - all of them will need it
-
     pairs = [tuple(map(int, pair.split(","))) for pair in pipes]
     pids: list[int] = []
     gc.freeze()  # else the collectors would write to every page of what they share

@@ -83,24 +83,24 @@ class UnclaimedFiles:
 
     def __init__(self, folder: str | None) -> None:
         self._folder = folder
-        self._told: deque[tuple[int, set[bytes]]] = deque()  # number of the message, and the files in it
+        self._sent: deque[tuple[int, set[bytes]]] = deque()  # number of the message, and the files in it
 
     def __repr__(self) -> str:
-        return f"<UnclaimedFiles in {self._folder}, {len(self._told)} messages not acknowledged>"
+        return f"<UnclaimedFiles in {self._folder}, {len(self._sent)} messages not acknowledged>"
 
-    def told(self, number: int, files: Iterable[bytes]) -> None:
+    def sent(self, number: int, files: Iterable[bytes]) -> None:
         """The owner is told of these by the message with this number, and takes them when it has it."""
-        self._told.append((number, set(files)))
+        self._sent.append((number, set(files)))
 
     def acknowledge(self, received: int) -> None:
         """The owner has every message up to this number, and so has taken what they named."""
-        while self._told and self._told[0][0] <= received:
-            self._told.popleft()
+        while self._sent and self._sent[0][0] <= received:
+            self._sent.popleft()
 
     def clear(self, pid: int) -> None:
         """Remove what a slot that is dead has left, whole or not, and nobody was told of."""
         if self._folder is None:
             return
-        told = set[bytes]().union(*(files for _, files in self._told))
+        told = set[bytes]().union(*(files for _, files in self._sent))
         left = map(os.fsencode, Path(self._folder).glob(f"{_prefix(pid)}*"))
         remove(path for path in left if path not in told)

@@ -1,4 +1,4 @@
-"""What an agent keeps of each task that it has not answered, and of each slot: its ends of the socket and the pipes."""
+"""What an agent keeps for each unanswered task, and for each slot: its ends of the socket and the pipes."""
 
 from __future__ import annotations
 
@@ -18,26 +18,35 @@ __all__ = ["PendingTask", "SlotProcess"]
 class PendingTask:
     """A task that has not been answered."""
 
-    __slots__ = ("began", "buffers", "given", "missing", "run", "timer", "told")
+    __slots__ = ("began", "buffers", "mark", "reported", "run", "timer")
 
     def __init__(self, run: Run, buffers: Sequence[Buffer]) -> None:
         self.run = run
         self.buffers = buffers
-        self.missing: set[bytes] = set()
-        self.given = 0  # counts what was handed to slots; the last time that it was this task
-        self.began = 0.0  # when it was taken to begin
-        self.told = False  # the owner knows that it has begun
+        self.mark = 0  # a new number each time it is handed to a slot
+        self.began = 0.0  # time of the loop at which it is taken to have begun; 0 before
+        self.reported = False  # to the owner, as begun
         self.timer: asyncio.TimerHandle | None = None
 
     def stop_timer(self) -> None:
-        """It does not run (any more)."""
+        """Stop counting its running time."""
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
 
 
 class SlotProcess:
-    """Our ends of a slot: its socket and its pipes."""
+    """The agent's ends of a slot's socket and pipes.
+
+    Parameters
+    ----------
+    link
+        The socket.
+    output
+        The pipes that the slot prints to.
+    tickets
+        The pipe of tickets.
+    """
 
     __slots__ = ("link", "lost", "output", "pid", "roll", "tickets", "up")
 
@@ -48,15 +57,15 @@ class SlotProcess:
         self.pid: int | None = None
         self.up = False
         self.roll = RollCall()
-        self.lost: str | None = None  # why we have ended it: it does not have what it was given
+        self.lost: str | None = None  # why the agent killed it, if it did
 
     def hand_over(self) -> None:
-        """Let the slot have what was queued for it."""
+        """Send the slot what was queued for it."""
         self.tickets.issue()
         self.link.wake()
 
     def close(self) -> None:
-        """Let its files go."""
+        """Close the socket and the pipes."""
         self.output.close()
         self.link.close()
         self.tickets.close()

@@ -6,7 +6,7 @@ several in threads. A slot that must not be used again is *retired*: it gets no 
 in it that somebody still waits for have ended.
 
 While tasks are so short that handing one over counts, isolated slots hold some *ahead*. What has
-not begun can be taken back (`TakeBack`), so a long task among short ones keeps nobody waiting who could run elsewhere.
+not begun can be taken back (`Reclaim`), so a long task among short ones keeps nobody waiting who could run elsewhere.
 That must be done before anything else is told than that the slot has finished a task: only then is it known which
 task a cancel, a limit or a death meets, and whether it has begun any.
 
@@ -24,7 +24,7 @@ from typing import NamedTuple, Union
 
 from skyward.core.protocol.messages import Failure
 
-__all__ = ["Command", "Fork", "Kill", "Settle", "Slot", "SlotTable", "Start", "TakeBack"]
+__all__ = ["Command", "Fork", "Kill", "Reclaim", "Settle", "Slot", "SlotTable", "Start"]
 
 _REMEMBERED = 4096  # cancels of tasks that have not come yet
 _STILLBORN = 3  # deaths in a row of processes that were given tasks and never began one, until tasks are refused
@@ -48,8 +48,8 @@ class Start(NamedTuple):
     slot: int
 
 
-class TakeBack(NamedTuple):
-    """Take back what the slot has not begun, tell `took_back`, and then `dispatch`."""
+class Reclaim(NamedTuple):
+    """Take back what the slot has not begun, tell `reclaimed`, and then `dispatch`."""
 
     slot: int
 
@@ -68,7 +68,7 @@ class Settle(NamedTuple):
     detail: str
 
 
-Command = Union[Fork, Start, TakeBack, Kill, Settle]
+Command = Union[Fork, Start, Reclaim, Kill, Settle]
 
 
 @dataclass(slots=True)
@@ -223,8 +223,8 @@ class SlotTable:
         self._stock(slot, commands)
         return commands
 
-    def took_back(self, number: int, tasks: list[int]) -> None:
-        """These were taken back from the slot, oldest first: they wait again, before all others. See `TakeBack`."""
+    def reclaimed(self, number: int, tasks: list[int]) -> None:
+        """These were taken back from the slot, oldest first: they wait again, before all others. See `Reclaim`."""
         slot = self.slots[number]
         slot.bare = True
         for task in reversed(tasks):
@@ -324,7 +324,7 @@ class SlotTable:
         if self._ahead and not self._ready and len(self.running) - self._ahead < self.concurrency:
             fullest = max(self.slots.values(), key=lambda slot: -1 if slot.bare else slot.ahead)
             if fullest.ahead and not fullest.bare:
-                commands.append(TakeBack(fullest.number))
+                commands.append(Reclaim(fullest.number))
         return commands
 
     def _stock(self, slot: Slot, commands: list[Command]) -> None:

@@ -59,7 +59,7 @@ class Tickets:
         (size,) = _INT.unpack(fcntl.ioctl(self._read, termios.FIONREAD, _INT.pack(0)))
         return int(size) // _TICKET.size + len(self._unwritten) // _TICKET.size
 
-    def take_back(self) -> list[int]:
+    def reclaim(self) -> list[int]:
         """Draw all that are left, oldest first."""
         with contextlib.suppress(BlockingIOError):
             return [task for (task,) in _TICKET.iter_unpack(os.read(self._read, _MANY * _TICKET.size))]

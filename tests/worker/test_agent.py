@@ -364,7 +364,7 @@ def test_slots_take_as_many_open_files_as_are_counted() -> None:
             for task in tasks:
                 node.result(task)
             counts.append(len(os.listdir(f"/proc/{node.pid}/fd")))  # noqa: PTH208
-    assert counts[1] - counts[0] == 4 * slot_pool._FILES_EACH
+    assert counts[1] - counts[0] == 4 * slot_pool._FILES_PER_SLOT
     assert counts[0] <= slot_pool._files(2) - 4, "with room for a slot that is being made"
 
 

@@ -45,7 +45,7 @@ def test_whole_lines_in_pieces_that_keep_their_place(lengths: list[int]) -> None
         rest = text
         while rest:
             rest = rest[os.write(write, rest[:60_000]) :]
-            it.flush(whole=True)
+            it.flush(whole_lines=True)
 
     said = outputs(work)
     assert b"".join(data for data, _ in said) == text
@@ -56,9 +56,9 @@ def test_whole_lines_in_pieces_that_keep_their_place(lengths: list[int]) -> None
 def test_a_line_is_not_cut_while_another_task_writes_it() -> None:
     def work(it: SlotOutput, write: int) -> None:
         os.write(write, b"first\nsecond, which is")
-        it.flush(whole=True)
+        it.flush(whole_lines=True)
         os.write(write, b" not at its end\n")
-        it.flush(whole=True)
+        it.flush(whole_lines=True)
 
     assert outputs(work) == [(b"first\n", False), (b"second, which is not at its end\n", False)]
 
@@ -66,7 +66,7 @@ def test_a_line_is_not_cut_while_another_task_writes_it() -> None:
 def test_what_has_no_end_goes_out_when_nobody_can_go_on_with_it() -> None:
     def work(it: SlotOutput, write: int) -> None:
         os.write(write, b"50 %")
-        it.flush(whole=False)
+        it.flush(whole_lines=False)
         os.write(write, b"100 %")
 
     assert outputs(work) == [(b"50 %", False), (b"100 %", False)]
@@ -77,7 +77,7 @@ def test_a_line_without_end_is_cut_somewhere(size: int) -> None:
     def work(it: SlotOutput, write: int) -> None:
         for _ in range(size // 60_000):
             os.write(write, b"x" * 60_000)
-            it.flush(whole=True)
+            it.flush(whole_lines=True)
 
     said = outputs(work)
     assert sum(len(data) for data, _ in said) == size

@@ -46,8 +46,8 @@ def test_the_agent_removes_what_a_dead_slot_left_and_nobody_was_told_of(folder: 
     paths = [folder / name for name in names]
     for path in paths:
         path.write_bytes(b"x")
-    results.told(4, [os.fsencode(paths[0])])
-    results.told(9, [os.fsencode(paths[1])])
+    results.sent(4, [os.fsencode(paths[0])])
+    results.sent(9, [os.fsencode(paths[1])])
     results.acknowledge(3)
     results.clear(7)
     assert {path.name for path in folder.iterdir()} == set(names) - {"result-7-2"}

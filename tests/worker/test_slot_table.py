@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from skyward.core.protocol.messages import Failure
-from skyward.worker.slot_table import Command, Fork, Kill, Settle, SlotTable, Start, TakeBack
+from skyward.worker.slot_table import Command, Fork, Kill, Reclaim, Settle, SlotTable, Start
 from tests.examples import examples
 
 
@@ -126,8 +126,8 @@ def test_short_tasks_are_given_ahead_and_taken_back_for_a_slot_that_is_idle() ->
         assert table.submit(task, True) == []
     assert table.finished(1, 1, 0.0005) == [Start(3, 1), Start(4, 1), Start(5, 1), Start(6, 1), Start(7, 1)]
     assert table.finished(2, 2, 0.0005) == [Start(8, 2)]
-    assert table.finished(2, 8, 0.0005) == [TakeBack(1)]
-    table.took_back(1, [5, 6, 7])  # by then it has begun 4, whose predecessor's answer is on its way
+    assert table.finished(2, 8, 0.0005) == [Reclaim(1)]
+    table.reclaimed(1, [5, 6, 7])  # by then it has begun 4, whose predecessor's answer is on its way
     assert table.dispatch() == [Start(5, 2)]
     assert table.finished(1, 3, 0.0005) == [Start(6, 1), Start(7, 1)]
     assert table.finished(1, 4, 0.0005) == []
@@ -145,7 +145,7 @@ def test_what_is_ahead_survives_the_death_of_its_slot() -> None:
     for task in range(1, 5):
         table.submit(task, True)
     assert table.finished(1, 1, 1e-5) == [Start(2, 1), Start(3, 1), Start(4, 1)]
-    table.took_back(1, [3, 4])
+    table.reclaimed(1, [3, 4])
     assert table.died(1, "x") == [Settle(2, Failure.CRASHED, "x"), Fork(2, False), Start(3, 2)]
 
 
@@ -199,7 +199,7 @@ class AnyOrder(RuleBasedStateMachine):
                     self.ahead[command.slot].append(command.task)
                 else:
                     self.inside[command.slot].add(command.task)
-            elif isinstance(command, TakeBack):
+            elif isinstance(command, Reclaim):
                 self.take_back(command.slot)
                 self.apply(self.table.dispatch())
             elif isinstance(command, Kill):
@@ -218,7 +218,7 @@ class AnyOrder(RuleBasedStateMachine):
     def take_back(self, slot: int) -> None:
         tasks, self.ahead[slot] = self.ahead[slot], []
         self.waiting[:0] = tasks
-        self.table.took_back(slot, tasks)
+        self.table.reclaimed(slot, tasks)
 
     def draw(self, slot: int) -> None:
         if not self.inside[slot] and self.ahead[slot]:

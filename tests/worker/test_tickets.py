@@ -46,7 +46,7 @@ class Line:
                     self.begun.append(received.message.task)
 
     def take_back(self) -> None:
-        taken = self.tickets.take_back()
+        taken = self.tickets.reclaim()
         self.owned[:0] = taken
         self.given = [task for task in self.given if task not in taken]
 

@@ -9,7 +9,7 @@ import signal
 import socket
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgpack
 
@@ -30,28 +30,11 @@ from skyward.worker.forkserver.protocol import (
     REPORT,
     REQUEST,
 )
+from skyward.worker.forkserver.restarts import Ended
 
-__all__ = ["Ended", "ForkServerClient", "fork_config"]
+__all__ = ["ForkServerClient", "fork_config"]
 
 _TAIL = 8 * 1024  # bytes of the fork server's own output that are kept for an error's text
-
-
-class Ended(NamedTuple):
-    """A fork server has ended without having been asked to.
-
-    Attributes
-    ----------
-    words
-        How, with its last words.
-    killed
-        It did not end by itself.
-    hung
-        Seconds for which it had not answered when we killed it; 0 if that is not why it has ended.
-    """
-
-    words: str
-    killed: bool
-    hung: float = 0.0
 
 
 class ForkServerClient:
@@ -71,7 +54,9 @@ class ForkServerClient:
     server
         Its process; None to start one.
     delay
-        Seconds until that is started, while what it is asked for waits; None for at once, or `OSError` if it can't be.
+        Seconds until that is started, while requests wait; None for at once, or `OSError` if it can't be.
+    start
+        Starts one, with these environment variables.
     """
 
     def __init__(
@@ -82,6 +67,7 @@ class ForkServerClient:
         on_end: Callable[[Ended], None],
         server: ForkServerProcess | None = None,
         delay: float | None = None,
+        start: Callable[[Mapping[str, str]], ForkServerProcess] = started,
     ) -> None:
         self.pids: dict[int, int] = {}
         """Process of each slot, as reported; for the case that the fork server can't clear up."""
@@ -98,11 +84,12 @@ class ForkServerClient:
         self._queue.append((frame(packed), ()))
         self._server: ForkServerProcess | None = None
         self._env = config["env"]
+        self._start = start
         self._starting: asyncio.TimerHandle | None = None
         if delay is not None:
             self._starting = loop.call_later(delay, self._start_late)
         else:
-            self._begin(server or started(self._env))
+            self._begin(server or start(self._env))
 
     def __repr__(self) -> str:
         process = "no process yet" if self._server is None else f"process {self._server.process.pid}"
@@ -110,7 +97,7 @@ class ForkServerClient:
 
     def _start_late(self) -> None:
         try:
-            self._begin(started(self._env))
+            self._begin(self._start(self._env))
         except OSError as error:
             on_end, self._on_end = self._on_end, None
             self.kill_all()

@@ -1,0 +1,47 @@
+"""What an agent uses of its machine besides its loop, so that a simulation can replace it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from skyward.worker.forkserver.launch import ForkServerProcess, started
+
+__all__ = ["AgentSystem", "log"]
+
+_LOG = 1024 * 1024  # bytes of the log file
+
+
+def log(text: str) -> None:
+    """Write a line to standard error: the log file once the agent is detached. A file that is too long is emptied."""
+    with contextlib.suppress(OSError):
+        status = os.fstat(2)
+        if stat.S_ISREG(status.st_mode) and status.st_size > _LOG:
+            os.ftruncate(2, 0)
+        os.write(2, f"skyward agent {os.getpid()}: {text}\n".encode())
+
+
+@dataclass(frozen=True)
+class AgentSystem:
+    """The functions that an agent calls.
+
+    Attributes
+    ----------
+    start_server
+        Starts a fork server with these environment variables, to replace one that died. May raise `OSError`.
+    sleep
+        Blocks the loop's thread for some seconds.
+    random_bytes
+        Returns that many bytes nobody can guess.
+    log
+        Writes a line to the agent's log.
+    """
+
+    start_server: Callable[[Mapping[str, str]], ForkServerProcess] = started
+    sleep: Callable[[float], None] = time.sleep
+    random_bytes: Callable[[int], bytes] = os.urandom
+    log: Callable[[str], None] = log

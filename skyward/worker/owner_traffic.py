@@ -1,0 +1,103 @@
+"""What the slots send to the owner, and how much of it the owner has not acknowledged.
+
+No socket is opened here: messages go to the owner's session, which numbers them and repeats them after a broken link.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from skyward.core.protocol.mailbox import Quota
+from skyward.core.protocol.messages import Message, Output
+from skyward.core.protocol.wire import Buffer
+
+__all__ = ["OwnerTraffic"]
+
+_OUTPUT_LIMIT = 4 * 1024 * 1024  # bytes of unacknowledged output
+_STREAM_LIMIT = 8 * 1024 * 1024  # bytes of unacknowledged streams
+
+
+class OwnerTraffic:
+    """Posts messages to the owner, and applies back-pressure to output and streams.
+
+    Parameters
+    ----------
+    send
+        Sends a numbered message, perhaps a little later if the last argument is true, and returns its number.
+    throttle
+        Called when `output_full` or `streams_full` may have changed.
+    """
+
+    def __init__(self, send: Callable[[Message, Sequence[Buffer], bool], int], throttle: Callable[[], object]) -> None:
+        self._send = send
+        self._throttle = throttle
+        self._answers: dict[int, int] = {}  # task -> number of its unacknowledged answer, in ascending order
+        self._output = Quota(_OUTPUT_LIMIT)
+        self._streams = Quota(_STREAM_LIMIT)
+
+    def __repr__(self) -> str:
+        return f"<OwnerTraffic {len(self._answers)} unacknowledged answers, {self._output!r}, {self._streams!r}>"
+
+    @property
+    def output_full(self) -> bool:
+        """Whether slots should stop printing for now."""
+        return self._output.full
+
+    @property
+    def streams_full(self) -> bool:
+        """Whether slots should stop writing to streams for now."""
+        return self._streams.full
+
+    def is_answered(self, task: int) -> bool:
+        """Whether an answer for the task is on its way to the owner."""
+        return task in self._answers
+
+    def post(self, message: Message, buffers: Sequence[Buffer] = ()) -> int:
+        """Send a message; returns its number."""
+        return self._send(message, buffers, False)
+
+    def answer(self, tasks: Sequence[int], message: Message, buffers: Sequence[Buffer] = (), lazy: bool = False) -> int:
+        """Send a message that is this node's last word on some tasks.
+
+        Parameters
+        ----------
+        tasks
+            Which tasks.
+        message, buffers
+            The answer.
+        lazy
+            Whether it may wait a little for others.
+
+        Returns
+        -------
+        int
+            The message's number.
+        """
+        number = self._send(message, buffers, lazy)
+        for task in tasks:
+            self._answers.pop(task, None)  # keeps the order ascending
+            self._answers[task] = number
+        return number
+
+    def print(self, stream: int, data: bytes, more: bool = False) -> None:
+        """Send output: of stream 1 or 2, and whether `more` of the last line follows."""
+        self._output.add(self.post(Output(stream, more), (data,)), len(data))
+        if self._output.full:
+            self._throttle()
+
+    def stream(self, message: Message, buffers: Sequence[Buffer]) -> None:
+        """Send a part of a byte stream."""
+        self._streams.add(self.post(message, buffers), sum(len(buffer) for buffer in buffers))
+        if self._streams.full:
+            self._throttle()
+
+    def acknowledged(self, received: int) -> None:
+        """The owner has every message up to this number."""
+        self._output.acknowledge(received)
+        self._streams.acknowledge(received)
+        while self._answers:
+            task, number = next(iter(self._answers.items()))
+            if number > received:
+                break
+            del self._answers[task]
+        self._throttle()
