@@ -83,6 +83,7 @@ PURE = (
     "skyward.core.protocol.wire",
     "skyward.providers.first_boot",
     "skyward.worker.forkserver.liveness",
+    "skyward.worker.forkserver.restarts",
 )
 IMPURE = {"asyncio", "logging", "random", "select", "selectors", "socket", "subprocess", "threading", "time"}
 

@@ -1,8 +1,8 @@
 """Large buffers on a node, by the digest of their content: written once, memory-mapped by any number of slots.
 
-They lie in shared memory where there is room, else in the temporary folder, else they stay in the agent's memory and go
-to slots as ordinary buffers. They grow as their bytes arrive, and what is there can be read by then, for nodes that are
-to have the same. Only the agent writes here; it does not look into them.
+They are files in shared memory if there is room, else in the temporary folder; failing both, they stay in the agent's
+memory and are sent to slots as ordinary buffers. They grow as their bytes arrive, and what has arrived can be read at
+once, by other nodes that need the same blob. Only the agent writes here; it does not interpret the content.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,40 +24,40 @@ from skyward.worker import scratch
 
 try:
     from xxhash import xxh3_128 as _hasher
-except ImportError:  # a node may lack it; then what peers send must only have the right length
+except ImportError:  # a node may lack it; then only the length of what peers send is checked
     _hasher = None  # type: ignore[assignment, misc]
 _HASHER: Callable[[], Any] | None = _hasher
 
 __all__ = ["Corrupt", "Store", "sweep"]
 
 _KIND = "store"
-_MARGIN = 64 * 1024 * 1024  # bytes of shared memory that are left to others
+_MARGIN = 64 * 1024 * 1024  # bytes of shared memory to leave free for others
 _STEP = 4 * 1024 * 1024  # bytes copied at a time
 _HASHED = 8 + 16  # bytes of a digest: length and xxh3-128
 
 
 class Corrupt(ValueError):
-    """What peers sent is not what its digest says."""
+    """What peers sent does not match its digest."""
 
 
 class _Growing:
-    """A blob whose bytes arrive."""
+    """A blob whose bytes are arriving."""
 
     __slots__ = ("early", "fd", "hash", "have", "memory", "parents", "path", "problems", "size")
 
     def __init__(self, size: int, parents: list[str]) -> None:
         self.size = size
-        self.have = 0  # bytes from the beginning that are here
-        self.early: dict[int, Buffer] = {}  # what came after a gap, by its offset
-        self.hash: Any = None  # of what is here, once a peer sends some of it
-        self.parents = parents  # where a file may still be tried
+        self.have = 0  # bytes from the beginning that have arrived
+        self.early: dict[int, Buffer] = {}  # what arrived after a gap, by its offset
+        self.hash: Any = None  # of what has arrived, once a peer sends some of it
+        self.parents = parents  # folders in which a file can still be tried
         self.problems: list[str] = []
         self.path = ""
         self.fd = -1  # of the file, under another name so that no half-written blob is ever found
-        self.memory: bytearray | None = None  # where no file can be had
+        self.memory: bytearray | None = None  # if no file can be made
 
     def next(self) -> memoryview | None:
-        """Bytes that continue what is here."""
+        """Return bytes that continue what has arrived."""
         for offset, data in list(self.early.items()):
             if offset <= self.have:
                 del self.early[offset]
@@ -66,14 +66,18 @@ class _Growing:
         return None
 
     def read(self, offset: int, count: int) -> bytes:
-        """What is here of these bytes."""
+        """Return what has arrived of these bytes."""
         count = max(0, min(count, self.have - offset))
         if self.memory is not None:
             return bytes(memoryview(self.memory)[offset : offset + count])
         return os.pread(self.fd, count, offset)
 
+    def parts(self) -> Iterator[bytes]:
+        """Read all that has arrived, step by step."""
+        return (self.read(start, _STEP) for start in range(0, self.have, _STEP))
+
     def write(self, data: memoryview) -> None:
-        """Put bytes at the end."""
+        """Append bytes."""
         if self.memory is not None:
             self.memory[self.have : self.have + len(data)] = data
             return
@@ -82,7 +86,7 @@ class _Growing:
             done += os.pwrite(self.fd, data[done : done + _STEP], self.have + done)
 
     def drop_file(self) -> None:
-        """It is not wanted, or goes on elsewhere."""
+        """Remove the file, which is not needed or continued elsewhere."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
@@ -95,25 +99,25 @@ class Store:
     Parameters
     ----------
     folders
-        Where to make private folders, best first; None: shared memory, then the temporary folder.
+        Where to make private folders, best first; by default shared memory, then the temporary folder.
     max_adopted
-        Files of other processes that are kept open.
+        Maximum number of other processes' files to keep open.
     """
 
     def __init__(self, folders: Iterable[str] | None = None, max_adopted: int = 200) -> None:
         self._parents = list(folders) if folders is not None else _parents()
-        self._folders: dict[str, str] = {}  # parent -> our folder in it
+        self._folders: dict[str, str] = {}  # parent -> private folder in it
         self._locks: list[int] = []
         self._paths: dict[bytes, str] = {}
         self._max_adopted = max_adopted
-        self._adopted: dict[bytes, int] = {}  # those whose file is another process's: our descriptor keeps it
+        self._adopted: dict[bytes, int] = {}  # descriptors that keep other processes' files
         self._memory: dict[bytes, bytearray] = {}
         self._growing: dict[bytes, _Growing] = {}
         self._users: Counter[bytes] = Counter()
         self._forgotten: set[bytes] = set()
-        self._latest: dict[bytes, int] = {}  # number of the last message that brought some of it
+        self._latest: dict[bytes, int] = {}  # number of the last message that contained some of it
         self.problem: str | None = None
-        """Why the last blob could not be written to a file."""
+        """Why the last blob could not be written to a file, if so."""
 
     def __repr__(self) -> str:
         files, adopted = len(self._paths) - len(self._adopted), len(self._adopted)
@@ -125,24 +129,26 @@ class Store:
         return digest in self._paths or digest in self._memory
 
     def add(self, digest: bytes, size: int, offset: int, data: Buffer, *, peer: bool = False, number: int = 0) -> bool:
-        """Keep a part of a blob, which may come in any order and more than once.
+        """Keep a part of a blob; parts may arrive in any order and more than once.
 
         Parameters
         ----------
+        digest, size, offset, data
+            Which blob, its size in bytes, and a part of it.
         peer
-            Whether a peer sent it.
+            Whether another node sent it.
         number
-            Of the owner's message; see `forget`.
+            Number of the owner's message; see `forget`.
 
         Returns
         -------
         bool
-            Whether its sender is to be told that the blob is whole: this made it so, or was the end of one that is.
+            Whether to report to the sender that the blob is whole: this completed it, or was the end of a whole one.
 
         Raises
         ------
         Corrupt
-            It was whole, but not what its digest says, and some of it came from a `peer`. Nothing of it is left.
+            The blob does not match its digest, and some of it came from a `peer`. It has been removed.
         """
         self._forgotten.discard(digest)
         self._latest[digest] = max(self._latest.get(digest, 0), number)
@@ -154,18 +160,18 @@ class Store:
             self._open(digest, growing)
         if peer and growing.hash is None and _HASHER is not None and len(digest) == _HASHED:
             growing.hash = _HASHER()
-            for start in range(0, growing.have, _STEP):
-                growing.hash.update(growing.read(start, _STEP))
+            for part in growing.parts():
+                growing.hash.update(part)
         growing.early[offset] = data
-        while (part := growing.next()) is not None:
-            self._append(digest, growing, part)
+        while (more := growing.next()) is not None:
+            self._append(digest, growing, more)
         if growing.have < size:
             return False
         self._finish(digest, growing)
         return True
 
     def holds(self, digest: bytes, offset: int) -> bool:
-        """Whether a part that was added is kept as it came, until what is before it has come."""
+        """Whether a part that was added is kept in its buffer, until what precedes it has arrived."""
         growing = self._growing.get(digest)
         return growing is not None and offset in growing.early
 
@@ -186,7 +192,7 @@ class Store:
         if growing.hash is not None and growing.size.to_bytes(8, "big") + growing.hash.digest() != digest:
             growing.drop_file()
             self._latest.pop(digest, None)
-            raise Corrupt("it is not what its digest says")
+            raise Corrupt("it does not match its digest")
         if growing.memory is not None:
             self._memory[digest] = growing.memory
         else:
@@ -195,11 +201,11 @@ class Store:
             self._paths[digest] = growing.path
 
     def _open(self, digest: bytes, growing: _Growing) -> None:
-        """Make a file in the next place that allows one; if none does, take memory."""
+        """Make a file in the next folder that allows it; if none does, use memory."""
         while growing.parents:
             parent = growing.parents.pop(0)
             try:
-                if parent == "/dev/shm":  # noqa: S108 - there the kernel would kill instead of refusing
+                if parent == "/dev/shm":  # noqa: S108 - there the kernel would kill the process instead of refusing
                     self._check_room(parent)
                 growing.path = f"{self._folder(parent)}/{digest.hex()}"
                 mode = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
@@ -211,32 +217,31 @@ class Store:
         growing.memory = bytearray(growing.size)
 
     def adopt(self, digest: bytes, path: str, inode: int, size: int) -> None:
-        """Keep a blob that is another process's `SharedFile`. OSError if it can't be opened."""
+        """Open a blob that is another process's `SharedFile`; OSError if that fails."""
         self._forgotten.discard(digest)
         if digest not in self:
             if len(self._adopted) >= self._max_adopted:
-                raise OSError(errno.EMFILE, "too many files of other processes")
+                raise OSError(errno.EMFILE, "too many open files of other processes")
             fd = self._adopted[digest] = open_shared(path, inode, size)
             self._paths[digest] = f"/proc/{os.getpid()}/fd/{fd}"
 
     def result_files(self) -> str | None:
-        """A folder for what slots leave to the owner, the first that can be had."""
+        """Return a folder for results that slots leave to the owner; None if none can be made."""
         for parent in self._parents:
             with contextlib.suppress(OSError):
                 return self._folder(parent)
         return None
 
     def _check_room(self, parent: str) -> None:
-        """Whether all that grows will fit."""
+        """Check that all growing blobs will fit; raises OSError if not."""
         room = os.statvfs(parent)
         missing = sum(growing.size - growing.have for growing in self._growing.values())
         if room.f_bavail * room.f_frsize < missing + _MARGIN:
             raise OSError(errno.ENOSPC, "no room in", parent)
 
     def _move(self, digest: bytes, growing: _Growing) -> None:
-        """Go on in the next place that has room."""
-        steps = range(0, growing.have, _STEP)
-        here = b"".join(growing.read(start, _STEP) for start in steps)  # rare, so memory may be taken
+        """Continue in the next folder that has room."""
+        here = b"".join(growing.parts())  # rare, so it may take memory
         while True:
             growing.drop_file()
             growing.have = 0
@@ -250,7 +255,7 @@ class Store:
             return
 
     def read(self, digest: bytes, offset: int, count: int) -> bytes:
-        """At most so many bytes of a blob, as far as it is here; KeyError if nothing is known of it."""
+        """Read at most `count` bytes of a blob, as far as they have arrived; KeyError if it is unknown."""
         if digest in self._growing:
             return self._growing[digest].read(offset, count)
         if digest in self._memory:
@@ -259,20 +264,20 @@ class Store:
             return os.pread(file.fileno(), count, offset)
 
     def have(self, digest: bytes) -> int:
-        """How many bytes from the beginning of a growing blob are here."""
+        """Return how many bytes from the beginning of a growing blob have arrived."""
         growing = self._growing.get(digest)
         return growing.have if growing is not None else 0
 
     def find(self, digest: bytes) -> str | bytearray:
-        """The path of a blob, or its bytes if it has no file; KeyError if it is not here."""
+        """Return the path of a blob, or its bytes if it has no file; KeyError if it is not here."""
         return self._paths[digest] if digest in self._paths else self._memory[digest]
 
     def use(self, digests: Iterable[bytes]) -> None:
-        """A task needs these: they stay until `free`, also when they are forgotten."""
+        """Keep these until `free`, even if they are forgotten, since a task needs them."""
         self._users.update(digests)
 
     def free(self, digests: Iterable[bytes]) -> None:
-        """A task does not need these any more."""
+        """Undo one `use` of these."""
         for digest in digests:
             self._users[digest] -= 1
             if self._users[digest] <= 0:
@@ -281,10 +286,10 @@ class Store:
                     self._remove(digest)
 
     def forget(self, digests: Iterable[bytes], number: float = math.inf) -> None:
-        """Nobody will ask for these again; those in use go later.
+        """Remove these, which nobody will ask for again; those in use are removed later.
 
-        Said with the message of this `number`. What the owner began to send again since then stays, though it came
-        first: a blob may take a quicker stream than a small message.
+        What the owner began to send again after the message with this `number` stays, even if it arrived first: a blob
+        may take a faster stream than a small message.
         """
         for digest in digests:
             if self._latest.get(digest, 0) > number:

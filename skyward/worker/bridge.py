@@ -1,9 +1,9 @@
 """Byte streams from a slot to a listening socket of the owner's process, through the agent.
 
 A Manager proxy or a scikit-learn callback in a task connects to a Unix socket of the process that made it. On another
-machine that path does not exist. In a slot `install` makes `multiprocessing.connection` ask the agent in that case; the
-agent's half is `Bridge`. The words on the bridge socket: the slot sends the path's length and the path, gets one byte
-(was it opened?), and then the stream itself.
+machine that path does not exist. In a slot, `install` makes `multiprocessing.connection` ask the agent in that case;
+`Bridge` is the agent's end. The protocol of the bridge socket: the slot sends the path's length and the path, receives
+one byte (whether it was opened), and then both ends send the stream itself.
 
 Pieces of a stream are at most 32 KiB, because larger messages may be overtaken on the wire.
 """
@@ -24,14 +24,14 @@ from skyward.core.protocol.wire import Filled
 from skyward.core.system.socket_paths import socket_path
 from skyward.worker.listening_socket import ListeningSocket
 
-if TYPE_CHECKING:  # slots import this module too, and do without it
+if TYPE_CHECKING:  # slots import this module as well, and need no asyncio
     import asyncio
 
 __all__ = ["Bridge", "install"]
 
 _PIECE = 32 * 1024  # the largest message that keeps its place on the wire
-_PATIENCE = 5.0  # seconds until a stream counts as open though the owner has said nothing
-_BACKLOG = 64 * 1024 * 1024  # bytes for a slot that does not read them
+_OPEN_AFTER = 5.0  # seconds after which a stream counts as open though the owner has not answered
+_BACKLOG = 64 * 1024 * 1024  # bytes that may wait for a slot that does not read
 _OPEN, _REFUSED = b"\x01", b"\x00"
 
 
@@ -39,8 +39,8 @@ _OPEN, _REFUSED = b"\x01", b"\x00"
 
 
 def install(bridge: str) -> None:
-    """Let `multiprocessing` in this process reach the owner's listeners; the key comes with calls that need it."""
-    from multiprocessing import connection  # noqa: PLC0415 - the agent does without it
+    """Let `multiprocessing` in this process reach the owner's listeners; calls that need its key bring it."""
+    from multiprocessing import connection  # noqa: PLC0415 - the agent does not need it
 
     direct = connection.SocketClient  # type: ignore[attr-defined]
 
@@ -48,17 +48,17 @@ def install(bridge: str) -> None:
         try:
             return direct(address)
         except (FileNotFoundError, ConnectionRefusedError):
-            wanted = _wanted(address)
+            wanted = _owner_address(address)
             if wanted is None:
                 raise
-            sock = _through(bridge, wanted)
+            sock = _connect_through(bridge, wanted)
         return connection.Connection(sock.detach())
 
     connection.SocketClient = client  # type: ignore[attr-defined]
 
 
-def _wanted(address: Any) -> str | None:
-    """What to ask the agent for, if an address can be one of the owner's."""
+def _owner_address(address: Any) -> str | None:
+    """Return what to ask the agent for, if an address may be one of the owner's."""
     if isinstance(address, str) and address.startswith("/"):
         return None if Path(address).exists() else address
     if isinstance(address, tuple) and len(address) == 2 and address[0] in ("127.0.0.1", "localhost"):
@@ -66,8 +66,8 @@ def _wanted(address: Any) -> str | None:
     return None
 
 
-def _through(bridge: str, address: str) -> socket.socket:
-    """A stream to the owner's `address`."""
+def _connect_through(bridge: str, address: str) -> socket.socket:
+    """Open a stream to the owner's `address`."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         with socket_path(bridge) as name:
@@ -86,7 +86,7 @@ def _through(bridge: str, address: str) -> socket.socket:
 
 
 class _Stream:
-    """One stream: its socket to a slot, and what waits to be written there."""
+    """One stream: its socket to a slot, and what is to be written there."""
 
     def __init__(self, number: int, sock: socket.socket) -> None:
         self.number = number
@@ -100,14 +100,14 @@ class _Stream:
 
 
 class Bridge:
-    """The agent's half: listens for slots and carries bytes between them and the owner.
+    """The agent's end: accepts connections of slots, and passes bytes between them and the owner.
 
     Parameters
     ----------
     loop
         The agent's loop.
     path
-        Where to listen; in a folder that only we can enter.
+        Where to listen; in a folder that only this user can enter.
     post
         Sends a message to the owner.
     """
@@ -123,21 +123,21 @@ class Bridge:
         with socket_path(path) as name:
             listener.bind(name)
         listener.listen(128)
-        self._listener_ = ListeningSocket(loop, listener, self._accept)
+        self._listener = ListeningSocket(loop, listener, self._accept)
 
     def __repr__(self) -> str:
         return f"<Bridge at {self.path} with {len(self._streams)} streams>"
 
     def close(self) -> None:
-        """End all streams and the listener."""
+        """Close all streams and the listener."""
         for stream in list(self._streams.values()):
             self._drop(stream)
-        self._listener_.close()
+        self._listener.close()
         with contextlib.suppress(OSError):
             Path(self.path).unlink()
 
     def pause(self, paused: bool) -> None:
-        """Stop or go on reading from slots: too much is on its way to the owner, or no longer so."""
+        """Stop or resume reading from slots, depending on how much is on its way to the owner."""
         if paused == self._paused:
             return
         self._paused = paused
@@ -148,7 +148,7 @@ class Bridge:
                 self._loop.add_reader(stream.fd, self._readable, stream)
 
     def receive(self, message: StreamData | StreamClose, data: Filled | None) -> None:
-        """Something came from the owner."""
+        """Handle a message of the owner."""
         stream = self._streams.get(message.stream)
         if stream is None:
             return
@@ -159,7 +159,7 @@ class Bridge:
         elif data:
             self._queue(stream, data)
             if stream.size > _BACKLOG:
-                self._tell(StreamClose(stream.number, "the task does not read what it is sent"))
+                self._send(StreamClose(stream.number, "the task does not read what was sent to it"))
                 self._drop(stream)
 
     def _accept(self, sock: socket.socket) -> None:
@@ -178,15 +178,15 @@ class Bridge:
             data = b""
         if not data:
             if stream.asked:
-                self._tell(StreamClose(stream.number, None))
+                self._send(StreamClose(stream.number, None))
             self._drop(stream)
         elif stream.asked:
-            self._tell(StreamData(stream.number), [data])
+            self._send(StreamData(stream.number), [data])
         else:
             self._request(stream, data)
 
     def _request(self, stream: _Stream, data: bytes) -> None:
-        """The slot says where it wants to go; it sends nothing more until it is answered."""
+        """Read the address that the slot asks for; it sends nothing else until it is answered."""
         stream.request += data
         try:
             path = split_frame(stream.request, limit=4096)
@@ -195,15 +195,15 @@ class Bridge:
             return
         if path is not None:
             stream.asked = True
-            stream.timer = self._loop.call_later(_PATIENCE, self._answer, stream, _OPEN)
-            self._tell(StreamOpen(stream.number, os.fsdecode(path)))
+            stream.timer = self._loop.call_later(_OPEN_AFTER, self._answer, stream, _OPEN)
+            self._send(StreamOpen(stream.number, os.fsdecode(path)))
 
-    def _answer(self, stream: _Stream, how: bytes) -> None:
+    def _answer(self, stream: _Stream, answer: bytes) -> None:
         if not stream.answered:
             stream.answered = True
             if stream.timer is not None:
                 stream.timer.cancel()
-            self._queue(stream, bytearray(how))
+            self._queue(stream, bytearray(answer))
 
     def _queue(self, stream: _Stream, data: Filled) -> None:
         stream.pending.append(memoryview(data))
@@ -222,14 +222,14 @@ class Bridge:
             self._loop.add_writer(stream.fd, self._write, stream)
             return
         except OSError as error:
-            self._tell(StreamClose(stream.number, str(error)))
+            self._send(StreamClose(stream.number, str(error)))
             self._drop(stream)
             return
         self._loop.remove_writer(stream.fd)
         if stream.ending:
             self._drop(stream)
 
-    def _tell(self, message: Message, buffers: list[bytes] | None = None) -> None:
+    def _send(self, message: Message, buffers: list[bytes] | None = None) -> None:
         self._post(message, buffers or [])
 
     def _drop(self, stream: _Stream) -> None:

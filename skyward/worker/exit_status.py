@@ -11,9 +11,9 @@ __all__ = ["OutOfMemory", "describe"]
 
 
 class OutOfMemory:
-    """Tells whether the kernel has killed something for want of memory since the last question.
+    """Detects whether the kernel has killed a process because memory ran out, since the last call.
 
-    Best effort: reads the counters of our cgroup (version 2 or 1), or of the whole machine.
+    Best effort: reads the counters of this process's cgroup (version 2 or 1), or of the whole machine.
     """
 
     def __init__(self) -> None:
@@ -24,7 +24,7 @@ class OutOfMemory:
         return f"<OutOfMemory {self._last}>"
 
     def happened(self) -> bool:
-        """Whether the counter has grown."""
+        """Whether the counter has grown since the last call."""
         before, self._last = self._last, self._count()
         return self._last > before
 
@@ -49,7 +49,7 @@ def _cgroup_files() -> list[str]:
 
 
 def describe(status: int, memory: OutOfMemory) -> str:
-    """Text for a wait status, such as ``exit status 3`` or ``killed by SIGSEGV``."""
+    """Describe a wait status, such as ``exit status 3`` or ``killed by SIGSEGV``."""
     code = os.waitstatus_to_exitcode(status)
     if code >= 0:
         return f"exit status {code}"

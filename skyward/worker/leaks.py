@@ -1,7 +1,7 @@
-"""What a slot keeps from task to task: reference cycles are collected before they amount to much, leaks end the slot.
+"""Memory that a slot keeps from task to task: reference cycles are collected in time, and leaks end the slot.
 
-Python looks for cycles when enough objects were made, whatever they hold; ten tasks that each leave one to an array of
-30 MB make too few. So memory is looked at between tasks, where that takes nobody's time who could notice.
+Python collects cycles after a number of new objects, whatever their size; ten tasks that each leave a cycle with an
+array of 30 MB make too few. So memory is checked between tasks, where nobody waits for it.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from pathlib import Path
 
 __all__ = ["Growth"]
 
-_PAUSE = 0.05  # seconds between two looks, which take some 10 microseconds each
-_COLLECT = 100 << 20  # bytes that may come to be kept, garbage or not, until cycles are looked for
-_SHARE = 0.25  # of what was left the last time, which may be more: else looking at millions of objects would never end
-_KEPT = 300 << 20  # bytes that a slot may keep more than after its first task; loky's workers may keep as much
+_PAUSE = 0.05  # seconds between two checks, each of which takes some 10 microseconds
+_COLLECT = 100 << 20  # bytes of growth, garbage or not, after which cycles are collected
+_SHARE = 0.25  # of what the last collection left, if that is more: with millions of objects each collection is slow
+_KEPT = 300 << 20  # bytes that a slot may keep in addition to its first task's; loky allows its workers as much
 
 
 class Growth:
-    """Watches the memory of this process from its first task on."""
+    """Watches the memory of this process from its first task onward."""
 
     def __init__(self) -> None:
         self._next = 0.0
@@ -32,9 +32,9 @@ class Growth:
         return f"<Growth from {self._first} to {self._left} bytes>"
 
     def exceeded(self) -> bool:
-        """Collect what has become garbage, if it may be much; whether what remains is more than tasks should leave.
+        """Collect garbage if there may be much of it; returns whether more than `_KEPT` remains.
 
-        To be asked when a task has been answered and nothing of it is needed any more.
+        To be called when a task has been answered and none of its objects are needed any longer.
         """
         now = time.monotonic()
         if now < self._next:
@@ -54,17 +54,17 @@ class Growth:
 
 
 def _held() -> int:
-    """Bytes of memory that are this process's own; shared files, as large arguments are, do not count."""
+    """Bytes of this process's own memory; shared files, such as large arguments, do not count."""
     try:
         _, resident, shared, *_ = Path("/proc/self/statm").read_bytes().split()
-    except OSError:  # no Linux: there is nothing to be seen
+    except OSError:  # not Linux: unknown
         return 0
     return (int(resident) - int(shared)) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _trim() -> None:
-    """Let the C library give back what it keeps of freed memory, which is nobody's leak."""
-    import ctypes  # noqa: PLC0415 - the fork server has loaded it where it can be
+    """Let the C library return freed memory to the kernel, since it is no leak."""
+    import ctypes  # noqa: PLC0415 - the fork server has loaded it where it exists
 
     with contextlib.suppress(AttributeError, OSError):  # another C library than glibc
         ctypes.CDLL(None).malloc_trim(0)

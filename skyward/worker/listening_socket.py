@@ -9,20 +9,20 @@ from collections.abc import Callable
 
 __all__ = ["ListeningSocket"]
 
-_REST = 0.5  # seconds
-_SHORT = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_PAUSE = 0.5  # seconds
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 class ListeningSocket:
-    """Gives each connection to `take`.
+    """Passes each connection to `take`.
 
-    While this process can have no more open files, callers wait outside: the socket would be ready again at once, and
-    the loop do nothing else.
+    While this process can't open more files, it accepts nothing for a moment: otherwise the socket would be ready
+    again at once, and the loop would do nothing else.
 
     Parameters
     ----------
     loop, listener
-        The socket becomes non-blocking and belongs to the door.
+        The socket becomes non-blocking, and is closed by this object.
     take
         Called with each connection.
     """
@@ -38,10 +38,10 @@ class ListeningSocket:
         self._open()
 
     def __repr__(self) -> str:
-        return f"<ListeningSocket {self._listener!r}{', resting' if self._later else ''}>"
+        return f"<ListeningSocket {self._listener!r}{', paused' if self._later else ''}>"
 
     def close(self) -> None:
-        """Take nobody any more; may be repeated."""
+        """Stop listening; may be repeated."""
         if self._later is not None:
             self._later.cancel()
         elif self._listener.fileno() >= 0:
@@ -56,8 +56,8 @@ class ListeningSocket:
         try:
             sock, _ = self._listener.accept()
         except OSError as error:
-            if error.errno in _SHORT:
+            if error.errno in _EXHAUSTED:
                 self._loop.remove_reader(self._listener.fileno())
-                self._later = self._loop.call_later(_REST, self._open)
-            return  # else the caller has gone away
+                self._later = self._loop.call_later(_PAUSE, self._open)
+            return  # otherwise the client has gone away
         self._take(sock)

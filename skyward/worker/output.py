@@ -1,7 +1,7 @@
-"""What a slot prints: read from its two pipes and cut into whole lines.
+"""What a slot prints: read from its two pipes and split into whole lines.
 
-They go out in messages that keep their place on the wire, so that no text overtakes what was printed before it. A line
-that is longer than such a message goes in several, one right after another.
+The messages are small enough to keep their order on the wire, so no text overtakes what was printed before it. A longer
+line is sent in several messages, one right after another.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from skyward.core.protocol.wire import WHOLE
 
 __all__ = ["SlotOutput"]
 
-_CHUNK = 64 * 1024  # as much as a pipe holds
-_LONGEST = 1024 * 1024  # a line that is longer is cut there
+_CHUNK = 64 * 1024  # bytes; as much as a pipe holds
+_LONGEST = 1024 * 1024  # bytes; a longer line is cut there
 
 
 class SlotOutput:
@@ -28,10 +28,10 @@ class SlotOutput:
     loop
         The agent's loop.
     fds
-        Reading ends of the slot's stdout and stderr; they belong to this object from now on.
+        Read ends of the slot's stdout and stderr; this object closes them.
     emit
-        Called with the stream's number (1 or 2), whole lines or a piece of one, and whether the next call brings more
-        of its last line.
+        Called with the stream's number (1 or 2), whole lines or a part of one, and whether the next call continues the
+        last line.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class SlotOutput:
         return f"<SlotOutput {sorted(self._fds)}{' paused' if self._paused else ''}>"
 
     def pause(self, paused: bool) -> None:
-        """Stop or go on reading; a slot that prints into a full pipe waits."""
+        """Stop or resume reading; a slot that prints into a full pipe blocks."""
         if paused == self._paused:
             return
         self._paused = paused
@@ -62,11 +62,11 @@ class SlotOutput:
                 self._loop.add_reader(fd, self._read, stream)
 
     def flush(self, *, whole_lines: bool) -> None:
-        """A task has ended: all that it has printed goes out now.
+        """Emit all that a task has printed, since it has ended.
 
-        With `whole_lines`, only whole lines: another task runs in the slot already, and what has no end may be a line of its.
+        With `whole_lines`, emit only whole lines: another task runs in the slot already, and the rest may be its own.
         """
-        if self._poll.poll(0):  # most tasks print nothing, and this is asked after each
+        if self._poll.poll(0):  # most tasks print nothing, and this runs after each
             for stream in tuple(self._fds):
                 self._read(stream)
         for stream, partial in self._partial.items() if not whole_lines else ():
@@ -74,9 +74,9 @@ class SlotOutput:
             partial.clear()
 
     def close(self) -> None:
-        """The slot is dead: take what is left and let the pipes go, though a grandchild may hold them."""
+        """Read what a dead slot has left, and close the pipes, even if a grandchild still holds them."""
         for stream in (1, 2):
-            for _ in range(16):  # a megabyte, for one that writes faster than we read
+            for _ in range(16):  # a megabyte, in case something writes faster than this reads
                 if stream not in self._fds or not self._read(stream):
                     break
         self.flush(whole_lines=False)
@@ -84,7 +84,7 @@ class SlotOutput:
             self._drop(stream)
 
     def _read(self, stream: int) -> bool:
-        """Read once; whether there may be more."""
+        """Read once; returns whether there may be more."""
         try:
             data = os.read(self._fds[stream], _CHUNK)
         except (BlockingIOError, InterruptedError):
@@ -104,7 +104,7 @@ class SlotOutput:
         return True
 
     def _send(self, stream: int, text: bytes | bytearray) -> None:
-        """Emit text in pieces that end with a line where they can."""
+        """Emit text in pieces that end at a line break where possible."""
         at = 0
         while at < len(text):
             end = len(text)

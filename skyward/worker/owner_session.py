@@ -1,6 +1,6 @@
-"""What the agent keeps of its owner's session over any number of links: numbers, what is unacknowledged, back-pressure.
+"""The owner's session on the agent's side, across any number of connections: numbered and unacknowledged messages.
 
-No socket is opened here; a `WireSocket` is handed in and taken away.
+No socket is opened here: the agent sets and clears `OwnerSession.link`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from skyward.worker.wire_socket import WireSocket
 
 __all__ = ["OwnerSession"]
 
-_LAG = 0.0005
+_LAG = 0.0005  # seconds that a lazy message may wait for others
 
 
 class OwnerSession:
@@ -24,7 +24,7 @@ class OwnerSession:
     Parameters
     ----------
     name
-        What the owner calls it; only the same may resume it.
+        The owner's name for it; only a connection that names it may resume it.
     """
 
     def __init__(self, name: str) -> None:
@@ -34,13 +34,18 @@ class OwnerSession:
         self.link: WireSocket | None = None
 
     def __repr__(self) -> str:
-        state = "connected" if self.link else "alone"
+        state = "connected" if self.link else "disconnected"
         return f"<OwnerSession {self.name!r} {state}, {self.outbox!r}, {self.inbox!r}>"
 
     def post(self, message: Message, buffers: Sequence[Buffer] = (), lazy: bool = False) -> int:
-        """Send a numbered message, now or when the owner is back; returns its number.
+        """Send a numbered message, now or when the owner has reconnected; returns its number.
 
-        One that is `lazy` may wait for others: a write of several is cheaper, here and at the owner's.
+        Parameters
+        ----------
+        message, buffers
+            What to send.
+        lazy
+            Whether it may wait a little for others: one write of several is cheaper at both ends.
         """
         link = self.link
         if link is None or link.closed:
@@ -51,14 +56,14 @@ class OwnerSession:
         return number
 
     def attach(self, link: WireSocket, received: int) -> None:
-        """The owner has come (back) and has everything up to `received`; ProtocolError if that can't be."""
+        """Use a new connection of the owner, which has everything up to `received`; ProtocolError if that can't be."""
         self.outbox.acknowledge(received)
         self.link = link
         self.outbox.repeat(link.wire)
         link.wake()
 
     def take(self, received: Received, handle: Callable[[Received], object]) -> None:
-        """Have a message handled if it is new; acknowledge, from time to time, what could be."""
+        """Pass a message to `handle` if it is new, and acknowledge what has arrived from time to time."""
         if not received.number:
             raise ProtocolError(f"{type(received.message).__name__} without a number")
         self.inbox.deliver(received, handle)
@@ -66,7 +71,7 @@ class OwnerSession:
             self._acknowledge()
 
     def answer(self, ping: Ping) -> None:
-        """A heartbeat, and with it what has not been acknowledged."""
+        """Answer a heartbeat, and acknowledge what has arrived."""
         if self.link is not None:
             self.link.send(Pong(ping.stamp))
             self._acknowledge()

@@ -1,13 +1,13 @@
-"""Blobs from node to node, so that each leaves the owner's line once: a small server, and its client.
+"""Blobs from node to node, so that the owner uploads each of them once: a small server and its client.
 
-The owner says who gets what from whom; nothing is decided here but when to give up. Both ends show certificates of the
-pool's own authority, and the client knows the name of the node that it wants, so that an address which belongs to
-somebody else is harmless. After TLS, big-endian::
+The owner decides which node gets what from which; only when to give up is decided here. Both ends present certificates
+of the pool's own authority, and the client checks the name of the node, so an address that belongs to somebody else is
+harmless. After TLS, big-endian::
 
-    client  length of the digest u16 | offset u64 | digest      once; without a digest, it only wants to be answered
-    server  length u32 | bytes                                  again and again, up to the blob's end
+    client  length of the digest u16 | offset u64 | digest      once; an empty digest only asks for an answer
+    server  length u32 | bytes                                  repeated up to the blob's end
 
-A length of 0 says that the server is there and has no more at the moment: it may itself still be getting the blob.
+A length of 0 means that the server is alive and has no more at the moment: it may itself still be receiving the blob.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ __all__ = ["PeerExchange"]
 _REQUEST = struct.Struct("!HQ")
 _LENGTH = struct.Struct("!I")
 _PIECE = 256 * 1024  # bytes of one answer
-_DIGEST = 256  # bytes
-_PROBE = 5.0  # seconds for finding out whether a peer answers; nobody waits for that
-_CONNECT = 2.0  # seconds for connecting to a peer that has answered before
-_ALIVE = 0.5  # seconds between two words of a server that has no more
-_SILENCE = 3.0  # seconds without a word after which a peer counts as dead
-_UNKNOWN = 30.0  # seconds for which a server waits for a blob to begin
+_DIGEST = 256  # bytes at most
+_PROBE = 5.0  # seconds for finding out whether a peer is reachable; nobody waits for it
+_CONNECT = 2.0  # seconds for connecting to a peer that was reachable before
+_ALIVE = 0.5  # seconds between two answers of a server that has no more at the moment
+_SILENCE = 3.0  # seconds without an answer after which a peer counts as dead
+_UNKNOWN = 30.0  # seconds for which a server waits for a blob to begin to arrive
 _PROBES = 4  # at a time
 _ADDRESSES = 8  # of a peer that are tried
-_VISITORS = 32  # at a time; more than the owner sends us
-_STUCK = 30.0  # seconds in which a client must take a piece
+_MAX_CLIENTS = 32  # at a time; more than the owner sends to one node
+_STUCK = 30.0  # seconds in which a client must accept a piece
 _SIOCGIFADDR = 0x8915  # Linux; no other system's nodes are rented
 
 
 class PeerExchange:
-    """This node's way to others of its pool.
+    """Exchanges blobs with the other nodes of the pool.
 
     Parameters
     ----------
@@ -59,11 +59,11 @@ class PeerExchange:
     name
         This node's name.
     folder
-        A folder that only we can enter.
+        A folder that only this user can enter.
     store
-        What is served.
+        The blobs to serve.
     keep
-        Takes a part of a blob that came from a peer.
+        Called with each part of a blob that arrives from a peer.
     post
         Sends a message to the owner.
     """
@@ -85,8 +85,8 @@ class PeerExchange:
         self._post = post
         self._server_side, self._client_side = _contexts(identity, folder)
         self._host = identity["host"]
-        self._listener_: ListeningSocket | None = None
-        self._visitors = 0
+        self._listener: ListeningSocket | None = None
+        self._clients = 0
         self._routes: dict[str, tuple[str, int]] = {}  # peer -> where it answered
         self._fetches: dict[bytes, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -99,13 +99,13 @@ class PeerExchange:
 
     def close(self) -> None:
         """Stop listening and fetching."""
-        if self._listener_ is not None:
-            self._listener_.close()
+        if self._listener is not None:
+            self._listener.close()
         for task in (*self._tasks, *self._fetches.values()):
             task.cancel()
 
     def grew(self) -> None:
-        """A blob has grown; who waits for that looks again."""
+        """Wake up those who wait for a blob to grow."""
         self._more.set_result(None)
         self._more = self._loop.create_future()
 
@@ -123,18 +123,18 @@ class PeerExchange:
                 ("", 0), family=socket.AF_INET6 if both else socket.AF_INET, dualstack_ipv6=both
             )
         except OSError:
-            return  # nobody will ask us for anything
-        self._listener_ = ListeningSocket(self._loop, listener, self._accept)
+            return  # the owner hears of no address, so no peer asks this node
+        self._listener = ListeningSocket(self._loop, listener, self._accept)
         self._post(Listening(listener.getsockname()[1], [self._host, *own_addresses()]), ())
 
     def _accept(self, sock: socket.socket) -> None:
-        if self._visitors >= _VISITORS:  # anybody may knock, and files are few
+        if self._clients >= _MAX_CLIENTS:  # anybody may connect, and open files are limited
             sock.close()
         else:
             self._spawn(self._serve(sock))
 
     async def _serve(self, sock: socket.socket) -> None:
-        self._visitors += 1
+        self._clients += 1
         reader = asyncio.StreamReader(loop=self._loop)
         protocol = asyncio.StreamReaderProtocol(reader, loop=self._loop)
         try:
@@ -145,18 +145,18 @@ class PeerExchange:
                 async with asyncio.timeout(_PROBE):
                     length, offset = _REQUEST.unpack(await reader.readexactly(_REQUEST.size))
                     digest = await reader.readexactly(min(length, _DIGEST))
-                self._store.use([digest])  # what is being served is not removed
+                self._store.use([digest])  # what is being served must not be removed
                 try:
-                    await (self._send(digest, offset, writer) if digest else self._say(b"", writer))
+                    await (self._send(digest, offset, writer) if digest else self._write(b"", writer))
                 finally:
                     self._store.free([digest])
         except (OSError, EOFError):
-            pass  # the client sees it, and tells the owner
+            pass  # the client notices, and reports it to the owner
         finally:
-            self._visitors -= 1
+            self._clients -= 1
 
     async def _send(self, digest: bytes, offset: int, writer: asyncio.StreamWriter) -> None:
-        """Send what is there, and then what comes, up to the end."""
+        """Send what is here, and then what arrives, up to the end."""
         known, began = False, self._loop.time()
         while True:
             more, piece = self._more, b""
@@ -164,7 +164,7 @@ class PeerExchange:
                 piece = self._store.read(digest, offset, _PIECE)
                 known = True
             except KeyError:
-                if known or self._loop.time() > began + _UNKNOWN:  # else the owner's word is still on its way to us
+                if known or self._loop.time() > began + _UNKNOWN:  # otherwise the owner's message is still on its way
                     return
             if not piece:
                 if digest in self._store:
@@ -172,26 +172,26 @@ class PeerExchange:
                 await asyncio.wait((more,), timeout=_ALIVE)
                 if more.done():
                     continue
-            await self._say(piece, writer)
+            await self._write(piece, writer)
             offset += len(piece)
 
-    async def _say(self, piece: bytes, writer: asyncio.StreamWriter) -> None:
+    async def _write(self, piece: bytes, writer: asyncio.StreamWriter) -> None:
         writer.writelines((_LENGTH.pack(len(piece)), piece))
         async with asyncio.timeout(_STUCK):
             await writer.drain()
-        await asyncio.sleep(0)  # draining does not wait while the kernel takes all: others have their turn too
+        await asyncio.sleep(0)  # drain returns at once while the kernel accepts everything; others must not starve
 
     # --- client ---
 
     def meet(self, message: Peers) -> None:
-        """Find out who of them can be reached, before that is needed."""
+        """Find out which peers are reachable, before that is needed."""
         for name, (port, *addresses) in message.peers.items():
             self._spawn(self._probe(name, port, [a for a in dict.fromkeys(addresses) if _is_address(a)][:_ADDRESSES]))
 
     async def _probe(self, name: str, port: int, addresses: list[str]) -> None:
         async with self._probes:
             for attempt in asyncio.as_completed([self._try(name, address, port) for address in addresses]):
-                address = await attempt  # all are tried at once: those behind a firewall may never answer
+                address = await attempt  # all are tried at once, since some may be behind a firewall and never answer
                 if address is not None:
                     self._routes[name] = address, port
                     self._post(Reached([name]), ())
@@ -215,10 +215,10 @@ class PeerExchange:
         try:
             yield reader, writer
         finally:
-            writer.transport.abort()  # nothing that we have sent is still wanted
+            writer.transport.abort()  # nothing that was sent is still needed
 
     def fetch(self, message: Fetch) -> None:
-        """Get a blob from a peer, or end that and say how far it came."""
+        """Begin to fetch a blob from a peer, or stop and report how much of it has arrived."""
         digest = message.digest
         task = self._fetches.pop(digest, None)
         if task is not None:
@@ -245,7 +245,7 @@ class PeerExchange:
     async def _copy(self, message: Fetch, peer: str) -> None:
         digest, size, _ = message
         if peer not in self._routes:
-            raise ConnectionError("not reached")
+            raise ConnectionError("not reachable")
         async with contextlib.AsyncExitStack() as stack:
             async with asyncio.timeout(_CONNECT):
                 connection = self._connected(peer, *self._routes[peer])
@@ -256,20 +256,20 @@ class PeerExchange:
                 async with asyncio.timeout(_SILENCE):
                     (count,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
                     if count > min(_PIECE, size - offset):
-                        raise ConnectionError("it sends more than was asked for")
+                        raise ConnectionError("it sent more than was asked for")
                     piece = await reader.readexactly(count)
                 if piece:
                     self._keep(Blob(digest, size, offset), piece, True)
                     offset += count
                     if self._store.have(digest) < offset < size:
-                        return  # it was dropped
+                        return  # the store has dropped it
 
 
-# --- what a node knows of itself ------------------------------------------------------------------------------------
+# --- addresses and certificates ------------------------------------------------------------------------------------
 
 
 def own_addresses() -> list[str]:
-    """Addresses of this machine's interfaces that others may reach."""
+    """Return the addresses of this machine's interfaces that others may be able to reach."""
     found = []
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         for _, name in socket.if_nameindex():
@@ -283,7 +283,7 @@ def own_addresses() -> list[str]:
 
 
 def _is_address(text: str) -> bool:
-    """Whether it needs no look-up, for which asyncio would start a thread."""
+    """Whether it needs no name resolution, for which asyncio would start a thread."""
     try:
         return bool(ipaddress.ip_address(text))
     except ValueError:
@@ -291,7 +291,7 @@ def _is_address(text: str) -> bool:
 
 
 def _contexts(identity: dict[str, str], folder: str) -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    """TLS for both sides: only what the pool's authority has signed counts."""
+    """Make TLS contexts for server and client, which trust only the pool's authority."""
     file = f"{folder}/identity.pem"
     fd = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:

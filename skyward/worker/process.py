@@ -1,4 +1,4 @@
-"""What a process of ours does about itself: its name, and forks of an agent that are agents of other nodes."""
+"""What skyward's processes do about themselves: names, signals, and further agents forked from an agent."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["heed_interrupts", "ignore_interrupts", "kill_group", "multiply", "na
 
 
 def name_process(name: str) -> None:
-    """Tell ``top`` and ``pstree`` apart what has one command line; at most 15 characters, and on Linux only."""
+    """Set the name that ``top`` and ``pstree`` show, at most 15 characters; Linux only."""
     with contextlib.suppress(OSError):
         fd = os.open("/proc/self/comm", os.O_WRONLY)
         try:
@@ -25,35 +25,36 @@ def name_process(name: str) -> None:
 
 
 def sit_down(node: str, seat: int | None) -> None:
-    """Let tasks tell this slot from others, as they do with loky's workers and multiprocessing's.
+    """Let tasks tell this slot from others, as they can with the workers of loky and multiprocessing.
 
     Parameters
     ----------
     node
         The node's name.
     seat
-        The slot's number, from 1 on; None where tasks are threads, which have each their own.
+        The slot's number, from 1; None where tasks are threads, each of which has its own number.
     """
-    from multiprocessing.process import current_process  # noqa: PLC0415 - slots have it, and the agent does without
+    from multiprocessing.process import current_process  # noqa: PLC0415 - slots have loaded it, and the agent does not need it
 
     process = current_process()
     process.name = node if seat is None else str(CurrentWorker(node, seat))
     if seat is not None:
-        process._identity = (seat,)  # noqa: SLF001 - it has no public name, and is what people ask
+        process._identity = (seat,)  # noqa: SLF001 - it has no public name, and people do use it
         os.environ[SLOT] = str(seat)
 
 
 def ignore_interrupts() -> None:
-    """Leave Ctrl-C, which reaches the whole terminal, to the driver.
+    """Leave Ctrl-C, which the whole terminal receives, to the driver.
 
-    By a handler that does nothing: programs that tasks start would inherit `signal.SIG_IGN`, and could not be stopped.
+    The handler does nothing. `signal.SIG_IGN` would be inherited by programs that tasks start, which could then not be
+    interrupted.
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _nothing)
 
 
 def heed_interrupts() -> None:
-    """Be interrupted as any Python is. Undoes `ignore_interrupts`; where SIGINT was ignored before, it still is."""
+    """Let SIGINT interrupt this process again, after `ignore_interrupts`; if it was ignored before, it still is."""
     if signal.getsignal(signal.SIGINT) is _nothing:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -63,7 +64,7 @@ def _nothing(*_: object) -> None:
 
 
 def kill_group(pid: int) -> None:
-    """SIGKILL to a slot, and to the group it leads unless it is too young to lead one."""
+    """Send SIGKILL to a slot, and to the process group it leads, which a very new one does not yet."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)
     with contextlib.suppress(ProcessLookupError):
@@ -71,18 +72,18 @@ def kill_group(pid: int) -> None:
 
 
 def multiply(pipes: Iterable[str]) -> list[int]:
-    """Fork as often as there are pipes, ``IN,OUT``; each fork has them as standard input and output. Returns in all.
+    """Fork once per pair of pipes, ``IN,OUT``, which become a fork's standard input and output. Returns in all of them.
 
-    Nodes on one machine share by this what an agent imports, and one interpreter's start.
+    Agents of several nodes on one machine so share the start of one interpreter, and the memory of what it imported.
 
     Returns
     -------
     list of int
-        In this process the forks' pids; in a fork, none.
+        The forks' pids; empty in a fork.
     """
     pairs = [tuple(map(int, pair.split(","))) for pair in pipes]
     pids: list[int] = []
-    gc.freeze()  # else the collectors would write to every page of what they share
+    gc.freeze()  # otherwise the garbage collectors would write to every shared page
     for source, target in pairs:
         pid = os.fork()
         if pid == 0:
@@ -98,7 +99,7 @@ def multiply(pipes: Iterable[str]) -> list[int]:
 
 
 def reap(pids: list[int], patience: float = 0.0) -> None:
-    """Strike off those that have ended, and wait a while for those that have not."""
+    """Remove the processes that have ended from the list, waiting up to `patience` seconds for the others."""
     deadline = time.monotonic() + patience
     while True:
         for pid in list(pids):

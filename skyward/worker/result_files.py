@@ -1,4 +1,4 @@
-"""Large results that are left in files for an owner on this machine, who maps them: nothing is sent or copied again.
+"""Large results left in files for an owner on the same machine, who maps them instead of receiving a copy.
 
 A slot writes them (`ResultFiles`), the owner removes those it takes, and the agent removes those that the owner will
 never take (`UnclaimedFiles`).
@@ -17,7 +17,7 @@ from skyward.core.payload.shared_file import remove, write_all
 
 __all__ = ["ResultFiles", "UnclaimedFiles"]
 
-_MARGIN = 64 * 1024 * 1024  # bytes of the file system that are left to others
+_MARGIN = 64 * 1024 * 1024  # bytes of the file system to leave free for others
 
 
 class ResultFiles:
@@ -37,7 +37,7 @@ class ResultFiles:
         return f"<ResultFiles {self._folder}>"
 
     def put(self, buffers: Sequence[memoryview], large: int) -> tuple[dict[int, bytes], list[memoryview]]:
-        """Write those of at least `large` bytes; their files by index, and the buffers that are left to send."""
+        """Write buffers of at least `large` bytes; returns their files by index, and the buffers still to be sent."""
         files: dict[int, bytes] = {}
         rest: list[memoryview] = []
         for index, buffer in enumerate(buffers):
@@ -49,7 +49,7 @@ class ResultFiles:
         return files, rest
 
     def _write(self, buffer: memoryview) -> str | None:
-        """The file's path; None where there is no room, which is no error: it can be sent."""
+        """Write a file and return its path; None if there is no room, and the buffer is sent instead."""
         path = f"{self._folder}/{_prefix(os.getpid())}{next(self._numbers)}"
         try:
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -89,18 +89,18 @@ class UnclaimedFiles:
         return f"<UnclaimedFiles in {self._folder}, {len(self._sent)} messages not acknowledged>"
 
     def sent(self, number: int, files: Iterable[bytes]) -> None:
-        """The owner is told of these by the message with this number, and takes them when it has it."""
+        """Record that the message with this number names these files: the owner takes them when it arrives."""
         self._sent.append((number, set(files)))
 
     def acknowledge(self, received: int) -> None:
-        """The owner has every message up to this number, and so has taken what they named."""
+        """Forget the files of messages up to this number, which the owner has received."""
         while self._sent and self._sent[0][0] <= received:
             self._sent.popleft()
 
     def clear(self, pid: int) -> None:
-        """Remove what a slot that is dead has left, whole or not, and nobody was told of."""
+        """Remove the files of a dead slot, complete or not, that no message names."""
         if self._folder is None:
             return
-        told = set[bytes]().union(*(files for _, files in self._sent))
+        sent = set[bytes]().union(*(files for _, files in self._sent))
         left = map(os.fsencode, Path(self._folder).glob(f"{_prefix(pid)}*"))
-        remove(path for path in left if path not in told)
+        remove(path for path in left if path not in sent)

@@ -1,4 +1,4 @@
-"""Private folders of one process, which others know to be nobody's once it has died, however that was."""
+"""Private folders of a process, which others can recognize as abandoned once it has died, however it died."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from pathlib import Path
 
 __all__ = ["make", "sweep"]
 
-_YOUNG = 3600.0  # seconds for which a folder may be without a lock: it is being made
+_YOUNG = 3600.0  # seconds for which a folder may lack a lock, as it is being made
 
 
 def make(parent: str, kind: str) -> tuple[str, int]:
-    """A new folder that only we can enter, and the descriptor of a lock in it, to be held as long as it is used.
+    """Make a folder that only this user can enter; returns it and the descriptor of its lock, to be held while in use.
 
-    Those of the same kind that nobody uses any more are removed.
+    Abandoned folders of the same kind are removed.
 
     Raises
     ------
     OSError
-        It can't be had there.
+        No folder can be made there.
     """
     sweep(parent, kind)
     while True:
@@ -35,7 +35,7 @@ def make(parent: str, kind: str) -> tuple[str, int]:
             raise
         if _holds(fd, folder):
             return folder, fd
-        os.close(fd)  # somebody who sweeps was between the two lines above
+        os.close(fd)  # another process removed it before it was locked
 
 
 def _holds(fd: int, folder: str) -> bool:

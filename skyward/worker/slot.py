@@ -1,9 +1,9 @@
 """A slot: the process in which tasks are unpickled and run.
 
-It is forked from the fork server, where all that slots have in common was made, since what a slot itself makes or does
-to begin takes memory in each. It talks with the agent over a socket that was made for it. An isolated slot runs
-one task at a time in its main thread; the shared slot runs each task in a thread. Whatever a task does to this process
-(closes standard output, forks, exits, recurses without end) is answered for, or the process dies and the agent answers.
+It is forked from the fork server, which has made everything that slots have in common, since whatever a slot makes by
+itself takes memory in each of them. It talks to the agent over a socket of its own. An isolated slot runs one task at a
+time in its main thread; the shared slot runs each task in a thread. Whatever a task does to this process (closes
+standard output, forks, exits, recurses endlessly), it is answered, or the process dies and the agent answers.
 """
 
 from __future__ import annotations
@@ -43,17 +43,17 @@ from skyward.worker.result_files import ResultFiles
 from skyward.worker.tickets import Claims
 from skyward.worker.wire_socket import unsent
 
-__all__ = ["Settings", "Slot", "live", "settle_in"]
+__all__ = ["Settings", "Slot", "live", "prepare_modules"]
 
 _READ = 256 * 1024  # bytes at a time
-_HIGH = 100  # our own file descriptors start here, out of the way of what tasks open and close
-_OURS = 8  # descriptors that we need there
-_MAPS_SHARE = 10  # that part of the descriptors may go to arrays; read-only ones take two, and stay for the next task
+_HIGH = 100  # the slot's own file descriptors start here, out of the way of what tasks open and close
+_OURS = 8  # number of descriptors that are needed there
+_MAPS_SHARE = 10  # one in ten descriptors may be used for arrays; read-only ones take two, and stay for the next task
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What every slot of a node knows.
+    """The settings that all slots of a node share.
 
     Attributes
     ----------
@@ -82,27 +82,27 @@ class Settings:
 
     @property
     def grace(self) -> float:
-        """Seconds that idle slots get to end in order."""
+        """Seconds that idle slots get to end by themselves."""
         return 2.0 if self.around else 0.5
 
 
 class Slot:
-    """Runs tasks and answers for each once. Made in the fork server; each fork of it becomes a slot of its own.
+    """Runs tasks and answers each of them once. Made in the fork server; each fork of it becomes a slot.
 
     Parameters
     ----------
     settings
         What the node's slots have in common.
-    told
-        A descriptor by which the fork server is told of imports.
+    import_reports
+        Descriptor of the socket on which imports are reported to the fork server.
     """
 
     sock: socket.socket
     """Blocking, to the agent."""
     claims: Claims
-    """Tells which of the tasks that were given to an isolated slot are still its own."""
+    """Which of the tasks that were handed to an isolated slot it still has."""
 
-    def __init__(self, settings: Settings, told: int) -> None:
+    def __init__(self, settings: Settings, import_reports: int) -> None:
         self.settings = settings
         if settings.data:
             driver_classes.install()
@@ -112,19 +112,19 @@ class Slot:
         self.result_files = ResultFiles(settings.result_files) if settings.result_files is not None else None
         self.wire = Wire.opened(Role.WORKER)
         self.growth = Growth()
-        self.imports = Imports(told)
+        self.imports = Imports(import_reports)
         self.pid = 0
         self._sending = threading.Lock()  # guards the wire's sending half and the order of writes
         self._tasks: queue.SimpleQueue[tuple[Run, list[Filled]]] = queue.SimpleQueue()
-        self._held: set[int] = set()  # tasks of threads, from when they have come until they are answered
+        self._held: set[int] = set()  # unanswered tasks of threads
         self._seats = Seats()  # of threads
-        self._idle = 0  # threads that wait for a task; only a hint, a thread too many is no harm
+        self._idle = 0  # threads that wait for a task; only a hint, as an additional thread does no harm
 
     def __repr__(self) -> str:
         return f"<Slot {self.pid} on {self.settings.node}>"
 
     def work(self, shared: bool) -> None:
-        """Until the agent closes the socket, or tasks have left too much here."""
+        """Run tasks until the agent closes the socket, or tasks have left too much memory behind."""
         buffer = mmap.mmap(-1, _READ, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # takes memory as it is used
         view = memoryview(buffer)
         while count := self._receive(buffer):
@@ -132,7 +132,7 @@ class Slot:
             while messages:
                 received = messages.pop(0)
                 message = received.message
-                if isinstance(message, Inquire):  # what an isolated slot had has been answered when it comes to this
+                if isinstance(message, Inquire):  # by now an isolated slot has answered all its tasks
                     self._send(Missing([task for task in message.tasks if task not in self._held]))
                 elif not isinstance(message, Run):
                     continue
@@ -140,10 +140,10 @@ class Slot:
                     self._to_thread(message, received.buffers)
                 elif self.claims.claim(message.task):
                     self.answer(message, received.buffers)
-                    self.imports.tell()
+                    self.imports.report()
                     if self.growth.exceeded() and self.claims.drawn is None:
-                        return  # tasks that have not begun go to the slot that comes in our place
-                del received  # it holds the task's arguments, and the next one may be long in coming
+                        return  # a new slot gets the tasks that have not begun
+                del received  # it holds the task's arguments, and the next message may come much later
 
     def _receive(self, buffer: mmap.mmap) -> int:
         while True:
@@ -151,7 +151,7 @@ class Slot:
                 return self.sock.recv_into(buffer)
             except ConnectionResetError:
                 return 0
-            except KeyboardInterrupt:  # meant for a task, and none runs
+            except KeyboardInterrupt:  # meant for a task, but none runs
                 continue
 
     def _to_thread(self, run: Run, buffers: list[Filled]) -> None:
@@ -168,19 +168,19 @@ class Slot:
             try:
                 with self._seats.taken():
                     self.answer(run, buffers)
-            except BaseException:  # no answer could be sent; the agent gives it when the process has died
+            except BaseException:  # no answer could be sent; the agent answers when the process has died
                 sys.excepthook(*sys.exc_info())
                 os._exit(70)
             self._held.discard(run.task)
-            del run, buffers  # as the arguments of a task that has ended need not wait for the next one
-            self.imports.tell()
-            self.growth.exceeded()  # if so, there are others' tasks here
+            del run, buffers  # free the arguments before the next task arrives
+            self.imports.report()
+            self.growth.exceeded()  # only collects: other threads' tasks are here
             self._idle += 1
 
     # --- one task ---
 
     def answer(self, run: Run, buffers: list[Filled]) -> None:
-        """Run a task and send what came of it."""
+        """Run a task and send its result or error."""
         if self.limit.now != (run.threads or self.limit.default):
             self.limit.set(run.threads)
         try:
@@ -198,7 +198,7 @@ class Slot:
             seconds = time.perf_counter() - began
             if os.getpid() != self.pid:
                 end_of_fork(error)
-            # This frame tells nothing. Not by assignment, which a frozen dataclass refuses.
+            # Drop this frame. Not by assignment, which a frozen dataclass refuses.
             error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)
             memory_maps.explain(error)
             self._fail(run.task, seconds, Failure.RAISED, error)
@@ -226,10 +226,10 @@ class Slot:
             function, args, kwargs = pickling.loads(buffers[0], buffers[1:])
             return function, args, kwargs
         rest = iter(buffers[1:])
-        paths = run.blobs  # the agent has put paths in the place of digests
-        open_most = open_files.limit() // _MAPS_SHARE
+        paths = run.blobs  # the agent has replaced digests by paths
+        max_open = open_files.limit() // _MAPS_SHARE
         merged = [
-            map_file(os.fsdecode(paths[index]), index < open_most) if index in paths else next(rest)
+            map_file(os.fsdecode(paths[index]), index < max_open) if index in paths else next(rest)
             for index in range(len(buffers) - 1 + len(paths))
         ]
         function, args, kwargs = pickling.loads(buffers[0], merged)
@@ -252,14 +252,14 @@ class Slot:
                     parts = unsent(parts, self.sock.sendmsg(parts[:512]))
 
     def ready(self, error: str | None = None) -> None:
-        """Say that tasks can begin, or why not."""
+        """Report that tasks can begin, or why not."""
         self._send(Ready(0 if error else 1, error))
 
 
 def map_file(path: str, may_open: bool) -> Any:
-    """A blob as a buffer: never copied, and what a task writes into it stays in this process.
+    """Map a blob as a buffer: nothing is copied, and what a task writes to it stays in this process.
 
-    If it `may_open` the file, an array in it is a `numpy.memmap`, which nested processes of joblib's open by its name.
+    If it `may_open` the file, arrays in it are `numpy.memmap`s, which nested joblib processes open by name.
     """
     if may_open:
         with contextlib.suppress(ImportError):  # a node may lack it
@@ -271,10 +271,10 @@ def map_file(path: str, may_open: bool) -> Any:
 
 
 def unloadable(error: BaseException, node: str) -> BaseException:
-    """What to tell about a call that can't be unpickled here."""
+    """Return the error to report for a call that can't be unpickled here."""
     text = f"can't load the call on node {node}: {type(error).__name__}: {error}"
     if isinstance(error, ModuleNotFoundError) and error.name:
-        text = f"No module named {error.name!r} on node {node}"  # the owner knows what to do
+        text = f"No module named {error.name!r} on node {node}"  # the owner adds what to do
     elif isinstance(error, (AttributeError, ImportError)):
         text += "; is the same version of the module installed there?"
     problem = PayloadError(text)
@@ -283,7 +283,7 @@ def unloadable(error: BaseException, node: str) -> BaseException:
 
 
 def missing(error: BaseException) -> str:
-    """See `Failed.missing`; empty where it was no such thing."""
+    """Return the module that was not found, see `Failed.missing`; empty if the error is another one."""
     cause: BaseException | None = error
     while isinstance(cause, (ImportError, PayloadError)) and not isinstance(cause, ModuleNotFoundError):
         cause = cause.__cause__
@@ -298,7 +298,7 @@ def missing(error: BaseException) -> str:
 
 
 def end_of_fork(error: BaseException | None) -> None:
-    """A task has forked and its child has come back here: it must end, and not answer a second time."""
+    """End the child of a fork that a task made, which has returned here and must not answer a second time."""
     code = 0
     if isinstance(error, SystemExit):
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
@@ -315,7 +315,7 @@ def end_of_fork(error: BaseException | None) -> None:
 
 
 class StdStreams:
-    """Standard output and error: file objects of ours from the start, and put right after each task."""
+    """Standard output and error of a slot, which are restored after each task."""
 
     def __init__(self) -> None:
         self._saved: dict[int, int] = {}
@@ -325,7 +325,7 @@ class StdStreams:
             self._rebuild(name)
 
     def lead(self, out: int, err: int) -> set[int]:
-        """Let both lead to these files; returns the file descriptors that are needed for that."""
+        """Redirect both to these files; returns the file descriptors to keep for that."""
         for fd, to in ((1, out), (2, err)):
             saved = self._saved[fd] = fcntl.fcntl(to, fcntl.F_DUPFD_CLOEXEC, _high())
             self._is[fd] = _identity(saved)
@@ -341,14 +341,14 @@ class StdStreams:
                 getattr(sys, name).flush()
                 if _identity(fd) == self._is[fd] and getattr(sys, name) is file:
                     continue
-            except Exception:  # noqa: S110 - closed, or something else of the task's: both are put right below
+            except Exception:  # noqa: S110 - closed or replaced by the task: repaired below
                 pass
             if _identity(fd) != self._is[fd]:
                 os.dup2(saved, fd)
             self._rebuild(name)
 
     def _rebuild(self, name: str) -> None:
-        """A new file object: the old one may be closed, or hold text that could not be written."""
+        """Make a new file object: the old one may be closed, or contain text that could not be written."""
         fd = 1 if name == "stdout" else 2
         raw = open(fd, "wb", closefd=False)  # noqa: SIM115 - lives as long as the process
         file = io.TextIOWrapper(raw, encoding="utf-8", errors="backslashreplace", line_buffering=True)
@@ -358,7 +358,7 @@ class StdStreams:
 
 
 def _high() -> int:
-    """Where our own descriptors start: lower than `_HIGH` where the limit of open files is."""
+    """Return where the slot's own descriptors start: below `_HIGH` if the limit of open files is low."""
     return max(3, min(_HIGH, open_files.limit() - _OURS))
 
 
@@ -371,44 +371,48 @@ def _identity(fd: int) -> tuple[int, int] | None:
 
 
 def isolate(slot: Slot, sock: int, out: int, err: int, tickets: int) -> None:
-    """Cut a new fork off from its parent: session, files, signals, random numbers."""
-    os.setpgid(0, 0)  # to be killed with all that it starts; in the fork server's session, which has no terminal
+    """Separate a new fork from its parent: process group, files, signals, random numbers."""
+    os.setpgid(
+        0, 0
+    )  # to be killed with all that it starts; the session remains the fork server's, which has no terminal
     keep = slot.streams.lead(out, err)
-    wanted = (sock, tickets, slot.imports.fd)
-    high, claims, told = (fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _high()) for fd in wanted)
-    close_all(keep={0, 1, 2, high, claims, told, *keep})
-    slot.imports.fd = told
+    needed = (sock, tickets, slot.imports.fd)
+    high, claims, reports = (fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _high()) for fd in needed)
+    close_all(keep={0, 1, 2, high, claims, reports, *keep})
+    slot.imports.fd = reports
     heed_interrupts()
-    numpy_random = sys.modules.get("numpy.random")  # that of `random` reseeds itself
+    numpy_random = sys.modules.get("numpy.random")  # the standard library's reseeds itself
     if numpy_random is not None:
         numpy_random.seed()
     slot.sock, slot.claims, slot.pid = socket.socket(fileno=high), Claims(claims), os.getpid()
-    os.register_at_fork(after_in_child=lambda: let_go(slot, {claims, told, *keep}))
+    os.register_at_fork(after_in_child=lambda: close_inherited(slot, {claims, reports, *keep}))
 
 
-def let_go(slot: Slot, fds: set[int]) -> None:
-    """In a fork that a task makes, which may outlive us: hold nothing of ours, and answer for nothing."""
+def close_inherited(slot: Slot, fds: set[int]) -> None:
+    """Close the slot's descriptors in a fork that a task made, which may outlive the slot and must not answer."""
     for fd in (slot.sock.detach(), *fds):
-        os.closerange(fd, fd + 1)  # which does not mind if it is closed
+        os.closerange(fd, fd + 1)  # unlike close, it accepts closed ones
 
 
-def settle_in() -> None:
-    """In the fork server: what is the same in every slot, of modules and of standard input."""
-    main = types.ModuleType("__main__")  # ours would be imported by processes that tasks spawn
-    main.__loader__ = BuiltinImporter  # as at a prompt; `inspect` asks whether functions of it may have a source
+def prepare_modules() -> None:
+    """Prepare modules and standard input in the fork server, as all slots need them."""
+    main = types.ModuleType("__main__")  # processes that tasks spawn would import ours
+    main.__loader__ = (
+        BuiltinImporter  # as at a prompt; `inspect` uses it to find out whether its functions can have a source
+    )
     sys.modules["__main__"] = main
     sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - lives as long as the process
 
 
 def close_all(keep: set[int]) -> None:
-    """Close every file descriptor but some."""
+    """Close all file descriptors except some."""
     try:
-        fds = [int(name) for name in os.listdir("/dev/fd")]  # noqa: PTH208 - that takes less memory
+        fds = [int(name) for name in os.listdir("/dev/fd")]  # noqa: PTH208 - takes less memory than pathlib
     except OSError:
         fds = list(range(3, 256))
     for fd in fds:
         if fd not in keep:
-            os.closerange(fd, fd + 1)  # which does not mind if it is closed
+            os.closerange(fd, fd + 1)  # unlike close, it accepts closed ones
 
 
 def enter(around: list[str], stack: contextlib.ExitStack) -> None:
@@ -419,21 +423,21 @@ def enter(around: list[str], stack: contextlib.ExitStack) -> None:
 
 
 def live(slot: Slot, number: int, shared: bool, sock: int, out: int, err: int, tickets: int) -> int:
-    """Live as a slot in this newly forked process; returns the exit status."""
+    """Run a slot in this newly forked process; returns the exit status."""
     try:
         isolate(slot, sock, out, err, tickets)
     except OSError as error:
         slot.sock = socket.socket(fileno=sock)
-        slot.ready(f"slot {number} can't begin: {error}")
+        slot.ready(f"slot {number} can't start: {error}")
         raise
     with contextlib.ExitStack() as stack:
         try:
             enter(slot.settings.around, stack)
         except BaseException as error:
-            slot.ready(f"slot {number} can't begin: {type(error).__name__}: {error}")
+            slot.ready(f"slot {number} can't start: {type(error).__name__}: {error}")
             raise
         slot.ready()
         slot.work(shared)
-    atexit._run_exitfuncs()  # noqa: SLF001 - os._exit, which must follow, leaves them out
+    atexit._run_exitfuncs()  # noqa: SLF001 - os._exit, which must follow, skips them
     slot.streams.flush()
     return 0

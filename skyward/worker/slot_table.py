@@ -1,17 +1,17 @@
 """Which task runs in which slot process: the rules, and nothing else.
 
-`SlotTable` is told what happened (a task came, a process died, ...) and returns what must be done. It has no socket,
-process, clock or log in it. A *slot* here is a process: an isolated one runs one task at a time, the shared one runs
-several in threads. A slot that must not be used again is *retired*: it gets no new task, and is killed when the tasks
-in it that somebody still waits for have ended.
+Methods of `SlotTable` report what happened (a task arrived, a process died, ...) and return what must be done. It uses
+no socket, process, clock or log. A *slot* here is a process: an isolated one runs one task at a time, the shared one
+runs several in threads. A slot that must not be used again is *retired*: it gets no new task, and is killed when the
+tasks in it that somebody still waits for have ended.
 
-While tasks are so short that handing one over counts, isolated slots hold some *ahead*. What has
-not begun can be taken back (`Reclaim`), so a long task among short ones keeps nobody waiting who could run elsewhere.
-That must be done before anything else is told than that the slot has finished a task: only then is it known which
-task a cancel, a limit or a death meets, and whether it has begun any.
+While tasks are so short that the hand-over matters, isolated slots hold some tasks *ahead*. Those that have not begun
+can be reclaimed (`Reclaim`), so no task waits behind a long one while another slot is free. The slot's tasks must be
+reclaimed before any event is reported other than `finished`: only then is it known which task a cancellation, a time
+limit or a death concerns, and whether the slot has begun any.
 
-Processes are made on demand only, and when some in a row die before they have begun a task, each death refuses one: so
-those that can't live can't make an endless row of forks.
+Processes are made on demand only. When several in a row die before they have begun a task, each further death refuses a
+task, so that processes that can't live are not forked forever.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from skyward.core.protocol.messages import Failure
 
 __all__ = ["Command", "Fork", "Kill", "Reclaim", "Settle", "Slot", "SlotTable", "Start"]
 
-_REMEMBERED = 4096  # cancels of tasks that have not come yet
-_STILLBORN = 3  # deaths in a row of processes that were given tasks and never began one, until tasks are refused
-_DEEPEST = 8  # tasks that a slot holds ahead, at most
-_AHEAD = 0.002  # seconds for which they would run, at most
-_ONE_AHEAD = 0.2  # seconds; tasks that run for less are held ahead one at least, against the moment between two tasks
-_SMOOTH = 0.2  # weight of the newest running time in the mean
+_REMEMBERED = 4096  # cancellations of tasks that have not arrived yet
+_STILLBORN = 3  # deaths in a row of processes that had tasks and never began one, until tasks are refused
+_MAX_DEPTH = 8  # tasks that a slot holds ahead
+_MAX_AHEAD = 0.002  # seconds for which the tasks ahead would run
+_ONE_AHEAD = 0.2  # seconds; of shorter tasks a slot holds at least one ahead, to avoid a pause between two tasks
+_SMOOTH = 0.2  # weight of the latest running time in the mean
 
 
 class Fork(NamedTuple):
-    """Make a process for this slot. Tasks may be started in it at once: its socket holds them."""
+    """Make a process for this slot. Tasks may be started in it at once: its socket buffers them."""
 
     slot: int
     shared: bool
@@ -49,19 +49,19 @@ class Start(NamedTuple):
 
 
 class Reclaim(NamedTuple):
-    """Take back what the slot has not begun, tell `reclaimed`, and then `dispatch`."""
+    """Take back the tasks that the slot has not begun, report them to `reclaimed`, and then `dispatch`."""
 
     slot: int
 
 
 class Kill(NamedTuple):
-    """End the slot's process, and all that it started, now. `died` is expected afterwards."""
+    """Kill the slot's process, and all that it started, at once. `died` follows."""
 
     slot: int
 
 
 class Settle(NamedTuple):
-    """Tell the owner that the task did not return. Said once for a task, and never for one that finished."""
+    """Report to the owner that the task did not return. Once per task, and never for one that finished."""
 
     task: int
     reason: Failure
@@ -73,54 +73,54 @@ Command = Union[Fork, Start, Reclaim, Kill, Settle]
 
 @dataclass(slots=True)
 class Slot:
-    """One process. `tasks` are those that it was given, oldest first; `live` those of them that somebody waits for."""
+    """One process. `tasks` are those handed to it, oldest first; `live` are those of them that somebody waits for."""
 
     number: int
     shared: bool
     retired: bool = False
-    bare: bool = False  # nothing was ahead when some was last taken back
+    bare: bool = False  # its tasks ahead were reclaimed, and it has got none since
     fresh: bool = True  # it has never finished a task
-    given: bool = False  # it was given one
+    given: bool = False  # it was handed one
     tasks: dict[int, None] = field(default_factory=dict)
     live: set[int] = field(default_factory=set)
 
     @property
     def first(self) -> int | None:
-        """The task that an isolated slot runs, as far as is known; those after it are ahead."""
+        """The task that an isolated slot runs, as far as known; those after it are ahead."""
         return next(iter(self.tasks), None)
 
     @property
     def is_stillborn(self) -> bool:
-        """Whether it never began any of what it was given, if it has died now."""
+        """Whether it never began a task that it was handed, if it has died now."""
         return self.given and self.fresh and not self.tasks
 
     @property
     def current(self) -> list[int]:
-        """The tasks that it runs, as far as is known, and that somebody waits for."""
+        """The tasks that it runs, as far as known, and that somebody waits for."""
         return [task for task in self.tasks if task in self.live and (self.shared or task == self.first)]
 
     @property
     def ahead(self) -> int:
-        """How many tasks it holds that have not begun, as far as is known."""
+        """How many of its tasks have not begun, as far as known."""
         return 0 if self.shared or not self.tasks else len(self.tasks) - 1
 
 
 class SlotTable:
-    """Tasks that wait, slots, and what runs where.
+    """Waiting tasks, slots, and which task runs where.
 
     Parameters
     ----------
     concurrency
-        Tasks at a time, isolated and shared ones together.
+        Number of tasks at a time, isolated and shared ones together.
     """
 
     def __init__(self, concurrency: int) -> None:
         self.concurrency = concurrency
         self.slots: dict[int, Slot] = {}
         self.running: dict[int, Slot] = {}
-        """Where each task is that somebody waits for and that was given to a slot."""
+        """The slot of each task that was handed over and that somebody waits for."""
         self._ready: OrderedDict[int, bool] = OrderedDict()  # task -> isolated, first come first served
-        self._blocked: dict[int, bool] = {}  # those whose blobs have not all come
+        self._blocked: dict[int, bool] = {}  # tasks that lack some of their blobs
         self._cancelled: OrderedDict[int, None] = OrderedDict()
         self._idle: dict[int, Slot] = {}  # isolated slots without a task; the last used is used first
         self._shared: Slot | None = None
@@ -128,9 +128,9 @@ class SlotTable:
         self._ahead = 0  # of all slots together
         self.mean: float | None = None
         """Smoothed running time of tasks, seconds."""
-        self._depth = 0  # tasks that a slot should hold ahead
+        self._depth = 0  # how many tasks a slot should hold ahead
         self._stillborn = 0  # in a row
-        self._over: str | None = None  # why no process can be made any more
+        self._closed: str | None = None  # why no process can be made any longer
 
     def __repr__(self) -> str:
         waiting = len(self._ready) + len(self._blocked) + self._ahead
@@ -139,18 +139,18 @@ class SlotTable:
 
     @property
     def is_stocked(self) -> bool:
-        """Whether there is work for a while, should nothing come from the owner."""
+        """Whether there is work for a while even if nothing arrives from the owner."""
         return len(self._ready) + self._ahead > 2 * self.concurrency
 
     @property
     def is_supplied(self) -> bool:
-        """Whether slots have so much ahead that none of them will be idle soon."""
+        """Whether slots hold so many tasks ahead that none of them will be idle soon."""
         return self._ahead > 3 * self.concurrency
 
-    # --- what happens ---
+    # --- events ---
 
     def warm(self, isolated: bool) -> list[Command]:
-        """Make the processes ahead of the first task."""
+        """Make processes before the first task arrives."""
         if not isolated:
             return [] if self._shared else [Fork(self._add(shared=True).number, True)]
         have = sum(not slot.shared and not slot.retired for slot in self.slots.values())
@@ -159,31 +159,31 @@ class SlotTable:
         return [Fork(slot.number, False) for slot in new]
 
     def submit(self, task: int, isolated: bool, blocked: bool = False) -> list[Command]:
-        """A task came; `blocked` while something that it needs is not there. One that is known is not taken twice."""
+        """A task has arrived, `blocked` if it lacks something. No effect if the task is known."""
         if task in self._cancelled:
             del self._cancelled[task]
-            return [Settle(task, Failure.CANCELLED, "cancelled before it came")]
+            return [Settle(task, Failure.CANCELLED, "cancelled before it arrived")]
         if self.waits(task) or task in self.running:
             return []
-        if blocked and self._over is None:
+        if blocked and self._closed is None:
             self._blocked[task] = isolated
             return []
         self._ready[task] = isolated
         return self.dispatch()
 
     def unblock(self, task: int) -> list[Command]:
-        """All that the task needs is there."""
+        """Everything that the task needs has arrived."""
         if task not in self._blocked:
             return []
         self._ready[task] = self._blocked.pop(task)
         return self.dispatch()
 
     def waits(self, task: int) -> bool:
-        """Whether the task is here and has not started."""
+        """Whether the task is here and was not handed to a slot."""
         return task in self._ready or task in self._blocked
 
     def cancel(self, task: int) -> list[Command]:
-        """The owner does not want the task any more. Remembered if the task has not come yet."""
+        """The owner cancels the task; remembered if the task has not arrived yet."""
         if self.waits(task):
             self._ready.pop(task, None)
             self._blocked.pop(task, None)
@@ -196,11 +196,11 @@ class SlotTable:
         return []
 
     def expire(self, task: int, detail: str) -> list[Command]:
-        """The task has run for longer than its limit."""
+        """The task has exceeded its time limit."""
         return self._abandon(task, Failure.TIMEOUT, detail) if task in self.running else []
 
     def finished(self, number: int, task: int, seconds: float | None = None) -> list[Command]:
-        """The slot has answered for the task (whether anybody waits for it is in `running`)."""
+        """The slot has answered a task, which is in `running` if somebody waits for it."""
         slot = self.slots.get(number)
         if slot is None or task not in slot.tasks:
             return []
@@ -224,7 +224,7 @@ class SlotTable:
         return commands
 
     def reclaimed(self, number: int, tasks: list[int]) -> None:
-        """These were taken back from the slot, oldest first: they wait again, before all others. See `Reclaim`."""
+        """These tasks of the slot, oldest first, were taken back: they wait again, before all others. See `Reclaim`."""
         slot = self.slots[number]
         slot.bare = True
         for task in reversed(tasks):
@@ -238,15 +238,15 @@ class SlotTable:
             self._idle[number] = slot
 
     def recall(self, count: int, keep: int = 0) -> list[int]:
-        """Tasks that may run elsewhere: up to `count` of those that wait, the newest, but the `keep` oldest stay."""
+        """Remove and return up to `count` waiting tasks for another node, newest first, but not the `keep` oldest."""
         return [self._ready.popitem()[0] for _ in range(min(count, len(self._ready) - keep))]
 
     def soon(self, seconds: float, slots: int) -> int:
-        """How many of the tasks that wait so many slots will begin in this time."""
+        """Estimate how many waiting tasks that number of slots will begin within this many seconds."""
         return math.ceil(slots * seconds / max(self.mean or seconds, 1e-6))
 
     def retire(self, number: int) -> list[Command]:
-        """The slot can't be used any more (its socket is closed), though its process may live."""
+        """The slot can no longer be used, as its socket is closed, though its process may live."""
         slot = self.slots.get(number)
         if slot is None or slot.retired:
             return []
@@ -254,7 +254,7 @@ class SlotTable:
         return [*self._kill_if_useless(slot), *self.dispatch()]
 
     def died(self, number: int, detail: str) -> list[Command]:
-        """The slot's process has ended, and all that it had sent was told before."""
+        """The slot's process has ended, and all that it had sent was reported before."""
         slot = self.slots.get(number)
         reason = Failure.CRASHED if slot is None or len(slot.tasks) == 1 else Failure.SHARED_CRASH
         if slot is not None and slot.is_stillborn:
@@ -264,15 +264,15 @@ class SlotTable:
         return self._remove(number, reason, detail)
 
     def refused(self, number: int, detail: str) -> list[Command]:
-        """The slot's process could not be made, or could not begin; what it was given may have been taken back."""
+        """The slot's process could not be made or started; its tasks may have been reclaimed."""
         slot = self.slots.get(number)
         refused = self._refuse_next(detail) if slot is not None and slot.is_stillborn else []
         return [*refused, *self._remove(number, Failure.REFUSED, detail)]
 
     def all_ended(self, made: Container[int], detail: str) -> list[Command]:
-        """No process lives any more, and all that they had sent was told before; `dispatch` is to follow.
+        """All processes have ended, and all that they had sent was reported before; `dispatch` must follow.
 
-        Those in `made` died. The others never came to be: what they were given waits again, before all others.
+        Those in `made` died. The others were never started: their tasks wait again, before all others.
         """
         commands: list[Command] = []
         for number, slot in reversed(list(self.slots.items())):
@@ -287,8 +287,8 @@ class SlotTable:
         return commands
 
     def give_up(self, detail: str) -> list[Command]:
-        """No process can be made any more: nothing that waits, or will come, starts here."""
-        self._over = detail
+        """No process can be made any longer: waiting tasks and those that arrive later are refused."""
+        self._closed = detail
         self._ready.update(self._blocked)
         self._blocked.clear()
         return self.dispatch()
@@ -296,7 +296,7 @@ class SlotTable:
     # --- rules ---
 
     def _refuse_next(self, detail: str) -> list[Command]:
-        """Let what would start next not start here, since the processes for it do not live."""
+        """Refuse the task that would start next, since processes for it don't live."""
         return [Settle(self._ready.popitem(last=False)[0], Failure.REFUSED, detail)] if self._ready else []
 
     def _add(self, shared: bool) -> Slot:
@@ -307,10 +307,10 @@ class SlotTable:
         return slot
 
     def dispatch(self) -> list[Command]:
-        """Start what can be started; where there is room but nothing waits, take some from a slot that has it ahead."""
+        """Start what can be started; if there is room but nothing waits, reclaim tasks that a slot holds ahead."""
         commands: list[Command] = []
-        if self._over is not None:
-            commands += (Settle(task, Failure.REFUSED, self._over) for task in self._ready)
+        if self._closed is not None:
+            commands += (Settle(task, Failure.REFUSED, self._closed) for task in self._ready)
             self._ready.clear()
         while self._ready and len(self.running) - self._ahead < self.concurrency:
             task, isolated = self._ready.popitem(last=False)
@@ -328,14 +328,14 @@ class SlotTable:
         return commands
 
     def _stock(self, slot: Slot, commands: list[Command]) -> None:
-        """Give a busy slot its tasks ahead."""
+        """Hand tasks ahead to a busy slot."""
         while slot.tasks and slot.ahead < self._depth and self._ready and next(iter(self._ready.values())):
             self._give(slot, self._ready.popitem(last=False)[0], commands)
             slot.bare = False
 
     def _learn(self, seconds: float) -> None:
         self.mean = seconds if self.mean is None else self.mean + _SMOOTH * (seconds - self.mean)
-        self._depth = min(_DEEPEST, max(int(_AHEAD / max(self.mean, 1e-6)), int(self.mean < _ONE_AHEAD)))
+        self._depth = min(_MAX_DEPTH, max(int(_MAX_AHEAD / max(self.mean, 1e-6)), int(self.mean < _ONE_AHEAD)))
 
     def _give(self, slot: Slot, task: int, commands: list[Command]) -> None:
         self._ahead -= slot.ahead
@@ -352,7 +352,7 @@ class SlotTable:
         self._ahead += slot.ahead
 
     def _abandon(self, task: int, reason: Failure, detail: str) -> list[Command]:
-        """Nobody waits for a running task any more; a thread can't be stopped, so its whole process is given up."""
+        """Stop waiting for a running task; a thread can't be stopped, so its whole process is retired."""
         slot = self.running.pop(task)
         slot.live.discard(task)
         self._retire(slot)

@@ -1,7 +1,7 @@
-"""Joins standard input and output to the agent's socket: the way in where a host's sshd forwards nothing.
+"""Connects standard input and output to the agent's socket, for hosts whose sshd does not forward sockets.
 
-Started through a shell by the owner, with the socket's path. Once that is connected it prints the line in
-$SKYWARD_READY, and from then on only what comes from the agent. It ends with either side.
+The owner starts it through a shell, with the socket's path. Once it is connected it prints the line in $SKYWARD_READY,
+and from then on only what the agent sends. It ends when either side does.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ _PIECE = 256 * 1024  # bytes read at a time
 
 
 def join(sock: socket.socket, source: int, sink: int) -> None:
-    """Pass on bytes both ways until the socket's end, or until nobody takes them."""
+    """Copy bytes both ways until the socket ends, or until nobody reads them."""
     inward = threading.Thread(target=_inward, args=(source, sock), name="skyward-inward", daemon=True)
     inward.start()
-    with contextlib.suppress(OSError):  # the owner's connection is gone, or the agent is
+    with contextlib.suppress(OSError):  # the owner's connection is gone, or the agent
         while data := sock.recv(_PIECE):
             view = memoryview(data)
             while view:
@@ -33,11 +33,11 @@ def _inward(source: int, sock: socket.socket) -> None:
         while data := os.read(source, _PIECE):
             sock.sendall(data)
     with contextlib.suppress(OSError):
-        sock.shutdown(socket.SHUT_RDWR)  # half a stream is of no use
+        sock.shutdown(socket.SHUT_RDWR)  # one direction alone is of no use
 
 
 def main() -> None:
-    """Be the way to one agent."""
+    """Connect to the agent whose socket is the argument."""
     (path,) = sys.argv[1:]
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         try:

@@ -1,13 +1,13 @@
-"""Who has a task that was given to a slot: the slot that began it, or the agent that took it back.
+"""Who has a task that was handed to a slot: the slot that began it, or the agent that reclaimed it.
 
-Beside its socket each isolated slot has a pipe of tickets, numbers of tasks in the order in which they are given. The
-slot draws a ticket before it begins; the agent draws the rest when it wants the tasks back. The kernel gives each
-ticket to one of them only, so a task never runs twice and is never lost, whenever either of them acts or dies. And what
-has been drawn has begun, or begins when its bytes are there: a limit, a cancel or a death of the slot is that task's
-affair and no other's.
+In addition to its socket each isolated slot has a pipe of tickets: numbers of tasks, in the order in which they are
+handed over. The slot draws a ticket before it begins a task; the agent draws the rest to reclaim them. The kernel gives
+each ticket to only one of them, so a task never runs twice and is never lost, whenever either of them acts or dies. A
+task whose ticket was drawn has begun, or begins when its bytes have arrived, so a time limit, a cancellation or the
+slot's death concerns that task and no other.
 
 This relies on tasks arriving in the slot in the order of their tickets: the agent's wire to a slot is `fifo`. A task
-that was taken back and given again arrives twice, and either copy may be the one that runs.
+that was reclaimed and handed over again arrives twice, and either copy may be the one that runs.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ __all__ = ["Claims", "Tickets"]
 
 _TICKET = struct.Struct("!Q")
 _INT = struct.Struct("i")
-_MANY = 512  # tickets that fit into a pipe of the smallest size
+_MANY = 512  # tickets that fit into the smallest pipe
 
 
 class Tickets:
-    """The agent's half.
+    """The agent's end.
 
     Parameters
     ----------
     read, write
-        Ends of a pipe, ours from now on; the slot has `read` too.
+        Ends of a pipe, which this object closes; the slot has `read` as well.
     """
 
     def __init__(self, read: int, write: int) -> None:
@@ -44,23 +44,23 @@ class Tickets:
         return f"<Tickets on {self._write}, {len(self._unwritten) // _TICKET.size} unwritten>"
 
     def add(self, task: int) -> None:
-        """Make a ticket, which can be drawn, here and there, from `issue` on."""
+        """Make a ticket, which can be drawn at either end after `issue`."""
         self._unwritten += _TICKET.pack(task)
 
     def issue(self) -> None:
-        """Let the slot draw; to be called before it can see the tasks."""
+        """Let the slot draw the new tickets; to be called before it can see the tasks."""
         if self._unwritten:
-            os.write(self._write, self._unwritten)  # whole: it is less than a pipe holds
+            os.write(self._write, self._unwritten)  # in one piece: it is less than a pipe holds
             self._unwritten.clear()
 
     @property
     def undrawn(self) -> int:
-        """How many of those that were issued nobody has drawn yet."""
+        """The number of tickets that nobody has drawn yet."""
         (size,) = _INT.unpack(fcntl.ioctl(self._read, termios.FIONREAD, _INT.pack(0)))
         return int(size) // _TICKET.size + len(self._unwritten) // _TICKET.size
 
     def reclaim(self) -> list[int]:
-        """Draw all that are left, oldest first."""
+        """Draw all remaining tickets, oldest first."""
         with contextlib.suppress(BlockingIOError):
             return [task for (task,) in _TICKET.iter_unpack(os.read(self._read, _MANY * _TICKET.size))]
         return []
@@ -72,28 +72,28 @@ class Tickets:
 
 
 class Claims:
-    """The slot's half.
+    """The slot's end.
 
     Parameters
     ----------
     fd
-        Where the tickets come from.
+        Read end of the pipe of tickets.
     """
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self.drawn: int | None = None
-        """The ticket in hand, whose task has not come yet."""
+        """The drawn ticket whose task has not arrived yet."""
 
     def __repr__(self) -> str:
         return f"<Claims on {self._fd}, drawn: {self.drawn}>"
 
     def claim(self, task: int) -> bool:
-        """Whether to run the task that came now; one whose ticket is not the next was taken back."""
+        """Whether to run the task that has arrived; one whose ticket is not the next was reclaimed."""
         if self.drawn is None:
             try:
                 self.drawn = _TICKET.unpack(os.read(self._fd, _TICKET.size))[0]
-            except (BlockingIOError, struct.error):  # the latter at the end: the agent is gone
+            except (BlockingIOError, struct.error):  # the latter at end of file: the agent is gone
                 return False
         if self.drawn != task:
             return False

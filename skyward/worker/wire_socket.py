@@ -1,7 +1,7 @@
-"""A non-blocking socket with a `Wire` on it, driven by an asyncio loop. Knows no message.
+"""A non-blocking socket with a `Wire` on it, driven by an asyncio loop. It does not interpret messages.
 
-asyncio's transports would copy and queue without a bound what the wire already queues; here a message stays in the
-wire, in pieces, until the socket takes it.
+asyncio's transports would copy what the wire already queues, and queue it without a limit; here a message stays in the
+wire, in pieces, until the socket accepts it.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from skyward.core.errors import ProtocolError
 from skyward.core.protocol.messages import Message
 from skyward.core.protocol.wire import Buffer, Lane, Received, Wire
 
-if TYPE_CHECKING:  # slots import this module too, and do without it
+if TYPE_CHECKING:  # slots import this module as well, and need no asyncio
     import asyncio
 
 __all__ = ["WireSocket", "unsent"]
 
-# One for all: nothing that is read stays in it, and the agent has one thread. A mapping takes memory as it is used.
+# One for all sockets: nothing that is read stays in it, and the agent has one thread. Memory is taken as it is used.
 _CHUNK = mmap.mmap(-1, 256 * 1024, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 _VIEW = memoryview(_CHUNK)
-_PARTS = 512  # buffers of one writev
+_PARTS = 512  # buffers per writev
 
 
 def unsent(parts: Sequence[bytes | memoryview], sent: int) -> list[bytes | memoryview]:
-    """What remains of the buffers after `sent` bytes of them have gone."""
+    """Return what remains of the buffers after `sent` bytes of them were sent."""
     for index, part in enumerate(parts):
         if sent < len(part):
             return [memoryview(part)[sent:], *parts[index + 1 :]]
@@ -42,13 +42,13 @@ class WireSocket:
     Parameters
     ----------
     loop, sock, wire
-        The socket becomes non-blocking and belongs to the link.
+        The socket becomes non-blocking, and is closed by this object.
     on_message
-        Called for each message; an error out of it ends the link.
+        Called with each message; if it raises, the connection is closed.
     on_end
         Called once, with the reason, unless `close` was called first.
     eager
-        Write in `send` itself instead of once per turn of the loop: less latency, more system calls.
+        Whether `send` itself writes, instead of once per iteration of the loop: less latency, more system calls.
     """
 
     def __init__(
@@ -63,22 +63,22 @@ class WireSocket:
         self.wire = wire
         self.closed = False
         self.fault: str | None = None
-        """The error for which it was ended, of the other end or here; None if it ended otherwise."""
+        """The error of either end that closed it; None if it was closed otherwise."""
         self.lag = 0.0
-        """Seconds that writing may wait for more to write; for when nobody is idle meanwhile."""
+        """Seconds that a write may wait for more to send, for times when nobody is idle."""
         self._loop = loop
         self._sock = sock
         self._receive: Callable[[Buffer], list[Received]] = wire.receive_data
         self._on_message = on_message
         self._on_end = on_end
-        self._lane: Lane | None = None  # what a stripe's bytes are for the wire
-        self._paused = False  # not read, as the lane waits
-        self._main = self  # the link that we are a stripe of
-        self._stripes: list[WireSocket] = []  # of this link, or of the one that we are a stripe of
+        self._lane: Lane | None = None  # of a stripe: where its bytes belong in the wire
+        self._paused = False  # not reading, as the lane waits
+        self._main = self  # the connection that this is a stripe of
+        self._stripes: list[WireSocket] = []  # of the main connection
         self._eager = eager
-        self._parts: list[bytes | memoryview] = []  # taken out of the wire and not yet written
+        self._parts: list[bytes | memoryview] = []  # taken from the wire and not yet written
         self._will_write = False
-        self._later: asyncio.TimerHandle | None = None  # of a write that may wait
+        self._later: asyncio.TimerHandle | None = None  # the timer of a write that may wait
         self._waits_for_room = False
         self._fd = sock.fileno()
         sock.setblocking(False)
@@ -88,18 +88,18 @@ class WireSocket:
         return f"<WireSocket fd {self._fd}{' closed' if self.closed else ''}, {self.wire!r}>"
 
     def send(self, message: Message, buffers: Sequence[Buffer] = (), number: int = 0) -> None:
-        """Send a message; nothing if the link is closed."""
+        """Send a message; no effect if it is closed."""
         if not self.closed:
             self.wire.send(message, buffers, number)
             self.wake()
 
     def queue(self, message: Message, buffers: Sequence[Buffer] = (), number: int = 0) -> None:
-        """As `send`, but let it wait for `wake`."""
+        """Queue a message until `wake`; no effect if it is closed."""
         if not self.closed:
             self.wire.send(message, buffers, number)
 
     def wake(self) -> None:
-        """Something was queued in the wire."""
+        """Write what was queued in the wire."""
         if self._waits_for_room:
             return
         if self._eager:
@@ -116,9 +116,9 @@ class WireSocket:
             self._loop.call_soon(self._write)
 
     def join(self, link: WireSocket) -> None:
-        """Become a stripe of another link: what comes here is that one's from now on, and neither outlives the other.
+        """Become a stripe of another connection: it receives what arrives here, and neither outlives the other.
 
-        What this link's own wire has to send is still sent.
+        What this connection's own wire has to send is still sent.
         """
         self._lane = link.wire.stripe()
         self._receive = partial(link.wire.receive_data, lane=self._lane)
@@ -140,12 +140,12 @@ class WireSocket:
         self._sock.close()
 
     def drain(self) -> None:
-        """Read all that has arrived, without waiting for more."""
+        """Read all that has arrived, without waiting."""
         while not self.closed and self._read():
             pass
 
     def fail(self, error: Exception) -> None:
-        """End it for an error: the other end, if it comes back, may have to say again what that was about."""
+        """Close it because of an error; the other end may have to repeat the message that caused it."""
         link, expected = self._main, isinstance(error, ProtocolError)
         link.fault = link.fault or (f"{error}" if expected else f"{type(error).__name__}: {error}")
         if not expected:
@@ -153,7 +153,7 @@ class WireSocket:
         self._end(link.fault)
 
     def _broken(self, reason: str) -> None:
-        """Nothing can be written any more; what the other end had said before counts all the same."""
+        """Close it because writing failed, after reading what the other end sent before."""
         self.drain()
         self._end(reason)
 
@@ -167,7 +167,7 @@ class WireSocket:
             self._read()
 
     def _read(self) -> bool:
-        """Read once; whether there may be more."""
+        """Read once; returns whether there may be more."""
         try:
             count = self._sock.recv_into(_CHUNK)
         except (BlockingIOError, InterruptedError):
@@ -185,12 +185,12 @@ class WireSocket:
         except Exception as error:
             self.fail(error)
             return False
-        for stripe in self._stripes:  # the message that one waits for may have begun, here or there
+        for stripe in self._stripes:  # the message that one waits for may have begun
             stripe.update_reading()
         return True
 
     def update_reading(self) -> None:
-        """Of a stripe: be read only while the wire need not wait for another stream first."""
+        """Of a stripe: read only while the wire need not wait for another stream."""
         waits = self._lane is not None and self._lane.waits
         if self.closed or waits is self._paused:
             return
@@ -201,7 +201,7 @@ class WireSocket:
             self._loop.add_reader(self._fd, self._readable)
 
     def _write(self) -> None:
-        """Write one batch; what remains goes in later turns, so that reading has its turn too."""
+        """Write one batch; the rest is written in later iterations of the loop, so that reading is not starved."""
         self._will_write = False
         self._later = None
         if self.closed:
@@ -216,7 +216,7 @@ class WireSocket:
         except (BlockingIOError, InterruptedError):
             self._parts = parts
         except OSError as error:
-            self._loop.call_soon(self._broken, str(error))  # not here: callers of `send` don't expect it
+            self._loop.call_soon(self._broken, str(error))  # later: callers of `send` don't expect it
             return
         except Exception as error:
             self._loop.call_soon(self.fail, error)

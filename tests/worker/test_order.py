@@ -67,7 +67,7 @@ def test_a_small_task_behind_a_large_one_is_stopped_and_the_large_one_is_not(how
         learn(node)
         for _ in range(3):
             first = node.submit(time.sleep, 0.05)  # both that follow arrive meanwhile
-            large = node.submit(length, bytes(8_000_000), timeout=1.0)
+            large = node.submit(length, bytes(8_000_000), timeout=15.0)  # which is enough on a busy machine
             small = node.submit(hang, timeout=1.0 if how == "limit" else None)
             assert node.result(large) == 8_000_000
             if how == "cancel":

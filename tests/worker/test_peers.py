@@ -207,7 +207,7 @@ def test_a_silent_peer_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             assert await b.says(Kept) == Kept(NAME, 0, "node-0: TimeoutError()")
             deaf.close()
             b.fetch("node-9")
-            assert "not reached" in (await b.says(Kept)).error
+            assert "not reachable" in (await b.says(Kept)).error
 
     run(work())
 
@@ -218,7 +218,7 @@ def test_wrong_bytes_are_not_kept(tmp_path: Path) -> None:
             await b.meets(a)
             a.keep(Blob(NAME, len(DATA), 0), b"x" + DATA[1:])
             b.fetch("node-0")
-            assert await b.says(Kept) == Kept(NAME, 0, "it is not what its digest says")
+            assert await b.says(Kept) == Kept(NAME, 0, "it does not match its digest")
             assert NAME not in b.store
             b.give(0, len(DATA))
             assert b.content() == DATA

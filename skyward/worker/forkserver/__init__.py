@@ -1,1 +1,1 @@
-"""The process that slots are forked from, and the agent's side of it."""
+"""The process that slots are forked from, and the agent's client for it."""

@@ -1,4 +1,4 @@
-"""The agent's view of the fork server: tells it its task, asks for slots, hears how they end; kills one that hangs."""
+"""The agent's client for the fork server: configures it, asks for slots, reports their ends, kills it if it hangs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from skyward.core.protocol.messages import Setup
 from skyward.core.whoami import DEPTH, NODE
 from skyward.worker import thread_limits
 from skyward.worker.forkserver.launch import ROOT, ForkServerProcess, started
-from skyward.worker.forkserver.liveness import Limits, Look, Probe
+from skyward.worker.forkserver.liveness import Limits, Probe, ProbeState
 from skyward.worker.forkserver.protocol import (
     ECHO,
     END,
@@ -34,23 +34,23 @@ from skyward.worker.forkserver.restarts import Ended
 
 __all__ = ["ForkServerClient", "fork_config"]
 
-_TAIL = 8 * 1024  # bytes of the fork server's own output that are kept for an error's text
+_TAIL = 8 * 1024  # bytes of the fork server's own output to keep for error messages
 
 
 class ForkServerClient:
-    """A running fork server.
+    """Controls one fork server.
 
     Parameters
     ----------
     loop
         The agent's loop.
     config
-        What `forkserver.prepare` and the slots need; ``env`` is the whole environment of the slots, ``limits`` say when
-        it counts as hung.
+        What `server.prepare` and the slots need; ``env`` is the whole environment of the slots, and ``limits`` define
+        when it counts as hung.
     on_report
         Called with each report: what, slot, value.
     on_end
-        Called once when it has ended without having been asked to.
+        Called once if it ends without having been asked to.
     server
         Its process; None to start one.
     delay
@@ -70,17 +70,17 @@ class ForkServerClient:
         start: Callable[[Mapping[str, str]], ForkServerProcess] = started,
     ) -> None:
         self.pids: dict[int, int] = {}
-        """Process of each slot, as reported; for the case that the fork server can't clear up."""
+        """Process of each slot, as reported, in case the fork server can't clean up."""
         self._loop = loop
         self._on_report = on_report
         self._on_end: Callable[[Ended], None] | None = on_end
         self._limits = Limits(*config["limits"])
         self._probe = Probe(start=max(1, round(self._limits.start / self._limits.period)))
-        self._looking: asyncio.TimerHandle | None = None
+        self._polling: asyncio.TimerHandle | None = None
         self._queue: deque[tuple[bytes, tuple[int, ...]]] = deque()
         self._tail = b""
         own = {"root": ROOT, "agent": os.getpid()}
-        packed: bytes = msgpack.packb({**config, **own}, unicode_errors="surrogatepass")  # as variables are
+        packed: bytes = msgpack.packb({**config, **own}, unicode_errors="surrogatepass")  # variables may be any bytes
         self._queue.append((frame(packed), ()))
         self._server: ForkServerProcess | None = None
         self._env = config["env"]
@@ -109,43 +109,43 @@ class ForkServerClient:
         os.set_blocking(server.output.fileno(), False)
         server.control.setblocking(False)
         self._loop.add_reader(server.control.fileno(), self._readable, server)
-        self._loop.add_reader(server.output.fileno(), self._hear, server)
+        self._loop.add_reader(server.output.fileno(), self._read_output, server)
         self._write()
-        self._look_on()
+        self._poll_later()
 
     def fork(self, slot: int, shared: bool, fds: tuple[int, ...]) -> None:
-        """Ask for a slot with these files; they are closed here when they have been sent."""
+        """Request a slot with these file descriptors, which are closed here once they have been sent."""
         self._queue.append((REQUEST.pack(FORK_SHARED if shared else FORK_ISOLATED, slot), fds))
         self._write()
         self._probe.forks(slot)
-        self._look_on()
+        self._poll_later()
 
     def kill(self, slot: int) -> None:
-        """Kill a slot and what it has started."""
+        """Kill a slot and everything that it started."""
         self._queue.append((REQUEST.pack(KILL, slot), ()))
         self._write()
         if slot in self.pids or self._probe.awaits(slot):
             self._probe.kills(slot)
-            self._look_on()
+            self._poll_later()
 
-    def _look_on(self) -> None:
-        """See to it that the next look is taken."""
-        if self._looking is None and self._server is not None:
-            self._looking = self._loop.call_later(self._limits.period, self._look, self._server)
+    def _poll_later(self) -> None:
+        """Schedule the next poll of the probe."""
+        if self._polling is None and self._server is not None:
+            self._polling = self._loop.call_later(self._limits.period, self._poll, self._server)
 
-    def _look(self, server: ForkServerProcess) -> None:
-        self._looking = None
-        look = self._probe.look()
-        if look is Look.HUNG:
+    def _poll(self, server: ForkServerProcess) -> None:
+        self._polling = None
+        state = self._probe.poll()
+        if state is ProbeState.HUNG:
             self._ended(server, self._limits.answer if self._probe.is_up else self._limits.start)
-        elif look is not Look.REST:
-            if look is Look.ASK:
+        elif state is not ProbeState.IDLE:
+            if state is ProbeState.ASK:
                 self._queue.append((REQUEST.pack(ECHO, 0), ()))
                 self._write()
-            self._look_on()
+            self._poll_later()
 
     async def end(self, wait: float) -> None:
-        """Let idle slots end in order, kill the others, and see that nothing is left."""
+        """Let idle slots end by themselves for up to `wait` seconds, and kill the rest."""
         self._on_end = None
         self._queue.append((REQUEST.pack(END, 0), ()))
         self._write()
@@ -156,7 +156,7 @@ class ForkServerClient:
         self.kill_all()
 
     def kill_all(self) -> None:
-        """At once, and without the fork server's help."""
+        """Kill the fork server and all slots at once, without its help."""
         self._on_end = None
         for pid in self.pids.values():
             with contextlib.suppress(OSError):
@@ -166,8 +166,8 @@ class ForkServerClient:
             self._server.kill()
 
     def _close(self) -> None:
-        """Stop to talk with it."""
-        for timer in (self._starting, self._looking):
+        """Stop communicating with it."""
+        for timer in (self._starting, self._polling):
             if timer is not None:
                 timer.cancel()
         for _, fds in self._queue:
@@ -183,7 +183,7 @@ class ForkServerClient:
             self._loop.remove_reader(self._server.output.fileno())
 
     def _write(self) -> None:
-        """Send what is queued; the fork server may be busy with imports for a long time."""
+        """Send what is queued; the fork server may be busy with imports for long."""
         if self._server is None:
             return None
         control = self._server.control
@@ -201,7 +201,7 @@ class ForkServerClient:
         except (BlockingIOError, InterruptedError):
             self._loop.add_writer(control.fileno(), self._write)
         except OSError:
-            self._queue.clear()  # it has ended; `_readable` will find out
+            self._queue.clear()  # it has ended; `_readable` notices
         else:
             self._loop.remove_writer(control.fileno())
 
@@ -230,7 +230,7 @@ class ForkServerClient:
             return
         if not hung:
             server.ends_within(1.0)
-        self._hear(server)
+        self._read_output(server)
         tail = self._tail.decode(errors="replace").strip()
         self.kill_all()
         status = server.process.returncode
@@ -243,8 +243,8 @@ class ForkServerClient:
             how = f"was not ready after {hung:g} s, and was killed; an import of Image(preload=[...]) may hang"
         on_end(Ended(f"the fork server {how}" + (f": {tail}" if tail else ""), status < 0, hung))
 
-    def _hear(self, server: ForkServerProcess) -> None:
-        """The fork server's own words: warnings of modules that it imports, or why it ends."""
+    def _read_output(self, server: ForkServerProcess) -> None:
+        """Read what the fork server prints: warnings of modules that it imports, or why it ends."""
         if server.output.closed:
             return
         try:
@@ -259,13 +259,23 @@ class ForkServerClient:
 def fork_config(
     setup: Setup, cores: int, bridge: str, result_files: str | None, own: Mapping[str, object]
 ) -> dict[str, Any]:
-    """What the fork server is told.
+    """Return the fork server's configuration.
 
-    `own` holds what is the agent's: ``scratch``, folders that the fork server removes if the agent can't, and
-    ``limits``, see `ForkServerClient`.
+    Parameters
+    ----------
+    setup
+        The owner's settings.
+    cores
+        Number of cores that tasks may use.
+    bridge
+        Path of the bridge socket.
+    result_files
+        Folder in which slots leave large results; None to send them.
+    own
+        The agent's part: ``scratch``, folders to remove if the agent can't, and ``limits``, see `ForkServerClient`.
     """
     limit = setup.threads or max(1, cores // setup.concurrency)
-    # A variable that the user has set wins; one that is only found in the environment, over a mere default.
+    # What the user has set wins; what is only in the environment wins over a mere default.
     given = setup.env if setup.threads else {**os.environ, **setup.env}
     env = {
         **os.environ,

@@ -1,8 +1,8 @@
-"""Processes that take a fork server's place in forking: each has imported what slots were seen to import.
+"""Heirs of a fork server: processes that have imported what slots were seen to import, and take over the forking.
 
-A fork server imports nothing itself after its start, for an import can hang or crash, and what it does to the process
-can't be undone. It forks an heir that imports, and goes on; when the heir is ready, new slots are forked from that one.
-An heir is a fork server whose agent is the first one: same words, same duties. Old heirs end with their last slot.
+A fork server imports nothing after its start, since an import can hang or crash, and its effects can't be undone.
+Instead it forks an heir that imports, and continues; once the heir is ready, new slots are forked from it. An heir is a
+fork server whose agent is the first fork server: same protocol, same duties. Old heirs end with their last slot.
 """
 
 from __future__ import annotations
@@ -18,39 +18,40 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from skyward.worker.forkserver import imports
-from skyward.worker.forkserver.liveness import LIMITS, Limits, Look, Probe
+from skyward.worker.forkserver.liveness import LIMITS, Limits, Probe, ProbeState
 from skyward.worker.forkserver.protocol import ECHO, END, EXITED, FORKED, KILL, REPORT, REQUEST, SEAT, TRYING, UP
 from skyward.worker.process import kill_group
 
 __all__ = ["Heir", "Heirs"]
 
-_WORTH = 20  # modules that a new slot would import itself; fewer are not worth an heir
+_MIN_MODULES = 20  # that a new slot would have to import; fewer are not worth an heir
 _QUIET = 0.5  # seconds after the last report of imports, since slots mostly import at the same time
-_SLOWER = 4.0  # times as long until each further heir, for imports may go on as long as tasks do
-_LIMIT = 60.0  # seconds
-_MESSAGE = 256 * 1024
+_SLOWER = 4.0  # factor by which the pause grows with each heir, since tasks may import new modules all the time
+_LIMIT = 60.0  # seconds that an heir's imports may take
+_MESSAGE = 256 * 1024  # bytes
 
 
 @dataclass
 class Heir:
-    """One of them.
+    """One heir.
 
     Attributes
     ----------
     sock
-        To it; it reports as to an agent.
+        Connection to it; it reports as to an agent.
     names
-        What it imports, or has imported.
+        The modules that it imports.
     until
-        When it must be ready.
+        When it must be ready, on the monotonic clock.
     at
-        The index of the name that it has come to.
+        Index of the module that it is importing.
     slots
-        Those forked from it, and their processes; 0 where that has not been reported.
+        The slots forked from it, and their pids; 0 until reported.
     unborn
-        Those of them that nobody has killed since: what was asked for, and files, by which another can make them.
+        Slots that have been requested, and were not made or killed since: the request and its files, with which another
+        process can make them.
     probe
-        Whether it hangs, once it is ready.
+        Detects whether it hangs, once it is ready.
     """
 
     pid: int
@@ -63,57 +64,57 @@ class Heir:
     unborn: dict[int, tuple[int, list[int]]] = field(default_factory=dict)
     probe: Probe = field(default_factory=Probe)
 
-    def settle(self, number: int) -> None:
-        """A slot of it has been made, or need not be."""
+    def discard_request(self, number: int) -> None:
+        """Close the files of a slot that has been made, or need not be."""
         _, fds = self.unborn.pop(number, (0, ()))
         for fd in fds:
             os.close(fd)
 
 
 class Heirs:
-    """All heirs of a fork server, and what it has learned of slots.
+    """All heirs of a fork server, and the imports that slots have reported.
 
     Parameters
     ----------
-    lore
-        Where slots tell of imports.
+    import_reports
+        Socket on which slots report imports.
     report
-        Told of each report of an heir: what, slot, value.
+        Called with each report of an heir: what, slot, value.
     become
-        In a new process: live as an heir, with this socket, these modules and variables. Does not return.
+        Called in a new process, to run as an heir with this socket, these modules and variables. Does not return.
     fork
-        Make a slot here that an heir has not made: what, slot, files. The files are to be closed.
+        Makes a slot that an heir has not made: what, slot, files. It closes the files.
     limit
-        Seconds that all imports may take.
+        Seconds that an heir's imports may take.
     limits
         When an heir that is ready counts as hung.
     """
 
     def __init__(
         self,
-        lore: socket.socket,
+        import_reports: socket.socket,
         report: Callable[[int, int, int], None],
         become: Callable[[socket.socket, list[str], dict[str, str | None]], None],
         fork: Callable[[int, int, list[int]], None],
         limit: float = _LIMIT,
         limits: Limits = LIMITS,
     ) -> None:
-        self.all: dict[int, Heir] = {}  # by the number of its socket
+        self.all: dict[int, Heir] = {}  # by the descriptor of its socket
         self.current: Heir | None = None
-        self._lore = lore
+        self._import_reports = import_reports
         self._report = report
         self._become = become
         self._fork = fork
         self._limit = limit
         self._period = limits.period
-        self._look_at = 0.0
+        self._poll_at = 0.0
         self._poll: select.poll | None = None
         self._names: dict[str, None] = {}  # for the next heir
-        self._new = 0  # of them, those that no heir has had
-        self._refused: set[str] = set()  # roots of modules that can't be imported ahead
+        self._new = 0  # how many of them no heir has had
+        self._refused: set[str] = set()  # top-level packages that can't be imported ahead
         self._seen = set(sys.modules)
         self._variables: dict[str, str | None] = {}
-        self._due: float | None = None  # when to make an heir
+        self._due: float | None = None  # when to make the next heir
         self._pause = _QUIET
         self._earliest = 0.0
         self._ends = False
@@ -122,36 +123,36 @@ class Heirs:
         return f"<{len(self.all)} heirs, {self._new} new modules>"
 
     def watch(self, poll: select.poll) -> None:
-        """Begin: what is to be heard is registered here."""
+        """Register the sockets to read from with this poll object."""
         self._poll = poll
-        poll.register(self._lore, select.POLLIN)
+        poll.register(self._import_reports, select.POLLIN)
 
     @property
     def next(self) -> float | None:
-        """When `attend` has something to do though nobody says anything."""
+        """When `attend` has something to do even if nothing arrives; None for never."""
         if self._ends:
             return None
         times = [heir.until for heir in self.all.values() if not heir.ready]
-        times += [self._look_at for heir in self.all.values() if heir.probe.is_needed]
+        times += [self._poll_at for heir in self.all.values() if heir.probe.is_needed]
         return min([*times, *([] if self._due is None else [self._due])], default=None)
 
-    def attend(self, heard: dict[int, int]) -> None:
-        """Do what is due, or has become possible."""
-        if self._lore.fileno() in heard:
-            self._hear_slots()
-        for heir in [heir for fd, heir in self.all.items() if fd in heard]:
-            self._hear(heir)
+    def attend(self, events: dict[int, int]) -> None:
+        """Read what has arrived, as `poll` reports, and do what is due."""
+        if self._import_reports.fileno() in events:
+            self._read_import_reports()
+        for heir in [heir for fd, heir in self.all.items() if fd in events]:
+            self._read(heir)
         if self._ends:
             return
         now = time.monotonic()
         for heir in list(self.all.values()):
             if not heir.ready and now > heir.until:
                 os.kill(heir.pid, signal.SIGKILL)
-                heir.until = now + self._limit  # its end will be heard
-        if now >= self._look_at:
-            self._look_at = now + self._period
+                heir.until = now + self._limit  # its end follows
+        if now >= self._poll_at:
+            self._poll_at = now + self._period
             for heir in self.all.values():
-                _look(heir)
+                _poll(heir)
         if self._due is not None and now >= self._due and all(heir.ready for heir in self.all.values()):
             self._due = None
             self._make()
@@ -159,62 +160,62 @@ class Heirs:
     # --- slots of heirs ---
 
     def fork(self, what: int, number: int, seat: int, fds: list[int]) -> bool:
-        """Let the newest heir fork a slot, and take its files; False if there is none that can."""
+        """Let the newest heir fork a slot, and keep the files; False if there is no heir."""
         heir = self.current
         if heir is None:
             return False
         try:
             heir.sock.sendall(REQUEST.pack(SEAT, seat))
             socket.send_fds(heir.sock, [REQUEST.pack(what, number)], fds)
-        except OSError:  # it has died, as we shall hear
+        except OSError:  # it has died; its socket will report it
             return False
-        self._awaits()
+        self._schedule_poll()
         heir.slots[number] = 0
         heir.unborn[number] = what, fds
         heir.probe.forks(number)
         return True
 
     def kill(self, number: int) -> None:
-        """Kill a slot, if it is one of an heir's."""
+        """Kill a slot if an heir has forked it."""
         for heir in self.all.values():
             if number in heir.slots:
-                self._awaits()
-                heir.settle(number)
+                self._schedule_poll()
+                heir.discard_request(number)
                 heir.probe.kills(number)
-                _tell(heir, KILL, number)
+                _send(heir, KILL, number)
 
-    def _awaits(self) -> None:
-        """Looks begin, unless they go on already."""
+    def _schedule_poll(self) -> None:
+        """Begin to poll the heirs' probes, unless that is going on."""
         if not any(heir.probe.is_needed for heir in self.all.values()):
-            self._look_at = time.monotonic() + self._period
+            self._poll_at = time.monotonic() + self._period
 
     def end(self) -> None:
-        """Let them end with their slots, and make no more."""
+        """Let the heirs end with their slots, and make no more of them."""
         self._ends = True
         for heir in self.all.values():
             if heir.ready:
-                _tell(heir, END, 0)
+                _send(heir, END, 0)
             else:
                 os.kill(heir.pid, signal.SIGKILL)
 
     def pids(self) -> Iterator[int]:
-        """The processes of all slots of heirs."""
+        """The pids of all slots of heirs."""
         for heir in self.all.values():
             yield from filter(None, heir.slots.values())
 
     def kill_all(self) -> None:
-        """End the heirs themselves."""
+        """Kill the heirs themselves."""
         for heir in self.all.values():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(heir.pid, signal.SIGKILL)
 
-    # --- what is heard ---
+    # --- reports ---
 
-    def _hear_slots(self) -> None:
+    def _read_import_reports(self) -> None:
         with contextlib.suppress(BlockingIOError):
             while True:
-                data = self._lore.recv(_MESSAGE)
-                with contextlib.suppress(ValueError, TypeError):  # whatever a task has written there
+                data = self._import_reports.recv(_MESSAGE)
+                with contextlib.suppress(ValueError, TypeError):  # a task may have written anything there
                     self._learn(*imports.parse(data))
 
     def _learn(self, names: list[str], variables: dict[str, str | None]) -> None:
@@ -223,10 +224,10 @@ class Heirs:
         self._names.update(dict.fromkeys(new))
         self._new += len(new)
         self._variables.update(variables)
-        if new and self._new >= _WORTH:  # a slot that came in another's place tells the same again
+        if new and self._new >= _MIN_MODULES:  # a slot that replaces another reports the same again
             self._due = max(time.monotonic() + _QUIET, self._earliest)
 
-    def _hear(self, heir: Heir) -> None:
+    def _read(self, heir: Heir) -> None:
         try:
             data = heir.sock.recv(REPORT.size * 64)
         except OSError:
@@ -241,7 +242,7 @@ class Heirs:
                 heir.ready = True
                 self.current = heir
             elif what != ECHO:
-                heir.settle(number)
+                heir.discard_request(number)
                 if what == FORKED:
                     heir.slots[number] = value
                 else:
@@ -252,9 +253,9 @@ class Heirs:
                 self._drop(old)
 
     def _bury(self, heir: Heir) -> None:
-        """It has died, and the kernel kills its slots, but not at once, nor what they have started.
+        """Clean up after an heir that has died: the kernel kills its slots, but not at once, nor what they started.
 
-        Those that it had not made are made here, so that nothing which they were given comes to harm.
+        Slots that it had not made are made here, so that no task handed to them is lost.
         """
         self._drop(heir)
         for number, pid in heir.slots.items():
@@ -270,20 +271,20 @@ class Heirs:
         if heir.at < len(heir.names):
             self._refused.add(heir.names[heir.at].partition(".")[0])
             self._names = {name: None for name in self._names if name.partition(".")[0] not in self._refused}
-        else:  # imported as they were under other variables
+        else:  # slots imported them under other environment variables
             self._names.clear()
-        if len(self._names) >= _WORTH:
+        if len(self._names) >= _MIN_MODULES:
             self._due = max(time.monotonic() + _QUIET, self._earliest)
 
     def _drop(self, heir: Heir) -> None:
         assert self._poll is not None
         self._poll.unregister(heir.sock)
         del self.all[heir.sock.fileno()]
-        heir.sock.close()  # at which it ends, if it lives
+        heir.sock.close()  # which ends it if it lives
         if self.current is heir:
             self.current = None
 
-    # --- a new one ---
+    # --- making an heir ---
 
     def _make(self) -> None:
         names = list(self._names)
@@ -294,7 +295,7 @@ class Heirs:
         try:
             ours, theirs = socket.socketpair()
         except OSError:
-            return  # slots go on to import for themselves
+            return  # slots keep importing for themselves
         with theirs:
             try:
                 pid = os.fork()
@@ -309,15 +310,15 @@ class Heirs:
         self._poll.register(ours, select.POLLIN)
 
 
-def _look(heir: Heir) -> None:
-    look = heir.probe.look()
-    if look is Look.ASK:
-        _tell(heir, ECHO, 0)
-    elif look is Look.HUNG:
+def _poll(heir: Heir) -> None:
+    state = heir.probe.poll()
+    if state is ProbeState.ASK:
+        _send(heir, ECHO, 0)
+    elif state is ProbeState.HUNG:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(heir.pid, signal.SIGKILL)  # its end will be heard
+            os.kill(heir.pid, signal.SIGKILL)  # its end follows
 
 
-def _tell(heir: Heir, what: int, number: int) -> None:
-    with contextlib.suppress(OSError):  # it has died, as we shall hear
+def _send(heir: Heir, what: int, number: int) -> None:
+    with contextlib.suppress(OSError):  # it has died; its socket will report it
         heir.sock.sendall(REQUEST.pack(what, number))

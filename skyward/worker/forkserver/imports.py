@@ -1,9 +1,9 @@
-"""What tasks import: slots tell the fork server, and a process that slots can be forked from imports it before they do.
+"""What tasks import: slots report it to the fork server, and an heir imports it before slots are forked from the heir.
 
-To import a module ahead must not differ from importing it in the slot. So `learn` takes only what is installed (a
-user's own modules may be edited at any time), and gives up on a module that does to the process what a fork does not
-carry over or would share: threads, open files, shared memory, handlers of signals. And the slots' variables must have
-been the same, since modules look at them.
+Importing a module ahead must have the same effect as importing it in the slot. So `import_ahead` imports only what is
+installed (a user's own modules may be edited at any time), and gives up if a module changes the process in ways that a
+fork does not inherit or would share: threads, open files, shared memory, signal handlers. The slots' environment
+variables must also have been the same, since modules read them.
 """
 
 from __future__ import annotations
@@ -24,23 +24,24 @@ import msgpack
 
 from skyward.core.protocol.messages import THREAD_VARIABLES
 
-__all__ = ["Imports", "Unfit", "learn", "parse"]
+__all__ = ["Imports", "Unfit", "import_ahead", "parse"]
 
 _MANY = 400  # names in a message
+_STATE = ("signal handlers", "open files", "shared memory", "the working directory")
 _HARMLESS = {"/dev/null", "/dev/random", "/dev/urandom"}
 
 
 class Unfit(Exception):
-    """No slot can be forked from this process any more."""
+    """No slot can be forked from this process any longer."""
 
 
 class Imports:
-    """The slots' half. Made in the fork server, so that slots have in common what they compare with.
+    """Reports a slot's imports. Made in the fork server, so that slots share what they compare with.
 
     Parameters
     ----------
     fd
-        A datagram socket to the fork server, which does not block.
+        A non-blocking datagram socket to the fork server.
     """
 
     def __init__(self, fd: int) -> None:
@@ -48,28 +49,28 @@ class Imports:
         self.renew()
 
     def __repr__(self) -> str:
-        return f"<Imports, {self._told} modules told>"
+        return f"<Imports, {self._reported} modules reported>"
 
     def renew(self) -> None:
-        """What is here now is in each slot."""
-        self._told = len(sys.modules)
+        """Take what is imported now as common to all slots."""
+        self._reported = len(sys.modules)
         self._variables = dict(os.environ)
 
-    def tell(self) -> None:
-        """Tell what was imported since the last time. Where nothing was, that is a comparison of two numbers."""
-        if len(sys.modules) == self._told:
+    def report(self) -> None:
+        """Report what was imported since the last call. If nothing was, this only compares two numbers."""
+        if len(sys.modules) == self._reported:
             return
-        names = list(sys.modules)  # in the order of their imports
-        self._told = min(self._told, len(names))
+        names = list(sys.modules)  # in import order
+        self._reported = min(self._reported, len(names))
         changed = _changed(self._variables)
-        with contextlib.suppress(OSError):  # the fork server is busy: after the next task, then
-            while new := names[self._told : self._told + _MANY]:
+        with contextlib.suppress(OSError):  # the fork server is busy: try again after the next task
+            while new := names[self._reported : self._reported + _MANY]:
                 os.write(self.fd, msgpack.packb([new, changed], unicode_errors="surrogatepass"))
-                self._told += len(new)
+                self._reported += len(new)
 
 
 def _changed(before: Mapping[str, str]) -> dict[str, str | None]:
-    """The variables that are not as they were, but for those that we set ourselves."""
+    """Return the variables that have changed, except for those that skyward sets."""
     if os.environ == before:
         return {}
     both = before.keys() | os.environ.keys()
@@ -78,30 +79,30 @@ def _changed(before: Mapping[str, str]) -> dict[str, str | None]:
 
 
 def parse(data: bytes) -> tuple[list[str], dict[str, str | None]]:
-    """What `Imports.tell` wrote: modules, and changed variables; ValueError if that is not what it is."""
+    """Parse what `Imports.report` wrote: modules, and changed variables; ValueError if it is invalid."""
     names, changed = msgpack.unpackb(data, unicode_errors="surrogatepass")
     if not all(isinstance(name, str) for name in [*names, *changed]):
         raise ValueError("not names")
     return list(names), dict(changed)
 
 
-def learn(names: Sequence[str], variables: Mapping[str, str | None], trying: Callable[[int], None]) -> None:
-    """Import what is installed of these modules.
+def import_ahead(names: Sequence[str], variables: Mapping[str, str | None], trying: Callable[[int], None]) -> None:
+    """Import those of these modules that are installed.
 
     Parameters
     ----------
     names
-        In the order in which slots imported them.
+        Modules in the order in which slots imported them.
     variables
-        What had changed of the environment when they had.
+        Environment variables that had changed by then.
     trying
-        Told the index of a name before it is imported, and ``len(names)`` at the end: so who waits knows what it is
-        that hangs, crashes, or is unfit.
+        Called with the index of a name before it is imported, and with ``len(names)`` at the end, so that the fork
+        server knows which module hangs, crashes, or is unfit.
 
     Raises
     ------
     Unfit
-        A module has done what it must not; the process is to be ended.
+        A module has changed the process as it must not; the process must end.
     """
     folders = _folders()
     before, known = _state(), set(sys.modules)
@@ -113,17 +114,17 @@ def learn(names: Sequence[str], variables: Mapping[str, str | None], trying: Cal
             trying(index)
             roots[root] = _is_installed(root, folders)
         if roots[root] and name not in sys.modules:
-            with contextlib.suppress(Exception):  # it is the slot's to say so; or one that others made, not an import
+            with contextlib.suppress(Exception):  # the slot reports it; or another module creates it
                 importlib.import_module(name)
     _check(before, known, folders)
     trying(len(names))
     for name, value in variables.items():
         if os.environ.get(name) != value:
-            raise Unfit(f"the variable {name} was another one when tasks imported")
+            raise Unfit(f"the environment variable {name} was different when tasks imported")
 
 
 def _folders() -> tuple[str, ...]:
-    """Where installed modules lie."""
+    """Return the folders of installed modules."""
     found = [sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib")]
     found += site.getsitepackages()
     if site.ENABLE_USER_SITE:
@@ -143,7 +144,7 @@ def _is_installed(root: str, folders: tuple[str, ...]) -> bool:
 
 
 def _is_own(module: ModuleType, folders: tuple[str, ...]) -> bool:
-    """Whether it is a file of the user's."""
+    """Whether it is one of the user's files."""
     place = getattr(module, "__file__", None)
     return isinstance(place, str) and not place.startswith(folders)
 
@@ -152,7 +153,7 @@ def _state() -> tuple[object, ...]:
     handlers = [signal.getsignal(number) for number in signal.Signals]
     opened = set()
     for fd in Path("/proc/self/fd").iterdir():
-        with contextlib.suppress(OSError):  # that of the list itself
+        with contextlib.suppress(OSError):  # the descriptor of the listing itself
             if (name := str(fd.readlink())) not in _HARMLESS:
                 opened.add((fd.name, name))
     with Path("/proc/self/maps").open() as maps:
@@ -161,12 +162,12 @@ def _state() -> tuple[object, ...]:
 
 
 def _check(before: tuple[object, ...], known: set[str], folders: tuple[str, ...]) -> None:
-    """Compare with how things were before the imports."""
-    for what, was, now in zip(("signals", "open files", "shared memory", "the folder"), before, _state(), strict=True):
+    """Compare the process with its state before the imports."""
+    for what, was, now in zip(_STATE, before, _state(), strict=True):
         if was != now:
-            raise Unfit(f"an import has changed {what}: {now!r}, and not {was!r}")
+            raise Unfit(f"an import has changed {what}: {now!r} instead of {was!r}")
     if _threads() > 1:
-        # Of a library that ends its threads before a fork, as OpenBLAS does, and makes them again when it needs them.
+        # A library may end its threads before a fork, as OpenBLAS does, and start them again when it needs them.
         if (pid := os.fork()) == 0:
             os._exit(0)
         os.waitpid(pid, 0)
@@ -174,8 +175,8 @@ def _check(before: tuple[object, ...], known: set[str], folders: tuple[str, ...]
             raise Unfit("an import has started threads")
     own = [name for name, module in list(sys.modules.items()) if name not in known and _is_own(module, folders)]
     if own:
-        raise Unfit(f"an import has led to {own[0]}, which is no installed module")
+        raise Unfit(f"an import has imported {own[0]}, which is not an installed module")
 
 
 def _threads() -> int:
-    return len(os.listdir("/proc/self/task"))  # noqa: PTH208 - that is slower
+    return len(os.listdir("/proc/self/task"))  # noqa: PTH208 - pathlib is slower

@@ -1,9 +1,9 @@
-"""How a fork server comes to be: as a fork of the agent, or as a program of its own.
+"""How a fork server is started: as a fork of the agent, or as a program of its own.
 
-A fork shares with the agent all that both have imported, which on a small machine is memory for tasks, and it is there
-at once. It is made before the agent has a loop, a session or an owner, so it inherits nothing of them. A program is
-started in its place where the user sets variables, since some count only when an interpreter starts, and in the place
-of a fork server that has died.
+A fork is available at once, and shares with the agent the memory of all that both have imported, which leaves more for
+tasks on a small machine. It is made before the agent has a loop, a session or an owner, so it inherits nothing of them.
+A program is started instead if the user sets environment variables, since some take effect only when an interpreter
+starts, and to replace a fork server that has died.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from skyward.core.system.launch import command
 __all__ = ["ROOT", "ForkServerProcess", "forked", "started"]
 
 ROOT = str(Path(skyward.worker.__file__).parent.parent.parent)
-"""The folder, or the archive, that our own code is in."""
+"""The folder or archive that contains skyward."""
 
-_HEIRS = 1.0  # seconds that they may take to end with their fork server
-_FILES = resource.getrlimit(resource.RLIMIT_NOFILE)  # as we were started
+_HEIRS = 1.0  # seconds that heirs may take to end with their fork server
+_FILES = resource.getrlimit(resource.RLIMIT_NOFILE)  # as this process was started
 
 
 class _Process(Protocol):
-    """The part of `subprocess.Popen` that is needed of a fork server."""
+    """The part of `subprocess.Popen` that is needed for a fork server."""
 
     pid: int
     returncode: int | None
 
     def wait(self, timeout: float | None = None) -> int:
-        """Its status; raises `subprocess.TimeoutExpired`."""
+        """Wait for its exit code; raises `subprocess.TimeoutExpired`."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,9 @@ class ForkServerProcess:
     Attributes
     ----------
     control
-        See `skyward.worker.forkserver.protocol`; it waits there for its configuration.
+        Socket, see `skyward.worker.forkserver.protocol`; it first expects its configuration there.
     output
-        What it prints itself.
+        Read end of the pipe that it prints to.
     """
 
     process: _Process
@@ -62,7 +62,7 @@ class ForkServerProcess:
     output: IO[bytes]
 
     def ends_within(self, seconds: float) -> bool:
-        """Wait for its end. It is not reaped: its number, which is that of its group, remains its own until `kill`."""
+        """Wait for its end. It is not reaped: its pid, which is also its group's, is not reused before `kill`."""
         deadline = time.monotonic() + seconds
         while self.process.returncode is None:
             if os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
@@ -73,15 +73,15 @@ class ForkServerProcess:
         return True
 
     def kill(self) -> None:
-        """End it and its heirs, those that hang too, and let its files go; may be repeated.
+        """Kill it and its heirs, even those that hang, and close its files; may be repeated.
 
-        Heirs learn of its end from the kernel, and end their slots with all that these have started before they end
-        themselves. So they have a moment for that. When they have ended, nobody holds the pipe for what it prints.
+        Heirs learn of its end from the kernel, and kill their slots with all that these have started before they end
+        themselves, so they get a moment for that. Once they have ended, nobody holds the pipe that it prints to.
         """
         if self.process.returncode is None:
             os.kill(self.process.pid, signal.SIGKILL)
             poll = select.poll()
-            poll.register(self.output, 0)  # for its end
+            poll.register(self.output, 0)  # reports only its end
             poll.poll(_HEIRS * 1000)
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.process.pid, signal.SIGKILL)
@@ -91,7 +91,7 @@ class ForkServerProcess:
 
 
 def started(env: Mapping[str, str]) -> ForkServerProcess:
-    """A program, in this environment."""
+    """Start a program in this environment."""
     ours, theirs = socket.socketpair()
     with theirs:
         process = subprocess.Popen(
@@ -103,13 +103,13 @@ def started(env: Mapping[str, str]) -> ForkServerProcess:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    if hasattr(resource, "prlimit"):  # the agent has raised its own since, and programs of tasks would inherit that
+    if hasattr(resource, "prlimit"):  # the agent has raised its own limit, which programs of tasks would inherit
         resource.prlimit(process.pid, resource.RLIMIT_NOFILE, _FILES)
     return ForkServerProcess(process, ours, cast("IO[bytes]", process.stdout))
 
 
 def forked() -> ForkServerProcess:
-    """A fork of this process, which must have one thread."""
+    """Fork this process, which must have one thread."""
     ours, theirs = socket.socketpair()
     read, write = os.pipe()
     gc.freeze()  # as in `process.multiply`
@@ -122,15 +122,15 @@ def forked() -> ForkServerProcess:
 
 
 def _become(control: socket.socket, output: int) -> NoReturn:
-    """In the child: the fork server's life. Never returns, since what is above is the agent's."""
+    """Run the fork server in the child. Never returns, since the callers are the agent's."""
     status = 1
     try:
         os.setsid()
         null = os.open(os.devnull, os.O_RDONLY)
         for fd, target in ((null, 0), (output, 1), (output, 2)):
             os.dup2(fd, target)
-        from skyward.worker import slot  # noqa: PLC0415 - the agent does without them, and need not wait
-        from skyward.worker.forkserver import server  # noqa: PLC0415 - the agent does without them, and need not wait
+        from skyward.worker import slot  # noqa: PLC0415 - the agent does not need them, nor wait for them
+        from skyward.worker.forkserver import server  # noqa: PLC0415 - the agent does not need them, nor wait for them
 
         slot.close_all(keep={0, 1, 2, control.fileno()})
         server.live(control)
@@ -140,13 +140,13 @@ def _become(control: socket.socket, output: int) -> NoReturn:
     except BaseException:
         sys.excepthook(*sys.exc_info())
     finally:
-        with contextlib.suppress(Exception):  # a module that was preloaded may have left it in any state
+        with contextlib.suppress(Exception):  # a preloaded module may have left it in any state
             sys.stdout.flush()
         os._exit(status)
 
 
 class _Fork:
-    """Does what `subprocess.Popen` does for a program."""
+    """The interface of `subprocess.Popen` for a fork."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
@@ -156,7 +156,7 @@ class _Fork:
         return f"<fork {self.pid}, {'running' if self.returncode is None else self.returncode}>"
 
     def poll(self) -> int | None:
-        """Its status, if it has ended."""
+        """Return its exit code if it has ended."""
         if self.returncode is None:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             if pid:
@@ -164,7 +164,7 @@ class _Fork:
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
-        """Its status; looked for again and again, as `subprocess` does."""
+        """Wait for its exit code by polling, as `subprocess` does."""
         deadline = None if timeout is None else time.monotonic() + timeout
         while (status := self.poll()) is None:
             if deadline is not None and time.monotonic() > deadline:

@@ -1,9 +1,9 @@
-"""Whether a process that slots are forked from still answers: one that hangs, unlike one that has died, says nothing.
+"""A liveness probe for processes that slots are forked from: one that hangs, unlike one that has died, is silent.
 
-A liveness probe. While something is awaited of that process, it is looked at every few seconds, and asked what any
-process with nothing amiss answers at once, whatever becomes of its slots: one that is being killed may take minutes to
-end, and a fork that was passed on is another one's to make. Looks are counted and not seconds, so neither a clock that
-jumps nor a sleep of the one that asks is held against the one that is asked. Pure.
+While something is expected of such a process, it is polled every few seconds and asked a question that a healthy
+process answers at once, whatever happens to its slots: a killed slot may take minutes to end, and a fork that was
+passed on is made by another process. Polls are counted instead of seconds, so neither a clock that jumps nor a sleep of
+the process that asks counts against the one that is asked. Pure.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 from skyward.worker.forkserver.protocol import EXITED, FAILED, FORKED, UP
 
-__all__ = ["LIMITS", "Limits", "Look", "Probe"]
+__all__ = ["LIMITS", "Limits", "Probe", "ProbeState"]
 
-_LOOKS = 12  # that a question may remain open
+_POLLS = 12  # for which a question may stay unanswered
 
 
 class Limits(NamedTuple):
@@ -24,10 +24,10 @@ class Limits(NamedTuple):
     Attributes
     ----------
     answer
-        Seconds for which it may leave a question open.
+        Seconds for which a question may stay unanswered.
     start
-        Seconds that it may take until it is up. Imports of some minutes are nothing unusual on a busy machine with slow
-        disks, so this is the driver's own limit for the first slots of a node, `Timing.ready`.
+        Seconds until it must be up. Imports may take minutes on a busy machine with slow disks, so this is the
+        driver's own limit for the first slots of a node, `Timing.ready`.
     """
 
     answer: float = 60.0
@@ -35,17 +35,17 @@ class Limits(NamedTuple):
 
     @property
     def period(self) -> float:
-        """Seconds between two looks."""
-        return self.answer / _LOOKS
+        """Seconds between two polls."""
+        return self.answer / _POLLS
 
 
 LIMITS = Limits()
 
 
-class Look(Enum):
-    """What a look leads to: nothing is awaited, and none need follow; ask; wait for the answer; or it hangs."""
+class ProbeState(Enum):
+    """What a poll found: nothing is expected, so no poll need follow; ask; wait for the answer; or it hangs."""
 
-    REST = auto()
+    IDLE = auto()
     ASK = auto()
     WAIT = auto()
     HUNG = auto()
@@ -57,17 +57,17 @@ class Probe:
     Parameters
     ----------
     start
-        Looks that it may take until it is up; None if it is.
+        Number of polls until it must be up; None if it is.
     """
 
     def __init__(self, start: int | None = None) -> None:
         self._start = start
         self._born: set[int] = set()  # slots that are to be made
         self._ended: set[int] = set()  # slots that are to end
-        self._silent: int | None = None if start is None else 0  # looks since the question, or since it was started
+        self._silent: int | None = None if start is None else 0  # polls since the question, or since it was started
 
     def __repr__(self) -> str:
-        return f"<Probe {len(self._born)} to be made, {len(self._ended)} to end, silent for {self._silent} looks>"
+        return f"<Probe {len(self._born)} to be made, {len(self._ended)} to end, silent for {self._silent} polls>"
 
     @property
     def is_up(self) -> bool:
@@ -76,7 +76,7 @@ class Probe:
 
     @property
     def is_needed(self) -> bool:
-        """Whether looks are to be taken."""
+        """Whether it should be polled."""
         return bool(self._silent is not None or self._born or self._ended)
 
     def awaits(self, slot: int) -> bool:
@@ -84,15 +84,15 @@ class Probe:
         return slot in self._born
 
     def forks(self, slot: int) -> None:
-        """It was told to make a slot."""
+        """It was asked to make a slot."""
         self._born.add(slot)
 
     def kills(self, slot: int) -> None:
-        """It was told to kill a slot that it has, or will have made by then."""
+        """It was asked to kill a slot that it has, or will have made by then."""
         self._ended.add(slot)
 
     def heard(self, what: int, slot: int) -> None:
-        """It has said something, and so answered what was asked before."""
+        """It has sent something, and so answered what was asked before."""
         if what == UP:
             self._start = None
         if what in (FORKED, FAILED, EXITED):
@@ -102,12 +102,12 @@ class Probe:
         if self._start is None:
             self._silent = None
 
-    def look(self) -> Look:
-        """Look, which is to be done every `Limits.period` seconds while it is needed."""
+    def poll(self) -> ProbeState:
+        """Poll; to be called every `Limits.period` seconds while `is_needed`."""
         if self._silent is None:
             if not self.is_needed:
-                return Look.REST
+                return ProbeState.IDLE
             self._silent = 0
-            return Look.ASK
+            return ProbeState.ASK
         self._silent += 1
-        return Look.HUNG if self._silent >= (self._start or _LOOKS) else Look.WAIT
+        return ProbeState.HUNG if self._silent >= (self._start or _POLLS) else ProbeState.WAIT

@@ -1,4 +1,4 @@
-"""The words between the agent and its fork server: fixed-size records over a socket pair. No behaviour."""
+"""The records between the agent and its fork server: of fixed size, over a socket pair. No behaviour."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ __all__ = [
 ]
 
 REQUEST = struct.Struct("!BI")
-"""Agent to fork server: what, slot. A fork comes with file descriptors."""
+"""Agent to fork server: what, slot. A fork request comes with file descriptors."""
 
 FILES = 4
-"""How many: the slot's socket, standard output, standard error, and tickets."""
+"""How many file descriptors: the slot's socket, standard output, standard error, and tickets."""
 
 FORK_ISOLATED, FORK_SHARED, KILL, END = 1, 2, 3, 4
 
@@ -33,7 +33,7 @@ SEAT = 5
 """Fork server to its heir, before a fork: the slot's number for tasks."""
 
 ECHO = 6
-"""To a fork server and back: whether it does its work. It answers in its turn, after what it was told before."""
+"""To a fork server and back: whether it is alive. It answers in order, after the requests before."""
 
 REPORT = struct.Struct("!BIi")
 """Fork server to agent: what, slot, value."""
@@ -41,4 +41,4 @@ REPORT = struct.Struct("!BIi")
 UP, FORKED, FAILED, EXITED = 1, 2, 3, 4  # values: nothing; pid; errno; wait status
 
 TRYING = 5
-"""Heir to fork server, in the place of a slot: the index of the module that it imports next."""
+"""Heir to fork server, in place of the slot: the index of the module that it imports next."""

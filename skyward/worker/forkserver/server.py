@@ -1,8 +1,8 @@
-"""The process that slots are forked from. It has one thread, runs no task, and is the only one that knows slots' pids.
+"""The process that slots are forked from. It has one thread, runs no task, and is the slots' parent.
 
-Forking from a clean process with the usual modules loaded makes a slot in a few milliseconds, and no slot inherits
-locks or sockets of somebody's threads. Commands come over a socket pair (see `control`); when that is closed without
-`END`, the agent is dead, and everything here is killed.
+Forking a clean process that has loaded the usual modules makes a slot in a few milliseconds, and no slot inherits locks
+or sockets of other threads. Requests arrive over a socket pair (see protocol.py); if that is closed without `END`, the
+agent is dead, and everything here is killed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import msgpack
 
@@ -36,6 +36,7 @@ from skyward.worker.forkserver.protocol import (
     EXITED,
     FAILED,
     FILES,
+    FORK_ISOLATED,
     FORK_SHARED,
     FORKED,
     KILL,
@@ -51,18 +52,18 @@ __all__ = ["live", "main"]
 
 
 class ForkServer:
-    """Forks, kills and reaps.
+    """Forks, kills and reaps slots.
 
     Parameters
     ----------
     control
         Socket to the agent.
     unborn
-        What each fork becomes.
+        The slot that each fork becomes.
     scratch
         The agent's folders, to be removed if the agent can't.
-    lore
-        Where slots tell what they import; None in an heir, which does not learn.
+    import_reports
+        Socket on which slots report what they import; None in an heir, which makes no heirs.
     limits
         When an heir counts as hung.
     """
@@ -72,7 +73,7 @@ class ForkServer:
         control: socket.socket,
         unborn: slot.Slot,
         scratch: Sequence[str] = (),
-        lore: socket.socket | None = None,
+        import_reports: socket.socket | None = None,
         limits: Limits = LIMITS,
     ) -> None:
         self.control = control
@@ -82,17 +83,21 @@ class ForkServer:
         self.slots: dict[int, int] = {}  # pid -> slot
         self.seats = Seats()
         self.seated: dict[int, int] = {}  # slot -> its number for tasks, unless threads share it or it is being killed
-        self.deadline: float | None = None  # set when we are to end: what lives then is killed
-        self.signals: dict[signal.Signals, Any] = {}  # what became of them before they were ours
-        self.heirs = Heirs(lore, self.relay, self.bequeath, self.fork, limits=limits) if lore is not None else None
-        self.seat: int | None = None  # of the next slot, where another one gives them out
+        self.deadline: float | None = None  # when to end and kill what still lives, once END has arrived
+        self.signals: dict[signal.Signals, Any] = {}  # handlers before ours
+        self.heirs = (
+            Heirs(import_reports, self.relay, self.bequeath, self.fork, limits=limits)
+            if import_reports is not None
+            else None
+        )
+        self.seat: int | None = None  # of the next slot, in an heir
         self._wake, self._woken = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     def __repr__(self) -> str:
         return f"<ForkServer of {len(self.pids)} slots>"
 
     def serve(self) -> None:
-        """Until the agent says END and all slots have gone, or until the agent is dead."""
+        """Run until the agent has sent END and all slots have ended, or until the agent is dead."""
         signal.set_wakeup_fd(self._woken, warn_on_full_buffer=False)
         self.signals = {
             signal.SIGCHLD: signal.signal(signal.SIGCHLD, lambda *_: None),
@@ -116,16 +121,16 @@ class ForkServer:
         self.kill_all()
 
     def is_needed(self) -> bool:
-        """Whether slots live, or heirs, whose slots may."""
+        """Whether slots live, or heirs, which may have slots."""
         return bool(self.pids or (self.heirs is not None and self.heirs.all))
 
     def patience(self) -> float | None:
-        """Milliseconds until there is something to do, if nobody says anything before."""
+        """Return milliseconds until there is something to do, if nothing arrives before; None for never."""
         times = [self.deadline, self.heirs.next if self.heirs is not None else None]
         return min((max(0.0, at - time.monotonic()) * 1000 for at in times if at is not None), default=None)
 
     def obey(self) -> bool:
-        """Read one command; False when the agent is gone."""
+        """Carry out one request; False if the agent is gone."""
         try:
             data, fds, _, _ = socket.recv_fds(self.control, REQUEST.size, FILES)
         except OSError:
@@ -133,33 +138,36 @@ class ForkServer:
         if len(data) < REQUEST.size:
             return False
         what, number = REQUEST.unpack(data)
-        if what == KILL:
-            if number in self.pids:
-                kill_group(self.pids[number])
-            elif self.heirs is not None:
-                self.heirs.kill(number)
-            self.rise(number)  # now, since the one that comes in its place may be asked for already
-        elif what == SEAT:
-            self.seat = number
-        elif what == ECHO:
-            self.report(ECHO, number, 0)
-        elif what == END:
-            self.deadline = time.monotonic() + self.unborn.settings.grace
-            if self.heirs is not None:
-                self.heirs.end()
-        else:
-            self.seat_and_fork(what, number, fds)
+        self._REQUESTS[what](self, what, number, fds)
         return True
 
+    def _kill(self, _: int, number: int, __: list[int]) -> None:
+        if number in self.pids:
+            kill_group(self.pids[number])
+        elif self.heirs is not None:
+            self.heirs.kill(number)
+        self.release_seat(number)  # now, since its successor may be requested already
+
+    def _set_seat(self, _: int, number: int, __: list[int]) -> None:
+        self.seat = number
+
+    def _echo(self, _: int, number: int, __: list[int]) -> None:
+        self.report(ECHO, number, 0)
+
+    def _end(self, *_: object) -> None:
+        self.deadline = time.monotonic() + self.unborn.settings.grace
+        if self.heirs is not None:
+            self.heirs.end()
+
     def seat_and_fork(self, what: int, number: int, fds: list[int]) -> None:
-        """Make a slot, out of this process or of one that has imported more."""
+        """Fork a slot, from this process or from an heir."""
         if what != FORK_SHARED:
             self.seated[number] = self.seats.take() if self.seat is None else self.seat
         if len(fds) != FILES or not self.heirs or not self.heirs.fork(what, number, self.seated.get(number, 0), fds):
             self.fork(what, number, fds)
 
     def fork(self, what: int, number: int, fds: list[int]) -> None:
-        """Make a slot out of this process."""
+        """Fork a slot from this process."""
         try:
             if len(fds) != FILES:
                 raise OSError(errno.EMFILE, "no file descriptors came with the request")
@@ -167,7 +175,7 @@ class ForkServer:
             pid = os.fork()
         except OSError as error:
             pid = -1
-            self.rise(number)
+            self.release_seat(number)
             self.report(FAILED, number, error.errno or errno.EAGAIN)
         if pid == 0:
             self.become(number, what == FORK_SHARED, fds, parent)
@@ -178,26 +186,35 @@ class ForkServer:
             self.slots[pid] = number
             self.report(FORKED, number, pid)
 
-    def rise(self, number: int) -> None:
-        """A slot needs its number no more."""
+    _REQUESTS: ClassVar[dict[int, Callable[[ForkServer, int, int, list[int]], None]]] = {
+        KILL: _kill,
+        SEAT: _set_seat,
+        ECHO: _echo,
+        END: _end,
+        FORK_ISOLATED: seat_and_fork,
+        FORK_SHARED: seat_and_fork,
+    }
+
+    def release_seat(self, number: int) -> None:
+        """Let the slot's number for tasks be used again."""
         if (seat := self.seated.pop(number, None)) is not None:
             self.seats.release(seat)
 
     def relay(self, what: int, number: int, value: int) -> None:
-        """An heir's report."""
+        """Pass on an heir's report."""
         if what in (EXITED, FAILED):
-            self.rise(number)
+            self.release_seat(number)
         self.report(what, number, value)
 
     def bequeath(self, control: socket.socket, names: list[str], variables: dict[str, str | None]) -> NoReturn:
-        """In a new child: import, and fork slots from then on. Never returns."""
+        """Run as an heir in a new child: import, and fork slots from then on. Never returns."""
         try:
             parent = os.getppid()
             self.leave(parent)
             name_process("skyward-forks")
             slot.close_all(keep={0, 1, 2, control.fileno(), self.unborn.imports.fd})
             heir = ForkServer(control, self.unborn)
-            imports.learn(names, variables, lambda index: heir.report(TRYING, index, 0))
+            imports.import_ahead(names, variables, lambda index: heir.report(TRYING, index, 0))
             self.unborn.imports.renew()
             gc.collect()
             gc.freeze()
@@ -210,15 +227,15 @@ class ForkServer:
             os._exit(1)
 
     def leave(self, parent: int) -> None:
-        """In a child: be no fork server any more."""
+        """Stop being a fork server, in a child."""
         signal.set_wakeup_fd(-1)
         for caught, before in self.signals.items():
             signal.signal(caught, before)
         die_with_parent(parent, signal.SIGKILL)
-        self.control.detach()  # its number is closed with all others, and may then be another file
+        self.control.detach()  # its descriptor is closed with all others, and may then be another file's
 
     def become(self, number: int, shared: bool, fds: list[int], parent: int) -> NoReturn:
-        """In the child: a slot's life. Never returns."""
+        """Run as a slot in the child. Never returns."""
         code = 70
         try:
             self.leave(parent)
@@ -231,7 +248,7 @@ class ForkServer:
             os._exit(code)
 
     def reap(self) -> None:
-        """Report the slots that have ended, after ending what they have left running."""
+        """Report the slots that have ended, after killing what they left running."""
         while True:
             try:
                 info = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT | os.WNOHANG)
@@ -239,16 +256,16 @@ class ForkServer:
                 return
             if info is None:
                 return
-            kill_group(info.si_pid)  # while it is a zombie its number can't be anybody else's
+            kill_group(info.si_pid)  # while it is a zombie its pid is not reused
             _, status = os.waitpid(info.si_pid, 0)
             number = self.slots.pop(info.si_pid, None)
             if number is not None:
                 del self.pids[number]
-                self.rise(number)
+                self.release_seat(number)
                 self.report(EXITED, number, status)
 
     def orphaned(self) -> None:
-        """The agent was killed: clear up in its place. Or an heir's fork server was, or needs the heir no more."""
+        """Clean up, since the agent was killed; or end as an heir whose fork server was killed or has dropped it."""
         self.kill_slots()
         if self.heirs is None:
             os._exit(0)
@@ -258,34 +275,34 @@ class ForkServer:
         os._exit(0)
 
     def kill_all(self) -> None:
-        """Kill every slot and what it started, and end."""
+        """Kill every slot and everything that it started, and end."""
         self.kill_slots()
         os._exit(0)
 
     def kill_slots(self) -> None:
-        """Kill them, and what they have started."""
+        """Kill every slot and everything that it started."""
         for pid in [*self.slots, *(self.heirs.pids() if self.heirs is not None else ())]:
             kill_group(pid)
         if self.heirs is not None:
             self.heirs.kill_all()
 
     def report(self, what: int, number: int, value: int) -> None:
-        """Tell the agent; if it is gone we learn so from the socket."""
+        """Report to the agent; if it is gone, reading the socket will tell."""
         with contextlib.suppress(OSError):
             self.control.sendall(REPORT.pack(what, number, value))
 
 
 @cache
 def _prctl() -> Callable[..., int]:
-    """The kernel call; found in the fork server, and not again in each slot."""
-    import ctypes  # noqa: PLC0415 - not needed everywhere
+    """Look up the system call, once in the fork server instead of in each slot."""
+    import ctypes  # noqa: PLC0415 - only needed on Linux
 
     call: Callable[..., int] = ctypes.CDLL(None, use_errno=True).prctl
     return call
 
 
 def die_with_parent(parent: int, how: signal.Signals) -> None:
-    """Ask the kernel (Linux) for a signal when the parent ends; end now if it has ended already."""
+    """Let the kernel (Linux) send a signal when the parent ends; end now if it has ended already."""
     if sys.platform == "linux":
         _prctl()(1, int(how), 0, 0, 0)  # PR_SET_PDEATHSIG
     if os.getppid() != parent:
@@ -293,9 +310,9 @@ def die_with_parent(parent: int, how: signal.Signals) -> None:
 
 
 def prepare(config: dict[str, Any]) -> None:
-    """Make this process what every slot shall find: variables, path, folder, modules."""
+    """Prepare this process as all slots need it: variables, path, working directory, modules."""
     root, path = config["root"], config["path"]
-    # The owner's, in its order. Our own code, which was put first to be found, comes last unless that has it elsewhere.
+    # The owner's path, in its order. skyward's own folder came first, and comes last unless the owner's path has it.
     path += [folder for folder in sys.path if folder not in path and folder != root]
     sys.path[:] = path if root in path else [*path, root]
     os.environ.clear()
@@ -309,31 +326,33 @@ def prepare(config: dict[str, Any]) -> None:
 
 
 def read_config(control: socket.socket) -> dict[str, Any]:
-    """The first thing on the control socket: length and msgpack."""
+    """Read the configuration, which comes first on the control socket: length and msgpack."""
     try:
         packed = read_frame(control.recv)
     except EOFError:
-        raise SystemExit from None  # the agent has ended, or has no use for us
+        raise SystemExit from None  # the agent has ended, or does not need this process
     config: dict[str, Any] = msgpack.unpackb(packed, unicode_errors="surrogatepass")
     return config
 
 
 def live(control: socket.socket) -> None:
-    """Be the fork server at the other end of this socket."""
+    """Run the fork server at the other end of this socket."""
     name_process("skyward-forks")
     config = read_config(control)
     die_with_parent(config["agent"], signal.SIGKILL)  # an import can hang, and there are no slots yet
     prepare(config)
-    bridge.install(config["bridge"])  # here, since it imports much; slots inherit it
-    slot.settle_in()
+    bridge.install(config["bridge"])  # here, since it imports a lot; slots inherit it
+    slot.prepare_modules()
     settings = slot.Settings(**{name: config[name] for name in ("node", "around", "threads", "result_files", "data")})
-    lore, told = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-    for sock in (lore, told):
+    reports, slots_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    for sock in (reports, slots_end):
         sock.setblocking(False)
-    server = ForkServer(control, slot.Slot(settings, told.detach()), config["scratch"], lore, Limits(*config["limits"]))
+    server = ForkServer(
+        control, slot.Slot(settings, slots_end.detach()), config["scratch"], reports, Limits(*config["limits"])
+    )
     gc.collect()
     gc.freeze()
-    die_with_parent(config["agent"], signal.SIGTERM)  # from now on there is something to clear up
+    die_with_parent(config["agent"], signal.SIGTERM)  # from now on there is something to clean up
     server.report(UP, 0, 0)
     server.serve()
 

@@ -103,19 +103,19 @@ def test_heirs_die_with_the_agent(installed: dict[str, Any]) -> None:
 
 def test_an_import_that_hangs_is_not_waited_for() -> None:
     names: list[list[str]] = []
-    lore, told = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-    lore.setblocking(False)
+    reports, slots_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    reports.setblocking(False)
 
     def hang(control: socket.socket, wanted: list[str], _: object) -> None:
         control.send(b"\x05\x00\x00\x00\x02\x00\x00\x00\x00")  # it is at the third
         time.sleep(60)
         os._exit(0)
 
-    heirs = Heirs(lore, lambda *_: None, hang, lambda *_: None, limit=0.1)
+    heirs = Heirs(reports, lambda *_: None, hang, lambda *_: None, limit=0.1)
     poll = select.poll()
     heirs.watch(poll)
-    told.send(b"nonsense")
-    told.send(msgpack.packb([["a", "b", "hung", "hung.part", *(f"c.{number}" for number in range(30))], {}]))
+    slots_end.send(b"nonsense")
+    slots_end.send(msgpack.packb([["a", "b", "hung", "hung.part", *(f"c.{number}" for number in range(30))], {}]))
 
     def attended() -> int:
         heirs.attend(dict(poll.poll(20)))
@@ -134,5 +134,5 @@ def test_an_import_that_hangs_is_not_waited_for() -> None:
         for heir in heirs.all.values():
             os.waitpid(heir.pid, 0)
             heir.sock.close()
-        lore.close()
-        told.close()
+        reports.close()
+        slots_end.close()

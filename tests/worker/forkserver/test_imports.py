@@ -13,14 +13,14 @@ import pytest
 from skyward.worker.forkserver.imports import Imports, parse
 from tests.worker.helpers import ROOT
 
-_LEARN = """
+_SCRIPT = """
     import os, site, sys
     site.getsitepackages = lambda: [{installed!r}]
     sys.path[:0] = [{installed!r}, {own!r}, {root!r}]
-    from skyward.worker.forkserver.imports import Unfit, learn
+    from skyward.worker.forkserver.imports import Unfit, import_ahead
     tried = []
     try:
-        learn({names!r}, {variables!r}, tried.append)
+        import_ahead({names!r}, {variables!r}, tried.append)
     except Unfit as error:
         print("unfit:", error, end=" ")
     print([name for name in ("good", "good.part", "mine", "subject") if name in sys.modules], tried)
@@ -38,8 +38,8 @@ class Place:
         self.own.mkdir()
         (self.own / "mine.py").touch()
 
-    def learn(self, *names: str, variables: dict[str, str | None] | None = None) -> str:
-        code = _LEARN.format(
+    def import_ahead(self, *names: str, variables: dict[str, str | None] | None = None) -> str:
+        code = _SCRIPT.format(
             installed=str(self.installed), own=str(self.own), root=str(ROOT), names=names, variables=variables or {}
         )
         done = subprocess.run(
@@ -55,7 +55,7 @@ def place(tmp_path: Path) -> Place:
 
 def test_what_is_installed_is_imported(place: Place) -> None:
     names = ["good", "mine", "good.part", "good.missing", "not_there", "made.up"]
-    assert place.learn(*names) == "['good', 'good.part'] [0, 1, 4, 5, 6]"
+    assert place.import_ahead(*names) == "['good', 'good.part'] [0, 1, 4, 5, 6]"
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_what_is_installed_is_imported(place: Place) -> None:
 )
 def test_what_a_fork_can_not_have_is_unfit(place: Place, code: str, verdict: str) -> None:
     (place.installed / "subject.py").write_text(code)
-    said = place.learn("good", "subject", "good.part")
+    said = place.import_ahead("good", "subject", "good.part")
     assert said.startswith("unfit")
     assert verdict in said
     assert said.endswith("[0, 1]")  # which tells who it was
@@ -81,30 +81,32 @@ def test_what_a_fork_can_not_have_is_unfit(place: Place, code: str, verdict: str
 
 def test_an_import_that_fails_is_the_slots_affair(place: Place) -> None:
     (place.installed / "subject.py").write_text("raise RuntimeError")
-    assert place.learn("subject", "good") == "['good'] [0, 1, 2]"
+    assert place.import_ahead("subject", "good") == "['good'] [0, 1, 2]"
 
 
 def test_variables_that_a_module_sets_itself_and_others(place: Place) -> None:
     (place.installed / "subject.py").write_text("import os; os.environ['SAID'] = 'so'")
-    assert place.learn("subject", variables={"SAID": "so", "GONE": None}) == "['subject'] [0, 1]"
-    assert place.learn("subject", variables={"SAID": "otherwise"}).startswith("unfit: the variable SAID")
+    assert place.import_ahead("subject", variables={"SAID": "so", "GONE": None}) == "['subject'] [0, 1]"
+    assert place.import_ahead("subject", variables={"SAID": "otherwise"}).startswith(
+        "unfit: the environment variable SAID"
+    )
 
 
 def test_what_slots_tell(monkeypatch: pytest.MonkeyPatch) -> None:
     read, write = os.pipe2(os.O_NONBLOCK)
     try:
         imports = Imports(write)
-        imports.tell()
+        imports.report()
         with pytest.raises(BlockingIOError):
             os.read(read, 1)
         monkeypatch.setitem(sys.modules, "just_imported", sys)
         monkeypatch.setenv("JUST_SET", "caf\udce9")  # Latin-1
         monkeypatch.setenv("OMP_NUM_THREADS", "7")  # which libraries are told otherwise, too
-        imports.tell()
-        imports.tell()
+        imports.report()
+        imports.report()
         assert parse(os.read(read, 65536)) == (["just_imported"], {"JUST_SET": "caf\udce9"})
         monkeypatch.delitem(sys.modules, "just_imported")
-        imports.tell()  # it has become less
+        imports.report()  # it has become less
     finally:
         os.close(read)
         os.close(write)

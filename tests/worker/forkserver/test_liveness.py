@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skyward.worker.forkserver.liveness import LIMITS, Limits, Look, Probe
+from skyward.worker.forkserver.liveness import LIMITS, Limits, Probe, ProbeState
 from skyward.worker.forkserver.protocol import ECHO, EXITED, FAILED, FORKED, UP
 
 PERIOD = LIMITS.period
@@ -20,7 +20,7 @@ Spans = list[tuple[float, float]]
 
 def test_nobody_is_asked_of_whom_nothing_is_awaited() -> None:
     probe = Probe()
-    assert [probe.look() for _ in range(100)] == [Look.REST] * 100
+    assert [probe.poll() for _ in range(100)] == [ProbeState.IDLE] * 100
     assert not probe.is_needed
     probe.forks(1)
     assert probe.is_needed
@@ -32,33 +32,37 @@ def test_nobody_is_asked_of_whom_nothing_is_awaited() -> None:
 def test_one_that_leaves_a_question_open_hangs(kill: bool) -> None:
     probe = Probe()
     (probe.kills if kill else probe.forks)(1)
-    assert probe.look() is Look.ASK
-    assert [probe.look() for _ in range(LOOKS - 1)] == [Look.WAIT] * (LOOKS - 1)
-    assert probe.look() is Look.HUNG
+    assert probe.poll() is ProbeState.ASK
+    assert [probe.poll() for _ in range(LOOKS - 1)] == [ProbeState.WAIT] * (LOOKS - 1)
+    assert probe.poll() is ProbeState.HUNG
 
 
 def test_a_slot_that_takes_its_time_to_end_is_not_its_servers_fault() -> None:
     probe = Probe()
     probe.kills(1)
     for _ in range(10 * LOOKS):
-        assert probe.look() is Look.ASK
-        assert probe.look() is Look.WAIT
+        assert probe.poll() is ProbeState.ASK
+        assert probe.poll() is ProbeState.WAIT
         probe.heard(ECHO, 0)
     probe.heard(EXITED, 1)
-    assert probe.look() is Look.REST
+    assert probe.poll() is ProbeState.IDLE
 
 
 def test_what_is_asked_for_before_it_is_up_counts_from_then_on() -> None:
     probe = Probe(start=10 * LOOKS)
     probe.forks(1)
-    assert [probe.look() for _ in range(10 * LOOKS - 1)] == [Look.WAIT] * (10 * LOOKS - 1)
+    assert [probe.poll() for _ in range(10 * LOOKS - 1)] == [ProbeState.WAIT] * (10 * LOOKS - 1)
     probe.heard(UP, 0)
-    assert [probe.look() for _ in range(LOOKS + 1)] == [Look.ASK, *[Look.WAIT] * (LOOKS - 1), Look.HUNG]
+    assert [probe.poll() for _ in range(LOOKS + 1)] == [
+        ProbeState.ASK,
+        *[ProbeState.WAIT] * (LOOKS - 1),
+        ProbeState.HUNG,
+    ]
 
 
 def test_one_that_does_not_start_hangs() -> None:
     probe = Probe(start=3)
-    assert [probe.look() for _ in range(3)] == [Look.WAIT, Look.WAIT, Look.HUNG]
+    assert [probe.poll() for _ in range(3)] == [ProbeState.WAIT, ProbeState.WAIT, ProbeState.HUNG]
     assert not probe.is_up
 
 
@@ -125,12 +129,12 @@ class World:
                 self.probe.heard(int(what), number)
 
     def look(self, events: list[tuple[float, int, str, int]], now: float) -> bool:
-        look = self.probe.look()
-        if look is Look.ASK:
+        state = self.probe.poll()
+        if state is ProbeState.ASK:
             self.answer(events, now, ECHO, 0)
-        if look is Look.HUNG:
+        if state is ProbeState.HUNG:
             self.verdict = now
-        elif look is not Look.REST:
+        elif state is not ProbeState.IDLE:
             self.after(events, now)
             return True
         return False
