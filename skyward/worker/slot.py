@@ -372,9 +372,7 @@ def _identity(fd: int) -> tuple[int, int] | None:
 
 def isolate(slot: Slot, sock: int, out: int, err: int, tickets: int) -> None:
     """Separate a new fork from its parent: process group, files, signals, random numbers."""
-    os.setpgid(
-        0, 0
-    )  # to be killed with all that it starts; the session remains the fork server's, which has no terminal
+    os.setpgid(0, 0)  # to be killed with all that it starts; the fork server's session, which stays, has no terminal
     keep = slot.streams.lead(out, err)
     needed = (sock, tickets, slot.imports.fd)
     high, claims, reports = (fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _high()) for fd in needed)
@@ -397,9 +395,7 @@ def close_inherited(slot: Slot, fds: set[int]) -> None:
 def prepare_modules() -> None:
     """Prepare modules and standard input in the fork server, as all slots need them."""
     main = types.ModuleType("__main__")  # processes that tasks spawn would import ours
-    main.__loader__ = (
-        BuiltinImporter  # as at a prompt; `inspect` uses it to find out whether its functions can have a source
-    )
+    main.__loader__ = BuiltinImporter  # as at a prompt; by it `inspect` knows whether functions can have a source
     sys.modules["__main__"] = main
     sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - lives as long as the process
 

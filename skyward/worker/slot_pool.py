@@ -188,6 +188,8 @@ class SlotPool:
     # --- commands of the table ---
 
     def _apply(self, commands: list[Command]) -> None:
+        if not commands:
+            return
         for command in commands:
             self._COMMANDS[type(command)](self, command)
         for number in {command.slot for command in commands if type(command) is Start}:

@@ -25,7 +25,7 @@ class Counting(socket.socket):
 
 
 def test_without_files_callers_wait_and_the_loop_rests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listening_socket, "_REST", 0.05)
+    monkeypatch.setattr(listening_socket, "_PAUSE", 0.05)
     listener = Counting(socket.AF_UNIX)
     listener.bind(str(tmp_path / "s"))
     listener.listen()

@@ -66,9 +66,9 @@ def test_what_is_installed_is_imported(place: Place) -> None:
         ("import socket; kept = socket.socketpair()", "open files"),
         ("import multiprocessing; kept = multiprocessing.Lock()", "shared memory"),  # as tqdm does
         ("import mmap; kept = mmap.mmap(-1, 4096)", "shared memory"),
-        ("import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)", "signals"),
-        ("import os; os.chdir('/')", "the folder"),
-        ("import mine", "mine, which is no installed module"),
+        ("import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)", "signal handlers"),
+        ("import os; os.chdir('/')", "the working directory"),
+        ("import mine", "mine, which is not an installed module"),
     ],
 )
 def test_what_a_fork_can_not_have_is_unfit(place: Place, code: str, verdict: str) -> None:
