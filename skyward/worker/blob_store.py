@@ -217,7 +217,20 @@ class Store:
         growing.memory = bytearray(growing.size)
 
     def adopt(self, digest: bytes, path: str, inode: int, size: int) -> None:
-        """Open a blob that is another process's `SharedFile`; OSError if that fails."""
+        """Open a blob that is another process's `SharedFile`.
+
+        Parameters
+        ----------
+        digest
+            Which blob.
+        path, inode, size
+            The file.
+
+        Raises
+        ------
+        OSError
+            The file can't be opened, or is another one.
+        """
         self._forgotten.discard(digest)
         if digest not in self:
             if len(self._adopted) >= self._max_adopted:
@@ -255,7 +268,20 @@ class Store:
             return
 
     def read(self, digest: bytes, offset: int, count: int) -> bytes:
-        """Read at most `count` bytes of a blob, as far as they have arrived; KeyError if it is unknown."""
+        """Read a part of a blob, as far as it has arrived.
+
+        Parameters
+        ----------
+        digest
+            Which blob.
+        offset, count
+            Where the part begins, and its size in bytes.
+
+        Raises
+        ------
+        KeyError
+            The blob is unknown.
+        """
         if digest in self._growing:
             return self._growing[digest].read(offset, count)
         if digest in self._memory:

@@ -80,7 +80,17 @@ class OwnerTraffic:
         return number
 
     def print(self, stream: int, data: bytes, more: bool = False) -> None:
-        """Send output: of stream 1 or 2, and whether `more` of the last line follows."""
+        """Send output of a slot.
+
+        Parameters
+        ----------
+        stream
+            1 for standard output, 2 for standard error.
+        data
+            Whole lines, or a part of one.
+        more
+            Whether more of the last line follows.
+        """
         self._output.add(self.post(Output(stream, more), (data,)), len(data))
         if self._output.full:
             self._throttle()

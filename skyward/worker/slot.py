@@ -370,7 +370,7 @@ def _identity(fd: int) -> tuple[int, int] | None:
     return stat.st_dev, stat.st_ino
 
 
-def isolate(slot: Slot, sock: int, out: int, err: int, tickets: int) -> None:
+def _isolate(slot: Slot, sock: int, out: int, err: int, tickets: int) -> None:
     """Separate a new fork from its parent: process group, files, signals, random numbers."""
     os.setpgid(0, 0)  # to be killed with all that it starts; the fork server's session, which stays, has no terminal
     keep = slot.streams.lead(out, err)
@@ -419,9 +419,21 @@ def enter(around: list[str], stack: contextlib.ExitStack) -> None:
 
 
 def live(slot: Slot, number: int, shared: bool, sock: int, out: int, err: int, tickets: int) -> int:
-    """Run a slot in this newly forked process; returns the exit status."""
+    """Run a slot in this newly forked process; returns the exit status.
+
+    Parameters
+    ----------
+    slot
+        Made in the fork server.
+    number
+        The slot's number, for messages.
+    shared
+        Whether it runs tasks in threads.
+    sock, out, err, tickets
+        Its file descriptors, see `protocol.FILES`.
+    """
     try:
-        isolate(slot, sock, out, err, tickets)
+        _isolate(slot, sock, out, err, tickets)
     except OSError as error:
         slot.sock = socket.socket(fileno=sock)
         slot.ready(f"slot {number} can't start: {error}")

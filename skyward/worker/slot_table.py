@@ -159,7 +159,17 @@ class SlotTable:
         return [Fork(slot.number, False) for slot in new]
 
     def submit(self, task: int, isolated: bool, blocked: bool = False) -> list[Command]:
-        """A task has arrived, `blocked` if it lacks something. No effect if the task is known."""
+        """A task has arrived. No effect if it is known.
+
+        Parameters
+        ----------
+        task
+            Its number.
+        isolated
+            Whether it needs a process of its own.
+        blocked
+            Whether something that it needs has not arrived.
+        """
         if task in self._cancelled:
             del self._cancelled[task]
             return [Settle(task, Failure.CANCELLED, "cancelled before it arrived")]
@@ -200,7 +210,15 @@ class SlotTable:
         return self._abandon(task, Failure.TIMEOUT, detail) if task in self.running else []
 
     def finished(self, number: int, task: int, seconds: float | None = None) -> list[Command]:
-        """The slot has answered a task, which is in `running` if somebody waits for it."""
+        """A slot has answered a task, which is in `running` if somebody waits for it.
+
+        Parameters
+        ----------
+        number, task
+            Which slot, and which task.
+        seconds
+            How long the task ran, if known.
+        """
         slot = self.slots.get(number)
         if slot is None or task not in slot.tasks:
             return []

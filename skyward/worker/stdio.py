@@ -18,7 +18,15 @@ _PIECE = 256 * 1024  # bytes read at a time
 
 
 def join(sock: socket.socket, source: int, sink: int) -> None:
-    """Copy bytes both ways until the socket ends, or until nobody reads them."""
+    """Copy bytes both ways until the socket ends, or until nobody reads them.
+
+    Parameters
+    ----------
+    sock
+        A connected socket.
+    source, sink
+        File descriptors to read from and to write to.
+    """
     inward = threading.Thread(target=_inward, args=(source, sock), name="skyward-inward", daemon=True)
     inward.start()
     with contextlib.suppress(OSError):  # the owner's connection is gone, or the agent

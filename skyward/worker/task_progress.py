@@ -59,7 +59,15 @@ class TaskProgress:
             self._timer.cancel()
 
     def lost(self, number: int, process: SlotProcess, missing: list[int]) -> list[int]:
-        """Return the tasks that a slot should have, of those that it says it lacks."""
+        """Return the tasks that a slot has lost.
+
+        Parameters
+        ----------
+        number, process
+            The slot.
+        missing
+            The tasks that it lacks, according to its answer to a roll call.
+        """
         slot = self._table.slots.get(number)
         return process.roll.lost(missing, self._held(slot)) if slot is not None else []
 

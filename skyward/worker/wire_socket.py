@@ -88,13 +88,27 @@ class WireSocket:
         return f"<WireSocket fd {self._fd}{' closed' if self.closed else ''}, {self.wire!r}>"
 
     def send(self, message: Message, buffers: Sequence[Buffer] = (), number: int = 0) -> None:
-        """Send a message; no effect if it is closed."""
+        """Send a message; no effect if the connection is closed.
+
+        Parameters
+        ----------
+        message, buffers
+            What to send.
+        number
+            The message's number in its session; 0 for none.
+        """
         if not self.closed:
             self.wire.send(message, buffers, number)
             self.wake()
 
     def queue(self, message: Message, buffers: Sequence[Buffer] = (), number: int = 0) -> None:
-        """Queue a message until `wake`; no effect if it is closed."""
+        """Queue a message until `wake`; no effect if the connection is closed.
+
+        Parameters
+        ----------
+        message, buffers, number
+            As in `send`.
+        """
         if not self.closed:
             self.wire.send(message, buffers, number)
 

@@ -114,7 +114,17 @@ class ForkServerClient:
         self._poll_later()
 
     def fork(self, slot: int, shared: bool, fds: tuple[int, ...]) -> None:
-        """Request a slot with these file descriptors, which are closed here once they have been sent."""
+        """Request a slot.
+
+        Parameters
+        ----------
+        slot
+            Its number.
+        shared
+            Whether it runs tasks in threads.
+        fds
+            Its file descriptors, see `protocol.FILES`; they are closed here once they have been sent.
+        """
         self._queue.append((REQUEST.pack(FORK_SHARED if shared else FORK_ISOLATED, slot), fds))
         self._write()
         self._probe.forks(slot)

@@ -160,7 +160,17 @@ class Heirs:
     # --- slots of heirs ---
 
     def fork(self, what: int, number: int, seat: int, fds: list[int]) -> bool:
-        """Let the newest heir fork a slot, and keep the files; False if there is no heir."""
+        """Let the newest heir fork a slot; returns False if there is no heir.
+
+        Parameters
+        ----------
+        what, number
+            The request.
+        seat
+            The slot's number for tasks.
+        fds
+            Its file descriptors, which this object closes if an heir forks it.
+        """
         heir = self.current
         if heir is None:
             return False

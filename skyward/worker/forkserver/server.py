@@ -86,7 +86,7 @@ class ForkServer:
         self.deadline: float | None = None  # when to end and kill what still lives, once END has arrived
         self.signals: dict[signal.Signals, Any] = {}  # handlers before ours
         self.heirs = (
-            Heirs(import_reports, self.relay, self.bequeath, self.fork, limits=limits)
+            Heirs(import_reports, self._relay, self._run_heir, self._fork, limits=limits)
             if import_reports is not None
             else None
         )
@@ -159,14 +159,14 @@ class ForkServer:
         if self.heirs is not None:
             self.heirs.end()
 
-    def seat_and_fork(self, what: int, number: int, fds: list[int]) -> None:
+    def _seat_and_fork(self, what: int, number: int, fds: list[int]) -> None:
         """Fork a slot, from this process or from an heir."""
         if what != FORK_SHARED:
             self.seated[number] = self.seats.take() if self.seat is None else self.seat
         if len(fds) != FILES or not self.heirs or not self.heirs.fork(what, number, self.seated.get(number, 0), fds):
-            self.fork(what, number, fds)
+            self._fork(what, number, fds)
 
-    def fork(self, what: int, number: int, fds: list[int]) -> None:
+    def _fork(self, what: int, number: int, fds: list[int]) -> None:
         """Fork a slot from this process."""
         try:
             if len(fds) != FILES:
@@ -178,7 +178,7 @@ class ForkServer:
             self.release_seat(number)
             self.report(FAILED, number, error.errno or errno.EAGAIN)
         if pid == 0:
-            self.become(number, what == FORK_SHARED, fds, parent)
+            self._run_slot(number, what == FORK_SHARED, fds, parent)
         for fd in fds:
             os.close(fd)
         if pid > 0:
@@ -191,8 +191,8 @@ class ForkServer:
         SEAT: _set_seat,
         ECHO: _echo,
         END: _end,
-        FORK_ISOLATED: seat_and_fork,
-        FORK_SHARED: seat_and_fork,
+        FORK_ISOLATED: _seat_and_fork,
+        FORK_SHARED: _seat_and_fork,
     }
 
     def release_seat(self, number: int) -> None:
@@ -200,13 +200,13 @@ class ForkServer:
         if (seat := self.seated.pop(number, None)) is not None:
             self.seats.release(seat)
 
-    def relay(self, what: int, number: int, value: int) -> None:
+    def _relay(self, what: int, number: int, value: int) -> None:
         """Pass on an heir's report."""
         if what in (EXITED, FAILED):
             self.release_seat(number)
         self.report(what, number, value)
 
-    def bequeath(self, control: socket.socket, names: list[str], variables: dict[str, str | None]) -> NoReturn:
+    def _run_heir(self, control: socket.socket, names: list[str], variables: dict[str, str | None]) -> NoReturn:
         """Run as an heir in a new child: import, and fork slots from then on. Never returns."""
         try:
             parent = os.getppid()
@@ -234,7 +234,7 @@ class ForkServer:
         die_with_parent(parent, signal.SIGKILL)
         self.control.detach()  # its descriptor is closed with all others, and may then be another file's
 
-    def become(self, number: int, shared: bool, fds: list[int], parent: int) -> NoReturn:
+    def _run_slot(self, number: int, shared: bool, fds: list[int], parent: int) -> NoReturn:
         """Run as a slot in the child. Never returns."""
         code = 70
         try:
@@ -287,7 +287,17 @@ class ForkServer:
             self.heirs.kill_all()
 
     def report(self, what: int, number: int, value: int) -> None:
-        """Report to the agent; if it is gone, reading the socket will tell."""
+        """Report to the agent; no effect if it is gone, which reading the socket will show.
+
+        Parameters
+        ----------
+        what
+            A report of protocol.py.
+        number
+            The slot's number; 0 if it concerns none.
+        value
+            See protocol.py.
+        """
         with contextlib.suppress(OSError):
             self.control.sendall(REPORT.pack(what, number, value))
 
