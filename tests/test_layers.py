@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 import functools
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,30 +17,35 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGE = REPOSITORY / "skyward"
 
-# A room, and what it may import of skyward besides itself. The longest name that fits a module is its room.
+# The floors of core, the lowest first. A room may import the floors below its own, and nothing of its own floor but
+# itself; so there is no circle among rooms, and no need to list their arrows.
+FLOORS: tuple[tuple[str, ...], ...] = (
+    ("builtins_table", "guard", "interrupts", "labels", "scope", "system", "visible", "whoami"),
+    ("errors",),
+    ("ioloop", "nesting", "requirements"),
+    ("spec",),
+    ("events",),
+    ("interfaces",),
+    ("payload", "protocol", "registry"),
+    ("audience", "nodes", "results"),
+    ("blobs", "machines", "pool_arguments"),
+    ("tasks",),
+    ("function", "running_pool"),
+    ("executor",),
+    ("pool",),
+)
+
+# The rooms above core, and what each may import of skyward besides itself. The longest name that fits is a module's.
 HOUSE: dict[str, set[str]] = {
     "skyward": {"*"},  # the front door: every public name, lazily
-    "skyward.core.builtins_table": set(),  # a table of names
-    "skyward.core": set(),
-    "skyward.worker": {
-        "skyward.core.payload.diagnose",
+    "skyward.core": set(),  # see FLOORS
+    "skyward.worker": {  # what a node loads: of core's upper floors only what runs the calls of `@sky.compute`
         "skyward.core.errors",
-        "skyward.core.system.open_files",
         "skyward.core.function",
-        "skyward.core.system.launch",
-        "skyward.core.protocol.framing",
-        "skyward.core.protocol.mailbox",
-        "skyward.core.payload.memory_maps",
-        "skyward.core.protocol.messages",
-        "skyward.core.payload.driver_classes",
-        "skyward.core.payload.exceptions",
-        "skyward.core.payload.pickling",
-        "skyward.core.protocol.roll_call",
-        "skyward.core.payload.shared_file",
-        "skyward.core.system.socket_paths",
-        "skyward.core.payload.surroundings",
+        "skyward.core.payload",
+        "skyward.core.protocol",
+        "skyward.core.system",
         "skyward.core.whoami",
-        "skyward.core.protocol.wire",
     },
     "skyward.providers": {"skyward.core"},
     "skyward.providers.drivers": set(),  # they know libcloud, and nothing of skyward
@@ -102,6 +107,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
 
 # Imports inside functions: (module, what it imports) -> why it can't stand at the top.
 LAZY: dict[tuple[str, str], str] = {
+    ("skyward.integrations", "skyward.integrations.joblib"): "joblib is loaded when one of its names is asked for",
     (
         "skyward.providers.drivers.aws_credentials",
         "botocore",
@@ -210,6 +216,10 @@ def imports_of(module: str, path: Path) -> Iterator[Import]:
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             for target in dict.fromkeys(targets(node, module, is_package)):
                 yield Import(module, node.lineno, target, in_function, for_types)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+            for name in node.args[:1]:
+                if isinstance(name, ast.Constant) and exists(name.value):
+                    yield Import(module, node.lineno, name.value, in_function, for_types)
 
 
 @functools.cache
@@ -221,6 +231,16 @@ def within(module: str, room: str) -> bool:
     return module == room or module.startswith(f"{room}.")
 
 
+def floor_of(module: str) -> tuple[int, str]:
+    """Number and room of a module of core."""
+    room = module.removeprefix("skyward.core.").split(".")[0]
+    return next(((number, room) for number, rooms in enumerate(FLOORS) if room in rooms), (-1, room))
+
+
+def is_core(module: str) -> bool:
+    return within(module, "skyward.core") and module != "skyward.core"
+
+
 def room_of(module: str) -> str:
     # `skyward` itself is only the package's __init__, not all that lies in it.
     if module == "skyward":
@@ -228,19 +248,55 @@ def room_of(module: str) -> str:
     return max((room for room in HOUSE if room != "skyward" and within(module, room)), key=len, default="")
 
 
+def points_downward(found: Import) -> bool:
+    room = room_of(found.module)
+    if is_core(found.module) and is_core(found.target):
+        (here, own), (there, other) = floor_of(found.module), floor_of(found.target)
+        return own == other or there < here
+    permitted = HOUSE.get(room, set())
+    return "*" in permitted or any(within(found.target, name) for name in {room, *permitted})
+
+
+def circle(imports: Iterable[Import]) -> list[str]:
+    """Modules that import one another in a circle, if there are any."""
+    edges: dict[str, set[str]] = {}
+    for found in imports:
+        if found.target != found.module:
+            edges.setdefault(found.module, set()).add(found.target)
+    done: set[str] = set()
+
+    def visit(module: str, path: tuple[str, ...]) -> list[str]:
+        if module in path:
+            return [*path[path.index(module) :], module]
+        if module not in done:
+            for target in sorted(edges.get(module, ())):
+                if through := visit(target, (*path, module)):
+                    return through
+            done.add(module)
+        return []
+
+    return next((through for module in edges if (through := visit(module, ()))), [])
+
+
 def test_every_module_has_a_room() -> None:
     assert [module for module in MODULES if not room_of(module)] == [], "say in HOUSE what it may import"
+    assert [module for module in MODULES if is_core(module) and floor_of(module)[0] < 0] == [], "put it on a floor"
+    empty = [room for rooms in FLOORS for room in rooms if not exists(f"skyward.core.{room}")]
+    assert empty == [], "FLOORS lists what is gone"
 
 
 def test_imports_point_downward() -> None:
-    def allowed(found: Import) -> bool:
-        room = room_of(found.module)
-        permitted = HOUSE.get(room, set())
-        return "*" in permitted or any(within(found.target, name) for name in {room, *permitted})
-
+    """Those of functions and for type checkers too: what a reader must know of is what counts."""
     ours = [found for found in all_imports() if within(found.target, "skyward")]
     assert ours, "the test sees no import at all"
-    assert [str(found) for found in ours if not allowed(found)] == []
+    assert [str(found) for found in ours if not points_downward(found)] == []
+
+
+def test_modules_have_no_circle() -> None:
+    """Nor one that is closed by an import in a function or for type checkers."""
+    # The front door's imports for type checkers name everything; nobody below imports the front door.
+    assert circle(found for found in all_imports() if found.target in MODULES and found.module != "skyward") == []
+    assert [str(found) for found in all_imports() if found.target == "skyward" and found.module != "skyward.cli"] == []
 
 
 def test_nothing_that_ships_imports_tests() -> None:
@@ -260,18 +316,8 @@ def test_foreign_packages_stay_in_their_rooms() -> None:
 
 def test_foreign_packages_are_declared() -> None:
     """What is imported is of the standard library or stands in pyproject.toml, so a fresh install has it."""
-    declared = {
-        "asyncssh",
-        "botocore",
-        "cloudpickle",
-        "cryptography",
-        "joblib",
-        "libcloud",
-        "msgpack",
-        "platformdirs",
-        "requests",
-    }
-    declared |= {"botocore", "rich", "tenacity", "threadpoolctl", "typer", "xxhash", "zstandard"}
+    declared = {"asyncssh", "botocore", "cloudpickle", "cryptography", "joblib", "libcloud", "msgpack", "platformdirs"}
+    declared |= {"requests", "rich", "tenacity", "threadpoolctl", "typer", "xxhash", "zstandard"}
     optional = {"numpy", "sklearn"}  # come with the user's own code
     suites = {"hypothesis", "numpy", "pytest"}  # skyward.testing is for those who have them
     known = sys.stdlib_module_names | declared | optional | {"skyward"}
@@ -297,32 +343,37 @@ def test_imports_stand_at_the_top() -> None:
     assert [key for key in LAZY if key[0] in MODULES and key not in inside] == [], "LAZY lists what is gone"
 
 
-def test_modules_have_no_cycle() -> None:
-    """Imports for type checkers only are left out, for they never run."""
-    edges: dict[str, set[str]] = {module: set() for module in MODULES}
-    for found in all_imports():
-        if found.target in edges and found.target != found.module and not (found.for_types or found.in_function):
-            edges[found.module].add(found.target)
-    done: set[str] = set()
-
-    def visit(module: str, path: tuple[str, ...]) -> None:
-        assert module not in path, " -> ".join([*path[path.index(module) :], module])
-        if module not in done:
-            for target in sorted(edges[module]):
-                visit(target, (*path, module))
-            done.add(module)
-
-    for module in edges:
-        visit(module, ())
-
-
-def test_the_test_sees_what_it_should(tmp_path: Path) -> None:
-    source = "if TYPE_CHECKING:\n    import joblib\n\ndef f():\n    from . import wire\n    from .wire import Run\n"
-    path = tmp_path / "x.py"
+def planted(tmp_path: Path, module: str, source: str) -> list[Import]:
+    path = tmp_path / "planted.py"
     path.write_text(source)
-    found = [tuple(item[2:]) for item in imports_of("skyward.core.protocol.x", path)]
-    assert found == [
+    return list(imports_of(module, path))
+
+
+def test_every_kind_of_import_is_seen(tmp_path: Path) -> None:
+    source = (
+        "if TYPE_CHECKING:\n    import joblib\n\n"
+        "def f():\n    from . import wire\n    from .wire import Run\n"
+        "    importlib.import_module('skyward.core.spec')\n"
+    )
+    assert [tuple(found[2:]) for found in planted(tmp_path, "skyward.core.protocol.x", source)] == [
         ("joblib", False, True),
         ("skyward.core.protocol.wire", True, False),
         ("skyward.core.protocol.wire", True, False),
+        ("skyward.core.spec", True, False),
     ]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from skyward.core.tasks import dispatch\n",
+        "if TYPE_CHECKING:\n    from skyward.core.tasks.dispatch import Dispatcher\n",
+        "def f():\n    import skyward.core.tasks.dispatch\n",
+    ],
+    ids=["at the top", "for type checkers", "in a function"],
+)
+def test_a_planted_fault_is_found(tmp_path: Path, source: str) -> None:
+    upward = planted(tmp_path, "skyward.core.nodes.session", source)
+    assert [points_downward(found) for found in upward] == [False]
+    found = [found for found in all_imports() if found.target in MODULES and found.module != "skyward"]
+    assert "skyward.core.nodes.session" in circle([*found, *upward])

@@ -16,6 +16,7 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from skyward.core.builtins_table import OURS
 from skyward.core.errors import ConfigError, PluginNotFound, SkywardError
 
 if TYPE_CHECKING:
@@ -41,13 +42,6 @@ LISTENERS = "skyward.listeners"
 FRONTENDS = "skyward.frontends"
 
 _US = "skyward-cloud"
-
-
-@cache
-def _ours(group: str) -> dict[str, str]:
-    # Imported by name, since the table names what core must not know.
-    ours: dict[str, str] = importlib.import_module("skyward.core.builtins_table").OURS[group]
-    return ours
 
 
 @cache
@@ -82,12 +76,12 @@ def _is_mentioned(group: str) -> bool:
 
 def is_ours(group: str, name: str) -> bool:
     """Whether the name belongs to one of ours."""
-    return name in _ours(group)
+    return name in OURS[group]
 
 
 def names(group: str) -> list[str]:
     """All names of a group, sorted."""
-    return sorted({*_ours(group), *_theirs(group)})
+    return sorted({*OURS[group], *_theirs(group)})
 
 
 @cache
@@ -100,8 +94,8 @@ def load(group: str, name: str) -> Any:
         Nothing has that name (the message lists what is installed), two packages claim it, or it can't be imported.
     """
     kind = group.removeprefix("skyward.").removesuffix("s")
-    if name in _ours(group):
-        module, _, attribute = _ours(group)[name].partition(":")
+    if name in OURS[group]:
+        module, _, attribute = OURS[group][name].partition(":")
         return getattr(importlib.import_module(module), attribute)
     entries = _theirs(group).get(name, [])
     if not entries:
@@ -123,7 +117,7 @@ def load(group: str, name: str) -> Any:
 def rival(group: str, name: str) -> str | None:
     """The package that claims the name of one of ours, and is ignored for that reason; None if there is none."""
     rivals = _theirs(group).get(name)
-    return _package(rivals[0]) if rivals and name in _ours(group) else None
+    return _package(rivals[0]) if rivals and name in OURS[group] else None
 
 
 def provider(name: str, settings: Mapping[str, object] | None = None) -> Provider:
