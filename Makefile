@@ -49,7 +49,7 @@ lint: $(VENV)/.installed-dev
 	$(VENV)/bin/mypy
 
 check: lint
-	$(CHECK) -m "not slow and not lab" --hypothesis-profile check --numprocesses 2 --dist worksteal $(ARGS)
+	$(CHECK) -m "not slow and not lab" --hypothesis-profile check --numprocesses 3 --dist worksteal $(ARGS)
 
 format: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check --fix

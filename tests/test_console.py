@@ -439,6 +439,7 @@ EVENTS = """
 """
 
 
+@pytest.mark.slow
 def test_the_live_line_and_the_summary_on_a_terminal() -> None:
     seen = run_on_pty(EVENTS)
     assert "nodes 0/2 | connecting | 0 s" in seen
@@ -453,6 +454,7 @@ def test_the_live_line_and_the_summary_on_a_terminal() -> None:
     assert head.rstrip("\r\n").endswith("\x1b[1A") or "\x1b[?25h" in head, "the cursor is shown again"
 
 
+@pytest.mark.slow
 def test_stdout_that_is_a_file_gets_all_and_only_its_own(tmp_path: Path) -> None:
     with (tmp_path / "out").open("wb") as out:
         seen = run_on_pty(EVENTS, stdout=out.fileno())
@@ -461,6 +463,7 @@ def test_stdout_that_is_a_file_gets_all_and_only_its_own(tmp_path: Path) -> None
     assert "tasks 0/4" in seen
 
 
+@pytest.mark.slow
 def test_no_color_is_respected() -> None:
     script = EVENTS.replace("TaskEnded(1, 0.25, True)", "TaskEnded(1, 0.25, False)")
     assert "\x1b[31m" in run_on_pty(script)

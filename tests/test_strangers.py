@@ -151,6 +151,7 @@ def test_data_is_the_default_where_machines_are_of_strangers() -> None:
     assert not JoblibPool(Strangers(), results="any")._settings.reads_data
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "wrong",
     [{"results": "plain"}, {"results": True}, {"trusted": "module"}, {"trusted": ["not a name"]}, {"trusted": [3]}],

@@ -144,6 +144,7 @@ def test_a_pool_is_ended_at_all_places_where_it_shows(run: Run, pools: Pools, tm
     assert pools.cloud.left() == other.left() == []
 
 
+@pytest.mark.slow
 def test_what_cant_be_terminated_is_reported_and_stays_in_the_ledger(run: Run, pools: Pools, ledger: Ledger) -> None:
     pools.open("sky-1")
     (Path(pools.cloud.folder) / "sticky").touch()

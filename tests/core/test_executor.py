@@ -342,6 +342,7 @@ def test_cancel_stops_a_call_that_runs(pool: sky.Compute, tmp_path: Path) -> Non
     assert pool.submit(abs, -1).result(10) == 1
 
 
+@pytest.mark.slow
 def test_concurrent_shutdowns(tmp_path: Path) -> None:
     """From a callback, from another thread and within the block: all return when the pool has ended."""
     path = str(tmp_path / "end")
@@ -370,6 +371,7 @@ def test_a_callback_may_submit_and_may_raise(pool: sky.Compute) -> None:
     assert inner[0].result() == 2
 
 
+@pytest.mark.slow
 def test_shutdown_without_waiting(tmp_path: Path) -> None:
     """It returns at once, takes nothing more, and what was submitted is done; a second one may wait."""
     pool = opened()

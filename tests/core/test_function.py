@@ -157,6 +157,7 @@ def test_a_node_names_a_chunk_after_its_function(pool: sky.Compute) -> None:
         list(pool.map(os._exit, [1, 1], chunksize=2))
 
 
+@pytest.mark.slow
 def test_wrong_use_is_an_error() -> None:
     """No pool, a chained comparison, gather of something else, decorating something else."""
     with pytest.raises(sky.ConfigError, match=r"runs on a sky\.Compute"):

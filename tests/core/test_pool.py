@@ -215,6 +215,7 @@ def test_a_time_limit_stops_the_task() -> None:
         assert pool.submit(abs, -1).result(30) == 1
 
 
+@pytest.mark.slow
 def test_a_result_that_does_not_pickle_is_named(pool: sky.Compute) -> None:
     """The error says where the culprit sits in the result."""
     with pytest.raises(sky.PayloadError, match=r"result.*lock"):

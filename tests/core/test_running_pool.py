@@ -33,6 +33,7 @@ def test_the_block_waits_for_its_tasks_and_an_exception_does_not() -> None:
     assert time.monotonic() - began < 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plugins", [[], [sky.plugins.joblib()]], ids=["plain", "joblib"])
 def test_a_block_that_sent_no_task_says_so_at_its_end(plugins: list[Any], caplog: pytest.LogCaptureFixture) -> None:
     """Nodes that were waited for, and perhaps paid, for nothing: with the way that is open to this pool."""
@@ -43,6 +44,7 @@ def test_a_block_that_sent_no_task_says_so_at_its_end(plugins: list[Any], caplog
     assert ("plugins=[" in said) is (not plugins)
 
 
+@pytest.mark.slow
 def test_a_block_that_sent_tasks_or_failed_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
     """One task is enough; after an exception there are other worries."""
     with sky.Compute(console=False) as pool:
@@ -209,6 +211,7 @@ def test_a_fork_of_the_driver_does_not_keep_nodes_alive(tmp_path: Path, monkeypa
         script.communicate(timeout=10)
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_starting_releases_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An interrupt before the nodes are ready ends as one after."""
     mark = os.getpid() * 1000 + 999

@@ -75,6 +75,7 @@ def test_grid_search_of_svc(digits, batches):
     assert sum(batches) == 18
 
 
+@pytest.mark.slow
 def test_grid_search_of_forests(digits):
     grid = {"n_estimators": [5, 10], "max_depth": [3, None]}
     same_search(
@@ -195,6 +196,7 @@ def test_the_configuration_travels(digits):
     assert [config["assume_finite"] for config in seen] == [True, True]
 
 
+@pytest.mark.slow
 def test_callbacks_hear_of_what_happens_on_nodes(digits):
     """Progress bars and monitors listen on a socket of this process."""
     callback = pytest.importorskip("sklearn.callback")

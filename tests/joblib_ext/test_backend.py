@@ -242,6 +242,7 @@ def test_auto_batches_grow_fast_only_while_they_are_very_short():
     assert sizes[-1] == sizes[-2] < 100_000
 
 
+@pytest.mark.slow
 def test_auto_batches_stay_small_for_long_tasks(capsys):
     """Long ones wait for a slot; joblib's own clock would count the waiting."""
     Parallel(n_jobs=2, verbose=10, pre_dispatch="all")(delayed(nap)(0.25) for _ in range(8))
@@ -437,6 +438,7 @@ def test_tasks_on_this_machine_write_into_the_callers_memmap(tmp_path, size, opt
     assert output[:8].tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
 
 
+@pytest.mark.slow
 def test_submitted_calls_closures_and_initializers_write_too(tmp_path, pool):
     numpy = pytest.importorskip("numpy")
     output = numpy.memmap(tmp_path / "output", dtype=float, mode="w+", shape=4)
@@ -475,6 +477,7 @@ def test_tasks_that_may_run_elsewhere_can_only_read_it(tmp_path, provider):
     assert output.tolist() == [3] * 4
 
 
+@pytest.mark.slow
 def test_mmap_modes_for_writing_warn_and_unknown_ones_are_an_error():
     numpy = pytest.importorskip("numpy")
     array = numpy.zeros(300_000)
@@ -543,6 +546,7 @@ def test_unknown_settings_are_named():
         Parallel(n_jobs=2, colour="red")([delayed(square)(2)])
 
 
+@pytest.mark.slow
 def test_old_joblib_calls_apply_async(monkeypatch):
     """joblib up to 1.4 knows that name only."""
     called = []

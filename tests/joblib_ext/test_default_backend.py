@@ -49,6 +49,7 @@ def open_pool(**options: object) -> sky.Compute:
     return sky.Compute(console=False, **options)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_another_thread_is_told_once_what_to_do() -> None:
     assert DEFAULT_BACKEND == "loky"
     with open_pool(plugins=[sky.plugins.joblib()]):

@@ -46,6 +46,7 @@ def die(how):
     ctypes.string_at(0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("how", "word"), [("exit", "3"), ("kill", "SIGKILL"), ("segfault", "SIGSEGV")])
 def test_a_task_that_kills_its_worker(how, word):
     with pytest.raises(sky.WorkerCrashed, match=word):
@@ -215,6 +216,7 @@ def pause(x):
     return x
 
 
+@pytest.mark.slow
 def test_an_interrupt_of_the_caller_stops_the_tasks():
     main = threading.main_thread()
     timer = threading.Timer(0.5, lambda: signal.pthread_kill(main.ident, signal.SIGINT))
@@ -226,6 +228,7 @@ def test_an_interrupt_of_the_caller_stops_the_tasks():
     assert time.monotonic() - began < 5
 
 
+@pytest.mark.slow
 def test_calls_within_callbacks(pool):
     """The iterator is pulled in the thread that delivers; there it may well use the pool itself."""
 

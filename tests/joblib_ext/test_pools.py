@@ -137,6 +137,7 @@ def test_threads_of_the_block_name_the_backend():
     assert by_default == {"none"}
 
 
+@pytest.mark.slow
 def test_one_pool_used_by_several_threads():
     results = {}
 

@@ -36,6 +36,7 @@ def zero() -> str:
     return "raised"
 
 
+@pytest.mark.slow
 def test_zero_jobs_is_an_error_there_too() -> None:
     assert Parallel(n_jobs=2)([delayed(zero)()]) == ["raised"]
 

@@ -218,6 +218,7 @@ def test_no_limit_above_the_on_demand_price_is_set(cloud, most):
     sweep(it, TAG)
 
 
+@pytest.mark.slow
 def test_the_data_volumes_of_an_image_end_with_the_machine(cloud):
     it = provider(cloud, image=WITH_DATA)
     (made,) = it.create(order(offer_of(it, "t3.micro")))
@@ -259,6 +260,7 @@ def test_a_wrong_clock_is_reported_as_such(cloud):
         it.machines(TAG)
 
 
+@pytest.mark.slow
 def test_user_data_over_the_limit_buys_nothing(cloud):
     it = provider(cloud)
     wanted = dataclasses.replace(order(offer_of(it, "t3.micro")), user_key="ssh-ed25519 " + "A" * 20_000)

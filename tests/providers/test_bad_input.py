@@ -71,6 +71,7 @@ def test_wrong_credentials(rental, cloud):
     refused(rental, cloud, sky.AuthFailed, rental.name)
 
 
+@pytest.mark.slow
 def test_a_proxy_that_answers_in_html(rental, cloud):
     cloud.faults.on("html", math.inf)
     refused(rental, cloud, sky.CloudError, rental.name)

@@ -144,6 +144,7 @@ def test_the_scripts_parse(shell: str, end: str | None) -> None:
 # --- the watchdog ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shell", SHELLS)
 def test_it_ends_the_machine_after_so_much_silence(machine: Machine, shell: str) -> None:
     began = time.monotonic()
@@ -152,6 +153,7 @@ def test_it_ends_the_machine_after_so_much_silence(machine: Machine, shell: str)
     assert time.monotonic() - began >= 2
 
 
+@pytest.mark.slow
 def test_it_does_not_while_its_owner_is_heard(machine: Machine) -> None:
     """Longer than it would wait, whoever of the machine's users touches the file."""
     process = machine.start(first_boot.watchdog(ORDER, END))
@@ -165,6 +167,7 @@ def test_it_does_not_while_its_owner_is_heard(machine: Machine) -> None:
         time.sleep(0.2)
 
 
+@pytest.mark.slow
 def test_a_clock_that_jumps_does_not_end_it(machine: Machine) -> None:
     """A file from the future, or from long ago, is only compared with itself."""
     machine.start(first_boot.watchdog(ORDER, END))
@@ -176,6 +179,7 @@ def test_a_clock_that_jumps_does_not_end_it(machine: Machine) -> None:
         assert not machine.ended.exists()
 
 
+@pytest.mark.slow
 def test_it_tries_again_when_the_end_fails(machine: Machine) -> None:
     """And a file that somebody removed is silence."""
     counter = machine.folder / "run" / "s-tries"
@@ -246,6 +250,7 @@ def test_openssh_takes_the_key_that_was_written(machine: Machine) -> None:
     assert said.stdout.split()[:2] == HOST.public.split()[:2]
 
 
+@pytest.mark.slow
 def test_the_watchdog_outlives_the_script_and_ends_the_machine(machine: Machine) -> None:
     machine.run(first_boot.script(BRIEF, end=END))
     wait_for(machine.watchdogs)
@@ -295,6 +300,7 @@ def test_root_may_log_in_where_we_are_root() -> None:
     assert said["users"] == ["default", {"name": "root", "ssh_authorized_keys": [USER.public]}]
 
 
+@pytest.mark.slow
 def test_its_first_command_starts_one_watchdog_for_each_boot(machine: Machine) -> None:
     """bootcmd runs again whenever cloud-init does."""
     command = config()["bootcmd"]

@@ -285,6 +285,7 @@ REFUSALS: list[tuple[str, dict[str, Any], type[Exception], str]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("fault", "details", "error", "message"), REFUSALS)
 def test_an_order_that_fails(
     cloud: Market, provider: VastAI, fault: str, details: dict[str, Any], error: type[Exception], message: str
@@ -328,6 +329,7 @@ def test_a_bid_that_is_too_low(cloud: Market, provider: VastAI) -> None:
     assert cloud.meter.live == []
 
 
+@pytest.mark.slow
 def test_a_leftover_that_cannot_be_destroyed_at_once(cloud: Market, provider: VastAI) -> None:
     """Core learns that something may exist, and finds it."""
     order = order_of(provider, accelerator="H100:8")

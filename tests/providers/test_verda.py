@@ -69,6 +69,7 @@ def test_a_machine_from_order_to_end(cloud):
     assert cloud.meter.live == []
 
 
+@pytest.mark.slow
 def test_what_the_user_has_besides_is_not_ours(cloud):
     """However it is named; ``skyward down --all`` ends all that is shown here."""
     it = provider(cloud)
@@ -90,6 +91,7 @@ def test_what_the_user_has_besides_is_not_ours(cloud):
     driver.destroy_node(driver.ex_get_node(own.id))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "error"),
     [

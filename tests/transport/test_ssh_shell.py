@@ -92,6 +92,7 @@ def test_a_command_has_its_own_output_input_and_status() -> None:
     asyncio.run(main())
 
 
+@pytest.mark.slow
 def test_a_command_that_takes_too_long_is_ended() -> None:
     async def main() -> None:
         async with shell() as it:

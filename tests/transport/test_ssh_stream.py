@@ -11,6 +11,7 @@ import socket
 from collections.abc import AsyncIterator
 
 import asyncssh
+import pytest
 
 from skyward.transport.ssh_stream import Line, SSHChannel
 
@@ -64,6 +65,7 @@ async def host() -> AsyncIterator[Host]:
         echo.close()
 
 
+@pytest.mark.slow
 def test_what_is_written_arrives_in_order_and_the_writer_is_held_up() -> None:
     async def main() -> None:
         async with host() as it:

@@ -114,11 +114,13 @@ def test_a_task_that_runs_too_long(both: Owner) -> None:
     assert both.call(pow, 2, 5, timeout=30.0) == 32
 
 
+@pytest.mark.slow
 def test_the_limit_counts_from_the_start(node: Owner) -> None:
     tasks = [node.submit(time.sleep, 0.3, timeout=2.0) for _ in range(16)]  # the last waits for longer than its limit
     assert all(isinstance(node.answer(task).message, Done) for task in tasks)
 
 
+@pytest.mark.slow
 def test_a_lost_link_loses_and_doubles_nothing(both: Owner) -> None:
     both.acks = False  # so that the agent must keep everything
     tasks = [both.submit(lambda n: (time.sleep(0.001), n)[1], n) for n in range(300)]
@@ -131,6 +133,7 @@ def test_a_lost_link_loses_and_doubles_nothing(both: Owner) -> None:
     assert both.call(pow, 2, 5) == 32
 
 
+@pytest.mark.slow
 def test_a_large_result_survives_a_lost_link(node: Owner) -> None:
     task = node.submit(lambda: bytes(30_000_000))
     node.until(lambda: node.wire._coming, "the beginning of the result")
@@ -368,6 +371,7 @@ def test_slots_take_as_many_open_files_as_are_counted() -> None:
     assert counts[0] <= slot_pool._files(2) - 4, "with room for a slot that is being made"
 
 
+@pytest.mark.slow
 def test_what_a_young_agent_left_is_removed_by_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     killed = Owner()
@@ -450,6 +454,7 @@ def test_a_folder_of_somebody_else_is_refused(tmp_path: Path) -> None:
         Owner(listen=f"unix:{link}/agent.sock")
 
 
+@pytest.mark.slow
 def test_temporary_files_may_lie_far_down_in_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     far = tmp_path / ("f" * 150)
     far.mkdir()

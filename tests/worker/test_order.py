@@ -112,6 +112,7 @@ def test_a_cancel_may_spare_what_has_begun(tmp_path: Path) -> None:
         assert node.call(pow, 2, 3) == 8
 
 
+@pytest.mark.slow
 def test_the_owner_hears_what_has_begun_unless_it_was_short(both: Owner, tmp_path: Path) -> None:
     for _ in range(50):
         both.call(pow, 2, 2)
@@ -125,6 +126,7 @@ def test_the_owner_hears_what_has_begun_unless_it_was_short(both: Owner, tmp_pat
     assert len(told) == len(set(told))
 
 
+@pytest.mark.slow
 def test_a_node_knows_what_it_has_and_what_its_owner_may_not_have_heard(both: Owner) -> None:
     both.acks = False  # nothing is acknowledged: the owner might not have got it
     done, running = both.submit(pow, 2, 2), both.submit(time.sleep, 1.0)

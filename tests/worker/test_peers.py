@@ -126,6 +126,7 @@ def test_a_blob_goes_from_node_to_node(tmp_path: Path) -> None:
     run(work())
 
 
+@pytest.mark.slow
 def test_a_server_that_has_nothing_yet_says_that_it_lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The client waits far longer than it would for a dead one, until the blob begins."""
     monkeypatch.setattr(module, "_ALIVE", 0.01)

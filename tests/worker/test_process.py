@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from skyward.core.whoami import current_worker
 from tests.worker.helpers import ROOT, Owner, descendants, owner, wait_for
 
@@ -54,6 +56,7 @@ def test_tasks_can_tell_slots_apart() -> None:
         assert there == [str(part) for part in here]
 
 
+@pytest.mark.slow
 def test_tasks_that_are_threads_have_numbers_too() -> None:
     with owner() as node:
         node.set_up(concurrency=2, isolated=False, argv=[])
@@ -62,6 +65,7 @@ def test_tasks_that_are_threads_have_numbers_too() -> None:
         assert {seen[:3] for seen in everybody(node)} == {("n0", (), None)}
 
 
+@pytest.mark.slow
 def test_forks_with_input_and_output_of_their_own() -> None:
     code = """
         import os, signal, sys

@@ -58,6 +58,7 @@ def test_a_blob_is_mapped_though_its_owner_lets_it_go(here: Owner, blob_first: b
     assert here.result(2)[0] == array.sum()
 
 
+@pytest.mark.slow
 def test_one_that_is_gone_is_asked_for(here: Owner) -> None:
     array = np.arange(MANY)
     file = SharedFile(memoryview(array).cast("B"))

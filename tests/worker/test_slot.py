@@ -77,6 +77,7 @@ def test_what_is_not_an_exception_fails_the_task_only(both: Owner, kind: type[Ba
     assert both.call(pow, 2, 2) == 4
 
 
+@pytest.mark.slow
 def test_recursion_without_end(both: Owner) -> None:
     def forever(n: int) -> int:
         return forever(n + 1) + 1
@@ -111,6 +112,7 @@ def test_a_dead_slot_fails_its_task_and_is_replaced(both: Owner, how: str, words
     assert [both.call(pow, 2, n) for n in range(4)] == [1, 2, 4, 8]
 
 
+@pytest.mark.slow
 def test_only_the_task_of_the_dead_slot_is_touched(node: Owner) -> None:
     other = node.submit(time.sleep, 0.3)
     assert node.failed(node.submit(die, "exit")).reason == Failure.CRASHED.value
@@ -128,6 +130,7 @@ def test_a_shared_slot_that_dies_takes_all_its_tasks() -> None:
         assert node.call(pow, 2, 2, isolated=False) == 4
 
 
+@pytest.mark.slow
 def test_binary_garbage_on_stdout(both: Owner) -> None:
     garbage = bytes(range(256)) * 50
 
@@ -142,6 +145,7 @@ def test_binary_garbage_on_stdout(both: Owner) -> None:
     assert both.output[2] == b"error\n" + garbage[::-1]
 
 
+@pytest.mark.slow
 def test_output_comes_before_the_result(both: Owner) -> None:
     both.call(os.write, 1, b"no newline")
     kinds = [type(received.message).__name__ for received in both.order]
@@ -314,6 +318,7 @@ def fail(error: type[BaseException], args: Any) -> None:
     raise error(*args)
 
 
+@pytest.mark.slow
 def test_a_call_that_cannot_be_loaded(both: Owner) -> None:
     task = both.submit(pow, Unloadable(RuntimeError, "no"))
     assert both.failed(task).reason == Failure.UNLOADABLE.value
@@ -397,6 +402,7 @@ def test_settings_reach_tasks(tmp_path: Any) -> None:
         assert node.call(look) == (5, str(tmp_path), "yes", os.environ.get("PYTHONPATH"))
 
 
+@pytest.mark.slow
 def test_around_is_entered_and_left(tmp_path: Any) -> None:
     (tmp_path / "wrap.py").write_text(
         "import contextlib, os, atexit\n"

@@ -78,6 +78,7 @@ def test_a_large_message_comes_over_stripes(node: Owner) -> None:
     assert node.call(pow, 2, 5) == 32
 
 
+@pytest.mark.slow
 def test_a_stripe_that_must_wait_is_not_read_and_goes_on_later(node: Owner) -> None:
     ahead, behind = striped(node)
     task = queue(node, len, bytes(20_000_000))
@@ -97,6 +98,7 @@ def test_a_stripe_that_must_wait_is_not_read_and_goes_on_later(node: Owner) -> N
     assert node.result(task) == 20_000_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("whose", ["nobody's", "an earlier connection's"])
 def test_a_stripe_of_another_link_is_refused(node: Owner, whose: str) -> None:
     link = b"nobody" if whose == "nobody's" else node.wire.name
@@ -128,6 +130,7 @@ def test_the_loss_of_a_stripe_is_the_loss_of_the_link(node: Owner, how: str) -> 
     assert node.call(pow, 2, 5) == 32
 
 
+@pytest.mark.slow
 def test_a_new_connection_ends_the_stripes_of_the_old(node: Owner) -> None:
     (old,) = striped(node, 1)
     node.connect()

@@ -103,6 +103,7 @@ def test_a_node_that_dies_makes_those_it_serves_tell_how_far_they_are(pool: Memo
     assert future.result(5) == DATA.sum()  # the agent says that it has nothing yet
 
 
+@pytest.mark.slow
 def test_who_the_driver_lost_sight_of_serves_a_moment_longer_only(
     pool: MemoryPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

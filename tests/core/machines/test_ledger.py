@@ -371,6 +371,7 @@ def test_keys_of_dead_drivers_are_removed_unless_something_was_bought(ledger: Le
     assert {pool.tag for pool in ledger.pools()} == {"bought", "alive", "elsewhere", "next"}
 
 
+@pytest.mark.slow
 def test_of_a_stop_and_an_order_at_the_same_time_one_sees_the_other(ledger: Ledger) -> None:
     """The order is refused, or whoever stopped the pool finds it right after."""
     outcomes = set()

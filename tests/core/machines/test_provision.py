@@ -291,6 +291,7 @@ def test_when_the_last_node_is_lost_for_good_tasks_fail() -> None:
     fixture.close()
 
 
+@pytest.mark.slow
 def test_a_node_that_begins_no_task_is_removed_reported_and_replaced() -> None:
     """And not for ever: each task has its error in the end."""
     provider = MemoryProvider()
@@ -310,6 +311,7 @@ def test_a_node_that_begins_no_task_is_removed_reported_and_replaced() -> None:
     fixture.close()
 
 
+@pytest.mark.slow
 def test_what_a_node_had_not_begun_when_it_could_begin_no_more_runs_on_the_next() -> None:
     """Though it may be started but once, and there is no other node at the moment."""
     provider = MemoryProvider()
@@ -343,6 +345,7 @@ def _lose(fixture: Fixture, provider: MemoryProvider) -> None:
     fixture.io.start(die()).result(5)
 
 
+@pytest.mark.slow
 def test_a_provider_that_raises_anything_does_not_end_the_pool() -> None:
     """An error outside of its map, in create and destroy: what waits fails, and start does not hang."""
     provider = MemoryProvider()
@@ -562,6 +565,7 @@ def test_what_is_bought_and_terminated_is_reported(ward: Ward) -> None:
     assert machines[-1] == Machines()
 
 
+@pytest.mark.slow
 def test_credentials_that_have_ended_end_the_wait_and_what_is_left_is_reported(ward: Ward) -> None:
     fixture = Fixture(ward, nodes=2)
     notes = _hear(fixture, Note)

@@ -135,6 +135,7 @@ def drive(tmp_path: Path) -> Iterator[Callable[[str], Drive]]:
         started.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
 def test_a_killed_driver_leaves_nothing(drive: Callable[..., Drive], number: signal.Signals) -> None:
     driver = drive()
@@ -147,6 +148,7 @@ def test_a_killed_driver_leaves_nothing(drive: Callable[..., Drive], number: sig
     assert "nothing is left" in driver.log
 
 
+@pytest.mark.slow
 def test_a_driver_that_ends_without_a_word_leaves_nothing(drive: Callable[..., Drive]) -> None:
     """Its interpreter ended, perhaps by os._exit, and nobody gave the machines back."""
     driver = drive()
@@ -277,6 +279,7 @@ def test_a_machine_of_an_order_that_was_on_its_way(cloud: FolderCloud, tmp_path:
     assert cloud.left() == []
 
 
+@pytest.mark.slow
 def test_one_provider_that_fails_does_not_keep_the_others(
     cloud: FolderCloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

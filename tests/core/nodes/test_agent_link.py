@@ -33,6 +33,7 @@ async def test_what_shrinks_is_packed_where_the_line_is_slow(it: Node) -> None:
     assert sum(channel.written for channel in it.channels) < 2 * MEGABYTE
 
 
+@pytest.mark.slow
 @over(distance=10.0)
 async def test_nearby_there_are_no_stripes(it: Node) -> None:
     """They are opened only where the round trip is long enough for one channel to be slow."""

@@ -112,6 +112,7 @@ NONSENSE: dict[str, tuple[Callable[[MemoryAgent], object], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", NONSENSE)
 def test_what_a_node_says_wrong_loses_it_with_the_reason(what: str) -> None:
     """In words that name the node; and its task is not waited for."""

@@ -28,6 +28,7 @@ VALUES = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(value=VALUES, single=st.booleans())
 def test_every_value_comes_back(value: Any, single: bool) -> None:
     padded = [value, b"x" * 2000]  # large enough to be looked through

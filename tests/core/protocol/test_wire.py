@@ -663,6 +663,7 @@ def test_a_peer_makes_us_take_little_more_memory_than_it_sends(frames: list[byte
     assert _resident() - before < (100 << 20) + 40 * sent, "huge pages count as well"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [16 * 1024, 2**20 - 1, 2**20, 2**21, 2**24])
 def test_large_messages_that_do_come_are_not_refused(size: int) -> None:
     """However many buffers there are, of whatever size, and with two messages in turn."""

@@ -57,6 +57,7 @@ def test_fitted_estimators_come_back(make):
     np.testing.assert_array_equal(getattr(back, method)(X), getattr(estimator, method)(X))
 
 
+@pytest.mark.slow
 def test_a_vectorizer_comes_back():
     vectorizer = sk.TfidfVectorizer().fit(["a few words", "a few more"])
     back = read(pickle.dumps(vectorizer, protocol=5))

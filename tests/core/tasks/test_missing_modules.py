@@ -83,6 +83,7 @@ def test_a_part_that_is_nowhere(site, here):
         assert "no such submodule either" in missing_modules.advice(module, here=here)
 
 
+@pytest.mark.slow
 def test_a_module_of_the_users_own_is_never_asked_of_an_index(site):
     for path in (site("helpers"), site("worked_on", "worked-on", url="file:///home/me/worked-on")):
         name = path.rpartition("/")[2].removesuffix(".py")

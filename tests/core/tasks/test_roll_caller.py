@@ -38,6 +38,7 @@ def test_a_task_that_is_lost_again_and_again_fails(pool: MemoryPool) -> None:
         pool.submit(double, 1).result(5)
 
 
+@pytest.mark.slow
 def test_a_loop_that_was_held_up_does_not_blame_its_nodes(pool: MemoryPool) -> None:
     """A thread that unpickles gigabytes may hold Python's lock for longer than a node may be silent."""
     agent = pool.add()

@@ -173,6 +173,7 @@ def test_a_broken_link_loses_and_doubles_nothing(pool: MemoryPool) -> None:
     assert agent.links > 1
 
 
+@pytest.mark.slow
 def test_a_silent_node_is_noticed(pool: MemoryPool) -> None:
     """A node that says nothing, not even to the heartbeat, loses its link and then its tasks."""
     agent = pool.add(slots=1, holding=True)
@@ -314,6 +315,7 @@ def test_a_file_of_a_node_that_is_given_up_is_removed(tmp_path: Path) -> None:
         pool.close()
 
 
+@pytest.mark.slow
 def test_what_a_node_holds_ahead_goes_to_an_idle_one(pool: MemoryPool) -> None:
     """Its tasks run elsewhere though it never goes on."""
     stuck = pool.add(slots=1)

@@ -252,6 +252,7 @@ def test_containers(home: Path, monkeypatch: pytest.MonkeyPatch, service: Servic
     assert resolve() == Credentials("A", "B")
 
 
+@pytest.mark.slow
 def test_containers_that_are_none_of_ours(monkeypatch: pytest.MonkeyPatch, service: Service):
     monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", "http://evil.example/x")
     with pytest.raises(CredentialsError, match=r"evil\.example"):
@@ -270,6 +271,7 @@ def test_instances(monkeypatch: pytest.MonkeyPatch, service: Service):
         resolve()
 
 
+@pytest.mark.slow
 def test_metadata_that_never_answer_do_not_hold_up(monkeypatch: pytest.MonkeyPatch):
     """Outside EC2 the address may lead nowhere; the limit is botocore's second for each of two calls."""
     monkeypatch.delenv("AWS_EC2_METADATA_DISABLED")
@@ -312,6 +314,7 @@ def test_single_sign_on(home: Path, monkeypatch: pytest.MonkeyPatch, service: Se
 ROLE = "role_arn = arn:aws:iam::123456789012:role/runner\n"
 
 
+@pytest.mark.slow
 def test_roles(home: Path, monkeypatch: pytest.MonkeyPatch):
     with EC2() as cloud:
         monkeypatch.setenv("AWS_ENDPOINT_URL_STS", cloud.url)

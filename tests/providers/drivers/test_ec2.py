@@ -94,6 +94,7 @@ def test_a_region_of_tomorrow_will_do_and_nonsense_will_not():
             EC2Driver("key", "secret", region=name)
 
 
+@pytest.mark.slow
 def test_it_is_libclouds_driver_still(cloud: EC2, driver: EC2Driver, launch: Launch):
     assert isinstance(driver, EC2NodeDriver)
     (made,) = driver.run_instances(dataclasses.replace(launch, tags={"Name": "node"}))
@@ -309,6 +310,7 @@ def test_types_have_plain_values(driver: EC2Driver):
     assert refused.value.code == "InvalidInstanceType"
 
 
+@pytest.mark.slow
 def test_offerings_and_spot_prices_by_zone(driver: EC2Driver):
     zones = driver.offerings(["t3.micro", "p5.48xlarge", "t99.micro"])
     assert set(zones) == {"t3.micro", "p5.48xlarge"}

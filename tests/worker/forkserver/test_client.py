@@ -87,6 +87,7 @@ def heir_of(node: Owner) -> int:
     return int(wait_for(killed, "a slot of an heir"))
 
 
+@pytest.mark.slow
 def test_one_that_hangs_is_replaced_and_it_is_said() -> None:
     with owner(limits=LIMITS) as node:
         node.set_up()
@@ -212,6 +213,7 @@ def test_slots_that_an_heir_that_hangs_was_to_make_are_made_by_another(many: dic
         wait_for(lambda: not alive(heir), "the end of the heir")
 
 
+@pytest.mark.slow
 def test_a_slow_import_is_waited_for(tmp_path: Path) -> None:
     (tmp_path / "slow.py").write_text("import time\ntime.sleep(1.5)\n")
     with owner(limits=[0.3, 30.0]) as node:

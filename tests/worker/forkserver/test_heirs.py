@@ -91,6 +91,7 @@ def test_an_heir_that_is_killed_takes_its_slots_along_and_nobody_else(installed:
         assert parent != heir
 
 
+@pytest.mark.slow
 def test_heirs_die_with_the_agent(installed: dict[str, Any]) -> None:
     with owner() as node:
         node.set_up(**installed)
@@ -101,6 +102,7 @@ def test_heirs_die_with_the_agent(installed: dict[str, Any]) -> None:
         node.cut()
 
 
+@pytest.mark.slow
 def test_an_import_that_hangs_is_not_waited_for() -> None:
     names: list[list[str]] = []
     reports, slots_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)

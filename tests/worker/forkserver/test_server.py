@@ -19,6 +19,7 @@ def fork_server(node: Owner) -> int:
     return int(children[-1]) if children else 0
 
 
+@pytest.mark.slow
 def test_slots_are_made_ahead() -> None:
     with owner() as node:
         node.set_up(concurrency=3)
@@ -28,6 +29,7 @@ def test_slots_are_made_ahead() -> None:
         wait_for(lambda: len(descendants(fork_server(node))) == 1, "one shared slot")
 
 
+@pytest.mark.slow
 def test_modules_are_loaded_ahead() -> None:
     def loaded() -> bool:
         import sys
@@ -87,6 +89,7 @@ def test_a_killed_fork_server_is_replaced(node: Owner) -> None:
     assert node.call(pow, 2, 5) == 32
 
 
+@pytest.mark.slow
 def test_a_fork_server_that_is_killed_before_it_is_up_costs_no_task(node: Owner) -> None:
     """Its slots never came to be: what was given to them waits for those of the next."""
     node.call(os.getpid)
