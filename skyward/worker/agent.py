@@ -11,14 +11,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import json
 import math
 import os
 import shutil
 import signal
 import socket
-import stat
 import sys
 import tempfile
 import traceback
@@ -57,8 +55,8 @@ from skyward.core.protocol.messages import (
     StreamData,
 )
 from skyward.core.protocol.wire import Received, Role, Wire
-from skyward.core.system.socket_paths import socket_path
 from skyward.worker import blob_store, scratch
+from skyward.worker.agent_socket import listen
 from skyward.worker.agent_system import AgentSystem
 from skyward.worker.forkserver.launch import ForkServerProcess, forked
 from skyward.worker.forkserver.liveness import LIMITS
@@ -76,7 +74,6 @@ _TOUCH = 1.0  # seconds between two updates of the file that records when the ow
 _GREETING = 10.0  # seconds in which a connection must authenticate
 _MAX_CONNECTIONS = 32  # that have not authenticated
 _OTHERS = 0.5  # seconds for forked agents to end along with this one: in a container nobody else may reap them
-_NO_SOCKETS = {errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}  # a file system without sockets
 
 
 @dataclass(frozen=True)
@@ -162,7 +159,7 @@ class Agent:
     server
         A fork server that waits for its configuration; None to start one when it is needed.
     system
-        What is used of the machine besides the loop.
+        What is used of the machine in addition to the loop.
     """
 
     def __init__(
@@ -414,57 +411,6 @@ class Agent:
 def read_start() -> Start:
     """Read the start map from standard input, and not a byte more: what follows is the lifeline."""
     return Start(**msgpack.unpackb(read_frame(partial(os.read, 0), limit=1024 * 1024)))
-
-
-def listen(where: str) -> tuple[socket.socket, str, str]:
-    """Listen at `Start.listen`; returns the socket, its address for the owner, and the agent's private folder."""
-    if where == "tcp":
-        listener = socket.create_server(("127.0.0.1", 0))
-        return listener, f"127.0.0.1:{listener.getsockname()[1]}", scratch.make(tempfile.gettempdir(), "agent")[0]
-    if where == "unix":
-        where = f"unix:{scratch.make(tempfile.gettempdir(), 'agent')[0]}/agent.sock"
-    path = where.removeprefix("unix:")
-    folder = Path(path).parent
-    if not where.startswith("unix:/"):
-        raise ValueError(f"can't listen on {where!r}: neither tcp nor unix nor unix:/path")
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    found = folder.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
-        raise PermissionError(f"{folder} is not a folder of this user's; name another one")
-    try:
-        folder.chmod(0o700)
-        return _bind(path), path, str(folder)
-    except OSError as error:
-        if error.errno not in _NO_SOCKETS:
-            raise
-        return _listen_elsewhere(error)
-
-
-def _bind(path: str) -> socket.socket:
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    with contextlib.suppress(OSError), socket_path(path) as name:
-        listener.connect(name)
-        raise SystemExit(f"skyward: another agent listens at {path}")
-    listener.close()
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    with contextlib.suppress(FileNotFoundError):
-        Path(path).unlink()
-    with socket_path(path) as name:
-        listener.bind(name)
-    listener.listen(16)
-    return listener
-
-
-def _listen_elsewhere(why: OSError) -> tuple[socket.socket, str, str]:
-    """Listen in a new folder, since the file system of the intended one has no sockets (vfat, some of FUSE)."""
-    # The system's runtime folder comes last, as it may be removed at logout, which the agent outlives.
-    for place in (tempfile.gettempdir(), os.environ.get("XDG_RUNTIME_DIR"), f"/run/user/{os.getuid()}"):
-        if place and Path(place).is_dir():
-            with contextlib.suppress(OSError):
-                folder = scratch.make(place, "agent")[0]
-                path = f"{folder}/agent.sock"
-                return _bind(path), path, folder
-    raise why
 
 
 def announce(address: str) -> None:

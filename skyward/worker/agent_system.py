@@ -1,4 +1,4 @@
-"""What an agent uses of its machine besides its loop, so that a simulation can replace it."""
+"""What an agent uses of its machine in addition to its loop, so that a simulation can replace it."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ def _prefix(pid: int) -> str:
 
 
 class UnclaimedFiles:
-    """The agent's view of the folder: which files the owner has been told of.
+    """The agent's view of the folder: which files have been reported to the owner.
 
     Parameters
     ----------

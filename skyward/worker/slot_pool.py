@@ -427,16 +427,16 @@ class SlotPool:
         """The fork server has died, and all slots with it: replace it if that is likely to help."""
         delay = self._restarts.ended(end, self._loop.time(), self._announced)
         if end.hung and delay is not None:
-            self._warn(f"on {self.setup.node} {end.words}; its workers are replaced")
+            self._warn(f"on {self.setup.node} {end.description}; its workers are replaced")
         buried = [(number, self._bury(number)) for number in list(self._processes)]
         made = {number for number, process in buried if process is not None and process.up}
-        self._apply(self.table.all_ended(made, end.words))
+        self._apply(self.table.all_ended(made, end.description))
         if delay is not None:
             self._fork_server = self._new_fork_server(delay=delay)
             self._apply(self.table.dispatch())
         else:  # by now the owner has an answer for all tasks that had begun
-            self._owner.post(Ready(0, end.words))
-            self._apply(self.table.give_up(end.words))
+            self._owner.post(Ready(0, end.description))
+            self._apply(self.table.give_up(end.description))
 
     def _warmed(self, number: int | None) -> None:
         """A slot that was made ahead is up, or never will be; with the last of them, the node is ready.

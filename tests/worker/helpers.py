@@ -232,9 +232,9 @@ class Owner:
                     self.flush()
         return value
 
-    # --- words ---
+    # --- messages ---
 
-    def say(self, message: Message, buffers: Any = ()) -> None:
+    def send(self, message: Message, buffers: Any = ()) -> None:
         """Send a numbered message."""
         self.outbox.post(message, buffers, self.wire if self.sock is not None else None)
         if self.sock is not None:
@@ -243,7 +243,7 @@ class Owner:
     def set_up(self, **changes: Any) -> Owner:
         """Connect, set up, and wait until the node is ready."""
         self.connect()
-        self.say(setup(**changes))
+        self.send(setup(**changes))
         self.until(lambda: self.ready, "Ready")
         return self
 
@@ -259,9 +259,9 @@ class Owner:
                     blobs[index] = b"digest-%d-%d" % (self._last, index)
         values = {"isolated": self.isolated, "timeout": None, "threads": None, "blobs": blobs, **options}
         rest = [buffer for index, buffer in enumerate(buffers) if index not in blobs]
-        self.say(Run(task=self._last, **values), [head, *rest])
+        self.send(Run(task=self._last, **values), [head, *rest])
         for index, digest in blobs.items():
-            self.say(Blob(digest, len(buffers[index]), 0), [buffers[index]])
+            self.send(Blob(digest, len(buffers[index]), 0), [buffers[index]])
         return self._last
 
     def answer(self, task: int, seconds: float = PATIENCE) -> Received:
@@ -290,7 +290,7 @@ class Owner:
         return self.result(self.submit(function, *args, **options))
 
     def end(self) -> None:
-        """Say Bye and see that nothing is left."""
+        """Send Bye, and check that nothing is left."""
         pids = {self.pid} | descendants(self.pid)
         try:
             if self.sock is not None:
@@ -311,7 +311,7 @@ class Owner:
 
 @contextmanager
 def owner(**start: Any) -> Iterator[Owner]:
-    """An owner, whose agent surely ends."""
+    """An owner, whose agent ends in any case."""
     it = Owner(**start)
     try:
         yield it

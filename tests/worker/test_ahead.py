@@ -85,7 +85,7 @@ def test_a_task_that_lies_ahead_can_be_cancelled(tmp_path: Path) -> None:
         long = node.submit(wait_for_file, str(gate))
         tasks = [node.submit(note, str(tmp_path), index) for index in range(20)]
         for task in tasks[::2]:
-            node.say(Cancel(task))
+            node.send(Cancel(task))
         assert {node.failed(task).reason for task in tasks[::2]} == {Failure.CANCELLED.value}
         gate.touch()
         node.result(long)
@@ -103,7 +103,7 @@ def test_what_has_not_begun_is_given_back_and_may_come_again(tmp_path: Path) -> 
         tasks = [node.submit(note, str(tmp_path), index) for index in range(20)]
         while not any(node.returned):  # what begins soon stays: it takes a moment to see that the first one is long
             node.returned.clear()
-            node.say(Recall(5, 0.0))
+            node.send(Recall(5, 0.0))
             node.until(lambda: node.returned, "Returned")
         assert node.returned == [tasks[:-6:-1]]
         gate.touch()
@@ -111,7 +111,7 @@ def test_what_has_not_begun_is_given_back_and_may_come_again(tmp_path: Path) -> 
         for task in tasks[:15]:
             node.result(task)
         assert not set(tasks[15:]) & set(node.answers)
-        node.say(Recall(5, 0.0))
+        node.send(Recall(5, 0.0))
         node.until(lambda: len(node.returned) == 2, "Returned")
         assert node.returned[1] == []
         assert sorted(int(path.name) for path in tmp_path.glob("[0-9]*")) == list(range(15))
@@ -123,7 +123,7 @@ def test_what_begins_soon_is_kept(tmp_path: Path) -> None:
         for task in [node.submit(time.sleep, 0.01) for _ in range(10)]:
             node.result(task)
         tasks = [node.submit(time.sleep, 0.01) for _ in range(10)]
-        node.say(Recall(10, 0.05))
+        node.send(Recall(10, 0.05))
         node.until(lambda: node.returned, "Returned")
         assert 1 <= len(node.returned[0]) <= 6
         for task in tasks[: -len(node.returned[0])]:

@@ -62,10 +62,10 @@ def test_a_blob_that_is_sent_again_stays_whichever_comes_first(tmp_path: Path, f
     store.add(b"d", 1000, 0, data, number=1)
     if first == "forget":
         store.forget([b"d"], 5)
-    told = [store.add(b"d", 1000, 0, data[:400], number=6), store.add(b"d", 1000, 400, data[400:], number=7)]
+    whole = [store.add(b"d", 1000, 0, data[:400], number=6), store.add(b"d", 1000, 400, data[400:], number=7)]
     if first == "blob":
         store.forget([b"d"], 5)
-    assert told == [False, True]
+    assert whole == [False, True]
     assert Path(str(store.find(b"d"))).read_bytes() == data
     store.forget([b"d"], 8)
     assert b"d" not in store

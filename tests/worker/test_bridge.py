@@ -37,7 +37,7 @@ class Bridged:
             for stream, sock in list(self.socks.items()):
                 if sock in ready:
                     data = sock.recv(32 * 1024)
-                    self.node.say(StreamData(stream) if data else StreamClose(stream, None), [data] if data else [])
+                    self.node.send(StreamData(stream) if data else StreamClose(stream, None), [data] if data else [])
                     if not data:
                         self.socks.pop(stream).close()
         return False
@@ -46,11 +46,11 @@ class Bridged:
         if isinstance(message, StreamOpen):
             self.opened += 1
             if message.address != self.wanted:
-                self.node.say(StreamClose(message.stream, "nothing there"))
+                self.node.send(StreamClose(message.stream, "nothing there"))
                 return
             sock = self.socks[message.stream] = socket.socket(socket.AF_UNIX)
             sock.connect(self.path)
-            self.node.say(StreamData(message.stream), [b""])
+            self.node.send(StreamData(message.stream), [b""])
         elif isinstance(message, StreamClose):
             if message.stream in self.socks:
                 self.socks.pop(message.stream).close()
@@ -159,7 +159,7 @@ def test_streams_do_not_fill_memory(node: Owner) -> None:
     node.until(lambda: node.streams, "StreamOpen")
     opened = node.streams.pop(0).message
     assert isinstance(opened, StreamOpen)
-    node.say(StreamData(opened.stream), [b""])
+    node.send(StreamData(opened.stream), [b""])
     node.until(lambda: sum(len(r.buffers[0]) for r in node.streams) > 8 * 1024 * 1024, "8 MiB")
     assert node.call(pow, 2, 5) == 32
     assert task not in node.answers

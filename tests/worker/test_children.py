@@ -53,7 +53,7 @@ _VIEWS = """
         seen = ours.recv()
         process.join()
         ours.close()
-        seen["fds"] = [fd for fd in seen["fds"] if fd < 3]  # those of multiprocessing are its own affair
+        seen["fds"] = [fd for fd in seen["fds"] if fd < 3]  # multiprocessing has some of its own
         return seen
 
     def by_fork():

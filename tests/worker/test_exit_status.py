@@ -1,4 +1,4 @@
-"""How deaths are put in words."""
+"""How the end of a process is described."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from skyward.worker.exit_status import OutOfMemory, describe
 
 
 @pytest.mark.parametrize(
-    ("status", "words"),
+    ("status", "description"),
     [
         (0, "exit status 0"),
         (3 << 8, "exit status 3"),
@@ -21,8 +21,8 @@ from skyward.worker.exit_status import OutOfMemory, describe
         (62, "killed by signal 62"),
     ],
 )
-def test_a_wait_status(status: int, words: str) -> None:
-    assert describe(status, OutOfMemory()) == words
+def test_a_wait_status(status: int, description: str) -> None:
+    assert describe(status, OutOfMemory()) == description
 
 
 def test_want_of_memory_is_known_where_the_kernel_counts_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,9 +42,9 @@ def open_gate(gate: str) -> None:
 
 
 def missing(node: Owner, tasks: list[int]) -> list[int]:
-    """What the node says that it does not have."""
+    """Ask the node which of these tasks it lacks."""
     node.order.clear()
-    node.say(Inquire(tasks))
+    node.send(Inquire(tasks))
     answer = node.until(
         lambda: next((r.message for r in node.order if isinstance(r.message, Missing)), None), "Missing"
     )
@@ -72,7 +72,7 @@ def test_a_small_task_behind_a_large_one_is_stopped_and_the_large_one_is_not(how
             assert node.result(large) == 8_000_000
             if how == "cancel":
                 node.until(lambda task=small: began(node, task), "Began")
-                node.say(Cancel(small))
+                node.send(Cancel(small))
             assert node.failed(small).reason == (Failure.TIMEOUT if how == "limit" else Failure.CANCELLED).value
             node.result(first)
 
@@ -103,8 +103,8 @@ def test_a_cancel_may_spare_what_has_begun(tmp_path: Path) -> None:
         gate = tmp_path / "gate"
         running, waiting = node.submit(wait_for_file, str(gate)), node.submit(hang)
         node.until(lambda: began(node, running), "Began")
-        node.say(Cancel(running, running=False))
-        node.say(Cancel(waiting, running=False))
+        node.send(Cancel(running, running=False))
+        node.send(Cancel(waiting, running=False))
         assert node.failed(waiting).reason == Failure.CANCELLED.value
         assert running not in node.answers
         gate.touch()
@@ -122,8 +122,8 @@ def test_the_owner_hears_what_has_begun_unless_it_was_short(both: Owner, tmp_pat
     assert long not in both.answers
     gate.touch()
     both.result(long)
-    told = [task for received in both.order if isinstance(received.message, Began) for task in received.message.tasks]
-    assert len(told) == len(set(told))
+    begun = [task for received in both.order if isinstance(received.message, Began) for task in received.message.tasks]
+    assert len(begun) == len(set(begun))
 
 
 @pytest.mark.slow

@@ -16,12 +16,12 @@ from skyward.worker.output import SlotOutput
 
 def outputs(work: Callable[[SlotOutput, int], None]) -> list[tuple[bytes, bool]]:
     """What goes out of the standard output on which `work` writes."""
-    said: list[tuple[bytes, bool]] = []
+    emitted: list[tuple[bytes, bool]] = []
 
     async def run() -> None:
         (out, write), (err, other) = os.pipe(), os.pipe()
         os.set_blocking(write, False)
-        it = SlotOutput(asyncio.get_running_loop(), (out, err), lambda _, data, more: said.append((data, more)))
+        it = SlotOutput(asyncio.get_running_loop(), (out, err), lambda _, data, more: emitted.append((data, more)))
         try:
             work(it, write)
         finally:
@@ -30,7 +30,7 @@ def outputs(work: Callable[[SlotOutput, int], None]) -> list[tuple[bytes, bool]]
             it.close()
 
     asyncio.run(run())
-    return said
+    return emitted
 
 
 LINES = st.lists(st.sampled_from([0, 1, 80, WHOLE - 1, WHOLE, 2 * WHOLE + 5, 60_000]), max_size=8)
@@ -38,7 +38,7 @@ LINES = st.lists(st.sampled_from([0, 1, 80, WHOLE - 1, WHOLE, 2 * WHOLE + 5, 60_
 
 @given(LINES)
 def test_whole_lines_in_pieces_that_keep_their_place(lengths: list[int]) -> None:
-    """No piece is larger than what keeps its order, and one that ends within a line says that more follows."""
+    """No piece is larger than what keeps its order, and one that ends within a line announces the rest."""
     text = b"".join(b"x" * length + b"\n" for length in lengths)
 
     def work(it: SlotOutput, write: int) -> None:
@@ -47,10 +47,10 @@ def test_whole_lines_in_pieces_that_keep_their_place(lengths: list[int]) -> None
             rest = rest[os.write(write, rest[:60_000]) :]
             it.flush(whole_lines=True)
 
-    said = outputs(work)
-    assert b"".join(data for data, _ in said) == text
-    assert all(len(data) <= WHOLE for data, _ in said)
-    assert all(more or data.endswith(b"\n") for data, more in said)
+    emitted = outputs(work)
+    assert b"".join(data for data, _ in emitted) == text
+    assert all(len(data) <= WHOLE for data, _ in emitted)
+    assert all(more or data.endswith(b"\n") for data, more in emitted)
 
 
 def test_a_line_is_not_cut_while_another_task_writes_it() -> None:
@@ -79,6 +79,6 @@ def test_a_line_without_end_is_cut_somewhere(size: int) -> None:
             os.write(write, b"x" * 60_000)
             it.flush(whole_lines=True)
 
-    said = outputs(work)
-    assert sum(len(data) for data, _ in said) == size
-    assert sum(not more for _, more in said) == max(1, round(size / (1 << 20)))
+    emitted = outputs(work)
+    assert sum(len(data) for data, _ in emitted) == size
+    assert sum(not more for _, more in emitted) == max(1, round(size / (1 << 20)))

@@ -35,7 +35,7 @@ class Node:
 
     def __init__(self, name: str, authority: Authority, folder: Path) -> None:
         self.name = name
-        self.said: list[Message] = []
+        self.sent: list[Message] = []
         self.store = Store([str(folder)])
         (folder / name).mkdir()
         self.private = folder / name
@@ -49,7 +49,7 @@ class Node:
         self.parts = 0
 
     def post(self, message: Message, buffers: Any) -> None:
-        self.said.append(message)
+        self.sent.append(message)
 
     def keep(self, blob: Blob, data: Any, peer: bool = False) -> None:
         self.parts += 1
@@ -64,18 +64,18 @@ class Node:
         """A part comes from the owner."""
         self.keep(Blob(NAME, len(DATA), start), DATA[start:end])
 
-    async def says(self, kind: type[Any]) -> Any:
-        """What it says of a kind, once."""
-        await until(lambda: any(isinstance(message, kind) for message in self.said))
-        found = next(message for message in self.said if isinstance(message, kind))
-        self.said.remove(found)
+    async def message(self, kind: type[Any]) -> Any:
+        """Wait for its next message of a kind."""
+        await until(lambda: any(isinstance(message, kind) for message in self.sent))
+        found = next(message for message in self.sent if isinstance(message, kind))
+        self.sent.remove(found)
         return found
 
     async def meets(self, *others: Node) -> None:
         """They are introduced, and reached."""
         for other in others:
             self.neighbours.meet(Peers({other.name: [other.port, "127.0.0.1"]}))
-            assert await self.says(Reached) == Reached([other.name])
+            assert await self.message(Reached) == Reached([other.name])
 
     def fetch(self, peer: str | None) -> None:
         self.neighbours.fetch(Fetch(NAME, len(DATA), peer))
@@ -86,14 +86,14 @@ class Node:
 
 @asynccontextmanager
 async def nodes(folder: Path, count: int, authorities: list[Authority] | None = None) -> AsyncIterator[list[Node]]:
-    """So many nodes that listen; of one pool unless said otherwise."""
+    """So many nodes that listen; of one pool by default."""
     authorities = authorities or [Authority("pool")] * count
     made = [Node(f"node-{i}", authority, folder) for i, authority in enumerate(authorities)]
     try:
         for node in made:
-            said = await node.says(Listening)
-            assert said.addresses[0] == "127.0.0.1"
-            node.port = said.port
+            answer = await node.message(Listening)
+            assert answer.addresses[0] == "127.0.0.1"
+            node.port = answer.port
         yield made
     finally:
         for node in made:
@@ -117,10 +117,10 @@ def test_a_blob_goes_from_node_to_node(tmp_path: Path) -> None:
             b.fetch("node-0")
             c.fetch("node-1")
             await until(lambda: c.store.have(NAME) == 1_000_000)
-            assert not c.said
+            assert not c.sent
             a.give(1_000_000, len(DATA))
             for node in (a, b, c):
-                assert await node.says(Kept) == Kept(NAME, len(DATA), None)
+                assert await node.message(Kept) == Kept(NAME, len(DATA), None)
                 assert node.content() == DATA
 
     run(work())
@@ -137,9 +137,9 @@ def test_a_server_that_has_nothing_yet_says_that_it_lives(tmp_path: Path, monkey
             await b.meets(a)
             b.fetch("node-0")
             await asyncio.sleep(1.0)
-            assert not b.said
+            assert not b.sent
             a.give(0, len(DATA))
-            assert (await b.says(Kept)).error is None
+            assert (await b.message(Kept)).error is None
 
     run(work())
 
@@ -153,7 +153,7 @@ def test_what_is_served_is_not_removed(tmp_path: Path) -> None:
             await until(lambda: b.store.have(NAME))
             a.give(1_000_000, len(DATA))
             a.store.forget([NAME])
-            assert (await b.says(Kept)).error is None
+            assert (await b.message(Kept)).error is None
             assert b.content() == DATA
             await until(lambda: NAME not in a.store)  # and then it goes
 
@@ -177,13 +177,13 @@ def test_a_fetch_that_ends_early_says_how_far_it_came(how: Callable[[Node, Node]
             b.fetch("node-0")
             await until(lambda: b.store.have(NAME) == 1_000_000)
             how(a, b)
-            said = await b.says(Kept)
-            assert said.size == 1_000_000
-            assert said.error
+            answer = await b.message(Kept)
+            assert answer.size == 1_000_000
+            assert answer.error
             b.give(1_000_000, len(DATA))
-            assert await b.says(Kept) == Kept(NAME, len(DATA), None)
+            assert await b.message(Kept) == Kept(NAME, len(DATA), None)
             assert b.content() == DATA
-            assert not b.said
+            assert not b.sent
 
     run(work())
 
@@ -200,15 +200,15 @@ def test_a_silent_peer_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     async def work() -> None:
         async with nodes(tmp_path, 2) as (a, b):
             await b.meets(a)
-            b.fetch("node-0")  # which has nothing, and will not say so in time
-            assert await b.says(Kept) == Kept(NAME, 0, "node-0: TimeoutError()")
+            b.fetch("node-0")  # which has nothing, and does not answer in time
+            assert await b.message(Kept) == Kept(NAME, 0, "node-0: TimeoutError()")
             deaf = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
             b.neighbours._routes["node-0"] = "127.0.0.1", deaf.sockets[0].getsockname()[1]
             b.fetch("node-0")
-            assert await b.says(Kept) == Kept(NAME, 0, "node-0: TimeoutError()")
+            assert await b.message(Kept) == Kept(NAME, 0, "node-0: TimeoutError()")
             deaf.close()
             b.fetch("node-9")
-            assert "not reachable" in (await b.says(Kept)).error
+            assert "not reachable" in (await b.message(Kept)).error
 
     run(work())
 
@@ -219,7 +219,7 @@ def test_wrong_bytes_are_not_kept(tmp_path: Path) -> None:
             await b.meets(a)
             a.keep(Blob(NAME, len(DATA), 0), b"x" + DATA[1:])
             b.fetch("node-0")
-            assert await b.says(Kept) == Kept(NAME, 0, "it does not match its digest")
+            assert await b.message(Kept) == Kept(NAME, 0, "it does not match its digest")
             assert NAME not in b.store
             b.give(0, len(DATA))
             assert b.content() == DATA
@@ -239,7 +239,7 @@ def test_nodes_of_another_pool_are_refused(tmp_path: Path) -> None:
             assert await b.neighbours._try("node-0", "127.0.0.1", a.port) is None
             b.neighbours._routes["node-0"] = "127.0.0.1", a.port
             b.fetch("node-0")
-            assert (await b.says(Kept)).size == 0
+            assert (await b.message(Kept)).size == 0
 
     run(work())
 

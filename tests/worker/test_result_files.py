@@ -21,9 +21,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_large_ones_become_files_and_small_ones_do_not(folder: Path) -> None:
-    shelf = ResultFiles(str(folder))
+    results_folder = ResultFiles(str(folder))
     small, large, other = memoryview(b"s"), memoryview(bytes(LARGE)), memoryview(b"x" * LARGE)
-    files, rest = shelf.put([large, small, other], LARGE)
+    files, rest = results_folder.put([large, small, other], LARGE)
     assert rest == [small]
     assert [Path(os.fsdecode(files[index])).read_bytes() for index in (0, 2)] == [large, other]
     assert all(Path(os.fsdecode(path)).stat().st_mode & 0o777 == 0o600 for path in files.values())

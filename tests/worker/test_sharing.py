@@ -36,10 +36,10 @@ def submit(node: Owner, array: np.ndarray[Any, Any], blob: Share, *, blob_first:
     head, _ = pickling.dumps((place, (array,), {}), large=1000)
     run = Run(task=1, isolated=True, timeout=None, threads=None, blobs={0: blob.digest})
     if blob_first:
-        node.say(blob)
-    node.say(run, [head])
+        node.send(blob)
+    node.send(run, [head])
     if not blob_first:
-        node.say(blob)
+        node.send(blob)
     return run.task
 
 
@@ -54,7 +54,7 @@ def test_a_blob_is_mapped_though_its_owner_lets_it_go(here: Owner, blob_first: b
     assert name.startswith(f"/proc/{here.pid}/fd/")
     del file
     head, _ = pickling.dumps((place, (array,), {}), large=1000)
-    here.say(Run(task=2, isolated=True, timeout=None, threads=None, blobs={0: b"d"}), [head])
+    here.send(Run(task=2, isolated=True, timeout=None, threads=None, blobs={0: b"d"}), [head])
     assert here.result(2)[0] == array.sum()
 
 
@@ -66,7 +66,7 @@ def test_one_that_is_gone_is_asked_for(here: Owner) -> None:
     del file
     task = submit(here, array, gone, blob_first=False)
     here.until(lambda: [kept for received in here.order if isinstance(kept := received.message, Kept)], "Kept")
-    here.say(Blob(b"d", array.nbytes, 0), [array.tobytes()])
+    here.send(Blob(b"d", array.nbytes, 0), [array.tobytes()])
     assert here.result(task)[0] == array.sum()
 
 
@@ -103,7 +103,7 @@ def test_nothing_is_left_of_results_that_nobody_took(here: Owner, tmp_path: Path
     task = here.submit(signals_and_returns)
     while not (tmp_path / "begun").exists():
         pass
-    here.say(Cancel(task))
+    here.send(Cancel(task))
     here.answer(task)
     assert here.call(abs, -1) == 1
     assert folder.exists()
@@ -126,13 +126,13 @@ def is_of(node: Owner, folder: Path) -> bool:
 def test_nothing_is_left_of_a_slot_that_was_killed_while_it_wrote_a_result(here: Owner) -> None:
     taken = here.answer(here.submit(np.arange, MANY)).message
     assert isinstance(taken, Done)
-    here.say(Ack(here.inbox.received))
+    here.send(Ack(here.inbox.received))
     (path,) = (os.fsdecode(path) for path in taken.files.values())
     assert np.array_equal(pickling.loads(here.answers[1].buffers[0], [take_file(path)]), np.arange(MANY))
     for _ in range(3):
         task = here.submit(bytearray_of, 64 * MANY)
         here.until(lambda: results(here), "the beginning of a result")
-        here.say(Cancel(task))
+        here.send(Cancel(task))
         answer = here.answer(task).message
         if isinstance(answer, Done):  # it was faster
             for file in answer.files.values():

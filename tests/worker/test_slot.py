@@ -1,4 +1,4 @@
-"""What tasks can do to a slot, and what the owner is told."""
+"""What tasks can do to a slot, and what is reported to the owner."""
 
 from __future__ import annotations
 
@@ -256,7 +256,7 @@ def test_the_owners_key_comes_with_calls_that_need_it(node: Owner) -> None:
 
 
 def test_a_slot_is_a_clean_process(node: Owner) -> None:
-    def look() -> dict[str, Any]:
+    def inspect() -> dict[str, Any]:
         import multiprocessing
 
         return {
@@ -269,7 +269,7 @@ def test_a_slot_is_a_clean_process(node: Owner) -> None:
             "node": os.environ["SKYWARD_NODE"],
         }
 
-    seen = node.call(look)
+    seen = node.call(inspect)
     assert seen == {
         "stdin": "", "fds": [], "group": True, "sigint": signal.default_int_handler, "sigterm": signal.SIG_DFL,
         "daemon": False, "node": "n0",
@@ -392,14 +392,14 @@ def test_by_default_cores_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_settings_reach_tasks(tmp_path: Any) -> None:
     (tmp_path / "just_here.py").write_text("VALUE = 5\n")
 
-    def look() -> Any:
+    def inspect() -> Any:
         import just_here  # type: ignore[import-not-found]
 
         return just_here.VALUE, str(Path.cwd()), os.environ["MINE"], os.environ.get("PYTHONPATH")
 
     with owner() as node:
         node.set_up(path=[str(tmp_path)], cwd=str(tmp_path), env={"MINE": "yes"})
-        assert node.call(look) == (5, str(tmp_path), "yes", os.environ.get("PYTHONPATH"))
+        assert node.call(inspect) == (5, str(tmp_path), "yes", os.environ.get("PYTHONPATH"))
 
 
 @pytest.mark.slow

@@ -38,7 +38,7 @@ def answer(sock: socket.socket, wire: Wire) -> object:
 
 
 def stripe(node: Owner, link: bytes) -> tuple[socket.socket, object]:
-    """A further stream for a link, and what the agent said to our proof."""
+    """A further stream for a link, and what the agent answer to our proof."""
     sock = node.open()
     sock.settimeout(20)
     KEPT.append(sock)
@@ -53,8 +53,8 @@ def striped(node: Owner, count: int = 2) -> list[socket.socket]:
     """Stripes that the agent has accepted."""
     stripes = []
     for _ in range(count):
-        sock, said = stripe(node, node.wire.name)
-        assert isinstance(said, Pong)
+        sock, answer = stripe(node, node.wire.name)
+        assert isinstance(answer, Pong)
         stripes.append(sock)
     return stripes
 

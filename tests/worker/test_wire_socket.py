@@ -1,4 +1,4 @@
-"""What the other end had said before it was gone is heard, whatever we were doing at that moment."""
+"""What the other end sent before it closed is received, whatever this end was doing at that moment."""
 
 from __future__ import annotations
 

@@ -16,15 +16,15 @@ class Ended(NamedTuple):
 
     Attributes
     ----------
-    words
-        A description, with the last lines that it printed.
+    description
+        In words, with the last lines that it printed.
     killed
         Whether a signal ended it.
     hung
         Seconds for which it had not answered when the agent killed it; 0 if it ended otherwise.
     """
 
-    words: str
+    description: str
     killed: bool
     hung: float = 0.0
 

@@ -17,7 +17,8 @@ from skyward.core.nodes.timing import Timing
 from skyward.core.protocol.messages import Blob, Message, Setup
 from skyward.core.spec import Endpoint
 from skyward.transport.tcp import TCPTransport
-from skyward.worker.agent import Agent, Start, listen
+from skyward.worker.agent import Agent, Start
+from skyward.worker.agent_socket import listen
 
 __all__ = ["MEGABYTE", "Node", "blob", "over"]
 

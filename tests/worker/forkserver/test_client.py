@@ -101,9 +101,9 @@ def test_one_that_hangs_is_replaced_and_it_is_said() -> None:
         for task in (dead, sleeper):
             assert node.failed(task).reason == Failure.CRASHED.value
             assert "the fork server did not answer for 1.2 s, and was killed" in node.failed(task).detail
-        said = node.output[2].decode()
+        printed = node.output[2].decode()
         assert (
-            said
+            printed
             == "skyward: on n0 the fork server did not answer for 1.2 s, and was killed; its workers are replaced\n"
         )
         assert server not in fork_servers(node.pid)
@@ -239,7 +239,7 @@ def test_a_replacement_that_hangs_in_an_import_gives_the_node_up(tmp_path: Path)
         seen: set[int] = set()
         wait_for(lambda: seen.update(fork_servers(node.pid)) or node.poll() or node.ready, "the end of its patience")
         assert node.ready is not None
-        assert len(seen) <= 2  # the one that was killed, perhaps, and the one that hangs
+        assert len(seen) <= 2  # at most the one that was killed and the one that hangs
         assert node.ready.slots == 0
         assert "was not ready after 1.8 s, and was killed" in str(node.ready.error)
         assert "Image(preload=[...])" in str(node.ready.error)

@@ -73,10 +73,10 @@ def test_what_is_installed_is_imported(place: Place) -> None:
 )
 def test_what_a_fork_can_not_have_is_unfit(place: Place, code: str, verdict: str) -> None:
     (place.installed / "subject.py").write_text(code)
-    said = place.import_ahead("good", "subject", "good.part")
-    assert said.startswith("unfit")
-    assert verdict in said
-    assert said.endswith("[0, 1]")  # which tells who it was
+    report = place.import_ahead("good", "subject", "good.part")
+    assert report.startswith("unfit")
+    assert verdict in report
+    assert report.endswith("[0, 1]")  # which shows which module it was
 
 
 def test_an_import_that_fails_is_the_slots_affair(place: Place) -> None:
@@ -92,7 +92,7 @@ def test_variables_that_a_module_sets_itself_and_others(place: Place) -> None:
     )
 
 
-def test_what_slots_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_slots_report(monkeypatch: pytest.MonkeyPatch) -> None:
     read, write = os.pipe2(os.O_NONBLOCK)
     try:
         imports = Imports(write)
@@ -101,7 +101,7 @@ def test_what_slots_tell(monkeypatch: pytest.MonkeyPatch) -> None:
             os.read(read, 1)
         monkeypatch.setitem(sys.modules, "just_imported", sys)
         monkeypatch.setenv("JUST_SET", "caf\udce9")  # Latin-1
-        monkeypatch.setenv("OMP_NUM_THREADS", "7")  # which libraries are told otherwise, too
+        monkeypatch.setenv("OMP_NUM_THREADS", "7")  # which is set for libraries in another way, too
         imports.report()
         imports.report()
         assert parse(os.read(read, 65536)) == (["just_imported"], {"JUST_SET": "caf\udce9"})

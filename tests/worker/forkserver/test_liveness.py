@@ -13,7 +13,7 @@ from skyward.worker.forkserver.liveness import LIMITS, Limits, Probe, ProbeState
 from skyward.worker.forkserver.protocol import ECHO, EXITED, FAILED, FORKED, UP
 
 PERIOD = LIMITS.period
-LOOKS = round(LIMITS.answer / PERIOD)
+POLLS = round(LIMITS.answer / PERIOD)
 
 Spans = list[tuple[float, float]]
 
@@ -33,14 +33,14 @@ def test_one_that_leaves_a_question_open_hangs(kill: bool) -> None:
     probe = Probe()
     (probe.kills if kill else probe.forks)(1)
     assert probe.poll() is ProbeState.ASK
-    assert [probe.poll() for _ in range(LOOKS - 1)] == [ProbeState.WAIT] * (LOOKS - 1)
+    assert [probe.poll() for _ in range(POLLS - 1)] == [ProbeState.WAIT] * (POLLS - 1)
     assert probe.poll() is ProbeState.HUNG
 
 
 def test_a_slot_that_takes_its_time_to_end_is_not_its_servers_fault() -> None:
     probe = Probe()
     probe.kills(1)
-    for _ in range(10 * LOOKS):
+    for _ in range(10 * POLLS):
         assert probe.poll() is ProbeState.ASK
         assert probe.poll() is ProbeState.WAIT
         probe.heard(ECHO, 0)
@@ -49,13 +49,13 @@ def test_a_slot_that_takes_its_time_to_end_is_not_its_servers_fault() -> None:
 
 
 def test_what_is_asked_for_before_it_is_up_counts_from_then_on() -> None:
-    probe = Probe(start=10 * LOOKS)
+    probe = Probe(start=10 * POLLS)
     probe.forks(1)
-    assert [probe.poll() for _ in range(10 * LOOKS - 1)] == [ProbeState.WAIT] * (10 * LOOKS - 1)
+    assert [probe.poll() for _ in range(10 * POLLS - 1)] == [ProbeState.WAIT] * (10 * POLLS - 1)
     probe.heard(UP, 0)
-    assert [probe.poll() for _ in range(LOOKS + 1)] == [
+    assert [probe.poll() for _ in range(POLLS + 1)] == [
         ProbeState.ASK,
-        *[ProbeState.WAIT] * (LOOKS - 1),
+        *[ProbeState.WAIT] * (POLLS - 1),
         ProbeState.HUNG,
     ]
 
@@ -112,7 +112,7 @@ class World:
     def run(self, forks: list[float], until: float) -> None:
         events = [(self.awake(self.agent, at), 0, "fork", number) for number, at in enumerate(forks)]
         heapq.heapify(events)
-        looking = False
+        polling = False
         while events:
             now, _, what, number = heapq.heappop(events)
             if now > until or self.verdict is not None:
@@ -120,15 +120,15 @@ class World:
             if what == "fork":
                 self.probe.forks(number)
                 self.answer(events, now, FORKED, number)
-                if not looking:
-                    looking = True
+                if not polling:
+                    polling = True
                     self.after(events, now)
-            elif what == "look":
-                looking = self.look(events, now)
+            elif what == "poll":
+                polling = self.poll(events, now)
             else:
                 self.probe.heard(int(what), number)
 
-    def look(self, events: list[tuple[float, int, str, int]], now: float) -> bool:
+    def poll(self, events: list[tuple[float, int, str, int]], now: float) -> bool:
         state = self.probe.poll()
         if state is ProbeState.ASK:
             self.answer(events, now, ECHO, 0)
@@ -140,8 +140,8 @@ class World:
         return False
 
     def after(self, events: list[tuple[float, int, str, int]], now: float) -> None:
-        """A look that is due when the agent wakes up comes before what it could have read: the worst case."""
-        heapq.heappush(events, (self.awake(self.agent, now + PERIOD), 0, "look", 0))
+        """Poll before reading when both are due as the agent wakes up: the worst case."""
+        heapq.heappush(events, (self.awake(self.agent, now + PERIOD), 0, "poll", 0))
 
     def answer(self, events: list[tuple[float, int, str, int]], now: float, what: int, number: int) -> None:
         at = self.awake(self.server, now) + self.slow

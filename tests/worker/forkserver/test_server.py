@@ -1,4 +1,4 @@
-"""The fork server: how it begins, what it survives, and what is told when it does not."""
+"""The fork server: how it starts, what it survives, and what is reported when it does not."""
 
 from __future__ import annotations
 
