@@ -184,7 +184,7 @@ class Agent:
         self._server = server
         self._connections: set[_Connection] = set()
         self._patience = start.orphan_timeout
-        self._heard = loop.time()  # when the owner last said anything
+        self._heard = loop.time()  # when the owner was last heard
         self._touched = -math.inf
         self._orphan = loop.call_later(self._patience, self._watch)
         self._listener = ListeningSocket(loop, listener, self._accept)

@@ -21,7 +21,7 @@ _MARGIN = 64 * 1024 * 1024  # bytes of the file system to leave free for others
 
 
 class ResultFiles:
-    """Where a slot leaves them.
+    """Writes large results of a slot to files.
 
     Parameters
     ----------
@@ -78,7 +78,7 @@ class UnclaimedFiles:
     Parameters
     ----------
     folder
-        That of the slots' shelves; None where there are none.
+        The folder in which slots leave results; None if they send them.
     """
 
     def __init__(self, folder: str | None) -> None:

@@ -47,7 +47,7 @@ PATIENCE = 20.0
 
 
 def setup(**changes: Any) -> Setup:
-    """A Setup for tests."""
+    """Return a Setup for tests."""
     values: dict[str, Any] = {
         "node": "n0", "concurrency": 2, "isolated": True, "threads": None, "env": {}, "path": [str(ROOT)], "cwd": None,
         "preload": [], "around": [], "orphan_timeout": 30.0,
@@ -56,7 +56,7 @@ def setup(**changes: Any) -> Setup:
 
 
 def wait_for(condition: Callable[[], Any], what: str, seconds: float = PATIENCE) -> Any:
-    """The condition's first true value."""
+    """Wait for a condition, and return its first true value."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
         if time.monotonic() > deadline:
@@ -75,7 +75,7 @@ def alive(pid: int) -> bool:
 
 
 def descendants(pid: int) -> set[int]:
-    """All processes below one."""
+    """Return all processes below one."""
     found: set[int] = set()
     todo = [pid]
     while todo:
@@ -131,7 +131,7 @@ class Owner:
     # --- link ---
 
     def open(self) -> socket.socket:
-        """A bare connection to the agent."""
+        """Open a bare connection to the agent."""
         where = self.line["listening"]
         if where.startswith("/"):
             sock = socket.socket(socket.AF_UNIX)
@@ -142,7 +142,7 @@ class Owner:
         return socket.create_connection((host, int(port)))
 
     def connect(self) -> Owner:
-        """Greet, prove, and send again what was not acknowledged."""
+        """Greet, authenticate, and repeat what was not acknowledged."""
         self.sock = self.open()
         self.wire = Wire(Role.OWNER, secret=self.secret, nonce=os.urandom(16))
         self.wire.hello(self.session, self.inbox.received)
@@ -157,7 +157,7 @@ class Owner:
         return self
 
     def cut(self) -> None:
-        """Lose the link without a word."""
+        """Lose the connection without a Bye."""
         assert self.sock is not None
         self.sock.close()
         self.sock = None

@@ -197,7 +197,7 @@ def test_an_acknowledgement_of_what_was_never_sent_is_refused(node: Owner) -> No
 
 
 def test_what_the_agent_can_not_handle_breaks_the_link_and_is_reported_in_the_next_greeting(node: Owner) -> None:
-    """It was not taken, so it comes again; what came before it is done."""
+    """It was not handled, so it is repeated; what arrived before it is done."""
     assert node.call(pow, 2, 3) == 8
     for attempt in range(2):
         with pytest.raises(ConnectionError):
@@ -298,7 +298,7 @@ def test_small_buffers_are_writable(node: Owner) -> None:
 
 
 def busy(**start: Any) -> Owner:
-    """A node whose slots run, one of them with a child."""
+    """Return a node whose slots run, one of them with a child."""
     node = Owner(**start).set_up()
 
     def start_child() -> None:
@@ -356,7 +356,7 @@ def test_kill_9_of_the_agent_ends_everything() -> None:
 
 @pytest.mark.slow
 def test_slots_take_as_many_open_files_as_are_counted() -> None:
-    """Else the number of slots that fit would be wrong where files are few."""
+    """Otherwise the number of slots that fit would be wrong where open files are limited."""
     counts = []
     for concurrency in (2, 6):
         with owner() as node:
@@ -489,7 +489,7 @@ def test_connections_do_not_keep_the_agent_alive() -> None:
 
 
 def ports(pid: int) -> int:
-    """How many TCP ports a process listens on."""
+    """Return the number of TCP ports that a process listens on."""
     sockets = {os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir() if fd.is_symlink()}  # noqa: PTH115
     tables = "".join(Path(f"/proc/net/{name}").read_text() for name in ("tcp", "tcp6"))
     lines = map(str.split, tables.splitlines())

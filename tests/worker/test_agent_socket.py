@@ -21,7 +21,7 @@ def test_a_folder_that_is_a_link_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_file_system_without_sockets_gets_a_folder_elsewhere(tmp_path: Path) -> None:
-    """vfat refuses a socket with EPERM; so does a folder that nothing may be added to."""
+    """vfat refuses a socket with EPERM, as does an immutable folder."""
     folder = tmp_path / "home"
     folder.mkdir()
     done = subprocess.run(["chattr", "+i", folder], capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""Tasks that slots hold ahead: they run once, in whatever slot is free, whatever becomes of the task before them."""
+"""Tasks that slots hold ahead: they run once, in whatever slot is free, whatever happens to the task before them."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ MANY = 200
 
 
 def note(folder: str, name: int) -> int:
-    """Leave a trace of each run, and return the process."""
+    """Record each run in a file, and return the pid."""
     with Path(folder, str(name)).open("a") as file:
         file.write("x")
     return os.getpid()
 
 
 def learn(node: Owner) -> None:
-    """Let the agent see that tasks are short."""
+    """Let the agent learn that tasks are short."""
     for task in [node.submit(abs, -1) for _ in range(50)]:
         node.result(task)
 
@@ -66,7 +66,7 @@ def test_a_death_takes_only_its_own_task(node: Owner, tmp_path: Path, at: int) -
     assert [(tmp_path / str(index)).read_text() for index in range(MANY)] == ["x"] * MANY
 
 
-def test_a_limit_counts_from_the_begin_of_the_task(tmp_path: Path) -> None:
+def test_a_limit_counts_from_the_tasks_beginning(tmp_path: Path) -> None:
     with owner() as node:
         node.set_up(concurrency=1)
         learn(node)
@@ -94,7 +94,7 @@ def test_a_task_that_lies_ahead_can_be_cancelled(tmp_path: Path) -> None:
         assert sorted(int(path.name) for path in tmp_path.glob("[0-9]*")) == list(range(1, 20, 2))
 
 
-def test_what_has_not_begun_is_given_back_and_may_come_again(tmp_path: Path) -> None:
+def test_what_has_not_begun_is_returned_and_may_be_sent_again(tmp_path: Path) -> None:
     with owner() as node:
         node.set_up(concurrency=1)
         learn(node)

@@ -15,7 +15,7 @@ from skyward.worker.blob_store import Corrupt, Store
 
 
 def put(store: Store, name: bytes, data: bytes) -> str | None:
-    """A whole blob; why it has no file, if it has none."""
+    """Return a whole blob."""
     store.add(name, len(data), 0, data)
     return store.problem
 
@@ -73,7 +73,7 @@ def test_a_blob_that_is_sent_again_stays_whichever_comes_first(tmp_path: Path, f
 
 
 def test_what_peers_sent_is_compared_with_its_digest(tmp_path: Path) -> None:
-    """Also the part that the owner had sent before; and when it is wrong, the owner's word is taken from then on."""
+    """That includes the part that the owner had sent before; after a mismatch only the owner's bytes are used."""
     store = Store([str(tmp_path)])
     data = os.urandom(1000)
     name = digest(memoryview(data))

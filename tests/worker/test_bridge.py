@@ -16,11 +16,11 @@ from skyward.core.protocol.messages import StreamClose, StreamData, StreamOpen
 from tests.worker.helpers import Owner
 
 PLACE = "/no-such-folder-here/listener"
-"""A path that does not exist for slots; the owner gives it a meaning."""
+"""A path that does not exist for slots; the owner maps it to a listener."""
 
 
 class Bridged:
-    """The owner's half of the bridge: `PLACE` leads to the given path."""
+    """The owner's end of the bridge: `PLACE` leads to the given path."""
 
     def __init__(self, node: Owner, path: str, wanted: str = PLACE) -> None:
         self.node = node
@@ -147,7 +147,7 @@ def test_what_exists_on_the_node_needs_no_bridge(node: Owner, tmp_path: Path) ->
 
 
 def test_streams_do_not_fill_memory(node: Owner) -> None:
-    """The owner takes nothing; the task's sending has to wait."""
+    """The owner accepts nothing, so the task must block in sending."""
 
     def pour() -> None:
         connection = Client(PLACE)

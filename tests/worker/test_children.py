@@ -1,4 +1,4 @@
-"""What a task's process and its children get: what they would in a Python that the user started."""
+"""What a task's process and its children get: the same as in a Python that the user started."""
 
 from __future__ import annotations
 

@@ -25,7 +25,9 @@ def test_a_wait_status(status: int, description: str) -> None:
     assert describe(status, OutOfMemory()) == description
 
 
-def test_want_of_memory_is_known_where_the_kernel_counts_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_running_out_of_memory_is_detected_where_the_kernel_counts_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     events = tmp_path / "memory.events"
     events.write_text("low 0\noom 5\noom_kill 1\n")
     monkeypatch.setattr(exit_status, "_cgroup_files", lambda: [str(events), str(tmp_path / "missing")])

@@ -18,7 +18,7 @@ def held() -> int:
 
 
 def leave_a_cycle(seconds: float = 0.06) -> tuple[int, int]:
-    """Thirty megabytes that nobody can reach, and that only a search for cycles finds."""
+    """Make thirty megabytes of garbage that only a collection of cycles finds."""
     part: dict[str, Any] = {"data": b"x" * (30 << 20)}
     part["part"] = part
     time.sleep(seconds)
@@ -48,7 +48,7 @@ def test_cycles_are_collected_between_tasks(isolated: bool) -> None:
 
 
 @pytest.mark.slow
-def test_a_slot_that_keeps_ever_more_is_replaced(tmp_path: Path) -> None:
+def test_a_slot_that_keeps_growing_is_replaced(tmp_path: Path) -> None:
     with owner() as node:
         node.set_up(concurrency=1)
         seen = [node.result(task) for task in [node.submit(leave_for_good, str(tmp_path)) for _ in range(9)]]

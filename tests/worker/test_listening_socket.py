@@ -1,4 +1,4 @@
-"""A door lets in who comes, and waits when files run out."""
+"""A listening socket passes on connections, and pauses when open files run out."""
 
 from __future__ import annotations
 

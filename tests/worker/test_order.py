@@ -1,4 +1,4 @@
-"""Tasks of unequal sizes: each ends, in whatever order bytes travel, and what happens to one meets no other."""
+"""Tasks of unequal sizes: each ends, in whatever order bytes arrive, and what happens to one does not affect others."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_the_owner_hears_what_has_begun_unless_it_was_short(both: Owner, tmp_pat
 
 
 @pytest.mark.slow
-def test_a_node_knows_what_it_has_and_what_its_owner_may_not_have_heard(both: Owner) -> None:
+def test_a_node_knows_what_it_has_and_which_answers_may_not_have_arrived(both: Owner) -> None:
     both.acks = False  # nothing is acknowledged: the owner might not have got it
     done, running = both.submit(pow, 2, 2), both.submit(time.sleep, 1.0)
     both.result(done)
@@ -137,8 +137,8 @@ def test_a_node_knows_what_it_has_and_what_its_owner_may_not_have_heard(both: Ow
 
 @pytest.mark.slow
 @pytest.mark.parametrize("isolated", [True, False])
-def test_a_slot_that_has_lost_its_task_is_found_out(tmp_path: Path, isolated: bool) -> None:
-    """A planted fault: the slot drops every task with this argument as if it had been taken back."""
+def test_a_slot_that_has_lost_its_task_is_detected(tmp_path: Path, isolated: bool) -> None:
+    """Plant a fault: the slot drops every task with this argument as if it had been reclaimed."""
     (tmp_path / "plant.py").write_text(
         "import contextlib\n"
         "from skyward.worker.slot import Slot\n"

@@ -15,7 +15,7 @@ from skyward.worker.output import SlotOutput
 
 
 def outputs(work: Callable[[SlotOutput, int], None]) -> list[tuple[bytes, bool]]:
-    """What goes out of the standard output on which `work` writes."""
+    """Return what is emitted of the standard output that `work` writes."""
     emitted: list[tuple[bytes, bool]] = []
 
     async def run() -> None:
@@ -63,7 +63,7 @@ def test_a_line_is_not_cut_while_another_task_writes_it() -> None:
     assert outputs(work) == [(b"first\n", False), (b"second, which is not at its end\n", False)]
 
 
-def test_what_has_no_end_goes_out_when_nobody_can_go_on_with_it() -> None:
+def test_an_unfinished_line_is_emitted_when_nobody_can_continue_it() -> None:
     def work(it: SlotOutput, write: int) -> None:
         os.write(write, b"50 %")
         it.flush(whole_lines=False)

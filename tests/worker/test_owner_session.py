@@ -59,8 +59,8 @@ def test_messages_count_once_and_are_acknowledged() -> None:
     assert link.sent[-1] == (Ack(33), 0)
 
 
-def test_what_could_not_be_handled_is_not_acknowledged_and_comes_again() -> None:
-    """Also when later ones have come before it."""
+def test_what_could_not_be_handled_is_not_acknowledged_and_is_repeated() -> None:
+    """Even if later ones have arrived before it."""
     session = OwnerSession("s")
     session.link = link = WireSocket()  # type: ignore[assignment]
     broken = [True]

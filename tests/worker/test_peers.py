@@ -1,4 +1,4 @@
-"""From node to node over loopback: blobs, half blobs, and those who are not of the pool."""
+"""From node to node over loopback: whole and partial blobs, and strangers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ async def until(condition: Callable[[], Any]) -> None:
 
 
 class Node:
-    """What an agent has around its neighbours."""
+    """One node: the parts of an agent that its `PeerExchange` uses."""
 
     def __init__(self, name: str, authority: Authority, folder: Path) -> None:
         self.name = name
@@ -61,7 +61,7 @@ class Node:
         self.neighbours.grew()
 
     def give(self, start: int, end: int) -> None:
-        """A part comes from the owner."""
+        """Receive a part from the owner."""
         self.keep(Blob(NAME, len(DATA), start), DATA[start:end])
 
     async def message(self, kind: type[Any]) -> Any:
@@ -72,7 +72,7 @@ class Node:
         return found
 
     async def meets(self, *others: Node) -> None:
-        """They are introduced, and reached."""
+        """Introduce two nodes to each other, and wait until they are reachable."""
         for other in others:
             self.neighbours.meet(Peers({other.name: [other.port, "127.0.0.1"]}))
             assert await self.message(Reached) == Reached([other.name])
@@ -86,7 +86,7 @@ class Node:
 
 @asynccontextmanager
 async def nodes(folder: Path, count: int, authorities: list[Authority] | None = None) -> AsyncIterator[list[Node]]:
-    """So many nodes that listen; of one pool by default."""
+    """Make that many nodes that listen, of one pool by default."""
     authorities = authorities or [Authority("pool")] * count
     made = [Node(f"node-{i}", authority, folder) for i, authority in enumerate(authorities)]
     try:
@@ -106,7 +106,7 @@ def run(work: Coroutine[Any, Any, None]) -> None:
 
 
 def test_a_blob_goes_from_node_to_node(tmp_path: Path) -> None:
-    """Also one that the server itself is still getting, and the rest of one that had begun."""
+    """Even if the server itself is still receiving it, or the client has a part of it."""
 
     async def work() -> None:
         async with nodes(tmp_path, 3) as (a, b, c):
@@ -127,7 +127,7 @@ def test_a_blob_goes_from_node_to_node(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_server_that_has_nothing_yet_says_that_it_lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_has_nothing_yet_shows_that_it_is_alive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The client waits far longer than it would for a dead one, until the blob begins."""
     monkeypatch.setattr(module, "_ALIVE", 0.01)
     monkeypatch.setattr(module, "_SILENCE", 0.5)
@@ -169,7 +169,9 @@ def _is_dropped(a: Node, b: Node) -> None:
 
 
 @pytest.mark.parametrize("how", [_closes, _is_dropped])
-def test_a_fetch_that_ends_early_says_how_far_it_came(how: Callable[[Node, Node], None], tmp_path: Path) -> None:
+def test_a_fetch_that_ends_early_reports_how_much_has_arrived(
+    how: Callable[[Node, Node], None], tmp_path: Path
+) -> None:
     async def work() -> None:
         async with nodes(tmp_path, 2) as (a, b):
             await b.meets(a)
@@ -189,7 +191,7 @@ def test_a_fetch_that_ends_early_says_how_far_it_came(how: Callable[[Node, Node]
 
 
 def test_a_silent_peer_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A firewall that swallows everything: connecting has a limit, and so has waiting for the next word."""
+    """A firewall that swallows everything: connecting has a limit, and so has waiting for the next answer."""
     monkeypatch.setattr(module, "_CONNECT", 0.2)
     monkeypatch.setattr(module, "_SILENCE", 0.2)
     monkeypatch.setattr(module, "_ALIVE", 60.0)
@@ -228,7 +230,7 @@ def test_wrong_bytes_are_not_kept(tmp_path: Path) -> None:
 
 
 def test_nodes_of_another_pool_are_refused(tmp_path: Path) -> None:
-    """Equal names and all: another authority's certificates are worth nothing, on either side."""
+    """Despite equal names: another authority's certificates are refused on either side."""
 
     async def work() -> None:
         async with nodes(tmp_path, 2, [Authority("pool"), Authority("pool")]) as (a, b):
@@ -245,7 +247,7 @@ def test_nodes_of_another_pool_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_node_that_is_somebody_else_is_refused(tmp_path: Path) -> None:
-    """Private addresses are the same in many networks: who answers there must be who was meant."""
+    """Private addresses are the same in many networks: whoever answers must be the node that was meant."""
 
     async def work() -> None:
         async with nodes(tmp_path, 3) as (a, b, c):

@@ -1,4 +1,4 @@
-"""What a process of ours does about itself."""
+"""What skyward's processes do about themselves."""
 
 from __future__ import annotations
 

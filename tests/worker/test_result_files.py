@@ -14,7 +14,7 @@ from skyward.worker.result_files import ResultFiles, UnclaimedFiles
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """As an agent makes it: nothing is removed in any other."""
+    """Make a folder as an agent does: nothing is removed in any other."""
     made = tmp_path / f"skyward-store-{os.getuid()}-abc"
     made.mkdir()
     return made
@@ -40,7 +40,7 @@ def test_without_room_they_are_sent(folder: Path, monkeypatch: pytest.MonkeyPatc
     assert ResultFiles(str(folder / "missing")).put([large], LARGE) == ({}, [large])
 
 
-def test_the_agent_removes_what_a_dead_slot_left_and_nobody_was_told_of(folder: Path) -> None:
+def test_the_agent_removes_what_a_dead_slot_left_and_no_message_named(folder: Path) -> None:
     results = UnclaimedFiles(str(folder))
     names = ["result-7-0", "result-7-1", "result-7-2", "result-70-0", "lock"]
     paths = [folder / name for name in names]

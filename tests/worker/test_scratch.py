@@ -52,8 +52,8 @@ def test_one_without_a_lock_is_being_made_unless_it_is_old(tmp_path: Path) -> No
     assert set(tmp_path.iterdir()) == {young}
 
 
-def test_one_that_is_swept_while_it_is_made_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever sweeps may come between the lock's file and the lock."""
+def test_one_that_is_swept_while_it_is_made_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process may sweep after the lock file was made and before it is locked."""
     flock, came = scratch.fcntl.flock, []
 
     def late(fd: int, how: int) -> None:

@@ -23,7 +23,7 @@ MANY = 500_000
 
 @pytest.fixture
 def here() -> Iterator[Owner]:
-    """A node whose owner says that it is on the same machine."""
+    """A node whose owner is on the same machine."""
     with owner() as it:
         yield it.set_up(shares=True)
 
@@ -59,7 +59,7 @@ def test_a_blob_is_mapped_though_its_owner_lets_it_go(here: Owner, blob_first: b
 
 
 @pytest.mark.slow
-def test_one_that_is_gone_is_asked_for(here: Owner) -> None:
+def test_one_that_is_gone_is_requested(here: Owner) -> None:
     array = np.arange(MANY)
     file = SharedFile(memoryview(array).cast("B"))
     gone = Share(b"d", file.path, file.inode, len(file))
@@ -112,7 +112,7 @@ def test_nothing_is_left_of_results_that_nobody_took(here: Owner, tmp_path: Path
 
 
 def results(node: Owner) -> list[Path]:
-    """Files of results that lie in the node's folder."""
+    """Return the files of results in the node's folder."""
     (files,) = (folder for folder in Path("/dev/shm").glob("skyward-store-*") if is_of(node, folder))
     return list(files.glob("result-*"))
 
@@ -146,7 +146,7 @@ def bytearray_of(size: int) -> Any:
     return pickle.PickleBuffer(bytearray(size))
 
 
-def test_a_result_that_its_owner_was_told_of_outlives_its_slot() -> None:
+def test_a_result_that_was_reported_to_its_owner_outlives_its_slot() -> None:
     with owner() as node:
         node.set_up(shares=True, concurrency=1)
         slot = node.call(os.getpid)

@@ -350,7 +350,7 @@ def test_a_module_that_is_missing(both: Owner) -> None:
 
 
 def wrapped() -> None:
-    """As libraries do with what they can do without."""
+    """As libraries do with optional modules."""
     try:
         import no_such_module
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""The rules of who runs where, driven through any order of events."""
+"""Which task runs in which slot, through events in any order."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_a_slot_that_hung_up_is_not_used_again() -> None:
     assert table.retire(1) == table.retire(99) == []
 
 
-def test_short_tasks_are_given_ahead_and_taken_back_for_a_slot_that_is_idle() -> None:
+def test_short_tasks_are_handed_over_ahead_and_reclaimed_for_an_idle_slot() -> None:
     table = SlotTable(2)
     table.submit(1, True)
     table.submit(2, True)
@@ -133,7 +133,7 @@ def test_short_tasks_are_given_ahead_and_taken_back_for_a_slot_that_is_idle() ->
     assert table.finished(1, 4, 0.0005) == []
 
 
-def test_long_tasks_are_not_given_ahead() -> None:
+def test_long_tasks_are_not_handed_over_ahead() -> None:
     table = SlotTable(1)
     for task in range(1, 5):
         table.submit(task, True)
@@ -149,7 +149,7 @@ def test_what_is_ahead_survives_the_death_of_its_slot() -> None:
     assert table.died(1, "x") == [Settle(2, Failure.CRASHED, "x"), Fork(2, False), Start(3, 2)]
 
 
-def test_the_newest_are_given_back() -> None:
+def test_the_newest_are_returned() -> None:
     table = SlotTable(1)
     for task in range(1, 6):
         table.submit(task, True)
@@ -162,7 +162,7 @@ def test_the_newest_are_given_back() -> None:
 
 
 class AnyOrder(RuleBasedStateMachine):
-    """Whatever happens in whatever order: each task settles once, no slot is over-filled, no work waits for nothing."""
+    """In any order of events, each task settles once, no slot is overfilled, and no task waits while a slot is free."""
 
     @initialize(concurrency=st.integers(1, 4), warm=st.sampled_from([None, True, False]))
     def begin(self, concurrency: int, warm: bool | None) -> None:
@@ -178,7 +178,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.inside: dict[int, set[int]] = {}  # what slots have begun
         self.ahead: dict[int, list[int]] = {}  # what they were given and have not begun; at first all that is isolated
         self.early: set[int] = set()
-        self.over = False  # no process can be made any more
+        self.over = False  # no process can be made any longer
         if warm is not None:
             self.apply(self.table.warm(warm))
 
@@ -322,7 +322,7 @@ class AnyOrder(RuleBasedStateMachine):
     @precondition(lambda self: not self.killed)
     @rule(data=st.data())
     def all_end(self, data: st.DataObject) -> None:
-        """The fork server dies: some slots had come to be, with it die the tasks that they have begun."""
+        """The fork server dies, and with it some slots and the tasks that they have begun."""
         made = {slot for slot in self.processes if data.draw(st.booleans())}
         for slot in self.processes:
             self.take_back(slot)
@@ -336,7 +336,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     @rule()
     def nothing_can_be_made(self) -> None:
-        """Once and for all: what waits is refused, and so is what comes; what runs goes on."""
+        """From then on waiting and new tasks are refused; running ones continue."""
         waiting = {*self.waiting, *self.blocked}
         self.apply(self.table.give_up("no memory"))
         assert waiting <= self.settled

@@ -1,4 +1,4 @@
-"""The way to an agent by a command's input and output."""
+"""Connecting to an agent through a command's input and output."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_the_owners_end_is_the_end_of_the_connection(agent):
         assert relay.wait(10) == 0
 
 
-def test_an_agent_that_is_not_there_is_said(tmp_path):
+def test_an_agent_that_is_not_there_is_reported(tmp_path):
     with start(str(tmp_path / "nobody")) as relay:
         assert relay.stdout.read() == b""
         assert b"nobody: No such file or directory" in relay.stderr.read()

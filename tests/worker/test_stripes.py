@@ -1,4 +1,4 @@
-"""Stripes of a connection, at a real agent: whose they may be, and that none is read ahead of another without end."""
+"""Stripes of a connection, at a real agent: who may open them, and that none is read far ahead of another."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ KEPT: list[socket.socket] = []
 
 @pytest.fixture(autouse=True)
 def _kept() -> Iterator[None]:
-    """Stripes stay open until the node, which is set up later, has ended: without them its link would be lost."""
+    """Stripes stay open until the node, which is set up later, has ended: otherwise its connection would be lost."""
     yield
     while KEPT:
         KEPT.pop().close()
 
 
 def answer(sock: socket.socket, wire: Wire) -> object:
-    """Send what there is and read a message; None at the end of the stream."""
+    """Send what is queued, and read a message; None at the end of the stream."""
     for part in wire.data_to_send():
         sock.sendall(part)
     while data := sock.recv(4096):
@@ -38,7 +38,7 @@ def answer(sock: socket.socket, wire: Wire) -> object:
 
 
 def stripe(node: Owner, link: bytes) -> tuple[socket.socket, object]:
-    """A further stream for a link, and what the agent answer to our proof."""
+    """Open another stream for a connection; returns it and the agent's answer to the proof."""
     sock = node.open()
     sock.settimeout(20)
     KEPT.append(sock)
@@ -60,7 +60,7 @@ def striped(node: Owner, count: int = 2) -> list[socket.socket]:
 
 
 def queue(node: Owner, function: Any, *args: Any) -> int:
-    """Give a task to the wire, without sending any of it."""
+    """Queue a task in the wire, without sending any of it."""
     task, call = 10**6, pickling.dumps((function, args, {}), "call", large=None)
     node.outbox.post(Run(task, True, None, None, {}), [call.head, *call.buffers], node.wire)
     return task
@@ -79,7 +79,7 @@ def test_a_large_message_comes_over_stripes(node: Owner) -> None:
 
 
 @pytest.mark.slow
-def test_a_stripe_that_must_wait_is_not_read_and_goes_on_later(node: Owner) -> None:
+def test_a_stripe_that_must_wait_is_not_read_and_continues_later(node: Owner) -> None:
     ahead, behind = striped(node)
     task = queue(node, len, bytes(20_000_000))
     begin = node.wire.large_to_send(1)

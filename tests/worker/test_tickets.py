@@ -1,4 +1,4 @@
-"""Each ticket goes to the slot or back to the agent, whatever order they act in, and however large its task is."""
+"""Each ticket goes to the slot or back to the agent, in whatever order they act, and however large its task is."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Line:
         self.given.append(task)
 
     def go_on(self, budget: int) -> None:
-        """Write some, which the slot takes as it comes; tickets are issued before."""
+        """Write a part, which the slot reads as it arrives; tickets are issued first."""
         self.tickets.issue()
         for part in self.agent.data_to_send(budget):
             for received in self.slot.receive_data(part):
@@ -57,7 +57,7 @@ class Line:
 
 @given(st.lists(st.sampled_from(["issue", "go on", "go on", "take back"]) | st.sampled_from(SIZES), max_size=60))
 def test_a_task_is_begun_once_or_comes_back(steps: list[str | int]) -> None:
-    """Tasks of any size begin in the order in which they were given, or are taken back; which of them is known."""
+    """Tasks of any size begin in the order in which they were handed over, or are reclaimed, and it is known which."""
     line = Line()
     try:
         for step in steps:

@@ -10,7 +10,7 @@ from skyward.core.protocol.wire import Received, Role, Wire
 from skyward.worker.wire_socket import WireSocket
 
 
-def test_what_was_said_before_the_end_counts_though_writing_fails_first() -> None:
+def test_what_was_sent_before_the_end_counts_even_if_writing_fails_first() -> None:
     """A slot that answers and dies must not lose its answer because a task was on its way to it."""
     heard: list[Message] = []
     ends: list[str] = []

@@ -1,4 +1,4 @@
-"""Fork servers that hang: they are found, killed with all that is theirs, and replaced."""
+"""Fork servers that hang: they are detected, killed with everything they started, and replaced."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def comm(pid: int) -> str:
 
 
 def fork_servers(pid: int) -> list[int]:
-    """The first fork server below a process, and its heirs."""
+    """Return the first fork server below a process, and its heirs."""
     return sorted(found for found in descendants(pid) if comm(found) == "skyward-forks")
 
 
@@ -49,7 +49,7 @@ def begun(node: Owner, task: int) -> int:
 
 @contextmanager
 def nothing_left(node: Owner) -> Iterator[None]:
-    """What is below an agent now ends within the block, or soon after."""
+    """Check that everything below an agent now ends within the block, or soon after."""
     pids = descendants(node.pid)
     yield
     wait_for(lambda: not any(map(alive, pids)), "the end of all that there was")
@@ -65,7 +65,7 @@ def load() -> None:
 
 @pytest.fixture
 def many(tmp_path: Path) -> dict[str, Any]:
-    """A Setup under which slots can have an heir: of a package `many`, which has enough modules."""
+    """Return a Setup with which slots get an heir, for a package `many` that has enough modules."""
     (tmp_path / "many").mkdir()
     parts = [f"part_{number}" for number in range(25)]
     for part in parts:
@@ -88,7 +88,7 @@ def heir_of(node: Owner) -> int:
 
 
 @pytest.mark.slow
-def test_one_that_hangs_is_replaced_and_it_is_said() -> None:
+def test_one_that_hangs_is_replaced_and_reported() -> None:
     with owner(limits=LIMITS) as node:
         node.set_up()
         sleeper = begun(node, node.submit(time.sleep, 60))
@@ -125,7 +125,7 @@ def test_what_a_slot_has_started_ends_with_a_server_that_hangs() -> None:
 
 
 @pytest.mark.slow
-def test_one_of_which_nothing_is_wanted_may_sleep() -> None:
+def test_one_that_nothing_is_expected_of_may_sleep() -> None:
     with owner(limits=LIMITS) as node:
         node.set_up()
         pid = node.call(os.getpid)
@@ -198,7 +198,7 @@ def test_an_heir_that_hangs_costs_no_task_but_those_that_it_ran(many: dict[str, 
 
 @pytest.mark.slow
 def test_slots_that_an_heir_that_hangs_was_to_make_are_made_by_another(many: dict[str, Any]) -> None:
-    """With as many slots as would be refused if each of these counted as one that can't begin."""
+    """Use so many slots that tasks would be refused if each death counted as a slot that can't start."""
     with owner(limits=LIMITS) as node:
         node.set_up(**{**many, "concurrency": 8})
         heir = heir_of(node)
@@ -249,7 +249,7 @@ def test_a_replacement_that_hangs_in_an_import_gives_the_node_up(tmp_path: Path)
 
 
 class Impatient(sky.Local):
-    """Nodes on this machine whose agents have less patience."""
+    """Nodes on this machine whose agents give up on a fork server sooner."""
 
     def _create(self, order: Order, errors: Any) -> Sequence[Machine]:
         machines = []
@@ -263,7 +263,7 @@ class Impatient(sky.Local):
 
 
 def once(path: str, number: int) -> int:
-    """A task that takes its worker's life when it is first run."""
+    """Kill the worker when run for the first time."""
     if number % 10 == 0 and not Path(f"{path}/{number}").exists():
         Path(f"{path}/{number}").touch()
         os._exit(1)
@@ -272,7 +272,7 @@ def once(path: str, number: int) -> int:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("nodes", [1, 2])
-def test_a_pool_goes_on(nodes: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_pool_continues(nodes: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with sky.Compute(provider=Impatient(), nodes=nodes, worker=sky.Worker(concurrency=2)) as pool:
         assert list(pool.map(pow, range(4), [2] * 4)) == [0, 1, 4, 9]
         before = fork_servers(os.getpid())

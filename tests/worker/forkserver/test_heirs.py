@@ -1,4 +1,4 @@
-"""Slots that take the place of others find loaded what those had imported."""
+"""Slots that replace others find loaded what those had imported."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PACKAGES = ("mine", "many", "deadly")
 
 @pytest.fixture
 def installed(tmp_path: Path) -> dict[str, Any]:
-    """A Setup under which the packages `many` and `deadly` count as installed, and `mine` does not."""
+    """Return a Setup in which the packages `many` and `deadly` count as installed, and `mine` does not."""
     for package in PACKAGES:
         folder = tmp_path / ("own" if package == "mine" else "installed") / package
         folder.mkdir(parents=True)

@@ -71,7 +71,7 @@ def test_what_is_installed_is_imported(place: Place) -> None:
         ("import mine", "mine, which is not an installed module"),
     ],
 )
-def test_what_a_fork_can_not_have_is_unfit(place: Place, code: str, verdict: str) -> None:
+def test_what_a_fork_can_not_inherit_is_unfit(place: Place, code: str, verdict: str) -> None:
     (place.installed / "subject.py").write_text(code)
     report = place.import_ahead("good", "subject", "good.part")
     assert report.startswith("unfit")
@@ -79,7 +79,7 @@ def test_what_a_fork_can_not_have_is_unfit(place: Place, code: str, verdict: str
     assert report.endswith("[0, 1]")  # which shows which module it was
 
 
-def test_an_import_that_fails_is_the_slots_affair(place: Place) -> None:
+def test_an_import_that_fails_is_left_to_the_slot(place: Place) -> None:
     (place.installed / "subject.py").write_text("raise RuntimeError")
     assert place.import_ahead("subject", "good") == "['good'] [0, 1, 2]"
 

@@ -1,4 +1,4 @@
-"""How a fork server comes to be."""
+"""How a fork server is started."""
 
 from __future__ import annotations
 

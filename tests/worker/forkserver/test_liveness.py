@@ -18,7 +18,7 @@ POLLS = round(LIMITS.answer / PERIOD)
 Spans = list[tuple[float, float]]
 
 
-def test_nobody_is_asked_of_whom_nothing_is_awaited() -> None:
+def test_nobody_is_asked_of_whom_nothing_is_expected() -> None:
     probe = Probe()
     assert [probe.poll() for _ in range(100)] == [ProbeState.IDLE] * 100
     assert not probe.is_needed
@@ -29,7 +29,7 @@ def test_nobody_is_asked_of_whom_nothing_is_awaited() -> None:
 
 
 @pytest.mark.parametrize("kill", [True, False])
-def test_one_that_leaves_a_question_open_hangs(kill: bool) -> None:
+def test_one_that_leaves_a_question_unanswered_hangs(kill: bool) -> None:
     probe = Probe()
     (probe.kills if kill else probe.forks)(1)
     assert probe.poll() is ProbeState.ASK
@@ -83,7 +83,7 @@ def test_a_slot_that_was_to_end_before_it_was_made(answers: list[int]) -> None:
 
 @dataclass
 class World:
-    """An agent and its fork server, each of which may sleep; what one does while the other sleeps waits for it.
+    """An agent and its fork server, each of which may sleep; what one sends while the other sleeps waits for it.
 
     Attributes
     ----------
@@ -168,7 +168,7 @@ slowness = st.floats(0.0, LIMITS.answer / 4)
 
 
 @given(times, slowness, spans(1e6), spans(LIMITS.answer / 4))
-def test_one_that_answers_is_let_live_however_long_the_agent_slept(
+def test_one_that_answers_is_not_killed_however_long_the_agent_slept(
     forks: list[float], slow: float, agent: Spans, server: Spans
 ) -> None:
     world = World(agent, server, float("inf"), slow)

@@ -44,7 +44,7 @@ def test_modules_are_loaded_ahead() -> None:
         assert not node.call(loaded)
 
 
-def test_a_fork_server_that_cannot_begin_says_why() -> None:
+def test_a_fork_server_that_cannot_start_reports_why() -> None:
     with owner() as node:
         node.set_up(cwd="/no/such/folder")
         assert node.ready is not None
@@ -91,7 +91,7 @@ def test_a_killed_fork_server_is_replaced(node: Owner) -> None:
 
 @pytest.mark.slow
 def test_a_fork_server_that_is_killed_before_it_is_up_costs_no_task(node: Owner) -> None:
-    """Its slots never came to be: what was given to them waits for those of the next."""
+    """Its slots were never made: their tasks wait for those of the next fork server."""
     node.call(os.getpid)
     first = fork_server(node)
     os.kill(first, signal.SIGKILL)
@@ -104,8 +104,8 @@ def test_a_fork_server_that_is_killed_before_it_is_up_costs_no_task(node: Owner)
 
 
 @pytest.mark.slow
-def test_a_node_whose_fork_servers_do_not_live_says_so_and_refuses_its_tasks(node: Owner) -> None:
-    """They are started again and again for a while, ever more slowly, and then the node gives up."""
+def test_a_node_whose_fork_servers_do_not_live_reports_it_and_refuses_its_tasks(node: Owner) -> None:
+    """They are restarted a few times, at growing intervals, and then the node gives up."""
     node.call(os.getpid)
     node.ready = None
     tasks: list[int] = []
