@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Iterator
 from typing import Any
 
 import cloudpickle
 import pytest
-from joblib.parallel import BatchedCalls, SequentialBackend
+from joblib.parallel import BACKENDS, BatchedCalls, SequentialBackend
 
+from skyward.joblib_ext import open_pools
 from skyward.joblib_ext.batch import Batch, Initializer, plain_parts
 
 CALLS = [(pow, (2, 3), {}), (pow, (3, 2), {})]
 ran: list[int] = []
+
+
+@pytest.fixture(autouse=True)
+def _this_process_is_no_slot() -> Iterator[None]:
+    """To run a batch makes a process a slot, which the tests that follow must not be in."""
+    backends = dict(BACKENDS)
+    yield
+    open_pools._node.clear()
+    BACKENDS.clear()
+    BACKENDS.update(backends)
 
 
 def add(number: int) -> None:
