@@ -85,10 +85,19 @@ class Provisioner:
         Who uses the nodes.
     events
         Who hears of nodes and machines.
+    make_buyer
+        Makes, in a worker thread, what keeps the books of rented machines.
     """
 
-    def __init__(self, plan: Plan, user: NodeUser, events: Events) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        user: NodeUser,
+        events: Events,
+        make_buyer: Callable[[str, Sequence[Rental]], Buyer] | None = None,
+    ) -> None:
         self._plan = plan
+        self._make_buyer = make_buyer or _make_buyer
         self._user = user
         self._events = events
         self._calls = ProviderCalls()
@@ -133,7 +142,7 @@ class Provisioner:
         if self._stopping:
             return
         if rentals := self._plan.rentals:
-            self._buyer = await self._calls.run(_make_buyer, self._plan.order.tag, rentals)
+            self._buyer = await self._calls.run(self._make_buyer, self._plan.order.tag, rentals)
         self._fleet = self._new_fleet(candidates)
         self._handle(f.Tick())
         wanted = self._plan.nodes.min

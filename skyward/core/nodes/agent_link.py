@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -49,6 +48,11 @@ class Stripes:
     count: int = 4
     distance: float = 0.005
     backlog: int = 4 << 20
+
+
+def _now() -> float:
+    """The loop's clock, which tests may set."""
+    return asyncio.get_running_loop().time()
 
 
 class AgentLink:
@@ -99,7 +103,7 @@ class AgentLink:
 
     def compress(self) -> None:
         """Compress pieces of large messages from now on, if that pays; the agent can decompress them."""
-        self.wire.packer, self.wire.packing_failed = Packer(self.rate_meter, time.perf_counter), self._sends_plain
+        self.wire.packer, self.wire.packing_failed = Packer(self.rate_meter, _now), self._sends_plain
 
     def _sends_plain(self, error: Exception) -> None:
         _log.warning("%s: compression failed; messages are sent uncompressed from now on", self.node, exc_info=error)
@@ -175,7 +179,7 @@ class AgentLink:
 
     def _measure(self) -> None:
         if self.wire.has_large:
-            self.rate_meter.full(self._written, time.monotonic())
+            self.rate_meter.full(self._written, _now())
         else:
             self.rate_meter.idle()
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
 import operator
-import time
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from skyward.core.errors import PayloadError, TaskTimeout
@@ -14,7 +15,7 @@ from skyward.core.payload.surroundings import Surroundings
 from skyward.core.protocol import messages
 from skyward.core.protocol.wire import Filled
 from skyward.core.tasks.answers import Answers, unanswered
-from skyward.core.tasks.delivery import TOGETHER, Delivery, Errors
+from skyward.core.tasks.delivery import TOGETHER, Delivery, Errors, start_thread
 from skyward.core.tasks.jobs import Job
 from skyward.core.tasks.schedule_events import Verdict
 
@@ -32,15 +33,22 @@ class Completion:
         Reads the nodes' answers.
     surroundings
         Explains errors that follow from them.
-    name
-        Prefix of the threads' names.
+    name, start_thread
+        Prefix of the delivery threads' names, and what starts them; see `Delivery`.
     """
 
-    def __init__(self, events: Events, answers: Answers, surroundings: Surroundings, name: str) -> None:
+    def __init__(
+        self,
+        events: Events,
+        answers: Answers,
+        surroundings: Surroundings,
+        name: str,
+        start_thread: Callable[[Callable[[], None], str], threading.Thread] = start_thread,
+    ) -> None:
         self._events = events
         self._answers = answers
         self._surroundings = surroundings
-        self._delivery = Delivery(self._complete, name, operator.attrgetter("id"))
+        self._delivery = Delivery(self._complete, name, operator.attrgetter("id"), start_thread)
         self._errors = Errors(self._delivery, _is_first)
         self.lost: dict[str, str] = {}
         """Node that was lost -> the reason."""
@@ -109,7 +117,7 @@ class Completion:
 
 def _is_first(job: Job) -> bool:
     """Whether no earlier task of its lane is out, not counting tasks that have been running for a while."""
-    long_ago = time.monotonic() - TOGETHER
+    long_ago = asyncio.get_running_loop().time() - TOGETHER
     for other in job.lane.out.values():
         if other.id >= job.id:
             break

@@ -16,12 +16,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["TOGETHER", "Delivery", "DeliveryQueue", "Errors"]
+__all__ = ["TOGETHER", "Delivery", "DeliveryQueue", "Errors", "start_thread"]
 
 TOGETHER = 0.2
 """Seconds within which items count as having arrived at the same time."""
 
 _log = logging.getLogger("skyward.delivery")
+
+
+def start_thread(target: Callable[[], None], name: str) -> threading.Thread:
+    """Start a daemon thread. Raises RuntimeError if none can be started."""
+    thread = threading.Thread(target=target, name=name, daemon=True)
+    thread.start()
+    return thread
 
 
 class DeliveryQueue:
@@ -102,10 +109,19 @@ class Delivery:
         Prefix of the threads' names.
     order
         Returns a number for an item; items of a lane that are ready at the same time are delivered in that order.
+    start_thread
+        Starts a thread. If it raises RuntimeError, items are delivered in the thread that puts them.
     """
 
-    def __init__(self, deliver: Callable[[Any], None], name: str, order: Callable[[Any], int]) -> None:
+    def __init__(
+        self,
+        deliver: Callable[[Any], None],
+        name: str,
+        order: Callable[[Any], int],
+        start_thread: Callable[[Callable[[], None], str], threading.Thread] = start_thread,
+    ) -> None:
         self._deliver = deliver
+        self._start_thread = start_thread
         self.order = order
         self._name = name
         self._lock = threading.Lock()  # guards _idle, and DeliveryQueue.served against a last check of its items
@@ -128,9 +144,8 @@ class Delivery:
         self._serve_lane(lane)  # no thread can be started
 
     def _add_thread(self) -> bool:
-        thread = threading.Thread(target=self._serve, name=f"{self._name}-{len(self._threads)}", daemon=True)
         try:
-            thread.start()
+            thread = self._start_thread(self._serve, f"{self._name}-{len(self._threads)}")
         except RuntimeError:  # the interpreter is shutting down, or the system allows no more threads
             return False
         self._threads.append(thread)

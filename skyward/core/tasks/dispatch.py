@@ -10,6 +10,7 @@ import concurrent.futures
 import contextlib
 import itertools
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -25,6 +26,7 @@ from skyward.core.payload.surroundings import Surroundings
 from skyward.core.tasks import schedule_events
 from skyward.core.tasks.answers import Answers
 from skyward.core.tasks.completion import Completion
+from skyward.core.tasks.delivery import start_thread
 from skyward.core.tasks.futures import TaskFuture
 from skyward.core.tasks.job_maker import JobMaker
 from skyward.core.tasks.jobs import Job, TaskOptions
@@ -64,6 +66,8 @@ class Dispatcher:
         Reads answers of nodes; None to unpickle them.
     listeners
         Where byte streams of slots may lead.
+    start_thread
+        Starts the threads that complete futures; see `Delivery`.
     """
 
     used = False
@@ -84,15 +88,15 @@ class Dispatcher:
         roll_call: float = 5.0,
         answers: Answers | None = None,
         listeners: Listeners | None = None,
+        start_thread: Callable[[Callable[[], None], str], threading.Thread] = start_thread,
     ) -> None:
         self.surroundings = surroundings or Surroundings(shared=False)
         self.named: Named = named
-        self._io = io
-        self._events = events
+        self._io, self._events = io, events
         self._snapshots = Snapshots(shares)
         listeners = listeners or Listeners()
         self._maker = JobMaker(self._snapshots, self.surroundings, named, listeners, timeout)
-        self._completion = Completion(events, answers or Answers(), self.surroundings, f"{name}-delivery")
+        self._completion = Completion(events, answers or Answers(), self.surroundings, f"{name}-delivery", start_thread)
         self.runner = TaskRunner(
             events,
             self._snapshots,

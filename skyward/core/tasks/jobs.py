@@ -104,7 +104,7 @@ class Job:
     node: str = ""
     is_here: bool = False  # whether that node uses this program's environment
     number: int = 0  # of the message that it was sent in
-    began: float = 0.0  # when its node reported that it had begun, by time.monotonic
+    began: float = 0.0  # when its node reported that it had begun, by the loop's clock
     withdrawn: bool = False  # not wanted unless it has begun
 
     @property

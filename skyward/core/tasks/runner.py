@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -208,7 +207,7 @@ class TaskRunner:
             remove(message.files.values())
 
     def _began(self, node: _LiveNode, message: messages.Began, _: list[Filled]) -> None:
-        now = time.monotonic()
+        now = asyncio.get_running_loop().time()
         for task in message.tasks:
             if (job := self.jobs.get(task)) is not None and job.node == node.session.node:
                 job.future.began = True

@@ -1,0 +1,209 @@
+"""A provider of simulated machines: slow, forgetful, sometimes refusing, and late in what it shows."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar
+
+from skyward.core.builtins_table import OURS
+from skyward.core.errors import CloudError, NoCapacity, RateLimited
+from skyward.core.events import Note
+from skyward.core.interfaces import Link, Provider, Shell, Trait
+from skyward.core.spec import Endpoint, Machine, MachineId, MachineState, Offer, Order, Resources
+from tests.simulation.network import Line
+from tests.simulation.node import SECRET
+from tests.simulation.world import World
+
+__all__ = ["Books", "Cloud", "SimulatedTransport"]
+
+
+class _Record:
+    """One machine, as the provider knows it."""
+
+    def __init__(self, machine: Machine, shown_from: float) -> None:
+        self.machine = machine
+        self.shown_from = shown_from
+        self.hidden_from = float("inf")  # once it has ended, when it is no longer listed
+        self.billed = True
+
+
+class Cloud:
+    """A rental provider.
+
+    Parameters
+    ----------
+    world
+        Whose time it keeps.
+    boot
+        Starts a machine's agent under a name; returns the name of its host.
+    end
+        Ends what runs on a host.
+    batch
+        Whether it creates several machines in one call.
+    rented
+        Whether its machines cost money; hosts that are the user's own are there at once, and stay when it is over.
+    """
+
+    name: ClassVar[str] = "simulated"
+    patience: ClassVar[float] = 40.0
+    listing_delay: ClassVar[float] = 5.0
+    poll: ClassVar[float] = 2.0
+
+    def __init__(
+        self, world: World, boot: Callable[[str], None], end: Callable[[str], None], *, batch: bool, rented: bool
+    ) -> None:
+        kinds = (Trait.RENTED, Trait.DESTROYS, Trait.SPOT) if rented else ()
+        self.traits = frozenset({*kinds, *([Trait.BATCH] if batch else [])})
+        self.world = world
+        self.records: dict[str, _Record] = {}
+        self.lost_replies = self.refusals = self.failures = self.duds = 0  # how many more of each there will be
+        self.refused = False
+        self._boot, self._end = boot, end
+        self._numbers = itertools.count(1)
+
+    def __repr__(self) -> str:
+        return f"<Cloud with {sum(record.billed for record in self.records.values())} machines billed>"
+
+    @property
+    def is_rented(self) -> bool:
+        """Whether its machines cost money."""
+        return Trait.RENTED in self.traits
+
+    def settings(self) -> dict[str, object]:
+        return {}
+
+    def offers(self, _: Resources) -> Sequence[Offer]:
+        return [Offer("small", vcpus=4, memory=2**33, price=0.1, spot=spot) for spot in (False, True)]
+
+    def create(self, order: Order) -> Sequence[Machine]:
+        random = self.world.random
+        self._may_fail()
+        if self.refusals > 0:
+            self.refusals -= 1
+            self.refused = True
+            raise NoCapacity("simulated: none left")
+        made = []
+        for _ in range(order.count if random.random() < 0.8 else random.randint(1, order.count)):
+            name = f"m-{next(self._numbers)}"
+            machine = Machine(
+                MachineId(name), None, name, "agent", SECRET, MachineState.STARTING, order.name, order.tag
+            )
+            self.records[name] = _Record(machine, self.world.now + random.uniform(0.0, 0.9 * self.listing_delay))
+            self.world.tell(f"{name} is created")
+            if not self.is_rented:
+                self._boots(name)
+                machine = self.records[name].machine
+            elif self.duds > 0:
+                self.duds -= 1  # it will never boot
+            else:
+                self.world.after(random.choice((0.1, 2.0, 10.0)), lambda name=name: self._boots(name))
+            made.append(machine)
+        if self.lost_replies > 0:
+            self.lost_replies -= 1
+            raise CloudError("simulated: no reply")
+        return made
+
+    def _boots(self, name: str) -> None:
+        record = self.records[name]
+        if record.machine.state is MachineState.STARTING:
+            self._boot(name)
+            # On this machine, as far as peers go: what nodes send each other is not simulated.
+            endpoint = Endpoint("simulated", "127.0.0.1", options={"world": id(self.world), "machine": name})
+            record.machine = replace(record.machine, state=MachineState.RUNNING, endpoint=endpoint)
+
+    def machines(self, tag: str) -> Sequence[Machine]:
+        self._may_fail()
+        now = self.world.now
+        shown = [record for record in self.records.values() if record.shown_from <= now < record.hidden_from]
+        return [record.machine for record in shown if record.machine.tag == tag]
+
+    def all_machines(self) -> Sequence[Machine]:
+        return [record.machine for record in self.records.values()]
+
+    def destroy(self, ids: Sequence[MachineId]) -> None:
+        self._may_fail()
+        for id in ids:
+            if self.is_rented:
+                self.stop(id, MachineState.GONE)
+            else:
+                self.records[id].billed = False  # it is forgotten; its agent has to end by itself
+
+    def stop(self, name: str, state: MachineState) -> None:
+        """A machine ends: nothing runs there, and soon it is not listed any more."""
+        record = self.records.get(name)
+        if record is not None and record.billed:
+            self.world.tell(f"{name} ends: {state.value}")
+            # One that the provider has stopped still costs until it is destroyed.
+            record.billed = state is not MachineState.GONE
+            record.machine = replace(record.machine, state=state)
+            if not record.billed:
+                record.hidden_from = self.world.now + self.world.random.uniform(0.0, self.listing_delay)
+            self._end(name)
+
+    def clear(self, _: str) -> None:
+        self._may_fail()
+
+    def _may_fail(self) -> None:
+        if self.failures > 0:
+            self.failures -= 1
+            raise self.world.random.choice((CloudError, RateLimited))("simulated: the API is down")
+
+
+class Books:
+    """What `Buyer` is to a pool, without ledger, keys and reaper."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def buy(self, provider: Provider, order: Order) -> Sequence[Machine]:
+        return provider.create(order)
+
+    def end(self, provider: Provider, ids: Sequence[MachineId]) -> None:
+        provider.destroy(ids)
+
+    def with_keys(self, machine: Machine) -> Machine:
+        return machine
+
+    def reached(self, *_: object) -> None:
+        pass
+
+    def close(self) -> Note:
+        return Note("closed")
+
+
+class SimulatedTransport:
+    """Reaches simulated machines."""
+
+    name: ClassVar[str] = "simulated"
+    striped: ClassVar[bool] = False
+    lines: ClassVar[dict[tuple[object, str], Line]] = {}
+
+    async def connect(self, endpoint: Endpoint, timeout: float) -> Link:
+        line = self.lines[endpoint.options["world"], str(endpoint.options["machine"])]
+        await line.reach(timeout)
+        return _Link(line)
+
+
+class _Link:
+    """A connection that opens channels."""
+
+    shell: Shell | None = None
+
+    def __init__(self, line: Line) -> None:
+        self._line = line
+        self._channels: list[Any] = []
+        self._cuts = line.cuts
+
+    async def open_channel(self, address: str) -> Any:
+        channel = await self._line.open(self._cuts)
+        self._channels.append(channel)
+        return channel
+
+    async def close(self) -> None:
+        for channel in self._channels:
+            channel.close()
+
+
+OURS["skyward.transports"]["simulated"] = f"{__name__}:SimulatedTransport"

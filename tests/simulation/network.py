@@ -1,0 +1,240 @@
+"""The line between the driver and its nodes: bytes that arrive late, in chunks of any size, or not at all."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from skyward.core.errors import HostUnreachable, LinkError
+from skyward.core.interfaces import Channel
+from tests.simulation.world import Process, World
+
+__all__ = ["Connection", "Line"]
+
+_AHEAD = 256 * 1024  # bytes that a channel takes before it is congested
+_CHUNK = 256 * 1024
+
+
+class Connection:
+    """The driver's end of one connection to an agent, with what is on its way; see `Channel` for its public half."""
+
+    def __init__(self, line: Line, sock: socket.socket) -> None:
+        self.line = line
+        self.sock = sock  # the agent has the other end
+        self.cut = False
+        self._came: list[bytes] = []
+        self._ended = False
+        self._changed = asyncio.Event()
+        self._up: list[memoryview] = []  # arrived, and not yet taken by the agent's socket
+        self._unsent = 0  # bytes between `write` and the agent's socket
+        self._last_up = self._last_down = 0.0
+        self._waits = False
+        sock.setblocking(False)
+        line.network.add_reader(sock, self._from_agent)
+
+    # --- the driver's half ---
+
+    async def read(self) -> bytes:
+        while not self._came and not self._ended:
+            self._changed.clear()
+            await self._changed.wait()
+        data = b"".join(self._came)
+        self._came.clear()
+        return data
+
+    def write(self, buffers: Sequence[Any]) -> None:
+        if self._ended:
+            return
+        data = b"".join(bytes(memoryview(buffer)) for buffer in buffers)
+        self._unsent += len(data)
+        world = self.line.world
+        for chunk in self.line.chunks(data):
+            self._last_up = max(self._last_up, world.now + self.line.delay(len(chunk)))
+            world.after(self._last_up - world.now, lambda chunk=chunk: self._arrives(chunk))
+
+    async def drain(self) -> None:
+        while self.congested:
+            self._changed.clear()
+            await self._changed.wait()
+
+    @property
+    def congested(self) -> bool:
+        return not self._ended and self._unsent > _AHEAD
+
+    def close(self) -> None:
+        """The driver closes; the agent learns of it when all before it has arrived."""
+        if not self._ended:
+            self._end_here()
+            world = self.line.world
+            world.after(max(0.0, self._last_up - world.now) + self.line.delay(0), self._end_there)
+
+    # --- the world's half ---
+
+    def _arrives(self, chunk: bytes) -> None:
+        if self.cut:
+            return
+        self._up.append(memoryview(chunk))
+        self._to_agent()
+
+    def _to_agent(self) -> None:
+        while self._up and not self.cut:
+            try:
+                sent = self.sock.send(self._up[0])
+            except BlockingIOError:
+                if not self._waits:
+                    self._waits = True
+                    self.line.network.add_writer(self.sock, self._to_agent)
+                return
+            except OSError:
+                self._agent_gone()
+                return
+            self._unsent -= sent
+            self._changed.set()
+            self._up[0] = self._up[0][sent:]
+            if not self._up[0]:
+                del self._up[0]
+        if self._waits:
+            self._waits = False
+            self.line.network.remove_writer(self.sock)
+
+    def _from_agent(self) -> None:
+        try:
+            data = self.sock.recv(self.line.world.random.choice((1, 100, 4096, _CHUNK, _CHUNK)))
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._agent_gone()
+            return
+        world = self.line.world
+        self._last_down = max(self._last_down, world.now + self.line.delay(len(data)))
+        world.after(self._last_down - world.now, lambda: self._to_driver(data))
+
+    def _to_driver(self, data: bytes) -> None:
+        if not self.cut and not self._ended:
+            self._came.append(data)
+            self._changed.set()
+
+    def _agent_gone(self) -> None:
+        """The agent has closed; what it had sent before comes first."""
+        self._close_socket()
+        world = self.line.world
+        world.after(max(0.0, self._last_down - world.now) + self.line.delay(0), self._end_here)
+
+    def _end_here(self) -> None:
+        self._ended = True
+        self._changed.set()
+        self.line.connections.discard(self)
+
+    def _end_there(self) -> None:
+        self._close_socket()
+
+    def _close_socket(self) -> None:
+        if self.sock.fileno() >= 0:
+            self.line.network.remove_reader(self.sock)
+            self.line.network.remove_writer(self.sock)
+            self.sock.close()
+
+    def break_off(self, here: bool = True, there: bool = True) -> None:
+        """A cut: what is on its way is lost, and each end may or may not notice."""
+        self.cut = True
+        if here:
+            self._end_here()
+        if there:
+            self._close_socket()
+
+
+class Line:
+    """Between the driver and one machine.
+
+    Parameters
+    ----------
+    world, network
+        The network is a process of its own, which carries the bytes.
+    listener
+        Returns a new connection to the agent, or raises OSError if nobody listens.
+    latency
+        Seconds one way; each chunk takes up to twice as long.
+    """
+
+    def __init__(
+        self, world: World, network: Process, listener: Callable[[], socket.socket], latency: float, rate: float
+    ) -> None:
+        self.world = world
+        self.network = network
+        self.latency = latency
+        self.rate = rate  # bytes a second
+        self.down_until = 0.0
+        self.stalled_until = 0.0
+        self.cuts = 0
+        # A dict, for its order is that in which they were made, and a set's is chance.
+        self.connections: _Ordered = _Ordered()
+        self._listener = listener
+
+    def delay(self, size: int) -> float:
+        """Seconds until so many bytes are at the other end."""
+        random = self.world.random
+        stalled = max(0.0, self.stalled_until - self.world.now)
+        return stalled + self.latency * (1.0 + random.random()) + size / self.rate
+
+    def chunks(self, data: bytes) -> list[bytes]:
+        """The pieces in which bytes travel."""
+        random = self.world.random
+        if len(data) < 2 or random.random() < 0.7:
+            return [data] if data else []
+        cuts = sorted(random.randrange(len(data) + 1) for _ in range(random.randrange(1, 4)))
+        return [part for start, end in zip([0, *cuts], [*cuts, len(data)], strict=True) if (part := data[start:end])]
+
+    async def reach(self, timeout: float) -> None:
+        """Make a connection to the host, which opens channels."""
+        await asyncio.sleep(self.delay(0) * 2)
+        if self.world.now < self.down_until:
+            await asyncio.sleep(min(timeout, self.down_until - self.world.now))
+            if self.world.now < self.down_until:
+                raise HostUnreachable("no route to host")
+
+    async def open(self, cuts: int) -> Channel:
+        """Open a channel to the agent, over a connection that was made after so many cuts."""
+        await asyncio.sleep(self.delay(0) * 2)
+        if self.cuts != cuts:
+            raise LinkError("the connection is broken")
+        try:
+            sock = self._listener()
+        except OSError as error:
+            raise LinkError(f"the agent is gone: {error}") from error
+        connection = Connection(self, sock)
+        self.connections.add(connection)
+        return connection
+
+    def cut(self, seconds: float) -> None:
+        """Every connection breaks, and for a while none can be made; an end that is not told notices by silence."""
+        random = self.world.random
+        self.cuts += 1
+        self.down_until = max(self.down_until, self.world.now + seconds)
+        for connection in list(self.connections):
+            here, there = random.choice(((True, True), (True, False), (False, True), (False, False)))
+            connection.break_off(here, there)
+
+    def stall(self, seconds: float) -> None:
+        """Bytes that are sent from now on wait."""
+        self.stalled_until = max(self.stalled_until, self.world.now + seconds)
+
+    def close(self) -> None:
+        """The machine is gone."""
+        for connection in list(self.connections):
+            with contextlib.suppress(OSError):
+                connection.break_off()
+
+
+class _Ordered(dict[Connection, None]):
+    """As much of a set as is needed, in order."""
+
+    def add(self, connection: Connection) -> None:
+        self[connection] = None
+
+    def discard(self, connection: Connection) -> None:
+        self.pop(connection, None)

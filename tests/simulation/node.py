@@ -1,0 +1,440 @@
+"""A machine: the real agent with its slot pool, tickets and store, over simulated processes.
+
+What is not real is the kernel's share: a fork server and slots are processes of the world, which do with the same files
+and messages what `worker.forkserver.server` and `worker.slot` do, and whose tasks take virtual time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import signal
+import socket
+import struct
+import tempfile
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any, NamedTuple, cast
+
+from skyward.core.payload import exceptions, pickling
+from skyward.core.protocol.messages import Done, Failed, Failure, Inquire, Message, Missing, Ready, Run
+from skyward.core.protocol.wire import Role, Wire
+from skyward.worker.agent import Agent, Start
+from skyward.worker.agent_system import AgentSystem
+from skyward.worker.forkserver.launch import ForkServerProcess
+from skyward.worker.forkserver.protocol import (
+    ECHO,
+    END,
+    EXITED,
+    FAILED,
+    FORK_ISOLATED,
+    FORK_SHARED,
+    FORKED,
+    KILL,
+    REPORT,
+    REQUEST,
+    UP,
+)
+from skyward.worker.tickets import Claims
+from tests.simulation.world import Process, World
+
+__all__ = ["SECRET", "Load", "Machine", "carry_out"]
+
+SECRET = b""
+_NO_PID = 1 << 30  # beyond all pids there are: a signal to one of ours meets nobody
+
+
+class Load(NamedTuple):
+    """What a simulated task does.
+
+    Attributes
+    ----------
+    number
+        Comes back as the result, so that a wrong one is seen.
+    seconds
+        It takes, of virtual time.
+    end
+        ``"return"``, ``"raise"``, ``"die"`` (killed half way) or ``"hang"`` (never ends).
+    size
+        Bytes of the result.
+    prints
+        Bytes of text, in lines.
+    """
+
+    number: int
+    seconds: float = 0.01
+    end: str = "return"
+    size: int = 0
+    prints: int = 0
+
+
+def carry_out(plan: Load, *arrays: bytes) -> tuple[int, int, bytes]:
+    """The task's function, as slots call it when its time is over."""
+    if plan.end == "raise":
+        raise ValueError(plan.number)
+    return plan.number, sum(map(len, arrays)), bytes(plan.size)
+
+
+class _Slot:
+    """A slot's process."""
+
+    def __init__(self, server: _ForkServer, number: int, shared: bool, fds: list[int]) -> None:
+        self.server = server
+        self.machine = server.machine
+        self.number = number
+        self.shared = shared
+        self.pid = _NO_PID + next(self.machine.pids)
+        world = self.machine.world
+        self.process = world.process(f"{self.machine.name}/slot-{number}")
+        sock, self.out, self.err, self.tickets = fds
+        self.sock = socket.socket(fileno=sock)
+        self.sock.setblocking(False)
+        os.set_blocking(self.out, False)
+        self.claims = Claims(self.tickets)
+        self.wire = Wire.opened(Role.WORKER)
+        self.inbox: deque[Any] = deque()
+        self.busy = False
+        self.held: dict[int, None] = {}
+        self._parts: list[bytes | memoryview] = []
+        self.process.call_later(world.random.uniform(0.0, 0.05), self._begin)
+
+    def _begin(self) -> None:
+        self._send(Ready(1, None))
+        self.process.add_reader(self.sock, self._readable)
+
+    def _readable(self) -> None:
+        try:
+            data = self.sock.recv(self.machine.world.random.choice((64, 4096, 256 * 1024)))
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self.end(0)
+            return
+        self.inbox += self.wire.receive_data(data)
+        self._work()
+
+    def _work(self) -> None:
+        """As `Slot.work`: in the order in which messages came, and nothing is read while an isolated task runs."""
+        while self.inbox and not self.busy:
+            received = self.inbox.popleft()
+            message = received.message
+            if isinstance(message, Inquire):
+                self._send(Missing([task for task in message.tasks if task not in self.held]))
+            elif isinstance(message, Run) and (self.shared or self.claims.claim(message.task)):
+                self._run(message, received.buffers)
+        if self.process.alive:
+            (self.process.remove_reader if self.busy else self._read_on)(self.sock)
+
+    def _read_on(self, sock: socket.socket) -> None:
+        if sock.fileno() not in self.process.readers:
+            self.process.add_reader(sock, self._readable)
+
+    def _run(self, run: Run, buffers: list[Any]) -> None:
+        self.busy = not self.shared
+        self.held[run.task] = None
+        rest = iter(buffers[1:])
+        parts = [
+            Path(os.fsdecode(run.blobs[index])).read_bytes() if index in run.blobs else next(rest)
+            for index in range(len(buffers) - 1 + len(run.blobs))
+        ]
+        function, args, kwargs = pickling.loads(buffers[0], parts)
+        plan: Load = args[0]
+        self.machine.started(self.process.name, plan)
+        if plan.prints:
+            with contextlib.suppress(BlockingIOError):
+                os.write(self.out, (b"x" * 40 + b"\n") * (plan.prints // 41))
+        if plan.end == "hang":
+            return
+        seconds = plan.seconds * (0.5 if plan.end == "die" else 1.0)
+        self.process.call_later(seconds, self._ended, run.task, plan, function, args, kwargs)
+
+    def _ended(self, task: int, plan: Load, function: Callable[..., Any], args: Any, kwargs: Any) -> None:
+        if plan.end == "die":
+            self.end(signal.SIGKILL)
+            return
+        self.held.pop(task)
+        self.machine.ended(self.process.name, plan)
+        try:
+            head, views = pickling.dumps(function(*args, **kwargs), "result", large=None)
+        except ValueError as error:
+            answer: Message = Failed(task, plan.seconds, Failure.RAISED.value, "ValueError")
+            self._send(answer, exceptions.dump(error))
+        else:
+            self._send(Done(task, plan.seconds), [head, *views])
+        self.busy = False
+        self._work()
+
+    def _send(self, message: Message, buffers: Any = ()) -> None:
+        self.wire.send(message, buffers)
+        self._write()
+
+    def _write(self) -> None:
+        while self.process.alive:
+            if not self._parts:
+                self._parts = list(self.wire.data_to_send())
+            if not self._parts:
+                self.process.remove_writer(self.sock)
+                return
+            try:
+                sent = self.sock.send(self._parts[0])
+            except BlockingIOError:
+                self.process.add_writer(self.sock, self._write)
+                return
+            except OSError:
+                return  # the agent has closed it; reading will tell
+            rest = memoryview(self._parts[0])[sent:]
+            self._parts[:1] = [rest] if rest else []
+
+    def end(self, status: int) -> None:
+        """The process ends, with this wait status."""
+        if self.process.alive:
+            self.process.die()
+            self.machine.world.unwatch(self.process)
+            for fd in (self.out, self.err, self.tickets):
+                os.close(fd)
+            self.sock.close()
+            self.server.reap(self, status)
+
+
+class _Handle:
+    """A process of the agent's, as `subprocess.Popen` shows one."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+
+    def wait(self, timeout: float | None = None) -> int:
+        assert self.returncode is not None
+        return self.returncode
+
+
+class _Server(ForkServerProcess):
+    """What the agent has of a fork server."""
+
+    server: _ForkServer
+
+    def ends_within(self, seconds: float) -> bool:
+        return self.process.returncode is not None
+
+    def kill(self) -> None:
+        self.server.die(-signal.SIGKILL)
+        self.control.close()
+        self.output.close()
+
+
+class _ForkServer:
+    """A fork server's process: makes slots, ends them, and says how they ended."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+        world = machine.world
+        self.process = world.process(f"{machine.name}/forkserver")
+        self.slots: dict[int, _Slot] = {}
+        self.control, theirs = socket.socketpair()
+        self.theirs = theirs
+        theirs.setblocking(False)
+        read, self.write = os.pipe()
+        self.handle = _Handle(_NO_PID + next(machine.pids))
+        self.output = os.fdopen(read, "rb", buffering=0)
+        self.configured = False
+        self.ending = False
+        self._data = b""
+        self._fds: list[int] = []
+        self.process.add_reader(theirs, self._readable)
+
+    def _readable(self) -> None:
+        try:
+            data, fds, _, _ = socket.recv_fds(self.theirs, 64 * 1024, 64)
+        except BlockingIOError:
+            return
+        except OSError:
+            data, fds = b"", []
+        if not data:
+            self.die(0)
+            return
+        self._data += data
+        self._fds += fds
+        if not self.configured:
+            if len(self._data) < 4:
+                return
+            (size,) = struct.unpack("!I", self._data[:4])
+            if len(self._data) < 4 + size:
+                return
+            self._data = self._data[4 + size :]
+            self.configured = True
+            self.process.call_later(self.machine.world.random.uniform(0.0, 0.5), self._report, UP, 0, 0)
+        while len(self._data) >= REQUEST.size and not self.ending:
+            what, number = REQUEST.unpack(self._data[: REQUEST.size])
+            self._data = self._data[REQUEST.size :]
+            self._obey(what, number)
+
+    def _obey(self, what: int, number: int) -> None:
+        if what in (FORK_ISOLATED, FORK_SHARED):
+            fds, self._fds = self._fds[:4], self._fds[4:]
+            self.process.call_later(self.machine.world.random.uniform(0.0, 0.01), self._fork, what, number, fds)
+        elif what == KILL and (slot := self.slots.get(number)) is not None:
+            slot.end(signal.SIGKILL)
+        elif what == ECHO:
+            self._report(ECHO, number, 0)
+        elif what == END:
+            self.ending = True
+            self.die(0)
+
+    def _fork(self, what: int, number: int, fds: list[int]) -> None:
+        if self.machine.forks_fail > 0:
+            self.machine.forks_fail -= 1
+            for fd in fds:
+                os.close(fd)
+            self._report(FAILED, number, errno.EAGAIN)
+            return
+        slot = self.slots[number] = _Slot(self, number, what == FORK_SHARED, fds)
+        self._report(FORKED, number, slot.pid)
+
+    def reap(self, slot: _Slot, status: int) -> None:
+        """A slot has ended; said a little later."""
+        if self.process.alive and not self.ending:
+            self.process.call_later(self.machine.world.random.uniform(0.0, 0.01), self._exited, slot, status)
+
+    def _exited(self, slot: _Slot, status: int) -> None:
+        if self.slots.pop(slot.number, None) is slot:
+            self._report(EXITED, slot.number, status)
+
+    def _report(self, what: int, number: int, value: int) -> None:
+        if self.process.alive:
+            with contextlib.suppress(OSError):
+                self.theirs.send(REPORT.pack(what, number, value))
+
+    def die(self, status: int) -> None:
+        """It ends, and all slots with it."""
+        if not self.process.alive:
+            return
+        self.ending = True
+        for slot in list(self.slots.values()):
+            slot.end(signal.SIGKILL)
+        self.handle.returncode = status
+        self.process.die()
+        self.machine.world.unwatch(self.process)
+        self.theirs.close()
+        os.close(self.write)
+        for fd in self._fds:
+            os.close(fd)
+
+
+class Machine:
+    """One machine with an agent.
+
+    Parameters
+    ----------
+    world, name
+        Where it is, and what it is called in stories.
+    started, ended
+        Told of each task that a slot begins and ends: with its number and plan.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        name: str,
+        started: Callable[[Any, Load], object],
+        ended: Callable[[Any, Load], object],
+    ) -> None:
+        self.world = world
+        self.name = name
+        self.started, self.ended = started, ended
+        self.pids = iter(range(1, 1 << 20))
+        self.forks_fail = 0
+        self.servers: list[_ForkServer] = []
+        self.folder = tempfile.mkdtemp(prefix="skyward-simulation-")
+        self.process: Process = world.process(f"{name}/agent")
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener.bind("")  # Linux finds a name that no file has
+        self._listener.listen(64)
+        self._address = self._listener.getsockname()
+        self.process.call_soon(self._begin)
+        self.agent: Agent | None = None
+
+    def __repr__(self) -> str:
+        return f"<Machine {self.name}{'' if self.process.alive else ', gone'}>"
+
+    def _begin(self) -> None:
+        start = Start("unix", SECRET, False, 60.0)
+        system = AgentSystem(
+            start_server=lambda _: self.server(),
+            sleep=lambda _: None,  # for the sake of speed only
+            random_bytes=self.world.random.randbytes,
+            log=lambda text: self.world.tell(f"{self.name} logs: {text}"),
+        )
+        self.agent = Agent(self.process, start, self._listener, self.folder, self.server(), system)
+        self.world.run_task(self.process, self._live(self.agent))
+
+    async def _live(self, agent: Agent) -> None:
+        reason = await agent.stopped
+        self.world.tell(f"{self.name}: the agent ends: {reason}")
+        await agent.end()
+        self.gone()
+
+    def server(self) -> ForkServerProcess:
+        """A new fork server."""
+        server = _ForkServer(self)
+        self.servers.append(server)
+        made = _Server(server.handle, server.control, cast("IO[bytes]", server.output))
+        object.__setattr__(made, "server", server)
+        return made
+
+    def connect(self) -> socket.socket:
+        """A connection to the agent; OSError if it is gone."""
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.connect(self._address)
+        except OSError:
+            sock.close()
+            raise
+        return sock
+
+    @property
+    def slots(self) -> list[_Slot]:
+        """All slots that live."""
+        return [slot for server in self.servers for slot in server.slots.values() if slot.process.alive]
+
+    def gone(self) -> None:
+        """The agent has ended, or is killed with all that it had."""
+        if not self.process.alive:
+            return
+        self.process.die()
+        self.world.unwatch(self.process)
+        for server in self.servers:
+            server.die(-signal.SIGKILL)
+        agent = self.agent
+        if agent is not None:
+            _close_files(agent)
+        self._listener.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _close_files(agent: Agent) -> None:
+    """What the kernel does when a process has ended."""
+    agent._listener._listener.close()
+    if (session := agent.session) is not None and session.link is not None:
+        session.link._sock.close()
+    for connection in agent._connections:
+        connection.link._sock.close()
+    if (slots := agent.slots) is not None:
+        for process in slots._processes.values():
+            process.link._sock.close()
+            for fd in process.output._fds.values():
+                os.close(fd)
+            process.tickets.close()
+        slots._bridge._listener._listener.close()
+        slots.blobs.store.close()
+        server = slots._fork_server._server
+        for _, fds in slots._fork_server._queue:
+            for fd in fds:
+                os.close(fd)
+        if server is not None:
+            server.control.close()
+            server.output.close()

@@ -1,0 +1,111 @@
+"""Faults of this project's past, to be planted again: whether the simulation, which knows none of them, finds each."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import struct
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from skyward.core.machines import fleet_events
+from skyward.core.machines.order_book import OrderBook
+from skyward.core.machines.provision import Provisioner
+from skyward.core.nodes.session import Session
+from skyward.core.protocol.mailbox import Inbox, Outbox
+from skyward.core.protocol.wire import Wire
+from skyward.worker import slot_pool, tickets
+
+__all__ = ["FAULTS"]
+
+Plant = Callable[[pytest.MonkeyPatch], None]
+FAULTS: dict[str, Plant] = {}
+
+
+def plant(function: Plant) -> Plant:
+    FAULTS[function.__name__] = function
+    return function
+
+
+@plant
+def tickets_in_the_order_of_arrival(patch: pytest.MonkeyPatch) -> None:
+    """A slot took tasks to arrive in the order of their tickets, while small messages overtook large ones."""
+
+    def claim(self: tickets.Claims, task: int) -> bool:
+        with contextlib.suppress(BlockingIOError, struct.error):
+            return bool(struct.unpack("!Q", os.read(self._fd, 8))[0] == task)
+        return False
+
+    class Overtaking:
+        @staticmethod
+        def opened(role: Any, **_: Any) -> Wire:
+            return Wire.opened(role)
+
+    patch.setattr(tickets.Claims, "claim", claim)
+    patch.setattr(slot_pool, "Wire", Overtaking)
+
+
+@plant
+def a_lost_goodbye(patch: pytest.MonkeyPatch) -> None:
+    """The goodbye stayed behind data that waited, and the connection was closed before it."""
+
+    async def close(self: Session) -> None:
+        self._closing = True
+        if self._channel is not None:
+            self._channel.close()
+
+    patch.setattr(Session, "close", close)
+
+
+@plant
+def a_clock_that_is_read_twice(patch: pytest.MonkeyPatch) -> None:
+    """What fell due between two readings was neither done nor waited for."""
+    handle = Provisioner._handle
+
+    def twice(self: Provisioner, event: fleet_events.Event) -> None:
+        fleet = self._fleet
+        next_tick = fleet.next_tick
+        patch.setattr(fleet, "next_tick", lambda _: later(next_tick(asyncio.get_running_loop().time())))
+        try:
+            handle(self, event)
+        finally:
+            patch.setattr(fleet, "next_tick", next_tick)
+
+    def later(due: float | None) -> float | None:
+        now = asyncio.get_running_loop().time()
+        return None if due is not None and due <= now else due
+
+    patch.setattr(Provisioner, "_handle", twice)
+
+
+@plant
+def a_link_that_forgets(patch: pytest.MonkeyPatch) -> None:
+    """What was on its way when a link broke was not sent again over the next one."""
+    patch.setattr(Outbox, "repeat", lambda *_: None)
+
+
+@plant
+def messages_taken_twice(patch: pytest.MonkeyPatch) -> None:
+    """A message that was sent again counted as new."""
+
+    def accept(self: Inbox, number: int) -> bool:
+        self.received = max(self.received, number)
+        return True
+
+    patch.setattr(Inbox, "accept", accept)
+
+
+@plant
+def tasks_taken_back_and_forgotten(patch: pytest.MonkeyPatch) -> None:
+    """Of several tasks that were taken back from a slot the last was lost."""
+    reclaim = tickets.Tickets.reclaim
+    patch.setattr(tickets.Tickets, "reclaim", lambda self: reclaim(self)[:-1])
+
+
+@plant
+def a_refusal_that_is_forgotten(patch: pytest.MonkeyPatch) -> None:
+    """When another order brought a machine, why one was refused was forgotten, and nobody could say it."""
+    patch.setattr(OrderBook, "note", lambda *_: None)

@@ -1,0 +1,244 @@
+"""A pool under simulation: the real dispatcher and sessions, simulated machines, and an oracle."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from skyward.core.errors import SkywardError, TaskTimeout, WorkerCrashed
+from skyward.core.events import Events, NodeGone, NodeReady, Note
+from skyward.core.machines.plan import Plan
+from skyward.core.machines.provision import Provisioner
+from skyward.core.nodes.timing import Timing
+from skyward.core.protocol.messages import Setup
+from skyward.core.spec import Image, Nodes, Order, Resources
+from skyward.core.tasks.dispatch import Dispatcher
+from skyward.core.tasks.jobs import TaskOptions
+from tests.simulation.cloud import Books, Cloud, SimulatedTransport
+from tests.simulation.network import Line
+from tests.simulation.node import Load, Machine, carry_out
+from tests.simulation.world import Process, World
+
+__all__ = ["Oracle", "Pool"]
+
+
+class _IO:
+    """What `IOThread` is to a pool, without a thread."""
+
+    def __init__(self, process: Process) -> None:
+        self.loop = process
+        self.is_here = True
+
+    def post(self, function: Callable[..., object], *args: Any) -> None:
+        self.loop.call_soon_threadsafe(function, *args)
+
+
+def _no_thread(*_: object) -> Any:
+    raise RuntimeError("simulated processes have no threads")
+
+
+class Wish(NamedTuple):
+    """One task as the user wants it."""
+
+    plan: Load
+    isolated: bool
+    timeout: float | None
+    attempts: int
+    arrays: tuple[bytes, ...]
+
+
+class Oracle:
+    """What must hold, whatever happens; what does not is added to the world's list of what is broken."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.wishes: dict[int, Wish] = {}
+        self.futures: dict[int, Any] = {}
+        self.cancelled: set[int] = set()
+        self.settled: set[int] = set()
+        self.starts: Counter[int] = Counter()
+        self.faults = 0
+        """How many faults there have been that a task, or the pool, may fail of."""
+        self.may_be_late = False
+        """Whether a node was lost that may live on, and begin what it was given."""
+
+    def _check(self, holds: object, text: str) -> None:
+        if not holds:
+            self.world.tell(f"WRONG: {text}")
+            self.world.broken.append(text)
+
+    def submitted(self, wish: Wish, future: Any) -> None:
+        """Take note of a task that the user submitted."""
+        number = wish.plan.number
+        self.futures[number] = future
+        future.add_done_callback(lambda future: self._settles(wish, future))
+
+    def started(self, where: str, plan: Load) -> None:
+        """Take note that a slot begins a task."""
+        number, wish = plan.number, self.wishes[plan.number]
+        self.starts[number] += 1
+        self.world.tell(f"task {number} starts in {where}")
+        # Who killed a process that several tasks shared is not known: that start does not count, once.
+        most = wish.attempts + (wish.attempts > 1 and not wish.isolated)
+        self._check(self.starts[number] <= most, f"task {number} starts for the {self.starts[number]}th time")
+        # A thread can't be stopped: what was given to a shared process may run there while it has others' tasks.
+        late = number in self.settled and number not in self.cancelled and wish.isolated and not self.may_be_late
+        self._check(not late, f"task {number} starts though it has settled")
+
+    def ended(self, where: str, plan: Load) -> None:
+        """Take note that a slot has answered for a task."""
+        self.world.tell(f"task {plan.number} ends in {where}")
+
+    def _settles(self, wish: Wish, future: Any) -> None:
+        number, plan = wish.plan.number, wish.plan
+        self._check(number not in self.settled, f"task {number} settles twice")
+        self.settled.add(number)
+        if future.cancelled():
+            self.world.tell(f"task {number} is cancelled")
+            self._check(number in self.cancelled, f"task {number} is cancelled, which nobody asked for")
+            return
+        error = future.exception()
+        self.world.tell(f"task {number} settles: {error!r}"[:160] if error else f"task {number} returns")
+        if error is None:
+            wanted = (number, sum(map(len, wish.arrays)), bytes(plan.size))
+            self._check(plan.end == "return" and future.result() == wanted, f"task {number} has a wrong result")
+        elif isinstance(error, ValueError):
+            self._check(plan.end == "raise" and error.args == (number,), f"task {number} raised {error!r}")
+        elif isinstance(error, TaskTimeout):
+            long = plan.end in ("hang", "die") or plan.seconds > 0.9 * (wish.timeout or 0.0)
+            self._check(wish.timeout is not None and (long or self.faults), f"task {number}: {error!r}")
+        elif isinstance(error, WorkerCrashed):
+            begun = self.starts[number] or not wish.isolated  # what a shared process had begun is not known
+            self._check(begun or self.faults, f"task {number} had not begun: {error!r}")
+        else:
+            self._check(isinstance(error, SkywardError) and self.faults, f"task {number}: {error!r}")
+
+    @property
+    def is_done(self) -> bool:
+        """Whether every task has settled."""
+        return len(self.settled) == len(self.wishes)
+
+
+class Pool:
+    """The driver's process with its provisioner and sessions, and the machines.
+
+    Parameters
+    ----------
+    world
+        Where it happens.
+    nodes
+        How many.
+    slots
+        Of each node.
+    latency, rate
+        Of the lines: seconds one way, bytes a second.
+    """
+
+    def __init__(self, world: World, nodes: Nodes, slots: int, *, isolated: bool, latency: float, rate: float) -> None:
+        self.world = world
+        self.oracle = Oracle(world)
+        self.driver = world.process("driver")
+        self.network = world.process("network")
+        self.machines: dict[str, Machine] = {}
+        self.lines: dict[str, Line] = {}
+        self.events = Events()
+        self.events.subscribe(self._heard)
+        self._latency, self._rate = latency, rate
+        self._work: list[asyncio.Task[None]] = []
+        io: Any = _IO(self.driver)
+        self.dispatcher = Dispatcher(
+            io, self.events, isolated=isolated, timeout=None, attempts=3, start_thread=_no_thread
+        )
+        self.cloud = Cloud(
+            world, self._boot, self._end, batch=world.random.random() < 0.5, rented=world.random.random() < 0.7
+        )
+        setup = Setup("", slots, isolated, None, {}, [], None, [], [], 60.0)
+        order = Order("sky-simulated", nodes.max, Resources(), orphan_timeout=60.0)
+        provider: Any = self.cloud
+        self.plan = Plan([provider], nodes, order, Image(), setup, Timing())
+        self.driver.call_soon(self._open)
+
+    def _heard(self, event: Any) -> None:
+        if isinstance(event, (Note, NodeGone, NodeReady)):
+            self.world.tell(f"{event}")
+        if isinstance(event, NodeGone) and event.reason is not None:
+            self.oracle.may_be_late = True  # what was lost from here may live on
+
+    def _open(self) -> None:
+        books: Any = Books
+        self.provisioner = Provisioner(self.plan, self.dispatcher.runner, self.events, books)
+        self._work.append(self.world.run_task(self.driver, self._start()))
+
+    async def _start(self) -> None:
+        try:
+            await self.provisioner.start()
+            self.started = True
+        except SkywardError as error:
+            self.world.tell(f"the pool does not start: {error}")
+            if self.cloud.refused and "returned no machine" in str(error):
+                self.world.broken.append(f"the pool does not start, and does not say why: {error}")
+            if not self.oracle.faults:
+                self.world.broken.append(f"the pool does not start, and nothing went wrong: {error}")
+            self.failed = True
+            self.oracle.cancelled.update(self.oracle.wishes)
+            self.dispatcher.cancel_all()
+
+    started = False
+    """Whether the block was entered."""
+    failed = False
+    """Whether the block could not be entered."""
+
+    def _boot(self, name: str) -> None:
+        machine = Machine(self.world, name, self.oracle.started, self.oracle.ended)
+        self.machines[name] = machine
+        line = Line(self.world, self.network, machine.connect, self._latency, self._rate)
+        self.lines[name] = SimulatedTransport.lines[id(self.world), name] = line
+
+    def _end(self, name: str) -> None:
+        if (machine := self.machines.get(name)) is not None:
+            machine.gone()
+            self.lines[name].close()
+
+    # --- what the user does ---
+
+    def submit(self, wish: Wish) -> None:
+        number = wish.plan.number
+        if self.failed:
+            return
+        self.world.tell(f"submit {number}: {wish.plan}")
+        self.oracle.wishes[number] = wish
+        options = TaskOptions(isolated=wish.isolated, timeout=wish.timeout, attempts=wish.attempts, large=100_000)
+        future = self.dispatcher.submit(carry_out, wish.plan, *wish.arrays, options=options)
+        self.oracle.submitted(wish, future)
+
+    def cancel(self, number: int) -> None:
+        if number in self.oracle.futures:
+            self.world.tell(f"cancel {number}")
+            self.oracle.cancelled.add(number)
+            self.oracle.futures[number].cancel()
+
+    def leave(self) -> None:
+        """The block ends: as `RunningPool` does it."""
+        self.dispatcher.shut("the block has ended")
+        self._work.append(self.world.run_task(self.driver, self.provisioner.stop()))
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether nothing of it runs on any machine."""
+        return not any(machine.process.alive for machine in self.machines.values())
+
+    @property
+    def has_left(self) -> bool:
+        """Whether the block has ended. What it has bought must be gone then, unless that was warned of."""
+        return all(work.done() for work in self._work)
+
+    def close(self) -> None:
+        """Free what the simulation itself holds."""
+        for name, machine in self.machines.items():
+            machine.gone()
+            self.lines[name].close()
+            del SimulatedTransport.lines[id(self.world), name]
+        self.world.close()
+        self.dispatcher.close()

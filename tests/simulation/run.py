@@ -1,0 +1,115 @@
+"""Runs one seed: a pool from its order to its end, with a load and misfortunes, watched by the oracle."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+
+from tests.simulation import adversary
+from tests.simulation.world import Stuck, World
+
+__all__ = ["Outcome", "Totals", "many", "simulate"]
+
+START = 2000.0
+"""Seconds within which a pool starts, or fails: twice what slots may take to start, and some orders that fail."""
+SETTLE = 1500.0
+"""Seconds within which every task settles after the last was submitted, the longest silence of a node included."""
+GOODBYE = 5.0
+"""Seconds after the block within which agents have ended that were told to."""
+ORPHANED = 200.0
+"""Seconds within which agents have ended that nobody can tell: their patience, and once more from a link's end on."""
+LEAVE = 900.0
+"""Seconds within which the block ends: agents that are out of reach end by themselves after one minute or two."""
+
+
+@dataclass
+class Outcome:
+    """What came of a seed.
+
+    Attributes
+    ----------
+    seed
+        Replays it.
+    turns
+        Turns of processes and events of the world.
+    broken
+        What should have held and did not; empty for a good run.
+    story
+        What happened, line by line.
+    """
+
+    seed: int
+    turns: int
+    broken: list[str]
+    story: list[str] = field(repr=False)
+
+
+def simulate(seed: int) -> Outcome:
+    """Run one seed to its end."""
+    world = World(seed)
+    pool = adversary.pool(world)
+    submitted: list[bool] = []
+    try:
+        adversary.misfortune(world, pool)
+        world.run(lambda: pool.started or pool.failed, START, "the pool has started, or has failed")
+        span = adversary.load(world, pool) if pool.started else 0.0
+        world.after(span + 0.001, lambda: submitted.append(True))
+        world.run(lambda: bool(submitted) and pool.oracle.is_done, span + SETTLE, "every task has settled")
+        pool.leave()
+        world.run(lambda: pool.has_left, LEAVE, "the block has ended")
+        # Where nothing went wrong everybody heard the goodbye; else an agent out of reach waits for its owner.
+        world.run(lambda: pool.is_gone or pool.oracle.faults > 0, GOODBYE, "no agent runs any more")
+        world.run(lambda: pool.is_gone, ORPHANED, "no agent runs any more")
+        left = [name for name, record in pool.cloud.records.items() if record.billed]
+        if left and pool.cloud.is_rented and not world.broken:
+            world.broken.append(f"machines are left: {', '.join(left)}")
+    except Stuck as error:
+        world.broken.append(str(error))
+    finally:
+        story = [f"{time - 1000:10.4f}  {text}" for time, text in world.story]
+        pool.close()
+    return Outcome(seed, world.turns, world.broken, story)
+
+
+@dataclass
+class Totals:
+    """Sums over many seeds."""
+
+    seeds: int = 0
+    turns: int = 0
+    seconds: float = 0.0
+
+
+def many(first: int, count: int, processes: int | None = None) -> tuple[Totals, list[Outcome]]:
+    """Run seeds from `first` on, in several processes; those that failed come back with their stories."""
+    began, totals, failed = time.monotonic(), Totals(), []
+    with ProcessPoolExecutor(processes or os.cpu_count()) as executor:
+        for turns, outcomes in executor.map(_chunk, _chunks(first, count)):
+            totals.turns += turns
+            failed += outcomes
+    totals.seeds, totals.seconds = count, time.monotonic() - began
+    return totals, failed
+
+
+_CHUNK = 25
+
+
+def _chunks(first: int, count: int) -> Iterator[tuple[int, int]]:
+    for start in range(first, first + count, _CHUNK):
+        yield start, min(_CHUNK, first + count - start)
+
+
+def _chunk(chunk: tuple[int, int]) -> tuple[int, list[Outcome]]:
+    outcomes = [simulate(seed) for seed in range(chunk[0], chunk[0] + chunk[1])]
+    return sum(outcome.turns for outcome in outcomes), [outcome for outcome in outcomes if outcome.broken]
+
+
+def tell(outcome: Outcome, write: Callable[[str], object] = sys.stdout.write) -> None:
+    """Print a failed seed's story."""
+    write(f"seed {outcome.seed}: {'; '.join(outcome.broken)}\n")
+    for line in outcome.story:
+        write(f"{line}\n")

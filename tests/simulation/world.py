@@ -1,0 +1,323 @@
+"""Virtual time, and processes that run one at a time in an order drawn from a seed.
+
+A process here is an event loop of asyncio's own kind, without a thread: `World` decides whose turn it is and how late
+it notices that a descriptor is ready. Everything that happens is a turn of a process or an event of the world (bytes
+that arrive, a task that ends, a fault), so a seed replays to the last of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+import random
+import select
+from asyncio import base_events, events
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+__all__ = ["Process", "Stuck", "World"]
+
+_LATE = 0.15  # of the times that a descriptor is ready, it is noticed only later
+_MOST_LATE = 0.005  # seconds
+
+
+class Stuck(AssertionError):
+    """Nothing will ever happen any more, or it takes too long."""
+
+
+class _NoSelector:
+    """What `base_events` asks of a selector: nothing is ever awaited, as the world knows what is ready."""
+
+    def select(self, _: float | None) -> list[Any]:
+        return []
+
+    def close(self) -> None:
+        pass
+
+
+def _settle(future: asyncio.Future[Any], result: Any, error: Exception | None) -> None:
+    if future.done():
+        return
+    if error is None:
+        future.set_result(result)
+    else:
+        future.set_exception(error)
+
+
+class Process(base_events.BaseEventLoop):
+    """The event loop of one simulated process.
+
+    Parameters
+    ----------
+    world
+        Whose time it keeps.
+    name
+        For the story of a run.
+    """
+
+    def __init__(self, world: World, name: str) -> None:
+        super().__init__()
+        self._selector = _NoSelector()
+        self._clock_resolution = 1e-9
+        self.world = world
+        self.name = name
+        self.frozen_until = 0.0
+        self.alive = True
+        self.readers: dict[int, events.Handle] = {}
+        self.writers: dict[int, events.Handle] = {}
+        self.set_exception_handler(self._unexpected)
+
+    def __repr__(self) -> str:
+        return f"<Process {self.name}>"
+
+    def time(self) -> float:
+        """The time, which goes on while a process works: two readings are never the same."""
+        self.world.now += self.world.slowness
+        return self.world.now
+
+    def _unexpected(self, _: object, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        self.world.broken.append(f"{self.name}: {context['message']}: {error!r}")
+
+    def _process_events(self, _: list[Any]) -> None:
+        pass
+
+    def _write_to_self(self) -> None:
+        pass
+
+    def call_soon_threadsafe(self, callback: Callable[..., object], *args: Any, context: Any = None) -> events.Handle:
+        self._check_closed()
+        return self.call_soon(callback, *args, context=context)
+
+    def run_in_executor(self, _: Any, function: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:
+        """A call that takes a while; nothing else of the process waits for it."""
+        future = self.create_future()
+
+        def carry_out() -> None:
+            if not self.alive or future.done():
+                return
+            try:
+                result = function(*args)
+            except Exception as error:
+                self.call_soon(_settle, future, None, error)
+            else:
+                self.call_soon(_settle, future, result, None)
+
+        self.world.after(self.world.random.uniform(0.0, 0.3), carry_out)
+        return future
+
+    # --- descriptors ---
+
+    def add_reader(self, fd: Any, callback: Callable[..., object], *args: Any) -> None:
+        self._forget(self.readers, fd)
+        self.readers[fd if isinstance(fd, int) else fd.fileno()] = events.Handle(callback, args, self)
+        self.world.watch(self, fd)
+
+    def remove_reader(self, fd: Any) -> bool:
+        return self._forget(self.readers, fd)
+
+    def add_writer(self, fd: Any, callback: Callable[..., object], *args: Any) -> None:
+        self._forget(self.writers, fd)
+        self.writers[fd if isinstance(fd, int) else fd.fileno()] = events.Handle(callback, args, self)
+        self.world.watch(self, fd)
+
+    def remove_writer(self, fd: Any) -> bool:
+        return self._forget(self.writers, fd)
+
+    def _forget(self, handles: dict[int, events.Handle], fd: Any) -> bool:
+        number = fd if isinstance(fd, int) else fd.fileno()
+        handle = handles.pop(number, None)
+        if handle is None:
+            return False
+        handle.cancel()  # though it is due, as asyncio's own loops have it
+        self.world.watch(self, number)
+        return True
+
+    # --- turns ---
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it has something to do at this moment."""
+        if not self.alive or self.frozen_until > self.world.now:
+            return False
+        return bool(self._ready) or (bool(self._scheduled) and self._scheduled[0].when() <= self.world.now)
+
+    @property
+    def next_timer(self) -> float | None:
+        """When it has something to do by itself."""
+        while self._scheduled and self._scheduled[0].cancelled():
+            handle = heapq.heappop(self._scheduled)
+            handle._scheduled = False
+            self._timer_cancelled_count -= 1
+        when = self._scheduled[0].when() if self._scheduled else None
+        if not self.alive or (when is None and not self._ready):
+            return None
+        return max(self.frozen_until, 0.0 if self._ready else when or 0.0)
+
+    def turn(self) -> None:
+        """One round of the loop."""
+        events._set_running_loop(self)
+        try:
+            self._run_once()
+        finally:
+            events._set_running_loop(None)
+
+    def die(self) -> None:
+        """End as by SIGKILL: nothing is said, nothing is cleaned up; its descriptors are the caller's to close."""
+        self.alive = False
+        self.readers.clear()
+        self.writers.clear()
+        for handle in (*self._ready, *self._scheduled):  # the turn that it dies in may still be going through them
+            handle.cancel()
+
+
+class World:
+    """Time, chance, and who runs next.
+
+    Parameters
+    ----------
+    seed
+        Everything that is left open is drawn from it.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.random = random.Random(seed)
+        self.now = 1000.0
+        self.slowness = self.random.choice((1e-7, 1e-5, 3e-4))  # seconds that pass between two readings
+        self.turns = 0
+        self.broken: list[str] = []  # what must not be, in the order in which it was found
+        self.story: list[tuple[float, str]] = []
+        self.processes: list[Process] = []
+        self.dead: list[Process] = []
+        self._events: list[tuple[float, int, Callable[[], object]]] = []
+        self._numbers = itertools.count()
+        self._poll = select.poll()
+        self._watched: dict[int, Process] = {}
+        self._noticed: dict[int, float] = {}  # ready descriptor -> when its process sees that
+
+    def __repr__(self) -> str:
+        return f"<World of seed {self.seed}, {self.turns} turns, at {self.now:.3f}>"
+
+    def process(self, name: str) -> Process:
+        """A new process."""
+        process = Process(self, name)
+        self.processes.append(process)
+        return process
+
+    def tell(self, text: str) -> None:
+        """Add to the story."""
+        self.story.append((self.now, text))
+
+    def after(self, seconds: float, action: Callable[[], object]) -> None:
+        """Do something later."""
+        heapq.heappush(self._events, (self.now + seconds, next(self._numbers), action))
+
+    def run_task(self, process: Process, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run a coroutine in a process; it must not fail."""
+        task = process.create_task(work)
+
+        def check(task: asyncio.Task[None]) -> None:
+            if not task.cancelled() and (error := task.exception()) is not None:
+                self.broken.append(f"{process.name}: {error!r}")
+
+        task.add_done_callback(check)
+        return task
+
+    def watch(self, process: Process, fd: Any) -> None:
+        """A process waits, or waits no more, for a descriptor."""
+        number = fd if isinstance(fd, int) else fd.fileno()
+        wanted = (select.POLLIN if number in process.readers else 0) | (
+            select.POLLOUT if number in process.writers else 0
+        )
+        if wanted:
+            self._watched[number] = process
+            self._poll.register(number, wanted)
+        elif self._watched.pop(number, None) is not None:
+            self._poll.unregister(number)
+            self._noticed.pop(number, None)
+
+    def unwatch(self, process: Process) -> None:
+        """A process has died."""
+        self.processes.remove(process)
+        self.dead.append(process)
+        for number in [number for number, owner in self._watched.items() if owner is process]:
+            del self._watched[number]
+            self._poll.unregister(number)
+            self._noticed.pop(number, None)
+
+    def run(self, until: Callable[[], bool], limit: float, what: str, turns: int = 200_000) -> None:
+        """Go on until something holds, which `what` puts in words, or until something is found broken.
+
+        Raises
+        ------
+        Stuck
+            It does not hold after `limit` seconds of virtual time, or so many turns.
+        """
+        end = self.now + limit
+        last = self.turns + turns
+        while not until() and not self.broken:
+            if not self.step() or self.now > end:
+                raise Stuck(f"not within {limit:g} seconds of virtual time: {what}")
+            if self.turns > last:
+                raise Stuck(f"not within {turns:,} events: {what}")
+
+    def close(self) -> None:
+        """End all processes, in order."""
+        for process in (*self.processes, *self.dead):
+            process.frozen_until = 0.0
+            tasks = [task for task in asyncio.all_tasks(process) if not task.done()]
+            for task in tasks:
+                task.cancel()
+            for _ in range(20):
+                if process._ready and not process.is_closed():
+                    process.turn()
+            process.close()
+
+    def step(self) -> bool:
+        """One thing that can happen now, or else the passing of time; False if nothing will ever happen."""
+        self.turns += 1
+        self._notice()
+        due: list[Any] = [process for process in self.processes if process.is_due]
+        if self._events and self._events[0][0] <= self.now:
+            due.append(None)
+        if not due:
+            return self._pass_time()
+        chosen = due[int(self.random.random() * len(due))] if len(due) > 1 else due[0]
+        if chosen is None:
+            heapq.heappop(self._events)[2]()
+        else:
+            chosen.turn()
+        return True
+
+    def _notice(self) -> None:
+        """Let processes see which descriptors are ready, sooner or later."""
+        for number, what in self._poll.poll(0):
+            process = self._watched.get(number)
+            if process is None:
+                continue
+            seen = self._noticed.get(number)
+            if seen is None:
+                late = self.random.random()
+                seen = self.now if late >= _LATE else self.now + late / _LATE * _MOST_LATE
+                self._noticed[number] = seen
+            if seen > self.now or process.frozen_until > self.now:
+                continue
+            del self._noticed[number]
+            # Once for each turn: what is still ready afterwards is found again.
+            if what & ~select.POLLOUT and (reader := process.readers.get(number)) and reader not in process._ready:
+                process._ready.append(reader)
+            if what & ~select.POLLIN and (writer := process.writers.get(number)) and writer not in process._ready:
+                process._ready.append(writer)
+
+    def _pass_time(self) -> bool:
+        times = [time for process in self.processes if (time := process.next_timer) is not None]
+        times += self._noticed.values()
+        if self._events:
+            times.append(self._events[0][0])
+        times = [time for time in times if time > self.now]
+        if not times:
+            return False
+        self.now = min(times)
+        return True
