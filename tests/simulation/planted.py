@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import struct
@@ -11,9 +10,7 @@ from typing import Any
 
 import pytest
 
-from skyward.core.machines import fleet_events
 from skyward.core.machines.order_book import OrderBook
-from skyward.core.machines.provision import Provisioner
 from skyward.core.nodes.session import Session
 from skyward.core.protocol.mailbox import Inbox, Outbox
 from skyward.core.protocol.wire import Wire
@@ -58,27 +55,6 @@ def a_lost_goodbye(patch: pytest.MonkeyPatch) -> None:
             self._channel.close()
 
     patch.setattr(Session, "close", close)
-
-
-@plant
-def a_clock_that_is_read_twice(patch: pytest.MonkeyPatch) -> None:
-    """What fell due between two readings was neither done nor waited for."""
-    handle = Provisioner._handle
-
-    def twice(self: Provisioner, event: fleet_events.Event) -> None:
-        fleet = self._fleet
-        next_tick = fleet.next_tick
-        patch.setattr(fleet, "next_tick", lambda _: later(next_tick(asyncio.get_running_loop().time())))
-        try:
-            handle(self, event)
-        finally:
-            patch.setattr(fleet, "next_tick", next_tick)
-
-    def later(due: float | None) -> float | None:
-        now = asyncio.get_running_loop().time()
-        return None if due is not None and due <= now else due
-
-    patch.setattr(Provisioner, "_handle", twice)
 
 
 @plant
