@@ -28,8 +28,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("interfaces",),
     ("payload", "protocol", "registry"),
     ("audience", "nodes", "results"),
-    ("blobs", "machines", "pool_arguments"),
-    ("tasks",),
+    ("blobs", "pool_arguments"),
+    ("machines", "tasks"),  # which know nothing of each other
     ("function", "running_pool"),
     ("executor",),
     ("pool",),
@@ -87,7 +87,10 @@ PURE = (
     "skyward.core.visible",
     "skyward.core.protocol.wire",
     "skyward.providers.first_boot",
+    "skyward.core.nodes.link_breaks",
+    "skyward.core.nodes.timing",
     "skyward.worker.forkserver.liveness",
+    "skyward.worker.slot_table",
     "skyward.worker.forkserver.restarts",
 )
 IMPURE = {"asyncio", "logging", "random", "select", "selectors", "socket", "subprocess", "threading", "time"}
