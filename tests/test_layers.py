@@ -157,7 +157,7 @@ LAZY: dict[tuple[str, str], str] = {
         "skyward.worker.forkserver.server",
     ): "only a fork of the agent needs it, not the agent",
     ("skyward.worker.forkserver.launch", "skyward.worker.slot"): "as above",
-    ("skyward.worker.slot", "numpy"): "as in core.memmaps",
+    ("skyward.worker.slot", "numpy"): "as in core.payload.memory_maps",
     (
         "skyward.worker.thread_limits",
         "threadpoolctl",

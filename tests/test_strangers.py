@@ -255,7 +255,7 @@ def test_modules_that_hosts_lack(
     import helpers_of_mine  # type: ignore[import-not-found]
 
     with sky.Compute(**reach(lab_hosts(1)), plugins=[sky.plugins.joblib()]):
-        advice = r"on node node-1\. It is a module of your own, .*register_pickle_by_value\(helpers_of_mine\)"
+        advice = r"on node node-1\. It is one of your own modules, .*register_pickle_by_value\(helpers_of_mine\)"
         with pytest.raises(sky.PayloadError, match=advice):
             Parallel(n_jobs=-1)(delayed(helpers_of_mine.twice)(i) for i in range(3))
         cloudpickle.register_pickle_by_value(helpers_of_mine)

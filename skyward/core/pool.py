@@ -173,7 +173,8 @@ class Compute(TaskExecutor):
         PoolNotActive
             The pool was started before.
         NestedPool
-            A task may not open it: pools would nest too deeply, it would rent machines, or an import opens it.
+            It must not be opened here: pools would nest too deeply, a task would rent machines, or a module opens it
+            while it is imported.
         ProvisioningError, LinkError
             The nodes can't be provisioned; everything that was started has been released.
         """

@@ -201,6 +201,6 @@ def check_open_files(settings: PoolSettings) -> None:
         fit = (left - base) // each
         instead = f"or use at most {fit} nodes, with more slots each" if fit > 0 else "or close some"
         raise ConfigError(
-            f"nodes={count} need {needed} open files in this process, which may open {left} more: "
+            f"nodes={count} needs {needed} open files in this process, which may open {left} more: "
             f"{open_files.advice(needed)}, {instead}"
         )

@@ -63,7 +63,7 @@ def _warn() -> None:
         why += 'joblib.parallel_config(backend="skyward") around the call in this thread too'
     warnings.warn(
         f"joblib's Parallel runs on this machine{where}, not on the nodes of the open skyward pool: {why}. "
-        'If this machine is meant, joblib.parallel_config(backend="loky") says so',
+        'To run it here without this warning, use joblib.parallel_config(backend="loky")',
         UserWarning,
         stacklevel=5,
     )

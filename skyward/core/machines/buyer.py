@@ -80,9 +80,7 @@ class Buyer:
         assert machine.endpoint is not None
         key = self._host_keys.get(machine.order)
         if key is None:
-            raise ProvisioningError(
-                f"{machine.name} ({machine.id}) belongs to no order of this pool: {machine.order!r}"
-            )
+            raise ProvisioningError(f"{machine.name} ({machine.id}) was not ordered by this pool: {machine.order!r}")
         # Nothing of the user's own configuration applies to a machine that did not exist a minute ago.
         options = {"host_key": key.public, "keys": [str(self._key_path)], "config": [], "jump": "none"}
         return replace(machine, endpoint=replace(machine.endpoint, options={**machine.endpoint.options, **options}))

@@ -53,11 +53,11 @@ def why_too_few(first: SkywardError | None, refusals: Sequence[SkywardError], wa
 
 def left_text(left: Left, tag: str) -> str:
     """A warning that machines may be left running. They stay in the ledger, and the reaper goes on trying."""
-    machines = ", ".join(f"{id} at {name}" for name, id in sorted(left.machines)) or "something that is no machine"
+    machines = ", ".join(f"{id} at {name}" for name, id in sorted(left.machines)) or "resources other than machines"
     cost = "it may still cost money" if left.price is None else f"it may still cost about ${left.price:.4g}/h"
     text = f"could not terminate {machines}; {cost}. "
     for name, error in left.given_up:
         text += f"{name} refuses the credentials: {str(error).removeprefix(f'{name}: ')}. "
     command = f"skyward down {tag}"
-    text += f"With credentials that may terminate it, run: {command}. " if left.given_up else f"Try: {command}. "
+    text += f"Run this with credentials that may terminate it: {command}. " if left.given_up else f"Try: {command}. "
     return f"{text}A background process also keeps trying once this program has ended"

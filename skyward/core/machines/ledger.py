@@ -257,7 +257,7 @@ class Ledger:
             db.execute("INSERT INTO orders VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
             # After the insert, which makes other writers wait: a stop comes before it, or sees the order.
             if db.execute("SELECT 1 FROM stopped WHERE tag = ?", (order.tag,)).fetchone():
-                raise PoolNotActive(f"{order.tag} was ended by `skyward down`; nothing more is bought for it")
+                raise PoolNotActive(f"{order.tag} was shut down by `skyward down`; nothing more is rented for it")
 
     def refuse(self, order: str) -> None:
         """Record that an order is known to have created nothing."""

@@ -21,7 +21,7 @@ class Plan:
     Attributes
     ----------
     providers
-        Asked in order, the next one when one has nothing.
+        Tried in order, until one has offers.
     nodes
         How many.
     order

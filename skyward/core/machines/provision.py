@@ -123,12 +123,12 @@ class Provisioner:
     @property
     def slots(self) -> int:
         """Slots of the nodes that are ready."""
-        return sum(life.slots for life in self._lives.values())
+        return sum(life.slots for life in list(self._lives.values()))  # a copy, made at once: other threads ask
 
     @property
     def nodes(self) -> list[str]:
         """Names of the nodes that are ready, in the order of their numbers."""
-        return [life.name for life in self._lives.values() if life.is_ready]
+        return [life.name for life in list(self._lives.values()) if life.is_ready]  # a copy, as above
 
     async def start(self) -> None:
         """Provision nodes; returns when the minimum is ready, while more may still come.
@@ -212,7 +212,9 @@ class Provisioner:
         )
         self._changed.set()
         if self._started and not self._stopping and self._fleet.settled and not self._fleet.count:
-            self._user.hopeless(f"no node is left and no other can be provisioned; the last one: {self._last_reason}")
+            self._user.hopeless(
+                f"no node is left and no other can be provisioned; the last one was lost: {self._last_reason}"
+            )
 
     def _carry_out(self, command: f.Command) -> None:
         match command:

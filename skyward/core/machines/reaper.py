@@ -32,7 +32,7 @@ __all__ = ["dismiss", "main", "start"]
 _READY, _DONE = b"+", b"done"
 _PAUSE = (5.0, 600.0)  # seconds before a termination that failed is retried: first, and max
 _START = 60.0  # seconds within which it must be ready
-_GIVE_UP = 86400.0  # seconds; half a day without a network must not mean a machine that costs money for ever
+_GIVE_UP = 86400.0  # seconds; a day without a network must not mean a machine that costs money for ever
 
 
 def start(tag: str, folder: Path, providers: bytes) -> subprocess.Popen[bytes]:
@@ -76,7 +76,7 @@ def start(tag: str, folder: Path, providers: bytes) -> subprocess.Popen[bytes]:
             raise
     except OSError as error:
         raise ProvisioningError(
-            f"the process that terminates machines if this one dies did not start: {error}. See {log_path}"
+            f"the process that terminates machines if this program dies did not start: {error}. See {log_path}"
         ) from error
     return process
 
@@ -175,7 +175,7 @@ def _clean_up(tag: str, folder: Path, providers: Sequence[Rental]) -> None:
     if not all_clean:
         return
     if unseen := Ledger(folder).close_pool(tag, seen=True):
-        log(f"{', '.join(unseen)}: no provider lists it; gone, or in another account? See: skyward down {tag}")
+        log(f"not listed by any provider: {', '.join(unseen)}. Gone, or in another account. See: skyward down {tag}")
     else:
         log("nothing is left")
 

@@ -383,7 +383,7 @@ class _Bootstrap:
         if "Read-only file system" in text or "Permission denied" in text:
             return f"no permission to write to {root}; give the user a writable home, or use another user"
         if "Exec format error" in text:
-            return f"a program there is built for another architecture than {found.system if found else 'this machine'}"
+            return f"a program there is built for another architecture than {found.system if found else 'the host'}"
         if status == NEEDS_PIP:
             return (
                 f"Python there can't make environments with pip: on the host, install uv or the package "

@@ -170,7 +170,8 @@ class Connector:
     @property
     def stripes(self) -> Stripes | None:
         """How a session opens more channels, which do not delay the first; None if that would not be faster."""
-        return Stripes(self._open_stripe) if self._transport.striped else None
+        # Third parties' transports may be older than the attribute; it is too late here to refuse one.
+        return Stripes(self._open_stripe) if getattr(self._transport, "striped", False) else None
 
     async def _open_stripe(self) -> Channel:
         if self._link is None or self._address is None:

@@ -82,7 +82,7 @@ class Ahead:
         """
         if self.allocated + size > _AHEAD + 2 * self.arrived:
             raise ProtocolError(
-                f"a buffer needs {self.allocated + size:,} bytes of memory, but only {self.arrived:,} have arrived"
+                f"buffers would take {self.allocated + size:,} bytes, but only {self.arrived:,} bytes have arrived"
             )
         self.allocated += size
 

@@ -79,7 +79,7 @@ class JobMaker:
         PayloadError
             The call can't be pickled, or is too large.
         Exception
-            Anything else, for lack of memory for copies or from a ``__getattr__`` of the user's.
+            There was no memory for copies, or a ``__getattr__`` of the user's raised.
         """
         proxies = list(options.proxies)
         label = label_of(function)

@@ -28,7 +28,7 @@ def advice(module: str, here: bool) -> str:
     """
     root = module.partition(".")[0]
     if not all(part.isidentifier() for part in module.split(".")):
-        return "The node reports no valid name of a module"
+        return "The node reports an invalid module name"
     if root in sys.stdlib_module_names:
         return f"{root} is a part of Python that the node's Python lacks; install it there, or use another Python"
     place = _place(root)
@@ -44,9 +44,9 @@ def advice(module: str, here: bool) -> str:
         return f"Here it comes from {package}; add that to the image: {wanted}"
     if place is not None:
         return (
-            f"It is a module of your own, {place}, and nodes do not get your files. Import it at the top of your "
-            f"program and call cloudpickle.register_pickle_by_value({root}) before the task is submitted: then what a "
-            "task uses of it is sent with the task"
+            f"It is one of your own modules, {place}, and your files are not copied to nodes. Import it at the top of "
+            f"your program and call cloudpickle.register_pickle_by_value({root}) before the task is submitted: then "
+            "what a task uses of it is sent with the task"
         )
     return (
         "This program has no such module either, so it can't tell which package contains it: find out, and add the "

@@ -64,5 +64,5 @@ class RollCaller:
             if asked := node.roll.ask(self._held(session)):
                 node.inquiry = session.send(messages.Inquire(asked))
             elif node.roll.unanswered >= _UNANSWERED and session.acknowledged >= node.inquiry:
-                session.abandon("it was asked which of its tasks it has, and does not answer")
+                session.abandon("it did not answer when asked which of its tasks it has")
         self._timer = asyncio.get_running_loop().call_later(self._interval, self._ask) if self._nodes else None

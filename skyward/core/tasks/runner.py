@@ -202,7 +202,10 @@ class TaskRunner:
         if kind in ABOUT_BLOBS:
             self._distributor.received(session, message)
         elif (node := self._nodes.get(session.node)) is not None:
-            self._MESSAGES[kind](self, node, message, buffers)
+            handle = self._MESSAGES.get(kind)
+            if handle is None:
+                raise ProtocolError(f"{kind.__name__} with a number")
+            handle(self, node, message, buffers)
         elif isinstance(message, messages.Done) and session.shares:
             remove(message.files.values())
 
@@ -217,7 +220,7 @@ class TaskRunner:
     def _returned(self, node: _LiveNode, message: messages.Returned, _: list[Filled]) -> None:
         tasks = message.tasks
         if len(tasks) > node.recalled or any(task > node.newest for task in tasks):
-            raise ProtocolError(f"tasks {tasks!r:.100} are returned, which were not asked for")
+            raise ProtocolError(f"it returned tasks that were not recalled: {tasks!r:.100}")
         node.recalled = 0
         for task in tasks:
             self._distributor.release(node.session.node, task)
@@ -339,6 +342,6 @@ def _check_answer(message: messages.Done | messages.Failed, node: _LiveNode, job
         return
     cancelled = message.reason == messages.Failure.CANCELLED.value
     if cancelled and job.node == node.session.node and not job.withdrawn:
-        raise ProtocolError(f"task {message.task} is cancelled, which was not asked for")
+        raise ProtocolError(f"it cancelled task {message.task}, which was not asked for")
     if message.reason == messages.Failure.TIMEOUT.value and job.timeout is None:
-        raise ProtocolError(f"task {message.task} is over its time limit, but has none")
+        raise ProtocolError(f"it reports a timeout of task {message.task}, which has no time limit")

@@ -62,5 +62,5 @@ def test_a_machine_is_reached_with_the_keys_of_its_order_and_nothing_of_the_user
     assert str(endpoint.options["host_key"]).startswith("ssh-ed25519 ")
     assert endpoint.options["keys"] == [str(buyer.ledger.key_path("sky-1"))]
     assert (endpoint.options["config"], endpoint.options["jump"]) == ([], "none")
-    with pytest.raises(ProvisioningError, match="belongs to no order of this pool: 'sky-1-9'"):
+    with pytest.raises(ProvisioningError, match="was not ordered by this pool: 'sky-1-9'"):
         buyer.with_keys(Machine("x", found.endpoint, "x", order="sky-1-9"))

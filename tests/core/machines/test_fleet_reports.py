@@ -58,8 +58,8 @@ def test_what_is_left_is_named_with_its_price_and_the_way_out() -> None:
     text = left_text(Left([("folder", "m2"), ("folder", "m1")], 0.2412, [("folder", refused)]), "sky-1")
     assert text == (
         "could not terminate m1 at folder, m2 at folder; it may still cost about $0.2412/h. "
-        "folder refuses the credentials: expired. With credentials that may terminate it, run: skyward down sky-1. "
+        "folder refuses the credentials: expired. Run this with credentials that may terminate it: skyward down sky-1. "
         "A background process also keeps trying once this program has ended"
     )
     text = left_text(Left([], None, []), "sky-1")
-    assert text.startswith("could not terminate something that is no machine; it may still cost money. Try: skyward")
+    assert text.startswith("could not terminate resources other than machines; it may still cost money. Try: skyward")

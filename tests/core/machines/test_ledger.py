@@ -223,7 +223,7 @@ def test_a_stopped_pool_buys_nothing_more(ledger: Ledger) -> None:
     ledger.stop_pool("sky-1")
     ledger.stop_pool("sky-1")
     last = ledger.last_order("sky-1")
-    with pytest.raises(PoolNotActive, match="sky-1 was ended by `skyward down`"):
+    with pytest.raises(PoolNotActive, match="sky-1 was shut down by `skyward down`"):
         ledger.intend("p", an_order("sky-1-2"))
     assert ledger.last_order("sky-1") == last, "what was refused is not written"
     ledger.intend("p", an_order("sky-2-1", "sky-2"))

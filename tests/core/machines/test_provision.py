@@ -131,6 +131,30 @@ def test_all_that_is_made_is_ended() -> None:
     assert sorted(provider.ended) == sorted(provider.made)
 
 
+def test_other_threads_may_count_slots_while_nodes_come_and_go() -> None:
+    it = Fixture(MemoryProvider("a"), nodes=1)
+    try:
+        lives = it.provisioner._lives
+
+        class Coming:
+            """A node while another one comes, in the middle of counting."""
+
+            name, is_ready = "node-1", True
+
+            @property
+            def slots(self) -> int:
+                lives[0, MachineId(f"m-{len(lives)}")] = coming
+                return 1
+
+        coming: Any = Coming()
+        lives[0, MachineId("m-0")] = coming
+        assert it.provisioner.slots == 1
+        assert it.provisioner.slots == 2
+        lives.clear()
+    finally:
+        it.close()
+
+
 def test_an_interrupt_while_machines_are_made_loses_none() -> None:
     """What `create` returns after the start was given up is terminated."""
     provider = MemoryProvider()
@@ -582,7 +606,7 @@ def test_credentials_that_have_ended_end_the_wait_and_what_is_left_is_reported(w
     assert notes[-1].text == (
         "could not terminate m-tag-1 at folder, m-tag-2 at folder; it may still cost about $0.24/h. "
         "folder refuses the credentials: the key was refused. "
-        "With credentials that may terminate it, run: skyward down tag. "
+        "Run this with credentials that may terminate it: skyward down tag. "
         "A background process also keeps trying once this program has ended"
     )
     assert [entry.ended for entry in buyer.ledger.machines("tag")] == [None, None]

@@ -336,7 +336,7 @@ def test_a_machine_that_was_never_shown_keeps_the_pool_in_the_ledger(
     ledger.made("folder", [*cloud.machines("sky-1"), elsewhere])
     reaper._clean_up("sky-1", tmp_path / "state", [cloud])
     assert cloud.left() == []
-    assert "m-7 at folder: no provider lists it" in capsys.readouterr().out
+    assert "not listed by any provider: m-7 at folder" in capsys.readouterr().out
     assert [pool.tag for pool in ledger.pools()] == ["sky-1"]
     assert [entry.id for entry in ledger.machines() if entry.ended is None] == ["m-7"]
 

@@ -182,3 +182,11 @@ def test_an_error_tells_why_neither_way_led_there(links: list[SlowLink]) -> None
         assert link.commands == ["nobody"], "there was no command to try"
 
     asyncio.run(live())
+
+
+def test_a_transport_that_does_not_say_whether_it_is_striped_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Older:
+        name = "older"
+
+    monkeypatch.setattr("skyward.core.registry.load", lambda *_: Older)
+    assert connector().stripes is None

@@ -10,7 +10,7 @@ import pytest
 
 from skyward.core.errors import NodeLost
 from skyward.core.nodes.session import Session
-from skyward.core.protocol.messages import Ack, Done, Failed, Message, Returned, StreamOpen
+from skyward.core.protocol.messages import Ack, Done, Failed, Message, Pong, Returned, StreamOpen
 from tests.core.memory_agent import MemoryAgent, MemoryPool
 from tests.core.nodes.agent_node import Node, blob, over
 
@@ -91,16 +91,17 @@ NONSENSE: dict[str, tuple[Callable[[MemoryAgent], object], str]] = {
     "a task it was never given": (lambda agent: agent.say(Done(7, 0.1), [b"x"]), "task 7, which was never sent there"),
     "back, unasked": (
         lambda agent: agent.say(Returned([1])),
-        r"tasks \[1\] are returned, which were not asked for",
+        r"it returned tasks that were not recalled: \[1\]",
     ),
     "over no limit": (
         lambda agent: agent.say(Failed(1, 0.1, "timeout", "")),
-        "task 1 is over its time limit, but has none",
+        "it reports a timeout of task 1, which has no time limit",
     ),
     "gives up, unasked": (
         lambda agent: agent.say(Failed(1, 0.1, "cancelled", "")),
-        "task 1 is cancelled, which was not asked for",
+        "it cancelled task 1, which was not asked for",
     ),
+    "a heartbeat with a number": (lambda agent: agent.say(Pong(0.0)), "Pong with a number"),
     "without a number": (_unnumbered, "Done without a number"),
     "has what was never sent": (_beyond, "acknowledges message 1000000, but only 2 were sent"),
     "garbage": (_garbage, "not a piece of this protocol"),

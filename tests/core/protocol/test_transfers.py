@@ -54,7 +54,7 @@ def test_no_byte_is_claimed_twice_or_beyond_the_end(at: int, count: int) -> None
 def test_memory_is_bounded_by_what_has_arrived() -> None:
     ahead = Ahead(BufferPool())
     ahead.count(64 << 20)
-    with pytest.raises(ProtocolError, match="only 0 have arrived"):
+    with pytest.raises(ProtocolError, match="only 0 bytes have arrived"):
         ahead.count(1)
     ahead.arrived = 100
     ahead.count(200)

@@ -73,7 +73,7 @@ def test_more_nodes_than_fit_are_refused_before_anything_is_started() -> None:
             print(error)
     """
     said = few(code, 64)
-    assert "nodes=20 need 96 open files" in said
+    assert "nodes=20 needs 96 open files" in said
     assert "use at most 10 nodes" in said or "use at most 11 nodes" in said
 
 
@@ -100,7 +100,7 @@ def test_more_hosts_than_fit_are_refused_too() -> None:
         except sky.ConfigError as error:
             print(error)
     """
-    assert "nodes=40 need 72 open files" in few(code, 64)
+    assert "nodes=40 needs 72 open files" in few(code, 64)
 
 
 def test_a_host_is_not_blamed_for_our_want_of_files(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""A bell is all that `concurrent.futures` asks of a condition."""
+"""`FutureCondition` has all that `concurrent.futures` asks of a condition."""
 
 from __future__ import annotations
 

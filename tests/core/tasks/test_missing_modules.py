@@ -117,4 +117,4 @@ def test_on_this_machine(site):
 
 @pytest.mark.parametrize("module", ["", ".", "a b", "x\x1b[2J", "https://x", "-e."])
 def test_what_can_be_no_module_is_not_looked_for(module):
-    assert missing_modules.advice(module, here=False) == "The node reports no valid name of a module"
+    assert missing_modules.advice(module, here=False) == "The node reports an invalid module name"
