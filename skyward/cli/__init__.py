@@ -12,7 +12,7 @@ import typer
 
 import skyward
 from skyward.cli import doctor, down, ls, offers, ssh
-from skyward.cli.output import report
+from skyward.cli.output import say
 from skyward.core.errors import SkywardError
 
 __all__ = ["app", "main"]
@@ -60,8 +60,8 @@ def main() -> None:
     except SystemExit as end:
         if end.code != _INTERRUPTED:
             raise
-        report("interrupted")
+        say("interrupted")
         os._exit(_INTERRUPTED)  # a normal exit would wait for the threads that query the providers
     except (SkywardError, OSError) as error:  # an OSError is usually output that can't be written
-        report(str(error))
+        say(str(error))
         os._exit(1)  # a normal exit would try again to write that output

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from skyward.cli import sources
-from skyward.cli.output import print_line, report, waiting
+from skyward.cli.output import print_line, say, waiting
 from skyward.core.errors import ConfigError
 from skyward.core.machines.ledger import Ledger, PoolEntry
 from skyward.core.machines.sweep import sweep
@@ -66,7 +66,7 @@ def run(
         answers = sources.ask(asked, lambda source: source.rental.all_machines())
     for answer in answers:
         if answer.error is not None:
-            report(answer.trouble)
+            say(answer.trouble)
     known = _targets(entries, answers)
     targets = list(known.values()) if pool is None else [_the_one(pool, known, entries, chosen)]
     if not targets and not any(answer.error for answer in answers):
@@ -76,7 +76,7 @@ def run(
     try:
         done = sources.at_once(lambda target: _end(ledger, target, timeout, forget), targets, _PARALLEL)
     except KeyboardInterrupt:
-        report("what is left stays in the ledger; run the command again")
+        say("what is left stays in the ledger; run the command again")
         raise
     # With --all, a provider that could not be queried may have machines of pools unknown here.
     if False in done or (all and any(answer.error is not None for answer in answers)):
@@ -133,7 +133,7 @@ def _confirm(warnings: Sequence[str], yes: bool) -> None:
     if not warnings or yes:
         return
     for warning in warnings:
-        report(warning)
+        say(warning)
     try:
         sure = typer.confirm("Terminate its machines?" if len(warnings) == 1 else "Terminate all of them?", err=True)
     except typer.Abort:  # nobody is there to answer
@@ -150,16 +150,16 @@ def _end(ledger: Ledger, target: _Target, timeout: float, forget: bool) -> bool:
     def end(source: sources.ProviderSource) -> list[MachineId]:
         rental = source.rental
         listing_delay = 0.0 if last is None else max(0.0, last + rental.listing_delay - time.time())
-        return sweep(rental, target.tag, ledger, listing_delay=listing_delay, limit=timeout, report=report)
+        return sweep(rental, target.tag, ledger, listing_delay=listing_delay, limit=timeout, report=say)
 
     answers = sources.ask(target.places, end)
     for answer in answers:
         if answer.error is not None:
-            report(f"{target.tag}: {answer.trouble}")
+            say(f"{target.tag}: {answer.trouble}")
     if any(answer.error is not None for answer in answers):
         return False
     if unseen := ledger.close_pool(target.tag, seen=not forget):
-        report(
+        say(
             f"{target.tag}: {', '.join(unseen)}: not found there. If it was rented in another account, project or "
             "region than the ones set here, set those, or check the provider's own web pages. If it is gone, run "
             f"skyward down {target.tag} --forget"

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from skyward.cli import sources
-from skyward.cli.output import age, as_json, money, print_line, report, table, waiting
+from skyward.cli.output import age, as_json, money, print_line, say, table, waiting
 from skyward.core.machines.ledger import Entry, Ledger, PoolEntry
 from skyward.core.spec import Machine, MachineState
 
@@ -64,7 +64,7 @@ def run(
         answers = sources.ask(asked, lambda source: source.rental.all_machines())
     for answer in answers:
         if answer.error is not None:
-            report(answer.trouble)
+            say(answer.trouble)
         own = {pool.tag for pool in pools}
         ledger.made(str(answer.source), [machine for machine in answer.value or () if machine.tag in own])
     found = rows(pools, ledger.machines(), answers, time.time())

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from skyward.cli import sources
-from skyward.cli.output import as_json, memory, money, report, table, waiting
+from skyward.cli.output import as_json, memory, money, say, table, waiting
 from skyward.core.errors import ConfigError, NoOffer
 from skyward.core.machines import offer_selection
 from skyward.core.spec import Allocation, Offer, Resources
@@ -44,7 +44,7 @@ def run(
     found = [(str(answer.source), offer) for answer in answers for offer in answer.value or ()]
     for answer in answers:
         if answer.error is not None:
-            report(answer.trouble)
+            say(answer.trouble)
     chosen = _select(found, wanted, spot)
     shown = chosen[: (None if json else _DEFAULT_LIMIT) if limit is None else limit or None]
     if json:
@@ -52,7 +52,7 @@ def run(
     elif shown:
         table(_COLUMNS, (_cells(*pair) for pair in shown))
         if len(shown) < len(chosen):
-            report(f"{len(chosen) - len(shown)} more; use --limit 0 to show all")
+            say(f"{len(chosen) - len(shown)} more; use --limit 0 to show all")
     if not chosen and all(answer.error is not None for answer in answers):
         raise typer.Exit(1)  # each error has been reported
     if not chosen:

@@ -13,12 +13,12 @@ from rich.text import Text
 
 from skyward.core.visible import in_json, shown
 
-__all__ = ["age", "as_json", "memory", "money", "print_line", "report", "table", "waiting"]
+__all__ = ["age", "as_json", "memory", "money", "print_line", "say", "table", "waiting"]
 
 _WIDE = 10_000  # columns, so that each row is one line, which can be searched for and copied
 
 
-def report(text: str) -> None:
+def say(text: str) -> None:
     """Print a message that is not a result, on standard error."""
     typer.echo(f"skyward: {shown(text)}", err=True)
 

@@ -14,7 +14,7 @@ BAD = "\x1b]0;owned\x07\x1b[2Jname\x9b1A"
 
 @pytest.mark.parametrize(
     "speak",
-    [output.report, output.print_line, output.as_json, lambda bad: output.table(["a"], [[bad, "b\nc"]])],
+    [output.say, output.print_line, output.as_json, lambda bad: output.table(["a"], [[bad, "b\nc"]])],
     ids=["say", "tell", "json", "table"],
 )
 def test_nothing_that_a_cloud_says_reaches_the_terminal_raw(

@@ -105,7 +105,7 @@ def _structure(names: Any, fields: Any, size: int, align: bool) -> numpy.dtype[A
 
 def _checked(dtype: Any) -> numpy.dtype[Any]:
     if not isinstance(dtype, numpy.dtype):
-        raise RefusedPickle("contains an array whose type is not a type")
+        raise RefusedPickle("contains an array with an invalid dtype")
     return dtype
 
 

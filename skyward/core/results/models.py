@@ -157,7 +157,7 @@ def _build_spline(spline: Any, state: Any) -> Any:
     kind = type(spline)
     if type(state) is tuple:  # scipy since 1.18: the spline itself is another object, made as below
         if type(state[0]).__name__ != "_BSpline":
-            raise RefusedPickle("contains a spline that is not one")
+            raise RefusedPickle("contains an invalid spline")
         return attributes(spline, state)
     knots, coefficients = (state.get(f"_{name}", state.get(name)) for name in ("t", "c"))
     return kind(knots, coefficients, state["k"], state["extrapolate"], state["axis"])

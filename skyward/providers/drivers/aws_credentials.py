@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+import queue
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ __all__ = ["Credentials", "CredentialsError", "resolve", "resolve_region"]
 
 # Of calls to STS and to single sign-on, in seconds; the metadata of instances have botocore's own limit of one second.
 _CONNECT_TIMEOUT, _READ_TIMEOUT, _ATTEMPTS = 5, 20, 3
+_LIMIT = 120.0  # seconds for all of it: a credential_process may ask its user for a code, or hang
 _PROFILE_VARIABLES = ("AWS_DEFAULT_PROFILE", "AWS_PROFILE")  # in botocore's order
 
 
@@ -59,12 +62,11 @@ def resolve(
             raise CredentialsError("Give both access_key and secret_key, or neither to have them looked up")
         return Credentials(access_key, secret_key, token)
     with _session(profile) as session:
-        found = session.get_credentials()
-        frozen = found.get_frozen_credentials() if found is not None else None
+        frozen = _limited(lambda: (found := session.get_credentials()) and found.get_frozen_credentials(), profile)
     if frozen is None:
         raise CredentialsError(
             "Found no AWS credentials. Run 'aws configure', set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or name a "
-            f"profile (AWS_PROFILE). Looked at:{_places(profile)}"
+            f"profile (AWS_PROFILE). Searched:{_places(profile)}"
         )
     return Credentials(frozen.access_key, frozen.secret_key, frozen.token)
 
@@ -106,10 +108,31 @@ def _session(profile: str | None) -> Iterator[Any]:
         said = " ".join(str(error).split()).rstrip(": ")
         if not isinstance(error, exceptions.BotoCoreError | exceptions.ClientError):
             said = f"{type(error).__name__}: {said}"
-        next_step = f"'aws sts get-caller-identity --profile {name}' finds them in the same way"
+        next_step = f"'aws sts get-caller-identity --profile {name}' shows whether they work"
         if isinstance(error, exceptions.SSOError | exceptions.TokenRetrievalError):
             next_step = f"run 'aws sso login --profile {name}'"
         raise CredentialsError(f"The AWS credentials of profile {name!r} can't be used: {said}; {next_step}") from error
+
+
+def _limited(ask: Callable[[], Any], profile: str | None) -> Any:
+    """Call a function that may hang, in a thread which is left behind then; botocore has no limit of its own."""
+    answers: queue.SimpleQueue[tuple[Any, Exception | None]] = queue.SimpleQueue()
+
+    def call() -> None:
+        try:
+            answers.put((ask(), None))
+        except Exception as error:
+            answers.put((None, error))
+
+    threading.Thread(target=call, name="skyward-aws-credentials", daemon=True).start()
+    try:
+        answer, error = answers.get(timeout=_LIMIT)
+    except queue.Empty:
+        name = _profile(profile)
+        raise TimeoutError(f"no answer within {_LIMIT:g} s; does the credential_process of {name!r} hang?") from None
+    if error is not None:
+        raise error
+    return answer
 
 
 def _profile(profile: str | None) -> str:
@@ -128,7 +151,7 @@ def _places(profile: str | None) -> str:
     """Where nothing was found, a line each."""
     disabled = os.environ.get("AWS_EC2_METADATA_DISABLED", "").lower() == "true"
     places = (
-        f"environment: left out, as profile {profile!r} was asked for"
+        f"environment: ignored, since profile {profile!r} was given"
         if profile
         else "environment: AWS_ACCESS_KEY_ID is not set",
         f"profile {_profile(profile)!r} in {_files()}: it has no keys, role, single sign-on or credential_process",

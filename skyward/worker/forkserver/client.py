@@ -171,6 +171,7 @@ class ForkServerClient:
         for pid in self.pids.values():
             with contextlib.suppress(OSError):
                 os.killpg(pid, signal.SIGKILL)
+        self.pids.clear()  # their numbers may be others' soon
         self._close()
         if self._server is not None:
             self._server.kill()
@@ -180,10 +181,7 @@ class ForkServerClient:
         for timer in (self._starting, self._polling):
             if timer is not None:
                 timer.cancel()
-        for _, fds in self._queue:
-            for fd in fds:
-                os.close(fd)
-        self._queue.clear()
+        self._discard_queue()
         if self._server is None:
             return
         if self._server.control.fileno() >= 0:
@@ -191,6 +189,12 @@ class ForkServerClient:
             self._loop.remove_writer(self._server.control.fileno())
         if not self._server.output.closed:
             self._loop.remove_reader(self._server.output.fileno())
+
+    def _discard_queue(self) -> None:
+        for _, fds in self._queue:
+            for fd in fds:
+                os.close(fd)
+        self._queue.clear()
 
     def _write(self) -> None:
         """Send what is queued; the fork server may be busy with imports for long."""
@@ -210,8 +214,8 @@ class ForkServerClient:
                     self._queue.appendleft((data[sent:], ()))
         except (BlockingIOError, InterruptedError):
             self._loop.add_writer(control.fileno(), self._write)
-        except OSError:
-            self._queue.clear()  # it has ended; `_readable` notices
+        except OSError:  # it has ended; `_readable` notices
+            self._discard_queue()
         else:
             self._loop.remove_writer(control.fileno())
 
@@ -244,14 +248,13 @@ class ForkServerClient:
         tail = self._tail.decode(errors="replace").strip()
         self.kill_all()
         status = server.process.returncode
-        assert status is not None
         if not hung:
             how = f"ended with status {status}"
         elif self._probe.is_up:
             how = f"did not answer for {hung:g} s, and was killed"
         else:
             how = f"was not ready after {hung:g} s, and was killed; an import of Image(preload=[...]) may hang"
-        on_end(Ended(f"the fork server {how}" + (f": {tail}" if tail else ""), status < 0, hung))
+        on_end(Ended(f"the fork server {how}" + (f": {tail}" if tail else ""), status is None or status < 0, hung))
 
     def _read_output(self, server: ForkServerProcess) -> None:
         """Read what the fork server prints: warnings of modules that it imports, or why it ends."""

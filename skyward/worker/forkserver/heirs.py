@@ -17,9 +17,10 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+from skyward.core.system import open_files
 from skyward.worker.forkserver import imports
 from skyward.worker.forkserver.liveness import LIMITS, Limits, Probe, ProbeState
-from skyward.worker.forkserver.protocol import ECHO, END, EXITED, FORKED, KILL, REPORT, REQUEST, SEAT, TRYING, UP
+from skyward.worker.forkserver.protocol import ECHO, END, EXITED, FILES, FORKED, KILL, REPORT, REQUEST, SEAT, TRYING, UP
 from skyward.worker.process import kill_group
 
 __all__ = ["Heir", "Heirs"]
@@ -29,6 +30,7 @@ _QUIET = 0.5  # seconds after the last report of imports, since slots mostly imp
 _SLOWER = 4.0  # factor by which the pause grows with each heir, since tasks may import new modules all the time
 _LIMIT = 60.0  # seconds that an heir's imports may take
 _MESSAGE = 256 * 1024  # bytes
+_FILES_SHARE = 4  # that part of the files we may open is kept at most for slots that were requested
 
 
 @dataclass
@@ -172,12 +174,14 @@ class Heirs:
             Its file descriptors, which this object closes if an heir forks it.
         """
         heir = self.current
-        if heir is None:
+        # Requests keep their files until they are answered; those of many slots at once would be all that we may open.
+        held = sum(len(each.unborn) for each in self.all.values()) * FILES
+        if heir is None or held >= open_files.limit() // _FILES_SHARE:
             return False
         try:
             heir.sock.sendall(REQUEST.pack(SEAT, seat))
             socket.send_fds(heir.sock, [REQUEST.pack(what, number)], fds)
-        except OSError:  # it has died; its socket will report it
+        except OSError:  # it has died, or takes no more since it hangs; its socket or its probe will report it
             return False
         self._schedule_poll()
         heir.slots[number] = 0
@@ -192,7 +196,8 @@ class Heirs:
                 self._schedule_poll()
                 heir.discard_request(number)
                 heir.probe.kills(number)
-                _send(heir, KILL, number)
+                if not _send(heir, KILL, number) and (pid := heir.slots[number]):
+                    kill_group(pid)
 
     def _schedule_poll(self) -> None:
         """Begin to poll the heirs' probes, unless that is going on."""
@@ -240,6 +245,8 @@ class Heirs:
     def _read(self, heir: Heir) -> None:
         try:
             data = heir.sock.recv(REPORT.size * 64)
+        except BlockingIOError:
+            return
         except OSError:
             data = b""
         if not data:
@@ -314,6 +321,7 @@ class Heirs:
                 return
             if pid == 0:
                 self._become(theirs, names, self._variables)
+        ours.setblocking(False)  # an heir that hangs takes nothing more: its fork server must not wait for it
         heir = Heir(pid, ours, names, now + self._limit)
         self.all[ours.fileno()] = heir
         assert self._poll is not None
@@ -329,6 +337,10 @@ def _poll(heir: Heir) -> None:
             os.kill(heir.pid, signal.SIGKILL)  # its end follows
 
 
-def _send(heir: Heir, what: int, number: int) -> None:
-    with contextlib.suppress(OSError):  # it has died; its socket will report it
+def _send(heir: Heir, what: int, number: int) -> bool:
+    """Send a request; False if it has died, or takes no more: its socket or its probe will report it."""
+    try:
         heir.sock.sendall(REQUEST.pack(what, number))
+    except OSError:
+        return False
+    return True

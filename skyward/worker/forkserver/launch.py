@@ -31,6 +31,7 @@ __all__ = ["ROOT", "ForkServerProcess", "forked", "started"]
 ROOT = str(Path(skyward.worker.__file__).parent.parent.parent)
 """The folder or archive that contains skyward."""
 
+_KILLED = 5.0  # seconds that the kernel may take to end it
 _HEIRS = 1.0  # seconds that heirs may take to end with their fork server
 _FILES = resource.getrlimit(resource.RLIMIT_NOFILE)  # as this process was started
 
@@ -85,7 +86,10 @@ class ForkServerProcess:
             poll.poll(_HEIRS * 1000)
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
+            with contextlib.suppress(
+                subprocess.TimeoutExpired
+            ):  # it may hang in the kernel, as one that waits for FUSE
+                self.process.wait(_KILLED)
         self.control.close()
         self.output.close()
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from skyward.providers.drivers import aws_credentials
 from skyward.providers.drivers.aws_credentials import Credentials, CredentialsError, resolve, resolve_region
 from tests.lab.clouds.ec2 import EC2
 
@@ -140,10 +141,17 @@ def test_the_error_says_where_it_looked(home: Path):
     ):
         assert part in str(failure.value)
     write_files(home, "[one]\n[two words]\n", "[profile three]\n[profile 'four 4']\n")
-    with pytest.raises(CredentialsError, match=r"environment: left out, as profile 'one'"):
+    with pytest.raises(CredentialsError, match=r"environment: ignored, since profile 'one'"):
         resolve(profile="one")
     with pytest.raises(CredentialsError, match=r"no AWS profile 'nine'.*four 4, one, three, two words"):
         resolve(profile="nine")
+
+
+def test_a_process_that_hangs_is_not_waited_for(home: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(aws_credentials, "_LIMIT", 0.5)
+    write_files(home, f"[default]\ncredential_process = {sys.executable} -c 'import time; time.sleep(5)'\n")
+    with pytest.raises(CredentialsError, match="does the credential_process of 'default' hang"):
+        resolve()
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ import msgpack
 import pytest
 
 from skyward.core.protocol.messages import Began, Failure
+from skyward.core.system import open_files
 from skyward.worker.forkserver.heirs import Heirs
+from skyward.worker.forkserver.protocol import FORK_ISOLATED
 from tests.worker.helpers import Owner, alive, descendants, owner, wait_for
 
 PACKAGES = ("mine", "many", "deadly")
@@ -138,3 +141,44 @@ def test_an_import_that_hangs_is_not_waited_for() -> None:
             heir.sock.close()
         reports.close()
         slots_end.close()
+
+
+@pytest.fixture
+def stopped() -> Iterator[Heirs]:
+    """Heirs of this process, of which one takes nothing: it stopped as it began."""
+
+    def stop(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGSTOP)
+        os._exit(0)
+
+    reports, _ = socket.socketpair()
+    heirs = Heirs(reports, lambda *_: None, stop, lambda *_: None)
+    heirs.watch(select.poll())
+    heirs._make()
+    (heirs.current,) = heirs.all.values()
+    yield heirs
+    os.kill(heirs.current.pid, signal.SIGKILL)
+    os.waitpid(heirs.current.pid, 0)
+    heirs.current.sock.close()
+    reports.close()
+
+
+def test_a_fork_server_never_waits_for_an_heir_that_takes_nothing(stopped: Heirs) -> None:
+    assert stopped.current is not None
+    number = 0
+    while stopped.fork(FORK_ISOLATED, number, 1, []):
+        stopped.current.unborn.clear()  # as if it had made them
+        number += 1
+        assert number < 100_000
+    stopped.kill(number - 1)
+    stopped.end()
+
+
+def test_slots_that_were_requested_hold_only_some_of_the_open_files(
+    stopped: Heirs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(open_files, "limit", lambda: 64)
+    assert [stopped.fork(FORK_ISOLATED, number, 1, []) for number in range(5)] == [True] * 4 + [False]
+    assert stopped.current is not None
+    stopped.current.discard_request(0)
+    assert stopped.fork(FORK_ISOLATED, 5, 1, [])
