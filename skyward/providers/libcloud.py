@@ -347,7 +347,7 @@ class Libcloud(CloudProvider):
         for node in driver.list_nodes(**self._told.list_nodes):
             if str(node.id) == id and node.state != NodeState.TERMINATED:
                 if not driver.destroy_node(node, **self._told.destroy):
-                    raise CloudError(f"{self.name}: {id} was not destroyed, for no stated reason")
+                    raise CloudError(f"{self.name}: {id} could not be destroyed, and its driver gives no reason")
                 return
         raise NotFound(f"{self.name}: there is no machine {id}")
 

@@ -117,7 +117,7 @@ class SSH:
         return options
 
     def offers(self, resources: Resources) -> Sequence[Offer]:
-        """Return nothing: the hosts are what they are."""
+        """Return an empty list: hosts are given, not chosen by offer."""
         return []
 
     def create(self, order: Order) -> Sequence[Machine]:

@@ -1,4 +1,4 @@
-"""Byte strings behind their length: how processes hand each other a first message before they speak the wire protocol.
+"""Length-prefixed byte strings, used before two processes switch to the wire protocol.
 
 A frame is the length as u32, big-endian, and then so many bytes. Pure.
 """

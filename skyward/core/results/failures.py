@@ -66,7 +66,7 @@ def _build(error: BaseException, state: Any) -> BaseException:
     if state is None:
         return error
     if type(state) is not dict or not all(type(name) is str for name in state):
-        raise RefusedPickle("gives an exception a state that is not attributes")
+        raise RefusedPickle("gives an exception a state that is not a dict of attributes")
     if strange := [name for name in state if name.startswith("__") and name != "__notes__"]:
         raise RefusedPickle(f"sets {strange[0]} of an exception")
     _ATTRIBUTES.__get__(error).update(state)

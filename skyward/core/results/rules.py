@@ -119,5 +119,5 @@ def attributes(made: Any, state: Any) -> Any:
     elif isinstance(state, dict) and all(type(name) is str for name in state):
         made.__dict__.update(state)
     elif state is not None:
-        raise RefusedPickle(f"gives a {type(made).__name__} a state that is not attributes")
+        raise RefusedPickle(f"gives a {type(made).__name__} a state that is not a dict of attributes")
     return made

@@ -152,7 +152,7 @@ class DataUnpickler(pickle._Unpickler):  # noqa: SLF001 - the reference implemen
         kind = self.stack[-1]
         rule = self._rules.get(id(kind))
         if rule is None or rule.new is None or type(args) is not tuple or type(named) is not dict:
-            raise RefusedPickle(f"makes a {_called(kind)}")
+            raise RefusedPickle(f"makes an object from {_called(kind)}")
         self.stack[-1] = made = rule.new(*args, **named)
         self._fresh[id(made)] = made, rule
 

@@ -24,7 +24,7 @@ _PROFILE_VARIABLES = ("AWS_DEFAULT_PROFILE", "AWS_PROFILE")  # in botocore's ord
 
 
 class CredentialsError(Exception):
-    """There are no usable credentials; says where they were sought, or what is wrong with those that were found."""
+    """There are no usable credentials; says where they were looked for, or what is wrong with those that were found."""
 
 
 @dataclass(frozen=True)

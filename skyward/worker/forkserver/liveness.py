@@ -43,7 +43,7 @@ LIMITS = Limits()
 
 
 class ProbeState(Enum):
-    """What a poll found: nothing is expected, so no poll need follow; ask; wait for the answer; or it hangs."""
+    """What a poll found: idle, so that polling may stop; ask; wait for the answer; or hung."""
 
     IDLE = auto()
     ASK = auto()

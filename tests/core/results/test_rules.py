@@ -33,7 +33,7 @@ def test_objects_are_made_without_init_and_given_attributes() -> None:
     assert attributes(made(Plain)(), None).__dict__ == {}
     assert attributes(made(Stateful)(), [2]).seen == [2]
     for state in ([1], {1: 2}, "x"):
-        with pytest.raises(RefusedPickle, match="a state that is not attributes"):
+        with pytest.raises(RefusedPickle, match="a state that is not a dict of attributes"):
             attributes(made(Plain)(), state)
 
 
