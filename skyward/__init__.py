@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from skyward.core.errors import WorkerCrashed as WorkerCrashed
     from skyward.core.function import compute as compute
     from skyward.core.function import gather as gather
+    from skyward.core.interfaces import OpenPool as OpenPool
     from skyward.core.interfaces import Plugin as Plugin
     from skyward.core.pool import Compute as Compute
     from skyward.core.pool import Compute as ComputePool
@@ -83,6 +84,7 @@ __all__ = [
     "NoOffer",
     "NodeLost",
     "NotFound",
+    "OpenPool",
     "PackagesFailed",
     "PayloadError",
     "Plugin",
@@ -121,6 +123,7 @@ _HOME = {
     "Image": "skyward.core.spec:Image",
     "Libcloud": "skyward.providers.libcloud:Libcloud",
     "Local": "skyward.providers.local:Local",
+    "OpenPool": "skyward.core.interfaces:OpenPool",
     "Plugin": "skyward.core.interfaces:Plugin",
     "S3Volume": "skyward.core.spec:S3Volume",
     "SSH": "skyward.providers.ssh:SSH",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import functools
 from collections.abc import Iterator
 from typing import assert_type
@@ -101,7 +102,14 @@ def several(pool: sky.Compute) -> None:
     assert_type([future.result() for future in sky.gather(*map(square, range(9))) > pool], list[int])
 
 
+class Announced(sky.Plugin):
+    def around_client(self, pool: sky.OpenPool) -> contextlib.AbstractContextManager[object]:
+        return contextlib.nullcontext(pool.name)
+
+
 def main() -> None:
+    with sky.Compute(plugins=[Announced()]):
+        pass
     with sky.Compute(nodes=2, worker=sky.Worker(concurrency=2, executor="thread")) as pool:
         plain_functions(pool)
     with sky.ComputePool(provider=sky.Local(), concurrency=2) as other:
