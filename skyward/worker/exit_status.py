@@ -7,6 +7,8 @@ import os
 import signal
 from pathlib import Path
 
+from skyward.worker.forkserver.protocol import HUNG
+
 __all__ = ["OutOfMemory", "describe"]
 
 
@@ -49,7 +51,9 @@ def _cgroup_files() -> list[str]:
 
 
 def describe(status: int, memory: OutOfMemory) -> str:
-    """Describe a wait status, such as ``exit status 3`` or ``killed by SIGSEGV``."""
+    """Describe a wait status, or `HUNG`: ``exit status 3``, say, or ``killed by SIGSEGV``."""
+    if status == HUNG:
+        return "lost with the process that it was forked from, which did not answer"
     code = os.waitstatus_to_exitcode(status)
     if code >= 0:
         return f"exit status {code}"

@@ -9,6 +9,7 @@ import pytest
 
 from skyward.worker import exit_status
 from skyward.worker.exit_status import OutOfMemory, describe
+from skyward.worker.forkserver.protocol import HUNG
 
 
 @pytest.mark.parametrize(
@@ -19,6 +20,7 @@ from skyward.worker.exit_status import OutOfMemory, describe
         (signal.SIGSEGV | 0x80, "killed by SIGSEGV"),
         (signal.SIGKILL, "killed by SIGKILL (out of memory?)"),
         (62, "killed by signal 62"),
+        (HUNG, "lost with the process that it was forked from, which did not answer"),
     ],
 )
 def test_a_wait_status(status: int, description: str) -> None:

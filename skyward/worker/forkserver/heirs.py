@@ -20,7 +20,20 @@ from dataclasses import dataclass, field
 from skyward.core.system import open_files
 from skyward.worker.forkserver import imports
 from skyward.worker.forkserver.liveness import LIMITS, Limits, Probe, ProbeState
-from skyward.worker.forkserver.protocol import ECHO, END, EXITED, FILES, FORKED, KILL, REPORT, REQUEST, SEAT, TRYING, UP
+from skyward.worker.forkserver.protocol import (
+    ECHO,
+    END,
+    EXITED,
+    FILES,
+    FORKED,
+    HUNG,
+    KILL,
+    REPORT,
+    REQUEST,
+    SEAT,
+    TRYING,
+    UP,
+)
 from skyward.worker.process import kill_group
 
 __all__ = ["Heir", "Heirs"]
@@ -54,6 +67,8 @@ class Heir:
         process can make them.
     probe
         Detects whether it hangs, once it is ready.
+    hung
+        Whether it was killed for that.
     """
 
     pid: int
@@ -65,6 +80,7 @@ class Heir:
     slots: dict[int, int] = field(default_factory=dict)
     unborn: dict[int, tuple[int, list[int]]] = field(default_factory=dict)
     probe: Probe = field(default_factory=Probe)
+    hung: bool = False
 
     def discard_request(self, number: int) -> None:
         """Close the files of a slot that has been made, or need not be."""
@@ -282,7 +298,7 @@ class Heirs:
                 what, fds = heir.unborn[number]
                 self._fork(what, number, fds)
             else:
-                self._report(EXITED, number, signal.SIGKILL)
+                self._report(EXITED, number, HUNG if heir.hung else signal.SIGKILL)
         if heir.ready:
             return
         if heir.at < len(heir.names):
@@ -333,6 +349,7 @@ def _poll(heir: Heir) -> None:
     if state is ProbeState.ASK:
         _send(heir, ECHO, 0)
     elif state is ProbeState.HUNG:
+        heir.hung = True
         with contextlib.suppress(ProcessLookupError):
             os.kill(heir.pid, signal.SIGKILL)  # its end follows
 

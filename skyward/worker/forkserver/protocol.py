@@ -13,6 +13,7 @@ __all__ = [
     "FORKED",
     "FORK_ISOLATED",
     "FORK_SHARED",
+    "HUNG",
     "KILL",
     "REPORT",
     "REQUEST",
@@ -39,6 +40,9 @@ REPORT = struct.Struct("!BIi")
 """Fork server to agent: what, slot, value."""
 
 UP, FORKED, FAILED, EXITED = 1, 2, 3, 4  # values: nothing; pid; errno; wait status
+
+HUNG = -1
+"""In place of a wait status: how the slot ended is not known, since its heir did not answer and was killed."""
 
 TRYING = 5
 """Heir to fork server, in place of the slot: the index of the module that it imports next."""

@@ -18,7 +18,7 @@ import pytest
 from skyward.core.protocol.messages import Began, Failure
 from skyward.core.system import open_files
 from skyward.worker.forkserver.heirs import Heirs
-from skyward.worker.forkserver.protocol import FORK_ISOLATED
+from skyward.worker.forkserver.protocol import EXITED, FORK_ISOLATED, HUNG, UP
 from tests.worker.helpers import Owner, alive, descendants, owner, wait_for
 
 PACKAGES = ("mine", "many", "deadly")
@@ -155,11 +155,13 @@ def stopped() -> Iterator[Heirs]:
     heirs = Heirs(reports, lambda *_: None, stop, lambda *_: None)
     heirs.watch(select.poll())
     heirs._make()
-    (heirs.current,) = heirs.all.values()
+    (heir,) = heirs.all.values()
+    heirs.current = heir
     yield heirs
-    os.kill(heirs.current.pid, signal.SIGKILL)
-    os.waitpid(heirs.current.pid, 0)
-    heirs.current.sock.close()
+    if not heir.hung:
+        os.kill(heir.pid, signal.SIGKILL)
+        os.waitpid(heir.pid, 0)
+    heir.sock.close()
     reports.close()
 
 
@@ -182,3 +184,25 @@ def test_slots_that_were_requested_hold_only_some_of_the_open_files(
     assert stopped.current is not None
     stopped.current.discard_request(0)
     assert stopped.fork(FORK_ISOLATED, 5, 1, [])
+
+
+def test_slots_of_an_heir_that_hung_are_said_to_be_lost_with_it(stopped: Heirs) -> None:
+    heir = stopped.current
+    assert heir is not None
+    reported: list[tuple[int, int, int]] = []
+    stopped._report = lambda *report: reported.append(report)
+    heir.ready, heir.slots = True, {7: 0}
+    heir.probe.heard(UP, 0)
+    heir.probe.kills(7)
+    pid = heir.pid
+
+    def buried() -> bool:
+        stopped.attend({})
+        if heir.hung:
+            os.waitpid(pid, 0)
+            stopped.attend({heir.sock.fileno(): select.POLLIN})
+        return bool(reported)
+
+    stopped._period = 0.0
+    wait_for(buried, "the end of the heir")
+    assert reported == [(EXITED, 7, HUNG)]
