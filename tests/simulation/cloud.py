@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -16,7 +17,7 @@ from tests.simulation.network import Line
 from tests.simulation.node import SECRET
 from tests.simulation.world import World
 
-__all__ = ["Books", "Cloud", "SimulatedTransport"]
+__all__ = ["Books", "Cloud", "SimulatedTransport", "registered"]
 
 
 class _Record:
@@ -206,4 +207,12 @@ class _Link:
             channel.close()
 
 
-OURS["skyward.transports"]["simulated"] = f"{__name__}:SimulatedTransport"
+@contextlib.contextmanager
+def registered() -> Iterator[None]:
+    """Let pools find the transport, and the other tests find nothing of it."""
+    transports = OURS["skyward.transports"]
+    transports["simulated"] = f"{__name__}:SimulatedTransport"
+    try:
+        yield
+    finally:
+        del transports["simulated"]

@@ -10,6 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 
 from tests.simulation import adversary
+from tests.simulation.cloud import registered
 from tests.simulation.world import Stuck, World
 
 __all__ = ["Outcome", "Totals", "many", "simulate"]
@@ -50,6 +51,11 @@ class Outcome:
 
 def simulate(seed: int) -> Outcome:
     """Run one seed to its end."""
+    with registered():
+        return _simulate(seed)
+
+
+def _simulate(seed: int) -> Outcome:
     world = World(seed)
     pool = adversary.pool(world)
     submitted: list[bool] = []
