@@ -225,6 +225,12 @@ class Pool:
         self._work.append(self.world.run_task(self.driver, self.provisioner.stop()))
 
     @property
+    def is_told(self) -> bool:
+        """Whether no agent runs that had an owner; one on a host that came too late never had, and waits for one."""
+        alive = [machine.agent for machine in self.machines.values() if machine.process.alive]
+        return not any(agent is not None and agent.session is not None for agent in alive)
+
+    @property
     def is_gone(self) -> bool:
         """Whether nothing of it runs on any machine."""
         return not any(machine.process.alive for machine in self.machines.values())
