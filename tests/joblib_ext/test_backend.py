@@ -33,6 +33,12 @@ def square(x):
     return x**2
 
 
+def square_later(x, gate):
+    while not gate.exists():
+        time.sleep(0.001)
+    return x**2
+
+
 class Odd(Exception):
     """Its signature does not match its args."""
 
@@ -145,16 +151,17 @@ def test_a_generator_left_alone_ends_its_tasks_and_no_others(pool):
     assert time.monotonic() - began < 10
 
 
-def test_pre_dispatch_is_lazy():
-    pulled = []
+def test_pre_dispatch_is_lazy(tmp_path):
+    gate, pulled = tmp_path / "gate", []
 
     def items():
         for i in range(40):
             pulled.append(i)
-            yield delayed(square)(i)
+            yield delayed(square_later)(i, gate)
 
     out = Parallel(n_jobs=2, return_as="generator", batch_size=1, pre_dispatch=4)(items())
-    assert len(pulled) <= 8
+    assert len(pulled) <= 8  # and stays so: no task ends before the gate is open
+    gate.touch()
     assert list(out) == [i**2 for i in range(40)]
 
 
