@@ -57,7 +57,7 @@ def test_joblib_on_hosts_without_skyward(lab_hosts: LabHosts, reach: Reach) -> N
 def files_of_agents(host: Host) -> list[str]:
     """What agents have for as long as they run."""
     places = "/root/.cache/skyward/run/* /tmp/skyward-* /dev/shm/skyward-*"
-    return host.run("sh", "-c", f"ls -d {places} 2>/dev/null").stdout.split()
+    return host.run("sh", "-c", f"find {places} 2>/dev/null").stdout.split()  # with what is in them, for the failure
 
 
 def test_the_second_start_is_quick(lab_hosts: LabHosts, reach: Reach) -> None:
