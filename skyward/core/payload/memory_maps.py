@@ -37,7 +37,6 @@ Named = Literal["all", "given", "none", "data"]
 """Which maps are sent as the name of their file: all, those that were received that way, or none. ``"data"``: none, and
 they are sent as plain arrays, for a reader that accepts no file names."""
 
-_WRITES = ("r+", "w+")
 _KEEP = "; keep the file as it is until the tasks have ended"
 _NO_SHARED_MEMORY = (
     "mmap_mode='r+' gives each task its own copy-on-write map, since machines share no memory: neither the caller nor "
