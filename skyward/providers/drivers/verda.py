@@ -345,10 +345,6 @@ class VerdaNodeDriver(NodeDriver):
             rows += [row for row in _rows(self._call("GET", "/volumes/trash")) if row["id"] not in known]
         return [_to_volume(self, row) for row in rows]
 
-    def ex_get_volume(self, volume_id: str) -> StorageVolume:
-        """Return one volume."""
-        return _to_volume(self, _one(self._call("GET", f"/volumes/{segment(volume_id)}")))
-
     def destroy_volume(self, volume: StorageVolume) -> bool:
         """Delete a volume permanently, from the trash too. Refused while it is attached."""
         self._call("DELETE", f"/volumes/{segment(volume.id)}", body={"is_permanent": True})
