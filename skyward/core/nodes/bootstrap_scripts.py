@@ -241,6 +241,7 @@ born() { # pid: print its start time in the kernel's units, or nothing if that i
     set -- ${line##*) }
     printf '%s' "${20}"
 }
+trap 'rm -rf "$run" "$folder"; exit 143' HUP TERM # the driver has given up: no agent will remove them
 mkdir "$run" || { disks; exit 1; }
 [ "$folder" = "$run" ] || mkdir "$folder" || { disks; exit 1; }
 node=$(uname -n)
@@ -269,6 +270,8 @@ if [ "$status" != 0 ]; then # whatever may be broken is made again next time
     "$env/bin/python" -P -c "$check" >/dev/null 2>&1 || rm -f "$env/.complete"
     exit 1
 fi
+
+trap - HUP TERM # from here on they are the agent's
 
 # Remove what killed agents left behind and, once a day, environments that nobody has used for two months.
 sweep_runs() {
