@@ -87,9 +87,9 @@ def test_kill_9_on_a_host_loses_nothing(victim: str, lab_hosts: LabHosts, reach:
     with sky.Compute(**reach(hosts), worker=workers) as pool:
         futures = [pool.submit(slow_double, i) for i in range(60)]
         futures[5].result(60)
-        ours = [pid for pid, command in hosts[0].pids() if "worker.agent" in command]
-        # The agent, its fork server and the slots were made in this order.
-        hosts[0].run("kill", "-9", str(min(ours) if victim == "agent" else max(ours)), check=True)
+        names = {pid: (hosts[0].root / f"proc/{pid}/comm").read_text().strip() for pid, _ in hosts[0].pids()}
+        chosen = next(pid for pid, name in names.items() if name == f"skyward-{victim}")
+        hosts[0].run("kill", "-9", str(chosen), check=True)
         assert [future.result(60) for future in futures] == [2 * i for i in range(60)]
     for host in hosts:
         eventually(lambda host=host: not host.pids(), 10, "no process stays on the host")
