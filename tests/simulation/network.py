@@ -53,7 +53,7 @@ class Connection:
         world = self.line.world
         for chunk in self.line.chunks(data):
             self._last_up = max(self._last_up, world.now + self.line.delay(len(chunk)))
-            world.after(self._last_up - world.now, lambda chunk=chunk: self._arrives(chunk))
+            world.at(self._last_up, lambda chunk=chunk: self._arrives(chunk))
 
     async def drain(self) -> None:
         while self.congested:
@@ -69,7 +69,7 @@ class Connection:
         if not self._ended:
             self._end_here()
             world = self.line.world
-            world.after(max(0.0, self._last_up - world.now) + self.line.delay(0), self._end_there)
+            world.at(max(world.now, self._last_up) + self.line.delay(0), self._end_there)
 
     # --- the world's half ---
 
@@ -112,7 +112,7 @@ class Connection:
             return
         world = self.line.world
         self._last_down = max(self._last_down, world.now + self.line.delay(len(data)))
-        world.after(self._last_down - world.now, lambda: self._to_driver(data))
+        world.at(self._last_down, lambda: self._to_driver(data))
 
     def _to_driver(self, data: bytes) -> None:
         if not self.cut and not self._ended:
@@ -123,7 +123,7 @@ class Connection:
         """The agent has closed; what it had sent before comes first."""
         self._close_socket()
         world = self.line.world
-        world.after(max(0.0, self._last_down - world.now) + self.line.delay(0), self._end_here)
+        world.at(max(world.now, self._last_down) + self.line.delay(0), self._end_here)
 
     def _end_here(self) -> None:
         self._ended = True

@@ -51,8 +51,8 @@ def a_lost_goodbye(patch: pytest.MonkeyPatch) -> None:
 
     async def close(self: Session) -> None:
         self._closing = True
-        if self._channel is not None:
-            self._channel.close()
+        if self._link is not None:
+            self._link.channel.close()
 
     patch.setattr(Session, "close", close)
 

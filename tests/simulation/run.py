@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import time
@@ -49,6 +50,18 @@ class Outcome:
     story: list[str] = field(repr=False)
 
 
+class _LoggedErrors(logging.Handler):
+    """What the product logs as an error must not be either: it found something that it did not expect."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__(logging.ERROR)
+        self._world = world
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[1] if record.exc_info else None
+        self._world.broken.append(f"logged: {record.getMessage()}: {error!r}")
+
+
 def simulate(seed: int) -> Outcome:
     """Run one seed to its end."""
     with registered():
@@ -59,6 +72,9 @@ def _simulate(seed: int) -> Outcome:
     world = World(seed)
     pool = adversary.pool(world)
     submitted: list[bool] = []
+    errors = _LoggedErrors(world)
+    logger = logging.getLogger("skyward")
+    logger.addHandler(errors)
     try:
         adversary.misfortune(world, pool)
         world.run(lambda: pool.started or pool.failed, START, "the pool has started, or has failed")
@@ -76,6 +92,7 @@ def _simulate(seed: int) -> Outcome:
     except Stuck as error:
         world.broken.append(str(error))
     finally:
+        logger.removeHandler(errors)
         story = [f"{time - 1000:10.4f}  {text}" for time, text in world.story]
         pool.close()
     return Outcome(seed, world.turns, world.broken, story)

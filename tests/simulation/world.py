@@ -212,7 +212,11 @@ class World:
 
     def after(self, seconds: float, action: Callable[[], object]) -> None:
         """Do something later."""
-        heapq.heappush(self._events, (self.now + seconds, next(self._numbers), action))
+        self.at(self.now + seconds, action)
+
+    def at(self, time: float, action: Callable[[], object]) -> None:
+        """Do something at a time; what is due at the same time is done in the order in which it was asked for."""
+        heapq.heappush(self._events, (time, next(self._numbers), action))
 
     def run_task(self, process: Process, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run a coroutine in a process; it must not fail."""

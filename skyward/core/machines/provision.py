@@ -166,7 +166,9 @@ class Provisioner:
             self._events.emit(Note(f"terminating {count} machine(s) of {self._plan.order.tag}"))
         self._handle(f.Shutdown())
         sessions = [life.session for life in self._lives.values() if life.session is not None]
-        await asyncio.gather(*(session.close() for session in sessions), return_exceptions=True)
+        for error in await asyncio.gather(*(session.close() for session in sessions), return_exceptions=True):
+            if isinstance(error, Exception):  # a node that hears no goodbye is terminated all the same
+                _log.error("a session could not say goodbye", exc_info=error)
         for life in self._lives.values():
             life.serving.cancel()
         try:

@@ -153,6 +153,7 @@ class Wire:
         self._coming_size = self._coming_preludes = 0
         self._broken = False
         self._talking = False  # both ends are OPEN
+        self._hears = False  # the peer is OPEN, and we were: what it began before it heard our goodbye still arrives
         self._mine, self._theirs = TALK[role], TALK[role.peer]
         self._largest = self.limits.prelude + WHOLE
         self._safe_total = min(WHOLE, self.limits.message)  # bytes up to which a message of any kind may be sent
@@ -175,7 +176,7 @@ class Wire:
         wire._fifo = fifo
         wire._concurrent = 1 if fifo else _CONCURRENT
         wire.states = {Role.OWNER: State.OPEN, Role.WORKER: State.OPEN}
-        wire._talking = True
+        wire._talking = wire._hears = True
         return wire
 
     def __repr__(self) -> str:
@@ -454,13 +455,13 @@ class Wire:
         if len(data) < _PIECE.size:
             return None
         kind, _, length = _PIECE.unpack_from(data)
-        if kind == _SMALL and length <= (self._largest if self._talking else _GREETING):
+        if kind == _SMALL and length <= (self._largest if self._hears else _GREETING):
             return _PIECE.size + int(length)
-        if kind == _DATA and self._talking:
+        if kind == _DATA and self._hears:
             return _PLACED.size
-        if kind == _PACKED and self._talking and length <= self.limits.piece and self.role is Role.WORKER:
+        if kind == _PACKED and self._hears and length <= self.limits.piece and self.role is Role.WORKER:
             return _PLACED.size + int(length)
-        if kind != _OPEN or not self._talking or length > self.limits.prelude:
+        if kind != _OPEN or not self._hears or length > self.limits.prelude:
             raise ProtocolError(f"not a piece of this protocol, or too long: kind {kind}, {length:,} bytes")
         return _PIECE.size + int(length)
 
@@ -565,3 +566,5 @@ class Wire:
         if state is not self.states[role]:
             self.states[role] = state
             self._talking = self.is_open
+            was_open = self.states[self.role] in (State.OPEN, State.CLOSED)
+            self._hears = was_open and self.states[self.role.peer] is State.OPEN

@@ -534,6 +534,22 @@ def test_nothing_after_goodbye() -> None:
     assert [type(received.message) for received in carry(worker, owner)] == [Output]
 
 
+@given(sizes=st.lists(st.integers(0, 300_000), min_size=1, max_size=4), data=st.data())
+def test_all_that_was_on_its_way_when_we_said_goodbye_arrives(sizes: list[int], data: st.DataObject) -> None:
+    """Large messages too, wherever between their pieces the goodbye was said."""
+    owner, worker = opened()
+    for number, size in enumerate(sizes, 1):
+        worker.send(Done(number, 0.0), [bytes(size)])
+    pieces = [bytes(piece) for buffers in iter(lambda: worker.data_to_send(20_000), []) for piece in buffers]
+    goodbye = data.draw(st.integers(0, len(pieces)), "the piece before which we say goodbye")
+    heard = []
+    for number, piece in enumerate(pieces):
+        if number == goodbye:
+            owner.send(Bye())
+        heard += owner.receive_data(piece)
+    assert sorted(sum(map(len, received.buffers)) for received in heard) == sorted(sizes)
+
+
 @given(role=st.sampled_from(Role), data=st.data())
 def test_what_the_table_forbids_is_refused_on_both_ends(role: Role, data: st.DataObject) -> None:
     """In OPEN, each end may send exactly what the table says."""
