@@ -204,7 +204,10 @@ UNDESCRIBED: dict[str, str] = {
 
 
 def parameters_of(node: ast.ClassDef | Function, method: bool) -> list[str]:
-    """Names of what a caller may give, ``*args`` aside; a class is called with what its __init__ takes."""
+    """Names of what a caller may give, ``*args`` aside; a class is called with what its __init__ takes.
+
+    One whose __init__ is made for it (a dataclass, a NamedTuple) has its fields as attributes, and describes those.
+    """
     if isinstance(node, ast.ClassDef):
         made = [item for item in node.body if isinstance(item, ast.FunctionDef) and item.name == "__init__"]
         return parameters_of(made[-1], method=True) if made else []
