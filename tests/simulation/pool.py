@@ -220,7 +220,9 @@ class Pool:
             self.oracle.futures[number].cancel()
 
     def leave(self) -> None:
-        """The block ends: as `RunningPool` does it."""
+        """The block ends: as `RunningPool` does it. A goodbye that stands behind much data may come too late."""
+        if any(line.behind > 1.0 for line in self.lines.values()):
+            self.oracle.faults += 1
         self.dispatcher.shut("the block has ended")
         self._work.append(self.world.run_task(self.driver, self.provisioner.stop()))
 
