@@ -17,7 +17,7 @@ from tests.simulation.network import Line
 from tests.simulation.node import SECRET
 from tests.simulation.world import World
 
-__all__ = ["Books", "Cloud", "SimulatedTransport", "registered"]
+__all__ = ["Cloud", "SimulatedBuyer", "SimulatedTransport", "registered"]
 
 
 class _Record:
@@ -152,7 +152,7 @@ class Cloud:
             raise self.world.random.choice((CloudError, RateLimited))("simulated: the API is down")
 
 
-class Books:
+class SimulatedBuyer:
     """What `Buyer` is to a pool, without ledger, keys and reaper."""
 
     def __init__(self, *_: object) -> None:

@@ -159,6 +159,8 @@ class Line:
         Returns a new connection to the agent, or raises OSError if nobody listens.
     latency
         Seconds one way; each chunk takes up to twice as long.
+    rate
+        Bytes a second of each connection.
     """
 
     def __init__(
@@ -167,7 +169,7 @@ class Line:
         self.world = world
         self.network = network
         self.latency = latency
-        self.rate = rate  # bytes a second
+        self.rate = rate
         self.down_until = 0.0
         self.stalled_until = 0.0
         self.cuts = 0

@@ -12,14 +12,15 @@ import os
 import shutil
 import signal
 import socket
-import struct
 import tempfile
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
 from skyward.core.payload import exceptions, pickling
+from skyward.core.protocol.framing import frame, split_frame
 from skyward.core.protocol.messages import Done, Failed, Failure, Inquire, Message, Missing, Ready, Run
 from skyward.core.protocol.wire import Role, Wire
 from skyward.worker.agent import Agent, Start
@@ -213,6 +214,7 @@ class _Handle:
         return self.returncode
 
 
+@dataclass(frozen=True)
 class _Server(ForkServerProcess):
     """What the agent has of a fork server."""
 
@@ -242,7 +244,6 @@ class _ForkServer:
         self.handle = _Handle(_NO_PID + next(machine.pids))
         self.output = os.fdopen(read, "rb", buffering=0)
         self.configured = False
-        self.ending = False
         self._data = b""
         self._fds: list[int] = []
         self.process.add_reader(theirs, self._readable)
@@ -260,15 +261,13 @@ class _ForkServer:
         self._data += data
         self._fds += fds
         if not self.configured:
-            if len(self._data) < 4:
+            config = split_frame(self._data)
+            if config is None:
                 return
-            (size,) = struct.unpack("!I", self._data[:4])
-            if len(self._data) < 4 + size:
-                return
-            self._data = self._data[4 + size :]
+            self._data = self._data[len(frame(config)) :]
             self.configured = True
             self.process.call_later(self.machine.world.random.uniform(0.0, 0.5), self._report, UP, 0, 0)
-        while len(self._data) >= REQUEST.size and not self.ending:
+        while len(self._data) >= REQUEST.size and self.process.alive:
             what, number = REQUEST.unpack(self._data[: REQUEST.size])
             self._data = self._data[REQUEST.size :]
             self._obey(what, number)
@@ -282,7 +281,6 @@ class _ForkServer:
         elif what == ECHO:
             self._report(ECHO, number, 0)
         elif what == END:
-            self.ending = True
             self.die(0)
 
     def _fork(self, what: int, number: int, fds: list[int]) -> None:
@@ -297,7 +295,7 @@ class _ForkServer:
 
     def reap(self, slot: _Slot, status: int) -> None:
         """A slot has ended; said a little later."""
-        if self.process.alive and not self.ending:
+        if self.process.alive:
             self.process.call_later(self.machine.world.random.uniform(0.0, 0.01), self._exited, slot, status)
 
     def _exited(self, slot: _Slot, status: int) -> None:
@@ -313,12 +311,11 @@ class _ForkServer:
         """It ends, and all slots with it."""
         if not self.process.alive:
             return
-        self.ending = True
-        for slot in list(self.slots.values()):
-            slot.end(signal.SIGKILL)
         self.handle.returncode = status
         self.process.die()
         self.machine.world.unwatch(self.process)
+        for slot in list(self.slots.values()):
+            slot.end(signal.SIGKILL)
         self.theirs.close()
         os.close(self.write)
         for fd in self._fds:
@@ -382,9 +379,7 @@ class Machine:
         """A new fork server."""
         server = _ForkServer(self)
         self.servers.append(server)
-        made = _Server(server.handle, server.control, cast("IO[bytes]", server.output))
-        object.__setattr__(made, "server", server)
-        return made
+        return _Server(server.handle, server.control, cast("IO[bytes]", server.output), server)
 
     def connect(self) -> socket.socket:
         """A connection to the agent; OSError if it is gone."""

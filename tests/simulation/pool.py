@@ -16,7 +16,7 @@ from skyward.core.protocol.messages import Setup
 from skyward.core.spec import Image, Nodes, Order, Resources
 from skyward.core.tasks.dispatch import Dispatcher
 from skyward.core.tasks.jobs import TaskOptions
-from tests.simulation.cloud import Books, Cloud, SimulatedTransport
+from tests.simulation.cloud import Cloud, SimulatedBuyer, SimulatedTransport
 from tests.simulation.network import Line
 from tests.simulation.node import Load, Machine, carry_out
 from tests.simulation.world import Process, World
@@ -167,8 +167,8 @@ class Pool:
             self.oracle.may_be_late = True  # what was lost from here may live on
 
     def _open(self) -> None:
-        books: Any = Books
-        self.provisioner = Provisioner(self.plan, self.dispatcher.runner, self.events, books)
+        buyer: Any = SimulatedBuyer
+        self.provisioner = Provisioner(self.plan, self.dispatcher.runner, self.events, buyer)
         self._work.append(self.world.run_task(self.driver, self._start()))
 
     async def _start(self) -> None:
