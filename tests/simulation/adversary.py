@@ -6,7 +6,8 @@ import signal
 from typing import Any
 
 from skyward.core.spec import MachineState, Nodes
-from tests.simulation.node import Load
+from tests.simulation.network import Route
+from tests.simulation.node import MOST, Load, content
 from tests.simulation.pool import Pool, Wish
 from tests.simulation.world import World
 
@@ -15,7 +16,8 @@ __all__ = ["load", "misfortune", "pool"]
 _SIZES = (0, 0, 0, 10, 1_000, 40_000, 200_000)
 _SECONDS = (0.0, 0.0, 0.001, 0.01, 0.1, 1.0)
 _ENDS = ("return",) * 12 + ("raise", "raise", "die", "hang")
-_BLOBS = (0, 100_000, 150_000, 1_000_000)
+_BLOBS = (100_000, 150_000, 1_000_000)
+_LARGE = (1_000_000, 2_500_000, MOST, MOST)
 
 
 def pool(world: World) -> Pool:
@@ -26,15 +28,16 @@ def pool(world: World) -> Pool:
         nodes=Nodes(*random.choice(((1, 1), (1, 1), (2, 2), (1, 2), (1, 3), (3, 3)))),
         slots=random.choice((1, 2, 4)),
         isolated=random.random() < 0.7,
-        latency=random.choice((0.00005, 0.001, 0.03, 0.15)),
-        rate=random.choice((3e5, 1e7, 1e9)),
+        route=Route.drawn(random),
     )
 
 
 def load(world: World, pool: Pool) -> float:
     """Let the user submit, and sometimes cancel; the seconds until all is submitted."""
     random = world.random
-    arrays = [bytes([index]) * random.choice(_BLOBS[1:]) for index in range(2)]
+    is_heavy = random.random() < 0.1
+    sizes = _SIZES + (_LARGE if is_heavy else ())
+    arrays = [content(random.choice(_BLOBS + (_LARGE if is_heavy else ())), noise=index == 0) for index in range(2)]
     count = random.choice((1, 5, 20, 50))
     span = random.choice((0.0, 0.1, 3.0))
     calm = random.random() < 0.4  # no task dies or hangs
@@ -42,7 +45,7 @@ def load(world: World, pool: Pool) -> float:
         end = random.choice(_ENDS[: 14 if calm else None])
         seconds = random.choice(_SECONDS)
         timeout = random.choice((None, None, 0.5, 5.0)) if end != "hang" else random.choice((0.05, 1.0))
-        plan = Load(number, seconds, end, random.choice(_SIZES), random.choice((0, 0, 50, 50_000)))
+        plan = Load(number, seconds, end, random.choice(sizes), random.choice((0, 0, 50, 50_000)))
         wish = Wish(
             plan,
             isolated=random.random() < 0.8,

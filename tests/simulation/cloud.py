@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from skyward.core.builtins_table import OURS
-from skyward.core.errors import CloudError, NoCapacity, RateLimited
+from skyward.core.errors import CloudError, LinkError, NoCapacity, RateLimited
 from skyward.core.events import Note
 from skyward.core.interfaces import Link, Provider, Shell, Trait
 from skyward.core.spec import Endpoint, Machine, MachineId, MachineState, Offer, Order, Resources
@@ -45,6 +45,8 @@ class Cloud:
         Whether it creates several machines in one call.
     rented
         Whether its machines cost money; hosts that are the user's own are there at once, and stay when it is over.
+    striped
+        Whether links to its machines have stripes.
     """
 
     name: ClassVar[str] = "simulated"
@@ -53,7 +55,14 @@ class Cloud:
     poll: ClassVar[float] = 2.0
 
     def __init__(
-        self, world: World, boot: Callable[[str], None], end: Callable[[str], None], *, batch: bool, rented: bool
+        self,
+        world: World,
+        boot: Callable[[str], None],
+        end: Callable[[str], None],
+        *,
+        batch: bool,
+        rented: bool,
+        striped: bool,
     ) -> None:
         kinds = (Trait.RENTED, Trait.DESTROYS, Trait.SPOT) if rented else ()
         self.traits = frozenset({*kinds, *([Trait.BATCH] if batch else [])})
@@ -62,6 +71,7 @@ class Cloud:
         self.lost_replies = self.refusals = self.failures = self.duds = 0  # how many more of each there will be
         self.refused = False
         self._boot, self._end = boot, end
+        self._transport = StripedTransport if striped else SimulatedTransport
         self._numbers = itertools.count(1)
 
     def __repr__(self) -> str:
@@ -111,7 +121,7 @@ class Cloud:
         if record.machine.state is MachineState.STARTING:
             self._boot(name)
             # On this machine, as far as peers go: what nodes send each other is not simulated.
-            endpoint = Endpoint("simulated", "127.0.0.1", options={"world": id(self.world), "machine": name})
+            endpoint = Endpoint(self._transport.name, "127.0.0.1", options={"world": id(self.world), "machine": name})
             record.machine = replace(record.machine, state=MachineState.RUNNING, endpoint=endpoint)
 
     def machines(self, tag: str) -> Sequence[Machine]:
@@ -187,6 +197,13 @@ class SimulatedTransport:
         return _Link(line)
 
 
+class StripedTransport(SimulatedTransport):
+    """Reaches simulated machines over several connections."""
+
+    name: ClassVar[str] = "simulated-striped"
+    striped: ClassVar[bool] = True
+
+
 class _Link:
     """A connection that opens channels."""
 
@@ -196,13 +213,19 @@ class _Link:
         self._line = line
         self._channels: list[Any] = []
         self._cuts = line.cuts
+        self._is_open = True
+        line.links += 1
 
     async def open_channel(self, address: str) -> Any:
+        if len(self._channels) >= self._line.route.channels:
+            raise LinkError("the host refuses another channel")
         channel = await self._line.open(self._cuts)
         self._channels.append(channel)
         return channel
 
     async def close(self) -> None:
+        self._line.links -= self._is_open
+        self._is_open = False
         for channel in self._channels:
             channel.close()
 
@@ -211,8 +234,10 @@ class _Link:
 def registered() -> Iterator[None]:
     """Let pools find the transport, and the other tests find nothing of it."""
     transports = OURS["skyward.transports"]
-    transports["simulated"] = f"{__name__}:SimulatedTransport"
+    ours = (SimulatedTransport, StripedTransport)
+    transports.update({transport.name: f"{__name__}:{transport.__name__}" for transport in ours})
     try:
         yield
     finally:
-        del transports["simulated"]
+        for transport in ours:
+            del transports[transport.name]

@@ -6,16 +6,50 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Callable, Sequence
-from typing import Any
+from random import Random
+from typing import Any, NamedTuple
 
 from skyward.core.errors import HostUnreachable, LinkError
 from skyward.core.interfaces import Channel
 from tests.simulation.world import Process, World
 
-__all__ = ["Connection", "Line"]
+__all__ = ["Connection", "Line", "Route"]
 
 _AHEAD = 256 * 1024  # bytes that a channel takes before it is congested
 _CHUNK = 256 * 1024
+
+
+class Route(NamedTuple):
+    """What the way to a machine is like.
+
+    Attributes
+    ----------
+    latency
+        Seconds one way; each chunk takes up to twice as long.
+    rate
+        Bytes a second of each connection to the agent.
+    striped
+        Whether large messages go over further connections, as over SSH; only then are they compressed.
+    links, channels
+        How many connections the host allows, and channels on each.
+    """
+
+    latency: float
+    rate: float
+    striped: bool
+    links: float
+    channels: float
+
+    @classmethod
+    def drawn(cls, random: Random) -> Route:
+        """One of some kind."""
+        return cls(
+            latency=random.choice((0.00005, 0.001, 0.03, 0.15)),
+            rate=random.choice((3e5, 1e7, 1e9)),
+            striped=random.random() < 0.5,
+            links=random.choice((1, 2, 3, 3, 3)),
+            channels=random.choice((1, 3, 10, 10, 10)),
+        )
 
 
 class Connection:
@@ -30,7 +64,8 @@ class Connection:
         self._changed = asyncio.Event()
         self._up: list[memoryview] = []  # arrived, and not yet taken by the agent's socket
         self._unsent = 0  # bytes between `write` and the agent's socket
-        self._last_up = self._last_down = 0.0
+        self._last_up = self._last_down = 0.0  # when the last byte so far is at the other end
+        self._taken_up = self._taken_down = 0.0  # when the line has taken the last byte
         self._waits = False
         sock.setblocking(False)
         line.network.add_reader(sock, self._from_agent)
@@ -52,7 +87,8 @@ class Connection:
         self._unsent += len(data)
         world = self.line.world
         for chunk in self.line.chunks(data):
-            self._last_up = max(self._last_up, world.now + self.line.delay(len(chunk)))
+            self._taken_up = max(self._taken_up, world.now) + len(chunk) / self.line.route.rate
+            self._last_up = max(self._last_up, self._taken_up + self.line.delay())
             world.at(self._last_up, lambda chunk=chunk: self._arrives(chunk))
 
     async def drain(self) -> None:
@@ -69,7 +105,7 @@ class Connection:
         if not self._ended:
             self._end_here()
             world = self.line.world
-            world.at(max(world.now, self._last_up) + self.line.delay(0), self._end_there)
+            world.at(max(world.now, self._last_up) + self.line.delay(), self._end_there)
 
     # --- the world's half ---
 
@@ -111,7 +147,8 @@ class Connection:
             self._agent_gone()
             return
         world = self.line.world
-        self._last_down = max(self._last_down, world.now + self.line.delay(len(data)))
+        self._taken_down = max(self._taken_down, world.now) + len(data) / self.line.route.rate
+        self._last_down = max(self._last_down, self._taken_down + self.line.delay())
         world.at(self._last_down, lambda: self._to_driver(data))
 
     def _to_driver(self, data: bytes) -> None:
@@ -123,7 +160,7 @@ class Connection:
         """The agent has closed; what it had sent before comes first."""
         self._close_socket()
         world = self.line.world
-        world.at(max(world.now, self._last_down) + self.line.delay(0), self._end_here)
+        world.at(max(world.now, self._last_down) + self.line.delay(), self._end_here)
 
     def _end_here(self) -> None:
         self._ended = True
@@ -157,31 +194,26 @@ class Line:
         The network is a process of its own, which carries the bytes.
     listener
         Returns a new connection to the agent, or raises OSError if nobody listens.
-    latency
-        Seconds one way; each chunk takes up to twice as long.
-    rate
-        Bytes a second of each connection.
+    route
+        What it is like.
     """
 
-    def __init__(
-        self, world: World, network: Process, listener: Callable[[], socket.socket], latency: float, rate: float
-    ) -> None:
+    def __init__(self, world: World, network: Process, listener: Callable[[], socket.socket], route: Route) -> None:
         self.world = world
         self.network = network
-        self.latency = latency
-        self.rate = rate
+        self.route = route
         self.down_until = 0.0
         self.stalled_until = 0.0
         self.cuts = 0
+        self.links = 0  # that are open
         # A dict, for its order is that in which they were made, and a set's is chance.
         self.connections: _Ordered = _Ordered()
         self._listener = listener
 
-    def delay(self, size: int) -> float:
-        """Seconds until so many bytes are at the other end."""
-        random = self.world.random
+    def delay(self) -> float:
+        """Seconds until what the line has taken is at the other end."""
         stalled = max(0.0, self.stalled_until - self.world.now)
-        return stalled + self.latency * (1.0 + random.random()) + size / self.rate
+        return stalled + self.route.latency * (1.0 + self.world.random.random())
 
     def chunks(self, data: bytes) -> list[bytes]:
         """The pieces in which bytes travel."""
@@ -193,7 +225,9 @@ class Line:
 
     async def reach(self, timeout: float) -> None:
         """Make a connection to the host, which opens channels."""
-        await asyncio.sleep(self.delay(0) * 2)
+        await asyncio.sleep(self.delay() * 2)
+        if self.links >= self.route.links:
+            raise HostUnreachable("too many connections")
         if self.world.now < self.down_until:
             await asyncio.sleep(min(timeout, self.down_until - self.world.now))
             if self.world.now < self.down_until:
@@ -201,7 +235,7 @@ class Line:
 
     async def open(self, cuts: int) -> Channel:
         """Open a channel to the agent, over a connection that was made after so many cuts."""
-        await asyncio.sleep(self.delay(0) * 2)
+        await asyncio.sleep(self.delay() * 2)
         if self.cuts != cuts:
             raise LinkError("the connection is broken")
         try:

@@ -13,10 +13,13 @@ import shutil
 import signal
 import socket
 import tempfile
+import zlib
+from array import array
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from typing import IO, Any, NamedTuple, cast
 
 from skyward.core.payload import exceptions, pickling
@@ -42,7 +45,7 @@ from skyward.worker.forkserver.protocol import (
 from skyward.worker.tickets import Claims
 from tests.simulation.world import Process, World
 
-__all__ = ["SECRET", "Load", "Machine", "carry_out"]
+__all__ = ["MOST", "SECRET", "Load", "Machine", "carry_out", "content"]
 
 SECRET = b""
 _NO_PID = 1 << 30  # beyond all pids there are: a signal to one of ours meets nobody
@@ -72,11 +75,22 @@ class Load(NamedTuple):
     prints: int = 0
 
 
-def carry_out(plan: Load, *arrays: bytes) -> tuple[int, int, bytes]:
+MOST = 5_000_000
+"""Bytes of the largest argument or result."""
+_ORDERLY = array("I", range(MOST // 4)).tobytes()  # compressed to some 60 %, and no two places are alike
+_NOISE = Random(1).randbytes(MOST)
+
+
+def content(size: int, *, noise: bool = False) -> bytes:
+    """An argument or a result in which a byte at a wrong place is seen."""
+    return (_NOISE if noise else _ORDERLY)[:size]
+
+
+def carry_out(plan: Load, *arrays: bytes) -> tuple[int, list[int], bytes]:
     """The task's function, as slots call it when its time is over."""
     if plan.end == "raise":
         raise ValueError(plan.number)
-    return plan.number, sum(map(len, arrays)), bytes(plan.size)
+    return plan.number, [zlib.crc32(each) for each in arrays], content(plan.size)
 
 
 class _Slot:

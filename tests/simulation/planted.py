@@ -12,6 +12,7 @@ import pytest
 
 from skyward.core.machines.order_book import OrderBook
 from skyward.core.nodes.session import Session
+from skyward.core.protocol import compression
 from skyward.core.protocol.mailbox import Inbox, Outbox
 from skyward.core.protocol.wire import Wire
 from skyward.worker import slot_pool, tickets
@@ -85,3 +86,16 @@ def tasks_taken_back_and_forgotten(patch: pytest.MonkeyPatch) -> None:
 def a_refusal_that_is_forgotten(patch: pytest.MonkeyPatch) -> None:
     """When another order brought a machine, why one was refused was forgotten, and nobody could say it."""
     patch.setattr(OrderBook, "note", lambda *_: None)
+
+
+@plant
+def a_rate_of_zero(patch: pytest.MonkeyPatch) -> None:
+    """Whether compression pays was computed by dividing by the line's rate; one that stands still has a rate of 0."""
+
+    def pays(sample: compression.Sample, rate: float | None) -> bool:
+        if rate is None or sample.ratio < 1.2:
+            return False
+        return 1 / sample.speed + 1 / (sample.ratio * rate) < 0.9 / rate
+
+    patch.setattr(compression, "pays", pays)
+    patch.setattr(Wire, "_packed", lambda _, packer, message, body: packer.pack(message, body))

@@ -17,7 +17,7 @@ from skyward.core.spec import Image, Nodes, Order, Resources
 from skyward.core.tasks.dispatch import Dispatcher
 from skyward.core.tasks.jobs import TaskOptions
 from tests.simulation.cloud import Cloud, SimulatedBuyer, SimulatedTransport
-from tests.simulation.network import Line
+from tests.simulation.network import Line, Route
 from tests.simulation.node import Load, Machine, carry_out
 from tests.simulation.world import Process, World
 
@@ -102,8 +102,8 @@ class Oracle:
         error = future.exception()
         self.world.tell(f"task {number} settles: {error!r}"[:160] if error else f"task {number} returns")
         if error is None:
-            wanted = (number, sum(map(len, wish.arrays)), bytes(plan.size))
-            self._check(plan.end == "return" and future.result() == wanted, f"task {number} has a wrong result")
+            right = plan.end == "return" and future.result() == carry_out(plan, *wish.arrays)
+            self._check(right, f"task {number} has a wrong result")
         elif isinstance(error, ValueError):
             self._check(plan.end == "raise" and error.args == (number,), f"task {number} raised {error!r}")
         elif isinstance(error, TaskTimeout):
@@ -132,11 +132,11 @@ class Pool:
         How many.
     slots
         Of each node.
-    latency, rate
-        Of the lines: seconds one way, bytes a second.
+    route
+        What the lines are like.
     """
 
-    def __init__(self, world: World, nodes: Nodes, slots: int, *, isolated: bool, latency: float, rate: float) -> None:
+    def __init__(self, world: World, nodes: Nodes, slots: int, *, isolated: bool, route: Route) -> None:
         self.world = world
         self.oracle = Oracle(world)
         self.driver = world.process("driver")
@@ -145,14 +145,19 @@ class Pool:
         self.lines: dict[str, Line] = {}
         self.events = Events()
         self.events.subscribe(self._heard)
-        self._latency, self._rate = latency, rate
+        self._route = route
         self._work: list[asyncio.Task[None]] = []
         io: Any = _IO(self.driver)
         self.dispatcher = Dispatcher(
             io, self.events, isolated=isolated, timeout=None, attempts=3, start_thread=_no_thread
         )
         self.cloud = Cloud(
-            world, self._boot, self._end, batch=world.random.random() < 0.5, rented=world.random.random() < 0.7
+            world,
+            self._boot,
+            self._end,
+            batch=world.random.random() < 0.5,
+            rented=world.random.random() < 0.7,
+            striped=route.striped,
         )
         setup = Setup("", slots, isolated, None, {}, [], None, [], [], 60.0)
         order = Order("sky-simulated", nodes.max, Resources(), orphan_timeout=60.0)
@@ -193,7 +198,7 @@ class Pool:
     def _boot(self, name: str) -> None:
         machine = Machine(self.world, name, self.oracle.started, self.oracle.ended)
         self.machines[name] = machine
-        line = Line(self.world, self.network, machine.connect, self._latency, self._rate)
+        line = Line(self.world, self.network, machine.connect, self._route)
         self.lines[name] = SimulatedTransport.lines[id(self.world), name] = line
 
     def _end(self, name: str) -> None:
