@@ -75,7 +75,6 @@ PURE = (
     "skyward.core.protocol.messages",
     "skyward.core.protocol.compression",
     "skyward.core.payload.exceptions",
-    "skyward.core.payload.pickling",
     "skyward.core.protocol.transfers",
     "skyward.core.machines.refusals",
     "skyward.core.blobs.holdings",

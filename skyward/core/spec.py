@@ -61,7 +61,7 @@ _ADDRESS = re.compile(
 )
 
 
-def parse_memory(value: object, name: str = "memory") -> int:
+def parse_memory(value: object) -> int:
     """Parse an amount of memory into bytes: a number of bytes, ``"32GB"`` (10**9) or ``"16GiB"`` (2**30).
 
     Raises
@@ -79,7 +79,7 @@ def parse_memory(value: object, name: str = "memory") -> int:
     elif isinstance(value, (int, float)) and not isinstance(value, bool) and 1 <= value < math.inf:
         return int(value)
     raise ConfigError(
-        f'{name}={value!r} is not an amount of memory; use, for example, "32GB", "16GiB" or a number of bytes'
+        f'memory={value!r} is not an amount of memory; use, for example, "32GB", "16GiB" or a number of bytes'
     )
 
 
@@ -127,7 +127,7 @@ def parse_seconds(value: object, name: str) -> float | None:
     return None if math.isinf(seconds) else seconds
 
 
-def parse_price(value: object, name: str = "max_price") -> float | None:
+def parse_price(value: object) -> float | None:
     """Parse a price in US dollars per hour; None means no limit.
 
     Raises
@@ -139,7 +139,7 @@ def parse_price(value: object, name: str = "max_price") -> float | None:
         return None
     price = _number(value)
     if not 0 <= price < math.inf:
-        raise ConfigError(f"{name}={value!r} is not a price; give US dollars per hour, or None for no limit")
+        raise ConfigError(f"max_price={value!r} is not a price; give US dollars per hour, or None for no limit")
     return price
 
 
@@ -489,6 +489,11 @@ class Endpoint:
     port: int | None = None
     user: str | None = None
     options: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether `host` is this machine's loopback interface."""
+        return self.host in ("127.0.0.1", "::1", "localhost")
 
     def __str__(self) -> str:
         user = f"{self.user}@" if self.user else ""

@@ -1,4 +1,7 @@
-"""The half of a channel that does not depend on its transport: what arrived waits for its reader, writers for room."""
+"""The half of a channel that does not depend on its transport: what arrived waits for its reader, writers for room.
+
+Also the same of a link that is no more than its channels.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,9 @@ import asyncio
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
-__all__ = ["BufferedChannel"]
+from skyward.core.interfaces import Channel
+
+__all__ = ["BufferedChannel", "ChannelLink"]
 
 
 class BufferedChannel(ABC):
@@ -91,3 +96,18 @@ class BufferedChannel(ABC):
     @abstractmethod
     def _resume_reading(self) -> None:
         """Let the other end go on."""
+
+
+class ChannelLink:
+    """Base of links without a shell, which only carry bytes; a subclass adds `open_channel` (see `interfaces.Link`)."""
+
+    shell: ClassVar[None] = None
+
+    def __init__(self) -> None:
+        self._channels: list[Channel] = []
+
+    async def close(self) -> None:
+        """See `Link.close`."""
+        for channel in self._channels:
+            channel.close()
+        self._channels.clear()

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 from skyward.core.errors import HostUnreachable, LinkError
-from skyward.core.interfaces import Channel, Shell
+from skyward.core.interfaces import Channel
 from skyward.core.spec import Endpoint
-from skyward.transport.buffered_channel import BufferedChannel
+from skyward.transport.buffered_channel import BufferedChannel, ChannelLink
 
 __all__ = ["MemoryChannel", "MemoryTransport", "listen", "pair"]
 
@@ -73,17 +73,12 @@ class MemoryChannel(BufferedChannel):
             self.peer.relieved()
 
 
-class MemoryLink:
+class MemoryLink(ChannelLink):
     """Opens channels to listeners of this process."""
 
     def __init__(self, host: str) -> None:
+        super().__init__()
         self._host = host
-        self._channels: list[MemoryChannel] = []
-
-    @property
-    def shell(self) -> Shell | None:
-        """None: there is no machine."""
-        return None
 
     async def open_channel(self, address: str) -> Channel:
         """See `Link.open_channel`."""
@@ -94,12 +89,6 @@ class MemoryLink:
         accept(far)
         self._channels.append(near)
         return near
-
-    async def close(self) -> None:
-        """See `Link.close`."""
-        for channel in self._channels:
-            channel.close()
-        self._channels.clear()
 
 
 class MemoryTransport:

@@ -11,9 +11,10 @@ import socket
 from typing import ClassVar
 
 from skyward.core.errors import ConfigError, LinkError
-from skyward.core.interfaces import Channel, Shell
+from skyward.core.interfaces import Channel
 from skyward.core.spec import Endpoint
 from skyward.core.system.socket_paths import socket_path
+from skyward.transport.buffered_channel import ChannelLink
 from skyward.transport.stream import StreamChannel
 
 __all__ = ["TCPTransport"]
@@ -29,22 +30,17 @@ class TCPTransport:
 
     async def connect(self, endpoint: Endpoint, timeout: float) -> TCPLink:
         """See `Transport.connect`. Connects nothing yet: each channel is a connection of its own."""
-        if endpoint.host not in ("127.0.0.1", "::1", "localhost"):
+        if not endpoint.is_loopback:
             raise ConfigError(f"tcp to {endpoint.host} is not encrypted, so it is refused; use ssh")
         return TCPLink(min(timeout, _CONNECT))
 
 
-class TCPLink:
+class TCPLink(ChannelLink):
     """Makes connections to agents on this machine."""
 
     def __init__(self, timeout: float) -> None:
+        super().__init__()
         self._timeout = timeout
-        self._channels: list[StreamChannel] = []
-
-    @property
-    def shell(self) -> Shell | None:
-        """None: this transport only carries bytes."""
-        return None
 
     async def open_channel(self, address: str) -> Channel:
         """See `Link.open_channel`; the address is ``host:port``, or the path of a Unix socket."""
@@ -62,9 +58,3 @@ class TCPLink:
             raise LinkError(f"nothing answers at {address}: {error!r}") from error
         self._channels.append(channel)
         return channel
-
-    async def close(self) -> None:
-        """See `Link.close`."""
-        for channel in self._channels:
-            channel.close()
-        self._channels.clear()

@@ -91,12 +91,12 @@ class SlotPool:
         post: Callable[[Message, Sequence[Buffer], bool], int],
         server: ForkServerProcess | None,
         own: Mapping[str, object],
-        system: AgentSystem | None = None,
+        system: AgentSystem,
     ) -> None:
         self.setup = setup
         self.table = SlotTable(setup.concurrency)
         self._loop = loop
-        self._system = system or AgentSystem()
+        self._system = system
         self._owner = OwnerTraffic(post, self._throttle)
         store = Store(max_adopted=(open_files.limit() - _files(setup.concurrency)) // 2)
         self.blobs = TaskBlobs(store, self._owner.post, self._warn, lambda task: self._apply(self.table.unblock(task)))

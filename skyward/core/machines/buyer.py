@@ -39,11 +39,10 @@ class Buyer:
 
     def __init__(self, tag: str, rentals: Sequence[Rental]) -> None:
         self._tag = tag
-        self._rentals = rentals
         self.ledger = Ledger()
         self._key = make_key(self._tag)
-        settings = [(rental.name, rental.settings()) for rental in self._rentals]
-        pickled = cloudpickle.dumps(self._rentals)
+        settings = [(rental.name, rental.settings()) for rental in rentals]
+        pickled = cloudpickle.dumps(rentals)
         self._key_path = self.ledger.open_pool(self._tag, settings, self._key)
         self._host_keys: dict[str, KeyPair] = {}
         try:

@@ -11,6 +11,7 @@ from skyward.core.machines import offer_selection
 from skyward.core.machines.fleet_events import Candidate
 from skyward.core.machines.plan import Plan
 from skyward.core.machines.provider_calls import ProviderCalls, checked_list
+from skyward.core.machines.refusals import without_name
 from skyward.core.spec import Offer, Offers
 
 __all__ = ["find_candidates"]
@@ -63,7 +64,7 @@ async def _offers(plan: Plan, source: int, calls: ProviderCalls, warn: Callable[
 
 
 def _refusal(provider: Provider, error: SkywardError) -> str:
-    return f"{provider.name}: {str(error).removeprefix(f'{provider.name}: ')}"  # most errors begin with it
+    return f"{provider.name}: {without_name(error, provider.name)}"
 
 
 def _price(offer: Offer | None) -> float:

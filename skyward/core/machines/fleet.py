@@ -49,6 +49,7 @@ from skyward.core.machines.fleet_events import (
 )
 from skyward.core.machines.fleet_state import REPORT_AFTER, OwnedMachine, Phase, SourceState
 from skyward.core.machines.order_book import NO_CAPACITY_REST, OrderBook, is_spot
+from skyward.core.machines.refusals import without_name
 from skyward.core.spec import Machine, MachineId, MachineState
 
 __all__ = ["Fleet", "Left"]
@@ -109,9 +110,9 @@ class Fleet:
             Refused: self._refused,
             Seen: self._seen,
             NotSeen: self._not_seen,
-            CameUp: self._went_well,
+            CameUp: self._came_up,
             Lost: self._lost,
-            Worked: self._went_well,
+            Worked: self._worked,
             Doubt: lambda event, now: self._states[event.source].poll_at(now),
             Destroyed: lambda event, now: self._states[event.source].destroyed(event.ids, now),
             NotDestroyed: lambda event, now: self._states[event.source].not_destroyed(event.ids, event.error, now),
@@ -248,7 +249,7 @@ class Fleet:
         state.denials.add(error, candidate.offer)
         state.shown_from = now + state.source.listing_delay  # a mistake in the error map must not cost money
         what = f"{candidate.offer}" if candidate.offer else f"{count} node(s)"
-        reason = str(error).removeprefix(f"{state.source.name}: ")  # most errors begin with it
+        reason = without_name(error, state.source.name)
         yield Report(f"{state.source.name}: {what}: {reason}", warning=not isinstance(error, NoCapacity))
         if isinstance(error, CloudError) and not isinstance(error, RateLimited) and state.source.rented:
             state.uncertain, state.next_poll = now, now
@@ -357,11 +358,11 @@ class Fleet:
 
     # --- nodes, and the end ---
 
-    def _went_well(self, event: CameUp | Worked, _now: float) -> None:
-        if isinstance(event, CameUp):
-            self._failures = 0
-        else:
-            self._barren = 0
+    def _came_up(self, *_: object) -> None:
+        self._failures = 0
+
+    def _worked(self, *_: object) -> None:
+        self._barren = 0
 
     def _lost(self, event: Lost, now: float) -> None:
         owned = self._states[event.source].machines.get(event.id)

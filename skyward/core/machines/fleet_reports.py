@@ -9,6 +9,7 @@ from skyward.core.errors import ProvisioningError, SkywardError
 from skyward.core.interfaces import Provider
 from skyward.core.machines.fleet import Left
 from skyward.core.machines.fleet_events import Command, Create
+from skyward.core.machines.refusals import without_name
 
 __all__ = ["left_text", "order_texts", "why_too_few"]
 
@@ -57,7 +58,7 @@ def left_text(left: Left, tag: str) -> str:
     cost = "it may still cost money" if left.price is None else f"it may still cost about ${left.price:.4g}/h"
     text = f"could not terminate {machines}; {cost}. "
     for name, error in left.given_up:
-        text += f"{name} refuses the credentials: {str(error).removeprefix(f'{name}: ')}. "
+        text += f"{name} refuses the credentials: {without_name(error, name)}. "
     command = f"skyward down {tag}"
     text += f"Run this with credentials that may terminate it: {command}. " if left.given_up else f"Try: {command}. "
     return f"{text}A background process also keeps trying once this program has ended"

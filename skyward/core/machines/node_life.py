@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Identities", "NodeLife", "NodeOwner", "Shared"]
 
-_LOOPBACK = ("127.0.0.1", "::1", "localhost")
-
 
 class NodeOwner(Protocol):
     """Hears of the nodes' lives: the provisioner. Called from the event loop; must not block."""
@@ -59,14 +57,14 @@ class Identities:
     def of(self, name: str, machine: Machine) -> dict[str, str] | None:
         """A node's identity; None if no other node can be elsewhere, and so need not connect to it."""
         assert machine.endpoint is not None
-        host = machine.endpoint.host
-        if self._max_nodes == 1 or host in _LOOPBACK:
+        if self._max_nodes == 1 or machine.endpoint.is_loopback:
             return None  # the driver sends everything itself, which costs less, and no port is opened
         if self._authority is None:
             from skyward.core.nodes.certificates import Authority  # noqa: PLC0415
 
             self._authority = Authority(self._tag)
-        return {"authority": self._authority.certificate, "certificate": self._authority.issue(name), "host": host}
+        authority, host = self._authority, machine.endpoint.host
+        return {"authority": authority.certificate, "certificate": authority.issue(name), "host": host}
 
 
 @dataclass(frozen=True, slots=True)

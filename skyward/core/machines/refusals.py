@@ -22,9 +22,14 @@ from skyward.core.errors import (
 from skyward.core.scope import Scope
 from skyward.core.spec import Offer
 
-__all__ = ["Denials", "reaches"]
+__all__ = ["Denials", "reaches", "without_name"]
 
 _BEFORE_OTHERS = 2  # denials on one market (spot or not) of a region before other markets and regions are tried
+
+
+def without_name(error: SkywardError, provider: str) -> str:
+    """An error's text without the provider's name, with which most errors begin."""
+    return str(error).removeprefix(f"{provider}: ")
 
 
 def reaches(error: SkywardError, refused: Offer | None, other: Offer | None) -> bool:

@@ -24,7 +24,6 @@ from skyward.core.nodes.agent_link import AgentLink, Stripes, describe
 from skyward.core.nodes.greeting import Greeting
 from skyward.core.nodes.link_breaks import Breaks, LinkProgress
 from skyward.core.nodes.timing import Timing
-from skyward.core.protocol.compression import available
 from skyward.core.protocol.mailbox import Inbox, Outbox
 from skyward.core.protocol.messages import Ack, Message, Ping, Pong, Ready, Setup
 from skyward.core.protocol.wire import Buffer, Filled, Received
@@ -286,7 +285,7 @@ class Session:
         link = self._link = AgentLink(self.node, channel, wire, self.failed, self._stripes, self._greeting.join)
         link.distance = self._distance
         self._linked_at = asyncio.get_running_loop().time()
-        if self._stripes is not None and self.facts.get("zstd") is True and available():
+        if self._stripes is not None and self.facts.get("zstd") is True:
             link.compress()
         self._unlinked.clear()
         for received in got:

@@ -8,7 +8,6 @@ zstandard may be missing on a node, which reports that in its greeting. It is im
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -16,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 
 from skyward.core.errors import ProtocolError
 
-__all__ = ["Packer", "RateMeter", "Sample", "available", "pays", "unpack"]
+__all__ = ["Packer", "RateMeter", "Sample", "pays", "unpack"]
 
 _LEVEL = 1
 _SLICES = 3
@@ -172,12 +171,6 @@ def unpack(body: memoryview, limit: int) -> bytes:
     except zstandard.ZstdError as error:
         raise ProtocolError(f"not a compressed piece: {error}") from error
     return data
-
-
-@cache
-def available() -> bool:
-    """Whether this process can compress and decompress: zstandard is installed."""
-    return importlib.util.find_spec("zstandard") is not None
 
 
 def _zstandard() -> Any:

@@ -15,7 +15,7 @@ from skyward.core.payload.surroundings import Surroundings
 from skyward.core.protocol import messages
 from skyward.core.protocol.wire import Filled
 from skyward.core.tasks.answers import Answers, unanswered
-from skyward.core.tasks.delivery import TOGETHER, Delivery, Errors, start_thread
+from skyward.core.tasks.delivery import TOGETHER, Delivery, Errors
 from skyward.core.tasks.jobs import Job
 from skyward.core.tasks.schedule_events import Verdict
 
@@ -43,7 +43,7 @@ class Completion:
         answers: Answers,
         surroundings: Surroundings,
         name: str,
-        start_thread: Callable[[Callable[[], None], str], threading.Thread] = start_thread,
+        start_thread: Callable[[Callable[[], None], str], threading.Thread],
     ) -> None:
         self._events = events
         self._answers = answers

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import signal
 import socket
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -17,7 +16,7 @@ from skyward.core.protocol.framing import frame
 from skyward.core.protocol.messages import Setup
 from skyward.core.whoami import DEPTH, NODE
 from skyward.worker import thread_limits
-from skyward.worker.forkserver.launch import ROOT, ForkServerProcess, started
+from skyward.worker.forkserver.launch import ROOT, ForkServerProcess
 from skyward.worker.forkserver.liveness import Limits, Probe, ProbeState
 from skyward.worker.forkserver.protocol import (
     ECHO,
@@ -31,6 +30,7 @@ from skyward.worker.forkserver.protocol import (
     REQUEST,
 )
 from skyward.worker.forkserver.restarts import Ended
+from skyward.worker.process import kill_group
 
 __all__ = ["ForkServerClient", "fork_config"]
 
@@ -65,9 +65,9 @@ class ForkServerClient:
         config: dict[str, Any],
         on_report: Callable[[int, int, int], None],
         on_end: Callable[[Ended], None],
-        server: ForkServerProcess | None = None,
-        delay: float | None = None,
-        start: Callable[[Mapping[str, str]], ForkServerProcess] = started,
+        server: ForkServerProcess | None,
+        delay: float | None,
+        start: Callable[[Mapping[str, str]], ForkServerProcess],
     ) -> None:
         self.pids: dict[int, int] = {}
         """Process of each slot, as reported, in case the fork server can't clean up."""
@@ -170,7 +170,7 @@ class ForkServerClient:
         self._on_end = None
         for pid in self.pids.values():
             with contextlib.suppress(OSError):
-                os.killpg(pid, signal.SIGKILL)
+                kill_group(pid)
         self.pids.clear()  # their numbers may be others' soon
         self._close()
         if self._server is not None:

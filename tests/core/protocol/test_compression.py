@@ -13,7 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from skyward.core.errors import ProtocolError
-from skyward.core.protocol.compression import Packer, RateMeter, Sample, available, pays, unpack
+from skyward.core.protocol.compression import Packer, RateMeter, Sample, pays, unpack
 from skyward.core.protocol.transfers import Outgoing
 
 NOISE = random.Random(1).randbytes(1 << 20)
@@ -194,7 +194,3 @@ def test_a_bomb_is_refused() -> None:
     bomb = zstandard.ZstdCompressor().compress(bytes(1 << 30))
     with pytest.raises(ProtocolError):
         unpack(memoryview(bomb), 1 << 18)
-
-
-def test_it_is_available_here() -> None:
-    assert available()

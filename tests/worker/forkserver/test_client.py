@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -18,6 +19,8 @@ import skyward as sky
 from skyward.core.protocol.messages import Began, Failure
 from skyward.core.spec import Endpoint, Machine, Order
 from skyward.providers.local_agents import greet, start
+from skyward.worker.forkserver.client import ForkServerClient
+from skyward.worker.forkserver.launch import started
 from tests.worker.helpers import ROOT, Owner, alive, descendants, owner, wait_for
 
 LIMITS = [1.2, 60.0]
@@ -212,6 +215,17 @@ def test_slots_that_an_heir_that_hangs_was_to_make_are_made_by_another(many: dic
         tasks = [node.submit(pow, 2, n) for n in range(30)]
         assert [node.result(task) for task in tasks] == [2**n for n in range(30)]
         wait_for(lambda: not alive(heir), "the end of the heir")
+
+
+def test_a_slot_that_does_not_lead_a_process_group_yet_is_killed_too() -> None:
+    loop = asyncio.new_event_loop()
+    config: dict[str, Any] = {"limits": LIMITS, "env": {}}
+    client = ForkServerClient(loop, config, lambda *_: None, lambda _: None, None, 60.0, started)
+    with subprocess.Popen(["sleep", "60"]) as slot:
+        client.pids[1] = slot.pid
+        client.kill_all()
+        assert slot.wait(10) == -signal.SIGKILL
+    loop.close()
 
 
 @pytest.mark.slow
