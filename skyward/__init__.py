@@ -47,11 +47,11 @@ if TYPE_CHECKING:
     from skyward.core.errors import WorkerCrashed as WorkerCrashed
     from skyward.core.function import compute as compute
     from skyward.core.function import gather as gather
+    from skyward.core.image import Image as Image
     from skyward.core.interfaces import OpenPool as OpenPool
     from skyward.core.interfaces import Plugin as Plugin
     from skyward.core.pool import Compute as Compute
     from skyward.core.pool import Compute as ComputePool
-    from skyward.core.spec import Image as Image
     from skyward.core.spec import S3Volume as S3Volume
     from skyward.core.spec import Volume as Volume
     from skyward.core.spec import Worker as Worker
@@ -120,7 +120,7 @@ __version__ = "0.1.0"
 _HOME = {
     **dict.fromkeys(("Compute", "ComputePool"), "skyward.core.pool:Compute"),
     "AWS": "skyward.providers.aws:AWS",
-    "Image": "skyward.core.spec:Image",
+    "Image": "skyward.core.image:Image",
     "Libcloud": "skyward.providers.libcloud:Libcloud",
     "Local": "skyward.providers.local:Local",
     "OpenPool": "skyward.core.interfaces:OpenPool",

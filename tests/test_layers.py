@@ -23,7 +23,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("builtins_table", "guard", "interrupts", "labels", "scope", "system", "visible", "whoami"),
     ("errors",),
     ("ioloop", "nesting", "requirements"),
-    ("spec",),
+    ("image", "spec"),
     ("events",),
     ("interfaces",),
     ("payload", "protocol", "registry"),

@@ -14,7 +14,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, TypeVar, runtime_checkable
 
-from skyward.core.spec import Endpoint, Image, Machine, MachineId, Offer, Order, Resources
+from skyward.core.image import Image
+from skyward.core.spec import Endpoint, Machine, MachineId, Offer, Order, Resources
 
 if TYPE_CHECKING:
     from skyward.core.events import Event

@@ -16,11 +16,12 @@ from skyward.core import nesting, pool_arguments
 from skyward.core.errors import PoolNotActive
 from skyward.core.events import Events
 from skyward.core.executor import TaskExecutor
+from skyward.core.image import Image
 from skyward.core.interfaces import Plugin, Provider
 from skyward.core.pool_arguments import PoolSettings
 from skyward.core.results.names import Trusted
 from skyward.core.running_pool import RunningPool
-from skyward.core.spec import Allocation, Image, Nodes, Order, Resources, Volume, Worker, parse_seconds
+from skyward.core.spec import Allocation, Nodes, Order, Resources, Volume, Worker, parse_seconds
 from skyward.core.tasks.dispatch import Dispatcher
 
 __all__ = ["Compute", "ComputePool"]

@@ -11,9 +11,10 @@ from typing import Any
 
 from skyward.core import registry
 from skyward.core.errors import ConfigError
+from skyward.core.image import Image
 from skyward.core.interfaces import Plugin, Provider, Trait
 from skyward.core.results.names import Trusted
-from skyward.core.spec import Image, Nodes, Order, Resources, Worker
+from skyward.core.spec import Nodes, Order, Resources, Worker
 from skyward.core.system import open_files
 
 __all__ = [

@@ -14,9 +14,9 @@ from joblib import parallel_config
 from joblib.parallel import get_active_backend
 
 from skyward.core.errors import ConfigError
+from skyward.core.image import Image
 from skyward.core.interfaces import OpenPool, Plugin
 from skyward.core.pool import Compute
-from skyward.core.spec import Image
 from skyward.joblib_ext import active_pool
 from skyward.joblib_ext.backend import SkywardBackend
 

@@ -6,9 +6,10 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
+from skyward.core.image import Image
 from skyward.core.interfaces import Plugin, Provider
 from skyward.core.pool import Compute
-from skyward.core.spec import Allocation, Image, Volume
+from skyward.core.spec import Allocation, Volume
 from skyward.joblib_ext.backend import SkywardBackend
 from skyward.joblib_ext.plugin import JoblibPlugin, SklearnPlugin, activated
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from skyward.core import registry
+from skyward.core.image import Image
 from skyward.core.interfaces import Inspectable, Plugin, Provider, Rental, Trait
-from skyward.core.spec import Image
 
 
 def members(protocol: type) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skyward.core.errors import ConfigError
-from skyward.core.spec import Image, Nodes, Order, Resources, Worker, parse_count, parse_memory, parse_seconds
+from skyward.core.spec import Nodes, Order, Resources, Worker, parse_count, parse_memory, parse_seconds
 
 ANYTHING = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.lists(st.integers())
 
@@ -55,11 +54,6 @@ def test_numpys_integers_are_counts() -> None:
         lambda: Worker(executor="fibre"),  # type: ignore[arg-type]
         lambda: Worker(attempts=0),
         lambda: Worker(threads=0),
-        lambda: Image(pip="numpy"),
-        lambda: Image(pip=[1]),  # type: ignore[list-item]
-        lambda: Image(env={"A": 1}),  # type: ignore[dict-item]
-        lambda: Image(env=["A"]),  # type: ignore[arg-type]
-        lambda: Image(python="2.7"),
         lambda: Resources(machine=""),
         lambda: Resources(memory="lots"),
         lambda: Order("tag", 1, Resources(), allocation="stolen"),  # type: ignore[arg-type]
@@ -70,20 +64,3 @@ def test_bad_values_are_refused(make: Any) -> None:
     """With ConfigError, when they are made."""
     with pytest.raises(ConfigError):
         make()
-
-
-def test_values_are_frozen_and_copy_what_they_get() -> None:
-    """Changing a list or dict after it was given changes nothing."""
-    pip, env = ["a"], {"A": "1"}
-    image = Image(pip=pip, env=env)
-    pip.append("b")
-    env["B"] = "2"
-    assert (image.pip, image.env) == (("a",), {"A": "1"})
-    with pytest.raises(AttributeError):
-        image.pip = ()  # type: ignore[misc]
-
-
-def test_the_nodes_python_is_the_drivers() -> None:
-    """Another minor version is refused, since pickled functions don't cross it."""
-    here = f"{sys.version_info.major}.{sys.version_info.minor}"
-    assert Image().python_version == Image(python=here).python_version == here

@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 
 from skyward.core.errors import SkywardError, TaskTimeout, WorkerCrashed
 from skyward.core.events import Events, NodeGone, NodeReady, Note
+from skyward.core.image import Image
 from skyward.core.machines.plan import Plan
 from skyward.core.machines.provision import Provisioner
 from skyward.core.nodes.timing import Timing
 from skyward.core.protocol.messages import Setup
-from skyward.core.spec import Image, Nodes, Order, Resources
+from skyward.core.spec import Nodes, Order, Resources
 from skyward.core.tasks.dispatch import Dispatcher
 from skyward.core.tasks.jobs import TaskOptions
 from tests.simulation.cloud import Cloud, SimulatedBuyer, SimulatedTransport

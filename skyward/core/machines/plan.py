@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
+from skyward.core.image import Image
 from skyward.core.interfaces import Provider, Rental, Trait
 from skyward.core.nodes.timing import Timing
 from skyward.core.protocol.messages import Setup
-from skyward.core.spec import Image, Nodes, Order
+from skyward.core.spec import Nodes, Order
 
 __all__ = ["Plan"]
 

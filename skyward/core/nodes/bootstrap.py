@@ -30,6 +30,7 @@ import msgpack
 
 from skyward.core import requirements
 from skyward.core.errors import BootstrapFailed, ConfigError, LinkError, PackagesFailed, PythonNotFound
+from skyward.core.image import Image
 from skyward.core.interfaces import CommandOutput, Shell
 from skyward.core.nodes import installer_settings
 from skyward.core.nodes.bootstrap_scripts import (
@@ -47,7 +48,6 @@ from skyward.core.nodes.bootstrap_scripts import (
 )
 from skyward.core.nodes.node_package import node_code, node_code_name
 from skyward.core.protocol.framing import frame
-from skyward.core.spec import Image
 from skyward.core.system.launch import RUN
 from skyward.core.system.socket_paths import LONGEST
 

@@ -16,11 +16,12 @@ from skyward.core.errors import (
     ProvisioningError,
     SkywardError,
 )
+from skyward.core.image import Image
 from skyward.core.interfaces import Channel, Link, Shell, StreamShell, Transport
 from skyward.core.nodes.agent_link import Stripes
 from skyward.core.nodes.extra_links import ExtraLinks
 from skyward.core.protocol.messages import HEARD_FILE
-from skyward.core.spec import Image, Machine
+from skyward.core.spec import Machine
 
 __all__ = ["Connector"]
 

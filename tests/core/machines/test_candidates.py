@@ -10,12 +10,13 @@ from typing import ClassVar
 import pytest
 
 from skyward.core.errors import AuthFailed, NoOffer, SkywardError
+from skyward.core.image import Image
 from skyward.core.interfaces import Provider, Trait
 from skyward.core.machines.candidates import find_candidates
 from skyward.core.machines.fleet_events import Candidate
 from skyward.core.machines.plan import Plan
 from skyward.core.machines.provider_calls import ProviderCalls
-from skyward.core.spec import Image, Machine, MachineId, Nodes, Offer, Offers, Order, Resources
+from skyward.core.spec import Machine, MachineId, Nodes, Offer, Offers, Order, Resources
 from tests.core.memory_agent import QUICK, SETUP
 
 

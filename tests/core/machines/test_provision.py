@@ -24,6 +24,7 @@ from skyward.core.errors import (
     WorkerCrashed,
 )
 from skyward.core.events import Events, Machines, NodeGone, Note
+from skyward.core.image import Image
 from skyward.core.interfaces import CommandOutput, Trait
 from skyward.core.ioloop import IOThread
 from skyward.core.machines.fleet import Fleet
@@ -34,7 +35,7 @@ from skyward.core.machines.reaper import dismiss
 from skyward.core.nodes.bootstrap_scripts import BUILD, INSPECT
 from skyward.core.nodes.timing import Timing
 from skyward.core.protocol.messages import Failed, Failure, Ready
-from skyward.core.spec import Endpoint, Image, Machine, MachineId, Nodes, Offer, Order, Resources
+from skyward.core.spec import Endpoint, Machine, MachineId, Nodes, Offer, Order, Resources
 from skyward.core.tasks.dispatch import Dispatcher
 from skyward.core.tasks.jobs import TaskOptions
 from skyward.transport.memory import listen

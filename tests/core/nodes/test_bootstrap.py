@@ -18,12 +18,13 @@ import cloudpickle
 import pytest
 
 from skyward.core.errors import BootstrapFailed, ConfigError, LinkError, PackagesFailed, PythonNotFound
+from skyward.core.image import Image
 from skyward.core.interfaces import CommandOutput, Shell
 from skyward.core.nodes import bootstrap as bootstrap_module
 from skyward.core.nodes.bootstrap import AgentAddress, bootstrap
 from skyward.core.protocol.messages import Welcome
 from skyward.core.protocol.wire import Role, Wire
-from skyward.core.spec import Endpoint, Image
+from skyward.core.spec import Endpoint
 from skyward.transport.ssh import SSHTransport
 from tests.lab import Host, Lab, eventually
 from tests.wheels import wheels

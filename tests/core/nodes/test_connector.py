@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from skyward.core.errors import LinkError, ProvisioningError
+from skyward.core.image import Image
 from skyward.core.interfaces import Channel, CommandOutput, Shell
 from skyward.core.nodes.connector import Connector
-from skyward.core.spec import Endpoint, Image, Machine
+from skyward.core.spec import Endpoint, Machine
 from skyward.transport.memory import MemoryChannel, MemoryLink, MemoryTransport, listen
 
 

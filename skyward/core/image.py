@@ -1,0 +1,104 @@
+"""The environment in which nodes run tasks, as users describe it: checked when constructed."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from skyward.core import requirements
+from skyward.core.errors import ConfigError
+
+__all__ = ["Image"]
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """The environment in which a node runs tasks.
+
+    Parameters
+    ----------
+    python
+        Minor version such as ``"3.12"``; None means the driver's. Any other version is an error, since pickled
+        functions do not work across minor versions.
+    pip
+        Requirements in pip's syntax, optionally with hashes. With `Local`, which uses the driver's own environment,
+        they must already be installed.
+    apt
+        Debian packages, for nodes where the login user is root.
+    env
+        Environment variables, set for every task and while packages are installed.
+    index
+        URL of the package index; None means whatever the node is configured to use.
+    extra_index
+        URLs of additional package indexes.
+    preload
+        Modules that the slots' fork server imports once, so that no task has to.
+    requirements
+        Path of a requirements file, or of a ``pyproject.toml`` whose dependencies are to be installed. It is read
+        immediately: its lines are added to `pip` and `constraints`, its indexes to `index` and `extra_index`.
+    constraints
+        Requirements that restrict the versions of packages but do not install any.
+
+    Raises
+    ------
+    ConfigError
+        A value has the wrong type, a file can't be read, or a requirement can't be installed on nodes (a path on this
+        machine, say).
+    """
+
+    python: str | None = None
+    pip: Sequence[str] = ()
+    apt: Sequence[str] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
+    index: str | None = None
+    extra_index: Sequence[str] = ()
+    preload: Sequence[str] = ()
+    requirements: str | os.PathLike[str] | None = None
+    constraints: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("pip", "apt", "extra_index", "preload", "constraints"):
+            object.__setattr__(self, name, _strings(getattr(self, name), f"Image {name}"))
+        for name in ("pip", "constraints"):
+            lines = tuple(requirements.check(line, f"Image {name}={line!r}") for line in getattr(self, name))
+            object.__setattr__(self, name, lines)
+        self._read_requirements()
+        object.__setattr__(self, "env", _texts(self.env, "Image env"))
+        driver = f"{sys.version_info.major}.{sys.version_info.minor}"
+        if self.python not in (None, driver):
+            raise ConfigError(
+                f"Image python={self.python!r}, but this is Python {driver}: pickled functions do not work across "
+                f"minor versions. Leave python out, or run the driver with Python {self.python}"
+            )
+
+    def _read_requirements(self) -> None:
+        """Merge in the requirements file, once: an image derived from this one does not read it again."""
+        if self.requirements is None:
+            return
+        if not isinstance(self.requirements, (str, os.PathLike)):
+            raise ConfigError(f"Image requirements={self.requirements!r} is not the path of a file")
+        wanted = requirements.read(self.requirements)
+        object.__setattr__(self, "pip", (*self.pip, *wanted.pip))
+        object.__setattr__(self, "constraints", (*self.constraints, *wanted.constraints))
+        object.__setattr__(self, "index", self.index or wanted.index)
+        object.__setattr__(self, "extra_index", (*self.extra_index, *wanted.extra_index))
+        object.__setattr__(self, "requirements", None)
+
+    @property
+    def python_version(self) -> str:
+        """Minor version of Python on the nodes, such as ``"3.11"``; always the driver's."""
+        return f"{sys.version_info.major}.{sys.version_info.minor}"
+
+
+def _strings(value: object, name: str) -> tuple[str, ...]:
+    if isinstance(value, str) or not isinstance(value, Sequence) or not all(isinstance(item, str) for item in value):
+        raise ConfigError(f"{name}={value!r} is not a list of strings")
+    return tuple(value)
+
+
+def _texts(value: object, name: str) -> dict[str, str]:
+    if not isinstance(value, Mapping) or not all(isinstance(text, str) for item in value.items() for text in item):
+        raise ConfigError(f"{name}={value!r} is not a mapping of strings to strings")
+    return dict(value)
