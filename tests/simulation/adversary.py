@@ -1,151 +1,174 @@
-"""Who makes things go wrong, and the user whose load it is: both drawn from the world's seed."""
+"""Who makes things go wrong, and the user whose load it is: a scenario, all of it drawn from one seed."""
 
 from __future__ import annotations
 
+import operator
+import random
 import signal
-from typing import Any
+from collections.abc import Callable, Sequence
 
-from skyward.core.spec import MachineState, Nodes
-from tests.simulation.network import Route
-from tests.simulation.node import MOST, Load, content
-from tests.simulation.pool import Pool, Wish
-from tests.simulation.world import World
+from skyward.core.spec import MachineState
+from tests.simulation.node import MOST
+from tests.simulation.pool import Pool
+from tests.simulation.scenario import Misfortune, Scenario, Wish
 
-__all__ = ["load", "misfortune", "pool"]
+__all__ = ["inflict", "scenario"]
 
 _SIZES = (0, 0, 0, 10, 1_000, 40_000, 200_000)
 _SECONDS = (0.0, 0.0, 0.001, 0.01, 0.1, 1.0)
 _ENDS = ("return",) * 12 + ("raise", "raise", "die", "hang")
-_BLOBS = (100_000, 150_000, 1_000_000)
+_ARRAYS = (100_000, 150_000, 1_000_000)
 _LARGE = (1_000_000, 2_500_000, MOST, MOST)
 
 
-def pool(world: World) -> Pool:
-    """A pool of some size, near or far."""
-    random = world.random
-    return Pool(
-        world,
-        nodes=Nodes(*random.choice(((1, 1), (1, 1), (2, 2), (1, 2), (1, 3), (3, 3)))),
-        slots=random.choice((1, 2, 4)),
-        isolated=random.random() < 0.7,
-        route=Route.drawn(random),
+def scenario(seed: int) -> Scenario:
+    """Draw a scenario."""
+    chance = random.Random(f"scenario {seed}")  # not the same numbers as in the world of that seed
+    return Scenario(
+        seed,
+        nodes=chance.choice(((1, 1), (1, 1), (2, 2), (1, 2), (1, 3), (3, 3))),
+        slots=chance.choice((1, 2, 4)),
+        isolated=chance.random() < 0.7,
+        latency=chance.choice((0.00005, 0.001, 0.03, 0.15)),
+        rate=chance.choice((3e5, 1e7, 1e9)),
+        striped=chance.random() < 0.5,
+        links=chance.choice((1, 2, 3, 3, 3)),
+        channels=chance.choice((1, 3, 10, 10, 10)),
+        batch=chance.random() < 0.5,
+        rented=chance.random() < 0.7,
+        wishes=_wishes(chance),
+        misfortunes=_misfortunes(chance),
     )
 
 
-def load(world: World, pool: Pool) -> float:
-    """Let the user submit, and sometimes cancel; the seconds until all is submitted."""
-    random = world.random
-    is_heavy = random.random() < 0.1
-    sizes = _SIZES + (_LARGE if is_heavy else ())
-    arrays = [content(random.choice(_BLOBS + (_LARGE if is_heavy else ())), noise=index == 0) for index in range(2)]
-    count = random.choice((1, 5, 20, 50))
-    span = random.choice((0.0, 0.1, 3.0))
-    calm = random.random() < 0.4  # no task dies or hangs
-    for number in range(count):
-        end = random.choice(_ENDS[: 14 if calm else None])
-        seconds = random.choice(_SECONDS)
-        timeout = random.choice((None, None, 0.5, 5.0)) if end != "hang" else random.choice((0.05, 1.0))
-        plan = Load(number, seconds, end, random.choice(sizes), random.choice((0, 0, 50, 50_000)))
-        wish = Wish(
-            plan,
-            isolated=random.random() < 0.8,
-            timeout=timeout,
-            attempts=random.choice((1, 2, 3)),
-            arrays=tuple(random.sample(arrays, random.choice((0, 0, 1, 2)))),
-        )
-        world.after(random.uniform(0.0, span), _submitter(pool, wish))
-        if random.random() < 0.1:
-            world.after(span + random.expovariate(2.0), _canceller(pool, number))
-    return span
+def _wishes(chance: random.Random) -> tuple[Wish, ...]:
+    large = _LARGE if chance.random() < 0.1 else ()
+    arrays = [chance.choice(_ARRAYS + large), chance.choice(_ARRAYS + large) - 1]
+    count = chance.choice((1, 5, 20, 50))
+    span = chance.choice((0.0, 0.1, 3.0))
+    ends = _ENDS[: 14 if chance.random() < 0.4 else None]  # in a calm load no task dies or hangs
+    return tuple(_wish(chance, number, span, ends, _SIZES + large, arrays) for number in range(count))
 
 
-def _submitter(pool: Pool, wish: Wish) -> Any:
-    return lambda: pool.submit(wish)
+def _wish(
+    chance: random.Random,
+    number: int,
+    span: float,
+    ends: Sequence[str],
+    sizes: Sequence[int],
+    arrays: Sequence[int],
+) -> Wish:
+    end = chance.choice(ends)
+    return Wish(
+        number,
+        chance.uniform(0.0, span),
+        seconds=chance.choice(_SECONDS),
+        end=end,
+        size=chance.choice(sizes),
+        prints=chance.choice((0, 0, 50, 50_000)),
+        isolated=chance.random() < 0.8,
+        timeout=chance.choice((0.05, 1.0) if end == "hang" else (None, None, 0.5, 5.0)),
+        attempts=chance.choice((1, 2, 3)),
+        arrays=tuple(chance.sample(arrays, chance.choice((0, 0, 1, 2)))),
+        cancelled=span * chance.random() + chance.expovariate(2.0) if chance.random() < 0.1 else None,
+    )
 
 
-def _canceller(pool: Pool, number: int) -> Any:
-    return lambda: pool.cancel(number)
+def _misfortunes(chance: random.Random) -> tuple[Misfortune, ...]:
+    """In some seeds there are none."""
+    drawn = []
+    for _ in range(chance.choice((0, 0, 1, 1, 2, 4, 8))):
+        kind = chance.choice((*_OF_MACHINES, "cut", "agent_freezes"))
+        amount = chance.choice(_OF_MACHINES[kind][1])
+        drawn.append(Misfortune(kind, chance.uniform(0.0, 15.0), chance.randrange(3), amount))
+    for _ in range(chance.choice((0, 0, 0, 1, 3))):
+        at = chance.choice((0.0, 0.0, chance.uniform(0.0, 15.0)))
+        drawn.append(Misfortune(chance.choice(_OF_THE_CLOUD), at, 0, chance.choice((1, 1, 3))))
+    return tuple(sorted(drawn, key=operator.attrgetter("at")))
 
 
-def misfortune(world: World, pool: Pool) -> None:
-    """What goes wrong in the next seconds; in some seeds nothing does."""
-    random = world.random
-    for _ in range(random.choice((0, 0, 1, 1, 2, 4, 8))):
-        world.after(random.uniform(0.0, 15.0), _doer(world, pool, random.choice(_OF_MACHINES)))
-    for _ in range(random.choice((0, 0, 0, 1, 3))):
-        fault = random.choice(("lost_replies", "refusals", "failures", "duds"))
-        world.tell(f"the cloud will have {fault}")
-        pool.oracle.faults += 1
-        setattr(pool.cloud, fault, getattr(pool.cloud, fault) + random.choice((1, 1, 3)))
+def inflict(pool: Pool, misfortune: Misfortune) -> None:
+    """Let something go wrong when its time has come."""
 
-
-def _doer(world: World, pool: Pool, fault: Any) -> Any:
     def strike() -> None:
-        alive = [name for name, machine in pool.machines.items() if machine.process.alive]
-        if alive:
-            name = world.random.choice(alive)
-            world.tell(f"{fault.__name__.strip('_')} at {name}")
+        kind, amount = misfortune.kind, misfortune.amount
+        if kind in _OF_THE_CLOUD:
+            pool.world.tell(f"the cloud will have {kind}: {amount:g} more")
             pool.oracle.faults += 1
-            fault(world, pool, name)
+            setattr(pool.cloud, kind, getattr(pool.cloud, kind) + int(amount))
+        elif alive := [name for name, machine in pool.machines.items() if machine.process.alive]:
+            name = alive[misfortune.which % len(alive)]
+            pool.world.tell(f"{kind} at {name}, {amount:g}")
+            pool.oracle.faults += 1
+            _OF_MACHINES[kind][0](pool, name, amount)
 
-    return strike
+    pool.world.after(misfortune.at, strike)
 
 
-def _slot_dies(world: World, pool: Pool, name: str) -> None:
+def _slot_dies(pool: Pool, name: str, which: float) -> None:
     if slots := pool.machines[name].slots:
-        world.random.choice(slots).end(signal.SIGKILL)
+        slots[int(which) % len(slots)].end(signal.SIGKILL)
 
 
-def _slot_freezes(world: World, pool: Pool, name: str) -> None:
+def _slot_freezes(pool: Pool, name: str, seconds: float) -> None:
     if slots := pool.machines[name].slots:
-        world.random.choice(slots).process.frozen_until = world.now + world.random.choice((0.01, 1.0, 8.0))
+        slots[0].process.frozen_until = pool.world.now + seconds
 
 
-def _server_dies(world: World, pool: Pool, name: str) -> None:
+def _server_dies(pool: Pool, name: str, _: float) -> None:
     if servers := pool.machines[name].servers:
         servers[-1].die(-signal.SIGKILL)
 
 
-def _server_freezes(world: World, pool: Pool, name: str) -> None:
+def _server_freezes(pool: Pool, name: str, seconds: float) -> None:
     if servers := pool.machines[name].servers:
-        servers[-1].process.frozen_until = world.now + world.random.choice((1.0, 30.0, 1e9))
+        servers[-1].process.frozen_until = pool.world.now + seconds
 
 
-def _freeze(world: World, pool: Pool, name: str) -> None:
-    process = world.random.choice((pool.driver, pool.machines[name].process, pool.machines[name].process))
-    process.frozen_until = world.now + world.random.choice((0.05, 1.0, 5.0, 15.0))
+def _driver_freezes(pool: Pool, _: str, seconds: float) -> None:
+    pool.driver.frozen_until = pool.world.now + seconds
 
 
-def _cut(world: World, pool: Pool, name: str) -> None:
-    pool.lines[name].cut(world.random.choice((0.0, 0.0, 0.5, 5.0, 30.0)))
+def _agent_freezes(pool: Pool, name: str, seconds: float) -> None:
+    pool.machines[name].process.frozen_until = pool.world.now + seconds
 
 
-def _stall(world: World, pool: Pool, name: str) -> None:
-    pool.lines[name].stall(world.random.choice((0.1, 2.0, 20.0)))
+def _cut(pool: Pool, name: str, seconds: float) -> None:
+    pool.lines[name].cut(seconds)
 
 
-def _agent_dies(world: World, pool: Pool, name: str) -> None:
+def _stall(pool: Pool, name: str, seconds: float) -> None:
+    pool.lines[name].stall(seconds)
+
+
+def _agent_dies(pool: Pool, name: str, _: float) -> None:
     pool.machines[name].gone()
 
 
-def _preempted(world: World, pool: Pool, name: str) -> None:
-    pool.cloud.stop(name, world.random.choice((MachineState.PREEMPTED, MachineState.GONE, MachineState.FAILED)))
+_STATES = (MachineState.PREEMPTED, MachineState.GONE, MachineState.FAILED)
 
 
-def _no_fork(world: World, pool: Pool, name: str) -> None:
-    pool.machines[name].forks_fail = world.random.choice((1, 3))
+def _machine_ends(pool: Pool, name: str, state: float) -> None:
+    pool.cloud.stop(name, _STATES[int(state)])
 
 
-_OF_MACHINES = (
-    _slot_dies,
-    _slot_freezes,
-    _server_dies,
-    _server_freezes,
-    _freeze,
-    _cut,
-    _cut,
-    _stall,
-    _agent_dies,
-    _preempted,
-    _no_fork,
-)
+def _no_fork(pool: Pool, name: str, times: float) -> None:
+    pool.machines[name].forks_fail = int(times)
+
+
+_Strike = Callable[[Pool, str, float], None]
+# Kind -> what it does to a machine, and the amounts that it comes in.
+_OF_MACHINES: dict[str, tuple[_Strike, tuple[float, ...]]] = {
+    "slot_dies": (_slot_dies, (0, 1, 2, 3)),
+    "slot_freezes": (_slot_freezes, (0.01, 1.0, 8.0)),
+    "server_dies": (_server_dies, (0,)),
+    "server_freezes": (_server_freezes, (1.0, 30.0, 1e9)),
+    "driver_freezes": (_driver_freezes, (0.05, 1.0, 5.0, 15.0)),
+    "agent_freezes": (_agent_freezes, (0.05, 1.0, 5.0, 15.0)),
+    "cut": (_cut, (0.0, 0.0, 0.5, 5.0, 30.0)),
+    "stall": (_stall, (0.1, 2.0, 20.0)),
+    "agent_dies": (_agent_dies, (0,)),
+    "machine_ends": (_machine_ends, (0, 1, 2)),
+    "no_fork": (_no_fork, (1, 3)),
+}
+_OF_THE_CLOUD = ("lost_replies", "refusals", "failures", "duds")

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Callable, Sequence
-from random import Random
 from typing import Any, NamedTuple
 
 from skyward.core.errors import HostUnreachable, LinkError
@@ -39,17 +38,6 @@ class Route(NamedTuple):
     striped: bool
     links: float
     channels: float
-
-    @classmethod
-    def drawn(cls, random: Random) -> Route:
-        """One of some kind."""
-        return cls(
-            latency=random.choice((0.00005, 0.001, 0.03, 0.15)),
-            rate=random.choice((3e5, 1e7, 1e9)),
-            striped=random.random() < 0.5,
-            links=random.choice((1, 2, 3, 3, 3)),
-            channels=random.choice((1, 3, 10, 10, 10)),
-        )
 
 
 class Connection:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection
+from typing import Any
 
 from skyward.core.errors import SkywardError, TaskTimeout, WorkerCrashed
 from skyward.core.events import Events, NodeGone, NodeReady, Note
@@ -18,8 +18,9 @@ from skyward.core.spec import Nodes, Order, Resources
 from skyward.core.tasks.dispatch import Dispatcher
 from skyward.core.tasks.jobs import TaskOptions
 from tests.simulation.cloud import Cloud, SimulatedBuyer, SimulatedTransport
-from tests.simulation.network import Line, Route
-from tests.simulation.node import Load, Machine, carry_out
+from tests.simulation.network import Line
+from tests.simulation.node import Load, Machine, carry_out, content
+from tests.simulation.scenario import Scenario, Wish
 from tests.simulation.world import Process, World
 
 __all__ = ["Oracle", "Pool"]
@@ -40,14 +41,8 @@ def _no_thread(*_: object) -> Any:
     raise RuntimeError("simulated processes have no threads")
 
 
-class Wish(NamedTuple):
-    """One task as the user wants it."""
-
-    plan: Load
-    isolated: bool
-    timeout: float | None
-    attempts: int
-    arrays: tuple[bytes, ...]
+def _array(size: int) -> bytes:
+    return content(size, noise=size % 2 == 1)
 
 
 class Oracle:
@@ -56,7 +51,6 @@ class Oracle:
     def __init__(self, world: World) -> None:
         self.world = world
         self.wishes: dict[int, Wish] = {}
-        self.futures: dict[int, Any] = {}
         self.cancelled: set[int] = set()
         self.settled: set[int] = set()
         self.starts: Counter[int] = Counter()
@@ -72,13 +66,11 @@ class Oracle:
 
     def submitted(self, wish: Wish, future: Any) -> None:
         """Take note of a task that the user submitted."""
-        number = wish.plan.number
-        self.futures[number] = future
         future.add_done_callback(lambda future: self._settles(wish, future))
 
-    def started(self, where: str, plan: Load) -> None:
+    def started(self, where: str, load: Load) -> None:
         """Take note that a slot begins a task."""
-        number, wish = plan.number, self.wishes[plan.number]
+        number, wish = load.number, self.wishes[load.number]
         self.starts[number] += 1
         self.world.tell(f"task {number} starts in {where}")
         # Who killed a process that several tasks shared is not known: that start does not count, once.
@@ -88,12 +80,12 @@ class Oracle:
         late = number in self.settled and number not in self.cancelled and wish.isolated and not self.may_be_late
         self._check(not late, f"task {number} starts though it has settled")
 
-    def ended(self, where: str, plan: Load) -> None:
+    def ended(self, where: str, load: Load) -> None:
         """Take note that a slot has answered for a task."""
-        self.world.tell(f"task {plan.number} ends in {where}")
+        self.world.tell(f"task {load.number} ends in {where}")
 
     def _settles(self, wish: Wish, future: Any) -> None:
-        number, plan = wish.plan.number, wish.plan
+        number, load = wish.number, wish.load
         self._check(number not in self.settled, f"task {number} settles twice")
         self.settled.add(number)
         if future.cancelled():
@@ -103,12 +95,12 @@ class Oracle:
         error = future.exception()
         self.world.tell(f"task {number} settles: {error!r}"[:160] if error else f"task {number} returns")
         if error is None:
-            right = plan.end == "return" and future.result() == carry_out(plan, *wish.arrays)
+            right = load.end == "return" and future.result() == carry_out(load, *map(_array, wish.arrays))
             self._check(right, f"task {number} has a wrong result")
         elif isinstance(error, ValueError):
-            self._check(plan.end == "raise" and error.args == (number,), f"task {number} raised {error!r}")
+            self._check(load.end == "raise" and error.args == (number,), f"task {number} raised {error!r}")
         elif isinstance(error, TaskTimeout):
-            long = plan.end in ("hang", "die") or plan.seconds > 0.9 * (wish.timeout or 0.0)
+            long = load.end in ("hang", "die") or load.seconds > 0.9 * (wish.timeout or 0.0)
             self._check(wish.timeout is not None and (long or self.faults), f"task {number}: {error!r}")
         elif isinstance(error, WorkerCrashed):
             begun = self.starts[number] or not wish.isolated  # what a shared process had begun is not known
@@ -116,10 +108,9 @@ class Oracle:
         else:
             self._check(isinstance(error, SkywardError) and self.faults, f"task {number}: {error!r}")
 
-    @property
-    def is_done(self) -> bool:
-        """Whether every task has settled."""
-        return len(self.settled) == len(self.wishes)
+    def have_settled(self, wishes: Collection[Wish]) -> bool:
+        """Whether all these tasks have been submitted and have settled."""
+        return len(self.settled) >= len(wishes)
 
 
 class Pool:
@@ -129,26 +120,27 @@ class Pool:
     ----------
     world
         Where it happens.
-    nodes
-        How many.
-    slots
-        Of each node.
-    route
-        What the lines are like.
+    scenario
+        Its shape.
     """
 
-    def __init__(self, world: World, nodes: Nodes, slots: int, *, isolated: bool, route: Route) -> None:
+    def __init__(self, world: World, scenario: Scenario) -> None:
         self.world = world
         self.oracle = Oracle(world)
         self.driver = world.process("driver")
         self.network = world.process("network")
         self.machines: dict[str, Machine] = {}
         self.lines: dict[str, Line] = {}
+        self.started = False
+        """Whether the block was entered."""
+        self.failed = False
+        """Whether the block could not be entered."""
         self.events = Events()
         self.events.subscribe(self._heard)
-        self._route = route
+        self._scenario = scenario
         self._work: list[asyncio.Task[None]] = []
         io: Any = _IO(self.driver)
+        isolated, nodes = scenario.isolated, Nodes(*scenario.nodes)
         self.dispatcher = Dispatcher(
             io, self.events, isolated=isolated, timeout=None, attempts=3, start_thread=_no_thread
         )
@@ -156,11 +148,11 @@ class Pool:
             world,
             self._boot,
             self._end,
-            batch=world.random.random() < 0.5,
-            rented=world.random.random() < 0.7,
-            striped=route.striped,
+            batch=scenario.batch,
+            rented=scenario.rented,
+            striped=scenario.striped,
         )
-        setup = Setup("", slots, isolated, None, {}, [], None, [], [], 60.0)
+        setup = Setup("", scenario.slots, isolated, None, {}, [], None, [], [], 60.0)
         order = Order("sky-simulated", nodes.max, Resources(), orphan_timeout=60.0)
         provider: Any = self.cloud
         self.plan = Plan([provider], nodes, order, Image(), setup, Timing())
@@ -191,15 +183,10 @@ class Pool:
             self.oracle.cancelled.update(self.oracle.wishes)
             self.dispatcher.cancel_all()
 
-    started = False
-    """Whether the block was entered."""
-    failed = False
-    """Whether the block could not be entered."""
-
     def _boot(self, name: str) -> None:
         machine = Machine(self.world, name, self.oracle.started, self.oracle.ended)
         self.machines[name] = machine
-        line = Line(self.world, self.network, machine.connect, self._route)
+        line = Line(self.world, self.network, machine.connect, self._scenario.route)
         self.lines[name] = SimulatedTransport.lines[id(self.world), name] = line
 
     def _end(self, name: str) -> None:
@@ -210,20 +197,21 @@ class Pool:
     # --- what the user does ---
 
     def submit(self, wish: Wish) -> None:
-        number = wish.plan.number
+        """Submit a task, to be cancelled when its user wants it no more."""
         if self.failed:
             return
-        self.world.tell(f"submit {number}: {wish.plan}")
-        self.oracle.wishes[number] = wish
+        self.world.tell(f"submit {wish}")
+        self.oracle.wishes[wish.number] = wish
         options = TaskOptions(isolated=wish.isolated, timeout=wish.timeout, attempts=wish.attempts, large=100_000)
-        future = self.dispatcher.submit(carry_out, wish.plan, *wish.arrays, options=options)
+        future = self.dispatcher.submit(carry_out, wish.load, *map(_array, wish.arrays), options=options)
         self.oracle.submitted(wish, future)
+        if wish.cancelled is not None:
+            self.world.after(wish.cancelled, lambda: self._cancel(wish.number, future))
 
-    def cancel(self, number: int) -> None:
-        if number in self.oracle.futures:
-            self.world.tell(f"cancel {number}")
-            self.oracle.cancelled.add(number)
-            self.oracle.futures[number].cancel()
+    def _cancel(self, number: int, future: Any) -> None:
+        self.world.tell(f"cancel {number}")
+        self.oracle.cancelled.add(number)
+        future.cancel()
 
     def leave(self) -> None:
         """The block ends: as `RunningPool` does it. A goodbye that stands behind much data may come too late."""

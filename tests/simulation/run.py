@@ -1,20 +1,22 @@
-"""Runs one seed: a pool from its order to its end, with a load and misfortunes, watched by the oracle."""
+"""Runs a scenario: a pool from its order to its end, with a load and misfortunes, watched by the oracle."""
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 
 from tests.simulation import adversary
 from tests.simulation.cloud import registered
+from tests.simulation.pool import Pool
+from tests.simulation.scenario import Scenario
 from tests.simulation.world import Stuck, World
 
-__all__ = ["Outcome", "Totals", "many", "simulate"]
+__all__ = ["Outcome", "Totals", "many", "simulate", "story_of"]
 
 START = 2000.0
 """Seconds within which a pool starts, or fails: twice what slots may take to start, and some orders that fail."""
@@ -30,11 +32,11 @@ LEAVE = 900.0
 
 @dataclass
 class Outcome:
-    """What came of a seed.
+    """What came of a scenario.
 
     Attributes
     ----------
-    seed
+    scenario
         Replays it.
     turns
         Turns of processes and events of the world.
@@ -44,7 +46,7 @@ class Outcome:
         What happened, line by line.
     """
 
-    seed: int
+    scenario: Scenario
     turns: int
     broken: list[str]
     story: list[str] = field(repr=False)
@@ -62,40 +64,48 @@ class _LoggedErrors(logging.Handler):
         self._world.broken.append(f"logged: {record.getMessage()}: {error!r}")
 
 
-def simulate(seed: int) -> Outcome:
-    """Run one seed to its end."""
+def simulate(scenario: Scenario | int) -> Outcome:
+    """Run a scenario to its end, or the one of a seed."""
+    if isinstance(scenario, int):
+        scenario = adversary.scenario(scenario)
     with registered():
-        return _simulate(seed)
+        return _simulate(scenario)
 
 
-def _simulate(seed: int) -> Outcome:
-    world = World(seed)
-    pool = adversary.pool(world)
-    submitted: list[bool] = []
+def _simulate(scenario: Scenario) -> Outcome:
+    world = World(scenario.seed)
+    pool = Pool(world, scenario)
     errors = _LoggedErrors(world)
     logger = logging.getLogger("skyward")
     logger.addHandler(errors)
     try:
-        adversary.misfortune(world, pool)
-        world.run(lambda: pool.started or pool.failed, START, "the pool has started, or has failed")
-        span = adversary.load(world, pool) if pool.started else 0.0
-        world.after(span + 0.001, lambda: submitted.append(True))
-        world.run(lambda: bool(submitted) and pool.oracle.is_done, span + SETTLE, "every task has settled")
-        pool.leave()
-        world.run(lambda: pool.has_left, LEAVE, "the block has ended")
-        # Where nothing went wrong everybody heard the goodbye; else an agent out of reach waits for its owner.
-        world.run(lambda: pool.is_told or pool.oracle.faults > 0, GOODBYE, "no agent runs that had an owner")
-        world.run(lambda: pool.is_gone, ORPHANED, "no agent runs any more")
-        left = [name for name, record in pool.cloud.records.items() if record.billed]
-        if left and pool.cloud.is_rented and not world.broken:
-            world.broken.append(f"machines are left: {', '.join(left)}")
+        _live(world, pool, scenario)
     except Stuck as error:
         world.broken.append(str(error))
     finally:
         logger.removeHandler(errors)
-        story = [f"{time - 1000:10.4f}  {text}" for time, text in world.story]
+        story = [f"{time - world.began:10.4f}  {text}" for time, text in world.story]
         pool.close()
-    return Outcome(seed, world.turns, world.broken, story)
+    return Outcome(scenario, world.turns, world.broken, story)
+
+
+def _live(world: World, pool: Pool, scenario: Scenario) -> None:
+    for misfortune in scenario.misfortunes:
+        adversary.inflict(pool, misfortune)
+    world.run(lambda: pool.started or pool.failed, START, "the pool has started, or has failed")
+    wishes = scenario.wishes if pool.started else ()
+    for wish in wishes:
+        world.after(wish.at, functools.partial(pool.submit, wish))
+    span = max((wish.at for wish in wishes), default=0.0)
+    world.run(lambda: pool.oracle.have_settled(wishes), span + SETTLE, "every task has settled")
+    pool.leave()
+    world.run(lambda: pool.has_left, LEAVE, "the block has ended")
+    # Where nothing went wrong everybody heard the goodbye; else an agent out of reach waits for its owner.
+    world.run(lambda: pool.is_told or pool.oracle.faults > 0, GOODBYE, "no agent runs that had an owner")
+    world.run(lambda: pool.is_gone, ORPHANED, "no agent runs any more")
+    left = [name for name, record in pool.cloud.records.items() if record.billed]
+    if left and pool.cloud.is_rented and not world.broken:
+        world.broken.append(f"machines are left: {', '.join(left)}")
 
 
 @dataclass
@@ -107,10 +117,10 @@ class Totals:
     seconds: float = 0.0
 
 
-def many(first: int, count: int, processes: int | None = None) -> tuple[Totals, list[Outcome]]:
+def many(first: int, count: int) -> tuple[Totals, list[Outcome]]:
     """Run seeds from `first` on, in several processes; those that failed come back with their stories."""
     began, totals, failed = time.monotonic(), Totals(), []
-    with ProcessPoolExecutor(processes or os.cpu_count()) as executor:
+    with ProcessPoolExecutor(os.cpu_count()) as executor:
         for turns, outcomes in executor.map(_chunk, _chunks(first, count)):
             totals.turns += turns
             failed += outcomes
@@ -131,8 +141,8 @@ def _chunk(chunk: tuple[int, int]) -> tuple[int, list[Outcome]]:
     return sum(outcome.turns for outcome in outcomes), [outcome for outcome in outcomes if outcome.broken]
 
 
-def tell(outcome: Outcome, write: Callable[[str], object] = sys.stdout.write) -> None:
-    """Print a failed seed's story."""
-    write(f"seed {outcome.seed}: {'; '.join(outcome.broken)}\n")
-    for line in outcome.story:
-        write(f"{line}\n")
+def story_of(outcome: Outcome) -> str:
+    """What happened in a run, and how to see it again."""
+    seed = outcome.scenario.seed
+    again = f"again: python -m tests.simulation --seed {seed}; in fewer events: add --shrink"
+    return "\n".join([f"seed {seed}: {'; '.join(outcome.broken) or 'all is well'}", *outcome.story, again])

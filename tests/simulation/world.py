@@ -20,6 +20,7 @@ __all__ = ["Process", "Stuck", "World"]
 
 _LATE = 0.15  # of the times that a descriptor is ready, it is noticed only later
 _MOST_LATE = 0.005  # seconds
+_MOST_TURNS = 200_000  # until something that is waited for
 
 
 class Stuck(AssertionError):
@@ -184,7 +185,7 @@ class World:
     def __init__(self, seed: int) -> None:
         self.seed = seed
         self.random = random.Random(seed)
-        self.now = 1000.0
+        self.now = self.began = 1000.0
         self.slowness = self.random.choice((1e-7, 1e-5, 3e-4))  # seconds that pass between two readings
         self.turns = 0
         self.broken: list[str] = []  # what must not be, in the order in which it was found
@@ -251,21 +252,21 @@ class World:
             self._poll.unregister(number)
             self._noticed.pop(number, None)
 
-    def run(self, until: Callable[[], bool], limit: float, what: str, turns: int = 200_000) -> None:
+    def run(self, until: Callable[[], bool], limit: float, what: str) -> None:
         """Go on until something holds, which `what` puts in words, or until something is found broken.
 
         Raises
         ------
         Stuck
-            It does not hold after `limit` seconds of virtual time, or so many turns.
+            It does not hold after `limit` seconds of virtual time, or so many events.
         """
         end = self.now + limit
-        last = self.turns + turns
+        last = self.turns + _MOST_TURNS
         while not until() and not self.broken:
             if not self.step() or self.now > end:
                 raise Stuck(f"not within {limit:g} seconds of virtual time: {what}")
             if self.turns > last:
-                raise Stuck(f"not within {turns:,} events: {what}")
+                raise Stuck(f"not within {_MOST_TURNS:,} events: {what}")
 
     def close(self) -> None:
         """End all processes, in order."""

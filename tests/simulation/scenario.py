@@ -1,0 +1,149 @@
+"""What a seed stands for, as data that is drawn first: a pool's shape, its load, and what goes wrong when.
+
+Data can be thinned (`shrink`), read, and kept: each file in the folder `kept` is a scenario that once failed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
+
+from tests.simulation.network import Route
+from tests.simulation.node import Load
+
+__all__ = ["Misfortune", "Scenario", "Wish"]
+
+
+class Wish(NamedTuple):
+    """One task as the user wants it.
+
+    Attributes
+    ----------
+    number, seconds, end, size, prints
+        See `Load`.
+    at
+        When it is submitted: seconds after the pool has started.
+    isolated, timeout, attempts
+        See `TaskOptions`.
+    arrays
+        Sizes in bytes of its large arguments; two of the same size are the same array, and an odd size
+        makes noise, which can't be compressed.
+    cancelled
+        Seconds after its submission when it is cancelled; None for never.
+    """
+
+    number: int
+    at: float = 0.0
+    seconds: float = 0.0
+    end: str = "return"
+    size: int = 0
+    prints: int = 0
+    isolated: bool = True
+    timeout: float | None = None
+    attempts: int = 1
+    arrays: tuple[int, ...] = ()
+    cancelled: float | None = None
+
+    def __str__(self) -> str:
+        rest = {name: value for name, value in _unusual(self).items() if name not in ("number", "at")}
+        return " ".join([f"{self.number}:", *(f"{name}={value}" for name, value in rest.items())])
+
+    @property
+    def load(self) -> Load:
+        """What its task does."""
+        return Load(self.number, self.seconds, self.end, self.size, self.prints)
+
+
+class Misfortune(NamedTuple):
+    """Something that goes wrong.
+
+    Attributes
+    ----------
+    kind
+        Its name in `adversary`.
+    at
+        Seconds after the pool was ordered.
+    which
+        Which machine it strikes, of those that run then, counted round and round.
+    amount
+        How much of it: seconds, or how often, as its kind has it.
+    """
+
+    kind: str
+    at: float = 0.0
+    which: int = 0
+    amount: float = 0.0
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """What a seed stands for.
+
+    Attributes
+    ----------
+    seed
+        Who runs next, how late, and in which chunks bytes travel, is drawn from it while the scenario runs.
+    nodes, slots, isolated
+        The pool's: least and most nodes, slots of each, and whether tasks have processes of their own.
+    latency, rate, striped, links, channels
+        Of the lines to the nodes: see `Route`.
+    batch, rented
+        Whether the provider creates several machines in one call, and whether they cost money.
+    wishes, misfortunes
+        What the user wants, and what goes wrong.
+    """
+
+    seed: int
+    nodes: tuple[int, int] = (1, 1)
+    slots: int = 1
+    isolated: bool = True
+    latency: float = 0.00005
+    rate: float = 1e9
+    striped: bool = False
+    links: int = 3
+    channels: int = 10
+    batch: bool = False
+    rented: bool = False
+    wishes: tuple[Wish, ...] = ()
+    misfortunes: tuple[Misfortune, ...] = ()
+
+    @property
+    def route(self) -> Route:
+        """What the lines to the nodes are like."""
+        return Route(self.latency, self.rate, self.striped, self.links, self.channels)
+
+    @property
+    def is_fair(self) -> bool:
+        """Whether all of it can end."""
+        return all(wish.timeout is not None for wish in self.wishes if wish.end == "hang")
+
+    def text(self) -> str:
+        """It as JSON, one line for each wish and misfortune; what is as usual is left out."""
+        shape = {field.name: getattr(self, field.name) for field in fields(self)[:-2]}
+        usual = {field.name: field.default for field in fields(self)}
+        parts = [f'"{name}": {json.dumps(value)}' for name, value in shape.items() if value != usual[name]]
+        for name in ("wishes", "misfortunes"):
+            if items := getattr(self, name):
+                lines = ",\n  ".join(json.dumps(_unusual(item)) for item in items)
+                parts.append(f'"{name}": [\n  {lines}\n ]')
+        return "{" + ",\n ".join(parts) + "}"
+
+    @classmethod
+    def read(cls, text: str) -> Scenario:
+        """The scenario that such a text describes; what it says under ``"story"`` is for people."""
+        given: dict[str, Any] = json.loads(text)
+        given.pop("story", None)
+        wishes = tuple(Wish(**_tuples(item)) for item in given.pop("wishes", ()))
+        misfortunes = tuple(Misfortune(**item) for item in given.pop("misfortunes", ()))
+        return cls(**_tuples(given), wishes=wishes, misfortunes=misfortunes)
+
+
+def _unusual(item: Any) -> dict[str, Any]:
+    usual = item._field_defaults
+    return {name: value for name, value in item._asdict().items() if name not in usual or value != usual[name]}
+
+
+def _tuples(given: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
