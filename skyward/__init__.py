@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from skyward.core.errors import BootstrapFailed as BootstrapFailed
     from skyward.core.errors import CloudError as CloudError
     from skyward.core.errors import ConfigError as ConfigError
+    from skyward.core.errors import DownloadFailed as DownloadFailed
     from skyward.core.errors import HostKeyError as HostKeyError
     from skyward.core.errors import HostUnreachable as HostUnreachable
     from skyward.core.errors import LinkError as LinkError
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from skyward.core.errors import TaskError as TaskError
     from skyward.core.errors import TaskFailed as TaskFailed
     from skyward.core.errors import TaskTimeout as TaskTimeout
+    from skyward.core.errors import VolumeFailed as VolumeFailed
     from skyward.core.errors import WorkerCrashed as WorkerCrashed
     from skyward.core.function import compute as compute
     from skyward.core.function import gather as gather
@@ -72,6 +74,7 @@ __all__ = [
     "Compute",
     "ComputePool",
     "ConfigError",
+    "DownloadFailed",
     "HostKeyError",
     "HostUnreachable",
     "Image",
@@ -103,6 +106,7 @@ __all__ = [
     "VastAI",
     "Verda",
     "Volume",
+    "VolumeFailed",
     "Worker",
     "WorkerCrashed",
     "__version__",
@@ -142,6 +146,7 @@ _HOME = {
             *("AuthFailed", "CloudError", "NoCapacity", "NoOffer", "NotFound", "QuotaExceeded", "RateLimited"),
             *("BootstrapFailed", "ConfigError", "HostKeyError", "HostUnreachable", "LinkError", "LoginRefused"),
             "NestedPool",
+            "DownloadFailed",
             *("NodeLost", "PackagesFailed", "PayloadError", "PluginNotFound", "PoolNotActive", "ProtocolError"),
             *(
                 "ProvisioningError",
@@ -150,6 +155,7 @@ _HOME = {
                 "TaskError",
                 "TaskFailed",
                 "TaskTimeout",
+                "VolumeFailed",
                 "WorkerCrashed",
             ),
         )

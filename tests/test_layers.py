@@ -29,6 +29,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("payload", "protocol", "registry"),
     ("audience", "nodes", "results"),
     ("blobs", "pool_arguments"),
+    ("files",),
     ("machines", "tasks"),  # which know nothing of each other
     ("function", "running_pool"),
     ("executor",),
@@ -71,6 +72,8 @@ PURE = (
     "skyward.core.machines.fleet_events",
     "skyward.core.protocol.framing",
     "skyward.core.protocol.mailbox",
+    "skyward.core.protocol.manifest",
+    "skyward.core.files.cut",
     "skyward.core.machines.offer_selection",
     "skyward.core.protocol.messages",
     "skyward.core.protocol.compression",

@@ -21,9 +21,11 @@ retried depends on the type, never on the text. A message says what happened, wh
     │   ├── HostUnreachable                 no answer in time
     │   ├── HostKeyError                    the host's key is unknown, or not the expected one
     │   ├── LoginRefused                    the host rejected the user or the key
+    │   ├── VolumeFailed                    a folder can't be brought to the node: it changed, or the disk is full
     │   └── BootstrapFailed                 a step of preparing the node failed
     │       ├── PackagesFailed              the image's packages can't be installed, on this node or any other
     │       └── PythonNotFound              the node has no Python of the driver's minor version
+    ├── DownloadFailed                      files of the nodes can't be fetched; nothing was overwritten
     ├── LinkError (ConnectionError)         the connection to a node failed
     │   └── ProtocolError                   a message, received or to be sent, violates the protocol
     └── TaskError                           a task failed for a reason other than an exception of its own
@@ -49,6 +51,7 @@ __all__ = [
     "BootstrapFailed",
     "CloudError",
     "ConfigError",
+    "DownloadFailed",
     "HostKeyError",
     "HostUnreachable",
     "LinkError",
@@ -71,6 +74,7 @@ __all__ = [
     "TaskError",
     "TaskFailed",
     "TaskTimeout",
+    "VolumeFailed",
     "WorkerCrashed",
 ]
 
@@ -170,6 +174,22 @@ class LoginRefused(ProvisioningError):
     """A host rejected the user, or every key that was offered."""
 
 
+class VolumeFailed(ProvisioningError):
+    """A folder of the driver can't be brought to a node: it has changed, a file can't be read, or the disk is full.
+
+    Attributes
+    ----------
+    everywhere
+        Whether the reason lies in the driver's folder, so that no other node could get it either.
+    """
+
+    everywhere: bool
+
+    def __init__(self, message: str = "", *, everywhere: bool = False) -> None:
+        super().__init__(message)
+        self.everywhere = everywhere
+
+
 class BootstrapFailed(ProvisioningError):
     """A step of preparing a node failed; the message ends with the last lines of the step's output."""
 
@@ -180,6 +200,10 @@ class PackagesFailed(BootstrapFailed):
 
 class PythonNotFound(BootstrapFailed):
     """A node has no Python of the driver's minor version, and none could be installed."""
+
+
+class DownloadFailed(SkywardError):
+    """Files of the nodes can't be fetched: none is found, names clash, a disk is full. Nothing was overwritten."""
 
 
 class LinkError(SkywardError, ConnectionError):
