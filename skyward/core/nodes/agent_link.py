@@ -126,11 +126,15 @@ class AgentLink:
         self._draining.clear()
 
     def say_goodbye(self) -> bool:
-        """End the conversation for good if the link is open. Returns whether it was."""
+        """End the conversation for good if the link is open. Returns whether it was.
+
+        It does not wait until the channel takes more: the link may be closed before that, and the agent would then wait
+        for its owner to come back.
+        """
         if not self.wire.is_open:
             return False
         self.wire.send(Bye())
-        self.flush()
+        self.channel.write(self.wire.small_to_send())
         return True
 
     # --- writing ---

@@ -98,3 +98,13 @@ async def test_a_session_ends_with_its_stripes(it: Node) -> None:
     await it.until(lambda: it.session._link is not None and it.session._link.stripes)
     await it.session.close()
     await it.until(lambda: all(channel.channel._ended for channel in it.channels))  # type: ignore[attr-defined]
+
+
+@pytest.mark.slow
+@over(distance=10.0)
+async def test_a_goodbye_does_not_wait_for_room(it: Node) -> None:
+    """The link is closed after a while, though its channel takes nothing more, and the agent has to know why."""
+    it.channels[0].shut = True
+    blob(it, b"a", MEGABYTE)
+    await it.session.close()
+    assert await it.agent.stopped == "the owner said goodbye"
