@@ -237,7 +237,7 @@ class Line:
     @property
     def behind(self) -> float:
         """Seconds until what the driver has sent by now has arrived."""
-        return max((connection._last_up - self.world.now for connection in self.connections), default=0.0)
+        return max(0.0, *(connection._last_up - self.world.now for connection in self.connections), 0.0)
 
     def cut(self, seconds: float) -> None:
         """Every connection breaks, and for a while none can be made; an end that is not told notices by silence."""

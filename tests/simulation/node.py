@@ -49,6 +49,7 @@ __all__ = ["MOST", "SECRET", "Load", "Machine", "carry_out", "content"]
 
 SECRET = b""
 _NO_PID = 1 << 30  # beyond all pids there are: a signal to one of ours meets nobody
+_RAISED = 1 << 8  # wait status of a process that an exception ended
 
 
 class Load(NamedTuple):
@@ -109,7 +110,7 @@ class _Slot:
         self.sock.setblocking(False)
         os.set_blocking(self.out, False)
         self.claims = Claims(self.tickets)
-        self.wire = Wire.opened(Role.WORKER)
+        self.wire = Wire.opened(Role.WORKER, fifo=True)  # an answer is sent whole before the next one
         self.inbox: deque[Any] = deque()
         self.busy = False
         self.held: dict[int, None] = {}
@@ -134,8 +135,8 @@ class _Slot:
         self._work()
 
     def _work(self) -> None:
-        """As `Slot.work`: in the order in which messages came, and nothing is read while an isolated task runs."""
-        while self.inbox and not self.busy:
+        """As `Slot.work`: in the order in which messages came, and an isolated slot does one thing at a time."""
+        while self.process.alive and self.inbox and not self._is_occupied:
             received = self.inbox.popleft()
             message = received.message
             if isinstance(message, Inquire):
@@ -143,7 +144,12 @@ class _Slot:
             elif isinstance(message, Run) and (self.shared or self.claims.claim(message.task)):
                 self._run(message, received.buffers)
         if self.process.alive:
-            (self.process.remove_reader if self.busy else self._read_on)(self.sock)
+            (self.process.remove_reader if self._is_occupied else self._read_on)(self.sock)
+
+    @property
+    def _is_occupied(self) -> bool:
+        """Whether nothing is read: an isolated slot runs a task, or sends an answer."""
+        return self.busy or (not self.shared and (bool(self._parts) or self.wire.has_data))
 
     def _read_on(self, sock: socket.socket) -> None:
         if sock.fileno() not in self.process.readers:
@@ -198,12 +204,17 @@ class _Slot:
             try:
                 sent = self.sock.send(self._parts[0])
             except BlockingIOError:
-                self.process.add_writer(self.sock, self._write)
+                self.process.add_writer(self.sock, self._writable)
                 return
-            except OSError:
-                return  # the agent has closed it; reading will tell
+            except OSError:  # the agent has closed it
+                self.end(_RAISED)
+                return
             rest = memoryview(self._parts[0])[sent:]
             self._parts[:1] = [rest] if rest else []
+
+    def _writable(self) -> None:
+        self._write()
+        self._work()
 
     def end(self, status: int) -> None:
         """The process ends, with this wait status."""

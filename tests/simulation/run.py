@@ -101,7 +101,8 @@ def _live(world: World, pool: Pool, scenario: Scenario) -> None:
     pool.leave()
     world.run(lambda: pool.has_left, LEAVE, "the block has ended")
     # Where nothing went wrong everybody heard the goodbye; else an agent out of reach waits for its owner.
-    world.run(lambda: pool.is_told or pool.oracle.faults > 0, GOODBYE, "no agent runs that had an owner")
+    goodbye = GOODBYE + pool.behind
+    world.run(lambda: pool.is_told or pool.oracle.faults > 0, goodbye, "no agent runs that had an owner")
     world.run(lambda: pool.is_gone, ORPHANED, "no agent runs any more")
     left = [name for name, record in pool.cloud.records.items() if record.billed]
     if left and pool.cloud.is_rented and not world.broken:
