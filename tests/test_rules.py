@@ -168,6 +168,7 @@ NO_TEST_FILE: dict[str, str] = {
     "joblib_ext/plugin.py": "tests/joblib_ext/test_pools.py",
     "providers/drivers/ec2_values.py": "tests/providers/drivers/test_ec2.py",
     "providers/drivers/ec2_wire.py": "tests/providers/drivers/test_ec2.py",
+    "providers/drivers/json_api.py": "tests/providers/drivers/test_verda.py",
     "providers/drivers/vastai_connection.py": "tests/providers/drivers/test_vastai.py",
     "providers/drivers/verda_connection.py": "tests/providers/drivers/test_verda.py",
     "providers/libcloud_profiles.py": "tests/providers/test_libcloud.py",

@@ -154,7 +154,7 @@ class Verda(CloudProvider):
             if pool_of(key.name) == tag:
                 with contextlib.suppress(VerdaNotFoundError):
                     driver.delete_key_pair(key)
-        for volume in driver.list_volumes(ex_trash=True):
+        for volume in driver.list_volumes():
             if pool_of(volume.name) == tag:
                 with contextlib.suppress(VerdaNotFoundError):
                     driver.destroy_volume(volume)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 from joblib import Parallel, delayed
+from libcloud.compute.base import NodeLocation
 
 import skyward as sky
 from skyward.core.machines.ssh_keys import make_key
@@ -79,6 +80,7 @@ def test_what_the_user_has_besides_is_not_ours(cloud):
         "sky-prod-db",
         size,
         driver.list_images(ex_size=size)[0],
+        NodeLocation("FIN-01", "FIN-01", "FI", driver),
         ex_os_volume={"name": "sky-prod-db-root", "size": 50},
         ex_ssh_key_ids=[driver.import_key_pair_from_string("sky-prod-key", make_key("x").public).extra["id"]],
         ex_startup_script_id=driver.ex_create_startup_script("sky-prod-1", "true").id,

@@ -15,19 +15,16 @@ SSH port.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import contextlib
-import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from libcloud.common.types import InvalidCredsError, MalformedResponseError
-from libcloud.compute.base import KeyPair, Node, NodeAuthSSHKey, NodeDriver, NodeImage, NodeLocation, NodeSize
-from libcloud.compute.types import KeyPairDoesNotExistError, NodeState
+from libcloud.compute.base import Node, NodeDriver, NodeSize
+from libcloud.compute.types import NodeState
 
+from .json_api import SHOWN
 from .vastai_connection import (
     Pace,
     VastAIConnection,
@@ -50,7 +47,6 @@ __all__ = [
     "VastAIResponse",
 ]
 
-_SHOWN = 500  # max characters of a foreign body in an error
 _SSH = "22/tcp"
 _BROKEN_HOST = "OCI runtime create failed"
 _NOT_TO_RETRY = "search_quota_exceeded"
@@ -74,12 +70,8 @@ class VastAINodeDriver(NodeDriver):
     ----------
     key
         API key of the account, or one with limited rights.
-    secret, api_version, region
-        Not used; arguments of every libcloud driver.
-    secure, host, port
-        Where the API is, if not at the vendor's address.
     url
-        Base address of the API, instead of `secure`, `host` and `port`.
+        Base address of the API, if not the vendor's.
     pace
         Factor for all intervals; 0: none.
     options
@@ -88,15 +80,11 @@ class VastAINodeDriver(NodeDriver):
     Notes
     -----
     `Node.extra` has all fields of the API, except that ``ssh_host`` and ``ssh_port`` are the *direct* address, and None
-    unless the container runs and its port 22 is mapped; the vendor's proxy is ``proxy_host`` and ``proxy_port``.
+    unless the container runs and its port 22 is mapped.
     """
 
-    type = "vastai"
-    api_name = "vastai"
     name = "Vast.ai"
-    website = "https://vast.ai"
     connectionCls = VastAIConnection  # noqa: N815 (libcloud's name)
-    features = {"create_node": ["ssh_key"]}  # noqa: RUF012 (libcloud declares it so)
 
     INTERVALS: ClassVar[Mapping[str, float]] = {
         "search": 6.0,
@@ -104,7 +92,6 @@ class VastAINodeDriver(NodeDriver):
         "list": 2.0,
         "show": 2.0,
         "destroy": 3.0,
-        "ssh": 1.0,
         "user": 1.0,
     }
     """Min seconds between two calls of a kind. Searches are limited by the caller's address, all others by account."""
@@ -130,48 +117,26 @@ class VastAINodeDriver(NodeDriver):
     }
     """Default conditions of `ex_search_offers`, those of the vendor's clients."""
 
-    def __init__(
-        self,
-        key: str,
-        secret: None = None,
-        secure: bool = True,
-        host: str | None = None,
-        port: int | None = None,
-        api_version: str | None = None,
-        region: str | None = None,
-        url: str | None = None,
-        pace: float = 1.0,
-        **options: Any,
-    ) -> None:
+    def __init__(self, key: str, url: str | None = None, pace: float = 1.0, **options: Any) -> None:
         if not key:
             raise InvalidCredsError("Vast.ai needs an API key (key)")
         self._url = url
         self._pace = pace
-        super().__init__(key, secret, secure, host, port, api_version, region, **options)
+        super().__init__(key, **options)
 
     def _ex_connection_class_kwargs(self) -> dict[str, Any]:
         return {"url": self._url}
 
     # Offers
 
-    def list_sizes(self, location: NodeLocation | None = None) -> list[NodeSize]:
-        """List verified on-demand offers, cheapest first, in a country or anywhere."""
-        return self.ex_search_offers({"geolocation": {"eq": location.country}} if location is not None else None)
-
-    def list_locations(self) -> list[NodeLocation]:
-        """List countries that have offers now; the id is the two-letter code."""
-        codes = {size.extra["country"] for size in self.ex_search_offers()} - {None}
-        return [NodeLocation(code, code, code, self) for code in sorted(codes)]
-
     def ex_search_offers(
         self,
         query: Mapping[str, Mapping[str, object] | None] | None = None,
         type: str = "on-demand",
         storage: float = 16.0,
-        order: Sequence[Sequence[str]] = (("dph_total", "asc"),),
         limit: int | None = None,
     ) -> list[NodeSize]:
-        """Search the market.
+        """Search the market; the cheapest comes first.
 
         Parameters
         ----------
@@ -182,8 +147,6 @@ class VastAINodeDriver(NodeDriver):
             "on-demand", "reserved", or "bid" for instances that a higher bid may displace.
         storage
             GB of disk that ``dph_total`` is to include.
-        order
-            Fields with "asc" or "desc".
         limit
             Max number of offers.
 
@@ -196,7 +159,7 @@ class VastAINodeDriver(NodeDriver):
         """
         asked: dict[str, object] = {**self.OFFERED, **(query or {})}
         body = {name: condition for name, condition in asked.items() if condition is not None}
-        body |= {"type": type, "order": [list(field) for field in order], "allocated_storage": storage}
+        body |= {"type": type, "order": [["dph_total", "asc"]], "allocated_storage": storage}
         if limit is not None:
             body["limit"] = limit
         reply = self._call("search", "POST", "/api/v0/bundles/", body=body)
@@ -204,16 +167,10 @@ class VastAINodeDriver(NodeDriver):
 
     # Nodes
 
-    def list_nodes(self, ex_filters: Mapping[str, Mapping[str, object]] | None = None) -> list[Node]:
-        """List all instances of the account, in any state.
-
-        Parameters
-        ----------
-        ex_filters
-            Conditions on fields, such as ``{"label": {"eq": "mine"}}``; the API's own ``select_filters``.
-        """
+    def list_nodes(self) -> list[Node]:
+        """List all instances of the account, in any state."""
         query = {
-            "select_filters": json.dumps(ex_filters or {}),
+            "select_filters": "{}",
             "order_by": json.dumps([{"col": "id", "dir": "asc"}]),
             "limit": str(_PAGE),
         }
@@ -243,18 +200,12 @@ class VastAINodeDriver(NodeDriver):
         self,
         name: str,
         size: NodeSize,
-        image: NodeImage | str,
-        location: NodeLocation | None = None,
-        auth: NodeAuthSSHKey | None = None,
+        image: str,
         *,
         ex_disk: float = 16.0,
         ex_onstart: str | None = None,
         ex_env: Mapping[str, str] | None = None,
         ex_bid: float | None = None,
-        ex_runtype: str = "ssh_direct",
-        ex_args: Sequence[str] | None = None,
-        ex_cancel_unavail: bool = True,
-        ex_options: Mapping[str, object] | None = None,
     ) -> Node:
         """Rent an offer and start a container there.
 
@@ -264,12 +215,8 @@ class VastAINodeDriver(NodeDriver):
             Its label. Should be unique: there is no other way to find an instance whose reply was lost.
         size
             An offer.
-        location
-            Ignored, since an offer has a fixed place.
         image
-            Docker image, such as "python:3.12-slim".
-        auth
-            A key that may log in, in addition to the account's. It is attached after create, by a separate call.
+            Docker image, such as "python:3.12-slim", whose entrypoint sshd replaces.
         ex_disk
             GB.
         ex_onstart
@@ -278,14 +225,6 @@ class VastAINodeDriver(NodeDriver):
             Environment variables of the container. ``{"-p 8000:8000": "1"}`` maps a port.
         ex_bid
             US dollars per hour for the whole offer; makes the instance interruptible.
-        ex_runtype
-            "ssh_direct" and "ssh_proxy" replace the image's entrypoint with sshd, "args" keeps it.
-        ex_args
-            Arguments of the image's entrypoint, for "args".
-        ex_cancel_unavail
-            Whether to fail if the machine cannot start it now, instead of leaving an instance that waits.
-        ex_options
-            More fields of the API's call, such as "image_login" or "target_state".
 
         Raises
         ------
@@ -298,44 +237,25 @@ class VastAINodeDriver(NodeDriver):
         """
         body: dict[str, Any] = {
             "client_id": "me",
-            "image": image.id if isinstance(image, NodeImage) else image,
+            "image": image,
             "label": name,
             "disk": ex_disk,
             "env": dict(ex_env or {}),
             "onstart": ex_onstart,
-            "runtype": ex_runtype,
+            "runtype": "ssh_direct",
             "price": ex_bid,
-            "cancel_unavail": ex_cancel_unavail,
+            "cancel_unavail": True,  # fail if the machine can't start it now: do not leave an instance that waits
         }
-        if ex_args is not None:
-            body["args"] = list(ex_args)
         _check_limits(body)
         path = f"/api/v0/asks/{_number(size.id)}/"
-        reply = self._call("create", "PUT", path, body={**body, **(ex_options or {})})
-        contract = str(_field(reply, "new_contract", int))
-        row = {"id": contract, "label": name, "is_bid": ex_bid is not None, "image_uuid": body["image"]}
-        row |= {field: reply[field] for field in ("instance_api_key",) if field in reply}
-        row |= {field: size.extra.get(field) for field in ("machine_id", "host_id", "geolocation")}
-        if auth is not None:
-            self._attach_to_new(contract, auth.pubkey)
-        return self._to_node(row, size)
-
-    def _attach_to_new(self, contract: str, key: str) -> None:
-        try:
-            self.ex_attach_ssh_key(contract, key)
-        except Exception as error:
-            message = f"instance {contract} was created, but its SSH key could not be attached: {error}"
-            raise VastAILeftoverError(getattr(error, "code", 0), message, contract_id=contract) from error
+        reply = self._call("create", "PUT", path, body=body)
+        return self._to_node({**reply, "id": _field(reply, "new_contract", int), "label": name})
 
     def destroy_node(self, node: Node | str) -> bool:
         """Destroy an instance and its disk; one that does not exist counts as destroyed."""
         with contextlib.suppress(VastAINotFoundError):
-            self._call("destroy", "DELETE", _instance_path(node), body={})
-        return True
-
-    def ex_attach_ssh_key(self, node: Node | str, public_key: str) -> bool:
-        """Allow a key to log in to one instance."""
-        self._call("ssh", "POST", f"{_instance_path(node)}ssh/", body={"ssh_key": public_key})
+            id = node if isinstance(node, str) else str(node.id)
+            self._call("destroy", "DELETE", f"/api/v0/instances/{_number(id)}/", body={})
         return True
 
     # The account
@@ -344,38 +264,6 @@ class VastAINodeDriver(NodeDriver):
         """Return the account as the API describes it; "credit" is the balance in US dollars."""
         reply = self._call("user", "GET", "/api/v0/users/current")
         return {**reply}
-
-    def list_key_pairs(self) -> list[KeyPair]:
-        """List the account's SSH keys, which may log in to every instance that is created from then on."""
-        rows = self._call("ssh", "GET", "/api/v0/ssh/")
-        if not isinstance(rows, list):
-            raise MalformedResponseError("GET /api/v0/ssh/: the reply is not a list", str(rows)[:_SHOWN], self)
-        return [self._to_key_pair(row) for row in rows]
-
-    def get_key_pair(self, name: str) -> KeyPair:
-        """Return the account's key with this id."""
-        for pair in self.list_key_pairs():
-            if pair.name == name:
-                return pair
-        raise KeyPairDoesNotExistError(name, self)
-
-    def import_key_pair_from_string(self, name: str, key_material: str) -> KeyPair:
-        """Add an SSH key to the account.
-
-        The API has no names: the `name` of the result is the key's id, not the name given here. A key that the account
-        already has is refused with the code "duplicate".
-        """
-        reply = self._call("ssh", "POST", "/api/v0/ssh/", body={"ssh_key": key_material})
-        return self._to_key_pair(_field(reply, "key", dict))
-
-    def delete_key_pair(self, key_pair: KeyPair) -> bool:
-        """Delete an SSH key from the account; instances that have it keep it."""
-        self._call("ssh", "DELETE", f"/api/v0/ssh/{_number(key_pair.name)}/", body={})
-        return True
-
-    def get_image(self, image_id: str) -> NodeImage:
-        """Make an image of a Docker image's name; only the host will find out whether it exists."""
-        return NodeImage(image_id, image_id, self)
 
     # Calls and conversions
 
@@ -404,12 +292,10 @@ class VastAINodeDriver(NodeDriver):
         extra = {**offer, "cpus": cores, "country": _country(offer.get("geolocation")), "type": type}
         return NodeSize(str(offer["id"]), name, ram, int(offer.get("disk_space") or 0), 0, price, self, extra)
 
-    def _to_node(self, row: dict[str, Any], size: NodeSize | None = None) -> Node:
+    def _to_node(self, row: dict[str, Any]) -> Node:
         address = (row.get("public_ipaddr") or "").strip()
         port = _mapped_port(row) if row.get("actual_status") == "running" else None
-        direct = {"ssh_host": address if port else None, "ssh_port": port}
-        extra = {**row, "proxy_host": row.get("ssh_host"), "proxy_port": row.get("ssh_port"), **direct}
-        began, image = row.get("start_date"), row.get("image_uuid")
+        extra = {**row, "ssh_host": address if port else None, "ssh_port": port}
         return Node(
             id=str(row["id"]),
             name=row.get("label") or "",
@@ -417,10 +303,7 @@ class VastAINodeDriver(NodeDriver):
             public_ips=[address] if address else [],
             private_ips=(row.get("local_ipaddrs") or "").split(),
             driver=self,
-            size=size,
-            image=self.get_image(image) if image else None,
             extra=extra,
-            created_at=datetime.fromtimestamp(began, UTC) if began else None,
         )
 
     def _state(self, row: Mapping[str, Any]) -> NodeState:
@@ -433,24 +316,12 @@ class VastAINodeDriver(NodeDriver):
             return NodeState.STOPPING
         return self.NODE_STATE_MAP.get(actual, NodeState.UNKNOWN)
 
-    def _to_key_pair(self, row: dict[str, Any]) -> KeyPair:
-        public = row.get("public_key") or ""
-        return KeyPair(str(row["id"]), public, _fingerprint(public), self, extra=row)
-
 
 def _field(reply: Any, name: str, kind: type[Any]) -> Any:
     value = reply.get(name) if isinstance(reply, dict) else None
     if not isinstance(value, kind):
-        raise MalformedResponseError(f"the reply has no {name} ({kind.__name__} expected)", str(reply)[:_SHOWN])
+        raise MalformedResponseError(f"the reply has no {name} ({kind.__name__} expected)", str(reply)[:SHOWN])
     return value
-
-
-def _id(node: Node | str) -> str:
-    return node if isinstance(node, str) else str(node.id)
-
-
-def _instance_path(node: Node | str) -> str:
-    return f"/api/v0/instances/{_number(_id(node))}/"
 
 
 def _number(id: str) -> int:
@@ -463,10 +334,10 @@ def _number(id: str) -> int:
 
 def _check_limits(body: Mapping[str, Any]) -> None:
     bid, disk = body["price"], body["disk"]
-    start = len(body["onstart"] or "") + sum(map(len, body.get("args", ())))
+    start = len(body["onstart"] or "")
     env = len(json.dumps(body["env"]))
     wrong = [
-        (start > _MAX_START, f"onstart and args have {start} characters; the maximum is {_MAX_START}"),
+        (start > _MAX_START, f"onstart has {start} characters; the maximum is {_MAX_START}"),
         (env > _MAX_ENV, f"env has {env} characters; the maximum is {_MAX_ENV}"),
         (len(body["label"]) > _MAX_LABEL, f"the name has {len(body['label'])} characters; the maximum is {_MAX_LABEL}"),
         (disk < _MIN_DISK, f"a disk of {disk:g} GB is too small; the minimum is {_MIN_DISK} GB"),
@@ -502,12 +373,3 @@ def _mapped_port(row: Mapping[str, Any]) -> int | None:
     entries = (row.get("ports") or {}).get(_SSH) or []
     entries = sorted(entries, key=lambda entry: ":" in (entry.get("HostIp") or ""))
     return int(entries[0]["HostPort"]) if entries and entries[0].get("HostPort") else None
-
-
-def _fingerprint(public: str) -> str:
-    """Return a key's fingerprint as ``ssh-keygen -l`` shows it; empty if it is not a key."""
-    try:
-        blob = base64.b64decode(public.split()[1], validate=True)
-    except (IndexError, binascii.Error):
-        return ""
-    return "SHA256:" + base64.b64encode(hashlib.sha256(blob).digest()).decode().rstrip("=")

@@ -12,9 +12,11 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, NoReturn
 from urllib.parse import urlsplit
 
-from libcloud.common.base import ConnectionKey, JsonResponse
-from libcloud.common.exceptions import BaseHTTPError, RateLimitReachedError
+from libcloud.common.base import ConnectionKey
+from libcloud.common.exceptions import RateLimitReachedError
 from libcloud.common.types import InvalidCredsError, MalformedResponseError
+
+from .json_api import SHOWN, JSONReply, RefusedError
 
 __all__ = [
     "Pace",
@@ -27,31 +29,11 @@ __all__ = [
     "VastAIResponse",
 ]
 
-_SHOWN = 500  # max characters of a foreign body in an error
 _MAX_WAIT = 60.0  # seconds, as in the vendor's own client; terminating machines would have to wait as well
 
 
-class VastAIError(BaseHTTPError):
-    """The API refused a request.
-
-    Parameters
-    ----------
-    message, headers
-        Its text, and the headers of the reply.
-    code
-        The HTTP status; 200 for a refusal that looks like a success.
-    error_code
-        The API's own code, such as "invalid_args"; None if it sent none.
-    """
-
-    def __init__(
-        self, code: int, message: str, headers: Mapping[str, str] | None = None, error_code: str | None = None
-    ) -> None:
-        super().__init__(code, message, headers)
-        self.error_code = error_code
-
-    def __str__(self) -> str:
-        return f"{self.code} {self.error_code or 'error'}: {self.message}"
+class VastAIError(RefusedError):
+    """Vast.ai's API refused a request."""
 
 
 class VastAIOfferGoneError(VastAIError):
@@ -114,12 +96,8 @@ class VastAIRateLimitError(RateLimitReachedError):
             self.retry_after = 0.0
 
 
-class VastAIResponse(JsonResponse):
+class VastAIResponse(JSONReply):
     """A reply, which is a value or raises an error."""
-
-    def success(self) -> bool:
-        """Whether the status is one of success; the body may still say otherwise."""
-        return 200 <= self.status < 300
 
     def parse_body(self) -> Any:
         """Parse the body; some refusals have status 200 and ``success: false``."""
@@ -130,9 +108,7 @@ class VastAIResponse(JsonResponse):
 
     def parse_error(self) -> NoReturn:
         """Raise the error that status and body mean."""
-        if self.status == 429:  # often plain text, which must not be taken for a proxy's page
-            self._refuse(self._json_or_text())
-        if self.status == 401:
+        if self.status in (401, 429):  # often plain text, which must not be taken for a proxy's page
             self._refuse(self._json_or_text())
         body = str(self.body)
         if body.startswith("<") or "text/html" in self.headers.get("content-type", ""):
@@ -150,7 +126,7 @@ class VastAIResponse(JsonResponse):
             reply = json.loads(str(self.body))
         except ValueError:
             reply = self.body
-        return reply if isinstance(reply, dict) else {"msg": str(reply)[:_SHOWN] or self.error}
+        return reply if isinstance(reply, dict) else {"msg": str(reply)[:SHOWN] or self.error}
 
     def _refuse(self, reply: dict[str, Any]) -> NoReturn:
         word = reply.get("error")
@@ -174,7 +150,7 @@ class VastAIResponse(JsonResponse):
         raise VastAIError(self.status, message, self.headers, word)
 
     def _malformed(self, what: str) -> NoReturn:
-        raise MalformedResponseError(f"{self._where()}: the reply is {what}", str(self.body)[:_SHOWN], self._driver)
+        raise MalformedResponseError(f"{self._where()}: the reply is {what}", str(self.body)[:SHOWN], self._driver)
 
     def _where(self) -> str:
         """Return method and path, without the query, which may contain a key."""

@@ -17,15 +17,14 @@ import contextlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Any, ClassVar
+from typing import Any
 
 from libcloud.common.types import InvalidCredsError, MalformedResponseError
 from libcloud.compute.base import KeyPair, Node, NodeDriver, NodeImage, NodeLocation, NodeSize, StorageVolume
-from libcloud.compute.types import KeyPairDoesNotExistError, NodeState, StorageVolumeState
+from libcloud.compute.types import NodeState
 
+from .json_api import SHOWN
 from .verda_connection import (
-    SHOWN,
     VerdaAlreadyDiscontinuedError,
     VerdaConnection,
     VerdaError,
@@ -57,7 +56,6 @@ class VerdaStartupScript:
     id: str
     name: str
     script: str
-    created_at: datetime | None = None
 
 
 class VerdaNodeDriver(NodeDriver):
@@ -67,24 +65,16 @@ class VerdaNodeDriver(NodeDriver):
     ----------
     key, secret
         The client id and the client secret.
-    host, port, secure, api_version
-        Where the API is; https://api.verda.com/v1 by default.
-    region
-        Location code of new instances that are given no location.
     url
-        Where the API is, in one string with its version: "http://127.0.0.1:8080/v1". Overrides host and port.
+        Where the API is, with its version: "http://127.0.0.1:8080/v1"; None: https://api.verda.com/v1.
     options
         ``timeout`` (seconds), ``proxy_url`` and other keywords of libcloud's drivers.
     """
 
     name = "Verda"
-    website = "https://verda.com"
-    type = "verda"
-    api_name = "verda"
     connectionCls = VerdaConnection  # noqa: N815 (libcloud's name)
-    features = {"create_node": ["ssh_key"]}  # noqa: RUF012 (so declared by libcloud, as is the next)
 
-    NODE_STATE_MAP = {  # noqa: RUF012
+    NODE_STATE_MAP = {  # noqa: RUF012 (so declared by libcloud)
         "new": NodeState.PENDING,
         "ordered": NodeState.PENDING,
         "pending": NodeState.PENDING,
@@ -104,75 +94,33 @@ class VerdaNodeDriver(NodeDriver):
         "unknown": NodeState.UNKNOWN,
     }
 
-    VOLUME_STATE_MAP: ClassVar[dict[str, Any]] = {
-        "ordered": StorageVolumeState.CREATING,
-        "creating": StorageVolumeState.CREATING,
-        "cloning": StorageVolumeState.CREATING,
-        "created": StorageVolumeState.AVAILABLE,
-        "detached": StorageVolumeState.AVAILABLE,
-        "exported": StorageVolumeState.AVAILABLE,
-        "attaching": StorageVolumeState.ATTACHING,
-        "attached": StorageVolumeState.INUSE,
-        "detaching": StorageVolumeState.UPDATING,
-        "restoring": StorageVolumeState.UPDATING,
-        "canceling": StorageVolumeState.DELETING,
-        "deleting": StorageVolumeState.DELETING,
-        "canceled": StorageVolumeState.DELETED,
-        "deleted": StorageVolumeState.DELETED,
-    }
-
-    def __init__(
-        self,
-        key: str,
-        secret: str,
-        secure: bool = True,
-        host: str | None = None,
-        port: int | None = None,
-        api_version: str | None = None,
-        region: str | None = None,
-        url: str | None = None,
-        **options: Any,
-    ) -> None:
+    def __init__(self, key: str, secret: str, url: str | None = None, **options: Any) -> None:
         if not key or not secret:
             raise InvalidCredsError("Verda needs a client id (key) and a client secret (secret)")
         self._url = url
-        super().__init__(key, secret, secure, host, port, api_version, region, **options)
+        super().__init__(key, secret, **options)
 
     # Instances
 
-    def list_nodes(self, ex_status: str | None = None, ex_tag: tuple[str, str] | None = None) -> list[Node]:
-        """List all instances, in any state, that are not deleted.
-
-        Parameters
-        ----------
-        ex_status
-            Only those in this state; "discontinued" lists deleted ones.
-        ex_tag
-            Only those with this (key, value).
-        """
-        asked = {"status": ex_status, "tag": None if ex_tag is None else "=".join(ex_tag)}
-        return [_to_node(self, row) for row in _rows(self._call("GET", "/instances", asked))]
+    def list_nodes(self) -> list[Node]:
+        """List all instances, in any state, that are not deleted."""
+        return [_to_node(self, row) for row in _rows(self._call("GET", "/instances"))]
 
     def ex_get_node(self, node_id: str) -> Node:
         """Return one instance, even a deleted one."""
         return _to_node(self, self._row(node_id))
 
-    def create_node(
+    def create_node(  # type: ignore[override]  # keywords beyond libcloud's, as all drivers have
         self,
         name: str,
         size: NodeSize,
         image: NodeImage,
-        location: NodeLocation | None = None,
-        auth: Any = None,
+        location: NodeLocation,
         ex_ssh_key_ids: Sequence[str] = (),
         ex_startup_script_id: str | None = None,
         ex_is_spot: bool = False,
         ex_os_volume: Mapping[str, Any] | None = None,
         ex_description: str | None = None,
-        ex_tags: Mapping[str, str] | None = None,
-        ex_volumes: Sequence[Mapping[str, Any]] = (),
-        ex_existing_volumes: Sequence[str] = (),
-        ex_contract: str | None = None,
     ) -> Node:
         """Order an instance and return at once; its state is PENDING, and its address not known yet.
 
@@ -185,11 +133,9 @@ class VerdaNodeDriver(NodeDriver):
         size, image
             Instance type and image.
         location
-            None: the driver's region.
-        auth
-            A `NodeAuthSSHKey`, which is added to the account's keys under the instance's name, if it is not there yet.
+            Where; its id is what counts.
         ex_ssh_key_ids
-            Ids of further keys of the account.
+            Ids of those keys of the account that may log in.
         ex_startup_script_id
             A script of the account to run at the first boot.
         ex_is_spot
@@ -198,37 +144,24 @@ class VerdaNodeDriver(NodeDriver):
             {"name", "size" (GB, 50 or more), "on_spot_discontinue"}. The last decides what happens to a spot instance's
             volume when it is evicted: "keep_detached" (the default, and it is billed), "move_to_trash" or
             "delete_permanently".
-        ex_description, ex_tags
-            For people, and for `list_nodes`; the description is the name by default.
-        ex_volumes
-            Further volumes to create: {"name", "size", "type"} of each.
-        ex_existing_volumes
-            Ids of volumes to attach.
-        ex_contract
-            Default: SPOT for spot instances, else PAY_AS_YOU_GO.
+        ex_description
+            For people; the name by default.
         """
-        keys = list(ex_ssh_key_ids)
-        if auth is not None:
-            chosen: Any = self._get_and_check_auth(auth)
-            keys.append(_key_id(self, name, chosen.pubkey))
         order = {
             "instance_type": size.id,
             "image": image.id,
             "hostname": name,
             "description": ex_description or name,
-            "location_code": self.region if location is None else location.id,
-            "ssh_key_ids": keys,
+            "location_code": location.id,
+            "ssh_key_ids": list(ex_ssh_key_ids),
             "startup_script_id": ex_startup_script_id,
             "is_spot": ex_is_spot,
-            "contract": ex_contract or ("SPOT" if ex_is_spot else "PAY_AS_YOU_GO"),
+            "contract": "SPOT" if ex_is_spot else "PAY_AS_YOU_GO",
             "os_volume": None if ex_os_volume is None else dict(ex_os_volume),
-            "volumes": [dict(volume) for volume in ex_volumes] or None,
-            "existing_volumes": list(ex_existing_volumes) or None,
-            "tags": [{"key": key, "value": value} for key, value in (ex_tags or {}).items()] or None,
         }
         order = {key: value for key, value in order.items() if value is not None}
         id = _new_id(self._call("POST", "/instances", body=order))
-        known = {"id": id, "status": "ordered", "ip": None, "location": order.get("location_code"), **order}
+        known = {"id": id, "status": "ordered", "ip": None, "location": location.id, **order}
         return _to_node(self, known)
 
     def destroy_node(self, node: Node) -> bool:
@@ -251,13 +184,13 @@ class VerdaNodeDriver(NodeDriver):
             with contextlib.suppress(VerdaAlreadyDiscontinuedError):
                 self._act(node.id, "delete", **how)
                 return True
-        for volume in self.list_volumes(ex_trash=True):
+        for volume in self.list_volumes():
             if volume.id in volumes and _status(volume) != "deleting":
                 with contextlib.suppress(VerdaNotFoundError):
                     self.destroy_volume(volume)
         return True
 
-    # Instance types, images, locations
+    # Instance types and images
 
     def list_sizes(self, location: NodeLocation | None = None) -> list[NodeSize]:
         """List all instance types; `price` is US dollars per hour for the whole machine.
@@ -270,23 +203,12 @@ class VerdaNodeDriver(NodeDriver):
 
     def list_images(self, location: NodeLocation | None = None, ex_size: NodeSize | None = None) -> list[NodeImage]:
         """List all images, or those that fit an instance type. The id is the image's type, such as "ubuntu-24.04"."""
-        asked = {"instance_type": None if ex_size is None else ex_size.id}
-        return [
-            NodeImage(row["image_type"], row["name"], self, extra=row)
-            for row in _rows(self._call("GET", "/images", asked))
-        ]
+        rows = _rows(self._call("GET", "/images", {"instance_type": None if ex_size is None else ex_size.id}))
+        return [NodeImage(row["image_type"], row["name"], self, extra=row) for row in rows]
 
-    def list_locations(self) -> list[NodeLocation]:
-        """List all data centers; the id is their code, such as "FIN-01"."""
-        return [
-            NodeLocation(row["code"], row["name"], row["country_code"], self)
-            for row in _rows(self._call("GET", "/locations"))
-        ]
-
-    def ex_availability(self, is_spot: bool = False, location: str | None = None) -> dict[str, list[str]]:
+    def ex_availability(self, is_spot: bool) -> dict[str, list[str]]:
         """Return location code -> the instance types that are available there now."""
-        asked = {"is_spot": str(is_spot).lower(), "location_code": location}
-        rows = _rows(self._call("GET", "/instance-availability", asked))
+        rows = _rows(self._call("GET", "/instance-availability", {"is_spot": str(is_spot).lower()}))
         return {row["location_code"]: list(row["availabilities"]) for row in rows}
 
     def ex_balance(self) -> tuple[float, str]:
@@ -299,13 +221,6 @@ class VerdaNodeDriver(NodeDriver):
     def list_key_pairs(self) -> list[KeyPair]:
         """List the account's SSH keys; ``extra["id"]`` is what `create_node` takes. Names need not be unique."""
         return [_to_key_pair(self, row) for row in _rows(self._call("GET", "/ssh-keys"))]
-
-    def get_key_pair(self, name: str) -> KeyPair:
-        """Return the first key with this name."""
-        for pair in self.list_key_pairs():
-            if pair.name == name:
-                return pair
-        raise KeyPairDoesNotExistError(name, self)
 
     def import_key_pair_from_string(self, name: str, key_material: str) -> KeyPair:
         """Add a public key to the account."""
@@ -320,8 +235,7 @@ class VerdaNodeDriver(NodeDriver):
     def ex_list_startup_scripts(self) -> list[VerdaStartupScript]:
         """List the account's startup scripts. Everybody with the account's credentials can read them."""
         return [
-            VerdaStartupScript(row["id"], row["name"], row["script"], _moment(row))
-            for row in _rows(self._call("GET", "/scripts"))
+            VerdaStartupScript(row["id"], row["name"], row["script"]) for row in _rows(self._call("GET", "/scripts"))
         ]
 
     def ex_create_startup_script(self, name: str, script: str) -> VerdaStartupScript:
@@ -329,21 +243,18 @@ class VerdaNodeDriver(NodeDriver):
         id = _new_id(self._call("POST", "/scripts", body={"name": name, "script": script}))
         return VerdaStartupScript(id, name, script)
 
-    def ex_delete_startup_script(self, script: VerdaStartupScript | str) -> bool:
-        """Delete a script, or the one with this id; instances that were ordered with it are not affected."""
-        id = script if isinstance(script, str) else script.id
-        self._call("DELETE", f"/scripts/{segment(id)}")
+    def ex_delete_startup_script(self, script: VerdaStartupScript) -> bool:
+        """Delete a script; instances that were ordered with it are not affected."""
+        self._call("DELETE", f"/scripts/{segment(script.id)}")
         return True
 
     # Volumes
 
-    def list_volumes(self, ex_trash: bool = False) -> list[StorageVolume]:
-        """List all volumes, attached or not; with `ex_trash` also those that can still be restored."""
-        rows = [*_rows(self._call("GET", "/volumes"))]
-        if ex_trash:
-            known = {row["id"] for row in rows}
-            rows += [row for row in _rows(self._call("GET", "/volumes/trash")) if row["id"] not in known]
-        return [_to_volume(self, row) for row in rows]
+    def list_volumes(self) -> list[StorageVolume]:
+        """List all volumes: attached or not, and those in the trash, which can still be restored."""
+        paths = ("/volumes", "/volumes/trash")  # in this order, so that none is missed that is moved meanwhile
+        rows = {row["id"]: row for path in paths for row in _rows(self._call("GET", path))}
+        return [StorageVolume(row["id"], row["name"], row["size"], self, extra=row) for row in rows.values()]
 
     def destroy_volume(self, volume: StorageVolume) -> bool:
         """Delete a volume permanently, from the trash too. Refused while it is attached."""
@@ -353,7 +264,7 @@ class VerdaNodeDriver(NodeDriver):
     # Calls and conversions
 
     def _ex_connection_class_kwargs(self) -> dict[str, Any]:
-        return {"url": self._url, "api_version": self.api_version}
+        return {"url": self._url}
 
     def _call(self, method: str, path: str, params: Mapping[str, str | None] | None = None, body: Any = None) -> Any:
         asked = {key: value for key, value in (params or {}).items() if value is not None}
@@ -371,14 +282,6 @@ class VerdaNodeDriver(NodeDriver):
                 raise refusal(int(result.get("statusCode") or 400), None, str(result.get("error")), {})
 
 
-def _key_id(driver: VerdaNodeDriver, name: str, public_key: str) -> str:
-    wanted = public_key.split()[:2]  # without the comment
-    for pair in driver.list_key_pairs():
-        if pair.public_key.split()[:2] == wanted:
-            return str(pair.extra["id"])
-    return str(driver.import_key_pair_from_string(name, public_key).extra["id"])
-
-
 def _to_node(driver: VerdaNodeDriver, row: dict[str, Any]) -> Node:
     return Node(
         row["id"],
@@ -388,7 +291,6 @@ def _to_node(driver: VerdaNodeDriver, row: dict[str, Any]) -> Node:
         [row["private_ip"]] if row.get("private_ip") else [],
         driver,
         extra=row,
-        created_at=_moment(row),
     )
 
 
@@ -412,11 +314,6 @@ def _to_size(driver: VerdaNodeDriver, row: dict[str, Any]) -> NodeSize:
 
 def _to_key_pair(driver: VerdaNodeDriver, row: dict[str, Any]) -> KeyPair:
     return KeyPair(row["name"], row["key"], row.get("fingerprint") or "", driver, extra=row)
-
-
-def _to_volume(driver: VerdaNodeDriver, row: dict[str, Any]) -> StorageVolume:
-    state = driver.VOLUME_STATE_MAP.get(row["status"], StorageVolumeState.UNKNOWN)
-    return StorageVolume(row["id"], row["name"], row["size"], driver, state=state, extra=row)
 
 
 def _rows(reply: Any) -> Iterable[dict[str, Any]]:
@@ -451,11 +348,4 @@ def _price(text: Any) -> float | None:
     try:
         return float(text) or None
     except (TypeError, ValueError):
-        return None
-
-
-def _moment(row: Mapping[str, Any]) -> datetime | None:
-    try:
-        return datetime.fromisoformat(row["created_at"])
-    except (LookupError, TypeError, ValueError):
         return None

@@ -11,12 +11,13 @@ import time
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
-from libcloud.common.base import ConnectionUserAndKey, JsonResponse
-from libcloud.common.exceptions import BaseHTTPError, RateLimitReachedError, exception_from_message
+from libcloud.common.base import ConnectionUserAndKey
+from libcloud.common.exceptions import RateLimitReachedError, exception_from_message
 from libcloud.common.types import InvalidCredsError, MalformedResponseError
 
+from .json_api import SHOWN, JSONReply, RefusedError
+
 __all__ = [
-    "SHOWN",
     "VerdaAlreadyDiscontinuedError",
     "VerdaConnection",
     "VerdaError",
@@ -28,9 +29,6 @@ __all__ = [
     "segment",
 ]
 
-SHOWN = 500
-"""Max characters of a foreign body in an error."""
-
 _TOKEN = "/oauth2/token"  # noqa: S105 (a path)
 _EARLY = 60.0  # seconds before it expires, a token is replaced
 _ID = re.compile(r"[\w~-][\w.~-]*", re.ASCII)
@@ -38,27 +36,8 @@ _REFUSED_END = re.compile(r"discontinue an? (\w+) instance", re.IGNORECASE)
 _UNKNOWN_ID = re.compile(r"invalid \w+ id\b", re.IGNORECASE)
 
 
-class VerdaError(BaseHTTPError):
-    """The API refused a request.
-
-    Parameters
-    ----------
-    message, headers
-        Its text, and the headers of the reply.
-    code
-        The HTTP status.
-    error_code
-        The API's own code, such as "invalid_request" or "insufficient_funds"; None if it sent none.
-    """
-
-    def __init__(
-        self, code: int, message: str, headers: Mapping[str, str] | None = None, error_code: str | None = None
-    ) -> None:
-        super().__init__(code, message, headers)
-        self.error_code = error_code
-
-    def __str__(self) -> str:
-        return f"{self.code} {self.error_code or 'error'}: {self.message}"
+class VerdaError(RefusedError):
+    """Verda's API refused a request."""
 
 
 class VerdaNotFoundError(VerdaError):
@@ -77,12 +56,8 @@ class VerdaAlreadyDiscontinuedError(VerdaError):
     """The instance is already deleted, or was evicted. Its volumes may still exist."""
 
 
-class VerdaResponse(JsonResponse):
+class VerdaResponse(JSONReply):
     """A reply: JSON, a bare id as text, or nothing."""
-
-    def success(self) -> bool:
-        """Whether the status is one of success, which may be 202, 204 or 207."""
-        return 200 <= self.status < 300
 
     def parse_body(self) -> Any:
         """Parse the reply; None if it is empty."""
@@ -127,18 +102,16 @@ class VerdaConnection(ConnectionUserAndKey):
 
     Parameters
     ----------
-    api_version
-        First part of the path; None: v1.
     args, options
-        As in libcloud's `ConnectionUserAndKey`.
+        As in libcloud's `ConnectionUserAndKey`; without a ``url`` with a path, the API's version is v1.
     """
 
     host = "api.verda.com"
     responseCls = VerdaResponse  # noqa: N815 (libcloud's name)
 
-    def __init__(self, *args: Any, api_version: str | None = None, **options: Any) -> None:
+    def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.request_path = self.request_path.rstrip("/") or f"/{api_version or 'v1'}"
+        self.request_path = self.request_path.rstrip("/") or "/v1"
         self._token: str | None = None
         self._usable_until = 0.0
 

@@ -284,6 +284,11 @@ def rent(driver: VastAINodeDriver, **options: Any) -> str:
     return driver.create_node("pool-0", driver.ex_search_offers(DIRECT)[0], "python:3.12", **options).id
 
 
+def add_key(driver: VastAINodeDriver, path: str, key: str) -> None:
+    """Of the account or of one instance, of which the driver itself makes no use."""
+    driver._call("user", "POST", path, body={"ssh_key": key})
+
+
 def running(driver: VastAINodeDriver, id: str) -> tuple[str, int]:
     """The direct address, once the API says that it runs."""
     return eventually(lambda: _address(driver, id), 30, f"{id} to run")
@@ -327,7 +332,7 @@ def is_open(place: tuple[str, int]) -> bool:
 def test_onstart_replaces_the_host_key_and_the_instance_ends_itself(
     house: VastAI, driver: VastAINodeDriver, login: Key, host_key: Key
 ) -> None:
-    driver.import_key_pair_from_string("account", login.public)
+    add_key(driver, "/api/v0/ssh/", login.public)
     env = {"HOST_KEY": host_key.private.rstrip(), "API": house.url}
     id = rent(driver, ex_onstart=ONSTART + END_MYSELF, ex_env=env)
     place = running(driver, id)
@@ -345,7 +350,7 @@ def test_onstart_replaces_the_host_key_and_the_instance_ends_itself(
     assert logged_in(place, login, host_key.public, "echo ${CONTAINER_ID-none}") == "none\n"
     host = house.host_of(id)
     ssh(place, login, host_key.public, "touch /root/end")
-    eventually(lambda: house.meter.live == [("key", driver.list_key_pairs()[0].name)], 30, "the instance to end itself")
+    eventually(lambda: [kind for kind, _ in house.meter.live] == ["key"], 30, "the instance to end itself")
     eventually(lambda: not host.alive, what="the host to be gone")
     ended = [request for request in house.requests if request.method == "DELETE"]
     assert [request.path for request in ended] == [f"/api/v0/instances/{id}/"]
@@ -365,13 +370,13 @@ def test_the_first_key_is_the_images_own(house: VastAI, driver: VastAINodeDriver
     """sshd is up before onstart: a client meets another key first, and must not trust it."""
     onstart = "until [ -e /root/go ]; do sleep 0.05; done\n" + ONSTART
     id = rent(driver, ex_onstart=onstart, ex_env={"HOST_KEY": host_key.private.rstrip()})
-    driver.ex_attach_ssh_key(id, login.public)
+    add_key(driver, f"/api/v0/instances/{id}/ssh/", login.public)
     place = running(driver, id)
     assert "IDENTIFICATION HAS CHANGED" in ssh(place, login, host_key.public, "true").stderr
     (house.host_of(id).root / "root/go").touch()
     assert logged_in(place, login, host_key.public, "echo in") == "in\n"
     late = Key(login.path.with_name("late"))
-    driver.ex_attach_ssh_key(id, late.public)
+    add_key(driver, f"/api/v0/instances/{id}/ssh/", late.public)
     assert logged_in(place, late, host_key.public, "echo in") == "in\n"
     driver.destroy_node(id)
     assert house.meter.live == []
@@ -392,7 +397,7 @@ def test_a_stranger_shows_another_key_whatever_onstart_does(
 def test_outbid_stops_it_and_a_won_bid_starts_it_elsewhere(
     house: VastAI, driver: VastAINodeDriver, login: Key, host_key: Key
 ) -> None:
-    driver.import_key_pair_from_string("account", login.public)
+    add_key(driver, "/api/v0/ssh/", login.public)
     id = rent(driver, ex_onstart=ONSTART, ex_env={"HOST_KEY": host_key.private.rstrip()}, ex_bid=1.0)
     place = running(driver, id)
     logged_in(place, login, host_key.public, "touch kept; nohup sleep 1000 >/dev/null 2>&1 &")

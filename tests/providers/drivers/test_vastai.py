@@ -11,8 +11,8 @@ import pytest
 import requests
 from libcloud.common.exceptions import RateLimitReachedError
 from libcloud.common.types import InvalidCredsError, MalformedResponseError
-from libcloud.compute.base import Node, NodeAuthSSHKey, NodeSize
-from libcloud.compute.types import KeyPairDoesNotExistError, NodeState
+from libcloud.compute.base import Node, NodeSize
+from libcloud.compute.types import NodeState
 
 from skyward.providers.drivers.vastai import (
     VastAIError,
@@ -26,7 +26,6 @@ from tests.lab.clouds.vastai import VastAI
 from tests.lab.wait import eventually
 
 DIRECT = {"direct_port_count": {"gte": 1}}
-KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIPVS8oWvPbqjpzYpQG7cYNjG1eFDTPC1EBNOBcDGaW0f me"
 
 
 @pytest.fixture
@@ -67,7 +66,7 @@ def wait_for(driver: VastAINodeDriver, node: Node, state: NodeState = NodeState.
 
 
 def test_offers_are_verified_and_cheapest_first(driver: VastAINodeDriver) -> None:
-    sizes = driver.list_sizes()
+    sizes = driver.ex_search_offers()
     assert len(sizes) == 14
     assert [size.price for size in sizes] == sorted(size.price for size in sizes)
     assert {size.extra["verification"] for size in sizes} == {"verified"}
@@ -103,13 +102,7 @@ def test_queries_reach_the_market(driver: VastAINodeDriver) -> None:
     assert "7001012" in ids(verified=None)
     assert ids(cpu_cores={"gte": 200}) == {"7001006", "7001007"}
     assert ids(direct_port_count={"lt": 1}) == {"7001010", "7002004"}
-    assert [size.id for size in driver.ex_search_offers(order=[("dph_total", "desc")], limit=1)] == ["7001008"]
-
-
-def test_locations_are_countries_with_offers(driver: VastAINodeDriver) -> None:
-    locations = {location.id: location for location in driver.list_locations()}
-    assert {"US", "DE", "IS"} < set(locations)
-    assert {size.id for size in driver.list_sizes(locations["FR"])} == {"7002003"}
+    assert [size.id for size in driver.ex_search_offers(limit=1)] == [driver.ex_search_offers()[0].id]
 
 
 # Instances
@@ -127,8 +120,7 @@ def test_an_instance_from_its_order_to_its_end(cloud: VastAI, driver: VastAINode
     assert (running.extra["ssh_host"], running.extra["ssh_port"]) == (running.public_ips[0], 40022)
     assert running.extra["public_ipaddr"].endswith("\n")
     assert not running.public_ips[0].endswith("\n")
-    assert running.extra["proxy_host"] == "ssh5.vast.ai"
-    assert running.image.id == "python:3.12-slim"
+    assert running.extra["image_uuid"] == "python:3.12-slim"
     assert running.uuid == node.uuid
     assert driver.destroy_node(running)
     assert cloud.meter.live == []
@@ -141,10 +133,8 @@ def test_no_direct_address_before_it_runs(driver: VastAINodeDriver) -> None:
         assert (seen.extra["ssh_host"], seen.extra["ssh_port"], "ports" in seen.extra) == (None, None, False)
 
 
-@pytest.mark.parametrize(("offer", "runtype"), [(7001010, "ssh_direct"), (7001001, "ssh_proxy"), (7001001, "args")])
-def test_no_direct_address_without_a_mapped_port(driver: VastAINodeDriver, offer: int, runtype: str) -> None:
-    size = one(driver.ex_search_offers(), offer)
-    node = driver.create_node("x", size, "image", ex_runtype=runtype)
+def test_no_direct_address_without_a_mapped_port(driver: VastAINodeDriver) -> None:
+    node = driver.create_node("x", one(driver.ex_search_offers(), 7001010), "image")
     assert wait_for(driver, node).extra["ssh_port"] is None
 
 
@@ -170,7 +160,6 @@ def test_all_pages_are_listed(cloud: VastAI, driver: VastAINodeDriver) -> None:
     cloud.requests.clear()
     assert {node.id for node in driver.list_nodes()} == {node.id for node in nodes}
     assert len(cloud.requests) == 3
-    assert [node.name for node in driver.list_nodes({"label": {"eq": "pool-41"}})] == ["pool-41"]
 
 
 def test_an_offer_is_gone_once_it_is_rented(cloud: VastAI, driver: VastAINodeDriver) -> None:
@@ -207,7 +196,6 @@ def test_a_failed_bid_tells_what_it_left(cloud: VastAI, driver: VastAINodeDriver
     ("options", "wrong"),
     [
         ({"ex_onstart": "x" * 4097}, "4097 characters"),
-        ({"ex_onstart": "x" * 4000, "ex_args": ["y" * 97]}, "4097 characters"),
         ({"ex_env": {"A": "x" * 40000}}, "env has"),
         ({"name": "x" * 257}, "name has 257"),
         ({"ex_disk": 4}, "disk of 4 GB"),
@@ -281,41 +269,7 @@ def test_states(driver: VastAINodeDriver, row: dict[str, object], state: NodeSta
     assert driver._state(row) == state
 
 
-# Keys and the account
-
-
-def test_keys_of_the_account(cloud: VastAI, driver: VastAINodeDriver) -> None:
-    pair = driver.import_key_pair_from_string("any", KEY)
-    assert pair.fingerprint.startswith("SHA256:")
-    assert [(other.name, other.public_key) for other in driver.list_key_pairs()] == [(pair.name, KEY)]
-    assert driver.get_key_pair(pair.name).public_key == KEY
-    with pytest.raises(VastAIError, match="already exists") as caught:
-        driver.import_key_pair_from_string("any", KEY)
-    assert (caught.value.code, caught.value.error_code) == (400, "duplicate")
-    assert driver.delete_key_pair(pair)
-    assert cloud.meter.live == []
-    with pytest.raises(KeyPairDoesNotExistError):
-        driver.get_key_pair(pair.name)
-
-
-def test_a_key_for_one_instance(cloud: VastAI, driver: VastAINodeDriver) -> None:
-    node = rent(driver, auth=NodeAuthSSHKey(KEY))
-    assert cloud.instances[int(node.id)].keys == [KEY]
-    with pytest.raises(VastAINotFoundError):
-        driver.ex_attach_ssh_key("5", KEY)
-
-
-def test_a_key_that_cannot_be_attached_leaves_an_instance(cloud: VastAI) -> None:
-    class Unlucky(VastAINodeDriver):
-        def ex_attach_ssh_key(self, node: Node | str, public_key: str) -> bool:
-            cloud.faults.on("server_error")
-            return super().ex_attach_ssh_key(node, public_key)
-
-    driver = Unlucky(cloud.key, url=cloud.url, pace=0.0)
-    with pytest.raises(VastAILeftoverError, match="could not be attached") as caught:
-        rent(driver, auth=NodeAuthSSHKey(KEY))
-    assert cloud.meter.live == [("instance", caught.value.contract_id)]
-    assert isinstance(caught.value.__cause__, VastAIError)
+# The account
 
 
 def test_the_balance(cloud: VastAI, driver: VastAINodeDriver) -> None:
@@ -334,7 +288,6 @@ def test_an_instance_may_end_itself_and_nothing_else(cloud: VastAI, driver: Vast
         lambda: inside.destroy_node("5"),
         lambda: inside.ex_get_node(node.id),
         inside.list_nodes,
-        inside.list_key_pairs,
         inside.ex_search_offers,
     ):
         with pytest.raises(VastAIError) as caught:
@@ -486,7 +439,5 @@ def test_without_a_pace_the_vendor_refuses() -> None:
             driver.list_nodes()
 
 
-def test_addresses_may_be_given_as_libcloud_does(cloud: VastAI) -> None:
-    driver = VastAINodeDriver(cloud.key, secure=False, host=cloud.host, port=cloud.port, pace=0.0)
-    assert driver.list_nodes() == []
-    assert VastAINodeDriver(cloud.key).connection.host == "console.vast.ai"
+def test_the_real_api_is_the_default() -> None:
+    assert VastAINodeDriver("key").connection.host == "console.vast.ai"
