@@ -256,7 +256,7 @@ class AWS(CloudProvider):
         with _types_lock:
             known = _types.get(key)
             if known is None or time.monotonic() > known[0] + _TYPES_AGE:
-                known = _types[key] = (time.monotonic(), ec2.instance_types(filters={"current-generation": "true"}))
+                known = _types[key] = (time.monotonic(), ec2.instance_types({"current-generation": "true"}))
         return [
             kind for kind in known[1] if _architecture(kind) is not None and not (kind.bare_metal or _is_sliced(kind))
         ]
@@ -278,7 +278,6 @@ class AWS(CloudProvider):
             image=image if isinstance(image, str) else image.id,
             type=offer.machine,
             count=order.count,
-            at_least=1,
             client_token=order.name,
             user_data=user_data,
             spot=offer.spot,
@@ -306,7 +305,7 @@ class AWS(CloudProvider):
         failed: dict[str, Exception] = {}
         for region in driver.regions:
             try:
-                found += [self._machine(region, one) for one in driver[region].describe_instances(filters=wanted)]
+                found += [self._machine(region, one) for one in driver[region].describe_instances(wanted)]
             except Exception as error:  # of any kind; mapped where it is raised to
                 failed[region] = error
         alive = any(machine.state is not MachineState.GONE for machine in found)
@@ -344,7 +343,7 @@ class AWS(CloudProvider):
 
     def _clear_region(self, ec2: EC2Driver, tag: str) -> None:
         for group in ec2.security_groups({f"tag:{_POOL}": tag}):
-            ec2.delete_security_group(group.id)
+            ec2.delete_security_group(group)
         # An image that only AWS resolves (``resolve:ssm:``) may have volumes that stay.
         for volume in ec2.volumes({f"tag:{_POOL}": tag, "status": ["available", "in-use"]}):
             ec2.delete_volume(volume)
@@ -405,7 +404,7 @@ class AWS(CloudProvider):
         with _groups_lock:
             found = ec2.security_groups({f"tag:{_POOL}": tag, "vpc-id": vpc})
             text = "Nodes of a skyward pool: SSH from its owner"
-            group = found[0].id if found else ec2.create_security_group(tag, text, vpc, {"Name": tag, _POOL: tag})
+            group = found[0] if found else ec2.create_security_group(tag, text, vpc, {"Name": tag, _POOL: tag})
         # An existing one may lack its rule, if adding it failed, or have one for an earlier address of ours.
         ec2.authorize(group, network)
         ec2.authorize_members(group)

@@ -1,4 +1,4 @@
-"""Extends libcloud's EC2 driver with what it lacks, through raw calls; every inherited method still works.
+"""Extends libcloud's EC2 driver with what it lacks, through raw calls.
 
 Added here: all regions, one-time spot instances, tags on everything that a launch creates, current instance types and
 spot prices, state reasons, errors with AWS's code. Calls return frozen values (ec2_values.py), are signed (version 4)
@@ -19,7 +19,6 @@ from typing import Any, TypeVar
 
 from libcloud.common.types import MalformedResponseError
 from libcloud.compute.drivers.ec2 import EC2NodeDriver
-from libcloud.compute.types import NodeState
 from libcloud.pricing import get_size_price
 
 from .ec2_values import (
@@ -27,13 +26,11 @@ from .ec2_values import (
     InstanceType,
     Launch,
     MachineImage,
-    SecurityGroup,
     SpotPrice,
     Subnet,
     parse_image,
     parse_instance,
     parse_instance_type,
-    parse_security_group,
     parse_spot_price,
     parse_subnet,
 )
@@ -81,12 +78,9 @@ class EC2Driver(EC2NodeDriver):
         Any region, also one that libcloud does not know.
     url
         Another endpoint, such as ``http://127.0.0.1:5000``, for all services.
-    secure, host, port
-        The same in parts, as libcloud's drivers take them.
-    timeout
-        Seconds for which a call may receive nothing.
-    kwargs
-        ``proxy_url`` and other keywords of libcloud's drivers.
+    options
+        ``timeout`` (seconds for which a call may receive nothing, 60 by default), ``proxy_url`` and other keywords of
+        libcloud's drivers.
 
     Raises
     ------
@@ -95,50 +89,44 @@ class EC2Driver(EC2NodeDriver):
     """
 
     connectionCls = QueryConnection  # noqa: N815 (libcloud's name)
-    NODE_STATE_MAP = {  # noqa: RUF012 (as libcloud declares it)
-        **EC2NodeDriver.NODE_STATE_MAP,
-        "shutting-down": NodeState.STOPPING,
-        "stopping": NodeState.STOPPING,
-    }
 
     def __init__(
         self,
         key: str,
-        secret: str | None = None,
-        secure: bool = True,
-        host: str | None = None,
-        port: int | None = None,
-        region: str = "us-east-1",
-        token: str | None = None,
+        secret: str,
         *,
+        region: str,
+        token: str | None = None,
         url: str | None = None,
-        timeout: float = 60.0,
-        **kwargs: Any,
+        **options: Any,
     ) -> None:
         if _REGION.fullmatch(region) is None:
             raise ValueError(f"{region!r} is not the name of an AWS region such as eu-central-1")
-        if url is not None:
-            parts = urllib.parse.urlsplit(url)
-            secure, host = parts.scheme == "https", parts.hostname
-            port = parts.port or (443 if secure else 80)
         self.region_name = region
         self.token = token
         self.signature_version = "4"
         self.api_name = "ec2_" + region.replace("-", "_")
         self.country = ""
-        self._elsewhere = {"secure": secure, "host": host, "port": port, "timeout": timeout}
-        host = host or _endpoint("ec2", region)
+        self._url = url
+        self._options = {"timeout": 60.0, **options}
         # libcloud's own constructor looks the region up in its table, and refuses those that are not in it.
         super(EC2NodeDriver, self).__init__(  # type: ignore[no-untyped-call]
-            key, secret=secret, secure=secure, host=host, port=port, region=region, timeout=timeout, **kwargs
+            key, secret, region=region, **self._place("ec2"), **self._options
         )
 
     def __repr__(self) -> str:
         return f"<EC2Driver {self.region_name} at {self.connection.host}>"
 
+    def _place(self, service: str) -> dict[str, Any]:
+        """Where a service is, as arguments of a connection."""
+        domain = next((domain for prefix, domain in _DOMAINS if self.region_name.startswith(prefix)), _DOMAIN)
+        parts = urllib.parse.urlsplit(self._url or f"https://{service}.{self.region_name}.{domain}")
+        secure = parts.scheme == "https"
+        return {"secure": secure, "host": parts.hostname, "port": parts.port or (443 if secure else 80)}
+
     # Calls in general
 
-    def query(self, action: str, parameters: Mapping[str, Any] | None = None) -> ET.Element:
+    def query(self, action: str, parameters: Mapping[str, Any]) -> ET.Element:
         """Make any EC2 call; parameters may be nested. Returns the root of the reply, without namespaces.
 
         Raises
@@ -148,10 +136,10 @@ class EC2Driver(EC2NodeDriver):
         MalformedResponseError
             The reply is not AWS's.
         """
-        return request(self.connection, action, parameters or {})
+        return request(self.connection, action, parameters)
 
-    def _pages(self, action: str, parameters: Mapping[str, Any], size: int | None = _PAGE) -> Iterator[ET.Element]:
-        """Fetch all pages of a call; a size of None is for calls that take none, such as those with ids."""
+    def _pages(self, action: str, parameters: Mapping[str, Any], size: int = _PAGE) -> Iterator[ET.Element]:
+        """Fetch all pages of a call."""
         token: str | None = None
         while True:
             page = self.query(action, {**parameters, "MaxResults": size, "NextToken": token})
@@ -166,10 +154,9 @@ class EC2Driver(EC2NodeDriver):
 
     def identity(self) -> tuple[str, str]:
         """Return account number and ARN of the credentials' owner: their cheapest check, which needs no permission."""
-        elsewhere = dict(self._elsewhere)
-        elsewhere["host"] = elsewhere["host"] or _endpoint("sts", self.region_name)
         make: Any = STSConnection
-        connection = make(self.key, self.secret, token=self.token, signature_version="4", **elsewhere)
+        credentials = {"user_id": self.key, "key": self.secret, "token": self.token, "signature_version": "4"}
+        connection = make(**credentials, **self._place("sts"), **self._options)
         connection.driver = self
         reply = request(connection, "GetCallerIdentity", {})
         account, arn = (reply.findtext(f"GetCallerIdentityResult/{name}") for name in ("Account", "Arn"))
@@ -185,18 +172,10 @@ class EC2Driver(EC2NodeDriver):
         reply = self.query("RunInstances", _run_parameters(launch))
         return [parse_instance(item) for item in reply.findall("instancesSet/item")]
 
-    def describe_instances(self, ids: Sequence[str] = (), filters: Filters | None = None) -> list[Instance]:
-        """List instances with these ids, or all; terminated ones are shown for about an hour.
-
-        An unknown id is an error (``InvalidInstanceID.NotFound``), even one that is only seconds old; the filter
-        ``instance-id`` ignores those.
-        """
-        parameters = {"InstanceId": list(ids), "Filter": _filters(filters)}
-        # Ids and a page size are mutually exclusive.
-        pages = self._pages("DescribeInstances", parameters, None if ids else _PAGE)
-        return [
-            parse_instance(item) for page in pages for item in page.findall("reservationSet/item/instancesSet/item")
-        ]
+    def describe_instances(self, filters: Filters) -> list[Instance]:
+        """List instances that match; terminated ones are shown for about an hour."""
+        pages = self._pages("DescribeInstances", {"Filter": _filters(filters)})
+        return _collect(pages, "reservationSet/item/instancesSet/item", parse_instance)
 
     def terminate_instances(self, ids: Iterable[str]) -> frozenset[str]:
         """Terminate instances; may be repeated. Returns the ids that EC2 does not know: too new, or long gone.
@@ -221,36 +200,28 @@ class EC2Driver(EC2NodeDriver):
 
     # Instance types, prices, images
 
-    def instance_types(self, names: Sequence[str] = (), filters: Filters | None = None) -> list[InstanceType]:
-        """List types of the region: these, those that match ``{"instance-type": "g5.*"}``, or all (a dozen calls)."""
-        given = _filters(filters)
-        if not names:
-            pages = self._pages("DescribeInstanceTypes", {"Filter": given}, _TYPES_PAGE)
-            return _collect(pages, "instanceTypeSet/item", parse_instance_type)
-        found = []
-        for part in _batches(names, _BATCH):
-            pages = self._pages("DescribeInstanceTypes", {"InstanceType": part, "Filter": given}, None)
-            found += _collect(pages, "instanceTypeSet/item", parse_instance_type)
-        return found
+    def instance_types(self, filters: Filters) -> list[InstanceType]:
+        """List types of the region that match, such as ``{"instance-type": "g5.*"}``; for all of them a dozen calls."""
+        pages = self._pages("DescribeInstanceTypes", {"Filter": _filters(filters)}, _TYPES_PAGE)
+        return _collect(pages, "instanceTypeSet/item", parse_instance_type)
 
-    def offerings(self, types: Sequence[str] = ()) -> dict[str, frozenset[str]]:
+    def offerings(self, types: Sequence[str]) -> dict[str, frozenset[str]]:
         """Return the region's zones by instance type; a type that is available nowhere is left out."""
         zones: dict[str, set[str]] = {}
-        for part in _batches(types, _BATCH) if types else [()]:
-            filters = _filters({"instance-type": part} if part else None)
-            parameters = {"LocationType": "availability-zone", "Filter": filters}
+        for part in _batches(types, _BATCH):
+            parameters = {"LocationType": "availability-zone", "Filter": _filters({"instance-type": part})}
             for page in self._pages("DescribeInstanceTypeOfferings", parameters):
                 for item in page.findall("instanceTypeOfferingSet/item"):
                     zones.setdefault(item.findtext("instanceType") or "", set()).add(item.findtext("location") or "")
         return {name: frozenset(where) for name, where in zones.items()}
 
-    def spot_prices(self, types: Sequence[str] = (), product: str = "Linux/UNIX") -> dict[tuple[str, str], SpotPrice]:
-        """Return current spot prices by (type, zone); without a price there is no spot of that type there."""
+    def spot_prices(self, types: Sequence[str]) -> dict[tuple[str, str], SpotPrice]:
+        """Return current spot prices for Linux by (type, zone); without a price there is no spot of that type there."""
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         newest: dict[tuple[str, str], SpotPrice] = {}
-        for part in _batches(types, _BATCH) if types else [()]:
+        for part in _batches(types, _BATCH):
             # From now on: EC2 then returns the price that applies now, whenever it was set.
-            parameters = {"InstanceType": part, "ProductDescription": [product], "StartTime": now}
+            parameters = {"InstanceType": part, "ProductDescription": ["Linux/UNIX"], "StartTime": now}
             for page in self._pages("DescribeSpotPriceHistory", parameters):
                 for item in page.findall("spotPriceHistorySet/item"):
                     price = parse_spot_price(item)
@@ -264,8 +235,8 @@ class EC2Driver(EC2NodeDriver):
         price: float | None = get_size_price("compute", "ec2_linux", type, self.region_name)
         return price or None  # the table has 0 for unknown prices
 
-    def images(self, owners: Sequence[str] = (), filters: Filters | None = None) -> list[MachineImage]:
-        """List available AMIs, newest first; without an owner or a filter, everybody's.
+    def images(self, owners: Sequence[str], filters: Filters) -> list[MachineImage]:
+        """List available AMIs, newest first.
 
         Parameters
         ----------
@@ -274,7 +245,7 @@ class EC2Driver(EC2NodeDriver):
         filters
             Such as ``{"name": "ubuntu/images/*noble-24.04-amd64-server-*", "architecture": "x86_64"}``.
         """
-        parameters = {"Owner": list(owners), "Filter": _filters({"state": "available", **(filters or {})})}
+        parameters = {"Owner": list(owners), "Filter": _filters({"state": "available", **filters})}
         found = _collect(self._pages("DescribeImages", parameters), "imagesSet/item", parse_image)
         return sorted(found, key=lambda image: image.created, reverse=True)
 
@@ -315,20 +286,10 @@ class EC2Driver(EC2NodeDriver):
         reply = self.query("CreateSecurityGroup", {**parameters, **_tag_specifications(tags, ["security-group"])})
         return reply.findtext("groupId") or ""
 
-    def authorize(self, group: str, cidr: str, port: int = 22) -> None:
-        """Allow TCP from a network; may be repeated.
-
-        Parameters
-        ----------
-        group
-            Id of the security group.
-        cidr
-            The network, IPv4 or IPv6.
-        port
-            The only one that is allowed.
-        """
+    def authorize(self, group: str, cidr: str) -> None:
+        """Allow SSH from a network, IPv4 or IPv6; may be repeated."""
         kind = {"Ipv6Ranges": [{"CidrIpv6": cidr}]} if ":" in cidr else {"IpRanges": [{"CidrIp": cidr}]}
-        self._authorize(group, {"FromPort": port, "ToPort": port, **kind})
+        self._authorize(group, {"FromPort": 22, "ToPort": 22, **kind})
 
     def authorize_members(self, group: str) -> None:
         """Allow TCP between instances of a group, on unprivileged ports; may be repeated."""
@@ -342,10 +303,10 @@ class EC2Driver(EC2NodeDriver):
             if error.code != "InvalidPermission.Duplicate":
                 raise
 
-    def security_groups(self, filters: Filters) -> list[SecurityGroup]:
-        """List groups that match, such as ``{"tag:skyward-pool": "p1"}``."""
+    def security_groups(self, filters: Filters) -> list[str]:
+        """List ids of groups that match, such as ``{"tag:skyward-pool": "p1"}``."""
         pages = self._pages("DescribeSecurityGroups", {"Filter": _filters(filters)})
-        return _collect(pages, "securityGroupInfo/item", parse_security_group)
+        return _collect(pages, "securityGroupInfo/item", lambda item: item.findtext("groupId") or "")
 
     def delete_security_group(self, id: str) -> bool:
         """Delete a group; False if there was none.
@@ -383,26 +344,19 @@ class EC2Driver(EC2NodeDriver):
         return True
 
 
-def _endpoint(service: str, region: str) -> str:
-    domain = next((domain for prefix, domain in _DOMAINS if region.startswith(prefix)), _DOMAIN)
-    return f"{service}.{region}.{domain}"
-
-
 def _run_parameters(launch: Launch) -> dict[str, Any]:
     """Convert a launch to the parameters of RunInstances."""
     made = ["instance", "volume", "network-interface", *(["spot-instances-request"] if launch.spot else [])]
     return {
         "ImageId": launch.image,
         "InstanceType": launch.type,
-        "MinCount": launch.at_least or launch.count,
+        "MinCount": 1,
         "MaxCount": launch.count,
         "ClientToken": launch.client_token or None,
         "UserData": base64.b64encode(launch.user_data.encode()).decode() or None,
         "InstanceInitiatedShutdownBehavior": "terminate",
         "MetadataOptions": {"HttpEndpoint": "enabled", "HttpTokens": "required"},
         "InstanceMarketOptions": _market(launch.max_price) if launch.spot else None,
-        "Placement": {"AvailabilityZone": launch.zone},
-        "KeyName": launch.key_name,
         "IamInstanceProfile": {"Name": launch.instance_profile},
         **_block_devices(launch),
         **_network(launch),
@@ -439,19 +393,17 @@ def _network(launch: Launch) -> dict[str, Any]:
     return {"NetworkInterface": [interface]}
 
 
-def _filters(filters: Filters | None) -> list[dict[str, Any]]:
-    given = (filters or {}).items()
-    return [{"Name": name, "Value": [value] if isinstance(value, str) else list(value)} for name, value in given]
-
-
-def _tags(tags: Mapping[str, str]) -> list[dict[str, str]]:
-    return [{"Key": key, "Value": value} for key, value in tags.items()]
+def _filters(filters: Filters) -> list[dict[str, Any]]:
+    return [
+        {"Name": name, "Value": [value] if isinstance(value, str) else list(value)} for name, value in filters.items()
+    ]
 
 
 def _tag_specifications(tags: Mapping[str, str], kinds: Sequence[str]) -> dict[str, Any]:
     if not tags:
         return {}
-    return {"TagSpecification": [{"ResourceType": kind, "Tag": _tags(tags)} for kind in kinds]}
+    given = [{"Key": key, "Value": value} for key, value in tags.items()]
+    return {"TagSpecification": [{"ResourceType": kind, "Tag": given} for kind in kinds]}
 
 
 def _collect(pages: Iterable[ET.Element], path: str, parse: Callable[[ET.Element], T]) -> list[T]:

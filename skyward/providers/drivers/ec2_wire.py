@@ -91,15 +91,7 @@ class EC2CredentialsError(EC2Error, InvalidCredsError):
 
 
 class EC2ClockSkewError(EC2Error):
-    """This machine's clock is too far from AWS's; the credentials may be right.
-
-    Attributes
-    ----------
-    skew
-        Seconds by which this clock is ahead of AWS's (negative: behind); None where AWS sent no time.
-    """
-
-    skew: float | None = None
+    """This machine's clock is too far from AWS's; the credentials may be right."""
 
 
 class EC2InUseError(EC2Error):
@@ -162,8 +154,6 @@ def _error(code: str, message: str, response: Any, request_id: str) -> EC2Error:
         kind = EC2ClockSkewError if skew is not None and abs(skew) > _TOLERANCE else EC2CredentialsError
     error = kind(code, message, int(response.status), action, request_id)
     error.region = str(getattr(response.connection.driver, "region_name", ""))
-    if isinstance(error, EC2ClockSkewError):
-        error.skew = skew
     return error
 
 

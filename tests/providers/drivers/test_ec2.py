@@ -55,7 +55,14 @@ def launch(driver: EC2Driver) -> Launch:
 
 
 def in_state(driver: EC2Driver, id: str, state: str) -> Instance:
-    return eventually(lambda: next((i for i in driver.describe_instances([id]) if i.state == state), None), what=state)
+    only = {"instance-id": id}
+    return eventually(lambda: next((i for i in driver.describe_instances(only) if i.state == state), None), what=state)
+
+
+def row(driver: EC2Driver, id: str) -> ET.Element:
+    """What EC2 shows of an instance, of which `Instance` has only what its users need."""
+    (found,) = driver.query("DescribeInstances", {"InstanceId": [id]}).findall("reservationSet/item/instancesSet/item")
+    return found
 
 
 def form(cloud: EC2, action: str) -> dict[str, str]:
@@ -100,8 +107,6 @@ def test_it_is_libclouds_driver_still(cloud: EC2, driver: EC2Driver, launch: Lau
     (made,) = driver.run_instances(dataclasses.replace(launch, tags={"Name": "node"}))
     in_state(driver, made.id, "running")
     assert [(node.name, node.state) for node in driver.list_nodes()] == [("node", NodeState.RUNNING)]
-    driver.terminate_instances([made.id])
-    assert driver.list_nodes()[0].state in {NodeState.STOPPING, NodeState.TERMINATED}
     assert "secret" not in repr(driver)
 
 
@@ -155,18 +160,18 @@ def test_a_spot_fleet_is_asked_for_as_it_should(cloud: EC2, driver: EC2Driver, f
 def test_what_an_instance_is_seen_to_be(driver: EC2Driver, fleet: Launch):
     made = driver.run_instances(fleet)
     one = in_state(driver, made[0].id, "running")
-    assert (one.type, one.zone, one.spot, one.image) == ("t3.micro", "us-east-1a", True, fleet.image)
-    assert (one.subnet, one.tags, one.client_token) == (fleet.subnet, TAGS, "skyward-p1-1")
+    seen = row(driver, one.id)
+    shown = ("instanceType", "placement/availabilityZone", "instanceLifecycle", "imageId", "subnetId", "clientToken")
+    expected = ["t3.micro", "us-east-1a", "spot", fleet.image, fleet.subnet, "skyward-p1-1"]
+    assert [seen.findtext(path) for path in shown] == expected
+    assert one.tags == TAGS
     assert one.public_ip is not None
     assert one.public_ip.startswith("192.0.2.")
     assert one.private_ip is not None
     assert one.private_ip.startswith("172.31.")
-    assert one.spot_request.startswith("sir-")
-    assert one.launched is not None
-    assert one.launched.tzinfo is not None
-    assert len(one.volumes) == 1
-    assert [found.id for found in driver.describe_instances(filters={"tag:skyward-pool": "p1"})] == [i.id for i in made]
-    assert driver.describe_instances(filters={"tag:skyward-pool": "p2"}) == []
+    assert len(seen.findall("blockDeviceMapping/item")) == 1
+    assert [found.id for found in driver.describe_instances({"tag:skyward-pool": "p1"})] == [i.id for i in made]
+    assert driver.describe_instances({"tag:skyward-pool": "p2"}) == []
 
 
 def test_a_fleet_and_its_firewall_end(cloud: EC2, driver: EC2Driver, fleet: Launch):
@@ -175,8 +180,7 @@ def test_a_fleet_and_its_firewall_end(cloud: EC2, driver: EC2Driver, fleet: Laun
         driver.authorize(group, "203.0.113.7/32")
         driver.authorize(group, "2001:db8::7/128")
         driver.authorize_members(group)
-    (listed,) = driver.security_groups({"tag:skyward-pool": "p1"})
-    assert (listed.id, listed.vpc, listed.tags) == (group, driver.default_vpc(), TAGS)
+    assert driver.security_groups({"tag:skyward-pool": "p1"}) == [group]
     made = driver.run_instances(fleet)
     with pytest.raises(EC2InUseError):
         driver.delete_security_group(group)
@@ -208,26 +212,25 @@ def test_volumes_that_stay(cloud: EC2, driver: EC2Driver, launch: Launch):
 
 def test_the_simplest_launch(cloud: EC2, driver: EC2Driver, launch: Launch):
     (made,) = driver.run_instances(launch)
-    assert not made.spot
+    assert row(driver, made.id).find("instanceLifecycle") is None
     sent = form(cloud, "RunInstances")
     assert not [name for name in sent if name.startswith(("InstanceMarket", "TagSpec", "NetworkInterface", "UserData"))]
-    assert driver.run_instances(dataclasses.replace(launch, zone="us-east-1c"))[0].zone == "us-east-1c"
     assert driver.run_instances(dataclasses.replace(launch, public_ip=False))[0].public_ip is None
 
 
 def test_images_by_parameter_are_resolved_by_aws(driver: EC2Driver, launch: Launch):
     name = "/aws/service/canonical/ubuntu/server/24.04/stable/current/amd64/hvm/ebs-gp3/ami-id"
     (made,) = driver.run_instances(dataclasses.replace(launch, image=f"resolve:ssm:{name}"))
-    assert made.image == launch.image
+    assert row(driver, made.id).findtext("imageId") == launch.image
 
 
-def test_part_of_a_fleet_is_taken_where_allowed(cloud: EC2, driver: EC2Driver, launch: Launch):
+def test_part_of_a_fleet_is_taken(cloud: EC2, driver: EC2Driver, launch: Launch):
     cloud.capacity["t3.micro", "us-east-1a"] = 3
+    assert len(driver.run_instances(dataclasses.replace(launch, count=5))) == 3
     with pytest.raises(EC2Error) as refused:
         driver.run_instances(dataclasses.replace(launch, count=5))
     assert refused.value.code == "InsufficientInstanceCapacity"
     assert refused.value.status == 500
-    assert len(driver.run_instances(dataclasses.replace(launch, count=5, at_least=1))) == 3
 
 
 @pytest.mark.parametrize(
@@ -237,13 +240,11 @@ def test_part_of_a_fleet_is_taken_where_allowed(cloud: EC2, driver: EC2Driver, l
         {"user_data": "ü" * (MAX_USER_DATA // 2 + 1)},
         {"client_token": "x" * 65},
         {"client_token": "ü"},
-        {"count": 0},
-        {"count": 2, "at_least": 3},
         {"disk_gib": 10},
     ],
 )
 def test_a_launch_that_cannot_be_is_refused_before_it_is_sent(launch: Launch, changes: dict[str, Any]):
-    with pytest.raises(ValueError, match=r"user data|client token|at_least|disk_gib"):
+    with pytest.raises(ValueError, match=r"user data|client token|disk_gib"):
         dataclasses.replace(launch, **changes)
     assert "x" * 9 not in repr(dataclasses.replace(launch, user_data="x" * 9))
 
@@ -252,12 +253,9 @@ def test_unknown_ids_do_not_keep_the_others_alive(cloud: EC2, driver: EC2Driver,
     made = driver.run_instances(dataclasses.replace(launch, count=5))
     unknown = {"i-0000000000000dead", "i-1111111111111dead", "nonsense"}
     assert driver.terminate_instances([*unknown, *(one.id for one in made)]) == unknown
-    assert {one.state for one in driver.describe_instances()} <= {"shutting-down", "terminated"}
+    assert {one.state for one in driver.describe_instances({})} <= {"shutting-down", "terminated"}
     assert driver.terminate_instances([]) == frozenset()
-    with pytest.raises(EC2Error) as refused:
-        driver.describe_instances(["i-0000000000000dead"])
-    assert refused.value.code == "InvalidInstanceID.NotFound"
-    assert driver.describe_instances(filters={"instance-id": ["i-0000000000000dead"]}) == []
+    assert driver.describe_instances({"instance-id": ["i-0000000000000dead"]}) == []
 
 
 def test_a_lost_reply_is_made_good_by_the_token(cloud: EC2, driver: EC2Driver, launch: Launch):
@@ -290,24 +288,18 @@ def test_many_instances_come_in_pages(cloud: EC2, driver: EC2Driver, launch: Lau
 
 @pytest.mark.slow
 def test_types_have_plain_values(driver: EC2Driver):
-    known = {one.name: one for one in driver.instance_types()}
+    known = {one.name: one for one in driver.instance_types({})}
     assert len(known) > 100
     micro = known["t4g.micro"]
     assert (micro.vcpus, micro.memory_mib, micro.architectures) == (2, 1024, ("arm64",))
-    assert micro.burstable
     assert micro.accelerators == ()
     assert known["p4d.24xlarge"].accelerators == (Accelerator("A100", "NVIDIA", 8, 40960),)
     assert known["g6f.large"].accelerators == (Accelerator("L4", "NVIDIA", 0.125, 2861),)
     assert known["trn1.2xlarge"].accelerators == (Accelerator("Trainium", "AWS", 1, 32768),)
     assert known["inf2.xlarge"].accelerators == (Accelerator("Inferentia2", "AWS", 1, 32768),)
     assert "spot" in known["g5.xlarge"].usage_classes
-    names = sorted(known)[:103]
-    assert [one.name for one in driver.instance_types(names)] == names
-    some = driver.instance_types(filters={"instance-type": ["g5.*"]})
+    some = driver.instance_types({"instance-type": ["g5.*"]})
     assert {one.name.split(".")[0] for one in some} == {"g5"}
-    with pytest.raises(EC2Error) as refused:
-        driver.instance_types(["t99.micro"])
-    assert refused.value.code == "InvalidInstanceType"
 
 
 @pytest.mark.slow
@@ -315,22 +307,22 @@ def test_offerings_and_spot_prices_by_zone(driver: EC2Driver):
     zones = driver.offerings(["t3.micro", "p5.48xlarge", "t99.micro"])
     assert set(zones) == {"t3.micro", "p5.48xlarge"}
     assert "us-east-1a" in zones["t3.micro"]
-    assert set(driver.offerings()) == {one.name for one in driver.instance_types()}
+    names = sorted(one.name for one in driver.instance_types({}))[:103]  # more than go into one request
+    assert set(driver.offerings(names)) == set(names)
     prices = driver.spot_prices(["t3.micro"])
     assert {zone for _, zone in prices} == zones["t3.micro"]
     on_demand = driver.on_demand_price("t3.micro")
     assert on_demand == 0.0104
     assert all(0 < price.price < on_demand for price in prices.values())
-    assert len(driver.spot_prices()) > 500
-    assert driver.spot_prices(["t3.micro"], product="Windows") == {}
+    assert len(driver.spot_prices(names)) > 100
 
 
 def test_the_newest_price_counts(driver: EC2Driver, monkeypatch: pytest.MonkeyPatch):
     now = driver.spot_prices(["t3.micro"])
     query = driver.query
 
-    def since_long_ago(action: str, parameters: Any = None) -> Any:
-        return query(action, {**(parameters or {}), "StartTime": "2026-01-01T00:00:00Z"})
+    def since_long_ago(action: str, parameters: Any) -> Any:
+        return query(action, {**parameters, "StartTime": "2026-01-01T00:00:00Z"})
 
     monkeypatch.setattr(driver, "query", since_long_ago)
     assert {key: one.price for key, one in driver.spot_prices(["t3.micro"]).items()} == {
@@ -346,13 +338,12 @@ def test_prices_that_nobody_knows_are_none(driver: EC2Driver):
 
 def test_the_newest_image_comes_first(driver: EC2Driver):
     found = driver.images([CANONICAL], NOBLE)
-    assert [image.name.rpartition("-")[2] for image in found] == ["20261002", "20260714"]
-    newest = found[0]
-    assert (newest.architecture, newest.owner, newest.root_device) == ("x86_64", CANONICAL, "/dev/sda1")
-    assert newest.root_gib is not None
+    newest, older = found
+    assert newest.created > older.created
+    assert newest.root_device == "/dev/sda1"
     assert newest.created.tzinfo is not None
     assert driver.image(newest.id) == newest
-    assert driver.images(filters={"name": "no such image"}) == []
+    assert driver.images([CANONICAL], {"name": "no such image"}) == []
     with pytest.raises(EC2Error) as refused:
         driver.image("ami-0123456789abcdef0")
     assert refused.value.code == "InvalidAMIID.NotFound"
@@ -363,7 +354,7 @@ def test_subnets_come_by_zone(driver: EC2Driver):
     assert vpc is not None
     subnets = driver.subnets(vpc)
     assert [subnet.zone for subnet in subnets] == [f"us-east-1{letter}" for letter in "abcdef"]
-    assert all(subnet.default and subnet.public and subnet.free > 4000 for subnet in subnets)
+    assert all(subnet.default and subnet.free > 4000 for subnet in subnets)
     assert driver.subnets("vpc-0123456789abcdef0") == []
 
 
@@ -397,7 +388,6 @@ def test_the_wrong_clock_is_told_from_the_wrong_keys(cloud: EC2, driver: EC2Driv
     cloud.faults.on("clock_skew", seconds=900)
     with pytest.raises(EC2ClockSkewError, match="AuthFailure") as refused:
         driver.default_vpc()
-    assert refused.value.skew == pytest.approx(-900, abs=5)
     assert not isinstance(refused.value, InvalidCredsError)
     with pytest.raises(EC2CredentialsError):
         driver_of(cloud, secret="wrong").default_vpc()
@@ -407,7 +397,8 @@ def test_the_wrong_clock_is_told_from_the_wrong_keys(cloud: EC2, driver: EC2Driv
 @pytest.mark.parametrize("page", ["<html><body>Bad gateway</body></html>", "Service unavailable", "", "<a><b></a>"])
 def test_what_is_not_from_aws_is_no_answer(status: int, page: str):
     with Stranger(status, page) as url:
-        for call in (EC2Driver("key", "secret", url=url).default_vpc, EC2Driver("key", "secret", url=url).identity):
+        driver = EC2Driver("key", "secret", region="us-east-1", url=url)
+        for call in (driver.default_vpc, driver.identity):
             with pytest.raises(MalformedResponseError, match=f"HTTP {status}") as refused:
                 call()
             assert len(str(refused.value)) < 1000
@@ -446,7 +437,7 @@ class Stranger:
 def test_pages_that_go_round_in_circles_end(driver: EC2Driver, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(driver, "query", lambda *_: ET.fromstring("<R><nextToken>again</nextToken></R>"))
     with pytest.raises(MalformedResponseError, match="in a circle"):
-        driver.describe_instances()
+        driver.describe_instances({})
 
 
 # Credentials and the wire
@@ -469,7 +460,7 @@ def test_everything_is_posted_and_signed(cloud: EC2, driver: EC2Driver, launch: 
     driver.run_instances(dataclasses.replace(launch, user_data="+/= ü\n" * 1800, tags={"a b": "*~'()&=+%"}))
     driver.identity()
     assert {(request.method, *request.query) for request in cloud.requests} == {("POST",)}
-    assert driver.describe_instances()[0].tags == {"a b": "*~'()&=+%"}
+    assert driver.describe_instances({})[0].tags == {"a b": "*~'()&=+%"}
     assert len(cloud.requests) == 3
 
 
