@@ -111,18 +111,11 @@ class EC2Driver(EC2NodeDriver):
         self._options = {"timeout": 60.0, **options}
         # libcloud's own constructor looks the region up in its table, and refuses those that are not in it.
         super(EC2NodeDriver, self).__init__(  # type: ignore[no-untyped-call]
-            key, secret, region=region, **self._place("ec2"), **self._options
+            key, secret, region=region, **_place("ec2", region, url), **self._options
         )
 
     def __repr__(self) -> str:
         return f"<EC2Driver {self.region_name} at {self.connection.host}>"
-
-    def _place(self, service: str) -> dict[str, Any]:
-        """Where a service is, as arguments of a connection."""
-        domain = next((domain for prefix, domain in _DOMAINS if self.region_name.startswith(prefix)), _DOMAIN)
-        parts = urllib.parse.urlsplit(self._url or f"https://{service}.{self.region_name}.{domain}")
-        secure = parts.scheme == "https"
-        return {"secure": secure, "host": parts.hostname, "port": parts.port or (443 if secure else 80)}
 
     # Calls in general
 
@@ -156,7 +149,7 @@ class EC2Driver(EC2NodeDriver):
         """Return account number and ARN of the credentials' owner: their cheapest check, which needs no permission."""
         make: Any = STSConnection
         credentials = {"user_id": self.key, "key": self.secret, "token": self.token, "signature_version": "4"}
-        connection = make(**credentials, **self._place("sts"), **self._options)
+        connection = make(**credentials, **_place("sts", self.region_name, self._url), **self._options)
         connection.driver = self
         reply = request(connection, "GetCallerIdentity", {})
         account, arn = (reply.findtext(f"GetCallerIdentityResult/{name}") for name in ("Account", "Arn"))
@@ -342,6 +335,14 @@ class EC2Driver(EC2NodeDriver):
                 raise
             return False
         return True
+
+
+def _place(service: str, region: str, url: str | None) -> dict[str, Any]:
+    """Where a service is, as arguments of a connection."""
+    domain = next((domain for prefix, domain in _DOMAINS if region.startswith(prefix)), _DOMAIN)
+    parts = urllib.parse.urlsplit(url or f"https://{service}.{region}.{domain}")
+    secure = parts.scheme == "https"
+    return {"secure": secure, "host": parts.hostname, "port": parts.port or (443 if secure else 80)}
 
 
 def _run_parameters(launch: Launch) -> dict[str, Any]:
