@@ -42,12 +42,12 @@ def scenario(seed: int) -> Scenario:
 
 
 def _wishes(chance: random.Random) -> tuple[Wish, ...]:
-    large = _LARGE if chance.random() < 0.1 else ()
+    large = _LARGE if chance.random() < 0.05 else ()
     arrays = [chance.choice(_ARRAYS + large), chance.choice(_ARRAYS + large) - 1]
     count = chance.choice((1, 5, 20, 50))
     span = chance.choice((0.0, 0.1, 3.0))
     ends = _ENDS[: 14 if chance.random() < 0.4 else None]  # in a calm load no task dies or hangs
-    return tuple(_wish(chance, number, span, ends, _SIZES + large, arrays) for number in range(count))
+    return tuple(_wish(chance, number, span, ends, _SIZES * 2 + large, arrays) for number in range(count))
 
 
 def _wish(

@@ -138,13 +138,6 @@ class Process(base_events.BaseEventLoop):
     # --- turns ---
 
     @property
-    def is_due(self) -> bool:
-        """Whether it has something to do at this moment."""
-        if not self.alive or self.frozen_until > self.world.now:
-            return False
-        return bool(self._ready) or (bool(self._scheduled) and self._scheduled[0].when() <= self.world.now)
-
-    @property
     def next_timer(self) -> float | None:
         """When it has something to do by itself."""
         while self._scheduled and self._scheduled[0].cancelled():
@@ -284,7 +277,14 @@ class World:
         """One thing that can happen now, or else the passing of time; False if nothing will ever happen."""
         self.turns += 1
         self._notice()
-        due: list[Any] = [process for process in self.processes if process.is_due]
+        now = self.now  # what follows is asked of every process at every step
+        due: list[Any] = [
+            process
+            for process in self.processes
+            if process.frozen_until <= now
+            and process.alive
+            and (process._ready or (process._scheduled and process._scheduled[0]._when <= now))
+        ]
         if self._events and self._events[0][0] <= self.now:
             due.append(None)
         if not due:
@@ -321,8 +321,9 @@ class World:
         times += self._noticed.values()
         if self._events:
             times.append(self._events[0][0])
-        times = [time for time in times if time > self.now]
-        if not times:
+        now = self.now
+        later = min((time for time in times if time > now), default=None)
+        if later is None:
             return False
-        self.now = min(times)
+        self.now = later
         return True
