@@ -397,9 +397,8 @@ class Agent:
             )
             if setup.identity is not None:
                 blobs = slots.blobs
-                self.peers = PeerExchange(
-                    self.loop, setup.identity, setup.node, self._folder, blobs.store, blobs.keep, session.post
-                )
+                network = self.system.peer_network(self.loop, setup.identity, self._folder)
+                self.peers = PeerExchange(self.loop, network, setup.node, blobs.store, blobs.keep, session.post)
                 blobs.grew = self.peers.grew
         except (OSError, ValueError) as error:
             session.post(Ready(0, f"can't start slots: {error}"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import stat
@@ -10,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from skyward.worker.forkserver.launch import ForkServerProcess, started
+from skyward.worker.peer_network import PeerNetwork, TLSNetwork
 
 __all__ = ["AgentSystem", "log"]
 
@@ -39,9 +41,13 @@ class AgentSystem:
         Returns that many bytes nobody can guess.
     log
         Writes a line to the agent's log.
+    peer_network
+        Makes the way to other nodes, of the loop, an identity as in `Setup`, and a folder that only this user can
+        enter. May raise `OSError` or `ValueError`.
     """
 
     start_server: Callable[[Mapping[str, str]], ForkServerProcess] = started
     sleep: Callable[[float], None] = time.sleep
     random_bytes: Callable[[int], bytes] = os.urandom
     log: Callable[[str], None] = log
+    peer_network: Callable[[asyncio.AbstractEventLoop, dict[str, str], str], PeerNetwork] = TLSNetwork

@@ -1,8 +1,7 @@
 """Blobs from node to node, so that the owner uploads each of them once: a small server and its client.
 
-The owner decides which node gets what from which; only when to give up is decided here. Both ends present certificates
-of the pool's own authority, and the client checks the name of the node, so an address that belongs to somebody else is
-harmless. After TLS, big-endian::
+The owner decides which node gets what from which; only when to give up is decided here. How nodes connect, and prove
+who they are, is `peer_network`'s business. Then, big-endian::
 
     client  length of the digest u16 | offset u64 | digest      once; an empty digest only asks for an answer
     server  length u32 | bytes                                  repeated up to the blob's end
@@ -14,20 +13,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import ipaddress
-import os
-import socket
-import ssl
 import struct
 from collections.abc import AsyncIterator, Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from skyward.core.protocol.messages import Blob, Fetch, Kept, Listening, Message, Peers, Reached
 from skyward.core.protocol.wire import Buffer
 from skyward.worker.blob_store import Store
-from skyward.worker.listening_socket import ListeningSocket
+from skyward.worker.peer_network import PeerNetwork, Streams
 
 __all__ = ["PeerExchange"]
 
@@ -44,7 +38,6 @@ _PROBES = 4  # at a time
 _ADDRESSES = 8  # of a peer that are tried
 _MAX_CLIENTS = 32  # at a time; more than the owner sends to one node
 _STUCK = 30.0  # seconds in which a client must accept a piece
-_SIOCGIFADDR = 0x8915  # Linux; no other system's nodes are rented
 
 
 class PeerExchange:
@@ -54,12 +47,10 @@ class PeerExchange:
     ----------
     loop
         The agent's loop.
-    identity
-        As in `Setup`.
+    network
+        Connects to them; closed by this object.
     name
         This node's name.
-    folder
-        A folder that only this user can enter.
     store
         The blobs to serve.
     keep
@@ -71,9 +62,8 @@ class PeerExchange:
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        identity: dict[str, str],
+        network: PeerNetwork,
         name: str,
-        folder: str,
         store: Store,
         keep: Callable[[Blob, Buffer, bool], None],
         post: Callable[[Message, Sequence[Buffer]], object],
@@ -83,24 +73,23 @@ class PeerExchange:
         self._store = store
         self._keep = keep
         self._post = post
-        self._server_side, self._client_side = _contexts(identity, folder)
-        self._host = identity["host"]
-        self._listener: ListeningSocket | None = None
+        self._network = network
         self._clients = 0
         self._routes: dict[str, tuple[str, int]] = {}  # peer -> where it answered
         self._fetches: dict[bytes, asyncio.Task[None]] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], None] = {}  # in order, unlike a set, for runs that must replay
         self._probes = asyncio.Semaphore(_PROBES)
         self._more: asyncio.Future[None] = loop.create_future()
-        self._listen()
+        if (place := network.listen(self._accept)) is not None:  # otherwise no peer hears of this node
+            port, addresses = place
+            post(Listening(port, addresses), ())
 
     def __repr__(self) -> str:
         return f"<PeerExchange of {self.name}: {len(self._routes)} reached, {len(self._fetches)} fetches>"
 
     def close(self) -> None:
         """Stop listening and fetching."""
-        if self._listener is not None:
-            self._listener.close()
+        self._network.close()
         for task in (*self._tasks, *self._fetches.values()):
             task.cancel()
 
@@ -111,37 +100,22 @@ class PeerExchange:
 
     def _spawn(self, work: Any) -> None:
         task = self._loop.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[task] = None
+        task.add_done_callback(self._tasks.pop)
 
     # --- server ---
 
-    def _listen(self) -> None:
-        both = socket.has_dualstack_ipv6()
-        try:
-            listener = socket.create_server(
-                ("", 0), family=socket.AF_INET6 if both else socket.AF_INET, dualstack_ipv6=both
-            )
-        except OSError:
-            return  # the owner hears of no address, so no peer asks this node
-        self._listener = ListeningSocket(self._loop, listener, self._accept)
-        self._post(Listening(listener.getsockname()[1], [self._host, *own_addresses()]), ())
-
-    def _accept(self, sock: socket.socket) -> None:
+    def _accept(self, caller: Any) -> None:
         if self._clients >= _MAX_CLIENTS:  # anybody may connect, and open files are limited
-            sock.close()
+            caller.close()
         else:
-            self._spawn(self._serve(sock))
+            self._spawn(self._serve(caller))
 
-    async def _serve(self, sock: socket.socket) -> None:
+    async def _serve(self, caller: Any) -> None:
         self._clients += 1
-        reader = asyncio.StreamReader(loop=self._loop)
-        protocol = asyncio.StreamReaderProtocol(reader, loop=self._loop)
         try:
-            transport, _ = await self._loop.connect_accepted_socket(
-                lambda: protocol, sock, ssl=self._server_side, ssl_handshake_timeout=_PROBE
-            )
-            with contextlib.closing(asyncio.StreamWriter(transport, protocol, reader, self._loop)) as writer:
+            reader, connected = await self._network.streams(caller)
+            with contextlib.closing(connected) as writer:
                 async with asyncio.timeout(_PROBE):
                     length, offset = _REQUEST.unpack(await reader.readexactly(_REQUEST.size))
                     digest = await reader.readexactly(min(length, _DIGEST))
@@ -190,28 +164,26 @@ class PeerExchange:
 
     async def _probe(self, name: str, port: int, addresses: list[str]) -> None:
         async with self._probes:
-            for attempt in asyncio.as_completed([self._try(name, address, port) for address in addresses]):
-                address = await attempt  # all are tried at once, since some may be behind a firewall and never answer
-                if address is not None:
-                    self._routes[name] = address, port
+            # All are tried at once, since some may be behind a firewall and never answer.
+            attempts = [self._loop.create_task(self._try(name, (address, port))) for address in addresses]
+            for attempt in asyncio.as_completed(attempts):
+                place = await attempt
+                if place is not None:
+                    self._routes[name] = place
                     self._post(Reached([name]), ())
                     return
 
-    async def _try(self, name: str, address: str, port: int) -> str | None:
+    async def _try(self, name: str, place: tuple[str, int]) -> tuple[str, int] | None:
         with contextlib.suppress(OSError, EOFError):
-            async with asyncio.timeout(_PROBE), self._connected(name, address, port) as (reader, writer):
+            async with asyncio.timeout(_PROBE), self._connected(name, place) as (reader, writer):
                 writer.write(_REQUEST.pack(0, 0))
                 await reader.readexactly(_LENGTH.size)
-                return address
+                return place
         return None
 
     @contextlib.asynccontextmanager
-    async def _connected(
-        self, name: str, address: str, port: int
-    ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-        reader, writer = await asyncio.open_connection(
-            address, port, ssl=self._client_side, server_hostname=name, limit=_PIECE
-        )
+    async def _connected(self, name: str, place: tuple[str, int]) -> AsyncIterator[Streams]:
+        reader, writer = await self._network.connect(name, place)
         try:
             yield reader, writer
         finally:
@@ -248,7 +220,7 @@ class PeerExchange:
             raise ConnectionError("not reachable")
         async with contextlib.AsyncExitStack() as stack:
             async with asyncio.timeout(_CONNECT):
-                connection = self._connected(peer, *self._routes[peer])
+                connection = self._connected(peer, self._routes[peer])
                 reader, writer = await stack.enter_async_context(connection)
             offset = self._store.have(digest)
             writer.write(_REQUEST.pack(len(digest), offset) + digest)
@@ -265,45 +237,9 @@ class PeerExchange:
                         return  # the store has dropped it
 
 
-# --- addresses and certificates ------------------------------------------------------------------------------------
-
-
-def own_addresses() -> list[str]:
-    """Return the addresses of this machine's interfaces that others may be able to reach."""
-    found = []
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        for _, name in socket.if_nameindex():
-            with contextlib.suppress(OSError):  # an interface without an address
-                answer = fcntl.ioctl(sock.fileno(), _SIOCGIFADDR, struct.pack("256s", os.fsencode(name)[:15]))
-                found.append(socket.inet_ntoa(answer[20:24]))
-    with contextlib.suppress(OSError), Path("/proc/net/if_inet6").open(encoding="ascii") as lines:
-        found += [str(ipaddress.IPv6Address(bytes.fromhex(line.split()[0]))) for line in lines]
-    addresses = map(ipaddress.ip_address, found)
-    return [str(address) for address in addresses if not address.is_loopback and not address.is_link_local]
-
-
 def _is_address(text: str) -> bool:
     """Whether it needs no name resolution, for which asyncio would start a thread."""
     try:
         return bool(ipaddress.ip_address(text))
     except ValueError:
         return False
-
-
-def _contexts(identity: dict[str, str], folder: str) -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    """Make TLS contexts for server and client, which trust only the pool's authority."""
-    file = f"{folder}/identity.pem"
-    fd = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        with os.fdopen(fd, "w") as out:
-            out.write(identity["certificate"])
-        contexts = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        for context in contexts:
-            context.minimum_version = ssl.TLSVersion.TLSv1_3
-            context.verify_mode = ssl.CERT_REQUIRED
-            context.load_verify_locations(cadata=identity["authority"])
-            context.load_cert_chain(file)  # ssl reads keys from files only
-    finally:
-        Path(file).unlink()
-    contexts[0].num_tickets = 0
-    return contexts

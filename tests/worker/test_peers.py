@@ -1,12 +1,11 @@
-"""From node to node over loopback: whole and partial blobs, and strangers."""
+"""From node to node over loopback: whole and partial blobs."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-import ssl
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from skyward.core.nodes.certificates import Authority
 from skyward.core.protocol.messages import Blob, Fetch, Kept, Listening, Message, Peers, Reached
 from skyward.worker import peers as module
 from skyward.worker.blob_store import Corrupt, Store
+from skyward.worker.peer_network import TLSNetwork
 from skyward.worker.peers import PeerExchange
 
 DATA = os.urandom(3_000_000)
@@ -45,7 +45,8 @@ class Node:
             "host": "127.0.0.1",
         }
         loop = asyncio.get_running_loop()
-        self.neighbours = PeerExchange(loop, identity, name, str(self.private), self.store, self.keep, self.post)
+        network = TLSNetwork(loop, identity, str(self.private))
+        self.neighbours = PeerExchange(loop, network, name, self.store, self.keep, self.post)
         self.parts = 0
 
     def post(self, message: Message, buffers: Any) -> None:
@@ -225,57 +226,5 @@ def test_wrong_bytes_are_not_kept(tmp_path: Path) -> None:
             assert NAME not in b.store
             b.give(0, len(DATA))
             assert b.content() == DATA
-
-    run(work())
-
-
-def test_nodes_of_another_pool_are_refused(tmp_path: Path) -> None:
-    """Despite equal names: another authority's certificates are refused on either side."""
-
-    async def work() -> None:
-        async with nodes(tmp_path, 2, [Authority("pool"), Authority("pool")]) as (a, b):
-            a.give(0, len(DATA))
-            assert await b.neighbours._try("node-0", "127.0.0.1", a.port) is None
-            b.neighbours._client_side.check_hostname = False
-            b.neighbours._client_side.verify_mode = ssl.CERT_NONE  # a thief does not mind whom he robs
-            assert await b.neighbours._try("node-0", "127.0.0.1", a.port) is None
-            b.neighbours._routes["node-0"] = "127.0.0.1", a.port
-            b.fetch("node-0")
-            assert (await b.message(Kept)).size == 0
-
-    run(work())
-
-
-def test_a_node_that_is_somebody_else_is_refused(tmp_path: Path) -> None:
-    """Private addresses are the same in many networks: whoever answers must be the node that was meant."""
-
-    async def work() -> None:
-        async with nodes(tmp_path, 3) as (a, b, c):
-            assert await c.neighbours._try("node-1", "127.0.0.1", a.port) is None
-            assert await c.neighbours._try("node-1", "127.0.0.1", b.port) == "127.0.0.1"
-
-    run(work())
-
-
-def test_without_a_certificate_nothing_is_answered(tmp_path: Path) -> None:
-    async def work() -> None:
-        async with nodes(tmp_path, 1) as (a,):
-            naked = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-            naked.check_hostname = False
-            naked.verify_mode = ssl.CERT_NONE
-            for context in (naked, None):
-                reader, writer = await asyncio.open_connection("127.0.0.1", a.port, ssl=context)
-                writer.write(module._REQUEST.pack(0, 0) + bytes(100))
-                with suppress(OSError):
-                    assert await reader.read() == b""
-                writer.close()
-
-    run(work())
-
-
-def test_the_key_stays_in_memory(tmp_path: Path) -> None:
-    async def work() -> None:
-        async with nodes(tmp_path, 1) as (a,):
-            assert list(a.private.iterdir()) == []
 
     run(work())
