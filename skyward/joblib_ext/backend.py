@@ -20,7 +20,6 @@ from joblib.parallel import (
     BACKENDS,
     AutoBatchingMixin,
     FallbackToBackend,
-    ParallelBackendBase,
     SequentialBackend,
     cpu_count,
     get_active_backend,
@@ -31,7 +30,7 @@ from skyward.core.errors import PoolNotActive
 from skyward.core.pool import Compute
 from skyward.joblib_ext import joblib_private, open_pools
 from skyward.joblib_ext.call import CallSettings, ParallelCall, jobs_of
-from skyward.joblib_ext.slot_backend import NAME, SlotBackend, nested
+from skyward.joblib_ext.slot_backend import NAME, PoolBackend, SlotBackend, nested
 
 __all__ = ["SkywardBackend"]
 
@@ -59,7 +58,7 @@ class _RemoteOne(int):
     __hash__ = int.__hash__
 
 
-class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]
+class SkywardBackend(AutoBatchingMixin, PoolBackend):  # type: ignore[misc]
     """joblib backend that runs batches in the slots of a pool.
 
     Parameters
@@ -84,12 +83,6 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
     ...     Parallel(n_jobs=-1)(delayed(pow)(i, 2) for i in range(10))
     """
 
-    supports_retrieve_callback = True  # which also enables generators and timeouts
-    supports_inner_max_num_threads = True
-    supports_sharedmem = False
-    uses_threads = False
-    default_n_jobs = 1
-
     _effective_batch_size: int  # of `AutoBatchingMixin`
 
     def __init__(
@@ -99,8 +92,7 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
         inner_max_num_threads: int | None = None,
         **backend_kwargs: Any,
     ) -> None:
-        super().__init__(nesting_level=nesting_level, inner_max_num_threads=inner_max_num_threads)
-        self.backend_kwargs = backend_kwargs  # joblib before 1.5 does not keep them
+        super().__init__(nesting_level=nesting_level, inner_max_num_threads=inner_max_num_threads, **backend_kwargs)
         self.parallel: Any = None
         self._given = pool
         self._workers: ParallelCall | None = None  # joblib's own tests look at this name
@@ -229,10 +221,6 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
         mine.__dict__.update(vars(self), parallel=parallel, _workers=None, _took=threading.local())
         mine.reset_batch_stats()
         return mine
-
-    def get_nested_backend(self) -> tuple[Any, int | None]:
-        """Return what calls inside a task use: threads of the slot, and none at deeper levels."""
-        return nested((self.nesting_level or 0) + 1), None
 
     # --- one call ---
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import cloudpickle
 
-__all__ = ["StableFunctions"]
+__all__ = ["StableFunctions", "is_by_value"]
 
 _ATOMS = (int, float, complex, str, bytes, bool, type(None), type(...))
 _NAMED = (type, types.FunctionType, types.BuiltinFunctionType)
@@ -103,12 +103,12 @@ def _is_stable(value: Any, uses: list[tuple[Any, Any]], seen: set[int]) -> bool:
     if kind is types.ModuleType:
         name = str(value.__name__)
         uses.append(((sys.modules, name), value))
-        return sys.modules.get(name) is value and not _is_by_value(name)
+        return sys.modules.get(name) is value and not is_by_value(name)
     if isinstance(value, _NAMED):
         module, path = getattr(value, "__module__", None), getattr(value, "__qualname__", "")
         if isinstance(module, str) and module != "__main__" and _by_name(module, path) is value:
             uses.append(((module, path), value))
-            return not _is_by_value(module)
+            return not is_by_value(module)
     if kind is types.FunctionType:
         parts = list(_parts(value))
         uses += parts
@@ -142,7 +142,7 @@ def _global_names(code: types.CodeType) -> set[str]:
     return names
 
 
-def _is_by_value(module: str) -> bool:
+def is_by_value(module: str) -> bool:
     """Whether the user has asked cloudpickle to pickle what is in a module by value."""
     asked = cloudpickle.list_registry_pickle_by_value()
     return any(module == name or module.startswith(f"{name}.") for name in asked)

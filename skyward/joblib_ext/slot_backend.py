@@ -15,7 +15,7 @@ from joblib.parallel import (
 
 from skyward.joblib_ext import open_pools
 
-__all__ = ["NAME", "SlotBackend", "enter_slot", "nested"]
+__all__ = ["NAME", "PoolBackend", "SlotBackend", "enter_slot", "nested"]
 
 NAME = "skyward"
 """The name of the backend in joblib."""
@@ -26,28 +26,34 @@ def nested(level: int) -> Any:
     return SequentialBackend(nesting_level=level) if level > 1 else ThreadingBackend(nesting_level=level)
 
 
-class SlotBackend(ParallelBackendBase):  # type: ignore[misc]
-    """joblib backend in a slot: stands for the slot's threads, or for a pool that the task itself has opened.
+class PoolBackend(ParallelBackendBase):  # type: ignore[misc]
+    """What a pool's backend in the driver, and the one in its slots, have in common.
 
     Parameters
     ----------
-    nesting_level, inner_max_num_threads
+    nesting_level, inner_max_num_threads, **backend_kwargs
         As given by joblib.
-    **backend_kwargs
-        For the backend of a pool; threads of the slot take none.
     """
 
-    supports_retrieve_callback = True
+    supports_retrieve_callback = True  # which also enables generators and timeouts
     supports_inner_max_num_threads = True
-    supports_sharedmem = False
-    uses_threads = False
-    default_n_jobs = 1
 
     def __init__(
         self, nesting_level: int | None = None, inner_max_num_threads: int | None = None, **backend_kwargs: Any
     ) -> None:
         super().__init__(nesting_level=nesting_level, inner_max_num_threads=inner_max_num_threads)
         self.backend_kwargs = backend_kwargs  # joblib before 1.5 does not keep them
+
+    def get_nested_backend(self) -> tuple[Any, int | None]:
+        """Return what calls inside a task use: threads of the slot, and none at deeper levels."""
+        return nested((self.nesting_level or 0) + 1), None
+
+
+class SlotBackend(PoolBackend):
+    """joblib backend in a slot: stands for the slot's threads, or for a pool that the task itself has opened.
+
+    Only the latter takes `backend_kwargs`.
+    """
 
     def _meant(self) -> Any:
         """The backend to use instead of this one."""
@@ -77,10 +83,6 @@ class SlotBackend(ParallelBackendBase):  # type: ignore[misc]
     def apply_async(self, func: Any, callback: Any = None) -> Any:
         """Not called, since `configure` always refers to another backend; joblib before 1.5 wants it defined."""
         raise NotImplementedError
-
-    def get_nested_backend(self) -> tuple[Any, int | None]:
-        """Return what calls inside a task use."""
-        return nested((self.nesting_level or 0) + 1), None
 
 
 def enter_slot() -> None:

@@ -14,9 +14,8 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
-import cloudpickle
-
 from skyward.core.payload import pickling
+from skyward.joblib_ext.function_cache import is_by_value
 
 __all__ = ["find_category", "install"]
 
@@ -52,8 +51,7 @@ def _reduce(kind: type) -> Any:
 def _goes_by_name(kind: type) -> bool:
     """Whether cloudpickle pickles a class by name: not classes of __main__ or local to functions, nor on request."""
     module = kind.__module__
-    by_value = cloudpickle.list_registry_pickle_by_value()
-    if module == "__main__" or any(module == name or module.startswith(f"{name}.") for name in by_value):
+    if module == "__main__" or is_by_value(module):
         return False
     found: Any = sys.modules.get(module)
     for part in kind.__qualname__.split("."):

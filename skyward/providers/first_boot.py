@@ -51,6 +51,12 @@ def watchdog(order: Order, end: str) -> str:
     return _WATCHDOG.format(limit=limit, step=max(1, min(15, limit // 10)), file=HEARD_FILE, end=end)
 
 
+def _start_watchdog(order: Order, end: str) -> str:
+    """Return a line of sh that writes the watchdog's script and starts it."""
+    body = base64.b64encode(watchdog(order, end).encode()).decode()
+    return f"mkdir -p {_PLACE.rpartition('/')[0]}; echo {body} | base64 -d >{_PLACE}; chmod 755 {_PLACE}; {_START}"
+
+
 def cloud_config(order: Order, *, end: str | None, user: str | None = None) -> str:
     """Return user data for cloud-init.
 
@@ -77,10 +83,8 @@ def cloud_config(order: Order, *, end: str | None, user: str | None = None) -> s
     if user == "root":
         config["users"] = ["default", {"name": "root", "ssh_authorized_keys": [order.user_key]}]
     if end is not None:
-        body = base64.b64encode(watchdog(order, end).encode()).decode()
         # bootcmd runs first; that the machine is terminated must not depend on anything later.
-        start = f"mkdir -p {_PLACE.rpartition('/')[0]}; echo {body} | base64 -d >{_PLACE}; chmod 755 {_PLACE}; {_START}"
-        config["bootcmd"] = [["sh", "-c", f"[ -e {HEARD_FILE} ] || {{ {start}; }}"]]
+        config["bootcmd"] = [["sh", "-c", f"[ -e {HEARD_FILE} ] || {{ {_start_watchdog(order, end)}; }}"]]
     return "#cloud-config\n" + json.dumps(config, indent=1) + "\n"
 
 
@@ -112,10 +116,7 @@ def script(order: Order, *, end: str | None, before: str = "") -> str:
         f"printf '\\n%s\\n' {shlex.quote(order.user_key)} >>~/.ssh/authorized_keys",
     ]
     if end is not None:
-        body = base64.b64encode(watchdog(order, end).encode()).decode()
-        parts.append(
-            f"mkdir -p {_PLACE.rpartition('/')[0]}; echo {body} | base64 -d >{_PLACE}; chmod 755 {_PLACE}; {_START}"
-        )
+        parts.append(_start_watchdog(order, end))
     parts.append(
         "systemctl restart ssh 2>/dev/null || systemctl restart sshd 2>/dev/null || service ssh restart 2>/dev/null || "
         'kill -HUP "$(cat /run/sshd.pid)"'

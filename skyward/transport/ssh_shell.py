@@ -14,7 +14,7 @@ import asyncssh
 from skyward.core.errors import LinkError
 from skyward.core.interfaces import CommandOutput
 from skyward.transport.ssh_sessions import Sessions
-from skyward.transport.ssh_stream import Line, SSHChannel
+from skyward.transport.ssh_stream import Line, SSHChannel, StreamSession
 
 __all__ = ["SSHShell"]
 
@@ -110,7 +110,7 @@ class SSHShell:
         mark = secrets.token_hex(12)
         script = f"SKYWARD_READY={mark}; export SKYWARD_READY\n{command}\n".encode()
         channel = SSHChannel(self._line)
-        session = _StreamSession(channel, f"{mark}\n".encode())
+        session = _CommandStream(channel, f"{mark}\n".encode())
         ssh_channel = await self._sessions.open(session, _begin(script))
         try:
             ssh_channel.write(script)
@@ -248,11 +248,11 @@ class _CommandSession(asyncssh.SSHClientSession[bytes]):
         self.ended.set()
 
 
-class _StreamSession(asyncssh.SSHClientSession[bytes]):
+class _CommandStream(StreamSession, asyncssh.SSHClientSession[bytes]):
     """Passes on what a command prints after its mark."""
 
     def __init__(self, channel: SSHChannel, mark: bytes) -> None:
-        self._channel = channel
+        super().__init__(channel)
         self._mark: bytes | None = mark
         self._before = bytearray()
         self._errors = bytearray()
@@ -262,16 +262,12 @@ class _StreamSession(asyncssh.SSHClientSession[bytes]):
         """What it wrote to its standard error, or printed instead of the mark."""
         return (bytes(self._errors).strip() or bytes(self._before).strip()).decode(errors="replace")[-500:]
 
-    def connection_made(self, chan: Any) -> None:
-        """The session is open; the command may not be ready yet."""
-        self._channel.opened(chan)
-
     def data_received(self, data: bytes, datatype: Any) -> None:
         """Bytes of stdout (no type) or stderr."""
         if datatype is not None:
             self._errors = (self._errors + data)[-_KEPT:]
         elif self._mark is None:
-            self._channel.feed_data(data)
+            self._stream.feed_data(data)
         else:
             self._before += data
             at = self._before.find(self._mark)
@@ -279,24 +275,15 @@ class _StreamSession(asyncssh.SSHClientSession[bytes]):
                 rest = bytes(self._before[at + len(self._mark) :])
                 self._mark = None
                 if rest:
-                    self._channel.feed_data(rest)
+                    self._stream.feed_data(rest)
                 self.ready.set()
 
     def eof_received(self) -> bool:
         """The command prints no more."""
-        self._channel.close()
         self.ready.set()
-        return False
+        return super().eof_received()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The session is closed."""
-        self._channel.feed_eof()
+        super().connection_lost(exc)
         self.ready.set()
-
-    def pause_writing(self) -> None:
-        """Too much is queued."""
-        self._channel.congest(True)
-
-    def resume_writing(self) -> None:
-        """Little is queued again."""
-        self._channel.congest(False)

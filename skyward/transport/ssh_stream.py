@@ -13,7 +13,7 @@ import asyncssh
 from skyward.transport.asyncssh_hooks import spare_work, watch_writing
 from skyward.transport.buffered_channel import BufferedChannel
 
-__all__ = ["PACKET", "WINDOW", "Line", "SSHChannel"]
+__all__ = ["PACKET", "WINDOW", "Line", "SSHChannel", "StreamSession"]
 
 WINDOW = 8 * 2**20  # bytes that the host may send in advance: 160 MB/s with a round trip of 50 ms
 PACKET = 128 * 2**10
@@ -149,35 +149,41 @@ class SSHChannel(BufferedChannel):
             self._channel.resume_reading()
 
 
-class _Session:
-    """Passes on the callbacks of an asyncssh session."""
+class StreamSession:
+    """Passes the callbacks of an asyncssh session on to a channel."""
 
     def __init__(self, stream: SSHChannel) -> None:
         self._stream = stream
 
     def connection_made(self, chan: Any) -> None:
+        """Called by asyncssh: the session is open."""
         self._stream.opened(chan)
 
     def data_received(self, data: bytes, datatype: Any) -> None:
+        """Called by asyncssh."""
         self._stream.feed_data(data)
 
     def eof_received(self) -> bool:
+        """Called by asyncssh: nothing more will arrive."""
         self._stream.close()  # half a stream is of no use here
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Called by asyncssh: the session is closed."""
         self._stream.feed_eof()
 
     def pause_writing(self) -> None:
+        """Called by asyncssh: too much is queued."""
         self._stream.congest(True)
 
     def resume_writing(self) -> None:
+        """Called by asyncssh: little is queued again."""
         self._stream.congest(False)
 
 
-class _UnixSession(_Session, asyncssh.SSHUNIXSession[bytes]):
+class _UnixSession(StreamSession, asyncssh.SSHUNIXSession[bytes]):
     pass
 
 
-class _TCPSession(_Session, asyncssh.SSHTCPSession[bytes]):
+class _TCPSession(StreamSession, asyncssh.SSHTCPSession[bytes]):
     pass
