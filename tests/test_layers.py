@@ -26,7 +26,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("image", "spec"),
     ("events",),
     ("interfaces",),
-    ("payload", "protocol", "registry"),
+    ("packages", "payload", "protocol", "registry"),
     ("audience", "nodes", "results"),
     ("blobs", "pool_arguments"),
     ("files",),
@@ -89,6 +89,7 @@ PURE = (
     "skyward.core.visible",
     "skyward.core.protocol.wire",
     "skyward.providers.first_boot",
+    "skyward.core.packages.closure",
     "skyward.core.nodes.link_breaks",
     "skyward.core.nodes.timing",
     "skyward.worker.forkserver.liveness",
@@ -136,6 +137,7 @@ LAZY: dict[tuple[str, str], str] = {
     ): "an array's pickle needs it; the module must load where numpy is not installed",
     ("skyward.joblib_ext.active_pool", "skyward.joblib_ext.default_backend"): "a pool does not load joblib",
     ("skyward.core.nodes.connector", "skyward.core.nodes.bootstrap"): "nodes on this machine need none",
+    ("skyward.core.pool", "skyward.core.packages.planner"): "8 MB, of which a pool on this machine has no use",
     (
         "skyward.core.machines.provision",
         "skyward.core.machines.buyer",
@@ -323,7 +325,7 @@ def test_foreign_packages_stay_in_their_rooms() -> None:
 def test_foreign_packages_are_declared() -> None:
     """What is imported is of the standard library or stands in pyproject.toml, so a fresh install has it."""
     declared = {"asyncssh", "botocore", "cloudpickle", "cryptography", "joblib", "libcloud", "msgpack", "platformdirs"}
-    declared |= {"requests", "rich", "tenacity", "threadpoolctl", "typer", "xxhash", "zstandard"}
+    declared |= {"packaging", "requests", "rich", "tenacity", "threadpoolctl", "typer", "xxhash", "zstandard"}
     optional = {"numpy", "sklearn"}  # come with the user's own code
     suites = {"hypothesis", "numpy", "pytest"}  # skyward.testing is for those who have them
     known = sys.stdlib_module_names | declared | optional | {"skyward"}

@@ -159,6 +159,7 @@ NO_TEST_FILE: dict[str, str] = {
     # Where a module has no test file of its own: the one that covers it, or why none does.
     "core/machines/fleet_events.py": ONLY_NAMES,
     "core/machines/plan.py": ONLY_NAMES,
+    "core/packages/lists.py": ONLY_NAMES,
     "core/tasks/jobs.py": ONLY_NAMES,
     "core/tasks/schedule_events.py": ONLY_NAMES,
     "integrations/joblib.py": "tests/integrations/test_seeds.py",

@@ -6,11 +6,16 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
 
 from skyward.core import requirements
 from skyward.core.errors import ConfigError
 
-__all__ = ["Image"]
+__all__ = ["Image", "Sync"]
+
+Sync: TypeAlias = Literal["auto", "all", "none"]
+
+_SYNCS: tuple[Sync, ...] = ("auto", "all", "none")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +45,10 @@ class Image:
         immediately: its lines are added to `pip` and `constraints`, its indexes to `index` and `extra_index`.
     constraints
         Requirements that restrict the versions of packages but do not install any.
+    sync
+        What nodes that do not use the driver's environment get of its packages, in its versions. ``"auto"``: what its
+        program imports, and what `pip` names if the driver's version fits, with all that they depend on. ``"all"``:
+        everything. ``"none"``: only what `pip` and the plugins name, in the newest versions that fit.
 
     Raises
     ------
@@ -57,6 +66,7 @@ class Image:
     preload: Sequence[str] = ()
     requirements: str | os.PathLike[str] | None = None
     constraints: Sequence[str] = ()
+    sync: Sync = "auto"
 
     def __post_init__(self) -> None:
         for name in ("pip", "apt", "extra_index", "preload", "constraints"):
@@ -64,6 +74,8 @@ class Image:
         for name in ("pip", "constraints"):
             lines = tuple(requirements.check(line, f"Image {name}={line!r}") for line in getattr(self, name))
             object.__setattr__(self, name, lines)
+        if self.sync not in _SYNCS:
+            raise ConfigError(f"Image sync={self.sync!r} is unknown; it must be one of {', '.join(map(repr, _SYNCS))}")
         self._read_requirements()
         object.__setattr__(self, "env", _texts(self.env, "Image env"))
         driver = f"{sys.version_info.major}.{sys.version_info.minor}"

@@ -18,6 +18,7 @@ from skyward.core.events import Events
 from skyward.core.executor import TaskExecutor
 from skyward.core.image import Image
 from skyward.core.interfaces import Plugin, Provider
+from skyward.core.packages.lists import PackageLists
 from skyward.core.pool_arguments import PoolSettings
 from skyward.core.results.names import Trusted
 from skyward.core.running_pool import RunningPool
@@ -188,7 +189,8 @@ class Compute(TaskExecutor):
         image = settings.image
         for plugin in settings.plugins:
             image = plugin.transform_image(image, driver_environment=settings.is_local)
-        opened = RunningPool(replace(settings, image=image), self.events)
+        settings = replace(settings, image=image, packages=_packages(settings, image))
+        opened = RunningPool(settings, self.events)
         # A pool that is dropped ends after its tasks, in a thread: garbage collection may run anywhere, even in the
         # I/O thread.
         weakref.finalize(self, opened.close_aside).atexit = False
@@ -275,6 +277,15 @@ class Compute(TaskExecutor):
     def node_names(self) -> list[str]:
         """Names of the nodes that are ready, in order."""
         return self._running().provisioner.nodes
+
+
+def _packages(settings: PoolSettings, image: Image) -> PackageLists | None:
+    """Plan what nodes install; None where that is what the image says, and where nothing is installed."""
+    if settings.is_local or image.sync == "none":
+        return None
+    from skyward.core.packages.planner import PackagePlan  # noqa: PLC0415 - 8 MB, of which a pool on this machine has no use
+
+    return PackagePlan(image).lists
 
 
 ComputePool = Compute

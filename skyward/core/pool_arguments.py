@@ -13,6 +13,7 @@ from skyward.core import registry
 from skyward.core.errors import ConfigError
 from skyward.core.image import Image
 from skyward.core.interfaces import Plugin, Provider, Trait
+from skyward.core.packages.lists import PackageLists
 from skyward.core.results.names import Trusted
 from skyward.core.spec import Nodes, Order, Resources, Worker
 from skyward.core.system import open_files
@@ -50,6 +51,8 @@ class PoolSettings:
         Whether results are read as data only.
     console
         Whether the live line and the summary are wanted.
+    packages
+        What nodes install, once that is planned; None for what the image says.
     """
 
     name: str
@@ -63,6 +66,7 @@ class PoolSettings:
     trusted: Trusted
     reads_data: bool
     console: bool
+    packages: PackageLists | None = None
 
     @property
     def provider_names(self) -> str:

@@ -73,7 +73,15 @@ class RunningPool:
             surroundings=_surroundings(settings),
             name=f"skyward-{settings.name}",
         )
-        plan = Plan(settings.providers, settings.nodes, settings.order, settings.image, _setup(settings), Timing())
+        plan = Plan(
+            settings.providers,
+            settings.nodes,
+            settings.order,
+            settings.image,
+            _setup(settings),
+            Timing(),
+            settings.packages,
+        )
         self.provisioner = Provisioner(plan, self.dispatcher.runner, events)
         self._closing = threading.Lock()  # taken by the first thread that closes, and never released
         self._ended = threading.Event()

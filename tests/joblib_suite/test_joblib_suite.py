@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import joblib
@@ -74,8 +75,9 @@ def test_on_hosts_over_ssh(tmp_path, lab, lab_hosts, wheels, wheels_of_pytest):
 
 @pytest.fixture
 def wheels_of_pytest(wheels) -> Path:
-    folder = wheels.with_name(f"{wheels.name}-pytest-{pytest.__version__}")
+    folder = wheels.with_name(f"{wheels.name}-pytest-{pytest.__version__}-and-its-own")
+    needs = ("pytest", "iniconfig", "packaging", "pluggy", "pygments")  # nodes get our versions of these
     if not list(folder.glob("pytest-*.whl")):
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--only-binary=:all:", "-d", str(folder)]
-        subprocess.run([*command, f"pytest=={pytest.__version__}"], check=True, timeout=300)
+        subprocess.run([*command, *(f"{name}=={metadata.version(name)}" for name in needs)], check=True, timeout=300)
     return folder

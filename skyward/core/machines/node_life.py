@@ -144,6 +144,7 @@ class NodeLife:
         connector = Connector(
             machine,
             plan.image,
+            plan.packages,
             orphan_timeout=plan.order.orphan_timeout,
             patience=patience,
             on_step=lambda step: self._shared.events.emit(NodeStep(self.name, step)),

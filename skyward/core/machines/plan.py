@@ -9,6 +9,7 @@ from typing import cast
 from skyward.core.image import Image
 from skyward.core.interfaces import Provider, Rental, Trait
 from skyward.core.nodes.timing import Timing
+from skyward.core.packages.lists import PackageLists
 from skyward.core.protocol.messages import Setup
 from skyward.core.spec import Nodes, Order
 
@@ -33,6 +34,8 @@ class Plan:
         What each agent is sent first; the node's name is filled in.
     timing
         Of the sessions.
+    packages
+        What nodes install; None for what the image says.
     """
 
     providers: Sequence[Provider]
@@ -41,6 +44,7 @@ class Plan:
     image: Image
     setup: Setup
     timing: Timing
+    packages: PackageLists | None = None
 
     @property
     def rentals(self) -> list[Rental]:

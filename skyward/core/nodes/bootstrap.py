@@ -47,6 +47,7 @@ from skyward.core.nodes.bootstrap_scripts import (
     after,
 )
 from skyward.core.nodes.node_package import node_code, node_code_name
+from skyward.core.packages.lists import PackageLists
 from skyward.core.protocol.framing import frame
 from skyward.core.system.launch import RUN
 from skyward.core.system.socket_paths import LONGEST
@@ -78,6 +79,7 @@ class AgentAddress:
 async def bootstrap(
     shell: Shell,
     image: Image,
+    packages: PackageLists | None = None,
     *,
     orphan_timeout: float,
     on_step: Callable[[str], None],
@@ -91,7 +93,9 @@ async def bootstrap(
     shell
         Runs commands on the machine.
     image
-        What the environment there must hold.
+        What the machine must hold.
+    packages
+        What its environment must hold; None for what the image says.
     orphan_timeout
         Seconds without an owner after which the agent ends itself.
     on_step
@@ -112,7 +116,7 @@ async def bootstrap(
     LinkError
         The connection broke.
     """
-    return await _Bootstrap(shell, image, on_step, python, prelude).run(orphan_timeout)
+    return await _Bootstrap(shell, image, packages, on_step, python, prelude).run(orphan_timeout)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,13 +137,22 @@ class _Findings:
 class _Bootstrap:
     """One machine being prepared."""
 
-    def __init__(self, shell: Shell, image: Image, on_step: Callable[[str], None], python: str, prelude: str) -> None:
+    def __init__(
+        self,
+        shell: Shell,
+        image: Image,
+        packages: PackageLists | None,
+        on_step: Callable[[str], None],
+        python: str,
+        prelude: str,
+    ) -> None:
         self._shell = shell
         self._image = image
         self._on_step = on_step
         self._python = python
         self._prelude = prelude
-        self._requirements = _requirements(image)
+        self._packages = packages or PackageLists(resolved=tuple(image.pip))
+        self._requirements = _requirements(image, self._packages)
         self._code = node_code_name()
         self._found: _Findings | None = None
 
@@ -162,7 +175,7 @@ class _Bootstrap:
             INSPECT,
             {
                 "minor": self._image.python_version,
-                "key": _key(self._image, self._requirements),
+                "key": _key(self._image, self._requirements, self._packages.driver),
                 "code": self._code,
                 "packages": " ".join(packages),
                 "asked": self._python,
@@ -226,7 +239,8 @@ class _Bootstrap:
             "trusted": " ".join(f"--trusted-host {shlex.quote(host)}" for host in _plain_hosts(self._image)),
             "pip_wheel": "",
             "asked": self._python,
-            "programs": " ".join(requirements.programs(self._image.pip)),
+            "programs": " ".join(requirements.programs(self._packages.resolved)),
+            "same": self._packages.driver if self._packages.exact else "",
             "settings": _installer_settings(),
             "own": " ".join(name for name in self._image.env if name.startswith(("PIP_", "UV_"))),
             "index": "" if self._image.index is None else "given",
@@ -364,7 +378,7 @@ class _Bootstrap:
         raise BootstrapFailed(f"{step} failed: {advice or f'exit status {done.status}'}{_tail(text)}") from cause
 
     def _lacks(self, step: str, program: str) -> NoReturn:
-        line = requirements.programs(self._image.pip)[program]
+        line = requirements.programs(self._packages.resolved)[program]
         raise PackagesFailed(
             f"{step} failed: Image pip={line!r} is fetched with {program}, which the host does not have. Install it "
             f"there, or give the address of an archive (https://...)"
@@ -436,23 +450,27 @@ def _tail(text: str) -> str:
 # --- what goes into an environment ----------------------------------------------------------------------------------
 
 
-def _requirements(image: Image) -> bytes:
+def _requirements(image: Image, packages: PackageLists) -> bytes:
     """Return the lines of several requirement files, each line prefixed with its file's name.
 
     Requirements with hashes have a file of their own. What nodes themselves need is installed before it, so that its
-    hashes need not be known. Index addresses are in the files and not on a command line, since they may hold passwords.
+    hashes need not be known; so are lines with exact versions, whose dependencies need not be found. Index addresses
+    are in the files and not on a command line, since they may hold passwords.
     """
     indexes = [f"--index-url {image.index}"] if image.index is not None else []
     indexes += [f"--extra-index-url {index}" for index in image.extra_index]
     needed = [f"{name}=={importlib.metadata.version(name)}" for name in requirements.NEEDED]
-    hashed = [line for line in image.pip if requirements.has_hash(line)]
-    options = [line for line in image.pip if line.startswith("-") and line not in hashed]
-    plain = [line for line in image.pip if line not in hashed and line not in options]
+    hashed = [line for line in packages.resolved if requirements.has_hash(line)]
+    options = [line for line in packages.resolved if line.startswith("-") and line not in hashed]
+    plain = [line for line in packages.resolved if line not in hashed and line not in options]
+    exact = [*packages.exact]
+    if not exact:
+        exact, plain = (needed, plain) if hashed else ([], [*needed, *plain])
     files = {
-        "needed": [*indexes, *needed] if hashed else [],
+        "exact": [*indexes, *options, *exact] if exact else [],
         "hashed": [*indexes, *options, *hashed] if hashed else [],
-        "plain": [*indexes, *options, *needed, *plain],
-        "constraints": [*needed, *image.constraints],
+        "plain": [*indexes, *options, *plain] if plain else [],
+        "constraints": [*(exact or needed), *image.constraints],
     }
     for line in (line for lines in files.values() for line in lines):
         if "\n" in line or "\r" in line:
@@ -464,13 +482,13 @@ def _installer_settings() -> str:
     return Path(installer_settings.__file__).read_text("utf-8")
 
 
-def _key(image: Image, requirements: bytes) -> str:
+def _key(image: Image, requirements: bytes, driver: str) -> str:
     """Return the name of an environment, to which the host adds its architecture and its interpreter.
 
     Passwords of indexes are left out: some change every hour, while the packages stay the same.
     """
     public = re.sub(rb"//[^/@\s]*@", b"//", requirements)
-    return hashlib.sha256(f"2 {image.python_version}\n".encode() + public).hexdigest()[:20]
+    return hashlib.sha256(f"3 {image.python_version} {driver}\n".encode() + public).hexdigest()[:20]
 
 
 def _plain_hosts(image: Image) -> Sequence[str]:

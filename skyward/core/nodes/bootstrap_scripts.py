@@ -183,9 +183,12 @@ apply_settings() { # tool, and the command that runs it: apply the host's own se
     eval "$lines"
 }
 install() { # command: those with hashes separately, since then all their dependencies must have hashes, too
-    for part in needed hashed plain; do
+    for part in exact hashed plain; do
         [ -s "$env/$part.txt" ] || continue
-        "$@" -r "$env/$part.txt" -c "$env/constraints.txt" || return 1
+        deps=
+        # Dependencies need not be found where the driver's metadata holds: they are listed.
+        if [ "$part" = exact ] && [ "$same" = "$(uname -s) $(uname -m)" ]; then deps=--no-deps; fi
+        "$@" $deps -r "$env/$part.txt" -c "$env/constraints.txt" || return 1
     done
 }
 with_uv() {
@@ -219,7 +222,7 @@ unset IFS
 if [ -z "$python" ]; then
     if [ -n "$uv" ] && [ -z "$asked" ] && fresh "$minor"; then python=$env/bin/python; else fail 72; fi
 fi
-for part in needed hashed plain constraints; do
+for part in exact hashed plain constraints; do
     printf '%s\n' "$requirements" | sed -n "s/^$part //p" >"$env/$part.txt" || fail 1
 done
 echo @installing

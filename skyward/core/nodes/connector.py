@@ -20,6 +20,7 @@ from skyward.core.image import Image
 from skyward.core.interfaces import Channel, Link, Shell, StreamShell, Transport
 from skyward.core.nodes.agent_link import Stripes
 from skyward.core.nodes.extra_links import ExtraLinks
+from skyward.core.packages.lists import PackageLists
 from skyward.core.protocol.messages import HEARD_FILE
 from skyward.core.spec import Machine
 
@@ -38,7 +39,7 @@ class Connector:
     ----------
     machine
         The machine, which must have an address.
-    image, orphan_timeout
+    image, packages, orphan_timeout
         The pool's settings for an agent that must be started.
     patience
         Seconds for which the machine may still be booting: unreachable, or not yet showing the expected host key.
@@ -57,6 +58,7 @@ class Connector:
         self,
         machine: Machine,
         image: Image,
+        packages: PackageLists | None = None,
         *,
         orphan_timeout: float,
         patience: float,
@@ -67,6 +69,7 @@ class Connector:
             raise ProvisioningError(f"{machine.name} ({machine.id}) has no address")
         self._endpoint = machine.endpoint
         self._image = image
+        self._packages = packages
         self._orphan_timeout = orphan_timeout
         self._patience = patience
         self._address = machine.agent
@@ -101,6 +104,7 @@ class Connector:
                 agent = await bootstrap(
                     self._link.shell,
                     self._image,
+                    self._packages,
                     orphan_timeout=self._orphan_timeout,
                     on_step=self._on_step,
                     **self._host,

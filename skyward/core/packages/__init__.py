@@ -1,0 +1,1 @@
+"""Which packages nodes need: what the driver has of what its tasks can use."""

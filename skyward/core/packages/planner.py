@@ -1,0 +1,97 @@
+"""Plans nodes' packages from the driver's environment, for `Image(sync="auto")` and ``"all"``."""
+
+from __future__ import annotations
+
+import platform
+import sys
+import types
+from collections.abc import Collection, Sequence
+
+from packaging.utils import canonicalize_name
+
+from skyward.core.errors import ConfigError
+from skyward.core.image import Image
+from skyward.core.packages.closure import INSTALLERS, OWN, TOOLS, Closure, Request, close, parse
+from skyward.core.packages.installed import Installed
+from skyward.core.packages.lists import PackageLists
+from skyward.core.packages.references import find_references
+from skyward.core.requirements import NEEDED, has_hash
+
+__all__ = ["PackagePlan"]
+
+
+class PackagePlan:
+    """What one pool's nodes install, and what they can get later.
+
+    Parameters
+    ----------
+    image
+        The pool's, as its plugins have changed it.
+    main
+        The driver's ``__main__``; None for this process's.
+    installed
+        The driver's distributions; None to read them.
+
+    Raises
+    ------
+    ConfigError
+        The image's lock has another version than the driver of something that tasks need.
+    """
+
+    def __init__(self, image: Image, main: types.ModuleType | None = None, installed: Installed | None = None) -> None:
+        self._image = image
+        self._installed = Installed() if installed is None else installed
+        self.names = _names(image, sys.modules["__main__"] if main is None else main, self._installed)
+        """Distributions that tasks need, apart from dependencies."""
+        self._used = _used(self._installed)
+        _check_locks(image, self.names, self._installed)
+        self.closure = self._close(self.names, image.pip)
+
+    def __repr__(self) -> str:
+        return f"<PackagePlan: {len(self.closure.exact)} exact, {len(self.closure.resolved)} to resolve>"
+
+    def _close(self, names: Sequence[str], lines: Sequence[str]) -> Closure:
+        return close(Request(names, lines, self._image.constraints, NEEDED, self._used), self._installed)
+
+    @property
+    def lists(self) -> PackageLists:
+        """What to install on each node."""
+        driver = f"{platform.system()} {platform.machine()}"
+        return PackageLists(self.closure.exact, self.closure.resolved, driver)
+
+
+def _names(image: Image, main: types.ModuleType, installed: Installed) -> list[str]:
+    if image.sync == "all":
+        return sorted(set(installed) - INSTALLERS - {OWN})
+    found = find_references(main, installed.is_local)
+    names = {name for module in (*found.modules, *image.preload) for name in installed.owners(module)}
+    names |= {name for file in found.files if (name := installed.editable_owner(file)) is not None}
+    return sorted(names - TOOLS - {OWN})
+
+
+def _used(installed: Installed) -> frozenset[str]:
+    """Distributions that are loaded here, except those that we may have loaded for ourselves."""
+    ours = {OWN}
+    todo = [OWN]
+    while todo and OWN in installed:
+        parsed = [one for line in installed[todo.pop()].requires if (one := parse(line)) is not None]
+        needs = {canonicalize_name(one.name) for one in parsed if "extra" not in str(one.marker)}
+        todo += (needs & installed.keys()) - ours
+        ours |= needs
+    roots = {name.partition(".")[0] for name in sys.modules}
+    return frozenset(name for root in roots for name in installed.owners(root)) - ours
+
+
+def _check_locks(image: Image, names: Collection[str], installed: Installed) -> None:
+    """Refuse a lock that has another version than the driver of what tasks need: their pickles would not fit."""
+    for line in image.pip:
+        asked = parse(line) if has_hash(line) else None
+        if asked is None or asked.url or not asked.specifier:
+            continue
+        one = installed.get(canonicalize_name(asked.name))
+        if one is not None and one.key in names and not asked.specifier.contains(one.version, prereleases=True):
+            raise ConfigError(
+                f"Image requirements: the lock says {asked.name}{asked.specifier}, but this program uses {one.name} "
+                f"{one.version}, and what it sends is made for that. Install the locked versions here too, or give "
+                'Image(sync="none") to use the lock alone'
+            )

@@ -1,0 +1,77 @@
+"""What nodes install for a program."""
+
+from __future__ import annotations
+
+import platform
+import types
+from pathlib import Path
+
+import pytest
+
+from skyward.core.errors import ConfigError
+from skyward.core.image import Image
+from skyward.core.packages.installed import Installed
+from skyward.core.packages.planner import PackagePlan
+from tests.core.packages.fabricated import install
+
+NEEDED = ["cloudpickle", "msgpack", "xxhash", "zstandard"]
+
+
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Installed:
+    """An environment with a program, what it uses, and tools beside it."""
+    site = tmp_path / "site-packages"
+    site.mkdir()
+    monkeypatch.syspath_prepend(str(site))
+    for name in (*NEEDED, "pip", "pytest", "setuptools"):
+        install(site, name, "3.0")
+    install(site, "skyward-cloud", "0.1", requires=["rich"])
+    install(site, "rich", "15.0")
+    install(site, "made-up", "1.5", modules=["made_up/__init__.py"], requires=["base-of-it"])
+    install(site, "base-of-it", "2.0", modules=["base_of_it.py"])
+    install(site, "other", "1.0", modules=["other_thing/__init__.py"])
+    return Installed([str(site)])
+
+
+@pytest.fixture
+def main(tmp_path: Path) -> types.ModuleType:
+    """A script that uses one of them."""
+    script = types.ModuleType("__main__")
+    script.__file__ = str(tmp_path / "script.py")
+    Path(script.__file__).write_text("import made_up, pytest\n")
+    return script
+
+
+def exact(image: Image, main: types.ModuleType, installed: Installed) -> list[str]:
+    found = PackagePlan(image, main, installed).lists.exact
+    return [line for line in found if line.partition("==")[0] not in NEEDED]
+
+
+def test_what_the_script_imports(main: types.ModuleType, installed: Installed) -> None:
+    """With dependencies and with what nodes need themselves; not the tools that run scripts, nor us."""
+    lists = PackagePlan(Image(), main, installed).lists
+    assert lists.exact == tuple(sorted(["base-of-it==2.0", "made-up==1.5", *(f"{name}==3.0" for name in NEEDED)]))
+    assert lists.resolved == ()
+    assert lists.driver == f"{platform.system()} {platform.machine()}"
+
+
+def test_what_the_image_names(main: types.ModuleType, installed: Installed) -> None:
+    """In the driver's version, where that fits; what is loaded ahead, too."""
+    assert "other==1.0" in exact(Image(pip=["other"]), main, installed)
+    assert "other==1.0" in exact(Image(preload=["other_thing"]), main, installed)
+    assert PackagePlan(Image(pip=["other>1"]), main, installed).lists.resolved == ("other>1",)
+
+
+def test_all(main: types.ModuleType, installed: Installed) -> None:
+    """Everything but installers and ourselves."""
+    everything = ["base-of-it==2.0", "made-up==1.5", "other==1.0", "pytest==3.0", "rich==15.0"]
+    assert exact(Image(sync="all"), main, installed) == everything
+
+
+def test_a_lock_that_contradicts_this_program(main: types.ModuleType, installed: Installed) -> None:
+    """It is refused, with both versions; a lock of something else is not."""
+    locked = Image(pip=["made_up==1.4 --hash=sha256:00"])
+    with pytest.raises(ConfigError, match=r"the lock says made_up==1\.4, but this program uses made-up 1\.5"):
+        PackagePlan(locked, main, installed)
+    other = "other==0.9 --hash=sha256:00"
+    assert PackagePlan(Image(pip=[other]), main, installed).lists.resolved == (other,)

@@ -1,0 +1,69 @@
+"""Nodes get the driver's packages: programs as users write them, on real hosts."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.lab import Lab
+from tests.lab.fixtures import LabHosts
+from tests.remote import index
+from tests.wheels import wheels
+
+__all__ = ["index", "wheels"]  # fixtures
+
+pytestmark = [pytest.mark.lab, pytest.mark.slow]
+
+HEAD = """
+import json, sys
+import skyward as sky
+
+address, key, known_hosts, index = sys.argv[1:]
+provider = sky.SSH(hosts=[address], user="root", key=key, known_hosts=known_hosts)
+"""
+
+Program = Callable[[str], Any]
+
+
+@pytest.fixture
+def program(lab: Lab, lab_hosts: LabHosts, index: str, tmp_path: Path) -> Program:
+    """Runs a script that opens a pool on a host, and returns the JSON in its last line."""
+
+    def run(source: str) -> Any:
+        script = tmp_path / "script.py"
+        script.write_text(HEAD + source)
+        arguments = [lab_hosts()[0].address, str(lab.key), str(lab.known_hosts), index]
+        done = subprocess.run(
+            [sys.executable, str(script), *arguments], capture_output=True, text=True, timeout=200, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout.splitlines()[-1])
+
+    return run
+
+
+def versions(*names: str) -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in names}
+
+
+def test_what_a_program_imports_is_there(program: Program) -> None:
+    """In the driver's versions, with dependencies, and though nothing is named; no more than that."""
+    found = program(
+        "from sklearn.svm import SVC\n"
+        "def task():\n"
+        "    import importlib.metadata as metadata\n"
+        "    SVC().fit([[0], [1]], [0, 1])\n"
+        "    return {one.name: one.version for one in metadata.distributions()}\n"
+        "with sky.Compute(provider, image=sky.Image(index=index), console=False) as pool:\n"
+        "    print(json.dumps(pool.submit(task).result()))\n"
+    )
+    expected = versions("scikit-learn", "numpy", "scipy", "joblib", "threadpoolctl", "rich")
+    assert {name: found.get(name) for name in expected} == expected
+    assert not {"pip", "pytest", "asyncssh"} & found.keys()
