@@ -5,6 +5,8 @@ on the line before a block says how it runs:
 
 ``<!-- test: lab -->``
     It needs hosts. It runs in the lab, where `sky.SSH` takes the lab's hosts instead of those that are written.
+``<!-- test: gpus -->``
+    It needs GPUs. It runs where `nvidia-smi` is a stand-in that lists two.
 ``<!-- test: skip REASON -->``
     It does not run.
 """
@@ -32,13 +34,14 @@ import typer
 import skyward
 from skyward import cli
 from skyward.core import errors, registry
+from tests.gpus import A100, plant, script
 from tests.lab import Lab
 from tests.lab.fixtures import LabHosts
 from tests.wheels import wheels  # noqa: F401  a fixture
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PAGES = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/**/*.md")])
-DIRECTIVE = re.compile(r"<!-- test: (lab|skip)( .+)? -->")
+DIRECTIVE = re.compile(r"<!-- test: (gpus|lab|skip)( .+)? -->")
 
 # Imported in the lab on a page's first line, which is its heading: the hosts of the page become the lab's, which get
 # packages from the lab's index.
@@ -120,6 +123,14 @@ def pages_with(*modes: str | None) -> list[Path]:
 @pytest.mark.parametrize("page", pages_with(None), ids=name_of)
 def test_python_runs_here(page: Path, tmp_path: Path) -> None:
     run(program(page.read_text(encoding="utf-8"), None), name_of(page), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", pages_with("gpus"), ids=name_of)
+def test_python_runs_with_gpus(page: Path, tmp_path: Path) -> None:
+    plant(tmp_path / "bin", script([A100, A100]))
+    path = f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    run(program(page.read_text(encoding="utf-8"), None, "gpus"), name_of(page), tmp_path, PATH=path)
 
 
 @pytest.mark.lab

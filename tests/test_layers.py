@@ -22,8 +22,8 @@ PACKAGE = REPOSITORY / "skyward"
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("builtins_table", "guard", "interrupts", "labels", "scope", "system", "visible", "whoami"),
     ("errors",),
-    ("ioloop", "nesting", "requirements"),
-    ("image", "spec"),
+    ("gpus", "ioloop", "nesting", "requirements"),
+    ("image", "spec", "status"),
     ("events",),
     ("interfaces",),
     ("packages", "payload", "protocol", "registry"),
@@ -43,6 +43,7 @@ HOUSE: dict[str, set[str]] = {
     "skyward.worker": {  # what a node loads: of core's upper floors only what runs the calls of `@sky.compute`
         "skyward.core.errors",
         "skyward.core.function",
+        "skyward.core.gpus",
         "skyward.core.payload",
         "skyward.core.protocol",
         "skyward.core.system",
@@ -85,7 +86,9 @@ PURE = (
     "skyward.core.protocol.roll_call",
     "skyward.core.tasks.schedule",
     "skyward.core.tasks.schedule_events",
+    "skyward.core.gpus",
     "skyward.core.scope",
+    "skyward.core.status",
     "skyward.core.visible",
     "skyward.core.protocol.wire",
     "skyward.providers.first_boot",
@@ -93,6 +96,8 @@ PURE = (
     "skyward.core.nodes.link_breaks",
     "skyward.core.nodes.timing",
     "skyward.worker.forkserver.liveness",
+    "skyward.worker.gpu_listing",
+    "skyward.worker.gpu_shares",
     "skyward.worker.slot_table",
     "skyward.worker.forkserver.restarts",
 )

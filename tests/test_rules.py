@@ -160,6 +160,7 @@ NO_TEST_FILE: dict[str, str] = {
     "core/machines/fleet_events.py": ONLY_NAMES,
     "core/machines/plan.py": ONLY_NAMES,
     "core/packages/lists.py": ONLY_NAMES,
+    "core/status.py": "tests/core/test_pool_gpus.py",
     "core/tasks/jobs.py": ONLY_NAMES,
     "core/tasks/schedule_events.py": ONLY_NAMES,
     "integrations/joblib.py": "tests/integrations/test_seeds.py",

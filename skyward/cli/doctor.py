@@ -19,8 +19,11 @@ import typer
 from skyward.cli import sources
 from skyward.cli.output import as_json, print_line, waiting
 from skyward.core.errors import SkywardError
+from skyward.core.gpus import described
 from skyward.core.interfaces import Inspectable, Rental
 from skyward.core.machines.ledger import Ledger
+from skyward.worker import gpu_search
+from skyward.worker.gpu_shares import GpuError
 
 __all__ = ["Finding", "run"]
 
@@ -106,6 +109,21 @@ def _computer() -> Iterator[Finding]:
     else:
         ran = subprocess.run([ssh, "-V"], capture_output=True, text=True, check=False)
         yield Finding(here, "ssh", ran.returncode == 0, f"{(ran.stderr or ran.stdout).strip()}, {ssh}", advice)
+    yield _gpus()
+
+
+def _gpus() -> Finding:
+    """Check for GPUs, as the agents of `sky.Local` do."""
+    here, what = "this computer", "GPUs"
+    try:
+        found = gpu_search.find(os.environ)
+    except GpuError as error:
+        return Finding(here, what, False, str(error), "Worker(gpus=...) works here once the driver does")
+    if not found.gpus:
+        return Finding(here, what, None, f"none; {found.remark}", "only Worker(gpus=...) needs them")
+    used = ", ".join("unknown" if gpu.used is None else f"{gpu.used / 2**30:.3g} GiB" for gpu in found.gpus)
+    remark = f" ({found.remark})" if found.remark else ""
+    return Finding(here, what, True, f"{described(found.gpus)}{remark}; memory in use: {used}")
 
 
 def _ssh_folder(folder: Path) -> Iterator[Finding]:

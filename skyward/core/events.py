@@ -12,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias, Union
 
+from skyward.core.gpus import Gpu
+
 __all__ = [
     "Event",
     "Events",
@@ -33,7 +35,7 @@ _log = logging.getLogger("skyward.events")
 
 @dataclass(frozen=True, slots=True)
 class PoolStarted:
-    """The pool starts to provision its nodes."""
+    """The pool starts to provision its nodes. `concurrency` is 0 if each node has as many slots as it has GPUs for."""
 
     pool: str
     provider: str
@@ -60,10 +62,11 @@ class Machines:
 
 @dataclass(frozen=True, slots=True)
 class NodeReady:
-    """A node is ready to run tasks."""
+    """A node is ready to run tasks. `gpus` are those of its slots, if these have GPUs of their own."""
 
     node: str
     slots: int
+    gpus: tuple[Gpu, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

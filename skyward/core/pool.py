@@ -23,6 +23,7 @@ from skyward.core.pool_arguments import PoolSettings
 from skyward.core.results.names import Trusted
 from skyward.core.running_pool import RunningPool
 from skyward.core.spec import Allocation, Nodes, Order, Resources, Volume, Worker, parse_seconds
+from skyward.core.status import PoolStatus
 from skyward.core.tasks.dispatch import Dispatcher
 
 __all__ = ["Compute", "ComputePool"]
@@ -272,6 +273,21 @@ class Compute(TaskExecutor):
     def total_slots(self) -> int:
         """Number of slots on the nodes that are ready: nodes x concurrency."""
         return self._running().provisioner.slots
+
+    def status(self) -> PoolStatus:
+        """Ask how the pool is now: its nodes, their slots, and how much memory of their GPUs is in use.
+
+        Returns
+        -------
+        PoolStatus
+            Of the nodes that are ready. If a node does not say how its GPUs are used, its `problem` says why.
+
+        Raises
+        ------
+        PoolNotActive
+            The pool is not open.
+        """
+        return self._running().status()
 
     @property
     def node_names(self) -> list[str]:

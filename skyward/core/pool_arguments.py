@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from skyward.core import registry
+from skyward.core import gpus, registry
 from skyward.core.errors import ConfigError
 from skyward.core.image import Image
 from skyward.core.interfaces import Plugin, Provider, Trait
@@ -191,10 +191,15 @@ def plugins(value: object) -> tuple[Plugin, ...]:
 
 
 def with_defaults(wanted: Resources, worker: Worker) -> Resources:
-    """The resources asked for; if none, a core per slot and 2 GiB, since the cheapest machine would run nothing."""
+    """The resources asked for, with the GPUs that its slots need.
+
+    If none are asked for, a core per slot and 2 GiB, since the cheapest machine would run nothing.
+    """
+    if worker.gpus is not None:
+        wanted = replace(wanted, gpus=gpus.needed(worker.gpus, worker.slots))
     if wanted.machine or wanted.accelerator or wanted.vcpus or wanted.memory:
         return wanted
-    return replace(wanted, vcpus=worker.concurrency, memory=_DEFAULT_MEMORY)
+    return replace(wanted, vcpus=max(worker.slots, 1), memory=_DEFAULT_MEMORY)
 
 
 def check_open_files(settings: PoolSettings) -> None:

@@ -28,10 +28,11 @@ from skyward.core.nodes.timing import Timing
 from skyward.core.payload.shared_file import CAN_SHARE
 from skyward.core.payload.surroundings import Surroundings
 from skyward.core.pool_arguments import PoolSettings
-from skyward.core.protocol.messages import THREAD_VARIABLES, Setup
+from skyward.core.protocol.messages import GPU_VARIABLES, THREAD_VARIABLES, Setup
 from skyward.core.results.reader import Reader
 from skyward.core.results.screen import Screened
 from skyward.core.spec import Endpoint
+from skyward.core.status import PoolStatus
 from skyward.core.tasks.answers import Answers
 from skyward.core.tasks.dispatch import Dispatcher
 from skyward.core.tasks.listening_sockets import Listeners
@@ -113,7 +114,7 @@ class RunningPool:
         """Wait for the nodes; an interrupt ends the wait, and the caller closes."""
         settings = self._settings
         names = settings.provider_names
-        self.events.emit(PoolStarted(settings.name, names, settings.nodes.max, settings.worker.concurrency))
+        self.events.emit(PoolStarted(settings.name, names, settings.nodes.max, settings.worker.slots))
         if not settings.reads_data and pool_arguments.of_strangers(settings.providers):
             self._warn(f'results="any": whoever owns the machines of {names} can run code in this process')
         starting = self._io.start(self.provisioner.start())
@@ -124,6 +125,10 @@ class RunningPool:
             raise
         self._ready = True
         self.events.emit(PoolReady(self.provisioner.slots, time.monotonic() - self._began))
+
+    def status(self) -> PoolStatus:
+        """See `Compute.status`."""
+        return PoolStatus(self._settings.name, self._io.start(self.provisioner.status()).result())
 
     def withdraw(self) -> None:
         """Cancel the tasks that have not started; from any thread."""
@@ -282,7 +287,7 @@ def _setup(settings: PoolSettings) -> Setup:
     image, local = settings.image, settings.is_local
     return Setup(
         node="",
-        concurrency=settings.worker.concurrency,
+        concurrency=settings.worker.slots,
         isolated=settings.is_isolated,
         threads=settings.worker.threads,
         env=dict(image.env),
@@ -294,10 +299,12 @@ def _setup(settings: PoolSettings) -> Setup:
         orphan_timeout=settings.order.orphan_timeout,
         argv=[str(argument) for argument in getattr(sys, "argv", [])],
         depth=nesting.depth(),
+        gpus=settings.worker.gpus or 0.0,
     )
 
 
 def _surroundings(settings: PoolSettings) -> Surroundings:
     """What tasks find as it is here, except for what was set explicitly for them."""
-    kept = [*settings.image.env, *(THREAD_VARIABLES if settings.worker.threads else ())]
+    worker = settings.worker
+    kept = [*settings.image.env, *(THREAD_VARIABLES if worker.threads else ()), *(GPU_VARIABLES if worker.gpus else ())]
     return Surroundings(shared=settings.is_local, kept=kept)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from skyward.core.errors import ConfigError, SkywardError
+from skyward.core.gpus import parse_gpus
 
 __all__ = [
     "Allocation",
@@ -178,7 +179,8 @@ class Worker:
     Parameters
     ----------
     concurrency
-        Slots per node: how many tasks a node runs at a time.
+        Slots per node: how many tasks a node runs at a time. With `gpus`, ``"auto"``, its default, means as many as a
+        node has GPUs for; without, the default is 1.
     executor
         ``"process"``, or its synonym ``"auto"``: each slot is a separate process, so tasks share neither globals nor
         the interpreter lock. ``"thread"``: all slots are threads of one process, for tasks that mostly wait or that
@@ -188,24 +190,45 @@ class Worker:
         an exception is never retried.
     threads
         BLAS and OpenMP threads per slot; None means the node's cores // concurrency, with a minimum of 1.
+    gpus
+        GPUs per slot, which sees only these; or 1/n, such as 0.5, for n slots that share one. None: each slot sees all.
 
     Raises
     ------
     ConfigError
-        A value is out of range.
+        A value is out of range, or threads are to have GPUs of their own.
     """
 
-    concurrency: int = 1
+    concurrency: int | Literal["auto"] | None = None
     executor: Executor = "auto"
     attempts: int = 4
     threads: int | None = None
+    gpus: float | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "concurrency", parse_count(self.concurrency, "concurrency"))
+        object.__setattr__(self, "gpus", None if self.gpus is None else parse_gpus(self.gpus))
+        object.__setattr__(self, "concurrency", self._checked_concurrency())
         object.__setattr__(self, "attempts", parse_count(self.attempts, "attempts"))
         if self.threads is not None:
             object.__setattr__(self, "threads", parse_count(self.threads, "threads"))
         _one_of(self.executor, "executor", EXECUTORS)
+        if self.gpus is not None and self.executor == "thread":
+            raise ConfigError(
+                f"gpus={self.gpus!r} with executor='thread': threads of one process all see the same GPUs; leave out "
+                "executor, so that slots are processes, or gpus"
+            )
+
+    @property
+    def slots(self) -> int:
+        """Slots per node; 0: as many as it has GPUs for."""
+        return self.concurrency if isinstance(self.concurrency, int) else 0
+
+    def _checked_concurrency(self) -> int | Literal["auto"]:
+        if self.concurrency in (None, "auto") and self.gpus is not None:
+            return "auto"
+        if self.concurrency == "auto":
+            raise ConfigError("concurrency='auto' follows from the nodes' GPUs: give gpus=..., or a number of slots")
+        return 1 if self.concurrency is None else parse_count(self.concurrency, "concurrency")
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,6 +275,8 @@ class Resources:
         Minimum memory: bytes, or a string such as ``"32GB"``.
     max_price
         Maximum price per machine, in US dollars per hour. Excludes machines of unknown price.
+    gpus
+        Minimum number of GPUs, of whatever model.
 
     Raises
     ------
@@ -264,6 +289,7 @@ class Resources:
     vcpus: int | None = None
     memory: int | str | None = None
     max_price: float | None = None
+    gpus: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "max_price", parse_price(self.max_price))
@@ -332,6 +358,8 @@ class Offer:
         What the provider needs to create the machine; opaque to everyone else.
     zone_of
         If `region` is a zone, the region it belongs to. A refusal for a region covers its zones.
+    usable
+        How many of the accelerators are GPUs that ``Worker(gpus=...)`` can share out; None: all of them.
     """
 
     machine: str
@@ -345,6 +373,12 @@ class Offer:
     price: float | None = None
     extra: Mapping[str, object] = field(default_factory=dict, compare=False, repr=False)
     zone_of: str | None = None
+    usable: int | None = None
+
+    @property
+    def gpus(self) -> int:
+        """How many GPUs its slots can have."""
+        return self.accelerators if self.usable is None else self.usable
 
     def __str__(self) -> str:
         price = "price unknown" if self.price is None else f"${self.price:.4g}/h"

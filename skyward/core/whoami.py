@@ -45,8 +45,8 @@ def current_worker() -> CurrentWorker | None:
     Returns
     -------
     CurrentWorker or None
-        Use its ``node`` and ``slot`` to pick a GPU, a port or a folder. Processes that a task starts get the same
-        answer.
+        Use its ``node`` and ``slot`` to pick a port or a folder; `Worker` can give slots GPUs. Processes that a task
+        starts get the same answer.
 
     Examples
     --------

@@ -20,7 +20,7 @@ import socket
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
@@ -40,6 +40,7 @@ from skyward.core.protocol.messages import (
     Cancel,
     Fetch,
     Forget,
+    Gpus,
     Hello,
     Inquire,
     Peers,
@@ -53,6 +54,7 @@ from skyward.core.protocol.messages import (
     Share,
     StreamClose,
     StreamData,
+    Survey,
 )
 from skyward.core.protocol.wire import Received, Role, Wire
 from skyward.worker import blob_store, scratch
@@ -61,6 +63,7 @@ from skyward.worker.agent_system import AgentSystem
 from skyward.worker.forkserver.launch import ForkServerProcess, forked
 from skyward.worker.forkserver.liveness import LIMITS
 from skyward.worker.listening_socket import ListeningSocket
+from skyward.worker.node_gpus import NodeGpus
 from skyward.worker.owner_session import OwnerSession
 from skyward.worker.peers import PeerExchange
 from skyward.worker.process import ignore_interrupts, multiply, name_process, reap
@@ -177,9 +180,11 @@ class Agent:
         self.session: OwnerSession | None = None
         self.slots: SlotPool | None = None
         self.peers: PeerExchange | None = None
+        self.gpus: NodeGpus | None = None
         self.stopped: asyncio.Future[str] = loop.create_future()
         self.cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self._fault: str | None = None  # the error that ended the owner's last connection, if any
+        self._early: list[Received] | None = None  # messages that have come while the GPUs are looked for
         self._folder = folder
         self._server = server
         self._connections: set[_Connection] = set()
@@ -338,6 +343,9 @@ class Agent:
         """Handle a numbered message."""
         message, slots = received.message, self.slots
         if slots is None:
+            if self._early is not None:
+                self._early.append(received)
+                return
             if not isinstance(message, Setup):
                 raise ProtocolError(f"{type(message).__name__} before Setup")
             self._set_up(message)
@@ -365,6 +373,14 @@ class Agent:
         if self.peers is not None:
             self.peers.meet(message)
 
+    def _survey(self, _: SlotPool, __: Survey, ___: Received) -> None:
+        session = self.session
+        assert session is not None
+        if self.gpus is not None:
+            self.gpus.survey(session.post)
+        else:
+            session.post(Gpus([], "its slots were given no GPUs"))
+
     _NUMBERED: ClassVar[dict[type[Any], Callable[[Agent, SlotPool, Any, Received], None]]] = {
         Run: lambda _, slots, message, received: slots.submit(message, received.buffers),
         Cancel: lambda _, slots, message, __: slots.cancel(message),
@@ -377,13 +393,37 @@ class Agent:
         StreamClose: _stream,
         Fetch: _fetch,
         Peers: _meet,
+        Survey: _survey,
     }
 
     def _set_up(self, setup: Setup) -> None:
-        session = self.session
-        assert session is not None
         self._patience = setup.orphan_timeout
         self._watch()
+        if not setup.gpus:
+            self._start_slots(setup, [])
+            return
+        self._early = []
+        self.gpus = NodeGpus(self.loop, setup, self.system.find_gpus)
+        self.gpus.share_out(lambda shares, message: self._found_gpus(setup, shares, message))
+
+    def _found_gpus(self, setup: Setup, shares: Sequence[Mapping[str, str | None]], message: Gpus) -> None:
+        session, early = self.session, self._early
+        assert session is not None
+        assert early is not None
+        self._early = None
+        if self.stopped.done():  # nobody would end the slots
+            return
+        session.post(message)
+        if message.error is not None:
+            session.post(Ready(0, f"can't start slots: {message.error}"))
+            return
+        self._start_slots(setup._replace(concurrency=len(shares)), shares)
+        for received in early:
+            self._work(received)
+
+    def _start_slots(self, setup: Setup, shares: Sequence[Mapping[str, str | None]]) -> None:
+        session = self.session
+        assert session is not None
         try:
             if setup.concurrency < 1:
                 raise ValueError(f"concurrency must be at least 1, not {setup.concurrency}")
@@ -391,7 +431,7 @@ class Agent:
             if setup.env and self._server is not None:  # some variables count only when an interpreter starts
                 self._server.kill()
                 self._server = None
-            own = {"scratch": list(self.start.scratch), "limits": list(self.start.limits)}
+            own = {"scratch": list(self.start.scratch), "limits": list(self.start.limits), "gpus": shares}
             self.slots = slots = SlotPool(
                 self.loop, setup, self.cores, self._folder, session.post, self._server, own, self.system
             )

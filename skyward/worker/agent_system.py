@@ -10,7 +10,9 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from skyward.worker import gpu_search
 from skyward.worker.forkserver.launch import ForkServerProcess, started
+from skyward.worker.gpu_search import FoundGpus
 from skyward.worker.peer_network import PeerNetwork, TLSNetwork
 
 __all__ = ["AgentSystem", "log"]
@@ -44,6 +46,8 @@ class AgentSystem:
     peer_network
         Makes the way to other nodes, of the loop, an identity as in `Setup`, and a folder that only this user can
         enter. May raise `OSError` or `ValueError`.
+    find_gpus
+        Returns the GPUs that processes with these environment variables may use. Blocks, and may raise `GpuError`.
     """
 
     start_server: Callable[[Mapping[str, str]], ForkServerProcess] = started
@@ -51,3 +55,4 @@ class AgentSystem:
     random_bytes: Callable[[int], bytes] = os.urandom
     log: Callable[[str], None] = log
     peer_network: Callable[[asyncio.AbstractEventLoop, dict[str, str], str], PeerNetwork] = TLSNetwork
+    find_gpus: Callable[[Mapping[str, str]], FoundGpus] = gpu_search.find

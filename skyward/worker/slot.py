@@ -22,7 +22,7 @@ import sys
 import threading
 import time
 import types
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.machinery import BuiltinImporter
 from pathlib import Path
@@ -67,6 +67,8 @@ class Settings:
         Folder in which large results are left to an owner on this machine; None to send them.
     data
         Whether the owner reads results as data.
+    gpus
+        For each slot, from 1, the environment variables by which it sees its own GPUs; empty if all see all.
     """
 
     node: str
@@ -74,6 +76,7 @@ class Settings:
     threads: int
     result_files: str | None = None
     data: bool = False
+    gpus: Sequence[Mapping[str, str | None]] = ()
 
     @property
     def named(self) -> memory_maps.Named:
@@ -122,6 +125,18 @@ class Slot:
 
     def __repr__(self) -> str:
         return f"<Slot {self.pid} on {self.settings.node}>"
+
+    def take_gpus(self, seat: int) -> None:
+        """See only the GPUs of the slot of this number from now on; before anything is imported that may ask for them.
+
+        An heir could not import ahead what slots do, as modules may look at these variables: imports are not reported.
+        """
+        for name, value in self.settings.gpus[seat - 1].items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        self.imports.stop()
 
     def work(self, shared: bool) -> None:
         """Run tasks until the agent closes the socket, or tasks have left too much memory behind."""

@@ -15,6 +15,7 @@ import pytest
 from skyward.core.machines.ledger import Ledger
 from skyward.core.machines.ssh_keys import make_key
 from tests.core.folder_cloud import FolderCloud
+from tests.gpus import A100, plant, script
 from tests.lab.clouds.verda import Verda
 
 from .conftest import Pools, Run
@@ -45,6 +46,32 @@ def test_a_computer_where_nothing_is_set_up_is_no_fault(run: Run) -> None:
     assert "         -> if you use verda, see docs/clouds.md" in result.stdout
     assert "  -      settings: folder needs folder: on the command line folder:folder=..., in a" in result.stdout
     assert "WRONG" not in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("program", "ok", "words"),
+    [
+        (
+            script([A100, A100], used=512),
+            True,
+            "2 x NVIDIA A100-SXM4-40GB, 40 GiB each; memory in use: 0.5 GiB, 0.5 GiB",
+        ),
+        (script([]), None, "none; {} lists none"),
+        ("#!/bin/sh\necho it is sad\nexit 9\n", False, "nvidia-smi failed with status 9, so the driver can't be used"),
+    ],
+    ids=["two", "none", "broken"],
+)
+def test_gpus(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str, ok: bool | None, words: str
+) -> None:
+    smi = plant(tmp_path / "bin", program)
+    monkeypatch.setenv("PATH", f"{smi.parent}:{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    result = run("doctor", "-p", "local", "--json")
+    assert result.exit_code == (ok is False)
+    item = findings(result)["this computer", "GPUs"]
+    assert item["ok"] is ok
+    assert words.format(smi) in item["detail"]
 
 
 @pytest.mark.parametrize("named", ["local", 'ssh:hosts=["a"]'])
@@ -143,7 +170,7 @@ def test_a_plugin_that_is_broken(run: Run, plugin: Path) -> None:
 
 def test_without_openssh(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only one command needs it."""
-    monkeypatch.setattr(shutil, "which", lambda _: None)
+    monkeypatch.setattr(shutil, "which", lambda *_, **__: None)
     result = run("doctor", "--json")
     assert (result.exit_code, findings(result)["this computer", "ssh"]["ok"]) == (0, None)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from skyward.core.events import Events, NodeStep
@@ -14,12 +14,16 @@ from skyward.core.nodes.session import Session, SessionHandler
 from skyward.core.payload.shared_file import CAN_SHARE
 from skyward.core.protocol.messages import Ready
 from skyward.core.spec import Machine
+from skyward.core.status import NodeStatus
+from skyward.core.whoami import Seats
 
 if TYPE_CHECKING:
     from skyward.core.machines.buyer import Buyer
     from skyward.core.nodes.certificates import Authority
 
 __all__ = ["Identities", "NodeLife", "NodeOwner", "Shared"]
+
+_SURVEY = 35.0  # seconds; an agent gives the makers' programs 30
 
 
 class NodeOwner(Protocol):
@@ -83,6 +87,8 @@ class Shared:
         Receives the nodes' messages.
     identities
         The pool's.
+    seats
+        Numbers of the nodes on this machine, among which its GPUs are divided.
     """
 
     plan: Plan
@@ -90,6 +96,7 @@ class Shared:
     owner: NodeOwner
     handler: SessionHandler
     identities: Identities
+    seats: Seats = field(default_factory=Seats)
 
 
 class NodeLife:
@@ -136,11 +143,24 @@ class NodeLife:
         self.reason = reason
         self.serving.cancel()
 
+    async def status(self) -> NodeStatus:
+        """How it is now; asks for the use of its GPUs."""
+        session, problem = self.session, None
+        if session is not None and self._shared.plan.setup.gpus:
+            try:
+                async with asyncio.timeout(_SURVEY if session.linked else 0.0):
+                    problem = await session.gpus.ask()
+            except TimeoutError:
+                problem = "it did not answer" if session.linked else "it can't be reached at the moment"
+        return NodeStatus(self.name, self.slots, session.gpus.found if session is not None else (), problem or "")
+
     async def _serve(self) -> str | None:
         plan, machine, patience = self._shared.plan, self.machine, 0.0
         rental = plan.rental(self.source)
         if self._buyer is not None and rental is not None:
             machine, patience = self._buyer.with_keys(machine), rental.patience
+        here = Trait.DRIVER_ENVIRONMENT in plan.providers[self.source].traits
+        seat = self._shared.seats.take() if here else 0
         connector = Connector(
             machine,
             plan.image,
@@ -152,24 +172,26 @@ class NodeLife:
         )
         try:
             secret = await connector.prepare()
-            self.session = self._make_session(connector, secret)
+            part = [seat - 1, plan.nodes.max] if here else [0, 1]
+            self.session = self._make_session(connector, secret, here, part)
             limit = asyncio.get_running_loop().call_later(plan.timing.ready, self._too_late, self.session)
             try:
                 return await self.session.run()
             finally:
                 limit.cancel()
         finally:
+            if here:
+                self._shared.seats.release(seat)
             await connector.close()
 
-    def _make_session(self, connector: Connector, secret: bytes) -> Session:
+    def _make_session(self, connector: Connector, secret: bytes, here: bool, part: list[int]) -> Session:
         plan, owner = self._shared.plan, self._shared.owner
-        here = Trait.DRIVER_ENVIRONMENT in plan.providers[self.source].traits
         identity = self._shared.identities.of(self.name, self.machine)
         return Session(
             self.name,
             connector.open,
             secret,
-            plan.setup._replace(node=self.name, shares=here and CAN_SHARE, identity=identity),
+            plan.setup._replace(node=self.name, shares=here and CAN_SHARE, identity=identity, part=part),
             self._shared.handler,
             lambda _, message: owner.node_ready(self, message),
             plan.timing,

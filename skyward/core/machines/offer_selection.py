@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 
 from skyward.core.errors import ConfigError
@@ -90,6 +90,7 @@ def meets(offer: Offer, resources: Resources, *, price: bool = True) -> bool:
         and (wanted is None or wanted.matches(offer))
         and (resources.vcpus is None or (offer.vcpus or 0) >= resources.vcpus)
         and (resources.memory is None or (offer.memory or 0) >= int(resources.memory))
+        and offer.gpus >= resources.gpus
         and (not price or resources.max_price is None or _price(offer) <= resources.max_price)
     )
 
@@ -112,6 +113,9 @@ def select(offers: Iterable[Offer], resources: Resources, allocation: Allocation
         and sorts by price from there on.
     """
     spot = {"always-spot": True, "on-demand": False}.get(allocation)
+    offers = list(offers)
+    if resources.machine is not None and not any(offer.accelerators for offer in offers):
+        resources = replace(resources, gpus=0)  # the provider tells nothing of GPUs: whoever names a machine knows it
     fitting = [offer for offer in offers if meets(offer, resources) and (spot is None or offer.spot is spot)]
     fitting = _reasonable(fitting, resources)
     if allocation == "spot-if-available":
@@ -124,7 +128,7 @@ def _reasonable(offers: list[Offer], resources: Resources) -> list[Offer]:
     """Drop offers that no user can have intended who names neither a machine nor a price."""
     if resources.machine is not None:
         return offers
-    if resources.accelerator is None:
+    if resources.accelerator is None and not resources.gpus:
         offers = [offer for offer in offers if offer.accelerator is None] or offers
     if resources.max_price is None:
         cheapest = min((_price(offer) for offer in offers if not offer.spot), default=math.inf)
@@ -167,6 +171,10 @@ def nearest(offers: Sequence[Offer], resources: Resources, allocation: Allocatio
             instead = f"accelerator='{wanted.name}:{largest}'"
             return f"no machine has {wanted.count} {wanted.name}; the maximum is {largest}: {instead}"
     kind = [offer for offer in offers if meets(offer, resources, price=False)]
+    if not kind and resources.gpus:
+        without = [offer for offer in offers if meets(offer, replace(resources, gpus=0), price=False)]
+        if without:
+            return _too_few_gpus(max(offer.gpus for offer in without), resources)
     if not kind:
         vcpus = max((offer.vcpus or 0 for offer in offers), default=0)
         memory = max((offer.memory or 0 for offer in offers), default=0)
@@ -177,6 +185,15 @@ def nearest(offers: Sequence[Offer], resources: Resources, allocation: Allocatio
         return f"none of the {len(kind)} matching offers is {market}; allocation='spot-if-available' takes both"
     limit = resources.max_price
     return f"no offer costs ${limit}/h or less (max_price={limit}); the cheapest is {cheapest[0]}"
+
+
+def _too_few_gpus(most: int, resources: Resources) -> str:
+    wanted = f"{resources.gpus} GPU{'s' if resources.gpus > 1 else ''}, which Worker(gpus=...) needs on each node"
+    if resources.machine is not None:
+        return f"machine={resources.machine!r} has {most or 'none'} of the {wanted}"
+    if most == 0:
+        return f"no offer has {wanted}, as far as the provider tells; a machine=... that you name need not be listed so"
+    return f"no offer has {wanted}; the maximum is {most}: lower Worker(concurrency=...) or gpus"
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from skyward.core.errors import PackagesFailed, ProtocolError, ProvisioningError, SkywardError
 from skyward.core.events import Events, Machines, NodeGone, NodeReady, Note
+from skyward.core.gpus import describe, described
 from skyward.core.guard import guarded, watched
 from skyward.core.interfaces import Rental, Trait
 from skyward.core.machines import fleet_events as f
@@ -29,6 +30,7 @@ from skyward.core.nodes.session import Session, SessionHandler
 from skyward.core.nodes.timing import link_patience
 from skyward.core.protocol.messages import Ready
 from skyward.core.spec import Machine, MachineId, Order
+from skyward.core.status import NodeStatus
 
 if TYPE_CHECKING:
     from skyward.core.machines.buyer import Buyer
@@ -115,6 +117,7 @@ class Provisioner:
         self._stopping = False
         self._buyer: Buyer | None = None
         self._waiting = Machines()  # as last reported
+        self._told: frozenset[tuple[int, str]] = frozenset()  # slots and GPUs that the user knows of
         self._shared = Shared(plan, events, self, user, Identities(plan.order.tag, plan.nodes.max))
 
     def __repr__(self) -> str:
@@ -129,6 +132,11 @@ class Provisioner:
     def nodes(self) -> list[str]:
         """Names of the nodes that are ready, in the order of their numbers."""
         return [life.name for life in list(self._lives.values()) if life.is_ready]  # a copy, as above
+
+    async def status(self) -> tuple[NodeStatus, ...]:
+        """The nodes that are ready, in the order of their numbers, with the use of their GPUs now."""
+        ready = [life for life in self._lives.values() if life.is_ready]
+        return tuple(await asyncio.gather(*(life.status() for life in ready)))
 
     async def start(self) -> None:
         """Provision nodes; returns when the minimum is ready, while more may still come.
@@ -154,6 +162,7 @@ class Provisioner:
         if len(self.nodes) < wanted:
             raise why_too_few(self._first_error, self._fleet.refusals, wanted)
         self._started = True
+        self._report_gpus([life for life in self._lives.values() if life.is_ready])
 
     def _new_fleet(self, candidates: Sequence[f.Candidate]) -> Fleet:
         sources = [_source(self._plan, number) for number in range(len(self._plan.providers))]
@@ -381,7 +390,16 @@ class Provisioner:
             life.is_ready, life.slots = True, message.slots
             self._handle(f.CameUp())
             self._user.node_up(session, message.slots)
-            self._events.emit(NodeReady(life.name, message.slots))
+            self._events.emit(NodeReady(life.name, message.slots, session.gpus.found))
+            if self._started:
+                self._report_gpus([life])
+
+    def _report_gpus(self, lives: Sequence[NodeLife]) -> None:
+        """Tell the user which GPUs these nodes have; those that are like earlier ones are not worth a line."""
+        found = [(life.name, life.slots, life.session.gpus.found) for life in lives if life.session is not None]
+        told, self._told = self._told, self._told | {(slots, described(gpus)) for _, slots, gpus in found}
+        if new := [node for node in found if (node[1], described(node[2])) not in told and node[2]]:
+            self._events.emit(Note(describe(new, self._plan.setup.gpus)))
 
     def node_doubted(self, life: NodeLife) -> None:
         """See `NodeOwner.node_doubted`."""

@@ -21,11 +21,12 @@ from typing import Any, ClassVar, Protocol
 from skyward.core.errors import LinkError, ProtocolError, ProvisioningError
 from skyward.core.interfaces import Channel
 from skyward.core.nodes.agent_link import AgentLink, Stripes, describe
+from skyward.core.nodes.gpu_survey import GpuSurvey
 from skyward.core.nodes.greeting import Greeting
 from skyward.core.nodes.link_breaks import Breaks, LinkProgress
 from skyward.core.nodes.timing import Timing
 from skyward.core.protocol.mailbox import Inbox, Outbox
-from skyward.core.protocol.messages import Ack, Message, Ping, Pong, Ready, Setup
+from skyward.core.protocol.messages import Ack, Gpus, Message, Ping, Pong, Ready, Setup
 from skyward.core.protocol.wire import Buffer, Filled, Received
 
 __all__ = ["Session", "SessionHandler"]
@@ -64,7 +65,7 @@ class Session:
     setup
         The first message to the agent.
     handler
-        Receives the node's messages, except `Ready`.
+        Receives the node's messages, except `Ready` and `Gpus`.
     on_ready
         Called when the node's slots have started, or can't.
     timing
@@ -91,6 +92,7 @@ class Session:
         self.shares = setup.shares
         self.facts: dict[str, Any] = {}
         self.round_trip: float | None = None
+        self.gpus = GpuSurvey(self.send)
         self.barren = False
         """Whether it was abandoned because no task succeeds there."""
         self._connect = connect
@@ -340,6 +342,8 @@ class Session:
     def _hand_over(self, received: Received) -> None:
         if isinstance(received.message, Ready):
             self._on_ready(self, received.message)
+        elif isinstance(received.message, Gpus):
+            self.gpus.heard(received.message)
         else:
             self._handler.received(self, received.message, received.buffers)
 

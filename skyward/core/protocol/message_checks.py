@@ -17,6 +17,7 @@ from skyward.core.protocol.messages import (
     Done,
     Failed,
     Failure,
+    Gpus,
     Kept,
     Listening,
     Message,
@@ -34,6 +35,8 @@ __all__ = ["is_sound"]
 
 _MAX_SLOTS = 1 << 16
 _MAX_ADDRESSES = 64
+_MAX_GPUS = 1 << 10
+_MAX_NAME = 1 << 10  # characters of a GPU's id or name
 _REASONS = {reason.value for reason in Failure}
 _CARRIED = {Failure.RAISED.value, Failure.UNLOADABLE.value}  # these carry a pickled exception
 
@@ -70,6 +73,16 @@ def _failed(message: Failed, buffers: int) -> bool:
     )
 
 
+def _gpus(found: list[Any]) -> bool:
+    return len(found) <= _MAX_GPUS and all(
+        type(gpu) is list
+        and len(gpu) == 4
+        and all(type(text) is str and len(text) <= _MAX_NAME for text in gpu[:2])
+        and all(size is None or (type(size) is int and size >= 0) for size in gpu[2:])
+        for gpu in found
+    )
+
+
 _CHECKS: dict[type[Any], Callable[[Any, int], bool]] = {
     Welcome: lambda m, _: m.received >= 0 and type(m.facts.get("memory", 0)) is int and m.facts.get("memory", 0) >= 0,
     Pong: lambda m, _: math.isfinite(m.stamp),
@@ -85,6 +98,7 @@ _CHECKS: dict[type[Any], Callable[[Any, int], bool]] = {
     Kept: lambda m, _: m.size >= 0,
     Listening: lambda m, _: 0 < m.port < 1 << 16 and len(m.addresses) <= _MAX_ADDRESSES and _strings(m.addresses),
     Reached: lambda m, _: _strings(m.peers),
+    Gpus: lambda m, _: _gpus(m.found),
 }
 
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Union, get_args, get_type_hints
 __all__ = [
     "CODES",
     "FIELDS",
+    "GPU_VARIABLES",
     "HEARD_FILE",
     "MESSAGES",
     "ORDERED",
@@ -24,6 +25,7 @@ __all__ = [
     "Failure",
     "Fetch",
     "Forget",
+    "Gpus",
     "Hello",
     "Inquire",
     "Kept",
@@ -45,6 +47,7 @@ __all__ = [
     "StreamClose",
     "StreamData",
     "StreamOpen",
+    "Survey",
     "Welcome",
 ]
 
@@ -59,6 +62,9 @@ THREAD_VARIABLES = (
     "NUMEXPR_NUM_THREADS",
 )
 """The variables that joblib sets. Libraries read them when they are loaded, so they must be set before."""
+
+GPU_VARIABLES = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
+"""The variables by which a slot sees only its own GPUs. Drivers read them once, at their first use."""
 
 HEARD_FILE = "/run/skyward-heard"
 """Touched on a rented node whenever the owner is heard; the node's watchdog ends the machine when it gets too old."""
@@ -123,7 +129,7 @@ class Setup(NamedTuple):
     node
         The node's name, for messages and the environment variable ``SKYWARD_NODE``.
     concurrency
-        Maximum number of tasks at a time, isolated and shared ones together.
+        Maximum number of tasks at a time, isolated and shared ones together; 0: as many as there are GPUs for.
     isolated
         Whether the slots started in advance are processes that run one task each; otherwise threads of one process.
     threads
@@ -151,6 +157,10 @@ class Setup(NamedTuple):
         Number of tasks, nested in each other, that the owner itself runs in.
     data
         Whether the owner reads results as data: classes that it sent by value come back by name.
+    gpus
+        How many GPUs each slot sees, or 1/n for a GPU that n slots share; 0: each sees all.
+    part
+        Number, from 0, and count of the owner's nodes on this machine, among which its GPUs are divided.
     """
 
     node: str
@@ -168,6 +178,8 @@ class Setup(NamedTuple):
     argv: list[str] = []  # noqa: RUF012 - nobody changes it
     depth: int = 0
     data: bool = False
+    gpus: float = 0.0
+    part: list[int] = [0, 1]  # noqa: RUF012 - nobody changes it
 
 
 class Ready(NamedTuple):
@@ -177,6 +189,20 @@ class Ready(NamedTuple):
     """
 
     slots: int
+    error: str | None
+
+
+class Survey(NamedTuple):
+    """Ask for the node's GPUs and their use. Answered by `Gpus`."""
+
+
+class Gpus(NamedTuple):
+    """The GPUs that slots have been given, before `Ready`, and after a `Survey`; or `error` says why none can be seen.
+
+    Of each its id, name, memory and memory in use, in bytes or None; see `skyward.core.gpus.Gpu`.
+    """
+
+    found: list[list[Any]]
     error: str | None
 
 
@@ -371,7 +397,7 @@ class StreamClose(NamedTuple):
 Message = Union[
     Hello, Welcome, Proof, Ping, Pong, Ack, Bye, Setup, Ready, Run, Cancel, Done, Failed, Output, Blob, Forget,
     StreamOpen, StreamData, StreamClose, Recall, Returned, Fetch, Share, Kept, Listening, Peers, Reached,
-    Began, Inquire, Missing,
+    Began, Inquire, Missing, Survey, Gpus,
 ]  # fmt: skip
 
 MESSAGES: tuple[type[Any], ...] = get_args(Message)

@@ -20,6 +20,7 @@ from skyward.core.protocol.messages import (
     Failed,
     Fetch,
     Forget,
+    Gpus,
     Hello,
     Inquire,
     Kept,
@@ -40,6 +41,7 @@ from skyward.core.protocol.messages import (
     StreamClose,
     StreamData,
     StreamOpen,
+    Survey,
     Welcome,
 )
 
@@ -72,8 +74,8 @@ class State(enum.Enum):
 
 
 _ANY = (Ping, Pong, Ack, Bye, StreamData, StreamClose)
-_OWNER = (Setup, Run, Cancel, Recall, Inquire, Blob, Fetch, Share, Forget, Peers)
-_WORKER = (Ready, Began, Done, Failed, Returned, Missing, Output, StreamOpen, Kept, Listening, Reached)
+_OWNER = (Setup, Run, Cancel, Recall, Inquire, Blob, Fetch, Share, Forget, Peers, Survey)
+_WORKER = (Ready, Began, Done, Failed, Returned, Missing, Output, StreamOpen, Kept, Listening, Reached, Gpus)
 
 
 def _open(kinds: Iterable[type[Any]]) -> dict[type[Any], State]:

@@ -285,7 +285,8 @@ def fork_config(
     result_files
         Folder in which slots leave large results; None to send them.
     own
-        The agent's part: ``scratch``, folders to remove if the agent can't, and ``limits``, see `ForkServerClient`.
+        The agent's part: ``scratch``, folders to remove if the agent can't; ``limits``, see `ForkServerClient`; and
+        ``gpus``, see `slot.Settings`.
     """
     limit = setup.threads or max(1, cores // setup.concurrency)
     # What the user has set wins; what is only in the environment wins over a mere default.
@@ -309,5 +310,6 @@ def fork_config(
         "bridge": bridge,
         "threads": limit,
         "result_files": result_files,
+        "gpus": [],
         **own,
     }

@@ -46,10 +46,15 @@ class Imports:
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
+        self._stopped = False
         self.renew()
 
     def __repr__(self) -> str:
         return f"<Imports, {self._reported} modules reported>"
+
+    def stop(self) -> None:
+        """Report nothing any longer."""
+        self._stopped = True
 
     def renew(self) -> None:
         """Take what is imported now as common to all slots."""
@@ -58,7 +63,7 @@ class Imports:
 
     def report(self) -> None:
         """Report what was imported since the last call. If nothing was, this only compares two numbers."""
-        if len(sys.modules) == self._reported:
+        if len(sys.modules) == self._reported or self._stopped:
             return
         names = list(sys.modules)  # in import order
         self._reported = min(self._reported, len(names))

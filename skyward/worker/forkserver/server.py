@@ -18,8 +18,9 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
 import msgpack
@@ -48,7 +49,10 @@ from skyward.worker.forkserver.protocol import (
 )
 from skyward.worker.process import ignore_interrupts, kill_group, name_process, sit_down
 
-__all__ = ["live", "main"]
+__all__ = ["gpu_device", "live", "main"]
+
+_FREE = 60.0  # seconds that a slot may wait for the GPUs of one that was killed
+_SETTINGS = ("node", "around", "threads", "result_files", "data", "gpus")  # of the configuration, for the slots
 
 
 class ForkServer:
@@ -91,6 +95,7 @@ class ForkServer:
             else None
         )
         self.seat: int | None = None  # of the next slot, in an heir
+        self.waiting: dict[int, tuple[int, list[int], float]] = {}  # slots that wait for GPUs: request, files, until
         self._wake, self._woken = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     def __repr__(self) -> str:
@@ -118,6 +123,8 @@ class ForkServer:
                 self.orphaned()
             if self.heirs is not None:
                 self.heirs.attend(events)
+            if self.waiting:
+                self._attend_waiting()
         self.kill_all()
 
     def is_needed(self) -> bool:
@@ -127,6 +134,7 @@ class ForkServer:
     def patience(self) -> float | None:
         """Return milliseconds until there is something to do, if nothing arrives before; None for never."""
         times = [self.deadline, self.heirs.next if self.heirs is not None else None]
+        times += [until for _, _, until in self.waiting.values()]
         return min((max(0.0, at - time.monotonic()) * 1000 for at in times if at is not None), default=None)
 
     def obey(self) -> bool:
@@ -146,7 +154,11 @@ class ForkServer:
             kill_group(self.pids[number])
         elif self.heirs is not None:
             self.heirs.kill(number)
-        self.release_seat(number)  # now, since its successor may be requested already
+        if number in self.waiting:
+            self._discard_waiting(number)
+            self.report(EXITED, number, signal.SIGKILL)
+        if not self.unborn.settings.gpus:  # a GPU is free once the kernel has cleaned up after its slot
+            self.release_seat(number)  # now, since its successor may be requested already
 
     def _set_seat(self, _: int, number: int, __: list[int]) -> None:
         self.seat = number
@@ -161,10 +173,28 @@ class ForkServer:
 
     def _seat_and_fork(self, what: int, number: int, fds: list[int]) -> None:
         """Fork a slot, from this process or from an heir."""
+        shares = self.unborn.settings.gpus
+        if shares and self.seat is None and len(self.seated) >= len(shares):
+            self.waiting[number] = what, fds, time.monotonic() + _FREE
+            return
         if what != FORK_SHARED:
             self.seated[number] = self.seats.take() if self.seat is None else self.seat
         if len(fds) != FILES or not self.heirs or not self.heirs.fork(what, number, self.seated.get(number, 0), fds):
             self._fork(what, number, fds)
+
+    def _attend_waiting(self) -> None:
+        """Fork the slots whose GPUs have become free, and give up those whose predecessors don't end."""
+        for number, (what, fds, until) in list(self.waiting.items()):
+            if len(self.seated) < len(self.unborn.settings.gpus):
+                del self.waiting[number]
+                self._seat_and_fork(what, number, fds)
+            elif time.monotonic() >= until:
+                self._discard_waiting(number)
+                self.report(FAILED, number, errno.EBUSY)
+
+    def _discard_waiting(self, number: int) -> None:
+        for fd in self.waiting.pop(number)[1]:
+            os.close(fd)
 
     def _fork(self, what: int, number: int, fds: list[int]) -> None:
         """Fork a slot from this process."""
@@ -240,7 +270,10 @@ class ForkServer:
         try:
             self.leave(parent)
             name_process("skyward-slot")
-            sit_down(self.unborn.settings.node, self.seated.get(number))
+            sit_down(self.unborn.settings.node, seat := self.seated.get(number))
+            if self.unborn.settings.gpus:
+                assert seat is not None, "threads of one process have no GPUs of their own"
+                self.unborn.take_gpus(seat)
             code = slot.live(self.unborn, number, shared, *fds)
         except BaseException:
             sys.excepthook(*sys.exc_info())
@@ -333,6 +366,25 @@ def prepare(config: dict[str, Any]) -> None:
     for name in config["preload"]:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
+        if config["gpus"] and (device := gpu_device(_open_files())):
+            raise SystemExit(
+                f"Image(preload=[{name!r}]): the import opens {device}, and forks of a process that has opened a GPU "
+                "can't use it; leave it out, so that each slot imports it"
+            )
+
+
+def _open_files() -> list[str]:
+    found: list[str] = []
+    with contextlib.suppress(OSError):
+        for path in Path("/proc/self/fd").iterdir():
+            with contextlib.suppress(OSError):  # the descriptor of the listing itself
+                found.append(str(path.readlink()))
+    return found
+
+
+def gpu_device(files: Iterable[str]) -> str | None:
+    """The first of these files that is a GPU's device."""
+    return next((file for file in files if file.startswith(("/dev/nvidia", "/dev/kfd", "/dev/dri/"))), None)
 
 
 def read_config(control: socket.socket) -> dict[str, Any]:
@@ -353,7 +405,7 @@ def live(control: socket.socket) -> None:
     prepare(config)
     bridge.install(config["bridge"])  # here, since it imports a lot; slots inherit it
     slot.prepare_modules()
-    settings = slot.Settings(**{name: config[name] for name in ("node", "around", "threads", "result_files", "data")})
+    settings = slot.Settings(**{name: config[name] for name in _SETTINGS})
     reports, slots_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     for sock in (reports, slots_end):
         sock.setblocking(False)

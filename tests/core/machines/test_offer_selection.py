@@ -73,6 +73,47 @@ def test_nothing_is_bought_that_nobody_would_have_meant() -> None:
     assert select(OFFERS, Resources(machine="8A100"), "on-demand") == [A100X8]
 
 
+def test_gpus_for_slots() -> None:
+    """As many as the node's slots need, of whatever model; the cheapest machine that has them."""
+    assert select(OFFERS, Resources(gpus=1), "cheapest") == [A100, DEAR_SPOT]
+    assert select(OFFERS, Resources(gpus=2, max_price=100.0), "cheapest") == [DEAR_SPOT, A100X8]
+    assert select(OFFERS, Resources(accelerator="A100", gpus=2, max_price=100.0), "on-demand") == [A100X8]
+    chips = Offer("inf", accelerator="Inferentia2", accelerators=4, price=0.1, usable=0)
+    assert select([chips, A100], Resources(gpus=1), "cheapest") == [A100]
+    assert select([chips], Resources(accelerator="Inferentia2"), "cheapest") == [chips]
+
+
+def test_a_machine_that_is_named_may_have_gpus_that_the_provider_does_not_tell() -> None:
+    silent = Offer("big-gpu", vcpus=8, memory=2**34, price=1.0)
+    assert select([silent], Resources(machine="big-gpu", gpus=1), "cheapest") == [silent]
+    assert select([silent], Resources(gpus=1), "cheapest") == []
+    assert select([silent, A100], Resources(machine="big-gpu", gpus=1), "cheapest") == []
+
+
+@pytest.mark.parametrize(
+    ("need", "words"),
+    [
+        (
+            Resources(gpus=16),
+            "no offer has 16 GPUs, which Worker(gpus=...) needs on each node; the maximum is 8: lower",
+        ),
+        (Resources(machine="1A100", gpus=2), "machine='1A100' has 1 of the 2 GPUs, which"),
+        (Resources(machine="cpu4", gpus=1), "machine='cpu4' has none of the 1 GPU, which"),
+        (
+            Resources(accelerator="A100:8", gpus=9),
+            "no offer has 9 GPUs, which Worker(gpus=...) needs on each node; the max",
+        ),
+    ],
+)
+def test_too_few_gpus_are_said_before_anything_is_bought(need: Resources, words: str) -> None:
+    assert select(OFFERS, need, "cheapest") == []
+    assert words in nearest(OFFERS, need, "cheapest")
+
+
+def test_no_gpus_at_all() -> None:
+    assert "no offer has 1 GPU, which" in nearest([CPU], Resources(gpus=1), "cheapest")
+
+
 def test_an_unknown_price_is_above_any_limit() -> None:
     assert not meets(UNKNOWN, Resources(max_price=1000))
     assert select(OFFERS, Resources(max_price=0.05), "cheapest") == [CPU_SPOT]

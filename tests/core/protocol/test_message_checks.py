@@ -27,6 +27,7 @@ GOOD: list[tuple[m.Message, int]] = [
     (m.Pong(0.5), 0),
     (m.Listening(1, ["10.0.0.1"]), 0),
     (m.Kept(b"d", 0, "gone"), 0),
+    (m.Gpus([["GPU-1", "T4", 2**34, None]], None), 0),
 ]
 
 BAD: list[tuple[m.Message, int]] = [
@@ -56,6 +57,11 @@ BAD: list[tuple[m.Message, int]] = [
     (m.Reached([b"x"]), 0),  # type: ignore[list-item]
     (m.Kept(b"d", -5, None), 0),
     (m.StreamData(1), 2),
+    (m.Gpus([["GPU-1", "T4", 2**34]], None), 0),
+    (m.Gpus([["GPU-1", "T4", -1, None]], None), 0),
+    (m.Gpus([["GPU-1", b"T4", 1, None]], None), 0),
+    (m.Gpus([["x" * 2000, "", 1, 1]], None), 0),
+    (m.Gpus(["T4"], None), 0),  # type: ignore[list-item]
     (m.Welcome(1, b"", b"", 0, {"memory": "much"}), 0),
     (m.Welcome(1, b"", b"", -1, {}), 0),
 ]

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import signal
+import socket
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from skyward.core.protocol.messages import Began, Failure
+from skyward.worker.forkserver.protocol import EXITED, FAILED, FILES, FORK_ISOLATED, KILL, REPORT, REQUEST
+from skyward.worker.forkserver.server import ForkServer, gpu_device
+from skyward.worker.slot import Settings, Slot
 from tests.worker.helpers import Owner, alive, descendants, owner, wait_for
 
 
@@ -144,3 +150,54 @@ def test_killed_slots_do_not_stay_as_zombies(node: Owner) -> None:
     for _ in range(5):
         node.failed(node.submit(os._exit, 1))
     wait_for(lambda: len(descendants(fork_server(node))) <= 2, "zombies gone")
+
+
+@pytest.fixture
+def full() -> Iterator[tuple[ForkServer, socket.socket]]:
+    """A fork server whose only share of GPUs is taken, and the agent's end of its socket."""
+    ours, theirs = socket.socketpair()
+    unborn = Slot.__new__(Slot)  # as if made; its streams would be this process's
+    unborn.settings = Settings("n", [], 1, gpus=[{"CUDA_VISIBLE_DEVICES": "GPU-0"}])
+    server = ForkServer(theirs, unborn)
+    server.seated[1] = 1
+    ours.settimeout(20)
+    with ours, theirs:
+        request = [os.open(os.devnull, os.O_RDONLY) for _ in range(FILES)]
+        socket.send_fds(ours, [REQUEST.pack(FORK_ISOLATED, 2)], request)
+        for fd in request:
+            os.close(fd)
+        assert server.obey()
+        assert list(server.waiting) == [2]
+        yield server, ours
+
+
+def test_a_slot_whose_gpus_do_not_become_free_is_given_up(full: tuple[ForkServer, socket.socket]) -> None:
+    server, agent = full
+    patience = server.patience()
+    assert patience is not None
+    assert 0 < patience <= 60_000
+    server._attend_waiting()
+    assert list(server.waiting) == [2]
+    what, fds, _ = server.waiting[2]
+    server.waiting[2] = what, fds, time.monotonic() - 1
+    server._attend_waiting()
+    assert REPORT.unpack(agent.recv(REPORT.size)) == (FAILED, 2, errno.EBUSY)
+    assert not server.waiting
+    for fd in fds:
+        with pytest.raises(OSError):
+            os.fstat(fd)
+
+
+def test_a_slot_that_is_killed_while_it_waits_for_gpus_has_ended(full: tuple[ForkServer, socket.socket]) -> None:
+    server, agent = full
+    agent.send(REQUEST.pack(KILL, 2))
+    assert server.obey()
+    assert REPORT.unpack(agent.recv(REPORT.size)) == (EXITED, 2, signal.SIGKILL)
+    assert not server.waiting
+    assert server.seated == {1: 1}
+
+
+def test_files_of_gpus_are_known() -> None:
+    assert gpu_device(["pipe:[1]", "/dev/null", "/dev/nvidiactl"]) == "/dev/nvidiactl"
+    assert gpu_device(["/dev/dri/renderD128", "/dev/kfd"]) == "/dev/dri/renderD128"
+    assert gpu_device(["/dev/null", "/home/dev/nvidia0"]) is None

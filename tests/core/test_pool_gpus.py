@@ -1,0 +1,157 @@
+"""`Worker(gpus=...)` on this machine: each slot of a pool has GPUs of its own, and what is missing is an error."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from joblib import Parallel, delayed
+
+import skyward as sky
+from skyward.core.events import NodeReady, Note
+from skyward.core.gpus import Gpu
+from skyward.core.status import NodeStatus
+from tests.gpus import A100, T4, plant, script, uuid
+from tests.lab import eventually
+
+GIB = 2**30
+
+
+@pytest.fixture
+def smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder where stand-ins are planted."""
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    for name in ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path / "bin"
+
+
+def mine() -> str | None:
+    time.sleep(0.05)
+    return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
+def per_device(pool: sky.Compute, folder: Path) -> Counter[str | None]:
+    """How many slots see which devices: as many tasks as slots, which all wait for each other."""
+    folder.mkdir()
+    count = pool.total_slots
+
+    def look() -> str | None:
+        (folder / str(os.getpid())).touch()
+        deadline = time.monotonic() + 20
+        while len(list(folder.iterdir())) < count and time.monotonic() < deadline:
+            time.sleep(0.005)
+        return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+    seen = Counter(future.result(60) for future in [pool.submit(look) for _ in range(count)])
+    assert len(list(folder.iterdir())) == count
+    return seen
+
+
+@pytest.mark.slow
+def test_as_many_slots_as_there_are_gpus_for(smi: Path, tmp_path: Path) -> None:
+    plant(smi, script([A100, A100, T4], used=512))
+    pool = sky.Compute(worker=sky.Worker(gpus=1), console=False)
+    events: list[object] = []
+    pool.events.subscribe(events.append)
+    with pool:
+        assert pool.total_slots == 3
+        assert per_device(pool, tmp_path / "1") == {uuid(0): 1, uuid(1): 1, uuid(2): 1}
+        found = (
+            Gpu(uuid(0), A100, 40 * GIB, GIB // 2),
+            Gpu(uuid(1), A100, 40 * GIB, GIB // 2),
+            Gpu(uuid(2), T4, 40 * GIB, GIB // 2),
+        )
+        assert pool.status().nodes == (NodeStatus("node-1", 3, found),)
+        assert pool.status().slots == 3
+        assert NodeReady("node-1", 3, found) in events
+        plant(smi, "#!/bin/sh\nexit 4\n")
+        (node,) = pool.status().nodes
+        assert "status 4" in node.problem
+        assert node.gpus == found
+    notes = [event.text for event in events if isinstance(event, Note)]
+    assert notes == [
+        "GPUs, 1 for each slot: node-1: 2 x NVIDIA A100-SXM4-40GB, 40 GiB each and 1 x Tesla T4, 40 GiB, 3 slots"
+    ]
+
+
+@pytest.mark.slow
+def test_a_pool_without_gpus_of_its_own_asks_for_none(smi: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(smi, "#!/bin/sh\nexit 4\n")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    with sky.Compute(concurrency=2, console=False) as pool:
+        assert pool.submit(mine).result(60) == "1"
+        assert pool.status().nodes == (NodeStatus("node-1", 2),)
+
+
+@pytest.mark.slow
+def test_nodes_on_this_machine_divide_its_gpus_and_a_killed_one_leaves_its_part(smi: Path, tmp_path: Path) -> None:
+    plant(smi, script([A100] * 4))
+    with sky.Compute(nodes=2, worker=sky.Worker(gpus=1), plugins=[sky.plugins.joblib()], console=False) as pool:
+        everyone = {uuid(number): 1 for number in range(4)}
+        assert per_device(pool, tmp_path / "1") == everyone
+        assert set(Parallel(n_jobs=-1, batch_size=1)(delayed(mine)() for _ in range(40))) == set(everyone)
+        agent = pool.submit(lambda: int(Path(f"/proc/{os.getppid()}/status").read_text().split("PPid:")[1].split()[0]))
+        os.kill(agent.result(60), signal.SIGKILL)
+        eventually(lambda: pool.node_names not in (["node-1", "node-2"], ["node-1"], ["node-2"]), 60, "another node")
+        eventually(lambda: pool.total_slots == 4, 60, "its slots")
+        assert per_device(pool, tmp_path / "2") == everyone
+
+
+@pytest.mark.slow
+def test_several_slots_share_a_gpu(smi: Path, tmp_path: Path) -> None:
+    plant(smi, script([A100]))
+    with sky.Compute(nodes=2, worker=sky.Worker(gpus=0.25), console=False) as pool:
+        assert pool.total_slots == 4
+        assert per_device(pool, tmp_path / "1") == {uuid(0): 4}
+
+
+@pytest.mark.slow
+def test_what_the_program_sets_later_does_not_take_a_slots_gpu_away(smi: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(smi, script([A100]))
+    with sky.Compute(worker=sky.Worker(gpus=1), console=False) as pool:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+        monkeypatch.setenv("COLOUR", "blue")
+        assert pool.submit(lambda: (mine(), os.environ["COLOUR"])).result(60) == (uuid(0), "blue")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("worker", "words"),
+    [
+        (sky.Worker(gpus=1, concurrency=3), r"node-1: can't start slots: .* needs 3 GPUs; found: 2 x Tesla T4"),
+        (sky.Worker(gpus=4), "needs 4 GPUs"),
+    ],
+    ids=str,
+)
+def test_more_slots_than_gpus(smi: Path, worker: sky.Worker, words: str) -> None:
+    plant(smi, script([T4, T4]))
+    with pytest.raises(sky.ProvisioningError, match=words), sky.Compute(worker=worker, console=False):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"gpus": 0}, "gpus=0 is not a number of GPUs"),
+        ({"gpus": 0.3}, "1/3 for 3 slots"),
+        ({"gpus": 1.5}, "not a whole number"),
+        ({"gpus": 1, "executor": "thread"}, "threads of one process all see the same GPUs"),
+        ({"gpus": 1, "concurrency": 0}, "concurrency=0"),
+        ({"concurrency": "auto"}, "give gpus="),
+    ],
+    ids=str,
+)
+def test_arguments_that_can_not_be_meant(arguments: dict[str, object], words: str) -> None:
+    with pytest.raises(sky.ConfigError, match=words):
+        sky.Worker(**arguments)  # type: ignore[arg-type]
+
+
+def test_defaults() -> None:
+    assert (sky.Worker().concurrency, sky.Worker().slots) == (1, 1)
+    assert (sky.Worker(gpus=1).concurrency, sky.Worker(gpus=1).slots) == ("auto", 0)
+    assert sky.Worker(gpus=0.333).gpus == 1 / 3
