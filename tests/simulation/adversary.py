@@ -18,7 +18,7 @@ _SIZES = (0, 0, 0, 10, 1_000, 40_000, 200_000)
 _SECONDS = (0.0, 0.0, 0.001, 0.01, 0.1, 1.0)
 _ENDS = ("return",) * 12 + ("raise", "raise", "die", "hang")
 _ARRAYS = (100_000, 150_000, 1_000_000)
-_LARGE = (1_000_000, 2_500_000, MOST, MOST)
+_LARGE = (1_000_000, 2_500_000, MOST - 2, MOST - 2)
 
 
 def scenario(seed: int) -> Scenario:
@@ -34,6 +34,7 @@ def scenario(seed: int) -> Scenario:
         striped=chance.random() < 0.5,
         links=chance.choice((1, 2, 3, 3, 3)),
         channels=chance.choice((1, 3, 10, 10, 10)),
+        neighbours=chance.choice((0.0, 0.0, 0.5, 1.0)),
         batch=chance.random() < 0.5,
         rented=chance.random() < 0.7,
         wishes=_wishes(chance),
@@ -42,8 +43,8 @@ def scenario(seed: int) -> Scenario:
 
 
 def _wishes(chance: random.Random) -> tuple[Wish, ...]:
-    large = _LARGE if chance.random() < 0.05 else ()
-    arrays = [chance.choice(_ARRAYS + large), chance.choice(_ARRAYS + large) - 1]
+    large = _LARGE if chance.random() < 0.15 else ()
+    arrays = [chance.choice(_ARRAYS + large) + noise for noise in (0, 0, 1, 1)]
     count = chance.choice((1, 5, 20, 50))
     span = chance.choice((0.0, 0.1, 3.0))
     ends = _ENDS[: 14 if chance.random() < 0.4 else None]  # in a calm load no task dies or hangs
@@ -141,6 +142,18 @@ def _stall(pool: Pool, name: str, seconds: float) -> None:
     pool.lines[name].stall(seconds)
 
 
+def _peers_cut(pool: Pool, name: str, seconds: float) -> None:
+    pool.neighbourhood.cut(name, seconds)
+
+
+def _peers_stall(pool: Pool, name: str, seconds: float) -> None:
+    pool.neighbourhood.stalled_until[name] = pool.world.now + seconds
+
+
+def _peers_lie(pool: Pool, name: str, times: float) -> None:
+    pool.neighbourhood.lies[name] = int(times)
+
+
 def _agent_dies(pool: Pool, name: str, _: float) -> None:
     pool.machines[name].gone()
 
@@ -167,6 +180,9 @@ _OF_MACHINES: dict[str, tuple[_Strike, tuple[float, ...]]] = {
     "agent_freezes": (_agent_freezes, (0.05, 1.0, 5.0, 15.0)),
     "cut": (_cut, (0.0, 0.0, 0.5, 5.0, 30.0)),
     "stall": (_stall, (0.1, 2.0, 20.0)),
+    "peers_cut": (_peers_cut, (0.0, 2.0, 30.0)),
+    "peers_stall": (_peers_stall, (0.1, 2.0, 20.0)),
+    "peers_lie": (_peers_lie, (1, 3)),
     "agent_dies": (_agent_dies, (0,)),
     "machine_ends": (_machine_ends, (0, 1, 2)),
     "no_fork": (_no_fork, (1, 3)),

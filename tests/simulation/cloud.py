@@ -47,6 +47,8 @@ class Cloud:
         Whether its machines cost money; hosts that are the user's own are there at once, and stay when it is over.
     striped
         Whether links to its machines have stripes.
+    neighbours
+        Whether its machines may reach each other.
     """
 
     name: ClassVar[str] = "simulated"
@@ -63,6 +65,7 @@ class Cloud:
         batch: bool,
         rented: bool,
         striped: bool,
+        neighbours: bool,
     ) -> None:
         kinds = (Trait.RENTED, Trait.DESTROYS, Trait.SPOT) if rented else ()
         self.traits = frozenset({*kinds, *([Trait.BATCH] if batch else [])})
@@ -71,6 +74,7 @@ class Cloud:
         self.lost_replies = self.refusals = self.failures = self.duds = 0  # how many more of each there will be
         self.refused = False
         self._boot, self._end = boot, end
+        self._neighbours = neighbours
         self._transport = StripedTransport if striped else SimulatedTransport
         self._numbers = itertools.count(1)
 
@@ -120,8 +124,8 @@ class Cloud:
         record = self.records[name]
         if record.machine.state is MachineState.STARTING:
             self._boot(name)
-            # On this machine, as far as peers go: what nodes send each other is not simulated.
-            endpoint = Endpoint(self._transport.name, "127.0.0.1", options={"world": id(self.world), "machine": name})
+            host = f"10.0.0.{name.removeprefix('m-')}" if self._neighbours else "127.0.0.1"
+            endpoint = Endpoint(self._transport.name, host, options={"world": id(self.world), "machine": name})
             record.machine = replace(record.machine, state=MachineState.RUNNING, endpoint=endpoint)
 
     def machines(self, tag: str) -> Sequence[Machine]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import pickle
 import shutil
 import signal
 import socket
@@ -43,9 +44,10 @@ from skyward.worker.forkserver.protocol import (
     UP,
 )
 from skyward.worker.tickets import Claims
+from tests.simulation.neighbours import Neighbourhood
 from tests.simulation.world import Process, World
 
-__all__ = ["MOST", "SECRET", "Load", "Machine", "carry_out", "content"]
+__all__ = ["MOST", "SECRET", "Array", "Load", "Machine", "carry_out"]
 
 SECRET = b""
 _NO_PID = 1 << 30  # beyond all pids there are: a signal to one of ours meets nobody
@@ -82,16 +84,37 @@ _ORDERLY = array("I", range(MOST // 4)).tobytes()  # compressed to some 60 %, an
 _NOISE = Random(1).randbytes(MOST)
 
 
-def content(size: int, *, noise: bool = False) -> bytes:
-    """An argument or a result in which a byte at a wrong place is seen."""
-    return (_NOISE if noise else _ORDERLY)[:size]
+class Array:
+    """A large argument or result, in which a byte at a wrong place is seen. Its bytes stay out of the pickle.
+
+    Parameters
+    ----------
+    data
+        Its bytes; `made` makes some.
+    """
+
+    def __init__(self, data: Any) -> None:
+        self.data = memoryview(data)
+
+    @classmethod
+    def made(cls, size: int, *, noise: bool = False) -> Array:
+        """One of so many bytes."""
+        return cls(memoryview(_NOISE if noise else _ORDERLY)[:size])
+
+    def __reduce_ex__(self, _: object) -> tuple[type[Array], tuple[pickle.PickleBuffer]]:
+        return Array, (pickle.PickleBuffer(self.data),)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Array) and bytes(self.data) == bytes(other.data)
+
+    __hash__ = None  # type: ignore[assignment]
 
 
-def carry_out(plan: Load, *arrays: bytes) -> tuple[int, list[int], bytes]:
+def carry_out(plan: Load, *arrays: Array) -> tuple[int, list[int], Array]:
     """The task's function, as slots call it when its time is over."""
     if plan.end == "raise":
         raise ValueError(plan.number)
-    return plan.number, [zlib.crc32(each) for each in arrays], content(plan.size)
+    return plan.number, [zlib.crc32(each.data) for each in arrays], Array.made(plan.size)
 
 
 class _Slot:
@@ -356,6 +379,8 @@ class Machine:
         Where it is, and what it is called in stories.
     started, ended
         Told of each task that a slot begins and ends: with its number and plan.
+    neighbourhood
+        The other machines.
     """
 
     def __init__(
@@ -364,9 +389,11 @@ class Machine:
         name: str,
         started: Callable[[Any, Load], object],
         ended: Callable[[Any, Load], object],
+        neighbourhood: Neighbourhood,
     ) -> None:
         self.world = world
         self.name = name
+        self.neighbourhood = neighbourhood
         self.started, self.ended = started, ended
         self.pids = iter(range(1, 1 << 20))
         self.forks_fail = 0
@@ -390,6 +417,7 @@ class Machine:
             sleep=lambda _: None,  # for the sake of speed only
             random_bytes=self.world.random.randbytes,
             log=lambda text: self.world.tell(f"{self.name} logs: {text}"),
+            peer_network=lambda _, identity, __: self.neighbourhood.network(self.name, self.process, identity),
         )
         self.agent = Agent(self.process, start, self._listener, self.folder, self.server(), system)
         self.world.run_task(self.process, self._live(self.agent))
@@ -427,6 +455,7 @@ class Machine:
             return
         self.process.die()
         self.world.unwatch(self.process)
+        self.neighbourhood.gone(self.name)
         for server in self.servers:
             server.die(-signal.SIGKILL)
         agent = self.agent

@@ -18,8 +18,9 @@ from skyward.core.spec import Nodes, Order, Resources
 from skyward.core.tasks.dispatch import Dispatcher
 from skyward.core.tasks.jobs import TaskOptions
 from tests.simulation.cloud import Cloud, SimulatedBuyer, SimulatedTransport
+from tests.simulation.neighbours import Neighbourhood, SimulatedAuthority
 from tests.simulation.network import Line
-from tests.simulation.node import Load, Machine, carry_out, content
+from tests.simulation.node import Array, Load, Machine, carry_out
 from tests.simulation.scenario import Scenario, Wish
 from tests.simulation.world import Process, World
 
@@ -41,8 +42,8 @@ def _no_thread(*_: object) -> Any:
     raise RuntimeError("simulated processes have no threads")
 
 
-def _array(size: int) -> bytes:
-    return content(size, noise=size % 2 == 1)
+def _array(size: int) -> Array:
+    return Array.made(size, noise=size % 2 == 1)
 
 
 class Oracle:
@@ -131,6 +132,7 @@ class Pool:
         self.network = world.process("network")
         self.machines: dict[str, Machine] = {}
         self.lines: dict[str, Line] = {}
+        self.neighbourhood = Neighbourhood(world, scenario.neighbours)
         self.started = False
         """Whether the block was entered."""
         self.failed = False
@@ -153,6 +155,7 @@ class Pool:
             batch=scenario.batch,
             rented=scenario.rented,
             striped=scenario.striped,
+            neighbours=scenario.neighbours > 0.0,
         )
         setup = Setup("", scenario.slots, isolated, None, {}, [], None, [], [], 60.0)
         order = Order("sky-simulated", nodes.max, Resources(), orphan_timeout=60.0)
@@ -168,7 +171,8 @@ class Pool:
 
     def _open(self) -> None:
         buyer: Any = SimulatedBuyer
-        self.provisioner = Provisioner(self.plan, self.dispatcher.runner, self.events, buyer)
+        authority: Any = SimulatedAuthority
+        self.provisioner = Provisioner(self.plan, self.dispatcher.runner, self.events, buyer, authority)
         self._work.append(self.world.run_task(self.driver, self._start()))
 
     async def _start(self) -> None:
@@ -186,7 +190,7 @@ class Pool:
             self.dispatcher.cancel_all()
 
     def _boot(self, name: str) -> None:
-        machine = Machine(self.world, name, self.oracle.started, self.oracle.ended)
+        machine = Machine(self.world, name, self.oracle.started, self.oracle.ended, self.neighbourhood)
         self.machines[name] = machine
         line = Line(self.world, self.network, machine.connect, self._scenario.route)
         self.lines[name] = SimulatedTransport.lines[id(self.world), name] = line

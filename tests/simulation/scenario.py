@@ -89,6 +89,8 @@ class Scenario:
         The pool's: least and most nodes, slots of each, and whether tasks have processes of their own.
     latency, rate, striped, links, channels
         Of the lines to the nodes: see `Route`.
+    neighbours
+        Share of the pairs of nodes of which the first reaches the second; 0 if none knows of others.
     batch, rented
         Whether the provider creates several machines in one call, and whether they cost money.
     wishes, misfortunes
@@ -104,6 +106,7 @@ class Scenario:
     striped: bool = False
     links: int = 3
     channels: int = 10
+    neighbours: float = 0.0
     batch: bool = False
     rented: bool = False
     wishes: tuple[Wish, ...] = ()

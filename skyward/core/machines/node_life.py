@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -51,11 +52,14 @@ class Identities:
         The pool's.
     max_nodes
         How many nodes the pool may have.
+    make_authority
+        Makes, of the tag, what signs the certificates; None for `certificates.Authority`.
     """
 
-    def __init__(self, tag: str, max_nodes: int) -> None:
+    def __init__(self, tag: str, max_nodes: int, make_authority: Callable[[str], Authority] | None = None) -> None:
         self._tag = tag
         self._max_nodes = max_nodes
+        self._make_authority = make_authority or _make_authority
         self._authority: Authority | None = None
 
     def of(self, name: str, machine: Machine) -> dict[str, str] | None:
@@ -64,11 +68,15 @@ class Identities:
         if self._max_nodes == 1 or machine.endpoint.is_loopback:
             return None  # the driver sends everything itself, which costs less, and no port is opened
         if self._authority is None:
-            from skyward.core.nodes.certificates import Authority  # noqa: PLC0415
-
-            self._authority = Authority(self._tag)
+            self._authority = self._make_authority(self._tag)
         authority, host = self._authority, machine.endpoint.host
         return {"authority": authority.certificate, "certificate": authority.issue(name), "host": host}
+
+
+def _make_authority(tag: str) -> Authority:
+    from skyward.core.nodes.certificates import Authority  # noqa: PLC0415 - most pools need none
+
+    return Authority(tag)
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,7 @@ from skyward.core.status import NodeStatus
 
 if TYPE_CHECKING:
     from skyward.core.machines.buyer import Buyer
+    from skyward.core.nodes.certificates import Authority
 
 __all__ = ["NodeUser", "Provisioner"]
 
@@ -89,6 +90,8 @@ class Provisioner:
         Who hears of nodes and machines.
     make_buyer
         Makes, in a worker thread, what keeps the books of rented machines.
+    make_authority
+        Makes what signs the nodes' certificates; see `Identities`.
     """
 
     def __init__(
@@ -97,6 +100,7 @@ class Provisioner:
         user: NodeUser,
         events: Events,
         make_buyer: Callable[[str, Sequence[Rental]], Buyer] | None = None,
+        make_authority: Callable[[str], Authority] | None = None,
     ) -> None:
         self._plan = plan
         self._make_buyer = make_buyer or _make_buyer
@@ -118,7 +122,8 @@ class Provisioner:
         self._buyer: Buyer | None = None
         self._waiting = Machines()  # as last reported
         self._told: frozenset[tuple[int, str]] = frozenset()  # slots and GPUs that the user knows of
-        self._shared = Shared(plan, events, self, user, Identities(plan.order.tag, plan.nodes.max))
+        identities = Identities(plan.order.tag, plan.nodes.max, make_authority)
+        self._shared = Shared(plan, events, self, user, identities)
 
     def __repr__(self) -> str:
         return f"<Provisioner {len(self.nodes)} ready, {len(self._lives)} alive, of {self._plan.nodes}>"
