@@ -142,7 +142,8 @@ class _Slot:
 
     def _begin(self) -> None:
         self._send(Ready(1, None))
-        self.process.add_reader(self.sock, self._readable)
+        if self.process.alive:
+            self.process.add_reader(self.sock, self._readable)
 
     def _readable(self) -> None:
         try:
@@ -458,6 +459,8 @@ class Machine:
         self.neighbourhood.gone(self.name)
         for server in self.servers:
             server.die(-signal.SIGKILL)
+            server.control.close()
+            server.output.close()
         agent = self.agent
         if agent is not None:
             _close_files(agent)
@@ -469,7 +472,8 @@ def _close_files(agent: Agent) -> None:
     """What the kernel does when a process has ended."""
     agent._listener._listener.close()
     if (session := agent.session) is not None and session.link is not None:
-        session.link._sock.close()
+        for link in (session.link, *session.link._stripes):
+            link._sock.close()
     for connection in agent._connections:
         connection.link._sock.close()
     if (slots := agent.slots) is not None:
@@ -480,10 +484,6 @@ def _close_files(agent: Agent) -> None:
             process.tickets.close()
         slots._bridge._listener._listener.close()
         slots.blobs.store.close()
-        server = slots._fork_server._server
         for _, fds in slots._fork_server._queue:
             for fd in fds:
                 os.close(fd)
-        if server is not None:
-            server.control.close()
-            server.output.close()

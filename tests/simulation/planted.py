@@ -15,6 +15,8 @@ from skyward.core.nodes.session import Session
 from skyward.core.protocol import compression
 from skyward.core.protocol.mailbox import Inbox, Outbox
 from skyward.core.protocol.wire import Wire
+from skyward.core.tasks.runner import TaskRunner
+from skyward.core.tasks.schedule_events import Recall
 from skyward.worker import slot_pool, tickets
 
 __all__ = ["FAULTS"]
@@ -99,3 +101,9 @@ def a_rate_of_zero(patch: pytest.MonkeyPatch) -> None:
 
     patch.setattr(compression, "pays", pays)
     patch.setattr(Wire, "_packed", lambda _, packer, message, body: packer.pack(message, body))
+
+
+@plant
+def tasks_that_nobody_recalls(patch: pytest.MonkeyPatch) -> None:
+    """Tasks that waited at a busy node stayed there while another had nothing to do."""
+    patch.setitem(TaskRunner._COMMANDS, Recall, lambda *_: None)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any
 
-from skyward.core.errors import SkywardError, TaskTimeout, WorkerCrashed
+from skyward.core.errors import SkywardError
 from skyward.core.events import Events, NodeGone, NodeReady, Note
 from skyward.core.image import Image
 from skyward.core.machines.plan import Plan
@@ -20,11 +19,12 @@ from skyward.core.tasks.jobs import TaskOptions
 from tests.simulation.cloud import Cloud, SimulatedBuyer, SimulatedTransport
 from tests.simulation.neighbours import Neighbourhood, SimulatedAuthority
 from tests.simulation.network import Line
-from tests.simulation.node import Array, Load, Machine, carry_out
+from tests.simulation.node import Machine, carry_out
+from tests.simulation.oracle import Oracle, argument
 from tests.simulation.scenario import Scenario, Wish
 from tests.simulation.world import Process, World
 
-__all__ = ["Oracle", "Pool"]
+__all__ = ["Pool"]
 
 
 class _IO:
@@ -42,78 +42,6 @@ def _no_thread(*_: object) -> Any:
     raise RuntimeError("simulated processes have no threads")
 
 
-def _array(size: int) -> Array:
-    return Array.made(size, noise=size % 2 == 1)
-
-
-class Oracle:
-    """What must hold, whatever happens; what does not is added to the world's list of what is broken."""
-
-    def __init__(self, world: World) -> None:
-        self.world = world
-        self.wishes: dict[int, Wish] = {}
-        self.cancelled: set[int] = set()
-        self.settled: set[int] = set()
-        self.starts: Counter[int] = Counter()
-        self.faults = 0
-        """How many faults there have been that a task, or the pool, may fail of."""
-        self.may_be_late = False
-        """Whether a node was lost that may live on, and begin what it was given."""
-
-    def _check(self, holds: object, text: str) -> None:
-        if not holds:
-            self.world.tell(f"WRONG: {text}")
-            self.world.broken.append(text)
-
-    def submitted(self, wish: Wish, future: Any) -> None:
-        """Take note of a task that the user submitted."""
-        future.add_done_callback(lambda future: self._settles(wish, future))
-
-    def started(self, where: str, load: Load) -> None:
-        """Take note that a slot begins a task."""
-        number, wish = load.number, self.wishes[load.number]
-        self.starts[number] += 1
-        self.world.tell(f"task {number} starts in {where}")
-        # Who killed a process that several tasks shared is not known: that start does not count, once.
-        most = wish.attempts + (wish.attempts > 1 and not wish.isolated)
-        self._check(self.starts[number] <= most, f"task {number} starts for the {self.starts[number]}th time")
-        # A thread can't be stopped: what was given to a shared process may run there while it has others' tasks.
-        late = number in self.settled and number not in self.cancelled and wish.isolated and not self.may_be_late
-        self._check(not late, f"task {number} starts though it has settled")
-
-    def ended(self, where: str, load: Load) -> None:
-        """Take note that a slot has answered for a task."""
-        self.world.tell(f"task {load.number} ends in {where}")
-
-    def _settles(self, wish: Wish, future: Any) -> None:
-        number, load = wish.number, wish.load
-        self._check(number not in self.settled, f"task {number} settles twice")
-        self.settled.add(number)
-        if future.cancelled():
-            self.world.tell(f"task {number} is cancelled")
-            self._check(number in self.cancelled, f"task {number} is cancelled, which nobody asked for")
-            return
-        error = future.exception()
-        self.world.tell(f"task {number} settles: {error!r}"[:160] if error else f"task {number} returns")
-        if error is None:
-            right = load.end == "return" and future.result() == carry_out(load, *map(_array, wish.arrays))
-            self._check(right, f"task {number} has a wrong result")
-        elif isinstance(error, ValueError):
-            self._check(load.end == "raise" and error.args == (number,), f"task {number} raised {error!r}")
-        elif isinstance(error, TaskTimeout):
-            long = load.end in ("hang", "die") or load.seconds > 0.9 * (wish.timeout or 0.0)
-            self._check(wish.timeout is not None and (long or self.faults), f"task {number}: {error!r}")
-        elif isinstance(error, WorkerCrashed):
-            begun = self.starts[number] or not wish.isolated  # what a shared process had begun is not known
-            self._check(begun or self.faults, f"task {number} had not begun: {error!r}")
-        else:
-            self._check(isinstance(error, SkywardError) and self.faults, f"task {number}: {error!r}")
-
-    def have_settled(self, wishes: Collection[Wish]) -> bool:
-        """Whether all these tasks have been submitted and have settled."""
-        return len(self.settled) >= len(wishes)
-
-
 class Pool:
     """The driver's process with its provisioner and sessions, and the machines.
 
@@ -127,7 +55,7 @@ class Pool:
 
     def __init__(self, world: World, scenario: Scenario) -> None:
         self.world = world
-        self.oracle = Oracle(world)
+        self.oracle = Oracle(world, scenario)
         self.driver = world.process("driver")
         self.network = world.process("network")
         self.machines: dict[str, Machine] = {}
@@ -166,8 +94,7 @@ class Pool:
     def _heard(self, event: Any) -> None:
         if isinstance(event, (Note, NodeGone, NodeReady)):
             self.world.tell(f"{event}")
-        if isinstance(event, NodeGone) and event.reason is not None:
-            self.oracle.may_be_late = True  # what was lost from here may live on
+            self.oracle.heard(event)
 
     def _open(self) -> None:
         buyer: Any = SimulatedBuyer
@@ -209,7 +136,7 @@ class Pool:
         self.world.tell(f"submit {wish}")
         self.oracle.wishes[wish.number] = wish
         options = TaskOptions(isolated=wish.isolated, timeout=wish.timeout, attempts=wish.attempts, large=100_000)
-        future = self.dispatcher.submit(carry_out, wish.load, *map(_array, wish.arrays), options=options)
+        future = self.dispatcher.submit(carry_out, wish.load, *map(argument, wish.arrays), options=options)
         self.oracle.submitted(wish, future)
         if wish.cancelled is not None:
             self.world.after(wish.cancelled, lambda: self._cancel(wish.number, future))
@@ -224,6 +151,12 @@ class Pool:
         self.behind = max((line.behind for line in self.lines.values()), default=0.0)
         self.dispatcher.shut("the block has ended")
         self._work.append(self.world.run_task(self.driver, self.provisioner.stop()))
+
+    @property
+    def parts(self) -> list[object]:
+        """Driver and agents, where something of a task may be."""
+        agents = [machine.agent for machine in self.machines.values() if machine.process.alive]
+        return [self.dispatcher, self.provisioner, *agents]
 
     @property
     def is_told(self) -> bool:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import functools
+import gc
 import logging
 import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from tests.simulation import adversary
+from tests.simulation import adversary, census
 from tests.simulation.cloud import registered
 from tests.simulation.pool import Pool
 from tests.simulation.scenario import Scenario
@@ -22,6 +24,8 @@ START = 2000.0
 """Seconds within which a pool starts, or fails: twice what slots may take to start, and some orders that fail."""
 SETTLE = 1500.0
 """Seconds within which every task settles after the last was submitted, the longest silence of a node included."""
+REST = 300.0
+"""Seconds within which nothing is left of tasks that have settled: nodes that are out of reach are given up by then."""
 GOODBYE = 5.0
 """Seconds after the block within which agents have ended that were told to."""
 ORPHANED = 200.0
@@ -68,11 +72,16 @@ def simulate(scenario: Scenario | int) -> Outcome:
     """Run a scenario to its end, or the one of a seed."""
     if isinstance(scenario, int):
         scenario = adversary.scenario(scenario)
-    with registered():
-        return _simulate(scenario)
+    gc.disable()  # for speed, and since a file that only the collector closes counts as left open
+    try:
+        with registered():
+            return _simulate(scenario)
+    finally:
+        gc.enable()
 
 
 def _simulate(scenario: Scenario) -> Outcome:
+    files = _open_files()
     world = World(scenario.seed)
     pool = Pool(world, scenario)
     errors = _LoggedErrors(world)
@@ -86,7 +95,15 @@ def _simulate(scenario: Scenario) -> Outcome:
         logger.removeHandler(errors)
         story = [f"{time - world.began:10.4f}  {text}" for time, text in world.story]
         pool.close()
+    if not world.broken and (kept := census.left(pool.dispatcher, pool.provisioner)):
+        world.broken.append(f"the block has ended, and there is still {', '.join(kept)}")
+    if (more := _open_files() - files) and not world.broken:
+        world.broken.append(f"{more} files are left open")
     return Outcome(scenario, world.turns, world.broken, story)
+
+
+def _open_files() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
 def _live(world: World, pool: Pool, scenario: Scenario) -> None:
@@ -96,8 +113,11 @@ def _live(world: World, pool: Pool, scenario: Scenario) -> None:
     wishes = scenario.wishes if pool.started else ()
     for wish in wishes:
         world.after(wish.at, functools.partial(pool.submit, wish))
+    pool.oracle.watch()
     span = max((wish.at for wish in wishes), default=0.0)
     world.run(lambda: pool.oracle.have_settled(wishes), span + SETTLE, "every task has settled")
+    if scenario.rests and not pool.failed:
+        _rest(world, pool)
     pool.leave()
     world.run(lambda: pool.has_left, LEAVE, "the block has ended")
     # Where nothing went wrong everybody heard the goodbye; else an agent out of reach waits for its owner.
@@ -107,6 +127,16 @@ def _live(world: World, pool: Pool, scenario: Scenario) -> None:
     left = [name for name, record in pool.cloud.records.items() if record.billed]
     if left and pool.cloud.is_rented and not world.broken:
         world.broken.append(f"machines are left: {', '.join(left)}")
+
+
+def _rest(world: World, pool: Pool) -> None:
+    """Wait until nothing of the load is left anywhere."""
+    end = world.now + REST
+    while (held := census.held(*pool.parts)) and not world.broken:
+        if world.now > end:
+            world.broken.append(f"{REST:g} seconds after every task has settled there is still {', '.join(held)}")
+        due = world.now + 1.0
+        world.run(lambda due=due: world.now >= due, REST, "a second has passed")  # type: ignore[misc]
 
 
 @dataclass

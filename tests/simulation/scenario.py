@@ -93,6 +93,8 @@ class Scenario:
         Share of the pairs of nodes of which the first reaches the second; 0 if none knows of others.
     batch, rented
         Whether the provider creates several machines in one call, and whether they cost money.
+    rests
+        Whether the block waits, after its last task, until nothing of them is left.
     wishes, misfortunes
         What the user wants, and what goes wrong.
     """
@@ -109,6 +111,7 @@ class Scenario:
     neighbours: float = 0.0
     batch: bool = False
     rented: bool = False
+    rests: bool = False
     wishes: tuple[Wish, ...] = ()
     misfortunes: tuple[Misfortune, ...] = ()
 

@@ -1,0 +1,113 @@
+"""What driver and agents still hold: every container that the product's objects have, found without knowing them.
+
+A container that nobody has thought of here is expected to be empty once every task has settled; the few that need not
+be are listed with their reasons.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+__all__ = ["held", "left"]
+
+# Class.attribute -> what it holds of a pool that has come to an end.
+_OVER = {
+    "Completion.lost": "why each node was lost, for the texts of errors",
+    "Fleet._handlers": "functions",
+    "Fleet._states": "one for each provider",
+    "OrderBook._refusals": "why offers were refused, for the texts of errors",
+    "OrderBook._resting": "offers that were refused",
+    "OrderBook.candidates": "offers",
+    "OrderBook.placed": "one for each order",
+    "Plan.providers": "settings",
+    "Plan.setup": "settings",
+    "Snapshots._places": "where arrays were; 1024 at most",
+    "SourceState.refusals": "what a provider has refused",
+    "Surroundings._began": "this program's environment",
+    "Surroundings._kept": "names of variables",
+    "Surroundings._variables": "this program's environment",
+}
+# The same of an open pool that has nothing to do.
+_OPEN = {
+    **_OVER,
+    "AgentLink._chores": "one for each connection",
+    "AgentLink.stripes": "connections",
+    "BufferPool._free": "memory for reuse, of bounded size",
+    "Distributor._listening": "nodes",
+    "Distributor._nodes": "nodes",
+    "Endpoint.options": "settings",
+    "ForkServerClient._env": "settings",
+    "ForkServerClient.pids": "slots",
+    "NodeHoldings._sizes": "blobs that a node keeps for later tasks, within a budget",
+    "OutOfMemory._files": "files of the kernel",
+    "PeerExchange._routes": "nodes",
+    "Provisioner._errands": "one for each node, and the polls",
+    "Provisioner._lives": "nodes",
+    "Relay._holders": "blobs that nodes keep",
+    "Relay._known": "nodes",
+    "Relay._reach": "nodes",
+    "RollCall._seen": "numbers of the tasks that were there the last time it asked; it asks again when there are some",
+    "RollCaller._nodes": "nodes",
+    "Schedule._idle": "nodes",
+    "Schedule._nodes": "nodes",
+    "Session.facts": "what a node has said about itself",
+    "SlotOutput._fds": "pipes of a slot",
+    "SlotOutput._partial": "pipes of a slot",
+    "SlotPool._config": "settings",
+    "SlotPool.setup": "settings",
+    "SlotTable._cancelled": "tasks that were cancelled and may still arrive; 4096 at most",
+    "SlotTable._idle": "slots",
+    "SlotTable.slots": "slots",
+    "Snapshots._left": "copies that may still be on their way, of bounded size",
+    "SourceState.machines": "machines",
+    "Store._folders": "of blobs that are kept",
+    "Store._latest": "blobs that are kept",
+    "Store._locks": "folders",
+    "Store._parents": "folders",
+    "Store._paths": "blobs that are kept",
+    "TaskProgress._processes": "slots",
+    "TaskRunner._nodes": "nodes",
+    "Wire._stripes": "connections",
+    "Wire.states": "which message may be sent when",
+    "WireSocket._stripes": "connections",
+}
+
+
+def held(*roots: object) -> list[str]:
+    """What these hold although there is nothing to do."""
+    return sorted({f"{name} ({size})" for name, size in _containers(roots) if name not in _OPEN})
+
+
+def left(*roots: object) -> list[str]:
+    """What these hold although the block has ended."""
+    return sorted({f"{name} ({size})" for name, size in _containers(roots) if name not in _OVER})
+
+
+def _containers(roots: Iterable[object]) -> Iterator[tuple[str, int]]:
+    """Each container reachable from these objects that is not empty, as Class.attribute, and how much is in it."""
+    seen: set[int] = set()
+    unseen: list[tuple[str, Any]] = [(type(root).__name__, root) for root in roots]
+    while unseen:
+        name, thing = unseen.pop()
+        if id(thing) in seen:
+            continue
+        seen.add(id(thing))
+        if isinstance(thing, (dict, list, set, deque)):
+            if thing:
+                yield name, len(thing)
+            unseen += [(name, item) for item in (thing.values() if isinstance(thing, dict) else thing)]
+        elif isinstance(thing, (tuple, frozenset)):
+            unseen += [(name, item) for item in thing]
+        elif type(thing).__module__.startswith("skyward."):
+            unseen += [(f"{type(thing).__name__}.{attribute}", value) for attribute, value in _attributes(thing)]
+
+
+def _attributes(thing: object) -> Iterator[tuple[str, Any]]:
+    yield from getattr(thing, "__dict__", {}).items()
+    for kind in type(thing).__mro__:
+        names = kind.__dict__.get("__slots__", ())
+        for name in (names,) if isinstance(names, str) else names:
+            if hasattr(thing, name):
+                yield name, getattr(thing, name)

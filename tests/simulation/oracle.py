@@ -1,0 +1,135 @@
+"""What must hold, whatever happens: each task settles once and rightly, and no slot idles while a task waits."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection
+from typing import Any
+
+from skyward.core.errors import NodeLost, SkywardError, TaskTimeout, WorkerCrashed
+from skyward.core.events import NodeGone, NodeReady, Note
+from tests.simulation.node import Array, Load, carry_out
+from tests.simulation.scenario import Scenario, Wish
+from tests.simulation.world import World
+
+__all__ = ["Oracle", "argument"]
+
+_LOOK = 0.5  # seconds between two looks at idle slots
+_IDLE = 5.0  # seconds, in addition to some round trips and the time in which all bytes of the load are sent
+
+
+def argument(size: int) -> Array:
+    """A large argument of a task: see `Wish`."""
+    return Array.made(size, noise=size % 2 == 1)
+
+
+class Oracle:
+    """Watches a pool; what must hold and does not is added to the world's list of what is broken.
+
+    Parameters
+    ----------
+    world
+        Where the pool is.
+    scenario
+        What it is to do.
+    """
+
+    def __init__(self, world: World, scenario: Scenario) -> None:
+        self.world = world
+        self.wishes: dict[int, Wish] = {}
+        self.cancelled: set[int] = set()
+        self.settled: set[int] = set()
+        self.starts: Counter[int] = Counter()
+        self.faults = 0
+        """How many faults there have been that a task, or the pool, may fail of."""
+        self._running: set[int] = set()
+        self._slots: dict[str, int] = {}  # of the nodes that are ready
+        self._lost = 0  # nodes that were given up: they may live on, and begin what they were given
+        self._busy = 0.0  # when no slot was idle for the last time, no task waited, or one was started
+        sent = sum(wish.size + wish.prints + sum(wish.arrays) for wish in scenario.wishes)
+        self._patience = _IDLE + 40 * scenario.latency + sent / scenario.rate
+
+    def _check(self, holds: object, text: str) -> None:
+        if not holds:
+            self.world.tell(f"WRONG: {text}")
+            self.world.broken.append(text)
+
+    # --- nodes ---
+
+    def heard(self, event: Note | NodeReady | NodeGone) -> None:
+        """Take note of what the pool reports."""
+        if isinstance(event, NodeReady):
+            self._slots[event.node] = event.slots
+        elif isinstance(event, NodeGone):
+            self._slots.pop(event.node, None)
+            self._lost += event.reason is not None
+
+    def watch(self) -> None:
+        """Look now and then whether a slot idles while a task waits, as long as nothing goes wrong."""
+        waiting = len(self.wishes) - len(self.settled) - len(self._running - self.settled)
+        if not waiting or sum(self._slots.values()) <= len(self._running - self.settled):
+            self._busy = self.world.now
+        seconds = self.world.now - self._busy
+        if not self.faults:
+            self._check(seconds <= self._patience, f"a slot has been idle for {seconds:g} s while a task waits")
+            self.world.after(_LOOK, self.watch)
+
+    # --- tasks ---
+
+    def submitted(self, wish: Wish, future: Any) -> None:
+        """Take note of a task that the user submitted."""
+        future.add_done_callback(lambda future: self._settles(wish, future))
+
+    def started(self, where: str, load: Load) -> None:
+        """Take note that a slot begins a task."""
+        number, wish = load.number, self.wishes[load.number]
+        self.starts[number] += 1
+        self._running.add(number)
+        self._busy = self.world.now
+        self.world.tell(f"task {number} starts in {where}")
+        # Who killed a process that several tasks shared is not known: that start does not count, once.
+        most = wish.attempts + (wish.attempts > 1 and not wish.isolated)
+        self._check(self.starts[number] <= most, f"task {number} starts for the {self.starts[number]}th time")
+        # A thread can't be stopped: what was given to a shared process may run there while it has others' tasks.
+        late = number in self.settled and number not in self.cancelled and wish.isolated and not self._lost
+        self._check(not late, f"task {number} starts though it has settled")
+
+    def ended(self, where: str, load: Load) -> None:
+        """Take note that a slot has answered for a task."""
+        self._running.discard(load.number)
+        self.world.tell(f"task {load.number} ends in {where}")
+
+    def _settles(self, wish: Wish, future: Any) -> None:
+        number = wish.number
+        self._check(number not in self.settled, f"task {number} settles twice")
+        self.settled.add(number)
+        if future.cancelled():
+            self.world.tell(f"task {number} is cancelled")
+            self._check(number in self.cancelled, f"task {number} is cancelled, which nobody asked for")
+        elif (error := future.exception()) is None:
+            self.world.tell(f"task {number} returns")
+            right = wish.end == "return" and future.result() == carry_out(wish.load, *map(argument, wish.arrays))
+            self._check(right, f"task {number} has a wrong result")
+        else:
+            self.world.tell(f"task {number} settles: {error!r}"[:160])
+            self._check(self._is_due(wish, error), f"task {number}: {error!r}")
+
+    def _is_due(self, wish: Wish, error: BaseException) -> object:
+        """Whether that error fits what happened."""
+        if isinstance(error, ValueError):
+            return wish.end == "raise" and error.args == (wish.number,)
+        if isinstance(error, TaskTimeout):
+            long = wish.end in ("hang", "die") or wish.seconds > 0.9 * (wish.timeout or 0.0)
+            return wish.timeout is not None and (long or self.faults)
+        starts = self.starts[wish.number]
+        if isinstance(error, WorkerCrashed) and "no node can start" not in str(error):
+            begun = starts or not wish.isolated  # what a shared process had begun is not known
+            # A node that is lost may have begun all that it had.
+            return (begun or self.faults) and starts + self._lost >= wish.attempts
+        if isinstance(error, NodeLost) and "can't run" not in str(error):
+            return self.faults and starts + self._lost + 1 >= wish.attempts  # that one is reported right afterwards
+        return isinstance(error, SkywardError) and self.faults
+
+    def have_settled(self, wishes: Collection[Wish]) -> bool:
+        """Whether all these tasks have been submitted and have settled."""
+        return len(self.settled) >= len(wishes)
