@@ -22,7 +22,7 @@ __all__ = ["index", "wheels"]  # fixtures
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
 HEAD = """
-import json, sys
+import json, os, sys
 import skyward as sky
 
 address, key, known_hosts, index = sys.argv[1:]
@@ -67,3 +67,29 @@ def test_what_a_program_imports_is_there(program: Program) -> None:
     expected = versions("scikit-learn", "numpy", "scipy", "joblib", "threadpoolctl", "rich")
     assert {name: found.get(name) for name in expected} == expected
     assert not {"pip", "pytest", "asyncssh"} & found.keys()
+
+
+def test_what_a_call_needs_beyond_that_is_installed_when_it_arrives(program: Program) -> None:
+    """Once for all calls; the node's slots go on, and the versions are the driver's."""
+    found = program(
+        "import importlib\n"
+        "def frame(number):\n"
+        "    return importlib.import_module('pan' + 'das').DataFrame({'a': [number]})\n"
+        "def task(one):\n"
+        "    import importlib.metadata as metadata, os\n"
+        "    names = ('pandas', 'numpy', 'six')\n"
+        "    return os.getpid(), int(one.a.sum()), [metadata.version(name) for name in names]\n"
+        "with sky.Compute(provider, image=sky.Image(index=index), console=False) as pool:\n"
+        "    before = pool.submit(os.getpid).result()\n"
+        "    notes = []\n"
+        "    pool.events.subscribe(notes.append)\n"
+        "    found = list(pool.map(task, [frame(number) for number in range(20)]))\n"
+        "    texts = [event.text for event in notes if hasattr(event, 'text')]\n"
+        "    print(json.dumps([before, found, texts]))\n"
+    )
+    before, results, texts = found
+    assert [number for _, number, _ in results] == list(range(20))
+    assert {pid for pid, _, _ in results} == {before}
+    expected = [importlib.metadata.version(name) for name in ("pandas", "numpy", "six")]
+    assert all(versions == expected for _, _, versions in results)
+    assert len([text for text in texts if text.startswith("installing")]) == 1, texts

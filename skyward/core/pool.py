@@ -10,7 +10,7 @@ import os
 import weakref
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from skyward.core import nesting, pool_arguments
 from skyward.core.errors import PoolNotActive
@@ -18,13 +18,15 @@ from skyward.core.events import Events
 from skyward.core.executor import TaskExecutor
 from skyward.core.image import Image
 from skyward.core.interfaces import Plugin, Provider
-from skyward.core.packages.lists import PackageLists
 from skyward.core.pool_arguments import PoolSettings
 from skyward.core.results.names import Trusted
 from skyward.core.running_pool import RunningPool
 from skyward.core.spec import Allocation, Nodes, Order, Resources, Volume, Worker, parse_seconds
 from skyward.core.status import PoolStatus
 from skyward.core.tasks.dispatch import Dispatcher
+
+if TYPE_CHECKING:
+    from skyward.core.packages.planner import PackagePlan
 
 __all__ = ["Compute", "ComputePool"]
 
@@ -295,13 +297,13 @@ class Compute(TaskExecutor):
         return self._running().provisioner.nodes
 
 
-def _packages(settings: PoolSettings, image: Image) -> PackageLists | None:
+def _packages(settings: PoolSettings, image: Image) -> PackagePlan | None:
     """Plan what nodes install; None where that is what the image says, and where nothing is installed."""
     if settings.is_local or image.sync == "none":
         return None
     from skyward.core.packages.planner import PackagePlan  # noqa: PLC0415 - 8 MB, of which a pool on this machine has no use
 
-    return PackagePlan(image).lists
+    return PackagePlan(image)
 
 
 ComputePool = Compute

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from skyward.core import gpus, registry
 from skyward.core.errors import ConfigError
 from skyward.core.image import Image
 from skyward.core.interfaces import Plugin, Provider, Trait
-from skyward.core.packages.lists import PackageLists
 from skyward.core.results.names import Trusted
 from skyward.core.spec import Nodes, Order, Resources, Worker
 from skyward.core.system import open_files
+
+if TYPE_CHECKING:
+    from skyward.core.packages.planner import PackagePlan
 
 __all__ = [
     "PoolSettings",
@@ -66,7 +68,7 @@ class PoolSettings:
     trusted: Trusted
     reads_data: bool
     console: bool
-    packages: PackageLists | None = None
+    packages: PackagePlan | None = None
 
     @property
     def provider_names(self) -> str:

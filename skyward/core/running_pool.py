@@ -72,6 +72,7 @@ class RunningPool:
             shares=CAN_SHARE and settings.is_partly_local,
             named="all" if CAN_SHARE and settings.is_local else "none",
             surroundings=_surroundings(settings),
+            supplier=settings.packages,
             name=f"skyward-{settings.name}",
         )
         plan = Plan(
@@ -81,7 +82,7 @@ class RunningPool:
             settings.image,
             _setup(settings),
             Timing(),
-            settings.packages,
+            None if settings.packages is None else settings.packages.lists,
         )
         self.provisioner = Provisioner(plan, self.dispatcher.runner, events)
         self._closing = threading.Lock()  # taken by the first thread that closes, and never released

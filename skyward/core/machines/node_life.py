@@ -182,6 +182,7 @@ class NodeLife:
             secret = await connector.prepare()
             part = [seat - 1, plan.nodes.max] if here else [0, 1]
             self.session = self._make_session(connector, secret, here, part)
+            self.session.supply = connector.supply
             limit = asyncio.get_running_loop().call_later(plan.timing.ready, self._too_late, self.session)
             try:
                 return await self.session.run()

@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import os
 import re
 import secrets
 import shlex
 import sysconfig
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
@@ -44,6 +45,7 @@ from skyward.core.nodes.bootstrap_scripts import (
     NOEXEC,
     PRELUDE,
     START,
+    SUPPLY,
     after,
 )
 from skyward.core.nodes.node_package import node_code, node_code_name
@@ -69,11 +71,13 @@ class AgentAddress:
     """Where an agent listens (for `Link.open_channel`), and the secret that both ends prove they know.
 
     `relay` is a command on the machine whose input and output are connected to the agent, for `StreamShell.stream`.
+    `supply` installs further packages for its slots.
     """
 
     address: str
     secret: bytes = field(repr=False)
     relay: str = ""
+    supply: Callable[[Shell, PackageLists], Awaitable[None]] | None = None
 
 
 async def bootstrap(
@@ -155,6 +159,8 @@ class _Bootstrap:
         self._requirements = _requirements(image, self._packages)
         self._code = node_code_name()
         self._found: _Findings | None = None
+        self._run = ""
+        self._supplies = itertools.count(1)
 
     async def run(self, orphan_timeout: float) -> AgentAddress:
         found = self._found = await self._inspect()
@@ -230,21 +236,7 @@ class _Bootstrap:
         if not found.pythons and (self._python or not found.uv):
             self._no_python(found)
         step = f"making an environment with {'uv' if found.uv else found.pythons[0]}"
-        values = {
-            "root": found.root,
-            "env": found.env,
-            "minor": self._image.python_version,
-            "uv": found.uv,
-            "pythons": "\n".join(found.pythons),
-            "trusted": " ".join(f"--trusted-host {shlex.quote(host)}" for host in _plain_hosts(self._image)),
-            "pip_wheel": "",
-            "asked": self._python,
-            "programs": " ".join(requirements.programs(self._packages.resolved)),
-            "same": self._packages.driver if self._packages.exact else "",
-            "settings": _installer_settings(),
-            "own": " ".join(name for name in self._image.env if name.startswith(("PIP_", "UV_"))),
-            "index": "" if self._image.index is None else "given",
-        }
+        values = self._installer(found, self._packages)
         done = await self._make(step, values)
         wheel = _pip_wheel()
         if done.status == NEEDS_PIP and wheel is not None:
@@ -255,6 +247,49 @@ class _Bootstrap:
             self._no_python(found, done)
         if done.status != 0:
             self._fail(step, done)
+
+    def _installer(self, found: _Findings, packages: PackageLists) -> dict[str, str]:
+        return {
+            "root": found.root,
+            "env": found.env,
+            "minor": self._image.python_version,
+            "uv": found.uv,
+            "pythons": "\n".join(found.pythons),
+            "trusted": " ".join(f"--trusted-host {shlex.quote(host)}" for host in _plain_hosts(self._image)),
+            "pip_wheel": "",
+            "asked": self._python,
+            "programs": " ".join(requirements.programs(packages.resolved)),
+            "same": packages.driver if packages.exact else "",
+            "settings": _installer_settings(),
+            "own": " ".join(name for name in self._image.env if name.startswith(("PIP_", "UV_"))),
+            "index": "" if self._image.index is None else "given",
+        }
+
+    async def supply(self, shell: Shell, packages: PackageLists) -> None:
+        """Install packages that the environment lacks where the agent's slots find them, after everything else.
+
+        Parameters
+        ----------
+        shell
+            Runs commands on the machine; the one that was used first may be gone.
+        packages
+            What to install. What the environment has stays as it is.
+        """
+        assert self._found is not None
+        self._shell = shell
+        await self._step(
+            "installing packages that a task needs",
+            SUPPLY,
+            {
+                **self._installer(self._found, packages),
+                "run": self._run,
+                "name": f"{next(self._supplies):04}",
+                "pip_wheel": f"{self._found.root}/code/{wheel.name}" if (wheel := _pip_wheel()) else "",
+            },
+            limit=_BUILD_LIMIT,
+            stdin=_requirements(self._image, packages),
+            environment=self._image.env,
+        )
 
     async def _make(self, step: str, values: dict[str, str]) -> CommandOutput:
         return await self._step(
@@ -281,7 +316,7 @@ class _Bootstrap:
 
     async def _start(self, found: _Findings, orphan_timeout: float) -> AgentAddress:
         identity = secrets.token_hex(8)
-        run = folder = f"{found.root}/run/{identity}"
+        run = folder = self._run = f"{found.root}/run/{identity}"
         if len(os.fsencode(f"{folder}/agent.sock")) > LONGEST:
             folder = f"/tmp/skyward-{identity}"  # noqa: S108 - unguessable, and mkdir fails if it exists
         socket = f"{folder}/agent.sock"
@@ -306,7 +341,7 @@ class _Bootstrap:
             address = str(answer["listening"]).removeprefix("unix:")
         except (ValueError, IndexError, KeyError, TypeError):
             self._fail("starting the agent", done)
-        return AgentAddress(address, secret, self._relay(found, address))
+        return AgentAddress(address, secret, self._relay(found, address), self.supply)
 
     def _relay(self, found: _Findings, address: str) -> str:
         places = (f"{found.root}/code/{self._code}", f"{found.env}/bin/python", address)

@@ -20,6 +20,7 @@ __all__ = [
     "NO_PYTHON",
     "PRELUDE",
     "START",
+    "SUPPLY",
     "after",
 ]
 
@@ -115,6 +116,48 @@ report end yes
 """
 )
 
+# What installs requirements into "$env" or, if "$into" is set, into that folder; the lists of them are in "$lists".
+_INSTALLER = r"""
+apply_settings() { # tool, and the command that runs it: apply the host's own settings that are to be kept
+    tool=$1
+    shift
+    lines=$("$env/bin/python" -I -c "$settings" "$tool" "$own" "$index" "$lists/uv.toml" "$@") || return 1
+    eval "$lines"
+}
+install() { # command: those with hashes separately, since then all their dependencies must have hashes, too
+    for part in exact hashed plain; do
+        [ -s "$lists/$part.txt" ] || continue
+        deps=
+        # Dependencies need not be found where the driver's metadata holds: they are listed.
+        if [ "$part" = exact ] && [ "$same" = "$(uname -s) $(uname -m)" ]; then deps=--no-deps; fi
+        "$@" $deps ${into:+--target "$into"} -r "$lists/$part.txt" -c "$lists/constraints.txt" || return 1
+    done
+}
+with_uv() {
+    [ -n "$uv" ] && apply_settings uv && install "$uv" pip install --quiet --python "$env/bin/python"
+}
+with_pip() { # python: with its own pip, with the one it bundles, or with ours
+    if "$1" -c 'import pip, sys; sys.exit([*map(int, pip.__version__.split(".")[:2])] < [22, 3])' 2>/dev/null; then
+        set -- "$1" -m pip --python "$env/bin/python"
+    elif "$env/bin/python" -m ensurepip >/dev/null 2>&1; then
+        set -- "$env/bin/python" -m pip
+    elif [ -f "$pip_wheel" ]; then
+        set -- "$env/bin/python" "$pip_wheel/pip"
+    else
+        fail 73
+    fi
+    apply_settings pip "$@" || return 1
+    # Modules are compiled when imported; compiling everything takes several times as long as installing it.
+    install "$@" install --quiet --no-compile --progress-bar off $trusted
+}
+
+write_lists() { # one file of requirements for each kind
+    for part in exact hashed plain constraints; do
+        printf '%s\n' "$requirements" | sed -n "s/^$part //p" >"$lists/$part.txt" || return 1
+    done
+}
+"""
+
 # Makes the environment in its final place (environments can't be moved) under a lock, and marks it once it is complete:
 # neither a crash nor two concurrent drivers can leave a partial one that looks usable. Requirements come over stdin.
 BUILD = (
@@ -176,39 +219,9 @@ fresh() { # python: make an empty environment of it
     rm -rf "$env"
     "$1" -m venv --without-pip "$env" || { rm -rf "$env"; "$1" -m virtualenv --quiet --no-seed "$env"; }
 }
-apply_settings() { # tool, and the command that runs it: apply the host's own settings that are to be kept
-    tool=$1
-    shift
-    lines=$("$env/bin/python" -I -c "$settings" "$tool" "$own" "$index" "$env/uv.toml" "$@") || return 1
-    eval "$lines"
-}
-install() { # command: those with hashes separately, since then all their dependencies must have hashes, too
-    for part in exact hashed plain; do
-        [ -s "$env/$part.txt" ] || continue
-        deps=
-        # Dependencies need not be found where the driver's metadata holds: they are listed.
-        if [ "$part" = exact ] && [ "$same" = "$(uname -s) $(uname -m)" ]; then deps=--no-deps; fi
-        "$@" $deps -r "$env/$part.txt" -c "$env/constraints.txt" || return 1
-    done
-}
-with_uv() {
-    [ -n "$uv" ] && apply_settings uv && install "$uv" pip install --quiet --python "$env/bin/python"
-}
-with_pip() { # python: with its own pip, with the one it bundles, or with ours
-    if "$1" -c 'import pip, sys; sys.exit([*map(int, pip.__version__.split(".")[:2])] < [22, 3])' 2>/dev/null; then
-        set -- "$1" -m pip --python "$env/bin/python"
-    elif "$env/bin/python" -m ensurepip >/dev/null 2>&1; then
-        set -- "$env/bin/python" -m pip
-    elif [ -n "$pip_wheel" ]; then
-        set -- "$env/bin/python" "$pip_wheel/pip"
-    else
-        fail 73
-    fi
-    apply_settings pip "$@" || return 1
-    # Modules are compiled when imported; compiling everything takes several times as long as installing it.
-    install "$@" install --quiet --no-compile --progress-bar off $trusted
-}
-
+"""
+    + _INSTALLER
+    + r"""
 python=
 IFS='
 '
@@ -222,14 +235,40 @@ unset IFS
 if [ -z "$python" ]; then
     if [ -n "$uv" ] && [ -z "$asked" ] && fresh "$minor"; then python=$env/bin/python; else fail 72; fi
 fi
-for part in exact hashed plain constraints; do
-    printf '%s\n' "$requirements" | sed -n "s/^$part //p" >"$env/$part.txt" || fail 1
-done
+lists=$env into=
+write_lists || fail 1
 echo @installing
 with_uv || with_pip "$python" || fail 1
 rm -f "$env"/*.txt "$env/uv.toml" # they may contain passwords of indexes
 "$env/bin/python" -c 'from cloudpickle import dumps; from msgpack import packb' || fail 1
 : >"$env/.complete" || fail 1
+"""
+)
+
+# Installs more for the slots of a running agent, in a folder of its own: they look there for what they do not find
+# elsewhere. It appears there complete or not at all, and never changes.
+SUPPLY = (
+    DISKS
+    + r"""
+exec 2>&1
+LC_ALL=C
+export LC_ALL
+unset PYTHONHOME PYTHONPATH VIRTUAL_ENV CONDA_PREFIX UV_WORKING_DIR UV_PROJECT
+umask 077
+requirements=$(cat)
+into=$run/packages/.$name lists=$run/packages/.$name.lists
+fail() { disks; rm -rf "$into" "$lists"; exit "$1"; }
+trap 'fail 143' HUP INT TERM
+cd "$run/packages" && mkdir "$into" "$lists" || fail 1
+"""
+    + _INSTALLER
+    + r"""
+write_lists || fail 1
+python=$(printf '%s\n' "$pythons" | head -n 1)
+echo @installing
+with_uv || with_pip "${python:-$env/bin/python}" || fail 1
+rm -rf "$lists"
+mv "$into" "$run/packages/$name" || fail 1
 """
 )
 
@@ -245,14 +284,14 @@ born() { # pid: print its start time in the kernel's units, or nothing if that i
     printf '%s' "${20}"
 }
 trap 'rm -rf "$run" "$folder"; exit 143' HUP TERM # the driver has given up: no agent will remove them
-mkdir "$run" || { disks; exit 1; }
+mkdir "$run" "$run/packages" || { disks; exit 1; }
 [ "$folder" = "$run" ] || mkdir "$folder" || { disks; exit 1; }
 node=$(uname -n)
 printf '%s %s %s\n' "$node" "${env##*/}" "$folder" >"$run/owner"
 touch "$env/.complete" "$root/code/$code"
 unset PYTHONHOME PYTHONPATH
-PATH=$env/bin:$PATH VIRTUAL_ENV=$env
-export PATH VIRTUAL_ENV
+PATH=$env/bin:$PATH VIRTUAL_ENV=$env SKYWARD_PACKAGES=$run/packages
+export PATH VIRTUAL_ENV SKYWARD_PACKAGES
 cd || exit 1
 { umask "$mask" && exec "$env/bin/python" -P -c '"""
     + RUN.format("skyward.worker.agent")

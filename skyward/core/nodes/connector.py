@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from skyward.core import registry
 from skyward.core.errors import (
@@ -76,6 +76,7 @@ class Connector:
         self._secret = machine.secret
         self._host = {"python": machine.python, "prelude": machine.prelude}
         self._relay = ""
+        self._supply: Callable[[Shell, PackageLists], Awaitable[None]] | None = None
         self._relayed = False  # whether channels must go through a command, since the machine does not allow others
         self._on_step = on_step
         self._on_doubt = on_doubt
@@ -115,7 +116,21 @@ class Connector:
             finally:
                 awake.cancel()
             self._address, self._secret, self._relay = agent.address, agent.secret, agent.relay
+            self._supply = agent.supply
         return self._secret
+
+    @property
+    def supply(self) -> Callable[[PackageLists], Awaitable[None]] | None:
+        """Installs further packages for the agent's slots; None for an agent that was not started here."""
+        return None if self._supply is None else self._install
+
+    async def _install(self, packages: PackageLists) -> None:
+        if self._link is None or self._link.shell is None or self._supply is None:
+            raise LinkError(f"{self._endpoint}: there is no link")
+        try:
+            await self._supply(self._link.shell, packages)
+        except TimeoutError as error:
+            raise BootstrapFailed(f"{self._endpoint}: {error}") from error
 
     async def _reach(self) -> Link:
         """Make the first link, retrying while the machine may still be booting."""

@@ -25,6 +25,7 @@ from skyward.core.nodes.gpu_survey import GpuSurvey
 from skyward.core.nodes.greeting import Greeting
 from skyward.core.nodes.link_breaks import Breaks, LinkProgress
 from skyward.core.nodes.timing import Timing
+from skyward.core.packages.lists import PackageLists
 from skyward.core.protocol.mailbox import Inbox, Outbox
 from skyward.core.protocol.messages import Ack, Gpus, Message, Ping, Pong, Ready, Setup
 from skyward.core.protocol.wire import Buffer, Filled, Received
@@ -93,6 +94,8 @@ class Session:
         self.facts: dict[str, Any] = {}
         self.round_trip: float | None = None
         self.gpus = GpuSurvey(self.send)
+        self.supply: Callable[[PackageLists], Awaitable[None]] | None = None
+        """Installs packages there; None where nothing can be installed. Raises errors of ours."""
         self.barren = False
         """Whether it was abandoned because no task succeeds there."""
         self._connect = connect

@@ -6,6 +6,7 @@ import platform
 import sys
 import types
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 from packaging.utils import canonicalize_name
 
@@ -52,6 +53,20 @@ class PackagePlan:
 
     def _close(self, names: Sequence[str], lines: Sequence[str]) -> Closure:
         return close(Request(names, lines, self._image.constraints, NEEDED, self._used), self._installed)
+
+    def late(self, module: str) -> PackageLists | None:
+        """What to install in addition where a module is missing; None if no index is known to have it.
+
+        Parameters
+        ----------
+        module
+            Its full name, or the beginning of it.
+        """
+        names = set(self._installed.owners(module)) - TOOLS - {OWN}
+        more = self._close([*self.names, *names], self._image.pip)
+        exact = tuple(line for line in more.exact if line not in self.closure.exact)
+        resolved = tuple(line for line in more.resolved if line not in self.closure.resolved)
+        return replace(self.lists, exact=exact, resolved=resolved) if exact or resolved else None
 
     @property
     def lists(self) -> PackageLists:

@@ -111,6 +111,8 @@ class Completion:
                 "raise Compute(timeout=...), or set it to None for no limit"
             )
         error = self._answers.failure(message, buffers, here=job.is_here)
+        if job.note:
+            error.add_note(job.note)
         self._surroundings.explain(error)
         return error
 

@@ -30,6 +30,7 @@ from skyward.core.tasks.delivery import start_thread
 from skyward.core.tasks.futures import TaskFuture
 from skyward.core.tasks.job_maker import JobMaker
 from skyward.core.tasks.jobs import Job, TaskOptions
+from skyward.core.tasks.late_packages import Supplier
 from skyward.core.tasks.listening_sockets import Listeners
 from skyward.core.tasks.runner import TaskRunner
 
@@ -66,6 +67,8 @@ class Dispatcher:
         Reads answers of nodes; None to unpickle them.
     listeners
         Where byte streams of slots may lead.
+    supplier
+        Knows the packages that nodes can get when a task turns out to need them; None: they get none.
     start_thread
         Starts the threads that complete futures; see `Delivery`.
     """
@@ -88,13 +91,12 @@ class Dispatcher:
         roll_call: float = 5.0,
         answers: Answers | None = None,
         listeners: Listeners | None = None,
+        supplier: Supplier | None = None,
         start_thread: Callable[[Callable[[], None], str], threading.Thread] = start_thread,
     ) -> None:
-        self.surroundings = surroundings or Surroundings(shared=False)
-        self.named: Named = named
+        self.surroundings, self.named = surroundings or Surroundings(shared=False), named
         self._io, self._events = io, events
-        self._snapshots = Snapshots(shares)
-        listeners = listeners or Listeners()
+        self._snapshots, listeners = Snapshots(shares), listeners or Listeners()
         self._maker = JobMaker(self._snapshots, self.surroundings, named, listeners, timeout)
         self._completion = Completion(events, answers or Answers(), self.surroundings, f"{name}-delivery", start_thread)
         self.runner = TaskRunner(
@@ -105,6 +107,7 @@ class Dispatcher:
             isolated=isolated,
             attempts=attempts,
             roll_call=roll_call,
+            supplier=supplier,
         )
         """The half of it in the I/O thread."""
         self._ids = itertools.count(1)

@@ -106,6 +106,8 @@ class Job:
     number: int = 0  # of the message that it was sent in
     began: float = 0.0  # when its node reported that it had begun, by the loop's clock
     withdrawn: bool = False  # not wanted unless it has begun
+    alone: bool = False  # whether its process is to run nothing else
+    note: str = ""  # what was tried in vain to run it
 
     @property
     def lane(self) -> DeliveryQueue:

@@ -20,6 +20,7 @@ from skyward.core.tasks import schedule_events
 from skyward.core.tasks.answers import take_files
 from skyward.core.tasks.completion import Completion
 from skyward.core.tasks.jobs import Job
+from skyward.core.tasks.late_packages import LatePackages, Supplier
 from skyward.core.tasks.listening_sockets import Listeners
 from skyward.core.tasks.output_lines import OutputLines
 from skyward.core.tasks.roll_caller import RollCaller
@@ -68,6 +69,8 @@ class TaskRunner:
         The pool's defaults for `TaskOptions`.
     roll_call
         Seconds between two times that nodes are asked which tasks they have.
+    supplier
+        Knows the packages that nodes can get when a task turns out to need them; None: they get none.
     """
 
     def __init__(
@@ -80,6 +83,7 @@ class TaskRunner:
         isolated: bool,
         attempts: int,
         roll_call: float,
+        supplier: Supplier | None = None,
     ) -> None:
         self.jobs: dict[int, Job] = {}
         """Tasks that have not settled; other threads may count them."""
@@ -92,6 +96,7 @@ class TaskRunner:
         self._nodes: dict[str, _LiveNode] = {}
         self._distributor = Distributor()
         self._roll_caller = RollCaller(roll_call, self._held)
+        self._late = LatePackages(supplier, events, self._run, self.handle)
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -134,6 +139,7 @@ class TaskRunner:
         if job.node:
             job.future.began, job.began = False, 0.0  # it is retried
         job.node, job.is_here = node.session.node, node.session.shares
+        job.alone = alone
         node.newest = max(node.newest, job.id)
         buffers = job.buffers
         if job.blobs:
@@ -144,11 +150,13 @@ class TaskRunner:
         job.number = node.session.send(message, buffers)
 
     def _stop(self, command: schedule_events.Stop) -> None:
-        self._nodes[command.node].session.send(messages.Cancel(command.task))
+        if not self._late.stop(self.jobs[command.task]):
+            self._nodes[command.node].session.send(messages.Cancel(command.task))
 
     def _withdraw(self, command: schedule_events.Withdraw) -> None:
         self.jobs[command.task].withdrawn = True
-        self._nodes[command.node].session.send(messages.Cancel(command.task, running=False))
+        if not self._late.stop(self.jobs[command.task]):
+            self._nodes[command.node].session.send(messages.Cancel(command.task, running=False))
 
     def _recall(self, command: schedule_events.Recall) -> None:
         """Ask for tasks, except those better left there: sending them elsewhere would take a round trip."""
@@ -166,6 +174,7 @@ class TaskRunner:
 
     def _settle(self, command: schedule_events.Settle) -> None:
         job = self.jobs.pop(command.task)
+        self._late.settled(job)
         del job.lane.out[job.id]
         job.verdict = command.verdict
         job.buffers = []
@@ -238,6 +247,8 @@ class TaskRunner:
             if mine.blobs and mine.group.arrays is not None:
                 mine.group.arrays.ran(message.seconds)
         self._distributor.release(session.node, message.task)
+        if mine is not None and isinstance(message, messages.Failed) and self._late.takes(session, mine, message):
+            return
         seconds, outcome = message.seconds, Outcome.ANSWERED
         measured: float | None = seconds
         if isinstance(message, messages.Failed):
@@ -259,7 +270,7 @@ class TaskRunner:
         """Return the tasks that a node should have, for `RollCaller`: a question must not overtake the task itself."""
         arrived = session.acknowledged
         jobs = [self.jobs[task] for task in self.schedule.out(session.node)]
-        return {job.id: job.number for job in jobs if job.number <= arrived}
+        return {job.id: job.number for job in jobs if job.number <= arrived and not self._late.holds(job)}
 
     def _printed(self, node: _LiveNode, message: messages.Output, buffers: list[Filled]) -> None:
         node.output.received(message, buffers)
@@ -308,6 +319,7 @@ class TaskRunner:
             self._roll_caller.node_down(name)
             self._completion.lost[name] = reason
         self._distributor.node_down(name)
+        self._late.node_down(name)
         if node is not None:
             self.handle(schedule_events.NodeDown(name, begun))
 

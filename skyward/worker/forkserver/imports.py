@@ -23,6 +23,7 @@ from types import ModuleType
 import msgpack
 
 from skyward.core.protocol.messages import THREAD_VARIABLES
+from skyward.worker import arrivals
 
 __all__ = ["Imports", "Unfit", "import_ahead", "parse"]
 
@@ -134,6 +135,7 @@ def _folders() -> tuple[str, ...]:
     found += site.getsitepackages()
     if site.ENABLE_USER_SITE:
         found.append(site.getusersitepackages())
+    found.append(os.environ.get(arrivals.FOLDER, found[0]))
     return tuple(os.path.join(folder, "") for folder in found)
 
 

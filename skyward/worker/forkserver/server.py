@@ -27,7 +27,7 @@ import msgpack
 
 from skyward.core.protocol.framing import read_frame
 from skyward.core.whoami import Seats
-from skyward.worker import blob_store, bridge, slot
+from skyward.worker import arrivals, blob_store, bridge, slot
 from skyward.worker.forkserver import imports
 from skyward.worker.forkserver.heirs import Heirs
 from skyward.worker.forkserver.liveness import LIMITS, Limits
@@ -405,6 +405,7 @@ def live(control: socket.socket) -> None:
     prepare(config)
     bridge.install(config["bridge"])  # here, since it imports a lot; slots inherit it
     slot.prepare_modules()
+    arrivals.install()
     settings = slot.Settings(**{name: config[name] for name in _SETTINGS})
     reports, slots_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     for sock in (reports, slots_end):
