@@ -77,6 +77,9 @@ class Session:
         Returns for how many seconds the node may be without a link; called again and again. None: `Timing.give_up`.
     """
 
+    supply: Callable[[PackageLists], Awaitable[None]] | None = None
+    """Installs packages on the node; None where nothing can be installed. Raises errors of ours."""
+
     def __init__(
         self,
         node: str,
@@ -94,8 +97,6 @@ class Session:
         self.facts: dict[str, Any] = {}
         self.round_trip: float | None = None
         self.gpus = GpuSurvey(self.send)
-        self.supply: Callable[[PackageLists], Awaitable[None]] | None = None
-        """Installs packages there; None where nothing can be installed. Raises errors of ours."""
         self.barren = False
         """Whether it was abandoned because no task succeeds there."""
         self._connect = connect
