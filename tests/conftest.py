@@ -24,6 +24,8 @@ if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
 
 # Inherited from the shipped suites, which know nothing of our marks.
 _SLOW = {"test_fifty_megabytes_go_both_ways_at_once", "test_a_channel_that_is_not_read_does_not_hold_up_another"}
+# 125 new seeds of the simulation take seconds of a processor: one lot is enough for `make check`.
+_SLOW |= {f"test_new_seeds[{part}]" for part in range(1, 8)}
 
 _GRACE = 5.0  # seconds that threads and processes which are ending may take
 
