@@ -23,9 +23,12 @@ if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # Inherited from the shipped suites, which know nothing of our marks.
-_SLOW = {"test_fifty_megabytes_go_both_ways_at_once", "test_a_channel_that_is_not_read_does_not_hold_up_another"}
-# 125 new seeds of the simulation take seconds of a processor: one lot is enough for `make check`.
-_SLOW |= {f"test_new_seeds[{part}]" for part in range(1, 8)}
+_SLOW = {
+    "test_a_channel_that_is_not_read_does_not_hold_up_another",
+    "test_concurrent_queries_do_not_mix",
+    "test_fifty_megabytes_go_both_ways_at_once",
+}
+_SLOW |= {f"test_new_seeds[{part}]" for part in range(8)}  # of the simulation: 125 each
 
 _GRACE = 5.0  # seconds that threads and processes which are ending may take
 
