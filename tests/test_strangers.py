@@ -12,7 +12,6 @@ from multiprocessing.connection import Client, Listener
 from pathlib import Path
 from typing import Any
 
-import cloudpickle
 import pytest
 from joblib import Parallel, delayed
 
@@ -254,15 +253,13 @@ def test_modules_that_hosts_lack(
     monkeypatch.syspath_prepend(str(tmp_path))
     import helpers_of_mine  # type: ignore[import-not-found]
 
-    with sky.Compute(**reach(lab_hosts(1)), plugins=[sky.plugins.joblib()]):
-        advice = r"on node node-1\. It is one of your own modules, .*register_pickle_by_value\(helpers_of_mine\)"
+    image = {"exclude": ["helpers_of_mine", "tests"]}
+    with sky.Compute(**reach(lab_hosts(1), image), plugins=[sky.plugins.joblib()]):
+        advice = r"on node node-1\. It is one of your own modules, .*exclude=.*local=\['helpers_of_mine'\]"
         with pytest.raises(sky.PayloadError, match=advice):
             Parallel(n_jobs=-1)(delayed(helpers_of_mine.twice)(i) for i in range(3))
-        cloudpickle.register_pickle_by_value(helpers_of_mine)
-        try:
-            assert Parallel(n_jobs=-1)(delayed(helpers_of_mine.twice)(i) for i in range(3)) == [0, 2, 4]
-        finally:
-            cloudpickle.unregister_pickle_by_value(helpers_of_mine)
+    with sky.Compute(**reach(lab_hosts(1), {"local": ["helpers_of_mine"]}), plugins=[sky.plugins.joblib()]):
+        assert Parallel(n_jobs=-1)(delayed(helpers_of_mine.twice)(i) for i in range(3)) == [0, 2, 4]
         with pytest.raises(ModuleNotFoundError) as caught:
             Parallel(n_jobs=-1)(delayed(__import__)("hypothesis") for _ in range(3))
         assert "hypothesis==" in caught.value.__notes__[0]

@@ -49,6 +49,11 @@ class Image:
         What nodes that do not use the driver's environment get of its packages, in its versions. ``"auto"``: what its
         program imports, and what `pip` names if the driver's version fits, with all that they depend on. ``"all"``:
         everything. ``"none"``: only what `pip` and the plugins name, in the newest versions that fit.
+    local
+        Modules and packages of your own that nodes need, in addition to those that the program and its files import:
+        names, or paths of files and folders. An installed package that is named is sent as it is here.
+    exclude
+        What of your own code nodes do not get: names of modules, or patterns such as ``"churn/data/*"`` or ``"*.csv"``.
 
     Raises
     ------
@@ -67,9 +72,11 @@ class Image:
     requirements: str | os.PathLike[str] | None = None
     constraints: Sequence[str] = ()
     sync: Sync = "auto"
+    local: Sequence[str] = ()
+    exclude: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        for name in ("pip", "apt", "extra_index", "preload", "constraints"):
+        for name in ("pip", "apt", "extra_index", "preload", "constraints", "local", "exclude"):
             object.__setattr__(self, name, _strings(getattr(self, name), f"Image {name}"))
         for name in ("pip", "constraints"):
             lines = tuple(requirements.check(line, f"Image {name}={line!r}") for line in getattr(self, name))

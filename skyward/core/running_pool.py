@@ -18,6 +18,7 @@ from collections.abc import Callable
 
 from skyward.core import nesting, pool_arguments, registry
 from skyward.core.audience import Audience
+from skyward.core.code.local_code import CodeSettings
 from skyward.core.events import Events, Note, PoolClosed, PoolReady, PoolStarted
 from skyward.core.interfaces import Channel
 from skyward.core.interrupts import Interrupts
@@ -73,6 +74,7 @@ class RunningPool:
             named="all" if CAN_SHARE and settings.is_local else "none",
             surroundings=_surroundings(settings),
             supplier=settings.packages,
+            local_code=CodeSettings(not settings.is_local, tuple(settings.image.local), tuple(settings.image.exclude)),
             name=f"skyward-{settings.name}",
         )
         plan = Plan(
@@ -116,6 +118,7 @@ class RunningPool:
         settings = self._settings
         names = settings.provider_names
         self.events.emit(PoolStarted(settings.name, names, settings.nodes.max, settings.worker.slots))
+        self._find_code()
         if not settings.reads_data and pool_arguments.of_strangers(settings.providers):
             self._warn(f'results="any": whoever owns the machines of {names} can run code in this process')
         starting = self._io.start(self.provisioner.start())
@@ -130,6 +133,14 @@ class RunningPool:
     def status(self) -> PoolStatus:
         """See `Compute.status`."""
         return PoolStatus(self._settings.name, self._io.start(self.provisioner.status()).result())
+
+    def _find_code(self) -> None:
+        """Find the user's own code before anything is bought, and say what of it nodes get."""
+        code = self.dispatcher.code
+        if code is not None and code.sent:
+            code.now(call=True)
+            if summary := code.summary:
+                self.events.emit(Note(f"sends {summary}"))
 
     def withdraw(self) -> None:
         """Cancel the tasks that have not started; from any thread."""
@@ -296,6 +307,7 @@ def _setup(settings: PoolSettings) -> Setup:
         cwd=os.getcwd() if local else None,
         preload=list(image.preload),
         data=settings.reads_data,
+        code=not local,
         around=[name for plugin in settings.plugins if (name := plugin.around_worker()) is not None],
         orphan_timeout=settings.order.orphan_timeout,
         argv=[str(argument) for argument in getattr(sys, "argv", [])],

@@ -38,6 +38,7 @@ from skyward.core.protocol.messages import (
     Blob,
     Bye,
     Cancel,
+    Code,
     Fetch,
     Forget,
     Gpus,
@@ -383,6 +384,7 @@ class Agent:
 
     _NUMBERED: ClassVar[dict[type[Any], Callable[[Agent, SlotPool, Any, Received], None]]] = {
         Run: lambda _, slots, message, received: slots.submit(message, received.buffers),
+        Code: lambda _, slots, message, received: slots.code(message, received.buffers[0]),
         Cancel: lambda _, slots, message, __: slots.cancel(message),
         Recall: lambda _, slots, message, __: slots.recall(message),
         Inquire: lambda _, slots, message, __: slots.inquire(message.tasks),

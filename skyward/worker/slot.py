@@ -35,7 +35,7 @@ from skyward.core.protocol.messages import Done, Failed, Failure, Inquire, Missi
 from skyward.core.protocol.wire import Buffer, Filled, Role, Wire
 from skyward.core.system import open_files
 from skyward.core.whoami import Seats
-from skyward.worker import thread_limits
+from skyward.worker import code_folders, thread_limits
 from skyward.worker.forkserver.imports import Imports
 from skyward.worker.leaks import Growth
 from skyward.worker.process import heed_interrupts
@@ -69,6 +69,8 @@ class Settings:
         Whether the owner reads results as data.
     gpus
         For each slot, from 1, the environment variables by which it sees its own GPUs; empty if all see all.
+    code
+        Folder with a folder for each version of the user's code; empty if nodes use the driver's own files.
     """
 
     node: str
@@ -77,6 +79,7 @@ class Settings:
     result_files: str | None = None
     data: bool = False
     gpus: Sequence[Mapping[str, str | None]] = ()
+    code: str = ""
 
     @property
     def named(self) -> memory_maps.Named:
@@ -117,6 +120,7 @@ class Slot:
         self.growth = Growth()
         self.imports = Imports(import_reports)
         self.pid = 0
+        self._code = 0  # the version that this process has
         self._sending = threading.Lock()  # guards the wire's sending half and the order of writes
         self._tasks: queue.SimpleQueue[tuple[Run, list[Filled]]] = queue.SimpleQueue()
         self._held: set[int] = set()  # unanswered tasks of threads
@@ -152,13 +156,22 @@ class Slot:
                 elif not isinstance(message, Run):
                     continue
                 elif shared:
+                    self._enter_code(message.code)
                     self._to_thread(message, received.buffers)
                 elif self.claims.claim(message.task):
+                    self._enter_code(message.code)
                     self.answer(message, received.buffers)
                     self.imports.report()
                     if self.growth.exceeded() and self.claims.drawn is None:
                         return  # a new slot gets the tasks that have not begun
                 del received  # it holds the task's arguments, and the next message may come much later
+
+    def _enter_code(self, version: int) -> None:
+        """Take the version of a task; the agent sends no task of another."""
+        if version and version != self._code:
+            self._code = version
+            if self.settings.code:
+                code_folders.enter(f"{self.settings.code}/{version}")
 
     def _receive(self, buffer: mmap.mmap) -> int:
         while True:

@@ -16,6 +16,7 @@ from skyward.core.payload.shared_file import remove
 from skyward.core.protocol.messages import (
     Began,
     Cancel,
+    Code,
     Done,
     Failed,
     Message,
@@ -34,6 +35,7 @@ from skyward.worker import exit_status
 from skyward.worker.agent_system import AgentSystem
 from skyward.worker.blob_store import Store
 from skyward.worker.bridge import Bridge
+from skyward.worker.code_folders import CodeFolders
 from skyward.worker.forkserver.client import ForkServerClient, fork_config
 from skyward.worker.forkserver.launch import ForkServerProcess
 from skyward.worker.forkserver.protocol import EXITED, FAILED, FORKED, UP
@@ -99,7 +101,8 @@ class SlotPool:
         self._system = system
         self._owner = OwnerTraffic(post, self._throttle)
         store = Store(max_adopted=(open_files.limit() - _files(setup.concurrency)) // 2)
-        self.blobs = TaskBlobs(store, self._owner.post, self._warn, lambda task: self._apply(self.table.unblock(task)))
+        self.blobs = TaskBlobs(store, self._owner.post, self._warn, self._has_blobs)
+        self._code = CodeFolders(f"{folder}/code", store, self._unblock, self._refuse_task) if setup.code else None
         self._processes: dict[int, SlotProcess] = {}
         self._tasks: dict[int, PendingTask] = {}
         self._progress = TaskProgress(
@@ -113,7 +116,9 @@ class SlotPool:
         self._bridge = Bridge(loop, f"{folder}/bridge.sock", self._owner.stream)
         result_files = store.result_files() if setup.shares else None
         self._results = UnclaimedFiles(result_files)
-        self._config = fork_config(setup, cores, self._bridge.path, result_files, own)
+        places = {"bridge": self._bridge.path, "result_files": result_files}
+        places["code"] = self._code.folder if self._code is not None else ""
+        self._config = fork_config(setup, cores, places, own)
         self._fork_server = self._new_fork_server(server=server)
 
     def __repr__(self) -> str:
@@ -126,8 +131,34 @@ class SlotPool:
         if run.task in self._tasks:
             return
         self._tasks[run.task] = PendingTask(run, buffers)
-        blocked = bool(run.blobs) and not self.blobs.use(run)
-        self._apply(self.table.submit(run.task, run.isolated, blocked))
+        blocked = bool(run.blobs) and not self.blobs.use(run.task, run.blobs.values())
+        if run.code and self._code is not None:
+            blocked = not self._code.use(run.task, run.code) or blocked
+        self._apply(self.table.submit(run.task, run.isolated, blocked, run.code))
+        if blocked and self._code is not None and (problem := self._code.refusal(run.code)):
+            self._refuse_task(run.task, problem)
+
+    def code(self, code: Code, manifest: Buffer) -> None:
+        """Take a version of the user's code, whose bundles arrive as blobs."""
+        if self._code is None:
+            raise ProtocolError("Code where Setup says that there is none")
+        self._code.announced(code, manifest)
+        if self.blobs.use(-code.version, set(code.bundles)):
+            self._has_blobs(-code.version)
+
+    def _has_blobs(self, number: int) -> None:
+        """All blobs have arrived that a task needs or, if the number is negative, a version of the code."""
+        if number > 0:
+            self._unblock(number)
+        elif self._code is not None:
+            self.blobs.release(number, set(self._code.arrived(-number)))
+
+    def _unblock(self, task: int) -> None:
+        if not self.blobs.lacks(task) and not (self._code is not None and self._code.lacks(task)):
+            self._apply(self.table.unblock(task))
+
+    def _refuse_task(self, task: int, detail: str) -> None:
+        self._apply(self.table.refuse(task, detail))
 
     def cancel(self, request: Cancel) -> None:
         """Cancel a task: whatever it does, or only if it has not begun."""
@@ -292,7 +323,9 @@ class SlotPool:
         pending = self._tasks.pop(task)
         pending.stop_timer()
         if pending.run.blobs:
-            self.blobs.release(pending.run)
+            self.blobs.release(task, pending.run.blobs.values())
+        if self._code is not None:
+            self._code.release(task)
 
     # --- messages of slots ---
 

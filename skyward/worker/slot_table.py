@@ -5,6 +5,9 @@ no socket, process, clock or log. A *slot* here is a process: an isolated one ru
 runs several in threads. A slot that must not be used again is *retired*: it gets no new task, and is killed when the
 tasks in it that somebody still waits for have ended.
 
+A task may name a version of the user's code. A slot takes that of its first such task, and gets no task of another: an
+idle slot is replaced where only a task of another version waits.
+
 While tasks are so short that the hand-over matters, isolated slots hold some tasks *ahead*. Those that have not begun
 can be reclaimed (`Reclaim`), so no task waits behind a long one while another slot is free. The slot's tasks must be
 reclaimed before any event is reported other than `finished`: only then is it known which task a cancellation, a time
@@ -81,6 +84,7 @@ class Slot:
     bare: bool = False  # its tasks ahead were reclaimed, and it has got none since
     fresh: bool = True  # it has never finished a task
     given: bool = False  # it was handed one
+    code: int = 0  # version of the code that it has; 0 for none yet
     tasks: dict[int, None] = field(default_factory=dict)
     live: set[int] = field(default_factory=set)
 
@@ -105,6 +109,15 @@ class Slot:
         return 0 if self.shared or not self.tasks else len(self.tasks) - 1
 
 
+_Need = tuple[bool, int]
+"""What a task needs: whether a process of its own, and which version of the code."""
+
+
+def _fits(slot: Slot, code: int) -> bool:
+    """Whether a slot can run a task of that version."""
+    return slot.code == code or not slot.code or not code
+
+
 class SlotTable:
     """Waiting tasks, slots, and which task runs where.
 
@@ -119,8 +132,8 @@ class SlotTable:
         self.slots: dict[int, Slot] = {}
         self.running: dict[int, Slot] = {}
         """The slot of each task that was handed over and that somebody waits for."""
-        self._ready: OrderedDict[int, bool] = OrderedDict()  # task -> isolated, first come first served
-        self._blocked: dict[int, bool] = {}  # tasks that lack some of their blobs
+        self._ready: OrderedDict[int, _Need] = OrderedDict()  # task -> what it needs, first come first served
+        self._blocked: dict[int, _Need] = {}  # tasks that lack some of their blobs, or their code
         self._cancelled: OrderedDict[int, None] = OrderedDict()
         self._idle: dict[int, Slot] = {}  # isolated slots without a task; the last used is used first
         self._shared: Slot | None = None
@@ -158,7 +171,7 @@ class SlotTable:
         self._idle.update((slot.number, slot) for slot in new)
         return [Fork(slot.number, False) for slot in new]
 
-    def submit(self, task: int, isolated: bool, blocked: bool = False) -> list[Command]:
+    def submit(self, task: int, isolated: bool, blocked: bool = False, code: int = 0) -> list[Command]:
         """A task has arrived. No effect if it is known.
 
         Parameters
@@ -169,6 +182,8 @@ class SlotTable:
             Whether it needs a process of its own.
         blocked
             Whether something that it needs has not arrived.
+        code
+            The version of the code that its slot must have; 0 for any.
         """
         if task in self._cancelled:
             del self._cancelled[task]
@@ -176,9 +191,9 @@ class SlotTable:
         if self.waits(task) or task in self.running:
             return []
         if blocked and self._closed is None:
-            self._blocked[task] = isolated
+            self._blocked[task] = isolated, code
             return []
-        self._ready[task] = isolated
+        self._ready[task] = isolated, code
         return self.dispatch()
 
     def unblock(self, task: int) -> list[Command]:
@@ -187,6 +202,10 @@ class SlotTable:
             return []
         self._ready[task] = self._blocked.pop(task)
         return self.dispatch()
+
+    def refuse(self, task: int, detail: str) -> list[Command]:
+        """Something that the task needs will not arrive."""
+        return [] if self._blocked.pop(task, None) is None else [Settle(task, Failure.REFUSED, detail)]
 
     def waits(self, task: int) -> bool:
         """Whether the task is here and was not handed to a slot."""
@@ -250,7 +269,7 @@ class SlotTable:
                 self._take(slot, task)
                 slot.live.discard(task)
                 del self.running[task]
-                self._ready[task] = True
+                self._ready[task] = True, slot.code
                 self._ready.move_to_end(task, last=False)
         if not slot.tasks and not slot.retired:
             self._idle[number] = slot
@@ -296,7 +315,7 @@ class SlotTable:
         for number, slot in reversed(list(self.slots.items())):
             for task in [] if number in made else reversed([task for task in slot.tasks if task in slot.live]):
                 del self.running[task]
-                self._ready[task] = not slot.shared
+                self._ready[task] = not slot.shared, slot.code
                 self._ready.move_to_end(task, last=False)
             if number not in made:
                 slot.live.clear()
@@ -331,14 +350,12 @@ class SlotTable:
             commands += (Settle(task, Failure.REFUSED, self._closed) for task in self._ready)
             self._ready.clear()
         while self._ready and len(self.running) - self._ahead < self.concurrency:
-            task, isolated = self._ready.popitem(last=False)
-            slot = self._shared
-            if isolated:
-                slot = self._idle.popitem()[1] if self._idle else None
+            task, (isolated, code) = self._ready.popitem(last=False)
+            slot = self._idle_slot(code, commands) if isolated else self._shared_slot(code, commands)
             if slot is None:
                 slot = self._add(shared=not isolated)
                 commands.append(Fork(slot.number, slot.shared))
-            self._give(slot, task, commands)
+            self._give(slot, task, code, commands)
         if self._ahead and not self._ready and len(self.running) - self._ahead < self.concurrency:
             fullest = max(self.slots.values(), key=lambda slot: -1 if slot.bare else slot.ahead)
             if fullest.ahead and not fullest.bare:
@@ -347,16 +364,43 @@ class SlotTable:
 
     def _stock(self, slot: Slot, commands: list[Command]) -> None:
         """Hand tasks ahead to a busy slot."""
-        while slot.tasks and slot.ahead < self._depth and self._ready and next(iter(self._ready.values())):
-            self._give(slot, self._ready.popitem(last=False)[0], commands)
+        while slot.tasks and slot.ahead < self._depth and self._ready:
+            isolated, code = next(iter(self._ready.values()))
+            if not isolated or not _fits(slot, code):
+                return
+            self._give(slot, self._ready.popitem(last=False)[0], code, commands)
             slot.bare = False
 
     def _learn(self, seconds: float) -> None:
         self.mean = seconds if self.mean is None else self.mean + _SMOOTH * (seconds - self.mean)
         self._depth = min(_MAX_DEPTH, max(int(_MAX_AHEAD / max(self.mean, 1e-6)), int(self.mean < _ONE_AHEAD)))
 
-    def _give(self, slot: Slot, task: int, commands: list[Command]) -> None:
+    def _idle_slot(self, code: int, commands: list[Command]) -> Slot | None:
+        """Take the idle slot that was used last and has that code; None if one is to be made, perhaps in its place."""
+        if not self._idle:
+            return None
+        number, slot = self._idle.popitem()
+        if _fits(slot, code):
+            return slot
+        other = next((other for other in reversed(self._idle.values()) if _fits(other, code)), None)
+        if other is None:
+            self._retire(slot)
+            commands += self._kill_if_useless(slot)
+            return None
+        self._idle[number] = slot
+        return self._idle.pop(other.number)
+
+    def _shared_slot(self, code: int, commands: list[Command]) -> Slot | None:
+        slot = self._shared
+        if slot is None or _fits(slot, code):
+            return slot
+        self._retire(slot)
+        commands += self._kill_if_useless(slot)
+        return None
+
+    def _give(self, slot: Slot, task: int, code: int, commands: list[Command]) -> None:
         self._ahead -= slot.ahead
+        slot.code = slot.code or code
         slot.tasks[task] = None
         slot.given = True
         self._ahead += slot.ahead

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from skyward.core.protocol.messages import Blob, Kept, Run, Share
 from skyward.core.protocol.wire import Buffer
@@ -47,21 +47,33 @@ class TaskBlobs:
     def __repr__(self) -> str:
         return f"<TaskBlobs in {self.store!r}, {len(self._missing)} tasks wait>"
 
-    def use(self, run: Run) -> bool:
-        """Keep a new task's blobs until `release`; returns whether all of them are here."""
-        self.store.use(run.blobs.values())
-        missing = {digest for digest in run.blobs.values() if digest not in self.store}
+    def use(self, task: int, digests: Collection[bytes]) -> bool:
+        """Keep a new task's blobs until `release`; returns whether all of them are here.
+
+        Parameters
+        ----------
+        task
+            Its number, or any other by which `unblock` knows who waits.
+        digests
+            What it needs.
+        """
+        self.store.use(digests)
+        missing = {digest for digest in digests if digest not in self.store}
         if missing:
-            self._missing[run.task] = missing
+            self._missing[task] = missing
             for digest in missing:
-                self._waiting.setdefault(digest, set()).add(run.task)
+                self._waiting.setdefault(digest, set()).add(task)
         return not missing
 
-    def release(self, run: Run) -> None:
+    def lacks(self, task: int) -> bool:
+        """Whether the task waits for a blob."""
+        return task in self._missing
+
+    def release(self, task: int, digests: Collection[bytes]) -> None:
         """The task needs its blobs no longer."""
-        for digest in self._missing.pop(run.task, ()):
-            self._waiting[digest].discard(run.task)
-        self.store.free(run.blobs.values())
+        for digest in self._missing.pop(task, ()):
+            self._waiting[digest].discard(task)
+        self.store.free(digests)
 
     def place(self, run: Run, buffers: Sequence[Buffer]) -> tuple[Run, Sequence[Buffer]]:
         """Replace a task's digests by paths; a blob that has no file is added to the buffers."""

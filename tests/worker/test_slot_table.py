@@ -161,6 +161,36 @@ def test_the_newest_are_returned() -> None:
     assert table.submit(5, True) == [Start(5, 1)]
 
 
+def test_a_slot_runs_tasks_of_one_version_of_the_code() -> None:
+    table = SlotTable(2)
+    table.warm(True)
+    assert table.submit(1, True, code=1) == [Start(1, 2)]
+    assert table.submit(2, True) == [Start(2, 1)]
+    table.finished(2, 1)
+    table.finished(1, 2)
+    assert table.submit(3, True, code=2) == [Start(3, 1)], "the other slot has seen no code yet"
+    table.finished(1, 3)
+    assert table.submit(4, True, code=1) == [Start(4, 2)]
+    assert table.submit(5, True, code=3) == [Kill(1), Fork(3, False), Start(5, 3)]
+    assert table.submit(6, True, code=3) == []
+    assert table.died(1, "killed") == []
+    assert table.finished(2, 4) == [Kill(2), Fork(4, False), Start(6, 4)]
+
+
+def test_threads_of_one_version_finish_in_a_process_that_gets_nothing_new() -> None:
+    table = SlotTable(3)
+    assert table.submit(1, False, code=1) == [Fork(1, True), Start(1, 1)]
+    assert table.submit(2, False, code=2) == [Fork(2, True), Start(2, 2)]
+    assert table.finished(1, 1) == [Kill(1)]
+
+
+def test_a_task_whose_code_will_not_arrive_is_refused() -> None:
+    table = SlotTable(1)
+    assert table.submit(1, True, blocked=True, code=1) == []
+    assert table.refuse(1, "full") == [Settle(1, Failure.REFUSED, "full")]
+    assert table.refuse(1, "full") == table.refuse(9, "full") == []
+
+
 class AnyOrder(RuleBasedStateMachine):
     """In any order of events, each task settles once, no slot is overfilled, and no task waits while a slot is free."""
 
@@ -170,6 +200,8 @@ class AnyOrder(RuleBasedStateMachine):
         self.concurrency = concurrency
         self.next = 0
         self.isolated: dict[int, bool] = {}
+        self.code: dict[int, int] = {}  # the version that a task needs; 0 for any
+        self.seen: dict[int, int] = {}  # the version that a slot has seen
         self.blocked: set[int] = set()
         self.waiting: list[int] = []
         self.settled: set[int] = set()
@@ -195,6 +227,8 @@ class AnyOrder(RuleBasedStateMachine):
                 assert self.processes[command.slot] != self.isolated[command.task]
                 assert command.slot not in self.killed
                 assert command.task == self.waiting.pop(0)  # first come first served
+                if code := self.code[command.task]:
+                    assert self.seen.setdefault(command.slot, code) == code, "no slot sees two versions"
                 if self.isolated[command.task]:
                     self.ahead[command.slot].append(command.task)
                 else:
@@ -234,14 +268,15 @@ class AnyOrder(RuleBasedStateMachine):
             for live, shared in zip(tasks, self.processes.values(), strict=True)
         )
 
-    @rule(isolated=st.booleans(), blocked=st.booleans())
-    def submit(self, isolated: bool, blocked: bool) -> None:
+    @rule(isolated=st.booleans(), blocked=st.booleans(), code=st.sampled_from([0, 1, 1, 2, 3]))
+    def submit(self, isolated: bool, blocked: bool, code: int) -> None:
         self.next += 1
         task = self.next
         self.isolated[task] = isolated
+        self.code[task] = code
         if task not in self.early:
             (self.blocked.add if blocked else self.waiting.append)(task)
-        self.apply(self.table.submit(task, isolated, blocked))
+        self.apply(self.table.submit(task, isolated, blocked, code))
         assert (task in self.early) <= (task in self.settled)
 
     @rule(data=st.data())
@@ -257,6 +292,13 @@ class AnyOrder(RuleBasedStateMachine):
         self.blocked.discard(task)
         self.waiting.append(task)
         self.apply(self.table.unblock(task))
+
+    @precondition(lambda self: self.blocked)
+    @rule(data=st.data())
+    def refuse(self, data: st.DataObject) -> None:
+        task = data.draw(st.sampled_from(sorted(self.blocked)))
+        self.apply(self.table.refuse(task, "no room"))
+        assert task in self.settled
 
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:

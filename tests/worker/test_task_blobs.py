@@ -48,8 +48,8 @@ def run(task: int, *digests: bytes) -> Run:
 
 
 def test_a_task_is_unblocked_by_the_last_of_its_blobs(node: Node) -> None:
-    assert not node.blobs.use(run(1, b"a", b"b"))
-    assert not node.blobs.use(run(2, b"a"))
+    assert not node.blobs.use(1, [b"a", b"b"])
+    assert not node.blobs.use(2, [b"a"])
     node.blobs.keep(Blob(b"a", 4, 0), b"ab")
     assert (node.unblocked, node.grown) == ([], 1)
     node.blobs.keep(Blob(b"a", 4, 2), b"cd")
@@ -57,27 +57,26 @@ def test_a_task_is_unblocked_by_the_last_of_its_blobs(node: Node) -> None:
     node.blobs.keep(Blob(b"b", 1, 0), b"x")
     assert node.unblocked == [2, 1]
     assert node.reported == [Kept(b"a", 4, None), Kept(b"b", 1, None)]
-    assert node.blobs.use(run(3, b"a")), "it is here"
+    assert node.blobs.use(3, [b"a"]), "it is here"
 
 
 def test_a_task_that_was_released_is_not_unblocked(node: Node) -> None:
-    task = run(1, b"a")
-    node.blobs.use(task)
-    node.blobs.release(task)
+    node.blobs.use(1, [b"a"])
+    assert node.blobs.lacks(1)
+    node.blobs.release(1, [b"a"])
     node.blobs.keep(Blob(b"a", 1, 0), b"x")
     assert node.unblocked == []
 
 
 def test_unblocking_one_task_may_release_another(node: Node) -> None:
-    tasks = {number: run(number, b"a") for number in (1, 2)}
-    for task in tasks.values():
-        node.blobs.use(task)
+    for number in (1, 2):
+        node.blobs.use(number, [b"a"])
     unblocked: list[int] = []
 
     def refuse_the_other(task: int) -> None:
         unblocked.append(task)
         if len(unblocked) == 1:
-            node.blobs.release(tasks[3 - task])
+            node.blobs.release(3 - task, [b"a"])
 
     node.blobs._unblock = refuse_the_other
     node.blobs.keep(Blob(b"a", 1, 0), b"x")

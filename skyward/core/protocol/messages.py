@@ -20,6 +20,7 @@ __all__ = [
     "Blob",
     "Bye",
     "Cancel",
+    "Code",
     "Done",
     "Failed",
     "Failure",
@@ -161,6 +162,8 @@ class Setup(NamedTuple):
         How many GPUs each slot sees, or 1/n for a GPU that n slots share; 0: each sees all.
     part
         Number, from 0, and count of the owner's nodes on this machine, among which its GPUs are divided.
+    code
+        Whether the versions of code that tasks name are sent, as `Code`; otherwise they say when slots must be new.
     """
 
     node: str
@@ -180,6 +183,7 @@ class Setup(NamedTuple):
     data: bool = False
     gpus: float = 0.0
     part: list[int] = [0, 1]  # noqa: RUF012 - nobody changes it
+    code: bool = False
 
 
 class Ready(NamedTuple):
@@ -212,6 +216,7 @@ class Run(NamedTuple):
     `blobs` maps the index of an out-of-band buffer to the digest of a blob that was sent, or will be, as `Blob`.
     `isolated`: in a process of its own. `timeout`: seconds from its start. `threads`: BLAS/OpenMP threads.
     `authkey`: the owner's ``multiprocessing.current_process().authkey``, if the call holds proxies of its Managers.
+    `code`: the version of the user's own code that it runs with, 0 for any; no slot ever sees two of them.
     """
 
     task: int
@@ -220,6 +225,17 @@ class Run(NamedTuple):
     threads: int | None
     blobs: dict[int, bytes]
     authkey: bytes = b""
+    code: int = 0
+
+
+class Code(NamedTuple):
+    """A version of the user's own code. One buffer: which files it has, see `core.code.bundles`.
+
+    `bundles` are the digests of the blobs that hold them, in the order that the buffer means. Tasks may arrive before.
+    """
+
+    version: int
+    bundles: list[bytes]
 
 
 class Cancel(NamedTuple):
@@ -397,7 +413,7 @@ class StreamClose(NamedTuple):
 Message = Union[
     Hello, Welcome, Proof, Ping, Pong, Ack, Bye, Setup, Ready, Run, Cancel, Done, Failed, Output, Blob, Forget,
     StreamOpen, StreamData, StreamClose, Recall, Returned, Fetch, Share, Kept, Listening, Peers, Reached,
-    Began, Inquire, Missing, Survey, Gpus,
+    Began, Inquire, Missing, Survey, Gpus, Code,
 ]  # fmt: skip
 
 MESSAGES: tuple[type[Any], ...] = get_args(Message)

@@ -16,6 +16,7 @@ from skyward.core.protocol.messages import (
     Blob,
     Bye,
     Cancel,
+    Code,
     Done,
     Failed,
     Fetch,
@@ -74,7 +75,7 @@ class State(enum.Enum):
 
 
 _ANY = (Ping, Pong, Ack, Bye, StreamData, StreamClose)
-_OWNER = (Setup, Run, Cancel, Recall, Inquire, Blob, Fetch, Share, Forget, Peers, Survey)
+_OWNER = (Setup, Run, Code, Cancel, Recall, Inquire, Blob, Fetch, Share, Forget, Peers, Survey)
 _WORKER = (Ready, Began, Done, Failed, Returned, Missing, Output, StreamOpen, Kept, Listening, Reached, Gpus)
 
 

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from skyward.core.blobs.array_cache import ArrayCache
 from skyward.core.blobs.snapshots import Snapshots
+from skyward.core.code.local_code import CodeSettings, LocalCode
 from skyward.core.errors import PoolNotActive
 from skyward.core.events import Events, TasksQueued
 from skyward.core.ioloop import IOThread
@@ -59,6 +60,8 @@ class Dispatcher:
         this machine.
     surroundings
         What tasks find on this machine's nodes as it is here; None for nothing.
+    local_code
+        How the user's own code gets to nodes; None if nothing of that kind is needed.
     name
         Prefix of the names of threads.
     roll_call
@@ -75,6 +78,8 @@ class Dispatcher:
 
     used = False
     """Whether a task was ever submitted."""
+    _woken = False
+    _closed: str | None = None
 
     def __init__(
         self,
@@ -87,6 +92,7 @@ class Dispatcher:
         shares: bool = False,
         named: Named = "none",
         surroundings: Surroundings | None = None,
+        local_code: CodeSettings | None = None,
         name: str = "skyward",
         roll_call: float = 5.0,
         answers: Answers | None = None,
@@ -97,7 +103,8 @@ class Dispatcher:
         self.surroundings, self.named = surroundings or Surroundings(shared=False), named
         self._io, self._events = io, events
         self._snapshots, listeners = Snapshots(shares), listeners or Listeners()
-        self._maker = JobMaker(self._snapshots, self.surroundings, named, listeners, timeout)
+        self.code = None if local_code is None else LocalCode(self._snapshots, local_code)
+        self._maker = JobMaker(self._snapshots, self.surroundings, named, listeners, self.code, timeout)
         self._completion = Completion(events, answers or Answers(), self.surroundings, f"{name}-delivery", start_thread)
         self.runner = TaskRunner(
             events,
@@ -112,10 +119,8 @@ class Dispatcher:
         """The half of it in the I/O thread."""
         self._ids = itertools.count(1)
         self._inbox: deque[schedule_events.Event | Job] = deque()
-        self._woken = False
         self._on_cancel = self._cancel  # one bound method for all futures
         self._pid = os.getpid()
-        self._closed: str | None = None
 
     def __repr__(self) -> str:
         return f"<Dispatcher {len(self._inbox)} in the inbox; {self.runner}>"

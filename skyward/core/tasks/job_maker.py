@@ -7,6 +7,7 @@ from typing import Any
 
 from skyward.core.blobs.array_cache import ArrayCache
 from skyward.core.blobs.snapshots import Snapshot, Snapshots
+from skyward.core.code.local_code import LocalCode
 from skyward.core.errors import PayloadError
 from skyward.core.labels import label as label_of
 from skyward.core.payload import pickling
@@ -35,6 +36,8 @@ class JobMaker:
         Which memory maps of files are sent as the file's name; see `pickling.dumps`.
     listeners
         Learns which Managers' proxies have been sent.
+    code
+        The user's own code; None if nodes have it.
     timeout
         The pool's default for `TaskOptions.timeout`, in seconds.
     """
@@ -45,12 +48,14 @@ class JobMaker:
         surroundings: Surroundings,
         named: Named,
         listeners: Listeners,
+        code: LocalCode | None,
         timeout: float | None,
     ) -> None:
         self._snapshots = snapshots
         self._surroundings = surroundings
         self._named = named
         self._listeners = listeners
+        self._code = code
         self._timeout = timeout
         self._common = TaskGroup()
 
@@ -78,6 +83,8 @@ class JobMaker:
         ------
         PayloadError
             The call can't be pickled, or is too large.
+        ConfigError
+            The user's own code can't be sent.
         Exception
             There was no memory for copies, or a ``__getattr__`` of the user's raised.
         """
@@ -92,6 +99,7 @@ class JobMaker:
             named=self._named,
             on_proxy=proxies.append,
         )
+        code = None if self._code is None else self._code.of_job(group.code, head)  # pickling may have imported more
         future.size = len(head) + sum(map(len, buffers))
         if future.size > _MAX_SIZE:
             raise PayloadError(f"the call of {label} is larger than {_MAX_SIZE:,} bytes; send less data with it")
@@ -101,6 +109,7 @@ class JobMaker:
         if timeout is not None:
             timeout *= options.count  # the limit is for each of the user's tasks
         job = Job(task, label, future, options, group, timeout, [head, *parts], blobs)
+        job.code = code
         if proxies:
             job.authkey = self._listeners.sent(proxies)
         return job

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from skyward.core.blobs.array_cache import ArrayCache
+from skyward.core.code.local_code import CodeVersion
 from skyward.core.payload import pickling
 from skyward.core.payload.surroundings import Change
 from skyward.core.protocol import messages
@@ -30,6 +31,8 @@ class TaskGroup:
     change
         The surroundings in which its tasks run; None for those at the submission of each task. See
         `Dispatcher.surroundings`.
+    code
+        The version of the user's code that its tasks run with; None for the latest at the submission of each task.
     arrays
         Cache for large arrays that several of its tasks have; see `Dispatcher.arrays`. None to hash every array for
         every task.
@@ -43,6 +46,7 @@ class TaskGroup:
     lane: DeliveryQueue = field(default_factory=DeliveryQueue, repr=False)
     arrays: ArrayCache | None = field(default=None, repr=False)
     change: Change | None = field(default=None, repr=False)
+    code: CodeVersion | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +112,7 @@ class Job:
     withdrawn: bool = False  # not wanted unless it has begun
     alone: bool = False  # whether its process is to run nothing else
     note: str = ""  # what was tried in vain to run it
+    code: CodeVersion | None = None  # of the user's own code, if there is any
 
     @property
     def lane(self) -> DeliveryQueue:

@@ -14,6 +14,8 @@ from importlib.machinery import ModuleSpec
 
 __all__ = ["advice"]
 
+_MEMORY = "in this process's memory"
+
 
 @functools.lru_cache(maxsize=64)  # searching all packages takes a while, and a call may fail thousands of times
 def advice(module: str, here: bool) -> str:
@@ -43,10 +45,13 @@ def advice(module: str, here: bool) -> str:
             return f"The node's {root} differs from the one here: ask for the same, {wanted}"
         return f"Here it comes from {package}; add that to the image: {wanted}"
     if place is not None:
+        if place == _MEMORY:
+            return (
+                f"It is {place}, not in a file: write it to one, or call cloudpickle.register_pickle_by_value({root})"
+            )
         return (
-            f"It is one of your own modules, {place}, and your files are not copied to nodes. Import it at the top of "
-            f"your program and call cloudpickle.register_pickle_by_value({root}) before the task is submitted: then "
-            "what a task uses of it is sent with the task"
+            f"It is one of your own modules, {place}, and nodes get only what your program or its files import by "
+            f"name, without what sky.Image(exclude=[...]) leaves out: name it, sky.Image(local=[{root!r}])"
         )
     return (
         "This program has no such module either, so it can't tell which package contains it: find out, and add the "
@@ -69,7 +74,7 @@ def _place(root: str) -> str | None:
     """Return where this program finds a module: its file or folder, or a description."""
     spec = _spec(root)
     if spec is None:
-        return "in this process's memory" if root in sys.modules else None
+        return _MEMORY if root in sys.modules else None
     if spec.submodule_search_locations:
         return next(iter(spec.submodule_search_locations), None)
     return spec.origin

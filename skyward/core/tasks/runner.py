@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from skyward.core.blobs.distributor import ABOUT_BLOBS, Distributor
 from skyward.core.blobs.snapshots import Snapshots
+from skyward.core.code.local_code import CodeVersion
 from skyward.core.errors import PayloadError, ProtocolError
 from skyward.core.events import Events, Note
 from skyward.core.nodes.session import Session
@@ -50,6 +51,8 @@ class _LiveNode:
     newest: int = 0  # highest number of a task that was sent there
     recalled: int = 0  # number of tasks that it was asked to return
     trouble: str = ""  # why the last failed run there failed
+    code: CodeVersion | None = None  # the latest that it was sent
+    codes: set[int] = field(default_factory=set)  # the numbers of all that it was sent
 
 
 class TaskRunner:
@@ -146,7 +149,9 @@ class TaskRunner:
             self._distributor.use(job.node, job.id, {name: buffers[index + 1] for index, name in job.blobs.items()})
             buffers = [buffer for index, buffer in enumerate(buffers) if index - 1 not in job.blobs]
         isolated = self._isolated if job.options.isolated is None else job.options.isolated
-        message = messages.Run(job.id, isolated or alone, job.timeout, job.options.threads, job.blobs, job.authkey)
+        code = 0 if job.code is None else _send_code(node, job.code, self._distributor)
+        threads = job.options.threads
+        message = messages.Run(job.id, isolated or alone, job.timeout, threads, job.blobs, job.authkey, code)
         job.number = node.session.send(message, buffers)
 
     def _stop(self, command: schedule_events.Stop) -> None:
@@ -336,6 +341,25 @@ class TaskRunner:
     async def drained(self) -> None:
         """Wait until no task is left."""
         await self._idle.wait()
+
+
+def _send_code(node: _LiveNode, code: CodeVersion, distributor: Distributor) -> int:
+    """Make sure that a node gets a version of the user's code; return its number.
+
+    The bundles of the latest version stay in the node's store, from where other nodes may get them.
+    """
+    if code.number in node.codes or code.manifest is None:
+        return code.number
+    name = node.session.node
+    node.codes.add(code.number)
+    node.session.send(messages.Code(code.number, code.bundles), [code.manifest])
+    distributor.use(name, -code.number, code.blobs)
+    done = code
+    if node.code is None or node.code.number < code.number:
+        done, node.code = node.code or code, code
+    if done is not node.code:
+        distributor.release(name, -done.number)
+    return code.number
 
 
 def _check_answer(message: messages.Done | messages.Failed, node: _LiveNode, job: Job | None) -> None:

@@ -270,7 +270,7 @@ class ForkServerClient:
 
 
 def fork_config(
-    setup: Setup, cores: int, bridge: str, result_files: str | None, own: Mapping[str, object]
+    setup: Setup, cores: int, places: Mapping[str, str | None], own: Mapping[str, object]
 ) -> dict[str, Any]:
     """Return the fork server's configuration.
 
@@ -280,10 +280,9 @@ def fork_config(
         The owner's settings.
     cores
         Number of cores that tasks may use.
-    bridge
-        Path of the bridge socket.
-    result_files
-        Folder in which slots leave large results; None to send them.
+    places
+        ``bridge``: path of the bridge socket. ``result_files``: folder in which slots leave large results; None to send
+        them. ``code``: folder of the versions of the user's code; empty if it has none.
     own
         The agent's part: ``scratch``, folders to remove if the agent can't; ``limits``, see `ForkServerClient`; and
         ``gpus``, see `slot.Settings`.
@@ -307,9 +306,8 @@ def fork_config(
         "preload": setup.preload,
         "data": setup.data,
         "around": setup.around,
-        "bridge": bridge,
         "threads": limit,
-        "result_files": result_files,
         "gpus": [],
+        **places,
         **own,
     }

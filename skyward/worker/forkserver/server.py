@@ -8,6 +8,7 @@ agent is dead, and everything here is killed.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import gc
 import importlib
@@ -52,7 +53,6 @@ from skyward.worker.process import ignore_interrupts, kill_group, name_process, 
 __all__ = ["gpu_device", "live", "main"]
 
 _FREE = 60.0  # seconds that a slot may wait for the GPUs of one that was killed
-_SETTINGS = ("node", "around", "threads", "result_files", "data", "gpus")  # of the configuration, for the slots
 
 
 class ForkServer:
@@ -406,7 +406,7 @@ def live(control: socket.socket) -> None:
     bridge.install(config["bridge"])  # here, since it imports a lot; slots inherit it
     slot.prepare_modules()
     arrivals.install()
-    settings = slot.Settings(**{name: config[name] for name in _SETTINGS})
+    settings = slot.Settings(**{field.name: config[field.name] for field in dataclasses.fields(slot.Settings)})
     reports, slots_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     for sock in (reports, slots_end):
         sock.setblocking(False)

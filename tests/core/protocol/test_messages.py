@@ -28,6 +28,7 @@ def test_fields_accept_what_their_annotations_say() -> None:
         "threads": (int, type(None)),
         "blobs": (dict,),
         "authkey": (bytes,),
+        "code": (int,),
     }
     assert fields(messages.Ping) == {"stamp": (float, int)}
     assert fields(messages.Returned) == {"tasks": (list,)}

@@ -18,7 +18,7 @@ from skyward.core.tasks.listening_sockets import Listeners
 
 
 def make(*args: Any, default: float | None = None, **options: Any) -> Job:
-    maker = JobMaker(Snapshots(), Surroundings(shared=False), "none", Listeners(), default)
+    maker = JobMaker(Snapshots(), Surroundings(shared=False), "none", Listeners(), None, default)
     future: TaskFuture[Any] = TaskFuture(lambda _: None, 7)
     return maker.make(7, future, max, args, {}, TaskOptions(**options))
 

@@ -89,7 +89,7 @@ def test_a_module_of_the_users_own_is_never_asked_of_an_index(site):
         name = path.rpartition("/")[2].removesuffix(".py")
         advice = missing_modules.advice(name, here=False)
         assert path in advice
-        assert f"register_pickle_by_value({name})" in advice
+        assert f"sky.Image(local=['{name}'])" in advice
         assert "pip" not in advice
 
 
@@ -103,6 +103,7 @@ def test_a_module_that_is_not_here_either_is_not_named():
 def test_one_in_memory_only(monkeypatch):
     monkeypatch.setitem(sys.modules, "made_by_hand", types.ModuleType("made_by_hand"))
     assert "memory" in missing_modules.advice("made_by_hand", here=False)
+    assert "register_pickle_by_value(made_by_hand)" in missing_modules.advice("made_by_hand", here=False)
 
 
 def test_a_part_of_python():

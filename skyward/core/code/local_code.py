@@ -1,0 +1,314 @@
+"""The local code of one pool: looks for changes when tasks are submitted, and makes versions of it for nodes."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from skyward.core.blobs.snapshots import Snapshot, Snapshots, digest
+from skyward.core.code.bundles import Bundles
+from skyward.core.code.files import FileState, Listing, SourceFile, check_size, list_files, read
+from skyward.core.code.imports import imported
+from skyward.core.code.references import refers
+from skyward.core.code.survey import CodeSurvey, Unit, program_imports, program_state
+from skyward.core.errors import ConfigError, PayloadError
+
+__all__ = ["CodeSettings", "CodeVersion", "LocalCode"]
+
+_SUBMIT_PAUSE = 50  # times what a check takes: until the next one while tasks are submitted one by one
+_CALL_PAUSE = 20  # the same for calls of many tasks
+_RACY = 30_000_000  # ns; a file that was changed so shortly before it was read may change again within one tick
+_CODE = (".py", ".so", ".pyd")  # endings of the files of which nodes on this machine depend
+
+
+class CodeVersion:
+    """One state of the local code.
+
+    Parameters
+    ----------
+    number
+        From 1; what a pool sends with each task.
+    manifest
+        Which files it has: see `Bundles.manifest`. None if nodes use this machine's files.
+    bundles
+        Digests of the bundles, in the order that the manifest means.
+    blobs
+        The bundles by digest. They are released with this object.
+    """
+
+    __slots__ = ("__weakref__", "blobs", "bundles", "manifest", "number")
+
+    def __init__(
+        self,
+        number: int,
+        manifest: bytes | None = None,
+        bundles: Sequence[bytes] = (),
+        blobs: Mapping[bytes, Snapshot] | None = None,
+    ) -> None:
+        self.number = number
+        self.manifest = manifest
+        self.bundles = list(bundles)
+        self.blobs = blobs or {}
+
+    def __repr__(self) -> str:
+        return f"<CodeVersion {self.number}, {len(self.bundles)} bundles>"
+
+
+@dataclass(frozen=True, slots=True)
+class CodeSettings:
+    """How the user's own code gets to the nodes of a pool.
+
+    Attributes
+    ----------
+    sent
+        Whether nodes get the code; otherwise they use this machine's files, and a version is only a number.
+    wanted, exclude
+        See `Image.local` and `Image.exclude`.
+    """
+
+    sent: bool
+    wanted: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+
+
+class LocalCode:
+    """Looks for local code and its changes. Thread-safe.
+
+    Parameters
+    ----------
+    snapshots
+        Where bundles are kept.
+    settings
+        What is to be sent.
+    """
+
+    def __init__(self, snapshots: Snapshots, settings: CodeSettings) -> None:
+        self.sent = settings.sent
+        self._snapshots = snapshots
+        self._wanted, self._exclude = settings.wanted, settings.exclude
+        self._lock = threading.Lock()  # guards what follows
+        self._survey: CodeSurvey | None = None
+        self._program: tuple[object, ...] = ()
+        self._modules = -1  # how many were imported at the last check
+        self._next = self._next_call = 0.0  # when to check again
+        self._listings: dict[str, Listing] = {}
+        self._read: dict[str, tuple[SourceFile, bytes]] = {}  # by path on nodes: what was read, and its digest
+        self._current: dict[str, tuple[bytes, bool]] = {}  # the files of the latest version
+        self._bundles = Bundles()
+        self._names: dict[int, bytes] = {}  # digests of bundles
+        self._version: CodeVersion | None = None
+
+    def __repr__(self) -> str:
+        return f"<LocalCode {self._version}>"
+
+    def now(self, *, call: bool = False) -> CodeVersion | None:
+        """Return the latest version; None if there is no local code. From any thread.
+
+        Parameters
+        ----------
+        call
+            Whether a user's call begins, which must see each edit; otherwise one of many tasks is submitted.
+
+        Raises
+        ------
+        ConfigError
+            Something can't be sent to nodes, or is too large.
+        """
+        due = self._next_call if call else self._next
+        if len(sys.modules) == self._modules and time.monotonic() < due:
+            return self._version
+        with self._lock:
+            cost = self._check()
+            now = time.monotonic()
+            self._next = now + _SUBMIT_PAUSE * cost
+            self._next_call = now + _CALL_PAUSE * cost
+            return self._version
+
+    def of_job(self, pinned: CodeVersion | None, pickle: bytes) -> CodeVersion | None:
+        """Return the version with which a task runs. From any thread.
+
+        Parameters
+        ----------
+        pinned
+            That of the call which the task belongs to; it counts unless something was imported since.
+        pickle
+            The task, pickled.
+
+        Raises
+        ------
+        ConfigError
+            Something can't be sent to nodes, or is too large.
+        PayloadError
+            The pickle refers to a module that nodes can't get.
+        """
+        version = pinned if pinned is not None and len(sys.modules) == self._modules else self.now()
+        survey = self._survey
+        if self.sent and survey is not None and survey.problems and (name := refers(pickle, survey.problems)):
+            raise PayloadError(survey.problems[name])
+        return version
+
+    @property
+    def summary(self) -> str:
+        """What is sent, in words; empty if nothing is."""
+        survey = self._survey
+        if survey is None or not self._current:
+            return ""
+        editable = {unit.distribution for unit in survey.units.values() if unit.distribution}
+        plain = [unit for unit in survey.units.values() if not unit.distribution and not unit.is_metadata]
+        counts = [_count(len(plain), "module"), _count(len(editable), "editable package")]
+        size = sum(listing.size for listing in self._listings.values())
+        amount = f"{size / 1e6:.1f} MB" if size >= 100_000 else f"{max(size, 1000) / 1e3:.0f} kB"
+        return ", ".join([*filter(None, counts), amount])
+
+    def reasons(self) -> list[tuple[str, str, int, str]]:
+        """Return a line for each module or package: its name, where it is, its size in bytes, and why it is sent."""
+        survey = self._survey
+        return [
+            (unit.name, unit.sources[0], self._listings[unit.name].size, unit.reason or "Image(local=...) names it")
+            for unit in (survey.units.values() if survey is not None else ())
+            if unit.name in self._listings
+        ]
+
+    # --- a check ---
+
+    def _check(self) -> float:
+        """Make a new version if a file differs; return the seconds that a check takes if there is nothing new."""
+        began = time.monotonic()
+        survey = self._survey
+        if survey is None:
+            survey = self._survey = CodeSurvey(self._wanted, self._exclude if self.sent else ())
+        contents: dict[bytes, bytes] = {}
+        stale = [name for name, listing in self._listings.items() if _has_changed(listing)]
+        if len(sys.modules) != self._modules:
+            self._modules = -1  # until the check has succeeded
+            count = len(sys.modules)
+            survey.add_imported(sys.modules)
+        else:
+            count = self._modules
+        self._look_at_program(survey)
+        cost = time.monotonic() - began if self._modules >= 0 else 0.0  # looking at imports takes longer
+        stale += [name for name in survey.units if name not in self._listings]
+        while stale:
+            self._list(survey, stale, contents)
+            survey.resolve()
+            stale = [name for name in survey.units if name not in self._listings]
+        if self.sent:
+            check_size(list(self._listings.values()))
+        self._settle(contents)
+        self._modules = count
+        return cost
+
+    def _look_at_program(self, survey: CodeSurvey) -> None:
+        main = sys.modules.get("__main__")
+        if (state := program_state(main)) != self._program:
+            survey.add_named(program_imports(main), "your program")
+            self._program = state
+        survey.resolve()
+
+    def _list(self, survey: CodeSurvey, names: Iterable[str], contents: dict[bytes, bytes]) -> None:
+        """List modules again, and read what is new or differs."""
+        for name in names:
+            unit = survey.units[name]
+            try:
+                listing = self._listings[name] = self._list_unit(unit)
+            except FileNotFoundError:
+                survey.drop(name)
+                self._listings.pop(name, None)
+                continue
+            for path, file in list(listing.files.items()):
+                self._look_at_file(survey, listing, path, file, contents)
+
+    def _list_unit(self, unit: Unit) -> Listing:
+        if self.sent:
+            return list_files(unit.name, unit.sources, self._exclude, project=unit.project)
+        return list_files(unit.name, unit.sources, (), lambda file: file.endswith(_CODE), strict=False)
+
+    def _look_at_file(
+        self, survey: CodeSurvey, listing: Listing, path: str, file: SourceFile, contents: dict[bytes, bytes]
+    ) -> None:
+        known = self._read.get(path)
+        if known is not None and known[0] == file:
+            return
+        try:
+            data, state = read(path, file)
+        except FileNotFoundError:
+            del listing.files[path]
+            return
+        except ConfigError:
+            if self.sent:
+                raise
+            del listing.files[path]
+            return
+        name = digest(memoryview(data))
+        if time.time_ns() - state.changed < _RACY:
+            state = FileState(state.size, -1, state.inode, state.executable)  # differs from any: it is read again
+        listing.files[path] = read_file = SourceFile(file.source, state)
+        self._read[path] = read_file, name
+        if self.sent:
+            contents[name] = data
+        if path.endswith(".py"):
+            survey.add_named(imported(data), path)
+
+    def _settle(self, contents: Mapping[bytes, bytes]) -> None:
+        """Make a version if the files are not those of the last one."""
+        files = {
+            path: (self._read[path][1], file.state.executable)
+            for listing in self._listings.values()
+            for path, file in listing.files.items()
+        }
+        old, self._current = self._current, files
+        if files == old:
+            return
+        number = self._version.number + 1 if self._version is not None else 1
+        if self.sent:
+            self._version = self._bundled(number, files, contents)
+        elif self._version is None or any(files.get(path) != content for path, content in old.items()):
+            self._version = CodeVersion(number)  # new files alone change nothing for slots
+
+    def _bundled(
+        self, number: int, files: Mapping[str, tuple[bytes, bool]], contents: Mapping[bytes, bytes]
+    ) -> CodeVersion:
+        needed = [name for name, _ in files.values()]
+        blobs: dict[bytes, Snapshot] = {}
+        if missing := self._bundles.missing(needed):
+            parts = {name: self._content(name, contents) for name in missing}
+            bundle = self._bundles.add({name: len(data) for name, data in parts.items()})
+            name, data = self._snapshots.take(memoryview(b"".join(parts.values())))
+            self._names[bundle] = name
+            blobs[name] = data
+        kept = self._bundles.keep(needed)
+        self._names = {bundle: self._names[bundle] for bundle in kept}
+        for name in self._names.values():
+            if name not in blobs and (held := self._snapshots.hold(name)) is not None:
+                blobs[name] = held
+        names = list(self._names.values())
+        version = CodeVersion(number, self._bundles.manifest(files, kept), names, blobs)
+        weakref.finalize(version, self._snapshots.drop, list(blobs)).atexit = False
+        return version
+
+    def _content(self, name: bytes, contents: Mapping[bytes, bytes]) -> bytes:
+        """The content of that digest, which is read again if an earlier version had it and this one has it anew."""
+        if (data := contents.get(name)) is not None:
+            return data
+        path, (file, _) = next((path, known) for path, known in self._read.items() if known[1] == name)
+        return read(path, file)[0]
+
+
+def _has_changed(listing: Listing) -> bool:
+    """Whether a file or a folder is not as it was listed."""
+    try:
+        for folder, changed in listing.folders.items():
+            if os.stat(folder).st_mtime_ns != changed:
+                return True
+        return any(FileState.of(os.stat(file.source)) != file.state for file in listing.files.values())
+    except OSError:
+        return True
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' if number > 1 else ''}" if number else ""

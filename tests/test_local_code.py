@@ -1,0 +1,185 @@
+"""A project's own code on hosts that have nothing of it: helpers, packages, data, edits; each node gets it once."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.lab import Host, Lab
+from tests.lab.fixtures import LabHosts
+from tests.remote import index, wheels
+
+__all__ = ["index", "wheels"]  # fixtures
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+PRELUDE = """
+import json, os, sys, time
+import skyward as sky
+from joblib import Parallel, delayed
+
+given = json.loads(sys.argv[1])
+
+def compute(image=None, **options):
+    if given is None:
+        return sky.Compute(plugins=[sky.plugins.joblib()], image=sky.Image(**image or {}), **options)
+    provider = sky.SSH(hosts=given["hosts"], user="root", key=given["key"], known_hosts=given["known_hosts"])
+    image = sky.Image(index=given["index"], **image or {})
+    return sky.Compute(provider, nodes=len(given["hosts"]), image=image, plugins=[sky.plugins.joblib()], **options)
+
+def write(path, text):
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    with open(f"{path}.new", "w") as file:
+        file.write(text)
+    os.rename(f"{path}.new", path)
+
+def report(*values):
+    print(json.dumps(values), flush=True)
+"""
+
+
+def project(folder: Path, files: dict[str, str], script: str) -> Path:
+    """Write a project, and its script, which begins with `PRELUDE`."""
+    for path, text in files.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text(textwrap.dedent(text))
+    main = textwrap.indent(textwrap.dedent(script), "    ")
+    (folder / "script.py").write_text(f"{PRELUDE}\nif __name__ == '__main__':\n{main}")
+    return folder / "script.py"
+
+
+def run(script: Path, arguments: dict[str, Any] | None, path: Sequence[str] = ()) -> tuple[list[Any], str]:
+    """Run a project's script; return what it reports, and its standard error."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*path, str(REPOSITORY)])}
+    done = subprocess.run(
+        [sys.executable, script.name, json.dumps(arguments)],
+        cwd=script.parent,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()], done.stderr
+
+
+def reach(lab: Lab, hosts: Sequence[Host], index: str) -> dict[str, Any]:
+    """What the script needs to know of hosts."""
+    return {
+        "hosts": [host.address for host in hosts],
+        "key": str(lab.key),
+        "known_hosts": str(lab.known_hosts),
+        "index": index,
+    }
+
+
+FILES = {
+    "helpers.py": "import shared\ndef price(x):\n    import lazily\n    return shared.FACTOR * x + lazily.OFFSET\n",
+    "shared.py": "FACTOR = 10\n",
+    "lazily.py": "OFFSET = 1\n",
+    "src/churn/__init__.py": "from churn.model import Model\n",
+    "src/churn/model.py": """
+        import importlib.resources
+        class Model:
+            def __init__(self, x):
+                self.x = x
+            def predict(self):
+                return self.x + int(importlib.resources.files("churn").joinpath("data/weights.txt").read_text())
+        """,
+    "src/churn/data/weights.txt": "5",
+    "one/corp/a.py": "def name(): return 'a'\n",
+    "two/corp/b.py": "def name(): return 'b'\n",
+}
+SCRIPT = """
+import churn, corp.a, helpers
+from corp import b
+with compute(concurrency=2) as pool:
+    report(Parallel(n_jobs=-1)(delayed(helpers.price)(i) for i in range(8)))
+    models = Parallel(n_jobs=-1)(delayed(churn.Model)(i) for i in range(4))
+    report([type(model) is churn.Model for model in models])
+    report(Parallel(n_jobs=-1)(delayed(churn.Model.predict)(model) for model in models))
+    report(pool.submit(corp.a.name).result(), pool.submit(b.name).result())
+"""
+ANSWERS = [[[1, 11, 21, 31, 41, 51, 61, 71]], [[True] * 4], [[5, 6, 7, 8]], ["a", "b"]]
+PATH = ["src", "one", "two"]
+
+
+def test_a_project_on_this_machine(tmp_path: Path) -> None:
+    answers, errors = run(project(tmp_path, FILES, SCRIPT), None, PATH)
+    assert answers == ANSWERS
+    assert "sends" not in errors
+
+
+@pytest.mark.lab
+def test_the_same_project_on_hosts(tmp_path: Path, lab: Lab, lab_hosts: LabHosts, index: str) -> None:
+    answers, errors = run(project(tmp_path, FILES, SCRIPT), reach(lab, lab_hosts(2), index), PATH)
+    assert answers == ANSWERS
+    assert "skyward: sends 5 modules, 1 kB" in errors
+
+
+EDITS = """
+import helpers
+def seen():
+    import os
+    return helpers.VALUE, os.getpid()
+def call(parts=4):
+    return Parallel(n_jobs=-1, batch_size=1)(delayed(seen)() for _ in range(parts))
+with compute(concurrency=2) as pool:
+    first = call()
+    slow = pool.submit(lambda: (helpers.VALUE, time.sleep(3), __import__("later").VALUE))
+    time.sleep(0.5)
+    write("later.py", "VALUE = 2")
+    write("helpers.py", "VALUE = 2\\ndef late(): import later\\n")
+    second = call()
+    report([value for value, _ in first], [value for value, _ in second])
+    report(len({pid for _, pid in first} & {pid for _, pid in second}))
+    report(slow.result()[0], slow.result()[2])
+    third = call()
+    report(len({pid for _, pid in third} - {pid for _, pid in second}) <= 2, [value for value, _ in third])
+    import importlib
+    importlib.reload(helpers)
+    report(pool.submit(seen).result()[0])
+    write("helpers.py", "VALUE = ")
+    try:
+        call()
+    except SyntaxError as error:
+        report(error.msg)
+    except sky.PayloadError as error:
+        report(str(error))
+    write("helpers.py", "VALUE = 5")
+    report([value for value, _ in call()])
+"""
+
+
+def check_edits(answers: list[Any]) -> None:
+    values, shared, slow, third, reloaded, broken, mended = answers
+    assert values == [[1] * 4, [2] * 4]
+    assert shared == [0], "no process has seen two versions"
+    assert slow[0] == 1
+    assert third == [True, [2] * 4]
+    assert reloaded == [2]
+    assert "invalid syntax" in broken[0]
+    assert mended == [[5] * 4]
+
+
+def test_an_edit_while_the_pool_is_open_here(tmp_path: Path) -> None:
+    files = {"helpers.py": "VALUE = 1\ndef late(): import later\n", "later.py": "VALUE = 1\n"}
+    answers, _ = run(project(tmp_path, files, EDITS), None)
+    check_edits(answers)
+
+
+@pytest.mark.lab
+def test_an_edit_while_the_pool_is_open_on_hosts(tmp_path: Path, lab: Lab, lab_hosts: LabHosts, index: str) -> None:
+    files = {"helpers.py": "VALUE = 1\ndef late(): import later\n", "later.py": "VALUE = 1\n"}
+    answers, _ = run(project(tmp_path, files, EDITS), reach(lab, lab_hosts(2), index))
+    check_edits(answers)
+    assert answers[2] == [1, 1], "what it imports late is what it was when it began"
