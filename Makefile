@@ -18,14 +18,16 @@ PIP = PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_BUILD_CONSTRAINT=constraints.txt \
 # pytest keeps what it makes of the tests' asserts, where the environment does not forbid it: 6 s of a processor saved.
 CHECK = PYTHONDONTWRITEBYTECODE= $(VENV)/bin/python -m pytest -q
 
-.PHONY: help demo test chaos simulate check lint format test-all-pythons bench bench-full clean distclean
+.PHONY: help demo test chaos soak simulate foreign check lint format test-all-pythons bench bench-full clean distclean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo              run the flagship example on this machine"
 	@echo "make test              all tests, on real SSH hosts too (those need root)"
 	@echo "make chaos             kill, freeze and cut real hosts at random for 20 minutes (needs root)"
+	@echo "make soak              use real pools in every way at random for 20 minutes (as root on hosts too)"
 	@echo "make simulate          the whole product under simulation, in virtual time, for two hours"
+	@echo "make foreign           the tests of concurrent.futures, loky, joblib and scikit-learn on skyward; an hour"
 	@echo "make check             lint, types, layers and the fast tests, in under a minute"
 	@echo "make format            let ruff put the code in order"
 	@echo "make test-all-pythons  make test with Python $(PYTHONS), each in its own .venv-X.Y"
@@ -42,10 +44,17 @@ test: $(VENV)/.installed-dev
 
 chaos: $(VENV)/.installed-dev
 	@scripts/lab-packages
-	$(VENV)/bin/python -m tests.chaos $(if $(ARGS),$(ARGS),--seconds 1200)
+	$(VENV)/bin/python -m tests.soak --faults $(if $(ARGS),$(ARGS),--seconds 1200)
+
+soak: $(VENV)/.installed-dev
+	@scripts/lab-packages
+	$(VENV)/bin/python -m tests.soak $(if $(ARGS),$(ARGS),--seconds 1200)
 
 simulate: $(VENV)/.installed-dev
 	$(VENV)/bin/python -m tests.simulation $(if $(ARGS),$(ARGS),--seconds 7200)
+
+foreign: $(VENV)/.installed-dev
+	$(VENV)/bin/python -m tests.foreign $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import tests.examples  # noqa: F401 (the profiles of hypothesis)
+from tests.processes import comm, descendants
 
 pytest_plugins = ["tests.lab.fixtures"]
 
@@ -74,24 +75,10 @@ def _threads() -> set[str]:
 def _agents() -> set[str]:
     """Workers that are descendants of this process, as text."""
     found = set()
-    unseen = [os.getpid()]
-    while unseen:
-        pid = unseen.pop()
-        unseen += (children := _children(pid))
-        for child in children:
-            with contextlib.suppress(OSError):  # it has just ended
-                # Fork servers and slots, which come and go, have the same command line; a zombie has none.
-                command = Path(f"/proc/{child}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                if command and Path(f"/proc/{child}/comm").read_text().strip() == "skyward-agent":
-                    found.add(f"process {child}: {command.strip()}")
-    return found
-
-
-def _children(pid: int) -> list[int]:
-    """Asked of each thread: going through all processes of a machine, before and after each test, takes 20 ms."""
-    found: list[int] = []
-    with contextlib.suppress(OSError):  # it, or a thread, has just ended
-        for thread in list(Path(f"/proc/{pid}/task").iterdir()):
-            with contextlib.suppress(OSError):
-                found += map(int, (thread / "children").read_text().split())
+    for pid in descendants(os.getpid()):
+        with contextlib.suppress(OSError):  # it has just ended
+            # Fork servers and slots, which come and go, have the same command line; a zombie has none.
+            command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            if command and comm(pid) == "skyward-agent":
+                found.add(f"process {pid}: {command.strip()}")
     return found

@@ -12,7 +12,7 @@ import subprocess
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ from skyward.core.protocol.messages import (
 from skyward.core.protocol.wire import Received, Role, Wire
 from skyward.core.system.launch import command
 from skyward.core.system.socket_paths import socket_path
+from tests.processes import alive, descendants
 
 ROOT = Path(__file__).parents[2]
 SECRET = b"the pool's secret"
@@ -63,29 +64,6 @@ def wait_for(condition: Callable[[], Any], what: str, seconds: float = PATIENCE)
             raise AssertionError(f"{what}: not within {seconds} s")
         time.sleep(0.005)
     return value
-
-
-def alive(pid: int) -> bool:
-    """Whether a process runs (a zombie does not)."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (OSError, IndexError):
-        return False
-    return state not in "ZX"
-
-
-def descendants(pid: int) -> set[int]:
-    """Return all processes below one."""
-    found: set[int] = set()
-    todo = [pid]
-    while todo:
-        current = todo.pop()
-        for path in Path(f"/proc/{current}/task").glob("*/children"):  # of each of its threads
-            with suppress(OSError):
-                new = {int(child) for child in path.read_text().split()} - found
-                found |= new
-                todo += new
-    return found
 
 
 class Owner:

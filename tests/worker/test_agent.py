@@ -39,7 +39,8 @@ from skyward.core.protocol.messages import (
 )
 from skyward.core.protocol.wire import VERSION, Role, Wire
 from skyward.worker import slot_pool
-from tests.worker.helpers import ROOT, SECRET, Owner, alive, descendants, owner, wait_for
+from tests.processes import alive, descendants
+from tests.worker.helpers import ROOT, SECRET, Owner, owner, wait_for
 
 
 def test_facts(node: Owner) -> None:

@@ -8,17 +8,13 @@ import subprocess
 import sys
 import textwrap
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from skyward.core.whoami import current_worker
-from tests.worker.helpers import ROOT, Owner, descendants, owner, wait_for
-
-
-def comm(pid: int) -> str:
-    return Path(f"/proc/{pid}/comm").read_text().strip()
+from tests.processes import comm, descendants
+from tests.worker.helpers import ROOT, Owner, owner, wait_for
 
 
 def test_processes_have_names() -> None:

@@ -21,17 +21,11 @@ from skyward.core.spec import Endpoint, Machine, Order
 from skyward.providers.local_agents import greet, start
 from skyward.worker.forkserver.client import ForkServerClient
 from skyward.worker.forkserver.launch import started
-from tests.worker.helpers import ROOT, Owner, alive, descendants, owner, wait_for
+from tests.processes import alive, comm, descendants
+from tests.worker.helpers import ROOT, Owner, owner, wait_for
 
 LIMITS = [1.2, 60.0]
 INSTALLED = "import site\nsite.getsitepackages = lambda: [{!r}]\n"  # a folder that counts as such
-
-
-def comm(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/comm").read_text().strip()
-    except OSError:
-        return ""
 
 
 def fork_servers(pid: int) -> list[int]:

@@ -19,7 +19,8 @@ from skyward.core.protocol.messages import Began, Failure
 from skyward.core.system import open_files
 from skyward.worker.forkserver.heirs import Heirs
 from skyward.worker.forkserver.protocol import EXITED, FORK_ISOLATED, HUNG, UP
-from tests.worker.helpers import Owner, alive, descendants, owner, wait_for
+from tests.processes import alive, descendants
+from tests.worker.helpers import Owner, owner, wait_for
 
 PACKAGES = ("mine", "many", "deadly")
 

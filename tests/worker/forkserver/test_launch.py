@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.worker.helpers import ROOT, Owner, alive, descendants, owner, wait_for
+from tests.processes import alive, descendants
+from tests.worker.helpers import ROOT, Owner, owner, wait_for
 
 
 def commands(node: Owner) -> list[str]:

@@ -17,7 +17,8 @@ from skyward.core.protocol.messages import Began, Failure
 from skyward.worker.forkserver.protocol import EXITED, FAILED, FILES, FORK_ISOLATED, KILL, REPORT, REQUEST
 from skyward.worker.forkserver.server import ForkServer, gpu_device
 from skyward.worker.slot import Settings, Slot
-from tests.worker.helpers import Owner, alive, descendants, owner, wait_for
+from tests.processes import alive, descendants
+from tests.worker.helpers import Owner, owner, wait_for
 
 
 def fork_server(node: Owner) -> int:
