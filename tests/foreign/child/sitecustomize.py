@@ -5,7 +5,7 @@ Python imports this module by its name when it starts, where its folder is in PY
 
 import os
 
-if os.environ.pop("SKYWARD_SUITE_CHILD", None):  # taken away first: agents and slots are started with this environment
-    from tests.joblib_suite import pool
+if os.environ.pop("FOREIGN_CHILD", None):  # taken away first: agents and slots are started with this environment
+    from tests.foreign import pool
 
     opened = pool.make().start()  # kept, because a pool that nobody holds is closed; this one when the interpreter ends

@@ -1,9 +1,10 @@
-"""A pytest plugin that points joblib's own tests at our backend, from outside.
+"""joblib's own tests of `Parallel`, of the installed joblib, pointed at our backend from outside.
 
 joblib's tests are parametrised with the names of its backends, and those lists are literals. This plugin keeps the rows
 with "loky" and puts "skyward" in its place; lists that joblib makes of its registry contain us anyway. What is not
 parametrised by backend runs too where it uses the default one, which is ours in this run. Tests that speak of loky
-itself, of threads or of no backend at all are left out: they say nothing about us.
+itself, of threads or of no backend at all are left out: they say nothing about us. With loky as the backend the same
+tests run as joblib wrote them.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from joblib import parallel
 
 from skyward.joblib_ext.backend import SkywardBackend
 from skyward.joblib_ext.slot_backend import NAME
-from tests.joblib_suite import pool
+from tests.foreign import pool
+from tests.foreign.runner import Suite, select
 
 HERE = Path(__file__).parent
+OURS = os.environ.get("FOREIGN_BACKEND", NAME) == NAME
 
 DEFAULT = {
     "test_background_thread_parallelism",
@@ -43,29 +46,29 @@ if pool.IS_LOCAL:  # they compare where libraries lie with where they lie here
     LITERAL |= {"test_threadpool_limitation_in_child_context", "test_threadpool_limitation_in_child_loky"}
 """Tests whose code says "loky" and means any backend of processes: that name stands for ours while they run."""
 
-SKIPPED = {
-    "test_nested_parallel_warnings": "loky's and multiprocessing's own warnings about nesting; ours nests",
-    "test_memmapping_leaks": "looks for the files of memory maps in a local temp_folder, which has no meaning on nodes",
+FAILS = {
+    "*::test_nested_parallel_warnings*": "loky's and multiprocessing's own warnings about nesting; ours nests",
+    "*::test_memmapping_leaks*": "looks for memory maps' files in a local temp_folder, which has no meaning on nodes",
 }
-"""Tests that are about us and can't hold, with the reason."""
 
-_POOL = pytest.StashKey[pool.Compute]()
+
+def suite() -> Suite:
+    modules = [f"joblib.test.{name}" for name in ("test_parallel", "test_config")]
+    return Suite("tests.foreign.joblib_suite", ["--noconftest", "--pyargs", *modules], FAILS, least=110, peer="loky")
+
+
+# --- the plugin ---
+
 _NAMES = pytest.StashKey[set[str]]()  # of the tests of a module whose rows were rewritten
 
 
 def pytest_configure(config: pytest.Config) -> None:
     for name in ("thread_unsafe", "no_cover"):
         config.addinivalue_line("markers", f"{name}: of joblib's")
-    parallel.DEFAULT_BACKEND = NAME
-    config.stash[_POOL] = opened = pool.make()
-    opened.start()
-
-
-def pytest_unconfigure(config: pytest.Config) -> None:
-    config.stash[_POOL].close(cancel=True)
-
-
-# --- parametrisation ---
+    if OURS:
+        parallel.DEFAULT_BACKEND = NAME
+        opened = pool.make().start()
+        config.add_cleanup(lambda: opened.close(cancel=True))
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -75,7 +78,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.definition.parent.stash.setdefault(_NAMES, set())
     if any(new is not old for new, old in zip(rewritten, marks, strict=True)):
         metafunc.definition.parent.stash[_NAMES].add(metafunc.definition.name)
-    marks[:] = rewritten
+    if OURS:
+        marks[:] = rewritten
 
 
 def _rewrite(mark: pytest.Mark) -> pytest.Mark:
@@ -114,29 +118,27 @@ def _expected(names: str, rows: list[object]) -> list[object]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    kept, left = [], []
+    select(config, items, _is_about_us)
     for item in items:
-        name = getattr(item, "originalname", item.name)
-        about_us = name in DEFAULT | LITERAL or name in item.parent.stash.get(_NAMES, set())
-        (kept if about_us else left).append(item)
-        if name in SKIPPED:
-            item.add_marker(pytest.mark.skip(reason=SKIPPED[name]))
-        if name == "test_nested_exception_dispatch":  # expected to fail for loky only
+        if OURS and getattr(item, "originalname", "") == "test_nested_exception_dispatch":  # expected to fail for loky
             item.own_markers[:] = [mark for mark in item.own_markers if mark.name != "xfail"]
-    config.hook.pytest_deselected(items=left)
-    items[:] = kept
+
+
+def _is_about_us(item: pytest.Item) -> bool:
+    name = getattr(item, "originalname", item.name)
+    return name in DEFAULT | LITERAL or name in item.parent.stash.get(_NAMES, set())
 
 
 @pytest.fixture(autouse=True)
 def _scripts_have_pools(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The scripts of these tests open a pool of their own, see child/sitecustomize.py."""
-    if request.node.name.startswith("test_parallel_with_"):
+    if OURS and request.node.name.startswith("test_parallel_with_"):
         path = [str(HERE / "child"), str(HERE.parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
         monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path))
-        monkeypatch.setenv("SKYWARD_SUITE_CHILD", "1")
+        monkeypatch.setenv("FOREIGN_CHILD", "1")
 
 
 @pytest.fixture(autouse=True)
 def _loky_is_ours(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if getattr(request.node, "originalname", "") in LITERAL:
+    if OURS and getattr(request.node, "originalname", "") in LITERAL:
         monkeypatch.setitem(parallel.BACKENDS, "loky", SkywardBackend)

@@ -1,7 +1,7 @@
-"""The pool that joblib's tests use, by environment variables: they run in a pytest of their own.
+"""The pool that the tests of joblib and scikit-learn use, by environment variables.
 
-``SKYWARD_SUITE_PROVIDER`` is ``local`` or ``ssh``; for the latter ``SKYWARD_SUITE_SSH`` holds the arguments of
-`sky.SSH` and ``SKYWARD_SUITE_IMAGE`` those of `sky.Image`, as JSON.
+``FOREIGN_PROVIDER`` is ``local`` or ``ssh``; for the latter ``FOREIGN_SSH`` holds the arguments of
+`sky.SSH` and ``FOREIGN_IMAGE`` those of `sky.Image`, as JSON.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from skyward.core.pool import Compute
 from skyward.joblib_ext import active_pool
 from skyward.joblib_ext.plugin import JoblibPlugin
 
-IS_LOCAL = os.environ.get("SKYWARD_SUITE_PROVIDER", "local") == "local"
+IS_LOCAL = os.environ.get("FOREIGN_PROVIDER", "local") == "local"
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Quiet(JoblibPlugin):
 
 def make() -> Compute:
     """Two nodes with two slots each, not yet entered."""
-    provider = sky.Local() if IS_LOCAL else sky.SSH(**json.loads(os.environ["SKYWARD_SUITE_SSH"]))
-    image = sky.Image(**json.loads(os.environ.get("SKYWARD_SUITE_IMAGE", "{}")))
+    provider = sky.Local() if IS_LOCAL else sky.SSH(**json.loads(os.environ["FOREIGN_SSH"]))
+    image = sky.Image(**json.loads(os.environ.get("FOREIGN_IMAGE", "{}")))
     worker = sky.Worker(concurrency=2)
-    results = os.environ.get("SKYWARD_SUITE_RESULTS")
+    results = os.environ.get("FOREIGN_RESULTS")
     return sky.Compute(provider, nodes=2, worker=worker, image=image, plugins=[Quiet()], results=results, console=False)
