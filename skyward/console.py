@@ -17,7 +17,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TextIO, TypeAlias
+from typing import TYPE_CHECKING, TextIO
 
 from skyward.core.events import (
     Event,
@@ -43,8 +43,6 @@ _log = logging.getLogger("skyward")
 _MAX_PENDING = 32 * 1024 * 1024  # characters of output that may wait for a reader that is slow or stopped
 _SHORT = 0.1  # seconds; shorter tasks can't keep a slot busy, whoever sends them
 _RATE_WINDOW = 5.0  # seconds over which the live rate is measured
-
-_Clock: TypeAlias = Callable[[], float]
 
 
 # --- counting -------------------------------------------------------------------------------------------------------
@@ -267,8 +265,6 @@ class Console:
         Whether to show the live line and the summary, if there is a terminal.
     stream
         The terminal to draw on; None finds one.
-    clock
-        Monotonic time in seconds.
 
     Notes
     -----
@@ -276,10 +272,9 @@ class Console:
     separate thread writes it, so that a stopped terminal or a pipe that nobody reads never holds up the pool.
     """
 
-    def __init__(self, *, live: bool, stream: TextIO | None = None, clock: _Clock = time.monotonic) -> None:
+    def __init__(self, *, live: bool, stream: TextIO | None = None) -> None:
         self.tally = Tally()
-        self._clock = clock
-        self._began = clock()
+        self._began = time.monotonic()
         self._rate = Rate()
         # Guards `tally`, which is changed from several threads and read by the live line's.
         self._lock = threading.Lock()
@@ -300,7 +295,7 @@ class Console:
             self._note(event)
         else:
             with self._lock:
-                self.tally.add(event, self._clock())
+                self.tally.add(event, time.monotonic())
 
     def close(self) -> None:
         """Write pending output, remove the live line and print the summary. May be repeated."""
@@ -330,7 +325,7 @@ class Console:
             self._writer.put("warning" if note.warning else "info", text)
 
     def _text(self) -> str:
-        now = self._clock()
+        now = time.monotonic()
         with self._lock:
             rate = self._rate.sample(now, self.tally.done) if self.tally.queued else 0.0
             return live_text(self.tally, rate, now - self._began)

@@ -160,19 +160,12 @@ class Wire:
         self._safe_prelude = min(_GREETING, self.limits.prelude)  # it can't announce too many buffers either
 
     @classmethod
-    def opened(cls, role: Role, *, limits: SizeLimits | None = None, fifo: bool = False) -> Wire:
+    def opened(cls, role: Role, *, fifo: bool = False) -> Wire:
         """Make a wire that needs no greeting: between an agent and a slot that inherited its socket.
 
-        Parameters
-        ----------
-        role
-            Which end this is.
-        limits
-            Maximum sizes accepted.
-        fifo
-            Whether messages must arrive in the order in which `send` was called.
+        With `fifo`, messages arrive in the order in which `send` was called.
         """
-        wire = cls(role, limits=limits)
+        wire = cls(role)
         wire._fifo = fifo
         wire._concurrent = 1 if fifo else _CONCURRENT
         wire.states = {Role.OWNER: State.OPEN, Role.WORKER: State.OPEN}
