@@ -302,9 +302,5 @@ class SkywardBackend(AutoBatchingMixin, PoolBackend):  # type: ignore[misc]
         self.parallel = None
 
 
-def _register() -> None:
-    if BACKENDS.get(NAME, SlotBackend) is SlotBackend:  # a user may have a factory of that name already
-        register_parallel_backend(NAME, SkywardBackend)
-
-
-_register()
+if BACKENDS.get(NAME, SlotBackend) is SlotBackend:  # a user may have a factory of that name already
+    register_parallel_backend(NAME, SkywardBackend)

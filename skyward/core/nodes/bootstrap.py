@@ -260,7 +260,7 @@ class _Bootstrap:
             "asked": self._python,
             "programs": " ".join(requirements.programs(packages.resolved)),
             "same": packages.driver if packages.exact else "",
-            "settings": _installer_settings(),
+            "settings": Path(installer_settings.__file__).read_text("utf-8"),
             "own": " ".join(name for name in self._image.env if name.startswith(("PIP_", "UV_"))),
             "index": "" if self._image.index is None else "given",
         }
@@ -511,10 +511,6 @@ def _requirements(image: Image, packages: PackageLists) -> bytes:
         if "\n" in line or "\r" in line:
             raise ConfigError(f"Image: {line!r} contains a line break; give each address separately")
     return "".join(f"{name} {line}\n" for name, lines in files.items() for line in lines).encode()
-
-
-def _installer_settings() -> str:
-    return Path(installer_settings.__file__).read_text("utf-8")
 
 
 def _key(image: Image, requirements: bytes, driver: str) -> str:

@@ -185,7 +185,7 @@ class VerdaNodeDriver(NodeDriver):
                 self._act(node.id, "delete", **how)
                 return True
         for volume in self.list_volumes():
-            if volume.id in volumes and _status(volume) != "deleting":
+            if volume.id in volumes and (volume.extra or {}).get("status") != "deleting":
                 with contextlib.suppress(VerdaNotFoundError):
                     self.destroy_volume(volume)
         return True
@@ -337,10 +337,6 @@ def _new_id(reply: Any) -> str:
         what = "Verda's API answered a create without an id; what was created has to be found by name"
         raise MalformedResponseError(what, body=str(reply)[:SHOWN])
     return id
-
-
-def _status(thing: StorageVolume) -> str:
-    return str((thing.extra or {}).get("status"))
 
 
 def _price(text: Any) -> float | None:
