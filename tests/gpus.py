@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-__all__ = ["A100", "T4", "plant", "plant_rocm", "script", "uuid"]
+__all__ = ["A100", "T4", "plant", "rocm_script", "script", "uuid"]
 
 A100, T4 = "NVIDIA A100-SXM4-40GB", "Tesla T4"
 
@@ -35,7 +35,7 @@ def plant(folder: Path, text: str, name: str = "nvidia-smi") -> Path:
     return program
 
 
-def plant_rocm(folder: Path, count: int) -> Path:
+def rocm_script(count: int) -> str:
     """A ``rocm-smi`` that lists some GPUs, the second of which has no unique id."""
     cards = {
         f"card{number}": {
@@ -46,5 +46,4 @@ def plant_rocm(folder: Path, count: int) -> Path:
         }
         for number in range(count)
     }
-    text = f"#!/bin/sh\necho WARNING: GPUs sleep\ncat <<'END'\n{json.dumps({**cards, 'system': {}})}\nEND\n"
-    return plant(folder, text, "rocm-smi")
+    return f"#!/bin/sh\necho WARNING: GPUs sleep\ncat <<'END'\n{json.dumps({**cards, 'system': {}})}\nEND\n"

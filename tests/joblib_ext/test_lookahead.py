@@ -123,8 +123,9 @@ def test_slots_that_are_lost_count_no_more(tmp_path: Path) -> None:
         results = parallel(delayed(meet)(str(tmp_path), number, 4) for number in range(40))
         assert next(results) >= 4
         assert count_jobs(parallel) == 4
-        lives = pool._running().provisioner._lives.values()
-        next(life for life in lives if life.name == "node-2").session.abandon("the test wants it gone")
+        opened = pool._running()
+        session = next(life for life in opened.provisioner._lives.values() if life.name == "node-2").session
+        opened._io.post(lambda: session.abandon("the test wants it gone"))
         eventually(lambda: count_jobs(parallel) == 2)
         assert len(list(results)) == 39
 

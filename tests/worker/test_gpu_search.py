@@ -10,7 +10,7 @@ import pytest
 from skyward.core.gpus import Gpu
 from skyward.worker.gpu_search import find
 from skyward.worker.gpu_shares import GpuError
-from tests.gpus import A100, plant, plant_rocm, script, uuid
+from tests.gpus import A100, plant, rocm_script, script, uuid
 from tests.worker.helpers import alive, wait_for
 
 
@@ -37,7 +37,7 @@ def test_a_program_that_is_not_on_the_path(tmp_path: Path) -> None:
 
 
 def test_amd(tmp_path: Path) -> None:
-    plant_rocm(tmp_path / "bin", 2)
+    plant(tmp_path / "bin", rocm_script(2), "rocm-smi")
     plant(tmp_path / "bin", "#!/bin/sh\necho No devices were found\n")
     assert search(tmp_path) == ("amd", ["GPU-0000000000abc000", "1"], "")
     (tmp_path / "bin/rocm-smi").unlink()

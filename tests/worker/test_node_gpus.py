@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from skyward.core.protocol.messages import Cancel, Failure, Gpus, Survey
-from tests.gpus import A100, T4, plant, plant_rocm, script, uuid
+from tests.gpus import A100, T4, plant, rocm_script, script, uuid
 from tests.worker.helpers import Owner, alive, descendants, owner, setup, wait_for
 
 VARIABLES = ("SKYWARD_SLOT", "CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
@@ -164,7 +164,7 @@ def test_what_is_missing_is_said(
 
 @pytest.mark.slow
 def test_amd(tmp_path: Path) -> None:
-    plant_rocm(tmp_path / "bin", 2)
+    plant(tmp_path / "bin", rocm_script(2), "rocm-smi")
     with owner() as node:
         node.set_up(gpus=1, concurrency=0, env={"CUDA_VISIBLE_DEVICES": "0,1"})
         seen = {slot: variables for slot, (_, variables) in look_all(node, tmp_path / "1", 2).items()}

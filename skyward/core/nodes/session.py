@@ -202,9 +202,11 @@ class Session:
         """
         self.barren = self.barren or barren
         self._closing, self._why = True, reason
-        if self._link is not None:
-            self._link.say_goodbye()
-        self.break_link()
+        if self._link is not None and self._link.say_goodbye():
+            # The agent hangs up; if we did, sshd might not pass the goodbye on, and the agent would wait for its owner.
+            asyncio.get_running_loop().call_later(self._timing.farewell, self.break_link)
+        else:
+            self.break_link()
 
     def failed(self, error: Exception) -> None:
         """Break the link after an error that concerns this node, so that both ends repeat what it was about."""

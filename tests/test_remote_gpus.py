@@ -1,0 +1,139 @@
+"""`Worker(gpus=...)` on real SSH hosts, whose nvidia-smi or rocm-smi is a stand-in."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+
+import skyward as sky
+from skyward.core.events import Note
+from tests.gpus import A100, T4, rocm_script, script, uuid
+from tests.lab import Host, eventually
+from tests.lab.fixtures import LabHosts
+from tests.remote import Reach, index, reach, wheels
+
+__all__ = ["index", "reach", "wheels"]  # fixtures
+
+pytestmark = [pytest.mark.lab, pytest.mark.slow]
+
+PRELUDE = "export PATH=/opt/gpus:$PATH"
+
+
+def plant(host: Host, text: str | None, name: str = "nvidia-smi") -> None:
+    """Give a host the stand-in, and no other."""
+    host.run("rm", "-rf", "/opt/gpus", check=True)
+    if text is not None:
+        place = f"/opt/gpus/{name}"
+        host.run("sh", "-c", f"mkdir /opt/gpus && cat > {place} && chmod 755 {place}", input=text, check=True)
+
+
+@pytest.fixture(autouse=True)
+def _removed(lab_hosts: LabHosts) -> Iterator[None]:
+    yield
+    for host in lab_hosts(2):
+        plant(host, None)
+
+
+def look() -> tuple[str, int, int, str | None]:
+    """The node, the slot's number and pid, and its devices. Long enough for each slot of a node to get one."""
+    import os
+    import time
+
+    time.sleep(0.5)
+    names = ("ROCR_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES")
+    devices = next((os.environ[name] for name in names if name in os.environ), None)
+    return os.environ["SKYWARD_NODE"], int(os.environ["SKYWARD_SLOT"]), os.getpid(), devices
+
+
+# Hosts don't have this module: what tests send must travel by value, as a user's script's functions do.
+look.__module__ = "__main__"
+
+
+def look_all(pool: sky.Compute) -> tuple[dict[str, dict[int, str | None]], dict[tuple[str, int], int]]:
+    """What each node's slots see, and their pids: as many tasks as there are slots, one in each."""
+    seen: dict[str, dict[int, str | None]] = {}
+    pids: dict[tuple[str, int], int] = {}
+    for task in [pool.submit(look) for _ in range(pool.total_slots)]:
+        node, slot, pid, devices = task.result(120)
+        seen.setdefault(node, {})[slot] = devices
+        pids[node, slot] = pid
+    assert len(pids) == pool.total_slots
+    return seen, pids
+
+
+def test_hosts_with_unequal_gpus(lab_hosts: LabHosts, reach: Reach) -> None:
+    """Each has as many slots as it has GPUs for; slots and agents that replace killed ones see what those saw."""
+    one, three = lab_hosts(2)
+    plant(one, script([T4]))
+    plant(three, script([A100] * 3))
+    pool = sky.Compute(**reach([one, three], prelude=PRELUDE), worker=sky.Worker(gpus=1))
+    notes: list[str] = []
+    pool.events.subscribe(lambda event: notes.append(event.text) if isinstance(event, Note) else None)
+    first, others = {1: uuid(0)}, {1: uuid(0), 2: uuid(1), 3: uuid(2)}
+    with pool:
+        assert pool.total_slots == 4
+        assert any("Tesla T4, 40 GiB, 1 slot" in note and "3 x NVIDIA A100" in note for note in notes)
+        seen, pids = look_all(pool)
+        assert sorted(seen.values(), key=len) == [first, others]
+        (big,) = (node for node, slots in seen.items() if len(slots) == 3)
+        assert {node.name: len(node.gpus) for node in pool.status().nodes} == {node: len(seen[node]) for node in seen}
+        for slot in (1, 2, 3):
+            three.run("kill", "-9", str(pids[big, slot]), check=True)
+        again, others_pids = look_all(pool)
+        assert again == seen
+        assert not {others_pids[big, slot] for slot in (1, 2, 3)} & {pids[big, slot] for slot in (1, 2, 3)}
+        three.run("kill", "-9", str(agent(three)), check=True)
+        eventually(lambda: big not in pool.node_names and len(pool.node_names) == 2, 90, "another agent there")
+        assert sorted(look_all(pool)[0].values(), key=len) == [first, others]
+
+
+def agent(host: Host) -> int:
+    """The pid of the only agent there."""
+    (pid,) = (pid for pid, _ in host.pids() if (host.root / f"proc/{pid}/comm").read_text() == "skyward-agent\n")
+    return pid
+
+
+def test_a_host_without_enough_gpus_is_an_error_that_says_so(lab_hosts: LabHosts, reach: Reach) -> None:
+    (host,) = lab_hosts(1)
+    for text, words in (
+        (None, "needs 2 GPUs; found: none (there is neither nvidia-smi"),
+        (script([T4]), "needs 2 GPUs; found: 1 x Tesla T4, 40 GiB"),
+        ("#!/bin/sh\necho NVIDIA-SMI has failed >&2\nexit 9\n", "nvidia-smi failed with status 9"),
+    ):
+        plant(host, text)
+        with (
+            pytest.raises(sky.ProvisioningError) as caught,
+            sky.Compute(**reach([host], prelude=PRELUDE), worker=sky.Worker(gpus=2)),
+        ):
+            pass
+        assert words in str(caught.value)
+        eventually(lambda: not host.pids(), 10, "the agent has heard that it is of no use")
+
+
+def test_a_driver_that_hangs_is_an_error_and_no_node_is_lost_meanwhile(lab_hosts: LabHosts, reach: Reach) -> None:
+    """The agent goes on to answer while it waits, so the error is the driver's and comes after the limit."""
+    (host,) = lab_hosts(1)
+    plant(host, "#!/bin/sh\nsleep 600\n")
+    began = time.monotonic()
+    with (
+        pytest.raises(sky.ProvisioningError, match=r"nvidia-smi did not answer within 30 s: .* hangs"),
+        sky.Compute(**reach([host], prelude=PRELUDE), worker=sky.Worker(gpus=1)),
+    ):
+        pass
+    assert 30 < time.monotonic() - began < 120
+    eventually(lambda: not host.pids(), 10, "nothing stays on the host")
+
+
+def test_the_other_hosts_suffice(lab_hosts: LabHosts, reach: Reach) -> None:
+    """A host without GPUs is left out with a warning where a smaller pool is enough."""
+    bare, amd = lab_hosts(2)
+    plant(bare, None)
+    plant(amd, rocm_script(2), "rocm-smi")
+    arguments = {**reach([bare, amd], prelude=PRELUDE), "nodes": (1, 2)}
+    with sky.Compute(**arguments, worker=sky.Worker(gpus=0.5)) as pool:
+        assert pool.total_slots == 4
+        (slots,) = look_all(pool)[0].values()
+        assert Counter(slots.values()) == {"GPU-0000000000abc000": 2, "1": 2}
