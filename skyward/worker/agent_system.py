@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from skyward.worker import gpu_search
+from skyward.worker.blob_store import Store
 from skyward.worker.forkserver.launch import ForkServerProcess, started
 from skyward.worker.gpu_search import FoundGpus
 from skyward.worker.peer_network import PeerNetwork, TLSNetwork
@@ -56,3 +57,4 @@ class AgentSystem:
     log: Callable[[str], None] = log
     peer_network: Callable[[asyncio.AbstractEventLoop, dict[str, str], str], PeerNetwork] = TLSNetwork
     find_gpus: Callable[[Mapping[str, str]], FoundGpus] = gpu_search.find
+    make_store: Callable[[int], Store] = lambda max_adopted: Store(max_adopted=max_adopted)

@@ -16,7 +16,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from skyward.core.payload.shared_file import open_shared
 from skyward.core.protocol.wire import Buffer
@@ -29,6 +29,8 @@ except ImportError:  # a node may lack it; then only the length of what peers se
 _HASHER: Callable[[], Any] | None = _hasher
 
 __all__ = ["Corrupt", "Store", "sweep"]
+
+PWrite: TypeAlias = Callable[[int, memoryview, int], int]
 
 _KIND = "store"
 _MARGIN = 64 * 1024 * 1024  # bytes of shared memory to leave free for others
@@ -43,10 +45,11 @@ class Corrupt(ValueError):
 class _Growing:
     """A blob whose bytes are arriving."""
 
-    __slots__ = ("early", "fd", "hash", "have", "memory", "parents", "path", "problems", "size")
+    __slots__ = ("early", "fd", "hash", "have", "memory", "parents", "path", "problems", "pwrite", "size")
 
-    def __init__(self, size: int, parents: list[str]) -> None:
+    def __init__(self, size: int, parents: list[str], pwrite: PWrite) -> None:
         self.size = size
+        self.pwrite = pwrite
         self.have = 0  # bytes from the beginning that have arrived
         self.early: dict[int, Buffer] = {}  # what arrived after a gap, by its offset
         self.hash: Any = None  # of what has arrived, once a peer sends some of it
@@ -83,7 +86,7 @@ class _Growing:
             return
         done = 0
         while done < len(data):
-            done += os.pwrite(self.fd, data[done : done + _STEP], self.have + done)
+            done += self.pwrite(self.fd, data[done : done + _STEP], self.have + done)
 
     def drop_file(self) -> None:
         """Remove the file, which is not needed or continued elsewhere."""
@@ -102,10 +105,15 @@ class Store:
         Where to make private folders, best first; by default shared memory, then the temporary folder.
     max_adopted
         Maximum number of other processes' files to keep open.
+    pwrite
+        Writes some bytes to an open file at an offset; returns how many.
     """
 
-    def __init__(self, folders: Iterable[str] | None = None, max_adopted: int = 200) -> None:
+    def __init__(
+        self, folders: Iterable[str] | None = None, max_adopted: int = 200, pwrite: PWrite = os.pwrite
+    ) -> None:
         self._parents = list(folders) if folders is not None else _parents()
+        self._pwrite = pwrite
         self._folders: dict[str, str] = {}  # parent -> private folder in it
         self._locks: list[int] = []
         self._paths: dict[bytes, str] = {}
@@ -156,7 +164,7 @@ class Store:
             return offset + len(data) == size
         growing = self._growing.get(digest)
         if growing is None:
-            growing = self._growing[digest] = _Growing(size, list(self._parents))
+            growing = self._growing[digest] = _Growing(size, list(self._parents), self._pwrite)
             self._open(digest, growing)
         if peer and growing.hash is None and _HASHER is not None and len(digest) == _HASHED:
             growing.hash = _HASHER()

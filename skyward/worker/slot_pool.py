@@ -33,7 +33,6 @@ from skyward.core.protocol.wire import Buffer, Filled, Received, Role, Wire
 from skyward.core.system import open_files
 from skyward.worker import exit_status
 from skyward.worker.agent_system import AgentSystem
-from skyward.worker.blob_store import Store
 from skyward.worker.bridge import Bridge
 from skyward.worker.code_folders import CodeFolders
 from skyward.worker.forkserver.client import ForkServerClient, fork_config
@@ -81,7 +80,7 @@ class SlotPool:
     own
         The agent's part of the fork server's configuration: see `fork_config`.
     system
-        How fork servers are started and the loop's thread sleeps.
+        How fork servers are started, the loop's thread sleeps, and blobs are stored.
     """
 
     def __init__(
@@ -100,7 +99,7 @@ class SlotPool:
         self._loop = loop
         self._system = system
         self._owner = OwnerTraffic(post, self._throttle)
-        store = Store(max_adopted=(open_files.limit() - _files(setup.concurrency)) // 2)
+        store = self._system.make_store((open_files.limit() - _files(setup.concurrency)) // 2)
         self.blobs = TaskBlobs(store, self._owner.post, self._warn, self._has_blobs)
         self._code = CodeFolders(f"{folder}/code", store, self._unblock, self._refuse_task) if setup.code else None
         self._processes: dict[int, SlotProcess] = {}

@@ -114,7 +114,7 @@ def _slot_dies(pool: Pool, name: str, which: float) -> None:
 
 def _slot_freezes(pool: Pool, name: str, seconds: float) -> None:
     if slots := pool.machines[name].slots:
-        slots[0].process.frozen_until = pool.world.now + seconds
+        slots[0].process.freeze(seconds)
 
 
 def _server_dies(pool: Pool, name: str, _: float) -> None:
@@ -124,15 +124,39 @@ def _server_dies(pool: Pool, name: str, _: float) -> None:
 
 def _server_freezes(pool: Pool, name: str, seconds: float) -> None:
     if servers := pool.machines[name].servers:
-        servers[-1].process.frozen_until = pool.world.now + seconds
+        servers[-1].process.freeze(seconds)
 
 
 def _driver_freezes(pool: Pool, _: str, seconds: float) -> None:
-    pool.driver.frozen_until = pool.world.now + seconds
+    pool.driver.freeze(seconds)
+
+
+def _driver_sleeps(pool: Pool, _: str, seconds: float) -> None:
+    pool.driver.sleep(seconds)
+
+
+def _driver_lags(pool: Pool, _: str, seconds: float) -> None:
+    pool.driver.lag = seconds
 
 
 def _agent_freezes(pool: Pool, name: str, seconds: float) -> None:
-    pool.machines[name].process.frozen_until = pool.world.now + seconds
+    pool.machines[name].process.freeze(seconds)
+
+
+def _agent_lags(pool: Pool, name: str, seconds: float) -> None:
+    pool.machines[name].process.lag = seconds
+
+
+def _machine_sleeps(pool: Pool, name: str, seconds: float) -> None:
+    pool.machines[name].sleep(seconds)
+
+
+def _clock_jumps(pool: Pool, name: str, seconds: float) -> None:
+    pool.machines[name].process.offset += seconds
+
+
+def _disk_full(pool: Pool, name: str, seconds: float) -> None:
+    pool.machines[name].full_until = pool.world.now + seconds
 
 
 def _cut(pool: Pool, name: str, seconds: float) -> None:
@@ -179,6 +203,12 @@ _OF_MACHINES: dict[str, tuple[_Strike, tuple[float, ...]]] = {
     "server_freezes": (_server_freezes, (1.0, 30.0, 1e9)),
     "driver_freezes": (_driver_freezes, (0.05, 1.0, 5.0, 15.0)),
     "agent_freezes": (_agent_freezes, (0.05, 1.0, 5.0, 15.0)),
+    "driver_sleeps": (_driver_sleeps, (1.0, 15.0, 300.0)),
+    "machine_sleeps": (_machine_sleeps, (1.0, 15.0, 300.0)),
+    "clock_jumps": (_clock_jumps, (1.0, 15.0, 300.0)),
+    "driver_lags": (_driver_lags, (0.001, 0.02, 0.2)),
+    "agent_lags": (_agent_lags, (0.001, 0.02, 0.2)),
+    "disk_full": (_disk_full, (1.0, 15.0, 1e9)),
     "cut": (_cut, (0.0, 0.0, 0.5, 5.0, 30.0)),
     "stall": (_stall, (0.1, 2.0, 20.0)),
     "peers_cut": (_peers_cut, (0.0, 2.0, 30.0)),

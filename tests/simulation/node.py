@@ -29,6 +29,7 @@ from skyward.core.protocol.messages import Done, Failed, Failure, Inquire, Messa
 from skyward.core.protocol.wire import Role, Wire
 from skyward.worker.agent import Agent, Start
 from skyward.worker.agent_system import AgentSystem
+from skyward.worker.blob_store import Store
 from skyward.worker.forkserver.launch import ForkServerProcess
 from skyward.worker.forkserver.protocol import (
     ECHO,
@@ -127,7 +128,7 @@ class _Slot:
         self.shared = shared
         self.pid = _NO_PID + next(self.machine.pids)
         world = self.machine.world
-        self.process = world.process(f"{self.machine.name}/slot-{number}")
+        self.process = world.process(f"{self.machine.name}/slot-{number}", self.machine.process.offset)
         sock, self.out, self.err, self.tickets = fds
         self.sock = socket.socket(fileno=sock)
         self.sock.setblocking(False)
@@ -284,7 +285,7 @@ class _ForkServer:
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
         world = machine.world
-        self.process = world.process(f"{machine.name}/forkserver")
+        self.process = world.process(f"{machine.name}/forkserver", machine.process.offset)
         self.slots: dict[int, _Slot] = {}
         self.control, theirs = socket.socketpair()
         self.theirs = theirs
@@ -400,7 +401,11 @@ class Machine:
         self.forks_fail = 0
         self.servers: list[_ForkServer] = []
         self.folder = tempfile.mkdtemp(prefix="skyward-simulation-")
-        self.process: Process = world.process(f"{name}/agent")
+        # Its clock began when it booted, which may be now.
+        self.process: Process = world.process(f"{name}/agent", world.random.choice((-world.now, 0.0, 1e6)))
+        self.full_until = 0.0  # its disk
+        for each in ("memory", "disk"):
+            Path(self.folder, each).mkdir()
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind("")  # Linux finds a name that no file has
         self._listener.listen(64)
@@ -419,6 +424,7 @@ class Machine:
             random_bytes=self.world.random.randbytes,
             log=lambda text: self.world.tell(f"{self.name} logs: {text}"),
             peer_network=lambda _, identity, __: self.neighbourhood.network(self.name, self.process, identity),
+            make_store=lambda most: Store([f"{self.folder}/{each}" for each in ("memory", "disk")], most, self._pwrite),
         )
         self.agent = Agent(self.process, start, self._listener, self.folder, self.server(), system)
         self.world.run_task(self.process, self._live(self.agent))
@@ -444,6 +450,21 @@ class Machine:
             sock.close()
             raise
         return sock
+
+    def sleep(self, seconds: float) -> None:
+        """Sleep, with all that runs on it; no clock of it goes on."""
+        for server in self.servers:
+            for process in (server.process, *(slot.process for slot in server.slots.values())):
+                process.sleep(seconds)
+        self.process.sleep(seconds)
+
+    def _pwrite(self, fd: int, data: memoryview, offset: int) -> int:
+        """Write to a disk that may be full, perhaps in the middle."""
+        if self.world.now < self.full_until:
+            if len(data) < 2 or self.world.random.random() < 0.5:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            data = data[: len(data) // 2]
+        return os.pwrite(fd, data, offset)
 
     @property
     def slots(self) -> list[_Slot]:

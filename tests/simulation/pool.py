@@ -65,6 +65,7 @@ class Pool:
         """Whether the block was entered."""
         self.failed = False
         """Whether the block could not be entered."""
+        self.is_leaving = False
         self.behind = 0.0
         """Seconds that a goodbye may take when the block ends, behind what has been sent."""
         self.events = Events()
@@ -89,7 +90,11 @@ class Pool:
         order = Order("sky-simulated", nodes.max, Resources(), orphan_timeout=60.0)
         provider: Any = self.cloud
         self.plan = Plan([provider], nodes, order, Image(), setup, Timing())
+        world.on_stumble = self._stumbled
         self.driver.call_soon(self._open)
+
+    def _stumbled(self) -> None:
+        self.oracle.faults += 1
 
     def _heard(self, event: Any) -> None:
         if isinstance(event, (Note, NodeGone, NodeReady)):
@@ -139,7 +144,7 @@ class Pool:
         future = self.dispatcher.submit(carry_out, wish.load, *map(argument, wish.arrays), options=options)
         self.oracle.submitted(wish, future)
         if wish.cancelled is not None:
-            self.world.after(wish.cancelled, lambda: self._cancel(wish.number, future))
+            self.world.after(wish.cancelled, self.world.awake(self.driver, lambda: self._cancel(wish.number, future)))
 
     def _cancel(self, number: int, future: Any) -> None:
         self.world.tell(f"cancel {number}")
@@ -149,6 +154,7 @@ class Pool:
     def leave(self) -> None:
         """The block ends: as `RunningPool` does it."""
         self.behind = max((line.behind for line in self.lines.values()), default=0.0)
+        self.is_leaving = True
         self.dispatcher.shut("the block has ended")
         self._work.append(self.world.run_task(self.driver, self.provisioner.stop()))
 

@@ -29,7 +29,8 @@ REST = 300.0
 GOODBYE = 5.0
 """Seconds after the block within which agents have ended that were told to."""
 ORPHANED = 200.0
-"""Seconds within which agents have ended that nobody can tell: their patience, and once more from a link's end on."""
+"""Seconds awake within which agents have ended that nobody can tell: their patience, and once more from a link's end
+on."""
 LEAVE = 900.0
 """Seconds within which the block ends: agents that are out of reach end by themselves after one minute or two."""
 
@@ -112,18 +113,20 @@ def _live(world: World, pool: Pool, scenario: Scenario) -> None:
     world.run(lambda: pool.started or pool.failed, START, "the pool has started, or has failed")
     wishes = scenario.wishes if pool.started else ()
     for wish in wishes:
-        world.after(wish.at, functools.partial(pool.submit, wish))
+        world.after(wish.at, world.awake(pool.driver, functools.partial(pool.submit, wish)))
     pool.oracle.watch()
     span = max((wish.at for wish in wishes), default=0.0)
     world.run(lambda: pool.oracle.have_settled(wishes), span + SETTLE, "every task has settled")
     if scenario.rests and not pool.failed:
         _rest(world, pool)
-    pool.leave()
+    world.awake(pool.driver, pool.leave)()
+    world.run(lambda: pool.is_leaving, 2 * LEAVE, "the driver is awake")
     world.run(lambda: pool.has_left, LEAVE, "the block has ended")
     # Where nothing went wrong everybody heard the goodbye; else an agent out of reach waits for its owner.
     goodbye = GOODBYE + pool.behind
     world.run(lambda: pool.is_told or pool.oracle.faults > 0, goodbye, "no agent runs that had an owner")
-    world.run(lambda: pool.is_gone, ORPHANED, "no agent runs any more")
+    asleep = sum(misfortune.amount for misfortune in scenario.misfortunes if misfortune.kind == "machine_sleeps")
+    world.run(lambda: pool.is_gone, ORPHANED + asleep, "no agent runs any more")
     left = [name for name, record in pool.cloud.records.items() if record.billed]
     if left and pool.cloud.is_rented and not world.broken:
         world.broken.append(f"machines are left: {', '.join(left)}")

@@ -20,6 +20,8 @@ __all__ = ["Process", "Stuck", "World"]
 
 _LATE = 0.15  # of the times that a descriptor is ready, it is noticed only later
 _MOST_LATE = 0.005  # seconds
+_STUMBLING = 0.001  # of the times that somebody reads the clock, in a world where the processor is sometimes away
+_ROUNDING = 1e-9  # seconds, of sums with a clock's offset
 _MOST_TURNS = 200_000  # until something that is waited for
 
 
@@ -55,14 +57,18 @@ class Process(base_events.BaseEventLoop):
         Whose time it keeps.
     name
         For the story of a run.
+    offset
+        What its clock shows beyond the world's time.
     """
 
-    def __init__(self, world: World, name: str) -> None:
+    def __init__(self, world: World, name: str, offset: float) -> None:
         super().__init__()
         self._selector = _NoSelector()
         self._clock_resolution = 1e-9
         self.world = world
         self.name = name
+        self.offset = offset
+        self.lag = 0.0  # most seconds that it is busy after a turn
         self.frozen_until = 0.0
         self.alive = True
         self.readers: dict[int, events.Handle] = {}
@@ -74,8 +80,11 @@ class Process(base_events.BaseEventLoop):
 
     def time(self) -> float:
         """The time, which goes on while a process works: two readings are never the same."""
-        self.world.now += self.world.slowness
-        return self.world.now
+        world = self.world
+        world.now += world.slowness
+        if world.stumbling and world.random.random() < world.stumbling:
+            world.stumble()
+        return world.now + self.offset
 
     def _unexpected(self, _: object, context: dict[str, Any]) -> None:
         error = context.get("exception")
@@ -147,7 +156,7 @@ class Process(base_events.BaseEventLoop):
         when = self._scheduled[0].when() if self._scheduled else None
         if not self.alive or (when is None and not self._ready):
             return None
-        return max(self.frozen_until, 0.0 if self._ready else when or 0.0)
+        return max(self.frozen_until, 0.0 if self._ready or when is None else when - self.offset)
 
     def turn(self) -> None:
         """One round of the loop."""
@@ -156,6 +165,17 @@ class Process(base_events.BaseEventLoop):
             self._run_once()
         finally:
             events._set_running_loop(None)
+        if self.lag:
+            self.freeze(self.lag * self.world.random.random())
+
+    def freeze(self, seconds: float) -> None:
+        """Do nothing for a while, though time goes on."""
+        self.frozen_until = max(self.frozen_until, self.world.now + seconds)
+
+    def sleep(self, seconds: float) -> None:
+        """Sleep as a machine does: its own clock stands still."""
+        self.freeze(max(0.0, self.frozen_until - self.world.now) + seconds)
+        self.offset -= seconds
 
     def die(self) -> None:
         """End as by SIGKILL: nothing is said, nothing is cleaned up; its descriptors are the caller's to close."""
@@ -180,6 +200,9 @@ class World:
         self.random = random.Random(seed)
         self.now = self.began = 1000.0
         self.slowness = self.random.choice((1e-7, 1e-5, 3e-4))  # seconds that pass between two readings
+        self.stumbling = self.random.choice((*[0.0] * 9, _STUMBLING))
+        self.on_stumble: Callable[[], object] = lambda: None
+        """Called when time goes on by much between two readings of a clock."""
         self.turns = 0
         self.broken: list[str] = []  # what must not be, in the order in which it was found
         self.story: list[tuple[float, str]] = []
@@ -194,15 +217,33 @@ class World:
     def __repr__(self) -> str:
         return f"<World of seed {self.seed}, {self.turns} turns, at {self.now:.3f}>"
 
-    def process(self, name: str) -> Process:
-        """A new process."""
-        process = Process(self, name)
+    def process(self, name: str, offset: float = 0.0) -> Process:
+        """A new process, whose clock may show something else than the world's."""
+        process = Process(self, name, offset)
         self.processes.append(process)
         return process
 
     def tell(self, text: str) -> None:
         """Add to the story."""
         self.story.append((self.now, text))
+
+    def awake(self, process: Process, action: Callable[[], object]) -> Callable[[], None]:
+        """What does something in a process, once that can do anything."""
+
+        def act() -> None:
+            if process.frozen_until > self.now:
+                self.at(process.frozen_until, act)
+            else:
+                action()
+
+        return act
+
+    def stumble(self) -> None:
+        """Let nobody do anything for a moment: the processor is away, in the middle of whatever is done."""
+        seconds = self.random.choice((0.1, 1.0, 3.0))
+        self.tell(f"the processor is away for {seconds:g} s")
+        self.now += seconds
+        self.on_stumble()
 
     def after(self, seconds: float, action: Callable[[], object]) -> None:
         """Do something later."""
@@ -277,13 +318,13 @@ class World:
         """One thing that can happen now, or else the passing of time; False if nothing will ever happen."""
         self.turns += 1
         self._notice()
-        now = self.now  # what follows is asked of every process at every step
+        now = self.now + _ROUNDING  # what follows is asked of every process at every step
         due: list[Any] = [
             process
             for process in self.processes
             if process.frozen_until <= now
             and process.alive
-            and (process._ready or (process._scheduled and process._scheduled[0]._when <= now))
+            and (process._ready or (process._scheduled and process._scheduled[0]._when <= now + process.offset))
         ]
         if self._events and self._events[0][0] <= self.now:
             due.append(None)

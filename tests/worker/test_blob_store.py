@@ -118,7 +118,7 @@ def test_a_blob_that_is_named_again_after_it_was_forgotten_stays(tmp_path: Path)
     store.close()
 
 
-def test_where_no_file_can_be_written_the_bytes_stay_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_no_file_can_be_written_the_bytes_stay_in_memory(tmp_path: Path) -> None:
     store = Store([str(tmp_path / "missing"), "/proc"])
     problem = put(store, b"d", b"content")
     assert problem is not None
@@ -131,10 +131,8 @@ def test_where_no_file_can_be_written_the_bytes_stay_in_memory(tmp_path: Path, m
     def full(*_: object) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    store = Store([str(tmp_path)])
-    monkeypatch.setattr(module.os, "pwrite", full)
+    store = Store([str(tmp_path)], pwrite=full)
     assert "No space left" in str(put(store, b"d", b"content"))
-    monkeypatch.undo()
     folder = next(tmp_path.glob("skyward-store-*"))
     assert [file.name for file in folder.iterdir()] == ["lock"]  # no half-written file
     store.close()
@@ -165,19 +163,17 @@ def test_stores_of_killed_agents_are_swept_and_living_ones_are_not(tmp_path: Pat
     other.close()
 
 
-def test_a_place_that_becomes_full_is_left_with_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_place_that_becomes_full_is_left_with_what_is_there(tmp_path: Path) -> None:
     small, large = tmp_path / "small", tmp_path / "large"
     small.mkdir()
     large.mkdir()
-    pwrite = os.pwrite
 
     def limited(fd: int, data: memoryview, offset: int) -> int:
         if "small" in str(Path(f"/proc/self/fd/{fd}").readlink()) and offset >= 400:
             raise OSError(errno.ENOSPC, "No space left on device")
-        return pwrite(fd, data, offset)
+        return os.pwrite(fd, data, offset)
 
-    monkeypatch.setattr(module.os, "pwrite", limited)
-    store = Store([str(small), str(large)])
+    store = Store([str(small), str(large)], pwrite=limited)
     data = os.urandom(1000)
     for start in range(0, 1000, 200):
         store.add(b"d", 1000, start, data[start : start + 200])
