@@ -65,6 +65,7 @@ _OPEN = {
     "Store._folders": "of blobs that are kept",
     "Store._latest": "blobs that are kept",
     "Store._locks": "folders",
+    "Store._memory": "blobs that are kept, where the disk is full",
     "Store._parents": "folders",
     "Store._paths": "blobs that are kept",
     "TaskProgress._processes": "slots",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import pickle
 import shutil
@@ -296,6 +297,7 @@ class _ForkServer:
         self.configured = False
         self._data = b""
         self._fds: list[int] = []
+        self._unborn: dict[int, list[int]] = {}  # descriptors of slots that are about to be forked
         self.process.add_reader(theirs, self._readable)
 
     def _readable(self) -> None:
@@ -324,8 +326,8 @@ class _ForkServer:
 
     def _obey(self, what: int, number: int) -> None:
         if what in (FORK_ISOLATED, FORK_SHARED):
-            fds, self._fds = self._fds[:4], self._fds[4:]
-            self.process.call_later(self.machine.world.random.uniform(0.0, 0.01), self._fork, what, number, fds)
+            self._unborn[number], self._fds = self._fds[:4], self._fds[4:]
+            self.process.call_later(self.machine.world.random.uniform(0.0, 0.01), self._fork, what, number)
         elif what == KILL and (slot := self.slots.get(number)) is not None:
             slot.end(signal.SIGKILL)
         elif what == ECHO:
@@ -333,7 +335,8 @@ class _ForkServer:
         elif what == END:
             self.die(0)
 
-    def _fork(self, what: int, number: int, fds: list[int]) -> None:
+    def _fork(self, what: int, number: int) -> None:
+        fds = self._unborn.pop(number)
         if self.machine.forks_fail > 0:
             self.machine.forks_fail -= 1
             for fd in fds:
@@ -368,7 +371,7 @@ class _ForkServer:
             slot.end(signal.SIGKILL)
         self.theirs.close()
         os.close(self.write)
-        for fd in self._fds:
+        for fd in itertools.chain(self._fds, *self._unborn.values()):
             os.close(fd)
 
 

@@ -25,7 +25,7 @@ START = 2000.0
 SETTLE = 1500.0
 """Seconds within which every task settles after the last was submitted, the longest silence of a node included."""
 REST = 300.0
-"""Seconds within which nothing is left of tasks that have settled: nodes that are out of reach are given up by then."""
+"""Seconds awake within which nothing is left of tasks that have settled: nodes out of reach are given up by then."""
 GOODBYE = 5.0
 """Seconds after the block within which agents have ended that were told to."""
 ORPHANED = 200.0
@@ -117,27 +117,27 @@ def _live(world: World, pool: Pool, scenario: Scenario) -> None:
     pool.oracle.watch()
     span = max((wish.at for wish in wishes), default=0.0)
     world.run(lambda: pool.oracle.have_settled(wishes), span + SETTLE, "every task has settled")
+    asleep = sum(each.amount for each in scenario.misfortunes if each.kind in ("machine_sleeps", "driver_sleeps"))
     if scenario.rests and not pool.failed:
-        _rest(world, pool)
+        _rest(world, pool, REST + asleep)
     world.awake(pool.driver, pool.leave)()
     world.run(lambda: pool.is_leaving, 2 * LEAVE, "the driver is awake")
     world.run(lambda: pool.has_left, LEAVE, "the block has ended")
     # Where nothing went wrong everybody heard the goodbye; else an agent out of reach waits for its owner.
     goodbye = GOODBYE + pool.behind
     world.run(lambda: pool.is_told or pool.oracle.faults > 0, goodbye, "no agent runs that had an owner")
-    asleep = sum(misfortune.amount for misfortune in scenario.misfortunes if misfortune.kind == "machine_sleeps")
     world.run(lambda: pool.is_gone, ORPHANED + asleep, "no agent runs any more")
     left = [name for name, record in pool.cloud.records.items() if record.billed]
     if left and pool.cloud.is_rented and not world.broken:
         world.broken.append(f"machines are left: {', '.join(left)}")
 
 
-def _rest(world: World, pool: Pool) -> None:
+def _rest(world: World, pool: Pool, limit: float) -> None:
     """Wait until nothing of the load is left anywhere."""
-    end = world.now + REST
+    end = world.now + limit
     while (held := census.held(*pool.parts)) and not world.broken:
         if world.now > end:
-            world.broken.append(f"{REST:g} seconds after every task has settled there is still {', '.join(held)}")
+            world.broken.append(f"{limit:g} seconds after every task has settled there is still {', '.join(held)}")
         due = world.now + 1.0
         world.run(lambda due=due: world.now >= due, REST, "a second has passed")  # type: ignore[misc]
 
