@@ -39,7 +39,8 @@ class Image:
     extra_index
         URLs of additional package indexes.
     preload
-        Modules that the slots' fork server imports once, so that no task has to.
+        Modules that the slots' fork server imports once, so that no task has to. Not for your own modules, which you
+        may edit while the pool is open.
     requirements
         Path of a requirements file, or of a ``pyproject.toml`` whose dependencies are to be installed. It is read
         immediately: its lines are added to `pip` and `constraints`, its indexes to `index` and `extra_index`.

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from skyward.core import nesting, pool_arguments, registry
 from skyward.core.audience import Audience
 from skyward.core.code.local_code import CodeSettings
+from skyward.core.code.survey import is_own
 from skyward.core.events import Events, Note, PoolClosed, PoolReady, PoolStarted
 from skyward.core.interfaces import Channel
 from skyward.core.interrupts import Interrupts
@@ -141,6 +142,8 @@ class RunningPool:
             code.now(call=True)
             if summary := code.summary:
                 self.events.emit(Note(f"sends {summary}"))
+            for text in code.warnings:
+                self._warn(text)
 
     def withdraw(self) -> None:
         """Cancel the tasks that have not started; from any thread."""
@@ -305,7 +308,7 @@ def _setup(settings: PoolSettings) -> Setup:
         env=dict(image.env),
         path=[os.path.abspath(entry) for entry in sys.path] if local else [],
         cwd=os.getcwd() if local else None,
-        preload=list(image.preload),
+        preload=[name for name in image.preload if not is_own(name)],  # slots must see the user's edits
         data=settings.reads_data,
         code=not local,
         around=[name for plugin in settings.plugins if (name := plugin.around_worker()) is not None],

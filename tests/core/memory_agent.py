@@ -51,6 +51,7 @@ class MemoryAgent:
         self.missing: dict[bytes, int] = {}
         self.fetches: list[messages.Fetch] = []
         self.peers: dict[str, list[Any]] = {}
+        self.codes: list[int] = []  # versions of the code that were announced
         self.evil: Callable[[MemoryAgent], object] | None = None
         """Done once it has a task, on this link and on each that follows."""
         self.fault: str | None = None  # why it broke the last link, as it says
@@ -142,6 +143,8 @@ class MemoryAgent:
                 self.crash(message.task, messages.Failure.REFUSED, "no room")
             elif not self.holding and self._complete(message):
                 self.answer(message.task)
+        elif isinstance(message, messages.Code):
+            self.codes.append(message.version)
         elif isinstance(message, messages.Inquire):
             self.asked += 1
             if self.reticent:

@@ -36,6 +36,11 @@ class Editable:
     metadata: str
     tops: frozenset[str]
 
+    def is_about(self, module: str) -> bool:
+        """Whether a top-level module is the distribution's, as far as its metadata says."""
+        declared = _text(f"{self.metadata}/top_level.txt").split()
+        return module in declared or module == self.name.replace("-", "_").lower()
+
     def holds(self, source: str) -> bool:
         """Whether a file or folder lies in the project."""
         return os.path.realpath(source).startswith(os.path.join(os.path.realpath(self.project), ""))

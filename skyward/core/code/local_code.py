@@ -165,6 +165,11 @@ class LocalCode:
         amount = f"{size / 1e6:.1f} MB" if size >= 100_000 else f"{max(size, 1000) / 1e3:.0f} kB"
         return ", ".join([*filter(None, counts), amount])
 
+    @property
+    def warnings(self) -> list[str]:
+        """What tasks may miss on nodes, in words."""
+        return self._survey.broken() if self._survey is not None else []
+
     def reasons(self) -> list[tuple[str, str, int, str]]:
         """Return a line for each module or package: its name, where it is, its size in bytes, and why it is sent."""
         survey = self._survey

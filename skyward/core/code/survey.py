@@ -23,7 +23,7 @@ from skyward.core.code.imports import imported
 from skyward.core.code.places import ModuleFacts, Places, Whose, is_never_sent, judge
 from skyward.core.errors import ConfigError
 
-__all__ = ["CodeSurvey", "Unit", "places", "program_imports", "program_state"]
+__all__ = ["CodeSurvey", "Unit", "is_own", "places", "program_imports", "program_state"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +97,7 @@ class CodeSurvey:
         self._exclude = tuple(exclude)
         self._seen: set[str] = set()
         self._unresolved: dict[str, str] = {}  # name -> why it was looked for
+        self._gone: dict[str, Unit] = {}  # whose files are not there, but may be again
         self._editables: list[Editable] | None = None
         self._places = places()
         for item in wanted:
@@ -131,7 +132,12 @@ class CodeSurvey:
                 self._unresolved[name] = f"{where} imports it"
 
     def resolve(self) -> None:
-        """Look for the modules that were named and not found before."""
+        """Look for the modules that were named and not found before, and for files that were gone."""
+        for name, unit in list(self._gone.items()):
+            if all(map(os.path.exists, unit.sources)):
+                del self._gone[name]
+                self.problems.pop(name, None)
+                self.units[name] = unit
         for name, reason in list(self._unresolved.items()):
             if name in sys.modules or is_never_sent(name):
                 del self._unresolved[name]
@@ -146,8 +152,18 @@ class CodeSurvey:
 
     def drop(self, name: str) -> None:
         """Drop a module whose files are gone."""
-        unit = self.units.pop(name)
+        unit = self._gone[name] = self.units.pop(name)
         self._refuse(name, unit.sources[0])
+
+    def broken(self) -> list[str]:
+        """Say which modules that were named are those of an editable distribution whose project is gone."""
+        return [
+            f"{name} is installed in place from {editable.project}, which does not exist, so tasks can't import it "
+            f"({reason}): install it again"
+            for name, reason in self._unresolved.items()
+            for editable in self._all_editables()
+            if editable.is_about(name) and not os.path.isdir(editable.project)
+        ]
 
     # --- one module ---
 
@@ -164,6 +180,7 @@ class CodeSurvey:
             return
         if missing := next((source for source in sources if not os.path.exists(source)), None):
             self._refuse(name, missing)
+            self._gone[name] = Unit(name, sources, reason)
             return
         self._add(name, sources, reason)
 
@@ -264,6 +281,12 @@ def _facts(spec: ModuleSpec | None, module: ModuleType | None = None) -> ModuleF
         return ModuleFacts(os.path.abspath(file) if isinstance(file, str) else None, paths)
     except Exception:  # a module of others' may answer anything
         return ModuleFacts()
+
+
+def is_own(module: str) -> bool:
+    """Whether a module is the user's own, and so may be edited at any time; imports nothing."""
+    root = module.partition(".")[0]
+    return not is_never_sent(root) and judge(_facts(_find(root)), places())[0] is Whose.LOCAL
 
 
 def _has_code(folder: str) -> bool:

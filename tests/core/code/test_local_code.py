@@ -180,14 +180,23 @@ def test_a_module_that_is_no_file_is_an_error_where_a_task_needs_it(tmp_path: Pa
             report(str(error))
     it.of_job(version, cloudpickle.dumps(["made", "zipped"]))
     report("other tasks run")
+    write("gone.py", "def f(): return 1")
+    back = latest(it, version)
+    report(contents(back), it.of_job(back, cloudpickle.dumps(gone.f)) is back)
+    os.remove("gone.py")
+    report(contents(latest(it, back)))
+    write("gone.py", "")
+    report(contents(latest(it, it.now(call=True))))
     """
-    none, made, zipped, gone, others = run(tmp_path, body, gone="def f(): pass")
+    none, made, zipped, gone, others, back, empty, again = run(tmp_path, body, gone="def f(): pass")
     assert none == [None]
     assert "made was made in the memory of this process" in made[0]
     assert "register_pickle_by_value(made)" in made[0]
     assert f"zipped lies in the archive {tmp_path}/archive.zip: unpack it" in zipped[0]
     assert f"gone was imported from {tmp_path}/gone.py, which is gone" in gone[0]
     assert others == ["other tasks run"]
+    assert back == [{"gone.py": "def f(): return 1"}, True]
+    assert (empty, again) == ([{}], [{"gone.py": ""}])
 
 
 def test_what_the_user_names_and_leaves_out(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from skyward.core.code.survey import CodeSurvey, Unit, places, program_imports, program_state
+from skyward.core.code.survey import CodeSurvey, Unit, is_own, places, program_imports, program_state
 
 
 @pytest.fixture
@@ -124,3 +124,24 @@ def test_imports_of_a_script_a_notebook_and_a_prompt(tmp_path: Path) -> None:
     main._ih = ["", "%load_ext autoreload", "!ls\nimport helpers", "def f():\n    import inner\n"]  # type: ignore[attr-defined]
     assert program_imports(main) == {"helpers", "inner"}
     assert program_state(main) == ("cells", 4)
+
+
+def test_an_editable_install_whose_project_is_gone(folder: Path) -> None:
+    metadata = folder / "own_gone-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "direct_url.json").write_text('{"url": "file:///nowhere/at/all", "dir_info": {"editable": true}}')
+    (metadata / "top_level.txt").write_text("own_other\n")
+    survey = CodeSurvey()
+    survey.add_named(["own_gone", "own_other", "own_unknown"], "x.py")
+    survey.resolve()
+    assert sorted(text.split(" ")[0] for text in survey.broken()) == ["own_gone", "own_other"]
+    assert (
+        "from /nowhere/at/all, which does not exist, so tasks can't import it (x.py imports it)" in survey.broken()[0]
+    )
+
+
+def test_own_modules(folder: Path) -> None:
+    write(folder, "own_a.py", "own_b/__init__.py")
+    assert is_own("own_a")
+    assert is_own("own_b.c")
+    assert not any(map(is_own, ["json", "numpy.linalg", "own_nowhere", "sys", "", "skyward.plugins"]))

@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 
 from skyward.core.blobs.distributor import ABOUT_BLOBS
+from skyward.core.blobs.snapshots import digest
+from skyward.core.code.local_code import CodeVersion
 from skyward.core.errors import NodeLost, PayloadError, WorkerCrashed
 from skyward.core.events import Printed
 from skyward.core.payload.shared_file import CAN_SHARE
@@ -191,6 +193,28 @@ def test_large_buffers_go_to_a_node_once(pool: MemoryPool) -> None:
     futures = [pool.submit(lambda a, i: float(a.sum()) + i, x.copy(), i) for i in range(20)]
     assert [future.result(5) for future in futures] == [float(x.sum()) + i for i in range(20)]
     assert [agent.blobs_sent for agent in agents] == [1, 1]
+
+
+def test_a_version_of_the_code_goes_to_a_node_once_and_an_old_one_still_may(pool: MemoryPool) -> None:
+    agents = [pool.add(slots=1)]
+    bundles = {digest(memoryview(text)): text for text in (b"first", b"edit")}
+    old = CodeVersion(1, b"manifest", list(bundles)[:1], dict(list(bundles.items())[:1]))
+    new = CodeVersion(2, b"manifest", list(bundles), bundles)
+
+    def run(code: CodeVersion, count: int = 8) -> None:
+        options = TaskOptions(group=TaskGroup(code=code))
+        assert [future.result(5) for future in [pool.submit(abs, -i, options=options) for i in range(count)]] == [
+            *range(count)
+        ]
+
+    run(old)
+    run(new)
+    run(old)
+    assert (agents[0].codes, agents[0].blobs_sent) == ([1, 2], 2)
+    agents.append(pool.add(slots=1))
+    eventually(lambda: run(new) or agents[1].codes == [2])
+    eventually(lambda: run(old) or sorted(agents[1].codes) == [1, 2])
+    assert [agent.blobs_sent for agent in agents] == [2, 2]
 
 
 @pytest.mark.skipif(not CAN_SHARE, reason="no files in memory here")
