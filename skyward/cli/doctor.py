@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from skyward.cli import sources
+from skyward.cli import image, sources
 from skyward.cli.output import as_json, print_line, waiting
 from skyward.core.errors import SkywardError
 from skyward.core.gpus import described
@@ -47,8 +47,21 @@ class Finding:
 def run(
     provider: sources.NamedProviders = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+    program: Annotated[
+        Path | None, typer.Option("--image", help="Only show what nodes would get for this script.", exists=True)
+    ] = None,
 ) -> None:
     """Check credentials, quotas, the permissions of keys, and this computer, and say how to fix problems."""
+    findings = _checks(provider) if program is None else [Finding(*item) for item in image.items(program)]
+    if json:
+        as_json([dataclasses.asdict(finding) for finding in findings])
+    else:
+        _show(findings)
+    if any(finding.ok is False for finding in findings):
+        raise typer.Exit(1)
+
+
+def _checks(provider: sources.NamedProviders) -> list[Finding]:
     findings = [*_computer(), *_ssh_folder(Path("~/.ssh").expanduser()), *_state()]
     asked = sources.named(provider) if provider else sources.plain()
     with waiting(f"querying {', '.join(map(str, asked))}"):
@@ -57,12 +70,7 @@ def run(
         if answer.error is not None:
             findings.append(Finding(str(answer.source), "provider", False, str(answer.error)))
         findings += answer.value or ()
-    if json:
-        as_json([dataclasses.asdict(finding) for finding in findings])
-    else:
-        _show(findings)
-    if any(finding.ok is False for finding in findings):
-        raise typer.Exit(1)
+    return findings
 
 
 def _show(findings: Iterable[Finding]) -> None:
