@@ -12,7 +12,7 @@ import skyward as sky
 from skyward.core.events import Note
 from tests.gpus import A100, T4, rocm_script, script, uuid
 from tests.lab import Host, eventually
-from tests.lab.fixtures import LabHosts
+from tests.lab.fixtures import FreshHost, LabHosts
 from tests.remote import Reach, index, reach, wheels
 
 __all__ = ["index", "reach", "wheels"]  # fixtures
@@ -137,3 +137,31 @@ def test_the_other_hosts_suffice(lab_hosts: LabHosts, reach: Reach) -> None:
         assert pool.total_slots == 4
         (slots,) = look_all(pool)[0].values()
         assert Counter(slots.values()) == {"GPU-0000000000abc000": 2, "1": 2}
+
+
+def test_device_files_are_enough(fresh_host: FreshHost, reach: Reach) -> None:
+    """A container that was given two GPUs, and no program of their maker."""
+    host = fresh_host()
+    host.run("touch", "/dev/nvidia0", "/dev/nvidia1", "/dev/nvidiactl", check=True)
+    with sky.Compute(**reach([host]), worker=sky.Worker(gpus=1)) as pool:
+        assert look_all(pool)[0] == {"node-1": {1: "0", 2: "1"}}
+
+
+def test_a_preloaded_module_that_opens_a_gpu_is_refused(fresh_host: FreshHost, reach: Reach) -> None:
+    """It would be of no use in the slots, which are forks; one that opens none is loaded for them."""
+    host = fresh_host()
+    host.run("touch", "/dev/nvidia0", check=True)
+    place = "/opt/modules"
+    host.run("mkdir", place, check=True)
+    host.run("sh", "-c", f"cat > {place}/hasty.py", input="FILE = open('/dev/nvidia0')\n", check=True)
+    image = {"preload": ["sqlite3"], "env": {"PYTHONPATH": place}}
+    with sky.Compute(**reach([host], image=image), worker=sky.Worker(gpus=1)) as pool:
+        assert pool.submit(eval, "'sqlite3' in __import__('sys').modules").result(60)
+    image["preload"] = ["sqlite3", "hasty"]
+    with (
+        pytest.raises(sky.ProvisioningError, match=r"preload=\['hasty'\]\): the import opens /dev/nvidia0"),
+        sky.Compute(**reach([host], image=image), worker=sky.Worker(gpus=1)),
+    ):
+        pass
+    with sky.Compute(**reach([host], image=image)) as pool:  # whose slots have no GPUs of their own
+        assert pool.submit(abs, -3).result(60) == 3

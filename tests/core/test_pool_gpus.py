@@ -7,6 +7,7 @@ import signal
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from joblib import Parallel, delayed
@@ -15,6 +16,7 @@ import skyward as sky
 from skyward.core.events import NodeReady, Note
 from skyward.core.gpus import Gpu
 from skyward.core.status import NodeStatus
+from tests.core.folder_cloud import FolderCloud
 from tests.gpus import A100, T4, plant, script, uuid
 from tests.lab import eventually
 
@@ -132,6 +134,25 @@ def test_more_slots_than_gpus(smi: Path, worker: sky.Worker, words: str) -> None
     plant(smi, script([T4, T4]))
     with pytest.raises(sky.ProvisioningError, match=words), sky.Compute(worker=worker, console=False):
         pass
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"worker": sky.Worker(gpus=1, concurrency=4)}, "no offer has 4 GPUs, which .*; the maximum is 2: lower"),
+        ({"worker": sky.Worker(gpus=1), "machine": "small"}, "machine='small' has none of the 1 GPU"),
+        ({"worker": sky.Worker(gpus=1 / 8, concurrency=24), "accelerator": "A100:2"}, "no offer has 3 GPUs"),
+    ],
+    ids=str,
+)
+def test_too_few_gpus_are_an_error_before_anything_is_bought(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: dict[str, Any], words: str
+) -> None:
+    monkeypatch.setenv("SKYWARD_STATE", str(tmp_path / "state"))
+    cloud = FolderCloud(str(tmp_path))
+    with pytest.raises(sky.NoOffer, match=words), sky.Compute(cloud, console=False, **arguments):
+        pass
+    assert not (tmp_path / "machines").exists()
 
 
 @pytest.mark.parametrize(

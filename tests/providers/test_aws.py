@@ -89,7 +89,10 @@ def test_arm_machines_get_an_arm_image(cloud):
 def test_machines_with_gpus_get_the_deep_learning_image(cloud):
     it = provider(cloud)
     offer = next(offer for offer in it.offers(Resources(accelerator="T4")) if offer.machine == "g4dn.xlarge")
-    assert (offer.accelerator, offer.accelerators, offer.vcpus) == ("T4", 1, 4)
+    assert (offer.accelerator, offer.accelerators, offer.gpus, offer.vcpus) == ("T4", 1, 1, 4)
+    chips = it.offers(Resources(accelerator="Inferentia2"))
+    assert {offer.accelerators for offer in chips} >= {1}
+    assert {offer.gpus for offer in chips} == {0}  # which slots can't be given
     it.create(order(offer))
     assert "ami-0c2" in next(request.body for request in cloud.requests if "Action=RunInstances" in request.body)
     sweep(it, TAG)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from skyward.core.gpus import Gpu
 from skyward.core.protocol.messages import Gpus, Survey
+from skyward.core.visible import shown
 
 __all__ = ["GpuSurvey"]
 
@@ -39,8 +40,11 @@ class GpuSurvey:
     def heard(self, message: Gpus) -> None:
         """Take what the node says."""
         if message.error is None:
-            self.found = tuple(Gpu(*values) for values in message.found)
+            self.found = tuple(
+                Gpu(shown(id, lines=False), shown(name, lines=False), memory, used)
+                for id, name, memory, used in message.found
+            )
         for answer in self._waiting:
             if not answer.done():  # who asked may wait no longer
-                answer.set_result(message.error)
+                answer.set_result(None if message.error is None else shown(message.error))
         self._waiting.clear()

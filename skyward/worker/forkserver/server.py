@@ -174,7 +174,7 @@ class ForkServer:
     def _seat_and_fork(self, what: int, number: int, fds: list[int]) -> None:
         """Fork a slot, from this process or from an heir."""
         shares = self.unborn.settings.gpus
-        if shares and self.seat is None and len(self.seated) >= len(shares):
+        if shares and len(self.seated) >= len(shares):
             self.waiting[number] = what, fds, time.monotonic() + _FREE
             return
         if what != FORK_SHARED:

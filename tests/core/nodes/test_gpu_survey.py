@@ -13,8 +13,8 @@ def test_every_caller_is_answered_once() -> None:
     async def live() -> None:
         sent: list[Survey] = []
         survey = GpuSurvey(sent.append)
-        survey.heard(Gpus([["GPU-1", "T4", 100, 1]], None))  # before anybody asks
-        assert survey.found == (Gpu("GPU-1", "T4", 100, 1),)
+        survey.heard(Gpus([["GPU-1", "T4\x07", 100, 1]], None))  # before anybody asks
+        assert survey.found == (Gpu("GPU-1", r"T4\x07", 100, 1),)  # it may belong to a stranger
         first, second, hasty = (asyncio.ensure_future(survey.ask()) for _ in range(3))
         await asyncio.sleep(0)
         assert sent == [Survey()] * 3
@@ -33,8 +33,8 @@ def test_an_error_leaves_what_was_known() -> None:
         survey.heard(Gpus([["GPU-1", "", None, None]], None))
         asked = asyncio.ensure_future(survey.ask())
         await asyncio.sleep(0)
-        survey.heard(Gpus([], "the driver hangs"))
-        assert await asked == "the driver hangs"
+        survey.heard(Gpus([], "the driver \x1b[31mhangs"))
+        assert await asked == r"the driver \x1b[31mhangs"
         assert survey.found == (Gpu("GPU-1"),)
 
     asyncio.run(live())
