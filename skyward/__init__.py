@@ -54,9 +54,10 @@ if TYPE_CHECKING:
     from skyward.core.interfaces import Plugin as Plugin
     from skyward.core.pool import Compute as Compute
     from skyward.core.pool import Compute as ComputePool
-    from skyward.core.spec import S3Volume as S3Volume
-    from skyward.core.spec import Volume as Volume
     from skyward.core.spec import Worker as Worker
+    from skyward.core.volumes import LocalVolume as LocalVolume
+    from skyward.core.volumes import S3Volume as S3Volume
+    from skyward.core.volumes import Volume as Volume
     from skyward.core.whoami import current_worker as current_worker
     from skyward.providers.aws import AWS as AWS
     from skyward.providers.libcloud import Libcloud as Libcloud
@@ -81,6 +82,7 @@ __all__ = [
     "Libcloud",
     "LinkError",
     "Local",
+    "LocalVolume",
     "LoginRefused",
     "NestedPool",
     "NoCapacity",
@@ -127,13 +129,14 @@ _HOME = {
     "Image": "skyward.core.image:Image",
     "Libcloud": "skyward.providers.libcloud:Libcloud",
     "Local": "skyward.providers.local:Local",
+    "LocalVolume": "skyward.core.volumes:LocalVolume",
     "OpenPool": "skyward.core.interfaces:OpenPool",
     "Plugin": "skyward.core.interfaces:Plugin",
-    "S3Volume": "skyward.core.spec:S3Volume",
+    "S3Volume": "skyward.core.volumes:S3Volume",
     "SSH": "skyward.providers.ssh:SSH",
     "VastAI": "skyward.providers.vastai:VastAI",
     "Verda": "skyward.providers.verda:Verda",
-    "Volume": "skyward.core.spec:Volume",
+    "Volume": "skyward.core.volumes:Volume",
     "Worker": "skyward.core.spec:Worker",
     "compute": "skyward.core.function:compute",
     "current_worker": "skyward.core.whoami:current_worker",

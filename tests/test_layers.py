@@ -22,7 +22,7 @@ PACKAGE = REPOSITORY / "skyward"
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("builtins_table", "guard", "interrupts", "labels", "scope", "system", "visible", "whoami"),
     ("errors",),
-    ("gpus", "ioloop", "nesting", "requirements"),
+    ("gpus", "ioloop", "nesting", "requirements", "volumes"),
     ("image", "spec", "status"),
     ("events",),
     ("interfaces",),

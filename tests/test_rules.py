@@ -158,6 +158,7 @@ ONLY_NAMES = "only types, tables or names, which the tests of their users read"
 NO_TEST_FILE: dict[str, str] = {
     # Where a module has no test file of its own: the one that covers it, or why none does.
     "core/machines/fleet_events.py": ONLY_NAMES,
+    "core/files/node_files.py": "tests/test_volumes.py",
     "core/machines/plan.py": ONLY_NAMES,
     "core/packages/lists.py": ONLY_NAMES,
     "core/status.py": "tests/core/test_pool_gpus.py",
@@ -178,6 +179,7 @@ NO_TEST_FILE: dict[str, str] = {
     "testing/account.py": "tests/testing/test_provider.py",
     "testing/service.py": "tests/transport/test_memory.py",
     "testing/transport.py": "tests/transport/test_memory.py",
+    "worker/file_service.py": "tests/core/files/test_supply.py",
     "worker/forkserver/protocol.py": "tests/worker/forkserver/test_server.py",
     "worker/slot_pool.py": "tests/worker/test_agent.py",
     "worker/slot_process.py": "tests/worker/test_agent.py",

@@ -21,9 +21,10 @@ from skyward.core.interfaces import Plugin, Provider
 from skyward.core.pool_arguments import PoolSettings
 from skyward.core.results.names import Trusted
 from skyward.core.running_pool import RunningPool
-from skyward.core.spec import Allocation, Nodes, Order, Resources, Volume, Worker, parse_seconds
+from skyward.core.spec import Allocation, Nodes, Order, Resources, Worker, parse_seconds
 from skyward.core.status import PoolStatus
 from skyward.core.tasks.dispatch import Dispatcher
+from skyward.core.volumes import Volume
 
 if TYPE_CHECKING:
     from skyward.core.packages.planner import PackagePlan
@@ -60,7 +61,8 @@ class Compute(TaskExecutor):
     image
         The environment in which nodes run tasks.
     volume, volumes
-        Storage to mount on the nodes; ``volumes`` is another name. Not supported yet: giving any is an error.
+        Folders that tasks find on every node, such as ``LocalVolume("data", "./data")``; ``volumes`` is another name.
+        With any, tasks on this machine, too, run in a folder of the pool's own.
     allocation
         Whether to rent spot machines, which the provider may preempt. ``"spot-if-available"``: if they cost no more
         than on-demand ones; ``"always-spot"``: only spot; ``"on-demand"``: never spot; ``"cheapest"``: whatever costs
@@ -128,7 +130,9 @@ class Compute(TaskExecutor):
         worker = pool_arguments.either("worker", worker, "concurrency", concurrency, lambda n: Worker(concurrency=n))
         worker = worker or Worker()
         cores = pool_arguments.either("vcpus", vcpus, "cpu", cpu)
-        pool_arguments.check_volumes(pool_arguments.either("volume", volume or None, "volumes", volumes or None))
+        mounts = pool_arguments.volumes(
+            pool_arguments.either("volume", volume or None, "volumes", volumes or None) or ()
+        )
         order = Order(
             tag=name,
             count=count.max,
@@ -148,6 +152,7 @@ class Compute(TaskExecutor):
             trusted=Trusted.parse(trusted),
             reads_data=pool_arguments.reads_data(results, providers),
             console=console,
+            volumes=mounts,
         )
         self.events = Events()
         self._open: RunningPool | None = None  # between `start` and the beginning of the end

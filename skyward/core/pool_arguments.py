@@ -5,6 +5,7 @@ Each mistake raises a `ConfigError` that says what to write instead.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from skyward.core.interfaces import Plugin, Provider, Trait
 from skyward.core.results.names import Trusted
 from skyward.core.spec import Nodes, Order, Resources, Worker
 from skyward.core.system import open_files
+from skyward.core.volumes import LocalVolume, Volume
 
 if TYPE_CHECKING:
     from skyward.core.packages.planner import PackagePlan
@@ -24,12 +26,12 @@ __all__ = [
     "PoolSettings",
     "check_open_files",
     "check_type",
-    "check_volumes",
     "either",
     "of_strangers",
     "plugins",
     "providers",
     "reads_data",
+    "volumes",
     "with_defaults",
 ]
 
@@ -55,6 +57,8 @@ class PoolSettings:
         Whether the live line and the summary are wanted.
     packages
         What nodes install, once that is planned; None for what the image says.
+    volumes
+        Folders of this machine that tasks find on the nodes.
     """
 
     name: str
@@ -69,6 +73,7 @@ class PoolSettings:
     reads_data: bool
     console: bool
     packages: PackagePlan | None = None
+    volumes: tuple[LocalVolume, ...] = ()
 
     @property
     def provider_names(self) -> str:
@@ -139,13 +144,23 @@ def check_type(value: object, kind: type, name: str) -> None:
         raise ConfigError(f"{name}={value!r} is not a sky.{kind.__name__}")
 
 
-def check_volumes(volumes: object) -> None:
-    """Raise `ConfigError` if any volumes are given."""
-    if volumes:
-        raise ConfigError(
-            f"volume={volumes!r}: volumes are not supported yet. Read the data on the nodes in another way, or pass it "
-            "as an argument: a large array is sent to each node only once"
-        )
+def volumes(value: object) -> tuple[LocalVolume, ...]:
+    """Check one or several volumes, which must not lie in each other."""
+    given = (value,) if isinstance(value, Volume) else value
+    if not isinstance(given, (list, tuple)):
+        raise ConfigError(f'volume={value!r} is not a list; write volume=[sky.LocalVolume("data", "./data")]')
+    for item in given:
+        if not isinstance(item, LocalVolume):
+            raise ConfigError(
+                f"volume={item!r}: volumes of this kind are not supported yet; a sky.LocalVolume is"
+                if isinstance(item, Volume)
+                else f'volume={item!r} is not a volume; write sky.LocalVolume("data", "./data")'
+            )
+    places = sorted((item.path for item in given), key=lambda path: path.split("/"))
+    for first, second in itertools.pairwise(places):
+        if second == first or second.startswith(f"{first}/"):
+            raise ConfigError(f"volume: {second!r} is in {first!r}, and a volume can't lie in another one")
+    return tuple(given)
 
 
 def providers(value: object) -> tuple[Provider, ...]:

@@ -21,6 +21,7 @@ from skyward.core.audience import Audience
 from skyward.core.code.local_code import CodeSettings
 from skyward.core.code.survey import is_own
 from skyward.core.events import Events, Note, PoolClosed, PoolReady, PoolStarted
+from skyward.core.files.folder import scan
 from skyward.core.interfaces import Channel
 from skyward.core.interrupts import Interrupts
 from skyward.core.ioloop import IOThread
@@ -87,7 +88,8 @@ class RunningPool:
             Timing(),
             None if settings.packages is None else settings.packages.lists,
         )
-        self.provisioner = Provisioner(plan, self.dispatcher.runner, events)
+        runner = self.dispatcher.runner
+        self.provisioner = Provisioner(plan, runner, events, bring=runner.files.bring)
         self._closing = threading.Lock()  # taken by the first thread that closes, and never released
         self._ended = threading.Event()
         self._ready = False  # the minimum of nodes became ready
@@ -118,10 +120,13 @@ class RunningPool:
         """Wait for the nodes; an interrupt ends the wait, and the caller closes."""
         settings = self._settings
         names = settings.provider_names
+        folders = [(volume, scan(os.fspath(volume.source))) for volume in settings.volumes]
         self.events.emit(PoolStarted(settings.name, names, settings.nodes.max, settings.worker.slots))
         self._find_code()
         if not settings.reads_data and pool_arguments.of_strangers(settings.providers):
             self._warn(f'results="any": whoever owns the machines of {names} can run code in this process')
+        if folders:
+            self._io.post(self.dispatcher.runner.files.mount, folders)
         starting = self._io.start(self.provisioner.start())
         try:
             starting.result()
@@ -261,6 +266,7 @@ class RunningPool:
 
     async def _release(self) -> None:
         self.dispatcher.cancel_all()
+        self.dispatcher.runner.files.stop()
         await self.provisioner.stop()
 
 
@@ -307,7 +313,7 @@ def _setup(settings: PoolSettings) -> Setup:
         threads=settings.worker.threads,
         env=dict(image.env),
         path=[os.path.abspath(entry) for entry in sys.path] if local else [],
-        cwd=os.getcwd() if local else None,
+        cwd=os.getcwd() if local and not settings.volumes else None,
         preload=[name for name in image.preload if not is_own(name)],  # slots must see the user's edits
         data=settings.reads_data,
         code=not local,
@@ -323,4 +329,4 @@ def _surroundings(settings: PoolSettings) -> Surroundings:
     """What tasks find as it is here, except for what was set explicitly for them."""
     worker = settings.worker
     kept = [*settings.image.env, *(THREAD_VARIABLES if worker.threads else ()), *(GPU_VARIABLES if worker.gpus else ())]
-    return Surroundings(shared=settings.is_local, kept=kept)
+    return Surroundings(shared=settings.is_local, kept=kept, moves=not settings.volumes)

@@ -29,8 +29,6 @@ __all__ = [
     "Offers",
     "Order",
     "Resources",
-    "S3Volume",
-    "Volume",
     "Worker",
     "parse_address",
     "parse_count",
@@ -229,34 +227,6 @@ class Worker:
         if self.concurrency == "auto":
             raise ConfigError("concurrency='auto' follows from the nodes' GPUs: give gpus=..., or a number of slots")
         return 1 if self.concurrency is None else parse_count(self.concurrency, "concurrency")
-
-
-@dataclass(frozen=True, slots=True)
-class Volume:
-    """Storage mounted at `path` on every node. Not supported yet: a pool that is given one raises `ConfigError`."""
-
-    path: str
-
-
-@dataclass(frozen=True, slots=True)
-class S3Volume(Volume):
-    """Objects of an S3 bucket, mounted as files at `path` on every node. Not supported yet; see `Volume`.
-
-    Parameters
-    ----------
-    path
-        Mount point on the nodes, such as ``"/data"``.
-    bucket
-        Name of the bucket.
-    prefix
-        Mount only objects whose keys start with it.
-    read_only
-        Whether tasks are kept from writing.
-    """
-
-    bucket: str
-    prefix: str = ""
-    read_only: bool = True
 
 
 @dataclass(frozen=True, slots=True)

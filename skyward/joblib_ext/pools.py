@@ -9,7 +9,8 @@ from typing import Any, Literal
 from skyward.core.image import Image
 from skyward.core.interfaces import Plugin, Provider
 from skyward.core.pool import Compute
-from skyward.core.spec import Allocation, Volume
+from skyward.core.spec import Allocation
+from skyward.core.volumes import Volume
 from skyward.joblib_ext.backend import SkywardBackend
 from skyward.joblib_ext.plugin import JoblibPlugin, SklearnPlugin, activated
 

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import IO, ClassVar
 
+import platformdirs
+
 from skyward.core.interfaces import Trait
 from skyward.core.spec import Endpoint, Machine, MachineId, Offer, Order, Resources
 from skyward.providers.local_agents import Process, greet, start
@@ -56,7 +58,7 @@ class Local:
         try:
             for process in started:
                 secret = os.urandom(32)
-                address = greet(process, secret, order.orphan_timeout, errors)
+                address = greet(process, secret, order.orphan_timeout, errors, cache=_cache())
                 id = f"local-{next(self._ids)}-{process.pid}"
                 with self._lock:
                     self._agents[id] = (order.tag, process)
@@ -81,6 +83,11 @@ class Local:
             process.let_go()
         for process in ending:
             process.end(_END)
+
+
+def _cache() -> str:
+    """The folder of what agents keep between pools: the same as on any other host."""
+    return platformdirs.user_cache_dir("skyward")
 
 
 def _let_go() -> None:

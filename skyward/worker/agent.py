@@ -14,7 +14,6 @@ import contextlib
 import json
 import math
 import os
-import shutil
 import signal
 import socket
 import sys
@@ -36,18 +35,22 @@ from skyward.core.protocol.messages import (
     HEARD_FILE,
     Ack,
     Blob,
+    Build,
     Bye,
     Cancel,
     Code,
     Fetch,
+    Find,
     Forget,
     Gpus,
     Hello,
     Inquire,
+    Mount,
     Peers,
     Ping,
     Pong,
     Proof,
+    Read,
     Ready,
     Recall,
     Run,
@@ -61,10 +64,12 @@ from skyward.core.protocol.wire import Received, Role, Wire
 from skyward.worker import blob_store, scratch
 from skyward.worker.agent_socket import listen
 from skyward.worker.agent_system import AgentSystem
+from skyward.worker.file_service import FileService
 from skyward.worker.forkserver.launch import ForkServerProcess, forked
 from skyward.worker.forkserver.liveness import LIMITS
 from skyward.worker.listening_socket import ListeningSocket
 from skyward.worker.node_gpus import NodeGpus
+from skyward.worker.own_folders import OwnFolders, own_folders
 from skyward.worker.owner_session import OwnerSession
 from skyward.worker.peers import PeerExchange
 from skyward.worker.process import ignore_interrupts, multiply, name_process, reap
@@ -98,6 +103,8 @@ class Start:
         Folders to remove at the end, in addition to one that the agent makes itself.
     limits
         When a fork server counts as hung: see `liveness.Limits`.
+    run, cache
+        See `own_folders`.
     """
 
     listen: str
@@ -106,6 +113,8 @@ class Start:
     orphan_timeout: float
     scratch: Sequence[str] = ()
     limits: Sequence[float] = LIMITS
+    run: str = ""
+    cache: str = ""
 
 
 class _Connection:
@@ -147,6 +156,11 @@ class _Connection:
         self.agent.left(self, reason)
 
 
+def _about_files(agent: Agent, _: SlotPool, message: Mount | Build | Find | Read, received: Received) -> None:
+    assert agent.files is not None  # it is made with the slots
+    agent.files.hear(message, received.buffers)
+
+
 class Agent:
     """Connects the owner with the slots and the blobs of its node.
 
@@ -182,12 +196,14 @@ class Agent:
         self.slots: SlotPool | None = None
         self.peers: PeerExchange | None = None
         self.gpus: NodeGpus | None = None
+        self.files: FileService | None = None
         self.stopped: asyncio.Future[str] = loop.create_future()
         self.cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self._fault: str | None = None  # the error that ended the owner's last connection, if any
         self._early: list[Received] | None = None  # messages that have come while the GPUs are looked for
         self._folder = folder
         self._server = server
+        self._folders: OwnFolders | None = None
         self._connections: set[_Connection] = set()
         self._patience = start.orphan_timeout
         self._heard = loop.time()  # when the owner was last heard
@@ -218,6 +234,10 @@ class Agent:
             await self.slots.end()
         elif self._server is not None:
             self._server.kill()
+        if self.files is not None:
+            self.files.close()
+        if self._folders is not None:
+            self._folders.close()
 
     def _unexpected(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """Report an error of a callback or a task to the owner: what it waits for may have been lost."""
@@ -396,6 +416,7 @@ class Agent:
         Fetch: _fetch,
         Peers: _meet,
         Survey: _survey,
+        **dict.fromkeys((Mount, Build, Find, Read), _about_files),
     }
 
     def _set_up(self, setup: Setup) -> None:
@@ -433,7 +454,10 @@ class Agent:
             if setup.env and self._server is not None:  # some variables count only when an interpreter starts
                 self._server.kill()
                 self._server = None
-            own = {"scratch": list(self.start.scratch), "limits": list(self.start.limits), "gpus": shares}
+            self._folders = folders = own_folders(self.start.run, self.start.cache, self._folder)
+            if setup.cwd is None:
+                setup = setup._replace(cwd=folders.work)
+            own = {"scratch": [*self.start.scratch, folders.base], "limits": list(self.start.limits), "gpus": shares}
             self.slots = slots = SlotPool(
                 self.loop, setup, self.cores, self._folder, session.post, self._server, own, self.system
             )
@@ -442,6 +466,7 @@ class Agent:
                 network = self.system.peer_network(self.loop, setup.identity, self._folder)
                 self.peers = PeerExchange(self.loop, network, setup.node, blobs.store, blobs.keep, session.post)
                 blobs.grew = self.peers.grew
+            self.files = FileService(self.loop, slots.blobs, folders, session.post)
         except (OSError, ValueError) as error:
             session.post(Ready(0, f"can't start slots: {error}"))
 
@@ -547,7 +572,7 @@ def main() -> None:
         with contextlib.suppress(OSError):
             Path(address).unlink()
         for each in start.scratch:
-            shutil.rmtree(each, ignore_errors=True)
+            scratch.remove(each)
         reap(others, _OTHERS)
 
 

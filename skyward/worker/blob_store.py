@@ -1,8 +1,9 @@
 """Large buffers on a node, by the digest of their content: written once, memory-mapped by any number of slots.
 
 They are files in shared memory if there is room, else in the temporary folder; failing both, they stay in the agent's
-memory and are sent to slots as ordinary buffers. They grow as their bytes arrive, and what has arrived can be read at
-once, by other nodes that need the same blob. Only the agent writes here; it does not interpret the content.
+memory and are sent to slots as ordinary buffers. Chunks of mounted folders go to a cache on disk instead. Blobs grow as
+their bytes arrive, and what has arrived can be read at once, by other nodes that need the same blob. Only the agent
+writes here; it does not interpret the content.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from skyward.core.payload.shared_file import open_shared
 from skyward.core.protocol.wire import Buffer
 from skyward.worker import scratch
+from skyward.worker.chunk_cache import ChunkCache
 
 try:
     from xxhash import xxh3_128 as _hasher
@@ -45,7 +47,7 @@ class Corrupt(ValueError):
 class _Growing:
     """A blob whose bytes are arriving."""
 
-    __slots__ = ("early", "fd", "hash", "have", "memory", "parents", "path", "problems", "pwrite", "size")
+    __slots__ = ("early", "fd", "hash", "have", "memory", "parents", "part", "path", "problems", "pwrite", "size")
 
     def __init__(self, size: int, parents: list[str], pwrite: PWrite) -> None:
         self.size = size
@@ -56,7 +58,8 @@ class _Growing:
         self.parents = parents  # folders in which a file can still be tried
         self.problems: list[str] = []
         self.path = ""
-        self.fd = -1  # of the file, under another name so that no half-written blob is ever found
+        self.part = ""  # the file's name so far: no half-written blob is ever found
+        self.fd = -1
         self.memory: bytearray | None = None  # if no file can be made
 
     def next(self) -> memoryview | None:
@@ -93,7 +96,7 @@ class _Growing:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
-            Path(f"{self.path}.part").unlink()
+            Path(self.part).unlink()
 
 
 class Store:
@@ -124,6 +127,7 @@ class Store:
         self._users: Counter[bytes] = Counter()
         self._forgotten: set[bytes] = set()
         self._latest: dict[bytes, int] = {}  # number of the last message that contained some of it
+        self._cached: dict[bytes, ChunkCache] = {}  # blobs that belong into a cache on disk
         self.problem: str | None = None
         """Why the last blob could not be written to a file, if so."""
 
@@ -135,6 +139,27 @@ class Store:
 
     def __contains__(self, digest: bytes) -> bool:
         return digest in self._paths or digest in self._memory
+
+    def expect(self, cache: ChunkCache, names: Iterable[bytes], missing: Collection[bytes]) -> None:
+        """Serve blobs from a cache on disk, and write those that are missing there into it.
+
+        Parameters
+        ----------
+        cache
+            Where they are. They stay when they are forgotten, and when this store is closed.
+        names, missing
+            Digests of the blobs, and of those that are to arrive.
+        """
+        for name in names:
+            self._cached[name] = cache
+            if name in missing:
+                self._paths.pop(name, None)
+            else:
+                self._paths[name] = cache.path(name)
+
+    def is_cached(self, digest: bytes) -> bool:
+        """Whether a blob belongs into a cache on disk."""
+        return digest in self._cached
 
     def add(self, digest: bytes, size: int, offset: int, data: Buffer, *, peer: bool = False, number: int = 0) -> bool:
         """Keep a part of a blob; parts may arrive in any order and more than once.
@@ -157,7 +182,17 @@ class Store:
         ------
         Corrupt
             The blob does not match its digest, and some of it came from a `peer`. It has been removed.
+        OSError
+            It belongs into a cache, and can't be written there.
         """
+        try:
+            return self._add(digest, size, offset, data, peer=peer, number=number)
+        except OSError:
+            if (growing := self._growing.pop(digest, None)) is not None:
+                growing.drop_file()
+            raise
+
+    def _add(self, digest: bytes, size: int, offset: int, data: Buffer, *, peer: bool, number: int) -> bool:
         self._forgotten.discard(digest)
         self._latest[digest] = max(self._latest.get(digest, 0), number)
         if digest in self:
@@ -189,6 +224,8 @@ class Store:
                 growing.write(data)
                 break
             except OSError as error:
+                if digest in self._cached:
+                    raise
                 growing.problems.append(str(error))
                 self._move(digest, growing)
         growing.have += len(data)
@@ -205,19 +242,23 @@ class Store:
             self._memory[digest] = growing.memory
         else:
             os.close(growing.fd)
-            Path(f"{growing.path}.part").rename(growing.path)
+            Path(growing.part).rename(growing.path)
             self._paths[digest] = growing.path
 
     def _open(self, digest: bytes, growing: _Growing) -> None:
         """Make a file in the next folder that allows it; if none does, use memory."""
+        if (cache := self._cached.get(digest)) is not None:
+            growing.path = cache.path(digest)
+            growing.fd, growing.part = cache.open(digest)
+            return
         while growing.parents:
             parent = growing.parents.pop(0)
             try:
                 if parent == "/dev/shm":  # noqa: S108 - there the kernel would kill the process instead of refusing
                     self._check_room(parent)
                 growing.path = f"{self._folder(parent)}/{digest.hex()}"
-                mode = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-                growing.fd = os.open(f"{growing.path}.part", mode, 0o600)
+                growing.part = f"{growing.path}.part"
+                growing.fd = os.open(growing.part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
                 return
             except OSError as error:
                 growing.problems.append(str(error))
@@ -359,7 +400,7 @@ class Store:
         path = self._paths.pop(digest, None)
         if digest in self._adopted:
             os.close(self._adopted.pop(digest))
-        elif path is not None:
+        elif path is not None and digest not in self._cached:
             with contextlib.suppress(OSError):
                 Path(path).unlink()
 

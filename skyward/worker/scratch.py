@@ -10,7 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
-__all__ = ["make", "sweep"]
+__all__ = ["make", "remove", "sweep"]
 
 _YOUNG = 3600.0  # seconds for which a folder may lack a lock, as it is being made
 
@@ -31,7 +31,7 @@ def make(parent: str, kind: str) -> tuple[str, int]:
         try:
             fd = os.open(f"{folder}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError:
-            shutil.rmtree(folder, ignore_errors=True)
+            remove(folder)
             raise
         if _holds(fd, folder):
             return folder, fd
@@ -59,17 +59,27 @@ def _remove_if_free(folder: Path, changed: float) -> None:
         fd = os.open(folder / "lock", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:
         if changed < time.time() - _YOUNG:
-            shutil.rmtree(folder, ignore_errors=True)
+            remove(folder)
         return
     except OSError:
         return
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        shutil.rmtree(folder, ignore_errors=True)
+        remove(folder)
     except OSError:
         pass  # it is in use
     finally:
         os.close(fd)
+
+
+def remove(folder: str | os.PathLike[str]) -> None:
+    """Remove a folder with all that is in it, also folders in it that nobody may write to; what resists stays."""
+    shutil.rmtree(folder, ignore_errors=True)
+    if os.path.lexists(folder):
+        for here, _, _ in os.walk(folder):
+            with contextlib.suppress(OSError):
+                Path(here).chmod(0o700)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _prefix(kind: str) -> str:

@@ -37,6 +37,8 @@ class TaskBlobs:
         self.store = store
         self.grew: Callable[[], object] = lambda: None
         """Called when a part of a blob has arrived."""
+        self.on_chunk: Callable[[bytes, OSError | None], object] = lambda _, __: None
+        """Called when a chunk of a folder has arrived, or with why it can't be kept."""
         self._report = report
         self._warn = warn
         self._unblock = unblock
@@ -108,6 +110,9 @@ class TaskBlobs:
         except Corrupt as error:
             self._report(Kept(blob.digest, 0, str(error)))
             return
+        except OSError as error:
+            self.on_chunk(blob.digest, error)
+            return
         finally:
             self.grew()
         if whole:
@@ -124,6 +129,8 @@ class TaskBlobs:
 
     def _arrived(self, blob: Blob | Share) -> None:
         self._report(Kept(blob.digest, blob.size, None))
+        if self.store.is_cached(blob.digest):
+            self.on_chunk(blob.digest, None)
         if self.store.problem is not None and not self._warned:
             self._warned = True
             self._warn(f"large arguments stay in memory on this node: {self.store.problem}")

@@ -37,7 +37,10 @@ import skyward as sky
         ({"plugins": 5}, ["plugins=5"]),
         ({"plugins": [print]}, ["parentheses"]),
         ({"image": "ubuntu"}, ["image='ubuntu'", "sky.Image"]),
-        ({"volume": [sky.S3Volume("/data", "bucket", "prefix/")]}, ["volumes are not supported yet"]),
+        (
+            {"volume": [sky.S3Volume("/data", "bucket", "prefix/")]},
+            ["S3Volume", "not supported yet", "sky.LocalVolume"],
+        ),
     ],
     ids=str,
 )

@@ -7,20 +7,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from skyward.core.blobs import relay
 from skyward.core.blobs.holdings import NodeHoldings
 from skyward.core.blobs.snapshots import Snapshot
+from skyward.core.errors import SkywardError
 from skyward.core.nodes.session import Session
 from skyward.core.payload.shared_file import SharedFile
 from skyward.core.protocol import messages
 from skyward.core.protocol.messages import Message
+from skyward.core.protocol.wire import Buffer
 from skyward.core.visible import shown
 
-__all__ = ["ABOUT_BLOBS", "Distributor"]
+__all__ = ["ABOUT_BLOBS", "Distributor", "LateBlob"]
 
 ABOUT_BLOBS = (messages.Kept, messages.Listening, messages.Reached)
 """The messages of nodes that `Distributor` handles."""
@@ -32,12 +34,37 @@ _PART = 2 * 2**20  # bytes of one message, the unit in which a node passes blobs
 _CHECK_EVERY = 0.5  # seconds between two checks for late transfers
 
 
+class LateBlob:
+    """A blob that is read when it is needed here, and not kept.
+
+    Parameters
+    ----------
+    size
+        Bytes of it.
+    load
+        Reads it.
+    """
+
+    def __init__(self, size: int, load: Callable[[], Awaitable[Buffer]]) -> None:
+        self._size = size
+        self.load = load
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __repr__(self) -> str:
+        return f"<LateBlob of {self._size:,} bytes>"
+
+
 @dataclass(slots=True, eq=False)
 class _Receiver:
     session: Session
     blobs: NodeHoldings
     using: dict[int, Sequence[bytes]] = field(default_factory=dict)  # by task that is out there, its blobs
-    coming: dict[bytes, Snapshot] = field(default_factory=dict)  # blobs in transit, in case they do not arrive
+    coming: dict[bytes, Snapshot | LateBlob] = field(
+        default_factory=dict
+    )  # blobs in transit, in case they don't arrive
+    awaited: dict[bytes, asyncio.Future[None]] = field(default_factory=dict)  # of these, those that `bring` brings
     shared: set[bytes] = field(default_factory=set)  # of these, blobs to be read from one of our files
     blind: bool = False  # it failed to open one of our files
 
@@ -50,18 +77,23 @@ class Distributor:
         self._listening: dict[str, tuple[Session, list[Any]]] = {}
         self._relay = relay.Relay()
         self._timer: asyncio.TimerHandle | None = None
+        self._loading: set[asyncio.Task[None]] = set()
 
     def __repr__(self) -> str:
         return f"<Distributor over {len(self._nodes)} nodes; {self._relay}>"
 
     def node_up(self, session: Session) -> None:
-        """Add a node that accepts tasks from now on."""
+        """Add a node that accepts blobs from now on. No effect if repeated."""
+        if (known := self._nodes.get(session.node)) is not None and known.session is session:
+            return
         budget = int(session.facts.get("memory", 0) * _STORE_SHARE)
         self._nodes[session.node] = _Receiver(session, NodeHoldings(budget))
 
     def node_down(self, name: str) -> None:
         """Remove a node that is gone for good."""
-        self._nodes.pop(name, None)
+        node = self._nodes.pop(name, None)
+        for arrival in node.awaited.values() if node is not None else ():
+            arrival.cancel()
         self._listening.pop(name, None)
         self._carry_out(self._relay.node_down(name))
 
@@ -88,6 +120,39 @@ class Distributor:
             self._hold(name, blob, len(blobs[blob]))
             self._carry_out([self._relay.want(name, blob, len(blobs[blob]), now)])
 
+    def holds(self, name: str, blobs: Collection[bytes]) -> None:
+        """Note that a node has these blobs on its disk, so that others may fetch them there."""
+        if (node := self._nodes.get(name)) is not None:
+            node.blobs.use(dict.fromkeys(blobs, 0))
+            node.blobs.release(blobs)
+            self._relay.holds(name, blobs)
+
+    def bring(self, name: str, blob: bytes, data: LateBlob) -> asyncio.Future[None]:
+        """Bring a blob to a node that keeps it on its disk, where it takes no memory.
+
+        Parameters
+        ----------
+        name, blob, data
+            The node, the blob's digest, and the blob.
+
+        Returns
+        -------
+        asyncio.Future
+            Completed when it is there; cancelled if the node is lost, failed if the blob can't be read.
+        """
+        loop = asyncio.get_running_loop()
+        if (node := self._nodes.get(name)) is None:
+            lost: asyncio.Future[None] = loop.create_future()
+            lost.cancel()
+            return lost
+        if (coming := node.awaited.get(blob)) is not None:
+            return coming
+        arrival = node.awaited[blob] = loop.create_future()
+        node.coming[blob] = data
+        node.blobs.use({blob: 0})
+        self._carry_out([self._relay.want(name, blob, len(data), loop.time())])
+        return arrival
+
     def release(self, name: str, task: int) -> None:
         """Release the blobs of a task that is over on a node."""
         if (node := self._nodes.get(name)) is not None:
@@ -104,6 +169,8 @@ class Distributor:
         elif node is not None:
             node.coming.pop(message.digest, None)
             node.shared.discard(message.digest)
+            if (arrival := node.awaited.pop(message.digest, None)) is not None and not arrival.done():
+                arrival.set_result(None)
             self._carry_out(self._relay.kept(session.node, message.digest, asyncio.get_running_loop().time()))
 
     def _not_kept(self, name: str, node: _Receiver | None, message: messages.Kept) -> None:
@@ -162,14 +229,32 @@ class Distributor:
         relay.Free: _free,
     }
 
-    @staticmethod
-    def _give(node: _Receiver, blob: bytes, data: Snapshot, offset: int) -> None:
+    def _give(self, node: _Receiver, blob: bytes, data: Snapshot | LateBlob, offset: int) -> None:
+        if isinstance(data, LateBlob):
+            task = asyncio.create_task(self._give_late(node, blob, data, offset))
+            self._loading.add(task)
+            task.add_done_callback(self._loading.discard)
+            return
         if isinstance(data, SharedFile) and node.session.shares and not node.blind:
             node.shared.add(blob)
             node.session.send(messages.Share(blob, data.path, data.inode, len(data)))
             return
         node.shared.discard(blob)
-        view = memoryview(data.map() if isinstance(data, SharedFile) else data)
+        self._send(node, blob, data.map() if isinstance(data, SharedFile) else data, offset)
+
+    @staticmethod
+    async def _give_late(node: _Receiver, blob: bytes, data: LateBlob, offset: int) -> None:
+        try:
+            content = await data.load()
+        except SkywardError as error:
+            if (arrival := node.awaited.get(blob)) is not None and not arrival.done():
+                arrival.set_exception(error)
+        else:
+            Distributor._send(node, blob, content, offset)
+
+    @staticmethod
+    def _send(node: _Receiver, blob: bytes, data: Buffer, offset: int) -> None:
+        view = memoryview(data)
         for start in range(offset, max(1, len(view)), _PART):  # an empty blob has one part too
             node.session.send(messages.Blob(blob, len(view), start), [view[start : start + _PART]])
 

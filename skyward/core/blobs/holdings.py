@@ -29,7 +29,10 @@ class NodeHoldings:
         return f"<NodeHoldings {kept} kept, {self._total:,} of {self._budget:,} bytes, {used} in use>"
 
     def use(self, sizes: Mapping[bytes, int]) -> tuple[list[bytes], list[bytes]]:
-        """Record that a task needs these blobs; return which ones to send first, and which ones to evict for them."""
+        """Record that a task needs these blobs; return which ones to send first, and which ones to evict for them.
+
+        A blob that takes no memory there has the size 0.
+        """
         missing = []
         for name, size in sizes.items():
             self._users[name] = self._users.get(name, 0) + 1
@@ -54,6 +57,8 @@ class NodeHoldings:
         for name in [name for name in self._sizes if name not in self._users]:
             if self._total <= self._budget:
                 break
+            if not self._sizes[name]:
+                continue  # it lies on the node's disk
             self._total -= self._sizes.pop(name)
             forgotten.append(name)
         return forgotten

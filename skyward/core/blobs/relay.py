@@ -14,7 +14,7 @@ From the first command for a blob on a node until `Free`, that node must keep wh
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias, Union
 
@@ -80,13 +80,14 @@ class Relay:
         self._reach: dict[str, set[str]] = {}  # node -> peers that it can fetch from
         self._holders: dict[bytes, dict[str, None]] = {}  # blob -> nodes that have all of it, in order
         self._moving: dict[bytes, dict[str, _Transfer]] = {}
-        self._serving: Counter[str] = Counter()
+        self._serving: dict[str, Counter[str]] = {}  # peer -> nodes that fetch from it -> how many blobs
         self._unlinked: dict[str, float] = {}  # nodes without a link to the driver -> since when
         self._seconds_per_byte: float | None = None  # measured on transfers from the driver
 
     def __repr__(self) -> str:
         moving = sum(map(len, self._moving.values()))
-        return f"<Relay {len(self._known)} peers, {moving} moving, {self._serving.total()} of them between nodes>"
+        between = sum(nodes.total() for nodes in self._serving.values())
+        return f"<Relay {len(self._known)} peers, {moving} moving, {between} of them between nodes>"
 
     @property
     def busy(self) -> bool:
@@ -129,7 +130,7 @@ class Relay:
             transfer.share = max(transfer.share, len(moving))
         if peer is None:
             return Give(node, blob, 0)
-        self._serving[peer] += 1
+        self._serving.setdefault(peer, Counter())[node] += 1
         return Fetch(node, blob, peer)
 
     def _source(self, node: str, blob: bytes) -> str | None:
@@ -137,9 +138,18 @@ class Relay:
         moving = self._moving.get(blob, {})
         peers = [*self._holders.get(blob, ()), *moving]
         reach = self._reach.get(node, set())
-        able = [peer for peer in peers if peer in reach and peer not in self._unlinked and self._serving[peer] < FANOUT]
+        able = [peer for peer in peers if peer in reach and peer not in self._unlinked and self._may_serve(peer, node)]
         depths = {peer: moving[peer].depth if peer in moving else 0 for peer in able}
-        return min(able, key=lambda peer: (depths[peer], self._serving[peer]), default=None)
+        return min(able, key=lambda peer: (depths[peer], self._serving.get(peer, Counter()).total()), default=None)
+
+    def _may_serve(self, peer: str, node: str) -> bool:
+        served = self._serving.get(peer, Counter())
+        return node in served or len(served) < FANOUT
+
+    def holds(self, node: str, blobs: Iterable[bytes]) -> None:
+        """Record that a node has these blobs already, from an earlier pool."""
+        for blob in blobs:
+            self._holders.setdefault(blob, {})[node] = None
 
     def kept(self, node: str, blob: bytes, now: float) -> list[Command]:
         """Record that a node has all of a blob.
@@ -157,7 +167,7 @@ class Relay:
         self._holders.setdefault(blob, {})[node] = None
         if transfer.peer is None and transfer.fallback is None:
             self._seconds_per_byte = (now - transfer.began) / max(1, transfer.size)
-        return [Free(node, blob), *self._part(blob, transfer)]
+        return [Free(node, blob), *self._part(node, blob, transfer)]
 
     def failed(self, node: str, blob: bytes, offset: int) -> list[Command]:
         """Record that a fetch failed or was dropped; the driver sends the rest.
@@ -175,7 +185,7 @@ class Relay:
         if transfer.peer is not None:
             self._reach.get(node, set()).discard(transfer.peer)
         transfer.fallback, transfer.depth = offset, 1
-        return [Give(node, blob, offset), *self._part(blob, transfer)]
+        return [Give(node, blob, offset), *self._part(node, blob, transfer)]
 
     def forgotten(self, node: str, blob: bytes) -> None:
         """Record that a node is about to evict a blob, which is not in transit to or from it."""
@@ -190,7 +200,7 @@ class Relay:
         for blob in [blob for blob, moving in self._moving.items() if node in moving]:
             transfer = self._end(node, blob)
             assert transfer is not None
-            commands += self._part(blob, transfer)
+            commands += self._part(node, blob, transfer)
         for blob in [blob for blob, holders in self._holders.items() if node in holders]:
             self.forgotten(node, blob)
         self._known.pop(node, None)
@@ -229,12 +239,15 @@ class Relay:
             self._moving.pop(blob, None)
         return transfer
 
-    def _part(self, blob: bytes, transfer: _Transfer) -> list[Command]:
+    def _part(self, node: str, blob: bytes, transfer: _Transfer) -> list[Command]:
         """Free the peer, if any, that served a transfer."""
         peer, transfer.peer = transfer.peer, None
         if peer is None:
             return []
-        self._serving[peer] -= 1
-        if not self._serving[peer]:
+        served = self._serving[peer]
+        served[node] -= 1
+        if not served[node]:
+            del served[node]
+        if not served:
             del self._serving[peer]
         return [Free(peer, blob)]

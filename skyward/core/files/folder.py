@@ -191,7 +191,7 @@ class _Scan:
     def _link(self, path: bytes) -> None:
         """Add a link, which must lead to something in the folder, and not around in a circle."""
         here = os.path.join(self.root, path)
-        target = os.readlink(os.fsdecode(here))  # noqa: PTH115 - pathlib would tidy it up
+        target = os.readlink(os.fsdecode(here))
         try:
             real = os.path.realpath(here, strict=True)
         except OSError as error:

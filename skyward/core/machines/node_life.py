@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
+from skyward.core.errors import NodeLost, ProtocolError, ProvisioningError, SkywardError
 from skyward.core.events import Events, NodeStep
 from skyward.core.interfaces import Trait
 from skyward.core.machines.plan import Plan
@@ -22,7 +24,9 @@ if TYPE_CHECKING:
     from skyward.core.machines.buyer import Buyer
     from skyward.core.nodes.certificates import Authority
 
-__all__ = ["Identities", "NodeLife", "NodeOwner", "Shared"]
+__all__ = ["Bring", "Identities", "NodeLife", "NodeOwner", "Shared", "nothing"]
+
+_log = logging.getLogger("skyward.provision")
 
 _SURVEY = 35.0  # seconds; an agent gives the makers' programs 30
 
@@ -79,6 +83,17 @@ def _make_authority(tag: str) -> Authority:
     return Authority(tag)
 
 
+Bring: TypeAlias = Callable[[Session, Callable[[str], object]], "Coroutine[Any, Any, None] | None"]
+"""Brings what tasks need to a node, given its session and who is told in a few words how far it is; or returns None.
+
+Raises `VolumeFailed`, or `NodeLost` if the node was lost meanwhile.
+"""
+
+
+def nothing(_: Session, __: Callable[[str], object]) -> None:
+    """Tasks need nothing else on a node."""
+
+
 @dataclass(frozen=True, slots=True)
 class Shared:
     """What all nodes of a pool have in common.
@@ -97,6 +112,8 @@ class Shared:
         The pool's.
     seats
         Numbers of the nodes on this machine, among which its GPUs are divided.
+    bring
+        Brings what tasks need to a node whose slots have started.
     """
 
     plan: Plan
@@ -105,6 +122,7 @@ class Shared:
     handler: SessionHandler
     identities: Identities
     seats: Seats = field(default_factory=Seats)
+    bring: Bring = nothing
 
 
 class NodeLife:
@@ -136,7 +154,10 @@ class NodeLife:
         self.source = source
         self.machine = machine
         self.session: Session | None = None
+        self.has_slots = False  # they have started, and wait perhaps for what tasks need
         self.is_ready, self.slots = False, 0
+        self.error: SkywardError | None = None  # why it could not get what tasks need
+        self._bringing: asyncio.Task[None] | None = None
         self.reason: str | None = None
         self._shared = shared
         self._buyer = buyer
@@ -189,6 +210,8 @@ class NodeLife:
             finally:
                 limit.cancel()
         finally:
+            if self._bringing is not None:
+                self._bringing.cancel()
             if here:
                 self._shared.seats.release(seat)
             await connector.close()
@@ -202,13 +225,42 @@ class NodeLife:
             secret,
             plan.setup._replace(node=self.name, shares=here and CAN_SHARE, identity=identity, part=part),
             self._shared.handler,
-            lambda _, message: owner.node_ready(self, message),
+            self._slots_started,
             plan.timing,
             connector.stripes,
             lambda: owner.link_patience(self),
         )
 
+    def _slots_started(self, session: Session, message: Ready) -> None:
+        """Bring what tasks need, and then report that the node is ready; errors are reported at once."""
+        owner = self._shared.owner
+        if message.error is None and self.has_slots:
+            raise ProtocolError("it is ready a second time")
+        self.has_slots = self.has_slots or message.error is None
+        work = None
+        if message.error is None:
+            work = self._shared.bring(session, lambda step: self._shared.events.emit(NodeStep(self.name, step)))
+        if work is None:
+            owner.node_ready(self, message)
+        else:
+            self._bringing = asyncio.create_task(self._bring(session, work, message))
+
+    async def _bring(self, session: Session, work: Coroutine[Any, Any, None], message: Ready) -> None:
+        try:
+            await work
+        except NodeLost:
+            return  # its session has ended, which says more
+        except Exception as error:
+            if isinstance(error, SkywardError):
+                self.error = error
+            else:
+                _log.exception("%s: unexpected error", self.name)
+                self.error = ProvisioningError(f"{self.name}: {type(error).__name__}: {error}")
+            session.abandon(str(self.error))
+        else:
+            self._shared.owner.node_ready(self, message)
+
     def _too_late(self, session: Session) -> None:
         """Give up an agent whose slots hang, in an import say: it goes on to answer, and is of no use."""
-        if not self.is_ready:
+        if not self.has_slots:
             session.abandon(f"its workers did not start within {self._shared.plan.timing.ready:g} s")

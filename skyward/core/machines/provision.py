@@ -14,7 +14,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from skyward.core.errors import PackagesFailed, ProtocolError, ProvisioningError, SkywardError
+from skyward.core.errors import PackagesFailed, ProtocolError, ProvisioningError, SkywardError, VolumeFailed
 from skyward.core.events import Events, Machines, NodeGone, NodeReady, Note
 from skyward.core.gpus import describe, described
 from skyward.core.guard import guarded, watched
@@ -23,7 +23,7 @@ from skyward.core.machines import fleet_events as f
 from skyward.core.machines.candidates import find_candidates
 from skyward.core.machines.fleet import Fleet
 from skyward.core.machines.fleet_reports import left_text, order_texts, why_too_few
-from skyward.core.machines.node_life import Identities, NodeLife, Shared
+from skyward.core.machines.node_life import Bring, Identities, NodeLife, Shared, nothing
 from skyward.core.machines.plan import Plan
 from skyward.core.machines.provider_calls import ProviderCalls, checked_list
 from skyward.core.nodes.session import Session, SessionHandler
@@ -92,6 +92,8 @@ class Provisioner:
         Makes, in a worker thread, what keeps the books of rented machines.
     make_authority
         Makes what signs the nodes' certificates; see `Identities`.
+    bring
+        Brings what tasks need to a node whose slots have started; see `Shared`.
     """
 
     def __init__(
@@ -101,6 +103,7 @@ class Provisioner:
         events: Events,
         make_buyer: Callable[[str, Sequence[Rental]], Buyer] | None = None,
         make_authority: Callable[[str], Authority] | None = None,
+        bring: Bring = nothing,
     ) -> None:
         self._plan = plan
         self._make_buyer = make_buyer or _make_buyer
@@ -123,7 +126,7 @@ class Provisioner:
         self._waiting = Machines()  # as last reported
         self._told: frozenset[tuple[int, str]] = frozenset()  # slots and GPUs that the user knows of
         identities = Identities(plan.order.tag, plan.nodes.max, make_authority)
-        self._shared = Shared(plan, events, self, user, identities)
+        self._shared = Shared(plan, events, self, user, identities, bring=bring)
 
     def __repr__(self) -> str:
         return f"<Provisioner {len(self.nodes)} ready, {len(self._lives)} alive, of {self._plan.nodes}>"
@@ -357,18 +360,21 @@ class Provisioner:
             _log.exception("%s: unexpected error", life.name)
             reason = f"{type(error).__name__}: {error}"
             self._first_error = self._first_error or ProvisioningError(f"{life.machine.name}: {reason}")
+        if (failure := life.error) is not None:
+            self._first_error = self._first_error or failure
+            is_image = isinstance(failure, VolumeFailed) and failure.everywhere
         self._ended(life, life.reason or reason, is_image)
 
     def _ended(self, life: NodeLife, reason: str | None, is_image: bool) -> None:
-        """Forget a node, and perhaps have it replaced. `is_image`: its packages could not be installed."""
+        """Forget a node, and perhaps have it replaced. `is_image`: no node could get its packages or folders."""
         machine = life.machine
         if not self._started and not self._stopping and self._first_error is None:
             self._first_error = ProvisioningError(f"{machine.name} was lost while the pool started: {reason}")
         del self._lives[life.source, machine.id]
         self._user.node_down(life.name, reason or "the pool was closed")
         self._events.emit(NodeGone(life.name, None if self._stopping else reason))
-        # While the pool starts, existing hosts are not replaced, nor machines whose packages no other machine could
-        # install either: the user hears at once what is wrong.
+        # While the pool starts, existing hosts are not replaced, nor machines whose packages or folders no other could
+        # get either: the user hears at once what is wrong.
         replace = self._started or (self._plan.rental(life.source) is not None and not is_image)
         self._last_reason = reason
         barren = life.session is not None and life.session.barren

@@ -327,6 +327,8 @@ class _Bootstrap:
             "lifeline": False,
             "orphan_timeout": float(orphan_timeout),
             "scratch": sorted({run, folder}),
+            "run": run,
+            "cache": found.root,
         }
         packed = msgpack.packb(start)
         done = await self._step(

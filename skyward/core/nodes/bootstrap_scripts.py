@@ -328,7 +328,7 @@ sweep_runs() {
             continue # it is still being started
         fi
         case $other in /tmp/skyward-*) rm -rf "$other" ;; esac
-        rm -rf "$d"
+        rm -rf "$d" || { find "$d" -type d -exec chmod u+rwx {} +; rm -rf "$d"; } # folders that tasks could only read
     done
 }
 sweep() {

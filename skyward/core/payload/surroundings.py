@@ -50,7 +50,7 @@ class _Details(NamedTuple):
     began: list[str]  # sys.path, when the pool was opened and now
     path: list[str]
     argv: list[str]
-    folder: str
+    folder: str  # empty: the slot's own
 
 
 class Change:
@@ -116,10 +116,13 @@ class Surroundings:
         Whether all nodes are on this machine.
     kept
         Variables that were set explicitly for the nodes, and are not changed.
+    moves
+        Whether tasks follow into the driver's working directory; otherwise they have their own.
     """
 
-    def __init__(self, *, shared: bool, kept: Collection[str] = ()) -> None:
+    def __init__(self, *, shared: bool, kept: Collection[str] = (), moves: bool = True) -> None:
         self.shared = shared
+        self._moves = moves
         self._kept = {NODE, SLOT, DEPTH, *kept}
         self._lock = threading.Lock()  # guards what follows
         self._seen = self._began = _current("/")
@@ -149,7 +152,7 @@ class Surroundings:
             _absolute(self._began),
             _absolute(self._seen),
             [str(argument) for argument in self._seen.argv],
-            self._seen.folder,
+            self._seen.folder if self._moves else "",
         )
         self._change = Change(self._change.number + 1, pickle.dumps(details))
 
@@ -241,7 +244,7 @@ def _apply(number: int, details: bytes) -> None:
         sys.path[:] = [*wanted.path, *ours]
         _applied.path = wanted.path
         importlib.invalidate_caches()
-        if wanted.folder != _applied.folder:
+        if wanted.folder and wanted.folder != _applied.folder:
             os.chdir(wanted.folder)
             _applied.folder = wanted.folder
         _applied.number = number

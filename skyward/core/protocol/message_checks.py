@@ -26,6 +26,7 @@ from skyward.core.protocol.messages import (
     Pong,
     Reached,
     Ready,
+    Reply,
     Returned,
     StreamData,
     Welcome,
@@ -99,6 +100,7 @@ _CHECKS: dict[type[Any], Callable[[Any, int], bool]] = {
     Listening: lambda m, _: 0 < m.port < 1 << 16 and len(m.addresses) <= _MAX_ADDRESSES and _strings(m.addresses),
     Reached: lambda m, _: _strings(m.peers),
     Gpus: lambda m, _: _gpus(m.found),
+    Reply: lambda m, buffers: m.request > 0 and buffers == (m.error is None),
 }
 
 

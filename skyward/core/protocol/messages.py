@@ -18,6 +18,7 @@ __all__ = [
     "Ack",
     "Began",
     "Blob",
+    "Build",
     "Bye",
     "Cancel",
     "Code",
@@ -25,6 +26,7 @@ __all__ = [
     "Failed",
     "Failure",
     "Fetch",
+    "Find",
     "Forget",
     "Gpus",
     "Hello",
@@ -33,14 +35,17 @@ __all__ = [
     "Listening",
     "Message",
     "Missing",
+    "Mount",
     "Output",
     "Peers",
     "Ping",
     "Pong",
     "Proof",
     "Reached",
+    "Read",
     "Ready",
     "Recall",
+    "Reply",
     "Returned",
     "Run",
     "Setup",
@@ -140,7 +145,7 @@ class Setup(NamedTuple):
     path
         Folders put before ``sys.path``; for nodes that share the driver's file system.
     cwd
-        Working directory of tasks; None keeps the agent's.
+        Working directory of tasks; None: a folder of the node's own, which is removed when the agent ends.
     preload
         Modules that the fork server tries to import; a missing one is not an error.
     around
@@ -410,10 +415,57 @@ class StreamClose(NamedTuple):
     error: str | None
 
 
+class Mount(NamedTuple):
+    """Build a folder of the owner's. One buffer: its `Manifest`. The `Reply` names the chunks that are not here.
+
+    `place` is where tasks find it: in their working directory, or an absolute path. Unless it is `writable`, they may
+    only read it.
+    """
+
+    request: int
+    place: bytes
+    writable: bool
+
+
+class Build(NamedTuple):
+    """Build what the `Mount` with this number described, once its chunks are here: they are on their way as blobs.
+
+    The `Reply` is empty; or it names chunks whose content was wrong, and nothing was built.
+    """
+
+    request: int
+    mount: int
+
+
+class Find(NamedTuple):
+    """Find the files of tasks that match a pattern. The `Reply` lists them."""
+
+    request: int
+    pattern: bytes
+
+
+class Read(NamedTuple):
+    """Read a part of a file, which must have the size and the time of its last change that were listed."""
+
+    request: int
+    path: bytes
+    offset: int
+    length: int
+    size: int
+    changed: int
+
+
+class Reply(NamedTuple):
+    """What came of a `Mount`, `Build`, `Find` or `Read`. One buffer, or none if there is an `error`."""
+
+    request: int
+    error: str | None
+
+
 Message = Union[
     Hello, Welcome, Proof, Ping, Pong, Ack, Bye, Setup, Ready, Run, Cancel, Done, Failed, Output, Blob, Forget,
     StreamOpen, StreamData, StreamClose, Recall, Returned, Fetch, Share, Kept, Listening, Peers, Reached,
-    Began, Inquire, Missing, Survey, Gpus, Code,
+    Began, Inquire, Missing, Survey, Gpus, Code, Mount, Build, Find, Read, Reply,
 ]  # fmt: skip
 
 MESSAGES: tuple[type[Any], ...] = get_args(Message)

@@ -14,12 +14,14 @@ from skyward.core.protocol.messages import (
     Ack,
     Began,
     Blob,
+    Build,
     Bye,
     Cancel,
     Code,
     Done,
     Failed,
     Fetch,
+    Find,
     Forget,
     Gpus,
     Hello,
@@ -27,14 +29,17 @@ from skyward.core.protocol.messages import (
     Kept,
     Listening,
     Missing,
+    Mount,
     Output,
     Peers,
     Ping,
     Pong,
     Proof,
     Reached,
+    Read,
     Ready,
     Recall,
+    Reply,
     Returned,
     Run,
     Setup,
@@ -75,8 +80,9 @@ class State(enum.Enum):
 
 
 _ANY = (Ping, Pong, Ack, Bye, StreamData, StreamClose)
-_OWNER = (Setup, Run, Code, Cancel, Recall, Inquire, Blob, Fetch, Share, Forget, Peers, Survey)
-_WORKER = (Ready, Began, Done, Failed, Returned, Missing, Output, StreamOpen, Kept, Listening, Reached, Gpus)
+_FILES = (Mount, Build, Find, Read)
+_OWNER = (Setup, Run, Code, Cancel, Recall, Inquire, Blob, Fetch, Share, Forget, Peers, Survey, *_FILES)
+_WORKER = (Ready, Began, Done, Failed, Returned, Missing, Output, StreamOpen, Kept, Listening, Reached, Gpus, Reply)
 
 
 def _open(kinds: Iterable[type[Any]]) -> dict[type[Any], State]:

@@ -13,6 +13,7 @@ from skyward.core.blobs.snapshots import Snapshots
 from skyward.core.code.local_code import CodeVersion
 from skyward.core.errors import PayloadError, ProtocolError
 from skyward.core.events import Events, Note
+from skyward.core.files.node_files import NodeFiles
 from skyward.core.nodes.session import Session
 from skyward.core.payload.shared_file import remove
 from skyward.core.protocol import messages
@@ -98,6 +99,7 @@ class TaskRunner:
         self._isolated, self._attempts = isolated, attempts
         self._nodes: dict[str, _LiveNode] = {}
         self._distributor = Distributor()
+        self.files = NodeFiles(self._distributor)
         self._roll_caller = RollCaller(roll_call, self._held)
         self._late = LatePackages(supplier, events, self._run, self.handle)
         self._idle = asyncio.Event()
@@ -215,6 +217,8 @@ class TaskRunner:
         kind = type(message)
         if kind in ABOUT_BLOBS:
             self._distributor.received(session, message)
+        elif isinstance(message, messages.Reply):
+            self.files.requests.received(session, message, buffers)
         elif (node := self._nodes.get(session.node)) is not None:
             handle = self._MESSAGES.get(kind)
             if handle is None:
@@ -325,6 +329,7 @@ class TaskRunner:
             self._completion.lost[name] = reason
         self._distributor.node_down(name)
         self._late.node_down(name)
+        self.files.requests.node_down(name, reason)
         if node is not None:
             self.handle(schedule_events.NodeDown(name, begun))
 

@@ -14,7 +14,6 @@ import gc
 import importlib
 import os
 import select
-import shutil
 import signal
 import socket
 import sys
@@ -28,7 +27,7 @@ import msgpack
 
 from skyward.core.protocol.framing import read_frame
 from skyward.core.whoami import Seats
-from skyward.worker import arrivals, blob_store, bridge, slot
+from skyward.worker import arrivals, blob_store, bridge, scratch, slot
 from skyward.worker.forkserver import imports
 from skyward.worker.forkserver.heirs import Heirs
 from skyward.worker.forkserver.liveness import LIMITS, Limits
@@ -303,7 +302,7 @@ class ForkServer:
         if self.heirs is None:
             os._exit(0)
         for folder in self.scratch:
-            shutil.rmtree(folder, ignore_errors=True)
+            scratch.remove(folder)
         blob_store.sweep()
         os._exit(0)
 

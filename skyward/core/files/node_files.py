@@ -1,0 +1,63 @@
+"""The files of one pool: folders on their way to nodes, and what nodes are asked about their files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
+
+from skyward.core.blobs.distributor import Distributor
+from skyward.core.files.folder import Folder
+from skyward.core.files.requests import Requests
+from skyward.core.files.supply import FolderSupply
+from skyward.core.nodes.session import Session
+from skyward.core.volumes import LocalVolume
+
+__all__ = ["NodeFiles"]
+
+
+class NodeFiles:
+    """Files between driver and nodes. Belongs to the event loop.
+
+    Parameters
+    ----------
+    distributor
+        Sends chunks.
+    """
+
+    def __init__(self, distributor: Distributor) -> None:
+        self._distributor = distributor
+        self._supply: FolderSupply | None = None
+        self.requests = Requests()
+
+    def __repr__(self) -> str:
+        return f"<NodeFiles {self._supply or 'without folders'}, {self.requests}>"
+
+    def mount(self, volumes: Sequence[tuple[LocalVolume, Folder]]) -> None:
+        """Bring these folders to every node before it gets tasks; begins to read them."""
+        self._supply = FolderSupply(self._distributor, self.requests, volumes)
+        self._supply.begin()
+
+    def bring(self, session: Session, report: Callable[[str], object]) -> Coroutine[Any, Any, None] | None:
+        """Bring the folders to a node whose slots have started; None if there are none.
+
+        Parameters
+        ----------
+        session
+            The node's.
+        report
+            Called with a few words on how far it is, if that takes a while.
+
+        Raises
+        ------
+        VolumeFailed, NodeLost
+            They can't be brought there, or the node was lost meanwhile.
+        """
+        if self._supply is None:
+            return None
+        self._distributor.node_up(session)
+        return self._supply.bring(session, report)
+
+    def stop(self) -> None:
+        """The pool ends: read nothing more."""
+        if self._supply is not None:
+            self._supply.stop()

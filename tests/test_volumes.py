@@ -1,0 +1,133 @@
+"""Folders on real hosts: they arrive whole, once, and stay for the next pool."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import skyward as sky
+from tests.lab import Host, Lab, eventually
+from tests.lab.fixtures import FreshHost, LabHosts
+from tests.remote import Reach, index, reach, wheels
+from tests.test_relay import sent_by_driver
+
+__all__ = ["index", "reach", "wheels"]  # fixtures
+
+pytestmark = [pytest.mark.lab, pytest.mark.slow]
+
+MB = 2**20
+
+
+def look(place: str) -> tuple[str, dict[str, int], str]:
+    """Where the task runs, the sizes of all files, and a file's content."""
+    import os
+
+    sizes = {}
+    for here, _, names in os.walk(place):
+        for name in names:
+            path = os.path.join(here, name)
+            sizes[os.path.relpath(path, place)] = os.stat(path).st_size  # noqa: PTH116
+    with open(f"{place}/train.csv") as file:  # noqa: PTH123
+        return os.getcwd(), sizes, file.read()
+
+
+def write(path: str) -> str:
+    with open(path, "a") as file:  # noqa: PTH123
+        file.write("changed")
+    return path
+
+
+for function in (look, write):
+    function.__module__ = "__main__"  # hosts don't have this module
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    folder = tmp_path / "data"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "train.csv").write_text("x,y\n1,2\n")
+    (folder / "deep" / "empty").touch()
+    (folder / "deep" / "large").write_bytes(os.urandom(40 * MB))
+    return folder
+
+
+def sizes(folder: Path) -> dict[str, int]:
+    return {str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+
+
+def assert_gone(host: Host, folder: str) -> None:
+    """An agent removes its folders once it has said goodbye."""
+    eventually(lambda: host.run("sh", "-c", f"ls -d {folder} || echo gone").stdout == "gone\n", 20, f"{folder} is gone")
+
+
+def test_a_folder_leaves_the_driver_once_and_then_not_at_all(
+    lab: Lab, lab_hosts: LabHosts, reach: Reach, data: Path
+) -> None:
+    """Three hosts; tasks find it by the same relative path as here, and their folder goes with the pool."""
+    hosts = lab_hosts(3)
+    options: dict[str, Any] = {**reach(hosts), "volume": sky.LocalVolume("data", data)}
+    with sky.Compute(**reach(hosts)):
+        pass  # the environment is there
+    sent = []
+    for _ in range(2):
+        before = sent_by_driver(lab)
+        with sky.Compute(**options) as pool:
+            found = pool.submit(look, "data").result()
+            seen = [pool.dispatcher.submit(look, "data") for _ in range(6)]
+            assert all(future.result()[1:] == (sizes(data), "x,y\n1,2\n") for future in seen)
+        sent.append(sent_by_driver(lab) - before)
+        assert "/.cache/skyward/run/" in found[0]
+        for host in hosts:
+            assert_gone(host, found[0])
+    assert sent[0] < 1.5 * 40 * MB
+    assert sent[1] < 4 * MB
+
+
+def test_an_ordinary_user_cannot_write_into_it(fresh_host: FreshHost, reach: Reach, data: Path) -> None:
+    """But may where that was asked for; the driver's files and the next pool's never change."""
+    hosts = [fresh_host(users=("ann",))]
+    volumes = [sky.LocalVolume("data", data), sky.LocalVolume("mine", data, read_only=False)]
+    with sky.Compute(**reach(hosts, user="ann"), volume=volumes) as pool:
+        for path in ("data/train.csv", "data/new"):
+            with pytest.raises(PermissionError):
+                pool.submit(write, path).result()
+        assert pool.submit(write, "mine/train.csv").result()
+        assert pool.submit(look, "mine").result()[2] == "x,y\n1,2\nchanged"
+        assert pool.submit(look, "data").result()[2] == "x,y\n1,2\n"
+        folder = pool.submit(look, "data").result()[0]
+    assert_gone(hosts[0], folder)
+    assert (data / "train.csv").read_text() == "x,y\n1,2\n"
+
+
+def test_an_absolute_mount_is_where_it_should_be(fresh_host: FreshHost, reach: Reach, data: Path) -> None:
+    host = fresh_host()
+    with sky.Compute(**reach([host]), volume=sky.LocalVolume("/srv/data", data)) as pool:
+        assert pool.submit(look, "/srv/data").result()[1] == sizes(data)
+    eventually(lambda: host.run("ls", "/srv").stdout == "", 20, "the link is gone")
+    with (
+        pytest.raises(sky.VolumeFailed, match="it exists on this node"),
+        sky.Compute(**reach([host]), volume=sky.LocalVolume("/etc", data)),
+    ):
+        pass
+
+
+def test_a_full_disk_is_said_at_once(fresh_host: FreshHost, reach: Reach, data: Path) -> None:
+    host: Host = fresh_host(disk="110M")
+    with (
+        pytest.raises(sky.VolumeFailed, match=r"no room on the disk: it needs 0.\d GB"),
+        sky.Compute(**reach([host]), volume=sky.LocalVolume("data", data)),
+    ):
+        pass
+
+
+def test_what_a_killed_agent_had_is_removed_by_the_next_start(fresh_host: FreshHost, reach: Reach, data: Path) -> None:
+    """Also read-only folders of an ordinary user's."""
+    host = fresh_host(users=("ann",))
+    with sky.Compute(**reach([host], user="ann"), volume=sky.LocalVolume("data", data)) as pool:
+        folder = pool.submit(look, "data").result()[0]
+        host.run("sh", "-c", "kill -9 $(pgrep -u ann)")
+    with sky.Compute(**reach([host], user="ann")):
+        assert_gone(host, str(Path(folder).parents[1]))
