@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -183,3 +184,112 @@ def test_an_edit_while_the_pool_is_open_on_hosts(tmp_path: Path, lab: Lab, lab_h
     answers, _ = run(project(tmp_path, files, EDITS), reach(lab, lab_hosts(2), index))
     check_edits(answers)
     assert answers[2] == [1, 1], "what it imports late is what it was when it began"
+
+
+BAD = """
+import churn, helpers, zipped
+def refused(call):
+    try:
+        call()
+    except sky.SkywardError as error:
+        return type(error).__name__, str(error)
+    return "nothing", ""
+def begin():
+    with compute():
+        pass
+def scaled(parts=2):
+    return Parallel(n_jobs=-1)(delayed(helpers.scaled)(i) for i in range(parts))
+os.symlink("/etc", "churn/link")
+report(*refused(begin))
+os.remove("churn/link")
+with open("churn/big.bin", "wb") as file:
+    file.truncate(60_000_000)
+report(*refused(begin))
+with compute({"exclude": ["*.bin"]}) as pool:
+    report(scaled())
+    os.symlink("/etc", "churn/link")
+    while refused(scaled)[0] == "nothing":
+        pass
+    report(*refused(scaled))
+    report(*refused(lambda: pool.submit(helpers.scaled, 1).result()))
+    os.remove("churn/link")
+    report(scaled())
+    report(*refused(lambda: pool.submit(zipped.f).result()))
+    report(pool.submit(lambda: __import__("helpers").scaled(3)).result())
+with compute({"exclude": ["*.bin", "helpers"]}) as pool:
+    report(*refused(lambda: pool.submit(helpers.scaled, 1).result()))
+"""
+
+
+@pytest.mark.lab
+def test_what_can_not_be_sent(tmp_path: Path, lab: Lab, lab_hosts: LabHosts, index: str) -> None:
+    files = {
+        "churn/__init__.py": "",
+        "helpers.py": "def scaled(x): return 2 * x\ndef late(): __import__('odd name')\n",
+        "churn/odd \n name.txt": "x",
+        "odd name.py": "VALUE = 1\n",
+    }
+    with zipfile.ZipFile(tmp_path / "archive.zip", "w") as archive:
+        archive.writestr("zipped.py", "def f(): pass\n")
+    script = project(tmp_path, files, BAD)
+    answers, _ = run(script, reach(lab, lab_hosts(1), index), ["archive.zip"])
+    link, size, before, call, submit, after, zipped, odd, excluded = answers
+    for name, text in (link, call, submit):
+        assert name == "ConfigError"
+        assert "churn/link" in text
+        assert "outside of its package" in text
+    assert size[0] == "ConfigError"
+    assert "churn: 60.0 MB in 2 files" in size[1] or "churn: 60.0 MB in 3 files" in size[1]
+    assert before == after == [[0, 2]]
+    assert zipped[0] == "PayloadError"
+    assert "archive.zip: unpack it" in zipped[1]
+    assert odd == [6]
+    assert excluded[0] == "PayloadError"
+    assert "exclude" in excluded[1]
+    assert "local=['helpers']" in excluded[1]
+
+
+AS_MODULE = """
+from churn import tools
+def task(x):
+    from churn.deep import late
+    return late.VALUE + tools.twice(x)
+with compute(concurrency=2) as pool:
+    report(Parallel(n_jobs=-1)(delayed(task)(i) for i in range(4)))
+    try:
+        pool.submit(tools.fail).result()
+    except tools.OwnError as error:
+        report(error.args)
+    report(pool.submit(tools.make).result() == tools.make(), pool.submit(tools.version).result())
+"""
+
+
+@pytest.mark.lab
+def test_a_program_that_is_a_module_of_a_package(tmp_path: Path, lab: Lab, lab_hosts: LabHosts, index: str) -> None:
+    """``python -m churn.main``, with classes and exceptions of its own, and metadata beside the package."""
+    files = {
+        "src/churn/__init__.py": "",
+        "src/churn/tools.py": """
+            import dataclasses, importlib.metadata
+            class OwnError(Exception): pass
+            @dataclasses.dataclass
+            class Thing:
+                x: int
+            def twice(x): return 2 * x
+            def fail(): raise OwnError("own", 1)
+            def make(): return Thing(3)
+            def version(): return importlib.metadata.version("churn-of-mine")
+            """,
+        "src/churn/deep/late.py": "VALUE = 100\n",
+        "src/churn_of_mine.egg-info/PKG-INFO": "Metadata-Version: 2.1\nName: churn-of-mine\nVersion: 4.5\n",
+        "src/churn_of_mine.egg-info/top_level.txt": "churn\n",
+    }
+    project(tmp_path, files, AS_MODULE).rename(tmp_path / "src/churn/main.py")
+    command = [sys.executable, "-m", "churn.main", json.dumps(reach(lab, lab_hosts(1), index))]
+    environment = {**os.environ, "PYTHONPATH": f"src{os.pathsep}{REPOSITORY}"}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert answers == [[[100, 102, 104, 106]], [["own", 1]], [True, "4.5"]]

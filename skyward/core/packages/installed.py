@@ -125,8 +125,8 @@ class Installed(Mapping[str, Distribution]):
         return max(held, key=lambda one: len(one.editable)).key if held else None
 
     def is_local(self, file: str) -> bool:
-        """Whether a file is neither Python's nor a distribution's nor ours: the user's own."""
-        return not os.path.realpath(file).startswith((*self._places, *_NOT_THEIRS))
+        """Whether a file or folder is neither Python's nor a distribution's nor ours: the user's own."""
+        return not os.path.join(os.path.realpath(file), "").startswith((*self._places, *_NOT_THEIRS))
 
 
 _NOT_THEIRS = tuple(

@@ -85,6 +85,8 @@ def test_whose_a_file_is(site: Path, tmp_path: Path) -> None:
     assert is_local(str(tmp_path / "mine.py"))
     assert not is_local(str(site / "first/__init__.py"))
     assert not is_local(str(sys.modules["json"].__file__))
+    (ours,) = sys.modules["skyward"].__path__
+    assert not is_local(ours), "the folder itself, where we are worked on"
 
 
 def test_a_project_with_its_metadata_beside_it_is_editable(tmp_path: Path) -> None:
