@@ -6,6 +6,7 @@ import operator
 import random
 import signal
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from skyward.core.spec import MachineState
 from tests.simulation.node import MOST
@@ -38,7 +39,10 @@ def scenario(seed: int) -> Scenario:
         batch=chance.random() < 0.5,
         rented=chance.random() < 0.7,
         rests=chance.random() < 0.5,
-        wishes=_wishes(chance),
+        limits=(None, chance.choice((1, 2, 3)), chance.choice((-1, -2))),
+        leaves=chance.choice((0.5, 2.0, 15.0)) * chance.random() if chance.random() < 0.15 else None,
+        is_killed=chance.random() < 0.3,
+        wishes=_in_style(chance, _wishes(chance)),
         misfortunes=_misfortunes(chance),
     )
 
@@ -50,6 +54,30 @@ def _wishes(chance: random.Random) -> tuple[Wish, ...]:
     span = chance.choice((0.0, 0.1, 3.0))
     ends = _ENDS[: 14 if chance.random() < 0.4 else None]  # in a calm load no task dies or hangs
     return tuple(_wish(chance, number, span, ends, _SIZES * 2 + large, arrays) for number in range(count))
+
+
+def _in_style(chance: random.Random, wishes: tuple[Wish, ...]) -> tuple[Wish, ...]:
+    """Tasks as they are submitted by hand, by a slow reader of `map`'s results, or by calls of joblib's."""
+    style = chance.choice(("by hand", "by hand", "map", "joblib"))
+    if style == "map":
+        window, pause = chance.choice((1, 2, 8)), chance.choice((0.01, 0.3))
+        return tuple(_follows(wish, window, at=pause) for wish in wishes)
+    if style == "joblib":
+        window, calls, groups = chance.choice((2, 4, 12)), chance.choice((1, 1, 4, 30)), chance.choice((1, 2))
+        first = chance.randrange(3)
+        if calls > 1:  # of small ones
+            wishes = tuple(
+                wish._replace(size=min(wish.size, 1_000), arrays=wish.arrays[: calls < 30]) for wish in wishes
+            )
+        return tuple(
+            _follows(wish, groups * window, at=0.0)._replace(group=(first + wish.number % groups) % 3, count=calls)
+            for wish in wishes
+        )
+    return wishes
+
+
+def _follows(wish: Wish, window: int, **changes: Any) -> Wish:
+    return wish if wish.number < window else wish._replace(after=wish.number - window, **changes)
 
 
 def _wish(
@@ -72,6 +100,8 @@ def _wish(
         timeout=chance.choice((0.05, 1.0) if end == "hang" else (None, None, 0.5, 5.0)),
         attempts=chance.choice((1, 2, 3)),
         arrays=tuple(chance.sample(arrays, chance.choice((0, 0, 1, 2)))),
+        callback=chance.choice(("",) * 18 + ("raise", "exit")),
+        mutates=chance.random() < 0.1,
         cancelled=span * chance.random() + chance.expovariate(2.0) if chance.random() < 0.1 else None,
     )
 

@@ -6,6 +6,7 @@ be are listed with their reasons.
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -92,23 +93,26 @@ def _containers(roots: Iterable[object]) -> Iterator[tuple[str, int]]:
     unseen: list[tuple[str, Any]] = [(type(root).__name__, root) for root in roots]
     while unseen:
         name, thing = unseen.pop()
-        if id(thing) in seen:
+        kind = type(thing)
+        if kind in _PLAIN or id(thing) in seen:
             continue
         seen.add(id(thing))
-        if isinstance(thing, (dict, list, set, deque)):
+        if issubclass(kind, (dict, list, set, deque)):
             if thing:
                 yield name, len(thing)
-            unseen += [(name, item) for item in (thing.values() if isinstance(thing, dict) else thing)]
-        elif isinstance(thing, (tuple, frozenset)):
+            unseen += [(name, item) for item in (thing.values() if issubclass(kind, dict) else thing)]
+        elif issubclass(kind, (tuple, frozenset)):
             unseen += [(name, item) for item in thing]
-        elif type(thing).__module__.startswith("skyward."):
-            unseen += [(f"{type(thing).__name__}.{attribute}", value) for attribute, value in _attributes(thing)]
+        elif kind.__module__.startswith("skyward."):
+            held = {**getattr(thing, "__dict__", {}), **{slot: getattr(thing, slot, None) for slot in _slots(kind)}}
+            unseen += [(f"{kind.__name__}.{attribute}", value) for attribute, value in held.items()]
 
 
-def _attributes(thing: object) -> Iterator[tuple[str, Any]]:
-    yield from getattr(thing, "__dict__", {}).items()
-    for kind in type(thing).__mro__:
-        names = kind.__dict__.get("__slots__", ())
-        for name in (names,) if isinstance(names, str) else names:
-            if hasattr(thing, name):
-                yield name, getattr(thing, name)
+_PLAIN = {str, bytes, int, float, bool, type(None)}
+
+
+@functools.cache
+def _slots(kind: type[Any]) -> list[str]:
+    """Names of attributes that objects of a class have in addition to those in their dict."""
+    slots = [base.__dict__.get("__slots__", ()) for base in kind.__mro__]
+    return [name for names in slots for name in ([names] if isinstance(names, str) else names)]

@@ -196,6 +196,7 @@ class Line:
         self.links = 0  # that are open
         # A dict, for its order is that in which they were made, and a set's is chance.
         self.connections: _Ordered = _Ordered()
+        self._opened: list[Connection] = []  # all that there ever were
         self._listener = listener
 
     def delay(self) -> float:
@@ -232,6 +233,7 @@ class Line:
             raise LinkError(f"the agent is gone: {error}") from error
         connection = Connection(self, sock)
         self.connections.add(connection)
+        self._opened.append(connection)
         return connection
 
     @property
@@ -257,6 +259,8 @@ class Line:
         for connection in list(self.connections):
             with contextlib.suppress(OSError):
                 connection.break_off()
+        for connection in self._opened:  # the driver may have closed it just now
+            connection.break_off()
 
 
 class _Ordered(dict[Connection, None]):

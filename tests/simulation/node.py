@@ -28,6 +28,7 @@ from skyward.core.payload import exceptions, pickling
 from skyward.core.protocol.framing import frame, split_frame
 from skyward.core.protocol.messages import Done, Failed, Failure, Inquire, Message, Missing, Ready, Run
 from skyward.core.protocol.wire import Role, Wire
+from skyward.joblib_ext.batch import Batch
 from skyward.worker.agent import Agent, Start
 from skyward.worker.agent_system import AgentSystem
 from skyward.worker.blob_store import Store
@@ -119,6 +120,11 @@ def carry_out(plan: Load, *arrays: Array) -> tuple[int, list[int], Array]:
     return plan.number, [zlib.crc32(each.data) for each in arrays], Array.made(plan.size)
 
 
+def _each(calls: Any) -> list[Any]:
+    """As `Batch` runs its calls, without what joblib keeps for a slot."""
+    return [call(*args, **kwargs) for call, args, kwargs in calls]
+
+
 class _Slot:
     """A slot's process."""
 
@@ -190,7 +196,9 @@ class _Slot:
             for index in range(len(buffers) - 1 + len(run.blobs))
         ]
         function, args, kwargs = pickling.loads(buffers[0], parts)
-        plan: Load = args[0]
+        if isinstance(function, Batch):
+            function, args = _each, (function.calls,)
+        plan: Load = args[0][0][1][0] if function is _each else args[0]
         self.machine.started(self.process.name, plan)
         if plan.prints:
             with contextlib.suppress(BlockingIOError):

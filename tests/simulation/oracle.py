@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Collection
 from typing import Any
@@ -43,10 +44,14 @@ class Oracle:
         self.faults = 0
         """How many faults there have been that a task, or the pool, may fail of."""
         self._running: set[int] = set()
+        self._limits = scenario.limits
+        ends = {(wish.group, wish.end) for wish in scenario.wishes}
+        # Groups in which no process dies, of whose tasks it is known when they run.
+        self._calm = {group for group, _ in ends if not {(group, "die"), (group, "hang")} & ends}
         self._slots: dict[str, int] = {}  # of the nodes that are ready
         self._lost = 0  # nodes that were given up: they may live on, and begin what they were given
         self._busy = 0.0  # when no slot was idle for the last time, no task waited, or one was started
-        sent = sum(wish.size + wish.prints + sum(wish.arrays) for wish in scenario.wishes)
+        sent = sum(max(wish.count, 1) * wish.size + wish.prints + sum(wish.arrays) for wish in scenario.wishes)
         self._patience = _IDLE + 40 * scenario.latency + sent / scenario.rate
 
     def _check(self, holds: object, text: str) -> None:
@@ -66,13 +71,25 @@ class Oracle:
 
     def watch(self) -> None:
         """Look now and then whether a slot idles while a task waits, as long as nothing goes wrong."""
-        waiting = len(self.wishes) - len(self.settled) - len(self._running - self.settled)
-        if not waiting or sum(self._slots.values()) <= len(self._running - self.settled):
+        self._running -= self.settled
+        waiting = [wish for number, wish in self.wishes.items() if number not in self._running | self.settled]
+        idle = sum(self._slots.values()) - len(self._running)
+        if idle <= 0 or not any(len(self._running_of(wish.group)) < self._limit(wish.group) for wish in waiting):
             self._busy = self.world.now
         seconds = self.world.now - self._busy
         if not self.faults:
             self._check(seconds <= self._patience, f"a slot has been idle for {seconds:g} s while a task waits")
             self.world.after(_LOOK, self.watch)
+
+    def _limit(self, group: int | None) -> float:
+        """How many tasks of a group may run at a time."""
+        limit = None if group is None else self._limits[group]
+        if limit is None:
+            return math.inf
+        return limit if limit >= 0 else max(sum(self._slots.values()) + limit, 1)
+
+    def _running_of(self, group: int | None) -> set[int]:
+        return {number for number in self._running if self.wishes[number].group == group}
 
     # --- tasks ---
 
@@ -86,6 +103,9 @@ class Oracle:
         self.starts[number] += 1
         self._running.add(number)
         self._busy = self.world.now
+        if wish.group in self._calm and not self.faults:
+            running = len(self._running_of(wish.group) - self.settled)
+            self._check(running <= self._limit(wish.group), f"{running} tasks of group {wish.group} run at a time")
         self.world.tell(f"task {number} starts in {where}")
         # Who killed a process that several tasks shared is not known: that start does not count, once.
         most = wish.attempts + (wish.attempts > 1 and not wish.isolated)
@@ -108,8 +128,11 @@ class Oracle:
             self._check(number in self.cancelled, f"task {number} is cancelled, which nobody asked for")
         elif (error := future.exception()) is None:
             self.world.tell(f"task {number} returns")
-            right = wish.end == "return" and future.result() == carry_out(wish.load, *map(argument, wish.arrays))
-            self._check(right, f"task {number} has a wrong result")
+            wanted: Any = carry_out(wish.load, *map(argument, wish.arrays)) if wish.end == "return" else None
+            self._check(
+                future.result() == ([wanted] * wish.count if wish.count else wanted),
+                f"task {number} has a wrong result",
+            )
         else:
             self.world.tell(f"task {number} settles: {error!r}"[:160])
             self._check(self._is_due(wish, error), f"task {number}: {error!r}")

@@ -3,28 +3,37 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
+import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
-from skyward.core.errors import SkywardError
+from skyward.core.errors import PoolNotActive, SkywardError
 from skyward.core.events import Events, NodeGone, NodeReady, Note
 from skyward.core.image import Image
 from skyward.core.machines.plan import Plan
 from skyward.core.machines.provision import Provisioner
 from skyward.core.nodes.timing import Timing
+from skyward.core.payload import pickling
 from skyward.core.protocol.messages import Setup
 from skyward.core.spec import Nodes, Order, Resources
 from skyward.core.tasks.dispatch import Dispatcher
-from skyward.core.tasks.jobs import TaskOptions
+from skyward.core.tasks.jobs import TaskGroup, TaskOptions
+from skyward.joblib_ext.batch import Batch, plain_parts
 from tests.simulation.cloud import Cloud, SimulatedBuyer, SimulatedTransport
 from tests.simulation.neighbours import Neighbourhood, SimulatedAuthority
 from tests.simulation.network import Line
-from tests.simulation.node import Machine, carry_out
+from tests.simulation.node import Array, Machine, carry_out
 from tests.simulation.oracle import Oracle, argument
 from tests.simulation.scenario import Scenario, Wish
 from tests.simulation.world import Process, World
 
 __all__ = ["Pool"]
+
+_CARRY_OUT = pickle.dumps(carry_out)
+pickling.PLAIN[Batch] = plain_parts  # as joblib's front end has it
 
 
 class _IO:
@@ -72,11 +81,16 @@ class Pool:
         self.events.subscribe(self._heard)
         self._scenario = scenario
         self._work: list[asyncio.Task[None]] = []
+        self._followers: dict[int, list[Wish]] = {}
         io: Any = _IO(self.driver)
         isolated, nodes = scenario.isolated, Nodes(*scenario.nodes)
         self.dispatcher = Dispatcher(
             io, self.events, isolated=isolated, timeout=None, attempts=3, start_thread=_no_thread
         )
+        self._groups = [
+            TaskGroup(limit, arrays=self.dispatcher.arrays(limit), change=self.dispatcher.surroundings.now())
+            for limit in scenario.limits
+        ]
         self.cloud = Cloud(
             world,
             self._boot,
@@ -134,29 +148,99 @@ class Pool:
 
     # --- what the user does ---
 
-    def submit(self, wish: Wish) -> None:
+    def begin(self) -> None:
+        """The block has been entered: the user submits."""
+        numbers = {wish.number for wish in self._scenario.wishes}
+        for wish in self._scenario.wishes:
+            if wish.after in numbers:
+                self._followers.setdefault(wish.after, []).append(wish)
+            else:
+                self._submit_in(wish.at, wish)
+
+    def _submit_in(self, seconds: float, wish: Wish) -> None:
+        self.world.after(seconds, self.world.awake(self.driver, functools.partial(self._submit, wish)))
+
+    def _submit(self, wish: Wish) -> None:
         """Submit a task, to be cancelled when its user wants it no more."""
-        if self.failed:
+        if not self.driver.alive:
             return
         self.world.tell(f"submit {wish}")
+        arrays = [argument(size) for size in wish.arrays]
+        if wish.mutates:
+            arrays = [Array(bytearray(array.data)) for array in arrays]
         self.oracle.wishes[wish.number] = wish
-        options = TaskOptions(isolated=wish.isolated, timeout=wish.timeout, attempts=wish.attempts, large=100_000)
-        future = self.dispatcher.submit(carry_out, wish.load, *map(argument, wish.arrays), options=options)
+        try:
+            future = self._call(wish, arrays)
+        except PoolNotActive:
+            del self.oracle.wishes[wish.number]
+            return
         self.oracle.submitted(wish, future)
+        if wish.mutates:
+            for array in arrays:
+                array.data[:] = bytes(len(array.data))
+        with contextlib.suppress(SystemExit):  # of the callback, if it is called here
+            future.add_done_callback(lambda _: self._has_settled(wish))
         if wish.cancelled is not None:
             self.world.after(wish.cancelled, self.world.awake(self.driver, lambda: self._cancel(wish.number, future)))
+
+    def _call(self, wish: Wish, arrays: list[Array]) -> Any:
+        options = TaskOptions(isolated=wish.isolated, timeout=wish.timeout, attempts=wish.attempts, large=100_000)
+        if wish.group is not None:
+            options = replace(options, group=self._groups[wish.group])
+        if not wish.count:
+            return self.dispatcher.submit(carry_out, wish.load, *arrays, options=options)
+        calls = [(carry_out, (wish.load, *arrays), {})] * wish.count
+        batch = Batch(calls, 1, None, _CARRY_OUT, wish.group or 0)
+        return self.dispatcher.submit(batch, options=replace(options, count=wish.count))
+
+    def _has_settled(self, wish: Wish) -> None:
+        """The user's callback of a future."""
+        for follower in self._followers.get(wish.number, ()):
+            if follower.at:
+                self._submit_in(follower.at, follower)
+            else:
+                self._submit(follower)
+        if wish.callback == "raise":
+            raise ValueError("simulated: an error in a callback")
+        if wish.callback == "exit":
+            raise SystemExit("simulated: the end in a callback")
 
     def _cancel(self, number: int, future: Any) -> None:
         self.world.tell(f"cancel {number}")
         self.oracle.cancelled.add(number)
-        future.cancel()
+        with contextlib.suppress(SystemExit):
+            future.cancel()
 
-    def leave(self) -> None:
+    def leave(self, cancel: bool = False) -> None:
         """The block ends: as `RunningPool` does it."""
+        self.world.tell("the user is interrupted" if cancel else "the block ends")
+        if cancel:
+            self._cancelled_all()
+            for work in self._work:
+                work.cancel()
+            self.driver.call_soon_threadsafe(self.dispatcher.cancel_all)
         self.behind = max((line.behind for line in self.lines.values()), default=0.0)
         self.is_leaving = True
         self.dispatcher.shut("the block has ended")
-        self._work.append(self.world.run_task(self.driver, self.provisioner.stop()))
+        self._work.append(self.world.run_task(self.driver, self._release()))
+
+    def _cancelled_all(self) -> None:
+        """From now on nobody wants any task, nor those that callbacks submit."""
+        self.oracle.cancelled.update(wish.number for wish in self._scenario.wishes)
+
+    async def _release(self) -> None:
+        self.dispatcher.cancel_all()
+        await self.provisioner.stop()
+
+    def kill(self) -> None:
+        """The driver's process is killed, and the kernel closes its connections."""
+        self.world.tell("the driver is killed")
+        self._cancelled_all()
+        self.driver.die()
+        self.world.unwatch(self.driver)
+        for line in self.lines.values():
+            for connection in list(line.connections):
+                connection.close()
 
     @property
     def parts(self) -> list[object]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 import logging
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -66,6 +67,8 @@ class _LoggedErrors(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, SystemExit):
+            return  # of a user's callback
         self._world.broken.append(f"logged: {record.getMessage()}: {error!r}")
 
 
@@ -86,8 +89,9 @@ def _simulate(scenario: Scenario) -> Outcome:
     world = World(scenario.seed)
     pool = Pool(world, scenario)
     errors = _LoggedErrors(world)
-    logger = logging.getLogger("skyward")
+    logger, silent = logging.getLogger("skyward"), logging.getLogger("concurrent.futures")
     logger.addHandler(errors)
+    silent.disabled = True  # it reports what users' callbacks raise
     try:
         _live(world, pool, scenario)
     except Stuck as error:
@@ -96,7 +100,10 @@ def _simulate(scenario: Scenario) -> Outcome:
         logger.removeHandler(errors)
         story = [f"{time - world.began:10.4f}  {text}" for time, text in world.story]
         pool.close()
-    if not world.broken and (kept := census.left(pool.dispatcher, pool.provisioner)):
+        silent.disabled = False
+    if not world.broken and (lost := set(pool.oracle.wishes) - pool.oracle.settled) and not scenario.is_killed:
+        world.broken.append(f"tasks have not settled: {sorted(lost)}")
+    if not world.broken and not scenario.is_killed and (kept := census.left(pool.dispatcher, pool.provisioner)):
         world.broken.append(f"the block has ended, and there is still {', '.join(kept)}")
     if (more := _open_files() - files) and not world.broken:
         world.broken.append(f"{more} files are left open")
@@ -110,17 +117,26 @@ def _open_files() -> int:
 def _live(world: World, pool: Pool, scenario: Scenario) -> None:
     for misfortune in scenario.misfortunes:
         adversary.inflict(pool, misfortune)
-    world.run(lambda: pool.started or pool.failed, START, "the pool has started, or has failed")
+    end = math.inf if scenario.leaves is None else world.began + scenario.leaves
+    if scenario.leaves is not None:
+        world.at(end, lambda: None)  # so that time stops there
+    begun = lambda: pool.started or pool.failed or world.now >= end  # noqa: E731
+    world.run(begun, START, "the pool has started, or has failed")
     wishes = scenario.wishes if pool.started else ()
-    for wish in wishes:
-        world.after(wish.at, world.awake(pool.driver, functools.partial(pool.submit, wish)))
+    if pool.started:
+        pool.begin()
     pool.oracle.watch()
-    span = max((wish.at for wish in wishes), default=0.0)
-    world.run(lambda: pool.oracle.have_settled(wishes), span + SETTLE, "every task has settled")
+    span = sum(wish.at for wish in wishes)
+    settled = lambda: pool.oracle.have_settled(wishes) or world.now >= end  # noqa: E731
+    world.run(settled, span + SETTLE, "every task has settled")
     asleep = sum(each.amount for each in scenario.misfortunes if each.kind in ("machine_sleeps", "driver_sleeps"))
-    if scenario.rests and not pool.failed:
+    if scenario.rests and not pool.failed and world.now < end:
         _rest(world, pool, REST + asleep)
-    world.awake(pool.driver, pool.leave)()
+    if world.now >= end and scenario.is_killed:
+        pool.kill()
+        world.run(lambda: pool.is_gone, ORPHANED + asleep, "no agent runs whose driver was killed")
+        return
+    world.awake(pool.driver, functools.partial(pool.leave, world.now >= end))()
     world.run(lambda: pool.is_leaving, 2 * LEAVE, "the driver is awake")
     world.run(lambda: pool.has_left, LEAVE, "the block has ended")
     # Where nothing went wrong everybody heard the goodbye; else an agent out of reach waits for its owner.

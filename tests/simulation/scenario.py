@@ -32,6 +32,15 @@ class Wish(NamedTuple):
         makes noise, which can't be compressed.
     cancelled
         Seconds after its submission when it is cancelled; None for never.
+    after
+        The task whose end it follows, `at` seconds later, or in its callback if that is 0; None for the pool's start.
+    group, count
+        Which of the scenario's groups it belongs to, and how many calls it consists of, as a batch of joblib's; None
+        and 0 for a task of `submit`.
+    callback
+        What the user's callback of its future does, if there is one: ``"raise"`` or ``"exit"``.
+    mutates
+        Whether the user changes its arguments as soon as it is submitted.
     """
 
     number: int
@@ -45,6 +54,11 @@ class Wish(NamedTuple):
     attempts: int = 1
     arrays: tuple[int, ...] = ()
     cancelled: float | None = None
+    after: int | None = None
+    group: int | None = None
+    count: int = 0
+    callback: str = ""
+    mutates: bool = False
 
     def __str__(self) -> str:
         rest = {name: value for name, value in _unusual(self).items() if name not in ("number", "at")}
@@ -95,6 +109,12 @@ class Scenario:
         Whether the provider creates several machines in one call, and whether they cost money.
     rests
         Whether the block waits, after its last task, until nothing of them is left.
+    limits
+        Of the groups, how many tasks may run at a time, as `TaskGroup` has it.
+    leaves
+        Seconds after the order when the user is interrupted, and leaves the block at once; None for never.
+    is_killed
+        Whether the driver's process is killed then.
     wishes, misfortunes
         What the user wants, and what goes wrong.
     """
@@ -112,6 +132,9 @@ class Scenario:
     batch: bool = False
     rented: bool = False
     rests: bool = False
+    limits: tuple[int | None, ...] = ()
+    leaves: float | None = None
+    is_killed: bool = False
     wishes: tuple[Wish, ...] = ()
     misfortunes: tuple[Misfortune, ...] = ()
 
@@ -123,7 +146,8 @@ class Scenario:
     @property
     def is_fair(self) -> bool:
         """Whether all of it can end."""
-        return all(wish.timeout is not None for wish in self.wishes if wish.end == "hang")
+        groups = all(wish.group is None or wish.group < len(self.limits) for wish in self.wishes)
+        return groups and all(wish.timeout is not None for wish in self.wishes if wish.end == "hang")
 
     def text(self) -> str:
         """It as JSON, one line for each wish and misfortune; what is as usual is left out."""
