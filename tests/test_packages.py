@@ -40,9 +40,8 @@ def program(lab: Lab, lab_hosts: LabHosts, index: str, tmp_path: Path) -> Progra
         script = tmp_path / "script.py"
         script.write_text(HEAD + source)
         arguments = [lab_hosts()[0].address, str(lab.key), str(lab.known_hosts), index]
-        done = subprocess.run(
-            [sys.executable, str(script), *arguments], capture_output=True, text=True, timeout=200, check=False
-        )
+        command = [sys.executable, str(script), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout.splitlines()[-1])
 
@@ -93,3 +92,34 @@ def test_what_a_call_needs_beyond_that_is_installed_when_it_arrives(program: Pro
     expected = [importlib.metadata.version(name) for name in ("pandas", "numpy", "six")]
     assert all(versions == expected for _, _, versions in results)
     assert len([text for text in texts if text.startswith("installing")]) == 1, texts
+
+
+def test_a_host_without_an_index_gets_wheels_from_here(
+    program: Program, wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fetched by the driver's pip, sent once, and kept for other environments."""
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    source = (
+        "import importlib\n"
+        "def task(one):\n"
+        "    import importlib.metadata as metadata\n"
+        "    return {one.name: one.version for one in metadata.distributions()}\n"
+        "pool = sky.Compute(provider, image=sky.Image(pip=['threadpoolctl', EXTRA]), console=False)\n"
+        "steps = []\n"
+        "pool.events.subscribe(lambda event: steps.append(getattr(event, 'step', '')))\n"
+        "with pool:\n"
+        "    frame = importlib.import_module('pan' + 'das').DataFrame()\n"
+        "    found = pool.submit(task, frame).result()\n"
+        "print(json.dumps([found, [step for step in steps if step.endswith('.whl')]]))\n"
+    )
+    found, sent = program(source.replace("EXTRA", "'joblib'"))
+    expected = versions("threadpoolctl", "joblib", "pandas", "numpy")
+    assert {name: found.get(name) for name in expected} == expected
+    assert {"joblib", "pandas", "msgpack"} <= {step.split()[1].partition("-")[0] for step in sent}
+    found, sent = program(source.replace("EXTRA", "'narwhals'"))
+    assert found["narwhals"] == importlib.metadata.version("narwhals")
+    names = {step.split()[1].partition("-")[0] for step in sent}
+    assert "narwhals" in names
+    assert not {"joblib", "pandas", "numpy", "msgpack"} & names

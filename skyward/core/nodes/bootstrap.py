@@ -12,20 +12,18 @@ Nothing is made again the second time: one script inspects the machine, another 
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
-import importlib.metadata
 import itertools
 import json
 import os
 import re
 import secrets
 import shlex
-import sysconfig
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
-from urllib.parse import urlsplit
 
 import msgpack
 
@@ -43,12 +41,16 @@ from skyward.core.nodes.bootstrap_scripts import (
     NEEDS_PIP,
     NO_PYTHON,
     NOEXEC,
+    OFFLINE,
     PRELUDE,
     START,
     SUPPLY,
     after,
 )
+from skyward.core.nodes.environment_lists import environment_key, plain_hosts, requirement_lists
 from skyward.core.nodes.node_package import node_code, node_code_name
+from skyward.core.packages.fetch import Target, pip_wheel
+from skyward.core.packages.fetch import fetch as fetch_wheels
 from skyward.core.packages.lists import PackageLists
 from skyward.core.protocol.framing import frame
 from skyward.core.system.launch import RUN
@@ -132,6 +134,7 @@ class _Findings:
     env_is_complete: bool
     has_code: bool
     system: str
+    glibc: str
     uv: str
     pythons: tuple[str, ...]
     other_pythons: tuple[str, ...]
@@ -156,10 +159,11 @@ class _Bootstrap:
         self._python = python
         self._prelude = prelude
         self._packages = packages or PackageLists(resolved=tuple(image.pip))
-        self._requirements = _requirements(image, self._packages)
+        self._requirements = requirement_lists(image, self._packages)
         self._code = node_code_name()
         self._found: _Findings | None = None
         self._run = ""
+        self._reaches_index = True
         self._supplies = itertools.count(1)
 
     async def run(self, orphan_timeout: float) -> AgentAddress:
@@ -181,7 +185,7 @@ class _Bootstrap:
             INSPECT,
             {
                 "minor": self._image.python_version,
-                "key": _key(self._image, self._requirements, self._packages.driver),
+                "key": environment_key(self._image, self._requirements, self._packages.driver),
                 "code": self._code,
                 "packages": " ".join(packages),
                 "asked": self._python,
@@ -202,6 +206,7 @@ class _Bootstrap:
             env_is_complete="complete" in facts,
             has_code="has_code" in facts,
             system=one.get("system", "?"),
+            glibc=one.get("glibc", ""),
             uv=one.get("uv", ""),
             pythons=tuple(dict.fromkeys(facts.get("python", []))),
             other_pythons=tuple(sorted(set(facts.get("other", [])))),
@@ -237,12 +242,12 @@ class _Bootstrap:
             self._no_python(found)
         step = f"making an environment with {'uv' if found.uv else found.pythons[0]}"
         values = self._installer(found, self._packages)
-        done = await self._make(step, values)
-        wheel = _pip_wheel()
+        done = await self._install(step, BUILD, values, self._requirements)
+        wheel = pip_wheel()
         if done.status == NEEDS_PIP and wheel is not None:
             values["pip_wheel"] = f"{found.root}/code/{wheel.name}"
             await self._send(wheel.read_bytes(), values["pip_wheel"], "sending pip")
-            done = await self._make(step, values)
+            done = await self._install(step, BUILD, values, self._requirements)
         if done.status == NO_PYTHON and not _is_full(done.stdout):
             self._no_python(found, done)
         if done.status != 0:
@@ -255,7 +260,7 @@ class _Bootstrap:
             "minor": self._image.python_version,
             "uv": found.uv,
             "pythons": "\n".join(found.pythons),
-            "trusted": " ".join(f"--trusted-host {shlex.quote(host)}" for host in _plain_hosts(self._image)),
+            "trusted": " ".join(f"--trusted-host {shlex.quote(host)}" for host in plain_hosts(self._image)),
             "pip_wheel": "",
             "asked": self._python,
             "programs": " ".join(requirements.programs(packages.resolved)),
@@ -263,6 +268,8 @@ class _Bootstrap:
             "settings": Path(installer_settings.__file__).read_text("utf-8"),
             "own": " ".join(name for name in self._image.env if name.startswith(("PIP_", "UV_"))),
             "index": "" if self._image.index is None else "given",
+            "quick": "",
+            "links": "",
         }
 
     async def supply(self, shell: Shell, packages: PackageLists) -> None:
@@ -277,27 +284,75 @@ class _Bootstrap:
         """
         assert self._found is not None
         self._shell = shell
-        await self._step(
-            "installing packages that a task needs",
-            SUPPLY,
-            {
-                **self._installer(self._found, packages),
-                "run": self._run,
-                "name": f"{next(self._supplies):04}",
-                "pip_wheel": f"{self._found.root}/code/{wheel.name}" if (wheel := _pip_wheel()) else "",
-            },
-            limit=_BUILD_LIMIT,
-            stdin=_requirements(self._image, packages),
-            environment=self._image.env,
-        )
+        step = "installing packages that a task needs"
+        values = {
+            **self._installer(self._found, packages),
+            "run": self._run,
+            "name": f"{next(self._supplies):04}",
+            "pip_wheel": f"{self._found.root}/code/{wheel.name}" if (wheel := pip_wheel()) else "",
+        }
+        done = await self._install(step, SUPPLY, values, requirement_lists(self._image, packages))
+        if done.status != 0:
+            self._fail(step, done)
 
-    async def _make(self, step: str, values: dict[str, str]) -> CommandOutput:
+    async def _install(self, step: str, script: str, values: dict[str, str], lists: bytes) -> CommandOutput:
+        """Run a script that installs packages, from wheels that are sent if the machine reaches no index.
+
+        Parameters
+        ----------
+        step
+            What it does, for `on_step` and errors.
+        script, values
+            The script, and shell variables to set for it.
+        lists
+            What is to be installed, see `requirement_lists`.
+        """
+        if self._reaches_index:
+            done = await self._make(step, script, {**values, "quick": "yes"}, lists)
+            if done.status != OFFLINE:
+                return done
+            self._reaches_index = False
+        try:
+            links = await self._send_wheels(lists.decode().splitlines())
+        except PackagesFailed as error:
+            # The line may just be bad; the installer's own retries are for that.
+            done = await self._make(step, script, values, lists)
+            if done.status == 0:
+                return done
+            raise PackagesFailed(
+                f"{step} failed: the host reaches no package index, and here {error}{_tail(done.stdout)}"
+            ) from error
+        kept = [line for line in lists.splitlines(keepends=True) if not re.match(rb"\w+ --(extra-)?index-url", line)]
+        return await self._make(step, script, {**values, "links": links}, b"".join(kept))
+
+    async def _send_wheels(self, lines: Sequence[str]) -> str:
+        """Send the wheels that the machine lacks; returns the folder where they are."""
+        found = self._found
+        assert found is not None
+        self._on_step("fetching packages for the host, which reaches no package index")
+        version = re.fullmatch(r"glibc 2\.(\d+).*", found.glibc)
+        machine = found.system.rpartition(" ")[2]
+        target = Target(machine, int(version[1]) if version else 0, self._image.python_version)
+        resolve = found.system != self._packages.driver
+        wheels = await asyncio.to_thread(fetch_wheels, lines, target, resolve=resolve)
+        folder = f"{found.root}/wheels"
+        listing = await self._shell.run(
+            f"mkdir -p {shlex.quote(folder)} && cd {shlex.quote(folder)} && sha256sum -- *.whl", timeout=_INSPECT_LIMIT
+        )
+        there = {name: digest for digest, _, name in (line.partition("  ") for line in listing.stdout.splitlines())}
+        for wheel in wheels:
+            data = await asyncio.to_thread(wheel.read_bytes)
+            if there.get(wheel.name) != hashlib.sha256(data).hexdigest():
+                await self._send(data, f"{folder}/{wheel.name}", f"sending {wheel.name}")
+        return folder
+
+    async def _make(self, step: str, script: str, values: dict[str, str], lists: bytes) -> CommandOutput:
         return await self._step(
             step,
-            BUILD,
+            script,
             values,
             limit=_BUILD_LIMIT,
-            stdin=self._requirements,
+            stdin=lists,
             may_fail=True,
             environment=self._image.env,
         )
@@ -487,57 +542,8 @@ def _tail(text: str) -> str:
 # --- what goes into an environment ----------------------------------------------------------------------------------
 
 
-def _requirements(image: Image, packages: PackageLists) -> bytes:
-    """Return the lines of several requirement files, each line prefixed with its file's name.
-
-    Requirements with hashes have a file of their own. What nodes themselves need is installed before it, so that its
-    hashes need not be known; so are lines with exact versions, whose dependencies need not be found. Index addresses
-    are in the files and not on a command line, since they may hold passwords.
-    """
-    indexes = [f"--index-url {image.index}"] if image.index is not None else []
-    indexes += [f"--extra-index-url {index}" for index in image.extra_index]
-    needed = [f"{name}=={importlib.metadata.version(name)}" for name in requirements.NEEDED]
-    hashed = [line for line in packages.resolved if requirements.has_hash(line)]
-    options = [line for line in packages.resolved if line.startswith("-") and line not in hashed]
-    plain = [line for line in packages.resolved if line not in hashed and line not in options]
-    exact = [*packages.exact]
-    if not exact:
-        exact, plain = (needed, plain) if hashed else ([], [*needed, *plain])
-    files = {
-        "exact": [*indexes, *options, *exact] if exact else [],
-        "hashed": [*indexes, *options, *hashed] if hashed else [],
-        "plain": [*indexes, *options, *plain] if plain else [],
-        "constraints": [*(exact or needed), *image.constraints],
-    }
-    for line in (line for lines in files.values() for line in lines):
-        if "\n" in line or "\r" in line:
-            raise ConfigError(f"Image: {line!r} contains a line break; give each address separately")
-    return "".join(f"{name} {line}\n" for name, lines in files.items() for line in lines).encode()
-
-
-def _key(image: Image, requirements: bytes, driver: str) -> str:
-    """Return the name of an environment, to which the host adds its architecture and its interpreter.
-
-    Passwords of indexes are left out: some change every hour, while the packages stay the same.
-    """
-    public = re.sub(rb"//[^/@\s]*@", b"//", requirements)
-    return hashlib.sha256(f"3 {image.python_version} {driver}\n".encode() + public).hexdigest()[:20]
-
-
-def _plain_hosts(image: Image) -> Sequence[str]:
-    """Return the hosts of indexes without TLS, which pip wants named; whoever gave an http address accepts that."""
-    addresses = [urlsplit(index) for index in (image.index, *image.extra_index) if index]
-    return [address.netloc.rpartition("@")[2] for address in addresses if address.scheme == "http"]
-
-
 def _package_name(name: str) -> str:
     match = _APT_NAME.fullmatch(name)
     if match is None:
         raise ConfigError(f"Image apt={name!r} is not the name of a Debian package")
     return match.group(1)
-
-
-def _pip_wheel() -> Path | None:
-    """Return the newest wheel of pip that the driver's Python brings; None if the distribution has removed it."""
-    folders = [Path(sysconfig.get_path("stdlib"), "ensurepip", "_bundled"), Path("/usr/share/python-wheels")]
-    return next((wheel for folder in folders for wheel in sorted(folder.glob("pip-*.whl"), reverse=True)), None)

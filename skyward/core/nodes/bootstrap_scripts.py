@@ -18,6 +18,7 @@ __all__ = [
     "NEEDS_PIP",
     "NOEXEC",
     "NO_PYTHON",
+    "OFFLINE",
     "PRELUDE",
     "START",
     "SUPPLY",
@@ -30,6 +31,7 @@ NO_PYTHON = 72
 NEEDS_PIP = 73
 LACKS = 75  # a program is missing with which a requirement is fetched
 PRELUDE = 74
+OFFLINE = 76  # no package index can be reached
 
 
 def after(prelude: str, script: str) -> str:
@@ -73,6 +75,7 @@ root=$cache/skyward
 machine=$(uname -m)
 report root "$root"
 report system "$(uname -s) $machine"
+report glibc "$(getconf GNU_LIBC_VERSION 2>/dev/null)"
 mkdir -p "$root/envs" "$root/code" "$root/run" && : >"$root/.write.$$" && rm -f "$root/.write.$$" || { disks; exit 1; }
 
 uv=$(command -v uv)
@@ -117,7 +120,12 @@ report end yes
 )
 
 # What installs requirements into "$env" or, if "$into" is set, into that folder; the lists of them are in "$lists".
+# They come from the folder "$links" if that is set, otherwise from an index. If "$quick" is set, an index that can't be
+# reached is given up at once.
 _INSTALLER = r"""
+unreachable='name resolution|service not known|failed to resolve|nodename nor servname|network is unreachable'
+unreachable="$unreachable|no route to|connection refused|timed out|establish a new connection"
+unreachable="$unreachable|error sending request|dns error"
 apply_settings() { # tool, and the command that runs it: apply the host's own settings that are to be kept
     tool=$1
     shift
@@ -130,11 +138,19 @@ install() { # command: those with hashes separately, since then all their depend
         deps=
         # Dependencies need not be found where the driver's metadata holds: they are listed.
         if [ "$part" = exact ] && [ "$same" = "$(uname -s) $(uname -m)" ]; then deps=--no-deps; fi
-        "$@" $deps ${into:+--target "$into"} -r "$lists/$part.txt" -c "$lists/constraints.txt" || return 1
+        "$@" $deps ${into:+--target "$into"} ${links:+--no-index --find-links "$links"} \
+            -r "$lists/$part.txt" -c "$lists/constraints.txt" >"$lists/log.txt" 2>&1
+        status=$?
+        cat "$lists/log.txt"
+        if [ "$status" = 0 ]; then continue; fi
+        if [ -n "$quick" ] && grep -Eqi "$unreachable" "$lists/log.txt"; then fail 76; fi
+        return 1
     done
 }
 with_uv() {
-    [ -n "$uv" ] && apply_settings uv && install "$uv" pip install --quiet --python "$env/bin/python"
+    [ -n "$uv" ] && apply_settings uv || return 1
+    if [ -n "$quick" ]; then export UV_HTTP_RETRIES=0 UV_HTTP_CONNECT_TIMEOUT=5; fi
+    install "$uv" pip install --quiet --python "$env/bin/python"
 }
 with_pip() { # python: with its own pip, with the one it bundles, or with ours
     if "$1" -c 'import pip, sys; sys.exit([*map(int, pip.__version__.split(".")[:2])] < [22, 3])' 2>/dev/null; then
@@ -148,7 +164,7 @@ with_pip() { # python: with its own pip, with the one it bundles, or with ours
     fi
     apply_settings pip "$@" || return 1
     # Modules are compiled when imported; compiling everything takes several times as long as installing it.
-    install "$@" install --quiet --no-compile --progress-bar off $trusted
+    install "$@" install --quiet --no-compile --progress-bar off ${quick:+--retries 1 --timeout 5} $trusted
 }
 
 write_lists() { # one file of requirements for each kind
@@ -337,7 +353,7 @@ sweep() {
         d=${f%/.complete}
         grep -qs " ${d##*/} " "$root"/run/*/owner || rm -rf "$d" "$d.lock"
     done
-    find "$root/code" -type f -mtime +60 -exec rm -f {} +
+    find "$root/code" "$root/wheels" -type f -mtime +60 -exec rm -f {} +
 }
 sweep_runs >/dev/null 2>&1 </dev/null
 if [ -z "$(find "$root/.swept" -mtime -1 2>/dev/null)" ]; then sweep >/dev/null 2>&1 </dev/null; fi

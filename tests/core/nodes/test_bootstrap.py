@@ -22,7 +22,6 @@ from skyward.core.image import Image
 from skyward.core.interfaces import CommandOutput, Shell
 from skyward.core.nodes import bootstrap as bootstrap_module
 from skyward.core.nodes.bootstrap import AgentAddress, bootstrap
-from skyward.core.packages.lists import PackageLists
 from skyward.core.protocol.messages import Welcome
 from skyward.core.protocol.wire import Role, Wire
 from skyward.core.spec import Endpoint
@@ -544,18 +543,6 @@ def test_a_line_that_breaks_is_a_link_error_and_the_next_start_works(lab, boot, 
 
 
 # --- without a host ---
-
-
-def test_a_new_password_of_an_index_needs_no_new_environment():
-    keys = {
-        bootstrap_module._key(image, bootstrap_module._requirements(image, PackageLists()), "")
-        for image in (
-            Image(index="https://index.example/simple"),
-            Image(index="https://me:one@index.example/simple"),
-            Image(index="https://me:two@index.example/simple"),
-        )
-    }
-    assert len(keys) == 1
 
 
 @pytest.mark.parametrize("values", [{"apt": ["a b"]}, {"apt": ["-y"]}, {"apt": ["$(reboot)"]}, {"pip": ["a\nb"]}])

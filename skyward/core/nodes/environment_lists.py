@@ -1,0 +1,68 @@
+"""What goes into an environment, as a node's installers read it."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import re
+from collections.abc import Sequence
+from urllib.parse import urlsplit
+
+from skyward.core import requirements
+from skyward.core.errors import ConfigError
+from skyward.core.image import Image
+from skyward.core.packages.lists import PackageLists
+
+__all__ = ["environment_key", "plain_hosts", "requirement_lists"]
+
+
+def requirement_lists(image: Image, packages: PackageLists) -> bytes:
+    """Return the lines of several requirement files, each line prefixed with its file's name.
+
+    Requirements with hashes have a file of their own. What nodes themselves need is installed before it, so that its
+    hashes need not be known; so are lines with exact versions, whose dependencies need not be found. Index addresses
+    are in the files and not on a command line, since they may hold passwords.
+    """
+    indexes = [f"--index-url {image.index}"] if image.index is not None else []
+    indexes += [f"--extra-index-url {index}" for index in image.extra_index]
+    needed = [f"{name}=={importlib.metadata.version(name)}" for name in requirements.NEEDED]
+    hashed = [line for line in packages.resolved if requirements.has_hash(line)]
+    options = [line for line in packages.resolved if line.startswith("-") and line not in hashed]
+    plain = [line for line in packages.resolved if line not in hashed and line not in options]
+    exact = [*packages.exact]
+    if not exact:
+        exact, plain = (needed, plain) if hashed else ([], [*needed, *plain])
+    files = {
+        "exact": [*indexes, *options, *exact] if exact else [],
+        "hashed": [*indexes, *options, *hashed] if hashed else [],
+        "plain": [*indexes, *options, *plain] if plain else [],
+        "constraints": [*(exact or needed), *image.constraints],
+    }
+    for line in (line for lines in files.values() for line in lines):
+        if "\n" in line or "\r" in line:
+            raise ConfigError(f"Image: {line!r} contains a line break; give each address separately")
+    return "".join(f"{name} {line}\n" for name, lines in files.items() for line in lines).encode()
+
+
+def environment_key(image: Image, lists: bytes, driver: str) -> str:
+    """Return the name of an environment, to which the host adds its architecture and its interpreter.
+
+    Passwords of indexes are left out: some change every hour, while the packages stay the same.
+
+    Parameters
+    ----------
+    image
+        The pool's.
+    lists
+        What `requirement_lists` says of it.
+    driver
+        Kind of machine on which exact versions need no resolution.
+    """
+    public = re.sub(rb"//[^/@\s]*@", b"//", lists)
+    return hashlib.sha256(f"3 {image.python_version} {driver}\n".encode() + public).hexdigest()[:20]
+
+
+def plain_hosts(image: Image) -> Sequence[str]:
+    """Return the hosts of indexes without TLS, which pip wants named; whoever gave an http address accepts that."""
+    addresses = [urlsplit(index) for index in (image.index, *image.extra_index) if index]
+    return [address.netloc.rpartition("@")[2] for address in addresses if address.scheme == "http"]

@@ -1,0 +1,37 @@
+"""What a node's installers are told."""
+
+from __future__ import annotations
+
+from skyward.core.image import Image
+from skyward.core.nodes.environment_lists import environment_key, plain_hosts, requirement_lists
+from skyward.core.packages.lists import PackageLists
+
+
+def test_a_new_password_of_an_index_needs_no_new_environment():
+    keys = {
+        environment_key(image, requirement_lists(image, PackageLists()), "")
+        for image in (
+            Image(index="https://index.example/simple"),
+            Image(index="https://me:one@index.example/simple"),
+            Image(index="https://me:two@index.example/simple"),
+        )
+    }
+    assert len(keys) == 1
+
+
+def test_exact_versions_have_a_list_of_their_own() -> None:
+    """Nothing is resolved for it; the rest is resolved within it."""
+    lists = PackageLists(("numpy==2.0",), ("pandas>=2", "six==1.0 --hash=sha256:00"))
+    lines = requirement_lists(Image(constraints=["scipy<2"]), lists).decode().splitlines()
+    assert lines == [
+        "exact numpy==2.0",
+        "hashed six==1.0 --hash=sha256:00",
+        "plain pandas>=2",
+        "constraints numpy==2.0",
+        "constraints scipy<2",
+    ]
+
+
+def test_hosts_without_tls() -> None:
+    """Those that pip wants named."""
+    assert plain_hosts(Image(index="http://me:pw@one:81/simple", extra_index=["https://two/simple"])) == ["one:81"]
