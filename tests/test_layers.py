@@ -75,6 +75,7 @@ PURE = (
     "skyward.core.protocol.mailbox",
     "skyward.core.protocol.manifest",
     "skyward.core.files.cut",
+    "skyward.core.files.download_plan",
     "skyward.core.machines.offer_selection",
     "skyward.core.protocol.messages",
     "skyward.core.protocol.compression",

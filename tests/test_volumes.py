@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import skyward as sky
+from skyward.core.tasks.jobs import TaskOptions
 from tests.lab import Host, Lab, eventually
 from tests.lab.fixtures import FreshHost, LabHosts
 from tests.remote import Reach, index, reach, wheels
@@ -40,7 +41,17 @@ def write(path: str) -> str:
     return path
 
 
-for function in (look, write):
+def leave(node: str) -> None:
+    """Write one file of this node's own, and one of a name that all have."""
+    import os
+    import pathlib
+
+    pathlib.Path("out/deep").mkdir(parents=True)
+    pathlib.Path(f"out/deep/{node}.bin").write_bytes(os.urandom(30 << 20))
+    pathlib.Path("out/same").write_text(node)
+
+
+for function in (look, write, leave):
     function.__module__ = "__main__"  # hosts don't have this module
 
 
@@ -84,6 +95,22 @@ def test_a_folder_leaves_the_driver_once_and_then_not_at_all(
             assert_gone(host, found[0])
     assert sent[0] < 1.5 * 40 * MB
     assert sent[1] < 4 * MB
+
+
+def test_files_of_all_hosts_come_home(lab_hosts: LabHosts, reach: Reach, tmp_path: Path) -> None:
+    hosts = lab_hosts(2)
+    with sky.Compute(**reach(hosts)) as pool:
+        names = [pool.dispatcher.submit(leave, node, options=TaskOptions(node=node)) for node in pool.node_names]
+        for name in names:
+            name.result()
+        with pytest.raises(sky.DownloadFailed, match=r"same is on node-\d and on node-\d"):
+            pool.download("out", to=tmp_path / "home")
+        assert not (tmp_path / "home").exists()
+        pool.download("out/**/*.bin", to=tmp_path / "home")
+        pool.download("out/same", to=tmp_path / "each" / "{node}")
+    found = {path.name: path.stat().st_size for path in (tmp_path / "home" / "deep").iterdir()}
+    assert found == {"node-1.bin": 30 * MB, "node-2.bin": 30 * MB}
+    assert (tmp_path / "each" / "node-2" / "same").read_text() == "node-2"
 
 
 def test_an_ordinary_user_cannot_write_into_it(fresh_host: FreshHost, reach: Reach, data: Path) -> None:

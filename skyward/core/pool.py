@@ -10,6 +10,7 @@ import os
 import weakref
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from skyward.core import nesting, pool_arguments
@@ -257,6 +258,36 @@ class Compute(TaskExecutor):
             opened.close_aside()
 
     # --- use ---
+
+    def download(
+        self, pattern: str | os.PathLike[str], to: str | os.PathLike[str], *, overwrite: bool = False
+    ) -> list[Path]:
+        """Fetch files that tasks have written, from all nodes that are ready.
+
+        Parameters
+        ----------
+        pattern
+            Which files, as for `glob.glob` with ``recursive=True``: in the tasks' working directory, or an absolute
+            path on the nodes. A folder that matches stands for all files in it; those of read-only volumes don't count.
+        to
+            Folder for them here, made if need be; ``{node}`` in it stands for the name of the file's node. Below it a
+            file keeps the part of its path that the pattern does not spell out.
+        overwrite
+            Whether files that exist here may be replaced.
+
+        Returns
+        -------
+        list of Path
+            The files here.
+
+        Raises
+        ------
+        DownloadFailed
+            Nothing matches, two nodes have files of the same name, a file exists here, one changes while it is
+            read, a disk is full, or a node is lost. No file here has changed.
+        """
+        wanted, folder = pool_arguments.download(pattern, to)
+        return self._running().download(wanted, folder, overwrite=overwrite)
 
     def _running(self) -> RunningPool:
         opened = self._open

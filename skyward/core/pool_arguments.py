@@ -6,6 +6,7 @@ Each mistake raises a `ConfigError` that says what to write instead.
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ __all__ = [
     "PoolSettings",
     "check_open_files",
     "check_type",
+    "download",
     "either",
     "of_strangers",
     "plugins",
@@ -161,6 +163,26 @@ def volumes(value: object) -> tuple[LocalVolume, ...]:
         if second == first or second.startswith(f"{first}/"):
             raise ConfigError(f"volume: {second!r} is in {first!r}, and a volume can't lie in another one")
     return tuple(given)
+
+
+def download(pattern: object, to: object) -> tuple[str, str]:
+    """Parse the arguments of a download.
+
+    Raises
+    ------
+    ConfigError
+        They are not a pattern and a folder.
+    """
+    values = []
+    for name, value in (("pattern", pattern), ("to", to)):
+        if not isinstance(value, (str, os.PathLike)) or not (text := os.fspath(value)) or not isinstance(text, str):
+            raise ConfigError(
+                f'download: {name}={value!r} is not a path; write, for example, download("out/*.parquet", to="out/")'
+            )
+        values.append(text)
+    if ".." in values[0].split("/") or "\0" in values[0]:
+        raise ConfigError(f"download: pattern={pattern!r} leads out of the tasks' working directory")
+    return values[0], values[1]
 
 
 def providers(value: object) -> tuple[Provider, ...]:

@@ -15,6 +15,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 
 from skyward.core import nesting, pool_arguments, registry
 from skyward.core.audience import Audience
@@ -149,6 +150,35 @@ class RunningPool:
                 self.events.emit(Note(f"sends {summary}"))
             for text in code.warnings:
                 self._warn(text)
+
+    def download(self, pattern: str, to: str, *, overwrite: bool) -> list[Path]:
+        """Fetch files that tasks have written.
+
+        Parameters
+        ----------
+        pattern, to, overwrite
+            As `Compute.download` has checked them.
+
+        Raises
+        ------
+        DownloadFailed
+            That is not possible; no file here has changed.
+        """
+        shared = self._settings.is_local and not self._settings.volumes
+        fetching = self._io.start(
+            self.dispatcher.runner.files.download(
+                os.path.abspath(pattern) if shared else pattern,
+                os.path.abspath(to),
+                overwrite=overwrite,
+                shared=shared,
+                report=lambda text: self.events.emit(Note(text)),
+            )
+        )
+        try:
+            return fetching.result()
+        except BaseException:
+            fetching.cancel()
+            raise
 
     def withdraw(self) -> None:
         """Cancel the tasks that have not started; from any thread."""

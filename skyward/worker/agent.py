@@ -466,7 +466,7 @@ class Agent:
                 network = self.system.peer_network(self.loop, setup.identity, self._folder)
                 self.peers = PeerExchange(self.loop, network, setup.node, blobs.store, blobs.keep, session.post)
                 blobs.grew = self.peers.grew
-            self.files = FileService(self.loop, slots.blobs, folders, session.post)
+            self.files = FileService(self.loop, slots.blobs, folders, setup.cwd or folders.work, session.post)
         except (OSError, ValueError) as error:
             session.post(Ready(0, f"can't start slots: {error}"))
 

@@ -48,6 +48,8 @@ class FileService:
         Receives chunks.
     folders
         Where files are.
+    work
+        The tasks' working directory.
     post
         Sends a message to the owner.
     """
@@ -57,11 +59,13 @@ class FileService:
         loop: asyncio.AbstractEventLoop,
         blobs: TaskBlobs,
         folders: OwnFolders,
+        work: str,
         post: Callable[[Message, Sequence[Buffer]], object],
     ) -> None:
         self._loop = loop
         self._blobs = blobs
         self._folders = folders
+        self._work = work
         self._post = post
         self._chunks = ChunkCache(folders.chunks)
         self._mounts: dict[int, _Mounted] = {}
@@ -82,7 +86,7 @@ class FileService:
             case Find():
                 self._find(message)
             case Read():
-                path = os.path.join(os.fsencode(self._folders.work), message.path)
+                path = os.path.join(os.fsencode(self._work), message.path)
                 self._answer(message.request, lambda: _read(path, message))
 
     def close(self) -> None:
@@ -165,7 +169,7 @@ class FileService:
     def _build(self, request: int, mounted: _Mounted) -> bytes:
         """In a thread."""
         is_link = os.path.isabs(mounted.place)
-        target = f"{self._folders.mounts}/{request}" if is_link else f"{self._folders.work}/{mounted.place}"
+        target = f"{self._folders.mounts}/{request}" if is_link else f"{self._work}/{mounted.place}"
         wrong = build(mounted.manifest, self._chunks.path, target, writable=mounted.writable)
         if not wrong and is_link:
             self._link(mounted.place, target)
@@ -198,12 +202,10 @@ class FileService:
 
     def _find(self, message: Find) -> None:
         """List the files that match a pattern, except those that the owner has anyway."""
-        mine = [
-            os.fsencode(f"{self._folders.work}/{each.place}") for each in self._mounts.values() if not each.writable
-        ]
+        mine = [os.fsencode(f"{self._work}/{each.place}") for each in self._mounts.values() if not each.writable]
         self._answer(
             message.request,
-            lambda: msgpack.packb(find(os.fsencode(self._folders.work), message.pattern, mine)),
+            lambda: msgpack.packb(find(os.fsencode(self._work), message.pattern, mine)),
         )
 
 

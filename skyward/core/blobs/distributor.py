@@ -82,6 +82,11 @@ class Distributor:
     def __repr__(self) -> str:
         return f"<Distributor over {len(self._nodes)} nodes; {self._relay}>"
 
+    @property
+    def sessions(self) -> dict[str, Session]:
+        """The sessions of the nodes that accept blobs, by node."""
+        return {name: node.session for name, node in self._nodes.items()}
+
     def node_up(self, session: Session) -> None:
         """Add a node that accepts blobs from now on. No effect if repeated."""
         if (known := self._nodes.get(session.node)) is not None and known.session is session:

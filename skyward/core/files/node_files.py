@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
 from typing import Any
 
 from skyward.core.blobs.distributor import Distributor
+from skyward.core.errors import DownloadFailed
+from skyward.core.files.download import download
 from skyward.core.files.folder import Folder
 from skyward.core.files.requests import Requests
 from skyward.core.files.supply import FolderSupply
@@ -56,6 +59,32 @@ class NodeFiles:
             return None
         self._distributor.node_up(session)
         return self._supply.bring(session, report)
+
+    async def download(
+        self, pattern: str, to: str, *, overwrite: bool, shared: bool, report: Callable[[str], object]
+    ) -> list[Path]:
+        """Fetch files of the nodes that are ready.
+
+        Parameters
+        ----------
+        pattern, to, overwrite
+            See `Compute.download`.
+        shared
+            Whether the nodes run tasks in one and the same folder, so that one of them has what all have.
+        report
+            Called with a few words on how far it is, if that takes a while.
+
+        Raises
+        ------
+        DownloadFailed
+            That is not possible; no file here has changed.
+        """
+        sessions = self._distributor.sessions
+        if shared:
+            sessions = dict(list(sessions.items())[:1])
+        if not sessions:
+            raise DownloadFailed("no node is ready")
+        return await download(self.requests, sessions, pattern, to, overwrite=overwrite, report=report)
 
     def stop(self) -> None:
         """The pool ends: read nothing more."""

@@ -34,7 +34,7 @@ class NearNode:
         self.folders: OwnFolders = own_folders(str(place / "run"), str(place), str(place / "agent"))
         self.store = Store([str(place)])
         self.blobs = TaskBlobs(self.store, self._post, print, print)
-        self.service = FileService(asyncio.get_running_loop(), self.blobs, self.folders, self._post)
+        self.service = FileService(asyncio.get_running_loop(), self.blobs, self.folders, self.folders.work, self._post)
         self.harm: Callable[[Message], object] = lambda _: None
         distributor.node_up(self)  # type: ignore[arg-type]
 
