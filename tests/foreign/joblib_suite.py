@@ -133,6 +133,9 @@ def _is_about_us(item: pytest.Item) -> bool:
 def _scripts_have_pools(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The scripts of these tests open a pool of their own, see child/sitecustomize.py."""
     if OURS and request.node.name.startswith("test_parallel_with_"):
+        call = request.module.check_subprocess_call
+        patient = lambda *args, **options: call(*args, **options | {"timeout": 60})  # noqa: E731  # for a busy machine
+        monkeypatch.setattr(request.module, "check_subprocess_call", patient)
         path = [str(HERE / "child"), str(HERE.parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
         monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path))
         monkeypatch.setenv("FOREIGN_CHILD", "1")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 import os
 import signal
 import sys
@@ -10,6 +11,8 @@ import sys
 from tests.lab import Lab, missing
 from tests.soak.rounds import Ground, play
 from tests.wheels import wheels
+
+_ARENA_MAX = -8  # of glibc's mallopt
 
 
 def main() -> int:
@@ -22,6 +25,7 @@ def main() -> int:
     asked = parser.parse_args()
     seed = int.from_bytes(os.urandom(4), "big") if asked.seed is None else asked.seed
     print(f"seed {seed}", flush=True)
+    ctypes.CDLL(None).mallopt(_ARENA_MAX, 1)  # freed memory of one arena can be given back, so that the rest is in use
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 
     def say(text: str) -> None:

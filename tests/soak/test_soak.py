@@ -5,46 +5,37 @@ New choices each time; the seed is printed, and `python -m tests.soak --seed` ma
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.lab import Lab
-from tests.remote import index, wheels
-from tests.soak.rounds import Ground, play
+from tests.remote import wheels
 
-__all__ = ["index", "wheels"]  # fixtures
+__all__ = ["wheels"]  # a fixture
 
 ROOT = Path(__file__).resolve().parents[2]
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # a round's own limits come first
 
-@pytest.mark.slow
-@pytest.mark.timeout(600)  # a round's own limits come first
-def test_ten_seconds_on_this_machine(tmp_path: Path) -> None:
+
+def soak(folder: Path, *options: str) -> int:
     """In a process of its own, which interrupts itself and looks at all that it has open."""
-    command = [sys.executable, "-m", "tests.soak", "--local", "--seconds", "10"]
-    with (tmp_path / "said").open("w+") as said:
-        code = subprocess.run(
-            command, cwd=ROOT, stdout=said, stderr=subprocess.STDOUT, timeout=580, check=False
-        ).returncode  # fmt: skip
-        said.seek(0)
-        print(said.read())
-    assert code == 0
+    command = [sys.executable, "-m", "tests.soak", *options]
+    with (folder / "said").open("w+") as said:
+        try:
+            kind = subprocess.STDOUT
+            return subprocess.run(command, cwd=ROOT, stdout=said, stderr=kind, timeout=580, check=False).returncode
+        finally:
+            said.seek(0)
+            print(said.read())
+
+
+def test_ten_seconds_on_this_machine(tmp_path: Path) -> None:
+    assert soak(tmp_path, "--local", "--seconds", "10") == 0
 
 
 @pytest.mark.lab
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_every_task_settles_right_whatever_happens(lab: Lab, index: str) -> None:
-    seed = int.from_bytes(os.urandom(4), "big")
-    print(f"seed {seed}")
-    ground = Ground(lab, index, lab.up(3, disk="300M"))
-    try:
-        report = play(45.0, seed, ground=ground, always_faults=True, say=print)
-    finally:
-        for host in ground.hosts:
-            lab.remove(host)
-    assert report.wrong == [], str(report)
+def test_whatever_happens_to_hosts(tmp_path: Path, lab: object, wheels: Path) -> None:
+    assert soak(tmp_path, "--faults", "--seconds", "45") == 0
