@@ -21,7 +21,7 @@ import skyward as sky
 from tests.lab import Host, Lab, eventually
 from tests.processes import alive, comm, descendants
 from tests.soak.faults import Adversary
-from tests.soak.users import SETTLE, MainUser, Refusal, Report, User
+from tests.soak.users import SETTLE, MainUser, Refusal, Report, User, interrupted
 
 __all__ = ["Ground", "play"]
 
@@ -93,9 +93,10 @@ class _Round:
         users = self._use()
         for user in users:
             user.take(SETTLE)
+            self.report.wrong += _stays(user.untold, f"futures of {user.name} did not tell once")
         self.report.slowest = max(self.report.slowest, time.monotonic() - self.ended)
         del users, user
-        before.compare(self.report)
+        self.report.wrong += _stays(before.behind, "left behind")
         for host in self.hosts:
             if host.alive and host is not self.adversary.doomed:
                 _is_clean(host, self.report)
@@ -122,8 +123,13 @@ class _Round:
         """Open a pool, use it, and end it in one of many ways, when everything must settle by itself."""
         stop = threading.Event()
         overlong = 10 * self.limit if self.limit else 0.0
-        pool = self._pool().start()
         folders: set[str] = set()
+        pool = self._pool()
+        if self.choose.random() < 0.2 and interrupted(pool.start, self.choose):
+            self.report.done["interrupted starts"] += 1
+        if not pool.is_active:
+            pool = self._pool()
+            pool.start()
         try:
             users = [User(pool, self.report, f"{self.seed}.{k}", overlong, stop) for k in range(_USERS)]
             here = MainUser(pool, self.report, f"{self.seed}.main", overlong)
@@ -165,7 +171,7 @@ class _Round:
 
     def _end(self, pool: sky.Compute) -> None:
         """One of the ways."""
-        way = self.choose.randrange(5)
+        way = self.choose.randrange(6)
         if way == 0:
             pool.close()
         elif way == 1:
@@ -175,6 +181,8 @@ class _Round:
         elif way == 3:
             pool.shutdown(wait=False, cancel_futures=self.choose.random() < 0.5)
             pool.close()
+        elif way == 4 and interrupted(pool.close, self.choose):
+            self.report.done["interrupted ends"] += 1
         else:
             pool.__exit__(Refusal, Refusal(), None)
 
@@ -201,21 +209,14 @@ class _Left:
             Path("/proc/self/mounts").read_text(),
         )
 
-    def compare(self, report: Report) -> None:
-        """Wait a while for what is ending."""
-        end = time.monotonic() + 20
-        while (text := self._difference()) and time.monotonic() < end:
-            time.sleep(0.05)
-        if text:
-            report.wrong.append(f"left behind: {text}")
-
-    def _difference(self) -> str:
+    def behind(self) -> list[str]:
+        """What is there now, and was not."""
         now = _Left.now()
         processes = [f"{comm(pid)} {pid}" for pid in now.children - self.children]
         files = [f"file {fd} {now.files[fd]}" for fd in now.files.keys() - self.files.keys()]
         threads = [f"thread {name}" for name in now.threads - self.threads]
         mounts = ["mounts"] if now.mounts != self.mounts else []
-        return ", ".join([*processes, *files, *threads, *mounts])
+        return [*processes, *files, *threads, *mounts]
 
 
 def _open_files(pid: int | str = "self") -> dict[str, str]:
@@ -243,13 +244,19 @@ def _megabytes() -> int:
 
 
 def _is_clean(host: Host, report: Report) -> None:
-    try:
-        eventually(lambda: not host.pids(), 20, "no process stays on the host")
-    except AssertionError:
-        report.wrong.append(f"left on {host.name}: {host.pids()}")
+    report.wrong += _stays(host.pids, f"left on {host.name}")
     left = host.run("sh", "-c", "ls -d /tmp/skyward-* /dev/shm/skyward-* /root/.cache/skyward/run/* 2>/dev/null").stdout
     if left.strip():
         report.wrong.append(f"left on {host.name}: {left.split()}")
+
+
+def _stays(left: Callable[[], Sequence[object]], what: str) -> list[str]:
+    """What is still there after a while."""
+    try:
+        eventually(lambda: not left(), 20)
+    except TimeoutError:
+        return [f"{what}: {left()}"]
+    return []
 
 
 # --- what is logged ---------------------------------------------------------------------------------------------------

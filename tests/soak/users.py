@@ -20,7 +20,7 @@ from joblib import Parallel, delayed, parallel_config
 import skyward as sky
 from skyward.core.tasks.futures import TaskFuture
 
-__all__ = ["SETTLE", "MainUser", "Report", "User"]
+__all__ = ["SETTLE", "MainUser", "Report", "User", "interrupted"]
 
 SETTLE = 120.0
 _OUT = 60  # tasks that a user has out before it submits no more, so that a small pool is done in seconds
@@ -104,7 +104,8 @@ class _Acts:
         self.random = random.Random(seed)
         self.number = itertools.count(1)
         self.open: list[tuple[TaskFuture[Any], type_of_work]] = []
-        self.told: Counter[int] = Counter()  # how often a future's callback was called
+        self.asked: list[int] = []  # tasks whose futures have a callback
+        self.told: Counter[int] = Counter()  # how often it was called
         self.acts: list[Callable[[], object]] = [
             self.submits, self.submits, self.submits, self.cancels, self.changes, self.calls_back, self.calls,
             self.maps, self.reads_slowly, self.leaves_early, self.iterator_raises, self.task_raises,
@@ -129,14 +130,17 @@ class _Acts:
         return [self._call(**options) for _ in range(self.random.choice((1, 3, most)))]
 
     def _submit(self, call: type_of_work) -> TaskFuture[Any]:
-        future = self.pool.submit(work, *call)
+        return self._watch(self.pool.submit(work, *call), call)
+
+    def _watch(self, future: TaskFuture[Any], call: type_of_work) -> TaskFuture[Any]:
+        def tell(_: object) -> None:
+            self.told[call[0]] += 1
+
+        future.add_done_callback(tell)
         self.open.append((future, call))
-        future.add_done_callback(self._tell)
+        self.asked.append(call[0])  # last, since Ctrl-C may come anywhere here
         self.report.done["tasks"] += 1
         return future
-
-    def _tell(self, future: TaskFuture[Any]) -> None:
-        self.told[id(future)] += 1
 
     def _parallel(self, **options: Any) -> Parallel:
         options.setdefault("batch_size", self.random.choice(("auto", "auto", 1, 4)))
@@ -163,8 +167,7 @@ class _Acts:
         passed = bytearray(data)
         future = self.pool.submit(work, number, passed, seconds, size, False)
         passed[:] = bytes(len(passed))
-        self.open.append((future, (number, data, seconds, size, False)))
-        future.add_done_callback(self._tell)
+        self._watch(future, (number, data, seconds, size, False))
 
     def calls_back(self) -> None:
         """A callback submits, and raises."""
@@ -246,16 +249,21 @@ class _Acts:
         """Look at what is done; with patience, wait for all of it."""
         end = time.monotonic() + patience
         left = []
-        for future, call in self.open:
+        asked, self.open = self.open, []  # to which callbacks add, in threads of their own
+        for future, call in asked:
             if patience:
                 concurrent.futures.wait([future], max(0.0, end - time.monotonic()))
             if future.done():
                 self._look(future, call)
             else:
                 left.append((future, call))
-        self.open = left
+        self.open += left
         if patience and left:
             self._wrong(f"{len(left)} tasks never settled, the first is {left[0][1][0]}: {left[0][0]}")
+
+    def untold(self) -> list[int]:
+        """Tasks whose futures have not told once that they are done."""
+        return [number for number in self.asked if self.told[number] != 1]
 
     def _look(self, future: TaskFuture[Any], call: type_of_work) -> None:
         if future.cancelled():
@@ -304,26 +312,31 @@ class User(_Acts, threading.Thread):
 class MainUser(_Acts):
     """Acts in the main thread, where Ctrl-C arrives."""
 
-    def interrupted(self) -> bool:
-        """One thing, and Ctrl-C somewhere in it or after it."""
-        ended, main = threading.Event(), threading.main_thread().ident
-        assert main is not None
-        seconds = self.random.choice((0.0, 0.001, 0.01, 0.1, 0.5))
+    def interrupted(self) -> None:
+        """One thing, and Ctrl-C somewhere in it."""
+        if interrupted(self.act, self.random):
+            self.report.done["interrupts"] += 1
 
-        def send() -> None:
-            ended.wait(seconds)
+
+def interrupted(action: Callable[[], object], choose: random.Random) -> bool:
+    """Run something in the main thread with Ctrl-C at any moment; return whether it came before the end."""
+    ended, main = threading.Event(), threading.main_thread().ident
+    assert main is not None
+    seconds = choose.choice((0.0, 0.001, 0.01, 0.1, 0.5))
+
+    def send() -> None:
+        if not ended.wait(seconds):
             signal.pthread_kill(main, signal.SIGINT)
 
-        sender = threading.Thread(target=send, name="soak-interrupt")
-        try:
-            sender.start()
-            self.act()
-            ended.set()
-            sender.join()
-            time.sleep(10)  # interrupted: the signal has been sent, and arrives before this ends
-        except KeyboardInterrupt:
-            sender.join()
-            self.report.done["interrupts"] += 1
-            return True
-        self._wrong("Ctrl-C was lost")
-        return False
+    sender = threading.Thread(target=send, name="soak-interrupt")
+    try:
+        sender.start()
+        action()
+        ended.set()
+        sender.join()
+        for _ in range(1000):  # a signal that was sent just now arrives here
+            pass
+    except KeyboardInterrupt:
+        sender.join()
+        return True
+    return False
