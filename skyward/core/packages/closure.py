@@ -47,6 +47,7 @@ TOOLS = INSTALLERS | frozenset(
     (
         "coverage",
         "debugpy",
+        "execnet",
         "ipykernel",
         "ipython",
         "jupyter",
@@ -58,6 +59,7 @@ TOOLS = INSTALLERS | frozenset(
         "notebook",
         "papermill",
         "pytest",
+        "pytest-xdist",
     )
 )
 """Programs that run the user's code, and which that code does not use in tasks."""
