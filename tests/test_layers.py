@@ -22,7 +22,8 @@ PACKAGE = REPOSITORY / "skyward"
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("builtins_table", "guard", "interrupts", "labels", "scope", "system", "visible", "whoami"),
     ("errors",),
-    ("gpus", "ioloop", "nesting", "requirements", "volumes"),
+    ("gpus", "ioloop", "lock_files", "nesting", "volumes"),
+    ("requirements",),
     ("image", "spec", "status"),
     ("events",),
     ("interfaces",),
@@ -153,6 +154,7 @@ LAZY: dict[tuple[str, str], str] = {
         "skyward.core.machines.buyer",
     ): "a pool that rents nothing does without SQLite and all that",
     ("skyward.core.registry", "importlib.metadata"): "3 MB, of which our own providers have no use",
+    ("skyward.core.requirements", "skyward.core.lock_files"): "4 MB, of which only those have a use who have a lock",
     ("skyward.core.requirements", "importlib"): "as above, of which an image that names none of our own needs has none",
     ("skyward.core.tasks.missing_modules", "importlib"): "as above, of which a pool without such a fault has none",
     ("skyward.joblib_ext.plugin", "importlib"): "as above, for a pool on this machine",

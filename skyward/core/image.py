@@ -42,7 +42,8 @@ class Image:
         Modules that the slots' fork server imports once, so that no task has to. Not for your own modules, which you
         may edit while the pool is open.
     requirements
-        Path of a requirements file, or of a ``pyproject.toml`` whose dependencies are to be installed. It is read
+        Path of a requirements file, of a lock (``uv.lock``, ``pylock.toml``), of conda's ``environment.yml``, or of a
+        ``pyproject.toml`` whose dependencies are to be installed. It is read
         immediately: its lines are added to `pip` and `constraints`, its indexes to `index` and `extra_index`.
     constraints
         Requirements that restrict the versions of packages but do not install any.

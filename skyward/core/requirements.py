@@ -12,6 +12,7 @@ import tomllib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from skyward.core.errors import ConfigError
 
@@ -51,7 +52,7 @@ class Wanted:
 
 
 def read(path: str | os.PathLike[str]) -> Wanted:
-    """Read a requirements file, with the files it includes, or the dependencies in a ``pyproject.toml``.
+    """Read a requirements file, with the files it includes, a lock, or the dependencies in a ``pyproject.toml``.
 
     Raises
     ------
@@ -60,18 +61,39 @@ def read(path: str | os.PathLike[str]) -> Wanted:
     """
     wanted = Wanted()
     file = Path(path)
-    if file.suffix == ".toml":
+    if file.suffix in (".lock", ".yml", ".yaml") or re.fullmatch(r"pylock(\..+)?\.toml", file.name):
+        wanted.pip += _of_lock(file)
+    elif file.suffix == ".toml":
         wanted.pip += _of_project(file)
     else:
         _read(file, wanted, ())
     return wanted
 
 
-def _of_project(file: Path) -> list[str]:
+def _of_lock(file: Path) -> list[str]:
+    from skyward.core import lock_files  # noqa: PLC0415 - 4 MB, of which only those have a use who have a lock
+
+    where = f"Image requirements: {file}"
+    if file.suffix in (".yml", ".yaml"):
+        lines = lock_files.of_conda(_text(file), where)
+    else:
+        read = lock_files.of_uv if file.suffix == ".lock" else lock_files.of_pylock
+        try:
+            lines = read(_toml(file), where)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ConfigError(f"{where} is not a lock that can be read: {error!r} is missing or wrong") from error
+    return [check(line, f"{where}: {line!r}") for line in lines]
+
+
+def _toml(file: Path) -> dict[str, Any]:
     try:
-        project = tomllib.loads(_text(file)).get("project", {})
+        return tomllib.loads(_text(file))
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"Image requirements: {file} is not valid TOML: {error}") from error
+
+
+def _of_project(file: Path) -> list[str]:
+    project = _toml(file).get("project", {})
     found = project.get("dependencies")
     if not isinstance(found, list) or not all(isinstance(line, str) for line in found):
         raise ConfigError(f"Image requirements: {file} has no list of dependencies under [project]")

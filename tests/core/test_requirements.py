@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 from hypothesis import example, given
@@ -144,3 +145,32 @@ def test_the_error_for_an_unusable_file_names_the_line(tmp_path, text, words) ->
         sky.Image(requirements=file)
     with pytest.raises(sky.ConfigError, match="path of a file"):
         sky.Image(requirements=[str(file)])
+
+
+def test_locks_are_read_by_their_names(tmp_path: Path) -> None:
+    """And checked like all other lines."""
+    pylock = 'lock-version = "1.0"\n[[packages]]\nname = "lib"\nversion = "1.0"\n'
+    pylock += 'wheels = [{ hashes = { sha256 = "00" } }]\n'
+    files = {
+        "uv.lock": '[[package]]\nname = "mine"\nsource = { virtual = "." }\ndependencies = [{ name = "lib" }]\n'
+        '[[package]]\nname = "lib"\nversion = "1.0"\nwheels = [{ hash = "sha256:00" }]\n',
+        "pylock.toml": pylock,
+        "pylock.gpu.toml": pylock,
+        "environment.yml": "dependencies:\n- pip:\n  - lib==1.0 --hash=sha256:00\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+        assert requirements.read(tmp_path / name).pip == ["lib==1.0 --hash=sha256:00"]
+    (tmp_path / "environment.yml").write_text("dependencies:\n- pip:\n  - -e .\n")
+    with pytest.raises(sky.ConfigError, match="editable"):
+        requirements.read(tmp_path / "environment.yml")
+
+
+@pytest.mark.parametrize(
+    "text", ["[[package]]\nname = 1\n", "package = 7", "= 1", '[[package]]\nsource = { virtual = "." }\n']
+)
+def test_broken_locks(text: str, tmp_path: Path) -> None:
+    """The error names the file."""
+    (tmp_path / "uv.lock").write_text(text)
+    with pytest.raises(sky.ConfigError, match=r"uv\.lock"):
+        requirements.read(tmp_path / "uv.lock")
