@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import struct
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from skyward.core.machines.fleet import Fleet
 from skyward.core.machines.order_book import OrderBook
 from skyward.core.nodes.session import Session
 from skyward.core.protocol import compression
@@ -107,3 +109,10 @@ def a_rate_of_zero(patch: pytest.MonkeyPatch) -> None:
 def tasks_that_nobody_recalls(patch: pytest.MonkeyPatch) -> None:
     """Tasks that waited at a busy node stayed there while another had nothing to do."""
     patch.setitem(TaskRunner._COMMANDS, Recall, lambda *_: None)
+
+
+@plant
+def a_clock_that_is_read_twice(patch: pytest.MonkeyPatch) -> None:
+    """What fell due while the fleet decided was neither done nor waited for: the clock was read again afterwards."""
+    next_tick = Fleet.next_tick
+    patch.setattr(Fleet, "next_tick", lambda self, _: next_tick(self, asyncio.get_running_loop().time()))

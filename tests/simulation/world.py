@@ -20,7 +20,7 @@ __all__ = ["Process", "Stuck", "World"]
 
 _LATE = 0.15  # of the times that a descriptor is ready, it is noticed only later
 _MOST_LATE = 0.005  # seconds
-_STUMBLING = 0.001  # of the times that somebody reads the clock, in a world where the processor is sometimes away
+_STUMBLING = 0.002  # of the times that somebody reads the clock, in a world where the processor is sometimes away
 _ROUNDING = 1e-9  # seconds, of sums with a clock's offset
 _MOST_TURNS = 200_000  # until something that is waited for
 
@@ -200,7 +200,7 @@ class World:
         self.random = random.Random(seed)
         self.now = self.began = 1000.0
         self.slowness = self.random.choice((1e-7, 1e-5, 3e-4))  # seconds that pass between two readings
-        self.stumbling = self.random.choice((*[0.0] * 9, _STUMBLING))
+        self.stumbling = self.random.choice((0.0, 0.0, 0.0, 0.0, _STUMBLING))
         self.on_stumble: Callable[[], object] = lambda: None
         """Called when time goes on by much between two readings of a clock."""
         self.turns = 0
@@ -240,7 +240,7 @@ class World:
 
     def stumble(self) -> None:
         """Let nobody do anything for a moment: the processor is away, in the middle of whatever is done."""
-        seconds = self.random.choice((0.1, 1.0, 3.0))
+        seconds = self.random.choice((0.1, 3.0, 3.0))
         self.tell(f"the processor is away for {seconds:g} s")
         self.now += seconds
         self.on_stumble()
