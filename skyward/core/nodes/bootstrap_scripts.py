@@ -321,11 +321,15 @@ cd || exit 1
     :
 }
 status=$?
-if [ "$status" != 0 ]; then # whatever may be broken is made again next time
+if [ "$status" != 0 ]; then # what is broken is made again next time; other agents may use what is not
     disks
-    rm -rf "$run" "$folder" "$root/code/$code"
-    check='from cloudpickle import dumps; from msgpack import packb'
-    "$env/bin/python" -P -c "$check" >/dev/null 2>&1 || rm -f "$env/.complete"
+    rm -rf "$run" "$folder"
+    check() { "$env/bin/python" -P -c "$@" >/dev/null 2>&1; }
+    if ! check 'from cloudpickle import dumps; from msgpack import packb'; then
+        rm -f "$env/.complete"
+    elif ! check 'import sys, zipfile; sys.exit(bool(zipfile.ZipFile(sys.argv[1]).testzip()))' "$root/code/$code"; then
+        rm -f "$root/code/$code"
+    fi
     exit 1
 fi
 

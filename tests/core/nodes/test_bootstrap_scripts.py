@@ -6,6 +6,8 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -38,20 +40,40 @@ def test_a_prelude_that_fails_has_a_status_of_its_own() -> None:
     assert (done.returncode, done.stdout) == (PRELUDE, "")
 
 
+def start_of(folder: Path, program: str) -> list[str]:
+    """Return the command that starts an agent, where the environment's Python is a shell program."""
+    python = folder / "env/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f"#!/bin/sh\n{program}\n")
+    python.chmod(0o755)
+    (folder / "code").mkdir()
+    (folder / "run").mkdir()
+    values = {"root": folder, "env": folder / "env", "code": "zip", "run": folder / "run/1", "folder": folder / "more"}
+    return ["/bin/sh", "-c", "\n".join([*(f"{name}={value}" for name, value in values.items()), START])]
+
+
 def test_a_start_that_is_given_up_leaves_nothing(tmp_path: Path) -> None:
     """What a driver does that stops waiting: it terminates the whole group of the command."""
-    python = tmp_path / "env/bin/python"
-    python.parent.mkdir(parents=True)
-    python.write_text("#!/bin/sh\nexec sleep 60\n")
-    python.chmod(0o755)
-    (tmp_path / "code").mkdir()
-    (tmp_path / "run").mkdir()
-    run, folder = tmp_path / "run/1", tmp_path / "elsewhere"
-    values = {"root": tmp_path, "env": tmp_path / "env", "code": "zip", "run": run, "folder": folder}
-    script = "\n".join([*(f"{name}={value}" for name, value in values.items()), START])
-    with subprocess.Popen(["/bin/sh", "-c", script], stdin=subprocess.DEVNULL, start_new_session=True) as started:
-        eventually((run / "owner").exists)
+    command = start_of(tmp_path, "exec sleep 60")
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True) as started:
+        eventually((tmp_path / "run/1/owner").exists)
         os.killpg(started.pid, signal.SIGTERM)
     assert started.returncode == 143
-    assert not run.exists()
-    assert not folder.exists()
+    assert not (tmp_path / "run/1").exists()
+    assert not (tmp_path / "more").exists()
+
+
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_a_start_that_fails_leaves_the_code_to_other_agents_unless_it_is_broken(tmp_path: Path, is_whole: bool) -> None:
+    """Agents that run import from it, and what they need they read when they need it."""
+    program = f'case $3 in *worker.agent*) exit 1 ;; *zipfile*) exec {sys.executable} "$@" ;; esac'
+    command = start_of(tmp_path, program)
+    code = tmp_path / "code/zip"
+    with zipfile.ZipFile(code, "w") as archive:
+        archive.writestr("module.py", "VALUE = 1\n")
+    if not is_whole:
+        os.truncate(code, code.stat().st_size // 2)
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    assert done.returncode == 1
+    assert code.exists() is is_whole
+    assert not (tmp_path / "run/1").exists()
