@@ -269,9 +269,11 @@ class RunningPool:
 
     def _take_apart(self) -> None:
         self._io.stop()
-        self.dispatcher.close()
-        self.events.emit(PoolClosed(time.monotonic() - self._began))
-        self.audience.close()
+        try:
+            self.dispatcher.close()
+        finally:  # a user's callback may have called sys.exit()
+            self.events.emit(PoolClosed(time.monotonic() - self._began))
+            self.audience.close()
 
     def _release_nodes(self, interrupts: Interrupts) -> None:
         releasing = self._io.start(self._release())

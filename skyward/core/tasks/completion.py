@@ -72,10 +72,16 @@ class Completion:
 
     def _complete(self, job: Job) -> None:
         future = job.future
+        raised: BaseException | None = None
         if job.verdict is Verdict.CANCELLED:
-            concurrent.futures.Future.cancel(future)  # no effect if the future itself requested it
+            try:
+                concurrent.futures.Future.cancel(future)  # no effect if the future itself requested it
+            except BaseException as of_callback:  # sys.exit(); who waits for the future must learn of it all the same
+                raised = of_callback
         if not future.set_running_or_notify_cancel():
             self._events.emit(TaskEnded(job.options.count, 0.0, ok=False, cancelled=True))
+            if raised is not None:
+                raise raised
             return
         result: Any = None
         error: BaseException | None

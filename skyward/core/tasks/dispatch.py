@@ -206,13 +206,19 @@ class Dispatcher:
                 self._drop_inbox()
 
     def _drop_inbox(self) -> None:
-        """Cancel what no loop is going to take any more."""
+        """Cancel what no loop is going to take any more; what a callback raises does not keep the others from it."""
+        problem: BaseException | None = None  # sys.exit() in a callback, or Ctrl-C during one
         while self._inbox:
             with contextlib.suppress(IndexError):  # another thread was faster
                 item = self._inbox.popleft()
                 if isinstance(item, Job):
-                    concurrent.futures.Future.cancel(item.future)
+                    try:
+                        concurrent.futures.Future.cancel(item.future)
+                    except BaseException as error:
+                        problem = problem or error
                     item.future.set_running_or_notify_cancel()
+        if problem is not None:
+            raise problem
 
     # --- I/O thread ---
 
@@ -246,6 +252,8 @@ class Dispatcher:
         self._inbox.extend(self.runner.jobs.values())  # submitted by another thread while the nodes were being released
         self.runner.jobs.clear()
         self._woken = False  # the loop may have ended before it took the inbox; from now on posting notices that
-        self._drop_inbox()
-        self._completion.close()
-        self._snapshots.clear()
+        try:
+            self._drop_inbox()
+        finally:
+            self._completion.close()
+            self._snapshots.clear()

@@ -37,11 +37,13 @@ class TaskFuture(concurrent.futures.Future[_T]):
         Executors of the standard library can't stop a running call, and their futures return False then.
         """
         done = self.done()
-        if not super().cancel():
-            return False
-        if not done:
-            self._on_cancel(self._task)
-        return True
+        cancelled = True
+        try:
+            cancelled = super().cancel()
+        finally:  # also if a callback has called sys.exit()
+            if cancelled and not done:
+                self._on_cancel(self._task)
+        return cancelled
 
     def running(self) -> bool:
         """Whether the task is running, as far as its node has reported, which it does for tasks of 50 ms or more."""

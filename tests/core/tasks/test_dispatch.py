@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import multiprocessing
 import pickle
+import sys
 import threading
 
 import numpy as np
@@ -64,6 +65,22 @@ def test_a_closed_pool_says_so(pool: MemoryPool) -> None:
     assert waiting.cancelled()
     with pytest.raises(PoolNotActive):
         pool.submit(double, 1)
+
+
+@pytest.mark.parametrize("gone", [False, True], ids=["the loop runs", "the loop has ended"])
+def test_a_callback_that_exits_keeps_no_task_from_being_cancelled(pool: MemoryPool, gone: bool) -> None:
+    """Closing goes on to its end; who waits for the futures learns of it."""
+    waiting = [pool.submit(double, number) for number in range(3)]
+    for future in waiting:
+        future.add_done_callback(lambda _: sys.exit("from a callback"))
+    if gone:
+        pool.io.stop()
+        with pytest.raises(SystemExit, match="from a callback"):
+            pool.dispatcher.close()
+    else:
+        pool.close()
+    assert concurrent.futures.wait(waiting, 5).not_done == set()
+    assert all(future.cancelled() for future in waiting)
 
 
 class _Slow:

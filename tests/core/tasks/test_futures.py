@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import sys
 
 import pytest
 
@@ -29,6 +30,13 @@ def test_cancelling_stops_the_task_once(future: TaskFuture[int], cancelled: list
     assert not future.running()
     with pytest.raises(concurrent.futures.CancelledError):
         future.result()
+
+
+def test_a_callback_that_exits_keeps_no_task_running(future: TaskFuture[int], cancelled: list[int]) -> None:
+    future.add_done_callback(lambda _: sys.exit("from a callback"))
+    with pytest.raises(SystemExit, match="from a callback"):
+        future.cancel()
+    assert cancelled == [7]
 
 
 def test_what_is_done_is_not_cancelled(future: TaskFuture[int], cancelled: list[int]) -> None:
