@@ -18,7 +18,7 @@ PIP = PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_BUILD_CONSTRAINT=constraints.txt \
 # pytest keeps what it makes of the tests' asserts, where the environment does not forbid it: 6 s of a processor saved.
 CHECK = PYTHONDONTWRITEBYTECODE= $(VENV)/bin/python -m pytest -q
 
-.PHONY: help demo test chaos soak simulate foreign check lint format test-all-pythons bench bench-full clean distclean
+.PHONY: help demo test chaos soak simulate simulate-coverage foreign check lint format test-all-pythons bench bench-full clean distclean
 .DELETE_ON_ERROR:
 
 help:
@@ -27,6 +27,7 @@ help:
 	@echo "make chaos             kill, freeze and cut real hosts at random for 20 minutes (needs root)"
 	@echo "make soak              use real pools in every way at random for 20 minutes (as root on hosts too)"
 	@echo "make simulate          the whole product under simulation, in virtual time, for two hours"
+	@echo "make simulate-coverage how much of the cores runs under simulation alone"
 	@echo "make foreign           the tests of concurrent.futures, loky, joblib and scikit-learn on skyward; an hour"
 	@echo "make check             lint, types, layers and the fast tests, in under a minute"
 	@echo "make format            let ruff put the code in order"
@@ -55,6 +56,9 @@ simulate: $(VENV)/.installed-dev
 
 foreign: $(VENV)/.installed-dev
 	$(VENV)/bin/python -m tests.foreign $(ARGS)
+
+simulate-coverage: $(VENV)/.installed-dev
+	$(VENV)/bin/python -m tests.simulation.cores $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check

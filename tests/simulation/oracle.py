@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import math
 from collections import Counter
 from collections.abc import Collection
@@ -38,6 +39,7 @@ class Oracle:
     def __init__(self, world: World, scenario: Scenario) -> None:
         self.world = world
         self.wishes: dict[int, Wish] = {}
+        self._futures: dict[int, Any] = {}
         self.cancelled: set[int] = set()
         self.settled: set[int] = set()
         self.starts: Counter[int] = Counter()
@@ -95,6 +97,7 @@ class Oracle:
 
     def submitted(self, wish: Wish, future: Any) -> None:
         """Take note of a task that the user submitted."""
+        self._futures[wish.number] = future
         future.add_done_callback(lambda future: self._settles(wish, future))
 
     def started(self, where: str, load: Load) -> None:
@@ -156,3 +159,11 @@ class Oracle:
     def have_settled(self, wishes: Collection[Wish]) -> bool:
         """Whether all these tasks have been submitted and have settled."""
         return len(self.settled) >= len(wishes)
+
+    @property
+    def unsettled(self) -> list[int]:
+        """Tasks whose futures have not settled, or keep somebody waiting all the same."""
+        return [number for number in self.wishes if number not in self.settled or self._keeps_waiting(number)]
+
+    def _keeps_waiting(self, number: int) -> bool:
+        return bool(concurrent.futures.wait([self._futures[number]], 0).not_done)

@@ -235,6 +235,7 @@ class Pool:
     def kill(self) -> None:
         """The driver's process is killed, and the kernel closes its connections."""
         self.world.tell("the driver is killed")
+        self.oracle.faults += 1
         self._cancelled_all()
         self.driver.die()
         self.world.unwatch(self.driver)
@@ -271,4 +272,5 @@ class Pool:
             self.lines[name].close()
             del SimulatedTransport.lines[id(self.world), name]
         self.world.close()
-        self.dispatcher.close()
+        with contextlib.suppress(SystemExit):  # of a user's callback
+            self.dispatcher.close()

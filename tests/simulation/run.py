@@ -101,8 +101,8 @@ def _simulate(scenario: Scenario) -> Outcome:
         story = [f"{time - world.began:10.4f}  {text}" for time, text in world.story]
         pool.close()
         silent.disabled = False
-    if not world.broken and (lost := set(pool.oracle.wishes) - pool.oracle.settled) and not scenario.is_killed:
-        world.broken.append(f"tasks have not settled: {sorted(lost)}")
+    if not world.broken and (lost := pool.oracle.unsettled):
+        world.broken.append(f"tasks have not settled: {lost}")
     if not world.broken and not scenario.is_killed and (kept := census.left(pool.dispatcher, pool.provisioner)):
         world.broken.append(f"the block has ended, and there is still {', '.join(kept)}")
     if (more := _open_files() - files) and not world.broken:

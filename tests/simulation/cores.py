@@ -1,0 +1,85 @@
+"""``python -m tests.simulation.cores``: how much of the cores runs under simulation alone, branches included.
+
+The cores are the modules that decide (PURE in tests/test_layers.py) and the drivers that carry out what they decide.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import tempfile
+from pathlib import Path
+
+import coverage
+
+from tests.test_layers import MODULES, PURE, within
+
+# Drivers of the modules that decide.
+_DRIVERS = (
+    "skyward.core.blobs.distributor",
+    "skyward.core.machines.node_life",
+    "skyward.core.machines.provision",
+    "skyward.core.nodes.agent_link",
+    "skyward.core.nodes.session",
+    "skyward.core.tasks.completion",
+    "skyward.core.tasks.dispatch",
+    "skyward.core.tasks.runner",
+    "skyward.worker.agent",
+    "skyward.worker.blob_store",
+    "skyward.worker.forkserver.client",
+    "skyward.worker.owner_session",
+    "skyward.worker.slot_pool",
+    "skyward.worker.task_blobs",
+    "skyward.worker.task_progress",
+    "skyward.worker.tickets",
+)
+# Pure modules, or rooms of them, that nothing of a simulated pool calls: they choose among the offers of many
+# providers, find out what a node needs or has, or write what is for people or for a machine's first boot.
+_ELSEWHERE = (
+    "skyward.core.code",
+    "skyward.core.files",
+    "skyward.core.gpus",
+    "skyward.core.machines.offer_selection",
+    "skyward.core.packages",
+    "skyward.core.protocol.manifest",
+    "skyward.core.scope",
+    "skyward.core.status",
+    "skyward.core.visible",
+    "skyward.providers",
+    "skyward.worker.gpu_listing",
+    "skyward.worker.gpu_shares",
+)
+CORES = sorted(name for name in {*PURE, *_DRIVERS} if not any(within(name, room) for room in _ELSEWHERE))
+
+
+def main() -> None:
+    """Run seeds; print for each module the share of its statements and branches that ran, and which lines did not."""
+    parser = argparse.ArgumentParser(prog="python -m tests.simulation.cores", description=__doc__)
+    parser.add_argument("--first", type=int, default=random.SystemRandom().randrange(10**9), help="first seed")
+    parser.add_argument("--seeds", type=int, default=500, help="how many")
+    asked = parser.parse_args()
+    files = {str(MODULES[name]): name for name in CORES}
+    measured = coverage.Coverage(branch=True, data_file=None, include=list(files))
+    measured.start()
+    from tests.simulation.run import simulate
+
+    for seed in range(asked.first, asked.first + asked.seeds):
+        simulate(seed)
+    measured.stop()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "report.json")
+        measured.json_report(outfile=str(path))
+        report = json.loads(path.read_text())
+    found = {str(Path(name).resolve()): data for name, data in report["files"].items()}
+    for path_of, name in sorted(files.items(), key=lambda item: item[1]):
+        data = found[path_of]
+        missed = " ".join(map(str, data["missing_lines"]))
+        print(f"{data['summary']['percent_covered']:5.1f} %  {name}  {missed}")
+    total = report["totals"]
+    branches = f"{total['covered_branches']} of {total['num_branches']} branches"
+    print(f"{total['percent_covered']:5.1f} %  of {len(files)} modules, {branches}; seeds from {asked.first} on")
+
+
+if __name__ == "__main__":
+    main()
