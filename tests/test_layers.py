@@ -22,7 +22,7 @@ PACKAGE = REPOSITORY / "skyward"
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("builtins_table", "guard", "interrupts", "labels", "scope", "system", "visible", "whoami"),
     ("errors",),
-    ("gpus", "ioloop", "lock_files", "nesting", "volumes"),
+    ("gpus", "ioloop", "lock_files", "nesting", "settings", "volumes"),
     ("requirements",),
     ("image", "spec", "status"),
     ("events",),

@@ -41,6 +41,14 @@ def write(path: str) -> str:
     return path
 
 
+def settings() -> tuple[dict[str, str], int]:
+    """The variables, and the hour at the beginning of 1970."""
+    import os
+    import time
+
+    return dict(os.environ), time.localtime(0).tm_hour
+
+
 def leave(node: str) -> None:
     """Write one file of this node's own, and one of a name that all have."""
     import os
@@ -51,7 +59,7 @@ def leave(node: str) -> None:
     pathlib.Path("out/same").write_text(node)
 
 
-for function in (look, write, leave):
+for function in (look, write, leave, settings):
     function.__module__ = "__main__"  # hosts don't have this module
 
 
@@ -95,6 +103,22 @@ def test_a_folder_leaves_the_driver_once_and_then_not_at_all(
             assert_gone(host, found[0])
     assert sent[0] < 1.5 * 40 * MB
     assert sent[1] < 4 * MB
+
+
+def test_settings_reach_tasks_and_nothing_else_does(
+    lab_hosts: LabHosts, reach: Reach, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By name; time zone and locale are the driver's."""
+    for name, value in {"CHURN_URL": "u v", "OTHER_TOKEN": "secret", "TZ": "Asia/Tokyo", "LC_TIME": "C.UTF-8"}.items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / ".env").write_text("CHURN_KEY='k'\n")
+    options = reach(lab_hosts(1), {"env_from": ["CHURN_*", f"{tmp_path}/.env"]})
+    with sky.Compute(**options) as pool:
+        variables, hour = pool.submit(settings).result()
+    assert {name: variables.get(name) for name in ("CHURN_URL", "CHURN_KEY", "OTHER_TOKEN", "TZ", "LC_TIME")} == {
+        "CHURN_URL": "u v", "CHURN_KEY": "k", "OTHER_TOKEN": None, "TZ": "Asia/Tokyo", "LC_TIME": "C.UTF-8",
+    }  # fmt: skip
+    assert hour == 9
 
 
 def test_files_of_all_hosts_come_home(lab_hosts: LabHosts, reach: Reach, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from skyward.core import requirements
+from skyward.core import requirements, settings
 from skyward.core.errors import ConfigError
 
 __all__ = ["Image", "Sync"]
@@ -34,6 +34,10 @@ class Image:
         Debian packages, for nodes where the login user is root.
     env
         Environment variables, set for every task and while packages are installed.
+    env_from
+        Variables of this machine that tasks get: names (``"CHURN_URL"``), patterns (``"CHURN_*"``), and files of
+        ``NAME=value`` lines (``".env"``). They are read immediately; `env` wins over them. They are not set while
+        packages are installed. Nothing else but time zone and locale reaches tasks on other machines.
     index
         URL of the package index; None means whatever the node is configured to use.
     extra_index
@@ -76,9 +80,11 @@ class Image:
     sync: Sync = "auto"
     local: Sequence[str] = ()
     exclude: Sequence[str] = ()
+    env_from: Sequence[str] = ()
+    _read: Mapping[str, str] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        for name in ("pip", "apt", "extra_index", "preload", "constraints", "local", "exclude"):
+        for name in ("pip", "apt", "extra_index", "preload", "constraints", "local", "exclude", "env_from"):
             object.__setattr__(self, name, _strings(getattr(self, name), f"Image {name}"))
         for name in ("pip", "constraints"):
             lines = tuple(requirements.check(line, f"Image {name}={line!r}") for line in getattr(self, name))
@@ -87,6 +93,7 @@ class Image:
             raise ConfigError(f"Image sync={self.sync!r} is unknown; it must be one of {', '.join(map(repr, _SYNCS))}")
         self._read_requirements()
         object.__setattr__(self, "env", _texts(self.env, "Image env"))
+        object.__setattr__(self, "_read", settings.read(self.env_from, os.environ))
         driver = f"{sys.version_info.major}.{sys.version_info.minor}"
         if self.python not in (None, driver):
             raise ConfigError(
@@ -106,6 +113,11 @@ class Image:
         object.__setattr__(self, "index", self.index or wanted.index)
         object.__setattr__(self, "extra_index", (*self.extra_index, *wanted.extra_index))
         object.__setattr__(self, "requirements", None)
+
+    @property
+    def task_env(self) -> dict[str, str]:
+        """Environment variables that are set for tasks: those of `env_from`, and `env`."""
+        return {**self._read, **self.env}
 
     @property
     def python_version(self) -> str:

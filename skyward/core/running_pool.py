@@ -37,6 +37,7 @@ from skyward.core.results.reader import Reader
 from skyward.core.results.screen import Screened
 from skyward.core.spec import Endpoint
 from skyward.core.status import PoolStatus
+from skyward.core.system.conventions import conventions
 from skyward.core.tasks.answers import Answers
 from skyward.core.tasks.dispatch import Dispatcher
 from skyward.core.tasks.listening_sockets import Listeners
@@ -343,7 +344,8 @@ def _setup(settings: PoolSettings) -> Setup:
         concurrency=settings.worker.slots,
         isolated=settings.is_isolated,
         threads=settings.worker.threads,
-        env=dict(image.env),
+        env=image.task_env,
+        conventions={} if local else conventions(os.environ),
         path=[os.path.abspath(entry) for entry in sys.path] if local else [],
         cwd=os.getcwd() if local and not settings.volumes else None,
         preload=[name for name in image.preload if not is_own(name)],  # slots must see the user's edits
@@ -360,5 +362,9 @@ def _setup(settings: PoolSettings) -> Setup:
 def _surroundings(settings: PoolSettings) -> Surroundings:
     """What tasks find as it is here, except for what was set explicitly for them."""
     worker = settings.worker
-    kept = [*settings.image.env, *(THREAD_VARIABLES if worker.threads else ()), *(GPU_VARIABLES if worker.gpus else ())]
+    kept = [
+        *settings.image.task_env,
+        *(THREAD_VARIABLES if worker.threads else ()),
+        *(GPU_VARIABLES if worker.gpus else ()),
+    ]
     return Surroundings(shared=settings.is_local, kept=kept, moves=not settings.volumes)

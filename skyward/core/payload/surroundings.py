@@ -166,11 +166,12 @@ class Surroundings:
         if isinstance(name, str) and name in os.environ and ("<frozen os>" in traceback or "os.py" in traceback):
             error.add_note(
                 f"(os.environ[{name!r}] is set in your program, but nodes on other machines have their own variables: "
-                f"set it there with Image(env={{{name!r}: ...}}) when you open the pool)"
+                f"name it in Image(env_from=[{name!r}]) when you open the pool)"
             )
         elif isinstance(file, str) and not Path(file).is_absolute() and Path(file).exists():
             error.add_note(
-                f"({file!r} is in your program's folder, {Path.cwd()}, which nodes on other machines can't access)"
+                f"({file!r} is in your program's folder, {Path.cwd()}, which nodes on other machines can't access: "
+                "bring a folder there with volume=[sky.LocalVolume(...)] when you open the pool)"
             )
 
 

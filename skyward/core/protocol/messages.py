@@ -169,6 +169,8 @@ class Setup(NamedTuple):
         Number, from 0, and count of the owner's nodes on this machine, among which its GPUs are divided.
     code
         Whether the versions of code that tasks name are sent, as `Code`; otherwise they say when slots must be new.
+    conventions
+        The owner's time zone and locale, see `core.system.conventions`; empty: the node's own.
     """
 
     node: str
@@ -189,6 +191,7 @@ class Setup(NamedTuple):
     gpus: float = 0.0
     part: list[int] = [0, 1]  # noqa: RUF012 - nobody changes it
     code: bool = False
+    conventions: dict[str, str] = {}  # noqa: RUF012 - nobody changes it
 
 
 class Ready(NamedTuple):

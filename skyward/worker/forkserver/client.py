@@ -15,7 +15,7 @@ import msgpack
 from skyward.core.protocol.framing import frame
 from skyward.core.protocol.messages import Setup
 from skyward.core.whoami import DEPTH, NODE
-from skyward.worker import thread_limits
+from skyward.worker import conventions, thread_limits
 from skyward.worker.forkserver.launch import ROOT, ForkServerProcess
 from skyward.worker.forkserver.liveness import Limits, Probe, ProbeState
 from skyward.worker.forkserver.protocol import (
@@ -291,7 +291,7 @@ def fork_config(
     # What the user has set wins; what is only in the environment wins over a mere default.
     given = setup.env if setup.threads else {**os.environ, **setup.env}
     env = {
-        **os.environ,
+        **conventions.environment(os.environ, setup.conventions),
         **thread_limits.defaults(limit, given),
         **setup.env,
         NODE: setup.node,

@@ -359,6 +359,7 @@ def prepare(config: dict[str, Any]) -> None:
     sys.path[:] = path if root in path else [*path, root]
     os.environ.clear()
     os.environ.update(config["env"])
+    time.tzset()
     sys.argv = list(config["argv"])
     if config["cwd"] is not None:
         os.chdir(config["cwd"])

@@ -157,6 +157,6 @@ def test_elsewhere_the_error_says_what_is_only_here(monkeypatch: pytest.MonkeyPa
         Surroundings(shared=True).explain(error)
         assert not hasattr(error, "__notes__")
         Surroundings(shared=False).explain(error)
-    assert "Image(env={'CASE_HERE': ...})" in missing.__notes__[0]
+    assert "Image(env_from=['CASE_HERE'])" in missing.__notes__[0]
     assert str(tmp_path) in absent.__notes__[0]
     assert not hasattr(other, "__notes__")
