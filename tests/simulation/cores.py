@@ -11,7 +11,7 @@ import random
 import tempfile
 from pathlib import Path
 
-import coverage
+import coverage  # type: ignore[import-not-found,unused-ignore]  # only `make simulate-coverage` needs it
 
 from tests.test_layers import MODULES, PURE, within
 
