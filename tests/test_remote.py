@@ -50,7 +50,7 @@ def test_joblib_on_hosts_without_skyward(lab_hosts: LabHosts, reach: Reach) -> N
         assert Parallel(n_jobs=-1)(delayed(slow_double)(i) for i in range(40)) == [2 * i for i in range(40)]
         assert len(set(Parallel(n_jobs=-1, batch_size=1)(delayed(hostname)() for _ in range(40)))) == 2
     for host in hosts:
-        eventually(lambda host=host: not host.pids(), 10, "no process stays on the host")
+        eventually(lambda host=host: not host.pids(), 30, "no process stays on the host")
         assert files_of_agents(host) == []
 
 
@@ -92,7 +92,7 @@ def test_kill_9_on_a_host_loses_nothing(victim: str, lab_hosts: LabHosts, reach:
         hosts[0].run("kill", "-9", str(chosen), check=True)
         assert [future.result(60) for future in futures] == [2 * i for i in range(60)]
     for host in hosts:
-        eventually(lambda host=host: not host.pids(), 10, "no process stays on the host")
+        eventually(lambda host=host: not host.pids(), 30, "no process stays on the host")
         assert files_of_agents(host) == []
 
 
@@ -158,7 +158,7 @@ def test_small_tasks_pass_a_large_argument_on_a_long_line(fresh_host: FreshHost,
         before = host.rx_bytes
         assert pool.submit(len, b"0123456789abcdef" * 4_000_000).result(60) == 64_000_000
         assert host.rx_bytes - before < 10_000_000
-    eventually(lambda: not host.pids(), 10, "no process stays on the host, and no connection")
+    eventually(lambda: not host.pids(), 30, "no process stays on the host, and no connection")
 
 
 def test_a_pool_that_ends_while_a_large_argument_is_sent_leaves_nothing(fresh_host: FreshHost, reach: Reach) -> None:
@@ -171,7 +171,7 @@ def test_a_pool_that_ends_while_a_large_argument_is_sent_leaves_nothing(fresh_ho
         eventually(lambda: host.rx_bytes - before > 5_000_000, 60, "the beginning of the large argument")
         raise KeyError("the user's own")
     assert large.cancelled()
-    eventually(lambda: not host.pids(), 10, "no process stays on the host, and no connection")
+    eventually(lambda: not host.pids(), 30, "no process stays on the host, and no connection")
 
 
 def test_a_dead_drivers_hosts_clean_themselves(lab: Lab, lab_hosts: LabHosts, index: str, tmp_path: Path) -> None:
@@ -270,4 +270,4 @@ def test_a_host_that_forwards_nothing_and_allows_one_session_at_a_time(fresh_hos
             if "sshd: root" in command:
                 host.run("kill", str(pid))
         assert task.result(60) == 8
-    eventually(lambda: not host.pids(), 10, "no process stays on the host")
+    eventually(lambda: not host.pids(), 30, "no process stays on the host")

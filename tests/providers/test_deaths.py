@@ -32,7 +32,7 @@ DRIVER = """
     provider = cloudpickle.loads(open(sys.argv[1], "rb").read())
     print("begun", flush=True)
     with sky.Compute(
-        provider=provider, nodes=2, image=sky.Image(index=sys.argv[2]), console=False, orphan_timeout=5.0
+        provider=provider, nodes=2, image=sky.Image(index=sys.argv[2]), console=False, orphan_timeout=20.0
     ) as pool:
         print("ready", flush=True)
         pool.submit(time.sleep, 60).result()
@@ -62,13 +62,19 @@ def driver(tmp_path, index, monkeypatch):
             text=True,
         )
         started.append(process)
-        assert process.stdout.readline() == "begun\n"
+        says(process, "begun")
         return process
 
     yield start
     for process in started:
         process.kill()
         process.communicate()
+
+
+def says(process: subprocess.Popen[str], word: str) -> None:
+    """Wait until a driver has come so far."""
+    if process.stdout.readline() != f"{word}\n":
+        pytest.fail(f"the driver ended before it was {word}:\n{process.communicate()[1]}")
 
 
 def gone(cloud) -> None:
@@ -82,7 +88,7 @@ def gone(cloud) -> None:
 def test_a_driver_that_dies_while_tasks_run(rental, lab, driver, how):
     with rental.cloud(lab) as cloud:
         process = driver(rental.provider(cloud))
-        assert process.stdout.readline() == "ready\n"
+        says(process, "ready")
         assert cloud.meter.live
         process.send_signal(how)
         process.wait(60)
@@ -105,7 +111,7 @@ def test_ctrl_c_again_and_again(rental, lab, driver):
     """An impatient user: the driver ends without having given all back, and the reaper does."""
     with rental.cloud(lab) as cloud:
         process = driver(rental.provider(cloud))
-        assert process.stdout.readline() == "ready\n"
+        says(process, "ready")
         while process.poll() is None:
             process.send_signal(signal.SIGINT)
             time.sleep(0.05)
@@ -119,14 +125,14 @@ def test_a_machine_ends_itself_when_nobody_is_left(rental, lab, driver):
     with rental.cloud(lab) as cloud:
         provider = rental.provider(cloud)
         process = driver(provider)
-        assert process.stdout.readline() == "ready\n"
+        says(process, "ready")
         reaper = eventually(lambda: _children(process.pid, "skyward.core.machines.reaper"))[0]
         tag = provider.all_machines()[0].tag
         os.kill(reaper, signal.SIGSTOP)  # so that it can't begin between the two
         process.kill()
         process.wait(10)
         os.kill(reaper, signal.SIGKILL)
-        eventually(lambda: not {"instance", "volume"} & {kind for kind, _ in cloud.meter.live}, 60.0, "no instance")
+        eventually(lambda: not {"instance", "volume"} & {kind for kind, _ in cloud.meter.live}, 90.0, "no instance")
         sweep(provider, tag, limit=30)  # what `skyward down` does: a security group can't end itself
         assert cloud.meter.live == []
 

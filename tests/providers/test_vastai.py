@@ -601,7 +601,7 @@ SCRIPT = """
     from skyward.providers.vastai import VastAI
     VastAI.poll = 0.3
     with sky.Compute(provider=VastAI(api_key={key!r}, url={url!r}, pace=0.0), nodes=2, concurrency=1,
-                     image=sky.Image(index={index!r}), orphan_timeout=6.0, console=False) as pool:
+                     image=sky.Image(index={index!r}), orphan_timeout=20.0, console=False) as pool:
         future = pool.submit(time.sleep, 1000)
         print("running", flush=True)
         future.result()
@@ -644,7 +644,7 @@ def test_nodes_whose_driver_and_reaper_died_destroy_themselves(
     driver.send_signal(signal.SIGKILL)
     driver.wait()
     assert len(house.meter.live) == 2
-    eventually(lambda: house.meter.live == [], 40, "the nodes to end themselves")
+    eventually(lambda: house.meter.live == [], 90, "the nodes to end themselves")
     ends = [request for request in house.requests if request.method == "DELETE"]
     assert len(ends) == 2
     for request in ends:
@@ -657,6 +657,6 @@ def test_nodes_whose_driver_and_reaper_died_destroy_themselves(
 def test_the_reaper_terminates_what_a_dead_driver_had(house: Market, driver: subprocess.Popen[str]) -> None:
     driver.send_signal(signal.SIGKILL)
     driver.wait()
-    eventually(lambda: house.meter.live == [], 40, "the reaper to destroy them")
+    eventually(lambda: house.meter.live == [], 90, "the reaper to destroy them")
     ends = [request for request in house.requests if request.method == "DELETE"]
     assert any(request.headers["Authorization"] == f"Bearer {house.key}" for request in ends)

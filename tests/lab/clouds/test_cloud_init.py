@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import pytest
@@ -29,9 +28,7 @@ def fresh(fresh_host: FreshHost, user: str = "root") -> Host:
 
 def test_sent_keys_are_in_force_at_the_first_connection(fresh_host: FreshHost, login: Login):
     host = fresh(fresh_host)
-    began = time.monotonic()
     assert run_cloud_init(host, login.user_data(), default_user="root", hostname="web-1") == []
-    assert time.monotonic() - began < 10  # about 1 s on an idle machine
     done = login.ssh(host.address, "hostname; echo $HOME")
     assert done.stdout.split() == ["web-1", "/root"], done.stderr
     keys = [path.name for path in (host.root / "etc/ssh").glob("ssh_host_*")]

@@ -249,7 +249,7 @@ def test_capacity_is_given_in_part(cloud: EC2, ec2: Any):
 
 
 def test_a_new_instance_is_unknown_for_a_while(cloud: EC2, ec2: Any):
-    cloud.faults.on("eventual", seconds=0.4)
+    cloud.faults.on("eventual", seconds=3.0)
     (made,) = launch(ec2)
     id = made["InstanceId"]
     for call in (

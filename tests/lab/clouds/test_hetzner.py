@@ -280,7 +280,7 @@ def test_machines_that_are_silent_or_impostors(lab: Lab, tmp_path: Path):
         cloud.faults.on("wrong_host_key")
         wrong = order(client, "wrong", user_data=login.user_data()).server
         for server in (silent, wrong):
-            eventually(lambda server=server: cloud.boot_of(server.id).state == "up", 30, "both machines")
+            eventually(lambda server=server: cloud.boot_of(server.id).state == "up", 90, "both machines")
             assert client.servers.get_by_id(server.id).status == "running"
         assert "IDENTIFICATION HAS CHANGED" in login.ssh(wrong.public_net.ipv4.ip, "true").stderr
         assert "timed out" in login.ssh(silent.public_net.ipv4.ip, "true").stderr
