@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.core.packages.fabricated import install
 from tests.lab import Lab
 from tests.lab.fixtures import LabHosts
 from tests.remote import index
@@ -123,3 +124,25 @@ def test_a_host_without_an_index_gets_wheels_from_here(
     names = {step.split()[1].partition("-")[0] for step in sent}
     assert "narwhals" in names
     assert not {"joblib", "pandas", "numpy", "msgpack"} & names
+
+
+def test_what_no_index_has_is_sent(program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A private package is installed on the node as it is here, with its metadata; the second time nothing is sent."""
+    site = tmp_path / "site-packages"
+    install(site, "private-thing", "0.7", modules=["private_thing/__init__.py"], origin={"url": "file:///build/it.whl"})
+    (site / "private_thing/__init__.py").write_text("def answer():\n    return 42\n")
+    monkeypatch.setenv("PYTHONPATH", str(site))
+    source = (
+        "import private_thing\n"
+        "def task():\n"
+        "    import importlib.metadata\n"
+        "    return private_thing.answer(), importlib.metadata.version('private-thing')\n"
+        "pool = sky.Compute(provider, image=sky.Image(index=index, pip=['threadpoolctl']), console=False)\n"
+        "steps = []\n"
+        "pool.events.subscribe(lambda event: steps.append(getattr(event, 'step', '')))\n"
+        "with pool:\n"
+        "    found = pool.submit(task).result()\n"
+        "print(json.dumps([found, [step for step in steps if step.startswith('sending private')]]))\n"
+    )
+    assert program(source) == [[42, "0.7"], ["sending private-thing 0.7"]]
+    assert program(source) == [[42, "0.7"], []]

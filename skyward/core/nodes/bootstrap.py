@@ -47,7 +47,7 @@ from skyward.core.nodes.bootstrap_scripts import (
     SUPPLY,
     after,
 )
-from skyward.core.nodes.environment_lists import environment_key, plain_hosts, requirement_lists
+from skyward.core.nodes.environment_lists import environment_key, place, plain_hosts, requirement_lists, with_paths
 from skyward.core.nodes.node_package import node_code, node_code_name
 from skyward.core.packages.fetch import Target, pip_wheel
 from skyward.core.packages.fetch import fetch as fetch_wheels
@@ -242,12 +242,12 @@ class _Bootstrap:
             self._no_python(found)
         step = f"making an environment with {'uv' if found.uv else found.pythons[0]}"
         values = self._installer(found, self._packages)
-        done = await self._install(step, BUILD, values, self._requirements)
+        done = await self._install(step, BUILD, values, self._packages)
         wheel = pip_wheel()
         if done.status == NEEDS_PIP and wheel is not None:
             values["pip_wheel"] = f"{found.root}/code/{wheel.name}"
             await self._send(wheel.read_bytes(), values["pip_wheel"], "sending pip")
-            done = await self._install(step, BUILD, values, self._requirements)
+            done = await self._install(step, BUILD, values, self._packages)
         if done.status == NO_PYTHON and not _is_full(done.stdout):
             self._no_python(found, done)
         if done.status != 0:
@@ -291,11 +291,11 @@ class _Bootstrap:
             "name": f"{next(self._supplies):04}",
             "pip_wheel": f"{self._found.root}/code/{wheel.name}" if (wheel := pip_wheel()) else "",
         }
-        done = await self._install(step, SUPPLY, values, requirement_lists(self._image, packages))
+        done = await self._install(step, SUPPLY, values, packages)
         if done.status != 0:
             self._fail(step, done)
 
-    async def _install(self, step: str, script: str, values: dict[str, str], lists: bytes) -> CommandOutput:
+    async def _install(self, step: str, script: str, values: dict[str, str], packages: PackageLists) -> CommandOutput:
         """Run a script that installs packages, from wheels that are sent if the machine reaches no index.
 
         Parameters
@@ -304,9 +304,11 @@ class _Bootstrap:
             What it does, for `on_step` and errors.
         script, values
             The script, and shell variables to set for it.
-        lists
-            What is to be installed, see `requirement_lists`.
+        packages
+            What is to be installed.
         """
+        lists = requirement_lists(self._image, packages)
+        lists = await self._send_own(packages, lists)
         if self._reaches_index:
             done = await self._make(step, script, {**values, "quick": "yes"}, lists)
             if done.status != OFFLINE:
@@ -324,6 +326,25 @@ class _Bootstrap:
             ) from error
         kept = [line for line in lists.splitlines(keepends=True) if not re.match(rb"\w+ --(extra-)?index-url", line)]
         return await self._make(step, script, {**values, "links": links}, b"".join(kept))
+
+    async def _send_own(self, packages: PackageLists, lists: bytes) -> bytes:
+        """Send the wheels that no index has; returns the lists with their places there."""
+        found = self._found
+        assert found is not None
+        folder = f"{found.root}/wheels"
+        for wheel in packages.wheels:
+            what = f"{wheel.name} {wheel.version}"
+            if not wheel.pure and found.system != packages.driver:
+                raise PackagesFailed(
+                    f"{what} did not come from an index, and is built for {packages.driver}; the host is "
+                    f"{found.system}. Name a version that an index has for it: sky.Image(pip=[...])"
+                )
+            path = place(wheel, folder)
+            there = shlex.quote(path)
+            look = f'[ -f {there} ] || {{ mkdir -p "$(dirname {there})"; exit 1; }}'
+            if (await self._shell.run(look, timeout=_INSPECT_LIMIT)).status != 0:
+                await self._send(await asyncio.to_thread(Path(wheel.path).read_bytes), path, f"sending {what}")
+        return with_paths(lists, packages, folder) if packages.wheels else lists
 
     async def _send_wheels(self, lines: Sequence[str]) -> str:
         """Send the wheels that the machine lacks; returns the folder where they are."""

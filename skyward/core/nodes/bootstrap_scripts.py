@@ -133,11 +133,12 @@ apply_settings() { # tool, and the command that runs it: apply the host's own se
     eval "$lines"
 }
 install() { # command: those with hashes separately, since then all their dependencies must have hashes, too
-    for part in exact hashed plain; do
+    for part in wheels exact hashed plain; do
         [ -s "$lists/$part.txt" ] || continue
         deps=
         # Dependencies need not be found where the driver's metadata holds: they are listed.
         if [ "$part" = exact ] && [ "$same" = "$(uname -s) $(uname -m)" ]; then deps=--no-deps; fi
+        if [ "$part" = wheels ]; then deps=--no-deps; fi
         "$@" $deps ${into:+--target "$into"} ${links:+--no-index --find-links "$links"} \
             -r "$lists/$part.txt" -c "$lists/constraints.txt" >"$lists/log.txt" 2>&1
         status=$?
@@ -168,7 +169,7 @@ with_pip() { # python: with its own pip, with the one it bundles, or with ours
 }
 
 write_lists() { # one file of requirements for each kind
-    for part in exact hashed plain constraints; do
+    for part in wheels exact hashed plain constraints; do
         printf '%s\n' "$requirements" | sed -n "s/^$part //p" >"$lists/$part.txt" || return 1
     done
 }

@@ -6,14 +6,15 @@ import hashlib
 import importlib.metadata
 import re
 from collections.abc import Sequence
-from urllib.parse import urlsplit
+from pathlib import PurePosixPath
+from urllib.parse import quote, urlsplit
 
 from skyward.core import requirements
 from skyward.core.errors import ConfigError
 from skyward.core.image import Image
-from skyward.core.packages.lists import PackageLists
+from skyward.core.packages.lists import PackageLists, Wheel
 
-__all__ = ["environment_key", "plain_hosts", "requirement_lists"]
+__all__ = ["environment_key", "place", "plain_hosts", "requirement_lists", "with_paths"]
 
 
 def requirement_lists(image: Image, packages: PackageLists) -> bytes:
@@ -21,7 +22,8 @@ def requirement_lists(image: Image, packages: PackageLists) -> bytes:
 
     Requirements with hashes have a file of their own. What nodes themselves need is installed before it, so that its
     hashes need not be known; so are lines with exact versions, whose dependencies need not be found. Index addresses
-    are in the files and not on a command line, since they may hold passwords.
+    are in the files and not on a command line, since they may hold passwords. Wheels that are sent are named by their
+    content, see `with_paths`.
     """
     indexes = [f"--index-url {image.index}"] if image.index is not None else []
     indexes += [f"--extra-index-url {index}" for index in image.extra_index]
@@ -33,6 +35,7 @@ def requirement_lists(image: Image, packages: PackageLists) -> bytes:
     if not exact:
         exact, plain = (needed, plain) if hashed else ([], [*needed, *plain])
     files = {
+        "wheels": [f"{wheel.name}=={wheel.version} {wheel.content}" for wheel in packages.wheels],
         "exact": [*indexes, *options, *exact] if exact else [],
         "hashed": [*indexes, *options, *hashed] if hashed else [],
         "plain": [*indexes, *options, *plain] if plain else [],
@@ -42,6 +45,26 @@ def requirement_lists(image: Image, packages: PackageLists) -> bytes:
         if "\n" in line or "\r" in line:
             raise ConfigError(f"Image: {line!r} contains a line break; give each address separately")
     return "".join(f"{name} {line}\n" for name, lines in files.items() for line in lines).encode()
+
+
+def with_paths(lists: bytes, packages: PackageLists, folder: str) -> bytes:
+    """Return the lists with the places of the wheels that were sent.
+
+    Parameters
+    ----------
+    lists, packages
+        See `requirement_lists`.
+    folder
+        Where on the node they are.
+    """
+    rest = [line for line in lists.splitlines(keepends=True) if not line.startswith(b"wheels ")]
+    places = [f"wheels {one.name} @ file://{quote(place(one, folder))}\n".encode() for one in packages.wheels]
+    return b"".join([*places, *rest])
+
+
+def place(wheel: Wheel, folder: str) -> str:
+    """Where on the node a wheel is that was sent: of another content, it would be elsewhere."""
+    return f"{folder}/{wheel.content[:20]}/{PurePosixPath(wheel.path).name}"
 
 
 def environment_key(image: Image, lists: bytes, driver: str) -> str:

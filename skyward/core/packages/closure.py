@@ -229,8 +229,10 @@ class _Closing:
     def _is_met(self, asked: Requirement, line: str) -> bool:
         """Whether the driver's distribution is just what a line asks for, with nothing more to it."""
         one = self.installed.get(_key(asked.name))
-        if one is None or asked.url or has_hash(line) or _OPTION.search(line):
+        if one is None or has_hash(line) or _OPTION.search(line):
             return False
+        if asked.url:
+            return bool(one.url) and not one.editable and asked.url.removeprefix("git+").startswith(one.url)
         if "+" in one.version and asked.specifier:  # only the user knows an index that has this build
             return False
         on_all = all(_holds(asked.marker, for_node(machine), "") for machine in MACHINES)

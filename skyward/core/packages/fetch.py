@@ -134,6 +134,8 @@ def _download(lines: Sequence[str], target: Target, folder: Path, *, resolve: bo
     parts: dict[str, list[str]] = {}
     for line in lines:
         part, _, text = line.partition(" ")
+        if part == "wheels":  # which are here
+            continue
         parts.setdefault(part, []).append(text)
     node = for_node(target.machine)
     constraints = folder / "constraints.txt"

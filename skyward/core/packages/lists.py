@@ -4,7 +4,30 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["PackageLists"]
+__all__ = ["PackageLists", "Wheel"]
+
+
+@dataclass(frozen=True, slots=True)
+class Wheel:
+    """A wheel that is sent to nodes.
+
+    Attributes
+    ----------
+    name, version
+        What it is of.
+    path
+        Where it is on the driver.
+    content
+        Digest of what is in it.
+    pure
+        Whether it is for any platform; otherwise it is for machines like the driver's.
+    """
+
+    name: str
+    version: str
+    path: str
+    content: str
+    pure: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +40,8 @@ class PackageLists:
         Lines with exact versions. All that they depend on is among them, on machines like the driver's.
     resolved
         Lines whose versions or dependencies the installer has to find, within those of `exact`.
+    wheels
+        What is sent, since no index has it; their dependencies are in the other lists.
     driver
         Kind of the driver's machine, as ``uname -sm`` prints it: its distributions' metadata holds for such machines.
     """
@@ -24,3 +49,4 @@ class PackageLists:
     exact: tuple[str, ...] = ()
     resolved: tuple[str, ...] = ()
     driver: str = ""
+    wheels: tuple[Wheel, ...] = ()

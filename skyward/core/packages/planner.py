@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 import sys
 import types
-from collections.abc import Collection, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Iterable, Sequence
 
 from packaging.utils import canonicalize_name
+from platformdirs import user_cache_path
 
 from skyward.core.errors import ConfigError
 from skyward.core.image import Image
-from skyward.core.packages.closure import INSTALLERS, OWN, TOOLS, Closure, Request, close, parse
+from skyward.core.packages.closure import INSTALLERS, OWN, TOOLS, Apart, Closure, Request, close, parse
 from skyward.core.packages.installed import Installed
-from skyward.core.packages.lists import PackageLists
+from skyward.core.packages.lists import PackageLists, Wheel
+from skyward.core.packages.rebuild import rebuild
 from skyward.core.packages.references import find_references
 from skyward.core.requirements import NEEDED, has_hash
 
@@ -66,13 +68,27 @@ class PackagePlan:
         more = self._close([*self.names, *names], self._image.pip)
         exact = tuple(line for line in more.exact if line not in self.closure.exact)
         resolved = tuple(line for line in more.resolved if line not in self.closure.resolved)
-        return replace(self.lists, exact=exact, resolved=resolved) if exact or resolved else None
+        wheels = self._wheels(one for one in more.apart if one not in self.closure.apart)
+        if not (exact or resolved or wheels):
+            return None
+        return PackageLists(exact, resolved, _kind(), wheels)
 
-    @property
+    def _wheels(self, apart: Iterable[Apart]) -> tuple[Wheel, ...]:
+        """Wheels of what was installed here from a URL or a file; editable installs are the user's own code."""
+        folder = user_cache_path("skyward") / "rebuilt"
+        return tuple(
+            rebuild(self._installed.raw(canonicalize_name(one.name)), folder) for one in apart if one.why == "url"
+        )
+
+    @functools.cached_property
     def lists(self) -> PackageLists:
         """What to install on each node."""
-        driver = f"{platform.system()} {platform.machine()}"
-        return PackageLists(self.closure.exact, self.closure.resolved, driver)
+        return PackageLists(self.closure.exact, self.closure.resolved, _kind(), self._wheels(self.closure.apart))
+
+
+def _kind() -> str:
+    """The kind of this machine, as ``uname -sm`` prints it."""
+    return f"{platform.system()} {platform.machine()}"
 
 
 def _names(image: Image, main: types.ModuleType, installed: Installed) -> list[str]:

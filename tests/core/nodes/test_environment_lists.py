@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from skyward.core.image import Image
-from skyward.core.nodes.environment_lists import environment_key, plain_hosts, requirement_lists
-from skyward.core.packages.lists import PackageLists
+from skyward.core.nodes.environment_lists import environment_key, plain_hosts, requirement_lists, with_paths
+from skyward.core.packages.lists import PackageLists, Wheel
 
 
 def test_a_new_password_of_an_index_needs_no_new_environment():
@@ -30,6 +32,19 @@ def test_exact_versions_have_a_list_of_their_own() -> None:
         "constraints numpy==2.0",
         "constraints scipy<2",
     ]
+
+
+def test_wheels_that_are_sent() -> None:
+    """Their content is a part of the key; where they are is known later."""
+    wheel = Wheel("mine", "0.1", "/here/mine-0.1-py3-none-any.whl", 32 * "ab", pure=True)
+    lists = PackageLists(("six==1.0",), wheels=(wheel,))
+    lines = requirement_lists(Image(), lists)
+    assert lines.startswith(b"wheels mine==0.1 abab")
+    other = requirement_lists(Image(), replace(lists, wheels=(replace(wheel, content=32 * "cd"),)))
+    assert environment_key(Image(), lines, "") != environment_key(Image(), other, "")
+    found = with_paths(lines, lists, "/root/my cache").decode().splitlines()
+    assert found[0] == "wheels mine @ file:///root/my%20cache/abababababababababab/mine-0.1-py3-none-any.whl"
+    assert found[1] == "exact six==1.0"
 
 
 def test_hosts_without_tls() -> None:

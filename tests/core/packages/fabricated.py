@@ -32,7 +32,9 @@ def install(
         file = site / module
         file.parent.mkdir(parents=True, exist_ok=True)
         file.touch()
-    record = [*modules, f"{info.name}/METADATA", f"{info.name}/RECORD"]
+    (info / "WHEEL").write_text("Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+    (info / "INSTALLER").write_text("test\n")
+    record = [*modules, f"{info.name}/WHEEL", f"{info.name}/INSTALLER", f"{info.name}/METADATA", f"{info.name}/RECORD"]
     if origin is not None:
         (info / "direct_url.json").write_text(json.dumps(origin))
         record.append(f"{info.name}/direct_url.json")

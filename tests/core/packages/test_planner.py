@@ -68,6 +68,25 @@ def test_all(main: types.ModuleType, installed: Installed) -> None:
     assert exact(Image(sync="all"), main, installed) == everything
 
 
+def test_what_no_index_has_is_sent(
+    main: types.ModuleType, tmp_path: Path, installed: Installed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a wheel, whether the script imports it, the image names it, or a call turns out to need it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    site = tmp_path / "site-packages"
+    origin: dict[str, object] = {"url": "https://host/forked.git", "vcs_info": {"vcs": "git", "commit_id": "0"}}
+    install(site, "forked", "0.2", modules=["forked_thing/__init__.py"], requires=["other"], origin=origin)
+    again = Installed([str(site)])
+    late = PackagePlan(Image(), main, again).late("forked_thing")
+    assert late is not None
+    assert (late.exact, [wheel.name for wheel in late.wheels]) == (("other==1.0",), ["forked"])
+    for pip in ("forked", "forked @ git+https://host/forked.git@main"):
+        lists = PackagePlan(Image(pip=[pip]), main, again).lists
+        assert ("other==1.0" in lists.exact, lists.resolved, lists.wheels) == (True, (), late.wheels)
+    other = "forked @ git+https://elsewhere/forked.git"
+    assert PackagePlan(Image(pip=[other]), main, again).lists.resolved == (other,)
+
+
 def test_a_lock_that_contradicts_this_program(main: types.ModuleType, installed: Installed) -> None:
     """It is refused, with both versions; a lock of something else is not."""
     locked = Image(pip=["made_up==1.4 --hash=sha256:00"])
