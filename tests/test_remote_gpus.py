@@ -64,18 +64,31 @@ def look_all(pool: sky.Compute) -> tuple[dict[str, dict[int, str | None]], dict[
     return seen, pids
 
 
+def gpu_notes(pool: sky.Compute) -> list[str]:
+    """Grows with what the pool says of its GPUs."""
+    notes: list[str] = []
+
+    def hear(event: object) -> None:
+        if isinstance(event, Note) and event.text.startswith("GPUs"):
+            notes.append(event.text)
+
+    pool.events.subscribe(hear)
+    return notes
+
+
 def test_hosts_with_unequal_gpus(lab_hosts: LabHosts, reach: Reach) -> None:
     """Each has as many slots as it has GPUs for; slots and agents that replace killed ones see what those saw."""
     one, three = lab_hosts(2)
     plant(one, script([T4]))
     plant(three, script([A100] * 3))
     pool = sky.Compute(**reach([one, three], prelude=PRELUDE), worker=sky.Worker(gpus=1))
-    notes: list[str] = []
-    pool.events.subscribe(lambda event: notes.append(event.text) if isinstance(event, Note) else None)
+    notes = gpu_notes(pool)
     first, others = {1: uuid(0)}, {1: uuid(0), 2: uuid(1), 3: uuid(2)}
     with pool:
         assert pool.total_slots == 4
-        assert any("Tesla T4, 40 GiB, 1 slot" in note and "3 x NVIDIA A100" in note for note in notes)
+        (note,) = notes
+        assert "Tesla T4, 40 GiB, 1 slot" in note
+        assert "3 x NVIDIA A100-SXM4-40GB, 40 GiB each, 3 slots" in note
         seen, pids = look_all(pool)
         assert sorted(seen.values(), key=len) == [first, others]
         (big,) = (node for node, slots in seen.items() if len(slots) == 3)
@@ -125,6 +138,25 @@ def test_a_driver_that_hangs_is_an_error_and_no_node_is_lost_meanwhile(lab_hosts
         pass
     assert 30 < time.monotonic() - began < 120
     eventually(lambda: not host.pids(), 10, "nothing stays on the host")
+
+
+def test_a_host_that_joins_later_brings_its_own_gpus(lab_hosts: LabHosts, reach: Reach) -> None:
+    """Elastic pools: the block begins with one slot, and has five once the other host's driver has answered."""
+    quick, slow = lab_hosts(2)
+    plant(quick, script([T4]))
+    plant(slow, f"{script([A100] * 4)}while ! test -e /opt/gpus/go; do sleep 0.1; done\n")
+    pool = sky.Compute(**{**reach([quick, slow], prelude=PRELUDE), "nodes": (1, 2)}, worker=sky.Worker(gpus=1))
+    notes = gpu_notes(pool)
+    with pool:
+        (first,) = pool.node_names
+        assert pool.total_slots == 1
+        assert notes == [f"GPUs, 1 for each slot: {first}: 1 x Tesla T4, 40 GiB, 1 slot"]
+        slow.run("touch", "/opt/gpus/go", check=True)
+        eventually(lambda: pool.total_slots == 5, 60, "the other host's slots")
+        (second,) = set(pool.node_names) - {first}
+        seen = look_all(pool)[0]
+        assert seen == {first: {1: uuid(0)}, second: {slot: uuid(slot - 1) for slot in (1, 2, 3, 4)}}
+        assert notes[1:] == [f"GPUs, 1 for each slot: {second}: 4 x NVIDIA A100-SXM4-40GB, 40 GiB each, 4 slots"]
 
 
 def test_the_other_hosts_suffice(lab_hosts: LabHosts, reach: Reach) -> None:

@@ -12,6 +12,7 @@ from skyward.core.errors import ConfigError
 
 __all__ = ["Gpu", "describe", "described", "needed", "parse_gpus", "per_gpu"]
 
+_MUCH = 0.1  # of the memory in use before any task has begun; some is the driver's own
 _CLOSE = 2e-3  # relative error of a fraction as people write it: 0.333 is a third, 0.3 is nothing
 
 
@@ -94,13 +95,19 @@ def describe(nodes: Sequence[tuple[str, int, Sequence[Gpu]]], gpus: float) -> st
     """
     alike: dict[tuple[str, int], list[str]] = {}
     for name, slots, found in nodes:
-        alike.setdefault((described(found), slots), []).append(name)
+        alike.setdefault((described(found) + _others_use(found), slots), []).append(name)
     share = f"{gpus} for each slot" if gpus >= 1 else f"one for {per_gpu(gpus)} slots"
     parts = []
     for (text, slots), names in alike.items():
         who = f"{names[0]}:" if len(names) == 1 else f"{len(names)} nodes with"
         parts.append(f"{who} {text}, {slots} slot{'s' if slots > 1 else ''}")
     return f"GPUs, {share}: {'; '.join(parts)}"
+
+
+def _others_use(gpus: Sequence[Gpu]) -> str:
+    """A warning if others use a good part of the memory already."""
+    total, used = (sum(getattr(gpu, what) or 0 for gpu in gpus) for what in ("memory", "used"))
+    return f" ({_gib(used)} of {_gib(total)} in use already)" if used > _MUCH * total else ""
 
 
 def _gib(size: int) -> str:

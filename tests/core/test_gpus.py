@@ -79,4 +79,8 @@ def test_words() -> None:
         "GPUs, 1 for each slot: 2 nodes with 1 x NVIDIA A100-SXM4-40GB, 40 GiB, 1 slot; "
         "node-2: 4 x NVIDIA A100-SXM4-40GB, 40 GiB each, 4 slots"
     )
+    taken = Gpu("0", "T4", 16 * 2**30, 12 * 2**30)
+    assert describe([("node-1", 2, [taken, taken])], 1) == (
+        "GPUs, 1 for each slot: node-1: 2 x T4, 16 GiB each (24 GiB of 32 GiB in use already), 2 slots"
+    )
     assert describe([("node-1", 2, [Gpu("0", "T4")])], 0.5) == "GPUs, one for 2 slots: node-1: 1 x T4, 2 slots"

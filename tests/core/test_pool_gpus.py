@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -102,6 +104,51 @@ def test_nodes_on_this_machine_divide_its_gpus_and_a_killed_one_leaves_its_part(
         eventually(lambda: pool.node_names not in (["node-1", "node-2"], ["node-1"], ["node-2"]), 60, "another node")
         eventually(lambda: pool.total_slots == 4, 60, "its slots")
         assert per_device(pool, tmp_path / "2") == everyone
+
+
+def alone(folder: str, number: int) -> str:
+    """Hold the slot's GPU for as long as this process lives, and perhaps end it; returns who else has the GPU."""
+    device = os.environ["CUDA_VISIBLE_DEVICES"]
+    if not hasattr(sys, "held"):
+        sys.held = os.open(f"{folder}/{device}", os.O_CREAT | os.O_RDWR)  # type: ignore[attr-defined]
+        try:
+            fcntl.flock(sys.held, fcntl.LOCK_EX | fcntl.LOCK_NB)  # type: ignore[attr-defined]
+        except BlockingIOError:
+            return f"{device} has another owner"
+    if number % 5 == 0:
+        os._exit(3)
+    if number % 5 == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if number % 5 == 2:
+        Path(folder, f"sleeps-{number}").touch()
+        time.sleep(600)
+    return ""
+
+
+alone.__module__ = "__main__"  # by value: each new slot would import all that this module does
+
+
+@pytest.mark.slow
+def test_no_two_processes_have_a_gpu_at_the_same_time(smi: Path, tmp_path: Path) -> None:
+    """While slots die by themselves, are killed, and are stopped in mid-task."""
+    plant(smi, script([A100] * 3))
+    with sky.Compute(worker=sky.Worker(gpus=1, attempts=1), console=False) as pool:
+        futures = {number: pool.submit(alone, str(tmp_path), number) for number in range(60)}
+
+        def stop() -> bool:
+            """Cancel those that sleep, which others may wait behind; whether all tasks have ended."""
+            for path in tmp_path.glob("sleeps-*"):
+                futures[int(path.name.removeprefix("sleeps-"))].cancel()
+            return all(future.done() for future in futures.values())
+
+        eventually(stop, 120, "the end of all tasks")
+        ends = Counter(
+            "stopped" if future.cancelled() else type(future.exception()).__name__ if future.exception() else "alone"
+            for future in futures.values()
+        )
+        assert [future.result() for number, future in futures.items() if number % 5 > 2] == [""] * 24
+        assert ends == {"stopped": 12, "WorkerCrashed": 24, "alone": 24}
+        assert per_device(pool, tmp_path / "after") == {uuid(number): 1 for number in range(3)}
 
 
 @pytest.mark.slow

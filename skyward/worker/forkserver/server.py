@@ -384,7 +384,7 @@ def _open_files() -> list[str]:
 
 def gpu_device(files: Iterable[str]) -> str | None:
     """The first of these files that is a GPU's device."""
-    return next((file for file in files if file.startswith(("/dev/nvidia", "/dev/kfd", "/dev/dri/"))), None)
+    return next((file for file in files if file.startswith(("/dev/nvidia", "/dev/dxg", "/dev/kfd", "/dev/dri/"))), None)
 
 
 def read_config(control: socket.socket) -> dict[str, Any]:
