@@ -6,9 +6,10 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import flask
+from werkzeug.routing import Map
 from werkzeug.serving import WSGIRequestHandler, make_server
 
 from .faults import Faults
@@ -42,6 +43,28 @@ class _Handler(WSGIRequestHandler):
         super().send_header(keyword, value)
 
 
+class _App(flask.Flask):
+    """An application whose routes are compiled once for all clouds of a class: that takes longer than most tests."""
+
+    _maps: ClassVar[dict[type, Map]] = {}
+
+    def __init__(self, kind: type) -> None:
+        self._compiled = self._maps.get(kind)
+        super().__init__(kind.__name__, static_folder=None)
+        if self._compiled is None:
+            self._maps[kind] = self.url_map
+        else:
+            self.url_map = self._compiled
+
+    def add_url_rule(self, rule: str, endpoint: str | None = None, *args: Any, **options: Any) -> None:
+        """Add a route, or only the function that serves it here."""
+        view = options.get("view_func") or args[0]
+        if self._compiled is None:
+            super().add_url_rule(rule, endpoint, *args, **options)
+        else:
+            self.view_functions[endpoint or view.__name__] = view
+
+
 class Cloud:
     """A vendor's API. Subclasses add routes to `app` and keep their state under `lock`.
 
@@ -64,14 +87,14 @@ class Cloud:
         self.meter = Meter()
         self.lock = threading.RLock()
         self.requests: list[Request] = []
-        self.app = flask.Flask(type(self).__name__)
+        self.app = _App(type(self))
         self.app.before_request(self._record)
         self.routes()
         self._server = make_server(self.machines.gateway, 0, self.app, threaded=True, request_handler=_Handler)
         self._server.daemon_threads = True
         self.host, self.port = self.machines.gateway, self._server.server_port
         self.url = f"http://{self.host}:{self.port}"
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), name=f"cloud-{self.port}")
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), name=f"cloud-{self.port}")
         self._thread.start()
 
     def __repr__(self) -> str:
