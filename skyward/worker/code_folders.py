@@ -176,15 +176,21 @@ def _link(old: str | None, new: bytes) -> bool:
 
 
 def enter(folder: str) -> None:
-    """Make a version's modules the ones that this process imports, in a slot that has imported no other version.
+    """Make a version's modules the ones that this process imports.
 
-    A module that the node has under the same name counts no more, as on the driver, even if it was imported ahead.
+    A module that the node has under the same name counts no more, as on the driver, even if it was imported ahead. What
+    was imported from an earlier version stays: it is the same here, and this one has more.
+
+    Parameters
+    ----------
+    folder
+        The version's, beside those of others.
     """
-    sys.path.insert(0, folder)
+    versions = os.path.join(os.path.dirname(folder), "")
+    sys.path[:] = [folder, *(entry for entry in sys.path if not entry.startswith(versions))]
     importlib.invalidate_caches()
-    inside = os.path.join(folder, "")
     tops = {entry.partition(".")[0] for entry in os.listdir(folder)}
     for name in [name for name in sys.modules if name.partition(".")[0] in tops]:
         file = getattr(sys.modules[name], "__file__", None)
-        if isinstance(file, str) and not file.startswith(inside):
+        if isinstance(file, str) and not file.startswith(versions):
             del sys.modules[name]

@@ -167,8 +167,8 @@ class Slot:
                 del received  # it holds the task's arguments, and the next message may come much later
 
     def _enter_code(self, version: int) -> None:
-        """Take the version of a task; the agent sends no task of another."""
-        if version and version != self._code:
+        """Take the version of a task, unless it is an earlier one, which only lacks modules; the agent sees to that."""
+        if version > self._code:
             self._code = version
             if self.settings.code:
                 code_folders.enter(f"{self.settings.code}/{version}")

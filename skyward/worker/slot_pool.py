@@ -133,7 +133,7 @@ class SlotPool:
         blocked = bool(run.blobs) and not self.blobs.use(run.task, run.blobs.values())
         if run.code and self._code is not None:
             blocked = not self._code.use(run.task, run.code) or blocked
-        self._apply(self.table.submit(run.task, run.isolated, blocked, run.code))
+        self._apply(self.table.submit(run.task, run.isolated, blocked, run.since))
         if blocked and self._code is not None and (problem := self._code.refusal(run.code)):
             self._refuse_task(run.task, problem)
 

@@ -5,8 +5,8 @@ no socket, process, clock or log. A *slot* here is a process: an isolated one ru
 runs several in threads. A slot that must not be used again is *retired*: it gets no new task, and is killed when the
 tasks in it that somebody still waits for have ended.
 
-A task may name a version of the user's code. A slot takes that of its first such task, and gets no task of another: an
-idle slot is replaced where only a task of another version waits.
+A task may name a version of the user's code, or rather the first of several that differ by added modules only. A slot
+takes that of its first such task, and gets no task of another: an idle slot is replaced where only such a task waits.
 
 While tasks are so short that the hand-over matters, isolated slots hold some tasks *ahead*. Those that have not begun
 can be reclaimed (`Reclaim`), so no task waits behind a long one while another slot is free. The slot's tasks must be

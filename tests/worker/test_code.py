@@ -39,7 +39,7 @@ def send(node: Owner, version: int, text: bytes) -> None:
 def test_tasks_wait_for_their_code_and_run_with_it(isolated: bool) -> None:
     with owner() as node:
         node.set_up(code=True)
-        early = node.submit(value, code=1, isolated=isolated)
+        early = node.submit(value, code=1, since=1, isolated=isolated)
         other = node.submit(os.getpid, isolated=isolated)
         node.result(other)
         assert early not in node.answers
@@ -49,7 +49,7 @@ def test_tasks_wait_for_their_code_and_run_with_it(isolated: bool) -> None:
         assert found == 1
         announce(node, 2, b"VALUE = 2")
         send(node, 2, b"VALUE = 2")
-        results = [node.submit(value, code=version, isolated=isolated) for version in (2, 1, 2, 2, 1)]
+        results = [node.submit(value, code=version, since=version, isolated=isolated) for version in (2, 1, 2, 2, 1)]
         seen: dict[int, set[int]] = {1: {first}, 2: set()}
         for task, version in zip(results, (2, 1, 2, 2, 1), strict=True):
             found, pid = node.result(task)
@@ -63,29 +63,43 @@ def test_bundles_that_are_here_already_are_not_waited_for() -> None:
         node.set_up(code=True)
         send(node, 1, b"VALUE = 1")
         announce(node, 1, b"VALUE = 1")
-        assert node.call(value, code=1)[0] == 1
+        assert node.call(value, code=1, since=1)[0] == 1
         announce(node, 2, b"VALUE = 1", bundle=b"bundle-1")
-        assert node.call(value, code=2)[0] == 1
+        assert node.call(value, code=2, since=2)[0] == 1
 
 
 def test_code_that_can_not_be_laid_out_refuses_its_tasks_only() -> None:
     with owner() as node:
         node.set_up(code=True)
-        early = node.submit(value, code=1)
+        early = node.submit(value, code=1, since=1)
         announce(node, 1, b"VALUE = 1", path=b"../code_of_mine.py")
         send(node, 1, b"VALUE = 1")
-        for task in (early, node.submit(value, code=1)):
+        for task in (early, node.submit(value, code=1, since=1)):
             failed = node.failed(task)
             assert failed.reason == Failure.REFUSED.value
             assert "can't lay out your code" in failed.detail
         announce(node, 2, b"VALUE = 2")
         send(node, 2, b"VALUE = 2")
-        assert node.call(value, code=2)[0] == 2
+        assert node.call(value, code=2, since=2)[0] == 2
 
 
 def test_on_the_drivers_machine_versions_only_replace_slots() -> None:
     with owner() as node:
         node.set_up()
-        first = {node.call(os.getpid, code=1) for _ in range(4)}
-        second = {node.call(os.getpid, code=2) for _ in range(4)}
+        first = {node.call(os.getpid, code=1, since=1) for _ in range(4)}
+        second = {node.call(os.getpid, code=2, since=2) for _ in range(4)}
         assert not first & second
+
+
+def test_a_slot_goes_on_with_a_version_that_only_adds() -> None:
+    with owner() as node:
+        node.set_up(code=True, concurrency=1)
+        announce(node, 1, b"VALUE = 1")
+        send(node, 1, b"VALUE = 1")
+        node.send(
+            Code(2, [b"bundle-1"]),
+            [msgpack.packb([[f"{name}.py".encode(), False, 0, 0, 9] for name in ("code_of_mine", "more")])],
+        )
+        first = node.call(value, code=1, since=1)
+        more = node.call(lambda: (__import__("more").VALUE, os.getpid()), code=2, since=1)
+        assert first == more == node.call(value, code=1, since=1)

@@ -121,10 +121,19 @@ print(json.dumps([colorsys.MINE, space.inner.MINE, sys.path[0]]))
     assert json.loads(done.stdout) == [1, 2, str(tmp_path / "v")]
 
 
-def test_a_folder_that_is_entered_twice_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_later_version_adds_modules_and_what_was_imported_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sys, "path", list(sys.path))
-    (tmp_path / "only_here.py").write_text("")
-    enter(str(tmp_path))
+    monkeypatch.setattr(sys, "modules", dict(sys.modules))
+    for version, names in (("1", ["only_here"]), ("2", ["only_here", "later_here"])):
+        (tmp_path / version).mkdir()
+        for name in names:
+            (tmp_path / version / f"{name}.py").write_text("")
+    enter(str(tmp_path / "1"))
     module = importlib.import_module("only_here")
-    enter(str(tmp_path))
-    assert sys.modules.pop("only_here") is module
+    before = len(sys.path)
+    enter(str(tmp_path / "2"))
+    assert importlib.import_module("only_here") is module
+    assert importlib.import_module("later_here").__file__ == str(tmp_path / "2/later_here.py")
+    assert len(sys.path) == before

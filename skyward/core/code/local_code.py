@@ -35,13 +35,15 @@ class CodeVersion:
         From 1; what a pool sends with each task.
     manifest
         Which files it has: see `Bundles.manifest`. None if nodes use this machine's files.
+    since
+        The first version to which later ones, up to this one, have only added modules: what has seen that may go on.
     bundles
         Digests of the bundles, in the order that the manifest means.
     blobs
         The bundles by digest. They are released with this object.
     """
 
-    __slots__ = ("__weakref__", "blobs", "bundles", "manifest", "number")
+    __slots__ = ("__weakref__", "blobs", "bundles", "manifest", "number", "since")
 
     def __init__(
         self,
@@ -49,8 +51,10 @@ class CodeVersion:
         manifest: bytes | None = None,
         bundles: Sequence[bytes] = (),
         blobs: Mapping[bytes, Snapshot] | None = None,
+        since: int = 0,
     ) -> None:
         self.number = number
+        self.since = since or number
         self.manifest = manifest
         self.bundles = list(bundles)
         self.blobs = blobs or {}
@@ -271,12 +275,13 @@ class LocalCode:
             return
         number = self._version.number + 1 if self._version is not None else 1
         if self.sent:
-            self._version = self._bundled(number, files, contents)
+            since = self._version.since if self._version is not None and _only_adds(old, files) else number
+            self._version = self._bundled(number, since, files, contents)
         elif self._version is None or any(files.get(path) != content for path, content in old.items()):
             self._version = CodeVersion(number)  # new files alone change nothing for slots
 
     def _bundled(
-        self, number: int, files: Mapping[str, tuple[bytes, bool]], contents: Mapping[bytes, bytes]
+        self, number: int, since: int, files: Mapping[str, tuple[bytes, bool]], contents: Mapping[bytes, bytes]
     ) -> CodeVersion:
         needed = [name for name, _ in files.values()]
         blobs: dict[bytes, Snapshot] = {}
@@ -292,7 +297,7 @@ class LocalCode:
             if name not in blobs and (held := self._snapshots.hold(name)) is not None:
                 blobs[name] = held
         names = list(self._names.values())
-        version = CodeVersion(number, self._bundles.manifest(files, kept), names, blobs)
+        version = CodeVersion(number, self._bundles.manifest(files, kept), names, blobs, since)
         weakref.finalize(version, self._snapshots.drop, list(blobs)).atexit = False
         return version
 
@@ -302,6 +307,17 @@ class LocalCode:
             return data
         path, (file, _) = next((path, known) for path, known in self._read.items() if known[1] == name)
         return read(path, file)[0]
+
+
+def _only_adds(old: Mapping[str, tuple[bytes, bool]], new: Mapping[str, tuple[bytes, bool]]) -> bool:
+    """Whether files differ by further modules only; a package that is loaded does not find parts added elsewhere."""
+    if any(new.get(path) != content for path, content in old.items()):
+        return False
+    return {_top(path) for path in new.keys() - old.keys()}.isdisjoint(map(_top, old))
+
+
+def _top(path: str) -> str:
+    return path.partition("/")[0].partition(".")[0]
 
 
 def _has_changed(listing: Listing) -> bool:

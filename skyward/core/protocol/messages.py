@@ -224,7 +224,8 @@ class Run(NamedTuple):
     `blobs` maps the index of an out-of-band buffer to the digest of a blob that was sent, or will be, as `Blob`.
     `isolated`: in a process of its own. `timeout`: seconds from its start. `threads`: BLAS/OpenMP threads.
     `authkey`: the owner's ``multiprocessing.current_process().authkey``, if the call holds proxies of its Managers.
-    `code`: the version of the user's own code that it runs with, 0 for any; no slot ever sees two of them.
+    `code`: the version of the user's own code that it runs with, 0 for any. `since`: the first version to which later
+    ones have only added modules, up to that; a slot that has seen one before it does not run the task.
     """
 
     task: int
@@ -234,6 +235,7 @@ class Run(NamedTuple):
     blobs: dict[int, bytes]
     authkey: bytes = b""
     code: int = 0
+    since: int = 0
 
 
 class Code(NamedTuple):

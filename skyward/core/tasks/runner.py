@@ -151,9 +151,9 @@ class TaskRunner:
             self._distributor.use(job.node, job.id, {name: buffers[index + 1] for index, name in job.blobs.items()})
             buffers = [buffer for index, buffer in enumerate(buffers) if index - 1 not in job.blobs]
         isolated = self._isolated if job.options.isolated is None else job.options.isolated
-        code = 0 if job.code is None else _send_code(node, job.code, self._distributor)
+        code = (0, 0) if job.code is None else _send_code(node, job.code, self._distributor)
         threads = job.options.threads
-        message = messages.Run(job.id, isolated or alone, job.timeout, threads, job.blobs, job.authkey, code)
+        message = messages.Run(job.id, isolated or alone, job.timeout, threads, job.blobs, job.authkey, *code)
         job.number = node.session.send(message, buffers)
 
     def _stop(self, command: schedule_events.Stop) -> None:
@@ -348,13 +348,13 @@ class TaskRunner:
         await self._idle.wait()
 
 
-def _send_code(node: _LiveNode, code: CodeVersion, distributor: Distributor) -> int:
-    """Make sure that a node gets a version of the user's code; return its number.
+def _send_code(node: _LiveNode, code: CodeVersion, distributor: Distributor) -> tuple[int, int]:
+    """Make sure that a node gets a version of the user's code; return its number, and since when it was only added to.
 
     The bundles of the latest version stay in the node's store, from where other nodes may get them.
     """
     if code.number in node.codes or code.manifest is None:
-        return code.number
+        return code.number, code.since
     name = node.session.node
     node.codes.add(code.number)
     node.session.send(messages.Code(code.number, code.bundles), [code.manifest])
@@ -364,7 +364,7 @@ def _send_code(node: _LiveNode, code: CodeVersion, distributor: Distributor) -> 
         done, node.code = node.code or code, code
     if done is not node.code:
         distributor.release(name, -done.number)
-    return code.number
+    return code.number, code.since
 
 
 def _check_answer(message: messages.Done | messages.Failed, node: _LiveNode, job: Job | None) -> None:

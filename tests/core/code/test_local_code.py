@@ -134,6 +134,27 @@ def test_what_is_imported_between_two_tasks_is_noticed_at_once(tmp_path: Path) -
     ]  # fmt: skip
 
 
+def test_versions_that_only_add_modules_know_it(tmp_path: Path) -> None:
+    body = """
+    it = code()
+    report(it.now())
+    seen = []
+    for name in ("one", "two", "pack"):
+        __import__(name)
+        seen.append(it.now().since)
+    write("pack/part.py", "")
+    seen.append(latest(it, it.now()).since)
+    __import__("thr" + "ee")
+    seen.append(it.now().since)
+    write("one.py", "x = 2")
+    seen.append(latest(it, it.now()).since)
+    report(seen, it.now().number)
+    """
+    (tmp_path / "pack").mkdir()
+    (tmp_path / "pack/__init__.py").write_text("")
+    assert run(tmp_path, body, one="", two="", three="") == [[None], [[1, 1, 1, 4, 4, 6], 6]]
+
+
 def test_nodes_here_get_a_number_that_only_an_edit_changes(tmp_path: Path) -> None:
     body = """
     import helpers

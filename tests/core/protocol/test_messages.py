@@ -29,6 +29,7 @@ def test_fields_accept_what_their_annotations_say() -> None:
         "blobs": (dict,),
         "authkey": (bytes,),
         "code": (int,),
+        "since": (int,),
     }
     assert fields(messages.Ping) == {"stamp": (float, int)}
     assert fields(messages.Returned) == {"tasks": (list,)}

@@ -51,6 +51,7 @@ OWNER_MESSAGES = st.one_of(
         st.none() | st.integers(1, 64),
         st.dictionaries(st.integers(0, 5), st.binary(max_size=24), max_size=3),
         code=st.integers(0, 2**40),
+        since=st.integers(0, 2**40),
     ),
 )
 BUFFERS = st.lists(st.binary(max_size=300) | st.integers(32_000, 90_000).map(bytes), max_size=4)
