@@ -149,7 +149,7 @@ def spec_of(module: str) -> importlib.machinery.ModuleSpec | None:
 def _read(raw: metadata.Distribution) -> Distribution | None:
     """What we need of it; None for leftovers of an uninstallation, which have no metadata."""
     try:
-        name, version = raw.metadata["Name"], raw.version
+        name, version, requires = _headers(raw)
     except (KeyError, TypeError, ValueError, OSError):
         return None
     if not name or not version:
@@ -164,7 +164,19 @@ def _read(raw: metadata.Distribution) -> Distribution | None:
         pass
     if _is_project(raw):
         editable = str(raw.locate_file(""))
-    return Distribution(name, version, tuple(raw.requires or ()), url, editable)
+    return Distribution(name, version, requires, url, editable)
+
+
+def _headers(raw: metadata.Distribution) -> tuple[str, str, tuple[str, ...]]:
+    """Name, version and requirements. The parser of the standard library takes ten times as long, once for each."""
+    text = raw.read_text("METADATA")
+    if text is None:
+        return raw.metadata["Name"], raw.version, tuple(raw.requires or ())
+    headers: dict[str, list[str]] = {}
+    for line in text.partition("\n\n")[0].splitlines():
+        name, _, value = line.partition(":")
+        headers.setdefault(name.lower(), []).append(value.strip())
+    return headers["name"][0], headers["version"][0], tuple(headers.get("requires-dist", ()))
 
 
 def _is_project(raw: metadata.Distribution) -> bool:

@@ -60,7 +60,7 @@ class Answers:
             error.__cause__ = problem
         return None, error
 
-    def failure(self, message: Failed, buffers: Sequence[Any], *, here: bool) -> BaseException:
+    def failure(self, message: Failed, buffers: Sequence[Any], *, here: bool, node: str = "") -> BaseException:
         """Return the exception that a task has raised, or that kept it from starting.
 
         Parameters
@@ -69,6 +69,8 @@ class Answers:
             The node's answer.
         here
             Whether the node uses this program's environment.
+        node
+            The node's name.
         """
         load = exceptions.load if self._reader is None else self._reader.error
         error = load(buffers[0])
@@ -80,7 +82,7 @@ class Answers:
             advised.__cause__ = error.__cause__
             return advised
         if type(error) in (ImportError, ModuleNotFoundError):
-            error.add_note(advice)
+            error.add_note(f"{message.missing} is missing on {node}. {advice}" if node else advice)
         return error
 
 

@@ -116,7 +116,7 @@ class Completion:
                 f"{job.label} (task {job.id}) on {job.node} was stopped after {job.timeout:g} s; "
                 "raise Compute(timeout=...), or set it to None for no limit"
             )
-        error = self._answers.failure(message, buffers, here=job.is_here)
+        error = self._answers.failure(message, buffers, here=job.is_here, node=job.node)
         if job.note:
             error.add_note(job.note)
         self._surroundings.explain(error)
