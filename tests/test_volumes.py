@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +105,49 @@ def test_a_folder_leaves_the_driver_once_and_then_not_at_all(
             assert_gone(host, found[0])
     assert sent[0] < 1.5 * 40 * MB
     assert sent[1] < 4 * MB
+
+
+PROGRAM = """
+import sys
+import skyward as sky
+hosts = sky.SSH(hosts=[sys.argv[1]], user="root", key=sys.argv[2], known_hosts=sys.argv[3])
+volume = sky.LocalVolume("data", sys.argv[5])
+with sky.Compute(hosts, image=sky.Image(index=sys.argv[4]), volume=volume, orphan_timeout=3):
+    print("too late", flush=True)
+"""
+
+
+def test_a_send_that_was_interrupted_goes_on_where_it_was(
+    lab: Lab, fresh_host: FreshHost, reach: Reach, index: str, tmp_path: Path
+) -> None:
+    """The driver is killed in the middle: what has arrived is not sent again, and nothing of it looks whole."""
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "train.csv").write_text("x,y\n1,2\n")
+    (data / "large").write_bytes(os.urandom(200 * MB))
+    host = fresh_host()
+    with sky.Compute(**reach([host])):
+        pass  # the environment is there
+    arguments = [host.address, str(lab.key), str(lab.known_hosts), index, str(data)]
+    driver = subprocess.Popen([sys.executable, "-c", PROGRAM, *arguments], stdout=subprocess.PIPE, cwd=tmp_path)
+
+    def arrived() -> int:
+        found = host.run("sh", "-c", "find /root/.cache/skyward/chunks -type f -name '*[0-9a-f]' 2>/dev/null | wc -l")
+        return int(found.stdout)
+
+    try:
+        eventually(lambda: arrived() >= 10, 60, "some chunks have arrived")
+    finally:
+        driver.kill()
+    assert driver.communicate()[0] == b""
+    assert (
+        host.run("sh", "-c", "ls -d /root/.cache/skyward/run/*/files/work/data 2>/dev/null || echo none").stdout
+        == "none\n"
+    )
+    have, before = arrived(), sent_by_driver(lab)
+    with sky.Compute(**reach([host]), volume=sky.LocalVolume("data", data)) as pool:
+        assert pool.submit(look, "data").result()[1] == sizes(data)
+    assert sent_by_driver(lab) - before < (200 - 4 * have + 10) * MB
 
 
 def test_settings_reach_tasks_and_nothing_else_does(

@@ -28,6 +28,7 @@ from skyward.core.volumes import LocalVolume
 __all__ = ["FolderSupply"]
 
 _WINDOW = 12  # chunks on their way to one node
+_FEW = 2  # of them at the beginning
 _RECENT = 16  # chunks that were read last, which another node may need at once
 _ROUNDS = 3  # times that chunks are sent, since the node's disk may hold wrong ones
 _SILENT = 2.0  # seconds that may pass without a word about progress
@@ -216,8 +217,9 @@ class _Delivery:
     async def _send(self, names: Sequence[bytes]) -> None:
         self._arrived, self._lacking = 0, sum(map(chunk_size, names))
         flying: set[asyncio.Future[None]] = set()
-        for name in names:
-            while len(flying) >= _WINDOW:
+        for number, name in enumerate(names):
+            # Slowly at first: a node may be about to find that it reaches others, which have the chunks.
+            while len(flying) >= min(_WINDOW, _FEW + (number - len(flying)) // 2):
                 flying = await self._land(flying)
             arrival = self._distributor.bring(self._session.node, name, self._content.chunk(name))
             arrival.add_done_callback(partial(self._count, chunk_size(name)))

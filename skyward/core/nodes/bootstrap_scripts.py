@@ -358,7 +358,7 @@ sweep() {
         d=${f%/.complete}
         grep -qs " ${d##*/} " "$root"/run/*/owner || rm -rf "$d" "$d.lock"
     done
-    find "$root/code" "$root/wheels" -type f -mtime +60 -exec rm -f {} +
+    find "$root/code" "$root/wheels" "$root/chunks" -type f -mtime +60 -exec rm -f {} +
 }
 sweep_runs >/dev/null 2>&1 </dev/null
 if [ -z "$(find "$root/.swept" -mtime -1 2>/dev/null)" ]; then sweep >/dev/null 2>&1 </dev/null; fi
