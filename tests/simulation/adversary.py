@@ -53,7 +53,14 @@ def _wishes(chance: random.Random) -> tuple[Wish, ...]:
     count = chance.choice((1, 5, 20, 50))
     span = chance.choice((0.0, 0.1, 3.0))
     ends = _ENDS[: 14 if chance.random() < 0.4 else None]  # in a calm load no task dies or hangs
-    return tuple(_wish(chance, number, span, ends, _SIZES * 2 + large, arrays) for number in range(count))
+    wishes = tuple(_wish(chance, number, span, ends, _SIZES * 2 + large, arrays) for number in range(count))
+    return tuple(map(_talkative, wishes)) if chance.random() < 0.1 else wishes
+
+
+def _talkative(wish: Wish) -> Wish:
+    """One that talks to the driver's process, if nothing else limits how long it takes."""
+    is_plain = wish.end == "return" and wish.timeout is None
+    return wish._replace(talks=(1, 1_000, 100_000, 300_000)[wish.number % 4]) if is_plain else wish
 
 
 def _in_style(chance: random.Random, wishes: tuple[Wish, ...]) -> tuple[Wish, ...]:

@@ -22,6 +22,7 @@ _OVER = {
     "OrderBook._resting": "offers that were refused",
     "OrderBook.candidates": "offers",
     "OrderBook.placed": "one for each order",
+    "Listeners._sent": "addresses that tasks may connect to",
     "Plan.providers": "settings",
     "Plan.setup": "settings",
     "Snapshots._places": "where arrays were; 1024 at most",

@@ -48,6 +48,7 @@ from skyward.worker.forkserver.protocol import (
 )
 from skyward.worker.tickets import Claims
 from tests.simulation.neighbours import Neighbourhood
+from tests.simulation.talk import Talk
 from tests.simulation.world import Process, World
 
 __all__ = ["MOST", "SECRET", "Array", "Load", "Machine", "carry_out"]
@@ -72,6 +73,8 @@ class Load(NamedTuple):
         Bytes of the result.
     prints
         Bytes of text, in lines.
+    talks
+        Bytes that it sends to the driver's process, and gets back.
     """
 
     number: int
@@ -79,6 +82,7 @@ class Load(NamedTuple):
     end: str = "return"
     size: int = 0
     prints: int = 0
+    talks: int = 0
 
 
 MOST = 5_000_000
@@ -144,7 +148,8 @@ class _Slot:
         self.wire = Wire.opened(Role.WORKER, fifo=True)  # an answer is sent whole before the next one
         self.inbox: deque[Any] = deque()
         self.busy = False
-        self.held: dict[int, None] = {}
+        self.held: dict[int, Load] = {}  # by task
+        self.talks: dict[int, Talk] = {}  # by task
         self._parts: list[bytes | memoryview] = []
         self.process.call_later(world.random.uniform(0.0, 0.05), self._begin)
 
@@ -189,7 +194,6 @@ class _Slot:
 
     def _run(self, run: Run, buffers: list[Any]) -> None:
         self.busy = not self.shared
-        self.held[run.task] = None
         rest = iter(buffers[1:])
         parts = [
             Path(os.fsdecode(run.blobs[index])).read_bytes() if index in run.blobs else next(rest)
@@ -199,6 +203,7 @@ class _Slot:
         if isinstance(function, Batch):
             function, args = _each, (function.calls,)
         plan: Load = args[0][0][1][0] if function is _each else args[0]
+        self.held[run.task] = plan
         self.machine.started(self.process.name, plan)
         if plan.prints:
             with contextlib.suppress(BlockingIOError):
@@ -206,7 +211,22 @@ class _Slot:
         if plan.end == "hang":
             return
         seconds = plan.seconds * (0.5 if plan.end == "die" else 1.0)
-        self.process.call_later(seconds, self._ended, run.task, plan, function, args, kwargs)
+        then = self._talk if plan.talks else self._ended
+        self.process.call_later(seconds, then, run.task, plan, function, args, kwargs)
+
+    def _talk(self, task: int, plan: Load, *call: Any) -> None:
+        """Let the task talk to the driver's process before it ends."""
+
+        def done(error: str | None) -> None:
+            agent = self.machine.agent
+            if error is not None and agent is not None and not agent.stopped.done():
+                self.machine.world.broken.append(f"task {plan.number} talks: {error}")
+            if self.talks.pop(task, None) is not None:
+                self._ended(task, plan, *call)
+
+        data = bytes(Array.made(plan.talks, noise=True).data)
+        talk = Talk(self.machine.world, self.process, f"{self.machine.folder}/bridge.sock", data, done)
+        self.talks[task] = talk
 
     def _ended(self, task: int, plan: Load, function: Callable[..., Any], args: Any, kwargs: Any) -> None:
         if plan.end == "die":
@@ -258,6 +278,10 @@ class _Slot:
             for fd in (self.out, self.err, self.tickets):
                 os.close(fd)
             self.sock.close()
+            for talk in self.talks.values():
+                talk.close()
+            for plan in self.held.values():
+                self.machine.ended(self.process.name, plan)
             self.server.reap(self, status)
 
 
@@ -515,6 +539,8 @@ def _close_files(agent: Agent) -> None:
                 os.close(fd)
             process.tickets.close()
         slots._bridge._listener._listener.close()
+        for stream in slots._bridge._streams.values():
+            stream.sock.close()
         slots.blobs.store.close()
         for _, fds in slots._fork_server._queue:
             for fd in fds:

@@ -53,7 +53,9 @@ class Oracle:
         self._slots: dict[str, int] = {}  # of the nodes that are ready
         self._lost = 0  # nodes that were given up: they may live on, and begin what they were given
         self._busy = 0.0  # when no slot was idle for the last time, no task waited, or one was started
-        sent = sum(max(wish.count, 1) * wish.size + wish.prints + sum(wish.arrays) for wish in scenario.wishes)
+        sent = sum(
+            max(wish.count, 1) * wish.size + wish.prints + 2 * wish.talks + sum(wish.arrays) for wish in scenario.wishes
+        )
         self._patience = _IDLE + 40 * scenario.latency + sent / scenario.rate
 
     def _check(self, holds: object, text: str) -> None:

@@ -28,6 +28,7 @@ from tests.simulation.network import Line
 from tests.simulation.node import Array, Machine, carry_out
 from tests.simulation.oracle import Oracle, argument
 from tests.simulation.scenario import Scenario, Wish
+from tests.simulation.talk import listeners
 from tests.simulation.world import Process, World
 
 __all__ = ["Pool"]
@@ -85,7 +86,13 @@ class Pool:
         io: Any = _IO(self.driver)
         isolated, nodes = scenario.isolated, Nodes(*scenario.nodes)
         self.dispatcher = Dispatcher(
-            io, self.events, isolated=isolated, timeout=None, attempts=3, start_thread=_no_thread
+            io,
+            self.events,
+            isolated=isolated,
+            timeout=None,
+            attempts=3,
+            start_thread=_no_thread,
+            listeners=listeners(world),
         )
         self._groups = [
             TaskGroup(limit, arrays=self.dispatcher.arrays(limit), change=self.dispatcher.surroundings.now())

@@ -21,7 +21,7 @@ class Wish(NamedTuple):
 
     Attributes
     ----------
-    number, seconds, end, size, prints
+    number, seconds, end, size, prints, talks
         See `Load`.
     at
         When it is submitted: seconds after the pool has started.
@@ -59,6 +59,7 @@ class Wish(NamedTuple):
     count: int = 0
     callback: str = ""
     mutates: bool = False
+    talks: int = 0
 
     def __str__(self) -> str:
         rest = {name: value for name, value in _unusual(self).items() if name not in ("number", "at")}
@@ -67,7 +68,7 @@ class Wish(NamedTuple):
     @property
     def load(self) -> Load:
         """What its task does."""
-        return Load(self.number, self.seconds, self.end, self.size, self.prints)
+        return Load(self.number, self.seconds, self.end, self.size, self.prints, self.talks)
 
 
 class Misfortune(NamedTuple):

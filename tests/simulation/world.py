@@ -88,7 +88,8 @@ class Process(base_events.BaseEventLoop):
 
     def _unexpected(self, _: object, context: dict[str, Any]) -> None:
         error = context.get("exception")
-        self.world.broken.append(f"{self.name}: {context['message']}: {error!r}")
+        if self.alive:  # the dead have tasks that never end
+            self.world.broken.append(f"{self.name}: {context['message']}: {error!r}")
 
     def _process_events(self, _: list[Any]) -> None:
         pass
