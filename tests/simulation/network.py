@@ -55,6 +55,7 @@ class Connection:
         self._last_up = self._last_down = 0.0  # when the last byte so far is at the other end
         self._taken_up = self._taken_down = 0.0  # when the line has taken the last byte
         self._waits = False
+        self._closing = False  # the driver has closed; what is in `_up` comes first
         sock.setblocking(False)
         line.network.add_reader(sock, self._from_agent)
 
@@ -123,6 +124,8 @@ class Connection:
         if self._waits:
             self._waits = False
             self.line.network.remove_writer(self.sock)
+        if self._closing:
+            self._close_socket()
 
     def _from_agent(self) -> None:
         try:
@@ -156,7 +159,8 @@ class Connection:
         self.line.connections.discard(self)
 
     def _end_there(self) -> None:
-        self._close_socket()
+        self._closing = True
+        self._to_agent()
 
     def _close_socket(self) -> None:
         if self.sock.fileno() >= 0:
