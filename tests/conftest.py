@@ -29,7 +29,6 @@ _SLOW = {
     "test_concurrent_queries_do_not_mix",
     "test_fifty_megabytes_go_both_ways_at_once",
 }
-_SLOW |= {f"test_new_seeds[{part}]" for part in range(8)}  # of the simulation: 125 each
 
 _GRACE = 5.0  # seconds that threads and processes which are ending may take
 
