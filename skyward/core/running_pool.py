@@ -143,14 +143,18 @@ class RunningPool:
         return PoolStatus(self._settings.name, self._io.start(self.provisioner.status()).result())
 
     def _find_code(self) -> None:
-        """Find the user's own code before anything is bought, and say what of it nodes get."""
-        code = self.dispatcher.code
+        """Find the user's own code before anything is bought, and say what nodes get of that and of packages."""
+        code, packages = self.dispatcher.code, self._settings.packages
+        said = []
         if code is not None and code.sent:
             code.now(call=True)
-            if summary := code.summary:
-                self.events.emit(Note(f"sends {summary}"))
+            said = [f"sends {code.summary}"] if code.summary else []
             for text in code.warnings:
                 self._warn(text)
+        if packages is not None and (summary := packages.summary):
+            said.append(f"nodes install {summary}")
+        if said:
+            self.events.emit(Note("; ".join(said)))
 
     def download(self, pattern: str, to: str, *, overwrite: bool) -> list[Path]:
         """Fetch files that tasks have written.

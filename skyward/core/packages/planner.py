@@ -73,6 +73,17 @@ class PackagePlan:
             return None
         return PackageLists(exact, resolved, _kind(), wheels)
 
+    @property
+    def summary(self) -> str:
+        """How many distributions nodes get, apart from those that they need anyway; empty for none."""
+        lists = self.lists
+        count = len({*lists.exact, *lists.resolved}) - sum(line.partition("==")[0] in NEEDED for line in lists.exact)
+        said = [f"{count} packages" if count > 1 else "1 package"] if count else []
+        sent = len(lists.wheels)
+        if sent:
+            said.append(f"{sent} of yours that no index has")
+        return " and ".join(said)
+
     def _wheels(self, apart: Iterable[Apart]) -> tuple[Wheel, ...]:
         """Wheels of what was installed here from a URL or a file; editable installs are the user's own code."""
         folder = user_cache_path("skyward") / "rebuilt"

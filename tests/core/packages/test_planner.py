@@ -52,6 +52,8 @@ def test_what_the_script_imports(main: types.ModuleType, installed: Installed) -
     lists = PackagePlan(Image(), main, installed).lists
     assert lists.exact == tuple(sorted(["base-of-it==2.0", "made-up==1.5", *(f"{name}==3.0" for name in NEEDED)]))
     assert lists.resolved == ()
+    assert PackagePlan(Image(), main, installed).summary == "2 packages"
+    assert PackagePlan(Image(pip=["other>7"]), main, installed).summary == "3 packages"
     assert lists.driver == f"{platform.system()} {platform.machine()}"
 
 
@@ -83,6 +85,7 @@ def test_what_no_index_has_is_sent(
     for pip in ("forked", "forked @ git+https://host/forked.git@main"):
         lists = PackagePlan(Image(pip=[pip]), main, again).lists
         assert ("other==1.0" in lists.exact, lists.resolved, lists.wheels) == (True, (), late.wheels)
+    assert PackagePlan(Image(pip=["forked"]), main, again).summary == "3 packages and 1 of yours that no index has"
     other = "forked @ git+https://elsewhere/forked.git"
     assert PackagePlan(Image(pip=[other]), main, again).lists.resolved == (other,)
 
