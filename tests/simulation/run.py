@@ -24,7 +24,7 @@ __all__ = ["Outcome", "Totals", "many", "simulate", "story_of"]
 START = 2000.0
 """Seconds within which a pool starts, or fails: twice what slots may take to start, and some orders that fail."""
 SETTLE = 1500.0
-"""Seconds within which every task settles after the last was submitted, the longest silence of a node included."""
+"""Seconds in which every task settles, beyond what they all take one by one: a node's longest silence is part of it."""
 REST = 300.0
 """Seconds awake within which nothing is left of tasks that have settled: nodes out of reach are given up by then."""
 GOODBYE = 5.0
@@ -126,7 +126,7 @@ def _live(world: World, pool: Pool, scenario: Scenario) -> None:
     if pool.started:
         pool.begin()
     pool.oracle.watch()
-    span = sum(wish.at for wish in wishes)
+    span = sum(wish.at + wish.seconds * wish.attempts for wish in wishes)
     settled = lambda: pool.oracle.have_settled(wishes) or world.now >= end  # noqa: E731
     world.run(settled, span + SETTLE, "every task has settled")
     asleep = sum(each.amount for each in scenario.misfortunes if each.kind in ("machine_sleeps", "driver_sleeps"))
