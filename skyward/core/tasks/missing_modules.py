@@ -10,7 +10,8 @@ import functools
 import importlib.util
 import json
 import sys
-from importlib.machinery import ModuleSpec
+import sysconfig
+from importlib.machinery import EXTENSION_SUFFIXES, ModuleSpec
 
 __all__ = ["advice"]
 
@@ -49,6 +50,11 @@ def advice(module: str, here: bool) -> str:
             return (
                 f"It is {place}, not in a file: write it to one, or call cloudpickle.register_pickle_by_value({root})"
             )
+        if compiled := _compiled(module):
+            return (
+                f"Here it is {compiled}, compiled for {sysconfig.get_platform()}, which a node of another platform "
+                "can't load: install a wheel by sky.Image(pip=[...]), or run this program on such a platform"
+            )
         return (
             f"It is one of your own modules, {place}, and nodes get only what your program or its files import by "
             f"name, without what sky.Image(exclude=[...]) leaves out: name it, sky.Image(local=[{root!r}])"
@@ -57,6 +63,12 @@ def advice(module: str, here: bool) -> str:
         "This program has no such module either, so it can't tell which package contains it: find out, and add the "
         "package to sky.Image(pip=[...])"
     )
+
+
+def _compiled(module: str) -> str | None:
+    """Return the file of a compiled module that this program has imported."""
+    file = getattr(sys.modules.get(module), "__file__", None)
+    return file if isinstance(file, str) and file.endswith(tuple(EXTENSION_SUFFIXES)) else None
 
 
 def _advice_here(place: str | None) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import sys
+import sysconfig
 import types
-from importlib.machinery import ModuleSpec
+from importlib.machinery import EXTENSION_SUFFIXES, ModuleSpec
 
 import pytest
 
@@ -91,6 +92,18 @@ def test_a_module_of_the_users_own_is_never_asked_of_an_index(site):
         assert path in advice
         assert f"sky.Image(local=['{name}'])" in advice
         assert "pip" not in advice
+
+
+def test_a_compiled_module_of_the_users_own(site, monkeypatch):
+    """Nodes have got it, and can't load it."""
+    path = site("worked_on_too")
+    module = types.ModuleType("worked_on_too")
+    module.__file__ = path.replace(".py", EXTENSION_SUFFIXES[0])
+    module.__spec__ = ModuleSpec("worked_on_too", None, origin=module.__file__)
+    monkeypatch.setitem(sys.modules, "worked_on_too", module)
+    advice = missing_modules.advice("worked_on_too", here=False)
+    assert f"compiled for {sysconfig.get_platform()}" in advice
+    assert module.__file__ in advice
 
 
 def test_a_module_that_is_not_here_either_is_not_named():
