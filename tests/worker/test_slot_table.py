@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -402,3 +403,11 @@ class AnyOrder(RuleBasedStateMachine):
 
 TestAnyOrder = AnyOrder.TestCase
 TestAnyOrder.settings = examples(100, stateful_step_count=40)
+
+
+@pytest.mark.parametrize(("seconds", "count"), [(0.08, 0), (1.9, 0), (2.1, 1), (5.9, 1), (6.1, 2)])
+def test_no_task_counts_as_soon_that_waits_behind_a_long_one(seconds: float, count: int) -> None:
+    """Half of a running task is still to come, on average."""
+    table = SlotTable(1)
+    table.mean = 4.0
+    assert table.soon(seconds, 1) == count
