@@ -42,6 +42,7 @@ def scenario(seed: int) -> Scenario:
         limits=(None, chance.choice((1, 2, 3)), chance.choice((-1, -2))),
         leaves=chance.choice((0.5, 2.0, 15.0)) * chance.random() if chance.random() < 0.15 else None,
         is_killed=chance.random() < 0.3,
+        withdraws=chance.random() < 0.5,
         wishes=_in_style(chance, _wishes(chance)),
         misfortunes=_misfortunes(chance),
     )
@@ -97,7 +98,7 @@ def _wish(
     sizes: Sequence[int],
     arrays: Sequence[int],
 ) -> Wish:
-    end = chance.choice(ends)
+    end = chance.choice(ends) if chance.random() < 0.98 else "unpicklable"
     return Wish(
         number,
         chance.uniform(0.0, span),
@@ -248,13 +249,13 @@ _OF_MACHINES: dict[str, tuple[_Strike, tuple[float, ...]]] = {
     "driver_lags": (_driver_lags, (0.001, 0.02, 0.2)),
     "agent_lags": (_agent_lags, (0.001, 0.02, 0.2)),
     "disk_full": (_disk_full, (1.0, 15.0, 1e9)),
-    "cut": (_cut, (0.0, 0.0, 0.5, 5.0, 30.0)),
+    "cut": (_cut, (0.0, 0.0, 0.5, 5.0, 30.0, 100.0, 400.0)),
     "stall": (_stall, (0.1, 2.0, 20.0)),
     "peers_cut": (_peers_cut, (0.0, 2.0, 30.0)),
     "peers_stall": (_peers_stall, (0.1, 2.0, 20.0)),
     "peers_lie": (_peers_lie, (1, 3)),
     "agent_dies": (_agent_dies, (0,)),
     "machine_ends": (_machine_ends, (0, 1, 2)),
-    "no_fork": (_no_fork, (1, 3)),
+    "no_fork": (_no_fork, (1, 3, 1_000)),
 }
 _OF_THE_CLOUD = ("lost_replies", "refusals", "failures", "duds")

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import functools
 import pickle
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -76,6 +77,7 @@ class Pool:
         self.failed = False
         """Whether the block could not be entered."""
         self.is_leaving = False
+        self.is_withdrawn = False
         self.behind = 0.0
         """Seconds that a goodbye may take when the block ends, behind what has been sent."""
         self.events = Events()
@@ -169,7 +171,7 @@ class Pool:
 
     def _submit(self, wish: Wish) -> None:
         """Submit a task, to be cancelled when its user wants it no more."""
-        if not self.driver.alive:
+        if not self.driver.alive or self.is_withdrawn:
             return
         self.world.tell(f"submit {wish}")
         arrays = [argument(size) for size in wish.arrays]
@@ -194,6 +196,8 @@ class Pool:
         options = TaskOptions(isolated=wish.isolated, timeout=wish.timeout, attempts=wish.attempts, large=100_000)
         if wish.group is not None:
             options = replace(options, group=self._groups[wish.group])
+        if wish.end == "unpicklable":
+            return self.dispatcher.submit(carry_out, wish.load, threading.Lock(), options=options)
         if not wish.count:
             return self.dispatcher.submit(carry_out, wish.load, *arrays, options=options)
         calls = [(carry_out, (wish.load, *arrays), {})] * wish.count
@@ -217,6 +221,13 @@ class Pool:
         self.oracle.cancelled.add(number)
         with contextlib.suppress(SystemExit):
             future.cancel()
+
+    def withdraw(self) -> None:
+        """Cancel what has not begun, and submit nothing any more, as `shutdown(cancel_futures=True)` does."""
+        self.world.tell("the user withdraws what has not begun")
+        self._cancelled_all()
+        self.is_withdrawn = True
+        self.driver.call_soon_threadsafe(self.dispatcher.withdraw_all)
 
     def leave(self, cancel: bool = False) -> None:
         """The block ends: as `RunningPool` does it."""
@@ -242,8 +253,7 @@ class Pool:
     def kill(self) -> None:
         """The driver's process is killed, and the kernel closes its connections."""
         self.world.tell("the driver is killed")
-        self.oracle.faults += 1
-        self._cancelled_all()
+        self.oracle.is_over = True
         self.driver.die()
         self.world.unwatch(self.driver)
         for line in self.lines.values():
@@ -281,3 +291,7 @@ class Pool:
         self.world.close()
         with contextlib.suppress(SystemExit):  # of a user's callback
             self.dispatcher.close()
+        for task in asyncio.all_tasks(self.driver):  # of one that was killed
+            task._log_destroy_pending = False  # type: ignore[attr-defined]
+            with contextlib.suppress(RuntimeError):  # it would clean up
+                task.get_coro().close()  # type: ignore[union-attr]

@@ -99,15 +99,24 @@ def _simulate(scenario: Scenario) -> Outcome:
     finally:
         logger.removeHandler(errors)
         story = [f"{time - world.began:10.4f}  {text}" for time, text in world.story]
+        broken = list(world.broken)
         pool.close()
         silent.disabled = False
-    if not world.broken and (lost := pool.oracle.unsettled):
-        world.broken.append(f"tasks have not settled: {lost}")
-    if not world.broken and not scenario.is_killed and (kept := census.left(pool.dispatcher, pool.provisioner)):
-        world.broken.append(f"the block has ended, and there is still {', '.join(kept)}")
-    if (more := _open_files() - files) and not world.broken:
-        world.broken.append(f"{more} files are left open")
-    return Outcome(scenario, world.turns, world.broken, story)
+    if not broken and not pool.oracle.is_over:
+        broken = world.broken + _left(pool, files)
+    return Outcome(scenario, world.turns, broken, story)
+
+
+def _left(pool: Pool, files: int) -> list[str]:
+    """What should not be there any more."""
+    found = []
+    if lost := pool.oracle.unsettled:
+        found.append(f"tasks have not settled: {lost}")
+    if kept := census.left(pool.dispatcher, pool.provisioner):
+        found.append(f"the block has ended, and there is still {', '.join(kept)}")
+    if more := _open_files() - files:
+        found.append(f"{more} files are left open")
+    return found
 
 
 def _open_files() -> int:
@@ -136,6 +145,11 @@ def _live(world: World, pool: Pool, scenario: Scenario) -> None:
         pool.kill()
         world.run(lambda: pool.is_gone, ORPHANED + asleep, "no agent runs whose driver was killed")
         return
+    if world.now >= end and scenario.withdraws and pool.started:
+        world.awake(pool.driver, pool.withdraw)()
+        settled = lambda: pool.is_withdrawn and pool.oracle.have_settled(pool.oracle.wishes)  # noqa: E731
+        world.run(settled, span + SETTLE, "every task has settled that had begun")
+        end = math.inf
     world.awake(pool.driver, functools.partial(pool.leave, world.now >= end))()
     world.run(lambda: pool.is_leaving, 2 * LEAVE, "the driver is awake")
     world.run(lambda: pool.has_left, LEAVE, "the block has ended")

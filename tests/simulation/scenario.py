@@ -22,7 +22,7 @@ class Wish(NamedTuple):
     Attributes
     ----------
     number, seconds, end, size, prints, talks
-        See `Load`.
+        See `Load`; and with ``"unpicklable"`` it can't be sent.
     at
         When it is submitted: seconds after the pool has started.
     isolated, timeout, attempts
@@ -114,8 +114,8 @@ class Scenario:
         Of the groups, how many tasks may run at a time, as `TaskGroup` has it.
     leaves
         Seconds after the order when the user is interrupted, and leaves the block at once; None for never.
-    is_killed
-        Whether the driver's process is killed then.
+    is_killed, withdraws
+        Whether the driver's process is killed then; or whether the user only withdraws what has not begun.
     wishes, misfortunes
         What the user wants, and what goes wrong.
     """
@@ -136,6 +136,7 @@ class Scenario:
     limits: tuple[int | None, ...] = ()
     leaves: float | None = None
     is_killed: bool = False
+    withdraws: bool = False
     wishes: tuple[Wish, ...] = ()
     misfortunes: tuple[Misfortune, ...] = ()
 

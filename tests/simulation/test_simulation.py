@@ -16,7 +16,7 @@ from tests.simulation.scenario import Misfortune, Scenario, Wish
 from tests.simulation.shrink import kind_of, reduced_story, shrunk
 
 SECONDS = 15.0  # of a processor for each part: two minutes for all
-SEEDS = 375  # for each part, at most: 3,000 for all
+SEEDS = 125  # for each part, at most: 1,000 for all
 MOST_SEEDS = 10_000
 KEPT = sorted((Path(__file__).parent / "kept").glob("*.json"))
 
