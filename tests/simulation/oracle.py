@@ -151,15 +151,16 @@ class Oracle:
         if isinstance(error, TaskTimeout):
             long = wish.end in ("hang", "die") or wish.seconds > 0.9 * (wish.timeout or 0.0)
             return wish.timeout is not None and (long or self.faults)
+        # Of a shared process that died, what it had begun is not known: all that it was given counts as started.
         starts = self.starts[wish.number]
         if isinstance(error, PayloadError):
             return wish.end == "unpicklable" and not starts
         if isinstance(error, WorkerCrashed) and "no node can start" not in str(error):
-            begun = starts or not wish.isolated  # what a shared process had begun is not known
             # A node that is lost may have begun all that it had.
-            return (begun or self.faults) and starts + self._lost >= wish.attempts
+            return not wish.isolated or ((starts or self.faults) and starts + self._lost >= wish.attempts)
         if isinstance(error, NodeLost) and "can't run" not in str(error):
-            return self.faults and starts + self._lost + 1 >= wish.attempts  # that one is reported right afterwards
+            # That node's loss is reported right afterwards.
+            return self.faults and (not wish.isolated or starts + self._lost + 1 >= wish.attempts)
         return isinstance(error, SkywardError) and self.faults
 
     def have_settled(self, wishes: Collection[Wish]) -> bool:
