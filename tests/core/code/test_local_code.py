@@ -34,8 +34,8 @@ def contents(version):
 def latest(it, old):
     "The version after an edit, which a check that has just been made does not see at once."
     deadline = time.monotonic() + 20
-    while (new := it.now(call=True)) is old and time.monotonic() < deadline:
-        pass
+    while (new := it.now(call=True)) is old:
+        assert time.monotonic() < deadline, "the edit is not seen"
     return new
 
 def write(path, text):
@@ -142,12 +142,14 @@ def test_versions_that_only_add_modules_know_it(tmp_path: Path) -> None:
     for name in ("one", "two", "pack"):
         __import__(name)
         seen.append(it.now().since)
+    last = it.now()  # before the edit, which any call may see
     write("pack/part.py", "")
-    seen.append(latest(it, it.now()).since)
+    seen.append(latest(it, last).since)
     __import__("thr" + "ee")
-    seen.append(it.now().since)
+    last = it.now()
+    seen.append(last.since)
     write("one.py", "x = 2")
-    seen.append(latest(it, it.now()).since)
+    seen.append(latest(it, last).since)
     report(seen, it.now().number)
     """
     (tmp_path / "pack").mkdir()
@@ -205,9 +207,10 @@ def test_a_module_that_is_no_file_is_an_error_where_a_task_needs_it(tmp_path: Pa
     back = latest(it, version)
     report(contents(back), it.of_job(back, cloudpickle.dumps(gone.f)) is back)
     os.remove("gone.py")
-    report(contents(latest(it, back)))
+    without = latest(it, back)
+    report(contents(without))
     write("gone.py", "")
-    report(contents(latest(it, it.now(call=True))))
+    report(contents(latest(it, without)))
     """
     none, made, zipped, gone, others, back, empty, again = run(tmp_path, body, gone="def f(): pass")
     assert none == [None]
