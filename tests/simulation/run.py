@@ -153,9 +153,11 @@ def _live(world: World, pool: Pool, scenario: Scenario) -> None:
     world.awake(pool.driver, functools.partial(pool.leave, world.now >= end))()
     world.run(lambda: pool.is_leaving, 2 * LEAVE, "the driver is awake")
     world.run(lambda: pool.has_left, LEAVE, "the block has ended")
-    # Where nothing went wrong everybody heard the goodbye; else an agent out of reach waits for its owner.
+    # Where nothing went wrong everybody heard the goodbye; else an agent out of reach waits for its owner. So does one
+    # whose greeting the end of a start has interrupted: the driver may say nothing before the agent has answered.
     goodbye = GOODBYE + pool.behind
-    world.run(lambda: pool.is_told or pool.oracle.faults > 0, goodbye, "no agent runs that had an owner")
+    told = lambda: pool.is_told or pool.oracle.faults > 0 or not pool.started  # noqa: E731
+    world.run(told, goodbye, "no agent runs that had an owner")
     world.run(lambda: pool.is_gone, ORPHANED + asleep, "no agent runs any more")
     left = [name for name, record in pool.cloud.records.items() if record.billed]
     if left and pool.cloud.is_rented and not world.broken:
