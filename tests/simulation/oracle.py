@@ -49,9 +49,13 @@ class Oracle:
         """Whether the driver was killed: nobody is there any more to whom anything was promised."""
         self._running: set[int] = set()
         self._limits = scenario.limits
-        ends = {(wish.group, wish.end) for wish in scenario.wishes}
-        # Groups in which no process dies, of whose tasks it is known when they run.
-        self._calm = {group for group, _ in ends if not {(group, "die"), (group, "hang")} & ends}
+        # Groups in which no process dies and no thread works on after its time, of whose tasks it is known when they run.
+        wild = {
+            wish.group
+            for wish in scenario.wishes
+            if wish.end in ("die", "hang") or (wish.timeout and not wish.isolated)
+        }
+        self._calm = {wish.group for wish in scenario.wishes} - wild
         self._slots: dict[str, int] = {}  # of the nodes that are ready
         self._lost = 0  # nodes that were given up: they may live on, and begin what they were given
         self._busy = 0.0  # when no slot was idle for the last time, no task waited, or one was started

