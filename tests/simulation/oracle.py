@@ -49,7 +49,7 @@ class Oracle:
         """Whether the driver was killed: nobody is there any more to whom anything was promised."""
         self._running: set[int] = set()
         self._limits = scenario.limits
-        # Groups in which no process dies and no thread works on after its time, of whose tasks it is known when they run.
+        # Groups in which no process dies and no thread works on after its time: it is known when their tasks run.
         wild = {
             wish.group
             for wish in scenario.wishes
