@@ -13,6 +13,7 @@ from skyward.core.errors import (
     HostUnreachable,
     LinkError,
     LoginRefused,
+    PackagesFailed,
     ProvisioningError,
     SkywardError,
 )
@@ -98,18 +99,31 @@ class Connector:
         if self._address is None:
             if self._link.shell is None:
                 raise ProvisioningError(f"{self._endpoint} has neither an agent nor a shell to start one")
-            from skyward.core.nodes.bootstrap import bootstrap  # noqa: PLC0415 - nodes on this machine need none
+            from skyward.core.nodes.bootstrap import AgentAddress, bootstrap  # noqa: PLC0415 - nodes on this machine need none
 
             awake = asyncio.create_task(self._keep_awake(self._link.shell))
             try:
-                agent = await bootstrap(
-                    self._link.shell,
-                    self._image,
-                    self._packages,
-                    orphan_timeout=self._orphan_timeout,
-                    on_step=self._on_step,
-                    **self._host,
-                )
+                shell = self._link.shell
+
+                async def start(packages: PackageLists | None) -> AgentAddress:
+                    return await bootstrap(
+                        shell,
+                        self._image,
+                        packages,
+                        orphan_timeout=self._orphan_timeout,
+                        on_step=self._on_step,
+                        **self._host,
+                    )
+
+                try:
+                    agent = await start(self._packages)
+                except PackagesFailed:
+                    named = self._packages.named if self._packages is not None else None
+                    if named is None:
+                        raise
+                    # What only seemed to be needed must not keep the pool from starting: the program may use it here.
+                    self._on_step("not all packages that the program imports can be installed; installing those named")
+                    agent = await start(named)
             except (BootstrapFailed, LinkError, TimeoutError) as error:
                 kind = type(error) if isinstance(error, SkywardError) else BootstrapFailed
                 raise kind(f"{self._endpoint}: {error}") from error

@@ -44,9 +44,12 @@ class PackageLists:
         What is sent, since no index has it; their dependencies are in the other lists.
     driver
         Kind of the driver's machine, as ``uname -sm`` prints it: its distributions' metadata holds for such machines.
+    named
+        What to install where all of it can't be: without what was only found in the program. None: nothing else.
     """
 
     exact: tuple[str, ...] = ()
     resolved: tuple[str, ...] = ()
     driver: str = ""
     wheels: tuple[Wheel, ...] = ()
+    named: PackageLists | None = None

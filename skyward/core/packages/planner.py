@@ -94,7 +94,16 @@ class PackagePlan:
     @functools.cached_property
     def lists(self) -> PackageLists:
         """What to install on each node."""
-        return PackageLists(self.closure.exact, self.closure.resolved, _kind(), self._wheels(self.closure.apart))
+        return self._lists(self.closure, self._named)
+
+    @property
+    def _named(self) -> PackageLists | None:
+        """What the image and its plugins name, without what was found in the program; None if that is all there is."""
+        named = self._close([], self._image.pip)
+        return None if self._image.sync == "all" or named == self.closure else self._lists(named)
+
+    def _lists(self, closure: Closure, named: PackageLists | None = None) -> PackageLists:
+        return PackageLists(closure.exact, closure.resolved, _kind(), self._wheels(closure.apart), named)
 
 
 def _kind() -> str:

@@ -97,3 +97,13 @@ def test_a_lock_that_contradicts_this_program(main: types.ModuleType, installed:
         PackagePlan(locked, main, installed)
     other = "other==0.9 --hash=sha256:00"
     assert PackagePlan(Image(pip=[other]), main, installed).lists.resolved == (other,)
+
+
+def test_what_the_program_only_seems_to_need_can_be_left_out(main: types.ModuleType, installed: Installed) -> None:
+    """A package that no index has must not keep a pool from starting that never uses it on nodes."""
+    lists = PackagePlan(Image(pip=["other"]), main, installed).lists
+    assert "made-up==1.5" in lists.exact
+    assert lists.named is not None
+    assert {"other==1.0"} <= set(lists.named.exact)
+    assert not [line for line in lists.named.exact if line.startswith(("made-up", "base-of-it"))]
+    assert PackagePlan(Image(sync="all"), main, installed).lists.named is None
