@@ -175,9 +175,8 @@ write_lists() { # one file of requirements for each kind
 }
 """
 
-# Makes the environment in its final place (environments can't be moved) under a lock, and marks it once it is complete:
-# neither a crash nor two concurrent drivers can leave a partial one that looks usable. Requirements come over stdin.
-BUILD = (
+# How both scripts that install begin: what they print goes one way, and requirements come over stdin.
+_RECEIVE = (
     DISKS
     + r"""
 exec 2>&1
@@ -186,7 +185,14 @@ export LC_ALL
 unset PYTHONHOME PYTHONPATH VIRTUAL_ENV CONDA_PREFIX UV_WORKING_DIR UV_PROJECT
 umask 077
 requirements=$(cat)
-for program in $programs; do
+"""
+)
+
+# Makes the environment in its final place (environments can't be moved) under a lock, and marks it once it is complete:
+# neither a crash nor two concurrent drivers can leave a partial one that looks usable. Requirements come over stdin.
+BUILD = (
+    _RECEIVE
+    + r"""for program in $programs; do
     command -v "$program" >/dev/null || { echo "@lacks $program"; exit 75; }
 done
 cd "$root/envs" || exit 1 # away from any pyproject.toml that uv would use
@@ -265,15 +271,8 @@ rm -f "$env"/*.txt "$env/uv.toml" # they may contain passwords of indexes
 # Installs more for the slots of a running agent, in a folder of its own: they look there for what they do not find
 # elsewhere. It appears there complete or not at all, and never changes.
 SUPPLY = (
-    DISKS
-    + r"""
-exec 2>&1
-LC_ALL=C
-export LC_ALL
-unset PYTHONHOME PYTHONPATH VIRTUAL_ENV CONDA_PREFIX UV_WORKING_DIR UV_PROJECT
-umask 077
-requirements=$(cat)
-into=$run/packages/.$name lists=$run/packages/.$name.lists
+    _RECEIVE
+    + r"""into=$run/packages/.$name lists=$run/packages/.$name.lists
 fail() { disks; rm -rf "$into" "$lists"; exit "$1"; }
 trap 'fail 143' HUP INT TERM
 cd "$run/packages" && mkdir "$into" "$lists" || fail 1
