@@ -19,6 +19,7 @@ from skyward.core.events import Events
 from skyward.core.executor import TaskExecutor
 from skyward.core.image import Image
 from skyward.core.interfaces import Plugin, Provider
+from skyward.core.interrupts import Interrupts
 from skyward.core.pool_arguments import PoolSettings
 from skyward.core.results.names import Trusted
 from skyward.core.running_pool import RunningPool
@@ -199,11 +200,13 @@ class Compute(TaskExecutor):
         for plugin in settings.plugins:
             image = plugin.transform_image(image, driver_environment=settings.is_local)
         settings = replace(settings, image=image, packages=_packages(settings, image))
-        opened = RunningPool(settings, self.events)
-        # A pool that is dropped ends after its tasks, in a thread: garbage collection may run anywhere, even in the
-        # I/O thread.
-        weakref.finalize(self, opened.close_aside).atexit = False
+        opened = None
         try:
+            with Interrupts():  # one in the middle would leave a thread of which nobody knows
+                opened = RunningPool(settings, self.events)
+                # A pool that is dropped ends after its tasks, in a thread: garbage collection may run anywhere, even in
+                # the I/O thread.
+                weakref.finalize(self, opened.close_aside).atexit = False
             opened.start()
             self._open = opened
             # joblib must find an open pool by its backend's name, with or without a plugin.

@@ -8,13 +8,16 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
+import types
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import skyward as sky
+from skyward.core.running_pool import RunningPool
 from tests.core.folder_cloud import FolderCloud
 from tests.core.memory_agent import eventually
 
@@ -229,3 +232,30 @@ def test_ctrl_c_while_starting_releases_everything(tmp_path: Path, monkeypatch: 
         assert "KeyboardInterrupt" in errors
         assert "Traceback" in errors
         eventually(lambda: not _alive(mark), 10)
+
+
+@pytest.mark.slow
+def test_ctrl_c_while_the_pool_is_made_leaves_nothing() -> None:
+    """At any line of it, when nobody else knows yet what exists."""
+    made = RunningPool.__init__.__code__
+    lines = sorted({line for _, _, line in made.co_lines() if line is not None and line > made.co_firstlineno})
+    assert len(lines) > 10
+    before = set(threading.enumerate())
+    for line in lines:
+
+        def trace(frame: types.FrameType, event: str, _: object, line: int = line) -> Any:
+            if frame.f_code is not made:
+                return None
+            if event == "line" and frame.f_lineno == line:
+                frame.f_trace = None
+                signal.raise_signal(signal.SIGINT)
+            return trace
+
+        others = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                sky.Compute(console=False).start()
+        finally:
+            sys.settrace(others)
+        assert set(threading.enumerate()) <= before, line
