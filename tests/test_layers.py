@@ -157,6 +157,8 @@ LAZY: dict[tuple[str, str], str] = {
     ("skyward.core.requirements", "skyward.core.lock_files"): "4 MB, of which only those have a use who have a lock",
     ("skyward.core.requirements", "importlib"): "as above, of which an image that names none of our own needs has none",
     ("skyward.core.tasks.missing_modules", "importlib"): "as above, of which a pool without such a fault has none",
+    ("skyward.joblib_ext.computing", "joblib.func_inspect"): "a node may lack joblib",
+    ("skyward.joblib_ext.computing", "joblib.logger"): "as above",
     ("skyward.joblib_ext.plugin", "importlib"): "as above, for a pool on this machine",
     (
         "skyward.core.machines.node_life",

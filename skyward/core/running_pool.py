@@ -248,6 +248,7 @@ class RunningPool:
 
     def _drain(self) -> None:
         try:
+            self.dispatcher.kept.wait()
             self._io.start(self.dispatcher.runner.drained()).result()
         except KeyboardInterrupt:
             self.report_cancelled()

@@ -21,14 +21,18 @@ from skyward.core.events import Event, NodeGone, NodeReady
 from skyward.core.payload import pickling
 from skyward.core.payload.memory_maps import Named
 from skyward.core.pool import Compute
+from skyward.core.tasks import kept_calls
 from skyward.core.tasks.futures import TaskFuture
 from skyward.core.tasks.jobs import TaskGroup, TaskOptions
+from skyward.core.tasks.kept_calls import KINDS
 from skyward.joblib_ext import warning_filters
 from skyward.joblib_ext.backpressure import Backlog
 from skyward.joblib_ext.batch import Batch, Initializer, plain_parts
 from skyward.joblib_ext.function_cache import StableFunctions
 from skyward.joblib_ext.joblib_private import counted_jobs, failed, raise_in_caller, untaken
+from skyward.joblib_ext.joined import JoinedFuture
 from skyward.joblib_ext.lookahead import Supply, wanted
+from skyward.joblib_ext.memory_cache import OneOfBatch, cached_call
 
 __all__ = ["CallSettings", "ParallelCall", "jobs_of"]
 
@@ -210,14 +214,48 @@ class ParallelCall:
             callback(failed(error))
 
     def _send(self, calls: Any, callback: _Callback | None) -> _Future:
-        count = len(calls)
-        options = self._options if count == 1 else replace(self._options, count=count)
-        if self._level is not None and type(calls) is BatchedCalls:
-            function = self._function(calls.items)
-            batch = Batch(calls.items, self._level, self._settings.initializer, function, self._number)
+        usual = self._level is not None and type(calls) is BatchedCalls
+        future: TaskFuture[Any]
+        if usual and any(type(item[0]) in KINDS for item in calls.items):
+            future = self._send_each(calls.items)
         else:
-            batch = Batch(calls, None, self._settings.initializer, None, self._number)
-        future = self.pool.dispatcher.submit(batch, options=options)
+            count = len(calls)
+            options = self._options if count == 1 else replace(self._options, count=count)
+            batch = (
+                self._batch(calls.items)
+                if usual
+                else Batch(calls, None, self._settings.initializer, None, self._number)
+            )
+            future = self.pool.dispatcher.submit(batch, options=options)
+        return self._watch(future, callback)
+
+    def _batch(self, items: Sequence[tuple[Any, Any, Any]]) -> Batch:
+        return Batch(items, self._level, self._settings.initializer, self._function(items), self._number)
+
+    def _send_each(self, items: Sequence[tuple[Any, Any, Any]]) -> TaskFuture[Any]:
+        """Send the calls of a batch as tasks of their own, since the results of some are looked up and kept."""
+        parts: list[TaskFuture[Any]] = []
+        try:
+            for function, args, kwargs in items:
+                parts.append(self._send_one(function, args, kwargs))
+        except BaseException:
+            for part in parts:
+                part.cancel()
+            raise
+        return JoinedFuture(parts)
+
+    def _send_one(self, function: Any, args: Any, kwargs: Any) -> TaskFuture[Any]:
+        dispatcher = self.pool.dispatcher
+        try:
+            kept = cached_call(function, args, kwargs)
+        except Exception as error:  # arguments that are missing, or can't be hashed
+            return kept_calls.failed(error)
+        if kept is None:
+            return dispatcher.submit(self._batch([(function, args, kwargs)]), options=self._options)
+        batch = self._batch([(kept.function, args, kwargs)])
+        return dispatcher.call_kept(OneOfBatch(kept), batch, (), {}, self._options)
+
+    def _watch(self, future: TaskFuture[Any], callback: _Callback | None) -> _Future:
         with self._lock:
             self._futures.add(future)
             aborted = self._aborted

@@ -15,6 +15,8 @@ from typing import Any
 
 import cloudpickle
 
+from skyward.joblib_ext.computing import Computing
+
 __all__ = ["StableFunctions", "is_by_value"]
 
 _ATOMS = (int, float, complex, str, bytes, bool, type(None), type(...))
@@ -109,6 +111,8 @@ def _is_stable(value: Any, uses: list[tuple[Any, Any]], seen: set[int]) -> bool:
         if isinstance(module, str) and module != "__main__" and _by_name(module, path) is value:
             uses.append(((module, path), value))
             return not is_by_value(module)
+    if kind is Computing:
+        return _is_stable(value.function, uses, seen)
     if kind is types.FunctionType:
         parts = list(_parts(value))
         uses += parts

@@ -10,27 +10,35 @@ import contextlib
 import logging
 import queue
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
+from joblib import memory as joblib_memory
 from joblib import parallel as joblib_parallel
 from joblib._utils import eval_expr
+from joblib.memory import MemorizedFunc
 
 __all__ = [
+    "KEEPS",
     "TRIED",
+    "call_id_of",
     "call_of",
     "counted_jobs",
     "drop_ready_batches",
     "failed",
     "grow_batches",
+    "is_source_known",
+    "load_item",
     "lock_of",
     "pre_dispatched_tasks",
     "raise_if_aborting",
     "raise_in_caller",
     "set_counted_jobs",
+    "shelved",
     "take_batch",
     "untaken",
+    "verbosity",
 ]
 
 _log = logging.getLogger("skyward.joblib")
@@ -153,3 +161,71 @@ def grow_batches(backend: Any, short: float) -> None:
     if 0 < backend._smoothed_batch_duration < short:  # noqa: SLF001
         backend._effective_batch_size *= 2  # noqa: SLF001
         backend._smoothed_batch_duration *= 2  # noqa: SLF001
+
+
+# --- joblib.Memory ---
+
+
+KEEPS = hasattr(MemorizedFunc, "_get_args_id")
+"""Whether this joblib has what follows; joblib 1.3 has not."""
+
+
+def call_id_of(memorized: MemorizedFunc, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the key of a cached function's call: what the function is called there, and the hash of its arguments.
+
+    Parameters
+    ----------
+    memorized
+        The function.
+    args, kwargs
+        Its arguments.
+
+    Raises
+    ------
+    Exception
+        Whatever joblib raises if arguments are missing, or can't be hashed.
+    """
+    return memorized.func_id, memorized._get_args_id(*args, **kwargs)  # noqa: SLF001
+
+
+def is_source_known(memorized: MemorizedFunc) -> bool:
+    """Whether a cache was made by the present source of a function; if not, joblib empties it and notes the source."""
+    with contextlib.suppress(TypeError):  # a callable that is not hashable
+        # joblib does not look again, while the function object is the same, and misses what another object has changed.
+        joblib_memory._FUNCTION_HASHES.pop(memorized.func, None)  # noqa: SLF001
+    return bool(memorized._check_previous_func_code(stacklevel=5))  # noqa: SLF001
+
+
+def load_item(memorized: MemorizedFunc, call_id: tuple[str, str], metadata: Any = None) -> Any:
+    """Load a result; raises anything if it is broken, or gone.
+
+    Parameters
+    ----------
+    memorized, call_id
+        The function, and the key of its call.
+    metadata
+        What is known of the call, to be printed; None: nothing.
+    """
+    began = time.time()
+    item = memorized._load_item(call_id, metadata)  # noqa: SLF001
+    if verbosity(memorized) > 4:  # as joblib does
+        memorized._print_duration(time.time() - began, context="cache loaded ")  # noqa: SLF001
+    return item
+
+
+def shelved(memorized: MemorizedFunc, call_id: tuple[str, str], metadata: Any = None) -> Any:
+    """Return a reference to a result, as ``call_and_shelve`` does.
+
+    Parameters
+    ----------
+    memorized, call_id
+        The function, and the key of its call.
+    metadata
+        What is known of the call; None to read it.
+    """
+    return memorized._get_memorized_result(call_id, metadata)  # noqa: SLF001
+
+
+def verbosity(memorized: MemorizedFunc) -> int:
+    """Return how much a cached function prints."""
+    return int(memorized._verbose)  # noqa: SLF001

@@ -17,6 +17,7 @@ from skyward.core.protocol.wire import Filled
 from skyward.core.tasks.answers import Answers, unanswered
 from skyward.core.tasks.delivery import TOGETHER, Delivery, Errors
 from skyward.core.tasks.jobs import Job
+from skyward.core.tasks.kept_calls import KeptCalls
 from skyward.core.tasks.schedule_events import Verdict
 
 __all__ = ["Completion"]
@@ -36,6 +37,9 @@ class Completion:
     name, start_thread
         Prefix of the delivery threads' names, and what starts them; see `Delivery`.
     """
+
+    kept: KeptCalls
+    """Calls whose results are kept."""
 
     def __init__(
         self,
@@ -63,6 +67,10 @@ class Completion:
             self._delivery.put(job.lane, job)
         self._errors.review(job.lane)
 
+    def deliver(self, job: Job) -> None:
+        """Have the future of a job completed that no node has run, if `KeptCalls.look` says so. From any thread."""
+        self._delivery.put(job.lane, job)
+
     def close(self) -> None:
         """Complete what is left and end the threads, after the loop has ended."""
         self._errors.flush()
@@ -71,6 +79,10 @@ class Completion:
     # --- delivery threads ---
 
     def _complete(self, job: Job) -> None:
+        if self.kept.look(job):
+            self._settle(job)
+
+    def _settle(self, job: Job) -> None:
         future = job.future
         raised: BaseException | None = None
         if job.verdict is Verdict.CANCELLED:
@@ -79,6 +91,7 @@ class Completion:
             except BaseException as of_callback:  # sys.exit(); who waits for the future must learn of it all the same
                 raised = of_callback
         if not future.set_running_or_notify_cancel():
+            self.kept.ended(job)
             self._events.emit(TaskEnded(job.options.count, 0.0, ok=False, cancelled=True))
             if raised is not None:
                 raise raised
@@ -87,9 +100,12 @@ class Completion:
         error: BaseException | None
         try:
             result, error = self._outcome(job)
+            if error is None:
+                result = self.kept.keep(job, result)
         except BaseException as problem:  # an answer may contain anything, and run anything when it is loaded
             error = PayloadError(f"the answer of {job.label} on {job.node} can't be read: {type(problem).__name__}")
             error.__cause__ = problem
+        self.kept.ended(job)
         self._events.emit(TaskEnded(job.options.count, future.seconds or 0.0, error is None))
         if error is None:
             future.set_result(result)
@@ -100,6 +116,8 @@ class Completion:
         """Return the result, or the exception to be raised instead."""
         if job.error is not None:
             return None, job.error
+        if job.found is not None:
+            return job.found[0], None
         if job.verdict is Verdict.ANSWERED and job.answer is not None:
             message, buffers = job.answer
             job.answer = None

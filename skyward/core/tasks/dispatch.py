@@ -30,7 +30,8 @@ from skyward.core.tasks.completion import Completion
 from skyward.core.tasks.delivery import start_thread
 from skyward.core.tasks.futures import TaskFuture
 from skyward.core.tasks.job_maker import JobMaker
-from skyward.core.tasks.jobs import Job, TaskOptions
+from skyward.core.tasks.jobs import Job, KeptCall, TaskOptions
+from skyward.core.tasks.kept_calls import KINDS, KeptCalls, failed
 from skyward.core.tasks.late_packages import Supplier
 from skyward.core.tasks.listening_sockets import Listeners
 from skyward.core.tasks.runner import TaskRunner
@@ -76,6 +77,8 @@ class Dispatcher:
         Starts the threads that complete futures; see `Delivery`.
     """
 
+    kept: KeptCalls
+    """Calls whose results are kept."""
     used = False
     """Whether a task was ever submitted."""
     _woken = False
@@ -117,10 +120,10 @@ class Dispatcher:
             supplier=supplier,
         )
         """The half of it in the I/O thread."""
-        self._ids = itertools.count(1)
+        self.kept = self._completion.kept = KeptCalls(self._make, self._send, self._drop, self._completion.deliver)
+        self._ids, self._pid = itertools.count(1), os.getpid()
         self._inbox: deque[schedule_events.Event | Job] = deque()
         self._on_cancel = self._cancel  # one bound method for all futures
-        self._pid = os.getpid()
 
     def __repr__(self) -> str:
         return f"<Dispatcher {len(self._inbox)} in the inbox; {self.runner}>"
@@ -162,11 +165,14 @@ class Dispatcher:
         PoolNotActive
             The pool is closed, or belongs to another process. All other errors are reported by the future.
         """
-        if self._closed is not None:
-            raise PoolNotActive(self._closed)
-        if os.getpid() != self._pid:
-            raise PoolNotActive("this pool belongs to the process that opened it, not to a fork of it: open one here")
-        self.used = True
+        self._check_open()
+        if type(function) in KINDS and options.node is None:
+            try:
+                kept = KINDS[type(function)](function, args, kwargs)
+            except Exception as error:
+                return failed(error)
+            if kept is not None:
+                return self.kept.call(kept, kept.function, args, kwargs, options)
         task = next(self._ids)
         future: TaskFuture[_T] = TaskFuture(self._on_cancel, task)
         try:
@@ -179,10 +185,62 @@ class Dispatcher:
         self._events.emit(TasksQueued(options.count))
         return future
 
+    def call_kept(
+        self,
+        kept: KeptCall,
+        function: Callable[..., Any],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        options: TaskOptions = _DEFAULT,
+    ) -> TaskFuture[Any]:
+        """Return the result of a call if it is kept; otherwise run it, unless an equal one is running, and keep it.
+
+        Parameters
+        ----------
+        kept
+            What is known of the call.
+        function, args, kwargs
+            What to run if the result is not found; `kept` is given what this returns.
+        options
+            How to run it.
+
+        Raises
+        ------
+        PoolNotActive
+            As for `call`.
+        """
+        self._check_open()
+        return self.kept.call(kept, function, args, kwargs, options)
+
+    def _check_open(self) -> None:
+        if self._closed is not None:
+            raise PoolNotActive(self._closed)
+        if os.getpid() != self._pid:
+            raise PoolNotActive("this pool belongs to the process that opened it, not to a fork of it: open one here")
+        self.used = True
+
+    def _make(
+        self, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], options: TaskOptions
+    ) -> Job:
+        """Make a job that may have to wait."""
+        task = next(self._ids)
+        job = self._maker.make(task, TaskFuture(self._on_cancel, task), function, args, kwargs, options)
+        self._events.emit(TasksQueued(options.count))
+        return job
+
+    def _send(self, job: Job) -> None:
+        self._post(job)
+        if job.future.cancelled():  # while it waited; the runner did not know it yet
+            self._cancel(job.id)
+
+    def _drop(self, job: Job) -> None:
+        job.buffers = []
+        self._snapshots.release(job.blobs.values())
+
     @property
     def unfinished(self) -> int:
         """The approximate number of tasks that have not settled."""
-        return len(self.runner.jobs) + len(self._inbox)
+        return len(self.runner.jobs) + len(self._inbox) + self.kept.waiting
 
     def arrays(self, limit: int | None) -> ArrayCache:
         """Make an array cache for a `TaskGroup` with that limit."""
@@ -230,6 +288,8 @@ class Dispatcher:
                 if isinstance(item, Job):
                     self.runner.submitted(item)
                 else:
+                    if isinstance(item, schedule_events.Cancelled):
+                        self.kept.withdraw(item.task)
                     self.runner.handle(item)
             except Exception:
                 self._io.post(self._take_inbox)  # the other items have their turn nevertheless
@@ -238,12 +298,14 @@ class Dispatcher:
     def cancel_all(self) -> None:
         """Cancel every task."""
         self._take_inbox()
+        self.kept.withdraw_all()
         for task in list(self.runner.jobs):  # not through the futures, whose callbacks are other people's code
             self.runner.handle(schedule_events.Cancelled(task))
 
     def withdraw_all(self) -> None:
         """Cancel every task that has not begun."""
         self._take_inbox()
+        self.kept.withdraw_all()
         for task in list(self.runner.jobs):
             self.runner.handle(schedule_events.Withdrawn(task))
 
@@ -253,6 +315,7 @@ class Dispatcher:
         self.runner.jobs.clear()
         self._woken = False  # the loop may have ended before it took the inbox; from now on posting notices that
         try:
+            self.kept.withdraw_all()
             self._drop_inbox()
         finally:
             self._completion.close()

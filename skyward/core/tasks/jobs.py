@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from skyward.core.blobs.array_cache import ArrayCache
 from skyward.core.code.local_code import CodeVersion
@@ -16,7 +16,7 @@ from skyward.core.tasks.delivery import DeliveryQueue
 from skyward.core.tasks.futures import TaskFuture
 from skyward.core.tasks.schedule_events import Verdict
 
-__all__ = ["Job", "TaskGroup", "TaskOptions"]
+__all__ = ["Job", "KeptCall", "TaskGroup", "TaskOptions"]
 
 
 @dataclass(eq=False)
@@ -89,6 +89,32 @@ class TaskOptions:
     proxies: Sequence[Any] = ()
 
 
+class KeptCall(Protocol):
+    """One call whose result is kept. Its methods may read and write files, and are called by one thread at a time."""
+
+    @property
+    def key(self) -> Hashable:
+        """What calls have in common that have the same result."""
+        ...
+
+    @property
+    def function(self) -> Callable[..., Any]:
+        """What computes the result in a slot, from the arguments of the call."""
+        ...
+
+    def find(self) -> tuple[Any] | None:
+        """Return the result if it is kept. May raise anything; then that is the outcome of the call."""
+        ...
+
+    def detach(self) -> None:
+        """Note what is needed of the arguments, which the caller may change from now on."""
+        ...
+
+    def keep(self, result: Any, seconds: float) -> Any:
+        """Keep a result that took so long, and return what the caller gets. Must not raise."""
+        ...
+
+
 @dataclass(slots=True, eq=False)
 class Job:
     """A task that has not settled yet, or whose future is not completed yet."""
@@ -113,6 +139,9 @@ class Job:
     alone: bool = False  # whether its process is to run nothing else
     note: str = ""  # what was tried in vain to run it
     code: CodeVersion | None = None  # of the user's own code, if there is any
+    kept: KeptCall | None = None  # keeps its result, until it has ended; see kept_calls.py
+    looks: bool = False  # it has waited for an equal one, and is to look for the result before it is run
+    found: tuple[Any] | None = None  # its result, if that was kept
 
     @property
     def lane(self) -> DeliveryQueue:

@@ -1,0 +1,224 @@
+"""Calls whose results are kept, such as those of functions that `joblib.Memory` caches: looked up before they are sent.
+
+A result that is kept never makes a task. Of calls that are equal, one at a time is computed; the others wait for it and
+then find its result. If it fails, or its node dies, the next one is computed. What is kept, and where, is known to a
+`KeptCall`; front ends say in `KINDS` which functions have any.
+
+A call that waits is a job already: it was pickled when it was submitted, so that it may not be computed from arguments
+that have changed since.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any
+
+from skyward.core.tasks.futures import TaskFuture
+from skyward.core.tasks.jobs import Job, KeptCall, TaskOptions
+from skyward.core.tasks.schedule_events import Verdict
+
+__all__ = ["KINDS", "KeptCalls", "MakeJob", "done", "failed"]
+
+
+KINDS: dict[type, Callable[[Any, Sequence[Any], Mapping[str, Any]], KeptCall | None]] = {}
+"""Classes of functions -> what makes a `KeptCall` of function and arguments; None if its result is not kept. It may
+raise anything; then that is the outcome of the call."""
+
+MakeJob = Callable[[Callable[..., Any], Sequence[Any], Mapping[str, Any], TaskOptions], Job]
+"""Makes a job of a call. May raise anything."""
+
+
+class KeptCalls:
+    """The kept calls of one pool. Except where noted, for any thread.
+
+    Parameters
+    ----------
+    make
+        Makes a job of a call.
+    send
+        Takes a job to be run.
+    drop
+        Releases what a job holds that is not going to be run.
+    deliver
+        Takes a job to be completed in the delivery thread of its group, if `look` says so.
+    """
+
+    def __init__(
+        self,
+        make: MakeJob,
+        send: Callable[[Job], object],
+        drop: Callable[[Job], object],
+        deliver: Callable[[Job], object],
+    ) -> None:
+        self._make, self._send, self._drop, self._deliver = make, send, drop, deliver
+        self._changed = threading.Condition(threading.Lock())  # guards what follows; notified when _open gets empty
+        self._open: dict[Hashable, deque[Job]] = {}  # calls that are looked up or computed -> the equal ones that wait
+        self._waiting: dict[int, Job] = {}  # by task
+
+    def __repr__(self) -> str:
+        return f"<KeptCalls, {len(self._open)} open, {len(self._waiting)} wait>"
+
+    @property
+    def waiting(self) -> int:
+        """How many jobs wait for an equal one."""
+        return len(self._waiting)
+
+    def call(
+        self,
+        kept: KeptCall,
+        function: Callable[..., Any],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        options: TaskOptions,
+    ) -> TaskFuture[Any]:
+        """Return a future of a call: it is done if the result was found. Errors are reported by the future.
+
+        Parameters
+        ----------
+        kept
+            What is known of the call.
+        function, args, kwargs
+            What to run if the result is not found; `kept` is given what this returns.
+        options
+            How to run it.
+        """
+
+        def made() -> Job:
+            job = self._make(function, args, kwargs, options)
+            kept.detach()
+            job.kept = kept
+            return job
+
+        job: Job | None = None
+        while not self._enter(kept.key, job):
+            if job is not None:
+                return job.future  # it waits
+            try:
+                job = made()
+            except Exception as error:
+                return failed(error)
+        return self._first(kept, job, made)
+
+    def _first(self, kept: KeptCall, job: Job | None, made: Callable[[], Job]) -> TaskFuture[Any]:
+        try:
+            found = kept.find()
+            if found is None:
+                job = job or made()
+                self._send(job)
+                return job.future
+        except BaseException as error:
+            self._leave(kept.key)
+            if not isinstance(error, Exception):
+                raise
+            if job is None:
+                return failed(error)
+            job.error = error
+        else:
+            self._leave(kept.key)
+            if job is None:
+                return done(found[0])
+            job.found = found
+        return self._end(job)
+
+    def _end(self, job: Job) -> TaskFuture[Any]:
+        job.kept = None
+        self._drop(job)
+        self._deliver(job)
+        return job.future
+
+    def _enter(self, key: Hashable, job: Job | None) -> bool:
+        """Make a call the one of its key that is computed; if there is one, let its job wait, if it has been made."""
+        with self._changed:
+            waiting = self._open.get(key)
+            if waiting is None:
+                self._open[key] = deque()
+                return True
+            if job is not None:
+                waiting.append(job)
+                self._waiting[job.id] = job
+            return False
+
+    def _leave(self, key: Hashable) -> None:
+        """Give the next one its turn."""
+        with self._changed:
+            waiting = self._open[key]
+            if not waiting:
+                del self._open[key]
+                if not self._open:
+                    self._changed.notify_all()
+                return
+            job = self._waiting.pop(waiting.popleft().id)
+            job.looks = True
+        self._deliver(job)
+
+    def look(self, job: Job) -> bool:
+        """Whether a job is to be completed; one that has waited is run unless it is found. In a delivery thread."""
+        kept = job.kept
+        if not job.looks or kept is None:
+            return True
+        job.looks = False
+        if job.future.cancelled():
+            job.verdict = Verdict.CANCELLED
+        else:
+            try:
+                job.found = kept.find()
+            except BaseException as error:
+                job.error = error
+            if job.found is None and job.error is None:
+                self._send(job)
+                return False
+        job.kept = None
+        self._leave(kept.key)
+        self._drop(job)
+        return True
+
+    def keep(self, job: Job, result: Any) -> Any:
+        """Keep the result of a job, and return what the caller gets. In a delivery thread."""
+        return result if job.kept is None else job.kept.keep(result, job.future.seconds or 0.0)
+
+    def ended(self, job: Job) -> None:
+        """Note that a job has ended, and its result, if it has one, is kept. In a delivery thread."""
+        kept, job.kept = job.kept, None
+        if kept is not None:
+            self._leave(kept.key)
+
+    def withdraw(self, task: int) -> None:
+        """Cancel a job if it waits."""
+        with self._changed:
+            job = self._waiting.pop(task, None)
+            if job is None or job.kept is None:
+                return
+            self._open[job.kept.key].remove(job)
+        job.verdict = Verdict.CANCELLED
+        self._end(job)
+
+    def withdraw_all(self) -> None:
+        """Cancel all jobs that wait."""
+        for task in list(self._waiting):
+            self.withdraw(task)
+
+    def wait(self) -> None:
+        """Wait until every call has ended and its result is kept."""
+        with self._changed:
+            while self._open:
+                self._changed.wait()
+
+
+def done(result: Any) -> TaskFuture[Any]:
+    """Return a future that has a result."""
+    future: TaskFuture[Any] = TaskFuture(_no_task, 0)
+    future.set_result(result)
+    return future
+
+
+def failed(error: BaseException) -> TaskFuture[Any]:
+    """Return a future that has failed."""
+    future: TaskFuture[Any] = TaskFuture(_no_task, 0)
+    future.set_exception(error)
+    return future
+
+
+def _no_task(_: int) -> None:
+    """There is nothing to cancel."""
