@@ -41,7 +41,7 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	@scripts/lab-packages
-	$(VENV)/bin/python -m pytest $(if $(ARGS),$(ARGS),--numprocesses 4 --dist worksteal)
+	$(VENV)/bin/python -m pytest $(if $(ARGS),$(ARGS),--numprocesses 5 --dist worksteal)
 
 chaos: $(VENV)/.installed-dev
 	@scripts/lab-packages

@@ -33,10 +33,29 @@ _SLOW = {
 _GRACE = 5.0  # seconds that threads and processes which are ending may take
 
 
+_LONG = ("providers/", "foreign/", "soak/", "simulation/", "test_remote", "test_benchmarks", "test_contrib")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.name in _SLOW:
             item.add_marker("slow")
+    if (workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))) > 1:
+        items[:] = _dealt(items, workers)
+
+
+def _dealt(items: list[pytest.Item], workers: int) -> list[pytest.Item]:
+    """Each worker of xdist gets its part of those that take minutes, first: else one is left alone with them."""
+    here = Path(__file__).parent
+    is_long = [item.path.relative_to(here).as_posix().startswith(_LONG) for item in items]
+    long = [item for item, takes in zip(items, is_long, strict=True) if takes]
+    rest = [item for item, takes in zip(items, is_long, strict=True) if not takes]
+    bounds = [len(rest) * worker // workers for worker in range(workers + 1)]
+    return [
+        item
+        for worker in range(workers)
+        for item in (*long[worker::workers], *rest[bounds[worker] : bounds[worker + 1]])
+    ]
 
 
 @pytest.fixture(autouse=True)

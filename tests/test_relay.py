@@ -56,18 +56,26 @@ def to_all(pool: sky.Compute, data: bytes) -> list[TaskFuture[int]]:
     ]
 
 
+@pytest.fixture
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However busy this machine is, no node is given up as a source for being slow, and nothing is sent twice."""
+    monkeypatch.setattr("skyward.core.blobs.relay.GRACE", 60.0)
+
+
+@pytest.mark.usefixtures("patience")
 def test_a_large_argument_leaves_the_driver_once(lab: Lab, lab_hosts: LabHosts, reach: Reach) -> None:
     """Four nodes get 8 MB each, and the driver sends 8 MB; the second time nothing moves."""
     data = os.urandom(8 * MB)
     with sky.Compute(**reach(lab_hosts(4))) as pool:
         eventually(lambda: acquainted(pool), 20, "every node reaches every other one")
+        assert [future.result(60) for future in to_all(pool, b"")] == [0] * 4  # the code of these tests is there
         before = sent_by_driver(lab)
         assert [future.result(60) for future in to_all(pool, data)] == [zlib.crc32(data)] * 4
         once = sent_by_driver(lab) - before
         assert [future.result(60) for future in to_all(pool, data)] == [zlib.crc32(data)] * 4
         twice = sent_by_driver(lab) - before
-    assert 8 * MB < once < 9.5 * MB
-    assert twice - once < MB
+    assert 8 * MB < once < 8.5 * MB
+    assert twice - once < 0.5 * MB
 
 
 @contextmanager

@@ -15,9 +15,9 @@ from skyward.core.tasks.jobs import TaskOptions
 from tests.lab import Host, Lab, eventually
 from tests.lab.fixtures import FreshHost, LabHosts
 from tests.remote import Reach, index, reach, wheels
-from tests.test_relay import sent_by_driver
+from tests.test_relay import patience, sent_by_driver
 
-__all__ = ["index", "reach", "wheels"]  # fixtures
+__all__ = ["index", "patience", "reach", "wheels"]  # fixtures
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
@@ -84,6 +84,7 @@ def assert_gone(host: Host, folder: str) -> None:
     eventually(lambda: host.run("sh", "-c", f"ls -d {folder} || echo gone").stdout == "gone\n", 20, f"{folder} is gone")
 
 
+@pytest.mark.usefixtures("patience")
 def test_a_folder_leaves_the_driver_once_and_then_not_at_all(
     lab: Lab, lab_hosts: LabHosts, reach: Reach, data: Path
 ) -> None:

@@ -70,7 +70,8 @@ def test_a_fault_that_passes(rental, lab, index, fault):
         if not later:
             switch_on()
         # Where it must run out, as long as a host takes here to answer: the more so the busier the machine is.
-        patience = 12.0 * max(1.0, os.getloadavg()[0] / 4) if fault in ("never_boots", "never_answers") else 120.0
+        runs_out = fault in ("never_boots", "never_answers", "wrong_host_key")
+        patience = 12.0 * max(1.0, os.getloadavg()[0] / 4) if runs_out else 120.0
         run(rental.provider(cloud, patience=patience, retry_for=15.0), index, *[switch_on] * later)
         assert cloud.meter.live == []
 

@@ -603,8 +603,9 @@ def test_credentials_that_have_ended_end_the_wait_and_what_is_left_is_reported(w
     assert buyer is not None
     assert buyer._reaper.poll() is None, "it is for what is left"
     dismiss(buyer._reaper)
-    assert notes[-1].warning
-    assert notes[-1].text == (
+    [told] = [note for note in notes if note.text.startswith("could not")]
+    assert told.warning
+    assert told.text == (
         "could not terminate m-tag-1 at folder, m-tag-2 at folder; it may still cost about $0.24/h. "
         "folder refuses the credentials: the key was refused. "
         "Run this with credentials that may terminate it: skyward down tag. "
