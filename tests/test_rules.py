@@ -163,6 +163,7 @@ NO_TEST_FILE: dict[str, str] = {
     "core/packages/lists.py": ONLY_NAMES,
     "core/status.py": "tests/core/test_pool_gpus.py",
     "core/tasks/jobs.py": ONLY_NAMES,
+    "core/tasks/pool_context.py": ONLY_NAMES,
     "core/tasks/schedule_events.py": ONLY_NAMES,
     "integrations/joblib.py": "tests/integrations/test_seeds.py",
     "joblib_ext/call.py": "tests/joblib_ext/test_backend.py",

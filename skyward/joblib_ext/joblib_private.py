@@ -9,14 +9,17 @@ import concurrent.futures
 import contextlib
 import logging
 import queue
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
+from joblib import hashing
 from joblib import memory as joblib_memory
 from joblib import parallel as joblib_parallel
 from joblib._utils import eval_expr
+from joblib.func_inspect import filter_args
 from joblib.memory import MemorizedFunc
 
 __all__ = [
@@ -37,6 +40,7 @@ __all__ = [
     "set_counted_jobs",
     "shelved",
     "take_batch",
+    "take_turns",
     "untaken",
     "verbosity",
 ]
@@ -229,3 +233,74 @@ def shelved(memorized: MemorizedFunc, call_id: tuple[str, str], metadata: Any = 
 def verbosity(memorized: MemorizedFunc) -> int:
     """Return how much a cached function prints."""
     return int(memorized._verbose)  # noqa: SLF001
+
+
+class _Forcing(threading.local):
+    """Whether this thread is in `MemorizedFunc.call`, which computes in any case."""
+
+    on = False
+
+
+_forcing = _Forcing()
+
+
+def take_turns(
+    turn: Callable[[MemorizedFunc, tuple[str, str]], AbstractContextManager[bool]], stores: type[Any]
+) -> None:
+    """Make cached functions with a pool's store compute one of several equal calls at a time. May be repeated.
+
+    Parameters
+    ----------
+    turn
+        Waits for the turn of a call; tells whether to look for its result once more.
+    stores
+        The class of such stores. They have a method `look` to ask for all that is about to be read of a call, and
+        `original`, which is hashed in their place.
+    """
+    kind = MemorizedFunc
+    if hasattr(kind._call, "original"):  # noqa: SLF001
+        return
+    compute, look, force = kind._call, kind._is_in_cache_and_valid, kind.call  # noqa: SLF001
+
+    def _call(self: Any, call_id: tuple[str, str], args: Any, kwargs: Any, shelving: bool = False) -> Any:
+        forced, _forcing.on = _forcing.on, False
+        with turn(self, call_id) as again:
+            if again and not forced and self._is_in_cache_and_valid(call_id):
+                if shelving:
+                    return self._get_memorized_result(call_id), {}
+                with contextlib.suppress(Exception):  # broken, or gone again
+                    return self._load_item(call_id), {}
+            return compute(self, call_id, args, kwargs, shelving)
+
+    def _is_in_cache_and_valid(self: Any, call_id: tuple[str, str]) -> Any:
+        if isinstance(self.store_backend, stores):
+            self.store_backend.look(call_id)
+        return look(self, call_id)
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        _forcing.on = True
+        try:
+            return force(self, *args, **kwargs)
+        finally:
+            _forcing.on = False
+
+    _call.original = compute  # type: ignore[attr-defined]
+    kind._call, kind._is_in_cache_and_valid, kind.call = _call, _is_in_cache_and_valid, call  # noqa: SLF001
+    _hash_as_driver(stores)
+
+
+def _hash_as_driver(stores: type[Any]) -> None:
+    """Make the arguments of functions with such a store have the hash here that they have in the driver."""
+    hashed, save = MemorizedFunc._get_args_id, hashing.Hasher.save  # noqa: SLF001
+
+    def _get_args_id(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not isinstance(self.store_backend, stores):
+            return hashed(self, *args, **kwargs)
+        # An array that is a memory map only because it was sent counts as the array that it was.
+        return hashing.hash(filter_args(self.func, self.ignore, args, kwargs), coerce_mmap=True)
+
+    def save_original(self: Any, obj: Any) -> None:
+        save(self, obj.original if isinstance(obj, stores) else obj)
+
+    MemorizedFunc._get_args_id = _get_args_id  # noqa: SLF001
+    hashing.Hasher.save = save_original

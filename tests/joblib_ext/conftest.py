@@ -11,6 +11,7 @@ import pytest
 
 import skyward as sky
 from tests import conftest as outer
+from tests.joblib_ext.counted import Counted
 
 VERSION = tuple(int(part) for part in joblib.__version__.split(".")[:2])
 
@@ -31,6 +32,12 @@ def pool() -> Iterator[sky.Compute]:
     with sky.Compute(nodes=2, concurrency=2, plugins=[sky.plugins.joblib()], console=False) as opened:
         yield opened
     _wait_for(lambda: sorted(outer._agents() - before))
+
+
+@pytest.fixture
+def counted(tmp_path: Path) -> Counted:
+    """Cached functions with a folder of their own."""
+    return Counted(tmp_path)
 
 
 @pytest.fixture(autouse=True)

@@ -21,46 +21,10 @@ import skyward as sky
 from skyward.joblib_ext import memory_cache
 from skyward.joblib_ext.memory_cache import CachedCall, OneOfBatch, cached_call
 from tests.joblib_ext.conftest import VERSION
+from tests.joblib_ext.counted import Counted, Model, wait_for
 
 if VERSION < (1, 4):
     pytest.skip("joblib 1.4 has what the lookup needs", allow_module_level=True)
-
-
-class Counted:
-    """How often the functions of one test have run, on any node of this machine."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.log = folder / "ran"
-        self.log.touch()
-        self.memory = Memory(str(folder / "cache"), verbose=0)
-
-    @property
-    def ran(self) -> list[str]:
-        return self.log.read_text(encoding="utf-8").split()
-
-    def square(self, memory: Memory | None = None, **options: Any) -> MemorizedFunc:
-        log = str(self.log)
-
-        def square(x: Any, label: str = "square") -> Any:
-            with open(log, "a", encoding="utf-8") as file:  # noqa: PTH123
-                file.write(f"{label}\n")
-            return x * x
-
-        return (memory or self.memory).cache(square, **options)
-
-
-@pytest.fixture
-def counted(tmp_path: Path) -> Counted:
-    return Counted(tmp_path)
-
-
-def wait_for(path: Path) -> None:
-    """In a task: until the test makes a file."""
-    import time
-
-    while not path.exists():
-        time.sleep(0.002)
 
 
 def test_a_result_is_computed_once_and_then_found(pool: sky.Compute, counted: Counted) -> None:
@@ -246,17 +210,6 @@ def test_verbose_functions_print_as_with_joblib(
     printed = capfd.readouterr()
     for text in ("[Memory] Calling", "square(4, label='loud')", "square - 0.0", "[Memory]", "cache loaded"):
         assert text in printed.out + printed.err, text
-
-
-class Model:
-    """With a method that is cached the way joblib documents."""
-
-    def __init__(self, memory: Memory, factor: int) -> None:
-        self.factor = factor
-        self.times = memory.cache(self.times_)
-
-    def times_(self, x: int) -> int:
-        return self.factor * x
 
 
 def test_methods_and_references_to_results(pool: sky.Compute, counted: Counted) -> None:

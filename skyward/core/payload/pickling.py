@@ -28,6 +28,7 @@ __all__ = [
     "CLASS_REDUCERS",
     "LARGE",
     "PLAIN",
+    "POOL_REDUCERS",
     "Payload",
     "dumps",
     "loads",
@@ -45,6 +46,11 @@ _MAX_BUFFERS = 60_000  # out of band; a message carries up to 65,535
 CLASS_REDUCERS: list[Callable[[type], Any]] = []
 """Tried in turn to pickle a class: each returns what ``__reduce__`` would, or None for the usual way. For parts of
 skyward that know classes which the other side may lack."""
+
+
+POOL_REDUCERS: dict[type, Callable[[Any, Any], Any]] = {}
+"""Classes -> what returns, for an instance and the pool that it is sent to, what ``__reduce__`` would, or None for the
+usual way. For objects that refer to something of the driver's."""
 
 
 PLAIN: dict[type, Callable[[Any], Sequence[Any] | None]] = {}
@@ -70,8 +76,10 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         arrays: tuple[Any, ...],
         buffer_callback: Callable[[Any], bool],
         on_proxy: Callable[[Any], object] | None = None,
+        pool: object = None,
     ) -> None:
         super().__init__(file, protocol=5, buffer_callback=buffer_callback)
+        self._pool = pool
         self._arrays = arrays  # how they are pickled: further arguments of `reduce_array`
         managers = sys.modules.get("multiprocessing.managers")
         self._proxy: type | None = None if managers is None else managers.BaseProxy
@@ -83,6 +91,10 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             return memory_maps.reduce_array(obj, numpy, *self._arrays)
         if self._proxy is not None and self._on_proxy is not None and isinstance(obj, self._proxy):
             self._on_proxy(obj)
+        if self._pool is not None and type(obj) in POOL_REDUCERS:
+            reduced = POOL_REDUCERS[type(obj)](obj, self._pool)
+            if reduced is not None:
+                return reduced
         return reduce_class(obj) or super().reducer_override(obj)
 
 
@@ -103,6 +115,7 @@ def dumps(
     mode: str = "c",
     named: memory_maps.Named = "none",
     on_proxy: Callable[[Any], object] | None = None,
+    pool: object = None,
 ) -> Payload:
     """Pickle a value.
 
@@ -120,6 +133,8 @@ def dumps(
         Which memory-mapped files are sent by name; see `memory_maps`.
     on_proxy
         Called with each proxy of a `multiprocessing` Manager in the value.
+    pool
+        The pool that it is sent to, for `POOL_REDUCERS`; None for the usual way.
 
     Raises
     ------
@@ -143,7 +158,7 @@ def dumps(
 
     file = io.BytesIO()
     try:
-        _Pickler(file, (large, mode, named), keep_in_band, on_proxy).dump(value)
+        _Pickler(file, (large, mode, named), keep_in_band, on_proxy, pool).dump(value)
     except PayloadError:  # it already says what is at fault
         raise
     except BaseException as error:

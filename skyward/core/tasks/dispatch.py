@@ -34,6 +34,7 @@ from skyward.core.tasks.jobs import Job, KeptCall, TaskOptions
 from skyward.core.tasks.kept_calls import KINDS, KeptCalls, failed
 from skyward.core.tasks.late_packages import Supplier
 from skyward.core.tasks.listening_sockets import Listeners
+from skyward.core.tasks.pool_context import PoolContext
 from skyward.core.tasks.runner import TaskRunner
 
 __all__ = ["Dispatcher"]
@@ -77,8 +78,12 @@ class Dispatcher:
         Starts the threads that complete futures; see `Delivery`.
     """
 
+    runner: TaskRunner
+    """The half of it in the I/O thread."""
     kept: KeptCalls
     """Calls whose results are kept."""
+    context: PoolContext
+    """What front ends know of the pool."""
     used = False
     """Whether a task was ever submitted."""
     _woken = False
@@ -105,10 +110,10 @@ class Dispatcher:
     ) -> None:
         self.surroundings, self.named = surroundings or Surroundings(shared=False), named
         self._io, self._events = io, events
-        self._snapshots, listeners = Snapshots(shares), listeners or Listeners()
+        self._snapshots, listeners, answers = Snapshots(shares), listeners or Listeners(), answers or Answers()
         self.code = None if local_code is None else LocalCode(self._snapshots, local_code)
         self._maker = JobMaker(self._snapshots, self.surroundings, named, listeners, self.code, timeout)
-        self._completion = Completion(events, answers or Answers(), self.surroundings, f"{name}-delivery", start_thread)
+        self._completion = Completion(events, answers, self.surroundings, f"{name}-delivery", start_thread)
         self.runner = TaskRunner(
             events,
             self._snapshots,
@@ -119,11 +124,11 @@ class Dispatcher:
             roll_call=roll_call,
             supplier=supplier,
         )
-        """The half of it in the I/O thread."""
         self.kept = self._completion.kept = KeptCalls(self._make, self._send, self._drop, self._completion.deliver)
-        self._ids, self._pid = itertools.count(1), os.getpid()
-        self._inbox: deque[schedule_events.Event | Job] = deque()
+        self.context = self._maker.context = PoolContext(named == "all", answers, self.kept)
+        self._ids, self._pid, self._on_cancel = itertools.count(1), os.getpid(), self._cancel  # a method made once
         self._on_cancel = self._cancel  # one bound method for all futures
+        self._inbox: deque[schedule_events.Event | Job] = deque()
 
     def __repr__(self) -> str:
         return f"<Dispatcher {len(self._inbox)} in the inbox; {self.runner}>"
@@ -320,3 +325,4 @@ class Dispatcher:
         finally:
             self._completion.close()
             self._snapshots.clear()
+            self.context.at_end.close()

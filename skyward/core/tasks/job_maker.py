@@ -17,6 +17,7 @@ from skyward.core.protocol import wire
 from skyward.core.tasks.futures import TaskFuture
 from skyward.core.tasks.jobs import Job, TaskGroup, TaskOptions
 from skyward.core.tasks.listening_sockets import Listeners
+from skyward.core.tasks.pool_context import PoolContext
 
 __all__ = ["JobMaker"]
 
@@ -58,6 +59,7 @@ class JobMaker:
         self._code = code
         self._timeout = timeout
         self._common = TaskGroup()
+        self.context: PoolContext | None = None
 
     def make(
         self,
@@ -98,6 +100,7 @@ class JobMaker:
             mode=options.mode,
             named=self._named,
             on_proxy=proxies.append,
+            pool=self.context,
         )
         code = (
             group.code if self._code is None else self._code.of_job(group.code, head)

@@ -54,7 +54,8 @@ class KeptCalls:
     ) -> None:
         self._make, self._send, self._drop, self._deliver = make, send, drop, deliver
         self._changed = threading.Condition(threading.Lock())  # guards what follows; notified when _open gets empty
-        self._open: dict[Hashable, deque[Job]] = {}  # calls that are looked up or computed -> the equal ones that wait
+        self._open: dict[Hashable, deque[Job | threading.Event]] = {}  # those looked up or computed -> who waits
+        self._owners: dict[Hashable, Job] = {}  # the job that computes it, if one does
         self._waiting: dict[int, Job] = {}  # by task
 
     def __repr__(self) -> str:
@@ -106,21 +107,26 @@ class KeptCalls:
             found = kept.find()
             if found is None:
                 job = job or made()
-                self._send(job)
+                self._run(kept.key, job)
                 return job.future
         except BaseException as error:
-            self._leave(kept.key)
+            self.leave(kept.key)
             if not isinstance(error, Exception):
                 raise
             if job is None:
                 return failed(error)
             job.error = error
         else:
-            self._leave(kept.key)
+            self.leave(kept.key)
             if job is None:
                 return done(found[0])
             job.found = found
         return self._end(job)
+
+    def _run(self, key: Hashable, job: Job) -> None:
+        with self._changed:
+            self._owners[key] = job
+        self._send(job)
 
     def _end(self, job: Job) -> TaskFuture[Any]:
         job.kept = None
@@ -140,18 +146,50 @@ class KeptCalls:
                 self._waiting[job.id] = job
             return False
 
-    def _leave(self, key: Hashable) -> None:
+    def leave(self, key: Hashable) -> None:
         """Give the next one its turn."""
         with self._changed:
             waiting = self._open[key]
+            self._owners.pop(key, None)
             if not waiting:
                 del self._open[key]
                 if not self._open:
                     self._changed.notify_all()
                 return
-            job = self._waiting.pop(waiting.popleft().id)
+            job = waiting.popleft()
+            if isinstance(job, threading.Event):
+                job.set()
+                return
+            del self._waiting[job.id]
             job.looks = True
         self._deliver(job)
+
+    # --- calls within tasks, which have no job ---
+
+    def begin(self, key: Hashable) -> threading.Event | None:
+        """Begin to compute a call, until `leave`; if an equal one is, return what tells when it is our turn."""
+        with self._changed:
+            waiting = self._open.get(key)
+            if waiting is None:
+                self._open[key] = deque()
+                return None
+            turn = threading.Event()
+            waiting.append(turn)
+            return turn
+
+    def give_up(self, key: Hashable, turn: threading.Event) -> bool:
+        """Whether it was possible to wait no longer; otherwise it is our turn."""
+        with self._changed:
+            if turn.is_set():
+                return False
+            self._open[key].remove(turn)
+            return True
+
+    def is_queued(self, key: Hashable) -> bool:
+        """Whether a call is to be computed by a job that, as far as its node has reported, has not begun."""
+        with self._changed:
+            job = self._owners.get(key)
+            return job is not None and not job.future.began
 
     def look(self, job: Job) -> bool:
         """Whether a job is to be completed; one that has waited is run unless it is found. In a delivery thread."""
@@ -167,10 +205,10 @@ class KeptCalls:
             except BaseException as error:
                 job.error = error
             if job.found is None and job.error is None:
-                self._send(job)
+                self._run(kept.key, job)
                 return False
         job.kept = None
-        self._leave(kept.key)
+        self.leave(kept.key)
         self._drop(job)
         return True
 
@@ -182,7 +220,7 @@ class KeptCalls:
         """Note that a job has ended, and its result, if it has one, is kept. In a delivery thread."""
         kept, job.kept = job.kept, None
         if kept is not None:
-            self._leave(kept.key)
+            self.leave(kept.key)
 
     def withdraw(self, task: int) -> None:
         """Cancel a job if it waits."""

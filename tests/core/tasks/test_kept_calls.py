@@ -136,6 +136,32 @@ def test_if_the_first_is_cancelled_the_next_one_is_computed(pool: MemoryPool) ->
     idle(pool)
 
 
+def test_calls_without_a_job_take_their_turn(pool: MemoryPool) -> None:
+    """As those within tasks have."""
+    kept, shelf = pool.dispatcher.kept, Shelf()
+    assert kept.begin("x") is None
+    turn, impatient = kept.begin("x"), kept.begin("x")
+    assert turn is not None
+    assert impatient is not None
+    waits = submit(pool, shelf, double, 1, key="x")
+    assert not kept.is_queued("x")
+    assert not turn.is_set()
+    assert kept.give_up("x", impatient)
+    kept.leave("x")
+    assert turn.is_set()
+    assert not kept.give_up("x", turn), "it is our turn"
+    assert not waits.done()
+    kept.leave("x")
+    eventually(lambda: kept.is_queued("x"))
+    after = kept.begin("x")
+    assert after is not None
+    pool.add()
+    assert waits.result(5) == 2
+    assert after.wait(5)
+    kept.leave("x")
+    idle(pool)
+
+
 def test_what_looking_raises_is_the_outcome(pool: MemoryPool) -> None:
     shelf = Shelf()
     agent = pool.add(holding=True)
