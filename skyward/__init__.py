@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from skyward.core.errors import PythonNotFound as PythonNotFound
     from skyward.core.errors import QuotaExceeded as QuotaExceeded
     from skyward.core.errors import RateLimited as RateLimited
+    from skyward.core.errors import ResumeFileError as ResumeFileError
     from skyward.core.errors import SkywardError as SkywardError
     from skyward.core.errors import TaskError as TaskError
     from skyward.core.errors import TaskFailed as TaskFailed
@@ -100,6 +101,7 @@ __all__ = [
     "PythonNotFound",
     "QuotaExceeded",
     "RateLimited",
+    "ResumeFileError",
     "S3Volume",
     "SkywardError",
     "TaskError",
@@ -154,6 +156,7 @@ _HOME = {
             *(
                 "ProvisioningError",
                 "PythonNotFound",
+                "ResumeFileError",
                 "SkywardError",
                 "TaskError",
                 "TaskFailed",

@@ -32,7 +32,9 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("blobs", "pool_arguments"),
     ("code", "files"),
     ("machines", "tasks"),  # which know nothing of each other
-    ("function", "running_pool"),
+    ("function",),
+    ("resume",),
+    ("running_pool",),
     ("executor",),
     ("pool",),
 )
@@ -89,6 +91,11 @@ PURE = (
     "skyward.core.code.places",
     "skyward.core.code.references",
     "skyward.core.blobs.relay",
+    "skyward.core.resume.separately",
+    "skyward.core.resume.identity",
+    "skyward.core.resume.occurrences",
+    "skyward.core.resume.packing",
+    "skyward.core.resume.plan",
     "skyward.core.protocol.roll_call",
     "skyward.core.tasks.schedule",
     "skyward.core.tasks.schedule_events",
@@ -153,6 +160,10 @@ LAZY: dict[tuple[str, str], str] = {
         "skyward.core.machines.provision",
         "skyward.core.machines.buyer",
     ): "a pool that rents nothing does without SQLite and all that",
+    (
+        "skyward.core.running_pool",
+        "skyward.core.resume.resuming",
+    ): "a pool that keeps no results does without SQLite and all that",
     ("skyward.core.registry", "importlib.metadata"): "3 MB, of which our own providers have no use",
     ("skyward.core.requirements", "skyward.core.lock_files"): "4 MB, of which only those have a use who have a lock",
     ("skyward.core.requirements", "importlib"): "as above, of which an image that names none of our own needs has none",

@@ -165,6 +165,7 @@ NO_TEST_FILE: dict[str, str] = {
     "core/tasks/jobs.py": ONLY_NAMES,
     "core/tasks/pool_context.py": ONLY_NAMES,
     "core/tasks/schedule_events.py": ONLY_NAMES,
+    "core/tasks/several_calls.py": "tests/core/resume/test_separately.py",
     "integrations/joblib.py": "tests/integrations/test_seeds.py",
     "joblib_ext/call.py": "tests/joblib_ext/test_backend.py",
     "joblib_ext/callbacks.py": "tests/integrations/test_sklearn.py",
@@ -206,6 +207,7 @@ UNDESCRIBED: dict[str, str] = {
     "cli/doctor.py:run": OPTIONS,
     "cli/down.py:run": OPTIONS,
     "cli/offers.py:run": OPTIONS,
+    "cli/runs.py:run": OPTIONS,
     "cli/ssh.py:run": OPTIONS,
 }
 

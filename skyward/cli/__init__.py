@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 import skyward
-from skyward.cli import doctor, down, ls, offers, ssh
+from skyward.cli import doctor, down, ls, offers, runs, ssh
 from skyward.cli.output import say
 from skyward.core.errors import SkywardError
 
@@ -31,6 +31,7 @@ app.command("offers", short_help="List machines for rent, cheapest first.")(offe
 app.command("ls", short_help="List the machines of your pools.")(ls.run)
 app.command("down", short_help="Terminate the machines of a pool, or of all pools.")(down.run)
 app.command("doctor", short_help="Check the setup, and say how to fix problems.")(doctor.run)
+app.command("runs", short_help="Show which results were kept, and remove some.")(runs.run)
 app.command("ssh", short_help="Log in to a node, or run a command there.", cls=ssh.Command)(ssh.run)
 
 

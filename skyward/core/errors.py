@@ -7,7 +7,8 @@ retried depends on the type, never on the text. A message says what happened, wh
 
     SkywardError
     ├── ConfigError (ValueError)            an argument is wrong; nothing was started
-    │   └── PluginNotFound (LookupError)    no such provider, transport or plugin, or it can't be imported
+    │   ├── PluginNotFound (LookupError)    no such provider, transport or plugin, or it can't be imported
+    │   └── ResumeFileError                 the file given as resume= is in use, damaged, or no such file
     ├── NestedPool (RuntimeError)           a pool in a task that might nest forever, or rent machines unasked
     ├── PoolNotActive (RuntimeError)        the pool was not entered, is closed, or belongs to another process
     ├── ProvisioningError                   a node could not be provisioned
@@ -70,6 +71,7 @@ __all__ = [
     "PythonNotFound",
     "QuotaExceeded",
     "RateLimited",
+    "ResumeFileError",
     "SkywardError",
     "TaskError",
     "TaskFailed",
@@ -95,6 +97,10 @@ class ConfigError(SkywardError, ValueError):
 
 class PluginNotFound(ConfigError, LookupError):
     """No provider, transport or plugin has this name, or the one that has it can't be imported."""
+
+
+class ResumeFileError(ConfigError):
+    """The file given as ``resume=`` is used by another program, is damaged or no such file, or is not safe to read."""
 
 
 class NestedPool(SkywardError, RuntimeError):

@@ -20,6 +20,7 @@ from typing import Any, Concatenate, Generic, NoReturn, ParamSpec, TypeVar, Type
 from skyward.core.errors import ConfigError, PayloadError
 from skyward.core.labels import label
 from skyward.core.tasks.futures import TaskFuture
+from skyward.core.tasks.several_calls import Call, SeveralCalls
 
 __all__ = [
     "CallRunner",
@@ -293,7 +294,7 @@ def run_pending(result: Any) -> Any:
     return result
 
 
-class Chunk:
+class Chunk(SeveralCalls):
     """Several calls of a function as one task."""
 
     __slots__ = ("calls", "function")
@@ -309,6 +310,14 @@ class Chunk:
     def label(self) -> str:
         """Its name in messages."""
         return f"{label(self.function)} (a chunk of {len(self.calls)})"
+
+    def parts(self) -> Sequence[Call]:
+        """See `SeveralCalls`."""
+        return [(self.function, args, {}) for args in self.calls]
+
+    def only(self, wanted: Sequence[int]) -> Chunk:
+        """See `SeveralCalls`."""
+        return Chunk(self.function, [self.calls[number] for number in wanted])
 
     def __call__(self) -> list[Any]:
         """Run them one after another, in a slot."""

@@ -85,6 +85,9 @@ class Compute(TaskExecutor):
         Whether to show a live line and a summary if there is a terminal.
     orphan_timeout
         Seconds for which a node keeps running without contact to this program before it shuts down.
+    resume
+        A file that keeps the results of finished calls: if the program ends early, for whatever reason, it takes them
+        from there when it is run again, and computes only the rest. None: results are not kept.
 
     Raises
     ------
@@ -122,6 +125,7 @@ class Compute(TaskExecutor):
         trusted: Sequence[Any] = (),
         console: bool = True,
         orphan_timeout: float = 600.0,
+        resume: str | os.PathLike[str] | None = None,
     ) -> None:
         name = f"sky-{os.getpid()}-{next(_numbers)}-{os.urandom(3).hex()}"
         if worker is not None:
@@ -155,6 +159,7 @@ class Compute(TaskExecutor):
             reads_data=pool_arguments.reads_data(results, providers),
             console=console,
             volumes=mounts,
+            resume=pool_arguments.resume(resume),
         )
         self.events = Events()
         self._open: RunningPool | None = None  # between `start` and the beginning of the end
@@ -187,6 +192,8 @@ class Compute(TaskExecutor):
         NestedPool
             It must not be opened here: pools would nest too deeply, a task would rent machines, or a module opens it
             while it is imported.
+        ResumeFileError
+            The resume file can't be used.
         ProvisioningError, LinkError
             The nodes can't be provisioned; everything that was started has been released.
         """

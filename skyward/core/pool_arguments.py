@@ -9,6 +9,7 @@ import itertools
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from skyward.core import gpus, registry
@@ -33,6 +34,7 @@ __all__ = [
     "plugins",
     "providers",
     "reads_data",
+    "resume",
     "volumes",
     "with_defaults",
 ]
@@ -61,6 +63,8 @@ class PoolSettings:
         What nodes install, once that is planned; None for what the image says.
     volumes
         Folders of this machine that tasks find on the nodes.
+    resume
+        Absolute path of the file that keeps results; None for none.
     """
 
     name: str
@@ -76,6 +80,7 @@ class PoolSettings:
     console: bool
     packages: PackagePlan | None = None
     volumes: tuple[LocalVolume, ...] = ()
+    resume: str | None = None
 
     @property
     def provider_names(self) -> str:
@@ -144,6 +149,27 @@ def check_type(value: object, kind: type, name: str) -> None:
     """
     if not isinstance(value, kind):
         raise ConfigError(f"{name}={value!r} is not a sky.{kind.__name__}")
+
+
+def resume(value: object) -> str | None:
+    """Check the path of a resume file, which need not exist.
+
+    Raises
+    ------
+    ConfigError
+        It is no path, or that of a folder, or of a file in a folder that does not exist.
+    """
+    if value is None:
+        return None
+    path = os.fspath(value) if isinstance(value, (str, os.PathLike)) else value
+    if not isinstance(path, str) or not path or "\0" in path:
+        raise ConfigError(f"resume={value!r} is not the path of a file")
+    path = os.path.abspath(Path(path).expanduser())
+    if Path(path).is_dir():
+        raise ConfigError(f"resume={value!r} is a folder; name a file, which is made if it does not exist")
+    if not Path(folder := os.path.dirname(path)).is_dir():
+        raise ConfigError(f"resume={value!r}: there is no folder {folder}; make it first")
+    return path
 
 
 def volumes(value: object) -> tuple[LocalVolume, ...]:

@@ -58,15 +58,15 @@ class RunningPool:
 
     def __init__(self, settings: PoolSettings, events: Events) -> None:
         self.pid = os.getpid()
-        self.contexts = contextlib.ExitStack()
-        self.events = events
+        make = Dispatcher if settings.resume is None else _resuming(settings.resume)  # may fail: no thread runs yet
+        self.contexts, self.events = contextlib.ExitStack(), events
         self._settings = settings
         self._began = time.monotonic()
         self._io = IOThread(f"skyward-io-{settings.name}")
         self._io.on_error = self._unexpected
         self._reported: set[str] = set()  # errors
         self.audience = Audience(events, live=settings.console)
-        self.dispatcher = Dispatcher(
+        self.dispatcher = make(
             self._io,
             events,
             isolated=settings.is_isolated,
@@ -362,6 +362,13 @@ def _setup(settings: PoolSettings) -> Setup:
         depth=nesting.depth(),
         gpus=settings.worker.gpus or 0.0,
     )
+
+
+def _resuming(path: str) -> Callable[..., Dispatcher]:
+    """Open a resume file; return what makes a dispatcher that uses it."""
+    from skyward.core.resume.resuming import resuming  # noqa: PLC0415 - a pool that keeps nothing does without SQLite
+
+    return resuming(path)
 
 
 def _surroundings(settings: PoolSettings) -> Surroundings:

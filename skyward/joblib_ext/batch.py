@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import pickle
 import threading
@@ -14,7 +15,8 @@ from skyward.core.function import run_pending
 from skyward.core.labels import label
 from skyward.core.payload import pickling
 from skyward.core.payload.memory_maps import Named
-from skyward.joblib_ext import callbacks
+from skyward.core.tasks.several_calls import Call, SeveralCalls
+from skyward.joblib_ext import callbacks, stand_ins
 from skyward.joblib_ext.slot_backend import enter_slot, nested
 
 __all__ = ["Batch", "Initializer", "plain_parts"]
@@ -88,7 +90,7 @@ class Initializer:
             _ran.add(self.key)
 
 
-class Batch:
+class Batch(SeveralCalls):
     """A batch of joblib's calls, as a task. Most of the time between two small tasks is spent here.
 
     Parameters
@@ -138,6 +140,28 @@ class Batch:
             return type(self.calls).__qualname__
         name = label(items[0][0])
         return f"{name} (a batch of {len(items)})" if len(items) > 1 else name
+
+    @property
+    def context(self) -> bytes:
+        """See `SeveralCalls`."""
+        return b"" if self.initializer is None else self.initializer.key
+
+    @property
+    def _items(self) -> Sequence[Call]:
+        return self.calls if self.level is not None else self.calls.items  # type: ignore[no-any-return]
+
+    def parts(self) -> Sequence[Call]:
+        """See `SeveralCalls`."""
+        return [stand_ins.what_counts(call) for call in self._items]
+
+    def only(self, wanted: Sequence[int]) -> Batch:
+        """See `SeveralCalls`."""
+        items = [self._items[number] for number in wanted]
+        calls: Any = items
+        if self.level is None:
+            calls = copy.copy(self.calls)
+            calls.items, calls._size = items, len(items)  # noqa: SLF001 - as joblib sets them
+        return Batch(calls, self.level, self.initializer, self.function, self.number)
 
     def __call__(self) -> Any:
         """Run the calls, in a slot."""

@@ -25,7 +25,7 @@ from skyward.core.tasks import kept_calls
 from skyward.core.tasks.futures import TaskFuture
 from skyward.core.tasks.jobs import TaskGroup, TaskOptions
 from skyward.core.tasks.kept_calls import KINDS
-from skyward.joblib_ext import warning_filters
+from skyward.joblib_ext import stand_ins, warning_filters
 from skyward.joblib_ext.backpressure import Backlog
 from skyward.joblib_ext.batch import Batch, Initializer, plain_parts
 from skyward.joblib_ext.function_cache import StableFunctions
@@ -321,6 +321,7 @@ def _listen(call: ParallelCall) -> Callable[[], object]:
 
 
 def _register_with_pickler() -> None:
-    """Set up core's pickler for batches: the one place where it is changed. May be repeated."""
+    """Set up core for batches: the one place where its pickler and its tables are changed. May be repeated."""
     pickling.PLAIN[Batch] = plain_parts
     warning_filters.install([Batch, Initializer])
+    stand_ins.install()

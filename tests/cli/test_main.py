@@ -31,10 +31,10 @@ def test_the_script_is_declared() -> None:
 def test_help_names_all_commands(run: Run) -> None:
     result = run("--help")
     assert result.exit_code == 0
-    for name in ("offers", "ls", "down", "doctor", "ssh"):
+    for name in ("offers", "ls", "down", "doctor", "ssh", "runs"):
         assert f"\n  {name}  " in result.stdout
     assert "..." not in result.stdout.partition("Commands:")[2], "no description is cut"
-    for name in ("offers", "ls", "down", "doctor", "ssh"):
+    for name in ("offers", "ls", "down", "doctor", "ssh", "runs"):
         said = run(name, "-h")
         assert said.exit_code == 0
         assert said.stdout.startswith("Usage: ")
@@ -43,7 +43,7 @@ def test_help_names_all_commands(run: Run) -> None:
 def test_the_page_names_all_commands_and_options(run: Run) -> None:
     """docs/cli.md and the command agree."""
     page = (REPOSITORY / "docs" / "cli.md").read_text(encoding="utf-8")
-    for name in ("offers", "ls", "down", "doctor", "ssh"):
+    for name in ("offers", "ls", "down", "doctor", "ssh", "runs"):
         assert f"## skyward {name}" in page
         section = page.partition(f"## skyward {name}")[2].partition("\n## ")[0]
         words = run(name, "-h").stdout.replace(",", " ").replace("/", " ").split()

@@ -31,6 +31,7 @@ __all__ = [
     "open_map",
     "reduce_array",
     "seal",
+    "writes_through",
 ]
 
 Named = Literal["all", "given", "none", "data"]
@@ -99,6 +100,22 @@ def reduce_array(array: Any, numpy: Any, large: int | None, mode: str, named: Na
     if mode == "r+":
         warnings.warn(_NO_SHARED_MEMORY, UserWarning, stacklevel=2)
     return map_array, (*_content(array, numpy), "r" if mode == "r" else "c")
+
+
+def writes_through(array: Any, numpy: Any) -> bool:
+    """Whether a task that writes into an array writes into a file, or into memory that others share.
+
+    Parameters
+    ----------
+    array, numpy
+        The array and the module.
+    """
+    if array.base is None or not _may_write(array) or (window := _window(array, numpy)) is None:
+        return False
+    mode = getattr(window.holder, "mode", None)
+    if mode is not None:
+        return mode not in ("r", "c")
+    return bool(window.holder.flags.writeable) and _is_shared(window.memory, _address(window.holder))
 
 
 def _content(array: Any, numpy: Any) -> tuple[pickle.PickleBuffer, Any, tuple[int, ...], Literal["C", "F"]]:

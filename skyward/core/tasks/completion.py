@@ -7,6 +7,7 @@ import concurrent.futures
 import operator
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from skyward.core.errors import PayloadError, TaskTimeout
@@ -16,11 +17,13 @@ from skyward.core.protocol import messages
 from skyward.core.protocol.wire import Filled
 from skyward.core.tasks.answers import Answers, unanswered
 from skyward.core.tasks.delivery import TOGETHER, Delivery, Errors
-from skyward.core.tasks.jobs import Job
+from skyward.core.tasks.jobs import Job, Keeper
 from skyward.core.tasks.kept_calls import KeptCalls
 from skyward.core.tasks.schedule_events import Verdict
 
 __all__ = ["Completion"]
+
+_WAIT, _WAIT_FOR_DISK = 1.0, 10.0  # seconds for each delivery thread to end; disks may be slow
 
 
 class Completion:
@@ -36,6 +39,9 @@ class Completion:
         Explains errors that follow from them.
     name, start_thread
         Prefix of the delivery threads' names, and what starts them; see `Delivery`.
+    keep
+        Called with the keepers of tasks that have succeeded, before their futures are completed; None if no task has
+        one.
     """
 
     kept: KeptCalls
@@ -48,11 +54,14 @@ class Completion:
         surroundings: Surroundings,
         name: str,
         start_thread: Callable[[Callable[[], None], str], threading.Thread],
+        keep: Callable[[Sequence[Keeper]], None] | None = None,
     ) -> None:
         self._events = events
         self._answers = answers
         self._surroundings = surroundings
-        self._delivery = Delivery(self._complete, name, operator.attrgetter("id"), start_thread)
+        self._keep = keep
+        before = None if keep is None else self._keep_first
+        self._delivery = Delivery(self._complete, name, operator.attrgetter("id"), start_thread, before)
         self._errors = Errors(self._delivery, _is_first)
         self.lost: dict[str, str] = {}
         """Node that was lost -> the reason."""
@@ -74,9 +83,25 @@ class Completion:
     def close(self) -> None:
         """Complete what is left and end the threads, after the loop has ended."""
         self._errors.flush()
-        self._delivery.close()
+        self._delivery.close(_WAIT if self._keep is None else _WAIT_FOR_DISK)
 
     # --- delivery threads ---
+
+    def _keep_first(self, jobs: Sequence[Job]) -> None:
+        """Have the results of tasks kept that arrived at the same time."""
+        keepers: list[Keeper] = []
+        for job in jobs:
+            keeper = job.options.keeper
+            if keeper is None or job.answer is None or not isinstance(job.answer[0], messages.Done):
+                continue
+            try:
+                job.outcome = self._outcome(job)
+            except BaseException as problem:
+                job.outcome = None, _unreadable(job, problem)
+            if job.outcome[1] is None:
+                keepers.append(keeper)
+        if keepers and self._keep is not None:
+            self._keep(keepers)
 
     def _complete(self, job: Job) -> None:
         if self.kept.look(job):
@@ -99,14 +124,15 @@ class Completion:
         result: Any = None
         error: BaseException | None
         try:
-            result, error = self._outcome(job)
+            result, error = job.outcome or self._outcome(job)
             if error is None:
                 result = self.kept.keep(job, result)
-        except BaseException as problem:  # an answer may contain anything, and run anything when it is loaded
-            error = PayloadError(f"the answer of {job.label} on {job.node} can't be read: {type(problem).__name__}")
-            error.__cause__ = problem
+        except BaseException as problem:
+            error = _unreadable(job, problem)
         self.kept.ended(job)
         self._events.emit(TaskEnded(job.options.count, future.seconds or 0.0, error is None))
+        if job.options.keeper is not None:
+            future.seconds = (future.seconds or 0.0) + job.options.keeper.seconds
         if error is None:
             future.set_result(result)
         else:
@@ -125,7 +151,11 @@ class Completion:
             job.future.result_size = sum(map(len, buffers))
             if isinstance(message, messages.Failed):
                 return None, self._failure(job, message, buffers)
-            return self._answers.result(f"{job.label} on {job.node}", buffers)
+            whose = f"{job.label} on {job.node}"
+            result, error = self._answers.result(whose, buffers)
+            if error is None and job.options.keeper is not None:
+                return job.options.keeper.merge(job, result, partial(self._answers.result, whose))
+            return result, error
         return None, unanswered(job, self.hopeless, self.lost)
 
     def _failure(self, job: Job, message: messages.Failed, buffers: Sequence[Filled]) -> BaseException:
@@ -139,6 +169,13 @@ class Completion:
             error.add_note(job.note)
         self._surroundings.explain(error)
         return error
+
+
+def _unreadable(job: Job, problem: BaseException) -> BaseException:
+    """The error for an answer that raised something: it may contain anything, and run anything when it is loaded."""
+    error = PayloadError(f"the answer of {job.label} on {job.node} can't be read: {type(problem).__name__}")
+    error.__cause__ = problem
+    return error
 
 
 def _is_first(job: Job) -> bool:

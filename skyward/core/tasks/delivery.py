@@ -111,6 +111,8 @@ class Delivery:
         Returns a number for an item; items of a lane that are ready at the same time are delivered in that order.
     start_thread
         Starts a thread. If it raises RuntimeError, items are delivered in the thread that puts them.
+    before
+        Called with items that are ready at the same time, before the first of them is delivered; None for nothing.
     """
 
     def __init__(
@@ -119,8 +121,10 @@ class Delivery:
         name: str,
         order: Callable[[Any], int],
         start_thread: Callable[[Callable[[], None], str], threading.Thread] = start_thread,
+        before: Callable[[list[Any]], None] | None = None,
     ) -> None:
         self._deliver = deliver
+        self._before = before
         self._start_thread = start_thread
         self.order = order
         self._name = name
@@ -166,6 +170,11 @@ class Delivery:
             # Which answer arrives first is chance; whose error is raised first should not be, as far as possible.
             here = [lane.items.popleft() for _ in range(len(lane.items))]
             here.sort(key=self.order)
+            if self._before is not None:
+                try:
+                    self._before(here)
+                except BaseException:  # as below
+                    _log.exception("results could not be looked at together")
             here.reverse()
             while here:
                 try:

@@ -30,7 +30,7 @@ from skyward.core.tasks.completion import Completion
 from skyward.core.tasks.delivery import start_thread
 from skyward.core.tasks.futures import TaskFuture
 from skyward.core.tasks.job_maker import JobMaker
-from skyward.core.tasks.jobs import Job, KeptCall, TaskOptions
+from skyward.core.tasks.jobs import Job, Keeper, KeptCall, TaskOptions
 from skyward.core.tasks.kept_calls import KINDS, KeptCalls, failed
 from skyward.core.tasks.late_packages import Supplier
 from skyward.core.tasks.listening_sockets import Listeners
@@ -76,6 +76,8 @@ class Dispatcher:
         Knows the packages that nodes can get when a task turns out to need them; None: they get none.
     start_thread
         Starts the threads that complete futures; see `Delivery`.
+    keep
+        See `Completion`.
     """
 
     runner: TaskRunner
@@ -107,26 +109,20 @@ class Dispatcher:
         listeners: Listeners | None = None,
         supplier: Supplier | None = None,
         start_thread: Callable[[Callable[[], None], str], threading.Thread] = start_thread,
+        keep: Callable[[Sequence[Keeper]], None] | None = None,
     ) -> None:
         self.surroundings, self.named = surroundings or Surroundings(shared=False), named
         self._io, self._events = io, events
         self._snapshots, listeners, answers = Snapshots(shares), listeners or Listeners(), answers or Answers()
         self.code = None if local_code is None else LocalCode(self._snapshots, local_code)
         self._maker = JobMaker(self._snapshots, self.surroundings, named, listeners, self.code, timeout)
-        self._completion = Completion(events, answers, self.surroundings, f"{name}-delivery", start_thread)
-        self.runner = TaskRunner(
-            events,
-            self._snapshots,
-            self._completion,
-            listeners,
-            isolated=isolated,
-            attempts=attempts,
-            roll_call=roll_call,
-            supplier=supplier,
-        )
+        thread = f"{name}-delivery"
+        self._completion = Completion(events, answers, self.surroundings, thread, start_thread, keep)
+        parts = events, self._snapshots, self._completion, listeners
+        self.runner = TaskRunner(*parts, isolated=isolated, attempts=attempts, roll_call=roll_call, supplier=supplier)
         self.kept = self._completion.kept = KeptCalls(self._make, self._send, self._drop, self._completion.deliver)
         self.context = self._maker.context = PoolContext(named == "all", answers, self.kept)
-        self._ids, self._pid, self._on_cancel = itertools.count(1), os.getpid(), self._cancel  # a method made once
+        self._ids, self._pid = itertools.count(1), os.getpid()
         self._on_cancel = self._cancel  # one bound method for all futures
         self._inbox: deque[schedule_events.Event | Job] = deque()
 

@@ -58,7 +58,8 @@ class JobMaker:
         self._listeners = listeners
         self._code = code
         self._timeout = timeout
-        self._common = TaskGroup()
+        self.common = TaskGroup()
+        """The group of tasks that are submitted by themselves."""
         self.context: PoolContext | None = None
 
     def make(
@@ -92,7 +93,7 @@ class JobMaker:
         """
         proxies = list(options.proxies)
         label = label_of(function)
-        group = options.group or self._common
+        group = options.group or self.common
         head, buffers = pickling.dumps(
             Within.of((function, args, kwargs), group.change or self._surroundings.now()),
             "the call",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -16,7 +17,7 @@ from skyward.core.tasks.delivery import DeliveryQueue
 from skyward.core.tasks.futures import TaskFuture
 from skyward.core.tasks.schedule_events import Verdict
 
-__all__ = ["Job", "KeptCall", "TaskGroup", "TaskOptions"]
+__all__ = ["Job", "Keeper", "KeptCall", "TaskGroup", "TaskOptions"]
 
 
 @dataclass(eq=False)
@@ -49,6 +50,36 @@ class TaskGroup:
     code: CodeVersion | None = field(default=None, repr=False)
 
 
+class Keeper(ABC):
+    """Takes a task's answer before its future is completed, in a delivery thread; see `Completion`.
+
+    Attributes
+    ----------
+    seconds
+        How long those calls of the task once ran that were not run now.
+    """
+
+    __slots__ = ("seconds",)
+
+    seconds: float
+
+    @abstractmethod
+    def merge(
+        self, job: Job, answer: Any, read: Callable[[Sequence[Any]], tuple[Any, BaseException | None]]
+    ) -> tuple[Any, BaseException | None]:
+        """Turn what a node has returned into the task's result, or the exception to be raised instead.
+
+        Parameters
+        ----------
+        job
+            The task.
+        answer
+            What the node has returned, which may be anything.
+        read
+            Reads a pickle and its buffers with the care that is due to this node.
+        """
+
+
 @dataclass(frozen=True, slots=True)
 class TaskOptions:
     """How one task is to run.
@@ -75,6 +106,8 @@ class TaskOptions:
         How many of the user's tasks this one consists of.
     proxies
         Proxies of Managers that the call contains, where pickling does not find them.
+    keeper
+        Takes the answer; None for nothing.
     """
 
     group: TaskGroup | None = None
@@ -87,6 +120,7 @@ class TaskOptions:
     mode: str = "c"
     count: int = 1
     proxies: Sequence[Any] = ()
+    keeper: Keeper | None = None
 
 
 class KeptCall(Protocol):
@@ -142,6 +176,7 @@ class Job:
     kept: KeptCall | None = None  # keeps its result, until it has ended; see kept_calls.py
     looks: bool = False  # it has waited for an equal one, and is to look for the result before it is run
     found: tuple[Any] | None = None  # its result, if that was kept
+    outcome: tuple[Any, BaseException | None] | None = None  # result or error, if it was looked at before its turn
 
     @property
     def lane(self) -> DeliveryQueue:

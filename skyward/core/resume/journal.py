@@ -1,0 +1,274 @@
+"""One run with a resume file: which of its calls are known, and what becomes of the results of the others.
+
+Whatever goes wrong with the file after the run has begun costs time and not results: what can't be read is computed
+anew, what can't be written is handed over all the same, and both are said.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import threading
+import weakref
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from skyward.core.labels import label as label_of
+from skyward.core.resume.identity import Hasher
+from skyward.core.resume.occurrences import Occurrences, lane_of
+from skyward.core.resume.origins import ModuleOrigins
+from skyward.core.resume.plan import CallPlan
+from skyward.core.resume.store import NewResult, ResultStore
+from skyward.core.tasks.jobs import TaskGroup
+from skyward.core.tasks.several_calls import Call, NoIdentity, SeveralCalls
+
+__all__ = ["Journal", "Read", "Submission"]
+
+Read = Callable[[Sequence[Any]], tuple[Any, BaseException | None]]
+"""Turns the pickle and the buffers of a result into its value, or the reason why that is not accepted."""
+
+Say = Callable[[str, bool], None]
+
+_PYTHON = b"%d.%d" % sys.version_info[:2]
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A task that is about to be submitted.
+
+    Attributes
+    ----------
+    plan
+        What of it is known.
+    rows
+        For each call that is to be computed, the name of its function, the digest of its code, and its place.
+    content
+        Digests of large arrays in it, of which the contents were not read for sure.
+    generation
+        Of the user's own modules; see `ModuleOrigins`.
+    is_settled
+        Whether it is certain that nodes run the code that the keys are about.
+    """
+
+    plan: CallPlan
+    rows: Sequence[tuple[str, bytes, int]]
+    content: frozenset[bytes]
+    generation: int
+    is_settled: bool
+
+
+class Journal:
+    """The results of one pool's calls. Thread-safe.
+
+    Parameters
+    ----------
+    store
+        Where they are.
+    read
+        Reads stored results, with the same care as those of nodes.
+    say
+        Tells the user something; the second argument is whether it is a warning.
+    """
+
+    def __init__(self, store: ResultStore, read: Read, say: Say) -> None:
+        self._store = store
+        self._read = read
+        self._name = os.path.basename(store.path)
+        self._say = say
+        self._lock = threading.RLock()  # guards what follows; the user's __reduce__ may submit a task
+        self._origins = ModuleOrigins()
+        self._occurrences = Occurrences()
+        self._series: weakref.WeakKeyDictionary[TaskGroup, tuple[int, str, bool]] = weakref.WeakKeyDictionary()
+        self._groups = 0
+        self._over: deque[int] = deque()  # numbers of series that have ended
+        self._places: Counter[str] = Counter()
+        self._used: list[bytes] = []
+        self._said: set[str] = set()
+        self._taken = self._stored = self._unsaved = 0
+        self._closed = False
+        self._say_python()
+
+    def __repr__(self) -> str:
+        return f"<Journal {self._name}: {self._taken} taken, {self._stored} stored>"
+
+    # --- before a task ---
+
+    def plan(self, task: SeveralCalls, group: TaskGroup | None) -> Submission | None:
+        """Look up the calls of a task; None if they have no identity, so that they are computed and not stored.
+
+        Parameters
+        ----------
+        task
+            The task.
+        group
+            That of a ``Parallel`` call; None for a task that is submitted by itself.
+        """
+        with self._lock:
+            while self._over:
+                self._occurrences.end(self._over.popleft())
+            is_new = group is not None and group not in self._series
+            self._origins.refresh(now=is_new)
+            number, lane, is_settled = self._lane(group)
+            find = None if group is None or group.arrays is None else group.arrays.find
+            hasher = Hasher(self._origins, find)
+            keys: list[bytes] = []
+            rows: list[tuple[str, bytes, int]] = []
+            for call in task.parts():
+                name = label_of(call[0])
+                try:
+                    code, digest = _identify(hasher, call, task.context)
+                except NoIdentity as error:
+                    self._say_once(f"{name} {error}", f"a call of {name} has no identity, and is not kept: {error}")
+                    return None
+                keys.append(self._occurrences.key(digest, lane, number))
+                rows.append((name, code, self._places[name]))
+                self._places[name] += 1
+            if not self._origins.is_settled():
+                is_settled = False
+                if is_new:  # its tasks all run with the code that was there at its beginning
+                    self._series[group] = number, lane, False  # type: ignore[index]  # then it is no None
+            plan = self._look_up(keys, rows)
+            missing = [rows[number] for number in plan.missing]
+            return Submission(plan, missing, frozenset(hasher.found), self._origins.generation, is_settled)
+
+    def _lane(self, group: TaskGroup | None) -> tuple[int, str, bool]:
+        """Return the number of a task's series, its lane, and whether the code was settled when it began."""
+        if group is None:
+            return 0, lane_of(threading.current_thread().name), True
+        known = self._series.get(group)
+        if known is None:  # the thread that has called Parallel submits its first batch
+            self._groups += 1
+            weakref.finalize(group, self._over.append, self._groups).atexit = False
+            known = self._series[group] = self._groups, lane_of(threading.current_thread().name), True
+        return known
+
+    def _look_up(self, keys: Sequence[bytes], rows: Sequence[tuple[str, bytes, int]]) -> CallPlan:
+        known: dict[int, Any] = {}
+        seconds = 0.0
+        for number, (key, (name, code, place)) in enumerate(zip(keys, rows, strict=True)):
+            earlier = self._store.known.get(name)
+            if earlier is None:
+                continue
+            if code in earlier and (taken := self._take(key, name)) is not None:
+                known[number] = taken[0]
+                seconds += taken[1]
+                self._taken += 1
+                self._used.append(key)
+            else:
+                self._explain(name, code, place)
+        return CallPlan(keys, known, seconds)
+
+    def _take(self, key: bytes, name: str) -> tuple[Any, float] | None:
+        """Return a stored result and the seconds it took; None if it is not there, or not to be had."""
+        try:
+            found = self._store.get(key)
+        except Exception as problem:  # a damaged row may contain anything
+            self._say_once(
+                "damaged", f"some stored results can't be read and are computed anew: {problem}", warning=True
+            )
+            return None
+        if found is None:
+            return None
+        value, error = self._read(found[0])
+        if error is not None:
+            self._say_once(f"refused {name}", f"stored results of {name} are computed anew: {error}", warning=True)
+            return None
+        return value, found[1]
+
+    # --- why something is computed although a file with results was given ---
+
+    def _explain(self, name: str, code: bytes, place: int) -> None:
+        if name in self._said:
+            return
+        earlier = self._store.known[name]
+        count = sum(known.count for known in earlier.values())
+        if code not in earlier:
+            self._say_once(
+                name,
+                f"{count:,} stored result{'s' if count > 1 else ''} of {name} can't be used, since its code, or what "
+                "it uses, has changed; it is computed anew",
+            )
+        elif self._store.has_place(earlier[code].id, place):
+            self._say_once(
+                name,
+                f"call {place + 1:,} of {name} has other arguments than in the run before, so it is computed anew; if "
+                "they should be the same, look for what differs from run to run, such as a time or a random number",
+            )
+
+    def _say_python(self) -> None:
+        last = self._store.last_python
+        if last is not None and last.encode() != _PYTHON:
+            self._say_once(
+                "python", f"its results are those of Python {last}, and are computed anew with {_PYTHON.decode()}"
+            )
+
+    def _say_once(self, what: str, text: str, *, warning: bool = False) -> None:
+        if what not in self._said:
+            self._said.add(what)
+            self._say(f"{self._name}: {text}", warning)
+
+    # --- after it ---
+
+    def keep(self, rows: Sequence[tuple[NewResult, int]]) -> None:
+        """Store results before they are handed over; returns when they are safe.
+
+        Parameters
+        ----------
+        rows
+            Results, each with the generation of its submission, or -1 if it is not certain what they belong to.
+        """
+        with self._lock:
+            self._origins.refresh(now=True)
+            fresh = [row for row, generation in rows if generation == self._origins.generation]
+            if len(fresh) < len(rows):
+                self._say_once(
+                    "edited",
+                    "results of calls that were submitted while your code or data was being changed are not kept",
+                )
+            used, self._used = self._used, []
+        problem: Exception | None = None
+        try:
+            self._store.put(fresh, used)
+        except Exception as error:  # no more than a result that is computed again
+            problem = error
+        with self._lock:
+            if problem is None:
+                self._stored += len(fresh)
+                if self._said.intersection({"unsaved"}):
+                    self._said.discard("unsaved")
+                    self._say(f"{self._name}: results are stored again", False)
+                return
+            self._used += used
+            self._unsaved += len(fresh)
+            self._say_once(
+                "unsaved",
+                f"results can't be stored: {problem}. The run goes on, and what is not stored is computed again the "
+                "next time; as soon as there is room, results are stored again",
+                warning=True,
+            )
+
+    def close(self) -> None:
+        """Close the file, and say what was taken and stored."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            self._store.close(self._used)
+            if self._taken or self._stored or self._unsaved:
+                lost = f", could not store {self._unsaved:,}" if self._unsaved else ""
+                self._say(f"{self._name}: took {self._taken:,} results, stored {self._stored:,}{lost}", bool(lost))
+
+
+def _identify(hasher: Hasher, call: Call, context: bytes) -> tuple[bytes, bytes]:
+    """Return the digest of a call's function, and that of the whole call."""
+    function, args, kwargs = call
+    while type(function) is partial:  # what it adds are arguments
+        args = [function.args, function.keywords, args]
+        function = function.func
+    code = hashlib.blake2b(_PYTHON + hasher.of(function), digest_size=16).digest()
+    arguments = hasher.of((tuple(args), sorted(kwargs.items())))
+    return code, hashlib.blake2b(code + arguments + context, digest_size=16).digest()
