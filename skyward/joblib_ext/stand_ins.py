@@ -15,6 +15,8 @@ _FIT = "sklearn.model_selection._validation", "_fit_and_score"
 def install() -> None:
     """Add them to core's table; may be repeated."""
     STAND_INS["sklearn.callback._callback_context", "CallbackContext"] = _of_context
+    for module in ("sklearn.utils.parallel", "sklearn.utils.fixes"):
+        STAND_INS[module, "_FuncWrapper"] = _of_wrapper
 
 
 def _of_context(context: Any) -> object:
@@ -22,6 +24,16 @@ def _of_context(context: Any) -> object:
     if getattr(context, "_callbacks", None):
         raise NoIdentity("it has callbacks of scikit-learn's, which are to see each fit")
     return None
+
+
+def _of_wrapper(wrapper: Any) -> object:
+    """The function and scikit-learn's configuration, but of the warnings' filters only those that raise.
+
+    Somebody who silences warnings on the second day does not want the results of the first one anew.
+    """
+    state = dict(vars(wrapper))
+    filters = state.pop("warning_filters", None) or ()
+    return state, [each for each in filters if each[0] == "error"]
 
 
 def what_counts(call: Call) -> Call:

@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from joblib import Parallel, delayed, parallel_config
+from joblib import Memory, Parallel, delayed, parallel_config
 
 import skyward as sky
 from skyward.core.events import Note
+from skyward.core.resume.listing import overview
 from tests.integrations.resumed import draw, fill, get_value, set_value, square
 from tests.lazily import Lazy
 
@@ -64,6 +65,7 @@ def test_draws_keep_their_order(tmp_path: Path, ran: Path, return_as: str) -> No
     assert results[0] == results[1]
 
 
+@pytest.mark.filterwarnings("ignore:.*tasks")  # were done in vain, as joblib says
 def test_an_abandoned_call_does_not_shift_the_next(tmp_path: Path, ran: Path) -> None:
     """How far ahead it had run is chance."""
     results = []
@@ -96,6 +98,21 @@ def test_what_is_written_into_a_map_is_written_again(tmp_path: Path, ran: Path) 
         assert output.tolist() == [0, 1, 2, 3, 4]
         assert any("a call of fill has no identity, and is not kept: it can write" in note for note in notes)
     assert len(ran.read_text().split()) == 10
+
+
+def test_cached_functions_stay_in_their_cache(tmp_path: Path, ran: Path) -> None:
+    """`joblib.Memory` keeps them already; both work side by side."""
+    results = []
+    for _ in range(2):
+        cached = Memory(tmp_path / "cache", verbose=0).cache(square)
+        with open_pool(tmp_path) as pool:
+            assert Parallel(n_jobs=-1)(delayed(cached)(n) for n in range(4)) == [0, 1, 4, 9]
+            assert list(pool.map(cached, range(4))) == [0, 1, 4, 9]
+            drawn = [*Parallel(n_jobs=-1)(delayed(draw)(n) for n in range(4)), *pool.map(draw, range(4))]
+        results.append(drawn)
+    assert results[0] == results[1]
+    assert sorted(ran.read_text().split()) == ["0", "1", "2", "3", *["draw"] * 8]
+    assert overview(str(tmp_path / "search.run")).results == 8
 
 
 # --- scikit-learn ---

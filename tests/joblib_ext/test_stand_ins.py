@@ -51,3 +51,17 @@ def test_a_search_does_not_count_for_its_fits() -> None:
     assert stand_ins.what_counts(call)[2] == {"parameters": {"C": 1}}
     for other in (delayed(made)([], candidate_progress=1), fit("X", "y", parameters={})):
         assert stand_ins.what_counts(other) is other
+
+
+def test_filters_of_warnings_do_not_count_unless_they_raise() -> None:
+    stand_ins.install()
+    wrapped, _, _ = delayed(_fit_and_score)()
+
+    def of(filters: Any) -> bytes:
+        wrapped.warning_filters = filters
+        return Hasher(origins).of(wrapped)
+
+    ignoring, raising = ("ignore", None, UserWarning, None, 0), ("error", None, UserWarning, None, 0)
+    assert of([]) == of([ignoring]) == of(None) != of([ignoring, raising])
+    wrapped.config = {"transform_output": "pandas"}
+    assert of([]) != Hasher(origins).of(delayed(_fit_and_score)()[0])

@@ -21,6 +21,7 @@ import hashlib
 import struct
 import sys
 import types
+import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
@@ -35,6 +36,7 @@ __all__ = ["LARGE", "Hasher", "Origins", "is_by_name"]
 LARGE = 1 << 20
 """Bytes from which an array's content is looked up in what was read before."""
 
+_PROGRAM = ("__main__", "__mp_main__")
 _DIGESTED = 4096  # bytes from which content is replaced by its digest
 _SIZE = 16  # bytes of a digest
 _GLOBAL_CODES = frozenset(dis.opmap[name] for name in ("LOAD_GLOBAL", "STORE_GLOBAL", "DELETE_GLOBAL", "LOAD_NAME"))
@@ -123,7 +125,7 @@ def _digest(parts: Sequence[bytes]) -> bytes:
 def is_by_name(thing: Any) -> bool:
     """Whether a function or class goes by its name, as in `cloudpickle`: it is found there, and not in the program."""
     module = getattr(thing, "__module__", None)
-    if not isinstance(module, str) or module in ("__main__", "__mp_main__"):
+    if not isinstance(module, str) or module in _PROGRAM:
         return False
     found: Any = sys.modules.get(module)
     for part in getattr(thing, "__qualname__", "").split("."):
@@ -245,6 +247,8 @@ class Hasher:
             if name in known:
                 self._out.append(name.encode("utf-8", "surrogatepass"))
                 self._encode(known[name])
+        if code.imports and (package := known.get("__package__")):  # `python -m package.module` may import from it
+            self._out += (b"in", str(package).encode(), self._origins(str(package), whole=True))
         for name in code.imports:
             self._out += (b"imports", name.encode(), self._origins(name, whole=True))
 
@@ -301,6 +305,7 @@ class Hasher:
     # --- everything else ---
 
     def _of_numpy(self, value: Any, numpy: Any) -> None:
+        self._out.append(self._origins("numpy"))
         if isinstance(value, numpy.dtype):
             self._out += (b"dtype", repr(value.str).encode())
             if value.hasobject or value.names is not None or value.subdtype is not None or value.metadata:
@@ -339,7 +344,7 @@ class Hasher:
         reduce = copyreg.dispatch_table.get(kind)
         made = reduce(value) if reduce is not None else value.__reduce_ex__(4)
         if isinstance(made, str):
-            self._named(b"name", getattr(value, "__module__", None) or "", made)
+            self._by_name_only(value, made)
             return
         self._alive.append(made)
         parts = [*made, *(None,) * (6 - len(made))]
@@ -349,6 +354,15 @@ class Hasher:
         for items in parts[3:5]:
             self._encode(None if items is None else list(items))
         self._encode(parts[5])
+
+    def _by_name_only(self, value: Any, name: str) -> None:
+        """Encode what pickle knows by a name; what the program itself has defined needs more than that."""
+        module = getattr(value, "__module__", None) or type(value).__module__
+        self._named(b"name", module, name)
+        if module in _PROGRAM and not isinstance(value, (typing.TypeVar, typing.ParamSpec, typing.TypeVarTuple)):
+            if (wrapped := getattr(value, "__wrapped__", None)) is None:
+                raise NoIdentity(f"{name} of your program has no more than a name")
+            self._encode(wrapped)
 
     def _of_code(self, code: types.CodeType) -> None:
         self._out.append(_code(code).digest)

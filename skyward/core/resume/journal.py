@@ -86,6 +86,8 @@ class Journal:
         self._groups = 0
         self._over: deque[int] = deque()  # numbers of series that have ended
         self._places: Counter[str] = Counter()
+        # Guards what follows. Not the same, as it is taken to hand over results, for which a __reduce__ may wait.
+        self._counting = threading.RLock()
         self._used: list[bytes] = []
         self._said: set[str] = set()
         self._taken = self._stored = self._unsaved = 0
@@ -156,8 +158,9 @@ class Journal:
             if code in earlier and (taken := self._take(key, name)) is not None:
                 known[number] = taken[0]
                 seconds += taken[1]
-                self._taken += 1
-                self._used.append(key)
+                with self._counting:
+                    self._taken += 1
+                    self._used.append(key)
             else:
                 self._explain(name, code, place)
         return CallPlan(keys, known, seconds)
@@ -207,9 +210,10 @@ class Journal:
             )
 
     def _say_once(self, what: str, text: str, *, warning: bool = False) -> None:
-        if what not in self._said:
-            self._said.add(what)
-            self._say(f"{self._name}: {text}", warning)
+        with self._counting:
+            if what not in self._said:
+                self._said.add(what)
+                self._say(f"{self._name}: {text}", warning)
 
     # --- after it ---
 
@@ -221,24 +225,24 @@ class Journal:
         rows
             Results, each with the generation of its submission, or -1 if it is not certain what they belong to.
         """
-        with self._lock:
-            self._origins.refresh(now=True)
-            fresh = [row for row, generation in rows if generation == self._origins.generation]
+        generation = -2 if self._origins.has_changed() else self._origins.generation
+        fresh = [row for row, its in rows if its == generation]
+        with self._counting:
+            used, self._used = self._used, []
             if len(fresh) < len(rows):
                 self._say_once(
                     "edited",
                     "results of calls that were submitted while your code or data was being changed are not kept",
                 )
-            used, self._used = self._used, []
         problem: Exception | None = None
         try:
             self._store.put(fresh, used)
         except Exception as error:  # no more than a result that is computed again
             problem = error
-        with self._lock:
+        with self._counting:
             if problem is None:
                 self._stored += len(fresh)
-                if self._said.intersection({"unsaved"}):
+                if "unsaved" in self._said and fresh:
                     self._said.discard("unsaved")
                     self._say(f"{self._name}: results are stored again", False)
                 return
@@ -253,7 +257,7 @@ class Journal:
 
     def close(self) -> None:
         """Close the file, and say what was taken and stored."""
-        with self._lock:
+        with self._counting:
             if self._closed:
                 return
             self._closed = True

@@ -19,6 +19,7 @@ import struct
 
 __all__ = ["Occurrences", "lane_of"]
 
+_COUNT = 40  # bits for the number of equal calls in a series
 _UNNAMED = re.compile(r"MainThread|Thread-\d+.*|Dummy-\d+|ThreadPoolExecutor-\d+_\d+|asyncio_\d+", re.DOTALL)
 
 
@@ -32,7 +33,8 @@ class Occurrences:
 
     def __init__(self) -> None:
         self._numbers: dict[bytes, int] = {}  # call in a lane -> how many series have it
-        self._series: dict[int, dict[bytes, tuple[int, int]]] = {}  # its number there, and how many came before
+        # Its number there, and how many came before, as one integer: of small ones there is only one object.
+        self._series: dict[int, dict[bytes, int]] = {}
 
     def __repr__(self) -> str:
         return f"<Occurrences of {len(self._numbers)} calls in {len(self._series)} series>"
@@ -53,12 +55,11 @@ class Occurrences:
         counts = self._series.setdefault(series, {})
         known = counts.get(where)
         if known is None:
-            number, count = self._numbers.get(where, 0), 0
+            number = self._numbers.get(where, 0)
             self._numbers[where] = number + 1
-        else:
-            number, count = known
-        counts[where] = number, count + 1
-        return hashlib.blake2b(where + struct.pack("<QQ", number, count), digest_size=16).digest()
+            known = number << _COUNT
+        counts[where] = known + 1
+        return hashlib.blake2b(where + struct.pack("<Q", known), digest_size=16).digest()
 
     def end(self, series: int) -> None:
         """Forget what only a series needs that has ended."""

@@ -96,13 +96,17 @@ class ModuleOrigins:
         if not now and time.monotonic() < self._next:
             return
         began = time.monotonic()
-        if any(_state(file) != state for file, state in self._states.items()):
+        if self.has_changed():
             self.generation += 1
             self._digests.clear()
             self._states.clear()
             self._newest = 0
         ended = time.monotonic()
         self._next = ended + max(_PAUSE * (ended - began), _MIN_PAUSE)
+
+    def has_changed(self) -> bool:
+        """Whether a file differs from when it was last looked at. From any thread."""
+        return any(_state(file) != state for file, state in list(self._states.items()))
 
     def is_settled(self) -> bool:
         """Whether no file was changed so shortly ago that the pool, which looks now and then, may have missed it."""

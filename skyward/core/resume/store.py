@@ -324,14 +324,19 @@ def _make(path: str) -> None:
     try:
         db = sqlite3.connect(new)
         try:
+            (mode,) = db.execute("PRAGMA journal_mode=WAL").fetchone()
+            if mode != "wal":
+                raise OSError(
+                    f"this disk can't have it (SQLite's log is {mode!r}); name a file on a disk of this machine"
+                )
             db.executescript(
-                f"PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; BEGIN; {_TABLES}"
-                f"PRAGMA application_id={APPLICATION}; PRAGMA user_version={FORMAT}; COMMIT;"
+                f"PRAGMA synchronous=FULL; BEGIN; {_TABLES} PRAGMA application_id={APPLICATION}; "
+                f"PRAGMA user_version={FORMAT}; COMMIT;"
             )
         finally:
             db.close()
         os.rename(new, path)
-    except sqlite3.Error as error:
+    except (OSError, sqlite3.Error) as error:
         with contextlib.suppress(OSError):
             os.unlink(new)
         raise OSError(str(error)) from error

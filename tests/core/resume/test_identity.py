@@ -187,7 +187,7 @@ def test_large_arrays_are_not_read_if_they_are_known() -> None:
 def compiled(text: str, name: str = "f", module: str = "__main__") -> Any:
     """What a program defines."""
     known: dict[str, Any] = {"__name__": module}
-    exec(textwrap.dedent(text), known)
+    exec(compile(textwrap.dedent(text), "<a program>", "exec", dont_inherit=True), known)
     return known[name]
 
 
@@ -323,7 +323,55 @@ def test_what_goes_by_name_counts_by_its_origin() -> None:
     assert one.of(textwrap.dedent) == other.of(textwrap.dedent)
 
 
+def test_a_wrapper_that_goes_by_name_is_what_it_wraps() -> None:
+    """`functools.lru_cache` pickles as a name, which says nothing of a function of the program."""
+    text = "import functools\n@functools.lru_cache\ndef f(x):\n    return x + {}"
+    assert of(compiled(text.format(1))) == of(compiled(text.format(1))) != of(compiled(text.format(2)))
+    assert of(functools.lru_cache(textwrap.dedent)) == of(functools.lru_cache(textwrap.dedent))
+
+
+def test_type_variables_of_a_program_count_by_name() -> None:
+    text = "from typing import TypeVar\nT = TypeVar('T')\ndef f(x: T) -> T:\n    return x"
+    assert of(compiled(text)) == of(compiled(text)) != of(compiled(text.replace("('T')", "('S')")))
+
+
+def test_what_a_packages_program_imports_counts() -> None:
+    """With ``python -m package.program``, it may import from the package, which the bytecode does not name."""
+    seen: list[tuple[str, bool]] = []
+
+    def noted(module: str, /, *, whole: bool = False) -> bytes:
+        seen.append((module, whole))
+        return b""
+
+    function = compiled("def f():\n    from . import helper\n    return helper")
+    function.__globals__["__package__"] = "mine"
+    Hasher(noted).of(function)
+    assert ("mine", True) in seen
+
+
+def test_the_version_of_numpy_counts_for_arrays() -> None:
+    def another(module: str, /, *, whole: bool = False) -> bytes:
+        return b"2.0" if module == "numpy" else origins(module, whole=whole)
+
+    for value in (np.zeros(3), np.float64(1), np.dtype("f8"), np.sin):
+        assert of(value) != Hasher(another).of(value)
+
+
 # --- what has none ---
+
+
+class Nameless:
+    """Pickles as a name of the program's."""
+
+    __module__ = "__main__"
+
+    def __reduce__(self) -> str:
+        return "thing"
+
+
+def test_a_name_of_the_program_alone_is_none() -> None:
+    with pytest.raises(NoIdentity, match="thing of your program has no more than a name"):
+        of(Nameless())
 
 
 class Odd:

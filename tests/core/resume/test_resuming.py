@@ -177,6 +177,23 @@ def test_callbacks_and_cancelling_are_as_usual(tmp_path: Path, counted: Counted)
     assert len(counted.ran) == 5
 
 
+class Waiting:
+    """Waits for another task's result when it is pickled."""
+
+    def __init__(self, future: Any) -> None:
+        self.future = future
+
+    def __reduce__(self) -> Any:
+        return int, (self.future.result(10),)
+
+
+@pytest.mark.slow
+def test_an_argument_may_wait_for_another_result(tmp_path: Path, counted: Counted) -> None:
+    """While it is identified, results go on being handed over."""
+    with open_pool(tmp_path) as pool:
+        assert pool.submit(double, Waiting(pool.submit(double, 4))).result(20) == 16
+
+
 @pytest.mark.slow
 def test_a_pool_that_reads_data_only_reads_the_file_as_data(tmp_path: Path, counted: Counted) -> None:
     """What an earlier run has stored that was less careful is computed anew, and refused again."""
