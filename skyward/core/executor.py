@@ -19,7 +19,7 @@ from skyward.core.spec import parse_count
 from skyward.core.tasks.dispatch import Dispatcher
 from skyward.core.tasks.futures import TaskFuture
 from skyward.core.tasks.jobs import TaskOptions
-from skyward.core.tasks.kept_calls import KINDS
+from skyward.core.tasks.kept_calls import is_kept
 
 __all__ = ["TaskExecutor"]
 
@@ -194,7 +194,7 @@ def _map(
     """Submit the calls now; return an iterator over their results, in order."""
     end = _deadline(timeout)
     size = parse_count(chunksize, "chunksize")
-    if type(function) in KINDS:  # each result is kept by itself
+    if is_kept(function):  # each result is kept by itself
         size = 1
     calls = zip(*iterables, strict=False)  # ends with the shortest, like the built-in map
     futures: list[TaskFuture[Any]] = []

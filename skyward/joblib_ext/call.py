@@ -21,10 +21,10 @@ from skyward.core.events import Event, NodeGone, NodeReady
 from skyward.core.payload import pickling
 from skyward.core.payload.memory_maps import Named
 from skyward.core.pool import Compute
-from skyward.core.tasks import kept_calls
 from skyward.core.tasks.futures import TaskFuture
 from skyward.core.tasks.jobs import TaskGroup, TaskOptions
-from skyward.core.tasks.kept_calls import KINDS
+from skyward.core.tasks.kept_calls import KINDS, is_kept
+from skyward.core.tasks.kept_calls import failed as failed_task
 from skyward.joblib_ext import stand_ins, warning_filters
 from skyward.joblib_ext.backpressure import Backlog
 from skyward.joblib_ext.batch import Batch, Initializer, plain_parts
@@ -216,7 +216,7 @@ class ParallelCall:
     def _send(self, calls: Any, callback: _Callback | None) -> _Future:
         usual = self._level is not None and type(calls) is BatchedCalls
         future: TaskFuture[Any]
-        if usual and any(type(item[0]) in KINDS for item in calls.items):
+        if usual and any(type(item[0]) in KINDS and is_kept(item[0]) for item in calls.items):
             future = self._send_each(calls.items)
         else:
             count = len(calls)
@@ -246,12 +246,12 @@ class ParallelCall:
 
     def _send_one(self, function: Any, args: Any, kwargs: Any) -> TaskFuture[Any]:
         dispatcher = self.pool.dispatcher
+        if not is_kept(function):
+            return dispatcher.submit(self._batch([(function, args, kwargs)]), options=self._options)
         try:
             kept = cached_call(function, args, kwargs)
         except Exception as error:  # arguments that are missing, or can't be hashed
-            return kept_calls.failed(error)
-        if kept is None:
-            return dispatcher.submit(self._batch([(function, args, kwargs)]), options=self._options)
+            return failed_task(error)
         batch = self._batch([(kept.function, args, kwargs)])
         return dispatcher.call_kept(OneOfBatch(kept), batch, (), {}, self._options)
 

@@ -20,11 +20,11 @@ from joblib.func_inspect import filter_args, format_signature
 from joblib.memory import MemorizedFunc, NotMemorizedResult, extract_first_line
 
 from skyward.core.tasks.jobs import KeptCall
-from skyward.core.tasks.kept_calls import KINDS
+from skyward.core.tasks.kept_calls import KINDS, Kind
 from skyward.joblib_ext import joblib_private
 from skyward.joblib_ext.computing import Computing
 
-__all__ = ["CachedCall", "OneOfBatch", "cached_call"]
+__all__ = ["CachedCall", "OneOfBatch", "cached_call", "is_cached"]
 
 _log = logging.getLogger("skyward.joblib")
 
@@ -196,22 +196,28 @@ class OneOfBatch:
         return [self._kept.keep(result[0], seconds)]
 
 
-def cached_call(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> KeptCall | None:
-    """Return a call as one whose result is kept, if its function is cached.
+def is_cached(function: Any) -> bool:
+    """Whether a function is a cached one, or the ``call_and_shelve`` of one."""
+    if type(function) is types.MethodType:
+        shelves = function.__func__ is MemorizedFunc.call_and_shelve
+        return shelves and type(function.__self__) is MemorizedFunc
+    return type(function) is MemorizedFunc
+
+
+def cached_call(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> KeptCall:
+    """Return a call as one whose result is kept.
 
     Parameters
     ----------
     function
-        A cached function, or its ``call_and_shelve``; for any other function the answer is None.
+        One of which `is_cached` is true.
     args, kwargs
         Its arguments.
     """
     if type(function) is types.MethodType:
-        if function.__func__ is not MemorizedFunc.call_and_shelve or type(function.__self__) is not MemorizedFunc:
-            return None
         return CachedCall(function.__self__, args, kwargs, shelves=True)
-    return CachedCall(function, args, kwargs) if type(function) is MemorizedFunc else None
+    return CachedCall(function, args, kwargs)
 
 
 if joblib_private.KEEPS:
-    KINDS[MemorizedFunc] = KINDS[types.MethodType] = cached_call
+    KINDS[MemorizedFunc] = KINDS[types.MethodType] = Kind(is_cached, cached_call)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import threading
 import warnings
 from collections.abc import Callable
@@ -15,10 +14,11 @@ import joblib
 import numpy as np
 import pytest
 from joblib import Memory, Parallel, delayed
-from joblib.memory import MemorizedFunc, MemorizedResult, NotMemorizedResult
+from joblib.memory import MemorizedResult, NotMemorizedResult
 
 import skyward as sky
-from skyward.joblib_ext import memory_cache
+from skyward.core.events import TasksQueued
+from skyward.core.tasks.kept_calls import is_kept
 from skyward.joblib_ext.memory_cache import CachedCall, OneOfBatch, cached_call
 from tests.joblib_ext.conftest import VERSION
 from tests.joblib_ext.counted import Counted, Model, wait_for
@@ -346,7 +346,16 @@ def test_the_parts_say_what_they_are(counted: Counted) -> None:
     assert "square" in repr(call.function)
     assert call.function is CachedCall(square, (3,), {}).function
     assert OneOfBatch(call).find() is None
-    assert cached_call(abs, (1,), {}) is None
-    assert cached_call("".join, ([],), {}) is None
-    assert memory_cache.KINDS[MemorizedFunc] is cached_call
-    assert sys.modules[CachedCall.__module__] is memory_cache
+    assert is_kept(square)
+    assert is_kept(square.call_and_shelve)
+    assert not any(map(is_kept, (abs, "".join, counted.square, square.check_call_in_cache, square.call)))
+
+
+def test_methods_that_are_not_cached_are_sent_in_batches(pool: sky.Compute, counted: Counted) -> None:
+    method = Model(counted.memory, 2).times_
+    queued: list[int] = []
+    stop = pool.events.subscribe(lambda event: queued.append(event.count) if isinstance(event, TasksQueued) else None)
+    list(pool.map(method, range(20), chunksize=10))
+    Parallel(n_jobs=2, batch_size=10, pre_dispatch="all")(delayed(method)(i) for i in range(20))
+    stop()
+    assert queued == [10] * 4

@@ -10,8 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from joblib import Memory, Parallel, delayed
+from joblib import Memory, Parallel, delayed, parallel_config
 from joblib.memory import FileSystemStoreBackend, MemorizedResult
+from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import Pipeline
+from sklearn.tree import DecisionTreeClassifier
 
 import skyward as sky
 from tests.joblib_ext.conftest import VERSION
@@ -247,3 +251,40 @@ def test_a_task_whose_driver_does_not_answer_computes(pool: sky.Compute, counted
     result, said = pool.submit(nested).result()
     assert result == 9
     assert any("does not know that token" in text for text in said)
+
+
+class Scaler(TransformerMixin, BaseEstimator):  # type: ignore[misc]
+    """A step that counts how often it is fitted."""
+
+    def __init__(self, log: str = "") -> None:
+        self.log = log
+
+    def fit(self, X: Any, y: Any = None) -> Scaler:
+        with open(self.log, "a") as file:  # noqa: PTH123
+            file.write("fit\n")
+        self.mean_ = X.mean(axis=0)
+        return self
+
+    def transform(self, X: Any) -> Any:
+        return X - self.mean_
+
+
+def test_a_pipelines_memory_fits_a_step_once_for_each_fold(pool: sky.Compute, counted: Counted) -> None:
+    random = np.random.default_rng(0)
+    X, y = random.normal(size=(60, 3)), random.integers(0, 2, 60)
+    steps = [("scale", Scaler(str(counted.log))), ("tree", DecisionTreeClassifier(random_state=0))]
+    search = GridSearchCV(
+        Pipeline(steps, memory=counted.memory), {"tree__max_depth": [1, 2, 3, 4, 5]}, cv=3, n_jobs=-1, refit=False
+    )
+    with parallel_config(backend="skyward"):
+        search.fit(X, y)
+        scores = search.cv_results_["mean_test_score"]
+        assert len(counted.ran) == 3
+        search.fit(X, y)
+        assert len(counted.ran) == 3
+    np.testing.assert_array_equal(search.cv_results_["mean_test_score"], scores)
+    fitted = pool.submit(lambda: search.best_estimator_ if search.refit else search.estimator.fit(X, y)).result()
+    assert type(fitted.memory.store_backend) is FileSystemStoreBackend
+    assert len(counted.ran) == 4
+    search.estimator.fit(X, y)
+    assert len(counted.ran) == 4, "what a task has fitted is a hit here"

@@ -31,7 +31,7 @@ from skyward.core.tasks.delivery import start_thread
 from skyward.core.tasks.futures import TaskFuture
 from skyward.core.tasks.job_maker import JobMaker
 from skyward.core.tasks.jobs import Job, Keeper, KeptCall, TaskOptions
-from skyward.core.tasks.kept_calls import KINDS, KeptCalls, failed
+from skyward.core.tasks.kept_calls import KINDS, KeptCalls, failed, is_kept
 from skyward.core.tasks.late_packages import Supplier
 from skyward.core.tasks.listening_sockets import Listeners
 from skyward.core.tasks.pool_context import PoolContext
@@ -167,13 +167,12 @@ class Dispatcher:
             The pool is closed, or belongs to another process. All other errors are reported by the future.
         """
         self._check_open()
-        if type(function) in KINDS and options.node is None:
+        if type(function) in KINDS and options.node is None and is_kept(function):
             try:
-                kept = KINDS[type(function)](function, args, kwargs)
+                kept = KINDS[type(function)].make(function, args, kwargs)
             except Exception as error:
                 return failed(error)
-            if kept is not None:
-                return self.kept.call(kept, kept.function, args, kwargs, options)
+            return self.kept.call(kept, kept.function, args, kwargs, options)
         task = next(self._ids)
         future: TaskFuture[_T] = TaskFuture(self._on_cancel, task)
         try:

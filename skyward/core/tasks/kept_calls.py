@@ -13,18 +13,33 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from skyward.core.tasks.futures import TaskFuture
 from skyward.core.tasks.jobs import Job, KeptCall, TaskOptions
 from skyward.core.tasks.schedule_events import Verdict
 
-__all__ = ["KINDS", "KeptCalls", "MakeJob", "done", "failed"]
+__all__ = ["KINDS", "KeptCalls", "Kind", "MakeJob", "done", "failed", "is_kept"]
 
 
-KINDS: dict[type, Callable[[Any, Sequence[Any], Mapping[str, Any]], KeptCall | None]] = {}
-"""Classes of functions -> what makes a `KeptCall` of function and arguments; None if its result is not kept. It may
-raise anything; then that is the outcome of the call."""
+class Kind(NamedTuple):
+    """Functions of one class, of which some have results that are kept."""
+
+    keeps: Callable[[Any], bool]
+    """Whether a function's results are kept."""
+    make: Callable[[Any, Sequence[Any], Mapping[str, Any]], KeptCall]
+    """Makes a `KeptCall` of such a function and arguments. May raise anything; then that is the outcome of the call."""
+
+
+KINDS: dict[type, Kind] = {}
+"""Classes of functions, as far as front ends know any."""
+
+
+def is_kept(function: object) -> bool:
+    """Whether the results of a function are kept."""
+    kind = KINDS.get(type(function))
+    return kind is not None and kind.keeps(function)
+
 
 MakeJob = Callable[[Callable[..., Any], Sequence[Any], Mapping[str, Any], TaskOptions], Job]
 """Makes a job of a call. May raise anything."""
