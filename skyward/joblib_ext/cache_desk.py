@@ -40,6 +40,7 @@ from skyward.core.protocol import wire
 from skyward.core.results.rules import RefusedPickle, Rule
 from skyward.core.results.unpickler import loads
 from skyward.core.tasks.pool_context import PoolContext
+from skyward.joblib_ext.computing import code_mark
 from skyward.joblib_ext.joblib_private import KEEPS
 from skyward.joblib_ext.node_cache import HOMES, PIECE, DriverStore, Grant, SharedStore
 
@@ -103,7 +104,7 @@ class CacheDesk:
     def __repr__(self) -> str:
         return f"<CacheDesk at {self.address}: {len(self._rights)} rights, {len(self._clients)} connections>"
 
-    def grant(self, store: Any, function: str | None) -> Any:
+    def grant(self, store: Any, function: str | None, mark: str = "") -> Any:
         """Return the store that is sent instead of one of this process.
 
         Parameters
@@ -112,6 +113,8 @@ class CacheDesk:
             A store of joblib's.
         function
             Name of the cached function in it; None for all of a `Memory`.
+        mark
+            The `code_mark` of the function.
         """
         with self._lock:
             token = self._tokens.get((id(store), function))
@@ -121,7 +124,7 @@ class CacheDesk:
         original = dict(vars(store))
         state = {**original, "location": os.path.abspath(original["location"])}
         kind = SharedStore if self._context.shared else DriverStore
-        return kind(Grant(self.address, token, self._context.shared), state, original)
+        return kind(Grant(self.address, token, self._context.shared, mark), state, original)
 
     def _home(self, token: str) -> Any:
         """Return the store of a token that has come back."""
@@ -417,7 +420,8 @@ def _reduce(sent: Any, context: PoolContext) -> Any:
     if type(store) is not FileSystemStoreBackend:
         return None
     function = None if isinstance(sent, Memory) else sent.func_id
-    state = {**sent.__getstate__(), "store_backend": desk_of(context).grant(store, function)}
+    mark = code_mark(getattr(sent, "func", None))
+    state = {**sent.__getstate__(), "store_backend": desk_of(context).grant(store, function, mark)}
     return copyreg.__newobj__, (type(sent),), state  # type: ignore[attr-defined]
 
 

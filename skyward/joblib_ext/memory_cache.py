@@ -19,6 +19,7 @@ from typing import Any
 from joblib.func_inspect import filter_args, format_signature
 from joblib.memory import MemorizedFunc, NotMemorizedResult, extract_first_line
 
+from skyward.core.labels import label
 from skyward.core.tasks.jobs import KeptCall
 from skyward.core.tasks.kept_calls import KINDS, Kind
 from skyward.joblib_ext import joblib_private
@@ -70,6 +71,8 @@ class CachedCall:
     def find(self) -> tuple[Any] | None:
         """See `KeptCall.find`; the same steps as in joblib."""
         memorized, store = self._memorized, self._memorized.store_backend
+        if joblib_private.verbosity(memorized) >= 20:
+            self._announce()
         if not self._is_source_known() or not store.contains_item(self._id):
             return None
         validate = memorized.cache_validation_callback
@@ -84,6 +87,14 @@ class CachedCall:
             _, signature = format_signature(memorized.func, *self._args, **self._kwargs)
             memorized.warn(f"Exception while loading results for {signature}\n {traceback.format_exc()}")
             return None
+
+    def _announce(self) -> None:
+        """Log what joblib logs."""
+        logging.basicConfig(level=logging.INFO)
+        _, signature = format_signature(self._memorized.func, *self._args, **self._kwargs)
+        where = os.path.join(self._memorized.store_backend.location, self._id[0])
+        text = f"Querying {label(self._memorized.func)} with signature\n{signature}.\n\n(argument hash {self._id[1]})"
+        self._memorized.info(f"{text}\n\nThe store location is {where}.")
 
     def _is_source_known(self) -> bool:
         """Whether the cache is of the present source of the function; joblib looks again only if that may be otherwise.

@@ -30,6 +30,7 @@ from joblib.memory import FileSystemStoreBackend, MemorizedFunc
 
 from skyward.core.payload import pickling
 from skyward.joblib_ext import joblib_private
+from skyward.joblib_ext.computing import check_code
 
 __all__ = ["HOMES", "PIECE", "DriverStore", "Grant", "SharedStore", "arrive", "taking_turns"]
 
@@ -53,12 +54,14 @@ class Grant:
         What proves the right.
     shared
         Whether the node sees the driver's files.
+    mark
+        The `code_mark` of the function.
     """
 
-    __slots__ = ("address", "shared", "token")
+    __slots__ = ("address", "mark", "shared", "token")
 
-    def __init__(self, address: str, token: str, shared: bool) -> None:
-        self.address, self.token, self.shared = address, token, shared
+    def __init__(self, address: str, token: str, shared: bool, mark: str) -> None:
+        self.address, self.token, self.shared, self.mark = address, token, shared, mark
 
     def __repr__(self) -> str:
         return f"<Grant of {self.address}>"
@@ -365,15 +368,15 @@ def _reduced(store: Any) -> Any:
     """What ``__reduce__`` returns for a store."""
     grant = store.grant
     state = {name: value for name, value in vars(store).items() if name not in ("grant", "original", "_here")}
-    return arrive, (grant.address, grant.token, grant.shared, state, vars(store.original))
+    return arrive, (grant.address, grant.token, grant.shared, grant.mark, state, vars(store.original))
 
 
-def arrive(address: str, token: str, shared: bool, state: dict[str, Any], original: dict[str, Any]) -> Any:
+def arrive(address: str, token: str, shared: bool, mark: str, state: dict[str, Any], original: dict[str, Any]) -> Any:
     """Return the store that stands for the driver's here; in the driver itself, that one. Called by the pickle.
 
     Parameters
     ----------
-    address, token, shared
+    address, token, shared, mark
         See `Grant`.
     state, original
         See `SharedStore`.
@@ -382,7 +385,7 @@ def arrive(address: str, token: str, shared: bool, state: dict[str, Any], origin
     if home is not None:
         return home(token)
     joblib_private.take_turns(taking_turns, _Turns)
-    return (SharedStore if shared else DriverStore)(Grant(address, token, shared), state, original)
+    return (SharedStore if shared else DriverStore)(Grant(address, token, shared, mark), state, original)
 
 
 @contextlib.contextmanager
@@ -393,11 +396,17 @@ def taking_turns(memorized: MemorizedFunc, call_id: _CallId) -> Iterator[bool]:
     ----------
     memorized, call_id
         The function, and the key of its call.
+
+    Raises
+    ------
+    PayloadError
+        The function here is another one than in the driver.
     """
     store = memorized.store_backend
     if not isinstance(store, _Turns):
         yield False
         return
+    check_code(memorized.func, store.grant.mark)
     source = memorized.func_code_info[0]
     before, _current.source = getattr(_current, "source", ""), source
     try:

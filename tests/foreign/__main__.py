@@ -13,7 +13,7 @@ from tests.foreign.runner import Run, Suite, judge, run
 
 __all__ = ["SUITES", "suite_of"]
 
-SUITES = ("cpython", "loky", "joblib", "sklearn")
+SUITES = ("cpython", "loky", "joblib", "memory", "sklearn")
 
 
 def suite_of(name: str) -> Suite | None:

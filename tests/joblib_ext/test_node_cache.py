@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -195,6 +197,28 @@ def test_methods_inside_tasks(pool: sky.Compute, counted: Counted) -> None:
     assert double.times.check_call_in_cache(21), "the object counts as the same on both sides"
     assert pool.submit(double.times, 21).done()
     assert Parallel(n_jobs=2)(delayed(lambda x: double.times(x) + 0)(x) for x in (21, 22)) == [42, 44]
+
+
+def test_a_module_that_was_changed_here_and_not_there_is_an_error(
+    pool: sky.Compute, counted: Counted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its results would be kept as those of the new source."""
+    name = f"edited_{counted.folder.name}"
+    path = counted.folder / f"{name}.py"
+    monkeypatch.syspath_prepend(str(counted.folder))
+    path.write_text("def f(x):\n    return x\n", encoding="utf-8")
+    module = importlib.import_module(name)
+    for _ in range(8):
+        assert pool.submit(counted.memory.cache(module.f), _).result() == _
+    path.write_text("def f(x):\n    return x + 1000000\n", encoding="utf-8")
+    importlib.invalidate_caches()
+    del sys.modules[name]
+    changed = counted.memory.cache(importlib.import_module(name).f)
+    for function in (changed, lambda x: changed(x) + 0):
+        outcome = pool.submit(function, 1)
+        error = outcome.exception()  # but for a slot that had not imported it
+        assert "f has another source in this task" in str(error) if error else outcome.result() == 1000001
+    assert changed(2) == 1000002
 
 
 def test_recursion(pool: sky.Compute, counted: Counted) -> None:
