@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from skyward import plugins as plugins
     from skyward.core.errors import AuthFailed as AuthFailed
     from skyward.core.errors import BootstrapFailed as BootstrapFailed
+    from skyward.core.errors import BudgetExceeded as BudgetExceeded
     from skyward.core.errors import CloudError as CloudError
     from skyward.core.errors import ConfigError as ConfigError
     from skyward.core.errors import DownloadFailed as DownloadFailed
@@ -72,6 +73,7 @@ __all__ = [
     "SSH",
     "AuthFailed",
     "BootstrapFailed",
+    "BudgetExceeded",
     "CloudError",
     "Compute",
     "ComputePool",
@@ -149,6 +151,7 @@ _HOME = {
         name: f"skyward.core.errors:{name}"
         for name in (
             *("AuthFailed", "CloudError", "NoCapacity", "NoOffer", "NotFound", "QuotaExceeded", "RateLimited"),
+            "BudgetExceeded",
             *("BootstrapFailed", "ConfigError", "HostKeyError", "HostUnreachable", "LinkError", "LoginRefused"),
             "NestedPool",
             "DownloadFailed",

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AuthFailed",
     "BootstrapFailed",
+    "BudgetExceeded",
     "CloudError",
     "ConfigError",
     "DownloadFailed",
@@ -222,6 +223,10 @@ class ProtocolError(LinkError):
 
 class TaskError(SkywardError):
     """A task failed for a reason other than an exception of its own."""
+
+
+class BudgetExceeded(TaskError, ProvisioningError):
+    """What the pool may spend is spent, or does not pay for the machines that it asks for."""
 
 
 class PayloadError(TaskError, pickle.PicklingError):

@@ -23,7 +23,7 @@ from skyward.core.interrupts import Interrupts
 from skyward.core.pool_arguments import PoolSettings
 from skyward.core.results.names import Trusted
 from skyward.core.running_pool import RunningPool
-from skyward.core.spec import Allocation, Nodes, Order, Resources, Worker, parse_seconds
+from skyward.core.spec import Allocation, Nodes, Order, Resources, Worker, parse_budget, parse_seconds
 from skyward.core.status import PoolStatus
 from skyward.core.tasks.dispatch import Dispatcher
 from skyward.core.volumes import Volume
@@ -60,6 +60,11 @@ class Compute(TaskExecutor):
     max_price
         Maximum price per machine, in US dollars per hour. None means no limit, except that machines which cost more
         than five times the cheapest one, or whose price is unknown, are only rented if `machine` names them.
+    budget
+        What the pool may cost from its start to its end, in US dollars; None means no limit. Each machine is bought
+        with an equal share and terminates itself once that is spent, even if this program no longer runs, where the
+        provider lets it. Tasks that are left then fail with `BudgetExceeded`. Prices are those of the machines; traffic
+        and the like are not included.
     image
         The environment in which nodes run tasks.
     volume, volumes
@@ -119,6 +124,7 @@ class Compute(TaskExecutor):
         volumes: Sequence[Volume] | Volume = (),
         allocation: Allocation = "spot-if-available",
         max_price: float | None = None,
+        budget: float | None = None,
         timeout: float | None = 3600,
         plugins: Sequence[Plugin] = (),
         results: Literal["data", "any"] | None = None,
@@ -160,6 +166,7 @@ class Compute(TaskExecutor):
             console=console,
             volumes=mounts,
             resume=pool_arguments.resume(resume),
+            budget=parse_budget(budget),
         )
         self.events = Events()
         self._open: RunningPool | None = None  # between `start` and the beginning of the end

@@ -65,6 +65,8 @@ class PoolSettings:
         Folders of this machine that tasks find on the nodes.
     resume
         Absolute path of the file that keeps results; None for none.
+    budget
+        US dollars that the machines may cost; None for no limit.
     """
 
     name: str
@@ -81,6 +83,7 @@ class PoolSettings:
     packages: PackagePlan | None = None
     volumes: tuple[LocalVolume, ...] = ()
     resume: str | None = None
+    budget: float | None = None
 
     @property
     def provider_names(self) -> str:

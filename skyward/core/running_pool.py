@@ -89,6 +89,7 @@ class RunningPool:
             _setup(settings),
             Timing(),
             None if settings.packages is None else settings.packages.lists,
+            settings.budget,
         )
         runner = self.dispatcher.runner
         self.provisioner = Provisioner(plan, runner, events, bring=runner.files.bring)

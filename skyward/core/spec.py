@@ -31,6 +31,7 @@ __all__ = [
     "Resources",
     "Worker",
     "parse_address",
+    "parse_budget",
     "parse_count",
     "parse_memory",
     "parse_price",
@@ -136,6 +137,24 @@ def parse_price(value: object) -> float | None:
     if not 0 <= price < math.inf:
         raise ConfigError(f"max_price={value!r} is not a price; give US dollars per hour, or None for no limit")
     return price
+
+
+def parse_budget(value: object) -> float | None:
+    """Parse US dollars, more than none; None means no limit.
+
+    Raises
+    ------
+    ConfigError
+        `value` is neither.
+    """
+    if value is None:
+        return None
+    amount = _number(value)
+    if not 0 < amount < math.inf:
+        raise ConfigError(
+            f"budget={value!r} is not an amount of money; give US dollars for the whole pool, such as 3.0"
+        )
+    return amount
 
 
 def _number(value: object) -> float:
@@ -485,6 +504,8 @@ class Order:
         The SSH host key that the machine must present; None for providers whose machines are not rented.
     user_key
         Public key allowed to log in, as one line.
+    deadline
+        When each machine terminates itself, in seconds since 1970, since the budget pays for no more; None: never.
     """
 
     tag: str
@@ -496,6 +517,7 @@ class Order:
     offer: Offer | None = None
     host_key: KeyPair | None = None
     user_key: str = ""
+    deadline: float | None = None
 
     def __post_init__(self) -> None:
         _one_of(self.allocation, "allocation", ALLOCATIONS)

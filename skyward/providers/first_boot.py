@@ -17,7 +17,7 @@ __all__ = ["cloud_config", "script", "watchdog"]
 
 _WATCHDOG = """\
 #!/bin/sh
-# Terminates this machine after {limit} s without a word from its owner. Whoever hears from the owner touches {file}.
+# Terminates this machine after {limit} s without a word from its owner. Whoever hears from him touches {file}.{why}
 file={file}
 : >>"$file"
 chmod 666 "$file"
@@ -28,9 +28,11 @@ while sleep {step}; do
     now=$(stat -c %Y "$file" 2>/dev/null || echo gone)
     if [ "$now" = "$last" ]; then idle=$((idle + {step})); else idle=0; fi
     last=$now
-    if [ "$idle" -ge {limit} ]; then {end}; fi
+    if [ "$idle" -ge {limit} ]{or_spent}; then {end}; fi
 done
 """
+
+_BELIEVED = 14 * 24 * 3600  # seconds after its deadline for which a clock may say so
 
 _PLACE = "/usr/local/sbin/skyward-watchdog"
 
@@ -45,10 +47,17 @@ _START = (
 def watchdog(order: Order, end: str) -> str:
     """Return the script that runs the shell command `end` once the owner was silent for the order's orphan_timeout.
 
-    It keeps trying when `end` fails.
+    The same at the order's deadline, if it has one. It keeps trying when `end` fails.
     """
     limit = max(1, math.ceil(order.orphan_timeout))
-    return _WATCHDOG.format(limit=limit, step=max(1, min(15, limit // 10)), file=HEARD_FILE, end=end)
+    why, or_spent = "", ""
+    if order.deadline is not None and order.deadline < math.inf:
+        deadline = math.floor(order.deadline)
+        why = "\n# Also when its share of the budget is spent; a clock that is weeks past that is not believed."
+        or_spent = f' || {{ date=$(date +%s); [ "$date" -ge {deadline} ] && [ "$date" -lt {deadline + _BELIEVED} ]; }}'
+    return _WATCHDOG.format(
+        limit=limit, step=max(1, min(15, limit // 10)), file=HEARD_FILE, end=end, why=why, or_spent=or_spent
+    )
 
 
 def _start_watchdog(order: Order, end: str) -> str:

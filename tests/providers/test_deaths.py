@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import random
 import signal
@@ -9,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import cloudpickle
@@ -26,9 +29,11 @@ ROOT = Path(__file__).parents[2]
 PATH = f"{ROOT}:{ROOT / 'contrib/skyward-hetzner/src'}"
 
 DRIVER = """
-    import sys, time, cloudpickle
+    import json, sys, time, cloudpickle
     import skyward as sky
+    from skyward.core.machines import budget
 
+    budget.LEAST = 1.0  # seconds: a budget for five minutes would take a test as long
     provider = cloudpickle.loads(open(sys.argv[1], "rb").read())
     print("begun", flush=True)
     with sky.Compute(
@@ -36,7 +41,7 @@ DRIVER = """
         nodes=2,
         image=sky.Image(index=sys.argv[2], sync="none"),
         console=False,
-        orphan_timeout=20.0,
+        **json.loads(sys.argv[3]),
     ) as pool:
         print("ready", flush=True)
         pool.submit(time.sleep, 60).result()
@@ -56,10 +61,16 @@ def driver(tmp_path, index, monkeypatch):
     script.write_text(textwrap.dedent(DRIVER))
     started = []
 
-    def start(provider) -> subprocess.Popen[str]:
+    def start(provider, **options: float) -> subprocess.Popen[str]:
         (tmp_path / "provider").write_bytes(cloudpickle.dumps(provider))
         process = subprocess.Popen(
-            [sys.executable, str(script), str(tmp_path / "provider"), index],
+            [
+                sys.executable,
+                str(script),
+                str(tmp_path / "provider"),
+                index,
+                json.dumps({"orphan_timeout": 20.0, **options}),
+            ],
             env={**os.environ, "SKYWARD_STATE": str(state), "PYTHONPATH": PATH},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -130,15 +141,24 @@ def test_a_machine_ends_itself_when_nobody_is_left(rental, lab, driver):
         provider = rental.provider(cloud)
         process = driver(provider)
         says(process, "ready")
-        reaper = eventually(lambda: _children(process.pid, "skyward.core.machines.reaper"))[0]
         tag = provider.all_machines()[0].tag
-        os.kill(reaper, signal.SIGSTOP)  # so that it can't begin between the two
-        process.kill()
-        process.wait(10)
-        os.kill(reaper, signal.SIGKILL)
+        with no_reaper(process):
+            process.kill()
+            process.wait(10)
         eventually(lambda: not {"instance", "volume"} & {kind for kind, _ in cloud.meter.live}, 90.0, "no instance")
         sweep(provider, tag, limit=30)  # what `skyward down` does: a security group can't end itself
         assert cloud.meter.live == []
+
+
+@contextlib.contextmanager
+def no_reaper(process: subprocess.Popen[str]) -> Iterator[None]:
+    """Kill the reaper of a driver that dies in this block, as when the computer goes down."""
+    reaper = eventually(lambda: _children(process.pid, "skyward.core.machines.reaper"))[0]
+    os.kill(reaper, signal.SIGSTOP)  # so that it can't begin between the two
+    try:
+        yield
+    finally:
+        os.kill(reaper, signal.SIGKILL)
 
 
 def _children(pid: int, command: str) -> list[int]:

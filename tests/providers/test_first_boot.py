@@ -192,6 +192,30 @@ def test_it_tries_again_when_the_end_fails(machine: Machine) -> None:
     assert len(counter.read_text().split()) >= 2
 
 
+@pytest.mark.slow
+def test_it_ends_the_machine_at_its_deadline_even_if_its_owner_is_heard(machine: Machine) -> None:
+    """Its share of the budget is spent."""
+    deadline = time.time() + 2.0
+    machine.start(first_boot.watchdog(replace(ORDER, deadline=deadline, orphan_timeout=15.0), END))
+    wait_for(machine.heard.exists)
+
+    def heard() -> bool:
+        os.utime(machine.heard)
+        return machine.ended.exists()
+
+    wait_for(heard)
+    assert time.time() >= deadline - 1.0  # it counts whole seconds
+
+
+@pytest.mark.slow
+def test_a_clock_that_is_weeks_ahead_does_not_end_it(machine: Machine) -> None:
+    machine.start(first_boot.watchdog(replace(ORDER, deadline=time.time() - 30 * 86400.0), END))
+    wait_for(machine.heard.exists)
+    began = time.monotonic()
+    wait_for(machine.ended.exists)  # for its silence
+    assert time.monotonic() - began >= 1
+
+
 @pytest.mark.parametrize(
     ("timeout", "limit", "step"), [(0.5, 1, 1), (1.2, 2, 1), (60.0, 60, 6), (600.0, 600, 15), (86400.0, 86400, 15)]
 )

@@ -60,7 +60,12 @@ async def _offers(plan: Plan, source: int, calls: ProviderCalls, warn: Callable[
     chosen = offer_selection.select(offers, order.resources, order.allocation)
     if not chosen:
         raise NoOffer(f"{provider.name}: {offer_selection.nearest(offers, order.resources, order.allocation)}")
-    return chosen
+    if plan.budget is None:
+        return chosen
+    priced = [offer for offer in chosen if offer.price is not None]
+    if not priced:
+        raise NoOffer(f"{provider.name}: it does not say what {chosen[0].machine} costs, so no budget can be kept")
+    return priced
 
 
 def _refusal(provider: Provider, error: SkywardError) -> str:

@@ -22,6 +22,7 @@ __all__ = [
     "Destroyed",
     "Doubt",
     "Event",
+    "Exhausted",
     "Lost",
     "Made",
     "NotCleared",
@@ -211,11 +212,12 @@ Event: TypeAlias = Union[
 
 @dataclass(frozen=True, slots=True)
 class Create:
-    """Order machines, under the name `order`; report `Made` or `Refused`."""
+    """Order machines, under the name `order`; report `Made` or `Refused`. Each may run for so many seconds, if any."""
 
     order: str
     candidate: Candidate
     count: int
+    seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +237,7 @@ class Begin:
 
 @dataclass(frozen=True, slots=True)
 class Abandon:
-    """Give up a machine that serves, since its provider says that it has ended; report `Lost` soon."""
+    """Give up a machine that serves, since it has ended or must not cost more; report `Lost` soon."""
 
     source: int
     id: MachineId
@@ -258,6 +260,13 @@ class Clear:
 
 
 @dataclass(frozen=True, slots=True)
+class Exhausted:
+    """The pool's money is spent: no machine will run any more, which fails the tasks that are left."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """Show the user a line."""
 
@@ -265,4 +274,4 @@ class Report:
     warning: bool = False
 
 
-Command: TypeAlias = Union[Create, Poll, Begin, Abandon, Destroy, Clear, Report]
+Command: TypeAlias = Union[Create, Poll, Begin, Abandon, Destroy, Clear, Exhausted, Report]

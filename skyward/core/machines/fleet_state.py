@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from skyward.core.errors import AuthFailed, SkywardError
+from skyward.core.machines.budget import Terms
 from skyward.core.machines.fleet_events import (
     Candidate,
     Clear,
@@ -54,6 +55,8 @@ class OwnedMachine:
     phase: Phase
     made: float
     candidate: Candidate | None
+    terms: Terms | None = None  # None: without a budget
+    spent: bool = False  # its share of the budget
     since: float = 0.0  # ENDING: when that began, or when the source accepted the request to terminate it
     due: float = 0.0  # ENDING: when to terminate it (again)
     seen: bool = False  # in some poll, so that it counts as missed when a later one does not show it
@@ -82,6 +85,7 @@ class SourceState:
     machines: dict[MachineId, OwnedMachine] = field(default_factory=dict)
     used: bool = False  # something was ordered here, so something may be left here
     uncertain: float | None = None  # when an order failed with unknown outcome; no other is placed until a poll
+    doubtful: list[tuple[int, Terms]] = field(default_factory=list)  # such orders: how many machines, on which terms
     shown_from: float = -math.inf  # a poll that begins then surely shows all that orders have made
     bare: float = -math.inf  # when the last poll began, if it showed nothing
     lost_replies: int = 0  # orders with unknown outcome in a row

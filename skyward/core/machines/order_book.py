@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from skyward.core.errors import CloudError, NoCapacity, QuotaExceeded, SkywardError
+from skyward.core.machines.budget import Terms
 from skyward.core.machines.fleet_events import Candidate, Create
 from skyward.core.machines.fleet_state import SourceState
 from skyward.core.machines.refusals import reaches
@@ -37,12 +38,15 @@ class OrderBook:
         Orders without an answer yet: name -> (candidate, count).
     placed
         Every order -> the source whose state its machines belong to.
+    terms
+        Every order that a budget pays for -> the terms of each of its machines.
     """
 
     def __init__(self, candidates: Sequence[Candidate], tag: str) -> None:
         self.candidates = list(candidates)
         self.out: dict[str, tuple[int, int]] = {}
         self.placed: dict[str, int] = {}
+        self.terms: dict[str, Terms] = {}
         self._tag = tag
         self._last = 0
         self._resting: dict[int, float] = {}  # candidate -> until when
@@ -103,13 +107,16 @@ class OrderBook:
         self._resting.pop(number, None)
         return self.candidates[number]
 
-    def place(self, number: int, count: int) -> Create:
-        """Order so many machines of a candidate."""
+    def place(self, number: int, count: int, terms: Terms | None = None) -> Create:
+        """Order so many machines of a candidate, each on these terms."""
         candidate = self.candidates[number]
         self._last += 1
         name = f"{self._tag}-{self._last}"
         self.out[name], self.placed[name] = (number, count), candidate.source
-        return Create(name, candidate, count)
+        if terms is None:
+            return Create(name, candidate, count)
+        self.terms[name] = terms
+        return Create(name, candidate, count, terms.seconds)
 
     def made(self, order: str, machines: Sequence[Machine], now: float) -> Candidate:
         """Note that an order was carried out; returns its candidate.

@@ -36,6 +36,8 @@ class Plan:
         Of the sessions.
     packages
         What nodes install; None for what the image says.
+    budget
+        US dollars that the pool may cost; None for no limit.
     """
 
     providers: Sequence[Provider]
@@ -45,6 +47,7 @@ class Plan:
     setup: Setup
     timing: Timing
     packages: PackageLists | None = None
+    budget: float | None = None
 
     @property
     def rentals(self) -> list[Rental]:

@@ -10,16 +10,27 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from skyward.core.errors import PackagesFailed, ProtocolError, ProvisioningError, SkywardError, VolumeFailed
+from skyward.core.errors import (
+    BudgetExceeded,
+    NodeLost,
+    PackagesFailed,
+    ProtocolError,
+    ProvisioningError,
+    SkywardError,
+    TaskError,
+    VolumeFailed,
+)
 from skyward.core.events import Events, Machines, NodeGone, NodeReady, Note
 from skyward.core.gpus import describe, described
 from skyward.core.guard import guarded, watched
 from skyward.core.interfaces import Rental, Trait
 from skyward.core.machines import fleet_events as f
+from skyward.core.machines.budget import Budget
 from skyward.core.machines.candidates import find_candidates
 from skyward.core.machines.fleet import Fleet
 from skyward.core.machines.fleet_reports import left_text, order_texts, why_too_few
@@ -72,8 +83,8 @@ class NodeUser(SessionHandler, Protocol):
         """
         ...
 
-    def hopeless(self, reason: str) -> None:
-        """No node is up, and none will come: tasks need not wait any longer."""
+    def hopeless(self, reason: str, error: type[TaskError] = NodeLost, *, ending: bool = False) -> None:
+        """No node is up, or with `ending` none will be in a moment, and none will come: tasks need not wait."""
         ...
 
 
@@ -121,9 +132,11 @@ class Provisioner:
         self._answered = 0  # tasks, when a node was last removed since none succeeded there
         self._changed = asyncio.Event()
         self._started = False
+        self._exhausted = False  # the budget is spent, and whoever waits for a node knows it
         self._stopping = False
         self._buyer: Buyer | None = None
         self._waiting = Machines()  # as last reported
+        self._slept = _asleep()
         self._told: frozenset[tuple[int, str]] = frozenset()  # slots and GPUs that the user knows of
         identities = Identities(plan.order.tag, plan.nodes.max, make_authority)
         self._shared = Shared(plan, events, self, user, identities, bring=bring)
@@ -174,7 +187,8 @@ class Provisioner:
 
     def _new_fleet(self, candidates: Sequence[f.Candidate]) -> Fleet:
         sources = [_source(self._plan, number) for number in range(len(self._plan.providers))]
-        return Fleet(sources, candidates, self._plan.nodes.max, self._plan.order.tag)
+        budget = None if self._plan.budget is None else Budget(self._plan.budget, self._plan.nodes.min)
+        return Fleet(sources, candidates, self._plan.nodes.max, self._plan.order.tag, budget)
 
     async def stop(self) -> None:
         """End all nodes and terminate all machines; returns when that is confirmed."""
@@ -213,6 +227,7 @@ class Provisioner:
         """Pass an event to the fleet, and begin what it commands."""
         loop = asyncio.get_running_loop()
         now = loop.time()  # read once: what falls due between two readings would be neither done nor waited for
+        self._fleet.sleeps(_asleep() - self._slept)
         commands = self._fleet.handle(event, now)
         due = self._fleet.next_tick(now)
         for text in order_texts(commands, self._plan.providers):
@@ -230,7 +245,8 @@ class Provisioner:
             else loop.call_at(due, guarded, self._failed, self._handle, f.Tick())
         )
         self._changed.set()
-        if self._started and not self._stopping and self._fleet.settled and not self._fleet.count:
+        hopes = not self._stopping and not self._exhausted
+        if self._started and hopes and self._fleet.settled and not self._fleet.count:
             self._user.hopeless(
                 f"no node is left and no other can be provisioned; the last one was lost: {self._last_reason}"
             )
@@ -239,6 +255,8 @@ class Provisioner:
         match command:
             case f.Report(text, warning):
                 self._events.emit(Note(text, warning))
+            case f.Exhausted(reason):
+                self._exhaust(reason)
             case f.Begin(source, machine):
                 self._begin(source, machine)
             case f.Abandon(source, id, reason):
@@ -252,9 +270,19 @@ class Provisioner:
             case f.Clear(source):
                 self._errand(self._clear(source))
 
+    def _exhaust(self, reason: str) -> None:
+        """Fail all tasks before the machines end, so that none is moved from one to the next."""
+        self._exhausted = True
+        if self._started:
+            done = self._user.answered
+            text = f"{reason}; {done} task{'s' if done != 1 else ''} had ended by then"
+            self._warn(f"{text}; what is left fails with BudgetExceeded")
+            self._user.hopeless(text, BudgetExceeded, ending=True)
+
     async def _create(self, command: f.Create) -> None:
         source, offer = command.candidate.source, command.candidate.offer
-        order = replace(self._plan.order, count=command.count, name=command.order, offer=offer)
+        deadline = None if command.seconds is None else time.time() + command.seconds
+        order = replace(self._plan.order, count=command.count, name=command.order, offer=offer, deadline=deadline)
         buy: Callable[[Order], Sequence[Machine]] = self._plan.providers[source].create
         if self._buyer is not None and (rental := self._plan.rental(source)) is not None:
             buy = functools.partial(self._buyer.buy, rental)
@@ -424,6 +452,13 @@ class Provisioner:
             if other.is_ready and other is not life and other.session is not None
         ]
         return link_patience(self._plan.timing, self._plan.order.orphan_timeout, others)
+
+
+def _asleep() -> float:
+    """Seconds since boot for which this machine slept and its monotonic clock stood still."""
+    if not hasattr(time, "CLOCK_BOOTTIME"):
+        return 0.0
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - time.clock_gettime(time.CLOCK_MONOTONIC)
 
 
 def _make_buyer(tag: str, rentals: Sequence[Rental]) -> Buyer:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from skyward.core.errors import NodeLost, PayloadError, WorkerCrashed
+from skyward.core.errors import NodeLost, PayloadError, TaskError, WorkerCrashed
 from skyward.core.nodes.session import Session
 from skyward.core.payload import exceptions, pickling
 from skyward.core.payload.shared_file import remove, take_file
@@ -86,7 +86,7 @@ class Answers:
         return error
 
 
-def unanswered(job: Job, hopeless: str, lost: Mapping[str, str]) -> BaseException:
+def unanswered(job: Job, hopeless: TaskError, lost: Mapping[str, str]) -> BaseException:
     """Return the exception for a task that no node answered.
 
     Parameters
@@ -111,7 +111,7 @@ def unanswered(job: Job, hopeless: str, lost: Mapping[str, str]) -> BaseExceptio
             "All other nodes that are up, if any, have refused it too"
         )
     if job.verdict is Verdict.HOPELESS:
-        return NodeLost(f"{job.label} (task {job.id}) can't run: {hopeless}")
+        return type(hopeless)(f"{job.label} (task {job.id}) can't run: {hopeless}")
     where = job.options.node or job.node
     reason = lost.get(where, "there is no such node")
     return NodeLost(f"{job.label} (task {job.id}) is lost with {where}: {reason}")

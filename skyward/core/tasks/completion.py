@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from skyward.core.errors import PayloadError, TaskTimeout
+from skyward.core.errors import NodeLost, PayloadError, TaskError, TaskTimeout
 from skyward.core.events import Events, TaskEnded
 from skyward.core.payload.surroundings import Surroundings
 from skyward.core.protocol import messages
@@ -65,7 +65,7 @@ class Completion:
         self._errors = Errors(self._delivery, _is_first)
         self.lost: dict[str, str] = {}
         """Node that was lost -> the reason."""
-        self.hopeless = "no node is left"
+        self.hopeless: TaskError = NodeLost("no node is left")
         """Why no node is left, when tasks settle for that reason."""
 
     def settled(self, job: Job) -> None:

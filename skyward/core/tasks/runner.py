@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from skyward.core.blobs.distributor import ABOUT_BLOBS, Distributor
 from skyward.core.blobs.snapshots import Snapshots
 from skyward.core.code.local_code import CodeVersion
-from skyward.core.errors import PayloadError, ProtocolError
+from skyward.core.errors import NodeLost, PayloadError, ProtocolError, TaskError
 from skyward.core.events import Events, Note
 from skyward.core.files.node_files import NodeFiles
 from skyward.core.nodes.session import Session
@@ -333,10 +333,13 @@ class TaskRunner:
         if node is not None:
             self.handle(schedule_events.NodeDown(name, begun))
 
-    def hopeless(self, reason: str) -> None:
-        """Fail all tasks, also those submitted later: no node is up and none will come."""
-        self._completion.hopeless = reason
-        self.handle(schedule_events.Hopeless())
+    def hopeless(self, reason: str, error: type[TaskError] = NodeLost, *, ending: bool = False) -> None:
+        """Fail all tasks, also those submitted later, with this error: no node is up and none will come.
+
+        With `ending`, also while nodes are up: they will be gone in a moment.
+        """
+        self._completion.hopeless = error(reason)
+        self.handle(schedule_events.Hopeless(ending))
 
     @property
     def answered(self) -> int:

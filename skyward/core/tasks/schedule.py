@@ -225,11 +225,15 @@ class Schedule:
         task = self._tasks.get(event.task)
         if task is None:
             return
+        self._stop(task, commands)
+        self._settle(task, Verdict.CANCELLED, commands)
+        self._assign(commands)  # its group may have been at its limit
+
+    def _stop(self, task: _Task, commands: list[Command]) -> None:
+        """Stop a task where it runs."""
         if task.node is not None:
             self._nodes[task.node].out[task.name] = None
             commands.append(Stop(task.node, task.name))
-        self._settle(task, Verdict.CANCELLED, commands)
-        self._assign(commands)  # its group may have been at its limit
 
     def _withdrawn(self, event: Withdrawn, commands: list[Command]) -> None:
         task = self._tasks.get(event.task)
@@ -321,10 +325,11 @@ class Schedule:
             self._place(node)
         self._assign(commands)
 
-    def _no_hope(self, _: Hopeless, commands: list[Command]) -> None:
-        if not self._nodes:
+    def _no_hope(self, event: Hopeless, commands: list[Command]) -> None:
+        if event.ending or not self._nodes:
             self._hopeless = True
             for task in list(self._tasks.values()):
+                self._stop(task, commands)
                 self._settle(task, Verdict.HOPELESS, commands)
 
     _EVENTS: ClassVar[dict[type[Any], Callable[[Schedule, Any, list[Command]], None]]] = {

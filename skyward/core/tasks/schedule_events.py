@@ -149,7 +149,12 @@ class TimerFired(NamedTuple):
 
 
 class Hopeless(NamedTuple):
-    """No node is up and none will come: waiting tasks can't run, and neither can tasks submitted later."""
+    """No node is up and none will come: waiting tasks can't run, and neither can tasks submitted later.
+
+    While nodes are up, it has no effect unless these are `ending`: then it stops what runs there.
+    """
+
+    ending: bool = False
 
 
 Event: TypeAlias = Union[

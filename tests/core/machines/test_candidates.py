@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 
@@ -53,9 +53,11 @@ CHEAP, DEAR = Offer("cheap", vcpus=2, price=1.0), Offer("dear", vcpus=2, price=2
 DENIED = AuthFailed("shop: no credentials")
 
 
-def find(*providers: Provider, allocation: str = "on-demand", **wanted: int) -> tuple[list[Candidate], list[str]]:
+def find(
+    *providers: Provider, allocation: str = "on-demand", budget: float | None = None, **wanted: Any
+) -> tuple[list[Candidate], list[str]]:
     order = replace(Order("tag", 1, Resources(**wanted)), allocation=allocation)
-    plan = Plan(providers, Nodes(1, 1), order, Image(), SETUP, QUICK)
+    plan = Plan(providers, Nodes(1, 1), order, Image(), SETUP, QUICK, budget=budget)
     warnings: list[str] = []
 
     async def main() -> list[Candidate]:
@@ -101,3 +103,14 @@ def test_when_nothing_can_be_ordered_the_first_reason_is_raised() -> None:
     assert caught.value is DENIED
     with pytest.raises(NoOffer, match="shop: no machine has all of this at once"):
         find(Shop([CHEAP]), vcpus=64)
+
+
+def test_with_a_budget_only_offers_with_a_price_count() -> None:
+    """What it will cost must be known."""
+    unknown = replace(CHEAP, price=None)
+    candidates, _ = find(Shop([unknown, replace(CHEAP, region="there")]), budget=5.0, machine="cheap")
+    assert [candidate.offer for candidate in candidates] == [replace(CHEAP, region="there")]
+    with pytest.raises(NoOffer, match="does not say what cheap costs, so no budget can be kept"):
+        find(Shop([unknown]), budget=5.0, machine="cheap")
+    assert find(Shop([unknown]), machine="cheap")[0]
+    assert find(Hosts([]), budget=5.0)[0] == [Candidate(0, None)]

@@ -59,6 +59,7 @@ class ScheduleMachine(RuleBasedStateMachine):
         self.timer_runs = False
         self.names = 0
         self.hopeless = False
+        self.given_up: set[int] = set()
 
     tasks_in = Bundle("tasks")
     nodes_in = Bundle("nodes")
@@ -80,7 +81,7 @@ class ScheduleMachine(RuleBasedStateMachine):
                 assert command.alone == bool(self.free_starts.get(command.task))
                 self.check_limit(self.tasks[command.task])
             elif isinstance(command, Stop):
-                assert command.task in self.cancelled
+                assert command.task in self.cancelled | self.given_up
                 self.out[command.node][command.task] = False
             elif isinstance(command, Withdraw):
                 assert command.task in self.withdrawn - self.begun
@@ -254,11 +255,13 @@ class ScheduleMachine(RuleBasedStateMachine):
         self.resting = set(self.asked)
         self.handle(TimerFired())
 
-    @rule()
-    def hopeless_now(self) -> None:
-        if not self.nodes:
+    @rule(ending=st.booleans())
+    def hopeless_now(self, ending: bool = False) -> None:
+        """With `ending`, what runs is stopped, too."""
+        if ending or not self.nodes:
             self.hopeless = True
-        self.handle(Hopeless())
+            self.given_up |= self.tasks.keys() - self.settled.keys()
+        self.handle(Hopeless(ending))
 
     @invariant()
     def nothing_is_over_filled(self) -> None:

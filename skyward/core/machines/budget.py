@@ -1,0 +1,118 @@
+"""PURE. How long each machine may run, so that all of them together never cost more than the pool may spend.
+
+A machine is bought with a share of what is left, and the share decides until when it may run: that is known when it is
+ordered, so the machine itself can keep to it even if nobody is left who could terminate it. The driver gives a machine
+up a little earlier. What a machine did not use goes to those that are bought later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from skyward.core.spec import Offer
+
+__all__ = ["LEAST", "Budget", "Terms"]
+
+LEAST = 300.0
+"""Seconds that a machine must be paid for: with fewer it would hardly do more than boot."""
+
+_HOUR = 3600.0
+_MARGIN = (30.0, 0.1)  # a machine is given up so many seconds, or this part of its time, before the end: the lesser
+_ENDING = 60.0  # seconds for which a machine that is being terminated may still cost
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """On which terms a machine was ordered.
+
+    Attributes
+    ----------
+    price
+        US dollars per hour.
+    began
+        When it was ordered, from when on it may cost money.
+    seconds
+        How long it may run.
+    """
+
+    price: float
+    began: float
+    seconds: float
+
+    @property
+    def ends(self) -> float:
+        """When to give it up."""
+        longest, part = _MARGIN
+        return self.began + self.seconds - min(longest, part * self.seconds)
+
+    @property
+    def share(self) -> float:
+        """US dollars that it may cost."""
+        return self.price * self.seconds / _HOUR
+
+    def cost(self, now: float) -> float:
+        """US dollars that it has cost if it ends now."""
+        return self.price * max(0.0, now - self.began) / _HOUR
+
+    def held(self, now: float, *, ending: bool) -> float:
+        """US dollars that nothing else may be bought with.
+
+        Parameters
+        ----------
+        now
+            The time.
+        ending
+            Whether it is being terminated.
+        """
+        return min(self.share, self.cost(now + _ENDING)) if ending else self.share
+
+
+class Budget:
+    """What one pool may spend. Times are those of its `Fleet`, plus `slept`.
+
+    Parameters
+    ----------
+    amount
+        US dollars.
+    least
+        Machines without which the pool does not start.
+
+    Attributes
+    ----------
+    spent
+        US dollars that machines have cost which no longer exist.
+    slept
+        Seconds for which the fleet's clock has stood still, as that of a laptop does which sleeps, while machines cost.
+    """
+
+    def __init__(self, amount: float, least: int = 1) -> None:
+        self.amount = amount
+        self.least = least
+        self.spent = 0.0
+        self.slept = 0.0
+
+    def __repr__(self) -> str:
+        return f"<Budget of ${self.amount:.4g}, ${self.spent:.4g} of it spent on machines that are gone>"
+
+    def free(self, held: Iterable[float]) -> float:
+        """US dollars that are neither spent nor held for a machine that exists or is ordered."""
+        return max(0.0, self.amount - self.spent - sum(held))
+
+    def pays_for(self, offer: Offer, missing: int, free: float) -> int:
+        """How many of the machines that are missing can be bought of an offer; each runs for `LEAST` or longer."""
+        if not offer.price:
+            return missing if offer.price == 0 else 0
+        return min(missing, int(free / (offer.price * LEAST / _HOUR) + 1e-9))
+
+    def terms(self, offer: Offer, machines: int, free: float, now: float) -> Terms:
+        """The terms of each machine if so many are bought with all that is free."""
+        price = offer.price or 0.0
+        return Terms(price, now, free / machines / price * _HOUR if price else float("inf"))
+
+    def why_not(self, offer: Offer, missing: int, free: float) -> str:
+        """Why the machines that are missing are not bought, or not all of them."""
+        left = f"${free:.4g} of budget=${self.amount:.4g} is left" if free < self.amount else f"budget=${free:.4g}"
+        each = f"${offer.price:.4g}/h" if offer.price is not None else "an unknown price"
+        what = f"{missing} machines" if missing > 1 else "a machine"
+        return f"{left}, which does not pay for {what} at {each} for {LEAST / 60:.0f} minutes{' each' * (missing > 1)}"

@@ -1,0 +1,77 @@
+"""What a pool may spend, and how long each machine may run for it."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from skyward.core.machines.budget import LEAST, Budget, Terms
+from skyward.core.spec import Offer
+from tests.examples import examples
+
+SMALL = Offer("small", price=1.0)
+
+
+def test_the_shares_are_equal_and_make_up_the_budget() -> None:
+    """$10 for ten machines of $2/h: half an hour each."""
+    terms = Budget(10.0).terms(Offer("m", price=2.0), 10, 10.0, 100.0)
+    assert (terms.price, terms.began, terms.seconds, terms.share) == (2.0, 100.0, 1800.0, 1.0)
+
+
+def test_a_machine_is_given_up_before_its_share_is_spent() -> None:
+    """Half a minute, or a tenth of a short life: terminating takes a moment, during which it still costs."""
+    assert Terms(1.0, 50.0, 3600.0).ends == 50 + 3600 - 30
+    assert Terms(1.0, 50.0, 100.0).ends == 140.0
+    assert Terms(0.0, 0.0, math.inf).ends == math.inf
+
+
+def test_what_ends_holds_only_what_it_has_cost_and_a_moment_more() -> None:
+    terms = Terms(1.0, 0.0, 3600.0)
+    assert terms.held(1800.0, ending=False) == 1.0
+    assert terms.held(1800.0, ending=True) == pytest.approx(1860 / 3600)
+    assert terms.held(7200.0, ending=True) == 1.0
+
+
+def test_too_little_money_buys_fewer_machines_or_none() -> None:
+    budget = Budget(1.0)
+    least = LEAST / 3600  # dollars for a machine of $1/h
+    assert budget.pays_for(SMALL, 3, 3 * least) == 3
+    assert budget.pays_for(SMALL, 3, 2.9 * least) == 2
+    assert budget.pays_for(SMALL, 3, 0.9 * least) == 0
+    assert budget.pays_for(Offer("m", price=0.0), 3, 0.0) == 3
+    assert budget.pays_for(Offer("m", price=None), 3, 100.0) == 0
+
+
+def test_why_not_says_what_is_left_and_what_it_would_take() -> None:
+    assert Budget(0.5).why_not(SMALL, 10, 0.5) == (
+        "budget=$0.5, which does not pay for 10 machines at $1/h for 5 minutes each"
+    )
+    assert Budget(3.0).why_not(SMALL, 1, 0.02) == (
+        "$0.02 of budget=$3 is left, which does not pay for a machine at $1/h for 5 minutes"
+    )
+
+
+@given(
+    amount=st.floats(0.01, 1e4),
+    lives=st.lists(st.tuples(st.floats(0.001, 50.0), st.integers(1, 20), st.floats(0.0, 1.0)), max_size=10),
+)
+@examples(200)
+def test_whatever_is_bought_in_turn_the_budget_holds(amount: float, lives: list[tuple[float, int, float]]) -> None:
+    """Each group is bought with what is free, and lives for a part of its time before the next one is bought."""
+    budget, now, cost = Budget(amount), 0.0, 0.0
+    for price, missing, part in lives:
+        offer = Offer("m", price=price)
+        free = budget.free([])
+        count = budget.pays_for(offer, missing, free)
+        if not count:
+            continue
+        terms = budget.terms(offer, count, free, now)
+        assert terms.seconds >= LEAST * 0.999
+        assert budget.free([terms.held(now, ending=False)] * count) == pytest.approx(0.0, abs=1e-6 * amount)
+        now += part * terms.seconds
+        budget.spent += count * terms.cost(now)
+        cost += count * terms.cost(now)
+    assert cost <= amount * 1.000001

@@ -1,0 +1,92 @@
+"""Money: what a pool may spend is not exceeded, whatever dies. For every cloud, by the cloud's own meter."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import pytest
+
+import skyward as sky
+from skyward.core.machines import budget
+from skyward.core.machines.offer_selection import select
+from skyward.core.spec import Resources
+from tests.lab.wait import eventually
+from tests.providers.rentals import RENTALS, Rental
+from tests.providers.test_deaths import driver, no_reaper, says
+from tests.remote import *  # noqa: F403  fixtures
+
+__all__ = ["driver"]  # a fixture
+
+pytestmark = [pytest.mark.clouds, pytest.mark.lab, pytest.mark.slow]
+
+
+@pytest.fixture(autouse=True)
+def _state(tmp_path, monkeypatch):
+    monkeypatch.setenv("SKYWARD_STATE", str(tmp_path / "state"))
+    monkeypatch.setattr(budget, "LEAST", 1.0)
+
+
+@pytest.fixture(params=RENTALS, ids=lambda rental: rental.name)
+def rental(request) -> Rental:
+    return request.param
+
+
+def dollars(provider, nodes: int, seconds: float) -> float:
+    """What so many of the machines that a pool would rent cost for so many seconds; more when this one is busy."""
+    offers = select(provider.offers(Resources()), Resources(vcpus=1, memory="2GiB"), "on-demand")
+    return nodes * offers[0].price * seconds * max(1.0, os.getloadavg()[0] / 4) / 3600
+
+
+def test_the_tasks_that_are_left_are_told_and_the_bill_is_in_time(rental, lab, index):
+    with rental.cloud(lab) as cloud:
+        provider = rental.provider(cloud)
+        amount = dollars(provider, 2, 25.0)
+        with sky.Compute(
+            provider,
+            nodes=2,
+            budget=amount,
+            allocation="on-demand",
+            image=sky.Image(index=index, sync="none"),
+            console=False,
+        ) as pool:
+            futures = [pool.submit(time.sleep, 0.5) for _ in range(2000)]
+            with pytest.raises(
+                sky.BudgetExceeded, match=r"is spent: the machines have cost about \$.*had ended by then"
+            ):
+                futures[-1].result(120)
+            assert futures[0].result() is None
+            with pytest.raises(sky.BudgetExceeded):
+                pool.submit(abs, -1).result(10)
+        assert cloud.meter.live == []
+        assert 0.5 * amount < cloud.meter.cost <= amount
+
+
+def test_more_than_it_pays_for_is_not_begun(rental, lab, index):
+    with rental.cloud(lab) as cloud:
+        provider = rental.provider(cloud)
+        amount = dollars(provider, 1, 0.5) / max(1.0, os.getloadavg()[0] / 4)
+        with (
+            pytest.raises(sky.BudgetExceeded, match="does not pay for 2 machines"),
+            sky.Compute(provider, nodes=2, budget=amount, allocation="on-demand", console=False),
+        ):
+            pytest.fail("the block began")
+        assert cloud.meter.ever("instance") == []
+
+
+def test_a_machine_ends_itself_when_its_share_is_spent_and_nobody_is_left(rental, lab, driver):
+    """Driver and reaper are killed, and nobody else would end it for an hour."""
+    if not rental.ends_itself:
+        pytest.skip(f"a machine of {rental.name} has no right to end itself")
+    with rental.cloud(lab) as cloud:
+        provider = rental.provider(cloud)
+        amount = dollars(provider, 2, budget_seconds := 60.0)
+        process = driver(provider, orphan_timeout=3600.0, budget=amount, allocation="on-demand")
+        says(process, "ready")
+        with no_reaper(process):
+            process.kill()
+            process.wait(10)
+        limit = 2 * budget_seconds * max(1.0, os.getloadavg()[0] / 4) + 30.0
+        eventually(lambda: not {"instance", "volume"} & {kind for kind, _ in cloud.meter.live}, limit, "no instance")
+        late = 2 * 16.0  # seconds of both: the watchdog looks every 15
+        assert cloud.meter.cost <= amount * (1 + late / (2 * budget_seconds))
