@@ -81,18 +81,8 @@ class RunningPool:
             local_code=CodeSettings(not settings.is_local, tuple(settings.image.local), tuple(settings.image.exclude)),
             name=f"skyward-{settings.name}",
         )
-        plan = Plan(
-            settings.providers,
-            settings.nodes,
-            settings.order,
-            settings.image,
-            _setup(settings),
-            Timing(),
-            None if settings.packages is None else settings.packages.lists,
-            settings.budget,
-        )
         runner = self.dispatcher.runner
-        self.provisioner = Provisioner(plan, runner, events, bring=runner.files.bring)
+        self.provisioner = Provisioner(_plan(settings), runner, events, bring=runner.files.bring)
         self._closing = threading.Lock()  # taken by the first thread that closes, and never released
         self._ended = threading.Event()
         self._ready = False  # the minimum of nodes became ready
@@ -340,6 +330,20 @@ async def _open_stream(address: str) -> Channel:
     link = await registry.load(registry.TRANSPORTS, "tcp")().connect(Endpoint("tcp", "127.0.0.1"), 5.0)
     channel: Channel = await link.open_channel(address)
     return channel
+
+
+def _plan(settings: PoolSettings) -> Plan:
+    """What the pool wants of its provisioner."""
+    return Plan(
+        settings.providers,
+        settings.nodes,
+        settings.order,
+        settings.image,
+        _setup(settings),
+        Timing(),
+        None if settings.packages is None else settings.packages.lists,
+        settings.budget,
+    )
 
 
 def _setup(settings: PoolSettings) -> Setup:

@@ -69,7 +69,7 @@ class Terms:
 
 
 class Budget:
-    """What one pool may spend. Times are those of its `Fleet`, plus `slept`.
+    """What one pool may spend.
 
     Parameters
     ----------
@@ -82,15 +82,12 @@ class Budget:
     ----------
     spent
         US dollars that machines have cost which no longer exist.
-    slept
-        Seconds for which the fleet's clock has stood still, as that of a laptop does which sleeps, while machines cost.
     """
 
     def __init__(self, amount: float, least: int = 1) -> None:
         self.amount = amount
         self.least = least
         self.spent = 0.0
-        self.slept = 0.0
 
     def __repr__(self) -> str:
         return f"<Budget of ${self.amount:.4g}, ${self.spent:.4g} of it spent on machines that are gone>"
@@ -100,18 +97,50 @@ class Budget:
         return max(0.0, self.amount - self.spent - sum(held))
 
     def pays_for(self, offer: Offer, missing: int, free: float) -> int:
-        """How many of the machines that are missing can be bought of an offer; each runs for `LEAST` or longer."""
+        """How many of the machines that are missing can be bought of an offer; each runs for `LEAST` or longer.
+
+        Parameters
+        ----------
+        offer
+            What may be bought.
+        missing
+            How many machines are wanted.
+        free
+            US dollars that are free.
+        """
         if not offer.price:
             return missing if offer.price == 0 else 0
         return min(missing, int(free / (offer.price * LEAST / _HOUR) + 1e-9))
 
     def terms(self, offer: Offer, machines: int, free: float, now: float) -> Terms:
-        """The terms of each machine if so many are bought with all that is free."""
+        """The terms of each machine if so many are bought with all that is free.
+
+        Parameters
+        ----------
+        offer
+            What may be bought.
+        machines
+            How many.
+        free
+            US dollars that are free.
+        now
+            The time, from which on they cost.
+        """
         price = offer.price or 0.0
         return Terms(price, now, free / machines / price * _HOUR if price else float("inf"))
 
     def why_not(self, offer: Offer, missing: int, free: float) -> str:
-        """Why the machines that are missing are not bought, or not all of them."""
+        """Why the machines that are missing are not bought, or not all of them.
+
+        Parameters
+        ----------
+        offer
+            What may be bought.
+        missing
+            How many machines are wanted.
+        free
+            US dollars that are free.
+        """
         left = f"${free:.4g} of budget=${self.amount:.4g} is left" if free < self.amount else f"budget=${free:.4g}"
         each = f"${offer.price:.4g}/h" if offer.price is not None else "an unknown price"
         what = f"{missing} machines" if missing > 1 else "a machine"

@@ -27,7 +27,6 @@ from typing import Any
 
 from skyward.core.errors import (
     AuthFailed,
-    BudgetExceeded,
     CloudError,
     NoCapacity,
     ProvisioningError,
@@ -61,6 +60,7 @@ from skyward.core.machines.fleet_events import (
 )
 from skyward.core.machines.fleet_state import REPORT_AFTER, OwnedMachine, Phase, SourceState
 from skyward.core.machines.order_book import NO_CAPACITY_REST, OrderBook, is_spot
+from skyward.core.machines.purse import Purse
 from skyward.core.machines.refusals import without_name
 from skyward.core.spec import Machine, MachineId, MachineState
 
@@ -109,6 +109,11 @@ class Fleet:
         The pool's; names of orders begin with it.
     budget
         What the pool may spend; None: as much as it takes.
+
+    Attributes
+    ----------
+    purse
+        Pays for the machines.
     """
 
     def __init__(
@@ -122,7 +127,7 @@ class Fleet:
         self._states = [SourceState(number, source) for number, source in enumerate(sources)]
         self._orders = OrderBook(candidates, tag)
         self._wanted = wanted
-        self._budget = budget
+        self.purse = Purse(budget, self._states, self._orders)
         self._failures = 0  # machines in a row that did not come up
         self._barren = 0  # nodes in a row on which no task succeeded
         self._pause_until = -math.inf
@@ -217,7 +222,11 @@ class Fleet:
                 state.judge(event, now)
         commands = list(self._handlers[type(event)](event, now) or ())
         commands += self._overdue(now)
-        commands += self._spent(now)
+        if not self._stopping:
+            spent = list(self.purse.give_up(now))
+            if any(isinstance(command, Exhausted) for command in spent):
+                self._wanted = 0
+            commands += spent
         commands += self._order(now)
         for state in self._states:
             commands += state.destroy(now)
@@ -226,18 +235,12 @@ class Fleet:
                 commands += state.clear(now, self._stopped)
         return commands
 
-    def sleeps(self, seconds: float) -> None:
-        """Note for how long in all the clock has stood still while machines cost money."""
-        if self._budget is not None:
-            self._budget.slept = seconds
-
     def next_tick(self, now: float) -> float | None:
         """When a `Tick` is due at the latest; None if only events can change anything."""
         times = [time for state in self._states for time in state.due_times()]
         if not self._stopping and self.count < self._wanted:
             times += [self._pause_until, *self._orders.due_times]
-        if self._budget is not None:
-            times += [owned.terms.ends - self._budget.slept for owned in self._owned if owned.terms and not owned.spent]
+        times += self.purse.due_times
         return min((time for time in times if now < time < math.inf), default=None)
 
     # --- ordering ---
@@ -253,86 +256,19 @@ class Fleet:
                 return  # what the last order made must be known first
             if not state.source.rented and any(owned.phase is Phase.ENDING for owned in state.machines.values()):
                 return  # what exists once, such as a host, must be released before it can be used again
+            if not state.source.batch and self._orders.out_at(candidate.source) >= _MAX_AT_ONCE:
+                return
             missing = self._wanted - self.count
-            if not state.source.batch:
-                if self._orders.out_at(candidate.source) >= _MAX_AT_ONCE:
-                    return
-                missing = 1
-            terms = None
-            if self._budget is not None and candidate.offer is not None:
-                free, all_missing = self._free(self._budget, now), self._wanted - self.count
-                if (payable := self._budget.pays_for(candidate.offer, all_missing, free)) < all_missing:
-                    yield from self._too_dear(
-                        self._budget, self._budget.why_not(candidate.offer, all_missing, free), payable
-                    )
-                    continue
-                terms = self._budget.terms(candidate.offer, all_missing, free, now + self._budget.slept)
+            payable, terms = self.purse.terms(candidate, missing, now)
+            if payable < missing:
+                reason = self.purse.refuse(candidate, missing, now)
+                yield Report(reason, warning=True)
+                self._wanted = self.count + payable
+                if not self._wanted:
+                    yield Exhausted(reason)
+                continue
             state.used = True
-            yield self._orders.place(number, missing, terms)
-
-    # --- paying ---
-
-    @property
-    def _owned(self) -> Iterator[OwnedMachine]:
-        return (owned for state in self._states for owned in state.machines.values())
-
-    def _free(self, budget: Budget, now: float) -> float:
-        """US dollars for which machines can still be bought."""
-        now += budget.slept
-        held = [owned.terms.held(now, ending=owned.phase is Phase.ENDING) for owned in self._owned if owned.terms]
-        out = [count * self._orders.terms[order].share for order, (_, count) in self._orders.out.items()]
-        doubtful = [count * terms.share for state in self._states for count, terms in state.doubtful]
-        return budget.free([*held, *out, *doubtful])
-
-    def _settle_doubt(self, state: SourceState, now: float) -> None:
-        """Decide, from a poll, what orders have cost whose replies were lost: all, if their machines may be gone."""
-        for count, terms in state.doubtful:
-            found = any(owned.terms is terms for owned in state.machines.values())
-            if self._budget is not None and not found and now + self._budget.slept >= terms.began + terms.seconds:
-                self._budget.spent += count * terms.share
-        state.doubtful.clear()
-
-    def _too_dear(self, budget: Budget, reason: str, payable: int) -> Iterator[Command]:
-        """Want no more machines than can be paid for; none at all if these are too few to start with."""
-        starts = self._orders.placed or payable >= budget.least
-        self._wanted = self.count + (payable if starts else 0)
-        self._orders.note(BudgetExceeded(reason))
-        yield Report(reason, warning=True)
-        if not self._wanted:
-            yield Exhausted(reason)
-
-    def _spent(self, now: float) -> Iterator[Command]:
-        """Give up machines whose share of the budget is spent."""
-        if self._budget is None or self._stopping:
-            return
-        paid = now + self._budget.slept
-        alive = [owned for owned in self._owned if owned.phase is not Phase.ENDING and not owned.spent]
-        due = [owned for owned in alive if owned.terms is not None and paid >= owned.terms.ends]
-        if not due:
-            return
-        if len(due) == len(alive) and not self._orders.out and not self._affords_another(self._budget, now):
-            self._wanted = 0
-            cost = self._budget.spent + sum(owned.terms.cost(paid) for owned in self._owned if owned.terms)
-            reason = f"budget=${self._budget.amount:.4g} is spent: the machines have cost about ${cost:.4g}"
-            self._orders.note(BudgetExceeded(reason))
-            yield Exhausted(reason)  # first, so that no task is moved from one machine that ends to the next
-        for state in self._states:
-            for id, owned in state.machines.items():
-                if owned not in due:
-                    continue
-                owned.spent = True
-                if owned.phase is Phase.SERVING:
-                    yield Abandon(state.number, id, f"its share of budget=${self._budget.amount:.4g} is spent")
-                else:
-                    owned.end(now)
-
-    def _affords_another(self, budget: Budget, now: float) -> bool:
-        """Whether another machine of any offer could be bought, or had for nothing."""
-        free = self._free(budget, now)
-        return any(
-            candidate.offer is None or budget.pays_for(candidate.offer, 1, free)
-            for candidate in self._orders.candidates
-        )
+            yield self._orders.place(number, missing if state.source.batch else 1, terms)
 
     def _made(self, event: Made, now: float) -> Iterator[Command]:
         candidate = self._orders.made(event.order, event.machines, now)
@@ -346,7 +282,6 @@ class Fleet:
     def _refused(self, event: Refused, now: float) -> Iterator[Command]:
         error = event.error
         number, count = self._orders.refused(event.order, error)
-        terms = self._orders.terms.get(event.order)
         candidate = self._orders.candidates[number]
         state, spot = self._states[candidate.source], is_spot(candidate)
         state.refusals[spot] += 1
@@ -358,7 +293,7 @@ class Fleet:
         if isinstance(error, CloudError) and not isinstance(error, RateLimited) and state.source.rented:
             state.uncertain, state.next_poll = now, now
             state.lost_replies += 1
-            state.doubtful += [] if terms is None else [(count, terms)]
+            self.purse.doubt(state, event.order, count)
             if state.lost_replies < _LOST_REPLIES:
                 return  # a poll will show whether it worked after all; if not, it is tried again
         self._orders.rest(number, error, state.refusals[spot], now)
@@ -392,7 +327,7 @@ class Fleet:
                 yield from self._own(state, machine, None, now)
         if state.uncertain is not None and since >= state.uncertain:
             state.uncertain = None
-            self._settle_doubt(state, now)
+            self.purse.settle_doubts(state, now)
         calm = not self._stopping and all(
             owned.phase is Phase.SERVING and not owned.missed for owned in state.machines.values()
         )
@@ -423,9 +358,7 @@ class Fleet:
             owned.missed += shown is None and owned.accepted and since >= owned.since
             if owned.missed >= _MISSES or (shown is not None and shown.state is MachineState.GONE):
                 del state.machines[id]
-                if self._budget is not None and owned.terms is not None:
-                    end = owned.since if owned.accepted else now
-                    self._budget.spent += owned.terms.cost(end + self._budget.slept)
+                self.purse.gone(owned, now)
             elif shown is not None and owned.accepted and now >= owned.since + _RETRY_DESTROY:
                 owned.accepted, owned.due = False, now
             return

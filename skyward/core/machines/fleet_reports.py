@@ -11,7 +11,7 @@ from skyward.core.machines.fleet import Left
 from skyward.core.machines.fleet_events import Command, Create
 from skyward.core.machines.refusals import without_name
 
-__all__ = ["left_text", "order_texts", "why_too_few"]
+__all__ = ["exhausted_text", "left_text", "order_texts", "why_too_few"]
 
 _MAX_LINES = 8  # refusals that one error lists
 
@@ -50,6 +50,11 @@ def why_too_few(first: SkywardError | None, refusals: Sequence[SkywardError], wa
     whole = kind(f"could not provision {wanted} node(s); everything that was tried was refused:{lines}")
     whole.__cause__ = error
     return whole
+
+
+def exhausted_text(reason: str, done: int) -> str:
+    """Why tasks can't run any more, and how many have ended before."""
+    return f"{reason}; {done} task{'s' if done != 1 else ''} had ended by then"
 
 
 def left_text(left: Left, tag: str) -> str:

@@ -108,7 +108,17 @@ class OrderBook:
         return self.candidates[number]
 
     def place(self, number: int, count: int, terms: Terms | None = None) -> Create:
-        """Order so many machines of a candidate, each on these terms."""
+        """Order machines.
+
+        Parameters
+        ----------
+        number
+            Which candidate.
+        count
+            How many machines.
+        terms
+            Of each of them; None without a budget.
+        """
         candidate = self.candidates[number]
         self._last += 1
         name = f"{self._tag}-{self._last}"

@@ -33,7 +33,7 @@ from skyward.core.machines import fleet_events as f
 from skyward.core.machines.budget import Budget
 from skyward.core.machines.candidates import find_candidates
 from skyward.core.machines.fleet import Fleet
-from skyward.core.machines.fleet_reports import left_text, order_texts, why_too_few
+from skyward.core.machines.fleet_reports import exhausted_text, left_text, order_texts, why_too_few
 from skyward.core.machines.node_life import Bring, Identities, NodeLife, Shared, nothing
 from skyward.core.machines.plan import Plan
 from skyward.core.machines.provider_calls import ProviderCalls, checked_list
@@ -84,7 +84,17 @@ class NodeUser(SessionHandler, Protocol):
         ...
 
     def hopeless(self, reason: str, error: type[TaskError] = NodeLost, *, ending: bool = False) -> None:
-        """No node is up, or with `ending` none will be in a moment, and none will come: tasks need not wait."""
+        """No node is up, and none will come: tasks need not wait any longer.
+
+        Parameters
+        ----------
+        reason
+            Why.
+        error
+            What the tasks fail with.
+        ending
+            Whether nodes may still be up: they will be gone in a moment, and what runs there is stopped.
+        """
         ...
 
 
@@ -227,7 +237,7 @@ class Provisioner:
         """Pass an event to the fleet, and begin what it commands."""
         loop = asyncio.get_running_loop()
         now = loop.time()  # read once: what falls due between two readings would be neither done nor waited for
-        self._fleet.sleeps(_asleep() - self._slept)
+        self._fleet.purse.slept = _asleep() - self._slept
         commands = self._fleet.handle(event, now)
         due = self._fleet.next_tick(now)
         for text in order_texts(commands, self._plan.providers):
@@ -256,7 +266,11 @@ class Provisioner:
             case f.Report(text, warning):
                 self._events.emit(Note(text, warning))
             case f.Exhausted(reason):
-                self._exhaust(reason)
+                self._exhausted = True
+                if self._started:
+                    text = exhausted_text(reason, self._user.answered)
+                    self._warn(f"{text}; what is left fails with BudgetExceeded")
+                    self._user.hopeless(text, BudgetExceeded, ending=True)
             case f.Begin(source, machine):
                 self._begin(source, machine)
             case f.Abandon(source, id, reason):
@@ -269,15 +283,6 @@ class Provisioner:
                 self._errand(self._destroy(source, ids))
             case f.Clear(source):
                 self._errand(self._clear(source))
-
-    def _exhaust(self, reason: str) -> None:
-        """Fail all tasks before the machines end, so that none is moved from one to the next."""
-        self._exhausted = True
-        if self._started:
-            done = self._user.answered
-            text = f"{reason}; {done} task{'s' if done != 1 else ''} had ended by then"
-            self._warn(f"{text}; what is left fails with BudgetExceeded")
-            self._user.hopeless(text, BudgetExceeded, ending=True)
 
     async def _create(self, command: f.Create) -> None:
         source, offer = command.candidate.source, command.candidate.offer

@@ -334,9 +334,16 @@ class TaskRunner:
             self.handle(schedule_events.NodeDown(name, begun))
 
     def hopeless(self, reason: str, error: type[TaskError] = NodeLost, *, ending: bool = False) -> None:
-        """Fail all tasks, also those submitted later, with this error: no node is up and none will come.
+        """Fail all tasks, also those submitted later: no node is up and none will come.
 
-        With `ending`, also while nodes are up: they will be gone in a moment.
+        Parameters
+        ----------
+        reason
+            Why.
+        error
+            What the tasks fail with.
+        ending
+            Whether nodes may still be up: they will be gone in a moment, and what runs there is stopped.
         """
         self._completion.hopeless = error(reason)
         self.handle(schedule_events.Hopeless(ending))

@@ -34,7 +34,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -225,15 +225,9 @@ class Schedule:
         task = self._tasks.get(event.task)
         if task is None:
             return
-        self._stop(task, commands)
+        _stop(task, self._nodes, commands)
         self._settle(task, Verdict.CANCELLED, commands)
         self._assign(commands)  # its group may have been at its limit
-
-    def _stop(self, task: _Task, commands: list[Command]) -> None:
-        """Stop a task where it runs."""
-        if task.node is not None:
-            self._nodes[task.node].out[task.name] = None
-            commands.append(Stop(task.node, task.name))
 
     def _withdrawn(self, event: Withdrawn, commands: list[Command]) -> None:
         task = self._tasks.get(event.task)
@@ -329,7 +323,7 @@ class Schedule:
         if event.ending or not self._nodes:
             self._hopeless = True
             for task in list(self._tasks.values()):
-                self._stop(task, commands)
+                _stop(task, self._nodes, commands)
                 self._settle(task, Verdict.HOPELESS, commands)
 
     _EVENTS: ClassVar[dict[type[Any], Callable[[Schedule, Any, list[Command]], None]]] = {
@@ -497,3 +491,10 @@ class Schedule:
         if not self._timer_runs:
             self._timer_runs = True
             commands.append(StartTimer())
+
+
+def _stop(task: _Task, nodes: Mapping[str, _NodeLoad], commands: list[Command]) -> None:
+    """Stop a task where it runs, if it does."""
+    if task.node is not None:
+        nodes[task.node].out[task.name] = None
+        commands.append(Stop(task.node, task.name))

@@ -11,14 +11,12 @@ from hypothesis import strategies as st
 
 from skyward.core.errors import (
     AuthFailed,
-    BudgetExceeded,
     CloudError,
     NoCapacity,
     ProvisioningError,
     QuotaExceeded,
 )
 from skyward.core.machines import fleet_events as f
-from skyward.core.machines.budget import Budget
 from skyward.core.machines.fleet import Fleet
 from skyward.core.scope import Scope
 from skyward.core.spec import Endpoint, Machine, MachineState, Offer
@@ -747,148 +745,3 @@ def test_a_source_that_refuses_again_and_again_rests_and_the_next_one_is_asked()
             break
         (create,) = of(it.handle(f.Refused(create.order, NoCapacity("none")), 0.0), f.Create)
     assert create.candidate.source == 1
-
-
-# --- a budget ---
-
-
-def paid_fleet(amount, wanted=1, least=1, offers=((0, SMALL),), sources=(RENTED,)):
-    candidates = [f.Candidate(source, offer) for source, offer in offers]
-    return Fleet(sources, candidates, wanted, "sky-1", Budget(amount, least))
-
-
-def serve(it, order, names, now):
-    """Let an order bring machines with addresses, which serve from then on."""
-    return it.handle(f.Made(order, [machine(name, order=order) for name in names]), now)
-
-
-def test_a_machine_may_run_for_its_share_of_the_budget_and_is_given_up_in_time() -> None:
-    """$1 for two machines of $1/h: half an hour each."""
-    it = paid_fleet(1.0, 2, sources=(f.Source("cloud", rented=True),))
-    assert it.handle(f.Tick(), 0.0) == [f.Create("sky-1-1", f.Candidate(0, SMALL), 2, 1800.0)]
-    serve(it, "sky-1-1", "ab", 5.0)
-    assert of(it.handle(f.Tick(), 1769.0), f.Abandon) == []
-    assert it.next_tick(1769.0) is not None
-    commands = it.handle(f.Tick(), 1770.0)
-    assert [type(command) for command in commands[:3]] == [f.Exhausted, f.Abandon, f.Abandon]
-    assert commands[0].reason == "budget=$1 is spent: the machines have cost about $0.9833"
-    it.handle(f.Lost(0, "a"), 1771.0)
-    it.handle(f.Lost(0, "b"), 1771.0)
-    assert of(it.handle(f.Tick(), 1900.0), f.Create) == []
-    assert it.settled
-    assert not it.count
-
-
-def test_one_that_is_lost_is_replaced_for_what_it_did_not_use() -> None:
-    it = paid_fleet(1.0)
-    it.handle(f.Tick(), 0.0)
-    serve(it, "sky-1-1", "a", 1.0)
-    (create,) = of(it.handle(f.Lost(0, "a"), 1800.0), f.Create)
-    assert create.seconds == pytest.approx(3600 - 1860)  # the one that ends may cost for a minute
-    it.handle(f.Destroyed(0, ["a"]), 1801.0)
-    it.handle(f.Refused("sky-1-2", NoCapacity("none left")), 1811.0)
-    for now in (1811.5, 1813.0, 1815.0):
-        it.handle(f.Seen(0, []), now)
-        it.handle(f.Tick(), now + 1)
-    (create,) = of(it.handle(f.Tick(), 1900.0), f.Create)
-    assert create.seconds == pytest.approx(3600 - 1801)  # it cost nothing after it was terminated
-
-
-def test_nothing_is_bought_that_the_budget_does_not_pay_for() -> None:
-    it = paid_fleet(0.01)
-    told, exhausted = it.handle(f.Tick(), 0.0)
-    reason = "budget=$0.01, which does not pay for a machine at $1/h for 5 minutes"
-    assert (told, exhausted) == (f.Report(reason, warning=True), f.Exhausted(reason))
-    assert it.settled
-    assert [(type(error), str(error)) for error in it.refusals] == [(BudgetExceeded, reason)]
-
-
-def test_fewer_machines_are_bought_only_if_the_pool_can_start_with_them() -> None:
-    batch = (f.Source("cloud", rented=True),)
-    it = paid_fleet(0.2, 4, least=2, sources=batch)
-    _, create = it.handle(f.Tick(), 0.0)
-    assert create == f.Create("sky-1-1", f.Candidate(0, SMALL), 2, pytest.approx(360.0))
-    it = paid_fleet(0.2, 4, least=3, sources=batch)
-    assert of(it.handle(f.Tick(), 0.0), f.Create) == []
-
-
-def test_what_others_leave_is_used_before_the_tasks_are_told() -> None:
-    """Two of four machines could not be had: when the others end, there is money for two more."""
-    it = paid_fleet(1.0, 4, sources=(f.Source("cloud", rented=True),))
-    it.handle(f.Tick(), 0.0)
-    (create,) = of(serve(it, "sky-1-1", "ab", 1.0), f.Create)
-    assert (create.count, create.seconds) == (2, pytest.approx(900.0))
-    it.handle(f.Refused("sky-1-2", NoCapacity("none left")), 2.0)
-    commands = it.handle(f.Tick(), 870.0)
-    assert of(commands, f.Exhausted) == []
-    assert len(of(commands, f.Abandon)) == 2
-    (create,) = of(commands, f.Create)
-    assert (create.count, create.seconds) == (2, pytest.approx(900.0))
-
-
-def test_hours_in_which_the_clock_stood_still_count() -> None:
-    """A laptop that slept: its machines did not."""
-    it = paid_fleet(1.0)
-    it.handle(f.Tick(), 0.0)
-    serve(it, "sky-1-1", "a", 1.0)
-    it.sleeps(3000.0)
-    assert of(it.handle(f.Tick(), 500.0), f.Abandon) == []
-    assert of(it.handle(f.Tick(), 571.0), f.Abandon)
-
-
-@given(st.data())
-@examples(100)
-def test_whatever_happens_the_bill_stays_within_the_budget(data: st.DataObject) -> None:
-    """Machines that come late, die, are refused, or are shown although the order's reply was lost."""
-    amount, wanted = data.draw(st.floats(0.05, 5.0)), data.draw(st.integers(1, 4))
-    offers = [
-        (0, Offer(f"m{price}", price=price))
-        for price in data.draw(st.lists(st.floats(0.05, 9.0), min_size=1, max_size=3))
-    ]
-    it = paid_fleet(amount, wanted, offers=offers)
-    now, bill = 0.0, 0.0
-    orders, alive = {}, {}  # name -> command and when; machine -> price, when, until
-
-    def carry_out(commands):
-        nonlocal bill
-        for command in commands:
-            if isinstance(command, f.Create):
-                orders[command.order] = command, now
-            elif isinstance(command, f.Destroy):
-                for id in command.ids:
-                    if id in alive:
-                        price, since, until = alive.pop(id)
-                        bill += price * (min(now, until) - since) / 3600
-                carry_out(it.handle(f.Destroyed(0, command.ids), now))
-            elif isinstance(command, f.Abandon):
-                carry_out(it.handle(f.Lost(0, command.id), now))
-
-    def seen():
-        return [machine(id, order=id.rpartition("/")[0]) for id, (_, _, until) in alive.items() if until > now]
-
-    carry_out(it.handle(f.Tick(), now))
-    for _ in range(data.draw(st.integers(1, 40))):
-        now += data.draw(st.sampled_from((0.1, 5.0, 100.0, 1000.0)))
-        what = data.draw(st.sampled_from(("made", "refused", "vanished", "lost", "poll", "tick")))
-        if what in ("made", "refused", "vanished") and orders:
-            name, (command, since) = orders.popitem()
-            made = {
-                f"{name}/{k}": (command.candidate.offer.price, since, since + command.seconds)
-                for k in range(command.count)
-            }
-            if what == "refused":
-                carry_out(it.handle(f.Refused(name, NoCapacity("none")), now))
-                continue
-            alive |= made
-            if what == "made":
-                carry_out(it.handle(f.Made(name, [machine(id, order=name) for id in made]), now))
-            else:
-                carry_out(it.handle(f.Refused(name, CloudError("reset")), now))
-        elif what == "lost" and alive:
-            carry_out(it.handle(f.Lost(0, data.draw(st.sampled_from(sorted(alive)))), now))
-        elif what == "poll":
-            carry_out(it.handle(f.Seen(0, seen()), now))
-        else:
-            carry_out(it.handle(f.Tick(), now))
-    bill += sum(price * (until - since) / 3600 for price, since, until in alive.values())  # nobody ends them
-    assert bill <= amount * 1.000001
