@@ -59,7 +59,7 @@ def test_the_tasks_that_are_left_are_told_and_the_bill_is_in_time(rental, lab, i
             with pytest.raises(sky.BudgetExceeded):
                 pool.submit(abs, -1).result(10)
         assert cloud.meter.live == []
-        assert 0.5 * amount < cloud.meter.cost <= amount
+        assert 0.5 * amount < cloud.meter.cost_of("instance") <= amount
 
 
 def test_more_than_it_pays_for_is_not_begun(rental, lab, index):
@@ -89,4 +89,4 @@ def test_a_machine_ends_itself_when_its_share_is_spent_and_nobody_is_left(rental
         limit = 2 * budget_seconds * max(1.0, os.getloadavg()[0] / 4) + 30.0
         eventually(lambda: not {"instance", "volume"} & {kind for kind, _ in cloud.meter.live}, limit, "no instance")
         late = 2 * 16.0  # seconds of both: the watchdog looks every 15
-        assert cloud.meter.cost <= amount * (1 + late / (2 * budget_seconds))
+        assert cloud.meter.cost_of("instance") <= amount * (1 + late / (2 * budget_seconds))

@@ -64,3 +64,10 @@ class Meter:
         now = time.monotonic()
         with self._lock:
             return sum(line.seconds(now) / 3600 * line.price for line in self._lines.values())
+
+    def cost_of(self, kind: str) -> float:
+        """Dollars so far for all resources of a kind."""
+        now = time.monotonic()
+        with self._lock:
+            lines = [line for (known, _), line in self._lines.items() if known == kind]
+        return sum(line.seconds(now) / 3600 * line.price for line in lines)
