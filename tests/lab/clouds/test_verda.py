@@ -361,10 +361,10 @@ def test_what_the_vendors_other_clients_send(cloud, client):
 
 
 def test_a_slow_boot(cloud, client):
-    cloud.faults.on("slow_boot", seconds=0.3)
+    cloud.faults.on("slow_boot", seconds=4.0)  # longer than the client takes, however busy this machine is
     starting = create(client)
     assert (starting.status, starting.ip) == ("provisioning", None)
-    assert running(client, starting.id).ip
+    assert running(client, starting.id, 30.0).ip
 
 
 # With machines
