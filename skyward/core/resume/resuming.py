@@ -17,7 +17,7 @@ from skyward.core.tasks.answers import Answers
 from skyward.core.tasks.dispatch import Dispatcher
 from skyward.core.tasks.futures import TaskFuture
 from skyward.core.tasks.jobs import Job, Keeper, TaskOptions
-from skyward.core.tasks.kept_calls import KINDS
+from skyward.core.tasks.kept_calls import is_kept
 from skyward.core.tasks.several_calls import SeveralCalls
 
 __all__ = ["ResumingDispatcher", "resuming"]
@@ -102,7 +102,7 @@ class ResumingDispatcher(Dispatcher):
         """
         options = options or TaskOptions()
         self._check_open()
-        if options.node is not None or type(function) in KINDS:
+        if options.node is not None or is_kept(function):
             return super().call(function, args, kwargs, options)
         is_one = not isinstance(function, SeveralCalls)
         task: Any = OneCall(function, args, kwargs) if is_one else function

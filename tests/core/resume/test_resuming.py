@@ -100,6 +100,24 @@ def test_every_way_to_submit_takes_what_is_there(tmp_path: Path, counted: Counte
 
 
 @pytest.mark.slow
+class Scale:
+    def __init__(self, factor: int) -> None:
+        self.factor = factor
+
+    def times(self, x: int) -> int:
+        count("times")
+        return self.factor * x
+
+
+@pytest.mark.slow
+def test_methods_are_taken_also_where_joblib_is_loaded(tmp_path: Path, counted: Counted) -> None:
+    """joblib's caches have methods of their own, whose results are kept elsewhere."""
+    for _ in range(2):
+        with open_pool(tmp_path, plugins=[sky.plugins.joblib()]) as pool:
+            assert pool.submit(Scale(3).times, 5).result() == 15
+    assert counted.ran == ["times"]
+
+
 def test_each_node_runs_what_is_meant_for_each_node(tmp_path: Path, counted: Counted) -> None:
     """It may prepare the node."""
     for _ in range(2):
