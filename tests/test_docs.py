@@ -435,7 +435,7 @@ def test_fields_of_values_are_all_there() -> None:
         assert fields <= set(re.findall(r"`(\w+)`", row[1])), value
 
 
-@pytest.mark.parametrize("name", ["offers", "down", "runs"])
+@pytest.mark.parametrize("name", ["offers", "down", "runs", "run"])
 def test_options_of_commands_are_all_there(name: str) -> None:
     command = typer.main.get_command(cli.app).commands[name]  # type: ignore[attr-defined]
     options = {option for parameter in command.params for option in [*parameter.opts, *parameter.secondary_opts]}

@@ -29,7 +29,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("interfaces",),
     ("packages", "payload", "protocol", "registry"),
     ("audience", "nodes", "results"),
-    ("blobs", "pool_arguments"),
+    ("blobs", "named_pools", "pool_arguments"),
     ("code", "files"),
     ("machines", "tasks"),  # which know nothing of each other
     ("function",),
@@ -69,7 +69,9 @@ PURE = (
     "skyward.core.protocol.message_checks",
     "skyward.core.protocol.states",
     "skyward.core.protocol.envelopes",
+    "skyward.core.machines.budget",
     "skyward.core.machines.fleet",
+    "skyward.core.machines.purse",
     "skyward.core.machines.fleet_reports",
     "skyward.core.machines.fleet_state",
     "skyward.core.machines.order_book",

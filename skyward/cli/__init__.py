@@ -1,6 +1,6 @@
-"""The command ``skyward``: list offers and machines, terminate machines, and diagnose problems.
+"""The command ``skyward``: run programs, list offers and machines, terminate machines, and diagnose problems.
 
-One module per command, with a function `run`. Commands query providers and the ledger; none opens a pool.
+One module per command, with a function `run`. Commands query providers and the ledger; only `run` opens a pool.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ import typer
 import skyward
 from skyward.cli import doctor, down, ls, offers, runs, ssh
 from skyward.cli.output import say
+from skyward.cli.run import ProgramEnded, run
 from skyward.core.errors import SkywardError
 
 __all__ = ["app", "main"]
 
+_AS_PYTHON = {"allow_interspersed_args": False}  # options after the program are its own
 _INTERRUPTED = 130  # how typer ends after Ctrl-C
 
 app = typer.Typer(
@@ -32,6 +34,11 @@ app.command("ls", short_help="List the machines of your pools.")(ls.run)
 app.command("down", short_help="Terminate the machines of a pool, or of all pools.")(down.run)
 app.command("doctor", short_help="Check the setup, and say how to fix problems.")(doctor.run)
 app.command("runs", short_help="Show which results were kept, and remove some.")(runs.run)
+app.command(
+    "run",
+    short_help="Run a program with a pool as joblib's backend.",
+    context_settings={"allow_interspersed_args": False},
+)(run)
 app.command("ssh", short_help="Log in to a node, or run a command there.", cls=ssh.Command)(ssh.run)
 
 
@@ -59,7 +66,7 @@ def main() -> None:
     try:
         app(prog_name="skyward")
     except SystemExit as end:
-        if end.code != _INTERRUPTED:
+        if end.code != _INTERRUPTED or isinstance(end, ProgramEnded):
             raise
         say("interrupted")
         os._exit(_INTERRUPTED)  # a normal exit would wait for the threads that query the providers

@@ -10,6 +10,10 @@ __all__ = ["OURS"]
 OURS: dict[str, dict[str, str]] = {
     "skyward.frontends": {"joblib": "skyward.joblib_ext.active_pool:entered"},
     "skyward.listeners": {"console": "skyward.console:Console"},
+    "skyward.plugins": {
+        "joblib": "skyward.joblib_ext.plugin:JoblibPlugin",
+        "sklearn": "skyward.joblib_ext.plugin:SklearnPlugin",
+    },
     "skyward.providers": {
         "aws": "skyward.providers.aws:AWS",
         "libcloud": "skyward.providers.libcloud:Libcloud",

@@ -5,6 +5,7 @@ Here are its arguments and its life as users see it; what exists while it is ope
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import os
 import weakref
@@ -13,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from skyward.core import nesting, pool_arguments
+from skyward.core import named_pools, nesting, pool_arguments
 from skyward.core.errors import PoolNotActive
 from skyward.core.events import Events
 from skyward.core.executor import TaskExecutor
@@ -188,6 +189,25 @@ class Compute(TaskExecutor):
         return self._settings.providers
 
     # --- life ---
+
+    @classmethod
+    def named(cls, name: str, **arguments: Any) -> Self:
+        """Make a pool that a file describes: ``with sky.Compute.named("gpu") as pool:``.
+
+        Parameters
+        ----------
+        name
+            The pool's table: ``[tool.skyward.pools.NAME]`` in the pyproject.toml of this folder or one above it, else
+            ``[pools.NAME]`` in ``~/.config/skyward/config.toml``.
+        **arguments
+            Arguments of `Compute` that replace those of the file.
+
+        Raises
+        ------
+        ConfigError
+            No file describes such a pool, or something in it is wrong.
+        """
+        return cls(**{**named_pools.arguments(name, inspect.signature(cls).parameters), **arguments})
 
     def start(self) -> Self:
         """Start the nodes; for notebooks, where a with-block is awkward. End the pool with `close`.

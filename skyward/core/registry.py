@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FRONTENDS",
     "LISTENERS",
+    "PLUGINS",
     "PROVIDERS",
     "TRANSPORTS",
     "is_ours",
@@ -39,6 +40,7 @@ __all__ = [
 PROVIDERS = "skyward.providers"
 TRANSPORTS = "skyward.transports"
 LISTENERS = "skyward.listeners"
+PLUGINS = "skyward.plugins"
 FRONTENDS = "skyward.frontends"
 
 _US = "skyward-cloud"
