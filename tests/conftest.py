@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import threading
 import time
@@ -40,6 +41,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.name in _SLOW:
             item.add_marker("slow")
+        if re.search(r"\bat 0x", item.name, re.IGNORECASE):
+            raise pytest.UsageError(f"{item.nodeid} has an address in its name, which differs in each process")
     if (workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))) > 1:
         items[:] = _dealt(items, workers)
 

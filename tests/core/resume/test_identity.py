@@ -121,7 +121,7 @@ def test_others_differ(one: Any, other: Any) -> None:
         ([].append, [1].append),
         (os.path, os),
     ],
-    ids=repr,
+    ids=lambda value: type(value).__name__,
 )
 def test_what_looks_alike_differs(one: Any, other: Any) -> None:
     assert of(one) != of(other)
@@ -379,7 +379,11 @@ class Odd:
         raise RuntimeError("not today")
 
 
-@pytest.mark.parametrize("value", [threading.Lock(), [Odd()], {"a": (x for x in ())}, lambda: _lock], ids=repr)
+@pytest.mark.parametrize(
+    "value",
+    [threading.Lock(), [Odd()], {"a": (x for x in ())}, lambda: _lock],
+    ids=["lock", "object", "generator", "lambda"],
+)
 def test_what_cant_be_pickled_has_none(value: Any) -> None:
     with pytest.raises(NoIdentity):
         of(value)
