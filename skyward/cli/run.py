@@ -15,7 +15,6 @@ from pathlib import Path
 from types import CodeType, ModuleType, TracebackType
 from typing import Annotated, Any
 
-import joblib
 import typer
 
 from skyward.cli.sources import NamedProviders, named
@@ -83,7 +82,7 @@ def _arguments(name: str | None, given: dict[str, Any]) -> dict[str, Any]:
     known = inspect.signature(Compute).parameters
     arguments = named_pools.arguments(name, known) if name is not None else {}
     if not {"provider", "concurrency", "worker"} & {*arguments, *given}:
-        given = {"concurrency": joblib.cpu_count(), **given}  # as many processes as joblib itself would start here
+        given = {"concurrency": _cores(), **given}  # as many processes as joblib itself would start
     if "concurrency" in given and (worker := arguments.pop("worker", None)) is not None:
         given = {**given, "worker": replace(worker, concurrency=given["concurrency"])}
         del given["concurrency"]
@@ -91,6 +90,10 @@ def _arguments(name: str | None, given: dict[str, Any]) -> dict[str, Any]:
     if not any(isinstance(plugin, (JoblibPlugin, SklearnPlugin)) for plugin in plugins):
         plugins.append(JoblibPlugin())
     return {**arguments, **given, "plugins": plugins}
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _script(path: str) -> tuple[ModuleType, CodeType]:
