@@ -207,6 +207,7 @@ UNDESCRIBED: dict[str, str] = {
     "cli/doctor.py:run": OPTIONS,
     "cli/down.py:run": OPTIONS,
     "cli/offers.py:run": OPTIONS,
+    "cli/run.py:run": OPTIONS,
     "cli/runs.py:run": OPTIONS,
     "cli/ssh.py:run": OPTIONS,
 }
