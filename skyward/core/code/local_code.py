@@ -133,6 +133,18 @@ class LocalCode:
             self._next_call = now + _CALL_PAUSE * cost
             return self._version
 
+    def latest(self) -> CodeVersion | None:
+        """Return the latest version after a look at all files, however short ago the last one was. From any thread.
+
+        Raises
+        ------
+        ConfigError
+            Something can't be sent to nodes, or is too large.
+        """
+        with self._lock:
+            self._check()
+            return self._version
+
     def of_job(self, pinned: CodeVersion | None, pickle: bytes) -> CodeVersion | None:
         """Return the version with which a task runs. From any thread.
 

@@ -219,7 +219,8 @@ class Hasher:
 
     def _set(self, value: set[Any] | frozenset[Any]) -> None:
         """Its items in the order of their digests; Python's order of strings differs from process to process."""
-        self._out += (type(value).__name__.encode(), *sorted(self._alone(item) for item in value))
+        self._out.append(b"%s %d" % (type(value).__name__.encode(), len(value)))
+        self._out += sorted(self._alone(item) for item in value)
 
     def _alone(self, value: Any) -> bytes:
         inner = Hasher(self._origins, self._find)
@@ -243,10 +244,11 @@ class Hasher:
         for cell in function.__closure__ or ():
             self._cell(cell)
         known = function.__globals__
-        for name in code.names:
-            if name in known:
-                self._out.append(name.encode("utf-8", "surrogatepass"))
-                self._encode(known[name])
+        used = [name for name in code.names if name in known]
+        self._out.append(b"%d" % len(used))
+        for name in used:
+            self._out.append(name.encode("utf-8", "surrogatepass"))
+            self._encode(known[name])
         if code.imports and (package := known.get("__package__")):  # `python -m package.module` may import from it
             self._out += (b"in", str(package).encode(), self._origins(str(package), whole=True))
         for name in code.imports:
@@ -267,10 +269,11 @@ class Hasher:
         self._out += (b"a class", kind.__qualname__.encode("utf-8", "surrogatepass"))
         self._encode(type(kind))
         self._encode(kind.__bases__)
-        for name, value in sorted(vars(kind).items()):
-            if name not in _NOT_OF_CLASS:
-                self._out.append(name.encode("utf-8", "surrogatepass"))
-                self._encode(value)
+        written = sorted((name, value) for name, value in vars(kind).items() if name not in _NOT_OF_CLASS)
+        self._out.append(b"%d" % len(written))
+        for name, value in written:
+            self._out.append(name.encode("utf-8", "surrogatepass"))
+            self._encode(value)
 
     def _module(self, module: types.ModuleType) -> None:
         self._out += (b"module", module.__name__.encode(), self._origins(module.__name__, whole=True))

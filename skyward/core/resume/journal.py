@@ -15,9 +15,12 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
+from skyward.core.code.local_code import CodeVersion, LocalCode
+from skyward.core.errors import SkywardError
 from skyward.core.labels import label as label_of
+from skyward.core.resume.code_view import CodeView
 from skyward.core.resume.identity import Hasher
 from skyward.core.resume.occurrences import Occurrences, lane_of
 from skyward.core.resume.origins import ModuleOrigins
@@ -26,13 +29,15 @@ from skyward.core.resume.store import NewResult, ResultStore
 from skyward.core.tasks.jobs import TaskGroup
 from skyward.core.tasks.several_calls import Call, NoIdentity, SeveralCalls
 
-__all__ = ["Journal", "Read", "Submission"]
+__all__ = ["Computed", "Journal", "Read", "Submission"]
 
 Read = Callable[[Sequence[Any]], tuple[Any, BaseException | None]]
 """Turns the pickle and the buffers of a result into its value, or the reason why that is not accepted."""
 
 Say = Callable[[str, bool], None]
 
+_UNKEPT = "the results of some calls are not kept, since"
+_LOOKS = 100  # at the code, until it stays as it is for a moment
 _PYTHON = b"%d.%d" % sys.version_info[:2]
 
 
@@ -48,17 +53,53 @@ class Submission:
         For each call that is to be computed, the name of its function, the digest of its code, and its place.
     content
         Digests of large arrays in it, of which the contents were not read for sure.
-    generation
-        Of the user's own modules; see `ModuleOrigins`.
-    is_settled
-        Whether it is certain that nodes run the code that the keys are about.
+    origins, generation, version
+        The state of the user's own code that the keys are about; see `CodeView`.
     """
 
     plan: CallPlan
     rows: Sequence[tuple[str, bytes, int]]
     content: frozenset[bytes]
+    origins: ModuleOrigins
     generation: int
-    is_settled: bool
+    version: CodeVersion | None
+
+
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """A result that was computed.
+
+    Attributes
+    ----------
+    result
+        The result.
+    submission
+        That of its task.
+    code
+        The version of the code that the task ran with.
+    matches
+        Whether the arrays that were sent are those that the keys are about.
+    """
+
+    result: NewResult
+    submission: Submission
+    code: CodeVersion | None
+    matches: bool
+
+
+class _Identified(NamedTuple):
+    """For each call of a task, the name of its function, the digest of its code, and its own; and see `Submission`."""
+
+    calls: list[tuple[str, bytes, bytes]]
+    content: frozenset[bytes]
+
+
+class _Series(NamedTuple):
+    """A series of calls; see `Occurrences`."""
+
+    number: int
+    lane: str
+    view: CodeView
 
 
 class Journal:
@@ -72,7 +113,14 @@ class Journal:
         Reads stored results, with the same care as those of nodes.
     say
         Tells the user something; the second argument is whether it is a warning.
+
+    Attributes
+    ----------
+    code
+        The user's own code as nodes get it; None if they have it.
     """
+
+    code: LocalCode | None = None
 
     def __init__(self, store: ResultStore, read: Read, say: Say) -> None:
         self._store = store
@@ -80,9 +128,9 @@ class Journal:
         self._name = os.path.basename(store.path)
         self._say = say
         self._lock = threading.RLock()  # guards what follows; the user's __reduce__ may submit a task
-        self._origins = ModuleOrigins()
+        self._view = CodeView()
         self._occurrences = Occurrences()
-        self._series: weakref.WeakKeyDictionary[TaskGroup, tuple[int, str, bool]] = weakref.WeakKeyDictionary()
+        self._series: weakref.WeakKeyDictionary[TaskGroup, _Series] = weakref.WeakKeyDictionary()
         self._groups = 0
         self._over: deque[int] = deque()  # numbers of series that have ended
         self._places: Counter[str] = Counter()
@@ -112,41 +160,60 @@ class Journal:
         with self._lock:
             while self._over:
                 self._occurrences.end(self._over.popleft())
-            is_new = group is not None and group not in self._series
-            self._origins.refresh(now=is_new)
-            number, lane, is_settled = self._lane(group)
-            find = None if group is None or group.arrays is None else group.arrays.find
-            hasher = Hasher(self._origins, find)
+            series = self._series_of(group)
+            try:
+                found = self._identify(task, group, series.view)
+            except NoIdentity as error:
+                name = label_of(task.parts()[0][0])
+                self._say_once(f"{name} {error}", f"a call of {name} has no identity, and is not kept: {error}")
+                return None
+            except SkywardError:  # of the code: submitting the task reports it
+                return None
+            if group is not None and group not in self._series:
+                series = self._begin(group, series)
             keys: list[bytes] = []
             rows: list[tuple[str, bytes, int]] = []
-            for call in task.parts():
-                name = label_of(call[0])
-                try:
-                    code, digest = _identify(hasher, call, task.context)
-                except NoIdentity as error:
-                    self._say_once(f"{name} {error}", f"a call of {name} has no identity, and is not kept: {error}")
-                    return None
-                keys.append(self._occurrences.key(digest, lane, number))
+            for name, code, digest in found.calls:
+                keys.append(self._occurrences.key(digest, series.lane, series.number))
                 rows.append((name, code, self._places[name]))
                 self._places[name] += 1
-            if not self._origins.is_settled():
-                is_settled = False
-                if is_new:  # its tasks all run with the code that was there at its beginning
-                    self._series[group] = number, lane, False  # type: ignore[index]  # then it is no None
             plan = self._look_up(keys, rows)
+            origins = series.view.origins
             missing = [rows[number] for number in plan.missing]
-            return Submission(plan, missing, frozenset(hasher.found), self._origins.generation, is_settled)
+            return Submission(plan, missing, found.content, origins, origins.generation, series.view.version)
 
-    def _lane(self, group: TaskGroup | None) -> tuple[int, str, bool]:
-        """Return the number of a task's series, its lane, and whether the code was settled when it began."""
+    def _series_of(self, group: TaskGroup | None) -> _Series:
+        """Return the series of a task's calls; that of a group which has none yet begins with the present code."""
+        known = None if group is None else self._series.get(group)
+        if known is not None:
+            return known
+        self._view.origins.refresh(now=group is not None)
+        lane = lane_of(threading.current_thread().name)  # it is the thread that has called Parallel
         if group is None:
-            return 0, lane_of(threading.current_thread().name), True
-        known = self._series.get(group)
-        if known is None:  # the thread that has called Parallel submits its first batch
-            self._groups += 1
-            weakref.finalize(group, self._over.append, self._groups).atexit = False
-            known = self._series[group] = self._groups, lane_of(threading.current_thread().name), True
-        return known
+            return _Series(0, lane, self._view)
+        if group.code is not self._view.version:
+            self._view.forget()
+        return _Series(self._groups + 1, lane, self._view)
+
+    def _begin(self, group: TaskGroup, series: _Series) -> _Series:
+        """Have a group keep the code with which it begins, whatever is edited from now on."""
+        self._groups += 1
+        weakref.finalize(group, self._over.append, series.number).atexit = False
+        group.code = series.view.version
+        mine = self._series[group] = series._replace(view=series.view.copy())
+        return mine
+
+    def _identify(self, task: SeveralCalls, group: TaskGroup | None, view: CodeView) -> _Identified:
+        find = None if group is None or group.arrays is None else group.arrays.find
+        for _ in range(_LOOKS):
+            hasher = Hasher(view.origins, find)
+            calls = [(label_of(call[0]), *_digests(hasher, call, task.context)) for call in task.parts()]
+            if view.is_certain():
+                return _Identified(calls, frozenset(hasher.found))
+            if view is not self._view:
+                raise NoIdentity("a module that it needs was changed after the Parallel call had begun")
+            view.look(self.code)
+        raise NoIdentity("your modules change all the time")
 
     def _look_up(self, keys: Sequence[bytes], rows: Sequence[tuple[str, bytes, int]]) -> CallPlan:
         known: dict[int, Any] = {}
@@ -217,23 +284,17 @@ class Journal:
 
     # --- after it ---
 
-    def keep(self, rows: Sequence[tuple[NewResult, int]]) -> None:
-        """Store results before they are handed over; returns when they are safe.
-
-        Parameters
-        ----------
-        rows
-            Results, each with the generation of its submission, or -1 if it is not certain what they belong to.
-        """
-        generation = -2 if self._origins.has_changed() else self._origins.generation
-        fresh = [row for row, its in rows if its == generation]
+    def keep(self, computed: Sequence[Computed]) -> None:
+        """Store results before they are handed over; returns when they are safe."""
+        changed: dict[int, bool] = {}
+        certain = [each for each in computed if self._is_certain(each, changed)]
+        fresh = [each.result for each in certain if each.matches]
         with self._counting:
             used, self._used = self._used, []
-            if len(fresh) < len(rows):
-                self._say_once(
-                    "edited",
-                    "results of calls that were submitted while your code or data was being changed are not kept",
-                )
+            if len(certain) < len(computed):
+                self._say_once("edited", f"{_UNKEPT} your code was changed after they were submitted", warning=True)
+            if len(fresh) < len(certain):
+                self._say_once("written", f"{_UNKEPT} an array was changed while they were submitted", warning=True)
         problem: Exception | None = None
         try:
             self._store.put(fresh, used)
@@ -255,6 +316,20 @@ class Journal:
                 warning=True,
             )
 
+    def _is_certain(self, computed: Computed, changed: dict[int, bool]) -> bool:
+        """Whether a result is that of the code which its key is about.
+
+        Nodes that are sent the code run exactly the task's version. Those on this machine read files when they need
+        them, so none may have changed meanwhile; whether one has is looked up once for all results.
+        """
+        submission = computed.submission
+        if self.code is not None and self.code.sent and computed.code is submission.version:
+            return True
+        origins = submission.origins
+        if id(origins) not in changed:
+            changed[id(origins)] = origins.has_changed()
+        return submission.generation == origins.generation and not changed[id(origins)]
+
     def close(self) -> None:
         """Close the file, and say what was taken and stored."""
         with self._counting:
@@ -267,7 +342,7 @@ class Journal:
                 self._say(f"{self._name}: took {self._taken:,} results, stored {self._stored:,}{lost}", bool(lost))
 
 
-def _identify(hasher: Hasher, call: Call, context: bytes) -> tuple[bytes, bytes]:
+def _digests(hasher: Hasher, call: Call, context: bytes) -> tuple[bytes, bytes]:
     """Return the digest of a call's function, and that of the whole call."""
     function, args, kwargs = call
     while type(function) is partial:  # what it adds are arguments

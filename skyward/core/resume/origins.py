@@ -5,8 +5,7 @@ the user's own modules that it imports, also inside functions, with their packag
 counts by its version. Comments and layout don't count. Files that functions read are not looked at, and neither are
 names that are put together at run time, except that a module which imports by name counts with its whole package.
 
-The files are looked at again from time to time. Each change that is found is a new generation: results of tasks that
-were submitted before it can't be told from those of the new code, if the nodes are on this machine.
+The files are looked at again from time to time. Each change that is found is a new generation.
 """
 
 from __future__ import annotations
@@ -30,7 +29,6 @@ __all__ = ["ModuleOrigins"]
 
 _PAUSE = 50  # times what a look at the files takes: until the next one
 _MIN_PAUSE = 0.05  # seconds
-_SETTLED = 2_000_000_000  # ns; longer than `LocalCode` waits between two looks
 _BY_NAME = frozenset(("import_module", "__import__", "iter_modules", "walk_packages"))
 _PYTHON = b"Python %d.%d" % sys.version_info[:2]
 
@@ -70,15 +68,16 @@ class ModuleOrigins:
     ----------
     generation
         Counts the changes of files that were found.
+    newest
+        When the latest of the files was changed, in ns since the epoch; not by its own account, which can be set.
     """
 
     def __init__(self) -> None:
-        self.generation = 0
+        self.generation = self.newest = 0
         self._own: dict[str, bool] = {}
         self._versions: dict[str, bytes] = {}
         self._digests: dict[tuple[str, bool], bytes] = {}
         self._states: dict[str, FileState | None] = {}
-        self._newest = 0  # ns, when the latest of the files was changed
         self._next = 0.0
 
     def __repr__(self) -> str:
@@ -100,7 +99,7 @@ class ModuleOrigins:
             self.generation += 1
             self._digests.clear()
             self._states.clear()
-            self._newest = 0
+            self.newest = 0
         ended = time.monotonic()
         self._next = ended + max(_PAUSE * (ended - began), _MIN_PAUSE)
 
@@ -108,9 +107,12 @@ class ModuleOrigins:
         """Whether a file differs from when it was last looked at. From any thread."""
         return any(_state(file) != state for file, state in list(self._states.items()))
 
-    def is_settled(self) -> bool:
-        """Whether no file was changed so shortly ago that the pool, which looks now and then, may have missed it."""
-        return abs(time.time_ns() - self._newest) > _SETTLED
+    def copy(self) -> ModuleOrigins:
+        """Return another object that knows what this one knows now, and does not change with the files."""
+        other = ModuleOrigins()
+        other._own, other._versions = self._own, self._versions
+        other._digests, other._states, other.newest = dict(self._digests), dict(self._states), self.newest
+        return other
 
     # --- one module ---
 
@@ -159,11 +161,10 @@ class ModuleOrigins:
 
     def _read(self, file: str, package: str) -> _Source | None:
         """What a file contains; None if it is gone."""
-        state = _state(file)
-        self._states[file] = state
+        self._states[file] = state = _state(file)
         if state is None:
             return None
-        self._newest = max(self._newest, state.changed)
+        self.newest = max(self.newest, os.stat(file).st_ctime_ns)
         known = _sources.get(file)
         if known is None or known[0] != state:
             try:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from skyward.core.events import Events, Note, TasksQueued
 from skyward.core.ioloop import IOThread
 from skyward.core.labels import label as label_of
-from skyward.core.resume.journal import Journal, Submission
+from skyward.core.resume.journal import Computed, Journal, Submission
 from skyward.core.resume.separately import OneCall, Separately
 from skyward.core.resume.store import NewResult, ResultStore
 from skyward.core.tasks.answers import Answers
@@ -36,13 +36,13 @@ class _StoringKeeper(Keeper):
         Whether it is a single call, whose result is no list.
     """
 
-    __slots__ = ("_is_one", "_submission", "rows")
+    __slots__ = ("_is_one", "_submission", "computed")
 
     def __init__(self, submission: Submission, is_one: bool) -> None:
         self._submission = submission
         self._is_one = is_one
         self.seconds = submission.plan.seconds  # joblib must not take calls for short ones whose results were there
-        self.rows: list[tuple[NewResult, int]] = []
+        self.computed: list[Computed] = []
 
     def merge(
         self, job: Job, answer: Any, read: Callable[[Sequence[Any]], tuple[Any, BaseException | None]]
@@ -50,8 +50,7 @@ class _StoringKeeper(Keeper):
         """See `Keeper`."""
         submission, values = self._submission, []
         plan = submission.plan
-        # What was sent must be what the keys are about.
-        is_sure = submission.is_settled and submission.content <= set(job.blobs.values())
+        matches = submission.content <= set(job.blobs.values())
         seconds = (job.future.seconds or 0.0) / len(plan.missing)
         for number, about, (head, buffers) in zip(plan.missing, submission.rows, answer, strict=True):
             parts = [head, *buffers]
@@ -59,8 +58,8 @@ class _StoringKeeper(Keeper):
             if error is not None:
                 return None, error
             values.append(value)
-            row = NewResult(plan.keys[number], *about, seconds, parts)
-            self.rows.append((row, submission.generation if is_sure else -1))
+            result = NewResult(plan.keys[number], *about, seconds, parts)
+            self.computed.append(Computed(result, submission, job.code, matches))
         return self.whole(values), None
 
     def whole(self, values: Sequence[Any]) -> Any:
@@ -83,6 +82,7 @@ class ResumingDispatcher(Dispatcher):
     def __init__(self, io: IOThread, events: Events, journal: Journal, **settings: Any) -> None:
         super().__init__(io, events, keep=partial(_keep, journal), **settings)
         self._journal = journal
+        journal.code = self.code
 
     def call(
         self,
@@ -162,6 +162,6 @@ def resuming(path: str) -> Callable[..., Dispatcher]:
 
 def _keep(journal: Journal, keepers: Sequence[Keeper]) -> None:
     """Store what several tasks have returned, at once."""
-    rows = [row for keeper in keepers if isinstance(keeper, _StoringKeeper) for row in keeper.rows]
-    if rows:
-        journal.keep(rows)
+    computed = [each for keeper in keepers if isinstance(keeper, _StoringKeeper) for each in keeper.computed]
+    if computed:
+        journal.keep(computed)

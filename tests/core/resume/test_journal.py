@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import itertools
-import os
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,18 +17,17 @@ import pytest
 
 from skyward.core.blobs.array_cache import ArrayCache
 from skyward.core.blobs.snapshots import Snapshots
+from skyward.core.code.local_code import CodeSettings, CodeVersion, LocalCode
 from skyward.core.errors import PayloadError
 from skyward.core.function import Chunk
 from skyward.core.payload import pickling
-from skyward.core.resume.journal import Journal, Submission
+from skyward.core.resume.journal import Computed, Journal, Submission
 from skyward.core.resume.separately import OneCall
 from skyward.core.resume.store import NewResult, ResultStore
 from skyward.core.tasks.jobs import TaskGroup
 from skyward.core.tasks.several_calls import SeveralCalls
 from tests.core.resume.test_identity import compiled
 from tests.core.resume.test_store import disk_is_full
-
-_HOUR = 3600
 
 
 class Run:
@@ -47,7 +45,9 @@ class Run:
     def submit(self, task: SeveralCalls, group: TaskGroup | None = None) -> Submission | None:
         return self.journal.plan(task, group)
 
-    def finish(self, task: SeveralCalls, submission: Submission | None, settled: bool = True) -> list[Any]:
+    def finish(
+        self, task: SeveralCalls, submission: Submission | None, code: CodeVersion | None = None, matches: bool = True
+    ) -> list[Any]:
         """What `ResumingDispatcher` does with a task's answer."""
         if submission is None or submission.plan.missing:
             missing = range(len(task.parts())) if submission is None else submission.plan.missing
@@ -55,11 +55,17 @@ class Run:
             self.computed += len(results)
             if submission is None:
                 return results
-            rows = [
-                (NewResult(submission.plan.keys[n], *about, 0.1, pickling.dumps(result)[:1]), submission.generation)
-                for n, about, result in zip(missing, submission.rows, results, strict=True)
-            ]
-            self.journal.keep(rows if settled else [(row, -1) for row, _ in rows])
+            self.journal.keep(
+                [
+                    Computed(
+                        NewResult(submission.plan.keys[n], *about, 0.1, pickling.dumps(result)[:1]),
+                        submission,
+                        code,
+                        matches,
+                    )
+                    for n, about, result in zip(missing, submission.rows, results, strict=True)
+                ]
+            )
             return submission.plan.merge(results)
         return submission.plan.merge([])
 
@@ -221,42 +227,102 @@ def test_another_python_is_said(file: Path) -> None:
         assert second.said == [f"search.run: its results are those of Python 2.7, and are computed anew with {here}"]
 
 
-def test_an_edited_module_is_computed_anew(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A helper that the function's module imports; also while the program runs."""
+@pytest.fixture
+def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Any]]:
+    """Writes the helper of a module of the user's own, and returns the module's function."""
     monkeypatch.syspath_prepend(str(tmp_path))
-    helper, module = tmp_path / "journal_helper.py", tmp_path / "journal_module.py"
+    (tmp_path / "journal_module.py").write_text("import journal_helper\ndef f(x):\n    return journal_helper.g(x)\n")
 
-    def write(path: Path, text: str, age: int) -> None:
-        path.write_text(text)
-        os.utime(path, (time.time() - age, time.time() - age))
+    def write(text: str) -> Any:
+        (tmp_path / "journal_helper.py").write_text(f"def g(x):\n    return {text}\n")
+        return importlib.import_module("journal_module").f
 
-    write(module, "import journal_helper\ndef f(x):\n    return journal_helper.g(x)\n", 2 * _HOUR)
-    write(helper, "def g(x):\n    return x\n", 2 * _HOUR)
-    import journal_module  # type: ignore[import-not-found]
-
-    with run(file) as first:
-        first.call(journal_module.f, 1)
-        group = TaskGroup()
-        task = OneCall(journal_module.f, (2,), {})
-        late = first.submit(task, group)
-        write(helper, "def g(x):\n    return -x\n", _HOUR)
-        first.finish(task, late)
-        assert first.said == [
-            "search.run: results of calls that were submitted while your code or data was being changed are not kept"
-        ]
-        first.call(journal_module.f, 3, group=TaskGroup())
-    with run(file) as second:
-        for n in (1, 2, 3):
-            second.call(journal_module.f, n)
-    assert second.computed == 2
-    helper.touch()
-    with run(file) as third:
-        third.call(journal_module.f, 1)
-        submission = third.submit(OneCall(journal_module.f, (9,), {}), None)
-        assert submission is not None
-        assert not submission.is_settled
+    yield write
     for name in ("journal_module", "journal_helper"):
-        del sys.modules[name]
+        sys.modules.pop(name, None)
+
+
+EDITED = "search.run: the results of some calls are not kept, since your code was changed after they were submitted"
+
+
+def test_an_edited_module_is_computed_anew(file: Path, modules: Callable[[str], Any]) -> None:
+    """A helper that the function's module imports, written a moment before."""
+    f = modules("x")
+    with run(file) as first:
+        first.call(f, 1)
+    modules("-x")
+    with run(file) as second:
+        second.call(f, 1)
+    modules("x")
+    with run(file) as third:
+        third.call(f, 1)
+    assert [each.computed for each in (first, second, third)] == [1, 1, 0]
+    assert not any(each.warned for each in (first, second, third))
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+def test_an_edit_while_a_call_runs_here_makes_its_result_nobodys(
+    file: Path, modules: Callable[[str], Any], grouped: bool
+) -> None:
+    """Nodes on this machine read files when they need them."""
+    f, group = modules("x"), TaskGroup() if grouped else None
+    with run(file) as first:
+        first.call(f, 1, group=group)
+        task = OneCall(f, (2,), {})
+        late = first.submit(task, group)
+        modules("-x")
+        first.finish(task, late)
+        assert first.warned == [EDITED]
+        first.call(f, 3, group=TaskGroup())  # a new call runs with the new code
+        first.call(f, 4, group=group)
+    with run(file) as second:
+        for n in (1, 2, 3, 4):
+            second.call(f, n)
+    # Of the new code are 3, and 4 unless it belonged to a call that had begun with the old one.
+    assert second.computed == (3 if grouped else 2)
+
+
+def test_an_edit_means_nothing_to_calls_that_run_with_the_code_that_was_sent(
+    file: Path, modules: Callable[[str], Any]
+) -> None:
+    """Who goes on working while a search of days runs elsewhere loses nothing, and gets no result of other code."""
+    f, group = modules("x"), TaskGroup()
+    with run(file) as first:
+        first.journal.code = LocalCode(Snapshots(), CodeSettings(sent=True))
+        first.call(f, 0, group=TaskGroup())
+        task = OneCall(f, (1,), {})
+        early = first.submit(task, group)
+        version = group.code
+        assert early is not None
+        assert version is not None
+        assert early.version is version
+        modules("-x")
+        first.finish(task, early, version)
+        late = first.submit(OneCall(f, (2,), {}), group)
+        assert late is not None
+        assert late.version is version
+        first.finish(OneCall(f, (2,), {}), late, version)
+        again = TaskGroup()
+        first.submit(OneCall(f, (3,), {}), again)
+        assert again.code is not version
+        other = first.submit(OneCall(f, (5,), {}), group)
+        first.finish(OneCall(f, (5,), {}), other, again.code)  # it had to run with another version after all
+        assert first.warned == [EDITED]
+    modules("x")
+    with run(file) as second:
+        for n in (1, 2, 5):
+            second.call(f, n)
+    assert second.computed == 1
+
+
+def test_an_array_that_changes_while_it_is_submitted_is_not_kept(file: Path) -> None:
+    with run(file) as first:
+        task = OneCall(double, (1,), {})
+        assert first.finish(task, first.submit(task), matches=False) == [2]
+        assert "an array was changed while they were submitted" in first.warned[0]
+    with run(file) as second:
+        second.call(double, 1)
+    assert second.computed == 1
 
 
 # --- what goes wrong ---

@@ -7,6 +7,7 @@ import itertools
 import os
 import sys
 import textwrap
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -193,13 +194,30 @@ def test_it_does_not_look_each_time(project: Project) -> None:
     assert origins.generation == 1
 
 
-def test_a_file_that_was_just_changed_is_not_settled(project: Project) -> None:
-    """A pool looks for edits now and then only, so it may run the code from before it for a moment."""
+def test_the_newest_file_counts_by_when_it_was_really_changed(project: Project) -> None:
+    """Its time can be set, as the tools do that restore files."""
     project.write(FILES)
     origins = ModuleOrigins()
+    assert origins.newest == 0
+    began = time.time_ns()
     origins(project.top, whole=True)
-    assert origins.is_settled()
-    (project.folder / project.top / "util.py").touch()
+    assert began - 10**10 < origins.newest <= time.time_ns()
+    before = origins.newest
+    time.sleep(0.02)  # the clock of files has a tick
+    project.write({"util.py": ""})
     origins.refresh(now=True)
+    assert origins.newest == 0
     origins(project.top, whole=True)
-    assert not origins.is_settled()
+    assert origins.newest > before
+
+
+def test_a_copy_does_not_change(project: Project) -> None:
+    project.write(FILES)
+    origins = ModuleOrigins()
+    name = f"{project.top}.train"
+    before = origins(name)
+    copy = origins.copy()
+    project.write({"util.py": "def helper():\n    return 5\n"})
+    origins.refresh(now=True)
+    assert (copy(name), copy.has_changed(), copy.generation) == (before, True, 0)
+    assert (origins(name) != before, origins.has_changed(), origins.generation) == (True, False, 1)
