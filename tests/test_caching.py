@@ -94,6 +94,35 @@ def workflow():
 print("results", [future.result() for future in [pool.submit(workflow) for _ in range(4)]])
 """
 
+# As a project has it: stages in a module, which hosts get as its file, and of which each import makes a Memory.
+STAGES = f"""
+from joblib import Memory
+
+memory = Memory("./cache", verbose=0)
+
+def count(what):
+    with open({RAN!r}, "a") as file:
+        file.write(f"{{what}}\\n")
+
+@memory.cache
+def stage1(data):
+    count("stage1")
+    return [item * 2 for item in data]
+
+@memory.cache
+def stage2(data):
+    count("stage2")
+    return sum(data)
+
+def workflow(last):
+    return stage2(stage1([1, 2, last]))
+"""
+
+PROJECT = """
+import stages
+print("results", list(pool.map(stages.workflow, [3, 3, 3, 4])), pool.submit(stages.stage1, [5]).result())
+"""
+
 PROGRAM = """
 import json, os, sys
 import skyward as sky
@@ -113,7 +142,13 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize(
-    ("pattern", "expected"), [(SWEEP, ["simulate"] * 90), (WORKFLOW, ["stage1", "stage2"])], ids=["sweep", "workflow"]
+    ("pattern", "expected"),
+    [
+        (SWEEP, ["simulate"] * 90),
+        (WORKFLOW, ["stage1", "stage2"]),
+        (PROJECT, ["stage1"] * 3 + ["stage2"] * 2),
+    ],
+    ids=["sweep", "workflow", "project"],
 )
 def test_the_documents_patterns_run_once_ever(
     lab: Lab, lab_hosts: LabHosts, index: str, tmp_path: Path, pattern: str, expected: list[str]
@@ -130,6 +165,7 @@ def test_the_documents_patterns_run_once_ever(
         },
         "image": {"index": index, **PIP},
     }
+    (tmp_path / "stages.py").write_text(STAGES, encoding="utf-8")
     program = tmp_path / "search.py"
     program.write_text(PROGRAM.format(RAN=RAN, body=textwrap.indent(pattern, " " * 8)), encoding="utf-8")
     printed = []

@@ -172,6 +172,9 @@ LAZY: dict[tuple[str, str], str] = {
     ("skyward.core.tasks.missing_modules", "importlib"): "as above, of which a pool without such a fault has none",
     ("skyward.joblib_ext.computing", "joblib.func_inspect"): "a node may lack joblib",
     ("skyward.joblib_ext.computing", "joblib.logger"): "as above",
+    ("skyward.joblib_ext.module_caches", "joblib.memory"): "slots have no use for it, and may lack it",
+    ("skyward.joblib_ext.module_caches", "skyward.joblib_ext.cache_desk"): "as above",
+    ("skyward.joblib_ext.module_caches", "skyward.joblib_ext.node_cache"): "as above",
     ("skyward.joblib_ext.plugin", "importlib"): "as above, for a pool on this machine",
     (
         "skyward.core.machines.node_life",

@@ -28,7 +28,7 @@ from joblib.parallel import (
 
 from skyward.core.errors import PoolNotActive
 from skyward.core.pool import Compute
-from skyward.joblib_ext import cache_desk, joblib_private, open_pools
+from skyward.joblib_ext import cache_desk, joblib_private, module_caches, open_pools
 from skyward.joblib_ext.call import CallSettings, ParallelCall, jobs_of
 from skyward.joblib_ext.slot_backend import NAME, PoolBackend, SlotBackend, nested
 
@@ -303,5 +303,6 @@ class SkywardBackend(AutoBatchingMixin, PoolBackend):  # type: ignore[misc]
 
 
 cache_desk.register()
+module_caches.register()
 if BACKENDS.get(NAME, SlotBackend) is SlotBackend:  # a user may have a factory of that name already
     register_parallel_backend(NAME, SkywardBackend)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import pickle
 import threading
@@ -16,7 +15,7 @@ from skyward.core.labels import label
 from skyward.core.payload import pickling
 from skyward.core.payload.memory_maps import Named
 from skyward.core.tasks.several_calls import Call, SeveralCalls
-from skyward.joblib_ext import callbacks, stand_ins
+from skyward.joblib_ext import callbacks, joblib_private, stand_ins
 from skyward.joblib_ext.slot_backend import enter_slot, nested
 
 __all__ = ["Batch", "Initializer", "plain_parts"]
@@ -159,8 +158,7 @@ class Batch(SeveralCalls):
         items = [self._items[number] for number in wanted]
         calls: Any = items
         if self.level is None:
-            calls = copy.copy(self.calls)
-            calls.items, calls._size = items, len(items)  # noqa: SLF001 - as joblib sets them
+            calls = joblib_private.with_items(self.calls, items)
         return Batch(calls, self.level, self.initializer, self.function, self.number)
 
     def __call__(self) -> Any:

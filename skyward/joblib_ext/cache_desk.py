@@ -44,7 +44,7 @@ from skyward.joblib_ext.computing import code_mark
 from skyward.joblib_ext.joblib_private import KEEPS
 from skyward.joblib_ext.node_cache import HOMES, PIECE, DriverStore, Grant, SharedStore
 
-__all__ = ["CacheDesk", "desk_of", "register"]
+__all__ = ["CacheDesk", "desk_of", "register", "store_of"]
 
 _MAX_MESSAGE = 64 << 20  # bytes
 _MAX_RESULT = wire.SizeLimits().message
@@ -414,14 +414,25 @@ def desk_of(context: PoolContext) -> CacheDesk:
         return desk
 
 
+def store_of(sent: Any, context: PoolContext) -> Any:
+    """Return the store that a node gets for a cached function or the like, instead of its own.
+
+    Parameters
+    ----------
+    sent
+        A cached function, a `Memory`, or a reference to a result.
+    context
+        The pool.
+    """
+    function = None if isinstance(sent, Memory) else sent.func_id
+    return desk_of(context).grant(sent.store_backend, function, code_mark(getattr(sent, "func", None)))
+
+
 def _reduce(sent: Any, context: PoolContext) -> Any:
     """What ``__reduce__`` of something with a store would return, with the store that its node gets instead."""
-    store = sent.store_backend
-    if type(store) is not FileSystemStoreBackend:
+    if type(sent.store_backend) is not FileSystemStoreBackend:
         return None
-    function = None if isinstance(sent, Memory) else sent.func_id
-    mark = code_mark(getattr(sent, "func", None))
-    state = {**sent.__getstate__(), "store_backend": desk_of(context).grant(store, function, mark)}
+    state = {**sent.__getstate__(), "store_backend": store_of(sent, context)}
     return copyreg.__newobj__, (type(sent),), state  # type: ignore[attr-defined]
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import copy
 import logging
 import queue
 import threading
@@ -43,6 +44,7 @@ __all__ = [
     "take_turns",
     "untaken",
     "verbosity",
+    "with_items",
 ]
 
 _log = logging.getLogger("skyward.joblib")
@@ -96,6 +98,13 @@ def take_batch(parallel: Any, call: object) -> bool:
             return False
         parallel.dispatch_next()
         return True
+
+
+def with_items(calls: Any, items: Sequence[Any]) -> Any:
+    """Return a batch like a ``BatchedCalls``, of other calls."""
+    other = copy.copy(calls)
+    other.items, other._size = items, len(items)  # noqa: SLF001
+    return other
 
 
 def failed(error: BaseException) -> concurrent.futures.Future[Any]:
@@ -245,7 +254,9 @@ _forcing = _Forcing()
 
 
 def take_turns(
-    turn: Callable[[MemorizedFunc, tuple[str, str]], AbstractContextManager[bool]], stores: type[Any]
+    turn: Callable[[MemorizedFunc, tuple[str, str]], AbstractContextManager[bool]],
+    stores: type[Any],
+    adopt: Callable[[MemorizedFunc], object],
 ) -> None:
     """Make cached functions with a pool's store compute one of several equal calls at a time. May be repeated.
 
@@ -256,6 +267,8 @@ def take_turns(
     stores
         The class of such stores. They have a method `look` to ask for all that is about to be read of a call, and
         `original`, which is hashed in their place.
+    adopt
+        Called with each function that is about to be used.
     """
     kind = MemorizedFunc
     if hasattr(kind._call, "original"):  # noqa: SLF001
@@ -286,14 +299,15 @@ def take_turns(
 
     _call.original = compute  # type: ignore[attr-defined]
     kind._call, kind._is_in_cache_and_valid, kind.call = _call, _is_in_cache_and_valid, call  # noqa: SLF001
-    _hash_as_driver(stores)
+    _hash_as_driver(stores, adopt)
 
 
-def _hash_as_driver(stores: type[Any]) -> None:
+def _hash_as_driver(stores: type[Any], adopt: Callable[[MemorizedFunc], object]) -> None:
     """Make the arguments of functions with such a store have the hash here that they have in the driver."""
     hashed, save = MemorizedFunc._get_args_id, hashing.Hasher.save  # noqa: SLF001
 
     def _get_args_id(self: Any, *args: Any, **kwargs: Any) -> Any:
+        adopt(self)  # here, since whatever is done with a call begins with its hash
         if not isinstance(self.store_backend, stores):
             return hashed(self, *args, **kwargs)
         # An array that is a memory map only because it was sent counts as the array that it was.

@@ -32,13 +32,16 @@ from skyward.core.payload import pickling
 from skyward.joblib_ext import joblib_private
 from skyward.joblib_ext.computing import check_code
 
-__all__ = ["HOMES", "PIECE", "DriverStore", "Grant", "SharedStore", "arrive", "taking_turns"]
+__all__ = ["GRANTED", "HOMES", "PIECE", "DriverStore", "Grant", "SharedStore", "adopt", "arrive", "taking_turns"]
 
 PIECE = 8 << 20
 """Maximum bytes of a result in one message."""
 
 HOMES: dict[str, Callable[[str], Any]] = {}
 """Addresses of this process's own desks -> what returns the store that a token stands for."""
+
+GRANTED: dict[tuple[str, str], Any] = {}
+"""Module and name of cached functions that modules of this node have -> the store that they are to use."""
 
 _CallId = tuple[str, str]
 
@@ -384,7 +387,7 @@ def arrive(address: str, token: str, shared: bool, mark: str, state: dict[str, A
     home = HOMES.get(address)
     if home is not None:
         return home(token)
-    joblib_private.take_turns(taking_turns, _Turns)
+    joblib_private.take_turns(taking_turns, _Turns, adopt)
     return (SharedStore if shared else DriverStore)(Grant(address, token, shared, mark), state, original)
 
 
@@ -414,3 +417,10 @@ def taking_turns(memorized: MemorizedFunc, call_id: _CallId) -> Iterator[bool]:
             yield waited
     finally:
         _current.source = before
+
+
+def adopt(memorized: MemorizedFunc) -> None:
+    """Give a cached function that was made here, by a module, the driver's store."""
+    if type(memorized.store_backend) is FileSystemStoreBackend:
+        place = getattr(memorized.func, "__module__", ""), getattr(memorized.func, "__qualname__", "")
+        memorized.store_backend = GRANTED.get(place, memorized.store_backend)

@@ -15,7 +15,7 @@ from skyward.joblib_ext import joblib_private
 from tests.joblib_ext.conftest import VERSION
 
 ROOM = Path(joblib_private.__file__).parent
-OTHERS = {"_token", "_worker_connections"}  # of multiprocessing and scikit-learn
+OTHERS = {"_callbacks", "_token", "_worker_connections"}  # of multiprocessing and scikit-learn
 
 
 def private_names(path: Path) -> set[str]:

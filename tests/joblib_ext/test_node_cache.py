@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 import time
 import warnings
@@ -219,6 +220,52 @@ def test_a_module_that_was_changed_here_and_not_there_is_an_error(
         error = outcome.exception()  # but for a slot that had not imported it
         assert "f has another source in this task" in str(error) if error else outcome.result() == 1000001
     assert changed(2) == 1000002
+    del sys.modules[name]
+
+
+MODULE = """
+from joblib import Memory
+
+memory = Memory({folder!r}, verbose=0)
+
+
+@memory.cache
+def square(x):
+    with open({log!r}, "a") as file:
+        file.write("ran\\n")
+    return x * x
+
+
+def nested(x):
+    return square(x) + 1
+"""
+
+
+def test_functions_of_modules_use_the_drivers_cache(
+    pool: sky.Compute, counted: Counted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also though each node makes a `Memory` of its own when it imports the module."""
+    name = f"caches_{counted.folder.name}"
+    path = counted.folder / f"{name}.py"
+    monkeypatch.syspath_prepend(str(counted.folder))
+    path.write_text(MODULE.format(folder="elsewhere", log=str(counted.log)), encoding="utf-8")
+    module = importlib.import_module(name)
+    module.square.store_backend = counted.memory.store_backend
+    monkeypatch.chdir(counted.folder)
+    assert pool.submit(os.getcwd).result() == str(counted.folder)
+    assert module.nested(3) == 10
+    assert list(pool.map(module.nested, [3, 4, 3, 4, 5])) == [10, 17, 10, 17, 26]
+    assert len(counted.ran) == 3
+    assert module.square.check_call_in_cache(5)
+    assert pool.submit(module.square.check_call_in_cache, 6).result() is False
+    assert Parallel(n_jobs=2)(delayed(module.nested)(x) for x in (5, 6)) == [26, 37]
+    assert len(counted.ran) == 4
+    del sys.modules[name], module  # what is reloaded here, though from the same file, is sent again
+    module = importlib.import_module(name)
+    module.square.store_backend = counted.memory.store_backend
+    assert list(pool.map(module.nested, [6, 7])) == [37, 50]
+    assert len(counted.ran) == 5
+    del sys.modules[name]
 
 
 def test_recursion(pool: sky.Compute, counted: Counted) -> None:

@@ -11,6 +11,7 @@ from skyward.core.code.local_code import LocalCode
 from skyward.core.errors import PayloadError
 from skyward.core.labels import label as label_of
 from skyward.core.payload import pickling
+from skyward.core.payload.forerunners import preceded
 from skyward.core.payload.memory_maps import Named
 from skyward.core.payload.surroundings import Surroundings, Within
 from skyward.core.protocol import wire
@@ -95,7 +96,7 @@ class JobMaker:
         label = label_of(function)
         group = options.group or self.common
         head, buffers = pickling.dumps(
-            Within.of((function, args, kwargs), group.change or self._surroundings.now()),
+            preceded(Within.of((function, args, kwargs), group.change or self._surroundings.now()), self.context),
             "the call",
             large=options.large,
             mode=options.mode,
