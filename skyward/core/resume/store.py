@@ -267,7 +267,8 @@ class ResultStore:
             ],
         )
         taken = [(self.run, key) for key in used]
-        self._writer.executemany("UPDATE results SET used = ? WHERE key = ?", taken)
+        if taken:
+            self._writer.executemany("UPDATE results SET used = ? WHERE key = ?", taken)
         self._writer.execute(
             "UPDATE runs SET taken = taken + ?, stored = stored + ? WHERE id = ?", (len(taken), len(values), self.run)
         )

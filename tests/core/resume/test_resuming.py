@@ -99,7 +99,6 @@ def test_every_way_to_submit_takes_what_is_there(tmp_path: Path, counted: Counte
     assert names(tmp_path) == ["ran", "search.run"]
 
 
-@pytest.mark.slow
 class Scale:
     def __init__(self, factor: int) -> None:
         self.factor = factor
@@ -118,6 +117,7 @@ def test_methods_are_taken_also_where_joblib_is_loaded(tmp_path: Path, counted: 
     assert counted.ran == ["times"]
 
 
+@pytest.mark.slow
 def test_each_node_runs_what_is_meant_for_each_node(tmp_path: Path, counted: Counted) -> None:
     """It may prepare the node."""
     for _ in range(2):
