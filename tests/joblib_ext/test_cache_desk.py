@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Iterator
-from multiprocessing.connection import Client, Connection
+from multiprocessing.connection import Client, Connection, wait
 from pathlib import Path
 from typing import Any
 
@@ -203,10 +203,9 @@ def test_processes_that_would_wait_for_each_other_do_not(context: PoolContext, c
     assert you.connection.recv() == ("ok", "compute")
     you.connection.send(("turn", you.token, "you", *one))
     me.connection.send(("turn", me.token, "me", *two))
-    both = [me.connection.poll(5), you.connection.poll(0)]
-    assert any(both)
-    crossed = me if both[0] else you
-    assert crossed.connection.recv() == ("ok", "crossed")
+    (crossed,) = wait([me.connection, you.connection], 5)
+    assert isinstance(crossed, Connection)
+    assert crossed.recv() == ("ok", "crossed")
 
 
 def test_a_memory_of_another_kind_is_sent_as_it_is(pool: sky.Compute, counted: Counted) -> None:

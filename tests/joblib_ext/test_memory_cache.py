@@ -109,6 +109,7 @@ def test_a_call_waits_for_an_equal_one_and_goes_on_if_that_fails(pool: sky.Compu
     assert futures[0].exception() is None or isinstance(futures[0].exception(), ValueError)
 
 
+@pytest.mark.slow
 def test_the_death_of_a_process_lets_the_next_one_go_on(counted: Counted) -> None:
     log = counted.log
 
@@ -145,6 +146,7 @@ def test_one_that_waits_can_be_cancelled(pool: sky.Compute, counted: Counted) ->
     assert second.cancelled()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cancel", [False, True])
 def test_the_end_of_a_pool_leaves_nobody_waiting(counted: Counted, cancel: bool) -> None:
     go = counted.folder / "go"

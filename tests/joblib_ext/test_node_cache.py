@@ -99,6 +99,7 @@ def test_a_nested_call_waits_for_one_that_was_submitted(pool: sky.Compute, count
     assert len(counted.ran) == 1
 
 
+@pytest.mark.slow
 def test_the_end_of_a_process_gives_up_its_turn(counted: Counted) -> None:
     log = counted.log
 
@@ -284,6 +285,7 @@ def test_recursion(pool: sky.Compute, counted: Counted) -> None:
     assert len(counted.ran) == 13
 
 
+@pytest.mark.slow
 def test_calls_that_wait_for_each_other_are_computed(pool: sky.Compute, counted: Counted) -> None:
     """As each call would be, if the other one were not there."""
     folder = str(counted.folder)
@@ -340,6 +342,7 @@ class Scaler(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         return X - self.mean_
 
 
+@pytest.mark.slow
 def test_a_pipelines_memory_fits_a_step_once_for_each_fold(pool: sky.Compute, counted: Counted) -> None:
     random = np.random.default_rng(0)
     X, y = random.normal(size=(60, 3)), random.integers(0, 2, 60)
