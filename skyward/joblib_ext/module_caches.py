@@ -105,7 +105,9 @@ def _rights(pool: Any) -> Rights | None:
     """Return the rights to the cached functions in modules of this process, or None if there are none."""
     if pool is None:
         return None
-    known: _Known = pool.guests.setdefault("module caches", _Known())
+    known: _Known | None = pool.guests.get("module caches")
+    if known is None:  # it is asked for each task
+        known = pool.guests.setdefault("module caches", _Known())
     if not known.is_current():
         with _lock:
             modules = _modules()
