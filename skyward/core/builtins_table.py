@@ -1,4 +1,4 @@
-"""A table of our own providers, transports, listeners and front ends, so that finding them needs no scan of packages.
+"""A table of our own providers, transports, stores, listeners and front ends, so that finding them needs no scan.
 
 They are entry points in pyproject.toml too, which is how third parties' are found.
 """
@@ -22,6 +22,7 @@ OURS: dict[str, dict[str, str]] = {
         "vastai": "skyward.providers.vastai:VastAI",
         "verda": "skyward.providers.verda:Verda",
     },
+    "skyward.stores": {"s3": "skyward.providers.s3:S3Store"},
     "skyward.transports": {
         "memory": "skyward.transport.memory:MemoryTransport",
         "ssh": "skyward.transport.ssh:SSHTransport",

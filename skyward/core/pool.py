@@ -233,6 +233,7 @@ class Compute(TaskExecutor):
         image = settings.image
         for plugin in settings.plugins:
             image = plugin.transform_image(image, driver_environment=settings.is_local)
+        image = pool_arguments.with_rclone(image, settings)
         settings = replace(settings, image=image, packages=_packages(settings, image))
         opened = None
         try:

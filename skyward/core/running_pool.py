@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import concurrent.futures.thread  # noqa: F401  so that its exit handler is registered before ours; see below
 import contextlib
+import functools
 import os
 import sys
 import threading
@@ -22,6 +23,7 @@ from skyward.core.audience import Audience
 from skyward.core.code.local_code import CodeSettings
 from skyward.core.code.survey import is_own
 from skyward.core.events import Events, Note, PoolClosed, PoolReady, PoolStarted
+from skyward.core.files.bucket_supply import BucketSource, BucketSupply
 from skyward.core.files.folder import scan
 from skyward.core.interfaces import Channel
 from skyward.core.interrupts import Interrupts
@@ -32,6 +34,7 @@ from skyward.core.nodes.timing import Timing
 from skyward.core.payload.shared_file import CAN_SHARE
 from skyward.core.payload.surroundings import Surroundings
 from skyward.core.pool_arguments import PoolSettings
+from skyward.core.protocol.buckets import Bucket
 from skyward.core.protocol.messages import GPU_VARIABLES, THREAD_VARIABLES, Setup
 from skyward.core.results.reader import Reader
 from skyward.core.results.screen import Screened
@@ -41,6 +44,7 @@ from skyward.core.system.conventions import conventions
 from skyward.core.tasks.answers import Answers
 from skyward.core.tasks.dispatch import Dispatcher
 from skyward.core.tasks.listening_sockets import Listeners
+from skyward.core.volumes import LocalVolume, S3Volume
 
 __all__ = ["RunningPool"]
 
@@ -113,13 +117,21 @@ class RunningPool:
         """Wait for the nodes; an interrupt ends the wait, and the caller closes."""
         settings = self._settings
         names = settings.provider_names
-        folders = [(volume, scan(os.fspath(volume.source))) for volume in settings.volumes]
+        volumes = settings.volumes
+        folders = [(each, scan(os.fspath(each.source))) for each in volumes if isinstance(each, LocalVolume)]
+        buckets = [_checked(volume) for volume in volumes if isinstance(volume, S3Volume)]
         self.events.emit(PoolStarted(settings.name, names, settings.nodes.max, settings.worker.slots))
         self._find_code()
         if not settings.reads_data and pool_arguments.of_strangers(settings.providers):
             self._warn(f'results="any": whoever owns the machines of {names} can run code in this process')
         if folders:
             self._io.post(self.dispatcher.runner.files.mount, folders)
+        if buckets:
+            for volume, _, bucket in buckets:
+                found = f"{bucket.size / 1e6:,.0f} MB in {bucket.files:,} files"
+                self.events.emit(Note(f"{bucket.url} ({found}) is copied to {volume.path} on each node"))
+            make = functools.partial(BucketSupply, volumes=buckets, warn=self._warn)
+            self._io.post(self.dispatcher.runner.files.attach, make)
         starting = self._io.start(self.provisioner.start())
         try:
             starting.result()
@@ -323,6 +335,12 @@ def _close_all() -> None:
 # Releasing machines needs threads of concurrent.futures, which ends them before atexit's turn. It registers its own
 # handler here when it is imported, which is above; handlers run in reverse order.
 getattr(threading, "_register_atexit", atexit.register)(_close_all)
+
+
+def _checked(volume: S3Volume) -> tuple[S3Volume, BucketSource, Bucket]:
+    """Find out what is in a bucket, and whether nodes will be able to use it."""
+    store: BucketSource = registry.load(registry.STORES, "s3")(volume)
+    return volume, store, store.check()
 
 
 async def _open_stream(address: str) -> Channel:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import posixpath
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from skyward.core.errors import ConfigError
 
 __all__ = ["LocalVolume", "S3Volume", "Volume"]
 
+_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,62}")
 _ORDER = "the mount comes first, then what is mounted there"
 
 
@@ -74,29 +76,97 @@ class LocalVolume(Volume):
 
 @dataclass(frozen=True, slots=True)
 class S3Volume(Volume):
-    """Objects of an S3 bucket, mounted as files at `path` on every node.
-
-    Not supported yet: a pool that is given one raises `ConfigError`.
+    """Objects of an S3 bucket, as files at `path` on every node; the bytes go from the bucket to the nodes directly.
 
     Parameters
     ----------
     path
-        Mount point on the nodes, such as ``"/data"``.
+        Where tasks find them: ``"data"`` lies in their working directory, ``"/data"`` must not exist on the nodes yet.
     bucket
         Name of the bucket.
     prefix
-        Mount only objects whose keys start with it.
+        The folder of the bucket that is wanted, such as ``"datasets/"``; ``""`` for all of the bucket.
     read_only
-        Whether tasks are kept from writing.
+        Whether tasks are kept from writing, by permissions.
+    region
+        The bucket's region. Default: asked for at AWS; elsewhere ``"us-east-1"``, which most stores expect.
+    endpoint
+        URL of an S3-compatible store. Default: what botocore's settings say (``AWS_ENDPOINT_URL_S3``), or AWS.
+    access_key, secret_key, session_token
+        Keys that nodes may have. Default: nodes get short-lived ones that are good for this bucket and prefix only,
+        made from the driver's credentials (see docs/files.md), which themselves never leave this machine.
+    role
+        ARN of a role that these short-lived keys are made from, instead of the driver's user.
+    instance_profile
+        Whether nodes use what their own machines are allowed, by an instance profile.
+    anonymous
+        Whether nodes ask without any credentials, which public buckets allow.
+
+    Raises
+    ------
+    ConfigError
+        An argument is wrong, or two of them contradict each other.
     """
 
     bucket: str
     prefix: str = ""
     read_only: bool = True
+    region: str | None = None
+    endpoint: str | None = None
+    access_key: str | None = field(default=None, repr=False)
+    secret_key: str | None = field(default=None, repr=False)
+    session_token: str | None = field(default=None, repr=False)
+    role: str | None = None
+    instance_profile: bool = False
+    anonymous: bool = False
 
     def __post_init__(self) -> None:
-        if self.bucket.startswith("/"):
+        if not all(isinstance(value, str) for value in (self.path, self.bucket, self.prefix)):
+            raise ConfigError(
+                f"S3Volume: ({self.path!r}, {self.bucket!r}, {self.prefix!r}) are not three strings: {_ORDER}"
+            )
+        self._check_order()
+        if not _BUCKET.fullmatch(self.bucket):
+            raise ConfigError(
+                f'S3Volume: {self.bucket!r} is not the name of a bucket; write S3Volume("/data", "bucket", "prefix/")'
+            )
+        object.__setattr__(self, "path", _mount_point(self.path, "S3Volume"))
+        prefix = self.prefix.strip("/")
+        if any(part in ("", ".", "..") for part in prefix.split("/")) and prefix:
+            raise ConfigError(f"S3Volume: prefix={self.prefix!r} can't be a folder: it has an empty part, . or ..")
+        object.__setattr__(self, "prefix", f"{prefix}/" if prefix else "")
+        if self.endpoint is not None and not re.fullmatch(r"https?://[^/\s]+/?", self.endpoint):
+            raise ConfigError(f'S3Volume: endpoint={self.endpoint!r} is not a URL such as "https://s3.example.org"')
+        self._check_credentials()
+
+    def _check_order(self) -> None:
+        bucket, _, prefix = self.path.removeprefix("s3://").partition("/")
+        if self.path.startswith("s3://") or self.bucket.startswith("/"):
+            more = f", {(prefix or self.prefix)!r}" if prefix or self.prefix else ""
             raise ConfigError(
                 f"S3Volume({self.path!r}, {self.bucket!r}): {self.bucket!r} is not the name of a bucket: {_ORDER}. "
-                f"Write S3Volume({self.bucket!r}, {self.path!r})"
+                f"Write S3Volume({self.bucket!r}, {bucket!r}{more})"
             )
+        if self.bucket.startswith("s3://"):
+            bucket, _, prefix = self.bucket.removeprefix("s3://").partition("/")
+            raise ConfigError(
+                f"S3Volume: {self.bucket!r} is a URL; bucket and prefix are two arguments. "
+                f"Write S3Volume({self.path!r}, {bucket!r}, {(prefix or self.prefix)!r})"
+            )
+
+    def _check_credentials(self) -> None:
+        if (self.access_key is None) != (self.secret_key is None) or (self.session_token and not self.access_key):
+            raise ConfigError("S3Volume: access_key and secret_key belong together, and a session_token to both")
+        ways = {
+            "access_key": self.access_key is not None,
+            "role": self.role is not None,
+            "instance_profile": self.instance_profile,
+            "anonymous": self.anonymous,
+        }
+        if sum(ways.values()) > 1:
+            raise ConfigError(f"S3Volume: {' and '.join(name for name in ways if ways[name])} exclude each other")
+
+    @property
+    def url(self) -> str:
+        """The place in S3, for messages."""
+        return f"s3://{self.bucket}/{self.prefix}"

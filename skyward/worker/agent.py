@@ -25,7 +25,7 @@ from functools import partial
 from importlib.util import find_spec
 from mmap import mmap
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import msgpack
 
@@ -35,22 +35,18 @@ from skyward.core.protocol.messages import (
     HEARD_FILE,
     Ack,
     Blob,
-    Build,
     Bye,
     Cancel,
     Code,
     Fetch,
-    Find,
     Forget,
     Gpus,
     Hello,
     Inquire,
-    Mount,
     Peers,
     Ping,
     Pong,
     Proof,
-    Read,
     Ready,
     Recall,
     Run,
@@ -64,7 +60,7 @@ from skyward.core.protocol.wire import Received, Role, Wire
 from skyward.worker import blob_store, scratch
 from skyward.worker.agent_socket import listen
 from skyward.worker.agent_system import AgentSystem
-from skyward.worker.file_service import FileService
+from skyward.worker.file_service import FileRequest, FileService
 from skyward.worker.forkserver.launch import ForkServerProcess, forked
 from skyward.worker.forkserver.liveness import LIMITS
 from skyward.worker.listening_socket import ListeningSocket
@@ -156,7 +152,7 @@ class _Connection:
         self.agent.left(self, reason)
 
 
-def _about_files(agent: Agent, _: SlotPool, message: Mount | Build | Find | Read, received: Received) -> None:
+def _about_files(agent: Agent, _: SlotPool, message: FileRequest, received: Received) -> None:
     assert agent.files is not None  # it is made with the slots
     agent.files.hear(message, received.buffers)
 
@@ -416,7 +412,7 @@ class Agent:
         Fetch: _fetch,
         Peers: _meet,
         Survey: _survey,
-        **dict.fromkeys((Mount, Build, Find, Read), _about_files),
+        **dict.fromkeys(get_args(FileRequest), _about_files),
     }
 
     def _set_up(self, setup: Setup) -> None:

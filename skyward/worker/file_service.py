@@ -9,19 +9,24 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeAlias
 
 import msgpack
 
+from skyward.core.protocol.buckets import Bucket, BucketKeys
 from skyward.core.protocol.manifest import Manifest, chunk_size
-from skyward.core.protocol.messages import Build, Find, Message, Mount, Read, Reply
+from skyward.core.protocol.messages import Attach, Build, Find, Flush, Message, Mount, Read, Renew, Reply
 from skyward.core.protocol.wire import Buffer
+from skyward.worker.bucket_volumes import BucketVolumes
 from skyward.worker.chunk_cache import ChunkCache
 from skyward.worker.file_search import find
 from skyward.worker.folder_build import build
 from skyward.worker.own_folders import OwnFolders
 from skyward.worker.task_blobs import TaskBlobs
 
-__all__ = ["FileService"]
+__all__ = ["FileRequest", "FileService"]
+
+FileRequest: TypeAlias = Mount | Build | Attach | Renew | Flush | Find | Read
 
 _MARGIN = 64 * 2**20  # bytes of the disk to leave free for others
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
@@ -70,19 +75,28 @@ class FileService:
         self._chunks = ChunkCache(folders.chunks)
         self._mounts: dict[int, _Mounted] = {}
         self._links: dict[str, str] = {}  # absolute places -> the folders that they lead to
+        self._buckets = BucketVolumes(f"{folders.base}/buckets")
+        self._readable: list[str] = []  # places of buckets that tasks can't write to
         self._tasks: set[asyncio.Task[None]] = set()
         blobs.on_chunk = self._arrived
 
     def __repr__(self) -> str:
         return f"<FileService in {self._folders.base}: {len(self._mounts)} mounts>"
 
-    def hear(self, message: Mount | Build | Find | Read, buffers: Sequence[Buffer]) -> None:
+    def hear(self, message: FileRequest, buffers: Sequence[Buffer]) -> None:
         """Handle a request of the owner."""
         match message:
             case Mount():
                 self._mount_soon(message, bytes(buffers[0]))
             case Build():
                 self._build_soon(message)
+            case Attach():
+                data = bytes(buffers[0])
+                self._answer(message.request, lambda: self._attach(message, data))
+            case Renew():
+                self._buckets.renew(message.attach, BucketKeys.unpack(bytes(buffers[0])))
+            case Flush():
+                self._answer(message.request, lambda: b"")
             case Find():
                 self._find(message)
             case Read():
@@ -93,6 +107,7 @@ class FileService:
         """Remove the links of absolute mounts; the folders are removed with the agent's own."""
         for task in self._tasks:
             task.cancel()
+        self._buckets.close()
         for place, target in self._links.items():
             with contextlib.suppress(OSError):
                 if os.readlink(place) == target:
@@ -169,7 +184,7 @@ class FileService:
     def _build(self, request: int, mounted: _Mounted) -> bytes:
         """In a thread."""
         is_link = os.path.isabs(mounted.place)
-        target = f"{self._folders.mounts}/{request}" if is_link else f"{self._work}/{mounted.place}"
+        target = self._target(request, mounted.place)
         wrong = build(mounted.manifest, self._chunks.path, target, writable=mounted.writable)
         if not wrong and is_link:
             self._link(mounted.place, target)
@@ -198,11 +213,27 @@ class FileService:
         os.replace(new, place)
         self._links[place] = target
 
+    def _attach(self, message: Attach, packed: bytes) -> bytes:
+        """In a thread: fetch what is in a bucket."""
+        place = os.fsdecode(message.place)
+        self._check_place(place)
+        target = self._target(message.request, place)
+        self._buckets.bring(message.request, Bucket.unpack(packed), target)
+        if os.path.isabs(place):
+            self._link(place, target)
+        self._readable.append(place)
+        return b""
+
+    def _target(self, request: int, place: str) -> str:
+        """The folder of what tasks find at a place."""
+        return f"{self._folders.mounts}/{request}" if os.path.isabs(place) else f"{self._work}/{place}"
+
     # --- files for the owner ---
 
     def _find(self, message: Find) -> None:
         """List the files that match a pattern, except those that the owner has anyway."""
-        mine = [os.fsencode(f"{self._work}/{each.place}") for each in self._mounts.values() if not each.writable]
+        places = [*self._readable, *(each.place for each in self._mounts.values() if not each.writable)]
+        mine = [os.fsencode(f"{self._work}/{place}") for place in places]
         self._answer(
             message.request,
             lambda: msgpack.packb(find(os.fsencode(self._work), message.pattern, mine)),

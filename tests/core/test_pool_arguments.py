@@ -41,8 +41,8 @@ import skyward as sky
         ({"plugins": [print]}, ["parentheses"]),
         ({"image": "ubuntu"}, ["image='ubuntu'", "sky.Image"]),
         (
-            {"volume": [sky.S3Volume("/data", "bucket", "prefix/")]},
-            ["S3Volume", "not supported yet", "sky.LocalVolume"],
+            {"volume": [sky.S3Volume("/data", "bucket", "prefix/", read_only=False)]},
+            ["S3Volume", "can't be written yet", "read_only=False"],
         ),
     ],
     ids=str,

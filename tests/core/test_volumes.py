@@ -64,7 +64,7 @@ def test_one_volume_is_a_list_of_one() -> None:
     [
         ("data", "is not a list"),
         (["data"], "is not a volume"),
-        ([Volume("data")], "not supported yet"),
+        ([Volume("data")], "is not a volume"),
     ],
 )
 def test_anything_else_is_refused(given: Any, words: str) -> None:
@@ -80,3 +80,42 @@ def test_volumes_do_not_lie_in_each_other(places: tuple[str, ...]) -> None:
 
 def test_names_that_begin_alike_are_different() -> None:
     assert len(volumes([LocalVolume(place, "data") for place in ("a", "a-b", "ab", "a.b/c")])) == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "advice"),
+    [
+        (("s3://b1c/p", "/data"), r"Write S3Volume\('/data', 'b1c', 'p'\)"),
+        (("bucket", "/data", "p/"), r"Write S3Volume\('/data', 'bucket', 'p/'\)"),
+        (("/data", "s3://bucket/p/q"), r"Write S3Volume\('/data', 'bucket', 'p/q'\)"),
+        (("/data", "a bucket"), "is not the name of a bucket"),
+        (("/data", "bucket", "a/../b"), "can't be a folder"),
+        (("/", "bucket"), "is no place for it"),
+        ((1, "bucket"), "the mount comes first"),
+    ],
+)
+def test_s3_volumes_that_are_not(arguments: tuple[Any, ...], advice: str) -> None:
+    with pytest.raises(ConfigError, match=advice):
+        S3Volume(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"access_key": "a"}, "belong together"),
+        ({"session_token": "a"}, "belong together"),
+        ({"access_key": "a", "secret_key": "b", "role": "r"}, "access_key and role exclude each other"),
+        ({"anonymous": True, "instance_profile": True}, "exclude each other"),
+        ({"endpoint": "s3.example.org"}, "is not a URL"),
+    ],
+)
+def test_s3_options_that_contradict(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        S3Volume("/data", "bucket", **options)
+
+
+def test_an_s3_volume_shows_no_secrets() -> None:
+    volume = S3Volume("data/", "bucket", "/a/b", access_key="AKIA", secret_key="hidden", session_token="as well")
+    assert (volume.path, volume.prefix, volume.url) == ("data", "a/b/", "s3://bucket/a/b/")
+    for secret in ("AKIA", "hidden", "as well"):
+        assert secret not in repr(volume)

@@ -309,13 +309,13 @@ def test_use_appropriate_node_count():
         grid.fit(X, y)
 
 
-def test_volumes_are_not_there_yet():
-    with pytest.raises(sky.ConfigError, match="volume"):
-        ScikitLearnPool(
-            provider=Local(),
-            nodes=4,
-            volume=[S3Volume("/data", "my-bucket", "datasets/")],
-        )
+def test_volumes():
+    pool = ScikitLearnPool(
+        provider=Local(),
+        nodes=4,
+        volume=[S3Volume("/data", "my-bucket", "datasets/")],
+    )
+    assert pool is not None
 
 
 def test_spot_instances():

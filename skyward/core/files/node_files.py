@@ -8,6 +8,7 @@ from typing import Any
 
 from skyward.core.blobs.distributor import Distributor
 from skyward.core.errors import DownloadFailed
+from skyward.core.files.bucket_supply import BucketSupply
 from skyward.core.files.download import download
 from skyward.core.files.folder import Folder
 from skyward.core.files.requests import Requests
@@ -30,6 +31,7 @@ class NodeFiles:
     def __init__(self, distributor: Distributor) -> None:
         self._distributor = distributor
         self._supply: FolderSupply | None = None
+        self._buckets: BucketSupply | None = None
         self.requests = Requests()
 
     def __repr__(self) -> str:
@@ -40,8 +42,13 @@ class NodeFiles:
         self._supply = FolderSupply(self._distributor, self.requests, volumes)
         self._supply.begin()
 
+    def attach(self, make: Callable[[Requests], BucketSupply]) -> None:
+        """Have every node fetch buckets before it gets tasks."""
+        self._buckets = make(self.requests)
+        self._buckets.begin()
+
     def bring(self, session: Session, report: Callable[[str], object]) -> Coroutine[Any, Any, None] | None:
-        """Bring the folders to a node whose slots have started; None if there are none.
+        """Bring folders and buckets to a node whose slots have started; None if there are none.
 
         Parameters
         ----------
@@ -55,10 +62,22 @@ class NodeFiles:
         VolumeFailed, NodeLost
             They can't be brought there, or the node was lost meanwhile.
         """
-        if self._supply is None:
+        if self._supply is None and self._buckets is None:
             return None
         self._distributor.node_up(session)
-        return self._supply.bring(session, report)
+        return self._bring(session, report)
+
+    async def _bring(self, session: Session, report: Callable[[str], object]) -> None:
+        if self._supply is not None:
+            await self._supply.bring(session, report)
+        if self._buckets is not None:
+            await self._buckets.bring(session, report)
+
+    def node_down(self, name: str, reason: str) -> None:
+        """Give up what was asked of a node that is gone for good."""
+        self.requests.node_down(name, reason)
+        if self._buckets is not None:
+            self._buckets.node_down(name)
 
     async def download(
         self, pattern: str, to: str, *, overwrite: bool, shared: bool, report: Callable[[str], object]
@@ -90,3 +109,5 @@ class NodeFiles:
         """The pool ends: read nothing more."""
         if self._supply is not None:
             self._supply.stop()
+        if self._buckets is not None:
+            self._buckets.stop()

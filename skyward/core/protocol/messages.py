@@ -16,6 +16,7 @@ __all__ = [
     "ORDERED",
     "THREAD_VARIABLES",
     "Ack",
+    "Attach",
     "Began",
     "Blob",
     "Build",
@@ -27,6 +28,7 @@ __all__ = [
     "Failure",
     "Fetch",
     "Find",
+    "Flush",
     "Forget",
     "Gpus",
     "Hello",
@@ -45,6 +47,7 @@ __all__ = [
     "Read",
     "Ready",
     "Recall",
+    "Renew",
     "Reply",
     "Returned",
     "Run",
@@ -315,6 +318,7 @@ class Failure(enum.Enum):
     SHARED_CRASH = "shared-crash"  # its process died while it also ran other tasks; which one caused it is not known
     TIMEOUT = "timeout"  # it ran longer than its limit
     CANCELLED = "cancelled"  # at the owner's request
+    UNSAVED = "unsaved"  # what it wrote can't be brought to its bucket; `detail` says why
     REFUSED = "refused"  # the node could not start it; `detail` says why
 
 
@@ -442,6 +446,29 @@ class Build(NamedTuple):
     mount: int
 
 
+class Attach(NamedTuple):
+    """Bring the content of a bucket here. One buffer: what it is and how to reach it, see `core.protocol.buckets`.
+
+    `place` and `writable` as in `Mount`. The `Reply` is empty.
+    """
+
+    request: int
+    place: bytes
+    writable: bool
+
+
+class Renew(NamedTuple):
+    """New credentials for what the `Attach` with this number brought. One buffer: they are as there. No reply."""
+
+    attach: int
+
+
+class Flush(NamedTuple):
+    """Bring what was written to all writable buckets there. The `Reply` is empty once that is done."""
+
+    request: int
+
+
 class Find(NamedTuple):
     """Find the files of tasks that match a pattern. The `Reply` lists them."""
 
@@ -461,7 +488,7 @@ class Read(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """What came of a `Mount`, `Build`, `Find` or `Read`. One buffer, or none if there is an `error`."""
+    """What came of a request about files. One buffer, or none if there is an `error`."""
 
     request: int
     error: str | None
@@ -470,7 +497,7 @@ class Reply(NamedTuple):
 Message = Union[
     Hello, Welcome, Proof, Ping, Pong, Ack, Bye, Setup, Ready, Run, Cancel, Done, Failed, Output, Blob, Forget,
     StreamOpen, StreamData, StreamClose, Recall, Returned, Fetch, Share, Kept, Listening, Peers, Reached,
-    Began, Inquire, Missing, Survey, Gpus, Code, Mount, Build, Find, Read, Reply,
+    Began, Inquire, Missing, Survey, Gpus, Code, Mount, Build, Find, Read, Reply, Attach, Renew, Flush,
 ]  # fmt: skip
 
 MESSAGES: tuple[type[Any], ...] = get_args(Message)

@@ -12,6 +12,7 @@ from typing import Any
 from skyward.core.errors import ProtocolError
 from skyward.core.protocol.messages import (
     Ack,
+    Attach,
     Began,
     Blob,
     Build,
@@ -22,6 +23,7 @@ from skyward.core.protocol.messages import (
     Failed,
     Fetch,
     Find,
+    Flush,
     Forget,
     Gpus,
     Hello,
@@ -39,6 +41,7 @@ from skyward.core.protocol.messages import (
     Read,
     Ready,
     Recall,
+    Renew,
     Reply,
     Returned,
     Run,
@@ -80,7 +83,7 @@ class State(enum.Enum):
 
 
 _ANY = (Ping, Pong, Ack, Bye, StreamData, StreamClose)
-_FILES = (Mount, Build, Find, Read)
+_FILES = (Mount, Build, Find, Read, Attach, Renew, Flush)
 _OWNER = (Setup, Run, Code, Cancel, Recall, Inquire, Blob, Fetch, Share, Forget, Peers, Survey, *_FILES)
 _WORKER = (Ready, Began, Done, Failed, Returned, Missing, Output, StreamOpen, Kept, Listening, Reached, Gpus, Reply)
 

@@ -329,7 +329,7 @@ class TaskRunner:
             self._completion.lost[name] = reason
         self._distributor.node_down(name)
         self._late.node_down(name)
-        self.files.requests.node_down(name, reason)
+        self.files.node_down(name, reason)
         if node is not None:
             self.handle(schedule_events.NodeDown(name, begun))
 

