@@ -94,7 +94,8 @@ class FileService:
                 data = bytes(buffers[0])
                 self._answer(message.request, lambda: self._attach(message, data))
             case Renew():
-                self._buckets.renew(message.attach, BucketKeys.unpack(bytes(buffers[0])))
+                keys = BucketKeys.unpack(bytes(buffers[0]))
+                self._loop.run_in_executor(None, self._buckets.renew, message.attach, keys)
             case Flush():
                 self._answer(message.request, lambda: b"")
             case Find():

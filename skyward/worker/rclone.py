@@ -93,7 +93,8 @@ class Rclone:
     def renew(self, keys: BucketKeys) -> None:
         """Use other keys from now on; what is under way goes on with those that it has."""
         self._store(keys)
-        self.call("fscache/clear", {}, _START)
+        with contextlib.suppress(RcloneError):  # one that has died reads them when it starts again
+            self.call("fscache/clear", {}, _START)
 
     def _store(self, keys: BucketKeys) -> None:
         values: dict[str, object] = {
