@@ -303,6 +303,7 @@ class SkywardBackend(AutoBatchingMixin, PoolBackend):  # type: ignore[misc]
 
 
 cache_desk.register()
-module_caches.register()
+if joblib_private.KEEPS:
+    module_caches.register()
 if BACKENDS.get(NAME, SlotBackend) is SlotBackend:  # a user may have a factory of that name already
     register_parallel_backend(NAME, SkywardBackend)

@@ -26,14 +26,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
-from joblib.memory import (
-    AsyncMemorizedFunc,
-    FileSystemStoreBackend,
-    MemorizedFunc,
-    MemorizedResult,
-    Memory,
-    extract_first_line,
-)
+from joblib import memory as joblib_memory
+from joblib.memory import FileSystemStoreBackend, MemorizedFunc, MemorizedResult, Memory, extract_first_line
 
 from skyward.core.payload import pickling
 from skyward.core.protocol import wire
@@ -439,5 +433,5 @@ def _reduce(sent: Any, context: PoolContext) -> Any:
 def register() -> None:
     """Make the pickler send caches that way. May be repeated."""
     if KEEPS:
-        for kind in (AsyncMemorizedFunc, MemorizedFunc, MemorizedResult, Memory):
+        for kind in (joblib_memory.AsyncMemorizedFunc, MemorizedFunc, MemorizedResult, Memory):
             pickling.POOL_REDUCERS[kind] = _reduce
