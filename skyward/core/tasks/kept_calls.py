@@ -102,8 +102,8 @@ class KeptCalls:
         """
 
         def made() -> Job:
+            kept.detach()  # it may raise what the user's __repr__ does, so there is no job yet
             job = self._make(function, args, kwargs, options)
-            kept.detach()
             job.kept = kept
             return job
 

@@ -42,12 +42,15 @@ class Call:
     def __init__(self, shelf: Shelf, key: Hashable, function: Callable[..., Any]) -> None:
         self.shelf, self.key, self.function = shelf, key, function
         self.detached = 0
+        self.error: Exception | None = None
 
     def find(self) -> tuple[Any] | None:
         return self.shelf.find(self.key)
 
     def detach(self) -> None:
         self.detached += 1
+        if self.error is not None:
+            raise self.error
 
     def keep(self, result: Any, seconds: float) -> Any:
         assert seconds >= 0
@@ -192,6 +195,22 @@ def test_what_can_not_be_pickled_fails_and_lets_others_go_on(pool: MemoryPool) -
     eventually(lambda: agent.held)
     pool.do(agent.release)
     assert first.result(5) == 2
+    idle(pool)
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_arguments_that_can_not_be_noted_leave_nothing_behind(pool: MemoryPool, waits: bool) -> None:
+    """Whether or not an equal call is being computed."""
+    shelf = Shelf()
+    first = submit(pool, shelf, double, 1, key="x") if waits else None
+    call = Call(shelf, "x", double)
+    call.error = ValueError("no repr")
+    with pytest.raises(ValueError, match="no repr"):
+        pool.dispatcher.call_kept(call, double, (np.ones(400_000),), {}).result(5)
+    assert "<Snapshots 0" in repr(pool.dispatcher._snapshots)
+    pool.add()
+    if first is not None:
+        assert first.result(5) == 2
     idle(pool)
 
 
