@@ -7,6 +7,7 @@ cloudpickle puts random numbers into it. So values are walked here. What counts:
 - of arrays, type, shape, memory order and content, which is replaced by its digest if it is large;
 - of functions and classes that are sent by value (those of the program itself, lambdas, nested ones), their code
   without line numbers, and all that it refers to;
+- of modules that are sent by value, all that is in them;
 - of functions, classes and modules that go by name, the name, and the digest of where they come from (`Origins`).
 
 False differences only cost time, so what is unknown differs. Nothing here reads a file or is bound to a run.
@@ -45,6 +46,7 @@ _ATTRIBUTES = ("__defaults__", "__kwdefaults__", "__annotations__", "__dict__") 
 _NOT_OF_CLASS = frozenset(  # what Python, or a cache, puts into a class; the rest is what the user has written
     ("__dict__", "__weakref__", "__module__", "__doc__", "__firstlineno__", "__static_attributes__", "_abc_impl")
 )
+_NOT_OF_MODULE = frozenset(("__builtins__", "__cached__", "__loader__", "__spec__"))  # of how it was imported
 
 
 class Origins(Protocol):
@@ -136,6 +138,18 @@ def is_by_name(thing: Any) -> bool:
 def _is_by_value(module: str) -> bool:
     asked = cloudpickle.list_registry_pickle_by_value()
     return bool(asked) and any(module == name or module.startswith(f"{name}.") for name in asked)
+
+
+def _holders(thing: Any, name: str) -> Sequence[str]:
+    """Return the top-level modules that have something of a name, in themselves or below: one has defined it.
+
+    Pickle takes the first that it finds, whose version may say nothing of the code.
+    """
+    own = type(thing).__module__
+    if getattr(sys.modules.get(own), name, None) is thing:  # as NumPy has its own ufuncs
+        return [own]
+    found = {module for module, each in list(sys.modules.items()) if getattr(each, "__dict__", {}).get(name) is thing}
+    return sorted({module.partition(".")[0] for module in found}.difference(_PROGRAM))
 
 
 class Hasher:
@@ -276,7 +290,13 @@ class Hasher:
             self._encode(value)
 
     def _module(self, module: types.ModuleType) -> None:
-        self._out += (b"module", module.__name__.encode(), self._origins(module.__name__, whole=True))
+        name = module.__name__
+        self._out += (b"module", name.encode(), self._origins(name, whole=True))
+        known = sys.modules.get(name)
+        if known is None or _is_by_value(name):  # as in cloudpickle
+            self._encode({key: value for key, value in vars(module).items() if key not in _NOT_OF_MODULE})
+        elif getattr(known, "__spec__", None) is None and getattr(known, "__file__", None) is None:
+            raise NoIdentity(f"the module {name} was made while your program runs, and has no more than a name")
 
     def _builtin(self, function: types.BuiltinFunctionType) -> None:
         owner = function.__self__
@@ -311,7 +331,8 @@ class Hasher:
         self._out.append(self._origins("numpy"))
         if isinstance(value, numpy.dtype):
             self._out += (b"dtype", repr(value.str).encode())
-            if value.hasobject or value.names is not None or value.subdtype is not None or value.metadata:
+            is_plain = value.names is None and value.subdtype is None and not value.metadata and not value.hasobject
+            if not is_plain or value.type.__module__ != "numpy":  # of others, `str` only tells the size
                 self._reduced(value)
         elif type(value) in (numpy.ndarray, numpy.memmap) and not value.dtype.hasobject:
             self._array(value, numpy)
@@ -360,7 +381,14 @@ class Hasher:
 
     def _by_name_only(self, value: Any, name: str) -> None:
         """Encode what pickle knows by a name; what the program itself has defined needs more than that."""
-        module = getattr(value, "__module__", None) or type(value).__module__
+        module = getattr(value, "__module__", None)
+        if module is None:  # such as a ufunc
+            holders = _holders(value, name)
+            if not holders:
+                raise NoIdentity(f"no module has {name}")
+            self._out += (b"held", name.encode("utf-8", "surrogatepass"))
+            self._out += [holder.encode() + b" " + self._origins(holder, whole=True) for holder in holders]
+            return
         self._named(b"name", module, name)
         if module in _PROGRAM and not isinstance(value, (typing.TypeVar, typing.ParamSpec, typing.TypeVarTuple)):
             if (wrapped := getattr(value, "__wrapped__", None)) is None:

@@ -6,6 +6,7 @@ anew, what can't be written is handed over all the same, and both are said.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import sys
@@ -39,6 +40,7 @@ Say = Callable[[str, bool], None]
 _UNKEPT = "the results of some calls are not kept, since"
 _LOOKS = 100  # at the code, until it stays as it is for a moment
 _PYTHON = b"%d.%d" % sys.version_info[:2]
+_PLACEHOLDER: object = getattr(functools, "Placeholder", object())  # since Python 3.14
 
 
 @dataclass(frozen=True, slots=True)
@@ -345,9 +347,10 @@ class Journal:
 def _digests(hasher: Hasher, call: Call, context: bytes) -> tuple[bytes, bytes]:
     """Return the digest of a call's function, and that of the whole call."""
     function, args, kwargs = call
-    while type(function) is partial:  # what it adds are arguments
-        args = [function.args, function.keywords, args]
+    while type(function) is partial and not any(arg is _PLACEHOLDER for arg in function.args):
+        args = (*function.args, *args)  # as it calls it
+        kwargs = {**function.keywords, **kwargs}
         function = function.func
     code = hashlib.blake2b(_PYTHON + hasher.of(function), digest_size=16).digest()
-    arguments = hasher.of((tuple(args), sorted(kwargs.items())))
+    arguments = hasher.of((tuple(args), dict(kwargs)))  # in their order, which the function may see
     return code, hashlib.blake2b(code + arguments + context, digest_size=16).digest()

@@ -6,6 +6,7 @@ import collections
 import dataclasses
 import enum
 import functools
+import importlib
 import os
 import random
 import subprocess
@@ -17,6 +18,7 @@ from multiprocessing.managers import SyncManager
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import numpy as np
 import pytest
 from hypothesis import given
@@ -355,6 +357,80 @@ def test_the_version_of_numpy_counts_for_arrays() -> None:
 
     for value in (np.zeros(3), np.float64(1), np.dtype("f8"), np.sin):
         assert of(value) != Hasher(another).of(value)
+
+
+class Half(np.void):
+    """A type of which `numpy.dtype.str` tells no more than its size, as those of ml_dtypes."""
+
+
+class Quarter(np.void):
+    """Another."""
+
+
+def test_types_of_others_are_told_apart() -> None:
+    one, other, numpys = (np.dtype((kind, 8)) for kind in (Half, Quarter, np.void))
+    assert one.str == other.str == numpys.str
+    assert len({of(one), of(other), of(numpys)}) == 3
+    assert len({of(np.zeros(2, numpys).view(kind)) for kind in (one, other, numpys)}) == 3
+
+
+def test_a_ufunc_counts_by_where_it_is() -> None:
+    """It has no ``__module__``; those of SciPy may have the names of NumPy's."""
+    with pytest.raises(NoIdentity, match="no module has"):
+        of(np.frompyfunc(abs, 1, 1))
+    special = pytest.importorskip("scipy.special")
+    assert special.exp2 is not np.exp2
+    assert of(special.exp2) == of(special.exp2) != of(np.exp2)
+
+    def another(module: str, /, *, whole: bool = False) -> bytes:
+        return b"2.0" if module == "scipy" else origins(module, whole=whole)
+
+    assert Hasher(another).of(special.exp2) != of(special.exp2)
+    assert Hasher(another).of(np.exp2) == of(np.exp2)
+
+
+# --- modules that are sent by value ---
+
+
+def made_module(name: str, **values: Any) -> types.ModuleType:
+    module = types.ModuleType(name)
+    exec("def f():\n    return K", vars(module))
+    vars(module).update(values)
+    return module
+
+
+def test_a_module_that_was_made_counts_by_what_is_in_it() -> None:
+    assert of(made_module("made", K=1)) == of(made_module("made", K=1)) != of(made_module("made", K=2))
+    function = compiled("def f():\n    return settings.K")
+    function.__globals__["settings"] = made_module("settings", K=1)
+    before = of(function)
+    function.__globals__["settings"].K = 2
+    assert of(function) != before
+
+
+def test_a_module_that_was_made_and_goes_by_name_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "made_here", made_module("made_here", K=1))
+    with pytest.raises(NoIdentity, match="made_here was made while your program runs"):
+        of(sys.modules["made_here"])
+
+
+def test_a_module_that_is_registered_to_go_by_value_counts_by_what_is_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "registered_one.py").write_text("import math\nK = 1\ndef f():\n    return K\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    module = importlib.import_module("registered_one")
+    try:
+        by_name = of(module)
+        cloudpickle.register_pickle_by_value(module)
+        before = of(module)
+        assert before == of(module)
+        vars(module)["K"] = 2
+        assert of(module) != before
+        cloudpickle.unregister_pickle_by_value(module)
+        assert of(module) == by_name, "nodes import it"
+    finally:
+        del sys.modules["registered_one"]
 
 
 # --- what has none ---

@@ -177,6 +177,41 @@ def test_what_a_partial_adds_are_arguments(file: Path) -> None:
     assert "call 2 of pow" not in "".join(second.said)
 
 
+def tell(*args: Any, **kwargs: Any) -> str:
+    return f"{args} {list(kwargs.items())}"
+
+
+def test_calls_that_a_function_can_tell_apart_have_results_of_their_own(file: Path) -> None:
+    """By the order of keywords too, and whatever a partial adds."""
+    calls: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = [
+        (tell, (), {"a": 1, "b": 2}),
+        (tell, (), {"b": 2, "a": 1}),
+        (functools.partial(tell, b=3, a=4), (), {"b": 2}),
+        (tell, (), {"b": 2, "a": 4}),
+        (functools.partial(tell, 1), (2,), {}),
+        (tell, ((1,), {}, (2,)), {}),
+        (tell, ((1,), {}, [2]), {}),
+        (functools.partial(tell, 1, c=5), (2,), {}),
+        (tell, (1, 2), {}),
+    ]
+    expected = [function(*args, **kwargs) for function, args, kwargs in calls]
+    for number in range(len(calls)):
+        ordered = calls[number:] + calls[:number]
+        with run(file) as each:
+            results = [each.call(function, *args, **kwargs) for function, args, kwargs in ordered]
+        assert results == expected[number:] + expected[:number]
+    assert each.computed == 0
+
+
+@pytest.mark.skipif(sys.version_info < (3, 14), reason="has no Placeholder")
+def test_where_a_partial_puts_an_argument_counts(file: Path) -> None:
+    hole: Any = vars(functools)["Placeholder"]
+    with run(file) as one:
+        assert one.call(functools.partial(tell, hole, 1), 2) == tell(2, 1)
+        assert one.call(tell, hole, 1, 2) == tell(hole, 1, 2)
+        assert one.call(functools.partial(tell, hole, 2), 1) == tell(1, 2)
+
+
 # --- what has changed ---
 
 
