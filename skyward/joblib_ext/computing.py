@@ -26,7 +26,7 @@ def code_mark(function: Any) -> str:
 @functools.lru_cache(maxsize=256)
 def _mark(code: types.CodeType) -> str:
     parts = [code.co_code, code.co_names, code.co_varnames, code.co_freevars, *map(_constant, code.co_consts)]
-    version = "{}.{}".format(*sys.version_info)
+    version = "{}.{}.{}".format(*sys.version_info[:2], sys.flags.optimize)  # assertions are compiled or left out
     return f"{version} {hashlib.blake2b(repr(parts).encode(errors='replace'), digest_size=12).hexdigest()}"
 
 

@@ -1,8 +1,8 @@
 """One program at a time uses a resume file.
 
-The lock is a record lock of POSIX on a file beside it. It ends with its process, however that ends, and children that
-were forked do not inherit it, as they would an ``flock``. Pools of one process do not see each other's, so these are
-kept in a table.
+The lock is one of an open file (``F_OFD_SETLK``) on a file beside it. It ends with its process, however that ends, and
+not before: a record lock of POSIX, which stands in where there is none of this kind, would end as soon as the process
+closes any descriptor of the file, such as that of a copy of the folder. Children that were forked let go of it.
 """
 
 from __future__ import annotations
@@ -12,14 +12,35 @@ import errno
 import fcntl
 import os
 import socket
+import struct
 import threading
 
 from skyward.core.errors import ResumeFileError
 
 __all__ = ["FileLock"]
 
-_ours: set[str] = set()  # real paths of the files locked by this process
+_ours: dict[str, int] = {}  # real paths of the files locked by this process -> descriptors of the locks
 _table = threading.Lock()  # guards _ours
+_SETLK: int | None = getattr(fcntl, "F_OFD_SETLK", None)
+
+
+def _let_go() -> None:
+    """In a fork, whose descriptors would keep the locks after the process that took them has ended."""
+    for fd in _ours.values():
+        with contextlib.suppress(OSError):
+            os.close(fd)
+    _ours.clear()
+
+
+os.register_at_fork(before=_table.acquire, after_in_parent=_table.release, after_in_child=_table.release)
+os.register_at_fork(after_in_child=_let_go)
+
+
+def _lock(fd: int) -> None:
+    if _SETLK is None:
+        fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    else:
+        fcntl.fcntl(fd, _SETLK, struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
 
 
 class FileLock:
@@ -45,7 +66,7 @@ class FileLock:
             if self._file in _ours:
                 raise ResumeFileError(f"resume={path!r} is in use by another pool of this program; give each its own")
             self._fd = self._take(path)
-            _ours.add(self._file)
+            _ours[self._file] = self._fd
         self._pid = os.getpid()
 
     def __repr__(self) -> str:
@@ -55,7 +76,7 @@ class FileLock:
         while True:
             fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             try:
-                fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _lock(fd)
                 if self._is_there(fd):  # its last holder may have removed it meanwhile
                     os.truncate(fd, 0)
                     os.pwrite(fd, f"{socket.gethostname()} process {os.getpid()}".encode(), 0)
@@ -85,4 +106,4 @@ class FileLock:
         with _table:
             os.close(self._fd)
             self._fd = -1
-            _ours.discard(self._file)
+            _ours.pop(self._file, None)

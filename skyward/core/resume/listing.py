@@ -206,7 +206,8 @@ def _prune(db: sqlite3.Connection, path: str, what: Pruning) -> int:
 
 
 def _chosen(db: sqlite3.Connection, what: Pruning) -> list[bytes]:
-    (latest,) = db.execute("SELECT coalesce(max(id), 0) FROM runs").fetchone()
+    # One that was killed may have taken results without having written that down.
+    (latest,) = db.execute("SELECT coalesce(max(id), 0) FROM runs WHERE ended IS NOT NULL").fetchone()
     rows = db.execute(
         "SELECT key FROM results JOIN functions ON function = functions.id "
         "WHERE (used < ? OR NOT ?) AND (? IS NULL OR name = ?) AND made <= ?",

@@ -90,8 +90,11 @@ def connect(path: str) -> sqlite3.Connection:
     Raises
     ------
     ResumeFileError
-        It is none, or is damaged, or has another format.
+        It is none, or is damaged, or has another format, or somebody else may have written a part of it.
     """
+    for beside in ("-wal", "-shm", "-journal"):
+        if os.path.lexists(path + beside):
+            _check_owner(path + beside)  # SQLite would take it for a part of the file
     quoted = path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
     try:
         db = sqlite3.connect(f"file:{quoted}?mode=rw", uri=True, timeout=30, check_same_thread=False)
@@ -346,7 +349,7 @@ def _make(path: str) -> None:
 
 def _check_owner(path: str) -> tuple[int, int]:
     """Check that nobody else can have put anything into a file or folder, whose results are unpickled."""
-    found = os.stat(path)
+    found = os.lstat(path) if path.endswith(("-wal", "-shm", "-journal")) else os.stat(path)
     if found.st_uid != os.geteuid():
         raise ResumeFileError(
             f"{path} belongs to user {found.st_uid}: the results in it are pickles, which can run any code when they "

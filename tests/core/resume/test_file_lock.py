@@ -81,3 +81,16 @@ def test_a_fork_does_not_release_it(tmp_path: Path) -> None:
 def test_a_folder_that_cant_be_written_to_is_an_os_error(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No such file"):
         FileLock(str(tmp_path / "nowhere" / "x.run"))
+
+
+@pytest.mark.slow
+def test_a_copy_of_the_folder_frees_nothing(tmp_path: Path) -> None:
+    """Whoever reads all files there in the program that holds the lock, such as a backup, closes them again."""
+    file = tmp_path / "x.run"
+    lock = FileLock(str(file))
+    Path(lock.path).read_bytes()
+    script = "import sys; from skyward.core.resume.file_lock import FileLock; FileLock(sys.argv[1])"
+    done = subprocess.run([sys.executable, "-c", script, str(file)], capture_output=True, text=True, check=False)
+    assert "is in use by" in done.stderr
+    lock.release()
+    assert subprocess.run([sys.executable, "-c", script, str(file)], check=False).returncode == 0

@@ -139,3 +139,17 @@ def test_a_closed_store_can_be_pruned_at_once(file: Path) -> None:
     with closing(ResultStore(str(file))), pytest.raises(ResumeFileError, match="in use by another pool"):
         prune(str(file), Pruning(), really=False)
     assert prune(str(file), Pruning(), really=False) == 4  # the latest run has used nothing
+
+
+def test_a_run_that_was_killed_makes_nothing_unused(file: Path) -> None:
+    """What it has taken is not written down yet, so the run before counts."""
+    before = overview(str(file)).runs[0]
+    assert before.ended is not None
+    script = (
+        "import os, sys; from skyward.core.resume.store import ResultStore; ResultStore(sys.argv[1]); "
+        "os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", script, str(file)], check=False)
+    assert overview(str(file)).runs[0].ended is None
+    stored = overview(str(file)).results
+    assert prune(str(file), Pruning(unused=True), really=True) < stored

@@ -317,3 +317,18 @@ def test_the_application_id_is_in_the_header(file: Path) -> None:
     with opened(file):
         pass
     assert file.read_bytes()[68:72] == APPLICATION.to_bytes(4, "big")
+
+
+def test_a_log_that_somebody_else_put_beside_it_is_refused(file: Path) -> None:
+    """SQLite would read it as a part of the file."""
+    with opened(file):
+        pass
+    for suffix in ("-wal", "-journal"):
+        beside = Path(f"{file}{suffix}")
+        beside.touch()
+        beside.chmod(0o666)
+        with pytest.raises(ResumeFileError, match=rf"x\.run{suffix} can be changed by others"):
+            ResultStore(str(file))
+        beside.unlink()
+    with opened(file):
+        pass
