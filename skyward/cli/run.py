@@ -2,30 +2,13 @@
 
 from __future__ import annotations
 
-import builtins
-import importlib.util
-import inspect
-import os
-import sys
-from collections.abc import Callable
-from dataclasses import replace
-from importlib.abc import InspectLoader
-from importlib.machinery import SourceFileLoader
-from pathlib import Path
-from types import CodeType, ModuleType, TracebackType
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from skyward.cli.sources import NamedProviders, named
-from skyward.core import named_pools
-from skyward.core.errors import ConfigError, SkywardError
-from skyward.core.pool import Compute
-from skyward.joblib_ext.plugin import JoblibPlugin, SklearnPlugin
 
 __all__ = ["ProgramEnded", "run"]
-
-_INTERRUPTED = 130
 
 
 class ProgramEnded(SystemExit):
@@ -60,11 +43,11 @@ def run(
         "budget": budget,
         "resume": resume,
     }
-    arguments = _arguments(pool, {name: value for name, value in given.items() if value is not None})
-    main, code = (_module if module else _script)(program[0])
-    sys.argv[:] = [main.__file__ or program[0], *program[1:]]
-    sys.modules["__main__"] = main  # before the pool is opened, which looks at what the program will need
-    raise ProgramEnded(_execute(main, code, Compute(**arguments)))
+    from skyward.cli import program as programs  # noqa: PLC0415 - the other commands do without what pools need
+
+    raise ProgramEnded(
+        programs.run(program, module, pool, {name: value for name, value in given.items() if value is not None})
+    )
 
 
 def _nodes(text: str | None) -> int | tuple[int, int] | None:
@@ -75,106 +58,3 @@ def _nodes(text: str | None) -> int | tuple[int, int] | None:
         return (int(low), int(high)) if dash else int(low)
     except ValueError:
         raise typer.BadParameter(f"{text!r} is neither a number nor MIN-MAX", param_hint="--nodes") from None
-
-
-def _arguments(name: str | None, given: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of the pool: those of the file, and what the command line says."""
-    known = inspect.signature(Compute).parameters
-    arguments = named_pools.arguments(name, known) if name is not None else {}
-    if not {"provider", "concurrency", "worker"} & {*arguments, *given}:
-        given = {"concurrency": _cores(), **given}  # as many processes as joblib itself would start
-    if "concurrency" in given and (worker := arguments.pop("worker", None)) is not None:
-        given = {**given, "worker": replace(worker, concurrency=given["concurrency"])}
-        del given["concurrency"]
-    plugins = list(arguments.get("plugins", ()))
-    if not any(isinstance(plugin, (JoblibPlugin, SklearnPlugin)) for plugin in plugins):
-        plugins.append(JoblibPlugin())
-    return {**arguments, **given, "plugins": plugins}
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _script(path: str) -> tuple[ModuleType, CodeType]:
-    """Make a ``__main__`` for a script, and compile it."""
-    try:
-        source = Path(path).read_bytes()
-    except OSError as error:
-        raise ConfigError(f"can't read {path}: {error.strerror}; for a module, write -m") from error
-    main = ModuleType("__main__")
-    main.__file__ = path
-    main.__loader__ = SourceFileLoader("__main__", path)
-    main.__dict__.update(__cached__=None, __builtins__=builtins)
-    sys.path[0] = str(Path(path).resolve().parent)
-    return main, _compiled(lambda: compile(source, path, "exec"))
-
-
-def _module(name: str) -> tuple[ModuleType, CodeType]:
-    """Make a ``__main__`` for a module that is found as imports are, or for a package's ``__main__``."""
-    sys.path[0] = os.getcwd()
-    try:
-        spec = importlib.util.find_spec(name)
-        if spec is not None and spec.submodule_search_locations is not None:
-            spec = importlib.util.find_spec(f"{name}.__main__")
-    except (ImportError, ValueError) as error:
-        raise ConfigError(f"no module {name!r} can be run: {error}") from error
-    loader = None if spec is None else spec.loader
-    if spec is None or not isinstance(loader, InspectLoader):
-        raise ConfigError(f"no module {name!r} can be run; is it spelled right, and does it lie in {os.getcwd()}?")
-    code = _compiled(lambda: loader.get_code(spec.name))
-    main = ModuleType("__main__")
-    main.__file__ = spec.origin
-    main.__dict__.update(
-        __cached__=spec.cached, __builtins__=builtins, __loader__=loader, __package__=spec.parent, __spec__=spec
-    )
-    return main, code
-
-
-def _compiled(make: Callable[[], CodeType | None]) -> CodeType:
-    try:
-        code = make()
-    except SyntaxError as error:
-        sys.excepthook(type(error), error.with_traceback(None), None)
-        raise ProgramEnded(1) from None
-    if code is None:
-        raise ConfigError("this module has no Python code")
-    return code
-
-
-def _execute(main: ModuleType, code: CodeType, pool: Compute) -> object:
-    """Run the program inside the pool's block; returns its exit status, as `sys.exit` takes it."""
-    try:
-        with pool:
-            try:
-                exec(code, main.__dict__)  # noqa: S102 - that is what the user asks for
-            except SystemExit as end:
-                if end.code not in (None, 0):
-                    raise
-        return None
-    except SystemExit as end:
-        return end.code
-    except SkywardError as error:
-        if not _is_of(error.__traceback__, code):  # the pool could not be opened
-            raise
-        return _reported(error, code)
-    except BaseException as error:
-        return _reported(error, code)
-
-
-def _reported(error: BaseException, code: CodeType) -> int:
-    """Show an exception as Python would, without our frames; returns the exit status."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_frame.f_code is not code:
-        trace = trace.tb_next
-    error.__traceback__ = trace or error.__traceback__  # which Python's own hook shows, whatever it is given
-    sys.excepthook(type(error), error, error.__traceback__)
-    return _INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1
-
-
-def _is_of(trace: TracebackType | None, code: CodeType) -> bool:
-    while trace is not None:
-        if trace.tb_frame.f_code is code:
-            return True
-        trace = trace.tb_next
-    return False

@@ -12,7 +12,7 @@ import inspect
 import os
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,10 @@ class _Pools:
     tables: Mapping[str, Any]
 
 
-def arguments(name: str, known: Iterable[str]) -> dict[str, Any]:
+_SYNONYMS = ({"vcpus", "cpu"}, {"volume", "volumes"}, {"worker", "concurrency"})
+
+
+def arguments(name: str, known: Iterable[str], given: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Read the arguments of a named pool.
 
     Parameters
@@ -43,19 +46,24 @@ def arguments(name: str, known: Iterable[str]) -> dict[str, Any]:
         The pool's name. The project's file wins over the user's.
     known
         The arguments that there are.
+    given
+        Arguments that replace those of the file.
 
     Raises
     ------
     ConfigError
         No file describes such a pool, or its description is wrong; the message says where, and what may be meant.
     """
+    if not isinstance(name, str):
+        raise ConfigError(f"{name!r} is not the name of a pool")
     files = list(_files())
     for pools in files:
         if name in pools.tables:
             where = f"{pools.file} [{pools.prefix}.{name}]"
-            return _Reader(where, pools.file.parent).pool(pools.tables[name], list(known))
+            found = _Reader(where, pools.file.parent).pool(pools.tables[name], list(known))
+            return _replaced(found, dict(given or {}))
     names = sorted({each for pools in files for each in pools.tables})
-    close = difflib.get_close_matches(str(name), names, 1)
+    close = difflib.get_close_matches(name, names, 1)
     advice = f"did you mean {close[0]!r}? " if close else ""
     has = f"There are: {', '.join(names)}" if names else "There is none"
     raise ConfigError(
@@ -64,13 +72,22 @@ def arguments(name: str, known: Iterable[str]) -> dict[str, Any]:
     )
 
 
+def _replaced(found: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Arguments with others in their place, whatever these are called."""
+    if "concurrency" in given and "worker" in found:
+        given["worker"] = replace(found["worker"], concurrency=given.pop("concurrency"))
+    gone = set().union(*(names for names in _SYNONYMS if names & given.keys()))
+    return {**{key: value for key, value in found.items() if key not in gone}, **given}
+
+
 def _files() -> Iterator[_Pools]:
     here = Path.cwd()
     for folder in (here, *here.parents):
         if (file := folder / "pyproject.toml").is_file():
-            if tables := _toml(file).get("tool", {}).get("skyward", {}).get("pools"):
-                yield _Pools(file, "tool.skyward.pools", _table(tables, str(file)))
-            break
+            ours = _table(_toml(file).get("tool", {}), str(file)).get("skyward", {})
+            if "pools" in _table(ours, f"{file} [tool.skyward]"):
+                yield _Pools(file, "tool.skyward.pools", _table(ours["pools"], str(file)))
+                break
     if (file := _user_file()).is_file():
         yield _Pools(file, "pools", _table(_toml(file).get("pools", {}), str(file)))
 
@@ -122,6 +139,8 @@ class _Reader:
             return tuple(value)
         if key == "plugins":
             names = value if isinstance(value, list) else [value]
+            if not all(isinstance(each, str) for each in names):
+                raise ConfigError(f'{self.where} plugins: {value!r} are no names; write plugins = ["joblib"]')
             return [registry.load(registry.PLUGINS, each)() for each in names]
         if key == "worker":
             return self._made(Worker, value, key)

@@ -1,8 +1,7 @@
-"""``skyward run``: a program sees what it sees under Python, and its Parallel runs on the pool."""
+"""The command `skyward run`: what it is told, and by which files."""
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import sys
 import textwrap
@@ -41,57 +40,6 @@ def run(*arguments: str, input: str | None = None, python: bool = False) -> subp
     return subprocess.run(
         [sys.executable, *program, *arguments], input=input, capture_output=True, text=True, check=False, timeout=120
     )
-
-
-def test_the_programs_parallel_runs_on_the_nodes() -> None:
-    """Its own modules, beside it, are found here and there; options after its name are its own."""
-    done = run("--nodes", "2", "train.py", "--nodes", "7", "-m")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[0] == "['--nodes', '7', '-m'] train.py True"
-    nodes = eval(done.stdout.splitlines()[1])
-    assert {node for node, _ in nodes} <= {"node-1", "node-2"}
-    assert sorted(value for _, value in nodes) == [0, 2, 4, 6]
-
-
-def test_a_module_and_a_package(folder: Path) -> None:
-    package = folder / "churn"
-    package.mkdir()
-    (package / "__init__.py").touch()
-    (package / "values.py").write_text("A = 5\n")
-    (package / "__main__.py").write_text(
-        "import sys\nfrom joblib import Parallel, delayed\nfrom .values import A\n"
-        "print(__name__, __package__, __spec__.name, sys.argv[1:])\nprint(Parallel(n_jobs=-1)([delayed(abs)(-A)]))\n"
-    )
-    done = run("-m", "churn", "x")
-    assert (done.returncode, done.stdout) == (0, "__main__ churn churn.__main__ ['x']\n[5]\n"), done.stderr
-    assert run("-m", "train").stdout.startswith("[] train.py True\n")
-
-
-@pytest.mark.parametrize(
-    "ending",
-    [
-        "sys.exit(7)",
-        "sys.exit('said')",
-        "sys.exit()",
-        "raise KeyError('mine')",
-        "def inner():\n    1 / 0\ninner()",
-        "raise KeyboardInterrupt",
-        "print(sys.stdin.read())",
-        "import multiprocessing\nprint(multiprocessing.get_context('fork').Pool(1).map(abs, [-3]))",
-        "x = (",
-        "import atexit\natexit.register(print, 'the end')",
-    ],
-)
-def test_it_ends_as_under_python(folder: Path, ending: str) -> None:
-    """Exit status, output and traceback are those of `python PROGRAM`; after Ctrl-C a shell sees 130 both ways."""
-    (folder / "ends.py").write_text(f"import sys\n{ending}\n")
-    ours, pythons = run("ends.py", input="hello"), run("ends.py", input="hello", python=True)
-    assert ours.stdout == pythons.stdout
-    status = 130 if pythons.returncode == -signal.SIGINT else pythons.returncode
-    assert ours.returncode == status
-    lines = [line for line in ours.stderr.splitlines() if "no task was sent" not in line]
-    pythons_lines = pythons.stderr.replace(f"{folder}/", "").splitlines()
-    assert lines == pythons_lines
 
 
 def test_what_is_wrong_is_said_before_anything_starts(folder: Path) -> None:

@@ -79,6 +79,7 @@ def test_the_projects_file_wins_over_the_users(project: Path, tmp_path: Path) ->
         ('provider = "narnia"', ["narnia"]),
         ('provider = {region = "x"}', ["has no name"]),
         ('provider = {name = "aws", regionn = "x"}', ["aws has no setting 'regionn'"]),
+        ("plugins = [{name = 'joblib'}]", ["are no names"]),
         ('plugins = ["sklern"]', ["no plugin is named 'sklern'; did you mean 'sklearn'?"]),
         ('volumes = {"/" = "data"}', ["'/' is no place"]),
         ("zzz = 1", ["unknown key 'zzz'; there are: provider"]),
@@ -111,3 +112,17 @@ def test_a_pool_is_made_from_it_and_arguments_replace_its_own(project: Path) -> 
     assert (made.nodes.max, made.worker.slots, made.budget) == (2, 3, 5.0)
     with pytest.raises(sky.ConfigError, match="nodes=0"):
         sky.Compute.named("gpu", nodes=0)
+
+
+def test_an_argument_replaces_the_files_whatever_it_is_called_there(project: Path) -> None:
+    describe(project, "cpu = 4\nworker = {concurrency = 3, attempts = 2}\nvolumes = {data = 'data'}")
+    found = arguments("gpu", KNOWN, {"vcpus": 8, "concurrency": 5, "volume": ()})
+    assert found == {"vcpus": 8, "worker": sky.Worker(concurrency=5, attempts=2), "volume": ()}
+    with pytest.raises(sky.ConfigError, match="is not the name of a pool"):
+        sky.Compute.named(["gpu"])  # type: ignore[arg-type]
+
+
+def test_a_nearer_file_without_pools_hides_none(project: Path) -> None:
+    describe(project, "nodes = 3")
+    (project / "deep" / "pyproject.toml").write_text("[project]\nname = 'x'\n")
+    assert arguments("gpu", KNOWN) == {"nodes": 3}
