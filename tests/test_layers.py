@@ -135,6 +135,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
 # Imports inside functions: (module, what it imports) -> why it can't stand at the top.
 LAZY: dict[tuple[str, str], str] = {
     ("skyward.integrations", "skyward.integrations.joblib"): "joblib is loaded when one of its names is asked for",
+    ("skyward.cli.run", "skyward.cli.program"): "the other commands do without what pools need",
     (
         "skyward.providers.drivers.aws_credentials",
         "botocore",

@@ -118,6 +118,7 @@ def test_a_cut_wire_is_survived(lab_hosts: LabHosts, reach: Reach) -> None:
         host.mend()
         assert [future.result(60) for future in futures] == [0] * 40
         assert pool.submit(Path(counter).read_text).result(60) == "x\n" * 40
+        pool.submit(os.unlink, counter).result(60)
 
 
 @pytest.mark.slow

@@ -33,6 +33,7 @@ retried depends on the type, never on the text. A message says what happened, wh
         ├── PayloadError (PicklingError)    something can't be pickled, or can't be loaded on the other side
         ├── TaskTimeout (TimeoutError)      the task exceeded its time limit
         ├── WorkerCrashed                   the task's process died, `attempts` times, or can't be started
+        ├── BudgetExceeded                  what the pool may spend is spent; also a ProvisioningError
         ├── NodeLost                        the task's node was lost, and it may not or can't run on another
         └── TaskFailed                      the task raised an exception that can't be rebuilt here; text only
 """

@@ -18,6 +18,7 @@ _OVER = {
     "Completion.lost": "why each node was lost, for the texts of errors",
     "Fleet._handlers": "functions",
     "Fleet._states": "one for each provider",
+    "Purse._states": "the same",
     "OrderBook._refusals": "why offers were refused, for the texts of errors",
     "OrderBook._resting": "offers that were refused",
     "OrderBook.candidates": "offers",

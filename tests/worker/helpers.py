@@ -44,7 +44,7 @@ from tests.processes import alive, descendants
 
 ROOT = Path(__file__).parents[2]
 SECRET = b"the pool's secret"
-PATIENCE = 20.0
+PATIENCE = 60.0
 
 
 def setup(**changes: Any) -> Setup:

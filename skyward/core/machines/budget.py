@@ -49,23 +49,15 @@ class Terms:
     @property
     def share(self) -> float:
         """US dollars that it may cost."""
-        return self.price * self.seconds / _HOUR
+        return self.price * self.seconds / _HOUR if self.price else 0.0
 
     def cost(self, now: float) -> float:
         """US dollars that it has cost if it ends now."""
         return self.price * max(0.0, now - self.began) / _HOUR
 
-    def held(self, now: float, *, ending: bool) -> float:
-        """US dollars that nothing else may be bought with.
-
-        Parameters
-        ----------
-        now
-            The time.
-        ending
-            Whether it is being terminated.
-        """
-        return min(self.share, self.cost(now + _ENDING)) if ending else self.share
+    def held(self, ended: float | None = None) -> float:
+        """US dollars that nothing else may be bought with; `ended` is when its provider agreed to terminate it."""
+        return self.share if ended is None else min(self.share, self.cost(ended + _ENDING))
 
 
 class Budget:

@@ -137,9 +137,9 @@ class Fleet:
             Refused: self._refused,
             Seen: self._seen,
             NotSeen: self._not_seen,
-            CameUp: self._came_up,
+            CameUp: self._succeeded,
             Lost: self._lost,
-            Worked: self._worked,
+            Worked: self._succeeded,
             Doubt: lambda event, now: self._states[event.source].poll_at(now),
             Destroyed: lambda event, now: self._states[event.source].destroyed(event.ids, now),
             NotDestroyed: lambda event, now: self._states[event.source].not_destroyed(event.ids, event.error, now),
@@ -173,9 +173,7 @@ class Fleet:
         """Whether no more machines will come by themselves: no order is out, and all wanted are there or refused."""
         if any(state.uncertain is not None and not state.blind for state in self._states):
             return False
-        return not self._orders.out and (
-            self.count >= self._wanted or self._orders.choice(self._states, -math.inf) is None
-        )
+        return not self._orders.out and (self.count >= self._wanted or self._choice(-math.inf) is None)
 
     @property
     def done(self) -> bool:
@@ -217,13 +215,14 @@ class Fleet:
         list of Command
             To be carried out in this order.
         """
+        self.purse.now = now
         if self._stopping:
             for state in self._states:
                 state.judge(event, now)
         commands = list(self._handlers[type(event)](event, now) or ())
         commands += self._overdue(now)
         if not self._stopping:
-            spent = list(self.purse.give_up(now))
+            spent = list(self.purse.give_up())
             if any(isinstance(command, Exhausted) for command in spent):
                 self._wanted = 0
             commands += spent
@@ -247,9 +246,18 @@ class Fleet:
 
     def _order(self, now: float) -> Iterator[Command]:
         while not self._stopping and self.count < self._wanted and now >= self._pause_until:
-            number = self._orders.choice(self._states, now)
+            missing = self._wanted - self.count
+            number = self._choice(now)
             if number is None:
-                return
+                payable = self.purse.payable(missing, self.count)
+                if payable == missing or self.purse.is_waiting:
+                    return  # a candidate that can be paid for rests, or there will be more money
+                reason = self.purse.refuse(missing)
+                yield Report(reason, warning=True)
+                self._wanted = self.count + payable
+                if not self._wanted:
+                    yield Exhausted(reason)
+                continue
             candidate = self._orders.wake(number)
             state = self._states[candidate.source]
             if state.uncertain is not None:
@@ -258,17 +266,14 @@ class Fleet:
                 return  # what exists once, such as a host, must be released before it can be used again
             if not state.source.batch and self._orders.out_at(candidate.source) >= _MAX_AT_ONCE:
                 return
-            missing = self._wanted - self.count
-            payable, terms = self.purse.terms(candidate, missing, now)
-            if payable < missing:
-                reason = self.purse.refuse(candidate, missing, now)
-                yield Report(reason, warning=True)
-                self._wanted = self.count + payable
-                if not self._wanted:
-                    yield Exhausted(reason)
-                continue
+            terms = self.purse.terms(candidate, missing)
             state.used = True
             yield self._orders.place(number, missing if state.source.batch else 1, terms)
+
+    def _choice(self, now: float) -> int | None:
+        """The candidate to try now, if any; see `OrderBook.choice`."""
+        missing = self._wanted - self.count
+        return self._orders.choice(self._states, now, lambda candidate: self.purse.pays(candidate, missing))
 
     def _made(self, event: Made, now: float) -> Iterator[Command]:
         candidate = self._orders.made(event.order, event.machines, now)
@@ -327,11 +332,13 @@ class Fleet:
                 yield from self._own(state, machine, None, now)
         if state.uncertain is not None and since >= state.uncertain:
             state.uncertain = None
-            self.purse.settle_doubts(state, now)
+        self.purse.settle_doubts(state, since)
         calm = not self._stopping and all(
             owned.phase is Phase.SERVING and not owned.missed for owned in state.machines.values()
         )
-        state.next_poll = now + (_CALM_POLL if calm and state.uncertain is None else state.source.poll)
+        state.next_poll = now + (
+            _CALM_POLL if calm and state.uncertain is None and not state.doubtful else state.source.poll
+        )
 
     def _not_seen(self, event: NotSeen, now: float) -> Iterator[Command]:
         state = self._states[event.source]
@@ -358,7 +365,7 @@ class Fleet:
             owned.missed += shown is None and owned.accepted and since >= owned.since
             if owned.missed >= _MISSES or (shown is not None and shown.state is MachineState.GONE):
                 del state.machines[id]
-                self.purse.gone(owned, now)
+                self.purse.gone(owned)
             elif shown is not None and owned.accepted and now >= owned.since + _RETRY_DESTROY:
                 owned.accepted, owned.due = False, now
             return
@@ -401,11 +408,11 @@ class Fleet:
 
     # --- nodes, and the end ---
 
-    def _came_up(self, *_: object) -> None:
-        self._failures = 0
-
-    def _worked(self, *_: object) -> None:
-        self._barren = 0
+    def _succeeded(self, event: CameUp | Worked, _now: float) -> None:
+        if isinstance(event, CameUp):
+            self._failures = 0
+        else:
+            self._barren = 0
 
     def _lost(self, event: Lost, now: float) -> None:
         owned = self._states[event.source].machines.get(event.id)

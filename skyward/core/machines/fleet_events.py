@@ -237,11 +237,15 @@ class Begin:
 
 @dataclass(frozen=True, slots=True)
 class Abandon:
-    """Give up a machine that serves, since it has ended or must not cost more; report `Lost` soon."""
+    """Give up a machine that serves, since it has ended or must not cost more; report `Lost` soon.
+
+    With `blameless`, what runs there loses none of its attempts.
+    """
 
     source: int
     id: MachineId
     reason: str
+    blameless: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -147,7 +147,7 @@ class SourceState:
             yield Poll(self.number)
 
     def _must_poll(self, now: float, stopped: float) -> bool:
-        if self.machines or self.uncertain is not None:
+        if self.machines or self.uncertain is not None or self.doubtful:
             return True
         return stopped < math.inf and self.used and now >= self.shown_from and not self._is_bare(stopped)
 

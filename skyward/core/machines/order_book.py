@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from skyward.core.errors import CloudError, NoCapacity, QuotaExceeded, SkywardError
 from skyward.core.machines.budget import Terms
@@ -78,7 +78,9 @@ class OrderBook:
         """Remember why a machine could not be provisioned."""
         self._refusals.append((self._last, error))
 
-    def choice(self, states: Sequence[SourceState], now: float) -> int | None:
+    def choice(
+        self, states: Sequence[SourceState], now: float, pays: Callable[[Candidate], bool] = lambda _: True
+    ) -> int | None:
         """The candidate to try now: the first free one; at a source with denials, the one least like what was denied.
 
         Parameters
@@ -87,8 +89,14 @@ class OrderBook:
             Of all sources.
         now
             The time; minus infinity asks whether any candidate does not rest.
+        pays
+            Whether a candidate can be paid for.
         """
-        free = (number for number in range(len(self.candidates)) if self._is_free(number, states, now))
+        free = (
+            number
+            for number, candidate in enumerate(self.candidates)
+            if self._is_free(number, states, now) and pays(candidate)
+        )
         first = next(free, None)
         if first is None:
             return None

@@ -192,7 +192,7 @@ class Provisioner:
             await self._changed.wait()
         if len(self.nodes) < wanted:
             raise why_too_few(self._first_error, self._fleet.refusals, wanted)
-        self._started = True
+        self._started = self._fleet.purse.started = True
         self._report_gpus([life for life in self._lives.values() if life.is_ready])
 
     def _new_fleet(self, candidates: Sequence[f.Candidate]) -> Fleet:
@@ -273,8 +273,11 @@ class Provisioner:
                     self._user.hopeless(text, BudgetExceeded, ending=True)
             case f.Begin(source, machine):
                 self._begin(source, machine)
-            case f.Abandon(source, id, reason):
-                self._lives[source, id].abandon(reason)
+            case f.Abandon(source, id, reason, blameless):
+                life = self._lives[source, id]
+                if blameless:
+                    self._user.node_down(life.name, reason, begun=False)
+                life.abandon(reason)
             case f.Create():
                 self._errand(self._create(command))
             case f.Poll(source):

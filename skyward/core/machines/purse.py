@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 from skyward.core.errors import BudgetExceeded
@@ -26,15 +27,21 @@ class Purse:
 
     Attributes
     ----------
+    now
+        The fleet's time.
     slept
         Seconds for which the fleet's clock has stood still, as that of a laptop does which sleeps, while machines cost.
+    started
+        Whether the pool has had its minimum of nodes.
     """
 
     def __init__(self, budget: Budget | None, states: Sequence[SourceState], orders: OrderBook) -> None:
         self._budget = budget
         self._states = states
         self._orders = orders
+        self.now = -math.inf
         self.slept = 0.0
+        self.started = False
 
     def __repr__(self) -> str:
         return f"<Purse {self._budget}>"
@@ -50,64 +57,72 @@ class Purse:
 
     # --- buying ---
 
-    def terms(self, candidate: Candidate, missing: int, now: float) -> tuple[int, Terms | None]:
-        """How many of the machines that are missing can be bought of a candidate, and on which terms each.
+    def pays(self, candidate: Candidate, machines: int) -> bool:
+        """Whether so many machines of a candidate can be paid for, for long enough."""
+        return self._payable(candidate, machines) == machines
 
-        All or none: with fewer, or if the pool could not start with so few, there are no terms.
+    def payable(self, missing: int, count: int) -> int:
+        """How many of the machines that are missing can be paid for, of whichever candidate they are.
 
-        Parameters
-        ----------
-        candidate
-            What may be ordered.
-        missing
-            How many machines are wanted that are neither there nor ordered.
-        now
-            The time.
+        None if the pool could not start with these and the `count` that it has.
         """
-        budget, offer = self._budget, candidate.offer
-        if budget is None or offer is None:
-            return missing, None
-        free = self._free(budget, now)
-        count = budget.pays_for(offer, missing, free)
-        if count == missing:
-            return missing, budget.terms(offer, missing, free, now + self.slept)
-        return (count if self._orders.placed or count >= budget.least else 0), None
+        most = max((self._payable(candidate, missing) for candidate in self._orders.candidates), default=missing)
+        few = self._budget is not None and not self.started and count + most < self._budget.least
+        return 0 if few else most
 
-    def refuse(self, candidate: Candidate, missing: int, now: float) -> str:
-        """Note that not all of the machines that are missing are bought, and say why.
+    @property
+    def is_waiting(self) -> bool:
+        """Whether money may come back: of an order without an answer, or of a machine that is to be terminated."""
+        ending = (owned for _, _, owned in self._owned if owned.terms and owned.phase is Phase.ENDING)
+        doubtful = any(state.doubtful for state in self._states)
+        return bool(self._orders.out) or doubtful or any(not owned.accepted for owned in ending)
 
-        Parameters
-        ----------
-        candidate
-            What may be ordered.
-        missing
-            How many machines are wanted that are neither there nor ordered.
-        now
-            The time.
-        """
+    def terms(self, candidate: Candidate, machines: int) -> Terms | None:
+        """The terms of each machine if so many are bought with all that is free; None without a budget."""
+        if self._budget is None or candidate.offer is None:
+            return None
+        return self._budget.terms(candidate.offer, machines, self._free(self._budget), self._paid)
+
+    def refuse(self, missing: int) -> str:
+        """Note that not all of the machines that are missing are bought, and say why."""
         assert self._budget is not None
-        assert candidate.offer is not None
-        reason = self._budget.why_not(candidate.offer, missing, self._free(self._budget, now))
+        offers = [candidate.offer for candidate in self._orders.candidates if candidate.offer is not None]
+        cheapest = min(offers, key=lambda offer: math.inf if offer.price is None else offer.price)
+        reason = self._budget.why_not(cheapest, missing, self._free(self._budget))
         self._orders.note(BudgetExceeded(reason))
         return reason
 
-    def _free(self, budget: Budget, now: float) -> float:
+    def _payable(self, candidate: Candidate, machines: int) -> int:
+        if self._budget is None or candidate.offer is None:
+            return machines
+        return self._budget.pays_for(candidate.offer, machines, self._free(self._budget))
+
+    @property
+    def _paid(self) -> float:
+        """The time that machines are paid by."""
+        return self.now + self.slept
+
+    def _free(self, budget: Budget) -> float:
         """US dollars for which machines can still be bought."""
         held = [
-            owned.terms.held(now + self.slept, ending=owned.phase is Phase.ENDING)
+            owned.terms.held(owned.since + self.slept if owned.phase is Phase.ENDING and owned.accepted else None)
             for _, _, owned in self._owned
             if owned.terms
         ]
-        out = [count * self._orders.terms[order].share for order, (_, count) in self._orders.out.items()]
+        out = [
+            count * terms.share
+            for order, (_, count) in self._orders.out.items()
+            if (terms := self._orders.terms.get(order)) is not None
+        ]
         doubtful = [count * terms.share for state in self._states for count, terms in state.doubtful]
         return budget.free([*held, *out, *doubtful])
 
     # --- what machines have cost ---
 
-    def gone(self, owned: OwnedMachine, now: float) -> None:
+    def gone(self, owned: OwnedMachine) -> None:
         """Note that a machine no longer exists."""
         if self._budget is not None and owned.terms is not None:
-            self._budget.spent += owned.terms.cost((owned.since if owned.accepted else now) + self.slept)
+            self._budget.spent += owned.terms.cost((owned.since if owned.accepted else self.now) + self.slept)
 
     def doubt(self, state: SourceState, order: str, count: int) -> None:
         """Note that nobody knows whether an order was carried out.
@@ -122,24 +137,30 @@ class Purse:
         if (terms := self._orders.terms.get(order)) is not None:
             state.doubtful.append((count, terms))
 
-    def settle_doubts(self, state: SourceState, now: float) -> None:
-        """Decide, from a poll, what orders have cost whose replies were lost: all, if their machines may be gone."""
+    def settle_doubts(self, state: SourceState, since: float) -> None:
+        """Decide, from a poll that began at `since`, what orders have cost whose replies were lost.
+
+        Machines that are found pay for themselves. Those that are not may have ended themselves, if they had the time.
+        """
+        if self._budget is None or since < state.shown_from:
+            return  # what was made need not be shown yet
         for count, terms in state.doubtful:
-            found = any(owned.terms is terms for owned in state.machines.values())
-            if self._budget is not None and not found and now + self.slept >= terms.began + terms.seconds:
-                self._budget.spent += count * terms.share
+            found = sum(owned.terms is terms for owned in state.machines.values())
+            if self._paid >= terms.began + terms.seconds:
+                self._budget.spent += max(0, count - found) * terms.share
         state.doubtful.clear()
 
     # --- giving machines up ---
 
-    def give_up(self, now: float) -> Iterator[Command]:
+    def give_up(self) -> Iterator[Command]:
         """Give up machines whose share is spent; first say so if no other will run."""
-        budget, paid = self._budget, now + self.slept
+        budget, paid = self._budget, self._paid
         alive = [found for found in self._owned if found[2].phase is not Phase.ENDING and not found[2].spent]
         due = [found for found in alive if (terms := found[2].terms) is not None and paid >= terms.ends]
         if budget is None or not due:
             return
-        if len(due) == len(alive) and not self._orders.out and not self._affords_another(budget, now):
+        more = self._orders.out or any(self._payable(candidate, 1) for candidate in self._orders.candidates)
+        if len(due) == len(alive) and not more:
             cost = budget.spent + sum(owned.terms.cost(paid) for _, _, owned in self._owned if owned.terms)
             reason = f"budget=${budget.amount:.4g} is spent: the machines have cost about ${cost:.4g}"
             self._orders.note(BudgetExceeded(reason))
@@ -147,11 +168,6 @@ class Purse:
         for state, id, owned in due:
             owned.spent = True
             if owned.phase is Phase.SERVING:
-                yield Abandon(state.number, id, f"its share of budget=${budget.amount:.4g} is spent")
+                yield Abandon(state.number, id, f"its share of budget=${budget.amount:.4g} is spent", blameless=True)
             else:
-                owned.end(now)
-
-    def _affords_another(self, budget: Budget, now: float) -> bool:
-        """Whether another machine of any offer could be bought, or had for nothing."""
-        free, offers = self._free(budget, now), [candidate.offer for candidate in self._orders.candidates]
-        return any(offer is None or budget.pays_for(offer, 1, free) for offer in offers)
+                owned.end(self.now)

@@ -182,6 +182,7 @@ class Schedule:
         """Number of runs that ended in an answer, on all nodes."""
         self._timer_runs = False  # `TimerFired` is expected
         self._hopeless = False
+        self._ending = False  # no node that comes now changes that
 
     def __repr__(self) -> str:
         out = sum(len(node.out) for node in self._nodes.values())
@@ -248,7 +249,7 @@ class Schedule:
                 task.begun = True
 
     def _node_up(self, event: NodeUp, commands: list[Command]) -> None:
-        self._hopeless = False
+        self._hopeless = self._ending
         self._nodes[event.node] = _NodeLoad(event.node, event.slots)
         self._place(self._nodes[event.node])
         self._count(event.slots)
@@ -321,7 +322,7 @@ class Schedule:
 
     def _no_hope(self, event: Hopeless, commands: list[Command]) -> None:
         if event.ending or not self._nodes:
-            self._hopeless = True
+            self._hopeless, self._ending = True, self._ending or event.ending
             for task in list(self._tasks.values()):
                 _stop(task, self._nodes, commands)
                 self._settle(task, Verdict.HOPELESS, commands)

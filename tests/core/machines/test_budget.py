@@ -25,14 +25,15 @@ def test_a_machine_is_given_up_before_its_share_is_spent() -> None:
     """Half a minute, or a tenth of a short life: terminating takes a moment, during which it still costs."""
     assert Terms(1.0, 50.0, 3600.0).ends == 50 + 3600 - 30
     assert Terms(1.0, 50.0, 100.0).ends == 140.0
-    assert Terms(0.0, 0.0, math.inf).ends == math.inf
+    free = Terms(0.0, 0.0, math.inf)
+    assert (free.ends, free.share, free.cost(1e9), free.held(5.0)) == (math.inf, 0.0, 0.0, 0.0)
 
 
 def test_what_ends_holds_only_what_it_has_cost_and_a_moment_more() -> None:
     terms = Terms(1.0, 0.0, 3600.0)
-    assert terms.held(1800.0, ending=False) == 1.0
-    assert terms.held(1800.0, ending=True) == pytest.approx(1860 / 3600)
-    assert terms.held(7200.0, ending=True) == 1.0
+    assert terms.held() == 1.0
+    assert terms.held(1800.0) == pytest.approx(1860 / 3600)
+    assert terms.held(7200.0) == 1.0
 
 
 def test_too_little_money_buys_fewer_machines_or_none() -> None:
@@ -70,7 +71,7 @@ def test_whatever_is_bought_in_turn_the_budget_holds(amount: float, lives: list[
             continue
         terms = budget.terms(offer, count, free, now)
         assert terms.seconds >= LEAST * 0.999
-        assert budget.free([terms.held(now, ending=False)] * count) == pytest.approx(0.0, abs=1e-6 * amount)
+        assert budget.free([terms.held()] * count) == pytest.approx(0.0, abs=1e-6 * amount)
         now += part * terms.seconds
         budget.spent += count * terms.cost(now)
         cost += count * terms.cost(now)

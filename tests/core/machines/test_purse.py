@@ -46,9 +46,9 @@ def test_one_that_is_lost_is_replaced_for_what_it_did_not_use() -> None:
     it = paid_fleet(1.0)
     it.handle(f.Tick(), 0.0)
     serve(it, "sky-1-1", "a", 1.0)
-    (create,) = of(it.handle(f.Lost(0, "a"), 1800.0), f.Create)
-    assert create.seconds == pytest.approx(3600 - 1860)  # the one that ends may cost for a minute
-    it.handle(f.Destroyed(0, ["a"]), 1801.0)
+    assert of(it.handle(f.Lost(0, "a"), 1800.0), f.Create) == []  # its share is held until it is surely terminated
+    (create,) = of(it.handle(f.Destroyed(0, ["a"]), 1801.0), f.Create)
+    assert create.seconds == pytest.approx(3600 - 1861)  # the one that ends may cost for a minute
     it.handle(f.Refused("sky-1-2", NoCapacity("none left")), 1811.0)
     for now in (1811.5, 1813.0, 1815.0):
         it.handle(f.Seen(0, []), now)
@@ -97,6 +97,75 @@ def test_hours_in_which_the_clock_stood_still_count() -> None:
     it.purse.slept = 3000.0
     assert of(it.handle(f.Tick(), 500.0), f.Abandon) == []
     assert of(it.handle(f.Tick(), 571.0), f.Abandon)
+
+
+def test_what_the_budget_pays_for_is_used_before_less_is_wanted() -> None:
+    """Hosts that cost nothing, a cheaper offer at the next provider, or one that only rests."""
+    dear, cheap = Offer("dear", price=3.0), Offer("cheap", price=0.1)
+    hosts = f.Source("hosts")
+    it = paid_fleet(0.1, offers=((0, dear), (1, None)), sources=(RENTED, hosts))
+    assert it.handle(f.Tick(), 0.0) == [f.Create("sky-1-1", f.Candidate(1, None), 1)]
+    it = paid_fleet(0.1, offers=((0, dear), (1, cheap)), sources=(RENTED, RENTED))
+    (create,) = it.handle(f.Tick(), 0.0)
+    assert create.candidate == f.Candidate(1, cheap)
+    it = paid_fleet(0.1, offers=((0, cheap), (0, dear)))
+    it.handle(f.Tick(), 0.0)
+    commands = it.handle(f.Refused("sky-1-1", NoCapacity("none left")), 1.0)
+    assert of(commands, f.Exhausted) == of(commands, f.Create) == []
+    assert it.settled
+    assert of(it.handle(f.Tick(), 62.0), f.Create)
+
+
+def test_a_share_is_held_while_its_machine_may_go_on() -> None:
+    """Its provider does not answer, so it may run until its own end."""
+    it = paid_fleet(1.0)
+    it.handle(f.Tick(), 0.0)
+    serve(it, "sky-1-1", "a", 1.0)
+    it.handle(f.Lost(0, "a"), 300.0)
+    commands = it.handle(f.NotDestroyed(0, ["a"], CloudError("down")), 301.0)
+    commands += it.handle(f.Tick(), 310.0)
+    assert of(commands, f.Create) == of(commands, f.Exhausted) == []
+
+
+def test_a_machine_for_nothing_leaves_the_money_alone() -> None:
+    it = paid_fleet(10.0, 2, offers=((0, Offer("free", price=0.0)), (0, SMALL)))
+    (first, second) = of(it.handle(f.Tick(), 0.0), f.Create)
+    assert (first.seconds, second.seconds) == (float("inf"), float("inf"))
+    it.handle(f.Refused("sky-1-2", NoCapacity("none left")), 1.0)
+    assert of(it.handle(f.Tick(), 2.0), f.Exhausted) == []
+
+
+def test_fewer_than_the_minimum_are_not_begun_after_a_refusal_either() -> None:
+    it = paid_fleet(
+        0.1, 2, least=2, sources=(f.Source("cloud", rented=True),), offers=((0, Offer("m", price=0.6)), (0, SMALL))
+    )
+    it.handle(f.Tick(), 0.0)
+    assert of(it.handle(f.Refused("sky-1-1", NoCapacity("none left")), 1.0), f.Create) == []
+
+
+def test_machines_of_a_lost_reply_are_paid_for_until_they_are_surely_shown() -> None:
+    it = paid_fleet(1.0)
+    it.handle(f.Tick(), 0.0)
+    commands = it.handle(f.Refused("sky-1-1", CloudError("reset")), 1.0)
+    commands += it.handle(f.Seen(0, []), 2.0)  # too early to show it
+    assert of(commands, f.Create) == []
+    commands = it.handle(f.Tick(), 5.0)
+    commands += it.handle(f.Tick(), 11.5)
+    assert of(commands, f.Poll)
+    commands = it.handle(f.Seen(0, []), 12.0)
+    commands += it.handle(f.Tick(), 13.5)
+    commands += it.handle(f.Seen(0, []), 14.0)
+    (create,) = of(commands, f.Create)
+    assert create.seconds == 3600.0
+
+
+def test_what_ends_for_want_of_money_blames_no_task() -> None:
+    it = paid_fleet(1.0, 2)
+    it.handle(f.Tick(), 0.0)
+    serve(it, "sky-1-1", "a", 1.0)
+    it.handle(f.Made("sky-1-2", [machine("b", order="sky-1-2")]), 300.0)
+    (abandon, *_) = of(it.handle(f.Tick(), 1790.0), f.Abandon)
+    assert abandon.blameless
 
 
 @given(st.data())

@@ -59,6 +59,7 @@ class ScheduleMachine(RuleBasedStateMachine):
         self.timer_runs = False
         self.names = 0
         self.hopeless = False
+        self.ended = False
         self.given_up: set[int] = set()
 
     tasks_in = Bundle("tasks")
@@ -139,7 +140,7 @@ class ScheduleMachine(RuleBasedStateMachine):
         self.nodes[name] = slots
         self.out[name] = {}
         self.failed[name], self.others[name] = [], 0
-        self.hopeless = False
+        self.hopeless = self.ended
         self.handle(NodeUp(name, slots))
         return name
 
@@ -259,7 +260,7 @@ class ScheduleMachine(RuleBasedStateMachine):
     def hopeless_now(self, ending: bool = False) -> None:
         """With `ending`, what runs is stopped, too."""
         if ending or not self.nodes:
-            self.hopeless = True
+            self.hopeless, self.ended = True, self.ended or ending
             self.given_up |= self.tasks.keys() - self.settled.keys()
         self.handle(Hopeless(ending))
 
