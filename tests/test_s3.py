@@ -122,7 +122,6 @@ def test_hosts_fetch_it_themselves(
     if kind == "moto":
         serving: Any = moto_s3(address)
     else:
-        (tmp_path / "my-bucket").mkdir()
         serving = rclone_s3(tmp_path, address)
     with serving as server:
         server.put("my-bucket", {"datasets/train.csv": b"x,y\n1,2\n", "datasets/deep/large": large})
