@@ -62,7 +62,7 @@ class RunningPool:
 
     def __init__(self, settings: PoolSettings, events: Events) -> None:
         self.pid = os.getpid()
-        make = Dispatcher if settings.resume is None else _resuming(settings.resume)  # may fail: no thread runs yet
+        make = _dispatcher(settings)  # may fail: no thread runs yet
         self.contexts, self.events = contextlib.ExitStack(), events
         self._settings = settings
         self._began = time.monotonic()
@@ -387,11 +387,13 @@ def _setup(settings: PoolSettings) -> Setup:
     )
 
 
-def _resuming(path: str) -> Callable[..., Dispatcher]:
-    """Open a resume file; return what makes a dispatcher that uses it."""
+def _dispatcher(settings: PoolSettings) -> Callable[..., Dispatcher]:
+    """What makes the pool's dispatcher. A resume file is opened, if there is to be one."""
+    if settings.resume is None:
+        return Dispatcher
     from skyward.core.resume.resuming import resuming  # noqa: PLC0415 - a pool that keeps nothing does without SQLite
 
-    return resuming(path)
+    return resuming(settings.resume, settings.image.pip)
 
 
 def _surroundings(settings: PoolSettings) -> Surroundings:

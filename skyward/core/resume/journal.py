@@ -120,9 +120,12 @@ class Journal:
     ----------
     code
         The user's own code as nodes get it; None if they have it.
+    environment
+        What nodes have that this program has not, and that may make results others.
     """
 
     code: LocalCode | None = None
+    environment: bytes = b""
 
     def __init__(self, store: ResultStore, read: Read, say: Say) -> None:
         self._store = store
@@ -209,7 +212,9 @@ class Journal:
         find = None if group is None or group.arrays is None else group.arrays.find
         for _ in range(_LOOKS):
             hasher = Hasher(view.origins, find)
-            calls = [(label_of(call[0]), *_digests(hasher, call, task.context)) for call in task.parts()]
+            calls = [
+                (label_of(call[0]), *_digests(hasher, call, self.environment + task.context)) for call in task.parts()
+            ]
             if view.is_certain():
                 return _Identified(calls, frozenset(hasher.found))
             if view is not self._view:

@@ -7,9 +7,13 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
+
 from skyward.core.events import Events, Note, TasksQueued
 from skyward.core.ioloop import IOThread
 from skyward.core.labels import label as label_of
+from skyward.core.packages.installed import Distribution, Installed
 from skyward.core.resume.journal import Computed, Journal, Submission
 from skyward.core.resume.separately import OneCall, Separately
 from skyward.core.resume.store import NewResult, ResultStore
@@ -20,7 +24,7 @@ from skyward.core.tasks.jobs import Job, Keeper, TaskOptions
 from skyward.core.tasks.kept_calls import is_kept
 from skyward.core.tasks.several_calls import SeveralCalls
 
-__all__ = ["ResumingDispatcher", "resuming"]
+__all__ = ["ResumingDispatcher", "missing_here", "resuming"]
 
 _T = TypeVar("_T")
 
@@ -135,19 +139,45 @@ class ResumingDispatcher(Dispatcher):
             self._journal.close()
 
 
-def resuming(path: str) -> Callable[..., Dispatcher]:
+def missing_here(requirements: Sequence[str], installed: Mapping[str, Distribution] | None = None) -> list[str]:
+    """The requirements of nodes that this program's own packages do not meet, so that identities know nothing of them.
+
+    Parameters
+    ----------
+    requirements
+        In pip's syntax.
+    installed
+        This program's packages, by normalized names; None reads them.
+    """
+    here = Installed() if installed is None and requirements else installed or {}
+
+    def is_here(line: str) -> bool:
+        try:
+            wanted = Requirement(line.partition(" --hash=")[0])
+        except InvalidRequirement:
+            return False
+        found = here.get(canonicalize_name(wanted.name))
+        return found is not None and wanted.url is None and wanted.specifier.contains(found.version, prereleases=True)
+
+    return sorted(line for line in requirements if not is_here(line))
+
+
+def resuming(path: str, requirements: Sequence[str] = ()) -> Callable[..., Dispatcher]:
     """Open a resume file, and return what makes a dispatcher that uses it; with the arguments of `Dispatcher`.
 
     Parameters
     ----------
     path
         Absolute path of the file.
+    requirements
+        What nodes are to install, in pip's syntax.
 
     Raises
     ------
     ResumeFileError
         See `ResultStore`.
     """
+    others = missing_here(requirements)
     store = ResultStore(path)
 
     def make(io: IOThread, events: Events, *, answers: Answers, **settings: Any) -> ResumingDispatcher:
@@ -155,6 +185,7 @@ def resuming(path: str) -> Callable[..., Dispatcher]:
             events.emit(Note(text, warning))
 
         journal = Journal(store, partial(answers.result, "a stored call"), say)
+        journal.environment = repr(others).encode() if others else b""
         return ResumingDispatcher(io, events, journal, answers=answers, **settings)
 
     return make

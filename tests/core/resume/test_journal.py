@@ -454,3 +454,14 @@ def test_what_a_group_needed_is_forgotten_with_it(file: Path) -> None:
         first.call(double, 1, group=TaskGroup())
         first.call(double, 2)
         assert repr(first.journal._occurrences) == "<Occurrences of 2 calls in 1 series>"
+
+
+def test_what_only_nodes_have_counts(file: Path) -> None:
+    """Another requirement for them may be another version."""
+    counted = []
+    for environment in (b"['x==1']", b"['x==1']", b"['x==2']"):
+        with run(file) as it:
+            it.journal.environment = environment
+            assert it.call(double, 1) == 2
+            counted.append(it.computed)
+    assert counted == [1, 0, 1]

@@ -19,7 +19,8 @@ import pytest
 
 import skyward as sky
 from skyward.core.events import Note
-from skyward.core.resume.resuming import ResumingDispatcher
+from skyward.core.packages.installed import Distribution
+from skyward.core.resume.resuming import ResumingDispatcher, missing_here
 from tests.core.resume import names
 
 
@@ -333,3 +334,16 @@ def test_nothing_that_was_handed_over_is_computed_again_after_kill(tmp_path: Pat
             break
     assert len(handed) == 150
     assert sqlite3.connect(tmp_path / "search.run").execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def test_packages_that_only_nodes_have_are_known_by_what_asks_for_them() -> None:
+    """This program's own count by their versions; of the others only the requirement can be known."""
+    here = {"numpy": Distribution("numpy", "2.1.0"), "scikit-learn": Distribution("scikit-learn", "1.5.2")}
+    asked = ["numpy==1.26.4", "polars", "x @ https://host/x.whl", "numpy @ https://host/n.whl"]
+    assert missing_here(["numpy", "scikit_learn>=1.4", *asked], here) == [
+        "numpy @ https://host/n.whl",
+        "numpy==1.26.4",
+        "polars",
+        "x @ https://host/x.whl",
+    ]
+    assert missing_here(["numpy==2.1.0 --hash=sha256:00"], here) == []
