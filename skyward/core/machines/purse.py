@@ -64,7 +64,7 @@ class Purse:
     def payable(self, missing: int, count: int) -> int:
         """How many of the machines that are missing can be paid for, of whichever candidate they are.
 
-        None if the pool could not start with these and the `count` that it has.
+        0 if the pool could not start with these and the `count` that it has.
         """
         most = max((self._payable(candidate, missing) for candidate in self._orders.candidates), default=missing)
         few = self._budget is not None and not self.started and count + most < self._budget.least
