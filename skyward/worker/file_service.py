@@ -15,7 +15,7 @@ import msgpack
 
 from skyward.core.protocol.buckets import Bucket, BucketKeys
 from skyward.core.protocol.manifest import Manifest, chunk_size
-from skyward.core.protocol.messages import Attach, Build, Find, Flush, Message, Mount, Read, Renew, Reply
+from skyward.core.protocol.messages import Attach, Build, Find, Message, Mount, Read, Renew, Reply
 from skyward.core.protocol.wire import Buffer
 from skyward.worker.bucket_volumes import BucketVolumes
 from skyward.worker.chunk_cache import ChunkCache
@@ -26,7 +26,7 @@ from skyward.worker.task_blobs import TaskBlobs
 
 __all__ = ["FileRequest", "FileService"]
 
-FileRequest: TypeAlias = Mount | Build | Attach | Renew | Flush | Find | Read
+FileRequest: TypeAlias = Mount | Build | Attach | Renew | Find | Read
 
 _MARGIN = 64 * 2**20  # bytes of the disk to leave free for others
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
@@ -96,8 +96,6 @@ class FileService:
             case Renew():
                 keys = BucketKeys.unpack(bytes(buffers[0]))
                 self._loop.run_in_executor(None, self._buckets.renew, message.attach, keys)
-            case Flush():
-                self._answer(message.request, lambda: b"")
             case Find():
                 self._find(message)
             case Read():

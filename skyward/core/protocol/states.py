@@ -23,7 +23,6 @@ from skyward.core.protocol.messages import (
     Failed,
     Fetch,
     Find,
-    Flush,
     Forget,
     Gpus,
     Hello,
@@ -83,7 +82,7 @@ class State(enum.Enum):
 
 
 _ANY = (Ping, Pong, Ack, Bye, StreamData, StreamClose)
-_FILES = (Mount, Build, Find, Read, Attach, Renew, Flush)
+_FILES = (Mount, Build, Find, Read, Attach, Renew)
 _OWNER = (Setup, Run, Code, Cancel, Recall, Inquire, Blob, Fetch, Share, Forget, Peers, Survey, *_FILES)
 _WORKER = (Ready, Began, Done, Failed, Returned, Missing, Output, StreamOpen, Kept, Listening, Reached, Gpus, Reply)
 
