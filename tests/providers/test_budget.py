@@ -39,6 +39,8 @@ def dollars(provider, nodes: int, seconds: float) -> float:
 
 
 def test_the_tasks_that_are_left_are_told_and_the_bill_is_in_time(rental, lab, index):
+    if rental.name not in ("aws", "hetzner"):
+        pytest.skip("what differs among clouds is how machines end, which the other tests see")
     with rental.cloud(lab) as cloud:
         provider = rental.provider(cloud)
         amount = dollars(provider, 2, 25.0)
@@ -80,7 +82,7 @@ def test_a_machine_ends_itself_when_its_share_is_spent_and_nobody_is_left(rental
         pytest.skip(f"a machine of {rental.name} has no right to end itself")
     with rental.cloud(lab) as cloud:
         provider = rental.provider(cloud)
-        amount = dollars(provider, 2, budget_seconds := 60.0)
+        amount = dollars(provider, 2, budget_seconds := 40.0)
         process = driver(provider, orphan_timeout=3600.0, budget=amount, allocation="on-demand")
         says(process, "ready")
         with no_reaper(process):

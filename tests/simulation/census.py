@@ -25,6 +25,7 @@ _OVER = {
     "OrderBook.placed": "one for each order",
     "Listeners._sent": "addresses that tasks may connect to",
     "Plan.providers": "settings",
+    "PoolContext.guests": "what front ends keep, one for each",
     "Plan.setup": "settings",
     "Snapshots._places": "where arrays were; 1024 at most",
     "SourceState.refusals": "what a provider has refused",
