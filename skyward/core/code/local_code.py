@@ -22,6 +22,7 @@ __all__ = ["CodeSettings", "CodeVersion", "LocalCode"]
 
 _SUBMIT_PAUSE = 50  # times what a check takes: until the next one while tasks are submitted one by one
 _CALL_PAUSE = 20  # the same for calls of many tasks
+_LONGEST = (1.0, 0.2)  # seconds of both pauses at most: within them an edit is not seen
 _RACY = 30_000_000  # ns; a file that was changed so shortly before it was read may change again within one tick
 _CODE = (".py", ".so", ".pyd")  # endings of the files of which nodes on this machine depend
 
@@ -129,8 +130,8 @@ class LocalCode:
         with self._lock:
             cost = self._check()
             now = time.monotonic()
-            self._next = now + _SUBMIT_PAUSE * cost
-            self._next_call = now + _CALL_PAUSE * cost
+            self._next = now + min(_SUBMIT_PAUSE * cost, _LONGEST[0])
+            self._next_call = now + min(_CALL_PAUSE * cost, _LONGEST[1])
             return self._version
 
     def latest(self) -> CodeVersion | None:
@@ -198,8 +199,11 @@ class LocalCode:
     # --- a check ---
 
     def _check(self) -> float:
-        """Make a new version if a file differs; return the seconds that a check takes if there is nothing new."""
-        began = time.monotonic()
+        """Make a new version if a file differs; return the seconds of CPU that a check takes if there is nothing new.
+
+        Not those of a clock: on a busy machine edits would go unseen for longer.
+        """
+        began = time.thread_time()
         survey = self._survey
         if survey is None:
             survey = self._survey = CodeSurvey(self._wanted, self._exclude if self.sent else ())
@@ -212,7 +216,7 @@ class LocalCode:
         else:
             count = self._modules
         self._look_at_program(survey)
-        cost = time.monotonic() - began if self._modules >= 0 else 0.0  # looking at imports takes longer
+        cost = time.thread_time() - began if self._modules >= 0 else 0.0  # looking at imports takes longer
         stale += [name for name in survey.units if name not in self._listings]
         while stale:
             self._list(survey, stale, contents)
