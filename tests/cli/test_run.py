@@ -4,42 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 
 import pytest
 
+from tests.cli.test_program import folder, run
+
+__all__ = ["folder"]  # a fixture
+
 pytestmark = pytest.mark.slow
-
-PROGRAM = """
-    import os, sys
-    from joblib import Parallel, delayed
-    import helper
-
-    def where(i):
-        return os.environ.get("SKYWARD_NODE"), helper.double(i)
-
-    if __name__ == "__main__":
-        print(sys.argv[1:], os.path.basename(__file__), sys.path[0] == os.path.dirname(os.path.abspath(__file__)))
-        print(sorted(Parallel(n_jobs=-1, batch_size=1)(delayed(where)(i) for i in range(4))))
-"""
-
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    project = tmp_path / "project"
-    project.mkdir()
-    (project / "helper.py").write_text("def double(x):\n    return 2 * x\n")
-    (project / "train.py").write_text(textwrap.dedent(PROGRAM))
-    monkeypatch.chdir(project)
-    return project
-
-
-def run(*arguments: str, input: str | None = None, python: bool = False) -> subprocess.CompletedProcess[str]:
-    program = [] if python else ["-m", "skyward.cli", "run", "--concurrency", "1"]
-    return subprocess.run(
-        [sys.executable, *program, *arguments], input=input, capture_output=True, text=True, check=False, timeout=120
-    )
 
 
 def test_what_is_wrong_is_said_before_anything_starts(folder: Path) -> None:
