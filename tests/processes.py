@@ -34,9 +34,10 @@ def descendants(pid: int) -> set[int]:
     todo = [pid]
     while todo:
         current = todo.pop()
-        for path in Path(f"/proc/{current}/task").glob("*/children"):
-            with suppress(OSError):  # it, or a thread, has just ended
-                new = {int(child) for child in path.read_text().split()} - found
-                found |= new
-                todo += new
+        with suppress(OSError):  # it has just ended
+            for thread in Path(f"/proc/{current}/task").iterdir():
+                with suppress(OSError):  # the thread has
+                    new = {int(child) for child in (thread / "children").read_text().split()}
+                    todo += new - found
+                    found |= new
     return found

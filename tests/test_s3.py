@@ -144,4 +144,4 @@ def test_hosts_fetch_it_themselves(
             eventually(
                 lambda host=host: not any("rclone" in line for _, line in host.pids()), 20, "rclone has ended"
             )  # fmt: skip
-            assert host.run("ls", "/srv").stdout == ""
+            eventually(lambda host=host: host.run("ls", "/srv").stdout == "", 20, "the copy is gone")
