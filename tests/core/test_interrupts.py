@@ -15,6 +15,7 @@ import pytest
 
 from skyward.core import interrupts
 from skyward.core.interrupts import Interrupts, is_interrupt, result_of, wait_for
+from skyward.core.tasks.futures import TaskFuture
 
 
 def _ctrl_c() -> None:
@@ -131,10 +132,16 @@ def test_other_threads_are_left_alone() -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-@pytest.mark.parametrize("wait", [lambda: wait_for(threading.Event()), lambda: result_of(Future[None]())])
+@pytest.mark.parametrize(
+    "wait",
+    [
+        lambda: wait_for(threading.Event()),
+        lambda: result_of(Future[None]()),
+        lambda: TaskFuture[None](lambda _: None, 0).result(),
+    ],
+)
 def test_an_interrupt_that_another_thread_got_ends_a_wait(wait: Callable[[], object]) -> None:
     """The handler is to run in the main thread, but the kernel's signal wakes only the thread that gets it."""
-
     started = threading.Event()
 
     def elsewhere() -> None:
@@ -150,11 +157,14 @@ def test_an_interrupt_that_another_thread_got_ends_a_wait(wait: Callable[[], obj
     thread.join()
 
 
+WAITS = ("threading", "skyward.core.tasks.future_condition")
+
+
 def _eventually_waits(thread: threading.Thread) -> None:
     assert thread.ident is not None
     while True:
         frame = sys._current_frames()[thread.ident]
-        if frame.f_code.co_name == "wait" and frame.f_globals["__name__"] == "threading":
+        if frame.f_code.co_name == "wait" and frame.f_globals["__name__"] in WAITS:
             return
         time.sleep(0.001)
 
