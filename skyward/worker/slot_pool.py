@@ -37,7 +37,7 @@ from skyward.worker.bridge import Bridge
 from skyward.worker.code_folders import CodeFolders
 from skyward.worker.forkserver.client import ForkServerClient, fork_config
 from skyward.worker.forkserver.launch import ForkServerProcess
-from skyward.worker.forkserver.protocol import EXITED, FAILED, FORKED, UP
+from skyward.worker.forkserver.protocol import EXITED, FAILED, FORKED, PEAK, UP
 from skyward.worker.forkserver.restarts import Ended, RestartPolicy
 from skyward.worker.output import SlotOutput
 from skyward.worker.owner_traffic import OwnerTraffic
@@ -434,9 +434,15 @@ class SlotPool:
             process.pid = pid
 
     def _exited(self, number: int, status: int) -> None:
-        detail = exit_status.describe(status, self._oom)
         process = self._bury(number)
+        peak = None if process is None else process.peak
+        slots = self.setup.concurrency
+        detail = exit_status.describe(status, self._oom.look(), peak, self._oom.limit(), slots)
         self._apply(self.table.died(number, (process and process.lost) or detail))
+
+    def _killed(self, number: int, kilobytes: int) -> None:
+        if process := self._processes.get(number):
+            process.peak = kilobytes * 1024
 
     def _fork_failed(self, number: int, code: int) -> None:
         self._refuse(number, f"can't fork a slot: {os.strerror(code)}")
@@ -450,6 +456,7 @@ class SlotPool:
 
     _REPORTS: ClassVar[dict[int, Callable[[SlotPool, int, int], None]]] = {
         FORKED: _forked,
+        PEAK: _killed,
         EXITED: _exited,
         FAILED: _fork_failed,
         UP: _fork_server_up,

@@ -48,13 +48,14 @@ class SlotProcess:
         The pipe of tickets.
     """
 
-    __slots__ = ("link", "lost", "output", "pid", "roll", "tickets", "up")
+    __slots__ = ("link", "lost", "output", "peak", "pid", "roll", "tickets", "up")
 
     def __init__(self, link: WireSocket, output: SlotOutput, tickets: Tickets) -> None:
         self.link = link
         self.output = output
         self.tickets = tickets
         self.pid: int | None = None
+        self.peak: int | None = None  # the most memory that it has used, in bytes, if it was killed
         self.up = False
         self.roll = RollCall()
         self.lost: str | None = None  # why the agent killed it, if it did

@@ -1,15 +1,21 @@
-"""How the end of a process is described."""
+"""How the end of a process is described, and when memory is blamed."""
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from skyward.worker import exit_status
-from skyward.worker.exit_status import OutOfMemory, describe
+from skyward.worker.exit_status import Kill, OutOfMemory, describe
 from skyward.worker.forkserver.protocol import HUNG
+
+GB = 1_000_000_000
+REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
@@ -18,23 +24,147 @@ from skyward.worker.forkserver.protocol import HUNG
         (0, "exit status 0"),
         (3 << 8, "exit status 3"),
         (signal.SIGSEGV | 0x80, "killed by SIGSEGV"),
-        (signal.SIGKILL, "killed by SIGKILL (out of memory?)"),
         (62, "killed by signal 62"),
         (HUNG, "lost with the process that it was forked from, which did not answer"),
     ],
 )
 def test_a_wait_status(status: int, description: str) -> None:
-    assert describe(status, OutOfMemory()) == description
+    for kill in ("no", "ours", "unknown"):
+        assert describe(status, kill) == description  # type: ignore[arg-type]
 
 
-def test_running_out_of_memory_is_detected_where_the_kernel_counts_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    events = tmp_path / "memory.events"
-    events.write_text("low 0\noom 5\noom_kill 1\n")
-    monkeypatch.setattr(exit_status, "_cgroup_files", lambda: [str(events), str(tmp_path / "missing")])
-    memory = OutOfMemory()
-    assert describe(signal.SIGKILL, memory) == "killed by SIGKILL (out of memory?)"
+MORE = "use machines with more memory (memory=...)"
+
+
+@pytest.mark.parametrize(
+    ("kill", "slots", "description"),
+    [
+        ("ours", 1, f"killed by the kernel for memory: it used 7.2 GB of 8.0 GB; {MORE}"),
+        (
+            "ours", 4, "killed by the kernel for memory: it used 7.2 GB of 8.0 GB; have fewer slots than 4 on a node "
+            f"(Worker(concurrency=...)), or {MORE}",
+        ),
+        ("no", 4, "killed by SIGKILL, and the kernel has counted no kill for memory: it used 7.2 GB of 8.0 GB"),
+        (
+            "somebody's", 1, "killed by SIGKILL, when the kernel killed a process of that machine for memory: "
+            f"it used 7.2 GB of 8.0 GB; if it was that, {MORE}",
+        ),
+        ("unknown", 1, f"killed by SIGKILL, perhaps for memory: it used 7.2 GB of 8.0 GB; if it was that, {MORE}"),
+    ],
+)  # fmt: skip
+def test_a_kill(kill: Kill, slots: int, description: str) -> None:
+    assert describe(signal.SIGKILL, kill, 7_200_000_000, 8 * GB, slots) == description
+
+
+def test_a_kill_of_which_less_is_known() -> None:
+    assert describe(signal.SIGKILL, "ours", 300_000_000) == f"killed by the kernel for memory: it used 300 MB; {MORE}"
+    assert describe(signal.SIGKILL, "ours") == f"killed by the kernel for memory; {MORE}"
+    assert describe(signal.SIGKILL, "no") == "killed by SIGKILL, and the kernel has counted no kill for memory"
+
+
+class Kernel:
+    """The files of a machine."""
+
+    def __init__(self, folder: Path, cgroup: str) -> None:
+        self.proc, self.cgroups = folder / "proc", folder / "cgroup"
+        self.write(self.proc / "self/cgroup", cgroup)
+        self.write(self.proc / "meminfo", "MemFree: 5 kB\nMemTotal:       16000000 kB\n")
+        self.write(self.proc / "vmstat", "oom_kill 1\n")
+
+    def write(self, file: Path, text: str) -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+
+    @property
+    def memory(self) -> OutOfMemory:
+        return OutOfMemory(self.proc, self.cgroups)
+
+
+def test_cgroups_of_version_2(tmp_path: Path) -> None:
+    kernel = Kernel(tmp_path, "0::/user.slice/session\n")
+    events = kernel.cgroups / "user.slice/session/memory.events"
+    kernel.write(events, "low 0\noom 5\noom_kill 1\n")
+    kernel.write(kernel.cgroups / "user.slice/session/memory.max", "max\n")
+    memory = kernel.memory
+    assert memory.look() == "no"
+    assert memory.limit() == 16_000_000 * 1024
+    kernel.write(kernel.cgroups / "user.slice/memory.max", "1000000\n")
+    assert memory.limit() == 1_000_000
+    kernel.write(kernel.proc / "vmstat", "oom_kill 2\n")  # somebody else's
+    assert memory.look() == "no"
     events.write_text("low 0\noom 5\noom_kill 2\n")
-    assert describe(signal.SIGKILL, memory) == "killed by SIGKILL (out of memory)"
-    assert describe(signal.SIGKILL, memory) == "killed by SIGKILL (out of memory?)"
+    assert memory.look() == "ours"
+    assert memory.look() == "no"
+
+
+@pytest.mark.parametrize("folder", ["docker/7", "."], ids=["host", "container"])
+def test_cgroups_of_version_1(tmp_path: Path, folder: str) -> None:
+    """In a container the path is the host's, and the cgroup is at the root."""
+    kernel = Kernel(tmp_path, "5:cpu:/\n4:memory:/docker/7\n0::/\n")
+    control = kernel.cgroups / "memory" / folder / "memory.oom_control"
+    kernel.write(control, "oom_kill_disable 0\noom_kill 3\n")
+    kernel.write(control.with_name("memory.limit_in_bytes"), "5000\n")
+    memory = kernel.memory
+    control.write_text("oom_kill 4\n")
+    assert memory.look() == "ours"
+    assert memory.limit() == 5000
+
+
+def test_without_cgroups_it_is_not_known_whose_process_it_was(tmp_path: Path) -> None:
+    kernel = Kernel(tmp_path, "0::/\n")
+    memory = kernel.memory
+    kernel.write(kernel.proc / "vmstat", "oom_kill 2\n")
+    assert memory.look() == "somebody's"
+    (kernel.proc / "vmstat").unlink()
+    assert memory.look() == "unknown"
+    (kernel.proc / "meminfo").unlink()
+    assert memory.limit() is None
+    assert OutOfMemory(tmp_path / "none", tmp_path / "none").look() == "unknown"
+
+
+@pytest.fixture
+def small() -> Iterator[Path]:
+    """A cgroup of 400 MB, as far as this test may make one."""
+    for parent, limit in (("memory", "memory.limit_in_bytes"), ("", "memory.max")):
+        group = Path("/sys/fs/cgroup") / parent / f"skyward-test-{os.getpid()}"
+        try:
+            group.mkdir()
+            (group / limit).write_text("400000000")
+        except OSError:
+            if group.is_dir():
+                group.rmdir()
+            continue
+        yield group
+        group.rmdir()
+        return
+    pytest.skip("no cgroup can be made here")
+
+
+PROGRAM = """
+import os, signal, sys
+import skyward as sky
+
+with open(sys.argv[1] + "/cgroup.procs", "w") as procs:
+    procs.write("0")
+
+def hungry():
+    return len([bytearray(10_000_000) for _ in range(100)])
+
+with sky.Compute(worker=sky.Worker(concurrency=2, attempts=1), console=False) as pool:
+    for call in (lambda: pool.submit(hungry), lambda: pool.submit(os.kill, 0, signal.SIGKILL)):
+        try:
+            call().result()
+        except sky.WorkerCrashed as error:
+            print(error)
+"""
+
+
+@pytest.mark.slow
+def test_the_kernel_itself(small: Path) -> None:
+    """A task that needs more than there is, and one that is killed by somebody else."""
+    command = [sys.executable, "-c", PROGRAM, str(small)]
+    out = subprocess.run(command, capture_output=True, text=True, check=True, cwd=REPOSITORY).stdout
+    hungry, killed = out.splitlines()
+    assert "killed by the kernel for memory: it used 3" in hungry
+    assert " MB of 400 MB; have fewer slots than 2 on a node" in hungry
+    assert "killed by SIGKILL, and the kernel has counted no kill for memory: it used" in killed

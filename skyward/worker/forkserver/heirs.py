@@ -28,6 +28,7 @@ from skyward.worker.forkserver.protocol import (
     FORKED,
     HUNG,
     KILL,
+    PEAK,
     REPORT,
     REQUEST,
     SEAT,
@@ -278,7 +279,7 @@ class Heirs:
                 heir.discard_request(number)
                 if what == FORKED:
                     heir.slots[number] = value
-                else:
+                elif what != PEAK:
                     heir.slots.pop(number, None)
                 self._report(what, number, value)
         for old in list(self.all.values()):

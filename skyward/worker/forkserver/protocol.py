@@ -15,6 +15,7 @@ __all__ = [
     "FORK_SHARED",
     "HUNG",
     "KILL",
+    "PEAK",
     "REPORT",
     "REQUEST",
     "SEAT",
@@ -40,6 +41,9 @@ REPORT = struct.Struct("!BIi")
 """Fork server to agent: what, slot, value."""
 
 UP, FORKED, FAILED, EXITED = 1, 2, 3, 4  # values: nothing; pid; errno; wait status
+
+PEAK = 7
+"""Before `EXITED`, of a slot that was killed: the most memory that it has used, in units of 1,024 bytes."""
 
 HUNG = -1
 """In place of a wait status: how the slot ended is not known, since its heir did not answer and was killed."""

@@ -41,6 +41,7 @@ from skyward.worker.forkserver.protocol import (
     FORK_SHARED,
     FORKED,
     KILL,
+    PEAK,
     REPORT,
     REQUEST,
     SEAT,
@@ -51,6 +52,7 @@ from skyward.worker.process import ignore_interrupts, kill_group, name_process, 
 
 __all__ = ["gpu_device", "live", "main"]
 
+_MAX_VALUE = 2**31 - 1  # of a report
 _FREE = 60.0  # seconds that a slot may wait for the GPUs of one that was killed
 
 
@@ -289,11 +291,13 @@ class ForkServer:
             if info is None:
                 return
             kill_group(info.si_pid)  # while it is a zombie its pid is not reused
-            _, status = os.waitpid(info.si_pid, 0)
+            _, status, usage = os.wait4(info.si_pid, 0)
             number = self.slots.pop(info.si_pid, None)
             if number is not None:
                 del self.pids[number]
                 self.release_seat(number)
+                if info.si_status == signal.SIGKILL:
+                    self.report(PEAK, number, min(usage.ru_maxrss, _MAX_VALUE))
                 self.report(EXITED, number, status)
 
     def orphaned(self) -> None:
