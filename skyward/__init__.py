@@ -31,7 +31,10 @@ if TYPE_CHECKING:
     from skyward.core.errors import NestedPool as NestedPool
     from skyward.core.errors import NoCapacity as NoCapacity
     from skyward.core.errors import NodeLost as NodeLost
+    from skyward.core.errors import NoFailure as NoFailure
+    from skyward.core.errors import NoInput as NoInput
     from skyward.core.errors import NoOffer as NoOffer
+    from skyward.core.errors import NoTerminal as NoTerminal
     from skyward.core.errors import NotFound as NotFound
     from skyward.core.errors import PackagesFailed as PackagesFailed
     from skyward.core.errors import PayloadError as PayloadError
@@ -57,6 +60,7 @@ if TYPE_CHECKING:
     from skyward.core.pool import Compute as Compute
     from skyward.core.pool import Compute as ComputePool
     from skyward.core.spec import Worker as Worker
+    from skyward.core.tasks.last_failure import last_failure as last_failure
     from skyward.core.volumes import LocalVolume as LocalVolume
     from skyward.core.volumes import S3Volume as S3Volume
     from skyward.core.volumes import Volume as Volume
@@ -89,7 +93,10 @@ __all__ = [
     "LoginRefused",
     "NestedPool",
     "NoCapacity",
+    "NoFailure",
+    "NoInput",
     "NoOffer",
+    "NoTerminal",
     "NodeLost",
     "NotFound",
     "OpenPool",
@@ -120,6 +127,7 @@ __all__ = [
     "current_worker",
     "gather",
     "integrations",
+    "last_failure",
     "plugins",
 ]
 
@@ -146,6 +154,7 @@ _HOME = {
     "current_worker": "skyward.core.whoami:current_worker",
     "gather": "skyward.core.function:gather",
     "integrations": "skyward.integrations",
+    "last_failure": "skyward.core.tasks.last_failure:last_failure",
     "plugins": "skyward.plugins",
     **{
         name: f"skyward.core.errors:{name}"
@@ -154,6 +163,7 @@ _HOME = {
             "BudgetExceeded",
             *("BootstrapFailed", "ConfigError", "HostKeyError", "HostUnreachable", "LinkError", "LoginRefused"),
             "NestedPool",
+            *("NoFailure", "NoInput", "NoTerminal"),
             "DownloadFailed",
             *("NodeLost", "PackagesFailed", "PayloadError", "PluginNotFound", "PoolNotActive", "ProtocolError"),
             *(

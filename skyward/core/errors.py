@@ -26,6 +26,7 @@ retried depends on the type, never on the text. A message says what happened, wh
     │   └── BootstrapFailed                 a step of preparing the node failed
     │       ├── PackagesFailed              the image's packages can't be installed, on this node or any other
     │       └── PythonNotFound              the node has no Python of the driver's minor version
+    ├── NoFailure (LookupError)             `sky.last_failure` has none, or not what was asked for
     ├── DownloadFailed                      files of the nodes can't be fetched; nothing was overwritten
     ├── LinkError (ConnectionError)         the connection to a node failed
     │   └── ProtocolError                   a message, received or to be sent, violates the protocol
@@ -33,6 +34,8 @@ retried depends on the type, never on the text. A message says what happened, wh
         ├── PayloadError (PicklingError)    something can't be pickled, or can't be loaded on the other side
         ├── TaskTimeout (TimeoutError)      the task exceeded its time limit
         ├── WorkerCrashed                   the task's process died, `attempts` times, or can't be started
+        ├── NoTerminal                      the task has called breakpoint(), or a debugger
+        │   └── NoInput (EOFError)          the task has called input()
         ├── BudgetExceeded                  what the pool may spend is spent; also a ProvisioningError
         ├── NodeLost                        the task's node was lost, and it may not or can't run on another
         └── TaskFailed                      the task raised an exception that can't be rebuilt here; text only
@@ -61,7 +64,10 @@ __all__ = [
     "LoginRefused",
     "NestedPool",
     "NoCapacity",
+    "NoFailure",
+    "NoInput",
     "NoOffer",
+    "NoTerminal",
     "NodeLost",
     "NotFound",
     "PackagesFailed",
@@ -210,6 +216,10 @@ class PythonNotFound(BootstrapFailed):
     """A node has no Python of the driver's minor version, and none could be installed."""
 
 
+class NoFailure(SkywardError, LookupError):
+    """`sky.last_failure` was asked for something that it does not have: no task has failed yet, say."""
+
+
 class DownloadFailed(SkywardError):
     """Files of the nodes can't be fetched: none is found, names clash, a disk is full. Nothing was overwritten."""
 
@@ -240,6 +250,14 @@ class TaskTimeout(TaskError, TimeoutError):
 
 class WorkerCrashed(TaskError):
     """A task's process died (exit, signal, out of memory) on every permitted attempt, or can't be started."""
+
+
+class NoTerminal(TaskError):
+    """A task has called `breakpoint`, or a debugger. No terminal leads to it; the message says what to do instead."""
+
+
+class NoInput(NoTerminal, EOFError):
+    """A task has called `input`."""
 
 
 class NodeLost(TaskError):

@@ -179,9 +179,21 @@ class TaskExecutor(concurrent.futures.Executor, CallRunner):
         """
         return _map(self.dispatcher, unwrapped(fn), iterables, timeout, chunksize)
 
-    def run_call(self, call: PendingCall[_T], node: str | None = None) -> TaskFuture[_T]:
-        """Run a call of a `sky.compute` function, for its operators; on the named node, or on any."""
-        return self.dispatcher.call(call.function, call.args, call.kwargs, TaskOptions(node=node))
+    def run_call(
+        self, call: PendingCall[_T], node: str | None = None, *, first: int = -1, whole: object = None
+    ) -> TaskFuture[_T]:
+        """Run a call of a `sky.compute` function, for its operators.
+
+        Parameters
+        ----------
+        call
+            The call.
+        node
+            Name of the node to run it on; None for any.
+        first, whole
+            Its number among calls that are gathered, and the same object for all of these.
+        """
+        return self.dispatcher.call(call.function, call.args, call.kwargs, TaskOptions(node=node, whole=whole), first)
 
 
 def _map(
@@ -198,12 +210,15 @@ def _map(
         size = 1
     calls = zip(*iterables, strict=False)  # ends with the shortest, like the built-in map
     futures: list[TaskFuture[Any]] = []
+    whole = object()
     try:
         if size == 1:
-            futures.extend(dispatcher.call(function, args, {}) for args in calls)
+            options = TaskOptions(whole=whole)
+            futures.extend(dispatcher.call(function, args, {}, options, first) for first, args in enumerate(calls))
             return _results(futures, end)
         for part in iter(lambda: list(itertools.islice(calls, size)), []):
-            futures.append(dispatcher.call(Chunk(function, part), (), {}, TaskOptions(count=len(part))))
+            options = TaskOptions(count=len(part), whole=whole)
+            futures.append(dispatcher.call(Chunk(function, part), (), {}, options, len(futures) * size))
         return _flat(_results(futures, end))
     except BaseException:  # an iterable raised
         _cancel(futures)

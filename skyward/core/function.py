@@ -20,7 +20,7 @@ from typing import Any, Concatenate, Generic, NoReturn, ParamSpec, TypeVar, Type
 from skyward.core.errors import ConfigError, PayloadError
 from skyward.core.labels import label
 from skyward.core.tasks.futures import TaskFuture
-from skyward.core.tasks.several_calls import Call, SeveralCalls
+from skyward.core.tasks.several_calls import Call, SeveralCalls, Traceable, latest
 
 __all__ = [
     "CallRunner",
@@ -29,6 +29,7 @@ __all__ = [
     "Gathered",
     "PendingCall",
     "compute",
+    "failed_call",
     "gather",
     "run_pending",
     "unwrapped",
@@ -56,8 +57,18 @@ class CallRunner(ABC):
         """Names of the nodes that are ready, in order. Raises `PoolNotActive`."""
 
     @abstractmethod
-    def run_call(self, call: PendingCall[_T], node: str | None = None) -> TaskFuture[_T]:
-        """Run a call, on the named node or on any. Raises `PoolNotActive`."""
+    def run_call(
+        self, call: PendingCall[_T], node: str | None = None, *, first: int = -1, whole: object = None
+    ) -> TaskFuture[_T]:
+        """Run a call, on the named node or on any. Raises `PoolNotActive`.
+
+        Parameters
+        ----------
+        call, node
+            The call, and the node; None for any.
+        first, whole
+            Its number among calls that are gathered, and the same object for all of these.
+        """
 
 
 class PendingCall(Generic[_T]):
@@ -160,12 +171,14 @@ class Gathered(Generic[_R_co]):
     @overload
     def __gt__(self, pool: CallRunner) -> Sequence[TaskFuture[Any]]: ...
     def __gt__(self, pool: CallRunner) -> Any:
-        runner = _runner(pool)
-        return [runner.run_call(call) for call in self.calls]
+        return self._submit(pool)
 
     def __rshift__(self, pool: CallRunner) -> _R_co:
-        runner = _runner(pool)
-        return cast("_R_co", _results([runner.run_call(call) for call in self.calls]))
+        return cast("_R_co", _results(self._submit(pool)))
+
+    def _submit(self, pool: CallRunner) -> list[TaskFuture[Any]]:
+        runner, whole = _runner(pool), object()
+        return [runner.run_call(call, first=number, whole=whole) for number, call in enumerate(self.calls)]
 
 
 class ComputeFunction(Generic[_P, _T]):
@@ -294,14 +307,29 @@ def run_pending(result: Any) -> Any:
     return result
 
 
+def failed_call(function: Any, args: Any, kwargs: Any) -> tuple[int, Call] | None:
+    """Return which call of a task has failed in this slot, and the call; None if its failure was none of a call's.
+
+    Parameters
+    ----------
+    function, args, kwargs
+        The task.
+    """
+    return function.reached() if isinstance(function, Traceable) else (0, (function, args, kwargs))
+
+
 class Chunk(SeveralCalls):
     """Several calls of a function as one task."""
 
-    __slots__ = ("calls", "function")
+    __slots__ = ("_progress", "calls", "function")
 
     def __init__(self, function: Callable[..., Any], calls: list[tuple[Any, ...]]) -> None:
         self.function = function
         self.calls = calls
+        self._progress: Any = None
+
+    def __reduce__(self) -> Any:
+        return Chunk, (self.function, self.calls)
 
     def __repr__(self) -> str:
         return f"<Chunk {self.label}>"
@@ -311,9 +339,13 @@ class Chunk(SeveralCalls):
         """Its name in messages."""
         return f"{label(self.function)} (a chunk of {len(self.calls)})"
 
+    def each(self) -> Sequence[Call]:
+        """See `Traceable`."""
+        return [(self.function, args, {}) for args in self.calls]
+
     def parts(self) -> Sequence[Call]:
         """See `SeveralCalls`."""
-        return [(self.function, args, {}) for args in self.calls]
+        return self.each()
 
     def only(self, wanted: Sequence[int]) -> Chunk:
         """See `SeveralCalls`."""
@@ -321,7 +353,12 @@ class Chunk(SeveralCalls):
 
     def __call__(self) -> list[Any]:
         """Run them one after another, in a slot."""
-        return [run_pending(self.function(*args)) for args in self.calls]
+        self._progress = calls = iter(self.calls)
+        return [run_pending(self.function(*args)) for args in calls]
+
+    def reached(self) -> tuple[int, Call] | None:
+        """See `Traceable`."""
+        return latest(self.each(), self._progress)
 
 
 def _runner(value: object) -> CallRunner:

@@ -14,7 +14,7 @@ from skyward.core.function import run_pending
 from skyward.core.labels import label
 from skyward.core.payload import pickling
 from skyward.core.payload.memory_maps import Named
-from skyward.core.tasks.several_calls import Call, SeveralCalls
+from skyward.core.tasks.several_calls import Call, SeveralCalls, latest
 from skyward.joblib_ext import callbacks, joblib_private, stand_ins
 from skyward.joblib_ext.slot_backend import enter_slot, nested
 
@@ -106,7 +106,7 @@ class Batch(SeveralCalls):
         Distinguishes the driver's calls of ``Parallel``.
     """
 
-    __slots__ = ("calls", "function", "initializer", "level", "number")
+    __slots__ = ("_ran", "calls", "function", "initializer", "level", "number")
 
     def __init__(
         self,
@@ -149,6 +149,10 @@ class Batch(SeveralCalls):
     def _items(self) -> Sequence[Call]:
         return self.calls if self.level is not None else self.calls.items  # type: ignore[no-any-return]
 
+    def each(self) -> Sequence[Call]:
+        """See `Traceable`."""
+        return self._items
+
     def parts(self) -> Sequence[Call]:
         """See `SeveralCalls`."""
         return [stand_ins.what_counts(call) for call in self._items]
@@ -168,7 +172,18 @@ class Batch(SeveralCalls):
         if self.initializer is not None:
             self.initializer.once()
         calls = self.calls if self.level is None else BatchedCalls(self.calls, (nested(self.level), None))
-        return [run_pending(result) for result in calls()]
+        if type(calls) is not BatchedCalls:  # a class of others, which may keep its calls anywhere
+            return [run_pending(result) for result in calls()]
+        items = calls.items
+        calls.items = progress = iter(items)
+        self._ran = items, progress
+        results = iter(calls())
+        self._ran = items, results
+        return [run_pending(result) for result in results]
+
+    def reached(self) -> tuple[int, Call] | None:
+        """See `Traceable`."""
+        return latest(*getattr(self, "_ran", ((), None)))
 
 
 def _of_one_function(function: bytes, calls: list[tuple[Any, Any]], level: int, initializer: Any, number: int) -> Batch:

@@ -152,6 +152,7 @@ class ParallelCall:
         self._options = replace(self._options, group=group)
         self._functions = StableFunctions()
         self._number = next(_numbers)
+        self._submitted = 0
         self.stop_call()
         jobs = self.count()
         if counted_jobs(parallel) is not None:
@@ -193,31 +194,33 @@ class ParallelCall:
         """
         if (supply := self._supply) is not None:
             supply.begin()
+        first = self._submitted
+        self._submitted = first + len(calls)
         if callback is None:
-            return self._send(calls, callback)
+            return self._send(calls, callback, first)
         backlog = self._backlog
         if backlog is None:
             kept = untaken(getattr(callback, "parallel", None), self._out)
             backlog = self._backlog = Backlog(kept, lambda: self._slots, lambda: self.pool.is_active)
-        if backlog.hold(partial(self._send_late, calls, callback)):
+        if backlog.hold(partial(self._send_late, calls, callback, first)):
             return concurrent.futures.Future()  # joblib only keeps it, and waits for the callback
-        return self._send(calls, callback)
+        return self._send(calls, callback, first)
 
     def _out(self) -> int:
         backlog = self._backlog
         return len(self._futures) + (0 if backlog is None else len(backlog))
 
-    def _send_late(self, calls: Any, callback: _Callback) -> None:
+    def _send_late(self, calls: Any, callback: _Callback, first: int) -> None:
         try:
-            self._send(calls, callback)
+            self._send(calls, callback, first)
         except BaseException as error:
             callback(failed(error))
 
-    def _send(self, calls: Any, callback: _Callback | None) -> _Future:
+    def _send(self, calls: Any, callback: _Callback | None, first: int) -> _Future:
         usual = self._level is not None and type(calls) is BatchedCalls
         future: TaskFuture[Any]
         if usual and any(type(item[0]) in KINDS and is_kept(item[0]) for item in calls.items):
-            future = self._send_each(calls.items)
+            future = self._send_each(calls.items, first)
         else:
             count = len(calls)
             options = self._options if count == 1 else replace(self._options, count=count)
@@ -226,34 +229,34 @@ class ParallelCall:
                 if usual
                 else Batch(calls, None, self._settings.initializer, None, self._number)
             )
-            future = self.pool.dispatcher.submit(batch, options=options)
+            future = self.pool.dispatcher.call(batch, (), {}, options, first)
         return self._watch(future, callback)
 
     def _batch(self, items: Sequence[tuple[Any, Any, Any]]) -> Batch:
         return Batch(items, self._level, self._settings.initializer, self._function(items), self._number)
 
-    def _send_each(self, items: Sequence[tuple[Any, Any, Any]]) -> TaskFuture[Any]:
+    def _send_each(self, items: Sequence[tuple[Any, Any, Any]], first: int) -> TaskFuture[Any]:
         """Send the calls of a batch as tasks of their own, since the results of some are looked up and kept."""
         parts: list[TaskFuture[Any]] = []
         try:
-            for function, args, kwargs in items:
-                parts.append(self._send_one(function, args, kwargs))
+            for number, item in enumerate(items, first):
+                parts.append(self._send_one(item, number))
         except BaseException:
             for part in parts:
                 part.cancel()
             raise
         return JoinedFuture(parts)
 
-    def _send_one(self, function: Any, args: Any, kwargs: Any) -> TaskFuture[Any]:
-        dispatcher = self.pool.dispatcher
+    def _send_one(self, item: tuple[Any, Any, Any], number: int) -> TaskFuture[Any]:
+        dispatcher, (function, args, kwargs) = self.pool.dispatcher, item
         if not is_kept(function):
-            return dispatcher.submit(self._batch([(function, args, kwargs)]), options=self._options)
+            return dispatcher.call(self._batch([item]), (), {}, self._options, number)
         try:
             kept = cached_call(function, args, kwargs)
         except Exception as error:  # arguments that are missing, or can't be hashed
             return failed_task(error)
         batch = self._batch([(kept.function, args, kwargs)])
-        return dispatcher.call_kept(OneOfBatch(kept), batch, (), {}, self._options)
+        return dispatcher.call_kept(OneOfBatch(kept), batch, (), {}, self._options, number)
 
     def _watch(self, future: TaskFuture[Any], callback: _Callback | None) -> _Future:
         with self._lock:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from skyward.core.payload import pickling
-from skyward.core.payload.forerunners import FORERUNNERS
+from skyward.core.payload.forerunners import FORERUNNERS, SLOTS_ONLY
 
 __all__ = ["Rights", "register"]
 
@@ -57,6 +57,9 @@ def _take(key: bytes, data: bytes) -> None:
 
             node_cache.GRANTED.update(pickle.loads(data))
         _taken[:] = [key]
+
+
+SLOTS_ONLY.add(_take)
 
 
 # --- in the driver ----------------------------------------------------------------------------------------------------

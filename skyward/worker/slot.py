@@ -29,13 +29,14 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from skyward.core.errors import PayloadError
-from skyward.core.function import run_pending
+from skyward.core.function import failed_call, run_pending
 from skyward.core.payload import driver_classes, exceptions, memory_maps, pickling, shared_file, surroundings
+from skyward.core.payload.short_text import call_text
 from skyward.core.protocol.messages import Done, Failed, Failure, Inquire, Missing, Ready, Run
 from skyward.core.protocol.wire import Buffer, Filled, Role, Wire
 from skyward.core.system import open_files
 from skyward.core.whoami import Seats
-from skyward.worker import code_folders, thread_limits
+from skyward.worker import code_folders, no_terminal, thread_limits
 from skyward.worker.forkserver.imports import Imports
 from skyward.worker.leaks import Growth
 from skyward.worker.process import heed_interrupts
@@ -218,9 +219,9 @@ class Slot:
             return
         buffers.clear()
         began = time.perf_counter()
+        function, args, kwargs = call
+        del call
         try:
-            function, args, kwargs = call
-            del call
             result = run_pending(function(*args, **kwargs))
         except BaseException as error:
             seconds = time.perf_counter() - began
@@ -229,7 +230,7 @@ class Slot:
             # Drop this frame. Not by assignment, which a frozen dataclass refuses.
             error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)
             memory_maps.explain(error)
-            self._fail(run.task, seconds, Failure.RAISED, error)
+            self._fail(run.task, seconds, Failure.RAISED, error, (function, args, kwargs))
             return
         seconds = time.perf_counter() - began
         if os.getpid() != self.pid:
@@ -263,11 +264,13 @@ class Slot:
         function, args, kwargs = pickling.loads(buffers[0], merged)
         return function, args, kwargs
 
-    def _fail(self, task: int, seconds: float, reason: Failure, error: BaseException) -> None:
+    def _fail(
+        self, task: int, seconds: float, reason: Failure, error: BaseException, call: tuple[Any, Any, Any] | None = None
+    ) -> None:
         with contextlib.suppress(Exception):  # a task may have left stdout in any state
             self.streams.flush()
         failed = Failed(task, seconds, reason.value, type(error).__name__, missing(error))
-        self._send(failed, exceptions.dump(error, as_data=self.settings.data))
+        self._send(failed, exceptions.dump(error, item_of(call), as_data=self.settings.data))
 
     def _send(self, message: Done | Failed | Missing | Ready, buffers: Sequence[Buffer] = ()) -> None:
         with self._sending:
@@ -308,6 +311,14 @@ def unloadable(error: BaseException, node: str) -> BaseException:
     problem = PayloadError(text)
     problem.__cause__ = error
     return problem
+
+
+def item_of(task: tuple[Any, Any, Any] | None) -> exceptions.FailedItem:
+    """Say which call of a task has failed; None for a task of which this is not known."""
+    with contextlib.suppress(Exception):  # a batch may be of a class of others
+        if task is not None and (at := failed_call(*task)) is not None:
+            return exceptions.FailedItem(at[0], call_text(*at[1]))
+    return exceptions.NO_ITEM
 
 
 def missing(error: BaseException) -> str:
@@ -426,6 +437,7 @@ def prepare_modules() -> None:
     main.__loader__ = BuiltinImporter  # as at a prompt; by it `inspect` knows whether functions can have a source
     sys.modules["__main__"] = main
     sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - lives as long as the process
+    no_terminal.install()
 
 
 def close_all(keep: set[int]) -> None:

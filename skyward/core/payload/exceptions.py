@@ -10,22 +10,35 @@ from __future__ import annotations
 import io
 import mmap
 import pickle
-import traceback
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import cloudpickle
 
 from skyward.core.errors import TaskFailed
 from skyward.core.payload.diagnose import describe, first_line
 from skyward.core.payload.pickling import reduce_class
+from skyward.core.payload.source_lines import fill, formatted, read_places
 from skyward.core.visible import shown
 
-__all__ = ["RemoteTraceback", "chain", "dump", "load"]
+__all__ = ["NO_ITEM", "FailedItem", "RemoteTraceback", "chain", "dump", "load"]
+
+
+class FailedItem(NamedTuple):
+    """Which of a task's calls has failed: its number in the task, -1 if that is not known, and the call as text."""
+
+    number: int
+    call: str
+
+
+NO_ITEM = FailedItem(-1, "")
 
 
 class RemoteTraceback(Exception):
     """The traceback on the node, as text; the cause of an exception that came from there."""
+
+    item = NO_ITEM
+    """Which call has failed."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -35,17 +48,19 @@ class RemoteTraceback(Exception):
         return f'\n"""\n{shown(self.text)}"""'
 
 
-def dump(error: BaseException, *, as_data: bool = False) -> list[bytes]:
+def dump(error: BaseException, item: FailedItem = NO_ITEM, *, as_data: bool = False) -> list[bytes]:
     """Pickle an exception with its causes and the text of its traceback. Never raises.
 
     Parameters
     ----------
     error
         The exception.
+    item
+        Which of the task's calls has raised it.
     as_data
         Pickle it so that no code of its class runs when it is read, with its class named as `CLASS_REDUCERS` say.
     """
-    text = "".join(traceback.format_exception(error))
+    text, places = formatted(error)
     links: list[tuple[bytes, str]] = []
     seen: set[int] = set()
     link: BaseException | None = error
@@ -53,7 +68,7 @@ def dump(error: BaseException, *, as_data: bool = False) -> list[bytes]:
         seen.add(id(link))
         links.append((_dump_one(link, _AS_DATA if as_data else _WAYS), describe(link)))
         link = link.__cause__
-    return [pickle.dumps((links, text), protocol=5)]
+    return [pickle.dumps((links, text, tuple(item), [tuple(place) for place in places]), protocol=5)]
 
 
 def load(head: bytes | bytearray | memoryview | mmap.mmap) -> BaseException:
@@ -61,7 +76,7 @@ def load(head: bytes | bytearray | memoryview | mmap.mmap) -> BaseException:
 
     An exception that can't be rebuilt here becomes a `TaskFailed` that describes it.
     """
-    links, text = pickle.loads(head)
+    links, text, item, places = pickle.loads(head)
     errors: list[BaseException] = []
     for data, description in links:
         try:
@@ -71,10 +86,10 @@ def load(head: bytes | bytearray | memoryview | mmap.mmap) -> BaseException:
         except BaseException as problem:  # whatever the user's __setstate__ raises
             error = TaskFailed(f"the task raised {description}; it can't be rebuilt here: {first_line(problem)}")
         errors.append(error)
-    return chain(errors, text)
+    return chain(errors, fill(text, read_places(places)), FailedItem(*item))
 
 
-def chain(errors: Sequence[BaseException], text: str) -> BaseException:
+def chain(errors: Sequence[BaseException], text: str, item: FailedItem = NO_ITEM) -> BaseException:
     """Make each error the cause of the one before it, and the remote traceback the cause of the last; return the first.
 
     Parameters
@@ -83,8 +98,12 @@ def chain(errors: Sequence[BaseException], text: str) -> BaseException:
         One exception or more, outermost first.
     text
         The traceback on the node.
+    item
+        Which call has failed.
     """
-    for error, cause in zip(errors, [*errors[1:], RemoteTraceback(text)], strict=True):
+    remote = RemoteTraceback(text)
+    remote.item = item
+    for error, cause in zip(errors, [*errors[1:], remote], strict=True):
         BaseException.__setattr__(error, "__cause__", cause)  # a frozen dataclass refuses plain assignment
     return errors[0]
 

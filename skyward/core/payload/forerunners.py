@@ -7,10 +7,13 @@ from typing import Any, TypeAlias
 
 from skyward.core.payload import pickling
 
-__all__ = ["FORERUNNERS", "Preceded", "preceded"]
+__all__ = ["FORERUNNERS", "SLOTS_ONLY", "Preceded", "preceded"]
 
 FORERUNNERS: list[Callable[[Any], object | None]] = []
 """Each returns what to send ahead to the pool that it is given; None for nothing. Called for each task."""
+
+SLOTS_ONLY: set[Callable[..., None]] = set()
+"""Functions that pickles call in front of a call, and that must not be called where a call is loaded in the driver."""
 
 _Call: TypeAlias = tuple[Any, Any, Any]
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 from skyward.core.payload import exceptions, pickling
+from skyward.core.payload.forerunners import SLOTS_ONLY
 from skyward.core.whoami import DEPTH, NODE, SLOT
 
 __all__ = ["FOLLOWERS", "Change", "Surroundings", "Within"]
@@ -249,6 +250,9 @@ def _apply(number: int, details: bytes) -> None:
             os.chdir(wanted.folder)
             _applied.folder = wanted.folder
         _applied.number = number
+
+
+SLOTS_ONLY.add(_apply)
 
 
 def _set_variables(variables: Mapping[str, str | None]) -> None:

@@ -8,11 +8,15 @@ from typing import Any
 
 from skyward.core.errors import PayloadError, TaskFailed
 from skyward.core.payload import exceptions
+from skyward.core.payload.source_lines import fill, read_places
 from skyward.core.results.names import Allowed, Trusted
 from skyward.core.results.rules import RefusedPickle
 from skyward.core.results.unpickler import loads
+from skyward.core.visible import shown
 
 __all__ = ["Reader"]
+
+_MAX_CALL = 4000  # characters of the text about a call; see `payload/short_text.py`
 
 _Bytes = bytes | bytearray | memoryview | mmap.mmap
 
@@ -50,13 +54,13 @@ class Reader:
     def error(self, head: _Bytes) -> BaseException:
         """Read an exception, like `payload.exceptions.load`."""
         try:
-            chain, text = loads(head, (), self._allowed)
+            chain, text, item, places = loads(head, (), self._allowed)
             errors = [self._one(data, description) for data, description in chain]
         except Exception as problem:
-            errors, text = [], problem
+            errors, text, item, places = [], problem, None, None
         if not errors:
             return TaskFailed(f"the task failed, and the node's report of its exception can't be read: {text}")
-        return exceptions.chain(errors, str(text))
+        return exceptions.chain(errors, fill(str(text), read_places(places)), _item(item))
 
     def _one(self, data: Any, description: Any) -> BaseException:
         if type(data) is not bytes or type(description) is not str:
@@ -68,6 +72,13 @@ class Reader:
         if not isinstance(error, BaseException):
             return TaskFailed(f"the task raised {description}")
         return error
+
+
+def _item(item: Any) -> exceptions.FailedItem:
+    """Read which call has failed, as far as that makes sense."""
+    if type(item) is not tuple or [type(part) for part in item] != [int, str]:
+        return exceptions.NO_ITEM
+    return exceptions.FailedItem(item[0], shown(item[1][:_MAX_CALL]))
 
 
 def _advice(refused: RefusedPickle) -> str:

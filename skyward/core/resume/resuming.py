@@ -48,6 +48,11 @@ class _StoringKeeper(Keeper):
         self.seconds = submission.plan.seconds  # joblib must not take calls for short ones whose results were there
         self.computed: list[Computed] = []
 
+    def number(self, position: int) -> int:
+        """See `Keeper`."""
+        missing = self._submission.plan.missing
+        return missing[position] if position < len(missing) else position
+
     def merge(
         self, job: Job, answer: Any, read: Callable[[Sequence[Any]], tuple[Any, BaseException | None]]
     ) -> tuple[Any, BaseException | None]:
@@ -94,6 +99,7 @@ class ResumingDispatcher(Dispatcher):
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
         options: TaskOptions | None = None,
+        first: int = -1,
     ) -> TaskFuture[_T]:
         """Run a call unless its result is stored.
 
@@ -101,25 +107,25 @@ class ResumingDispatcher(Dispatcher):
 
         Parameters
         ----------
-        function, args, kwargs, options
+        function, args, kwargs, options, first
             See `Dispatcher.call`.
         """
         options = options or TaskOptions()
         self._check_open()
         if options.node is not None or is_kept(function):
-            return super().call(function, args, kwargs, options)
+            return super().call(function, args, kwargs, options, first)
         is_one = not isinstance(function, SeveralCalls)
         task: Any = OneCall(function, args, kwargs) if is_one else function
         submission = self._journal.plan(task, options.group)
         if submission is None:
-            return super().call(function, args, kwargs, options)
+            return super().call(function, args, kwargs, options, first)
         kept, missing = _StoringKeeper(submission, is_one), submission.plan.missing
         if not missing:
             return self._known(label_of(task), kept.whole(()), replace(options, keeper=kept))
         if len(missing) < len(submission.plan.keys):
             task = task.only(missing)
         apart: Callable[..., Any] = Separately(task)
-        return super().call(apart, (), {}, replace(options, keeper=kept, count=len(missing)))
+        return super().call(apart, (), {}, replace(options, keeper=kept, count=len(missing)), first)
 
     def _known(self, label: str, value: _T, options: TaskOptions) -> TaskFuture[_T]:
         """Return the future of a task whose result is known; it is completed in its turn, like any other."""

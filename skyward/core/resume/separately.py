@@ -9,7 +9,7 @@ from typing import Any
 from skyward.core.function import run_pending
 from skyward.core.labels import label
 from skyward.core.payload import pickling
-from skyward.core.tasks.several_calls import Call, SeveralCalls
+from skyward.core.tasks.several_calls import Call, SeveralCalls, Traceable
 
 __all__ = ["OneCall", "Separately"]
 
@@ -33,10 +33,14 @@ class OneCall(SeveralCalls):
         """Name in messages."""
         return label(self.call[0])
 
-    def parts(self) -> Sequence[Call]:
-        """See `SeveralCalls`."""
+    def each(self) -> Sequence[Call]:
+        """See `Traceable`."""
         function, args, kwargs = self.call
         return [(function, args, kwargs)]
+
+    def parts(self) -> Sequence[Call]:
+        """See `SeveralCalls`."""
+        return self.each()
 
     def only(self, wanted: Sequence[int]) -> OneCall:
         """See `SeveralCalls`."""
@@ -48,8 +52,12 @@ class OneCall(SeveralCalls):
         function, args, kwargs = self.call
         return [run_pending(function(*args, **kwargs))]
 
+    def reached(self) -> tuple[int, Call] | None:
+        """See `Traceable`."""
+        return 0, self.each()[0]
 
-class Separately:
+
+class Separately(Traceable):
     """Runs a task in a slot, and pickles each of the results that it returns.
 
     Parameters
@@ -82,6 +90,14 @@ class Separately:
             head, buffers = pickling.dumps(result, "result", large=None, named="data")
             apart.append((head, [pickle.PickleBuffer(buffer) for buffer in buffers]))
         return apart
+
+    def each(self) -> Sequence[Call]:
+        """See `Traceable`."""
+        return self.task.each() if isinstance(self.task, Traceable) else []
+
+    def reached(self) -> tuple[int, Call] | None:
+        """See `Traceable`."""
+        return self.task.reached() if isinstance(self.task, Traceable) else None
 
 
 pickling.PLAIN[OneCall] = lambda one: one.call

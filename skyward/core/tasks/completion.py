@@ -12,17 +12,21 @@ from typing import Any
 
 from skyward.core.errors import NodeLost, PayloadError, TaskError, TaskTimeout
 from skyward.core.events import Events, TaskEnded
+from skyward.core.payload import exceptions
 from skyward.core.payload.surroundings import Surroundings
 from skyward.core.protocol import messages
 from skyward.core.protocol.wire import Filled
+from skyward.core.tasks import failing_item
 from skyward.core.tasks.answers import Answers, unanswered
 from skyward.core.tasks.delivery import TOGETHER, Delivery, Errors
 from skyward.core.tasks.jobs import Job, Keeper
 from skyward.core.tasks.kept_calls import KeptCalls
+from skyward.core.tasks.last_failure import last_failure, record
 from skyward.core.tasks.schedule_events import Verdict
 
 __all__ = ["Completion"]
 
+_RAISED = {messages.Failure.RAISED.value, messages.Failure.UNLOADABLE.value}
 _WAIT, _WAIT_FOR_DISK = 1.0, 10.0  # seconds for each delivery thread to end; disks may be slow
 
 
@@ -123,6 +127,7 @@ class Completion:
             return
         result: Any = None
         error: BaseException | None
+        answer = job.answer
         try:
             result, error = job.outcome or self._outcome(job)
             if error is None:
@@ -136,7 +141,19 @@ class Completion:
         if error is None:
             future.set_result(result)
         else:
+            self._remember(job, error, answer)
             future.set_exception(error)
+
+    def _remember(
+        self, job: Job, error: BaseException, answer: tuple[messages.Done | messages.Failed, list[Filled]] | None
+    ) -> None:
+        """Keep what `sky.last_failure` tells of a job that has failed."""
+        load: Callable[[], BaseException] | None = None
+        if answer is not None and isinstance(answer[0], messages.Failed) and answer[0].reason in _RAISED:
+            load = partial(self._answers.failure, *answer, here=job.is_here, node=job.node)
+        if job.verdict is not Verdict.HOPELESS and job.node:
+            last_failure.keep(record(job, error, load), job)
+        job.buffers = []
 
     def _outcome(self, job: Job) -> tuple[Any, BaseException | None]:
         """Return the result, or the exception to be raised instead."""
@@ -149,6 +166,8 @@ class Completion:
             job.answer = None
             job.future.seconds = message.seconds
             job.future.result_size = sum(map(len, buffers))
+            if isinstance(message, messages.Failed) and message.reason == messages.Failure.TIMEOUT.value:
+                return None, _unanswered(job, _timeout(job))
             if isinstance(message, messages.Failed):
                 return None, self._failure(job, message, buffers)
             whose = f"{job.label} on {job.node}"
@@ -156,19 +175,28 @@ class Completion:
             if error is None and job.options.keeper is not None:
                 return job.options.keeper.merge(job, result, partial(self._answers.result, whose))
             return result, error
-        return None, unanswered(job, self.hopeless, self.lost)
+        return None, _unanswered(job, unanswered(job, self.hopeless, self.lost))
 
     def _failure(self, job: Job, message: messages.Failed, buffers: Sequence[Filled]) -> BaseException:
-        if message.reason == messages.Failure.TIMEOUT.value:
-            return TaskTimeout(
-                f"{job.label} (task {job.id}) on {job.node} was stopped after {job.timeout:g} s; "
-                "raise Compute(timeout=...), or set it to None for no limit"
-            )
         error = self._answers.failure(message, buffers, here=job.is_here, node=job.node)
-        if job.note:
-            error.add_note(job.note)
+        failing_item.add_note(error, failing_item.say(job, failing_item.item_of(error)))
+        failing_item.add_note(error, job.note)
         self._surroundings.explain(error)
         return error
+
+
+def _timeout(job: Job) -> TaskTimeout:
+    return TaskTimeout(
+        f"{job.label} (task {job.id}) on {job.node} was stopped after {job.timeout:g} s; "
+        "raise Compute(timeout=...), or set it to None for no limit"
+    )
+
+
+def _unanswered(job: Job, error: BaseException) -> BaseException:
+    """Add which calls an error of ours is about; one and the same error may be that of many tasks."""
+    if job.first >= 0 and job.verdict is not Verdict.HOPELESS:
+        failing_item.add_note(error, failing_item.say(job, exceptions.NO_ITEM))
+    return error
 
 
 def _unreadable(job: Job, problem: BaseException) -> BaseException:

@@ -151,6 +151,7 @@ class Dispatcher:
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
         options: TaskOptions = _DEFAULT,
+        first: int = -1,
     ) -> TaskFuture[_T]:
         """Run ``function(*args, **kwargs)`` on a node. Never blocks.
 
@@ -160,6 +161,8 @@ class Dispatcher:
             What to call.
         options
             How to run it.
+        first
+            See `Job`.
 
         Raises
         ------
@@ -172,7 +175,7 @@ class Dispatcher:
                 kept = KINDS[type(function)].make(function, args, kwargs)
             except Exception as error:
                 return failed(error)
-            return self.kept.call(kept, kept.function, args, kwargs, options)
+            return self.kept.call(kept, kept.function, args, kwargs, options, first)
         task = next(self._ids)
         future: TaskFuture[_T] = TaskFuture(self._on_cancel, task)
         try:
@@ -181,6 +184,7 @@ class Dispatcher:
             future.set_running_or_notify_cancel()
             future.set_exception(error)
             return future
+        job.first = first
         self._post(job)
         self._events.emit(TasksQueued(options.count))
         return future
@@ -192,6 +196,7 @@ class Dispatcher:
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
         options: TaskOptions = _DEFAULT,
+        first: int = -1,
     ) -> TaskFuture[Any]:
         """Return the result of a call if it is kept; otherwise run it, unless an equal one is running, and keep it.
 
@@ -203,6 +208,8 @@ class Dispatcher:
             What to run if the result is not found; `kept` is given what this returns.
         options
             How to run it.
+        first
+            See `Job`.
 
         Raises
         ------
@@ -210,7 +217,7 @@ class Dispatcher:
             As for `call`.
         """
         self._check_open()
-        return self.kept.call(kept, function, args, kwargs, options)
+        return self.kept.call(kept, function, args, kwargs, options, first)
 
     def _check_open(self) -> None:
         if self._closed is not None:

@@ -63,6 +63,10 @@ class Keeper(ABC):
 
     seconds: float
 
+    def number(self, position: int) -> int:
+        """Which of the user's calls a call of the task is, if only some of them are run."""
+        return position
+
     @abstractmethod
     def merge(
         self, job: Job, answer: Any, read: Callable[[Sequence[Any]], tuple[Any, BaseException | None]]
@@ -108,6 +112,8 @@ class TaskOptions:
         Proxies of Managers that the call contains, where pickling does not find them.
     keeper
         Takes the answer; None for nothing.
+    whole
+        The same object for all tasks of one ``map`` or the like; None for tasks by themselves.
     """
 
     group: TaskGroup | None = None
@@ -121,6 +127,7 @@ class TaskOptions:
     count: int = 1
     proxies: Sequence[Any] = ()
     keeper: Keeper | None = None
+    whole: object = None
 
 
 class KeptCall(Protocol):
@@ -172,6 +179,7 @@ class Job:
     withdrawn: bool = False  # not wanted unless it has begun
     alone: bool = False  # whether its process is to run nothing else
     note: str = ""  # what was tried in vain to run it
+    first: int = -1  # number of its first call among those that were submitted together; -1: it is by itself
     code: CodeVersion | None = None  # of the user's own code, if there is any
     kept: KeptCall | None = None  # keeps its result, until it has ended; see kept_calls.py
     looks: bool = False  # it has waited for an equal one, and is to look for the result before it is run

@@ -89,6 +89,7 @@ class KeptCalls:
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
         options: TaskOptions,
+        first: int = -1,
     ) -> TaskFuture[Any]:
         """Return a future of a call: it is done if the result was found. Errors are reported by the future.
 
@@ -100,12 +101,14 @@ class KeptCalls:
             What to run if the result is not found; `kept` is given what this returns.
         options
             How to run it.
+        first
+            See `Job`.
         """
 
         def made() -> Job:
             kept.detach()  # it may raise what the user's __repr__ does, so there is no job yet
             job = self._make(function, args, kwargs, options)
-            job.kept = kept
+            job.kept, job.first = kept, first
             return job
 
         job: Job | None = None

@@ -27,7 +27,7 @@ from skyward.core.tasks.listening_sockets import Listeners
 from skyward.core.tasks.output_lines import OutputLines
 from skyward.core.tasks.roll_caller import RollCaller
 from skyward.core.tasks.schedule import Schedule
-from skyward.core.tasks.schedule_events import Outcome
+from skyward.core.tasks.schedule_events import Outcome, Verdict
 from skyward.core.tasks.streams import ABOUT_STREAMS, Streams
 
 __all__ = ["TaskRunner"]
@@ -184,7 +184,8 @@ class TaskRunner:
         self._late.settled(job)
         del job.lane.out[job.id]
         job.verdict = command.verdict
-        job.buffers = []
+        if job.verdict is Verdict.CANCELLED or (job.answer is not None and isinstance(job.answer[0], messages.Done)):
+            job.buffers = []  # of a failure they are needed a little longer, for `last_failure`
         try:
             self._snapshots.release(job.blobs.values())
         finally:

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
-__all__ = ["STAND_INS", "Call", "NoIdentity", "SeveralCalls"]
+__all__ = ["STAND_INS", "Call", "NoIdentity", "SeveralCalls", "Traceable", "latest"]
 
 Call: TypeAlias = tuple[Callable[..., Any], Sequence[Any], Mapping[str, Any]]
 """Function, arguments, keyword arguments."""
@@ -21,7 +21,38 @@ class NoIdentity(Exception):
     """Something in a call has no identity beyond this process; the text says what."""
 
 
-class SeveralCalls(ABC):
+class Traceable(ABC):
+    """A task of several calls that knows, after a failure in its slot, which of them has failed."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def each(self) -> Sequence[Call]:
+        """Return its calls, in order."""
+
+    @abstractmethod
+    def reached(self) -> tuple[int, Call] | None:
+        """The number of that call, and the call; None if it was none of them."""
+
+
+def latest(calls: Sequence[Call], progress: Any) -> tuple[int, Call] | None:
+    """Return the call that was begun last, for `Traceable.reached`.
+
+    Parameters
+    ----------
+    calls
+        The calls of a task.
+    progress
+        An iterator over a list with an item for each of them; None if it has not been made. Lists' iterators know how
+        much is left, so a task need not count.
+    """
+    if progress is None:
+        return None
+    number = len(calls) - progress.__length_hint__() - 1
+    return (number, calls[number]) if number >= 0 else None
+
+
+class SeveralCalls(Traceable):
     """A task that returns the list of the results of several calls. Used in the thread that submits it."""
 
     __slots__ = ()
