@@ -28,8 +28,8 @@ _MAX_BITS = 256  # of an integer that is written out
 
 _PLAIN = (type(None), bool, float, complex, range, slice, type(...), type(NotImplemented))
 _TEXTS = (str, bytes, bytearray)
-_BRACKETS = {
-    list: "[]", tuple: "()", set: "{}", frozenset: "{}", collections.deque: "[]",
+_BRACKETS: dict[Any, tuple[str, str]] = {
+    list: ("[", "]"), tuple: ("(", ")"), set: ("{", "}"), frozenset: ("{", "}"), collections.deque: ("[", "]"),
 }  # fmt: skip
 _MAPPINGS = (dict, collections.OrderedDict, collections.defaultdict, collections.Counter, types.MappingProxyType)
 _FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, type)

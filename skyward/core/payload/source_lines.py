@@ -79,9 +79,9 @@ def _places(error: BaseException) -> Iterator[SourcePlace]:
     count = 0
     for trace in _traces(error):
         code = trace.tb_frame.f_code
-        line = trace.tb_lineno
+        line = trace.tb_lineno or 0  # it may be None
         sent = trace.tb_frame.f_globals.get("__name__") == "__main__"
-        if line is not None and (sent or not linecache.getline(code.co_filename, line, trace.tb_frame.f_globals)):
+        if sent or not linecache.getline(code.co_filename, line, trace.tb_frame.f_globals):
             count += 1
             if count > _MAX_PLACES:
                 return
@@ -161,7 +161,7 @@ def _source(file: str) -> tuple[str, ...]:
     """Return the lines of a source that this process has run, or of a regular file; a node may have named any."""
     try:
         linecache.checkcache(file)
-        if not linecache.cache.get(file):  # type: ignore[attr-defined]
+        if not linecache.cache.get(file):
             status = Path(file).stat()
             if not stat.S_ISREG(status.st_mode) or not 0 < status.st_size <= _MAX_BYTES:
                 return ()

@@ -69,7 +69,7 @@ class Separately(Traceable):
     __slots__ = ("task",)
 
     def __init__(self, task: Callable[[], list[Any]]) -> None:
-        self.task = task
+        self.task: Any = task
 
     def __reduce__(self) -> Any:
         return Separately, (self.task,)

@@ -149,8 +149,9 @@ class Completion:
     ) -> None:
         """Keep what `sky.last_failure` tells of a job that has failed."""
         load: Callable[[], BaseException] | None = None
-        if answer is not None and isinstance(answer[0], messages.Failed) and answer[0].reason in _RAISED:
-            load = partial(self._answers.failure, *answer, here=job.is_here, node=job.node)
+        message, buffers = answer or (None, [])
+        if isinstance(message, messages.Failed) and message.reason in _RAISED:
+            load = partial(self._answers.failure, message, buffers, here=job.is_here, node=job.node)
         if job.verdict is not Verdict.HOPELESS and job.node:
             last_failure.keep(record(job, error, load), job)
         job.buffers = []
