@@ -31,11 +31,11 @@ class OutOfMemory:
 
     def __init__(self, proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> None:
         self._proc = proc
-        self._groups = [folder for folder in _folders(proc, cgroups) if _killed(folder) is not None]
+        self._group = next((folder for folder in _folders(proc, cgroups) if _killed(folder) is not None), None)
         self._last = self._count()
 
     def __repr__(self) -> str:
-        return f"<OutOfMemory {self._last} in {self._groups or 'this machine'}>"
+        return f"<OutOfMemory {self._last} in {self._group or 'this machine'}>"
 
     def look(self) -> Kill:
         """Whether a process was killed for memory since the last call."""
@@ -44,17 +44,17 @@ class OutOfMemory:
             return "unknown"
         if self._last <= before:
             return "no"
-        return "ours" if self._groups else "somebody's"
+        return "somebody's" if self._group is None else "ours"
 
     def _count(self) -> int | None:
-        return _killed(self._groups[0]) if self._groups else _number(self._proc / "vmstat", "oom_kill")
+        return _number(self._proc / "vmstat", "oom_kill") if self._group is None else _killed(self._group)
 
     def limit(self) -> int | None:
         """Bytes that this agent and its slots may use together; None if that is not known."""
         kilobytes = _number(self._proc / "meminfo", "MemTotal:")
         limits = [] if kilobytes is None else [kilobytes * 1024]
-        for group in self._groups[:1]:
-            for folder in (group, *group.parents):
+        if self._group is not None:
+            for folder in (self._group, *self._group.parents):
                 for name in ("memory.max", "memory.limit_in_bytes"):
                     with contextlib.suppress(OSError, ValueError):  # "max" is no number
                         limits.append(int((folder / name).read_text()))
