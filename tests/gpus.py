@@ -17,7 +17,7 @@ def uuid(number: int) -> str:
 
 def script(names: list[str], used: int = 3, migs: dict[int, list[str]] | None = None) -> str:
     """An ``nvidia-smi`` that lists these models; memory is 40 GiB each, and `migs` are the profiles of some."""
-    query = "".join(f"{uuid(number)}, {name}, 40960, {used}\n" for number, name in enumerate(names))
+    query = "".join(f"{uuid(number)}, {name}, 40960, {used}, 50\n" for number, name in enumerate(names))
     listing = ""
     for number, name in enumerate(names):
         listing += f"GPU {number}: {name} (UUID: {uuid(number)})\n"

@@ -15,152 +15,53 @@ import sys
 import termios
 import textwrap
 import threading
-import time
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 
-from skyward.console import Console, Rate, Tally, live_text, mark, summary_text, terminal
+from skyward.console import Console, live_text, mark, summary_text, terminal
 from skyward.core.events import (
     Event,
+    MachineInfo,
+    MachineMade,
     Machines,
     NodeGone,
     NodeReady,
     NodeStep,
     Note,
-    PoolClosed,
-    PoolReady,
     PoolStarted,
     Printed,
     TaskEnded,
     TasksQueued,
 )
+from skyward.core.facts import Facts
+from skyward.core.tally import Tally
+from tests.core.test_tally import tally
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
-def tally(*timed: tuple[float, Event]) -> Tally:
-    counted = Tally()
-    for now, event in timed:
-        counted.add(event, now)
-    return counted
+class Heard:
+    """A console as a pool has it: with what is counted of the same events."""
 
+    def __init__(self, *, live: bool = False, stream: TextIO | None = None) -> None:
+        self.facts = Facts()
+        self.console = Console(live=live, facts=self.facts, stream=stream)
 
-# --- counting ---
+    def handle(self, event: Event) -> None:
+        self.facts.handle(event)
+        self.console.handle(event)
 
-
-def test_a_full_run_is_wholly_efficient() -> None:
-    """Two slots, four tasks of 5 s, no gap: 20 slot-seconds of 20."""
-    counted = tally(
-        (0, PoolStarted("p", "local", 1, 2)),
-        (1, NodeReady("node-1", 2)),
-        *[(10, TasksQueued(1)) for _ in range(4)],
-        (15, TaskEnded(1, 5, True)),
-        (15, TaskEnded(1, 5, True)),
-        (20, TaskEnded(1, 5, True)),
-        (20, TaskEnded(1, 5, True)),
-    )
-    assert counted.wall == 10
-    assert counted.throughput == 0.4
-    assert counted.efficiency == 1.0
-    assert (counted.done, counted.queued, counted.failed, counted.busy) == (4, 4, 0, 0)
-
-
-def test_wall_counts_from_the_first_queued_to_the_last_ended() -> None:
-    """Neither the start of the pool nor its end is in it; what lies between two batches is."""
-    counted = tally(
-        (0, PoolStarted("p", "local", 1, 1)),
-        (30, NodeReady("node-1", 1)),
-        (100, TasksQueued(1)),
-        (101, TaskEnded(1, 1, True)),
-        (103, TasksQueued(1)),
-        (104, TaskEnded(1, 1, True)),
-        (200, NodeGone("node-1", None)),
-        (201, PoolClosed(201)),
-    )
-    assert counted.wall == 4
-    assert counted.efficiency == 0.5
-
-
-def test_slots_count_for_the_time_they_are_there() -> None:
-    """A node that comes late and one that is lost: 10 x 1 slot, then 10 x 3, then 10 x 1."""
-    counted = tally(
-        (0, NodeReady("a", 1)),
-        (0, TasksQueued(1)),
-        (10, NodeReady("b", 2)),
-        (20, NodeGone("b", "lost")),
-        (30, TaskEnded(1, 30, True)),
-    )
-    assert counted.efficiency == pytest.approx(30 / 50)
-    assert counted.lost == 1
-    assert counted.slots == 1
-
-
-def test_a_batch_counts_its_tasks_but_holds_one_slot() -> None:
-    counted = tally((0, NodeReady("a", 4)), (0, TasksQueued(100)), (0, TasksQueued(50)))
-    assert (counted.queued, counted.busy) == (150, 2)
-    counted.add(TaskEnded(100, 1, True), 1)
-    assert (counted.done, counted.busy) == (100, 1)
-
-
-def test_busy_is_never_over_the_slots_nor_under_none() -> None:
-    counted = tally((0, NodeReady("a", 2)), *[(0, TasksQueued(1)) for _ in range(9)])
-    assert counted.busy == 2
-    assert tally((0, NodeReady("a", 2)), (0, TaskEnded(1, 0, True))).busy == 0
-
-
-def test_only_what_was_done_counts_as_done() -> None:
-    """Neither what failed nor what was given up; but the time that failures took was taken."""
-    counted = tally(
-        (0, NodeReady("a", 1)),
-        *[(0, TasksQueued(3)) for _ in range(3)],
-        (1, TaskEnded(3, 1, False)),
-        (2, TaskEnded(3, 1, True)),
-        (2, TaskEnded(3, 0, False, cancelled=True)),
-    )
-    assert (counted.done, counted.failed, counted.cancelled, counted.busy) == (3, 3, 3, 0)
-    assert counted.throughput == 1.5
-    assert counted.efficiency == 1.0
-
-
-def test_an_end_that_is_heard_before_its_start() -> None:
-    """The thread that submits says so after the task is on its way, and may be late."""
-    counted = tally((0, NodeReady("a", 1)), (10, TaskEnded(1, 2, True)), (11, TasksQueued(1)))
-    assert counted.wall == 2
-    assert counted.efficiency == 1.0
-    assert counted.busy == 0
-
-
-def test_nothing_ran() -> None:
-    counted = tally((0, PoolStarted("p", "local", 2, 1)), (0, PoolReady(2, 0.1)), (9, PoolClosed(9)))
-    assert (counted.wall, counted.throughput, counted.efficiency) == (0, 0, None)
-
-
-def test_a_node_that_is_ready_again_counts_once() -> None:
-    assert tally((0, NodeReady("a", 2)), (1, NodeReady("a", 2))).slots == 2
-
-
-def test_a_released_node_is_not_lost() -> None:
-    counted = tally((0, NodeReady("a", 2)), (1, NodeGone("a", None)))
-    assert (counted.lost, counted.slots, counted.nodes) == (0, 0, {})
-
-
-def test_rate_is_over_a_window() -> None:
-    rate = Rate(window=5)
-    assert rate.sample(0, 0) == 0
-    assert rate.sample(1, 10) == 10
-    for second in range(2, 20):
-        rate.sample(second, 10)
-    assert rate.sample(20, 10) == 0, "what was long ago is forgotten"
-    assert rate.sample(21, 110) == pytest.approx(20)
-    assert rate.sample(21, 110) >= 0, "twice at the same time is no division by zero"
+    def close(self) -> None:
+        self.console.close()
 
 
 # --- wording ---
 
 
 def test_before_any_node_says_what_it_does() -> None:
-    assert live_text(tally((0, PoolStarted("p", "ssh", 3, 2))), 0, 0.3) == "skyward ssh: nodes 0/3 | 0 s"
+    assert live_text(tally((0, PoolStarted("p", "ssh", 3, 2))), 0.3) == "skyward ssh: nodes 0/3 | 0 s"
 
 
 def test_while_starting_the_line_says_what_nodes_do() -> None:
@@ -170,20 +71,20 @@ def test_while_starting_the_line_says_what_nodes_do() -> None:
         (0, NodeStep("b", "connecting to 10.0.0.2")),
         (0, NodeStep("c", "installing packages")),
     )
-    assert live_text(counted, 0, 4.2) == "skyward ssh: nodes 0/3 | 2 connecting | 1 installing | 4 s"
+    assert live_text(counted, 4.2) == "skyward ssh: nodes 0/3 | 2 connecting | 1 installing | 4 s"
     counted.add(NodeReady("a", 2), 5)
     counted.add(NodeReady("b", 2), 5)
-    assert live_text(counted, 0, 5) == "skyward ssh: nodes 2/3 | installing packages | 5 s"
+    assert live_text(counted, 5) == "skyward ssh: nodes 2/3 | installing packages | 5 s"
 
 
 def test_machines_that_are_not_nodes_yet_are_counted() -> None:
     """While they are bought and boot, and at the end while they are given back."""
     counted = tally((0, PoolStarted("p", "aws", 3, 2)), (0, Machines(ordered=1, booting=2)))
-    assert live_text(counted, 0, 19) == "skyward aws: nodes 0/3 | 1 ordered | 2 booting | 19 s"
+    assert live_text(counted, 19) == "skyward aws: nodes 0/3 | 1 ordered | 2 booting | 19 s"
     counted.add(Machines(ending=3), 20)
-    assert live_text(counted, 0, 20) == "skyward aws: nodes 0/3 | 3 releasing | 20 s"
+    assert live_text(counted, 20) == "skyward aws: nodes 0/3 | 3 releasing | 20 s"
     counted.add(Machines(), 30)
-    assert live_text(counted, 0, 30) == "skyward aws: nodes 0/3 | 30 s"
+    assert live_text(counted, 30) == "skyward aws: nodes 0/3 | 30 s"
 
 
 def test_while_running_the_line_says_how_tasks_get_on() -> None:
@@ -191,13 +92,26 @@ def test_while_running_the_line_says_how_tasks_get_on() -> None:
         (0, PoolStarted("p", "ssh", 2, 2)),
         (0, NodeReady("a", 2)),
         (0, NodeReady("b", 2)),
-        (0, TasksQueued(8)),
+        (0, TasksQueued(108)),
         (0, TasksQueued(2)),
         (1, TaskEnded(2, 1, False)),
         (1, NodeGone("b", "the link broke")),
+        (60, TaskEnded(98, 1, True)),
     )
-    expected = "skyward ssh: nodes 1/2 | 1 lost | slots 1/2 busy | tasks 0/10 | 12.3 tasks/s | 2 failed | 60 s"
-    assert live_text(counted, 12.345, 60) == expected
+    expected = "skyward ssh: nodes 1/2 | 1 lost | slots 0/2 busy | tasks 98/110 | 10.3 tasks/s | 2 failed | 60 s"
+    assert live_text(counted, 60.5) == expected
+
+
+def test_while_running_the_line_says_when_it_ends_and_what_it_costs() -> None:
+    counted = tally(
+        (0, PoolStarted("p", "aws", 1, 2)),
+        (0, MachineMade("i-1", MachineInfo("aws", price=3.6))),
+        (10, NodeReady("a", 2)),
+        *[(10, TasksQueued(1)) for _ in range(11)],
+        (110, TaskEnded(1, 100, True)),
+    )
+    expected = "skyward aws: nodes 1/1 | slots 2/2 busy | tasks 1/11 | 0.1 tasks/s | 7 min 30 s left | $0.11 | 110 s"
+    assert live_text(counted, 110.0) == expected
 
 
 def test_the_summary() -> None:
@@ -240,17 +154,17 @@ def test_what_tasks_print_keeps_its_colours_and_nothing_else() -> None:
 def test_what_machines_are_called_is_visible() -> None:
     tally = Tally(provider="p\x1b[2J")
     tally.add(NodeStep("n", "connecting to \x1b]0;t\x07host\n"), 0.0)
-    for text in (live_text(tally, 0.0, 1.0), summary_text(tally)):
+    for text in (live_text(tally, 1.0), summary_text(tally)):
         assert text.isprintable()
         assert "\\x1b[2J" in text
 
 
 def test_notes_are_visible(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
     terminal = io.StringIO()
-    console = Console(live=True, stream=terminal)
+    console = Heard(live=True, stream=terminal)
     console.handle(Note("refused: \x1b[2J\nnext"))
     console.close()
-    quiet = Console(live=False)
+    quiet = Heard(live=False)
     quiet.handle(Note("refused: \x1b[2J", warning=True))
     quiet.close()
     said = terminal.getvalue() + capsys.readouterr().err + caplog.text
@@ -262,7 +176,7 @@ def test_notes_are_visible(capsys: pytest.CaptureFixture[str], caplog: pytest.Lo
 
 
 def test_output_of_tasks_is_shown_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    console = Console(live=False)
+    console = Heard(live=False)
     console.handle(Printed("node-1", 1, "out\n"))
     console.handle(Printed("node-2", 2, "one\ntwo\n"))
     console.close()
@@ -270,7 +184,7 @@ def test_output_of_tasks_is_shown_without_a_terminal(capsys: pytest.CaptureFixtu
 
 
 def test_streams_are_looked_up_when_text_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    console = Console(live=False)
+    console = Heard(live=False)
     mine = io.StringIO()
     monkeypatch.setattr(sys, "stdout", mine)
     console.handle(Printed("node-1", 1, "out\n"))
@@ -283,7 +197,7 @@ def test_a_missing_stream_is_no_error(monkeypatch: pytest.MonkeyPatch, stream: i
     if stream is not None:
         stream.close()
     monkeypatch.setattr(sys, "stdout", stream)
-    console = Console(live=False)
+    console = Heard(live=False)
     console.handle(Printed("node-1", 1, "out\n"))
     console.close()
 
@@ -291,7 +205,7 @@ def test_a_missing_stream_is_no_error(monkeypatch: pytest.MonkeyPatch, stream: i
 def test_text_that_the_stream_cannot_spell_is_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
-    console = Console(live=False)
+    console = Heard(live=False)
     console.handle(Printed("node-1", 1, "caf\u00e9\n"))
     console.close()
     assert raw.getvalue() == b"[node-1] caf\\xe9\n"
@@ -301,7 +215,7 @@ def test_notes_are_logged_where_there_is_no_terminal(
     caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with caplog.at_level(logging.INFO, logger="skyward"):
-        console = Console(live=True, stream=None)  # pytest's streams are no terminal
+        console = Heard(live=True, stream=None)  # pytest's streams are no terminal
         console.handle(Note("beware", warning=True))
         console.handle(Note("by the way"))
         console.close()
@@ -321,7 +235,7 @@ def test_notes_are_shown_where_a_log_would_keep_them_to_itself(
 ) -> None:
     """As under nohup: what is bought must not be a secret. With `console=False` it is quiet."""
     monkeypatch.setattr(logging.getLogger("skyward"), "hasHandlers", lambda: logging_is_set_up)
-    console = Console(live=live, stream=None)
+    console = Heard(live=live, stream=None)
     console.handle(Note("by the way"))
     console.close()
     assert capsys.readouterr() == ("", shown)
@@ -329,7 +243,7 @@ def test_notes_are_shown_where_a_log_would_keep_them_to_itself(
 
 def test_no_terminal_no_line_no_summary(capsys: pytest.CaptureFixture[str]) -> None:
     assert terminal() is None
-    console = Console(live=True)
+    console = Heard(live=True)
     for event in (PoolStarted("p", "local", 1, 1), NodeReady("a", 1), TasksQueued(1), TaskEnded(1, 1, True)):
         console.handle(event)
     console.close()
@@ -348,42 +262,13 @@ def test_a_reader_that_does_not_read_never_holds_up_the_pool(monkeypatch: pytest
     monkeypatch.setattr(sys, "stdout", stuck := Stuck())
     monkeypatch.setattr(sys, "stderr", told := io.StringIO())
     monkeypatch.setattr("skyward.console._MAX_PENDING", 10_000)
-    console = Console(live=False)
+    console = Heard(live=False)
     for _ in range(1000):
         console.handle(Printed("node-1", 1, "x" * 1000))
     reading.set()
     console.close()
     assert stuck.getvalue().count("\n") < 100, "memory is bounded"
     assert "skyward: dropped" in told.getvalue()
-
-
-def test_events_are_cheap() -> None:
-    """20,000 a second must not be felt: well under 50 us each, even on a slow machine."""
-    console = Console(live=False)
-    began = time.perf_counter()
-    for _ in range(20_000):
-        console.handle(TasksQueued(1))
-        console.handle(TaskEnded(1, 0.001, True))
-    took = time.perf_counter() - began
-    console.close()
-    assert took < 1.0
-
-
-def test_counts_from_many_threads_add_up() -> None:
-    console = Console(live=False)
-
-    def work() -> None:
-        for _ in range(2000):
-            console.handle(TasksQueued(1))
-            console.handle(TaskEnded(1, 0.5, True))
-
-    threads = [threading.Thread(target=work) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    console.close()
-    assert (console.tally.queued, console.tally.done, console.tally.busy_seconds) == (16_000, 16_000, 8000.0)
 
 
 # --- on a real terminal ---
@@ -419,21 +304,28 @@ EVENTS = """
     import sys, time
     from skyward.console import Console
     from skyward.core.events import *
+    from skyward.core.facts import Facts
 
-    console = Console(live=True)
-    console.handle(PoolStarted("p", "local", 2, 1))
-    console.handle(NodeStep("node-1", "connecting"))
+    facts = Facts()
+    console = Console(live=True, facts=facts)
+
+    def tell(event):
+        facts.handle(event)
+        console.handle(event)
+
+    tell(PoolStarted("p", "local", 2, 1))
+    tell(NodeStep("node-1", "connecting"))
     time.sleep(0.3)
-    console.handle(NodeReady("node-1", 1))
-    console.handle(NodeReady("node-2", 1))
+    tell(NodeReady("node-1", 1))
+    tell(NodeReady("node-2", 1))
     for _ in range(4):
-        console.handle(TasksQueued(1))
-    console.handle(Printed("node-1", 1, "from a task\\n"))
+        tell(TasksQueued(1))
+    tell(Printed("node-1", 1, "from a task\\n"))
     sys.stdout.write("from the script\\n")  # print would write the end of the line apart
     time.sleep(0.3)
     for _ in range(4):
-        console.handle(TaskEnded(1, 0.25, True))
-    console.handle(Note("something is odd", warning=True))
+        tell(TaskEnded(1, 0.25, True))
+    tell(Note("something is odd", warning=True))
     time.sleep(0.3)
     console.close()
     print("after")
@@ -485,13 +377,14 @@ def test_two_consoles_share_one_terminal() -> None:
         import sys
         from skyward.console import Console
         from skyward.core.events import Printed
+        from skyward.core.facts import Facts
         before = sys.stdout
-        first, second = Console(live=True), Console(live=True)
+        first, second = Console(live=True, facts=Facts()), Console(live=True, facts=Facts())
         second.handle(Printed("node-9", 1, "of the second\\n"))
         second.close()
         first.close()
         assert sys.stdout is before
-        third = Console(live=True)
+        third = Console(live=True, facts=Facts())
         assert third._line is not None
         third.close()
     """)
@@ -502,7 +395,8 @@ def test_a_fork_writes_past_the_line() -> None:
     seen = run_on_pty("""
         import os
         from skyward.console import Console
-        console = Console(live=True)
+        from skyward.core.facts import Facts
+        console = Console(live=True, facts=Facts())
         if os.fork() == 0:
             print("from the child", flush=True)
             os._exit(0)

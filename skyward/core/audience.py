@@ -13,6 +13,7 @@ from typing import Any
 
 from skyward.core import registry
 from skyward.core.events import Events, Note
+from skyward.core.facts import Facts
 from skyward.core.interfaces import Listener
 
 __all__ = ["Audience"]
@@ -27,15 +28,15 @@ class Audience:
     ----------
     events
         What listeners subscribe to.
-    live
-        The pool's ``console=``, passed to listeners.
+    live, facts
+        The pool's ``console=``, and what is known of the pool; both are passed to listeners.
     """
 
-    def __init__(self, events: Events, *, live: bool) -> None:
+    def __init__(self, events: Events, *, live: bool, facts: Facts) -> None:
         self._events = events
         self._closing: list[tuple[str, Callable[[], object]]] = []
         try:
-            self._each(registry.LISTENERS, lambda name, made: self._subscribe(name, made(live=live)))
+            self._each(registry.LISTENERS, lambda name, made: self._subscribe(name, made(live=live, facts=facts)))
         except BaseException:
             self.close()
             raise
@@ -59,7 +60,7 @@ class Audience:
                 _log.exception("listener %r failed to close", name)
 
     def _subscribe(self, name: str, listener: Listener) -> None:
-        unsubscribe = self._events.subscribe(listener.handle)
+        unsubscribe = self._events.subscribe(listener.handle, getattr(listener, "kinds", None))
 
         def close() -> None:
             unsubscribe()

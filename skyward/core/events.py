@@ -1,5 +1,7 @@
 """Events of a pool: frozen facts, and a way to subscribe to them.
 
+Those that come with each task are named tuples, which take a quarter of the time to make; all others are dataclasses.
+
 The pool emits; the console and dashboards only listen. A listener is called from the thread in which the event arose
 (usually the I/O thread), so it must be quick, must not block and must not call the pool.
 """
@@ -8,17 +10,23 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TypeAlias, Union
+from typing import NamedTuple, TypeAlias, Union
 
 from skyward.core.gpus import Gpu
 
 __all__ = [
     "Event",
     "Events",
+    "Listener",
+    "MachineEnded",
+    "MachineInfo",
+    "MachineMade",
     "Machines",
+    "NodeBegun",
     "NodeGone",
+    "NodeLoad",
     "NodeReady",
     "NodeStep",
     "Note",
@@ -44,6 +52,66 @@ class PoolStarted:
 
 
 @dataclass(frozen=True, slots=True)
+class MachineInfo:
+    """What is known of a machine when it is ordered.
+
+    Attributes
+    ----------
+    provider
+        Name of its provider.
+    type
+        The provider's name for the machine's type; for a host that is not rented, its own name.
+    price
+        US dollars per hour; 0 for one that is not rented, None if not known.
+    spot
+        Whether the provider may preempt it.
+    region
+        Region, zone or country, as the provider names it.
+    """
+
+    provider: str = ""
+    type: str = ""
+    price: float | None = None
+    spot: bool = False
+    region: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MachineMade:
+    """A machine was rented.
+
+    Attributes
+    ----------
+    id
+        The provider's name for it.
+    info
+        What is known of it.
+    age
+        Seconds since it was ordered, from when on it is taken to cost money.
+    """
+
+    id: str
+    info: MachineInfo
+    age: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class MachineEnded:
+    """The provider has agreed to terminate a rented machine, which costs nothing from now on."""
+
+    id: str
+    provider: str
+
+
+@dataclass(frozen=True, slots=True)
+class NodeBegun:
+    """A machine has an address, and begins to be prepared as a node."""
+
+    node: str
+    info: MachineInfo
+
+
+@dataclass(frozen=True, slots=True)
 class NodeStep:
     """Progress while a node starts: `step` is a short phrase such as ``"connecting"``."""
 
@@ -62,11 +130,58 @@ class Machines:
 
 @dataclass(frozen=True, slots=True)
 class NodeReady:
-    """A node is ready to run tasks. `gpus` are those of its slots, if these have GPUs of their own."""
+    """A node is ready to run tasks.
+
+    Attributes
+    ----------
+    node, slots
+        Its name, and how many tasks it runs at a time.
+    gpus
+        Those of its slots, if these have GPUs of their own.
+    info
+        Its machine, as in `NodeBegun`.
+    cores, memory
+        How many cores tasks can use, and the machine's memory in bytes; None if it has not said.
+    """
 
     node: str
     slots: int
     gpus: tuple[Gpu, ...] = ()
+    info: MachineInfo = MachineInfo()
+    cores: int | None = None
+    memory: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NodeLoad:
+    """How a node is used; each node says so a few times a minute. None where it can't tell.
+
+    Attributes
+    ----------
+    node
+        Its name.
+    cpu
+        Share of its cores that was busy since it last said so, from 0 to 1, by whatever process.
+    cores
+        How many cores tasks can use: a container's, where it is given fewer than the machine has.
+    memory_used, memory_total
+        In bytes: a container's, where it is given less than the machine has. What the kernel can free counts as free.
+    disk_free
+        Bytes that are free where tasks work.
+    gpus
+        Those of its slots, if these have GPUs of their own, with their use.
+    problem
+        Why the use of the GPUs is not known, in words; empty if it is.
+    """
+
+    node: str
+    cpu: float | None = None
+    cores: int | None = None
+    memory_used: int | None = None
+    memory_total: int | None = None
+    disk_free: int | None = None
+    gpus: tuple[Gpu, ...] = ()
+    problem: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,24 +200,57 @@ class PoolReady:
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class TasksQueued:
-    """A task, or a batch of `count` tasks, was submitted. For joblib, `count` is the size of the batch, not 1."""
+class TasksQueued(NamedTuple):
+    """A task, or a batch of `count` tasks, was submitted. For joblib, `count` is the size of the batch, not 1.
 
-    count: int
-
-
-@dataclass(frozen=True, slots=True)
-class TaskEnded:
-    """A task (or a batch of `count`) ended after running on a slot for `seconds`.
-
-    `ok` is False if it failed or was cancelled; `cancelled` tells the two apart.
+    `label` names the function, as in `TaskEnded`.
     """
 
-    count: int
+    count: int  # type: ignore[assignment]  # nobody needs what tuples have of that name
+    label: str = ""
+
+
+class TaskEnded(NamedTuple):
+    """A task, or a batch of tasks, ended.
+
+    Attributes
+    ----------
+    count
+        How many of the user's tasks it consists of.
+    seconds
+        How long it ran, as measured on its slot; 0 if it did not run.
+    ok, cancelled
+        `ok` is False if it failed or was cancelled; `cancelled` tells the two apart.
+    node
+        Where it ran last; empty if nowhere.
+    slot
+        Which of the node's slots ran it, from 0; two tasks never run in one slot at the same time. -1 if not known.
+    label
+        Its function, by name. Batches of several calls are named after the first.
+    error
+        Type and first line of the message of what it failed with; None if it did not fail.
+    started
+        When it began, by this process's ``time.monotonic()``: when its answer arrived less `seconds`, so that what the
+        answer took to arrive is in it. None if it has not run to an end.
+    sent, received
+        Bytes of the pickled call and result, with their arrays. An array that the node has is not sent again, so less
+        may have been on the wire.
+    exception
+        What it failed with, with its traceback; None if it did not fail. It may hold large objects: don't keep it.
+    """
+
+    count: int  # type: ignore[assignment]  # nobody needs what tuples have of that name
     seconds: float
     ok: bool
     cancelled: bool = False
+    node: str = ""
+    slot: int = -1
+    label: str = ""
+    error: str | None = None
+    started: float | None = None
+    sent: int = 0
+    received: int = 0
+    exception: BaseException | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +278,21 @@ class PoolClosed:
 
 
 Event: TypeAlias = Union[
-    PoolStarted, Machines, NodeStep, NodeReady, NodeGone, PoolReady, TasksQueued, TaskEnded, Printed, Note, PoolClosed
+    PoolStarted,
+    Machines,
+    MachineMade,
+    MachineEnded,
+    NodeBegun,
+    NodeStep,
+    NodeReady,
+    NodeLoad,
+    NodeGone,
+    PoolReady,
+    TasksQueued,
+    TaskEnded,
+    Printed,
+    Note,
+    PoolClosed,
 ]
 
 Listener: TypeAlias = Callable[[Event], None]
@@ -140,17 +302,19 @@ class Events:
     """The listeners of one pool."""
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()  # guards changes to _listeners; reentrant, as garbage collection may unsubscribe
-        self._listeners: tuple[Listener, ...] = ()
+        self._lock = threading.RLock()  # guards changes to what follows; garbage collection may unsubscribe within
+        self._listeners: tuple[tuple[Listener, tuple[type[Event], ...] | None], ...] = ()
+        self._of: dict[type[Event], tuple[Listener, ...]] = {}  # who hears a kind of event, once one was emitted
 
-    def subscribe(self, listener: Listener) -> Callable[[], None]:
-        """Call `listener` with every event from now on; the returned function unsubscribes it."""
+    def subscribe(self, listener: Listener, kinds: Iterable[type[Event]] | None = None) -> Callable[[], None]:
+        """Call `listener` with every event from now on, or those of some kinds; what is returned ends that."""
+        entry = listener, None if kinds is None else tuple(kinds)
         with self._lock:
-            self._listeners = (*self._listeners, listener)
+            self._listeners, self._of = (*self._listeners, entry), {}
 
         def unsubscribe() -> None:
             with self._lock:
-                self._listeners = tuple(item for item in self._listeners if item is not listener)
+                self._listeners, self._of = tuple(each for each in self._listeners if each is not entry), {}
 
         return unsubscribe
 
@@ -163,7 +327,11 @@ class Events:
             Ctrl-C arrived while a listener ran in the main thread. All listeners have been called.
         """
         interrupt: KeyboardInterrupt | None = None
-        for listener in self._listeners:
+        try:
+            listeners = self._of[type(event)]
+        except KeyError:
+            listeners = self._heard_by(type(event))
+        for listener in listeners:
             try:
                 listener(event)
             except KeyboardInterrupt as error:
@@ -172,3 +340,9 @@ class Events:
                 _log.exception("a listener failed on %r", event)
         if interrupt is not None:
             raise interrupt
+
+    def _heard_by(self, kind: type[Event]) -> tuple[Listener, ...]:
+        with self._lock:
+            of = self._of  # replaced when somebody unsubscribes, which may happen in the next line
+            found = of[kind] = tuple(listener for listener, kinds in self._listeners if kinds is None or kind in kinds)
+            return found

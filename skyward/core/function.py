@@ -332,12 +332,12 @@ class Chunk(SeveralCalls):
         return Chunk, (self.function, self.calls)
 
     def __repr__(self) -> str:
-        return f"<Chunk {self.label}>"
+        return f"<Chunk of {self.label}>"
 
     @property
     def label(self) -> str:
         """Its name in messages."""
-        return f"{label(self.function)} (a chunk of {len(self.calls)})"
+        return label(self.function)
 
     def each(self) -> Sequence[Call]:
         """See `Traceable`."""

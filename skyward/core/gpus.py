@@ -28,12 +28,16 @@ class Gpu:
         Its model; empty if the driver does not say.
     memory, used
         How much memory it has, and how much of that was in use when it was asked, in bytes; None if not known.
+    busy
+        For which share of the last moment, a sixth of a second or more, it was computing, from 0 to 1; None if not
+        known.
     """
 
     id: str
     name: str = ""
     memory: int | None = None
     used: int | None = None
+    busy: float | None = None
 
 
 def parse_gpus(value: object) -> float:

@@ -291,7 +291,9 @@ class Listener(Protocol):
     """Receives the events of a pool: the console, a dashboard.
 
     A class, or any callable, with an entry point in the group ``skyward.listeners``. It is called when a pool is
-    entered, in that thread, with ``live=`` (the pool's ``console=``); accept ``**others``, as more may be added.
+    entered, in that thread, with ``live=`` (the pool's ``console=``) and ``facts=`` (a `skyward.core.facts.Facts`: any
+    thread may call its ``status()`` at any time); accept ``**others``, as more may be added. A listener that has an
+    attribute ``kinds``, a tuple of classes of events, hears only of those, and costs nothing for the others.
     """
 
     def handle(self, event: Event) -> None:

@@ -23,10 +23,11 @@ from skyward.core.audience import Audience
 from skyward.core.code.local_code import CodeSettings
 from skyward.core.code.survey import is_own
 from skyward.core.events import Events, Note, PoolClosed, PoolReady, PoolStarted
+from skyward.core.facts import Facts
 from skyward.core.files.bucket_supply import BucketSource, BucketSupply
 from skyward.core.files.folder import scan
 from skyward.core.interfaces import Channel
-from skyward.core.interrupts import Interrupts, result_of, wait_for
+from skyward.core.interrupts import Interrupts
 from skyward.core.ioloop import IOThread
 from skyward.core.machines.plan import Plan
 from skyward.core.machines.provision import Provisioner
@@ -69,7 +70,9 @@ class RunningPool:
         self._io = IOThread(f"skyward-io-{settings.name}")
         self._io.on_error = self._unexpected
         self._reported: set[str] = set()  # errors
-        self.audience = Audience(events, live=settings.console)
+        self.facts = Facts()
+        self._uncount = events.subscribe(self.facts.handle, self.facts.kinds)
+        self.audience = Audience(events, live=settings.console, facts=self.facts)
         self.dispatcher = make(
             self._io,
             events,
@@ -86,6 +89,7 @@ class RunningPool:
             name=f"skyward-{settings.name}",
         )
         runner = self.dispatcher.runner
+        self.facts.at_nodes = runner.schedule.at_nodes
         self.provisioner = Provisioner(_plan(settings), runner, events, bring=runner.files.bring)
         self._closing = threading.Lock()  # taken by the first thread that closes, and never released
         self._ended = threading.Event()
@@ -134,7 +138,7 @@ class RunningPool:
             self._io.post(self.dispatcher.runner.files.attach, make)
         starting = self._io.start(self.provisioner.start())
         try:
-            result_of(starting)
+            starting.result()
         except BaseException:
             starting.cancel()
             raise
@@ -143,7 +147,7 @@ class RunningPool:
 
     def status(self) -> PoolStatus:
         """See `Compute.status`."""
-        return PoolStatus(self._settings.name, self._io.start(self.provisioner.status()).result())
+        return self.facts.status()
 
     def _find_code(self) -> None:
         """Find the user's own code before anything is bought, and say what nodes get of that and of packages."""
@@ -183,7 +187,7 @@ class RunningPool:
             )
         )
         try:
-            return result_of(fetching)
+            return fetching.result()
         except BaseException:
             fetching.cancel()
             raise
@@ -223,11 +227,11 @@ class RunningPool:
         """Wait until another thread has closed the pool; an interrupt makes it cancel the tasks."""
         try:
             interrupts.let_in()
-            wait_for(self._ended)
+            self._ended.wait()
         except KeyboardInterrupt:
             self._post(self.dispatcher.cancel_all)
             interrupts.let_in()
-            wait_for(self._ended)
+            self._ended.wait()
             raise
         finally:
             interrupts.hold()
@@ -252,7 +256,7 @@ class RunningPool:
     def _drain(self) -> None:
         try:
             self.dispatcher.kept.wait()
-            result_of(self._io.start(self.dispatcher.runner.drained()))
+            self._io.start(self.dispatcher.runner.drained()).result()
         except KeyboardInterrupt:
             self.report_cancelled()
             raise
@@ -283,6 +287,7 @@ class RunningPool:
         finally:  # a user's callback may have called sys.exit()
             self.events.emit(PoolClosed(time.monotonic() - self._began))
             self.audience.close()
+            self._uncount()
 
     def _release_nodes(self, interrupts: Interrupts) -> None:
         releasing = self._io.start(self._release())
@@ -290,7 +295,7 @@ class RunningPool:
         while True:
             try:
                 interrupts.let_in()
-                result_of(releasing)
+                releasing.result()
                 return
             except KeyboardInterrupt:
                 if warned:

@@ -1,52 +1,233 @@
-"""The state of a pool at one moment, as values."""
+"""The state of a pool at one moment, as values, and as a table for people."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
+from skyward.core.events import Machines, NodeLoad
 from skyward.core.gpus import Gpu
+from skyward.core.visible import shown
 
-__all__ = ["NodeStatus", "PoolStatus"]
+__all__ = ["FunctionStatus", "NodeStatus", "PoolStatus", "TaskCounts", "duration"]
 
 
 @dataclass(frozen=True, slots=True)
 class NodeStatus:
-    """A node that is ready.
+    """A node.
 
     Attributes
     ----------
     name
         Its name.
     slots
-        How many tasks it runs at a time.
+        How many tasks it runs at a time; 0 unless it is ready.
     gpus
-        The GPUs of its slots, with the memory in use now; none unless the pool was opened with ``Worker(gpus=...)``.
+        The GPUs of its slots, with their use when the node last told it; none unless the pool was opened with
+        ``Worker(gpus=...)``.
     problem
         Why the GPUs' use is not known, in words; empty if it is.
+    state
+        ``"starting"``, ``"ready"`` or ``"lost"``.
+    detail
+        What it is doing while it starts, or why it was lost.
+    busy
+        How many of its slots run a task.
+    done, failed
+        How many tasks ended there.
+    load
+        What the node last said of its use; None before it has.
+    provider, type, region, spot, price
+        Its machine, see `skyward.core.events.MachineInfo`.
     """
 
     name: str
     slots: int
     gpus: tuple[Gpu, ...] = ()
     problem: str = ""
+    state: str = "ready"
+    detail: str = ""
+    busy: int = 0
+    done: int = 0
+    failed: int = 0
+    load: NodeLoad | None = None
+    provider: str = ""
+    type: str = ""
+    region: str | None = None
+    spot: bool = False
+    price: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
+class TaskCounts:
+    """How many of the user's tasks are in which state. A slot runs one task of a batch at a time."""
+
+    waiting: int = 0
+    running: int = 0
+    done: int = 0
+    failed: int = 0
+    cancelled: int = 0
+
+    @property
+    def unfinished(self) -> int:
+        """Those that wait or run."""
+        return self.waiting + self.running
+
+    @property
+    def total(self) -> int:
+        """All that were submitted."""
+        return self.waiting + self.running + self.done + self.failed + self.cancelled
+
+    def __str__(self) -> str:
+        counts = self.waiting, self.running, self.done, self.failed, self.cancelled
+        words = "waiting", "running", "done", "failed", "cancelled"
+        return ", ".join(f"{count} {word}" for count, word in zip(counts, words, strict=True) if count) or "none"
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionStatus:
+    """The tasks of one function.
+
+    Attributes
+    ----------
+    label
+        Its name; ``"other"`` for all functions beyond the first 100.
+    unfinished, done, failed, cancelled
+        How many tasks are in which state.
+    seconds
+        How long those that have ended have run in all.
+    mean
+        The same for one task, in seconds; None before one has ended that ran.
+    """
+
+    label: str
+    unfinished: int = 0
+    done: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    seconds: float = 0.0
+    mean: float | None = None
+
+
+@dataclass(frozen=True, slots=True, repr=False)
 class PoolStatus:
-    """A pool that is open.
+    """A pool at one moment. As text it is a table.
 
     Attributes
     ----------
     name
         Unique name of the pool.
     nodes
-        The nodes that are ready, in the order of their numbers.
+        Those that are ready and those that start, in the order of their numbers, and the last few that were lost.
+    provider
+        Names of its providers.
+    wanted
+        How many nodes it wants at most.
+    lost
+        How many nodes were lost.
+    machines
+        How many rented machines are not nodes: ordered, booting, ending.
+    tasks
+        All tasks, by state.
+    functions
+        All tasks, by function, in the order of their first tasks.
+    rate
+        Tasks that succeeded per second, over the last ten seconds.
+    sent, received
+        Bytes of all pickled calls and results, see `skyward.core.events.TaskEnded`.
+    cost
+        US dollars that rented machines have cost so far, as far as prices are known.
+    price
+        US dollars per hour of those that exist now, as far as prices are known.
+    unpriced
+        How many machines are not in these, because their price is not known.
+    left
+        Seconds until all tasks that were submitted have ended, as far as can be told; None if it can't, 0 if there is
+        nothing to do.
+    seconds
+        Since the pool was entered.
     """
 
     name: str
-    nodes: tuple[NodeStatus, ...]
+    nodes: tuple[NodeStatus, ...] = ()
+    provider: str = ""
+    wanted: int = 0
+    lost: int = 0
+    machines: Machines = field(default_factory=Machines)
+    tasks: TaskCounts = field(default_factory=TaskCounts)
+    functions: tuple[FunctionStatus, ...] = ()
+    rate: float = 0.0
+    sent: int = 0
+    received: int = 0
+    cost: float = 0.0
+    price: float = 0.0
+    unpriced: int = 0
+    left: float | None = None
+    seconds: float = 0.0
 
     @property
     def slots(self) -> int:
         """How many tasks the pool runs at a time."""
         return sum(node.slots for node in self.nodes)
+
+    @property
+    def busy(self) -> int:
+        """How many slots run a task."""
+        return sum(node.busy for node in self.nodes)
+
+    def __repr__(self) -> str:
+        ready = sum(node.state == "ready" for node in self.nodes)
+        head = f"{self.name} at {self.provider}: {ready} of {self.wanted} nodes, {self.busy} of {self.slots} slots busy"
+        head += f", {self.lost} lost" if self.lost else ""
+        lines = [f"{head}, for {duration(self.seconds)}", f"tasks: {self.tasks}; {self.rate:.3g}/s"]
+        if self.left and self.tasks.unfinished:
+            lines[1] += f"; about {duration(self.left)} left"
+        if self.cost or self.price:
+            unknown = f", and {self.unpriced} machines of unknown price" if self.unpriced else ""
+            lines.append(f"cost: ${self.cost:.4f} so far, ${self.price:.4g}/h{unknown}")
+        lines += _table(_NODES, [_node_row(node) for node in self.nodes])
+        lines += _table(_FUNCTIONS, [_function_row(each) for each in self.functions])
+        return shown("\n".join(lines))
+
+
+_MOST_ROWS = 30
+_NODES = "node", "state", "busy", "done", "failed", "cpu", "memory", "machine"
+_FUNCTIONS = "function", "unfinished", "done", "failed", "mean"
+
+
+def duration(seconds: float) -> str:
+    """A time in words, such as ``"42 s"``, ``"1 min 5 s"`` or ``"2 h 10 min"``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _node_row(node: NodeStatus) -> list[str]:
+    load = node.load or NodeLoad(node.name)
+    cpu = "" if load.cpu is None else f"{load.cpu:.0%}"
+    used, total = load.memory_used, load.memory_total
+    memory = "" if used is None or total is None else f"{used / 2**30:.1f} of {total / 2**30:.1f} GiB"
+    price = f", ${node.price:.4g}/h" if node.price else ""
+    where = f" in {node.region}" if node.region else ""
+    names = " ".join(dict.fromkeys((node.provider, node.type)))  # this machine is called "local" by both
+    machine = f"{names}{' spot' if node.spot else ''}{where}{price}"
+    state = f"{node.state}: {node.detail.partition(chr(10))[0]:.60}" if node.detail else node.state
+    busy = f"{node.busy} of {node.slots}"
+    return [node.name, state, busy, str(node.done), str(node.failed), cpu, memory, machine]
+
+
+def _function_row(each: FunctionStatus) -> list[str]:
+    mean = "" if each.mean is None else f"{each.mean:.3g} s"
+    return [each.label, str(each.unfinished), str(each.done), str(each.failed), mean]
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table, after an empty one; of many rows only the first. None if there are no rows."""
+    if not rows:
+        return []
+    some = [head, *rows[:_MOST_ROWS]]
+    widths = [max(len(row[column]) for row in some) for column in range(len(head))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in some]
+    return ["", *lines, *([f"and {len(rows) - _MOST_ROWS} more"] if len(rows) > _MOST_ROWS else [])]

@@ -86,11 +86,11 @@ class Seats:
             heapq.heappush(self._free, seat)
 
     @contextlib.contextmanager
-    def taken(self) -> Iterator[None]:
+    def taken(self) -> Iterator[int]:
         """Hold a seat in this thread, as its `current_worker`."""
-        _thread.slot = self.take()
+        _thread.slot = seat = self.take()
         try:
-            yield
+            yield seat
         finally:
-            self.release(_thread.slot)
+            self.release(seat)
             _thread.slot = None

@@ -129,16 +129,13 @@ class Batch(SeveralCalls):
         return _of_one_function, (self.function, calls, self.level, self.initializer, self.number)
 
     def __repr__(self) -> str:
-        return f"<Batch {self.label}>"
+        return f"<Batch of {self.label}>"
 
     @property
     def label(self) -> str:
-        """Name in messages: the first function, and the number of calls."""
+        """Name in messages: the first function."""
         items = self.calls if self.level is not None else getattr(self.calls, "items", None)
-        if not items:
-            return type(self.calls).__qualname__
-        name = label(items[0][0])
-        return f"{name} (a batch of {len(items)})" if len(items) > 1 else name
+        return label(items[0][0]) if items else type(self.calls).__qualname__
 
     @property
     def context(self) -> bytes:

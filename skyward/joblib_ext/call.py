@@ -313,12 +313,12 @@ def _listen(call: ParallelCall) -> Callable[[], object]:
     """Have a call count its slots whenever nodes come and go, as long as it lives; return a function that ends this."""
     weak = weakref.ref(call)
 
-    def handle(event: Event) -> None:
-        if isinstance(event, (NodeReady, NodeGone)) and (listening := weak()) is not None:
+    def handle(_: Event) -> None:
+        if (listening := weak()) is not None:
             with contextlib.suppress(PoolNotActive):  # the pool is being closed, which its tasks report
                 listening.count()
 
-    ending = weakref.finalize(call, call.pool.events.subscribe(handle))
+    ending = weakref.finalize(call, call.pool.events.subscribe(handle, (NodeReady, NodeGone)))
     ending.atexit = False
     return ending
 

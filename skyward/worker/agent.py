@@ -54,7 +54,6 @@ from skyward.core.protocol.messages import (
     Share,
     StreamClose,
     StreamData,
-    Survey,
 )
 from skyward.core.protocol.wire import Received, Role, Wire
 from skyward.worker import blob_store, scratch
@@ -64,6 +63,7 @@ from skyward.worker.file_service import FileRequest, FileService
 from skyward.worker.forkserver.launch import ForkServerProcess, forked
 from skyward.worker.forkserver.liveness import LIMITS
 from skyward.worker.listening_socket import ListeningSocket
+from skyward.worker.load_reports import LoadReports
 from skyward.worker.node_gpus import NodeGpus
 from skyward.worker.own_folders import OwnFolders, own_folders
 from skyward.worker.owner_session import OwnerSession
@@ -193,6 +193,7 @@ class Agent:
         self.peers: PeerExchange | None = None
         self.gpus: NodeGpus | None = None
         self.files: FileService | None = None
+        self.loads: LoadReports | None = None
         self.stopped: asyncio.Future[str] = loop.create_future()
         self.cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self._fault: str | None = None  # the error that ended the owner's last connection, if any
@@ -224,6 +225,8 @@ class Agent:
             connection.gone("the agent ends")
         if self.session is not None and self.session.link is not None:
             self.session.link.close()
+        if self.loads is not None:
+            self.loads.close()
         if self.peers is not None:
             self.peers.close()
         if self.slots is not None:
@@ -390,14 +393,6 @@ class Agent:
         if self.peers is not None:
             self.peers.meet(message)
 
-    def _survey(self, _: SlotPool, __: Survey, ___: Received) -> None:
-        session = self.session
-        assert session is not None
-        if self.gpus is not None:
-            self.gpus.survey(session.post)
-        else:
-            session.post(Gpus([], "its slots were given no GPUs"))
-
     _NUMBERED: ClassVar[dict[type[Any], Callable[[Agent, SlotPool, Any, Received], None]]] = {
         Run: lambda _, slots, message, received: slots.submit(message, received.buffers),
         Code: lambda _, slots, message, received: slots.code(message, received.buffers[0]),
@@ -411,7 +406,6 @@ class Agent:
         StreamClose: _stream,
         Fetch: _fetch,
         Peers: _meet,
-        Survey: _survey,
         **dict.fromkeys(get_args(FileRequest), _about_files),
     }
 
@@ -462,7 +456,13 @@ class Agent:
                 network = self.system.peer_network(self.loop, setup.identity, self._folder)
                 self.peers = PeerExchange(self.loop, network, setup.node, blobs.store, blobs.keep, session.post)
                 blobs.grew = self.peers.grew
-            self.files = FileService(self.loop, slots.blobs, folders, setup.cwd or folders.work, session.post)
+            work = setup.cwd or folders.work
+            self.files = FileService(self.loop, slots.blobs, folders, work, session.post)
+            if setup.load:
+                measure = self.system.make_meter(work)
+                self.loads = LoadReports(
+                    self.loop, session.post, lambda: session.link is not None, measure, self.gpus, setup.load
+                )
         except (OSError, ValueError) as error:
             session.post(Ready(0, f"can't start slots: {error}"))
 

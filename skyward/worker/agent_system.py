@@ -14,6 +14,7 @@ from skyward.worker import gpu_search
 from skyward.worker.blob_store import Store
 from skyward.worker.forkserver.launch import ForkServerProcess, started
 from skyward.worker.gpu_search import FoundGpus
+from skyward.worker.machine_load import MachineLoad, Usage
 from skyward.worker.peer_network import PeerNetwork, TLSNetwork
 
 __all__ = ["AgentSystem", "log"]
@@ -49,6 +50,8 @@ class AgentSystem:
         enter. May raise `OSError` or `ValueError`.
     find_gpus
         Returns the GPUs that processes with these environment variables may use. Blocks, and may raise `GpuError`.
+    make_meter
+        Makes what measures the machine's load, of the folder where tasks work. Must neither block nor raise.
     """
 
     start_server: Callable[[Mapping[str, str]], ForkServerProcess] = started
@@ -57,4 +60,5 @@ class AgentSystem:
     log: Callable[[str], None] = log
     peer_network: Callable[[asyncio.AbstractEventLoop, dict[str, str], str], PeerNetwork] = TLSNetwork
     find_gpus: Callable[[Mapping[str, str]], FoundGpus] = gpu_search.find
+    make_meter: Callable[[str], Callable[[], Usage]] = lambda folder: MachineLoad(folder).read
     make_store: Callable[[int], Store] = lambda max_adopted: Store(max_adopted=max_adopted)

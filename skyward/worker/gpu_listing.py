@@ -25,7 +25,7 @@ def nvidia_smi(query: str, listing: str) -> list[Gpu]:
     Parameters
     ----------
     query
-        Of ``--query-gpu=uuid,name,memory.total,memory.used --format=csv,noheader,nounits``.
+        Of ``--query-gpu=uuid,name,memory.total,memory.used,utilization.gpu --format=csv,noheader,nounits``.
     listing
         Of ``-L``.
 
@@ -47,10 +47,11 @@ def nvidia_smi(query: str, listing: str) -> list[Gpu]:
 
 
 def _queried(line: str) -> Gpu:
-    id, *name, total, used = [part.strip() for part in line.split(",")] if line.count(",") > 2 else ["", "", ""]
+    parts = [part.strip() for part in line.split(",")]
+    id, *name, total, used, busy = parts if len(parts) > 4 else [""] * 4
     if not id.startswith("GPU-"):
         raise GpuError(f"nvidia-smi listed no GPU but said: {line.strip():.500}")
-    return Gpu(id, ", ".join(name), _size(total, _MIB), _size(used, _MIB))
+    return Gpu(id, ", ".join(name), _size(total, _MIB), _size(used, _MIB), _share(busy))
 
 
 def _size(text: Any, unit: int) -> int | None:
@@ -60,6 +61,11 @@ def _size(text: Any, unit: int) -> int | None:
     except (TypeError, ValueError):
         return None
     return size if 0 <= size < _MOST else None
+
+
+def _share(text: str) -> float | None:
+    """A percentage as a share; None for what programs say that don't know."""
+    return int(text) / 100 if text.isdecimal() and int(text) <= 100 else None
 
 
 def nvidia_files(minors: Sequence[int], informations: Sequence[str]) -> list[Gpu]:

@@ -21,7 +21,7 @@ __all__ = ["FoundGpus", "find"]
 
 _LIMIT = 30.0  # seconds; a driver that has to be initialised first takes up to ten on a machine with eight GPUs
 _PLACES = ("/usr/bin", "/usr/local/nvidia/bin", "/usr/lib/wsl/lib", "/opt/rocm/bin")  # beyond PATH
-_FIELDS = "uuid,name,memory.total,memory.used"
+_FIELDS = "uuid,name,memory.total,memory.used,utilization.gpu"
 
 
 @dataclass(frozen=True, slots=True)

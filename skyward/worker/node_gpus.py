@@ -66,7 +66,7 @@ class NodeGpus:
         self._look(lambda found: then(_failure(found) if isinstance(found, Exception) else self._message(found.gpus)))
 
     def _message(self, gpus: Sequence[Gpu]) -> Gpus:
-        return Gpus([[gpu.id, gpu.name, gpu.memory, gpu.used] for gpu in gpus if gpu.id in self._ids], None)
+        return Gpus([[gpu.id, gpu.name, gpu.memory, gpu.used, gpu.busy] for gpu in gpus if gpu.id in self._ids], None)
 
     def _look(self, then: Callable[[FoundGpus | Exception], object]) -> None:
         """Find GPUs in a thread, and call `then` on the loop."""

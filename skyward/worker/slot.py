@@ -106,6 +106,8 @@ class Slot:
 
     sock: socket.socket
     """Blocking, to the agent."""
+    seat = 0
+    """Its number for tasks, from 1; 0 if threads share it."""
     claims: Claims
     """Which of the tasks that were handed to an isolated slot it still has."""
 
@@ -161,7 +163,7 @@ class Slot:
                     self._to_thread(message, received.buffers)
                 elif self.claims.claim(message.task):
                     self._enter_code(message.code)
-                    self.answer(message, received.buffers)
+                    self.answer(message, received.buffers, self.seat)
                     self.imports.report()
                     if self.growth.exceeded() and self.claims.drawn is None:
                         return  # a new slot gets the tasks that have not begun
@@ -195,8 +197,8 @@ class Slot:
         while True:
             run, buffers = self._tasks.get()
             try:
-                with self._seats.taken():
-                    self.answer(run, buffers)
+                with self._seats.taken() as seat:
+                    self.answer(run, buffers, seat)
             except BaseException:  # no answer could be sent; the agent answers when the process has died
                 sys.excepthook(*sys.exc_info())
                 os._exit(70)
@@ -208,14 +210,22 @@ class Slot:
 
     # --- one task ---
 
-    def answer(self, run: Run, buffers: list[Filled]) -> None:
-        """Run a task and send its result or error."""
+    def answer(self, run: Run, buffers: list[Filled], seat: int = 0) -> None:
+        """Run a task and send its result or error.
+
+        Parameters
+        ----------
+        run, buffers
+            The task.
+        seat
+            The slot's number for tasks.
+        """
         if self.limit.now != (run.threads or self.limit.default):
             self.limit.set(run.threads)
         try:
             call = self._load(run, buffers)
         except BaseException as error:
-            self._fail(run.task, 0.0, Failure.UNLOADABLE, unloadable(error, self.settings.node))
+            self._fail(run.task, 0.0, Failure.UNLOADABLE, unloadable(error, self.settings.node), seat)
             return
         buffers.clear()
         began = time.perf_counter()
@@ -230,7 +240,7 @@ class Slot:
             # Drop this frame. Not by assignment, which a frozen dataclass refuses.
             error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)
             memory_maps.explain(error)
-            self._fail(run.task, seconds, Failure.RAISED, error, (function, args, kwargs))
+            self._fail(run.task, seconds, Failure.RAISED, error, seat, (function, args, kwargs))
             return
         seconds = time.perf_counter() - began
         if os.getpid() != self.pid:
@@ -239,13 +249,13 @@ class Slot:
         try:
             head, views = pickling.dumps(result, "result", large=None, named=self.settings.named)
         except BaseException as error:  # a user's __reduce__ may raise anything
-            self._fail(run.task, seconds, Failure.RAISED, error)
+            self._fail(run.task, seconds, Failure.RAISED, error, seat)
             return
         self.streams.flush()
         files, rest = (
             self.result_files.put(views, pickling.LARGE) if views and self.result_files is not None else ({}, views)
         )
-        self._send(Done(run.task, seconds, files), [head, *rest])
+        self._send(Done(run.task, seconds, files, seat), [head, *rest])
 
     def _load(self, run: Run, buffers: list[Filled]) -> tuple[Any, Any, Any]:
         memory_maps.begin_task(files=bool(run.blobs))
@@ -265,11 +275,17 @@ class Slot:
         return function, args, kwargs
 
     def _fail(
-        self, task: int, seconds: float, reason: Failure, error: BaseException, call: tuple[Any, Any, Any] | None = None
+        self,
+        task: int,
+        seconds: float,
+        reason: Failure,
+        error: BaseException,
+        seat: int,
+        call: tuple[Any, Any, Any] | None = None,
     ) -> None:
         with contextlib.suppress(Exception):  # a task may have left stdout in any state
             self.streams.flush()
-        failed = Failed(task, seconds, reason.value, type(error).__name__, missing(error))
+        failed = Failed(task, seconds, reason.value, type(error).__name__, missing(error), seat)
         self._send(failed, exceptions.dump(error, item_of(call), as_data=self.settings.data))
 
     def _send(self, message: Done | Failed | Missing | Ready, buffers: Sequence[Buffer] = ()) -> None:

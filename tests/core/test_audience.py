@@ -12,6 +12,7 @@ import pytest
 from skyward.core import registry
 from skyward.core.audience import Audience
 from skyward.core.events import Event, Events, Note, PoolReady
+from skyward.core.facts import Facts
 
 LISTENER = """
 HEARD = []
@@ -56,12 +57,24 @@ def module(name: str) -> Any:
 def test_a_listener_hears_until_the_pool_ends(install: Any) -> None:
     install("theirs_one", "[skyward.listeners]\ntheirs = theirs_one:Listener\n", LISTENER)
     events = Events()
-    audience = Audience(events, live=False)
+    facts = Facts()
+    audience = Audience(events, live=False, facts=facts)
     events.emit(PoolReady(1, 0.1))
     audience.close()
     audience.close()
     events.emit(PoolReady(2, 0.1))
-    assert module("theirs_one").HEARD == [{"live": False}, PoolReady(1, 0.1), "closed"]
+    assert module("theirs_one").HEARD == [{"live": False, "facts": facts}, PoolReady(1, 0.1), "closed"]
+
+
+def test_a_listener_hears_of_the_kinds_that_it_wants(install: Any) -> None:
+    code = f"from skyward.core.events import Note{LISTENER}    kinds = (Note,)\n"
+    install("theirs_note", "[skyward.listeners]\ntheirs = theirs_note:Listener\n", code)
+    events = Events()
+    audience = Audience(events, live=False, facts=Facts())
+    events.emit(PoolReady(1, 0.1))
+    events.emit(Note("hello"))
+    audience.close()
+    assert module("theirs_note").HEARD[1:] == [Note("hello"), "closed"]
 
 
 def test_a_front_end_is_entered_and_left(install: Any) -> None:
@@ -72,7 +85,7 @@ def test_a_front_end_is_entered_and_left(install: Any) -> None:
     class Pool:
         is_active = False
 
-    audience, pool = Audience(Events(), live=False), Pool()
+    audience, pool = Audience(Events(), live=False, facts=Facts()), Pool()
     with contextlib.ExitStack() as contexts:
         audience.enter(pool, contexts)
         assert module("theirs_two").SAW == [pool]
@@ -92,7 +105,7 @@ def test_one_that_fails_is_reported_and_left_out(install: Any, code: str) -> Non
     install("theirs_wreck", "[skyward.listeners]\ntheirs = theirs_wreck:Listener\n", code)
     events = Events()
     seen = heard(events)
-    Audience(events, live=False).close()
+    Audience(events, live=False, facts=Facts()).close()
     (note,) = seen
     assert isinstance(note, Note)
     assert note.warning
@@ -103,7 +116,7 @@ def test_one_that_fails_at_the_end_keeps_nobody_from_ending(install: Any, caplog
     code = LISTENER.replace('HEARD.append("closed")', "raise ValueError('at the end')")
     install("theirs_late", "[skyward.listeners]\na = theirs_late:Listener\n", code)
     install("theirs_fine", "[skyward.listeners]\nb = theirs_fine:Listener\n", LISTENER)
-    Audience(Events(), live=False).close()
+    Audience(Events(), live=False, facts=Facts()).close()
     assert module("theirs_fine").HEARD[-1] == "closed"
     assert "at the end" in caplog.text
 
@@ -112,7 +125,7 @@ def test_the_name_of_one_of_ours_is_taken(install: Any) -> None:
     install("theirs_rival", "[skyward.listeners]\nconsole = theirs_rival:Listener\n", LISTENER)
     events = Events()
     seen = heard(events)
-    Audience(events, live=False).close()
+    Audience(events, live=False, facts=Facts()).close()
     assert [type(event) for event in seen] == [Note]
     assert "theirs_rival" in str(seen[0])
 

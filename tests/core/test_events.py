@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from skyward.core.events import Event, Events, Note
+from skyward.core.events import Event, Events, Note, TasksQueued
 
 
 def failing(error: type[BaseException]) -> tuple[Events, list[Event]]:
@@ -32,3 +32,26 @@ def test_an_interrupt_that_meets_a_listener_is_not_lost() -> None:
     with pytest.raises(KeyboardInterrupt):
         events.emit(Note("hello"))
     assert heard == [Note("hello")]
+
+
+def test_a_listener_hears_of_some_kinds_until_it_ends_that() -> None:
+    events, notes, everything = Events(), list[Event](), list[Event]()
+    end = events.subscribe(notes.append, (Note,))
+    events.emit(TasksQueued(1))
+    events.subscribe(everything.append)
+    for event in (TasksQueued(2), Note("a")):
+        events.emit(event)
+    end()
+    end()
+    events.emit(Note("b"))
+    assert notes == [Note("a")]
+    assert everything == [TasksQueued(2), Note("a"), Note("b")]
+
+
+def test_one_that_subscribes_twice_hears_twice() -> None:
+    events, heard = Events(), list[Event]()
+    ends = [events.subscribe(heard.append) for _ in range(2)]
+    events.emit(Note("a"))
+    ends[0]()
+    events.emit(Note("b"))
+    assert heard == [Note("a"), Note("a"), Note("b")]

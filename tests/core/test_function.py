@@ -153,7 +153,7 @@ def test_a_call_that_has_not_run_goes_nowhere(pool: sky.Compute, task: Callable[
 
 
 def test_a_node_names_a_chunk_after_its_function(pool: sky.Compute) -> None:
-    with pytest.raises(sky.WorkerCrashed, match=r"_exit \(a chunk of 2\)"):
+    with pytest.raises(sky.WorkerCrashed, match=r"_exit \(a batch of 2\)"):
         list(pool.map(os._exit, [1, 1], chunksize=2))
 
 

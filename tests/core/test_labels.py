@@ -50,5 +50,5 @@ def test_a_function_is_named(function: object, name: str) -> None:
 def test_so_are_those_in_batches_and_chunks() -> None:
     partial = functools.partial(train, 1)
     assert label(Batch([delayed(partial)(2)], 0)) == "train"
-    assert label(Batch([delayed(partial)(2)] * 3, 0)) == "train (a batch of 3)"
-    assert label(Chunk(partial, [(1,), (2,)])) == "train (a chunk of 2)"
+    assert label(Batch([delayed(partial)(2)] * 3, 0)) == "train"
+    assert label(Chunk(partial, [(1,), (2,)])) == "train"

@@ -52,8 +52,8 @@ def test_the_function_is_pickled_once_where_all_calls_are_of_one() -> None:
     assert plain_parts(Batch(CALLS, 1)) is None
 
 
-@pytest.mark.parametrize(("count", "label"), [(1, "pow"), (2, "pow (a batch of 2)"), (0, "list")])
-def test_its_label_names_function_and_number(count: int, label: str) -> None:
+@pytest.mark.parametrize(("count", "label"), [(1, "pow"), (2, "pow"), (0, "list")])
+def test_its_label_names_the_function(count: int, label: str) -> None:
     assert Batch(CALLS[:count], 1).label == label
 
 

@@ -16,6 +16,7 @@ __all__ = ["held", "left"]
 # Class.attribute -> what it holds of a pool that has come to an end.
 _OVER = {
     "Completion.lost": "why each node was lost, for the texts of errors",
+    "Events._of": "who hears which kinds of events",
     "Fleet._handlers": "functions",
     "Fleet._states": "one for each provider",
     "Purse._states": "the same",
@@ -23,6 +24,8 @@ _OVER = {
     "OrderBook._resting": "offers that were refused",
     "OrderBook.candidates": "offers",
     "OrderBook.placed": "one for each order",
+    "MachineReports._made": "one for each rented machine",
+    "MachineReports._offers": "one for each order",
     "Listeners._sent": "addresses that tasks may connect to",
     "Plan.providers": "settings",
     "PoolContext.guests": "what front ends keep, one for each",

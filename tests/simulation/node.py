@@ -46,6 +46,7 @@ from skyward.worker.forkserver.protocol import (
     REQUEST,
     UP,
 )
+from skyward.worker.machine_load import Usage
 from skyward.worker.tickets import Claims
 from tests.simulation.neighbours import Neighbourhood
 from tests.simulation.talk import Talk
@@ -459,6 +460,7 @@ class Machine:
             random_bytes=self.world.random.randbytes,
             log=lambda text: self.world.tell(f"{self.name} logs: {text}"),
             peer_network=lambda _, identity, __: self.neighbourhood.network(self.name, self.process, identity),
+            make_meter=lambda _: lambda: Usage(0.5, 4, 1 << 30, 1 << 32, 1 << 34),
             make_store=lambda most: Store([f"{self.folder}/{each}" for each in ("memory", "disk")], most, self._pwrite),
         )
         self.agent = Agent(self.process, start, self._listener, self.folder, self.server(), system)

@@ -51,7 +51,7 @@ def setup(**changes: Any) -> Setup:
     """Return a Setup for tests."""
     values: dict[str, Any] = {
         "node": "n0", "concurrency": 2, "isolated": True, "threads": None, "env": {}, "path": [str(ROOT)], "cwd": None,
-        "preload": [], "around": [], "orphan_timeout": 30.0,
+        "preload": [], "around": [], "orphan_timeout": 30.0, "load": 0.0,
     }  # fmt: skip
     return Setup(**{**values, **changes})
 

@@ -15,18 +15,18 @@ from skyward.worker.gpu_shares import GpuError
 
 A, B = "GPU-5d5ba0d6-d33d-2b2c-524d-9e3d8d2b8a77", "GPU-ad2367dd-a40e-6b86-6fc3-c44a2cc92c7e"
 LISTED = f"GPU 0: NVIDIA A100-SXM4-40GB (UUID: {A})\nGPU 1: NVIDIA A100-SXM4-40GB (UUID: {B})\n"
-QUERIED = f"{A}, NVIDIA A100-SXM4-40GB, 40960, 4\n{B}, NVIDIA A100-SXM4-40GB, 40960, [N/A]\n"
+QUERIED = f"{A}, NVIDIA A100-SXM4-40GB, 40960, 4, 25\n{B}, NVIDIA A100-SXM4-40GB, 40960, [N/A], [N/A]\n"
 MIG = "  MIG 3g.20gb     Device  0: (UUID: MIG-c6d4f1ef-42e4-5de3-91c7-45d71c87eb3f)\n"
 OLD_MIG = f"  MIG 1g.5gb Device 1: (UUID: MIG-{A}/1/0)\n"
 
 
 def test_gpus() -> None:
     assert nvidia_smi(QUERIED, LISTED) == [
-        Gpu(A, "NVIDIA A100-SXM4-40GB", 40960 * 2**20, 4 * 2**20),
+        Gpu(A, "NVIDIA A100-SXM4-40GB", 40960 * 2**20, 4 * 2**20, 0.25),
         Gpu(B, "NVIDIA A100-SXM4-40GB", 40960 * 2**20, None),
     ]
     assert nvidia_smi("No devices were found\n", "") == nvidia_smi("", "") == []
-    assert nvidia_smi(f"{A}, Odd, with comma, 1, 0\n", "")[0].name == "Odd, with comma"
+    assert nvidia_smi(f"{A}, Odd, with comma, 1, 0, 0\n", "")[0].name == "Odd, with comma"
 
 
 def test_a_divided_gpu_counts_as_its_instances() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from skyward.core.protocol.messages import Cancel, Failure, Gpus, Survey
+from skyward.core.protocol.messages import Cancel, Failure, Gpus, Load
 from tests.gpus import A100, T4, plant, rocm_script, script, uuid
 from tests.worker.helpers import Owner, alive, descendants, owner, setup, wait_for
 
@@ -90,21 +90,27 @@ def test_the_matrix(tmp_path: Path, gpus: float, concurrency: int, count: int, e
 
 
 @pytest.mark.slow
-def test_the_owner_hears_of_the_gpus_first(tmp_path: Path) -> None:
+def test_the_owner_hears_of_the_gpus_first_and_of_their_use_again_and_again(tmp_path: Path) -> None:
     plant(tmp_path / "bin", script([A100, T4, T4], used=7))
     with owner() as node:
-        node.set_up(gpus=1, concurrency=2)
+        node.set_up(gpus=1, concurrency=2, load=0.02)
         first, second, *_ = [received.message for received in node.order]
-        assert first == Gpus([[uuid(0), A100, 40960 * 2**20, 7 * 2**20], [uuid(1), T4, 40960 * 2**20, 7 * 2**20]], None)
-        assert second == node.ready
+        assert first == Gpus(
+            [[uuid(0), A100, 40960 * 2**20, 7 * 2**20, 0.5], [uuid(1), T4, 40960 * 2**20, 7 * 2**20, 0.5]], None
+        )
+        assert second == node.ready or isinstance(second, Load)
+
+        def last() -> Load:
+            return next(
+                (each.message for each in reversed(node.order) if isinstance(each.message, Load)), Load(*[None] * 5)
+            )
+
+        node.until(lambda: bool(last().gpus), "the first report")
         plant(tmp_path / "bin", script([A100, T4, T4], used=9))
-        node.send(Survey())
-        node.until(lambda: isinstance(node.order[-1].message, Gpus) and node.order[-1].message != first, "the answer")
-        assert [gpu[3] for gpu in node.order[-1].message.found] == [9 * 2**20, 9 * 2**20]
+        node.until(lambda: [gpu[3] for gpu in last().gpus] == [9 * 2**20, 9 * 2**20], "a later one")
         plant(tmp_path / "bin", "#!/bin/sh\nexit 3\n")
-        node.send(Survey())
-        node.until(lambda: getattr(node.order[-1].message, "error", None), "the error")
-        assert "status 3" in node.order[-1].message.error
+        node.until(lambda: "status 3" in last().problem, "the error")
+        assert last().gpus == []
 
 
 @pytest.mark.slow

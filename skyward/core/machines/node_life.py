@@ -17,7 +17,6 @@ from skyward.core.nodes.session import Session, SessionHandler
 from skyward.core.payload.shared_file import CAN_SHARE
 from skyward.core.protocol.messages import Ready
 from skyward.core.spec import Machine
-from skyward.core.status import NodeStatus
 from skyward.core.whoami import Seats
 
 if TYPE_CHECKING:
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
 __all__ = ["Bring", "Identities", "NodeLife", "NodeOwner", "Shared", "nothing"]
 
 _log = logging.getLogger("skyward.provision")
-
-_SURVEY = 35.0  # seconds; an agent gives the makers' programs 30
 
 
 class NodeOwner(Protocol):
@@ -171,17 +168,6 @@ class NodeLife:
         """End it: its provider says that the machine has ended."""
         self.reason = reason
         self.serving.cancel()
-
-    async def status(self) -> NodeStatus:
-        """How it is now; asks for the use of its GPUs."""
-        session, problem = self.session, None
-        if session is not None and self._shared.plan.setup.gpus:
-            try:
-                async with asyncio.timeout(_SURVEY if session.linked else 0.0):
-                    problem = await session.gpus.ask()
-            except TimeoutError:
-                problem = "it did not answer" if session.linked else "it can't be reached at the moment"
-        return NodeStatus(self.name, self.slots, session.gpus.found if session is not None else (), problem or "")
 
     async def _serve(self) -> str | None:
         plan, machine, patience = self._shared.plan, self.machine, 0.0

@@ -25,7 +25,7 @@ from skyward.core.errors import (
     TaskError,
     VolumeFailed,
 )
-from skyward.core.events import Events, Machines, NodeGone, NodeReady, Note
+from skyward.core.events import Events, Machines, NodeBegun, NodeGone, NodeReady, Note
 from skyward.core.gpus import describe, described
 from skyward.core.guard import guarded, watched
 from skyward.core.interfaces import Rental, Trait
@@ -34,14 +34,15 @@ from skyward.core.machines.budget import Budget
 from skyward.core.machines.candidates import find_candidates
 from skyward.core.machines.fleet import Fleet
 from skyward.core.machines.fleet_reports import exhausted_text, left_text, order_texts, why_too_few
+from skyward.core.machines.machine_reports import MachineReports
 from skyward.core.machines.node_life import Bring, Identities, NodeLife, Shared, nothing
 from skyward.core.machines.plan import Plan
 from skyward.core.machines.provider_calls import ProviderCalls, checked_list
+from skyward.core.nodes import node_reports
 from skyward.core.nodes.session import Session, SessionHandler
 from skyward.core.nodes.timing import link_patience
 from skyward.core.protocol.messages import Ready
 from skyward.core.spec import Machine, MachineId, Order
-from skyward.core.status import NodeStatus
 
 if TYPE_CHECKING:
     from skyward.core.machines.buyer import Buyer
@@ -148,6 +149,7 @@ class Provisioner:
         self._waiting = Machines()  # as last reported
         self._slept = _asleep()
         self._told: frozenset[tuple[int, str]] = frozenset()  # slots and GPUs that the user knows of
+        self._reports = MachineReports(plan, events, lambda: asyncio.get_running_loop().time())
         identities = Identities(plan.order.tag, plan.nodes.max, make_authority)
         self._shared = Shared(plan, events, self, user, identities, bring=bring)
 
@@ -163,11 +165,6 @@ class Provisioner:
     def nodes(self) -> list[str]:
         """Names of the nodes that are ready, in the order of their numbers."""
         return [life.name for life in list(self._lives.values()) if life.is_ready]  # a copy, as above
-
-    async def status(self) -> tuple[NodeStatus, ...]:
-        """The nodes that are ready, in the order of their numbers, with the use of their GPUs now."""
-        ready = [life for life in self._lives.values() if life.is_ready]
-        return tuple(await asyncio.gather(*(life.status() for life in ready)))
 
     async def start(self) -> None:
         """Provision nodes; returns when the minimum is ready, while more may still come.
@@ -294,11 +291,17 @@ class Provisioner:
         buy: Callable[[Order], Sequence[Machine]] = self._plan.providers[source].create
         if self._buyer is not None and (rental := self._plan.rental(source)) is not None:
             buy = functools.partial(self._buyer.buy, rental)
+        self._reports.ordered(command.order, offer)
+
+        def made(machines: Sequence[Machine]) -> f.Made:
+            self._reports.made(source, machines)
+            return f.Made(command.order, machines)
+
         await self._ask(
             source,
             functools.partial(checked_list, Machine, buy),
             order,
-            then=lambda machines: f.Made(command.order, machines),
+            then=made,
             otherwise=lambda error: f.Refused(command.order, error),
         )
 
@@ -315,11 +318,16 @@ class Provisioner:
         end: Callable[[Sequence[MachineId]], None] = self._plan.providers[source].destroy
         if self._buyer is not None and (rental := self._plan.rental(source)) is not None:
             end = functools.partial(self._buyer.end, rental)
+
+        def ended(_: None) -> f.Destroyed:
+            self._reports.ended(source, ids)
+            return f.Destroyed(source, ids)
+
         await self._ask(
             source,
             end,
             ids,
-            then=lambda _: f.Destroyed(source, ids),
+            then=ended,
             otherwise=lambda error: f.NotDestroyed(source, ids, error),
         )
 
@@ -375,6 +383,8 @@ class Provisioner:
         buyer = self._buyer if rental is not None else None
         if buyer is not None:
             self._errand(self._calls.run(buyer.reached, self._plan.providers[source].name, machine, name))
+        self._reports.made(source, [machine])
+        self._events.emit(NodeBegun(name, self._reports.info(source, machine)))
         life = self._lives[source, machine.id] = NodeLife(name, source, machine, self._shared, buyer)
         if self._stopping:
             life.serving.cancel()
@@ -437,13 +447,14 @@ class Provisioner:
             life.is_ready, life.slots = True, message.slots
             self._handle(f.CameUp())
             self._user.node_up(session, message.slots)
-            self._events.emit(NodeReady(life.name, message.slots, session.gpus.found))
+            info, known = self._reports.info(life.source, life.machine), node_reports.machine(session.facts)
+            self._events.emit(NodeReady(life.name, message.slots, session.gpus, info, *known))
             if self._started:
                 self._report_gpus([life])
 
     def _report_gpus(self, lives: Sequence[NodeLife]) -> None:
         """Tell the user which GPUs these nodes have; those that are like earlier ones are not worth a line."""
-        found = [(life.name, life.slots, life.session.gpus.found) for life in lives if life.session is not None]
+        found = [(life.name, life.slots, life.session.gpus) for life in lives if life.session is not None]
         told, self._told = self._told, self._told | {(slots, described(gpus)) for _, slots, gpus in found}
         if new := [node for node in found if (node[1], described(node[2])) not in told and node[2]]:
             self._events.emit(Note(describe(new, self._plan.setup.gpus)))

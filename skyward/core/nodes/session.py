@@ -19,9 +19,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, ClassVar, Protocol
 
 from skyward.core.errors import LinkError, ProtocolError, ProvisioningError
+from skyward.core.gpus import Gpu
 from skyward.core.interfaces import Channel
+from skyward.core.nodes import node_reports
 from skyward.core.nodes.agent_link import AgentLink, Stripes, describe
-from skyward.core.nodes.gpu_survey import GpuSurvey
 from skyward.core.nodes.greeting import Greeting
 from skyward.core.nodes.link_breaks import Breaks, LinkProgress
 from skyward.core.nodes.timing import Timing
@@ -79,6 +80,10 @@ class Session:
 
     supply: Callable[[PackageLists], Awaitable[None]] | None = None
     """Installs packages on the node; None where nothing can be installed. Raises errors of ours."""
+    gpus: tuple[Gpu, ...] = ()
+    """Those of its slots, as they were before the first task."""
+    heard = 0.0
+    """When the node was last heard, by the loop's clock."""
 
     def __init__(
         self,
@@ -96,7 +101,6 @@ class Session:
         self.shares = setup.shares
         self.facts: dict[str, Any] = {}
         self.round_trip: float | None = None
-        self.gpus = GpuSurvey(self.send)
         self.barren = False
         """Whether it was abandoned because no task succeeds there."""
         self._connect = connect
@@ -117,7 +121,6 @@ class Session:
         self._distance: float | None = None  # minimum round trip over all links
         self._unlinked = asyncio.Event()  # set while there is no link
         self._acked = asyncio.Event()  # set when the agent has acknowledged something
-        self._heard = 0.0
         self.send(setup)
 
     def __repr__(self) -> str:
@@ -308,11 +311,11 @@ class Session:
     async def _talk(self, link: AgentLink) -> None:
         """Read until the link ends."""
         loop = asyncio.get_running_loop()
-        self._heard = loop.time()
+        self.heard = loop.time()
         link.start(self._beat(link))
         read, receive = link.channel.read, link.wire.receive_data
         while data := await read():
-            self._heard = loop.time()
+            self.heard = loop.time()
             for received in receive(data):
                 self._take(received)
             if self._inbox.should_acknowledge:
@@ -324,9 +327,9 @@ class Session:
             slept = loop.time()
             await asyncio.sleep(self._timing.beat)
             if (late := loop.time() - slept - self._timing.beat) > self._timing.beat:
-                self._heard += late  # the loop was held up (a thread may hold Python's lock for long), and heard nobody
-            if loop.time() - self._heard > self._timing.silence:
-                _log.warning("%s: silent for %.0f s", self.node, loop.time() - self._heard)
+                self.heard += late  # the loop was held up (a thread may hold Python's lock for long), and heard nobody
+            if loop.time() - self.heard > self._timing.silence:
+                _log.warning("%s: silent for %.0f s", self.node, loop.time() - self.heard)
                 link.channel.close()
                 return
             if link.wire.is_open:
@@ -349,7 +352,7 @@ class Session:
         if isinstance(received.message, Ready):
             self._on_ready(self, received.message)
         elif isinstance(received.message, Gpus):
-            self.gpus.heard(received.message)
+            self.gpus = node_reports.gpus(received.message.found)
         else:
             self._handler.received(self, received.message, received.buffers)
 

@@ -10,7 +10,7 @@ import cloudpickle
 
 from skyward.core.interrupts import is_interrupt
 
-__all__ = ["describe", "find_culprit", "first_line"]
+__all__ = ["describe", "find_culprit", "first_line", "in_short"]
 
 _MAX_DEPTH = 12
 _MAX_ITEMS = 10_000
@@ -108,3 +108,13 @@ def describe(error: BaseException) -> str:
 def first_line(error: BaseException) -> str:
     """The first line of `describe`."""
     return describe(error).splitlines()[0]
+
+
+def in_short(error: BaseException) -> str:
+    """Type and first line of the text of an exception, of bounded length. Never raises."""
+    name = type(error).__name__
+    try:
+        lines = str(error).strip().splitlines()
+    except BaseException:  # the user's __str__ is broken
+        lines = []
+    return f"{name}: {lines[0]:.200}" if lines else name

@@ -20,6 +20,7 @@ from skyward.core.protocol.messages import (
     Gpus,
     Kept,
     Listening,
+    Load,
     Message,
     Missing,
     Output,
@@ -54,6 +55,7 @@ def _done(message: Done, buffers: int) -> bool:
     return (
         buffers > 0
         and message.task > 0
+        and 0 <= message.slot <= _MAX_SLOTS
         and 0 <= message.seconds < math.inf
         and (not message.files or _files(message.files, buffers))
     )
@@ -68,18 +70,29 @@ def _files(files: dict[Any, Any], buffers: int) -> bool:
 def _failed(message: Failed, buffers: int) -> bool:
     return (
         message.task > 0
+        and 0 <= message.slot <= _MAX_SLOTS
         and 0 <= message.seconds < math.inf
         and message.reason in _REASONS
         and (buffers > 0 or message.reason not in _CARRIED)
     )
 
 
+def _is_share(value: Any) -> bool:
+    return value is None or (type(value) in (int, float) and 0 <= value <= 1)
+
+
+def _load(message: Load) -> bool:
+    sizes = message.cores, message.memory_used, message.memory_total, message.disk_free
+    return _is_share(message.cpu) and all(size is None or size >= 0 for size in sizes) and _gpus(message.gpus)
+
+
 def _gpus(found: list[Any]) -> bool:
     return len(found) <= _MAX_GPUS and all(
         type(gpu) is list
-        and len(gpu) == 4
+        and len(gpu) == 5
         and all(type(text) is str and len(text) <= _MAX_NAME for text in gpu[:2])
-        and all(size is None or (type(size) is int and size >= 0) for size in gpu[2:])
+        and all(size is None or (type(size) is int and size >= 0) for size in gpu[2:4])
+        and _is_share(gpu[4])
         for gpu in found
     )
 
@@ -100,6 +113,7 @@ _CHECKS: dict[type[Any], Callable[[Any, int], bool]] = {
     Listening: lambda m, _: 0 < m.port < 1 << 16 and len(m.addresses) <= _MAX_ADDRESSES and _strings(m.addresses),
     Reached: lambda m, _: _strings(m.peers),
     Gpus: lambda m, _: _gpus(m.found),
+    Load: lambda m, _: _load(m),
     Reply: lambda m, buffers: m.request > 0 and buffers == (m.error is None),
 }
 

@@ -34,6 +34,7 @@ __all__ = [
     "Inquire",
     "Kept",
     "Listening",
+    "Load",
     "Message",
     "Missing",
     "Mount",
@@ -55,7 +56,6 @@ __all__ = [
     "StreamClose",
     "StreamData",
     "StreamOpen",
-    "Survey",
     "Welcome",
 ]
 
@@ -173,6 +173,8 @@ class Setup(NamedTuple):
         Whether the versions of code that tasks name are sent, as `Code`; otherwise they say when slots must be new.
     conventions
         The owner's time zone and locale, see `core.system.conventions`; empty: the node's own.
+    load
+        Seconds between two reports of the node's `Load`; 0: there are none.
     """
 
     node: str
@@ -194,6 +196,7 @@ class Setup(NamedTuple):
     part: list[int] = [0, 1]  # noqa: RUF012 - nobody changes it
     code: bool = False
     conventions: dict[str, str] = {}  # noqa: RUF012 - nobody changes it
+    load: float = 15.0
 
 
 class Ready(NamedTuple):
@@ -206,18 +209,27 @@ class Ready(NamedTuple):
     error: str | None
 
 
-class Survey(NamedTuple):
-    """Ask for the node's GPUs and their use. Answered by `Gpus`."""
-
-
 class Gpus(NamedTuple):
-    """The GPUs that slots have been given, before `Ready`, and after a `Survey`; or `error` says why none can be seen.
+    """The GPUs that slots have been given, before `Ready`; or `error` says why none can be seen.
 
-    Of each its id, name, memory and memory in use, in bytes or None; see `skyward.core.gpus.Gpu`.
+    Of each its id, name, memory and memory in use, in bytes, and the share of time it is busy; or None for the last
+    three. See `skyward.core.gpus.Gpu`.
     """
 
     found: list[list[Any]]
     error: str | None
+
+
+class Load(NamedTuple):
+    """How the node is used, a few times a minute; see `skyward.core.events.NodeLoad`. `gpus` are as in `Gpus`."""
+
+    cpu: float | None
+    cores: int | None
+    memory_used: int | None
+    memory_total: int | None
+    disk_free: int | None
+    gpus: list[list[Any]] = []  # noqa: RUF012 - nobody changes it
+    problem: str = ""
 
 
 class Run(NamedTuple):
@@ -301,11 +313,13 @@ class Done(NamedTuple):
     """The task returned after `seconds`. Buffers: the head and the out-of-band buffers of its pickled result.
 
     `files` maps the index of an out-of-band buffer to the path of a file that holds it; only if `Setup.shares` is set.
+    `slot` is the number of the slot that ran it, from 1; 0 if there is none.
     """
 
     task: int
     seconds: float
     files: dict[int, bytes] = {}  # noqa: RUF012 - nobody changes it
+    slot: int = 0
 
 
 class Failure(enum.Enum):
@@ -321,7 +335,7 @@ class Failure(enum.Enum):
 
 
 class Failed(NamedTuple):
-    """The task did not return. `reason` is a `Failure` value. Buffers: see `Failure`.
+    """The task did not return. `reason` is a `Failure` value. Buffers: see `Failure`. `slot` as in `Done`.
 
     `missing` is the module that could not be imported, if that was the cause; it is prefixed with its package's name if
     the node has the package, and the package lacks the module.
@@ -332,6 +346,7 @@ class Failed(NamedTuple):
     reason: str
     detail: str
     missing: str = ""
+    slot: int = 0
 
 
 class Output(NamedTuple):
@@ -489,7 +504,7 @@ class Reply(NamedTuple):
 Message = Union[
     Hello, Welcome, Proof, Ping, Pong, Ack, Bye, Setup, Ready, Run, Cancel, Done, Failed, Output, Blob, Forget,
     StreamOpen, StreamData, StreamClose, Recall, Returned, Fetch, Share, Kept, Listening, Peers, Reached,
-    Began, Inquire, Missing, Survey, Gpus, Code, Mount, Build, Find, Read, Reply, Attach, Renew,
+    Began, Inquire, Missing, Load, Gpus, Code, Mount, Build, Find, Read, Reply, Attach, Renew,
 ]  # fmt: skip
 
 MESSAGES: tuple[type[Any], ...] = get_args(Message)

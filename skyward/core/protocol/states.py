@@ -29,6 +29,7 @@ from skyward.core.protocol.messages import (
     Inquire,
     Kept,
     Listening,
+    Load,
     Missing,
     Mount,
     Output,
@@ -49,7 +50,6 @@ from skyward.core.protocol.messages import (
     StreamClose,
     StreamData,
     StreamOpen,
-    Survey,
     Welcome,
 )
 
@@ -83,8 +83,9 @@ class State(enum.Enum):
 
 _ANY = (Ping, Pong, Ack, Bye, StreamData, StreamClose)
 _FILES = (Mount, Build, Find, Read, Attach, Renew)
-_OWNER = (Setup, Run, Code, Cancel, Recall, Inquire, Blob, Fetch, Share, Forget, Peers, Survey, *_FILES)
-_WORKER = (Ready, Began, Done, Failed, Returned, Missing, Output, StreamOpen, Kept, Listening, Reached, Gpus, Reply)
+_OWNER = (Setup, Run, Code, Cancel, Recall, Inquire, Blob, Fetch, Share, Forget, Peers, *_FILES)
+_REPORTS = (Ready, Listening, Reached, Gpus, Load)
+_WORKER = (Began, Done, Failed, Returned, Missing, Output, StreamOpen, Kept, Reply, *_REPORTS)
 
 
 def _open(kinds: Iterable[type[Any]]) -> dict[type[Any], State]:

@@ -133,7 +133,7 @@ class ResumingDispatcher(Dispatcher):
         future: TaskFuture[_T] = TaskFuture(self._on_cancel, number)
         job = Job(number, label, future, options, options.group or self._maker.common, None, [], {})
         job.found = (value,)
-        self._events.emit(TasksQueued(options.count))
+        self._events.emit(TasksQueued(options.count, label))
         self._completion.deliver(job)
         return future
 

@@ -102,19 +102,19 @@ def unanswered(job: Job, hopeless: TaskError, lost: Mapping[str, str]) -> BaseEx
     detail = failed.detail if isinstance(failed, Failed) else "it ended"
     if job.verdict is Verdict.CRASHED and failed is not None:
         return WorkerCrashed(
-            f"the worker process of {job.label} (task {job.id}) on {job.node} died: {detail}. "
+            f"the worker process of {job.title} (task {job.id}) on {job.node} died: {detail}. "
             "It was started as often as Worker(attempts=...) allows"
         )
     if job.verdict is Verdict.REFUSED and failed is not None:
         return WorkerCrashed(
-            f"no node can start {job.label} (task {job.id}); {job.node} reports: {detail}. "
+            f"no node can start {job.title} (task {job.id}); {job.node} reports: {detail}. "
             "All other nodes that are up, if any, have refused it too"
         )
     if job.verdict is Verdict.HOPELESS:
-        return type(hopeless)(f"{job.label} (task {job.id}) can't run: {hopeless}")
+        return type(hopeless)(f"{job.title} (task {job.id}) can't run: {hopeless}")
     where = job.options.node or job.node
     reason = lost.get(where, "there is no such node")
-    return NodeLost(f"{job.label} (task {job.id}) is lost with {where}: {reason}")
+    return NodeLost(f"{job.title} (task {job.id}) is lost with {where}: {reason}")
 
 
 def take_files(session: Session, message: Done, buffers: list[Filled]) -> tuple[Done | Failed, list[Filled]]:

@@ -13,6 +13,7 @@ from typing import Any
 from skyward.core.errors import NodeLost, PayloadError, TaskError, TaskTimeout
 from skyward.core.events import Events, TaskEnded
 from skyward.core.payload import exceptions
+from skyward.core.payload.diagnose import in_short
 from skyward.core.payload.surroundings import Surroundings
 from skyward.core.protocol import messages
 from skyward.core.protocol.wire import Filled
@@ -121,7 +122,7 @@ class Completion:
                 raised = of_callback
         if not future.set_running_or_notify_cancel():
             self.kept.ended(job)
-            self._events.emit(TaskEnded(job.options.count, 0.0, ok=False, cancelled=True))
+            self._events.emit(TaskEnded(job.options.count, 0.0, False, True, job.node, label=job.label))
             if raised is not None:
                 raise raised
             return
@@ -135,7 +136,7 @@ class Completion:
         except BaseException as problem:
             error = _unreadable(job, problem)
         self.kept.ended(job)
-        self._events.emit(TaskEnded(job.options.count, future.seconds or 0.0, error is None))
+        self._events.emit(_ended(job, error))
         if job.options.keeper is not None:
             future.seconds = (future.seconds or 0.0) + job.options.keeper.seconds
         if error is None:
@@ -171,7 +172,7 @@ class Completion:
                 return None, _unanswered(job, _timeout(job))
             if isinstance(message, messages.Failed):
                 return None, self._failure(job, message, buffers)
-            whose = f"{job.label} on {job.node}"
+            whose = f"{job.title} on {job.node}"
             result, error = self._answers.result(whose, buffers)
             if error is None and job.options.keeper is not None:
                 return job.options.keeper.merge(job, result, partial(self._answers.result, whose))
@@ -188,7 +189,7 @@ class Completion:
 
 def _timeout(job: Job) -> TaskTimeout:
     return TaskTimeout(
-        f"{job.label} (task {job.id}) on {job.node} was stopped after {job.timeout:g} s; "
+        f"{job.title} (task {job.id}) on {job.node} was stopped after {job.timeout:g} s; "
         "raise Compute(timeout=...), or set it to None for no limit"
     )
 
@@ -200,9 +201,21 @@ def _unanswered(job: Job, error: BaseException) -> BaseException:
     return error
 
 
+def _ended(job: Job, error: BaseException | None) -> TaskEnded:
+    """Tell how a job has ended; called for each task, so arguments are passed by position."""
+    options, future = job.options, job.future
+    seconds = future.seconds or 0.0
+    started = job.ended - seconds if job.ended else None
+    text = None if error is None else in_short(error)
+    place = job.node, job.slot, job.label
+    return TaskEnded(
+        options.count, seconds, error is None, False, *place, text, started, future.size, future.result_size, error
+    )
+
+
 def _unreadable(job: Job, problem: BaseException) -> BaseException:
     """The error for an answer that raised something: it may contain anything, and run anything when it is loaded."""
-    error = PayloadError(f"the answer of {job.label} on {job.node} can't be read: {type(problem).__name__}")
+    error = PayloadError(f"the answer of {job.title} on {job.node} can't be read: {type(problem).__name__}")
     error.__cause__ = problem
     return error
 

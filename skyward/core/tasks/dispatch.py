@@ -186,7 +186,7 @@ class Dispatcher:
             return future
         job.first = first
         self._post(job)
-        self._events.emit(TasksQueued(options.count))
+        self._events.emit(TasksQueued(options.count, job.label))
         return future
 
     def call_kept(
@@ -232,7 +232,7 @@ class Dispatcher:
         """Make a job that may have to wait."""
         task = next(self._ids)
         job = self._maker.make(task, TaskFuture(self._on_cancel, task), function, args, kwargs, options)
-        self._events.emit(TasksQueued(options.count))
+        self._events.emit(TasksQueued(options.count, job.label))
         return job
 
     def _send(self, job: Job) -> None:

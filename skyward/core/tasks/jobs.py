@@ -161,7 +161,7 @@ class Job:
     """A task that has not settled yet, or whose future is not completed yet."""
 
     id: int
-    label: str
+    label: str  # its function
     future: TaskFuture[Any]
     options: TaskOptions
     group: TaskGroup
@@ -176,6 +176,8 @@ class Job:
     is_here: bool = False  # whether that node uses this program's environment
     number: int = 0  # of the message that it was sent in
     began: float = 0.0  # when its node reported that it had begun, by the loop's clock
+    ended: float = 0.0  # when its answer arrived, by the same
+    slot: int = -1  # of the node, from 0
     withdrawn: bool = False  # not wanted unless it has begun
     alone: bool = False  # whether its process is to run nothing else
     note: str = ""  # what was tried in vain to run it
@@ -185,6 +187,12 @@ class Job:
     looks: bool = False  # it has waited for an equal one, and is to look for the result before it is run
     found: tuple[Any] | None = None  # its result, if that was kept
     outcome: tuple[Any, BaseException | None] | None = None  # result or error, if it was looked at before its turn
+
+    @property
+    def title(self) -> str:
+        """Its name in messages: the function, and how many of the user's tasks it consists of."""
+        count = self.options.count
+        return f"{self.label} (a batch of {count})" if count > 1 else self.label
 
     @property
     def lane(self) -> DeliveryQueue:

@@ -15,7 +15,6 @@ from collections import deque
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from skyward.core.interrupts import INTERRUPT_SECONDS
 from skyward.core.tasks.futures import TaskFuture
 from skyward.core.tasks.jobs import Job, KeptCall, TaskOptions
 from skyward.core.tasks.schedule_events import Verdict
@@ -260,7 +259,7 @@ class KeptCalls:
         """Wait until every call has ended and its result is kept."""
         with self._changed:
             while self._open:
-                self._changed.wait(INTERRUPT_SECONDS)
+                self._changed.wait()
 
 
 def done(result: Any) -> TaskFuture[Any]:

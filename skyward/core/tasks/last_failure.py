@@ -249,7 +249,7 @@ def record(job: Job, error: BaseException, load: Callable[[], BaseException] | N
     size = sum(map(len, job.buffers))
     most = MAX_BYTES if NODE not in os.environ else 0  # nobody looks at what failed in a pool of a task
     sent = list(job.buffers) if size <= most else None
-    label = job.label if position < 0 else job.label.partition(" (a ")[0]
+    label = job.title if position < 0 else job.label
     load = load or partial(type(error), *error.args)
     notes = list(vars(error).get("__notes__", ()))
     return FailedTask(label, None if index < 0 else index, job.node, position, sent, size, load, notes)

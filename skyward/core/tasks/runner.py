@@ -14,6 +14,7 @@ from skyward.core.code.local_code import CodeVersion
 from skyward.core.errors import NodeLost, PayloadError, ProtocolError, TaskError
 from skyward.core.events import Events, Note
 from skyward.core.files.node_files import NodeFiles
+from skyward.core.nodes import node_reports
 from skyward.core.nodes.session import Session
 from skyward.core.payload.shared_file import remove
 from skyward.core.protocol import messages
@@ -135,14 +136,14 @@ class TaskRunner:
             self._send(node, job, command.alone)
         except Exception as error:
             _log.info("task %d can't be sent to %s", job.id, command.node, exc_info=error)
-            job.error = PayloadError(f"{job.label} (task {job.id}) can't be sent to {command.node}: {error}")
+            job.error = PayloadError(f"{job.title} (task {job.id}) can't be sent to {command.node}: {error}")
             job.error.__cause__ = error
             self._distributor.release(command.node, job.id)
             self.handle(schedule_events.Finished(job.id, command.node, Outcome.ANSWERED))
 
     def _send(self, node: _LiveNode, job: Job, alone: bool) -> None:
         if job.node:
-            job.future.began, job.began = False, 0.0  # it is retried
+            job.future.began, job.began, job.ended, job.slot = False, 0.0, 0.0, -1  # it is retried
         job.node, job.is_here = node.session.node, node.session.shares
         job.alone = alone
         node.newest = max(node.newest, job.id)
@@ -253,7 +254,7 @@ class TaskRunner:
         if isinstance(message, messages.Done) and message.files:
             message, buffers = take_files(session, message, buffers)
         if mine is not None:
-            mine.answer = (message, buffers)
+            mine.answer, mine.ended, mine.slot = (message, buffers), session.heard, message.slot - 1
             if mine.blobs and mine.group.arrays is not None:
                 mine.group.arrays.ran(message.seconds)
         self._distributor.release(session.node, message.task)
@@ -271,7 +272,7 @@ class TaskRunner:
     def _missing(self, node: _LiveNode, message: messages.Missing, _: list[Filled]) -> None:
         """Retry tasks that a node should have and does not have, as after a crash."""
         for task in self._roll_caller.lost(node.session, message.tasks):
-            text = f"{node.session.node} has lost {self.jobs[task].label} (task {task}), which was sent to it"
+            text = f"{node.session.node} has lost {self.jobs[task].title} (task {task}), which was sent to it"
             _log.warning("%s", text)
             self._events.emit(Note(f"{text}: this counts as if its worker had died", warning=True))
             self._finished(node, messages.Failed(task, 0.0, messages.Failure.CRASHED.value, "the node lost it"), [])
@@ -300,6 +301,7 @@ class TaskRunner:
         messages.Returned: _returned,
         messages.Missing: _missing,
         messages.Output: _printed,
+        messages.Load: lambda self, node, message, _: self._events.emit(node_reports.load(node.session.node, message)),
         **dict.fromkeys(ABOUT_STREAMS, _streamed),
     }
 

@@ -36,6 +36,7 @@ import math
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar
 
 from skyward.core.tasks.schedule_events import (
@@ -169,6 +170,8 @@ class Schedule:
         self._groups: dict[int, _Group] = {}
         self._turns: OrderedDict[int, _Group] = OrderedDict()  # groups with a waiting task that are below their limit
         self._nodes: dict[str, _NodeLoad] = {}
+        self.at_nodes = partial(_at_nodes, self._nodes)
+        """Returns how many tasks each node has; from any thread."""
         self._idle: OrderedDict[str, _NodeLoad] = OrderedDict()  # nodes with an idle slot; next in turn first
         self._spare: OrderedDict[str, _NodeLoad] = OrderedDict()  # nodes with busy slots and depth to fill
         self._refused: dict[int, _Task] = {}  # tasks that wait for a node that has not refused them
@@ -492,6 +495,10 @@ class Schedule:
         if not self._timer_runs:
             self._timer_runs = True
             commands.append(StartTimer())
+
+
+def _at_nodes(nodes: dict[str, _NodeLoad]) -> dict[str, int]:
+    return {name: len(node.out) for name, node in nodes.copy().items()}  # the copy is made at once
 
 
 def _stop(task: _Task, nodes: Mapping[str, _NodeLoad], commands: list[Command]) -> None:

@@ -272,6 +272,7 @@ class ForkServer:
             self.leave(parent)
             name_process("skyward-slot")
             sit_down(self.unborn.settings.node, seat := self.seated.get(number))
+            self.unborn.seat = seat or 0
             if self.unborn.settings.gpus:
                 assert seat is not None, "threads of one process have no GPUs of their own"
                 self.unborn.take_gpus(seat)

@@ -27,7 +27,10 @@ GOOD: list[tuple[m.Message, int]] = [
     (m.Pong(0.5), 0),
     (m.Listening(1, ["10.0.0.1"]), 0),
     (m.Kept(b"d", 0, "gone"), 0),
-    (m.Gpus([["GPU-1", "T4", 2**34, None]], None), 0),
+    (m.Done(1, 0.0, {}, 4), 1),
+    (m.Gpus([["GPU-1", "T4", 2**34, None, 0.5]], None), 0),
+    (m.Load(0.5, 4, 1, 2, 3, [["GPU-1", "T4", None, None, None]], "x"), 0),
+    (m.Load(None, None, None, None, None), 0),
 ]
 
 BAD: list[tuple[m.Message, int]] = [
@@ -57,10 +60,17 @@ BAD: list[tuple[m.Message, int]] = [
     (m.Reached([b"x"]), 0),  # type: ignore[list-item]
     (m.Kept(b"d", -5, None), 0),
     (m.StreamData(1), 2),
-    (m.Gpus([["GPU-1", "T4", 2**34]], None), 0),
-    (m.Gpus([["GPU-1", "T4", -1, None]], None), 0),
-    (m.Gpus([["GPU-1", b"T4", 1, None]], None), 0),
-    (m.Gpus([["x" * 2000, "", 1, 1]], None), 0),
+    (m.Done(1, 0.1, {}, -1), 1),
+    (m.Failed(1, 0.1, "crashed", "", "", 1 << 20), 0),
+    (m.Gpus([["GPU-1", "T4", 2**34, None]], None), 0),
+    (m.Gpus([["GPU-1", "T4", -1, None, None]], None), 0),
+    (m.Gpus([["GPU-1", b"T4", 1, None, None]], None), 0),
+    (m.Gpus([["GPU-1", "T4", 1, None, 1.5]], None), 0),
+    (m.Gpus([["x" * 2000, "", 1, 1, 1]], None), 0),
+    (m.Load(math.nan, 1, 1, 1, 1), 0),
+    (m.Load(2.0, 1, 1, 1, 1), 0),
+    (m.Load(0.5, 1, -1, 1, 1), 0),
+    (m.Load(0.5, 1, 1, 1, 1, [["GPU-1"]]), 0),
     (m.Gpus(["T4"], None), 0),  # type: ignore[list-item]
     (m.Welcome(1, b"", b"", 0, {"memory": "much"}), 0),
     (m.Welcome(1, b"", b"", -1, {}), 0),
@@ -81,7 +91,7 @@ def test_the_wire_refuses_it_and_says_what_it_was() -> None:
     """On the node's word; the link is of no further use."""
     node, owner = Wire.opened(Role.WORKER), Wire.opened(Role.OWNER)
     node.send(m.Failed(7, 0.1, "no-such", "x"), [], 1)
-    with pytest.raises(ProtocolError, match=r"not a sensible Failed: \[7, 0.1, 'no-such', 'x', ''\]"):
+    with pytest.raises(ProtocolError, match=r"not a sensible Failed: \[7, 0.1, 'no-such', 'x', '', 0\]"):
         owner.receive_data(b"".join(node.data_to_send()))
     with pytest.raises(ProtocolError):
         owner.receive_data(b"")

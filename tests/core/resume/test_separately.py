@@ -21,7 +21,7 @@ def double(x: int, *, plus: int = 0) -> int:
 def test_each_result_is_a_pickle() -> None:
     apart = pickle.loads(pickle.dumps(Separately(Chunk(double, [(1,), (2,)]))))
     assert [pickling.loads(head, buffers) for head, buffers in apart()] == [2, 4]
-    assert apart.label == "double (a chunk of 2)"
+    assert apart.label == "double"
 
 
 def test_one_call_is_a_list_of_one() -> None:

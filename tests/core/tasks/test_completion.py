@@ -176,5 +176,5 @@ def test_a_time_limit_names_task_and_node(pool: MemoryPool) -> None:
     eventually(lambda: agent.held)
     assert agent.held[1][0].timeout == 5.0
     pool.do(agent.crash, 1, messages.Failure.TIMEOUT, "")
-    with pytest.raises(TaskTimeout, match=r"double \(task 1\) on m0 was stopped after 5 s"):
+    with pytest.raises(TaskTimeout, match=r"double \(a batch of 2\) \(task 1\) on m0 was stopped after 5 s"):
         future.result(5)

@@ -1,0 +1,85 @@
+"""What is known of one pool, from its events: counted as they come, and told to any thread at any time."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from time import monotonic
+from typing import TypeVar
+
+from skyward.core.events import (
+    Event,
+    MachineEnded,
+    MachineMade,
+    Machines,
+    NodeBegun,
+    NodeGone,
+    NodeLoad,
+    NodeReady,
+    NodeStep,
+    PoolClosed,
+    PoolStarted,
+    TaskEnded,
+    TasksQueued,
+)
+from skyward.core.status import PoolStatus
+from skyward.core.tally import Tally
+
+__all__ = ["Facts"]
+
+_T = TypeVar("_T")
+
+
+def _no_nodes() -> Mapping[str, int]:
+    return {}
+
+
+class Facts:
+    """The `Tally` of one pool, fed by its events. Thread-safe.
+
+    Parameters
+    ----------
+    at_nodes
+        Tells how many tasks or batches each node has. Called from any thread; must not block.
+    """
+
+    kinds = (
+        TaskEnded,
+        TasksQueued,
+        NodeBegun,
+        NodeStep,
+        NodeReady,
+        NodeLoad,
+        NodeGone,
+        MachineMade,
+        MachineEnded,
+        Machines,
+        PoolStarted,
+        PoolClosed,
+    )
+    """The events that it counts."""
+
+    def __init__(self, at_nodes: Callable[[], Mapping[str, int]] = _no_nodes) -> None:
+        self.at_nodes = at_nodes
+        # Guards `_tally`, which is changed from several threads. Reentrant: a signal handler may ask for the status
+        # while an event is counted in the same thread.
+        self._lock = threading.RLock()
+        self._tally = Tally()
+        self._add = self._tally.add
+
+    def __repr__(self) -> str:
+        return f"<Facts of {self._tally.pool}>"
+
+    def handle(self, event: Event) -> None:
+        """Count an event."""
+        with self._lock:
+            self._add(event, monotonic())
+
+    def status(self) -> PoolStatus:
+        """How the pool is now."""
+        return self.read(lambda tally, now: tally.status(now, self.at_nodes()))
+
+    def read(self, what: Callable[[Tally, float], _T]) -> _T:
+        """Return what a function makes of the tally and the time. Events wait meanwhile, so it must be quick."""
+        with self._lock:
+            return what(self._tally, monotonic())

@@ -1,0 +1,427 @@
+"""PURE. What the events of one pool add up to: the one place where nodes, tasks, machines and costs are counted.
+
+The console's lines, `Compute.status` and whatever else shows a pool read this, so that they can't contradict each
+other. `skyward.core.facts` feeds it. What it keeps is bounded: an entry for each node and each rented machine that
+exists, for each of `MOST_FUNCTIONS` functions, and for the last few nodes that were lost.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from skyward.core.events import (
+    Event,
+    MachineEnded,
+    MachineInfo,
+    MachineMade,
+    Machines,
+    NodeBegun,
+    NodeGone,
+    NodeLoad,
+    NodeReady,
+    NodeStep,
+    PoolClosed,
+    PoolStarted,
+    TaskEnded,
+    TasksQueued,
+)
+from skyward.core.gpus import Gpu
+from skyward.core.status import FunctionStatus, NodeStatus, PoolStatus, TaskCounts
+
+__all__ = ["MOST_FUNCTIONS", "OTHER", "Tally"]
+
+MOST_FUNCTIONS = 100
+OTHER = "other"
+"""What functions beyond the first `MOST_FUNCTIONS` are counted as."""
+
+_WINDOW = 10  # seconds over which the rate is measured, the present one included
+_KEPT = 32  # seconds for which tasks are counted apart, since events of several threads come out of order
+_MANY = 20  # tasks in the window; from so many on, the rate says more than running times
+_SHORT = 0.1  # seconds; shorter tasks can't keep a slot busy, whoever sends them
+_MOST_LOST = 20  # nodes that were lost and are still shown
+
+
+@dataclass(slots=True)
+class _Node:
+    state: str = "starting"
+    detail: str = ""
+    slots: int = 0
+    info: MachineInfo = field(default_factory=MachineInfo)
+    gpus: tuple[Gpu, ...] = ()
+    load: NodeLoad | None = None
+    done: int = 0
+    failed: int = 0
+
+
+@dataclass(slots=True)
+class _Function:
+    queued: int = 0
+    done: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    seconds: float = 0.0
+    ran: int = 0  # of those that have ended
+
+    @property
+    def unfinished(self) -> int:
+        """How many have not ended; an end may be heard of before its beginning."""
+        return max(0, self.queued - self.done - self.failed - self.cancelled)
+
+    @property
+    def mean(self) -> float | None:
+        """Seconds that one takes; None before any has run."""
+        return self.seconds / self.ran if self.ran else None
+
+
+class _Pace:
+    """Tasks done in each of the last seconds."""
+
+    def __init__(self) -> None:
+        self._counts = [0] * _KEPT
+        self._last = 0  # second
+
+    def done(self, count: int, now: float) -> None:
+        """Count tasks."""
+        second = int(now)
+        if second > self._last:
+            for empty in range(max(self._last + 1, second - _KEPT + 1), second + 1):
+                self._counts[empty % _KEPT] = 0
+            self._last = second
+        if second > self._last - _KEPT:
+            self._counts[second % _KEPT] += count
+
+    def lately(self, now: float) -> int:
+        """How many there were in the window."""
+        last = int(now)
+        kept = range(max(last - _WINDOW + 1, self._last - _KEPT + 1), min(last, self._last) + 1)
+        return sum(self._counts[second % _KEPT] for second in kept)
+
+
+class _Money:
+    """What rented machines cost."""
+
+    def __init__(self) -> None:
+        self.unpriced = 0
+        self._rented: dict[tuple[str, str], tuple[MachineInfo, float]] = {}  # and since when
+        self._spent = 0.0  # US dollars, on machines that have ended
+
+    @property
+    def price(self) -> float:
+        """US dollars per hour."""
+        return sum((info.price or 0.0 for info, _ in self._rented.values()), 0.0)
+
+    def cost(self, now: float) -> float:
+        """US dollars so far."""
+        return self._spent + sum(_cost(info, since, now) for info, since in self._rented.values())
+
+    def made(self, event: MachineMade, now: float) -> None:
+        """Count a machine."""
+        if (key := (event.info.provider, event.id)) not in self._rented:
+            self._rented[key] = event.info, now - event.age
+            self.unpriced += event.info.price is None
+
+    def ended(self, event: MachineEnded, now: float) -> None:
+        """Count no longer what a machine costs."""
+        if (machine := self._rented.pop((event.provider, event.id), None)) is not None:
+            self._spent += _cost(*machine, now)
+
+
+@dataclass(slots=True)
+class Tally:
+    """What the events of one pool add up to.
+
+    Each event is added with the time at which it arose. Times come from one clock and need not be strictly in order, as
+    events come from several threads. Not thread-safe.
+
+    Notes
+    -----
+    *Wall* time runs from when the first task was queued until the last task ended. *Slot-seconds* are the integral of
+    the ready slots over the wall time, so a node that joined late or was lost counts for the time it was there.
+    *Efficiency* is the total time that tasks ran, divided by the slot-seconds. A task that was lost with its node and
+    run again counts once. What the driver does between two batches of work is part of the wall time.
+
+    Nodes do not report *busy* slots. One submission occupies one slot, and no slot is idle while a submission waits
+    that could run there, so busy = min(slots, submissions that have not ended).
+    """
+
+    pool: str = ""
+    provider: str = ""
+    wanted: int = 0
+    nodes: dict[str, int] = field(default_factory=dict)  # nodes that are ready -> their slots
+    steps: dict[str, str] = field(default_factory=dict)  # nodes that are starting -> what they are doing
+    machines: Machines = field(default_factory=Machines)
+    lost: int = 0
+    slots: int = 0
+    queued: int = 0
+    done: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    busy_seconds: float = 0.0
+    sent: int = 0
+    received: int = 0
+    _out: int = 0  # submissions (each a task or a batch) that have not ended
+    _began: float | None = None
+    _closed: float | None = None
+    _first_queued: float | None = None
+    _last_ended: float | None = None
+    _slot_seconds: float = 0.0  # from the first queued task until `_slots_since`
+    _slots_since: float = 0.0
+    _slot_seconds_at_end: float = 0.0
+    _about: dict[str, _Node] = field(default_factory=dict)  # nodes that are there
+    _gone: deque[tuple[str, _Node]] = field(default_factory=lambda: deque(maxlen=_MOST_LOST))
+    _functions: dict[str, _Function] = field(default_factory=dict)
+    _pace: _Pace = field(default_factory=_Pace)
+    money: _Money = field(default_factory=_Money)
+
+    def add(self, event: Event, now: float) -> None:
+        """Count one event, in constant time. Output and notes are ignored."""
+        try:
+            handle = self._HANDLERS[type(event)]
+        except KeyError:
+            return
+        handle(self, event, now)
+
+    # --- figures ---
+
+    @property
+    def busy(self) -> int:
+        """Number of slots that are running a task."""
+        return max(0, min(self.slots, self._out))
+
+    @property
+    def unfinished(self) -> int:
+        """Tasks that were submitted and have not ended."""
+        return max(0, self.queued - self.done - self.failed - self.cancelled)
+
+    @property
+    def wall(self) -> float:
+        """Seconds from when the first task was queued until the last one ended; 0 before any has ended."""
+        if self._first_queued is None or self._last_ended is None:
+            return 0.0
+        return max(0.0, self._last_ended - self._first_queued)
+
+    @property
+    def throughput(self) -> float:
+        """Tasks done per second of wall time; 0 before any has ended."""
+        return self.done / self.wall if self.wall else 0.0
+
+    @property
+    def efficiency(self) -> float | None:
+        """Total time that tasks ran / slot-seconds, from 0 to 1; None before a task has ended on a slot."""
+        return self.busy_seconds / self._slot_seconds_at_end if self._slot_seconds_at_end > 0 else None
+
+    @property
+    def could_be_efficient(self) -> bool:
+        """Whether the work could have kept the slots busy: enough tasks for all slots, and not too short on average."""
+        ended = self.done + self.failed
+        return ended * self.wall >= 2 * self._slot_seconds_at_end > 0 and self.busy_seconds >= ended * _SHORT
+
+    def elapsed(self, now: float) -> float:
+        """Seconds since the pool was entered, until it was closed."""
+        if self._began is None:
+            return 0.0
+        return max(0.0, (now if self._closed is None else self._closed) - self._began)
+
+    def rate(self, now: float) -> float:
+        """Tasks done per second over the last ten seconds, or since the first was queued."""
+        if self._first_queued is None:
+            return 0.0
+        since = max(int(now) - _WINDOW + 1.0, self._first_queued)
+        return self._pace.lately(now) / (now - since) if now > since else 0.0
+
+    def left(self, now: float) -> float | None:
+        """Seconds until all tasks have ended, if they take as long as those before; None if that can't be told."""
+        if not self.unfinished:
+            return 0.0
+        work = longest = 0.0
+        for function in self._functions.values():
+            if count := function.unfinished:
+                if (mean := function.mean) is None:
+                    return None
+                work += count * mean
+                longest = max(longest, mean)
+        if not self.slots:
+            return None
+        # Those that run are half done on average; and the last one takes its time, however many slots there are.
+        seconds = max((work - self.busy * longest / 2) / self.slots, longest / 2)
+        many = self._pace.lately(now) >= _MANY and (rate := self.rate(now))
+        return max(seconds, self.unfinished / rate) if many else seconds
+
+    def status(self, now: float, at_nodes: Mapping[str, int]) -> PoolStatus:
+        """All of it as a value.
+
+        Parameters
+        ----------
+        now
+            The time.
+        at_nodes
+            How many tasks or batches each node has.
+        """
+        ready = ((name, node, min(node.slots, at_nodes.get(name, 0))) for name, node in self._about.items())
+        lost = ((name, node, 0) for name, node in self._gone)
+        running = min(self.busy, self.unfinished)
+        return PoolStatus(
+            self.pool,
+            tuple(_node(*each) for each in (*ready, *lost)),
+            self.provider,
+            self.wanted,
+            self.lost,
+            self.machines,
+            TaskCounts(self.unfinished - running, running, self.done, self.failed, self.cancelled),
+            tuple(_function(label, each) for label, each in self._functions.items()),
+            self.rate(now),
+            self.sent,
+            self.received,
+            self.money.cost(now),
+            self.money.price,
+            self.money.unpriced,
+            self.left(now),
+            self.elapsed(now),
+        )
+
+    # --- tasks ---
+
+    def _queued(self, event: TasksQueued, now: float) -> None:
+        self.queued += event.count
+        self._out += 1
+        if self._first_queued is None:
+            self._begin(now)
+        function = self._functions.get(event.label) or self._function(event.label)
+        function.queued += event.count
+
+    def _ended(self, event: TaskEnded, now: float) -> None:
+        count, seconds, node = event.count, event.seconds, self._about.get(event.node)
+        # The end of a quick task may be reported before the thread that submitted it reports the submission.
+        if self._first_queued is None:
+            self._begin(now - seconds)
+        function = self._functions.get(event.label) or self._function(event.label)
+        self._out -= 1
+        if event.ok:
+            self.done += count
+            function.done += count
+            self._pace.done(count, now)
+            if node is not None:
+                node.done += count
+        elif event.cancelled:
+            self.cancelled += count
+            function.cancelled += count
+        else:
+            self.failed += count
+            function.failed += count
+            if node is not None:
+                node.failed += count
+        if seconds:
+            self.busy_seconds += seconds
+            function.seconds += seconds
+            function.ran += count
+        self.sent += event.sent
+        self.received += event.received
+        if self._last_ended is None or now > self._last_ended:
+            self._last_ended = now
+        self._slot_seconds_at_end = self._slot_seconds + self.slots * max(0.0, now - self._slots_since)
+
+    def _function(self, label: str) -> _Function:
+        """Begin to count a function that was not heard of."""
+        name = label if len(self._functions) < MOST_FUNCTIONS else OTHER
+        return self._functions.setdefault(name, _Function())
+
+    def _begin(self, now: float) -> None:
+        self._first_queued = self._slots_since = now
+
+    # --- nodes ---
+
+    def _begun(self, event: NodeBegun, _: float) -> None:
+        self._known(event.node).info = event.info
+
+    def _stepped(self, event: NodeStep, _: float) -> None:
+        self.steps[event.node] = self._known(event.node).detail = event.step
+
+    def _ready(self, event: NodeReady, now: float) -> None:
+        self.steps.pop(event.node, None)
+        node = self._known(event.node)
+        node.state, node.detail, node.slots, node.gpus, node.info = "ready", "", event.slots, event.gpus, event.info
+        self._set_slots(event.node, event.slots, now)
+
+    def _loaded(self, event: NodeLoad, _: float) -> None:
+        if (node := self._about.get(event.node)) is not None:
+            node.load = event
+            node.gpus = event.gpus or node.gpus
+
+    def _went(self, event: NodeGone, now: float) -> None:
+        self.steps.pop(event.node, None)
+        node = self._about.pop(event.node, None)
+        if event.reason is not None:
+            self.lost += 1
+            node = node or _Node()
+            node.state, node.detail, node.slots = "lost", event.reason, 0
+            self._gone.append((event.node, node))
+        self._set_slots(event.node, 0, now)
+
+    def _known(self, name: str) -> _Node:
+        node = self._about.get(name)
+        if node is None:
+            node = self._about[name] = _Node()
+        return node
+
+    def _set_slots(self, node: str, slots: int, now: float) -> None:
+        if self._first_queued is not None:
+            self._slot_seconds += self.slots * max(0.0, now - self._slots_since)
+            self._slots_since = max(now, self._slots_since)
+        self.slots += slots - self.nodes.pop(node, 0)
+        if slots:
+            self.nodes[node] = slots
+
+    def _counted(self, event: Machines, _: float) -> None:
+        self.machines = event
+
+    def _started(self, event: PoolStarted, now: float) -> None:
+        self.pool, self.provider, self.wanted, self._began = event.pool, event.provider, event.nodes, now
+
+    def _ended_all(self, _: PoolClosed, now: float) -> None:
+        self._closed = now
+
+    _HANDLERS: ClassVar[dict[type[Any], Callable[[Tally, Any, float], None]]] = {
+        TaskEnded: _ended,
+        TasksQueued: _queued,
+        NodeBegun: _begun,
+        NodeStep: _stepped,
+        NodeReady: _ready,
+        NodeLoad: _loaded,
+        NodeGone: _went,
+        MachineMade: lambda tally, event, now: tally.money.made(event, now),
+        MachineEnded: lambda tally, event, now: tally.money.ended(event, now),
+        Machines: _counted,
+        PoolStarted: _started,
+        PoolClosed: _ended_all,
+    }
+
+
+def _cost(info: MachineInfo, since: float, now: float) -> float:
+    return (info.price or 0.0) * max(0.0, now - since) / 3600
+
+
+def _node(name: str, node: _Node, busy: int) -> NodeStatus:
+    return NodeStatus(
+        name,
+        node.slots,
+        node.gpus,
+        "" if node.load is None else node.load.problem,
+        node.state,
+        node.detail,
+        busy,
+        node.done,
+        node.failed,
+        node.load,
+        node.info.provider,
+        node.info.type,
+        node.info.region,
+        node.info.spot,
+        node.info.price,
+    )
+
+
+def _function(label: str, each: _Function) -> FunctionStatus:
+    return FunctionStatus(label, each.unfinished, each.done, each.failed, each.cancelled, each.seconds, each.mean)
