@@ -10,10 +10,15 @@ import functools
 import signal
 import threading
 import types
+from concurrent.futures import Future
 from types import FrameType
-from typing import Any, NoReturn, Self
+from typing import Any, NoReturn, Self, TypeVar
 
-__all__ = ["Interrupts", "is_interrupt"]
+__all__ = ["INTERRUPT_SECONDS", "Interrupts", "is_interrupt", "result_of", "wait_for"]
+
+_T = TypeVar("_T")
+INTERRUPT_SECONDS = 0.5
+"""How long the main thread may wait in one go, since it may see an interrupt only afterwards; see `wait_for`."""
 
 
 def is_interrupt(error: BaseException) -> bool:
@@ -91,3 +96,24 @@ class Interrupts:
     def _come_in(self) -> NoReturn:
         self._open = False  # a second one must not hit the handler of this one
         raise KeyboardInterrupt
+
+
+def wait_for(event: threading.Event) -> None:
+    """Wait for an event; an interrupt is answered within half a second.
+
+    The kernel may hand a signal to another thread, and it may come between Python's last look for one and the system
+    call in which the main thread then waits. In both cases Python runs the handler only after that wait, which must
+    therefore end now and then.
+    """
+    while not event.wait(INTERRUPT_SECONDS):
+        pass
+
+
+def result_of(future: Future[_T]) -> _T:
+    """Return a future's result, or raise its error; an interrupt is answered as in `wait_for`."""
+    while True:
+        try:
+            return future.result(INTERRUPT_SECONDS)
+        except TimeoutError:
+            if future.done():  # perhaps the error is its own
+                return future.result()

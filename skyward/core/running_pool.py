@@ -27,7 +27,7 @@ from skyward.core.facts import Facts
 from skyward.core.files.bucket_supply import BucketSource, BucketSupply
 from skyward.core.files.folder import scan
 from skyward.core.interfaces import Channel
-from skyward.core.interrupts import Interrupts
+from skyward.core.interrupts import Interrupts, result_of, wait_for
 from skyward.core.ioloop import IOThread
 from skyward.core.machines.plan import Plan
 from skyward.core.machines.provision import Provisioner
@@ -138,7 +138,7 @@ class RunningPool:
             self._io.post(self.dispatcher.runner.files.attach, make)
         starting = self._io.start(self.provisioner.start())
         try:
-            starting.result()
+            result_of(starting)
         except BaseException:
             starting.cancel()
             raise
@@ -187,7 +187,7 @@ class RunningPool:
             )
         )
         try:
-            return fetching.result()
+            return result_of(fetching)
         except BaseException:
             fetching.cancel()
             raise
@@ -227,11 +227,11 @@ class RunningPool:
         """Wait until another thread has closed the pool; an interrupt makes it cancel the tasks."""
         try:
             interrupts.let_in()
-            self._ended.wait()
+            wait_for(self._ended)
         except KeyboardInterrupt:
             self._post(self.dispatcher.cancel_all)
             interrupts.let_in()
-            self._ended.wait()
+            wait_for(self._ended)
             raise
         finally:
             interrupts.hold()
@@ -256,7 +256,7 @@ class RunningPool:
     def _drain(self) -> None:
         try:
             self.dispatcher.kept.wait()
-            self._io.start(self.dispatcher.runner.drained()).result()
+            result_of(self._io.start(self.dispatcher.runner.drained()))
         except KeyboardInterrupt:
             self.report_cancelled()
             raise
@@ -295,7 +295,7 @@ class RunningPool:
         while True:
             try:
                 interrupts.let_in()
-                releasing.result()
+                result_of(releasing)
                 return
             except KeyboardInterrupt:
                 if warned:

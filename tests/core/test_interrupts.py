@@ -6,11 +6,16 @@ import functools
 import signal
 import sys
 import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
 from types import FrameType
 
 import pytest
 
-from skyward.core.interrupts import Interrupts, is_interrupt
+from skyward.core import interrupts
+from skyward.core.interrupts import Interrupts, is_interrupt, result_of, wait_for
+from skyward.core.tasks.futures import TaskFuture
 
 
 def _ctrl_c() -> None:
@@ -125,3 +130,54 @@ def test_other_threads_are_left_alone() -> None:
     thread.start()
     thread.join()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [
+        lambda: wait_for(threading.Event()),
+        lambda: result_of(Future[None]()),
+        lambda: TaskFuture[None](lambda _: None, 0).result(),
+    ],
+)
+def test_an_interrupt_that_another_thread_got_ends_a_wait(wait: Callable[[], object]) -> None:
+    """The handler is to run in the main thread, but the kernel's signal wakes only the thread that gets it."""
+    started = threading.Event()
+
+    def elsewhere() -> None:
+        started.wait()
+        _eventually_waits(threading.main_thread())
+        signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        started.set()
+        wait()
+    thread.join()
+
+
+WAITS = ("threading", "skyward.core.tasks.future_condition")
+
+
+def _eventually_waits(thread: threading.Thread) -> None:
+    assert thread.ident is not None
+    while True:
+        frame = sys._current_frames()[thread.ident]
+        if frame.f_code.co_name == "wait" and frame.f_globals["__name__"] in WAITS:
+            return
+        time.sleep(0.001)
+
+
+def test_a_result_is_awaited_as_long_as_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever it is, also an error that looks like the end of a wait."""
+    monkeypatch.setattr(interrupts, "INTERRUPT_SECONDS", 0.001)
+    future = Future[str]()
+    thread = threading.Timer(0.05, future.set_result, ["value"])
+    thread.start()
+    assert result_of(future) == "value"
+    thread.join()
+    failed = Future[str]()
+    failed.set_exception(TimeoutError("its own"))
+    with pytest.raises(TimeoutError, match="its own"):
+        result_of(failed)

@@ -10,6 +10,8 @@ from __future__ import annotations
 import threading
 from _thread import RLock
 
+from skyward.core.interrupts import INTERRUPT_SECONDS
+
 __all__ = ["FutureCondition"]
 
 
@@ -34,7 +36,11 @@ class FutureCondition(RLock):  # type: ignore[misc,unused-ignore]  # it is not f
         self._sleepers.append(sleeper)
         self.release()
         try:
-            return sleeper.acquire(timeout=-1 if timeout is None else max(timeout, 0.0))
+            if timeout is not None:
+                return sleeper.acquire(timeout=max(timeout, 0.0))
+            while not sleeper.acquire(timeout=INTERRUPT_SECONDS):
+                pass
+            return True
         finally:
             self.acquire()
 

@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from skyward.core.interrupts import INTERRUPT_SECONDS
 from skyward.core.tasks.futures import TaskFuture
 from skyward.core.tasks.jobs import Job, KeptCall, TaskOptions
 from skyward.core.tasks.schedule_events import Verdict
@@ -259,7 +260,7 @@ class KeptCalls:
         """Wait until every call has ended and its result is kept."""
         with self._changed:
             while self._open:
-                self._changed.wait()
+                self._changed.wait(INTERRUPT_SECONDS)
 
 
 def done(result: Any) -> TaskFuture[Any]:
