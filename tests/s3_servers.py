@@ -36,10 +36,41 @@ class S3Server:
         Its address.
     process
         The process, or the last one.
+    command
+        How it was started.
     """
 
     url: str
     process: subprocess.Popen[bytes]
+    command: list[str]
+
+    def get(self, bucket: str, name: str) -> bytes:
+        """Return an object's content."""
+        content: bytes = self.client.get_object(Bucket=bucket, Key=name)["Body"].read()
+        return content
+
+    def stop(self) -> None:
+        """Kill it."""
+        self.process.kill()
+        self.process.wait()
+
+    def start(self) -> None:
+        """Start it again, with what it keeps on disk, and wait until it answers."""
+        self.process = subprocess.Popen(self.command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.wait()
+
+    def wait(self) -> None:
+        """Wait until it answers."""
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                self.client.list_buckets()
+            except (BotoCoreError, ClientError):
+                assert self.process.poll() is None, "the server has ended"
+                assert time.monotonic() < deadline, "the server does not answer"
+                time.sleep(0.05)
+            else:
+                return
 
     @property
     def client(self) -> Any:
@@ -70,21 +101,12 @@ def _free_port(address: str) -> int:
 @contextmanager
 def _serving(command: list[str], url: str) -> Iterator[S3Server]:
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    server = S3Server(url, process)
+    server = S3Server(url, process, command)
     try:
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                server.client.list_buckets()
-                break
-            except (BotoCoreError, ClientError):
-                assert process.poll() is None, "the server has ended"
-                assert time.monotonic() < deadline, "the server does not answer"
-                time.sleep(0.05)
+        server.wait()
         yield server
     finally:
-        server.process.kill()
-        server.process.wait()
+        server.stop()
 
 
 @contextmanager

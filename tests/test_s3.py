@@ -62,7 +62,34 @@ def processes() -> list[tuple[str, str]]:
     return [(text, oct(os.stat(f"{place}/keys").st_mode & 0o777)) for text, place in found]  # noqa: PTH116
 
 
-for function in (look, modes, processes):
+def write(place: str, number: int, size: int = 0) -> bytes:
+    """Write a file, and return as much."""
+    with open(f"{place}/part-{number}", "w") as file:  # noqa: PTH123
+        file.write(f"{number}")
+    return bytes(size)
+
+
+def write_and_fail(place: str) -> None:
+    """Write a file, and don't return."""
+    write(place, 1000)
+    raise ZeroDivisionError
+
+
+def link(place: str) -> None:
+    """Make what a bucket can't hold."""
+    import os
+
+    os.symlink("/nowhere", f"{place}/link")  # noqa: PTH211
+
+
+def unlink(place: str) -> None:
+    """Remove it."""
+    import os
+
+    os.unlink(f"{place}/link")  # noqa: PTH108
+
+
+for function in (look, modes, processes, write, write_and_fail, link, unlink):
     function.__module__ = "__main__"  # hosts don't have this module
 
 
@@ -108,6 +135,45 @@ def test_nothing_is_started_for_a_bucket_that_is_not_there(account: S3Server) ->
         sky.Compute(volume=sky.S3Volume("data", "my-bucket", "dataset/"), console=False),
     ):
         pass
+
+
+WRITABLE = sky.S3Volume("data", "my-bucket", "datasets/", read_only=False)
+
+
+def test_what_tasks_write_is_saved_when_they_are_done(account: S3Server) -> None:
+    with sky.Compute(nodes=2, volume=WRITABLE, console=False) as pool:
+        assert pool.submit(look, "data").result() == (EXPECTED, "x,y\n1,2\n")
+        for number in range(3):
+            assert pool.submit(write, "data", number, 4 * MB).result() == bytes(4 * MB)
+            assert account.get("my-bucket", f"datasets/part-{number}") == b"%d" % number
+        futures = [pool.submit(write, "data", number) for number in range(3, 50)]
+        for number, future in enumerate(futures, 3):
+            future.result()
+            assert account.get("my-bucket", f"datasets/part-{number}") == b"%d" % number
+        with pytest.raises(ZeroDivisionError):
+            pool.submit(write_and_fail, "data").result()
+    assert account.get("my-bucket", "datasets/part-1000") == b"1000"
+    assert account.get("my-bucket", "datasets/train.csv") == b"x,y\n1,2\n"
+
+
+def test_what_cant_be_saved_fails_tasks_and_the_run(account: S3Server) -> None:
+    problem = "my-bucket/datasets/link: a link that leads nowhere"
+    with pytest.raises(sky.VolumeFailed, match=problem), sky.Compute(volume=WRITABLE, console=False) as pool:
+        with pytest.raises(sky.VolumeFailed, match=rf"link \(task 1\) on node-1 returned, but .*{problem}"):
+            pool.submit(link, "data").result()
+        with pytest.raises(sky.VolumeFailed, match=problem):
+            pool.submit(write, "data", 1).result()
+        assert account.get("my-bucket", "datasets/part-1") == b"1"
+        pool.submit(unlink, "data").result()
+        with pytest.raises(sky.VolumeFailed, match=problem):
+            pool.submit(link, "data").result()
+    with (
+        pytest.raises(ValueError, match="the program's own"),
+        sky.Compute(volume=WRITABLE, console=False) as pool,
+    ):
+        with pytest.raises(sky.VolumeFailed, match=problem):
+            pool.submit(link, "data").result()
+        raise ValueError("the program's own")
 
 
 @pytest.mark.lab

@@ -189,7 +189,9 @@ class LoginRefused(ProvisioningError):
 
 
 class VolumeFailed(ProvisioningError):
-    """A folder of the driver can't be brought to a node: it has changed, a file can't be read, or the disk is full.
+    """A volume can't be brought to a node, or what tasks have written there can't be brought to its bucket.
+
+    A folder has changed, a file can't be read, a disk is full, or the bucket's store refuses it.
 
     Attributes
     ----------

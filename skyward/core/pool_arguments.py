@@ -187,8 +187,6 @@ def volumes(value: object) -> tuple[Volume, ...]:
     for item in given:
         if not isinstance(item, (LocalVolume, S3Volume)):
             raise ConfigError(f'volume={item!r} is not a volume; write sky.LocalVolume("data", "./data")')
-        if isinstance(item, S3Volume) and not item.read_only:
-            raise ConfigError(f"volume={item!r}: buckets can't be written yet; leave out read_only=False")
     places = sorted((item.path for item in given), key=lambda path: path.split("/"))
     for first, second in itertools.pairwise(places):
         if second == first or second.startswith(f"{first}/"):

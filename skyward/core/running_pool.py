@@ -22,6 +22,7 @@ from skyward.core import nesting, pool_arguments, registry
 from skyward.core.audience import Audience
 from skyward.core.code.local_code import CodeSettings
 from skyward.core.code.survey import is_own
+from skyward.core.errors import VolumeFailed
 from skyward.core.events import Events, Note, PoolClosed, PoolReady, PoolStarted
 from skyward.core.facts import Facts
 from skyward.core.files.bucket_supply import BucketSource, BucketSupply
@@ -93,6 +94,7 @@ class RunningPool:
         self.provisioner = Provisioner(_plan(settings), runner, events, bring=runner.files.bring)
         self._closing = threading.Lock()  # taken by the first thread that closes, and never released
         self._ended = threading.Event()
+        self._unsaved = ""  # what tasks wrote to buckets and is not there, and why
         self._ready = False  # the minimum of nodes became ready
         _open.add(self)
 
@@ -133,7 +135,8 @@ class RunningPool:
         if buckets:
             for volume, _, bucket in buckets:
                 found = f"{bucket.size / 1e6:,.0f} MB in {bucket.files:,} files"
-                self.events.emit(Note(f"{bucket.url} ({found}) is copied to {volume.path} on each node"))
+                back = "" if volume.read_only else ", and what tasks write there is copied back"
+                self.events.emit(Note(f"{bucket.url} ({found}) is copied to {volume.path} on each node{back}"))
             make = functools.partial(BucketSupply, volumes=buckets, warn=self._warn)
             self._io.post(self.dispatcher.runner.files.attach, make)
         starting = self._io.start(self.provisioner.start())
@@ -202,12 +205,21 @@ class RunningPool:
 
     def close_aside(self) -> None:
         """Run `close` in a thread of its own."""
-        threading.Thread(target=self.close, name=f"skyward-close-{self._settings.name}", daemon=True).start()
+        threading.Thread(target=self._close_alone, name=f"skyward-close-{self._settings.name}", daemon=True).start()
+
+    def _close_alone(self) -> None:
+        with contextlib.suppress(VolumeFailed):  # of which the user was warned
+            self.close()
 
     def close(self, cancel: bool = False) -> None:
         """Wait for the tasks, or cancel them, and take everything apart. May be repeated; every caller waits.
 
         An interrupt speeds it up; even then nothing is left running.
+
+        Raises
+        ------
+        VolumeFailed
+            Something that was written can't be brought to its bucket. Nodes are released all the same.
         """
         if self.pid != os.getpid():
             return
@@ -252,6 +264,8 @@ class RunningPool:
                 self._take_apart()
                 raise
             self._take_apart()
+            if self._unsaved and not cancel:  # with an error or an interrupt already on its way, it is a warning
+                raise VolumeFailed(self._unsaved)
 
     def _drain(self) -> None:
         try:
@@ -312,8 +326,14 @@ class RunningPool:
 
     async def _release(self) -> None:
         self.dispatcher.cancel_all()
-        self.dispatcher.runner.files.stop()
-        await self.provisioner.stop()
+        files = self.dispatcher.runner.files
+        try:
+            if unsaved := await files.flush():
+                self._unsaved = f"not all that was written is saved: {'; '.join(unsaved)}"
+                self._warn(self._unsaved)
+        finally:
+            files.stop()
+            await self.provisioner.stop()
 
 
 _open: weakref.WeakSet[RunningPool] = weakref.WeakSet()
@@ -335,6 +355,8 @@ def _close_all() -> None:
             pool.close(cancel=cancel)
         except KeyboardInterrupt:
             cancel = True
+        except VolumeFailed:
+            continue  # the user was warned of it
 
 
 # Releasing machines needs threads of concurrent.futures, which ends them before atexit's turn. It registers its own

@@ -87,7 +87,8 @@ class S3Volume(Volume):
     prefix
         The folder of the bucket that is wanted, such as ``"datasets/"``; ``""`` for all of the bucket.
     read_only
-        Whether tasks are kept from writing, by permissions.
+        Whether tasks are kept from writing, by permissions. What they write otherwise is in the bucket once they are
+        done; see docs/files.md.
     region
         The bucket's region. Default: asked for at AWS; elsewhere ``"us-east-1"``, which most stores expect.
     endpoint

@@ -135,7 +135,7 @@ class S3Store:
         if error.code in _DENIED:
             rights = "s3:ListBucket and s3:GetObject"
             if not volume.read_only:
-                rights = f"{rights.replace(' and', ',')}, s3:PutObject, s3:DeleteObject and s3:AbortMultipartUpload"
+                rights = f"{rights.replace(' and', ',')}, s3:PutObject and s3:AbortMultipartUpload"
             return AuthFailed(
                 f"{volume.url}: access denied ({error}). The credentials need {rights} there and, unless you pass keys "
                 "for nodes, sts:GetFederationToken (with role=: sts:AssumeRole)"

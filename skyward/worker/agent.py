@@ -458,6 +458,7 @@ class Agent:
                 blobs.grew = self.peers.grew
             work = setup.cwd or folders.work
             self.files = FileService(self.loop, slots.blobs, folders, work, session.post)
+            self.files.on_writable = slots.hold_answers
             if setup.load:
                 measure = self.system.make_meter(work)
                 self.loads = LoadReports(

@@ -1,4 +1,4 @@
-"""The buckets of a pool on this node: copied here before tasks run."""
+"""The buckets of a pool on this node: copied here before tasks run, and what tasks write copied there."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import errno
 import os
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from skyward.core.protocol.buckets import Bucket, BucketKeys
 from skyward.worker import scratch
+from skyward.worker.bucket_writer import PATIENCE, BucketWriter
 from skyward.worker.rclone import Rclone, RcloneError
 
 __all__ = ["BucketVolumes"]
@@ -26,17 +28,24 @@ class BucketVolumes:
     ----------
     folder
         Where the servers keep their files.
+    warn
+        Called from any thread with what the user should know.
+    patience
+        Seconds for which writing is tried.
     """
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, warn: Callable[[str], object], patience: float = PATIENCE) -> None:
         self._folder = folder
+        self._warn = warn
+        self._patience = patience
+        self._writers: dict[int, BucketWriter] = {}
         self._servers: dict[int, Rclone] = {}
         self._closed = False
 
     def __repr__(self) -> str:
         return f"<BucketVolumes {list(self._servers.values())}>"
 
-    def bring(self, number: int, bucket: Bucket, target: str) -> None:
+    def bring(self, number: int, bucket: Bucket, target: str, *, writable: bool = False) -> None:
         """Copy a bucket's folder here; it appears once it is whole.
 
         Parameters
@@ -47,6 +56,8 @@ class BucketVolumes:
             What to copy.
         target
             The folder to make.
+        writable
+            Whether tasks may write there, for `save`.
 
         Raises
         ------
@@ -66,11 +77,30 @@ class BucketVolumes:
         server = self._servers[number] = Rclone(f"{self._folder}/{number}", bucket)
         new = f"{parent}/.skyward-{number}-{name}"
         try:
-            self._copy(server, new)
-            _protect(new)
+            if bucket.files:
+                self._copy(server, new)
+            else:
+                Path(new).mkdir()
+            if not writable:
+                _protect(new)
             Path(new).rename(target)
         finally:
             scratch.remove(new)
+        if writable:
+            copies = f"{self._folder}/{number}/copies"
+            Path(copies).mkdir()
+            self._writers[number] = BucketWriter(bucket.url, server, target, copies, self._warn, self._patience)
+
+    def save(self, groups: frozenset[int] | None) -> str | None:
+        """Bring to the buckets what was written before now; returns what can't be saved, and why.
+
+        Parameters
+        ----------
+        groups
+            See `UnsavedFiles.find`.
+        """
+        problems = [writer.save(groups) for writer in list(self._writers.values())]
+        return "; ".join(problem for problem in problems if problem is not None) or None
 
     def _copy(self, server: Rclone, target: str) -> None:
         Path(target).mkdir()
@@ -98,6 +128,8 @@ class BucketVolumes:
     def close(self) -> None:
         """End all servers."""
         self._closed = True
+        for writer in list(self._writers.values()):
+            writer.close()
         for server in list(self._servers.values()):
             server.close()
 

@@ -6,27 +6,39 @@ import asyncio
 import contextlib
 import errno
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import msgpack
 
 from skyward.core.protocol.buckets import Bucket, BucketKeys
 from skyward.core.protocol.manifest import Manifest, chunk_size
-from skyward.core.protocol.messages import Attach, Build, Find, Message, Mount, Read, Renew, Reply
+from skyward.core.protocol.messages import (
+    Attach,
+    Build,
+    Find,
+    Flush,
+    Message,
+    Mount,
+    Output,
+    Read,
+    Renew,
+    Reply,
+)
 from skyward.core.protocol.wire import Buffer
 from skyward.worker.bucket_volumes import BucketVolumes
 from skyward.worker.chunk_cache import ChunkCache
 from skyward.worker.file_search import find
 from skyward.worker.folder_build import build
+from skyward.worker.held_answers import HeldAnswers
 from skyward.worker.own_folders import OwnFolders
 from skyward.worker.task_blobs import TaskBlobs
 
 __all__ = ["FileRequest", "FileService"]
 
-FileRequest: TypeAlias = Mount | Build | Attach | Renew | Find | Read
+FileRequest: TypeAlias = Mount | Build | Attach | Renew | Flush | Find | Read
 
 _MARGIN = 64 * 2**20  # bytes of the disk to leave free for others
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
@@ -57,7 +69,14 @@ class FileService:
         The tasks' working directory.
     post
         Sends a message to the owner.
+
+    Attributes
+    ----------
+    on_writable
+        Called when tasks can write to a bucket, with what has to hold their answers from then on.
     """
+
+    on_writable: Callable[[HeldAnswers], object]
 
     def __init__(
         self,
@@ -75,7 +94,8 @@ class FileService:
         self._chunks = ChunkCache(folders.chunks)
         self._mounts: dict[int, _Mounted] = {}
         self._links: dict[str, str] = {}  # absolute places -> the folders that they lead to
-        self._buckets = BucketVolumes(f"{folders.base}/buckets")
+        self._buckets = BucketVolumes(f"{folders.base}/buckets", self._warn)
+        self._held = HeldAnswers(loop, self._buckets.save)
         self._readable: list[str] = []  # places of buckets that tasks can't write to
         self._tasks: set[asyncio.Task[None]] = set()
         blobs.on_chunk = self._arrived
@@ -96,6 +116,8 @@ class FileService:
             case Renew():
                 keys = BucketKeys.unpack(bytes(buffers[0]))
                 self._loop.run_in_executor(None, self._buckets.renew, message.attach, keys)
+            case Flush():
+                self._start(self._flush(message.request))
             case Find():
                 self._find(message)
             case Read():
@@ -106,6 +128,7 @@ class FileService:
         """Remove the links of absolute mounts; the folders are removed with the agent's own."""
         for task in self._tasks:
             task.cancel()
+        self._held.close()
         self._buckets.close()
         for place, target in self._links.items():
             with contextlib.suppress(OSError):
@@ -114,7 +137,10 @@ class FileService:
 
     def _answer(self, request: int, work: Callable[[], bytes]) -> None:
         """Answer with what `work` returns, which runs in a thread."""
-        task = self._loop.create_task(self._in_thread(request, work))
+        self._start(self._in_thread(request, work))
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -125,6 +151,14 @@ class FileService:
             self._post(Reply(request, _reason(error)), ())
         else:
             self._post(Reply(request, None), [data])
+
+    async def _flush(self, request: int) -> None:
+        problem = await self._held.flush()
+        self._post(Reply(request, problem), () if problem else [b""])
+
+    def _warn(self, text: str) -> None:
+        """Tell the user something; from any thread."""
+        self._loop.call_soon_threadsafe(self._post, Output(2), [f"skyward: {text}\n".encode()])
 
     # --- mounts ---
 
@@ -217,10 +251,13 @@ class FileService:
         place = os.fsdecode(message.place)
         self._check_place(place)
         target = self._target(message.request, place)
-        self._buckets.bring(message.request, Bucket.unpack(packed), target)
+        self._buckets.bring(message.request, Bucket.unpack(packed), target, writable=message.writable)
         if os.path.isabs(place):
             self._link(place, target)
-        self._readable.append(place)
+        if message.writable:
+            self._loop.call_soon_threadsafe(self.on_writable, self._held)
+        else:
+            self._readable.append(place)
         return b""
 
     def _target(self, request: int, place: str) -> str:

@@ -84,12 +84,23 @@ class UnclaimedFiles:
     def __init__(self, folder: str | None) -> None:
         self._folder = folder
         self._sent: deque[tuple[int, set[bytes]]] = deque()  # number of the message, and the files in it
+        self._kept: set[bytes] = set()  # those of messages that are still to be sent
 
     def __repr__(self) -> str:
         return f"<UnclaimedFiles in {self._folder}, {len(self._sent)} messages not acknowledged>"
 
+    def keep(self, files: Iterable[bytes]) -> None:
+        """Record that a message will name these files: either `sent` follows, or `drop`."""
+        self._kept.update(files)
+
+    def drop(self, files: Iterable[bytes]) -> None:
+        """Remove files of which the owner will not hear."""
+        self._kept.difference_update(files)
+        remove(files)
+
     def sent(self, number: int, files: Iterable[bytes]) -> None:
         """Record that the message with this number names these files: the owner takes them when it arrives."""
+        self._kept.difference_update(files)
         self._sent.append((number, set(files)))
 
     def acknowledge(self, received: int) -> None:
@@ -101,6 +112,6 @@ class UnclaimedFiles:
         """Remove the files of a dead slot, complete or not, that no message names."""
         if self._folder is None:
             return
-        sent = set[bytes]().union(*(files for _, files in self._sent))
+        sent = self._kept.union(*(files for _, files in self._sent))
         left = map(os.fsencode, Path(self._folder).glob(f"{_prefix(pid)}*"))
         remove(path for path in left if path not in sent)

@@ -19,6 +19,7 @@ from skyward.core.protocol.messages import (
     Code,
     Done,
     Failed,
+    Failure,
     Message,
     Missing,
     Ready,
@@ -39,6 +40,7 @@ from skyward.worker.forkserver.client import ForkServerClient, fork_config
 from skyward.worker.forkserver.launch import ForkServerProcess
 from skyward.worker.forkserver.protocol import EXITED, FAILED, FORKED, PEAK, UP
 from skyward.worker.forkserver.restarts import Ended, RestartPolicy
+from skyward.worker.held_answers import HeldAnswers
 from skyward.worker.output import SlotOutput
 from skyward.worker.owner_traffic import OwnerTraffic
 from skyward.worker.result_files import UnclaimedFiles
@@ -115,6 +117,7 @@ class SlotPool:
         self._bridge = Bridge(loop, f"{folder}/bridge.sock", self._owner.stream)
         result_files = store.result_files() if setup.shares else None
         self._results = UnclaimedFiles(result_files)
+        self._held: HeldAnswers | None = None
         places = {"bridge": self._bridge.path, "result_files": result_files}
         places["code"] = self._code.folder if self._code is not None else ""
         self._config = fork_config(setup, cores, places, own)
@@ -182,6 +185,8 @@ class SlotPool:
     def inquire(self, tasks: list[int]) -> None:
         """Report which of these tasks are not here; an answer may be on its way to the owner."""
         missing = [task for task in tasks if task not in self._tasks and not self._owner.is_answered(task)]
+        if (held := self._held) is not None:
+            missing = [task for task in missing if task not in held]
         self._owner.post(Missing(missing))
 
     def stream(self, message: StreamData | StreamClose, data: Filled | None) -> None:
@@ -192,6 +197,10 @@ class SlotPool:
         """The owner has everything up to this number, so what was held back may flow again."""
         self._owner.acknowledged(received)
         self._results.acknowledge(received)
+
+    def hold_answers(self, held: HeldAnswers) -> None:
+        """From now on, hold what tasks return until what they wrote is saved."""
+        self._held = held
 
     async def end(self) -> None:
         """Let idle slots end in order, kill the others, and remove all files."""
@@ -347,7 +356,10 @@ class SlotPool:
             for task in slot.current:
                 self._begins(task)
         files = message.files.values() if isinstance(message, Done) else ()
-        if wanted:
+        if wanted and self._held is not None:
+            self._results.keep(files)
+            self._held.hold(message.task, process.pid, lambda problem: self._answer_held(message, buffers, problem))
+        elif wanted:
             posted = self._owner.answer([message.task], message, buffers, self.table.is_stocked)
             if files:
                 self._results.sent(posted, files)
@@ -356,6 +368,17 @@ class SlotPool:
         if self.table.is_supplied and not self._resting:
             self._resting = True
             self._loop.call_soon(self._rest)
+
+    def _answer_held(self, message: Done | Failed, buffers: Sequence[Buffer], problem: str | None) -> None:
+        """Tell the owner how a task has ended. `problem`: why something that was written is not saved."""
+        if problem is not None and isinstance(message, Done):
+            self._results.drop(message.files.values())
+            unsaved = Failed(message.task, message.seconds, Failure.UNSAVED.value, problem)
+            self._owner.answer([message.task], unsaved)
+            return
+        posted = self._owner.answer([message.task], message, buffers)
+        if isinstance(message, Done) and message.files:
+            self._results.sent(posted, message.files.values())
 
     def _slot_up(self, number: int, process: SlotProcess, message: Ready, _: Sequence[Buffer]) -> None:
         process.up = message.error is None

@@ -40,10 +40,6 @@ import skyward as sky
         ({"plugins": 5}, ["plugins=5"]),
         ({"plugins": [print]}, ["parentheses"]),
         ({"image": "ubuntu"}, ["image='ubuntu'", "sky.Image"]),
-        (
-            {"volume": [sky.S3Volume("/data", "bucket", "prefix/", read_only=False)]},
-            ["S3Volume", "can't be written yet", "read_only=False"],
-        ),
     ],
     ids=str,
 )

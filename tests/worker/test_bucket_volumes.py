@@ -22,7 +22,7 @@ def test_it_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     (served / "bucket" / "data" / "deep" / "file").write_bytes(b"123")
     target = tmp_path / "target" / "data"
     keys = BucketKeys("keys", KEYS["access_key"], KEYS["secret_key"])
-    volumes = BucketVolumes(str(tmp_path / "own"))
+    volumes = BucketVolumes(str(tmp_path / "own"), print)
     with rclone_s3(served) as server:
         settings = {"provider": "Other", "region": "us-east-1", "endpoint": server.url}
         bucket = Bucket("s3://bucket/data/", "bucket/data", settings, keys, 1, 3)

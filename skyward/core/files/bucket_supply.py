@@ -1,4 +1,7 @@
-"""Brings buckets to the pool's nodes before these get tasks: a node is told where they are, and fetches them itself."""
+"""Brings buckets to the pool's nodes before these get tasks, and has them save what tasks have written.
+
+A node is told where the buckets are, and does both itself.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Protocol
 
-from skyward.core.errors import VolumeFailed
+from skyward.core.errors import NodeLost, VolumeFailed
 from skyward.core.files.requests import RequestRefused, Requests
 from skyward.core.nodes.session import Session
 from skyward.core.protocol.buckets import Bucket, BucketKeys
-from skyward.core.protocol.messages import Attach, Renew
+from skyward.core.protocol.messages import Attach, Flush, Renew
 from skyward.core.volumes import S3Volume
 
 __all__ = ["BucketSource", "BucketSupply"]
@@ -103,6 +106,21 @@ class BucketSupply:
                 await reply
             except RequestRefused as refusal:
                 raise VolumeFailed(f"volume {bucket.url} on {session.node}: {refusal}") from refusal
+
+    async def flush(self) -> list[str]:
+        """Have all nodes save what was written; returns what can't be saved, and why."""
+        if all(volume.read_only for volume, _, _ in self._volumes):
+            return []
+        replies = {session.node: self._requests.ask(session, Flush)[1] for session, _ in list(self._attached.values())}
+        problems = []
+        for node, reply in replies.items():
+            try:
+                await reply
+            except RequestRefused as refusal:
+                problems.append(f"{node}: {refusal}")
+            except NodeLost:
+                continue  # no task of it has been reported done whose files are not saved
+        return problems
 
     async def _renew(self, index: int) -> None:
         """Give all nodes new keys for a bucket, each time that half of the time of the last ones has passed."""

@@ -105,6 +105,10 @@ class NodeFiles:
             raise DownloadFailed("no node is ready")
         return await download(self.requests, sessions, pattern, to, overwrite=overwrite, report=report)
 
+    async def flush(self) -> list[str]:
+        """Have all nodes save what tasks have written to buckets; returns what can't be saved, and why."""
+        return [] if self._buckets is None else await self._buckets.flush()
+
     def stop(self) -> None:
         """The pool ends: read nothing more."""
         if self._supply is not None:

@@ -28,6 +28,7 @@ __all__ = [
     "Failure",
     "Fetch",
     "Find",
+    "Flush",
     "Forget",
     "Gpus",
     "Hello",
@@ -331,6 +332,7 @@ class Failure(enum.Enum):
     SHARED_CRASH = "shared-crash"  # its process died while it also ran other tasks; which one caused it is not known
     TIMEOUT = "timeout"  # it ran longer than its limit
     CANCELLED = "cancelled"  # at the owner's request
+    UNSAVED = "unsaved"  # it returned, but what was written can't be brought to its bucket; `detail` says why
     REFUSED = "refused"  # the node could not start it; `detail` says why
 
 
@@ -476,6 +478,12 @@ class Renew(NamedTuple):
     attach: int
 
 
+class Flush(NamedTuple):
+    """Bring what was written to all writable buckets there. The `Reply` is empty once that is done."""
+
+    request: int
+
+
 class Find(NamedTuple):
     """Find the files of tasks that match a pattern. The `Reply` lists them."""
 
@@ -504,7 +512,7 @@ class Reply(NamedTuple):
 Message = Union[
     Hello, Welcome, Proof, Ping, Pong, Ack, Bye, Setup, Ready, Run, Cancel, Done, Failed, Output, Blob, Forget,
     StreamOpen, StreamData, StreamClose, Recall, Returned, Fetch, Share, Kept, Listening, Peers, Reached,
-    Began, Inquire, Missing, Load, Gpus, Code, Mount, Build, Find, Read, Reply, Attach, Renew,
+    Began, Inquire, Missing, Load, Gpus, Code, Mount, Build, Find, Read, Reply, Attach, Renew, Flush,
 ]  # fmt: skip
 
 MESSAGES: tuple[type[Any], ...] = get_args(Message)

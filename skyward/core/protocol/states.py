@@ -23,6 +23,7 @@ from skyward.core.protocol.messages import (
     Failed,
     Fetch,
     Find,
+    Flush,
     Forget,
     Gpus,
     Hello,
@@ -82,7 +83,7 @@ class State(enum.Enum):
 
 
 _ANY = (Ping, Pong, Ack, Bye, StreamData, StreamClose)
-_FILES = (Mount, Build, Find, Read, Attach, Renew)
+_FILES = (Mount, Build, Find, Read, Attach, Renew, Flush)
 _OWNER = (Setup, Run, Code, Cancel, Recall, Inquire, Blob, Fetch, Share, Forget, Peers, *_FILES)
 _REPORTS = (Ready, Listening, Reached, Gpus, Load)
 _WORKER = (Began, Done, Failed, Returned, Missing, Output, StreamOpen, Kept, Reply, *_REPORTS)

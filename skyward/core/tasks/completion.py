@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from skyward.core.errors import NodeLost, PayloadError, TaskError, TaskTimeout
+from skyward.core.errors import NodeLost, PayloadError, TaskError, TaskTimeout, VolumeFailed
 from skyward.core.events import Events, TaskEnded
 from skyward.core.payload import exceptions
 from skyward.core.payload.diagnose import in_short
@@ -168,10 +168,9 @@ class Completion:
             job.answer = None
             job.future.seconds = message.seconds
             job.future.result_size = sum(map(len, buffers))
-            if isinstance(message, messages.Failed) and message.reason == messages.Failure.TIMEOUT.value:
-                return None, _unanswered(job, _timeout(job))
             if isinstance(message, messages.Failed):
-                return None, self._failure(job, message, buffers)
+                named = _named(job, message)
+                return None, self._failure(job, message, buffers) if named is None else _unanswered(job, named)
             whose = f"{job.title} on {job.node}"
             result, error = self._answers.result(whose, buffers)
             if error is None and job.options.keeper is not None:
@@ -187,11 +186,16 @@ class Completion:
         return error
 
 
-def _timeout(job: Job) -> TaskTimeout:
-    return TaskTimeout(
-        f"{job.title} (task {job.id}) on {job.node} was stopped after {job.timeout:g} s; "
-        "raise Compute(timeout=...), or set it to None for no limit"
-    )
+def _named(job: Job, message: messages.Failed) -> BaseException | None:
+    """The exception for a failure that its name says all about; None if it carries the task's own."""
+    which = f"{job.title} (task {job.id}) on {job.node}"
+    if message.reason == messages.Failure.TIMEOUT.value:
+        return TaskTimeout(
+            f"{which} was stopped after {job.timeout:g} s; raise Compute(timeout=...), or set it to None for no limit"
+        )
+    if message.reason == messages.Failure.UNSAVED.value:
+        return VolumeFailed(f"{which} returned, but not all is saved: {message.detail}")
+    return None
 
 
 def _unanswered(job: Job, error: BaseException) -> BaseException:

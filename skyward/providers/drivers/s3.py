@@ -199,7 +199,7 @@ def policy(bucket: str, prefix: str, region: str, *, writable: bool) -> str:
         listing["Condition"] = {"StringLike": {"s3:prefix": [f"{prefix}*"]}}
     objects, keys = ["s3:GetObject"], ["kms:Decrypt"]
     if writable:
-        objects += ["s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload", "s3:ListMultipartUploadParts"]
+        objects += ["s3:PutObject", "s3:AbortMultipartUpload", "s3:ListMultipartUploadParts"]
         keys += ["kms:GenerateDataKey"]
     through_s3 = {"StringLike": {"kms:ViaService": "s3.*.amazonaws.com"}}  # of buckets encrypted with keys of KMS
     statements = [
