@@ -119,11 +119,16 @@ def moto_s3(address: str = "127.0.0.1") -> Iterator[S3Server]:
 
 
 @contextmanager
-def rclone_s3(folder: Path, address: str = "127.0.0.1") -> Iterator[S3Server]:
-    """rclone's server: buckets are the folders in `folder`. It has no STS, and checks signatures."""
+def rclone_s3(folder: Path, address: str = "127.0.0.1", certificate: Path | None = None) -> Iterator[S3Server]:
+    """rclone's server: buckets are the folders in `folder`. It has no STS, and checks signatures.
+
+    With a certificate, whose file also has its key, it speaks TLS.
+    """
     assert RCLONE is not None
     port = _free_port(address)
     keys = f"{KEYS['access_key']},{KEYS['secret_key']}"
     command = [RCLONE, "serve", "s3", "--addr", f"{address}:{port}", "--auth-key", keys, "--config", "", str(folder)]
-    with _serving(command, f"http://{address}:{port}") as server:
+    if certificate is not None:
+        command += ["--cert", str(certificate), "--key", str(certificate)]
+    with _serving(command, f"http{'s' if certificate else ''}://{address}:{port}") as server:
         yield server

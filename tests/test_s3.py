@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import datetime
+import ipaddress
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 import skyward as sky
 from tests.lab import Lab, eventually
@@ -135,6 +140,37 @@ def test_nothing_is_started_for_a_bucket_that_is_not_there(account: S3Server) ->
         sky.Compute(volume=sky.S3Volume("data", "my-bucket", "dataset/"), console=False),
     ):
         pass
+
+
+def _make_certificate(path: Path) -> None:
+    """Write a certificate for this machine, which nobody trusts by itself, with its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "store")])
+    now = datetime.datetime.now(datetime.UTC)
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now)
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    path.write_bytes(private + made.public_bytes(pem))
+
+
+def test_a_store_with_a_certificate_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """AWS_CA_BUNDLE counts for nodes on this machine as it does for the driver."""
+    bundle = tmp_path / 'with "quotes", and a comma.pem'
+    _make_certificate(bundle)
+    monkeypatch.setenv("AWS_CA_BUNDLE", str(bundle))
+    (tmp_path / "served" / "my-bucket" / "datasets").mkdir(parents=True)
+    (tmp_path / "served" / "my-bucket" / "datasets" / "train.csv").write_text("x,y\n1,2\n")
+    with rclone_s3(tmp_path / "served", certificate=bundle) as server:
+        volume = sky.S3Volume("data", "my-bucket", "datasets/", endpoint=server.url, **KEYS)
+        with sky.Compute(volume=volume, console=False) as pool:
+            assert pool.submit(look, "data").result() == ({"train.csv": 8}, "x,y\n1,2\n")
 
 
 WRITABLE = sky.S3Volume("data", "my-bucket", "datasets/", read_only=False)

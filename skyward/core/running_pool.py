@@ -135,8 +135,10 @@ class RunningPool:
         if buckets:
             for volume, _, bucket in buckets:
                 found = f"{bucket.size / 1e6:,.0f} MB in {bucket.files:,} files"
-                back = "" if volume.read_only else ", and what tasks write there is copied back"
-                self.events.emit(Note(f"{bucket.url} ({found}) is copied to {volume.path} on each node{back}"))
+                how = "is copied to {place} on each node, and what tasks write there is copied back"
+                if volume.read_only:
+                    how = "is mounted at {place} on each node that has FUSE, and copied to the others"
+                self.events.emit(Note(f"{bucket.url} ({found}) {how.format(place=volume.path)}"))
             make = functools.partial(BucketSupply, volumes=buckets, warn=self._warn)
             self._io.post(self.dispatcher.runner.files.attach, make)
         starting = self._io.start(self.provisioner.start())

@@ -1,4 +1,4 @@
-"""The buckets of a pool on this node: copied here before tasks run, and what tasks write copied there."""
+"""The buckets of a pool on this node: mounted or copied here before tasks run, and what tasks write copied there."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from pathlib import Path
 
 from skyward.core.protocol.buckets import Bucket, BucketKeys
 from skyward.worker import scratch
+from skyward.worker.bucket_mount import BucketMount
 from skyward.worker.bucket_writer import PATIENCE, BucketWriter
+from skyward.worker.mounts import hindrance, unmount
 from skyward.worker.rclone import Rclone, RcloneError
 
 __all__ = ["BucketVolumes"]
@@ -39,11 +41,42 @@ class BucketVolumes:
         self._warn = warn
         self._patience = patience
         self._writers: dict[int, BucketWriter] = {}
+        self._mounts: dict[int, BucketMount] = {}
         self._servers: dict[int, Rclone] = {}
         self._closed = False
 
     def __repr__(self) -> str:
         return f"<BucketVolumes {list(self._servers.values())}>"
+
+    def mount(self, number: int, bucket: Bucket, target: str) -> None:
+        """Mount a bucket's folder here, for reading only.
+
+        Parameters
+        ----------
+        number
+            Names it in `renew`.
+        bucket
+            What to mount.
+        target
+            The folder to make.
+
+        Raises
+        ------
+        OSError
+            That is not possible; nothing is left of it.
+        """
+        _check_place(target)
+        if (problem := hindrance()) is not None:
+            raise OSError(problem)
+        server = self._servers[number] = Rclone(f"{self._folder}/{number}", bucket, target)
+        Path(target).mkdir(parents=True)
+        try:
+            self._mounts[number] = BucketMount(bucket.url, server, target, self._warn)
+        except OSError:
+            self._servers.pop(number).close()
+            unmount(target)
+            Path(target).rmdir()
+            raise
 
     def bring(self, number: int, bucket: Bucket, target: str, *, writable: bool = False) -> None:
         """Copy a bucket's folder here; it appears once it is whole.
@@ -64,8 +97,7 @@ class BucketVolumes:
         OSError
             That is not possible; nothing is left of it.
         """
-        if os.path.lexists(target):
-            raise FileExistsError(errno.EEXIST, "it exists already", target)
+        _check_place(target)
         parent, name = os.path.split(target)
         Path(parent).mkdir(parents=True, exist_ok=True)
         if (free := shutil.disk_usage(parent).free) < bucket.size + _MARGIN:
@@ -74,7 +106,7 @@ class BucketVolumes:
                 f"{bucket.url} has {bucket.size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free",
                 parent,
             )
-        server = self._servers[number] = Rclone(f"{self._folder}/{number}", bucket)
+        server = self._servers[number] = Rclone(f"{self._folder}/{number}", bucket, target)
         new = f"{parent}/.skyward-{number}-{name}"
         try:
             if bucket.files:
@@ -130,8 +162,15 @@ class BucketVolumes:
         self._closed = True
         for writer in list(self._writers.values()):
             writer.close()
+        for mount in list(self._mounts.values()):
+            mount.close()
         for server in list(self._servers.values()):
             server.close()
+
+
+def _check_place(target: str) -> None:
+    if os.path.lexists(target):
+        raise FileExistsError(errno.EEXIST, "it exists already", target)
 
 
 def _protect(folder: str) -> None:

@@ -247,11 +247,15 @@ class FileService:
         self._links[place] = target
 
     def _attach(self, message: Attach, packed: bytes) -> bytes:
-        """In a thread: fetch what is in a bucket."""
+        """In a thread: mount a bucket, or fetch what is in it."""
         place = os.fsdecode(message.place)
         self._check_place(place)
         target = self._target(message.request, place)
-        self._buckets.bring(message.request, Bucket.unpack(packed), target, writable=message.writable)
+        bucket = Bucket.unpack(packed)
+        if message.mounted:
+            self._buckets.mount(message.request, bucket, target)
+        else:
+            self._buckets.bring(message.request, bucket, target, writable=message.writable)
         if os.path.isabs(place):
             self._link(place, target)
         if message.writable:

@@ -28,8 +28,8 @@ _SPARE = 300.0  # seconds before their end from which keys count as ended, so th
 _REMOTE: Final = "store"
 _DROPPED = ("AWS_", "RCLONE_")  # variables that would change which keys and settings are used
 
-# rclone ends with the agent, however that ends: nobody writes to the pipe, and it closes.
-_LIFELINE = '"$@" & child=$!; read -r _; kill $child; wait $child'
+# rclone ends with the agent, however that ends: nobody writes to the pipe, and it closes. What is mounted goes, too.
+_LIFELINE = 'place=$1; shift; "$@" & child=$!; read -r _; kill $child; wait $child; fusermount3 -uzq "$place"'
 
 
 class RcloneError(OSError):
@@ -70,6 +70,8 @@ class Rclone:
         Where it keeps its files; must not exist.
     bucket
         The bucket.
+    place
+        Where it may be mounted.
 
     Raises
     ------
@@ -77,10 +79,11 @@ class Rclone:
         It can't be started.
     """
 
-    def __init__(self, folder: str, bucket: Bucket) -> None:
+    def __init__(self, folder: str, bucket: Bucket, place: str) -> None:
         self.source = f"{_REMOTE}:{bucket.folder}/"  # which can't be an object: rclone does not look
         self._bucket = bucket
         self._folder = Path(folder)
+        self._place = place
         self._lock = threading.Lock()  # guards the process: one starts at a time
         self._process: subprocess.Popen[bytes] | None = None
         self._folder.mkdir(mode=0o700, parents=True)
@@ -91,10 +94,8 @@ class Rclone:
         return f"<Rclone for {self._bucket.url}>"
 
     def renew(self, keys: BucketKeys) -> None:
-        """Use other keys from now on; what is under way goes on with those that it has."""
+        """Use other keys once those in use count as ended."""
         self._store(keys)
-        with contextlib.suppress(RcloneError):  # one that has died reads them when it starts again
-            self.call("fscache/clear", {}, _START)
 
     def _store(self, keys: BucketKeys) -> None:
         values: dict[str, object] = {
@@ -125,7 +126,7 @@ class Rclone:
             program = [find_rclone(), "rcd", "--rc-addr", "unix://rc.sock", "--rc-no-auth", "--config", ""]
             with (self._folder / "log").open("wb") as log:
                 self._process = subprocess.Popen(
-                    ["/bin/sh", "-c", _LIFELINE, "sh", *program, "--log-level", "NOTICE"],
+                    ["/bin/sh", "-c", _LIFELINE, "sh", self._place, *program, "--log-level", "NOTICE"],
                     stdin=subprocess.PIPE,
                     stdout=log,
                     stderr=log,
@@ -148,6 +149,10 @@ class Rclone:
         kind = self._bucket.keys.kind
         if kind != "none":
             own[f"{prefix}ENV_AUTH"] = "true"
+        if bundle := os.environ.get("AWS_CA_BUNDLE"):  # where AWS's own tools look for it, as on the driver
+            quoted = os.path.abspath(bundle).replace('"', '""')
+            own["RCLONE_CA_CERT"] = f'"{quoted}"'  # a list, as CSV
+        own["RCLONE_CACHE_DIR"] = str(self._folder / "cache")
         own["AWS_SHARED_CREDENTIALS_FILE"] = os.devnull
         own["AWS_CONFIG_FILE"] = str(self._folder / "config") if kind == "keys" else os.devnull
         return {**kept, **own}

@@ -10,6 +10,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from skyward.worker.mounts import unmount_below
+
 __all__ = ["make", "remove", "sweep"]
 
 _YOUNG = 3600.0  # seconds for which a folder may lack a lock, as it is being made
@@ -73,7 +75,11 @@ def _remove_if_free(folder: Path, changed: float) -> None:
 
 
 def remove(folder: str | os.PathLike[str]) -> None:
-    """Remove a folder with all that is in it, also folders in it that nobody may write to; what resists stays."""
+    """Remove a folder with all that is in it, also folders in it that nobody may write to; what resists stays.
+
+    What is mounted there is not part of it, and is unmounted before.
+    """
+    unmount_below(folder)
     shutil.rmtree(folder, ignore_errors=True)
     if os.path.lexists(folder):
         for here, _, _ in os.walk(folder):

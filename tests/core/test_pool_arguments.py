@@ -40,6 +40,7 @@ import skyward as sky
         ({"plugins": 5}, ["plugins=5"]),
         ({"plugins": [print]}, ["parentheses"]),
         ({"image": "ubuntu"}, ["image='ubuntu'", "sky.Image"]),
+        ({"nodes": 2, "volume": sky.S3Volume("/my/data", "bucket")}, ["2 nodes", "'/my/data'", "Mount at 'data'"]),
     ],
     ids=str,
 )

@@ -21,7 +21,6 @@ from tests.worker.helpers import wait_for
 pytestmark = [pytest.mark.slow, needs_rclone]
 
 GOOD = BucketKeys("keys", KEYS["access_key"], KEYS["secret_key"])
-WRONG = BucketKeys("keys", KEYS["access_key"], "wrong", "", time.time() + 3600)
 
 
 @pytest.fixture
@@ -50,7 +49,7 @@ def test_it_reads_with_its_own_keys_and_ends(server: S3Server, tmp_path: Path, m
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "somebody")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "else")
     monkeypatch.setenv("RCLONE_CONFIG_STORE_TYPE", "local")
-    rclone = Rclone(str(tmp_path / "rclone"), bucket(server))
+    rclone = Rclone(str(tmp_path / "rclone"), bucket(server), str(tmp_path / "place"))
     assert names(rclone) == ["file"]
     assert stat.S_IMODE((tmp_path / "rclone").stat().st_mode) == 0o700
     assert stat.S_IMODE((tmp_path / "rclone" / "keys").stat().st_mode) == 0o600
@@ -66,7 +65,9 @@ def test_it_reads_with_its_own_keys_and_ends(server: S3Server, tmp_path: Path, m
 
 
 def test_new_keys_are_used_without_a_new_start(server: S3Server, tmp_path: Path) -> None:
-    rclone = Rclone(str(tmp_path / "rclone"), bucket(server, WRONG))
+    """As soon as the others count as ended, which is a few minutes before they end."""
+    ended = BucketKeys("keys", "somebody", "else", "", time.time() + 300)
+    rclone = Rclone(str(tmp_path / "rclone"), bucket(server, ended), str(tmp_path / "place"))
     try:
         pids = running()
         with pytest.raises(RcloneError):
@@ -87,7 +88,7 @@ def test_new_keys_are_used_without_a_new_start(server: S3Server, tmp_path: Path)
 
 
 def test_one_that_was_killed_starts_again(server: S3Server, tmp_path: Path) -> None:
-    rclone = Rclone(str(tmp_path / "rclone"), bucket(server))
+    rclone = Rclone(str(tmp_path / "rclone"), bucket(server), str(tmp_path / "place"))
     try:
         for pid in running():
             os.kill(pid, signal.SIGKILL)

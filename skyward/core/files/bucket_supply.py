@@ -78,7 +78,7 @@ class BucketSupply:
             task.cancel()
 
     async def bring(self, session: Session, report: Callable[[str], object]) -> None:
-        """Have a node fetch all buckets.
+        """Have a node mount all buckets that tasks may only read, if it can, and copy the others.
 
         Parameters
         ----------
@@ -96,16 +96,33 @@ class BucketSupply:
         """
         numbers: list[int] = []
         self._attached[session.node] = session, numbers
-        for (volume, _, bucket), keys in zip(self._volumes, list(self._keys), strict=True):
-            report(f"copying {bucket.url}: {bucket.size / 1e6:,.0f} MB")
-            place, writable = os.fsencode(volume.path), not volume.read_only
-            packed = bucket.with_keys(keys).pack()
-            number, reply = self._requests.ask(session, partial(Attach, place=place, writable=writable), [packed])
-            numbers.append(number)
-            try:
-                await reply
-            except RequestRefused as refusal:
+        for index, (volume, _, bucket) in enumerate(self._volumes):
+            reason = ""
+            if volume.read_only:
+                report(f"mounting {bucket.url}")
+                refusal = await self._attach(session, index, numbers, mounted=True)
+                if refusal is None:
+                    continue
+                numbers.pop()
+                reason = f" (it can't be mounted: {refusal})"
+            report(f"copying {bucket.url}: {bucket.size / 1e6:,.0f} MB{reason}")
+            if (refusal := await self._attach(session, index, numbers, mounted=False)) is not None:
                 raise VolumeFailed(f"volume {bucket.url} on {session.node}: {refusal}") from refusal
+
+    async def _attach(
+        self, session: Session, index: int, numbers: list[int], *, mounted: bool
+    ) -> RequestRefused | None:
+        """Have a node bring a volume to its tasks, in one of two ways; returns why it can't."""
+        volume, _, bucket = self._volumes[index]
+        packed = bucket.with_keys(self._keys[index]).pack()
+        attach = partial(Attach, place=os.fsencode(volume.path), writable=not volume.read_only, mounted=mounted)
+        number, reply = self._requests.ask(session, attach, [packed])
+        numbers.append(number)
+        try:
+            await reply
+        except RequestRefused as refusal:
+            return refusal
+        return None
 
     async def flush(self) -> list[str]:
         """Have all nodes save what was written; returns what can't be saved, and why."""

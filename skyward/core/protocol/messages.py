@@ -464,12 +464,13 @@ class Build(NamedTuple):
 class Attach(NamedTuple):
     """Bring the content of a bucket here. One buffer: what it is and how to reach it, see `core.protocol.buckets`.
 
-    `place` and `writable` as in `Mount`. The `Reply` is empty.
+    `place` and `writable` as in `Mount`. If it is to be `mounted`, nothing is copied in advance. The `Reply` is empty.
     """
 
     request: int
     place: bytes
     writable: bool
+    mounted: bool
 
 
 class Renew(NamedTuple):

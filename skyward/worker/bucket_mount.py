@@ -1,0 +1,96 @@
+"""A bucket's folder as a file system that is read while tasks read it, for reading only."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import threading
+from collections.abc import Callable
+
+from skyward.worker.mounts import unmount
+from skyward.worker.rclone import Rclone
+
+__all__ = ["BucketMount"]
+
+_LOOK = 0.5  # seconds between two looks whether it is still there
+_PAUSE = 2.0  # seconds after which one that can't be mounted again is tried again
+_LIMIT = 60.0  # seconds to mount it
+
+# Content that was read stays on disk, as long as there is room, so that what is read again and again comes from there.
+_CACHE = {
+    "CacheMode": "full",
+    "CacheMaxAge": "8760h",
+    "CacheMinFreeSpace": "1Gi",
+    "ReadAhead": "16Mi",
+    "ReadOnly": True,
+    "DirPerms": "555",
+    "FilePerms": "444",
+}
+
+
+class BucketMount:
+    """A mounted bucket. Methods block, and may be called from any thread.
+
+    Parameters
+    ----------
+    url
+        The bucket's folder, for messages.
+    server
+        Serves it.
+    place
+        An empty folder.
+    warn
+        Called from a thread with what the user should know.
+
+    Raises
+    ------
+    OSError
+        It can't be mounted.
+    """
+
+    def __init__(self, url: str, server: Rclone, place: str, warn: Callable[[str], object]) -> None:
+        self._url = url
+        self._server = server
+        self._place = place
+        self._warn = warn
+        self._closed = threading.Event()
+        self._mount()
+        self._watcher = threading.Thread(target=self._watch, name="skyward-bucket-mount", daemon=True)
+        self._watcher.start()
+
+    def __repr__(self) -> str:
+        return f"<BucketMount of {self._url} at {self._place}>"
+
+    def close(self) -> None:
+        """End the server, and unmount it."""
+        self._closed.set()
+        self._server.close()  # who waits for it, as one does for a frozen one, is free then
+        self._watcher.join()
+        unmount(self._place)
+
+    def _mount(self) -> None:
+        values = {"fs": self._server.source, "mountPoint": self._place, "mountType": "mount", "vfsOpt": _CACHE}
+        self._server.call("mount/mount", values, _LIMIT)
+        os.listdir(self._place)  # noqa: PTH208 - fails where it is mounted and can't be read
+
+    def _watch(self) -> None:
+        """Mount it again if its server dies."""
+        while not self._closed.wait(_LOOK):
+            if self._is_there():
+                continue
+            self._warn(f"rclone died, and {self._url} is mounted again; tasks that were reading there have failed")
+            while not self._closed.is_set():
+                unmount(self._place)
+                with contextlib.suppress(OSError):
+                    self._server.start()
+                    self._mount()
+                    break
+                self._closed.wait(_PAUSE)
+
+    def _is_there(self) -> bool:
+        try:
+            os.stat(self._place)  # noqa: PTH116 - an error's number is needed
+        except OSError as error:
+            return error.errno not in (errno.ENOTCONN, errno.ECONNABORTED)
+        return os.path.ismount(self._place)
