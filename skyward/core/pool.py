@@ -169,7 +169,6 @@ class Compute(TaskExecutor):
             resume=pool_arguments.resume(resume),
             budget=parse_budget(budget),
         )
-        pool_arguments.check_mounts(self._settings)
         self.events = Events()
         self._open: RunningPool | None = None  # between `start` and the beginning of the end
         self._ending: RunningPool | None = None
@@ -229,6 +228,7 @@ class Compute(TaskExecutor):
             raise PoolNotActive("this pool was already used; make a new sky.Compute for each block")
         settings = self._settings
         nesting.check(settings.renting)
+        pool_arguments.check_mounts(settings)
         pool_arguments.check_open_files(settings)
         self._used = True
         image = settings.image

@@ -40,7 +40,6 @@ import skyward as sky
         ({"plugins": 5}, ["plugins=5"]),
         ({"plugins": [print]}, ["parentheses"]),
         ({"image": "ubuntu"}, ["image='ubuntu'", "sky.Image"]),
-        ({"nodes": 2, "volume": sky.S3Volume("/my/data", "bucket")}, ["2 nodes", "'/my/data'", "Mount at 'data'"]),
     ],
     ids=str,
 )
@@ -52,4 +51,13 @@ def test_a_wrong_argument_is_an_error_at_once(arguments: dict[str, Any], words: 
     assert isinstance(caught.value, ValueError)
     for word in words:
         assert word in str(caught.value)
+    assert threading.active_count() == threads
+
+
+def test_nodes_on_one_machine_cant_each_have_the_same_folder() -> None:
+    """An error before anything starts; such a pool may well be described, for other machines."""
+    threads = threading.active_count()
+    pool = sky.Compute(nodes=2, volume=sky.S3Volume("/my/data", "bucket"))
+    with pytest.raises(sky.ConfigError, match="2 nodes on this machine .*'/my/data'.* Mount at 'data'"):
+        pool.start()
     assert threading.active_count() == threads

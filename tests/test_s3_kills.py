@@ -1,0 +1,171 @@
+"""A bucket that tasks write to, while drivers, agents, rclones and the S3 server are killed at random moments."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from skyward.worker import mounts
+from tests.lab import eventually
+from tests.processes import comm, descendants
+from tests.s3_servers import KEYS, S3Server, needs_rclone, rclone_s3
+from tests.worker.helpers import ROOT
+
+pytestmark = [pytest.mark.slow, needs_rclone]
+
+KILLS, TASKS, PATIENCE = 30, 1500, 120.0
+
+PROGRAM = """
+import json, os, sys, time
+import skyward as sky
+
+def write(number, log):
+    fd = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(fd, b"%d\\n" % number)
+    os.close(fd)
+    while True:  # as long as its rclone is gone, a mount can't be read
+        try:
+            with open("in/file") as file:
+                assert file.read() == "123"
+            break
+        except OSError:
+            time.sleep(0.05)
+    time.sleep(0.03 * (number % 5))
+    os.makedirs(f"out/{number % 7}", exist_ok=True)
+    with open(f"out/{number % 7}/.part-{number}", "w") as file:
+        file.write(f"{number}" * (1 + number % 3 * 100_000))
+    os.replace(f"out/{number % 7}/.part-{number}", f"out/{number % 7}/part-{number}")
+    return number
+
+if __name__ == "__main__":
+    url, keys, log, done, resume, count = json.loads(sys.argv[1])
+    volumes = [
+        sky.S3Volume("in", "bucket", "in", endpoint=url, **keys),
+        sky.S3Volume("out", "bucket", "out", read_only=False, endpoint=url, **keys),
+    ]
+    worker = sky.Worker(concurrency=2, attempts=1000)
+    with sky.Compute(nodes=2, volume=volumes, resume=resume, worker=worker, console=False) as pool:
+        fd = os.open(done, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        for number in pool.map(write, range(count), [log] * count):
+            os.write(fd, b"%d\\n" % number)
+"""
+
+
+def numbers(path: Path) -> list[int]:
+    """The whole lines of a file."""
+    return [int(line) for line in path.read_text().split("\n")[:-1]] if path.exists() else []
+
+
+def content(number: int) -> str:
+    return f"{number}" * (1 + number % 3 * 100_000)
+
+
+class Run:
+    """The program, run again and again until it ends by itself."""
+
+    def __init__(self, tmp_path: Path, server: S3Server) -> None:
+        self.bucket = tmp_path / "served" / "bucket"
+        self.server = server
+        self.log, self.done = tmp_path / "log", tmp_path / "done"
+        self.mark = f"SKYWARD_TEST_MARK={tmp_path}"
+        self.errors = tmp_path / "errors"
+        program = tmp_path / "program.py"
+        program.write_text(PROGRAM)
+        values = [server.url, KEYS, str(self.log), str(self.done), str(tmp_path / "resume"), TASKS]
+        self.command = [sys.executable, str(program), json.dumps(values)]
+        self.environment = {**os.environ, "PYTHONPATH": str(ROOT), "SKYWARD_TEST_MARK": str(tmp_path)}
+        self.checked: set[int] = set()
+        self.restarts: list[tuple[int, set[int]]] = []  # how many executions there had been, and what was done
+        self.process = self.start()
+
+    def start(self) -> subprocess.Popen[bytes]:
+        with self.errors.open("ab") as errors:
+            return subprocess.Popen(self.command, env=self.environment, stderr=errors, cwd=self.bucket.parent.parent)
+
+    def marked(self) -> dict[int, str]:
+        """All that the program has started and that lives."""
+        found = {}
+        for entry in Path("/proc").iterdir():
+            try:
+                if entry.name.isdigit() and self.mark.encode() in (entry / "environ").read_bytes().split(b"\0"):
+                    found[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            except OSError:
+                continue
+        return found
+
+    def check(self) -> None:
+        """What was reported done is in the bucket, now."""
+        for number in set(numbers(self.done)) - self.checked:
+            assert (self.bucket / "out" / f"{number % 7}" / f"part-{number}").read_text() == content(number)
+            self.checked.add(number)
+
+    def agents(self) -> list[int]:
+        return [pid for pid in descendants(self.process.pid) if comm(pid) == "skyward-agent"]
+
+    def servers(self) -> list[int]:
+        lines = {pid: self.marked().get(pid, "") for pid in descendants(self.process.pid)}
+        return [pid for pid, line in lines.items() if " rcd " in line and not line.startswith("/bin/sh")]
+
+    def wait(self, count: int) -> None:
+        """Wait until so many tasks were reported done, or all."""
+        eventually(
+            lambda: len(numbers(self.done)) >= count or self.process.poll() is not None, PATIENCE, "tasks are done"
+        )
+
+    def kill(self, victim: str, chance: random.Random) -> str:
+        """Kill one of them; returns what came of it."""
+        if victim == "store":
+            self.server.stop()
+            time.sleep(chance.uniform(0, 2))
+            self.server.start()
+        elif victim == "driver":
+            self.process.kill()
+            self.process.wait()
+            self.check()
+            eventually(lambda: not self.marked(), PATIENCE, "what the killed driver had started has ended")
+            assert mounts.mounted_below(self.bucket.parent.parent) == []
+            self.restarts.append((len(numbers(self.log)), set(numbers(self.done))))
+            self.process = self.start()
+        elif not (pids := self.agents() if victim == "agent" else self.servers()):
+            return "nobody"
+        else:
+            os.kill(chance.choice(sorted(pids)), signal.SIGKILL)
+        return victim
+
+
+def test_nothing_is_lost_that_was_reported_done(tmp_path: Path) -> None:
+    for folder in ("in", "out"):
+        (tmp_path / "served" / "bucket" / folder).mkdir(parents=True)
+    (tmp_path / "served" / "bucket" / "in" / "file").write_text("123")
+    chance = random.Random(13)
+    killed: Counter[str] = Counter()
+    with rclone_s3(tmp_path / "served") as server:
+        run = Run(tmp_path, server)
+        try:
+            while killed.total() - killed["nobody"] < KILLS and run.process.poll() is None:
+                before = len(numbers(run.done))
+                run.wait(before + chance.randrange(1, 30))
+                time.sleep(chance.uniform(0, 0.2))
+                killed[run.kill(chance.choice(["store", "driver", "agent", "rclone", "rclone"]), chance)] += 1
+                run.check()
+            assert run.process.wait(PATIENCE * 3) == 0, run.errors.read_text()[-3000:]
+        finally:
+            run.process.kill()
+            run.process.wait()
+        run.check()
+    executed = numbers(run.log)
+    for count, done in run.restarts:
+        assert done.isdisjoint(executed[count:]), "what was done was computed again"
+    assert sorted(set(numbers(run.done))) == list(range(TASKS))
+    eventually(lambda: not run.marked(), PATIENCE, "everything has ended")
+    assert mounts.mounted_below(tmp_path) == []
+    assert killed.total() - killed["nobody"] >= KILLS, killed
