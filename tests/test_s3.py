@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import ipaddress
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 import skyward as sky
 from tests.lab import Lab, eventually
-from tests.lab.fixtures import LabHosts
+from tests.lab.fixtures import FreshHost, LabHosts
 from tests.processes import descendants
 from tests.remote import Reach, index, reach, wheels
 from tests.s3_servers import KEYS, S3Server, moto_s3, needs_rclone, rclone_s3
@@ -210,6 +211,46 @@ def test_what_cant_be_saved_fails_tasks_and_the_run(account: S3Server) -> None:
         with pytest.raises(sky.VolumeFailed, match=problem):
             pool.submit(link, "data").result()
         raise ValueError("the program's own")
+
+
+def kinds(place: str) -> list[str]:
+    """What is mounted in the tasks' working directory or at a place below it."""
+    import os
+
+    with open("/proc/self/mounts") as file:  # noqa: PTH123
+        return [line.split()[2] for line in file if line.split()[1] == os.path.realpath(place)]
+
+
+kinds.__module__ = "__main__"
+
+
+@pytest.mark.lab
+@pytest.mark.skipif(shutil.which("fusermount3") is None, reason="hosts mount with fusermount3, which is not here")
+@pytest.mark.parametrize("user", ["root", "ana"])
+def test_hosts_with_fuse_mount_it(user: str, lab: Lab, fresh_host: FreshHost, reach: Reach, tmp_path: Path) -> None:
+    """As root or not; and nothing stays mounted when the agent or rclone is killed, or the pool ends."""
+    host = fresh_host(fuse=True, users=("ana",))
+    with rclone_s3(tmp_path, lab.gateway) as server:
+        server.put("my-bucket", {"datasets/train.csv": b"x,y\n1,2\n", "datasets/deep/large": os.urandom(20 * MB)})
+        read = sky.S3Volume("data", "my-bucket", "datasets/", endpoint=server.url, **KEYS)
+        written = sky.S3Volume("out", "my-bucket", "results/", read_only=False, endpoint=server.url, **KEYS)
+        with sky.Compute(**reach([host], user=user), volume=[read, written]) as pool:
+            assert pool.submit(look, "data").result() == (EXPECTED, "x,y\n1,2\n")
+            assert pool.submit(kinds, "data").result() == ["fuse.rclone"]
+            pool.submit(write, "out", 1).result()
+            assert server.get("my-bucket", "results/part-1") == b"1"
+            agents = [pid for pid, line in host.pids() if "skyward.worker.agent" in line]
+            assert agents
+            host.run("kill", "-9", *map(str, agents))
+            eventually(lambda: "fuse.rclone" not in host.run("cat", "/proc/mounts").stdout, 20, "it is unmounted")
+            assert pool.submit(look, "data").result(120) == (EXPECTED, "x,y\n1,2\n")
+            everything = [pid for pid, line in host.pids() if "sshd" not in line]
+            host.run("kill", "-9", *map(str, everything))
+            assert pool.submit(kinds, "data").result(120) == ["fuse.rclone"]
+            pool.submit(write, "out", 2).result()
+        assert server.get("my-bucket", "results/part-2") == b"2"
+        assert "fuse.rclone" not in host.run("cat", "/proc/mounts").stdout
+        eventually(lambda: not any("rclone" in line for _, line in host.pids()), 20, "rclone has ended")
 
 
 @pytest.mark.lab

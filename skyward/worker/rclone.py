@@ -26,6 +26,7 @@ __all__ = ["Rclone", "RcloneError", "find_rclone"]
 _START = 30.0  # seconds
 _SPARE = 300.0  # seconds before their end from which keys count as ended, so that those in use are good for a while
 _REMOTE: Final = "store"
+_LIMITS = {"RCLONE_CONTIMEOUT": "15s", "RCLONE_TIMEOUT": "60s"}  # to connect; without a byte
 _DROPPED = ("AWS_", "RCLONE_")  # variables that would change which keys and settings are used
 
 # rclone ends with the agent, however that ends: nobody writes to the pipe, and it closes. What is mounted goes, too.
@@ -152,6 +153,7 @@ class Rclone:
         if bundle := os.environ.get("AWS_CA_BUNDLE"):  # where AWS's own tools look for it, as on the driver
             quoted = os.path.abspath(bundle).replace('"', '""')
             own["RCLONE_CA_CERT"] = f'"{quoted}"'  # a list, as CSV
+        own |= _LIMITS
         own["RCLONE_CACHE_DIR"] = str(self._folder / "cache")
         own["AWS_SHARED_CREDENTIALS_FILE"] = os.devnull
         own["AWS_CONFIG_FILE"] = str(self._folder / "config") if kind == "keys" else os.devnull

@@ -58,6 +58,6 @@ def test_nodes_on_one_machine_cant_each_have_the_same_folder() -> None:
     """An error before anything starts; such a pool may well be described, for other machines."""
     threads = threading.active_count()
     pool = sky.Compute(nodes=2, volume=sky.S3Volume("/my/data", "bucket"))
-    with pytest.raises(sky.ConfigError, match="2 nodes on this machine .*'/my/data'.* Mount at 'data'"):
+    with pytest.raises(sky.ConfigError, match=r"2 nodes on this machine .*'/my/data'.* Mount at 'data'"):
         pool.start()
     assert threading.active_count() == threads

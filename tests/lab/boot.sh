@@ -7,7 +7,7 @@
 # breaks is gone with the host. Whatever must not be seen is a whiteout in the upper layer.
 set -eu
 dir=$1
-. "$dir/settings" # name address mac disk readonly_home
+. "$dir/settings" # name address mac disk readonly_home fuse
 
 # /proc is still the machine's, so this is the pid by which the supervisor knows us.
 read -r pid _ </proc/self/stat
@@ -83,6 +83,7 @@ random 1 8
 urandom 1 9
 tty 5 0
 NODES
+if [ "$fuse" = yes ]; then mknod -m 666 "$root/dev/fuse" c 10 229; fi
 mkdir "$root/dev/pts" "$root/dev/shm"
 mount -t devpts -o newinstance,ptmxmode=666,mode=620,gid=5 devpts "$root/dev/pts"
 mount -t tmpfs -o mode=1777 shm "$root/dev/shm"

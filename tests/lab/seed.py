@@ -66,6 +66,7 @@ class Options(TypedDict, total=False):
     files: Mapping[str, str | Path]
     delay: float
     rate: float
+    fuse: bool
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,8 @@ class HostOptions:
     """Seconds one way that the host's cable holds each packet back (0: a plain cable)."""
     rate: float = 0.0
     """Bytes per second one way over a cable with a delay (0: no limit)."""
+    fuse: bool = False
+    """It has /dev/fuse, as machines have and most containers have not."""
 
     @property
     def minors(self) -> tuple[str, ...]:
@@ -154,6 +157,7 @@ def plant(folder: Path, name: str, place: tuple[str, str], client: str, options:
         "mac": mac,
         "disk": options.disk,
         "readonly_home": "yes" if options.readonly_home else "no",
+        "fuse": "yes" if options.fuse else "no",
     }
     _write_lines(folder / "settings", (f"{k}={shlex.quote(v)}" for k, v in settings.items()))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -10,9 +11,11 @@ from joblib import Parallel, delayed
 
 import skyward as sky
 from skyward.core.machines import fleet
+from tests.lab.clouds import Machines
 from tests.lab.wait import eventually
 from tests.providers.rentals import RENTALS, Rental
 from tests.remote import *  # noqa: F403  fixtures
+from tests.s3_servers import KEYS, moto_s3, needs_rclone, rclone_s3
 
 pytestmark = [pytest.mark.clouds, pytest.mark.lab, pytest.mark.slow]
 
@@ -165,3 +168,54 @@ def test_the_next_cloud_is_asked_when_one_has_nothing(lab, index):
             assert pool.submit(abs, -1).result(30) == 1
         assert len(full.meter.ever("instance")) == 2
         assert empty.meter.live == full.meter.live == []
+
+
+def make_reader():
+    """As `make_task`."""
+
+    def read(path: str) -> str:
+        with open(path) as file:  # noqa: PTH123
+            return file.read()
+
+    def write(path: str, text: str) -> None:
+        with open(path, "w") as file:  # noqa: PTH123
+            file.write(text)
+
+    return read, write
+
+
+read, write = make_reader()
+
+
+@needs_rclone
+@pytest.mark.parametrize("kind", ["moto", "rclone"])
+def test_the_documents_bucket(kind, rental, lab, index, tmp_path, monkeypatch):
+    """The S3 volume as it is printed, and one to write to: mounted on machines, copied to containers."""
+    if rental.name not in ("aws", "verda", "vastai"):
+        pytest.skip("three clouds are enough")
+    containers = rental.name == "vastai"
+    serving = moto_s3(lab.gateway) if kind == "moto" else rclone_s3(tmp_path, lab.gateway)
+    with serving as server, rental.make_cloud(Machines(lab, fuse=not containers)) as cloud:
+        server.put("my-bucket", {"datasets/train.csv": b"x,y\n1,2\n"})
+        options = {}
+        if kind == "moto":
+            for service in ("S3", "STS"):
+                monkeypatch.setenv(f"AWS_ENDPOINT_URL_{service}", server.url)
+            monkeypatch.setenv("AWS_ACCESS_KEY_ID", "the-drivers-own")
+            monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "the-drivers-secret")
+        else:
+            options = {"endpoint": server.url, **KEYS}
+        volumes = [
+            sky.S3Volume("/data", "my-bucket", "datasets/", read_only=True, **options),
+            sky.S3Volume("out", "my-bucket", "results/", read_only=False, **options),
+        ]
+        with sky.Compute(
+            provider=rental.provider(cloud), nodes=2, volume=volumes, image=sky.Image(index=index), console=False
+        ) as pool:
+            assert list(pool.map(read, ["/data/train.csv"] * 8)) == ["x,y\n1,2\n"] * 8
+            mounted = "fuse.rclone" in pool.submit(read, "/proc/mounts").result()
+            assert mounted == (not containers and shutil.which("fusermount3") is not None)
+            for number in range(8):
+                pool.submit(write, f"out/{number}", "1").result()
+                assert server.get("my-bucket", f"results/{number}") == b"1"
+        assert cloud.meter.live == []
