@@ -249,7 +249,7 @@ def test_hosts_with_fuse_mount_it(user: str, lab: Lab, fresh_host: FreshHost, re
             assert pool.submit(kinds, "data").result(120) == ["fuse.rclone"]
             pool.submit(write, "out", 2).result()
         assert server.get("my-bucket", "results/part-2") == b"2"
-        assert "fuse.rclone" not in host.run("cat", "/proc/mounts").stdout
+        eventually(lambda: "fuse.rclone" not in host.run("cat", "/proc/mounts").stdout, 20, "it is unmounted")
         eventually(lambda: not any("rclone" in line for _, line in host.pids()), 20, "rclone has ended")
 
 
