@@ -61,7 +61,7 @@ class HeldAnswers:
         """Save everything that was written before now, by whomever; returns why that is not possible."""
         self._flushes -= 1  # no task's number
         done: asyncio.Future[str | None] = self._loop.create_future()
-        self.hold(self._flushes, None, lambda problem: done.done() or done.set_result(problem))
+        self.hold(self._flushes, None, lambda problem: None if done.done() else done.set_result(problem))
         return await done
 
     def close(self) -> None:
