@@ -18,7 +18,7 @@ PIP = PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_BUILD_CONSTRAINT=constraints.txt \
 # pytest keeps what it makes of the tests' asserts, where the environment does not forbid it: 6 s of a processor saved.
 CHECK = PYTHONDONTWRITEBYTECODE= $(VENV)/bin/python -m pytest -q
 
-.PHONY: help demo test chaos soak simulate simulate-coverage foreign check lint format test-all-pythons bench bench-full clean distclean
+.PHONY: help pictures demo test chaos soak simulate simulate-coverage foreign check lint format test-all-pythons bench bench-full clean distclean
 .DELETE_ON_ERROR:
 
 help:
@@ -34,6 +34,7 @@ help:
 	@echo "make test-all-pythons  make test with Python $(PYTHONS), each in its own .venv-X.Y"
 	@echo "make bench             measure speeds beside loky, Dask and the machine's limits; some 10 minutes"
 	@echo "make bench-full        all workloads, all peers; hours"
+	@echo "make pictures          make the pictures of the documentation anew; needs Chromium"
 	@echo "make clean             remove caches and builds; make distclean: the environments too"
 
 demo: $(VENV)/.installed
@@ -108,6 +109,9 @@ $(BENCH_VENV)/.installed: pyproject.toml constraints.txt benchmarks/requirements
 
 $(VENV)/bin/python:
 	@scripts/make-venv $(VENV) $(VERSION)
+
+pictures: $(VENV)/.installed-dev
+	$(VENV)/bin/python -m scripts.pictures $(ARGS)
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -67,6 +67,14 @@ HOUSE: dict[str, set[str]] = {
         "skyward.core.visible",
     },
     "skyward.console_live": set(),
+    "skyward.dashboard": {
+        "skyward.core.errors",
+        "skyward.core.events",
+        "skyward.core.facts",
+        "skyward.core.gpus",
+        "skyward.core.status",
+        "skyward.core.visible",
+    },
     "skyward.cli": {"*"},
     "skyward.testing": {"skyward.core", "skyward.providers", "skyward.transport", "skyward.worker"},
 }
@@ -115,6 +123,9 @@ PURE = (
     "skyward.core.tally",
     "skyward.core.visible",
     "skyward.core.protocol.wire",
+    "skyward.dashboard.access",
+    "skyward.dashboard.blocks",
+    "skyward.dashboard.feed",
     "skyward.providers.first_boot",
     "skyward.core.packages.closure",
     "skyward.core.nodes.link_breaks",
@@ -139,6 +150,8 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "numpy": ("skyward.core.payload.memory_maps", "skyward.core.results", "skyward.testing", "skyward.worker.slot"),
     "rich": ("skyward.console_live", "skyward.cli"),
     "sklearn": ("skyward.joblib_ext",),
+    "starlette": ("skyward.dashboard",),
+    "uvicorn": ("skyward.dashboard",),
 }
 
 # Imports inside functions: (module, what it imports) -> why it can't stand at the top.
@@ -368,6 +381,7 @@ def test_foreign_packages_are_declared() -> None:
     declared = {"asyncssh", "botocore", "cloudpickle", "cryptography", "joblib", "libcloud", "msgpack", "platformdirs"}
     declared |= {"packaging", "requests", "rich", "tenacity", "threadpoolctl", "typer", "xxhash", "zstandard"}
     optional = {"numpy", "sklearn"}  # come with the user's own code
+    optional |= {"starlette", "uvicorn"}  # the extra [dashboard], without which nothing imports what needs them
     suites = {"hypothesis", "numpy", "pytest"}  # skyward.testing is for those who have them
     known = sys.stdlib_module_names | declared | optional | {"skyward"}
     wrong = [

@@ -28,6 +28,7 @@ def run(
     memory: Annotated[str | None, typer.Option(help="At least so much per machine, such as 32GB.")] = None,
     max_price: Annotated[float | None, typer.Option(help="At most so many USD per machine and hour.")] = None,
     budget: Annotated[float | None, typer.Option(help="At most so many USD in all.")] = None,
+    dashboard: Annotated[bool, typer.Option("--dashboard", help="Show the pool on a live page.")] = False,
     resume: Annotated[str | None, typer.Option(help="A file that keeps results; run again to go on.")] = None,
 ) -> None:
     """Run a program unchanged, with a pool as the default backend of joblib's Parallel."""
@@ -41,6 +42,7 @@ def run(
         "memory": memory,
         "max_price": max_price,
         "budget": budget,
+        "dashboard": dashboard or None,
         "resume": resume,
     }
     from skyward.cli import program as programs  # noqa: PLC0415 - the other commands do without what pools need

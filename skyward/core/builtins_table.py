@@ -1,4 +1,4 @@
-"""A table of our own providers, transports, stores, listeners and front ends, so that finding them needs no scan.
+"""A table of our own providers, transports, stores and so on, so that finding them needs no scan.
 
 They are entry points in pyproject.toml too, which is how third parties' are found.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 __all__ = ["OURS"]
 
 OURS: dict[str, dict[str, str]] = {
+    "skyward.dashboards": {"page": "skyward.dashboard.serving:Page"},
     "skyward.frontends": {"joblib": "skyward.joblib_ext.active_pool:entered"},
     "skyward.listeners": {"console": "skyward.console:Console"},
     "skyward.plugins": {

@@ -24,6 +24,7 @@ __all__ = [
     "Channel",
     "Check",
     "CommandOutput",
+    "Dashboard",
     "Inspectable",
     "Link",
     "Listener",
@@ -302,6 +303,36 @@ class Listener(Protocol):
 
     def close(self) -> None:
         """The pool has ended; no more events follow. Called once, from the thread that closes it; may block."""
+        ...
+
+
+class Dashboard(Protocol):
+    """Shows one pool to browsers: what ``Compute(dashboard=...)`` asks for.
+
+    A class, or any callable, with an entry point in the group ``skyward.dashboards``; ours is ``page``. It is called
+    with the pool's name, a port (0 for any) and a `skyward.core.facts.Facts` before anything is bought, and raises
+    `ConfigError` if it can't listen there. Like a listener, it may have ``kinds``.
+    """
+
+    @property
+    def link(self) -> str:
+        """What a browser opens. From any thread."""
+        ...
+
+    def start(self) -> None:
+        """Begin to serve. Called once; must not block for long."""
+        ...
+
+    def handle(self, event: Event) -> None:
+        """As `Listener.handle`."""
+        ...
+
+    def save(self, path: str) -> None:
+        """Write all that was recorded to one file. From any thread, also after `close`; may raise `OSError`."""
+        ...
+
+    def close(self) -> None:
+        """The pool has ended. May be called without `start`, and repeated; may block for seconds."""
         ...
 
 

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from skyward.core import named_pools, nesting, pool_arguments
-from skyward.core.errors import PoolNotActive
+from skyward.core.errors import ConfigError, PoolNotActive
 from skyward.core.events import Events
 from skyward.core.executor import TaskExecutor
 from skyward.core.image import Image
-from skyward.core.interfaces import Plugin, Provider
+from skyward.core.interfaces import Dashboard, Plugin, Provider
 from skyward.core.interrupts import Interrupts
 from skyward.core.pool_arguments import PoolSettings
 from skyward.core.results.names import Trusted
@@ -91,6 +91,9 @@ class Compute(TaskExecutor):
         Whether to show a live line and a summary if there is a terminal.
     orphan_timeout
         Seconds for which a node keeps running without contact to this program before it shuts down.
+    dashboard
+        Whether to show the pool on a live page, which a browser on this machine finds under `dashboard_link`: True for
+        a port that is free, or the number of one. Needs the extra ``[dashboard]``.
     resume
         A file that keeps the results of finished calls: if the program ends early, for whatever reason, it takes them
         from there when it is run again, and computes only the rest. None: results are not kept.
@@ -132,6 +135,7 @@ class Compute(TaskExecutor):
         trusted: Sequence[Any] = (),
         console: bool = True,
         orphan_timeout: float = 600.0,
+        dashboard: bool | int = False,
         resume: str | os.PathLike[str] | None = None,
     ) -> None:
         name = f"sky-{os.getpid()}-{next(_numbers)}-{os.urandom(3).hex()}"
@@ -168,10 +172,12 @@ class Compute(TaskExecutor):
             volumes=mounts,
             resume=pool_arguments.resume(resume),
             budget=parse_budget(budget),
+            dashboard=pool_arguments.dashboard(dashboard),
         )
         self.events = Events()
         self._open: RunningPool | None = None  # between `start` and the beginning of the end
         self._ending: RunningPool | None = None
+        self._page: Dashboard | None = None
         self._used = False
 
     def __repr__(self) -> str:
@@ -243,6 +249,7 @@ class Compute(TaskExecutor):
                 # A pool that is dropped ends after its tasks, in a thread: garbage collection may run anywhere, even in
                 # the I/O thread.
                 weakref.finalize(self, opened.close_aside).atexit = False
+            self._page = opened.page
             opened.start()
             self._open = opened
             # joblib must find an open pool by its backend's name, with or without a plugin.
@@ -365,6 +372,48 @@ class Compute(TaskExecutor):
             The pool is not open.
         """
         return self._running().status()
+
+    @property
+    def dashboard_link(self) -> str:
+        """Address of the live page, for a browser on this machine; the page begins now if there was none.
+
+        Raises
+        ------
+        PoolNotActive
+            The pool is not open.
+        ConfigError
+            The extra ``[dashboard]`` is not installed.
+        """
+        opened = self._running()
+        pool_arguments.dashboard(True)
+        self._page = opened.show()
+        return self._page.link
+
+    def save_report(self, path: str | os.PathLike[str]) -> Path:
+        """Write the run so far to one file that any browser shows, also offline: what the live page shows.
+
+        Parameters
+        ----------
+        path
+            The file, such as ``"run.html"``; replaced if it exists. It holds names of functions, output and tracebacks.
+
+        Returns
+        -------
+        Path
+            The file.
+
+        Raises
+        ------
+        ConfigError
+            The pool has no live page, so nothing was recorded; or that is not the path of a file.
+        OSError
+            It can't be written.
+        """
+        target = pool_arguments.report(path)
+        if self._page is None:
+            raise ConfigError("nothing was recorded for a report: open the pool with sky.Compute(dashboard=True)")
+        self._page.save(target)
+        return Path(target)
 
     @property
     def node_names(self) -> list[str]:

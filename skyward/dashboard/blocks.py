@@ -1,0 +1,213 @@
+"""The task stream: what ran when in which row, in a bounded number of blocks. Pure.
+
+A block is one task, or several of one row that began close together: a driver that ends ten thousand tasks per second
+should not draw each of them, and no screen could show them. Two limits keep it so. New blocks: tasks of a row that
+begin in the same time step become one block, and the step doubles while more than `PACE` blocks per second are made.
+Old blocks: when there are too many, those are joined that lie closer together than a fraction of their age, so the
+whole run stays visible, the more precisely the more recent.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+__all__ = ["PACE", "Block", "Blocks"]
+
+PACE = 1000  # new blocks per second, above which the step grows
+_FINEST = 32  # ms; some pixels of a minute
+_COARSEST = 1 << 20  # ms
+_AGES = (256, 128, 64, 32, 16, 8, 4, 2, 1)  # into how many parts the time since a block's start may be divided
+
+
+@dataclass(slots=True)
+class Block:
+    """Tasks of one row. Times are in milliseconds since the pool's start.
+
+    Attributes
+    ----------
+    row, start, end
+        Where it is drawn.
+    busy
+        How long tasks ran in it; less than ``end - start`` if there were gaps.
+    label
+        Number of the function that took most of that time, if one took more than half of it.
+    count, failed
+        How many tasks ended in it, and how many of these failed.
+    lead
+        By how much of the busy time that function leads all others together; see `Blocks.add`.
+    """
+
+    row: int
+    start: int
+    end: int
+    busy: float
+    label: int
+    count: int
+    failed: int
+    lead: float
+
+
+class Blocks:
+    """The blocks of one pool, in the order in which they ended. Not thread-safe.
+
+    Parameters
+    ----------
+    most
+        How many blocks are kept, beside the last one of each row.
+
+    Attributes
+    ----------
+    step
+        Tasks of a row that begin within the same so many milliseconds are one block.
+    """
+
+    def __init__(self, most: int = 100_000) -> None:
+        self.step = _FINEST
+        self._most = most
+        self._open: dict[int, Block] = {}  # the last block of each row, to which tasks may still be added
+        self._rows, self._starts, self._ends = array("I"), array("I"), array("I")
+        self._busy, self._labels = array("d"), array("H")
+        self._counts, self._failed = array("I"), array("I")
+        self._unsent = 0  # the first of the above that `take` has not returned
+        self._fresh: set[int] = set()  # rows whose last block `take` has not returned as it is now
+        self._paced, self._since = 0, 0  # blocks that were complete at `_since`, when the pace was looked at
+
+    def __len__(self) -> int:
+        return len(self._rows) + len(self._open)
+
+    def __iter__(self) -> Iterator[Block]:
+        yield from (self._at(index) for index in range(len(self._rows)))
+        yield from self._open.values()
+
+    def add(self, row: int, start: int, seconds: float, label: int, count: int, failed: int) -> None:
+        """Add what ran in a row; a row's tasks come in the order of their ends.
+
+        Parameters
+        ----------
+        row, start
+            Where.
+        seconds
+            How long it ran.
+        label
+            Number of its function.
+        count, failed
+            How many tasks it is, and how many of these failed.
+        """
+        busy = seconds * 1000
+        block = self._open.get(row)
+        self._fresh.add(row)
+        if block is None or start // self.step != block.start // self.step:
+            if block is not None:
+                self._close(block)
+            self._open[row] = Block(row, start, start + int(busy), busy, label, count, failed, busy)
+            return
+        end = start + int(busy)
+        block.end = max(block.end, end)
+        block.busy += busy
+        block.count += count
+        block.failed += failed
+        # Boyer and Moore's vote: whoever has more than half of all in the end is named, without sums for each.
+        if label == block.label:
+            block.lead += busy
+        elif busy > block.lead:
+            block.label, block.lead = label, busy - block.lead
+        else:
+            block.lead -= busy
+
+    def pace(self, now: int) -> None:
+        """Adapt the step to how fast blocks are made. To be called about once a second, with the time in ms."""
+        passed, made = now - self._since, len(self._rows) - self._paced
+        if passed <= 0:
+            return
+        rate = made * 1000 / passed
+        if rate > PACE and self.step < _COARSEST:
+            self.step *= 2
+        elif rate < PACE / 4 and self.step > _FINEST:
+            self.step //= 2
+        if len(self._rows) > self._most:
+            self._thin(now)
+        self._paced, self._since = len(self._rows), now
+
+    def take(self) -> list[Block]:
+        """The blocks that are new or have changed since the last call.
+
+        Whoever has a block of the same row and start replaces it.
+        """
+        blocks = [self._at(index) for index in range(self._unsent, len(self._rows))]
+        blocks += [self._open[row] for row in self._fresh]
+        self._unsent = len(self._rows)
+        self._fresh.clear()
+        return blocks
+
+    def forget(self, rows: Sequence[int]) -> None:
+        """Drop the blocks of some rows."""
+        gone = set(rows)
+        keep = [block for block in map(self._at, range(len(self._rows))) if block.row not in gone]
+        unsent = sum(self._rows[index] not in gone for index in range(self._unsent, len(self._rows)))
+        self._restore(keep, unsent)
+        for row in gone:
+            self._open.pop(row, None)
+            self._fresh.discard(row)
+
+    def _at(self, index: int) -> Block:
+        return Block(
+            self._rows[index],
+            self._starts[index],
+            self._ends[index],
+            self._busy[index],
+            self._labels[index],
+            self._counts[index],
+            self._failed[index],
+            0.0,
+        )
+
+    def _close(self, block: Block) -> None:
+        self._rows.append(block.row)
+        self._starts.append(block.start)
+        self._ends.append(block.end)
+        self._busy.append(block.busy)
+        self._labels.append(block.label)
+        self._counts.append(block.count)
+        self._failed.append(block.failed)
+
+    def _restore(self, blocks: Sequence[Block], unsent: int) -> None:
+        """Keep these blocks only, of which the last `unsent` have not been taken."""
+        for column in (self._rows, self._starts, self._ends, self._busy, self._labels, self._counts, self._failed):
+            del column[:]
+        for block in blocks:
+            self._close(block)
+        self._unsent = len(self._rows) - unsent
+        self._paced = len(self._rows)
+
+    def _thin(self, now: int) -> None:
+        """Join old blocks until no more than half of those remain that may be kept."""
+        sent = [self._at(index) for index in range(self._unsent)]
+        unsent = [self._at(index) for index in range(self._unsent, len(self._rows))]
+        for parts in _AGES:
+            if len(sent) + len(unsent) <= self._most // 2:
+                break
+            sent, unsent = _joined(sent, now, parts), _joined(unsent, now, parts)
+        blocks = [*sent, *unsent][-self._most :]  # there may be more rows than blocks that may be kept
+        self._restore(blocks, min(len(unsent), len(blocks)))
+
+
+def _joined(blocks: Sequence[Block], now: int, parts: int) -> list[Block]:
+    """Join blocks of a row that lie closer together than the time since then, divided by `parts`."""
+    last: dict[int, Block] = {}
+    joined = []
+    for block in blocks:
+        before = last.get(block.row)
+        width = 1 << max(0, (now - block.start) // parts).bit_length()
+        if before is None or before.start // width != block.start // width:
+            last[block.row] = block
+            joined.append(block)
+            continue
+        if block.busy > before.busy:
+            before.label = block.label
+        before.end = max(before.end, block.end)
+        before.busy += block.busy
+        before.count += block.count
+        before.failed += block.failed
+    return joined

@@ -1,0 +1,120 @@
+"""Sends what changes to all browsers, once a second, and nothing while there is none."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+
+from skyward.core.status import PoolStatus
+from skyward.dashboard.feed import Feed
+from skyward.dashboard.recording import Recording
+
+__all__ = ["Broadcast"]
+
+_NODES = 1000  # for each so many, one pause more
+_MOST_WAITING = 10  # messages for one browser; one that is slower begins anew
+_MOST_BROWSERS = 20
+
+
+class Broadcast:
+    """Lives in the server's loop.
+
+    Parameters
+    ----------
+    recording, feed
+        What was heard of the pool, and its messages.
+    status
+        Asks the pool how it is; must not block.
+    state
+        Tells whether it starts, runs or has ended.
+    pause
+        Seconds between two messages, with few nodes.
+
+    Attributes
+    ----------
+    sent
+        Bytes, to all browsers together.
+    """
+
+    def __init__(
+        self,
+        recording: Recording,
+        feed: Feed,
+        status: Callable[[], PoolStatus],
+        state: Callable[[], str],
+        pause: float = 1.0,
+    ) -> None:
+        self._recording = recording
+        self._feed = feed
+        self._status = status
+        self._state = state
+        self._browsers: set[asyncio.Queue[str | None]] = set()
+        self._ended = asyncio.Event()
+        self._pause = pause
+        self.sent = 0
+
+    def __repr__(self) -> str:
+        return f"<Broadcast to {len(self._browsers)}>"
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no further browser may join."""
+        return len(self._browsers) >= _MOST_BROWSERS
+
+    async def run(self) -> None:
+        """Send what changes until `end`."""
+        while not self._ended.is_set():
+            pause = self._pause * (1 + len(self._recording.nodes) // _NODES)
+            try:
+                await asyncio.wait_for(self._ended.wait(), pause)
+            except TimeoutError:
+                self._tick()
+        self._tick()
+        for browser in self._browsers:
+            self._put(browser, None)
+
+    def end(self) -> None:
+        """Send what there is left, then nothing more."""
+        self._ended.set()
+
+    async def messages(self) -> AsyncIterator[str]:
+        """All messages for one browser that joins now."""
+        browser: asyncio.Queue[str | None] = asyncio.Queue(_MOST_WAITING)
+        self._tick()  # what the others lack is in the first message of this one
+        self._browsers.add(browser)
+        try:
+            text: str | None = self._whole()
+            while text is not None:
+                self.sent += len(text)
+                yield text
+                if browser.full():
+                    while not browser.empty():
+                        browser.get_nowait()
+                    text = self._whole()
+                else:
+                    text = await browser.get()
+        finally:
+            self._browsers.discard(browser)
+
+    def _tick(self) -> None:
+        self._recording.digest(time.monotonic())
+        if not self._browsers:
+            return
+        text = self._feed.changes(self._met(), time.monotonic(), self._state())
+        for browser in self._browsers:
+            self._put(browser, text)
+
+    def _whole(self) -> str:
+        return self._feed.whole(self._met(), time.monotonic(), self._state())
+
+    def _met(self) -> PoolStatus:
+        status = self._status()
+        self._recording.meet(status)
+        return status
+
+    def _put(self, browser: asyncio.Queue[str | None], text: str | None) -> None:
+        if browser.full() and text is None:
+            browser.get_nowait()
+        if not browser.full():
+            browser.put_nowait(text)

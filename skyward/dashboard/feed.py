@@ -1,0 +1,255 @@
+"""What a browser is sent: a recording and a pool's status as JSON, at first all of it, then what has changed. Pure.
+
+The keys of a message, each of which may be missing if nothing of it has changed:
+
+- ``whole``: the message describes everything; what the page had is void.
+- ``now``: ms since the recording began, as are all times; ``state``: ``"starting"``, ``"running"`` or ``"ended"``.
+- ``pool``: name, and the time of day at which the recording began, in ms since 1970.
+- ``status``: figures of the whole pool, see `_figures`; ``functions``: rows of label, unfinished, done, failed,
+  cancelled, mean seconds.
+- ``labels``: names of functions that are new; ``rows``: rows of the task stream that are new: row, node, slot.
+- ``nodes``: nodes that are new or have changed, see `_node`; ``counts``: node, busy slots, tasks done, tasks failed;
+  ``loads``: node, then the course of its load: time, CPU, memory; ``forgotten``: numbers of nodes.
+- ``blocks``: columns of row, start, length, share of it in which tasks ran (in hundredths), label, tasks, failed tasks.
+- ``bins``: width, index of the first one that is sent, and columns done and failed.
+- ``failures``: kinds of failures, which replace those with the same number; ``lines`` and ``log``: new lines.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from skyward.core.status import NodeStatus, PoolStatus
+from skyward.core.visible import shown
+from skyward.dashboard.blocks import Block
+from skyward.dashboard.recording import FailureKind, Node, Recording, SaidLine
+
+__all__ = ["Feed"]
+
+_Message = dict[str, Any]
+
+
+class Feed:
+    """Messages about one recording, the same for every browser. Not thread-safe.
+
+    Parameters
+    ----------
+    recording
+        What was heard. Its lock is held while it is read.
+    pool
+        Name of the pool.
+    began
+        Time of day at which the recording began, in seconds since 1970.
+    """
+
+    def __init__(self, recording: Recording, pool: str, began: float) -> None:
+        self._recording = recording
+        self._pool = {"name": shown(pool), "began": int(began * 1000)}
+        self._nodes: dict[int, tuple[object, ...]] = {}  # what was last sent of each, see `_sign`
+        self._counts: dict[int, tuple[int, int, int]] = {}
+        self._loads: dict[int, int] = {}  # when the last load that was sent was told
+        self._failures: dict[int, int] = {}
+        self._labels = self._lines = self._log = self._bin = 0
+
+    def __repr__(self) -> str:
+        return f"<Feed of {self._recording}>"
+
+    def whole(self, status: PoolStatus, now: float, state: str) -> str:
+        """Everything, for one browser. All others must have been sent `changes` first.
+
+        Parameters
+        ----------
+        status, now, state
+            How the pool is, the time, and whether it starts, runs or has ended.
+        """
+        record = self._recording
+        with record.lock:
+            known = {each.name: each for each in status.nodes}
+            nodes = [(node, known.get(node.name)) for node in record.nodes.values()]
+            message = {
+                "whole": True,
+                **self._figures(status, now, state),
+                "pool": self._pool,
+                "labels": record.labels,
+                "rows": _rows(record, range(len(record.rows))),
+                "nodes": [_node(node, each) for node, each in nodes],
+                "counts": [[node.number, each.busy if each else 0, node.done, node.failed] for node, each in nodes],
+                "loads": [[node.number, *node.loads] for node in record.nodes.values() if node.loads],
+                "blocks": _columns(record.blocks),
+                "bins": [record.bins.width, 0, record.bins.done, record.bins.failed],
+                "failures": [_failure(kind) for kind in record.failures.values()],
+                "lines": [_line(line) for line in record.lines],
+                "log": [_line(line) for line in record.log],
+            }
+        return _text(message)
+
+    def changes(self, status: PoolStatus, now: float, state: str) -> str:
+        """What has changed since the last call, for all browsers that have the rest.
+
+        Parameters
+        ----------
+        status, now, state
+            As for `whole`.
+        """
+        record = self._recording
+        with record.lock:
+            message = self._figures(status, now, state)
+            message |= self._changed_nodes(status)
+            record.fresh_rows.clear()
+            message["labels"] = record.labels[self._labels :]
+            self._labels = len(record.labels)
+            message["blocks"] = _columns(record.blocks.take())
+            bins, first = record.bins, min(self._bin, len(record.bins.done) - 1)
+            message["bins"] = [bins.width, first, bins.done[first:], bins.failed[first:]]
+            self._bin = max(0, len(bins.done) - 2)  # events of several threads may come late
+            message["failures"] = [
+                _failure(kind) for kind in record.failures.values() if self._failures.get(kind.number) != kind.count
+            ]
+            self._failures = {kind.number: kind.count for kind in record.failures.values()}
+            message["lines"] = _newest(record.lines, record.lines_seen - self._lines)
+            message["log"] = _newest(record.log, record.log_seen - self._log)
+            self._lines, self._log = record.lines_seen, record.log_seen
+        return _text({key: value for key, value in message.items() if value or key in ("now", "state", "status")})
+
+    def _figures(self, status: PoolStatus, now: float, state: str) -> _Message:
+        functions = [
+            [shown(each.label, lines=False), each.unfinished, each.done, each.failed, each.cancelled, _short(each.mean)]
+            for each in status.functions
+        ]
+        return {"now": self._recording.ms(now), "state": state, "status": _figures(status), "functions": functions}
+
+    def _changed_nodes(self, status: PoolStatus) -> _Message:
+        record = self._recording
+        known = {each.name: each for each in status.nodes}
+        nodes: list[_Message] = []
+        counts, loads = [], []
+        for node in record.nodes.values():
+            number, each = node.number, known.get(node.name)
+            if self._nodes.get(number) != (sign := _sign(node, each)):
+                self._nodes[number] = sign
+                nodes.append(_node(node, each))
+            count = (0 if each is None else each.busy), node.done, node.failed
+            if self._counts.get(number) != count:
+                self._counts[number] = count
+                counts.append([number, *count])
+            if node.loads and node.loads[-1][0] > (since := self._loads.get(number, -1)):
+                self._loads[number] = node.loads[-1][0]
+                loads.append([number, *(load for load in node.loads if load[0] > since)])
+        return {
+            "nodes": nodes,
+            "counts": counts,
+            "loads": loads,
+            "rows": _rows(record, sorted(record.fresh_rows)),
+            "forgotten": self._forgotten(),
+        }
+
+    def _forgotten(self) -> list[int]:
+        record = self._recording
+        if len(self._nodes) == len(record.nodes):
+            return []
+        left = {node.number for node in record.nodes.values()}
+        forgotten = [number for number in self._nodes if number not in left]
+        for number in forgotten:
+            for told in (self._nodes, self._counts, self._loads):
+                told.pop(number, None)
+        return forgotten
+
+
+def _sign(node: Node, status: NodeStatus | None) -> tuple[object, ...]:
+    """What `_node` tells; quick to make and to compare, as that is done for each node each second."""
+    own = node.name, node.since, node.until, node.reason, node.load
+    return own if status is None else (*own, status.state, status.detail, status.slots, status.type)
+
+
+def _rows(recording: Recording, numbers: Iterable[int]) -> list[list[int]]:
+    used = ((number, recording.rows[number]) for number in numbers)
+    return [[number, use[0].number, use[1]] for number, use in used if use is not None]
+
+
+def _figures(status: PoolStatus) -> _Message:
+    tasks, machines = status.tasks, status.machines
+    return {
+        "provider": shown(status.provider, lines=False),
+        "tasks": [tasks.waiting, tasks.running, tasks.done, tasks.failed, tasks.cancelled],
+        "rate": _short(status.rate),
+        "slots": status.slots,
+        "busy": status.busy,
+        "wanted": status.wanted,
+        "lost": status.lost,
+        "machines": [machines.ordered, machines.booting, machines.ending],
+        "bytes": [status.sent, status.received],
+        "cost": round(status.cost, 4),
+        "price": round(status.price, 4),
+        "unpriced": status.unpriced,
+        "left": _short(status.left),
+        "seconds": round(status.seconds, 1),
+    }
+
+
+def _node(node: Node, status: NodeStatus | None) -> _Message:
+    """A node; the status has it no longer if it was released, or lost long ago."""
+    info, load = node.info, node.load
+    state = "gone" if node.reason is None else "lost"
+    message: _Message = {
+        "id": node.number,
+        "name": shown(node.name, lines=False),
+        "since": node.since,
+        "until": node.until,
+        "state": state if status is None else status.state,
+        "detail": shown((node.reason or "") if status is None else status.detail),
+        "slots": len(node.rows),
+        "machine": [shown(each or "", lines=False) for each in (info.provider, info.type, info.region)],
+        "spot": info.spot,
+        "price": info.price,
+        "gpus": [[shown(gpu.name, lines=False), gpu.memory, gpu.used] for gpu in node.gpus],
+    }
+    if load is not None:
+        message |= {"cores": load.cores, "memory": load.memory_total, "disk": load.disk_free}
+        message["problem"] = shown(load.problem)
+    return message
+
+
+def _columns(blocks: Iterable[Block]) -> list[list[int]]:
+    columns: list[list[int]] = [[], [], [], [], [], [], []]
+    rows, starts, lengths, shares, labels, counts, failed = (column.append for column in columns)
+    for block in blocks:
+        length = block.end - block.start
+        rows(block.row)
+        starts(block.start)
+        lengths(length)
+        shares(min(100, round(100 * block.busy / length)) if length else 100)
+        labels(block.label)
+        counts(block.count)
+        failed(block.failed)
+    return columns if columns[0] else []
+
+
+def _failure(kind: FailureKind) -> _Message:
+    return {
+        "id": kind.number,
+        "label": kind.label,
+        "error": kind.error,
+        "count": kind.count,
+        "first": kind.first,
+        "last": kind.last,
+        "examples": kind.examples,
+    }
+
+
+def _line(line: SaidLine) -> list[Any]:
+    return [line.at, line.kind, line.node, line.text]
+
+
+def _newest(lines: Iterable[SaidLine], count: int) -> list[list[Any]]:
+    return [_line(line) for line in list(lines)[-count:]] if count else []
+
+
+def _short(number: float | None) -> float | None:
+    """With four digits, which is what a page can show."""
+    return None if number is None else float(f"{number:.4g}")
+
+
+def _text(message: _Message) -> str:
+    return json.dumps(message, separators=(",", ":"))
