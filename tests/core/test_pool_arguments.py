@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import skyward as sky
+from skyward.core import pool_arguments
 
 
 @pytest.mark.parametrize(
@@ -37,6 +40,10 @@ import skyward as sky
         ({"budget": 0}, ["budget=0", "US dollars"]),
         ({"budget": "3"}, ["budget='3'"]),
         ({"budget": float("inf")}, ["budget=inf"]),
+        ({"dashboard": 0}, ["dashboard=0", "True for one that is free", "1 to 65535"]),
+        ({"dashboard": 65536}, ["dashboard=65536"]),
+        ({"dashboard": "yes"}, ["dashboard='yes'"]),
+        ({"dashboard": 80.0}, ["dashboard=80.0"]),
         ({"plugins": 5}, ["plugins=5"]),
         ({"plugins": [print]}, ["parentheses"]),
         ({"image": "ubuntu"}, ["image='ubuntu'", "sky.Image"]),
@@ -61,3 +68,36 @@ def test_nodes_on_one_machine_cant_each_have_the_same_folder() -> None:
     with pytest.raises(sky.ConfigError, match=r"2 nodes on this machine .*'/my/data'.* Mount at 'data'"):
         pool.start()
     assert threading.active_count() == threads
+
+
+@pytest.mark.parametrize(("value", "port"), [(None, None), (False, None), (True, 0), (1, 1), (8787, 8787)])
+def test_the_port_of_a_page(value: object, port: int | None) -> None:
+    assert pool_arguments.dashboard(value) == port
+
+
+@pytest.mark.parametrize("missing", [["starlette"], ["uvicorn"], ["starlette", "uvicorn"]], ids=str)
+def test_a_page_without_its_extra_is_an_error_at_once(missing: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in missing:
+        monkeypatch.setitem(sys.modules, name, None)  # as for one that is not installed
+    said = f"needs {' and '.join(missing)} on this machine: pip install 'skyward-cloud\\[dashboard\\]'"
+    with pytest.raises(sky.ConfigError, match=f"dashboard=True {said}"):
+        sky.Compute(dashboard=True)
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        (3, "report 3 is not the path of a file"),
+        ("", "report '' is not"),
+        ("/", "is a folder; name a file"),
+        ("/nowhere/run.html", "there is no folder /nowhere; make it first"),
+    ],
+    ids=str,
+)
+def test_the_path_of_a_report(path: object, words: str) -> None:
+    with pytest.raises(sky.ConfigError, match=words):
+        pool_arguments.report(path)
+
+
+def test_a_report_is_written_where_it_is_asked_for(tmp_path: Path) -> None:
+    assert pool_arguments.report(tmp_path / "run.html") == str(tmp_path / "run.html")
