@@ -1,6 +1,6 @@
-"""Listeners to a pool's events, and front ends entered while it is open, ours and third parties'.
+"""Listeners to a pool's events, front ends entered while it is open, and its live page, ours and third parties'.
 
-Both are found by entry points, in the groups ``skyward.listeners`` and ``skyward.frontends``; programs need not name
+They are found by entry points, the first two in the groups ``skyward.listeners`` and ``skyward.frontends``; programs need not name
 them. If one of ours fails, the pool ends; if a third party's fails, that is reported and the pool goes on without it.
 """
 
@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import threading
 from collections.abc import Callable
 from typing import Any
 
 from skyward.core import registry
 from skyward.core.events import Events, Note
 from skyward.core.facts import Facts
-from skyward.core.interfaces import Listener
+from skyward.core.interfaces import Dashboard, Listener
 
-__all__ = ["Audience"]
+__all__ = ["Audience", "Showing"]
 
 _log = logging.getLogger("skyward.audience")
 
@@ -82,3 +83,64 @@ class Audience:
             if package := registry.rival(group, name):
                 text = f"the {kind} {name!r} of {package} is not used, because a built-in one has that name"
                 self._events.emit(Note(text, warning=True))
+
+
+class Showing:
+    """The live page of one pool, if it has one.
+
+    Parameters
+    ----------
+    pool
+        Name of the pool.
+    port
+        Where it is to listen, 0 for any port; None for no page, until one is asked for.
+    events, facts
+        What it shows.
+
+    Attributes
+    ----------
+    page
+        The page; None if there is none.
+
+    Raises
+    ------
+    ConfigError
+        The port is taken.
+    """
+
+    def __init__(self, pool: str, port: int | None, events: Events, facts: Facts) -> None:
+        self._pool, self._events, self._facts = pool, events, facts
+        self._lock = threading.Lock()  # guards `page`, which any thread may ask for
+        self.page = None if port is None else self._made(port)
+
+    def __repr__(self) -> str:
+        return f"<Showing {self.page}>"
+
+    def start(self) -> None:
+        """Serve the page, if there is to be one."""
+        if self.page is not None:
+            self._open(self.page)
+
+    def show(self) -> Dashboard:
+        """The page, which begins now if there was none."""
+        with self._lock:
+            if self.page is None:
+                page = self._made(0)
+                self._open(page)
+                self.page = page
+            return self.page
+
+    def close(self) -> None:
+        """End it."""
+        with self._lock:
+            if self.page is not None:
+                self.page.close()
+
+    def _made(self, port: int) -> Dashboard:
+        page: Dashboard = registry.load(registry.DASHBOARDS, "page")(self._pool, port, self._facts)
+        return page
+
+    def _open(self, page: Dashboard) -> None:
+        self._events.subscribe(page.handle, getattr(page, "kinds", None))
+        page.start()
+        self._events.emit(Note(f"live page: {page.link}"))

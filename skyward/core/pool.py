@@ -249,7 +249,7 @@ class Compute(TaskExecutor):
                 # A pool that is dropped ends after its tasks, in a thread: garbage collection may run anywhere, even in
                 # the I/O thread.
                 weakref.finalize(self, opened.close_aside).atexit = False
-            self._page = opened.page
+            self._page = opened.showing.page
             opened.start()
             self._open = opened
             # joblib must find an open pool by its backend's name, with or without a plugin.
@@ -386,7 +386,7 @@ class Compute(TaskExecutor):
         """
         opened = self._running()
         pool_arguments.dashboard(True)
-        self._page = opened.show()
+        self._page = opened.showing.show()
         return self._page.link
 
     def save_report(self, path: str | os.PathLike[str]) -> Path:

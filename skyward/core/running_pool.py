@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from skyward.core import nesting, pool_arguments, registry
-from skyward.core.audience import Audience
+from skyward.core.audience import Audience, Showing
 from skyward.core.code.local_code import CodeSettings
 from skyward.core.code.survey import is_own
 from skyward.core.errors import VolumeFailed
@@ -27,7 +27,7 @@ from skyward.core.events import Events, Note, PoolClosed, PoolReady, PoolStarted
 from skyward.core.facts import Facts
 from skyward.core.files.bucket_supply import BucketSource, BucketSupply
 from skyward.core.files.folder import scan
-from skyward.core.interfaces import Channel, Dashboard
+from skyward.core.interfaces import Channel
 from skyward.core.interrupts import Interrupts, result_of, wait_for
 from skyward.core.ioloop import IOThread
 from skyward.core.machines.plan import Plan
@@ -67,8 +67,7 @@ class RunningPool:
         self._settings, self.events = settings, events
         make = _dispatcher(settings)  # may fail: no thread runs yet
         self.facts = Facts()
-        self.page = None if settings.dashboard is None else self._make_page(settings.dashboard)  # may fail as well
-        self._paging = threading.Lock()  # guards `page`, which any thread may ask for
+        self.showing = Showing(settings.name, settings.dashboard, events, self.facts)  # may fail as well
         self.contexts = contextlib.ExitStack()
         self._began = time.monotonic()
         self._io = IOThread(f"skyward-io-{settings.name}")
@@ -129,8 +128,7 @@ class RunningPool:
         folders = [(each, scan(os.fspath(each.source))) for each in volumes if isinstance(each, LocalVolume)]
         buckets = [_checked(volume) for volume in volumes if isinstance(volume, S3Volume)]
         self.events.emit(PoolStarted(settings.name, names, settings.nodes.max, settings.worker.slots))
-        if self.page is not None:
-            self._open_page(self.page)
+        self.showing.start()
         self._find_code()
         if not settings.reads_data and pool_arguments.of_strangers(settings.providers):
             self._warn(f'results="any": whoever owns the machines of {names} can run code in this process')
@@ -157,24 +155,6 @@ class RunningPool:
     def status(self) -> PoolStatus:
         """See `Compute.status`."""
         return self.facts.status()
-
-    def show(self) -> Dashboard:
-        """The live page, which begins now if there was none."""
-        with self._paging:
-            if self.page is None:
-                page = self._make_page(0)
-                self._open_page(page)
-                self.page = page
-            return self.page
-
-    def _make_page(self, port: int) -> Dashboard:
-        page: Dashboard = registry.load(registry.DASHBOARDS, "page")(self._settings.name, port, self.facts)
-        return page
-
-    def _open_page(self, page: Dashboard) -> None:
-        self.events.subscribe(page.handle, getattr(page, "kinds", None))
-        page.start()
-        self.events.emit(Note(f"live page: {page.link}"))
 
     def _find_code(self) -> None:
         """Find the user's own code before anything is bought, and say what nodes get of that and of packages."""
@@ -324,9 +304,7 @@ class RunningPool:
             self.dispatcher.close()
         finally:  # a user's callback may have called sys.exit()
             self.events.emit(PoolClosed(time.monotonic() - self._began))
-            with self._paging:
-                if self.page is not None:
-                    self.page.close()
+            self.showing.close()
             self.audience.close()
             self._uncount()
 
