@@ -1,7 +1,8 @@
 """Listeners to a pool's events, front ends entered while it is open, and its live page, ours and third parties'.
 
-They are found by entry points, the first two in the groups ``skyward.listeners`` and ``skyward.frontends``; programs need not name
-them. If one of ours fails, the pool ends; if a third party's fails, that is reported and the pool goes on without it.
+Listeners and front ends are found by entry points, in the groups ``skyward.listeners`` and ``skyward.frontends``;
+programs need not name them. If one of ours fails, the pool ends; if a third party's fails, that is reported and the
+pool goes on without it.
 """
 
 from __future__ import annotations
