@@ -81,7 +81,7 @@ class Broadcast:
     async def messages(self) -> AsyncIterator[str]:
         """All messages for one browser that joins now."""
         browser: asyncio.Queue[str | None] = asyncio.Queue(_MOST_WAITING)
-        self._tick()  # what the others lack is in the first message of this one
+        self._tick(joining=True)  # what the others lack is in the first message of this one
         self._browsers.add(browser)
         try:
             text: str | None = self._whole()
@@ -97,9 +97,9 @@ class Broadcast:
         finally:
             self._browsers.discard(browser)
 
-    def _tick(self) -> None:
+    def _tick(self, *, joining: bool = False) -> None:
         self._recording.digest(time.monotonic())
-        if not self._browsers:
+        if not self._browsers and not joining:
             return
         text = self._feed.changes(self._met(), time.monotonic(), self._state())
         for browser in self._browsers:

@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from skyward.core.events import NodeReady, TaskEnded
+from skyward.core.events import NodeReady, Printed, TaskEnded
 from skyward.core.status import PoolStatus
 from skyward.dashboard.broadcast import Broadcast
 from skyward.dashboard.feed import Feed
@@ -60,6 +60,23 @@ def test_the_pool_is_asked_only_while_somebody_looks() -> None:
         stage.task(2)
         await until(lambda: sum(stage.recording.bins.done) == 3)
         assert stage.asked == asked
+        stage.broadcast.end()
+        await running
+
+    asyncio.run(run())
+
+
+def test_what_a_browser_knows_from_the_first_message_is_not_sent_again() -> None:
+    async def run() -> None:
+        stage = Stage()
+        running = asyncio.create_task(stage.broadcast.run())
+        stage.task()
+        stage.recording.handle(Printed("a", 1, "hello\n"), time.monotonic())
+        messages = stage.broadcast.messages()
+        first = await take(messages)
+        assert (first["labels"], len(first["rows"]), len(first["lines"])) == (["f"], 1, 1)
+        for _ in range(3):
+            assert not {"labels", "rows", "lines", "nodes", "blocks"} & set(await take(messages))
         stage.broadcast.end()
         await running
 

@@ -43,7 +43,8 @@ def browser() -> Iterator[Browser]:
 @contextlib.contextmanager
 def pages(browser: Browser, **arguments: Any) -> Iterator[tuple[sky.Compute, Look]]:
     """A pool and its page."""
-    with sky.Compute(**arguments, console=False, dashboard=True) as pool, opened(browser, pool.dashboard_link) as look:
+    given = {"console": False, "dashboard": True, **arguments}
+    with sky.Compute(**given) as pool, opened(browser, pool.dashboard_link) as look:
         yield pool, look
 
 
@@ -88,6 +89,7 @@ def test_two_thousand_tasks_are_followed_to_the_end(browser: Browser, tmp_path: 
         look.wait("model.status.tasks[2] === 1980 && model.status.tasks[3] === 20")
         drawn = "model.rows.filter(Boolean).flatMap((row) => row.counts).reduce((a, b) => a + b, 0)"
         look.wait(f"{drawn} === 2000")
+        assert look.model("model.labels") == ["task"]
         text = look.page.inner_text("#progress-text")
         assert text.replace("\n", "") == "100%1,980 of 2,000 tasks done, 20 failed"
         assert look.page.inner_text("#functions .number >> nth=0") == "1,980 / 2,000"

@@ -18,7 +18,7 @@ const figures = {
       ["Slots busy", `${text.count(s.busy)} / ${text.count(s.slots)}`, s.slots ? text.percent(s.busy / s.slots) : ""],
       ["Nodes ready", `${text.count(ready)} / ${text.count(s.wanted || ready)}`, nodesNote],
       ["Cost so far", s.cost || s.price ? text.money(s.cost) : "$0", money || (s.unpriced ? `${s.unpriced} without a price` : "nothing rented")],
-      ["Sent", text.bytes(s.bytes[0]), "calls and data"],
+      ["Sent", text.bytes(s.bytes[0]), "calls"],
       ["Received", text.bytes(s.bytes[1]), "results"],
     ]);
     say(find("provider"), s.provider);
