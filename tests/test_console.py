@@ -50,7 +50,8 @@ class Heard:
         self.console = Console(live=live, facts=self.facts, stream=stream)
 
     def handle(self, event: Event) -> None:
-        self.facts.handle(event)
+        if isinstance(event, Facts.kinds):
+            self.facts.handle(event)
         self.console.handle(event)
 
     def close(self) -> None:
@@ -310,7 +311,8 @@ EVENTS = """
     console = Console(live=True, facts=facts)
 
     def tell(event):
-        facts.handle(event)
+        if isinstance(event, Facts.kinds):
+            facts.handle(event)
         console.handle(event)
 
     tell(PoolStarted("p", "local", 2, 1))

@@ -65,15 +65,15 @@ class Facts:
         # while an event is counted in the same thread.
         self._lock = threading.RLock()
         self._tally = Tally()
-        self._add = self._tally.add
+        self._count = self._tally.handlers()
 
     def __repr__(self) -> str:
         return f"<Facts of {self._tally.pool}>"
 
     def handle(self, event: Event) -> None:
-        """Count an event."""
+        """Count an event of one of `kinds`."""
         with self._lock:
-            self._add(event, monotonic())
+            self._count[type(event)](event, monotonic())
 
     def status(self) -> PoolStatus:
         """How the pool is now."""

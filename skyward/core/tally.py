@@ -7,9 +7,11 @@ exists, for each of `MOST_FUNCTIONS` functions, and for the last few nodes that 
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar
 
 from skyward.core.events import (
@@ -82,14 +84,19 @@ class _Pace:
     def __init__(self) -> None:
         self._counts = [0] * _KEPT
         self._last = 0  # second
+        self.began, self.ends = math.inf, math.inf  # the last second, of which whoever counts can add to `count`
+        self.count = 0
 
     def done(self, count: int, now: float) -> None:
-        """Count tasks."""
+        """Count tasks, when the time is not in the last second."""
         second = int(now)
+        self._counts[self._last % _KEPT] += self.count
+        self.count = 0
         if second > self._last:
             for empty in range(max(self._last + 1, second - _KEPT + 1), second + 1):
                 self._counts[empty % _KEPT] = 0
             self._last = second
+        self.began, self.ends = self._last, self._last + 1
         if second > self._last - _KEPT:
             self._counts[second % _KEPT] += count
 
@@ -97,7 +104,7 @@ class _Pace:
         """How many there were in the window."""
         last = int(now)
         kept = range(max(last - _WINDOW + 1, self._last - _KEPT + 1), min(last, self._last) + 1)
-        return sum(self._counts[second % _KEPT] for second in kept)
+        return sum(self._counts[second % _KEPT] for second in kept) + (self.count if self._last in kept else 0)
 
 
 class _Money:
@@ -169,7 +176,7 @@ class Tally:
     _last_ended: float | None = None
     _slot_seconds: float = 0.0  # from the first queued task until `_slots_since`
     _slots_since: float = 0.0
-    _slot_seconds_at_end: float = 0.0
+    _slot_seconds_before: float = 0.0  # the same until the last task ended before `_slots_since`
     _about: dict[str, _Node] = field(default_factory=dict)  # nodes that are there
     _gone: deque[tuple[str, _Node]] = field(default_factory=lambda: deque(maxlen=_MOST_LOST))
     _functions: dict[str, _Function] = field(default_factory=dict)
@@ -178,11 +185,13 @@ class Tally:
 
     def add(self, event: Event, now: float) -> None:
         """Count one event, in constant time. Output and notes are ignored."""
-        try:
-            handle = self._HANDLERS[type(event)]
-        except KeyError:
-            return
-        handle(self, event, now)
+        handle = self._HANDLERS.get(type(event))
+        if handle is not None:
+            handle(self, event, now)
+
+    def handlers(self) -> dict[type[Event], Callable[[Any, float], None]]:
+        """What counts each kind of event that counts, for whoever does without `add` for the sake of speed."""
+        return {kind: partial(handle, self) for kind, handle in self._HANDLERS.items()}
 
     # --- figures ---
 
@@ -211,13 +220,20 @@ class Tally:
     @property
     def efficiency(self) -> float | None:
         """Total time that tasks ran / slot-seconds, from 0 to 1; None before a task has ended on a slot."""
-        return self.busy_seconds / self._slot_seconds_at_end if self._slot_seconds_at_end > 0 else None
+        return self.busy_seconds / total if (total := self._slot_seconds_at_end) > 0 else None
 
     @property
     def could_be_efficient(self) -> bool:
         """Whether the work could have kept the slots busy: enough tasks for all slots, and not too short on average."""
         ended = self.done + self.failed
         return ended * self.wall >= 2 * self._slot_seconds_at_end > 0 and self.busy_seconds >= ended * _SHORT
+
+    @property
+    def _slot_seconds_at_end(self) -> float:
+        """Slot-seconds until the last task ended."""
+        if self._last_ended is None or self._last_ended < self._slots_since:
+            return self._slot_seconds_before
+        return self._slot_seconds + self.slots * (self._last_ended - self._slots_since)
 
     def elapsed(self, now: float) -> float:
         """Seconds since the pool was entered, until it was closed."""
@@ -285,27 +301,32 @@ class Tally:
     # --- tasks ---
 
     def _queued(self, event: TasksQueued, now: float) -> None:
-        self.queued += event.count
+        count, label = event
+        self.queued += count
         self._out += 1
         if self._first_queued is None:
             self._begin(now)
-        function = self._functions.get(event.label) or self._function(event.label)
-        function.queued += event.count
+        function = self._functions.get(label) or self._function(label)
+        function.queued += count
 
     def _ended(self, event: TaskEnded, now: float) -> None:
-        count, seconds, node = event.count, event.seconds, self._about.get(event.node)
+        count, seconds, ok, cancelled, name, _, label, _, _, sent, received, _ = event
         # The end of a quick task may be reported before the thread that submitted it reports the submission.
         if self._first_queued is None:
             self._begin(now - seconds)
-        function = self._functions.get(event.label) or self._function(event.label)
+        function, node = self._functions.get(label) or self._function(label), self._about.get(name)
         self._out -= 1
-        if event.ok:
+        if ok:
             self.done += count
             function.done += count
-            self._pace.done(count, now)
+            pace = self._pace
+            if pace.began <= now < pace.ends:
+                pace.count += count
+            else:
+                pace.done(count, now)
             if node is not None:
                 node.done += count
-        elif event.cancelled:
+        elif cancelled:
             self.cancelled += count
             function.cancelled += count
         else:
@@ -317,11 +338,10 @@ class Tally:
             self.busy_seconds += seconds
             function.seconds += seconds
             function.ran += count
-        self.sent += event.sent
-        self.received += event.received
+        self.sent += sent
+        self.received += received
         if self._last_ended is None or now > self._last_ended:
             self._last_ended = now
-        self._slot_seconds_at_end = self._slot_seconds + self.slots * max(0.0, now - self._slots_since)
 
     def _function(self, label: str) -> _Function:
         """Begin to count a function that was not heard of."""
@@ -368,6 +388,7 @@ class Tally:
 
     def _set_slots(self, node: str, slots: int, now: float) -> None:
         if self._first_queued is not None:
+            self._slot_seconds_before = self._slot_seconds_at_end
             self._slot_seconds += self.slots * max(0.0, now - self._slots_since)
             self._slots_since = max(now, self._slots_since)
         self.slots += slots - self.nodes.pop(node, 0)
