@@ -117,4 +117,4 @@ class Buyer:
         known = sum(cost for cost in costs if cost is not None)
         unknown = sum(cost is None for cost in costs)
         more = f", and {unknown} of unknown price" if unknown else ""
-        return f"{len(entries)} machine(s) terminated; cost about ${known:.4f}{more}"
+        return f"0 machines left of {len(entries)}, ${known:.4f} spent{more}"  # each provider was asked by the tag

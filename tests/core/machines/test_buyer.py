@@ -37,7 +37,7 @@ def test_a_purchase_is_recorded_and_its_cost_reported(cloud: FolderCloud, buyer:
     assert cloud.machines("sky-1") == []
     assert all(entry.ended is not None for entry in buyer.ledger.machines("sky-1"))
     note = buyer.close()
-    assert note.text.startswith("1 machine(s) terminated; cost about $0.00")
+    assert note.text.startswith("0 machines left of 1, $0.00")
     assert not note.warning
     assert buyer.ledger.pools() == []
 
