@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+from functools import partial
 from time import monotonic
 from typing import TypeVar
 
@@ -65,7 +66,7 @@ class Facts:
         # while an event is counted in the same thread.
         self._lock = threading.RLock()
         self._tally = Tally()
-        self._count = self._tally.handlers()
+        self._count = {kind: partial(count, self._tally) for kind, count in Tally.HANDLERS.items()}
 
     def __repr__(self) -> str:
         return f"<Facts of {self._tally.pool}>"

@@ -11,7 +11,6 @@ import math
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, ClassVar
 
 from skyward.core.events import (
@@ -185,13 +184,9 @@ class Tally:
 
     def add(self, event: Event, now: float) -> None:
         """Count one event, in constant time. Output and notes are ignored."""
-        handle = self._HANDLERS.get(type(event))
+        handle = self.HANDLERS.get(type(event))
         if handle is not None:
             handle(self, event, now)
-
-    def handlers(self) -> dict[type[Event], Callable[[Any, float], None]]:
-        """What counts each kind of event that counts, for whoever does without `add` for the sake of speed."""
-        return {kind: partial(handle, self) for kind, handle in self._HANDLERS.items()}
 
     # --- figures ---
 
@@ -305,7 +300,7 @@ class Tally:
         self.queued += count
         self._out += 1
         if self._first_queued is None:
-            self._begin(now)
+            self._first_queued = self._slots_since = now
         function = self._functions.get(label) or self._function(label)
         function.queued += count
 
@@ -313,7 +308,7 @@ class Tally:
         count, seconds, ok, cancelled, name, _, label, _, _, sent, received, _ = event
         # The end of a quick task may be reported before the thread that submitted it reports the submission.
         if self._first_queued is None:
-            self._begin(now - seconds)
+            self._first_queued = self._slots_since = now - seconds
         function, node = self._functions.get(label) or self._function(label), self._about.get(name)
         self._out -= 1
         if ok:
@@ -347,9 +342,6 @@ class Tally:
         """Begin to count a function that was not heard of."""
         name = label if len(self._functions) < MOST_FUNCTIONS else OTHER
         return self._functions.setdefault(name, _Function())
-
-    def _begin(self, now: float) -> None:
-        self._first_queued = self._slots_since = now
 
     # --- nodes ---
 
@@ -404,7 +396,7 @@ class Tally:
     def _ended_all(self, _: PoolClosed, now: float) -> None:
         self._closed = now
 
-    _HANDLERS: ClassVar[dict[type[Any], Callable[[Tally, Any, float], None]]] = {
+    HANDLERS: ClassVar[dict[type[Any], Callable[[Tally, Any, float], None]]] = {
         TaskEnded: _ended,
         TasksQueued: _queued,
         NodeBegun: _begun,
@@ -418,6 +410,7 @@ class Tally:
         PoolStarted: _started,
         PoolClosed: _ended_all,
     }
+    """What counts each kind of event that counts."""
 
 
 def _cost(info: MachineInfo, since: float, now: float) -> float:
