@@ -45,3 +45,9 @@ def test_a_pool_of_the_project(folder: Path) -> None:
     for more, slots in (([], 6), (["--concurrency", "2"], 4), (["--nodes", "1"], 3)):
         done = subprocess.run([*command, *more, "says.py"], capture_output=True, text=True, check=False, timeout=120)
         assert done.stdout == f"{slots} ['file']\n", done.stderr
+
+
+def test_a_live_page_of_a_program() -> None:
+    done = run("--dashboard", "train.py")
+    assert done.returncode == 0, done.stderr
+    assert "live page: http://127.0.0.1:" in done.stderr

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import math
 import os
 import re
 import signal
@@ -101,6 +103,11 @@ def test_two_thousand_tasks_are_followed_to_the_end(browser: Browser, tmp_path: 
         look.page.click("#tab-output")
         said = look.page.inner_text("#output")
         assert "<script>window.hacked=1</script><img src=x onerror='window.hacked=1'>&lt; 8" in said
+        with look.page.expect_download() as download:
+            look.page.click("#save")
+        assert download.value.suggested_filename == f"{pool.name}.html"
+        download.value.save_as(tmp_path / "saved.html")
+        assert "bad number" in (tmp_path / "saved.html").read_text("utf-8")
         saved = pool.save_report(tmp_path / "run.html")
         pool.close()
         look.wait("model.state === 'ended'")
@@ -252,13 +259,47 @@ def test_a_thousand_nodes_are_drawn_in_no_time(browser: Browser, file: str) -> N
         assert look.errors == []
 
 
+# What the colour-blind see of linear RGB: Machado, Oliveira and Fernandes 2009, for severity 1.
+BLIND = {
+    "protan": ((0.152286, 1.052583, -0.204868), (0.114503, 0.786281, 0.099216), (-0.003882, -0.048116, 1.051998)),
+    "deutan": ((0.367322, 0.860646, -0.227968), (0.280085, 0.672501, 0.047413), (-0.011820, 0.042940, 0.968881)),
+    "tritan": ((1.255528, -0.076749, -0.178779), (-0.078411, 0.930809, 0.147602), (0.004733, 0.691367, 0.303900)),
+}
+
+
+def linear(colour: str) -> list[float]:
+    channels = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    return [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+
+
+def lab_colour(rgb: list[float]) -> tuple[float, float, float]:
+    """CIE L*a*b* of linear RGB."""
+    to_xyz = ((0.4124, 0.3576, 0.1805), (0.2126, 0.7152, 0.0722), (0.0193, 0.1192, 0.9505))
+    xyz = [sum(w * c for w, c in zip(row, rgb, strict=True)) for row in to_xyz]
+    parts = [max(0.0, v / white) for v, white in zip(xyz, (0.9505, 1.0, 1.089), strict=True)]
+    x, y, z = (v ** (1 / 3) if v > 0.008856 else 7.787 * v + 16 / 116 for v in parts)
+    return 116 * y - 16, 500 * (x - y), 200 * (y - z)
+
+
+@pytest.mark.parametrize("file", ["idle"], indirect=True)
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_the_colour_blind_tell_functions_apart(browser: Browser, file: str, theme: str) -> None:
+    with opened(browser, file, theme=theme) as look:
+        palette = look.page.evaluate("window.skyward.look.palette")[:6]
+    for name, matrix in BLIND.items():
+        seen = []
+        for colour in palette:
+            rgb = linear(colour)
+            seen.append(lab_colour([sum(w * c for w, c in zip(row, rgb, strict=True)) for row in matrix]))
+        apart = min(math.dist(one, other) for one, other in itertools.combinations(seen, 2))
+        assert apart > 9, f"{name}: {apart:.0f}"
+
+
 def contrast(one: str, other: str) -> float:
     """As WCAG defines it."""
 
     def light(colour: str) -> float:
-        channels = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
-        linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
-        return sum(weight * c for weight, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+        return sum(weight * c for weight, c in zip((0.2126, 0.7152, 0.0722), linear(colour), strict=True))
 
     low, high = sorted((light(one), light(other)))
     return (high + 0.05) / (low + 0.05)

@@ -13,10 +13,13 @@ const figures = {
     const coming = [[ordered, "ordered"], [booting, "booting"], [ending, "ending"], [s.lost, "lost"]];
     const nodesNote = coming.filter(([n]) => n).map(([n, what]) => `${text.count(n)} ${what}`).join(", ");
     const money = s.price || s.cost ? `${text.money(s.price)} per hour` : "";
+    const past = model.state === "ended";
     facts(find("tiles"), [
-      ["Tasks per second", text.rate(s.rate), "last 10 s"],
-      ["Slots busy", `${text.count(s.busy)} / ${text.count(s.slots)}`, s.slots ? text.percent(s.busy / s.slots) : ""],
-      ["Nodes ready", `${text.count(ready)} / ${text.count(s.wanted || ready)}`, nodesNote],
+      past ? ["Tasks per second", text.rate(s.seconds ? done / s.seconds : 0), "whole run"] : ["Tasks per second", text.rate(s.rate), "last 10 s"],
+      past
+        ? ["Slots", text.count(model.rows.filter(Boolean).length), "in all"]
+        : ["Slots busy", `${text.count(s.busy)} / ${text.count(s.slots)}`, s.slots ? text.percent(s.busy / s.slots) : ""],
+      past ? ["Nodes", text.count(model.nodes.size), nodesNote] : ["Nodes ready", `${text.count(ready)} / ${text.count(s.wanted || ready)}`, nodesNote],
       ["Cost so far", s.cost || s.price ? text.money(s.cost) : "$0", money || (s.unpriced ? `${s.unpriced} without a price` : "nothing rented")],
       ["Sent", text.bytes(s.bytes[0]), "calls"],
       ["Received", text.bytes(s.bytes[1]), "results"],

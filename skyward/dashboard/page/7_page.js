@@ -34,6 +34,7 @@ const page = {
     this.tabs();
     const recorded = find("recording").textContent.trim();
     if (recorded) {
+      find("save").hidden = true;
       stream.show("all");
       this.take(JSON.parse(recorded));
     } else this.connect();
@@ -90,6 +91,7 @@ const page = {
     const name = this.broken ? "broken" : model.state === "running" && !busy ? "idle" : model.state;
     const [kind, said] = STATES[name];
     find("state").className = `pill ${kind}`;
+    if (model.state === "ended") find("save").hidden = true; // nobody is there to make it
     say(find("state"), said);
     const has = stream.lanes.length > 0 || model.rows.length > 0;
     find("stream-view").classList.toggle("none", !has);
@@ -181,4 +183,4 @@ const page = {
 };
 
 page.start();
-window.skyward = { model, page, stream }; // for the console, and for tests
+window.skyward = { model, page, stream, look }; // for the console, and for tests
