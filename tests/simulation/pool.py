@@ -20,6 +20,7 @@ from skyward.core.nodes.timing import Timing
 from skyward.core.payload import pickling
 from skyward.core.protocol.messages import Setup
 from skyward.core.spec import Nodes, Order, Resources
+from skyward.core.tally import Tally
 from skyward.core.tasks.dispatch import Dispatcher
 from skyward.core.tasks.jobs import TaskGroup, TaskOptions
 from skyward.joblib_ext.batch import Batch, plain_parts
@@ -82,6 +83,8 @@ class Pool:
         """Seconds that a goodbye may take when the block ends, behind what has been sent."""
         self.events = Events()
         self.events.subscribe(self._heard)
+        self.tally = Tally()
+        self.events.subscribe(lambda event: self.tally.add(event, world.now))
         self._scenario = scenario
         self._work: list[asyncio.Task[None]] = []
         self._followers: dict[int, list[Wish]] = {}

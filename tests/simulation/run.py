@@ -114,6 +114,11 @@ def _left(pool: Pool, files: int) -> list[str]:
         found.append(f"tasks have not settled: {lost}")
     if kept := census.left(pool.dispatcher, pool.provisioner):
         found.append(f"the block has ended, and there is still {', '.join(kept)}")
+    tally = pool.tally
+    if tally.unfinished or tally.busy or tally.queued != tally.done + tally.failed + tally.cancelled:
+        found.append(f"the counts do not agree: {tally.status(0.0, {}).tasks}, {tally.busy} busy")
+    if tally.slots or tally.nodes or tally.steps:
+        found.append(f"nodes are counted that are gone: {tally.nodes} {tally.steps}")
     if more := _open_files() - files:
         found.append(f"{more} files are left open")
     return found

@@ -20,7 +20,7 @@ from skyward.core.blobs.array_cache import ArrayCache
 from skyward.core.blobs.snapshots import Snapshots
 from skyward.core.code.local_code import CodeSettings, LocalCode
 from skyward.core.errors import PoolNotActive
-from skyward.core.events import Events, TasksQueued
+from skyward.core.events import Events, TaskEnded, TasksQueued
 from skyward.core.ioloop import IOThread
 from skyward.core.payload.memory_maps import Named
 from skyward.core.payload.surroundings import Surroundings
@@ -282,6 +282,7 @@ class Dispatcher:
                     except BaseException as error:
                         problem = problem or error
                     item.future.set_running_or_notify_cancel()
+                    self._events.emit(TaskEnded(item.options.count, 0.0, False, True, item.node, label=item.label))
         if problem is not None:
             raise problem
 

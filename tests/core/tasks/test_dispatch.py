@@ -7,11 +7,13 @@ import multiprocessing
 import pickle
 import sys
 import threading
+from typing import Any
 
 import numpy as np
 import pytest
 
 from skyward.core.errors import PayloadError, PoolNotActive
+from skyward.core.events import TaskEnded
 from tests.core.memory_agent import MemoryPool, eventually
 from tests.core.tasks.calls import double
 
@@ -71,6 +73,8 @@ def test_a_closed_pool_says_so(pool: MemoryPool) -> None:
 def test_a_callback_that_exits_keeps_no_task_from_being_cancelled(pool: MemoryPool, gone: bool) -> None:
     """Closing goes on to its end; who waits for the futures learns of it."""
     waiting = [pool.submit(double, number) for number in range(3)]
+    ended: list[Any] = []
+    pool.dispatcher._events.subscribe(ended.append, [TaskEnded])
     for future in waiting:
         future.add_done_callback(lambda _: sys.exit("from a callback"))
     if gone:
@@ -81,6 +85,7 @@ def test_a_callback_that_exits_keeps_no_task_from_being_cancelled(pool: MemoryPo
         pool.close()
     assert concurrent.futures.wait(waiting, 5).not_done == set()
     assert all(future.cancelled() for future in waiting)
+    assert [(event.cancelled, event.label) for event in ended] == [(True, "double")] * 3
 
 
 class _Slow:
