@@ -37,6 +37,8 @@ class Block:
         How many tasks ended in it, and how many of these failed.
     lead
         By how much of the busy time that function leads all others together; see `Blocks.add`.
+    until
+        Tasks that begin from then on are not part of it.
     """
 
     row: int
@@ -46,7 +48,8 @@ class Block:
     label: int
     count: int
     failed: int
-    lead: float
+    lead: float = 0.0
+    until: int = 0
 
 
 class Blocks:
@@ -98,10 +101,11 @@ class Blocks:
         busy = seconds * 1000
         block = self._open.get(row)
         self._fresh.add(row)
-        if block is None or start // self.step != block.start // self.step:
+        if block is None or not block.start <= start < block.until:
             if block is not None:
                 self._close(block)
-            self._open[row] = Block(row, start, start + int(busy), busy, label, count, failed, busy)
+            until = start - start % self.step + self.step
+            self._open[row] = Block(row, start, start + int(busy), busy, label, count, failed, busy, until)
             return
         end = start + int(busy)
         block.end = max(block.end, end)
@@ -160,7 +164,6 @@ class Blocks:
             self._labels[index],
             self._counts[index],
             self._failed[index],
-            0.0,
         )
 
     def _close(self, block: Block) -> None:

@@ -51,7 +51,7 @@ class Feed:
         self._counts: dict[int, tuple[int, int, int]] = {}
         self._loads: dict[int, int] = {}  # when the last load that was sent was told
         self._failures: dict[int, int] = {}
-        self._labels = self._lines = self._log = self._bin = 0
+        self._labels = self._lines = self._log = self._bin = self._width = 0
 
     def __repr__(self) -> str:
         return f"<Feed of {self._recording}>"
@@ -101,9 +101,10 @@ class Feed:
             message["labels"] = record.labels[self._labels :]
             self._labels = len(record.labels)
             message["blocks"] = _columns(record.blocks.take())
-            bins, first = record.bins, min(self._bin, len(record.bins.done) - 1)
+            bins = record.bins
+            first = min(self._bin, len(bins.done) - 1) if bins.width == self._width else 0
             message["bins"] = [bins.width, first, bins.done[first:], bins.failed[first:]]
-            self._bin = max(0, len(bins.done) - 2)  # events of several threads may come late
+            self._bin, self._width = max(0, len(bins.done) - 4), bins.width  # some ends are heard of late
             message["failures"] = [
                 _failure(kind) for kind in record.failures.values() if self._failures.get(kind.number) != kind.count
             ]

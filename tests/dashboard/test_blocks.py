@@ -109,7 +109,7 @@ def _taken(blocks: Blocks, seen: dict[int, list[Block]]) -> None:
         row = seen.setdefault(b.row, [])
         if row and row[-1].start == b.start:
             row.pop()
-        row.append(Block(b.row, b.start, b.end, b.busy, b.label, b.count, b.failed, 0))
+        row.append(Block(b.row, b.start, b.end, b.busy, b.label, b.count, b.failed))
 
 
 def test_rows_that_are_forgotten_are_gone() -> None:

@@ -56,11 +56,15 @@ def test_only_what_has_changed_is_sent() -> None:
 def test_bins_come_with_those_that_may_still_grow() -> None:
     recording = Recording(0.0)
     feed = Feed(recording, "p", 0.0)
-    for second in range(5):
+    for second in range(7):
         recording.handle(TaskEnded(1, 0.1, ok=True, label="f"), second)
         recording.digest(float(second))
-    assert changes(feed, 5.0)["bins"] == [1000, 0, [1, 1, 1, 1, 1], [0, 0, 0, 0, 0]]
-    assert changes(feed, 5.0)["bins"] == [1000, 3, [1, 1], [0, 0]]
+    assert changes(feed, 7.0)["bins"] == [1000, 0, [1] * 7, [0] * 7]
+    assert changes(feed, 7.0)["bins"] == [1000, 3, [1] * 4, [0] * 4]
+    recording.handle(TaskEnded(3, 0.1, ok=True, label="f"), 700.0)
+    recording.digest(700.0)
+    width, first, done, _ = changes(feed, 700.0)["bins"]
+    assert (width, first, sum(done)) == (2000, 0, 10), "all of them, since they are wider now"
 
 
 def test_a_node_that_is_forgotten_is_told_once() -> None:

@@ -165,6 +165,17 @@ def test_a_node_keeps_the_course_of_its_load() -> None:
     assert (len(loads), loads[-2], loads[-1]) == (60, (499_000, 50, 25), (500_000, None, None))
 
 
+def test_throughput_is_of_the_seconds_in_which_tasks_ended_however_late_that_is_heard() -> None:
+    recording = Recording(0.0)
+    for number in range(40):
+        error = "E: 1" if number == 5 else None
+        recording.handle(ended(at=number / 10, seconds=0.1, error=error), 9.0)
+    recording.handle(TaskEnded(1, 0.3, ok=False, cancelled=True, node="a", slot=0, started=1.0), 9.0)
+    recording.digest(9.0)
+    assert (recording.bins.done[:5], recording.bins.failed[:2]) == ([8, 10, 10, 10, 1], [1, 0])
+    assert (recording.nodes["a"].done, recording.nodes["a"].failed) == (39, 1)
+
+
 def test_bins_become_wider_and_lose_nothing() -> None:
     bins = Bins(most=10)
     for second in range(95):

@@ -146,12 +146,6 @@ const model = {
   },
 
   count(width, first, done, failed) {
-    if (width !== this.bins.width && first > 0) {
-      const halved = (counts) => counts.reduce((all, n, at) => ((all[at >> 1] = (all[at >> 1] || 0) + n), all), []);
-      while (this.bins.width < width) {
-        this.bins = { width: this.bins.width * 2, done: halved(this.bins.done), failed: halved(this.bins.failed) };
-      }
-    }
     this.bins.width = width;
     done.forEach((n, at) => (this.bins.done[first + at] = n));
     failed.forEach((n, at) => (this.bins.failed[first + at] = n));
