@@ -359,12 +359,13 @@ class Compute(TaskExecutor):
         return self._running().provisioner.slots
 
     def status(self) -> PoolStatus:
-        """Ask how the pool is now: its nodes, their slots, and how much memory of their GPUs is in use.
+        """Return how the pool is now; from any thread, a listener's as well. Asks nobody, and does not wait.
 
         Returns
         -------
         PoolStatus
-            Of the nodes that are ready. If a node does not say how its GPUs are used, its `problem` says why.
+            Nodes with their machines and load, tasks by state and by function, rates, bytes, what machines have cost,
+            and how many seconds are left. As text it is a table.
 
         Raises
         ------
