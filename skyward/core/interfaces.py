@@ -309,8 +309,8 @@ class Listener(Protocol):
 class Dashboard(Protocol):
     """Shows one pool to browsers: what ``Compute(dashboard=...)`` asks for.
 
-    Ours, ``page`` in the group ``skyward.dashboards``, is the only one; so core imports neither it nor its server. It is
-    called with the pool's name, a port (0 for any) and a `skyward.core.facts.Facts` before anything is bought, and
+    Ours, ``page`` in the group ``skyward.dashboards``, is the only one; thus core imports neither it nor its server. It
+    is called with the pool's name, a port (0 for any) and a `skyward.core.facts.Facts` before anything is bought, and
     raises `ConfigError` if it can't listen there. Like a listener, it may have ``kinds``.
     """
 
