@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from skyward.core.volumes import S3Volume as S3Volume
     from skyward.core.volumes import Volume as Volume
     from skyward.core.whoami import current_worker as current_worker
+    from skyward.joblib_ext.explaining import explain as explain
     from skyward.providers.aws import AWS as AWS
     from skyward.providers.libcloud import Libcloud as Libcloud
     from skyward.providers.local import Local as Local
@@ -125,6 +126,7 @@ __all__ = [
     "__version__",
     "compute",
     "current_worker",
+    "explain",
     "gather",
     "integrations",
     "last_failure",
@@ -152,6 +154,7 @@ _HOME = {
     "Worker": "skyward.core.spec:Worker",
     "compute": "skyward.core.function:compute",
     "current_worker": "skyward.core.whoami:current_worker",
+    "explain": "skyward.joblib_ext.explaining:explain",
     "gather": "skyward.core.function:gather",
     "integrations": "skyward.integrations",
     "last_failure": "skyward.core.tasks.last_failure:last_failure",

@@ -96,6 +96,7 @@ PURE = (
     "skyward.core.protocol.manifest",
     "skyward.core.files.cut",
     "skyward.core.files.download_plan",
+    "skyward.core.machines.forecast",
     "skyward.core.machines.offer_selection",
     "skyward.core.protocol.messages",
     "skyward.core.protocol.compression",

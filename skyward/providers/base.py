@@ -73,6 +73,7 @@ class CloudProvider:
     patience: ClassVar[float] = 900.0
     listing_delay: ClassVar[float] = 10.0
     poll: ClassVar[float] = 3.0
+    usual_start: ClassVar[float] = 100.0
     retry_for: float = 60.0
 
     # --- what an adapter implements ---

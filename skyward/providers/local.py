@@ -35,6 +35,7 @@ class Local:
 
     name: ClassVar[str] = "local"
     traits: ClassVar[frozenset[Trait]] = frozenset({Trait.BATCH, Trait.DESTROYS, Trait.DRIVER_ENVIRONMENT})
+    usual_start: ClassVar[float] = 0.5
 
     _agents: dict[MachineId, tuple[str, Process]] = field(default_factory=dict, init=False, repr=False, compare=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False, compare=False)

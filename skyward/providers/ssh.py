@@ -55,6 +55,7 @@ class SSH:
 
     name: ClassVar[str] = "ssh"
     traits: ClassVar[frozenset[Trait]] = frozenset({Trait.BATCH})
+    usual_start: ClassVar[float] = 5.0
 
     hosts: Sequence[str]
     user: str | None = None
