@@ -12,8 +12,12 @@ The public API is what `__all__` lists. Names are imported on first use (PEP 562
 script pays for parts it does not need: `import skyward` loads nothing else.
 """
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+if sys.platform == "win32":
+    raise ImportError("skyward does not run on Windows itself; install it in WSL and run it there")
 
 if TYPE_CHECKING:
     from skyward import integrations as integrations

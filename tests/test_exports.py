@@ -42,7 +42,7 @@ def test_public_names_exist(name: str) -> None:
 def test_type_checkers_see_the_same_names() -> None:
     """The imports under TYPE_CHECKING, the table of homes and `__all__` agree."""
     tree = ast.parse(Path(skyward.__file__).read_text(encoding="utf-8"))
-    block = next(node for node in tree.body if isinstance(node, ast.If))
+    block = next(node for node in tree.body if isinstance(node, ast.If) and isinstance(node.test, ast.Name))
     homes = {}
     for node in block.body:
         assert isinstance(node, ast.ImportFrom)
@@ -108,3 +108,9 @@ def test_version_is_in_the_changelog() -> None:
 
 def test_the_package_is_marked_as_typed() -> None:
     assert (REPOSITORY / "skyward" / "py.typed").exists()
+
+
+def test_on_windows_one_line_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    with pytest.raises(ImportError, match="install it in WSL"):
+        importlib.reload(skyward)

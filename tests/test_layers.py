@@ -208,7 +208,7 @@ LAZY: dict[tuple[str, str], str] = {
     ("skyward.core.machines.reaper", "skyward.core.machines.ledger"): "a reaper that has nothing to do stays small",
     ("skyward.core.machines.reaper", "skyward.core.machines.sweep"): "as above",
     ("skyward.worker.bridge", "multiprocessing"): "only a slot needs it, not the agent",
-    ("skyward.worker.forkserver.server", "ctypes"): "only where the kernel call is there",
+    ("skyward.worker.process", "ctypes"): "only where the kernel call is there",
     ("skyward.worker.process", "multiprocessing.process"): "only a slot needs it, not the agent",
     ("skyward.worker.leaks", "ctypes"): "only where the C library has the call",
     ("skyward.worker.agent", "skyward.worker.forkserver.server"): "only an agent that forks others needs it",

@@ -108,8 +108,9 @@ def _examine(source: sources.ProviderSource) -> list[Finding]:
 def _computer() -> Iterator[Finding]:
     here = "this computer"
     yield Finding(here, "Python", True, f"{platform.python_version()}, {sys.executable}")
-    linux = sys.platform == "linux"
-    yield Finding(here, "system", linux, platform.platform(), "skyward is tested on Linux; try WSL or a container")
+    tried = True if sys.platform == "linux" else None
+    advice = "skyward's tests run on Linux, where a system such as this is imitated; nobody has tried a real one yet"
+    yield Finding(here, "system", tried, platform.platform(), advice)
     ssh = shutil.which("ssh")
     advice = "install OpenSSH's client: `skyward ssh` needs it, and sky.SSH reads ssh configurations better with it"
     if ssh is None:

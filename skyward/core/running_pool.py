@@ -84,7 +84,7 @@ class RunningPool:
             answers=Answers(Reader(settings.trusted) if settings.reads_data else None),
             listeners=Listeners(self._open_screened if settings.reads_data else _open_stream),
             shares=CAN_SHARE and settings.is_partly_local,
-            named="all" if CAN_SHARE and settings.is_local else "none",
+            named="all" if settings.is_local else "none",
             surroundings=_surroundings(settings),
             supplier=settings.packages,
             local_code=CodeSettings(not settings.is_local, tuple(settings.image.local), tuple(settings.image.exclude)),

@@ -53,7 +53,7 @@ class Process:
     def met(self, pid: int) -> None:
         """Note the pid that the agent has reported."""
         self.pid = pid
-        if pid != self._child.pid:
+        if pid != self._child.pid and sys.platform == "linux":  # elsewhere each is a child of ours
             self._fd = os.pidfd_open(pid)
 
     @property
@@ -70,10 +70,10 @@ class Process:
     def end(self, patience: float) -> None:
         """Wait for it to exit for up to `patience` seconds, then kill it. To be called once."""
         if not self._wait(patience):
-            if self._fd is None:
-                self._child.kill()
-            else:
+            if self._fd is not None and sys.platform == "linux":
                 signal.pidfd_send_signal(self._fd, signal.SIGKILL)
+            else:
+                self._child.kill()
             self._wait(None)
         self._forget()
 
@@ -145,9 +145,11 @@ def _start(count: int, errors: IO[bytes]) -> Sequence[Process]:
 @cache
 def _has_pidfds() -> bool:
     """Whether a process can be waited for that is not our child: on Linux, but not in every container."""
+    if sys.platform != "linux":
+        return False
     try:
         os.close(os.pidfd_open(os.getpid()))
-    except (AttributeError, OSError):
+    except OSError:
         return False
     return True
 

@@ -140,7 +140,7 @@ class _FileWriter:
 
     def _share(self, fd: int, at: int, offset: int, size: int) -> bool:
         """Copy within the kernel, which may only note that blocks are shared."""
-        if not self._shares or size < _SHARED:
+        if not self._shares or size < _SHARED or not hasattr(os, "copy_file_range"):
             return False
         done = 0
         try:

@@ -5,13 +5,30 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import resource
 import signal
+import sys
+import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import cache
 
 from skyward.core.whoami import SLOT, CurrentWorker
 
-__all__ = ["heed_interrupts", "ignore_interrupts", "kill_group", "multiply", "name_process", "reap", "sit_down"]
+__all__ = [
+    "die_with_parent",
+    "heed_interrupts",
+    "ignore_interrupts",
+    "kill_group",
+    "multiply",
+    "name_process",
+    "reap",
+    "reap_group",
+    "sit_down",
+    "watch_parent",
+]
+
+_LOOK = 0.5  # seconds between looks for the parent
 
 
 def name_process(name: str) -> None:
@@ -69,6 +86,59 @@ def kill_group(pid: int) -> None:
         os.killpg(pid, signal.SIGKILL)
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
+
+
+def reap_group() -> tuple[int, int, resource.struct_rusage] | None:
+    """Reap a child that has ended, after killing what it left running; None if none has ended.
+
+    Returns
+    -------
+    tuple of int, int and struct_rusage
+        Its pid, its status, and what it used.
+    """
+    try:
+        if hasattr(os, "waitid"):
+            info = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT | os.WNOHANG)
+            if info is None:
+                return None
+            kill_group(info.si_pid)  # while it is a zombie its pid is not reused
+            return os.wait4(info.si_pid, 0)
+        pid, status, usage = os.wait4(-1, os.WNOHANG)
+    except ChildProcessError:
+        return None
+    if not pid:
+        return None
+    kill_group(pid)  # macOS gives pids out in turn, so this one is not reused so soon
+    return pid, status, usage
+
+
+@cache
+def _prctl() -> Callable[..., int]:
+    """Look up the system call, once in the fork server instead of in each slot."""
+    import ctypes  # noqa: PLC0415 - only needed on Linux
+
+    call: Callable[..., int] = ctypes.CDLL(None, use_errno=True).prctl
+    return call
+
+
+def die_with_parent(parent: int, how: signal.Signals) -> None:
+    """Let the kernel (Linux) send a signal when the parent ends; end now if it has ended already."""
+    if sys.platform == "linux":
+        _prctl()(1, int(how), 0, 0, 0)  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:
+        os._exit(0)
+
+
+def watch_parent(parent: int) -> None:
+    """Where the kernel does not do that, end this process, and all that it has started, soon after its parent."""
+    if sys.platform != "linux":
+        threading.Thread(target=_outlive, args=(parent,), name="skyward-parent", daemon=True).start()
+
+
+def _outlive(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(_LOOK)
+    kill_group(os.getpid())
 
 
 def multiply(pipes: Iterable[str]) -> list[int]:

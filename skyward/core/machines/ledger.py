@@ -12,6 +12,7 @@ import glob
 import json
 import os
 import sqlite3
+import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -352,11 +353,22 @@ def _entry(row: sqlite3.Row) -> Entry:
 def _birth(pid: int) -> str:
     """Where and when a process started, by its kernel's count; tells it from a later process with the same pid."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        began = "" if fields[0] in "ZX" else fields[19]  # a zombie stays listed until it is waited for
-    except (OSError, IndexError):
-        began = ""
-    return f"{os.uname().nodename}/{began}"
+        if Path("/proc/self/stat").exists():
+            state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            began = fields[18]
+        else:
+            state, began = _asked(pid)
+    except (OSError, LookupError, ValueError):
+        state = began = ""
+    return f"{os.uname().nodename}/{'' if state[:1] in 'ZX' else began}"  # a zombie is listed until it is waited for
+
+
+def _asked(pid: int) -> tuple[str, str]:
+    """A process's state, and when it started, from the system's command; ValueError if there is none."""
+    command = ["ps", "-o", "stat=,lstart=", "-p", str(pid)]
+    said = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "LC_ALL": "C"})
+    state, began = said.stdout.split(None, 1)
+    return state, began.strip().replace("/", "-")
 
 
 def _is_alive(pid: int, birth: str) -> bool | None:

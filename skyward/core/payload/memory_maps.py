@@ -62,6 +62,7 @@ class _Received(threading.local):
 _received = _Received()
 _identities: weakref.WeakKeyDictionary[mmap.mmap, tuple[int, int]] = weakref.WeakKeyDictionary()
 _shared: weakref.WeakKeyDictionary[mmap.mmap, bool] = weakref.WeakKeyDictionary()
+_MAPS = Path("/proc/self/maps")
 _given: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()  # maps opened by `open_map`
 
 
@@ -242,21 +243,26 @@ def _identify(file: Any, memory: mmap.mmap, address: int) -> tuple[int, int] | N
     try:
         known = _identities.get(memory)
         if known is None:
-            known = _identities[memory] = _compare(file, address)
+            known = _identities[memory] = _compare(file, memory, address)
         status = Path(file).stat()
     except (OSError, ValueError, LookupError):
         return None
     return known if known == (status.st_dev, status.st_ino) else None
 
 
-def _compare(file: Any, address: int) -> tuple[int, int]:
+def _compare(file: Any, memory: mmap.mmap, address: int) -> tuple[int, int]:
     """Device and inode of the file with that name, if it is the one mapped at the address.
 
     This is checked with a second map of it, since on some file systems the kernel's list of maps does not match `stat`.
-    Raises LookupError if it is another file.
+    Where there is no such list, the name is trusted, as by loky, if at least the size is right. Raises LookupError if
+    it is another file.
     """
     with Path(file).open("rb") as opened:
         status = os.fstat(opened.fileno())
+        if not _MAPS.exists():
+            if memory.size() != status.st_size:
+                raise LookupError(f"{file} is another file")
+            return status.st_dev, status.st_ino
         with mmap.mmap(opened.fileno(), 1, mmap.MAP_SHARED, mmap.PROT_READ) as other:
             numpy = sys.modules["numpy"]
             probe = numpy.frombuffer(other, numpy.uint8)
@@ -282,7 +288,7 @@ def _is_shared(memory: mmap.mmap, address: int) -> bool:
 def _lines(addresses: list[int]) -> list[list[bytes] | None]:
     """The kernel's entries for the maps at some addresses: range, permissions, offset, device, inode."""
     found: list[list[bytes] | None] = [None] * len(addresses)
-    with Path("/proc/self/maps").open("rb") as lines:
+    with _MAPS.open("rb") as lines:
         for line in lines:
             start, _, end = line.partition(b" ")[0].partition(b"-")
             first, last = int(start, 16), int(end, 16)

@@ -7,11 +7,13 @@ the driver: ordinary files in a folder of the node, which the recipient removes.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import mmap
 import os
 import re
 import stat
+import sys
 import weakref
 from collections.abc import Callable, Iterable
 from functools import cache
@@ -33,7 +35,7 @@ _RESULT = re.compile(
 )  # as `worker/result_files.py` calls them, in a folder of `worker/scratch.py`
 _FOLDER = re.compile(r"/.*/skyward-store-\d+-\w+", re.ASCII | re.DOTALL)
 
-CAN_SHARE = hasattr(os, "memfd_create")
+CAN_SHARE = sys.platform == "linux"
 """Whether this system has files in memory (Linux)."""
 
 
@@ -56,10 +58,18 @@ class SharedFile:
     open: ClassVar[set[int]] = set()
     """Descriptors of all that exist in this process, for all pools."""
 
+    path: str
+    """Where other processes may open it, while this object lives."""
+
+    inode: int
+    """Tells it from a later file of the same path."""
+
     def __init__(self, data: memoryview, visit: Callable[[memoryview], object] = lambda _: None) -> None:
         self._fd = -1
         self._size = len(data)
         self._map: memoryview | None = None
+        if sys.platform != "linux":
+            raise OSError(errno.ENOSYS, "this system has no files in memory")  # see CAN_SHARE
         self._fd = os.memfd_create("skyward", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         self.open.add(self._fd)
         piece = memoryview(bytearray(min(_PIECE, self._size)))

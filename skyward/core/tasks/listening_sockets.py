@@ -8,7 +8,7 @@ any address, and must not get at sockets of the user's other programs.
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
+import multiprocessing.util
 import os
 import sys
 from collections.abc import Awaitable, Callable
@@ -62,9 +62,15 @@ class Listeners:
 
 
 def _is_own(path: str) -> bool:
-    """Whether this very process listens there for multiprocessing, according to the kernel; Linux only."""
-    if not Path(path).parent.name.startswith("pymp-") or sys.platform != "linux":
+    """Whether this very process listens there for multiprocessing.
+
+    On Linux the kernel says so. Elsewhere the socket lies in the private folder that multiprocessing has made for this
+    process, in which its children listen as well.
+    """
+    if not Path(path).parent.name.startswith("pymp-"):
         return False
+    if sys.platform != "linux":
+        return Path(path).parent == Path(multiprocessing.util.get_temp_dir())
     inodes = set()
     for line in os.fsdecode(Path("/proc/self/net/unix").read_bytes()).splitlines()[1:]:
         parts = line.split(maxsplit=7)

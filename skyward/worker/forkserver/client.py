@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import socket
+import sys
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -78,6 +79,7 @@ class ForkServerClient:
         self._probe = Probe(start=max(1, round(self._limits.start / self._limits.period)))
         self._polling: asyncio.TimerHandle | None = None
         self._queue: deque[tuple[bytes, tuple[int, ...]]] = deque()
+        self._under_way: dict[int, tuple[int, ...]] = {}  # slot -> files that were sent, and may not have arrived
         self._tail = b""
         own = {"root": ROOT, "agent": os.getpid()}
         packed: bytes = msgpack.packb({**config, **own}, unicode_errors="surrogatepass")  # variables may be any bytes
@@ -190,11 +192,18 @@ class ForkServerClient:
         if not self._server.output.closed:
             self._loop.remove_reader(self._server.output.fileno())
 
+    def _arrived(self, slot: int) -> None:
+        """Close a slot's files here, since the fork server has them."""
+        for fd in self._under_way.pop(slot, ()):
+            os.close(fd)
+
     def _discard_queue(self) -> None:
         for _, fds in self._queue:
             for fd in fds:
                 os.close(fd)
         self._queue.clear()
+        for slot in list(self._under_way):
+            self._arrived(slot)
 
     def _write(self) -> None:
         """Send what is queued; the fork server may be busy with imports for long."""
@@ -208,8 +217,11 @@ class ForkServerClient:
                 data, fds = self._queue[0]
                 sent = socket.send_fds(control, [data], fds) if fds else control.send(data)
                 self._queue.popleft()
-                for fd in fds:
-                    os.close(fd)
+                if fds:
+                    slot = REQUEST.unpack(data)[1]
+                    self._under_way[slot] = fds
+                    if sys.platform != "darwin":  # it loses files that are closed before they arrive (bpo-14669)
+                        self._arrived(slot)
                 if sent < len(data):
                     self._queue.appendleft((data[sent:], ()))
         except (BlockingIOError, InterruptedError):
@@ -228,6 +240,7 @@ class ForkServerClient:
             data = b""
         for what, slot, value in REPORT.iter_unpack(data[: len(data) // REPORT.size * REPORT.size]):
             self._probe.heard(what, slot)
+            self._arrived(slot)
             if what == FORKED:
                 self.pids[slot] = value
             elif what == EXITED:

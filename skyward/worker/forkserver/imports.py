@@ -25,7 +25,10 @@ import msgpack
 from skyward.core.protocol.messages import THREAD_VARIABLES
 from skyward.worker import arrivals
 
-__all__ = ["Imports", "Unfit", "import_ahead", "parse"]
+__all__ = ["CAN_CHECK", "Imports", "Unfit", "import_ahead", "parse"]
+
+CAN_CHECK = sys.platform == "linux"
+"""Whether this system tells what an import has changed in the process; elsewhere nothing is imported ahead."""
 
 _MANY = 400  # names in a message
 _STATE = ("signal handlers", "open files", "shared memory", "the working directory")

@@ -66,12 +66,19 @@ class ForkServerProcess:
         """Wait for its end. It is not reaped: its pid, which is also its group's, is not reused before `kill`."""
         deadline = time.monotonic() + seconds
         while self.process.returncode is None:
-            if os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+            if self._has_ended():
                 return True
             if time.monotonic() >= deadline:
                 return False
             time.sleep(0.001)
         return True
+
+    def _has_ended(self) -> bool:
+        if hasattr(os, "waitid"):
+            return os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+        poll = select.poll()
+        poll.register(self.control, 0)  # reports only its end
+        return bool(poll.poll(0))
 
     def kill(self) -> None:
         """Kill it and its heirs, even those that hang, and close its files; may be repeated.

@@ -19,7 +19,6 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
@@ -48,7 +47,15 @@ from skyward.worker.forkserver.protocol import (
     TRYING,
     UP,
 )
-from skyward.worker.process import ignore_interrupts, kill_group, name_process, sit_down
+from skyward.worker.process import (
+    die_with_parent,
+    ignore_interrupts,
+    kill_group,
+    name_process,
+    reap_group,
+    sit_down,
+    watch_parent,
+)
 
 __all__ = ["gpu_device", "live", "main"]
 
@@ -97,7 +104,9 @@ class ForkServer:
         )
         self.seat: int | None = None  # of the next slot, in an heir
         self.waiting: dict[int, tuple[int, list[int], float]] = {}  # slots that wait for GPUs: request, files, until
-        self._wake, self._woken = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._wake, self._woken = os.pipe()
+        for fd in (self._wake, self._woken):
+            os.set_blocking(fd, False)
 
     def __repr__(self) -> str:
         return f"<ForkServer of {len(self.pids)} slots>"
@@ -270,6 +279,7 @@ class ForkServer:
         code = 70
         try:
             self.leave(parent)
+            watch_parent(parent)
             name_process("skyward-slot")
             sit_down(self.unborn.settings.node, seat := self.seated.get(number))
             self.unborn.seat = seat or 0
@@ -284,16 +294,9 @@ class ForkServer:
 
     def reap(self) -> None:
         """Report the slots that have ended, after killing what they left running."""
-        while True:
-            try:
-                info = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT | os.WNOHANG)
-            except ChildProcessError:
-                return
-            if info is None:
-                return
-            kill_group(info.si_pid)  # while it is a zombie its pid is not reused
-            _, status, usage = os.wait4(info.si_pid, 0)
-            number = self.slots.pop(info.si_pid, None)
+        while (ended := reap_group()) is not None:
+            pid, status, usage = ended
+            number = self.slots.pop(pid, None)
             if number is not None:
                 del self.pids[number]
                 self.release_seat(number)
@@ -337,23 +340,6 @@ class ForkServer:
         """
         with contextlib.suppress(OSError):
             self.control.sendall(REPORT.pack(what, number, value))
-
-
-@cache
-def _prctl() -> Callable[..., int]:
-    """Look up the system call, once in the fork server instead of in each slot."""
-    import ctypes  # noqa: PLC0415 - only needed on Linux
-
-    call: Callable[..., int] = ctypes.CDLL(None, use_errno=True).prctl
-    return call
-
-
-def die_with_parent(parent: int, how: signal.Signals) -> None:
-    """Let the kernel (Linux) send a signal when the parent ends; end now if it has ended already."""
-    if sys.platform == "linux":
-        _prctl()(1, int(how), 0, 0, 0)  # PR_SET_PDEATHSIG
-    if os.getppid() != parent:
-        os._exit(0)
 
 
 def prepare(config: dict[str, Any]) -> None:
@@ -418,6 +404,8 @@ def live(control: socket.socket) -> None:
     server = ForkServer(
         control, slot.Slot(settings, slots_end.detach()), config["scratch"], reports, Limits(*config["limits"])
     )
+    if not imports.CAN_CHECK:
+        server.unborn.imports.stop()
     gc.collect()
     gc.freeze()
     die_with_parent(config["agent"], signal.SIGTERM)  # from now on there is something to clean up

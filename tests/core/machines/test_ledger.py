@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import sqlite3
 import stat
 import subprocess
@@ -16,7 +18,7 @@ from typing import Any
 import pytest
 
 from skyward.core.errors import ConfigError, PoolNotActive
-from skyward.core.machines.ledger import Ledger
+from skyward.core.machines.ledger import Ledger, _asked
 from skyward.core.machines.ssh_keys import make_key
 from skyward.core.spec import Endpoint, KeyPair, Machine, Offer, Order, Resources
 
@@ -264,7 +266,7 @@ def run(code: str, *arguments: str) -> subprocess.Popen[str]:
 WRITER = """
 import sys
 from pathlib import Path
-from skyward.core.machines.ledger import Ledger
+from skyward.core.machines.ledger import Ledger, _asked
 from skyward.core.spec import KeyPair, Machine, Order, Resources
 folder, number = Path(sys.argv[1]), sys.argv[2]
 tag = f"sky-{number}"
@@ -291,7 +293,7 @@ def test_many_processes_share_it(tmp_path: Path) -> None:
 DYING = """
 import os, signal, sys
 from pathlib import Path
-from skyward.core.machines.ledger import Ledger
+from skyward.core.machines.ledger import Ledger, _asked
 from skyward.core.spec import KeyPair, Offer, Order, Resources
 ledger = Ledger(Path(sys.argv[1]))
 ledger.open_pool("sky-1", [("p", {})], KeyPair("private", "public"))
@@ -393,3 +395,18 @@ def test_of_a_stop_and_an_order_at_the_same_time_one_sees_the_other(ledger: Ledg
         assert bool(refused) is (seen is None)
         outcomes.add(bool(refused))
     assert outcomes
+
+
+@pytest.mark.skipif(shutil.which("ps") is None, reason="there is no ps")
+def test_without_proc_the_system_is_asked_when_a_process_began() -> None:
+    """The same answer each time, and a state for one that has ended and was not waited for."""
+    state, began = _asked(os.getpid())
+    assert state
+    assert _asked(os.getpid())[1] == began
+    assert re.fullmatch(r"\w+ +\w+ +\d+ [\d:]+ \d{4}", began)
+    child = subprocess.Popen(["true"])
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert _asked(child.pid)[0].startswith("Z")
+    child.wait()
+    with pytest.raises(ValueError, match="unpack"):
+        _asked(child.pid)
