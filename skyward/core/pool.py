@@ -5,6 +5,7 @@ Here are its arguments and its life as users see it; what exists while it is ope
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import itertools
 import os
@@ -230,6 +231,18 @@ class Compute(TaskExecutor):
         ProvisioningError, LinkError
             The nodes can't be provisioned; everything that was started has been released.
         """
+        opened = self._make()
+        try:
+            opened.start()
+            self._enter(opened)
+        except BaseException:
+            self._open = opened
+            self.close(cancel=True)
+            raise
+        return self
+
+    def _make(self) -> RunningPool:
+        """Check what can be checked now, and make what `start` starts."""
         if self._used:
             raise PoolNotActive("this pool was already used; make a new sky.Compute for each block")
         settings = self._settings
@@ -250,18 +263,20 @@ class Compute(TaskExecutor):
                 # the I/O thread.
                 weakref.finalize(self, opened.close_aside).atexit = False
             self._page = opened.showing.page
-            opened.start()
-            self._open = opened
-            # joblib must find an open pool by its backend's name, with or without a plugin.
-            opened.audience.enter(self, opened.contexts)
-            for plugin in settings.plugins:
-                if (context := plugin.around_client(self)) is not None:
-                    opened.contexts.enter_context(context)
         except BaseException:
             self._open = opened
             self.close(cancel=True)
             raise
-        return self
+        return opened
+
+    def _enter(self, opened: RunningPool) -> None:
+        """Let front ends and plugins use a pool whose nodes are ready, in this thread if it depends on threads."""
+        self._open = opened
+        # joblib must find an open pool by its backend's name, with or without a plugin.
+        opened.audience.enter(self, opened.contexts)
+        for plugin in self._settings.plugins:
+            if (context := plugin.around_client(self)) is not None:
+                opened.contexts.enter_context(context)
 
     def close(self, cancel: bool = False) -> None:
         """Wait for the tasks, or cancel them with `cancel`, and release the nodes. May be repeated."""
@@ -280,6 +295,32 @@ class Compute(TaskExecutor):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         self.close(cancel=kind is not None)
+
+    async def __aenter__(self) -> Self:
+        """As ``with``, but other coroutines go on while the nodes start, and while the last tasks end."""
+        opened = self._make()
+        try:
+            await asyncio.to_thread(opened.start)
+            self._enter(opened)
+        except BaseException:
+            self._open = opened
+            await self._close_aside(cancel=True)
+            raise
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if (opened := self._last()) is not None:
+            opened.contexts.close()  # in this thread, since contexts may depend on the thread that entered them
+            await self._close_aside(cancel=kind is not None)
+
+    async def _close_aside(self, *, cancel: bool) -> None:
+        """Run `close` in a thread; a coroutine cancelled meanwhile gives up the tasks, but waits all the same."""
+        closing = asyncio.ensure_future(asyncio.to_thread(self.close, cancel=cancel))
+        try:
+            await asyncio.shield(closing)
+        except asyncio.CancelledError:
+            await asyncio.to_thread(self.close, cancel=True)
+            raise
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """End the pool like `concurrent.futures.Executor.shutdown`: running calls finish.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Generator
+from typing import Any, TypeVar
 
 from skyward.core.tasks.future_condition import FutureCondition
 
@@ -44,6 +45,10 @@ class TaskFuture(concurrent.futures.Future[_T]):
             if cancelled and not done:
                 self._on_cancel(self._task)
         return cancelled
+
+    def __await__(self) -> Generator[Any, None, _T]:
+        """Wait in a coroutine; if that is cancelled, the task is, too."""
+        return asyncio.wrap_future(self).__await__()
 
     def running(self) -> bool:
         """Whether the task is running, as far as its node has reported, which it does for tasks of 50 ms or more."""

@@ -300,7 +300,7 @@ class ForkServer:
             if number is not None:
                 del self.pids[number]
                 self.release_seat(number)
-                if info.si_status == signal.SIGKILL:
+                if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
                     self.report(PEAK, number, min(usage.ru_maxrss, _MAX_VALUE))
                 self.report(EXITED, number, status)
 

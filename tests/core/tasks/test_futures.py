@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
 import sys
 
@@ -54,3 +55,18 @@ def test_the_standard_library_waits_for_it(future: TaskFuture[int]) -> None:
     done, pending = concurrent.futures.wait([future, other], return_when=concurrent.futures.FIRST_COMPLETED)
     assert (done, pending) == ({other}, {future})
     assert next(concurrent.futures.as_completed([future, other])) is other
+
+
+def test_coroutines_wait_for_it(future: TaskFuture[int], cancelled: list[int]) -> None:
+    """One that is cancelled cancels the task."""
+
+    async def main() -> int:
+        asyncio.get_running_loop().call_soon(future.set_result, 3)
+        other: TaskFuture[int] = TaskFuture(cancelled.append, 8)
+        waiting = asyncio.ensure_future(asyncio.wait_for(other, 0.01))
+        with pytest.raises(TimeoutError):
+            await waiting
+        return await future
+
+    assert asyncio.run(main()) == 3
+    assert cancelled == [8]
