@@ -201,6 +201,11 @@ def _look_up(name: str) -> Any:
     return value
 
 
+def load_ipython_extension(shell: Any) -> None:
+    """Add ``%skyward`` to a notebook: ``%load_ext skyward``."""
+    import_module("skyward.cli.magic").load(shell)
+
+
 if not TYPE_CHECKING:  # a type checker that saw it would accept any name
     __getattr__ = _look_up
 

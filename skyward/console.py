@@ -16,14 +16,16 @@ from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TextIO
 
-from skyward.core.events import Event, Note, Printed
+from skyward.core.events import Event, Note, Printed, TasksQueued
 from skyward.core.facts import Facts
 from skyward.core.status import duration
 from skyward.core.tally import Tally
 from skyward.core.visible import printed, shown
 
 if TYPE_CHECKING:
+    from skyward.console_cell import Cell
     from skyward.console_live import LiveLine
+    from skyward.core.status import PoolStatus
 
 __all__ = ["Console", "live_text", "summary_text", "terminal"]
 
@@ -118,7 +120,7 @@ class Console:
     separate thread writes it, so that a stopped terminal or a pipe that nobody reads never holds up the pool.
     """
 
-    kinds = (Printed, Note)
+    kinds: tuple[type[Event], ...] = (Printed, Note)
     """The events that it handles."""
 
     def __init__(self, *, live: bool, facts: Facts, stream: TextIO | None = None) -> None:
@@ -128,6 +130,9 @@ class Console:
         self._live = live
         self._terminal = (stream or terminal()) if live else None
         self._line: LiveLine | None = _start_line(self._terminal, self._text)
+        self._cell = _start_cell(facts.status) if live and self._terminal is None else None
+        if self._cell is not None:
+            self.kinds = (Printed, Note, TasksQueued)
 
     def __repr__(self) -> str:
         return f"<Console {'live' if self._line else 'quiet'}>"
@@ -138,6 +143,8 @@ class Console:
             self._writer.put("stdout" if event.stream == 1 else "stderr", mark(event.node, event.text))
         elif isinstance(event, Note):
             self._note(event)
+        elif self._cell is not None:
+            self._cell.submitted()
 
     def close(self) -> None:
         """Write pending output, remove the live line and print the summary. May be repeated."""
@@ -147,8 +154,9 @@ class Console:
         try:
             self._writer.close()
         finally:  # Ctrl-C may interrupt the wait
-            if self._line is not None:
-                self._line.stop()
+            for shown_line in (self._line, self._cell):
+                if shown_line is not None:
+                    shown_line.stop()
         summary = self._facts.read(_summary)
         if self._terminal is not None and summary:
             with contextlib.suppress(OSError, ValueError):  # the terminal is gone
@@ -159,7 +167,7 @@ class Console:
         # Purchases are reported even without a terminal (nohup, a batch system, a notebook): if logging is not set up,
         # a log record would be lost.
         text = shown(note.text)
-        if self._terminal is not None or (self._live and not _log.hasHandlers()):
+        if self._terminal is not None or self._cell is not None or (self._live and not _log.hasHandlers()):
             self._writer.put("stderr", f"skyward: {'warning: ' if note.warning else ''}{text}\n")
         else:
             self._writer.put("warning" if note.warning else "info", text)
@@ -179,6 +187,14 @@ def _start_line(stream: TextIO | None, text: Callable[[], str]) -> LiveLine | No
     from skyward.console_live import LiveLine  # noqa: PLC0415  needs rich, which is only worth loading for a terminal
 
     return LiveLine.start(stream, text)
+
+
+def _start_cell(status: Callable[[], PoolStatus]) -> Cell | None:
+    if "ipykernel" not in sys.modules:
+        return None
+    from skyward.console_cell import Cell  # noqa: PLC0415  needs IPython
+
+    return Cell.start(status)
 
 
 class _Writer:

@@ -19,7 +19,7 @@ from skyward.core.errors import ConfigError, SkywardError
 from skyward.core.pool import Compute
 from skyward.joblib_ext.plugin import JoblibPlugin, SklearnPlugin
 
-__all__ = ["run"]
+__all__ = ["pool_arguments", "run"]
 
 _INTERRUPTED = 130
 
@@ -47,7 +47,7 @@ def run(program: Sequence[str], module: bool, pool: str | None, given: dict[str,
     object
         The program's exit status, as `sys.exit` takes it.
     """
-    arguments = _arguments(pool, given)
+    arguments = pool_arguments(pool, given)
     try:
         main, code = (_module if module else _script)(program[0])
     except _NoProgram:
@@ -59,7 +59,7 @@ def run(program: Sequence[str], module: bool, pool: str | None, given: dict[str,
     return _execute(main, code, Compute(**arguments))
 
 
-def _arguments(name: str | None, given: dict[str, Any]) -> dict[str, Any]:
+def pool_arguments(name: str | None, given: dict[str, Any]) -> dict[str, Any]:
     """The arguments of the pool: those of the file, and what the command line says."""
     if name is not None:
         arguments = named_pools.arguments(name, inspect.signature(Compute).parameters, given)

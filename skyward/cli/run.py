@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 import typer
 
 from skyward.cli.sources import NamedProviders, named
 
-__all__ = ["ProgramEnded", "run"]
+__all__ = ["ProgramEnded", "pool_options", "run"]
 
 
 class ProgramEnded(SystemExit):
@@ -32,24 +33,32 @@ def run(
     resume: Annotated[str | None, typer.Option(help="A file that keeps results; run again to go on.")] = None,
 ) -> None:
     """Run a program unchanged, with a pool as the default backend of joblib's Parallel."""
+    given = pool_options(
+        provider=provider,
+        nodes=nodes,
+        concurrency=concurrency,
+        machine=machine,
+        accelerator=accelerator,
+        vcpus=vcpus,
+        memory=memory,
+        max_price=max_price,
+        budget=budget,
+        dashboard=dashboard or None,
+        resume=resume,
+    )
+    from skyward.cli import program as programs  # noqa: PLC0415 - the other commands do without what pools need
+
+    raise ProgramEnded(programs.run(program, module, pool, given))
+
+
+def pool_options(*, provider: Sequence[str] | None, nodes: str | None, **others: object) -> dict[str, Any]:
+    """Turn what a command line says of a pool into arguments of `Compute`; options that are not given are left out."""
     given = {
         "provider": [source.provider for source in named(provider)] if provider else None,
         "nodes": _nodes(nodes),
-        "concurrency": concurrency,
-        "machine": machine,
-        "accelerator": accelerator,
-        "vcpus": vcpus,
-        "memory": memory,
-        "max_price": max_price,
-        "budget": budget,
-        "dashboard": dashboard or None,
-        "resume": resume,
+        **others,
     }
-    from skyward.cli import program as programs  # noqa: PLC0415 - the other commands do without what pools need
-
-    raise ProgramEnded(
-        programs.run(program, module, pool, {name: value for name, value in given.items() if value is not None})
-    )
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _nodes(text: str | None) -> int | tuple[int, int] | None:

@@ -182,8 +182,12 @@ class Compute(TaskExecutor):
         self._used = False
 
     def __repr__(self) -> str:
-        state = "not entered" if self._open is None else repr(self._open)
+        state = repr(self._open) if self._open is not None else "closed" if self._used else "not entered"
         return f"<Compute {self.name} on {self._settings.provider_names}: {state}>"
+
+    def _repr_html_(self) -> str | None:
+        """How notebooks show it."""
+        return self.status()._repr_html_() if self.is_active else None
 
     @property
     def name(self) -> str:

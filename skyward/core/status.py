@@ -175,6 +175,11 @@ class PoolStatus:
         """How many slots run a task."""
         return sum(node.busy for node in self.nodes)
 
+    def _repr_html_(self) -> str:
+        from skyward.core.status_html import status_html  # noqa: PLC0415 - only notebooks draw
+
+        return status_html(self)
+
     def __repr__(self) -> str:
         ready = sum(node.state == "ready" for node in self.nodes)
         head = f"{self.name} at {self.provider}: {ready} of {self.wanted} nodes, {self.busy} of {self.slots} slots busy"

@@ -1,0 +1,99 @@
+"""How a pool's work goes, under the cell of a notebook that caused it, redrawn while it goes.
+
+Import it only in a notebook's kernel, since it needs IPython.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from IPython.core.display_functions import DisplayHandle
+from IPython.core.getipython import get_ipython
+
+from skyward.core.status import PoolStatus
+from skyward.core.status_html import progress_html, progress_text
+
+__all__ = ["Cell"]
+
+_PERIOD = 0.5  # seconds between two drawings
+
+
+class Cell:
+    """The display of one pool, from `start` until `stop`.
+
+    It begins under the cell that opens the pool. The first task that another cell submits ends that display, and begins
+    one under the other cell, for what has not ended by then.
+
+    Parameters
+    ----------
+    status
+        Tells how the pool is.
+    """
+
+    def __init__(self, status: Callable[[], PoolStatus]) -> None:
+        self._status = status
+        # Guards what follows: the cell's thread moves the display while ours draws it.
+        self._lock = threading.Lock()
+        self._handle: DisplayHandle | None = None
+        self._before: PoolStatus | None = None
+        self._cell: object = None
+        self._shown = ""
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="skyward-cell", daemon=True)
+
+    @classmethod
+    def start(cls, status: Callable[[], PoolStatus]) -> Cell | None:
+        """Begin, under the cell that runs; returns None if this program is no notebook's kernel."""
+        shell = get_ipython()
+        if shell is None or getattr(shell, "kernel", None) is None:  # a terminal's IPython has no cells
+            return None
+        cell = cls(status)
+        cell._begin(cell._number())
+        cell._thread.start()
+        return cell
+
+    def __repr__(self) -> str:
+        return f"<Cell {self._cell}>"
+
+    def submitted(self) -> None:
+        """Move to the cell that runs, if it is another. Called for each task that is submitted, in its thread."""
+        if (number := self._number()) != self._cell and threading.current_thread() is threading.main_thread():
+            self._begin(number)
+
+    def stop(self) -> None:
+        """Draw the end; may be repeated."""
+        self._end.set()
+        if self._thread is not threading.current_thread():
+            self._thread.join()
+        self._draw(self._status())
+
+    @staticmethod
+    def _number() -> object:
+        return getattr(get_ipython(), "execution_count", None)
+
+    def _begin(self, number: object) -> None:
+        status = self._status()
+        ended = replace(status, tasks=replace(status.tasks, waiting=0, running=0))
+        self._draw(ended)  # what the other cell keeps
+        with self._lock:
+            self._before, self._cell = ended, number
+            self._handle, self._shown = DisplayHandle(), ""  # type: ignore[no-untyped-call]
+        self._draw(status)
+
+    def _draw(self, status: PoolStatus) -> None:
+        with self._lock:
+            if self._handle is None:
+                return
+            text = progress_text(status, self._before)
+            if text == self._shown:
+                return
+            content: dict[str, Any] = {"text/plain": text, "text/html": progress_html(status, self._before)}
+            (self._handle.update if self._shown else self._handle.display)(content, raw=True)  # type: ignore[no-untyped-call]
+            self._shown = text
+
+    def _run(self) -> None:
+        while not self._end.wait(_PERIOD):
+            self._draw(self._status())

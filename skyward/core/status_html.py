@@ -1,0 +1,132 @@
+"""PURE. A pool's status as HTML for notebooks; it brings its own styles, and follows a light or dark page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from html import escape
+
+from skyward.core.status import PoolStatus, TaskCounts, duration
+from skyward.core.visible import shown
+
+__all__ = ["progress_html", "progress_text", "status_html"]
+
+_MOST_ROWS = 50
+_BAR = "display:flex;border-radius:3px;overflow:hidden;background:rgba(128,128,128,.25)"
+_BOX = "font-family:system-ui,sans-serif;font-size:13px;line-height:1.5;max-width:46em"
+_FAINT = "opacity:.7"
+# Colours that people with any colour vision tell apart, on white and on black (Okabe and Ito, 2008).
+_DONE, _FAILED = "#009e73", "#d55e00"
+
+
+def progress_text(status: PoolStatus, before: PoolStatus | None) -> str:
+    """How the tasks go since some moment, in one line.
+
+    Parameters
+    ----------
+    status
+        The pool's.
+    before
+        What it was at that moment, without the tasks that had not ended; None for the pool's beginning.
+    """
+    return shown(" · ".join(_words(status, before)), lines=False)
+
+
+def progress_html(status: PoolStatus, before: PoolStatus | None) -> str:
+    """The same as a bar with a line below it."""
+    tasks, _ = _since(status, before)
+    total = max(1, tasks.total)
+    parts = "".join(
+        f'<div style="height:6px;width:{100 * count / total:.1f}%;background:{colour}"></div>'
+        for count, colour in ((tasks.done, _DONE), (tasks.failed + tasks.cancelled, _FAILED))
+        if count > 0
+    )
+    first, *others = (escape(shown(word, lines=False)) for word in _words(status, before))
+    return (
+        f'<div style="{_BOX}"><div role="progressbar" aria-valuemin="0" aria-valuemax="{total}" '
+        f'aria-valuenow="{tasks.done}" '
+        f'aria-label="tasks done" style="{_BAR}">'
+        f"{parts or '<div style=height:6px></div>'}</div><b>{first}</b> "
+        f'<span style="{_FAINT}">· {" · ".join(others)}</span></div>'
+    )
+
+
+def _since(status: PoolStatus, before: PoolStatus | None) -> tuple[TaskCounts, float]:
+    """The tasks that ended after some moment or have not, and the seconds since then."""
+    now = status.tasks
+    if before is None:
+        return now, status.seconds
+    then = before.tasks
+    ended = {name: getattr(now, name) - getattr(then, name) for name in ("done", "failed", "cancelled")}
+    return replace(now, **ended), status.seconds - before.seconds
+
+
+def _words(status: PoolStatus, before: PoolStatus | None) -> Iterable[str]:
+    tasks, seconds = _since(status, before)
+    yield f"skyward {status.provider}"
+    ready = sum(node.state == "ready" for node in status.nodes)
+    if not tasks.total:
+        starting = next((node.detail for node in status.nodes if node.state == "starting" and node.detail), "")
+        yield f"{ready} of {status.wanted} nodes ready" + (f", {starting}" if starting else "")
+    else:
+        yield f"{tasks.done} of {tasks.total} tasks done"
+        for count, word in ((tasks.failed, "failed"), (tasks.cancelled, "cancelled")):
+            if count:
+                yield f"{count} {word}"
+        if tasks.unfinished:
+            yield f"{status.rate:.3g} tasks/s"
+            yield f"{status.busy} of {status.slots} slots busy"
+            if status.left:
+                yield f"about {duration(status.left)} left"
+    if status.lost:
+        yield f"{status.lost} nodes lost"
+    if status.cost or status.price:
+        yield f"${status.cost:.2f}, ${status.price:.4g}/h"
+    yield duration(seconds)
+
+
+def status_html(status: PoolStatus) -> str:
+    """Tables of nodes and functions."""
+    nodes = [
+        (
+            node.name,
+            f"{node.state}: {node.detail.splitlines()[0]}" if node.detail else node.state,
+            f"{node.busy} of {node.slots}",
+            str(node.done),
+            str(node.failed),
+            "" if node.load is None or node.load.cpu is None else f"{node.load.cpu:.0%}",
+            " ".join(dict.fromkeys(filter(None, (node.provider, node.type)))),
+            f"${node.price:.4g}/h" if node.price else "",
+        )
+        for node in status.nodes
+    ]
+    functions = [
+        (
+            each.label,
+            str(each.unfinished),
+            str(each.done),
+            str(each.failed),
+            "" if each.mean is None else f"{each.mean:.3g} s",
+        )
+        for each in status.functions
+    ]
+    return (
+        f'<div style="{_BOX}"><b>{escape(shown(status.name))}</b>{progress_html(status, None)}'
+        + _table(("node", "state", "busy", "done", "failed", "CPU", "machine", "price"), nodes)
+        + _table(("function", "unfinished", "done", "failed", "mean"), functions)
+        + "</div>"
+    )
+
+
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    if not rows:
+        return ""
+    cells = "".join(
+        f"<tr>{''.join(f'<td>{escape(shown(cell, lines=False))}</td>' for cell in row)}</tr>"
+        for row in rows[:_MOST_ROWS]
+    )
+    more = f'<caption style="caption-side:bottom;{_FAINT}">and {len(rows) - _MOST_ROWS} more</caption>'
+    return (
+        f"<table>{more if len(rows) > _MOST_ROWS else ''}<thead><tr>"
+        f"{''.join(f'<th>{name}</th>' for name in head)}</tr></thead><tbody>{cells}</tbody></table>"
+    )
