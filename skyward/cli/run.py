@@ -43,7 +43,7 @@ def run(
         memory=memory,
         max_price=max_price,
         budget=budget,
-        dashboard=dashboard or None,
+        dashboard=dashboard,
         resume=resume,
     )
     from skyward.cli import program as programs  # noqa: PLC0415 - the other commands do without what pools need
@@ -58,7 +58,7 @@ def pool_options(*, provider: Sequence[str] | None, nodes: str | None, **others:
         "nodes": _nodes(nodes),
         **others,
     }
-    return {name: value for name, value in given.items() if value is not None}
+    return {name: value for name, value in given.items() if value is not None and value is not False}
 
 
 def _nodes(text: str | None) -> int | tuple[int, int] | None:

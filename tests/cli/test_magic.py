@@ -58,3 +58,11 @@ def test_what_is_wrong_is_said_in_a_line(tmp_path: Path) -> None:
     ]
     assert said[4].startswith("ConfigError: no pool is named 'absent'")
     assert said[5] == "UsageError: Run joblib's Parallel on a pool."
+
+
+def test_the_cells_of_the_page_run(tmp_path: Path) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs/notebooks.md").read_text()
+    cells = [block.partition("\n```")[0] for block in page.split("```ipython\n")[1:]]
+    assert len(cells) > 5
+    for cell, outputs in zip(cells, executed(*cells, folder=tmp_path), strict=True):
+        assert not [output for output in outputs if output.output_type == "error"], cell
