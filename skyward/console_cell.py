@@ -13,8 +13,8 @@ from typing import Any
 from IPython.core.display_functions import DisplayHandle
 from IPython.core.getipython import get_ipython
 
+from skyward.core.progress import progress_html, progress_text
 from skyward.core.status import PoolStatus
-from skyward.core.status_html import progress_html, progress_text
 
 __all__ = ["Cell"]
 

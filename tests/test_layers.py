@@ -27,7 +27,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("image", "spec"),
     ("events",),
     ("interfaces", "status"),
-    ("packages", "payload", "protocol", "registry", "tally"),
+    ("packages", "payload", "progress", "protocol", "registry", "tally"),
     ("facts", "nodes", "results"),
     ("audience", "blobs", "named_pools", "pool_arguments"),
     ("code", "files"),
@@ -59,6 +59,7 @@ HOUSE: dict[str, set[str]] = {
     "skyward.integrations": {"skyward.core", "skyward.joblib_ext"},
     "skyward.plugins": {"skyward.core", "skyward.joblib_ext"},
     "skyward.console": {
+        "skyward.console_cell",
         "skyward.console_live",
         "skyward.core.events",
         "skyward.core.facts",
@@ -66,6 +67,7 @@ HOUSE: dict[str, set[str]] = {
         "skyward.core.tally",
         "skyward.core.visible",
     },
+    "skyward.console_cell": {"skyward.core.progress", "skyward.core.status"},
     "skyward.console_live": set(),
     "skyward.dashboard": {
         "skyward.core.errors",
@@ -120,6 +122,7 @@ PURE = (
     "skyward.core.gpus",
     "skyward.core.scope",
     "skyward.core.nodes.node_reports",
+    "skyward.core.progress",
     "skyward.core.status",
     "skyward.core.tally",
     "skyward.core.visible",
@@ -149,6 +152,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "requests": ("skyward.providers",),
     "tenacity": ("skyward.providers",),
     "numpy": ("skyward.core.payload.memory_maps", "skyward.core.results", "skyward.testing", "skyward.worker.slot"),
+    "IPython": ("skyward.console_cell", "skyward.cli.magic"),
     "rich": ("skyward.console_live", "skyward.cli"),
     "sklearn": ("skyward.joblib_ext",),
     "starlette": ("skyward.dashboard",),
@@ -166,6 +170,8 @@ LAZY: dict[tuple[str, str], str] = {
     ("skyward.providers.drivers.aws_credentials", "botocore.config"): "as above",
     ("skyward.providers.drivers.s3", "botocore"): "as above",
     ("skyward.providers.drivers.aws_credentials", "botocore.session"): "as above",
+    ("skyward", "skyward.cli.magic"): "needs IPython, which calls this",
+    ("skyward.console", "skyward.console_cell"): "needs IPython, which only a notebook has",
     ("skyward.console", "skyward.console_live"): "needs rich, which only a terminal is worth",
     (
         "skyward.core.machines.ssh_keys",
@@ -381,7 +387,7 @@ def test_foreign_packages_are_declared() -> None:
     """What is imported is of the standard library or stands in pyproject.toml, so a fresh install has it."""
     declared = {"asyncssh", "botocore", "cloudpickle", "cryptography", "joblib", "libcloud", "msgpack", "platformdirs"}
     declared |= {"packaging", "requests", "rich", "tenacity", "threadpoolctl", "typer", "xxhash", "zstandard"}
-    optional = {"numpy", "sklearn"}  # come with the user's own code
+    optional = {"IPython", "numpy", "sklearn"}  # come with the user's own code
     optional |= {"starlette", "uvicorn"}  # the extra [dashboard], without which nothing imports what needs them
     suites = {"hypothesis", "numpy", "pytest"}  # skyward.testing is for those who have them
     known = sys.stdlib_module_names | declared | optional | {"skyward"}

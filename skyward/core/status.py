@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from html import escape
 
 from skyward.core.events import Machines, NodeLoad
 from skyward.core.gpus import Gpu
@@ -176,11 +177,18 @@ class PoolStatus:
         return sum(node.busy for node in self.nodes)
 
     def _repr_html_(self) -> str:
-        from skyward.core.status_html import status_html  # noqa: PLC0415 - only notebooks draw
-
-        return status_html(self)
+        """How notebooks show it."""
+        head = "<br>".join(escape(shown(line)) for line in self._head())
+        nodes = _html_table(_NODES, [_node_row(node) for node in self.nodes])
+        return f"<div>{head}{nodes}{_html_table(_FUNCTIONS, [_function_row(each) for each in self.functions])}</div>"
 
     def __repr__(self) -> str:
+        lines = self._head()
+        lines += _table(_NODES, [_node_row(node) for node in self.nodes])
+        lines += _table(_FUNCTIONS, [_function_row(each) for each in self.functions])
+        return shown("\n".join(lines))
+
+    def _head(self) -> list[str]:
         ready = sum(node.state == "ready" for node in self.nodes)
         head = f"{self.name} at {self.provider}: {ready} of {self.wanted} nodes, {self.busy} of {self.slots} slots busy"
         head += f", {self.lost} lost" if self.lost else ""
@@ -190,9 +198,7 @@ class PoolStatus:
         if self.cost or self.price:
             unknown = f", and {self.unpriced} machines of unknown price" if self.unpriced else ""
             lines.append(f"cost: ${self.cost:.4f} so far, ${self.price:.4g}/h{unknown}")
-        lines += _table(_NODES, [_node_row(node) for node in self.nodes])
-        lines += _table(_FUNCTIONS, [_function_row(each) for each in self.functions])
-        return shown("\n".join(lines))
+        return lines
 
 
 _MOST_ROWS = 30
@@ -236,3 +242,14 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(len(row[column]) for row in some) for column in range(len(head))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in some]
     return ["", *lines, *([f"and {len(rows) - _MOST_ROWS} more"] if len(rows) > _MOST_ROWS else [])]
+
+
+def _html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """The same as HTML; empty if there are no rows."""
+    if not rows:
+        return ""
+    names = "".join(f"<th>{name}</th>" for name in head)
+    cells = ("".join(f"<td>{escape(shown(cell, lines=False))}</td>" for cell in row) for row in rows[:_MOST_ROWS])
+    more = f"and {len(rows) - _MOST_ROWS} more" if len(rows) > _MOST_ROWS else ""
+    body = "".join(f"<tr>{row}</tr>" for row in cells)
+    return f"<table><thead><tr>{names}</tr></thead><tbody>{body}</tbody></table>{more}"

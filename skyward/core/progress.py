@@ -1,17 +1,16 @@
-"""PURE. A pool's status as HTML for notebooks; it brings its own styles, and follows a light or dark page."""
+"""PURE. How the tasks of a pool go, as a line and as a bar of HTML, which follows a light or dark page."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from html import escape
 
 from skyward.core.status import PoolStatus, TaskCounts, duration
 from skyward.core.visible import shown
 
-__all__ = ["progress_html", "progress_text", "status_html"]
+__all__ = ["progress_html", "progress_text"]
 
-_MOST_ROWS = 50
 _BAR = "display:flex;border-radius:3px;overflow:hidden;background:rgba(128,128,128,.25)"
 _BOX = "font-family:system-ui,sans-serif;font-size:13px;line-height:1.5;max-width:46em"
 _FAINT = "opacity:.7"
@@ -83,50 +82,3 @@ def _words(status: PoolStatus, before: PoolStatus | None) -> Iterable[str]:
     if status.cost or status.price:
         yield f"${status.cost:.2f}, ${status.price:.4g}/h"
     yield duration(seconds)
-
-
-def status_html(status: PoolStatus) -> str:
-    """Tables of nodes and functions."""
-    nodes = [
-        (
-            node.name,
-            f"{node.state}: {node.detail.splitlines()[0]}" if node.detail else node.state,
-            f"{node.busy} of {node.slots}",
-            str(node.done),
-            str(node.failed),
-            "" if node.load is None or node.load.cpu is None else f"{node.load.cpu:.0%}",
-            " ".join(dict.fromkeys(filter(None, (node.provider, node.type)))),
-            f"${node.price:.4g}/h" if node.price else "",
-        )
-        for node in status.nodes
-    ]
-    functions = [
-        (
-            each.label,
-            str(each.unfinished),
-            str(each.done),
-            str(each.failed),
-            "" if each.mean is None else f"{each.mean:.3g} s",
-        )
-        for each in status.functions
-    ]
-    return (
-        f'<div style="{_BOX}"><b>{escape(shown(status.name))}</b>{progress_html(status, None)}'
-        + _table(("node", "state", "busy", "done", "failed", "CPU", "machine", "price"), nodes)
-        + _table(("function", "unfinished", "done", "failed", "mean"), functions)
-        + "</div>"
-    )
-
-
-def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    if not rows:
-        return ""
-    cells = "".join(
-        f"<tr>{''.join(f'<td>{escape(shown(cell, lines=False))}</td>' for cell in row)}</tr>"
-        for row in rows[:_MOST_ROWS]
-    )
-    more = f'<caption style="caption-side:bottom;{_FAINT}">and {len(rows) - _MOST_ROWS} more</caption>'
-    return (
-        f"<table>{more if len(rows) > _MOST_ROWS else ''}<thead><tr>"
-        f"{''.join(f'<th>{name}</th>' for name in head)}</tr></thead><tbody>{cells}</tbody></table>"
-    )
