@@ -14,7 +14,7 @@ from IPython.core.display_functions import DisplayHandle
 from IPython.core.getipython import get_ipython
 
 from skyward.core.progress import progress_html, progress_text
-from skyward.core.status import PoolStatus
+from skyward.core.status import PoolStatus, TaskCounts
 
 __all__ = ["Cell"]
 
@@ -41,6 +41,7 @@ class Cell:
         self._before: PoolStatus | None = None
         self._cell: object = None
         self._shown = ""
+        self._drawn: TaskCounts | None = None  # the tasks that are shown, once there are any
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, name="skyward-cell", daemon=True)
 
@@ -80,19 +81,21 @@ class Cell:
         self._draw(ended)  # what the other cell keeps
         with self._lock:
             self._before, self._cell = ended, number
+            self._drawn = None
             self._handle, self._shown = DisplayHandle(), ""  # type: ignore[no-untyped-call]
         self._draw(status)
 
     def _draw(self, status: PoolStatus) -> None:
         with self._lock:
-            if self._handle is None:
-                return
+            if self._handle is None or (status.tasks == self._drawn and not status.tasks.unfinished):
+                return  # else the time would go on after the work has ended
             text = progress_text(status, self._before)
             if text == self._shown:
                 return
             content: dict[str, Any] = {"text/plain": text, "text/html": progress_html(status, self._before)}
             (self._handle.update if self._shown else self._handle.display)(content, raw=True)  # type: ignore[no-untyped-call]
             self._shown = text
+            self._drawn = status.tasks if status.tasks.total else None
 
     def _run(self) -> None:
         while not self._end.wait(_PERIOD):

@@ -308,23 +308,14 @@ class Compute(TaskExecutor):
             self._enter(opened)
         except BaseException:
             self._open = opened
-            await self._close_aside(cancel=True)
+            await _close_aside(self, cancel=True)
             raise
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if (opened := self._last()) is not None:
             opened.contexts.close()  # in this thread, since contexts may depend on the thread that entered them
-            await self._close_aside(cancel=kind is not None)
-
-    async def _close_aside(self, *, cancel: bool) -> None:
-        """Run `close` in a thread; a coroutine cancelled meanwhile gives up the tasks, but waits all the same."""
-        closing = asyncio.ensure_future(asyncio.to_thread(self.close, cancel=cancel))
-        try:
-            await asyncio.shield(closing)
-        except asyncio.CancelledError:
-            await asyncio.to_thread(self.close, cancel=True)
-            raise
+            await _close_aside(self, cancel=kind is not None)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """End the pool like `concurrent.futures.Executor.shutdown`: running calls finish.
@@ -477,3 +468,13 @@ def _packages(settings: PoolSettings, image: Image) -> PackagePlan | None:
 
 
 ComputePool = Compute
+
+
+async def _close_aside(pool: Compute, *, cancel: bool) -> None:
+    """Close a pool in a thread; a coroutine cancelled meanwhile gives up the tasks, but waits all the same."""
+    closing = asyncio.ensure_future(asyncio.to_thread(pool.close, cancel=cancel))
+    try:
+        await asyncio.shield(closing)
+    except asyncio.CancelledError:
+        await asyncio.to_thread(pool.close, cancel=True)
+        raise
