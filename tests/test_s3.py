@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 import skyward as sky
-from tests.lab import Lab, eventually
+from tests.lab import Host, Lab, eventually
 from tests.lab.fixtures import FreshHost, LabHosts
 from tests.processes import descendants
 from tests.remote import Reach, index, reach, wheels
@@ -221,6 +221,12 @@ def kinds(place: str) -> list[str]:
         return [line.split()[2] for line in file if line.split()[1] == os.path.realpath(place)]
 
 
+def mounted(host: Host) -> set[str]:
+    """Where buckets are mounted on a host."""
+    lines = map(str.split, host.run("cat", "/proc/mounts").stdout.splitlines())
+    return {place for _, place, kind, *_ in lines if kind == "fuse.rclone"}
+
+
 kinds.__module__ = "__main__"
 
 
@@ -239,17 +245,18 @@ def test_hosts_with_fuse_mount_it(user: str, lab: Lab, fresh_host: FreshHost, re
             assert pool.submit(kinds, "data").result() == ["fuse.rclone"]
             pool.submit(write, "out", 1).result()
             assert server.get("my-bucket", "results/part-1") == b"1"
+            old = mounted(host)
             agents = [pid for pid, line in host.pids() if "skyward.worker.agent" in line]
             assert agents
             host.run("kill", "-9", *map(str, agents))
-            eventually(lambda: "fuse.rclone" not in host.run("cat", "/proc/mounts").stdout, 20, "it is unmounted")
+            eventually(lambda: not old & mounted(host), 20, "it is unmounted")
             assert pool.submit(look, "data").result(120) == (EXPECTED, "x,y\n1,2\n")
             everything = [pid for pid, line in host.pids() if "sshd" not in line]
             host.run("kill", "-9", *map(str, everything))
             assert pool.submit(kinds, "data").result(120) == ["fuse.rclone"]
             pool.submit(write, "out", 2).result()
         assert server.get("my-bucket", "results/part-2") == b"2"
-        eventually(lambda: "fuse.rclone" not in host.run("cat", "/proc/mounts").stdout, 20, "it is unmounted")
+        eventually(lambda: not mounted(host), 20, "nothing is mounted")
         eventually(lambda: not any("rclone" in line for _, line in host.pids()), 20, "rclone has ended")
 
 

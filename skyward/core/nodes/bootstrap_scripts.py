@@ -336,6 +336,11 @@ fi
 trap - HUP TERM # from here on they are the agent's
 
 # Remove what killed agents left behind and, once a day, environments that nobody has used for two months.
+unmount() { # folder: buckets that are mounted below it
+    while read -r _ place kind _; do
+        case "$kind $place" in "fuse.rclone $1/"*) fusermount3 -uzq "$(printf '%b' "$place")" ;; esac
+    done </proc/self/mounts
+}
 sweep_runs() {
     for d in "$root"/run/*; do
         owner= other= pid= birth=
@@ -347,6 +352,7 @@ sweep_runs() {
         elif [ -z "$(find "$d" -prune -mmin +60)" ]; then
             continue # it is still being started
         fi
+        unmount "$(cd "$d" && pwd -P)"
         case $other in /tmp/skyward-*) rm -rf "$other" ;; esac
         rm -rf "$d" || { find "$d" -type d -exec chmod u+rwx {} +; rm -rf "$d"; } # folders that tasks could only read
     done
