@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import os
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import msgpack
@@ -34,6 +32,7 @@ from skyward.worker.file_search import find
 from skyward.worker.folder_build import build
 from skyward.worker.held_answers import HeldAnswers
 from skyward.worker.own_folders import OwnFolders
+from skyward.worker.place_links import link, unlink
 from skyward.worker.task_blobs import TaskBlobs
 
 __all__ = ["FileRequest", "FileService"]
@@ -131,9 +130,7 @@ class FileService:
         self._held.close()
         self._buckets.close()
         for place, target in self._links.items():
-            with contextlib.suppress(OSError):
-                if os.readlink(place) == target:
-                    Path(place).unlink()
+            unlink(place, target)
 
     def _answer(self, request: int, work: Callable[[], bytes]) -> None:
         """Answer with what `work` returns, which runs in a thread."""
@@ -237,13 +234,9 @@ class FileService:
             )
 
     def _link(self, place: str, target: str) -> None:
-        """Make a link from a place to a folder; the link appears at once, instead of one that leads nowhere."""
+        """Make a link from a place to a folder."""
         self._check_place(place)
-        parent = os.path.dirname(place)
-        os.makedirs(parent, exist_ok=True)
-        new = f"{parent}/.skyward-{os.getpid()}-{len(self._links)}"
-        os.symlink(target, new)
-        os.replace(new, place)
+        link(place, target)
         self._links[place] = target
 
     def _attach(self, message: Attach, packed: bytes) -> bytes:
