@@ -108,8 +108,9 @@ def check_what_comes_back(pool: sky.Compute, mark: Path) -> None:
         pool.submit(evil, str(mark)).result(60)
     with pytest.raises(sky.TaskFailed, match="ValueError"):
         pool.submit(evil_error, str(mark)).result(60)
-    with pytest.raises(ValueError, match=r"^cleared$"):
+    with pytest.raises(ValueError, match=r"^cleared") as cleared:
         pool.submit(raw_error).result(60)
+    assert str(cleared.value) == "cleared"
     with pytest.raises(sky.PayloadError, match=r'code.*results="any"'):
         pool.submit(function).result(60)
     assert not mark.exists()

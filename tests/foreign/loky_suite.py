@@ -109,6 +109,7 @@ def pytest_configure() -> None:
 
 def _adapt() -> None:
     """Let loky's names mean ours, before its tests import them."""
+    sys.modules["psutil"] = None  # with it they count the children of this process, of which slots are none
     import loky
     from loky import process_executor
 

@@ -145,9 +145,9 @@ def test_a_slot_that_has_lost_its_task_is_detected(tmp_path: Path, isolated: boo
         "@contextlib.contextmanager\n"
         "def fault():\n"
         "    answer = Slot.answer\n"
-        "    def lose(slot, run, buffers):\n"
+        "    def lose(slot, run, buffers, *seat):\n"
         "        if b'lose me' not in bytes(buffers[0]):\n"
-        "            answer(slot, run, buffers)\n"
+        "            answer(slot, run, buffers, *seat)\n"
         "    Slot.answer = lose\n"
         "    yield\n"
     )
