@@ -42,7 +42,7 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	@scripts/lab-packages
-	$(VENV)/bin/python -m pytest $(if $(ARGS),$(ARGS),--numprocesses 5 --dist worksteal)
+	$(VENV)/bin/python -m pytest $(if $(ARGS),$(ARGS),--numprocesses 7 --dist worksteal)
 
 chaos: $(VENV)/.installed-dev
 	@scripts/lab-packages
