@@ -178,7 +178,8 @@ SEEN: list[str] = []
 
 @functools.cache
 def watch() -> None:
-    sys.addaudithook(lambda event, _: SEEN.append(event) if event in EVENTS else None)
+    events, seen = EVENTS, SEEN  # a hook outlives its module's globals
+    sys.addaudithook(lambda event, _: seen.append(event) if event in events else None)
 
 
 SAMPLES = [

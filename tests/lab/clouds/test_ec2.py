@@ -349,6 +349,7 @@ def ssh(address: str, key: Path, host_key: Path, command: str) -> subprocess.Com
     kind, material = host_key.with_suffix(".pub").read_text().split()[:2]
     known.write_text(f"{address} {kind} {material}\n")
     options = ["StrictHostKeyChecking=yes", f"UserKnownHostsFile={known}", "BatchMode=yes", "ConnectTimeout=5"]
+    options += ["ServerAliveInterval=2", "ServerAliveCountMax=3"]  # a host that goes may say nothing more
     flags = [part for option in options for part in ("-o", option)]
     words = ["ssh", "-F", "none", "-i", str(key), *flags, f"ubuntu@{address}", command]
     return subprocess.run(words, capture_output=True, text=True, check=False, timeout=60)
