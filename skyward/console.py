@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TextIO
 
-from skyward.core.events import Event, Note, Printed, TasksQueued
+from skyward.core.events import AtPrompt, Event, Note, Printed, TasksQueued
 from skyward.core.facts import Facts
 from skyward.core.status import duration
 from skyward.core.tally import Tally
@@ -120,7 +120,7 @@ class Console:
     separate thread writes it, so that a stopped terminal or a pipe that nobody reads never holds up the pool.
     """
 
-    kinds: tuple[type[Event], ...] = (Printed, Note)
+    kinds: tuple[type[Event], ...] = (Printed, Note, AtPrompt)
     """The events that it handles."""
 
     def __init__(self, *, live: bool, facts: Facts, stream: TextIO | None = None) -> None:
@@ -132,7 +132,7 @@ class Console:
         self._line: LiveLine | None = _start_line(self._terminal, self._text)
         self._cell = _start_cell(facts.status) if live and self._terminal is None else None
         if self._cell is not None:
-            self.kinds = (Printed, Note, TasksQueued)
+            self.kinds = (*self.kinds, TasksQueued)
 
     def __repr__(self) -> str:
         return f"<Console {'live' if self._line else 'quiet'}>"
@@ -143,6 +143,10 @@ class Console:
             self._writer.put("stdout" if event.stream == 1 else "stderr", mark(event.node, event.text))
         elif isinstance(event, Note):
             self._note(event)
+        elif isinstance(event, AtPrompt):
+            line, self._line = self._line, None
+            if line is not None:
+                line.stop()
         elif self._cell is not None:
             self._cell.submitted()
 

@@ -431,6 +431,25 @@ def test_a_pool_on_a_terminal() -> None:
 
 
 @pytest.mark.slow
+def test_nothing_is_painted_over_the_prompt_of_an_interpreter() -> None:
+    seen = run_on_pty("""
+        import sys, time
+        import skyward as sky
+
+        sys.ps1 = ">>> "
+        pool = sky.Compute().start()
+        print("at the prompt", flush=True)
+        time.sleep(0.5)  # the line would be drawn four times
+        assert pool.submit(pow, 2, 3).result() == 8
+        print("closing", flush=True)
+        pool.close()
+    """)
+    assert "nodes 0/1" in seen, "while the pool starts there is a line"
+    after = seen.partition("at the prompt")[2]
+    assert re.fullmatch(r"\r\nclosing\r\nskyward local: 1 tasks in [^\r]*\r\n", after), after
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("stderr_is_terminal", [True, False])
 def test_a_pool_is_quiet_on_demand_and_without_a_terminal(stderr_is_terminal: bool) -> None:
     script = f"""

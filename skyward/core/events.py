@@ -17,6 +17,7 @@ from typing import NamedTuple, TypeAlias, Union
 from skyward.core.gpus import Gpu
 
 __all__ = [
+    "AtPrompt",
     "Event",
     "Events",
     "Listener",
@@ -200,6 +201,14 @@ class PoolReady:
     seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class AtPrompt:
+    """The pool was opened without a ``with`` in an interactive interpreter, whose prompt follows.
+
+    From now on the user types there, so nothing may be drawn that moves.
+    """
+
+
 class TasksQueued(NamedTuple):
     """A task, or a batch of `count` tasks, was submitted. For joblib, `count` is the size of the batch, not 1.
 
@@ -288,6 +297,7 @@ Event: TypeAlias = Union[
     NodeLoad,
     NodeGone,
     PoolReady,
+    AtPrompt,
     TasksQueued,
     TaskEnded,
     Printed,

@@ -9,6 +9,7 @@ import asyncio
 import inspect
 import itertools
 import os
+import sys
 import weakref
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from skyward.core import named_pools, nesting, pool_arguments
 from skyward.core.errors import ConfigError, PoolNotActive
-from skyward.core.events import Events
+from skyward.core.events import AtPrompt, Events
 from skyward.core.executor import TaskExecutor
 from skyward.core.image import Image
 from skyward.core.interfaces import Dashboard, Plugin, Provider
@@ -235,14 +236,9 @@ class Compute(TaskExecutor):
         ProvisioningError, LinkError
             The nodes can't be provisioned; everything that was started has been released.
         """
-        opened = self._make()
-        try:
-            opened.start()
-            self._enter(opened)
-        except BaseException:
-            self._open = opened
-            self.close(cancel=True)
-            raise
+        self.__enter__()
+        if hasattr(sys, "ps1"):
+            self.events.emit(AtPrompt())
         return self
 
     def _make(self) -> RunningPool:
@@ -295,7 +291,15 @@ class Compute(TaskExecutor):
         return self._ending
 
     def __enter__(self) -> Self:
-        return self.start()
+        opened = self._make()
+        try:
+            opened.start()
+            self._enter(opened)
+        except BaseException:
+            self._open = opened
+            self.close(cancel=True)
+            raise
+        return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         self.close(cancel=kind is not None)
