@@ -18,7 +18,10 @@ PIP = PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_BUILD_CONSTRAINT=constraints.txt \
 # pytest keeps what it makes of the tests' asserts, where the environment does not forbid it: 6 s of a processor saved.
 CHECK = PYTHONDONTWRITEBYTECODE= $(VENV)/bin/python -m pytest -q
 
-.PHONY: help pictures demo test chaos soak simulate simulate-coverage foreign check lint format test-all-pythons bench bench-full clean distclean
+# Whatever Sphinx warns of is an error.
+SPHINX = $(VENV)/bin/python -m sphinx -W --keep-going -q -d build/docs/doctrees $(ARGS)
+
+.PHONY: help docs linkcheck pictures demo test chaos soak simulate simulate-coverage foreign check lint format test-all-pythons bench bench-full clean distclean
 .DELETE_ON_ERROR:
 
 help:
@@ -34,6 +37,8 @@ help:
 	@echo "make test-all-pythons  make test with Python $(PYTHONS), each in its own .venv-X.Y"
 	@echo "make bench             measure speeds beside loky, Dask and the machine's limits; some 10 minutes"
 	@echo "make bench-full        all workloads, all peers; hours"
+	@echo "make docs              build the documentation site in build/docs/html and check its links"
+	@echo "make linkcheck         ask after all addresses that the documentation leads to; needs the internet"
 	@echo "make pictures          make the pictures of the documentation anew; needs Chromium"
 	@echo "make clean             remove caches and builds; make distclean: the environments too"
 
@@ -101,6 +106,11 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@$(PIP) --editable '.[dev]'
 	@touch $@ $(VENV)/.installed
 
+$(VENV)/.installed-docs: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "Installing skyward and what builds its documentation into $(VENV)"
+	@$(PIP) --editable '.[docs]'
+	@touch $@ $(VENV)/.installed
+
 $(BENCH_VENV)/.installed: VENV = $(BENCH_VENV)
 $(BENCH_VENV)/.installed: pyproject.toml constraints.txt benchmarks/requirements.txt
 	@test -x $(BENCH_VENV)/bin/python || scripts/make-venv $(BENCH_VENV) $(VERSION)
@@ -110,6 +120,13 @@ $(BENCH_VENV)/.installed: pyproject.toml constraints.txt benchmarks/requirements
 
 $(VENV)/bin/python:
 	@scripts/make-venv $(VENV) $(VERSION)
+
+docs: $(VENV)/.installed-docs
+	$(SPHINX) -b html docs build/docs/html
+	$(VENV)/bin/python scripts/check_site.py build/docs/html
+
+linkcheck: $(VENV)/.installed-docs
+	$(SPHINX) -b linkcheck docs build/docs/linkcheck
 
 pictures: $(VENV)/.installed-dev
 	$(VENV)/bin/python -m scripts.pictures $(ARGS)

@@ -1,7 +1,8 @@
 """Makes the pictures of the documentation: the live page in Chromium, and beside it a terminal. ``make pictures``.
 
-Those of docs/dashboard.md show the scenes of tests/dashboard/scenes.py, so they differ only when the page does. The one
-of the README is of a real pool on this machine: its page, and what its program shows in a terminal at the same moment.
+Those of docs/howto/dashboard.md show the scenes of tests/dashboard/scenes.py, so they differ only when the page does.
+The one of the README is of a real pool on this machine: its page, and what its program shows in a terminal at the same
+moment.
 """
 
 from __future__ import annotations
@@ -140,7 +141,7 @@ VIEWS: dict[str, tuple[str, str, bool, str | None, Callable[[Look], None] | None
 
 
 def scenes(browser: Browser, folder: Path) -> None:
-    """The pictures of docs/dashboard.md."""
+    """The pictures of docs/howto/dashboard.md."""
     for name, (scene, theme, phone, selector, act) in VIEWS.items():
         with opened(browser, scene_file(folder, scene), theme=theme, phone=phone, size=_SIZE) as look:
             if act is not None:

@@ -34,10 +34,6 @@ class Image:
         Debian packages, for nodes where the login user is root.
     env
         Environment variables, set for every task and while packages are installed.
-    env_from
-        Variables of this machine that tasks get: names (``"CHURN_URL"``), patterns (``"CHURN_*"``), and files of
-        ``NAME=value`` lines (``".env"``). They are read immediately; `env` wins over them. They are not set while
-        packages are installed. Nothing else but time zone and locale reaches tasks on other machines.
     index
         URL of the package index; None means whatever the node is configured to use.
     extra_index
@@ -60,6 +56,10 @@ class Image:
         names, or paths of files and folders. An installed package that is named is sent as it is here.
     exclude
         What of your own code nodes do not get: names of modules, or patterns such as ``"churn/data/*"`` or ``"*.csv"``.
+    env_from
+        Variables of this machine that tasks get: names (``"CHURN_URL"``), patterns (``"CHURN_*"``), and files of
+        ``NAME=value`` lines (``".env"``). They are read immediately; `env` wins over them. They are not set while
+        packages are installed. Nothing else but time zone and locale reaches tasks on other machines.
 
     Raises
     ------

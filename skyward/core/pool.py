@@ -60,14 +60,6 @@ class Compute(TaskExecutor):
     machine, accelerator, vcpus, cpu, memory
         What each node must have; see `Resources`. ``cpu`` is another name for ``vcpus``. If none is given, rented
         machines have a core per slot and 2 GiB of memory.
-    max_price
-        Maximum price per machine, in US dollars per hour. None means no limit, except that machines which cost more
-        than five times the cheapest one, or whose price is unknown, are only rented if `machine` names them.
-    budget
-        What the pool may cost from its start to its end, in US dollars; None means no limit. Each machine is bought
-        with an equal share and terminates itself once that is spent, even if this program no longer runs, where the
-        provider lets it. Tasks that are left then fail with `BudgetExceeded`. Prices are those of the machines; traffic
-        and the like are not included.
     image
         The environment in which nodes run tasks.
     volume, volumes
@@ -77,6 +69,14 @@ class Compute(TaskExecutor):
         Whether to rent spot machines, which the provider may preempt. ``"spot-if-available"``: if they cost no more
         than on-demand ones; ``"always-spot"``: only spot; ``"on-demand"``: never spot; ``"cheapest"``: whatever costs
         least, across all providers.
+    max_price
+        Maximum price per machine, in US dollars per hour. None means no limit, except that machines which cost more
+        than five times the cheapest one, or whose price is unknown, are only rented if `machine` names them.
+    budget
+        What the pool may cost from its start to its end, in US dollars; None means no limit. Each machine is bought
+        with an equal share and terminates itself once that is spent, even if this program no longer runs, where the
+        provider lets it. Tasks that are left then fail with `BudgetExceeded`. Prices are those of the machines; traffic
+        and the like are not included.
     timeout
         Time limit of one task, in seconds; None for no limit.
     plugins

@@ -88,14 +88,14 @@ class S3Volume(Volume):
         The folder of the bucket that is wanted, such as ``"datasets/"``; ``""`` for all of the bucket.
     read_only
         Whether tasks are kept from writing, by permissions. What they write otherwise is in the bucket once they are
-        done; see docs/files.md.
+        done; see docs/howto/files.md.
     region
         The bucket's region. Default: asked for at AWS; elsewhere ``"us-east-1"``, which most stores expect.
     endpoint
         URL of an S3-compatible store. Default: what botocore's settings say (``AWS_ENDPOINT_URL_S3``), or AWS.
     access_key, secret_key, session_token
         Keys that nodes may have. Default: nodes get short-lived ones that are good for this bucket and prefix only,
-        made from the driver's credentials (see docs/files.md), which themselves never leave this machine.
+        made from the driver's credentials (see docs/howto/files.md), which themselves never leave this machine.
     role
         ARN of a role that these short-lived keys are made from, instead of the driver's user.
     instance_profile

@@ -28,10 +28,12 @@ class JoblibPool(Compute):
         How many machines, or ``(min, max)``; see `Compute`.
     concurrency
         How many tasks run at a time on each machine.
-    machine, accelerator, cpu, memory
-        What each machine must have.
+    machine
+        Type of the machines.
     image
         Environment of the machines; joblib is added.
+    accelerator, cpu, memory
+        What each machine must have.
     volume
         Storage to mount on the machines.
     allocation

@@ -61,7 +61,7 @@ def test_what_is_wrong_is_said_in_a_line(tmp_path: Path) -> None:
 
 
 def test_the_cells_of_the_page_run(tmp_path: Path) -> None:
-    page = (Path(__file__).resolve().parents[2] / "docs/notebooks.md").read_text()
+    page = (Path(__file__).resolve().parents[2] / "docs/howto/notebooks.md").read_text()
     cells = [block.partition("\n```")[0] for block in page.split("```ipython\n")[1:]]
     assert len(cells) > 5
     for cell, outputs in zip(cells, executed(*cells, folder=tmp_path), strict=True):

@@ -1,0 +1,97 @@
+"""Names of the API in the text of a page, or of a docstring, become links to their pages.
+
+`sky.Compute`, `Worker(concurrency=4)` and `pool.map` are written as plain code, which reads well without Sphinx too.
+In annotations, classes are found under the name that is public.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import reference
+from docutils import nodes
+from sphinx.addnodes import pending_xref
+from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
+from sphinx.transforms.post_transforms import SphinxPostTransform
+
+__all__ = ["setup"]
+
+_NAME = re.compile(r"(?:(sky|skyward|pool)\.)?([A-Za-z_][\w.]*)(?:\(.*\))?")
+_PREFIXES = {"sky": "skyward.", "skyward": "skyward.", "pool": "skyward.Compute.", None: ""}
+
+
+class Names(SphinxPostTransform):
+    """Text marked as code, or by single backticks in a docstring."""
+
+    default_priority = 5  # before what resolves references
+
+    def run(self, **_: Any) -> None:
+        """Make links of the names that have a page."""
+        objects = self.env.domains["py"].objects  # type: ignore[attr-defined]
+        for kind in (nodes.literal, nodes.title_reference):
+            for node in list(self.document.findall(kind)):
+                self._link(node, objects)
+
+    def _link(self, node: nodes.Element, objects: dict[str, Any]) -> None:
+        literal = nodes.literal(node.rawsource, node.astext(), classes=["py"])
+        target = None if _inside_a_link(node) else full_name(node.astext(), objects)
+        if target is None or objects[target].docname == self.env.docname:
+            if isinstance(node, nodes.title_reference):
+                node.replace_self(literal)
+            return
+        entry = objects[target]
+        link = self.app.builder.get_relative_uri(self.env.docname, entry.docname)
+        anchor = "" if entry.docname.endswith(f"/{target}") else f"#{entry.node_id}"
+        node.replace_self(nodes.reference("", "", literal, internal=True, refuri=link + anchor, classes=["api"]))
+
+
+def _inside_a_link(node: nodes.Node) -> bool:
+    parent = node.parent
+    while parent is not None:
+        if isinstance(parent, (nodes.reference, pending_xref, nodes.title)):
+            return True
+        parent = parent.parent
+    return False
+
+
+def full_name(text: str, objects: dict[str, Any]) -> str | None:
+    """Return the documented object that a piece of code names, or None."""
+    match = _NAME.fullmatch(text)
+    if match is None:
+        return None
+    prefix, name = match.groups()
+    if prefix is None and not name[0].isupper():
+        return None
+    candidates = [_PREFIXES[prefix] + name] if prefix else [f"skyward.{name}", *_elsewhere(name, objects)]
+    return next((candidate for candidate in candidates if candidate in objects), None)
+
+
+def _elsewhere(name: str, objects: dict[str, Any]) -> list[str]:
+    found = [each for each in objects if each.endswith(f".{name}") and each.startswith("skyward.")]
+    return found if len(found) == 1 else []
+
+
+def public(
+    app: Sphinx, env: BuildEnvironment, node: pending_xref, content: nodes.TextElement
+) -> nodes.reference | nodes.TextElement | None:
+    """Resolve what the code calls by the module where it is defined, and leave what is internal as text."""
+    target = node.get("reftarget", "")
+    if node.get("refdomain") != "py":
+        return None
+    objects = env.domains["py"].objects  # type: ignore[attr-defined]
+    name = reference.ALIASES.get(target, target)
+    found = name if name in objects else full_name(name, objects)
+    if found is None:
+        return content if reference.is_internal(target) else None
+    made = nodes.reference("", "", content, internal=True)
+    made["refuri"] = f"{app.builder.get_relative_uri(env.docname, objects[found].docname)}#{objects[found].node_id}"
+    return made
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Register both."""
+    app.add_post_transform(Names)
+    app.connect("missing-reference", public)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,135 @@
+"""The pages of the API, made of the code: one for each public name, and one for each module that packages may use.
+
+They lie in docs/generated, which is not kept. Only what differs is written, so that a second build has little to do.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from sphinx.application import Sphinx
+
+import skyward
+from skyward.core import errors
+
+__all__ = ["ALIASES", "is_internal", "setup"]
+
+MODULES = {
+    "skyward.core.interfaces": "the contracts of providers, transports, plugins and listeners",
+    "skyward.core.spec": "the values that a pool and its providers exchange",
+    "skyward.core.events": "what happens in a pool",
+    "skyward.core.status": "how a pool is",
+    "skyward.core.facts": "what events add up to",
+    "skyward.core.visible": "text of others, made safe to show",
+    "skyward.providers.base": "the base class of cloud providers",
+    "skyward.providers.first_boot": "what a machine runs at its first boot",
+    "skyward.providers.libcloud": "profiles for Apache Libcloud's drivers",
+    "skyward.testing.provider": "the suites that every provider passes",
+    "skyward.testing.transport": "the suite that every transport passes",
+    "skyward.integrations": "joblib and scikit-learn on a pool",
+}
+
+GROUPS = {
+    "Pools and functions": ["Compute", "compute", "gather", "explain", "last_failure", "current_worker", "plugins"],
+    "Providers": ["AWS", "Libcloud", "Local", "SSH", "VastAI", "Verda"],
+    "Values": ["Worker", "Image", "LocalVolume", "S3Volume", "Volume", "Plugin", "OpenPool"],
+    "Errors": errors.__all__,
+}
+PACKAGES = "For packages"
+ELSEWHERE = {"ComputePool", "integrations", "__version__"}  # another name for Compute, a module, a text
+
+_BARE = {*GROUPS["Providers"]}  # their methods are for pools, and stand in the contracts
+
+
+def _aliases() -> dict[str, str]:
+    """Where a public thing is defined, with its public name."""
+    found = {}
+    for name in skyward.__all__:
+        value = getattr(skyward, name)
+        if inspect.isclass(value) or inspect.isfunction(value):
+            found.setdefault(f"{value.__module__}.{value.__qualname__}", f"skyward.{value.__name__}")
+    return found
+
+
+ALIASES = _aliases()
+
+
+def is_internal(target: str) -> bool:
+    """Tell whether a name of an annotation is none that has a page: of a type that users need not know, or an alias."""
+    return target.startswith("skyward.") or "." not in target or "[" in target
+
+
+def _heading(text: str) -> str:
+    return f"{text}\n{'=' * len(text)}\n\n"
+
+
+def _name(name: str) -> str:
+    value: Any = getattr(skyward, name)
+    head = _heading(f"sky.{name}") + ".. currentmodule:: skyward\n\n"
+    if inspect.ismodule(value):
+        return head + f".. automodule:: skyward.{name}\n   :members:\n   :imported-members:\n"
+    if inspect.isclass(value):
+        members = "" if name in _BARE else "   :members:\n"
+        inherited = "   :inherited-members: Executor\n" if name == "Compute" else ""
+        bases = "   :show-inheritance:\n" if name in errors.__all__ else ""
+        return head + f".. autoclass:: {name}\n{members}{inherited}{bases}"
+    if inspect.isroutine(value):
+        return head + f".. autofunction:: {name}\n"
+    kind = type(value)
+    return head + (
+        f".. autodata:: {name}\n   :no-value:\n\n.. autoclass:: {kind.__module__}.{kind.__qualname__}\n   :members:\n"
+    )
+
+
+def _module(name: str, what: str) -> str:
+    module: ModuleType = importlib.import_module(name)
+    lines = [_heading(name), f"{what[0].upper()}{what[1:]}.\n\n", f".. currentmodule:: {name}\n"]
+    for each in module.__all__:
+        if f"{name}.{each}" in ALIASES and ALIASES[f"{name}.{each}"] != f"{name}.{each}":
+            continue  # has a page of its own
+        value = getattr(module, each)
+        if inspect.isclass(value):
+            lines.append(f"\n.. autoclass:: {each}\n   :members:\n")
+        elif inspect.isroutine(value):
+            lines.append(f"\n.. autofunction:: {each}\n")
+        else:
+            lines.append(f"\n.. autodata:: {each}\n")
+    return "".join(lines)
+
+
+def pages() -> dict[str, str]:
+    """Return each page's text under its name."""
+    listed = [name for names in GROUPS.values() for name in names]
+    if missing := {*skyward.__all__} - ELSEWHERE - {*listed}:
+        raise ValueError(f"add to GROUPS in docs/extensions/reference.py: {', '.join(sorted(missing))}")
+    made = {f"skyward.{name}": _name(name) for name in listed}
+    made |= {name: _module(name, what) for name, what in MODULES.items()}
+    groups = {group: [f"skyward.{name}" for name in names] for group, names in GROUPS.items()}
+    for group, names in {**groups, PACKAGES: list(MODULES)}.items():
+        tree = ".. toctree::\n   :maxdepth: 1\n\n" + "".join(f"   {name}\n" for name in names)
+        made[group.lower().replace(" ", "-")] = _heading(group) + tree
+    return made
+
+
+def write(app: Sphinx) -> None:
+    """Write the pages that differ, and remove those that are no longer made."""
+    folder = Path(app.srcdir) / "generated"
+    folder.mkdir(exist_ok=True)
+    texts = pages()
+    for path in folder.glob("*.rst"):
+        if path.stem not in texts:
+            path.unlink()
+    for name, text in texts.items():
+        path = folder / f"{name}.rst"
+        if not path.exists() or path.read_text("utf-8") != text:
+            path.write_text(text, encoding="utf-8")
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Register it."""
+    app.connect("builder-inited", write)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
