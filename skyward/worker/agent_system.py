@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from skyward.worker import gpu_search
 from skyward.worker.blob_store import Store
+from skyward.worker.exit_status import OutOfMemory
 from skyward.worker.forkserver.launch import ForkServerProcess, started
 from skyward.worker.gpu_search import FoundGpus
 from skyward.worker.machine_load import MachineLoad, Usage
@@ -52,6 +53,8 @@ class AgentSystem:
         Returns the GPUs that processes with these environment variables may use. Blocks, and may raise `GpuError`.
     make_meter
         Makes what measures the machine's load, of the folder where tasks work. Must neither block nor raise.
+    watch_memory
+        Makes what knows whether the kernel has killed a process because memory ran out.
     """
 
     start_server: Callable[[Mapping[str, str]], ForkServerProcess] = started
@@ -61,4 +64,5 @@ class AgentSystem:
     peer_network: Callable[[asyncio.AbstractEventLoop, dict[str, str], str], PeerNetwork] = TLSNetwork
     find_gpus: Callable[[Mapping[str, str]], FoundGpus] = gpu_search.find
     make_meter: Callable[[str], Callable[[], Usage]] = lambda folder: MachineLoad(folder).read
+    watch_memory: Callable[[], OutOfMemory] = OutOfMemory
     make_store: Callable[[int], Store] = lambda max_adopted: Store(max_adopted=max_adopted)

@@ -111,7 +111,7 @@ class SlotPool:
         )
         self._warming: set[int | None] = set()  # slots that were made ahead and are not up yet
         self._last_mark = 0
-        self._oom = exit_status.OutOfMemory()
+        self._oom = system.watch_memory()
         self._announced = self._resting = False
         self._restarts = RestartPolicy()
         self._bridge = Bridge(loop, f"{folder}/bridge.sock", self._owner.stream)

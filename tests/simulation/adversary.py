@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from skyward.core.spec import MachineState
-from tests.simulation.node import MOST
+from tests.simulation.load import MOST
 from tests.simulation.pool import Pool
 from tests.simulation.scenario import Misfortune, Scenario, Wish
 
@@ -55,7 +55,7 @@ def _wishes(chance: random.Random) -> tuple[Wish, ...]:
     span = chance.choice((0.0, 0.1, 3.0))
     ends = _ENDS[: 14 if chance.random() < 0.4 else None]  # in a calm load no task dies or hangs
     wishes = tuple(_wish(chance, number, span, ends, _SIZES * 2 + large, arrays) for number in range(count))
-    if count <= 5 and chance.random() < 0.2:
+    if count <= 5 and chance.random() < 0.1:
         wishes = tuple(wish._replace(seconds=chance.choice((wish.seconds, 60.0, 400.0))) for wish in wishes)
     return tuple(map(_talkative, wishes)) if chance.random() < 0.1 else wishes
 

@@ -12,10 +12,12 @@ from skyward.core.errors import HostUnreachable, LinkError
 from skyward.core.interfaces import Channel
 from tests.simulation.world import Process, World
 
-__all__ = ["Connection", "Line", "Route"]
+__all__ = ["SIZES", "Connection", "Line", "Route"]
 
 _AHEAD = 256 * 1024  # bytes that a channel takes before it is congested
 _CHUNK = 256 * 1024
+SIZES = ((_CHUNK,), (_CHUNK,), (1, 64, 100, 4096, _CHUNK))
+"""Most bytes that a reader takes at a time: some take what there is, and some draw it each time."""
 
 
 class Route(NamedTuple):
@@ -47,6 +49,7 @@ class Connection:
         self.line = line
         self.sock = sock  # the agent has the other end
         self.cut = False
+        self._sizes = line.world.random.choice(SIZES)
         self._came: list[bytes] = []
         self._ended = False
         self._changed = asyncio.Event()
@@ -129,7 +132,7 @@ class Connection:
 
     def _from_agent(self) -> None:
         try:
-            data = self.sock.recv(self.line.world.random.choice((1, 100, 4096, _CHUNK, _CHUNK)))
+            data = self.sock.recv(self.line.world.random.choice(self._sizes))
         except BlockingIOError:
             return
         except OSError:

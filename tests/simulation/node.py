@@ -10,19 +10,15 @@ import contextlib
 import errno
 import itertools
 import os
-import pickle
 import shutil
 import signal
 import socket
 import tempfile
-import zlib
-from array import array
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from random import Random
-from typing import IO, Any, NamedTuple, cast
+from typing import IO, Any, cast
 
 from skyward.core.payload import exceptions, pickling
 from skyward.core.protocol.framing import frame, split_frame
@@ -32,6 +28,7 @@ from skyward.joblib_ext.batch import Batch
 from skyward.worker.agent import Agent, Start
 from skyward.worker.agent_system import AgentSystem
 from skyward.worker.blob_store import Store
+from skyward.worker.exit_status import Kill, OutOfMemory
 from skyward.worker.forkserver.launch import ForkServerProcess
 from skyward.worker.forkserver.protocol import (
     ECHO,
@@ -48,81 +45,18 @@ from skyward.worker.forkserver.protocol import (
 )
 from skyward.worker.machine_load import Usage
 from skyward.worker.tickets import Claims
+from tests.simulation.load import Array, Load
 from tests.simulation.neighbours import Neighbourhood
+from tests.simulation.network import SIZES
 from tests.simulation.talk import Talk
 from tests.simulation.world import Process, World
 
-__all__ = ["MOST", "SECRET", "Array", "Load", "Machine", "carry_out"]
+__all__ = ["SECRET", "Machine"]
 
 SECRET = b""
 _NO_PID = 1 << 30  # beyond all pids there are: a signal to one of ours meets nobody
+_MEMORY = Path("/dev/shm")  # where files cost least
 _RAISED = 1 << 8  # wait status of a process that an exception ended
-
-
-class Load(NamedTuple):
-    """What a simulated task does.
-
-    Attributes
-    ----------
-    number
-        Comes back as the result, so that a wrong one is seen.
-    seconds
-        It takes, of virtual time.
-    end
-        ``"return"``, ``"raise"``, ``"die"`` (killed half way) or ``"hang"`` (never ends).
-    size
-        Bytes of the result.
-    prints
-        Bytes of text, in lines.
-    talks
-        Bytes that it sends to the driver's process, and gets back.
-    """
-
-    number: int
-    seconds: float = 0.01
-    end: str = "return"
-    size: int = 0
-    prints: int = 0
-    talks: int = 0
-
-
-MOST = 5_000_000
-"""Bytes of the largest argument or result."""
-_ORDERLY = array("I", range(MOST // 4)).tobytes()  # compressed to some 60 %, and no two places are alike
-_NOISE = Random(1).randbytes(MOST)
-
-
-class Array:
-    """A large argument or result, in which a byte at a wrong place is seen. Its bytes stay out of the pickle.
-
-    Parameters
-    ----------
-    data
-        Its bytes; `made` makes some.
-    """
-
-    def __init__(self, data: Any) -> None:
-        self.data = memoryview(data)
-
-    @classmethod
-    def made(cls, size: int, *, noise: bool = False) -> Array:
-        """One of so many bytes."""
-        return cls(memoryview(_NOISE if noise else _ORDERLY)[:size])
-
-    def __reduce_ex__(self, _: object) -> tuple[type[Array], tuple[pickle.PickleBuffer]]:
-        return Array, (pickle.PickleBuffer(self.data),)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Array) and bytes(self.data) == bytes(other.data)
-
-    __hash__ = None  # type: ignore[assignment]
-
-
-def carry_out(plan: Load, *arrays: Array) -> tuple[int, list[int], Array]:
-    """The task's function, as slots call it when its time is over."""
-    if plan.end == "raise":
-        raise ValueError(plan.number)
-    return plan.number, [zlib.crc32(each.data) for each in arrays], Array.made(plan.size)
 
 
 def _each(calls: Any) -> list[Any]:
@@ -148,6 +82,7 @@ class _Slot:
         self.claims = Claims(self.tickets)
         self.wire = Wire.opened(Role.WORKER, fifo=True)  # an answer is sent whole before the next one
         self.inbox: deque[Any] = deque()
+        self._sizes = world.random.choice(SIZES)
         self.busy = False
         self.held: dict[int, Load] = {}  # by task
         self.talks: dict[int, Talk] = {}  # by task
@@ -161,7 +96,7 @@ class _Slot:
 
     def _readable(self) -> None:
         try:
-            data = self.sock.recv(self.machine.world.random.choice((64, 4096, 256 * 1024)))
+            data = self.sock.recv(self.machine.world.random.choice(self._sizes))
         except BlockingIOError:
             return
         except OSError:
@@ -284,6 +219,22 @@ class _Slot:
             for plan in self.held.values():
                 self.machine.ended(self.process.name, plan)
             self.server.reap(self, status)
+
+
+class _Memory(OutOfMemory):
+    """What the kernel says about memory."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def __repr__(self) -> str:
+        return "<_Memory>"
+
+    def look(self) -> Kill:
+        return self._world.random.choice(("no", "ours", "somebody's", "unknown"))
+
+    def limit(self) -> int | None:
+        return self._world.random.choice((1 << 30, None))
 
 
 class _Handle:
@@ -436,7 +387,7 @@ class Machine:
         self.pids = iter(range(1, 1 << 20))
         self.forks_fail = 0
         self.servers: list[_ForkServer] = []
-        self.folder = tempfile.mkdtemp(prefix="skyward-simulation-")
+        self.folder = tempfile.mkdtemp(prefix="skyward-simulation-", dir=_MEMORY if _MEMORY.is_dir() else None)
         # Its clock began when it booted, which may be now.
         self.process: Process = world.process(f"{name}/agent", world.random.choice((-world.now, 0.0, 1e6)))
         self.full_until = 0.0  # its disk
@@ -461,6 +412,7 @@ class Machine:
             log=lambda text: self.world.tell(f"{self.name} logs: {text}"),
             peer_network=lambda _, identity, __: self.neighbourhood.network(self.name, self.process, identity),
             make_meter=lambda _: lambda: Usage(0.5, 4, 1 << 30, 1 << 32, 1 << 34),
+            watch_memory=lambda: _Memory(self.world),
             make_store=lambda most: Store([f"{self.folder}/{each}" for each in ("memory", "disk")], most, self._pwrite),
         )
         self.agent = Agent(self.process, start, self._listener, self.folder, self.server(), system)

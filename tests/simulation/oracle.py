@@ -10,7 +10,7 @@ from typing import Any
 
 from skyward.core.errors import NodeLost, PayloadError, SkywardError, TaskTimeout, WorkerCrashed
 from skyward.core.events import NodeGone, NodeReady, Note
-from tests.simulation.node import Array, Load, carry_out
+from tests.simulation.load import Array, Load, carry_out
 from tests.simulation.scenario import Scenario, Wish
 from tests.simulation.world import World
 

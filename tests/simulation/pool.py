@@ -25,9 +25,10 @@ from skyward.core.tasks.dispatch import Dispatcher
 from skyward.core.tasks.jobs import TaskGroup, TaskOptions
 from skyward.joblib_ext.batch import Batch, plain_parts
 from tests.simulation.cloud import Cloud, SimulatedBuyer, SimulatedTransport
+from tests.simulation.load import Array, carry_out
 from tests.simulation.neighbours import Neighbourhood, SimulatedAuthority
 from tests.simulation.network import Line
-from tests.simulation.node import Array, Machine, carry_out
+from tests.simulation.node import Machine
 from tests.simulation.oracle import Oracle, argument
 from tests.simulation.scenario import Scenario, Wish
 from tests.simulation.talk import listeners

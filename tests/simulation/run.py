@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
+import itertools
 import logging
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +21,7 @@ from tests.simulation.pool import Pool
 from tests.simulation.scenario import Scenario
 from tests.simulation.world import Stuck, World
 
-__all__ = ["Outcome", "Totals", "many", "simulate", "story_of"]
+__all__ = ["Outcome", "Totals", "many", "quiet", "simulate", "story_of"]
 
 START = 2000.0
 """Seconds within which a pool starts, or fails: twice what slots may take to start, and some orders that fail."""
@@ -76,12 +78,14 @@ def simulate(scenario: Scenario | int) -> Outcome:
     """Run a scenario to its end, or the one of a seed."""
     if isinstance(scenario, int):
         scenario = adversary.scenario(scenario)
+    was_enabled = gc.isenabled()
     gc.disable()  # for speed, and since a file that only the collector closes counts as left open
     try:
         with registered():
             return _simulate(scenario)
     finally:
-        gc.enable()
+        if was_enabled:
+            gc.enable()
 
 
 def _simulate(scenario: Scenario) -> Outcome:
@@ -170,13 +174,14 @@ def _live(world: World, pool: Pool, scenario: Scenario) -> None:
 
 
 def _rest(world: World, pool: Pool, limit: float) -> None:
-    """Wait until nothing of the load is left anywhere."""
-    end = world.now + limit
+    """Wait until nothing of the load is left anywhere; looking takes long, so it is done less and less often."""
+    began, pause = world.now, 1.0
     while (held := census.held(*pool.parts)) and not world.broken:
-        if world.now > end:
+        if world.now > began + limit:
             world.broken.append(f"{limit:g} seconds after every task has settled there is still {', '.join(held)}")
-        due = world.now + 1.0
-        world.run(lambda due=due: world.now >= due, REST, "a second has passed")  # type: ignore[misc]
+        due = world.now + pause
+        world.run(lambda due=due: world.now >= due, REST, "some seconds have passed")  # type: ignore[misc]
+        pause = min(pause * 1.5, 20.0)
 
 
 @dataclass
@@ -200,6 +205,26 @@ def many(first: int, count: int) -> tuple[Totals, list[Outcome]]:
 
 
 _CHUNK = 25
+_COLLECTED = 5  # seeds after which the garbage is collected that they have left
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[Callable[[], None]]:
+    """Collect garbage only when what this returns is called after a seed, and only that of seeds."""
+    count = itertools.count(1)
+
+    def after() -> None:
+        if next(count) % _COLLECTED == 0:
+            gc.collect()
+
+    gc.collect()
+    gc.freeze()  # all modules, which it need not look through again and again
+    gc.disable()
+    try:
+        yield after
+    finally:
+        gc.enable()
+        gc.unfreeze()
 
 
 def _chunks(first: int, count: int) -> Iterator[tuple[int, int]]:
@@ -208,8 +233,14 @@ def _chunks(first: int, count: int) -> Iterator[tuple[int, int]]:
 
 
 def _chunk(chunk: tuple[int, int]) -> tuple[int, list[Outcome]]:
-    outcomes = [simulate(seed) for seed in range(chunk[0], chunk[0] + chunk[1])]
-    return sum(outcome.turns for outcome in outcomes), [outcome for outcome in outcomes if outcome.broken]
+    turns, failed = 0, []
+    with quiet() as after:
+        for seed in range(chunk[0], chunk[0] + chunk[1]):
+            outcome = simulate(seed)
+            turns += outcome.turns
+            failed += [outcome] if outcome.broken else []
+            after()
+    return turns, failed
 
 
 def story_of(outcome: Outcome) -> str:

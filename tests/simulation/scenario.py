@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
+from tests.simulation.load import Load
 from tests.simulation.network import Route
-from tests.simulation.node import Load
 
 __all__ = ["Misfortune", "Scenario", "Wish"]
 

@@ -11,7 +11,7 @@ import pytest
 
 from tests.simulation import adversary
 from tests.simulation.planted import FAULTS
-from tests.simulation.run import Outcome, simulate
+from tests.simulation.run import Outcome, quiet, simulate
 from tests.simulation.scenario import Misfortune, Scenario, Wish
 from tests.simulation.shrink import kind_of, reduced_story, shrunk
 
@@ -33,10 +33,12 @@ def check(outcome: Outcome) -> None:
 @pytest.mark.parametrize("part", range(8))
 def test_new_seeds(part: int) -> None:
     first, began = random.SystemRandom().randrange(10**9), time.process_time()
-    for seed in range(first, first + SEEDS):
-        check(simulate(seed))
-        if time.process_time() - began > SECONDS:
-            break
+    with quiet() as after:
+        for seed in range(first, first + SEEDS):
+            check(simulate(seed))
+            after()
+            if time.process_time() - began > SECONDS:
+                break
 
 
 def test_some_new_seeds() -> None:

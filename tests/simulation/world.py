@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
+import math
 import random
 import select
 from asyncio import base_events, events
@@ -97,8 +98,14 @@ class Process(base_events.BaseEventLoop):
     def _write_to_self(self) -> None:
         pass
 
+    def call_soon(self, callback: Callable[..., object], *args: Any, context: Any = None) -> events.Handle:
+        if self._closed:
+            self._check_closed()
+        handle = events.Handle(callback, args, self, context)
+        self._ready.append(handle)
+        return handle
+
     def call_soon_threadsafe(self, callback: Callable[..., object], *args: Any, context: Any = None) -> events.Handle:
-        self._check_closed()
         return self.call_soon(callback, *args, context=context)
 
     def run_in_executor(self, _: Any, function: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:
@@ -147,23 +154,34 @@ class Process(base_events.BaseEventLoop):
 
     # --- turns ---
 
-    @property
-    def next_timer(self) -> float | None:
-        """When it has something to do by itself."""
-        while self._scheduled and self._scheduled[0].cancelled():
-            handle = heapq.heappop(self._scheduled)
-            handle._scheduled = False
+    def next_timer(self) -> float:
+        """When it has something to do by itself: infinity for never."""
+        if self._ready:
+            return self.frozen_until
+        scheduled = self._scheduled
+        while scheduled and scheduled[0]._cancelled:
+            self._pop_timer()
+        return max(self.frozen_until, scheduled[0]._when - self.offset) if scheduled else math.inf
+
+    def _pop_timer(self) -> events.TimerHandle:
+        handle: events.TimerHandle = heapq.heappop(self._scheduled)
+        handle._scheduled = False
+        if handle._cancelled:
             self._timer_cancelled_count -= 1
-        when = self._scheduled[0].when() if self._scheduled else None
-        if not self.alive or (when is None and not self._ready):
-            return None
-        return max(self.frozen_until, 0.0 if self._ready or when is None else when - self.offset)
+        return handle
 
     def turn(self) -> None:
-        """One round of the loop."""
+        """One round of the loop: what `BaseEventLoop._run_once` does, where no descriptor has to be asked."""
+        ready, scheduled = self._ready, self._scheduled
         events._set_running_loop(self)
         try:
-            self._run_once()
+            due = self.time() + self._clock_resolution
+            while scheduled and (scheduled[0]._when < due or scheduled[0]._cancelled):
+                ready.append(self._pop_timer())
+            for _ in range(len(ready)):
+                handle = ready.popleft()
+                if not handle._cancelled:
+                    handle._run()
         finally:
             events._set_running_loop(None)
         if self.lag:
@@ -211,8 +229,11 @@ class World:
         self.dead: list[Process] = []
         self._events: list[tuple[float, int, Callable[[], object]]] = []
         self._numbers = itertools.count()
-        self._poll = select.poll()
+        self._poll = select.epoll()
         self._watched: dict[int, Process] = {}
+        self._places: dict[int, int] = {}  # in which order the descriptors were registered
+        self._is_ready: list[tuple[int, int]] = []  # descriptors, as last seen
+        self._is_known = False  # nobody has done anything since then
         self._noticed: dict[int, float] = {}  # ready descriptor -> when its process sees that
 
     def __repr__(self) -> str:
@@ -268,13 +289,22 @@ class World:
     def watch(self, process: Process, fd: Any) -> None:
         """A process waits, or waits no more, for a descriptor."""
         number = fd if isinstance(fd, int) else fd.fileno()
-        wanted = (select.POLLIN if number in process.readers else 0) | (
-            select.POLLOUT if number in process.writers else 0
+        wanted = (select.EPOLLIN if number in process.readers else 0) | (
+            select.EPOLLOUT if number in process.writers else 0
         )
-        if wanted:
+        if not wanted:
+            self._forget(number)
+        elif number in self._watched:
             self._watched[number] = process
+            self._poll.modify(number, wanted)
+        else:
+            self._watched[number] = process
+            self._places[number] = next(self._numbers)
             self._poll.register(number, wanted)
-        elif self._watched.pop(number, None) is not None:
+
+    def _forget(self, number: int) -> None:
+        if self._watched.pop(number, None) is not None:
+            del self._places[number]
             self._poll.unregister(number)
             self._noticed.pop(number, None)
 
@@ -283,9 +313,7 @@ class World:
         self.processes.remove(process)
         self.dead.append(process)
         for number in [number for number, owner in self._watched.items() if owner is process]:
-            del self._watched[number]
-            self._poll.unregister(number)
-            self._noticed.pop(number, None)
+            self._forget(number)
 
     def run(self, until: Callable[[], bool], limit: float, what: str) -> None:
         """Go on until something holds, which `what` puts in words, or until something is found broken.
@@ -297,8 +325,10 @@ class World:
         """
         end = self.now + limit
         last = self.turns + _MOST_TURNS
-        while not until() and not self.broken:
-            if not self.step() or self.now > end:
+        step, broken = self.step, self.broken
+        self._is_known = False
+        while not until() and not broken:
+            if not step() or self.now > end:
                 raise Stuck(f"not within {limit:g} seconds of virtual time: {what}")
             if self.turns > last:
                 raise Stuck(f"not within {_MOST_TURNS:,} events: {what}")
@@ -314,6 +344,7 @@ class World:
                 if process._ready and not process.is_closed():
                     process.turn()
             process.close()
+        self._poll.close()
 
     def step(self) -> bool:
         """One thing that can happen now, or else the passing of time; False if nothing will ever happen."""
@@ -331,6 +362,7 @@ class World:
             due.append(None)
         if not due:
             return self._pass_time()
+        self._is_known = False
         chosen = due[int(self.random.random() * len(due))] if len(due) > 1 else due[0]
         if chosen is None:
             heapq.heappop(self._events)[2]()
@@ -340,10 +372,12 @@ class World:
 
     def _notice(self) -> None:
         """Let processes see which descriptors are ready, sooner or later."""
-        for number, what in self._poll.poll(0):
-            process = self._watched.get(number)
-            if process is None:
-                continue
+        if not self._is_known:
+            self._is_known, self._is_ready = True, self._poll.poll(0)
+            if len(self._is_ready) > 1:  # the kernel's order may depend on more than the seed
+                self._is_ready.sort(key=self._place)
+        for number, what in self._is_ready:
+            process = self._watched[number]
             seen = self._noticed.get(number)
             if seen is None:
                 late = self.random.random()
@@ -353,19 +387,25 @@ class World:
                 continue
             del self._noticed[number]
             # Once for each turn: what is still ready afterwards is found again.
-            if what & ~select.POLLOUT and (reader := process.readers.get(number)) and reader not in process._ready:
+            if what & ~select.EPOLLOUT and (reader := process.readers.get(number)) and reader not in process._ready:
                 process._ready.append(reader)
-            if what & ~select.POLLIN and (writer := process.writers.get(number)) and writer not in process._ready:
+            if what & ~select.EPOLLIN and (writer := process.writers.get(number)) and writer not in process._ready:
                 process._ready.append(writer)
 
+    def _place(self, ready: tuple[int, int]) -> int:
+        return self._places[ready[0]]
+
     def _pass_time(self) -> bool:
-        times = [time for process in self.processes if (time := process.next_timer) is not None]
-        times += self._noticed.values()
-        if self._events:
-            times.append(self._events[0][0])
-        now = self.now
-        later = min((time for time in times if time > now), default=None)
-        if later is None:
+        now, later = self.now, math.inf
+        for process in self.processes:
+            if now < (time := process.next_timer()) < later:
+                later = time
+        for time in self._noticed.values():
+            if now < time < later:
+                later = time
+        if self._events and now < (time := self._events[0][0]) < later:
+            later = time
+        if later == math.inf:
             return False
         self.now = later
         return True
