@@ -13,6 +13,7 @@ import pytest
 from joblib import Memory, Parallel, delayed
 
 import skyward as sky
+from skyward.joblib_ext.cache_desk import desk_of
 from tests.lab import Host, Lab, eventually
 from tests.lab.fixtures import LabHosts
 from tests.remote import Reach, index, reach, wheels
@@ -226,6 +227,9 @@ def test_tasks_on_all_hosts_share_the_drivers_cache(
         total = float((large**2).sum())
         assert list(pool.map(nested, [large] * 4)) == [total] * 4
         assert ran(hosts) == ["square"]
+        for _ in range(2):
+            assert list(pool.map(nested, [large] * 8)) == [total] * 8
+        assert desk_of(pool.dispatcher.context).sent <= 2, "once for each host"
         assert pool.submit(square, large).done()
         np.testing.assert_array_equal(square(large), large**2)
         with pytest.raises(ZeroDivisionError):

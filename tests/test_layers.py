@@ -206,6 +206,7 @@ LAZY: dict[tuple[str, str], str] = {
     ("skyward.joblib_ext.module_caches", "joblib.memory"): "slots have no use for it, and may lack it",
     ("skyward.joblib_ext.module_caches", "skyward.joblib_ext.cache_desk"): "as above",
     ("skyward.joblib_ext.module_caches", "skyward.joblib_ext.node_cache"): "as above",
+    ("skyward.joblib_ext.module_caches", "skyward.joblib_ext.named_memory"): "as above",
     ("skyward.joblib_ext.plugin", "importlib"): "as above, for a pool on this machine",
     (
         "skyward.core.machines.node_life",

@@ -9,13 +9,16 @@ import threading
 from collections.abc import Iterator
 from typing import NamedTuple
 
-__all__ = ["DEPTH", "NODE", "SLOT", "CurrentWorker", "Seats", "current_worker"]
+__all__ = ["DEPTH", "KEPT", "NODE", "SLOT", "CurrentWorker", "Seats", "current_worker"]
 
 NODE, SLOT = "SKYWARD_NODE", "SKYWARD_SLOT"
 """Environment variables of a worker's processes and of their children."""
 
 DEPTH = "SKYWARD_DEPTH"
 """Another one: 1 in a task of a program's pool, 2 in a task of a pool opened by such a task."""
+
+KEPT = "SKYWARD_KEPT"
+"""Another one: where tasks may keep what others of their node need as well, as long as the node lives."""
 
 _thread = threading.local()
 

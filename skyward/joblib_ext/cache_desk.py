@@ -88,6 +88,8 @@ class CacheDesk:
         self._holders: dict[Hashable, str] = {}  # key of a call -> the process that computes it
         self._waiters: dict[str, list[Hashable]] = {}  # process -> the calls that its threads wait for
         self._closed = False
+        self.sent = 0
+        """How many times a result was sent that is too large to come with the answer to a look."""
         self.address = f"{util.get_temp_dir()}/skyward-{uuid.uuid4().hex[:12]}"
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(self.address)
@@ -188,11 +190,16 @@ class CacheDesk:
     def _look(self, _: _Client, __: str, right: _Right, ___: Any, *call_id: str) -> tuple[Any, ...]:
         store, item = right.store, None
         found = store.contains_item(call_id)
+        version = None
         with contextlib.suppress(OSError):
             path = _path(store, call_id)
-            item = path.read_bytes() if path.stat().st_size <= _SMALL else None
+            status = path.stat()
+            if status.st_size <= _SMALL:
+                item = path.read_bytes()
+            else:
+                version = status.st_size, _version(status)
         metadata = json.dumps(store.get_metadata(call_id)) if found else ""
-        return "ok", _source(store, call_id[0]), found, metadata, item if found else None
+        return "ok", _source(store, call_id[0]), found, metadata, item if found else None, version if found else None
 
     def _code(self, _: _Client, __: str, right: _Right, ___: Any, function: str) -> tuple[Any, ...]:
         return "ok", _source(right.store, function)
@@ -203,9 +210,11 @@ class CacheDesk:
 
     def _load(self, _: _Client, __: str, right: _Right, ___: Any, *call_id: str) -> tuple[Any, ...]:
         try:
-            return "ok", _path(right.store, call_id).stat().st_size
+            status = _path(right.store, call_id).stat()
         except OSError:
-            return "ok", -1
+            return "ok", -1, None
+        self.sent += 1
+        return "ok", status.st_size, _version(status)
 
     def _keep(self, _: _Client, __: str, right: _Right, parts: Any, *values: str) -> tuple[Any, ...]:
         *call_id, source = values
@@ -349,6 +358,11 @@ def _checked(right: _Right, what: str, values: Sequence[Any]) -> Sequence[Any]:
 
 def _path(store: Any, call_id: Sequence[str]) -> Path:
     return Path(store.location, *call_id, "output.pkl")
+
+
+def _version(status: os.stat_result) -> str:
+    """Return what tells a file from those that had or will have its name; joblib does not write into files."""
+    return f"{status.st_dev:x}.{status.st_ino:x}.{status.st_mtime_ns:x}.{status.st_size:x}"
 
 
 def _source(store: Any, function: str) -> str | None:

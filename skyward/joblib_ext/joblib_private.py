@@ -255,7 +255,7 @@ _forcing = _Forcing()
 
 def take_turns(
     turn: Callable[[MemorizedFunc, tuple[str, str]], AbstractContextManager[bool]],
-    stores: type[Any],
+    stores: tuple[type[Any], ...],
     adopt: Callable[[MemorizedFunc], object],
 ) -> None:
     """Make cached functions with a pool's store compute one of several equal calls at a time. May be repeated.
@@ -265,8 +265,8 @@ def take_turns(
     turn
         Waits for the turn of a call; tells whether to look for its result once more.
     stores
-        The class of such stores. They have a method `look` to ask for all that is about to be read of a call, and
-        `original`, which is hashed in their place.
+        The class of such stores, and others that stand for something. Stores have a method `look` to ask for all that
+        is about to be read of a call; all have `original`, which is hashed in their place.
     adopt
         Called with each function that is about to be used.
     """
@@ -302,7 +302,7 @@ def take_turns(
     _hash_as_driver(stores, adopt)
 
 
-def _hash_as_driver(stores: type[Any], adopt: Callable[[MemorizedFunc], object]) -> None:
+def _hash_as_driver(stores: tuple[type[Any], ...], adopt: Callable[[MemorizedFunc], object]) -> None:
     """Make the arguments of functions with such a store have the hash here that they have in the driver."""
     hashed, save = MemorizedFunc._get_args_id, hashing.Hasher.save  # noqa: SLF001
 

@@ -114,9 +114,16 @@ def _rights(pool: Any) -> Rights | None:
     if not known.is_current():
         with _lock:
             modules = _modules()
+            _register_named()
             known.functions = list(_cached_functions())
             known.rights, known.modules = _made(known.functions, pool), modules
     return known.rights
+
+
+def _register_named() -> None:
+    from skyward.joblib_ext import cache_desk, named_memory  # noqa: PLC0415 - slots have no use for it
+
+    named_memory.register(cache_desk.store_of)
 
 
 def _cached_functions() -> Iterator[_Found]:

@@ -21,6 +21,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from multiprocessing.connection import Client
 from typing import Any
 
@@ -31,6 +32,8 @@ from joblib.memory import FileSystemStoreBackend, MemorizedFunc
 from skyward.core.payload import pickling
 from skyward.joblib_ext import joblib_private
 from skyward.joblib_ext.computing import check_code
+from skyward.joblib_ext.fetched_results import fetched
+from skyward.joblib_ext.named_memory import NamedMemory
 
 __all__ = ["GRANTED", "HOMES", "PIECE", "DriverStore", "Grant", "SharedStore", "adopt", "arrive", "taking_turns"]
 
@@ -44,6 +47,7 @@ GRANTED: dict[tuple[str, str], Any] = {}
 """Module and name of cached functions that modules of this node have -> the store that they are to use."""
 
 _CallId = tuple[str, str]
+_READING = (None, "r", "c")  # modes in which a file is not changed; in the others each task has one of its own
 
 
 class Grant:
@@ -224,8 +228,8 @@ class DriverStore(_Turns, FileSystemStoreBackend):  # type: ignore[misc]
 
     def look(self, call_id: _CallId) -> None:
         """See `_Turns.look`: one round trip instead of one for each step."""
-        code, found, metadata, item = self._asked((None, False, "", None), "look", *call_id)
-        self._here.seen = call_id, code, found, metadata, item
+        code, found, metadata, item, version = self._asked((None, False, "", None, None), "look", *call_id)
+        self._here.seen = call_id, code, found, metadata, item, version
 
     def _seen(self, call_id: Sequence[str]) -> tuple[Any, ...] | None:
         """What was seen of a call, or, given only a function's name, of its source. It is used once."""
@@ -286,13 +290,22 @@ class DriverStore(_Turns, FileSystemStoreBackend):  # type: ignore[misc]
         self._here.seen = None
         if seen and seen[4] is not None and self.mmap_mode is None:
             return numpy_pickle.load(io.BytesIO(seen[4]))
+        if seen and seen[5] is not None and self.mmap_mode in _READING:
+            which, (size, version) = (self.grant.address, self.grant.token, *call_id), seen[5]
+            with fetched(which, size, partial(self._fetch, call_id), version) as copy:
+                if copy is not None:
+                    return self._loaded(copy)
         with tempfile.TemporaryFile() if self.mmap_mode is None else tempfile.NamedTemporaryFile() as file:
-            if not self._fetch(call_id, file):
+            if self._fetch(call_id, file) is None:
                 raise KeyError(f"there is no result of {'/'.join(call_id)}; it may have been cleared")
-            file.seek(0)
-            if self.mmap_mode is None:
-                return numpy_pickle.load(file)
-            return numpy_pickle.load(file.name, mmap_mode=self.mmap_mode)  # a map outlives the name of its file
+            return self._loaded(file)
+
+    def _loaded(self, file: Any) -> Any:
+        """Load a result; a map outlives the name of its file."""
+        if self.mmap_mode is not None:
+            return numpy_pickle.load(str(file.name), mmap_mode=self.mmap_mode)
+        file.seek(0)
+        return numpy_pickle.load(file)
 
     def _announce(self, call_id: _CallId, verbose: int, timestamp: Any, metadata: Any) -> None:
         """Print what joblib prints."""
@@ -303,13 +316,18 @@ class DriverStore(_Turns, FileSystemStoreBackend):  # type: ignore[misc]
         where = "..." if verbose < 10 else f" from {'/'.join((self.location, *call_id))}"
         sys.stdout.write(f"[Memory]{since}: Loading {name}{where}\n")
 
-    def _fetch(self, call_id: _CallId, file: Any) -> bool:
-        (size,) = self._asked((-1,), "load", *call_id)
+    def _fetch(self, call_id: _CallId, file: Any) -> str | None:
+        """Write a result into a file; return its version, or None if there is none."""
+        size, version = self._asked((-1, None), "load", *call_id)
         connection = _links.links[self.grant.address].connection if size > 0 else None
-        while connection is not None and file.tell() < size:
-            file.write(connection.recv_bytes())
-        file.flush()
-        return bool(size >= 0)
+        try:
+            while connection is not None and file.tell() < size:
+                file.write(connection.recv_bytes())
+            file.flush()
+        except BaseException:  # the disk is full, say; the rest of the result is still on its way
+            _links.links.pop(self.grant.address, None)
+            raise
+        return version if size >= 0 else None
 
     def dump_item(self, call_id: _CallId, item: Any, verbose: int = 1) -> None:
         """Have a result kept. If that fails there is a warning, as with joblib.
@@ -387,7 +405,7 @@ def arrive(address: str, token: str, shared: bool, mark: str, state: dict[str, A
     home = HOMES.get(address)
     if home is not None:
         return home(token)
-    joblib_private.take_turns(taking_turns, _Turns, adopt)
+    joblib_private.take_turns(taking_turns, (_Turns, NamedMemory), adopt)
     return (SharedStore if shared else DriverStore)(Grant(address, token, shared, mark), state, original)
 
 

@@ -448,6 +448,7 @@ class Agent:
             if setup.cwd is None:
                 setup = setup._replace(cwd=folders.work)
             own = {"scratch": [*self.start.scratch, folders.base], "limits": list(self.start.limits), "gpus": shares}
+            own["kept"] = folders.kept
             self.slots = slots = SlotPool(
                 self.loop, setup, self.cores, self._folder, session.post, self._server, own, self.system
             )

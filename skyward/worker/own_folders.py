@@ -28,6 +28,8 @@ class OwnFolders:
         In it: the folders that absolute mounts lead to.
     chunks
         The cache of chunks.
+    kept
+        Not made yet: for what several tasks need.
     lock
         Descriptor of the lock of `base`, or None if others know by other means when it is abandoned.
     """
@@ -36,6 +38,7 @@ class OwnFolders:
     work: str
     mounts: str
     chunks: str
+    kept: str
     lock: int | None
 
     def close(self) -> None:
@@ -71,4 +74,4 @@ def own_folders(run: str, cache: str, folder: str) -> OwnFolders:
     work = f"{base}/work"
     os.makedirs(work, exist_ok=True)
     usable = cache and os.access(cache, os.W_OK | os.X_OK)
-    return OwnFolders(base, work, f"{base}/mounts", f"{cache if usable else base}/chunks", lock)
+    return OwnFolders(base, work, f"{base}/mounts", f"{cache if usable else base}/chunks", f"{base}/kept", lock)

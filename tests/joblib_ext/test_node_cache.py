@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 from joblib import Memory, Parallel, delayed, parallel_config
 from joblib.memory import FileSystemStoreBackend, MemorizedResult
-from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import Pipeline
 from sklearn.tree import DecisionTreeClassifier
 
 import skyward as sky
+from skyward.joblib_ext.cache_desk import desk_of
 from tests.joblib_ext.conftest import VERSION
-from tests.joblib_ext.counted import Counted, Model, wait_for
+from tests.joblib_ext.counted import Counted, Model, Scaler, wait_for
 
 if VERSION < (1, 4):
     pytest.skip("joblib 1.4 has what the lookup needs", allow_module_level=True)
@@ -158,6 +158,23 @@ def test_arrays_maps_and_references(pool: sky.Compute, counted: Counted, tmp_pat
     assert type(reference.store_backend) is FileSystemStoreBackend
     np.testing.assert_array_equal(reference.get(), large**2)
     assert pool.submit(lambda: float(reference.get()[3])).result() == 9.0
+
+
+def test_a_large_result_goes_to_each_node_once(pool: sky.Compute, counted: Counted) -> None:
+    """However many tasks there want it, as a copy or as a map; and what replaces it goes there, too."""
+    context = pool.dispatcher.context
+    large = counted.square()
+    for number in (1.0, 2.0):
+        array = np.full(200_000, number)
+        large(array)
+        sent = desk_of(context).sent
+        tasks = [pool.submit(lambda x: float(large(x).sum()), array) for _ in range(12)]
+        assert {task.result() for task in tasks} == {number * number * 200_000}
+        assert desk_of(context).sent - sent <= (0 if context.shared else 2)
+    assert len(counted.ran) == 2
+    large.clear(warn=False)
+    assert pool.submit(lambda: float(large(np.full(200_000, 2.0)).sum())).result() == 800_000.0
+    assert len(counted.ran) == 3
 
 
 def test_all_of_joblibs_interface_works_in_a_task(pool: sky.Compute, counted: Counted) -> None:
@@ -324,22 +341,6 @@ def test_a_task_whose_driver_does_not_answer_computes(pool: sky.Compute, counted
     result, said = pool.submit(nested).result()
     assert result == 9
     assert any("does not know that token" in text for text in said)
-
-
-class Scaler(TransformerMixin, BaseEstimator):  # type: ignore[misc]
-    """A step that counts how often it is fitted."""
-
-    def __init__(self, log: str = "") -> None:
-        self.log = log
-
-    def fit(self, X: Any, y: Any = None) -> Scaler:
-        with open(self.log, "a") as file:  # noqa: PTH123
-            file.write("fit\n")
-        self.mean_ = X.mean(axis=0)
-        return self
-
-    def transform(self, X: Any) -> Any:
-        return X - self.mean_
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ import msgpack
 
 from skyward.core.protocol.framing import frame
 from skyward.core.protocol.messages import Setup
-from skyward.core.whoami import DEPTH, NODE
+from skyward.core.whoami import DEPTH, KEPT, NODE
 from skyward.worker import conventions, thread_limits
 from skyward.worker.forkserver.launch import ROOT, ForkServerProcess
 from skyward.worker.forkserver.liveness import Limits, Probe, ProbeState
@@ -297,8 +297,8 @@ def fork_config(
         ``bridge``: path of the bridge socket. ``result_files``: folder in which slots leave large results; None to send
         them. ``code``: folder of the versions of the user's code; empty if it has none.
     own
-        The agent's part: ``scratch``, folders to remove if the agent can't; ``limits``, see `ForkServerClient`; and
-        ``gpus``, see `slot.Settings`.
+        The agent's part: ``scratch``, folders to remove if the agent can't; ``limits``, see `ForkServerClient`;
+        ``gpus``, see `slot.Settings`; and ``kept``, see `OwnFolders`.
     """
     limit = setup.threads or max(1, cores // setup.concurrency)
     # What the user has set wins; what is only in the environment wins over a mere default.
@@ -309,6 +309,7 @@ def fork_config(
         **setup.env,
         NODE: setup.node,
         DEPTH: str(setup.depth + 1),
+        KEPT: str(own.get("kept", "")),
     }
     return {
         "node": setup.node,
