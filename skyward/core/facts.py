@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from time import monotonic
 from typing import TypeVar
@@ -23,7 +23,7 @@ from skyward.core.events import (
     TaskEnded,
     TasksQueued,
 )
-from skyward.core.status import PoolStatus
+from skyward.core.status import PoolStatus, RunningTask
 from skyward.core.tally import Tally
 
 __all__ = ["Facts"]
@@ -42,6 +42,8 @@ class Facts:
     ----------
     at_nodes
         Tells how many tasks or batches each node has. Called from any thread; must not block.
+    running
+        Tells which tasks have run for a moment, the longest first. As `at_nodes`.
     """
 
     kinds = (
@@ -60,8 +62,13 @@ class Facts:
     )
     """The events that it counts."""
 
-    def __init__(self, at_nodes: Callable[[], Mapping[str, int]] = _no_nodes) -> None:
+    def __init__(
+        self,
+        at_nodes: Callable[[], Mapping[str, int]] = _no_nodes,
+        running: Callable[[], Sequence[RunningTask]] = tuple,
+    ) -> None:
         self.at_nodes = at_nodes
+        self.running = running
         # Guards `_tally`, which is changed from several threads. Reentrant: a signal handler may ask for the status
         # while an event is counted in the same thread.
         self._lock = threading.RLock()
@@ -78,7 +85,7 @@ class Facts:
 
     def status(self) -> PoolStatus:
         """How the pool is now."""
-        return self.read(lambda tally, now: tally.status(now, self.at_nodes()))
+        return self.read(lambda tally, now: tally.status(now, self.at_nodes(), self.running()))
 
     def read(self, what: Callable[[Tally, float], _T]) -> _T:
         """Return what a function makes of the tally and the time. Events wait meanwhile, so it must be quick."""

@@ -91,7 +91,7 @@ class RunningPool:
             name=f"skyward-{settings.name}",
         )
         runner = self.dispatcher.runner
-        self.facts.at_nodes = runner.schedule.at_nodes
+        self.facts.at_nodes, self.facts.running = runner.schedule.at_nodes, runner.running
         self.provisioner = Provisioner(_plan(settings), runner, events, bring=runner.files.bring)
         self._closing = threading.Lock()  # taken by the first thread that closes, and never released
         self._ended = threading.Event()

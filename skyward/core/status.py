@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
+from typing import NamedTuple
 
 from skyward.core.events import Machines, NodeLoad
 from skyward.core.gpus import Gpu
 from skyward.core.visible import shown
 
-__all__ = ["FunctionStatus", "NodeStatus", "PoolStatus", "TaskCounts", "duration"]
+__all__ = ["FunctionStatus", "NodeStatus", "PoolStatus", "RunningTask", "TaskCounts", "duration"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +111,28 @@ class FunctionStatus:
     mean: float | None = None
 
 
+class RunningTask(NamedTuple):
+    """A task, or a batch of tasks, that has run for a moment.
+
+    Attributes
+    ----------
+    node, slot
+        Where; `slot` is -1 if it is not known, as where threads of one process share the tasks.
+    label
+        Its function, by name.
+    count
+        How many of the user's tasks it consists of.
+    seconds
+        For how long it has run since its node reported it, up to a second after it began.
+    """
+
+    node: str
+    slot: int
+    label: str
+    count: int  # type: ignore[assignment]  # nobody needs what tuples have of that name
+    seconds: float
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class PoolStatus:
     """A pool at one moment. As text it is a table.
@@ -147,6 +170,8 @@ class PoolStatus:
         nothing to do.
     seconds
         Since the pool was entered.
+    running
+        The tasks that have run for a moment, the longest first. Most that end within 50 ms never appear.
     """
 
     name: str
@@ -165,6 +190,7 @@ class PoolStatus:
     unpriced: int = 0
     left: float | None = None
     seconds: float = 0.0
+    running: tuple[RunningTask, ...] = ()
 
     @property
     def slots(self) -> int:
@@ -180,13 +206,18 @@ class PoolStatus:
         """How notebooks show it."""
         head = "<br>".join(escape(shown(line)) for line in self._head())
         nodes = _html_table(_NODES, [_node_row(node) for node in self.nodes])
-        return f"<div>{head}{nodes}{_html_table(_FUNCTIONS, [_function_row(each) for each in self.functions])}</div>"
+        functions = _html_table(_FUNCTIONS, [_function_row(each) for each in self.functions])
+        return f"<div>{head}{nodes}{functions}{_html_table(_RUNNING, self._longest())}</div>"
 
     def __repr__(self) -> str:
         lines = self._head()
         lines += _table(_NODES, [_node_row(node) for node in self.nodes])
         lines += _table(_FUNCTIONS, [_function_row(each) for each in self.functions])
+        lines += _table(_RUNNING, self._longest())
         return shown("\n".join(lines))
+
+    def _longest(self) -> list[list[str]]:
+        return [_running_row(task) for task in self.running[:_MOST_RUNNING] if task.seconds >= 1]
 
     def _head(self) -> list[str]:
         ready = sum(node.state == "ready" for node in self.nodes)
@@ -202,8 +233,10 @@ class PoolStatus:
 
 
 _MOST_ROWS = 30
+_MOST_RUNNING = 5
 _NODES = "node", "state", "busy", "done", "failed", "cpu", "memory", "machine"
 _FUNCTIONS = "function", "unfinished", "done", "failed", "mean"
+_RUNNING = "running longest", "where", "for"
 
 
 def duration(seconds: float) -> str:
@@ -232,6 +265,12 @@ def _node_row(node: NodeStatus) -> list[str]:
 def _function_row(each: FunctionStatus) -> list[str]:
     mean = "" if each.mean is None else f"{each.mean:.3g} s"
     return [each.label, str(each.unfinished), str(each.done), str(each.failed), mean]
+
+
+def _running_row(task: RunningTask) -> list[str]:
+    what = f"{task.label} (a batch of {task.count})" if task.count > 1 else task.label
+    where = f"{task.node}, slot {task.slot}" if task.slot >= 0 else task.node
+    return [what, where, duration(task.seconds)]
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

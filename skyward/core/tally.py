@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -30,7 +30,7 @@ from skyward.core.events import (
     TasksQueued,
 )
 from skyward.core.gpus import Gpu
-from skyward.core.status import FunctionStatus, NodeStatus, PoolStatus, TaskCounts
+from skyward.core.status import FunctionStatus, NodeStatus, PoolStatus, RunningTask, TaskCounts
 
 __all__ = ["MOST_FUNCTIONS", "OTHER", "Tally"]
 
@@ -261,7 +261,7 @@ class Tally:
         many = self._pace.lately(now) >= _MANY and (rate := self.rate(now))
         return max(seconds, self.unfinished / rate) if many else seconds
 
-    def status(self, now: float, at_nodes: Mapping[str, int]) -> PoolStatus:
+    def status(self, now: float, at_nodes: Mapping[str, int], running: Sequence[RunningTask] = ()) -> PoolStatus:
         """All of it as a value.
 
         Parameters
@@ -270,10 +270,12 @@ class Tally:
             The time.
         at_nodes
             How many tasks or batches each node has.
+        running
+            Those that have run for a moment, the longest first.
         """
         ready = ((name, node, min(node.slots, at_nodes.get(name, 0))) for name, node in self._about.items())
         lost = ((name, node, 0) for name, node in self._gone)
-        running = min(self.busy, self.unfinished)
+        busy = min(self.busy, self.unfinished)
         return PoolStatus(
             self.pool,
             tuple(_node(*each) for each in (*ready, *lost)),
@@ -281,7 +283,7 @@ class Tally:
             self.wanted,
             self.lost,
             self.machines,
-            TaskCounts(self.unfinished - running, running, self.done, self.failed, self.cancelled),
+            TaskCounts(self.unfinished - busy, busy, self.done, self.failed, self.cancelled),
             tuple(_function(label, each) for label, each in self._functions.items()),
             self.rate(now),
             self.sent,
@@ -291,6 +293,7 @@ class Tally:
             self.money.unpriced,
             self.left(now),
             self.elapsed(now),
+            tuple(running),
         )
 
     # --- tasks ---

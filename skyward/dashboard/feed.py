@@ -11,6 +11,7 @@ The keys of a message, each of which may be missing if nothing of it has changed
 - ``nodes``: nodes that are new or have changed, see `_node`; ``counts``: node, busy slots, tasks done, tasks failed;
   ``loads``: node, then the course of its load: time, CPU, memory; ``forgotten``: numbers of nodes.
 - ``blocks``: columns of row, start, length, share of it in which tasks ran (in hundredths), label, tasks, failed tasks.
+- ``running``: columns of row, start, label and tasks of what began to run; ``idle``: rows that run nothing any more.
 - ``bins``: width, index of the first one that is sent, and columns done and failed.
 - ``failures``: kinds of failures, which replace those with the same number; ``lines`` and ``log``: new lines.
 """
@@ -21,7 +22,7 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from skyward.core.status import NodeStatus, PoolStatus
+from skyward.core.status import NodeStatus, PoolStatus, RunningTask
 from skyward.core.visible import shown
 from skyward.dashboard.blocks import Block
 from skyward.dashboard.recording import FailureKind, Node, Recording, SaidLine
@@ -29,6 +30,9 @@ from skyward.dashboard.recording import FailureKind, Node, Recording, SaidLine
 __all__ = ["Feed"]
 
 _Message = dict[str, Any]
+_Run = tuple[int, int, int]  # start, label, tasks
+
+_SAME = 50  # ms; two looks at the clock differ by less, and what is reported as begun has run for longer
 
 
 class Feed:
@@ -50,6 +54,7 @@ class Feed:
         self._nodes: dict[int, tuple[object, ...]] = {}  # what was last sent of each, see `_sign`
         self._counts: dict[int, tuple[int, int, int]] = {}
         self._loads: dict[int, int] = {}  # when the last load that was sent was told
+        self._running: dict[int, _Run] = {}  # by row
         self._failures: dict[int, int] = {}
         self._labels = self._lines = self._log = self._bin = self._width = 0
 
@@ -78,6 +83,7 @@ class Feed:
                 "counts": [[node.number, each.busy if each else 0, node.done, node.failed] for node, each in nodes],
                 "loads": [[node.number, *node.loads] for node in record.nodes.values() if node.loads],
                 "blocks": _columns(record.blocks),
+                "running": _running_columns(self._runs(status.running, now)),
                 "bins": [record.bins.width, 0, record.bins.done, record.bins.failed],
                 "failures": [_failure(kind) for kind in record.failures.values()],
                 "lines": [_line(line) for line in record.lines],
@@ -101,6 +107,10 @@ class Feed:
             message["labels"] = record.labels[self._labels :]
             self._labels = len(record.labels)
             message["blocks"] = _columns(record.blocks.take())
+            running, before = self._runs(status.running, now), self._running
+            message["running"] = _running_columns({row: run for row, run in running.items() if before.get(row) != run})
+            message["idle"] = [row for row in before if row not in running]
+            self._running = running
             bins = record.bins
             first = min(self._bin, len(bins.done) - 1) if bins.width == self._width else 0
             message["bins"] = [bins.width, first, bins.done[first:], bins.failed[first:]]
@@ -145,6 +155,19 @@ class Feed:
             "rows": _rows(record, sorted(record.fresh_rows)),
             "forgotten": self._forgotten(),
         }
+
+    def _runs(self, tasks: Iterable[RunningTask], now: float) -> dict[int, _Run]:
+        """What runs in which row. A task keeps the start that was sent first, since each look at the clock differs."""
+        record, runs = self._recording, dict[int, _Run]()
+        for task in tasks:
+            node = record.nodes.get(task.node)
+            row = node.rows[task.slot] if node is not None and 0 <= task.slot < len(node.rows) else None
+            if row is not None:
+                run = record.ms(now - task.seconds), record.label(task.label), task.count
+                before = self._running.get(row)
+                is_same = before is not None and before[1:] == run[1:] and abs(before[0] - run[0]) < _SAME
+                runs[row] = before if before is not None and is_same else run
+        return runs
 
     def _forgotten(self) -> list[int]:
         record = self._recording
@@ -225,6 +248,10 @@ def _columns(blocks: Iterable[Block]) -> list[list[int]]:
         counts(block.count)
         failed(block.failed)
     return columns if columns[0] else []
+
+
+def _running_columns(runs: dict[int, _Run]) -> list[list[int]]:
+    return [list(runs), *(list(column) for column in zip(*runs.values(), strict=True))] if runs else []
 
 
 def _failure(kind: FailureKind) -> _Message:

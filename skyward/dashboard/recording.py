@@ -262,8 +262,7 @@ class Recording:
                 for slot in range(len(node.rows), each.slots):
                     self._row(node, slot)
             for function in status.functions:
-                if function.label not in self._numbers:
-                    self._new_label(function.label)
+                self.label(function.label)
 
     def _adopted(self, status: NodeStatus) -> Node:
         """A node that has begun before the recording, or is not ready yet."""
@@ -297,7 +296,7 @@ class Recording:
             row = node.rows[slot] if slot < len(node.rows) else self._row(node, slot)
             label = numbers.get(function)
             if label is None:
-                label = self._new_label(function)
+                label = self.label(function)
             if row is not None:
                 blocks.add(row, start, seconds, label, count, bad)
         blocks.pace(self.ms(now))
@@ -350,8 +349,9 @@ class Recording:
         self.log.append(line)
         self.log_seen += 1
 
-    def _new_label(self, label: str) -> int:
-        if len(self.labels) >= MOST_LABELS:
+    def label(self, label: str) -> int:
+        """The number of a function."""
+        if label not in self._numbers and len(self.labels) >= MOST_LABELS:
             label = OTHER
         if label not in self._numbers:
             self._numbers[label] = len(self.labels)

@@ -38,7 +38,7 @@ from skyward.worker.bridge import Bridge
 from skyward.worker.code_folders import CodeFolders
 from skyward.worker.forkserver.client import ForkServerClient, fork_config
 from skyward.worker.forkserver.launch import ForkServerProcess
-from skyward.worker.forkserver.protocol import EXITED, FAILED, FORKED, PEAK, UP
+from skyward.worker.forkserver.protocol import EXITED, FAILED, FORKED, PEAK, SEATED, UP
 from skyward.worker.forkserver.restarts import Ended, RestartPolicy
 from skyward.worker.held_answers import HeldAnswers
 from skyward.worker.output import SlotOutput
@@ -107,7 +107,7 @@ class SlotPool:
         self._processes: dict[int, SlotProcess] = {}
         self._tasks: dict[int, PendingTask] = {}
         self._progress = TaskProgress(
-            loop, self.table, self._processes, self._tasks, lambda begun: self._owner.post(Began(begun))
+            loop, self.table, self._processes, self._tasks, lambda *begun: self._owner.post(Began(*begun))
         )
         self._warming: set[int | None] = set()  # slots that were made ahead and are not up yet
         self._last_mark = 0
@@ -456,6 +456,10 @@ class SlotPool:
         if process := self._processes.get(number):
             process.pid = pid
 
+    def _seated(self, number: int, seat: int) -> None:
+        if process := self._processes.get(number):
+            process.seat = seat
+
     def _exited(self, number: int, status: int) -> None:
         process = self._bury(number)
         peak = None if process is None else process.peak
@@ -479,6 +483,7 @@ class SlotPool:
 
     _REPORTS: ClassVar[dict[int, Callable[[SlotPool, int, int], None]]] = {
         FORKED: _forked,
+        SEATED: _seated,
         PEAK: _killed,
         EXITED: _exited,
         FAILED: _fork_failed,

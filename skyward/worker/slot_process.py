@@ -48,7 +48,7 @@ class SlotProcess:
         The pipe of tickets.
     """
 
-    __slots__ = ("link", "lost", "output", "peak", "pid", "roll", "tickets", "up")
+    __slots__ = ("link", "lost", "output", "peak", "pid", "roll", "seat", "tickets", "up")
 
     def __init__(self, link: WireSocket, output: SlotOutput, tickets: Tickets) -> None:
         self.link = link
@@ -56,6 +56,7 @@ class SlotProcess:
         self.tickets = tickets
         self.pid: int | None = None
         self.peak: int | None = None  # the most memory that it has used, in bytes, if it was killed
+        self.seat = 0  # its number for tasks, as in `Done`; 0 if it is not known, or differs from task to task
         self.up = False
         self.roll = RollCall()
         self.lost: str | None = None  # why the agent killed it, if it did

@@ -26,7 +26,7 @@ class TaskProgress:
         Which task is in which slot, the slots' processes by number, and the unanswered tasks by number; all belong to
         the pool.
     report
-        Called with the tasks that have begun since the last call.
+        Called with the tasks that have begun since the last call, and the number of the slot of each, as in `Began`.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class TaskProgress:
         table: SlotTable,
         processes: Mapping[int, SlotProcess],
         tasks: Mapping[int, PendingTask],
-        report: Callable[[list[int]], object],
+        report: Callable[[list[int], list[int]], object],
     ) -> None:
         self._loop = loop
         self._table = table
@@ -78,6 +78,7 @@ class TaskProgress:
     def _poll(self) -> None:
         self._timer = None
         begun: list[int] = []
+        seats: list[int] = []
         now = self._loop.time()
         calls_roll = now >= self._last_roll_call + _ROLL_CALL
         for number, process in self._processes.items():
@@ -89,12 +90,13 @@ class TaskProgress:
                 pending.reported = True
                 pending.buffers = ()  # they are not needed again; the wire has what it still has to write
                 begun.append(task)
+                seats.append(process.seat)
             if calls_roll and (asked := process.roll.ask(self._held(slot))):
                 process.link.send(Inquire(asked))
         if calls_roll:
             self._last_roll_call = now
         if begun:
-            self._report(begun)
+            self._report(begun, seats)
         if self._table.running:
             self._poll_in(_ROLL_CALL)
 

@@ -188,7 +188,7 @@ class MemoryAgent:
     def begin(self, *tasks: int) -> None:
         """Say that held calls have begun."""
         self.begun.update(tasks)
-        self.say(messages.Began(list(tasks)))
+        self.say(messages.Began(list(tasks), [0] * len(tasks)))
         self.flush()
 
     def answer(self, task: int) -> None:

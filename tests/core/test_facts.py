@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -54,6 +57,35 @@ def test_tasks_at_nodes_are_asked_for_when_the_status_is() -> None:
     for event in (NodeReady("node-1", 2), NodeReady("node-2", 2)):
         facts.handle(event)
     assert [node.busy for node in facts.status().nodes] == [1, 0]
+
+
+def _wait(pid: Path, go: Path) -> None:
+    pid.with_suffix(".part").write_text(str(os.getpid()))
+    pid.with_suffix(".part").replace(pid)
+    while not go.exists():
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+def test_what_runs_is_told_until_it_ends(tmp_path: Path) -> None:
+    """Also when it has to begin anew."""
+    pid, go = tmp_path / "pid", tmp_path / "go"
+    with sky.Compute(concurrency=2, console=False) as pool:
+        assert pool.submit(abs, -1).result() == 1
+        future = pool.submit(_wait, pid, go)
+        for _ in range(2):
+            eventually(lambda: pool.status().running and pid.exists(), 60)
+            (task,) = pool.status().running
+            assert (task.node, task.label, task.count) == ("node-1", "_wait", 1)
+            assert task.slot in {0, 1}
+            first = int(pid.read_text())
+            pid.unlink()
+            os.kill(first, signal.SIGKILL)
+        eventually(lambda: "_wait" in str(pool.status()).partition("running longest")[2], 60, "it has run for a second")
+        go.touch()
+        future.result()
+        eventually(lambda: pool.status().running == (), 60)
+        assert "running longest" not in str(pool.status())
 
 
 def _double(x: int) -> int:

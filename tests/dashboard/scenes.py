@@ -6,7 +6,7 @@ import bisect
 import linecache
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from skyward.core.events import (
@@ -27,7 +27,7 @@ from skyward.core.events import (
     TasksQueued,
 )
 from skyward.core.gpus import Gpu
-from skyward.core.status import PoolStatus
+from skyward.core.status import PoolStatus, RunningTask
 from skyward.core.tally import Tally
 from skyward.dashboard.recording import Recording
 
@@ -50,7 +50,16 @@ class Scene:
 def play(events: Iterable[Timed], until: float, state: str = "running") -> Scene:
     """Let time pass until some moment."""
     recording, tally, now = Recording(0.0), Tally(), 0.0
-    for at, event in sorted((each for each in events if each[0] <= until), key=lambda each: each[0]):
+    course = sorted(events, key=lambda each: each[0])
+    running = [
+        RunningTask(event.node, event.slot, event.label, event.count, until - event.started)
+        for at, event in course
+        if at > until and isinstance(event, TaskEnded) and event.started is not None and event.started < until
+    ]
+    running.sort(key=lambda task: -task.seconds)
+    for at, event in course:
+        if at > until:
+            break
         while at > now + 1:
             now += 1
             recording.digest(now)
@@ -60,7 +69,7 @@ def play(events: Iterable[Timed], until: float, state: str = "running") -> Scene
         if isinstance(event, PoolReady):
             recording.meet(_status(tally, at))
     recording.digest(until)
-    status = _status(tally, until)
+    status = replace(_status(tally, until), running=tuple(running))
     recording.meet(status)
     return Scene(recording, status, until, state)
 

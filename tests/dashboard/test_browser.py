@@ -78,6 +78,11 @@ def slow_task(number: int) -> int:
     return number
 
 
+def wait_for_file(go: Path) -> None:
+    while not go.exists():
+        time.sleep(0.01)
+
+
 for function in (task, slow_task):  # hosts don't have this module
     function.__module__ = "__main__"
 
@@ -121,6 +126,22 @@ def test_two_thousand_tasks_are_followed_to_the_end(browser: Browser, tmp_path: 
         assert look.errors == []
         assert look.asked[0] == saved.as_uri()
         assert [each for each in look.asked[1:] if not each.startswith("data:")] == []
+
+
+def test_what_runs_is_seen_before_it_ends(browser: Browser, tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    with pages(browser, concurrency=1) as (pool, look):
+        future = pool.submit(wait_for_file, go)
+        look.wait("model.running.size === 1 && model.now - model.running.get(0).start > 1000")
+        box = look.page.locator("#stream-view").bounding_box()
+        assert box is not None
+        look.page.mouse.move(box["x"] + look.model("stream.x(model.now - 500)"), box["y"] + 14)
+        told = look.page.inner_text("#tip")
+        assert re.match(r"wait_for_file\nrunning for \d.* since \d+:\d\d", told), told
+        go.touch()
+        future.result()
+        look.wait("model.running.size === 0 && model.blocks === 1")
+        assert look.errors == []
 
 
 def test_a_node_that_is_killed_is_seen(browser: Browser) -> None:

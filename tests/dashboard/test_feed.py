@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from skyward.core.events import MachineInfo, NodeGone, NodeReady, Note, Printed, TaskEnded
-from skyward.core.status import NodeStatus, PoolStatus, TaskCounts
+from skyward.core.status import NodeStatus, PoolStatus, RunningTask, TaskCounts
 from skyward.dashboard.feed import Feed
 from skyward.dashboard.recording import Recording
 from tests.dashboard.scenes import SCENES
@@ -51,6 +51,31 @@ def test_only_what_has_changed_is_sent() -> None:
     recording.digest(14.0)
     (gone,) = changes(feed, 14.0)["nodes"]
     assert (gone["state"], gone["detail"], gone["until"]) == ("lost", "unplugged", 4000)
+
+
+def test_what_runs_is_told_once_and_when_it_runs_no_more() -> None:
+    recording = Recording(0.0)
+    feed = Feed(recording, "p", 0.0)
+    recording.handle(NodeReady("a", 2), 0.0)
+    recording.digest(0.0)
+
+    def told(now: float, *running: RunningTask) -> tuple[Any, Any]:
+        message = json.loads(feed.changes(PoolStatus("p", running=running), now, "running"))
+        return message.get("running"), message.get("idle")
+
+    fit, score = RunningTask("a", 0, "fit", 1, 2.0), RunningTask("a", 1, "score", 4, 0.5)
+    unknown = [
+        RunningTask("a", -1, "fit", 1, 9.0),
+        RunningTask("a", 2, "fit", 1, 9.0),
+        RunningTask("b", 0, "fit", 1, 9),
+    ]
+    assert told(3.0, fit, score, *unknown) == ([[0, 1], [1000, 2500], [0, 1], [1, 4]], None)
+    assert told(4.003, fit._replace(seconds=3.0), score._replace(seconds=1.5)) == (None, None), "the clock goes on"
+    assert told(5.0, fit._replace(seconds=0.3), score._replace(seconds=2.5)) == ([[0], [4700], [0], [1]], None)
+    assert told(6.0, fit._replace(seconds=1.3)) == (None, [1])
+    whole = json.loads(feed.whole(PoolStatus("p", running=(fit._replace(seconds=2.3),)), 7.0, "running"))
+    assert whole["running"] == [[0], [4700], [0], [1]]
+    assert told(8.0) == (None, [0])
 
 
 def test_bins_come_with_those_that_may_still_grow() -> None:

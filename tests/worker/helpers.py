@@ -22,6 +22,7 @@ from skyward.core.payload import exceptions, pickling
 from skyward.core.protocol.mailbox import Inbox, Outbox
 from skyward.core.protocol.messages import (
     Ack,
+    Began,
     Blob,
     Bye,
     Done,
@@ -296,3 +297,8 @@ def owner(**start: Any) -> Iterator[Owner]:
         assert not it.twice, f"answered twice: {it.twice}"
     finally:
         it.end()
+
+
+def began(node: Owner, task: int) -> bool:
+    """Whether the agent has said that a task has begun."""
+    return any(task in received.message.tasks for received in node.order if isinstance(received.message, Began))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from skyward.core.protocol.messages import Began, Cancel, Done, Failure, Inquire, Missing
-from tests.worker.helpers import Owner, owner
+from tests.worker.helpers import Owner, began, owner
 from tests.worker.test_ahead import learn, wait_for_file
 
 SIZES = (600_000, 100_000, 33_000, 10, 400_000, 200_000)
@@ -75,10 +75,6 @@ def test_a_small_task_behind_a_large_one_is_stopped_and_the_large_one_is_not(how
                 node.send(Cancel(small))
             assert node.failed(small).reason == (Failure.TIMEOUT if how == "limit" else Failure.CANCELLED).value
             node.result(first)
-
-
-def began(node: Owner, task: int) -> bool:
-    return any(task in received.message.tasks for received in node.order if isinstance(received.message, Began))
 
 
 @pytest.mark.slow

@@ -27,7 +27,7 @@ class Node:
         self.loop = asyncio.new_event_loop()
         self.table = SlotTable(1)
         self.tasks: dict[int, PendingTask] = {}
-        self.reported: list[list[int]] = []
+        self.reported: list[tuple[list[int], list[int]]] = []
         ours, self.sock = socket.socketpair()
         self.sock.setblocking(False)
         self.wire = Wire.opened(Role.WORKER)
@@ -39,8 +39,11 @@ class Node:
         output = SlotOutput(self.loop, (out, err), lambda *_: None)
         self.process = SlotProcess(link, output, Tickets(os.dup(self.tickets), write))
         self.process.up = True
+        self.process.seat = 7
         self.processes = {1: self.process}
-        self.progress = TaskProgress(self.loop, self.table, self.processes, self.tasks, self.reported.append)
+        self.progress = TaskProgress(
+            self.loop, self.table, self.processes, self.tasks, lambda *begun: self.reported.append(begun)
+        )
 
     def submit(self, task: int) -> None:
         """Hand a task to the slot."""
@@ -92,11 +95,11 @@ def test_a_task_is_reported_once_when_its_ticket_was_drawn(node: Node) -> None:
     assert node.reported == [], "the slot has not begun it"
     os.read(node.tickets, 8)
     node.until(lambda: node.reported)
-    assert node.reported == [[1]]
+    assert node.reported == [([1], [7])]
     assert node.tasks[1].buffers == (), "they are not needed again"
     before = node.progress._last_roll_call
     node.until(lambda: node.progress._last_roll_call > before)
-    assert node.reported == [[1]]
+    assert node.reported == [([1], [7])]
 
 
 def test_a_slot_is_asked_for_what_it_had_at_two_roll_calls(node: Node) -> None:

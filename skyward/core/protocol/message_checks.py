@@ -105,7 +105,7 @@ _CHECKS: dict[type[Any], Callable[[Any, int], bool]] = {
     Done: _done,
     Failed: _failed,
     Returned: lambda m, _: _naturals(m.tasks),
-    Began: lambda m, _: _naturals(m.tasks),
+    Began: lambda m, _: _naturals(m.tasks) and _naturals(m.slots) and len(m.tasks) == len(m.slots),
     Missing: lambda m, _: _naturals(m.tasks),
     Output: lambda m, buffers: m.stream in (1, 2) and buffers == 1,
     StreamData: lambda _, buffers: buffers == 1,

@@ -274,9 +274,13 @@ class Cancel(NamedTuple):
 
 
 class Began(NamedTuple):
-    """These tasks have begun. Sent once they have run for a moment, so never for most short tasks."""
+    """These tasks have begun. Sent once they have run for a moment, so never for most short tasks.
+
+    `slots` has the slot of each, as in `Done`; 0 if the agent does not know it.
+    """
 
     tasks: list[int]
+    slots: list[int]
 
 
 class Inquire(NamedTuple):

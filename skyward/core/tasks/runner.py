@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -19,6 +20,7 @@ from skyward.core.nodes.session import Session
 from skyward.core.payload.shared_file import remove
 from skyward.core.protocol import messages
 from skyward.core.protocol.wire import Filled
+from skyward.core.status import RunningTask
 from skyward.core.tasks import schedule_events
 from skyward.core.tasks.answers import take_files
 from skyward.core.tasks.completion import Completion
@@ -92,6 +94,7 @@ class TaskRunner:
     ) -> None:
         self.jobs: dict[int, Job] = {}
         """Tasks that have not settled; other threads may count them."""
+        self._begun: dict[int, Job] = {}  # those that their nodes have reported as begun; other threads may copy it
         self.schedule = Schedule()
         self._events = events
         self._snapshots = snapshots
@@ -143,6 +146,7 @@ class TaskRunner:
 
     def _send(self, node: _LiveNode, job: Job, alone: bool) -> None:
         if job.node:
+            self._begun.pop(job.id, None)
             job.future.began, job.began, job.ended, job.slot = False, 0.0, 0.0, -1  # it is retried
         job.node, job.is_here = node.session.node, node.session.shares
         job.alone = alone
@@ -182,6 +186,7 @@ class TaskRunner:
 
     def _settle(self, command: schedule_events.Settle) -> None:
         job = self.jobs.pop(command.task)
+        self._begun.pop(job.id, None)
         self._late.settled(job)
         del job.lane.out[job.id]
         job.verdict = command.verdict
@@ -231,10 +236,11 @@ class TaskRunner:
 
     def _began(self, node: _LiveNode, message: messages.Began, _: list[Filled]) -> None:
         now = asyncio.get_running_loop().time()
-        for task in message.tasks:
+        for task, slot in zip(message.tasks, message.slots, strict=True):
             if (job := self.jobs.get(task)) is not None and job.node == node.session.node:
+                self._begun[task] = job
                 job.future.began = True
-                job.began = now
+                job.began, job.slot = now, slot - 1
         self.handle(schedule_events.Began(node.session.node, message.tasks))
 
     def _returned(self, node: _LiveNode, message: messages.Returned, _: list[Filled]) -> None:
@@ -254,6 +260,7 @@ class TaskRunner:
         if isinstance(message, messages.Done) and message.files:
             message, buffers = take_files(session, message, buffers)
         if mine is not None:
+            self._begun.pop(mine.id, None)
             mine.answer, mine.ended, mine.slot = (message, buffers), session.heard, message.slot - 1
             if mine.blobs and mine.group.arrays is not None:
                 mine.group.arrays.ran(message.seconds)
@@ -282,6 +289,15 @@ class TaskRunner:
         arrived = session.acknowledged
         jobs = [self.jobs[task] for task in self.schedule.out(session.node)]
         return {job.id: job.number for job in jobs if job.number <= arrived and not self._late.holds(job)}
+
+    def running(self) -> list[RunningTask]:
+        """The tasks that have run for a moment, as far as their nodes have reported, the longest first; any thread."""
+        now = time.monotonic()
+        return [
+            RunningTask(job.node, job.slot, job.label, job.options.count, now - job.began)
+            for job in list(self._begun.values())  # in the order of the reports
+            if job.node in self._nodes
+        ]
 
     def _printed(self, node: _LiveNode, message: messages.Output, buffers: list[Filled]) -> None:
         node.output.received(message, buffers)

@@ -74,7 +74,7 @@ const model = {
   reset() {
     Object.assign(this, {
       now: 0, state: "starting", pool: { name: "", began: 0 }, status: null, functions: [], labels: [],
-      nodes: new Map(), rows: [], blocks: 0, marks: [], bins: { width: 1000, done: [], failed: [] },
+      nodes: new Map(), rows: [], running: new Map(), blocks: 0, marks: [], bins: { width: 1000, done: [], failed: [] },
       failures: new Map(), lines: [], log: [], linesSeen: 0, logSeen: 0, shape: (this.shape || 0) + 1,
     });
   },
@@ -95,6 +95,8 @@ const model = {
     }
     for (const [row, id, slot] of message.rows || []) this.row(row, id, slot);
     if (message.blocks && message.blocks.length) this.stream(message.blocks);
+    for (const row of message.idle || []) this.running.delete(row);
+    if (message.running && message.running.length) this.run(message.running);
     if (message.bins) this.count(...message.bins);
     for (const kind of message.failures || []) this.failures.set(kind.id, kind);
     this.lines = this.lines.concat(message.lines || []).slice(-MOST_LINES);
@@ -117,6 +119,7 @@ const model = {
       if (this.rows[row] && this.rows[row].node === node) {
         this.blocks -= this.rows[row].size;
         this.rows[row] = undefined;
+        this.running.delete(row);
       }
     }
     this.nodes.delete(id);
@@ -143,6 +146,11 @@ const model = {
       for (const row of this.rows) if (row) row.thin(this.now, parts);
       this.blocks = this.rows.reduce((sum, row) => sum + (row ? row.size : 0), 0);
     }
+  },
+
+  // What runs now, by row.
+  run([rows, starts, labels, counts]) {
+    rows.forEach((row, at) => this.running.set(row, { start: starts[at], label: labels[at], count: counts[at] }));
   },
 
   count(width, first, done, failed) {

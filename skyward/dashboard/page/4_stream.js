@@ -6,14 +6,16 @@ const LIVE_SPAN = 120_000;
 // Draws the blocks of one row.
 const drawRow = (pen, row, y, height, x, from, to, only) => {
   const end = row.size;
+  const edge = x(from);
   let drawn = -Infinity;
   for (let at = row.from(from); at < end && row.starts[at] <= to; at++) {
     const left = x(row.starts[at]);
     const right = Math.max(left + 1, x(row.starts[at] + row.lengths[at]) - (height > 5 ? 0.6 : 0));
     const failed = row.failed[at];
+    if (right <= edge) continue; // the first one may end before
     if (right - drawn < 0.7 && !failed) continue; // within a pixel that has been drawn
     const label = row.labels[at] % look.palette.length;
-    const start = Math.max(left, x(from));
+    const start = Math.max(left, edge);
     if (only !== null && row.labels[at] !== only) pen.fillStyle = look.dimmed[label];
     else pen.fillStyle = look.shaded[label][Math.min(SHADES - 1, Math.floor((row.shares[at] / 96) * SHADES))];
     pen.fillRect(start, y, right - start, height);
@@ -176,16 +178,30 @@ const stream = {
     }
   },
 
-  // From the end of the last block until now something may be running that is drawn when it has ended.
+  // What runs is hatched in the colour of its function. In the other rows something may be running of which the node
+  // has not told, from the end of the last block on.
   drawRunning(pen, node, top, now) {
-    pen.globalAlpha = Math.min(1, node.busy / Math.max(1, node.slots));
-    pen.fillStyle = look.hatch;
+    const known = node.rows.filter((number) => model.running.has(number)).length;
+    const unknown = Math.min(1, Math.max(0, node.busy - known) / Math.max(1, node.slots - known));
+    const tall = this.height - (this.height > 5 ? 1 : 0);
     node.rows.forEach((number, slot) => {
       const row = model.rows[number];
       if (!row) return;
+      const run = model.running.get(number);
       const last = row.size - 1;
-      const left = Math.max(this.gutter, this.x(last < 0 ? node.since ?? 0 : row.starts[last] + row.lengths[last]));
-      if (now - left > 2) pen.fillRect(left, node.top - top + slot * this.height, now - left, this.height - (this.height > 5 ? 1 : 0));
+      const end = last < 0 ? node.since ?? 0 : row.starts[last] + row.lengths[last];
+      const left = Math.max(this.gutter, this.x(run ? run.start : end));
+      const y = node.top - top + slot * this.height;
+      if (now - left <= 2) return;
+      if (run) {
+        const label = run.label % look.palette.length;
+        pen.fillStyle = this.only !== null && run.label !== this.only ? look.dimmed[label] : look.palette[label];
+        pen.globalAlpha = 0.55;
+        pen.fillRect(left, y, now - left, tall);
+      }
+      pen.globalAlpha = run ? 1 : unknown;
+      pen.fillStyle = look.hatch;
+      pen.fillRect(left, y, now - left, tall);
     });
     pen.globalAlpha = 1;
   },
@@ -286,9 +302,19 @@ const stream = {
     return [...lines, where];
   },
 
+  describeRun(row, run) {
+    const what = run.count === 1 ? "running" : `${text.tasks(run.count)}, running`;
+    const since = `${what} for ${text.seconds((model.now - run.start) / 1000)}, since ${text.clock(run.start, true)}`;
+    return [model.labels[run.label] || "?", since, `${row.node.name}, slot ${row.slot}`];
+  },
+
   tell(event) {
     const { row, index } = this.at(event);
     if (!row) return tip.hide();
+    const run = index == null && model.running.get(row.node.rows[row.slot]);
+    if (run && this.at(event).time >= run.start) {
+      return tip.show(event.clientX, event.clientY, this.describeRun(row, run));
+    }
     if (index == null) {
       const node = row.node;
       return tip.show(event.clientX, event.clientY, [node.name, `slot ${row.slot}`, node.detail || node.machine[1] || ""].filter(Boolean));

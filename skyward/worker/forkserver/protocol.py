@@ -19,6 +19,7 @@ __all__ = [
     "REPORT",
     "REQUEST",
     "SEAT",
+    "SEATED",
     "TRYING",
     "UP",
 ]
@@ -44,6 +45,9 @@ UP, FORKED, FAILED, EXITED = 1, 2, 3, 4  # values: nothing; pid; errno; wait sta
 
 PEAK = 7
 """Before `EXITED`, of a slot that was killed: the most memory that it has used, in units of 1,024 bytes."""
+
+SEATED = 8
+"""Before `FORKED`, of a slot that runs one task at a time: its number for tasks, from 1."""
 
 HUNG = -1
 """In place of a wait status: how the slot ended is not known, since its heir did not answer and was killed."""

@@ -44,6 +44,7 @@ from skyward.worker.forkserver.protocol import (
     REPORT,
     REQUEST,
     SEAT,
+    SEATED,
     TRYING,
     UP,
 )
@@ -189,6 +190,8 @@ class ForkServer:
             return
         if what != FORK_SHARED:
             self.seated[number] = self.seats.take() if self.seat is None else self.seat
+            if self.seat is None:  # an heir is told by its fork server
+                self.report(SEATED, number, self.seated[number])
         if len(fds) != FILES or not self.heirs or not self.heirs.fork(what, number, self.seated.get(number, 0), fds):
             self._fork(what, number, fds)
 

@@ -16,13 +16,13 @@ from typing import Any
 import pytest
 
 import skyward as sky
-from skyward.core.protocol.messages import Began, Failure
+from skyward.core.protocol.messages import Failure
 from skyward.core.spec import Endpoint, Machine, Order
 from skyward.providers.local_agents import greet, start
 from skyward.worker.forkserver.client import ForkServerClient
 from skyward.worker.forkserver.launch import started
 from tests.processes import alive, comm, descendants
-from tests.worker.helpers import ROOT, Owner, owner, wait_for
+from tests.worker.helpers import ROOT, Owner, began, owner, wait_for
 
 LIMITS = [1.2, 60.0]
 INSTALLED = "import site\nsite.getsitepackages = lambda: [{!r}]\n"  # a folder that counts as such
@@ -40,7 +40,7 @@ def stop(pid: int) -> None:
 
 
 def begun(node: Owner, task: int) -> int:
-    node.until(lambda: any(received.message == Began([task]) for received in node.order), "its beginning")
+    node.until(lambda: began(node, task), "its beginning")
     return task
 
 

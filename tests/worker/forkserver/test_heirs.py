@@ -15,12 +15,12 @@ from typing import Any
 import msgpack
 import pytest
 
-from skyward.core.protocol.messages import Began, Failure
+from skyward.core.protocol.messages import Failure
 from skyward.core.system import open_files
 from skyward.worker.forkserver.heirs import Heirs
 from skyward.worker.forkserver.protocol import EXITED, FORK_ISOLATED, HUNG, UP
 from tests.processes import alive, descendants
-from tests.worker.helpers import Owner, owner, wait_for
+from tests.worker.helpers import Owner, began, owner, wait_for
 
 PACKAGES = ("mine", "many", "deadly")
 
@@ -86,7 +86,7 @@ def test_an_heir_that_is_killed_takes_its_slots_along_and_nobody_else(installed:
         node.set_up(**installed)
         heir = slot_of_an_heir(node)
         slot, task = node.call(os.getpid), node.submit(time.sleep, 60)
-        node.until(lambda: any(Began([task]) == received.message for received in node.order), "its beginning")
+        node.until(lambda: began(node, task), "its beginning")
         os.kill(heir, signal.SIGKILL)
         assert node.failed(task).reason == Failure.CRASHED.value
         wait_for(lambda: not alive(slot), "the end of its slot")

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from skyward.core.protocol.messages import Began, Failure
+from skyward.core.protocol.messages import Failure
 from skyward.worker.forkserver.protocol import EXITED, FAILED, FILES, FORK_ISOLATED, KILL, REPORT, REQUEST
 from skyward.worker.forkserver.server import ForkServer, gpu_device
 from skyward.worker.slot import Settings, Slot
 from tests.processes import alive, descendants
-from tests.worker.helpers import Owner, owner, wait_for
+from tests.worker.helpers import Owner, began, owner, wait_for
 
 
 def fork_server(node: Owner) -> int:
@@ -79,8 +79,7 @@ def test_bad_numbers_are_refused() -> None:
 @pytest.mark.slow
 def test_a_killed_fork_server_is_replaced(node: Owner) -> None:
     running = node.submit(time.sleep, 60)
-    begun = Began([running])
-    node.until(lambda: any(received.message == begun for received in node.order), "its beginning")
+    node.until(lambda: began(node, running), "its beginning")
     pid = node.call(os.getpid)
     old = fork_server(node)
     os.kill(old, signal.SIGKILL)
