@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar
 
 from skyward.core.blobs.distributor import ABOUT_BLOBS, Distributor
@@ -94,7 +95,7 @@ class TaskRunner:
     ) -> None:
         self.jobs: dict[int, Job] = {}
         """Tasks that have not settled; other threads may count them."""
-        self._begun: dict[int, Job] = {}  # those that their nodes have reported as begun; other threads may copy it
+        self._begun: dict[int, Job] = {}  # those that their nodes have reported as begun, in the order of the reports
         self.schedule = Schedule()
         self._events = events
         self._snapshots = snapshots
@@ -102,6 +103,8 @@ class TaskRunner:
         self._listeners = listeners
         self._isolated, self._attempts = isolated, attempts
         self._nodes: dict[str, _LiveNode] = {}
+        self.running = partial(_running, self._begun, self._nodes)
+        """Returns the tasks that have run for a moment, the longest first; from any thread."""
         self._distributor = Distributor()
         self.files = NodeFiles(self._distributor)
         self._roll_caller = RollCaller(roll_call, self._held)
@@ -290,15 +293,6 @@ class TaskRunner:
         jobs = [self.jobs[task] for task in self.schedule.out(session.node)]
         return {job.id: job.number for job in jobs if job.number <= arrived and not self._late.holds(job)}
 
-    def running(self) -> list[RunningTask]:
-        """The tasks that have run for a moment, as far as their nodes have reported, the longest first; any thread."""
-        now = time.monotonic()
-        return [
-            RunningTask(job.node, job.slot, job.label, job.options.count, now - job.began)
-            for job in list(self._begun.values())  # in the order of the reports
-            if job.node in self._nodes
-        ]
-
     def _printed(self, node: _LiveNode, message: messages.Output, buffers: list[Filled]) -> None:
         node.output.received(message, buffers)
 
@@ -394,6 +388,12 @@ def _send_code(node: _LiveNode, code: CodeVersion, distributor: Distributor) -> 
     if done is not node.code:
         distributor.release(name, -done.number)
     return code.number, code.since
+
+
+def _running(begun: Mapping[int, Job], nodes: Container[str]) -> list[RunningTask]:
+    now = time.monotonic()
+    jobs = [job for job in list(begun.values()) if job.node in nodes]  # the list is made at once
+    return [RunningTask(job.node, job.slot, job.label, job.options.count, now - job.began) for job in jobs]
 
 
 def _check_answer(message: messages.Done | messages.Failed, node: _LiveNode, job: Job | None) -> None:
