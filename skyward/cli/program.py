@@ -17,6 +17,7 @@ from typing import Any
 from skyward.core import named_pools
 from skyward.core.errors import ConfigError, SkywardError
 from skyward.core.pool import Compute
+from skyward.core.system.machine import core_count
 from skyward.joblib_ext.plugin import JoblibPlugin, SklearnPlugin
 
 __all__ = ["pool_arguments", "run"]
@@ -66,15 +67,11 @@ def pool_arguments(name: str | None, given: dict[str, Any]) -> dict[str, Any]:
     else:
         arguments = dict(given)
     if not {"provider", "concurrency", "worker"} & arguments.keys():
-        arguments["concurrency"] = _cores()  # as many processes as joblib itself would start
+        arguments["concurrency"] = core_count()  # as many processes as joblib itself would start
     plugins = list(arguments.get("plugins", ()))
     if not any(isinstance(plugin, (JoblibPlugin, SklearnPlugin)) for plugin in plugins):
         plugins.append(JoblibPlugin())
     return {**arguments, "plugins": plugins}
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _script(path: str) -> tuple[ModuleType, CodeType]:

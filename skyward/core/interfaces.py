@@ -64,6 +64,8 @@ class Provider(Protocol):
 
     name: ClassVar[str]
     traits: ClassVar[frozenset[Trait]]
+    usual_start: ClassVar[float]
+    """Seconds that a machine usually takes until it is a node; `sky.explain` reckons with it."""
 
     def offers(self, resources: Resources) -> Sequence[Offer]:
         """List the machine types on offer. May omit those that don't meet `resources`; core filters and sorts.

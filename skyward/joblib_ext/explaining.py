@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,13 +13,14 @@ from skyward.core.machines import offer_selection
 from skyward.core.machines.forecast import Cluster, Forecast, Workload, forecast, in_words, merged
 from skyward.core.pool import Compute
 from skyward.core.spec import Allocation, Nodes, Offer, Resources, Worker, parse_seconds
+from skyward.core.system.machine import core_count
+from skyward.core.system.machine import memory as memory_here
 from skyward.joblib_ext.recording import record
 
 __all__ = ["Explanation", "Option", "explain"]
 
 _OFFERS = 3  # of each provider
 _TOGETHER = 8  # processes that run tasks at the same time here, at most
-_START = 100.0  # seconds until a machine of a provider is ready that does not say how long it takes
 _HERE, _NEAR, _FAR = 1e9, 50e6, 12.5e6  # bytes per second: on this machine, to hosts, to rented machines
 _WORTH = 0.6  # share of the time here that it may take elsewhere
 _SAVED = {True: 60.0, False: 15.0}  # seconds that must be saved, with rented machines or others
@@ -187,8 +187,8 @@ def explain(
     worker = worker or Worker()
     slots = max(worker.slots, 1)
     resources = pool_arguments.with_defaults(Resources(machine, accelerator, vcpus, memory, max_price), worker)
-    together = min(slots * (count if _all_here(providers) else 1), _cores(), _TOGETHER)
-    workload = _measure(call, count * slots, together, worker.threads or max(1, _cores() // slots), limit)
+    together = min(slots * (count if _all_here(providers) else 1), core_count(), _TOGETHER)
+    workload = _measure(call, count * slots, together, worker.threads or max(1, core_count() // slots), limit)
     options: list[Option] = []
     problems: list[str] = []
     for each in providers:
@@ -211,8 +211,8 @@ def _checked(call: object, bandwidth: float | None, seconds: float) -> float:
 
 
 def _here(workload: Workload) -> Option:
-    cores = _cores()
-    there = forecast(workload, Cluster(1, cores, cores, _memory(), 0.0, _HERE, 0.0))
+    cores = core_count()
+    there = forecast(workload, Cluster(1, cores, cores, memory_here(), 0.0, _HERE, 0.0))
     return Option("here", "this machine", spot=False, rented=False, nodes=1, slots=cores, forecast=there)
 
 
@@ -239,23 +239,15 @@ def _option(
     workload: Workload, provider: Provider, offer: Offer | None, nodes: int, slots: int, bandwidth: float | None
 ) -> Option:
     is_here = Trait.DRIVER_ENVIRONMENT in provider.traits
-    start = getattr(provider, "usual_start", _START)
+    start = provider.usual_start
     if offer is not None:
         cores: Any = offer.vcpus
         cluster = Cluster(nodes, slots, cores, offer.memory, start, bandwidth or _FAR, offer.price)
         return Option(provider.name, offer.machine, offer.spot, True, nodes, slots, forecast(workload, cluster))
-    cores, memory = (_cores() / nodes, _memory() // nodes) if is_here else (None, None)
+    cores, memory = (core_count() / nodes, memory_here() // nodes) if is_here else (None, None)
     cluster = Cluster(nodes, slots, cores, memory, start, _HERE if is_here else bandwidth or _NEAR, 0.0)
     return Option(provider.name, "", False, False, nodes, slots, forecast(workload, cluster))
 
 
 def _all_here(providers: Sequence[Provider]) -> bool:
     return all(Trait.DRIVER_ENVIRONMENT in provider.traits for provider in providers)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _memory() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

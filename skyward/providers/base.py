@@ -62,7 +62,7 @@ class CloudProvider:
 
     Attributes
     ----------
-    name, traits, patience, listing_delay, poll
+    name, traits, usual_start, patience, listing_delay, poll
         See `skyward.core.interfaces.Rental`.
     retry_for
         Seconds for which a call is retried that failed on the way or was rate-limited.

@@ -56,6 +56,7 @@ from skyward.core.protocol.messages import (
     StreamData,
 )
 from skyward.core.protocol.wire import Received, Role, Wire
+from skyward.core.system import machine
 from skyward.worker import blob_store, scratch
 from skyward.worker.agent_socket import listen
 from skyward.worker.agent_system import AgentSystem
@@ -195,7 +196,7 @@ class Agent:
         self.files: FileService | None = None
         self.loads: LoadReports | None = None
         self.stopped: asyncio.Future[str] = loop.create_future()
-        self.cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self.cores = machine.core_count()
         self._fault: str | None = None  # the error that ended the owner's last connection, if any
         self._early: list[Received] | None = None  # messages that have come while the GPUs are looked for
         self._folder = folder
@@ -315,7 +316,7 @@ class Agent:
     def _facts(self) -> dict[str, Any]:
         return {
             "cores": self.cores,
-            "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+            "memory": machine.memory(),
             "pid": os.getpid(),
             "hostname": socket.gethostname(),
             "python": ".".join(map(str, sys.version_info[:3])),

@@ -13,6 +13,8 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from skyward.core.system import machine
+
 __all__ = ["MachineLoad", "Usage", "busy_of"]
 
 _UNLIMITED = 1 << 60  # bytes; version 1 says that there is no limit by a number about as large
@@ -44,7 +46,7 @@ class MachineLoad:
     def __init__(self, folder: str, root: str = "/", cpus: Collection[int] | None = None) -> None:
         self._folder = folder
         self._root = Path(root)
-        self._cpus = _allowed() if cpus is None else cpus
+        self._cpus = machine.cores() if cpus is None else cpus
         self._memory = self._memory_limit()
         self._quota = self._cpu_quota()
         self._last = self._clocks()
@@ -155,10 +157,6 @@ def busy_of(stat: str, cpus: Collection[int]) -> tuple[float, float] | None:
             total += sum(ticks)
             busy += sum(ticks) - sum(ticks[3:5])
     return (float(busy), float(total)) if total else None
-
-
-def _allowed() -> Collection[int]:
-    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
 
 
 def _numbers(path: Path) -> list[int]:
