@@ -387,7 +387,7 @@ def test_foreign_packages_stay_in_their_rooms() -> None:
 def test_foreign_packages_are_declared() -> None:
     """What is imported is of the standard library or stands in pyproject.toml, so a fresh install has it."""
     declared = {"asyncssh", "botocore", "cloudpickle", "cryptography", "joblib", "libcloud", "msgpack", "platformdirs"}
-    declared |= {"packaging", "requests", "rich", "tenacity", "threadpoolctl", "typer", "xxhash", "zstandard"}
+    declared |= {"packaging", "requests", "rich", "tenacity", "threadpoolctl", "typer", "uv", "xxhash", "zstandard"}
     optional = {"IPython", "numpy", "sklearn"}  # come with the user's own code
     optional |= {"starlette", "uvicorn"}  # the extra [dashboard], without which nothing imports what needs them
     suites = {"hypothesis", "numpy", "pytest"}  # skyward.testing is for those who have them

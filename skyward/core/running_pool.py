@@ -20,7 +20,7 @@ from pathlib import Path
 
 from skyward.core import nesting, pool_arguments, registry
 from skyward.core.audience import Audience, Showing
-from skyward.core.code.local_code import CodeSettings
+from skyward.core.code.local_code import CodeSettings, LocalCode
 from skyward.core.code.survey import is_own
 from skyward.core.errors import VolumeFailed
 from skyward.core.events import Events, Note, PoolClosed, PoolReady, PoolStarted
@@ -92,7 +92,7 @@ class RunningPool:
         )
         runner = self.dispatcher.runner
         self.facts.at_nodes, self.facts.running = runner.schedule.at_nodes, runner.running
-        self.provisioner = Provisioner(_plan(settings), runner, events, bring=runner.files.bring)
+        self.provisioner = Provisioner(_plan(settings, self.dispatcher.code), runner, events, bring=runner.files.bring)
         self._closing = threading.Lock()  # taken by the first thread that closes, and never released
         self._ended = threading.Event()
         self._unsaved = ""  # what tasks wrote to buckets and is not there, and why
@@ -382,8 +382,9 @@ async def _open_stream(address: str) -> Channel:
     return channel
 
 
-def _plan(settings: PoolSettings) -> Plan:
+def _plan(settings: PoolSettings, code: LocalCode | None) -> Plan:
     """What the pool wants of its provisioner."""
+    packages = settings.packages
     return Plan(
         settings.providers,
         settings.nodes,
@@ -391,8 +392,9 @@ def _plan(settings: PoolSettings) -> Plan:
         settings.image,
         _setup(settings),
         Timing(),
-        None if settings.packages is None else settings.packages.lists,
+        None if packages is None else packages.lists,
         settings.budget,
+        None if packages is None or code is None else packages.builds(code.compiled).lack,
     )
 
 

@@ -349,6 +349,8 @@ class Offer:
         If `region` is a zone, the region it belongs to. A refusal for a region covers its zones.
     usable
         How many of the accelerators are GPUs that ``Worker(gpus=...)`` can share out; None: all of them.
+    architecture
+        As ``uname -m`` prints it on such machines, ``"x86_64"`` or ``"aarch64"``; None if the provider does not say.
     """
 
     machine: str
@@ -363,6 +365,7 @@ class Offer:
     extra: Mapping[str, object] = field(default_factory=dict, compare=False, repr=False)
     zone_of: str | None = None
     usable: int | None = None
+    architecture: str | None = None
 
     @property
     def gpus(self) -> int:

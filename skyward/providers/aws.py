@@ -495,6 +495,7 @@ def _architecture(kind: InstanceType) -> str | None:
 
 def _offer(kind: InstanceType, region: str, zone: str, spot: bool, price: float | None) -> Offer:
     chips = max(kind.accelerators, key=lambda chip: chip.count, default=None)
+    architecture = _architecture(kind)
     nvidia = bool(chips and chips.manufacturer.upper() == "NVIDIA")  # our images have no driver for any other
     return Offer(
         machine=kind.name,
@@ -506,9 +507,10 @@ def _offer(kind: InstanceType, region: str, zone: str, spot: bool, price: float 
         region=zone,
         spot=spot,
         price=price,
-        extra={"architecture": _architecture(kind), "nvidia": nvidia},
+        extra={"architecture": architecture, "nvidia": nvidia},
         zone_of=region,
         usable=None if nvidia else 0,
+        architecture={"arm64": "aarch64"}.get(architecture or "", architecture),
     )
 
 

@@ -9,6 +9,7 @@ import time
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.machinery import EXTENSION_SUFFIXES
 
 from skyward.core.blobs.snapshots import Snapshot, Snapshots, digest
 from skyward.core.code.bundles import Bundles
@@ -195,6 +196,17 @@ class LocalCode:
             for unit in (survey.units.values() if survey is not None else ())
             if unit.name in self._listings
         ]
+
+    def compiled(self) -> list[str]:
+        """Return the names of modules that exist in compiled form only, and so work on machines like this one only."""
+        found: set[str] = set()
+        for listing in list(self._listings.values()):
+            stems = {path.removesuffix(".py") for path in listing.files if path.endswith(".py")}
+            for path in listing.files:
+                ending = next((ending for ending in EXTENSION_SUFFIXES if path.endswith(ending)), None)
+                if ending is not None and (stem := path.removesuffix(ending)) not in stems:
+                    found.add(stem.replace("/", "."))
+        return sorted(found)
 
     # --- a check ---
 

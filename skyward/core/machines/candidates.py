@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from skyward.core.errors import NoOffer, SkywardError
+from skyward.core.errors import NoOffer, PackagesFailed, SkywardError
 from skyward.core.interfaces import Provider
 from skyward.core.machines import offer_selection
 from skyward.core.machines.fleet_events import Candidate
 from skyward.core.machines.plan import Plan
 from skyward.core.machines.provider_calls import ProviderCalls, checked_list
 from skyward.core.machines.refusals import without_name
+from skyward.core.packages.lists import MACHINES, Lack
 from skyward.core.spec import Offer, Offers
 
 __all__ = ["find_candidates"]
@@ -60,12 +61,43 @@ async def _offers(plan: Plan, source: int, calls: ProviderCalls, warn: Callable[
     chosen = offer_selection.select(offers, order.resources, order.allocation)
     if not chosen:
         raise NoOffer(f"{provider.name}: {offer_selection.nearest(offers, order.resources, order.allocation)}")
+    fitting = await _buildable(plan, provider, chosen, calls, warn)
     if plan.budget is None:
-        return chosen
-    priced = [offer for offer in chosen if offer.price is not None]
+        return fitting
+    priced = [offer for offer in fitting if offer.price is not None]
     if not priced:
-        raise NoOffer(f"{provider.name}: it does not say what {chosen[0].machine} costs, so no budget can be kept")
+        raise NoOffer(f"{provider.name}: it does not say what {fitting[0].machine} costs, so no budget can be kept")
     return priced
+
+
+async def _buildable(
+    plan: Plan, provider: Provider, offers: Sequence[Offer], calls: ProviderCalls, warn: Callable[[str], None]
+) -> Sequence[Offer]:
+    """The offers of machines that can have all that nodes need or, if there is none, all that they can't do without."""
+    lack = plan.lack
+    if lack is None:
+        return offers
+    kinds = {offer.architecture for offer in offers}
+    lacks = {kind: await calls.run(_lack, lack, kind) for kind in kinds}
+    whole = [offer for offer in offers if lacks[offer.architecture] is None]
+    if whole:
+        return whole
+    usable = [offer for offer in offers if (known := lacks[offer.architecture]) and not known.is_fatal]
+    first = lacks[(usable or offers)[0].architecture]
+    assert first is not None
+    if not usable:
+        raise PackagesFailed(
+            f"{provider.name}: {first.text}. Nothing was rented; name a version that has one, in sky.Image(pip=[...]), "
+            "or another kind of machine"
+        )
+    warn(f"{provider.name}: {first.text}, so tasks that need it will fail")
+    return usable
+
+
+def _lack(lack: Callable[[str], Lack | None], architecture: str | None) -> Lack | None:
+    """What machines of an architecture lack; of one that is not known, only what all of them do."""
+    lacks = [lack(machine) for machine in (MACHINES if architecture is None else (architecture,))]
+    return None if None in lacks else lacks[0]
 
 
 def _refusal(provider: Provider, error: SkywardError) -> str:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
 from skyward.core.image import Image
 from skyward.core.interfaces import Provider, Rental, Trait
 from skyward.core.nodes.timing import Timing
-from skyward.core.packages.lists import PackageLists
+from skyward.core.packages.lists import Lack, PackageLists
 from skyward.core.protocol.messages import Setup
 from skyward.core.spec import Nodes, Order
 
@@ -38,6 +38,8 @@ class Plan:
         What nodes install; None for what the image says.
     budget
         US dollars that the pool may cost; None for no limit.
+    lack
+        Returns what of it machines of an architecture can't have, if anything; it may take seconds. None: not known.
     """
 
     providers: Sequence[Provider]
@@ -48,6 +50,7 @@ class Plan:
     timing: Timing
     packages: PackageLists | None = None
     budget: float | None = None
+    lack: Callable[[str], Lack | None] | None = None
 
     @property
     def rentals(self) -> list[Rental]:

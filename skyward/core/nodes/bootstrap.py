@@ -21,7 +21,7 @@ import re
 import secrets
 import shlex
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -31,7 +31,6 @@ from skyward.core import requirements
 from skyward.core.errors import BootstrapFailed, ConfigError, LinkError, PackagesFailed, PythonNotFound
 from skyward.core.image import Image
 from skyward.core.interfaces import CommandOutput, Shell
-from skyward.core.nodes import installer_settings
 from skyward.core.nodes.bootstrap_scripts import (
     BUILD,
     DISKS,
@@ -43,15 +42,20 @@ from skyward.core.nodes.bootstrap_scripts import (
     NOEXEC,
     OFFLINE,
     PRELUDE,
+    PYTHON,
     START,
     SUPPLY,
     after,
 )
 from skyward.core.nodes.environment_lists import environment_key, place, plain_hosts, requirement_lists, with_paths
+from skyward.core.nodes.findings import Findings
+from skyward.core.nodes.host_tools import send_python, send_uv
 from skyward.core.nodes.node_package import node_code, node_code_name
-from skyward.core.packages.fetch import Target, pip_wheel
+from skyward.core.packages import installer_settings
 from skyward.core.packages.fetch import fetch as fetch_wheels
-from skyward.core.packages.lists import PackageLists
+from skyward.core.packages.fetch import pip_wheel
+from skyward.core.packages.lists import PackageLists, driver_kind
+from skyward.core.packages.uv_program import uv_name
 from skyward.core.protocol.framing import frame
 from skyward.core.system.launch import RUN
 from skyward.core.system.socket_paths import LONGEST
@@ -125,22 +129,6 @@ async def bootstrap(
     return await _Bootstrap(shell, image, packages, on_step, python, prelude).run(orphan_timeout)
 
 
-@dataclass(frozen=True, slots=True)
-class _Findings:
-    """What inspecting the machine found."""
-
-    root: str
-    env: str
-    env_is_complete: bool
-    has_code: bool
-    system: str
-    glibc: str
-    uv: str
-    pythons: tuple[str, ...]
-    other_pythons: tuple[str, ...]
-    missing_packages: tuple[str, ...]
-
-
 class _Bootstrap:
     """One machine being prepared."""
 
@@ -161,7 +149,7 @@ class _Bootstrap:
         self._packages = packages or PackageLists(resolved=tuple(image.pip))
         self._requirements = requirement_lists(image, self._packages)
         self._code = node_code_name()
-        self._found: _Findings | None = None
+        self._found: Findings | None = None
         self._run = ""
         self._reaches_index = True
         self._supplies = itertools.count(1)
@@ -171,15 +159,15 @@ class _Bootstrap:
         if found.missing_packages:
             await self._install_packages(found)
         if not found.env_is_complete:
-            await self._build(found)
+            found = await self._build(found)
         if not found.has_code:
             await self._send(node_code(), f"{found.root}/code/{self._code}", "sending the code")
         return await self._start(found, orphan_timeout)
 
     # --- steps ---
 
-    async def _inspect(self) -> _Findings:
-        packages = [_package_name(name) for name in self._image.apt]
+    async def _inspect(self) -> Findings:
+        packages = {name: _package_name(name) for name in self._image.apt}
         done = await self._step(
             "inspecting the host",
             INSPECT,
@@ -187,35 +175,18 @@ class _Bootstrap:
                 "minor": self._image.python_version,
                 "key": environment_key(self._image, self._requirements, self._packages.driver),
                 "code": self._code,
-                "packages": " ".join(packages),
+                "packages": " ".join(packages.values()),
                 "asked": self._python,
+                "tool": uv_name(),
             },
             limit=_INSPECT_LIMIT,
         )
-        facts: dict[str, list[str]] = {}
-        for line in done.stdout.splitlines():
-            name, _, value = line.partition(" ")
-            facts.setdefault(name, []).append(value)
-        if "end" not in facts:
+        found = Findings.read(done.stdout, packages)
+        if found is None:
             self._fail("inspecting the host", done)
-        installed = set(facts.get("package", []))
-        one = {name: values[0] for name, values in facts.items()}
-        return _Findings(
-            root=one["root"],
-            env=one["env"],
-            env_is_complete="complete" in facts,
-            has_code="has_code" in facts,
-            system=one.get("system", "?"),
-            glibc=one.get("glibc", ""),
-            uv=one.get("uv", ""),
-            pythons=tuple(dict.fromkeys(facts.get("python", []))),
-            other_pythons=tuple(sorted(set(facts.get("other", [])))),
-            missing_packages=tuple(
-                asked for asked, name in zip(self._image.apt, packages, strict=True) if name not in installed
-            ),
-        )
+        return found
 
-    async def _install_packages(self, found: _Findings) -> None:
+    async def _install_packages(self, found: Findings) -> None:
         names = " ".join(shlex.quote(name) for name in found.missing_packages)
         install = f"$sudo apt-get install -y --no-install-recommends {names}"
         # sudo drops all variables that it is not told to keep.
@@ -236,10 +207,19 @@ class _Bootstrap:
             environment=self._image.env,
         )
 
-    async def _build(self, found: _Findings) -> None:
-        """Make the environment. If the base Python there can't install pip, the driver's own wheel is sent."""
-        if not found.pythons and (self._python or not found.uv):
+    async def _build(self, found: Findings) -> Findings:
+        """Make the environment, and return what is there then.
+
+        If the base Python there can't install pip, the driver's own wheel is sent.
+        """
+        if not found.pythons and self._python:
             self._no_python(found)
+        if not found.uv:
+            found = self._found = replace(found, uv=await self._send_uv(found))
+        if not found.pythons:
+            found = self._found = await self._bring_python(found)
+            if found.env_is_complete:
+                return found
         step = f"making an environment with {'uv' if found.uv else found.pythons[0]}"
         values = self._installer(found, self._packages)
         done = await self._install(step, BUILD, values, self._packages)
@@ -252,8 +232,40 @@ class _Bootstrap:
             self._no_python(found, done)
         if done.status != 0:
             self._fail(step, done)
+        return found
 
-    def _installer(self, found: _Findings, packages: PackageLists) -> dict[str, str]:
+    async def _send_uv(self, found: Findings) -> str:
+        return await send_uv(
+            self._shell,
+            found.root,
+            found.target(self._image.python_version),
+            system=found.system,
+            driver=self._packages.driver or driver_kind(),
+            needed=not found.pythons,
+            on_step=self._on_step,
+        )
+
+    async def _bring_python(self, found: Findings) -> Findings:
+        """Have uv there install a Python or, where it can't, send one; return what is found then."""
+        target = found.target(self._image.python_version)
+        done = CommandOutput(NO_PYTHON, "", "")
+        if found.uv:
+            values = {"root": found.root, "uv": found.uv, "minor": target.python}
+            step = f"installing Python {target.python} with uv"
+            done = await self._step(step, PYTHON, values, limit=_BUILD_LIMIT, may_fail=True)
+        if done.status != 0:
+            try:
+                done = await send_python(self._shell, found.root, target, self._on_step)
+            except PythonNotFound as error:
+                self._no_python(found, done, str(error))
+            except (OSError, TimeoutError) as error:
+                self._fail("sending Python", CommandOutput(1, "", str(error)), error)
+        there = await self._inspect()
+        if not there.pythons:
+            self._no_python(found, done)
+        return there
+
+    def _installer(self, found: Findings, packages: PackageLists) -> dict[str, str]:
         return {
             "root": found.root,
             "env": found.env,
@@ -351,9 +363,7 @@ class _Bootstrap:
         found = self._found
         assert found is not None
         self._on_step("fetching packages for the host, which reaches no package index")
-        version = re.fullmatch(r"glibc 2\.(\d+).*", found.glibc)
-        machine = found.system.rpartition(" ")[2]
-        target = Target(machine, int(version[1]) if version else 0, self._image.python_version)
+        target = found.target(self._image.python_version)
         resolve = found.system != self._packages.driver
         wheels = await asyncio.to_thread(fetch_wheels, lines, target, resolve=resolve)
         folder = f"{found.root}/wheels"
@@ -390,7 +400,7 @@ class _Bootstrap:
             )
             self._fail(step, CommandOutput(1, disks.stdout, str(error)), error)
 
-    async def _start(self, found: _Findings, orphan_timeout: float) -> AgentAddress:
+    async def _start(self, found: Findings, orphan_timeout: float) -> AgentAddress:
         identity = secrets.token_hex(8)
         run = folder = self._run = f"{found.root}/run/{identity}"
         if len(os.fsencode(f"{folder}/agent.sock")) > LONGEST:
@@ -421,7 +431,7 @@ class _Bootstrap:
             self._fail("starting the agent", done)
         return AgentAddress(address, secret, self._relay(found, address), self.supply)
 
-    def _relay(self, found: _Findings, address: str) -> str:
+    def _relay(self, found: Findings, address: str) -> str:
         places = (f"{found.root}/code/{self._code}", f"{found.env}/bin/python", address)
         code, python, socket = map(shlex.quote, places)
         return f"exec {python} -P -c {shlex.quote(RUN.format('skyward.worker.stdio'))} {code} {socket}"
@@ -518,7 +528,7 @@ class _Bootstrap:
             )
         return None
 
-    def _no_python(self, found: _Findings, done: CommandOutput | None = None) -> NoReturn:
+    def _no_python(self, found: Findings, done: CommandOutput | None = None, here: str = "") -> NoReturn:
         minor = self._image.python_version
         if self._python:
             raise PythonNotFound(
@@ -529,6 +539,7 @@ class _Bootstrap:
             )
         others = f"; it has {', '.join(found.other_pythons)}" if found.other_pythons else ""
         tried = ", and uv there could not install it" if found.uv else ""
+        tried += f"; from here, none can be sent: {here}" if here else ""
         raise PythonNotFound(
             f"no Python {minor} on the host ({found.system}){others}{tried}. Pickled functions need the same minor "
             f"version: install Python {minor} or uv there, or run the driver with a version that the host has"

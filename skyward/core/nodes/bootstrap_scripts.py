@@ -20,6 +20,7 @@ __all__ = [
     "NO_PYTHON",
     "OFFLINE",
     "PRELUDE",
+    "PYTHON",
     "START",
     "SUPPLY",
     "after",
@@ -76,13 +77,15 @@ machine=$(uname -m)
 report root "$root"
 report system "$(uname -s) $machine"
 report glibc "$(getconf GNU_LIBC_VERSION 2>/dev/null)"
-mkdir -p "$root/envs" "$root/code" "$root/run" && : >"$root/.write.$$" && rm -f "$root/.write.$$" || { disks; exit 1; }
+mkdir -p "$root/envs" "$root/code" "$root/run" "$root/tools" "$root/pythons" &&
+    : >"$root/.write.$$" && rm -f "$root/.write.$$" || { disks; exit 1; }
 
 uv=$(command -v uv)
 case $uv in /*) ;; *) uv= ;; esac
 for d in "$HOME/.local/bin" "$HOME/.cargo/bin" /opt/bin /usr/local/bin /opt/homebrew/bin; do
     if [ -z "$uv" ] && [ -x "$d/uv" ]; then uv=$d/uv; fi
 done
+if [ -z "$uv" ] && [ -x "$root/tools/$tool-$machine" ]; then uv=$root/tools/$tool-$machine; fi
 report uv "$uv"
 
 first=
@@ -94,7 +97,8 @@ fi
 IFS=:
 for d in $PATH /usr/local/bin /usr/bin "/opt/python/$minor/bin" "$HOME/.pyenv/versions/$minor".*/bin \
     "$HOME/.local/bin" "$HOME"/.local/share/uv/python/cpython-"$minor".*/bin /opt/homebrew/bin /opt/conda/bin \
-    "$HOME"/*conda*/bin "$HOME"/*forge*/bin "$HOME"/*conda*/envs/*/bin "$HOME"/*forge*/envs/*/bin; do
+    "$HOME"/*conda*/bin "$HOME"/*forge*/bin "$HOME"/*conda*/envs/*/bin "$HOME"/*forge*/envs/*/bin \
+    "$root"/pythons/cpython-"$minor".*-"$machine"-*/bin; do
     case $d in */shims | '') continue ;; esac # pyenv's, which run whichever version is selected at the moment
     if [ -x "$d/python$minor" ] && [ -z "$asked" ]; then
         report python "$d/python$minor"
@@ -148,10 +152,13 @@ install() { # command: those with hashes separately, since then all their depend
         return 1
     done
 }
-with_uv() {
+with_uv() { # where it can't do its work; what it finds wrong with requirements is wrong for pip, too
     [ -n "$uv" ] && apply_settings uv || return 1
     if [ -n "$quick" ]; then export UV_HTTP_RETRIES=0 UV_HTTP_CONNECT_TIMEOUT=5; fi
-    install "$uv" pip install --quiet --python "$env/bin/python"
+    status=
+    install "$uv" pip install --quiet --python "$env/bin/python" && return 0
+    [ "$status" != 1 ] || fail 1
+    return 1
 }
 with_pip() { # python: with its own pip, with the one it bundles, or with ours
     if "$1" -c 'import pip, sys; sys.exit([*map(int, pip.__version__.split(".")[:2])] < [22, 3])' 2>/dev/null; then
@@ -185,6 +192,17 @@ export LC_ALL
 unset PYTHONHOME PYTHONPATH VIRTUAL_ENV CONDA_PREFIX UV_WORKING_DIR UV_PROJECT
 umask 077
 requirements=$(cat)
+"""
+)
+
+# Has uv install a Python, as the host's settings say where from. Without a network that fails at once.
+PYTHON = (
+    DISKS
+    + r"""
+exec 2>&1
+umask 077
+UV_PYTHON_INSTALL_DIR=$root/pythons UV_PYTHON_INSTALL_BIN=0 UV_HTTP_RETRIES=0 UV_HTTP_CONNECT_TIMEOUT=5 \
+    "$uv" python install --quiet "$minor" || { disks; exit 72; }
 """
 )
 
@@ -226,19 +244,11 @@ rm -f "$test"
 
 fresh() { # python: make an empty environment of it
     rm -rf "$env"
-    case $1 in
-    */*)
-        # Nothing is fetched, so no setting of the host's is useful here, and some would take another Python, or none.
-        if [ -n "$uv" ] && (
-            unset UV_CONFIG_FILE UV_MANAGED_PYTHON UV_PYTHON_PREFERENCE UV_SYSTEM_PYTHON UV_VENV_SEED
-            UV_NO_CONFIG=1 "$uv" venv --quiet --python "$1" "$env"
-        ); then return 0; fi
-        ;;
-    *)
-        [ -n "$uv" ] && "$uv" venv --quiet --python "$1" "$env"
-        return
-        ;;
-    esac
+    # Nothing is fetched, so no setting of the host's is useful here, and some would take another Python, or none.
+    if [ -n "$uv" ] && (
+        unset UV_CONFIG_FILE UV_MANAGED_PYTHON UV_PYTHON_PREFERENCE UV_SYSTEM_PYTHON UV_VENV_SEED
+        UV_NO_CONFIG=1 "$uv" venv --quiet --python "$1" "$env"
+    ); then return 0; fi
     rm -rf "$env"
     "$1" -m venv --without-pip "$env" || { rm -rf "$env"; "$1" -m virtualenv --quiet --no-seed "$env"; }
 }
@@ -255,9 +265,8 @@ for p in $pythons; do
     fi
 done
 unset IFS
-if [ -z "$python" ]; then
-    if [ -n "$uv" ] && [ -z "$asked" ] && fresh "$minor"; then python=$env/bin/python; else fail 72; fi
-fi
+[ -n "$python" ] || fail 72
+case $uv in "$root"/tools/*) touch "$uv" ;; esac
 lists=$env into=
 write_lists || fail 1
 echo @installing
@@ -363,7 +372,7 @@ sweep() {
         d=${f%/.complete}
         grep -qs " ${d##*/} " "$root"/run/*/owner || rm -rf "$d" "$d.lock"
     done
-    find "$root/code" "$root/wheels" "$root/chunks" -type f -mtime +60 -exec rm -f {} +
+    find "$root/code" "$root/wheels" "$root/chunks" "$root/tools" -type f -mtime +60 -exec rm -f {} +
 }
 sweep_runs >/dev/null 2>&1 </dev/null
 if [ -z "$(find "$root/.swept" -mtime -1 2>/dev/null)" ]; then sweep >/dev/null 2>&1 </dev/null; fi

@@ -20,11 +20,11 @@ from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
 from skyward.core.packages.installed import Distribution
+from skyward.core.packages.lists import MACHINES
 from skyward.core.requirements import has_hash
 
 __all__ = [
     "INSTALLERS",
-    "MACHINES",
     "OPTIONS",
     "OWN",
     "TOOLS",
@@ -35,9 +35,6 @@ __all__ = [
     "for_node",
     "parse",
 ]
-
-MACHINES = ("x86_64", "aarch64")
-"""Architectures of nodes; which one a machine has is known once it is there."""
 
 OWN = "skyward-cloud"  # nodes get our code in another way
 

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import platform
 from dataclasses import dataclass
 
-__all__ = ["PackageLists", "Wheel"]
+__all__ = ["MACHINES", "Lack", "PackageLists", "Wheel", "driver_kind"]
+
+MACHINES = ("x86_64", "aarch64")
+"""Architectures of nodes; which one a machine has is known once it is there."""
+
+
+def driver_kind() -> str:
+    """Return the kind of this machine, as ``uname -sm`` prints it."""
+    return f"{platform.system()} {platform.machine()}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,3 +62,19 @@ class PackageLists:
     driver: str = ""
     wheels: tuple[Wheel, ...] = ()
     named: PackageLists | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Lack:
+    """What there is no build of for a kind of machine.
+
+    Attributes
+    ----------
+    text
+        What, in words.
+    is_fatal
+        Whether nodes can't do without; otherwise it is only known that the program imports it somewhere.
+    """
+
+    text: str
+    is_fatal: bool

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import functools
-import platform
 import sys
 import types
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from packaging.utils import canonicalize_name
 from platformdirs import user_cache_path
 
 from skyward.core.errors import ConfigError
 from skyward.core.image import Image
+from skyward.core.packages.builds import Builds
 from skyward.core.packages.closure import INSTALLERS, OWN, TOOLS, Apart, Closure, Request, close, parse
 from skyward.core.packages.installed import Installed
-from skyward.core.packages.lists import PackageLists, Wheel
+from skyward.core.packages.lists import PackageLists, Wheel, driver_kind
 from skyward.core.packages.rebuild import rebuild
 from skyward.core.packages.references import find_references
 from skyward.core.requirements import NEEDED, has_hash
@@ -71,7 +71,7 @@ class PackagePlan:
         wheels = self._wheels(one for one in more.apart if one not in self.closure.apart)
         if not (exact or resolved or wheels):
             return None
-        return PackageLists(exact, resolved, _kind(), wheels)
+        return PackageLists(exact, resolved, driver_kind(), wheels)
 
     @property
     def summary(self) -> str:
@@ -96,6 +96,16 @@ class PackagePlan:
         """What to install on each node."""
         return self._lists(self.closure, self._named)
 
+    def builds(self, compiled: Callable[[], Sequence[str]]) -> Builds:
+        """What there are builds of for which machines.
+
+        Parameters
+        ----------
+        compiled
+            Returns the names of the user's own modules that exist in compiled form only.
+        """
+        return Builds(self._image, self.lists, compiled)
+
     @property
     def _named(self) -> PackageLists | None:
         """What the image and its plugins name, without what was found in the program; None if that is all there is."""
@@ -103,12 +113,7 @@ class PackagePlan:
         return None if self._image.sync == "all" or named == self.closure else self._lists(named)
 
     def _lists(self, closure: Closure, named: PackageLists | None = None) -> PackageLists:
-        return PackageLists(closure.exact, closure.resolved, _kind(), self._wheels(closure.apart), named)
-
-
-def _kind() -> str:
-    """The kind of this machine, as ``uname -sm`` prints it."""
-    return f"{platform.system()} {platform.machine()}"
+        return PackageLists(closure.exact, closure.resolved, driver_kind(), self._wheels(closure.apart), named)
 
 
 def _names(image: Image, main: types.ModuleType, installed: Installed) -> list[str]:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
 import pytest
 
-from skyward.core.errors import AuthFailed, NoOffer, SkywardError
+from skyward.core.errors import AuthFailed, NoOffer, PackagesFailed, SkywardError
 from skyward.core.image import Image
 from skyward.core.interfaces import Provider, Trait
 from skyward.core.machines.candidates import find_candidates
 from skyward.core.machines.fleet_events import Candidate
 from skyward.core.machines.plan import Plan
 from skyward.core.machines.provider_calls import ProviderCalls
+from skyward.core.packages.lists import Lack
 from skyward.core.spec import Machine, MachineId, Nodes, Offer, Offers, Order, Resources
 from tests.core.memory_agent import QUICK, SETUP
 
@@ -55,10 +56,14 @@ DENIED = AuthFailed("shop: no credentials")
 
 
 def find(
-    *providers: Provider, allocation: str = "on-demand", budget: float | None = None, **wanted: Any
+    *providers: Provider,
+    allocation: str = "on-demand",
+    budget: float | None = None,
+    lack: Callable[[str], Lack | None] | None = None,
+    **wanted: Any,
 ) -> tuple[list[Candidate], list[str]]:
     order = replace(Order("tag", 1, Resources(**wanted)), allocation=allocation)
-    plan = Plan(providers, Nodes(1, 1), order, Image(), SETUP, QUICK, budget=budget)
+    plan = Plan(providers, Nodes(1, 1), order, Image(), SETUP, QUICK, budget=budget, lack=lack)
     warnings: list[str] = []
 
     async def main() -> list[Candidate]:
@@ -115,3 +120,24 @@ def test_with_a_budget_only_offers_with_a_price_count() -> None:
         find(Shop([unknown]), budget=5.0, machine="cheap")
     assert find(Shop([unknown]), machine="cheap")[0]
     assert find(Hosts([]), budget=5.0)[0] == [Candidate(0, None)]
+
+
+X86, ARM = replace(DEAR, machine="x86", architecture="x86_64"), replace(CHEAP, machine="arm", architecture="aarch64")
+
+
+def test_machines_for_which_packages_have_no_build_are_not_taken() -> None:
+    def lack(machine: str) -> Lack | None:
+        return Lack("fast==1.0 has no build for aarch64", is_fatal=True) if machine == "aarch64" else None
+
+    assert find(Shop([ARM, X86]), lack=lack) == ([Candidate(0, X86)], [])
+    assert find(Shop([CHEAP]), lack=lack) == ([Candidate(0, CHEAP)], []), "it may be one that has it"
+    with pytest.raises(PackagesFailed, match=r"shop: fast==1\.0 has no build for aarch64\. Nothing was rented"):
+        find(Shop([ARM]), lack=lack)
+    assert find(Shop([ARM]), Shop([X86]), lack=lack)[0] == [Candidate(1, X86)]
+    assert find(Hosts([]), lack=lack)[0] == [Candidate(0, None)], "it costs nothing to look there"
+
+
+def test_what_may_not_be_needed_is_said_before_a_machine_is_rented_that_can_not_have_it() -> None:
+    found, warnings = find(Shop([ARM]), lack=lambda _: Lack("your fast is compiled for Linux x86_64", is_fatal=False))
+    assert found == [Candidate(0, ARM)]
+    assert warnings == ["shop: your fast is compiled for Linux x86_64, so tasks that need it will fail"]

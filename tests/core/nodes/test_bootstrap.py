@@ -137,6 +137,14 @@ def uv() -> dict[str, str]:
     return {"/opt/bin/uv": program}
 
 
+def installing(fresh_host: Callable[..., Host], *, with_uv: bool, **options) -> Host:
+    """A host that has uv, or one to which none can be sent, so that pip makes environments."""
+    host = fresh_host(files=uv() if with_uv else {}, **options)
+    if not with_uv:
+        host.run("sh", "-c", 'rm "$(command -v gzip)"', check=True)
+    return host
+
+
 def failure(boot: Boot, host: Host, kind: type[BootstrapFailed] = BootstrapFailed, image: Image | None = None, **more):
     with pytest.raises(BootstrapFailed) as caught:
         boot(host, image, **more)
@@ -174,7 +182,7 @@ def test_uv_makes_the_environment_where_it_is(boot, fresh_host):
 @pytest.mark.lab
 @pytest.mark.parametrize("with_uv", [True, False], ids=["uv", "pip"])
 def test_requirements_come_from_the_index_that_the_image_names(boot, fresh_host, index, with_uv):
-    host = fresh_host(files=uv() if with_uv else {})
+    host = installing(fresh_host, with_uv=with_uv)
     image = Image(pip=["joblib"], index=index.replace("http://", "http://name:secret@"))
     boot(host, image)
     python = f"{CACHE}/envs/{environments(host)[0]}/bin/python"
@@ -312,6 +320,7 @@ def test_a_python_without_pip_gets_the_drivers(boot, fresh_host):
     host = fresh_host()
     site = f"/opt/python/{MINOR}/lib/python{MINOR}"
     # as Debian's python3 without python3-venv
+    host.run("sh", "-c", 'rm "$(command -v gzip)"', check=True)  # no uv either
     for folder in (f"{site}/ensurepip", f"{site}/site-packages"):
         host.run("mount", "-t", "tmpfs", "empty", folder, check=True)
     start = boot(host)
@@ -338,7 +347,8 @@ def test_debian_packages_need_root(boot, fresh_host, index):
 
 
 @pytest.mark.lab
-def test_no_python_names_those_that_are_there(boot, fresh_host):
+def test_no_python_names_those_that_are_there(boot, fresh_host, monkeypatch):
+    monkeypatch.setenv("UV_OFFLINE", "1")
     host = fresh_host(pythons=())
     text = failure(boot, host, PythonNotFound)
     assert f"no Python {MINOR}" in text
@@ -347,7 +357,8 @@ def test_no_python_names_those_that_are_there(boot, fresh_host):
 
 
 @pytest.mark.lab
-def test_a_python_that_does_not_run_is_none(boot, fresh_host):
+def test_a_python_that_does_not_run_is_none(boot, fresh_host, monkeypatch):
+    monkeypatch.setenv("UV_OFFLINE", "1")
     host = fresh_host(pythons=())
     host.run("sh", "-c", f"echo garbage >/usr/local/bin/python{MINOR}; chmod +x /usr/local/bin/python{MINOR}")
     assert "garbage" in failure(boot, host, PythonNotFound)
@@ -396,7 +407,8 @@ def module_host(fresh_host: Callable[..., Host]) -> Host:
 
 
 @pytest.mark.lab
-def test_a_prelude_makes_the_environment_of_all_that_follows(boot, fresh_host, index):
+def test_a_prelude_makes_the_environment_of_all_that_follows(boot, fresh_host, index, monkeypatch):
+    monkeypatch.setenv("UV_OFFLINE", "1")
     host = module_host(fresh_host)
     assert "no Python" in failure(boot, host, PythonNotFound)
     start = boot(host, prelude="module load python")
@@ -426,7 +438,7 @@ def test_the_python_that_is_asked_for_is_used_and_no_other(boot, fresh_host):
 @pytest.mark.lab
 @pytest.mark.parametrize("with_uv", [True, False], ids=["uv", "pip"])
 def test_the_images_variables_hold_while_packages_are_installed(boot, fresh_host, index, with_uv):
-    host = fresh_host(files=uv() if with_uv else {})
+    host = installing(fresh_host, with_uv=with_uv)
     name = "UV_INDEX_URL" if with_uv else "PIP_INDEX_URL"
     host_name = index.split("//")[1].split("/")[0].partition(":")[0]
     env = {name: index, "UV_INSECURE_HOST": host_name, "PIP_TRUSTED_HOST": host_name, "not a name": "x", "root": "/no"}
@@ -448,7 +460,7 @@ UV_TOML = 'python-preference = "only-managed"\n[pip]\ntarget = "/root/libs"\nreq
 @pytest.mark.parametrize("with_uv", [True, False], ids=["uv", "pip"])
 def test_settings_of_the_host_that_suit_other_work_break_nothing(boot, fresh_host, index, wheels, with_uv):
     """And requirements with hashes are checked, beside those that have none."""
-    host = fresh_host(files=uv() if with_uv else {})
+    host = installing(fresh_host, with_uv=with_uv)
     for path, text in (("pip/pip.conf", PIP_CONF), ("uv/uv.toml", UV_TOML)):
         (host.root / "root/.config" / path).parent.mkdir(parents=True)
         (host.root / "root/.config" / path).write_text(text)
@@ -477,7 +489,7 @@ def test_a_repository_needs_its_program_on_the_host(boot, fresh_host, index):
 @pytest.mark.lab
 @pytest.mark.parametrize("with_uv", [True, False], ids=["uv", "pip"])
 def test_a_full_disk_is_said_with_what_is_free(boot, fresh_host, index, with_uv):
-    host = fresh_host(disk="3m", files=uv() if with_uv else {})
+    host = installing(fresh_host, with_uv=with_uv, disk="3m")
     text = failure(boot, host, image=Image(pip=["joblib"], index=index))
     assert re.search(rf"the disk with {CACHE} \(mounted at /root\) is full \(\d MB free\)", text)
     assert not environments(host)
@@ -516,7 +528,7 @@ def test_a_home_that_programs_may_not_run_from_is_said(boot, fresh_host):
 @pytest.mark.lab
 @pytest.mark.parametrize("with_uv", [True, False], ids=["uv", "pip"])
 def test_a_package_that_does_not_exist_is_said(boot, fresh_host, index, with_uv):
-    host = fresh_host(files=uv() if with_uv else {})
+    host = installing(fresh_host, with_uv=with_uv)
     text = failure(boot, host, PackagesFailed, image=Image(pip=["no-such-package-at-all"], index=index))
     assert "no-such-package-at-all" in text
     assert "could not be installed" in text

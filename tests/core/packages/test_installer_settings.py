@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from skyward.core.nodes import installer_settings
+from skyward.core.packages import installer_settings
 
 PIP_CONF = """
 [global]
@@ -99,7 +99,7 @@ def test_uvs_indexes_are_kept_in_a_file_of_ours(home, tmp_path) -> None:
     file = tmp_path / "ours.toml"
     kept = {"UV_INDEX_CORP_PASSWORD": "p", "UV_HTTP_TIMEOUT": "9"}
     found = exported(home, "uv", "", "", str(file), UV_REQUIRE_HASHES="1", **kept)
-    assert found == {"UV_CONFIG_FILE": str(file), **kept}
+    assert found == {"UV_CONFIG_FILE": str(file), "UV_INDEX_STRATEGY": "unsafe-best-match", **kept}
     assert tomllib.loads(file.read_text("utf-8")) == {
         "native-tls": True,
         "cache-dir": "/big/ä",
@@ -114,3 +114,25 @@ def test_uvs_indexes_are_kept_in_a_file_of_ours(home, tmp_path) -> None:
     (home / "other.toml").write_text('index-url = "https://c.test"')
     exported(home, "uv", "", "", str(file), UV_CONFIG_FILE=str(home / "other.toml"))
     assert tomllib.loads(file.read_text()) == {"index-url": "https://c.test"}
+
+
+def test_uv_is_told_what_pip_is_where_it_was_told_nothing_itself(home, tmp_path) -> None:
+    """A host that was set up for pip has its mirror in pip's file only."""
+    (home / ".config/uv/uv.toml").unlink()
+    (home / ".config/pip/pip.conf").write_text(
+        "[global]\nindex-url = https://mirror.test/simple\ntarget = /libs\ntrusted-host = a.test\n    b.test\n"
+        "cert = /etc/ca.pem\n[install]\nfind_links = /one /two\n"
+    )
+    file = str(tmp_path / "ours.toml")
+    ours = {"UV_CONFIG_FILE": file, "UV_INDEX_STRATEGY": "unsafe-best-match", "UV_INSECURE_HOST": "a.test b.test"}
+    found = exported(home, "uv", "", "", file, PIP_EXTRA_INDEX_URL="https://more.test")
+    found.pop("PIP_EXTRA_INDEX_URL")
+    indexes = {"UV_INDEX_URL": "https://mirror.test/simple", "UV_FIND_LINKS": "/one,/two"}
+    assert found == {**ours, **indexes, "UV_EXTRA_INDEX_URL": "https://more.test"}
+    assert exported(home, "uv", "", "given", file) == ours, "the pool has an index of its own"
+    assert "UV_FIND_LINKS" not in exported(home, "uv", "", "", file, UV_INDEX_URL="https://own.test")
+    assert exported(home, "uv", "", "", file, PIP_CONFIG_FILE="/dev/null").keys() == {
+        "PIP_CONFIG_FILE",
+        "UV_CONFIG_FILE",
+        "UV_INDEX_STRATEGY",
+    }

@@ -4,13 +4,15 @@
 Settings that say where packages come from and how the network is reached are kept: indexes, proxies, certificates,
 caches. Settings that change where packages go or what may be installed are not, since they were made for other work:
 target, prefix, user, require-hashes, no-binary, constraints. NAMES are variables set by the pool's user, which are left
-alone; a nonempty INDEX says that the pool has its own index, so that the host's are not used. This imports nothing of
-skyward, and only the standard library.
+alone; a nonempty INDEX says that the pool has its own index, so that the host's are not used. Where uv has not been
+told where packages come from, it is told what pip is: most hosts were set up for pip. This imports nothing of skyward,
+and only the standard library.
 """
 
 from __future__ import annotations
 
 import ast
+import configparser
 import json
 import os
 import shlex
@@ -20,7 +22,7 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-__all__ = ["main"]
+__all__ = ["main", "of_pip"]
 
 _PIP = {"cache-dir", "cert", "client-cert", "default-timeout", "keyring-provider", "no-cache-dir", "proxy", "retries"}
 _PIP |= {"timeout", "trusted-host", "use-deprecated", "use-feature"}
@@ -33,6 +35,16 @@ _UV |= {"concurrent-builds", "concurrent-downloads", "concurrent-installs", "htt
 _UV |= {"http-connect-timeout", "http-retries", "python-install-dir", "request-timeout", "system-certs"}
 _UV_INDEX = {"default-index", "extra-index-url", "find-links", "index", "index-strategy", "index-url", "no-index"}
 _UV_INDEX |= {"offline"}
+
+_AS_PIP = {  # pip's settings by uv's names; where either takes several values, uv wants them separated by this
+    "index-url": ("UV_INDEX_URL", " "),
+    "extra-index-url": ("UV_EXTRA_INDEX_URL", " "),
+    "find-links": ("UV_FIND_LINKS", ","),
+    "no-index": ("UV_NO_INDEX", " "),
+    "trusted-host": ("UV_INSECURE_HOST", " "),
+    "cert": ("SSL_CERT_FILE", " "),
+    "proxy": ("ALL_PROXY", " "),
+}
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -67,9 +79,62 @@ def _uv(own: set[str], kept: set[str], file: Path) -> Iterator[str]:
         # The variables of a named index are its credentials.
         if name.startswith("UV_") and (known in kept or known.startswith("index-")):
             exported[name] = value
-    file.write_text(_toml(_uv_file(kept)), "utf-8")
+    settings = _uv_file(kept)
+    file.write_text(_toml(settings), "utf-8")
     exported["UV_CONFIG_FILE"] = str(file)
+    told = {*settings, *(name.removeprefix("UV_").lower().replace("_", "-") for name in (*exported, *own))}
+    exported |= of_pip(os.environ, index=not told & _UV_INDEX and "index-url" in kept)
+    # As with pip, the best version of all indexes counts, and not only those of the first that knows the name.
+    if "index-strategy" not in told:
+        exported["UV_INDEX_STRATEGY"] = "unsafe-best-match"
     yield from _lines("UV_", own, exported)
+
+
+def of_pip(environment: Mapping[str, str], *, index: bool) -> dict[str, str]:
+    """What pip is told of indexes and of the network here, as variables for uv; what is set already is left alone.
+
+    Parameters
+    ----------
+    environment
+        The environment variables.
+    index
+        Whether indexes count, in addition to the way there.
+    """
+    values: dict[str, str] = {}
+    for section in ("global", "install"):
+        for file in _pip_files(environment):
+            values |= _pip_section(file, section)
+    for name, value in environment.items():
+        if name.startswith("PIP_"):
+            values[name.removeprefix("PIP_").lower().replace("_", "-")] = value
+    found = {}
+    for name, (variable, separator) in _AS_PIP.items():
+        if (index or name not in _PIP_INDEX) and name in values and variable not in environment:
+            found[variable] = separator.join(values[name].split())
+    return {name: value for name, value in found.items() if value}
+
+
+def _pip_files(environment: Mapping[str, str]) -> list[Path]:
+    """The files of pip's settings, those that count least first."""
+    home = Path(environment.get("HOME") or "/")
+    system = [folder for folder in environment.get("XDG_CONFIG_DIRS", "/etc/xdg").split(":") if folder]
+    user = Path(environment.get("XDG_CONFIG_HOME") or home / ".config")
+    files = [*(Path(folder) / "pip/pip.conf" for folder in reversed(system)), Path("/etc/pip.conf")]
+    files += [home / ".pip/pip.conf", user / "pip/pip.conf"]
+    if named := environment.get("PIP_CONFIG_FILE"):
+        files = [] if named == os.devnull else [*files, Path(named)]
+    return files
+
+
+def _pip_section(file: Path, section: str) -> dict[str, str]:
+    parser = configparser.RawConfigParser()
+    try:
+        parser.read_string(file.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, configparser.Error):
+        return {}  # it does not exist, or pip itself says what is wrong with it
+    return (
+        {name.replace("_", "-"): value for name, value in parser.items(section)} if parser.has_section(section) else {}
+    )
 
 
 def _uv_file(kept: set[str]) -> dict[str, object]:
