@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,7 @@ _GRACE = 5.0  # seconds that threads and processes which are ending may take
 
 
 _LONG = ("providers/", "foreign/", "soak/", "simulation/", "test_remote", "test_benchmarks", "test_contrib")
+_ONCE = ("test_contrib.py",)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -51,14 +53,20 @@ def _dealt(items: list[pytest.Item], workers: int) -> list[pytest.Item]:
     """Each worker of xdist gets its part of those that take minutes, first: else one is left alone with them."""
     here = Path(__file__).parent
     is_long = [item.path.relative_to(here).as_posix().startswith(_LONG) for item in items]
-    long = [item for item, takes in zip(items, is_long, strict=True) if takes]
+    long = list(_together(item for item, takes in zip(items, is_long, strict=True) if takes))
     rest = [item for item, takes in zip(items, is_long, strict=True) if not takes]
     bounds = [len(rest) * worker // workers for worker in range(workers + 1)]
     return [
         item
         for worker in range(workers)
-        for item in (*long[worker::workers], *rest[bounds[worker] : bounds[worker + 1]])
+        for item in (*itertools.chain(*long[worker::workers]), *rest[bounds[worker] : bounds[worker + 1]])
     ]
+
+
+def _together(items: Iterable[pytest.Item]) -> Iterator[list[pytest.Item]]:
+    """Each by itself, but for those of a file whose fixtures take longer than its tests."""
+    for _, group in itertools.groupby(items, lambda item: item.path.name if item.path.name in _ONCE else item.nodeid):
+        yield list(group)
 
 
 @pytest.fixture(autouse=True)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 from skyward_hetzner import Hetzner
 
 import skyward as sky
@@ -17,7 +19,7 @@ from tests.lab.clouds.hetzner import Hetzner as HetznerCloud
 from tests.lab.clouds.vastai import VastAI
 from tests.lab.clouds.verda import Verda
 
-__all__ = ["RENTALS", "Rental"]
+__all__ = ["RENTALS", "Rental", "on", "on_some"]
 
 
 @dataclass(frozen=True)
@@ -77,3 +79,23 @@ RENTALS = [
         evict=lambda cloud, which: cloud.evict(which),
     ),
 ]
+
+_ALL = "SKYWARD_ALL_CLOUDS" in os.environ  # else each test sees some, for there are hundreds and each takes seconds
+
+
+def on(*names: str) -> pytest.MarkDecorator:
+    """Run a test that has a fixture ``rental`` on these clouds only: those among which differs what it tests."""
+    some = [rental for rental in RENTALS if _ALL or rental.name in names]
+    return pytest.mark.parametrize("rental", some, indirect=True, ids=lambda rental: rental.name)
+
+
+def on_some(name: str, cases: Iterable[Any]) -> pytest.MarkDecorator:
+    """Run each case of a test on two clouds, which take turns, so that each cloud meets as many."""
+    count = len(RENTALS)
+    pairs = [
+        pytest.param(rental, case, id=f"{rental.name}-{case}")
+        for number, case in enumerate(cases)
+        for place, rental in enumerate(RENTALS)
+        if _ALL or (place - number) % count in (0, 2)
+    ]
+    return pytest.mark.parametrize(("rental", name), pairs, indirect=["rental"])

@@ -19,7 +19,7 @@ import pytest
 
 from skyward.core.machines.sweep import sweep
 from tests.lab.wait import eventually
-from tests.providers.rentals import RENTALS, Rental
+from tests.providers.rentals import RENTALS, Rental, on, on_some
 from tests.remote import *  # noqa: F403  fixtures
 
 pytestmark = [pytest.mark.clouds, pytest.mark.lab, pytest.mark.slow]
@@ -99,7 +99,7 @@ def gone(cloud) -> None:
         assert cloud.meter.live == []  # says what there is now
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@on_some("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_driver_that_dies_while_tasks_run(rental, lab, driver, how):
     with rental.cloud(lab) as cloud:
         process = driver(rental.provider(cloud))
@@ -122,6 +122,7 @@ def test_a_driver_that_is_killed_at_any_moment(rental, lab, driver):
             gone(cloud)
 
 
+@on("hetzner", "aws", "vastai")
 def test_ctrl_c_again_and_again(rental, lab, driver):
     """An impatient user: the driver ends without having given all back, and the reaper does."""
     with rental.cloud(lab) as cloud:

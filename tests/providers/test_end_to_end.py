@@ -13,7 +13,7 @@ import skyward as sky
 from skyward.core.machines import fleet
 from tests.lab.clouds import Machines
 from tests.lab.wait import eventually
-from tests.providers.rentals import RENTALS, Rental
+from tests.providers.rentals import RENTALS, Rental, on
 from tests.remote import *  # noqa: F403  fixtures
 from tests.s3_servers import KEYS, moto_s3, needs_rclone, rclone_s3
 
@@ -61,6 +61,7 @@ def test_the_seed_example(rental, lab, index):
         assert cloud.meter.ever("instance") != []
 
 
+@on("aws", "vastai")
 def test_grid_search(rental, lab, index):
     from sklearn.datasets import load_iris
     from sklearn.model_selection import GridSearchCV
@@ -122,6 +123,7 @@ def test_a_spot_machine_that_is_taken_back_is_replaced(rental, lab, index):
         assert cloud.meter.live == []
 
 
+@on("aws", "hetzner")
 def test_nodes_serve_while_others_are_still_being_bought(rental, lab, index):
     with rental.cloud(lab) as cloud:
         cloud.faults.on("slow_boot", 1, seconds=5.0)
@@ -134,6 +136,7 @@ def test_nodes_serve_while_others_are_still_being_bought(rental, lab, index):
         assert cloud.meter.live == []
 
 
+@on("libcloud:digitalocean", "verda")
 def test_what_is_bought_and_what_it_cost_is_reported(rental, lab, index, caplog):
     caplog.set_level("INFO", "skyward")
     with rental.cloud(lab) as cloud:
@@ -188,11 +191,10 @@ read, write = make_reader()
 
 
 @needs_rclone
+@on("aws", "verda", "vastai")
 @pytest.mark.parametrize("kind", ["moto", "rclone"])
 def test_the_documents_bucket(kind, rental, lab, index, tmp_path, monkeypatch):
     """The S3 volume as it is printed, and one to write to: mounted on machines, copied to containers."""
-    if rental.name not in ("aws", "verda", "vastai"):
-        pytest.skip("three clouds are enough")
     containers = rental.name == "vastai"
     serving = moto_s3(lab.gateway) if kind == "moto" else rclone_s3(tmp_path, lab.gateway)
     with serving as server, rental.make_cloud(Machines(lab, fuse=not containers)) as cloud:

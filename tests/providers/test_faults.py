@@ -1,4 +1,4 @@
-"""What can go wrong at a cloud, for every cloud: the right result or the documented error, and nothing left."""
+"""What can go wrong at a cloud: the right result or the documented error, and nothing left."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 import skyward as sky
 from skyward.core.machines import fleet
-from tests.providers.rentals import RENTALS, Rental
+from tests.providers.rentals import RENTALS, Rental, on_some
 from tests.remote import *  # noqa: F403  fixtures
 
 pytestmark = [pytest.mark.clouds, pytest.mark.lab, pytest.mark.slow]
@@ -61,7 +61,7 @@ def run(provider, index, meanwhile=lambda: None) -> None:
         assert pool.submit(abs, -1).result(60) == 1
 
 
-@pytest.mark.parametrize("fault", WORKS)
+@on_some("fault", WORKS)
 def test_a_fault_that_passes(rental, lab, index, fault):
     with rental.cloud(lab) as cloud:
         details = dict(WORKS[fault])
@@ -76,7 +76,7 @@ def test_a_fault_that_passes(rental, lab, index, fault):
         assert cloud.meter.live == []
 
 
-@pytest.mark.parametrize("fault", FAILS)
+@on_some("fault", FAILS)
 def test_a_fault_that_stays(rental, lab, index, fault):
     with rental.cloud(lab) as cloud:
         provider = rental.provider(cloud, patience=6.0)
