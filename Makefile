@@ -132,7 +132,7 @@ pictures: $(VENV)/.installed-dev
 	$(VENV)/bin/python -m scripts.pictures $(ARGS)
 
 clean:
-	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf docs/gallery docs/generated build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	find skyward tests examples -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean

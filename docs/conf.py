@@ -29,6 +29,7 @@ extensions = [
     "sphinx.ext.intersphinx",
     "sphinx_copybutton",
     "sphinx_design",
+    "sphinx_gallery.gen_gallery",
     "llms",
     "names",
     "outside",
@@ -53,6 +54,23 @@ numpydoc_class_members_toctree = False
 numpydoc_xref_param_type = False
 numpydoc_validation_checks = {"GL01", "GL03", "GL05", "GL06", "GL07", "GL09", "GL10", "SS04"}  # layout
 numpydoc_validation_checks |= {"PR03", "PR05", "PR06", "PR08", "PR09", "PR10", "RT04", "RT05"}  # parameters, results
+
+# --- the gallery: each example is run, here and now, and its pictures are those that it drew ---
+
+sphinx_gallery_conf = {
+    "examples_dirs": "../examples/gallery",
+    "gallery_dirs": "gallery",
+    "within_subsection_order": "FileNameSortKey",
+    "abort_on_example_error": True,
+    "download_all_examples": False,
+    "write_computation_times": False,
+    "min_reported_time": 3600,  # it would differ from build to build
+    "show_signature": False,
+}
+
+for left in (HERE / "gallery").glob("plot_*"):  # of examples that have another name now
+    if left.is_file() and not (HERE.parent / "examples" / "gallery" / f"{left.name.split('.')[0]}.py").exists():
+        left.unlink()
 
 # --- other projects ---
 
@@ -81,11 +99,11 @@ html_theme_options = {
     "navigation_with_keys": False,
     "show_prev_next": True,
     "show_toc_level": 2,
-    "secondary_sidebar_items": ["page-toc"],
+    "secondary_sidebar_items": {"**": ["page-toc"], "index": [], "choosing": [], "gallery/index": []},
     "footer_start": ["copyright"],
     "footer_end": [],
     "pygments_light_style": "tango",
     "pygments_dark_style": "github-dark",
 }
-html_sidebars = {"index": [], "choosing": [], "faq": []}
+html_sidebars = {"index": [], "choosing": []}
 copybutton_prompt_text = re.escape(">>> ")
