@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,7 +19,6 @@ __all__ = ["BucketVolumes"]
 
 _MARGIN = 64 * 2**20  # bytes of the disk to leave free for others
 _ROUNDS = 3  # times that a copy is tried; rclone repeats each request by itself
-_POLL = 0.05  # seconds
 
 
 class BucketVolumes:
@@ -136,21 +134,16 @@ class BucketVolumes:
 
     def _copy(self, server: Rclone, target: str) -> None:
         Path(target).mkdir()
-        values = {"srcFs": server.source, "dstFs": target, "_async": True, "_config": {"UseServerModTime": True}}
+        values = {"srcFs": server.source, "dstFs": target, "_config": {"UseServerModTime": True}}
         for left in reversed(range(_ROUNDS)):
             server.start()
             try:
-                job = server.call("sync/copy", values)["jobid"]
-                while not (status := server.call("job/status", {"jobid": job}))["finished"]:
-                    if self._closed:
-                        raise RcloneError("the pool was closed")
-                    time.sleep(_POLL)
-                if status["success"]:
-                    return
-                raise RcloneError(str(status["error"]))
+                server.copy("sync/copy", values, cancelled=lambda: self._closed)
             except RcloneError:
                 if not left or self._closed:
                     raise
+            else:
+                return
 
     def renew(self, number: int, keys: BucketKeys) -> None:
         """Use other keys from now on."""

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from skyward.worker.rclone import Rclone
 from skyward.worker.unsaved_files import Changed, UnsavedFiles
@@ -138,4 +139,4 @@ class BucketWriter:
             "dstFs": self._server.source, "dstRemote": file.name,
             "_config": {"NoCheckDest": True, "IgnoreTimes": True},
         }  # fmt: skip
-        self._server.call("operations/copyfile", values)
+        self._server.copy("operations/copyfile", values, Path(file.path).stat().st_size)

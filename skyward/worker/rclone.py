@@ -7,6 +7,7 @@ import datetime
 import http.client
 import json
 import os
+import select
 import shlex
 import shutil
 import socket
@@ -14,7 +15,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+import uuid
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,6 +26,10 @@ from skyward.core.system.socket_paths import socket_path
 __all__ = ["Rclone", "RcloneError", "find_rclone"]
 
 _START = 30.0  # seconds
+_STILL = 300.0  # seconds without a byte moving after which a copy has failed
+_READS = 50e6  # bytes per second at which rclone reads a file before the first of it moves, at least
+_LOOK, _ASK, _ANSWER = 0.2, 10.0, 30.0  # seconds: whether a copy is wanted; whether it goes on; to say so
+_MOVING = ("bytes", "checks", "transfers", "errors", "listed")  # what rclone counts
 _SPARE = 300.0  # seconds before their end from which keys count as ended, so that those in use are good for a while
 _REMOTE: Final = "store"
 _LIMITS = {"RCLONE_CONTIMEOUT": "15s", "RCLONE_TIMEOUT": "60s"}  # to connect; without a byte
@@ -58,6 +64,7 @@ class _UnixConnection(http.client.HTTPConnection):
 
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
         with socket_path(self._path) as name:
             self.sock.connect(name)
 
@@ -125,6 +132,7 @@ class Rclone:
             self._stop()
             (self._folder / "rc.sock").unlink(missing_ok=True)
             program = [find_rclone(), "rcd", "--rc-addr", "unix://rc.sock", "--rc-no-auth", "--config", ""]
+            program += ["--rc-server-write-timeout", "8760h"]  # else it hangs up on who waits for an hour
             with (self._folder / "log").open("wb") as log:
                 self._process = subprocess.Popen(
                     ["/bin/sh", "-c", _LIFELINE, "sh", self._place, *program, "--log-level", "NOTICE"],
@@ -161,11 +169,17 @@ class Rclone:
 
     def _answers(self) -> bool:
         with contextlib.suppress(OSError, http.client.HTTPException):
-            self._post("rc/noop", {}, 5.0)
+            self._post("rc/noop", {}, _ANSWER)
             return True
         return False
 
-    def call(self, command: str, values: Mapping[str, object], limit: float | None = None) -> Any:
+    def call(
+        self,
+        command: str,
+        values: Mapping[str, object],
+        limit: float | None = None,
+        look: Callable[[], object] | None = None,
+    ) -> Any:
         """Have something done.
 
         Parameters
@@ -174,6 +188,8 @@ class Rclone:
             As rclone's remote control names them.
         limit
             Seconds that it may take.
+        look
+            Called now and then while it takes its time; what it raises ends that.
 
         Raises
         ------
@@ -181,17 +197,73 @@ class Rclone:
             It failed.
         """
         try:
-            return self._post(command, values, limit)
+            return self._post(command, values, limit, look)
         except RcloneError:
             raise
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise RcloneError(f"rclone does not answer: {type(error).__name__}: {error}") from error
 
-    def _post(self, command: str, values: Mapping[str, object], limit: float | None) -> Any:
+    def copy(
+        self, command: str, values: Mapping[str, object], size: int = 0, cancelled: Callable[[], bool] = lambda: False
+    ) -> None:
+        """Have something copied. That takes as long as it takes, if it goes on.
+
+        Parameters
+        ----------
+        command, values
+            See `call`.
+        size
+            Bytes of the largest file.
+        cancelled
+            Asked now and then whether it is not wanted any more.
+
+        Raises
+        ------
+        RcloneError
+            It failed, is not wanted any more, rclone does not answer, or nothing has moved for minutes.
+        """
+        group = f"copy-{uuid.uuid4().hex}"
+        limit = _STILL + size / _READS
+        moved: list[object] = []
+        since = asked = time.monotonic()
+
+        def look() -> None:
+            nonlocal moved, since, asked
+            if cancelled():
+                raise RcloneError("the pool was closed")
+            now = time.monotonic()
+            if now - asked < _ASK:
+                return
+            stats = self._post("core/stats", {"group": group}, _ANSWER)
+            asked, before, moved = now, moved, [stats.get(name) for name in _MOVING]
+            if moved != before:
+                since = now
+            elif now - since > limit:
+                raise RcloneError(f"nothing of it has moved for {limit:.0f} s")
+
+        try:
+            self.call(command, {**values, "_group": group}, look=look)
+        except RcloneError:
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                self._post("job/stopgroup", {"group": group}, _ANSWER)
+            raise
+
+    def _post(
+        self,
+        command: str,
+        values: Mapping[str, object],
+        limit: float | None,
+        look: Callable[[], object] | None = None,
+    ) -> Any:
         connection = _UnixConnection(str(self._folder / "rc.sock"))
         connection.timeout = limit
         try:
             connection.request("POST", f"/{command}", json.dumps(values), {"Content-Type": "application/json"})
+            if look is not None:
+                answer = select.poll()
+                answer.register(connection.sock, select.POLLIN)
+                while not answer.poll(1000 * _LOOK):
+                    look()
             reply = connection.getresponse()
             data = json.loads(reply.read())
         finally:

@@ -6,11 +6,13 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 from skyward.core.protocol.buckets import Bucket, BucketKeys
+from skyward.worker import rclone
 from skyward.worker.bucket_volumes import BucketVolumes
 from tests.processes import descendants
 from tests.s3_servers import KEYS, S3Server, needs_rclone, rclone_s3
@@ -110,3 +112,40 @@ def test_what_cant_be_saved_is_said_again_and_again(node: Callable[..., Node]) -
     it.server.start()
     assert it.volumes.save(OTHERS) is None
     assert it.saved()["new"] == b"1"
+
+
+def test_an_upload_that_does_not_go_on_fails(node: Callable[..., Node], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Instead of holding its task for ever."""
+    monkeypatch.setattr(rclone, "_STILL", 1.0)
+    monkeypatch.setattr(rclone, "_ASK", 0.2)
+    it = node(0.0)
+    (it.target / "new").write_bytes(b"1")
+    with stopped(it.server.process.pid):
+        problem = it.volumes.save(OTHERS)
+    assert problem == "s3://bucket/data/new: nothing of it has moved for 1 s"
+    assert it.volumes.save(OTHERS) is None
+    assert it.saved()["new"] == b"1"
+
+
+def test_an_rclone_that_hangs_is_replaced(node: Callable[..., Node], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rclone, "_ANSWER", 0.5)
+    it = node()
+    (it.target / "new").write_bytes(b"1")
+    (hung,) = (pid for pid in descendants(os.getpid()) if cmdline(pid)[1:2] == [b"rcd"])
+    with stopped(hung):
+        assert it.volumes.save(OTHERS) is None
+        assert it.saved()["new"] == b"1"
+
+
+@contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+
+
+def cmdline(pid: int) -> list[bytes]:
+    return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
