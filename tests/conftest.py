@@ -32,11 +32,23 @@ _SLOW = {
     "test_fifty_megabytes_go_both_ways_at_once",
 }
 
+_MARKS = re.compile(r"^pytestmark = (?:\[.*?\n\]|[^\n]*)", re.MULTILINE | re.DOTALL)  # those of all tests in a file
+
 _GRACE = 5.0  # seconds that threads and processes which are ending may take
 
 
 _LONG = ("providers/", "foreign/", "soak/", "simulation/", "test_remote", "test_benchmarks", "test_contrib")
 _ONCE = ("test_contrib.py",)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """A file whose tests are all left out by ``-m "not ..."`` is not even imported: some import for a second."""
+    left_out = config.option.markexpr.split(" and ")
+    if collection_path.suffix == ".py" and all(part.startswith("not ") for part in left_out):
+        marks = _MARKS.search(collection_path.read_text(encoding="utf-8"))
+        found = re.findall(r"pytest\.mark\.(\w+)", marks[0]) if marks else ()
+        return any(f"not {mark}" in left_out for mark in found) or None
+    return None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

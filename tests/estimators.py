@@ -1,5 +1,10 @@
 """What tests use of scikit-learn. It takes a second to import: ``sk = Lazy("tests.estimators")``."""
 
+from __future__ import annotations
+
+from typing import Any
+
+from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.cluster import KMeans
 from sklearn.compose import ColumnTransformer
@@ -25,7 +30,7 @@ from sklearn.model_selection import (
 )
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.neural_network import MLPClassifier
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer, SplineTransformer, StandardScaler
 from sklearn.svm import SVC
 from sklearn.tree import DecisionTreeClassifier
@@ -47,10 +52,12 @@ __all__ = [
     "LogisticRegression",
     "MLPClassifier",
     "NotFittedError",
+    "Pipeline",
     "RandomForestClassifier",
     "RandomizedSearchCV",
     "Ridge",
     "SGDClassifier",
+    "Scaler",
     "SelectKBest",
     "SplineTransformer",
     "StandardScaler",
@@ -65,3 +72,19 @@ __all__ = [
     "make_classification",
     "make_pipeline",
 ]
+
+
+class Scaler(TransformerMixin, BaseEstimator):  # type: ignore[misc]
+    """A step that counts how often it is fitted."""
+
+    def __init__(self, log: str = "") -> None:
+        self.log = log
+
+    def fit(self, X: Any, y: Any = None) -> Scaler:
+        with open(self.log, "a") as file:  # noqa: PTH123
+            file.write("fit\n")
+        self.mean_ = X.mean(axis=0)
+        return self
+
+    def transform(self, X: Any) -> Any:
+        return X - self.mean_

@@ -17,6 +17,8 @@ from sklearn.svm import SVC
 
 import skyward as sky
 
+pytestmark = pytest.mark.slow  # driver and nodes import scikit-learn
+
 
 @pytest.fixture(scope="module")
 def pool() -> Iterator[sky.Compute]:

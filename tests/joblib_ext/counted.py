@@ -7,7 +7,6 @@ from typing import Any
 
 from joblib import Memory
 from joblib.memory import MemorizedFunc
-from sklearn.base import BaseEstimator, TransformerMixin
 
 
 class Counted:
@@ -51,19 +50,3 @@ class Model:
 
     def times_(self, x: int) -> int:
         return self.factor * x
-
-
-class Scaler(TransformerMixin, BaseEstimator):  # type: ignore[misc]
-    """A step that counts how often it is fitted."""
-
-    def __init__(self, log: str = "") -> None:
-        self.log = log
-
-    def fit(self, X: Any, y: Any = None) -> Scaler:
-        with open(self.log, "a") as file:  # noqa: PTH123
-            file.write("fit\n")
-        self.mean_ = X.mean(axis=0)
-        return self
-
-    def transform(self, X: Any) -> Any:
-        return X - self.mean_

@@ -11,13 +11,13 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 from joblib import Parallel, delayed
-from sklearn.ensemble import RandomForestClassifier
-from sklearn.model_selection import GridSearchCV
-from sklearn.svm import SVC
 
 import skyward as sky
 from skyward.core.interfaces import Trait
 from skyward.core.spec import Machine, MachineId, Offer, Order, Resources
+from tests.lazily import Lazy
+
+sk = Lazy("tests.estimators")
 
 
 class Window:
@@ -82,15 +82,16 @@ def test_a_short_call_is_not_worth_it() -> None:
     assert found.problems[0].startswith("window: ")
 
 
+@pytest.mark.slow
 def test_nothing_here_changes() -> None:
     data, target = np.random.default_rng(0).random((60, 4)), np.arange(60) % 2
-    forest = RandomForestClassifier(5, random_state=0).fit(data, target)
-    search = GridSearchCV(SVC(), {"C": [1, 10]}, n_jobs=-1, cv=3)
+    forest = sk.RandomForestClassifier(5, random_state=0).fit(data, target)
+    search = sk.GridSearchCV(sk.SVC(), {"C": [1, 10]}, n_jobs=-1, cv=3)
     before, states = dict(vars(search)), [tree.tree_ for tree in forest.estimators_]
     found = sky.explain(lambda: search.fit(data, target))
     assert found.workload.calls == 6
     assert vars(search) == before
-    again = RandomForestClassifier.set_params(forest, n_jobs=-1, n_estimators=30)
+    again = sk.RandomForestClassifier.set_params(forest, n_jobs=-1, n_estimators=30)
     assert sky.explain(lambda: again.fit(data, target), concurrency=2).workload.calls == 30
     assert [tree.tree_ for tree in forest.estimators_] == states
 

@@ -17,11 +17,14 @@ from sklearn.tree import DecisionTreeClassifier
 
 import skyward as sky
 from skyward.joblib_ext import cache_desk, named_memory
+from tests.estimators import Scaler
 from tests.joblib_ext.conftest import VERSION
-from tests.joblib_ext.counted import Counted, Scaler
+from tests.joblib_ext.counted import Counted
 
 if VERSION < (1, 4):
     pytest.skip("joblib 1.4 has what the lookup needs", allow_module_level=True)
+
+pytestmark = pytest.mark.slow  # it imports scikit-learn
 
 
 @pytest.fixture(params=["the folder", "the driver"], autouse=True)
@@ -33,7 +36,6 @@ def _way(request: pytest.FixtureRequest, pool: sky.Compute, monkeypatch: pytest.
     pool.dispatcher.context.shared = True
 
 
-@pytest.mark.slow
 def test_the_name_of_a_folder_is_a_folder_of_the_driver(pool: sky.Compute, counted: Counted) -> None:
     """Also in a pipeline within a pipeline; and the name is what comes back."""
     random = np.random.default_rng(0)

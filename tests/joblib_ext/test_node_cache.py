@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 from joblib import Memory, Parallel, delayed, parallel_config
 from joblib.memory import FileSystemStoreBackend, MemorizedResult
-from sklearn.model_selection import GridSearchCV
-from sklearn.pipeline import Pipeline
-from sklearn.tree import DecisionTreeClassifier
 
 import skyward as sky
 from skyward.joblib_ext.cache_desk import desk_of
 from tests.joblib_ext.conftest import VERSION
-from tests.joblib_ext.counted import Counted, Model, Scaler, wait_for
+from tests.joblib_ext.counted import Counted, Model, wait_for
+from tests.lazily import Lazy
+
+sk = Lazy("tests.estimators")
 
 if VERSION < (1, 4):
     pytest.skip("joblib 1.4 has what the lookup needs", allow_module_level=True)
@@ -347,9 +347,9 @@ def test_a_task_whose_driver_does_not_answer_computes(pool: sky.Compute, counted
 def test_a_pipelines_memory_fits_a_step_once_for_each_fold(pool: sky.Compute, counted: Counted) -> None:
     random = np.random.default_rng(0)
     X, y = random.normal(size=(60, 3)), random.integers(0, 2, 60)
-    steps = [("scale", Scaler(str(counted.log))), ("tree", DecisionTreeClassifier(random_state=0))]
-    search = GridSearchCV(
-        Pipeline(steps, memory=counted.memory), {"tree__max_depth": [1, 2, 3, 4, 5]}, cv=3, n_jobs=-1, refit=False
+    steps = [("scale", sk.Scaler(str(counted.log))), ("tree", sk.DecisionTreeClassifier(random_state=0))]
+    search = sk.GridSearchCV(
+        sk.Pipeline(steps, memory=counted.memory), {"tree__max_depth": [1, 2, 3, 4, 5]}, cv=3, n_jobs=-1, refit=False
     )
     with parallel_config(backend="skyward"):
         search.fit(X, y)

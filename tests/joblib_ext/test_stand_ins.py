@@ -17,6 +17,9 @@ from skyward.joblib_ext import stand_ins
 context = pytest.importorskip("sklearn.callback._callback_context", reason="scikit-learn before 1.9 has no callbacks")
 
 
+pytestmark = pytest.mark.slow  # it imports scikit-learn
+
+
 def origins(module: str, /, *, whole: bool = False) -> bytes:
     return f"{module} {whole}".encode()
 

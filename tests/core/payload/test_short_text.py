@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn.svm import SVC
 
 from skyward.core.payload.short_text import call_text, short_text
+from tests.lazily import Lazy
+
+pd, sk = Lazy("pandas"), Lazy("tests.estimators")
 
 
 class Hostile:
@@ -73,8 +75,7 @@ VALUES: list[tuple[Any, str]] = [
     ({"C": 10}, "{'C': 10}"), ([[[[1]]]], "[[[<list of 1>]]]"),
     ({"token": "abc", "a_password": "abc", "tokens": 3}, "{'token': '***', 'a_password': '***', 'tokens': 3}"),
     (np.zeros((3, 2)), "<ndarray float64 (3, 2)>"), (np.float64(0.5), "np.float64(0.5)"),
-    (pd.DataFrame({"a": [1, 2]}), "<DataFrame (2, 1)>"), (pd.Series([1]), "<Series int64 (1,)>"),
-    (SVC(C=10), "SVC(C=10)"), (Point(1, password="x"), "Point(x=1, password='***')"),
+    (Point(1, password="x"), "Point(x=1, password='***')"),
     (Path("/a"), "PosixPath('/a')"),
     (fit, "fit"), (int, "int"), (functools.partial(fit, 3), "partial(fit, ...)"), (range(3), "range(0, 3)"),
     (Hostile(), "Hostile()"), ([Hostile()], "[Hostile()]"), (Claims(), "Claims()"), (object(), "<object>"),
@@ -85,6 +86,13 @@ VALUES: list[tuple[Any, str]] = [
 def test_values() -> None:
     for value, text in VALUES:
         assert short_text(value) == text
+
+
+@pytest.mark.slow
+def test_values_of_libraries() -> None:
+    assert short_text(pd.DataFrame({"a": [1, 2]})) == "<DataFrame (2, 1)>"
+    assert short_text(pd.Series([1])) == "<Series int64 (1,)>"
+    assert short_text(sk.SVC(C=10)) == "SVC(C=10)"
 
 
 def test_large_values_are_cut_and_quick() -> None:
