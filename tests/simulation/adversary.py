@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from skyward.core.spec import MachineState
+from tests.simulation import strangers
 from tests.simulation.load import MOST
 from tests.simulation.pool import Pool
 from tests.simulation.scenario import Misfortune, Scenario, Wish
@@ -43,6 +44,9 @@ def scenario(seed: int) -> Scenario:
         leaves=chance.choice((0.5, 2.0, 15.0)) * chance.random() if chance.random() < 0.15 else None,
         is_killed=chance.random() < 0.3,
         withdraws=chance.random() < 0.5,
+        ends=chance.choice((0.01, 1.0, 10.0)) * chance.random() if chance.random() < 0.1 else None,
+        budget=chance.choice((0.004, 0.009, 0.02, 0.03, 0.2)) if chance.random() < 0.2 else None,
+        saves=chance.random() < 0.15,
         wishes=_in_style(chance, _wishes(chance)),
         misfortunes=_misfortunes(chance),
     )
@@ -57,7 +61,20 @@ def _wishes(chance: random.Random) -> tuple[Wish, ...]:
     wishes = tuple(_wish(chance, number, span, ends, _SIZES * 2 + large, arrays) for number in range(count))
     if count <= 5 and chance.random() < 0.1:
         wishes = tuple(wish._replace(seconds=chance.choice((wish.seconds, 60.0, 400.0))) for wish in wishes)
-    return tuple(map(_talkative, wishes)) if chance.random() < 0.1 else wishes
+    if chance.random() < 0.1:
+        return tuple(map(_talkative, wishes))
+    if chance.random() < 0.1:
+        wishes = tuple(wish._replace(node=chance.choice((0, 1, 2, None))) for wish in wishes)
+    kinds = chance.choice((1, 2, 8))
+    return tuple(_kept(wish, wishes[wish.number % kinds]) for wish in wishes) if chance.random() < 0.1 else wishes
+
+
+def _kept(wish: Wish, first: Wish) -> Wish:
+    """One whose result is kept for all that equal it."""
+    if first.end == "unpicklable" or first.mutates:
+        return wish
+    mine = {name: getattr(wish, name) for name in ("number", "at", "cancelled", "callback", "attempts")}
+    return first._replace(**mine, same=first.number, node=None)
 
 
 def _talkative(wish: Wish) -> Wish:
@@ -80,7 +97,9 @@ def _in_style(chance: random.Random, wishes: tuple[Wish, ...]) -> tuple[Wish, ..
                 wish._replace(size=min(wish.size, 1_000), arrays=wish.arrays[: calls < 30]) for wish in wishes
             )
         return tuple(
-            _follows(wish, groups * window, at=0.0)._replace(group=(first + wish.number % groups) % 3, count=calls)
+            _follows(wish, groups * window, at=0.0)._replace(
+                group=(first + wish.number % groups) % 3, count=calls, same=None
+            )
             for wish in wishes
         )
     return wishes
@@ -141,7 +160,7 @@ def inflict(pool: Pool, misfortune: Misfortune) -> None:
         elif alive := [name for name, machine in pool.machines.items() if machine.process.alive]:
             name = alive[misfortune.which % len(alive)]
             pool.world.tell(f"{kind} at {name}, {amount:g}")
-            pool.oracle.faults += 1
+            pool.oracle.faults += kind not in _HARMLESS
             _OF_MACHINES[kind][0](pool, name, amount)
 
     pool.world.after(misfortune.at, strike)
@@ -234,6 +253,20 @@ def _no_fork(pool: Pool, name: str, times: float) -> None:
     pool.machines[name].forks_fail = int(times)
 
 
+def _stranger(pool: Pool, name: str, kind: float) -> None:
+    strangers.visit(pool.world, pool.machines[name], int(kind))
+
+
+def _lies(pool: Pool, name: str, times: float) -> None:
+    pool.oracle.lies += 1
+    machine = pool.machines[name]
+    pool.world.awake(machine.process, lambda: strangers.lie(pool.world, machine, int(times)))()
+
+
+def _unsaved(pool: Pool, name: str, times: float) -> None:
+    pool.machines[name].saving.fails += int(times)
+
+
 _Strike = Callable[[Pool, str, float], None]
 # Kind -> what it does to a machine, and the amounts that it comes in.
 _OF_MACHINES: dict[str, tuple[_Strike, tuple[float, ...]]] = {
@@ -257,5 +290,9 @@ _OF_MACHINES: dict[str, tuple[_Strike, tuple[float, ...]]] = {
     "agent_dies": (_agent_dies, (0,)),
     "machine_ends": (_machine_ends, (0, 1, 2)),
     "no_fork": (_no_fork, (1, 3, 1_000)),
+    "stranger": (_stranger, tuple(range(len(strangers.KINDS)))),
+    "lies": (_lies, (1, 1, 3, 20)),
+    "unsaved": (_unsaved, (1, 3)),
 }
-_OF_THE_CLOUD = ("lost_replies", "refusals", "failures", "duds")
+_HARMLESS = ("stranger",)  # nobody may notice them
+_OF_THE_CLOUD = ("lost_replies", "refusals", "failures", "duds", "denials")

@@ -4,28 +4,62 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
 from skyward.core.builtins_table import OURS
-from skyward.core.errors import CloudError, LinkError, NoCapacity, RateLimited
+from skyward.core.errors import (
+    AuthFailed,
+    CloudError,
+    LinkError,
+    NoCapacity,
+    NotFound,
+    ProvisioningError,
+    QuotaExceeded,
+    RateLimited,
+)
 from skyward.core.events import Note
 from skyward.core.interfaces import Link, Provider, Shell, Trait
+from skyward.core.scope import Scope
 from skyward.core.spec import Endpoint, Machine, MachineId, MachineState, Offer, Order, Resources
 from tests.simulation.network import Line
 from tests.simulation.node import SECRET
 from tests.simulation.world import World
 
-__all__ = ["Cloud", "SimulatedBuyer", "SimulatedTransport", "registered"]
+__all__ = ["OFFERS", "Cloud", "SimulatedBuyer", "SimulatedTransport", "registered"]
+
+OFFERS = tuple(
+    Offer(name, vcpus=vcpus, memory=2**33, price=price, spot=spot, region=zone, zone_of=zone[:-1])
+    for name, vcpus, price in (("small", 4, 0.1), ("large", 8, 0.3))
+    for zone in ("here-a", "here-b", "there-a")
+    for spot in (False, True)
+)
+_REFUSALS: tuple[tuple[type[ProvisioningError], Scope | None], ...] = (
+    (NoCapacity, None),
+    (NoCapacity, None),
+    (NoCapacity, Scope.ZONE),
+    (QuotaExceeded, None),
+    (QuotaExceeded, Scope.SPOT | Scope.REGION),
+    (ProvisioningError, None),
+    (ProvisioningError, Scope.OFFER),
+    (ProvisioningError, Scope.TYPE),
+    (AuthFailed, None),
+    (AuthFailed, Scope.REGION),
+    (NotFound, Scope.ACCOUNT),
+)
 
 
 class _Record:
     """One machine, as the provider knows it."""
 
-    def __init__(self, machine: Machine, shown_from: float) -> None:
+    def __init__(self, machine: Machine, shown_from: float, price: float, made: float) -> None:
         self.machine = machine
         self.shown_from = shown_from
+        self.price = price
+        self.made = made
+        self.ended: float | None = None
         self.hidden_from = float("inf")  # once it has ended, when it is no longer listed
         self.billed = True
 
@@ -72,8 +106,9 @@ class Cloud:
         self.traits = frozenset({*kinds, *([Trait.BATCH] if batch else [])})
         self.world = world
         self.records: dict[str, _Record] = {}
-        self.lost_replies = self.refusals = self.failures = self.duds = 0  # how many more of each there will be
-        self.refused = False
+        # How many more of each there will be.
+        self.lost_replies = self.refusals = self.failures = self.duds = self.denials = 0
+        self.refused = self.was_denied = False
         self._boot, self._end = boot, end
         self._neighbours = neighbours
         self._transport = StripedTransport if striped else SimulatedTransport
@@ -91,7 +126,7 @@ class Cloud:
         return {}
 
     def offers(self, _: Resources) -> Sequence[Offer]:
-        return [Offer("small", vcpus=4, memory=2**33, price=0.1, spot=spot) for spot in (False, True)]
+        return list(OFFERS)
 
     def create(self, order: Order) -> Sequence[Machine]:
         random = self.world.random
@@ -99,14 +134,19 @@ class Cloud:
         if self.refusals > 0:
             self.refusals -= 1
             self.refused = True
-            raise NoCapacity("simulated: none left")
+            kind, scope = self.world.random.choice(_REFUSALS)
+            raise kind("simulated: none left", scope=scope)
         made = []
         for _ in range(order.count if random.random() < 0.8 else random.randint(1, order.count)):
             name = f"m-{next(self._numbers)}"
             machine = Machine(
                 MachineId(name), None, name, "agent", SECRET, MachineState.STARTING, order.name, order.tag
             )
-            self.records[name] = _Record(machine, self.world.now + random.uniform(0.0, 0.9 * self.listing_delay))
+            price = 0.0 if order.offer is None else order.offer.price or 0.0
+            shown = self.world.now + random.uniform(0.0, 0.9 * self.listing_delay)
+            self.records[name] = _Record(machine, shown, price, self.world.now)
+            if order.deadline is not None and order.deadline < math.inf:  # it keeps to that itself
+                self.world.at(order.deadline, lambda name=name: self.stop(name, MachineState.GONE))
             self.world.tell(f"{name} is created")
             if not self.is_rented:
                 self._boots(name)
@@ -153,6 +193,7 @@ class Cloud:
             self.world.tell(f"{name} ends: {state.value}")
             # One that the provider has stopped still costs until it is destroyed.
             record.billed = state is not MachineState.GONE
+            record.ended = None if record.billed else self.world.now
             record.machine = replace(record.machine, state=state)
             if not record.billed:
                 record.hidden_from = self.world.now + self.world.random.uniform(0.0, self.listing_delay)
@@ -161,7 +202,20 @@ class Cloud:
     def clear(self, _: str) -> None:
         self._may_fail()
 
+    @property
+    def cost(self) -> float:
+        """US dollars that all machines have cost so far."""
+        now = self.world.now
+        return sum(
+            record.price * ((now if record.ended is None else record.ended) - record.made) / 3600.0
+            for record in self.records.values()
+        )
+
     def _may_fail(self) -> None:
+        if self.denials > 0:
+            self.denials -= 1
+            self.was_denied = True
+            raise AuthFailed("simulated: who are you?")
         if self.failures > 0:
             self.failures -= 1
             raise self.world.random.choice((CloudError, RateLimited))("simulated: the API is down")

@@ -43,8 +43,10 @@ from skyward.worker.forkserver.protocol import (
     REQUEST,
     UP,
 )
+from skyward.worker.held_answers import HeldAnswers
 from skyward.worker.machine_load import Usage
 from skyward.worker.tickets import Claims
+from tests.simulation.keeping import Saving
 from tests.simulation.load import Array, Load
 from tests.simulation.neighbours import Neighbourhood
 from tests.simulation.network import SIZES
@@ -90,6 +92,7 @@ class _Slot:
         self.process.call_later(world.random.uniform(0.0, 0.05), self._begin)
 
     def _begin(self) -> None:
+        self.machine.slots_begin()
         self._send(Ready(1, None))
         if self.process.alive:
             self.process.add_reader(self.sock, self._readable)
@@ -169,6 +172,7 @@ class _Slot:
             self.end(signal.SIGKILL)
             return
         self.held.pop(task)
+        self.machine.saving.wrote(plan.number, self.pid)
         self.machine.ended(self.process.name, plan)
         try:
             head, views = pickling.dumps(function(*args, **kwargs), "result", large=None)
@@ -370,6 +374,13 @@ class Machine:
         Told of each task that a slot begins and ends: with its number and plan.
     neighbourhood
         The other machines.
+    saved
+        Told of each task whose files are saved; None if nothing has to be.
+
+    Attributes
+    ----------
+    visitors
+        Sockets of strangers that are connected to the agent.
     """
 
     def __init__(
@@ -379,6 +390,7 @@ class Machine:
         started: Callable[[Any, Load], object],
         ended: Callable[[Any, Load], object],
         neighbourhood: Neighbourhood,
+        saved: Callable[[int], object] | None = None,
     ) -> None:
         self.world = world
         self.name = name
@@ -386,6 +398,9 @@ class Machine:
         self.started, self.ended = started, ended
         self.pids = iter(range(1, 1 << 20))
         self.forks_fail = 0
+        self.saving = Saving(world, saved or (lambda _: None))
+        self._saves = saved is not None
+        self.visitors: list[socket.socket] = []
         self.servers: list[_ForkServer] = []
         self.folder = tempfile.mkdtemp(prefix="skyward-simulation-", dir=_MEMORY if _MEMORY.is_dir() else None)
         # Its clock began when it booted, which may be now.
@@ -423,6 +438,13 @@ class Machine:
         self.world.tell(f"{self.name}: the agent ends: {reason}")
         await agent.end()
         self.gone()
+
+    def slots_begin(self) -> None:
+        """Have what tasks write saved before their answers, if it has to be."""
+        slots = self.agent.slots if self.agent is not None else None
+        if self._saves and slots is not None:
+            self._saves = False
+            slots.hold_answers(HeldAnswers(self.process, self.saving.save))
 
     def server(self) -> ForkServerProcess:
         """A new fork server."""
@@ -474,6 +496,9 @@ class Machine:
         agent = self.agent
         if agent is not None:
             _close_files(agent)
+        for sock in self.visitors:
+            sock.close()
+        self.visitors.clear()
         self._listener.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 

@@ -8,7 +8,15 @@ from collections import Counter
 from collections.abc import Collection
 from typing import Any
 
-from skyward.core.errors import NodeLost, PayloadError, SkywardError, TaskTimeout, WorkerCrashed
+from skyward.core.errors import (
+    BudgetExceeded,
+    NodeLost,
+    PayloadError,
+    SkywardError,
+    TaskTimeout,
+    VolumeFailed,
+    WorkerCrashed,
+)
 from skyward.core.events import NodeGone, NodeReady, Note
 from tests.simulation.load import Array, Load, carry_out
 from tests.simulation.scenario import Scenario, Wish
@@ -45,10 +53,22 @@ class Oracle:
         self.starts: Counter[int] = Counter()
         self.faults = 0
         """How many faults there have been that a task, or the pool, may fail of."""
+        self.lies = 0
+        """How many times an agent has lied."""
+        self.kept: dict[int, Any] = {}
+        """Results of cached functions, by the first task of those that are equal."""
+        self.pinned: dict[int, str] = {}
+        """The machine that a task must run on."""
+        self.saved: set[int] = set()
+        """Tasks whose files are saved."""
         self.is_over = False
         """Whether the driver was killed: nobody is there any more to whom anything was promised."""
-        self._running: set[int] = set()
+        self._running: dict[int, str] = {}  # task -> the machine
+        self._saves = scenario.saves
+        self._has_budget = scenario.budget is not None and scenario.rented
+        self._machines: set[str] = set()  # all that ever ran a task
         self._limits = scenario.limits
+        self._wanted = {wish.number: wish for wish in scenario.wishes}
         # Groups in which no process dies and no thread works on after its time: it is known when their tasks run.
         wild = {
             wish.group
@@ -81,8 +101,17 @@ class Oracle:
 
     def watch(self) -> None:
         """Look now and then whether a slot idles while a task waits, as long as nothing goes wrong."""
-        self._running -= self.settled
-        waiting = [wish for number, wish in self.wishes.items() if number not in self._running | self.settled]
+        for number in self._running.keys() & self.settled - {wish.same for wish in self.wishes.values()}:
+            del self._running[number]
+        waiting = [
+            wish
+            for number, wish in self.wishes.items()
+            # One that equals others waits for them, and a node for what must run there.
+            if number not in self._running
+            and number not in self.settled
+            and wish.same is None
+            and number not in self.pinned
+        ]
         idle = sum(self._slots.values()) - len(self._running)
         if idle <= 0 or not any(len(self._running_of(wish.group)) < self._limit(wish.group) for wish in waiting):
             self._busy = self.world.now
@@ -99,7 +128,7 @@ class Oracle:
         return limit if limit >= 0 else max(sum(self._slots.values()) + limit, 1)
 
     def _running_of(self, group: int | None) -> set[int]:
-        return {number for number in self._running if self.wishes[number].group == group}
+        return {number for number in self._running if self._wanted[number].group == group}
 
     # --- tasks ---
 
@@ -110,24 +139,39 @@ class Oracle:
 
     def started(self, where: str, load: Load) -> None:
         """Take note that a slot begins a task."""
-        number, wish = load.number, self.wishes[load.number]
+        number, wish = load.number, self._wanted[load.number]
         self.starts[number] += 1
-        self._running.add(number)
+        machine = where.partition("/")[0]
+        self._machines.add(machine)
+        self._begins(number, machine, wish)
+        self._running[number] = machine
         self._busy = self.world.now
         if wish.group in self._calm and not self.faults:
             running = len(self._running_of(wish.group) - self.settled)
             self._check(running <= self._limit(wish.group), f"{running} tasks of group {wish.group} run at a time")
         self.world.tell(f"task {number} starts in {where}")
-        # Who killed a process that several tasks shared is not known: that start does not count, once.
+        # Who killed a process that several tasks shared is not known: that start does not count, once. Nor does one on
+        # a machine that is given up for money.
         most = wish.attempts + (wish.attempts > 1 and not wish.isolated)
+        most += len(self._machines) if self._has_budget else 0
+        if wish.same is not None:
+            most = sum(each.attempts + 1 for each in self.wishes.values() if each.same == wish.same)
         self._check(self.starts[number] <= most, f"task {number} starts for the {self.starts[number]}th time")
         # A thread can't be stopped: what was given to a shared process may run there while it has others' tasks.
         late = number in self.settled and number not in self.cancelled and wish.isolated and not self._lost
+        late = late and wish.same is None and not self._has_budget
         self._check(not late, f"task {number} starts though it has settled")
+
+    def _begins(self, number: int, machine: str, wish: Wish) -> None:
+        place = self.pinned.get(number, machine)
+        self._check(place == machine, f"task {number} starts on {machine}, and must run on {place}")
+        if wish.same is not None and not self.faults and not self._has_budget and wish.group in self._calm:
+            self._check(number not in self.kept, f"task {number} starts though the result of its equal is kept")
+            self._check(number not in self._running, f"task {number} starts while its equal runs")
 
     def ended(self, where: str, load: Load) -> None:
         """Take note that a slot has answered for a task."""
-        self._running.discard(load.number)
+        self._running.pop(load.number, None)
         self.world.tell(f"task {load.number} ends in {where}")
 
     def _settles(self, wish: Wish, future: Any) -> None:
@@ -140,6 +184,8 @@ class Oracle:
         elif (error := future.exception()) is None:
             self.world.tell(f"task {number} returns")
             wanted: Any = carry_out(wish.load, *map(argument, wish.arrays)) if wish.end == "return" else None
+            safe = not self._saves or wish.load.number in self.saved
+            self._check(safe, f"task {number} returns, and what it wrote is not saved")
             self._check(
                 future.result() == ([wanted] * wish.count if wish.count else wanted),
                 f"task {number} has a wrong result",
@@ -151,12 +197,16 @@ class Oracle:
     def _is_due(self, wish: Wish, error: BaseException) -> object:
         """Whether that error fits what happened."""
         if isinstance(error, ValueError):
-            return wish.end == "raise" and error.args == (wish.number,)
+            return wish.end == "raise" and error.args == (wish.load.number,)
         if isinstance(error, TaskTimeout):
             long = wish.end in ("hang", "die") or wish.seconds > 0.9 * (wish.timeout or 0.0)
             return wish.timeout is not None and (long or self.faults)
+        if isinstance(error, BudgetExceeded):
+            return self._has_budget
+        if isinstance(error, VolumeFailed):
+            return self._saves and self.faults
         # Of a shared process that died, what it had begun is not known: all that it was given counts as started.
-        starts = self.starts[wish.number]
+        starts = self.starts[wish.load.number]
         if isinstance(error, PayloadError):
             return wish.end == "unpicklable" and not starts
         if isinstance(error, WorkerCrashed) and "no node can start" not in str(error):
@@ -164,6 +214,8 @@ class Oracle:
             return not wish.isolated or ((starts or self.faults) and starts + self._lost >= wish.attempts)
         if isinstance(error, NodeLost) and "can't run" not in str(error):
             # That node's loss is reported right afterwards.
+            if wish.number in self.pinned:
+                return self.faults or self._has_budget
             return self.faults and (not wish.isolated or starts + self._lost + 1 >= wish.attempts)
         return isinstance(error, SkywardError) and self.faults
 

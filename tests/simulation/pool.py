@@ -14,6 +14,8 @@ from typing import Any
 from skyward.core.errors import PoolNotActive, SkywardError
 from skyward.core.events import Events, NodeGone, NodeReady, Note
 from skyward.core.image import Image
+from skyward.core.machines.budget import LEAST
+from skyward.core.machines.clocks import Clocks
 from skyward.core.machines.plan import Plan
 from skyward.core.machines.provision import Provisioner
 from skyward.core.nodes.timing import Timing
@@ -24,7 +26,8 @@ from skyward.core.tally import Tally
 from skyward.core.tasks.dispatch import Dispatcher
 from skyward.core.tasks.jobs import TaskGroup, TaskOptions
 from skyward.joblib_ext.batch import Batch, plain_parts
-from tests.simulation.cloud import Cloud, SimulatedBuyer, SimulatedTransport
+from tests.simulation.cloud import OFFERS, Cloud, SimulatedBuyer, SimulatedTransport
+from tests.simulation.keeping import Cached
 from tests.simulation.load import Array, carry_out
 from tests.simulation.neighbours import Neighbourhood, SimulatedAuthority
 from tests.simulation.network import Line
@@ -80,6 +83,8 @@ class Pool:
         """Whether the block could not be entered."""
         self.is_leaving = False
         self.is_withdrawn = False
+        self.is_warned = False
+        """Whether the user knows that machines are left, since the provider refuses the credentials."""
         self.behind = 0.0
         """Seconds that a goodbye may take when the block ends, behind what has been sent."""
         self.events = Events()
@@ -116,7 +121,8 @@ class Pool:
         setup = Setup("", scenario.slots, isolated, None, {}, [], None, [], [], 60.0)
         order = Order("sky-simulated", nodes.max, Resources(), orphan_timeout=60.0)
         provider: Any = self.cloud
-        self.plan = Plan([provider], nodes, order, Image(), setup, Timing())
+        self.budget = scenario.budget if scenario.rented else None
+        self.plan = Plan([provider], nodes, order, Image(), setup, Timing(), budget=self.budget)
         world.on_stumble = self._stumbled
         self.driver.call_soon(self._open)
 
@@ -127,11 +133,14 @@ class Pool:
         if isinstance(event, (Note, NodeGone, NodeReady)):
             self.world.tell(f"{event}")
             self.oracle.heard(event)
+        if isinstance(event, Note) and event.warning and self.cloud.was_denied and self.is_leaving:
+            self.is_warned = True
 
     def _open(self) -> None:
         buyer: Any = SimulatedBuyer
         authority: Any = SimulatedAuthority
-        self.provisioner = Provisioner(self.plan, self.dispatcher.runner, self.events, buyer, authority)
+        clocks = Clocks(lambda: self.world.now, lambda: -self.driver.offset)  # it stands still while the driver sleeps
+        self.provisioner = Provisioner(self.plan, self.dispatcher.runner, self.events, buyer, authority, clocks=clocks)
         self._work.append(self.world.run_task(self.driver, self._start()))
 
     async def _start(self) -> None:
@@ -142,14 +151,22 @@ class Pool:
             self.world.tell(f"the pool does not start: {error}")
             if self.cloud.refused and "returned no machine" in str(error):
                 self.world.broken.append(f"the pool does not start, and does not say why: {error}")
-            if not self.oracle.faults:
+            if not self.oracle.faults and not self._is_poor:
                 self.world.broken.append(f"the pool does not start, and nothing went wrong: {error}")
             self.failed = True
             self.oracle.cancelled.update(self.oracle.wishes)
             self.dispatcher.cancel_all()
 
+    @property
+    def _is_poor(self) -> bool:
+        """Whether the budget does not pay for the least nodes, of the cheapest kind, for the least time."""
+        cheapest = min(offer.price or 0.0 for offer in OFFERS)
+        return self.budget is not None and self.budget < self.plan.nodes.min * cheapest * LEAST / 3600.0
+
     def _boot(self, name: str) -> None:
-        machine = Machine(self.world, name, self.oracle.started, self.oracle.ended, self.neighbourhood)
+        oracle = self.oracle
+        saved = oracle.saved.add if self._scenario.saves else None
+        machine = Machine(self.world, name, oracle.started, oracle.ended, self.neighbourhood, saved)
         self.machines[name] = machine
         line = Line(self.world, self.network, machine.connect, self._scenario.route)
         self.lines[name] = SimulatedTransport.lines[id(self.world), name] = line
@@ -183,7 +200,7 @@ class Pool:
             arrays = [Array(bytearray(array.data)) for array in arrays]
         self.oracle.wishes[wish.number] = wish
         try:
-            future = self._call(wish, arrays)
+            future = self._call(wish, arrays, self._pinned(wish))
         except PoolNotActive:
             del self.oracle.wishes[wish.number]
             return
@@ -196,12 +213,25 @@ class Pool:
         if wish.cancelled is not None:
             self.world.after(wish.cancelled, self.world.awake(self.driver, lambda: self._cancel(wish.number, future)))
 
-    def _call(self, wish: Wish, arrays: list[Array]) -> Any:
-        options = TaskOptions(isolated=wish.isolated, timeout=wish.timeout, attempts=wish.attempts, large=100_000)
+    def _pinned(self, wish: Wish) -> str | None:
+        """The node that a task must run on."""
+        lives = [life for life in self.provisioner._lives.values() if life.is_ready]
+        if wish.node is None or not lives:
+            return None
+        life = lives[wish.node % len(lives)]
+        self.oracle.pinned[wish.number] = life.machine.name
+        return life.name
+
+    def _call(self, wish: Wish, arrays: list[Array], node: str | None) -> Any:
+        options = TaskOptions(
+            isolated=wish.isolated, timeout=wish.timeout, attempts=wish.attempts, large=100_000, node=node
+        )
         if wish.group is not None:
             options = replace(options, group=self._groups[wish.group])
         if wish.end == "unpicklable":
             return self.dispatcher.submit(carry_out, wish.load, threading.Lock(), options=options)
+        if wish.same is not None:
+            return self.dispatcher.submit(Cached(wish.same, self.oracle.kept), wish.load, *arrays, options=options)
         if not wish.count:
             return self.dispatcher.submit(carry_out, wish.load, *arrays, options=options)
         calls = [(carry_out, (wish.load, *arrays), {})] * wish.count

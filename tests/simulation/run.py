@@ -63,14 +63,16 @@ class Outcome:
 class _LoggedErrors(logging.Handler):
     """What the product logs as an error must not be either: it found something that it did not expect."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, pool: Pool) -> None:
         super().__init__(logging.ERROR)
-        self._world = world
+        self._world, self._pool = world, pool
 
     def emit(self, record: logging.LogRecord) -> None:
         error = record.exc_info[1] if record.exc_info else None
         if isinstance(error, SystemExit):
             return  # of a user's callback
+        if self._pool.oracle.lies and not error and "link broken after an error" in record.getMessage():
+            return  # of an agent that has lied, and was found out
         self._world.broken.append(f"logged: {record.getMessage()}: {error!r}")
 
 
@@ -92,7 +94,7 @@ def _simulate(scenario: Scenario) -> Outcome:
     files = _open_files()
     world = World(scenario.seed)
     pool = Pool(world, scenario)
-    errors = _LoggedErrors(world)
+    errors = _LoggedErrors(world, pool)
     logger, silent = logging.getLogger("skyward"), logging.getLogger("concurrent.futures")
     logger.addHandler(errors)
     silent.disabled = True  # it reports what users' callbacks raise
@@ -106,6 +108,8 @@ def _simulate(scenario: Scenario) -> Outcome:
         broken = list(world.broken)
         pool.close()
         silent.disabled = False
+    if pool.budget is not None and pool.cloud.cost > pool.budget * 1.001:
+        broken.append(f"the machines have cost ${pool.cloud.cost:.4g}, and may cost ${pool.budget:.4g}")
     if not broken and not pool.oracle.is_over:
         broken = world.broken + _left(pool, files)
     return Outcome(scenario, world.turns, broken, story)
@@ -116,7 +120,7 @@ def _left(pool: Pool, files: int) -> list[str]:
     found = []
     if lost := pool.oracle.unsettled:
         found.append(f"tasks have not settled: {lost}")
-    if kept := census.left(pool.dispatcher, pool.provisioner):
+    if (kept := census.left(pool.dispatcher, pool.provisioner)) and not pool.is_warned:
         found.append(f"the block has ended, and there is still {', '.join(kept)}")
     tally = pool.tally
     if tally.unfinished or tally.busy or tally.queued != tally.done + tally.failed + tally.cancelled:
@@ -161,7 +165,12 @@ def _live(world: World, pool: Pool, scenario: Scenario) -> None:
         end = math.inf
     world.awake(pool.driver, functools.partial(pool.leave, world.now >= end))()
     world.run(lambda: pool.is_leaving, 2 * LEAVE, "the driver is awake")
-    world.run(lambda: pool.has_left, LEAVE, "the block has ended")
+    if scenario.ends is not None:
+        world.after(scenario.ends, lambda: pool.has_left or pool.kill())
+    world.run(lambda: pool.has_left or pool.oracle.is_over, LEAVE, "the block has ended")
+    if pool.oracle.is_over:
+        world.run(lambda: pool.is_gone, ORPHANED + asleep, "no agent runs whose driver has ended")
+        return
     # Where nothing went wrong everybody heard the goodbye; else an agent out of reach waits for its owner. So does one
     # whose greeting the end of a start has interrupted: the driver may say nothing before the agent has answered.
     goodbye = GOODBYE + pool.behind
@@ -169,7 +178,7 @@ def _live(world: World, pool: Pool, scenario: Scenario) -> None:
     world.run(told, goodbye, "no agent runs that had an owner")
     world.run(lambda: pool.is_gone, ORPHANED + asleep, "no agent runs any more")
     left = [name for name, record in pool.cloud.records.items() if record.billed]
-    if left and pool.cloud.is_rented and not world.broken:
+    if left and pool.cloud.is_rented and not world.broken and not pool.is_warned:
         world.broken.append(f"machines are left: {', '.join(left)}")
 
 

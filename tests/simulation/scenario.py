@@ -41,6 +41,10 @@ class Wish(NamedTuple):
         What the user's callback of its future does, if there is one: ``"raise"`` or ``"exit"``.
     mutates
         Whether the user changes its arguments as soon as it is submitted.
+    node
+        Which of the nodes that are ready it must run on, counted round and round; None for any.
+    same
+        The task that it equals, whose function keeps its results; itself for the first of its kind.
     """
 
     number: int
@@ -60,6 +64,8 @@ class Wish(NamedTuple):
     callback: str = ""
     mutates: bool = False
     talks: int = 0
+    node: int | None = None
+    same: int | None = None
 
     def __str__(self) -> str:
         rest = {name: value for name, value in _unusual(self).items() if name not in ("number", "at")}
@@ -68,7 +74,9 @@ class Wish(NamedTuple):
     @property
     def load(self) -> Load:
         """What its task does."""
-        return Load(self.number, self.seconds, self.end, self.size, self.prints, self.talks)
+        return Load(
+            self.number if self.same is None else self.same, self.seconds, self.end, self.size, self.prints, self.talks
+        )
 
 
 class Misfortune(NamedTuple):
@@ -116,6 +124,12 @@ class Scenario:
         Seconds after the order when the user is interrupted, and leaves the block at once; None for never.
     is_killed, withdraws
         Whether the driver's process is killed then; or whether the user only withdraws what has not begun.
+    ends
+        Seconds after the block's end when the program ends all the same, as after a second Ctrl-C; None for never.
+    budget
+        US dollars that rented machines may cost; None for no limit.
+    saves
+        Whether what tasks write must be saved before they count as done.
     wishes, misfortunes
         What the user wants, and what goes wrong.
     """
@@ -137,6 +151,9 @@ class Scenario:
     leaves: float | None = None
     is_killed: bool = False
     withdraws: bool = False
+    ends: float | None = None
+    budget: float | None = None
+    saves: bool = False
     wishes: tuple[Wish, ...] = ()
     misfortunes: tuple[Misfortune, ...] = ()
 
@@ -149,7 +166,11 @@ class Scenario:
     def is_fair(self) -> bool:
         """Whether all of it can end."""
         groups = all(wish.group is None or wish.group < len(self.limits) for wish in self.wishes)
-        return groups and all(wish.timeout is not None for wish in self.wishes if wish.end == "hang")
+        known = {wish.number: wish for wish in self.wishes}
+        alike = all(
+            wish.same is None or (wish.same in known and wish.load == known[wish.same].load) for wish in self.wishes
+        )
+        return groups and alike and all(wish.timeout is not None for wish in self.wishes if wish.end == "hang")
 
     def text(self) -> str:
         """It as JSON, one line for each wish and misfortune; what is as usual is left out."""

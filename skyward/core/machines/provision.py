@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -32,6 +31,7 @@ from skyward.core.interfaces import Rental, Trait
 from skyward.core.machines import fleet_events as f
 from skyward.core.machines.budget import Budget
 from skyward.core.machines.candidates import find_candidates
+from skyward.core.machines.clocks import Clocks
 from skyward.core.machines.fleet import Fleet
 from skyward.core.machines.fleet_reports import exhausted_text, left_text, order_texts, why_too_few
 from skyward.core.machines.machine_reports import MachineReports
@@ -116,6 +116,8 @@ class Provisioner:
         Makes what signs the nodes' certificates; see `Identities`.
     bring
         Brings what tasks need to a node whose slots have started; see `Shared`.
+    clocks
+        Clocks in addition to the event loop's.
     """
 
     def __init__(
@@ -126,8 +128,10 @@ class Provisioner:
         make_buyer: Callable[[str, Sequence[Rental]], Buyer] | None = None,
         make_authority: Callable[[str], Authority] | None = None,
         bring: Bring = nothing,
+        clocks: Clocks | None = None,
     ) -> None:
         self._plan = plan
+        self._clocks = clocks or Clocks()
         self._make_buyer = make_buyer or _make_buyer
         self._user = user
         self._events = events
@@ -147,7 +151,7 @@ class Provisioner:
         self._stopping = False
         self._buyer: Buyer | None = None
         self._waiting = Machines()  # as last reported
-        self._slept = _asleep()
+        self._slept = self._clocks.asleep()
         self._told: frozenset[tuple[int, str]] = frozenset()  # slots and GPUs that the user knows of
         self._reports = MachineReports(plan, events, lambda: asyncio.get_running_loop().time())
         identities = Identities(plan.order.tag, plan.nodes.max, make_authority)
@@ -234,7 +238,7 @@ class Provisioner:
         """Pass an event to the fleet, and begin what it commands."""
         loop = asyncio.get_running_loop()
         now = loop.time()  # read once: what falls due between two readings would be neither done nor waited for
-        self._fleet.purse.slept = _asleep() - self._slept
+        self._fleet.purse.slept = self._clocks.asleep() - self._slept
         commands = self._fleet.handle(event, now)
         due = self._fleet.next_tick(now)
         for text in order_texts(commands, self._plan.providers):
@@ -286,7 +290,7 @@ class Provisioner:
 
     async def _create(self, command: f.Create) -> None:
         source, offer = command.candidate.source, command.candidate.offer
-        deadline = None if command.seconds is None else time.time() + command.seconds
+        deadline = None if command.seconds is None else self._clocks.wall() + command.seconds
         order = replace(self._plan.order, count=command.count, name=command.order, offer=offer, deadline=deadline)
         buy: Callable[[Order], Sequence[Machine]] = self._plan.providers[source].create
         if self._buyer is not None and (rental := self._plan.rental(source)) is not None:
@@ -471,13 +475,6 @@ class Provisioner:
             if other.is_ready and other is not life and other.session is not None
         ]
         return link_patience(self._plan.timing, self._plan.order.orphan_timeout, others)
-
-
-def _asleep() -> float:
-    """Seconds since boot for which this machine slept and its monotonic clock stood still."""
-    if not hasattr(time, "CLOCK_BOOTTIME"):
-        return 0.0
-    return time.clock_gettime(time.CLOCK_BOOTTIME) - time.clock_gettime(time.CLOCK_MONOTONIC)
 
 
 def _make_buyer(tag: str, rentals: Sequence[Rental]) -> Buyer:

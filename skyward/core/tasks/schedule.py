@@ -99,12 +99,12 @@ class _Task:
 
 @dataclass(slots=True)
 class _Group:
-    """Tasks that belong together. Exists while it has tasks waiting or out."""
+    """Tasks that belong together. Exists while it has tasks that have not settled, wherever they wait."""
 
     name: int
     limit: float  # as in `Submitted`
     waiting: deque[_Task] = field(default_factory=deque)
-    refused: int = 0  # tasks that wait for a node that has not refused them
+    tasks: int = 0
     out: int = 0
 
     def may_send(self, slots: int) -> bool:
@@ -216,6 +216,7 @@ class Schedule:
         if group is None:
             limit = math.inf if event.limit is None else event.limit
             group = self._groups[event.group] = _Group(event.group, limit)
+        group.tasks += 1
         task = self._tasks[event.task] = _Task(event.task, group, event.attempts, event.node)
         if event.node is not None and event.node not in self._nodes:
             self._settle(task, Verdict.NODE_LOST, commands)
@@ -375,7 +376,6 @@ class Schedule:
         queue = task.group.waiting if task.pinned is None else self._nodes[task.pinned].pinned
         if task.refused_by:
             self._refused[task.name] = task
-            task.group.refused += 1
         elif first:
             queue.appendleft(task)
         else:
@@ -387,8 +387,9 @@ class Schedule:
     def _settle(self, task: _Task, verdict: Verdict, commands: list[Command]) -> None:
         task.leave_node()
         task.over = True
-        if task.refused_by and self._refused.pop(task.name, None) is not None:
-            task.group.refused -= 1
+        if task.refused_by:
+            self._refused.pop(task.name, None)
+        task.group.tasks -= 1
         del self._tasks[task.name]
         commands.append(Settle(task.name, verdict))
         self._turn(task.group)
@@ -410,7 +411,7 @@ class Schedule:
             self._turns.setdefault(group.name, group)
             return
         self._turns.pop(group.name, None)
-        if not group.waiting and not group.out and not group.refused and self._groups.get(group.name) is group:
+        if not group.tasks:
             del self._groups[group.name]
 
     def _count(self, slots: int) -> None:
@@ -480,7 +481,6 @@ class Schedule:
             if ready and task.group.may_send(self._slots):
                 node = next((node for node in ready if node.ring is self._idle), ready[0])
                 del self._refused[task.name]
-                task.group.refused -= 1
                 self._run(task, node, commands)
                 self._turn(task.group)
                 self._place(node)

@@ -343,6 +343,16 @@ def test_groups_take_turns() -> None:
     assert 99 in ran
 
 
+def test_a_group_goes_on_after_one_of_its_tasks_that_waited_for_its_node() -> None:
+    schedule = Schedule()
+    schedule.handle(NodeUp("one", 1))
+    schedule.handle(Submitted(1, 1, None, None, 1))
+    schedule.handle(Submitted(2, 2, None, "one", 1))  # waits, though not in its group's queue
+    schedule.handle(Submitted(3, 2, None, None, 1))
+    assert Run("one", 2, False) in schedule.handle(Finished(1, "one", Outcome.ANSWERED))
+    assert Run("one", 3, False) in schedule.handle(Finished(2, "one", Outcome.ANSWERED))
+
+
 def test_nodes_fill_evenly() -> None:
     """Tasks spread over nodes rather than fill one first."""
     schedule = Schedule()

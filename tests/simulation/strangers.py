@@ -1,0 +1,156 @@
+"""Bytes that nobody asked for: of strangers who connect to an agent, and of an agent that lies to its owner."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+from collections.abc import Callable
+from random import Random
+from typing import Any
+
+import msgpack
+
+from skyward.core.protocol import messages as m
+from skyward.core.protocol.envelopes import encode
+from skyward.core.protocol.wire import VERSION
+from tests.simulation.node import Machine
+from tests.simulation.world import World
+
+__all__ = ["KINDS", "lie", "visit"]
+
+_LINGERS = 20.0  # seconds that a stranger stays at most; the agent waits for ten
+_NOBODY = 10**9  # number of no task
+
+
+def _piece(envelope: bytes, kind: int = 0, sizes: tuple[int, ...] = ()) -> bytes:
+    prelude = struct.pack(f"!IH{len(sizes)}Q", len(envelope), len(sizes), *sizes) + envelope
+    return struct.pack("!BII", kind, 0, len(prelude) + (sum(sizes) if kind == 0 else 0)) + prelude
+
+
+def _hello(random: Random) -> bytes:
+    return encode(m.Hello(VERSION, "somebody else's", random.randbytes(16), 0), 0)
+
+
+def _value(random: Random, depth: int = 0) -> Any:
+    """Anything that msgpack can say."""
+    kinds: list[Callable[[], Any]] = [
+        lambda: random.randrange(-(2**63), 2**64),
+        lambda: random.choice((0, 1, -1, 127, 2**31, 0.5, float("nan"), float("inf"), None, True, "", b"")),
+        lambda: "x" * random.choice((3, 40, 300, 70_000)),
+        lambda: random.randbytes(random.choice((3, 40, 300, 2_000))),
+        lambda: [_value(random, depth + 1) for _ in range(random.choice((0, 1, 5, 20)))],
+        lambda: {f"{number}": _value(random, depth + 1) for number in range(random.choice((0, 2, 17)))},
+    ]
+    return random.choice(kinds if depth < 3 else kinds[:4])()
+
+
+def _nonsense(random: Random) -> bytes:
+    """An envelope that means nothing, or not quite something."""
+    fields = [_value(random) for _ in range(random.randrange(9))]
+    packed: bytes = msgpack.packb([random.choice((-1, 10**6, *range(len(m.MESSAGES)))), random.randrange(3), *fields])
+    how = random.randrange(6)
+    if how == 0:
+        return packed[: random.randrange(len(packed))]
+    if how == 1:
+        at = random.randrange(len(packed))
+        return packed[:at] + random.randbytes(1) + packed[at + 1 :]
+    if how == 2:  # it declares more than it holds
+        return random.choice((b"\xdd\xff\xff\xff\xff", b"\xdf\x7f\xff\xff\xff", b"\xdc\xff\xff")) + packed + bytes(1500)
+    if how == 3:
+        return b"\x91" * random.choice((20, 30_000)) + b"\xc0"
+    if how == 4:
+        return b"\xdc\x40\x00" + bytes(1200) + random.choice((b"\xc7\x01\x05", b"\xd4\x01", b"\xdb\x00", b"\xc1"))
+    return packed
+
+
+def _garbage(random: Random) -> bytes:
+    return random.randbytes(random.choice((1, 8, 300)))
+
+
+KINDS: tuple[Callable[[Random], bytes], ...] = (
+    lambda _: b"",  # it says nothing
+    _garbage,
+    lambda _: b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    lambda random: struct.pack("!BII", random.randrange(5), 0, 2**32 - 1),
+    lambda random: _piece(_hello(random)),
+    lambda random: _piece(_hello(random)) + _piece(encode(m.Proof(random.randbytes(32)), 0)),
+    lambda random: _piece(_hello(random)) + _piece(encode(m.Ping(0.0), 0)),
+    lambda _: _piece(encode(m.Hello(VERSION + 1, "of another version", b"x" * 16, 0), 0)),
+    lambda random: _piece(_nonsense(random)),
+    lambda random: _piece(_hello(random), random.choice((1, 2, 3)), (5, 2**40)),
+    lambda random: _piece(_hello(random)[:-1]),
+)
+"""What strangers say."""
+
+
+def visit(world: World, machine: Machine, kind: int) -> None:
+    """Let a stranger connect to a machine's agent, who does not know the secret; nobody may notice."""
+    try:
+        sock = machine.connect()
+    except OSError:
+        return
+    sock.setblocking(False)
+    machine.visitors.append(sock)
+    data = KINDS[kind % len(KINDS)](world.random)
+    cut = world.random.randrange(len(data) + 1)
+
+    def say(part: bytes) -> None:
+        with contextlib.suppress(OSError):
+            sock.send(part)
+
+    say(data[:cut])
+    if cut < len(data):
+        world.after(world.random.choice((0.001, 1.0)), lambda: say(data[cut:]))
+    world.after(world.random.choice((0.01, _LINGERS)) * world.random.random(), lambda: _leave(machine, sock))
+
+
+def _leave(machine: Machine, sock: socket.socket) -> None:
+    sock.close()
+    if sock in machine.visitors:
+        machine.visitors.remove(sock)
+
+
+def lie(world: World, machine: Machine, times: int) -> None:
+    """Let an agent say some things to its owner that are not so, or that mean nothing."""
+    session = machine.agent.session if machine.agent is not None else None
+    if session is None:
+        return
+    for _ in range(times):
+        if world.random.random() < 0.4 and (link := session.link) is not None and link.wire.is_open:
+            link.wire._small.append(world.random.choice((_piece(_nonsense(world.random)), _garbage(world.random))))
+            link.wake()
+        elif world.random.random() < 0.2 and (link := session.link) is not None and link.wire.is_open:
+            link.send(world.random.choice((m.Pong(-1.0), m.Pong(1e12), m.Ack(_NOBODY))))
+        else:
+            message, *buffers = world.random.choice(_LIES)
+            session.post(message, buffers)
+
+
+_LIES: tuple[tuple[Any, ...], ...] = (
+    (m.Done(_NOBODY, 0.1), b"x"),
+    (m.Done(1, float("nan")), b"x"),
+    (m.Done(1, 0.1, {0: b"/etc/passwd"}), b"x"),
+    (m.Failed(_NOBODY, 0.1, m.Failure.CRASHED.value, "never sent"),),
+    (m.Failed(1, 0.1, "no such reason", ""),),
+    (m.Began([_NOBODY, _NOBODY + 1]),),
+    (m.Began([-1]),),
+    (m.Returned([_NOBODY]),),
+    (m.Returned([]),),
+    (m.Missing([_NOBODY]),),
+    (m.Ready(3, None),),
+    (m.Ready(-1, None),),
+    (m.Ready(0, "simulated: it can't go on"),),
+    (m.Kept(b"no blob", 5, None),),
+    (m.Kept(b"no blob", 5, "simulated: lost"),),
+    (m.Listening(80, ["192.0.2.7"]),),
+    (m.Reached(["nobody"]),),
+    (m.StreamOpen(_NOBODY, "/nowhere"),),
+    (m.StreamData(_NOBODY), b"data"),
+    (m.StreamClose(_NOBODY, None),),
+    (m.Output(1), b"it printed\nhalf"),
+    (m.Output(7), b"no such stream"),
+    (m.Load(float("nan"), 1, 1, 1, 1),),
+    (m.Load(0.5, 4, 1, 1, 1, [], "simulated: it can't see its GPUs"),),
+    (m.Gpus([], "simulated: there are none"),),
+)
