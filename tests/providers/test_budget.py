@@ -10,6 +10,7 @@ import pytest
 import skyward as sky
 from skyward.core.machines import budget
 from skyward.core.machines.offer_selection import select
+from skyward.core.resume.listing import overview
 from skyward.core.spec import Resources
 from tests.lab.wait import eventually
 from tests.providers.rentals import RENTALS, Rental
@@ -38,7 +39,8 @@ def dollars(provider, nodes: int, seconds: float) -> float:
     return nodes * offers[0].price * seconds * max(1.0, os.getloadavg()[0] / 4) / 3600
 
 
-def test_the_tasks_that_are_left_are_told_and_the_bill_is_in_time(rental, lab, index):
+def test_the_tasks_that_are_left_are_told_and_the_bill_is_in_time(rental, lab, index, tmp_path):
+    """And what was computed for the money is there in the next run, wherever that is."""
     if rental.name not in ("aws", "hetzner"):
         pytest.skip("what differs among clouds is how machines end, which the other tests see")
     with rental.cloud(lab) as cloud:
@@ -50,6 +52,7 @@ def test_the_tasks_that_are_left_are_told_and_the_bill_is_in_time(rental, lab, i
             budget=amount,
             allocation="on-demand",
             image=sky.Image(index=index, sync="none"),
+            resume=str(tmp_path / "search.run"),
             console=False,
         ) as pool:
             futures = [pool.submit(time.sleep, 0.5) for _ in range(2000)]
@@ -62,6 +65,11 @@ def test_the_tasks_that_are_left_are_told_and_the_bill_is_in_time(rental, lab, i
                 pool.submit(abs, -1).result(10)
         assert cloud.meter.live == []
         assert 0.5 * amount < cloud.meter.cost_of("instance") <= amount
+    paid = [future.exception() is None for future in futures].index(False)
+    with sky.Compute(concurrency=1, resume=str(tmp_path / "search.run"), console=False) as pool:
+        for future in [pool.submit(time.sleep, 0.5) for _ in range(paid)]:
+            future.result()
+    assert overview(str(tmp_path / "search.run")).runs[0].taken == paid > 0
 
 
 def test_more_than_it_pays_for_is_not_begun(rental, lab, index):
