@@ -32,7 +32,6 @@ import pytest
 import typer
 
 import skyward
-from scripts.check_site import faults
 from skyward import cli
 from skyward.core import errors, registry
 from tests.gpus import A100, plant, script
@@ -450,23 +449,3 @@ def test_commands_of_skyward_exist() -> None:
         shell = "\n".join(re.findall(r"^```(?:ba)?sh\n(.*?)^```", read(page), flags=re.MULTILINE | re.DOTALL))
         named = re.findall(r"^skyward ([a-z]+)", "\n".join([*code(page), shell]), flags=re.MULTILINE)
         assert set(named) <= commands, name_of(page)
-
-
-# --- the site ---
-
-
-def test_faults_of_a_built_site_are_found(tmp_path: Path) -> None:
-    assert faults(tmp_path) == [f"there are no pages in {tmp_path}"]
-    (tmp_path / "sub").mkdir()
-    (tmp_path / "sub" / "b.html").write_text('<h2 id="here">b</h2><a href="../a.html">a</a><a href="#here">b</a>')
-    page = tmp_path / "a.html"
-    page.write_text('<a href="sub/b.html#here">b</a><a href="https://example.org/#y">x</a><img src="data:image/png,1">')
-    assert faults(tmp_path) == []
-    page.write_text(
-        '<a href="sub/b.html#gone">b</a><a href="c.html">c</a><script src="https://example.org/x"></script>'
-    )
-    assert faults(tmp_path) == [
-        "a.html leads to c.html, which is not there",
-        "a.html loads https://example.org/x",
-        "a.html leads to sub/b.html#gone, where nothing has that name",
-    ]

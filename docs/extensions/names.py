@@ -1,7 +1,7 @@
 """Names of the API in the text of a page, or of a docstring, become links to their pages.
 
-`sky.Compute`, `Worker(concurrency=4)` and `pool.map` are written as plain code, which reads well without Sphinx too.
-In annotations, classes are found under the name that is public.
+`sky.Compute`, `Worker(concurrency=4)`, `pool.map` and `numpy.memmap` are written as plain code, which reads well
+without Sphinx too. In annotations, classes are found under the name that is public.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from docutils import nodes
 from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
+from sphinx.ext.intersphinx import InventoryAdapter
 from sphinx.transforms.post_transforms import SphinxPostTransform
 
 __all__ = ["setup"]
@@ -36,15 +37,22 @@ class Names(SphinxPostTransform):
 
     def _link(self, node: nodes.Element, objects: dict[str, Any]) -> None:
         literal = nodes.literal(node.rawsource, node.astext(), classes=["py"])
-        target = None if _inside_a_link(node) else full_name(node.astext(), objects)
-        if target is None or objects[target].docname == self.env.docname:
-            if isinstance(node, nodes.title_reference):
-                node.replace_self(literal)
-            return
+        address = None if _inside_a_link(node) else self._address(node.astext(), objects)
+        if address is not None:
+            node.replace_self(nodes.reference("", "", literal, internal=True, refuri=address, classes=["api"]))
+        elif isinstance(node, nodes.title_reference):
+            node.replace_self(literal)
+
+    def _address(self, text: str, objects: dict[str, Any]) -> str | None:
+        """Where the page of a name is, unless it is the page on which it stands."""
+        target = full_name(text, objects)
+        if target is None:
+            return _of_others(text, self.env)
         entry = objects[target]
+        if entry.docname == self.env.docname:
+            return None
         link = self.app.builder.get_relative_uri(self.env.docname, entry.docname)
-        anchor = "" if entry.docname.endswith(f"/{target}") else f"#{entry.node_id}"
-        node.replace_self(nodes.reference("", "", literal, internal=True, refuri=link + anchor, classes=["api"]))
+        return link if entry.docname.endswith(f"/{target}") else f"{link}#{entry.node_id}"
 
 
 def _inside_a_link(node: nodes.Node) -> bool:
@@ -66,6 +74,16 @@ def full_name(text: str, objects: dict[str, Any]) -> str | None:
         return None
     candidates = [_PREFIXES[prefix] + name] if prefix else [f"skyward.{name}", *_elsewhere(name, objects)]
     return next((candidate for candidate in candidates if candidate in objects), None)
+
+
+def _of_others(text: str, env: BuildEnvironment) -> str | None:
+    """Where Python, joblib, scikit-learn or numpy describe a name, if their inventories could be had."""
+    match = _NAME.fullmatch(text)
+    if match is None or "." not in match[2] or match[1] is not None:
+        return None
+    inventory = InventoryAdapter(env).main_inventory
+    kinds = [kind for kind in inventory if kind.startswith("py:")]
+    return next((inventory[kind][match[2]].uri for kind in kinds if match[2] in inventory[kind]), None)
 
 
 def _elsewhere(name: str, objects: dict[str, Any]) -> list[str]:
