@@ -25,16 +25,20 @@ class Cell:
     """The display of one pool, from `start` until `stop`.
 
     It begins under the cell that opens the pool. The first task that another cell submits ends that display, and begins
-    one under the other cell, for what has not ended by then.
+    one under the other cell, for what has not ended by then. When a cell has run, its display shows how things are
+    then: a program that executes notebooks takes no later change.
 
     Parameters
     ----------
     status
         Tells how the pool is.
+    events
+        IPython's, of the shell.
     """
 
-    def __init__(self, status: Callable[[], PoolStatus]) -> None:
+    def __init__(self, status: Callable[[], PoolStatus], events: Any) -> None:
         self._status = status
+        self._events = events
         # Guards what follows: the cell's thread moves the display while ours draws it.
         self._lock = threading.Lock()
         self._handle: DisplayHandle | None = None
@@ -51,7 +55,8 @@ class Cell:
         shell = get_ipython()
         if shell is None or getattr(shell, "kernel", None) is None:  # a terminal's IPython has no cells
             return None
-        cell = cls(status)
+        cell = cls(status, shell.events)
+        shell.events.register("post_run_cell", cell._has_run)
         cell._begin(cell._number())
         cell._thread.start()
         return cell
@@ -66,9 +71,14 @@ class Cell:
 
     def stop(self) -> None:
         """Draw the end; may be repeated."""
+        if not self._end.is_set():
+            self._events.unregister("post_run_cell", self._has_run)
         self._end.set()
         if self._thread is not threading.current_thread():
             self._thread.join()
+        self._draw(self._status())
+
+    def _has_run(self, _: object) -> None:
         self._draw(self._status())
 
     @staticmethod

@@ -1,7 +1,8 @@
 """The examples of the documents that the API was promised in, as they are printed there.
 
-Changed are the provider, and times: `sleep` is shortened, for these tests wait for nothing. Filled in are the data,
-which the documents leave out. What they import from scikit-learn is in `sk` here.
+Changed are the provider, and times: `sleep` is shortened, for these tests wait for nothing, and forests and searches
+have a tenth of their trees and iterations. Filled in are the data, which the documents leave out. What they import from
+scikit-learn is in `sk` here.
 """
 
 from __future__ import annotations
@@ -151,7 +152,7 @@ def test_basic_parallel_execution():
 def test_distributed_grid_search():
     X_train, y_train = X, y
     param_grid = {
-        "n_estimators": [100, 200, 300],
+        "n_estimators": [10, 20, 30],
         "max_depth": [10, 20, 30, None],
         "min_samples_split": [2, 5, 10],
     }
@@ -245,12 +246,12 @@ def test_usage_with_randomized_search():
         search = sk.RandomizedSearchCV(
             sk.MLPClassifier(),
             param_distributions,
-            n_iter=50,
+            n_iter=5,
             cv=3,
             n_jobs=-1,
         )
         search.fit(X, y)
-    assert len(search.cv_results_["params"]) == 50
+    assert len(search.cv_results_["params"]) == 5
 
 
 def test_manual_backend_activation():

@@ -84,6 +84,7 @@ UNFIT = ("AttributeError", "TypeError", "NameError")
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault not in RARE])
 def test_a_fault_of_the_past_is_found(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     FAULTS[fault](monkeypatch)
