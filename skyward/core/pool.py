@@ -236,7 +236,7 @@ class Compute(TaskExecutor):
         ProvisioningError, LinkError
             The nodes can't be provisioned; everything that was started has been released.
         """
-        self.__enter__()
+        Compute.__enter__(self)  # not a subclass's, which may be for blocks only
         if hasattr(sys, "ps1"):
             self.events.emit(AtPrompt())
         return self
