@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from skyward.core.code.survey import CodeSurvey, Unit, is_own, places, program_imports, program_state
+from skyward.core.errors import ConfigError
 
 
 @pytest.fixture
@@ -145,3 +146,11 @@ def test_own_modules(folder: Path) -> None:
     assert is_own("own_a")
     assert is_own("own_b.c")
     assert not any(map(is_own, ["json", "numpy.linalg", "own_nowhere", "sys", "", "skyward.plugins"]))
+
+
+def test_two_files_of_one_name_can_not_both_be_sent(folder: Path) -> None:
+    write(folder, "one/own_m.py", "two/own_m.py")
+    first, second = (str(folder / place / "own_m.py") for place in ("one", "two"))
+    with pytest.raises(ConfigError, match="own_m too, and nodes can have only one"):
+        CodeSurvey([first, second])
+    assert CodeSurvey([first, first]).units["own_m"].sources == (first,)

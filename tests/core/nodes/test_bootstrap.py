@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import io
 import os
 import re
 import shutil
 import sys
+import tarfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -533,6 +535,40 @@ def test_a_package_that_does_not_exist_is_said(boot, fresh_host, index, with_uv)
     assert "no-such-package-at-all" in text
     assert "could not be installed" in text
     assert len(text.splitlines()) <= 16
+    assert not environments(host)
+
+
+FAILS = """
+import sys
+def build_wheel(*_, **__):
+    sys.stderr.write("fast.c:1: fatal error: missing.h: No such file or directory\\n")
+    sys.exit(1)
+"""
+SOURCE = {
+    "pyproject.toml": "[build-system]\nrequires = []\nbuild-backend = 'backend'\nbackend-path = ['.']\n",
+    "backend.py": FAILS,
+    "PKG-INFO": "Metadata-Version: 2.2\nName: fails\nVersion: 1.0\n",
+}
+
+
+@pytest.mark.lab
+def test_what_can_not_be_built_there_or_has_no_build_is_said_at_once(lab, boot, fresh_host, wheels, tmp_path):
+    """By its last lines, without a second try by another installer, and nothing is left that looks whole."""
+    for wheel in wheels.glob("*.whl"):
+        (tmp_path / wheel.name).symlink_to(wheel)
+    (tmp_path / "mac-1.0-cp311-abi3-macosx_11_0_arm64.whl").write_bytes(b"")
+    with tarfile.open(tmp_path / "fails-1.0.tar.gz", "w:gz") as archive:
+        for name, text in SOURCE.items():
+            entry = tarfile.TarInfo(f"fails-1.0/{name}")
+            entry.size = len(text)
+            archive.addfile(entry, io.BytesIO(text.encode()))
+    index, host = lab.serve_index(tmp_path), fresh_host(files=uv())
+    text = failure(boot, host, PackagesFailed, Image(pip=["fails"], index=index))
+    assert "fast.c:1: fatal error: missing.h" in text
+    assert text.count("missing.h") == 1, "it was built once"
+    text = failure(boot, host, PackagesFailed, Image(pip=["mac"], index=index))
+    assert "mac" in text
+    assert "no wheels with a matching platform tag" in text
     assert not environments(host)
 
 

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import gzip
 import os
+import subprocess
+import sys
 from pathlib import Path
+
+import pytest
 
 from skyward.core.packages.fetch import Target
 from skyward.core.packages.lists import driver_kind
@@ -30,3 +34,36 @@ def test_this_machines_program_is_packed_once(tmp_path: Path) -> None:
 def test_there_is_none_for_other_systems(tmp_path: Path) -> None:
     assert packed_uv("FreeBSD amd64", driver_kind(), HERE, tmp_path) is None
     assert packed_uv("Linux x86_64", driver_kind(), Target("x86_64", 0, "3.12"), tmp_path) is None  # another C library
+
+
+NONE = """
+from pathlib import Path
+from skyward.core.errors import PythonNotFound
+from skyward.core.packages.fetch import Target
+from skyward.core.packages.lists import driver_kind
+from skyward.core.packages.python_builds import python_build
+from skyward.core.packages.uv_program import packed_uv, uv_here
+here = Target("x86_64", 36, "3.12")
+assert uv_here() is None
+assert packed_uv(driver_kind(), driver_kind(), here, Path("cache")) is None
+try:
+    python_build(here, Path("cache"))
+except PythonNotFound as error:
+    assert "no uv here" in str(error)
+else:
+    raise AssertionError
+"""
+
+
+@pytest.mark.slow
+def test_without_it_nodes_do_with_pip(tmp_path: Path) -> None:
+    """Somebody has removed the program of the distribution, and no index is there that has it."""
+    (tmp_path / "uv").mkdir()
+    (tmp_path / "uv/__init__.py").write_text("def find_uv_bin():\n    raise FileNotFoundError\n")
+    paths = os.pathsep.join([str(tmp_path), *map(str, Path(__file__).parents[3:4])])
+    own = {"PYTHONPATH": paths, "PIP_NO_INDEX": "1", "PIP_CONFIG_FILE": os.devnull, "XDG_CACHE_HOME": str(tmp_path)}
+    without = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
+    done = subprocess.run(
+        [sys.executable, "-c", NONE], cwd=tmp_path, env={**without, **own}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
