@@ -51,7 +51,7 @@ from skyward.core.nodes.environment_lists import environment_key, place, plain_h
 from skyward.core.nodes.findings import Findings
 from skyward.core.nodes.host_tools import send_python, send_uv
 from skyward.core.nodes.node_package import node_code, node_code_name
-from skyward.core.packages import installer_settings
+from skyward.core.packages import compile_ahead, installer_settings
 from skyward.core.packages.fetch import fetch as fetch_wheels
 from skyward.core.packages.fetch import pip_wheel
 from skyward.core.packages.lists import PackageLists, driver_kind
@@ -278,6 +278,7 @@ class _Bootstrap:
             "programs": " ".join(requirements.programs(packages.resolved)),
             "same": packages.driver if packages.exact else "",
             "settings": Path(installer_settings.__file__).read_text("utf-8"),
+            "compile": Path(compile_ahead.__file__).read_text("utf-8"),
             "own": " ".join(name for name in self._image.env if name.startswith(("PIP_", "UV_"))),
             "index": "" if self._image.index is None else "given",
             "quick": "",
@@ -383,7 +384,7 @@ class _Bootstrap:
             script,
             values,
             limit=_BUILD_LIMIT,
-            stdin=lists,
+            stdin=lists + "".join(f"modules {path}\n" for path in self._packages.modules).encode(),
             may_fail=True,
             environment=self._image.env,
         )

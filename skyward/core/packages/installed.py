@@ -18,6 +18,8 @@ from packaging.utils import canonicalize_name
 
 __all__ = ["Distribution", "Installed", "spec_of"]
 
+_SITES = ("site-packages", "dist-packages")
+
 
 @dataclass(frozen=True, slots=True)
 class Distribution:
@@ -115,6 +117,18 @@ class Installed(Mapping[str, Distribution]):
         places = [spec.origin] if spec.origin and spec.has_location else [*(spec.submodule_search_locations or ())]
         return all(os.path.realpath(place).startswith(tuple(self._places)) for place in places if place)
 
+    def loaded(self) -> list[str]:
+        """Files of the modules of distributions that this process has loaded, relative to where they are installed."""
+        files = [getattr(module, "__file__", None) for module in list(sys.modules.values())]
+        places = [place for place in self._places if os.path.basename(place.rstrip("/")) in _SITES]
+        return [
+            file[len(place) :]
+            for file in files
+            if isinstance(file, str) and file.endswith(".py")
+            for place in places
+            if file.startswith(place) and "\n" not in file
+        ]
+
     def editable_owner(self, file: str) -> str | None:
         """Name of the editable distribution in whose project a file lies, the innermost; None if there is none."""
         held = [
@@ -182,7 +196,7 @@ def _headers(raw: metadata.Distribution) -> tuple[str, str, tuple[str, ...]]:
 def _is_project(raw: metadata.Distribution) -> bool:
     """Whether its metadata lies in its project's folder, as ``setup.py develop`` and the like leave it."""
     place = os.path.basename(os.path.normpath(str(raw.locate_file(""))))
-    return raw.read_text("RECORD") is None and place not in ("site-packages", "dist-packages")
+    return raw.read_text("RECORD") is None and place not in _SITES
 
 
 def _tops(raw: metadata.Distribution) -> set[str]:

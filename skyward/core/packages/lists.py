@@ -55,6 +55,8 @@ class PackageLists:
         Kind of the driver's machine, as ``uname -sm`` prints it: its distributions' metadata holds for such machines.
     named
         What to install where all of it can't be: without what was only found in the program. None: nothing else.
+    modules
+        Files of modules that are loaded here, relative to ``site-packages``: nodes compile them ahead.
     """
 
     exact: tuple[str, ...] = ()
@@ -62,6 +64,7 @@ class PackageLists:
     driver: str = ""
     wheels: tuple[Wheel, ...] = ()
     named: PackageLists | None = None
+    modules: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -113,7 +113,8 @@ class PackagePlan:
         return None if self._image.sync == "all" or named == self.closure else self._lists(named)
 
     def _lists(self, closure: Closure, named: PackageLists | None = None) -> PackageLists:
-        return PackageLists(closure.exact, closure.resolved, driver_kind(), self._wheels(closure.apart), named)
+        wheels, modules = self._wheels(closure.apart), tuple(self._installed.loaded())
+        return PackageLists(closure.exact, closure.resolved, driver_kind(), wheels, named, modules)
 
 
 def _names(image: Image, main: types.ModuleType, installed: Installed) -> list[str]:
