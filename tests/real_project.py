@@ -142,10 +142,9 @@ if __name__ == "__main__":
 """
 
 CELLS = (
-    "import site\nsite.addsitedir({site!r})",
+    "import site\nsite.addsitedir({site!r})\n%load_ext autoreload\n%autoreload 2",
     PROGRAM,
     'print(json.dumps(everything(sky.Local(), {"image": {}, "console": False})))',
-    "%load_ext autoreload\n%autoreload 2",
     "helpers.FACTOR",
 )
 """Of the notebook, which runs on this machine; `site` is a folder of packages."""

@@ -73,6 +73,24 @@ def test_on_hosts_without_internet(
 
 
 @everywhere
+def test_nothing_is_fetched_or_sent_twice(project: Project, lab: Lab, fresh_host: FreshHost, wheels: Path) -> None:
+    """Each host asks for each wheel once, and for nothing at the second start; what the driver sends is little then."""
+    index = lab.serve_index(wheels)
+    both = [fresh_host() for _ in range(2)]
+    arguments = ("ssh", hosts(lab, *(host.address for host in both)), {"image": {"index": index}, "nodes": 2})
+    project.run(*arguments)
+    asked = [request for request in lab.requests(index) if request[1].endswith(".whl")]
+    assert asked
+    assert len(asked) == len(set(asked))
+    assert {host for host, _ in asked} == {host.address for host in both}
+    before, received = len(lab.requests(index)), [host.rx_bytes for host in both]
+    project.run(*arguments)
+    assert len(lab.requests(index)) == before
+    more = [host.rx_bytes - then for host, then in zip(both, received, strict=True)]
+    assert max(more) < 2_000_000, more
+
+
+@everywhere
 def test_in_a_cloud(project: Project, lab: Lab, index: str, tmp_path: Path) -> None:
     with EC2(Machines(lab)) as cloud:
         given = {
@@ -96,4 +114,4 @@ def test_in_its_notebook(project: Project, tmp_path: Path) -> None:
     outputs = executed(*cells, folder=project.folder)
     (said,) = [text for text in texts(outputs[2]) if text.startswith("[")]
     assert json.loads(said) == found[1]
-    assert texts(outputs[4]) == ["100"]
+    assert texts(outputs[3]) == ["100"]

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, Unpack
+from urllib.parse import urlsplit
 
 from .host import Host, LabError, Switch
 from .net import BASE, Net, ip
@@ -129,6 +130,12 @@ class Lab:
     def serve_index(self, wheel_dir: str | Path) -> str:
         """Serve a folder of wheels as a simple index to the hosts until the end; its URL."""
         return str(self._order(verb="serve", folder=str(Path(wheel_dir).resolve(strict=True))))
+
+    def requests(self, index: str) -> list[tuple[str, str]]:
+        """What an index was asked for so far: the host's address and the path, of each request."""
+        log = self.folder / str(urlsplit(index).port)
+        lines = log.read_text().splitlines() if log.exists() else []
+        return [(host, path) for host, _, path in (line.partition(" ") for line in lines)]
 
     def close(self) -> None:
         """Remove all hosts and the network. May be repeated."""

@@ -178,7 +178,7 @@ class Room:
 
     def serve(self, folder: str) -> str:
         """Serve a folder of wheels to the hosts; the index's URL."""
-        server = self._start_helper(["-m", "tests.lab.index", folder, self.net.gateway])
+        server = self._start_helper(["-m", "tests.lab.index", folder, self.net.gateway, str(self.folder)])
         self.servers.append(server)
         self._note()
         assert server.stdout is not None
