@@ -48,6 +48,9 @@ myst_heading_anchors = 4  # links to headings, as on GitHub
 autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
 autodoc_class_signature = "mixed"
+autodoc_type_aliases = {
+    name: f"skyward.core.events.{name}" for name in ("Event", "Listener")
+}  # not all they are made of
 maximum_signature_line_length = 88
 numpydoc_show_class_members = False  # they stand below their class
 numpydoc_class_members_toctree = False

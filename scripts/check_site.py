@@ -57,5 +57,4 @@ def faults(folder: Path) -> list[str]:
 
 if __name__ == "__main__":
     lines = faults(Path(sys.argv[1]).resolve())
-    print(*lines, sep="\n")
-    raise SystemExit(1 if lines else 0)
+    raise SystemExit("\n".join(lines) or 0)

@@ -108,8 +108,17 @@ def public(
     return made
 
 
+def readable(  # the arguments are Sphinx's
+    app: Sphinx, what: str, name: str, thing: object, options: object, signature: str | None, returned: str | None
+) -> tuple[str | None, str | None]:
+    """Write an alias within another type as its name; autodoc shows how it stands in for it."""
+    shown = [text and re.sub(r"TypeAliasForwardRef\('([\w.]+)'\)", r"\1", text) for text in (signature, returned)]
+    return shown[0], shown[1]
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Register both."""
+    """Register them."""
     app.add_post_transform(Names)
     app.connect("missing-reference", public)
+    app.connect("autodoc-process-signature", readable)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

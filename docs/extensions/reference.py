@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -101,6 +102,24 @@ def _module(name: str, what: str) -> str:
     return "".join(lines)
 
 
+def _group(group: str, names: list[str]) -> str:
+    """A table of what is in it, with the first sentence of each docstring."""
+    rows = ".. list-table::\n   :widths: auto\n\n"
+    for name in names:
+        title = name if name in MODULES else f"sky.{name.removeprefix('skyward.')}"
+        rows += f"   * - :doc:`{title} <{name}>`\n     - {_summary(name)}\n"
+    tree = "\n.. toctree::\n   :hidden:\n\n" + "".join(f"   {name}\n" for name in names)
+    return _heading(group) + rows + tree
+
+
+def _summary(name: str) -> str:
+    if name in MODULES:
+        return f"{MODULES[name][0].upper()}{MODULES[name][1:]}."
+    text = inspect.getdoc(getattr(skyward, name.removeprefix("skyward."))) or ""
+    paragraph = re.sub(r"\s+", " ", text.split("\n\n")[0])
+    return re.split(r"(?<=[.])\s", paragraph, maxsplit=1)[0]
+
+
 def pages() -> dict[str, str]:
     """Return each page's text under its name."""
     listed = [name for names in GROUPS.values() for name in names]
@@ -110,8 +129,7 @@ def pages() -> dict[str, str]:
     made |= {name: _module(name, what) for name, what in MODULES.items()}
     groups = {group: [f"skyward.{name}" for name in names] for group, names in GROUPS.items()}
     for group, names in {**groups, PACKAGES: list(MODULES)}.items():
-        tree = ".. toctree::\n   :maxdepth: 1\n\n" + "".join(f"   {name}\n" for name in names)
-        made[group.lower().replace(" ", "-")] = _heading(group) + tree
+        made[group.lower().replace(" ", "-")] = _group(group, names)
     return made
 
 

@@ -26,9 +26,10 @@ def loss(trial):
 
 
 def search(file, stop_after):
-    """Return the results, in order, with the times at which they came; give up after some of them."""
-    came, begun = [], time.perf_counter()
+    """Return the results with the times at which they came; give up after some of them."""
+    came = []
     with sky.Compute(concurrency=4, resume=file, console=False) as pool:
+        begun = time.perf_counter()
         for result in pool.map(loss, range(120)):
             came.append((time.perf_counter() - begun, result))
             if len(came) == stop_after:
@@ -36,23 +37,20 @@ def search(file, stop_after):
     return came
 
 
-attempts = []
 with tempfile.TemporaryDirectory() as folder:
     for stop_after in (40, 80, None):
-        came = []
         try:
             came = search(Path(folder, "search.run"), stop_after)
         except KeyboardInterrupt:
             print(f"cut off after {stop_after} results")
-        attempts.append(came)
 
 # %%
 # The last attempt takes what the first two had computed from the file at once, and computes the rest.
 
-times, results = zip(*attempts[-1], strict=True)
+times, results = zip(*came, strict=True)
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4), layout="constrained")
 left.plot(times, range(1, len(times) + 1))
-left.set_xlabel("seconds since the third start")
+left.set_xlabel("seconds since the pool was ready")
 left.set_ylabel("results")
 left.set_title("80 are there, 40 are computed")
 x, y, losses = zip(*results, strict=True)
