@@ -29,6 +29,7 @@ from skyward.core.running_pool import RunningPool
 from skyward.core.spec import Allocation, Nodes, Order, Resources, Worker, parse_budget, parse_seconds
 from skyward.core.status import PoolStatus
 from skyward.core.tasks.dispatch import Dispatcher
+from skyward.core.visible import shown
 from skyward.core.volumes import Volume
 
 if TYPE_CHECKING:
@@ -183,7 +184,9 @@ class Compute(TaskExecutor):
         self._used = False
 
     def __repr__(self) -> str:
-        state = repr(self._open) if self._open is not None else "closed" if self._used else "not entered"
+        if self.is_active:
+            return f"<Compute {shown(self.status().headline)}>"
+        state = "closed" if self._used else "not entered"
         return f"<Compute {self.name} on {self._settings.provider_names}: {state}>"
 
     def _repr_html_(self) -> str | None:

@@ -219,11 +219,16 @@ class PoolStatus:
     def _longest(self) -> list[list[str]]:
         return [_running_row(task) for task in self.running[:_MOST_RUNNING] if task.seconds >= 1]
 
-    def _head(self) -> list[str]:
+    @property
+    def headline(self) -> str:
+        """The pool in a line: nodes, slots, and for how long it has been open."""
         ready = sum(node.state == "ready" for node in self.nodes)
-        head = f"{self.name} at {self.provider}: {ready} of {self.wanted} nodes, {self.busy} of {self.slots} slots busy"
-        head += f", {self.lost} lost" if self.lost else ""
-        lines = [f"{head}, for {duration(self.seconds)}", f"tasks: {self.tasks}; {self.rate:.3g}/s"]
+        text = f"{self.name} at {self.provider}: {ready} of {self.wanted} nodes, {self.busy} of {self.slots} slots busy"
+        text += f", {self.lost} lost" if self.lost else ""
+        return f"{text}, for {duration(self.seconds)}"
+
+    def _head(self) -> list[str]:
+        lines = [self.headline, f"tasks: {self.tasks}; {self.rate:.3g}/s"]
         if self.left and self.tasks.unfinished:
             lines[1] += f"; about {duration(self.left)} left"
         if self.cost or self.price:
