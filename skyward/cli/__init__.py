@@ -33,7 +33,7 @@ app.command("offers", short_help="List machines for rent, cheapest first.")(offe
 app.command("ls", short_help="List the machines of your pools.")(ls.run)
 app.command("down", short_help="Terminate the machines of a pool, or of all pools.")(down.run)
 app.command("doctor", short_help="Check the setup, and say how to fix problems.")(doctor.run)
-app.command("runs", short_help="Show which results were kept, and remove some.")(runs.run)
+app.command("runs", short_help="Show which results are stored, and remove some.")(runs.run)
 app.command(
     "run",
     short_help="Run a program with a pool as joblib's backend.",

@@ -19,20 +19,20 @@ class ProgramEnded(SystemExit):
 def run(
     program: Annotated[list[str], typer.Argument(help="The script, and its arguments.", metavar="PROGRAM [ARG]")],
     module: Annotated[bool, typer.Option("-m", help="PROGRAM is the name of a module, as with `python -m`.")] = False,
-    pool: Annotated[str | None, typer.Option(help="A pool that pyproject.toml or config.toml describes.")] = None,
+    pool: Annotated[str | None, typer.Option(help="A pool described in pyproject.toml or config.toml.")] = None,
     provider: NamedProviders = None,
-    nodes: Annotated[str | None, typer.Option(help="How many machines; 2-10 begins with 2.")] = None,
+    nodes: Annotated[str | None, typer.Option(help="Number of machines; 2-10 starts with 2.")] = None,
     concurrency: Annotated[int | None, typer.Option(help="Slots per machine.")] = None,
-    machine: Annotated[str | None, typer.Option(help="Exactly this type.")] = None,
+    machine: Annotated[str | None, typer.Option(help="Exact machine type.")] = None,
     accelerator: Annotated[str | None, typer.Option("--gpu", "--accelerator", help="Such as A100 or H100:8.")] = None,
-    vcpus: Annotated[int | None, typer.Option(help="At least so many cores per machine.")] = None,
-    memory: Annotated[str | None, typer.Option(help="At least so much per machine, such as 32GB.")] = None,
-    max_price: Annotated[float | None, typer.Option(help="At most so many USD per machine and hour.")] = None,
-    budget: Annotated[float | None, typer.Option(help="At most so many USD in all.")] = None,
+    vcpus: Annotated[int | None, typer.Option(help="Minimum number of cores.")] = None,
+    memory: Annotated[str | None, typer.Option(help="Minimum memory, such as 32GB.")] = None,
+    max_price: Annotated[float | None, typer.Option(help="Maximum price per machine, in USD per hour.")] = None,
+    budget: Annotated[float | None, typer.Option(help="Maximum total cost, in USD.")] = None,
     dashboard: Annotated[bool, typer.Option("--dashboard", help="Show the pool on a live page.")] = False,
-    resume: Annotated[str | None, typer.Option(help="A file that keeps results; run again to go on.")] = None,
+    resume: Annotated[str | None, typer.Option(help="A file that stores results; repeat to continue.")] = None,
 ) -> None:
-    """Run a program unchanged, with a pool as the default backend of joblib's Parallel."""
+    """Run an unmodified program with a pool as the default backend of joblib's Parallel."""
     given = pool_options(
         provider=provider,
         nodes=nodes,
@@ -52,7 +52,7 @@ def run(
 
 
 def pool_options(*, provider: Sequence[str] | None, nodes: str | None, **others: object) -> dict[str, Any]:
-    """Turn what a command line says of a pool into arguments of `Compute`; options that are not given are left out."""
+    """Turn a command line's options for a pool into arguments of `Compute`, without those that were not given."""
     given = {
         "provider": [source.provider for source in named(provider)] if provider else None,
         "nodes": _nodes(nodes),

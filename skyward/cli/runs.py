@@ -25,19 +25,19 @@ _RUNS = (">run", ">began", ">ran", ">taken", ">stored", "python", "host", "progr
 
 def run(
     paths: Annotated[
-        list[str] | None, typer.Argument(metavar="[FILE]...", help="Resume files, or folders with some; default: here.")
+        list[str] | None, typer.Argument(metavar="[FILE]...", help="Resume files, or folders to search; default: here.")
     ] = None,
     prune: Annotated[
-        bool, typer.Option("--prune", help="Remove results that the latest run has neither taken nor stored.")
+        bool, typer.Option("--prune", help="Remove results that the latest run neither reused nor stored.")
     ] = False,
-    all: Annotated[bool, typer.Option("--all", help="With --prune also what the latest run has used.")] = False,
+    all: Annotated[bool, typer.Option("--all", help="With --prune, also those that the latest run used.")] = False,
     function: Annotated[
-        str | None, typer.Option("--function", help="With --prune only results of the function of this name.")
+        str | None, typer.Option("--function", help="With --prune, only those of the function of this name.")
     ] = None,
     older: Annotated[
-        float, typer.Option("--older", min=0, help="With --prune only what was computed more than so many days ago.")
+        float, typer.Option("--older", min=0, help="With --prune, only those computed more than this many days ago.")
     ] = 0.0,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="With --prune don't ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="With --prune, don't ask.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
     """List the files of Compute(resume=...), show what is in one, or remove what is no longer needed."""

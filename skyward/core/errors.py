@@ -108,7 +108,7 @@ class PluginNotFound(ConfigError, LookupError):
 
 
 class ResumeFileError(ConfigError):
-    """The file given as ``resume=`` is used by another program, is damaged or no such file, or is not safe to read."""
+    """The file given as ``resume=`` is in use, is damaged, is not a resume file, or is not safe to read."""
 
 
 class NestedPool(SkywardError, RuntimeError):
@@ -189,7 +189,7 @@ class LoginRefused(ProvisioningError):
 
 
 class VolumeFailed(ProvisioningError):
-    """A volume can't be brought to a node, or what tasks have written there can't be brought to its bucket.
+    """A volume can't be copied to a node, or what tasks wrote there can't be saved to its bucket.
 
     A folder has changed, a file can't be read, a disk is full, or the bucket's store refuses it.
 
@@ -219,11 +219,11 @@ class PythonNotFound(BootstrapFailed):
 
 
 class NoFailure(SkywardError, LookupError):
-    """`sky.last_failure` was asked for something that it does not have: no task has failed yet, say."""
+    """`sky.last_failure` has nothing to show: no task has failed yet, or its call was not kept."""
 
 
 class DownloadFailed(SkywardError):
-    """Files of the nodes can't be fetched: none is found, names clash, a disk is full. Nothing was overwritten."""
+    """Files can't be downloaded: none matches, names clash, or a disk is full. Nothing was overwritten."""
 
 
 class LinkError(SkywardError, ConnectionError):
@@ -239,7 +239,7 @@ class TaskError(SkywardError):
 
 
 class BudgetExceeded(TaskError, ProvisioningError):
-    """What the pool may spend is spent, or does not pay for the machines that it asks for."""
+    """The pool's budget is used up, or is too small for the machines that it asks for."""
 
 
 class PayloadError(TaskError, pickle.PicklingError):
@@ -255,11 +255,11 @@ class WorkerCrashed(TaskError):
 
 
 class NoTerminal(TaskError):
-    """A task has called `breakpoint`, or a debugger. No terminal leads to it; the message says what to do instead."""
+    """A task called `breakpoint` or a debugger, but has no terminal; the message says what to do instead."""
 
 
 class NoInput(NoTerminal, EOFError):
-    """A task has called `input`."""
+    """A task called `input`, but has no terminal."""
 
 
 class NodeLost(TaskError):

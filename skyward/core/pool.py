@@ -65,7 +65,7 @@ class Compute(TaskExecutor):
         The environment in which nodes run tasks.
     volume, volumes
         Folders that tasks find on every node, such as ``LocalVolume("data", "./data")``; ``volumes`` is another name.
-        With any, tasks on this machine, too, run in a folder of the pool's own.
+        With a volume, even tasks on this machine run in a folder of the pool's own.
     allocation
         Whether to rent spot machines, which the provider may preempt. ``"spot-if-available"``: if they cost no more
         than on-demand ones; ``"always-spot"``: only spot; ``"on-demand"``: never spot; ``"cheapest"``: whatever costs
@@ -74,10 +74,10 @@ class Compute(TaskExecutor):
         Maximum price per machine, in US dollars per hour. None means no limit, except that machines which cost more
         than five times the cheapest one, or whose price is unknown, are only rented if `machine` names them.
     budget
-        What the pool may cost from its start to its end, in US dollars; None means no limit. Each machine is bought
-        with an equal share and terminates itself once that is spent, even if this program no longer runs, where the
-        provider lets it. Tasks that are left then fail with `BudgetExceeded`. Prices are those of the machines; traffic
-        and the like are not included.
+        The most that the pool may cost from start to end, in US dollars; None means no limit. Each machine is rented
+        with an equal share and is terminated once that is used up; where the provider allows it, the machine does so
+        itself, even if this program no longer runs. The remaining tasks then fail with `BudgetExceeded`. Costs are
+        counted from the machines' prices; network traffic and the like are not included.
     timeout
         Time limit of one task, in seconds; None for no limit.
     plugins
@@ -95,11 +95,11 @@ class Compute(TaskExecutor):
     orphan_timeout
         Seconds for which a node keeps running without contact to this program before it shuts down.
     dashboard
-        Whether to show the pool on a live page, which a browser on this machine finds under `dashboard_link`: True for
-        a port that is free, or the number of one. Needs the extra ``[dashboard]``.
+        Whether to show the pool on a live page, for a browser on this machine (see `dashboard_link`): True for any free
+        port, or a port number. Needs the extra ``[dashboard]``.
     resume
-        A file that keeps the results of finished calls: if the program ends early, for whatever reason, it takes them
-        from there when it is run again, and computes only the rest. None: results are not kept.
+        A file that stores the results of finished calls: if the program ends early, for whatever reason, the next run
+        takes them from there and computes only the rest. None: results are not stored.
 
     Raises
     ------
@@ -207,7 +207,7 @@ class Compute(TaskExecutor):
 
     @classmethod
     def named(cls, name: str, **arguments: Any) -> Self:
-        """Make a pool that a file describes: ``with sky.Compute.named("gpu") as pool:``.
+        """Make a pool described in a configuration file: ``with sky.Compute.named("gpu") as pool:``.
 
         Parameters
         ----------
@@ -351,7 +351,7 @@ class Compute(TaskExecutor):
     def download(
         self, pattern: str | os.PathLike[str], to: str | os.PathLike[str], *, overwrite: bool = False
     ) -> list[Path]:
-        """Fetch files that tasks have written, from all nodes that are ready.
+        """Download files that tasks have written, from all nodes that are ready.
 
         Parameters
         ----------
@@ -359,21 +359,21 @@ class Compute(TaskExecutor):
             Which files, as for `glob.glob` with ``recursive=True``: in the tasks' working directory, or an absolute
             path on the nodes. A folder that matches stands for all files in it; those of read-only volumes don't count.
         to
-            Folder for them here, made if need be; ``{node}`` in it stands for the name of the file's node. Below it a
-            file keeps the part of its path that the pattern does not spell out.
+            Local folder for them, created if necessary; ``{node}`` in it stands for the name of the file's node. Under
+            it, a file keeps the part of its path that the pattern does not spell out.
         overwrite
-            Whether files that exist here may be replaced.
+            Whether local files may be replaced.
 
         Returns
         -------
         list of Path
-            The files here.
+            The local files.
 
         Raises
         ------
         DownloadFailed
             Nothing matches, two nodes have files of the same name, a file exists here, one changes while it is
-            read, a disk is full, or a node is lost. No file here has changed.
+            read, a disk is full, or a node is lost. No local file has changed.
         """
         wanted, folder = pool_arguments.download(pattern, to)
         return self._running().download(wanted, folder, overwrite=overwrite)
@@ -402,7 +402,7 @@ class Compute(TaskExecutor):
         return self._running().provisioner.slots
 
     def status(self) -> PoolStatus:
-        """Return how the pool is now; from any thread, a listener's as well. Asks nobody, and does not wait.
+        """Return the pool's state at this moment. May be called from any thread, even a listener's; never blocks.
 
         Returns
         -------
@@ -419,7 +419,7 @@ class Compute(TaskExecutor):
 
     @property
     def dashboard_link(self) -> str:
-        """Address of the live page, for a browser on this machine; the page begins now if there was none.
+        """Address of the live page, for a browser on this machine; starts the page if there was none.
 
         Raises
         ------
@@ -434,12 +434,12 @@ class Compute(TaskExecutor):
         return self._page.link
 
     def save_report(self, path: str | os.PathLike[str]) -> Path:
-        """Write the run so far to one file that any browser shows, also offline: what the live page shows.
+        """Save the run so far as a single file, which any browser shows offline: what the live page shows.
 
         Parameters
         ----------
         path
-            The file, such as ``"run.html"``; replaced if it exists. It holds names of functions, output and tracebacks.
+            The file, such as ``"run.html"``; replaced if it exists. It contains function names, output and tracebacks.
 
         Returns
         -------

@@ -146,12 +146,12 @@ def explain(
     bandwidth: float | None = None,
     seconds: float = 60.0,
 ) -> Explanation:
-    """Predict what a call takes and costs, before anything is bought.
+    """Estimate how long a call would take on other machines and what it would cost, before anything is rented.
 
-    The call is sent to processes of its own, with copies of all that it refers to, so that nothing of yours changes.
-    There its first ``Parallel(n_jobs=-1)`` is counted to the end, a few of its tasks are run (up to three, or some
-    twenty short ones; as many at a time as on a node, as far as there are cores), and the call is ended. What comes
-    after that, such as the last fit of a search, is not included; nor are differences between the processors here and
+    The call is run in separate processes, with copies of everything it refers to, so your objects do not change. The
+    tasks of its first ``Parallel(n_jobs=-1)`` are counted, a few of them are run (up to three, or about twenty short
+    ones; as many at a time as on a node, up to this machine's number of cores), and the call is stopped. What comes
+    after that, such as a search's final fit, is not included; nor are differences between the processors here and
     there.
 
     Parameters
@@ -159,16 +159,16 @@ def explain(
     call
         A function without arguments: ``lambda: search.fit(X, y)``.
     provider, nodes, worker, concurrency, machine, accelerator, vcpus, memory, allocation, max_price
-        As for `Compute`: the pools to be compared. Of ``nodes=(min, max)`` the maximum counts.
+        As for `Compute`: the pools to compare. For ``nodes=(min, max)``, the maximum counts.
     bandwidth
-        Bytes per second from here to the machines; None assumes 12.5 MB/s to those that are rented, 50 MB/s to hosts.
+        Bytes per second from here to the machines; None assumes 12.5 MB/s to rented ones and 50 MB/s to hosts.
     seconds
-        How long tasks may be run here; the first one is run in any case.
+        How long tasks may run here; the first one is run in any case.
 
     Returns
     -------
     Explanation
-        For each offer: nodes, times, price and what limits; and whether it is worth it. Print it.
+        For each offer: nodes, times, price and bottlenecks; and whether it is worth it. Print it.
 
     Raises
     ------
@@ -177,7 +177,7 @@ def explain(
     PayloadError
         The call can't be pickled.
     Exception
-        Whatever the call, or a task of it, raises.
+        Whatever the call, or one of its tasks, raises.
     """
     limit = _checked(call, bandwidth, seconds)
     providers, count = pool_arguments.providers(provider), Nodes.parse(nodes).max

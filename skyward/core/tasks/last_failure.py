@@ -1,4 +1,4 @@
-"""`sky.last_failure`: the latest task that has failed, kept so that it can be run again here, or debugged.
+"""`sky.last_failure`: the most recently failed task, kept so that it can be run again or debugged in this process.
 
 What was sent is kept, as it was sent, and nothing of what the program itself has: neither the arguments, which it may
 have let go or changed since, nor the exception, whose traceback refers to frames with all their variables. Of all pools
@@ -86,9 +86,9 @@ def _nothing(*_: object) -> None:
 
 
 class LastFailure:
-    """The latest task that has failed: which one, why, and with which arguments. There is one: `sky.last_failure`.
+    """The most recently failed task: which one, why, and with which arguments. The only instance is `sky.last_failure`.
 
-    Of the tasks of one ``Parallel``, one ``map`` or the like, it is the one whose error that call has raised. Tasks
+    For a ``Parallel``, a ``map`` or the like, it is the task whose error that call raised. Tasks
     that were cancelled, or that no node was left for, do not count. It is kept until another task fails. Attributes
     raise `NoFailure` if none has failed in this process yet.
     """
