@@ -18,7 +18,7 @@ __all__ = ["inflict", "scenario"]
 
 _SIZES = (0, 0, 0, 10, 1_000, 40_000, 200_000)
 _SECONDS = (0.0, 0.0, 0.001, 0.01, 0.1, 1.0) * 3 + (20.0,)
-_ENDS = ("return",) * 12 + ("raise", "raise", "die", "hang")
+_ENDS = ("return",) * 12 + ("raise", "odd", "die", "hang")
 _ARRAYS = (100_000, 150_000, 1_000_000)
 _LARGE = (1_000_000, 2_500_000, MOST - 2, MOST - 2)
 

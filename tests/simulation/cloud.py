@@ -108,7 +108,7 @@ class Cloud:
         self.records: dict[str, _Record] = {}
         # How many more of each there will be.
         self.lost_replies = self.refusals = self.failures = self.duds = self.denials = 0
-        self.refused = self.was_denied = False
+        self.was_denied = False
         self._boot, self._end = boot, end
         self._neighbours = neighbours
         self._transport = StripedTransport if striped else SimulatedTransport
@@ -133,7 +133,6 @@ class Cloud:
         self._may_fail()
         if self.refusals > 0:
             self.refusals -= 1
-            self.refused = True
             kind, scope = self.world.random.choice(_REFUSALS)
             raise kind("simulated: none left", scope=scope)
         made = []

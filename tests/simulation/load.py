@@ -9,6 +9,8 @@ from array import array
 from random import Random
 from typing import Any, NamedTuple
 
+from tests.simulation.odd import odd
+
 __all__ = ["MOST", "Array", "Load", "carry_out"]
 
 
@@ -22,7 +24,8 @@ class Load(NamedTuple):
     seconds
         It takes, of virtual time.
     end
-        ``"return"``, ``"raise"``, ``"die"`` (killed half way) or ``"hang"`` (never ends).
+        ``"return"``, ``"raise"``, ``"odd"`` (raises something odd), ``"die"`` (killed half way) or ``"hang"`` (never
+        ends).
     size
         Bytes of the result.
     prints
@@ -89,4 +92,6 @@ def carry_out(plan: Load, *arrays: Array) -> tuple[int, list[str], Array]:
     """The task's function, as slots call it when its time is over."""
     if plan.end == "raise":
         raise ValueError(plan.number)
+    if plan.end == "odd":
+        raise odd(plan.number)
     return plan.number, [each.content for each in arrays], Array.made(plan.size)

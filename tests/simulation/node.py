@@ -176,11 +176,11 @@ class _Slot:
         self.machine.ended(self.process.name, plan)
         try:
             head, views = pickling.dumps(function(*args, **kwargs), "result", large=None)
-        except ValueError as error:
-            answer: Message = Failed(task, plan.seconds, Failure.RAISED.value, "ValueError")
+        except BaseException as error:
+            answer: Message = Failed(task, plan.seconds, Failure.RAISED.value, type(error).__name__)
             self._send(answer, exceptions.dump(error))
         else:
-            self._send(Done(task, plan.seconds), [head, *views])
+            self._send(Done(task, plan.seconds, {}, self.number), [head, *views])
         self.busy = False
         self._work()
 

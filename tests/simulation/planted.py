@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import struct
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -13,13 +14,17 @@ import pytest
 
 from skyward.core.machines.fleet import Fleet
 from skyward.core.machines.order_book import OrderBook
+from skyward.core.machines.purse import Purse
 from skyward.core.nodes.session import Session
 from skyward.core.protocol import compression
 from skyward.core.protocol.mailbox import Inbox, Outbox
 from skyward.core.protocol.wire import Wire
+from skyward.core.tasks.kept_calls import KeptCalls
 from skyward.core.tasks.runner import TaskRunner
+from skyward.core.tasks.schedule import Schedule
 from skyward.core.tasks.schedule_events import Recall
 from skyward.worker import slot_pool, tickets
+from skyward.worker.held_answers import HeldAnswers
 
 __all__ = ["FAULTS"]
 
@@ -116,3 +121,63 @@ def a_clock_that_is_read_twice(patch: pytest.MonkeyPatch) -> None:
     """What fell due while the fleet decided was neither done nor waited for: the clock was read again afterwards."""
     next_tick = Fleet.next_tick
     patch.setattr(Fleet, "next_tick", lambda self, _: next_tick(self, asyncio.get_running_loop().time()))
+
+
+@plant
+def a_group_that_is_forgotten(patch: pytest.MonkeyPatch) -> None:
+    """A group was forgotten while a task of it waited for its node, whose end then took another's turn."""
+    enqueue = Schedule._enqueue
+
+    def forget(self: Schedule, task: Any, commands: list[Any], *, first: bool) -> None:
+        enqueue(self, task, commands, first=first)
+        group = task.group
+        if task.pinned is not None and task.node is None and not group.waiting and not group.out:
+            group.tasks = -(10**9)
+            self._groups.pop(group.name, None)
+            self._turns.pop(group.name, None)
+
+    def turn(self: Schedule, group: Any) -> None:
+        while group.waiting and group.waiting[0].over:
+            group.waiting.popleft()
+        if group.waiting and group.may_send(self._slots):
+            self._turns.setdefault(group.name, group)
+            return
+        self._turns.pop(group.name, None)
+        if not group.tasks:
+            self._groups.pop(group.name, None)
+
+    patch.setattr(Schedule, "_enqueue", forget)
+    patch.setattr(Schedule, "_turn", turn)
+
+
+@plant
+def answers_before_files(patch: pytest.MonkeyPatch) -> None:
+    """What had ended while files were being saved counted as saved with them."""
+    hold = HeldAnswers.hold
+
+    def early(self: HeldAnswers, task: int, group: int | None, release: Any) -> None:
+        if self._saving:
+            self._saving[task] = group, release
+        else:
+            hold(self, task, group, release)
+
+    patch.setattr(HeldAnswers, "hold", early)
+
+
+@plant
+def equal_calls_at_a_time(patch: pytest.MonkeyPatch) -> None:
+    """A call was computed although an equal one was."""
+
+    def enter(self: KeptCalls, key: Any, _: Any) -> bool:
+        self._open.setdefault(key, deque())
+        return True
+
+    leave = KeptCalls.leave
+    patch.setattr(KeptCalls, "_enter", enter)
+    patch.setattr(KeptCalls, "leave", lambda self, key: leave(self, key) if key in self._open else None)
+
+
+@plant
+def money_that_is_spent_twice(patch: pytest.MonkeyPatch) -> None:
+    """A machine that was gone had cost nothing any more, and the next was bought with its share."""
+    patch.setattr(Purse, "gone", lambda *_: None)

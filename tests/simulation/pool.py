@@ -149,7 +149,7 @@ class Pool:
             self.started = True
         except SkywardError as error:
             self.world.tell(f"the pool does not start: {error}")
-            if self.cloud.refused and "returned no machine" in str(error):
+            if "returned no machine" in str(error):  # it returns some, or refuses
                 self.world.broken.append(f"the pool does not start, and does not say why: {error}")
             if not self.oracle.faults and not self._is_poor:
                 self.world.broken.append(f"the pool does not start, and nothing went wrong: {error}")

@@ -385,19 +385,22 @@ class Fleet:
     def _give_up(self, state: SourceState, id: MachineId, reason: str, now: float) -> Iterator[Command]:
         """Terminate a machine that never got to serve."""
         error = ProvisioningError(f"{state.source.name}: {id} did not come up: {reason}")
-        self._orders.note(error)
         owned = state.machines[id]
         if owned.candidate is not None:  # until others like it have had their time to fail, and were counted
             self._orders.rest_until(owned.candidate, now + state.source.patience + NO_CAPACITY_REST)
         owned.end(now)
-        self._failed()
+        self._orders.note(error, lasting=self._failed())  # nothing that comes later makes up for it
         yield Report(str(error), warning=True)
 
-    def _failed(self) -> None:
-        """Count a machine that did not come up; with or without an address, all of its kind may fail."""
+    def _failed(self) -> bool:
+        """Count a machine that did not come up; with or without an address, all of its kind may fail.
+
+        Returns whether one machine fewer is wanted from now on.
+        """
         self._failures += 1
-        if self._failures >= _TRIES and not self._stopping:
-            self._wanted -= 1
+        gives_up = self._failures >= _TRIES and not self._stopping
+        self._wanted -= gives_up
+        return gives_up
 
     def _overdue(self, now: float) -> Iterator[Command]:
         for state in self._states:

@@ -50,7 +50,7 @@ class OrderBook:
         self._tag = tag
         self._last = 0
         self._resting: dict[int, float] = {}  # candidate -> until when
-        self._refusals: list[tuple[int, SkywardError]] = []  # each with the number of the last order at that time
+        self._refusals: list[tuple[float, SkywardError]] = []  # each with the number of the last order at that time
 
     def __repr__(self) -> str:
         return f"<OrderBook {len(self.out)} orders out of {self._last}>"
@@ -74,9 +74,9 @@ class OrderBook:
         """How many orders are out at a source."""
         return sum(self.candidates[number].source == source for number, _ in self.out.values())
 
-    def note(self, error: SkywardError) -> None:
-        """Remember why a machine could not be provisioned."""
-        self._refusals.append((self._last, error))
+    def note(self, error: SkywardError, *, lasting: bool = False) -> None:
+        """Remember why a machine could not be provisioned; `lasting`: also when later orders bring machines."""
+        self._refusals.append((math.inf if lasting else self._last, error))
 
     def choice(
         self, states: Sequence[SourceState], now: float, pays: Callable[[Candidate], bool] = lambda _: True

@@ -91,3 +91,12 @@ def test_a_machine_belongs_to_the_source_that_ordered_it() -> None:
     book.made("sky-1-1", [machine], 0.0)
     assert (book.belongs_to(machine, 0), book.belongs_to(machine, 1)) == (False, True)
     assert book.belongs_to(Machine("x", None, "x", order="unknown"), 0), "the first source that shows it"
+
+
+def test_what_no_later_machine_makes_up_for_is_remembered() -> None:
+    book = OrderBook([SMALL], "sky-1")
+    book.note(NoCapacity("once"))
+    book.note(lasting := NoCapacity("for good"), lasting=True)
+    book.place(0, 1)
+    book.made("sky-1-1", [Machine("m", None, "m")], 0.0)
+    assert book.refusals == [lasting]
