@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-__all__ = ["held", "left"]
+__all__ = ["held", "left", "mute"]
 
 # Class.attribute -> what it holds of a pool that has come to an end.
 _OVER = {
@@ -91,13 +91,34 @@ def held(*roots: object) -> list[str]:
     return sorted({f"{name} ({size})" for name, size in _containers(roots) if name not in _OPEN})
 
 
+def mute(*roots: object) -> list[str]:
+    """Which of the product's objects can't say what they are, as a debugger or a log would ask them at any time."""
+    found = set()
+    for thing in _objects(roots):
+        try:
+            repr(thing)
+        except Exception as error:
+            found.add(f"{type(thing).__name__}: {error!r}")
+    return sorted(found)
+
+
 def left(*roots: object) -> list[str]:
     """What these hold although the block has ended."""
     return sorted({f"{name} ({size})" for name, size in _containers(roots) if name not in _OVER})
 
 
+def _objects(roots: Iterable[object]) -> Iterator[object]:
+    """Each object of a class of the product's that is reachable from these."""
+    return (thing for _, thing in _reachable(roots) if type(thing).__module__.startswith("skyward."))
+
+
 def _containers(roots: Iterable[object]) -> Iterator[tuple[str, int]]:
     """Each container reachable from these objects that is not empty, as Class.attribute, and how much is in it."""
+    return ((name, len(thing)) for name, thing in _reachable(roots) if isinstance(thing, _CONTAINERS) and thing)
+
+
+def _reachable(roots: Iterable[object]) -> Iterator[tuple[str, Any]]:
+    """Each container, and each object of the product's, with the class and attribute where it was found."""
     seen: set[int] = set()
     unseen: list[tuple[str, Any]] = [(type(root).__name__, root) for root in roots]
     while unseen:
@@ -106,17 +127,18 @@ def _containers(roots: Iterable[object]) -> Iterator[tuple[str, int]]:
         if kind in _PLAIN or id(thing) in seen:
             continue
         seen.add(id(thing))
-        if issubclass(kind, (dict, list, set, deque)):
-            if thing:
-                yield name, len(thing)
+        if issubclass(kind, _CONTAINERS):
+            yield name, thing
             unseen += [(name, item) for item in (thing.values() if issubclass(kind, dict) else thing)]
         elif issubclass(kind, (tuple, frozenset)):
             unseen += [(name, item) for item in thing]
         elif kind.__module__.startswith("skyward."):
+            yield name, thing
             held = {**getattr(thing, "__dict__", {}), **{slot: getattr(thing, slot, None) for slot in _slots(kind)}}
             unseen += [(f"{kind.__name__}.{attribute}", value) for attribute, value in held.items()]
 
 
+_CONTAINERS = (dict, list, set, deque)
 _PLAIN = {str, bytes, int, float, bool, type(None)}
 
 

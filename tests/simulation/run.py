@@ -185,6 +185,7 @@ def _live(world: World, pool: Pool, scenario: Scenario) -> None:
 def _rest(world: World, pool: Pool, limit: float) -> None:
     """Wait until nothing of the load is left anywhere; looking takes long, so it is done less and less often."""
     began, pause = world.now, 1.0
+    world.broken += [f"it can't say what it is: {text}" for text in census.mute(*pool.parts)]
     while (held := census.held(*pool.parts)) and not world.broken:
         if world.now > began + limit:
             world.broken.append(f"{limit:g} seconds after every task has settled there is still {', '.join(held)}")
