@@ -18,6 +18,8 @@ from tests.lab import Host, Lab
 from tests.lab.fixtures import LabHosts
 from tests.remote import index, wheels
 
+pytestmark = pytest.mark.slow  # nodes start several times
+
 __all__ = ["index", "wheels"]  # fixtures
 
 REPOSITORY = Path(__file__).resolve().parents[1]

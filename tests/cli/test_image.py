@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
@@ -19,6 +21,7 @@ def doctor(folder: Path, *options: str) -> tuple[int, Any]:
     return done.returncode, json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_each_item_has_its_reason(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text("import helpers, numpy\nraise SystemExit('it was run')\n")
     (tmp_path / "helpers.py").write_text("def f():\n    import deeper\n")

@@ -207,6 +207,7 @@ def _complain() -> None:
     print("to the errors", file=sys.stderr)
 
 
+@pytest.mark.slow
 def test_a_time_limit_stops_the_task() -> None:
     """Compute(timeout=...) ends a task that runs too long; the slot serves the next."""
     with sky.Compute(timeout=0.5, console=False) as pool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import weakref
 
+import pytest
+
 from skyward.core.events import MachineInfo, NodeGone, NodeLoad, NodeReady, Note, Printed, TaskEnded
 from skyward.core.status import FunctionStatus, NodeStatus, PoolStatus
 from skyward.dashboard.recording import MOST_LABELS, OTHER, Bins, Recording
@@ -56,6 +58,7 @@ def test_slots_beyond_the_limit_are_counted_and_nodes_that_are_gone_make_room() 
     assert [b.row for b in recording.blocks] == [recording.nodes["d"].rows[1]]
 
 
+@pytest.mark.slow
 def test_nodes_that_come_and_go_for_weeks_are_forgotten() -> None:
     recording = Recording(0.0)
     for number in range(8_000):

@@ -25,7 +25,7 @@ def pool() -> Iterator[sky.Compute]:
         yield opened
 
 
-pytestmark = pytest.mark.usefixtures("pool")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("pool")]  # driver and nodes import scikit-learn
 
 
 @pytest.fixture(scope="module")

@@ -210,6 +210,7 @@ def test_processes_that_would_wait_for_each_other_do_not(context: PoolContext, c
     assert crossed.recv() == ("ok", "crossed")
 
 
+@pytest.mark.slow
 def test_a_memory_of_another_kind_is_sent_as_it_is(pool: sky.Compute, counted: Counted) -> None:
     assert pool.submit(lambda: Memory(None).cache(abs)(-3)).result() == 3
     nowhere = Memory(None)

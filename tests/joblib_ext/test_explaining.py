@@ -17,6 +17,8 @@ from skyward.core.interfaces import Trait
 from skyward.core.spec import Machine, MachineId, Offer, Order, Resources
 from tests.lazily import Lazy
 
+pytestmark = pytest.mark.slow  # processes measure tasks
+
 sk = Lazy("tests.estimators")
 
 
@@ -82,7 +84,6 @@ def test_a_short_call_is_not_worth_it() -> None:
     assert found.problems[0].startswith("window: ")
 
 
-@pytest.mark.slow
 def test_nothing_here_changes() -> None:
     data, target = np.random.default_rng(0).random((60, 4)), np.arange(60) % 2
     forest = sk.RandomForestClassifier(5, random_state=0).fit(data, target)

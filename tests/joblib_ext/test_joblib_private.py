@@ -82,6 +82,7 @@ def test_pre_dispatch_is_evaluated_as_joblib_does() -> None:
     assert joblib_private.pre_dispatched_tasks("3*n_jobs + 1", 4) == 13
 
 
+@pytest.mark.slow
 def test_an_error_of_another_thread_is_raised_where_parallel_was_called() -> None:
     with sky.Compute(concurrency=2, plugins=[sky.plugins.joblib()], console=False):
         parallel = Parallel(n_jobs=2, batch_size=1)

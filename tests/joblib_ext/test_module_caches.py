@@ -42,6 +42,7 @@ def granted(given: Rights | None) -> set[tuple[str, str]]:
     return set(node_cache.GRANTED)
 
 
+@pytest.mark.slow
 def test_they_are_those_of_modules(pool: sky.Compute, counted: Counted, module: Any) -> None:
     before = rights(pool)
     square = counted.square()

@@ -55,6 +55,7 @@ def test_the_block_ends_and_joblib_is_as_before(before):
     assert default() is before
 
 
+@pytest.mark.slow
 def test_an_exception_ends_the_block_and_joblib_is_as_before(before):
     with pytest.raises(ZeroDivisionError), with_joblib():
         Parallel(n_jobs=2)(delayed(divmod)(1, i) for i in (1, 0))

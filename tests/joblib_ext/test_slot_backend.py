@@ -25,6 +25,7 @@ def counted() -> tuple[list[int], int]:
     return counts, joblib.cpu_count()
 
 
+@pytest.mark.slow
 def test_jobs_are_counted_as_cores_of_the_slot() -> None:
     ((counts, cores),) = Parallel(n_jobs=2)([delayed(counted)()])
     assert counts == [1, 3, 1, cores]

@@ -9,6 +9,8 @@ import pytest
 import skyward as sky
 from tests.providers.rentals import RENTALS, Rental
 
+pytestmark = pytest.mark.slow  # clouds take seconds to start
+
 
 @pytest.fixture(params=RENTALS, ids=lambda rental: rental.name)
 def rental(request) -> Rental:

@@ -36,6 +36,7 @@ def everybody(node: Owner) -> set[tuple[Any, ...]]:
     return {(*rest, tuple(argv)) for *rest, argv in map(node.result, tasks)}
 
 
+@pytest.mark.slow
 def test_tasks_can_tell_slots_apart() -> None:
     with owner() as node:
         node.set_up(concurrency=2, argv=["script.py", "--fast"])

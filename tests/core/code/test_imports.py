@@ -37,6 +37,7 @@ def test_forms_of_imports(source: bytes, names: set[str]) -> None:
     assert imported(source) == names
 
 
+@pytest.mark.slow
 def test_all_that_the_parser_finds_is_found() -> None:
     for file in Path(skyward.__file__).parent.rglob("*.py"):
         source = file.read_bytes()

@@ -17,6 +17,7 @@ from skyward.core.packages.uv_program import packed_uv, uv_here, uv_name
 HERE = Target(os.uname().machine, 36, "3.12")
 
 
+@pytest.mark.slow
 def test_this_machines_program_is_packed_once(tmp_path: Path) -> None:
     packed = packed_uv(driver_kind(), driver_kind(), HERE, tmp_path)
     assert packed is not None

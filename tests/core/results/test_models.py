@@ -13,6 +13,8 @@ from skyward.core.results.unpickler import loads
 from tests.core.results.hostile import Reduced, assemble, call, changed, name, read, text
 from tests.lazily import Lazy
 
+pytestmark = pytest.mark.slow  # it imports scikit-learn
+
 np = pytest.importorskip("numpy")
 sparse, sk = Lazy("scipy.sparse"), Lazy("tests.estimators")
 

@@ -104,6 +104,7 @@ def draw() -> int:
     return next(_drawn)
 
 
+@pytest.mark.slow
 def test_a_second_run_takes_everything(file: Path) -> None:
     with run(file) as first:
         assert [first.call(double, n) for n in range(5)] == [0, 2, 4, 6, 8]
@@ -181,6 +182,7 @@ def tell(*args: Any, **kwargs: Any) -> str:
     return f"{args} {list(kwargs.items())}"
 
 
+@pytest.mark.slow
 def test_calls_that_a_function_can_tell_apart_have_results_of_their_own(file: Path) -> None:
     """By the order of keywords too, and whatever a partial adds."""
     calls: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = [
@@ -379,6 +381,7 @@ def test_a_call_without_identity_is_computed_and_said(file: Path) -> None:
         )
 
 
+@pytest.mark.slow
 def test_a_stored_result_that_is_refused_is_computed_anew(file: Path) -> None:
     """A file that a pool with results="any" has written may contain what one with "data" does not accept."""
 

@@ -141,6 +141,7 @@ def test_a_closed_store_can_be_pruned_at_once(file: Path) -> None:
     assert prune(str(file), Pruning(), really=False) == 4  # the latest run has used nothing
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_makes_nothing_unused(file: Path) -> None:
     """What it has taken is not written down yet, so the run before counts."""
     before = overview(str(file)).runs[0]

@@ -29,6 +29,8 @@ from skyward.providers.drivers.ec2_wire import flatten
 from tests.lab import eventually
 from tests.lab.clouds.ec2 import EC2
 
+pytestmark = pytest.mark.slow  # moto takes seconds to start
+
 CANONICAL = "099720109477"
 NOBLE = {"name": "ubuntu/images/*/ubuntu-noble-24.04-*-server-*", "architecture": "x86_64"}
 
