@@ -34,6 +34,7 @@ __all__ = [
     "Rental",
     "Shell",
     "StreamShell",
+    "Timed",
     "Trait",
     "Transport",
 ]
@@ -64,8 +65,6 @@ class Provider(Protocol):
 
     name: ClassVar[str]
     traits: ClassVar[frozenset[Trait]]
-    usual_start: ClassVar[float]
-    """Seconds that a machine usually takes until it is a node; `sky.explain` reckons with it."""
 
     def offers(self, resources: Resources) -> Sequence[Offer]:
         """List the machine types on offer. May omit those that don't meet `resources`; core filters and sorts.
@@ -148,6 +147,14 @@ class Check:
     ok: bool | None
     detail: str
     advice: str = ""
+
+
+@runtime_checkable
+class Timed(Protocol):
+    """A provider that says how long its machines take. Optional; `sky.explain` assumes 100 s of others."""
+
+    usual_start: ClassVar[float]
+    """Seconds that a machine usually takes until it is a node."""
 
 
 @runtime_checkable

@@ -8,7 +8,7 @@ from typing import Any
 
 from skyward.core import pool_arguments
 from skyward.core.errors import ConfigError, SkywardError
-from skyward.core.interfaces import Provider, Trait
+from skyward.core.interfaces import Provider, Timed, Trait
 from skyward.core.machines import offer_selection
 from skyward.core.machines.forecast import Cluster, Forecast, Workload, forecast, in_words, merged
 from skyward.core.pool import Compute
@@ -20,6 +20,7 @@ from skyward.joblib_ext.recording import record
 __all__ = ["Explanation", "Option", "explain"]
 
 _OFFERS = 3  # of each provider
+_START = 100.0  # seconds until a machine of a provider that does not say so is a node
 _TOGETHER = 8  # processes that run tasks at the same time here, at most
 _HERE, _NEAR, _FAR = 1e9, 50e6, 12.5e6  # bytes per second: on this machine, to hosts, to rented machines
 _WORTH = 0.6  # share of the time here that it may take elsewhere
@@ -239,7 +240,7 @@ def _option(
     workload: Workload, provider: Provider, offer: Offer | None, nodes: int, slots: int, bandwidth: float | None
 ) -> Option:
     is_here = Trait.DRIVER_ENVIRONMENT in provider.traits
-    start = provider.usual_start
+    start = provider.usual_start if isinstance(provider, Timed) else _START
     if offer is not None:
         cores: Any = offer.vcpus
         cluster = Cluster(nodes, slots, cores, offer.memory, start, bandwidth or _FAR, offer.price)

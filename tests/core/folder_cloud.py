@@ -33,7 +33,6 @@ class FolderCloud:
     patience: ClassVar[float] = 30.0
     listing_delay: ClassVar[float] = 0.5
     poll: ClassVar[float] = 0.02
-    usual_start: ClassVar[float] = 0.0
 
     folder: str
     price: float | None = 0.36

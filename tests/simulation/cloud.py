@@ -89,7 +89,6 @@ class Cloud:
     patience: ClassVar[float] = 40.0
     listing_delay: ClassVar[float] = 5.0
     poll: ClassVar[float] = 2.0
-    usual_start: ClassVar[float] = 0.0
 
     def __init__(
         self,

@@ -26,7 +26,6 @@ class Shop:
 
     name: ClassVar[str] = "shop"
     traits: ClassVar[frozenset[Trait]] = frozenset({Trait.RENTED})
-    usual_start: ClassVar[float] = 0.0
 
     def __init__(self, offers: Sequence[Offer] | SkywardError) -> None:
         self._offers = offers

@@ -48,7 +48,6 @@ class MemoryProvider:
 
     name: ClassVar[str] = "memory"
     traits: ClassVar[frozenset[Trait]] = frozenset({Trait.DESTROYS})
-    usual_start: ClassVar[float] = 0.0
 
     def __init__(self, stock: int = 100) -> None:
         self.stock = stock
