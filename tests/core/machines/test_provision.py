@@ -514,7 +514,7 @@ class WardTransport:
 
     async def run(self, command: str, *, input: bytes | None = None, timeout: float | None = None) -> CommandOutput:
         if command.endswith(INSPECT):
-            return CommandOutput(0, "root /r\nenv /e\nuv /bin/uv\nend\n", "")
+            return CommandOutput(0, "root /r\nenv /e\nuv /bin/uv\npython /bin/python3\nend\n", "")
         return (
             CommandOutput(1, f"@installing\n{self._says}\n", "")
             if command.endswith(BUILD)
