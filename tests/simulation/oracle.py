@@ -129,7 +129,8 @@ class Oracle:
         return limit if limit >= 0 else max(sum(self._slots.values()) + limit, 1)
 
     def _running_of(self, group: int | None) -> set[int]:
-        return {number for number in self._running if self._wanted[number].group == group}
+        """Tasks of a group that run; those for one node have their turn there, whatever the group's limit is."""
+        return {number for number in self._running if number not in self.pinned and self._wanted[number].group == group}
 
     # --- tasks ---
 
@@ -160,7 +161,7 @@ class Oracle:
         self._check(self.starts[number] <= most, f"task {number} starts for the {self.starts[number]}th time")
         # A thread can't be stopped: what was given to a shared process may run there while it has others' tasks.
         late = number in self.settled and number not in self.cancelled and wish.isolated and not self._lost
-        late = late and wish.same is None and not self._has_budget
+        late = late and wish.same is None and not self._has_budget and not self.lies
         self._check(not late, f"task {number} starts though it has settled")
 
     def _begins(self, number: int, machine: str, wish: Wish) -> None:
