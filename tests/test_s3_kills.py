@@ -10,15 +10,20 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from skyward.worker import mounts
-from tests.lab import eventually
+from tests.lab import Host, Lab, eventually
+from tests.lab.fixtures import LabHosts
 from tests.processes import comm, descendants
+from tests.remote import index, wheels
 from tests.s3_servers import KEYS, S3Server, needs_rclone, rclone_s3
 from tests.worker.helpers import ROOT
+
+__all__ = ["index", "wheels"]  # fixtures
 
 pytestmark = [pytest.mark.slow, needs_rclone]
 
@@ -171,3 +176,101 @@ def test_nothing_is_lost_that_was_reported_done(tmp_path: Path) -> None:
     eventually(lambda: not run.marked(), PATIENCE, "everything has ended")
     assert mounts.mounted_below(tmp_path) == []
     assert killed.total() - killed["nobody"] >= KILLS, killed
+
+
+# --- on hosts ---
+
+LOG = "/var/tmp/kills"
+ON_HOSTS = """
+import json, os, sys
+import skyward as sky
+
+def write(number, log):
+    fd = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(fd, b"%d\\n" % number)
+    os.close(fd)
+    with open(f"out/part-{number}", "w") as file:
+        file.write(f"{number}" * (1 + number % 3 * 100_000))
+    return number
+
+if __name__ == "__main__":
+    settings = json.loads(sys.argv[1])
+    volume = sky.S3Volume("out", "bucket", "out", read_only=False, **settings["store"])
+    where = {"provider": sky.SSH(**settings["provider"]), "image": sky.Image(index=settings["index"])}
+    worker = sky.Worker(concurrency=2, attempts=1000)
+    options = {"volume": volume, "resume": "search.run", "worker": worker, "orphan_timeout": 5}
+    with sky.Compute(nodes=2, **where, **options, console=False) as pool:
+        for number in pool.map(write, range(settings["count"]), [settings["log"]] * settings["count"]):
+            os.write(1, b"%d\\n" % number)
+"""
+
+
+def of_skyward(host: Host) -> dict[int, str]:
+    return {pid: line for pid, line in host.pids() if "rclone" in line or "skyward" in line}
+
+
+def strike(victim: str, server: S3Server, host: Host, chance: random.Random) -> None:
+    if victim == "store":
+        server.stop()
+        time.sleep(chance.uniform(0, 2))
+        server.start()
+    elif pids := of_skyward(host) if victim == "host" else [pid for pid, line in host.pids() if " rcd " in line]:
+        host.run("kill", "-9", *map(str, pids))
+
+
+@pytest.mark.lab
+@pytest.mark.skipif(not MANY, reason="takes minutes; SKYWARD_KILLS=30 runs it")
+@pytest.mark.timeout(900)
+def test_nothing_is_lost_on_hosts(tmp_path: Path, lab: Lab, lab_hosts: LabHosts, index: str) -> None:
+    """Kills over SSH: of all that a pool runs on a host, of rclone there, of the driver and the store."""
+    hosts, out = lab_hosts(2), tmp_path / "served" / "bucket" / "out"
+    out.mkdir(parents=True)
+    (tmp_path / "program.py").write_text(ON_HOSTS)
+    chance, killed, done, runs = random.Random(13), Counter[str](), set[int](), 0
+    known = {"key": str(lab.key), "known_hosts": str(lab.known_hosts)}
+    with rclone_s3(tmp_path / "served", lab.gateway) as server:
+        settings = {
+            "provider": {"hosts": [host.address for host in hosts], "user": "root", **known},
+            "store": {"endpoint": server.url, **KEYS},
+            "index": index,
+            "log": LOG,
+            "count": TASKS // 2,
+        }
+        command = [sys.executable, "program.py", json.dumps(settings)]
+        while len(done) < TASKS // 2:
+            before = Counter(executed_on(hosts))
+            with subprocess.Popen(
+                command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE
+            ) as process:
+                assert process.stdout is not None
+                earlier, runs, at = set(done), runs + 1, chance.randrange(1, 40)
+                for count, line in enumerate(process.stdout):
+                    number = int(line)
+                    done.add(number)
+                    assert (out / f"part-{number}").read_text() == content(number)
+                    if count < len(earlier) + at or killed.total() >= KILLS:
+                        continue
+                    at += chance.randrange(10, 40)
+                    victim = chance.choice(["store", "driver", "host", "rclone", "rclone"])
+                    killed[victim] += 1
+                    if victim == "driver":
+                        process.kill()
+                        break
+                    strike(victim, server, chance.choice(hosts), chance)
+            for host in hosts:
+                deadline = time.monotonic() + PATIENCE
+                while left := of_skyward(host):
+                    assert time.monotonic() < deadline, left
+                    time.sleep(0.1)
+                assert "rclone" not in host.run("cat", "/proc/mounts").stdout
+            again = Counter(executed_on(hosts)) - before
+            assert earlier.isdisjoint(again), "what was done was computed again"
+    executions = executed_on(hosts)
+    assert done == set(range(TASKS // 2))
+    print(f"\n{dict(killed)}, {runs} runs, {len(done)} tasks, {len(executions)} executions")
+
+
+def executed_on(hosts: Sequence[Host]) -> list[int]:
+    """What has begun, the hosts' logs one after the other."""
+    lines = [host.run("sh", "-c", f"cat {LOG} 2>/dev/null").stdout.split() for host in hosts]
+    return [int(line) for found in lines for line in found]
