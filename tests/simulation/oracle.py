@@ -129,8 +129,7 @@ class Oracle:
         return limit if limit >= 0 else max(sum(self._slots.values()) + limit, 1)
 
     def _running_of(self, group: int | None) -> set[int]:
-        """Tasks of a group that run; those for one node have their turn there, whatever the group's limit is."""
-        return {number for number in self._running if number not in self.pinned and self._wanted[number].group == group}
+        return {number for number in self._running if self._wanted[number].group == group}
 
     # --- tasks ---
 
@@ -149,7 +148,8 @@ class Oracle:
         self._running[number] = machine
         self._busy = self.world.now
         if wish.group in self._calm and not self.faults:
-            running = len(self._running_of(wish.group) - self.settled)
+            # Those for one node have their turn there, whatever the group's limit is.
+            running = len(self._running_of(wish.group) - self.settled - self.pinned.keys())
             self._check(running <= self._limit(wish.group), f"{running} tasks of group {wish.group} run at a time")
         self.world.tell(f"task {number} starts in {where}")
         # Who killed a process that several tasks shared is not known: that start does not count, once. Nor does one on
