@@ -169,7 +169,10 @@ class Oracle:
         self._check(place == machine, f"task {number} starts on {machine}, and must run on {place}")
         if wish.same is not None and not self.faults and not self._has_budget and wish.group in self._calm:
             self._check(number not in self.kept, f"task {number} starts though the result of its equal is kept")
-            self._check(number not in self._running, f"task {number} starts while its equal runs")
+            equal = [each for each in self.wishes.values() if each.same == wish.same]
+            was_stopped = any(each.timeout is not None or each.number in self.cancelled for each in equal)
+            starts_alone = number not in self._running or was_stopped  # which takes a moment there
+            self._check(starts_alone, f"task {number} starts while its equal runs")
 
     def ended(self, where: str, load: Load) -> None:
         """Take note that a slot has answered for a task."""
@@ -217,10 +220,11 @@ class Oracle:
             # A node that is lost may have begun all that it had.
             return not wish.isolated or ((starts or self.faults) and starts + self._lost >= wish.attempts)
         if isinstance(error, NodeLost) and "can't run" not in str(error):
-            # That node's loss is reported right afterwards.
+            # That node's loss is reported right afterwards. Tasks that kill their processes may lose it by themselves.
+            is_lost = self.faults or "taken out of service" in str(error)
             if wish.number in self.pinned:
-                return self.faults or self._has_budget
-            return self.faults and (not wish.isolated or starts + self._lost + 1 >= wish.attempts)
+                return is_lost or self._has_budget
+            return is_lost and (not wish.isolated or starts + self._lost + 1 >= wish.attempts)
         return isinstance(error, SkywardError) and self.faults
 
     def have_settled(self, wishes: Collection[Wish]) -> bool:

@@ -190,7 +190,8 @@ def _rest(world: World, pool: Pool, limit: float) -> None:
         if world.now > began + limit:
             world.broken.append(f"{limit:g} seconds after every task has settled there is still {', '.join(held)}")
         due = world.now + pause
-        world.run(lambda due=due: world.now >= due, REST, "some seconds have passed")  # type: ignore[misc]
+        # The next event may be that a machine wakes which sleeps for minutes.
+        world.run(lambda due=due: world.now >= due, limit + 600.0, "some seconds have passed")  # type: ignore[misc]
         pause = min(pause * 1.5, 20.0)
 
 

@@ -147,7 +147,7 @@ class Provisioner:
         self._answered = 0  # tasks, when a node was last removed since none succeeded there
         self._changed = asyncio.Event()
         self._started = False
-        self._exhausted = False  # the budget is spent, and whoever waits for a node knows it
+        self._exhausted = ""  # why no machine will be paid any more; whoever waits for a node knows it
         self._stopping = False
         self._buyer: Buyer | None = None
         self._waiting = Machines()  # as last reported
@@ -194,6 +194,9 @@ class Provisioner:
         if len(self.nodes) < wanted:
             raise why_too_few(self._first_error, self._fleet.refusals, wanted)
         self._started = self._fleet.purse.started = True
+        if self._exhausted:  # in the moment since the last node came
+            self._spent()
+        self._check_hope()
         self._report_gpus([life for life in self._lives.values() if life.is_ready])
 
     def _new_fleet(self, candidates: Sequence[f.Candidate]) -> Fleet:
@@ -256,22 +259,30 @@ class Provisioner:
             else loop.call_at(due, guarded, self._failed, self._handle, f.Tick())
         )
         self._changed.set()
-        hopes = not self._stopping and not self._exhausted
-        if self._started and hopes and self._fleet.settled and not self._fleet.count:
+        self._check_hope()
+
+    def _check_hope(self) -> None:
+        """Fail the tasks if there is no node and there will be none."""
+        ends = self._stopping or self._exhausted or not self._started
+        if not ends and self._fleet.settled and not self._fleet.count:
             self._user.hopeless(
                 f"no node is left and no other can be provisioned; the last one was lost: {self._last_reason}"
             )
+
+    def _spent(self) -> None:
+        """Fail the tasks, since no machine will be paid any more."""
+        text = exhausted_text(self._exhausted, self._user.answered)
+        self._warn(f"{text}; what is left fails with BudgetExceeded")
+        self._user.hopeless(text, BudgetExceeded, ending=True)
 
     def _carry_out(self, command: f.Command) -> None:
         match command:
             case f.Report(text, warning):
                 self._events.emit(Note(text, warning))
             case f.Exhausted(reason):
-                self._exhausted = True
+                self._exhausted = reason
                 if self._started:
-                    text = exhausted_text(reason, self._user.answered)
-                    self._warn(f"{text}; what is left fails with BudgetExceeded")
-                    self._user.hopeless(text, BudgetExceeded, ending=True)
+                    self._spent()
             case f.Begin(source, machine):
                 self._begin(source, machine)
             case f.Abandon(source, id, reason, blameless):
