@@ -147,7 +147,8 @@ class Provisioner:
         self._answered = 0  # tasks, when a node was last removed since none succeeded there
         self._changed = asyncio.Event()
         self._started = False
-        self._exhausted = ""  # why no machine will be paid any more; whoever waits for a node knows it
+        self._exhausted = ""  # why no machine will be paid any more
+        self._is_over = False  # that is so, and whoever waits for a node knows it
         self._stopping = False
         self._buyer: Buyer | None = None
         self._waiting = Machines()  # as last reported
@@ -194,9 +195,7 @@ class Provisioner:
         if len(self.nodes) < wanted:
             raise why_too_few(self._first_error, self._fleet.refusals, wanted)
         self._started = self._fleet.purse.started = True
-        if self._exhausted:  # in the moment since the last node came
-            self._spent()
-        self._check_hope()
+        self._check_hope()  # a node may be lost, or the money spent, in the moment since the last one came
         self._report_gpus([life for life in self._lives.values() if life.is_ready])
 
     def _new_fleet(self, candidates: Sequence[f.Candidate]) -> Fleet:
@@ -262,18 +261,18 @@ class Provisioner:
         self._check_hope()
 
     def _check_hope(self) -> None:
-        """Fail the tasks if there is no node and there will be none."""
-        ends = self._stopping or self._exhausted or not self._started
-        if not ends and self._fleet.settled and not self._fleet.count:
+        """Fail the tasks if no node will run them any more."""
+        if self._stopping or not self._started or self._is_over:
+            return
+        if self._exhausted:
+            self._is_over = True
+            text = exhausted_text(self._exhausted, self._user.answered)
+            self._warn(f"{text}; what is left fails with BudgetExceeded")
+            self._user.hopeless(text, BudgetExceeded, ending=True)
+        elif self._fleet.settled and not self._fleet.count:
             self._user.hopeless(
                 f"no node is left and no other can be provisioned; the last one was lost: {self._last_reason}"
             )
-
-    def _spent(self) -> None:
-        """Fail the tasks, since no machine will be paid any more."""
-        text = exhausted_text(self._exhausted, self._user.answered)
-        self._warn(f"{text}; what is left fails with BudgetExceeded")
-        self._user.hopeless(text, BudgetExceeded, ending=True)
 
     def _carry_out(self, command: f.Command) -> None:
         match command:
@@ -281,8 +280,7 @@ class Provisioner:
                 self._events.emit(Note(text, warning))
             case f.Exhausted(reason):
                 self._exhausted = reason
-                if self._started:
-                    self._spent()
+                self._check_hope()
             case f.Begin(source, machine):
                 self._begin(source, machine)
             case f.Abandon(source, id, reason, blameless):
