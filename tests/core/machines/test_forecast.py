@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from skyward.core.machines.forecast import (
@@ -96,6 +96,7 @@ def test_what_several_processes_have_learned() -> None:
 @given(
     st.lists(st.tuples(st.floats(0, 100), st.floats(0.01, 100)), min_size=1, max_size=5), st.lists(st.floats(0, 100))
 )
+@example([(0.0, 1.0), (9.324987591186701e-176, 2.0)], [])  # whose squares are zero
 def test_no_task_is_expected_to_take_what_none_has_taken(
     known: list[tuple[float, float]], weights: list[float]
 ) -> None:
