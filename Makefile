@@ -32,7 +32,7 @@ help:
 	@echo "make simulate          the whole product under simulation, in virtual time, for two hours"
 	@echo "make simulate-coverage how much of the cores runs under simulation alone"
 	@echo "make foreign           the tests of concurrent.futures, loky, joblib and scikit-learn on skyward; an hour"
-	@echo "make check             lint, types, layers and the fast tests, in under a minute"
+	@echo "make check             lint, types, layers and the fast tests, in little over a minute"
 	@echo "make format            let ruff put the code in order"
 	@echo "make test-all-pythons  make test with Python $(PYTHONS), each in its own .venv-X.Y"
 	@echo "make bench             measure speeds beside loky, Dask and the machine's limits; some 10 minutes"
