@@ -27,12 +27,12 @@ def script(names: list[str], used: int = 3, migs: dict[int, list[str]] | None = 
 
 
 def plant(folder: Path, text: str, name: str = "nvidia-smi") -> Path:
-    """Write a program there, for PATH."""
+    """Put a program there, for PATH, in place of one that may be running and so can't be written to."""
     folder.mkdir(exist_ok=True)
-    program = folder / name
-    program.write_text(text)
-    program.chmod(0o755)
-    return program
+    written = folder / f"{name}.new"
+    written.write_text(text)
+    written.chmod(0o755)
+    return written.rename(folder / name)
 
 
 def rocm_script(count: int) -> str:

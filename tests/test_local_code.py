@@ -160,11 +160,16 @@ with compute(concurrency=2) as pool:
         report(str(error))
     write("helpers.py", "VALUE = 5")
     report([value for value, _ in call()])
+    values = []
+    for value in range(10, 15):
+        write("helpers.py", f"VALUE = {value}")
+        values.append(pool.submit(seen).result()[0])
+    report(values)
 """
 
 
 def check_edits(answers: list[Any]) -> None:
-    values, shared, slow, third, reloaded, broken, mended = answers
+    values, shared, slow, third, reloaded, broken, mended, one_by_one = answers
     assert values == [[1] * 4, [2] * 4]
     assert shared == [0], "no process has seen two versions"
     assert slow[0] == 1
@@ -172,6 +177,7 @@ def check_edits(answers: list[Any]) -> None:
     assert reloaded == [2]
     assert "invalid syntax" in broken[0]
     assert mended == [[5] * 4]
+    assert one_by_one == [[10, 11, 12, 13, 14]], "a task that is submitted while no other runs sees each edit"
 
 
 def test_an_edit_while_the_pool_is_open_here(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def items(script: Path) -> list[Item]:
 def _code() -> list[Item]:
     code = LocalCode(Snapshots(), CodeSettings(sent=True))
     try:
-        code.now(call=True)
+        code.now(look=True)
     except SkywardError as error:
         return [Item(_CODE, "error", False, str(error))]
     found = [

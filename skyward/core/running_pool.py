@@ -161,7 +161,7 @@ class RunningPool:
         code, packages = self.dispatcher.code, self._settings.packages
         said = []
         if code is not None and code.sent:
-            code.now(call=True)
+            code.now(look=True)
             said = [f"sends {code.summary}"] if code.summary else []
             for text in code.warnings:
                 self._warn(text)

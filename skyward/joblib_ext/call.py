@@ -147,7 +147,7 @@ class ParallelCall:
         """Begin a call of `parallel`; with None, of nobody who can be asked for more batches."""
         limit = None if self._n_jobs == -1 else self._n_jobs if self._n_jobs > 0 else self._n_jobs + 1
         dispatcher = self.pool.dispatcher
-        code = None if dispatcher.code is None else dispatcher.code.now(call=True)
+        code = None if dispatcher.code is None else dispatcher.code.now(look=True)
         group = TaskGroup(limit, arrays=dispatcher.arrays(limit), change=dispatcher.surroundings.now(), code=code)
         self._options = replace(self._options, group=group)
         self._functions = StableFunctions()

@@ -114,7 +114,7 @@ def _adapt() -> None:
     import loky
     from loky import process_executor
 
-    process_executor.ProcessPoolExecutor = stand_ins.ProcessPoolExecutor
+    process_executor.ProcessPoolExecutor = _PatientExecutor
     process_executor.BrokenProcessPool = sky.TaskError
     process_executor.TerminatedWorkerError = sky.WorkerCrashed
     process_executor.ShutdownExecutorError = (sky.PoolNotActive, concurrent.futures.CancelledError)
@@ -134,9 +134,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         module.time = SimpleNamespace(**{**vars(time), "sleep": _sleep})
 
 
+class _PatientExecutor(stand_ins.ProcessPoolExecutor):
+    def map(self, fn: Any, *iterables: Any, timeout: float | None = None, **options: Any) -> Any:
+        """On a busy machine: they give two tasks that do nothing one second, before a third of five that must not."""
+        return super().map(fn, *iterables, timeout=timeout and timeout * min(4.0, _patience()), **options)
+
+
 def _sleep(seconds: float) -> None:
     """Longer than asked for on a busy machine: they wait 500 times 10 ms for a hundred tasks one after another."""
-    time.sleep(seconds * max(1.0, os.getloadavg()[0] / 2))
+    time.sleep(seconds * _patience())
+
+
+def _patience() -> float:
+    return max(1.0, os.getloadavg()[0] / 2)
 
 
 @functools.cache

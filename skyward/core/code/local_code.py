@@ -21,9 +21,8 @@ from skyward.core.errors import ConfigError, PayloadError
 
 __all__ = ["CodeSettings", "CodeVersion", "LocalCode"]
 
-_SUBMIT_PAUSE = 50  # times what a check takes: until the next one while tasks are submitted one by one
-_CALL_PAUSE = 20  # the same for calls of many tasks
-_LONGEST = (1.0, 0.2)  # seconds of both pauses at most: within them an edit is not seen
+_PAUSE = 50  # times what a check takes: until the next one while tasks are submitted one after another
+_LONGEST_PAUSE = 0.2  # seconds: within it such tasks do not see an edit
 _RACY = 30_000_000  # ns; a file that was changed so shortly before it was read may change again within one tick
 _CODE = (".py", ".so", ".pyd")  # endings of the files of which nodes on this machine depend
 
@@ -101,7 +100,7 @@ class LocalCode:
         self._survey: CodeSurvey | None = None
         self._program: tuple[object, ...] = ()
         self._modules = -1  # how many were imported at the last check
-        self._next = self._next_call = 0.0  # when to check again
+        self._next = 0.0  # when to check again while tasks are submitted
         self._listings: dict[str, Listing] = {}
         self._read: dict[str, tuple[SourceFile, bytes]] = {}  # by path on nodes: what was read, and its digest
         self._current: dict[str, tuple[bytes, bool]] = {}  # the files of the latest version
@@ -112,39 +111,25 @@ class LocalCode:
     def __repr__(self) -> str:
         return f"<LocalCode {self._version}>"
 
-    def now(self, *, call: bool = False) -> CodeVersion | None:
+    def now(self, *, look: bool = False) -> CodeVersion | None:
         """Return the latest version; None if there is no local code. From any thread.
 
         Parameters
         ----------
-        call
-            Whether a user's call begins, which must see each edit; otherwise one of many tasks is submitted.
+        look
+            Whether to look at all files, as when a call of many tasks begins, or a task is submitted while no other
+            is under way: it must run what has just been written. Otherwise one of many tasks is submitted.
 
         Raises
         ------
         ConfigError
             Something can't be sent to nodes, or is too large.
         """
-        due = self._next_call if call else self._next
-        if len(sys.modules) == self._modules and time.monotonic() < due:
+        if not look and len(sys.modules) == self._modules and time.monotonic() < self._next:
             return self._version
         with self._lock:
             cost = self._check()
-            now = time.monotonic()
-            self._next = now + min(_SUBMIT_PAUSE * cost, _LONGEST[0])
-            self._next_call = now + min(_CALL_PAUSE * cost, _LONGEST[1])
-            return self._version
-
-    def latest(self) -> CodeVersion | None:
-        """Return the latest version after a look at all files, however short ago the last one was. From any thread.
-
-        Raises
-        ------
-        ConfigError
-            Something can't be sent to nodes, or is too large.
-        """
-        with self._lock:
-            self._check()
+            self._next = time.monotonic() + min(_PAUSE * cost, _LONGEST_PAUSE)
             return self._version
 
     def of_job(self, pinned: CodeVersion | None, pickle: bytes) -> CodeVersion | None:

@@ -88,11 +88,12 @@ class SharedFile:
     def __len__(self) -> int:
         return self._size
 
-    def __del__(self) -> None:
+    def __del__(self, close: Callable[[int], None] = os.close, suppress: Any = contextlib.suppress) -> None:
+        # The arguments outlive this module's names, which are gone at times when the interpreter ends.
         if self._fd >= 0:
             self.open.discard(self._fd)  # first, since the number may be reused immediately
-            with contextlib.suppress(OSError):
-                os.close(self._fd)
+            with suppress(OSError):
+                close(self._fd)
 
     def map(self) -> memoryview:
         """Map its bytes, for those who can't open it."""

@@ -50,7 +50,7 @@ class CodeView:
             Something can't be sent to nodes, or is too large.
         """
         began = time.time_ns()
-        self.version = None if code is None else code.latest()
+        self.version = None if code is None else code.now(look=True)
         if self.origins.has_changed():
             self.origins.refresh(now=True)
         elif self.origins.newest < began - _TICK:

@@ -191,7 +191,7 @@ class ModuleOrigins:
 
 
 def _version_of(root: str) -> bytes:
-    version = getattr(sys.modules.get(root), "__version__", None)
+    version = getattr(sys.modules.get(root), "__dict__", {}).get("__version__")  # a module's __getattr__ may warn
     if not isinstance(version, str):
         try:
             version = metadata.version(root)

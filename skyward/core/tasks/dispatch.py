@@ -179,6 +179,8 @@ class Dispatcher:
         task = next(self._ids)
         future: TaskFuture[_T] = TaskFuture(self._on_cancel, task)
         try:
+            if self.code is not None and options.group is None and not self.unfinished:
+                self.code.now(look=True)
             job = self._maker.make(task, future, function, args, kwargs, options)
         except Exception as error:
             future.set_running_or_notify_cancel()

@@ -25,7 +25,7 @@ from skyward.core.blobs.snapshots import Snapshots
 from skyward.core.code.local_code import CodeSettings, LocalCode
 import msgpack
 it = LocalCode(Snapshots(), CodeSettings(True))
-version = it.now(call=True)
+version = it.now(look=True)
 for path, _, bundle, offset, size in msgpack.unpackb(version.manifest):
     target = os.path.join(sys.argv[1], path.decode())
     os.makedirs(os.path.dirname(target), exist_ok=True)

@@ -31,13 +31,6 @@ def contents(version):
         for path, _, bundle, offset, size in msgpack.unpackb(version.manifest)
     }}
 
-def latest(it, old):
-    "The version after an edit, which a check that has just been made does not see at once."
-    deadline = time.monotonic() + 20
-    while (new := it.now(call=True)) is old:
-        assert time.monotonic() < deadline, "the edit is not seen"
-    return new
-
 def write(path, text):
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     with open(path, "w") as file:
@@ -66,7 +59,7 @@ def test_what_is_imported_here_there_and_in_functions(tmp_path: Path) -> None:
     import helpers
     def task():
         import lazily
-    version = code().now(call=True)
+    version = code().now(look=True)
     report(version.number, contents(version))
     """
     ((number, found),) = run(
@@ -88,26 +81,26 @@ def test_an_edit_makes_a_version_with_a_bundle_of_what_is_new(tmp_path: Path) ->
     body = """
     import helpers, other
     it = code()
-    first = it.now(call=True)
-    report(it.now(call=True) is first, it.now() is first)
+    first = it.now(look=True)
+    report(it.now(look=True) is first, it.now() is first)
     write("helpers.py", "x = 2")
-    second = latest(it, first)
+    second = it.now(look=True)
     report(second.number, contents(second), [bytes(second.blobs[name]).decode() for name in second.bundles])
     write("helpers.py", "x = 3")
-    third = latest(it, second)
+    third = it.now(look=True)
     report(third.number, [bytes(third.blobs[name]).decode() for name in third.bundles])
     write("other.py", "import late")
-    fourth = latest(it, third)
+    fourth = it.now(look=True)
     report(sorted(contents(fourth)))
     write("late.py", "y = 1")
-    fifth = latest(it, fourth)
+    fifth = it.now(look=True)
     report(contents(fifth))
     os.remove("other.py")
-    sixth = latest(it, fifth)
+    sixth = it.now(look=True)
     report(sorted(contents(sixth)))
     os.utime("helpers.py")
     it._next_call = 0.0
-    report(it.now(call=True) is sixth)
+    report(it.now(look=True) is sixth)
     """
     same, second, third, unresolved, late, removed, touched = run(tmp_path, body, helpers="x = 1", other="z = 1")
     assert same == [True, True]
@@ -144,12 +137,12 @@ def test_versions_that_only_add_modules_know_it(tmp_path: Path) -> None:
         seen.append(it.now().since)
     last = it.now()  # before the edit, which any call may see
     write("pack/part.py", "")
-    seen.append(latest(it, last).since)
+    seen.append(it.now(look=True).since)
     __import__("thr" + "ee")
     last = it.now()
     seen.append(last.since)
     write("one.py", "x = 2")
-    seen.append(latest(it, last).since)
+    seen.append(it.now(look=True).since)
     report(seen, it.now().number)
     """
     (tmp_path / "pack").mkdir()
@@ -161,11 +154,11 @@ def test_nodes_here_get_a_number_that_only_an_edit_changes(tmp_path: Path) -> No
     body = """
     import helpers
     it = code(sent=False)
-    first = it.now(call=True)
+    first = it.now(look=True)
     import other
-    report(first.number, first.manifest, it.now(call=True) is first)
+    report(first.number, first.manifest, it.now(look=True) is first)
     write("helpers.py", "x = 2")
-    report(latest(it, first).number)
+    report(it.now(look=True).number)
     """
     assert run(tmp_path, body, helpers="x = 1", other="") == [[1, None, True], [2]]
 
@@ -174,10 +167,10 @@ def test_released_versions_leave_nothing(tmp_path: Path) -> None:
     body = """
     import helpers
     it = code()
-    version = it.now(call=True)
+    version = it.now(look=True)
     for number in range(5):
         write("helpers.py", f"x = {number}")
-        version = latest(it, version)
+        version = it.now(look=True)
     report(version.number, len(snapshots._kept))
     """
     assert run(tmp_path, body, helpers="") == [[6, 1]]
@@ -194,7 +187,7 @@ def test_a_module_that_is_no_file_is_an_error_where_a_task_needs_it(tmp_path: Pa
     import gone, zipped
     os.remove("gone.py")
     it = code()
-    version = it.now(call=True)
+    version = it.now(look=True)
     report(version)
     for module in (made, zipped, gone):
         try:
@@ -204,13 +197,13 @@ def test_a_module_that_is_no_file_is_an_error_where_a_task_needs_it(tmp_path: Pa
     it.of_job(version, cloudpickle.dumps(["made", "zipped"]))
     report("other tasks run")
     write("gone.py", "def f(): return 1")
-    back = latest(it, version)
+    back = it.now(look=True)
     report(contents(back), it.of_job(back, cloudpickle.dumps(gone.f)) is back)
     os.remove("gone.py")
-    without = latest(it, back)
+    without = it.now(look=True)
     report(contents(without))
     write("gone.py", "")
-    report(contents(latest(it, without)))
+    report(contents(it.now(look=True)))
     """
     none, made, zipped, gone, others, back, empty, again = run(tmp_path, body, gone="def f(): pass")
     assert none == [None]
@@ -230,12 +223,12 @@ def test_what_the_user_names_and_leaves_out(tmp_path: Path) -> None:
     write("plugins/b/data.csv", "1")
     write("lib/extra.py", "")
     it = code(wanted=["plugins", "lib/extra.py", "colorsys"], exclude=["helpers", "*.csv"])
-    report(sorted(contents(it.now(call=True))))
+    report(sorted(contents(it.now(look=True))))
     for wanted in (["nowhere"], ["lib/nowhere.py"], ["lib/extra.py", "extra.py"], ["lib/no-name.py"]):
         write("extra.py", "")
         write("lib/no-name.py", "")
         try:
-            code(wanted=wanted).now(call=True)
+            code(wanted=wanted).now(look=True)
         except ConfigError as error:
             report(str(error))
     """
@@ -255,12 +248,12 @@ def test_an_error_is_repeated_until_it_is_mended(tmp_path: Path) -> None:
     it = code()
     for _ in range(2):
         try:
-            it.now(call=True)
+            it.now(look=True)
         except ConfigError as error:
             report("outside of its package" in str(error))
     os.remove("churn/link")
     report(sorted(contents(it.now())))
-    report(code(sent=False).now(call=True).number)
+    report(code(sent=False).now(look=True).number)
     """
     assert run(tmp_path, body) == [[True], [True], [["churn/__init__.py"]], [1]]
 
@@ -272,7 +265,7 @@ def test_the_line_before_the_first_task_and_the_reasons(tmp_path: Path) -> None:
     import big
     it = code()
     report(it.summary)
-    it.now(call=True)
+    it.now(look=True)
     report(it.summary)
     report(sorted((name, reason) for name, _, _, reason in it.reasons()))
     """
