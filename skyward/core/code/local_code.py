@@ -42,9 +42,11 @@ class CodeVersion:
         Digests of the bundles, in the order that the manifest means.
     blobs
         The bundles by digest. They are released with this object.
+    tops
+        The top-level modules in it.
     """
 
-    __slots__ = ("__weakref__", "blobs", "bundles", "manifest", "number", "since")
+    __slots__ = ("__weakref__", "blobs", "bundles", "manifest", "number", "since", "tops")
 
     def __init__(
         self,
@@ -53,8 +55,10 @@ class CodeVersion:
         bundles: Sequence[bytes] = (),
         blobs: Mapping[bytes, Snapshot] | None = None,
         since: int = 0,
+        tops: frozenset[str] = frozenset(),
     ) -> None:
         self.number = number
+        self.tops = tops
         self.since = since or number
         self.manifest = manifest
         self.bundles = list(bundles)
@@ -138,7 +142,8 @@ class LocalCode:
         Parameters
         ----------
         pinned
-            That of the call which the task belongs to; it counts unless something was imported since.
+            That of the call which the task belongs to. It counts, with modules that were added since; what was edited
+            since counts only for a task that refers to an added module.
         pickle
             The task, pickled.
 
@@ -149,7 +154,10 @@ class LocalCode:
         PayloadError
             The pickle refers to a module that nodes can't get.
         """
-        version = pinned if pinned is not None and len(sys.modules) == self._modules else self.now()
+        version = self._version if pinned is not None and len(sys.modules) == self._modules else self.now()
+        if pinned is not None and version is not None and version.since > pinned.number:
+            added = version.tops - pinned.tops
+            version = version if added and refers(pickle, added) else pinned
         survey = self._survey
         if self.sent and survey is not None and survey.problems and (name := refers(pickle, survey.problems)):
             raise PayloadError(survey.problems[name])
@@ -310,7 +318,8 @@ class LocalCode:
             if name not in blobs and (held := self._snapshots.hold(name)) is not None:
                 blobs[name] = held
         names = list(self._names.values())
-        version = CodeVersion(number, self._bundles.manifest(files, kept), names, blobs, since)
+        tops = frozenset(map(_top, files))
+        version = CodeVersion(number, self._bundles.manifest(files, kept), names, blobs, since, tops)
         weakref.finalize(version, self._snapshots.drop, list(blobs)).atexit = False
         return version
 

@@ -127,6 +127,24 @@ def test_what_is_imported_between_two_tasks_is_noticed_at_once(tmp_path: Path) -
     ]  # fmt: skip
 
 
+def test_all_later_tasks_of_a_call_have_what_was_imported_during_it(tmp_path: Path) -> None:
+    body = """
+    import cloudpickle, helpers
+    it = code()
+    pinned = it.now(call=True)
+    other = __import__("oth" + "er")
+    old, new = cloudpickle.dumps(helpers.f), cloudpickle.dumps(other.f)
+    report([sorted(contents(it.of_job(pinned, new))) for _ in range(3)])
+    write("helpers.py", "def f(): return 2")
+    latest(it, it.of_job(pinned, new))
+    report(it.of_job(pinned, old) is pinned, "return 2" in contents(it.of_job(pinned, old))["helpers.py"])
+    report([sorted(contents(it.of_job(pinned, new))) for _ in range(2)])
+    """
+    both = ["helpers.py", "other.py"]
+    f = "def f(): return 1"
+    assert run(tmp_path, body, helpers=f, other=f) == [[[both] * 3], [True, False], [[both] * 2]]
+
+
 def test_versions_that_only_add_modules_know_it(tmp_path: Path) -> None:
     body = """
     it = code()
