@@ -131,12 +131,12 @@ def test_all_later_tasks_of_a_call_have_what_was_imported_during_it(tmp_path: Pa
     body = """
     import cloudpickle, helpers
     it = code()
-    pinned = it.now(call=True)
+    pinned = it.now(look=True)
     other = __import__("oth" + "er")
     old, new = cloudpickle.dumps(helpers.f), cloudpickle.dumps(other.f)
     report([sorted(contents(it.of_job(pinned, new))) for _ in range(3)])
     write("helpers.py", "def f(): return 2")
-    latest(it, it.of_job(pinned, new))
+    it.now(look=True)
     report(it.of_job(pinned, old) is pinned, "return 2" in contents(it.of_job(pinned, old))["helpers.py"])
     report([sorted(contents(it.of_job(pinned, new))) for _ in range(2)])
     """
