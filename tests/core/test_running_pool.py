@@ -11,6 +11,7 @@ import textwrap
 import threading
 import time
 import types
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import skyward as sky
 from skyward.core.running_pool import RunningPool
 from tests.core.folder_cloud import FolderCloud
 from tests.core.memory_agent import eventually
+from tests.processes import comm
 
 
 @pytest.mark.slow
@@ -80,7 +82,8 @@ def _alive(session: int) -> list[str]:
         except OSError:
             continue
         if f"SKY_TEST_MARK={session}".encode() in environment.split(b"\0") and state != "Z":
-            found.append(f"{entry.name}: {(entry / 'cmdline').read_bytes()!r}")
+            command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            found.append(f"{entry.name}, {comm(int(entry.name))}, {state}: {command}")
     return found
 
 
@@ -208,7 +211,9 @@ def test_a_fork_of_the_driver_does_not_keep_nodes_alive(tmp_path: Path, monkeypa
     child = int(script.stdout.readline())
     script.kill()
     try:
-        eventually(lambda: not any("skyward.worker" in process for process in _alive(mark)), 10)
+        with suppress(TimeoutError):
+            eventually(lambda: not any("skyward.worker" in process for process in _alive(mark)), 30)
+        assert [process for process in _alive(mark) if "skyward.worker" in process] == []
     finally:
         os.kill(child, signal.SIGKILL)
         script.communicate(timeout=10)
