@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
@@ -45,16 +47,23 @@ class _Executor(sky.Compute):
         self._executor_manager_thread = self._call_queue = _End(self)
         self._threads = [self._executor_manager_thread]
         self._flags = _Flags(self._executor_manager_thread)
+        self._given: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def __enter__(self) -> Self:
         return self  # it has started, as theirs have
 
     def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Any:
         if self._first is not None:
-            return super().submit(_begun, self._first, fn, args, kwargs)
-        return super().submit(fn, *args, **kwargs)
+            fn, args, kwargs = _begun, (self._first, fn, args, kwargs), {}
+        future = super().submit(fn, *args, **kwargs)
+        self._given.add(future)
+        return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False, kill_workers: bool = False) -> None:
+        if cancel_futures and self._given:  # in theirs a few tasks run as soon as they are submitted
+            deadline = time.monotonic() + 10
+            while time.monotonic() < deadline and not any(each.running() or each.done() for each in list(self._given)):
+                time.sleep(0.001)
         if kill_workers:
             self.close(cancel=True)
         super().shutdown(wait, cancel_futures=cancel_futures)
