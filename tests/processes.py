@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["alive", "comm", "descendants"]
+__all__ = ["alive", "cmdline", "comm", "descendants", "rclones"]
 
 
 def alive(pid: int) -> bool:
@@ -25,6 +25,14 @@ def comm(pid: int) -> str:
         return ""
 
 
+def cmdline(pid: int) -> list[bytes]:
+    """Its command; empty once it is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return []
+
+
 def descendants(pid: int) -> set[int]:
     """Return all processes below one.
 
@@ -41,3 +49,8 @@ def descendants(pid: int) -> set[int]:
                     todo += new - found
                     found |= new
     return found
+
+
+def rclones(pid: int) -> list[int]:
+    """The rclones below a process that serve a bucket, without their guards."""
+    return [each for each in descendants(pid) if cmdline(each)[1:2] == [b"rcd"]]

@@ -60,7 +60,7 @@ def processes() -> list[tuple[str, str]]:
         try:
             with open(f"/proc/{pid}/cmdline", "rb") as file:  # noqa: PTH123
                 line = file.read()
-            if b"rclone" in line and b"rcd" in line and b"/bin/sh" not in line:
+            if b"rclone" in line and line.split(b"\0")[1:2] == [b"rcd"]:
                 with open(f"/proc/{pid}/environ") as file:  # noqa: PTH123
                     found.append((file.read(), str(Path(f"/proc/{pid}/cwd").readlink())))
         except OSError:

@@ -18,7 +18,7 @@ import pytest
 from skyward.worker import mounts
 from tests.lab import Host, Lab, eventually
 from tests.lab.fixtures import LabHosts
-from tests.processes import comm, descendants
+from tests.processes import comm, descendants, rclones
 from tests.remote import index, wheels
 from tests.s3_servers import KEYS, S3Server, needs_rclone, rclone_s3
 from tests.worker.helpers import ROOT
@@ -119,8 +119,7 @@ class Run:
         return [pid for pid in descendants(self.process.pid) if comm(pid) == "skyward-agent"]
 
     def servers(self) -> list[int]:
-        lines = {pid: self.marked().get(pid, "") for pid in descendants(self.process.pid)}
-        return [pid for pid, line in lines.items() if " rcd " in line and not line.startswith("/bin/sh")]
+        return rclones(self.process.pid)
 
     def wait(self, count: int) -> None:
         """Wait until so many tasks were reported done, or all."""

@@ -10,6 +10,7 @@ import os
 import select
 import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -21,7 +22,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from skyward.core.protocol.buckets import Bucket, BucketKeys
+from skyward.core.system import launch
 from skyward.core.system.socket_paths import socket_path
+from skyward.worker.forkserver.launch import ROOT
+from skyward.worker.process import kill_group
 
 __all__ = ["Rclone", "RcloneError", "find_rclone"]
 
@@ -34,9 +38,6 @@ _SPARE = 300.0  # seconds before their end from which keys count as ended, so th
 _REMOTE: Final = "store"
 _LIMITS = {"RCLONE_CONTIMEOUT": "15s", "RCLONE_TIMEOUT": "60s"}  # to connect; without a byte
 _DROPPED = ("AWS_", "RCLONE_")  # variables that would change which keys and settings are used
-
-# rclone ends with the agent, however that ends: nobody writes to the pipe, and it closes. What is mounted goes, too.
-_LIFELINE = 'place=$1; shift; "$@" & child=$!; read -r _; kill $child; wait $child; fusermount3 -uzq "$place"'
 
 
 class RcloneError(OSError):
@@ -127,15 +128,16 @@ class Rclone:
     def start(self) -> None:
         """Start the server, unless it runs."""
         with self._lock:
-            if self._answers():
+            if self._process is not None and self._process.poll() is None and self._answers():
                 return
             self._stop()
             (self._folder / "rc.sock").unlink(missing_ok=True)
             program = [find_rclone(), "rcd", "--rc-addr", "unix://rc.sock", "--rc-no-auth", "--config", ""]
+            program += ["--log-level", "NOTICE"]
             program += ["--rc-server-write-timeout", "8760h"]  # else it hangs up on who waits for an hour
             with (self._folder / "log").open("wb") as log:
                 self._process = subprocess.Popen(
-                    ["/bin/sh", "-c", _LIFELINE, "sh", self._place, *program, "--log-level", "NOTICE"],
+                    [*launch.command("skyward.worker.rclone_guard", ROOT), self._place, *program],
                     stdin=subprocess.PIPE,
                     stdout=log,
                     stderr=log,
@@ -287,6 +289,8 @@ class Rclone:
         try:
             process.wait(5.0)
         except subprocess.TimeoutExpired:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, 9)
+            kill_group(process.pid)
             process.wait()
+        if process.returncode < 0:  # the guard was killed; where the kernel does not kill the server, we do
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)

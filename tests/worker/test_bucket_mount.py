@@ -16,7 +16,7 @@ import pytest
 from skyward.core.protocol.buckets import Bucket, BucketKeys
 from skyward.worker import mounts, scratch
 from skyward.worker.bucket_volumes import BucketVolumes
-from tests.processes import descendants
+from tests.processes import descendants, rclones
 from tests.s3_servers import KEYS, S3Server, needs_rclone, rclone_s3
 from tests.worker.helpers import ROOT, wait_for
 
@@ -48,12 +48,6 @@ def bucket(server: S3Server, secret: str = KEYS["secret_key"]) -> Bucket:
     settings = {"provider": "Other", "region": "us-east-1", "endpoint": server.url}
     keys = BucketKeys("keys", KEYS["access_key"], secret)
     return Bucket("s3://bucket/data/", "bucket/data", settings, keys, 1, 3)
-
-
-def rclones(pid: int) -> list[int]:
-    """The servers below a process, without the shells that watch them."""
-    lines = {each: Path(f"/proc/{each}/cmdline").read_bytes() for each in descendants(pid)}
-    return [each for each, line in lines.items() if b"rcd" in line and not line.startswith(b"/bin/sh")]
 
 
 def test_it_is_read_only_and_mounted_again_when_its_server_dies(server: S3Server, tmp_path: Path) -> None:

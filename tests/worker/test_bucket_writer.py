@@ -14,7 +14,7 @@ import pytest
 from skyward.core.protocol.buckets import Bucket, BucketKeys
 from skyward.worker import rclone
 from skyward.worker.bucket_volumes import BucketVolumes
-from tests.processes import descendants
+from tests.processes import descendants, rclones
 from tests.s3_servers import KEYS, S3Server, needs_rclone, rclone_s3
 
 pytestmark = [pytest.mark.slow, needs_rclone]
@@ -131,7 +131,7 @@ def test_an_rclone_that_hangs_is_replaced(node: Callable[..., Node], monkeypatch
     monkeypatch.setattr(rclone, "_ANSWER", 0.5)
     it = node()
     (it.target / "new").write_bytes(b"1")
-    (hung,) = (pid for pid in descendants(os.getpid()) if cmdline(pid)[1:2] == [b"rcd"])
+    (hung,) = rclones(os.getpid())
     with stopped(hung):
         assert it.volumes.save(OTHERS) is None
         assert it.saved()["new"] == b"1"
@@ -145,7 +145,3 @@ def stopped(pid: int) -> Iterator[None]:
     finally:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGCONT)
-
-
-def cmdline(pid: int) -> list[bytes]:
-    return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")

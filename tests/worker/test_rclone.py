@@ -14,7 +14,7 @@ import pytest
 
 from skyward.core.protocol.buckets import Bucket, BucketKeys
 from skyward.worker.rclone import Rclone, RcloneError, find_rclone
-from tests.processes import alive, descendants
+from tests.processes import alive, descendants, rclones
 from tests.s3_servers import KEYS, S3Server, needs_rclone, rclone_s3
 from tests.worker.helpers import wait_for
 
@@ -98,6 +98,22 @@ def test_one_that_was_killed_starts_again(server: S3Server, tmp_path: Path) -> N
         assert names(rclone) == ["file"]
     finally:
         rclone.close()
+
+
+def test_one_whose_guard_was_killed_is_not_used_any_more(server: S3Server, tmp_path: Path) -> None:
+    """The kernel ends it; it would outlive everything."""
+    rclone = Rclone(str(tmp_path / "rclone"), bucket(server), str(tmp_path / "place"))
+    try:
+        before = rclones(os.getpid())
+        for pid in running() - set(before):
+            os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: not any(map(alive, before)), "it has ended with its guard")
+        rclone.start()
+        assert names(rclone) == ["file"]
+        pids = running()
+    finally:
+        rclone.close()
+    assert not any(map(alive, pids))
 
 
 def test_a_host_without_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

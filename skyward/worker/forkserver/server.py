@@ -92,6 +92,7 @@ class ForkServer:
         self.control = control
         self.scratch = scratch
         self.unborn = unborn
+        self.pid = os.getpid()  # which its children can't ask for once it is dead
         self.pids: dict[int, int] = {}  # slot -> pid
         self.slots: dict[int, int] = {}  # pid -> slot
         self.seats = Seats()
@@ -214,14 +215,13 @@ class ForkServer:
         try:
             if len(fds) != FILES:
                 raise OSError(errno.EMFILE, "no file descriptors came with the request")
-            parent = os.getpid()
             pid = os.fork()
         except OSError as error:
             pid = -1
             self.release_seat(number)
             self.report(FAILED, number, error.errno or errno.EAGAIN)
         if pid == 0:
-            self._run_slot(number, what == FORK_SHARED, fds, parent)
+            self._run_slot(number, what == FORK_SHARED, fds)
         for fd in fds:
             os.close(fd)
         if pid > 0:
@@ -252,8 +252,7 @@ class ForkServer:
     def _run_heir(self, control: socket.socket, names: list[str], variables: dict[str, str | None]) -> NoReturn:
         """Run as an heir in a new child: import, and fork slots from then on. Never returns."""
         try:
-            parent = os.getppid()
-            self.leave(parent)
+            self.leave()
             name_process("skyward-forks")
             slot.close_all(keep={0, 1, 2, control.fileno(), self.unborn.imports.fd})
             heir = ForkServer(control, self.unborn)
@@ -261,7 +260,7 @@ class ForkServer:
             self.unborn.imports.renew()
             gc.collect()
             gc.freeze()
-            die_with_parent(parent, signal.SIGTERM)
+            die_with_parent(self.pid, signal.SIGTERM)
             heir.report(UP, 0, 0)
             heir.serve()
         except BaseException:
@@ -269,20 +268,20 @@ class ForkServer:
         finally:
             os._exit(1)
 
-    def leave(self, parent: int) -> None:
+    def leave(self) -> None:
         """Stop being a fork server, in a child."""
         signal.set_wakeup_fd(-1)
         for caught, before in self.signals.items():
             signal.signal(caught, before)
-        die_with_parent(parent, signal.SIGKILL)
+        die_with_parent(self.pid, signal.SIGKILL)
         self.control.detach()  # its descriptor is closed with all others, and may then be another file's
 
-    def _run_slot(self, number: int, shared: bool, fds: list[int], parent: int) -> NoReturn:
+    def _run_slot(self, number: int, shared: bool, fds: list[int]) -> NoReturn:
         """Run as a slot in the child. Never returns."""
         code = 70
         try:
-            self.leave(parent)
-            watch_parent(parent)
+            self.leave()
+            watch_parent(self.pid)
             name_process("skyward-slot")
             sit_down(self.unborn.settings.node, seat := self.seated.get(number))
             self.unborn.seat = seat or 0
