@@ -6,16 +6,18 @@ import operator
 import random
 import signal
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from skyward.core.spec import MachineState
 from tests.simulation import strangers
 from tests.simulation.load import MOST
 from tests.simulation.pool import Pool
-from tests.simulation.scenario import Misfortune, Scenario, Wish
+from tests.simulation.scenario import Edit, Misfortune, Scenario, Wish
 
 __all__ = ["inflict", "scenario"]
 
+_CODE = 0.12  # of the seeds have code of their own
 _SIZES = (0, 0, 0, 10, 1_000, 40_000, 200_000)
 _SECONDS = (0.0, 0.0, 0.001, 0.01, 0.1, 1.0) * 3 + (20.0,)
 _ENDS = ("return",) * 12 + ("raise", "odd", "die", "hang")
@@ -26,7 +28,7 @@ _LARGE = (1_000_000, 2_500_000, MOST - 2, MOST - 2)
 def scenario(seed: int) -> Scenario:
     """Draw a scenario."""
     chance = random.Random(f"scenario {seed}")  # not the same numbers as in the world of that seed
-    return Scenario(
+    drawn = Scenario(
         seed,
         nodes=chance.choice(((1, 1), (1, 1), (2, 2), (1, 2), (1, 3), (3, 3))),
         slots=chance.choice((1, 2, 4)),
@@ -50,6 +52,24 @@ def scenario(seed: int) -> Scenario:
         wishes=_in_style(chance, _wishes(chance)),
         misfortunes=_misfortunes(chance),
     )
+    more = random.Random(f"more {seed}")  # of its own, so that what was drawn before stays as it was
+    return _with_code(more, drawn) if more.random() < _CODE else drawn
+
+
+def _with_code(chance: random.Random, scenario: Scenario) -> Scenario:
+    """Have tasks refer to the user's own modules, which are edited meanwhile."""
+    modules = chance.choice((1, 2, 5))
+    wishes = tuple(
+        wish._replace(uses=chance.choice((*range(modules), None))) if wish.same is None else wish
+        for wish in scenario.wishes
+    )
+    span = chance.choice((0.5, 3.0, 15.0))
+    sizes = (0, 0, 0, 100_000, chance.choice((100_000, 3_000_000)))
+    edits = tuple(
+        Edit(chance.randrange(modules), chance.uniform(0.0, span), chance.choice(sizes))
+        for _ in range(chance.choice((0, 1, 3, 10)))
+    )
+    return replace(scenario, wishes=wishes, edits=edits)
 
 
 def _wishes(chance: random.Random) -> tuple[Wish, ...]:

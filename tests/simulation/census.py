@@ -8,13 +8,23 @@ from __future__ import annotations
 
 import functools
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import Any
 
 __all__ = ["held", "left", "mute"]
 
 # Class.attribute -> what it holds of a pool that has come to an end.
 _OVER = {
+    "Bundles._places": "the user's modules",
+    "CodeSurvey._seen": "the user's modules",
+    "CodeSurvey.units": "the user's modules",
+    "CodeVersion.blobs": "the user's modules",
+    "CodeVersion.bundles": "the user's modules",
+    "Listing.files": "the user's modules",
+    "LocalCode._current": "the user's modules",
+    "LocalCode._listings": "the user's modules",
+    "LocalCode._names": "the user's modules",
+    "LocalCode._read": "the user's modules",
     "Completion.lost": "why each node was lost, for the texts of errors",
     "Events._of": "who hears which kinds of events",
     "Fleet._handlers": "functions",
@@ -39,11 +49,16 @@ _OVER = {
     "Surroundings._kept": "names of variables",
     "Surroundings._variables": "this program's environment",
 }
+# What else copies of the user's modules are in.
+_COPIES = ("NodeHoldings._users", "Snapshots._kept", "_Receiver.using")
 # The same of an open pool that has nothing to do.
 _OPEN = {
     **_OVER,
     "AgentLink._chores": "one for each connection",
     "AgentLink.stripes": "connections",
+    "CodeFolders._files": "the user's modules",
+    "CodeFolders._ready": "versions of them",
+    "_LiveNode.codes": "versions of them",
     "BufferPool._free": "memory for reuse, of bounded size",
     "Distributor._listening": "nodes",
     "Distributor._nodes": "nodes",
@@ -86,9 +101,25 @@ _OPEN = {
 }
 
 
-def held(*roots: object) -> list[str]:
-    """What these hold although there is nothing to do."""
-    return sorted({f"{name} ({size})" for name, size in _containers(roots) if name not in _OPEN})
+def held(*roots: object, versions: Sequence[Any] = ()) -> list[str]:
+    """What these hold although there is nothing to do.
+
+    Parameters
+    ----------
+    *roots
+        Where to look.
+    versions
+        Those of the user's code that calls have, in addition to what is found there.
+    """
+    return _all_but(_OPEN, roots, versions)
+
+
+def _all_but(expected: Container[str], roots: Iterable[object], versions: Sequence[Any]) -> list[str]:
+    reached = [(name, thing) for name, thing in _reachable(roots) if isinstance(thing, _CONTAINERS) and thing]
+    copies = {copy for name, thing in reached if name == "CodeVersion.blobs" for copy in thing}
+    copies.update(copy for version in versions for copy in version.blobs)
+    found = {(name, len(thing)) for name, thing in reached if name not in expected}
+    return sorted(f"{name} ({size})" for name, size in found if name not in _COPIES or size > len(copies))
 
 
 def mute(*roots: object) -> list[str]:
@@ -102,19 +133,14 @@ def mute(*roots: object) -> list[str]:
     return sorted(found)
 
 
-def left(*roots: object) -> list[str]:
-    """What these hold although the block has ended."""
-    return sorted({f"{name} ({size})" for name, size in _containers(roots) if name not in _OVER})
+def left(*roots: object, versions: Sequence[Any] = ()) -> list[str]:
+    """What these hold although the block has ended; see `held`."""
+    return _all_but(_OVER, roots, versions)
 
 
 def _objects(roots: Iterable[object]) -> Iterator[object]:
     """Each object of a class of the product's that is reachable from these."""
     return (thing for _, thing in _reachable(roots) if type(thing).__module__.startswith("skyward."))
-
-
-def _containers(roots: Iterable[object]) -> Iterator[tuple[str, int]]:
-    """Each container reachable from these objects that is not empty, as Class.attribute, and how much is in it."""
-    return ((name, len(thing)) for name, thing in _reachable(roots) if isinstance(thing, _CONTAINERS) and thing)
 
 
 def _reachable(roots: Iterable[object]) -> Iterator[tuple[str, Any]]:

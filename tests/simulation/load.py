@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import pickle
 import zlib
 from array import array
+from collections.abc import Callable, Iterator
 from random import Random
 from typing import Any, NamedTuple
 
 from tests.simulation.odd import odd
 
-__all__ = ["MOST", "Array", "Load", "carry_out"]
+__all__ = ["MOST", "Array", "Imported", "Load", "Uses", "carry_out", "importing"]
 
 
 class Load(NamedTuple):
@@ -88,7 +90,42 @@ def _made(size: int, noise: bool) -> bytearray:  # which is compared with any bu
     return bytearray(memoryview(_NOISE if noise else _ORDERLY)[:size])
 
 
-def carry_out(plan: Load, *arrays: Array) -> tuple[int, list[str], Array]:
+class Uses:
+    """An argument that refers to one of the user's modules, as a function of it does."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __reduce__(self) -> tuple[Callable[[str], Imported], tuple[str]]:
+        return subimport, (self.name,)
+
+
+class Imported:
+    """What a task gets then."""
+
+    def __init__(self, text: str) -> None:
+        self.content = text
+
+
+_import: list[Callable[[str], str]] = []  # how the process whose turn it is imports
+
+
+def subimport(name: str) -> Imported:
+    """Import a module while a task is unpickled; called as cloudpickle's own is, so that the driver finds it."""
+    return Imported(_import[-1](name))
+
+
+@contextlib.contextmanager
+def importing(find: Callable[[str], str]) -> Iterator[None]:
+    """Have modules imported in a way, which is given a name and returns what the module says."""
+    _import.append(find)
+    try:
+        yield
+    finally:
+        _import.pop()
+
+
+def carry_out(plan: Load, *arrays: Array | Imported) -> tuple[int, list[str], Array]:
     """The task's function, as slots call it when its time is over."""
     if plan.end == "raise":
         raise ValueError(plan.number)

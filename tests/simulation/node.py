@@ -47,17 +47,19 @@ from skyward.worker.held_answers import HeldAnswers
 from skyward.worker.machine_load import Usage
 from skyward.worker.tickets import Claims
 from tests.simulation.keeping import Saving
-from tests.simulation.load import Array, Load
+from tests.simulation.load import Array, Load, importing
 from tests.simulation.neighbours import Neighbourhood
 from tests.simulation.network import SIZES
 from tests.simulation.talk import Talk
 from tests.simulation.world import Process, World
 
-__all__ = ["SECRET", "Machine"]
+__all__ = ["MEMORY", "SECRET", "Machine"]
 
 SECRET = b""
 _NO_PID = 1 << 30  # beyond all pids there are: a signal to one of ours meets nobody
-_MEMORY = Path("/dev/shm")  # where files cost least
+_SHM = Path("/dev/shm")
+MEMORY = _SHM if _SHM.is_dir() else None
+"""Where files cost least."""
 _RAISED = 1 << 8  # wait status of a process that an exception ended
 
 
@@ -88,6 +90,8 @@ class _Slot:
         self.busy = False
         self.held: dict[int, Load] = {}  # by task
         self.talks: dict[int, Talk] = {}  # by task
+        self._code = 0  # the version that this process has
+        self._modules: dict[str, str] = {}  # what it has imported
         self._parts: list[bytes | memoryview] = []
         self.process.call_later(world.random.uniform(0.0, 0.05), self._begin)
 
@@ -138,7 +142,9 @@ class _Slot:
             Path(os.fsdecode(run.blobs[index])).read_bytes() if index in run.blobs else next(rest)
             for index in range(len(buffers) - 1 + len(run.blobs))
         ]
-        function, args, kwargs = pickling.loads(buffers[0], parts)
+        self._code = max(self._code, run.code)  # as `Slot._enter_code` has it
+        with importing(self._import):
+            function, args, kwargs = pickling.loads(buffers[0], parts)
         if isinstance(function, Batch):
             function, args = _each, (function.calls,)
         plan: Load = args[0][0][1][0] if function is _each else args[0]
@@ -152,6 +158,13 @@ class _Slot:
         seconds = plan.seconds * (0.5 if plan.end == "die" else 1.0)
         then = self._talk if plan.talks else self._ended
         self.process.call_later(seconds, then, run.task, plan, function, args, kwargs)
+
+    def _import(self, name: str) -> str:
+        """Import one of the user's modules, unless it is; return what it says."""
+        if name not in self._modules:
+            text = Path(self.machine.folder, "code", str(self._code), f"{name}.py").read_text()
+            self._modules[name] = text.rstrip("#")
+        return self._modules[name]
 
     def _talk(self, task: int, plan: Load, *call: Any) -> None:
         """Let the task talk to the driver's process before it ends."""
@@ -402,7 +415,7 @@ class Machine:
         self._saves = saved is not None
         self.visitors: list[socket.socket] = []
         self.servers: list[_ForkServer] = []
-        self.folder = tempfile.mkdtemp(prefix="skyward-simulation-", dir=_MEMORY if _MEMORY.is_dir() else None)
+        self.folder = tempfile.mkdtemp(prefix="skyward-simulation-", dir=MEMORY)
         # Its clock began when it booted, which may be now.
         self.process: Process = world.process(f"{name}/agent", world.random.choice((-world.now, 0.0, 1e6)))
         self.full_until = 0.0  # its disk

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from skyward.core.code.local_code import CodeVersion, LocalCode
 from skyward.core.machines.fleet import Fleet
 from skyward.core.machines.order_book import OrderBook
 from skyward.core.machines.purse import Purse
@@ -19,11 +20,12 @@ from skyward.core.nodes.session import Session
 from skyward.core.protocol import compression
 from skyward.core.protocol.mailbox import Inbox, Outbox
 from skyward.core.protocol.wire import Wire
+from skyward.core.tasks import runner
 from skyward.core.tasks.kept_calls import KeptCalls
 from skyward.core.tasks.runner import TaskRunner
 from skyward.core.tasks.schedule import Schedule
 from skyward.core.tasks.schedule_events import Recall
-from skyward.worker import slot_pool, tickets
+from skyward.worker import slot_pool, slot_table, tickets
 from skyward.worker.held_answers import HeldAnswers
 
 __all__ = ["FAULTS"]
@@ -181,3 +183,33 @@ def equal_calls_at_a_time(patch: pytest.MonkeyPatch) -> None:
 def money_that_is_spent_twice(patch: pytest.MonkeyPatch) -> None:
     """A machine that was gone had cost nothing any more, and the next was bought with its share."""
     patch.setattr(Purse, "gone", lambda *_: None)
+
+
+@plant
+def modules_that_only_the_next_task_has(patch: pytest.MonkeyPatch) -> None:
+    """What was imported during a call was sent with the first task after that; later ones had the call's version."""
+
+    def of_job(self: LocalCode, pinned: CodeVersion | None, _: bytes) -> CodeVersion | None:
+        return pinned if pinned is not None and len(self._program.modules) == self._modules else self.now()
+
+    patch.setattr(LocalCode, "of_job", of_job)
+
+
+@plant
+def slots_that_keep_old_code(patch: pytest.MonkeyPatch) -> None:
+    """A slot that had imported one version of the user's code was given tasks of another."""
+    patch.setattr(slot_table, "_fits", lambda *_: True)
+
+
+@plant
+def code_that_only_one_node_gets(patch: pytest.MonkeyPatch) -> None:
+    """A version of the code was sent once, and not to nodes that needed it later."""
+    send, sent = runner._send_code, set()
+
+    def once(node: Any, code: Any, distributor: Any) -> tuple[int, int]:
+        if (id(distributor), code.number) in sent:
+            return code.number, code.since
+        sent.add((id(distributor), code.number))
+        return send(node, code, distributor)
+
+    patch.setattr(runner, "_send_code", once)

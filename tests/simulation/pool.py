@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from skyward.core.code.local_code import CodeSettings, CodeVersion
 from skyward.core.errors import PoolNotActive, SkywardError
 from skyward.core.events import Events, NodeGone, NodeReady, Note
 from skyward.core.image import Image
@@ -27,13 +28,14 @@ from skyward.core.tasks.dispatch import Dispatcher
 from skyward.core.tasks.jobs import TaskGroup, TaskOptions
 from skyward.joblib_ext.batch import Batch, plain_parts
 from tests.simulation.cloud import OFFERS, Cloud, SimulatedBuyer, SimulatedTransport
+from tests.simulation.editing import EditedProgram
 from tests.simulation.keeping import Cached
-from tests.simulation.load import Array, carry_out
+from tests.simulation.load import Array, Uses, carry_out
 from tests.simulation.neighbours import Neighbourhood, SimulatedAuthority
 from tests.simulation.network import Line
 from tests.simulation.node import Machine
 from tests.simulation.oracle import Oracle, argument
-from tests.simulation.scenario import Scenario, Wish
+from tests.simulation.scenario import Edit, Scenario, Wish
 from tests.simulation.talk import listeners
 from tests.simulation.world import Process, World
 
@@ -96,6 +98,8 @@ class Pool:
         self._followers: dict[int, list[Wish]] = {}
         io: Any = _IO(self.driver)
         isolated, nodes = scenario.isolated, Nodes(*scenario.nodes)
+        self._program = EditedProgram(self.driver) if scenario.has_code else None
+        self._calls: dict[int, float] = {}  # when the call of each group began, whose code all of its tasks have
         self.dispatcher = Dispatcher(
             io,
             self.events,
@@ -104,6 +108,7 @@ class Pool:
             attempts=3,
             start_thread=_no_thread,
             listeners=listeners(world),
+            local_code=None if self._program is None else CodeSettings(sent=True, program=self._program),
         )
         self._groups = [
             TaskGroup(limit, arrays=self.dispatcher.arrays(limit), change=self.dispatcher.surroundings.now())
@@ -118,7 +123,7 @@ class Pool:
             striped=scenario.striped,
             neighbours=scenario.neighbours > 0.0,
         )
-        setup = Setup("", scenario.slots, isolated, None, {}, [], None, [], [], 60.0)
+        setup = Setup("", scenario.slots, isolated, None, {}, [], None, [], [], 60.0, code=scenario.has_code)
         order = Order("sky-simulated", nodes.max, Resources(), orphan_timeout=60.0)
         provider: Any = self.cloud
         self.budget = scenario.budget if scenario.rented else None
@@ -181,11 +186,19 @@ class Pool:
     def begin(self) -> None:
         """The block has been entered: the user submits."""
         numbers = {wish.number for wish in self._scenario.wishes}
+        if (program := self._program) is not None:
+            for edit in self._scenario.edits:
+                write = functools.partial(self._edit, program, edit)
+                self.world.after(edit.at, self.world.awake(self.driver, write))
         for wish in self._scenario.wishes:
             if wish.after in numbers:
                 self._followers.setdefault(wish.after, []).append(wish)
             else:
                 self._submit_in(wish.at, wish)
+
+    def _edit(self, program: EditedProgram, edit: Edit) -> None:
+        self.world.tell(f"the user edits module {edit.module}")
+        program.write(edit.module, edit.size)
 
     def _submit_in(self, seconds: float, wish: Wish) -> None:
         self.world.after(seconds, self.world.awake(self.driver, functools.partial(self._submit, wish)))
@@ -200,7 +213,7 @@ class Pool:
             arrays = [Array(bytearray(array.data)) for array in arrays]
         self.oracle.wishes[wish.number] = wish
         try:
-            future = self._call(wish, arrays, self._pinned(wish))
+            future = self._call(wish, [*arrays, *self._code_of(wish)], self._pinned(wish))
         except PoolNotActive:
             del self.oracle.wishes[wish.number]
             return
@@ -213,6 +226,21 @@ class Pool:
         if wish.cancelled is not None:
             self.world.after(wish.cancelled, self.world.awake(self.driver, lambda: self._cancel(wish.number, future)))
 
+    def _code_of(self, wish: Wish) -> list[Uses]:
+        """What a task refers to; says what it may see of that."""
+        program, code = self._program, self.dispatcher.code
+        if wish.uses is None or program is None or code is None:
+            return []
+        name = program.need(wish.uses)
+        group = None if wish.group is None else self._groups[wish.group]
+        if group is not None and wish.group not in self._calls:  # as `ParallelCall.start_call` has it
+            group.code = code.now(look=True)
+            self._calls[wish.group] = program.now
+        began = None if group is None or group.code is None else self._calls[wish.group]
+        alone = group is None and not self.dispatcher.unfinished
+        self.oracle.texts[wish.number] = program.seen(name, began, alone=alone)
+        return [Uses(name)]
+
     def _pinned(self, wish: Wish) -> str | None:
         """The node that a task must run on."""
         lives = [life for life in self.provisioner._lives.values() if life.is_ready]
@@ -222,7 +250,7 @@ class Pool:
         self.oracle.pinned[wish.number] = life.machine.name
         return life.name
 
-    def _call(self, wish: Wish, arrays: list[Array], node: str | None) -> Any:
+    def _call(self, wish: Wish, arrays: list[Any], node: str | None) -> Any:
         options = TaskOptions(
             isolated=wish.isolated, timeout=wish.timeout, attempts=wish.attempts, large=100_000, node=node
         )
@@ -301,6 +329,11 @@ class Pool:
         return [self.dispatcher, self.provisioner, *agents]
 
     @property
+    def versions(self) -> list[CodeVersion]:
+        """Those of the user's own code that calls have."""
+        return [group.code for group in self._groups if group.code is not None]
+
+    @property
     def is_told(self) -> bool:
         """Whether no agent runs that had an owner; one on a host that came too late never had, and waits for one."""
         alive = [machine.agent for machine in self.machines.values() if machine.process.alive]
@@ -323,6 +356,8 @@ class Pool:
             self.lines[name].close()
             del SimulatedTransport.lines[id(self.world), name]
         self.world.close()
+        if self._program is not None:
+            self._program.close()
         with contextlib.suppress(SystemExit):  # of a user's callback
             self.dispatcher.close()
         for task in asyncio.all_tasks(self.driver):  # of one that was killed

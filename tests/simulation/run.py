@@ -120,7 +120,7 @@ def _left(pool: Pool, files: int) -> list[str]:
     found = []
     if lost := pool.oracle.unsettled:
         found.append(f"tasks have not settled: {lost}")
-    if (kept := census.left(pool.dispatcher, pool.provisioner)) and not pool.is_warned:
+    if (kept := census.left(pool.dispatcher, pool.provisioner, versions=pool.versions)) and not pool.is_warned:
         found.append(f"the block has ended, and there is still {', '.join(kept)}")
     tally = pool.tally
     if tally.unfinished or tally.busy or tally.queued != tally.done + tally.failed + tally.cancelled:
@@ -186,7 +186,7 @@ def _rest(world: World, pool: Pool, limit: float) -> None:
     """Wait until nothing of the load is left anywhere; looking takes long, so it is done less and less often."""
     began, pause = world.now, 1.0
     world.broken += [f"it can't say what it is: {text}" for text in census.mute(*pool.parts)]
-    while (held := census.held(*pool.parts)) and not world.broken:
+    while (held := census.held(*pool.parts, versions=pool.versions)) and not world.broken:
         if world.now > began + limit:
             world.broken.append(f"{limit:g} seconds after every task has settled there is still {', '.join(held)}")
         due = world.now + pause

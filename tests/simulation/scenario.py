@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from tests.simulation.load import Load
 from tests.simulation.network import Route
 
-__all__ = ["Misfortune", "Scenario", "Wish"]
+__all__ = ["Edit", "Misfortune", "Scenario", "Wish"]
 
 
 class Wish(NamedTuple):
@@ -45,6 +45,8 @@ class Wish(NamedTuple):
         Which of the nodes that are ready it must run on, counted round and round; None for any.
     same
         The task that it equals, whose function keeps its results; itself for the first of its kind.
+    uses
+        Which of the user's modules it refers to, if any.
     """
 
     number: int
@@ -66,6 +68,7 @@ class Wish(NamedTuple):
     talks: int = 0
     node: int | None = None
     same: int | None = None
+    uses: int | None = None
 
     def __str__(self) -> str:
         rest = {name: value for name, value in _unusual(self).items() if name not in ("number", "at")}
@@ -77,6 +80,24 @@ class Wish(NamedTuple):
         return Load(
             self.number if self.same is None else self.same, self.seconds, self.end, self.size, self.prints, self.talks
         )
+
+
+class Edit(NamedTuple):
+    """The user edits a module.
+
+    Attributes
+    ----------
+    module
+        Its number.
+    at
+        When: seconds after the pool has started.
+    size
+        Bytes that the module has in addition from then on.
+    """
+
+    module: int
+    at: float = 0.0
+    size: int = 0
 
 
 class Misfortune(NamedTuple):
@@ -130,8 +151,8 @@ class Scenario:
         US dollars that rented machines may cost; None for no limit.
     saves
         Whether what tasks write must be saved before they count as done.
-    wishes, misfortunes
-        What the user wants, and what goes wrong.
+    wishes, misfortunes, edits
+        What the user wants, what goes wrong, and what of the user's own code is edited.
     """
 
     seed: int
@@ -156,11 +177,17 @@ class Scenario:
     saves: bool = False
     wishes: tuple[Wish, ...] = ()
     misfortunes: tuple[Misfortune, ...] = ()
+    edits: tuple[Edit, ...] = ()
 
     @property
     def route(self) -> Route:
         """What the lines to the nodes are like."""
         return Route(self.latency, self.rate, self.striped, self.links, self.channels)
+
+    @property
+    def has_code(self) -> bool:
+        """Whether tasks refer to the user's own modules."""
+        return any(wish.uses is not None for wish in self.wishes)
 
     @property
     def is_fair(self) -> bool:
@@ -174,10 +201,10 @@ class Scenario:
 
     def text(self) -> str:
         """It as JSON, one line for each wish and misfortune; what is as usual is left out."""
-        shape = {field.name: getattr(self, field.name) for field in fields(self)[:-2]}
+        shape = {field.name: getattr(self, field.name) for field in fields(self)[:-3]}
         usual = {field.name: field.default for field in fields(self)}
         parts = [f'"{name}": {json.dumps(value)}' for name, value in shape.items() if value != usual[name]]
-        for name in ("wishes", "misfortunes"):
+        for name in ("wishes", "misfortunes", "edits"):
             if items := getattr(self, name):
                 lines = ",\n  ".join(json.dumps(_unusual(item)) for item in items)
                 parts.append(f'"{name}": [\n  {lines}\n ]')
@@ -190,7 +217,8 @@ class Scenario:
         given.pop("story", None)
         wishes = tuple(Wish(**_tuples(item)) for item in given.pop("wishes", ()))
         misfortunes = tuple(Misfortune(**item) for item in given.pop("misfortunes", ()))
-        return cls(**_tuples(given), wishes=wishes, misfortunes=misfortunes)
+        edits = tuple(Edit(**item) for item in given.pop("edits", ()))
+        return cls(**_tuples(given), wishes=wishes, misfortunes=misfortunes, edits=edits)
 
 
 def _unusual(item: Any) -> dict[str, Any]:

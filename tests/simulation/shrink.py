@@ -17,7 +17,7 @@ __all__ = ["kind_of", "reduced_story", "shrunk"]
 
 _SEEDS = 6
 _RUNS = 1_500
-_GIVEN = ("seed", "wishes", "misfortunes")
+_GIVEN = ("seed", "wishes", "misfortunes", "edits")
 
 
 def kind_of(outcome: Outcome) -> str:
@@ -44,7 +44,7 @@ def shrunk(outcome: Outcome, runs: int = _RUNS) -> Outcome:
     before = None
     while before is not reduction.best and reduction.runs > 0:
         before = reduction.best
-        for name in ("misfortunes", "wishes"):
+        for name in ("misfortunes", "edits", "wishes"):
             reduction.drop(name)
             reduction.simplify(name)
         reduction.simplify_shape()

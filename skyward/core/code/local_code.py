@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import sys
 import threading
 import time
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.machinery import EXTENSION_SUFFIXES
 
 from skyward.core.blobs.snapshots import Snapshot, Snapshots, digest
@@ -16,7 +15,7 @@ from skyward.core.code.bundles import Bundles
 from skyward.core.code.files import FileState, Listing, SourceFile, check_size, list_files, read
 from skyward.core.code.imports import imported
 from skyward.core.code.references import refers
-from skyward.core.code.survey import CodeSurvey, Unit, program_imports, program_state
+from skyward.core.code.survey import CodeSurvey, Program, Unit, program_imports, program_state
 from skyward.core.errors import ConfigError, PayloadError
 
 __all__ = ["CodeSettings", "CodeVersion", "LocalCode"]
@@ -78,11 +77,14 @@ class CodeSettings:
         Whether nodes get the code; otherwise they use this machine's files, and a version is only a number.
     wanted, exclude
         See `Image.local` and `Image.exclude`.
+    program
+        Whose code it is.
     """
 
     sent: bool
     wanted: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    program: Program = field(default_factory=Program)
 
 
 class LocalCode:
@@ -99,10 +101,10 @@ class LocalCode:
     def __init__(self, snapshots: Snapshots, settings: CodeSettings) -> None:
         self.sent = settings.sent
         self._snapshots = snapshots
-        self._wanted, self._exclude = settings.wanted, settings.exclude
+        self._wanted, self._exclude, self._program = settings.wanted, settings.exclude, settings.program
         self._lock = threading.Lock()  # guards what follows
         self._survey: CodeSurvey | None = None
-        self._program: tuple[object, ...] = ()
+        self._main: tuple[object, ...] = ()
         self._modules = -1  # how many were imported at the last check
         self._next = 0.0  # when to check again while tasks are submitted
         self._listings: dict[str, Listing] = {}
@@ -110,10 +112,11 @@ class LocalCode:
         self._current: dict[str, tuple[bytes, bool]] = {}  # the files of the latest version
         self._bundles = Bundles()
         self._names: dict[int, bytes] = {}  # digests of bundles
-        self._version: CodeVersion | None = None
+        self.version: CodeVersion | None = None
+        """The latest version that was made; `now` looks whether it still is."""
 
     def __repr__(self) -> str:
-        return f"<LocalCode {self._version}>"
+        return f"<LocalCode {self.version}>"
 
     def now(self, *, look: bool = False) -> CodeVersion | None:
         """Return the latest version; None if there is no local code. From any thread.
@@ -129,12 +132,12 @@ class LocalCode:
         ConfigError
             Something can't be sent to nodes, or is too large.
         """
-        if not look and len(sys.modules) == self._modules and time.monotonic() < self._next:
-            return self._version
+        if not look and len(self._program.modules) == self._modules and self._program.clock() < self._next:
+            return self.version
         with self._lock:
             cost = self._check()
-            self._next = time.monotonic() + min(_PAUSE * cost, _LONGEST_PAUSE)
-            return self._version
+            self._next = self._program.clock() + min(_PAUSE * cost, _LONGEST_PAUSE)
+            return self.version
 
     def of_job(self, pinned: CodeVersion | None, pickle: bytes) -> CodeVersion | None:
         """Return the version with which a task runs. From any thread.
@@ -154,7 +157,7 @@ class LocalCode:
         PayloadError
             The pickle refers to a module that nodes can't get.
         """
-        version = self._version if pinned is not None and len(sys.modules) == self._modules else self.now()
+        version = self.version if pinned is not None and len(self._program.modules) == self._modules else self.now()
         if pinned is not None and version is not None and version.since > pinned.number:
             added = version.tops - pinned.tops
             version = version if added and refers(pickle, added) else pinned
@@ -208,20 +211,20 @@ class LocalCode:
 
         Not those of a clock: on a busy machine edits would go unseen for longer.
         """
-        began = time.thread_time()
+        began = self._program.cpu()
         survey = self._survey
         if survey is None:
-            survey = self._survey = CodeSurvey(self._wanted, self._exclude if self.sent else ())
+            survey = self._survey = CodeSurvey(self._wanted, self._exclude if self.sent else (), self._program)
         contents: dict[bytes, bytes] = {}
         stale = [name for name, listing in self._listings.items() if _has_changed(listing)]
-        if len(sys.modules) != self._modules:
+        if len(self._program.modules) != self._modules:
             self._modules = -1  # until the check has succeeded
-            count = len(sys.modules)
-            survey.add_imported(sys.modules)
+            count = len(self._program.modules)
+            survey.add_imported(self._program.modules)
         else:
             count = self._modules
         self._look_at_program(survey)
-        cost = time.thread_time() - began if self._modules >= 0 else 0.0  # looking at imports takes longer
+        cost = self._program.cpu() - began if self._modules >= 0 else 0.0  # looking at imports takes longer
         stale += [name for name in survey.units if name not in self._listings]
         while stale:
             self._list(survey, stale, contents)
@@ -234,10 +237,10 @@ class LocalCode:
         return cost
 
     def _look_at_program(self, survey: CodeSurvey) -> None:
-        main = sys.modules.get("__main__")
-        if (state := program_state(main)) != self._program:
+        main = self._program.modules.get("__main__")
+        if (state := program_state(main)) != self._main:
             survey.add_named(program_imports(main), "your program")
-            self._program = state
+            self._main = state
         survey.resolve()
 
     def _list(self, survey: CodeSurvey, names: Iterable[str], contents: dict[bytes, bytes]) -> None:
@@ -294,12 +297,12 @@ class LocalCode:
         old, self._current = self._current, files
         if files == old:
             return
-        number = self._version.number + 1 if self._version is not None else 1
+        number = self.version.number + 1 if self.version is not None else 1
         if self.sent:
-            since = self._version.since if self._version is not None and _only_adds(old, files) else number
-            self._version = self._bundled(number, since, files, contents)
-        elif self._version is None or any(files.get(path) != content for path, content in old.items()):
-            self._version = CodeVersion(number)  # new files alone change nothing for slots
+            since = self.version.since if self.version is not None and _only_adds(old, files) else number
+            self.version = self._bundled(number, since, files, contents)
+        elif self.version is None or any(files.get(path) != content for path, content in old.items()):
+            self.version = CodeVersion(number)  # new files alone change nothing for slots
 
     def _bundled(
         self, number: int, since: int, files: Mapping[str, tuple[bytes, bool]], contents: Mapping[bytes, bytes]

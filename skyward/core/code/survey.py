@@ -11,6 +11,7 @@ import os
 import site
 import sys
 import sysconfig
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -23,7 +24,29 @@ from skyward.core.code.imports import imported
 from skyward.core.code.places import ModuleFacts, Places, Whose, is_never_sent, judge
 from skyward.core.errors import ConfigError
 
-__all__ = ["CodeSurvey", "Unit", "is_own", "places", "program_imports", "program_state"]
+__all__ = ["CodeSurvey", "Program", "Unit", "is_own", "places", "program_imports", "program_state"]
+
+
+class Program:
+    """What is asked of this process, so that a simulation can replace it."""
+
+    @property
+    def modules(self) -> Mapping[str, ModuleType]:
+        """What is imported."""
+        return sys.modules
+
+    @property
+    def path(self) -> Sequence[str]:
+        """Where imports look."""
+        return sys.path
+
+    def clock(self) -> float:
+        """Seconds since some moment."""
+        return time.monotonic()
+
+    def cpu(self) -> float:
+        """Seconds of a processor that this thread has used."""
+        return time.thread_time()
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +100,8 @@ class CodeSurvey:
         Modules to find in any case, by name or by the path of a file or folder.
     exclude
         What not to find, by name; see `files.is_excluded`.
+    program
+        Whose code it is.
 
     Attributes
     ----------
@@ -91,7 +116,8 @@ class CodeSurvey:
         A module that is wanted can't be found, or two have the same name.
     """
 
-    def __init__(self, wanted: Sequence[str] = (), exclude: Sequence[str] = ()) -> None:
+    def __init__(self, wanted: Sequence[str] = (), exclude: Sequence[str] = (), program: Program | None = None) -> None:
+        self._program = program or Program()
         self.units: dict[str, Unit] = {}
         self.problems: dict[str, str] = {}
         self._exclude = tuple(exclude)
@@ -139,7 +165,7 @@ class CodeSurvey:
                 self.problems.pop(name, None)
                 self.units[name] = unit
         for name, reason in list(self._unresolved.items()):
-            if name in sys.modules or is_never_sent(name):
+            if name in self._program.modules or is_never_sent(name):
                 del self._unresolved[name]
                 continue
             spec = _find(name)
@@ -219,7 +245,7 @@ class CodeSurvey:
 
     def _all_editables(self) -> list[Editable]:
         if self._editables is None:
-            self._editables = editables([entry for entry in sys.path if entry])
+            self._editables = editables([entry for entry in self._program.path if entry])
         return self._editables
 
     # --- what the user names ---
@@ -229,7 +255,7 @@ class CodeSurvey:
             self._want_path(item)
             return
         spec = _find(item) if item.isidentifier() else None
-        loaded = sys.modules.get(item)
+        loaded = self._program.modules.get(item)
         facts = _facts(spec or _spec_of(loaded), loaded)
         sources = facts.paths or ((facts.file,) if facts.file else ())
         if not sources or not all(os.path.exists(source) for source in sources):
