@@ -13,6 +13,8 @@ from skyward.core.errors import ConfigError
 __all__ = ["LocalVolume", "S3Volume", "Volume"]
 
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,62}")
+_URL = re.compile(r"([a-z][a-z0-9+.-]*)://([^/]*)/?(.*)")
+_AZURE = ("az", "azure", "abfs", "abfss", "wasb", "wasbs")
 _ORDER = "the mount comes first, then what is mounted there"
 
 
@@ -29,11 +31,49 @@ def _mount_point(value: object, kind: str) -> str:
     return path
 
 
+def _refuse_url(value: object) -> None:
+    """Refuse the URL of a store, and say how it is reached.
+
+    Raises
+    ------
+    ConfigError
+        It is one.
+    """
+    match = _URL.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        return
+    scheme, bucket, prefix = match.groups()
+    call = f'S3Volume("data", {bucket or "bucket"!r}, {prefix!r}'
+    if scheme in ("s3", "s3a", "s3n"):
+        raise ConfigError(f"{value!r} is a URL, and bucket and prefix are two arguments. Write sky.{call})")
+    if scheme in ("gs", "gcs"):
+        raise ConfigError(
+            f"{value!r}: buckets at Google are reached by the interface that they share with S3, with an HMAC key of a "
+            f'service account. Write sky.{call}, endpoint="https://storage.googleapis.com", access_key=..., '
+            "secret_key=...)"
+        )
+    if scheme in _AZURE or ".blob.core.windows.net" in bucket:
+        raise ConfigError(
+            f"{value!r}: Azure's storage has no S3 interface, and can't be mounted. Copy it to a folder here and use "
+            'sky.LocalVolume("data", "./data"), or let tasks fetch it (adlfs), with a SAS passed by Image(env_from=...)'
+        )
+    raise ConfigError(f"{value!r} is no volume: what can be mounted are sky.LocalVolume and sky.S3Volume")
+
+
 @dataclass(frozen=True, slots=True)
 class Volume:
-    """Storage mounted at `path` on every node; see `LocalVolume`."""
+    """Storage mounted at `path` on every node; see `LocalVolume` and `S3Volume`, of which one is to be made.
+
+    Raises
+    ------
+    ConfigError
+        `path` is the URL of a store.
+    """
 
     path: str
+
+    def __post_init__(self) -> None:
+        _refuse_url(self.path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +167,8 @@ class S3Volume(Volume):
                 f"S3Volume: ({self.path!r}, {self.bucket!r}, {self.prefix!r}) are not three strings: {_ORDER}"
             )
         self._check_order()
+        for value in (self.path, self.bucket):
+            _refuse_url(value)
         if not _BUCKET.fullmatch(self.bucket):
             raise ConfigError(
                 f'S3Volume: {self.bucket!r} is not the name of a bucket; write S3Volume("/data", "bucket", "prefix/")'
@@ -142,7 +184,7 @@ class S3Volume(Volume):
 
     def _check_order(self) -> None:
         bucket, _, prefix = self.path.removeprefix("s3://").partition("/")
-        if self.path.startswith("s3://") or self.bucket.startswith("/"):
+        if self.path.startswith("s3://") or (self.bucket.startswith("/") and "://" not in self.path):
             more = f", {(prefix or self.prefix)!r}" if prefix or self.prefix else ""
             raise ConfigError(
                 f"S3Volume({self.path!r}, {self.bucket!r}): {self.bucket!r} is not the name of a bucket: {_ORDER}. "

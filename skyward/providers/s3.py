@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from typing import TypeVar
+from urllib.parse import urlsplit
 
 from skyward.core.errors import AuthFailed, CloudError, ConfigError, ProvisioningError
 from skyward.core.protocol.buckets import Bucket, BucketKeys
 from skyward.core.volumes import S3Volume
 from skyward.providers.drivers.s3 import S3Account, S3Error, S3Keys, policy
 
-__all__ = ["S3Store"]
+__all__ = ["S3Store", "rclones_name"]
 
 _T = TypeVar("_T")
 
@@ -63,7 +64,7 @@ class S3Store:
         if not volume.read_only and keys.kind != "instance":
             key = f"{volume.prefix}.skyward-{os.urandom(4).hex()}"
             self._ask(lambda: account.try_writing(volume.bucket, key))
-        settings = {"provider": "Other" if endpoint else "AWS", "region": self._region}
+        settings = {"provider": rclones_name(endpoint), "region": self._region}
         if endpoint:
             settings["endpoint"] = endpoint
         return Bucket(volume.url, f"{volume.bucket}/{volume.prefix}".rstrip("/"), settings, keys, files, size)
@@ -145,6 +146,13 @@ class S3Store:
         if error.code in _WRONG_KEYS:
             return AuthFailed(f"{volume.url}: the credentials are not accepted: {error}")
         return CloudError(f"{volume.url}: {error.code}: {error}")
+
+
+def rclones_name(endpoint: str | None) -> str:
+    """Return what rclone calls a store, for its habits; Google's changes a header that is signed."""
+    if not endpoint:
+        return "AWS"
+    return "GCS" if urlsplit(endpoint).hostname == "storage.googleapis.com" else "Other"
 
 
 def _plain(keys: BucketKeys) -> S3Keys | None:

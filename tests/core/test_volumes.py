@@ -72,6 +72,14 @@ def test_anything_else_is_refused(given: Any, words: str) -> None:
         volumes(given)
 
 
+@pytest.mark.parametrize(
+    ("url", "words"), [("gs://bucket/p", "HMAC"), ("az://c/p", "Azure"), ("s3://bucket/p", "S3Volume")]
+)
+def test_urls_of_stores_are_no_volumes(url: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        Volume(url)
+
+
 @pytest.mark.parametrize("places", [("a", "a"), ("a", "a/b"), ("/x/y", "/x"), ("a", "b", "a/c"), ("a", "a-b", "a/c")])
 def test_volumes_do_not_lie_in_each_other(places: tuple[str, ...]) -> None:
     with pytest.raises(ConfigError, match="can't lie in another one"):
@@ -88,6 +96,14 @@ def test_names_that_begin_alike_are_different() -> None:
         (("s3://b1c/p", "/data"), r"Write S3Volume\('/data', 'b1c', 'p'\)"),
         (("bucket", "/data", "p/"), r"Write S3Volume\('/data', 'bucket', 'p/'\)"),
         (("/data", "s3://bucket/p/q"), r"Write S3Volume\('/data', 'bucket', 'p/q'\)"),
+        (
+            ("/data", "gs://bucket/p/q"),
+            r"S3Volume\(\"data\", 'bucket', 'p/q', endpoint=\"https://storage.googleapis.com",
+        ),
+        (("gs://bucket/p", "/data"), "HMAC"),
+        (("/data", "abfss://c@account.dfs.core.windows.net/p"), "has no S3 interface"),
+        (("/data", "https://account.blob.core.windows.net/c"), "has no S3 interface"),
+        (("/data", "ftp://host/p"), "is no volume"),
         (("/data", "a bucket"), "is not the name of a bucket"),
         (("/data", "bucket", "a/../b"), "can't be a folder"),
         (("/", "bucket"), "is no place for it"),

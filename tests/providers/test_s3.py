@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +13,8 @@ import pytest
 from skyward.core.errors import AuthFailed, CloudError, ConfigError
 from skyward.core.protocol.buckets import BucketKeys
 from skyward.core.volumes import S3Volume
-from skyward.providers.s3 import S3Store
+from skyward.providers.s3 import S3Store, rclones_name
+from skyward.worker.rclone import find_rclone
 from tests.s3_servers import KEYS, S3Server, moto_s3, needs_rclone, rclone_s3
 
 pytestmark = pytest.mark.slow
@@ -101,3 +104,14 @@ def test_a_store_that_checks_signatures(tmp_path: Path) -> None:
         wrong = {**KEYS, "secret_key": "wrong"}
         with pytest.raises(AuthFailed, match=r"s3://bucket/data/: (the credentials are not accepted|access denied)"):
             S3Store(S3Volume("/data", "bucket", "data", endpoint=server.url, **wrong)).check()
+
+
+@needs_rclone
+def test_rclone_knows_the_stores_by_these_names() -> None:
+    listed = subprocess.run([find_rclone(), "config", "providers"], check=True, capture_output=True, timeout=60).stdout
+    (s3,) = (backend for backend in json.loads(listed) if backend["Name"] == "s3")
+    (provider,) = (option for option in s3["Options"] if option["Name"] == "provider")
+    known = {each["Value"] for each in provider["Examples"]}
+    endpoints = (None, "https://storage.googleapis.com", "https://storage.googleapis.com.example.org")
+    assert [rclones_name(endpoint) for endpoint in endpoints] == ["AWS", "GCS", "Other"]
+    assert {"AWS", "GCS", "Other"} <= known
