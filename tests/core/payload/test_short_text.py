@@ -103,7 +103,7 @@ def test_large_values_are_cut_and_quick() -> None:
     cycle.append(cycle)
     assert short_text(cycle) == "[[[<list of 1>]]]"
     assert short_text("x" * 1000).endswith("1,000 characters")
-    assert time.process_time() - began < 1
+    assert time.process_time() - began < 5
 
 
 @given(st.recursive(st.integers() | st.text() | st.binary() | st.floats(), lambda s: st.lists(s) | st.tuples(s)))
