@@ -40,7 +40,7 @@ _MAX_PENDING = 32 * 1024 * 1024  # characters of output that may wait for a read
 
 def live_text(tally: Tally, now: float) -> str:
     """The live line: what the nodes are doing until the first task is submitted, then the progress of the tasks."""
-    parts = [f"nodes {len(tally.nodes)}/{tally.wanted}"]
+    parts = [f"nodes {len(tally.nodes)}/{tally.wanted}{' draining' if tally.draining else ''}"]
     if tally.lost:
         parts.append(f"{tally.lost} lost")
     machines = tally.machines

@@ -21,7 +21,7 @@ PACKAGE = REPOSITORY / "skyward"
 # itself; so there is no circle among rooms, and no need to list their arrows.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("builtins_table", "guard", "interrupts", "labels", "scope", "system", "visible", "whoami"),
-    ("errors",),
+    ("errors", "tables"),
     ("gpus", "ioloop", "lock_files", "nesting", "settings", "volumes"),
     ("requirements",),
     ("image", "spec"),

@@ -32,11 +32,13 @@ __all__ = [
     "NodeStep",
     "Note",
     "PoolClosed",
+    "PoolDraining",
     "PoolReady",
     "PoolStarted",
     "Printed",
     "TaskEnded",
     "TasksQueued",
+    "Transferred",
 ]
 
 _log = logging.getLogger("skyward.events")
@@ -194,6 +196,30 @@ class NodeGone:
 
 
 @dataclass(frozen=True, slots=True)
+class Transferred:
+    """A large array, or a part of a folder or of the user's code, has arrived on a node, whose tasks may wait for it.
+
+    Arrays and results under 1 MiB travel with their tasks. Nodes on this machine read large arrays where they are, so
+    nothing is transferred.
+
+    Attributes
+    ----------
+    node, size
+        Where to, and how many bytes.
+    peer
+        The node that it came from; empty if this program sent it.
+    began, seconds
+        When the transfer was planned, by this process's ``time.monotonic()``, and how long it took.
+    """
+
+    node: str
+    size: int
+    peer: str
+    began: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class PoolReady:
     """The minimum of nodes is ready; the ``with`` block starts."""
 
@@ -280,6 +306,11 @@ class Note:
 
 
 @dataclass(frozen=True, slots=True)
+class PoolDraining:
+    """The block has ended with tasks left: the nodes finish these, and no others are accepted."""
+
+
+@dataclass(frozen=True, slots=True)
 class PoolClosed:
     """The pool has ended, and everything it used was released."""
 
@@ -296,12 +327,14 @@ Event: TypeAlias = Union[
     NodeReady,
     NodeLoad,
     NodeGone,
+    Transferred,
     PoolReady,
     AtPrompt,
     TasksQueued,
     TaskEnded,
     Printed,
     Note,
+    PoolDraining,
     PoolClosed,
 ]
 

@@ -19,6 +19,7 @@ from skyward.core.events import (
     NodeReady,
     NodeStep,
     PoolClosed,
+    PoolDraining,
     PoolStarted,
     TaskEnded,
     TasksQueued,
@@ -58,6 +59,7 @@ class Facts:
         MachineEnded,
         Machines,
         PoolStarted,
+        PoolDraining,
         PoolClosed,
     )
     """The events that it counts."""

@@ -63,10 +63,9 @@ def _since(status: PoolStatus, before: PoolStatus | None) -> tuple[TaskCounts, f
 def _words(status: PoolStatus, before: PoolStatus | None) -> Iterable[str]:
     tasks, seconds = _since(status, before)
     yield f"skyward {status.provider}"
-    ready = sum(node.state == "ready" for node in status.nodes)
     if not tasks.total:
         starting = next((node.detail for node in status.nodes if node.state == "starting" and node.detail), "")
-        yield f"{ready} of {status.wanted} nodes ready" + (f", {starting}" if starting else "")
+        yield f"{status.ready} of {status.wanted} nodes ready" + (f", {starting}" if starting else "")
     else:
         yield f"{tasks.done} of {tasks.total} tasks done"
         for count, word in ((tasks.failed, "failed"), (tasks.cancelled, "cancelled")):
@@ -74,7 +73,8 @@ def _words(status: PoolStatus, before: PoolStatus | None) -> Iterable[str]:
                 yield f"{count} {word}"
         if tasks.unfinished:
             yield f"{status.rate:.3g} tasks/s"
-            yield f"{status.busy} of {status.slots} slots busy"
+            draining = ", draining" if any(node.state == "draining" for node in status.nodes) else ""
+            yield f"{status.busy} of {status.slots} slots busy{draining}"
             if status.left:
                 yield f"about {duration(status.left)} left"
     if status.lost:

@@ -23,7 +23,7 @@ from skyward.core.audience import Audience, Showing
 from skyward.core.code.local_code import CodeSettings, LocalCode
 from skyward.core.code.survey import is_own
 from skyward.core.errors import VolumeFailed
-from skyward.core.events import Events, Note, PoolClosed, PoolReady, PoolStarted
+from skyward.core.events import Events, Note, PoolClosed, PoolDraining, PoolReady, PoolStarted
 from skyward.core.facts import Facts
 from skyward.core.files.bucket_supply import BucketSource, BucketSupply
 from skyward.core.files.folder import scan
@@ -272,6 +272,8 @@ class RunningPool:
                 raise VolumeFailed(self._unsaved)
 
     def _drain(self) -> None:
+        if self.dispatcher.unfinished:
+            self.events.emit(PoolDraining())
         try:
             self.dispatcher.kept.wait()
             result_of(self._io.start(self.dispatcher.runner.drained()))

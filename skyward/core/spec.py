@@ -11,10 +11,13 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from html import escape
 from typing import Literal, TypeAlias
 
 from skyward.core.errors import ConfigError, SkywardError
 from skyward.core.gpus import parse_gpus
+from skyward.core.tables import html_table, text_table
+from skyward.core.visible import shown
 
 __all__ = [
     "Allocation",
@@ -376,9 +379,28 @@ class Offer:
         price = "price unknown" if self.price is None else f"${self.price:.4g}/h"
         return f"{self.machine}{' spot' if self.spot else ''}{f' in {self.region}' if self.region else ''}, {price}"
 
+    def _repr_html_(self) -> str:
+        """How notebooks show it."""
+        return html_table(_OFFER, [_cells(self)])
+
+
+_OFFER = "machine", "cores", "memory", "accelerators", "region", "price"
+
+
+def _cells(offer: Offer) -> list[str]:
+    count = f"{offer.accelerators} x " if offer.accelerators > 1 else ""
+    return [
+        f"{offer.machine}{' spot' if offer.spot else ''}",
+        "?" if offer.vcpus is None else str(offer.vcpus),
+        "?" if offer.memory is None else f"{offer.memory / 2**30:.4g} GiB",
+        f"{count}{offer.accelerator}" if offer.accelerator else "",
+        offer.region or "",
+        "?" if offer.price is None else f"${offer.price:.4g}/h",
+    ]
+
 
 class Offers(list[Offer]):
-    """Offers, and why some of a provider's regions returned none.
+    """Offers, which print as a table, and why some of a provider's regions returned none.
 
     Attributes
     ----------
@@ -389,6 +411,18 @@ class Offers(list[Offer]):
     def __init__(self, offers: Iterable[Offer] = (), refused: Iterable[SkywardError] = ()) -> None:
         super().__init__(offers)
         self.refused = tuple(refused)
+
+    def __repr__(self) -> str:
+        refusals = [f"refused: {error}" for error in self.refused]
+        return shown("\n".join([*text_table(_OFFER, self._rows()), *refusals]) or "no offers")
+
+    def _repr_html_(self) -> str:
+        """How notebooks show them."""
+        refusals = "".join(f"<br>refused: {escape(shown(str(error)))}" for error in self.refused)
+        return (html_table(_OFFER, self._rows()) + refusals) or "no offers"
+
+    def _rows(self) -> list[list[str]]:
+        return [_cells(offer) for offer in self]
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from skyward.core.events import Machines, NodeLoad
 from skyward.core.gpus import Gpu
+from skyward.core.tables import html_table, text_table
 from skyward.core.visible import shown
 
 __all__ = ["FunctionStatus", "NodeStatus", "PoolStatus", "RunningTask", "TaskCounts", "duration"]
@@ -30,7 +31,8 @@ class NodeStatus:
     problem
         Why the GPUs' use is not known, in words; empty if it is.
     state
-        ``"starting"``, ``"ready"`` or ``"lost"``.
+        ``"starting"``, ``"ready"``, ``"lost"``, or ``"draining"``: the block has ended, and the node finishes its
+        tasks.
     detail
         What it is doing while it starts, or why it was lost.
     busy
@@ -193,6 +195,11 @@ class PoolStatus:
     running: tuple[RunningTask, ...] = ()
 
     @property
+    def ready(self) -> int:
+        """How many nodes run tasks: those that are ready, and those that finish what they have."""
+        return sum(node.state in ("ready", "draining") for node in self.nodes)
+
+    @property
     def slots(self) -> int:
         """How many tasks the pool runs at a time."""
         return sum(node.slots for node in self.nodes)
@@ -205,25 +212,25 @@ class PoolStatus:
     def _repr_html_(self) -> str:
         """How notebooks show it."""
         head = "<br>".join(escape(shown(line)) for line in self._head())
-        nodes = _html_table(_NODES, [_node_row(node) for node in self.nodes])
-        functions = _html_table(_FUNCTIONS, [_function_row(each) for each in self.functions])
-        return f"<div>{head}{nodes}{functions}{_html_table(_RUNNING, self._longest())}</div>"
+        return f"<div>{head}{''.join(html_table(*table) for table in self._tables())}</div>"
 
     def __repr__(self) -> str:
         lines = self._head()
-        lines += _table(_NODES, [_node_row(node) for node in self.nodes])
-        lines += _table(_FUNCTIONS, [_function_row(each) for each in self.functions])
-        lines += _table(_RUNNING, self._longest())
+        for head, rows in self._tables():
+            lines += ["", *text_table(head, rows)] if rows else []
         return shown("\n".join(lines))
 
-    def _longest(self) -> list[list[str]]:
-        return [_running_row(task) for task in self.running[:_MOST_RUNNING] if task.seconds >= 1]
+    def _tables(self) -> list[tuple[Sequence[str], list[list[str]]]]:
+        longest = [_running_row(task) for task in self.running[:_MOST_RUNNING] if task.seconds >= 1]
+        nodes, functions = map(_node_row, self.nodes), map(_function_row, self.functions)
+        return [(_NODES, list(nodes)), (_FUNCTIONS, list(functions)), (_RUNNING, longest)]
 
     @property
     def headline(self) -> str:
         """The pool in a line: nodes, slots, and for how long it has been open."""
-        ready = sum(node.state == "ready" for node in self.nodes)
-        text = f"{self.name} at {self.provider}: {ready} of {self.wanted} nodes, {self.busy} of {self.slots} slots busy"
+        draining = " draining" if any(node.state == "draining" for node in self.nodes) else ""
+        text = f"{self.name} at {self.provider}: {self.ready} of {self.wanted} nodes{draining}, "
+        text += f"{self.busy} of {self.slots} slots busy"
         text += f", {self.lost} lost" if self.lost else ""
         return f"{text}, for {duration(self.seconds)}"
 
@@ -237,7 +244,6 @@ class PoolStatus:
         return lines
 
 
-_MOST_ROWS = 30
 _MOST_RUNNING = 5
 _NODES = "node", "state", "busy", "done", "failed", "cpu", "memory", "machine"
 _FUNCTIONS = "function", "unfinished", "done", "failed", "mean"
@@ -276,24 +282,3 @@ def _running_row(task: RunningTask) -> list[str]:
     what = f"{task.label} (a batch of {task.count})" if task.count > 1 else task.label
     where = f"{task.node}, slot {task.slot}" if task.slot >= 0 else task.node
     return [what, where, duration(task.seconds)]
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of a table, after an empty one; of many rows only the first. None if there are no rows."""
-    if not rows:
-        return []
-    some = [head, *rows[:_MOST_ROWS]]
-    widths = [max(len(row[column]) for row in some) for column in range(len(head))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in some]
-    return ["", *lines, *([f"and {len(rows) - _MOST_ROWS} more"] if len(rows) > _MOST_ROWS else [])]
-
-
-def _html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """The same as HTML; empty if there are no rows."""
-    if not rows:
-        return ""
-    names = "".join(f"<th>{name}</th>" for name in head)
-    cells = ("".join(f"<td>{escape(shown(cell, lines=False))}</td>" for cell in row) for row in rows[:_MOST_ROWS])
-    more = f"and {len(rows) - _MOST_ROWS} more" if len(rows) > _MOST_ROWS else ""
-    body = "".join(f"<tr>{row}</tr>" for row in cells)
-    return f"<table><thead><tr>{names}</tr></thead><tbody>{body}</tbody></table>{more}"

@@ -25,6 +25,7 @@ from skyward.core.events import (
     NodeReady,
     NodeStep,
     PoolClosed,
+    PoolDraining,
     PoolStarted,
     TaskEnded,
     TasksQueued,
@@ -168,6 +169,7 @@ class Tally:
     busy_seconds: float = 0.0
     sent: int = 0
     received: int = 0
+    draining: bool = False  # the block has ended, and nodes finish what they have
     _out: int = 0  # submissions (each a task or a batch) that have not ended
     _began: float | None = None
     _closed: float | None = None
@@ -278,7 +280,7 @@ class Tally:
         busy = min(self.busy, self.unfinished)
         return PoolStatus(
             self.pool,
-            tuple(_node(*each) for each in (*ready, *lost)),
+            tuple(_node(*each, draining=self.draining) for each in (*ready, *lost)),
             self.provider,
             self.wanted,
             self.lost,
@@ -396,8 +398,11 @@ class Tally:
     def _started(self, event: PoolStarted, now: float) -> None:
         self.pool, self.provider, self.wanted, self._began = event.pool, event.provider, event.nodes, now
 
-    def _ended_all(self, _: PoolClosed, now: float) -> None:
-        self._closed = now
+    def _ends(self, event: PoolDraining | PoolClosed, now: float) -> None:
+        if isinstance(event, PoolDraining):
+            self.draining = True
+        else:
+            self._closed = now
 
     HANDLERS: ClassVar[dict[type[Any], Callable[[Tally, Any, float], None]]] = {
         TaskEnded: _ended,
@@ -411,7 +416,8 @@ class Tally:
         MachineEnded: lambda tally, event, now: tally.money.ended(event, now),
         Machines: _counted,
         PoolStarted: _started,
-        PoolClosed: _ended_all,
+        PoolDraining: _ends,
+        PoolClosed: _ends,
     }
     """What counts each kind of event that counts."""
 
@@ -420,13 +426,13 @@ def _cost(info: MachineInfo, since: float, now: float) -> float:
     return (info.price or 0.0) * max(0.0, now - since) / 3600
 
 
-def _node(name: str, node: _Node, busy: int) -> NodeStatus:
+def _node(name: str, node: _Node, busy: int, *, draining: bool) -> NodeStatus:
     return NodeStatus(
         name,
         node.slots,
         node.gpus,
         "" if node.load is None else node.load.problem,
-        node.state,
+        "draining" if draining and node.state == "ready" else node.state,
         node.detail,
         busy,
         node.done,

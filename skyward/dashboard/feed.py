@@ -12,6 +12,7 @@ The keys of a message, each of which may be missing if nothing of it has changed
   ``loads``: node, then the course of its load: time, CPU, memory; ``forgotten``: numbers of nodes.
 - ``blocks``: columns of row, start, length, share of it in which tasks ran (in hundredths), label, tasks, failed tasks.
 - ``running``: columns of row, start, label and tasks of what began to run; ``idle``: rows that run nothing any more.
+- ``transfers``: rows of node, start, length, bytes and the node that sent it, empty for this program.
 - ``bins``: width, index of the first one that is sent, and columns done and failed.
 - ``failures``: kinds of failures, which replace those with the same number; ``lines`` and ``log``: new lines.
 """
@@ -56,7 +57,7 @@ class Feed:
         self._loads: dict[int, int] = {}  # when the last load that was sent was told
         self._running: dict[int, _Run] = {}  # by row
         self._failures: dict[int, int] = {}
-        self._labels = self._lines = self._log = self._bin = self._width = 0
+        self._labels = self._lines = self._log = self._transfers = self._bin = self._width = 0
 
     def __repr__(self) -> str:
         return f"<Feed of {self._recording}>"
@@ -84,6 +85,7 @@ class Feed:
                 "loads": [[node.number, *node.loads] for node in record.nodes.values() if node.loads],
                 "blocks": _columns(record.blocks),
                 "running": _running_columns(self._runs(status.running, now)),
+                "transfers": _transfers(record, record.transfers),
                 "bins": [record.bins.width, 0, record.bins.done, record.bins.failed],
                 "failures": [_failure(kind) for kind in record.failures.values()],
                 "lines": [_line(line) for line in record.lines],
@@ -111,6 +113,9 @@ class Feed:
             message["running"] = _running_columns({row: run for row, run in running.items() if before.get(row) != run})
             message["idle"] = [row for row in before if row not in running]
             self._running = running
+            moved = record.transfers_seen - self._transfers
+            message["transfers"] = _transfers(record, list(record.transfers)[-moved:] if moved else ())
+            self._transfers = record.transfers_seen
             bins = record.bins
             first = min(self._bin, len(bins.done) - 1) if bins.width == self._width else 0
             message["bins"] = [bins.width, first, bins.done[first:], bins.failed[first:]]
@@ -190,6 +195,11 @@ def _sign(node: Node, status: NodeStatus | None) -> tuple[object, ...]:
 def _rows(recording: Recording, numbers: Iterable[int]) -> list[list[int]]:
     used = ((number, recording.rows[number]) for number in numbers)
     return [[number, use[0].number, use[1]] for number, use in used if use is not None]
+
+
+def _transfers(recording: Recording, transfers: Iterable[tuple[str, int, int, int, str]]) -> list[list[Any]]:
+    nodes = recording.nodes
+    return [[nodes[name].number, *times, shown(peer)] for name, *times, peer in transfers if name in nodes]
 
 
 def _figures(status: PoolStatus) -> _Message:

@@ -11,7 +11,17 @@ import traceback
 from collections import deque
 from dataclasses import dataclass, field
 
-from skyward.core.events import Event, MachineInfo, NodeGone, NodeLoad, NodeReady, Note, Printed, TaskEnded
+from skyward.core.events import (
+    Event,
+    MachineInfo,
+    NodeGone,
+    NodeLoad,
+    NodeReady,
+    Note,
+    Printed,
+    TaskEnded,
+    Transferred,
+)
 from skyward.core.gpus import Gpu
 from skyward.core.status import NodeStatus, PoolStatus
 from skyward.core.visible import printed, shown
@@ -29,6 +39,7 @@ _MOST_LOADS = 60  # for each node: a quarter of an hour and more
 _MOST_KINDS = 100  # of failures
 _MOST_EXAMPLES = 5  # of each kind
 _MOST_LINES = 1000
+_MOST_TRANSFERS = 5000
 _MOST_TEXT = 1000  # characters of a piece of output
 _MOST_TEXTS = 200  # pieces of output from one digest to the next; of more, the latest
 _MOST_TRACEBACK = 12_000  # characters
@@ -172,13 +183,16 @@ class Recording:
         Of each row, its node and slot; None for one that is free.
     fresh_rows
         Those that were given to a slot; the feed empties this.
+    transfers, transfers_seen
+        The latest that arrived: node, start and length in ms, bytes, and the node it came from or empty; and how many
+        there were.
     undrawn
         How many slots had no row left.
     put
         The same as `handle` for the end of a task without an exception; quicker, as there may be thousands per second.
     """
 
-    kinds = (TaskEnded, NodeLoad, NodeReady, NodeGone, Printed, Note)
+    kinds = (TaskEnded, NodeLoad, NodeReady, NodeGone, Transferred, Printed, Note)
     """The events that it needs."""
 
     def __init__(self, origin: float, *, most_rows: int = _MOST_ROWS, most_blocks: int = 100_000) -> None:
@@ -191,6 +205,8 @@ class Recording:
         self.fresh_rows: set[int] = set()
         self.undrawn = 0
         self.failures: dict[tuple[str, str], FailureKind] = {}
+        self.transfers: deque[tuple[str, int, int, int, str]] = deque(maxlen=_MOST_TRANSFERS)
+        self.transfers_seen = 0
         self.lines: deque[SaidLine] = deque(maxlen=_MOST_LINES)
         self.lines_seen = 0
         self.log: deque[SaidLine] = deque(maxlen=_MOST_LINES)
@@ -325,6 +341,10 @@ class Recording:
         if isinstance(event, Note):
             self._log(SaidLine(at, "warning" if event.warning else "note", "", shown(event.text)))
             return
+        if isinstance(event, Transferred):
+            sent = self.ms(event.began), round(event.seconds * 1000), event.size, event.peer
+            self.transfers.append((event.node, *sent))
+            self.transfers_seen += 1
         if not isinstance(event, NodeLoad | NodeReady | NodeGone):
             return
         node = self.nodes.get(event.node)

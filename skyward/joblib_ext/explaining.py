@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 from skyward.core import pool_arguments
 from skyward.core.errors import ConfigError, SkywardError
 from skyward.core.interfaces import Provider, Timed, Trait
-from skyward.core.machines import offer_selection
+from skyward.core.machines import estimates, offer_selection
 from skyward.core.machines.forecast import Cluster, Forecast, Workload, forecast, in_words, merged
 from skyward.core.pool import Compute
 from skyward.core.spec import Allocation, Nodes, Offer, Resources, Worker, parse_seconds
 from skyward.core.system.machine import core_count
 from skyward.core.system.machine import memory as memory_here
+from skyward.core.tables import html_table
+from skyward.core.visible import shown
 from skyward.joblib_ext.recording import record
 
 __all__ = ["Explanation", "Option", "explain"]
@@ -106,24 +109,42 @@ class Explanation:
             f"{_cost(fastest)}, {in_words(fastest.forecast.start)} of them until its machines are ready"
         )
 
-    def __repr__(self) -> str:
+    def _head(self) -> str:
         work = self.workload
         seconds = sorted(sample.seconds for sample in work.samples)
         times = f"{in_words(seconds[0])} to {in_words(seconds[-1])}"
-        lines = [
+        return (
             f"{work.calls:,} calls; {len(seconds)} were run here, in processes of their own: {times}, {work.cpu:.0%} "
-            f"of a core, {work.memory / 1e6:,.0f} MB",
+            f"of a core, {work.memory / 1e6:,.0f} MB"
+        )
+
+    def _repr_html_(self) -> str:
+        """How notebooks show it."""
+        options = html_table(_HEAD, [_cells(option) for option in (self.here, *self.options)])
+        said = "<br>".join(escape(shown(text)) for text in (*self.problems, self.advice))
+        return f"<div>{escape(shown(self._head()))}{options}{said}</div>"
+
+    def __repr__(self) -> str:
+        lines = [
+            self._head(),
             f"{'':44} {'start':>9} {'call':>9} {'in all':>9} {'price':>8}  limits",
         ]
         lines += [_row(option) for option in (self.here, *self.options)]
         return "\n".join([*lines, *self.problems, self.advice])
 
 
-def _row(option: Option) -> str:
+_HEAD = "", "start", "call", "in all", "price", "limits"
+
+
+def _cells(option: Option) -> list[str]:
     there = option.forecast
     price = "?" if there.price is None else f"${there.price:.2f}"
-    times = " ".join(f"{in_words(seconds):>9}" for seconds in (there.start, there.call, there.wall))
-    return f"{option!s:44} {times} {price:>8}  {'; '.join(there.limits)}".rstrip()
+    return [str(option), *map(in_words, (there.start, there.call, there.wall)), price, "; ".join(there.limits)]
+
+
+def _row(option: Option) -> str:
+    what, start, call, wall, price, limits = _cells(option)
+    return f"{what:44} {start:>9} {call:>9} {wall:>9} {price:>8}  {limits}".rstrip()
 
 
 def _cost(option: Option) -> str:
@@ -244,7 +265,10 @@ def _option(
     if offer is not None:
         cores: Any = offer.vcpus
         cluster = Cluster(nodes, slots, cores, offer.memory, start, bandwidth or _FAR, offer.price)
-        return Option(provider.name, offer.machine, offer.spot, True, nodes, slots, forecast(workload, cluster))
+        there = forecast(workload, cluster)
+        if there.price is not None:
+            estimates.keep(estimates.Rented(provider.name, offer.machine, offer.spot), nodes, there.price)
+        return Option(provider.name, offer.machine, offer.spot, True, nodes, slots, there)
     cores, memory = (core_count() / nodes, memory_here() // nodes) if is_here else (None, None)
     cluster = Cluster(nodes, slots, cores, memory, start, _HERE if is_here else bandwidth or _NEAR, 0.0)
     return Option(provider.name, "", False, False, nodes, slots, forecast(workload, cluster))

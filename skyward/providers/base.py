@@ -30,7 +30,7 @@ from skyward.core.errors import (
 )
 from skyward.core.interfaces import Check, Trait
 from skyward.core.scope import Scope
-from skyward.core.spec import Machine, MachineId, Offer, Order, Resources
+from skyward.core.spec import Machine, MachineId, Offer, Offers, Order, Resources
 
 __all__ = ["SECRET", "Check", "CloudProvider"]
 
@@ -124,7 +124,7 @@ class CloudProvider:
 
     def offers(self, resources: Resources) -> Sequence[Offer]:
         """See `Provider.offers`."""
-        return self._call(lambda driver: list(self.list_offers(driver, resources)))
+        return self._call(lambda driver: Offers(self.list_offers(driver, resources)))
 
     def create(self, order: Order) -> Sequence[Machine]:
         """See `Provider.create`. Retried only where that can't create more than was ordered."""

@@ -15,7 +15,7 @@ from typing import IO, ClassVar
 import platformdirs
 
 from skyward.core.interfaces import Trait
-from skyward.core.spec import Endpoint, Machine, MachineId, Offer, Order, Resources
+from skyward.core.spec import Endpoint, Machine, MachineId, Offer, Offers, Order, Resources
 from skyward.providers.local_agents import Process, greet, start
 
 __all__ = ["Local"]
@@ -46,7 +46,7 @@ class Local:
 
     def offers(self, resources: Resources) -> Sequence[Offer]:
         """Return this machine, at no cost."""
-        return [Offer("local", vcpus=os.cpu_count(), region="here", price=0.0)]
+        return Offers([Offer("local", vcpus=os.cpu_count(), region="here", price=0.0)])
 
     def create(self, order: Order) -> Sequence[Machine]:
         """Start agents, all at once."""

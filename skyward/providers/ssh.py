@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from skyward.core.errors import ConfigError, ProvisioningError
 from skyward.core.interfaces import Trait
-from skyward.core.spec import Endpoint, Machine, MachineId, Offer, Order, Resources, parse_address
+from skyward.core.spec import Endpoint, Machine, MachineId, Offer, Offers, Order, Resources, parse_address
 
 __all__ = ["SSH"]
 
@@ -119,7 +119,7 @@ class SSH:
 
     def offers(self, resources: Resources) -> Sequence[Offer]:
         """Return an empty list: hosts are given, not chosen by offer."""
-        return []
+        return Offers()
 
     def create(self, order: Order) -> Sequence[Machine]:
         """Hand out free hosts, those first that were released longest ago.

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skyward.core.errors import ConfigError
-from skyward.core.spec import Nodes, Order, Resources, Worker, parse_count, parse_memory, parse_seconds
+from skyward.core.errors import CloudError, ConfigError
+from skyward.core.spec import Nodes, Offer, Offers, Order, Resources, Worker, parse_count, parse_memory, parse_seconds
 
 ANYTHING = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.lists(st.integers())
 
@@ -64,3 +64,19 @@ def test_bad_values_are_refused(make: Any) -> None:
     """With ConfigError, when they are made."""
     with pytest.raises(ConfigError):
         make()
+
+
+def test_offers_are_a_table() -> None:
+    offers = Offers(
+        [Offer("small", 2, 4 * 2**30, price=0.1), Offer("big", accelerator="A100", accelerators=8, spot=True)],
+        [CloudError("eu-west-1 does not answer")],
+    )
+    assert repr(offers).splitlines() == [
+        "machine   cores  memory  accelerators  region  price",
+        "small     2      4 GiB                         $0.1/h",
+        "big spot  ?      ?       8 x A100              ?",
+        "refused: eu-west-1 does not answer",
+    ]
+    assert "<td>8 x A100</td>" in offers._repr_html_()
+    assert "<td>$0.1/h</td>" in offers[0]._repr_html_()
+    assert (repr(Offers()), Offers()._repr_html_()) == ("no offers", "no offers")

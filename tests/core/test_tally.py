@@ -18,6 +18,7 @@ from skyward.core.events import (
     NodeReady,
     NodeStep,
     PoolClosed,
+    PoolDraining,
     PoolReady,
     PoolStarted,
     TaskEnded,
@@ -314,3 +315,21 @@ def test_in_any_order_of_events_the_counts_agree(
     for label in FUNCTIONS:
         done = sum(ended.count for _, ended in pairs if ended.label == label and ended.ok)
         assert sum(each.done for each in status.functions if each.label == label) == done
+
+
+def test_nodes_drain_once_the_block_has_ended() -> None:
+    """Those that are ready, and those that become so; one that is lost is lost."""
+    counted = tally(
+        (0, PoolStarted("p", "local", 3, 1)),
+        (0, NodeReady("a", 1)),
+        (0, NodeReady("c", 1)),
+        (1, TasksQueued(1)),
+        (2, PoolDraining()),
+        (3, NodeReady("b", 1)),
+        (4, NodeGone("c", "the link broke")),
+    )
+    status = counted.status(5, {"a": 1})
+    assert [(node.name, node.state) for node in status.nodes] == [("a", "draining"), ("b", "draining"), ("c", "lost")]
+    assert (status.ready, status.slots, status.busy) == (2, 2, 1)
+    assert "2 of 3 nodes draining, 1 of 2 slots busy" in status.headline
+    assert "draining" in repr(status)

@@ -20,11 +20,13 @@ from skyward.core.events import (
     NodeReady,
     NodeStep,
     Note,
+    PoolDraining,
     PoolReady,
     PoolStarted,
     Printed,
     TaskEnded,
     TasksQueued,
+    Transferred,
 )
 from skyward.core.gpus import Gpu
 from skyward.core.status import PoolStatus, RunningTask
@@ -300,6 +302,28 @@ def idle() -> Scene:
     return play([(max(0.0, at), event) for at, event in events], 12.0)
 
 
+def draining() -> Scene:
+    """Three calls over an array each, for which the tasks wait; the block has ended, and the last call goes on."""
+    info = MachineInfo("ssh", "rack", 0.0)
+    chance = random.Random(13)
+    names = [f"node-{number}" for number in range(1, 5)]
+    events: list[Timed] = [(0, PoolStarted("sky-4711-7-6fa8c1", "ssh", 4, 4)), (4.0, PoolReady(16, 4.0))]
+    for name in names:
+        events += [*node_begins(name, 0, 4, info), *loads(name, 4, 60, 4, chance)]
+    for call, (at, label) in enumerate(((5.0, "distances"), (22.0, "neighbours"), (40.0, "distances"))):
+        events += [(at, TasksQueued(1, label))] * 96
+        lives = []
+        for number, name in enumerate(names):
+            began = at + (0.0 if number == 0 else 1.5)
+            took = (3.0, 1.4, 1.5, 2.2)[number] + call
+            peer = "" if number == 0 else names[0]
+            events.append((began + took, Transferred(name, 120_000_000 * (1 + call), peer, began, took)))
+            lives.append((name, began + took, at + 100))
+        events += tasks(lives, 4, lambda chance, label=label: (label, chance.uniform(0.5, 2)), chance, limit=96)
+    events.append((41.0, PoolDraining()))
+    return play(events, 47.0)
+
+
 SCENES: dict[str, Callable[[], Scene]] = {
     "search": search,
     "failing": failing,
@@ -308,4 +332,5 @@ SCENES: dict[str, Callable[[], Scene]] = {
     "gpus": gpus,
     "starting": starting,
     "idle": idle,
+    "draining": draining,
 }

@@ -14,6 +14,7 @@ from joblib import Parallel, delayed
 
 import skyward as sky
 from skyward.core.interfaces import Trait
+from skyward.core.machines.estimates import Rented, estimated
 from skyward.core.spec import Machine, MachineId, Offer, Order, Resources
 from tests.lazily import Lazy
 
@@ -67,6 +68,8 @@ def test_what_is_said_of_a_long_call() -> None:
     assert small.forecast.call == pytest.approx(tasks / 320 * 0.25, rel=0.3)
     assert large.forecast.price == pytest.approx(4 * small.forecast.price)  # type: ignore[operator]
     assert found.here.forecast.wall == pytest.approx(500, rel=0.2)
+    assert estimated([Rented("window", "large", False)], 20) == large.forecast.price
+    assert "<td>window, 20 x large with 16 slots</td>" in found._repr_html_()
     assert found.worthwhile
     assert found.advice.startswith("worth it: window, 20 x ")
     text = repr(found)

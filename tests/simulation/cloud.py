@@ -237,7 +237,7 @@ class SimulatedBuyer:
     def reached(self, *_: object) -> None:
         pass
 
-    def close(self) -> Note:
+    def close(self, _: int) -> Note:
         return Note("closed")
 
 

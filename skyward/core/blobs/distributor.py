@@ -15,6 +15,7 @@ from skyward.core.blobs import relay
 from skyward.core.blobs.holdings import NodeHoldings
 from skyward.core.blobs.snapshots import Snapshot
 from skyward.core.errors import SkywardError
+from skyward.core.events import Events, Transferred
 from skyward.core.nodes.session import Session
 from skyward.core.payload.shared_file import SharedFile
 from skyward.core.protocol import messages
@@ -57,22 +58,36 @@ class LateBlob:
 
 
 @dataclass(slots=True, eq=False)
+class _Coming:
+    """A blob in transit, in case it does not arrive."""
+
+    data: Snapshot | LateBlob
+    since: float
+    peer: str = ""
+
+
+@dataclass(slots=True, eq=False)
 class _Receiver:
     session: Session
     blobs: NodeHoldings
     using: dict[int, Sequence[bytes]] = field(default_factory=dict)  # by task that is out there, its blobs
-    coming: dict[bytes, Snapshot | LateBlob] = field(
-        default_factory=dict
-    )  # blobs in transit, in case they don't arrive
+    coming: dict[bytes, _Coming] = field(default_factory=dict)
     awaited: dict[bytes, asyncio.Future[None]] = field(default_factory=dict)  # of these, those that `bring` brings
     shared: set[bytes] = field(default_factory=set)  # of these, blobs to be read from one of our files
     blind: bool = False  # it failed to open one of our files
 
 
 class Distributor:
-    """Distributes blobs to the nodes of one pool."""
+    """Distributes blobs to the nodes of one pool.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    events
+        Who hears of what has arrived.
+    """
+
+    def __init__(self, events: Events) -> None:
+        self._events = events
         self._nodes: dict[str, _Receiver] = {}
         self._listening: dict[str, tuple[Session, list[Any]]] = {}
         self._relay = relay.Relay()
@@ -121,7 +136,7 @@ class Distributor:
             node.session.send(messages.Forget(forgotten))
         now = asyncio.get_running_loop().time()
         for blob in missing:
-            node.coming[blob] = blobs[blob]
+            node.coming[blob] = _Coming(blobs[blob], now)
             self._hold(name, blob, len(blobs[blob]))
             self._carry_out([self._relay.want(name, blob, len(blobs[blob]), now)])
 
@@ -153,9 +168,9 @@ class Distributor:
         if (coming := node.awaited.get(blob)) is not None:
             return coming
         arrival = node.awaited[blob] = loop.create_future()
-        node.coming[blob] = data
+        node.coming[blob] = _Coming(data, now := loop.time())
         node.blobs.use({blob: 0})
-        self._carry_out([self._relay.want(name, blob, len(data), loop.time())])
+        self._carry_out([self._relay.want(name, blob, len(data), now)])
         return arrival
 
     def release(self, name: str, task: int) -> None:
@@ -172,17 +187,21 @@ class Distributor:
         if message.error is not None:
             self._not_kept(session.node, node, message)
         elif node is not None:
-            node.coming.pop(message.digest, None)
+            now = asyncio.get_running_loop().time()
+            coming = node.coming.pop(message.digest, None)
+            if coming is not None and message.digest not in node.shared:
+                name, size = session.node, len(coming.data)
+                self._events.emit(Transferred(name, size, coming.peer, coming.since, now - coming.since))
             node.shared.discard(message.digest)
             if (arrival := node.awaited.pop(message.digest, None)) is not None and not arrival.done():
                 arrival.set_result(None)
-            self._carry_out(self._relay.kept(session.node, message.digest, asyncio.get_running_loop().time()))
+            self._carry_out(self._relay.kept(session.node, message.digest, now))
 
     def _not_kept(self, name: str, node: _Receiver | None, message: messages.Kept) -> None:
         _log.info("%s: a blob did not arrive from elsewhere: %s", name, shown(str(message.error)))
         if node is not None and message.digest in node.shared:
             node.blind = True
-            self._give(node, message.digest, node.coming[message.digest], 0)
+            self._give(node, message.digest, node.coming[message.digest].data, 0)
         else:
             self._carry_out(self._relay.failed(name, message.digest, message.size))
 
@@ -214,10 +233,13 @@ class Distributor:
             self._timer = asyncio.get_running_loop().call_later(_CHECK_EVERY, self._drop_late)
 
     def _give_rest(self, node: _Receiver, command: relay.Give) -> None:
-        self._give(node, command.blob, node.coming[command.blob], command.offset)
+        coming = node.coming[command.blob]
+        coming.peer = ""
+        self._give(node, command.blob, coming.data, command.offset)
 
     def _fetch(self, node: _Receiver, command: relay.Fetch) -> None:
-        size = len(node.coming[command.blob])
+        coming = node.coming[command.blob]
+        coming.peer, size = command.peer, len(coming.data)
         self._hold(command.peer, command.blob, size)
         node.session.send(messages.Fetch(command.blob, size, command.peer))
 

@@ -14,6 +14,7 @@ from skyward.core.errors import CloudError, ProvisioningError, SkywardError
 from skyward.core.events import Note
 from skyward.core.interfaces import Provider, Rental
 from skyward.core.machines import reaper
+from skyward.core.machines.estimates import Rented, estimated
 from skyward.core.machines.ledger import Ledger
 from skyward.core.machines.ssh_keys import make_key
 from skyward.core.spec import KeyPair, Machine, MachineId, Order
@@ -97,17 +98,23 @@ class Buyer:
         with contextlib.suppress(sqlite3.Error):  # only `skyward ssh` would miss it
             self.ledger.reached(provider, machine, node)
 
-    def close(self) -> Note:
-        """Close the ledger and dismiss the reaper, once all machines are terminated; returns what they cost."""
+    def close(self, nodes: int) -> Note:
+        """Close the ledger and dismiss the reaper, once all machines are terminated; returns what they cost.
+
+        Parameters
+        ----------
+        nodes
+            How many the pool wanted, which is what `sky.explain` was asked about if it was.
+        """
         try:
-            return Note(self._close())
+            return Note(self._close(nodes))
         except (OSError, sqlite3.Error) as error:  # it must not hide the block's own error
             path, tag = self.ledger.path, self._tag
             text = f"all machines are terminated, but {path} can't be written: {error}. "
             text += f"It still lists {tag}: skyward down {tag}"
             return Note(text, warning=True)
 
-    def _close(self) -> str:
+    def _close(self, nodes: int) -> str:
         try:
             self.ledger.close_pool(self._tag)
         finally:
@@ -117,4 +124,6 @@ class Buyer:
         known = sum(cost for cost in costs if cost is not None)
         unknown = sum(cost is None for cost in costs)
         more = f", and {unknown} of unknown price" if unknown else ""
+        expected = estimated((Rented(each.provider, each.machine, each.spot) for each in entries), nodes)
+        more += f" (${expected:.4f} estimated)" if expected is not None else ""
         return f"0 machines left of {len(entries)}, ${known:.4f} spent{more}"  # each provider was asked by the tag

@@ -227,7 +227,7 @@ class Provisioner:
             if unfinished:  # nobody dismisses the reaper then
                 self._warn(left_text(self._fleet.left(), self._plan.order.tag))
             elif self._buyer is not None:
-                self._events.emit(await self._calls.run(self._buyer.close))
+                self._events.emit(await self._calls.run(self._buyer.close, self._plan.nodes.max))
         finally:
             self._calls.close()
 

@@ -7,7 +7,9 @@ import concurrent.futures
 from collections.abc import Callable, Generator
 from typing import Any, TypeVar
 
+from skyward.core.tables import html_table
 from skyward.core.tasks.future_condition import FutureCondition
+from skyward.core.visible import shown
 
 __all__ = ["TaskFuture"]
 
@@ -29,8 +31,29 @@ class TaskFuture(concurrent.futures.Future[_T]):
         """Bytes of the pickled call, with its out-of-band buffers."""
         self.result_size = 0
         """Bytes of the pickled result; set before callbacks are called."""
+        self.label = ""
+        """Its function, by name."""
         self._on_cancel = on_cancel  # gets the task's number: a closure would be four more objects for each task
         self._task = task
+
+    def __repr__(self) -> str:
+        return shown(f"<TaskFuture of {': '.join(self._words())}>")
+
+    def _repr_html_(self) -> str:
+        """How notebooks show it."""
+        label, *words = self._words()
+        took = "" if self.seconds is None else f"{self.seconds:.3g} s"
+        return html_table(("task", "state", "ran"), [[label, ": ".join(words), took]])
+
+    def _words(self) -> list[str]:
+        """Its function and how it is."""
+        if not self.done():
+            return [self.label, "running" if self.running() else "waiting"]
+        if self.cancelled():
+            return [self.label, "cancelled"]
+        if (error := self.exception()) is not None:
+            return [self.label, f"failed: {type(error).__name__}", *str(error).splitlines()[:1]]
+        return [self.label, f"done, {type(self.result()).__name__}"]
 
     def cancel(self) -> bool:
         """Cancel the task, and stop it if it is running. False if it is already done.

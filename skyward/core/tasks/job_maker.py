@@ -107,6 +107,7 @@ class JobMaker:
         code = (
             group.code if self._code is None else self._code.of_job(group.code, head)
         )  # pickling may have imported more
+        future.label = label
         future.size = len(head) + sum(map(len, buffers))
         if future.size > _MAX_SIZE:
             raise PayloadError(f"the call of {label} is larger than {_MAX_SIZE:,} bytes; send less data with it")

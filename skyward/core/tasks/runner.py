@@ -105,7 +105,7 @@ class TaskRunner:
         self._nodes: dict[str, _LiveNode] = {}
         self.running = partial(_running, self._begun, self._nodes)
         """Returns the tasks that have run for a moment, the longest first; from any thread."""
-        self._distributor = Distributor()
+        self._distributor = Distributor(events)
         self.files = NodeFiles(self._distributor)
         self._roll_caller = RollCaller(roll_call, self._held)
         self._late = LatePackages(supplier, events, self._run, self.handle)

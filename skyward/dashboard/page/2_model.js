@@ -3,6 +3,7 @@
 const MOST_BLOCKS = 150_000;
 const MOST_LINES = 1000;
 const MOST_MARKS = 4000;
+const MOST_TRANSFERS = 500; // of a node
 
 // The blocks of one slot, in the order of their starts.
 class Row {
@@ -95,6 +96,7 @@ const model = {
     }
     for (const [row, id, slot] of message.rows || []) this.row(row, id, slot);
     if (message.blocks && message.blocks.length) this.stream(message.blocks);
+    for (const [id, ...transfer] of message.transfers || []) this.transfer(id, transfer);
     for (const row of message.idle || []) this.running.delete(row);
     if (message.running && message.running.length) this.run(message.running);
     if (message.bins) this.count(...message.bins);
@@ -107,7 +109,7 @@ const model = {
 
   node(told) {
     const known = this.nodes.get(told.id);
-    const fresh = { busy: 0, done: 0, failed: 0, loads: [], rows: [], slots: 0, gpus: [], machine: ["", "", ""] };
+    const fresh = { busy: 0, done: 0, failed: 0, loads: [], rows: [], transfers: [], slots: 0, gpus: [], machine: ["", "", ""] };
     const same = known && known.name === told.name;
     if (!same || known.until !== told.until || known.since !== told.since) this.shape++;
     this.nodes.set(told.id, same ? Object.assign(known, told) : { ...fresh, ...told });
@@ -148,6 +150,15 @@ const model = {
     }
   },
 
+  // What was sent to a node: start, length, bytes, and which node sent it.
+  transfer(id, [start, length, size, peer]) {
+    const node = this.nodes.get(id);
+    if (!node) return;
+    if (!node.transfers.length) this.shape++; // it takes a strip
+    node.transfers.push({ start, length, size, peer });
+    if (node.transfers.length > MOST_TRANSFERS) node.transfers.splice(0, MOST_TRANSFERS / 2);
+  },
+
   // What runs now, by row.
   run([rows, starts, labels, counts]) {
     rows.forEach((row, at) => this.running.set(row, { start: starts[at], label: labels[at], count: counts[at] }));
@@ -179,3 +190,6 @@ const model = {
   },
 };
 model.reset();
+
+// Whether a node runs tasks: one that drains gets no more once those that wait are done.
+const runs = (node) => node.state === "ready" || node.state === "draining";

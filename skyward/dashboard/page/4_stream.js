@@ -1,6 +1,7 @@
 // The task stream: a row a slot, a block a task or several. Only the rows in view are drawn.
 const STRIP = 9; // pixels above the rows, in which failures of all rows are marked
 const AXIS = 22;
+const SENT = 5; // pixels above the rows of a node, in which it is shown what was sent there
 const LIVE_SPAN = 120_000;
 
 // Draws the blocks of one row.
@@ -100,11 +101,15 @@ const stream = {
     const nodes = model.inOrder().filter((node) => node.rows.length);
     const slots = nodes.reduce((sum, node) => sum + node.rows.length, 0);
     const gap = slots > 1500 ? 1 : 3;
-    this.height = Math.min(26, Math.max(3, Math.floor((room - gap * nodes.length) / Math.max(1, slots))));
+    const strip = slots > 1500 ? 2 : SENT;
+    const strips = nodes.filter((node) => node.transfers.length).length * strip;
+    this.height = Math.min(26, Math.max(3, Math.floor((room - gap * nodes.length - strips) / Math.max(1, slots))));
     this.lanes = [];
     let y = STRIP;
     for (const node of nodes) {
       node.top = y;
+      node.strip = node.transfers.length ? strip : 0;
+      y += node.strip;
       for (const number of node.rows) {
         if (number === undefined) continue;
         this.lanes.push({ row: model.rows[number], y });
@@ -167,7 +172,9 @@ const stream = {
         pen.fillRect(Math.max(left, right), y, now - Math.max(left, right), tall);
         pen.fillStyle = look.bad;
         if (right > this.gutter && node.state !== "gone") pen.fillRect(right, y, 2, tall);
-      } else if (node.busy && model.state === "running") this.drawRunning(pen, node, top, now);
+      }
+      this.drawSent(pen, node, y);
+      if (node.until == null && node.busy && model.state === "running") this.drawRunning(pen, node, top, now);
       if (y - labelled >= 13 && y > -12) {
         pen.fillStyle = node.state === "lost" ? look.bad : look.muted;
         pen.textBaseline = "top";
@@ -175,6 +182,17 @@ const stream = {
         pen.fillText(this.shorten(pen, name), 10, Math.max(y + (tall > 13 ? 1 : -1), STRIP));
         labelled = y;
       }
+    }
+  },
+
+  // What was sent to a node, in a line above its rows; they may have waited for it.
+  drawSent(pen, node, y) {
+    pen.fillStyle = look.text;
+    const height = Math.max(1, node.strip - 2);
+    for (const { start, length } of node.transfers) {
+      const left = Math.max(this.gutter, this.x(start));
+      const right = this.x(start + length);
+      if (right >= this.gutter && left <= this.width) pen.fillRect(left, y, Math.max(2, right - left), height);
     }
   },
 
@@ -191,7 +209,7 @@ const stream = {
       const last = row.size - 1;
       const end = last < 0 ? node.since ?? 0 : row.starts[last] + row.lengths[last];
       const left = Math.max(this.gutter, this.x(run ? run.start : end));
-      const y = node.top - top + slot * this.height;
+      const y = node.top + node.strip - top + slot * this.height;
       if (now - left <= 2) return;
       if (run) {
         const label = run.label % look.palette.length;
@@ -308,7 +326,29 @@ const stream = {
     return [model.labels[run.label] || "?", since, `${row.node.name}, slot ${row.slot}`];
   },
 
+  // What was sent there at a place in the strip of a node.
+  sent(event) {
+    const box = this.view.getBoundingClientRect();
+    const [x, y] = [event.clientX - box.left, event.clientY - box.top + this.view.scrollTop];
+    const node = this.nodes.find((each) => y >= each.top - 1 && y < each.top + each.strip);
+    if (!node || x < this.gutter) return null;
+    const slack = ((this.to - this.from) / this.width) * 2;
+    const hit = node.transfers.filter((each) => Math.abs(this.time(x) - each.start - each.length / 2) <= each.length / 2 + slack);
+    return hit.length ? { node, hit } : null;
+  },
+
+  describeSent({ node, hit }) {
+    const size = hit.reduce((sum, each) => sum + each.size, 0);
+    const from = [...new Set(hit.map((each) => each.peer || "your program"))].join(", ");
+    const start = Math.min(...hit.map((each) => each.start));
+    const end = Math.max(...hit.map((each) => each.start + each.length));
+    const when = `in ${text.seconds((end - start) / 1000)} from ${text.clock(start, true)}`;
+    return [`${text.bytes(size)} sent to ${node.name}`, hit.length > 1 ? `${hit.length} transfers, ${when}` : when, `from ${from}`];
+  },
+
   tell(event) {
+    const sent = this.sent(event);
+    if (sent) return tip.show(event.clientX, event.clientY, this.describeSent(sent));
     const { row, index } = this.at(event);
     if (!row) return tip.hide();
     const run = index == null && model.running.get(row.node.rows[row.slot]);

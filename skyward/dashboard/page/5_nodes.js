@@ -2,7 +2,7 @@
 const NODE_HEIGHT = 44;
 const ORDERS = {
   name: () => 0,
-  state: (node) => ["lost", "starting", "ready", "gone"].indexOf(node.state),
+  state: (node) => ["lost", "starting", "draining", "ready", "gone"].indexOf(node.state),
   cpu: (node) => -(nodes.load(node, 1) ?? -1),
   memory: (node) => -(nodes.load(node, 2) ?? -1),
   done: (node) => -node.done,
@@ -30,7 +30,7 @@ const nodes = {
 
   load(node, which) {
     const last = node.loads[node.loads.length - 1];
-    return last && (node.state === "ready" || node.state === "starting") ? last[which] : null;
+    return last && (runs(node) || node.state === "starting") ? last[which] : null;
   },
 
   update() {
@@ -46,7 +46,7 @@ const nodes = {
     this.view.hidden = !this.listed.length;
     const all = [...model.nodes.values()];
     const count = (state) => all.filter((node) => node.state === state).length;
-    const parts = [["ready", count("ready")], ["starting", count("starting")], ["lost", model.status ? model.status.lost : 0]];
+    const parts = [["ready", count("ready")], ["draining", count("draining")], ["starting", count("starting")], ["lost", model.status ? model.status.lost : 0]];
     say(find("nodes-note"), parts.filter(([, n]) => n).map(([what, n]) => `${text.count(n)} ${what}`).join(", "));
     page.redraw();
   },
@@ -89,7 +89,7 @@ const nodes = {
     say(who.children[1], node.name);
     say(who.children[2], this.summary(node));
     who.title = node.detail || "";
-    say(slots, node.state === "ready" ? `${node.busy}/${node.slots}` : "–");
+    say(slots, runs(node) ? `${node.busy}/${node.slots}` : "–");
     this.meter(cpu, this.load(node, 1));
     this.meter(memory, this.load(node, 2));
   },
@@ -97,6 +97,7 @@ const nodes = {
   summary(node) {
     if (node.state === "starting") return node.detail || "starting";
     if (node.state === "lost") return `lost: ${node.detail || "no contact"}`;
+    if (node.state === "draining") return "draining: finishes its tasks";
     if (node.state === "gone") return "released";
     const [provider, type] = node.machine;
     const gpu = node.gpus.length ? `${node.gpus.length} × ${node.gpus[0][0] || "GPU"}` : "";
@@ -145,7 +146,7 @@ const nodes = {
     const [provider, type, region] = node.machine;
     say(find("node-name"), node.name);
     const state = find("node-state");
-    state.className = `pill ${{ ready: "good", lost: "bad", starting: "wait" }[node.state] || ""}`;
+    state.className = `pill ${{ ready: "good", lost: "bad", starting: "wait", draining: "wait" }[node.state] || ""}`;
     say(state, node.state);
     say(find("node-detail"), [node.detail, node.problem].filter(Boolean).join("\n"));
     const lived = node.since == null ? null : ((node.until ?? model.now) - node.since) / 1000;
@@ -154,10 +155,11 @@ const nodes = {
       ["Region", region || "–"],
       ["Price", node.price ? `$${node.price.toPrecision(3)} per hour${node.spot ? ", spot" : ""}` : node.price === 0 ? "free" : "not known"],
       ["Cost", node.price && lived != null ? `about ${text.money((node.price * lived) / 3600)}` : "–"],
-      ["Slots busy", node.state === "ready" ? `${node.busy} of ${node.slots}` : "–"],
+      ["Slots busy", runs(node) ? `${node.busy} of ${node.slots}` : "–"],
       ["Tasks done", text.count(node.done)],
       ["Tasks failed", text.count(node.failed)],
       ["Ready", node.since == null ? "–" : `at ${text.clock(node.since)}, for ${text.seconds(lived)}`],
+      ["Data sent there", node.transfers.length ? this.sent(node) : "–"],
       ["Cores", node.cores == null ? "–" : text.count(node.cores)],
       ["Disk free", text.gib(node.disk)],
     ]);
@@ -179,6 +181,11 @@ const nodes = {
     box.replaceChildren(...lines.map((line) => output(line, false)));
     if (!lines.length) box.append(make("p", "empty", "Nothing printed lately."));
     box.scrollTop = box.scrollHeight;
+  },
+
+  sent(node) {
+    const size = node.transfers.reduce((sum, each) => sum + each.size, 0);
+    return `${text.bytes(size)} in ${text.count(node.transfers.length)} ${node.transfers.length === 1 ? "transfer" : "transfers"}`;
   },
 
   drawDetail() {

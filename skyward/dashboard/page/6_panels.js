@@ -9,7 +9,7 @@ const figures = {
     this.progress(total, part, s.tasks);
     this.left(total, s);
     const [ordered, booting, ending] = s.machines;
-    const ready = [...model.nodes.values()].filter((node) => node.state === "ready").length;
+    const ready = [...model.nodes.values()].filter(runs).length;
     const coming = [[ordered, "ordered"], [booting, "booting"], [ending, "ending"], [s.lost, "lost"]];
     const nodesNote = coming.filter(([n]) => n).map(([n, what]) => `${text.count(n)} ${what}`).join(", ");
     const money = s.price || s.cost ? `${text.money(s.price)} per hour` : "";
@@ -108,7 +108,8 @@ const functions = {
   // What the colours of the stream mean. A press shows one function alone.
   legend() {
     const list = find("legend");
-    const key = `${model.labels.length} ${document.documentElement.dataset.theme} ${stream.only}`;
+    const sent = [...model.nodes.values()].some((node) => node.transfers.length);
+    const key = `${sent} ${model.labels.length} ${document.documentElement.dataset.theme} ${stream.only}`;
     if (list.dataset.key === key) return;
     list.dataset.key = key;
     const buttons = model.labels.map((label, number) => {
@@ -126,7 +127,7 @@ const functions = {
       };
       return button;
     });
-    const keys = [["fail", "failed"], ["run", "running"]].map(([kind, what]) => {
+    const keys = [["fail", "failed"], ["run", "running"], ...(sent ? [["sent", "data sent to the node"]] : [])].map(([kind, what]) => {
       const item = make("span", "key");
       item.append(make("span", `swatch ${kind}`), what);
       return item;

@@ -15,6 +15,7 @@ const STATES = {
   starting: ["wait", "Starting"],
   running: ["good", "Running"],
   idle: ["good", "Ready"],
+  draining: ["wait", "Draining"],
   ended: ["", "Ended"],
   broken: ["bad", "Connection lost, trying again"],
 };
@@ -88,7 +89,9 @@ const page = {
 
   state() {
     const busy = model.status && model.status.tasks[0] + model.status.tasks[1] > 0;
-    const name = this.broken ? "broken" : model.state === "running" && !busy ? "idle" : model.state;
+    const draining = model.state === "running" && [...model.nodes.values()].some((node) => node.state === "draining");
+    const running = draining ? "draining" : busy ? "running" : "idle";
+    const name = this.broken ? "broken" : model.state === "running" ? running : model.state;
     const [kind, said] = STATES[name];
     find("state").className = `pill ${kind}`;
     if (model.state === "ended") find("save").hidden = true; // nobody is there to make it

@@ -11,6 +11,7 @@ import pytest
 from skyward.core.blobs import relay
 from skyward.core.blobs.distributor import ABOUT_BLOBS, Distributor
 from skyward.core.blobs.snapshots import digest
+from skyward.core.events import Transferred
 from skyward.core.protocol import messages
 from skyward.core.tasks.jobs import TaskOptions
 from tests.core.memory_agent import MemoryAgent, MemoryPool, eventually
@@ -66,6 +67,8 @@ def test_nodes_are_introduced_to_each_other(pool: MemoryPool) -> None:
 def test_a_second_node_is_told_to_fetch(pool: MemoryPool) -> None:
     """And what it and its peer have stays until it has come; then both may be forgotten."""
     _, second = acquainted(pool, 2)
+    arrived: list[Transferred] = []
+    pool.events.subscribe(arrived.append, [Transferred])
     assert to(pool, 0).result(5) == DATA.sum()
     future = to(pool, 1)
     eventually(lambda: second.fetches)
@@ -77,6 +80,11 @@ def test_a_second_node_is_told_to_fetch(pool: MemoryPool) -> None:
     assert future.result(5) == DATA.sum()
     eventually(lambda: not pool.dispatcher.runner._distributor._nodes["m0"].blobs._users)
     assert not pool.dispatcher.runner._distributor._nodes["m1"].coming
+    assert [(each.node, each.size, each.peer) for each in arrived] == [
+        ("m0", DATA.nbytes, ""),
+        ("m1", DATA.nbytes, "m0"),
+    ]
+    assert all(each.began > 0 and each.seconds >= 0 for each in arrived)
 
 
 def test_a_fetch_that_fails_is_finished_by_the_driver(pool: MemoryPool) -> None:

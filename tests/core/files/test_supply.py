@@ -11,6 +11,7 @@ import pytest
 
 from skyward.core.blobs.distributor import Distributor
 from skyward.core.errors import NodeLost, VolumeFailed
+from skyward.core.events import Events
 from skyward.core.files.folder import scan
 from skyward.core.files.requests import RequestRefused, Requests
 from skyward.core.files.supply import FolderSupply
@@ -27,7 +28,7 @@ class Driver:
     """The driver's half."""
 
     def __init__(self, *volumes: LocalVolume) -> None:
-        self.distributor, self.requests = Distributor(), Requests()
+        self.distributor, self.requests = Distributor(Events()), Requests()
         folders = [(volume, scan(os.fspath(volume.source))) for volume in volumes]
         self.supply = FolderSupply(self.distributor, self.requests, folders)
         self.said: list[str] = []

@@ -9,6 +9,7 @@ import pytest
 
 from skyward.core.errors import CloudError, NoCapacity, ProvisioningError
 from skyward.core.machines.buyer import Buyer
+from skyward.core.machines.estimates import Rented, keep
 from skyward.core.spec import Endpoint, Machine, Offer, Order, Resources
 from tests.core.folder_cloud import FolderCloud
 
@@ -27,7 +28,7 @@ def buyer(cloud: FolderCloud) -> Iterator[Buyer]:
     it = Buyer("sky-1", [cloud])
     yield it
     if it.ledger.pools():  # the test has not closed it itself
-        it.close()
+        it.close(1)
 
 
 def test_a_purchase_is_recorded_and_its_cost_reported(cloud: FolderCloud, buyer: Buyer) -> None:
@@ -36,10 +37,17 @@ def test_a_purchase_is_recorded_and_its_cost_reported(cloud: FolderCloud, buyer:
     buyer.end(cloud, [machine.id])
     assert cloud.machines("sky-1") == []
     assert all(entry.ended is not None for entry in buyer.ledger.machines("sky-1"))
-    note = buyer.close()
+    note = buyer.close(1)
     assert note.text.startswith("0 machines left of 1, $0.00")
     assert not note.warning
     assert buyer.ledger.pools() == []
+
+
+def test_what_was_estimated_stands_beside_what_was_spent(cloud: FolderCloud, buyer: Buyer) -> None:
+    (machine,) = buyer.buy(cloud, ORDER)
+    keep(Rented(cloud.name, "small", False), 1, 0.5)
+    buyer.end(cloud, [machine.id])
+    assert buyer.close(1).text.endswith(" spent ($0.5000 estimated)")
 
 
 @pytest.mark.parametrize(("fault", "kind", "is_open"), [("full", NoCapacity, False), ("down", CloudError, True)])

@@ -70,3 +70,24 @@ def test_coroutines_wait_for_it(future: TaskFuture[int], cancelled: list[int]) -
 
     assert asyncio.run(main()) == 3
     assert cancelled == [8]
+
+
+def test_a_future_says_what_it_is_of_and_how_it_is(future: TaskFuture[int]) -> None:
+    future.label = "fit"
+    assert repr(future) == "<TaskFuture of fit: waiting>"
+    future.began = True
+    assert repr(future) == "<TaskFuture of fit: running>"
+    future.seconds = 1.25
+    future.set_result(3)
+    assert repr(future) == "<TaskFuture of fit: done, int>"
+    assert "<td>fit</td><td>done, int</td><td>1.25 s</td>" in future._repr_html_()
+
+
+def test_a_future_that_failed_says_why(future: TaskFuture[int]) -> None:
+    future.label = "<lambda>"
+    future.set_exception(ValueError("C must be positive\nand so on"))
+    assert repr(future) == "<TaskFuture of <lambda>: failed: ValueError: C must be positive>"
+    assert "<td>&lt;lambda&gt;</td>" in future._repr_html_()
+    other: TaskFuture[int] = TaskFuture(lambda _: None, 8)
+    other.cancel()
+    assert repr(other).endswith(": cancelled>")

@@ -1,0 +1,45 @@
+"""PURE. Tables of words, for a terminal and for a notebook."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+from skyward.core.visible import shown
+
+__all__ = ["html_table", "text_table"]
+
+_MOST_ROWS = 30
+
+
+def text_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table; of many rows only the first. None if there are no rows.
+
+    Parameters
+    ----------
+    head, rows
+        Names of the columns, and their cells.
+    """
+    if not rows:
+        return []
+    some = [head, *rows[:_MOST_ROWS]]
+    widths = [max(len(row[column]) for row in some) for column in range(len(head))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in some]
+    return [*lines, *([f"and {len(rows) - _MOST_ROWS} more"] if len(rows) > _MOST_ROWS else [])]
+
+
+def html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """The same as HTML; empty if there are no rows. Cells are text.
+
+    Parameters
+    ----------
+    head, rows
+        As above.
+    """
+    if not rows:
+        return ""
+    names = "".join(f"<th>{escape(name)}</th>" for name in head)
+    cells = ("".join(f"<td>{escape(shown(cell, lines=False))}</td>" for cell in row) for row in rows[:_MOST_ROWS])
+    more = f"and {len(rows) - _MOST_ROWS} more" if len(rows) > _MOST_ROWS else ""
+    body = "".join(f"<tr>{row}</tr>" for row in cells)
+    return f"<table><thead><tr>{names}</tr></thead><tbody>{body}</tbody></table>{more}"
