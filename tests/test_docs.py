@@ -37,6 +37,7 @@ from skyward.core import errors, registry
 from tests.gpus import A100, plant, script
 from tests.lab import Lab
 from tests.lab.fixtures import LabHosts
+from tests.syntax import nodes
 from tests.wheels import wheels  # noqa: F401  a fixture
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -313,7 +314,7 @@ def defined() -> set[str]:
     """Every class of the package, and its attributes and methods as `Class.name`."""
     found: set[str] = set()
     for path in SOURCES:
-        for node in ast.walk(ast.parse(read(path))):
+        for node in nodes(read(path)):
             if isinstance(node, ast.ClassDef):
                 names = {item.name for item in node.body if isinstance(item, (ast.FunctionDef, ast.AsyncFunctionDef))}
                 names |= {ast.unparse(item.target) for item in node.body if isinstance(item, ast.AnnAssign)}
@@ -355,7 +356,7 @@ def literals() -> list[str]:
     """Every string of the package, with NUL for what an f-string fills in."""
     found: list[str] = []
     for path in SOURCES:
-        for node in ast.walk(ast.parse(read(path))):
+        for node in nodes(read(path)):
             if isinstance(node, ast.JoinedStr):
                 parts = [part.value if isinstance(part, ast.Constant) else "\0" for part in node.values]
                 found.append("".join(map(str, parts)))

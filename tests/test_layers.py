@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 import pytest
 
+from tests.syntax import parsed
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGE = REPOSITORY / "skyward"
 
@@ -273,6 +275,10 @@ def is_type_checking(node: ast.AST) -> bool:
     )
 
 
+def called(node: ast.Call) -> str:
+    return getattr(node.func, "attr", getattr(node.func, "id", ""))
+
+
 def walk(node: ast.AST, in_function: bool = False, for_types: bool = False) -> Iterator[tuple[ast.AST, bool, bool]]:
     for child in ast.iter_child_nodes(node):
         yield child, in_function, for_types
@@ -282,11 +288,11 @@ def walk(node: ast.AST, in_function: bool = False, for_types: bool = False) -> I
 
 def imports_of(module: str, path: Path) -> Iterator[Import]:
     is_package = path.name == "__init__.py"
-    for node, in_function, for_types in walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node, in_function, for_types in walk(parsed(path.read_text(encoding="utf-8"))):
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             for target in dict.fromkeys(targets(node, module, is_package)):
                 yield Import(module, node.lineno, target, in_function, for_types)
-        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+        elif isinstance(node, ast.Call) and called(node) == "import_module":
             for name in node.args[:1]:
                 if isinstance(name, ast.Constant) and exists(name.value):
                     yield Import(module, node.lineno, name.value, in_function, for_types)

@@ -13,6 +13,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.syntax import nodes, parsed
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -31,9 +33,6 @@ def sources() -> dict[str, str]:
     """Modules of the package, under their paths in it."""
     package = REPOSITORY / "skyward"
     return {str(path.relative_to(package)): path.read_text("utf-8") for path in sorted(package.rglob("*.py"))}
-
-
-parsed = functools.cache(ast.parse)
 
 
 @functools.cache
@@ -256,9 +255,9 @@ def test_parameters_are_described() -> None:
 def calls(modules: Mapping[str, str]) -> Iterator[tuple[str, str, ast.Call]]:
     """Path, name of what is called, call."""
     for path, source in modules.items():
-        for node in ast.walk(parsed(source)):
-            if isinstance(node, ast.Call):
-                yield path, ast.unparse(node.func).rpartition(".")[2], node
+        for node in nodes(source):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name | ast.Attribute):
+                yield path, node.func.id if isinstance(node.func, ast.Name) else node.func.attr, node
 
 
 def locks_without_comment(modules: Mapping[str, str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -53,11 +54,18 @@ def start_of(folder: Path, program: str) -> list[str]:
 
 
 def test_a_start_that_is_given_up_leaves_nothing(tmp_path: Path) -> None:
-    """What a driver does that stops waiting: it terminates the whole group of the command."""
+    """What a driver does that stops waiting: it terminates the whole group of the command.
+
+    Until it has ended: a shell that is about to fork defers its trap until what it forks ends.
+    """
     command = start_of(tmp_path, "exec sleep 60")
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True) as started:
         eventually((tmp_path / "run/1/owner").exists)
-        os.killpg(started.pid, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            os.killpg(started.pid, signal.SIGTERM)
+            started.wait(2)
+        if started.poll() is None:
+            os.killpg(started.pid, signal.SIGTERM)
     assert started.returncode == 143
     assert not (tmp_path / "run/1").exists()
     assert not (tmp_path / "more").exists()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import itertools
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +25,7 @@ from skyward.core.resume.separately import OneCall
 from skyward.core.resume.store import NewResult, ResultStore
 from skyward.core.tasks.jobs import TaskGroup
 from skyward.core.tasks.several_calls import SeveralCalls
+from tests.core.resume.functions import double, draw
 from tests.core.resume.test_identity import compiled
 from tests.core.resume.test_store import disk_is_full
 
@@ -90,18 +90,6 @@ def run(file: Path, read: Callable[[Sequence[Any]], Any] | None = None) -> Itera
         yield made
     finally:
         made.journal.close()
-
-
-def double(x: Any) -> Any:
-    return 2 * x
-
-
-_drawn = itertools.count()
-
-
-def draw() -> int:
-    """Another result each time."""
-    return next(_drawn)
 
 
 @pytest.mark.slow
