@@ -17,7 +17,8 @@ from tests.simulation.scenario import Edit, Misfortune, Scenario, Wish
 
 __all__ = ["inflict", "scenario"]
 
-_CODE = 0.12  # of the seeds have code of their own
+_CODE = 0.1  # of the seeds have code of their own
+_RESUMES = 0.08  # of them keep results in a file
 _SIZES = (0, 0, 0, 10, 1_000, 40_000, 200_000)
 _SECONDS = (0.0, 0.0, 0.001, 0.01, 0.1, 1.0) * 3 + (20.0,)
 _ENDS = ("return",) * 12 + ("raise", "odd", "die", "hang")
@@ -53,7 +54,25 @@ def scenario(seed: int) -> Scenario:
         misfortunes=_misfortunes(chance),
     )
     more = random.Random(f"more {seed}")  # of its own, so that what was drawn before stays as it was
-    return _with_code(more, drawn) if more.random() < _CODE else drawn
+    if more.random() < _CODE:
+        return _with_code(more, drawn)
+    return _resuming(more, drawn) if more.random() < _RESUMES else drawn
+
+
+def _resuming(chance: random.Random, scenario: Scenario) -> Scenario:
+    """Have results kept in a file, and the program run twice."""
+    ends = chance.random() < 0.8
+    away = tuple(
+        Misfortune("file_away", chance.uniform(0.0, 15.0), 0, chance.choice((0.1, 5.0)))
+        for _ in range(chance.choice((0, 0, 0, 1, 2)))
+    )
+    return replace(
+        scenario,
+        resumes=True,
+        leaves=chance.choice((2.0, 15.0, 30.0)) * chance.random() if ends else scenario.leaves,
+        is_killed=chance.random() < 0.6,
+        misfortunes=scenario.misfortunes + away,
+    )
 
 
 def _with_code(chance: random.Random, scenario: Scenario) -> Scenario:
@@ -159,7 +178,7 @@ def _misfortunes(chance: random.Random) -> tuple[Misfortune, ...]:
     """In some seeds there are none."""
     drawn = []
     for _ in range(chance.choice((0, 0, 1, 1, 2, 4, 8))):
-        kind = chance.choice((*_OF_MACHINES, "cut", "agent_freezes"))
+        kind = chance.choice((*(kind for kind in _OF_MACHINES if kind not in _OF_RESUMING), "cut", "agent_freezes"))
         amount = chance.choice(_OF_MACHINES[kind][1])
         drawn.append(Misfortune(kind, chance.uniform(0.0, 15.0), chance.randrange(3), amount))
     for _ in range(chance.choice((0, 0, 0, 1, 3))):
@@ -287,6 +306,18 @@ def _unsaved(pool: Pool, name: str, times: float) -> None:
     pool.machines[name].saving.fails += int(times)
 
 
+def _file_away(pool: Pool, _: str, seconds: float) -> None:
+    if (results := pool.results) is not None and not pool.oracle.is_over:
+        results.take_away()
+        pool.oracle.is_file_away = pool.oracle.was_file_away = True
+
+        def bring_back() -> None:
+            results.bring_back()
+            pool.oracle.is_file_away = False
+
+        pool.world.after(seconds, bring_back)
+
+
 _Strike = Callable[[Pool, str, float], None]
 # Kind -> what it does to a machine, and the amounts that it comes in.
 _OF_MACHINES: dict[str, tuple[_Strike, tuple[float, ...]]] = {
@@ -313,6 +344,8 @@ _OF_MACHINES: dict[str, tuple[_Strike, tuple[float, ...]]] = {
     "stranger": (_stranger, tuple(range(len(strangers.KINDS)))),
     "lies": (_lies, (1, 1, 3, 20)),
     "unsaved": (_unsaved, (1, 3)),
+    "file_away": (_file_away, (0.1, 5.0)),
 }
+_OF_RESUMING = ("file_away",)
 _HARMLESS = ("stranger",)  # nobody may notice them
 _OF_THE_CLOUD = ("lost_replies", "refusals", "failures", "duds", "denials")

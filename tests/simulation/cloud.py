@@ -83,6 +83,8 @@ class Cloud:
         Whether links to its machines have stripes.
     neighbours
         Whether its machines may reach each other.
+    first
+        Number of its first machine.
     """
 
     name: ClassVar[str] = "simulated"
@@ -100,6 +102,7 @@ class Cloud:
         rented: bool,
         striped: bool,
         neighbours: bool,
+        first: int,
     ) -> None:
         kinds = (Trait.RENTED, Trait.DESTROYS, Trait.SPOT) if rented else ()
         self.traits = frozenset({*kinds, *([Trait.BATCH] if batch else [])})
@@ -111,7 +114,7 @@ class Cloud:
         self._boot, self._end = boot, end
         self._neighbours = neighbours
         self._transport = StripedTransport if striped else SimulatedTransport
-        self._numbers = itertools.count(1)
+        self._numbers = itertools.count(first)
 
     def __repr__(self) -> str:
         return f"<Cloud with {sum(record.billed for record in self.records.values())} machines billed>"

@@ -9,8 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 from skyward.core.code.survey import Program
-from tests.simulation.node import MEMORY
-from tests.simulation.world import Process
+from tests.simulation.world import MEMORY, Process
 
 __all__ = ["UNSEEN", "EditedProgram"]
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from skyward.core.tasks.kept_calls import KINDS, Kind
 from tests.simulation.load import carry_out
-from tests.simulation.world import World
+from tests.simulation.world import MEMORY, World
 
-__all__ = ["Cached", "Saving"]
+__all__ = ["Cached", "ResultFile", "Saving"]
 
 
 class Saving:
@@ -86,6 +90,44 @@ class Cached:
         """Keep a result."""
         self._kept[self.key] = result
         return result
+
+
+class ResultFile:
+    """The file in which a program keeps its results from run to run."""
+
+    def __init__(self) -> None:
+        self._folder = tempfile.mkdtemp(prefix="skyward-simulation-", dir=MEMORY)
+        self._path = Path(self._folder, "program.results")
+        self._away = Path(self._folder, "away")
+
+    def __repr__(self) -> str:
+        return f"<ResultFile {self._path}>"
+
+    @property
+    def path(self) -> str:
+        """Where it is."""
+        return str(self._path)
+
+    def take_away(self) -> None:
+        """Let nobody find it for a while."""
+        with contextlib.suppress(FileNotFoundError):
+            self._path.rename(self._away)
+
+    def bring_back(self) -> None:
+        """Put it where it was."""
+        with contextlib.suppress(FileNotFoundError):
+            self._away.rename(self._path)
+
+    def as_it_is(self) -> ResultFile:
+        """Return what a process leaves that is killed at this moment."""
+        self.bring_back()
+        left = ResultFile()
+        shutil.copytree(self._folder, left._folder, dirs_exist_ok=True)
+        return left
+
+    def close(self) -> None:
+        """Remove it."""
+        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 KINDS[Cached] = Kind(lambda _: True, lambda cached, args, kwargs: cached.make(args, kwargs))

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from random import Random
 from typing import Any, NamedTuple
 
+from skyward.core.tasks.several_calls import STAND_INS
 from tests.simulation.odd import odd
 
 __all__ = ["MOST", "Array", "Imported", "Load", "Uses", "carry_out", "importing"]
@@ -90,6 +91,9 @@ def _made(size: int, noise: bool) -> bytearray:  # which is compared with any bu
     return bytearray(memoryview(_NOISE if noise else _ORDERLY)[:size])
 
 
+STAND_INS[Array.__module__, Array.__name__] = lambda array: bytes(array.data)
+
+
 class Uses:
     """An argument that refers to one of the user's modules, as a function of it does."""
 
@@ -125,10 +129,10 @@ def importing(find: Callable[[str], str]) -> Iterator[None]:
         _import.pop()
 
 
-def carry_out(plan: Load, *arrays: Array | Imported) -> tuple[int, list[str], Array]:
-    """The task's function, as slots call it when its time is over."""
+def carry_out(plan: Load, *arrays: Array | Imported, item: int = 0) -> tuple[int, int, list[str], Array]:
+    """The task's function, as slots call it when its time is over; `item`: which call of a batch it is."""
     if plan.end == "raise":
         raise ValueError(plan.number)
     if plan.end == "odd":
         raise odd(plan.number)
-    return plan.number, [each.content for each in arrays], Array.made(plan.size)
+    return plan.number, item, [each.content for each in arrays], Array.made(plan.size)

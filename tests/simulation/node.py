@@ -17,6 +17,7 @@ import tempfile
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -24,7 +25,8 @@ from skyward.core.payload import exceptions, pickling
 from skyward.core.protocol.framing import frame, split_frame
 from skyward.core.protocol.messages import Done, Failed, Failure, Inquire, Message, Missing, Ready, Run
 from skyward.core.protocol.wire import Role, Wire
-from skyward.joblib_ext.batch import Batch
+from skyward.core.resume.separately import Separately
+from skyward.core.tasks.several_calls import SeveralCalls
 from skyward.worker.agent import Agent, Start
 from skyward.worker.agent_system import AgentSystem
 from skyward.worker.blob_store import Store
@@ -51,21 +53,28 @@ from tests.simulation.load import Array, Load, importing
 from tests.simulation.neighbours import Neighbourhood
 from tests.simulation.network import SIZES
 from tests.simulation.talk import Talk
-from tests.simulation.world import Process, World
+from tests.simulation.world import MEMORY, Process, World
 
-__all__ = ["MEMORY", "SECRET", "Machine"]
+__all__ = ["SECRET", "Machine"]
 
 SECRET = b""
 _NO_PID = 1 << 30  # beyond all pids there are: a signal to one of ours meets nobody
-_SHM = Path("/dev/shm")
-MEMORY = _SHM if _SHM.is_dir() else None
-"""Where files cost least."""
 _RAISED = 1 << 8  # wait status of a process that an exception ended
 
 
 def _each(calls: Any) -> list[Any]:
     """As `Batch` runs its calls, without what joblib keeps for a slot."""
     return [call(*args, **kwargs) for call, args, kwargs in calls]
+
+
+def _plan_of(function: Any, args: Any, kwargs: Any) -> tuple[Load, Callable[[], Any]]:
+    """What a task does, and what returns its result."""
+    task = function.task if isinstance(function, Separately) else function
+    if not isinstance(task, SeveralCalls):
+        return args[0], partial(function, *args, **kwargs)
+    calls = task.each()
+    run = partial(_each, calls)
+    return calls[0][1][0], Separately(run) if task is not function else run
 
 
 class _Slot:
@@ -145,9 +154,7 @@ class _Slot:
         self._code = max(self._code, run.code)  # as `Slot._enter_code` has it
         with importing(self._import):
             function, args, kwargs = pickling.loads(buffers[0], parts)
-        if isinstance(function, Batch):
-            function, args = _each, (function.calls,)
-        plan: Load = args[0][0][1][0] if function is _each else args[0]
+        plan, work = _plan_of(function, args, kwargs)
         self.held[run.task] = plan
         self.machine.started(self.process.name, plan)
         if plan.prints:
@@ -157,7 +164,7 @@ class _Slot:
             return
         seconds = plan.seconds * (0.5 if plan.end == "die" else 1.0)
         then = self._talk if plan.talks else self._ended
-        self.process.call_later(seconds, then, run.task, plan, function, args, kwargs)
+        self.process.call_later(seconds, then, run.task, plan, work)
 
     def _import(self, name: str) -> str:
         """Import one of the user's modules, unless it is; return what it says."""
@@ -166,7 +173,7 @@ class _Slot:
             self._modules[name] = text.rstrip("#")
         return self._modules[name]
 
-    def _talk(self, task: int, plan: Load, *call: Any) -> None:
+    def _talk(self, task: int, plan: Load, work: Callable[[], Any]) -> None:
         """Let the task talk to the driver's process before it ends."""
 
         def done(error: str | None) -> None:
@@ -174,13 +181,13 @@ class _Slot:
             if error is not None and agent is not None and not agent.stopped.done():
                 self.machine.world.broken.append(f"task {plan.number} talks: {error}")
             if self.talks.pop(task, None) is not None:
-                self._ended(task, plan, *call)
+                self._ended(task, plan, work)
 
         data = bytes(Array.made(plan.talks, noise=True).data)
         talk = Talk(self.machine.world, self.process, f"{self.machine.folder}/bridge.sock", data, done)
         self.talks[task] = talk
 
-    def _ended(self, task: int, plan: Load, function: Callable[..., Any], args: Any, kwargs: Any) -> None:
+    def _ended(self, task: int, plan: Load, work: Callable[[], Any]) -> None:
         if plan.end == "die":
             self.end(signal.SIGKILL)
             return
@@ -188,7 +195,7 @@ class _Slot:
         self.machine.saving.wrote(plan.number, self.pid)
         self.machine.ended(self.process.name, plan)
         try:
-            head, views = pickling.dumps(function(*args, **kwargs), "result", large=None)
+            head, views = pickling.dumps(work(), "result", large=None)
         except BaseException as error:
             answer: Message = Failed(task, plan.seconds, Failure.RAISED.value, type(error).__name__)
             self._send(answer, exceptions.dump(error))

@@ -23,7 +23,7 @@ from tests.simulation.odd import is_odd
 from tests.simulation.scenario import Scenario, Wish
 from tests.simulation.world import World
 
-__all__ = ["Oracle", "argument"]
+__all__ = ["Oracle", "argument", "items"]
 
 _LOOK = 0.5  # seconds between two looks at idle slots
 _IDLE = 5.0  # seconds, in addition to some round trips and the time in which all bytes of the load are sent
@@ -32,6 +32,11 @@ _IDLE = 5.0  # seconds, in addition to some round trips and the time in which al
 def argument(size: int) -> Array:
     """A large argument of a task: see `Wish`."""
     return Array.made(size, noise=size % 2 == 1)
+
+
+def items(wish: Wish) -> list[int]:
+    """What tells the calls of a batch apart; two of them are equal."""
+    return [call // 2 for call in range(wish.count)]
 
 
 class Oracle:
@@ -62,6 +67,12 @@ class Oracle:
         """The machine that a task must run on."""
         self.texts: dict[int, set[str]] = {}
         """What the user's module may say in a task that refers to one."""
+        self.handed: set[int] = set()
+        """Tasks whose results the program's run before has been given, and were stored in a file."""
+        self.stored: set[int] = set()
+        """The same of this run."""
+        self.is_file_away = self.was_file_away = False
+        """Whether that file is gone for the moment, or was."""
         self.saved: set[int] = set()
         """Tasks whose files are saved."""
         self.is_over = False
@@ -93,11 +104,19 @@ class Oracle:
             self.world.tell(f"WRONG: {text}")
             self.world.broken.append(text)
 
+    def follows(self, before: Oracle, unchanged: set[int]) -> None:
+        """Take note that the program has run before, and which of its tasks are the same as then."""
+        self.handed = before.stored & unchanged
+        self.saved = set(before.saved)
+
     # --- nodes ---
 
     def heard(self, event: Note | NodeReady | NodeGone) -> None:
         """Take note of what the pool reports."""
-        if isinstance(event, NodeReady):
+        if isinstance(event, Note):
+            unkept = event.warning and "program.results" in event.text
+            self._check(not unkept or self.was_file_away, f"results are not kept: {event.text}")
+        elif isinstance(event, NodeReady):
             self._slots[event.node] = event.slots
         elif isinstance(event, NodeGone):
             self._slots.pop(event.node, None)
@@ -168,6 +187,7 @@ class Oracle:
         self._check(not late, f"task {number} starts though it has settled")
 
     def _begins(self, number: int, machine: str, wish: Wish) -> None:
+        self._check(number not in self.handed, f"task {number} starts, though its result is in the file")
         place = self.pinned.get(number, machine)
         self._check(place == machine, f"task {number} starts on {machine}, and must run on {place}")
         if wish.same is not None and not self.faults and not self._has_budget and wish.group in self._calm:
@@ -194,6 +214,8 @@ class Oracle:
             safe = not self._saves or wish.load.number in self.saved
             self._check(safe, f"task {number} returns, and what it wrote is not saved")
             self._check(self._is_right(wish, future.result()), f"task {number} has a wrong result")
+            if not self.is_file_away and wish.same is None and number not in self.pinned:
+                self.stored.add(number)
         else:
             self.world.tell(f"task {number} settles: {error!r}"[:160])
             self._check(self._is_due(wish, error), f"task {number}: {error!r}")
@@ -204,8 +226,8 @@ class Oracle:
         arrays = list(map(argument, wish.arrays))
         texts = self.texts.get(wish.number)
         for code in ([],) if texts is None else ([Imported(text)] for text in texts):
-            wanted: Any = carry_out(wish.load, *arrays, *code)
-            if result == ([wanted] * wish.count if wish.count else wanted):
+            wanted = carry_out(wish.load, *arrays, *code)
+            if result == ([(wanted[0], item, *wanted[2:]) for item in items(wish)] if wish.count else wanted):
                 return True
         return False
 

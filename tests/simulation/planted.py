@@ -20,6 +20,8 @@ from skyward.core.nodes.session import Session
 from skyward.core.protocol import compression
 from skyward.core.protocol.mailbox import Inbox, Outbox
 from skyward.core.protocol.wire import Wire
+from skyward.core.resume.journal import Journal
+from skyward.core.resume.plan import CallPlan
 from skyward.core.tasks import runner
 from skyward.core.tasks.kept_calls import KeptCalls
 from skyward.core.tasks.runner import TaskRunner
@@ -183,6 +185,24 @@ def equal_calls_at_a_time(patch: pytest.MonkeyPatch) -> None:
 def money_that_is_spent_twice(patch: pytest.MonkeyPatch) -> None:
     """A machine that was gone had cost nothing any more, and the next was bought with its share."""
     patch.setattr(Purse, "gone", lambda *_: None)
+
+
+@plant
+def results_that_are_stored_late(patch: pytest.MonkeyPatch) -> None:
+    """A result was handed over, and stored only with the next one."""
+    keep, late = Journal.keep, []
+
+    def keep_others(self: Journal, computed: Any) -> None:
+        keep(self, [each for journal, each in late if journal is self])
+        late[:] = [(self, each) for each in computed]
+
+    patch.setattr(Journal, "keep", keep_others)
+
+
+@plant
+def known_results_come_first(patch: pytest.MonkeyPatch) -> None:
+    """Of a batch of which some results were known, these came before the others, whatever their places were."""
+    patch.setattr(CallPlan, "merge", lambda self, computed: [*computed, *self.known.values()])
 
 
 @plant

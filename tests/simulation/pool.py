@@ -22,19 +22,21 @@ from skyward.core.machines.provision import Provisioner
 from skyward.core.nodes.timing import Timing
 from skyward.core.payload import pickling
 from skyward.core.protocol.messages import Setup
+from skyward.core.resume.resuming import resuming
 from skyward.core.spec import Nodes, Order, Resources
 from skyward.core.tally import Tally
+from skyward.core.tasks.answers import Answers
 from skyward.core.tasks.dispatch import Dispatcher
 from skyward.core.tasks.jobs import TaskGroup, TaskOptions
 from skyward.joblib_ext.batch import Batch, plain_parts
 from tests.simulation.cloud import OFFERS, Cloud, SimulatedBuyer, SimulatedTransport
 from tests.simulation.editing import EditedProgram
-from tests.simulation.keeping import Cached
+from tests.simulation.keeping import Cached, ResultFile
 from tests.simulation.load import Array, Uses, carry_out
 from tests.simulation.neighbours import Neighbourhood, SimulatedAuthority
 from tests.simulation.network import Line
 from tests.simulation.node import Machine
-from tests.simulation.oracle import Oracle, argument
+from tests.simulation.oracle import Oracle, argument, items
 from tests.simulation.scenario import Edit, Scenario, Wish
 from tests.simulation.talk import listeners
 from tests.simulation.world import Process, World
@@ -56,6 +58,18 @@ class _IO:
         self.loop.call_soon_threadsafe(function, *args)
 
 
+def _results_of(scenario: Scenario, before: Pool | None) -> ResultFile | None:
+    """The file for results, as the program's run before has left it."""
+    if before is None:
+        return ResultFile() if scenario.resumes else None
+    assert before.results is not None
+    if before.oracle.is_over:
+        return before.results.as_it_is()
+    before.results.bring_back()
+    before.dispatcher.close()
+    return before.results
+
+
 def _no_thread(*_: object) -> Any:
     raise RuntimeError("simulated processes have no threads")
 
@@ -69,10 +83,13 @@ class Pool:
         Where it happens.
     scenario
         Its shape.
+    before
+        The one of the program's run before this one.
     """
 
-    def __init__(self, world: World, scenario: Scenario) -> None:
+    def __init__(self, world: World, scenario: Scenario, before: Pool | None = None) -> None:
         self.world = world
+        self.results = _results_of(scenario, before)
         self.oracle = Oracle(world, scenario)
         self.driver = world.process("driver")
         self.network = world.process("network")
@@ -93,23 +110,13 @@ class Pool:
         self.events.subscribe(self._heard)
         self.tally = Tally()
         self.events.subscribe(lambda event: self.tally.add(event, world.now))
-        self._scenario = scenario
+        self.scenario = scenario
         self._work: list[asyncio.Task[None]] = []
         self._followers: dict[int, list[Wish]] = {}
-        io: Any = _IO(self.driver)
         isolated, nodes = scenario.isolated, Nodes(*scenario.nodes)
         self._program = EditedProgram(self.driver) if scenario.has_code else None
         self._calls: dict[int, float] = {}  # when the call of each group began, whose code all of its tasks have
-        self.dispatcher = Dispatcher(
-            io,
-            self.events,
-            isolated=isolated,
-            timeout=None,
-            attempts=3,
-            start_thread=_no_thread,
-            listeners=listeners(world),
-            local_code=None if self._program is None else CodeSettings(sent=True, program=self._program),
-        )
+        self.dispatcher = self._make_dispatcher()
         self._groups = [
             TaskGroup(limit, arrays=self.dispatcher.arrays(limit), change=self.dispatcher.surroundings.now())
             for limit in scenario.limits
@@ -122,6 +129,7 @@ class Pool:
             rented=scenario.rented,
             striped=scenario.striped,
             neighbours=scenario.neighbours > 0.0,
+            first=1 if before is None else 101,
         )
         setup = Setup("", scenario.slots, isolated, None, {}, [], None, [], [], 60.0, code=scenario.has_code)
         order = Order("sky-simulated", nodes.max, Resources(), orphan_timeout=60.0)
@@ -130,6 +138,22 @@ class Pool:
         self.plan = Plan([provider], nodes, order, Image(), setup, Timing(), budget=self.budget)
         world.on_stumble = self._stumbled
         self.driver.call_soon(self._open)
+
+    def _make_dispatcher(self) -> Dispatcher:
+        io: Any = _IO(self.driver)
+        make: Any = Dispatcher if self.results is None else resuming(self.results.path)
+        made: Dispatcher = make(
+            io,
+            self.events,
+            isolated=self.scenario.isolated,
+            timeout=None,
+            attempts=3,
+            start_thread=_no_thread,
+            listeners=listeners(self.world),
+            answers=Answers(),
+            local_code=None if self._program is None else CodeSettings(sent=True, program=self._program),
+        )
+        return made
 
     def _stumbled(self) -> None:
         self.oracle.faults += 1
@@ -170,10 +194,10 @@ class Pool:
 
     def _boot(self, name: str) -> None:
         oracle = self.oracle
-        saved = oracle.saved.add if self._scenario.saves else None
+        saved = oracle.saved.add if self.scenario.saves else None
         machine = Machine(self.world, name, oracle.started, oracle.ended, self.neighbourhood, saved)
         self.machines[name] = machine
-        line = Line(self.world, self.network, machine.connect, self._scenario.route)
+        line = Line(self.world, self.network, machine.connect, self.scenario.route)
         self.lines[name] = SimulatedTransport.lines[id(self.world), name] = line
 
     def _end(self, name: str) -> None:
@@ -185,12 +209,12 @@ class Pool:
 
     def begin(self) -> None:
         """The block has been entered: the user submits."""
-        numbers = {wish.number for wish in self._scenario.wishes}
+        numbers = {wish.number for wish in self.scenario.wishes}
         if (program := self._program) is not None:
-            for edit in self._scenario.edits:
+            for edit in self.scenario.edits:
                 write = functools.partial(self._edit, program, edit)
                 self.world.after(edit.at, self.world.awake(self.driver, write))
-        for wish in self._scenario.wishes:
+        for wish in self.scenario.wishes:
             if wish.after in numbers:
                 self._followers.setdefault(wish.after, []).append(wish)
             else:
@@ -262,7 +286,7 @@ class Pool:
             return self.dispatcher.submit(Cached(wish.same, self.oracle.kept), wish.load, *arrays, options=options)
         if not wish.count:
             return self.dispatcher.submit(carry_out, wish.load, *arrays, options=options)
-        calls = [(carry_out, (wish.load, *arrays), {})] * wish.count
+        calls = [(carry_out, (wish.load, *arrays), {"item": item}) for item in items(wish)]
         batch = Batch(calls, 1, None, _CARRY_OUT, wish.group or 0)
         return self.dispatcher.submit(batch, options=replace(options, count=wish.count))
 
@@ -306,7 +330,7 @@ class Pool:
 
     def _cancelled_all(self) -> None:
         """From now on nobody wants any task, nor those that callbacks submit."""
-        self.oracle.cancelled.update(wish.number for wish in self._scenario.wishes)
+        self.oracle.cancelled.update(wish.number for wish in self.scenario.wishes)
 
     async def _release(self) -> None:
         self.dispatcher.cancel_all()
@@ -349,13 +373,15 @@ class Pool:
         """Whether the block has ended. What it has bought must be gone then, unless that was warned of."""
         return all(work.done() for work in self._work)
 
-    def close(self) -> None:
-        """Free what the simulation itself holds."""
+    def unplug(self) -> None:
+        """End all machines; then the world is closed, and then this."""
         for name, machine in self.machines.items():
             machine.gone()
             self.lines[name].close()
             del SimulatedTransport.lines[id(self.world), name]
-        self.world.close()
+
+    def close(self) -> None:
+        """Free what the simulation itself holds."""
         if self._program is not None:
             self._program.close()
         with contextlib.suppress(SystemExit):  # of a user's callback
@@ -364,3 +390,5 @@ class Pool:
             task._log_destroy_pending = False  # type: ignore[attr-defined]
             with contextlib.suppress(RuntimeError):  # it would clean up
                 task.get_coro().close()  # type: ignore[union-attr]
+        if self.results is not None:
+            self.results.close()

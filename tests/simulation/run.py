@@ -63,15 +63,16 @@ class Outcome:
 class _LoggedErrors(logging.Handler):
     """What the product logs as an error must not be either: it found something that it did not expect."""
 
-    def __init__(self, world: World, pool: Pool) -> None:
+    def __init__(self, world: World, pools: list[Pool]) -> None:
         super().__init__(logging.ERROR)
-        self._world, self._pool = world, pool
+        self._world, self._pools = world, pools
 
     def emit(self, record: logging.LogRecord) -> None:
         error = record.exc_info[1] if record.exc_info else None
         if isinstance(error, SystemExit):
             return  # of a user's callback
-        if self._pool.oracle.lies and not error and "link broken after an error" in record.getMessage():
+        lies = any(pool.oracle.lies for pool in self._pools)
+        if lies and not error and "link broken after an error" in record.getMessage():
             return  # of an agent that has lied, and was found out
         self._world.broken.append(f"logged: {record.getMessage()}: {error!r}")
 
@@ -93,26 +94,47 @@ def simulate(scenario: Scenario | int) -> Outcome:
 def _simulate(scenario: Scenario) -> Outcome:
     files = _open_files()
     world = World(scenario.seed)
-    pool = Pool(world, scenario)
-    errors = _LoggedErrors(world, pool)
+    pools = [Pool(world, scenario)]
+    errors = _LoggedErrors(world, pools)
     logger, silent = logging.getLogger("skyward"), logging.getLogger("concurrent.futures")
     logger.addHandler(errors)
     silent.disabled = True  # it reports what users' callbacks raise
     try:
-        _live(world, pool, scenario)
+        _live(world, pools[0], scenario)
+        if scenario.resumes and not world.broken:
+            _run_again(world, pools, scenario.rerun)
     except Stuck as error:
         world.broken.append(str(error))
     finally:
         logger.removeHandler(errors)
         story = [f"{time - world.began:10.4f}  {text}" for time, text in world.story]
         broken = list(world.broken)
-        pool.close()
+        for pool in pools:
+            pool.unplug()
+        world.close()
+        for pool in pools:
+            pool.close()
         silent.disabled = False
-    if pool.budget is not None and pool.cloud.cost > pool.budget * 1.001:
-        broken.append(f"the machines have cost ${pool.cloud.cost:.4g}, and may cost ${pool.budget:.4g}")
-    if not broken and not pool.oracle.is_over:
-        broken = world.broken + _left(pool, files)
+    for pool in pools:
+        if pool.budget is not None and pool.cloud.cost > pool.budget * 1.001:
+            broken.append(f"the machines have cost ${pool.cloud.cost:.4g}, and may cost ${pool.budget:.4g}")
+    if not broken and not any(pool.oracle.is_over for pool in pools):
+        broken = world.broken + [text for pool in pools for text in _left(pool, files)]
     return Outcome(scenario, world.turns, broken, story)
+
+
+def _run_again(world: World, pools: list[Pool], scenario: Scenario) -> None:
+    """Run the program again, with the results that it has kept, while machines of its first run may live on."""
+    before = pools[0]
+    world.tell("the program is run again")
+    pools.append(Pool(world, scenario, before))
+    pairs = zip(before.scenario.wishes, scenario.wishes, strict=True)  # what has further calls has some to be computed
+    pools[1].oracle.follows(before.oracle, {new.number for old, new in pairs if new.count == old.count})
+    _live(world, pools[1], scenario)
+    asleep = sum(
+        each.amount for each in before.scenario.misfortunes if each.kind in ("machine_sleeps", "driver_sleeps")
+    )
+    world.run(lambda: before.is_gone, ORPHANED + asleep, "no agent of the first run runs any more")
 
 
 def _left(pool: Pool, files: int) -> list[str]:
@@ -156,6 +178,8 @@ def _live(world: World, pool: Pool, scenario: Scenario) -> None:
         _rest(world, pool, REST + asleep)
     if world.now >= end and scenario.is_killed:
         pool.kill()
+        if scenario.resumes:
+            return
         world.run(lambda: pool.is_gone, ORPHANED + asleep, "no agent runs whose driver was killed")
         return
     if world.now >= end and scenario.withdraws and pool.started:
@@ -169,6 +193,8 @@ def _live(world: World, pool: Pool, scenario: Scenario) -> None:
         world.after(scenario.ends, lambda: pool.has_left or pool.kill())
     world.run(lambda: pool.has_left or pool.oracle.is_over, LEAVE, "the block has ended")
     if pool.oracle.is_over:
+        if scenario.resumes:
+            return
         world.run(lambda: pool.is_gone, ORPHANED + asleep, "no agent runs whose driver has ended")
         return
     # Where nothing went wrong everybody heard the goodbye; else an agent out of reach waits for its owner. So does one

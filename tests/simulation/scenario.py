@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
 from tests.simulation.load import Load
@@ -151,6 +151,8 @@ class Scenario:
         US dollars that rented machines may cost; None for no limit.
     saves
         Whether what tasks write must be saved before they count as done.
+    resumes
+        Whether results are kept in a file, and the program is run once more when it has ended or was killed.
     wishes, misfortunes, edits
         What the user wants, what goes wrong, and what of the user's own code is edited.
     """
@@ -175,6 +177,7 @@ class Scenario:
     ends: float | None = None
     budget: float | None = None
     saves: bool = False
+    resumes: bool = False
     wishes: tuple[Wish, ...] = ()
     misfortunes: tuple[Misfortune, ...] = ()
     edits: tuple[Edit, ...] = ()
@@ -188,6 +191,14 @@ class Scenario:
     def has_code(self) -> bool:
         """Whether tasks refer to the user's own modules."""
         return any(wish.uses is not None for wish in self.wishes)
+
+    @property
+    def rerun(self) -> Scenario:
+        """The program's next run: nothing goes wrong, and some batches have further calls."""
+        wishes = tuple(
+            wish._replace(count=wish.count * 2) if wish.count and wish.number % 5 == 0 else wish for wish in self.wishes
+        )
+        return replace(self, leaves=None, ends=None, resumes=False, wishes=wishes, misfortunes=())
 
     @property
     def is_fair(self) -> bool:

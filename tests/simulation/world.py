@@ -15,9 +15,14 @@ import random
 import select
 from asyncio import base_events, events
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
-__all__ = ["Process", "Stuck", "World"]
+__all__ = ["MEMORY", "Process", "Stuck", "World"]
+
+_SHM = Path("/dev/shm")
+MEMORY = _SHM if _SHM.is_dir() else None
+"""Where files cost least."""
 
 _LATE = 0.15  # of the times that a descriptor is ready, it is noticed only later
 _MOST_LATE = 0.005  # seconds
