@@ -196,7 +196,7 @@ class Scenario:
     def rerun(self) -> Scenario:
         """The program's next run: nothing goes wrong, and some batches have further calls."""
         wishes = tuple(
-            wish._replace(count=wish.count * 2) if wish.count and wish.number % 5 == 0 else wish for wish in self.wishes
+            wish._replace(count=wish.count * 2) if wish.count and wish.number % 3 == 0 else wish for wish in self.wishes
         )
         return replace(self, leaves=None, ends=None, resumes=False, wishes=wishes, misfortunes=())
 
