@@ -137,7 +137,7 @@ def test_a_driver_that_hangs_is_an_error_and_no_node_is_lost_meanwhile(lab_hosts
     ):
         pass
     assert 30 < time.monotonic() - began < 120
-    eventually(lambda: not host.pids(), 10, "nothing stays on the host")
+    eventually(lambda: not host.pids(), 30, "nothing stays on the host")
 
 
 def test_a_host_that_joins_later_brings_its_own_gpus(lab_hosts: LabHosts, reach: Reach) -> None:
