@@ -8,7 +8,6 @@ import subprocess
 import sys
 import textwrap
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -80,15 +79,6 @@ def test_image_pip_env_and_index(lab_hosts: LabHosts, reach: Reach) -> None:
         assert pool.submit(os.getenv, "COLOUR").result(60) == "blue"
 
 
-def find(host: Host, name: str) -> int:
-    """The first process of that name; 0 if there is none."""
-    for pid, _ in host.pids():
-        with suppress(OSError):  # it has ended meanwhile
-            if (host.root / f"proc/{pid}/comm").read_text().strip() == name:
-                return pid
-    return 0
-
-
 @pytest.mark.parametrize("victim", ["slot", "agent"])
 def test_kill_9_on_a_host_loses_nothing(victim: str, lab_hosts: LabHosts, reach: Reach) -> None:
     """A killed slot or agent: results are right all the same."""
@@ -97,8 +87,8 @@ def test_kill_9_on_a_host_loses_nothing(victim: str, lab_hosts: LabHosts, reach:
     with sky.Compute(**reach(hosts), worker=workers) as pool:
         futures = [pool.submit(slow_double, i) for i in range(60)]
         futures[5].result(60)
-        chosen = eventually(lambda: find(hosts[0], f"skyward-{victim}"))
-        hosts[0].run("kill", "-9", str(chosen), check=True)
+        chosen = eventually(lambda: hosts[0].named(f"skyward-{victim}"))
+        hosts[0].run("kill", "-9", str(chosen[0]), check=True)
         assert [future.result(60) for future in futures] == [2 * i for i in range(60)]
     for host in hosts:
         eventually(lambda host=host: not host.pids(), 30, "no process stays on the host")

@@ -105,7 +105,7 @@ def test_hosts_with_unequal_gpus(lab_hosts: LabHosts, reach: Reach) -> None:
 
 def agent(host: Host) -> int:
     """The pid of the only agent there."""
-    (pid,) = (pid for pid, _ in host.pids() if (host.root / f"proc/{pid}/comm").read_text() == "skyward-agent\n")
+    (pid,) = host.named("skyward-agent")
     return pid
 
 

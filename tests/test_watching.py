@@ -63,9 +63,7 @@ def test_hosts_say_how_they_are_used_and_a_lost_one_is_shown(lab_hosts: LabHosts
         }
         gone: list[Event] = []
         pool.events.subscribe(gone.append, [NodeGone])
-        (agent,) = (
-            pid for pid, _ in hosts[0].pids() if (hosts[0].root / f"proc/{pid}/comm").read_text() == "skyward-agent\n"
-        )
+        (agent,) = hosts[0].named("skyward-agent")
         hosts[0].run("kill", "-9", str(agent), check=True)
         eventually(lambda: bool(gone), 60, "the end of a node")
         (lost,) = (node for node in pool.status().nodes if node.state == "lost")

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -117,6 +118,15 @@ class Host:
             if command and not command.startswith("sshd: /usr/sbin/sshd"):
                 found.append((int(entry.name), command))
         return sorted(found)
+
+    def named(self, name: str) -> list[int]:
+        """Pids inside of the processes of this name, such as "skyward-agent"."""
+        found = []
+        for pid, _ in self.pids():
+            with suppress(OSError):  # it has ended meanwhile
+                if (self.root / f"proc/{pid}/comm").read_text().strip() == name:
+                    found.append(pid)
+        return found
 
     @property
     def rx_bytes(self) -> int:

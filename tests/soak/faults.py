@@ -50,14 +50,7 @@ class Adversary:
     def _processes(self, host: Host | None, name: str) -> list[int]:
         if host is None:
             return sorted(pid for pid in descendants(os.getpid()) if comm(pid) == name)
-        found = []
-        for pid, _ in host.pids():
-            try:
-                if (host.root / f"proc/{pid}/comm").read_text().strip() == name:
-                    found.append(pid)
-            except OSError:
-                continue
-        return found
+        return host.named(name)
 
     def _send(self, host: Host | None, number: signal.Signals, pids: Sequence[int]) -> None:
         if host is not None:

@@ -11,6 +11,7 @@ import pytest
 
 from skyward.core.protocol.messages import Cancel, Failure, Gpus, Load
 from tests.gpus import A100, T4, plant, rocm_script, script, uuid
+from tests.processes import comm
 from tests.worker.helpers import Owner, alive, descendants, owner, setup, wait_for
 
 VARIABLES = ("SKYWARD_SLOT", "CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
@@ -80,9 +81,7 @@ def test_the_matrix(tmp_path: Path, gpus: float, concurrency: int, count: int, e
             os.kill(pid, signal.SIGKILL)
         wait_for(lambda: not any(alive(pid) for pid, _ in before.values()), "end of the slots")
         assert devices(node, tmp_path / "2", slots) == meant
-        server = next(
-            pid for pid in descendants(node.pid) if Path(f"/proc/{pid}/comm").read_text().strip() == "skyward-forks"
-        )
+        server = next(pid for pid in descendants(node.pid) if comm(pid) == "skyward-forks")
         os.kill(server, signal.SIGKILL)
         # It is gone once the agent has collected it: what that starts before fails with the old one.
         wait_for(lambda: not Path(f"/proc/{server}").exists(), "end of the fork server")
