@@ -219,7 +219,7 @@ class ParallelCall:
     def _send(self, calls: Any, callback: _Callback | None, first: int) -> _Future:
         usual = self._level is not None and type(calls) is BatchedCalls
         future: TaskFuture[Any]
-        if usual and any(type(item[0]) in KINDS and is_kept(item[0]) for item in calls.items):
+        if usual and _has_kept(calls.items):
             future = self._send_each(calls.items, first)
         else:
             count = len(calls)
@@ -274,9 +274,13 @@ class ParallelCall:
 
     def _function(self, items: Sequence[tuple[Any, Any, Any]]) -> bytes | None:
         """Return a cached pickle of the function that all calls of a batch share; None if there is none."""
-        if not items or any(other[0] is not items[0][0] for other in items):
+        if not items:
             return None
-        return self._functions.pickled(items[0][0])
+        function = items[0][0]
+        for other in items:
+            if other[0] is not function:
+                return None
+        return self._functions.pickled(function)
 
     def abort(self) -> None:
         """Cancel the tasks that are out. Their callbacks are not called, since joblib has given up the call."""
@@ -307,6 +311,17 @@ class ParallelCall:
         except BaseException as error:
             # From the user's iterator, or from printing progress. Nothing up the stack would tell the waiting thread.
             raise_in_caller(callback.parallel, callback.parallel_call_id, error)
+
+
+# Loops where a generator would do: they run for each batch.
+
+
+def _has_kept(items: Sequence[tuple[Any, Any, Any]]) -> bool:
+    """Whether results of some calls are kept."""
+    for function, _, _ in items:  # noqa: SIM110 - see above
+        if type(function) in KINDS and is_kept(function):
+            return True
+    return False
 
 
 def _listen(call: ParallelCall) -> Callable[[], object]:

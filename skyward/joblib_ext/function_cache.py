@@ -41,7 +41,12 @@ class StableFunctions:
         known = self._kept.get(id(function))
         if known is not None and known[0] is function:
             _, data, uses = known
-            if data is None or all(_value_at(where) is value for where, value in uses):
+            if data is None:
+                return None
+            for where, value in uses:
+                if _value_at(where) is not value:
+                    break
+            else:
                 return data
         data, uses = self._make(function)
         if len(self._kept) >= _MAX_FUNCTIONS:

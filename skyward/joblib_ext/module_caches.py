@@ -75,7 +75,9 @@ class _Known:
 
     def is_current(self) -> bool:
         """Whether nothing was imported or reloaded since."""
-        return self.modules == _modules() and all(found.is_there() for found in self.functions)
+        if self.modules != _modules():
+            return False
+        return not self.functions or all(found.is_there() for found in self.functions)
 
 
 class _Found(NamedTuple):

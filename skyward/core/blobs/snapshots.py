@@ -84,7 +84,8 @@ class Snapshots:
         self._left: list[mmap] = []  # without holders, but possibly still on their way to a node in part
         self._buffer_pool = BufferPool(_MAX_POOLED)
         self._places: set[tuple[int, int, int]] = set()  # where copied arrays were
-        self._dropped: deque[bytes] = deque()  # released by the garbage collector, which must not wait for the lock
+        self.dropped: deque[bytes] = deque()
+        """What was released by the garbage collector, which must not wait for the lock, and is still to be let go."""
 
     def __repr__(self) -> str:
         return f"<Snapshots {len(self._kept)}, {sum(len(data) for data, _ in self._kept.values()):,} bytes>"
@@ -170,7 +171,7 @@ class Snapshots:
 
     def drop(self, names: Iterable[bytes]) -> None:
         """Release copies now or a little later; may be called from anywhere, finalizers included."""
-        self._dropped.extend(names)
+        self.dropped.extend(names)
         if self._lock.acquire(blocking=False):
             try:
                 self._purge()
@@ -178,8 +179,8 @@ class Snapshots:
                 self._lock.release()
 
     def _purge(self) -> None:
-        while self._dropped:
-            self._let_go(self._dropped.popleft())
+        while self.dropped:
+            self._let_go(self.dropped.popleft())
 
     def _let_go(self, name: bytes) -> None:
         data, holders = self._kept.pop(name)

@@ -156,10 +156,10 @@ class AgentLink:
                 channel.write(wire.small_to_send())
             self._flush_large()
             return
-        while wire.has_small and not wire.has_large and self._takes(channel):  # the common case
-            channel.write(wire.small_to_send())
         if wire.has_large:
             self._flush_all()
+        elif wire.has_small and self._takes(channel):
+            channel.write(wire.small_to_send())
 
     def _flush_all(self) -> None:
         wire = self.wire

@@ -41,11 +41,14 @@ def preceded(call: _Call, pool: object) -> Any:
     pool
         The pool that it is sent to.
     """
-    first = tuple(made for make in FORERUNNERS if (made := make(pool)) is not None)
+    first: list[object] = []
+    for make in FORERUNNERS:
+        if (made := make(pool)) is not None:
+            first.append(made)
     if not first:
         return call
     both = Preceded(call)
-    both.first, both.call = first, call
+    both.first, both.call = tuple(first), call
     return both
 
 

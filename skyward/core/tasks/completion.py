@@ -75,15 +75,17 @@ class Completion:
 
     def settled(self, job: Job) -> None:
         """Have the future of a job completed, which is no longer among those out."""
+        lane = job.group.lane
         if job.answer is not None and isinstance(job.answer[0], messages.Failed):
-            self._errors.put(job.lane, job)
+            self._errors.put(lane, job)
         else:
-            self._delivery.put(job.lane, job)
-        self._errors.review(job.lane)
+            self._delivery.put(lane, job)
+        if self._errors.held:
+            self._errors.review(lane)
 
     def deliver(self, job: Job) -> None:
         """Have the future of a job completed that no node has run, if `KeptCalls.look` says so. From any thread."""
-        self._delivery.put(job.lane, job)
+        self._delivery.put(job.group.lane, job)
 
     def close(self) -> None:
         """Complete what is left and end the threads, after the loop has ended."""
@@ -109,7 +111,7 @@ class Completion:
             self._keep(keepers)
 
     def _complete(self, job: Job) -> None:
-        if self.kept.look(job):
+        if job.kept is None or self.kept.look(job):
             self._settle(job)
 
     def _settle(self, job: Job) -> None:
@@ -131,11 +133,12 @@ class Completion:
         answer = job.answer
         try:
             result, error = job.outcome or self._outcome(job)
-            if error is None:
+            if job.kept is not None and error is None:
                 result = self.kept.keep(job, result)
         except BaseException as problem:
             error = _unreadable(job, problem)
-        self.kept.ended(job)
+        if job.kept is not None:
+            self.kept.ended(job)
         self._events.emit(_ended(job, error))
         if job.options.keeper is not None:
             future.seconds = (future.seconds or 0.0) + job.options.keeper.seconds
@@ -227,7 +230,7 @@ def _unreadable(job: Job, problem: BaseException) -> BaseException:
 def _is_first(job: Job) -> bool:
     """Whether no earlier task of its lane is out, not counting tasks that have been running for a while."""
     long_ago = asyncio.get_running_loop().time() - TOGETHER
-    for other in job.lane.out.values():
+    for other in job.group.lane.out.values():
         if other.id >= job.id:
             break
         if not 0.0 < other.began < long_ago:

@@ -67,34 +67,35 @@ class Errors:
     def __init__(self, delivery: Delivery, is_first: Callable[[Any], bool]) -> None:
         self._delivery = delivery
         self._is_first = is_first
-        self._kept: dict[int, _Kept] = {}  # by the lane's id
+        self.held: dict[int, _Kept] = {}
+        """Errors that are held back, by the lane's id."""
 
     def put(self, lane: DeliveryQueue, item: object) -> None:
         """Deliver an item: at once if it is the first, else when `review` finds that it is, or after `TOGETHER`."""
-        if (kept := self._kept.get(id(lane))) is not None:
+        if (kept := self.held.get(id(lane))) is not None:
             kept.items.append(item)
             kept.first = min(kept.first, item, key=self._delivery.order)
         elif self._is_first(item):
             self._delivery.put(lane, item)
         else:
             timer = asyncio.get_running_loop().call_later(TOGETHER, self._deliver, id(lane))
-            self._kept[id(lane)] = _Kept(lane, [item], item, timer)
+            self.held[id(lane)] = _Kept(lane, [item], item, timer)
 
     def review(self, lane: DeliveryQueue) -> None:
         """Check whether errors can be delivered now, since an item expected in this lane has arrived."""
-        kept = self._kept.get(id(lane))
+        kept = self.held.get(id(lane))
         if kept is not None and self._is_first(kept.first):
             self._deliver(id(lane))
 
     def _deliver(self, key: int) -> None:
-        kept = self._kept.pop(key)
+        kept = self.held.pop(key)
         kept.timer.cancel()
         for item in sorted(kept.items, key=self._delivery.order):
             self._delivery.put(kept.lane, item)
 
     def flush(self) -> None:
         """Deliver all errors, after the loop has ended."""
-        for key in list(self._kept):
+        for key in list(self.held):
             self._deliver(key)
 
 

@@ -193,8 +193,3 @@ class Job:
         """Its name in messages: the function, and how many of the user's tasks it consists of."""
         count = self.options.count
         return f"{self.label} (a batch of {count})" if count > 1 else self.label
-
-    @property
-    def lane(self) -> DeliveryQueue:
-        """Where its group's results are delivered in order."""
-        return self.group.lane

@@ -119,7 +119,7 @@ class TaskRunner:
 
     def submitted(self, job: Job) -> None:
         """Take a new task."""
-        self.jobs[job.id] = job.lane.out[job.id] = job
+        self.jobs[job.id] = job.group.lane.out[job.id] = job
         self._idle.clear()
         attempts = self._attempts if job.options.attempts is None else job.options.attempts
         self.handle(schedule_events.Submitted(job.id, id(job.group), job.group.limit, job.options.node, attempts))
@@ -191,12 +191,13 @@ class TaskRunner:
         job = self.jobs.pop(command.task)
         self._begun.pop(job.id, None)
         self._late.settled(job)
-        del job.lane.out[job.id]
+        del job.group.lane.out[job.id]
         job.verdict = command.verdict
         if job.verdict is Verdict.CANCELLED or (job.answer is not None and isinstance(job.answer[0], messages.Done)):
             job.buffers = []  # of a failure they are needed a little longer, for `last_failure`
         try:
-            self._snapshots.release(job.blobs.values())
+            if job.blobs or self._snapshots.dropped:  # called for each task, of which few have any
+                self._snapshots.release(job.blobs.values())
         finally:
             if not self.jobs:
                 self._idle.set()
@@ -267,7 +268,8 @@ class TaskRunner:
             mine.answer, mine.ended, mine.slot = (message, buffers), session.heard, message.slot - 1
             if mine.blobs and mine.group.arrays is not None:
                 mine.group.arrays.ran(message.seconds)
-        self._distributor.release(session.node, message.task)
+        if mine is None or mine.blobs:
+            self._distributor.release(session.node, message.task)
         if mine is not None and isinstance(message, messages.Failed) and self._late.takes(session, mine, message):
             return
         seconds, outcome = message.seconds, Outcome.ANSWERED

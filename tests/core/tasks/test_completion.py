@@ -126,7 +126,7 @@ def test_errors_that_come_together_are_met_in_order(pool: MemoryPool) -> None:
 
 def test_an_error_does_not_wait_for_a_task_that_runs_for_long(pool: MemoryPool) -> None:
     """Nor longer than for the answer that was expected before."""
-    kept = pool.dispatcher._completion._errors._kept
+    kept = pool.dispatcher._completion._errors.held
     agent = pool.add(slots=4, holding=True)
     first, second, third = [pool.submit(divmod, 1, 0) for _ in range(3)]
     eventually(lambda: len(agent.held) == 3)
