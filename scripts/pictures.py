@@ -131,6 +131,7 @@ VIEWS: dict[str, tuple[str, str, bool, str | None, Callable[[Look], None] | None
     "page-light": ("search", "light", False, None, None),
     "page-dark": ("search", "dark", False, None, None),
     "page-thousand": ("thousand", "light", False, None, None),
+    "page-draining": ("draining", "light", False, None, None),
     "page-phone": ("gpus", "dark", True, None, None),
     "page-starting": ("starting", "light", False, None, None),
     "page-idle": ("idle", "dark", False, None, None),
