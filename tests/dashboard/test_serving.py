@@ -205,3 +205,20 @@ def test_nothing_is_left_of_a_program_that_is_ended(how: signal.Signals) -> None
             return
         time.sleep(0.01)
     pytest.fail("somebody still listens")
+
+
+_WITHOUT = """
+import sys, threading
+import skyward as sky
+from skyward.core.events import TaskEnded
+with sky.Compute(console=False) as pool:
+    assert pool.submit(pow, 2, 2).result() == 4
+    assert [kind.__self__ for kind in pool.events._heard_by(TaskEnded)] == [pool._open.facts], "nobody but the facts"
+    assert not [name for name in sys.modules if name.startswith(("skyward.dashboard", "starlette", "uvicorn"))]
+    assert not [each for each in threading.enumerate() if "page" in each.name]
+"""
+
+
+@pytest.mark.slow
+def test_a_pool_without_a_page_has_nothing_of_it() -> None:
+    subprocess.run([sys.executable, "-c", _WITHOUT], check=True, timeout=120)
