@@ -644,7 +644,7 @@ def test_nodes_whose_driver_and_reaper_died_destroy_themselves(
     driver.send_signal(signal.SIGKILL)
     driver.wait()
     assert len(house.meter.live) == 2
-    eventually(lambda: house.meter.live == [], 90, "the nodes to end themselves")
+    eventually(lambda: house.meter.live == [], 150, "the nodes to end themselves")
     ends = [request for request in house.requests if request.method == "DELETE"]
     assert len(ends) == 2
     for request in ends:
@@ -657,6 +657,6 @@ def test_nodes_whose_driver_and_reaper_died_destroy_themselves(
 def test_the_reaper_terminates_what_a_dead_driver_had(house: Market, driver: subprocess.Popen[str]) -> None:
     driver.send_signal(signal.SIGKILL)
     driver.wait()
-    eventually(lambda: house.meter.live == [], 90, "the reaper to destroy them")
+    eventually(lambda: house.meter.live == [], 150, "the reaper to destroy them")
     ends = [request for request in house.requests if request.method == "DELETE"]
     assert any(request.headers["Authorization"] == f"Bearer {house.key}" for request in ends)
