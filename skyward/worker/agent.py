@@ -89,7 +89,8 @@ class Start:
     Attributes
     ----------
     listen
-        ``unix:/path/agent.sock``; ``unix`` for a socket in a new folder of the agent's own; or ``tcp``.
+        ``unix:/path/agent.sock``; ``unix`` for a socket in a new folder of the agent's own; ``tcp``; or ``given``, if
+        the script that starts the agent has chosen its folders.
     secret
         Shared with the owner, which proves that it knows it.
     lifeline
@@ -475,7 +476,12 @@ class Agent:
 
 def read_start() -> Start:
     """Read the start map from standard input, and not a byte more: what follows is the lifeline."""
-    return Start(**msgpack.unpackb(read_frame(partial(os.read, 0), limit=1024 * 1024)))
+    start = Start(**msgpack.unpackb(read_frame(partial(os.read, 0), limit=1024 * 1024)))
+    if start.listen != "given":
+        return start
+    # The variables are the agent's alone.
+    run, sockets, cache = (os.environ.pop(f"SKYWARD_{name}") for name in ("RUN", "SOCKETS", "CACHE"))
+    return replace(start, listen=f"unix:{sockets}/agent.sock", scratch=sorted({run, sockets}), run=run, cache=cache)
 
 
 def announce(address: str) -> None:

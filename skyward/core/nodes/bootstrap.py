@@ -7,7 +7,7 @@ on its output are made here. Everything is stored there under ``~/.cache/skyward
     code/<hash>.zip   the part of this package that runs on nodes, put on sys.path
     run/<random>/     one agent's socket, 0700
 
-Nothing is made again the second time: one script inspects the machine, another starts the agent.
+Nothing is made again the second time: one script inspects the machine and starts the agent.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import asyncio
 import hashlib
 import itertools
 import json
-import os
 import re
 import secrets
 import shlex
@@ -43,6 +42,7 @@ from skyward.core.nodes.bootstrap_scripts import (
     OFFLINE,
     PRELUDE,
     PYTHON,
+    QUICK_START,
     START,
     SUPPLY,
     after,
@@ -150,41 +150,57 @@ class _Bootstrap:
         self._requirements = requirement_lists(image, self._packages)
         self._code = node_code_name()
         self._found: Findings | None = None
-        self._run = ""
+        self._identity = secrets.token_hex(8)
+        self._secret = secrets.token_bytes(32)
         self._reaches_index = True
         self._supplies = itertools.count(1)
 
     async def run(self, orphan_timeout: float) -> AgentAddress:
-        found = self._found = await self._inspect()
+        start = {"listen": "given", "secret": self._secret, "lifeline": False, "orphan_timeout": float(orphan_timeout)}
+        packed = frame(msgpack.packb(start))
+        found, done = await self._inspect(packed)
+        if done.stdout.rstrip().endswith("}"):
+            return self._started(found, done)
         if found.missing_packages:
             await self._install_packages(found)
         if not found.env_is_complete:
             found = await self._build(found)
         if not found.has_code:
             await self._send(node_code(), f"{found.root}/code/{self._code}", "sending the code")
-        return await self._start(found, orphan_timeout)
+        values = {"root": found.root, "env": found.env, **self._agent_values}
+        return self._started(
+            found, await self._step("starting the agent", START, values, limit=_START_LIMIT, stdin=packed)
+        )
+
+    @property
+    def _agent_values(self) -> dict[str, str]:
+        return {"code": self._code, "identity": self._identity, "longest": str(LONGEST)}
 
     # --- steps ---
 
-    async def _inspect(self) -> Findings:
+    async def _inspect(self, start: bytes | None = None) -> tuple[Findings, CommandOutput]:
+        """Look at the machine, and start the agent with this map if nothing is missing."""
         packages = {name: _package_name(name) for name in self._image.apt}
+        step = "inspecting the host"
         done = await self._step(
-            "inspecting the host",
-            INSPECT,
+            step,
+            INSPECT if start is None else QUICK_START,
             {
                 "minor": self._image.python_version,
                 "key": environment_key(self._image, self._requirements, self._packages.driver),
-                "code": self._code,
                 "packages": " ".join(packages.values()),
                 "asked": self._python,
                 "tool": uv_name(),
+                **self._agent_values,
             },
             limit=_INSPECT_LIMIT,
+            stdin=start,
+            may_fail=True,
         )
-        found = Findings.read(done.stdout, packages)
-        if found is None:
-            self._fail("inspecting the host", done)
-        return found
+        found = self._found = Findings.read(done.stdout, packages)
+        if found is None or done.status != 0:
+            self._fail(step if found is None else "starting the agent", done)
+        return found, done
 
     async def _install_packages(self, found: Findings) -> None:
         names = " ".join(shlex.quote(name) for name in found.missing_packages)
@@ -260,7 +276,7 @@ class _Bootstrap:
                 self._no_python(found, done, str(error))
             except (OSError, TimeoutError) as error:
                 self._fail("sending Python", CommandOutput(1, "", str(error)), error)
-        there = await self._inspect()
+        there, _ = await self._inspect()
         if not there.pythons:
             self._no_python(found, done)
         return there
@@ -300,7 +316,7 @@ class _Bootstrap:
         step = "installing packages that a task needs"
         values = {
             **self._installer(self._found, packages),
-            "run": self._run,
+            "run": f"{self._found.root}/run/{self._identity}",
             "name": f"{next(self._supplies):04}",
             "pip_wheel": f"{self._found.root}/code/{wheel.name}" if (wheel := pip_wheel()) else "",
         }
@@ -401,36 +417,14 @@ class _Bootstrap:
             )
             self._fail(step, CommandOutput(1, disks.stdout, str(error)), error)
 
-    async def _start(self, found: Findings, orphan_timeout: float) -> AgentAddress:
-        identity = secrets.token_hex(8)
-        run = folder = self._run = f"{found.root}/run/{identity}"
-        if len(os.fsencode(f"{folder}/agent.sock")) > LONGEST:
-            folder = f"/tmp/skyward-{identity}"  # noqa: S108 - unguessable, and mkdir fails if it exists
-        socket = f"{folder}/agent.sock"
-        secret = secrets.token_bytes(32)
-        start = {
-            "listen": f"unix:{socket}",
-            "secret": secret,
-            "lifeline": False,
-            "orphan_timeout": float(orphan_timeout),
-            "scratch": sorted({run, folder}),
-            "run": run,
-            "cache": found.root,
-        }
-        packed = msgpack.packb(start)
-        done = await self._step(
-            "starting the agent",
-            START,
-            {"root": found.root, "env": found.env, "code": self._code, "run": run, "folder": folder},
-            limit=_START_LIMIT,
-            stdin=frame(packed),
-        )
+    def _started(self, found: Findings, done: CommandOutput) -> AgentAddress:
+        """Read the line that the agent has printed."""
         try:
             answer = json.loads(done.stdout.strip().splitlines()[-1])
             address = str(answer["listening"]).removeprefix("unix:")
         except (ValueError, IndexError, KeyError, TypeError):
             self._fail("starting the agent", done)
-        return AgentAddress(address, secret, self._relay(found, address), self.supply)
+        return AgentAddress(address, self._secret, self._relay(found, address), self.supply)
 
     def _relay(self, found: Findings, address: str) -> str:
         places = (f"{found.root}/code/{self._code}", f"{found.env}/bin/python", address)

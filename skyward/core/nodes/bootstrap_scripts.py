@@ -21,6 +21,7 @@ __all__ = [
     "OFFLINE",
     "PRELUDE",
     "PYTHON",
+    "QUICK_START",
     "START",
     "SUPPLY",
     "after",
@@ -298,11 +299,14 @@ mv "$into" "$run/packages/$name" || fail 1
 """
 )
 
-# The agent reads its start map from stdin and answers with one line; by then it has detached from the terminal.
+# The agent reads its start map from stdin and answers with one line; by then it has detached from the terminal. Its
+# socket lies in its folder or, if the path would be too long, in another one.
 START = (
     DISKS
     + r"""
 mask=$(umask)
+run=$root/run/$identity folder=$root/run/$identity
+[ "$(printf %s "$run/agent.sock" | LC_ALL=C wc -c)" -le "$longest" ] || folder=/tmp/skyward-$identity
 umask 077
 born() { # pid: print its start time in the kernel's units, or nothing if that is not visible
     { read -r line <"/proc/$1/stat"; } 2>/dev/null || return 0
@@ -317,7 +321,8 @@ printf '%s %s %s\n' "$node" "${env##*/}" "$folder" >"$run/owner"
 touch "$env/.complete" "$root/code/$code"
 unset PYTHONHOME PYTHONPATH
 PATH=$env/bin:$PATH VIRTUAL_ENV=$env SKYWARD_PACKAGES=$run/packages
-export PATH VIRTUAL_ENV SKYWARD_PACKAGES
+SKYWARD_RUN=$run SKYWARD_SOCKETS=$folder SKYWARD_CACHE=$root
+export PATH VIRTUAL_ENV SKYWARD_PACKAGES SKYWARD_RUN SKYWARD_SOCKETS SKYWARD_CACHE
 cd || exit 1
 { umask "$mask" && exec "$env/bin/python" -P -c '"""
     + RUN.format("skyward.worker.agent")
@@ -379,4 +384,27 @@ sweep_runs >/dev/null 2>&1 </dev/null
 if [ -z "$(find "$root/.swept" -mtime -1 2>/dev/null)" ]; then sweep >/dev/null 2>&1 </dev/null; fi
 exit 0
 """
+)
+
+# Looks at the machine and, if everything is there, starts the agent at once: one round trip instead of two.
+QUICK_START = (
+    "inspect() ("
+    + INSPECT
+    + r""")
+found=$(inspect </dev/null) || { printf '%s\n' "$found"; exit 1; }
+printf '%s\n' "$found"
+root= env= complete= has_code=
+while read -r name value; do
+    case $name in
+        root) root=$value ;;
+        env) env=$value ;;
+        complete) complete=$value ;;
+        has_code) has_code=$value ;;
+    esac
+done <<END
+$found
+END
+[ -n "$complete" ] && [ -n "$has_code" ] && [ -z "$packages" ] || exit 0
+"""
+    + START
 )

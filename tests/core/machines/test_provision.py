@@ -32,7 +32,7 @@ from skyward.core.machines.fleet_events import Command, Event
 from skyward.core.machines.plan import Plan
 from skyward.core.machines.provision import Provisioner
 from skyward.core.machines.reaper import dismiss
-from skyward.core.nodes.bootstrap_scripts import BUILD, INSPECT
+from skyward.core.nodes.bootstrap_scripts import BUILD, INSPECT, QUICK_START
 from skyward.core.nodes.timing import Timing
 from skyward.core.protocol.messages import Failed, Failure, Ready
 from skyward.core.spec import Endpoint, Machine, MachineId, Nodes, Offer, Order, Resources
@@ -513,7 +513,7 @@ class WardTransport:
         return self
 
     async def run(self, command: str, *, input: bytes | None = None, timeout: float | None = None) -> CommandOutput:
-        if command.endswith(INSPECT):
+        if command.endswith((INSPECT, QUICK_START)):
             return CommandOutput(0, "root /r\nenv /e\nuv /bin/uv\npython /bin/python3\nend\n", "")
         return (
             CommandOutput(1, f"@installing\n{self._says}\n", "")

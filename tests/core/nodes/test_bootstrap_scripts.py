@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -13,12 +14,17 @@ from pathlib import Path
 
 import pytest
 
-from skyward.core.nodes.bootstrap_scripts import BUILD, DISKS, INSPECT, PRELUDE, START, after
+from skyward.core.nodes.bootstrap_scripts import BUILD, DISKS, INSPECT, PRELUDE, QUICK_START, START, after
 from tests.lab.wait import eventually
+
+IDENTITY = secrets.token_hex(8)
+SOCKETS = Path("/tmp") / f"skyward-{IDENTITY}"
 
 
 @pytest.mark.parametrize("shell", [shell for shell in ("sh", "dash", "bash", "busybox") if shutil.which(shell)])
-@pytest.mark.parametrize("script", [DISKS, INSPECT, BUILD, START], ids=["disks", "inspect", "build", "start"])
+@pytest.mark.parametrize(
+    "script", [DISKS, INSPECT, BUILD, START, QUICK_START], ids=["disks", "inspect", "build", "start", "quick"]
+)
 def test_shells_can_parse_them(shell: str, script: str) -> None:
     command = [shell, "sh", "-n"] if shell == "busybox" else [shell, "-n"]
     assert subprocess.run(command, input=script, text=True, capture_output=True, check=False).stderr == ""
@@ -49,7 +55,7 @@ def start_of(folder: Path, program: str) -> list[str]:
     python.chmod(0o755)
     (folder / "code").mkdir()
     (folder / "run").mkdir()
-    values = {"root": folder, "env": folder / "env", "code": "zip", "run": folder / "run/1", "folder": folder / "more"}
+    values = {"root": folder, "env": folder / "env", "code": "zip", "identity": IDENTITY, "longest": "0"}
     return ["/bin/sh", "-c", "\n".join([*(f"{name}={value}" for name, value in values.items()), START])]
 
 
@@ -60,15 +66,15 @@ def test_a_start_that_is_given_up_leaves_nothing(tmp_path: Path) -> None:
     """
     command = start_of(tmp_path, "exec sleep 60")
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True) as started:
-        eventually((tmp_path / "run/1/owner").exists)
+        eventually((tmp_path / "run" / IDENTITY / "owner").exists)
         with contextlib.suppress(subprocess.TimeoutExpired):
             os.killpg(started.pid, signal.SIGTERM)
             started.wait(2)
         if started.poll() is None:
             os.killpg(started.pid, signal.SIGTERM)
     assert started.returncode == 143
-    assert not (tmp_path / "run/1").exists()
-    assert not (tmp_path / "more").exists()
+    assert not (tmp_path / "run" / IDENTITY).exists()
+    assert not SOCKETS.exists()
 
 
 @pytest.mark.parametrize("is_whole", [True, False])
@@ -84,4 +90,4 @@ def test_a_start_that_fails_leaves_the_code_to_other_agents_unless_it_is_broken(
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
     assert done.returncode == 1
     assert code.exists() is is_whole
-    assert not (tmp_path / "run/1").exists()
+    assert not (tmp_path / "run" / IDENTITY).exists()

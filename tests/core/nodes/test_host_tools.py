@@ -61,7 +61,7 @@ def test_python_is_sent_to_a_host_that_has_none_and_no_internet(boot, fresh_host
     sent = [step for step in first.steps if step.startswith("sending")]
     assert sent == ["sending uv", f"sending {build.name}", "sending the code"]
     assert f"home = {CACHE}/pythons/{build.name}/bin" in host.run("sh", "-c", f"cat {CACHE}/envs/*/pyvenv.cfg").stdout
-    assert boot(host).steps == ["inspecting the host", "starting the agent"]
+    assert boot(host).steps == ["inspecting the host"]
     assert len(environments(host)) == 1
     assert not [name for name in host.run("ls", "-A", f"{CACHE}/pythons").stdout.split() if name.startswith(".cpy")]
 
