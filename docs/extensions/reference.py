@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import re
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -103,21 +102,17 @@ def _module(name: str, what: str) -> str:
 
 
 def _group(group: str, names: list[str]) -> str:
-    """A table of what is in it, with the first sentence of each docstring."""
+    """Links to its pages; what each name is for is in the tables of api.md."""
+    tree = ".. toctree::\n   :titlesonly:\n\n" + "".join(f"   skyward.{name}\n" for name in names)
+    return f"{_heading(group)}:doc:`The overview </api>` has a line for each.\n\n{tree}"
+
+
+def _packages() -> str:
+    """A table of the modules that packages may use."""
     rows = ".. list-table::\n   :widths: auto\n\n"
-    for name in names:
-        title = name if name in MODULES else f"sky.{name.removeprefix('skyward.')}"
-        rows += f"   * - :doc:`{title} <{name}>`\n     - {_summary(name)}\n"
-    tree = "\n.. toctree::\n   :hidden:\n\n" + "".join(f"   {name}\n" for name in names)
-    return _heading(group) + rows + tree
-
-
-def _summary(name: str) -> str:
-    if name in MODULES:
-        return f"{MODULES[name][0].upper()}{MODULES[name][1:]}."
-    text = inspect.getdoc(getattr(skyward, name.removeprefix("skyward."))) or ""
-    paragraph = re.sub(r"\s+", " ", text.split("\n\n")[0])
-    return re.split(r"(?<=[.])\s", paragraph, maxsplit=1)[0]
+    for name, what in MODULES.items():
+        rows += f"   * - :doc:`{name} <{name}>`\n     - {what[0].upper()}{what[1:]}.\n"
+    return _heading(PACKAGES) + rows + "\n.. toctree::\n   :hidden:\n\n" + "".join(f"   {name}\n" for name in MODULES)
 
 
 def pages() -> dict[str, str]:
@@ -127,10 +122,8 @@ def pages() -> dict[str, str]:
         raise ValueError(f"add to GROUPS in docs/extensions/reference.py: {', '.join(sorted(missing))}")
     made = {f"skyward.{name}": _name(name) for name in listed}
     made |= {name: _module(name, what) for name, what in MODULES.items()}
-    groups = {group: [f"skyward.{name}" for name in names] for group, names in GROUPS.items()}
-    for group, names in {**groups, PACKAGES: list(MODULES)}.items():
-        made[group.lower().replace(" ", "-")] = _group(group, names)
-    return made
+    texts = {group: _group(group, names) for group, names in GROUPS.items()} | {PACKAGES: _packages()}
+    return made | {group.lower().replace(" ", "-"): text for group, text in texts.items()}
 
 
 def write(app: Sphinx) -> None:
