@@ -106,24 +106,29 @@ def test_modules_are_short() -> None:
 
 # --- a class has at most 25 methods, properties included ---
 
-LARGE_CLASSES: dict[str, str] = {
-    "core/protocol/wire.py:Wire": "one state machine for both ends, whose two halves share all their state",
-    "testing/transport.py:TransportConformance": "a suite: each method is a test",
-    "worker/slot_pool.py:SlotPool": "the one owner of slot processes; a message or a command has a method each",
-    "worker/slot_table.py:SlotTable": "one state machine: an event has a method each",
+LARGE_CLASSES: dict[str, tuple[int, str]] = {
+    # At most so many methods, and why.
+    "core/protocol/wire.py:Wire": (36, "one state machine for both ends, whose two halves share all their state"),
+    "testing/transport.py:TransportConformance": (26, "a suite: each method is a test"),
+    "worker/slot_pool.py:SlotPool": (48, "the one owner of slot processes; a message or a command has a method each"),
+    "worker/slot_table.py:SlotTable": (34, "one state machine: an event has a method each"),
 }
 
 
-def large_classes(modules: Mapping[str, str]) -> dict[str, str]:
+def large_classes(modules: Mapping[str, str]) -> dict[str, int]:
     counts = {
         item.name: len({method.name for method in node.body if isinstance(method, Function)})
         for item, node in classes(modules)
     }
-    return {name: f"{count} methods" for name, count in counts.items() if count > 25}
+    return {name: count for name, count in counts.items() if count > 25}
 
 
 def test_classes_have_few_methods() -> None:
-    compare(large_classes(sources()), LARGE_CLASSES)
+    found = large_classes(sources())
+    reasons = {name: reason for name, (_, reason) in LARGE_CLASSES.items()}
+    compare({name: f"{count} methods" for name, count in found.items()}, reasons)
+    bounds = {name: bound for name, (bound, _) in LARGE_CLASSES.items()}
+    assert {name: found[name] for name in bounds} == bounds, "lower the bound of a class that shrinks; none grows"
 
 
 # --- no two classes have the same name ---
@@ -310,7 +315,7 @@ def test_the_rules_see_what_breaks_them(tmp_path: Path) -> None:
     (tmp_path / "test_a.py").touch()
     assert long_functions(planted) == {"a.py:A.long": "41 lines"}
     assert long_modules(planted) == {"b.py": "601 lines"}
-    assert large_classes(planted) == {"c.py:C": "26 methods"}
+    assert large_classes(planted) == {"c.py:C": 26}
     assert same_names(planted) == {"A": "a.py:A and b.py:A"}
     assert set(no_test_file(planted, tmp_path)) == {"b.py", "c.py", "d.py"}
     planted["e.py"] = (
