@@ -137,6 +137,7 @@ PURE = (
     "skyward.core.nodes.link_breaks",
     "skyward.core.nodes.timing",
     "skyward.worker.forkserver.liveness",
+    "skyward.worker.forkserver.seating",
     "skyward.worker.gpu_listing",
     "skyward.worker.gpu_shares",
     "skyward.worker.slot_table",

@@ -418,7 +418,7 @@ class Agent:
             self._start_slots(setup, [])
             return
         self._early = []
-        self.gpus = NodeGpus(self.loop, setup, self.system.find_gpus)
+        self.gpus = NodeGpus(self.loop, setup, self.system.find_gpus, self.system.start_thread)
         self.gpus.share_out(lambda shares, message: self._found_gpus(setup, shares, message))
 
     def _found_gpus(self, setup: Setup, shares: Sequence[Mapping[str, str | None]], message: Gpus) -> None:

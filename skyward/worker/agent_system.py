@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import stat
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -32,6 +33,11 @@ def log(text: str) -> None:
         os.write(2, f"skyward agent {os.getpid()}: {text}\n".encode())
 
 
+def start_thread(run: Callable[[], None], name: str) -> None:
+    """Start a daemon thread."""
+    threading.Thread(target=run, name=name, daemon=True).start()
+
+
 @dataclass(frozen=True)
 class AgentSystem:
     """The functions that an agent calls.
@@ -51,6 +57,8 @@ class AgentSystem:
         enter. May raise `OSError` or `ValueError`.
     find_gpus
         Returns the GPUs that processes with these environment variables may use. Blocks, and may raise `GpuError`.
+    start_thread
+        Runs a function in a daemon thread of that name, for what blocks.
     make_meter
         Makes what measures the machine's load, of the folder where tasks work. Must neither block nor raise.
     watch_memory
@@ -62,6 +70,7 @@ class AgentSystem:
     random_bytes: Callable[[int], bytes] = os.urandom
     log: Callable[[str], None] = log
     peer_network: Callable[[asyncio.AbstractEventLoop, dict[str, str], str], PeerNetwork] = TLSNetwork
+    start_thread: Callable[[Callable[[], None], str], object] = start_thread
     find_gpus: Callable[[Mapping[str, str]], FoundGpus] = gpu_search.find
     make_meter: Callable[[str], Callable[[], Usage]] = lambda folder: MachineLoad(folder).read
     watch_memory: Callable[[], OutOfMemory] = OutOfMemory

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from skyward.core.gpus import Gpu
 from skyward.core.protocol.messages import Gpus, Setup
@@ -27,14 +27,21 @@ class NodeGpus:
         How many each slot has.
     find
         See `AgentSystem.find_gpus`; runs in a thread.
+    start_thread
+        See `AgentSystem.start_thread`.
     """
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, setup: Setup, find: Callable[[Mapping[str, str]], FoundGpus]
+        self,
+        loop: asyncio.AbstractEventLoop,
+        setup: Setup,
+        find: Callable[[Mapping[str, str]], FoundGpus],
+        start_thread: Callable[[Callable[[], None], str], object],
     ) -> None:
         self._loop = loop
         self._setup = setup
         self._find = find
+        self._start_thread = start_thread
         self._ids: set[str] = set()  # those of the slots
 
     def __repr__(self) -> str:
@@ -70,8 +77,7 @@ class NodeGpus:
 
     def _look(self, then: Callable[[FoundGpus | Exception], object]) -> None:
         """Find GPUs in a thread, and call `then` on the loop."""
-        thread = threading.Thread(target=self._find_aside, args=(then,), name="skyward-gpus", daemon=True)
-        thread.start()
+        self._start_thread(partial(self._find_aside, then), "skyward-gpus")
 
     def _find_aside(self, then: Callable[[FoundGpus | Exception], object]) -> None:
         try:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from skyward.core.gpus import per_gpu
 from skyward.core.spec import MachineState
 from tests.simulation import strangers
 from tests.simulation.load import MOST
@@ -18,6 +19,7 @@ from tests.simulation.scenario import Edit, Misfortune, Scenario, Wish
 __all__ = ["inflict", "scenario"]
 
 _CODE = 0.1  # of the seeds have code of their own
+_GPUS = 0.08
 _RESUMES = 0.08  # of them keep results in a file
 _SIZES = (0, 0, 0, 10, 1_000, 40_000, 200_000)
 _SECONDS = (0.0, 0.0, 0.001, 0.01, 0.1, 1.0) * 3 + (20.0,)
@@ -56,7 +58,30 @@ def scenario(seed: int) -> Scenario:
     more = random.Random(f"more {seed}")  # of its own, so that what was drawn before stays as it was
     if more.random() < _CODE:
         return _with_code(more, drawn)
-    return _resuming(more, drawn) if more.random() < _RESUMES else drawn
+    if more.random() < _RESUMES:
+        return _resuming(more, drawn)
+    return _with_gpus(more, drawn) if more.random() < _GPUS else drawn
+
+
+def _with_gpus(chance: random.Random, scenario: Scenario) -> Scenario:
+    """Give slots GPUs of their own: each task has a process."""
+    gpus = chance.choice((0.5, 1.0, 2.0))
+    cards = chance.choice((1, 2, 4))
+    fit = int(cards * per_gpu(gpus) if gpus < 1 else cards // gpus)
+    slots = scenario.slots if scenario.slots <= fit or chance.random() < 0.05 else chance.choice((0, fit))
+    kinds = chance.choice(((), (), ("gpu_lost",), ("gpu_lost", "gpus_silent")))
+    more = tuple(
+        Misfortune(kind, chance.uniform(0.0, 15.0), chance.randrange(3), chance.choice((0, 1))) for kind in kinds
+    )
+    return replace(
+        scenario,
+        gpus=gpus,
+        cards=cards,
+        slots=slots,
+        isolated=True,
+        wishes=tuple(wish._replace(isolated=True) for wish in scenario.wishes),
+        misfortunes=scenario.misfortunes + more,
+    )
 
 
 def _resuming(chance: random.Random, scenario: Scenario) -> Scenario:
@@ -178,7 +203,7 @@ def _misfortunes(chance: random.Random) -> tuple[Misfortune, ...]:
     """In some seeds there are none."""
     drawn = []
     for _ in range(chance.choice((0, 0, 1, 1, 2, 4, 8))):
-        kind = chance.choice((*(kind for kind in _OF_MACHINES if kind not in _OF_RESUMING), "cut", "agent_freezes"))
+        kind = chance.choice((*(kind for kind in _OF_MACHINES if kind not in _RARE), "cut", "agent_freezes"))
         amount = chance.choice(_OF_MACHINES[kind][1])
         drawn.append(Misfortune(kind, chance.uniform(0.0, 15.0), chance.randrange(3), amount))
     for _ in range(chance.choice((0, 0, 0, 1, 3))):
@@ -318,6 +343,15 @@ def _file_away(pool: Pool, _: str, seconds: float) -> None:
         pool.world.after(seconds, bring_back)
 
 
+def _gpu_lost(pool: Pool, name: str, which: float) -> None:
+    pool.machines[name].cards.lost.add(f"GPU-{which:g}")
+    pool.oracle.lost_cards += 1
+
+
+def _gpus_silent(pool: Pool, name: str, times: float) -> None:
+    pool.machines[name].cards.fails += int(times)
+
+
 _Strike = Callable[[Pool, str, float], None]
 # Kind -> what it does to a machine, and the amounts that it comes in.
 _OF_MACHINES: dict[str, tuple[_Strike, tuple[float, ...]]] = {
@@ -345,7 +379,9 @@ _OF_MACHINES: dict[str, tuple[_Strike, tuple[float, ...]]] = {
     "lies": (_lies, (1, 1, 3, 20)),
     "unsaved": (_unsaved, (1, 3)),
     "file_away": (_file_away, (0.1, 5.0)),
+    "gpu_lost": (_gpu_lost, (0, 1)),
+    "gpus_silent": (_gpus_silent, (1, 3)),
 }
-_OF_RESUMING = ("file_away",)
+_RARE = ("file_away", "gpu_lost", "gpus_silent")  # only where there is something of that kind
 _HARMLESS = ("stranger",)  # nobody may notice them
 _OF_THE_CLOUD = ("lost_replies", "refusals", "failures", "duds", "denials")

@@ -76,6 +76,8 @@ _OPEN = {
     "Endpoint.options": "settings",
     "ForkServerClient._env": "settings",
     "ForkServerClient.pids": "slots",
+    "NodeGpus._ids": "GPUs",
+    "NodeGpus._setup": "settings",
     "NodeHoldings._sizes": "blobs that a node keeps for later tasks, within a budget",
     "OutOfMemory._files": "files of the kernel",
     "PeerExchange._routes": "nodes",

@@ -21,6 +21,8 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any, cast
 
+import msgpack
+
 from skyward.core.payload import exceptions, pickling
 from skyward.core.protocol.framing import frame, split_frame
 from skyward.core.protocol.messages import Done, Failed, Failure, Inquire, Message, Missing, Ready, Run
@@ -43,11 +45,14 @@ from skyward.worker.forkserver.protocol import (
     KILL,
     REPORT,
     REQUEST,
+    SEATED,
     UP,
 )
+from skyward.worker.forkserver.seating import Seating
 from skyward.worker.held_answers import HeldAnswers
 from skyward.worker.machine_load import Usage
 from skyward.worker.tickets import Claims
+from tests.simulation.cards import Cards
 from tests.simulation.keeping import Saving
 from tests.simulation.load import Array, Load, importing
 from tests.simulation.neighbours import Neighbourhood
@@ -88,6 +93,9 @@ class _Slot:
         self.pid = _NO_PID + next(self.machine.pids)
         world = self.machine.world
         self.process = world.process(f"{self.machine.name}/slot-{number}", self.machine.process.offset)
+        seat = server.seating.seated.get(number)
+        self.gpus = server.shares[seat - 1] if seat is not None and server.shares else ()
+        self.machine.cards.used(self.gpus)
         sock, self.out, self.err, self.tickets = fds
         self.sock = socket.socket(fileno=sock)
         self.sock.setblocking(False)
@@ -195,6 +203,7 @@ class _Slot:
         self.machine.saving.wrote(plan.number, self.pid)
         self.machine.ended(self.process.name, plan)
         try:
+            self.machine.cards.ask(self.gpus)
             head, views = pickling.dumps(work(), "result", large=None)
         except BaseException as error:
             answer: Message = Failed(task, plan.seconds, Failure.RAISED.value, type(error).__name__)
@@ -303,6 +312,8 @@ class _ForkServer:
         self.handle = _Handle(_NO_PID + next(machine.pids))
         self.output = os.fdopen(read, "rb", buffering=0)
         self.configured = False
+        self.seating: Seating[int] = Seating(0)
+        self.shares: list[tuple[str, ...]] = []  # of GPUs
         self._data = b""
         self._fds: list[int] = []
         self._unborn: dict[int, list[int]] = {}  # descriptors of slots that are about to be forked
@@ -326,6 +337,9 @@ class _ForkServer:
                 return
             self._data = self._data[len(frame(config)) :]
             self.configured = True
+            for variables in msgpack.unpackb(config)["gpus"]:
+                self.shares.append(tuple(variables["CUDA_VISIBLE_DEVICES"].split(",")))
+            self.seating = Seating(len(self.shares))
             self.process.call_later(self.machine.world.random.uniform(0.0, 0.5), self._report, UP, 0, 0)
         while len(self._data) >= REQUEST.size and self.process.alive:
             what, number = REQUEST.unpack(self._data[: REQUEST.size])
@@ -335,13 +349,43 @@ class _ForkServer:
     def _obey(self, what: int, number: int) -> None:
         if what in (FORK_ISOLATED, FORK_SHARED):
             self._unborn[number], self._fds = self._fds[:4], self._fds[4:]
-            self.process.call_later(self.machine.world.random.uniform(0.0, 0.01), self._fork, what, number)
-        elif what == KILL and (slot := self.slots.get(number)) is not None:
-            slot.end(signal.SIGKILL)
+            self._seat_and_fork(what, number)
+        elif what == KILL:
+            self._kill(number)
         elif what == ECHO:
             self._report(ECHO, number, 0)
         elif what == END:
             self.die(0)
+
+    def _seat_and_fork(self, what: int, number: int) -> None:
+        """As `ForkServer` of the product has it."""
+        if not self.seating.has_place:
+            self.seating.wait(number, what, self.process.time())
+            self.process.call_later(61.0, self._attend_waiting)
+            return
+        if what == FORK_ISOLATED:
+            self._report(SEATED, number, self.seating.take(number))
+        self.process.call_later(self.machine.world.random.uniform(0.0, 0.01), self._fork, what, number)
+
+    def _attend_waiting(self) -> None:
+        for number, what, has_place in self.seating.due(self.process.time()):
+            if has_place:
+                self._seat_and_fork(what, number)
+            else:
+                self._discard(number)
+                self._report(FAILED, number, errno.EBUSY)
+
+    def _kill(self, number: int) -> None:
+        if (slot := self.slots.get(number)) is not None:
+            slot.end(signal.SIGKILL)
+        elif self.seating.withdraw(number) is not None:
+            self._discard(number)
+            self._report(EXITED, number, signal.SIGKILL)
+        self.seating.killed(number)
+
+    def _discard(self, number: int) -> None:
+        for fd in self._unborn.pop(number):
+            os.close(fd)
 
     def _fork(self, what: int, number: int) -> None:
         fds = self._unborn.pop(number)
@@ -349,6 +393,7 @@ class _ForkServer:
             self.machine.forks_fail -= 1
             for fd in fds:
                 os.close(fd)
+            self.seating.release(number)
             self._report(FAILED, number, errno.EAGAIN)
             return
         slot = self.slots[number] = _Slot(self, number, what == FORK_SHARED, fds)
@@ -357,10 +402,14 @@ class _ForkServer:
     def reap(self, slot: _Slot, status: int) -> None:
         """A slot has ended; said a little later."""
         if self.process.alive:
-            self.process.call_later(self.machine.world.random.uniform(0.0, 0.01), self._exited, slot, status)
+            longest = 3.0 if self.shares and self.machine.world.random.random() < 0.3 else 0.01
+            self.process.call_later(self.machine.world.random.uniform(0.0, longest), self._exited, slot, status)
 
     def _exited(self, slot: _Slot, status: int) -> None:
         if self.slots.pop(slot.number, None) is slot:
+            self.machine.cards.free(slot.gpus)
+            self.seating.release(slot.number)
+            self._attend_waiting()
             self._report(EXITED, slot.number, status)
 
     def _report(self, what: int, number: int, value: int) -> None:
@@ -377,6 +426,7 @@ class _ForkServer:
         self.machine.world.unwatch(self.process)
         for slot in list(self.slots.values()):
             slot.end(signal.SIGKILL)
+            self.machine.cards.free(slot.gpus)
         self.theirs.close()
         os.close(self.write)
         for fd in itertools.chain(self._fds, *self._unborn.values()):
@@ -394,6 +444,8 @@ class Machine:
         Told of each task that a slot begins and ends: with its number and plan.
     neighbourhood
         The other machines.
+    cards
+        Its GPUs.
     saved
         Told of each task whose files are saved; None if nothing has to be.
 
@@ -410,11 +462,13 @@ class Machine:
         started: Callable[[Any, Load], object],
         ended: Callable[[Any, Load], object],
         neighbourhood: Neighbourhood,
+        cards: Cards,
         saved: Callable[[int], object] | None = None,
     ) -> None:
         self.world = world
         self.name = name
         self.neighbourhood = neighbourhood
+        self.cards = cards
         self.started, self.ended = started, ended
         self.pids = iter(range(1, 1 << 20))
         self.forks_fail = 0
@@ -446,6 +500,8 @@ class Machine:
             random_bytes=self.world.random.randbytes,
             log=lambda text: self.world.tell(f"{self.name} logs: {text}"),
             peer_network=lambda _, identity, __: self.neighbourhood.network(self.name, self.process, identity),
+            start_thread=lambda run, _: self.process.run_in_executor(None, run),
+            find_gpus=lambda _: self.cards.find(),
             make_meter=lambda _: lambda: Usage(0.5, 4, 1 << 30, 1 << 32, 1 << 34),
             watch_memory=lambda: _Memory(self.world),
             make_store=lambda most: Store([f"{self.folder}/{each}" for each in ("memory", "disk")], most, self._pwrite),

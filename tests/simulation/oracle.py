@@ -18,6 +18,7 @@ from skyward.core.errors import (
     WorkerCrashed,
 )
 from skyward.core.events import NodeGone, NodeReady, Note
+from tests.simulation.cards import LostCard
 from tests.simulation.load import Array, Imported, Load, carry_out
 from tests.simulation.odd import is_odd
 from tests.simulation.scenario import Scenario, Wish
@@ -37,6 +38,13 @@ def argument(size: int) -> Array:
 def items(wish: Wish) -> list[int]:
     """What tells the calls of a batch apart; two of them are equal."""
     return [call // 2 for call in range(wish.count)]
+
+
+def _bytes_of(scenario: Scenario) -> int:
+    sent = sum(
+        max(wish.count, 1) * wish.size + wish.prints + 2 * wish.talks + sum(wish.arrays) for wish in scenario.wishes
+    )
+    return sent + scenario.nodes[1] * sum(edit.size for edit in scenario.edits)
 
 
 class Oracle:
@@ -59,6 +67,8 @@ class Oracle:
         self.starts: Counter[int] = Counter()
         self.faults = 0
         """How many faults there have been that a task, or the pool, may fail of."""
+        self.lost_cards = 0
+        """How many GPUs are lost."""
         self.lies = 0
         """How many times an agent has lied."""
         self.kept: dict[int, Any] = {}
@@ -69,8 +79,7 @@ class Oracle:
         """What the user's module may say in a task that refers to one."""
         self.handed: set[int] = set()
         """Tasks whose results the program's run before has been given, and were stored in a file."""
-        self.stored: set[int] = set()
-        """The same of this run."""
+        self.stored: set[int] = set()  # the same of this run
         self.is_file_away = self.was_file_away = False
         """Whether that file is gone for the moment, or was."""
         self.saved: set[int] = set()
@@ -93,11 +102,7 @@ class Oracle:
         self._slots: dict[str, int] = {}  # of the nodes that are ready
         self._lost = 0  # nodes that were given up: they may live on, and begin what they were given
         self._busy = 0.0  # when no slot was idle for the last time, no task waited, or one was started
-        sent = sum(
-            max(wish.count, 1) * wish.size + wish.prints + 2 * wish.talks + sum(wish.arrays) for wish in scenario.wishes
-        )
-        sent += scenario.nodes[1] * sum(edit.size for edit in scenario.edits)
-        self._patience = _IDLE + 40 * scenario.latency + sent / scenario.rate
+        self._patience = _IDLE + 40 * scenario.latency + _bytes_of(scenario) / scenario.rate
 
     def _check(self, holds: object, text: str) -> None:
         if not holds and not self.is_over:
@@ -235,6 +240,8 @@ class Oracle:
         """Whether that error fits what happened."""
         if wish.end == "odd" and is_odd(error, wish.load.number):
             return True
+        if isinstance(error, LostCard):
+            return self.lost_cards
         if isinstance(error, ValueError):
             return wish.end == "raise" and error.args == (wish.load.number,)
         if isinstance(error, TaskTimeout):

@@ -28,6 +28,7 @@ from skyward.core.tasks.runner import TaskRunner
 from skyward.core.tasks.schedule import Schedule
 from skyward.core.tasks.schedule_events import Recall
 from skyward.worker import slot_pool, slot_table, tickets
+from skyward.worker.forkserver.seating import Seating
 from skyward.worker.held_answers import HeldAnswers
 
 __all__ = ["FAULTS"]
@@ -203,6 +204,12 @@ def results_that_are_stored_late(patch: pytest.MonkeyPatch) -> None:
 def known_results_come_first(patch: pytest.MonkeyPatch) -> None:
     """Of a batch of which some results were known, these came before the others, whatever their places were."""
     patch.setattr(CallPlan, "merge", lambda self, computed: [*computed, *self.known.values()])
+
+
+@plant
+def gpus_of_a_slot_that_lives(patch: pytest.MonkeyPatch) -> None:
+    """The GPUs of a slot that was killed were given to the next one at once, while the kernel still cleaned up."""
+    patch.setattr(Seating, "killed", Seating.release)
 
 
 @plant

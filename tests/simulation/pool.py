@@ -14,6 +14,7 @@ from typing import Any
 from skyward.core.code.local_code import CodeSettings, CodeVersion
 from skyward.core.errors import PoolNotActive, SkywardError
 from skyward.core.events import Events, NodeGone, NodeReady, Note
+from skyward.core.gpus import needed, per_gpu
 from skyward.core.image import Image
 from skyward.core.machines.budget import LEAST
 from skyward.core.machines.clocks import Clocks
@@ -29,6 +30,7 @@ from skyward.core.tasks.answers import Answers
 from skyward.core.tasks.dispatch import Dispatcher
 from skyward.core.tasks.jobs import TaskGroup, TaskOptions
 from skyward.joblib_ext.batch import Batch, plain_parts
+from tests.simulation.cards import Cards
 from tests.simulation.cloud import OFFERS, Cloud, SimulatedBuyer, SimulatedTransport
 from tests.simulation.editing import EditedProgram
 from tests.simulation.keeping import Cached, ResultFile
@@ -131,7 +133,9 @@ class Pool:
             neighbours=scenario.neighbours > 0.0,
             first=1 if before is None else 101,
         )
-        setup = Setup("", scenario.slots, isolated, None, {}, [], None, [], [], 60.0, code=scenario.has_code)
+        setup = Setup(
+            "", scenario.slots, isolated, None, {}, [], None, [], [], 60.0, code=scenario.has_code, gpus=scenario.gpus
+        )
         order = Order("sky-simulated", nodes.max, Resources(), orphan_timeout=60.0)
         provider: Any = self.cloud
         self.budget = scenario.budget if scenario.rented else None
@@ -180,7 +184,7 @@ class Pool:
             self.world.tell(f"the pool does not start: {error}")
             if "returned no machine" in str(error):  # it returns some, or refuses
                 self.world.broken.append(f"the pool does not start, and does not say why: {error}")
-            if not self.oracle.faults and not self._is_poor:
+            if not self.oracle.faults and not self._is_poor and not self._lacks_gpus:
                 self.world.broken.append(f"the pool does not start, and nothing went wrong: {error}")
             self.failed = True
             self.oracle.cancelled.update(self.oracle.wishes)
@@ -192,10 +196,17 @@ class Pool:
         cheapest = min(offer.price or 0.0 for offer in OFFERS)
         return self.budget is not None and self.budget < self.plan.nodes.min * cheapest * LEAST / 3600.0
 
+    @property
+    def _lacks_gpus(self) -> bool:
+        """Whether machines have fewer GPUs than their slots need."""
+        gpus, slots = self.scenario.gpus, self.scenario.slots
+        return gpus > 0 and needed(gpus, slots) > self.scenario.cards
+
     def _boot(self, name: str) -> None:
         oracle = self.oracle
         saved = oracle.saved.add if self.scenario.saves else None
-        machine = Machine(self.world, name, oracle.started, oracle.ended, self.neighbourhood, saved)
+        cards = Cards(self.world, self.scenario.cards, per_gpu(self.scenario.gpus or 1))
+        machine = Machine(self.world, name, oracle.started, oracle.ended, self.neighbourhood, cards, saved)
         self.machines[name] = machine
         line = Line(self.world, self.network, machine.connect, self.scenario.route)
         self.lines[name] = SimulatedTransport.lines[id(self.world), name] = line

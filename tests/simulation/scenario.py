@@ -153,6 +153,8 @@ class Scenario:
         Whether what tasks write must be saved before they count as done.
     resumes
         Whether results are kept in a file, and the program is run once more when it has ended or was killed.
+    gpus, cards
+        How many GPUs each slot has, or 1/n; 0 if it has none of its own; and how many each machine has.
     wishes, misfortunes, edits
         What the user wants, what goes wrong, and what of the user's own code is edited.
     """
@@ -178,6 +180,8 @@ class Scenario:
     budget: float | None = None
     saves: bool = False
     resumes: bool = False
+    gpus: float = 0.0
+    cards: int = 0
     wishes: tuple[Wish, ...] = ()
     misfortunes: tuple[Misfortune, ...] = ()
     edits: tuple[Edit, ...] = ()

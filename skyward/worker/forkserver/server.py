@@ -25,7 +25,6 @@ from typing import Any, ClassVar, NoReturn
 import msgpack
 
 from skyward.core.protocol.framing import read_frame
-from skyward.core.whoami import Seats
 from skyward.worker import arrivals, blob_store, bridge, scratch, slot
 from skyward.worker.forkserver import imports
 from skyward.worker.forkserver.heirs import Heirs
@@ -48,6 +47,7 @@ from skyward.worker.forkserver.protocol import (
     TRYING,
     UP,
 )
+from skyward.worker.forkserver.seating import Seating
 from skyward.worker.process import (
     die_with_parent,
     ignore_interrupts,
@@ -61,7 +61,6 @@ from skyward.worker.process import (
 __all__ = ["gpu_device", "live", "main"]
 
 _MAX_VALUE = 2**31 - 1  # of a report
-_FREE = 60.0  # seconds that a slot may wait for the GPUs of one that was killed
 
 
 class ForkServer:
@@ -95,8 +94,7 @@ class ForkServer:
         self.pid = os.getpid()  # which its children can't ask for once it is dead
         self.pids: dict[int, int] = {}  # slot -> pid
         self.slots: dict[int, int] = {}  # pid -> slot
-        self.seats = Seats()
-        self.seated: dict[int, int] = {}  # slot -> its number for tasks, unless threads share it or it is being killed
+        self.seating: Seating[tuple[int, list[int]]] = Seating(len(unborn.settings.gpus))
         self.deadline: float | None = None  # when to end and kill what still lives, once END has arrived
         self.signals: dict[signal.Signals, Any] = {}  # handlers before ours
         self.heirs = (
@@ -105,7 +103,6 @@ class ForkServer:
             else None
         )
         self.seat: int | None = None  # of the next slot, in an heir
-        self.waiting: dict[int, tuple[int, list[int], float]] = {}  # slots that wait for GPUs: request, files, until
         self._wake, self._woken = os.pipe()
         for fd in (self._wake, self._woken):
             os.set_blocking(fd, False)
@@ -135,8 +132,7 @@ class ForkServer:
                 self.orphaned()
             if self.heirs is not None:
                 self.heirs.attend(events)
-            if self.waiting:
-                self._attend_waiting()
+            self._attend_waiting()
         self.kill_all()
 
     def is_needed(self) -> bool:
@@ -145,8 +141,7 @@ class ForkServer:
 
     def patience(self) -> float | None:
         """Return milliseconds until there is something to do, if nothing arrives before; None for never."""
-        times = [self.deadline, self.heirs.next if self.heirs is not None else None]
-        times += [until for _, _, until in self.waiting.values()]
+        times = [self.deadline, self.heirs.next if self.heirs is not None else None, self.seating.next]
         return min((max(0.0, at - time.monotonic()) * 1000 for at in times if at is not None), default=None)
 
     def obey(self) -> bool:
@@ -166,11 +161,10 @@ class ForkServer:
             kill_group(self.pids[number])
         elif self.heirs is not None:
             self.heirs.kill(number)
-        if number in self.waiting:
-            self._discard_waiting(number)
+        if (request := self.seating.withdraw(number)) is not None:
+            _close(request[1])
             self.report(EXITED, number, signal.SIGKILL)
-        if not self.unborn.settings.gpus:  # a GPU is free once the kernel has cleaned up after its slot
-            self.release_seat(number)  # now, since its successor may be requested already
+        self.seating.killed(number)
 
     def _set_seat(self, _: int, number: int, __: list[int]) -> None:
         self.seat = number
@@ -185,30 +179,26 @@ class ForkServer:
 
     def _seat_and_fork(self, what: int, number: int, fds: list[int]) -> None:
         """Fork a slot, from this process or from an heir."""
-        shares = self.unborn.settings.gpus
-        if shares and len(self.seated) >= len(shares):
-            self.waiting[number] = what, fds, time.monotonic() + _FREE
+        seating = self.seating
+        if not seating.has_place:
+            seating.wait(number, (what, fds), time.monotonic())
             return
         if what != FORK_SHARED:
-            self.seated[number] = self.seats.take() if self.seat is None else self.seat
-            if self.seat is None:  # an heir is told by its fork server
-                self.report(SEATED, number, self.seated[number])
-        if len(fds) != FILES or not self.heirs or not self.heirs.fork(what, number, self.seated.get(number, 0), fds):
+            if self.seat is None:
+                self.report(SEATED, number, seating.take(number))
+            else:  # an heir is told by its fork server
+                seating.seated[number] = self.seat
+        if len(fds) != FILES or not self.heirs or not self.heirs.fork(what, number, seating.seated.get(number, 0), fds):
             self._fork(what, number, fds)
 
     def _attend_waiting(self) -> None:
         """Fork the slots whose GPUs have become free, and give up those whose predecessors don't end."""
-        for number, (what, fds, until) in list(self.waiting.items()):
-            if len(self.seated) < len(self.unborn.settings.gpus):
-                del self.waiting[number]
+        for number, (what, fds), has_place in self.seating.due(time.monotonic()):
+            if has_place:
                 self._seat_and_fork(what, number, fds)
-            elif time.monotonic() >= until:
-                self._discard_waiting(number)
+            else:
+                _close(fds)
                 self.report(FAILED, number, errno.EBUSY)
-
-    def _discard_waiting(self, number: int) -> None:
-        for fd in self.waiting.pop(number)[1]:
-            os.close(fd)
 
     def _fork(self, what: int, number: int, fds: list[int]) -> None:
         """Fork a slot from this process."""
@@ -218,7 +208,7 @@ class ForkServer:
             pid = os.fork()
         except OSError as error:
             pid = -1
-            self.release_seat(number)
+            self.seating.release(number)
             self.report(FAILED, number, error.errno or errno.EAGAIN)
         if pid == 0:
             self._run_slot(number, what == FORK_SHARED, fds)
@@ -238,15 +228,10 @@ class ForkServer:
         FORK_SHARED: _seat_and_fork,
     }
 
-    def release_seat(self, number: int) -> None:
-        """Let the slot's number for tasks be used again."""
-        if (seat := self.seated.pop(number, None)) is not None:
-            self.seats.release(seat)
-
     def _relay(self, what: int, number: int, value: int) -> None:
         """Pass on an heir's report."""
         if what in (EXITED, FAILED):
-            self.release_seat(number)
+            self.seating.release(number)
         self.report(what, number, value)
 
     def _run_heir(self, control: socket.socket, names: list[str], variables: dict[str, str | None]) -> NoReturn:
@@ -283,7 +268,7 @@ class ForkServer:
             self.leave()
             watch_parent(self.pid)
             name_process("skyward-slot")
-            sit_down(self.unborn.settings.node, seat := self.seated.get(number))
+            sit_down(self.unborn.settings.node, seat := self.seating.seated.get(number))
             self.unborn.seat = seat or 0
             if self.unborn.settings.gpus:
                 assert seat is not None, "threads of one process have no GPUs of their own"
@@ -301,7 +286,7 @@ class ForkServer:
             number = self.slots.pop(pid, None)
             if number is not None:
                 del self.pids[number]
-                self.release_seat(number)
+                self.seating.release(number)
                 if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
                     self.report(PEAK, number, min(usage.ru_maxrss, _MAX_VALUE))
                 self.report(EXITED, number, status)
@@ -342,6 +327,11 @@ class ForkServer:
         """
         with contextlib.suppress(OSError):
             self.control.sendall(REPORT.pack(what, number, value))
+
+
+def _close(fds: Sequence[int]) -> None:
+    for fd in fds:
+        os.close(fd)
 
 
 def prepare(config: dict[str, Any]) -> None:

@@ -159,7 +159,7 @@ def full() -> Iterator[tuple[ForkServer, socket.socket]]:
     unborn = Slot.__new__(Slot)  # as if made; its streams would be this process's
     unborn.settings = Settings("n", [], 1, gpus=[{"CUDA_VISIBLE_DEVICES": "GPU-0"}])
     server = ForkServer(theirs, unborn)
-    server.seated[1] = 1
+    assert server.seating.take(1) == 1
     ours.settimeout(20)
     with ours, theirs:
         request = [os.open(os.devnull, os.O_RDONLY) for _ in range(FILES)]
@@ -167,7 +167,7 @@ def full() -> Iterator[tuple[ForkServer, socket.socket]]:
         for fd in request:
             os.close(fd)
         assert server.obey()
-        assert list(server.waiting) == [2]
+        assert not server.seating.has_place
         yield server, ours
 
 
@@ -177,13 +177,14 @@ def test_a_slot_whose_gpus_do_not_become_free_is_given_up(full: tuple[ForkServer
     assert patience is not None
     assert 0 < patience <= 60_000
     server._attend_waiting()
-    assert list(server.waiting) == [2]
-    what, fds, _ = server.waiting[2]
-    server.waiting[2] = what, fds, time.monotonic() - 1
+    assert server.seating.next is not None
+    request = server.seating.withdraw(2)
+    assert request is not None
+    server.seating.wait(2, request, time.monotonic() - 60)
     server._attend_waiting()
     assert REPORT.unpack(agent.recv(REPORT.size)) == (FAILED, 2, errno.EBUSY)
-    assert not server.waiting
-    for fd in fds:
+    assert server.seating.next is None
+    for fd in request[1]:
         with pytest.raises(OSError):
             os.fstat(fd)
 
@@ -193,8 +194,8 @@ def test_a_slot_that_is_killed_while_it_waits_for_gpus_has_ended(full: tuple[For
     agent.send(REQUEST.pack(KILL, 2))
     assert server.obey()
     assert REPORT.unpack(agent.recv(REPORT.size)) == (EXITED, 2, signal.SIGKILL)
-    assert not server.waiting
-    assert server.seated == {1: 1}
+    assert server.seating.next is None
+    assert server.seating.seated == {1: 1}
 
 
 def test_files_of_gpus_are_known() -> None:
