@@ -137,7 +137,7 @@ def _line(pid: int) -> bytes:
 
 def test_nothing_is_started_for_a_bucket_that_is_not_there(account: S3Server) -> None:
     with (
-        pytest.raises(sky.ConfigError, match="nothing is in s3://my-bucket/dataset/"),
+        pytest.raises(sky.ConfigError, match="s3://my-bucket/dataset/ is empty"),
         sky.Compute(volume=sky.S3Volume("data", "my-bucket", "dataset/"), console=False),
     ):
         pass

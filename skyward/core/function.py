@@ -96,7 +96,7 @@ class PendingCall(Generic[_T]):
 
     def __bool__(self) -> bool:
         # `a > pool > b` and `if f(x):` would silently do the wrong thing.
-        raise ConfigError(f"{self!r} has no truth value, as it has not run")
+        raise ConfigError(f"{self!r} has no truth value, because it has not run")
 
     def __reduce__(self) -> NoReturn:
         # As an argument or inside a result it would arrive without having run, which is never intended.
@@ -143,7 +143,7 @@ class Gathered(Generic[_R_co]):
         return f"<Gathered {len(self.calls)} calls; run them with `calls >> pool`>"
 
     def __bool__(self) -> bool:
-        raise ConfigError(f"{self!r} has no truth value, as they have not run")
+        raise ConfigError(f"{self!r} has no truth value, because they have not run")
 
     def here(self) -> _R_co:
         """Run them in this process, one after another."""

@@ -210,7 +210,7 @@ def of_conda(text: str, where: str) -> list[str]:
             metadata.version(name)
         except metadata.PackageNotFoundError:
             raise ConfigError(
-                f"{where}: {found[1]} is no Python package in this environment, and nodes install from package "
+                f"{where}: {found[1]} is not a Python package in this environment, and nodes install from package "
                 "indexes. Remove it from the file that you give, or name what it is on an index in its pip section"
             ) from None
         lines.append(name + _versions(found[2]))

@@ -140,7 +140,7 @@ class _Reader:
         if key == "plugins":
             names = value if isinstance(value, list) else [value]
             if not all(isinstance(each, str) for each in names):
-                raise ConfigError(f'{self.where} plugins: {value!r} are no names; write plugins = ["joblib"]')
+                raise ConfigError(f'{self.where} plugins: {value!r} are not names; write plugins = ["joblib"]')
             return [registry.load(registry.PLUGINS, each)() for each in names]
         if key == "worker":
             return self._made(Worker, value, key)

@@ -213,7 +213,7 @@ def dashboard(value: object) -> int | None:
     if value is None or value is False:
         return None
     if value is not True and (not isinstance(value, int) or not 0 < value < 65536):
-        raise ConfigError(f"dashboard={value!r} is no port; use True for one that is free, or a number from 1 to 65535")
+        raise ConfigError(f"dashboard={value!r} is not a port; use True for any free one, or a number from 1 to 65535")
     if missing := [name for name in _OF_THE_PAGE if importlib.util.find_spec(name) is None]:
         raise ConfigError(
             f"dashboard={value!r} needs {' and '.join(missing)} on this machine: pip install 'skyward-cloud[dashboard]'"
@@ -243,7 +243,7 @@ def volumes(value: object) -> tuple[Volume, ...]:
     places = sorted((item.path for item in given), key=lambda path: path.split("/"))
     for first, second in itertools.pairwise(places):
         if second == first or second.startswith(f"{first}/"):
-            raise ConfigError(f"volume: {second!r} is in {first!r}, and a volume can't lie in another one")
+            raise ConfigError(f"volume: {second!r} is in {first!r}; one volume can't contain another")
     return tuple(given)
 
 
@@ -263,7 +263,7 @@ def download(pattern: object, to: object) -> tuple[str, str]:
             )
         values.append(text)
     if ".." in values[0].split("/") or "\0" in values[0]:
-        raise ConfigError(f"download: pattern={pattern!r} leads out of the tasks' working directory")
+        raise ConfigError(f"download: pattern={pattern!r} leaves the tasks' working directory")
     return values[0], values[1]
 
 

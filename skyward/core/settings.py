@@ -120,12 +120,12 @@ def _value(text: str, where: str) -> str:
     value = double[1] if double is not None else (plain[1] or "" if plain is not None else "")
     if re.search(r"(?<!\\)\$[\w{(]", value, re.ASCII):
         raise ConfigError(
-            f"{where}: it refers to another variable, which readers do differently; write the value itself, or put it "
-            "in single quotes to keep it as it is"
+            f"{where}: it refers to another variable, which programs expand differently; write the value itself, or "
+            "put it in single quotes to keep it as it is"
         )
     if double is None:
         return value
     unknown = {letter for letter in _ESCAPE.findall(value) if letter not in _ESCAPES}
     if unknown:
-        raise ConfigError(f"{where}: \\{min(unknown)} is no escape sequence; write \\\\ for a backslash")
+        raise ConfigError(f"{where}: \\{min(unknown)} is not an escape sequence; write \\\\ for a backslash")
     return _ESCAPE.sub(lambda match: _ESCAPES[match[1]], value)

@@ -21,11 +21,11 @@ _ORDER = "the mount comes first, then what is mounted there"
 def _mount_point(value: object, kind: str) -> str:
     """Parse where a volume is mounted: in the tasks' working directory, or an absolute path."""
     if not isinstance(value, str) or not value or "\0" in value:
-        raise ConfigError(f"{kind}: {value!r} is not where to mount it: {_ORDER}")
+        raise ConfigError(f"{kind}: {value!r} is not a mount point: {_ORDER}")
     path = posixpath.normpath(value)
     if path in (".", "/", "//") or path.split("/", 1)[0] in ("..", "~") or path.startswith("~"):
         raise ConfigError(
-            f"{kind}: {value!r} is no place for it: name a folder in the tasks' working directory, such as "
+            f"{kind}: {value!r} is not a possible mount point: name a folder in the tasks' working directory, such as "
             '"data", or an absolute path, such as "/data"'
         )
     return path
@@ -45,19 +45,19 @@ def _refuse_url(value: object) -> None:
     scheme, bucket, prefix = match.groups()
     call = f'S3Volume("data", {bucket or "bucket"!r}, {prefix!r}'
     if scheme in ("s3", "s3a", "s3n"):
-        raise ConfigError(f"{value!r} is a URL, and bucket and prefix are two arguments. Write sky.{call})")
+        raise ConfigError(f"{value!r} is a URL; bucket and prefix are two arguments. Write sky.{call})")
     if scheme in ("gs", "gcs"):
         raise ConfigError(
-            f"{value!r}: buckets at Google are reached by the interface that they share with S3, with an HMAC key of a "
+            f"{value!r}: Google's buckets are reached through their S3-compatible interface, with an HMAC key of a "
             f'service account. Write sky.{call}, endpoint="https://storage.googleapis.com", access_key=..., '
             "secret_key=...)"
         )
     if scheme in _AZURE or ".blob.core.windows.net" in bucket:
         raise ConfigError(
-            f"{value!r}: Azure's storage has no S3 interface, and can't be mounted. Copy it to a folder here and use "
-            'sky.LocalVolume("data", "./data"), or let tasks fetch it (adlfs), with a SAS passed by Image(env_from=...)'
+            f"{value!r}: Azure's storage has no S3 interface and can't be mounted. Copy the data to a folder here and "
+            'use sky.LocalVolume("data", "./data"), or let tasks fetch it (adlfs) with a SAS from Image(env_from=...)'
         )
-    raise ConfigError(f"{value!r} is no volume: what can be mounted are sky.LocalVolume and sky.S3Volume")
+    raise ConfigError(f"{value!r} is not a volume; use sky.LocalVolume or sky.S3Volume")
 
 
 @dataclass(frozen=True, slots=True)

@@ -346,13 +346,13 @@ def _checked(right: _Right, what: str, values: Sequence[Any]) -> Sequence[Any]:
             raise _Refused("that needs the whole cache, and only a function of it was sent")
         return values
     if not all(type(value) is str for value in values) or len(values) != _COUNTS.get(what, min(len(values), 2)):
-        raise _Refused("that is no request")
+        raise _Refused("that is not a request")
     path = PurePosixPath(values[0])
     inside = not path.is_absolute() and ".." not in path.parts and bool(path.parts)
     if not inside or right.function not in (None, values[0]):
-        raise _Refused(f"the cache of {values[0]} is another one")
+        raise _Refused(f"that is not the cache of {values[0]}")
     if what not in ("code", "set code") and len(values) > 1 and not _ARGUMENTS.fullmatch(values[1]):
-        raise _Refused("that is no hash of arguments")
+        raise _Refused("that is not a hash of arguments")
     return values
 
 

@@ -57,7 +57,7 @@ def check_code(function: Any, mark: str) -> None:
     here = code_mark(function)
     if here and mark and here != mark and here.split()[0] == mark.split(maxsplit=1)[0]:
         raise PayloadError(
-            f"{label(function)} has another source in this task than in your program, which has changed its module "
+            f"{label(function)} has a different source in this task than in your program, which has changed the module "
             "since: open a new pool"
         )
 

@@ -59,7 +59,7 @@ class S3Store:
         files, size = self._ask(lambda: account.measure(volume.bucket, volume.prefix))
         if volume.read_only and not files:
             raise ConfigError(
-                f"S3Volume: nothing is in {volume.url}; prefix= names a folder of the bucket, not a part of a name"
+                f"S3Volume: {volume.url} is empty; prefix= names a folder of the bucket, not the beginning of a name"
             )
         if not volume.read_only and keys.kind != "instance":
             key = f"{volume.prefix}.skyward-{os.urandom(4).hex()}"
@@ -92,9 +92,9 @@ class S3Store:
         own = self._account(None)
         if volume.role is None and self._ask(lambda: own.is_temporary):
             raise AuthFailed(
-                f"{volume.url}: this machine's AWS credentials are temporary, of which AWS makes no narrower ones for "
-                "nodes. Pass role= (the ARN of a role that you may assume), or access_key= and secret_key=, or "
-                "instance_profile=True"
+                f"{volume.url}: this machine's AWS credentials are temporary, and AWS can't derive narrower ones "
+                "from those for nodes. Pass role= (the ARN of a role that you may assume), or access_key= and "
+                "secret_key=, or instance_profile=True"
             )
         rights = policy(volume.bucket, volume.prefix, self._region, writable=not volume.read_only)
         made = self._ask(lambda: own.scoped(rights, _LIFETIME, volume.role))

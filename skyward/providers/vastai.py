@@ -142,7 +142,7 @@ class VastAI(CloudProvider):
         if not 0 <= self.min_reliability <= 1:
             raise ConfigError(f"VastAI min_reliability={self.min_reliability!r} is not between 0 and 1")
         if not self.bid_factor >= 1:
-            raise ConfigError(f"VastAI bid_factor={self.bid_factor!r} is below 1: such a bid is never taken")
+            raise ConfigError(f"VastAI bid_factor={self.bid_factor!r} is below 1: such a bid is never accepted")
         if self.url is not None and urlsplit(self.url).scheme not in {"http", "https"}:
             raise ConfigError(f'VastAI url={self.url!r} is not an address such as "https://{VastAIConnection.host}"')
 
@@ -430,6 +430,6 @@ def _find_key() -> str:
         except OSError:
             continue
     raise AuthFailed(
-        f"vastai: no API key: none is in the environment variable VAST_API_KEY, in {places[0]} or in {places[1]}. "
+        f"vastai: no API key: none in the environment variable VAST_API_KEY, in {places[0]} or in {places[1]}. "
         "Create one at https://cloud.vast.ai/manage-keys/, and put it there or pass VastAI(api_key=...)"
     )

@@ -89,7 +89,7 @@ class Verda(CloudProvider):
         where = {spot: driver.ex_availability(is_spot=spot) for spot in (False, True)}
         known = {location for places in where.values() for location in places}
         if self.region is not None and self.region not in known:
-            raise NotFound(f"verda: there is no region {self.region!r}; there are {', '.join(sorted(known))}")
+            raise NotFound(f"verda: there is no region {self.region!r}; available: {', '.join(sorted(known))}")
         for size in driver.list_sizes():
             for spot, places in where.items():
                 for location, kinds in places.items():

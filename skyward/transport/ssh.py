@@ -58,7 +58,7 @@ class SSHTransport:
             way = f" (on the way to {endpoint})" if progress.is_jump else ""
             raise HostUnreachable(
                 f"{progress.at}{way} did not answer within {timeout:g} s. Is the address right, is the host up, and "
-                "is there no firewall in between?"
+                "is no firewall in the way?"
             ) from error
 
 

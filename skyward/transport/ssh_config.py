@@ -267,10 +267,10 @@ def expand(text: str, tokens: Mapping[str, str], *, environment: bool = True) ->
         token, name = match.groups()
         if token is not None:
             if token not in tokens:
-                raise ValueError(f"{text!r}: there is no token %{token} here")
+                raise ValueError(f"{text!r}: the token %{token} is not supported here")
             return tokens[token]
         if name not in os.environ:
-            raise ValueError(f"{text!r}: the environment has no {name}")
+            raise ValueError(f"{text!r}: {name} is not set in the environment")
         return os.environ[name]
 
     return re.sub(r"%(.)|\$\{(\w+)\}" if environment else r"%(.)()", value, text)

@@ -271,5 +271,5 @@ def read_revoked(path: str) -> list[asyncssh.SSHKey]:
             try:
                 keys.append(asyncssh.import_public_key(line))
             except asyncssh.KeyImportError as error:
-                raise ValueError(f"RevokedHostKeys {path}: {line[:60]!r} is no public key: {error}") from error
+                raise ValueError(f"RevokedHostKeys {path}: {line[:60]!r} is not a public key: {error}") from error
     return keys

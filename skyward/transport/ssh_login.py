@@ -368,7 +368,7 @@ async def _mapped(
         return HostUnreachable(f"{login} can't be reached{through}: this process can open no more files; {advice}")
     return HostUnreachable(
         f"{login} can't be reached{through}: {_reason(error)}. Is the host up, does sshd listen there on port "
-        f"{login.settings.port}, and is there no firewall in between?"
+        f"{login.settings.port}, and is no firewall in the way?"
     )
 
 

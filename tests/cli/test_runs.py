@@ -86,7 +86,7 @@ def test_wrong_usage(run: Run, file: Path, arguments: list[str]) -> None:
 def test_what_is_no_resume_file(run: Run, file: Path) -> None:
     """An error if it was named; one of a folder that can't be read is skipped and said."""
     (file.parent / "notes.txt").write_text("no")
-    with pytest.raises(ResumeFileError, match="is no resume file"):
+    with pytest.raises(ResumeFileError, match="is not a resume file"):
         raise run("runs", "notes.txt").exception
     data = bytearray(file.read_bytes())
     data[100:4000] = bytes(3900)

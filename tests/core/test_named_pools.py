@@ -79,9 +79,9 @@ def test_the_projects_file_wins_over_the_users(project: Path, tmp_path: Path) ->
         ('provider = "narnia"', ["narnia"]),
         ('provider = {region = "x"}', ["has no name"]),
         ('provider = {name = "aws", regionn = "x"}', ["aws has no setting 'regionn'"]),
-        ("plugins = [{name = 'joblib'}]", ["are no names"]),
+        ("plugins = [{name = 'joblib'}]", ["are not names"]),
         ('plugins = ["sklern"]', ["no plugin is named 'sklern'; did you mean 'sklearn'?"]),
-        ('volumes = {"/" = "data"}', ["'/' is no place"]),
+        ('volumes = {"/" = "data"}', ["'/' is not a possible mount point"]),
         ("zzz = 1", ["unknown key 'zzz'; there are: provider"]),
     ],
 )

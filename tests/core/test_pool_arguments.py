@@ -40,7 +40,7 @@ from skyward.core import pool_arguments
         ({"budget": 0}, ["budget=0", "US dollars"]),
         ({"budget": "3"}, ["budget='3'"]),
         ({"budget": float("inf")}, ["budget=inf"]),
-        ({"dashboard": 0}, ["dashboard=0", "True for one that is free", "1 to 65535"]),
+        ({"dashboard": 0}, ["dashboard=0", "True for any free one", "1 to 65535"]),
         ({"dashboard": 65536}, ["dashboard=65536"]),
         ({"dashboard": "yes"}, ["dashboard='yes'"]),
         ({"dashboard": 80.0}, ["dashboard=80.0"]),

@@ -87,7 +87,7 @@ def test_what_every_reader_takes_for_the_same() -> None:
         ("A=secret's", "line 2: A: quotes that don't match"),
         ("A=$secret", "line 2: A: it refers to another variable"),
         ('A="${secret}"', "line 2: A: it refers to another variable"),
-        (r'A="secret\q"', r"line 2: A: \\q is no escape sequence"),
+        (r'A="secret\q"', r"line 2: A: \\q is not an escape sequence"),
     ],
 )
 def test_anything_else_is_an_error_that_shows_no_value(line: str, says: str) -> None:

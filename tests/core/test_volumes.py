@@ -82,7 +82,7 @@ def test_urls_of_stores_are_no_volumes(url: str, words: str) -> None:
 
 @pytest.mark.parametrize("places", [("a", "a"), ("a", "a/b"), ("/x/y", "/x"), ("a", "b", "a/c"), ("a", "a-b", "a/c")])
 def test_volumes_do_not_lie_in_each_other(places: tuple[str, ...]) -> None:
-    with pytest.raises(ConfigError, match="can't lie in another one"):
+    with pytest.raises(ConfigError, match="can't contain another"):
         volumes([LocalVolume(place, os.curdir) for place in places])
 
 
@@ -103,10 +103,10 @@ def test_names_that_begin_alike_are_different() -> None:
         (("gs://bucket/p", "/data"), "HMAC"),
         (("/data", "abfss://c@account.dfs.core.windows.net/p"), "has no S3 interface"),
         (("/data", "https://account.blob.core.windows.net/c"), "has no S3 interface"),
-        (("/data", "ftp://host/p"), "is no volume"),
+        (("/data", "ftp://host/p"), "is not a volume"),
         (("/data", "a bucket"), "is not the name of a bucket"),
         (("/data", "bucket", "a/../b"), "can't be a folder"),
-        (("/", "bucket"), "is no place for it"),
+        (("/", "bucket"), "is not a possible mount point"),
         ((1, "bucket"), "the mount comes first"),
     ],
 )

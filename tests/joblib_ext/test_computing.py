@@ -35,7 +35,7 @@ def test_it_prints_what_joblib_prints(verbose: int, tmp_path: Path, capsys: pyte
 
 def test_a_function_with_another_source_is_not_run() -> None:
     other = Computing(halve, 0, code_mark(lambda x: x // 3))
-    with pytest.raises(PayloadError, match=r"halve has another source.*open a new pool"):
+    with pytest.raises(PayloadError, match=r"halve has a different source.*open a new pool"):
         other(4)
     check_code(halve, "2.7 0123")  # of another Python
     check_code(halve, "")

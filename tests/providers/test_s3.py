@@ -57,7 +57,7 @@ def test_what_is_there_and_keys_of_its_own() -> None:
     ("changes", "error", "said"),
     [
         ({"bucket": "nope"}, ConfigError, "there is no bucket 'nope'"),
-        ({"prefix": "wrong/"}, ConfigError, "nothing is in s3://my-bucket/wrong/"),
+        ({"prefix": "wrong/"}, ConfigError, "s3://my-bucket/wrong/ is empty"),
         ({"region": "eu-west-1"}, ConfigError, "is in us-east-1, not in eu-west-1: write region='us-east-1'"),
         ({"endpoint": "http://127.0.0.1:1"}, CloudError, "127.0.0.1:1"),
     ],

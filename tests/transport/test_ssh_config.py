@@ -140,9 +140,9 @@ def test_tokens_stand_for_the_host_the_users_and_the_home(monkeypatch):
 
 def test_what_a_token_does_not_stand_for_is_named(monkeypatch):
     monkeypatch.delenv("NOTHING", raising=False)
-    with pytest.raises(ValueError, match="no token %q"):
+    with pytest.raises(ValueError, match="the token %q is not supported"):
         expand("/a/%q", {"h": "box"})
-    with pytest.raises(ValueError, match="no NOTHING"):
+    with pytest.raises(ValueError, match="NOTHING is not set"):
         expand("/a/${NOTHING}", {})
 
 

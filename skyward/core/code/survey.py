@@ -272,7 +272,7 @@ class CodeSurvey:
         if not os.path.exists(path):
             raise ConfigError(f"Image local={item!r}: there is no such file or folder ({path})")
         if not name.isidentifier():
-            raise ConfigError(f"Image local={item!r}: {name!r} can't be imported, since it is no name of a module")
+            raise ConfigError(f"Image local={item!r}: {name!r} can't be imported: it is not a valid module name")
         if name in self.units and self.units[name].sources != (path,):
             raise ConfigError(
                 f"Image local={item!r}: {self.units[name].sources[0]} is called {name} too, and nodes can have only one"

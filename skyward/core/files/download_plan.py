@@ -55,7 +55,7 @@ def rows(node: str, listed: Any, to: str) -> list[Transfer]:
             target = posixpath.join(to.replace(_NODE, node), name.decode("utf-8", "surrogateescape"))
             found.append(Transfer(node, path, target, size, changed, runs))
     except (TypeError, ValueError, AttributeError) as error:
-        raise DownloadFailed(f"{node} lists files in a way that makes no sense: {error}") from error
+        raise DownloadFailed(f"{node} sent a list of files that makes no sense: {error}") from error
     return found
 
 
@@ -98,7 +98,7 @@ def plan(
         )
     if not overwrite and (old := [place for place in places if exists(place)]):
         raise DownloadFailed(
-            f"nothing was downloaded, as these exist here already: {_some(old)}. Remove them, or write overwrite=True"
+            f"nothing was downloaded: these already exist here: {_some(old)}. Remove them, or write overwrite=True"
         )
     return list(transfers)
 

@@ -200,7 +200,7 @@ class _Delivery:
                     return
         finally:
             watching.cancel()
-        raise RequestRefused("its disk returns other content than was written; is it defective, or full?")
+        raise RequestRefused("its disk does not return what was written to it; is it failing, or full?")
 
     async def _build(self, mount: int, lacking: Sequence[bytes], manifest: Manifest) -> set[bytes]:
         """Send chunks and have the folder built; returns what is lacking still."""

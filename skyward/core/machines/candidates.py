@@ -66,7 +66,7 @@ async def _offers(plan: Plan, source: int, calls: ProviderCalls, warn: Callable[
         return fitting
     priced = [offer for offer in fitting if offer.price is not None]
     if not priced:
-        raise NoOffer(f"{provider.name}: it does not say what {fitting[0].machine} costs, so no budget can be kept")
+        raise NoOffer(f"{provider.name}: it does not say what {fitting[0].machine} costs, so budget= can't be enforced")
     return priced
 
 

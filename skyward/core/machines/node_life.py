@@ -221,7 +221,7 @@ class NodeLife:
         """Bring what tasks need, and then report that the node is ready; errors are reported at once."""
         owner = self._shared.owner
         if message.error is None and self.has_slots:
-            raise ProtocolError("it is ready a second time")
+            raise ProtocolError("it reports a second time that it is ready")
         self.has_slots = self.has_slots or message.error is None
         work = None
         if message.error is None:

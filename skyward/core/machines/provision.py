@@ -455,7 +455,7 @@ class Provisioner:
             self._first_error = self._first_error or ProvisioningError(f"{life.name}: {message.error}")
             session.abandon(message.error, barren=life.is_ready)
         elif life.is_ready:
-            raise ProtocolError("it is ready a second time")
+            raise ProtocolError("it reports a second time that it is ready")
         else:
             life.is_ready, life.slots = True, message.slots
             self._handle(f.CameUp())

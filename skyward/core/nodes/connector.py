@@ -140,7 +140,7 @@ class Connector:
 
     async def _install(self, packages: PackageLists) -> None:
         if self._link is None or self._link.shell is None or self._supply is None:
-            raise LinkError(f"{self._endpoint}: there is no link")
+            raise LinkError(f"{self._endpoint}: not connected")
         try:
             await self._supply(self._link.shell, packages)
         except TimeoutError as error:
@@ -209,7 +209,7 @@ class Connector:
 
     async def _open_stripe(self) -> Channel:
         if self._link is None or self._address is None:
-            raise LinkError(f"{self._endpoint}: there is no link")
+            raise LinkError(f"{self._endpoint}: not connected")
         return await self._extra_links.open_channel(self._link, self._enter)
 
     async def close(self) -> None:

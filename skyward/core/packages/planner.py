@@ -149,6 +149,6 @@ def _check_locks(image: Image, names: Collection[str], installed: Installed) -> 
         if one is not None and one.key in names and not asked.specifier.contains(one.version, prereleases=True):
             raise ConfigError(
                 f"Image requirements: the lock says {asked.name}{asked.specifier}, but this program uses {one.name} "
-                f"{one.version}, and what it sends is made for that. Install the locked versions here too, or give "
+                f"{one.version}, and what it sends was made with that. Install the locked versions here too, or give "
                 'Image(sync="none") to use the lock alone'
             )

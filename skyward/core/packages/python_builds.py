@@ -46,7 +46,7 @@ def python_build(target: Target, cache: Path | None = None) -> Path:
     cache = user_cache_path("skyward") / "pythons" if cache is None else cache
     uv = uv_here()
     if uv is None:
-        raise PythonNotFound("there is no uv here to fetch one with (pip install uv)")
+        raise PythonNotFound("there is no uv on this machine to fetch one with (pip install uv)")
     if not target.glibc:
         raise PythonNotFound("uv's builds for the driver's kind of nodes need glibc, which the host does not have")
     pattern = f"cpython-{target.python}.*-linux-{target.machine}-gnu"

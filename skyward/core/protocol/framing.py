@@ -56,7 +56,7 @@ def split_frame(data: bytes | bytearray, limit: int = _MAX) -> bytes | None:
 def _checked(data: bytes | bytearray, limit: int) -> int:
     (length,) = _LENGTH.unpack_from(data)
     if length > limit:
-        raise ValueError(f"a frame of {length:,} bytes, where at most {limit:,} are allowed")
+        raise ValueError(f"a frame of {length:,} bytes, of which at most {limit:,} are allowed")
     return int(length)
 
 

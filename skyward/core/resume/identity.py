@@ -296,7 +296,7 @@ class Hasher:
         if known is None or _is_by_value(name):  # as in cloudpickle
             self._encode({key: value for key, value in vars(module).items() if key not in _NOT_OF_MODULE})
         elif getattr(known, "__spec__", None) is None and getattr(known, "__file__", None) is None:
-            raise NoIdentity(f"the module {name} was made while your program runs, and has no more than a name")
+            raise NoIdentity(f"the module {name} was created at run time, so there is no source to compare")
 
     def _builtin(self, function: types.BuiltinFunctionType) -> None:
         owner = function.__self__
@@ -392,7 +392,7 @@ class Hasher:
         self._named(b"name", module, name)
         if module in _PROGRAM and not isinstance(value, (typing.TypeVar, typing.ParamSpec, typing.TypeVarTuple)):
             if (wrapped := getattr(value, "__wrapped__", None)) is None:
-                raise NoIdentity(f"{name} of your program has no more than a name")
+                raise NoIdentity(f"{name} of your program has no source to compare")
             self._encode(wrapped)
 
     def _of_code(self, code: types.CodeType) -> None:

@@ -220,7 +220,7 @@ class Journal:
             if view is not self._view:
                 raise NoIdentity("a module that it needs was changed after the Parallel call had begun")
             view.look(self.code)
-        raise NoIdentity("your modules change all the time")
+        raise NoIdentity("your modules keep changing")
 
     def _look_up(self, keys: Sequence[bytes], rows: Sequence[tuple[str, bytes, int]]) -> CallPlan:
         known: dict[int, Any] = {}

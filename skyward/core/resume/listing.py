@@ -115,7 +115,7 @@ def find(paths: Sequence[str]) -> list[str]:
     Raises
     ------
     ResumeFileError
-        A file that was named does not exist, or is no resume file.
+        A file that was named does not exist, or is not a resume file.
     """
     found: list[str] = []
     for path in paths:
@@ -143,7 +143,7 @@ def overview(path: str) -> Overview:
     Raises
     ------
     ResumeFileError
-        It is no resume file, is damaged, or has another format.
+        It is not a resume file, is damaged, or has another format.
     """
     with _reading(path) as db:
         runs = tuple(

@@ -103,7 +103,7 @@ def connect(path: str) -> sqlite3.Connection:
             (application,) = db.execute("PRAGMA application_id").fetchone()
             (version,) = db.execute("PRAGMA user_version").fetchone()
             if application != APPLICATION:
-                raise ResumeFileError(f"{path} is no resume file: {_ANOTHER}")
+                raise ResumeFileError(f"{path} is not a resume file: {_ANOTHER}")
             if version != FORMAT:
                 raise ResumeFileError(
                     f"{path} was written by another version of skyward (format {version}, this one reads {FORMAT}): "
@@ -115,7 +115,7 @@ def connect(path: str) -> sqlite3.Connection:
             raise
     except sqlite3.DatabaseError as error:
         if error.sqlite_errorname == "SQLITE_NOTADB":
-            raise ResumeFileError(f"{path} is no resume file: {_ANOTHER}") from error
+            raise ResumeFileError(f"{path} is not a resume file: {_ANOTHER}") from error
         raise ResumeFileError(f"{path} can't be opened: {error}. If it is damaged, {_ANOTHER}") from error
     return db
 
@@ -131,7 +131,7 @@ class ResultStore:
     Raises
     ------
     ResumeFileError
-        Another pool or program uses the file; it is no resume file, is damaged, or has another format; it belongs to
+        Another pool or program uses the file; it is not a resume file, is damaged, or has another format; it belongs to
         somebody else, or others may write to it; or its folder is missing or can't be written to.
     """
 

@@ -62,8 +62,8 @@ class FailedTask:
             raise NoFailure(f"{self.label} has returned a result, which could not be read; its arguments were not kept")
         if self.sent is None:
             raise NoFailure(
-                f"the arguments of {self.label} were not kept: they take {self.size:,} bytes, and more than "
-                f"{MAX_BYTES:,} are not kept, nor any of tasks of tasks; call it with them here"
+                f"the arguments of {self.label} were not kept: they take {self.size:,} bytes, more than the "
+                f"{MAX_BYTES:,} that are kept, or belong to a task of a task; call it here with the same ones"
             )
         buffers = [bytearray(each.map() if isinstance(each, SharedFile) else each) for each in self.sent[1:]]
         function, args, kwargs = _Unpickler(io.BytesIO(self.sent[0]), buffers=buffers).load()
@@ -221,8 +221,8 @@ def _only(kept: FailedTask) -> Call:
     calls = kept.calls()
     if len(calls) != 1:
         raise NoFailure(
-            f"the process of {kept.label} died, and which of its {len(calls)} calls it was at is not known: see "
-            "sky.last_failure.calls, and use Parallel(batch_size=1) to find out"
+            f"the process of {kept.label} died, and it is not known which of its {len(calls)} calls it was running: "
+            "see sky.last_failure.calls, and use Parallel(batch_size=1) to find out"
         )
     return calls[0]
 

@@ -79,7 +79,7 @@ async def test_clashes_change_nothing(tmp_path: Path) -> None:
     assert home.found() == {"n1/x": b"1", "n2/x": b"2", "n2/y": b"2"}
     (home.nodes["n1"].work / "out" / "x").unlink()
     (home.here / "y").write_bytes(b"mine")
-    with pytest.raises(DownloadFailed, match=r"exist here already: .*/y"):
+    with pytest.raises(DownloadFailed, match=r"already exist here: .*/y"):
         await home.fetch()
     assert not (home.here / "x").exists()
     await home.fetch(overwrite=True)

@@ -34,7 +34,7 @@ def test_a_file_goes_below_the_folder() -> None:
 )  # fmt: skip
 def test_what_a_node_lists_can_do_no_harm(listed: Any) -> None:
     """It may belong to anybody."""
-    with pytest.raises(DownloadFailed, match="n1 lists files in a way that makes no sense"):
+    with pytest.raises(DownloadFailed, match="n1 sent a list of files that makes no sense"):
         rows("n1", listed, "here")
 
 
@@ -55,7 +55,7 @@ def test_every_file_gets_a_place() -> None:
         ([], (), r"no file matches 'out/\*' on n1, n2"),
         ([("n1", "a"), ("n2", "a")], (), "here/a is on n1 and on n2.*to=.*{node}"),
         ([("n1", "a"), ("n2", "a/b")], (), "here/a is a file and a folder"),
-        ([("n1", "a"), ("n1", "b")], ("here/b",), "exist here already: here/b. Remove them"),
+        ([("n1", "a"), ("n1", "b")], ("here/b",), "already exist here: here/b. Remove them"),
         ([("n1", name) for name in "abcdefgh"], tuple(f"here/{name}" for name in "abcdefgh"), "here/e and 3 more"),
     ],
 )

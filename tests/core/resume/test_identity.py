@@ -410,7 +410,7 @@ def test_a_module_that_was_made_counts_by_what_is_in_it() -> None:
 
 def test_a_module_that_was_made_and_goes_by_name_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "made_here", made_module("made_here", K=1))
-    with pytest.raises(NoIdentity, match="made_here was made while your program runs"):
+    with pytest.raises(NoIdentity, match="made_here was created at run time"):
         of(sys.modules["made_here"])
 
 
@@ -446,7 +446,7 @@ class Nameless:
 
 
 def test_a_name_of_the_program_alone_is_none() -> None:
-    with pytest.raises(NoIdentity, match="thing of your program has no more than a name"):
+    with pytest.raises(NoIdentity, match="thing of your program has no source to compare"):
         of(Nameless())
 
 

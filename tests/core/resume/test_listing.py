@@ -116,7 +116,7 @@ def test_files_are_found_in_folders_and_by_name(file: Path, tmp_path: Path) -> N
 
 def test_what_is_none_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no")
-    with pytest.raises(ResumeFileError, match="is no resume file"):
+    with pytest.raises(ResumeFileError, match="is not a resume file"):
         overview(str(tmp_path / "notes.txt"))
 
 

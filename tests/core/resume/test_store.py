@@ -115,7 +115,7 @@ def test_places_are_those_of_earlier_runs(file: Path) -> None:
 def test_text_is_no_resume_file(file: Path) -> None:
     file.write_text("precious\n" * 100)
     file.chmod(0o600)
-    with pytest.raises(ResumeFileError, match="is no resume file: name another file") as caught:
+    with pytest.raises(ResumeFileError, match="is not a resume file: name another file") as caught:
         ResultStore(str(file))
     assert isinstance(caught.value, ConfigError)
     assert file.read_text() == "precious\n" * 100
@@ -125,14 +125,14 @@ def test_text_is_no_resume_file(file: Path) -> None:
 def test_another_database_is_no_resume_file(file: Path) -> None:
     with closing(sqlite3.connect(file)) as db:
         db.execute("CREATE TABLE precious (x)")
-    with pytest.raises(ResumeFileError, match="is no resume file"):
+    with pytest.raises(ResumeFileError, match="is not a resume file"):
         ResultStore(str(file))
 
 
 def test_an_empty_file_is_none_either(file: Path) -> None:
     """Somebody else has made it, as ours are never empty."""
     file.touch(0o600)
-    with pytest.raises(ResumeFileError, match="is no resume file"):
+    with pytest.raises(ResumeFileError, match="is not a resume file"):
         ResultStore(str(file))
 
 

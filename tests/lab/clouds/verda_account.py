@@ -21,7 +21,7 @@ _MONTH = 730  # hours
 
 
 def check_key(row: Row) -> None:
-    """Refuse what is no public key, else add what the API tells of one."""
+    """Refuse what is not a public key, else add what the API tells of one."""
     if not _PUBLIC_KEY.fullmatch(row["key"].strip()):
         raise invalid("Invalid SSH key")
     row["fingerprint"] = f"SHA256:{uuid.uuid5(uuid.NAMESPACE_OID, row['key']).hex}"

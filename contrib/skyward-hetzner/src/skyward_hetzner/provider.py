@@ -125,7 +125,7 @@ class Hetzner(CloudProvider):
         sizes = driver.list_sizes()
         known = {place for size in sizes for place in size.extra["prices"]}
         if self.region not in {None, *known}:
-            raise NotFound(f"hetzner: there is no region {self.region!r}; there are {', '.join(sorted(known))}")
+            raise NotFound(f"hetzner: there is no region {self.region!r}; available: {', '.join(sorted(known))}")
         for size in sizes:
             if self.architecture not in (None, size.extra["architecture"]):
                 continue
