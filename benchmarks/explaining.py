@@ -77,7 +77,12 @@ def _forest() -> Callable[[], object]:
 
 def _array() -> Callable[[], object]:
     data = np.random.default_rng(0).random(10_000_000)
-    return lambda: Parallel(n_jobs=-1)(delayed(sum_up)(data, row) for row in range(40))
+
+    def call() -> object:
+        data[0] += 1  # else the nodes would have it from the last time, and nothing would be sent
+        return Parallel(n_jobs=-1)(delayed(sum_up)(data, row) for row in range(40))
+
+    return call
 
 
 CALLS = [

@@ -2,7 +2,7 @@
 
 A block is one task, or several of one row that began close together: a driver that ends ten thousand tasks per second
 should not draw each of them, and no screen could show them. Two limits keep it so. New blocks: tasks of a row that
-begin in the same time step become one block, and the step doubles while more than `PACE` blocks per second are made.
+begin in the same time step become one block, and the step grows while more than `PACE` blocks per second are made.
 Old blocks: when there are too many, those are joined that lie closer together than a fraction of their age, so the
 whole run stays visible, the more precisely the more recent.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 __all__ = ["PACE", "Block", "Blocks"]
 
@@ -74,7 +75,8 @@ class Blocks:
         self._busy, self._labels = array("d"), array("H")
         self._counts, self._failed = array("I"), array("I")
         self._unsent = 0  # the first of the above that `take` has not returned
-        self._fresh: set[int] = set()  # rows whose last block `take` has not returned as it is now
+        # Rows whose last block `take` has not returned as it is now, those that have waited longest first.
+        self._fresh: dict[int, None] = {}
         self._paced, self._since = 0, 0  # blocks that were complete at `_since`, when the pace was looked at
 
     def __len__(self) -> int:
@@ -100,7 +102,7 @@ class Blocks:
         """
         busy = seconds * 1000
         block = self._open.get(row)
-        self._fresh.add(row)
+        self._fresh[row] = None
         if block is None or not block.start <= start < block.until:
             if block is not None:
                 self._close(block)
@@ -122,27 +124,35 @@ class Blocks:
 
     def pace(self, now: int) -> None:
         """Adapt the step to how fast blocks are made. To be called about once a second, with the time in ms."""
-        passed, made = now - self._since, len(self._rows) - self._paced
-        if passed <= 0:
-            return
-        rate = made * 1000 / passed
-        if rate > PACE and self.step < _COARSEST:
-            self.step *= 2
-        elif rate < PACE / 4 and self.step > _FINEST:
-            self.step //= 2
         if len(self._rows) > self._most:
             self._thin(now)
+        passed, made = now - self._since, len(self._rows) - self._paced
+        if passed < self.step:  # blocks of many rows end together, so a shorter time says nothing
+            return
+        rate = made * 1000 / passed
+        if rate > PACE:
+            self.step = min(_COARSEST, self.step * (4 if rate > 2 * PACE else 2))
+        elif rate < PACE / 4 and self.step > _FINEST:
+            self.step //= 2
         self._paced, self._since = len(self._rows), now
 
-    def take(self) -> list[Block]:
+    def take(self, most: int | None = None) -> list[Block]:
         """The blocks that are new or have changed since the last call.
 
         Whoever has a block of the same row and start replaces it.
+
+        Parameters
+        ----------
+        most
+            How many blocks are returned of those that still grow: thousands of slots change each second. The others
+            follow in later calls. None for all.
         """
         blocks = [self._at(index) for index in range(self._unsent, len(self._rows))]
-        blocks += [self._open[row] for row in self._fresh]
+        rows = list(islice(self._fresh, most))
+        blocks += [self._open[row] for row in rows]
         self._unsent = len(self._rows)
-        self._fresh.clear()
+        for row in rows:
+            del self._fresh[row]
         return blocks
 
     def forget(self, rows: Sequence[int]) -> None:
@@ -153,7 +163,7 @@ class Blocks:
         self._restore(keep, unsent)
         for row in gone:
             self._open.pop(row, None)
-            self._fresh.discard(row)
+            self._fresh.pop(row, None)
 
     def _at(self, index: int) -> Block:
         return Block(

@@ -25,7 +25,7 @@ from typing import Any
 
 from skyward.core.status import NodeStatus, PoolStatus, RunningTask
 from skyward.core.visible import shown
-from skyward.dashboard.blocks import Block
+from skyward.dashboard.blocks import PACE, Block
 from skyward.dashboard.recording import FailureKind, Node, Recording, SaidLine
 
 __all__ = ["Feed"]
@@ -108,7 +108,7 @@ class Feed:
             record.fresh_rows.clear()
             message["labels"] = record.labels[self._labels :]
             self._labels = len(record.labels)
-            message["blocks"] = _columns(record.blocks.take())
+            message["blocks"] = _columns(record.blocks.take(None if state == "ended" else PACE))
             running, before = self._runs(status.running, now), self._running
             message["running"] = _running_columns({row: run for row, run in running.items() if before.get(row) != run})
             message["idle"] = [row for row in before if row not in running]

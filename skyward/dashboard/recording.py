@@ -291,15 +291,21 @@ class Recording:
         ended, nodes, blocks, numbers, origin = self._ended, self.nodes, self.blocks, self._numbers, self._origin
         done: dict[int, int] = {}  # by second
         failed: dict[int, int] = {}
+        here = self.ms(now)
+        last, sum_ = here // 1000, 0
         for _ in range(len(ended)):
             event = ended.popleft()
             # In one step, which takes half as long as asking for each: there are thousands per second.
             count, seconds, ok, _, name, slot, function, error, started = event[:9]
             start = None if started is None else max(0, int((started - origin) * 1000))
-            second = (self.ms(now) if start is None else start + int(seconds * 1000)) // 1000
+            second = (here if start is None else start + int(seconds * 1000)) // 1000
             good = count if ok else 0
+            if second == last:  # as the one before: a look into the dict is saved
+                sum_ += good
+            else:
+                done[last] = done.get(last, 0) + sum_
+                last, sum_ = second, good
             bad = 0
-            done[second] = done.get(second, 0) + good
             if error is not None:
                 bad = count
                 failed[second] = failed.get(second, 0) + bad
@@ -315,7 +321,8 @@ class Recording:
                 label = self.label(function)
             if row is not None:
                 blocks.add(row, start, seconds, label, count, bad)
-        blocks.pace(self.ms(now))
+        done[last] = done.get(last, 0) + sum_
+        blocks.pace(here)
         for second, count in done.items():
             self.bins.add(second * 1000, count, failed.get(second, 0))
 

@@ -120,3 +120,27 @@ def test_rows_that_are_forgotten_are_gone() -> None:
     blocks.forget([0])
     assert {b.row for b in blocks} == {1}
     assert [(b.row, b.start) for b in blocks.take()] == [(1, 0), (1, 1000), (1, 2000)]
+
+
+def test_of_blocks_that_grow_some_are_taken_at_a_time_those_first_that_waited_longest() -> None:
+    blocks = Blocks()
+    for row in range(5):
+        blocks.add(row, 0, 0.001, 0, 1, 0)
+    assert [block.row for block in blocks.take(2)] == [0, 1]
+    for row in range(5):  # the rows that were taken grow again: they wait behind the others
+        blocks.add(row, 1, 0.001, 0, 1, 0)
+    assert [block.row for block in blocks.take(2)] == [2, 3]
+    assert [(block.row, block.count) for block in blocks.take()] == [(4, 2), (0, 2), (1, 2)]
+    assert blocks.take() == []
+
+
+def test_the_step_soon_fits_the_pace() -> None:
+    """Four thousand rows whose tasks take half a second: after six seconds it stays."""
+    blocks, steps = Blocks(), []
+    for second in range(15):
+        for start in (1000 * second, 1000 * second + 500):
+            for row in range(4000):
+                blocks.add(row, start, 0.5, 0, 1, 0)
+        blocks.pace(1000 * (second + 1))
+        steps.append(blocks.step)
+    assert steps[5:] == [8192] * 10
