@@ -33,7 +33,7 @@ class EditedProgram(Program):
         self._used = 0.0
         self._folder = tempfile.mkdtemp(prefix="skyward-simulation-", dir=MEMORY)
         self._modules: dict[str, ModuleType] = {}
-        self._imported: dict[str, float] = {}  # when each was imported
+        self._imported: dict[str, int] = {}  # how many texts each had had when it was imported
         self._texts: dict[str, list[tuple[float, str]]] = {}  # of each file: what it has said from when on
 
     def __repr__(self) -> str:
@@ -70,7 +70,7 @@ class EditedProgram(Program):
         if name not in self._modules:
             module = self._modules[name] = ModuleType(name)
             module.__file__ = str(self._path(name))
-            self._imported[name] = self.now
+            self._imported[name] = len(self._texts[name])
         return name
 
     def close(self) -> None:
@@ -79,7 +79,12 @@ class EditedProgram(Program):
 
     # --- what tasks may see ---
 
-    def seen(self, name: str, began: float | None, *, alone: bool) -> set[str]:
+    @property
+    def state(self) -> dict[str, int]:
+        """How many texts each module has had by now."""
+        return {name: len(self._texts[name]) for name in self._modules}
+
+    def seen(self, name: str, began: Mapping[str, int] | None, *, alone: bool) -> set[str]:
         """What a module may say in a task that is submitted now.
 
         Parameters
@@ -87,21 +92,21 @@ class EditedProgram(Program):
         name
             The module.
         began
-            When the call began that the task belongs to, which runs with the files as they were then; None for none.
+            The state when the call began that the task belongs to, which runs with the files of that moment; None if it
+            belongs to none.
         alone
             Whether no other task is under way.
         """
         now = self.now
+        texts = self._texts[name]
         if began is None:
-            return self._between(name, now if alone else now - UNSEEN - _ROUNDING, now)
-        imported = self._imported[name]
-        return self._between(name, began, began) if imported <= began else self._between(name, imported, now)
-
-    def _between(self, name: str, first: float, last: float) -> set[str]:
-        texts = [(time, text) for time, text in self._texts[name] if time <= last]
-        return {text for time, text in texts if time > first} | {
-            text for _, text in [each for each in texts if each[0] <= first][-1:] or texts[:1]
-        }
+            since = now if alone else now - UNSEEN - _ROUNDING
+            return {text for time, text in texts if time > since} | {
+                texts[max(sum(time <= since for time, _ in texts) - 1, 0)][1]
+            }
+        if name in began:
+            return {texts[began[name] - 1][1]}
+        return {text for _, text in texts[self._imported[name] - 1 :]}
 
     @property
     def now(self) -> float:

@@ -7,6 +7,7 @@ import contextlib
 import functools
 import pickle
 import threading
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -117,7 +118,8 @@ class Pool:
         self._followers: dict[int, list[Wish]] = {}
         isolated, nodes = scenario.isolated, Nodes(*scenario.nodes)
         self._program = EditedProgram(self.driver) if scenario.has_code else None
-        self._calls: dict[int, float] = {}  # when the call of each group began, whose code all of its tasks have
+        self._versions: weakref.WeakSet[CodeVersion] = weakref.WeakSet()  # that some task may have
+        self._calls: dict[int, dict[str, int]] = {}  # state of the code when the call of each group began
         self.dispatcher = self._make_dispatcher()
         self._groups = [
             TaskGroup(limit, arrays=self.dispatcher.arrays(limit), change=self.dispatcher.surroundings.now())
@@ -253,6 +255,8 @@ class Pool:
             del self.oracle.wishes[wish.number]
             return
         self.oracle.submitted(wish, future)
+        if (code := self.dispatcher.code) is not None and code.version is not None:
+            self._versions.add(code.version)
         if wish.mutates:
             for array in arrays:
                 array.data[:] = bytes(len(array.data))
@@ -270,7 +274,7 @@ class Pool:
         group = None if wish.group is None else self._groups[wish.group]
         if group is not None and wish.group not in self._calls:  # as `ParallelCall.start_call` has it
             group.code = code.now(look=True)
-            self._calls[wish.group] = program.now
+            self._calls[wish.group] = program.state
         began = None if group is None or group.code is None else self._calls[wish.group]
         alone = group is None and not self.dispatcher.unfinished
         self.oracle.texts[wish.number] = program.seen(name, began, alone=alone)
@@ -365,8 +369,12 @@ class Pool:
 
     @property
     def versions(self) -> list[CodeVersion]:
-        """Those of the user's own code that calls have."""
-        return [group.code for group in self._groups if group.code is not None]
+        """Those of the user's own code that calls have, or that errors keep which the user has.
+
+        An error from pickling refers to the frames in which the task was submitted, such as that of a callback.
+        """
+        kept = self._versions if any(wish.end == "unpicklable" for wish in self.scenario.wishes) else ()
+        return [*kept, *(group.code for group in self._groups if group.code is not None)]
 
     @property
     def is_told(self) -> bool:
