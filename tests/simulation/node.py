@@ -316,6 +316,7 @@ class _ForkServer:
         self.shares: list[tuple[str, ...]] = []  # of GPUs
         self._data = b""
         self._fds: list[int] = []
+        self._doomed: set[int] = set()
         self._unborn: dict[int, list[int]] = {}  # descriptors of slots that are about to be forked
         self.process.add_reader(theirs, self._readable)
 
@@ -381,6 +382,8 @@ class _ForkServer:
         elif self.seating.withdraw(number) is not None:
             self._discard(number)
             self._report(EXITED, number, signal.SIGKILL)
+        elif number in self._unborn:
+            self._doomed.add(number)
         self.seating.killed(number)
 
     def _discard(self, number: int) -> None:
@@ -398,6 +401,8 @@ class _ForkServer:
             return
         slot = self.slots[number] = _Slot(self, number, what == FORK_SHARED, fds)
         self._report(FORKED, number, slot.pid)
+        if number in self._doomed:  # requests are obeyed in order, and forking takes a while
+            slot.end(signal.SIGKILL)
 
     def reap(self, slot: _Slot, status: int) -> None:
         """A slot has ended; said a little later."""
