@@ -45,6 +45,7 @@ def check(found: list[Any]) -> None:
     assert there[:2] == here
     edited = [[100 * first, *rest] for first, *rest in here[1]]
     assert there[2] == edited
+    assert there[3] == 2 * 3 + 1, "Pipeline(memory=) kept each power in each fold here, and the best in all"
     assert here[1][0][1:] == [7, "test", True, ["4.2", "3.1", "spread"]]
 
 
