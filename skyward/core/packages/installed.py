@@ -196,7 +196,7 @@ def _headers(raw: metadata.Distribution) -> tuple[str, str, tuple[str, ...]]:
 def _is_project(raw: metadata.Distribution) -> bool:
     """Whether its metadata lies in its project's folder, as ``setup.py develop`` and the like leave it."""
     place = os.path.basename(os.path.normpath(str(raw.locate_file(""))))
-    return raw.read_text("RECORD") is None and place not in _SITES
+    return place not in _SITES and raw.read_text("RECORD") is None
 
 
 def _tops(raw: metadata.Distribution) -> set[str]:
