@@ -169,7 +169,7 @@ LAZY: dict[tuple[str, str], str] = {
     (
         "skyward.providers.drivers.aws_credentials",
         "botocore",
-    ): "0.1 s and 10 MB, of which only those have a use who rent at AWS without naming their keys",
+    ): "0.1 s and 10 MB that are needed only for AWS without explicit keys",
     ("skyward.providers.drivers.aws_credentials", "botocore.config"): "as above",
     ("skyward.providers.drivers.s3", "botocore"): "as above",
     ("skyward.providers.drivers.aws_credentials", "botocore.session"): "as above",
@@ -179,7 +179,7 @@ LAZY: dict[tuple[str, str], str] = {
     (
         "skyward.core.machines.ssh_keys",
         "cryptography.hazmat.primitives",
-    ): "7 MB, of which only rented machines have a use",
+    ): "7 MB that only rented machines need",
     ("skyward.core.machines.ssh_keys", "cryptography.hazmat.primitives.asymmetric.ed25519"): "as above",
     (
         "skyward.core.protocol.compression",
@@ -191,7 +191,7 @@ LAZY: dict[tuple[str, str], str] = {
     ): "an array's pickle needs it; the module must load where numpy is not installed",
     ("skyward.joblib_ext.active_pool", "skyward.joblib_ext.default_backend"): "a pool does not load joblib",
     ("skyward.core.nodes.connector", "skyward.core.nodes.bootstrap"): "nodes on this machine need none",
-    ("skyward.core.pool", "skyward.core.packages.planner"): "8 MB, of which a pool on this machine has no use",
+    ("skyward.core.pool", "skyward.core.packages.planner"): "8 MB that a pool on this machine does not need",
     (
         "skyward.core.machines.provision",
         "skyward.core.machines.buyer",
@@ -200,10 +200,13 @@ LAZY: dict[tuple[str, str], str] = {
         "skyward.core.running_pool",
         "skyward.core.resume.resuming",
     ): "a pool that keeps no results does without SQLite and all that",
-    ("skyward.core.registry", "importlib.metadata"): "3 MB, of which our own providers have no use",
-    ("skyward.core.requirements", "skyward.core.lock_files"): "4 MB, of which only those have a use who have a lock",
-    ("skyward.core.requirements", "importlib"): "as above, of which an image that names none of our own needs has none",
-    ("skyward.core.tasks.missing_modules", "importlib"): "as above, of which a pool without such a fault has none",
+    ("skyward.core.registry", "importlib.metadata"): "3 MB that our own providers do not need",
+    ("skyward.core.requirements", "skyward.core.lock_files"): "4 MB that only projects with a lock file need",
+    (
+        "skyward.core.requirements",
+        "importlib",
+    ): "as above; an image that names none of our own requirements does not need it",
+    ("skyward.core.tasks.missing_modules", "importlib"): "as above; only a pool with such a fault needs it",
     ("skyward.joblib_ext.computing", "joblib.func_inspect"): "a node may lack joblib",
     ("skyward.joblib_ext.computing", "joblib.logger"): "as above",
     ("skyward.joblib_ext.module_caches", "joblib.memory"): "slots have no use for it, and may lack it",

@@ -32,7 +32,7 @@ _MARK = {True: "ok", False: "WRONG", None: "-"}
 
 @dataclass(frozen=True)
 class Finding:
-    """One finding. `ok` is None for what is not set up, which is no fault.
+    """One finding. `ok` is None if it is not set up, which is not an error.
 
     It is a `skyward.core.interfaces.Check` with the place that was checked.
     """

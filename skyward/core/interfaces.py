@@ -136,7 +136,7 @@ class Check:
     what
         What was checked.
     ok
-        Whether it is as it should be; None for what is not set up, which is no fault.
+        Whether it is as it should be; None if it is not set up, which is not an error.
     detail
         What was found.
     advice

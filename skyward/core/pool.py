@@ -466,10 +466,10 @@ class Compute(TaskExecutor):
 
 
 def _packages(settings: PoolSettings, image: Image) -> PackagePlan | None:
-    """Plan what nodes install; None where that is what the image says, and where nothing is installed."""
+    """Plan what nodes install; None if that is just what the image says, or nothing."""
     if settings.is_local or image.sync == "none":
         return None
-    from skyward.core.packages.planner import PackagePlan  # noqa: PLC0415 - 8 MB, of which a pool on this machine has no use
+    from skyward.core.packages.planner import PackagePlan  # noqa: PLC0415 - 8 MB that a pool on this machine does not need
 
     return PackagePlan(image)
 

@@ -171,7 +171,7 @@ def resume(value: object) -> str | None:
     Raises
     ------
     ConfigError
-        It is no path, or that of a folder, or of a file in a folder that does not exist.
+        It is not a path, or names a folder, or a file in a folder that does not exist.
     """
     return None if value is None else _file(value, "resume=", "name a file, which is made if it does not exist")
 
@@ -208,7 +208,7 @@ def dashboard(value: object) -> int | None:
     Raises
     ------
     ConfigError
-        That is no port, or what the page is made with is not installed.
+        The port is not valid, or the packages that the page needs are not installed.
     """
     if value is None or value is False:
         return None
@@ -227,7 +227,7 @@ def report(path: object) -> str:
     Raises
     ------
     ConfigError
-        It is no path, or that of a folder, or of a file in a folder that does not exist.
+        It is not a path, or names a folder, or a file in a folder that does not exist.
     """
     return _file(path, "report ", 'name a file, as in save_report("run.html")')
 

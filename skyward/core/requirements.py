@@ -71,7 +71,7 @@ def read(path: str | os.PathLike[str]) -> Wanted:
 
 
 def _of_lock(file: Path) -> list[str]:
-    from skyward.core import lock_files  # noqa: PLC0415 - 4 MB, of which only those have a use who have a lock
+    from skyward.core import lock_files  # noqa: PLC0415 - 4 MB that only projects with a lock file need
 
     where = f"Image requirements: {file}"
     if file.suffix in (".yml", ".yaml"):

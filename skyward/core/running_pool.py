@@ -288,7 +288,7 @@ class RunningPool:
             self.events.emit(Note(f"the program has finished but waits for {tasks}; press Ctrl-C to cancel them"))
 
     def report_cancelled(self) -> None:
-        """Report which tasks are no longer waited for."""
+        """Report which tasks nobody waits for any longer."""
         if left := self.dispatcher.unfinished:
             self._warn(f"cancelled {left} unfinished task{'s' if left > 1 else ''} of {self._settings.name}")
 

@@ -162,13 +162,13 @@ class PoolStatus:
     sent, received
         Bytes of all pickled calls and results, see `skyward.core.events.TaskEnded`.
     cost
-        US dollars that rented machines have cost so far, as far as prices are known.
+        US dollars that rented machines have cost so far; those of unknown price are not counted.
     price
-        US dollars per hour of those that exist now, as far as prices are known.
+        US dollars per hour of those that exist now; those of unknown price are not counted.
     unpriced
         How many machines are not in these, because their price is not known.
     left
-        Seconds until all tasks that were submitted have ended, as far as can be told; None if it can't, 0 if there is
+        Estimated seconds until all submitted tasks have ended; None if not known, 0 if there is
         nothing to do.
     seconds
         Since the pool was entered.

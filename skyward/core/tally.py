@@ -37,7 +37,7 @@ __all__ = ["MOST_FUNCTIONS", "OTHER", "Tally"]
 
 MOST_FUNCTIONS = 100
 OTHER = "other"
-"""What functions beyond the first `MOST_FUNCTIONS` are counted as."""
+"""Name under which functions beyond the first `MOST_FUNCTIONS` are counted."""
 
 _WINDOW = 10  # seconds over which the rate is measured, the present one included
 _KEPT = 32  # seconds for which tasks are counted apart, since events of several threads come out of order

@@ -31,7 +31,7 @@ __all__ = ["MOST_LABELS", "OTHER", "Bins", "FailureKind", "Node", "Recording", "
 
 MOST_LABELS = 100
 OTHER = "other"
-"""What functions beyond the first `MOST_LABELS` are called."""
+"""Name under which functions beyond the first `MOST_LABELS` are shown."""
 
 _MOST_ROWS = 16_384
 _MOST_NODES = 5000  # of which some are gone; then those are forgotten

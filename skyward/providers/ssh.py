@@ -1,4 +1,4 @@
-"""Machines that exist already, by address. Knows nothing of SSH itself, which is the transport "ssh"."""
+"""Machines that already exist, by address. SSH itself is the transport "ssh"; nothing here knows it."""
 
 from __future__ import annotations
 

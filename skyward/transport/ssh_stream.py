@@ -67,7 +67,7 @@ class Line:
         self.relieved()
 
     def relieved(self) -> None:
-        """Wake all channels: the line, or the one below it, takes more again."""
+        """Wake all channels: the connection, or the one below it, accepts more again."""
         for channel in list(self.channels):
             channel.relieved()
         for line in list(self.above):

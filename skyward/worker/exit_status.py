@@ -56,7 +56,7 @@ class OutOfMemory:
         if self._group is not None:
             for folder in (self._group, *self._group.parents):
                 for name in ("memory.max", "memory.limit_in_bytes"):
-                    with contextlib.suppress(OSError, ValueError):  # "max" is no number
+                    with contextlib.suppress(OSError, ValueError):  # "max" is not a number
                         limits.append(int((folder / name).read_text()))
         return min(limits, default=None)
 

@@ -202,7 +202,7 @@ def _words(named: str) -> list[str]:
 
 
 def _picked(gpus: Sequence[Gpu], named: str) -> list[Gpu]:
-    """Those that are named by number, or by the beginning of their UUID; CUDA and HIP stop at a name that is wrong."""
+    """Those named by number, or by the beginning of their UUID; CUDA and HIP stop at the first invalid name."""
     picked: list[Gpu] = []
     for word in _words(named):
         found = [gpu for gpu in gpus if len(word) > 4 and gpu.id.lower().startswith(word.lower())]

@@ -63,7 +63,7 @@ def _held() -> int:
 
 
 def _trim() -> None:
-    """Let the C library return freed memory to the kernel, since it is no leak."""
+    """Let the C library return freed memory to the kernel, so that it does not count as a leak."""
     import ctypes  # noqa: PLC0415 - the fork server has loaded it where it exists
 
     with contextlib.suppress(AttributeError, OSError):  # another C library than glibc

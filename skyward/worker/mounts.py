@@ -1,4 +1,4 @@
-"""Mounted buckets of this user on this machine: whether there can be any, and how they end."""
+"""Mounted buckets of this user on this machine: whether mounting is possible, and how mounts end."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PATIENCE = 10.0  # seconds
 
 
 def hindrance() -> str | None:
-    """Why nothing can be mounted here; None if it can be tried."""
+    """Return why nothing can be mounted here; None if mounting may work."""
     if not os.access(_DEVICE, os.R_OK | os.W_OK):
         return f"no {_DEVICE}"
     return None if shutil.which(_PROGRAM) else f"no {_PROGRAM}"

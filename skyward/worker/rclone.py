@@ -217,12 +217,12 @@ class Rclone:
         size
             Bytes of the largest file.
         cancelled
-            Asked now and then whether it is not wanted any more.
+            Asked now and then whether it is still wanted.
 
         Raises
         ------
         RcloneError
-            It failed, is not wanted any more, rclone does not answer, or nothing has moved for minutes.
+            It failed, is no longer wanted, rclone does not answer, or nothing has moved for minutes.
         """
         group = f"copy-{uuid.uuid4().hex}"
         limit = _STILL + size / _READS

@@ -380,7 +380,7 @@ class StdStreams:
             self._rebuild(name)
 
     def lead(self, out: int, err: int) -> set[int]:
-        """Redirect both to these files; returns the file descriptors to keep for that."""
+        """Redirect both to these files; return the file descriptors that must stay open."""
         for fd, to in ((1, out), (2, err)):
             saved = self._saved[fd] = fcntl.fcntl(to, fcntl.F_DUPFD_CLOEXEC, _high())
             self._is[fd] = _identity(saved)

@@ -149,7 +149,7 @@ class SlotPool:
             self._has_blobs(-code.version)
 
     def _has_blobs(self, number: int) -> None:
-        """All blobs have arrived that a task needs or, if the number is negative, a version of the code."""
+        """Note that all blobs of a task have arrived or, if the number is negative, of a version of the code."""
         if number > 0:
             self._unblock(number)
         elif self._code is not None:

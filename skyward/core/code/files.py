@@ -1,6 +1,6 @@
-"""Lists the files of local modules and packages, as far as they are for nodes.
+"""Lists the files of local modules and packages that nodes get.
 
-What is left out by itself: hidden files and folders (``.git``, ``.env``, caches), ``__pycache__`` and compiled files of
+Left out automatically: hidden files and folders (``.git``, ``.env``, caches), ``__pycache__`` and compiled files of
 Python's, ``node_modules``, and virtual environments, whatever they are called. A link is followed if it stays inside of
 its package.
 """
@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 MAX_BYTES = 50_000_000
-"""Size of all local code, beyond which something is in it that is no code."""
+"""Limit on the size of all local code: anything larger must contain something other than code."""
 
 MAX_FILES = 20_000
 """The same for its number of files."""

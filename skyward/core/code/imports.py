@@ -1,6 +1,6 @@
 """Finds in source text what it imports, wherever the import stands, without running or parsing it.
 
-A text that is no import but looks like one, in a docstring say, costs nothing: only the user's own files count.
+Text that only looks like an import, in a docstring say, does no harm: only the user's own files count.
 """
 
 from __future__ import annotations

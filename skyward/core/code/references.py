@@ -53,6 +53,6 @@ def _search(pickle: bytes, roots: Collection[str]) -> str | None:
                 last = [last[-1], None]
             elif name != "FRAME":
                 last = [last[-1], None]
-    except (ValueError, IndexError):  # bytes that are no pickle
+    except (ValueError, IndexError):  # not a pickle
         return None
     return None

@@ -66,7 +66,7 @@ class Unit:
     project
         The folder of its project, which holds what the package may link to.
     is_metadata
-        Whether it is no module, but says what a distribution is.
+        Whether it is the metadata of a distribution and not a module.
     """
 
     name: str

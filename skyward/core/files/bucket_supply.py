@@ -73,7 +73,7 @@ class BucketSupply:
                 self._renewing.append(asyncio.ensure_future(self._renew(index)))
 
     def stop(self) -> None:
-        """Renew no more keys."""
+        """Stop renewing keys."""
         for task in self._renewing:
             task.cancel()
 

@@ -38,7 +38,7 @@ def rows(node: str, listed: Any, to: str) -> list[Transfer]:
     Raises
     ------
     DownloadFailed
-        It is no list of files, or one would leave the folder.
+        It is not a list of files, or one of them would be outside the folder.
     """
     found = []
     try:

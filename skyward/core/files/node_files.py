@@ -74,7 +74,7 @@ class NodeFiles:
             await self._buckets.bring(session, report)
 
     def node_down(self, name: str, reason: str) -> None:
-        """Give up what was asked of a node that is gone for good."""
+        """Give up the requests to a node that is gone for good."""
         self.requests.node_down(name, reason)
         if self._buckets is not None:
             self._buckets.node_down(name)

@@ -16,7 +16,7 @@ __all__ = ["RequestRefused", "Requests"]
 
 
 class RequestRefused(Exception):
-    """The node says why it can't do what was asked for."""
+    """The node refused a request; the text is its reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class Requests:
         return number, reply
 
     def received(self, session: Session, message: Reply, buffers: Sequence[Filled]) -> None:
-        """Complete what was asked.
+        """Complete a request.
 
         Parameters
         ----------
@@ -79,7 +79,7 @@ class Requests:
         if asked is None or asked.session is not session:
             raise ProtocolError("a reply to a request that was not made")
         del self._asked[message.request]
-        if asked.reply.done():  # nobody waits any more
+        if asked.reply.done():  # nobody is waiting any longer
             return
         if message.error is not None:
             asked.reply.set_exception(RequestRefused(message.error))
@@ -87,7 +87,7 @@ class Requests:
             asked.reply.set_result(buffers[0])
 
     def node_down(self, name: str, reason: str) -> None:
-        """Fail what was asked of a node that is gone for good."""
+        """Fail the requests to a node that is gone for good."""
         for number in [number for number, asked in self._asked.items() if asked.session.node == name]:
             reply = self._asked.pop(number).reply
             if not reply.done():

@@ -254,7 +254,7 @@ class _Delivery:
 
 
 def _told(done: asyncio.Future[Any]) -> None:
-    """Whoever waits for it is told of an error; if nobody does, it is of no interest."""
+    """Those who wait for it get the error; if nobody does, it does not matter."""
     if not done.cancelled():
         done.exception()
 

@@ -86,7 +86,7 @@ class Left:
     price
         US dollars per hour of all of them; None where any price is unknown.
     given_up
-        (source's name, why) of the sources where nothing can be terminated any more.
+        (source's name, why) of the sources where nothing can be terminated from now on.
     """
 
     machines: Sequence[tuple[str, MachineId]]

@@ -186,7 +186,7 @@ class Tick:
 
 @dataclass(frozen=True, slots=True)
 class Shutdown:
-    """No machine is wanted any more. A `Lost` follows for each that serves."""
+    """Machines are no longer wanted. A `Lost` follows for each that serves."""
 
 
 Event: TypeAlias = Union[

@@ -53,7 +53,7 @@ def why_too_few(first: SkywardError | None, refusals: Sequence[SkywardError], wa
 
 
 def exhausted_text(reason: str, done: int) -> str:
-    """Why tasks can't run any more, and how many have ended before."""
+    """Why tasks can no longer run, and how many had ended by then."""
     return f"{reason}; {done} task{'s' if done != 1 else ''} had ended by then"
 
 

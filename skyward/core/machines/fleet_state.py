@@ -224,7 +224,7 @@ class SourceState:
         self.clearing, self.next_clear = False, now + self.backoff()
 
     def stop(self, now: float) -> None:
-        """No machine is wanted any more: those that boot are terminated, those that serve are lost one by one."""
+        """Machines are no longer wanted: those that boot are terminated, those that serve are lost one by one."""
         self.next_poll = min(self.next_poll, now + self.source.poll if self.machines else now)
         self.failures = 0
         for owned in self.machines.values():

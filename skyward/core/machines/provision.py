@@ -147,8 +147,8 @@ class Provisioner:
         self._answered = 0  # tasks, when a node was last removed since none succeeded there
         self._changed = asyncio.Event()
         self._started = False
-        self._exhausted = ""  # why no machine will be paid any more
-        self._is_over = False  # that is so, and whoever waits for a node knows it
+        self._exhausted = ""  # why no further machine will be paid for
+        self._is_over = False  # that is so, and those who wait for a node have been told
         self._stopping = False
         self._buyer: Buyer | None = None
         self._waiting = Machines()  # as last reported

@@ -1,4 +1,4 @@
-"""Terminates everything that a pool has left at a provider, whoever bought it. Blocks; used where no pool is open."""
+"""Terminates everything that a pool has left at a provider. Blocks; used where no pool is open."""
 
 from __future__ import annotations
 

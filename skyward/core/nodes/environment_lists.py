@@ -63,7 +63,7 @@ def with_paths(lists: bytes, packages: PackageLists, folder: str) -> bytes:
 
 
 def place(wheel: Wheel, folder: str) -> str:
-    """Where on the node a wheel is that was sent: of another content, it would be elsewhere."""
+    """Path on the node of a wheel that was sent; the path depends on its content."""
     return f"{folder}/{wheel.content[:20]}/{PurePosixPath(wheel.path).name}"
 
 

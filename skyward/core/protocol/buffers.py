@@ -52,7 +52,7 @@ class BufferPool:
         return pages(size)
 
     def give(self, memory: mmap.mmap) -> None:
-        """Take memory back that nobody uses any more."""
+        """Take back memory that is no longer used."""
         if self._size + len(memory) <= self._capacity:
             self._free.append(memory)
             self._size += len(memory)

@@ -75,7 +75,7 @@ class RateMeter:
         return f"<RateMeter {'unknown' if self.rate is None else f'{self.rate / 1e6:.1f} MB/s'}>"
 
     def full(self, written: int, now: float) -> None:
-        """Note that the link takes no more for now, after `written` bytes in total."""
+        """Note that the link accepts nothing more for now, after `written` bytes in total."""
         if self._since is None:
             self._since = (now, written)
             return

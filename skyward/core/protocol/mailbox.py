@@ -109,7 +109,7 @@ class Quota:
 
     @property
     def full(self) -> bool:
-        """Whether no more of it should be produced."""
+        """Whether producing more of it should stop."""
         return self.size > self.limit
 
     def add(self, number: int, size: int) -> None:

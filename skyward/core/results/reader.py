@@ -75,7 +75,7 @@ class Reader:
 
 
 def _item(item: Any) -> exceptions.FailedItem:
-    """Read which call has failed, as far as that makes sense."""
+    """Read which call has failed; ignore a number that makes no sense."""
     if type(item) is not tuple or [type(part) for part in item] != [int, str]:
         return exceptions.NO_ITEM
     return exceptions.FailedItem(item[0], shown(item[1][:_MAX_CALL]))

@@ -54,7 +54,7 @@ class Submission:
     rows
         For each call that is to be computed, the name of its function, the digest of its code, and its place.
     content
-        Digests of large arrays in it, of which the contents were not read for sure.
+        Digests of large arrays in it whose contents may not have been read.
     origins, generation, version
         The state of the user's own code that the keys are about; see `CodeView`.
     """

@@ -37,7 +37,7 @@ class _StoringKeeper(Keeper):
     submission
         What was known of the task.
     is_one
-        Whether it is a single call, whose result is no list.
+        Whether it is a single call, whose result is not a list.
     """
 
     __slots__ = ("_is_one", "_submission", "computed")

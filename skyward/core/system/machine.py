@@ -1,4 +1,4 @@
-"""What this machine has, as far as this process may use it."""
+"""What this machine has that this process may use."""
 
 from __future__ import annotations
 

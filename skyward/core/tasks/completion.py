@@ -88,7 +88,7 @@ class Completion:
         self._delivery.put(job.group.lane, job)
 
     def close(self) -> None:
-        """Complete what is left and end the threads, after the loop has ended."""
+        """Complete the remaining futures and end the threads, after the loop has ended."""
         self._errors.flush()
         self._delivery.close(_WAIT if self._keep is None else _WAIT_FOR_DISK)
 

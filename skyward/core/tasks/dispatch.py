@@ -273,7 +273,7 @@ class Dispatcher:
                 self._drop_inbox()
 
     def _drop_inbox(self) -> None:
-        """Cancel what no loop is going to take any more; what a callback raises does not keep the others from it."""
+        """Cancel what no loop will take; an exception in a callback does not keep the others from being cancelled."""
         problem: BaseException | None = None  # sys.exit() in a callback, or Ctrl-C during one
         while self._inbox:
             with contextlib.suppress(IndexError):  # another thread was faster
@@ -320,7 +320,7 @@ class Dispatcher:
             self.runner.handle(schedule_events.Withdrawn(task))
 
     def close(self) -> None:
-        """Settle what is left and end the delivery threads, after the loop has ended; nobody is left waiting."""
+        """Settle the remaining tasks and end the delivery threads, after the loop has ended; nobody is left waiting."""
         self._inbox.extend(self.runner.jobs.values())  # submitted by another thread while the nodes were being released
         self.runner.jobs.clear()
         self._woken = False  # the loop may have ended before it took the inbox; from now on posting notices that

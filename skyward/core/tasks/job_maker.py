@@ -90,7 +90,7 @@ class JobMaker:
         ConfigError
             The user's own code can't be sent.
         Exception
-            There was no memory for copies, or a ``__getattr__`` of the user's raised.
+            There was no memory for copies, or a ``__getattr__`` of the user's raised an exception.
         """
         proxies = list(options.proxies)
         label = label_of(function)

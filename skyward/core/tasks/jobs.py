@@ -135,7 +135,7 @@ class KeptCall(Protocol):
 
     @property
     def key(self) -> Hashable:
-        """What calls have in common that have the same result."""
+        """A key that calls with the same result share."""
         ...
 
     @property
@@ -180,7 +180,7 @@ class Job:
     slot: int = -1  # of the node, from 0
     withdrawn: bool = False  # not wanted unless it has begun
     alone: bool = False  # whether its process is to run nothing else
-    note: str = ""  # what was tried in vain to run it
+    note: str = ""  # what was tried, without success, to run it
     first: int = -1  # number of its first call among those that were submitted together; -1: it is by itself
     code: CodeVersion | None = None  # of the user's own code, if there is any
     kept: KeptCall | None = None  # keeps its result, until it has ended; see kept_calls.py

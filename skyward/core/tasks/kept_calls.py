@@ -24,7 +24,7 @@ __all__ = ["KINDS", "KeptCalls", "Kind", "MakeJob", "done", "failed", "is_kept"]
 
 
 class Kind(NamedTuple):
-    """Functions of one class, of which some have results that are kept."""
+    """Functions of one class, some of whose results are kept."""
 
     keeps: Callable[[Any], bool]
     """Whether a function's results are kept."""
@@ -33,7 +33,7 @@ class Kind(NamedTuple):
 
 
 KINDS: dict[type, Kind] = {}
-"""Classes of functions, as far as front ends know any."""
+"""Classes of functions that front ends have registered."""
 
 
 def is_kept(function: object) -> bool:

@@ -32,7 +32,7 @@ from skyward.core.whoami import NODE
 __all__ = ["MAX_BYTES", "FailedTask", "LastFailure", "last_failure", "record"]
 
 MAX_BYTES = 1 << 30
-"""Of arguments that are larger only the texts are kept."""
+"""Of larger arguments only the texts are kept."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -221,7 +221,7 @@ class TaskRunner:
         Parameters
         ----------
         session
-            The session of the node, which need not be up yet, or any more.
+            The session of the node, which may not be up yet, or no longer.
         message, buffers
             What it says.
         """

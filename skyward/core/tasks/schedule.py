@@ -10,7 +10,7 @@ Invariants, whatever the order of events:
   limit: while there are more slots than that, no more of its tasks go out; otherwise the slots are the limit, and
   depth helps.
 * No slot is idle while a task waits that may run there.
-* A withdrawn task is not started any more, unless it is known to have begun before.
+* A withdrawn task is not started again, unless it is known to have begun before.
 * A task is started at most `attempts` times. Only the death of its process or node leads to another start. If the
   process ran several tasks when it died, any of them may be to blame: each is retried once, alone, without counting.
 * A task that a node can't start (`REFUSED`) goes to another node, without counting. Once every node that is up has

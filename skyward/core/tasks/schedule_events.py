@@ -205,7 +205,7 @@ class StartTimer(NamedTuple):
 
 
 class Settle(NamedTuple):
-    """The task is over; report it to whoever waits for it. Returned exactly once for each task."""
+    """The task is over; report it to those who wait for it. Returned exactly once for each task."""
 
     task: int
     verdict: Verdict

@@ -203,6 +203,6 @@ class Pace:
             time.sleep(start - now)
 
     def postpone(self, seconds: float) -> None:
-        """Delay all calls that arrive from now on until these seconds are over."""
+        """Delay all calls from now on by this many seconds."""
         with self._lock:
             self._next = max(self._next, time.monotonic() + seconds)
