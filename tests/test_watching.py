@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 
 import pytest
+from joblib import Parallel, delayed
 
 import skyward as sky
 from skyward.core.events import Event, MachineEnded, MachineMade, NodeGone, Note, TaskEnded
@@ -73,6 +74,7 @@ def test_hosts_say_how_they_are_used_and_a_lost_one_is_shown(lab_hosts: LabHosts
 
 
 def test_what_machines_cost_is_known_while_they_run_and_agrees_with_the_ledger(verda: Verda, index: str) -> None:
+    found = sky.explain(lambda: Parallel(n_jobs=-1)(delayed(nap)(0.1) for _ in range(4)), "verda", nodes=2)
     pool = sky.Compute(provider="verda", nodes=2, image=sky.Image(index=index), console=False)
     facts, heard = Facts(), list[Event]()
     pool.events.subscribe(facts.handle, facts.kinds)
@@ -89,7 +91,8 @@ def test_what_machines_cost_is_known_while_they_run_and_agrees_with_the_ledger(v
     assert sorted(made) == sorted({event.id for event in heard if isinstance(event, MachineEnded)})
     note = heard[-1]
     assert isinstance(note, Note)
-    assert (match := re.search(r"^0 machines left of 2, \$([\d.]+) spent", note.text))
+    assert (match := re.search(r"^0 machines left of 2, \$([\d.]+) spent \(\$([\d.]+) estimated\)$", note.text))
+    assert float(match[2]) in [round(option.forecast.price or 0.0, 4) for option in found.options]
     # The events are heard a moment after the ledger was written.
     assert facts.status().cost == pytest.approx(float(match[1]), rel=0.05, abs=0.0002)
     assert facts.status().price == 0
