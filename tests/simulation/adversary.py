@@ -19,6 +19,7 @@ from tests.simulation.scenario import Edit, Misfortune, Scenario, Wish
 __all__ = ["inflict", "scenario"]
 
 _CODE = 0.1  # of the seeds have code of their own
+_BAD_SLOTS = 0.15
 _GPUS = 0.08
 _RESUMES = 0.08  # of them keep results in a file
 _SIZES = (0, 0, 0, 10, 1_000, 40_000, 200_000)
@@ -60,7 +61,19 @@ def scenario(seed: int) -> Scenario:
         return _with_code(more, drawn)
     if more.random() < _RESUMES:
         return _resuming(more, drawn)
-    return _with_gpus(more, drawn) if more.random() < _GPUS else drawn
+    if more.random() < _GPUS:
+        return _with_gpus(more, drawn)
+    return replace(drawn, misfortunes=drawn.misfortunes + _of_slots(more)) if more.random() < _BAD_SLOTS else drawn
+
+
+def _of_slots(chance: random.Random) -> tuple[Misfortune, ...]:
+    """Slots that don't begin, or forget what they were given, and agents that lie."""
+    kinds = [chance.choice(("stillborn", "unready", "forgets", "lies")) for _ in range(chance.choice((1, 1, 3)))]
+    at = chance.choice((0.0, 3.0, 15.0))
+    return tuple(
+        Misfortune(kind, at * chance.random(), chance.randrange(3), chance.choice(_OF_MACHINES[kind][1]))
+        for kind in kinds
+    )
 
 
 def _with_gpus(chance: random.Random, scenario: Scenario) -> Scenario:
@@ -352,6 +365,18 @@ def _gpus_silent(pool: Pool, name: str, times: float) -> None:
     pool.machines[name].cards.fails += int(times)
 
 
+def _stillborn(pool: Pool, name: str, times: float) -> None:
+    pool.machines[name].stillborn += int(times)
+
+
+def _unready(pool: Pool, name: str, times: float) -> None:
+    pool.machines[name].unready += int(times)
+
+
+def _forgets(pool: Pool, name: str, times: float) -> None:
+    pool.machines[name].forgets += int(times)
+
+
 _Strike = Callable[[Pool, str, float], None]
 # Kind -> what it does to a machine, and the amounts that it comes in.
 _OF_MACHINES: dict[str, tuple[_Strike, tuple[float, ...]]] = {
@@ -379,9 +404,13 @@ _OF_MACHINES: dict[str, tuple[_Strike, tuple[float, ...]]] = {
     "lies": (_lies, (1, 1, 3, 20)),
     "unsaved": (_unsaved, (1, 3)),
     "file_away": (_file_away, (0.1, 5.0)),
+    "stillborn": (_stillborn, (1, 3, 10)),
+    "unready": (_unready, (1, 3)),
+    "forgets": (_forgets, (1, 3)),
     "gpu_lost": (_gpu_lost, (0, 1)),
     "gpus_silent": (_gpus_silent, (1, 3)),
 }
-_RARE = ("file_away", "gpu_lost", "gpus_silent")  # only where there is something of that kind
+# Not among what any seed may draw: some of them need a scenario of their own, and the others came later.
+_RARE = ("file_away", "gpu_lost", "gpus_silent", "stillborn", "unready", "forgets")
 _HARMLESS = ("stranger",)  # nobody may notice them
 _OF_THE_CLOUD = ("lost_replies", "refusals", "failures", "duds", "denials")

@@ -114,7 +114,13 @@ class _Slot:
 
     def _begin(self) -> None:
         self.machine.slots_begin()
-        self._send(Ready(1, None))
+        if self.machine.stillborn > 0:
+            self.machine.stillborn -= 1
+            self.end(signal.SIGKILL)
+            return
+        unready = self.machine.unready > 0
+        self.machine.unready -= unready
+        self._send(Ready(1, "simulated: it can't begin" if unready else None))
         if self.process.alive:
             self.process.add_reader(self.sock, self._readable)
 
@@ -165,6 +171,11 @@ class _Slot:
         plan, work = _plan_of(function, args, kwargs)
         self.held[run.task] = plan
         self.machine.started(self.process.name, plan)
+        if self.machine.forgets > 0 and not self.shared:
+            self.machine.forgets -= 1
+            self.busy = False
+            self.machine.ended(self.process.name, self.held.pop(run.task))
+            return
         if plan.prints:
             with contextlib.suppress(BlockingIOError):
                 os.write(self.out, (b"x" * 40 + b"\n") * (plan.prints // 41))
@@ -477,6 +488,8 @@ class Machine:
         self.started, self.ended = started, ended
         self.pids = iter(range(1, 1 << 20))
         self.forks_fail = 0
+        # How many more slots will die before they begin, or can't begin; and how many tasks will be forgotten by slots.
+        self.stillborn = self.unready = self.forgets = 0
         self.saving = Saving(world, saved or (lambda _: None))
         self._saves = saved is not None
         self.visitors: list[socket.socket] = []

@@ -233,6 +233,13 @@ class Pool:
             else:
                 self._submit_in(wish.at, wish)
 
+    def look(self) -> None:
+        """Have a status made, as who watches the pool does at any time."""
+        runner = self.dispatcher.runner
+        tasks = self.tally.status(self.world.now, runner.schedule.at_nodes()).tasks
+        if min(tasks.done, tasks.failed, tasks.cancelled) < 0 or tasks.done + tasks.failed > self.tally.queued:
+            self.world.broken.append(f"a status of more tasks than there are: {tasks}")
+
     def _edit(self, program: EditedProgram, edit: Edit) -> None:
         self.world.tell(f"the user edits module {edit.module}")
         program.write(edit.module, edit.size)
@@ -245,6 +252,8 @@ class Pool:
         if not self.driver.alive or self.is_withdrawn:
             return
         self.world.tell(f"submit {wish}")
+        if wish.number % 7 == 0:
+            self.look()
         arrays = [argument(size) for size in wish.arrays]
         if wish.mutates:
             arrays = [Array(bytearray(array.data)) for array in arrays]
