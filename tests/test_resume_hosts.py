@@ -50,7 +50,7 @@ def test_a_second_run_takes_the_results_unless_a_helper_was_edited(
     assert second == first
     (tmp_path / "shared.py").write_text(SHARED + "EDITED = 1\n")
     third, errors = run(script, hosts)
-    assert "stored results of drawn can't be used, since its code, or what it uses, has changed" in errors
+    assert "stored results of drawn can't be reused, because its code, or something that it uses, has changed" in errors
     assert not {json.dumps(result) for result in third[0][0]} & {json.dumps(result) for result in first[0][0]}
 
 

@@ -76,7 +76,7 @@ def run(
     try:
         done = sources.at_once(lambda target: _end(ledger, target, timeout, forget), targets, _PARALLEL)
     except KeyboardInterrupt:
-        say("what is left stays in the ledger; run the command again")
+        say("the rest stays in the ledger; run the command again")
         raise
     # With --all, a provider that could not be queried may have machines of pools unknown here.
     if False in done or (all and any(answer.error is not None for answer in answers)):

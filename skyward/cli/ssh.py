@@ -62,7 +62,7 @@ def command_line(ledger: Ledger, entry: Entry, command: Sequence[str]) -> list[s
     if at is None or not entry.host_key:
         raise ConfigError(f"{entry.id} of {entry.tag} has not been reached yet; try again once its pool is ready")
     if not key.exists():
-        raise ConfigError(f"the key of {entry.tag} is gone ({key}), so nobody can log in to its machines any more")
+        raise ConfigError(f"the key of {entry.tag} is gone ({key}), so nobody can log in to its machines")
     known = ledger.known_hosts_path(entry.tag, entry.id)
     with os.fdopen(os.open(known, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
         file.write(f"{known.name} {entry.host_key}\n")

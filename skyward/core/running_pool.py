@@ -327,7 +327,7 @@ class RunningPool:
             again = (
                 "leaves that to a background process; check with `skyward ls`"
                 if self._settings.renting
-                else f"leaves them to end by themselves within {self._settings.order.orphan_timeout:g} s"
+                else f"leaves them to terminate on their own within {self._settings.order.orphan_timeout:g} s"
             )
             self._warn(f"releasing the nodes of {self._settings.name}; a second Ctrl-C {again}")
 
@@ -336,7 +336,7 @@ class RunningPool:
         files = self.dispatcher.runner.files
         try:
             if unsaved := await files.flush():
-                self._unsaved = f"not all that was written is saved: {'; '.join(unsaved)}"
+                self._unsaved = f"some of what was written is not saved: {'; '.join(unsaved)}"
                 self._warn(self._unsaved)
         finally:
             files.stop()

@@ -37,7 +37,7 @@ def breakpoint_in_task(*args: Any, **kwargs: Any) -> Any:
     if os.environ.get("PYTHONBREAKPOINT", "") not in ("", "pdb.set_trace"):
         return sys.__breakpointhook__(*args, **kwargs)  # noqa: T100 - the task asks for it
     raise NoTerminal(
-        f"breakpoint() in a task: no terminal leads to {_node()}. Instead, {_INSTEAD}. A debugger that needs no "
+        f"breakpoint() in a task: there is no terminal on {_node()}. Instead, {_INSTEAD}. A debugger that needs no "
         "terminal can be named: Image(env={'PYTHONBREAKPOINT': '...'})"
     )
 
@@ -49,9 +49,9 @@ def input_in_task(prompt: object = "", /) -> str:
     frame = inspect.currentframe()
     caller = frame and frame.f_back
     if caller is not None and caller.f_globals.get("__name__") == "cmd":  # pdb, which takes an EOFError for "quit"
-        raise NoTerminal(f"a debugger in a task: no terminal leads to {_node()}. Instead, {_INSTEAD}")
+        raise NoTerminal(f"a debugger in a task: there is no terminal on {_node()}. Instead, {_INSTEAD}")
     raise NoInput(
-        f"input() in a task: no terminal leads to {_node()}. Ask before the call, and pass the answer as an argument"
+        f"input() in a task: there is no terminal on {_node()}. Ask before the call, and pass the answer as an argument"
     )
 
 

@@ -41,7 +41,7 @@ def link(place: str, target: str) -> None:
         if not (_as_root("mkdir", "-p", str(parent)) and _as_root("ln", "-sfnT", target, place)):
             raise PermissionError(
                 errno.EACCES,
-                "this user may not make it, and has no sudo without a password; mount at a relative path, which "
+                "this user can't create it, and has no passwordless sudo; mount at a relative path, which "
                 "lies in the tasks' working directory",
                 place,
             ) from error

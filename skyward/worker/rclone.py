@@ -241,7 +241,7 @@ class Rclone:
             if moved != before:
                 since = now
             elif now - since > limit:
-                raise RcloneError(f"nothing of it has moved for {limit:.0f} s")
+                raise RcloneError(f"no data has moved for {limit:.0f} s")
 
         try:
             self.call(command, {**values, "_group": group}, look=look)

@@ -111,7 +111,7 @@ def test_ctrl_c_leaves_what_is_left_in_the_ledger(pools: Pools, ledger: Ledger) 
         process.send_signal(signal.SIGINT)
         _, told = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert told == "skyward: what is left stays in the ledger; run the command again\nskyward: interrupted\n"
+    assert told == "skyward: the rest stays in the ledger; run the command again\nskyward: interrupted\n"
     assert open_tags(ledger) == ["sky-1"]
 
 

@@ -155,7 +155,7 @@ def test_environment_yml() -> None:
         (lambda: of_pylock({"lock-version": "1.0", "packages": [{"name": "a", "wheels": [{"path": "a.whl"}]}]}, "x"),
          "a is a file of this machine"),
         (lambda: of_pylock({"lock-version": "1.0", "packages": [{"name": "a", "marker": "?"}]}, "x"), "can't be read"),
-        (lambda: of_conda("dependencies:\n- cudatoolkit=11\n", "environment.yml"), "cudatoolkit is no Python package"),
+        (lambda: of_conda("dependencies:\n- cudatoolkit=11\n", "environment.yml"), "cudatoolkit is not a Python"),
     ],
 )  # fmt: skip
 def test_what_can_not_be_used(read: Any, what: str) -> None:

@@ -122,7 +122,7 @@ def test_an_upload_that_does_not_go_on_fails(node: Callable[..., Node], monkeypa
     (it.target / "new").write_bytes(b"1")
     with stopped(it.server.process.pid):
         problem = it.volumes.save(OTHERS)
-    assert problem == "s3://bucket/data/new: nothing of it has moved for 1 s"
+    assert problem == "s3://bucket/data/new: no data has moved for 1 s"
     assert it.volumes.save(OTHERS) is None
     assert it.saved()["new"] == b"1"
 

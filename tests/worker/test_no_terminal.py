@@ -34,14 +34,14 @@ def trace() -> int:
 
 
 def test_a_breakpoint(pool: sky.Compute) -> None:
-    with pytest.raises(sky.NoTerminal, match=r"^breakpoint\(\) in a task: no terminal leads to node-1") as caught:
+    with pytest.raises(sky.NoTerminal, match=r"^breakpoint\(\) in a task: there is no terminal on node-1") as caught:
         pool.submit(stop).result()
     assert "sky.last_failure.debug()" in str(caught.value)
     assert not isinstance(caught.value, EOFError)
 
 
 def test_a_debugger_that_is_called_itself(pool: sky.Compute) -> None:
-    with pytest.raises(sky.NoTerminal, match=r"^a debugger in a task: no terminal leads to node-1"):
+    with pytest.raises(sky.NoTerminal, match=r"^a debugger in a task: there is no terminal on node-1"):
         pool.submit(trace).result()
     assert pool.submit(sys.gettrace).result() is None
     assert pool.submit(abs, -3).result() == 3
@@ -52,7 +52,7 @@ def ask() -> str:
 
 
 def test_input(pool: sky.Compute) -> None:
-    with pytest.raises(sky.NoInput, match=r"^input\(\) in a task: no terminal leads to node-1. Ask before the call"):
+    with pytest.raises(sky.NoInput, match=r"^input\(\) in a task: there is no terminal on node-1. Ask before the call"):
         pool.submit(ask).result()
 
 

@@ -26,6 +26,6 @@ def test_a_link_replaces_another_and_goes_only_while_it_is_ours(tmp_path: Path) 
 def test_whoever_may_not_make_one_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody may there."""
     monkeypatch.setenv("PATH", "/nowhere")
-    with pytest.raises(PermissionError, match="no sudo") as caught:
+    with pytest.raises(PermissionError, match="no passwordless sudo") as caught:
         link("/sys/skyward-data", "/target")
     assert caught.value.filename == "/sys/skyward-data"

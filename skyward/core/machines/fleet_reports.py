@@ -47,7 +47,7 @@ def why_too_few(first: SkywardError | None, refusals: Sequence[SkywardError], wa
     lines += f"\n  and {len(texts) - _MAX_LINES} more" if len(texts) > _MAX_LINES else ""
     kinds = {type(refusal) for refusal in refusals}
     kind = type(error) if len(kinds) == 1 else ProvisioningError
-    whole = kind(f"could not provision {wanted} node(s); everything that was tried was refused:{lines}")
+    whole = kind(f"could not provision {wanted} node(s); all that was tried was refused:{lines}")
     whole.__cause__ = error
     return whole
 

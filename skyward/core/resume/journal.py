@@ -244,15 +244,13 @@ class Journal:
         try:
             found = self._store.get(key)
         except Exception as problem:  # a damaged row may contain anything
-            self._say_once(
-                "damaged", f"some stored results can't be read and are computed anew: {problem}", warning=True
-            )
+            self._say_once("damaged", f"some stored results can't be read and are recomputed: {problem}", warning=True)
             return None
         if found is None:
             return None
         value, error = self._read(found[0])
         if error is not None:
-            self._say_once(f"refused {name}", f"stored results of {name} are computed anew: {error}", warning=True)
+            self._say_once(f"refused {name}", f"stored results of {name} are recomputed: {error}", warning=True)
             return None
         return value, found[1]
 
@@ -266,22 +264,20 @@ class Journal:
         if code not in earlier:
             self._say_once(
                 name,
-                f"{count:,} stored result{'s' if count > 1 else ''} of {name} can't be used, since its code, or what "
-                "it uses, has changed; it is computed anew",
+                f"{count:,} stored result{'s' if count > 1 else ''} of {name} can't be reused, because its code, or "
+                "something that it uses, has changed; it is recomputed",
             )
         elif self._store.has_place(earlier[code].id, place):
             self._say_once(
                 name,
-                f"call {place + 1:,} of {name} has other arguments than in the run before, so it is computed anew; if "
+                f"call {place + 1:,} of {name} has other arguments than in the last run, so it is recomputed; if "
                 "they should be the same, look for what differs from run to run, such as a time or a random number",
             )
 
     def _say_python(self) -> None:
         last = self._store.last_python
         if last is not None and last.encode() != _PYTHON:
-            self._say_once(
-                "python", f"its results are those of Python {last}, and are computed anew with {_PYTHON.decode()}"
-            )
+            self._say_once("python", f"its results are from Python {last}, and are recomputed with {_PYTHON.decode()}")
 
     def _say_once(self, what: str, text: str, *, warning: bool = False) -> None:
         with self._counting:
@@ -318,8 +314,8 @@ class Journal:
             self._unsaved += len(fresh)
             self._say_once(
                 "unsaved",
-                f"results can't be stored: {problem}. The run goes on, and what is not stored is computed again the "
-                "next time; as soon as there is room, results are stored again",
+                f"results can't be stored: {problem}. The run continues: what is not stored is recomputed next "
+                "time, and results are stored again as soon as there is room",
                 warning=True,
             )
 

@@ -255,7 +255,7 @@ def test_what_the_user_names_and_leaves_out(tmp_path: Path) -> None:
     assert "local='nowhere': this program has no such module" in nowhere[0]
     assert "there is no such file or folder" in no_file[0]
     assert "extra.py is called extra too" in twice[0]
-    assert "no name of a module" in no_name[0]
+    assert "not a valid module name" in no_name[0]
 
 
 def test_an_error_is_repeated_until_it_is_mended(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def test_the_only_reason_is_raised_as_it_is() -> None:
 def test_several_reasons_are_listed_once_each() -> None:
     error = why_too_few(None, [NoCapacity("a: none"), NoCapacity("b: none"), NoCapacity("a: none")], 2)
     assert type(error) is NoCapacity
-    expected = "could not provision 2 node(s); everything that was tried was refused:\n  a: none\n  b: none"
+    expected = "could not provision 2 node(s); all that was tried was refused:\n  a: none\n  b: none"
     assert str(error) == expected
     mixed = why_too_few(None, [NoCapacity("a"), QuotaExceeded("b")], 1)
     assert type(mixed) is ProvisioningError

@@ -212,8 +212,8 @@ def test_changed_code_is_computed_anew_and_said_once(file: Path) -> None:
     with run(file) as second:
         assert [second.call(compiled("def f(x):\n    return x + 2"), n) for n in range(3)] == [2, 3, 4]
     assert second.said == [
-        "search.run: 3 stored results of f can't be used, since its code, or what it uses, has changed; it is computed "
-        "anew",
+        "search.run: 3 stored results of f can't be reused, because its code, or something that it uses, has changed; "
+        "it is recomputed",
         "search.run: took 0 results, stored 3",
     ]
     with run(file) as third:  # both are there
@@ -230,7 +230,7 @@ def test_changed_data_is_computed_anew_and_said_once(file: Path) -> None:
         assert [second.call(double, n) for n in (0, 7, 8, 2)] == [0, 14, 16, 4]
     assert second.computed == 2
     (told, _) = second.said
-    assert told.startswith("search.run: call 2 of double has other arguments than in the run before")
+    assert told.startswith("search.run: call 2 of double has other arguments than in the last run")
 
 
 def test_more_calls_are_nothing_to_talk_about(file: Path) -> None:
@@ -249,7 +249,7 @@ def test_another_python_is_said(file: Path) -> None:
         first.store._writer.execute("UPDATE runs SET python = '2.7'")
     with run(file) as second:
         here = f"{sys.version_info.major}.{sys.version_info.minor}"
-        assert second.said == [f"search.run: its results are those of Python 2.7, and are computed anew with {here}"]
+        assert second.said == [f"search.run: its results are from Python 2.7, and are recomputed with {here}"]
 
 
 @pytest.fixture
@@ -380,7 +380,7 @@ def test_a_stored_result_that_is_refused_is_computed_anew(file: Path) -> None:
         first.call(double, 1)
     with run(file, refuse) as second:
         assert [second.call(double, 1) for _ in range(2)] == [2, 2]
-    assert second.warned == ["search.run: stored results of double are computed anew: it is no data"]
+    assert second.warned == ["search.run: stored results of double are recomputed: it is no data"]
     with run(file) as third:
         assert third.call(double, 1) == 2
     assert third.computed == 0
@@ -394,7 +394,7 @@ def test_a_damaged_result_is_computed_anew_and_replaced(file: Path) -> None:
     with run(file) as second:
         assert [second.call(double, n) for n in (1, 2)] == [2, 4]
     assert (second.computed, len(second.warned)) == (1, 1)
-    assert "some stored results can't be read and are computed anew" in second.warned[0]
+    assert "some stored results can't be read and are recomputed" in second.warned[0]
     with run(file) as third:
         assert [third.call(double, n) for n in (1, 2)] == [2, 4]
     assert third.computed == 0
@@ -411,7 +411,7 @@ def test_a_full_disk_costs_what_is_not_stored(file: Path) -> None:
             ]
         assert len(first.warned) == 1
         assert "results can't be stored: " in first.warned[0]
-        assert "The run goes on" in first.warned[0]
+        assert "The run continues" in first.warned[0]
         first.call(double, 2)
     assert first.said[-1:] == ["search.run: results are stored again"]
     assert first.warned[-1] == "search.run: took 0 results, stored 2, could not store 3"
