@@ -60,6 +60,18 @@ def files_of_agents(host: Host) -> list[str]:
     return host.run("sh", "-c", f"find {places} 2>/dev/null").stdout.split()  # with what is in them, for the failure
 
 
+def test_a_node_that_still_starts_when_the_block_ends_leaves_nothing(
+    lab_hosts: LabHosts, fresh_host: FreshHost, reach: Reach
+) -> None:
+    """Its agent has started, the driver has not heard of it yet: nobody would say goodbye to it for ten minutes."""
+    (near,), far = lab_hosts(1), fresh_host(delay=0.2)
+    for _ in range(2):  # the second start is a command less
+        with sky.Compute(**{**reach([near, far]), "nodes": (1, 2)}, concurrency=1):
+            eventually(lambda: far.named("skyward-agent"), 120, "the far host's agent")
+        eventually(lambda: not far.pids(), 30, "no process stays on the host")
+        assert files_of_agents(far) == []
+
+
 def test_the_second_start_is_quick(lab_hosts: LabHosts, reach: Reach) -> None:
     """Nothing is installed again when nothing changed."""
     hosts = lab_hosts(2)

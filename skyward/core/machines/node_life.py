@@ -200,7 +200,11 @@ class NodeLife:
                 self._bringing.cancel()
             if here:
                 self._shared.seats.release(seat)
-            await connector.close()
+            try:
+                if self.session is None or not self.session.facts:
+                    await connector.end_agent()
+            finally:
+                await connector.close()
 
     def _make_session(self, connector: Connector, secret: bytes, here: bool, part: list[int]) -> Session:
         plan, owner = self._shared.plan, self._shared.owner

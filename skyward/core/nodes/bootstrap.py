@@ -15,12 +15,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import itertools
-import json
 import re
 import secrets
 import shlex
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -30,6 +30,7 @@ from skyward.core import requirements
 from skyward.core.errors import BootstrapFailed, ConfigError, LinkError, PackagesFailed, PythonNotFound
 from skyward.core.image import Image
 from skyward.core.interfaces import CommandOutput, Shell
+from skyward.core.nodes.agent_process import Announcement, end_agent, end_if_cancelled
 from skyward.core.nodes.bootstrap_scripts import (
     BUILD,
     DISKS,
@@ -77,13 +78,14 @@ class AgentAddress:
     """Where an agent listens (for `Link.open_channel`), and the secret that both ends prove they know.
 
     `relay` is a command on the machine whose input and output are connected to the agent, for `StreamShell.stream`.
-    `supply` installs further packages for its slots.
+    `supply` installs further packages for its slots. `end` is for an agent that nobody has greeted.
     """
 
     address: str
     secret: bytes = field(repr=False)
     relay: str = ""
     supply: Callable[[Shell, PackageLists], Awaitable[None]] | None = None
+    end: Callable[[Shell], Awaitable[None]] | None = None
 
 
 async def bootstrap(
@@ -169,7 +171,7 @@ class _Bootstrap:
             await self._send(node_code(), f"{found.root}/code/{self._code}", "sending the code")
         values = {"root": found.root, "env": found.env, **self._agent_values}
         return self._started(
-            found, await self._step("starting the agent", START, values, limit=_START_LIMIT, stdin=packed)
+            found, await self._step("starting the agent", START, values, limit=_START_LIMIT, stdin=packed, starts=True)
         )
 
     @property
@@ -196,6 +198,7 @@ class _Bootstrap:
             limit=_INSPECT_LIMIT,
             stdin=start,
             may_fail=True,
+            starts=start is not None,
         )
         found = self._found = Findings.read(done.stdout, packages)
         if found is None or done.status != 0:
@@ -420,11 +423,10 @@ class _Bootstrap:
     def _started(self, found: Findings, done: CommandOutput) -> AgentAddress:
         """Read the line that the agent has printed."""
         try:
-            answer = json.loads(done.stdout.strip().splitlines()[-1])
-            address = str(answer["listening"]).removeprefix("unix:")
-        except (ValueError, IndexError, KeyError, TypeError):
+            path, pid = Announcement.read(done)
+        except ValueError:
             self._fail("starting the agent", done)
-        return AgentAddress(address, self._secret, self._relay(found, address), self.supply)
+        return AgentAddress(path, self._secret, self._relay(found, path), self.supply, partial(end_agent, pid=pid))
 
     def _relay(self, found: Findings, address: str) -> str:
         places = (f"{found.root}/code/{self._code}", f"{found.env}/bin/python", address)
@@ -442,6 +444,7 @@ class _Bootstrap:
         limit: float,
         stdin: bytes | None = None,
         may_fail: bool = False,
+        starts: bool = False,
         environment: Mapping[str, str] | None = None,
     ) -> CommandOutput:
         """Run one step's script.
@@ -458,6 +461,8 @@ class _Bootstrap:
             Its standard input.
         may_fail
             Whether the caller handles a nonzero exit status.
+        starts
+            Whether it may start the agent, which is ended if the caller is cancelled meanwhile.
         environment
             Environment variables for everything that it starts.
 
@@ -471,10 +476,11 @@ class _Bootstrap:
         lines = [f"export {name}={shlex.quote(value)}\n" for name, value in exports.items()]
         lines += [f"{name}={shlex.quote(value)}\n" for name, value in values.items()]
         command = "".join(lines) + script
+        running = self._shell.run(
+            after(self._prelude, command) if self._prelude else command, input=stdin, timeout=limit
+        )
         try:
-            done = await self._shell.run(
-                after(self._prelude, command) if self._prelude else command, input=stdin, timeout=limit
-            )
+            done = await (end_if_cancelled(self._shell, running) if starts else running)
         except TimeoutError as error:
             raise BootstrapFailed(
                 f"{step} took more than {limit:g} s; is the host overloaded, or waiting for the network?"

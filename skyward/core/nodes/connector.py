@@ -78,6 +78,7 @@ class Connector:
         self._host = {"python": machine.python, "prelude": machine.prelude}
         self._relay = ""
         self._supply: Callable[[Shell, PackageLists], Awaitable[None]] | None = None
+        self._end: Callable[[Shell], Awaitable[None]] | None = None  # for the agent that was started here
         self._relayed = False  # whether channels must go through a command, since the machine does not allow others
         self._on_step = on_step
         self._on_doubt = on_doubt
@@ -130,7 +131,7 @@ class Connector:
             finally:
                 awake.cancel()
             self._address, self._secret, self._relay = agent.address, agent.secret, agent.relay
-            self._supply = agent.supply
+            self._supply, self._end = agent.supply, agent.end
         return self._secret
 
     @property
@@ -211,6 +212,11 @@ class Connector:
         if self._link is None or self._address is None:
             raise LinkError(f"{self._endpoint}: not connected")
         return await self._extra_links.open_channel(self._link, self._enter)
+
+    async def end_agent(self) -> None:
+        """End an agent that was started here and never greeted; completes as `close` does."""
+        if self._end is not None and self._link is not None and self._link.shell is not None:
+            await asyncio.shield(self._end(self._link.shell))
 
     async def close(self) -> None:
         """Close all links; this completes even if the caller is cancelled meanwhile, as happens when the pool ends."""
