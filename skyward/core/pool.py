@@ -184,14 +184,14 @@ class Compute(TaskExecutor):
         self._used = False
 
     def __repr__(self) -> str:
-        if self.is_active:
-            return f"<Compute {shown(self.status().headline)}>"
+        if (opened := _alive(self._open or self._ending)) is not None:
+            return f"<Compute {shown(opened.status().headline)}>"
         state = "closed" if self._used else "not entered"
         return f"<Compute {self.name} on {self._settings.provider_names}: {state}>"
 
     def _repr_html_(self) -> str | None:
         """How notebooks show it."""
-        return self.status()._repr_html_() if self.is_active else None
+        return opened.status()._repr_html_() if (opened := _alive(self._open or self._ending)) is not None else None
 
     @property
     def name(self) -> str:
@@ -413,9 +413,9 @@ class Compute(TaskExecutor):
         Raises
         ------
         PoolNotActive
-            The pool is not open.
+            The pool is not open; it is until the nodes have finished their tasks, after the end of the block.
         """
-        return self._running().status()
+        return (_alive(self._open or self._ending) or self._running()).status()
 
     @property
     def dashboard_link(self) -> str:
@@ -463,6 +463,11 @@ class Compute(TaskExecutor):
     def node_names(self) -> list[str]:
         """Names of the nodes that are ready, in order."""
         return self._running().provisioner.nodes
+
+
+def _alive(opened: RunningPool | None) -> RunningPool | None:
+    """The pool, until its last node has ended."""
+    return None if opened is None or opened.is_over else opened
 
 
 def _packages(settings: PoolSettings, image: Image) -> PackagePlan | None:

@@ -152,6 +152,11 @@ class RunningPool:
         self._ready = True
         self.events.emit(PoolReady(self.provisioner.slots, time.monotonic() - self._began))
 
+    @property
+    def is_over(self) -> bool:
+        """Whether everything has been taken apart, or this is a fork of the driver."""
+        return self._ended.is_set() or self.pid != os.getpid()
+
     def status(self) -> PoolStatus:
         """See `Compute.status`."""
         return self.facts.status()

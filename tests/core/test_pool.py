@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 import skyward as sky
+from skyward.core.events import PoolDraining
 from tests.core.memory_agent import eventually
 
 
@@ -89,6 +90,36 @@ def test_a_pool_is_used_between_enter_and_exit_only() -> None:
     with pytest.raises(sky.PoolNotActive):
         pool.start()
     pool.close()
+
+
+def _wait_for(file: Path) -> bool:
+    while not file.exists():
+        time.sleep(0.01)
+    return True
+
+
+def test_a_pool_that_finishes_its_tasks_says_so(tmp_path: Path) -> None:
+    """It accepts none, and can be asked how it is until it has ended."""
+    pool = sky.Compute(console=False)
+    drains = threading.Event()
+    pool.events.subscribe(lambda _: drains.set(), [PoolDraining])
+    pool.start()
+    future = pool.submit(_wait_for, tmp_path / "go")
+    closing = threading.Thread(target=pool.close)
+    closing.start()
+    try:
+        assert drains.wait(60)
+        assert [node.state for node in pool.status().nodes] == ["draining"]
+        assert "1 of 1 nodes draining" in repr(pool)
+        with pytest.raises(sky.PoolNotActive):
+            pool.submit(abs, 1)
+    finally:
+        (tmp_path / "go").touch()
+        closing.join()
+    assert future.result() is True
+    assert repr(pool).endswith(": closed>")
+    with pytest.raises(sky.PoolNotActive):
+        pool.status()
 
 
 def test_start_and_close_for_notebooks() -> None:
