@@ -89,7 +89,7 @@ def test_batches_that_kill_their_process_name_their_items(pool: sky.Compute) -> 
 
     assert note_of(call, sky.WorkerCrashed) == "one of the items 0 to 2 (the first is 0) on node-1"
     assert len(sky.last_failure.calls) == 3
-    with pytest.raises(sky.NoFailure, match="which of its 3 calls it was at is not known"):
+    with pytest.raises(sky.NoFailure, match="it is not known which of its 3 calls it was running"):
         _ = sky.last_failure.args
     with pytest.raises(sky.WorkerCrashed, match="exit status 3"):
         raise sky.last_failure.error

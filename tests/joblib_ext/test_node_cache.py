@@ -236,7 +236,7 @@ def test_a_module_that_was_changed_here_and_not_there_is_an_error(
     for function in (changed, lambda x: changed(x) + 0):
         outcome = pool.submit(function, 1)
         error = outcome.exception()  # but for a slot that had not imported it
-        assert "f has another source in this task" in str(error) if error else outcome.result() == 1000001
+        assert "f has a different source in this task" in str(error) if error else outcome.result() == 1000001
     assert changed(2) == 1000002
     del sys.modules[name]
 
