@@ -68,6 +68,7 @@ def test_tasks_see_the_drivers_modules_and_folder(pool: sky.Compute) -> None:
     assert pool.submit(eval, "__import__('tests.core.test_pool').__name__").result() == "tests"
 
 
+@pytest.mark.slow
 def test_image_env_reaches_tasks() -> None:
     """Image(env=...) is the tasks' environment."""
     with sky.Compute(image=sky.Image(env={"COLOUR": "blue"}), console=False) as pool:
@@ -194,6 +195,7 @@ def _slow_double(x: int) -> int:
     return 2 * x
 
 
+@pytest.mark.slow
 def test_strange_tasks_end_in_a_result_or_their_own_error(pool: sky.Compute, capfd: pytest.CaptureFixture[str]) -> None:
     """sys.exit, endless recursion, a closed fd 1, binary output, a fork: each is that task's affair alone."""
     with pytest.raises(SystemExit) as caught:

@@ -88,6 +88,7 @@ def test_a_thread_that_takes_the_context_along_takes_the_pool_along() -> None:
         assert asyncio.run(run())[1] == 3
 
 
+@pytest.mark.slow
 def test_a_pool_that_another_context_closes_is_not_taken_along() -> None:
     pool = open_pool(plugins=[sky.plugins.joblib()]).start()
     closer = threading.Thread(target=pool.close)

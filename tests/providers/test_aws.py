@@ -256,6 +256,7 @@ def test_a_spot_machine_that_is_preempted_is_reported_as_such(cloud):
     sweep(it, TAG)
 
 
+@pytest.mark.slow
 def test_a_wrong_clock_is_reported_as_such(cloud):
     it = provider(cloud)
     cloud.faults.on("clock_skew", 9, seconds=3600.0)
@@ -346,6 +347,7 @@ def test_a_region_that_refuses_keeps_nobody_from_the_others_and_is_named(cloud, 
         it.machines(TAG)
 
 
+@pytest.mark.slow
 def test_who_may_not_see_spot_prices_is_offered_on_demand_machines_and_warned(cloud):
     cloud.policy = lambda call: DENIED if call.action == "DescribeSpotPriceHistory" else None
     offers = provider(cloud).offers(Resources(machine="t3.micro"))
@@ -355,6 +357,7 @@ def test_who_may_not_see_spot_prices_is_offered_on_demand_machines_and_warned(cl
     assert "DescribeSpotPriceHistory in us-east-1" in str(error)
 
 
+@pytest.mark.slow
 def test_doctor_names_the_region_that_is_not_enabled(cloud):
     cloud.policy = lambda call: BAD_KEY if (call.region, call.service) == ("eu-west-1", "sts") else None
     checks = provider(cloud, region=["us-east-1", "eu-west-1"]).examination()

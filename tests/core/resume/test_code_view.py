@@ -36,6 +36,7 @@ def content(version: Any, data: bytes) -> bool:
     return any(data in bytes(blob) for blob in version.blobs.values())
 
 
+@pytest.mark.slow
 def test_what_was_just_written_is_in_the_version(project: Project, code: LocalCode) -> None:
     """Also if the pool has looked a moment before, and would not look again."""
     view, name = CodeView(), f"{project.top}.train"
