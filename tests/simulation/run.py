@@ -218,7 +218,7 @@ def _rest(world: World, pool: Pool, limit: float) -> None:
         due = world.now + pause
         # The next event may be that a machine wakes which sleeps for minutes.
         world.run(lambda due=due: world.now >= due, limit + 600.0, "some seconds have passed")  # type: ignore[misc]
-        pause = min(pause * 1.5, 20.0)
+        pause = min(pause * 3.0, 40.0)
 
 
 @dataclass
