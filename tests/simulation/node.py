@@ -121,6 +121,8 @@ class _Slot:
         unready = self.machine.unready > 0
         self.machine.unready -= unready
         self._send(Ready(1, "simulated: it can't begin" if unready else None))
+        if unready:
+            self.end(_RAISED)
         if self.process.alive:
             self.process.add_reader(self.sock, self._readable)
 
