@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import IO
 
 from platformdirs import user_cache_path
-from uv import find_uv_bin
 
 from skyward.core.errors import PackagesFailed
 from skyward.core.packages.fetch import Target, fetch
@@ -28,11 +27,12 @@ def uv_name() -> str:
 
 
 def uv_here() -> str | None:
-    """Path of the program of this environment; None if somebody has removed it."""
-    try:
-        return find_uv_bin()
-    except FileNotFoundError:
-        return None
+    """Path of the program of this environment; None if somebody has removed it.
+
+    Its module is not imported: the user's own may have that name.
+    """
+    programs = [os.path.normpath(file.locate()) for file in metadata.files("uv") or () if file.name == "uv"]
+    return next(filter(os.path.isfile, programs), None)
 
 
 def packed_uv(system: str, driver: str, target: Target, cache: Path | None = None) -> Path | None:

@@ -50,7 +50,7 @@ assert packed_uv(driver_kind(), driver_kind(), here, Path("cache")) is None
 try:
     python_build(here, Path("cache"))
 except PythonNotFound as error:
-    assert "no uv here" in str(error)
+    assert "no uv on this machine" in str(error)
 else:
     raise AssertionError
 """
@@ -59,8 +59,10 @@ else:
 @pytest.mark.slow
 def test_without_it_nodes_do_with_pip(tmp_path: Path) -> None:
     """Somebody has removed the program of the distribution, and no index is there that has it."""
-    (tmp_path / "uv").mkdir()
-    (tmp_path / "uv/__init__.py").write_text("def find_uv_bin():\n    raise FileNotFoundError\n")
+    (tmp_path / "uv-0.0.1.dist-info").mkdir()
+    (tmp_path / "uv-0.0.1.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: uv\nVersion: 0.0.1\n")
+    (tmp_path / "uv-0.0.1.dist-info/RECORD").write_text("../../../bin/uv,,\n")
+    (tmp_path / "uv.py").write_text("raise RuntimeError('a module of the user, who means something else by uv')\n")
     paths = os.pathsep.join([str(tmp_path), *map(str, Path(__file__).parents[3:4])])
     own = {"PYTHONPATH": paths, "PIP_NO_INDEX": "1", "PIP_CONFIG_FILE": os.devnull, "XDG_CACHE_HOME": str(tmp_path)}
     without = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
