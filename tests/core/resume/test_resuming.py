@@ -223,7 +223,7 @@ def test_a_pool_that_reads_data_only_reads_the_file_as_data(tmp_path: Path, coun
         with pytest.raises(sky.PayloadError, match="Results are read as data here"):
             pool.submit(_odd, 1).result()
         assert pool.submit(double, 1).result() == 2
-        assert any("stored results of _odd are computed anew: the result of a stored call" in n for n in pool.notes)  # type: ignore[attr-defined]
+        assert any("stored results of _odd are recomputed: the result of a stored call" in n for n in pool.notes)  # type: ignore[attr-defined]
     assert sorted(counted.ran) == ["double", "odd", "odd"]
     with open_pool(tmp_path, results="data") as pool:
         assert list(pool.map(arrays, range(2)))[1]["large"][0, 0] == 1
