@@ -10,7 +10,7 @@ import typer.main
 from IPython.core.error import UsageError
 
 from skyward.cli import app
-from skyward.cli.program import pool_arguments
+from skyward.cli.program import make_pool
 from skyward.cli.run import pool_options
 from skyward.core.pool import Compute
 
@@ -78,7 +78,7 @@ def _pool(words: list[str]) -> Compute:
         if options.pop("program") != ["notebook"] or options.pop("module"):
             raise UsageError("%skyward takes options only: the program is the notebook")
         name = options.pop("pool")
-        return Compute(**pool_arguments(name, pool_options(**options)))
+        return make_pool(name, pool_options(**options))
     except _WrongUsage as error:
         raise UsageError(f"%skyward: {error}") from None
 

@@ -20,7 +20,7 @@ from skyward.core.pool import Compute
 from skyward.core.system.machine import core_count
 from skyward.joblib_ext.plugin import JoblibPlugin, SklearnPlugin
 
-__all__ = ["pool_arguments", "run"]
+__all__ = ["make_pool", "run"]
 
 _INTERRUPTED = 130
 
@@ -48,7 +48,7 @@ def run(program: Sequence[str], module: bool, pool: str | None, given: dict[str,
     object
         The program's exit status, as `sys.exit` takes it.
     """
-    arguments = pool_arguments(pool, given)
+    opened = make_pool(pool, given)
     try:
         main, code = (_module if module else _script)(program[0])
     except _NoProgram:
@@ -57,11 +57,16 @@ def run(program: Sequence[str], module: bool, pool: str | None, given: dict[str,
     # Children of multiprocessing look under the other name for what it defines. This comes before the pool is opened,
     # which looks at what the program will need.
     sys.modules["__main__"] = sys.modules["__mp_main__"] = main
-    return _execute(main, code, Compute(**arguments))
+    return _execute(main, code, opened)
 
 
-def pool_arguments(name: str | None, given: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of the pool: those of the file, and what the command line says."""
+def make_pool(name: str | None, given: dict[str, Any]) -> Compute:
+    """Make the pool of this name, or without one, with what the command line says in place of what the file says."""
+    with named_pools.described(name):
+        return Compute(**_arguments(name, given))
+
+
+def _arguments(name: str | None, given: dict[str, Any]) -> dict[str, Any]:
     if name is not None:
         arguments = named_pools.arguments(name, inspect.signature(Compute).parameters, given)
     else:

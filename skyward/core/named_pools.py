@@ -7,6 +7,7 @@ A table's keys are the arguments of `Compute`. What is an object in a program is
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import inspect
 import os
@@ -32,6 +33,10 @@ class _Pools:
     file: Path
     prefix: str
     tables: Mapping[str, Any]
+
+    def where(self, name: str) -> str:
+        """File and table of one, for messages."""
+        return f"{self.file} [{self.prefix}.{name}]"
 
 
 _SYNONYMS = ({"vcpus", "cpu"}, {"volume", "volumes"}, {"worker", "concurrency"})
@@ -59,8 +64,7 @@ def arguments(name: str, known: Iterable[str], given: Mapping[str, Any] | None =
     files = list(_files())
     for pools in files:
         if name in pools.tables:
-            where = f"{pools.file} [{pools.prefix}.{name}]"
-            found = _Reader(where, pools.file.parent).pool(pools.tables[name], list(known))
+            found = _Reader(pools.where(name), pools.file.parent).pool(pools.tables[name], list(known))
             return _replaced(found, dict(given or {}))
     names = sorted({each for pools in files for each in pools.tables})
     close = difflib.get_close_matches(name, names, 1)
@@ -70,6 +74,26 @@ def arguments(name: str, known: Iterable[str], given: Mapping[str, Any] | None =
         f"no pool is named {name!r}; {advice}{has}. Describe it in pyproject.toml, [tool.skyward.pools.{name}], or in "
         f"{_user_file()}, [pools.{name}]"
     )
+
+
+@contextlib.contextmanager
+def described(name: str | None) -> Iterator[None]:
+    """Name the pool and its file in errors about an argument, which may be written there.
+
+    Parameters
+    ----------
+    name
+        The pool's name; None for one that no file describes.
+    """
+    try:
+        yield
+    except ConfigError as error:
+        if not isinstance(name, str):
+            raise
+        where = next((pools.where(name) for pools in _files() if name in pools.tables), "")
+        if not where or where in str(error):
+            raise
+        raise type(error)(f"pool {name!r} in {where}: {error}") from error
 
 
 def _replaced(found: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:

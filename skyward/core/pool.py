@@ -222,7 +222,8 @@ class Compute(TaskExecutor):
         ConfigError
             No file describes such a pool, or something in it is wrong.
         """
-        return cls(**named_pools.arguments(name, inspect.signature(cls).parameters, arguments))
+        with named_pools.described(name):
+            return cls(**named_pools.arguments(name, inspect.signature(cls).parameters, arguments))
 
     def start(self) -> Self:
         """Start the nodes; for notebooks, where a with-block is awkward. End the pool with `close`.

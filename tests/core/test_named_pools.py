@@ -114,6 +114,25 @@ def test_a_pool_is_made_from_it_and_arguments_replace_its_own(project: Path) -> 
         sky.Compute.named("gpu", nodes=0)
 
 
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ('nodes = "x"', "nodes"),
+        ("worker = {concurrency = -1}", "concurrency"),
+        ('timeout = "soon"', "timeout"),
+        ('image = {sync = "some"}', "sync"),
+        ('plugins = ["sklern"]', "no plugin is named 'sklern'"),
+        ("zzz = 1", "unknown key 'zzz'"),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_file_once(project: Path, text: str, word: str) -> None:
+    (project / "pyproject.toml").write_text(f"[tool.skyward.pools.gpu]\n{text}\n")
+    with pytest.raises(sky.ConfigError) as caught:
+        sky.Compute.named("gpu")
+    assert str(caught.value).count("pyproject.toml [tool.skyward.pools.gpu]") == 1
+    assert word in str(caught.value)
+
+
 def test_an_argument_replaces_the_files_whatever_it_is_called_there(project: Path) -> None:
     describe(project, "cpu = 4\nworker = {concurrency = 3, attempts = 2}\nvolumes = {data = 'data'}")
     found = arguments("gpu", KNOWN, {"vcpus": 8, "concurrency": 5, "volume": ()})
