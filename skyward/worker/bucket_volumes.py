@@ -108,7 +108,7 @@ class BucketVolumes:
         new = f"{parent}/.skyward-{number}-{name}"
         try:
             if bucket.files:
-                self._copy(server, new)
+                self._copy(server, bucket.url, new)
             else:
                 Path(new).mkdir()
             if not writable:
@@ -132,16 +132,17 @@ class BucketVolumes:
         problems = [writer.save(groups) for writer in list(self._writers.values())]
         return "; ".join(problem for problem in problems if problem is not None) or None
 
-    def _copy(self, server: Rclone, target: str) -> None:
+    def _copy(self, server: Rclone, url: str, target: str) -> None:
         Path(target).mkdir()
         values = {"srcFs": server.source, "dstFs": target, "_config": {"UseServerModTime": True}}
         for left in reversed(range(_ROUNDS)):
             server.start()
             try:
                 server.copy("sync/copy", values, cancelled=lambda: self._closed)
-            except RcloneError:
+            except RcloneError as error:
                 if not left or self._closed:
                     raise
+                self._warn(f"{url} could not be copied here: {error}; it is tried again")
             else:
                 return
 

@@ -22,7 +22,8 @@ def test_it_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     (served / "bucket" / "data" / "deep" / "file").write_bytes(b"123")
     target = tmp_path / "target" / "data"
     keys = BucketKeys("keys", KEYS["access_key"], KEYS["secret_key"])
-    volumes = BucketVolumes(str(tmp_path / "own"), print)
+    warned: list[str] = []
+    volumes = BucketVolumes(str(tmp_path / "own"), warned.append)
     with rclone_s3(served) as server:
         settings = {"provider": "Other", "region": "us-east-1", "endpoint": server.url}
         bucket = Bucket("s3://bucket/data/", "bucket/data", settings, keys, 1, 3)
@@ -34,6 +35,9 @@ def test_it_appears_whole_or_not_at_all(tmp_path: Path) -> None:
             with pytest.raises(OSError, match=r"403|SignatureDoesNotMatch|Forbidden"):
                 volumes.bring(2, wrong, str(target))
             assert os.listdir(target.parent) == []  # noqa: PTH208
+            assert warned
+            assert all(text.startswith("s3://bucket/data/ could not be copied here: ") for text in warned)
+            assert all(text.endswith("; it is tried again") for text in warned)
             volumes.bring(3, bucket, str(target))
             assert (target / "deep" / "file").read_bytes() == b"123"
             assert [path.stat().st_mode & 0o777 for path in (target, target / "deep" / "file")] == [0o555, 0o444]
