@@ -646,7 +646,7 @@ def test_nodes_whose_driver_and_reaper_died_destroy_themselves(
     assert len(house.meter.live) == 2
     eventually(lambda: house.meter.live == [], 150, "the nodes to end themselves")
     ends = [request for request in house.requests if request.method == "DELETE"]
-    assert len(ends) == 2
+    assert len({request.path for request in ends}) == 2, "each may ask again until it is gone"
     for request in ends:
         assert request.headers["Authorization"] != f"Bearer {house.key}", "it was not the account's key"
         assert request.headers["User-Agent"].startswith("curl" if without == "nothing" else "Python-urllib")

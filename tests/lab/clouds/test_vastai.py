@@ -204,7 +204,7 @@ def test_cli_lives_an_instances_life(cloud: VastAI, client: Client) -> None:
     assert json.loads(order.body)["runtype"] == "ssh_direc ssh_proxy", "sic"
     eventually(lambda: cloud.instances[int(id)].stage == 2, what="the container to run")
     eventually(
-        lambda: client.cli("show", "instance", id)["actual_status"] == "running", 30, "it to be shown as running"
+        lambda: client.cli("show", "instance", id)["actual_status"] == "running", 120, "it to be shown as running"
     )
     assert [str(row["id"]) for row in client.cli("show", "instances")] == [id]
     url = client._run(str(client.python.with_name("vastai")), "ssh-url", id).stdout
