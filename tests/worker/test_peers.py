@@ -220,7 +220,7 @@ def test_wrong_bytes_are_not_kept(tmp_path: Path) -> None:
     async def work() -> None:
         async with nodes(tmp_path, 2) as (a, b):
             await b.meets(a)
-            a.keep(Blob(NAME, len(DATA), 0), b"x" + DATA[1:])
+            a.keep(Blob(NAME, len(DATA), 0), bytes([DATA[0] ^ 1]) + DATA[1:])
             b.fetch("node-0")
             assert await b.message(Kept) == Kept(NAME, 0, "it does not match its digest")
             assert NAME not in b.store
