@@ -50,7 +50,7 @@ def test_joblib_on_hosts_without_skyward(lab_hosts: LabHosts, reach: Reach) -> N
         assert Parallel(n_jobs=-1)(delayed(slow_double)(i) for i in range(40)) == [2 * i for i in range(40)]
         assert len(set(Parallel(n_jobs=-1, batch_size=1)(delayed(hostname)() for _ in range(40)))) == 2
     for host in hosts:
-        eventually(lambda host=host: not host.pids(), 30, "no process stays on the host")
+        host.wait_until_quiet()
         assert files_of_agents(host) == []
 
 
@@ -68,7 +68,7 @@ def test_a_node_that_still_starts_when_the_block_ends_leaves_nothing(
     for _ in range(2):  # the second start is a command less
         with sky.Compute(**{**reach([near, far]), "nodes": (1, 2)}, concurrency=1):
             eventually(lambda: far.named("skyward-agent"), 120, "the far host's agent")
-        eventually(lambda: not far.pids(), 30, "no process stays on the host")
+        far.wait_until_quiet()
         assert files_of_agents(far) == []
 
 
@@ -103,7 +103,7 @@ def test_kill_9_on_a_host_loses_nothing(victim: str, lab_hosts: LabHosts, reach:
         hosts[0].run("kill", "-9", str(chosen[0]), check=True)
         assert [future.result(60) for future in futures] == [2 * i for i in range(60)]
     for host in hosts:
-        eventually(lambda host=host: not host.pids(), 30, "no process stays on the host")
+        host.wait_until_quiet()
         assert files_of_agents(host) == []
 
 
@@ -170,7 +170,7 @@ def test_small_tasks_pass_a_large_argument_on_a_long_line(fresh_host: FreshHost,
         before = host.rx_bytes
         assert pool.submit(len, b"0123456789abcdef" * 4_000_000).result(60) == 64_000_000
         assert host.rx_bytes - before < 10_000_000
-    eventually(lambda: not host.pids(), 30, "no process stays on the host, and no connection")
+    host.wait_until_quiet()
 
 
 def test_a_pool_that_ends_while_a_large_argument_is_sent_leaves_nothing(fresh_host: FreshHost, reach: Reach) -> None:
@@ -183,7 +183,7 @@ def test_a_pool_that_ends_while_a_large_argument_is_sent_leaves_nothing(fresh_ho
         eventually(lambda: host.rx_bytes - before > 5_000_000, 60, "the beginning of the large argument")
         raise KeyError("the user's own")
     assert large.cancelled()
-    eventually(lambda: not host.pids(), 30, "no process stays on the host, and no connection")
+    host.wait_until_quiet()
 
 
 def test_a_dead_drivers_hosts_clean_themselves(lab: Lab, lab_hosts: LabHosts, index: str, tmp_path: Path) -> None:
@@ -211,7 +211,7 @@ def test_a_dead_drivers_hosts_clean_themselves(lab: Lab, lab_hosts: LabHosts, in
     driver.send_signal(signal.SIGKILL)
     driver.wait()
     for host in hosts:
-        eventually(lambda host=host: not host.pids(), 15, "no process stays on the host")
+        host.wait_until_quiet(15)
 
 
 def _problem(kind: str, lab: Lab, fresh_host: FreshHost, reach: Reach) -> tuple[type[Exception], str, dict[str, Any]]:
@@ -270,6 +270,22 @@ def test_more_nodes_than_hosts_is_told(lab_hosts: LabHosts, reach: Reach) -> Non
         sky.Compute(**{**reach(lab_hosts(1)), "nodes": 3}).start()
 
 
+def _break_lines(host: Host) -> None:
+    for pid, command in host.pids():
+        if "sshd: root" in command:
+            host.run("kill", str(pid))
+
+
+def test_a_pool_that_ends_as_its_line_breaks_leaves_nothing(fresh_host: FreshHost, reach: Reach) -> None:
+    """The goodbye is said again over another one: the agent would wait ten minutes for its owner."""
+    host = fresh_host()
+    with sky.Compute(**reach([host]), concurrency=2) as pool:
+        assert pool.submit(slow_double, 4).result(60) == 8
+        _break_lines(host)
+    host.wait_until_quiet()
+    assert files_of_agents(host) == []
+
+
 def test_a_host_that_forwards_nothing_and_allows_one_session_at_a_time(fresh_host: FreshHost, reach: Reach) -> None:
     """The agent is reached through a command. Large arrays, a line that breaks and the end are as elsewhere."""
     host = fresh_host(sshd=("DisableForwarding yes", "MaxSessions 1"))
@@ -278,8 +294,6 @@ def test_a_host_that_forwards_nothing_and_allows_one_session_at_a_time(fresh_hos
         assert pool.submit(len, data).result(60) == len(data)
         assert pool.submit(bytes.lower, data).result(60) == data.lower()
         task = pool.submit(slow_double, 4)
-        for pid, command in host.pids():
-            if "sshd: root" in command:
-                host.run("kill", str(pid))
+        _break_lines(host)
         assert task.result(60) == 8
-    eventually(lambda: not host.pids(), 30, "no process stays on the host")
+    host.wait_until_quiet()

@@ -123,7 +123,7 @@ def test_a_host_without_enough_gpus_is_an_error_that_says_so(lab_hosts: LabHosts
         ):
             pass
         assert words in str(caught.value)
-        eventually(lambda: not host.pids(), 10, "the agent has heard that it is of no use")
+        host.wait_until_quiet(10)
 
 
 def test_a_driver_that_hangs_is_an_error_and_no_node_is_lost_meanwhile(lab_hosts: LabHosts, reach: Reach) -> None:
@@ -137,7 +137,7 @@ def test_a_driver_that_hangs_is_an_error_and_no_node_is_lost_meanwhile(lab_hosts
     ):
         pass
     assert 30 < time.monotonic() - began < 120
-    eventually(lambda: not host.pids(), 30, "nothing stays on the host")
+    host.wait_until_quiet()
 
 
 def test_a_host_that_joins_later_brings_its_own_gpus(lab_hosts: LabHosts, reach: Reach) -> None:

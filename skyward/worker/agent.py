@@ -225,8 +225,8 @@ class Agent:
         self._orphan.cancel()
         for connection in list(self._connections):
             connection.gone("the agent ends")
-        if self.session is not None and self.session.link is not None:
-            self.session.link.close()
+        if self.session is not None:
+            self.session.part()
         if self.loads is not None:
             self.loads.close()
         if self.peers is not None:

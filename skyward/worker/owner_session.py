@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 
 from skyward.core.errors import ProtocolError
 from skyward.core.protocol.mailbox import Inbox, Outbox
-from skyward.core.protocol.messages import Message, Ping, Pong
+from skyward.core.protocol.messages import Bye, Message, Ping, Pong
+from skyward.core.protocol.states import Role, State
 from skyward.core.protocol.wire import Buffer, Received
 from skyward.worker.wire_socket import WireSocket
 
@@ -75,6 +76,14 @@ class OwnerSession:
         if self.link is not None:
             self.link.send(Pong(ping.stamp))
             self._acknowledge()
+
+    def part(self) -> None:
+        """Close the connection; if the owner has said goodbye, it hears that we have heard it."""
+        if self.link is None:
+            return
+        if self.link.wire.states[Role.OWNER] is State.CLOSED:
+            self.link.send_last(Bye())
+        self.link.close()
 
     def _acknowledge(self) -> None:
         if self.link is not None and (ack := self.inbox.acknowledgement()) is not None:

@@ -112,6 +112,12 @@ class WireSocket:
         if not self.closed:
             self.wire.send(message, buffers, number)
 
+    def send_last(self, message: Message) -> None:
+        """Send a message at once, as far as there is room; to be followed by `close`."""
+        self.send(message)
+        if not self._parts:
+            self._write()
+
     def wake(self) -> None:
         """Write what was queued in the wire."""
         if self._waits_for_room:

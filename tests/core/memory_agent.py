@@ -163,6 +163,9 @@ class MemoryAgent:
             self.say(messages.Failed(message.task, 0.0, messages.Failure.CANCELLED.value, ""))
         elif isinstance(message, messages.Bye):
             self.dead = True
+            if self._wire is not None:
+                self._wire.send(messages.Bye())
+                self.flush()
             self.cut()
 
     def keep(self, name: bytes) -> None:

@@ -128,6 +128,14 @@ class Host:
                     found.append(pid)
         return found
 
+    def wait_until_quiet(self, timeout: float = 30.0) -> None:
+        """Return once nothing runs but the first process and the sshd listener; TimeoutError names what still does."""
+        try:
+            eventually(lambda: not self.pids(), timeout)
+        except TimeoutError:
+            left = [f"{pid} (of {self._parent(pid)}) {command}" for pid, command in self.pids()]
+            raise TimeoutError(f"after {timeout:g} s there still run on {self.name}: {'; '.join(left)}") from None
+
     @property
     def rx_bytes(self) -> int:
         """Bytes it has received (counted at the bridge, so without what a cut line lost)."""
@@ -201,6 +209,12 @@ class Host:
         if first is None or identity(first[0]) != first:
             raise LabError(f"{self.name} is off")
         return first[0]
+
+    def _parent(self, pid: int) -> str:
+        """The pid inside of a process' parent; "?" if it has ended."""
+        with suppress(OSError):
+            return (self.root / f"proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]
+        return "?"
 
     def _count(self, counter: str) -> int:
         return int(Path(f"/sys/class/net/{self._nic}/statistics/{counter}").read_text())

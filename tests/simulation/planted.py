@@ -16,7 +16,7 @@ from skyward.core.code.local_code import CodeVersion, LocalCode
 from skyward.core.machines.fleet import Fleet
 from skyward.core.machines.order_book import OrderBook
 from skyward.core.machines.purse import Purse
-from skyward.core.nodes.session import Session
+from skyward.core.nodes.agent_link import AgentLink
 from skyward.core.protocol import compression
 from skyward.core.protocol.mailbox import Inbox, Outbox
 from skyward.core.protocol.wire import Wire
@@ -64,12 +64,11 @@ def tickets_in_the_order_of_arrival(patch: pytest.MonkeyPatch) -> None:
 def a_lost_goodbye(patch: pytest.MonkeyPatch) -> None:
     """The goodbye stayed behind data that waited, and the connection was closed before it."""
 
-    async def close(self: Session) -> None:
-        self._closing = True
-        if self._link is not None:
-            self._link.channel.close()
+    def say_goodbye(self: AgentLink) -> bool:
+        self.channel.close()
+        return True
 
-    patch.setattr(Session, "close", close)
+    patch.setattr(AgentLink, "say_goodbye", say_goodbye)
 
 
 @plant

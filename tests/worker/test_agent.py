@@ -351,7 +351,7 @@ def test_kill_9_of_the_agent_ends_everything() -> None:
     pids = below(node)
     os.kill(node.pid, signal.SIGKILL)
     wait_for(lambda: not any(map(alive, pids)), "end of all processes", 5)
-    assert not store[0].parent.exists()
+    wait_for(lambda: not store[0].parent.exists(), "removal of the blobs", 5)
     node.end()
 
 

@@ -16,7 +16,9 @@ from skyward.core.errors import LinkError
 from skyward.core.guard import guarded, watched
 from skyward.core.interfaces import Channel
 from skyward.core.protocol.compression import Packer, RateMeter
+from skyward.core.protocol.mailbox import Inbox
 from skyward.core.protocol.messages import Bye
+from skyward.core.protocol.states import Role, State
 from skyward.core.protocol.wire import Wire
 from skyward.core.visible import shown
 
@@ -136,6 +138,17 @@ class AgentLink:
         self.wire.send(Bye())
         self.channel.write(self.wire.small_to_send())
         return True
+
+    @property
+    def has_parted(self) -> bool:
+        """Whether the agent has answered the goodbye."""
+        return self.wire.states[Role.WORKER] is State.CLOSED
+
+    def acknowledge(self, inbox: Inbox) -> None:
+        """Say how far everything has arrived, unless that has been said."""
+        if self.wire.is_open and (ack := inbox.acknowledgement()) is not None:
+            self.wire.send(ack)
+            self.flush_soon()
 
     # --- writing ---
 

@@ -12,8 +12,8 @@ what it was about. Nothing is lost without a line in the log.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
+import math
 import os
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, ClassVar, Protocol
@@ -28,7 +28,7 @@ from skyward.core.nodes.link_breaks import Breaks, LinkProgress
 from skyward.core.nodes.timing import Timing
 from skyward.core.packages.lists import PackageLists
 from skyward.core.protocol.mailbox import Inbox, Outbox
-from skyward.core.protocol.messages import Ack, Gpus, Message, Ping, Pong, Ready, Setup
+from skyward.core.protocol.messages import Ack, Bye, Gpus, Message, Ping, Pong, Ready, Setup
 from skyward.core.protocol.wire import Buffer, Filled, Received
 
 __all__ = ["Session", "SessionHandler"]
@@ -117,9 +117,10 @@ class Session:
         self._outbox = Outbox()
         self._inbox = Inbox()
         self._closing = False
+        self._deadline = math.inf  # for another link, once we are closing
         self._why: str | None = None  # why we ended it; None for the ordinary end
         self._distance: float | None = None  # minimum round trip over all links
-        self._unlinked = asyncio.Event()  # set while there is no link
+        self._running: asyncio.Task[Any] | None = None
         self._acked = asyncio.Event()  # set when the agent has acknowledged something
         self.send(setup)
 
@@ -163,6 +164,7 @@ class Session:
         ProvisioningError, LinkError
             The first connection could not be made.
         """
+        self._running = asyncio.current_task()
         channel = await self._connect()
         try:
             link = await self._greet(channel)
@@ -176,40 +178,47 @@ class Session:
                 self.failed(error)
             finally:
                 self._drop(link.channel)
-            if self._closing:
-                lost = None
-                break
+            if self._closing and link.has_parted:
+                return self._why
             try:
                 link = await self._resume()
             except LinkError as error:
-                lost = f"{error}"
-                break
-        return self._why if self._closing else lost
+                return self._why if self._closing else f"{error}"
 
     async def close(self) -> None:
-        """Say goodbye and wait briefly for the agent to end. It ends whatever still runs there."""
-        self._closing = True
-        if self._link is not None and self._link.say_goodbye():
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._unlinked.wait(), self._timing.farewell)
+        """Say goodbye and wait briefly for the agent's answer. It ends whatever still runs there.
 
-    def abandon(self, reason: str, *, barren: bool = False) -> None:
+        An agent that hears no goodbye waits for its owner to come back. So if the link is broken, or breaks now, there
+        is time for another one.
+        """
+        self.abandon(self._why)
+        if self._running is not None and self.facts:
+            await asyncio.wait([self._running], timeout=self._timing.parting)
+
+    def abandon(self, reason: str | None, *, barren: bool = False) -> None:
         """End the conversation as if the node were lost: `run` returns the reason. The agent ends, too.
+
+        The goodbye is said on the current link; if there is none, on the next.
 
         Parameters
         ----------
         reason
-            Why, for messages.
+            Why, for messages; None: the pool ends.
         barren
             Whether it is because no task succeeds there.
         """
         self.barren = self.barren or barren
-        self._closing, self._why = True, reason
-        if self._link is not None and self._link.say_goodbye():
+        self._why = reason
+        loop = asyncio.get_running_loop()
+        if not self._closing:
+            self._closing, self._deadline = True, loop.time() + self._timing.parting
+        if (link := self._link) is None:
+            return
+        if link.say_goodbye():
             # The agent hangs up; if we did, sshd might not pass the goodbye on, and the agent would wait for its owner.
-            asyncio.get_running_loop().call_later(self._timing.farewell, self.break_link)
+            loop.call_later(self._timing.farewell, link.channel.close)
         else:
-            self.break_link()
+            link.channel.close()
 
     def failed(self, error: Exception) -> None:
         """Break the link after an error that concerns this node, so that both ends repeat what it was about."""
@@ -231,13 +240,12 @@ class Session:
         if self._link is not None:
             self._link.close()
             self._link = None
-        self._unlinked.set()
 
     async def _resume(self) -> AgentLink:
         """Make a link in place of one that broke; LinkError if that is impossible, or it would break again."""
         lasted = asyncio.get_running_loop().time() - self._linked_at
         _log.info("%s: link broken after %.1f s, reconnecting", self.node, lasted)
-        if self._breaks.pause:
+        if self._breaks.pause and not self._closing:
             await asyncio.sleep(self._breaks.pause)
         link = await self._reconnect()
         fault, self._fault = self._fault, None
@@ -259,10 +267,13 @@ class Session:
         """Retry until the agent answers; LinkError if it is known to be gone, or has not answered for too long."""
         loop = asyncio.get_running_loop()
         began, wait = loop.time(), 0.02
+
+        def left() -> float:  # both limits may change meanwhile
+            return min(began + self._patience(), self._deadline) - loop.time()
+
         while True:
-            left = began + self._patience() - loop.time()
             try:
-                async with asyncio.timeout(max(left, 1.0)):
+                async with asyncio.timeout(max(left(), 1.0)):
                     channel = await self._connect()
             except (ProvisioningError, TimeoutError) as error:
                 problem: Exception = error
@@ -278,8 +289,8 @@ class Session:
                     fault, self._fault = self._fault, None
                     self._count_break(0.0, fault)
                     problem = error
-            gone = loop.time() - began
-            if self._closing or gone + wait > self._patience():
+            if wait > left():
+                gone = loop.time() - began
                 raise LinkError(f"{self.node} did not answer for {gone:.0f} s: {describe(problem)}") from problem
             await asyncio.sleep(wait)
             wait = min(wait * 2, 2.0)
@@ -298,14 +309,13 @@ class Session:
         self._linked_at = asyncio.get_running_loop().time()
         if self._stripes is not None and self.facts.get("zstd") is True:
             link.compress()
-        self._unlinked.clear()
         for received in got:
             self._take(received)
         for _ in range(3):  # for a first estimate of the round trip
             wire.send(Ping(asyncio.get_running_loop().time()))
         link.flush()
-        if self._closing:  # while the link was being made
-            channel.close()
+        if self._closing:  # while there was no link
+            self.abandon(self._why)
         return link
 
     async def _talk(self, link: AgentLink) -> None:
@@ -319,7 +329,7 @@ class Session:
             for received in receive(data):
                 self._take(received)
             if self._inbox.should_acknowledge:
-                self._acknowledge()
+                link.acknowledge(self._inbox)
 
     async def _beat(self, link: AgentLink) -> None:
         loop = asyncio.get_running_loop()
@@ -334,7 +344,7 @@ class Session:
                 return
             if link.wire.is_open:
                 link.wire.send(Ping(loop.time()))
-                self._acknowledge()
+                link.acknowledge(self._inbox)
                 link.flush_soon()
 
     # --- messages ---
@@ -343,6 +353,8 @@ class Session:
         if received.number:
             self._inbox.deliver(received, self._hand_over)
             return
+        if self._closing and isinstance(received.message, Bye):
+            return  # the wire knows
         handle = self._UNNUMBERED.get(type(received.message))
         if handle is None:
             raise ProtocolError(f"{type(received.message).__name__} without a number")
@@ -382,9 +394,3 @@ class Session:
         Ping: _on_ping,
         Pong: _on_pong,
     }
-
-    def _acknowledge(self) -> None:
-        link = self._link
-        if link is not None and link.wire.is_open and (ack := self._inbox.acknowledgement()) is not None:
-            link.wire.send(ack)
-            link.flush_soon()

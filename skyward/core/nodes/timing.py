@@ -29,7 +29,9 @@ class Timing:
     ready
         From reaching the agent until its slots must have started.
     farewell
-        For the agent to close the connection at the end.
+        For the agent to answer a goodbye.
+    parting
+        For the goodbye altogether: the link may be broken just then, and another one has to be made first.
     """
 
     greeting: float = 15.0
@@ -40,6 +42,7 @@ class Timing:
     give_up_all: float = 300.0
     ready: float = 600.0
     farewell: float = 2.0
+    parting: float = 5.0
 
 
 def link_patience(timing: Timing, orphan_timeout: float, others: Collection[float]) -> float:

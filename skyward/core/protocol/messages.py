@@ -127,7 +127,10 @@ class Ack(NamedTuple):
 
 
 class Bye(NamedTuple):
-    """The conversation is over for good: a worker ends its slots and itself, and sends nothing more."""
+    """The conversation is over for good: a worker ends its slots and itself, and sends nothing more.
+
+    The owner says it; an agent answers with the same. An owner that hears no answer makes another link and says it again.
+    """
 
 
 class Setup(NamedTuple):

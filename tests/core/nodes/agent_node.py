@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
-from skyward.core.errors import LinkError
+from skyward.core.errors import HostUnreachable, LinkError
 from skyward.core.interfaces import Channel
 from skyward.core.nodes.agent_link import Stripes
 from skyward.core.nodes.session import Session
@@ -24,6 +24,7 @@ __all__ = ["MEGABYTE", "Node", "blob", "over"]
 
 SETUP = Setup("n", 1, False, None, {}, [], None, [], [], 60.0)
 MEGABYTE = 1 << 20
+TIMING = Timing(beat=0.05, give_up=5.0)
 
 
 class Tap:
@@ -58,6 +59,7 @@ class Node:
         self.address = address
         self.channels: list[Tap] = []
         self.refuse = False
+        self.unreachable = 0  # for so many attempts more
         self.ready = asyncio.Event()
         self.session: Session
         self.life: asyncio.Task[str | None]
@@ -66,6 +68,9 @@ class Node:
         """What a connector does."""
         if self.refuse and self.channels:
             raise LinkError("no more than one channel")
+        if self.unreachable and self.channels:
+            self.unreachable -= 1
+            raise HostUnreachable("simulated: the line is down")
         link = await TCPTransport().connect(Endpoint("tcp", "127.0.0.1"), 5.0)
         self.channels.append(Tap(await link.open_channel(self.address)))
         return self.channels[-1]  # type: ignore[return-value]
@@ -91,13 +96,12 @@ async def _end(agent: Agent) -> None:
 
 
 @asynccontextmanager
-async def node(**stripes: Any) -> AsyncIterator[Node]:
+async def node(timing: Timing = TIMING, **stripes: Any) -> AsyncIterator[Node]:
     """A node whose session stripes however short the way is."""
     loop = asyncio.get_running_loop()
     listener, address, folder = listen("tcp")
     it = Node(Agent(loop, Start("tcp", b"s", True, 60.0), listener, folder), address)
     striping = Stripes(it.open, **{"count": 2, "distance": 0.0, "backlog": MEGABYTE, **stripes})
-    timing = Timing(beat=0.05, give_up=5.0)
     it.session = Session("n", it.open, b"s", SETUP, it, lambda *_: it.ready.set(), timing, striping)
     it.life = life = asyncio.create_task(it.session.run())
     end = asyncio.create_task(_end(it.agent))
@@ -107,7 +111,8 @@ async def node(**stripes: Any) -> AsyncIterator[Node]:
             await it.until(lambda: it.session.round_trip is not None)
             yield it
             await it.session.close()
-            await life
+            if not life.cancelled():
+                await life
     finally:
         life.cancel()
         it.agent.stop("the test is over")

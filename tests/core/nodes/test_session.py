@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from skyward.core.errors import NodeLost
 from skyward.core.nodes.session import Session
+from skyward.core.nodes.timing import Timing
 from skyward.core.protocol.messages import Ack, Done, Failed, Message, Pong, Returned, StreamOpen
 from tests.core.memory_agent import MemoryAgent, MemoryPool
 from tests.core.nodes.agent_node import Node, blob, over
@@ -32,6 +34,66 @@ async def test_an_error_in_an_agents_background_reaches_the_owner(it: Node) -> N
         "its link broke 2 times after an error, without progress in between: "
         "its agent: ValueError: invalid literal for int() with base 10: 'third'"
     )
+
+
+# --- the end ---
+
+
+async def _goodbye_is_heard(it: Node) -> None:
+    await asyncio.wait_for(it.session.close(), 20)
+    assert await it.agent.stopped == "the owner said goodbye"
+    assert await it.life is None
+
+
+@over()
+async def test_the_agent_answers_the_goodbye(it: Node) -> None:
+    """So the session need not ask again."""
+    await _goodbye_is_heard(it)
+    assert len(it.channels) == 1
+
+
+@over()
+async def test_a_goodbye_while_there_is_no_link_waits_for_the_next(it: Node) -> None:
+    """The agent would otherwise stay until it takes itself for an orphan."""
+    it.unreachable = 3
+    it.session.break_link()
+    await it.until(lambda: not it.session.linked)
+    await _goodbye_is_heard(it)
+
+
+@over()
+async def test_a_goodbye_on_a_link_that_has_just_broken_is_said_again(it: Node) -> None:
+    it.session.break_link()
+    assert it.session.linked, "the session has not seen it yet"
+    await _goodbye_is_heard(it)
+
+
+@over()
+async def test_a_goodbye_that_is_lost_on_the_way_is_said_again(it: Node) -> None:
+    for channel in it.channels:
+        channel.write = lambda _: None  # type: ignore[method-assign]
+    await _goodbye_is_heard(it)
+
+
+@over()
+async def test_a_node_that_is_given_up_while_there_is_no_link_hears_it_too(it: Node) -> None:
+    it.unreachable = 1
+    it.session.break_link()
+    await it.until(lambda: not it.session.linked)
+    it.session.abandon("no task succeeds there")
+    assert await asyncio.wait_for(it.life, 20) == "no task succeeds there"
+    assert await it.agent.stopped == "the owner said goodbye"
+
+
+@over(timing=Timing(beat=0.05, parting=0.2))
+async def test_the_end_does_not_wait_for_ever_for_a_line_that_is_down(it: Node) -> None:
+    it.unreachable = 10_000
+    it.session.break_link()
+    await it.until(lambda: not it.session.linked)
+    await asyncio.wait_for(it.session.close(), 20)
+    it.life.cancel()
+    await asyncio.wait([it.life])
+    assert not it.agent.stopped.done(), "nothing reached it"
 
 
 class Clumsy(MemoryPool):
