@@ -129,7 +129,7 @@ class Ack(NamedTuple):
 class Bye(NamedTuple):
     """The conversation is over for good: a worker ends its slots and itself, and sends nothing more.
 
-    The owner says it; an agent answers with the same. An owner that hears no answer makes another link and says it again.
+    The owner says it, and the agent answers with the same. An owner that hears no answer says it again on another link.
     """
 
 
