@@ -29,8 +29,8 @@ LATE = {
     "tasks_that_nobody_recalls": 110,
     "tickets_in_the_order_of_arrival": 1950,
 }
-"""The seeds before these find nothing; after a change of the adversary, others do."""
-"""Where the search for a fault begins in CI: it is found soon after. From 0 on, as it was at first, takes minutes."""
+"""Where the search for a fault begins: it is found soon after. From 0 on takes minutes, as after a change of the
+adversary, which moves them."""
 KEPT = sorted((Path(__file__).parent / "kept").glob("*.json"))
 
 
