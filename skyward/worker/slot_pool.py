@@ -495,8 +495,11 @@ class SlotPool:
         delay = self._restarts.ended(end, self._loop.time(), self._announced)
         if end.hung and delay is not None:
             self._warn(f"on {self.setup.node} {end.description}; its workers are replaced")
-        buried = [(number, self._bury(number)) for number in list(self._processes)]
-        made = {number for number, process in buried if process is not None and process.up}
+        made = set()
+        while self._processes:  # what one said last may have asked for another, which nobody makes any more
+            number = next(iter(self._processes))
+            if (process := self._bury(number)) is not None and process.up:
+                made.add(number)
         self._apply(self.table.all_ended(made, end.description))
         if delay is not None:
             self._fork_server = self._new_fork_server(delay=delay)
