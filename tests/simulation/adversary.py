@@ -233,11 +233,13 @@ def inflict(pool: Pool, misfortune: Misfortune) -> None:
         if kind in _OF_THE_CLOUD:
             pool.world.tell(f"the cloud will have {kind}: {amount:g} more")
             pool.oracle.faults += 1
+            pool.deafness += 1
             setattr(pool.cloud, kind, getattr(pool.cloud, kind) + int(amount))
         elif alive := [name for name, machine in pool.machines.items() if machine.process.alive]:
             name = alive[misfortune.which % len(alive)]
             pool.world.tell(f"{kind} at {name}, {amount:g}")
             pool.oracle.faults += kind not in _HARMLESS
+            pool.deafness += kind not in _AUDIBLE or pool.is_leaving
             _OF_MACHINES[kind][0](pool, name, amount)
 
     pool.world.after(misfortune.at, strike)
@@ -413,4 +415,17 @@ _OF_MACHINES: dict[str, tuple[_Strike, tuple[float, ...]]] = {
 # Not among what any seed may draw: some of them need a scenario of their own, and the others came later.
 _RARE = ("file_away", "gpu_lost", "gpus_silent", "stillborn", "unready", "forgets")
 _HARMLESS = ("stranger",)  # nobody may notice them
+# Whatever these do, the agent goes on to hear its owner, if not on this line then on the next.
+_AUDIBLE = (
+    *_HARMLESS,
+    "cut",
+    "slot_dies",
+    "slot_freezes",
+    "server_dies",
+    "disk_full",
+    "no_fork",
+    "peers_cut",
+    "peers_stall",
+    "peers_lie",
+)
 _OF_THE_CLOUD = ("lost_replies", "refusals", "failures", "duds", "denials")

@@ -107,6 +107,8 @@ class Pool:
         self.is_withdrawn = False
         self.is_warned = False
         """Whether the user knows that machines are left, since the provider refuses the credentials."""
+        self.deafness = 0
+        """How many things there have been after which an agent may not hear a goodbye."""
         self.behind = 0.0
         """Seconds that a goodbye may take when the block ends, behind what has been sent."""
         self.events = Events()
@@ -139,9 +141,8 @@ class Pool:
             "", scenario.slots, isolated, None, {}, [], None, [], [], 60.0, code=scenario.has_code, gpus=scenario.gpus
         )
         order = Order("sky-simulated", nodes.max, Resources(), orphan_timeout=60.0)
-        provider: Any = self.cloud
         self.budget = scenario.budget if scenario.rented else None
-        self.plan = Plan([provider], nodes, order, Image(), setup, Timing(), budget=self.budget)
+        self.plan = Plan([self.cloud], nodes, order, Image(), setup, Timing(), budget=self.budget)
         world.on_stumble = self._stumbled
         self.driver.call_soon(self._open)
 
@@ -163,11 +164,13 @@ class Pool:
 
     def _stumbled(self) -> None:
         self.oracle.faults += 1
+        self.deafness += 1
 
     def _heard(self, event: Any) -> None:
         if isinstance(event, (Note, NodeGone, NodeReady)):
             self.world.tell(f"{event}")
             self.oracle.heard(event)
+            self.deafness += isinstance(event, NodeGone) and not self.is_leaving
         if isinstance(event, Note) and event.warning and self.cloud.was_denied and self.is_leaving:
             self.is_warned = True
 
@@ -348,6 +351,7 @@ class Pool:
                 work.cancel()
             self.driver.call_soon_threadsafe(self.dispatcher.cancel_all)
         self.behind = max((line.behind for line in self.lines.values()), default=0.0)
+        self.deafness += any(line.down_until > self.world.now for line in self.lines.values())
         self.is_leaving = True
         self.dispatcher.shut("the block has ended")
         self._work.append(self.world.run_task(self.driver, self._release()))

@@ -29,7 +29,7 @@ SETTLE = 1500.0
 """Seconds in which every task settles, beyond what they all take one by one: a node's longest silence is part of it."""
 REST = 300.0
 """Seconds awake within which nothing is left of tasks that have settled: nodes out of reach are given up by then."""
-GOODBYE = 5.0
+GOODBYE = 10.0
 """Seconds after the block within which agents have ended that were told to."""
 ORPHANED = 200.0
 """Seconds awake within which agents have ended that nobody can tell: their patience, and once more from a link's end
@@ -197,10 +197,10 @@ def _live(world: World, pool: Pool, scenario: Scenario) -> None:
             return
         world.run(lambda: pool.is_gone, ORPHANED + asleep, "no agent runs whose driver has ended")
         return
-    # Where nothing went wrong everybody heard the goodbye; else an agent out of reach waits for its owner. So does one
-    # whose greeting the end of a start has interrupted: the driver may say nothing before the agent has answered.
+    # An agent that is out of reach waits for its owner. So does one whose greeting the end of a start has interrupted:
+    # the driver may say nothing before the agent has answered. All others have heard the goodbye.
     goodbye = GOODBYE + pool.behind
-    told = lambda: pool.is_told or pool.oracle.faults > 0 or not pool.started  # noqa: E731
+    told = lambda: pool.is_told or pool.deafness > 0 or not pool.started  # noqa: E731
     world.run(told, goodbye, "no agent runs that had an owner")
     world.run(lambda: pool.is_gone, ORPHANED + asleep, "no agent runs any more")
     left = [name for name, record in pool.cloud.records.items() if record.billed]
