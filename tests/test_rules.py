@@ -110,7 +110,6 @@ LARGE_CLASSES: dict[str, tuple[int, str]] = {
     # At most so many methods, and why.
     "core/protocol/wire.py:Wire": (36, "one state machine for both ends, whose two halves share all their state"),
     "testing/transport.py:TransportConformance": (26, "a suite: each method is a test"),
-    "worker/slot_pool.py:SlotPool": (48, "the one owner of slot processes; a message or a command has a method each"),
     "worker/slot_table.py:SlotTable": (34, "one state machine: an event has a method each"),
 }
 
@@ -188,7 +187,6 @@ NO_TEST_FILE: dict[str, str] = {
     "worker/file_service.py": "tests/core/files/test_supply.py",
     "worker/forkserver/protocol.py": "tests/worker/forkserver/test_server.py",
     "worker/slot_pool.py": "tests/worker/test_agent.py",
-    "worker/slot_process.py": "tests/worker/test_agent.py",
     "worker/thread_limits.py": "tests/worker/test_slot.py",
 }
 

@@ -379,13 +379,13 @@ class Agent:
 
     def _blob(self, slots: SlotPool, message: Blob, received: Received) -> None:
         (data,) = received.buffers
-        slots.blobs.keep(message, data, number=received.number)
+        slots.needs.blobs.keep(message, data, number=received.number)
         link = self.session.link if self.session is not None else None
-        if isinstance(data, mmap) and link and not slots.blobs.store.holds(message.digest, message.offset):
+        if isinstance(data, mmap) and link and not slots.needs.blobs.store.holds(message.digest, message.offset):
             link.wire.buffer_pool.give(data)
 
     def _stream(self, slots: SlotPool, message: StreamData | StreamClose, received: Received) -> None:
-        slots.stream(message, received.buffers[0] if received.buffers else None)
+        slots.bridge.receive(message, received.buffers[0] if received.buffers else None)
 
     def _fetch(self, _: SlotPool, message: Fetch, __: Received) -> None:
         if self.peers is not None:
@@ -397,12 +397,12 @@ class Agent:
 
     _NUMBERED: ClassVar[dict[type[Any], Callable[[Agent, SlotPool, Any, Received], None]]] = {
         Run: lambda _, slots, message, received: slots.submit(message, received.buffers),
-        Code: lambda _, slots, message, received: slots.code(message, received.buffers[0]),
+        Code: lambda _, slots, message, received: slots.needs.announce(message, received.buffers[0]),
         Cancel: lambda _, slots, message, __: slots.cancel(message),
         Recall: lambda _, slots, message, __: slots.recall(message),
         Inquire: lambda _, slots, message, __: slots.inquire(message.tasks),
-        Share: lambda _, slots, message, __: slots.blobs.adopt(message),
-        Forget: lambda _, slots, message, received: slots.blobs.store.forget(message.digests, received.number),
+        Share: lambda _, slots, message, __: slots.needs.blobs.adopt(message),
+        Forget: lambda _, slots, message, received: slots.needs.blobs.store.forget(message.digests, received.number),
         Blob: _blob,
         StreamData: _stream,
         StreamClose: _stream,
@@ -455,13 +455,13 @@ class Agent:
                 self.loop, setup, self.cores, self._folder, session.post, self._server, own, self.system
             )
             if setup.identity is not None:
-                blobs = slots.blobs
+                blobs = slots.needs.blobs
                 network = self.system.peer_network(self.loop, setup.identity, self._folder)
                 self.peers = PeerExchange(self.loop, network, setup.node, blobs.store, blobs.keep, session.post)
                 blobs.grew = self.peers.grew
             work = setup.cwd or folders.work
-            self.files = FileService(self.loop, slots.blobs, folders, work, session.post)
-            self.files.on_writable = slots.hold_answers
+            self.files = FileService(self.loop, slots.needs.blobs, folders, work, session.post)
+            self.files.on_writable = slots.answers.hold
             if setup.load:
                 measure = self.system.make_meter(work)
                 self.loads = LoadReports(

@@ -31,12 +31,11 @@ class OwnerTraffic:
     def __init__(self, send: Callable[[Message, Sequence[Buffer], bool], int], throttle: Callable[[], object]) -> None:
         self._send = send
         self._throttle = throttle
-        self._answers: dict[int, int] = {}  # task -> number of its unacknowledged answer, in ascending order
         self._output = Quota(_OUTPUT_LIMIT)
         self._streams = Quota(_STREAM_LIMIT)
 
     def __repr__(self) -> str:
-        return f"<OwnerTraffic {len(self._answers)} unacknowledged answers, {self._output!r}, {self._streams!r}>"
+        return f"<OwnerTraffic: output {self._output!r}, streams {self._streams!r}>"
 
     @property
     def output_full(self) -> bool:
@@ -48,36 +47,9 @@ class OwnerTraffic:
         """Whether slots should stop writing to streams for now."""
         return self._streams.full
 
-    def is_answered(self, task: int) -> bool:
-        """Whether an answer for the task is on its way to the owner."""
-        return task in self._answers
-
     def post(self, message: Message, buffers: Sequence[Buffer] = ()) -> int:
         """Send a message; returns its number."""
         return self._send(message, buffers, False)
-
-    def answer(self, tasks: Sequence[int], message: Message, buffers: Sequence[Buffer] = (), lazy: bool = False) -> int:
-        """Send a message that is this node's last word on some tasks.
-
-        Parameters
-        ----------
-        tasks
-            Which tasks.
-        message, buffers
-            The answer.
-        lazy
-            Whether it may wait a little for others.
-
-        Returns
-        -------
-        int
-            The message's number.
-        """
-        number = self._send(message, buffers, lazy)
-        for task in tasks:
-            self._answers.pop(task, None)  # keeps the order ascending
-            self._answers[task] = number
-        return number
 
     def print(self, stream: int, data: bytes, more: bool = False) -> None:
         """Send output of a slot.
@@ -95,6 +67,10 @@ class OwnerTraffic:
         if self._output.full:
             self._throttle()
 
+    def warn(self, text: str) -> None:
+        """Let the owner print a warning."""
+        self.print(2, f"skyward: {text}\n".encode())
+
     def stream(self, message: Message, buffers: Sequence[Buffer]) -> None:
         """Send a part of a byte stream."""
         self._streams.add(self.post(message, buffers), sum(len(buffer) for buffer in buffers))
@@ -105,9 +81,4 @@ class OwnerTraffic:
         """The owner has every message up to this number."""
         self._output.acknowledge(received)
         self._streams.acknowledge(received)
-        while self._answers:
-            task, number = next(iter(self._answers.items()))
-            if number > received:
-                break
-            del self._answers[task]
         self._throttle()

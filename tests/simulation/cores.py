@@ -30,7 +30,10 @@ _DRIVERS = (
     "skyward.worker.forkserver.client",
     "skyward.worker.owner_session",
     "skyward.worker.slot_pool",
+    "skyward.worker.slot_processes",
+    "skyward.worker.task_answers",
     "skyward.worker.task_blobs",
+    "skyward.worker.task_needs",
     "skyward.worker.task_progress",
     "skyward.worker.tickets",
 )

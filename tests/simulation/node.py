@@ -540,7 +540,7 @@ class Machine:
         slots = self.agent.slots if self.agent is not None else None
         if self._saves and slots is not None:
             self._saves = False
-            slots.hold_answers(HeldAnswers(self.process, self.saving.save))
+            slots.answers.hold(HeldAnswers(self.process, self.saving.save))
 
     def server(self) -> ForkServerProcess:
         """A new fork server."""
@@ -608,15 +608,15 @@ def _close_files(agent: Agent) -> None:
     for connection in agent._connections:
         connection.link._sock.close()
     if (slots := agent.slots) is not None:
-        for process in slots._processes.values():
+        for process in slots._processes.by_number.values():
             process.link._sock.close()
             for fd in process.output._fds.values():
                 os.close(fd)
             process.tickets.close()
-        slots._bridge._listener._listener.close()
-        for stream in slots._bridge._streams.values():
+        slots.bridge._listener._listener.close()
+        for stream in slots.bridge._streams.values():
             stream.sock.close()
-        slots.blobs.store.close()
-        for _, fds in slots._fork_server._queue:
+        slots.needs.blobs.store.close()
+        for _, fds in slots._processes._fork_server._queue:
             for fd in fds:
                 os.close(fd)

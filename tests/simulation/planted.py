@@ -27,7 +27,7 @@ from skyward.core.tasks.kept_calls import KeptCalls
 from skyward.core.tasks.runner import TaskRunner
 from skyward.core.tasks.schedule import Schedule
 from skyward.core.tasks.schedule_events import Recall
-from skyward.worker import slot_pool, slot_table, tickets
+from skyward.worker import slot_processes, slot_table, tickets
 from skyward.worker.forkserver.seating import Seating
 from skyward.worker.held_answers import HeldAnswers
 
@@ -57,7 +57,7 @@ def tickets_in_the_order_of_arrival(patch: pytest.MonkeyPatch) -> None:
             return Wire.opened(role)
 
     patch.setattr(tickets.Claims, "claim", claim)
-    patch.setattr(slot_pool, "Wire", Overtaking)
+    patch.setattr(slot_processes, "Wire", Overtaking)
 
 
 @plant

@@ -1,11 +1,11 @@
-"""What is on its way to the owner: answers that are not acknowledged, output and streams that must not pile up."""
+"""Output and streams on their way to the owner must not pile up."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from skyward.core.protocol.messages import Failed, Message, Output, Returned, StreamData
+from skyward.core.protocol.messages import Message, Output, StreamData
 from skyward.worker.owner_traffic import OwnerTraffic
 
 
@@ -23,19 +23,6 @@ class Line:
 
     def throttle(self) -> None:
         self.throttled.append((self.traffic.output_full, self.traffic.streams_full))
-
-
-def test_answers_are_known_until_they_are_acknowledged() -> None:
-    line = Line()
-    traffic = line.traffic
-    assert traffic.answer([1, 2], Returned([1, 2])) == 1
-    assert traffic.answer([3], Failed(3, 0.0, "crashed", ""), (), True) == 2
-    assert line.sent[1][2], "it may wait for others"
-    assert traffic.answer([1], Failed(1, 0.0, "crashed", "")) == 3, "it came back and was answered again"
-    traffic.acknowledged(2)
-    assert [traffic.is_answered(task) for task in (1, 2, 3)] == [True, False, False]
-    traffic.acknowledged(3)
-    assert not traffic.is_answered(1)
 
 
 def test_output_throttles_until_it_is_acknowledged() -> None:

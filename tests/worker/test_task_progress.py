@@ -1,4 +1,4 @@
-"""Tasks that have begun are reported once, and slots are asked whether they still have theirs."""
+"""Tasks that have begun are reported once and timed, and slots are asked whether they still have theirs."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import pytest
 from skyward.core.protocol.messages import Inquire, Message, Run
 from skyward.core.protocol.wire import Role, Wire
 from skyward.worker.output import SlotOutput
-from skyward.worker.slot_process import PendingTask, SlotProcess
+from skyward.worker.slot_processes import SlotProcess
 from skyward.worker.slot_table import SlotTable
-from skyward.worker.task_progress import TaskProgress
+from skyward.worker.task_progress import PendingTask, TaskProgress
 from skyward.worker.tickets import Tickets
 from skyward.worker.wire_socket import WireSocket
 from tests.worker.helpers import PATIENCE
@@ -28,6 +28,7 @@ class Node:
         self.table = SlotTable(1)
         self.tasks: dict[int, PendingTask] = {}
         self.reported: list[tuple[list[int], list[int]]] = []
+        self.expired: list[tuple[int, float]] = []
         ours, self.sock = socket.socketpair()
         self.sock.setblocking(False)
         self.wire = Wire.opened(Role.WORKER)
@@ -42,19 +43,24 @@ class Node:
         self.process.seat = 7
         self.processes = {1: self.process}
         self.progress = TaskProgress(
-            self.loop, self.table, self.processes, self.tasks, lambda *begun: self.reported.append(begun)
+            self.loop,
+            self.table,
+            self.processes,
+            self.tasks,
+            lambda *begun: self.reported.append(begun),
+            lambda *expired: self.expired.append(expired),
         )
 
-    def submit(self, task: int) -> None:
+    def submit(self, task: int, timeout: float | None = None) -> None:
         """Hand a task to the slot."""
         pending = self.tasks[task] = PendingTask(
-            Run(task=task, isolated=True, timeout=None, threads=None, blobs={}), [b"head"]
+            Run(task=task, isolated=True, timeout=timeout, threads=None, blobs={}), [b"head"]
         )
         pending.mark = task
         self.table.submit(task, True)
         self.process.tickets.add(task)
         self.process.hand_over()
-        self.progress.began(self.loop.time())
+        self.progress.began(task)
 
     def heard(self) -> list[Message]:
         """Read what was sent to the slot."""
@@ -117,3 +123,20 @@ def test_a_task_that_was_handed_over_again_is_not_lost(node: Node) -> None:
     node.tasks[1].mark = 7
     assert node.progress.lost(1, node.process, [1]) == []
     assert node.progress.lost(2, node.process, [1]) == [], "a slot that is gone"
+
+
+def test_a_task_that_has_begun_may_run_for_so_long_and_no_longer(node: Node) -> None:
+    node.submit(1, timeout=0.01)
+    node.until(lambda: node.expired)
+    assert node.expired == [(1, 0.01)]
+
+
+def test_a_task_that_was_reclaimed_is_not_timed_until_it_begins_again(node: Node) -> None:
+    node.submit(1, timeout=60.0)
+    node.progress.reclaimed([1, 2])
+    assert node.tasks[1].timer is None
+    assert node.progress.punctual() == 0, "it does not run"
+    node.progress.began(1)
+    assert node.tasks[1].timer is not None
+    assert node.progress.punctual() == 1
+    node.tasks[1].stop_timer()
