@@ -1,4 +1,4 @@
-"""The agent: the one process of a node that its owner talks to. It never unpickles or runs a user's code.
+"""The agent: the one process of a node that its owner talks to. It never unpickles user data or runs user code.
 
 It is started as `core.system.launch` describes, with a start map on standard input (for several agents on one machine,
 see `process.multiply`). It listens on a Unix socket in a folder of its own or on the loopback address, and prints one
@@ -199,7 +199,7 @@ class Agent:
         self.stopped: asyncio.Future[str] = loop.create_future()
         self.cores = machine.core_count()
         self._fault: str | None = None  # the error that ended the owner's last connection, if any
-        self._early: list[Received] | None = None  # messages that have come while the GPUs are looked for
+        self._early: list[Received] | None = None  # messages that arrived while the GPUs were being looked for
         self._folder = folder
         self._server = server
         self._folders: OwnFolders | None = None
@@ -514,7 +514,7 @@ def _watch_lifeline(agent: Agent) -> None:
 
 
 def sweep() -> None:
-    """Remove what killed agents of this user left on this machine."""
+    """Remove what this user's killed agents left on this machine."""
     blob_store.sweep()
     scratch.sweep(tempfile.gettempdir(), "agent")
 

@@ -49,20 +49,21 @@ class AgentSystem:
     sleep
         Blocks the loop's thread for some seconds.
     random_bytes
-        Returns that many bytes nobody can guess.
+        Returns that many unpredictable random bytes.
     log
         Writes a line to the agent's log.
     peer_network
-        Makes the way to other nodes, of the loop, an identity as in `Setup`, and a folder that only this user can
-        enter. May raise `OSError` or `ValueError`.
+        Makes the network to other nodes, given the loop, an identity as in `Setup`, and a folder that only this user
+        can enter. May raise `OSError` or `ValueError`.
     find_gpus
         Returns the GPUs that processes with these environment variables may use. Blocks, and may raise `GpuError`.
     start_thread
-        Runs a function in a daemon thread of that name, for what blocks.
+        Runs a blocking function in a daemon thread of that name.
     make_meter
-        Makes what measures the machine's load, of the folder where tasks work. Must neither block nor raise.
+        Returns a function that measures the machine's load, given the folder where tasks work. Must neither block nor
+        raise.
     watch_memory
-        Makes what knows whether the kernel has killed a process because memory ran out.
+        Returns an object that tells whether the kernel's OOM killer has struck.
     """
 
     start_server: Callable[[Mapping[str, str]], ForkServerProcess] = started

@@ -20,7 +20,7 @@ FOLDER = "SKYWARD_PACKAGES"
 
 
 class Arrivals(MetaPathFinder):
-    """Is asked for modules that nothing else has found; then, and only then, it looks for new folders.
+    """The last module finder: it looks for new folders only when nothing else has found a module.
 
     Parameters
     ----------

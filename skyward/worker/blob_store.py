@@ -127,7 +127,7 @@ class Store:
         self._users: Counter[bytes] = Counter()
         self._forgotten: set[bytes] = set()
         self._latest: dict[bytes, int] = {}  # number of the last message that contained some of it
-        self._cached: dict[bytes, ChunkCache] = {}  # blobs that belong into a cache on disk
+        self._cached: dict[bytes, ChunkCache] = {}  # blobs that belong in a cache on disk
         self.problem: str | None = None
         """Why the last blob could not be written to a file, if so."""
 
@@ -158,7 +158,7 @@ class Store:
                 self._paths[name] = cache.path(name)
 
     def is_cached(self, digest: bytes) -> bool:
-        """Whether a blob belongs into a cache on disk."""
+        """Whether a blob belongs in a cache on disk."""
         return digest in self._cached
 
     def add(self, digest: bytes, size: int, offset: int, data: Buffer, *, peer: bool = False, number: int = 0) -> bool:
@@ -183,7 +183,7 @@ class Store:
         Corrupt
             The blob does not match its digest, and some of it came from a `peer`. It has been removed.
         OSError
-            It belongs into a cache, and can't be written there.
+            It belongs in a cache, and can't be written there.
         """
         try:
             return self._add(digest, size, offset, data, peer=peer, number=number)

@@ -1,4 +1,4 @@
-"""A bucket's folder as a file system that is read while tasks read it, for reading only."""
+"""A bucket's folder, mounted as a read-only file system whose content is fetched as tasks read it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from skyward.worker.rclone import Rclone
 
 __all__ = ["BucketMount"]
 
-_LOOK = 0.5  # seconds between two looks whether it is still there
-_PAUSE = 2.0  # seconds after which one that can't be mounted again is tried again
+_LOOK = 0.5  # seconds between checks that it is still there
+_PAUSE = 2.0  # seconds until mounting again is retried
 _LIMIT = 60.0  # seconds to mount it
 
 # Content that was read stays on disk, as long as there is room, so that what is read again and again comes from there.
@@ -41,7 +41,7 @@ class BucketMount:
     place
         An empty folder.
     warn
-        Called from a thread with what the user should know.
+        Called from a thread with warnings for the user.
 
     Raises
     ------
@@ -65,7 +65,7 @@ class BucketMount:
     def close(self) -> None:
         """End the server, and unmount it."""
         self._closed.set()
-        self._server.close()  # who waits for it, as one does for a frozen one, is free then
+        self._server.close()  # this frees whoever waits for it, even if it is frozen
         self._watcher.join()
         unmount(self._place)
 

@@ -18,20 +18,20 @@ from skyward.worker.rclone import Rclone, RcloneError
 __all__ = ["BucketVolumes"]
 
 _MARGIN = 64 * 2**20  # bytes of the disk to leave free for others
-_ROUNDS = 3  # times that a copy is tried; rclone repeats each request by itself
+_ROUNDS = 3  # attempts at a copy; rclone itself retries each request
 
 
 class BucketVolumes:
-    """Brings folders of buckets here. Methods block, and may be called from any thread.
+    """Mounts or copies folders of buckets on this node. Methods block, and may be called from any thread.
 
     Parameters
     ----------
     folder
         Where the servers keep their files.
     warn
-        Called from any thread with what the user should know.
+        Called from any thread with warnings for the user.
     patience
-        Seconds for which writing is tried.
+        How long to keep retrying writes, in seconds.
     """
 
     def __init__(self, folder: str, warn: Callable[[str], object], patience: float = PATIENCE) -> None:
@@ -47,7 +47,7 @@ class BucketVolumes:
         return f"<BucketVolumes {list(self._servers.values())}>"
 
     def mount(self, number: int, bucket: Bucket, target: str) -> None:
-        """Mount a bucket's folder here, for reading only.
+        """Mount a bucket's folder here, read-only.
 
         Parameters
         ----------
@@ -122,7 +122,7 @@ class BucketVolumes:
             self._writers[number] = BucketWriter(bucket.url, server, target, copies, self._warn, self._patience)
 
     def save(self, groups: frozenset[int] | None) -> str | None:
-        """Bring to the buckets what was written before now; returns what can't be saved, and why.
+        """Save what was written before now to the buckets; returns what can't be saved, and why.
 
         Parameters
         ----------
@@ -147,7 +147,7 @@ class BucketVolumes:
                 return
 
     def renew(self, number: int, keys: BucketKeys) -> None:
-        """Use other keys from now on."""
+        """Use new keys from now on."""
         if (server := self._servers.get(number)) is not None:
             server.renew(keys)
 

@@ -1,4 +1,4 @@
-"""Brings what tasks write in a folder to its bucket. Nothing is ever removed there."""
+"""Saves what tasks write in a folder to its bucket. Nothing is ever removed from the bucket."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from skyward.worker.unsaved_files import Changed, UnsavedFiles
 
 __all__ = ["PATIENCE", "BucketWriter"]
 
-PATIENCE = 60.0  # seconds for which a store that can't be written to is tried again
-_PAUSE, _LONGEST_PAUSE = 0.5, 8.0  # seconds between two tries
+PATIENCE = 60.0  # seconds to keep retrying a store that can't be written to
+_PAUSE, _LONGEST_PAUSE = 0.5, 8.0  # seconds between retries
 _AT_ONCE = 8  # files
 
 
 class BucketWriter:
-    """Saves the files of one folder. Methods block, and one is called at a time, apart from `close`.
+    """Saves the files of one folder. Methods block, and are called one at a time, apart from `close`.
 
     Parameters
     ----------
@@ -30,7 +30,7 @@ class BucketWriter:
     folder, copies
         See `UnsavedFiles`.
     warn
-        Called from the calling thread with what the user should know.
+        Called from the calling thread with warnings for the user.
     patience
         See `PATIENCE`.
     """
@@ -82,7 +82,7 @@ class BucketWriter:
             pause = min(2 * pause, _LONGEST_PAUSE)
 
     def close(self) -> None:
-        """Try nothing again from now on; from any thread."""
+        """Stop retrying; may be called from any thread."""
         self._closed.set()
 
     def _said(self, problems: Sequence[str]) -> str | None:

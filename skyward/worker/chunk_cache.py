@@ -54,12 +54,12 @@ class ChunkCache:
         return found
 
     def open(self, name: bytes) -> tuple[int, str]:
-        """Make a file for a chunk that begins to arrive; to be renamed to its `path` once it is whole.
+        """Make a file for a chunk that is beginning to arrive; to be renamed to its `path` once it is whole.
 
         Raises
         ------
         OSError
-            There can be none.
+            The file can't be made.
         """
         path = self.path(name)
         os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)

@@ -76,7 +76,7 @@ class CodeFolders:
         return self._ready.get(version, "")
 
     def release(self, task: int) -> None:
-        """The task needs its version no longer."""
+        """The task no longer needs its version."""
         version = self._waits.pop(task, None)
         if version is not None:
             self._tasks[version].remove(task)
@@ -86,7 +86,7 @@ class CodeFolders:
         self._coming[code.version] = code, bytes(manifest)
 
     def arrived(self, version: int) -> Collection[bytes]:
-        """Lay a version out, as all its bundles are here; return their digests, which are needed no longer."""
+        """Lay a version out, as all its bundles are here; return their digests, which are no longer needed."""
         code, manifest = self._coming.pop(version)
         try:
             self._lay_out(code, msgpack.unpackb(manifest))
@@ -178,8 +178,8 @@ def _link(old: str | None, new: bytes) -> bool:
 def enter(folder: str) -> None:
     """Make a version's modules the ones that this process imports.
 
-    A module that the node has under the same name counts no more, as on the driver, even if it was imported ahead. What
-    was imported from an earlier version stays: it is the same here, and this one has more.
+    A module of the node's that has the same name no longer counts, as on the driver, even if it was preloaded. What was
+    imported from an earlier version stays: it is the same here, and this one has more.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""How a process has died, in words; and whether it was the kernel that killed it, because memory ran out."""
+"""How a process died, in words; and whether the kernel's OOM killer ended it."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from skyward.worker.forkserver.protocol import HUNG
 __all__ = ["OutOfMemory", "describe"]
 
 Kill = Literal["no", "ours", "somebody's", "unknown"]
-"""Whether the kernel has killed for memory: a process of this agent's, or one of this machine that may be anybody's."""
+"""Whether the OOM killer has struck: a process of this agent's, or one of this machine that may be anybody's."""
 
 
 class OutOfMemory:
-    """Reads whether the kernel has killed a process because memory ran out, and how much there is.
+    """Reads whether the OOM killer has ended a process, and how much memory there is.
 
     The kernel counts this for each cgroup (version 2 or 1), and for the whole machine. Only the count of our own cgroup
     says that it was a process of ours.
@@ -38,7 +38,7 @@ class OutOfMemory:
         return f"<OutOfMemory {self._last} in {self._group or 'this machine'}>"
 
     def look(self) -> Kill:
-        """Whether a process was killed for memory since the last call."""
+        """Whether the OOM killer has struck since the last call."""
         before, self._last = self._last, self._count()
         if before is None or self._last is None:
             return "unknown"

@@ -25,8 +25,8 @@ def find(work: bytes, pattern: bytes, without: Sequence[bytes]) -> list[tuple[by
     Returns
     -------
     list of tuple
-        For each file: its path, in `work` or absolute; its path below what the pattern spells out; its size; when it
-        was changed; and whether it may be executed.
+        For each file: its path, in `work` or absolute; its path below what the pattern spells out; its size;
+        its modification time; and whether it is executable.
     """
     base = _spelled_out(pattern)
     found: dict[bytes, bytes] = {}

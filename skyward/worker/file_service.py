@@ -1,4 +1,4 @@
-"""The owner's folders on this node, and this node's files for the owner. What takes long runs in a thread."""
+"""The owner's folders on this node, and this node's files for the owner. Slow work runs in threads."""
 
 from __future__ import annotations
 
@@ -154,13 +154,13 @@ class FileService:
         self._post(Reply(request, problem), () if problem else [b""])
 
     def _warn(self, text: str) -> None:
-        """Tell the user something; from any thread."""
+        """Warn the user; may be called from any thread."""
         self._loop.call_soon_threadsafe(self._post, Output(2), [f"skyward: {text}\n".encode()])
 
     # --- mounts ---
 
     def _mount_soon(self, message: Mount, packed: bytes) -> None:
-        """Learn of a folder, and answer which of its chunks are not here."""
+        """Take the manifest of a folder, and answer which of its chunks are not here."""
         self._answer(message.request, lambda: self._mount(message, packed))
 
     def _mount(self, message: Mount, packed: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""Builds a folder from its manifest and chunks: beside its place, and renamed once it is whole."""
+"""Builds a folder from its manifest and chunks: next to its final place, and renamed once it is complete."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ class _FileWriter:
         return done == size
 
     def _begin(self) -> None:
-        """End a file, and begin the next one."""
+        """Finish a file, and start the next one."""
         self._end()
         path, _, runs, _ = self._files[self._next]
         mode = (0o755 if runs else 0o644) if self._writable else (0o555 if runs else 0o444)

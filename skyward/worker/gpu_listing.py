@@ -1,4 +1,4 @@
-"""Reads what the makers' programs print of a machine's GPUs, and what its environment leaves of them. Pure."""
+"""Parses what vendors' tools print about a machine's GPUs, and applies the variables that restrict them. Pure."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _queried(line: str) -> Gpu:
 
 
 def _size(text: Any, unit: int) -> int | None:
-    """An amount of memory; None for what programs say that don't know."""
+    """An amount of memory; None where the tool says that it is unknown."""
     try:
         size = int(text) * unit
     except (TypeError, ValueError):
@@ -64,7 +64,7 @@ def _size(text: Any, unit: int) -> int | None:
 
 
 def _share(text: str) -> float | None:
-    """A percentage as a share; None for what programs say that don't know."""
+    """A percentage as a share; None where the tool says that it is unknown."""
     return int(text) / 100 if text.isdecimal() and int(text) <= 100 else None
 
 
@@ -115,7 +115,7 @@ def amd_smi(listing: str, metrics: str) -> list[Gpu]:
     listing
         Of ``list -e --json``.
     metrics
-        Of ``metric --mem-usage --json``; what can't be read of it is not known.
+        Of ``metric --mem-usage --json``; what can't be parsed is unknown.
     """
     found = []
     usage = _usage(metrics)
@@ -144,7 +144,7 @@ def _usage(text: str) -> dict[int, tuple[int | None, int | None]]:
 
 
 def _json(program: str, text: str, kind: type) -> Any:
-    first = text.find("{" if kind is dict else "[")  # rocm-smi may warn before, of GPUs that sleep
+    first = text.find("{" if kind is dict else "[")  # rocm-smi may first warn of GPUs that sleep
     try:
         said = json.loads(text[max(first, 0) :])
     except ValueError:

@@ -1,4 +1,4 @@
-"""Finds a machine's GPUs: asks the makers' programs, with a time limit, since a driver that is broken may hang them."""
+"""Finds a machine's GPUs by running the vendors' tools, with a time limit, since a broken driver may hang them."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def _answer(process: subprocess.Popen[str], command: Sequence[str], deadline: fl
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    """Kill what still runs, without waiting for it: one that hangs in the kernel does not end when it is killed."""
+    """Kill what still runs, without waiting: a process that hangs in the kernel does not end when it is killed."""
     if process.poll() is None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)

@@ -31,7 +31,7 @@ class HeldAnswers:
     def __init__(self, loop: asyncio.AbstractEventLoop, save: Save) -> None:
         self._loop = loop
         self._save = save
-        self._waiting: dict[int, tuple[int | None, _Release]] = {}  # task -> its process group, and what goes on
+        self._waiting: dict[int, tuple[int | None, _Release]] = {}  # task -> its process group, and whom to tell
         self._saving: dict[int, tuple[int | None, _Release]] = {}  # the same, of those being saved
         self._round: asyncio.Task[None] | None = None
         self._flushes = 0
@@ -58,14 +58,14 @@ class HeldAnswers:
         self._begin()
 
     async def flush(self) -> str | None:
-        """Save everything that was written before now, by whomever; returns why that is not possible."""
+        """Save everything that anybody wrote before now; returns why that is not possible."""
         self._flushes -= 1  # no task's number
         done: asyncio.Future[str | None] = self._loop.create_future()
         self.hold(self._flushes, None, lambda problem: None if done.done() else done.set_result(problem))
         return await done
 
     def close(self) -> None:
-        """Give up all."""
+        """Stop saving; no answer is released any more."""
         if self._round is not None:
             self._round.cancel()
 

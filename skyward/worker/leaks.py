@@ -1,4 +1,4 @@
-"""Memory that a slot keeps from task to task: reference cycles are collected in time, and leaks end the slot.
+"""Memory that a slot keeps between tasks: reference cycles are collected early, and leaks end the slot.
 
 Python collects cycles after a number of new objects, whatever their size; ten tasks that each leave a cycle with an
 array of 30 MB make too few. So memory is checked between tasks, where nobody waits for it.

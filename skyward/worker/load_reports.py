@@ -1,4 +1,4 @@
-"""Tells the owner a few times a minute how this node is used, for next to nothing."""
+"""Tells the owner a few times a minute how busy this node is, at next to no cost."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class LoadReports:
         return f"<LoadReports every {self._interval:g} s>"
 
     def close(self) -> None:
-        """Report nothing from now on."""
+        """Stop reporting."""
         self._closed = True
         self._timer.cancel()
 

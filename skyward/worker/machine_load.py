@@ -1,4 +1,4 @@
-"""How this machine is used: processors, memory and disk, read from files of the kernel. Never raises, never waits long.
+"""How busy this machine is: CPUs, memory and disk, read from the kernel's files. Never raises, never waits long.
 
 Where the agent runs in a container, figures are the container's: its limits, and its use of what it is limited in. What
 can't be read is None: some sandboxes have no such files, or nothing in them.
@@ -78,7 +78,7 @@ class MachineLoad:
         return None if least == len(self._cpus) else least
 
     def _clocks(self) -> tuple[float, float] | None:
-        """Seconds for which processors were busy, and for which they could have been; from any beginning."""
+        """CPU seconds that were used, and that could have been used, since some point in the past."""
         if self._quota is None:
             return busy_of(self._text("proc/stat"), self._cpus)
         for folder in self._groups("cpuacct"):

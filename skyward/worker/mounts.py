@@ -36,18 +36,18 @@ def mounted_below(folder: str | os.PathLike[str]) -> list[str]:
 
 
 def _plain(place: str) -> str:
-    """Undo the quoting of spaces and the like in the kernel's list."""
+    """Undo the escaping of spaces and the like in the kernel's list."""
     return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), place)
 
 
 def unmount(place: str) -> None:
-    """Take a mount away, whether its server lives, and whether files in it are open."""
+    """Unmount a folder, even if its server is dead, or files in it are open."""
     if (program := shutil.which(_PROGRAM)) is not None:
         with contextlib.suppress(subprocess.TimeoutExpired):
             subprocess.run([program, "-u", "-z", "-q", place], check=False, capture_output=True, timeout=_PATIENCE)
 
 
 def unmount_below(folder: str | os.PathLike[str]) -> None:
-    """Take away all mounts in a folder."""
+    """Unmount everything in a folder."""
     for place in mounted_below(folder):
         unmount(place)

@@ -1,4 +1,4 @@
-"""What a task gets that asks for a person: an error that says what to do, at once.
+"""What a task gets that asks for input: an immediate error that says what to do instead.
 
 A slot has no terminal. Standard input is empty there, so that `input` would raise a bare `EOFError`, and `pdb` would
 print its prompt and end the task with `BdbQuit`.
@@ -56,7 +56,7 @@ def input_in_task(prompt: object = "", /) -> str:
 
 
 def _is_empty() -> bool:
-    """Whether standard input still is what a slot gets, or was closed."""
+    """Whether standard input is still the one that a slot gets, or was closed."""
     try:
         return os.fstat(0).st_rdev == os.stat(os.devnull).st_rdev  # noqa: PTH116 - a number of a device
     except OSError:

@@ -1,4 +1,4 @@
-"""The GPUs of an agent's slots: found before the slots start, and asked for their use later. Never blocks the agent."""
+"""The GPUs of an agent's slots: found before the slots start; their usage is queried later. Never blocks the agent."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class NodeGpus:
         self._look(divide)
 
     def survey(self, then: Callable[[Gpus], object]) -> None:
-        """Ask how the GPUs are used now, and call `then` with the message for the owner."""
+        """Query the GPUs' usage, and call `then` with the message for the owner."""
         self._look(lambda found: then(_failure(found) if isinstance(found, Exception) else self._message(found.gpus)))
 
     def _message(self, gpus: Sequence[Gpu]) -> Gpus:

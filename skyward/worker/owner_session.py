@@ -78,7 +78,7 @@ class OwnerSession:
             self._acknowledge()
 
     def part(self) -> None:
-        """Close the connection; if the owner has said goodbye, it hears that we have heard it."""
+        """Close the connection; if the owner has said goodbye, acknowledge that first."""
         if self.link is None:
             return
         if self.link.wire.states[Role.OWNER] is State.CLOSED:

@@ -46,7 +46,7 @@ class PeerNetwork(Protocol):
         """
 
     async def streams(self, caller: Any) -> Streams:
-        """Return the streams to a caller, once it has proved to be of the pool; OSError if it can't."""
+        """Return the streams to a caller, once it has proved to belong to the pool; OSError if it can't."""
 
     async def connect(self, name: str, place: tuple[str, int]) -> Streams:
         """Connect to the node with this name at this address and port; OSError if it is not there."""

@@ -37,7 +37,7 @@ _UNKNOWN = 30.0  # seconds for which a server waits for a blob to begin to arriv
 _PROBES = 4  # at a time
 _ADDRESSES = 8  # of a peer that are tried
 _MAX_CLIENTS = 32  # at a time; more than the owner sends to one node
-_STUCK = 30.0  # seconds in which a client must accept a piece
+_STUCK = 30.0  # seconds that a client may take to accept a piece
 
 
 class PeerExchange:

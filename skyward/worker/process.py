@@ -1,4 +1,4 @@
-"""What skyward's processes do about themselves: names, signals, and further agents forked from an agent."""
+"""Names and signals of skyward's own processes, and forking further agents from an agent."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = [
     "watch_parent",
 ]
 
-_LOOK = 0.5  # seconds between looks for the parent
+_LOOK = 0.5  # seconds between checks for the parent
 
 
 def name_process(name: str) -> None:

@@ -1,4 +1,4 @@
-"""rclone, as a server for one bucket: it alone has the keys, and does what it is told over a socket."""
+"""rclone, as a server for one bucket: it alone has the keys, and takes commands over a socket."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ _STILL = 300.0  # seconds without a byte moving after which a copy has failed
 _READS = 50e6  # bytes per second at which rclone reads a file before the first of it moves, at least
 _LOOK, _ASK, _ANSWER = 0.2, 10.0, 30.0  # seconds: whether a copy is wanted; whether it goes on; to say so
 _MOVING = ("bytes", "checks", "transfers", "errors", "listed")  # what rclone counts
-_SPARE = 300.0  # seconds before their end from which keys count as ended, so that those in use are good for a while
+_SPARE = 300.0  # seconds before their expiry from which keys count as expired, so that those in use last a while
 _REMOTE: Final = "store"
 _LIMITS = {"RCLONE_CONTIMEOUT": "15s", "RCLONE_TIMEOUT": "60s"}  # to connect; without a byte
 _DROPPED = ("AWS_", "RCLONE_")  # variables that would change which keys and settings are used
 
 
 class RcloneError(OSError):
-    """rclone says why it could not do something, or is not there."""
+    """rclone failed, or is not installed; the text says why."""
 
 
 def find_rclone() -> str:
@@ -103,7 +103,7 @@ class Rclone:
         return f"<Rclone for {self._bucket.url}>"
 
     def renew(self, keys: BucketKeys) -> None:
-        """Use other keys once those in use count as ended."""
+        """Use new keys once those in use count as expired."""
         self._store(keys)
 
     def _store(self, keys: BucketKeys) -> None:
@@ -134,7 +134,7 @@ class Rclone:
             (self._folder / "rc.sock").unlink(missing_ok=True)
             program = [find_rclone(), "rcd", "--rc-addr", "unix://rc.sock", "--rc-no-auth", "--config", ""]
             program += ["--log-level", "NOTICE"]
-            program += ["--rc-server-write-timeout", "8760h"]  # else it hangs up on who waits for an hour
+            program += ["--rc-server-write-timeout", "8760h"]  # else it hangs up on anybody who waits for an hour
             with (self._folder / "log").open("wb") as log:
                 self._process = subprocess.Popen(
                     [*launch.command("skyward.worker.rclone_guard", ROOT), self._place, *program],
@@ -182,7 +182,7 @@ class Rclone:
         limit: float | None = None,
         look: Callable[[], object] | None = None,
     ) -> Any:
-        """Have something done.
+        """Run a command of rclone's.
 
         Parameters
         ----------
@@ -191,7 +191,7 @@ class Rclone:
         limit
             Seconds that it may take.
         look
-            Called now and then while it takes its time; what it raises ends that.
+            Called now and then while the command runs; what it raises ends it.
 
         Raises
         ------
@@ -208,7 +208,7 @@ class Rclone:
     def copy(
         self, command: str, values: Mapping[str, object], size: int = 0, cancelled: Callable[[], bool] = lambda: False
     ) -> None:
-        """Have something copied. That takes as long as it takes, if it goes on.
+        """Run a copying command, which may take any time as long as data moves.
 
         Parameters
         ----------

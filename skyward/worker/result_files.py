@@ -94,7 +94,7 @@ class UnclaimedFiles:
         self._kept.update(files)
 
     def drop(self, files: Iterable[bytes]) -> None:
-        """Remove files of which the owner will not hear."""
+        """Remove files that the owner will never be told about."""
         self._kept.difference_update(files)
         remove(files)
 

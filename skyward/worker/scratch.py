@@ -75,9 +75,9 @@ def _remove_if_free(folder: Path, changed: float) -> None:
 
 
 def remove(folder: str | os.PathLike[str]) -> None:
-    """Remove a folder with all that is in it, also folders in it that nobody may write to; what resists stays.
+    """Remove a folder with everything in it, read-only folders included; what can't be removed stays.
 
-    What is mounted there is not part of it, and is unmounted before.
+    What is mounted there is not part of it, and is unmounted first.
     """
     unmount_below(folder)
     shutil.rmtree(folder, ignore_errors=True)

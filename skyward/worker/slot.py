@@ -330,7 +330,7 @@ def unloadable(error: BaseException, node: str) -> BaseException:
 
 
 def item_of(task: tuple[Any, Any, Any] | None) -> exceptions.FailedItem:
-    """Say which call of a task has failed; None for a task of which this is not known."""
+    """Return which call of a task has failed; None if that is unknown."""
     with contextlib.suppress(Exception):  # a batch may be of a class of others
         if task is not None and (at := failed_call(*task)) is not None:
             return exceptions.FailedItem(at[0], call_text(*at[1]))
@@ -426,7 +426,7 @@ def _identity(fd: int) -> tuple[int, int] | None:
 
 
 def _isolate(slot: Slot, sock: int, out: int, err: int, tickets: int) -> None:
-    """Separate a new fork from its parent: process group, files, signals, random numbers."""
+    """Separate a new fork from its parent: process group, files, signals, random seeds."""
     os.setpgid(0, 0)  # to be killed with all that it starts; the fork server's session, which stays, has no terminal
     keep = slot.streams.lead(out, err)
     needed = (sock, tickets, slot.imports.fd)

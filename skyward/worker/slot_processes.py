@@ -82,7 +82,7 @@ class SlotProcesses:
     server
         A fork server that waits for its configuration; None to start one.
     system
-        How fork servers are started, and whether the kernel kills for memory.
+        How fork servers are started, and whether the kernel's OOM killer has struck.
     table
         Hears how slots end.
     owner

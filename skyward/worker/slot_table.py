@@ -1,4 +1,4 @@
-"""Which task runs in which slot process: the rules, and nothing else.
+"""Which task runs in which slot process. Pure.
 
 Methods of `SlotTable` report what happened (a task arrived, a process died, ...) and return what must be done. It uses
 no socket, process, clock or log. A *slot* here is a process: an isolated one runs one task at a time, the shared one
@@ -81,7 +81,7 @@ class Slot:
     number: int
     shared: bool
     retired: bool = False
-    bare: bool = False  # its tasks ahead were reclaimed, and it has got none since
+    bare: bool = False  # its tasks ahead were reclaimed, and it has been given none since
     fresh: bool = True  # it has never finished a task
     given: bool = False  # it was handed one
     code: int = 0  # version of the code that it has; 0 for none yet

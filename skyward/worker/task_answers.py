@@ -1,4 +1,4 @@
-"""What the owner is told at last of each task: held until all that the task wrote is saved, known until it arrived."""
+"""The final answer about each task: held until all that the task wrote is saved, remembered until it has arrived."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ class TaskBlobs:
         Parameters
         ----------
         task
-            Its number, or any other by which `unblock` knows who waits.
+            Its number, or any other that tells `unblock` who waits.
         digests
             What it needs.
         """
@@ -72,7 +72,7 @@ class TaskBlobs:
         return task in self._missing
 
     def release(self, task: int, digests: Collection[bytes]) -> None:
-        """The task needs its blobs no longer."""
+        """The task no longer needs its blobs."""
         for digest in self._missing.pop(task, ()):
             self._waiting[digest].discard(task)
         self.store.free(digests)

@@ -59,7 +59,7 @@ class TaskNeeds:
         return self._code.refusal(run.code) if self._code is not None else ""
 
     def release(self, run: Run) -> None:
-        """The task needs nothing any longer."""
+        """The task no longer needs anything."""
         if run.blobs:
             self.blobs.release(run.task, run.blobs.values())
         if self._code is not None:

@@ -1,4 +1,4 @@
-"""What was written in a folder and is not saved yet, found by looking at all its files."""
+"""What was written in a folder and is not saved yet, found by scanning all its files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from skyward.worker.writers import Identity, Writer, find_writers, has_writers
 
 __all__ = ["Changed", "UnsavedFiles"]
 
-_TICK = 0.012  # seconds within which two changes of a file may have the same time; a kernel's clock is this coarse
+_TICK = 0.012  # seconds within which two changes may get the same timestamp; the kernel's clock is this coarse
 _PATIENCE = 5  # times that a file may have changed just before, until it counts as open for writing
 _PIECE = 1 << 20  # bytes
 
@@ -48,7 +48,7 @@ class Changed:
 
 @dataclass(slots=True)
 class _Look:
-    """What one look at the folder has found."""
+    """What one scan of the folder has found."""
 
     files: dict[str, _Stamp] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
@@ -109,7 +109,7 @@ class UnsavedFiles:
         return found, look.problems
 
     def saved(self, file: Changed) -> None:
-        """Take note that a file was saved."""
+        """Record that a file was saved."""
         if file.stamp is not None:
             self._saved[file.name] = file.stamp
             self._digests.pop(file.name, None)
@@ -241,7 +241,7 @@ def _stamp(status: os.stat_result) -> _Stamp:
 
 
 def _age(status: os.stat_result) -> float:
-    """Seconds since a file was changed, as far as the clocks agree."""
+    """Seconds since a file was modified, as far as the clocks agree."""
     return abs(time.time_ns() - status.st_ctime_ns) / 1e9
 
 

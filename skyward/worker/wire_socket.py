@@ -65,7 +65,7 @@ class WireSocket:
         self.fault: str | None = None
         """The error of either end that closed it; None if it was closed otherwise."""
         self.lag = 0.0
-        """Seconds that a write may wait for more to send, for times when nobody is idle."""
+        """Seconds that a write may wait for more to send, while nobody is idle."""
         self._loop = loop
         self._sock = sock
         self._receive: Callable[[Buffer], list[Received]] = wire.receive_data

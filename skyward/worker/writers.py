@@ -15,7 +15,7 @@ __all__ = ["Identity", "Writer", "find_writers", "has_writers"]
 Identity: TypeAlias = tuple[int, int]
 """Device and inode of a file."""
 
-_SETLEASE, _SETSIG = 1024, 10  # Linux' numbers; which of them Python names depends on how it was built
+_SETLEASE, _SETSIG = 1024, 10  # Linux's numbers; which of them Python names depends on how it was built
 
 
 class Writer(NamedTuple):
@@ -26,7 +26,7 @@ class Writer(NamedTuple):
     group
         Its process group.
     anew
-        Whether it writes only, and not at the end: it has begun the file, or begun it anew.
+        Whether it writes only, and does not append: it has created or truncated the file.
     """
 
     group: int

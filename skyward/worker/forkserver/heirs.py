@@ -44,7 +44,7 @@ _QUIET = 0.5  # seconds after the last report of imports, since slots mostly imp
 _SLOWER = 4.0  # factor by which the pause grows with each heir, since tasks may import new modules all the time
 _LIMIT = 60.0  # seconds that an heir's imports may take
 _MESSAGE = 256 * 1024  # bytes
-_FILES_SHARE = 4  # that part of the files we may open is kept at most for slots that were requested
+_FILES_SHARE = 4  # share of our limit of open files that requested slots may take
 
 
 @dataclass

@@ -28,7 +28,7 @@ from skyward.worker import arrivals
 __all__ = ["CAN_CHECK", "Imports", "Unfit", "import_ahead", "parse"]
 
 CAN_CHECK = sys.platform == "linux"
-"""Whether this system tells what an import has changed in the process; elsewhere nothing is imported ahead."""
+"""Whether this system shows what an import has changed in the process; elsewhere nothing is imported ahead."""
 
 _MANY = 400  # names in a message
 _STATE = ("signal handlers", "open files", "shared memory", "the working directory")
@@ -36,7 +36,7 @@ _HARMLESS = {"/dev/null", "/dev/random", "/dev/urandom"}
 
 
 class Unfit(Exception):
-    """No slot can be forked from this process any longer."""
+    """No more slots can be forked from this process."""
 
 
 class Imports:
@@ -57,7 +57,7 @@ class Imports:
         return f"<Imports, {self._reported} modules reported>"
 
     def stop(self) -> None:
-        """Report nothing any longer."""
+        """Stop reporting."""
         self._stopped = True
 
     def renew(self) -> None:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 __all__ = ["Ended", "RestartPolicy"]
 
-_DELAYS = (0.0, 0.1, 0.5, 2.0, 5.0)  # seconds until a replacement is started, one time after another
+_DELAYS = (0.0, 0.1, 0.5, 2.0, 5.0)  # seconds until each replacement in a row is started
 _WELL = 10.0  # seconds; a fork server that was up for longer has shown that it can live here
 
 
@@ -30,7 +30,7 @@ class Ended(NamedTuple):
 
 
 class RestartPolicy:
-    """Allows a few restarts in a row, later and later; those of a fork server that was up for long don't count."""
+    """Allows a few restarts in a row with growing delays; a fork server that was up for long starts a new row."""
 
     def __init__(self) -> None:
         self.is_up = False

@@ -51,12 +51,12 @@ class Seating(Generic[_Request]):
         return seat
 
     def release(self, slot: int) -> None:
-        """Take note that a slot has ended; its number may be used again."""
+        """Record that a slot has ended; its number may be reused."""
         if (seat := self.seated.pop(slot, None)) is not None:
             self._seats.release(seat)
 
     def killed(self, slot: int) -> None:
-        """Take note that a slot will end in a moment, while its successor may be requested already."""
+        """Record that a slot is about to end, while its successor may already have been requested."""
         if not self._shares:
             self.release(slot)
 
@@ -75,12 +75,12 @@ class Seating(Generic[_Request]):
         self._waiting[slot] = request, now + _FREE
 
     def withdraw(self, slot: int) -> _Request | None:
-        """Let a slot wait no more; return its request, if it waited."""
+        """Stop a slot's wait; return its request, if it waited."""
         found = self._waiting.pop(slot, None)
         return None if found is None else found[0]
 
     def due(self, now: float) -> Iterator[tuple[int, _Request, bool]]:
-        """Yield each slot that waits no more, its request, and whether it can be made now; otherwise it is given up."""
+        """Yield each slot whose wait is over, its request, and whether it can be made now; otherwise it is given up."""
         for slot, (request, until) in list(self._waiting.items()):
             if self.has_place or now >= until:
                 del self._waiting[slot]
