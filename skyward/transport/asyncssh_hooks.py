@@ -19,7 +19,7 @@ _FED = 64 * 2**10  # bytes that asyncssh is given at a time: two of sshd's packe
 
 
 def spare_work(connection: asyncssh.SSHClientConnection) -> None:
-    """Spare asyncssh what it need not do for each packet of a large transfer."""
+    """Keep asyncssh from needless work on each packet of a large transfer."""
     send, receive = connection.send_packet, connection.data_received
 
     def send_packet(kind: int, *parts: bytes, handler: Any = None) -> None:

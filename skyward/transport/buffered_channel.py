@@ -1,6 +1,6 @@
 """The half of a channel that does not depend on its transport: what arrived waits for its reader, writers for room.
 
-Also the same of a link that is no more than its channels.
+And a base for links that are no more than their channels.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Runs a node's tasks: what an agent does with each message of its owner and of its slots.
 
-Which task runs where is decided in slot_table.py, whose commands are carried out here. slot_processes.py makes and buries
-slots, task_needs.py knows what a task waits for, task_progress.py times tasks, and task_answers.py sends answers and
-remembers them. Everything here happens on the agent's loop.
+Which task runs where is decided in slot_table.py, whose commands are carried out here. slot_processes.py makes slots
+and buries them, task_needs.py knows what a task waits for, task_progress.py times tasks, and task_answers.py sends and
+remembers answers. Everything here happens on the agent's loop.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ _ENDING = 60.0  # seconds for which a machine that is being terminated may still
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """On which terms a machine was ordered.
+    """The terms on which a machine was ordered.
 
     Attributes
     ----------
@@ -56,12 +56,12 @@ class Terms:
         return self.price * max(0.0, now - self.began) / _HOUR
 
     def held(self, ended: float | None = None) -> float:
-        """US dollars that nothing else may be bought with; `ended` is when its provider agreed to terminate it."""
+        """US dollars that must be set aside for it; `ended` is when its provider agreed to terminate it."""
         return self.share if ended is None else min(self.share, self.cost(ended + _ENDING))
 
 
 class Budget:
-    """What one pool may spend.
+    """The budget of one pool.
 
     Parameters
     ----------
@@ -116,7 +116,7 @@ class Budget:
         free
             US dollars that are free.
         now
-            The time, from which on they cost.
+            The time, from which on they cost money.
         """
         price = offer.price or 0.0
         return Terms(price, now, free / machines / price * _HOUR if price else float("inf"))

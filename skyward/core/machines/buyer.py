@@ -1,4 +1,4 @@
-"""Wraps purchases, so that nothing is bought without a record and nothing is kept without an owner."""
+"""Wraps purchases, so that everything bought is on record, and nothing is kept without an owner."""
 
 from __future__ import annotations
 

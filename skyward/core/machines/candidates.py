@@ -1,4 +1,4 @@
-"""Asks all providers for their offers, and puts those that fit in the order in which to try them."""
+"""Asks all providers for their offers, and sorts those that fit by the order in which to try them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is known of the time in addition to an event loop's clock, which stands still while this machine sleeps."""
+"""Clocks in addition to an event loop's, which stands still while this machine sleeps."""
 
 from __future__ import annotations
 

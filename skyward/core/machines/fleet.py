@@ -66,10 +66,10 @@ from skyward.core.spec import Machine, MachineId, MachineState
 
 __all__ = ["Fleet", "Left"]
 
-_MAX_AT_ONCE = 8  # orders of one machine each that are out at a time at a provider without BATCH
+_MAX_AT_ONCE = 8  # concurrent orders, of one machine each, at a provider without BATCH
 _CALM_POLL = 60.0  # seconds between two polls when all machines serve
 _RETRY_DESTROY = 15.0  # seconds after which a machine that was terminated and is still there is terminated again
-_MISSES = 2  # polls in a row that must leave a machine out before it counts as gone
+_MISSES = 2  # polls in a row that must not show a machine before it counts as gone
 _LOST_REPLIES = 3  # in a row, after which the offer rests
 _TRIES = 3  # machines in a row that may fail to come up; further ones that fail are not replaced
 _PAUSE = 2.0  # seconds before the next order after a machine could not be used, times the number of failures so far
@@ -291,7 +291,7 @@ class Fleet:
         state, spot = self._states[candidate.source], is_spot(candidate)
         state.refusals[spot] += 1
         state.denials.add(error, candidate.offer)
-        state.shown_from = now + state.source.listing_delay  # a mistake in the error map must not cost money
+        state.shown_from = now + state.source.listing_delay  # a gap in the error map must not cost money
         what = f"{candidate.offer}" if candidate.offer else f"{count} node(s)"
         reason = without_name(error, state.source.name)
         yield Report(f"{state.source.name}: {what}: {reason}", warning=not isinstance(error, NoCapacity))
@@ -355,7 +355,7 @@ class Fleet:
     def _compare(
         self, state: SourceState, id: MachineId, shown: Machine | None, since: float, now: float
     ) -> Iterator[Command]:
-        """Draw conclusions about one machine of ours from a poll that began at `since`."""
+        """Update what is known of one machine of ours after a poll that began at `since`."""
         owned = state.machines[id]
         if shown is not None:
             owned.seen, owned.missed = True, 0
@@ -386,10 +386,10 @@ class Fleet:
         """Terminate a machine that never got to serve."""
         error = ProvisioningError(f"{state.source.name}: {id} did not come up: {reason}")
         owned = state.machines[id]
-        if owned.candidate is not None:  # until others like it have had their time to fail, and were counted
+        if owned.candidate is not None:  # until others like it have had time to fail, and have been counted
             self._orders.rest_until(owned.candidate, now + state.source.patience + NO_CAPACITY_REST)
         owned.end(now)
-        self._orders.note(error, lasting=self._failed())  # nothing that comes later makes up for it
+        self._orders.note(error, lasting=self._failed())  # nothing that happens later makes up for it
         yield Report(str(error), warning=True)
 
     def _failed(self) -> bool:

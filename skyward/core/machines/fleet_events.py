@@ -137,7 +137,7 @@ class Lost:
 
 @dataclass(frozen=True, slots=True)
 class Worked:
-    """Some node has completed a task since the last `Worked`, so the machines are of use."""
+    """Some node has completed a task since the last `Worked`, so the machines work."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ _MAX_LINES = 8  # refusals that one error lists
 
 
 def order_texts(commands: Sequence[Command], providers: Sequence[Provider]) -> Iterator[str]:
-    """One line for all orders of a kind, since some providers take an order for each machine."""
+    """One line for all orders of a kind, since some providers take only orders of one machine."""
     counts: Counter[tuple[str, str, float | None]] = Counter()
     for command in commands:
         if isinstance(command, Create) and (offer := command.candidate.offer) is not None:

@@ -60,7 +60,7 @@ class OwnedMachine:
     since: float = 0.0  # ENDING: when that began, or when the source accepted the request to terminate it
     due: float = 0.0  # ENDING: when to terminate it (again)
     seen: bool = False  # in some poll, so that it counts as missed when a later one does not show it
-    missed: int = 0  # polls in a row that did not show it
+    missed: int = 0  # consecutive polls that did not show it
     asked: bool = False  # ENDING: a Destroy is out
     accepted: bool = False  # ENDING: the source accepted it
     tries: int = 0
@@ -97,7 +97,7 @@ class SourceState:
     cleared: bool = False
     next_clear: float = -math.inf
     failures: int = 0  # of polls, or of clearing, in a row
-    blind: bool = False  # polls are refused again and again: what is ordered here could not be found
+    blind: bool = False  # polls keep being refused: what is ordered here could not be found
     denied: dict[type[Event], float] = field(default_factory=dict)  # kind of failure -> since when, after Shutdown
     given_up: SkywardError | None = None  # why what is left here can't be terminated
 
@@ -211,7 +211,7 @@ class SourceState:
             owned.tries += 1
             if owned.tries == REPORT_AFTER:
                 text = f"{self.source.name}: {id} can't be terminated: {error}"
-                if not self.source.rented:  # it costs nothing, and nobody could say whether it is gone
+                if not self.source.rented:  # it costs nothing, and there is no way to tell whether it is gone
                     del self.machines[id]
                 yield Report(f"{text}; retrying" if self.source.rented else text, warning=True)
 

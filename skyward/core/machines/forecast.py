@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 __all__ = ["Cluster", "Forecast", "TaskSample", "Workload", "durations", "forecast", "in_words", "makespan", "merged"]
 
-_OVERHEAD = 0.0003  # seconds of the driver for each task, of which it handles one after another
-_EXACT = 50_000  # tasks that are scheduled one by one; of more the last ones hardly matter
+_OVERHEAD = 0.0003  # driver's seconds per task, of which it handles one at a time
+_EXACT = 50_000  # tasks that are scheduled one by one; beyond that, the last ones hardly matter
 _FOLLOWS = 0.8  # correlation of samples with their weights from which these are believed
 _NOTABLE = 0.2  # share of the time from which something is named as a limit
 
@@ -36,7 +36,7 @@ class Workload:
     calls
         How many calls there are; fewer tasks if the caller has said how many calls a batch has.
     weights
-        Of each task, in order: how much its arguments suggest that there is to do. See `durations`.
+        The amount of work that each task's arguments suggest, in order. See `durations`.
     samples
         The tasks that were run.
     before
@@ -138,7 +138,7 @@ class Forecast:
 
 
 def merged(found: Sequence[Workload]) -> Workload:
-    """Put together what several processes have learned of the same call."""
+    """Combine what several processes have measured of the same call."""
     samples = [sample for each in found for sample in each.samples]
     before = statistics.fmean(each.before for each in found)
     making = statistics.fmean(each.making for each in found)
@@ -220,7 +220,7 @@ def forecast(workload: Workload, cluster: Cluster) -> Forecast:
 
 
 def _slots(workload: Workload, cluster: Cluster) -> int:
-    """How many slots of a node fit into its memory; one at least."""
+    """How many slots of a node fit into its memory; at least one."""
     own = workload.memory - workload.shared
     if cluster.memory is None or own <= 0:
         return cluster.slots
@@ -232,7 +232,7 @@ def _moved(workload: Workload) -> float:
 
 
 def in_words(seconds: float) -> str:
-    """A duration as people say it."""
+    """A duration in words."""
     if seconds < 1:
         return f"{seconds * 1000:.0f} ms"
     if seconds < 120:

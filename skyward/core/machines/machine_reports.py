@@ -1,4 +1,4 @@
-"""Tells listeners of rented machines: which exist, what they are, and since when they cost money."""
+"""Tells listeners about rented machines: which exist, what they are, and since when they cost money."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class MachineReports:
         self._events = events
         self._clock = clock
         self._offers: dict[str, tuple[Offer, float]] = {}  # each order -> what was ordered, and when
-        self._made: set[tuple[int, MachineId]] = set()  # machines that were told of
+        self._made: set[tuple[int, MachineId]] = set()  # machines that have been reported
 
     def __repr__(self) -> str:
         return f"<MachineReports of {len(self._made)} machines>"

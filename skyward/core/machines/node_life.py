@@ -29,14 +29,14 @@ _log = logging.getLogger("skyward.provision")
 
 
 class NodeOwner(Protocol):
-    """Hears of the nodes' lives: the provisioner. Called from the event loop; must not block."""
+    """Receives news of the nodes' lives: the provisioner. Called from the event loop; must not block."""
 
     def node_ready(self, life: NodeLife, message: Ready) -> None:
-        """Take note that slots have started, or can't start, or can't be restarted any more."""
+        """Slots have started, or can't start, or can no longer be restarted."""
         ...
 
     def node_doubted(self, life: NodeLife) -> None:
-        """Take note that a link broke: the provider may know better what became of the machine."""
+        """A link broke: the provider may know what has become of the machine."""
         ...
 
     def link_patience(self, life: NodeLife) -> float:
@@ -54,7 +54,7 @@ class Identities:
     max_nodes
         How many nodes the pool may have.
     make_authority
-        Makes, of the tag, what signs the certificates; None for `certificates.Authority`.
+        Makes the certificate authority of a pool, given its tag; None for `certificates.Authority`.
     """
 
     def __init__(self, tag: str, max_nodes: int, make_authority: Callable[[str], Authority] | None = None) -> None:
@@ -251,6 +251,6 @@ class NodeLife:
             self._shared.owner.node_ready(self, message)
 
     def _too_late(self, session: Session) -> None:
-        """Give up an agent whose slots hang, in an import say: it goes on to answer, and is of no use."""
+        """Give up an agent whose slots hang, in an import say: it keeps answering, but is of no use."""
         if not self.has_slots:
             session.abandon(f"its workers did not start within {self._shared.plan.timing.ready:g} s")

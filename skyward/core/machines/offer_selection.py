@@ -148,7 +148,7 @@ def _order(offer: Offer) -> tuple[float, bool, float, float, str, str]:
 
 
 def nearest(offers: Sequence[Offer], resources: Resources, allocation: Allocation) -> str:
-    """Explain why no offer meets a request: the one thing that is in the way, and what is available instead.
+    """Explain why no offer meets a request: what rules them out, and what is available instead.
 
     Parameters
     ----------

@@ -137,7 +137,7 @@ class OrderBook:
         return Create(name, candidate, count, terms.seconds)
 
     def made(self, order: str, machines: Sequence[Machine], now: float) -> Candidate:
-        """Note that an order was carried out; returns its candidate.
+        """Record that an order was carried out; returns its candidate.
 
         Parameters
         ----------
@@ -154,7 +154,7 @@ class OrderBook:
         return self.candidates[number]
 
     def refused(self, order: str, error: SkywardError) -> tuple[int, int]:
-        """Note that an order was refused; returns its candidate's number and its count."""
+        """Record that an order was refused; returns its candidate's number and its count."""
         self.note(error)
         return self.out.pop(order)
 

@@ -1,4 +1,4 @@
-"""What a pool wants of its `Provisioner`, as one value."""
+"""What a pool asks of its `Provisioner`, as one value."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Provisions a pool's nodes, replaces those that are lost, and terminates all in the end.
+"""Provisions a pool's nodes, replaces those that are lost, and terminates all of them at the end.
 
 What to order, poll and terminate is decided in `fleet` and carried out here. Each call of a provider runs in a thread
 (`provider_calls`), those that cost money through a `Buyer`. For each machine that the fleet begins, one task runs the
@@ -65,7 +65,7 @@ class NodeUser(SessionHandler, Protocol):
 
     @property
     def answered(self) -> int:
-        """How many tasks have succeeded or failed by themselves so far: a sign that the nodes are of use."""
+        """How many tasks have succeeded or failed by themselves so far: a sign that the nodes work."""
         ...
 
     def node_up(self, session: Session, slots: int) -> None:
@@ -111,9 +111,9 @@ class Provisioner:
     events
         Who hears of nodes and machines.
     make_buyer
-        Makes, in a worker thread, what keeps the books of rented machines.
+        Makes the `Buyer` of rented machines, in a worker thread.
     make_authority
-        Makes what signs the nodes' certificates; see `Identities`.
+        Makes the nodes' certificate authority; see `Identities`.
     bring
         Brings what tasks need to a node whose slots have started; see `Shared`.
     clocks
@@ -404,7 +404,7 @@ class Provisioner:
         self._errand(self._follow(life))
 
     async def _follow(self, life: NodeLife) -> None:
-        """Wait until a node's life ends, and draw the conclusions."""
+        """Wait until a node's life ends, and do what follows from it."""
         reason: str | None = None
         is_image = False
         try:

@@ -1,4 +1,4 @@
-"""PURE. Pays for the machines of a fleet out of its budget: on which terms one is bought, and when it is given up."""
+"""PURE. Pays for a fleet's machines out of its budget: on what terms one is bought, and when it is given up."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Purse:
     # --- buying ---
 
     def pays(self, candidate: Candidate, machines: int) -> bool:
-        """Whether so many machines of a candidate can be paid for, for long enough."""
+        """Whether that many machines of a candidate can be paid for, for long enough."""
         return self._payable(candidate, machines) == machines
 
     def payable(self, missing: int, count: int) -> int:
@@ -84,7 +84,7 @@ class Purse:
         return self._budget.terms(candidate.offer, machines, self._free(self._budget), self._paid)
 
     def refuse(self, missing: int) -> str:
-        """Note that not all of the machines that are missing are bought, and say why."""
+        """Report that not all missing machines are bought, and why."""
         assert self._budget is not None
         offers = [candidate.offer for candidate in self._orders.candidates if candidate.offer is not None]
         cheapest = min(offers, key=lambda offer: math.inf if offer.price is None else offer.price)
@@ -99,7 +99,7 @@ class Purse:
 
     @property
     def _paid(self) -> float:
-        """The time that machines are paid by."""
+        """The time by which machines are charged."""
         return self.now + self.slept
 
     def _free(self, budget: Budget) -> float:
@@ -120,12 +120,12 @@ class Purse:
     # --- what machines have cost ---
 
     def gone(self, owned: OwnedMachine) -> None:
-        """Note that a machine no longer exists."""
+        """Record that a machine no longer exists."""
         if self._budget is not None and owned.terms is not None:
             self._budget.spent += owned.terms.cost((owned.since if owned.accepted else self.now) + self.slept)
 
     def doubt(self, state: SourceState, order: str, count: int) -> None:
-        """Note that nobody knows whether an order was carried out.
+        """Record that it is unknown whether an order was carried out.
 
         Parameters
         ----------

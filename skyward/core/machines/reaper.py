@@ -32,7 +32,7 @@ __all__ = ["dismiss", "main", "start"]
 _READY, _DONE = b"+", b"done"
 _PAUSE = (5.0, 600.0)  # seconds before a termination that failed is retried: first, and max
 _START = 60.0  # seconds within which it must be ready
-_GIVE_UP = 86400.0  # seconds; a day without a network must not mean a machine that costs money for ever
+_GIVE_UP = 86400.0  # seconds; long enough for a network to come back, so that no machine goes on costing money
 
 
 def start(tag: str, folder: Path, providers: bytes) -> subprocess.Popen[bytes]:
@@ -102,7 +102,7 @@ def dismiss(process: subprocess.Popen[bytes]) -> None:
 
 
 def main() -> None:
-    """Wait for the driver to end, and clean up unless the driver did."""
+    """Wait for the driver to end, and clean up unless the driver has."""
     head = None
     try:
         read = partial(os.read, 0)  # unbuffered: a buffer would swallow the word that follows

@@ -79,7 +79,7 @@ def _region(offer: Offer) -> str | None:
 
 
 class Denials:
-    """Offers that one provider has denied without saying what about them is forbidden."""
+    """Offers that one provider has denied without saying what makes them forbidden."""
 
     def __init__(self) -> None:
         self._counts: Counter[tuple[str, str | None, bool]] = Counter()

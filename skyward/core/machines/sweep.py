@@ -15,7 +15,7 @@ from skyward.core.spec import MachineId, MachineState
 __all__ = ["sweep"]
 
 _log = logging.getLogger("skyward.sweep")
-_EMPTY = 2  # polls in a row that must show nothing: an API's servers need not all know the same at once
+_EMPTY = 2  # consecutive polls that must show nothing: an API is only eventually consistent
 _AGAIN = 60.0  # seconds after which a machine that is still there is terminated again
 
 

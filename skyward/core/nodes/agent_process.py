@@ -1,7 +1,7 @@
 """The process of an agent on a machine with a shell, until somebody has greeted it.
 
-An agent ends when its owner says goodbye. One that no owner has greeted would wait for one for as long as orphans may
-live, ten minutes by default: whoever has it started, and then is no longer interested, ends it by these.
+An agent ends when its owner says goodbye. One that no owner has greeted would wait for as long as orphans may live, ten
+minutes by default: whoever had it started and no longer wants it ends it with these functions.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Announcement(NamedTuple):
 
 
 async def end_agent(shell: Shell, pid: int) -> None:
-    """Have an agent end, as far as the line lasts; what is lost on a broken one ends by itself later."""
+    """End an agent, if the connection still works; if it is broken, the agent ends by itself later."""
     with contextlib.suppress(LinkError, TimeoutError):
         await shell.run(f"kill {pid}", timeout=_LIMIT)
 

@@ -1,4 +1,4 @@
-"""Prepares a bare machine with a shell until an agent is running: a private environment, our own code, a start.
+"""Turns a bare machine with a shell into one that runs an agent: a private environment, our own code, a start.
 
 Knows no SSH, only the Shell protocol. What runs on the machine is POSIX sh (bootstrap_scripts.py); the decisions based
 on its output are made here. Everything is stored there under ``~/.cache/skyward``::
@@ -67,7 +67,7 @@ _INSPECT_LIMIT = 60.0
 _BUILD_LIMIT = 1800.0  # the largest frameworks take gigabytes
 _START_LIMIT = 60.0
 _TAIL = 15  # lines of output shown in an error
-_MIN_INODES = 32  # with fewer left, the next step would have failed for want of inodes
+_MIN_INODES = 32  # with fewer left, the next step would have run out of inodes
 _MIN_FREE = 4 * 1024  # kB; with less left, the disk counts as full
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 _APT_NAME = re.compile(r"([a-z0-9][a-z0-9+.-]+)(:[a-z0-9-]+)?(=[\w.+:~-]+)?", re.ASCII)
@@ -105,9 +105,9 @@ async def bootstrap(
     shell
         Runs commands on the machine.
     image
-        What the machine must hold.
+        What the machine must have.
     packages
-        What its environment must hold; None for what the image says.
+        What its environment must have; None for what the image says.
     orphan_timeout
         Seconds without an owner after which the agent ends itself.
     on_step

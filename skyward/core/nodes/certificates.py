@@ -15,7 +15,7 @@ from cryptography.x509.oid import NameOID
 
 __all__ = ["Authority"]
 
-# A node's clock may show anything when it boots, and certificates are useless after the pool's end anyway.
+# A node's clock may be wrong when it boots, and certificates are useless after the pool's end anyway.
 _FROM, _UNTIL = datetime.datetime(2000, 1, 1), datetime.datetime(2999, 1, 1)  # noqa: DTZ001 - x509 takes these as UTC
 
 

@@ -28,7 +28,7 @@ from skyward.core.spec import Machine
 __all__ = ["Connector"]
 
 _CONNECT = 30.0  # seconds for one connection
-_CONNECT_EXTRA = 5.0  # for an extra one to the same machine: meanwhile one channel has to carry everything
+_CONNECT_EXTRA = 5.0  # for an extra one to the same machine; until then one channel carries everything
 _RETRY = 1.0  # seconds between two attempts to reach a machine that is booting
 _NOT_YET = (HostUnreachable, HostKeyError, LoginRefused)  # how a machine that is booting may answer at first
 
@@ -122,7 +122,7 @@ class Connector:
                     named = self._packages.named if self._packages is not None else None
                     if named is None:
                         raise
-                    # What only seemed to be needed must not keep the pool from starting: the program may use it here.
+                    # What only seems necessary must not keep the pool from starting: perhaps just the driver uses it.
                     self._on_step("not all packages that the program imports can be installed; installing those named")
                     agent = await start(named)
             except (BootstrapFailed, LinkError, TimeoutError) as error:

@@ -1,4 +1,4 @@
-"""What goes into an environment, as a node's installers read it."""
+"""What goes into an environment, as requirement files for a node's installers."""
 
 from __future__ import annotations
 

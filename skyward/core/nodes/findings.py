@@ -1,4 +1,4 @@
-"""What a look at a machine has found, read from what the script `INSPECT` prints. Pure."""
+"""What inspecting a machine has found, parsed from the output of the script `INSPECT`. Pure."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ __all__ = ["Greeting"]
 
 
 class Greeting:
-    """Greets the agent of one session, on as many channels as that takes.
+    """Greets the agent of one session, on each of its channels.
 
     Parameters
     ----------

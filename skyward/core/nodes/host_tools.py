@@ -1,4 +1,4 @@
-"""Brings what makes environments to a machine that lacks it: uv, and a Python of the driver's minor version."""
+"""Sends a machine what it lacks to make environments: uv, and a Python of the driver's minor version."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ async def send_uv(
     system, driver
         Kinds of the machine and of this one, as ``uname -sm`` prints them.
     needed
-        Whether nothing there can do without, so that it may take as long as it takes.
+        Whether nothing works without it, so that sending may take any time.
     on_step
         Called with a few words on what is being done.
     """

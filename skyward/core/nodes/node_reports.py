@@ -1,4 +1,4 @@
-"""What nodes say about their machines, as values whose texts are safe to display. Pure."""
+"""What nodes report about their machines, as values whose texts are safe to display. Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long a session waits for what: time limits in seconds, and how long a node may be without a link. Pure."""
+"""Time limits of a session, and how long a node may be without a link. Pure."""
 
 from __future__ import annotations
 
