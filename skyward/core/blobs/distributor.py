@@ -141,7 +141,7 @@ class Distributor:
             self._carry_out([self._relay.want(name, blob, len(blobs[blob]), now)])
 
     def holds(self, name: str, blobs: Collection[bytes]) -> None:
-        """Note that a node has these blobs on its disk, so that others may fetch them there."""
+        """Record that a node has these blobs on its disk, so that others may fetch them there."""
         if (node := self._nodes.get(name)) is not None:
             node.blobs.use(dict.fromkeys(blobs, 0))
             node.blobs.release(blobs)

@@ -1,4 +1,4 @@
-"""Brings buckets to the pool's nodes before these get tasks, and has them save what tasks have written.
+"""Mounts or copies buckets on the pool's nodes before these get tasks, and has nodes save what tasks have written.
 
 A node is told where the buckets are, and does both itself.
 """
@@ -22,7 +22,7 @@ from skyward.core.volumes import S3Volume
 __all__ = ["BucketSource", "BucketSupply"]
 
 _HALF = 0.5  # of the time that keys are good for
-_RETRY = 30.0  # seconds after which new keys are asked for again, where that failed
+_RETRY = 30.0  # seconds until a failed request for new keys is retried
 
 
 class BucketSource(Protocol):
@@ -33,7 +33,7 @@ class BucketSource(Protocol):
         ...
 
     def keys(self) -> BucketKeys:
-        """Return new keys for nodes; called before the last ones end."""
+        """Return new keys for nodes; called before the last ones expire."""
         ...
 
 
@@ -47,7 +47,7 @@ class BucketSupply:
     volumes
         Each with its store and what was found there.
     warn
-        Called with what the user should know.
+        Called with warnings for the user.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Fetches files of nodes: a few parts of each node's at a time, written beside their places until all are complete."""
+"""Fetches files of nodes: a few parts of each node's at a time, written to temporary files until all are complete."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ __all__ = ["download"]
 
 _PART = 1 << 20  # bytes asked for at a time
 _WINDOW = 8  # parts of one node on their way
-_FIRST = 2.0  # seconds until something is said about progress
-_EVERY = 5.0  # seconds between two words
+_FIRST = 2.0  # seconds until progress is first reported
+_EVERY = 5.0  # seconds between two reports
 _MARGIN = 16 << 20  # bytes of the disk to leave free
 
 

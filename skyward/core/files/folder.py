@@ -189,7 +189,7 @@ class _Scan:
         self.files.append((FolderFile(path, status.st_size, runs, status.st_mtime_ns), status.st_ino))
 
     def _link(self, path: bytes) -> None:
-        """Add a link, which must lead to something in the folder, and not around in a circle."""
+        """Add a link, which must lead to something in the folder, and not in a circle."""
         here = os.path.join(self.root, path)
         target = os.readlink(os.fsdecode(here))
         try:

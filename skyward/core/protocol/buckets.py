@@ -21,7 +21,7 @@ class BucketKeys:
     access_key, secret_key, session_token
         The keys; empty strings for none.
     expires
-        When they end, in seconds since 1970; None if they don't.
+        When they expire, in seconds since 1970; None if they don't.
     """
 
     kind: str
@@ -31,7 +31,7 @@ class BucketKeys:
     expires: float | None = None
 
     def left(self, now: float) -> float:
-        """Seconds until they end; infinite if they don't."""
+        """Seconds until they expire; infinite if they don't."""
         return math.inf if self.expires is None else self.expires - now
 
     def pack(self) -> bytes:

@@ -24,7 +24,7 @@ _MAX_PATH = 4096 - 256  # bytes: what Linux allows, less what a node puts in fro
 
 
 class FolderFile(NamedTuple):
-    """A regular file: its path in the folder, bytes, whether it may be executed, and when it was changed (ns)."""
+    """A regular file: its path in the folder, bytes, whether it is executable, and its modification time (ns)."""
 
     path: bytes
     size: int

@@ -1,4 +1,4 @@
-"""The driver's time zone and locale, as variables that give tasks elsewhere the same."""
+"""The driver's time zone and locale, as environment variables for tasks elsewhere."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ class Completion:
         """Why no node is left, when tasks settle for that reason."""
 
     def settled(self, job: Job) -> None:
-        """Have the future of a job completed, which is no longer among those out."""
+        """Complete the future of a job that is no longer out, in a delivery thread."""
         lane = job.group.lane
         if job.answer is not None and isinstance(job.answer[0], messages.Failed):
             self._errors.put(lane, job)
@@ -84,7 +84,7 @@ class Completion:
             self._errors.review(lane)
 
     def deliver(self, job: Job) -> None:
-        """Have the future of a job completed that no node has run, if `KeptCalls.look` says so. From any thread."""
+        """Complete the future of a job that no node has run, if `KeptCalls.look` says so. From any thread."""
         self._delivery.put(job.group.lane, job)
 
     def close(self) -> None:
@@ -95,7 +95,7 @@ class Completion:
     # --- delivery threads ---
 
     def _keep_first(self, jobs: Sequence[Job]) -> None:
-        """Have the results of tasks kept that arrived at the same time."""
+        """Keep the results of tasks that arrived at the same time."""
         keepers: list[Keeper] = []
         for job in jobs:
             keeper = job.options.keeper
@@ -120,7 +120,7 @@ class Completion:
         if job.verdict is Verdict.CANCELLED:
             try:
                 concurrent.futures.Future.cancel(future)  # no effect if the future itself requested it
-            except BaseException as of_callback:  # sys.exit(); who waits for the future must learn of it all the same
+            except BaseException as of_callback:  # sys.exit(); whoever waits for the future must still learn of it
                 raised = of_callback
         if not future.set_running_or_notify_cancel():
             self.kept.ended(job)
@@ -190,7 +190,7 @@ class Completion:
 
 
 def _named(job: Job, message: messages.Failed) -> BaseException | None:
-    """The exception for a failure that its name says all about; None if it carries the task's own."""
+    """The exception for a failure whose name says everything; None if it carries the task's own."""
     which = f"{job.title} (task {job.id}) on {job.node}"
     if message.reason == messages.Failure.TIMEOUT.value:
         return TaskTimeout(

@@ -81,7 +81,7 @@ class Dispatcher:
     """
 
     runner: TaskRunner
-    """The half of it in the I/O thread."""
+    """Its half in the I/O thread."""
     kept: KeptCalls
     """Calls whose results are kept."""
     context: PoolContext

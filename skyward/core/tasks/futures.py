@@ -46,7 +46,7 @@ class TaskFuture(concurrent.futures.Future[_T]):
         return html_table(("task", "state", "ran"), [[label, ": ".join(words), took]])
 
     def _words(self) -> list[str]:
-        """Its function and how it is."""
+        """Its function and its state."""
         if not self.done():
             return [self.label, "running" if self.running() else "waiting"]
         if self.cancelled():

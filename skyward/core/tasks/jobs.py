@@ -148,7 +148,7 @@ class KeptCall(Protocol):
         ...
 
     def detach(self) -> None:
-        """Note what is needed of the arguments, which the caller may change from now on."""
+        """Remember what is needed of the arguments, which the caller may change from now on."""
         ...
 
     def keep(self, result: Any, seconds: float) -> Any:

@@ -186,7 +186,7 @@ class KeptCalls:
     # --- calls within tasks, which have no job ---
 
     def begin(self, key: Hashable) -> threading.Event | None:
-        """Begin to compute a call, until `leave`; if an equal one is, return what tells when it is our turn."""
+        """Begin to compute a call, until `leave`; if an equal one is under way, return what tells us of our turn."""
         with self._changed:
             waiting = self._open.get(key)
             if waiting is None:
@@ -197,7 +197,7 @@ class KeptCalls:
             return turn
 
     def give_up(self, key: Hashable, turn: threading.Event) -> bool:
-        """Whether it was possible to wait no longer; otherwise it is our turn."""
+        """Stop waiting, and return True; False if it is our turn already."""
         with self._changed:
             if turn.is_set():
                 return False

@@ -106,7 +106,7 @@ class LastFailure:
         return f"<last failure: {which}{kept.label} on {kept.node}; see its .error, .args, .run() and .debug()>"
 
     def keep(self, task: FailedTask, job: Job) -> None:
-        """Keep a task, unless it is not the one that its call raises the error of. From any thread.
+        """Keep a task if it is the one whose error its call raises. From any thread.
 
         Parameters
         ----------
@@ -247,7 +247,7 @@ def record(job: Job, error: BaseException, load: Callable[[], BaseException] | N
     position = item_of(error).number if job.options.count > 1 else 0
     index = number_of(job, position)
     size = sum(map(len, job.buffers))
-    most = MAX_BYTES if NODE not in os.environ else 0  # nobody looks at what failed in a pool of a task
+    most = MAX_BYTES if NODE not in os.environ else 0  # nobody looks at what failed in a pool inside a task
     sent = list(job.buffers) if size <= most else None
     label = job.title if position < 0 else job.label
     load = load or partial(type(error), *error.args)

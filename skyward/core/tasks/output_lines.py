@@ -1,4 +1,4 @@
-"""Joins a node's output to whole lines; long lines arrive in several messages."""
+"""Joins a node's output into whole lines; long lines arrive in several messages."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ class PoolContext:
     at_end
         Closed when the pool has ended.
     guests
-        What front ends keep for the pool, by names of theirs.
+        What front ends keep for the pool, by names of their own.
     """
 
     shared: bool

@@ -1,4 +1,4 @@
-"""Decides which task goes to which node, and when a task is retried. Events in, commands out; nothing else.
+"""Decides which task goes to which node, and when a task is retried. Events in, commands out. Pure.
 
 There is no socket, thread, clock or payload here: tasks, groups and nodes are names. `Schedule.handle` takes one event
 and returns the resulting commands in the order in which they are to be carried out.
@@ -91,7 +91,7 @@ class _Task:
     over: bool = False  # settled; it may still sit in a queue
 
     def leave_node(self) -> None:
-        """Count the task as out no longer."""
+        """The task is no longer out."""
         if self.node is not None:
             self.node = None
             self.group.out -= 1
