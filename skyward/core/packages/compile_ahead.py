@@ -2,7 +2,7 @@
 
 ``python compile_ahead.py FOLDER < PATHS``: paths of modules relative to the folder, one a line. Slots would compile
 each when they import it, one module after another, and all slots at the same time. This imports nothing of skyward, and
-only the standard library. What can't be compiled is left to who imports it.
+only the standard library. What can't be compiled is left to whoever imports it.
 """
 
 from __future__ import annotations

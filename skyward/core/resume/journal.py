@@ -1,7 +1,7 @@
 """One run with a resume file: which of its calls are known, and what becomes of the results of the others.
 
 Whatever goes wrong with the file after the run has begun costs time and not results: what can't be read is computed
-anew, what can't be written is handed over all the same, and both are said.
+anew, what can't be written is handed over all the same, and both are reported.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class Journal:
     read
         Reads stored results, with the same care as those of nodes.
     say
-        Tells the user something; the second argument is whether it is a warning.
+        Shows the user a line; the second argument is whether it is a warning.
 
     Attributes
     ----------
@@ -240,7 +240,7 @@ class Journal:
         return CallPlan(keys, known, seconds)
 
     def _take(self, key: bytes, name: str) -> tuple[Any, float] | None:
-        """Return a stored result and the seconds it took; None if it is not there, or not to be had."""
+        """Return a stored result and the seconds it took; None if it is not there, or can't be read."""
         try:
             found = self._store.get(key)
         except Exception as problem:  # a damaged row may contain anything
@@ -334,7 +334,7 @@ class Journal:
         return submission.generation == origins.generation and not changed[id(origins)]
 
     def close(self) -> None:
-        """Close the file, and say what was taken and stored."""
+        """Close the file, and report what was taken and stored."""
         with self._counting:
             if self._closed:
                 return

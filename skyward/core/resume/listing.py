@@ -92,7 +92,7 @@ class Overview:
 
 @dataclass(frozen=True, slots=True)
 class Pruning:
-    """Which results to remove: those that fulfil all that is given.
+    """Which results to remove: those that meet all given conditions.
 
     Attributes
     ----------
@@ -181,7 +181,7 @@ def prune(path: str, what: Pruning, *, really: bool) -> int:
     Raises
     ------
     ResumeFileError
-        A program uses the file, or it is none, is damaged, or has another format.
+        A program uses the file; or it is not a resume file, is damaged, or has another format.
     """
     path = os.path.abspath(path)
     lock = FileLock(path)

@@ -7,8 +7,8 @@ the thread that makes the call. Threads that have names of their own have a lane
 them is faster. All others share one: what Python calls ``Thread-7`` or ``ThreadPoolExecutor-0_3`` may have another
 number in the next run.
 
-How many calls of an abandoned ``Parallel`` were submitted is chance, as it runs ahead of who takes the results. So the
-number of a call counts within its series, and not from the first call of the program.
+How many calls of an abandoned ``Parallel`` were submitted is chance, as it runs ahead of whoever takes the results. So
+the number of a call counts within its series, and not from the first call of the program.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ class ModuleOrigins:
     generation
         Counts the changes of files that were found.
     newest
-        When the latest of the files was changed, in ns since the epoch; not by its own account, which can be set.
+        The latest change of a file (ctime, since mtime can be set), in ns since the epoch.
     """
 
     def __init__(self) -> None:

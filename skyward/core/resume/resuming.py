@@ -103,7 +103,7 @@ class ResumingDispatcher(Dispatcher):
     ) -> TaskFuture[_T]:
         """Run a call unless its result is stored.
 
-        A task for one node always runs: what it does there is meant. Cached functions have their results elsewhere.
+        A task for one node always runs, as it is meant to do something there. Cached functions keep results elsewhere.
 
         Parameters
         ----------

@@ -90,7 +90,7 @@ def connect(path: str) -> sqlite3.Connection:
     Raises
     ------
     ResumeFileError
-        It is none, or is damaged, or has another format, or somebody else may have written a part of it.
+        It is not one, is damaged, has another format, or somebody else may have written a part of it.
     """
     for beside in ("-wal", "-shm", "-journal"):
         if os.path.lexists(path + beside):
@@ -306,7 +306,7 @@ class ResultStore:
     # --- the end ---
 
     def close(self, used: Iterable[bytes] = ()) -> None:
-        """Note the end of the run and close the file. Errors are those of results that are safe, so nothing is lost."""
+        """Record the run's end and close the file. Errors are those of results that are safe, so nothing is lost."""
         with self._writing, self._reading:
             with contextlib.suppress(sqlite3.Error, OSError):
                 self._check_there()
