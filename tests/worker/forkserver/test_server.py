@@ -18,7 +18,7 @@ from skyward.worker.forkserver.protocol import EXITED, FAILED, FILES, FORK_ISOLA
 from skyward.worker.forkserver.server import ForkServer, gpu_device
 from skyward.worker.slot import Settings, Slot
 from tests.processes import alive, descendants
-from tests.worker.helpers import Owner, began, owner, wait_for
+from tests.worker.helpers import PATIENCE, Owner, began, owner, wait_for
 
 
 def fork_server(node: Owner) -> int:
@@ -116,7 +116,7 @@ def test_a_node_whose_fork_servers_do_not_live_reports_it_and_refuses_its_tasks(
     node.ready = None
     tasks: list[int] = []
     seen: set[int] = set()
-    end = time.monotonic() + 60
+    end = time.monotonic() + 3 * PATIENCE
     while node.ready is None:
         assert time.monotonic() < end
         server = fork_server(node)
