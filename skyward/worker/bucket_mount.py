@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import threading
+import time
 from collections.abc import Callable
 
-from skyward.worker.mounts import unmount
-from skyward.worker.rclone import Rclone
+from skyward.worker.mounts import mounted_below, unmount
+from skyward.worker.rclone import Rclone, RcloneError
 
 __all__ = ["BucketMount"]
 
 _LOOK = 0.5  # seconds between checks that it is still there
 _PAUSE = 2.0  # seconds until mounting again is retried
 _LIMIT = 60.0  # seconds to mount it
+_TELL, _LIST = 30.0, 300.0  # seconds to list its folder until the user is told, and until it has failed
 
 # Content that was read stays on disk, as long as there is room, so that what is read again and again comes from there.
 _CACHE = {
@@ -53,6 +54,7 @@ class BucketMount:
         self._url = url
         self._server = server
         self._place = place
+        self._real = os.path.realpath(place)
         self._warn = warn
         self._closed = threading.Event()
         self._mount()
@@ -72,14 +74,36 @@ class BucketMount:
     def _mount(self) -> None:
         values = {"fs": self._server.source, "mountPoint": self._place, "mountType": "mount", "vfsOpt": _CACHE}
         self._server.call("mount/mount", values, _LIMIT)
+        found = self._server.call("vfs/refresh", {}, look=self._make_look())["result"][""]
+        if found != "OK":
+            raise RcloneError(found)
         os.listdir(self._place)  # noqa: PTH208 - fails where it is mounted and can't be read
+
+    def _make_look(self) -> Callable[[], None]:
+        """Return what is called while rclone lists the folder, so that nobody waits for ever, or without a word."""
+        began, told = time.monotonic(), False
+        problem = "the store has not listed the folder within"
+
+        def look() -> None:
+            nonlocal told
+            waited = time.monotonic() - began
+            if self._closed.is_set():
+                raise RcloneError("the pool was closed")
+            if waited > _LIST:
+                raise RcloneError(f"{problem} {_LIST:.0f} s")
+            if waited > _TELL and not told:
+                told = True
+                self._warn(f"{self._url}: {problem} {_TELL:.0f} s (limit: {_LIST:.0f} s)")
+
+        return look
 
     def _watch(self) -> None:
         """Mount it again if its server dies."""
         while not self._closed.wait(_LOOK):
             if self._is_there():
                 continue
-            self._warn(f"rclone died, and {self._url} is mounted again; tasks that were reading there have failed")
+            self._warn(f"rclone has ended or hangs, and {self._url} is mounted again; tasks that read there may fail")
+            self._server.stop()
             while not self._closed.is_set():
                 unmount(self._place)
                 with contextlib.suppress(OSError):
@@ -89,8 +113,5 @@ class BucketMount:
                 self._closed.wait(_PAUSE)
 
     def _is_there(self) -> bool:
-        try:
-            os.stat(self._place)  # noqa: PTH116 - an error's number is needed
-        except OSError as error:
-            return error.errno not in (errno.ENOTCONN, errno.ECONNABORTED)
-        return os.path.ismount(self._place)
+        """Look without touching it, which would take for ever where rclone hangs."""
+        return self._server.answers() and self._real in mounted_below(os.path.dirname(self._real))

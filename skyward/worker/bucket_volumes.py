@@ -138,7 +138,7 @@ class BucketVolumes:
         for left in reversed(range(_ROUNDS)):
             server.start()
             try:
-                server.copy("sync/copy", values, cancelled=lambda: self._closed)
+                server.copy("sync/copy", values, lambda text: self._warn(f"{url}: {text}"), lambda: self._closed)
             except RcloneError as error:
                 if not left or self._closed:
                     raise

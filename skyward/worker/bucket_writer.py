@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 from skyward.worker.rclone import Rclone
 from skyward.worker.unsaved_files import Changed, UnsavedFiles
@@ -30,7 +29,7 @@ class BucketWriter:
     folder, copies
         See `UnsavedFiles`.
     warn
-        Called from the calling thread with warnings for the user.
+        Called from any thread with warnings for the user.
     patience
         See `PATIENCE`.
     """
@@ -51,6 +50,7 @@ class BucketWriter:
         self._warn = warn
         self._patience = patience
         self._failed = False  # the last time
+        self._told = False  # that an upload stands still; once for all files that are saved together
         self._closed = threading.Event()
 
     def __repr__(self) -> str:
@@ -64,7 +64,7 @@ class BucketWriter:
         groups
             See `UnsavedFiles.find`.
         """
-        deadline, pause = None, _PAUSE
+        deadline, pause, self._told = None, _PAUSE, False
         while True:
             found, problems = self._files.find(groups)
             failures = self._upload(found)
@@ -139,4 +139,9 @@ class BucketWriter:
             "dstFs": self._server.source, "dstRemote": file.name,
             "_config": {"NoCheckDest": True, "IgnoreTimes": True},
         }  # fmt: skip
-        self._server.copy("operations/copyfile", values, Path(file.path).stat().st_size)
+        self._server.copy("operations/copyfile", values, lambda text: self._tell(f"{self._url}{file.name}: {text}"))
+
+    def _tell(self, text: str) -> None:
+        if not self._told:
+            self._told = True
+            self._warn(text)

@@ -30,9 +30,11 @@ from skyward.worker.process import kill_group
 __all__ = ["Rclone", "RcloneError", "find_rclone"]
 
 _START = 30.0  # seconds
-_STILL = 300.0  # seconds without a byte moving after which a copy has failed
-_READS = 50e6  # bytes per second at which rclone reads a file before the first of it moves, at least
-_LOOK, _ASK, _ANSWER = 0.2, 10.0, 30.0  # seconds: whether a copy is wanted; whether it goes on; to say so
+_STILL = 120.0  # seconds without a byte moving after which a copy has failed; rclone has tried another connection then
+_TELL = 30.0  # seconds without one after which the user is told
+_READS = 50e6  # bytes per second at which rclone reads a file before or after it moves, at least, to compare it
+_LOOK, _ASK, _ANSWER = 0.2, 5.0, 30.0  # seconds: whether a copy is wanted; whether it goes on; to say so
+_STOP = 5.0  # seconds that rclone may take to agree that it stops something
 _MOVING = ("bytes", "checks", "transfers", "errors", "listed")  # what rclone counts
 _SPARE = 300.0  # seconds before their expiry from which keys count as expired, so that those in use last a while
 _REMOTE: Final = "store"
@@ -128,7 +130,7 @@ class Rclone:
     def start(self) -> None:
         """Start the server, unless it runs."""
         with self._lock:
-            if self._process is not None and self._process.poll() is None and self._answers():
+            if self._process is not None and self._process.poll() is None and self.answers():
                 return
             self._stop()
             (self._folder / "rc.sock").unlink(missing_ok=True)
@@ -146,7 +148,7 @@ class Rclone:
                     start_new_session=True,
                 )
             deadline = time.monotonic() + _START
-            while not self._answers():
+            while not self.answers():
                 if self._process.poll() is not None or time.monotonic() > deadline:
                     said = (self._folder / "log").read_text(errors="replace").strip()
                     raise RcloneError(f"rclone did not start: {said[-500:]}")
@@ -169,7 +171,8 @@ class Rclone:
         own["AWS_CONFIG_FILE"] = str(self._folder / "config") if kind == "keys" else os.devnull
         return {**kept, **own}
 
-    def _answers(self) -> bool:
+    def answers(self) -> bool:
+        """Whether the server runs, and does not hang."""
         with contextlib.suppress(OSError, http.client.HTTPException):
             self._post("rc/noop", {}, _ANSWER)
             return True
@@ -206,7 +209,11 @@ class Rclone:
             raise RcloneError(f"rclone does not answer: {type(error).__name__}: {error}") from error
 
     def copy(
-        self, command: str, values: Mapping[str, object], size: int = 0, cancelled: Callable[[], bool] = lambda: False
+        self,
+        command: str,
+        values: Mapping[str, object],
+        tell: Callable[[str], object],
+        cancelled: Callable[[], bool] = lambda: False,
     ) -> None:
         """Run a copying command, which may take any time as long as data moves.
 
@@ -214,8 +221,8 @@ class Rclone:
         ----------
         command, values
             See `call`.
-        size
-            Bytes of the largest file.
+        tell
+            Called from this thread if nothing moves, some time before that is an error; once.
         cancelled
             Asked now and then whether it is still wanted.
 
@@ -225,12 +232,12 @@ class Rclone:
             It failed, is no longer wanted, rclone does not answer, or nothing has moved for minutes.
         """
         group = f"copy-{uuid.uuid4().hex}"
-        limit = _STILL + size / _READS
         moved: list[object] = []
         since = asked = time.monotonic()
+        told = False
 
         def look() -> None:
-            nonlocal moved, since, asked
+            nonlocal moved, since, asked, told
             if cancelled():
                 raise RcloneError("the pool was closed")
             now = time.monotonic()
@@ -238,16 +245,20 @@ class Rclone:
                 return
             stats = self._post("core/stats", {"group": group}, _ANSWER)
             asked, before, moved = now, moved, [stats.get(name) for name in _MOVING]
+            still, limit = now - since, _patience(stats)
             if moved != before:
                 since = now
-            elif now - since > limit:
+            elif still > limit:
                 raise RcloneError(f"no data has moved for {limit:.0f} s")
+            elif still > _TELL and not told:
+                told = True
+                tell(f"no data has moved for {still:.0f} s (limit: {limit:.0f} s)")
 
         try:
             self.call(command, {**values, "_group": group}, look=look)
         except RcloneError:
             with contextlib.suppress(OSError, http.client.HTTPException):
-                self._post("job/stopgroup", {"group": group}, _ANSWER)
+                self._post("job/stopgroup", {"group": group}, _STOP)
             raise
 
     def _post(
@@ -274,6 +285,11 @@ class Rclone:
             raise RcloneError(str(data.get("error", data)))
         return data
 
+    def stop(self) -> None:
+        """End the server; `start` starts another one."""
+        with self._lock:
+            self._stop()
+
     def close(self) -> None:
         """End it, and forget the keys."""
         with self._lock:
@@ -294,3 +310,9 @@ class Rclone:
         if process.returncode < 0:  # the guard was killed; where the kernel does not kill the server, we do
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)
+
+
+def _patience(stats: Mapping[str, Any]) -> float:
+    """Seconds for which nothing may move, given what rclone says that it is doing."""
+    now = [(each.get("bytes", 0), each.get("size", 0)) for each in stats.get("transferring") or ()]
+    return _STILL + max((size for done, size in now if done in (0, size)), default=0) / _READS

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from skyward.core.protocol.buckets import Bucket, BucketKeys
-from skyward.worker import mounts, scratch
+from skyward.worker import bucket_mount, mounts, rclone, scratch
 from skyward.worker.bucket_volumes import BucketVolumes
 from tests.processes import descendants, rclones
 from tests.s3_servers import KEYS, S3Server, needs_rclone, rclone_s3
@@ -89,6 +89,50 @@ def test_one_that_cant_be_read_leaves_nothing(server: S3Server, tmp_path: Path) 
         volumes.bring(2, bucket(server), str(place))  # copied instead
     finally:
         volumes.close()
+
+
+def test_a_frozen_server_is_replaced(server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else what reads there would wait for ever."""
+    monkeypatch.setattr(rclone, "_ANSWER", 1.0)
+    place = tmp_path / "place"
+    said = threading.Event()
+    volumes = BucketVolumes(str(tmp_path / "own"), lambda _: said.set())
+    try:
+        volumes.mount(1, bucket(server), str(place))
+        (frozen,) = rclones(os.getpid())
+        os.kill(frozen, signal.SIGSTOP)
+        assert said.wait(60)
+
+        def reads() -> bool:
+            try:
+                return (place / "deep" / "file").read_bytes() == b"123"
+            except OSError:
+                return False
+
+        wait_for(reads, "it is mounted again")
+        assert rclones(os.getpid()) != [frozen]
+    finally:
+        volumes.close()
+
+
+def test_a_store_that_does_not_answer_is_said(
+    server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While it is waited for, which ends."""
+    monkeypatch.setattr(bucket_mount, "_TELL", 0.3)
+    monkeypatch.setattr(bucket_mount, "_LIST", 1.0)
+    place = tmp_path / "place"
+    said: list[str] = []
+    volumes = BucketVolumes(str(tmp_path / "own"), said.append)
+    os.kill(server.process.pid, signal.SIGSTOP)
+    try:
+        with pytest.raises(OSError, match="the store has not listed the folder within 1 s"):
+            volumes.mount(1, bucket(server), str(place))
+    finally:
+        os.kill(server.process.pid, signal.SIGCONT)
+        volumes.close()
+    assert said == ["s3://bucket/data/: the store has not listed the folder within 0 s (limit: 1 s)"]
+    assert not place.exists()
 
 
 @pytest.mark.parametrize("all_of_it", [False, True], ids=["its owner", "all of it"])

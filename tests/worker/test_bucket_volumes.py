@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from skyward.core.protocol.buckets import Bucket, BucketKeys
+from skyward.worker import rclone
 from skyward.worker.bucket_volumes import BucketVolumes
 from tests.s3_servers import KEYS, needs_rclone, rclone_s3
 
@@ -45,3 +47,36 @@ def test_it_appears_whole_or_not_at_all(tmp_path: Path) -> None:
                 volumes.bring(4, bucket, str(target))
         finally:
             volumes.close()
+
+
+def test_a_store_that_does_not_answer_is_said_and_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes connections, and says nothing."""
+    monkeypatch.setattr(rclone, "_STILL", 1.0)
+    monkeypatch.setattr(rclone, "_TELL", 0.3)
+    monkeypatch.setattr(rclone, "_ASK", 0.1)
+    folder = tmp_path / "served" / "bucket" / "data"
+    folder.mkdir(parents=True)
+    (folder / "file").write_bytes(b"123")
+    said: list[str] = []
+    with rclone_s3(tmp_path / "served") as server:
+
+        def warn(text: str) -> None:
+            said.append(text)
+            if text.endswith("it is tried again"):
+                os.kill(server.process.pid, signal.SIGCONT)
+
+        volumes = BucketVolumes(str(tmp_path / "own"), warn)
+        settings = {"provider": "Other", "region": "us-east-1", "endpoint": server.url}
+        keys = BucketKeys("keys", KEYS["access_key"], KEYS["secret_key"])
+        bucket = Bucket("s3://bucket/data/", "bucket/data", settings, keys, 1, 3)
+        try:
+            os.kill(server.process.pid, signal.SIGSTOP)
+            volumes.bring(1, bucket, str(tmp_path / "target"))
+        finally:
+            volumes.close()
+            os.kill(server.process.pid, signal.SIGCONT)
+        assert (tmp_path / "target" / "file").read_bytes() == b"123"
+    assert said == [
+        "s3://bucket/data/: no data has moved for 0 s (limit: 1 s)",
+        "s3://bucket/data/ could not be copied here: no data has moved for 1 s; it is tried again",
+    ]

@@ -115,14 +115,16 @@ def test_what_cant_be_saved_is_said_again_and_again(node: Callable[..., Node]) -
 
 
 def test_an_upload_that_does_not_go_on_fails(node: Callable[..., Node], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Instead of holding its task for ever."""
+    """Instead of holding its task for ever; and that it stands still is said before."""
     monkeypatch.setattr(rclone, "_STILL", 1.0)
-    monkeypatch.setattr(rclone, "_ASK", 0.2)
+    monkeypatch.setattr(rclone, "_TELL", 0.3)
+    monkeypatch.setattr(rclone, "_ASK", 0.1)
     it = node(0.0)
     (it.target / "new").write_bytes(b"1")
     with stopped(it.server.process.pid):
         problem = it.volumes.save(OTHERS)
     assert problem == "s3://bucket/data/new: no data has moved for 1 s"
+    assert it.said[0].startswith("s3://bucket/data/new: no data has moved for 0 s (limit: 1 s)")
     assert it.volumes.save(OTHERS) is None
     assert it.saved()["new"] == b"1"
 

