@@ -117,22 +117,22 @@ class Recording:
         self._apply(name, rest, result, Change(began, number))
 
     def _apply(self, name: str, rest: str, result: str, change: Change) -> None:
-        files = [(fd, _text(path).decode("utf-8", "replace")) for fd, path in _FILE.findall(rest)]
-        if name == "write" and files[0][0] == "1" and not files[0][1].startswith(self._place):
-            self.printed.append((change.ended, _text(_STRING.findall(rest)[0])))
+        found = _FILE.search(rest.rpartition(" = ")[2] if name == "openat" else rest)  # the first is all that matters
+        fd, path = (found[1], _text(found[2]).decode("utf-8", "replace")) if found is not None else ("", "")
+        if name == "write" and fd == "1" and not path.startswith(self._place):
+            self.printed.append((change.ended, _string(rest)))
         if name in _NAMES:
             paths = [self._inside(_text(text).decode("utf-8", "replace")) for text in _STRING.findall(rest)]
             if known := [path for path in paths if path is not None]:
                 self._rename(name, known, change)
             return
-        where = self._inside(files[-1][1] if name == "openat" else files[0][1]) if files else None
+        where = self._inside(path)
         if where is None:
             return
-        fd = files[-1][0] if name == "openat" else files[0][0]
         if name == "openat":
             self._opened(rest, where, fd, change)
         elif name in _WRITES:
-            data = _text(_STRING.findall(rest)[0])[: int(result)]
+            data = _string(rest)[: int(result)]
             at = int(rest.rpartition(")")[0].rpartition(", ")[2]) if name == "pwrite64" else self._positions[where, fd]
             self._positions[where, fd] = at + len(data)
             change.offset, change.data = at, data
@@ -302,3 +302,9 @@ def record(command: Sequence[str], place: Path, log: Path, environment: dict[str
 
 def _text(text: str) -> bytes:
     return bytes.fromhex(text.replace("\\x", ""))
+
+
+def _string(rest: str) -> bytes:
+    found = _STRING.search(rest)
+    assert found is not None
+    return _text(found[1])

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.slow
 
 MANY = "SKYWARD_KILLS" in os.environ
 TURNS = 30 if MANY else 1
-STATES, PROGRAMS = (3000, 40) if MANY else (60, 1)
+STATES, PROGRAMS = (3000, 40) if MANY else (40, 1)
 CALLS = 120
 CAN = shutil.which("mkfs.ext4") is not None and Path("/dev/loop-control").exists()
 
