@@ -315,4 +315,5 @@ class Rclone:
 def _patience(stats: Mapping[str, Any]) -> float:
     """Seconds for which nothing may move, given what rclone says that it is doing."""
     now = [(each.get("bytes", 0), each.get("size", 0)) for each in stats.get("transferring") or ()]
-    return _STILL + max([0, *(size for done, size in now if done in (0, size))]) / _READS
+    sizes: list[float] = [0.0, *(size for done, size in now if done in (0, size))]
+    return _STILL + max(sizes) / _READS
