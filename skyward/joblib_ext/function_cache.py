@@ -15,9 +15,10 @@ from typing import Any
 
 import cloudpickle
 
+from skyward.core.payload.by_value import is_asked_for
 from skyward.joblib_ext.computing import Computing
 
-__all__ = ["StableFunctions", "is_by_value"]
+__all__ = ["StableFunctions"]
 
 _ATOMS = (int, float, complex, str, bytes, bool, type(None), type(...))
 _NAMED = (type, types.FunctionType, types.BuiltinFunctionType)
@@ -110,12 +111,12 @@ def _is_stable(value: Any, uses: list[tuple[Any, Any]], seen: set[int]) -> bool:
     if kind is types.ModuleType:
         name = str(value.__name__)
         uses.append(((sys.modules, name), value))
-        return sys.modules.get(name) is value and not is_by_value(name)
+        return sys.modules.get(name) is value and not is_asked_for(name)
     if isinstance(value, _NAMED):
         module, path = getattr(value, "__module__", None), getattr(value, "__qualname__", "")
         if isinstance(module, str) and module != "__main__" and _by_name(module, path) is value:
             uses.append(((module, path), value))
-            return not is_by_value(module)
+            return not is_asked_for(module)
     if kind is Computing:
         return _is_stable(value.function, uses, seen)
     if kind is types.FunctionType:
@@ -149,9 +150,3 @@ def _global_names(code: types.CodeType) -> set[str]:
         if isinstance(constant, types.CodeType):
             names |= _global_names(constant)
     return names
-
-
-def is_by_value(module: str) -> bool:
-    """Whether the user has asked cloudpickle to pickle what is in a module by value."""
-    asked = cloudpickle.list_registry_pickle_by_value()
-    return any(module == name or module.startswith(f"{name}.") for name in asked)

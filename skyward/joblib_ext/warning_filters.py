@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from skyward.core.payload import pickling
-from skyward.joblib_ext.function_cache import is_by_value
+from skyward.core.payload.by_value import is_asked_for
 
 __all__ = ["find_category", "install"]
 
@@ -51,7 +51,7 @@ def _reduce(kind: type) -> Any:
 def _goes_by_name(kind: type) -> bool:
     """Whether cloudpickle pickles a class by name: not classes of __main__ or local to functions, nor on request."""
     module = kind.__module__
-    if module == "__main__" or is_by_value(module):
+    if module == "__main__" or is_asked_for(module):
         return False
     found: Any = sys.modules.get(module)
     for part in kind.__qualname__.split("."):

@@ -323,7 +323,10 @@ def unloadable(error: BaseException, node: str) -> BaseException:
     if isinstance(error, ModuleNotFoundError) and error.name:
         text = f"No module named {error.name!r} on node {node}"  # the owner adds what to do
     elif isinstance(error, (AttributeError, ImportError)):
-        text += "; is the same version of the module installed there?"
+        if "on <module '__main__'" in str(error):
+            text += "; nodes do not run your program: define it in a module beside it, which is sent"
+        else:
+            text += "; is the same version of the module installed there?"
     problem = PayloadError(text)
     problem.__cause__ = error
     return problem

@@ -14,14 +14,16 @@ import io
 import mmap
 import pickle
 import sys
+import types
+from collections import ChainMap
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import cloudpickle
 
 from skyward.core.errors import PayloadError
 from skyward.core.interrupts import is_interrupt
-from skyward.core.payload import memory_maps
+from skyward.core.payload import by_value, memory_maps
 from skyward.core.payload.diagnose import find_culprit, first_line
 
 __all__ = [
@@ -68,7 +70,9 @@ class Payload(NamedTuple):
 
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
-    """cloudpickle, except for numpy arrays and for classes with a reducer of ours."""
+    """cloudpickle, except for numpy arrays, for classes with a reducer of ours, and for what `by_value` knows."""
+
+    dispatch_table: ClassVar[Any] = ChainMap(by_value.REDUCERS, cloudpickle.Pickler.dispatch_table)
 
     def __init__(
         self,
@@ -95,6 +99,8 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             reduced = POOL_REDUCERS[type(obj)](obj, self._pool)
             if reduced is not None:
                 return reduced
+        if type(obj) is types.FunctionType and (reduced := by_value.reduce_generic(obj)) is not None:
+            return reduced
         return reduce_class(obj) or super().reducer_override(obj)
 
 

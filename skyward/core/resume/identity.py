@@ -26,18 +26,17 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
-import cloudpickle
 import xxhash
 
 from skyward.core.payload import memory_maps
+from skyward.core.payload.by_value import is_asked_for, is_by_name, is_of_the_program
 from skyward.core.tasks.several_calls import STAND_INS, NoIdentity
 
-__all__ = ["LARGE", "Hasher", "Origins", "is_by_name"]
+__all__ = ["LARGE", "Hasher", "Origins"]
 
 LARGE = 1 << 20
 """Bytes from which an array's content is looked up in what was read before."""
 
-_PROGRAM = ("__main__", "__mp_main__")
 _DIGESTED = 4096  # bytes from which content is replaced by its digest
 _SIZE = 16  # bytes of a digest
 _GLOBAL_CODES = frozenset(dis.opmap[name] for name in ("LOAD_GLOBAL", "STORE_GLOBAL", "DELETE_GLOBAL", "LOAD_NAME"))
@@ -124,22 +123,6 @@ def _digest(parts: Sequence[bytes]) -> bytes:
     return state.digest()
 
 
-def is_by_name(thing: Any) -> bool:
-    """Whether a function or class goes by its name, as in `cloudpickle`: it is found there, and not in the program."""
-    module = getattr(thing, "__module__", None)
-    if not isinstance(module, str) or module in _PROGRAM:
-        return False
-    found: Any = sys.modules.get(module)
-    for part in getattr(thing, "__qualname__", "").split("."):
-        found = getattr(found, part, None)
-    return found is thing and not _is_by_value(module)
-
-
-def _is_by_value(module: str) -> bool:
-    asked = cloudpickle.list_registry_pickle_by_value()
-    return bool(asked) and any(module == name or module.startswith(f"{name}.") for name in asked)
-
-
 def _holders(thing: Any, name: str) -> Sequence[str]:
     """Return the top-level modules that have something of a name, in themselves or below: one has defined it.
 
@@ -149,7 +132,7 @@ def _holders(thing: Any, name: str) -> Sequence[str]:
     if getattr(sys.modules.get(own), name, None) is thing:  # as NumPy has its own ufuncs
         return [own]
     found = {module for module, each in list(sys.modules.items()) if getattr(each, "__dict__", {}).get(name) is thing}
-    return sorted({module.partition(".")[0] for module in found}.difference(_PROGRAM))
+    return sorted({module.partition(".")[0] for module in found if not is_of_the_program(module)})
 
 
 class Hasher:
@@ -293,7 +276,7 @@ class Hasher:
         name = module.__name__
         self._out += (b"module", name.encode(), self._origins(name, whole=True))
         known = sys.modules.get(name)
-        if known is None or _is_by_value(name):  # as in cloudpickle
+        if known is None or is_asked_for(name):  # as in cloudpickle
             self._encode({key: value for key, value in vars(module).items() if key not in _NOT_OF_MODULE})
         elif getattr(known, "__spec__", None) is None and getattr(known, "__file__", None) is None:
             raise NoIdentity(f"the module {name} was created at run time, so there is no source to compare")
@@ -390,8 +373,8 @@ class Hasher:
             self._out += [holder.encode() + b" " + self._origins(holder, whole=True) for holder in holders]
             return
         self._named(b"name", module, name)
-        if module in _PROGRAM and not isinstance(value, (typing.TypeVar, typing.ParamSpec, typing.TypeVarTuple)):
-            if (wrapped := getattr(value, "__wrapped__", None)) is None:
+        if is_of_the_program(module) and not isinstance(value, (typing.TypeVar, typing.ParamSpec, typing.TypeVarTuple)):
+            if (wrapped := getattr(value, "__wrapped__", None) or getattr(value, "__supertype__", None)) is None:
                 raise NoIdentity(f"{name} of your program has no source to compare")
             self._encode(wrapped)
 

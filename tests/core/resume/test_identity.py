@@ -24,7 +24,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skyward.core.resume.identity import LARGE, Hasher, is_by_name
+from skyward.core.resume.identity import LARGE, Hasher
 from skyward.core.tasks.several_calls import STAND_INS, NoIdentity
 from tests.examples import examples
 
@@ -311,11 +311,6 @@ def test_instances_count_by_class_and_state() -> None:
 
 
 def test_what_goes_by_name_counts_by_its_origin() -> None:
-    assert is_by_name(Point)
-    assert is_by_name(textwrap.dedent)
-    assert not is_by_name(lambda: 1)
-    assert not is_by_name(types.SimpleNamespace())
-
     def edited(module: str, /, *, whole: bool = False) -> bytes:
         return b"edited" if module == __name__ else origins(module, whole=whole)
 
