@@ -268,8 +268,8 @@ class TaskEnded(NamedTuple):
         When it began, by this process's ``time.monotonic()``: when its answer arrived less `seconds`, so that what the
         answer took to arrive is in it. None if it has not run to an end.
     sent, received
-        Bytes of the pickled call and result, with their arrays. An array that the node has is not sent again, so less
-        may have been on the wire.
+        Bytes of the pickled call and result. Arrays of 1 MB and more that a call needs are not in it, as they go to a
+        node once and not with each task: see `Transferred`.
     exception
         What it failed with, with its traceback; None if it did not fail. It may hold large objects: don't keep it.
     """

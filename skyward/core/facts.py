@@ -23,6 +23,7 @@ from skyward.core.events import (
     PoolStarted,
     TaskEnded,
     TasksQueued,
+    Transferred,
 )
 from skyward.core.status import PoolStatus, RunningTask
 from skyward.core.tally import Tally
@@ -55,6 +56,7 @@ class Facts:
         NodeReady,
         NodeLoad,
         NodeGone,
+        Transferred,
         MachineMade,
         MachineEnded,
         Machines,

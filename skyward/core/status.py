@@ -160,7 +160,8 @@ class PoolStatus:
     rate
         Tasks that succeeded per second, over the last ten seconds.
     sent, received
-        Bytes of all pickled calls and results, see `skyward.core.events.TaskEnded`.
+        Bytes that this program sent to nodes, and that came back: pickled calls and results, and large arrays, files
+        and code each time that a node got them from here.
     cost
         US dollars that rented machines have cost so far; those of unknown price are not counted.
     price

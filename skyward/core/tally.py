@@ -29,6 +29,7 @@ from skyward.core.events import (
     PoolStarted,
     TaskEnded,
     TasksQueued,
+    Transferred,
 )
 from skyward.core.gpus import Gpu
 from skyward.core.status import FunctionStatus, NodeStatus, PoolStatus, RunningTask, TaskCounts
@@ -392,6 +393,10 @@ class Tally:
         if slots:
             self.nodes[node] = slots
 
+    def _transferred(self, event: Transferred, _: float) -> None:
+        if not event.peer:
+            self.sent += event.size
+
     def _counted(self, event: Machines, _: float) -> None:
         self.machines = event
 
@@ -412,6 +417,7 @@ class Tally:
         NodeReady: _ready,
         NodeLoad: _loaded,
         NodeGone: _went,
+        Transferred: _transferred,
         MachineMade: lambda tally, event, now: tally.money.made(event, now),
         MachineEnded: lambda tally, event, now: tally.money.ended(event, now),
         Machines: _counted,

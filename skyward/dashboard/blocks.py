@@ -24,7 +24,7 @@ _AGES = (256, 128, 64, 32, 16, 8, 4, 2, 1)  # into how many parts the time since
 
 @dataclass(slots=True)
 class Block:
-    """Tasks of one row. Times are in milliseconds since the pool's start.
+    """Tasks of one row. Times are in milliseconds since the pool's start, with fractions while it may grow.
 
     Attributes
     ----------
@@ -36,21 +36,24 @@ class Block:
         Number of the function that took most of that time, if one took more than half of it.
     count, failed
         How many tasks ended in it, and how many of these failed.
-    lead
-        By how much of the busy time that function leads all others together; see `Blocks.add`.
+    trail
+        The busy time less that by which this function leads all others together; see `Blocks.add`.
     until
         Tasks that begin from then on are not part of it.
+    fresh
+        Whether it has grown since `Blocks.take` returned it.
     """
 
     row: int
-    start: int
-    end: int
+    start: float
+    end: float
     busy: float
     label: int
     count: int
     failed: int
-    lead: float = 0.0
-    until: int = 0
+    trail: float = 0.0
+    until: float = 0.0
+    fresh: bool = True
 
 
 class Blocks:
@@ -86,8 +89,8 @@ class Blocks:
         yield from (self._at(index) for index in range(len(self._rows)))
         yield from self._open.values()
 
-    def add(self, row: int, start: int, seconds: float, label: int, count: int, failed: int) -> None:
-        """Add what ran in a row; a row's tasks come in the order of their ends.
+    def add(self, row: int, start: float, seconds: float, label: int, count: int, failed: int) -> Block:
+        """Add what ran in a row, and return its block; a row's tasks come in the order of their ends.
 
         Parameters
         ----------
@@ -102,25 +105,48 @@ class Blocks:
         """
         busy = seconds * 1000
         block = self._open.get(row)
-        self._fresh[row] = None
         if block is None or not block.start <= start < block.until:
             if block is not None:
                 self._close(block)
             until = start - start % self.step + self.step
-            self._open[row] = Block(row, start, start + int(busy), busy, label, count, failed, busy, until)
-            return
-        end = start + int(busy)
-        block.end = max(block.end, end)
-        block.busy += busy
+            self._open[row] = block = Block(row, start, start + busy, busy, label, count, failed, 0.0, until)
+            self._fresh[row] = None
+            return block
+        block.end = max(block.end, start + busy)
         block.count += count
         block.failed += failed
-        # Boyer and Moore's vote: whoever has more than half of all in the end is named, without sums for each.
-        if label == block.label:
-            block.lead += busy
-        elif busy > block.lead:
-            block.label, block.lead = label, busy - block.lead
+        if label != block.label:
+            self.vote(block, label, busy)
+        block.busy += busy
+        self.touch(block)
+        return block
+
+    @staticmethod
+    def vote(block: Block, label: int, busy: float) -> None:
+        """Name a block anew, if that is due, before so much busy time of another function is added.
+
+        Boyer and Moore's vote: whoever has more than half of all in the end is named, without sums for each. What is
+        kept is the trail, which stays as it is while the same function goes on.
+
+        Parameters
+        ----------
+        block
+            The block.
+        label, busy
+            Number of the other function, and how long it ran, in ms.
+        """
+        lead = block.busy - block.trail
+        if busy > lead:
+            block.label = label
+            block.trail = block.busy + lead
         else:
-            block.lead -= busy
+            block.trail += 2 * busy
+
+    def touch(self, block: Block) -> None:
+        """Note that a block has grown."""
+        if not block.fresh:
+            block.fresh = True
+            self._fresh[block.row] = None
 
     def pace(self, now: int) -> None:
         """Adapt the step to how fast blocks are made. To be called about once a second, with the time in ms."""
@@ -149,10 +175,12 @@ class Blocks:
         """
         blocks = [self._at(index) for index in range(self._unsent, len(self._rows))]
         rows = list(islice(self._fresh, most))
-        blocks += [self._open[row] for row in rows]
         self._unsent = len(self._rows)
         for row in rows:
             del self._fresh[row]
+            block = self._open[row]
+            block.fresh = False
+            blocks.append(block)
         return blocks
 
     def forget(self, rows: Sequence[int]) -> None:
@@ -178,8 +206,8 @@ class Blocks:
 
     def _close(self, block: Block) -> None:
         self._rows.append(block.row)
-        self._starts.append(block.start)
-        self._ends.append(block.end)
+        self._starts.append(int(block.start))
+        self._ends.append(int(block.end))
         self._busy.append(block.busy)
         self._labels.append(block.label)
         self._counts.append(block.count)

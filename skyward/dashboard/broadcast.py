@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
 
@@ -15,6 +16,8 @@ __all__ = ["Broadcast"]
 _NODES = 1000  # for each so many, one pause more
 _MOST_WAITING = 10  # messages for one browser; one that is slower begins anew
 _MOST_BROWSERS = 20
+_AT_ONCE = 1000  # tasks that are added up at once: what was told a moment ago is in the processor's caches
+_MOST_LOOKS = 16  # from one message to the next
 
 
 class Broadcast:
@@ -64,11 +67,17 @@ class Broadcast:
 
     async def run(self) -> None:
         """Send what changes until `end`."""
+        ended = 0  # tasks, from one message to the next
         while not self._ended.is_set():
             pause = self._pause * (1 + len(self._recording.nodes) // _NODES)
-            try:
-                await asyncio.wait_for(self._ended.wait(), pause)
-            except TimeoutError:
+            looks = min(1 + ended // _AT_ONCE, _MOST_LOOKS)
+            ended = 0
+            for _ in range(looks):
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._ended.wait(), pause / looks)
+                    break
+                ended += self._recording.digest(time.monotonic())
+            else:
                 self._tick()
         self._tick()
         for browser in self._browsers:

@@ -8,7 +8,8 @@ The keys of a message, each of which may be missing if nothing of it has changed
 - ``status``: figures of the whole pool, see `_figures`; ``functions``: rows of label, unfinished, done, failed,
   cancelled, mean seconds.
 - ``labels``: names of functions that are new; ``rows``: rows of the task stream that are new: row, node, slot.
-- ``nodes``: nodes that are new or have changed, see `_node`; ``counts``: node, busy slots, tasks done, tasks failed;
+- ``nodes``: nodes that are new or have changed, see `_node`; ``counts``: node, busy slots, tasks done, tasks failed,
+  pieces of large data that arrived there, and their bytes;
   ``loads``: node, then the course of its load: time, CPU, memory; ``forgotten``: numbers of nodes.
 - ``blocks``: columns of row, start, length, share of it in which tasks ran (in hundredths), label, tasks, failed tasks.
 - ``running``: columns of row, start, label and tasks of what began to run; ``idle``: rows that run nothing any more.
@@ -53,7 +54,7 @@ class Feed:
         self._recording = recording
         self._pool = {"name": shown(pool), "began": int(began * 1000)}
         self._nodes: dict[int, tuple[object, ...]] = {}  # what was last sent of each, see `_sign`
-        self._counts: dict[int, tuple[int, int, int]] = {}
+        self._counts: dict[int, tuple[int, ...]] = {}
         self._loads: dict[int, int] = {}  # when the last load that was sent was told
         self._running: dict[int, _Run] = {}  # by row
         self._failures: dict[int, int] = {}
@@ -81,7 +82,7 @@ class Feed:
                 "labels": record.labels,
                 "rows": _rows(record, range(len(record.rows))),
                 "nodes": [_node(node, each) for node, each in nodes],
-                "counts": [[node.number, each.busy if each else 0, node.done, node.failed] for node, each in nodes],
+                "counts": [[node.number, *_count(node, each)] for node, each in nodes],
                 "loads": [[node.number, *node.loads] for node in record.nodes.values() if node.loads],
                 "blocks": _columns(record.blocks),
                 "running": _running_columns(self._runs(status.running, now)),
@@ -146,7 +147,7 @@ class Feed:
             if self._nodes.get(number) != (sign := _sign(node, each)):
                 self._nodes[number] = sign
                 nodes.append(_node(node, each))
-            count = (0 if each is None else each.busy), node.done, node.failed
+            count = _count(node, each)
             if self._counts.get(number) != count:
                 self._counts[number] = count
                 counts.append([number, *count])
@@ -190,6 +191,10 @@ def _sign(node: Node, status: NodeStatus | None) -> tuple[object, ...]:
     """What `_node` tells; quick to make and to compare, as that is done for each node each second."""
     own = node.name, node.since, node.until, node.reason, node.load
     return own if status is None else (*own, status.state, status.detail, status.slots, status.type)
+
+
+def _count(node: Node, status: NodeStatus | None) -> tuple[int, ...]:
+    return (0 if status is None else status.busy), node.done, node.failed, node.transfers, node.moved
 
 
 def _rows(recording: Recording, numbers: Iterable[int]) -> list[list[int]]:
@@ -249,9 +254,10 @@ def _columns(blocks: Iterable[Block]) -> list[list[int]]:
     columns: list[list[int]] = [[], [], [], [], [], [], []]
     rows, starts, lengths, shares, labels, counts, failed = (column.append for column in columns)
     for block in blocks:
-        length = block.end - block.start
+        start = int(block.start)
+        length = int(block.end) - start
         rows(block.row)
-        starts(block.start)
+        starts(start)
         lengths(length)
         shares(min(100, round(100 * block.busy / length)) if length else 100)
         labels(block.label)

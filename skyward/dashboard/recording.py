@@ -25,7 +25,7 @@ from skyward.core.events import (
 from skyward.core.gpus import Gpu
 from skyward.core.status import NodeStatus, PoolStatus
 from skyward.core.visible import printed, shown
-from skyward.dashboard.blocks import Blocks
+from skyward.dashboard.blocks import Block, Blocks
 
 __all__ = ["MOST_LABELS", "OTHER", "Bins", "FailureKind", "Node", "Recording", "SaidLine"]
 
@@ -65,8 +65,12 @@ class Node:
         Its machine, and what it last said of its use.
     done, failed
         How many tasks ended there.
+    transfers, moved
+        How much large data has arrived there: how many pieces, and how many bytes together.
     loads
         Time, CPU and memory in hundredths, or None where that is not known.
+    last
+        By slot, the block that its latest task is part of.
     """
 
     number: int
@@ -80,7 +84,10 @@ class Node:
     load: NodeLoad | None = None
     done: int = 0
     failed: int = 0
+    transfers: int = 0
+    moved: int = 0
     loads: deque[tuple[int, int | None, int | None]] = field(default_factory=lambda: deque(maxlen=_MOST_LOADS))
+    last: dict[int, Block] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -114,6 +121,9 @@ class SaidLine:
     kind: str
     node: str
     text: str
+
+
+_NOBODY = Node(-1, "")  # stands for nodes that are not known
 
 
 class Bins:
@@ -258,17 +268,19 @@ class Recording:
 
     # --- one thread at a time ---
 
-    def digest(self, now: float) -> None:
-        """Add up what was put aside."""
+    def digest(self, now: float) -> int:
+        """Add up what was put aside, and return how many tasks had ended."""
         with self.lock:
             while self._others:
                 self._heard(*self._others.popleft())
-            self._digest_tasks(now)
+            ended = len(self._ended)
+            self._digest_tasks(ended, now)
             while self._texts:
                 at, text = self._texts.popleft()
                 kind = "out" if text.stream == 1 else "err"
                 self.lines.append(SaidLine(self.ms(at), kind, shown(text.node), printed(text.text).rstrip("\n")))
                 self.lines_seen += 1
+        return ended
 
     def meet(self, status: PoolStatus) -> None:
         """Take in what has not run yet: rows of slots, and functions in the order in which they were submitted."""
@@ -287,44 +299,74 @@ class Recording:
         node.gpus, node.load, node.done, node.failed = status.gpus, status.load, status.done, status.failed
         return node
 
-    def _digest_tasks(self, now: float) -> None:
-        ended, nodes, blocks, numbers, origin = self._ended, self.nodes, self.blocks, self._numbers, self._origin
-        done: dict[int, int] = {}  # by second
-        failed: dict[int, int] = {}
-        here = self.ms(now)
-        last, sum_ = here // 1000, 0
-        for _ in range(len(ended)):
+    def _digest_tasks(self, tasks: int, now: float) -> None:
+        """Add up so many tasks that ended.
+
+        There may be thousands per second. Most begin soon after their slot's last one, and only add to its block.
+        """
+        ended, nodes, numbers, origin, vote = self._ended, self.nodes, self._numbers, self._origin, self.blocks.vote
+        second = over = 0.0  # the second in which the last ones ended, in ms
+        done = 0  # in that second
+        for _ in range(tasks):
             event = ended.popleft()
-            # In one step, which takes half as long as asking for each: there are thousands per second.
-            count, seconds, ok, _, name, slot, function, error, started = event[:9]
-            start = None if started is None else max(0, int((started - origin) * 1000))
-            second = (here if start is None else start + int(seconds * 1000)) // 1000
-            good = count if ok else 0
-            if second == last:  # as the one before: a look into the dict is saved
-                sum_ += good
+            # In one step, which takes half as long as asking for each.
+            count, seconds, ok, _, name, slot, label, _, started = event[:9]
+            node = nodes.get(name, _NOBODY)
+            block = node.last.get(slot)
+            start = -1.0 if started is None else (started - origin) * 1000
+            busy = seconds * 1000
+            end = start + busy
+            if block is not None and block.start <= start < block.until and ok:
+                if end > block.end:  # noqa: PLR1730 - a call of max takes twice as long
+                    block.end = end
+                if (number := numbers.get(label)) != block.label:
+                    vote(block, self.label(label) if number is None else number, busy)
+                block.busy += busy
+                block.count += count
+                node.done += count
+                if not block.fresh:
+                    self.blocks.touch(block)
+            elif ok and start >= 0:
+                self._draw(event, start)
             else:
-                done[last] = done.get(last, 0) + sum_
-                last, sum_ = second, good
-            bad = 0
-            if error is not None:
-                bad = count
-                failed[second] = failed.get(second, 0) + bad
-                self._failed(event, now)
-            if start is None or slot < 0:
+                self._add(event, now)
                 continue
-            node = nodes.get(name) or self._new_node(name)
-            node.failed += bad
-            node.done += good
-            row = node.rows[slot] if slot < len(node.rows) else self._row(node, slot)
-            label = numbers.get(function)
-            if label is None:
-                label = self.label(function)
-            if row is not None:
-                blocks.add(row, start, seconds, label, count, bad)
-        done[last] = done.get(last, 0) + sum_
-        blocks.pace(here)
-        for second, count in done.items():
-            self.bins.add(second * 1000, count, failed.get(second, 0))
+            if second <= end < over:
+                done += count
+            else:
+                self.bins.add(int(second), done, 0)
+                second, done = end - end % 1000, count
+                over = second + 1000
+        self.bins.add(int(second), done, 0)
+        self.blocks.pace(self.ms(now))
+
+    def _add(self, event: TaskEnded, now: float) -> None:
+        """Add up one task that failed, was cancelled, ran nowhere, or began before the recording."""
+        start = None if event.started is None else max(0.0, (event.started - self._origin) * 1000)
+        at = self.ms(now) if start is None else int(start + event.seconds * 1000)
+        failed = event.error is not None
+        self.bins.add(at, event.count if event.ok else 0, event.count if failed else 0)
+        if failed:
+            self._failed(event, now)
+        if start is not None:
+            self._draw(event, start)
+
+    def _draw(self, event: TaskEnded, start: float) -> None:
+        """Add to the stream what ran from `start` on, in ms, if it is known where."""
+        count, seconds, ok, _, name, slot, function, error = event[:8]
+        if slot < 0:
+            return
+        node = self.nodes.get(name) or self._new_node(name)
+        bad = 0 if error is None else count
+        node.failed += bad
+        if ok:
+            node.done += count
+        row = node.rows[slot] if slot < len(node.rows) else self._row(node, slot)
+        label = self._numbers.get(function)
+        if label is None:
+            label = self.label(function)
+        if row is not None:
+            node.last[slot] = self.blocks.add(row, start, seconds, label, count, bad)
 
     def _failed(self, event: TaskEnded, now: float) -> None:
         key = event.label, _type(event)
@@ -352,6 +394,9 @@ class Recording:
             sent = self.ms(event.began), round(event.seconds * 1000), event.size, event.peer
             self.transfers.append((event.node, *sent))
             self.transfers_seen += 1
+            if (node := self.nodes.get(event.node)) is not None:
+                node.transfers += 1
+                node.moved += event.size
         if not isinstance(event, NodeLoad | NodeReady | NodeGone):
             return
         node = self.nodes.get(event.node)

@@ -47,7 +47,7 @@ def test_events_are_cheap() -> None:
 
 
 def test_each_kind_of_event_is_counted_or_is_nothing_to_count() -> None:
-    uncounted = {"AtPrompt", "PoolReady", "Printed", "Note", "Transferred"}
+    uncounted = {"AtPrompt", "PoolReady", "Printed", "Note"}
     kinds = {name for name in events_module.__all__ if name not in ("Event", "Events", "Listener", "MachineInfo")}
     assert {kind.__name__ for kind in Facts.kinds} == kinds - uncounted
 

@@ -23,6 +23,7 @@ from skyward.core.events import (
     PoolStarted,
     TaskEnded,
     TasksQueued,
+    Transferred,
 )
 from skyward.core.gpus import Gpu
 from skyward.core.status import FunctionStatus, PoolStatus, TaskCounts
@@ -202,6 +203,8 @@ def test_a_status_has_it_all() -> None:
         (125, TaskEnded(2, 4, True, node="node-1", label="f", sent=10, received=20)),
         (126, TaskEnded(2, 4, False, node="node-1", label="f", sent=10, received=5)),
         (126, TaskEnded(1, 0, False, True, label="g")),
+        (127, Transferred("node-1", 5_000_000, "", 120.0, 7.0)),
+        (127, Transferred("node-1", 3_000_000, "node-2", 120.0, 7.0)),
         (130, load),
     )
     status = counted.status(136, {"node-1": 7})
@@ -217,7 +220,7 @@ def test_a_status_has_it_all() -> None:
     assert (status.tasks.unfinished, status.tasks.total) == (4, 9)
     assert status.functions == (FunctionStatus("f", 4, 2, 2, 0, 8.0, 2.0), FunctionStatus("g", 0, 0, 0, 1))
     assert (status.name, status.provider, status.wanted, status.machines) == ("p", "aws", 3, Machines(ordered=1))
-    assert (status.sent, status.received, status.seconds, status.slots, status.busy) == (20, 25, 36, 2, 2)
+    assert (status.sent, status.received, status.seconds, status.slots, status.busy) == (5_000_020, 25, 36, 2, 2)
     assert (status.cost, status.price, status.unpriced) == (pytest.approx(0.1 * 36 / 3600), 0.1, 0)
     assert status.left == (4 * 2 - 2 * 2 / 2) / 2
 

@@ -37,7 +37,7 @@ def test_only_what_has_changed_is_sent() -> None:
     assert first["labels"] == ["f"]
     assert first["rows"] == [[0, 0, 0], [1, 0, 1]]
     assert first["blocks"] == [[1], [500], [250], [100], [0], [1], [0]]
-    assert first["counts"] == [[0, 1, 1, 0]]
+    assert first["counts"] == [[0, 1, 1, 0, 0, 0]]
     assert first["lines"] == [[1000, "err", "a", "oh"]]
     assert first["log"] == [[1000, "note", "", "hello"]]
     (sent,) = first["nodes"]
@@ -45,7 +45,7 @@ def test_only_what_has_changed_is_sent() -> None:
     second = changes(feed, 12.0, node)
     assert set(second) == {"now", "state", "status", "bins"}
     third = changes(feed, 13.0, NodeStatus("a", 2, busy=0, type="c7i"))
-    assert third["counts"] == [[0, 0, 1, 0]]
+    assert third["counts"] == [[0, 0, 1, 0, 0, 0]]
     assert "nodes" not in third
     recording.handle(NodeGone("a", "unplugged"), 14.0)
     recording.digest(14.0)
@@ -151,6 +151,7 @@ def test_what_was_sent_to_a_node_is_told_once() -> None:
     recording.handle(Transferred("nobody", 1, "", 12.0, 0.25), 12.25)
     recording.digest(13.0)
     sent = [[0, 1000, 500, 8_000_000, ""], [0, 2000, 250, 4_000_000, "b"]]
-    assert changes(feed, 13.0)["transfers"] == sent
-    assert "transfers" not in changes(feed, 14.0)
+    told = changes(feed, 13.0)
+    assert (told["transfers"], told["counts"]) == (sent, [[0, 0, 0, 0, 2, 12_000_000]])
+    assert not {"transfers", "counts"} & set(changes(feed, 14.0))
     assert json.loads(feed.whole(PoolStatus("p"), 14.0, "running"))["transfers"] == sent

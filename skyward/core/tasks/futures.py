@@ -28,7 +28,7 @@ class TaskFuture(concurrent.futures.Future[_T]):
         self.seconds: float | None = None
         """How long the task ran, measured on its slot; set before callbacks are called."""
         self.size = 0
-        """Bytes of the pickled call, with its out-of-band buffers."""
+        """Bytes of the pickled call, with those of its out-of-band buffers that go along with it each time."""
         self.result_size = 0
         """Bytes of the pickled result; set before callbacks are called."""
         self.label = ""

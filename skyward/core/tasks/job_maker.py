@@ -108,11 +108,12 @@ class JobMaker:
             group.code if self._code is None else self._code.of_job(group.code, head)
         )  # pickling may have imported more
         future.label = label
-        future.size = len(head) + sum(map(len, buffers))
-        if future.size > _MAX_SIZE:
+        size = len(head) + sum(map(len, buffers))
+        if size > _MAX_SIZE:
             raise PayloadError(f"the call of {label} is larger than {_MAX_SIZE:,} bytes; send less data with it")
         min_blob = pickling.LARGE if options.large is None else min(pickling.LARGE, options.large)
         parts, blobs = self._keep(buffers, min_blob, group.arrays)
+        future.size = size - sum(len(buffers[index]) for index in blobs) if blobs else size
         timeout = self._timeout if options.timeout == "pool" else options.timeout
         if timeout is not None:
             timeout *= options.count  # the limit is for each of the user's tasks

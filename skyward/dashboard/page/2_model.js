@@ -86,9 +86,9 @@ const model = {
     this.labels.push(...(message.labels || []));
     for (const id of message.forgotten || []) this.forget(id);
     for (const node of message.nodes || []) this.node(node);
-    for (const [id, busy, done, failed] of message.counts || []) {
+    for (const [id, busy, done, failed, arrived, moved] of message.counts || []) {
       const node = this.nodes.get(id);
-      if (node) Object.assign(node, { busy, done, failed });
+      if (node) Object.assign(node, { busy, done, failed, arrived, moved });
     }
     for (const [id, ...loads] of message.loads || []) {
       const node = this.nodes.get(id);
@@ -109,7 +109,7 @@ const model = {
 
   node(told) {
     const known = this.nodes.get(told.id);
-    const fresh = { busy: 0, done: 0, failed: 0, loads: [], rows: [], transfers: [], slots: 0, gpus: [], machine: ["", "", ""] };
+    const fresh = { busy: 0, done: 0, failed: 0, arrived: 0, moved: 0, loads: [], rows: [], transfers: [], slots: 0, gpus: [], machine: ["", "", ""] };
     const same = known && known.name === told.name;
     if (!same || known.until !== told.until || known.since !== told.since) this.shape++;
     this.nodes.set(told.id, same ? Object.assign(known, told) : { ...fresh, ...told });

@@ -159,7 +159,7 @@ const nodes = {
       ["Tasks done", text.count(node.done)],
       ["Tasks failed", text.count(node.failed)],
       ["Ready", node.since == null ? "–" : `at ${text.clock(node.since)}, for ${text.seconds(lived)}`],
-      ["Data sent there", node.transfers.length ? this.sent(node) : "–"],
+      ["Data sent there", node.arrived ? `${text.bytes(node.moved)} in ${text.count(node.arrived)} ${node.arrived === 1 ? "transfer" : "transfers"}` : "–"],
       ["Cores", node.cores == null ? "–" : text.count(node.cores)],
       ["Disk free", text.gib(node.disk)],
     ]);
@@ -181,11 +181,6 @@ const nodes = {
     box.replaceChildren(...lines.map((line) => output(line, false)));
     if (!lines.length) box.append(make("p", "empty", "Nothing printed lately."));
     box.scrollTop = box.scrollHeight;
-  },
-
-  sent(node) {
-    const size = node.transfers.reduce((sum, each) => sum + each.size, 0);
-    return `${text.bytes(size)} in ${text.count(node.transfers.length)} ${node.transfers.length === 1 ? "transfer" : "transfers"}`;
   },
 
   drawDetail() {

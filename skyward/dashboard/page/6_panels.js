@@ -21,8 +21,8 @@ const figures = {
         : ["Slots busy", `${text.count(s.busy)} / ${text.count(s.slots)}`, s.slots ? text.percent(s.busy / s.slots) : ""],
       past ? ["Nodes", text.count(model.nodes.size), nodesNote] : ["Nodes ready", `${text.count(ready)} / ${text.count(s.wanted || ready)}`, nodesNote],
       ["Cost so far", s.cost || s.price ? text.money(s.cost) : "$0", money || (s.unpriced ? `${s.unpriced} without a price` : "nothing rented")],
-      ["Sent", text.bytes(s.bytes[0]), "calls"],
-      ["Received", text.bytes(s.bytes[1]), "results"],
+      ["Sent", text.bytes(s.bytes[0]), "to nodes"],
+      ["Received", text.bytes(s.bytes[1]), "from nodes"],
     ]);
     say(find("provider"), s.provider);
     say(find("pool-name"), model.pool.name);

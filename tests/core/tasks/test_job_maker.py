@@ -31,7 +31,7 @@ def test_large_buffers_are_copied_and_named() -> None:
     assert name == digest(memoryview(array).cast("B"))
     array[0] = 1
     assert bytes(copy) == bytes(8_000_000)
-    assert job.future.size > 8_000_000
+    assert 80 < job.future.size < 1000, "what goes to a node once does not count for each task"
     assert job.label == "max"
 
 
