@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias, Union
 
+from skyward.core.billing import BY_THE_SECOND, Billing
 from skyward.core.gpus import Gpu
 
 __all__ = [
@@ -70,6 +71,8 @@ class MachineInfo:
         Whether the provider may preempt it.
     region
         Region, zone or country, as the provider names it.
+    billing
+        For how much time the provider bills it at least, and by which unit.
     """
 
     provider: str = ""
@@ -77,6 +80,7 @@ class MachineInfo:
     price: float | None = None
     spot: bool = False
     region: str | None = None
+    billing: Billing = BY_THE_SECOND
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Literal, TypeAlias
 
+from skyward.core.billing import BY_THE_SECOND, Billing
 from skyward.core.errors import ConfigError, SkywardError
 from skyward.core.gpus import parse_gpus
 from skyward.core.tables import html_table, text_table
@@ -345,7 +346,7 @@ class Offer:
     spot
         Whether the provider may preempt the machine.
     price
-        US dollars per hour for the whole machine; None if unknown.
+        US dollars per hour for the whole machine, with its disk and its public address; None if unknown.
     extra
         What the provider needs to create the machine; opaque to everyone else.
     zone_of
@@ -354,6 +355,8 @@ class Offer:
         How many of the accelerators are GPUs that ``Worker(gpus=...)`` can share out; None: all of them.
     architecture
         As ``uname -m`` prints it on such machines, ``"x86_64"`` or ``"aarch64"``; None if the provider does not say.
+    billing
+        For how much time the provider bills a machine at least, and by which unit.
     """
 
     machine: str
@@ -369,6 +372,7 @@ class Offer:
     zone_of: str | None = None
     usable: int | None = None
     architecture: str | None = None
+    billing: Billing = BY_THE_SECOND
 
     @property
     def gpus(self) -> int:

@@ -264,7 +264,7 @@ def _option(
     start = provider.usual_start if isinstance(provider, Timed) else _START
     if offer is not None:
         cores: Any = offer.vcpus
-        cluster = Cluster(nodes, slots, cores, offer.memory, start, bandwidth or _FAR, offer.price)
+        cluster = Cluster(nodes, slots, cores, offer.memory, start, bandwidth or _FAR, offer.price, offer.billing)
         there = forecast(workload, cluster)
         if there.price is not None:
             estimates.keep(estimates.Rented(provider.name, offer.machine, offer.spot), nodes, there.price)

@@ -14,6 +14,7 @@ from typing import ClassVar
 
 import requests
 
+from skyward.core.billing import Billing
 from skyward.core.errors import (
     AuthFailed,
     CloudError,
@@ -47,6 +48,11 @@ _UBUNTU = "ubuntu/images/hvm-ssd-gp3/ubuntu-noble-24.04-{}-server-*"
 _DEEP_LEARNING = "Deep Learning *Base OSS Nvidia Driver GPU AMI (Ubuntu 24.04)*"
 _DEEP_LEARNING_OWNERS = ["amazon", "898082745236"]  # the alias, and the account behind it
 _TYPES_AGE = 3600.0  # seconds for which the list of instance types is reused
+_BILLING = Billing(minimum=60.0)  # by the second then
+_ADDRESS = 0.005  # US dollars per hour of a public IPv4 address
+_GIB_MONTH = 0.08  # US dollars for a GiB of gp3 in us-east-1; up to twice that elsewhere
+_USUAL_DISK = 8  # GiB of Ubuntu's image; those with drivers have more, on machines that cost a hundred times as much
+_HOURS_OF_A_MONTH = 730
 
 _CAPACITY = {
     "InsufficientInstanceCapacity",
@@ -100,6 +106,8 @@ class AWS(CloudProvider):
     An instance shows a host key that it received in its user data, so that the first connection is verified; no EC2 key
     pair is made. Each pool has its own security group, which allows SSH from your address only. An instance that hears
     nothing for the pool's `orphan_timeout` shuts itself down, which terminates it.
+
+    Prices include about what the root volume costs, and the public IPv4 address unless `private` is given.
 
     Parameters
     ----------
@@ -247,9 +255,18 @@ class AWS(CloudProvider):
             for name, kind in kinds.items():
                 for zone in sorted(zones.get(name, ())):
                     if "on-demand" in kind.usage_classes:
-                        yield _offer(kind, region, zone, False, ec2.on_demand_price(name))
+                        yield _offer(kind, region, zone, False, self._with_others(ec2.on_demand_price(name)))
                     if (name, zone) in prices:
-                        yield _offer(kind, region, zone, True, prices[name, zone].price)
+                        yield _offer(kind, region, zone, True, self._with_others(prices[name, zone].price))
+
+    def _with_others(self, price: float | None) -> float | None:
+        """An instance's price with those of its volume and its address, which AWS bills apart."""
+        return None if price is None else price + self._others
+
+    @property
+    def _others(self) -> float:
+        volume = (self.disk or _USUAL_DISK) * _GIB_MONTH / _HOURS_OF_A_MONTH
+        return volume if self.private else volume + _ADDRESS
 
     def _kinds(self, region: str, ec2: EC2Driver) -> list[InstanceType]:
         key = (self.url, region)
@@ -281,7 +298,7 @@ class AWS(CloudProvider):
             client_token=order.name,
             user_data=user_data,
             spot=offer.spot,
-            max_price=_limit(order.resources.max_price, ec2.on_demand_price(offer.machine)),
+            max_price=_limit(order.resources.max_price, self._others, ec2.on_demand_price(offer.machine)),
             tags={"Name": order.name, _POOL: order.tag, _ORDER: order.name},
             subnet=subnet,
             security_groups=[self._group(ec2, order.tag, vpc)],
@@ -511,12 +528,24 @@ def _offer(kind: InstanceType, region: str, zone: str, spot: bool, price: float 
         zone_of=region,
         usable=None if nvidia else 0,
         architecture={"arm64": "aarch64"}.get(architecture or "", architecture),
+        billing=_BILLING,
     )
 
 
-def _limit(price: float | None, on_demand: float | None) -> float | None:
-    """Return a spot machine's price limit; None from the on-demand price up, where AWS refuses any."""
-    return None if price is None or (on_demand is not None and price >= on_demand) else price
+def _limit(most: float | None, others: float, on_demand: float | None) -> float | None:
+    """Return the limit of a spot machine's own price; None from the on-demand price up, where AWS refuses any.
+
+    Parameters
+    ----------
+    most
+        What the machine may cost with its volume and its address; None: as much as it takes.
+    others, on_demand
+        The price of these, and the machine's own on demand.
+    """
+    if most is None:
+        return None
+    limit = round(most - others, 6)
+    return None if on_demand is not None and limit >= on_demand else limit
 
 
 def _own_address() -> str:

@@ -231,8 +231,9 @@ class Libcloud(CloudProvider):
             accelerators=int(groups.get("count") or 1) if gpu else 0,
             accelerator_memory=int(groups["memory"]) * 10**9 if groups.get("memory") else None,
             region=None if place is None else _id(place),
-            price=float(price) / hourly if price and hourly else None,
+            price=float(price) / hourly + profile.others if price and hourly else None,
             extra={"size": size, "location": place},
+            billing=profile.billing,
         )
 
     # --- machines ---

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from skyward.core.billing import BY_THE_SECOND, Billing
+
 __all__ = ["PROFILES", "Profile"]
 
 
@@ -56,6 +58,10 @@ class Profile:
         Further arguments of these calls.
     named
         Arguments for which the driver takes objects with a name and an id; users write names.
+    billing
+        For how much time a machine is billed at least, and by which unit.
+    others
+        US dollars per hour for the disk and the public address, where they are not in the size's price.
     quota, capacity
         Patterns of errors that mean: the account may not have more; there is none at the moment. Not applied to a 5xx,
         which may be a gateway's.
@@ -88,6 +94,8 @@ class Profile:
     list_nodes: Mapping[str, object] = field(default_factory=dict)
     destroy: Mapping[str, object] = field(default_factory=dict)
     named: Sequence[str] = ()
+    billing: Billing = BY_THE_SECOND
+    others: float = 0.0
     quota: str | None = None
     capacity: str | None = None
     key_env: Sequence[str] = ()
@@ -108,6 +116,7 @@ PROFILES: dict[str, Profile] = {
         image="ubuntu-24-04-x64",
         images="id",
         locations="extra.regions",
+        billing=Billing(minimum=60.0),
         quota=r"exceed your droplet limit",
         capacity=r"not available in this region|currently unavailable|capacity",
         key_env=("DIGITALOCEAN_ACCESS_TOKEN", "DIGITALOCEAN_TOKEN"),
@@ -126,6 +135,8 @@ PROFILES: dict[str, Profile] = {
         user="ubuntu",
         create={"image": None},  # has no default, and excludes an image family
         destroy={"destroy_boot_disk": False},  # it is deleted with its machine
+        billing=Billing(minimum=60.0),
+        others=0.0055,  # 10 GB, and an address
         quota=r"QUOTA_EXCEEDED|quotaExceeded|Quota '",
         capacity=r"RESOURCE_POOL_EXHAUSTED|does not have enough resources",
         key_env=("GCE_CLIENT_EMAIL",),
@@ -141,6 +152,7 @@ PROFILES: dict[str, Profile] = {
         image="linode/ubuntu24.04",
         images="id",
         password="root_pass",  # noqa: S106  the argument's name
+        billing=Billing(unit=3600.0),
         quota=r"[Ll]imit reached",
         capacity=r"not available|capacity|sold out",
         key_env=("LINODE_CLI_TOKEN", "LINODE_TOKEN"),
@@ -179,6 +191,7 @@ PROFILES: dict[str, Profile] = {
         locations="extra.locations",
         list_sizes={"ex_list_bare_metals": False},
         list_nodes={"ex_list_bare_metals": False},
+        billing=Billing(unit=3600.0),
         quota=r"limit|maximum",
         capacity=r"not available|unavailable|sold out",
         key_env=("VULTR_API_KEY",),

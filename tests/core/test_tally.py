@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from skyward.core.billing import Billing
 from skyward.core.events import (
     Event,
     MachineEnded,
@@ -240,6 +241,15 @@ def test_money_is_counted_from_the_order_to_the_end() -> None:
     assert (counted.money.price, counted.money.unpriced) == (3.6, 1)
     counted.add(MachineEnded("a", "x"), 70)
     assert counted.money.cost(1e6) == pytest.approx(0.13)
+
+
+def test_what_is_billed_counts_however_short_a_machine_lived() -> None:
+    by_the_hour = MachineInfo("x", price=3.6, billing=Billing(unit=3600.0))
+    counted = tally(
+        (50, MachineMade("a", by_the_hour)), (60, MachineEnded("a", "x")), (60, MachineMade("b", by_the_hour))
+    )
+    assert counted.money.cost(61) == pytest.approx(7.2)
+    assert counted.money.cost(60 + 3601) == pytest.approx(3.6 + 7.2)
 
 
 def test_the_last_nodes_that_were_lost_are_shown() -> None:

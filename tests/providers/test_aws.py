@@ -197,7 +197,7 @@ def test_who_comes_from_another_address_by_now_is_let_in_too(cloud, monkeypatch)
 def test_a_spot_machine_never_costs_more_than_the_user_pays(cloud):
     it = provider(cloud)
     offer = offer_of(it, "t3.micro", spot=True)
-    wanted = dataclasses.replace(order(offer), resources=Resources(max_price=offer.price * 1.1))
+    wanted = dataclasses.replace(order(offer), resources=Resources(max_price=offer.price * 1.02))
     cloud.surge = 1.2
     with pytest.raises(sky.NoCapacity, match="SpotMaxPriceTooLow"):
         it.create(wanted)
@@ -209,6 +209,17 @@ def test_a_spot_machine_never_costs_more_than_the_user_pays(cloud):
     eventually(lambda: it.machines(TAG)[0].state in (MachineState.PREEMPTED, MachineState.GONE))
     sweep(it, TAG)
     assert cloud.meter.live == []
+
+
+@pytest.mark.slow
+def test_a_price_has_what_a_volume_and_an_address_cost(cloud):
+    public, private, large = (
+        offer_of(provider(cloud, **options), "t3.micro") for options in ({}, {"private": True}, {"disk": 730})
+    )
+    assert public.price - private.price == pytest.approx(0.005)
+    assert large.price - public.price == pytest.approx(0.08 * (730 - 8) / 730)
+    assert private.price == pytest.approx(0.0104 + 0.08 * 8 / 730)
+    assert public.billing.seconds(1.0) == 60.0
 
 
 @pytest.mark.slow

@@ -91,7 +91,7 @@ def test_prices_are_gross_and_in_dollars(cloud: Cloud):
     offers = {(o.machine, o.region): o for o in provider(cloud).offers(Resources())}
     offer = offers["cx33", "fsn1"]
     assert (offer.vcpus, offer.memory, offer.spot) == (4, 8 * 2**30, False)
-    assert offer.price == pytest.approx(0.0088 * VAT * USD_PER_EUR)
+    assert offer.price == pytest.approx((0.0088 * VAT + 0.001) * USD_PER_EUR)
     assert provider(cloud, usd_per_eur=2.0).offers(Resources())[0].price == pytest.approx(
         provider(cloud, usd_per_eur=1.0).offers(Resources())[0].price * 2
     )

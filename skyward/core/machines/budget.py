@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from skyward.core.billing import BY_THE_SECOND, Billing
 from skyward.core.spec import Offer
 
 __all__ = ["LEAST", "Budget", "Terms"]
@@ -34,11 +35,14 @@ class Terms:
         When it was ordered, from when on it may cost money.
     seconds
         How long it may run.
+    billing
+        How its provider bills that.
     """
 
     price: float
     began: float
     seconds: float
+    billing: Billing = BY_THE_SECOND
 
     @property
     def ends(self) -> float:
@@ -49,11 +53,11 @@ class Terms:
     @property
     def share(self) -> float:
         """US dollars that it may cost."""
-        return self.price * self.seconds / _HOUR if self.price else 0.0
+        return self.price * self.billing.seconds(self.seconds) / _HOUR if self.price else 0.0
 
     def cost(self, now: float) -> float:
         """US dollars that it has cost if it ends now."""
-        return self.price * max(0.0, now - self.began) / _HOUR
+        return self.price * self.billing.seconds(now - self.began) / _HOUR
 
     def held(self, ended: float | None = None) -> float:
         """US dollars that must be set aside for it; `ended` is when its provider agreed to terminate it."""
@@ -102,7 +106,7 @@ class Budget:
         """
         if not offer.price:
             return missing if offer.price == 0 else 0
-        return min(missing, int(free / (offer.price * LEAST / _HOUR) + 1e-9))
+        return min(missing, int(free / (offer.price * offer.billing.seconds(LEAST) / _HOUR) + 1e-9))
 
     def terms(self, offer: Offer, machines: int, free: float, now: float) -> Terms:
         """The terms of each machine if so many are bought with all that is free.
@@ -119,7 +123,8 @@ class Budget:
             The time, from which on they cost money.
         """
         price = offer.price or 0.0
-        return Terms(price, now, free / machines / price * _HOUR if price else float("inf"))
+        paid = free / machines / price * _HOUR if price else float("inf")
+        return Terms(price, now, offer.billing.within(paid), offer.billing)
 
     def why_not(self, offer: Offer, missing: int, free: float) -> str:
         """Why the machines that are missing are not bought, or not all of them.
@@ -136,4 +141,5 @@ class Budget:
         left = f"${free:.4g} of budget=${self.amount:.4g} is left" if free < self.amount else f"budget=${free:.4g}"
         each = f"${offer.price:.4g}/h" if offer.price is not None else "an unknown price"
         what = f"{missing} machines" if missing > 1 else "a machine"
-        return f"{left}, which does not pay for {what} at {each} for {LEAST / 60:.0f} minutes{' each' * (missing > 1)}"
+        least = f"{offer.billing.seconds(LEAST) / 60:.0f} minutes{' each' * (missing > 1)}"
+        return f"{left}, which does not pay for {what} at {each} for {least}"

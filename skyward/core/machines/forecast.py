@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from skyward.core.billing import BY_THE_SECOND, Billing
+
 __all__ = ["Cluster", "Forecast", "TaskSample", "Workload", "durations", "forecast", "in_words", "makespan", "merged"]
 
 _OVERHEAD = 0.0003  # driver's seconds per task, of which it handles one at a time
@@ -93,6 +95,8 @@ class Cluster:
         Bytes per second from the caller to all nodes together, and back.
     price
         US dollars per hour of a node; None if it is not known.
+    billing
+        How the provider bills that.
     """
 
     nodes: int
@@ -102,6 +106,7 @@ class Cluster:
     start: float
     bandwidth: float
     price: float | None
+    billing: Billing = BY_THE_SECOND
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +203,7 @@ def forecast(workload: Workload, cluster: Cluster) -> Forecast:
     transfer = workload.shared / cluster.bandwidth
     compute = max(tasks, moving, driving)
     wall = cluster.start + workload.before + transfer + compute
-    price = None if cluster.price is None else cluster.price * cluster.nodes * wall / 3600
+    price = None if cluster.price is None else cluster.price * cluster.nodes * cluster.billing.seconds(wall) / 3600
     ideal = sum(times) / total
     parts = {
         f"starting the nodes: {in_words(cluster.start)}": cluster.start,

@@ -8,6 +8,7 @@ settings, and for which pool. It contains no secrets. The private key of each op
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import glob
 import json
 import os
@@ -21,6 +22,7 @@ from pathlib import Path
 
 import platformdirs
 
+from skyward.core.billing import BY_THE_SECOND, Billing
 from skyward.core.errors import ConfigError, PoolNotActive
 from skyward.core.spec import Endpoint, KeyPair, Machine, MachineId, Order
 
@@ -36,6 +38,7 @@ CREATE TABLE IF NOT EXISTS providers (
 CREATE TABLE IF NOT EXISTS orders (
     name TEXT PRIMARY KEY, tag TEXT, provider TEXT, count INTEGER, machine TEXT, region TEXT, spot INTEGER,
     price REAL, host_key TEXT, intended REAL, refused REAL);
+CREATE TABLE IF NOT EXISTS billing (name TEXT PRIMARY KEY, minimum REAL, unit REAL);
 CREATE TABLE IF NOT EXISTS machines (
     provider TEXT, id TEXT, ordered TEXT, tag TEXT, made REAL, ended REAL, host TEXT, port INTEGER, user TEXT,
     node TEXT, PRIMARY KEY (provider, id));
@@ -67,7 +70,7 @@ class PoolEntry:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A machine that was bought. Times are seconds since the epoch; `price` is US dollars per hour."""
+    """A machine that was bought. Times are seconds since the epoch; `price` is US dollars per hour, as it is billed."""
 
     provider: str
     id: MachineId
@@ -81,11 +84,12 @@ class Entry:
     endpoint: Endpoint | None
     host_key: str
     node: str
+    billing: Billing = BY_THE_SECOND
 
     def cost(self, now: float) -> float | None:
         """US dollars so far; None when the price is not known."""
         end = now if self.ended is None else self.ended
-        return None if self.price is None else self.price * max(0.0, end - self.made) / 3600
+        return None if self.price is None else self.price * self.billing.seconds(end - self.made) / 3600
 
 
 class Ledger:
@@ -256,6 +260,8 @@ class Ledger:
         )
         with self._open() as db:
             db.execute("INSERT INTO orders VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+            if offer and offer.billing != BY_THE_SECOND:
+                db.execute("INSERT INTO billing VALUES (?, ?, ?)", (order.name, *dataclasses.astuple(offer.billing)))
             # After the insert, which makes other writers wait: a stop comes before it, or sees the order.
             if db.execute("SELECT 1 FROM stopped WHERE tag = ?", (order.tag,)).fetchone():
                 raise PoolNotActive(f"{order.tag} was shut down by `skyward down`; nothing more is rented for it")
@@ -327,8 +333,9 @@ class Ledger:
     def machines(self, tag: str | None = None) -> list[Entry]:
         """List the machines of a pool, or of all pools, oldest first, including those that are gone."""
         query = (
-            "SELECT m.*, o.machine, o.region, o.spot, o.price, o.host_key FROM machines m "
-            "LEFT JOIN orders o ON o.name = m.ordered WHERE ? IS NULL OR m.tag = ? ORDER BY m.made"
+            "SELECT m.*, o.machine, o.region, o.spot, o.price, o.host_key, b.minimum, b.unit FROM machines m "
+            "LEFT JOIN orders o ON o.name = m.ordered LEFT JOIN billing b ON b.name = m.ordered "
+            "WHERE ? IS NULL OR m.tag = ? ORDER BY m.made"
         )
         with self._open() as db:
             rows = db.execute(query, (tag, tag)).fetchall()
@@ -347,6 +354,7 @@ def _entry(row: sqlite3.Row) -> Entry:
     return Entry(
         *(row["provider"], row["id"], row["tag"], row["machine"] or "", row["region"], bool(row["spot"])),
         *(row["price"], row["made"], row["ended"], endpoint, row["host_key"] or "", row["node"] or ""),
+        Billing(row["minimum"] or 0.0, row["unit"] or 0.0),
     )
 
 

@@ -64,4 +64,4 @@ class MachineReports:
         offer, _ = self._offers.get(machine.order, (None, 0.0))
         if offer is None:
             return MachineInfo(name)
-        return MachineInfo(name, offer.machine, offer.price, offer.spot, offer.region)
+        return MachineInfo(name, offer.machine, offer.price, offer.spot, offer.region, offer.billing)

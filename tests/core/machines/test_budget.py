@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from skyward.core.billing import Billing
 from skyward.core.machines.budget import LEAST, Budget, Terms
 from skyward.core.spec import Offer
 from tests.examples import examples
@@ -46,6 +47,18 @@ def test_too_little_money_buys_fewer_machines_or_none() -> None:
     assert budget.pays_for(Offer("m", price=None), 3, 100.0) == 0
 
 
+def test_where_each_hour_that_has_begun_is_billed_only_whole_hours_are_bought() -> None:
+    """$10 for two machines of $1/h: five hours each; for three, three hours, and a dollar is left."""
+    budget, offer = Budget(10.0), Offer("m", price=1.0, billing=Billing(unit=3600.0))
+    assert budget.pays_for(offer, 20, 10.0) == 10
+    assert budget.terms(offer, 2, 10.0, 0.0).seconds == 5 * 3600.0
+    terms = budget.terms(offer, 3, 10.0, 0.0)
+    assert (terms.seconds, terms.share, terms.cost(3601.0), terms.held(10.0)) == (3 * 3600.0, 3.0, 2.0, 1.0)
+    assert budget.why_not(offer, 1, 0.5) == (
+        "$0.5 of budget=$10 is left, which does not pay for a machine at $1/h for 60 minutes"
+    )
+
+
 def test_why_not_says_what_is_left_and_what_it_would_take() -> None:
     assert Budget(0.5).why_not(SMALL, 10, 0.5) == (
         "budget=$0.5, which does not pay for 10 machines at $1/h for 5 minutes each"
@@ -58,20 +71,24 @@ def test_why_not_says_what_is_left_and_what_it_would_take() -> None:
 @given(
     amount=st.floats(0.01, 1e4),
     lives=st.lists(st.tuples(st.floats(0.001, 50.0), st.integers(1, 20), st.floats(0.0, 1.0)), max_size=10),
+    billing=st.sampled_from((Billing(), Billing(minimum=60.0), Billing(unit=3600.0), Billing(3600.0, 60.0))),
 )
 @examples(200)
-def test_whatever_is_bought_in_turn_the_budget_holds(amount: float, lives: list[tuple[float, int, float]]) -> None:
+def test_whatever_is_bought_in_turn_the_budget_holds(
+    amount: float, lives: list[tuple[float, int, float]], billing: Billing
+) -> None:
     """Each group is bought with what is free, and lives for a part of its time before the next one is bought."""
     budget, now, cost = Budget(amount), 0.0, 0.0
     for price, missing, part in lives:
-        offer = Offer("m", price=price)
+        offer = Offer("m", price=price, billing=billing)
         free = budget.free([])
         count = budget.pays_for(offer, missing, free)
         if not count:
             continue
         terms = budget.terms(offer, count, free, now)
         assert terms.seconds >= LEAST * 0.999
-        assert budget.free([terms.held()] * count) == pytest.approx(0.0, abs=1e-6 * amount)
+        left = budget.free([terms.held()] * count)
+        assert left < count * price * billing.unit / 3600 or left == pytest.approx(0.0, abs=1e-6 * amount)
         now += part * terms.seconds
         budget.spent += count * terms.cost(now)
         cost += count * terms.cost(now)

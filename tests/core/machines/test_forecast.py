@@ -9,6 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from skyward.core.billing import Billing
 from skyward.core.machines.forecast import (
     Cluster,
     TaskSample,
@@ -116,6 +117,8 @@ def test_parts_and_price() -> None:
     assert there.call == pytest.approx(384.0)
     assert there.wall == pytest.approx(444.0)
     assert there.price == pytest.approx(5 * 0.6 * 444 / 3600)
+    by_the_hour = cluster(nodes=5, slots=2, billing=Billing(unit=3600.0))
+    assert forecast(workload(100, 36.0), by_the_hour).price == pytest.approx(5 * 0.6)
     assert there.limits == ()
 
 

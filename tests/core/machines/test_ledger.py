@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from skyward.core.billing import Billing
 from skyward.core.errors import ConfigError, PoolNotActive
 from skyward.core.machines.ledger import Ledger, _asked
 from skyward.core.machines.ssh_keys import make_key
@@ -247,6 +248,15 @@ def test_cost(ledger: Ledger, price: float | None, ended: float | None, cost: fl
     entry = replace(entry, ended=None if ended is None else entry.made + ended)
     found = entry.cost(entry.made + 1800)
     assert found is None if cost is None else found == pytest.approx(cost)
+
+
+def test_what_is_billed_at_least_counts_as_well(ledger: Ledger) -> None:
+    ledger.open_pool("sky-1", [], KEY)
+    ledger.intend("p", an_order(offer=replace(OFFER, billing=Billing(minimum=60.0, unit=3600.0))))
+    ledger.made("p", [a_machine()])
+    (entry,) = ledger.machines()
+    assert entry.billing == Billing(60.0, 3600.0)
+    assert (entry.cost(entry.made + 5), entry.cost(entry.made + 3605)) == (0.72, 1.44)
 
 
 def test_a_machine_of_an_unknown_order_costs_nobody_knows_what(ledger: Ledger) -> None:

@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 
 from libcloud.compute.base import KeyPair, Node
 from libcloud.compute.types import NodeState
+from skyward.core.billing import Billing
 from skyward.core.errors import (
     AuthFailed,
     CloudError,
@@ -39,6 +40,7 @@ __all__ = ["USD_PER_EUR", "Hetzner"]
 USD_PER_EUR = 1.16
 """US dollars per euro: about the European Central Bank's reference rate of November 2025."""
 
+_ADDRESS = 0.001  # per hour of a public IPv4 address, gross, in the currency of all prices
 _POOL, _ORDER = "skyward-pool", "skyward-order"  # labels
 _PREFIX = "sky-"
 _ANYWHERE = ("0.0.0.0/0", "::/0")
@@ -69,7 +71,7 @@ class Hetzner(CloudProvider):
     has a firewall that allows only SSH, and a key in the project, without which Hetzner would mail the owner a root
     password for each server; both are deleted with the pool.
 
-    Prices are gross, without the few cents a day for the public IPv4 address.
+    Prices are gross, with that of the public IPv4 address. Each hour that has begun is billed.
 
     Parameters
     ----------
@@ -137,7 +139,8 @@ class Hetzner(CloudProvider):
                         vcpus=size.extra["vcpus"],
                         memory=size.ram * 2**20,
                         region=place,
-                        price=price["gross"] * rate if price and rate else None,
+                        price=(price["gross"] + _ADDRESS) * rate if price and rate else None,
+                        billing=Billing(unit=3600.0),
                     )
 
     def create_machines(self, driver: HetznerNodeDriver, order: Order) -> Sequence[Machine]:
