@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from skyward.core.billing import BY_THE_SECOND, Billing
 from skyward.core.errors import BudgetExceeded, CloudError, NoCapacity
 from skyward.core.machines import fleet_events as f
 from skyward.core.machines.budget import Budget
@@ -13,6 +14,8 @@ from skyward.core.machines.fleet import Fleet
 from skyward.core.spec import Offer
 from tests.core.machines.test_fleet import RENTED, SMALL, machine, of
 from tests.examples import examples
+
+BILLINGS = st.sampled_from((BY_THE_SECOND, Billing(minimum=60.0), Billing(unit=3600.0)))
 
 
 def paid_fleet(amount, wanted=1, least=1, offers=((0, SMALL),), sources=(RENTED,)):
@@ -172,9 +175,9 @@ def test_what_ends_for_want_of_money_blames_no_task() -> None:
 @examples(100)
 def test_whatever_happens_the_bill_stays_within_the_budget(data: st.DataObject) -> None:
     """Machines that come late, die, are refused, or are shown although the order's reply was lost."""
-    amount, wanted = data.draw(st.floats(0.05, 5.0)), data.draw(st.integers(1, 4))
+    amount, wanted, billing = (data.draw(each) for each in (st.floats(0.05, 5.0), st.integers(1, 4), BILLINGS))
     offers = [
-        (0, Offer(f"m{price}", price=price))
+        (0, Offer(f"m{price}", price=price, billing=billing))
         for price in data.draw(st.lists(st.floats(0.05, 9.0), min_size=1, max_size=3))
     ]
     it = paid_fleet(amount, wanted, offers=offers)
@@ -190,7 +193,7 @@ def test_whatever_happens_the_bill_stays_within_the_budget(data: st.DataObject) 
                 for id in command.ids:
                     if id in alive:
                         price, since, until = alive.pop(id)
-                        bill += price * (min(now, until) - since) / 3600
+                        bill += price * billing.seconds(min(now, until) - since) / 3600
                 carry_out(it.handle(f.Destroyed(0, command.ids), now))
             elif isinstance(command, f.Abandon):
                 carry_out(it.handle(f.Lost(0, command.id), now))
@@ -222,5 +225,6 @@ def test_whatever_happens_the_bill_stays_within_the_budget(data: st.DataObject) 
             carry_out(it.handle(f.Seen(0, seen()), now))
         else:
             carry_out(it.handle(f.Tick(), now))
-    bill += sum(price * (until - since) / 3600 for price, since, until in alive.values())  # nobody ends them
+    # Nobody ends the others.
+    bill += sum(price * billing.seconds(until - since) / 3600 for price, since, until in alive.values())
     assert bill <= amount * 1.000001
