@@ -137,6 +137,11 @@ class _Money:
             self._spent += _cost(*machine, now)
 
 
+def _transferred(tally: Tally, event: Transferred, _: float) -> None:
+    if not event.peer:
+        tally.sent += event.size
+
+
 @dataclass(slots=True)
 class Tally:
     """What the events of one pool add up to.
@@ -392,10 +397,6 @@ class Tally:
         self.slots += slots - self.nodes.pop(node, 0)
         if slots:
             self.nodes[node] = slots
-
-    def _transferred(self, event: Transferred, _: float) -> None:
-        if not event.peer:
-            self.sent += event.size
 
     def _counted(self, event: Machines, _: float) -> None:
         self.machines = event

@@ -24,7 +24,7 @@ _AGES = (256, 128, 64, 32, 16, 8, 4, 2, 1)  # into how many parts the time since
 
 @dataclass(slots=True)
 class Block:
-    """Tasks of one row. Times are in milliseconds since the pool's start, with fractions while it may grow.
+    """Tasks of one row. Times are in milliseconds since the pool's start; the end has a fraction while it may grow.
 
     Attributes
     ----------
@@ -45,14 +45,14 @@ class Block:
     """
 
     row: int
-    start: float
+    start: int
     end: float
     busy: float
     label: int
     count: int
     failed: int
     trail: float = 0.0
-    until: float = 0.0
+    until: int = 0
     fresh: bool = True
 
 
@@ -108,8 +108,9 @@ class Blocks:
         if block is None or not block.start <= start < block.until:
             if block is not None:
                 self._close(block)
-            until = start - start % self.step + self.step
-            self._open[row] = block = Block(row, start, start + busy, busy, label, count, failed, 0.0, until)
+            first = int(start)  # a task that begins within the same ms must not begin a block that replaces this one
+            until = first - first % self.step + self.step
+            self._open[row] = block = Block(row, first, start + busy, busy, label, count, failed, 0.0, until)
             self._fresh[row] = None
             return block
         block.end = max(block.end, start + busy)
@@ -206,7 +207,7 @@ class Blocks:
 
     def _close(self, block: Block) -> None:
         self._rows.append(block.row)
-        self._starts.append(int(block.start))
+        self._starts.append(block.start)
         self._ends.append(int(block.end))
         self._busy.append(block.busy)
         self._labels.append(block.label)

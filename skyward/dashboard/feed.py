@@ -254,10 +254,9 @@ def _columns(blocks: Iterable[Block]) -> list[list[int]]:
     columns: list[list[int]] = [[], [], [], [], [], [], []]
     rows, starts, lengths, shares, labels, counts, failed = (column.append for column in columns)
     for block in blocks:
-        start = int(block.start)
-        length = int(block.end) - start
+        length = int(block.end) - block.start
         rows(block.row)
-        starts(start)
+        starts(block.start)
         lengths(length)
         shares(min(100, round(100 * block.busy / length)) if length else 100)
         labels(block.label)

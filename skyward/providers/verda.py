@@ -36,6 +36,7 @@ from skyward.providers.names import pool_of
 
 __all__ = ["Verda"]
 
+_HOURS_OF_A_MONTH = 730
 _STATES = {
     NodeState.PENDING: MachineState.STARTING,
     NodeState.STARTING: MachineState.STARTING,
@@ -90,11 +91,13 @@ class Verda(CloudProvider):
         known = {location for places in where.values() for location in places}
         if self.region is not None and self.region not in known:
             raise NotFound(f"verda: there is no region {self.region!r}; available: {', '.join(sorted(known))}")
+        volume = self.disk * (driver.ex_volume_price() or 0.0) / _HOURS_OF_A_MONTH
         for size in driver.list_sizes():
             for spot, places in where.items():
                 for location, kinds in places.items():
                     if size.id in kinds and self.region in (None, location):
                         count = size.extra["gpu_count"]
+                        price = size.extra["spot_price"] if spot else size.price
                         yield Offer(
                             machine=size.id,
                             vcpus=size.extra["cores"],
@@ -104,7 +107,7 @@ class Verda(CloudProvider):
                             accelerator_memory=int(size.extra["gpu_memory_gb"] / count * 10**9) if count else None,
                             region=location,
                             spot=spot,
-                            price=size.extra["spot_price"] if spot else size.price,
+                            price=None if price is None else price + volume,
                             extra={"size": size.id, "images": tuple(size.extra.get("supported_os") or ())},
                         )
 

@@ -81,23 +81,25 @@ def test_more_rows_than_blocks_that_may_be_kept() -> None:
 
 @given(
     st.lists(
-        st.tuples(st.integers(0, 3), st.integers(0, 400), st.floats(0, 2), st.integers(0, 2), st.booleans()),
+        st.tuples(st.integers(0, 3), st.floats(-0.9, 400), st.floats(0, 2), st.integers(0, 2), st.booleans()),
         max_size=60,
     ),
     st.integers(2, 30),
 )
-def test_whoever_takes_all_messages_knows_the_same(tasks: list[tuple[int, int, float, int, bool]], every: int) -> None:
+def test_whoever_takes_all_messages_knows_the_same(
+    tasks: list[tuple[int, float, float, int, bool]], every: int
+) -> None:
     """A block that is sent again replaces the last one of its row, if both have the same start."""
     blocks = Blocks(most=20)
     seen: dict[int, list[Block]] = {}
-    ends: dict[int, int] = {}
+    ends: dict[int, float] = {}
     for number, (row, pause, seconds, label, failed) in enumerate(tasks):
-        start = ends.get(row, 0) + pause
-        ends[row] = start + int(seconds * 1000)
+        start = max(0.0, ends.get(row, 0.0) + pause)
+        ends[row] = start + seconds * 1000
         blocks.add(row, start, seconds, label, 1, int(failed))
         if number % every == 0:
             _taken(blocks, seen)
-            blocks.pace(max(ends.values()))
+            blocks.pace(int(max(ends.values())))
     _taken(blocks, seen)
     mine = totals(block for row in seen.values() for block in row)
     assert mine == totals(blocks)

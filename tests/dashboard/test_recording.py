@@ -25,7 +25,7 @@ def test_each_slot_has_a_row() -> None:
     recording.handle(ended("b", 0, 101.2), 101.7)
     recording.digest(102.0)
     assert [(use[0].name, use[1]) for use in recording.rows if use] == [("a", 0), ("a", 1), ("b", 0)]
-    assert [(b.row, int(b.start), int(b.end)) for b in recording.blocks] == [(1, 1000, 1500), (2, 1200, 1700)]
+    assert [(b.row, b.start, int(b.end)) for b in recording.blocks] == [(1, 1000, 1500), (2, 1200, 1700)]
     assert recording.nodes["a"].since == 500
 
 

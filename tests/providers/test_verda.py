@@ -50,7 +50,12 @@ def order(offer, tag="sky-1-1-abc", number=1) -> Order:
 def test_offers(cloud):
     offers = provider(cloud).offers(Resources())
     cpu = next(offer for offer in offers if offer.machine == "CPU.4V.16G" and not offer.spot)
-    assert (cpu.vcpus, cpu.memory, cpu.accelerator, cpu.price) == (4, 16 * 2**30, None, 0.0279)
+    assert (cpu.vcpus, cpu.memory, cpu.accelerator, cpu.price) == (
+        4,
+        16 * 2**30,
+        None,
+        pytest.approx(0.0279 + 0.2 * 50 / 730),
+    )
     gpu = next(offer for offer in offers if offer.accelerator is not None)
     assert gpu.accelerator.endswith(f"{gpu.accelerator_memory // 10**9}GB")
     assert gpu.accelerators >= 1

@@ -201,6 +201,13 @@ class VerdaNodeDriver(NodeDriver):
         """
         return [_to_size(self, row) for row in _rows(self._call("GET", "/instance-types", {"currency": "usd"}))]
 
+    def ex_volume_price(self) -> float | None:
+        """Return what a GB of an OS volume costs, in US dollars per month; None if that is not told."""
+        for row in _rows(self._call("GET", "/volume-types")):
+            if row["type"] == "NVMe" and str(row["price"].get("currency", "usd")).lower() == "usd":
+                return _price(row["price"].get("price_per_month_per_gb"))
+        return None
+
     def list_images(self, location: NodeLocation | None = None, ex_size: NodeSize | None = None) -> list[NodeImage]:
         """List all images, or those that fit an instance type. The id is the image's type, such as "ubuntu-24.04"."""
         rows = _rows(self._call("GET", "/images", {"instance_type": None if ex_size is None else ex_size.id}))
@@ -340,7 +347,7 @@ def _new_id(reply: Any) -> str:
 
 
 def _price(text: Any) -> float | None:
-    """Return US dollars per hour; None if there is no price, or 0, the API's price of what it does not sell."""
+    """Return US dollars; None if there is no price, or 0, the API's price of what it does not sell."""
     try:
         return float(text) or None
     except (TypeError, ValueError):
