@@ -22,7 +22,7 @@ PACKAGE = REPOSITORY / "skyward"
 # The floors of core, the lowest first. A room may import the floors below its own, and nothing of its own floor but
 # itself; so there is no circle among rooms, and no need to list their arrows.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("builtins_table", "guard", "interrupts", "labels", "scope", "system", "visible", "whoami"),
+    ("billing", "builtins_table", "guard", "interrupts", "labels", "scope", "system", "visible", "whoami"),
     ("errors", "tables"),
     ("gpus", "ioloop", "lock_files", "nesting", "settings", "volumes"),
     ("requirements",),
