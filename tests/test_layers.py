@@ -121,6 +121,7 @@ PURE = (
     "skyward.core.protocol.roll_call",
     "skyward.core.tasks.schedule",
     "skyward.core.tasks.schedule_events",
+    "skyward.core.billing",
     "skyward.core.gpus",
     "skyward.core.scope",
     "skyward.core.nodes.node_reports",
