@@ -95,6 +95,8 @@ class Recording:
         """What was written to standard output, each with the number of its line."""
         self.moments: list[int] = []
         """Numbers of the lines after which the folder had changed, or was safer than before."""
+        self.barriers: list[int] = []
+        """Those of them after which it was safer, or had other names."""
         with log.open() as lines:
             for number, line in enumerate(lines):
                 self._read(number, line)
@@ -144,6 +146,7 @@ class Recording:
             for each in self._find(where).changes:
                 if each.ended < change.began:
                     each.safe = min(each.safe, change.ended)
+            self.barriers.append(change.ended)
         elif name != "mmap" or ("PROT_WRITE" in rest and "MAP_SHARED" in rest):
             raise AssertionError(f"{name} of {where} is not expected")
         self.moments.append(change.ended)
@@ -173,6 +176,7 @@ class Recording:
                 change.entries[leaf] = folder.now[leaf] = moved
         folder.changes.append(change)
         self.moments.append(change.ended)
+        self.barriers.append(change.ended)
 
     def _inside(self, path: str) -> str | None:
         """Its name in the folder; None if it is elsewhere, or memory that SQLite's processes share."""

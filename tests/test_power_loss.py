@@ -179,7 +179,8 @@ def test_whatever_a_disk_had_made_of_it_a_new_run_has_what_was_handed_over(tmp_p
     assert contents(state) == contents(place), "the recording is not complete"
     ways = choices(chance)
     for number in range(STATES):
-        moment, way = chance.choice(recording.moments), chance.choice(sorted(ways))
+        moment = chance.choice(chance.choice((recording.moments, recording.barriers)))
+        way = chance.choice(sorted(ways))
         recording.lay_out(state, moment, ways[way])
         before = handed.before(moment)
         if number < PROGRAMS:
