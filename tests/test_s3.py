@@ -6,6 +6,7 @@ import datetime
 import ipaddress
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 import skyward as sky
+from skyward.core import running_pool
+from skyward.core.events import Event, Note
 from tests.lab import Host, Lab, eventually
 from tests.lab.fixtures import FreshHost, LabHosts
 from tests.processes import descendants
@@ -141,6 +144,23 @@ def test_nothing_is_started_for_a_bucket_that_is_not_there(account: S3Server) ->
         sky.Compute(volume=sky.S3Volume("data", "my-bucket", "dataset/"), console=False),
     ):
         pass
+
+
+def test_a_store_that_takes_its_time_is_said(account: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anything else is shown."""
+    monkeypatch.setattr(running_pool, "_SLOW", 0.2)
+    said: list[str] = []
+
+    def hear(event: Event) -> None:
+        assert isinstance(event, Note)
+        said.append(event.text)
+        os.kill(account.process.pid, signal.SIGCONT)
+
+    pool = sky.Compute(volume=sky.S3Volume("data", "my-bucket", "datasets/"), console=False)
+    pool.events.subscribe(hear, [Note])
+    os.kill(account.process.pid, signal.SIGSTOP)
+    with pool:
+        assert "s3://my-bucket/datasets/: its store has not answered for 0 s" in said[0]
 
 
 def _make_certificate(path: Path) -> None:

@@ -50,6 +50,8 @@ from skyward.core.volumes import LocalVolume, S3Volume
 
 __all__ = ["RunningPool"]
 
+_SLOW = 10.0  # seconds that looking into a bucket may take until the user is told
+
 
 class RunningPool:
     """A pool from its start to its end.
@@ -126,7 +128,7 @@ class RunningPool:
         names = settings.provider_names
         volumes = settings.volumes
         folders = [(each, scan(os.fspath(each.source))) for each in volumes if isinstance(each, LocalVolume)]
-        buckets = [_checked(volume) for volume in volumes if isinstance(volume, S3Volume)]
+        buckets = [_checked(volume, self.events) for volume in volumes if isinstance(volume, S3Volume)]
         self.events.emit(PoolStarted(settings.name, names, settings.nodes.max, settings.worker.slots))
         self.showing.start()
         self._find_code()
@@ -376,10 +378,18 @@ def _close_all() -> None:
 getattr(threading, "_register_atexit", atexit.register)(_close_all)
 
 
-def _checked(volume: S3Volume) -> tuple[S3Volume, BucketSource, Bucket]:
+def _checked(volume: S3Volume, events: Events) -> tuple[S3Volume, BucketSource, Bucket]:
     """Find out what is in a bucket, and whether nodes will be able to use it."""
     store: BucketSource = registry.load(registry.STORES, "s3")(volume)
-    return volume, store, store.check()
+    text = f"{volume.url}: its store has not answered for {_SLOW:.0f} s, or has much to list; still waiting"
+    slow = threading.Timer(_SLOW, events.emit, [Note(text)])
+    slow.name, slow.daemon = "skyward-slow-bucket", True
+    slow.start()
+    try:
+        return volume, store, store.check()
+    finally:
+        slow.cancel()
+        slow.join()
 
 
 async def _open_stream(address: str) -> Channel:
