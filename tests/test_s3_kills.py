@@ -148,6 +148,7 @@ class Run:
         return victim
 
 
+@pytest.mark.timeout(900 if MANY else 240)
 def test_nothing_is_lost_that_was_reported_done(tmp_path: Path) -> None:
     for folder in ("in", "out"):
         (tmp_path / "served" / "bucket" / folder).mkdir(parents=True)
@@ -175,6 +176,7 @@ def test_nothing_is_lost_that_was_reported_done(tmp_path: Path) -> None:
     eventually(lambda: not run.marked(), PATIENCE, "everything has ended")
     assert mounts.mounted_below(tmp_path) == []
     assert killed.total() - killed["nobody"] >= KILLS, killed
+    print(f"\n{dict(killed)}, {len(run.restarts) + 1} runs, {TASKS} tasks, {len(executed)} executions")
 
 
 # --- on hosts ---
