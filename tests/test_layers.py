@@ -225,6 +225,10 @@ LAZY: dict[tuple[str, str], str] = {
     ("skyward.worker.process", "ctypes"): "only where the kernel call is there",
     ("skyward.worker.process", "multiprocessing.process"): "only a slot needs it, not the agent",
     ("skyward.worker.leaks", "ctypes"): "only where the C library has the call",
+    (
+        "skyward.worker.file_service",
+        "skyward.worker.bucket_volumes",
+    ): "0.03 s of each agent's start, for http.client and email, that only pools with buckets need",
     ("skyward.worker.agent", "skyward.worker.forkserver.server"): "only an agent that forks others needs it",
     (
         "skyward.worker.forkserver.launch",

@@ -7,7 +7,7 @@ import errno
 import os
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgpack
 
@@ -26,7 +26,6 @@ from skyward.core.protocol.messages import (
     Reply,
 )
 from skyward.core.protocol.wire import Buffer
-from skyward.worker.bucket_volumes import BucketVolumes
 from skyward.worker.chunk_cache import ChunkCache
 from skyward.worker.file_search import find
 from skyward.worker.folder_build import build
@@ -34,6 +33,9 @@ from skyward.worker.held_answers import HeldAnswers
 from skyward.worker.own_folders import OwnFolders
 from skyward.worker.place_links import link, unlink
 from skyward.worker.task_blobs import TaskBlobs
+
+if TYPE_CHECKING:
+    from skyward.worker.bucket_volumes import BucketVolumes
 
 __all__ = ["FileRequest", "FileService"]
 
@@ -93,8 +95,8 @@ class FileService:
         self._chunks = ChunkCache(folders.chunks)
         self._mounts: dict[int, _Mounted] = {}
         self._links: dict[str, str] = {}  # absolute places -> the folders that they lead to
-        self._buckets = BucketVolumes(f"{folders.base}/buckets", self._warn)
-        self._held = HeldAnswers(loop, self._buckets.save)
+        self._bucket_volumes: BucketVolumes | None = None
+        self._held = HeldAnswers(loop, self._save)
         self._readable: list[str] = []  # places of buckets that tasks can't write to
         self._tasks: set[asyncio.Task[None]] = set()
         blobs.on_chunk = self._arrived
@@ -110,11 +112,11 @@ class FileService:
             case Build():
                 self._build_soon(message)
             case Attach():
-                data = bytes(buffers[0])
-                self._answer(message.request, lambda: self._attach(message, data))
+                data, volumes = bytes(buffers[0]), self._buckets()
+                self._answer(message.request, lambda: self._attach(message, data, volumes))
             case Renew():
                 keys = BucketKeys.unpack(bytes(buffers[0]))
-                self._loop.run_in_executor(None, self._buckets.renew, message.attach, keys)
+                self._loop.run_in_executor(None, self._buckets().renew, message.attach, keys)
             case Flush():
                 self._start(self._flush(message.request))
             case Find():
@@ -128,7 +130,8 @@ class FileService:
         for task in self._tasks:
             task.cancel()
         self._held.close()
-        self._buckets.close()
+        if self._bucket_volumes is not None:
+            self._bucket_volumes.close()
         for place, target in self._links.items():
             unlink(place, target)
 
@@ -239,16 +242,27 @@ class FileService:
         link(place, target)
         self._links[place] = target
 
-    def _attach(self, message: Attach, packed: bytes) -> bytes:
+    def _buckets(self) -> BucketVolumes:
+        if self._bucket_volumes is None:
+            from skyward.worker.bucket_volumes import BucketVolumes  # noqa: PLC0415 - few pools have buckets
+
+            self._bucket_volumes = BucketVolumes(f"{self._folders.base}/buckets", self._warn)
+        return self._bucket_volumes
+
+    def _save(self, groups: frozenset[int] | None) -> str | None:
+        """In a thread: see `Save`."""
+        return None if self._bucket_volumes is None else self._bucket_volumes.save(groups)
+
+    def _attach(self, message: Attach, packed: bytes, volumes: BucketVolumes) -> bytes:
         """In a thread: mount a bucket, or fetch what is in it."""
         place = os.fsdecode(message.place)
         self._check_place(place)
         target = self._target(message.request, place)
         bucket = Bucket.unpack(packed)
         if message.mounted:
-            self._buckets.mount(message.request, bucket, target)
+            volumes.mount(message.request, bucket, target)
         else:
-            self._buckets.bring(message.request, bucket, target, writable=message.writable)
+            volumes.bring(message.request, bucket, target, writable=message.writable)
         if os.path.isabs(place):
             self._link(place, target)
         if message.writable:
