@@ -105,13 +105,15 @@ class Blocks:
         """
         busy = seconds * 1000
         block = self._open.get(row)
-        if block is None or not block.start <= start < block.until:
-            if block is not None:
-                self._close(block)
-            first = int(start)  # a task that begins within the same ms must not begin a block that replaces this one
+        if block is None:
+            first = int(start)
             until = first - first % self.step + self.step
             self._open[row] = block = Block(row, first, start + busy, busy, label, count, failed, 0.0, until)
             self._fresh[row] = None
+            return block
+        if not block.start <= start < block.until:
+            self.begin(block, start, busy, label, count)
+            block.failed = failed
             return block
         block.end = max(block.end, start + busy)
         block.count += count
@@ -121,6 +123,31 @@ class Blocks:
         block.busy += busy
         self.touch(block)
         return block
+
+    def begin(self, block: Block, start: float, busy: float, label: int, count: int) -> None:
+        """Keep a block as it is, and make it the next one of its row.
+
+        Parameters
+        ----------
+        block
+            The last block of its row.
+        start, busy
+            When tasks began, and how long they ran, in ms.
+        label, count
+            Number of their function, and how many there are; none has failed.
+        """
+        self._close(block)
+        block.start = first = int(
+            start
+        )  # a task that begins in the same ms must not begin a block that replaces this one
+        block.until = first - first % self.step + self.step
+        block.end = start + busy
+        block.busy = busy
+        block.label = label
+        block.count = count
+        block.failed = 0
+        block.trail = 0.0
+        self.touch(block)
 
     @staticmethod
     def vote(block: Block, label: int, busy: float) -> None:
@@ -158,7 +185,9 @@ class Blocks:
             return
         rate = made * 1000 / passed
         if rate > PACE:
-            self.step = min(_COARSEST, self.step * (4 if rate > 2 * PACE else 2))
+            rows = len(set(self._rows[self._paced :]))
+            enough = 2000 * rows // PACE  # if each of these rows makes a block per step, that is half the pace
+            self.step = min(_COARSEST, max(self.step * 2, 1 << enough.bit_length() if rate > 2 * PACE else 0))
         elif rate < PACE / 4 and self.step > _FINEST:
             self.step //= 2
         self._paced, self._since = len(self._rows), now

@@ -304,7 +304,7 @@ class Recording:
 
         There may be thousands per second. Most begin soon after their slot's last one, and only add to its block.
         """
-        ended, nodes, numbers, origin, vote = self._ended, self.nodes, self._numbers, self._origin, self.blocks.vote
+        ended, nodes, numbers, origin = self._ended, self.nodes, self._numbers, self._origin
         second = over = 0.0  # the second in which the last ones ended, in ms
         done = 0  # in that second
         for _ in range(tasks):
@@ -316,16 +316,20 @@ class Recording:
             start = -1.0 if started is None else (started - origin) * 1000
             busy = seconds * 1000
             end = start + busy
-            if block is not None and block.start <= start < block.until and ok:
-                if end > block.end:  # noqa: PLR1730 - a call of max takes twice as long
-                    block.end = end
-                if (number := numbers.get(label)) != block.label:
-                    vote(block, self.label(label) if number is None else number, busy)
-                block.busy += busy
-                block.count += count
+            if block is not None and start >= 0 and ok:
+                number = number if (number := numbers.get(label)) is not None else self.label(label)
+                if block.start <= start < block.until:
+                    if end > block.end:  # noqa: PLR1730 - a call of max takes twice as long
+                        block.end = end
+                    if number != block.label:
+                        self.blocks.vote(block, number, busy)
+                    block.busy += busy
+                    block.count += count
+                    if not block.fresh:
+                        self.blocks.touch(block)
+                else:
+                    self.blocks.begin(block, start, busy, number, count)
                 node.done += count
-                if not block.fresh:
-                    self.blocks.touch(block)
             elif ok and start >= 0:
                 self._draw(event, start)
             else:
