@@ -33,6 +33,9 @@ _C = TypeVar("_C")
 class TaskExecutor(concurrent.futures.Executor, CallRunner):
     """An executor whose calls run on nodes. Subclasses implement `shutdown`."""
 
+    def __reduce__(self) -> Any:
+        raise TypeError("a pool belongs to the process that opened it; inside a task, use joblib.Parallel without it")
+
     @property
     @abstractmethod
     def dispatcher(self) -> Dispatcher:

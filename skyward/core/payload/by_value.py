@@ -11,12 +11,13 @@ import functools
 import sys
 import types
 import typing
+from collections import ChainMap
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import cloudpickle
 
-__all__ = ["REDUCERS", "is_asked_for", "is_by_name", "is_of_the_program", "reduce_generic"]
+__all__ = ["Pickler", "is_asked_for", "is_by_name", "is_of_the_program"]
 
 _PROGRAM = ("__main__", "__mp_main__")
 
@@ -69,7 +70,7 @@ def _cached_property(function: Callable[[Any], Any], name: str | None) -> functo
 # --- generic functions ---
 
 
-def reduce_generic(function: types.FunctionType) -> Any:
+def _reduce_generic(function: types.FunctionType) -> Any:
     """Return what ``__reduce__`` would for a generic function of the program; None for any other function."""
     registry = vars(function).get("registry")
     if not isinstance(registry, types.MappingProxyType) or object not in registry or is_by_name(function):
@@ -100,9 +101,20 @@ def _new_type(module: str, name: str, parent: Any) -> Any:
     return made
 
 
-REDUCERS: dict[type, Callable[[Any], Any]] = {
+_REDUCERS: dict[type, Callable[[Any], Any]] = {
     type(functools.cache(is_by_name)): _reduce_cache,
     functools.cached_property: _reduce_cached_property,
     typing.NewType: _reduce_new_type,
 }
-"""Classes -> what returns for an instance what ``__reduce__`` would."""
+
+
+class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+    """cloudpickle's, with these reducers."""
+
+    dispatch_table: ClassVar[Any] = ChainMap(_REDUCERS, cloudpickle.Pickler.dispatch_table)
+
+    def reducer_override(self, obj: Any) -> Any:
+        """Return what ``__reduce__`` would, or NotImplemented for what this leaves to pickle."""
+        if type(obj) is types.FunctionType and (reduced := _reduce_generic(obj)) is not None:
+            return reduced
+        return super().reducer_override(obj)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import types
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import cloudpickle
-
 from skyward.core.interrupts import is_interrupt
+from skyward.core.payload.by_value import Pickler
 
 __all__ = ["describe", "find_culprit", "first_line", "in_short"]
 
@@ -42,7 +42,18 @@ def find_culprit(value: Any, what: str) -> str:
 
 def _pickles(value: Any) -> bool:
     try:
-        cloudpickle.dumps(value, protocol=5)
+        Pickler(io.BytesIO(), protocol=5).dump(value)
+    except BaseException as error:
+        if is_interrupt(error):
+            raise
+        return False
+    return True
+
+
+def _can_be_reduced(value: Any) -> bool:
+    """Whether a value says what it is made of; if not, it is the culprit itself."""
+    try:
+        value.__reduce_ex__(5)
     except BaseException as error:
         if is_interrupt(error):
             raise
@@ -68,7 +79,7 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
     elif isinstance(value, types.MethodType):
         yield ".__self__", value.__self__
         yield ".__func__", value.__func__
-    else:
+    elif _can_be_reduced(value):
         state = getattr(value, "__dict__", None)
         if isinstance(state, dict):
             for name, item in state.items():

@@ -14,12 +14,8 @@ import io
 import mmap
 import pickle
 import sys
-import types
-from collections import ChainMap
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, NamedTuple
-
-import cloudpickle
+from typing import Any, NamedTuple
 
 from skyward.core.errors import PayloadError
 from skyward.core.interrupts import is_interrupt
@@ -69,10 +65,8 @@ class Payload(NamedTuple):
     buffers: list[memoryview]
 
 
-class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
-    """cloudpickle, except for numpy arrays, for classes with a reducer of ours, and for what `by_value` knows."""
-
-    dispatch_table: ClassVar[Any] = ChainMap(by_value.REDUCERS, cloudpickle.Pickler.dispatch_table)
+class _Pickler(by_value.Pickler):
+    """That of `by_value`, except for numpy arrays and for classes with a reducer of ours."""
 
     def __init__(
         self,
@@ -99,8 +93,6 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             reduced = POOL_REDUCERS[type(obj)](obj, self._pool)
             if reduced is not None:
                 return reduced
-        if type(obj) is types.FunctionType and (reduced := by_value.reduce_generic(obj)) is not None:
-            return reduced
         return reduce_class(obj) or super().reducer_override(obj)
 
 

@@ -22,6 +22,9 @@ class TaskFuture(concurrent.futures.Future[_T]):
     began = False
     """Whether a slot has begun the task, as far as its node has reported. Set by the dispatcher."""
 
+    def __reduce__(self) -> Any:
+        raise TypeError("a future belongs to the process that has the pool; give the task its result()")
+
     def __init__(self, on_cancel: Callable[[int], None], task: int) -> None:
         super().__init__()
         self._condition = FutureCondition()  # type: ignore[assignment]  # it has what a future needs of its condition

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+import skyward as sky
 from skyward.core.errors import PayloadError
 from skyward.core.payload import pickling
+from skyward.core.tasks.futures import TaskFuture
 
 
 class Node:
@@ -40,3 +42,20 @@ class Holder:
 
     def method(self) -> None:
         pass
+
+
+def test_what_says_that_it_can_not_be_sent_is_the_culprit_itself() -> None:
+    """Not what it happens to hold."""
+    future = TaskFuture[int](lambda _: None, 1)
+    with pytest.raises(PayloadError, match=r"call\[0\] \(a skyward\S*TaskFuture\): .*give the task its result\(\)"):
+        pickling.dumps([future], "call")
+    pool = sky.Compute()
+    with pytest.raises(PayloadError, match=r"call\['pool'\] \(a skyward\S*Compute\): .*use joblib.Parallel without it"):
+        pickling.dumps({"pool": pool}, "call")
+
+
+def test_what_is_sent_by_value_is_no_culprit() -> None:
+    namespace: dict[str, object] = {"__name__": "__main__", "lock": threading.Lock()}
+    exec("import functools\n@functools.cache\ndef cached(): return 1\ndef task(): return cached(), lock", namespace)
+    with pytest.raises(PayloadError, match=r"call -> lock \(global\) \(a _thread.lock\)"):
+        pickling.dumps(namespace["task"], "call")
