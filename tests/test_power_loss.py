@@ -68,6 +68,7 @@ def start(folder: Path, count: int) -> subprocess.Popen[bytes]:
 
 
 @pytest.mark.lab
+@pytest.mark.timeout(900 if MANY else 240)
 @pytest.mark.skipif(not CAN, reason="there are no loop devices, or no mkfs.ext4")
 def test_what_was_handed_over_is_there_after_a_loss_of_power(tmp_path: Path) -> None:
     chance = random.Random(7)
@@ -160,7 +161,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(900 if MANY else 240)
 @pytest.mark.skipif(STRACE is None, reason="there is no strace")
 def test_whatever_a_disk_had_made_of_it_a_new_run_has_what_was_handed_over(tmp_path: Path) -> None:
     """At random moments of a run that is killed, of the one that goes on with its file, and of removing results."""

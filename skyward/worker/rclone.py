@@ -35,7 +35,7 @@ _TELL = 30.0  # seconds without one after which the user is told
 _READS = 50e6  # bytes per second at which rclone reads a file before or after it moves, at least, to compare it
 _LOOK, _ASK, _ANSWER = 0.2, 5.0, 30.0  # seconds: whether a copy is wanted; whether it goes on; to say so
 _STOP = 5.0  # seconds that rclone may take to agree that it stops something
-_MOVING = ("bytes", "checks", "transfers", "errors", "listed")  # what rclone counts
+_COUNTS = ("checks", "transfers", "errors", "listed")  # what rclone counts
 _SPARE = 300.0  # seconds before their expiry from which keys count as expired, so that those in use last a while
 _REMOTE: Final = "store"
 _LIMITS = {"RCLONE_CONTIMEOUT": "15s", "RCLONE_TIMEOUT": "60s"}  # to connect; without a byte
@@ -70,6 +70,28 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock.settimeout(self.timeout)
         with socket_path(self._path) as name:
             self.sock.connect(name)
+
+
+class _Progress:
+    """What a copy has moved so far. Pure.
+
+    rclone's sum of bytes is of no use: what it sends once more, since the store did not answer, it counts once more. So
+    of each file, only the most that has ever moved counts.
+    """
+
+    def __init__(self) -> None:
+        self._counts: list[object] = []
+        self._most: dict[str, float] = {}
+
+    def is_new(self, stats: Mapping[str, Any]) -> bool:
+        """Whether more has moved than at all looks before."""
+        before, self._counts = self._counts, [stats.get(name) for name in _COUNTS]
+        more = self._counts != before
+        for each in stats.get("transferring") or ():
+            name, done = each["name"], each.get("bytes", 0)
+            if done > self._most.get(name, 0):
+                self._most[name], more = done, True
+        return more
 
 
 class Rclone:
@@ -232,21 +254,20 @@ class Rclone:
             It failed, is no longer wanted, rclone does not answer, or nothing has moved for minutes.
         """
         group = f"copy-{uuid.uuid4().hex}"
-        moved: list[object] = []
+        progress = _Progress()
         since = asked = time.monotonic()
         told = False
 
         def look() -> None:
-            nonlocal moved, since, asked, told
+            nonlocal since, asked, told
             if cancelled():
                 raise RcloneError("the pool was closed")
             now = time.monotonic()
             if now - asked < _ASK:
                 return
             stats = self._post("core/stats", {"group": group}, _ANSWER)
-            asked, before, moved = now, moved, [stats.get(name) for name in _MOVING]
-            still, limit = now - since, _patience(stats)
-            if moved != before:
+            asked, still, limit = now, now - since, _patience(stats)
+            if progress.is_new(stats):
                 since = now
             elif still > limit:
                 raise RcloneError(f"no data has moved for {limit:.0f} s")

@@ -137,3 +137,22 @@ def test_a_host_without_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_a_large_file_may_be_read_while_nothing_moves(transferring: object, seconds: float) -> None:
     assert module._patience({"transferring": transferring}) == seconds
+
+
+def test_what_is_sent_once_more_is_no_progress() -> None:
+    """As rclone counts an upload to a store that does not answer, which it begins anew each minute."""
+    progress = module._Progress()
+
+    def look(total: int, moved: int, transfers: int = 0) -> bool:
+        return progress.is_new(
+            {"bytes": total, "transfers": transfers, "transferring": [{"name": "a", "bytes": moved, "size": 9}]}
+        )
+
+    assert look(0, 0)
+    assert look(4, 4)
+    assert not look(4, 4)
+    assert not look(4, 0)
+    assert not look(8, 4)
+    assert look(9, 5)
+    assert look(9, 5, transfers=1)
+    assert not progress.is_new({"bytes": 9, "transfers": 1, "transferring": None})
