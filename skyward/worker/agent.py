@@ -77,6 +77,7 @@ __all__ = ["Agent", "Start", "main"]
 
 _SILENCE = 20.0  # seconds; a connected owner sends a heartbeat every two
 _TOUCH = 1.0  # seconds between two updates of the file that records when the owner was last heard
+_FIRST_GREETING = 60.0  # seconds: whoever has it started greets it at once, or has ended meanwhile
 _GREETING = 10.0  # seconds in which a connection must authenticate
 _MAX_CONNECTIONS = 32  # that have not authenticated
 _OTHERS = 0.5  # seconds for forked agents to end along with this one: in a container nobody else may reap them
@@ -204,7 +205,7 @@ class Agent:
         self._server = server
         self._folders: OwnFolders | None = None
         self._connections: set[_Connection] = set()
-        self._patience = start.orphan_timeout
+        self._patience = min(start.orphan_timeout, _FIRST_GREETING)
         self._heard = loop.time()  # when the owner was last heard
         self._touched = -math.inf
         self._orphan = loop.call_later(self._patience, self._watch)
@@ -273,6 +274,7 @@ class Agent:
         """Make an authenticated connection the owner's, instead of an earlier one, which may be half dead."""
         if self.session is None:
             self.session = OwnerSession(hello.session)
+            self._patience = self.start.orphan_timeout
         elif self.session.name != hello.session:
             raise ProtocolError("this agent serves another session")
         self._connections.discard(connection)

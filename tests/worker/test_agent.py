@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import select
+import shutil
 import signal
 import socket
 import stat
@@ -38,7 +40,8 @@ from skyward.core.protocol.messages import (
     Welcome,
 )
 from skyward.core.protocol.wire import VERSION, Role, Wire
-from skyward.worker import slot_pool
+from skyward.worker import agent, slot_pool
+from skyward.worker.agent_socket import listen
 from tests.processes import alive, descendants
 from tests.worker.helpers import ROOT, SECRET, Owner, owner, wait_for
 
@@ -479,6 +482,24 @@ def test_files_are_removed(node: Owner) -> None:
     assert all(stat.S_IMODE(folder.stat().st_mode) == 0o700 for folder in mine)
     node.end()
     assert not any(folder.exists() for folder in mine)
+
+
+def test_an_agent_that_was_never_greeted_does_not_wait_for_as_long_as_an_orphan(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Who has it started greets it at once; one whose owner has thought better of it would be in the way."""
+    monkeypatch.setattr(agent, "_FIRST_GREETING", 0.05)
+
+    async def main() -> str:
+        listener, _, folder = listen("unix")
+        alone = agent.Agent(asyncio.get_running_loop(), agent.Start("unix", SECRET, False, 600.0), listener, folder)
+        try:
+            return await asyncio.wait_for(alone.stopped, 20)
+        finally:
+            await alone.end()
+            shutil.rmtree(folder)
+
+    assert asyncio.run(main()) == "no owner was heard for 0.05 s"
 
 
 def test_connections_do_not_keep_the_agent_alive() -> None:

@@ -20,7 +20,7 @@ from skyward.transport.tcp import TCPTransport
 from skyward.worker.agent import Agent, Start
 from skyward.worker.agent_socket import listen
 
-__all__ = ["MEGABYTE", "Node", "blob", "over"]
+__all__ = ["MEGABYTE", "SETUP", "Node", "blob", "over"]
 
 SETUP = Setup("n", 1, False, None, {}, [], None, [], [], 60.0)
 MEGABYTE = 1 << 20

@@ -14,7 +14,7 @@ from skyward.core.nodes.session import Session
 from skyward.core.nodes.timing import Timing
 from skyward.core.protocol.messages import Ack, Done, Failed, Message, Pong, Returned, StreamOpen
 from tests.core.memory_agent import MemoryAgent, MemoryPool
-from tests.core.nodes.agent_node import Node, blob, over
+from tests.core.nodes.agent_node import SETUP, Node, blob, over
 
 
 @over()
@@ -34,6 +34,11 @@ async def test_an_error_in_an_agents_background_reaches_the_owner(it: Node) -> N
         "its link broke 2 times after an error, without progress in between: "
         "its agent: ValueError: invalid literal for int() with base 10: 'third'"
     )
+
+
+@over()
+async def test_an_agent_that_was_greeted_waits_for_its_owner_as_long_as_it_may(it: Node) -> None:
+    assert it.agent._patience == SETUP.orphan_timeout == 60.0
 
 
 # --- the end ---
