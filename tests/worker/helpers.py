@@ -42,6 +42,7 @@ from skyward.core.protocol.wire import Received, Role, Wire
 from skyward.core.system.launch import command
 from skyward.core.system.socket_paths import socket_path
 from tests.processes import alive, descendants
+from tests.worker.nursery import forked
 
 ROOT = Path(__file__).parents[2]
 SECRET = b"the pool's secret"
@@ -74,17 +75,18 @@ class Owner:
     ----------
     secret, session
         As the protocol knows them.
+    program
+        Whether the agent is a program of its own, and not the fork of one. It is if it has no lifeline, and so leaves
+        the process that started it.
     start
         Changes to the start map.
     """
 
-    def __init__(self, *, secret: bytes = SECRET, session: str = "s1", **start: Any) -> None:
+    def __init__(self, *, secret: bytes = SECRET, session: str = "s1", program: bool = False, **start: Any) -> None:
         self.secret = secret
         self.session = session
         values = {"listen": "unix", "secret": SECRET, "lifeline": True, "orphan_timeout": 30.0, **start}
-        self.process = subprocess.Popen(
-            command("skyward.worker.agent", str(ROOT)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT
-        )  # fmt: skip
+        self.process = _program() if program or not values["lifeline"] else forked(str(ROOT))
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         packed = msgpack.packb(values)
@@ -286,6 +288,11 @@ class Owner:
         self.process.stdin.close()
         self.process.wait(5)
         self.process.stdout.close()
+
+
+def _program() -> subprocess.Popen[bytes]:
+    agent = command("skyward.worker.agent", str(ROOT))
+    return subprocess.Popen(agent, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT)
 
 
 @contextmanager

@@ -27,7 +27,7 @@ def flag_of_hashes() -> int:
 
 
 def test_it_is_a_fork_of_the_agent() -> None:
-    with owner() as node:
+    with owner(program=True) as node:
         node.set_up()
         assert node.call(pow, 2, 5) == 32
         assert ["worker.agent" in command for command in commands(node)] == [True]
