@@ -264,11 +264,10 @@ class SlotProcesses:
         delay = self._restarts.ended(end, self._loop.time(), self._announced)
         if end.hung and delay is not None:
             self._owner.warn(f"on {self._setup.node} {end.description}; its workers are replaced")
-        made = set()
-        while self.by_number:  # what one said last may have asked for another, which nobody makes any more
-            number = next(iter(self.by_number))
-            if (process := self._bury(number)) is not None and process.up:
-                made.add(number)
+        buried = [(number, self._bury(number)) for number in list(self.by_number)]
+        made = {number for number, process in buried if process is not None and process.up}
+        while self.by_number:  # what a slot said last may have asked for another, which nobody makes any more
+            self.by_number.popitem()[1].close()
         self._apply(self._table.all_ended(made, end.description))
         if delay is not None:
             self._fork_server = self._new_fork_server(delay=delay)
