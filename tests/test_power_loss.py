@@ -30,7 +30,7 @@ pytestmark = pytest.mark.slow
 
 MANY = "SKYWARD_KILLS" in os.environ
 TURNS = 30 if MANY else 1
-STATES, PROGRAMS = (3000, 40) if MANY else (40, 1)
+STATES, PROGRAMS, RESULTS = (3000, 40, 70) if MANY else (30, 1, 36)
 CALLS = 120
 CAN = shutil.which("mkfs.ext4") is not None and Path("/dev/loop-control").exists()
 
@@ -170,12 +170,12 @@ def test_whatever_a_disk_had_made_of_it_a_new_run_has_what_was_handed_over(tmp_p
     (tmp_path / "program.py").write_text(KILLED)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     program = f"{sys.executable} ../program.py"
-    runs = [f"{program} 60 40", f"{program} 70 -1"]
+    runs = [f"{program} {RESULTS} {RESULTS // 2}", f"{program} {RESULTS} -1"]
     if MANY:
         runs += [f"{program} 25 -1", f"{sys.executable} -m skyward.cli runs search.run --prune --yes"]
     recording = record(["sh", "-c", "; ".join(runs)], place, tmp_path / "log", environment)
     handed = Handed(recording)
-    assert sorted(handed.results) == list(range(70))
+    assert sorted(handed.results) == list(range(RESULTS))
     recording.lay_out(state, recording.moments[-1], lambda _: True)
     assert contents(state) == contents(place), "the recording is not complete"
     ways = choices(chance)
