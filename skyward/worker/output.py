@@ -70,8 +70,9 @@ class SlotOutput:
             for stream in tuple(self._fds):
                 self._read(stream)
         for stream, partial in self._partial.items() if not whole_lines else ():
-            self._send(stream, partial)
-            partial.clear()
+            if partial:
+                self._send(stream, partial)
+                partial.clear()
 
     def close(self) -> None:
         """Read what a dead slot has left, and close the pipes, even if a grandchild still holds them."""
