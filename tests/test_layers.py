@@ -109,7 +109,7 @@ PURE = (
     "skyward.core.machines.refusals",
     "skyward.core.blobs.holdings",
     "skyward.core.code.bundles",
-    "skyward.core.code.imports",
+    "skyward.core.packages.imports",
     "skyward.core.code.places",
     "skyward.core.code.references",
     "skyward.core.blobs.relay",

@@ -13,10 +13,10 @@ from importlib.machinery import EXTENSION_SUFFIXES
 from skyward.core.blobs.snapshots import Snapshot, Snapshots, digest
 from skyward.core.code.bundles import Bundles
 from skyward.core.code.files import FileState, Listing, SourceFile, check_size, list_files, read
-from skyward.core.code.imports import imported
 from skyward.core.code.references import refers
 from skyward.core.code.survey import CodeSurvey, Program, Unit, program_imports, program_state
 from skyward.core.errors import ConfigError, PayloadError
+from skyward.core.packages.imports import imported
 
 __all__ = ["CodeSettings", "CodeVersion", "LocalCode"]
 

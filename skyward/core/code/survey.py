@@ -5,7 +5,6 @@ A survey goes on while the pool is open: modules that are imported later, and wh
 
 from __future__ import annotations
 
-import dis
 import importlib.util
 import os
 import site
@@ -16,13 +15,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES, ModuleSpec
-from types import CodeType, FunctionType, ModuleType
+from types import FunctionType, ModuleType
 
 from skyward.core.code.distributions import Editable, editables, metadata_beside, owner_beside
 from skyward.core.code.files import FileState, is_excluded
-from skyward.core.code.imports import imported
 from skyward.core.code.places import ModuleFacts, Places, Whose, is_never_sent, judge
 from skyward.core.errors import ConfigError
+from skyward.core.packages.imports import imported, imports_of_code
 
 __all__ = ["CodeSurvey", "Program", "Unit", "is_own", "places", "program_imports", "program_state"]
 
@@ -348,17 +347,7 @@ def program_imports(main: ModuleType | None) -> frozenset[str]:
         with open(file, "rb") as opened:
             return imported(opened.read())
     codes = [value.__code__ for value in list(vars(main).values()) if isinstance(value, FunctionType)]
-    return frozenset(name for code in codes for name in _code_imports(code))
-
-
-def _code_imports(code: CodeType) -> set[str]:
-    """Top-level modules that compiled code, and code nested in it, imports."""
-    instructions = dis.get_instructions(code)
-    names = {str(each.argval).partition(".")[0] for each in instructions if each.opname == "IMPORT_NAME"}
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            names |= _code_imports(constant)
-    return names - {""}
+    return frozenset(name.partition(".")[0] for code in codes for name in imports_of_code(code)) - {""}
 
 
 def program_state(main: ModuleType | None) -> tuple[object, ...]:

@@ -7,16 +7,15 @@ hundreds of modules that no task needs.
 
 from __future__ import annotations
 
-import ast
-import dis
 import os
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from skyward.core.packages.imports import imports_of, imports_of_code
 from skyward.core.packages.installed import spec_of
 
-__all__ = ["References", "find_references", "imports_of"]
+__all__ = ["References", "find_references"]
 
 _MOST_FILES = 5000  # of the user's own; a larger project has its requirements written down
 
@@ -92,16 +91,7 @@ def _of_value(value: object) -> Iterator[str]:
     for part in [value, *vars(value).values()] if isinstance(value, type) else [value]:
         function = getattr(part, "__func__", part)
         if isinstance(function, types.FunctionType):
-            yield from _of_code(function.__code__)
-
-
-def _of_code(code: types.CodeType) -> Iterator[str]:
-    for step in dis.get_instructions(code):
-        if step.opname == "IMPORT_NAME" and isinstance(step.argval, str):
-            yield step.argval
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from _of_code(constant)
+            yield from imports_of_code(function.__code__)
 
 
 def _of_file(file: str, name: str, *, is_package: bool) -> list[str]:
@@ -109,58 +99,6 @@ def _of_file(file: str, name: str, *, is_package: bool) -> list[str]:
         return list(imports_of(Path(file).read_bytes(), name, is_package=is_package))
     except (OSError, SyntaxError, ValueError):  # a task that needs it says what is wrong with it
         return []
-
-
-def imports_of(source: bytes | str, name: str, *, is_package: bool) -> Iterator[str]:
-    """What a module imports, at any depth, except for type checkers only.
-
-    Parameters
-    ----------
-    source, name
-        Its source and full name.
-    is_package
-        Whether it is a package's ``__init__``.
-
-    Yields
-    ------
-    str
-        Full names; of ``from a import b`` both ``a`` and ``a.b``, since ``b`` may be a module.
-    """
-    package = name if is_package else name.rpartition(".")[0]
-    todo: list[ast.AST] = [ast.parse(source)]
-    while todo:
-        node = todo.pop()
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
-            todo += node.orelse
-            continue
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            yield from _of_from(node, package)
-        elif isinstance(node, ast.Call) and (text := _imported_by_call(node)):
-            yield text
-        todo += ast.iter_child_nodes(node)
-
-
-def _of_from(node: ast.ImportFrom, package: str) -> Iterator[str]:
-    base = node.module or ""
-    if node.level:
-        parts = package.split(".") if package else []
-        if node.level - 1 >= len(parts):
-            return
-        above = parts[: len(parts) - (node.level - 1)]
-        base = ".".join([*above, *([base] if base else [])])
-    yield base
-    yield from (f"{base}.{alias.name}" for alias in node.names if alias.name != "*")
-
-
-def _imported_by_call(node: ast.Call) -> str:
-    """The module in ``importlib.import_module("a.b")`` and the like; empty for other calls."""
-    called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-    if called not in ("import_module", "__import__", "importorskip") or not node.args:
-        return ""
-    text = node.args[0].value if isinstance(node.args[0], ast.Constant) else ""
-    return text if isinstance(text, str) and not text.startswith(".") else ""
 
 
 def _locate(name: str, is_local: Callable[[str], bool]) -> tuple[bool, str | None]:

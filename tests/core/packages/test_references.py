@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from skyward.core.packages.references import find_references, imports_of
+from skyward.core.packages.references import find_references
 
 
 @pytest.fixture
@@ -79,8 +79,3 @@ def test_files_that_can_not_be_parsed_are_passed_over(project: Callable[..., typ
     """Whoever imports them hears of it."""
     main = project("import own_broken, numpy\n", own_broken="def (\n")
     assert {"numpy"} <= modules(main, tmp_path)
-
-
-def test_relative_imports_beyond_the_top_are_passed_over() -> None:
-    """They can't work."""
-    assert set(imports_of("from ... import x\nfrom . import y", "a.b", is_package=False)) == {"a", "a.y"}

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import skyward
-from skyward.core.code.imports import imported
+from skyward.core.packages.imports import imported, imports_of
 
 
 @pytest.mark.parametrize(
@@ -53,3 +53,8 @@ def test_all_that_the_parser_finds_is_found() -> None:
 @given(st.binary(max_size=200))
 def test_any_bytes_are_accepted(source: bytes) -> None:
     assert all(name.isidentifier() for name in imported(source))
+
+
+def test_relative_imports_beyond_the_top_are_passed_over() -> None:
+    """They can't work."""
+    assert set(imports_of("from ... import x\nfrom . import y", "a.b", is_package=False)) == {"a", "a.y"}
