@@ -5,6 +5,7 @@ while the rest still arrives, so each level of the tree adds a short delay and n
 
 * A node that needs a blob gets it once, from the driver or from one peer. Only a failed transfer is followed by another
   one, in which the driver itself sends the missing bytes; nothing is retried forever.
+* What is small comes from the driver: the bytes are there before another node could be asked for them.
 * No node is asked to serve a blob that it neither has nor is receiving, nor to serve more than `FANOUT` at a time.
 * Only pairs of nodes known to reach each other are used. A pair that failed is not used again.
 
@@ -18,9 +19,10 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias, Union
 
-__all__ = ["FANOUT", "GRACE", "UNLINKED", "Command", "Drop", "Fetch", "Free", "Give", "Relay"]
+__all__ = ["DIRECT", "FANOUT", "GRACE", "UNLINKED", "Command", "Drop", "Fetch", "Free", "Give", "Relay"]
 
 FANOUT = 2  # nodes served by one node at a time: with more, each would get less than from the driver itself
+DIRECT = 32 * 1024  # bytes; an edited module, say, for a thousand nodes is as much as one large array
 GRACE = 2.0  # seconds that a blob may take beyond what it would take from the driver
 UNLINKED = 2.0  # seconds that fetches from a node continue after the driver lost its link to it
 _ACQUAINTED = 16  # nodes that a new node is introduced to: enough for a tree, and few among thousands
@@ -123,7 +125,7 @@ class Relay:
             The time.
         """
         moving = self._moving.setdefault(blob, {})
-        peer = self._source(node, blob)
+        peer = self._source(node, blob) if size > DIRECT else None
         depth = 1 if peer is None or peer not in moving else moving[peer].depth + 1
         moving[node] = _Transfer(peer, size, now, depth)
         for transfer in moving.values():
@@ -165,8 +167,8 @@ class Relay:
         if transfer is None:
             return []
         self._holders.setdefault(blob, {})[node] = None
-        if transfer.peer is None and transfer.fallback is None:
-            self._seconds_per_byte = (now - transfer.began) / max(1, transfer.size)
+        if transfer.peer is None and transfer.fallback is None and transfer.size > DIRECT:
+            self._seconds_per_byte = (now - transfer.began) / transfer.size
         return [Free(node, blob), *self._part(node, blob, transfer)]
 
     def failed(self, node: str, blob: bytes, offset: int) -> list[Command]:

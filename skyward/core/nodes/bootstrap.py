@@ -163,12 +163,13 @@ class _Bootstrap:
         found, done = await self._inspect(packed)
         if done.stdout.rstrip().endswith("}"):
             return self._started(found, done)
-        if found.missing_packages:
-            await self._install_packages(found)
-        if not found.env_is_complete:
-            found = await self._build(found)
-        if not found.has_code:
-            await self._send(node_code(), f"{found.root}/code/{self._code}", "sending the code")
+        sending = asyncio.ensure_future(self._send_code(found))
+        try:
+            found = await self._fill(found)
+            await sending
+        finally:
+            sending.cancel()
+            await asyncio.gather(sending, return_exceptions=True)
         values = {"root": found.root, "env": found.env, **self._agent_values}
         return self._started(
             found, await self._step("starting the agent", START, values, limit=_START_LIMIT, stdin=packed, starts=True)
@@ -179,6 +180,17 @@ class _Bootstrap:
         return {"code": self._code, "identity": self._identity, "longest": str(LONGEST)}
 
     # --- steps ---
+
+    async def _fill(self, found: Findings) -> Findings:
+        """Install what is missing; returns what is there then."""
+        if found.missing_packages:
+            await self._install_packages(found)
+        return found if found.env_is_complete else await self._build(found)
+
+    async def _send_code(self, found: Findings) -> None:
+        if not found.has_code:
+            code = await asyncio.to_thread(node_code)
+            await self._send(code, f"{found.root}/code/{self._code}", "sending the code")
 
     async def _inspect(self, start: bytes | None = None) -> tuple[Findings, CommandOutput]:
         """Look at the machine, and start the agent with this map if nothing is missing."""

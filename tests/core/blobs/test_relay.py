@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from skyward.core.blobs.relay import FANOUT, GRACE, UNLINKED, Drop, Fetch, Free, Give, Relay
+from skyward.core.blobs.relay import DIRECT, FANOUT, GRACE, UNLINKED, Drop, Fetch, Free, Give, Relay
 
 BLOBS = [b"x", b"y"]
-SIZE = 100
+SIZE = 2 * DIRECT
 
 
 class Nodes(RuleBasedStateMachine):
@@ -196,6 +196,16 @@ def test_who_has_it_whole_is_asked_first() -> None:
     relay.kept("n0", b"x", 1.0)
     assert relay.want("n2", b"x", SIZE, 1.0) == Fetch("n2", b"x", "n0")
     assert relay.want("n3", b"x", SIZE, 1.0) == Fetch("n3", b"x", "n2")  # n0 serves two, and n1 began further away
+
+
+def test_what_is_small_comes_from_the_driver() -> None:
+    """And says nothing of how fast that is."""
+    relay, names = full(3)
+    assert [relay.want(name, b"x", DIRECT, 0.0) for name in names] == [Give(name, b"x", 0) for name in names]
+    assert relay.kept("n0", b"x", 1.0) == [Free("n0", b"x")]
+    relay.want("n0", b"y", SIZE, 1.0)
+    relay.want("n1", b"y", SIZE, 1.0)
+    assert relay.late(9999.0, []) == []
 
 
 def test_what_takes_longer_than_from_the_driver_is_dropped() -> None:
