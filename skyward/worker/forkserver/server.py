@@ -18,7 +18,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
@@ -241,10 +241,9 @@ class ForkServer:
             name_process("skyward-forks")
             slot.close_all(keep={0, 1, 2, control.fileno(), self.unborn.imports.fd})
             heir = ForkServer(control, self.unborn)
-            imports.import_ahead(names, variables, lambda index: heir.report(TRYING, index, 0))
+            with _kept():
+                imports.import_ahead(names, variables, lambda index: heir.report(TRYING, index, 0))
             self.unborn.imports.renew()
-            gc.collect()
-            gc.freeze()
             die_with_parent(self.pid, signal.SIGTERM)
             heir.report(UP, 0, 0)
             heir.serve()
@@ -329,6 +328,18 @@ class ForkServer:
             self.control.sendall(REPORT.pack(what, number, value))
 
 
+@contextlib.contextmanager
+def _kept() -> Iterator[None]:
+    """Keep for good what is made in this block: mostly modules, which need not be looked through again and again."""
+    before, rarely = gc.get_threshold(), (1_000_000, 100, 100)
+    gc.set_threshold(*rarely)
+    yield
+    if gc.get_threshold() == rarely:  # no module has set it
+        gc.set_threshold(*before)
+    gc.collect()
+    gc.freeze()
+
+
 def _close(fds: Sequence[int]) -> None:
     for fd in fds:
         os.close(fd)
@@ -385,21 +396,19 @@ def live(control: socket.socket) -> None:
     name_process("skyward-forks")
     config = read_config(control)
     die_with_parent(config["agent"], signal.SIGKILL)  # an import can hang, and there are no slots yet
-    prepare(config)
-    bridge.install(config["bridge"])  # here, since it imports a lot; slots inherit it
-    slot.prepare_modules()
-    arrivals.install()
-    settings = slot.Settings(**{field.name: config[field.name] for field in dataclasses.fields(slot.Settings)})
-    reports, slots_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-    for sock in (reports, slots_end):
-        sock.setblocking(False)
-    server = ForkServer(
-        control, slot.Slot(settings, slots_end.detach()), config["scratch"], reports, Limits(*config["limits"])
-    )
+    with _kept():
+        prepare(config)
+        bridge.install(config["bridge"])  # here, since it imports a lot; slots inherit it
+        slot.prepare_modules()
+        arrivals.install()
+        settings = slot.Settings(**{field.name: config[field.name] for field in dataclasses.fields(slot.Settings)})
+        reports, slots_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        for sock in (reports, slots_end):
+            sock.setblocking(False)
+        unborn = slot.Slot(settings, slots_end.detach())
+        server = ForkServer(control, unborn, config["scratch"], reports, Limits(*config["limits"]))
     if not imports.CAN_CHECK:
         server.unborn.imports.stop()
-    gc.collect()
-    gc.freeze()
     die_with_parent(config["agent"], signal.SIGTERM)  # from now on there is something to clean up
     server.report(UP, 0, 0)
     server.serve()
