@@ -5,7 +5,6 @@ while the rest still arrives, so each level of the tree adds a short delay and n
 
 * A node that needs a blob gets it once, from the driver or from one peer. Only a failed transfer is followed by another
   one, in which the driver itself sends the missing bytes; nothing is retried forever.
-* What is small comes from the driver: the bytes are there before another node could be asked for them.
 * No node is asked to serve a blob that it neither has nor is receiving, nor to serve more than `FANOUT` at a time.
 * Only pairs of nodes known to reach each other are used. A pair that failed is not used again.
 
@@ -19,10 +18,10 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias, Union
 
-__all__ = ["DIRECT", "FANOUT", "GRACE", "UNLINKED", "Command", "Drop", "Fetch", "Free", "Give", "Relay"]
+__all__ = ["FANOUT", "GRACE", "TELLING", "UNLINKED", "Command", "Drop", "Fetch", "Free", "Give", "Relay"]
 
 FANOUT = 2  # nodes served by one node at a time: with more, each would get less than from the driver itself
-DIRECT = 32 * 1024  # bytes; an edited module, say, for a thousand nodes is as much as one large array
+TELLING = 32 * 1024  # bytes; what is smaller takes a round trip, and says nothing of how fast the driver's line is
 GRACE = 2.0  # seconds that a blob may take beyond what it would take from the driver
 UNLINKED = 2.0  # seconds that fetches from a node continue after the driver lost its link to it
 _ACQUAINTED = 16  # nodes that a new node is introduced to: enough for a tree, and few among thousands
@@ -125,7 +124,7 @@ class Relay:
             The time.
         """
         moving = self._moving.setdefault(blob, {})
-        peer = self._source(node, blob) if size > DIRECT else None
+        peer = self._source(node, blob)
         depth = 1 if peer is None or peer not in moving else moving[peer].depth + 1
         moving[node] = _Transfer(peer, size, now, depth)
         for transfer in moving.values():
@@ -167,7 +166,7 @@ class Relay:
         if transfer is None:
             return []
         self._holders.setdefault(blob, {})[node] = None
-        if transfer.peer is None and transfer.fallback is None and transfer.size > DIRECT:
+        if transfer.peer is None and transfer.fallback is None and transfer.size >= TELLING:
             self._seconds_per_byte = (now - transfer.began) / transfer.size
         return [Free(node, blob), *self._part(node, blob, transfer)]
 
