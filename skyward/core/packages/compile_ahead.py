@@ -27,7 +27,17 @@ _HASH = 8  # bytes
 
 
 def main(folder: str, lines: list[str], archive: Sequence[str] = ()) -> None:
-    """Compile them, in as many processes as there are cores."""
+    """Compile them, in as many processes as there are cores.
+
+    Parameters
+    ----------
+    folder
+        Where the modules are.
+    lines
+        Their paths in it.
+    archive
+        Parts of an archive, in order.
+    """
     given = _read(archive)
     paths = [line for line in lines if Path(folder, line).is_file()]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
