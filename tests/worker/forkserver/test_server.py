@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from skyward.core.protocol.messages import Failure
+from skyward.core.protocol.messages import Failure, Recall
 from skyward.worker.forkserver.protocol import EXITED, FAILED, FILES, FORK_ISOLATED, KILL, REPORT, REQUEST
 from skyward.worker.forkserver.server import ForkServer, gpu_device
 from skyward.worker.slot import Settings, Slot
 from tests.processes import alive, descendants
-from tests.worker.helpers import PATIENCE, Owner, began, owner, wait_for
+from tests.worker.helpers import PATIENCE, ROOT, Owner, began, owner, setup, wait_for
 
 
 def fork_server(node: Owner) -> int:
@@ -107,6 +107,26 @@ def test_a_fork_server_that_is_killed_before_it_is_up_costs_no_task(node: Owner)
     os.kill(second, signal.SIGKILL)
     assert [node.result(task) for task in tasks] == [2**n for n in range(6)]
     assert fork_server(node) not in (0, first, second)
+
+
+def test_more_tasks_than_slots_survive_a_fork_server_that_is_never_up(tmp_path: Path) -> None:
+    """The slots that were asked for have hung up before they were made, and others are asked for: not for ever."""
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    (tmp_path / "waits.py").write_text(f"open({str(gate)!r}).read()\n")
+    with owner() as node:
+        node.connect()
+        node.send(setup(path=[str(ROOT), str(tmp_path)], preload=["waits"]))
+        tasks = [node.submit(pow, 2, n) for n in range(6)]
+        node.send(Recall(0, 0.0))
+        node.until(lambda: node.returned, "an answer that follows the tasks")
+        with gate.open("w"):  # once the fork server waits there
+            first = fork_server(node)
+            os.kill(first, signal.SIGKILL)
+            wait_for(lambda: not alive(first), "its end")
+        wait_for(lambda: fork_server(node) not in (0, first), "the second")
+        gate.write_text("")
+        assert [node.result(task) for task in tasks] == [2**n for n in range(6)]
 
 
 @pytest.mark.slow
