@@ -133,7 +133,7 @@ EDITS = """
 import helpers
 def seen():
     import os
-    return helpers.VALUE, os.getpid()
+    return helpers.VALUE, (os.environ["SKYWARD_NODE"], os.getpid())  # hosts may have the same numbers
 def call(parts=4):
     return Parallel(n_jobs=-1, batch_size=1)(delayed(seen)() for _ in range(parts))
 with compute(concurrency=2) as pool:
