@@ -50,9 +50,9 @@ from skyward.core.nodes.bootstrap_scripts import (
 )
 from skyward.core.nodes.environment_lists import environment_key, place, plain_hosts, requirement_lists, with_paths
 from skyward.core.nodes.findings import Findings
-from skyward.core.nodes.host_tools import compile_modules, send_compiled, send_python, send_uv
+from skyward.core.nodes.host_tools import send_python, send_uv
 from skyward.core.nodes.node_package import node_code, node_code_name
-from skyward.core.packages import installer_settings
+from skyward.core.packages import compile_ahead, installer_settings
 from skyward.core.packages.fetch import fetch as fetch_wheels
 from skyward.core.packages.fetch import pip_wheel
 from skyward.core.packages.lists import PackageLists, driver_kind
@@ -163,36 +163,22 @@ class _Bootstrap:
         found, done = await self._inspect(packed)
         if done.stdout.rstrip().endswith("}"):
             return self._started(found, done)
-        found = await self._equip(found)
-        modules = self._packages.modules
-        aside: list[asyncio.Future[str | None]] = [asyncio.ensure_future(self._send_code(found))]
-        try:
-            if not found.env_is_complete:
-                aside.append(asyncio.ensure_future(send_compiled(self._shell, found.root, modules, self._on_step)))
-                await self._build(found)
-            archive = (await asyncio.gather(*aside))[-1]
-            if archive is not None:
-                aside.append(asyncio.ensure_future(compile_modules(self._shell, found.env, modules, archive)))
-            values = {"root": found.root, "env": found.env, **self._agent_values}
-            step = "starting the agent"
-            done = await self._step(step, START, values, limit=_START_LIMIT, stdin=packed, starts=True)
-            await asyncio.gather(*aside)
-        finally:
-            for task in aside:
-                task.cancel()
-            await asyncio.gather(*aside, return_exceptions=True)
-        return self._started(found, done)
+        if found.missing_packages:
+            await self._install_packages(found)
+        if not found.env_is_complete:
+            found = await self._build(found)
+        if not found.has_code:
+            await self._send(node_code(), f"{found.root}/code/{self._code}", "sending the code")
+        values = {"root": found.root, "env": found.env, **self._agent_values}
+        return self._started(
+            found, await self._step("starting the agent", START, values, limit=_START_LIMIT, stdin=packed, starts=True)
+        )
 
     @property
     def _agent_values(self) -> dict[str, str]:
         return {"code": self._code, "identity": self._identity, "longest": str(LONGEST)}
 
     # --- steps ---
-
-    async def _send_code(self, found: Findings) -> None:
-        if not found.has_code:
-            code = await asyncio.to_thread(node_code)
-            await self._send(code, f"{found.root}/code/{self._code}", "sending the code")
 
     async def _inspect(self, start: bytes | None = None) -> tuple[Findings, CommandOutput]:
         """Look at the machine, and start the agent with this map if nothing is missing."""
@@ -240,22 +226,19 @@ class _Bootstrap:
             environment=self._image.env,
         )
 
-    async def _equip(self, found: Findings) -> Findings:
-        """Install Debian packages, and bring what makes environments; return what is there then."""
-        if found.missing_packages:
-            await self._install_packages(found)
-        if found.env_is_complete:
-            return found
+    async def _build(self, found: Findings) -> Findings:
+        """Make the environment, and return what is there then.
+
+        If the base Python there can't install pip, the driver's own wheel is sent.
+        """
         if not found.pythons and self._python:
             self._no_python(found)
         if not found.uv:
             found = self._found = replace(found, uv=await self._send_uv(found))
         if not found.pythons:
             found = self._found = await self._bring_python(found)
-        return found
-
-    async def _build(self, found: Findings) -> None:
-        """Make the environment. If the base Python there can't install pip, the driver's own wheel is sent."""
+            if found.env_is_complete:
+                return found
         step = f"making an environment with {'uv' if found.uv else found.pythons[0]}"
         values = self._installer(found, self._packages)
         done = await self._install(step, BUILD, values, self._packages)
@@ -268,6 +251,7 @@ class _Bootstrap:
             self._no_python(found, done)
         if done.status != 0:
             self._fail(step, done)
+        return found
 
     async def _send_uv(self, found: Findings) -> str:
         return await send_uv(
@@ -313,6 +297,7 @@ class _Bootstrap:
             "programs": " ".join(requirements.programs(packages.resolved)),
             "same": packages.driver if packages.exact else "",
             "settings": Path(installer_settings.__file__).read_text("utf-8"),
+            "compile": Path(compile_ahead.__file__).read_text("utf-8"),
             "own": " ".join(name for name in self._image.env if name.startswith(("PIP_", "UV_"))),
             "index": "" if self._image.index is None else "given",
             "quick": "",
@@ -418,7 +403,7 @@ class _Bootstrap:
             script,
             values,
             limit=_BUILD_LIMIT,
-            stdin=lists,
+            stdin=lists + "".join(f"modules {path}\n" for path in self._packages.modules).encode(),
             may_fail=True,
             environment=self._image.env,
         )

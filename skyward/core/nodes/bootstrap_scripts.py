@@ -176,8 +176,8 @@ with_pip() { # python: with its own pip, with the one it bundles, or with ours
     install "$@" install --quiet --no-compile --progress-bar off ${quick:+--retries 1 --timeout 5} $trusted
 }
 
-write_lists() { # one file of requirements for each kind
-    for part in wheels exact hashed plain constraints; do
+write_lists() { # one file of requirements for each kind, and one of modules
+    for part in wheels exact hashed plain constraints modules; do
         printf '%s\n' "$requirements" | sed -n "s/^$part //p" >"$lists/$part.txt" || return 1
     done
 }
@@ -272,6 +272,7 @@ lists=$env into=
 write_lists || fail 1
 echo @installing
 with_uv || with_pip "$python" || fail 1
+(cd "$env"/lib/python*/site-packages && "$env/bin/python" -I -c "$compile" . <"$lists/modules.txt") >/dev/null 2>&1
 rm -f "$env"/*.txt "$env/uv.toml" # they may contain passwords of indexes
 "$env/bin/python" -c 'from cloudpickle import dumps; from msgpack import packb' || fail 1
 : >"$env/.complete" || fail 1

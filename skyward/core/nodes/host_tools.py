@@ -1,12 +1,8 @@
-"""Sends a machine what makes environments: uv, a Python of the driver's minor version, and compiled modules."""
+"""Sends a machine what it lacks to make environments: uv, and a Python of the driver's minor version."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import hashlib
-import inspect
-import math
 import secrets
 import shlex
 from collections.abc import Callable
@@ -14,18 +10,14 @@ from pathlib import Path
 
 from skyward.core.errors import LinkError
 from skyward.core.interfaces import CommandOutput, Shell
-from skyward.core.packages import compile_ahead
-from skyward.core.packages.compiled_modules import packed_modules
 from skyward.core.packages.fetch import Target
 from skyward.core.packages.python_builds import python_build
 from skyward.core.packages.uv_program import packed_uv, uv_name
 
-__all__ = ["compile_modules", "send_compiled", "send_python", "send_uv"]
+__all__ = ["send_python", "send_uv"]
 
 _PROBE = 512 * 1024  # bytes that are sent first, to see how fast the line is
 _PATIENCE = 3.0  # seconds that the rest of uv may take where pip would do; it saves about twice as many
-_COMPILED_PATIENCE = 2.0  # the same of compiled modules, which are sent while packages are installed
-_FEW = 100  # modules that a machine has compiled before an archive of them is there
 _UNPACK_LIMIT = 120.0
 
 _UNPACK_UV = r"""
@@ -47,16 +39,6 @@ mkdir "$draft" && gzip -dc "$archive" | (cd "$draft" && tar -xf -) &&
 status=$?
 rm -rf "$draft" "$archive"
 exit "$status"
-"""
-
-
-_COMPILE = r"""
-umask 077
-cd "$env"/lib/python*/site-packages || exit 1
-set --
-[ -z "$archive" ] || set -- "$archive".*
-"$env/bin/python" -I -c "$compile" . "$@"
-rm -f "$@"
 """
 
 
@@ -88,7 +70,7 @@ async def send_uv(
     name = f"{uv_name()}-{target.machine}"
     piece = f"{root}/tools/.{name}.{secrets.token_hex(6)}"
     try:
-        if await _send_pieces(shell, data, piece, math.inf if needed else _PATIENCE):
+        if await _send_pieces(shell, data, piece, needed=needed):
             done = await _run(shell, _UNPACK_UV, tools=f"{root}/tools", name=name, piece=piece)
             return f"{root}/tools/{name}" if done.status == 0 else ""
         await _run(shell, 'rm -f "$piece".*', piece=piece)
@@ -99,54 +81,13 @@ async def send_uv(
     return ""
 
 
-async def send_compiled(shell: Shell, root: str, modules: tuple[str, ...], on_step: Callable[[str], None]) -> str:
-    """Send what is compiled of modules here; return where it is there, or an empty text if compiling them is quicker.
-
-    Parameters
-    ----------
-    shell, root, on_step
-        As for `send_uv`.
-    modules
-        Files, relative to ``site-packages``.
-    """
-    if len(modules) < _FEW:
-        return ""
-    data = await asyncio.to_thread(packed_modules, modules)
-    on_step("sending compiled modules")
-    piece = f"{root}/tools/.compiled-{hashlib.sha256(data).hexdigest()[:16]}"  # one at most stays if the rest fails
-    try:
-        await _send_pieces(shell, data, piece, _COMPILED_PATIENCE)
-    except LinkError:
-        raise
-    except (OSError, TimeoutError):  # a full disk, say, which the next step reports in full
-        pass
-    return piece
-
-
-async def compile_modules(shell: Shell, env: str, modules: tuple[str, ...], archive: str) -> None:
-    """Have a machine compile modules of an environment, or take them from what was sent.
-
-    Parameters
-    ----------
-    shell
-        Of the machine.
-    env
-        The environment's folder.
-    modules, archive
-        As for `send_compiled`, and what that returned.
-    """
-    program = inspect.getsource(compile_ahead)
-    with contextlib.suppress(TimeoutError):  # slots compile the rest
-        await _run(shell, _COMPILE, "\n".join(modules).encode(), env=env, archive=archive, compile=program)
-
-
-async def _send_pieces(shell: Shell, data: bytes, piece: str, patience: float) -> bool:
-    """Send the data as two files; only the first if the second would take longer than that many seconds."""
+async def _send_pieces(shell: Shell, data: bytes, piece: str, *, needed: bool) -> bool:
+    """Send the data as two files; only the first if the second would take too long."""
     loop = asyncio.get_running_loop()
     began = loop.time()
     await shell.put(data[:_PROBE], f"{piece}.0")
     expected = (loop.time() - began) * max(0, len(data) - _PROBE) / _PROBE
-    if expected > patience:
+    if not needed and expected > _PATIENCE:
         return False
     await shell.put(data[_PROBE:], f"{piece}.1")
     return True
@@ -176,6 +117,6 @@ async def send_python(shell: Shell, root: str, target: Target, on_step: Callable
     return await _run(shell, _UNPACK_PYTHON, pythons=f"{root}/pythons", name=name, archive=there, minor=target.python)
 
 
-async def _run(shell: Shell, script: str, given: bytes = b"", **values: str) -> CommandOutput:
+async def _run(shell: Shell, script: str, **values: str) -> CommandOutput:
     lines = [f"{name}={shlex.quote(value)}\n" for name, value in values.items()]
-    return await shell.run("".join(lines) + script, input=given, timeout=_UNPACK_LIMIT)
+    return await shell.run("".join(lines) + script, timeout=_UNPACK_LIMIT)

@@ -13,7 +13,6 @@ import io
 import marshal
 import struct
 import sys
-import threading
 import zipfile
 from pathlib import Path
 
@@ -25,7 +24,6 @@ _PACKAGE = Path(__file__).resolve().parents[2]
 _GLOBS = ("__init__.py", "plugins.py", "core/**/*.py", "worker/**/*.py", "joblib_ext/*.py", "integrations/*.py")
 
 _UNCHECKED_HASH = 0b01  # flag of a .pyc file: validated by the hash of its source, which need not be checked on import
-_making = threading.Lock()  # held while the zip is made: others need the same one
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest date that a zip can hold: its bytes must not depend on the time
 
 
@@ -44,14 +42,9 @@ def node_code_name() -> str:
     return f"{digest.hexdigest()[:20]}-{sys.implementation.cache_tag}.zip"
 
 
-def node_code() -> bytes:
-    """Return the zip itself; from any thread."""
-    with _making:
-        return _node_code()
-
-
 @functools.cache
-def _node_code() -> bytes:
+def node_code() -> bytes:
+    """Return the zip itself."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, source in _sources().items():

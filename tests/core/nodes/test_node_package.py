@@ -15,7 +15,7 @@ from skyward.core.nodes import node_package
 
 @pytest.mark.slow
 def test_the_code_is_a_zip_that_is_always_the_same_and_imports(tmp_path):
-    assert node_package._node_code.__wrapped__() == node_package._node_code.__wrapped__()
+    assert node_package.node_code.__wrapped__() == node_package.node_code.__wrapped__()
     path = tmp_path / node_package.node_code_name()
     path.write_bytes(node_package.node_code())
     names = zipfile.ZipFile(io.BytesIO(node_package.node_code())).namelist()
