@@ -22,6 +22,7 @@ from skyward.core.tasks.kept_calls import is_kept
 from skyward.joblib_ext.memory_cache import CachedCall, OneOfBatch, cached_call
 from tests.joblib_ext.conftest import VERSION
 from tests.joblib_ext.counted import Counted, Model, wait_for
+from tests.lab import eventually
 
 if VERSION < (1, 4):
     pytest.skip("joblib 1.4 has what the lookup needs", allow_module_level=True)
@@ -209,9 +210,14 @@ def test_verbose_functions_print_as_with_joblib(
     loud = counted.square(Memory(str(tmp_path / "loud"), verbose=5))
     assert pool.submit(loud, 4, label="loud").result() == 16
     assert pool.submit(loud, 4, label="loud").result() == 16
-    printed = capfd.readouterr()
-    for text in ("[Memory] Calling", "square(4, label='loud')", "square - ", "[Memory]", "cache loaded"):
-        assert text in printed.out + printed.err, text
+    texts = ("[Memory] Calling", "square(4, label='loud')", "square - ", "[Memory]", "cache loaded")
+    printed = []
+
+    def is_all_printed() -> bool:  # a thread of the console's own prints
+        printed.extend(capfd.readouterr())
+        return all(text in "".join(printed) for text in texts)
+
+    eventually(is_all_printed, 30, f"all of {texts}")
 
 
 def test_methods_and_references_to_results(pool: sky.Compute, counted: Counted) -> None:
