@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import random
+import signal
 import time
 
 import pytest
@@ -14,7 +16,7 @@ from skyward.core.resume.listing import overview
 from skyward.core.spec import Resources
 from tests.lab.wait import eventually
 from tests.providers.rentals import RENTALS, Rental
-from tests.providers.test_deaths import driver, no_reaper, says
+from tests.providers.test_deaths import children, driver, no_reaper, says
 from tests.remote import *  # noqa: F403  fixtures
 
 __all__ = ["driver"]  # a fixture
@@ -101,6 +103,32 @@ def test_a_machine_ends_itself_when_its_share_is_spent_and_nobody_is_left(rental
             process.kill()
             process.wait(10)
         limit = 2 * seconds + 30.0
+        eventually(lambda: not {"instance", "volume"} & {kind for kind, _ in cloud.meter.live}, limit, "no instance")
+        late = 2 * 16.0  # seconds of both: the watchdog looks every 15
+        assert cloud.meter.cost_of("instance") <= amount * (1 + late / (2 * seconds))
+
+
+@pytest.mark.skipif("SKYWARD_KILLS" not in os.environ, reason="takes minutes; SKYWARD_KILLS=6 runs it at six moments")
+@pytest.mark.parametrize("moment", range(int(os.environ.get("SKYWARD_KILLS", "1"))))
+def test_the_bill_is_within_the_budget_whenever_all_are_killed(rental, lab, driver, moment):
+    """Driver and reaper are killed while machines are ordered, prepared or used."""
+    if not rental.ends_itself:
+        pytest.skip(f"a machine of {rental.name} has no right to end itself")
+    with rental.cloud(lab) as cloud:
+        provider = rental.provider(cloud)
+        amount, seconds = dollars(provider, 2, 40.0)
+        wait = random.uniform(0.0, 40.0)
+        process = driver(provider, orphan_timeout=3600.0, budget=amount, allocation="on-demand")
+        reaper = eventually(lambda: children(process.pid, "skyward.core.machines.reaper"), 60.0)[0]
+        time.sleep(wait)
+        bought = len(cloud.meter.ever("instance"))
+        for pid in (reaper, process.pid):
+            os.kill(pid, signal.SIGSTOP)
+        for pid in (reaper, process.pid):
+            os.kill(pid, signal.SIGKILL)
+        process.wait(10)
+        print(f"killed {wait:.1f} s after the reaper had started, with {bought} machines ordered")
+        limit = 2 * seconds + 60.0  # an order that was under way may still arrive
         eventually(lambda: not {"instance", "volume"} & {kind for kind, _ in cloud.meter.live}, limit, "no instance")
         late = 2 * 16.0  # seconds of both: the watchdog looks every 15
         assert cloud.meter.cost_of("instance") <= amount * (1 + late / (2 * seconds))

@@ -154,7 +154,7 @@ def test_a_machine_ends_itself_when_nobody_is_left(rental, lab, driver):
 @contextlib.contextmanager
 def no_reaper(process: subprocess.Popen[str]) -> Iterator[None]:
     """Kill the reaper of a driver that dies in this block, as when the computer goes down."""
-    reaper = eventually(lambda: _children(process.pid, "skyward.core.machines.reaper"))[0]
+    reaper = eventually(lambda: children(process.pid, "skyward.core.machines.reaper"))[0]
     os.kill(reaper, signal.SIGSTOP)  # so that it can't begin between the two
     try:
         yield
@@ -162,7 +162,7 @@ def no_reaper(process: subprocess.Popen[str]) -> Iterator[None]:
         os.kill(reaper, signal.SIGKILL)
 
 
-def _children(pid: int, command: str) -> list[int]:
+def children(pid: int, command: str) -> list[int]:
     found: list[str] = []
     for thread in Path(f"/proc/{pid}/task").iterdir():
         found += (thread / "children").read_text().split()
