@@ -42,7 +42,7 @@ class Timing:
     give_up_all: float = 300.0
     ready: float = 600.0
     farewell: float = 2.0
-    parting: float = 5.0
+    parting: float = 15.0
 
 
 def link_patience(timing: Timing, orphan_timeout: float, others: Collection[float]) -> float:
