@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import select
@@ -66,6 +67,17 @@ def wait_for(condition: Callable[[], Any], what: str, seconds: float = PATIENCE)
             raise AssertionError(f"{what}: not within {seconds} s")
         time.sleep(0.005)
     return value
+
+
+def run_until(loop: asyncio.AbstractEventLoop, condition: Callable[[], object]) -> None:
+    """Run a loop until a condition is true."""
+
+    async def wait() -> None:
+        async with asyncio.timeout(PATIENCE):
+            while not condition():  # noqa: ASYNC110 - any condition, of which nothing reports
+                await asyncio.sleep(0.002)
+
+    loop.run_until_complete(wait())
 
 
 class Owner:

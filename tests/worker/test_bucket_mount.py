@@ -50,6 +50,13 @@ def bucket(server: S3Server, secret: str = KEYS["secret_key"]) -> Bucket:
     return Bucket("s3://bucket/data/", "bucket/data", settings, keys, 1, 3)
 
 
+def reads(place: Path) -> bool:
+    try:
+        return (place / "deep" / "file").read_bytes() == b"123"
+    except OSError:
+        return False
+
+
 def test_it_is_read_only_and_mounted_again_when_its_server_dies(server: S3Server, tmp_path: Path) -> None:
     place = tmp_path / "deep" / "place with spaces"
     said = threading.Event()
@@ -63,14 +70,7 @@ def test_it_is_read_only_and_mounted_again_when_its_server_dies(server: S3Server
         for pid in rclones(os.getpid()):
             os.kill(pid, signal.SIGKILL)
         assert said.wait(30)
-
-        def reads() -> bool:
-            try:
-                return (place / "deep" / "file").read_bytes() == b"123"
-            except OSError:
-                return False
-
-        wait_for(reads, "it is mounted again")
+        wait_for(lambda: reads(place), "it is mounted again")
         file = (place / "deep" / "file").open("rb")
     finally:
         volumes.close()
@@ -102,14 +102,7 @@ def test_a_frozen_server_is_replaced(server: S3Server, tmp_path: Path, monkeypat
         (frozen,) = rclones(os.getpid())
         os.kill(frozen, signal.SIGSTOP)
         assert said.wait(60)
-
-        def reads() -> bool:
-            try:
-                return (place / "deep" / "file").read_bytes() == b"123"
-            except OSError:
-                return False
-
-        wait_for(reads, "it is mounted again")
+        wait_for(lambda: reads(place), "it is mounted again")
         assert rclones(os.getpid()) != [frozen]
     finally:
         volumes.close()

@@ -35,7 +35,7 @@ from skyward.worker.forkserver.protocol import (
 from skyward.worker.owner_traffic import OwnerTraffic
 from skyward.worker.slot_processes import SlotProcess, SlotProcesses
 from skyward.worker.slot_table import Command, Fork, Kill, Settle, SlotTable
-from tests.worker.helpers import PATIENCE, setup
+from tests.worker.helpers import run_until, setup
 
 
 class Server:
@@ -141,14 +141,7 @@ class Node:
                 self.told.append(command)
 
     def until(self, condition: Callable[[], object]) -> None:
-        """Run the loop until a condition is true."""
-
-        async def wait() -> None:
-            async with asyncio.timeout(PATIENCE):
-                while not condition():  # noqa: ASYNC110 - any condition, of which nothing reports
-                    await asyncio.sleep(0.002)
-
-        self.loop.run_until_complete(wait())
+        run_until(self.loop, condition)
 
     def make_slots(self) -> None:
         """Let both slots be made and say that they are up."""

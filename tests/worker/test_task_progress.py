@@ -17,7 +17,7 @@ from skyward.worker.slot_table import SlotTable
 from skyward.worker.task_progress import PendingTask, TaskProgress
 from skyward.worker.tickets import Tickets
 from skyward.worker.wire_socket import WireSocket
-from tests.worker.helpers import PATIENCE
+from tests.worker.helpers import run_until
 
 
 class Node:
@@ -70,14 +70,7 @@ class Node:
             return []
 
     def until(self, condition: Callable[[], object]) -> None:
-        """Run the loop until a condition is true."""
-
-        async def wait() -> None:
-            async with asyncio.timeout(PATIENCE):
-                while not condition():  # noqa: ASYNC110 - any condition, of which nothing reports
-                    await asyncio.sleep(0.005)
-
-        self.loop.run_until_complete(wait())
+        run_until(self.loop, condition)
 
     def close(self) -> None:
         self.progress.close()
