@@ -210,14 +210,15 @@ class Session:
         self.barren = self.barren or barren
         self._why = reason
         loop = asyncio.get_running_loop()
-        if not self._closing:
-            self._closing, self._deadline = True, loop.time() + self._timing.parting
+        again, self._closing = self._closing, True
+        if not again:
+            self._deadline = loop.time() + self._timing.parting
         if (link := self._link) is None:
             return
         if link.say_goodbye():
             # The agent hangs up; if we did, sshd might not pass the goodbye on, and the agent would wait for its owner.
             loop.call_later(self._timing.farewell, link.channel.close)
-        else:
+        elif not again:
             link.channel.close()
 
     def failed(self, error: Exception) -> None:

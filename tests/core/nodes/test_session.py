@@ -90,6 +90,15 @@ async def test_a_node_that_is_given_up_while_there_is_no_link_hears_it_too(it: N
     assert await it.agent.stopped == "the owner said goodbye"
 
 
+@over()
+async def test_a_node_that_is_given_up_as_its_pool_ends_hears_it_once(it: Node) -> None:
+    """The end of the pool does not hang up on the goodbye that is on its way."""
+    it.session.abandon("no task succeeds there")
+    await asyncio.wait_for(it.session.close(), 20)
+    assert await it.life == "no task succeeds there"
+    assert len(it.channels) == 1
+
+
 @over(timing=Timing(beat=0.05, parting=0.2))
 async def test_the_end_does_not_wait_for_ever_for_a_line_that_is_down(it: Node) -> None:
     it.unreachable = 10_000
