@@ -23,16 +23,27 @@ __all__ = ["packed_uv", "uv_here", "uv_name"]
 
 def uv_name() -> str:
     """What the program is called on nodes, without their architecture: a version of ours, not one of theirs."""
-    return f"uv-{metadata.version('uv')}"
+    own = _distribution()
+    return "uv-none" if own is None else f"uv-{own.version}"
 
 
 def uv_here() -> str | None:
-    """Path of the program of this environment; None if somebody has removed it.
+    """Path of the program of this environment; None if it is not there.
 
     Its module is not imported: the user's own may have that name.
     """
-    programs = [os.path.normpath(file.locate()) for file in metadata.files("uv") or () if file.name == "uv"]
+    own = _distribution()
+    files = () if own is None else own.files or ()
+    programs = [os.path.normpath(file.locate()) for file in files if file.name == "uv"]
     return next(filter(os.path.isfile, programs), None)
+
+
+def _distribution() -> metadata.Distribution | None:
+    """Ours, which is a requirement of skyward; None if skyward was installed without, or it was removed since."""
+    try:
+        return metadata.distribution("uv")
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def packed_uv(system: str, driver: str, target: Target, cache: Path | None = None) -> Path | None:
@@ -47,7 +58,7 @@ def packed_uv(system: str, driver: str, target: Target, cache: Path | None = Non
     cache
         Folder in which it is kept; None for the user's.
     """
-    if not system.startswith("Linux ") or not target.glibc:
+    if not system.startswith("Linux ") or not target.glibc or _distribution() is None:
         return None
     cache = user_cache_path("skyward") / "tools" if cache is None else cache
     packed = cache / f"{uv_name()}-{target.machine}.gz"
