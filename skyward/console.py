@@ -31,7 +31,7 @@ __all__ = ["Console", "live_text", "summary_text", "terminal"]
 
 _log = logging.getLogger("skyward")
 
-_SOON = 5.0  # seconds; what ends sooner is not worth saying
+_SOON = 5.0  # seconds; a shorter remaining time is not shown
 _MAX_PENDING = 32 * 1024 * 1024  # characters of output that may wait for a reader that is slow or stopped
 
 
@@ -110,7 +110,7 @@ class Console:
     live
         Whether to show the live line and the summary, if there is a terminal.
     facts
-        What is known of the pool.
+        The pool's running totals.
     stream
         The terminal to draw on; None finds one.
 

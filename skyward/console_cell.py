@@ -1,4 +1,4 @@
-"""How a pool's work goes, under the cell of a notebook that caused it, redrawn while it goes.
+"""A pool's progress bar, under the notebook cell that submits the tasks.
 
 Import it only in a notebook's kernel, since it needs IPython.
 """
@@ -24,16 +24,16 @@ _PERIOD = 0.5  # seconds between two drawings
 class Cell:
     """The display of one pool, from `start` until `stop`.
 
-    It begins under the cell that opens the pool. The first task that another cell submits ends that display, and begins
-    one under the other cell, for what has not ended by then. When a cell has run, its display shows how things are
-    then: a program that executes notebooks takes no later change.
+    It starts under the cell that opens the pool. When another cell submits its first task, that display ends, and a new
+    one starts under the other cell, for the tasks that have not ended by then. When a cell has run, its display is
+    brought up to date, since programs that execute notebooks do not record later changes.
 
     Parameters
     ----------
     status
-        Tells how the pool is.
+        Returns the pool's state.
     events
-        IPython's, of the shell.
+        The event registry of IPython's shell.
     """
 
     def __init__(self, status: Callable[[], PoolStatus], events: Any) -> None:
@@ -51,7 +51,7 @@ class Cell:
 
     @classmethod
     def start(cls, status: Callable[[], PoolStatus]) -> Cell | None:
-        """Begin, under the cell that runs; returns None if this program is no notebook's kernel."""
+        """Start under the running cell; returns None if this process is not a notebook's kernel."""
         shell = get_ipython()
         if shell is None or getattr(shell, "kernel", None) is None:  # a terminal's IPython has no cells
             return None
@@ -65,12 +65,12 @@ class Cell:
         return f"<Cell {self._cell}>"
 
     def submitted(self) -> None:
-        """Move to the cell that runs, if it is another. Called for each task that is submitted, in its thread."""
+        """Move to the running cell, if it is a different one. Called for each task, in the thread that submits it."""
         if (number := self._number()) != self._cell and threading.current_thread() is threading.main_thread():
             self._begin(number)
 
     def stop(self) -> None:
-        """Draw the end; may be repeated."""
+        """Draw the final state; may be repeated."""
         if not self._end.is_set():
             self._events.unregister("post_run_cell", self._has_run)
         self._end.set()
@@ -98,7 +98,7 @@ class Cell:
     def _draw(self, status: PoolStatus) -> None:
         with self._lock:
             if self._handle is None or (status.tasks == self._drawn and not status.tasks.unfinished):
-                return  # else the time would go on after the work has ended
+                return  # otherwise the time shown would keep running after the last task
             text = progress_text(status, self._before)
             if text == self._shown:
                 return

@@ -31,7 +31,7 @@ class Audience:
     events
         What listeners subscribe to.
     live, facts
-        The pool's ``console=``, and what is known of the pool; both are passed to listeners.
+        The pool's ``console=``, and its running totals; both are passed to listeners.
     """
 
     def __init__(self, events: Events, *, live: bool, facts: Facts) -> None:
@@ -94,7 +94,7 @@ class Showing:
     pool
         Name of the pool.
     port
-        Where it is to listen, 0 for any port; None for no page, until one is asked for.
+        Port to listen on, 0 for any; None for no page until `show` is called.
     events, facts
         What it shows.
 
@@ -118,12 +118,12 @@ class Showing:
         return f"<Showing {self.page}>"
 
     def start(self) -> None:
-        """Serve the page, if there is to be one."""
+        """Serve the page, if there is one."""
         if self.page is not None:
             self._open(self.page)
 
     def show(self) -> Dashboard:
-        """The page, which begins now if there was none."""
+        """Return the page; starts it if there was none."""
         with self._lock:
             if self.page is None:
                 page = self._made(0)
@@ -132,7 +132,7 @@ class Showing:
             return self.page
 
     def close(self) -> None:
-        """End it."""
+        """Stop the page."""
         with self._lock:
             if self.page is not None:
                 self.page.close()

@@ -1,4 +1,4 @@
-"""PURE. For how long a provider bills a machine that existed for some time: rarely for exactly that."""
+"""PURE. For how much time a provider bills a machine, which is rarely exactly the time that it existed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 __all__ = ["BY_THE_SECOND", "Billing"]
 
-_SLACK = 1e-6  # seconds, and parts of a unit: what sums of floats may be off
+_SLACK = 1e-6  # seconds, or fraction of a unit: tolerance for rounding errors
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,24 +17,23 @@ class Billing:
     Attributes
     ----------
     minimum
-        Seconds that are billed at least.
+        Minimum number of seconds billed.
     unit
-        Seconds of which whole multiples are billed, such as 3600 where each hour that has begun counts; 0 where it is
-        by the second.
+        Billing increment in seconds, such as 3600 where started hours are billed in full; 0 for billing by the second.
     """
 
     minimum: float = 0.0
     unit: float = 0.0
 
     def seconds(self, lived: float) -> float:
-        """How many seconds are billed for a machine that existed for so many."""
-        least = max(self.minimum, lived, 0.0)
-        if not self.unit or math.isinf(least):
-            return least
-        return max(1, math.ceil(least / self.unit - _SLACK)) * self.unit
+        """Seconds that are billed for a machine that existed for `lived` seconds."""
+        seconds = max(self.minimum, lived, 0.0)
+        if not self.unit or math.isinf(seconds):
+            return seconds
+        return max(1, math.ceil(seconds / self.unit - _SLACK)) * self.unit
 
     def within(self, paid: float) -> float:
-        """For how many seconds a machine may exist if so many are paid for; 0 if these are not even the minimum."""
+        """How long a machine may exist if `paid` seconds are paid for; 0 if that is less than the minimum."""
         if paid + _SLACK < self.minimum:
             return 0.0
         if not self.unit or math.isinf(paid):

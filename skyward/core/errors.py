@@ -8,7 +8,7 @@ retried depends on the type, never on the text. A message says what happened, wh
     SkywardError
     ├── ConfigError (ValueError)            an argument is wrong; nothing was started
     │   ├── PluginNotFound (LookupError)    no such provider, transport or plugin, or it can't be imported
-    │   └── ResumeFileError                 the file given as resume= is in use, damaged, or no such file
+    │   └── ResumeFileError                 the file given as resume= is in use, damaged, or not a resume file
     ├── NestedPool (RuntimeError)           a pool in a task that might nest forever, or rent machines unasked
     ├── PoolNotActive (RuntimeError)        the pool was not entered, is closed, or belongs to another process
     ├── ProvisioningError                   a node could not be provisioned
@@ -22,11 +22,11 @@ retried depends on the type, never on the text. A message says what happened, wh
     │   ├── HostUnreachable                 no answer in time
     │   ├── HostKeyError                    the host's key is unknown, or not the expected one
     │   ├── LoginRefused                    the host rejected the user or the key
-    │   ├── VolumeFailed                    a folder can't be brought to the node: it changed, or the disk is full
+    │   ├── VolumeFailed                    a folder can't be copied to the node: it changed, or the disk is full
     │   └── BootstrapFailed                 a step of preparing the node failed
     │       ├── PackagesFailed              the image's packages can't be installed, on this node or any other
     │       └── PythonNotFound              the node has no Python of the driver's minor version
-    ├── NoFailure (LookupError)             `sky.last_failure` has none, or not what was asked for
+    ├── NoFailure (LookupError)             `sky.last_failure` has nothing to show
     ├── DownloadFailed                      files of the nodes can't be fetched; nothing was overwritten
     ├── LinkError (ConnectionError)         the connection to a node failed
     │   └── ProtocolError                   a message, received or to be sent, violates the protocol
@@ -36,7 +36,7 @@ retried depends on the type, never on the text. A message says what happened, wh
         ├── WorkerCrashed                   the task's process died, `attempts` times, or can't be started
         ├── NoTerminal                      the task has called breakpoint(), or a debugger
         │   └── NoInput (EOFError)          the task has called input()
-        ├── BudgetExceeded                  what the pool may spend is spent; also a ProvisioningError
+        ├── BudgetExceeded                  the pool's budget is used up, or too small; also a ProvisioningError
         ├── NodeLost                        the task's node was lost, and it may not or can't run on another
         └── TaskFailed                      the task raised an exception that can't be rebuilt here; text only
 """
@@ -196,7 +196,7 @@ class VolumeFailed(ProvisioningError):
     Attributes
     ----------
     everywhere
-        Whether the reason lies in the driver's folder, so that no other node could get it either.
+        Whether the reason is the driver's folder itself, so that no other node could get it either.
     """
 
     everywhere: bool

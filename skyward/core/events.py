@@ -1,8 +1,8 @@
 """Events of a pool: frozen facts, and a way to subscribe to them.
 
-Those that come with each task are named tuples, which take a quarter of the time to make; all others are dataclasses.
+Those emitted for each task are named tuples, which take a quarter of the time to create; all others are dataclasses.
 
-The pool emits; the console and dashboards only listen. A listener is called from the thread in which the event arose
+The pool emits; the console and dashboards only listen. A listener is called in the thread in which the event occurred
 (usually the I/O thread), so it must be quick, must not block and must not call the pool.
 """
 
@@ -47,7 +47,7 @@ _log = logging.getLogger("skyward.events")
 
 @dataclass(frozen=True, slots=True)
 class PoolStarted:
-    """The pool starts to provision its nodes. `concurrency` is 0 if each node has as many slots as it has GPUs for."""
+    """The pool starts to provision its nodes. `concurrency` is 0 if each node has as many slots as its GPUs allow."""
 
     pool: str
     provider: str
@@ -72,7 +72,7 @@ class MachineInfo:
     region
         Region, zone or country, as the provider names it.
     billing
-        For how much time the provider bills it at least, and by which unit.
+        The minimum time billed, and the billing unit.
     """
 
     provider: str = ""
@@ -94,7 +94,7 @@ class MachineMade:
     info
         What is known of it.
     age
-        Seconds since it was ordered, from when on it is taken to cost money.
+        Seconds since it was ordered; its cost is counted from then on.
     """
 
     id: str
@@ -112,7 +112,7 @@ class MachineEnded:
 
 @dataclass(frozen=True, slots=True)
 class NodeBegun:
-    """A machine has an address, and begins to be prepared as a node."""
+    """A machine has an address, and is now being prepared as a node."""
 
     node: str
     info: MachineInfo
@@ -142,13 +142,13 @@ class NodeReady:
     Attributes
     ----------
     node, slots
-        Its name, and how many tasks it runs at a time.
+        Its name, and how many tasks it runs at once.
     gpus
         Those of its slots, if these have GPUs of their own.
     info
         Its machine, as in `NodeBegun`.
     cores, memory
-        How many cores tasks can use, and the machine's memory in bytes; None if it has not said.
+        How many cores tasks can use, and the machine's memory in bytes; None if not reported.
     """
 
     node: str
@@ -161,24 +161,24 @@ class NodeReady:
 
 @dataclass(frozen=True, slots=True)
 class NodeLoad:
-    """How a node is used; each node says so a few times a minute. None where it can't tell.
+    """A node's load, which each node reports a few times a minute. What it can't determine is None.
 
     Attributes
     ----------
     node
         Its name.
     cpu
-        Share of its cores that was busy since it last said so, from 0 to 1, by whatever process.
+        Share of its cores that was busy since the last report, from 0 to 1, counting all processes.
     cores
-        How many cores tasks can use: a container's, where it is given fewer than the machine has.
+        How many cores tasks can use; in a container, the container's limit.
     memory_used, memory_total
-        In bytes: a container's, where it is given less than the machine has. What the kernel can free counts as free.
+        In bytes; in a container, the container's. Memory that the kernel can reclaim counts as free.
     disk_free
-        Bytes that are free where tasks work.
+        Free bytes on the disk of the tasks' working directory.
     gpus
-        Those of its slots, if these have GPUs of their own, with their use.
+        Those of its slots, if these have GPUs of their own, with their usage.
     problem
-        Why the use of the GPUs is not known, in words; empty if it is.
+        Why GPU usage is not known, in words; empty if it is.
     """
 
     node: str
@@ -201,7 +201,7 @@ class NodeGone:
 
 @dataclass(frozen=True, slots=True)
 class Transferred:
-    """A large array, or a part of a folder or of the user's code, has arrived on a node, whose tasks may wait for it.
+    """A large array, or a part of a folder or of the user's code, has arrived on a node; tasks may have waited for it.
 
     Arrays and results under 1 MiB travel with their tasks. Nodes on this machine read large arrays where they are, so
     nothing is transferred.
@@ -209,7 +209,7 @@ class Transferred:
     Attributes
     ----------
     node, size
-        Where to, and how many bytes.
+        Where it arrived, and its size in bytes.
     peer
         The node that it came from; empty if this program sent it.
     began, seconds
@@ -225,7 +225,7 @@ class Transferred:
 
 @dataclass(frozen=True, slots=True)
 class PoolReady:
-    """The minimum of nodes is ready; the ``with`` block starts."""
+    """The minimum number of nodes is ready; the ``with`` block starts."""
 
     slots: int
     seconds: float
@@ -235,7 +235,7 @@ class PoolReady:
 class AtPrompt:
     """The pool was opened without a ``with`` in an interactive interpreter, whose prompt follows.
 
-    From now on the user types there, so nothing may be drawn that moves.
+    From now on the user types there, so nothing may be redrawn.
     """
 
 
@@ -245,7 +245,7 @@ class TasksQueued(NamedTuple):
     `label` names the function, as in `TaskEnded`.
     """
 
-    count: int  # type: ignore[assignment]  # nobody needs what tuples have of that name
+    count: int  # type: ignore[assignment]  # hides tuple.count, which is not needed
     label: str = ""
 
 
@@ -267,18 +267,18 @@ class TaskEnded(NamedTuple):
     label
         Its function, by name. Batches of several calls are named after the first.
     error
-        Type and first line of the message of what it failed with; None if it did not fail.
+        Type and first line of the message of its exception; None if it did not fail.
     started
-        When it began, by this process's ``time.monotonic()``: when its answer arrived less `seconds`, so that what the
-        answer took to arrive is in it. None if it has not run to an end.
+        When it began, by this process's ``time.monotonic()``: the arrival of its answer minus `seconds`, and so too
+        late by the time that the answer was on its way. None if it did not run to its end.
     sent, received
-        Bytes of the pickled call and result. Arrays of 1 MB and more that a call needs are not in it, as they go to a
-        node once and not with each task: see `Transferred`.
+        Bytes of the pickled call and result. Arrays of 1 MB and more that a call needs are not included, since they go
+        to each node once and not with each task: see `Transferred`.
     exception
-        What it failed with, with its traceback; None if it did not fail. It may hold large objects: don't keep it.
+        Its exception, with the traceback; None if it did not fail. It may hold large objects: don't keep it.
     """
 
-    count: int  # type: ignore[assignment]  # nobody needs what tuples have of that name
+    count: int  # type: ignore[assignment]  # hides tuple.count, which is not needed
     seconds: float
     ok: bool
     cancelled: bool = False
@@ -351,10 +351,10 @@ class Events:
     def __init__(self) -> None:
         self._lock = threading.RLock()  # guards changes to what follows; garbage collection may unsubscribe within
         self._listeners: tuple[tuple[Listener, tuple[type[Event], ...] | None], ...] = ()
-        self._of: dict[type[Event], tuple[Listener, ...]] = {}  # who hears a kind of event, once one was emitted
+        self._of: dict[type[Event], tuple[Listener, ...]] = {}  # event class -> its listeners, filled by `emit`
 
     def subscribe(self, listener: Listener, kinds: Iterable[type[Event]] | None = None) -> Callable[[], None]:
-        """Call `listener` with every event from now on, or those of some kinds; what is returned ends that."""
+        """Call `listener` with each event, or those of some kinds, until the function that is returned is called."""
         entry = listener, None if kinds is None else tuple(kinds)
         with self._lock:
             self._listeners, self._of = (*self._listeners, entry), {}
@@ -377,7 +377,7 @@ class Events:
         try:
             listeners = self._of[type(event)]
         except KeyError:
-            listeners = self._heard_by(type(event))
+            listeners = self._listeners_for(type(event))
         for listener in listeners:
             try:
                 listener(event)
@@ -388,7 +388,7 @@ class Events:
         if interrupt is not None:
             raise interrupt
 
-    def _heard_by(self, kind: type[Event]) -> tuple[Listener, ...]:
+    def _listeners_for(self, kind: type[Event]) -> tuple[Listener, ...]:
         with self._lock:
             of = self._of  # replaced when somebody unsubscribes, which may happen in the next line
             found = of[kind] = tuple(listener for listener, kinds in self._listeners if kinds is None or kind in kinds)

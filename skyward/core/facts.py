@@ -1,4 +1,4 @@
-"""What is known of one pool, from its events: counted as they come, and told to any thread at any time."""
+"""Running totals of one pool's events, which any thread may read at any time."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ class Facts:
     Parameters
     ----------
     at_nodes
-        Tells how many tasks or batches each node has. Called from any thread; must not block.
+        Returns how many tasks or batches each node has. Called from any thread; must not block.
     running
-        Tells which tasks have run for a moment, the longest first. As `at_nodes`.
+        Returns the tasks that have run for a moment, the longest first. As `at_nodes`.
     """
 
     kinds = (
@@ -88,10 +88,10 @@ class Facts:
             self._count[type(event)](event, monotonic())
 
     def status(self) -> PoolStatus:
-        """How the pool is now."""
+        """Return the pool's state now."""
         return self.read(lambda tally, now: tally.status(now, self.at_nodes(), self.running()))
 
     def read(self, what: Callable[[Tally, float], _T]) -> _T:
-        """Return what a function makes of the tally and the time. Events wait meanwhile, so it must be quick."""
+        """Call a function with the tally and the time, and return its result. Events wait meanwhile, so be quick."""
         with self._lock:
             return what(self._tally, monotonic())

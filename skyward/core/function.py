@@ -308,7 +308,7 @@ def run_pending(result: Any) -> Any:
 
 
 def failed_call(function: Any, args: Any, kwargs: Any) -> tuple[int, Call] | None:
-    """Return which call of a task has failed in this slot, and the call; None if its failure was none of a call's.
+    """Return the number of the call of a task that failed in this slot, and the call; None if no call was running.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""GPUs as values: how many a slot is to have, what a node has, and how both are put into words. Pure."""
+"""GPUs as values: how many a slot needs, what a node has, and how both are described. Pure."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from skyward.core.errors import ConfigError
 
 __all__ = ["Gpu", "describe", "described", "needed", "parse_gpus", "per_gpu"]
 
-_MUCH = 0.1  # of the memory in use before any task has begun; some is the driver's own
-_CLOSE = 2e-3  # relative error of a fraction as people write it: 0.333 is a third, 0.3 is nothing
+_MUCH = 0.1  # share of the memory; if no more is in use before the first task, that is not mentioned
+_CLOSE = 2e-3  # relative error of a fraction as people write it: 0.333 counts as 1/3, 0.3 as no fraction
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,14 +23,14 @@ class Gpu:
     Attributes
     ----------
     id
-        How environment variables such as ``CUDA_VISIBLE_DEVICES`` name it: a UUID where the driver tells one.
+        How environment variables such as ``CUDA_VISIBLE_DEVICES`` name it: a UUID if the driver reports one.
     name
         Its model; empty if the driver does not say.
     memory, used
-        How much memory it has, and how much of that was in use when it was asked, in bytes; None if not known.
+        Its memory, and how much of that was in use when it was queried, in bytes; None if not known.
     busy
-        For which share of the last moment, a sixth of a second or more, it was computing, from 0 to 1; None if not
-        known.
+        Share of the driver's last sampling period (a sixth of a second or more) in which it was computing, from 0 to 1;
+        None if not known.
     """
 
     id: str
@@ -73,7 +73,7 @@ def per_gpu(gpus: float) -> int:
 
 
 def needed(gpus: float, slots: int) -> int:
-    """How many GPUs a node must have for so many slots; for one if that is 0, as their number follows from the GPUs."""
+    """How many GPUs a node needs for its slots. 0 slots count as one, as their number then follows from the GPUs."""
     slots = max(slots, 1)
     return math.ceil(slots / per_gpu(gpus)) if gpus < 1 else slots * int(gpus)
 
@@ -88,7 +88,7 @@ def described(gpus: Iterable[Gpu]) -> str:
 
 
 def describe(nodes: Sequence[tuple[str, int, Sequence[Gpu]]], gpus: float) -> str:
-    """What a pool has found, in a line; alike nodes are named together.
+    """Describe the GPUs of a pool's nodes in one line; identical nodes are grouped.
 
     Parameters
     ----------
@@ -109,7 +109,7 @@ def describe(nodes: Sequence[tuple[str, int, Sequence[Gpu]]], gpus: float) -> st
 
 
 def _others_use(gpus: Sequence[Gpu]) -> str:
-    """A warning if others use a good part of the memory already."""
+    """A note if other programs already use a good part of the memory; empty otherwise."""
     total, used = (sum(getattr(gpu, what) or 0 for gpu in gpus) for what in ("memory", "used"))
     return f" ({_gib(used)} of {_gib(total)} in use already)" if used > _MUCH * total else ""
 

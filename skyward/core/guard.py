@@ -1,4 +1,4 @@
-"""Makes sure that no callback fails silently: whatever runs on a loop unawaited has somebody to report failures to.
+"""Makes sure that no callback fails silently: whatever runs on a loop unawaited reports its failure to somebody.
 
 asyncio logs an exception from a callback, or from a task that nobody awaits, and goes on; whoever waits for the outcome
 waits forever. So the callbacks and background tasks of a node's session are started through this module and report to

@@ -42,24 +42,26 @@ class Image:
         Modules that the slots' fork server imports once, so that no task has to. Not for your own modules, which you
         may edit while the pool is open.
     requirements
-        Path of a requirements file, of a lock (``uv.lock``, ``pylock.toml``), of conda's ``environment.yml``, or of a
-        ``pyproject.toml`` whose dependencies are to be installed. It is read
-        immediately: its lines are added to `pip` and `constraints`, its indexes to `index` and `extra_index`.
+        Path of a requirements file, a lock file (``uv.lock``, ``pylock.toml``), conda's ``environment.yml``, or a
+        ``pyproject.toml`` whose dependencies are to be installed. It is read immediately: its lines are added to `pip`
+        and `constraints`, its indexes to `index` and `extra_index`.
     constraints
         Requirements that restrict the versions of packages but do not install any.
     sync
-        What nodes that do not use the driver's environment get of its packages, in its versions. ``"auto"``: what its
-        program imports, and what `pip` names if the driver's version fits, with all that they depend on. ``"all"``:
-        everything. ``"none"``: only what `pip` and the plugins name, in the newest versions that fit.
+        Which of the driver's packages, in its versions, are installed on nodes that do not use its environment.
+        ``"auto"``: those that its program imports, and those that `pip` names if the driver's version fits, with all
+        their dependencies. ``"all"``: everything. ``"none"``: only what `pip` and the plugins name, in the newest
+        versions that fit.
     local
         Modules and packages of your own that nodes need, in addition to those that the program and its files import:
-        names, or paths of files and folders. An installed package that is named is sent as it is here.
+        names, or paths of files and folders. An installed package named here is sent as it is on this machine.
     exclude
-        What of your own code nodes do not get: names of modules, or patterns such as ``"churn/data/*"`` or ``"*.csv"``.
+        Parts of your own code that nodes do not get: names of modules, or patterns such as ``"churn/data/*"`` or
+        ``"*.csv"``.
     env_from
         Variables of this machine that tasks get: names (``"CHURN_URL"``), patterns (``"CHURN_*"``), and files of
-        ``NAME=value`` lines (``".env"``). They are read immediately; `env` wins over them. They are not set while
-        packages are installed. Nothing else but time zone and locale reaches tasks on other machines.
+        ``NAME=value`` lines (``".env"``). They are read immediately; `env` overrides them. They are not set while
+        packages are installed. Besides these, only time zone and locale reach tasks on other machines.
 
     Raises
     ------

@@ -151,7 +151,7 @@ class Check:
 
 @runtime_checkable
 class Timed(Protocol):
-    """A provider that says how long its machines take. Optional; `sky.explain` assumes 100 s of others."""
+    """A provider that says how long its machines take to start. Optional; for others `sky.explain` assumes 100 s."""
 
     usual_start: ClassVar[float]
     """Seconds that a machine usually takes until it is a node."""
@@ -161,15 +161,15 @@ class Timed(Protocol):
 class Inspectable(Protocol):
     """A rental that the command line can ask about its account. Optional; `CloudProvider` implements it.
 
-    A `Rental` without it counts as set up once it can be made without arguments, has one account, is asked with its
-    usual patience, and is checked by counting its machines.
+    A `Rental` without it counts as set up if it can be created without arguments, has one account, is queried with its
+    usual retries, and is checked by counting its machines.
     """
 
     @classmethod
     def found(cls) -> Sequence[Self]:
         """Providers for the accounts that the environment has credentials for, where one class serves several clouds.
 
-        Empty where a class has one account, which is what it makes without arguments.
+        Empty where a class has one account, the one it uses when created without arguments.
         """
         return ()
 
@@ -303,7 +303,7 @@ class Listener(Protocol):
     A class, or any callable, with an entry point in the group ``skyward.listeners``. It is called when a pool is
     entered, in that thread, with ``live=`` (the pool's ``console=``) and ``facts=`` (a `skyward.core.facts.Facts`: any
     thread may call its ``status()`` at any time); accept ``**others``, as more may be added. A listener that has an
-    attribute ``kinds``, a tuple of classes of events, hears only of those, and costs nothing for the others.
+    attribute ``kinds``, a tuple of event classes, receives only those, and costs nothing for the others.
     """
 
     def handle(self, event: Event) -> None:
@@ -318,22 +318,22 @@ class Listener(Protocol):
 class Dashboard(Protocol):
     """Shows one pool to browsers: what ``Compute(dashboard=...)`` asks for.
 
-    Ours, ``page`` in the group ``skyward.dashboards``, is the only one; thus core imports neither it nor its server. It
-    is called with the pool's name, a port (0 for any) and a `skyward.core.facts.Facts` before anything is bought, and
-    raises `ConfigError` if it can't listen there. Like a listener, it may have ``kinds``.
+    The only one is ours, ``page`` in the group ``skyward.dashboards``; it is registered so that core need not import it
+    or its server. It is called with the pool's name, a port (0 for any) and a `skyward.core.facts.Facts` before
+    anything is rented, and raises `ConfigError` if it can't listen there. Like a listener, it may have ``kinds``.
     """
 
     @property
     def link(self) -> str:
-        """What a browser opens. From any thread."""
+        """Address for a browser. From any thread."""
         ...
 
     def start(self) -> None:
-        """Begin to serve. Called once; must not block for long."""
+        """Start serving. Called once; must not block for long."""
         ...
 
     def handle(self, event: Event) -> None:
-        """As `Listener.handle`."""
+        """See `Listener.handle`."""
         ...
 
     def save(self, path: str) -> None:

@@ -46,7 +46,7 @@ def _function(handler: Any) -> Any:
         handler = handler.func
     if isinstance(handler, (types.FunctionType, types.MethodType)):
         return handler
-    return getattr(type(handler), "__call__", None)  # noqa: B004  it is not about whether it is callable, but about its code
+    return getattr(type(handler), "__call__", None)  # noqa: B004  its code is wanted, not whether it is callable
 
 
 class Interrupts:
@@ -67,7 +67,7 @@ class Interrupts:
         here = threading.current_thread() is threading.main_thread()
         if here and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             self._holds = True
-            signal.signal(signal.SIGINT, self._come)
+            signal.signal(signal.SIGINT, self._handle)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
@@ -82,18 +82,18 @@ class Interrupts:
         self._open = True
         if self._waiting:
             self._waiting -= 1
-            self._come_in()
+            self._raise()
 
     def hold(self) -> None:
         """Hold interrupts back again."""
         self._open = False
 
-    def _come(self, number: int, frame: FrameType | None) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._open:
-            self._come_in()
+            self._raise()
         self._waiting += 1
 
-    def _come_in(self) -> NoReturn:
+    def _raise(self) -> NoReturn:
         self._open = False  # a second one must not hit the handler of this one
         raise KeyboardInterrupt
 
@@ -101,9 +101,9 @@ class Interrupts:
 def wait_for(event: threading.Event) -> None:
     """Wait for an event; an interrupt is answered within half a second.
 
-    The kernel may hand a signal to another thread, and it may come between Python's last look for one and the system
-    call in which the main thread then waits. In both cases Python runs the handler only after that wait, which must
-    therefore end now and then.
+    The kernel may deliver a signal to another thread, or between Python's last check for signals and the system call in
+    which the main thread then waits. In both cases Python runs the handler only after that wait, which must therefore
+    end now and then.
     """
     while not event.wait(INTERRUPT_SECONDS):
         pass

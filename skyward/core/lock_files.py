@@ -1,7 +1,6 @@
-"""Reads what projects lock their environments with.
+"""Reads lock files: ``uv.lock``, ``pylock.toml`` (PEP 751) and conda's ``environment.yml``.
 
-Those are ``uv.lock``, ``pylock.toml`` (PEP 751) and conda's ``environment.yml``. Each becomes lines in pip's format,
-with the lock's hashes.
+Each becomes lines in pip's format, with the hashes of the lock file.
 """
 
 from __future__ import annotations
@@ -49,17 +48,17 @@ def of_uv(lock: Mapping[str, Any], where: str) -> list[str]:
     lock
         The parsed file.
     where
-        Names it in errors.
+        What to call it in errors.
 
     Raises
     ------
     ConfigError
-        It is of no project, or locks a file of this machine.
+        It contains no project, or locks a file of this machine.
     """
     packages = lock.get("package", [])
     roots = [one for one in packages if _source(one, "virtual", "editable") is not None]
     if not roots:
-        raise ConfigError(f"{where} names no project whose dependencies are to be installed")
+        raise ConfigError(f"{where} names no project, so it is unclear whose dependencies to install")
     machines: dict[str, set[str]] = {}
     for machine in _MACHINES:
         for line in _walk(packages, roots, _node(machine), where):
@@ -92,7 +91,7 @@ def _walk(
 def _matching(
     packages: Sequence[Mapping[str, Any]], need: Mapping[str, Any], node: Mapping[str, str]
 ) -> Iterator[Mapping[str, Any]]:
-    """The package that a dependency means on a node; a lock may have several versions, for several platforms."""
+    """The package that a dependency refers to on a node; lock files may have several versions, one per platform."""
     for one in packages:
         if one["name"] == need["name"] and need.get("version", one.get("version")) == one.get("version"):
             forks = one.get("resolution-markers", [])
@@ -105,7 +104,7 @@ def _source(one: Mapping[str, Any], *kinds: str) -> str | None:
 
 
 def _uv_line(one: Mapping[str, Any], where: str) -> str:
-    """The line of a package; empty for what lies in the project, which is not installed."""
+    """The line of a package; empty for the project itself and its parts, which are not installed."""
     if _source(one, "virtual", "editable", "directory") is not None:
         return ""
     if (path := _source(one, "path")) is not None:
@@ -141,7 +140,7 @@ def of_pylock(lock: Mapping[str, Any], where: str) -> list[str]:
     lock
         The parsed file.
     where
-        Names it in errors.
+        What to call it in errors.
 
     Raises
     ------
@@ -149,7 +148,7 @@ def of_pylock(lock: Mapping[str, Any], where: str) -> list[str]:
         It has another format, or locks a file of this machine.
     """
     if not str(lock.get("lock-version", "")).startswith("1."):
-        raise ConfigError(f"{where} is not a lock of version 1 (PEP 751)")
+        raise ConfigError(f"{where} is not a lock file of version 1 (PEP 751)")
     chosen = {"extras": frozenset[str](), "dependency_groups": frozenset(lock.get("default-groups", ()))}
     return [line for one in lock.get("packages", []) for line in _pylock_lines(one, chosen, where)]
 
@@ -180,20 +179,20 @@ def _pylock_lines(one: Mapping[str, Any], chosen: Mapping[str, AbstractSet[str]]
 
 
 def of_conda(text: str, where: str) -> list[str]:
-    """Return the lines of a conda environment: its pip section, and what of the rest is a Python package here.
+    """Return the lines of a conda environment: its pip section, and its conda packages, by their names on an index.
 
     Parameters
     ----------
     text
         The file.
     where
-        Names it in errors.
+        What to call it in errors.
 
     Raises
     ------
     ConfigError
-        It names something that is no Python package of this environment: nodes install from package indexes, where only
-        those are.
+        It names something that is not a Python package of this environment. Nodes install from package indexes, which
+        have nothing else.
     """
     lines: list[str] = []
     for in_pip, item in _conda_items(text):
@@ -211,14 +210,14 @@ def of_conda(text: str, where: str) -> list[str]:
         except metadata.PackageNotFoundError:
             raise ConfigError(
                 f"{where}: {found[1]} is not a Python package in this environment, and nodes install from package "
-                "indexes. Remove it from the file that you give, or name what it is on an index in its pip section"
+                "indexes. Remove it from the file, or list it in the pip section under its name on an index"
             ) from None
         lines.append(name + _versions(found[2]))
     return lines
 
 
 def _conda_items(text: str) -> Iterator[tuple[bool, str]]:
-    """The items of ``dependencies``, and whether each is in its pip section. As much of YAML as these files use."""
+    """The items of ``dependencies``, and whether each is in its pip section. Reads as much YAML as these files use."""
     inside, pip_at = False, -1
     for line in text.splitlines():
         bare = re.sub(r"(^|\s)#.*$", "", line).rstrip()

@@ -48,16 +48,16 @@ def arguments(name: str, known: Iterable[str], given: Mapping[str, Any] | None =
     Parameters
     ----------
     name
-        The pool's name. The project's file wins over the user's.
+        The pool's name. The project's file takes precedence over the user's.
     known
-        The arguments that there are.
+        Names of all arguments of `Compute`.
     given
         Arguments that replace those of the file.
 
     Raises
     ------
     ConfigError
-        No file describes such a pool, or its description is wrong; the message says where, and what may be meant.
+        No file describes such a pool, or its description is wrong; the message says where, and names the closest match.
     """
     if not isinstance(name, str):
         raise ConfigError(f"{name!r} is not the name of a pool")
@@ -68,10 +68,10 @@ def arguments(name: str, known: Iterable[str], given: Mapping[str, Any] | None =
             return _replaced(found, dict(given or {}))
     names = sorted({each for pools in files for each in pools.tables})
     close = difflib.get_close_matches(name, names, 1)
-    advice = f"did you mean {close[0]!r}? " if close else ""
-    has = f"There are: {', '.join(names)}" if names else "There is none"
+    listed = ", ".join(names) or "none"
+    advice = f"did you mean {close[0]!r}? Available: {listed}" if close else f"available: {listed}"
     raise ConfigError(
-        f"no pool is named {name!r}; {advice}{has}. Describe it in pyproject.toml, [tool.skyward.pools.{name}], or in "
+        f"no pool is named {name!r}; {advice}. Describe it in pyproject.toml, [tool.skyward.pools.{name}], or in "
         f"{_user_file()}, [pools.{name}]"
     )
 
@@ -97,7 +97,7 @@ def described(name: str | None) -> Iterator[None]:
 
 
 def _replaced(found: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """Arguments with others in their place, whatever these are called."""
+    """Replace arguments, including those under a synonym."""
     if "concurrency" in given and "worker" in found:
         given["worker"] = replace(found["worker"], concurrency=given.pop("concurrency"))
     gone = set().union(*(names for names in _SYNONYMS if names & given.keys()))
@@ -143,7 +143,7 @@ class _Reader:
     where
         File and table, for messages.
     folder
-        Where the file lies.
+        The folder of the file.
     """
 
     where: str

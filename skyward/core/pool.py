@@ -207,7 +207,7 @@ class Compute(TaskExecutor):
 
     @classmethod
     def named(cls, name: str, **arguments: Any) -> Self:
-        """Make a pool described in a configuration file: ``with sky.Compute.named("gpu") as pool:``.
+        """Create a pool described in a configuration file: ``with sky.Compute.named("gpu") as pool:``.
 
         Parameters
         ----------
@@ -261,7 +261,7 @@ class Compute(TaskExecutor):
         settings = replace(settings, image=image, packages=_packages(settings, image))
         opened = None
         try:
-            with Interrupts():  # one in the middle would leave a thread of which nobody knows
+            with Interrupts():  # an interrupt halfway would leave a thread that nobody ends
                 opened = RunningPool(settings, self.events)
                 # A pool that is dropped ends after its tasks, in a thread: garbage collection may run anywhere, even in
                 # the I/O thread.
@@ -309,7 +309,7 @@ class Compute(TaskExecutor):
         self.close(cancel=kind is not None)
 
     async def __aenter__(self) -> Self:
-        """As ``with``, but other coroutines go on while the nodes start, and while the last tasks end."""
+        """Like ``with``, but other coroutines keep running while the nodes start, and while the last tasks end."""
         opened = self._make()
         try:
             await asyncio.to_thread(opened.start)
@@ -414,7 +414,7 @@ class Compute(TaskExecutor):
         Raises
         ------
         PoolNotActive
-            The pool is not open; it is until the nodes have finished their tasks, after the end of the block.
+            The pool is not open. After the end of the block it stays open until the nodes have finished their tasks.
         """
         return (_alive(self._open or self._ending) or self._running()).status()
 
@@ -435,7 +435,7 @@ class Compute(TaskExecutor):
         return self._page.link
 
     def save_report(self, path: str | os.PathLike[str]) -> Path:
-        """Save the run so far as a single file, which any browser shows offline: what the live page shows.
+        """Save what the live page shows as a single file that any browser opens offline.
 
         Parameters
         ----------
@@ -484,7 +484,7 @@ ComputePool = Compute
 
 
 async def _close_aside(pool: Compute, *, cancel: bool) -> None:
-    """Close a pool in a thread; a coroutine cancelled meanwhile gives up the tasks, but waits all the same."""
+    """Close a pool in a thread. If the coroutine is cancelled meanwhile, so are the tasks, but it still waits."""
     closing = asyncio.ensure_future(asyncio.to_thread(pool.close, cancel=cancel))
     try:
         await asyncio.shield(closing)

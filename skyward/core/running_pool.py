@@ -50,7 +50,7 @@ from skyward.core.volumes import LocalVolume, S3Volume
 
 __all__ = ["RunningPool"]
 
-_SLOW = 10.0  # seconds that looking into a bucket may take until the user is told
+_SLOW = 10.0  # seconds that checking a bucket may take before that is reported
 
 
 class RunningPool:
@@ -97,7 +97,7 @@ class RunningPool:
         self.provisioner = Provisioner(_plan(settings, self.dispatcher.code), runner, events, bring=runner.files.bring)
         self._closing = threading.Lock()  # taken by the first thread that closes, and never released
         self._ended = threading.Event()
-        self._unsaved = ""  # what tasks wrote to buckets and is not there, and why
+        self._unsaved = ""  # which files that tasks wrote are not in their buckets, and why
         self._ready = False  # the minimum of nodes became ready
         _open.add(self)
 
@@ -219,7 +219,7 @@ class RunningPool:
         threading.Thread(target=self._close_alone, name=f"skyward-close-{self._settings.name}", daemon=True).start()
 
     def _close_alone(self) -> None:
-        with contextlib.suppress(VolumeFailed):  # of which the user was warned
+        with contextlib.suppress(VolumeFailed):  # the user was warned
             self.close()
 
     def close(self, cancel: bool = False) -> None:
@@ -230,7 +230,7 @@ class RunningPool:
         Raises
         ------
         VolumeFailed
-            Something that was written can't be brought to its bucket. Nodes are released all the same.
+            Something that was written can't be saved to its bucket. Nodes are released even so.
         """
         if self.pid != os.getpid():
             return
@@ -370,7 +370,7 @@ def _close_all() -> None:
         except KeyboardInterrupt:
             cancel = True
         except VolumeFailed:
-            continue  # the user was warned of it
+            continue  # the user was warned
 
 
 # Releasing machines needs threads of concurrent.futures, which ends them before atexit's turn. It registers its own
@@ -381,7 +381,7 @@ getattr(threading, "_register_atexit", atexit.register)(_close_all)
 def _checked(volume: S3Volume, events: Events) -> tuple[S3Volume, BucketSource, Bucket]:
     """Find out what is in a bucket, and whether nodes will be able to use it."""
     store: BucketSource = registry.load(registry.STORES, "s3")(volume)
-    text = f"{volume.url}: its store has not answered for {_SLOW:.0f} s, or has much to list; still waiting"
+    text = f"{volume.url}: the store has not answered for {_SLOW:.0f} s, or has many files to list; still waiting"
     slow = threading.Timer(_SLOW, events.emit, [Note(text)])
     slow.name, slow.daemon = "skyward-slow-bucket", True
     slow.start()
@@ -400,7 +400,7 @@ async def _open_stream(address: str) -> Channel:
 
 
 def _plan(settings: PoolSettings, code: LocalCode | None) -> Plan:
-    """What the pool wants of its provisioner."""
+    """What the provisioner is asked for."""
     packages = settings.packages
     return Plan(
         settings.providers,
@@ -439,16 +439,16 @@ def _setup(settings: PoolSettings) -> Setup:
 
 
 def _dispatcher(settings: PoolSettings) -> Callable[..., Dispatcher]:
-    """What makes the pool's dispatcher. A resume file is opened, if there is to be one."""
+    """Return the factory of the pool's dispatcher. Opens the resume file, if there is one."""
     if settings.resume is None:
         return Dispatcher
-    from skyward.core.resume.resuming import resuming  # noqa: PLC0415 - a pool that keeps nothing does without SQLite
+    from skyward.core.resume.resuming import resuming  # noqa: PLC0415 - a pool without a resume file needs no SQLite
 
     return resuming(settings.resume, settings.image.pip)
 
 
 def _surroundings(settings: PoolSettings) -> Surroundings:
-    """What tasks find as it is here, except for what was set explicitly for them."""
+    """Which of this process's surroundings tasks share: all but what was set explicitly for them."""
     worker = settings.worker
     kept = [
         *settings.image.task_env,

@@ -1,7 +1,7 @@
-"""Variables of the driver that tasks get by name: `Image(env_from=[...])`. Nothing goes that is not named.
+"""Variables of the driver that tasks get by name: `Image(env_from=[...])`. No others are sent.
 
-An item is the name of a variable, a pattern of names, or the path of a file of ``NAME=value`` lines. Of what such files
-may hold elsewhere, only what every reader takes for the same is accepted; anything else is an error, not a guess.
+An item is the name of a variable, a pattern of names, or the path of a file of ``NAME=value`` lines. Programs disagree
+on the syntax of such files: only what all of them read alike is accepted, and anything else is an error, not a guess.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", '"': '"', "\\": "\\", "$": "$"}
 
 
 def read(items: Sequence[str], variables: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables that the items name; those of later items win.
+    """Return the variables that the items name; later items override earlier ones.
 
     Parameters
     ----------
@@ -38,7 +38,7 @@ def read(items: Sequence[str], variables: Mapping[str, str]) -> dict[str, str]:
     Raises
     ------
     ConfigError
-        An item names nothing, or a file can't be read; the message says what comes nearest, and never shows values.
+        An item matches nothing, or a file can't be read; the message names the closest match, and never shows values.
     """
     found: dict[str, str] = {}
     for item in items:

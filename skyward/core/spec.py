@@ -144,7 +144,7 @@ def parse_price(value: object) -> float | None:
 
 
 def parse_budget(value: object) -> float | None:
-    """Parse US dollars, more than none; None means no limit.
+    """Parse a positive amount of US dollars; None means no limit.
 
     Raises
     ------
@@ -200,8 +200,8 @@ class Worker:
     Parameters
     ----------
     concurrency
-        Slots per node: how many tasks a node runs at a time. With `gpus`, ``"auto"``, its default, means as many as a
-        node has GPUs for; without, the default is 1.
+        Slots per node: how many tasks a node runs at once. With `gpus`, the default is ``"auto"``: as many as the
+        node's GPUs allow. Otherwise it is 1.
     executor
         ``"process"``, or its synonym ``"auto"``: each slot is a separate process, so tasks share neither globals nor
         the interpreter lock. ``"thread"``: all slots are threads of one process, for tasks that mostly wait or that
@@ -217,7 +217,7 @@ class Worker:
     Raises
     ------
     ConfigError
-        A value is out of range, or threads are to have GPUs of their own.
+        A value is out of range, or `gpus` is combined with ``executor="thread"``.
     """
 
     concurrency: int | Literal["auto"] | None = None
@@ -241,7 +241,7 @@ class Worker:
 
     @property
     def slots(self) -> int:
-        """Slots per node; 0: as many as it has GPUs for."""
+        """Slots per node; 0 means as many as its GPUs allow."""
         return self.concurrency if isinstance(self.concurrency, int) else 0
 
     def _checked_concurrency(self) -> int | Literal["auto"]:
@@ -352,11 +352,11 @@ class Offer:
     zone_of
         If `region` is a zone, the region it belongs to. A refusal for a region covers its zones.
     usable
-        How many of the accelerators are GPUs that ``Worker(gpus=...)`` can share out; None: all of them.
+        How many of the accelerators are GPUs that ``Worker(gpus=...)`` can assign to slots; None means all of them.
     architecture
         As ``uname -m`` prints it on such machines, ``"x86_64"`` or ``"aarch64"``; None if the provider does not say.
     billing
-        For how much time the provider bills a machine at least, and by which unit.
+        The minimum time billed, and the billing unit.
     """
 
     machine: str
@@ -546,7 +546,8 @@ class Order:
     user_key
         Public key allowed to log in, as one line.
     deadline
-        When each machine terminates itself, in seconds since 1970, since the budget pays for no more; None: never.
+        When each machine terminates itself because its share of the budget is used up, in seconds since 1970; None
+        means never.
     """
 
     tag: str

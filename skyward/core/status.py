@@ -24,12 +24,12 @@ class NodeStatus:
     name
         Its name.
     slots
-        How many tasks it runs at a time; 0 unless it is ready.
+        How many tasks it runs at once; 0 unless it is ready.
     gpus
-        The GPUs of its slots, with their use when the node last told it; none unless the pool was opened with
+        The GPUs of its slots, with their usage as last reported; none unless the pool was opened with
         ``Worker(gpus=...)``.
     problem
-        Why the GPUs' use is not known, in words; empty if it is.
+        Why GPU usage is not known, in words; empty if it is.
     state
         ``"starting"``, ``"ready"``, ``"lost"``, or ``"draining"``: the block has ended, and the node finishes its
         tasks.
@@ -40,7 +40,7 @@ class NodeStatus:
     done, failed
         How many tasks ended there.
     load
-        What the node last said of its use; None before it has.
+        The node's latest report; None before the first.
     provider, type, region, spot, price
         Its machine, see `skyward.core.events.MachineInfo`.
     """
@@ -74,7 +74,7 @@ class TaskCounts:
 
     @property
     def unfinished(self) -> int:
-        """Those that wait or run."""
+        """Those that are waiting or running."""
         return self.waiting + self.running
 
     @property
@@ -99,9 +99,9 @@ class FunctionStatus:
     unfinished, done, failed, cancelled
         How many tasks are in which state.
     seconds
-        How long those that have ended have run in all.
+        Total run time of the tasks that have ended.
     mean
-        The same for one task, in seconds; None before one has ended that ran.
+        Average run time of a task, in seconds; None before one that ran has ended.
     """
 
     label: str
@@ -119,19 +119,19 @@ class RunningTask(NamedTuple):
     Attributes
     ----------
     node, slot
-        Where; `slot` is -1 if it is not known, as where threads of one process share the tasks.
+        Where; `slot` is -1 if it is not known, for example where slots are threads of one process.
     label
         Its function, by name.
     count
         How many of the user's tasks it consists of.
     seconds
-        For how long it has run since its node reported it, up to a second after it began.
+        How long it has run, counted from its node's report, up to a second after it began.
     """
 
     node: str
     slot: int
     label: str
-    count: int  # type: ignore[assignment]  # nobody needs what tuples have of that name
+    count: int  # type: ignore[assignment]  # hides tuple.count, which is not needed
     seconds: float
 
 
@@ -144,15 +144,15 @@ class PoolStatus:
     name
         Unique name of the pool.
     nodes
-        Those that are ready and those that start, in the order of their numbers, and the last few that were lost.
+        Those that are ready or starting, in the order of their numbers, and the last few that were lost.
     provider
         Names of its providers.
     wanted
-        How many nodes it wants at most.
+        Maximum number of nodes.
     lost
         How many nodes were lost.
     machines
-        How many rented machines are not nodes: ordered, booting, ending.
+        How many rented machines are not nodes yet, or no longer: ordered, booting, ending.
     tasks
         All tasks, by state.
     functions
@@ -167,10 +167,9 @@ class PoolStatus:
     price
         US dollars per hour of those that exist now; those of unknown price are not counted.
     unpriced
-        How many machines are not in these, because their price is not known.
+        How many machines are not included in `cost` and `price`, because their price is not known.
     left
-        Estimated seconds until all submitted tasks have ended; None if not known, 0 if there is
-        nothing to do.
+        Estimated seconds until all submitted tasks have ended; None if not known, 0 if there is nothing to do.
     seconds
         Since the pool was entered.
     running
@@ -197,12 +196,12 @@ class PoolStatus:
 
     @property
     def ready(self) -> int:
-        """How many nodes run tasks: those that are ready, and those that finish what they have."""
+        """How many nodes run tasks: those that are ready or draining."""
         return sum(node.state in ("ready", "draining") for node in self.nodes)
 
     @property
     def slots(self) -> int:
-        """How many tasks the pool runs at a time."""
+        """How many tasks the pool runs at once."""
         return sum(node.slots for node in self.nodes)
 
     @property

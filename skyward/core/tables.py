@@ -1,4 +1,4 @@
-"""PURE. Tables of words, for a terminal and for a notebook."""
+"""PURE. Tables as text and as HTML, for terminals and notebooks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _MOST_ROWS = 30
 
 
 def text_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of a table; of many rows only the first. None if there are no rows.
+    """The lines of a table; of many rows only the first 30. Empty if there are no rows.
 
     Parameters
     ----------
@@ -34,7 +34,7 @@ def html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     Parameters
     ----------
     head, rows
-        As above.
+        Names of the columns, and their cells.
     """
     if not rows:
         return ""

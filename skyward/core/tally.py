@@ -41,8 +41,8 @@ OTHER = "other"
 """Name under which functions beyond the first `MOST_FUNCTIONS` are counted."""
 
 _WINDOW = 10  # seconds over which the rate is measured, the present one included
-_KEPT = 32  # seconds for which tasks are counted apart, since events of several threads come out of order
-_MANY = 20  # tasks in the window; from so many on, the rate says more than running times
+_KEPT = 32  # seconds with a count of their own, since events of several threads arrive out of order
+_MANY = 20  # tasks in the window; with this many or more, the rate predicts better than run times do
 _SHORT = 0.1  # seconds; shorter tasks can't keep a slot busy, whoever sends them
 _MOST_LOST = 20  # nodes that were lost and are still shown
 
@@ -70,7 +70,7 @@ class _Function:
 
     @property
     def unfinished(self) -> int:
-        """How many have not ended; an end may be heard of before its beginning."""
+        """How many have not ended. A task's end may be reported before its submission."""
         return max(0, self.queued - self.done - self.failed - self.cancelled)
 
     @property
@@ -79,17 +79,17 @@ class _Function:
         return self.seconds / self.ran if self.ran else None
 
 
-class _Pace:
-    """Tasks done in each of the last seconds."""
+class _RateMeter:
+    """Counts the tasks done in each of the last seconds."""
 
     def __init__(self) -> None:
         self._counts = [0] * _KEPT
         self._last = 0  # second
-        self.began, self.ends = math.inf, math.inf  # the last second, of which whoever counts can add to `count`
+        self.began, self.ends = math.inf, math.inf  # the latest second: its tasks are added to `count` directly
         self.count = 0
 
     def done(self, count: int, now: float) -> None:
-        """Count tasks, when the time is not in the last second."""
+        """Count tasks that ended outside the latest second."""
         second = int(now)
         self._counts[self._last % _KEPT] += self.count
         self.count = 0
@@ -101,7 +101,7 @@ class _Pace:
         if second > self._last - _KEPT:
             self._counts[second % _KEPT] += count
 
-    def lately(self, now: float) -> int:
+    def recent(self, now: float) -> int:
         """How many there were in the window."""
         last = int(now)
         kept = range(max(last - _WINDOW + 1, self._last - _KEPT + 1), min(last, self._last) + 1)
@@ -132,7 +132,7 @@ class _Money:
             self.unpriced += event.info.price is None
 
     def ended(self, event: MachineEnded, now: float) -> None:
-        """Count no longer what a machine costs."""
+        """Stop counting a machine's cost."""
         if (machine := self._rented.pop((event.provider, event.id), None)) is not None:
             self._spent += _cost(*machine, now)
 
@@ -146,8 +146,8 @@ def _transferred(tally: Tally, event: Transferred, _: float) -> None:
 class Tally:
     """What the events of one pool add up to.
 
-    Each event is added with the time at which it arose. Times come from one clock and need not be strictly in order, as
-    events come from several threads. Not thread-safe.
+    Each event is added with the time at which it occurred. Times come from one clock and need not be strictly in order,
+    as events come from several threads. Not thread-safe.
 
     Notes
     -----
@@ -187,7 +187,7 @@ class Tally:
     _about: dict[str, _Node] = field(default_factory=dict)  # nodes that are there
     _gone: deque[tuple[str, _Node]] = field(default_factory=lambda: deque(maxlen=_MOST_LOST))
     _functions: dict[str, _Function] = field(default_factory=dict)
-    _pace: _Pace = field(default_factory=_Pace)
+    _meter: _RateMeter = field(default_factory=_RateMeter)
     money: _Money = field(default_factory=_Money)
 
     def add(self, event: Event, now: float) -> None:
@@ -249,10 +249,10 @@ class Tally:
         if self._first_queued is None:
             return 0.0
         since = max(int(now) - _WINDOW + 1.0, self._first_queued)
-        return self._pace.lately(now) / (now - since) if now > since else 0.0
+        return self._meter.recent(now) / (now - since) if now > since else 0.0
 
     def left(self, now: float) -> float | None:
-        """Seconds until all tasks have ended, if they take as long as those before; None if that can't be told."""
+        """Seconds until all tasks have ended, if they take as long as those before; None if that can't be estimated."""
         if not self.unfinished:
             return 0.0
         work = longest = 0.0
@@ -264,13 +264,13 @@ class Tally:
                 longest = max(longest, mean)
         if not self.slots:
             return None
-        # Those that run are half done on average; and the last one takes its time, however many slots there are.
+        # Running tasks are half done on average, and the last one takes its time, however many slots there are.
         seconds = max((work - self.busy * longest / 2) / self.slots, longest / 2)
-        many = self._pace.lately(now) >= _MANY and (rate := self.rate(now))
+        many = self._meter.recent(now) >= _MANY and (rate := self.rate(now))
         return max(seconds, self.unfinished / rate) if many else seconds
 
     def status(self, now: float, at_nodes: Mapping[str, int], running: Sequence[RunningTask] = ()) -> PoolStatus:
-        """All of it as a value.
+        """Return everything as a value.
 
         Parameters
         ----------
@@ -325,11 +325,11 @@ class Tally:
         if ok:
             self.done += count
             function.done += count
-            pace = self._pace
-            if pace.began <= now < pace.ends:
-                pace.count += count
+            meter = self._meter
+            if meter.began <= now < meter.ends:
+                meter.count += count
             else:
-                pace.done(count, now)
+                meter.done(count, now)
             if node is not None:
                 node.done += count
         elif cancelled:
@@ -350,7 +350,7 @@ class Tally:
             self._last_ended = now
 
     def _function(self, label: str) -> _Function:
-        """Begin to count a function that was not heard of."""
+        """Return the counter of a function that is not counted yet: its own, or that of the others."""
         name = label if len(self._functions) < MOST_FUNCTIONS else OTHER
         return self._functions.setdefault(name, _Function())
 
@@ -426,7 +426,7 @@ class Tally:
         PoolDraining: _ends,
         PoolClosed: _ends,
     }
-    """What counts each kind of event that counts."""
+    """Event class -> what counts it. Others are ignored."""
 
 
 def _cost(info: MachineInfo, since: float, now: float) -> float:

@@ -32,12 +32,12 @@ def _mount_point(value: object, kind: str) -> str:
 
 
 def _refuse_url(value: object) -> None:
-    """Refuse the URL of a store, and say how it is reached.
+    """Reject the URL of an object store, and say what to write instead.
 
     Raises
     ------
     ConfigError
-        It is one.
+        `value` is such a URL.
     """
     match = _URL.fullmatch(value) if isinstance(value, str) else None
     if match is None:
@@ -62,7 +62,7 @@ def _refuse_url(value: object) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Volume:
-    """Storage mounted at `path` on every node; see `LocalVolume` and `S3Volume`, of which one is to be made.
+    """Storage mounted at `path` on every node. Base class: use `LocalVolume` or `S3Volume`.
 
     Raises
     ------
@@ -83,12 +83,12 @@ class LocalVolume(Volume):
     Parameters
     ----------
     path
-        Where tasks find it: ``"data"`` lies in their working directory, ``"/data"`` must not exist on the nodes yet.
+        Where tasks find it: ``"data"`` is in their working directory, ``"/data"`` must not exist on the nodes yet.
     source
         The folder. Links in it must not lead out of it.
     read_only
-        Whether tasks are kept from writing, by permissions. What they write otherwise stays on its node and is removed
-        when the pool ends; see `Compute.download`.
+        Whether file permissions keep tasks from writing. If not, what they write stays on its node and is removed when
+        the pool ends; see `Compute.download`.
 
     Raises
     ------
@@ -121,27 +121,27 @@ class S3Volume(Volume):
     Parameters
     ----------
     path
-        Where tasks find them: ``"data"`` lies in their working directory, ``"/data"`` must not exist on the nodes yet.
+        Where tasks find them: ``"data"`` is in their working directory, ``"/data"`` must not exist on the nodes yet.
     bucket
         Name of the bucket.
     prefix
-        The folder of the bucket that is wanted, such as ``"datasets/"``; ``""`` for all of the bucket.
+        Folder of the bucket to use, such as ``"datasets/"``; ``""`` for the whole bucket.
     read_only
-        Whether tasks are kept from writing, by permissions. What they write otherwise is in the bucket once they are
+        Whether tasks are kept from writing. If not, what they write is in the bucket by the time they are reported
         done; see docs/howto/files.md.
     region
-        The bucket's region. Default: asked for at AWS; elsewhere ``"us-east-1"``, which most stores expect.
+        The bucket's region. Default: AWS is asked; for other stores ``"us-east-1"``, which most of them expect.
     endpoint
         URL of an S3-compatible store. Default: what botocore's settings say (``AWS_ENDPOINT_URL_S3``), or AWS.
     access_key, secret_key, session_token
-        Keys that nodes may have. Default: nodes get short-lived ones that are good for this bucket and prefix only,
-        made from the driver's credentials (see docs/howto/files.md), which themselves never leave this machine.
+        Keys to give to the nodes. Default: nodes get short-lived keys that are valid for this bucket and prefix only,
+        derived from the driver's credentials (see docs/howto/files.md), which themselves never leave this machine.
     role
-        ARN of a role that these short-lived keys are made from, instead of the driver's user.
+        ARN of a role that these short-lived keys are derived from, instead of the driver's user.
     instance_profile
-        Whether nodes use what their own machines are allowed, by an instance profile.
+        Whether nodes use the instance profiles of their own machines.
     anonymous
-        Whether nodes ask without any credentials, which public buckets allow.
+        Whether nodes use no credentials at all, for public buckets.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""`sky.current_worker`: which worker a task runs on. Knows only what slots leave for it in the environment."""
+"""`sky.current_worker`: which worker a task runs on. Reads only what slots set in the environment."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DEPTH = "SKYWARD_DEPTH"
 """Another one: 1 in a task of a program's pool, 2 in a task of a pool opened by such a task."""
 
 KEPT = "SKYWARD_KEPT"
-"""Another one: where tasks may keep what others of their node need as well, as long as the node lives."""
+"""Another one: a folder in which tasks may keep files for other tasks of their node, until the node ends."""
 
 _thread = threading.local()
 

@@ -93,7 +93,7 @@ def test_what_is_wrong_is_named_with_its_place(project: Path, text: str, words: 
 
 
 def test_an_unknown_pool_and_files_that_cant_be_read(project: Path) -> None:
-    with pytest.raises(sky.ConfigError, match=r"no pool is named 'gpu'; There is none\. Describe it in pyproject.toml"):
+    with pytest.raises(sky.ConfigError, match=r"no pool is named 'gpu'; available: none\. Describe it"):
         arguments("gpu", KNOWN)
     describe(project, "nodes = 1")
     with pytest.raises(sky.ConfigError, match="did you mean 'gpu'"):

@@ -213,7 +213,8 @@ import skyward as sky
 from skyward.core.events import TaskEnded
 with sky.Compute(console=False) as pool:
     assert pool.submit(pow, 2, 2).result() == 4
-    assert [kind.__self__ for kind in pool.events._heard_by(TaskEnded)] == [pool._open.facts], "nobody but the facts"
+    listeners = [each.__self__ for each in pool.events._listeners_for(TaskEnded)]
+    assert listeners == [pool._open.facts], "nobody but the facts"
     assert not [name for name in sys.modules if name.startswith(("skyward.dashboard", "starlette", "uvicorn"))]
     assert not [each for each in threading.enumerate() if "page" in each.name]
 """

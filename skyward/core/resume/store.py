@@ -38,7 +38,7 @@ LARGE_RESULT = 100_000
 """Bytes from which a result is a file of its own; up to there the database is faster."""
 
 _BESIDE = ("-wal", "-shm", "-journal")  # SQLite's own, by what it adds to a file's name
-_ANOTHER = "name another file, which is made if it does not exist"
+_ANOTHER = "name another file, which is created if it does not exist"
 
 _TABLES = """
 CREATE TABLE runs (
@@ -127,7 +127,7 @@ class ResultStore:
     Parameters
     ----------
     path
-        Absolute path of the file, which is made if it does not exist.
+        Absolute path of the file, which is created if it does not exist.
 
     Raises
     ------
