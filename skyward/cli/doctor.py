@@ -109,7 +109,7 @@ def _computer() -> Iterator[Finding]:
     here = "this computer"
     yield Finding(here, "Python", True, f"{platform.python_version()}, {sys.executable}")
     tried = True if sys.platform == "linux" else None
-    advice = "skyward's tests run on Linux, where a system such as this is imitated; nobody has tried a real one yet"
+    advice = "skyward's tests only imitate such a system, on Linux; it has not been tested on a real one yet"
     yield Finding(here, "system", tried, platform.platform(), advice)
     ssh = shutil.which("ssh")
     advice = "install OpenSSH's client: `skyward ssh` needs it, and sky.SSH reads ssh configurations better with it"

@@ -86,7 +86,7 @@ def run(
 def _targets(
     entries: Mapping[str, PoolEntry], answers: Iterable[sources.Answer[Sequence[Machine]]]
 ) -> dict[str, _Target]:
-    """All pools that are open, or of which a provider shows machines."""
+    """All pools that are open, or that have machines at a provider."""
     places = {tag: sources.of_pool(entry) for tag, entry in entries.items() if entry.closed is None}
     own = {(tag, source.key) for tag, theirs in places.items() for source in theirs}
     shown = [
@@ -111,7 +111,7 @@ def _the_one(
     entries: Mapping[str, PoolEntry],
     chosen: Sequence[sources.ProviderSource],
 ) -> _Target:
-    """The named pool; even one that seems to have left nothing, if it is known which providers to query."""
+    """The named pool, even if it seems to have left nothing, as long as it is known which providers to query."""
     if text in targets:
         target = targets[text]
         return _Target(text, [*target.places, *chosen], target.entry)

@@ -33,7 +33,7 @@ def items(script: Path) -> list[Item]:
     Parameters
     ----------
     script
-        The program. What it imports only by names that it puts together, or in a pool's `Image`, is not known.
+        The program. Modules whose names it builds at run time, and what its pool's `Image` names, are not detected.
     """
     main = types.ModuleType("__main__")
     main.__file__ = str(script.resolve())
@@ -53,7 +53,7 @@ def _code() -> list[Item]:
         for name, place, size, reason in code.reasons()
     ]
     broken = [Item(_CODE, "warning", False, text) for text in code.warnings]
-    return [*found, Item(_CODE, "in all", True, code.summary or "nothing"), *broken]
+    return [*found, Item(_CODE, "total", True, code.summary or "nothing"), *broken]
 
 
 def _packages(main: types.ModuleType) -> list[Item]:
@@ -63,5 +63,5 @@ def _packages(main: types.ModuleType) -> list[Item]:
         return [Item(_PACKAGES, "error", False, str(error))]
     return [
         Item(_PACKAGES, "imported", True, ", ".join(plan.names) or "none"),
-        Item(_PACKAGES, "with what they depend on", True, f"{len(plan.closure.exact)} distributions"),
+        Item(_PACKAGES, "including dependencies", True, f"{len(plan.closure.exact)} distributions"),
     ]

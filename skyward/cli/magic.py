@@ -23,8 +23,8 @@ _HELP = """Run joblib's Parallel on a pool.
     %skyward [OPTIONS]     from now on, until `%skyward off`; without options, on this machine
     %%skyward [OPTIONS]    in this cell
 
-Options are those of the command `skyward run`, such as --pool NAME, --provider aws, --nodes 10, --concurrency 10. Where
-a pool is open, `%skyward` without options shows it; other options replace it."""
+Options are those of the command `skyward run`, such as --pool NAME, --provider aws, --nodes 10, --concurrency 10. If a
+pool is open, `%skyward` without options shows it, and other options replace it."""
 
 
 class SkywardMagic:
@@ -33,7 +33,7 @@ class SkywardMagic:
     Parameters
     ----------
     shell
-        IPython's.
+        IPython's shell.
     """
 
     def __init__(self, shell: Any) -> None:
@@ -71,7 +71,7 @@ class SkywardMagic:
 
 
 def _pool(words: list[str]) -> Compute:
-    """Make the pool that options describe."""
+    """Create the pool that the options describe."""
     command = typer.main.get_command(app).commands["run"]  # type: ignore[attr-defined]
     try:
         options = dict(command.make_context("%skyward", [*words, "--", "notebook"]).params)

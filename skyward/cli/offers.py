@@ -15,7 +15,7 @@ from skyward.core.spec import Allocation, Offer, Resources
 __all__ = ["run"]
 
 _DEFAULT_LIMIT = 30
-_COLUMNS = ("provider", "machine", ">vcpus", ">memory", "accelerator", "region", "sort", ">$/h")
+_COLUMNS = ("provider", "machine", ">vcpus", ">memory", "accelerator", "region", "market", ">$/h")
 
 
 def run(

@@ -26,18 +26,18 @@ _INTERRUPTED = 130
 
 
 class _NoProgram(Exception):
-    """It can't be compiled, which was shown."""
+    """The program can't be compiled; the error has been shown."""
 
 
 def run(program: Sequence[str], module: bool, pool: str | None, given: dict[str, Any]) -> object:
-    """Run a program with a pool for its Parallel.
+    """Run a program with a pool for its `Parallel` calls.
 
     Parameters
     ----------
     program
         The script, or the name of a module, and its arguments.
     module
-        Which of the two.
+        Whether it is a module.
     pool
         Name of a pool that a file describes.
     given
@@ -54,14 +54,14 @@ def run(program: Sequence[str], module: bool, pool: str | None, given: dict[str,
     except _NoProgram:
         return 1
     sys.argv[:] = [(module and main.__file__) or program[0], *program[1:]]
-    # Children of multiprocessing look under the other name for what it defines. This comes before the pool is opened,
+    # Child processes of multiprocessing look up what it defines under the other name. Set before the pool is opened,
     # which looks at what the program will need.
     sys.modules["__main__"] = sys.modules["__mp_main__"] = main
     return _execute(main, code, opened)
 
 
 def make_pool(name: str | None, given: dict[str, Any]) -> Compute:
-    """Make the pool of this name, or without one, with what the command line says in place of what the file says."""
+    """Create the named pool, or one that no file describes. Arguments of the command line override the file's."""
     with named_pools.described(name):
         return Compute(**_arguments(name, given))
 
@@ -105,7 +105,7 @@ def _module(name: str) -> tuple[ModuleType, CodeType]:
         raise ConfigError(f"no module {name!r} can be run: {error}") from error
     loader = None if spec is None else spec.loader
     if spec is None or not isinstance(loader, InspectLoader):
-        raise ConfigError(f"no module {name!r} can be run; is it spelled right, and does it lie in {os.getcwd()}?")
+        raise ConfigError(f"no module {name!r} can be run; is it spelled right, and is it in {os.getcwd()}?")
     code = _compiled(lambda: loader.get_code(spec.name))
     main = ModuleType("__main__")
     main.__file__ = spec.origin
@@ -151,7 +151,7 @@ def _reported(error: BaseException, code: CodeType) -> int:
     trace = error.__traceback__
     while trace is not None and trace.tb_frame.f_code is not code:
         trace = trace.tb_next
-    error.__traceback__ = trace or error.__traceback__  # which Python's own hook shows, whatever it is given
+    error.__traceback__ = trace or error.__traceback__  # Python's own hook shows this, whatever it is given
     sys.excepthook(type(error), error, error.__traceback__)
     return _INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1
 

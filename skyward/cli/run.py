@@ -46,7 +46,7 @@ def run(
         dashboard=dashboard,
         resume=resume,
     )
-    from skyward.cli import program as programs  # noqa: PLC0415 - the other commands do without what pools need
+    from skyward.cli import program as programs  # noqa: PLC0415 - other commands need none of what a pool needs
 
     raise ProgramEnded(programs.run(program, module, pool, given))
 

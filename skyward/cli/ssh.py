@@ -86,7 +86,7 @@ def command_line(ledger: Ledger, entry: Entry, command: Sequence[str]) -> list[s
 
 
 def _find(ledger: Ledger, node: str, pool: str | None) -> Entry:
-    """The machine that is meant; exactly one must match."""
+    """The machine of that name; exactly one must match."""
     tags = [entry.tag for entry in ledger.pools()]
     if pool is not None:
         tags = [pool] if pool in tags else [tag for tag in tags if tag.startswith(pool)]

@@ -48,7 +48,7 @@ _UBUNTU = "ubuntu/images/hvm-ssd-gp3/ubuntu-noble-24.04-{}-server-*"
 _DEEP_LEARNING = "Deep Learning *Base OSS Nvidia Driver GPU AMI (Ubuntu 24.04)*"
 _DEEP_LEARNING_OWNERS = ["amazon", "898082745236"]  # the alias, and the account behind it
 _TYPES_AGE = 3600.0  # seconds for which the list of instance types is reused
-_BILLING = Billing(minimum=60.0)  # by the second then
+_BILLING = Billing(minimum=60.0)  # and then by the second
 _ADDRESS = 0.005  # US dollars per hour of a public IPv4 address
 _GIB_MONTH = 0.08  # US dollars for a GiB of gp3 in us-east-1; up to twice that elsewhere
 _USUAL_DISK = 8  # GiB of Ubuntu's image; those with drivers have more, on machines that cost a hundred times as much
@@ -103,11 +103,11 @@ _groups_lock = threading.Lock()  # one security group per pool, though several o
 class AWS(CloudProvider):
     """EC2 instances in one region or several.
 
-    An instance shows a host key that it received in its user data, so that the first connection is verified; no EC2 key
-    pair is made. Each pool has its own security group, which allows SSH from your address only. An instance that hears
-    nothing for the pool's `orphan_timeout` shuts itself down, which terminates it.
+    An instance presents a host key that it received in its user data, so that the first connection is verified; no EC2
+    key pair is created. Each pool has its own security group, which allows SSH from your address only. An instance that
+    hears nothing for the pool's `orphan_timeout` shuts itself down, which terminates it.
 
-    Prices include about what the root volume costs, and the public IPv4 address unless `private` is given.
+    Prices include an estimate for the root volume, and the public IPv4 address unless `private` is set.
 
     Parameters
     ----------
@@ -193,7 +193,7 @@ class AWS(CloudProvider):
     def resolved(self) -> dict[str, object]:
         """The region, and the profile if that is where the credentials are."""
         found: dict[str, object] = {}
-        with contextlib.suppress(CredentialsError):  # told by `make_driver`
+        with contextlib.suppress(CredentialsError):  # `make_driver` reports it
             found["region"] = resolve_region(self.profile) or _REGION
         named = os.environ.get("AWS_DEFAULT_PROFILE") or os.environ.get("AWS_PROFILE")
         if named and not self.access_key and not os.environ.get("AWS_ACCESS_KEY_ID"):
@@ -203,7 +203,7 @@ class AWS(CloudProvider):
     # --- offers ---
 
     def offers(self, resources: Resources) -> Offers:
-        """See `Provider.offers`: types of all regions that can be asked, and why others can't."""
+        """See `Provider.offers`: types of all regions that can be queried, and why others can't."""
         found: list[Offer] = []
         refused: list[SkywardError] = []
         for region in self._call(lambda driver: driver.regions):
@@ -222,11 +222,11 @@ class AWS(CloudProvider):
         try:
             return list(self.list_offers(here, resources))
         except EC2Error as error:
-            told = self.map_error(error)
-            if told is None or (error.action, error.code) != _PRICES_DENIED:
+            mapped = self.map_error(error)
+            if mapped is None or (error.action, error.code) != _PRICES_DENIED:
                 raise
-            refused.append(told)
-        return list(self.list_offers(here, resources, spot=False))  # without spot prices only these are left
+            refused.append(mapped)
+        return list(self.list_offers(here, resources, spot=False))  # without spot prices, only these can be offered
 
     def list_offers(self, driver: _Regions, resources: Resources, *, spot: bool = True) -> Iterator[Offer]:
         """List types that meet `resources`, by zone, with current spot prices.
@@ -234,17 +234,17 @@ class AWS(CloudProvider):
         Parameters
         ----------
         driver
-            The regions to ask.
+            The regions to query.
         resources
             What each machine must have.
         spot
-            Whether to ask for spot prices, which may be forbidden.
+            Whether to query spot prices, which may be forbidden.
         """
         for region in driver.regions:
             ec2 = driver[region]
             kinds = {kind.name: kind for kind in self._kinds(region, ec2) if _is_wanted(kind, resources)}
             if not kinds and resources.machine is None:
-                # Nothing fits: list all, so that the nearest can be named.
+                # Nothing fits: list all, so that an error can name the closest match.
                 kinds = {kind.name: kind for kind in self._kinds(region, ec2)}
             elif not kinds:
                 yield from (_offer(kind, region, region, False, None) for kind in self._kinds(region, ec2))
@@ -260,7 +260,7 @@ class AWS(CloudProvider):
                         yield _offer(kind, region, zone, True, self._with_others(prices[name, zone].price))
 
     def _with_others(self, price: float | None) -> float | None:
-        """An instance's price with those of its volume and its address, which AWS bills apart."""
+        """An instance's price including its volume and its address, which AWS bills separately."""
         return None if price is None else price + self._others
 
     @property
@@ -313,8 +313,8 @@ class AWS(CloudProvider):
     def list_machines(self, driver: _Regions, tag: str | None) -> Sequence[Machine]:
         """List instances with our tags.
 
-        A region that can't be asked is an error if this provider has ordered there, since what is not listed counts as
-        lost; it does not matter if all orders went elsewhere. A sweep after another process gets that error only once
+        A region that can't be queried is an error if this provider has ordered there, since what is not listed counts
+        as lost; it does not matter if all orders went elsewhere. A sweep after another process gets that error only once
         everything in the other regions is terminated; a region that the account has not enabled holds nothing.
         """
         wanted = {"tag-key": _POOL} if tag is None else {f"tag:{_POOL}": tag}
@@ -323,7 +323,7 @@ class AWS(CloudProvider):
         for region in driver.regions:
             try:
                 found += [self._machine(region, one) for one in driver[region].describe_instances(wanted)]
-            except Exception as error:  # of any kind; mapped where it is raised to
+            except Exception as error:  # of any kind; the caller maps it
                 failed[region] = error
         alive = any(machine.state is not MachineState.GONE for machine in found)
         for region, failure in failed.items():
@@ -349,7 +349,7 @@ class AWS(CloudProvider):
         for region in driver.regions:
             try:
                 self._clear_region(driver[region], tag)
-            except Exception as error:  # of any kind; mapped where it is raised to
+            except Exception as error:  # of any kind; the caller maps it
                 if self._ordered_in and region not in self._ordered_in:
                     continue  # nothing of ours was ever there
                 failed.append(error)
@@ -416,7 +416,7 @@ class AWS(CloudProvider):
         return vpc, subnet.id
 
     def _group(self, ec2: EC2Driver, tag: str, vpc: str) -> str:
-        """Return the pool's security group, which is made when first needed."""
+        """Return the pool's security group, which is created when first needed."""
         network = self.ssh_from or _own_address()
         with _groups_lock:
             found = ec2.security_groups({f"tag:{_POOL}": tag, "vpc-id": vpc})
@@ -502,7 +502,7 @@ def _is_wanted(kind: InstanceType, resources: Resources) -> bool:
 
 
 def _is_sliced(kind: InstanceType) -> bool:
-    """Whether it has a fraction of a GPU, which nobody means who asks for that GPU."""
+    """Whether it has a fraction of a GPU, which nobody who asks for that GPU wants."""
     return any(chip.count < 1 for chip in kind.accelerators)
 
 
@@ -532,19 +532,19 @@ def _offer(kind: InstanceType, region: str, zone: str, spot: bool, price: float 
     )
 
 
-def _limit(most: float | None, others: float, on_demand: float | None) -> float | None:
-    """Return the limit of a spot machine's own price; None from the on-demand price up, where AWS refuses any.
+def _limit(max_price: float | None, others: float, on_demand: float | None) -> float | None:
+    """Return the limit of a spot instance's own price; None if it would reach the on-demand price, as AWS rejects that.
 
     Parameters
     ----------
-    most
-        What the machine may cost with its volume and its address; None: as much as it takes.
+    max_price
+        Maximum price of the instance with its volume and its address; None for no limit.
     others, on_demand
-        The price of these, and the machine's own on demand.
+        The price of volume and address, and the on-demand price of the instance itself.
     """
-    if most is None:
+    if max_price is None:
         return None
-    limit = round(most - others, 6)
+    limit = round(max_price - others, 6)
     return None if on_demand is not None and limit >= on_demand else limit
 
 

@@ -1,7 +1,7 @@
 """What all providers on libcloud have in common, so that an adapter contains only what differs.
 
 An adapter subclasses `CloudProvider` as a frozen dataclass, makes a driver, and translates libcloud's values into ours
-in five methods. Third parties write adapters too, so what is public here stays.
+in five methods. Third parties write adapters too, so the public names here are stable.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class CloudProvider:
     name, traits, usual_start, patience, listing_delay, poll
         See `skyward.core.interfaces.Rental`.
     retry_for
-        Seconds for which a call is retried that failed on the way or was rate-limited.
+        Seconds for which a call that failed on the network or was rate-limited is retried.
     """
 
     name: ClassVar[str]
@@ -200,7 +200,7 @@ class CloudProvider:
         try:
             count = len(self.all_machines())
         except CloudError as error:
-            advice = "is the network down, a proxy in between, or the provider out of service?"
+            advice = "is the network down, is a proxy in between, or is the provider out of service?"
             return [Check("reachability", False, str(error), advice)]
         except SkywardError as error:
             return [Check("credentials", False, str(error), advice)]
@@ -266,7 +266,9 @@ class CloudProvider:
             return RateLimited(text, float(error.retry_after or 0) or None)
         if isinstance(error, MalformedResponseError):
             # Its text contains the whole page.
-            return CloudError(f"{self.name}: {error.value}: this is not an answer of the API; a proxy, or an outage?")
+            return CloudError(
+                f"{self.name}: {error.value}: this is not a reply of the API; is a proxy in between, or is it down?"
+            )
         if isinstance(error, BaseHTTPError):
             return _of_status(int(error.code), text)
         if isinstance(error, (requests.exceptions.RequestException, OSError)):

@@ -1,4 +1,4 @@
-"""PURE. What a rented machine does at first boot: shows our host key, lets us in, and terminates itself when orphaned.
+"""PURE. What a rented machine runs at first boot: installs host and login key, and terminates itself when orphaned.
 
 In two forms: user data for cloud-init, and a shell script for clouds that run one.
 """
@@ -17,7 +17,7 @@ __all__ = ["cloud_config", "script", "watchdog"]
 
 _WATCHDOG = """\
 #!/bin/sh
-# Terminates this machine after {limit} s without a word from its owner. Whoever hears from him touches {file}.{why}
+# Terminates this machine after {limit} s without contact to its owner. Each contact touches {file}.{why}
 file={file}
 : >>"$file"
 chmod 666 "$file"
@@ -32,7 +32,7 @@ while sleep {step}; do
 done
 """
 
-_BELIEVED = 14 * 24 * 3600  # seconds after its deadline for which a clock may say so
+_BELIEVED = 14 * 24 * 3600  # seconds; a clock that is further past the deadline is taken to be wrong
 
 _PLACE = "/usr/local/sbin/skyward-watchdog"
 
@@ -45,15 +45,15 @@ _START = (
 
 
 def watchdog(order: Order, end: str) -> str:
-    """Return the script that runs the shell command `end` once the owner was silent for the order's orphan_timeout.
+    """Return the script that runs the shell command `end` once the owner has been silent for the order's orphan_timeout.
 
-    The same at the order's deadline, if it has one. It keeps trying when `end` fails.
+    It also does so at the order's deadline, if there is one. If `end` fails, it is run again.
     """
     limit = max(1, math.ceil(order.orphan_timeout))
     why, or_spent = "", ""
     if order.deadline is not None and order.deadline < math.inf:
         deadline = math.floor(order.deadline)
-        why = "\n# Also when its share of the budget is spent; a clock that is weeks past that is not believed."
+        why = "\n# Also when its share of the budget is used up; a clock that is weeks past that is taken to be wrong."
         or_spent = f' || {{ date=$(date +%s); [ "$date" -ge {deadline} ] && [ "$date" -lt {deadline + _BELIEVED} ]; }}'
     return _WATCHDOG.format(
         limit=limit, step=max(1, min(15, limit // 10)), file=HEARD_FILE, end=end, why=why, or_spent=or_spent
@@ -76,7 +76,7 @@ def cloud_config(order: Order, *, end: str | None, user: str | None = None) -> s
     end
         Shell command, run as root, with which the machine terminates itself; None where it can't.
     user
-        A further user who may log in, next to the image's default one: "root" where that is the one we use.
+        Another user who may log in, in addition to the image's default one: "root" if that is the one we use.
     """
     assert order.host_key is not None
     # JSON is valid YAML, and quotes whatever a key may contain.

@@ -1,4 +1,4 @@
-"""Any compute driver of Apache Libcloud, by a `Profile` that describes its arguments."""
+"""Any compute driver of Apache Libcloud, given a `Profile` that describes its arguments."""
 
 from __future__ import annotations
 
@@ -64,15 +64,15 @@ class Libcloud(CloudProvider):
     """Machines of a cloud that Apache Libcloud has a driver for.
 
     There are profiles for DigitalOcean, Google Compute Engine, Linode, OpenStack and Vultr; other clouds need one, and
-    the error shows how to write it. Machines cost money until they are deleted: a small process next to the driver does
-    that if the driver dies.
+    the error shows how to write it. Machines cost money until they are deleted; if your program dies, a background
+    process deletes them.
 
     Parameters
     ----------
     driver
         Libcloud's name of the cloud, such as ``"digitalocean"``.
     key, secret
-        As the driver takes them. Default: the environment variables that the vendor's own tools read.
+        Credentials, as the driver takes them. Default: the environment variables that the vendor's own tools read.
     location
         Region or zone, as the driver calls it; None: all.
     image
@@ -80,7 +80,7 @@ class Libcloud(CloudProvider):
     create
         Further arguments of the driver's ``create_node``, such as ``{"ex_security_groups": ["ssh"]}`` on OpenStack.
     profile
-        Describes the driver's arguments, where skyward has no profile or a cloud differs.
+        Describes the driver's arguments, if skyward has no profile for it or yours must differ.
     url
         Address of the API, if not the driver's default.
     options
@@ -147,7 +147,7 @@ class Libcloud(CloudProvider):
         return self.profile or PROFILES.get(self.driver)
 
     @property
-    def _told(self) -> Profile:
+    def _known_profile(self) -> Profile:
         assert self._profile is not None
         return self._profile
 
@@ -172,12 +172,12 @@ class Libcloud(CloudProvider):
 
     def resolved(self) -> dict[str, object]:
         """Return options that the vendor's own tools take from the environment."""
-        names = self._told.options_env.items()
+        names = self._known_profile.options_env.items()
         return {option: os.environ[name] for option, name in names if os.environ.get(name)}
 
     def make_driver(self) -> Any:
-        """Make a driver with the credentials that are found."""
-        profile, env = self._told, os.environ
+        """Create a driver with the credentials that are found."""
+        profile, env = self._known_profile, os.environ
         key = self.key or next((env[name] for name in profile.key_env if env.get(name)), None)
         secret = self.secret or next((env[name] for name in profile.secret_env if env.get(name)), None)
         if not key or (profile.secret_env and not secret):
@@ -206,7 +206,7 @@ class Libcloud(CloudProvider):
 
     def list_offers(self, driver: Any, resources: Resources) -> Iterator[Offer]:
         """List every size in every location that has it."""
-        profile = self._told
+        profile = self._known_profile
         places = {} if profile.location is None else {str(place.id): place for place in driver.list_locations()}
         ids = {*places, *(_id(place) for place in places.values())}
         if self.location is not None and self.location not in ids:
@@ -218,7 +218,7 @@ class Libcloud(CloudProvider):
                     yield self._offer(size, place)
 
     def _offer(self, size: Any, place: Any) -> Offer:
-        profile = self._told
+        profile = self._known_profile
         machine, vcpus, price = str(_get(size, profile.size)), _get(size, profile.vcpus), size.price
         hourly = {"hour": 1.0, "month": _MONTH}.get(profile.price or "")
         gpu = re.search(profile.accelerator, machine) if profile.accelerator else None
@@ -249,7 +249,7 @@ class Libcloud(CloudProvider):
 
     def arguments(self, driver: Any, order: Order) -> dict[str, Any]:
         """Return the arguments of the driver's ``create_node``; adds the pool's key to the account if needed."""
-        profile, offer = self._told, order.offer
+        profile, offer = self._known_profile, order.offer
         assert offer is not None
         size, place = offer.extra.get("size"), offer.extra.get("location")
         if size is None or str(_get(size, profile.size)) != offer.machine:
@@ -277,7 +277,7 @@ class Libcloud(CloudProvider):
         return given
 
     def _put_image(self, driver: Any, given: dict[str, Any]) -> None:
-        profile, wanted = self._told, self.image or self._told.image
+        profile, wanted = self._known_profile, self.image or self._known_profile.image
         if wanted is None:
             raise ConfigError(f"Libcloud({self.driver!r}): the profile names no image; set one with image=...")
         if profile.image_argument != "image":
@@ -296,7 +296,7 @@ class Libcloud(CloudProvider):
 
     def _key(self, driver: Any, order: Order) -> Any:
         """Return the user's key in the form that the driver takes."""
-        profile = self._told
+        profile = self._known_profile
         if profile.key_as == "auth":
             return NodeAuthSSHKey(order.user_key)
         if profile.key_as == "line":
@@ -316,17 +316,18 @@ class Libcloud(CloudProvider):
 
     def list_machines(self, driver: Any, tag: str | None) -> Sequence[Machine]:
         """List machines with our tag and the name of an order of the pool."""
-        ours = (self._machine(node) for node in driver.list_nodes(**self._told.list_nodes) if self._is_ours(node))
+        nodes = driver.list_nodes(**self._known_profile.list_nodes)
+        ours = (self._machine(node) for node in nodes if self._is_ours(node))
         return [machine for machine in ours if tag in (None, machine.tag)]
 
     def _is_ours(self, node: Any) -> bool:
-        place = self._told.tags_in
+        place = self._known_profile.tags_in
         tags = None if place is None else _get(node, place)
         return bool(pool_of(str(node.name))) and (place is None or _MARK in (tags or ()))
 
     def _machine(self, node: Any) -> Machine:
         """Convert libcloud's node to our machine."""
-        profile = self._told
+        profile = self._known_profile
         state = _STATES.get(node.state, MachineState.STARTING)
         shown: Sequence[str] = _get(node, profile.addresses) or ()
         addresses = [text for text in shown if text and text != "0.0.0.0"]  # noqa: S104  not yet known
@@ -345,16 +346,16 @@ class Libcloud(CloudProvider):
 
     def destroy_machine(self, driver: Any, id: MachineId) -> None:
         """Destroy a machine, which drivers can only do with a node that they have listed."""
-        for node in driver.list_nodes(**self._told.list_nodes):
+        for node in driver.list_nodes(**self._known_profile.list_nodes):
             if str(node.id) == id and node.state != NodeState.TERMINATED:
-                if not driver.destroy_node(node, **self._told.destroy):
+                if not driver.destroy_node(node, **self._known_profile.destroy):
                     raise CloudError(f"{self.name}: {id} could not be destroyed, and its driver gives no reason")
                 return
         raise NotFound(f"{self.name}: there is no machine {id}")
 
     def clear_leftovers(self, driver: Any, tag: str) -> None:
         """Delete the pool's key from the account."""
-        if self._told.key is not None and self._told.key_as in ("id", "ids", "name"):
+        if self._known_profile.key is not None and self._known_profile.key_as in ("id", "ids", "name"):
             for key in _keys(driver, tag):
                 driver.delete_key_pair(key)
 
@@ -368,8 +369,8 @@ class Libcloud(CloudProvider):
         return self._mapped(BaseHTTPError(status, str(error)))  # type: ignore[no-untyped-call]
 
     def _refusal(self, error: Exception) -> SkywardError:
-        """Map why there is no machine, or that it is unknown whether there is one."""
-        profile = self._told
+        """Map an error of ``create_node``: why there is no machine, or that it is unknown whether there is one."""
+        profile = self._known_profile
         text = f"{self.name}: {' '.join(str(error).split())[:500]}"
         said = f"{getattr(error, 'code', '')} {error}"
         mapped = self.map_error(error) or self._mapped(error)

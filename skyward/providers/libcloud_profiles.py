@@ -59,9 +59,9 @@ class Profile:
     named
         Arguments for which the driver takes objects with a name and an id; users write names.
     billing
-        For how much time a machine is billed at least, and by which unit.
+        The minimum time billed, and the billing unit.
     others
-        US dollars per hour for the disk and the public address, where they are not in the size's price.
+        US dollars per hour for the disk and the public address, if the size's price does not include them.
     quota, capacity
         Patterns of errors that mean: the account may not have more; there is none at the moment. Not applied to a 5xx,
         which may be a gateway's.

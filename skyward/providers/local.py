@@ -87,7 +87,7 @@ class Local:
 
 
 def _cache() -> str:
-    """The folder of what agents keep between pools: the same as on any other host."""
+    """The folder for what agents keep between pools, the same as on other hosts."""
     return platformdirs.user_cache_dir("skyward")
 
 

@@ -1,4 +1,4 @@
-"""Starts and ends agents as processes of this machine: one is our child, others that start with it are its forks.
+"""Starts and ends agents as processes of this machine: one is our child, others started with it are its forks.
 
 `local` decides when.
 """
@@ -37,7 +37,7 @@ class Process:
     child
         The agent itself, or the agent whose fork it is.
     lifeline, said
-        Its standard input, at whose end it exits, and its standard output.
+        Its standard input, whose end makes it exit, and its standard output.
     """
 
     def __init__(self, child: subprocess.Popen[bytes], lifeline: IO[bytes], said: IO[bytes]) -> None:
@@ -68,7 +68,7 @@ class Process:
                 pipe.close()
 
     def end(self, patience: float) -> None:
-        """Wait for it to exit for up to `patience` seconds, then kill it. To be called once."""
+        """Wait up to `patience` seconds for it to exit, then kill it. Call this once."""
         if not self._wait(patience):
             if self._fd is not None and sys.platform == "linux":
                 signal.pidfd_send_signal(self._fd, signal.SIGKILL)
@@ -144,7 +144,7 @@ def _start(count: int, errors: IO[bytes]) -> Sequence[Process]:
 
 @cache
 def _has_pidfds() -> bool:
-    """Whether a process can be waited for that is not our child: on Linux, but not in every container."""
+    """Whether we can wait for a process that is not our child: on Linux, but not in every container."""
     if sys.platform != "linux":
         return False
     try:
@@ -162,7 +162,7 @@ def greet(process: Process, secret: bytes, orphan_timeout: float, errors: IO[byt
     process
         The agent.
     secret
-        What both ends of a link prove to know.
+        Secret that both ends of a link prove to know.
     orphan_timeout
         Seconds without an owner after which it exits.
     errors

@@ -1,4 +1,4 @@
-"""Tells by its name which pool a resource belongs to, where a cloud has no tags; accounts hold other things, too."""
+"""Finds a resource's pool by the resource's name, for clouds without tags; an account may contain other things, too."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Volumes in S3 as the driver sees them: checked before machines are bought, and keys for nodes."""
+"""The driver's side of S3 volumes: checks them before machines are rented, and makes keys for nodes."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from skyward.core.protocol.buckets import Bucket, BucketKeys
 from skyward.core.volumes import S3Volume
 from skyward.providers.drivers.s3 import S3Account, S3Error, S3Keys, policy
 
-__all__ = ["S3Store", "rclones_name"]
+__all__ = ["S3Store", "rclone_provider"]
 
 _T = TypeVar("_T")
 
-_LIFETIME = 3600  # seconds; the longest that a role may be assumed with another one
+_LIFETIME = 3600  # seconds; the maximum for a role that is assumed with another role
 _ABSENT = ("404", "NoSuchBucket")
 _DENIED = ("403", "AccessDenied", "AllAccessDisabled")
 _WRONG_KEYS = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidClientTokenId", "ExpiredToken", "InvalidToken")
 
 
 class S3Store:
-    """What a volume refers to.
+    """The bucket that a volume refers to, at its store.
 
     Parameters
     ----------
@@ -44,7 +44,7 @@ class S3Store:
         Raises
         ------
         ConfigError
-            There is no such bucket or folder, the region is wrong, or credentials have to be named.
+            There is no such bucket or folder, the region is wrong, or credentials have to be given.
         AuthFailed
             The credentials are wrong, or don't suffice.
         CloudError
@@ -64,13 +64,13 @@ class S3Store:
         if not volume.read_only and keys.kind != "instance":
             key = f"{volume.prefix}.skyward-{os.urandom(4).hex()}"
             self._ask(lambda: account.try_writing(volume.bucket, key))
-        settings = {"provider": rclones_name(endpoint), "region": self._region}
+        settings = {"provider": rclone_provider(endpoint), "region": self._region}
         if endpoint:
             settings["endpoint"] = endpoint
         return Bucket(volume.url, f"{volume.bucket}/{volume.prefix}".rstrip("/"), settings, keys, files, size)
 
     def keys(self) -> BucketKeys:
-        """Return the keys for nodes; to be called again half-way to their end. Blocks.
+        """Return the keys for nodes; call this again halfway through their lifetime. Blocks.
 
         Raises
         ------
@@ -87,7 +87,7 @@ class S3Store:
         if volume.endpoint is not None:
             raise ConfigError(
                 f"S3Volume: nodes need keys for {volume.endpoint}, and this machine's own never leave it: pass "
-                "access_key= and secret_key= that are good for this bucket, or anonymous=True"
+                "access_key= and secret_key= that are valid for this bucket, or anonymous=True"
             )
         own = self._account(None)
         if volume.role is None and self._ask(lambda: own.is_temporary):
@@ -148,8 +148,8 @@ class S3Store:
         return CloudError(f"{volume.url}: {error.code}: {error}")
 
 
-def rclones_name(endpoint: str | None) -> str:
-    """Return what rclone calls a store, for its habits; Google's changes a header that is signed."""
+def rclone_provider(endpoint: str | None) -> str:
+    """Return rclone's name for a store, which selects its workarounds: Google's store changes a signed header."""
     if not endpoint:
         return "AWS"
     return "GCS" if urlsplit(endpoint).hostname == "storage.googleapis.com" else "Other"

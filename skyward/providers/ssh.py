@@ -1,4 +1,4 @@
-"""Machines that already exist, by address. SSH itself is the transport "ssh"; nothing here knows it."""
+"""Machines that already exist, by address. Nothing here speaks SSH; the transport "ssh" does."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ __all__ = ["SSH"]
 class SSH:
     """Hosts that are reached over SSH.
 
-    A host is one node at a time, of one pool. Its host key must be known (known_hosts), as with the ssh command;
-    ``~/.ssh/config`` and ssh-agent are used in the same way. On the host, a private environment with the driver's minor
-    version of Python is made under ``~/.cache/skyward``.
+    A host is at most one node, of one pool, at any time. Its host key must be known (known_hosts), as with the ssh
+    command; ``~/.ssh/config`` and ssh-agent are used in the same way. On the host, a private environment with the
+    driver's minor version of Python is created under ``~/.cache/skyward``.
 
     Parameters
     ----------
@@ -42,7 +42,7 @@ class SSH:
     agent_forwarding
         Whether tasks may use the driver's ssh-agent.
     python
-        Interpreter to use on the hosts, a path or a name; None: one with the driver's minor version is looked for.
+        Interpreter to use on the hosts, a path or a name; None: one with the driver's minor version is searched for.
     prelude
         Lines that a login shell (bash where there is one) runs first on each host, such as
         ``"module load python/3.12"``. What they set applies to the installation and to all tasks.
@@ -122,7 +122,7 @@ class SSH:
         return Offers()
 
     def create(self, order: Order) -> Sequence[Machine]:
-        """Hand out free hosts, those first that were released longest ago.
+        """Hand out free hosts, the least recently released first.
 
         Raises
         ------

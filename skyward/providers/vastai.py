@@ -1,8 +1,8 @@
 """Vast.ai: a market where hosts offer machines, each of them once, and rent them out as containers.
 
 An ask on the market is one machine, and gone as soon as anybody takes it. Core sees kinds instead: asks of the same
-sort whose prices differ little. Which ask an order takes is decided when it is placed, from a recent search, so that an
-offer stays valid for as long as a pool lives.
+type with similar prices. Which ask an order takes is decided when it is placed, from a recent search, so that an offer
+stays valid for as long as a pool lives.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ class VastAI(CloudProvider):
     # --- the market ---
 
     def list_offers(self, driver: VastAINodeDriver, resources: Resources) -> Iterable[Offer]:
-        """List what meets `resources`, as kinds, and all other asks as they are, which show what is nearest."""
+        """List what meets `resources`, as kinds, and all other asks as they are, for errors to name the closest."""
         asks = [ask for spot in (False, True) for ask in self._asks(driver, spot, 0.0)[1]]
         fitting = [ask for ask in asks if offer_selection.meets(ask, resources)]
         others = [ask for ask in asks if not offer_selection.meets(ask, resources)]
@@ -369,12 +369,12 @@ def _is_of(ask: Offer, order: Order) -> bool:
 
 
 def _kinds(asks: Iterable[Offer]) -> Iterator[Offer]:
-    """Merge asks of one sort whose prices differ little into one offer, with the worst of each value."""
+    """Merge asks of one type with similar prices into one offer, with the worst of each value."""
 
-    def sort(ask: Offer) -> tuple[str, bool]:
+    def type_of(ask: Offer) -> tuple[str, bool]:
         return ask.machine, ask.spot
 
-    for _, same in itertools.groupby(sorted(asks, key=lambda ask: (*sort(ask), ask.price or 0.0)), sort):
+    for _, same in itertools.groupby(sorted(asks, key=lambda ask: (*type_of(ask), ask.price or 0.0)), type_of):
         kind: list[Offer] = []
         for ask in same:
             if kind and (ask.price or 0.0) > (kind[0].price or 0.0) * _STEP:
@@ -392,7 +392,7 @@ def _worst(asks: Sequence[Offer]) -> Offer:
         memory=min(ask.memory or 0 for ask in asks) or None,
         accelerator_memory=min(ask.accelerator_memory or 0 for ask in asks) or None,
         region=_AND.join(sorted({ask.region or "" for ask in asks})),
-        extra={"asks": tuple(_id(ask) for ask in asks)},  # distinguish two kinds of one sort
+        extra={"asks": tuple(_id(ask) for ask in asks)},  # distinguish two kinds of one type
     )
 
 
@@ -400,7 +400,7 @@ def _worst(asks: Sequence[Offer]) -> Offer:
 
 
 def _state(node: Any) -> tuple[MachineState, str]:
-    """Return what an instance's many statuses mean, and why, where it is no longer of use."""
+    """Return the state that an instance's several statuses amount to, and why it is no longer usable, if so."""
     row = node.extra
     said = (row.get("status_msg") or "").strip()
     actual = row.get("actual_status")

@@ -51,8 +51,8 @@ _NO_FUNDS = 402
 class Verda(CloudProvider):
     """Machines at Verda.
 
-    A machine costs money as long as it exists, shut down or not, so it can't terminate itself: a small process next to
-    the driver does that if the driver dies. Machines have the startup script's host key, and are reached as root.
+    A machine costs money as long as it exists, shut down or not, so it can't terminate itself; if your program dies, a
+    background process deletes it. Machines get their host key from the startup script, and the login user is root.
 
     Parameters
     ----------
@@ -81,7 +81,7 @@ class Verda(CloudProvider):
         parse_count(self.disk, "Verda disk", 50)
 
     def make_driver(self) -> VerdaNodeDriver:
-        """Make a driver with the credentials that are found."""
+        """Create a driver with the credentials that are found."""
         key, secret, url = _credentials(self.client_id, self.client_secret)
         return VerdaNodeDriver(key, secret, url=self.url or url)
 
@@ -176,13 +176,13 @@ class Verda(CloudProvider):
         return None
 
     def examine(self, driver: VerdaNodeDriver) -> Iterable[Check]:
-        """The balance: at zero, machines are ended."""
+        """Check the balance: at zero, machines are terminated."""
         amount, currency = driver.ex_balance()
         return [Check("balance", amount > 0, f"{amount:.2f} {currency}", "add funds, or nothing can be created")]
 
 
 def _machine(node: object) -> Machine:
-    """Ours, from libcloud's."""
+    """Convert libcloud's node to our machine."""
     name, extra = str(node.name), node.extra  # type: ignore[attr-defined]
     state = _STATES.get(node.state, MachineState.FAILED)  # type: ignore[attr-defined]
     addresses = node.public_ips  # type: ignore[attr-defined]

@@ -31,7 +31,7 @@ def test_each_item_has_its_reason(tmp_path: Path) -> None:
     assert code == 0
     assert details["helpers"] == f"27 bytes from {tmp_path}/helpers.py, since your program imports it"
     assert details["deeper"] == f"0 bytes from {tmp_path}/deeper.py, since helpers.py imports it"
-    assert details["in all"] == "2 modules, 1 kB"
+    assert details["total"] == "2 modules, 1 kB"
     assert details["imported"] == "numpy"
 
 

@@ -74,7 +74,7 @@ def test_filters(run: Run, one: str, arguments: list[str], found: object) -> Non
 def test_a_table_for_people(run: Run, one: str) -> None:
     result = run("offers", "-p", one)
     lines = result.stdout.splitlines()
-    assert lines[0].split() == ["provider", "machine", "vcpus", "memory", "accelerator", "region", "sort", "$/h"]
+    assert lines[0].split() == ["provider", "machine", "vcpus", "memory", "accelerator", "region", "market", "$/h"]
     assert lines[1].split() == ["folder", "small", "1", "1", "GiB", "-", "drawer", "spot", "$0.1200"]
     assert lines[3].split() == [
         "folder",

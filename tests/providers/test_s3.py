@@ -13,7 +13,7 @@ import pytest
 from skyward.core.errors import AuthFailed, CloudError, ConfigError
 from skyward.core.protocol.buckets import BucketKeys
 from skyward.core.volumes import S3Volume
-from skyward.providers.s3 import S3Store, rclones_name
+from skyward.providers.s3 import S3Store, rclone_provider
 from skyward.worker.rclone import find_rclone
 from tests.s3_servers import KEYS, S3Server, moto_s3, needs_rclone, rclone_s3
 
@@ -113,5 +113,5 @@ def test_rclone_knows_the_stores_by_these_names() -> None:
     (provider,) = (option for option in s3["Options"] if option["Name"] == "provider")
     known = {each["Value"] for each in provider["Examples"]}
     endpoints = (None, "https://storage.googleapis.com", "https://storage.googleapis.com.example.org")
-    assert [rclones_name(endpoint) for endpoint in endpoints] == ["AWS", "GCS", "Other"]
+    assert [rclone_provider(endpoint) for endpoint in endpoints] == ["AWS", "GCS", "Other"]
     assert {"AWS", "GCS", "Other"} <= known

@@ -61,7 +61,7 @@ _DOMAINS = (
 _DOMAIN = "amazonaws.com"
 _BATCH = 100  # names or filter values in one request; EC2 takes 100 to 200
 _PAGE = 1000
-_TYPES_PAGE = 100  # max of DescribeInstanceTypes
+_TYPES_PAGE = 100  # maximum of DescribeInstanceTypes
 _UNKNOWN_INSTANCE = frozenset({"InvalidInstanceID.NotFound", "InvalidInstanceID.Malformed"})
 
 T = TypeVar("T")
@@ -75,7 +75,7 @@ class EC2Driver(EC2NodeDriver):
     key, secret, token
         Credentials; the token is part of temporary ones.
     region
-        Any region, also one that libcloud does not know.
+        Any region, even one that libcloud does not know.
     url
         Another endpoint, such as ``http://127.0.0.1:5000``, for all services.
     options
@@ -146,7 +146,7 @@ class EC2Driver(EC2NodeDriver):
             token = following
 
     def identity(self) -> tuple[str, str]:
-        """Return account number and ARN of the credentials' owner: their cheapest check, which needs no permission."""
+        """Return the account number and ARN of the credentials: the cheapest way to check them, without permissions."""
         make: Any = STSConnection
         credentials = {"user_id": self.key, "key": self.secret, "token": self.token, "signature_version": "4"}
         connection = make(**credentials, **_place("sts", self.region_name, self._url), **self._options)
@@ -194,7 +194,7 @@ class EC2Driver(EC2NodeDriver):
     # Instance types, prices, images
 
     def instance_types(self, filters: Filters) -> list[InstanceType]:
-        """List types of the region that match, such as ``{"instance-type": "g5.*"}``; for all of them a dozen calls."""
+        """List types of the region that match, such as ``{"instance-type": "g5.*"}``; all of them take a dozen calls."""
         pages = self._pages("DescribeInstanceTypes", {"Filter": _filters(filters)}, _TYPES_PAGE)
         return _collect(pages, "instanceTypeSet/item", parse_instance_type)
 
@@ -372,7 +372,7 @@ def _market(limit: float | None) -> dict[str, Any]:
 
 
 def _block_devices(launch: Launch) -> dict[str, Any]:
-    # What is not said of a volume is as in the image, where a volume may be meant to stay, and to cost.
+    # Whatever is not set here is as in the image, which may keep a volume, and its cost, after its instance has ended.
     volumes: dict[str, dict[str, Any]] = {device: {"DeleteOnTermination": True} for device in launch.data_devices}
     if launch.root_device is not None:
         root = {"VolumeType": "gp3", "DeleteOnTermination": True, "VolumeSize": launch.disk_gib}

@@ -36,7 +36,7 @@ class Launch:
     """An AMI's id, or ``resolve:ssm:`` and the name of a public parameter."""
     type: str
     count: int = 1
-    """Max number; at least one, where that many are not available."""
+    """Maximum number; at least one is started if not all are available."""
     client_token: str = ""
     """The same token and parameters return the same instances again, whatever became of the first reply."""
     user_data: str = field(default="", repr=False)

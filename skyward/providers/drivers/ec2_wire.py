@@ -46,7 +46,7 @@ _CREDENTIALS = frozenset(
 _CLOCK = frozenset({"RequestTimeTooSkewed", "RequestInTheFuture"})
 _IN_USE = frozenset({"DependencyViolation", "InvalidGroup.InUse", "ResourceInUse", "VolumeInUse"})
 _TOLERANCE = 240.0  # seconds; AWS refuses signatures that are five minutes off
-_SHOWN = 500  # max characters of a foreign body in a message
+_SHOWN = 500  # characters of a foreign body in a message, at most
 
 
 class EC2Error(LibcloudError):

@@ -13,7 +13,7 @@ from libcloud.common.exceptions import BaseHTTPError
 __all__ = ["SHOWN", "JSONReply", "RefusedError"]
 
 SHOWN = 500
-"""Max characters of a foreign body in an error."""
+"""Characters of a foreign body in an error, at most."""
 
 
 class RefusedError(BaseHTTPError):

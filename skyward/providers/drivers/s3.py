@@ -1,4 +1,4 @@
-"""S3 and STS as far as a volume needs them, over botocore: what is in a bucket, and keys that are good for it only."""
+"""S3 and STS as far as a volume needs them, over botocore: what is in a bucket, and keys that are valid for it only."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ class S3Account:
             more = {"ContinuationToken": reply["NextContinuationToken"]}
 
     def try_writing(self, bucket: str, key: str) -> None:
-        """Begin to write an object, and drop that: nobody ever sees it."""
+        """Start writing an object and abort: checks the permission, and nothing ever becomes visible."""
         upload = self._call("s3", "create_multipart_upload", Bucket=bucket, Key=key)
         self._call("s3", "abort_multipart_upload", Bucket=bucket, Key=key, UploadId=upload["UploadId"])
 
@@ -156,7 +156,7 @@ class S3Account:
         return found is not None and found.get_frozen_credentials().token is not None
 
     def scoped(self, rights: str, seconds: int, role: str | None) -> S3Keys:
-        """Make keys that end after some time, and may do no more than a policy says.
+        """Make temporary keys that may do no more than a policy allows.
 
         Parameters
         ----------

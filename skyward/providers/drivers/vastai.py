@@ -50,7 +50,7 @@ __all__ = [
 _SSH = "22/tcp"
 _BROKEN_HOST = "OCI runtime create failed"
 _NOT_TO_RETRY = "search_quota_exceeded"
-_PAGE = 25  # max of the API
+_PAGE = 25  # maximum of the API
 
 # The vendor's limits on a create call. What exceeds them is refused here, before it costs a paced call.
 _MAX_START = 4096
@@ -94,7 +94,7 @@ class VastAINodeDriver(NodeDriver):
         "destroy": 3.0,
         "user": 1.0,
     }
-    """Min seconds between two calls of a kind. Searches are limited by the caller's address, all others by account."""
+    """Minimum seconds between two calls of a kind. Searches are limited by the caller's address, others by account."""
 
     NODE_STATE_MAP = {  # noqa: RUF012 (libcloud declares it so)
         "created": NodeState.PENDING,
@@ -148,7 +148,7 @@ class VastAINodeDriver(NodeDriver):
         storage
             GB of disk that ``dph_total`` is to include.
         limit
-            Max number of offers.
+            Maximum number of offers.
 
         Returns
         -------

@@ -133,7 +133,7 @@ class VerdaNodeDriver(NodeDriver):
         size, image
             Instance type and image.
         location
-            Where; its id is what counts.
+            Where; only its id is used.
         ex_ssh_key_ids
             Ids of those keys of the account that may log in.
         ex_startup_script_id
@@ -202,7 +202,7 @@ class VerdaNodeDriver(NodeDriver):
         return [_to_size(self, row) for row in _rows(self._call("GET", "/instance-types", {"currency": "usd"}))]
 
     def ex_volume_price(self) -> float | None:
-        """Return what a GB of an OS volume costs, in US dollars per month; None if that is not told."""
+        """Return what a GB of an OS volume costs, in US dollars per month; None if the API does not say."""
         for row in _rows(self._call("GET", "/volume-types")):
             if row["type"] == "NVMe" and str(row["price"].get("currency", "usd")).lower() == "usd":
                 return _price(row["price"].get("price_per_month_per_gb"))

@@ -1,4 +1,4 @@
-"""Hetzner Cloud as a compute driver of Apache Libcloud. Knows the API, and nothing of who uses it.
+"""Hetzner Cloud as a compute driver of Apache Libcloud. Knows only the API.
 
 Written against the public reference of API version 1 (docs.hetzner.cloud). Prices are per hour, in the project's
 currency (`HetznerNodeDriver.ex_get_currency`); sizes and locations are identified by name ("cx23", "fsn1"); what
@@ -33,7 +33,7 @@ __all__ = [
 
 API = "https://api.hetzner.cloud/v1"
 USER_DATA_LIMIT = 32 * 1024
-_PER_PAGE = 50  # max of the API
+_PER_PAGE = 50  # maximum of the API
 _MAX_WAIT = 60.0
 _KEY_BODY = 2  # words of a public key without its comment
 

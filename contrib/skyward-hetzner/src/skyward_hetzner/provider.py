@@ -66,12 +66,12 @@ _ERRORS: dict[str, type[SkywardError]] = {
 class Hetzner(CloudProvider):
     """Servers at Hetzner Cloud.
 
-    A server costs money as long as it exists, even when it is off, so it can't terminate itself: a small process next
-    to the driver deletes it if the driver dies. It is reached as root, with the host key that it was sent. Each pool
-    has a firewall that allows only SSH, and a key in the project, without which Hetzner would mail the owner a root
-    password for each server; both are deleted with the pool.
+    A server costs money as long as it exists, even when it is off, so it can't terminate itself; if your program dies,
+    a background process deletes it. The login user is root, and a server is accepted only with the host key that it was
+    sent. Each pool has a firewall that allows only SSH, and a key in the project, without which Hetzner would mail the
+    owner a root password for each server; both are deleted with the pool.
 
-    Prices are gross, with that of the public IPv4 address. Each hour that has begun is billed.
+    Prices are gross, including the public IPv4 address. Started hours are billed in full.
 
     Parameters
     ----------
@@ -181,10 +181,10 @@ class Hetzner(CloudProvider):
     def clear_leftovers(self, driver: HetznerNodeDriver, tag: str) -> None:
         """Delete the pool's key, and its firewall, which is refused while one of its servers is being deleted."""
         for firewall in driver.ex_list_firewalls(_selector(tag)):
-            with _gone_is_well():
+            with _ignore_not_found():
                 driver.ex_delete_firewall(firewall["id"])
         for key in driver.list_key_pairs(_selector(tag)):
-            with _gone_is_well():
+            with _ignore_not_found():
                 driver.delete_key_pair(key)
 
     def map_error(self, error: Exception) -> SkywardError | None:
@@ -214,7 +214,7 @@ class Hetzner(CloudProvider):
                     raise
                 found = driver.ex_list_firewalls(_selector(order.tag))  # created by another order at the same moment
         if not found:
-            raise _unshown("firewall", order.tag)
+            raise _not_listed("firewall", order.tag)
         return int(found[0]["id"])
 
 
@@ -229,11 +229,11 @@ def _key(driver: HetznerNodeDriver, order: Order, labels: dict[str, str]) -> Key
                 raise
             found = driver.list_key_pairs(_selector(order.tag))
     if not found:
-        raise _unshown("key", order.tag)
+        raise _not_listed("key", order.tag)
     return found[0]
 
 
-def _unshown(what: str, name: str) -> CloudError:
+def _not_listed(what: str, name: str) -> CloudError:
     return CloudError(f"hetzner: the project has a {what} {name}, but does not list it")
 
 
@@ -242,7 +242,7 @@ def _selector(tag: str | None) -> str:
 
 
 @contextlib.contextmanager
-def _gone_is_well() -> Iterator[None]:
+def _ignore_not_found() -> Iterator[None]:
     try:
         yield
     except HetznerError as error:
