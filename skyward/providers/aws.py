@@ -314,8 +314,8 @@ class AWS(CloudProvider):
         """List instances with our tags.
 
         A region that can't be queried is an error if this provider has ordered there, since what is not listed counts
-        as lost; it does not matter if all orders went elsewhere. A sweep after another process gets that error only once
-        everything in the other regions is terminated; a region that the account has not enabled holds nothing.
+        as lost; it does not matter if all orders went elsewhere. A sweep after another process gets that error only
+        once everything in the other regions is terminated; a region that the account has not enabled holds nothing.
         """
         wanted = {"tag-key": _POOL} if tag is None else {f"tag:{_POOL}": tag}
         found: list[Machine] = []

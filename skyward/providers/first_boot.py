@@ -45,7 +45,7 @@ _START = (
 
 
 def watchdog(order: Order, end: str) -> str:
-    """Return the script that runs the shell command `end` once the owner has been silent for the order's orphan_timeout.
+    """Return the script that runs the shell command `end` if the owner is silent for the order's orphan_timeout.
 
     It also does so at the order's deadline, if there is one. If `end` fails, it is run again.
     """

@@ -194,7 +194,7 @@ class EC2Driver(EC2NodeDriver):
     # Instance types, prices, images
 
     def instance_types(self, filters: Filters) -> list[InstanceType]:
-        """List types of the region that match, such as ``{"instance-type": "g5.*"}``; all of them take a dozen calls."""
+        """List types of the region that match, such as ``{"instance-type": "g5.*"}``; all types take a dozen calls."""
         pages = self._pages("DescribeInstanceTypes", {"Filter": _filters(filters)}, _TYPES_PAGE)
         return _collect(pages, "instanceTypeSet/item", parse_instance_type)
 
