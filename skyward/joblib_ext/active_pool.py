@@ -1,4 +1,4 @@
-"""What an open pool means for joblib: its name is known there, and joblib's default backend warns beside a pool.
+"""Makes open pools known to joblib: registers the backend's name, and has joblib's default backend warn meanwhile.
 
 joblib is not imported for that: if the program has not loaded it, a finder in `sys.meta_path` waits until it does.
 """
@@ -20,7 +20,7 @@ __all__ = ["entered"]
 
 @contextlib.contextmanager
 def entered(pool: Compute, *, plugged: bool = False) -> Iterator[None]:
-    """Let joblib use a pool by the name ``"skyward"`` as long as the block runs; the front end of every pool.
+    """Let joblib use a pool under the name ``"skyward"`` inside the block; the front end of every pool.
 
     Parameters
     ----------
@@ -48,7 +48,7 @@ def _announce() -> None:
 
 
 def _withdraw() -> None:
-    """Undo what should not outlast the last pool."""
+    """Undo all of it when the last pool ends."""
     with contextlib.suppress(ValueError):
         sys.meta_path.remove(_watch)
     if (default := sys.modules.get("skyward.joblib_ext.default_backend")) is not None:

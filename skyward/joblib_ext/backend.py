@@ -151,7 +151,7 @@ class SkywardBackend(AutoBatchingMixin, PoolBackend):  # type: ignore[misc]
     # --- how many ---
 
     def effective_n_jobs(self, n_jobs: int | None) -> int:
-        """Return how many tasks run at a time, by joblib's arithmetic: -1 is all slots, -2 all but one.
+        """Return how many tasks run at once, by joblib's arithmetic: -1 is all slots, -2 all but one.
 
         Raises
         ------

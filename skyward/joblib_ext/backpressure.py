@@ -31,9 +31,9 @@ class Backlog:
     untaken
         Returns the number of batches, held ones included, whose results have not been taken; None to hold nothing back.
     slots
-        Returns how many tasks run at a time; that many batches may always be out.
+        Returns how many tasks run at once; that many batches may always be out.
     is_open
-        Returns whether batches can still be sent. Once they can't, held batches are sent nevertheless, and fail.
+        Returns whether batches can still be sent. Once they can't, held batches are sent anyway, and fail.
     """
 
     def __init__(

@@ -169,7 +169,7 @@ class Batch(SeveralCalls):
         if self.initializer is not None:
             self.initializer.once()
         calls = self.calls if self.level is None else BatchedCalls(self.calls, (nested(self.level), None))
-        if type(calls) is not BatchedCalls:  # a class of others, which may keep its calls anywhere
+        if type(calls) is not BatchedCalls:  # a third party's class, which may keep its calls anywhere
             return [run_pending(result) for result in calls()]
         items = calls.items
         calls.items = progress = iter(items)

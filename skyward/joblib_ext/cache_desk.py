@@ -1,7 +1,7 @@
 """The driver's end of caches that tasks use: who may use which, and whose turn it is.
 
-A cached function, a `Memory` or a reference to a result that is sent with a task takes a token along; whoever has it
-may use the cache of that function, or all of that `Memory`, and nothing else. `node_cache.py` is the other end.
+A cached function, a `Memory` or a reference to a result carries a token when it is sent with a task. The token allows
+the use of that function's cache, or of all of that `Memory`, and of nothing else. `node_cache.py` is the other end.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ __all__ = ["CacheDesk", "desk_of", "register", "store_of"]
 
 _MAX_MESSAGE = 64 << 20  # bytes
 _MAX_RESULT = wire.SizeLimits().message
-_SMALL = 64 << 10  # bytes of a result that comes with the answer to whether there is one
+_SMALL = 64 << 10  # bytes of a result that is sent along with the answer to a lookup
 _ARGUMENTS = re.compile(r"[0-9a-f]{32,64}")
 _LOOK_AGAIN = 0.25  # seconds
-_PATIENCE = 1.0  # seconds for which an equal call may be queued before this one is computed as well
+_PATIENCE = 1.0  # seconds for which an identical call may be queued before this one is computed as well
 
 _log = logging.getLogger("skyward.joblib")
 _lock = threading.Lock()  # guards PoolContext.guests
@@ -89,7 +89,7 @@ class CacheDesk:
         self._waiters: dict[str, list[Hashable]] = {}  # process -> the calls that its threads wait for
         self._closed = False
         self.sent = 0
-        """How many times a result was sent that is too large to come with the answer to a look."""
+        """How many results were sent by themselves, being too large to be sent along with the answer to a lookup."""
         self.address = f"{util.get_temp_dir()}/skyward-{uuid.uuid4().hex[:12]}"
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(self.address)
@@ -127,7 +127,7 @@ class CacheDesk:
         return self._rights[token].store
 
     def close(self) -> None:
-        """End all connections. No task is left that needs them."""
+        """End all connections, once no task needs them any more."""
         HOMES.pop(self.address, None)
         with self._lock:
             self._closed = True
@@ -162,7 +162,7 @@ class CacheDesk:
                 self._answer(client, what, token, process, values)
         except (EOFError, OSError):
             pass  # it has ended
-        except Exception as error:  # what is no request may raise anything when it is read
+        except Exception as error:  # anything may be raised by reading what is not a request
             _log.warning("the connection of a task to its caches is closed: %r", error)
         finally:
             with self._lock:
@@ -177,7 +177,7 @@ class CacheDesk:
         right = self._rights.get(token)
         try:
             if right is None or what not in self._REQUESTS:
-                raise _Refused("it does not know that token")
+                raise _Refused("the token or the request is unknown")
             answer = self._REQUESTS[what](self, client, process, right, parts, *_checked(right, what, values))
         except Exception as error:
             answer = ("no", f"{error}" if isinstance(error, _Refused) else f"{type(error).__name__}: {error}")
@@ -220,7 +220,7 @@ class CacheDesk:
         *call_id, source = values
         value, error = self._context.answers.result(f"the cached {call_id[0]}", parts)
         if error is not None:
-            warnings.warn(f"{error}; it is not kept", UserWarning, stacklevel=2)
+            warnings.warn(f"{error}; it is not cached", UserWarning, stacklevel=2)
             return "ok", False
         text = _source(right.store, call_id[0])
         if text is not None and extract_first_line(text)[0] != source:  # the cache is another function's by now
@@ -261,14 +261,14 @@ class CacheDesk:
             try:
                 while not turn.wait(0 if self._closed else _LOOK_AGAIN):
                     late = time.monotonic() - since > _PATIENCE and kept.is_queued(key)
-                    if (late or self._closed or self._crosses(process, key)) and kept.give_up(key, turn):
+                    if (late or self._closed or self._would_deadlock(process, key)) and kept.give_up(key, turn):
                         return "ok", "crossed"
             finally:
                 self._note_wait(process, key, waits=False)
         client.held.append(key)
         with self._lock:
             self._holders[key] = process
-        # It may also have been kept between the look and now.
+        # It may also have been stored between the lookup and now.
         return "ok", "look" if right.store.contains_item(values[:2]) else "compute"
 
     def _left(self, client: _Client, _: str, right: _Right, __: Any, *values: str) -> tuple[Any, ...]:
@@ -293,8 +293,8 @@ class CacheDesk:
             if not keys:
                 del self._waiters[process]
 
-    def _crosses(self, process: str, key: Hashable) -> bool:
-        """Whether what this process waits for waits, at the end of a chain, for this process."""
+    def _would_deadlock(self, process: str, key: Hashable) -> bool:
+        """Whether whoever computes that call waits, directly or through others, for this process."""
         with self._lock:
             seen: set[str] = set()
             todo = [holder for holder in [self._holders.get(key)] if holder is not None and holder != process]
@@ -343,7 +343,7 @@ def _checked(right: _Right, what: str, values: Sequence[Any]) -> Sequence[Any]:
     """
     if _WHOLE.get(what) == len(values):
         if right.function is not None:
-            raise _Refused("that needs the whole cache, and only a function of it was sent")
+            raise _Refused("that needs access to the whole cache, but only one function of it was sent")
         return values
     if not all(type(value) is str for value in values) or len(values) != _COUNTS.get(what, min(len(values), 2)):
         raise _Refused("that is not a request")
@@ -361,7 +361,7 @@ def _path(store: Any, call_id: Sequence[str]) -> Path:
 
 
 def _version(status: os.stat_result) -> str:
-    """Return what tells a file from those that had or will have its name; joblib does not write into files."""
+    """Identify a file among those that had or will have its name; joblib replaces files and never modifies them."""
     return f"{status.st_dev:x}.{status.st_ino:x}.{status.st_mtime_ns:x}.{status.st_size:x}"
 
 
@@ -381,7 +381,7 @@ def _received(connection: Connection) -> Any:
 
 
 def _parts(connection: Connection, sizes: Any) -> list[bytearray]:
-    """Receive a pickle and its buffers. Raises ValueError if what comes is something else."""
+    """Receive a pickle and its buffers. Raises ValueError if something else arrives."""
     if sum(sizes) > _MAX_RESULT:
         raise ValueError("too large")
     parts = []
@@ -413,7 +413,7 @@ def _send_file(connection: Connection, size: int, right: _Right | None, call_id:
 
 
 def desk_of(context: PoolContext) -> CacheDesk:
-    """Return the desk of a pool, opening it if need be."""
+    """Return the desk of a pool; opens it if necessary."""
     with _lock:
         desk: CacheDesk | None = context.guests.get("cache")
         if desk is None:

@@ -99,7 +99,7 @@ class CallSettings:
 
 
 def jobs_of(n_jobs: int, slots: int) -> int:
-    """Return how many tasks run at a time, by joblib's arithmetic: -1 is all slots, -2 all but one."""
+    """Return how many tasks run at once, by joblib's arithmetic: -1 is all slots, -2 all but one."""
     return n_jobs if n_jobs > 0 else max(slots + 1 + n_jobs, 1)
 
 
@@ -144,7 +144,7 @@ class ParallelCall:
         self.start_call(None)
 
     def start_call(self, parallel: Any) -> None:
-        """Begin a call of `parallel`; with None, of nobody who can be asked for more batches."""
+        """Begin a call of `parallel`. With None, there is nobody to ask for more batches."""
         limit = None if self._n_jobs == -1 else self._n_jobs if self._n_jobs > 0 else self._n_jobs + 1
         dispatcher = self.pool.dispatcher
         code = None if dispatcher.code is None else dispatcher.code.now(look=True)
@@ -167,7 +167,7 @@ class ParallelCall:
             backlog.close()
 
     def count(self) -> int:
-        """Count the slots again, since they come and go; return how many tasks may run at a time."""
+        """Count the slots again, since they come and go; return how many tasks may run at once."""
         total = self.pool.total_slots
         jobs = jobs_of(self._n_jobs, total)
         self._slots = max(min(jobs, total), 1)
@@ -236,7 +236,7 @@ class ParallelCall:
         return Batch(items, self._level, self._settings.initializer, self._function(items), self._number)
 
     def _send_each(self, items: Sequence[tuple[Any, Any, Any]], first: int) -> TaskFuture[Any]:
-        """Send the calls of a batch as tasks of their own, since the results of some are looked up and kept."""
+        """Send the calls of a batch as tasks of their own, since the results of some are looked up and cached."""
         parts: list[TaskFuture[Any]] = []
         try:
             for number, item in enumerate(items, first):
@@ -317,7 +317,7 @@ class ParallelCall:
 
 
 def _has_kept(items: Sequence[tuple[Any, Any, Any]]) -> bool:
-    """Whether results of some calls are kept."""
+    """Whether the results of some calls are cached."""
     for function, _, _ in items:  # noqa: SIM110 - see above
         if type(function) in KINDS and is_kept(function):
             return True

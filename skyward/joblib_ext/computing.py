@@ -18,7 +18,7 @@ __all__ = ["Computing", "check_code", "code_mark"]
 
 
 def code_mark(function: Any) -> str:
-    """Identify the code of a function among those of that name; empty if it has none that can be looked at."""
+    """Identify the code of a function among those of that name; empty if it has none that can be inspected."""
     code = getattr(function, "__code__", None)
     return _mark(code) if isinstance(code, types.CodeType) else ""
 
@@ -39,8 +39,8 @@ def _constant(value: object) -> str:
 def check_code(function: Any, mark: str) -> None:
     """Check that a function is the one that was sent.
 
-    One of a module is sent by name. If that module was changed after this process had imported it, the function here is
-    the old one, and its results would be kept as the new one's.
+    A function of a module is sent by name. If the module was changed after this process had imported it, the function
+    here is the old one, and its results would be cached as the new one's.
 
     Parameters
     ----------
@@ -52,12 +52,12 @@ def check_code(function: Any, mark: str) -> None:
     Raises
     ------
     PayloadError
-        It is another one.
+        It is a different one.
     """
     here = code_mark(function)
     if here and mark and here != mark and here.split()[0] == mark.split(maxsplit=1)[0]:
         raise PayloadError(
-            f"{label(function)} has a different source in this task than in your program, which has changed the module "
+            f"{label(function)} has a different source in this task than in your program, where its module has changed "
             "since: open a new pool"
         )
 
@@ -94,7 +94,7 @@ class Computing:
         return label(self.function)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the function. Raises `PayloadError` if it is another one here."""
+        """Call the function. Raises `PayloadError` if it is a different one here."""
         check_code(self.function, self.mark)
         if self.verbose <= 0:
             return self.function(*args, **kwargs)

@@ -36,7 +36,7 @@ class DefaultBackend(LokyBackend):  # type: ignore[misc]
         return int(super().effective_n_jobs(n_jobs) if backend is None else backend.effective_n_jobs(n_jobs))
 
     def configure(self, n_jobs: int = 1, parallel: Any = None, **backend_kwargs: Any) -> int:
-        """Let the backend that is meant take this one's place; called by joblib.
+        """Switch to the backend that is to be used; called by joblib.
 
         Parameters
         ----------
@@ -52,7 +52,7 @@ class DefaultBackend(LokyBackend):  # type: ignore[misc]
 
 
 def _warn() -> None:
-    entry = open_pools.meant()
+    entry = open_pools.current_entry()
     if entry is None or entry.warned:
         return
     entry.warned = True

@@ -1,4 +1,4 @@
-"""`sky.explain`: what a call would take and cost on machines for rent, from a few of its tasks. It buys nothing."""
+"""`sky.explain`: what a call would take and cost on machines for rent, from a few of its tasks. It rents nothing."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from skyward.joblib_ext.recording import record
 __all__ = ["Explanation", "Option", "explain"]
 
 _OFFERS = 3  # of each provider
-_START = 100.0  # seconds until a machine of a provider that does not say so is a node
+_START = 100.0  # seconds until a machine is a node, if its provider does not say
 _TOGETHER = 8  # processes that run tasks at the same time here, at most
 _HERE, _NEAR, _FAR = 1e9, 50e6, 12.5e6  # bytes per second: on this machine, to hosts, to rented machines
 _WORTH = 0.6  # share of the time here that it may take elsewhere
@@ -32,7 +32,7 @@ _SAVED = {True: 60.0, False: 15.0}  # seconds that must be saved, with rented ma
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One way to run the call: some machines, and what is to be expected of them.
+    """One way to run the call: some machines, and the forecast for them.
 
     Attributes
     ----------
@@ -106,7 +106,7 @@ class Explanation:
             return f"{here} here"
         return (
             f"{here} here: not worth it; the fastest of these, {fastest}, takes {in_words(fastest.forecast.wall)}"
-            f"{_cost(fastest)}, {in_words(fastest.forecast.start)} of them until its machines are ready"
+            f"{_cost(fastest)}, of which {in_words(fastest.forecast.start)} until its machines are ready"
         )
 
     def _head(self) -> str:
@@ -127,13 +127,13 @@ class Explanation:
     def __repr__(self) -> str:
         lines = [
             self._head(),
-            f"{'':44} {'start':>9} {'call':>9} {'in all':>9} {'price':>8}  limits",
+            f"{'':44} {'start':>9} {'call':>9} {'total':>9} {'price':>8}  limits",
         ]
         lines += [_row(option) for option in (self.here, *self.options)]
         return "\n".join([*lines, *self.problems, self.advice])
 
 
-_HEAD = "", "start", "call", "in all", "price", "limits"
+_HEAD = "", "start", "call", "total", "price", "limits"
 
 
 def _cells(option: Option) -> list[str]:
@@ -172,9 +172,8 @@ def explain(
 
     The call is run in separate processes, with copies of everything it refers to, so your objects do not change. The
     tasks of its first ``Parallel(n_jobs=-1)`` are counted, a few of them are run (up to three, or about twenty short
-    ones; as many at a time as on a node, up to this machine's number of cores), and the call is stopped. What comes
-    after that, such as a search's final fit, is not included; nor are differences between the processors here and
-    there.
+    ones; as many at once as on a node, up to this machine's number of cores), and the call is stopped. What comes after
+    that, such as a search's final fit, is not included; nor are differences between the processors here and there.
 
     Parameters
     ----------

@@ -65,13 +65,13 @@ def lock_of(parallel: Any) -> AbstractContextManager[object]:
 
 
 def counted_jobs(parallel: Any) -> int | None:
-    """Return how many tasks a call counts on running at a time; None before it has counted."""
+    """Return how many tasks a call expects to run at once; None before it has counted."""
     jobs = getattr(parallel, "_cached_effective_n_jobs", None)
     return None if jobs is None else int(jobs)
 
 
 def set_counted_jobs(parallel: Any, jobs: int) -> None:
-    """Make a call count on `jobs` tasks at a time, which is how joblib cuts the rest of the user's iterator."""
+    """Make a call expect `jobs` tasks at once; joblib cuts the rest of the user's iterator into batches accordingly."""
     parallel._cached_effective_n_jobs = jobs  # noqa: SLF001
 
 
@@ -180,11 +180,11 @@ def grow_batches(backend: Any, short: float) -> None:
 
 
 KEEPS = hasattr(MemorizedFunc, "_get_args_id")
-"""Whether this joblib has what follows; joblib 1.3 has not."""
+"""Whether this joblib has what follows; joblib 1.3 does not."""
 
 
 def call_id_of(memorized: MemorizedFunc, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[str, str]:
-    """Return the key of a cached function's call: what the function is called there, and the hash of its arguments.
+    """Return the key of a cached function's call: the function's name in the cache, and the hash of its arguments.
 
     Parameters
     ----------
@@ -202,7 +202,7 @@ def call_id_of(memorized: MemorizedFunc, args: Sequence[Any], kwargs: Mapping[st
 
 
 def is_source_known(memorized: MemorizedFunc) -> bool:
-    """Whether a cache was made by the present source of a function; if not, joblib empties it and notes the source."""
+    """Whether a cache was made by the function's current source; if not, joblib clears it and records the source."""
     with contextlib.suppress(TypeError):  # a callable that is not hashable
         # joblib does not look again, while the function object is the same, and misses what another object has changed.
         joblib_memory._FUNCTION_HASHES.pop(memorized.func, None)  # noqa: SLF001
@@ -258,15 +258,15 @@ def take_turns(
     stores: tuple[type[Any], ...],
     adopt: Callable[[MemorizedFunc], object],
 ) -> None:
-    """Make cached functions with a pool's store compute one of several equal calls at a time. May be repeated.
+    """Make cached functions with a pool's store compute identical calls one at a time. May be repeated.
 
     Parameters
     ----------
     turn
-        Waits for the turn of a call; tells whether to look for its result once more.
+        Waits for the turn of a call; yields whether to look up its result once more.
     stores
-        The class of such stores, and others that stand for something. Stores have a method `look` to ask for all that
-        is about to be read of a call; all have `original`, which is hashed in their place.
+        The class of such stores, and others that replace something. Stores have a method `look`, which asks for all
+        that is about to be read of a call; all have `original`, which is hashed in their place.
     adopt
         Called with each function that is about to be used.
     """
@@ -310,7 +310,7 @@ def _hash_as_driver(stores: tuple[type[Any], ...], adopt: Callable[[MemorizedFun
         adopt(self)  # here, since whatever is done with a call begins with its hash
         if not isinstance(self.store_backend, stores):
             return hashed(self, *args, **kwargs)
-        # An array that is a memory map only because it was sent counts as the array that it was.
+        # An array that is a memory map only because it was sent is hashed like the original array.
         return hashing.hash(filter_args(self.func, self.ignore, args, kwargs), coerce_mmap=True)
 
     def save_original(self: Any, obj: Any) -> None:

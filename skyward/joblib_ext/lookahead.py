@@ -2,8 +2,8 @@
 
 joblib counts the slots once, when a call begins, and afterwards takes one batch from the user's iterator whenever one
 has ended: nodes that join later would get nothing. `Supply` takes as many more as joblib would have sent had these
-nodes been there, and makes joblib cut the rest into batches for the current number of slots. `wanted` tells when so few
-batches are out that slots wait for the round trip to their node.
+nodes been there, and makes joblib cut the rest into batches for the current number of slots. `wanted` detects when so
+few batches are out that slots wait for the round trip to their node.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def sent_at_once(pre_dispatch: object, batch_size: object, jobs: int) -> int:
     pre_dispatch, batch_size
         Attributes of the `Parallel`.
     jobs
-        How many tasks run at a time.
+        How many tasks run at once.
     """
     if not isinstance(pre_dispatch, str) or pre_dispatch == "all":
         return 0
@@ -62,7 +62,7 @@ class Supply:
     parallel
         Whose current call it is; it must have counted its slots already, see `joblib_private.counted_jobs`.
     jobs
-        How many tasks may run at a time, as counted now.
+        How many tasks may run at once, as counted now.
     """
 
     def __init__(self, parallel: Any, jobs: int) -> None:
@@ -77,7 +77,7 @@ class Supply:
         return f"<Supply for {self._jobs} jobs>"
 
     def count(self, jobs: int) -> None:
-        """Set how many tasks may run at a time from now on. Callable from any thread, never blocks."""
+        """Set how many tasks may run at once from now on. Callable from any thread, never blocks."""
         parallel = self._parallel()
         if parallel is None or call_of(parallel) != self._call:
             return
@@ -147,7 +147,7 @@ def wanted(slots: int, out: int, future: TaskFuture[Any], turnaround: float) -> 
     Parameters
     ----------
     slots
-        How many tasks can run at a time.
+        How many tasks can run at once.
     out
         How many batches were out before this one came back.
     future

@@ -1,6 +1,6 @@
-"""`joblib.Memory` in the driver: calls of cached functions are looked up before they are sent, and kept afterwards.
+"""`joblib.Memory` in the driver: calls of cached functions are looked up before they are sent, and stored afterwards.
 
-Keys, files and messages are joblib's own: what is kept here is a hit for plain joblib, and the other way round.
+Keys, files and messages are joblib's own: what is stored here is a hit for plain joblib, and vice versa.
 Importing this module makes it known to every pool.
 """
 
@@ -97,7 +97,7 @@ class CachedCall:
         self._memorized.info(f"{text}\n\nThe store location is {where}.")
 
     def _is_source_known(self) -> bool:
-        """Whether the cache is of the present source of the function; joblib looks again only if that may be otherwise.
+        """Whether the cache belongs to the function's current source; joblib checks again only if that may differ.
 
         Another program, or a cell of a notebook, may have cached another function of that name meanwhile.
         """
@@ -126,7 +126,7 @@ class CachedCall:
         try:
             return self._keep(result, seconds)
         except Exception as error:  # such as a warning that is an error here, or a broken store of the user's
-            _log.warning("the result of %s is not kept: %r", self._id[0], error, exc_info=error)
+            _log.warning("the result of %s is not cached: %r", self._id[0], error, exc_info=error)
             return self._unkept(result)
 
     def _keep(self, result: Any, seconds: float) -> Any:
@@ -134,7 +134,7 @@ class CachedCall:
         if not self._may_keep():
             return self._unkept(result)
         store.dump_item(self._id, result, verbose=joblib_private.verbosity(memorized))
-        if not store.contains_item(self._id):  # the disk is full, of which joblib has warned
+        if not store.contains_item(self._id):  # the disk is full; joblib has warned
             return self._unkept(result)
         metadata = {"duration": seconds, "input_args": self._inputs, "time": time.time()}
         store.store_metadata(self._id, metadata)
@@ -145,7 +145,7 @@ class CachedCall:
         return result
 
     def _may_keep(self) -> bool:
-        """Whether the cache is still that of the source that was computed: another one may have taken its place."""
+        """Whether the cache still belongs to the source that was run; another one may have taken its place."""
         if self._stamp is not None and _stamp(self._memorized) == self._stamp:
             return True
         try:
@@ -168,7 +168,7 @@ def _stamp(memorized: MemorizedFunc) -> _Stamp | None:
 
 
 def _computing_of(memorized: MemorizedFunc) -> Computing:
-    """Return what is sent of a cached function, the same object each time: it is pickled once then."""
+    """Return what is sent of a cached function: the same object each time, so that it is pickled only once."""
     verbose = joblib_private.verbosity(memorized)
     with _lock:
         known = _computing.get(memorized)
@@ -216,12 +216,12 @@ def is_cached(function: Any) -> bool:
 
 
 def cached_call(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> KeptCall:
-    """Return a call as one whose result is kept.
+    """Return a call as one whose result is cached.
 
     Parameters
     ----------
     function
-        One of which `is_cached` is true.
+        One for which `is_cached` is true.
     args, kwargs
         Its arguments.
     """

@@ -95,7 +95,7 @@ class _Found(NamedTuple):
 
 
 def _modules() -> tuple[int, str, int]:
-    """Return what differs once a module was imported: how many there are, and which one is the last."""
+    """Return a value that changes when a module is imported: how many there are, and which one is the last."""
     last = next(reversed(sys.modules))
     return len(sys.modules), last, id(sys.modules.get(last))
 
@@ -111,7 +111,7 @@ def _rights(pool: Any) -> Rights | None:
     if pool is None:
         return None
     known: _Known | None = pool.guests.get("module caches")
-    if known is None:  # it is asked for each task
+    if known is None:  # this runs for each task
         known = pool.guests.setdefault("module caches", _Known())
     if not known.is_current():
         with _lock:

@@ -1,7 +1,7 @@
 """Estimators with the name of a folder as ``memory=``, such as scikit-learn's ``Pipeline(memory="./cache")``.
 
-scikit-learn makes a `Memory` of that name when it fits, which would be one on the node, in a folder that goes with the
-pool. So nodes get a `Memory` of that name in the driver in its place, and in what comes back the name is a name again.
+scikit-learn makes a `Memory` of that name when it fits; on a node, its folder would be removed with the pool. So nodes
+get a `Memory` that refers to the driver's folder instead, and in results it is the name again.
 """
 
 from __future__ import annotations
@@ -101,6 +101,6 @@ def _kinds() -> Iterator[type]:
 
 
 def register(store_of: _StoreOf) -> None:
-    """Have the pickler send such estimators that way, as far as their modules have been imported. May be repeated."""
+    """Make the pickler send such estimators that way, if their modules have been imported. May be repeated."""
     for kind in _kinds():
         pickling.POOL_REDUCERS.setdefault(kind, partial(_reduce, store_of))

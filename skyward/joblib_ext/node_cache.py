@@ -1,11 +1,11 @@
 """joblib's caches inside tasks: a store that is the driver's, reached through the node's agent.
 
-What `joblib.Memory` needs of a store is asked of the driver: whether there is a result, the result itself, to keep one,
-to clear. On nodes that see the driver's files, joblib uses the folder itself, and asks only for its turn: of equal
-calls one at a time is computed, in the whole pool. `cache_desk.py` is the driver's end.
+What `joblib.Memory` does with a store is a request to the driver: whether there is a result, the result itself, storing
+one, clearing. On nodes that see the driver's files, joblib uses the folder itself, and asks only for its turn, since
+identical calls are computed one at a time in the whole pool. `cache_desk.py` is the driver's end.
 
-One connection for each thread of a slot, by way of `worker/bridge.py`. A request is a tuple of plain values, and so is
-its answer; bytes of results follow in pieces.
+There is one connection for each thread of a slot, by way of `worker/bridge.py`. A request is a tuple of plain values,
+and so is its answer; bytes of results follow in pieces.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Grant:
     address
         Where the driver's desk listens.
     token
-        What proves the right.
+        Proves the right.
     shared
         Whether the node sees the driver's files.
     mark
@@ -138,7 +138,7 @@ def _warn(what: str, problem: _Unreachable) -> None:
 
 
 class _Turns:
-    """What both stores have in common: computing one of several equal calls at a time."""
+    """What both stores have in common: computing identical calls one at a time."""
 
     grant: Grant
     original: Any
@@ -146,7 +146,7 @@ class _Turns:
 
     @contextlib.contextmanager
     def turn(self, call_id: _CallId, source: str) -> Iterator[bool]:
-        """Wait for the turn of a call; yield whether there is a result by now.
+        """Wait for the turn of a call; yield whether there may be a result by now.
 
         Parameters
         ----------
@@ -168,7 +168,7 @@ class _Turns:
                     _ask(self.grant, "leave", *call_id, source)
 
     def look(self, call_id: _CallId) -> None:
-        """Ask for all that is about to be read of a call."""
+        """Request everything that is about to be read of a call."""
 
 
 def _twin(state: dict[str, Any]) -> Any:
@@ -212,7 +212,7 @@ class DriverStore(_Turns, FileSystemStoreBackend):  # type: ignore[misc]
     def __init__(self, grant: Grant, state: dict[str, Any], original: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self.grant, self.original = grant, _twin(original)
-        self._here = threading.local()  # what `look` was told, and results that the driver could not keep
+        self._here = threading.local()  # what `look` returned, and results that the driver could not store
 
     def __reduce__(self) -> Any:
         return _reduced(self)
@@ -223,7 +223,7 @@ class DriverStore(_Turns, FileSystemStoreBackend):  # type: ignore[misc]
         try:
             return _ask(self.grant, what, *values, pieces=pieces)
         except _Unreachable as problem:
-            _warn("results are computed here and not kept", problem)
+            _warn("results are computed here and not cached", problem)
             return otherwise
 
     def look(self, call_id: _CallId) -> None:
@@ -245,11 +245,11 @@ class DriverStore(_Turns, FileSystemStoreBackend):  # type: ignore[misc]
         seen = self._seen(call_id)
         code = seen[1] if seen else self._asked((None,), "code", *call_id)[0]
         if code is None:
-            raise FileNotFoundError(f"no source of {call_id[0]} is kept")
+            raise FileNotFoundError(f"no source of {call_id[0]} is stored")
         return str(code)
 
     def store_cached_func_code(self, call_id: Sequence[str], func_code: str | None = None) -> None:
-        """Note the source that the cache is made by; nothing is needed for a function that is new."""
+        """Record the source that the cache is made by; a new function needs nothing."""
         if func_code is not None:
             self._here.seen = None
             self._asked((), "set code", *call_id, func_code)
@@ -330,20 +330,20 @@ class DriverStore(_Turns, FileSystemStoreBackend):  # type: ignore[misc]
         return version if size >= 0 else None
 
     def dump_item(self, call_id: _CallId, item: Any, verbose: int = 1) -> None:
-        """Have a result kept. If that fails there is a warning, as with joblib.
+        """Have a result stored. If that fails there is a warning, as with joblib.
 
         Parameters
         ----------
         call_id, item
             The key of the call, and its result.
         verbose
-            Not used: what is said of files is said in the driver.
+            Not used: messages about files are printed in the driver.
         """
         self._here.seen = None
         try:
             head, buffers = pickling.dumps(item, "the result", large=None, named="data")
         except Exception as error:  # a user's __reduce__ may raise anything
-            warnings.warn(f"the result of {call_id[0]} is not kept: {error}", UserWarning, stacklevel=3)
+            warnings.warn(f"the result of {call_id[0]} is not cached: {error}", UserWarning, stacklevel=3)
             self._here.unkept = tuple(call_id), item
             return
         sizes = tuple(len(part) for part in (head, *buffers))
@@ -355,7 +355,7 @@ class DriverStore(_Turns, FileSystemStoreBackend):  # type: ignore[misc]
             self._here.unkept = tuple(call_id), item
 
     def store_metadata(self, call_id: _CallId, metadata: dict[str, Any]) -> None:
-        """Have noted what is known of a result."""
+        """Store what is known of a result."""
         self._asked((), "note", *call_id, json.dumps(metadata))
 
     def clear_item(self, call_id: _CallId) -> None:
@@ -374,7 +374,7 @@ class DriverStore(_Turns, FileSystemStoreBackend):  # type: ignore[misc]
         self._asked((), "clear")
 
     def enforce_store_limits(self, bytes_limit: Any, items_limit: Any = None, age_limit: Any = None) -> None:
-        """Remove what was not used for longest.
+        """Remove the least recently used results.
 
         Parameters
         ----------

@@ -1,4 +1,4 @@
-"""The pools that are open, and which of them a backend means that was given only a name. Does not import joblib.
+"""The open pools, and which of them a backend refers to that was given only by name. Does not import joblib.
 
 A thread's own innermost pool comes first, then the pool that any thread entered last. In a slot of a node there is
 usually none, and a task that names the backend gets the cores of its slot instead.
@@ -19,7 +19,17 @@ from skyward.core.errors import PoolNotActive
 if TYPE_CHECKING:  # nodes import this module too, and need no pool
     from skyward.core.pool import Compute
 
-__all__ = ["OpenEntry", "current", "entered", "find", "inherited", "is_any_open", "meant", "on_node", "set_on_node"]
+__all__ = [
+    "OpenEntry",
+    "current",
+    "current_entry",
+    "entered",
+    "find",
+    "inherited",
+    "is_any_open",
+    "on_node",
+    "set_on_node",
+]
 
 
 @dataclass(eq=False)
@@ -93,8 +103,8 @@ def is_any_open() -> bool:
     return bool(_entered)
 
 
-def meant() -> OpenEntry | None:
-    """Return the pool that is meant here, with what is known of it; None if none is open."""
+def current_entry() -> OpenEntry | None:
+    """Return the pool that a backend's name refers to here, with what is known of it; None if none is open."""
     me = threading.current_thread()
     with _lock:
         entries = [entry for entry in reversed(_entered) if entry.pool is not None]
@@ -102,8 +112,8 @@ def meant() -> OpenEntry | None:
 
 
 def find() -> Compute | None:
-    """Return the pool that is meant here; None if none is open."""
-    entry = meant()
+    """Return the pool that a backend's name refers to here; None if none is open."""
+    entry = current_entry()
     return None if entry is None else entry.pool
 
 
@@ -114,7 +124,7 @@ def inherited() -> Compute | None:
 
 
 def current() -> Compute:
-    """Return the pool that is meant here.
+    """Return the pool that a backend's name refers to here.
 
     Raises
     ------

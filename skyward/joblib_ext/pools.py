@@ -27,7 +27,7 @@ class JoblibPool(Compute):
     nodes
         How many machines, or ``(min, max)``; see `Compute`.
     concurrency
-        How many tasks run at a time on each machine.
+        How many tasks run at once on each machine.
     machine
         Type of the machines.
     image

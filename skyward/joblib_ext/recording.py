@@ -1,7 +1,7 @@
 """Counts the tasks of a call and runs a few of them, instead of all: in a slot, for `explaining`.
 
 joblib gets a backend that takes every task and answers none. When the caller's iterator has ended, some of the tasks
-are run, and the call is ended with an exception. What it has changed until then, it has changed in this process only.
+are run, and the call is ended with an exception. Whatever it has changed by then, it has changed in this process only.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ _MANY = 20  # tasks that are run if they are short
 _FEW = 3  # tasks that are run in any case, as time allows
 _SHORT = 2.0  # seconds that more than a few tasks may take together
 _LIGHT = 1 << 20  # bytes of arguments of which many may be held
-_PICKLED = 500  # tasks that are pickled to learn their size; of more, every so manieth
+_PICKLED = 500  # tasks that are pickled to learn their size; beyond that, only some are
 
 
 class _Stop(BaseException):
-    """Ends the call; no `except Exception` of its keeps it from that."""
+    """Ends the call; as a BaseException it passes any `except Exception` in it."""
 
 
 class _Held(NamedTuple):
@@ -57,7 +57,7 @@ class _Recorder:
         self.pickling = 0.0
         self.shared: dict[tuple[int, int], int] = {}
         self.held: list[_Held] = []  # evenly spaced
-        self._every = 1  # so many tasks lie between them
+        self._every = 1  # distance between them, in tasks
         self.last: _Held | None = None
         self.largest: _Held | None = None
         self.samples: list[TaskSample] = []
@@ -101,7 +101,7 @@ class _Recorder:
         return size
 
     def run(self, seconds: float, share: int, shares: int) -> None:
-        """Run some tasks, for so long at most if each of them is short enough; others run in other processes."""
+        """Run this process's share of some tasks, for about `seconds`; other processes run the others."""
         few = -(-_FEW // shares)
         began = time.perf_counter()
         spread = sorted(range(1, len(self.held)), key=lambda index: int(f"{index:08b}"[::-1], 2))
@@ -141,7 +141,7 @@ class RecordingBackend(ParallelBackendBase):  # type: ignore[misc]
     recorder
         Learns of each task.
     slots
-        How many tasks could run at a time.
+        How many tasks could run at once.
     run
         Runs some of the tasks, once all have been taken.
     """
@@ -159,7 +159,7 @@ class RecordingBackend(ParallelBackendBase):  # type: ignore[misc]
         self._call: tuple[Any, Any] | None = None
 
     def effective_n_jobs(self, n_jobs: int | None) -> int:
-        """Return how many slots there would be, two at least: for one, joblib would run all tasks by itself."""
+        """Return how many slots there would be, at least two: for one, joblib would run all tasks itself."""
         return 1 if n_jobs in (None, 1) else max(self._slots, 2)
 
     def configure(self, n_jobs: int = 1, parallel: Any = None, **_: Any) -> int:
@@ -168,7 +168,7 @@ class RecordingBackend(ParallelBackendBase):  # type: ignore[misc]
         return self.effective_n_jobs(n_jobs)
 
     def compute_batch_size(self) -> int:
-        """Each task is counted by itself."""
+        """Return 1, so that each task is counted by itself."""
         return 1
 
     def submit(self, func: Any, callback: Any = None) -> Any:
@@ -194,13 +194,13 @@ class RecordingBackend(ParallelBackendBase):  # type: ignore[misc]
 
     @contextlib.contextmanager
     def retrieval_context(self) -> Iterator[None]:
-        """Begin where joblib has sent what it sends at once, and waits for results."""
+        """Start when joblib has sent its first tasks and waits for results."""
         if self._call is not None:  # otherwise there are no tasks
             threading.Thread(target=self._drain, args=self._call, name="skyward-explain", daemon=True).start()
         yield
 
     def _drain(self, parallel: Any, call: Any) -> None:
-        """Take all that the caller's iterator has; then run some, and end the call."""
+        """Take all tasks from the caller's iterator, run some, and end the call."""
         error: BaseException = _Stop()
         try:
             while joblib_private.take_batch(parallel, call):
@@ -212,18 +212,18 @@ class RecordingBackend(ParallelBackendBase):  # type: ignore[misc]
 
 
 def record(call: Callable[[], object], slots: int, seconds: float, share: int = 0, shares: int = 1) -> Workload:
-    """Make a call up to its first tasks, run some of these, and return what was learned.
+    """Run a call up to its first tasks, run some of these, and return what was learned.
 
     Parameters
     ----------
     call
-        What is to be made.
+        The call.
     slots
-        How many tasks could run at a time.
+        How many tasks could run at once.
     seconds
         How long tasks may be run; the first one is in any case.
     share, shares
-        Which part of the tasks that are run is this process's, if several do this at the same time.
+        Number of this process, from 0, and how many processes share the tasks that are run.
 
     Raises
     ------
@@ -252,7 +252,7 @@ def _arguments(calls: Any) -> Sequence[Any]:
 
 
 def _weight(value: Any, depth: int = 2) -> float:
-    """How much an argument suggests that there is to do: the magnitudes of its numbers, and the size of its arrays."""
+    """How much work an argument suggests: from the magnitudes of its numbers and the sizes of its arrays."""
     kind = type(value)
     if kind in (int, float):
         return math.log1p(min(abs(value), 1e12)) if value == value else 0.0  # noqa: PLR0124 - not a number
@@ -276,7 +276,7 @@ def _reset_peak() -> None:
 
 
 def _peak() -> int:
-    """The most memory that this process has had since, in bytes."""
+    """Peak memory of this process since then, in bytes."""
     with contextlib.suppress(OSError, ValueError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):

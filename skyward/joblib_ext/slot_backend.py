@@ -55,7 +55,7 @@ class SlotBackend(PoolBackend):
     Only the latter takes `backend_kwargs`.
     """
 
-    def _meant(self) -> Any:
+    def _chosen(self) -> Any:
         """The backend to use instead of this one."""
         of_pool = BACKENDS.get(NAME)
         if of_pool in (None, SlotBackend) or open_pools.find() is None:
@@ -67,21 +67,21 @@ class SlotBackend(PoolBackend):
         )
 
     def effective_n_jobs(self, n_jobs: int | None) -> int:
-        """Return how many tasks run at a time, by joblib's arithmetic."""
-        return int(self._meant().effective_n_jobs(n_jobs))
+        """Return how many tasks run at once, by joblib's arithmetic."""
+        return int(self._chosen().effective_n_jobs(n_jobs))
 
     def configure(self, n_jobs: int = 1, parallel: Any = None, **backend_kwargs: Any) -> int:
-        """Let the backend that is meant take this one's place; called by joblib.
+        """Switch to the backend that is to be used; called by joblib.
 
         Parameters
         ----------
         n_jobs, parallel, **backend_kwargs
             As given by joblib.
         """
-        raise FallbackToBackend(self._meant())
+        raise FallbackToBackend(self._chosen())
 
     def apply_async(self, func: Any, callback: Any = None) -> Any:
-        """Not called, since `configure` always refers to another backend; joblib before 1.5 wants it defined."""
+        """Never called, since `configure` always refers to another backend; joblib before 1.5 needs it defined."""
         raise NotImplementedError
 
 

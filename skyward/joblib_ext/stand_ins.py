@@ -1,4 +1,4 @@
-"""What of scikit-learn's objects counts when a call is compared with those of an earlier run."""
+"""What counts of scikit-learn's objects when a call is compared with those of an earlier run."""
 
 from __future__ import annotations
 

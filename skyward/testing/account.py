@@ -1,4 +1,4 @@
-"""A cloud account, and the pools that a suite has there, which it makes sure to end; see provider.py."""
+"""A cloud account, and the pools that a suite opens there and always releases; see provider.py."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ __all__ = ["hear_refusals", "spare_work", "watch_writing"]
 
 _IGNORE = 2  # SSH_MSG_IGNORE (RFC 4250)
 _USERAUTH_FAILURE = 51  # SSH_MSG_USERAUTH_FAILURE (RFC 4252)
-_FED = 64 * 2**10  # bytes that asyncssh is given at a time: two of sshd's packets
+_FED = 64 * 2**10  # bytes given to asyncssh in one call: two of sshd's packets
 
 
 def spare_work(connection: asyncssh.SSHClientConnection) -> None:
@@ -23,7 +23,7 @@ def spare_work(connection: asyncssh.SSHClientConnection) -> None:
     send, receive = connection.send_packet, connection.data_received
 
     def send_packet(kind: int, *parts: bytes, handler: Any = None) -> None:
-        # An empty message ahead of each packet helps ciphers whose next block can be foreseen (CBC, RFC 4251 9.3.1).
+        # An empty message before each packet is for ciphers with predictable blocks (CBC, RFC 4251 9.3.1).
         if kind != _IGNORE:
             send(kind, *parts, handler=handler)
 
@@ -49,7 +49,7 @@ def watch_writing(
     connection
         The connection.
     pause, resume
-        Called when the socket takes no more, and when it does again.
+        Called when the socket accepts no more data, and when it does again.
     """
     connection.pause_writing = pause  # type: ignore[method-assign]
     connection.resume_writing = resume  # type: ignore[method-assign]
@@ -58,7 +58,7 @@ def watch_writing(
 def hear_refusals(connection: asyncssh.SSHClientConnection, heard: Callable[[bytes], None]) -> None:
     """Call `heard` with the payload of each SSH_MSG_USERAUTH_FAILURE, which says what else the host asks for.
 
-    asyncssh passes on neither that nor whether a key was taken; it only logs the packet.
+    asyncssh passes on neither that nor whether a key was accepted; it only logs the packet.
     """
     log = connection.log_received_packet
 

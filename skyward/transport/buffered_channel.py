@@ -1,6 +1,6 @@
-"""The half of a channel that does not depend on its transport: what arrived waits for its reader, writers for room.
+"""The half of a channel that does not depend on its transport: a read buffer, and writers that wait for room.
 
-And a base for links that are no more than their channels.
+Also a base class for links without a shell.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class BufferedChannel(ABC):
 
     @abstractmethod
     def _resume_reading(self) -> None:
-        """Let the other end go on."""
+        """Let the other end send again."""
 
 
 class ChannelLink:

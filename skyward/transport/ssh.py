@@ -1,8 +1,8 @@
 """Reaches machines over SSH, using asyncssh: a shell, and streams to the agent's Unix socket.
 
 Logging in is in ssh_login.py (configuration: ssh_config.py, host keys: ssh_known.py, our keys: ssh_keys.py), sharing
-connections in ssh_ways.py, and what runs over them in ssh_stream.py and ssh_shell.py. This module joins them. Only the
-registry imports it, since asyncssh takes a while to import.
+connections in ssh_routes.py, and what runs over them in ssh_stream.py and ssh_shell.py. This module joins them. Only
+the registry imports it, since asyncssh takes a while to import.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import asyncssh
 
 from skyward.core.errors import HostUnreachable, LinkError
 from skyward.core.spec import Endpoint
+from skyward.transport.ssh_routes import LoginProgress, Route, Routes
 from skyward.transport.ssh_sessions import Sessions
 from skyward.transport.ssh_shell import SSHShell
 from skyward.transport.ssh_stream import PACKET, WINDOW, SSHChannel
-from skyward.transport.ssh_ways import LoginProgress, Way, Ways
 
 __all__ = ["SSHChannel", "SSHLink", "SSHShell", "SSHTransport"]
 
@@ -53,7 +53,7 @@ class SSHTransport:
         progress = LoginProgress(str(endpoint))
         try:
             async with asyncio.timeout(timeout):
-                return SSHLink(endpoint, await Ways.here().log_in(endpoint, progress))
+                return SSHLink(endpoint, await Routes.here().log_in(endpoint, progress))
         except TimeoutError as error:
             way = f" (on the way to {endpoint})" if progress.is_jump else ""
             raise HostUnreachable(
@@ -65,12 +65,12 @@ class SSHTransport:
 class SSHLink:
     """A connection to a host, possibly through jump hosts."""
 
-    def __init__(self, endpoint: Endpoint, way: Way) -> None:
+    def __init__(self, endpoint: Endpoint, route: Route) -> None:
         self.endpoint = endpoint
-        self._way = way
-        self._connection = way.connection
-        self._line = way.line
-        self._sessions = Sessions(str(endpoint), way, lambda: Ways.here().log_in(endpoint, LoginProgress("")))
+        self._route = route
+        self._connection = route.connection
+        self._line = route.line
+        self._sessions = Sessions(str(endpoint), route, lambda: Routes.here().log_in(endpoint, LoginProgress("")))
         self._shell = SSHShell(self._sessions, self._line, str(endpoint))
 
     def __repr__(self) -> str:
@@ -109,7 +109,7 @@ class SSHLink:
         try:
             await self._sessions.close()
         finally:
-            await self._way.close()
+            await self._route.close()
 
 
 def _why(error: asyncssh.ChannelOpenError) -> str:

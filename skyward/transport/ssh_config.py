@@ -1,8 +1,8 @@
 """What ssh's configuration says about one host: ~/.ssh/config, /etc/ssh/ssh_config, and everything they include.
 
-If there is an ssh command, it is asked (``ssh -G``), so that every word means what it means to ssh. Otherwise, and if
-no file is to be read, asyncssh's parser is used, which knows fewer words. Everything here blocks: it reads files,
-starts a program, and may resolve names. What the words mean for a login is decided in ssh_login.py.
+If there is an ssh command, it is asked (``ssh -G``), so that every keyword means what it means to ssh. Otherwise, and
+if no file is to be read, asyncssh's parser is used, which knows fewer keywords. Everything here blocks: it reads files,
+starts a program, and may resolve names. What the keywords mean for a login is decided in ssh_login.py.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = ["SSHSettings", "ask_ssh", "expand", "expand_path", "parse_answer", "r
 
 _LIMIT = 15.0  # seconds for ssh's answer: it may have to canonicalize names, and `Match exec` runs commands
 _SYSTEM = Path("/etc/ssh/ssh_config")
-_LISTS = frozenset({"userknownhostsfile", "globalknownhostsfile"})  # words with several values in a line of the answer
+_LISTS = frozenset({"userknownhostsfile", "globalknownhostsfile"})  # keywords with several values in a line
 _WORDS = (
     "AddressFamily", "BindAddress", "CASignatureAlgorithms", "CertificateFile", "Ciphers", "ConnectTimeout",
     "ForwardAgent", "GlobalKnownHostsFile", "HostKeyAlgorithms", "HostKeyAlias", "IdentitiesOnly", "IdentityAgent",
@@ -48,7 +48,7 @@ class SSHSettings:
     name, port, user
         Where to connect, and as whom.
     words
-        Values of the other words, keyed in lower case; tokens such as ``%h`` and ``~`` are not expanded.
+        Values by keyword, in lower case; tokens such as ``%h`` and ``~`` are not expanded.
     """
 
     host: str
@@ -58,17 +58,17 @@ class SSHSettings:
     words: Mapping[str, tuple[str, ...]]
 
     def all(self, word: str) -> tuple[str, ...] | None:
-        """Return all values of a word; None if it is not configured."""
+        """Return all values of a keyword; None if it is not configured."""
         return self.words.get(word)
 
     def get(self, word: str) -> str | None:
-        """Return the first value of a word; None if it is not configured, or is "none"."""
+        """Return the first value of a keyword; None if it is not configured, or is "none"."""
         values = self.words.get(word)
         return None if not values or values[0].lower() == "none" else values[0]
 
     @property
     def tokens(self) -> dict[str, str]:
-        """The values of the tokens of ssh_config(5), except those of single words."""
+        """The values of the tokens of ssh_config(5), except those that only some keywords have."""
         local = socket.gethostname()
         jump = self.get("proxyjump") or ""
         place = f"{local}{self.name}{self.port}{self.user}{jump}"
@@ -131,7 +131,7 @@ def _asked(port: int | None, user: str | None) -> list[str]:
 
 
 def ask_ssh(program: str, *arguments: str) -> dict[str, tuple[str, ...]]:
-    """Run ``ssh -G`` and return each word with its values.
+    """Run ``ssh -G`` and return each keyword with its values.
 
     Raises
     ------
@@ -153,7 +153,7 @@ def ask_ssh(program: str, *arguments: str) -> dict[str, tuple[str, ...]]:
 
 
 def parse_answer(text: str) -> dict[str, tuple[str, ...]]:
-    """Parse the output of ``ssh -G``: lines of a word and a value, with several lines for some words."""
+    """Parse the output of ``ssh -G``: lines of a keyword and a value, with several lines for some keywords."""
     words: dict[str, tuple[str, ...]] = {}
     for line in text.splitlines():
         word, _, value = line.partition(" ")
@@ -182,7 +182,7 @@ def _defaults(program: str) -> dict[str, tuple[str, ...]] | None:
 
 
 class _one_file:  # noqa: N801 - a context manager, used like a function
-    """The arguments that make ssh read these files: it takes one, and finds its own in the password file's home."""
+    """The arguments that make ssh read these files: it takes one, and looks for its own in the home of passwd(5)."""
 
     def __init__(self, files: Sequence[str] | None) -> None:
         self._files = files
@@ -222,7 +222,7 @@ def _parse_by_ourselves(host: str, port: int | None, user: str | None, files: Se
             agent_path=None,
         )
     except (asyncssh.Error, ValueError, KeyError) as error:
-        more = "" if not files else " (install OpenSSH's client, whose ssh command understands all words)"
+        more = "" if not files else " (install OpenSSH's client, whose ssh command understands all keywords)"
         raise ValueError(f"{error}{more}") from error
     get, words = options.config.get, {}
     for word in _WORDS:

@@ -3,7 +3,7 @@
 Host keys are always checked. asyncssh has several ways to skip that (``known_hosts=None``, ``UserKnownHostsFile none``,
 jump hosts that it connects to by itself), so everything is decided here and passed to it complete: a function that
 knows the trusted keys, the keys to log in with, and the jump host's connection as the tunnel. Which connections exist,
-and how many logins run at a time, is up to ssh_ways.py.
+and how many logins run at once, is up to ssh_routes.py.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _HOST_KEY_KINDS = (
 )  # fmt: skip
 _KNOWN_HOSTS = ("~/.ssh/known_hosts", "~/.ssh/known_hosts2")
 _SYSTEM_KNOWN_HOSTS = ("/etc/ssh/ssh_known_hosts", "/etc/ssh/ssh_known_hosts2")
-# Unsupported words of the configuration that a login must not ignore, with what to do instead.
+# Unsupported keywords of the configuration that a login must not ignore, with what to do instead.
 _UNSUPPORTED = {
     "bindinterface": "is not supported; use BindAddress with the interface's address instead",
     "proxyusefdpass": "is not supported; let ProxyCommand forward the bytes itself",
@@ -313,9 +313,9 @@ async def attempt(
         As their names say; never any other type.
     """
     client = Client(login.keys)
-    way: dict[str, Any] = {"sock": sock} if sock is not None else {"tunnel": tunnel}
+    path: dict[str, Any] = {"sock": sock} if sock is not None else {"tunnel": tunnel}
     try:
-        return await asyncssh.connect(login.settings.name, client_factory=lambda: client, **way, **login.arguments)
+        return await asyncssh.connect(login.settings.name, client_factory=lambda: client, **path, **login.arguments)
     except asyncssh.HostKeyNotVerifiable as error:
         known = await _ask_again(login, client)
         if known is None:

@@ -8,8 +8,8 @@ from collections.abc import Awaitable, Callable
 import asyncssh
 
 from skyward.core.errors import HostKeyError, HostUnreachable, LinkError, LoginRefused
+from skyward.transport.ssh_routes import Route
 from skyward.transport.ssh_stream import PACKET, WINDOW
-from skyward.transport.ssh_ways import Way
 
 __all__ = ["Sessions"]
 
@@ -20,8 +20,8 @@ _MAX_CONNECTIONS = 4  # commands beyond these wait until another one ends
 class _SessionConnection:
     """One connection, with its sessions."""
 
-    def __init__(self, way: Way) -> None:
-        self.way = way
+    def __init__(self, route: Route) -> None:
+        self.route = route
         self.open: set[asyncssh.SSHClientChannel[bytes]] = set()
         self.ending: set[asyncssh.SSHClientChannel[bytes]] = set()  # those that we have closed
         self.max: int | None = None  # number of sessions that it allows, once it has refused one
@@ -40,7 +40,7 @@ class Sessions:
         Makes one more connection.
     """
 
-    def __init__(self, where: str, first: Way, another: Callable[[], Awaitable[Way]]) -> None:
+    def __init__(self, where: str, first: Route, another: Callable[[], Awaitable[Route]]) -> None:
         self._where = where
         self._connections = [_SessionConnection(first)]
         self._another = another
@@ -96,7 +96,7 @@ class Sessions:
         self, connection: _SessionConnection, session: asyncssh.SSHClientSession[bytes], command: str
     ) -> asyncssh.SSHClientChannel[bytes]:
         channel: asyncssh.SSHClientChannel[bytes]
-        channel, _ = await connection.way.connection.create_session(
+        channel, _ = await connection.route.connection.create_session(
             lambda: session, command, encoding=None, request_pty=False, window=WINDOW, max_pktsize=PACKET
         )
         connection.open.add(channel)
@@ -130,4 +130,4 @@ class Sessions:
     async def close(self) -> None:
         """Close the connections that were made here."""
         connections, self._connections[1:] = self._connections[1:], []
-        await asyncio.gather(*(connection.way.close() for connection in connections))
+        await asyncio.gather(*(connection.route.close() for connection in connections))

@@ -96,7 +96,7 @@ def test_what_is_written_into_a_map_is_written_again(tmp_path: Path, ran: Path) 
             pool.events.subscribe(lambda event, to=notes: to.append(event.text) if isinstance(event, Note) else None)
             Parallel(n_jobs=-1)(delayed(fill)(output, n) for n in range(5))
         assert output.tolist() == [0, 1, 2, 3, 4]
-        assert any("a call of fill has no identity, and is not kept: it can write" in note for note in notes)
+        assert any("a call of fill can't be identified, and is not stored: it can write" in note for note in notes)
     assert len(ran.read_text().split()) == 10
 
 

@@ -90,7 +90,7 @@ def test_a_token_is_for_one_function(context: PoolContext, counted: Counted) -> 
         ("what", function),
     ]:
         assert node.ask(*request)[0] == "no", request
-    assert node.ask("look", function, arguments, token="1" * 32) == ("no", "it does not know that token")
+    assert node.ask("look", function, arguments, token="1" * 32) == ("no", "the token or the request is unknown")
     assert square.check_call_in_cache(3)
 
 
@@ -152,7 +152,7 @@ def test_what_untrusted_nodes_send_is_kept_as_data(context: PoolContext, counted
         assert keep(Evil()) == ("ok", True)
         assert Evil.ran, "trusted nodes may do that anyway"
     else:
-        with pytest.warns(UserWarning, match="setattr, which is not data.*it is not kept"):
+        with pytest.warns(UserWarning, match="setattr, which is not data.*it is not cached"):
             assert keep(Evil()) == ("ok", False)
         assert not Evil.ran
     assert square.store_backend.contains_item((square.func_id, HASH))

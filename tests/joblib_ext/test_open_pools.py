@@ -90,7 +90,7 @@ def test_a_context_takes_the_plugged_pool_along(enter: Callable[..., ExitStack])
 def test_who_plugs_a_pool_in_needs_no_warning(enter: Callable[..., ExitStack]) -> None:
     pool = Pool()
     with enter(pool):
-        entry = open_pools.meant()
+        entry = open_pools.current_entry()
         assert entry is not None
         assert not entry.warned
         with enter(pool, plugged=True):

@@ -120,7 +120,7 @@ class Oracle:
         """Take note of what the pool reports."""
         if isinstance(event, Note):
             unkept = event.warning and "program.results" in event.text
-            self._check(not unkept or self.was_file_away, f"results are not kept: {event.text}")
+            self._check(not unkept or self.was_file_away, f"results are not stored: {event.text}")
         elif isinstance(event, NodeReady):
             self._slots[event.node] = event.slots
         elif isinstance(event, NodeGone):

@@ -17,9 +17,9 @@ import pytest
 
 from skyward.core.errors import LinkError
 from skyward.core.interfaces import CommandOutput
+from skyward.transport.ssh_routes import Route
 from skyward.transport.ssh_sessions import Sessions
 from skyward.transport.ssh_shell import SSHShell
-from skyward.transport.ssh_ways import Way
 
 NOISE = "echo hello; printf '<noise' >&2; "
 
@@ -59,7 +59,7 @@ async def run_here(login: str, process: asyncssh.SSHServerProcess[bytes]) -> Non
 
 @contextlib.asynccontextmanager
 async def shell(login: str = NOISE) -> AsyncIterator[SSHShell]:
-    async def no_other() -> Way:
+    async def no_other() -> Route:
         raise AssertionError("one connection is enough")
 
     server = await asyncssh.listen(
@@ -76,8 +76,8 @@ async def shell(login: str = NOISE) -> AsyncIterator[SSHShell]:
             asyncio.timeout(60),
             asyncssh.connect("127.0.0.1", server.get_port(), **arguments) as connection,
         ):
-            way = Way(connection)
-            yield SSHShell(Sessions("the host", way, no_other), way.line, "the host")
+            route = Route(connection)
+            yield SSHShell(Sessions("the host", route, no_other), route.line, "the host")
     finally:
         server.close()
 

@@ -37,7 +37,7 @@ Read = Callable[[Sequence[Any]], tuple[Any, BaseException | None]]
 
 Say = Callable[[str, bool], None]
 
-_UNKEPT = "the results of some calls are not kept, since"
+_UNSTORED = "the results of some calls are not stored, since"
 _LOOKS = 100  # at the code, until it stays as it is for a moment
 _PYTHON = b"%d.%d" % sys.version_info[:2]
 _PLACEHOLDER: object = getattr(functools, "Placeholder", object())  # since Python 3.14
@@ -170,7 +170,7 @@ class Journal:
                 found = self._identify(task, group, series.view)
             except NoIdentity as error:
                 name = label_of(task.parts()[0][0])
-                self._say_once(f"{name} {error}", f"a call of {name} has no identity, and is not kept: {error}")
+                self._say_once(f"{name} {error}", f"a call of {name} can't be identified, and is not stored: {error}")
                 return None
             except SkywardError:  # of the code: submitting the task reports it
                 return None
@@ -295,9 +295,9 @@ class Journal:
         with self._counting:
             used, self._used = self._used, []
             if len(certain) < len(computed):
-                self._say_once("edited", f"{_UNKEPT} your code was changed after they were submitted", warning=True)
+                self._say_once("edited", f"{_UNSTORED} your code was changed after they were submitted", warning=True)
             if len(fresh) < len(certain):
-                self._say_once("written", f"{_UNKEPT} an array was changed while they were submitted", warning=True)
+                self._say_once("written", f"{_UNSTORED} an array was changed while they were submitted", warning=True)
         problem: Exception | None = None
         try:
             self._store.put(fresh, used)

@@ -267,7 +267,7 @@ def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
         sys.modules.pop(name, None)
 
 
-EDITED = "search.run: the results of some calls are not kept, since your code was changed after they were submitted"
+EDITED = "search.run: the results of some calls are not stored, since your code was changed after they were submitted"
 
 
 def test_an_edited_module_is_computed_anew(file: Path, modules: Callable[[str], Any]) -> None:
@@ -364,8 +364,8 @@ def test_a_call_without_identity_is_computed_and_said(file: Path) -> None:
             assert each.call(take, lock) == 1
         assert (each.computed, len(each.said)) == (2, 1)
         assert each.said[0].startswith(
-            "search.run: a call of test_a_call_without_identity_is_computed_and_said.<locals>.take has no identity, "
-            "and is not kept: TypeError: cannot pickle"
+            "search.run: a call of test_a_call_without_identity_is_computed_and_said.<locals>.take "
+            "can't be identified, and is not stored: TypeError: cannot pickle"
         )
 
 

@@ -29,7 +29,7 @@ from skyward.transport.ssh_config import expand
 from skyward.transport.ssh_login import Dropped, Login, attempt, read_login
 from skyward.transport.ssh_stream import Line
 
-__all__ = ["LoginProgress", "Way", "Ways"]
+__all__ = ["LoginProgress", "Route", "Routes"]
 
 _CONCURRENT = 6  # logins to one host; sshd starts dropping at ten, and others log in, too
 _TRIES = 9  # for a host that drops connections: some 25 s
@@ -48,7 +48,7 @@ class LoginProgress:
         self.is_jump = False
 
 
-class Way:
+class Route:
     """A connection to a host, with the connections that it goes through.
 
     Parameters
@@ -95,7 +95,7 @@ class Way:
 class _Shared:
     """A connection to a jump host with a count of its users; it ends with the last of them."""
 
-    coming: asyncio.Task[Way]
+    coming: asyncio.Task[Route]
 
     def __init__(self, key: Hashable, table: dict[Hashable, _Shared], name: str) -> None:
         self.key, self.name = key, name
@@ -156,23 +156,23 @@ class _Shared:
             await self.coming.result().close()
 
 
-class Ways:
+class Routes:
     """All logins of one event loop, to which it belongs."""
 
-    _all: ClassVar[weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Ways]] = weakref.WeakKeyDictionary()
+    _all: ClassVar[weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Routes]] = weakref.WeakKeyDictionary()
 
     def __init__(self) -> None:
         self._shared: dict[Hashable, _Shared] = {}
         self._semaphores: weakref.WeakValueDictionary[Hashable, asyncio.Semaphore] = weakref.WeakValueDictionary()
 
     @classmethod
-    def here(cls) -> Ways:
+    def here(cls) -> Routes:
         """Return the one of the running loop."""
         return cls._all.setdefault(asyncio.get_running_loop(), cls())
 
     async def log_in(
         self, endpoint: Endpoint, progress: LoginProgress, inside: _Shared | None = None, depth: int = 0
-    ) -> Way:
+    ) -> Route:
         """Connect to the jump hosts and the host itself. The caller limits the time by cancelling.
 
         Parameters
@@ -214,7 +214,7 @@ class Ways:
 
     async def _approach(
         self, login: Login, progress: LoginProgress, leases: list[_Shared], inside: _Shared | None, depth: int
-    ) -> Way:
+    ) -> Route:
         """Log in through the jump hosts, whose connections are added to `leases`."""
         endpoint = login.endpoint
         for number, jump in enumerate(login.jumps):
@@ -225,9 +225,9 @@ class Ways:
             progress.at, progress.is_jump = f"the jump host {hop}", True
             leases.append(await self._go_through(hop, endpoint, leases[-1:], inside, depth))
         progress.at, progress.is_jump = f"{login}", False
-        way = await self._enter(login, leases[-1] if leases else None)
-        way.keep(leases)
-        return way
+        route = await self._enter(login, leases[-1] if leases else None)
+        route.keep(leases)
+        return route
 
     async def _go_through(
         self, hop: Endpoint, to: Endpoint, before: Sequence[_Shared], inside: _Shared | None, depth: int
@@ -254,20 +254,20 @@ class Ways:
                 inside.waits_for = None
         return shared
 
-    async def _through(self, hop: Endpoint, before: _Shared) -> Way:
-        """Log in to a jump host through another one, which whoever waits for this holds."""
+    async def _through(self, hop: Endpoint, before: _Shared) -> Route:
+        """Log in to a jump host through another one, whose connection is held by whoever waits for this."""
         return await self._enter(await asyncio.to_thread(read_login, hop), before)
 
-    async def _enter(self, login: Login, hop: _Shared | None) -> Way:
+    async def _enter(self, login: Login, hop: _Shared | None) -> Route:
         """Log in to one host, retrying while it drops the connection."""
         place = (hop.key if hop else None, login.proxy or (login.settings.name, login.settings.port))
         semaphore = self._semaphores.setdefault(place, asyncio.Semaphore(_CONCURRENT))
 
-        async def once() -> Way:
+        async def once() -> Route:
             async with semaphore:
                 if hop is not None:
-                    return Way(await attempt(login, tunnel=hop.connection, hop=hop.name), hop)
-                return await _by_command(login) if login.proxy else Way(await attempt(login))
+                    return Route(await attempt(login, tunnel=hop.connection, hop=hop.name), hop)
+                return await _by_command(login) if login.proxy else Route(await attempt(login))
 
         return await _insist(once, _PROXY_TRIES if login.proxy else _TRIES)
 
@@ -281,7 +281,7 @@ def _circle(endpoint: Endpoint) -> HostUnreachable:
     return HostUnreachable(f"{endpoint}: ProxyJump goes in a circle, or through more than {_MAX_HOPS} hosts")
 
 
-async def _insist(once: Callable[[], Awaitable[Way]], tries: int) -> Way:
+async def _insist(once: Callable[[], Awaitable[Route]], tries: int) -> Route:
     """Retry while connections are dropped."""
     for pause in _pauses(tries):
         try:
@@ -342,7 +342,7 @@ class _Proxy:
             self._process.wait()
 
 
-async def _by_command(login: Login) -> Way:
+async def _by_command(login: Login) -> Route:
     tokens = login.settings.tokens
     try:
         command = expand(login.proxy, tokens, environment=False)
@@ -350,12 +350,12 @@ async def _by_command(login: Login) -> Way:
     except (OSError, ValueError) as error:
         raise LoginRefused(f"{login}: can't run ProxyCommand {shlex.quote(login.proxy)}: {error}") from error
     try:
-        return Way(await attempt(login, sock=proxy.sock), proxy=proxy)
+        return Route(await attempt(login, sock=proxy.sock), proxy=proxy)
     except BaseException as error:
         said = proxy.said()
         proxy.end()
         if isinstance(error, HostUnreachable):
-            what = "ended before the login" if isinstance(error, Dropped) else f"did not get there ({error})"
+            what = "ended before the login" if isinstance(error, Dropped) else f"did not reach it ({error})"
             raise type(error)(
                 f"{login} can't be reached: ProxyCommand {command!r} {what}; it printed: {said or 'nothing'}"
             ) from error

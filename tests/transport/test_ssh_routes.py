@@ -12,7 +12,7 @@ import pytest
 
 from skyward.core.errors import HostUnreachable, LoginRefused, ProvisioningError
 from skyward.core.spec import Endpoint
-from skyward.transport import ssh_ways
+from skyward.transport import ssh_routes
 from skyward.transport.ssh import SSHTransport
 from tests.lab import Host, eventually
 from tests.transport.test_ssh import endpoint, over, refusal
@@ -175,7 +175,7 @@ def dropper() -> Iterator[tuple[int, list[int]]]:
 
 
 def test_a_host_that_drops_for_ever_is_given_up_and_the_error_says_why(dropper, monkeypatch):
-    monkeypatch.setattr(ssh_ways, "_PAUSE", 0.001)
+    monkeypatch.setattr(ssh_routes, "_PAUSE", 0.001)
     port, count = dropper
     text = refusal(Endpoint("ssh", "127.0.0.1", port, "root", {"config": [], "known_hosts": []}), HostUnreachable)
     assert "MaxStartups" in text
@@ -183,7 +183,7 @@ def test_a_host_that_drops_for_ever_is_given_up_and_the_error_says_why(dropper, 
 
 
 def test_pauses_grow_and_end():
-    pauses = list(ssh_ways._pauses(9))
+    pauses = list(ssh_routes._pauses(9))
     assert pauses[-1] is None
     waits = [pause for pause in pauses if pause is not None]
     assert all(0.5 * min(0.25 * 2**n, 6) <= wait <= 1.5 * min(0.25 * 2**n, 6) for n, wait in enumerate(waits))
@@ -216,7 +216,7 @@ def test_a_proxy_command_is_the_way_and_ends_with_the_connection(lab, lab_hosts,
 
 @pytest.mark.slow
 def test_a_proxy_command_that_fails_says_why(tmp_path, monkeypatch):
-    monkeypatch.setattr(ssh_ways, "_PAUSE", 0.001)
+    monkeypatch.setattr(ssh_routes, "_PAUSE", 0.001)
     config = configured(tmp_path, "echo no way to %h >&2; exit 3")
     place = Endpoint("ssh", "box.invalid", None, "root", {"config": config, "known_hosts": []})
     text = refusal(place, HostUnreachable)
