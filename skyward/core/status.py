@@ -221,7 +221,7 @@ class PoolStatus:
         return shown("\n".join(lines))
 
     def _tables(self) -> list[tuple[Sequence[str], list[list[str]]]]:
-        longest = [_running_row(task) for task in self.running[:_MOST_RUNNING] if task.seconds >= 1]
+        longest = [_running_row(task) for task in self.running[:_MAX_RUNNING] if task.seconds >= 1]
         nodes, functions = map(_node_row, self.nodes), map(_function_row, self.functions)
         return [(_NODES, list(nodes)), (_FUNCTIONS, list(functions)), (_RUNNING, longest)]
 
@@ -244,7 +244,7 @@ class PoolStatus:
         return lines
 
 
-_MOST_RUNNING = 5
+_MAX_RUNNING = 5
 _NODES = "node", "state", "busy", "done", "failed", "cpu", "memory", "machine"
 _FUNCTIONS = "function", "unfinished", "done", "failed", "mean"
 _RUNNING = "running longest", "where", "for"

@@ -9,7 +9,7 @@ from skyward.core.visible import shown
 
 __all__ = ["html_table", "text_table"]
 
-_MOST_ROWS = 30
+_MAX_ROWS = 30
 
 
 def text_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -22,10 +22,10 @@ def text_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """
     if not rows:
         return []
-    some = [head, *rows[:_MOST_ROWS]]
+    some = [head, *rows[:_MAX_ROWS]]
     widths = [max(len(row[column]) for row in some) for column in range(len(head))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in some]
-    return [*lines, *([f"and {len(rows) - _MOST_ROWS} more"] if len(rows) > _MOST_ROWS else [])]
+    return [*lines, *([f"and {len(rows) - _MAX_ROWS} more"] if len(rows) > _MAX_ROWS else [])]
 
 
 def html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -39,7 +39,7 @@ def html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     if not rows:
         return ""
     names = "".join(f"<th>{escape(name)}</th>" for name in head)
-    cells = ("".join(f"<td>{escape(shown(cell, lines=False))}</td>" for cell in row) for row in rows[:_MOST_ROWS])
-    more = f"and {len(rows) - _MOST_ROWS} more" if len(rows) > _MOST_ROWS else ""
+    cells = ("".join(f"<td>{escape(shown(cell, lines=False))}</td>" for cell in row) for row in rows[:_MAX_ROWS])
+    more = f"and {len(rows) - _MAX_ROWS} more" if len(rows) > _MAX_ROWS else ""
     body = "".join(f"<tr>{row}</tr>" for row in cells)
     return f"<table><thead><tr>{names}</tr></thead><tbody>{body}</tbody></table>{more}"

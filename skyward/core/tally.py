@@ -2,7 +2,7 @@
 
 The console's lines, `Compute.status` and whatever else shows a pool read this, so that they can't contradict each
 other. `skyward.core.facts` feeds it. What it keeps is bounded: an entry for each node and each rented machine that
-exists, for each of `MOST_FUNCTIONS` functions, and for the last few nodes that were lost.
+exists, for each of `MAX_FUNCTIONS` functions, and for the last few nodes that were lost.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ from skyward.core.events import (
 from skyward.core.gpus import Gpu
 from skyward.core.status import FunctionStatus, NodeStatus, PoolStatus, RunningTask, TaskCounts
 
-__all__ = ["MOST_FUNCTIONS", "OTHER", "Tally"]
+__all__ = ["MAX_FUNCTIONS", "OTHER", "Tally"]
 
-MOST_FUNCTIONS = 100
+MAX_FUNCTIONS = 100
 OTHER = "other"
-"""Name under which functions beyond the first `MOST_FUNCTIONS` are counted."""
+"""Name under which functions beyond the first `MAX_FUNCTIONS` are counted."""
 
 _WINDOW = 10  # seconds over which the rate is measured, the present one included
 _KEPT = 32  # seconds with a count of their own, since events of several threads arrive out of order
 _MANY = 20  # tasks in the window; with this many or more, the rate predicts better than run times do
 _SHORT = 0.1  # seconds; shorter tasks can't keep a slot busy, whoever sends them
-_MOST_LOST = 20  # nodes that were lost and are still shown
+_MAX_LOST = 20  # nodes that were lost and are still shown
 
 
 @dataclass(slots=True)
@@ -185,7 +185,7 @@ class Tally:
     _slots_since: float = 0.0
     _slot_seconds_before: float = 0.0  # the same until the last task ended before `_slots_since`
     _about: dict[str, _Node] = field(default_factory=dict)  # nodes that are there
-    _gone: deque[tuple[str, _Node]] = field(default_factory=lambda: deque(maxlen=_MOST_LOST))
+    _gone: deque[tuple[str, _Node]] = field(default_factory=lambda: deque(maxlen=_MAX_LOST))
     _functions: dict[str, _Function] = field(default_factory=dict)
     _meter: _RateMeter = field(default_factory=_RateMeter)
     money: _Money = field(default_factory=_Money)
@@ -351,7 +351,7 @@ class Tally:
 
     def _function(self, label: str) -> _Function:
         """Return the counter of a function that is not counted yet: its own, or that of the others."""
-        name = label if len(self._functions) < MOST_FUNCTIONS else OTHER
+        name = label if len(self._functions) < MAX_FUNCTIONS else OTHER
         return self._functions.setdefault(name, _Function())
 
     # --- nodes ---

@@ -1,9 +1,9 @@
 """Who may see a page that shows arguments, output and prices on a machine that others may use too. Pure.
 
-The server listens on 127.0.0.1 only, but every program and every user of this machine reaches that, and so does any web
-page in a browser on it. Therefore: the link carries a token that can't be guessed, which a cookie replaces after the
-first visit; the host must be this machine by name, or a page elsewhere could give its own name our address; and
-nothing but the page itself is answered to requests that other sites cause.
+The server listens on 127.0.0.1 only, but every program and every user of this machine can reach that, and so can any
+web page in a browser on it. Therefore: the link carries a token that can't be guessed, which a cookie replaces after
+the first visit; the Host header must name this machine, or a site could point its own name at our address; and requests
+caused by other sites get nothing but the page itself.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ HEADERS = {
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
 }
-"""What every response carries."""
+"""Headers of every response."""
 
 
 class Admission(Enum):
-    """What becomes of a request."""
+    """What to do with a request."""
 
     ADMIT = "admit"
     GREET = "greet"
     """Give the browser its cookie, and send it to the address without the token."""
     NOT_KNOWN = "The link of this page carries a token, which is missing or wrong: use the link that the pool printed."
     WRONG_HOST = "This page answers on 127.0.0.1 and localhost only."
-    OTHER_SITE = "This was asked for by another site."
+    OTHER_SITE = "This request comes from another site."
 
 
 class Gate:
@@ -50,7 +50,7 @@ class Gate:
     token
         The secret.
     port
-        The server's port, which tells the cookies of several pools apart.
+        The server's port, which distinguishes the cookies of several pools.
     """
 
     def __init__(self, token: str, port: int) -> None:
@@ -66,7 +66,7 @@ class Gate:
         Parameters
         ----------
         path, query
-            What is asked for; ``query`` without the question mark.
+            What is requested; ``query`` without the question mark.
         headers
             Those of the request, with names in lower case.
         """

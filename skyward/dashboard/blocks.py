@@ -1,10 +1,10 @@
 """The task stream: what ran when in which row, in a bounded number of blocks. Pure.
 
 A block is one task, or several of one row that began close together: a driver that ends ten thousand tasks per second
-should not draw each of them, and no screen could show them. Two limits keep it so. New blocks: tasks of a row that
-begin in the same time step become one block, and the step grows while more than `PACE` blocks per second are made.
-Old blocks: when there are too many, those are joined that lie closer together than a fraction of their age, so the
-whole run stays visible, the more precisely the more recent.
+should not draw each of them, and no screen could show them. Two rules limit the number of blocks. New blocks: tasks of
+a row that begin in the same time step become one block, and the step grows while more than `PACE` blocks per second are
+made. Old blocks: when there are too many, those closer together than a fraction of their age are merged, so the whole
+run stays visible, recent parts in more detail.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Block:
     count, failed
         How many tasks ended in it, and how many of these failed.
     trail
-        The busy time less that by which this function leads all others together; see `Blocks.add`.
+        The busy time minus the function's lead over all others together; see `Blocks.vote`.
     until
         Tasks that begin from then on are not part of it.
     fresh
@@ -61,18 +61,18 @@ class Blocks:
 
     Parameters
     ----------
-    most
-        How many blocks are kept, beside the last one of each row.
+    max_blocks
+        How many blocks are kept, in addition to the last one of each row.
 
     Attributes
     ----------
     step
-        Tasks of a row that begin within the same so many milliseconds are one block.
+        Length of a time step, in milliseconds: tasks of a row that begin in the same one are one block.
     """
 
-    def __init__(self, most: int = 100_000) -> None:
+    def __init__(self, max_blocks: int = 100_000) -> None:
         self.step = _FINEST
-        self._most = most
+        self._max_blocks = max_blocks
         self._open: dict[int, Block] = {}  # the last block of each row, to which tasks may still be added
         self._rows, self._starts, self._ends = array("I"), array("I"), array("I")
         self._busy, self._labels = array("d"), array("H")
@@ -80,7 +80,7 @@ class Blocks:
         self._unsent = 0  # the first of the above that `take` has not returned
         # Rows whose last block `take` has not returned as it is now, those that have waited longest first.
         self._fresh: dict[int, None] = {}
-        self._paced, self._since = 0, 0  # blocks that were complete at `_since`, when the pace was looked at
+        self._paced, self._since = 0, 0  # blocks that were complete at `_since`, when the pace was last checked
 
     def __len__(self) -> int:
         return len(self._rows) + len(self._open)
@@ -137,9 +137,8 @@ class Blocks:
             Number of their function, and how many there are; none has failed.
         """
         self._close(block)
-        block.start = first = int(
-            start
-        )  # a task that begins in the same ms must not begin a block that replaces this one
+        # A task that begins in the same ms must not begin a block that replaces this one.
+        block.start = first = int(start)
         block.until = first - first % self.step + self.step
         block.end = start + busy
         block.busy = busy
@@ -151,10 +150,10 @@ class Blocks:
 
     @staticmethod
     def vote(block: Block, label: int, busy: float) -> None:
-        """Name a block anew, if that is due, before so much busy time of another function is added.
+        """Relabel a block, if necessary, before busy time of another function is added.
 
-        Boyer and Moore's vote: whoever has more than half of all in the end is named, without sums for each. What is
-        kept is the trail, which stays as it is while the same function goes on.
+        Boyer and Moore's majority vote: a function with more than half of the time in the end is the label, without
+        sums for each. Only the trail is stored, which does not change while the same function continues.
 
         Parameters
         ----------
@@ -177,8 +176,8 @@ class Blocks:
             self._fresh[block.row] = None
 
     def pace(self, now: int) -> None:
-        """Adapt the step to how fast blocks are made. To be called about once a second, with the time in ms."""
-        if len(self._rows) > self._most:
+        """Adapt the step to how fast blocks are made. Call this about once a second, with the time in ms."""
+        if len(self._rows) > self._max_blocks:
             self._thin(now)
         passed, made = now - self._since, len(self._rows) - self._paced
         if passed < self.step:  # blocks of many rows end together, so a shorter time says nothing
@@ -192,19 +191,19 @@ class Blocks:
             self.step //= 2
         self._paced, self._since = len(self._rows), now
 
-    def take(self, most: int | None = None) -> list[Block]:
-        """The blocks that are new or have changed since the last call.
+    def take(self, max_blocks: int | None = None) -> list[Block]:
+        """Return the blocks that are new or have changed since the last call.
 
-        Whoever has a block of the same row and start replaces it.
+        The caller replaces a block that has the same row and start.
 
         Parameters
         ----------
-        most
-            How many blocks are returned of those that still grow: thousands of slots change each second. The others
-            follow in later calls. None for all.
+        max_blocks
+            How many of the blocks that still grow are returned, as thousands of slots may change each second. The
+            others follow in later calls. None for all.
         """
         blocks = [self._at(index) for index in range(self._unsent, len(self._rows))]
-        rows = list(islice(self._fresh, most))
+        rows = list(islice(self._fresh, max_blocks))
         self._unsent = len(self._rows)
         for row in rows:
             del self._fresh[row]
@@ -253,19 +252,19 @@ class Blocks:
         self._paced = len(self._rows)
 
     def _thin(self, now: int) -> None:
-        """Join old blocks until no more than half of those remain that may be kept."""
+        """Merge old blocks until no more than half of the maximum remain."""
         sent = [self._at(index) for index in range(self._unsent)]
         unsent = [self._at(index) for index in range(self._unsent, len(self._rows))]
         for parts in _AGES:
-            if len(sent) + len(unsent) <= self._most // 2:
+            if len(sent) + len(unsent) <= self._max_blocks // 2:
                 break
             sent, unsent = _joined(sent, now, parts), _joined(unsent, now, parts)
-        blocks = [*sent, *unsent][-self._most :]  # there may be more rows than blocks that may be kept
+        blocks = [*sent, *unsent][-self._max_blocks :]  # there may be more rows than blocks that may be kept
         self._restore(blocks, min(len(unsent), len(blocks)))
 
 
 def _joined(blocks: Sequence[Block], now: int, parts: int) -> list[Block]:
-    """Join blocks of a row that lie closer together than the time since then, divided by `parts`."""
+    """Merge blocks of a row that are closer together than the time since then, divided by `parts`."""
     last: dict[int, Block] = {}
     joined = []
     for block in blocks:

@@ -1,4 +1,4 @@
-"""Sends what changes to all browsers, once a second, and nothing while there is none."""
+"""Sends changes to all browsers, once a second, and nothing while there is none."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from skyward.dashboard.recording import Recording
 
 __all__ = ["Broadcast"]
 
-_NODES = 1000  # for each so many, one pause more
-_MOST_WAITING = 10  # messages for one browser; one that is slower begins anew
-_MOST_BROWSERS = 20
-_AT_ONCE = 1000  # tasks that are added up at once: what was told a moment ago is in the processor's caches
-_MOST_LOOKS = 16  # from one message to the next
+_NODES = 1000  # the pause grows by its length with each thousand
+_MAX_WAITING = 10  # messages for one browser; a slower one is sent everything again
+_MAX_BROWSERS = 20
+_AT_ONCE = 1000  # tasks that are digested at once: recent events are still in the processor's caches
+_MAX_LOOKS = 16  # from one message to the next
 
 
 class Broadcast:
-    """Lives in the server's loop.
+    """Sends messages to browsers; belongs to the server's loop.
 
     Parameters
     ----------
     recording, feed
-        What was heard of the pool, and its messages.
+        The recording of the pool, and the messages about it.
     status
-        Asks the pool how it is; must not block.
+        Returns the pool's state; must not block.
     state
-        Tells whether it starts, runs or has ended.
+        Returns whether it is starting, running or has ended.
     pause
         Seconds between two messages, with few nodes.
 
@@ -63,14 +63,14 @@ class Broadcast:
     @property
     def is_full(self) -> bool:
         """Whether no further browser may join."""
-        return len(self._browsers) >= _MOST_BROWSERS
+        return len(self._browsers) >= _MAX_BROWSERS
 
     async def run(self) -> None:
-        """Send what changes until `end`."""
+        """Send changes until `end`."""
         ended = 0  # tasks, from one message to the next
         while not self._ended.is_set():
             pause = self._pause * (1 + len(self._recording.nodes) // _NODES)
-            looks = min(1 + ended // _AT_ONCE, _MOST_LOOKS)
+            looks = min(1 + ended // _AT_ONCE, _MAX_LOOKS)
             ended = 0
             for _ in range(looks):
                 with contextlib.suppress(TimeoutError):
@@ -84,12 +84,12 @@ class Broadcast:
             self._put(browser, None)
 
     def end(self) -> None:
-        """Send what there is left, then nothing more."""
+        """Send what is left, then nothing more."""
         self._ended.set()
 
     async def messages(self) -> AsyncIterator[str]:
-        """All messages for one browser that joins now."""
-        browser: asyncio.Queue[str | None] = asyncio.Queue(_MOST_WAITING)
+        """Yield all messages for one browser that joins now."""
+        browser: asyncio.Queue[str | None] = asyncio.Queue(_MAX_WAITING)
         self._tick(joining=True)  # what the others lack is in the first message of this one
         self._browsers.add(browser)
         try:

@@ -1,21 +1,21 @@
-"""What a browser is sent: a recording and a pool's status as JSON, at first all of it, then what has changed. Pure.
+"""What a browser is sent: a recording and a pool's status as JSON, first everything, then the changes. Pure.
 
-The keys of a message, each of which may be missing if nothing of it has changed:
+The keys of a message, each of which may be missing if it has not changed:
 
-- ``whole``: the message describes everything; what the page had is void.
+- ``whole``: the message describes everything; the page discards what it had.
 - ``now``: ms since the recording began, as are all times; ``state``: ``"starting"``, ``"running"`` or ``"ended"``.
 - ``pool``: name, and the time of day at which the recording began, in ms since 1970.
 - ``status``: figures of the whole pool, see `_figures`; ``functions``: rows of label, unfinished, done, failed,
   cancelled, mean seconds.
-- ``labels``: names of functions that are new; ``rows``: rows of the task stream that are new: row, node, slot.
+- ``labels``: names of new functions; ``rows``: new rows of the task stream: row, node, slot.
 - ``nodes``: nodes that are new or have changed, see `_node`; ``counts``: node, busy slots, tasks done, tasks failed,
   pieces of large data that arrived there, and their bytes;
-  ``loads``: node, then the course of its load: time, CPU, memory; ``forgotten``: numbers of nodes.
+  ``loads``: node, then its load over time: time, CPU, memory; ``forgotten``: numbers of nodes.
 - ``blocks``: columns of row, start, length, share of it in which tasks ran (in hundredths), label, tasks, failed tasks.
-- ``running``: columns of row, start, label and tasks of what began to run; ``idle``: rows that run nothing any more.
+- ``running``: columns of row, start, label and tasks of what began to run; ``idle``: rows that no longer run anything.
 - ``transfers``: rows of node, start, length, bytes and the node that sent it, empty for this program.
 - ``bins``: width, index of the first one that is sent, and columns done and failed.
-- ``failures``: kinds of failures, which replace those with the same number; ``lines`` and ``log``: new lines.
+- ``failures``: kinds of failures, which replace those of the same number; ``lines`` and ``log``: new lines.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ __all__ = ["Feed"]
 _Message = dict[str, Any]
 _Run = tuple[int, int, int]  # start, label, tasks
 
-_SAME = 50  # ms; two looks at the clock differ by less, and what is reported as begun has run for longer
+_SAME = 50  # ms; two readings of the clock differ by less, and a task that is reported as running has run for longer
 
 
 class Feed:
@@ -43,7 +43,7 @@ class Feed:
     Parameters
     ----------
     recording
-        What was heard. Its lock is held while it is read.
+        What was recorded. Its lock is held while it is read.
     pool
         Name of the pool.
     began
@@ -55,7 +55,7 @@ class Feed:
         self._pool = {"name": shown(pool), "began": int(began * 1000)}
         self._nodes: dict[int, tuple[object, ...]] = {}  # what was last sent of each, see `_sign`
         self._counts: dict[int, tuple[int, ...]] = {}
-        self._loads: dict[int, int] = {}  # when the last load that was sent was told
+        self._loads: dict[int, int] = {}  # time of the last load that was sent
         self._running: dict[int, _Run] = {}  # by row
         self._failures: dict[int, int] = {}
         self._labels = self._lines = self._log = self._transfers = self._bin = self._width = 0
@@ -64,12 +64,12 @@ class Feed:
         return f"<Feed of {self._recording}>"
 
     def whole(self, status: PoolStatus, now: float, state: str) -> str:
-        """Everything, for one browser. All others must have been sent `changes` first.
+        """Return everything, for one browser. All others must have been sent `changes` first.
 
         Parameters
         ----------
         status, now, state
-            How the pool is, the time, and whether it starts, runs or has ended.
+            The pool's state, the time, and whether it is starting, running or has ended.
         """
         record = self._recording
         with record.lock:
@@ -95,7 +95,7 @@ class Feed:
         return _text(message)
 
     def changes(self, status: PoolStatus, now: float, state: str) -> str:
-        """What has changed since the last call, for all browsers that have the rest.
+        """Return what has changed since the last call, for all browsers that have the rest.
 
         Parameters
         ----------
@@ -120,7 +120,7 @@ class Feed:
             bins = record.bins
             first = min(self._bin, len(bins.done) - 1) if bins.width == self._width else 0
             message["bins"] = [bins.width, first, bins.done[first:], bins.failed[first:]]
-            self._bin, self._width = max(0, len(bins.done) - 4), bins.width  # some ends are heard of late
+            self._bin, self._width = max(0, len(bins.done) - 4), bins.width  # some ends are reported late
             message["failures"] = [
                 _failure(kind) for kind in record.failures.values() if self._failures.get(kind.number) != kind.count
             ]
@@ -163,7 +163,7 @@ class Feed:
         }
 
     def _runs(self, tasks: Iterable[RunningTask], now: float) -> dict[int, _Run]:
-        """What runs in which row. A task keeps the start that was sent first, since each look at the clock differs."""
+        """What runs in which row. A task keeps the start that was sent first, since readings of the clock differ."""
         record, runs = self._recording, dict[int, _Run]()
         for task in tasks:
             node = record.nodes.get(task.node)
@@ -182,13 +182,13 @@ class Feed:
         left = {node.number for node in record.nodes.values()}
         forgotten = [number for number in self._nodes if number not in left]
         for number in forgotten:
-            for told in (self._nodes, self._counts, self._loads):
-                told.pop(number, None)
+            for sent in (self._nodes, self._counts, self._loads):
+                sent.pop(number, None)
         return forgotten
 
 
 def _sign(node: Node, status: NodeStatus | None) -> tuple[object, ...]:
-    """What `_node` tells; quick to make and to compare, as that is done for each node each second."""
+    """What `_node` shows; quick to make and to compare, as that is done for each node each second."""
     own = node.name, node.since, node.until, node.reason, node.load
     return own if status is None else (*own, status.state, status.detail, status.slots, status.type)
 
@@ -228,7 +228,7 @@ def _figures(status: PoolStatus) -> _Message:
 
 
 def _node(node: Node, status: NodeStatus | None) -> _Message:
-    """A node; the status has it no longer if it was released, or lost long ago."""
+    """A node; it is no longer in the status if it was released, or lost long ago."""
     info, load = node.info, node.load
     state = "gone" if node.reason is None else "lost"
     message: _Message = {

@@ -29,18 +29,18 @@ def _sources() -> tuple[str, str, str]:
 
 
 def live_page() -> Html:
-    """The page that connects to the server it came from."""
+    """Return the page that connects to the server it came from."""
     policy = f"{_policy()}; connect-src 'self'; frame-ancestors 'none'"
     return Html(_filled(policy="", recording=""), policy)
 
 
 def report(message: str) -> str:
-    """A file that shows a message of `Feed.whole` and needs nothing else.
+    """Return the text of a file that shows a message of `Feed.whole` and needs nothing else.
 
     Parameters
     ----------
     message
-        The JSON. What could end the element that it stands in is escaped.
+        The JSON. Anything that could end its HTML element is escaped.
     """
     meta = f'<meta http-equiv="Content-Security-Policy" content="{_policy()}">'
     return _filled(meta, message.replace("<", "\\u003c"))

@@ -1,7 +1,7 @@
-"""What the page shows beyond a pool's status: the course of its tasks, nodes, failures and output, in bounded memory.
+"""What the page shows beyond a pool's status: the history of its tasks, nodes, failures and output, in bounded memory.
 
-Events are only put aside when they arise, since most of them do in the pool's I/O thread; `Recording.digest` adds them
-up about once a second in the page's own. Time is an argument, in seconds of ``time.monotonic()``.
+Events are only queued when they occur, since most of them do so in the pool's I/O thread; `Recording.digest` processes
+them about once a second in the page's own. Time is an argument, in seconds of ``time.monotonic()``.
 """
 
 from __future__ import annotations
@@ -27,29 +27,29 @@ from skyward.core.status import NodeStatus, PoolStatus
 from skyward.core.visible import printed, shown
 from skyward.dashboard.blocks import Block, Blocks
 
-__all__ = ["MOST_LABELS", "OTHER", "Bins", "FailureKind", "Node", "Recording", "SaidLine"]
+__all__ = ["MAX_LABELS", "OTHER", "Bins", "FailureKind", "Node", "Recording", "SaidLine"]
 
-MOST_LABELS = 100
+MAX_LABELS = 100
 OTHER = "other"
-"""Name under which functions beyond the first `MOST_LABELS` are shown."""
+"""Name under which functions beyond the first `MAX_LABELS` are shown."""
 
-_MOST_ROWS = 16_384
-_MOST_NODES = 5000  # of which some are gone; then those are forgotten
-_MOST_LOADS = 60  # for each node: a quarter of an hour and more
-_MOST_KINDS = 100  # of failures
-_MOST_EXAMPLES = 5  # of each kind
-_MOST_LINES = 1000
-_MOST_TRANSFERS = 5000
-_MOST_TEXT = 1000  # characters of a piece of output
-_MOST_TEXTS = 200  # pieces of output from one digest to the next; of more, the latest
-_MOST_TRACEBACK = 12_000  # characters
-_MOST_BINS = 600
-_MOST_ARRIVALS = 100_000  # ends of tasks that are put aside: those of many seconds
+_MAX_ROWS = 16_384
+_MAX_NODES = 5000  # beyond this, nodes that are gone are forgotten
+_MAX_LOADS = 60  # for each node: a quarter of an hour and more
+_MAX_KINDS = 100  # of failures
+_MAX_EXAMPLES = 5  # of each kind
+_MAX_LINES = 1000
+_MAX_TRANSFERS = 5000
+_MAX_TEXT = 1000  # characters of a piece of output
+_MAX_TEXTS = 200  # pieces of output kept from one digest to the next, the latest
+_MAX_TRACEBACK = 12_000  # characters
+_MAX_BINS = 600
+_MAX_ARRIVALS = 100_000  # ends of tasks that are queued: those of many seconds
 
 
 @dataclass(slots=True)
 class Node:
-    """A node of which something was heard. Times are in ms since the recording began.
+    """A node that events were about. Times are in ms since the recording began.
 
     Attributes
     ----------
@@ -62,11 +62,11 @@ class Node:
     reason
         Why it was lost; None if it was not.
     info, gpus, load
-        Its machine, and what it last said of its use.
+        Its machine, and its latest report.
     done, failed
         How many tasks ended there.
     transfers, moved
-        How much large data has arrived there: how many pieces, and how many bytes together.
+        Large data that has arrived there: number of transfers, and total bytes.
     loads
         Time, CPU and memory in hundredths, or None where that is not known.
     last
@@ -86,7 +86,7 @@ class Node:
     failed: int = 0
     transfers: int = 0
     moved: int = 0
-    loads: deque[tuple[int, int | None, int | None]] = field(default_factory=lambda: deque(maxlen=_MOST_LOADS))
+    loads: deque[tuple[int, int | None, int | None]] = field(default_factory=lambda: deque(maxlen=_MAX_LOADS))
     last: dict[int, Block] = field(default_factory=dict)
 
 
@@ -101,7 +101,7 @@ class FailureKind:
     count, first, last
         How many tasks, and when the first and the last one failed, in ms.
     examples
-        The first that differ: time, node, slot, message and traceback.
+        The first ones with different messages: time, node, slot, message and traceback.
     """
 
     number: int
@@ -137,11 +137,11 @@ class Bins:
         How many tasks ended so in each span.
     """
 
-    def __init__(self, most: int = _MOST_BINS) -> None:
+    def __init__(self, max_bins: int = _MAX_BINS) -> None:
         self.width = 1000
         self.done: list[int] = [0]
         self.failed: list[int] = [0]
-        self._most = most
+        self._max_bins = max_bins
 
     def add(self, at: int, done: int, failed: int) -> None:
         """Count tasks that ended.
@@ -154,7 +154,7 @@ class Bins:
             How many ended so.
         """
         index = at // self.width
-        while index >= self._most:
+        while index >= self._max_bins:
             self.done, self.failed = _halved(self.done), _halved(self.failed)
             self.width *= 2
             index = at // self.width
@@ -170,25 +170,25 @@ def _halved(counts: list[int]) -> list[int]:
 
 
 class Recording:
-    """What was heard of one pool.
+    """The history of one pool.
 
     Parameters
     ----------
     origin
         The time that counts as zero.
-    most_rows
+    max_rows
         How many slots are drawn. Those of nodes that are gone make room for others.
-    most_blocks
+    max_blocks
         See `Blocks`.
 
     Attributes
     ----------
     lock
-        Guards all attributes but those that `handle` puts events into. Whoever reads them holds it.
+        Guards all attributes except those that `handle` puts events into. Hold it to read them.
     labels
         Names of the functions, by number.
     nodes
-        By name, in the order in which they were first heard of.
+        By name, in the order in which they first appeared.
     rows
         Of each row, its node and slot; None for one that is free.
     fresh_rows
@@ -197,7 +197,7 @@ class Recording:
         The latest that arrived: node, start and length in ms, bytes, and the node it came from or empty; and how many
         there were.
     undrawn
-        How many slots had no row left.
+        How many slots got no row because none was left.
     put
         The same as `handle` for the end of a task without an exception; quicker, as there may be thousands per second.
     """
@@ -205,9 +205,9 @@ class Recording:
     kinds = (TaskEnded, NodeLoad, NodeReady, NodeGone, Transferred, Printed, Note)
     """The events that it needs."""
 
-    def __init__(self, origin: float, *, most_rows: int = _MOST_ROWS, most_blocks: int = 100_000) -> None:
+    def __init__(self, origin: float, *, max_rows: int = _MAX_ROWS, max_blocks: int = 100_000) -> None:
         self.lock = threading.RLock()  # guards all that is below, but what `handle` fills; see the attribute
-        self.blocks = Blocks(most_blocks)
+        self.blocks = Blocks(max_blocks)
         self.bins = Bins()
         self.labels: list[str] = []
         self.nodes: dict[str, Node] = {}
@@ -215,41 +215,41 @@ class Recording:
         self.fresh_rows: set[int] = set()
         self.undrawn = 0
         self.failures: dict[tuple[str, str], FailureKind] = {}
-        self.transfers: deque[tuple[str, int, int, int, str]] = deque(maxlen=_MOST_TRANSFERS)
+        self.transfers: deque[tuple[str, int, int, int, str]] = deque(maxlen=_MAX_TRANSFERS)
         self.transfers_seen = 0
-        self.lines: deque[SaidLine] = deque(maxlen=_MOST_LINES)
+        self.lines: deque[SaidLine] = deque(maxlen=_MAX_LINES)
         self.lines_seen = 0
-        self.log: deque[SaidLine] = deque(maxlen=_MOST_LINES)
+        self.log: deque[SaidLine] = deque(maxlen=_MAX_LINES)
         self.log_seen = 0
         self._origin = origin
-        self._most_rows = most_rows
+        self._max_rows = max_rows
         self._numbers: dict[str, int] = {}  # of labels
         self._free_nodes: list[int] = []
         self._free_rows: list[int] = []
         self._next_node = 0
         # Filled by `handle` in several threads, each with a single call, which needs no lock.
-        self._ended: deque[TaskEnded] = deque(maxlen=_MOST_ARRIVALS)
+        self._ended: deque[TaskEnded] = deque(maxlen=_MAX_ARRIVALS)
         self.put = self._ended.append
-        self._texts: deque[tuple[float, Printed]] = deque(maxlen=_MOST_TEXTS)
+        self._texts: deque[tuple[float, Printed]] = deque(maxlen=_MAX_TEXTS)
         self._others: deque[tuple[float, Event]] = deque()
-        self._tracebacks: deque[tuple[str, str, str]] = deque(maxlen=_MOST_KINDS * _MOST_EXAMPLES)
+        self._tracebacks: deque[tuple[str, str, str]] = deque(maxlen=_MAX_KINDS * _MAX_EXAMPLES)
         self._formatted: dict[tuple[str, str], int] = {}
 
     def __repr__(self) -> str:
         return f"<Recording of {len(self.nodes)} nodes, {len(self.blocks)} blocks>"
 
     def ms(self, now: float) -> int:
-        """A time in ms since the recording began."""
+        """Convert a time to ms since the recording began."""
         return max(0, int((now - self._origin) * 1000))
 
     # --- any thread ---
 
     def handle(self, event: Event, now: float) -> None:
-        """Put an event aside; from any thread."""
+        """Queue an event; from any thread."""
         if type(event) is TaskEnded:
             self.put(event if event.exception is None else self._lightened(event))
         elif type(event) is Printed:
-            self._texts.append((now, Printed(event.node, event.stream, event.text[:_MOST_TEXT])))
+            self._texts.append((now, Printed(event.node, event.stream, event.text[:_MAX_TEXT])))
         else:
             self._others.append((now, event))
 
@@ -257,11 +257,11 @@ class Recording:
         """The event without its exception, which may hold large objects; some tracebacks are kept as text."""
         kind = event.label, _type(event)
         seen = self._formatted.get(kind, 0)
-        if seen < _MOST_EXAMPLES and (kind in self._formatted or len(self._formatted) < _MOST_KINDS):
+        if seen < _MAX_EXAMPLES and (kind in self._formatted or len(self._formatted) < _MAX_KINDS):
             self._formatted[kind] = seen + 1
             text = "".join(traceback.format_exception(event.exception))
-            if len(text) > _MOST_TRACEBACK:
-                half = _MOST_TRACEBACK // 2
+            if len(text) > _MAX_TRACEBACK:
+                half = _MAX_TRACEBACK // 2
                 text = f"{text[:half]}\n[...]\n{text[-half:]}"
             self._tracebacks.append((event.label, event.error or "", shown(text)))
         return event._replace(exception=None)
@@ -269,7 +269,7 @@ class Recording:
     # --- one thread at a time ---
 
     def digest(self, now: float) -> int:
-        """Add up what was put aside, and return how many tasks had ended."""
+        """Process the queued events, and return how many tasks had ended."""
         with self.lock:
             while self._others:
                 self._heard(*self._others.popleft())
@@ -283,7 +283,7 @@ class Recording:
         return ended
 
     def meet(self, status: PoolStatus) -> None:
-        """Take in what has not run yet: rows of slots, and functions in the order in which they were submitted."""
+        """Add what has not run yet: rows of slots, and functions in the order in which they were submitted."""
         with self.lock:
             for each in status.nodes:
                 node = self.nodes.get(each.name) or self._adopted(each)
@@ -293,14 +293,14 @@ class Recording:
                 self.label(function.label)
 
     def _adopted(self, status: NodeStatus) -> Node:
-        """A node that has begun before the recording, or is not ready yet."""
+        """Return a new node that started before the recording, or is not ready yet."""
         node = self._new_node(status.name)
         node.info = MachineInfo(status.provider, status.type, status.price, status.spot, status.region)
         node.gpus, node.load, node.done, node.failed = status.gpus, status.load, status.done, status.failed
         return node
 
     def _digest_tasks(self, tasks: int, now: float) -> None:
-        """Add up so many tasks that ended.
+        """Process that many tasks that have ended.
 
         There may be thousands per second. Most begin soon after their slot's last one, and only add to its block.
         """
@@ -309,7 +309,7 @@ class Recording:
         done = 0  # in that second
         for _ in range(tasks):
             event = ended.popleft()
-            # In one step, which takes half as long as asking for each.
+            # In one step, which takes half as long as reading each field.
             count, seconds, ok, _, name, slot, label, _, started = event[:9]
             node = nodes.get(name, _NOBODY)
             block = node.last.get(slot)
@@ -345,7 +345,7 @@ class Recording:
         self.blocks.pace(self.ms(now))
 
     def _add(self, event: TaskEnded, now: float) -> None:
-        """Add up one task that failed, was cancelled, ran nowhere, or began before the recording."""
+        """Process a task that failed, was cancelled, ran nowhere, or began before the recording."""
         start = None if event.started is None else max(0.0, (event.started - self._origin) * 1000)
         at = self.ms(now) if start is None else int(start + event.seconds * 1000)
         failed = event.error is not None
@@ -356,7 +356,7 @@ class Recording:
             self._draw(event, start)
 
     def _draw(self, event: TaskEnded, start: float) -> None:
-        """Add to the stream what ran from `start` on, in ms, if it is known where."""
+        """Add a task that began at `start`, in ms, to the stream, if it is known where it ran."""
         count, seconds, ok, _, name, slot, function, error = event[:8]
         if slot < 0:
             return
@@ -377,14 +377,14 @@ class Recording:
         kind = self.failures.get(key)
         at = self.ms(now)
         if kind is None:
-            if len(self.failures) >= _MOST_KINDS:
+            if len(self.failures) >= _MAX_KINDS:
                 key = (OTHER, "errors of other kinds")
             new = FailureKind(len(self.failures), shown(key[0]), shown(key[1]), first=at)
             kind = self.failures.setdefault(key, new)
         kind.count += event.count
         kind.last = at
         message = event.error or ""
-        if len(kind.examples) < _MOST_EXAMPLES and all(each[3] != shown(message) for each in kind.examples):
+        if len(kind.examples) < _MAX_EXAMPLES and all(each[3] != shown(message) for each in kind.examples):
             known = tuple(self._tracebacks)  # at once, as other threads add to it
             text = next((each[2] for each in known if each[:2] == (event.label, message)), "")
             kind.examples.append((at, shown(event.node), event.slot, shown(message), text))
@@ -418,7 +418,7 @@ class Recording:
             node.until, node.reason = at, event.reason
             if event.reason is not None:
                 self._log(SaidLine(at, "warning", node.name, f"lost: {shown(event.reason)}"))
-            if len(self.nodes) > _MOST_NODES:
+            if len(self.nodes) > _MAX_NODES:
                 self._forget_nodes()
 
     def _log(self, line: SaidLine) -> None:
@@ -426,8 +426,8 @@ class Recording:
         self.log_seen += 1
 
     def label(self, label: str) -> int:
-        """The number of a function."""
-        if label not in self._numbers and len(self.labels) >= MOST_LABELS:
+        """Return the number of a function."""
+        if label not in self._numbers and len(self.labels) >= MAX_LABELS:
             label = OTHER
         if label not in self._numbers:
             self._numbers[label] = len(self.labels)
@@ -443,7 +443,7 @@ class Recording:
         return node
 
     def _row(self, node: Node, slot: int) -> int | None:
-        """Give a row to each slot up to this one, and return its."""
+        """Give a row to each slot up to this one, and return this one's."""
         while len(node.rows) <= slot:
             row = self._free_row()
             if row is None:
@@ -455,7 +455,7 @@ class Recording:
         return node.rows[slot]
 
     def _free_row(self) -> int | None:
-        if not self._free_rows and len(self.rows) < self._most_rows:
+        if not self._free_rows and len(self.rows) < self._max_rows:
             self.rows.append(None)
             return len(self.rows) - 1
         if not self._free_rows:
@@ -463,7 +463,7 @@ class Recording:
         return self._free_rows.pop() if self._free_rows else None
 
     def _forget_nodes(self) -> None:
-        """Forget the half of the nodes that are gone which went first."""
+        """Forget half of the nodes that are gone, those that went first."""
         gone = [node for node in self.nodes.values() if node.until is not None]
         gone.sort(key=lambda node: node.until or 0)
         forgotten = gone[: (len(gone) + 1) // 2]
@@ -479,7 +479,7 @@ class Recording:
 
 
 def _type(event: TaskEnded) -> str:
-    """Type of an error, from its first line."""
+    """Return the type of an error, from its first line."""
     return (event.error or "").partition(":")[0][:100]
 
 

@@ -46,7 +46,7 @@ class Page:
     port
         Where to listen; 0 for any port that is free.
     facts
-        What is known of the pool.
+        The pool's running totals.
 
     Raises
     ------
@@ -76,11 +76,11 @@ class Page:
 
     @property
     def link(self) -> str:
-        """Where a browser of this machine finds the page."""
+        """Address of the page, for a browser on this machine."""
         return f"http://{_HOST}:{self._port}/?{TOKEN}={self._token}"
 
     def handle(self, event: Event) -> None:
-        """Take note of an event; from any thread."""
+        """Record an event; from any thread."""
         if type(event) is TaskEnded and event.exception is None:
             self._put(event)
         elif type(event) is PoolReady:
@@ -89,14 +89,14 @@ class Page:
             self._recording.handle(event, time.monotonic())
 
     def start(self) -> None:
-        """Serve."""
+        """Start the server."""
         self._state = "running" if self._facts.status().slots else "starting"
         self._thread = threading.Thread(target=self._main, name=f"skyward-page-{self._name}", daemon=True)
         self._thread.start()
         self._ready.wait()
 
     def close(self) -> None:
-        """Show the end to the browsers that are there, and serve no longer. May be repeated."""
+        """Send the final state to connected browsers, and stop the server. May be repeated."""
         self._state = "ended"
         if self._loop is not None and self._broadcast is not None and self._thread is not None:
             try:
@@ -108,7 +108,7 @@ class Page:
         self._recording.digest(time.monotonic())
 
     def save(self, path: str) -> None:
-        """Write the whole run, as far as it is recorded, to one file of HTML that needs nothing else."""
+        """Write everything recorded to one HTML file that needs nothing else."""
         target = Path(path)
         part = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
         try:
@@ -167,7 +167,7 @@ class Page:
     async def _feed(self, _: Request) -> Response:
         assert self._broadcast is not None
         if self._broadcast.is_full:
-            return PlainTextResponse("Too many browsers show this page.", 503)
+            return PlainTextResponse("Too many browsers are showing this page.", 503)
         return StreamingResponse(_events(self._broadcast), media_type="text/event-stream")
 
     async def _download(self, _: Request) -> Response:
@@ -177,7 +177,7 @@ class Page:
 
 
 class _Guard:
-    """Answers what the gate does not admit, and adds the headers that every response carries."""
+    """Answers requests that the gate does not admit, and adds the headers of every response."""
 
     def __init__(self, app: ASGIApp, gate: Gate) -> None:
         self._app, self._gate = app, gate

@@ -74,8 +74,8 @@ class MachineLoad:
                 quota, period = (_number(folder / f"cpu.cfs_{what}_us") or -1 for what in ("quota", "period"))
             if quota > 0 and period > 0:
                 quotas.append(quota / period)
-        least = min(quotas)
-        return None if least == len(self._cpus) else least
+        limit = min(quotas)
+        return None if limit == len(self._cpus) else limit
 
     def _clocks(self) -> tuple[float, float] | None:
         """CPU seconds that were used, and that could have been used, since some point in the past."""

@@ -151,7 +151,7 @@ def test_environment_yml() -> None:
         (lambda: of_uv({"package": []}, "uv.lock"), "names no project"),
         (lambda: of_uv({"package": [{"name": "a", "source": {"virtual": "."}, "dependencies": [{"name": "b"}]},
                                     {"name": "b", "source": {"path": "b.whl"}}]}, "uv.lock"), "b is the file b.whl"),
-        (lambda: of_pylock({}, "pylock.toml"), "not a lock of version 1"),
+        (lambda: of_pylock({}, "pylock.toml"), "is not a lock file of version 1"),
         (lambda: of_pylock({"lock-version": "1.0", "packages": [{"name": "a", "wheels": [{"path": "a.whl"}]}]}, "x"),
          "a is a file of this machine"),
         (lambda: of_pylock({"lock-version": "1.0", "packages": [{"name": "a", "marker": "?"}]}, "x"), "can't be read"),

@@ -28,7 +28,7 @@ from skyward.core.events import (
 )
 from skyward.core.gpus import Gpu
 from skyward.core.status import FunctionStatus, PoolStatus, TaskCounts
-from skyward.core.tally import MOST_FUNCTIONS, OTHER, Tally
+from skyward.core.tally import MAX_FUNCTIONS, OTHER, Tally
 
 
 def tally(*timed: tuple[float, Event]) -> Tally:
@@ -268,12 +268,12 @@ def test_the_last_nodes_that_were_lost_are_shown() -> None:
 
 def test_functions_beyond_the_first_are_counted_together() -> None:
     counted = Tally()
-    for number in range(3 * MOST_FUNCTIONS):
+    for number in range(3 * MAX_FUNCTIONS):
         counted.add(TasksQueued(1, f"f{number}"), 0)
         counted.add(TaskEnded(1, 1, True, label=f"f{number}"), 0)
     *some, last = counted.status(0, {}).functions
-    assert len(some) == MOST_FUNCTIONS
-    assert (last.label, last.done, last.unfinished) == (OTHER, 2 * MOST_FUNCTIONS, 0)
+    assert len(some) == MAX_FUNCTIONS
+    assert (last.label, last.done, last.unfinished) == (OTHER, 2 * MAX_FUNCTIONS, 0)
 
 
 # --- any order ---

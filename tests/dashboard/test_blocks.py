@@ -56,7 +56,7 @@ def test_the_step_grows_while_more_blocks_are_made_than_anybody_could_see() -> N
 
 
 def test_a_million_tasks_stay_bounded_and_the_latest_are_the_finest() -> None:
-    blocks = Blocks(most=2000)
+    blocks = Blocks(max_blocks=2000)
     for second in range(600):
         for row in range(10):
             blocks.add(row, second * 1000, 0.9, row, 1, 0)
@@ -70,7 +70,7 @@ def test_a_million_tasks_stay_bounded_and_the_latest_are_the_finest() -> None:
 
 
 def test_more_rows_than_blocks_that_may_be_kept() -> None:
-    blocks = Blocks(most=50)
+    blocks = Blocks(max_blocks=50)
     for second in range(40):
         for row in range(200):
             blocks.add(row, second * 1000, 0.9, 0, 1, 0)
@@ -90,7 +90,7 @@ def test_whoever_takes_all_messages_knows_the_same(
     tasks: list[tuple[int, float, float, int, bool]], every: int
 ) -> None:
     """A block that is sent again replaces the last one of its row, if both have the same start."""
-    blocks = Blocks(most=20)
+    blocks = Blocks(max_blocks=20)
     seen: dict[int, list[Block]] = {}
     ends: dict[int, float] = {}
     for number, (row, pause, seconds, label, failed) in enumerate(tasks):

@@ -93,7 +93,7 @@ def test_bins_come_with_those_that_may_still_grow() -> None:
 
 
 def test_a_node_that_is_forgotten_is_told_once() -> None:
-    recording = Recording(0.0, most_rows=1)
+    recording = Recording(0.0, max_rows=1)
     feed = Feed(recording, "p", 0.0)
     recording.handle(NodeReady("a", 1), 0.0)
     recording.handle(NodeGone("a", None), 1.0)

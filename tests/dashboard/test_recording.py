@@ -9,7 +9,7 @@ import pytest
 
 from skyward.core.events import MachineInfo, NodeGone, NodeLoad, NodeReady, Note, Printed, TaskEnded
 from skyward.core.status import FunctionStatus, NodeStatus, PoolStatus
-from skyward.dashboard.recording import MOST_LABELS, OTHER, Bins, Recording
+from skyward.dashboard.recording import MAX_LABELS, OTHER, Bins, Recording
 
 
 def ended(
@@ -39,7 +39,7 @@ def test_a_task_that_ran_nowhere_is_not_drawn() -> None:
 
 
 def test_slots_beyond_the_limit_are_counted_and_nodes_that_are_gone_make_room() -> None:
-    recording = Recording(0.0, most_rows=4)
+    recording = Recording(0.0, max_rows=4)
     for name in ("a", "b"):
         recording.handle(NodeReady(name, 2), 0.0)
     recording.digest(0.0)
@@ -138,10 +138,10 @@ def test_output_and_messages_are_bounded_and_made_visible() -> None:
 
 def test_functions_beyond_the_limit_are_one() -> None:
     recording = Recording(0.0)
-    for number in range(3 * MOST_LABELS):
+    for number in range(3 * MAX_LABELS):
         recording.handle(ended(label=f"f{number}", at=float(number)), number)
     recording.digest(1000.0)
-    assert len(recording.labels) == MOST_LABELS + 1
+    assert len(recording.labels) == MAX_LABELS + 1
     assert recording.labels[-1] == OTHER
 
 
@@ -180,7 +180,7 @@ def test_throughput_is_of_the_seconds_in_which_tasks_ended_however_late_that_is_
 
 
 def test_bins_become_wider_and_lose_nothing() -> None:
-    bins = Bins(most=10)
+    bins = Bins(max_bins=10)
     for second in range(95):
         bins.add(second * 1000, 2, 1)
     assert (len(bins.done), bins.width) == (6, 16_000)

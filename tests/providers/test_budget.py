@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.clouds, pytest.mark.lab, pytest.mark.slow]
 @pytest.fixture(autouse=True)
 def _state(tmp_path, monkeypatch):
     monkeypatch.setenv("SKYWARD_STATE", str(tmp_path / "state"))
-    monkeypatch.setattr(budget, "LEAST", 1.0)
+    monkeypatch.setattr(budget, "MIN_SECONDS", 1.0)
 
 
 @pytest.fixture(params=RENTALS, ids=lambda rental: rental.name)

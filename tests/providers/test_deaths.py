@@ -33,7 +33,7 @@ DRIVER = """
     import skyward as sky
     from skyward.core.machines import budget
 
-    budget.LEAST = 1.0  # seconds: a budget for five minutes would take a test as long
+    budget.MIN_SECONDS = 1.0  # seconds: a budget for five minutes would take a test as long
     provider = cloudpickle.loads(open(sys.argv[1], "rb").read())
     print("begun", flush=True)
     with sky.Compute(

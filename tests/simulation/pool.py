@@ -17,7 +17,7 @@ from skyward.core.errors import PoolNotActive, SkywardError
 from skyward.core.events import Events, NodeGone, NodeReady, Note
 from skyward.core.gpus import needed, per_gpu
 from skyward.core.image import Image
-from skyward.core.machines.budget import LEAST
+from skyward.core.machines.budget import MIN_SECONDS
 from skyward.core.machines.clocks import Clocks
 from skyward.core.machines.plan import Plan
 from skyward.core.machines.provision import Provisioner
@@ -199,7 +199,7 @@ class Pool:
     def _is_poor(self) -> bool:
         """Whether the budget does not pay for the least nodes, of the cheapest kind, for the least time."""
         cheapest = min(offer.price or 0.0 for offer in OFFERS)
-        return self.budget is not None and self.budget < self.plan.nodes.min * cheapest * LEAST / 3600.0
+        return self.budget is not None and self.budget < self.plan.nodes.min * cheapest * MIN_SECONDS / 3600.0
 
     @property
     def _lacks_gpus(self) -> bool:

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from skyward.core.billing import BY_THE_SECOND, Billing
 from skyward.core.spec import Offer
 
-__all__ = ["LEAST", "Budget", "Terms"]
+__all__ = ["MIN_SECONDS", "Budget", "Terms"]
 
-LEAST = 300.0
+MIN_SECONDS = 300.0
 """Seconds that a machine must be paid for: with fewer it would hardly do more than boot."""
 
 _HOUR = 3600.0
@@ -71,7 +71,7 @@ class Budget:
     ----------
     amount
         US dollars.
-    least
+    min_nodes
         Machines without which the pool does not start.
 
     Attributes
@@ -80,9 +80,9 @@ class Budget:
         US dollars that machines have cost which no longer exist.
     """
 
-    def __init__(self, amount: float, least: int = 1) -> None:
+    def __init__(self, amount: float, min_nodes: int = 1) -> None:
         self.amount = amount
-        self.least = least
+        self.min_nodes = min_nodes
         self.spent = 0.0
 
     def __repr__(self) -> str:
@@ -93,7 +93,7 @@ class Budget:
         return max(0.0, self.amount - self.spent - sum(held))
 
     def pays_for(self, offer: Offer, missing: int, free: float) -> int:
-        """How many of the machines that are missing can be bought of an offer; each runs for `LEAST` or longer.
+        """How many of the machines that are missing can be bought of an offer; each runs for `MIN_SECONDS` or longer.
 
         Parameters
         ----------
@@ -106,7 +106,7 @@ class Budget:
         """
         if not offer.price:
             return missing if offer.price == 0 else 0
-        return min(missing, int(free / (offer.price * offer.billing.seconds(LEAST) / _HOUR) + 1e-9))
+        return min(missing, int(free / (offer.price * offer.billing.seconds(MIN_SECONDS) / _HOUR) + 1e-9))
 
     def terms(self, offer: Offer, machines: int, free: float, now: float) -> Terms:
         """The terms of each machine if so many are bought with all that is free.
@@ -141,5 +141,5 @@ class Budget:
         left = f"${free:.4g} of budget=${self.amount:.4g} is left" if free < self.amount else f"budget=${free:.4g}"
         each = f"${offer.price:.4g}/h" if offer.price is not None else "an unknown price"
         what = f"{missing} machines" if missing > 1 else "a machine"
-        least = f"{offer.billing.seconds(LEAST) / 60:.0f} minutes{' each' * (missing > 1)}"
-        return f"{left}, which does not pay for {what} at {each} for {least}"
+        time = f"{offer.billing.seconds(MIN_SECONDS) / 60:.0f} minutes{' each' * (missing > 1)}"
+        return f"{left}, which does not pay for {what} at {each} for {time}"

@@ -155,14 +155,14 @@ def durations(workload: Workload) -> list[float]:
     samples = _warm(workload.samples)
     seconds = [sample.seconds for sample in samples]
     mean, low, high = statistics.fmean(seconds), min(seconds), max(seconds)
-    most = max(abs(sample.weight) for sample in samples)
-    weights = [sample.weight / most if most else 0.0 for sample in samples]  # whose squares are no zeros
+    largest = max(abs(sample.weight) for sample in samples)
+    weights = [sample.weight / largest if largest else 0.0 for sample in samples]  # whose squares are no zeros
     if len(set(weights)) < 2 or high == low:
         return [mean] * workload.tasks
     if abs(statistics.correlation(weights, [each / high for each in seconds])) < _FOLLOWS:
         return [mean] * workload.tasks
     line = statistics.linear_regression(weights, seconds)
-    return [min(max(line.intercept + line.slope * (weight / most), low), high) for weight in workload.weights]
+    return [min(max(line.intercept + line.slope * (weight / largest), low), high) for weight in workload.weights]
 
 
 def _warm(samples: Sequence[TaskSample]) -> Sequence[TaskSample]:

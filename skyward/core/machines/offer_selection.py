@@ -115,7 +115,7 @@ def select(offers: Iterable[Offer], resources: Resources, allocation: Allocation
     spot = {"always-spot": True, "on-demand": False}.get(allocation)
     offers = list(offers)
     if resources.machine is not None and not any(offer.accelerators for offer in offers):
-        resources = replace(resources, gpus=0)  # the provider tells nothing of GPUs: whoever names a machine knows it
+        resources = replace(resources, gpus=0)  # the provider lists no GPUs; whoever names a machine knows them
     fitting = [offer for offer in offers if meets(offer, resources) and (spot is None or offer.spot is spot)]
     fitting = _reasonable(fitting, resources)
     if allocation == "spot-if-available":
@@ -187,13 +187,13 @@ def nearest(offers: Sequence[Offer], resources: Resources, allocation: Allocatio
     return f"no offer costs ${limit}/h or less (max_price={limit}); the cheapest is {cheapest[0]}"
 
 
-def _too_few_gpus(most: int, resources: Resources) -> str:
+def _too_few_gpus(available: int, resources: Resources) -> str:
     wanted = f"{resources.gpus} GPU{'s' if resources.gpus > 1 else ''}, which Worker(gpus=...) needs on each node"
     if resources.machine is not None:
-        return f"machine={resources.machine!r} has {most or 'none'} of the {wanted}"
-    if most == 0:
-        return f"no offer has {wanted}, as far as the provider tells; a machine=... that you name need not be listed so"
-    return f"no offer has {wanted}; the maximum is {most}: lower Worker(concurrency=...) or gpus"
+        return f"machine={resources.machine!r} has {available or 'none'} of the {wanted}"
+    if available == 0:
+        return f"no offer has {wanted}, as far as the provider says; a machine=... that you name need not be listed so"
+    return f"no offer has {wanted}; the maximum is {available}: lower Worker(concurrency=...) or gpus"
 
 
 def _listed(names: Sequence[str]) -> str:

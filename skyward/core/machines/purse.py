@@ -66,9 +66,9 @@ class Purse:
 
         0 if the pool could not start with these and the `count` that it has.
         """
-        most = max((self._payable(candidate, missing) for candidate in self._orders.candidates), default=missing)
-        few = self._budget is not None and not self.started and count + most < self._budget.least
-        return 0 if few else most
+        payable = max((self._payable(candidate, missing) for candidate in self._orders.candidates), default=missing)
+        few = self._budget is not None and not self.started and count + payable < self._budget.min_nodes
+        return 0 if few else payable
 
     @property
     def is_waiting(self) -> bool:

@@ -17,7 +17,7 @@ from skyward.core.packages.installed import spec_of
 
 __all__ = ["References", "find_references"]
 
-_MOST_FILES = 5000  # of the user's own; a larger project has its requirements written down
+_MAX_FILES = 5000  # of the user's own; a larger project has its requirements written down
 
 
 class References:
@@ -60,7 +60,7 @@ def find_references(main: types.ModuleType, is_local: Callable[[str], bool]) -> 
         local, file = _locate(name, is_local)
         if not local:
             found.modules.add(name)
-        elif file is not None and file not in found.files and len(found.files) < _MOST_FILES:
+        elif file is not None and file not in found.files and len(found.files) < _MAX_FILES:
             found.files.add(file)
             todo += _of_file(file, name, is_package=file.endswith("__init__.py"))
         # A package's own __init__ runs before any of its modules.

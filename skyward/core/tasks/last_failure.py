@@ -247,8 +247,8 @@ def record(job: Job, error: BaseException, load: Callable[[], BaseException] | N
     position = item_of(error).number if job.options.count > 1 else 0
     index = number_of(job, position)
     size = sum(map(len, job.buffers))
-    most = MAX_BYTES if NODE not in os.environ else 0  # nobody looks at what failed in a pool inside a task
-    sent = list(job.buffers) if size <= most else None
+    limit = MAX_BYTES if NODE not in os.environ else 0  # nobody looks at what failed in a pool inside a task
+    sent = list(job.buffers) if size <= limit else None
     label = job.title if position < 0 else job.label
     load = load or partial(type(error), *error.args)
     notes = list(vars(error).get("__notes__", ()))

@@ -1,9 +1,9 @@
-// What is known of the pool: messages of the server, applied one after the other. Times are in ms since the beginning.
+// What is known of the pool: messages from the server, applied one after the other. Times are in ms since the beginning.
 // See skyward/dashboard/feed.py for the messages.
-const MOST_BLOCKS = 150_000;
-const MOST_LINES = 1000;
-const MOST_MARKS = 4000;
-const MOST_TRANSFERS = 500; // of a node
+const MAX_BLOCKS = 150_000;
+const MAX_LINES = 1000;
+const MAX_MARKS = 4000;
+const MAX_TRANSFERS = 500; // of a node
 
 // The blocks of one slot, in the order of their starts.
 class Row {
@@ -101,8 +101,8 @@ const model = {
     if (message.running && message.running.length) this.run(message.running);
     if (message.bins) this.count(...message.bins);
     for (const kind of message.failures || []) this.failures.set(kind.id, kind);
-    this.lines = this.lines.concat(message.lines || []).slice(-MOST_LINES);
-    this.log = this.log.concat(message.log || []).slice(-MOST_LINES);
+    this.lines = this.lines.concat(message.lines || []).slice(-MAX_LINES);
+    this.log = this.log.concat(message.log || []).slice(-MAX_LINES);
     this.linesSeen += (message.lines || []).length;
     this.logSeen += (message.log || []).length;
   },
@@ -143,8 +143,8 @@ const model = {
       this.blocks += row.add(starts[at], lengths[at], shares[at], labels[at], counts[at], failed[at]);
       if (failed[at]) this.marks.push(starts[at] + lengths[at]);
     }
-    if (this.marks.length > MOST_MARKS) this.marks = this.marks.filter((_, at) => at % 2);
-    for (let parts = 256; this.blocks > MOST_BLOCKS && parts >= 1; parts /= 2) {
+    if (this.marks.length > MAX_MARKS) this.marks = this.marks.filter((_, at) => at % 2);
+    for (let parts = 256; this.blocks > MAX_BLOCKS && parts >= 1; parts /= 2) {
       for (const row of this.rows) if (row) row.thin(this.now, parts);
       this.blocks = this.rows.reduce((sum, row) => sum + (row ? row.size : 0), 0);
     }
@@ -156,7 +156,7 @@ const model = {
     if (!node) return;
     if (!node.transfers.length) this.shape++; // it takes a strip
     node.transfers.push({ start, length, size, peer });
-    if (node.transfers.length > MOST_TRANSFERS) node.transfers.splice(0, MOST_TRANSFERS / 2);
+    if (node.transfers.length > MAX_TRANSFERS) node.transfers.splice(0, MAX_TRANSFERS / 2);
   },
 
   // What runs now, by row.

@@ -1,4 +1,4 @@
-// The task stream: a row a slot, a block a task or several. Only the rows in view are drawn.
+// The task stream: a row per slot, a block per task or for several. Only the rows in view are drawn.
 const STRIP = 9; // pixels above the rows, in which failures of all rows are marked
 const AXIS = 22;
 const SENT = 5; // pixels above the rows of a node, in which it is shown what was sent there
@@ -196,8 +196,8 @@ const stream = {
     }
   },
 
-  // What runs is hatched in the colour of its function. In the other rows something may be running of which the node
-  // has not told, from the end of the last block on.
+  // Running tasks are hatched in the colour of their function. In the other rows a task that its node has not reported
+  // yet may be running, from the end of the last block on.
   drawRunning(pen, node, top, now) {
     const known = node.rows.filter((number) => model.running.has(number)).length;
     const unknown = Math.min(1, Math.max(0, node.busy - known) / Math.max(1, node.slots - known));
@@ -326,7 +326,7 @@ const stream = {
     return [model.labels[run.label] || "?", since, `${row.node.name}, slot ${row.slot}`];
   },
 
-  // What was sent there at a place in the strip of a node.
+  // What was sent to a node, at a place in its strip.
   sent(event) {
     const box = this.view.getBoundingClientRect();
     const [x, y] = [event.clientX - box.left, event.clientY - box.top + this.view.scrollTop];

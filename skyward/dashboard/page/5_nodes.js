@@ -97,7 +97,7 @@ const nodes = {
   summary(node) {
     if (node.state === "starting") return node.detail || "starting";
     if (node.state === "lost") return `lost: ${node.detail || "no contact"}`;
-    if (node.state === "draining") return "draining: finishes its tasks";
+    if (node.state === "draining") return "draining: finishing its tasks";
     if (node.state === "gone") return "released";
     const [provider, type] = node.machine;
     const gpu = node.gpus.length ? `${node.gpus.length} × ${node.gpus[0][0] || "GPU"}` : "";
@@ -153,7 +153,7 @@ const nodes = {
     facts(find("node-facts"), [
       ["Machine", [provider, type].filter(Boolean).join(" · ") || "–"],
       ["Region", region || "–"],
-      ["Price", node.price ? `$${node.price.toPrecision(3)} per hour${node.spot ? ", spot" : ""}` : node.price === 0 ? "free" : "not known"],
+      ["Price", node.price ? `$${node.price.toPrecision(3)} per hour${node.spot ? ", spot" : ""}` : node.price === 0 ? "free" : "unknown"],
       ["Cost", node.price && lived != null ? `about ${text.money((node.price * lived) / 3600)}` : "–"],
       ["Slots busy", runs(node) ? `${node.busy} of ${node.slots}` : "–"],
       ["Tasks done", text.count(node.done)],
@@ -163,7 +163,7 @@ const nodes = {
       ["Cores", node.cores == null ? "–" : text.count(node.cores)],
       ["Disk free", text.gib(node.disk)],
     ]);
-    const percent = (n) => (n == null ? "not known" : `${n}%`);
+    const percent = (n) => (n == null ? "unknown" : `${n}%`);
     say(find("node-cpu"), percent(this.load(node, 1)));
     const memory = this.load(node, 2);
     say(find("node-memory"), memory == null || !node.memory ? percent(memory) : `${text.gib((node.memory * memory) / 100)} of ${text.gib(node.memory)}`);
@@ -179,7 +179,7 @@ const nodes = {
     const lines = model.lines.filter((line) => line[2] === node.name).slice(-60);
     const box = find("node-lines");
     box.replaceChildren(...lines.map((line) => output(line, false)));
-    if (!lines.length) box.append(make("p", "empty", "Nothing printed lately."));
+    if (!lines.length) box.append(make("p", "empty", "No recent output."));
     box.scrollTop = box.scrollHeight;
   },
 

@@ -10,14 +10,14 @@ const figures = {
     this.left(total, s);
     const [ordered, booting, ending] = s.machines;
     const ready = [...model.nodes.values()].filter(runs).length;
-    const coming = [[ordered, "ordered"], [booting, "booting"], [ending, "ending"], [s.lost, "lost"]];
+    const coming = [[ordered, "ordered"], [booting, "booting"], [ending, "releasing"], [s.lost, "lost"]];
     const nodesNote = coming.filter(([n]) => n).map(([n, what]) => `${text.count(n)} ${what}`).join(", ");
     const money = s.price || s.cost ? `${text.money(s.price)} per hour` : "";
     const past = model.state === "ended";
     facts(find("tiles"), [
       past ? ["Tasks per second", text.rate(s.seconds ? done / s.seconds : 0), "whole run"] : ["Tasks per second", text.rate(s.rate), "last 10 s"],
       past
-        ? ["Slots", text.count(model.rows.filter(Boolean).length), "in all"]
+        ? ["Slots", text.count(model.rows.filter(Boolean).length), "in total"]
         : ["Slots busy", `${text.count(s.busy)} / ${text.count(s.slots)}`, s.slots ? text.percent(s.busy / s.slots) : ""],
       past ? ["Nodes", text.count(model.nodes.size), nodesNote] : ["Nodes ready", `${text.count(ready)} / ${text.count(s.wanted || ready)}`, nodesNote],
       ["Cost so far", s.cost || s.price ? text.money(s.cost) : "$0", money || (s.unpriced ? `${s.unpriced} without a price` : "nothing rented")],
@@ -31,7 +31,7 @@ const figures = {
   },
 
   progress(total, part, [waiting, running, done, failed, cancelled]) {
-    const bold = make("b", "", total ? text.percent(part) : "No task yet");
+    const bold = make("b", "", total ? text.percent(part) : "No tasks yet");
     const line = find("progress-text");
     const parts = [total ? `${text.count(done)} of ${text.tasks(total)} done` : ""];
     if (running) parts.push(`${text.count(running)} running`);
@@ -81,7 +81,7 @@ const functions = {
       say(counts, `${text.count(done)} / ${text.count(total)}`);
       bars(bar, total, [done, failed, 0]);
       const left = unfinished && mean != null && slots ? Math.max(mean / 2, (unfinished * mean) / slots) : null;
-      say(took, mean == null ? "none has ended" : `${text.seconds(mean)} each${failed ? `, ${text.count(failed)} failed` : ""}`);
+      say(took, mean == null ? "none finished yet" : `${text.seconds(mean)} each${failed ? `, ${text.count(failed)} failed` : ""}`);
       const alone = model.functions.filter((each) => each[1]).length === 1;
       const time = alone && model.status.left != null ? model.status.left : left;
       say(sub, !unfinished ? "finished" : time == null ? "" : `${alone ? "" : "about "}${text.seconds(time)} left`);
@@ -105,7 +105,7 @@ const functions = {
     return root;
   },
 
-  // What the colours of the stream mean. A press shows one function alone.
+  // What the colours of the stream mean. Selecting a function shows it alone.
   legend() {
     const list = find("legend");
     const sent = [...model.nodes.values()].some((node) => node.transfers.length);
@@ -140,7 +140,7 @@ const throughput = {
   draw() {
     const { pen, width, height } = look.canvas(find("throughput"));
     const { span, done, failed } = this.spans();
-    // What the last span will have, nobody knows yet.
+    // The last span is not complete yet.
     const whole = model.state === "ended" ? done.length : Math.min(done.length, Math.floor(model.now / span));
     const rate = (count) => (count * 1000) / span;
     const all = done.slice(0, whole).map((n, at) => n + failed[at]);
@@ -181,7 +181,7 @@ const throughput = {
     };
     area(all, look.accent, 0.32);
     area(failed.slice(0, whole), look.bad, 0.9);
-    say(find("throughput-note"), most > 1e-9 ? `tasks per second; at most ${text.rate(most)}` : "tasks per second");
+    say(find("throughput-note"), most > 1e-9 ? `tasks per second; peak ${text.rate(most)}` : "tasks per second");
   },
 
   // Spans that are wide enough to see, and long enough that some tasks end in most of them.
@@ -269,7 +269,7 @@ class Lines {
     if (!fresh) return;
     const follows = this.box.scrollHeight - this.box.scrollTop - this.box.clientHeight < 40;
     this.box.append(...lines.slice(-fresh).map((line) => output(line)));
-    while (this.box.children.length > MOST_LINES) this.box.children[1].remove();
+    while (this.box.children.length > MAX_LINES) this.box.children[1].remove();
     this.seen = seen;
     if (follows) this.box.scrollTop = this.box.scrollHeight;
   }

@@ -1,14 +1,14 @@
-// The page as a whole: messages come in, panels are brought up to date, and what is drawn is drawn once a frame.
+// The page as a whole: messages arrive, panels are updated, and everything drawn is drawn once a frame.
 const KEYS = [
   ["T", "light or dark"],
-  ["S", "to the task stream"],
+  ["S", "go to the task stream"],
   ["/", "filter the nodes"],
-  ["0, L", "the whole run; follow what happens now"],
+  ["0, L", "the whole run; live"],
   ["+ −", "show less or more time"],
   ["← →", "earlier, later (in the stream)"],
   ["N P", "the next or previous block (in the stream)"],
   ["↑ ↓", "the row above or below; a node (in the list)"],
-  ["Enter", "a node in detail"],
+  ["Enter", "details of the node"],
   ["Esc", "close"],
 ];
 const STATES = {
@@ -73,7 +73,7 @@ const page = {
     this.redraw();
   },
 
-  // Everything comes anew: the server was out of reach, or this page too slow.
+  // Everything is sent again: the server was out of reach, or this page too slow.
   clear() {
     this.output.clear();
     this.log.clear();

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skyward.core.billing import Billing
-from skyward.core.machines.budget import LEAST, Budget, Terms
+from skyward.core.machines.budget import MIN_SECONDS, Budget, Terms
 from skyward.core.spec import Offer
 from tests.examples import examples
 
@@ -39,7 +39,7 @@ def test_what_ends_holds_only_what_it_has_cost_and_a_moment_more() -> None:
 
 def test_too_little_money_buys_fewer_machines_or_none() -> None:
     budget = Budget(1.0)
-    least = LEAST / 3600  # dollars for a machine of $1/h
+    least = MIN_SECONDS / 3600  # dollars for a machine of $1/h
     assert budget.pays_for(SMALL, 3, 3 * least) == 3
     assert budget.pays_for(SMALL, 3, 2.9 * least) == 2
     assert budget.pays_for(SMALL, 3, 0.9 * least) == 0
@@ -86,7 +86,7 @@ def test_whatever_is_bought_in_turn_the_budget_holds(
         if not count:
             continue
         terms = budget.terms(offer, count, free, now)
-        assert terms.seconds >= LEAST * 0.999
+        assert terms.seconds >= MIN_SECONDS * 0.999
         left = budget.free([terms.held()] * count)
         assert left < count * price * billing.unit / 3600 or left == pytest.approx(0.0, abs=1e-6 * amount)
         now += part * terms.seconds
