@@ -126,6 +126,25 @@ def test_a_host_without_an_index_gets_wheels_from_here(
     assert not {"joblib", "pandas", "numpy", "msgpack"} & names
 
 
+def test_nobody_reaches_an_index(program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wheels are made of what is installed here, compiled parts too, and with what they require."""
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    found, answer = program(
+        "from sklearn.svm import SVC\n"
+        "def task():\n"
+        "    import importlib.metadata as metadata\n"
+        "    model = SVC().fit([[0], [1]], [0, 1])\n"
+        "    return {one.name: one.version for one in metadata.distributions()}, model.predict([[2]]).tolist()\n"
+        "with sky.Compute(provider, image=sky.Image(pip=['narwhals>1']), console=False) as pool:\n"
+        "    print(json.dumps(pool.submit(task).result()))\n"
+    )
+    expected = versions("scikit-learn", "numpy", "scipy", "joblib", "threadpoolctl", "rich", "narwhals", "msgpack")
+    assert {name: found.get(name) for name in expected} == expected
+    assert not {"pip", "pytest", "asyncssh"} & found.keys()
+    assert answer == [1]
+
+
 def test_what_no_index_has_is_sent(program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A private package is installed on the node as it is here, with its metadata; the second time nothing is sent."""
     site = tmp_path / "site-packages"

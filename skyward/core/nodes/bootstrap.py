@@ -53,9 +53,9 @@ from skyward.core.nodes.findings import Findings
 from skyward.core.nodes.host_tools import send_python, send_uv
 from skyward.core.nodes.node_package import node_code, node_code_name
 from skyward.core.packages import compile_ahead, installer_settings
-from skyward.core.packages.fetch import fetch as fetch_wheels
 from skyward.core.packages.fetch import pip_wheel
 from skyward.core.packages.lists import PackageLists, driver_kind
+from skyward.core.packages.own_wheels import fetch_or_make
 from skyward.core.packages.uv_program import uv_name
 from skyward.core.protocol.framing import frame
 from skyward.core.system.launch import RUN
@@ -385,7 +385,7 @@ class _Bootstrap:
         self._on_step("fetching packages for the host, which reaches no package index")
         target = found.target(self._image.python_version)
         resolve = found.system != self._packages.driver
-        wheels = await asyncio.to_thread(fetch_wheels, lines, target, resolve=resolve)
+        wheels = await asyncio.to_thread(fetch_or_make, lines, target, resolve=resolve)
         folder = f"{found.root}/wheels"
         listing = await self._shell.run(
             f"mkdir -p {shlex.quote(folder)} && cd {shlex.quote(folder)} && sha256sum -- *.whl", timeout=_INSPECT_LIMIT

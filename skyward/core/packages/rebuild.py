@@ -1,4 +1,4 @@
-"""Makes a wheel of an installed distribution again, from the list of its files: for what no index has.
+"""Makes a wheel of an installed distribution again, from the list of its files: for what can't come from an index.
 
 The files are taken as they are, also where somebody has edited them. What installers write by themselves is left out.
 """
@@ -6,10 +6,13 @@ The files are taken as they are, also where somebody has edited them. What insta
 from __future__ import annotations
 
 import base64
+import contextlib
 import csv
 import hashlib
 import os
 import re
+import shutil
+import time
 import zipfile
 from collections.abc import Iterator
 from importlib import metadata
@@ -21,6 +24,7 @@ from skyward.core.packages.lists import Wheel
 __all__ = ["rebuild"]
 
 _INSTALLERS = ("INSTALLER", "RECORD", "REQUESTED", "direct_url.json")
+_KEPT = 60 * 86400.0  # seconds for which a wheel that nobody uses is kept
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # so that the same files make the same wheel
 
 
@@ -44,8 +48,8 @@ def rebuild(raw: metadata.Distribution, folder: Path) -> Wheel:
     record, about = raw.read_text("RECORD"), raw.read_text("WHEEL")
     if record is None or about is None:
         raise ConfigError(
-            f"{what} was installed here from {_origin(raw)}, so nodes can't get it from an index, and has no list of "
-            "its files to send: install it here with pip or uv, or name another in sky.Image(pip=[...])"
+            f"{what} was installed here from {_origin(raw)} and has no list of its files, so it can't be sent to "
+            "nodes: install it here with pip or uv, or name another in sky.Image(pip=[...])"
         )
     tags = re.findall(r"^Tag:\s*(\S+)\s*$", about, re.MULTILINE)
     stem = f"{re.sub(r'[-_.]+', '_', name)}-{version}"
@@ -57,7 +61,10 @@ def rebuild(raw: metadata.Distribution, folder: Path) -> Wheel:
     files[f"{info}/RECORD"] = "".join([*lines, f"{info}/RECORD,,\n"]).encode()
     content = hashlib.sha256(b"".join(path.encode() + data for path, data in sorted(files.items()))).hexdigest()
     place = folder / content[:20] / f"{stem}-{_joined(tags)}.whl"
-    if not place.exists():
+    if place.exists():
+        os.utime(place.parent)
+    else:
+        _sweep(folder)
         place.parent.mkdir(parents=True, exist_ok=True)
         draft = place.with_suffix(f".{os.getpid()}")
         with zipfile.ZipFile(draft, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as wheel:
@@ -67,9 +74,16 @@ def rebuild(raw: metadata.Distribution, folder: Path) -> Wheel:
     return Wheel(name, version, str(place), content, all(tag.endswith("-any") for tag in tags))
 
 
+def _sweep(folder: Path) -> None:
+    for each in folder.glob("*"):
+        with contextlib.suppress(OSError):  # another program is at it
+            if time.time() - each.stat().st_mtime > _KEPT:
+                shutil.rmtree(each)
+
+
 def _origin(raw: metadata.Distribution) -> str:
     found = re.search(r'"url":\s*"([^"]*)"', raw.read_text("direct_url.json") or "")
-    return re.sub(r"//[^/@\s]*@", "//", found[1]) if found else "somewhere else"
+    return re.sub(r"//[^/@\s]*@", "//", found[1]) if found else "an unknown place"
 
 
 def _files(raw: metadata.Distribution, record: str, stem: str, what: str) -> Iterator[tuple[str, bytes]]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -64,6 +66,21 @@ def test_the_same_files_make_the_same_wheel(site: Path, tmp_path: Path) -> None:
     (site / "mine/data.txt").write_text("edited again")
     second = rebuild(found(site, "my-own"), tmp_path)
     assert (second.content != first.content, second.path != first.path) == (True, True)
+
+
+def test_a_wheel_that_nobody_used_for_long_goes(site: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "wheels"
+    first = Path(rebuild(found(site, "my-own"), folder).path)
+    old = time.time() - 70 * 86400
+    os.utime(first.parent, (old, old))
+    assert Path(rebuild(found(site, "my-own"), folder).path) == first  # used again
+    (site / "mine/data.txt").write_text("edited again")
+    second = Path(rebuild(found(site, "my-own"), folder).path)
+    assert first.exists()
+    os.utime(first.parent, (old, old))
+    (site / "mine/data.txt").write_text("and again")
+    third = Path(rebuild(found(site, "my-own"), folder).path)
+    assert [first.exists(), second.exists(), third.exists()] == [False, True, True]
 
 
 @pytest.mark.slow
