@@ -430,7 +430,7 @@ class Tally:
 
 
 def _cost(info: MachineInfo, since: float, now: float) -> float:
-    return (info.price or 0.0) * info.billing.seconds(now - since) / 3600
+    return info.billing.cost(info.price or 0.0, now - since)
 
 
 def _node(name: str, node: _Node, busy: int, *, draining: bool) -> NodeStatus:

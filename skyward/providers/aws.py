@@ -48,7 +48,7 @@ _UBUNTU = "ubuntu/images/hvm-ssd-gp3/ubuntu-noble-24.04-{}-server-*"
 _DEEP_LEARNING = "Deep Learning *Base OSS Nvidia Driver GPU AMI (Ubuntu 24.04)*"
 _DEEP_LEARNING_OWNERS = ["amazon", "898082745236"]  # the alias, and the account behind it
 _TYPES_AGE = 3600.0  # seconds for which the list of instance types is reused
-_BILLING = Billing(minimum=60.0)  # and then by the second
+_BILLING = Billing(minimum=60.0)  # then "one second increments" (AWS, "Announcing EC2 per second billing", 2017)
 _ADDRESS = 0.005  # US dollars per hour of a public IPv4 address
 _GIB_MONTH = 0.08  # US dollars for a GiB of gp3 in us-east-1; up to twice that elsewhere
 _USUAL_DISK = 8  # GiB of Ubuntu's image; those with drivers have more, on machines that cost a hundred times as much

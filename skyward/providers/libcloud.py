@@ -46,7 +46,7 @@ __all__ = ["PROFILES", "Libcloud", "Profile"]
 
 _MARK = "skyward"  # the tag of everything of ours; some clouds keep a list of tags when everything else is gone
 _STATUS = re.compile(r"(?i)(?:status code|http|code)\W{1,3}([45]\d\d)\b")
-_MONTH = 730.0  # hours
+_MONTH = 672.0  # hours for which Vultr bills in a month at most, so that an hour costs this part of a month
 _NO_ANSWER = (MalformedResponseError, requests.exceptions.RequestException, OSError)
 _STATES = {
     NodeState.RUNNING: MachineState.RUNNING,

@@ -59,7 +59,7 @@ class Profile:
     named
         Arguments for which the driver takes objects with a name and an id; users write names.
     billing
-        The minimum time billed, and the billing unit.
+        The minimum time billed, the billing unit, and the minimum charge.
     others
         US dollars per hour for the disk and the public address, if the size's price does not include them.
     quota, capacity
@@ -116,7 +116,9 @@ PROFILES: dict[str, Profile] = {
         image="ubuntu-24-04-x64",
         images="id",
         locations="extra.regions",
-        billing=Billing(minimum=60.0),
+        # Per second since January 2026, "with a minimum charge of 60 seconds or $0.01 (whichever is higher)"
+        # (DigitalOcean in www.digitalocean.com/community/questions/how-billing-works-for-1-hour).
+        billing=Billing(minimum=60.0, minimum_cost=0.01),
         quota=r"exceed your droplet limit",
         capacity=r"not available in this region|currently unavailable|capacity",
         key_env=("DIGITALOCEAN_ACCESS_TOKEN", "DIGITALOCEAN_TOKEN"),
@@ -135,6 +137,7 @@ PROFILES: dict[str, Profile] = {
         user="ubuntu",
         create={"image": None},  # has no default, and excludes an image family
         destroy={"destroy_boot_disk": False},  # it is deleted with its machine
+        # "charged a minimum of 1 minute", then "in 1 second increments" (cloud.google.com/compute/vm-instance-pricing)
         billing=Billing(minimum=60.0),
         others=0.0055,  # 10 GB, and an address
         quota=r"QUOTA_EXCEEDED|quotaExceeded|Quota '",
@@ -152,7 +155,7 @@ PROFILES: dict[str, Profile] = {
         image="linode/ubuntu24.04",
         images="id",
         password="root_pass",  # noqa: S106  the argument's name
-        billing=Billing(unit=3600.0),
+        billing=Billing(unit=3600.0),  # "rounded up to the nearest hour" (linode.com/community/questions/23981)
         quota=r"[Ll]imit reached",
         capacity=r"not available|capacity|sold out",
         key_env=("LINODE_CLI_TOKEN", "LINODE_TOKEN"),
@@ -191,7 +194,7 @@ PROFILES: dict[str, Profile] = {
         locations="extra.locations",
         list_sizes={"ex_list_bare_metals": False},
         list_nodes={"ex_list_bare_metals": False},
-        billing=Billing(unit=3600.0),
+        billing=Billing(unit=3600.0),  # the unit is an hour, begun or not (how-am-i-billed-for-my-servers in their docs)
         quota=r"limit|maximum",
         capacity=r"not available|unavailable|sold out",
         key_env=("VULTR_API_KEY",),

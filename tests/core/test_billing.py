@@ -1,4 +1,4 @@
-"""For how long a provider bills a machine."""
+"""What a provider bills for a machine."""
 
 from __future__ import annotations
 
@@ -30,16 +30,44 @@ def test_what_is_billed(billing: Billing, lived: float, billed: float) -> None:
     assert billing.seconds(lived) == billed
 
 
+@pytest.mark.parametrize(
+    ("billing", "price", "lived", "cost"),
+    [
+        (Billing(), 0.5, 1800.0, 0.25),
+        (Billing(minimum=60.0, minimum_cost=0.01), 6.0, 30.0, 0.1),
+        (Billing(minimum=60.0, minimum_cost=0.01), 0.006, 300.0, 0.01),
+        (Billing(unit=3600.0, minimum_cost=0.01), 0.0, 300.0, 0.0),
+    ],
+)
+def test_what_it_costs(billing: Billing, price: float, lived: float, cost: float) -> None:
+    assert billing.cost(price, lived) == pytest.approx(cost)
+
+
+def test_for_how_long_the_money_lasts() -> None:
+    a_cent_at_least = Billing(minimum=60.0, minimum_cost=0.01)
+    assert a_cent_at_least.affordable(0.006, 0.009) == 0.0
+    assert a_cent_at_least.affordable(0.006, 0.01) == pytest.approx(6000.0)
+    assert a_cent_at_least.affordable(6.0, 0.05) == 0.0  # half a minute
+    assert a_cent_at_least.affordable(0.0, 0.0) == math.inf
+
+
 @given(
-    st.builds(Billing, st.sampled_from((0.0, 60.0, 600.0)), st.sampled_from((0.0, 1.0, 60.0, 3600.0))),
-    st.floats(0, 1e7),
+    st.builds(
+        Billing,
+        st.sampled_from((0.0, 60.0, 600.0)),
+        st.sampled_from((0.0, 1.0, 60.0, 3600.0)),
+        st.sampled_from((0.0, 0.01, 1.0)),
+    ),
+    st.floats(1e-3, 1e3),
+    st.floats(0, 1e5),
 )
 @examples(200)
-def test_who_lives_within_what_is_paid_is_billed_no_more(billing: Billing, paid: float) -> None:
-    lived = billing.within(paid)
-    assert 0 <= lived <= paid + 0.01
+def test_who_lives_as_long_as_is_affordable_costs_no_more(billing: Billing, price: float, dollars: float) -> None:
+    lived = billing.affordable(price, dollars)
+    assert 0 <= lived
     if lived:
-        assert billing.seconds(lived) <= paid + 0.01
+        assert billing.cost(price, lived) <= dollars * (1 + 1e-4) + 1e-4
     else:
-        assert paid < billing.seconds(0.0) or paid == 0
-    assert billing.within(billing.seconds(lived)) >= lived - 0.01
+        assert dollars < billing.cost(price, 0.0) or dollars == 0
+    again = billing.affordable(price, billing.cost(price, lived) * (1 + 1e-9))
+    assert again >= lived * (1 - 1e-6) - 0.01

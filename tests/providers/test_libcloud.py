@@ -379,7 +379,7 @@ def test_vultr():
     meta = {"total": 2, "links": {"next": "", "prev": ""}}
     driver = bare("vultr", lambda *_: {"os": images, "meta": meta, "instance": instance})
     extra = {"vcpu_count": 1, "locations": ["ewr"]}
-    size = NodeSize("vc2-1c-1gb", "vc2-1c-1gb", 1024, 25, 1, 7.3, driver, extra)
+    size = NodeSize("vc2-1c-1gb", "vc2-1c-1gb", 1024, 25, 1, 6.72, driver, extra)
     it = Libcloud("vultr", "x")
     made = placed(it, driver, size, NodeLocation("ewr", "New Jersey", "US", driver))
     method, path, body = driver.connection.asked[-1]

@@ -18,7 +18,6 @@ __all__ = ["MIN_SECONDS", "Budget", "Terms"]
 MIN_SECONDS = 300.0
 """Seconds that a machine must be paid for: with fewer it would hardly do more than boot."""
 
-_HOUR = 3600.0
 _MARGIN = (30.0, 0.1)  # a machine is given up so many seconds, or this part of its time, before the end: the lesser
 _ENDING = 60.0  # seconds for which a machine that is being terminated may still cost
 
@@ -53,11 +52,11 @@ class Terms:
     @property
     def share(self) -> float:
         """US dollars that it may cost."""
-        return self.price * self.billing.seconds(self.seconds) / _HOUR if self.price else 0.0
+        return self.billing.cost(self.price, self.seconds)
 
     def cost(self, now: float) -> float:
         """US dollars that it has cost if it ends now."""
-        return self.price * self.billing.seconds(now - self.began) / _HOUR
+        return self.billing.cost(self.price, now - self.began)
 
     def held(self, ended: float | None = None) -> float:
         """US dollars that must be set aside for it; `ended` is when its provider agreed to terminate it."""
@@ -106,7 +105,7 @@ class Budget:
         """
         if not offer.price:
             return missing if offer.price == 0 else 0
-        return min(missing, int(free / (offer.price * offer.billing.seconds(MIN_SECONDS) / _HOUR) + 1e-9))
+        return min(missing, int(free / offer.billing.cost(offer.price, MIN_SECONDS) + 1e-9))
 
     def terms(self, offer: Offer, machines: int, free: float, now: float) -> Terms:
         """The terms of each machine if so many are bought with all that is free.
@@ -123,8 +122,7 @@ class Budget:
             The time, from which on they cost money.
         """
         price = offer.price or 0.0
-        paid = free / machines / price * _HOUR if price else float("inf")
-        return Terms(price, now, offer.billing.within(paid), offer.billing)
+        return Terms(price, now, offer.billing.affordable(price, free / machines), offer.billing)
 
     def why_not(self, offer: Offer, missing: int, free: float) -> str:
         """Why the machines that are missing are not bought, or not all of them.
@@ -142,4 +140,5 @@ class Budget:
         each = f"${offer.price:.4g}/h" if offer.price is not None else "an unknown price"
         what = f"{missing} machines" if missing > 1 else "a machine"
         time = f"{offer.billing.seconds(MIN_SECONDS) / 60:.0f} minutes{' each' * (missing > 1)}"
-        return f"{left}, which does not pay for {what} at {each} for {time}"
+        charge = f" (minimum charge ${offer.billing.minimum_cost:.2g})" if offer.billing.minimum_cost else ""
+        return f"{left}, which does not pay for {what} at {each} for {time}{charge}"

@@ -203,7 +203,7 @@ def forecast(workload: Workload, cluster: Cluster) -> Forecast:
     transfer = workload.shared / cluster.bandwidth
     compute = max(tasks, moving, driving)
     wall = cluster.start + workload.before + transfer + compute
-    price = None if cluster.price is None else cluster.price * cluster.nodes * cluster.billing.seconds(wall) / 3600
+    price = None if cluster.price is None else cluster.nodes * cluster.billing.cost(cluster.price, wall)
     ideal = sum(times) / total
     parts = {
         f"starting the nodes: {in_words(cluster.start)}": cluster.start,

@@ -38,7 +38,7 @@ CREATE TABLE IF NOT EXISTS providers (
 CREATE TABLE IF NOT EXISTS orders (
     name TEXT PRIMARY KEY, tag TEXT, provider TEXT, count INTEGER, machine TEXT, region TEXT, spot INTEGER,
     price REAL, host_key TEXT, intended REAL, refused REAL);
-CREATE TABLE IF NOT EXISTS billing (name TEXT PRIMARY KEY, minimum REAL, unit REAL);
+CREATE TABLE IF NOT EXISTS bills (name TEXT PRIMARY KEY, minimum REAL, unit REAL, minimum_cost REAL);
 CREATE TABLE IF NOT EXISTS machines (
     provider TEXT, id TEXT, ordered TEXT, tag TEXT, made REAL, ended REAL, host TEXT, port INTEGER, user TEXT,
     node TEXT, PRIMARY KEY (provider, id));
@@ -89,7 +89,7 @@ class Entry:
     def cost(self, now: float) -> float | None:
         """US dollars so far; None when the price is not known."""
         end = now if self.ended is None else self.ended
-        return None if self.price is None else self.price * self.billing.seconds(end - self.made) / 3600
+        return None if self.price is None else self.billing.cost(self.price, end - self.made)
 
 
 class Ledger:
@@ -261,7 +261,7 @@ class Ledger:
         with self._open() as db:
             db.execute("INSERT INTO orders VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
             if offer and offer.billing != BY_THE_SECOND:
-                db.execute("INSERT INTO billing VALUES (?, ?, ?)", (order.name, *dataclasses.astuple(offer.billing)))
+                db.execute("INSERT INTO bills VALUES (?, ?, ?, ?)", (order.name, *dataclasses.astuple(offer.billing)))
             # After the insert, which makes other writers wait: a stop comes before it, or sees the order.
             if db.execute("SELECT 1 FROM stopped WHERE tag = ?", (order.tag,)).fetchone():
                 raise PoolNotActive(f"{order.tag} was shut down by `skyward down`; nothing more is rented for it")
@@ -333,8 +333,8 @@ class Ledger:
     def machines(self, tag: str | None = None) -> list[Entry]:
         """List the machines of a pool, or of all pools, oldest first, including those that are gone."""
         query = (
-            "SELECT m.*, o.machine, o.region, o.spot, o.price, o.host_key, b.minimum, b.unit FROM machines m "
-            "LEFT JOIN orders o ON o.name = m.ordered LEFT JOIN billing b ON b.name = m.ordered "
+            "SELECT m.*, o.machine, o.region, o.spot, o.price, o.host_key, b.minimum, b.unit, b.minimum_cost FROM machines m "
+            "LEFT JOIN orders o ON o.name = m.ordered LEFT JOIN bills b ON b.name = m.ordered "
             "WHERE ? IS NULL OR m.tag = ? ORDER BY m.made"
         )
         with self._open() as db:
@@ -354,7 +354,7 @@ def _entry(row: sqlite3.Row) -> Entry:
     return Entry(
         *(row["provider"], row["id"], row["tag"], row["machine"] or "", row["region"], bool(row["spot"])),
         *(row["price"], row["made"], row["ended"], endpoint, row["host_key"] or "", row["node"] or ""),
-        Billing(row["minimum"] or 0.0, row["unit"] or 0.0),
+        Billing(row["minimum"] or 0.0, row["unit"] or 0.0, row["minimum_cost"] or 0.0),
     )
 
 

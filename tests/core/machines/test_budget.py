@@ -59,6 +59,19 @@ def test_where_each_hour_that_has_begun_is_billed_only_whole_hours_are_bought() 
     )
 
 
+def test_a_least_cost_is_part_of_each_share() -> None:
+    """Five minutes of a machine of $0.006/h cost a cent where that is the least: a budget of two buys two."""
+    budget, offer = Budget(0.025), Offer("m", price=0.006, billing=Billing(60.0, minimum_cost=0.01))
+    assert budget.pays_for(offer, 3, 0.025) == 2
+    terms = budget.terms(offer, 2, 0.025, 0.0)
+    assert (terms.seconds, terms.share, terms.cost(1.0)) == (pytest.approx(7500.0), pytest.approx(0.0125), 0.01)
+    assert terms.held(10.0) == 0.01
+    assert budget.why_not(offer, 1, 0.005) == (
+        "$0.005 of budget=$0.025 is left, which does not pay for a machine at $0.006/h for 5 minutes "
+        "(minimum charge $0.01)"
+    )
+
+
 def test_why_not_says_what_is_left_and_what_it_would_take() -> None:
     assert Budget(0.5).why_not(SMALL, 10, 0.5) == (
         "budget=$0.5, which does not pay for 10 machines at $1/h for 5 minutes each"
@@ -71,7 +84,7 @@ def test_why_not_says_what_is_left_and_what_it_would_take() -> None:
 @given(
     amount=st.floats(0.01, 1e4),
     lives=st.lists(st.tuples(st.floats(0.001, 50.0), st.integers(1, 20), st.floats(0.0, 1.0)), max_size=10),
-    billing=st.sampled_from((Billing(), Billing(minimum=60.0), Billing(unit=3600.0), Billing(3600.0, 60.0))),
+    billing=st.sampled_from((Billing(), Billing(minimum=60.0), Billing(unit=3600.0), Billing(3600.0, 60.0), Billing(minimum_cost=0.01))),
 )
 @examples(200)
 def test_whatever_is_bought_in_turn_the_budget_holds(

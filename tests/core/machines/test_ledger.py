@@ -252,10 +252,10 @@ def test_cost(ledger: Ledger, price: float | None, ended: float | None, cost: fl
 
 def test_what_is_billed_at_least_counts_as_well(ledger: Ledger) -> None:
     ledger.open_pool("sky-1", [], KEY)
-    ledger.intend("p", an_order(offer=replace(OFFER, billing=Billing(minimum=60.0, unit=3600.0))))
+    ledger.intend("p", an_order(offer=replace(OFFER, billing=Billing(minimum=60.0, unit=3600.0, minimum_cost=0.01))))
     ledger.made("p", [a_machine()])
     (entry,) = ledger.machines()
-    assert entry.billing == Billing(60.0, 3600.0)
+    assert entry.billing == Billing(60.0, 3600.0, 0.01)
     assert (entry.cost(entry.made + 5), entry.cost(entry.made + 3605)) == (0.72, 1.44)
 
 
