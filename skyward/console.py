@@ -25,6 +25,7 @@ from skyward.core.visible import printed, shown
 if TYPE_CHECKING:
     from skyward.console_cell import Cell
     from skyward.console_live import LiveLine
+    from skyward.console_marimo import MarimoCell
     from skyward.core.status import PoolStatus
 
 __all__ = ["Console", "live_text", "summary_text", "terminal"]
@@ -193,12 +194,16 @@ def _start_line(stream: TextIO | None, text: Callable[[], str]) -> LiveLine | No
     return LiveLine.start(stream, text)
 
 
-def _start_cell(status: Callable[[], PoolStatus]) -> Cell | None:
-    if "ipykernel" not in sys.modules:
-        return None
-    from skyward.console_cell import Cell  # noqa: PLC0415  needs IPython
+def _start_cell(status: Callable[[], PoolStatus]) -> Cell | MarimoCell | None:
+    if "ipykernel" in sys.modules:
+        from skyward.console_cell import Cell  # noqa: PLC0415  needs IPython
 
-    return Cell.start(status)
+        return Cell.start(status)
+    if "marimo" in sys.modules:
+        from skyward.console_marimo import MarimoCell  # noqa: PLC0415  needs marimo
+
+        return MarimoCell.start(status)
+    return None
 
 
 class _Writer:

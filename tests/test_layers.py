@@ -63,6 +63,7 @@ HOUSE: dict[str, set[str]] = {
     "skyward.console": {
         "skyward.console_cell",
         "skyward.console_live",
+        "skyward.console_marimo",
         "skyward.core.events",
         "skyward.core.facts",
         "skyward.core.status",
@@ -71,6 +72,7 @@ HOUSE: dict[str, set[str]] = {
     },
     "skyward.console_cell": {"skyward.core.progress", "skyward.core.status"},
     "skyward.console_live": set(),
+    "skyward.console_marimo": {"skyward.core.progress", "skyward.core.status"},
     "skyward.dashboard": {
         "skyward.core.errors",
         "skyward.core.events",
@@ -157,6 +159,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "tenacity": ("skyward.providers",),
     "numpy": ("skyward.core.payload.memory_maps", "skyward.core.results", "skyward.testing", "skyward.worker.slot"),
     "IPython": ("skyward.console_cell", "skyward.cli.magic"),
+    "marimo": ("skyward.console_marimo",),
     "rich": ("skyward.console_live", "skyward.cli"),
     "sklearn": ("skyward.joblib_ext",),
     "starlette": ("skyward.dashboard",),
@@ -176,6 +179,7 @@ LAZY: dict[tuple[str, str], str] = {
     ("skyward.providers.drivers.aws_credentials", "botocore.session"): "as above",
     ("skyward", "skyward.cli.magic"): "needs IPython, which calls this",
     ("skyward.console", "skyward.console_cell"): "needs IPython, which only a notebook has",
+    ("skyward.console", "skyward.console_marimo"): "needs marimo, which only its notebooks have",
     ("skyward.console", "skyward.console_live"): "needs rich, which only a terminal is worth",
     (
         "skyward.core.machines.ssh_keys",
@@ -404,6 +408,7 @@ def test_foreign_packages_are_declared() -> None:
     declared = {"asyncssh", "botocore", "cloudpickle", "cryptography", "joblib", "libcloud", "msgpack", "platformdirs"}
     declared |= {"packaging", "requests", "rich", "tenacity", "threadpoolctl", "typer", "uv", "xxhash", "zstandard"}
     optional = {"IPython", "numpy", "sklearn"}  # come with the user's own code
+    optional |= {"marimo"}  # runs the program that imports us
     optional |= {"starlette", "uvicorn"}  # the extra [dashboard], without which nothing imports what needs them
     suites = {"hypothesis", "numpy", "pytest"}  # skyward.testing is for those who have them
     known = sys.stdlib_module_names | declared | optional | {"skyward"}
