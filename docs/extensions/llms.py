@@ -13,10 +13,19 @@ from sphinx.application import Sphinx
 __all__ = ["setup"]
 
 
+def _says_something(paragraph: nodes.paragraph) -> bool:
+    """Whether it is none that a program has added: a gallery's notes, a class's bases."""
+    return not isinstance(paragraph.parent, nodes.Admonition) and not paragraph.astext().startswith("Bases: ")
+
+
 def _first_sentence(app: Sphinx, name: str) -> str:
-    paragraph = next(iter(app.env.get_doctree(name).findall(nodes.paragraph)), None)
-    text = re.sub(r"\s+", " ", paragraph.astext()) if paragraph is not None else ""
-    return re.split(r"(?<=[.!?])\s", text, maxsplit=1)[0].rstrip(":")
+    paragraph = next(filter(_says_something, app.env.get_doctree(name).findall(nodes.paragraph)), None)
+    if paragraph is None:
+        return ""
+    first = paragraph[0]
+    is_heading = isinstance(first, nodes.strong) and first.astext().endswith((".", "?"))
+    text = "".join(part.astext() for part in (paragraph.children[1:] if is_heading else paragraph))
+    return re.split(r"(?<=[.!?])\s", re.sub(r"\s+", " ", text).strip(), maxsplit=1)[0].rstrip(":")
 
 
 def _line(app: Sphinx, name: str) -> str:
