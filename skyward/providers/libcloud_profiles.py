@@ -194,7 +194,7 @@ PROFILES: dict[str, Profile] = {
         locations="extra.locations",
         list_sizes={"ex_list_bare_metals": False},
         list_nodes={"ex_list_bare_metals": False},
-        billing=Billing(unit=3600.0),  # the unit is an hour, begun or not (how-am-i-billed-for-my-servers in their docs)
+        billing=Billing(unit=3600.0),  # an hour that has begun is one (how-am-i-billed-for-my-servers in their docs)
         quota=r"limit|maximum",
         capacity=r"not available|unavailable|sold out",
         key_env=("VULTR_API_KEY",),

@@ -333,8 +333,8 @@ class Ledger:
     def machines(self, tag: str | None = None) -> list[Entry]:
         """List the machines of a pool, or of all pools, oldest first, including those that are gone."""
         query = (
-            "SELECT m.*, o.machine, o.region, o.spot, o.price, o.host_key, b.minimum, b.unit, b.minimum_cost FROM machines m "
-            "LEFT JOIN orders o ON o.name = m.ordered LEFT JOIN bills b ON b.name = m.ordered "
+            "SELECT m.*, o.machine, o.region, o.spot, o.price, o.host_key, b.minimum, b.unit, b.minimum_cost "
+            "FROM machines m LEFT JOIN orders o ON o.name = m.ordered LEFT JOIN bills b ON b.name = m.ordered "
             "WHERE ? IS NULL OR m.tag = ? ORDER BY m.made"
         )
         with self._open() as db:

@@ -84,7 +84,9 @@ def test_why_not_says_what_is_left_and_what_it_would_take() -> None:
 @given(
     amount=st.floats(0.01, 1e4),
     lives=st.lists(st.tuples(st.floats(0.001, 50.0), st.integers(1, 20), st.floats(0.0, 1.0)), max_size=10),
-    billing=st.sampled_from((Billing(), Billing(minimum=60.0), Billing(unit=3600.0), Billing(3600.0, 60.0), Billing(minimum_cost=0.01))),
+    billing=st.sampled_from(
+        (Billing(), Billing(minimum=60.0), Billing(unit=3600.0), Billing(3600.0, 60.0), Billing(minimum_cost=0.01))
+    ),
 )
 @examples(200)
 def test_whatever_is_bought_in_turn_the_budget_holds(

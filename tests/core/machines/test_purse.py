@@ -15,7 +15,9 @@ from skyward.core.spec import Offer
 from tests.core.machines.test_fleet import RENTED, SMALL, machine, of
 from tests.examples import examples
 
-BILLINGS = st.sampled_from((BY_THE_SECOND, Billing(minimum=60.0), Billing(unit=3600.0), Billing(60.0, minimum_cost=0.01)))
+BILLINGS = st.sampled_from(
+    (BY_THE_SECOND, Billing(minimum=60.0), Billing(unit=3600.0), Billing(60.0, minimum_cost=0.01))
+)
 
 
 def paid_fleet(amount, wanted=1, least=1, offers=((0, SMALL),), sources=(RENTED,)):
