@@ -1,7 +1,7 @@
 """How Sphinx builds the documentation site; `make docs` runs it.
 
-The pages are the Markdown files of this folder, which are readable on their own as well. What is made of the code, at
-build time: the pages of the API (`extensions/reference.py`) and the gallery, whose examples are run for it.
+The pages are the Markdown files of this folder, which are also readable on their own. Two parts are generated from code
+at build time: the pages of the API (`extensions/reference.py`) and the gallery, whose examples are run for it.
 """
 
 from __future__ import annotations
@@ -50,15 +50,15 @@ autodoc_member_order = "bysource"
 autodoc_class_signature = "mixed"
 autodoc_type_aliases = {
     name: f"skyward.core.events.{name}" for name in ("Event", "Listener")
-}  # not all they are made of
+}  # their names instead of all their members
 maximum_signature_line_length = 88
-numpydoc_show_class_members = False  # they stand below their class
+numpydoc_show_class_members = False  # autodoc shows them below their class
 numpydoc_class_members_toctree = False
 numpydoc_xref_param_type = False
 numpydoc_validation_checks = {"GL01", "GL03", "GL05", "GL06", "GL07", "GL09", "GL10", "SS04"}  # layout
 numpydoc_validation_checks |= {"PR03", "PR05", "PR06", "PR08", "PR09", "PR10", "RT04", "RT05"}  # parameters, results
 
-# --- the gallery: each example is run, here and now, and its pictures are those that it drew ---
+# --- the gallery: each example is run during the build, and its pictures are those that it drew ---
 
 sphinx_gallery_conf = {
     "examples_dirs": "../examples/gallery",
@@ -71,13 +71,13 @@ sphinx_gallery_conf = {
     "show_signature": False,
 }
 
-for left in (HERE / "gallery").glob("plot_*"):  # of examples that have another name now
+for left in (HERE / "gallery").glob("plot_*"):  # files of examples that were renamed
     if left.is_file() and not (HERE.parent / "examples" / "gallery" / f"{left.name.split('.')[0]}.py").exists():
         left.unlink()
 
 # --- other projects ---
 
-# A build needs no internet: what can't be had within seconds is left out, and names in it are no links.
+# A build needs no internet: inventories that can't be fetched within seconds are left out, and their names not linked.
 intersphinx_mapping = inventories.found(HERE.parent / "build" / "docs" / "inventories")
 nitpick_ignore_regex = [("py:.*", rf"({'|'.join(inventories.MODULES)})(\..*)?")]
 

@@ -1,7 +1,7 @@
 """Inventories of other projects' documentation, for links to Python, joblib, scikit-learn and numpy.
 
-They are fetched once and kept below build/. Without internet there are none: the site is built all the same, and the
-names that would lead there are plain text.
+They are fetched once and stored under build/. Without internet there are none: the site is built all the same, and
+names of these projects are plain text.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ PROJECTS = {
 
 MODULES = ["_pickle", "asyncio", "builtins", "collections", "concurrent", "contextlib", "datetime", "enum", "joblib"]
 MODULES += ["mmap", "numpy", "os", "pathlib", "sklearn", "types", "typing"]
-"""What signatures refer to, and is no error where it can't be linked."""
+"""Modules that signatures refer to; a reference to them that can't be linked is no error."""
 
-_SECONDS = 5  # in which all must have arrived; looking up a name may take a system half a minute if nobody answers
+_SECONDS = 5  # in which all must have arrived; a host name lookup may take half a minute if no server answers
 _HEAD = b"# Sphinx inventory version 2"
 
 
@@ -43,7 +43,7 @@ def _fetch(address: str, goal: Path) -> None:
 
 
 def found(folder: Path) -> dict[str, tuple[str, str]]:
-    """Fetch what is missing in `folder`, and return the projects whose inventory is there."""
+    """Fetch the inventories that `folder` lacks, and return the projects whose inventory is there."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = {name: folder / f"{name}.inv" for name in PROJECTS}
     threads = [

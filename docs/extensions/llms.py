@@ -1,4 +1,4 @@
-"""llms.txt: what language models read first. The pages in the order of their contents, each with its first sentence."""
+"""Writes llms.txt, a list of the pages for language models: in the order of the contents, with their first sentences."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def _first_sentence(app: Sphinx, name: str) -> str:
 
 def _line(app: Sphinx, name: str) -> str:
     source = app.env.doc2path(name, base=False)
-    written = source.suffix == ".md" and name not in outside.PAGES  # others are made: their source says nothing
+    written = source.suffix == ".md" and name not in outside.PAGES  # the source of other pages is generated
     address = f"_sources/{source}" if written else f"{name}.html"
     what = _first_sentence(app, name)
     return f"- [{app.env.titles[name].astext()}]({address})" + (f": {what}" if what else "")
 
 
 def _below(app: Sphinx, name: str) -> list[str]:
-    """The pages below one, in order, those below them included."""
+    """The pages below one, in order, at all levels."""
     found: list[str] = []
     for tree in app.env.get_doctree(name).findall(addnodes.toctree):
         for _, entry in tree["entries"]:
@@ -47,7 +47,7 @@ def _below(app: Sphinx, name: str) -> list[str]:
 
 
 def write(app: Sphinx, error: Exception | None) -> None:
-    """Write it beside the pages."""
+    """Write llms.txt beside the pages."""
     if error is not None or app.builder.name != "html":
         return
     start = app.config.root_doc

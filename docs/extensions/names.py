@@ -1,7 +1,7 @@
-"""Names of the API in the text of a page, or of a docstring, become links to their pages.
+"""Turns names of the API in the text of a page or a docstring into links to their pages.
 
 `sky.Compute`, `Worker(concurrency=4)`, `pool.map` and `numpy.memmap` are written as plain code, which reads well
-without Sphinx too. In annotations, classes are found under the name that is public.
+without Sphinx, too. In annotations, classes are linked by their public names.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _PREFIXES = {"sky": "skyward.", "skyward": "skyward.", "pool": "skyward.Compute.
 class Names(SphinxPostTransform):
     """Text marked as code, or by single backticks in a docstring."""
 
-    default_priority = 5  # before what resolves references
+    default_priority = 5  # before Sphinx resolves references
 
     def run(self, **_: Any) -> None:
-        """Make links of the names that have a page."""
+        """Link the names that have a page."""
         objects = self.env.domains["py"].objects  # type: ignore[attr-defined]
         for kind in (nodes.literal, nodes.title_reference):
             for node in list(self.document.findall(kind)):
@@ -44,7 +44,7 @@ class Names(SphinxPostTransform):
             node.replace_self(literal)
 
     def _address(self, text: str, objects: dict[str, Any]) -> str | None:
-        """Where the page of a name is, unless it is the page on which it stands."""
+        """The address of a name's page, unless that is the current page."""
         target = full_name(text, objects)
         if target is None:
             return _of_others(text, self.env)
@@ -65,7 +65,7 @@ def _inside_a_link(node: nodes.Node) -> bool:
 
 
 def full_name(text: str, objects: dict[str, Any]) -> str | None:
-    """Return the documented object that a piece of code names, or None."""
+    """Return the full name of the documented object that a piece of code names, or None."""
     match = _NAME.fullmatch(text)
     if match is None:
         return None
@@ -77,7 +77,7 @@ def full_name(text: str, objects: dict[str, Any]) -> str | None:
 
 
 def _of_others(text: str, env: BuildEnvironment) -> str | None:
-    """Where Python, joblib, scikit-learn or numpy describe a name, if their inventories could be had."""
+    """The address where Python, joblib, scikit-learn or numpy describe a name, if their inventories were fetched."""
     match = _NAME.fullmatch(text)
     if match is None or "." not in match[2] or match[1] is not None:
         return None
@@ -94,7 +94,7 @@ def _elsewhere(name: str, objects: dict[str, Any]) -> list[str]:
 def public(
     app: Sphinx, env: BuildEnvironment, node: pending_xref, content: nodes.TextElement
 ) -> nodes.reference | nodes.TextElement | None:
-    """Resolve what the code calls by the module where it is defined, and leave what is internal as text."""
+    """Resolve names that the code writes with the module of their definition, and leave internal ones as text."""
     target = node.get("reftarget", "")
     if node.get("refdomain") != "py":
         return None
@@ -111,7 +111,7 @@ def public(
 def readable(  # the arguments are Sphinx's
     app: Sphinx, what: str, name: str, thing: object, options: object, signature: str | None, returned: str | None
 ) -> tuple[str | None, str | None]:
-    """Write an alias within another type as its name; autodoc shows how it stands in for it."""
+    """Write a type alias within another type as its name; autodoc shows a ``TypeAliasForwardRef`` instead."""
     shown = [text and re.sub(r"TypeAliasForwardRef\('([\w.]+)'\)", r"\1", text) for text in (signature, returned)]
     return shown[0], shown[1]
 

@@ -1,6 +1,6 @@
-"""Pages whose text lies outside of docs, such as the changelog: a short page with a link stands for each of them.
+"""Includes pages from outside of docs, such as the changelog: docs contains a short page with a link for each of them.
 
-That link is for those who read the page without Sphinx.
+That link is for readers without Sphinx.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _LINK = re.compile(r"(?<=\]\()(?![a-z]+:)([^)#\s]+)")
 
 
 def replace(app: Sphinx, name: str, content: list[str]) -> None:
-    """Put in the text of an outer page, and let links to outer pages lead to their names here."""
+    """Insert the text of an outer page, and redirect links to outer pages to the pages in docs."""
     docs = Path(app.srcdir)
     goals = {(docs.parent / path).resolve(): docs / f"{page}.md" for page, path in PAGES.items()}
     source = Path(app.env.doc2path(name))

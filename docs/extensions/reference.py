@@ -1,6 +1,6 @@
-"""The pages of the API, made of the code: one for each public name, and one for each module that packages may use.
+"""Generates the pages of the API: one for each public name, and one for each module that other packages may use.
 
-They lie in docs/generated, which is not kept. Only what differs is written, so that a second build has little to do.
+They are written to docs/generated, which is not in git, and only if they differ, so that a second build is quick.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ MODULES = {
     "skyward.core.interfaces": "the contracts of providers, transports, plugins and listeners",
     "skyward.core.spec": "the values that a pool and its providers exchange",
     "skyward.core.events": "what happens in a pool",
-    "skyward.core.status": "how a pool is",
-    "skyward.core.facts": "what events add up to",
-    "skyward.core.visible": "text of others, made safe to show",
+    "skyward.core.status": "the state of a pool",
+    "skyward.core.facts": "running totals of a pool's events",
+    "skyward.core.visible": "makes foreign text safe to show",
     "skyward.providers.base": "the base class of cloud providers",
-    "skyward.providers.first_boot": "what a machine runs at its first boot",
+    "skyward.providers.first_boot": "the script that a machine runs at its first boot",
     "skyward.providers.libcloud": "profiles for Apache Libcloud's drivers",
     "skyward.testing.provider": "the suites that every provider passes",
     "skyward.testing.transport": "the suite that every transport passes",
@@ -42,11 +42,11 @@ GROUPS = {
 PACKAGES = "For packages"
 ELSEWHERE = {"ComputePool", "integrations", "__version__"}  # another name for Compute, a module, a text
 
-_BARE = {*GROUPS["Providers"]}  # their methods are for pools, and stand in the contracts
+_BARE = {*GROUPS["Providers"]}  # pools call their methods, which the contracts describe
 
 
 def _aliases() -> dict[str, str]:
-    """Where a public thing is defined, with its public name."""
+    """Public names by the place where their objects are defined."""
     found = {}
     for name in skyward.__all__:
         value = getattr(skyward, name)
@@ -59,7 +59,7 @@ ALIASES = _aliases()
 
 
 def is_internal(target: str) -> bool:
-    """Tell whether a name of an annotation is none that has a page: of a type that users need not know, or an alias."""
+    """Tell whether a name in an annotation has no page: that of a type that users need not know, or an alias."""
     return target.startswith("skyward.") or "." not in target or "[" in target
 
 
@@ -102,13 +102,13 @@ def _module(name: str, what: str) -> str:
 
 
 def _group(group: str, names: list[str]) -> str:
-    """Links to its pages; what each name is for is in the tables of api.md."""
+    """Links to its pages; the tables of api.md say what each name is for."""
     tree = ".. toctree::\n   :titlesonly:\n\n" + "".join(f"   skyward.{name}\n" for name in names)
     return f"{_heading(group)}:doc:`The overview </api>` has a line for each.\n\n{tree}"
 
 
 def _packages() -> str:
-    """A table of the modules that packages may use."""
+    """A table of the modules that other packages may use."""
     rows = ".. list-table::\n   :widths: auto\n\n"
     for name, what in MODULES.items():
         rows += f"   * - :doc:`{name} <{name}>`\n     - {what[0].upper()}{what[1:]}.\n"
@@ -127,7 +127,7 @@ def pages() -> dict[str, str]:
 
 
 def write(app: Sphinx) -> None:
-    """Write the pages that differ, and remove those that are no longer made."""
+    """Write the pages that differ, and remove those that are no longer generated."""
     folder = Path(app.srcdir) / "generated"
     folder.mkdir(exist_ok=True)
     texts = pages()

@@ -25,7 +25,7 @@ with sky.Compute(nodes=2, concurrency=2, plugins=[sky.plugins.sklearn()]):
 print(f"{len(search.cv_results_['params']) * 3} fits; best: {search.best_params_}, {search.best_score_:.3f}")
 
 # %%
-# The results are scikit-learn's own, and stay here when the pool has ended.
+# The results are ordinary scikit-learn results, and outlive the pool.
 
 scores = search.cv_results_["mean_test_score"].reshape(6, 6)
 figure, axes = plt.subplots(figsize=(6, 4.8), layout="constrained")

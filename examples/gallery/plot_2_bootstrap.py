@@ -3,8 +3,7 @@ A bootstrap as an executor
 ==========================
 
 A pool is a ``concurrent.futures`` executor, so ``pool.map`` is all that a bootstrap needs. Each task gets a seed of
-its own, and with it a stream of random numbers that no other task shares: the result is the same on any number of
-machines.
+its own, and so a stream of random numbers that no other task shares: the result is the same on any number of machines.
 """
 
 import matplotlib.pyplot as plt
@@ -29,7 +28,7 @@ with sky.Compute(nodes=2, concurrency=2) as pool:
     curves = np.array(list(pool.map(resampled_fit, seeds, chunksize=20)))
 
 # %%
-# Nineteen in twenty of the curves lie within the band.
+# At each point, 95 % of the curves lie within the band.
 
 low, middle, high = np.percentile(curves, [2.5, 50, 97.5], axis=0)
 figure, axes = plt.subplots(figsize=(7, 4.4), layout="constrained")

@@ -3,7 +3,7 @@ Who drew what
 =============
 
 An image is computed in tiles, each a task of ``Parallel``. The second picture shows which slot computed which tile:
-slots take the next tile as soon as they are free, so the expensive ones in the middle hold up nobody.
+slots take the next tile as soon as they are free, so the expensive tiles in the middle do not hold up the others.
 """
 
 import matplotlib.pyplot as plt
@@ -32,7 +32,7 @@ with sky.Compute(nodes=2, concurrency=2, plugins=[sky.plugins.joblib()]):
     tiles = Parallel(n_jobs=-1, batch_size=1)(delayed(tile)(*place) for place in places)
 
 # %%
-# The slots have names: a node's, and a number.
+# A slot is identified by the name of its node and a number.
 
 workers = sorted({(worker.node, worker.slot) for _, worker in tiles})
 image, drawn_by = np.empty((SIZE, SIZE)), np.empty((SIZE, SIZE))

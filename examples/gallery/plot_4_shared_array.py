@@ -36,7 +36,7 @@ with tempfile.TemporaryDirectory() as folder:
     result = np.log(potential)
 
 # %%
-# The driver sees what the tasks have written, in its own memory map.
+# The driver's own memory map shows what the tasks have written.
 
 figure, axes = plt.subplots(figsize=(7, 4.8), layout="constrained")
 image = axes.imshow(result, extent=(-4, 4, -3, 3), cmap="inferno", origin="lower")

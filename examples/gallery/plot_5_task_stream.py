@@ -2,8 +2,8 @@
 When each task ran
 ==================
 
-A pool tells what happens in it as events. ``TaskEnded`` says which slot ran a task, from when, and for how long:
-enough for a picture of the whole run. The live page (``dashboard=True``) draws the same while it happens.
+A pool reports what happens in it as events. ``TaskEnded`` says which slot ran a task, when it started, and how long it
+took: enough for a picture of the whole run. The live page (``dashboard=True``) draws the same picture live.
 """
 
 import random
@@ -16,12 +16,12 @@ from skyward.core.events import TaskEnded
 
 
 def prepare(number):
-    """Take a short time."""
+    """Sleep for a short time."""
     time.sleep(random.Random(number).uniform(0.02, 0.06))
 
 
 def train(number):
-    """Take a longer time, and one of them very long."""
+    """Sleep for a longer time, and for one number very long."""
     time.sleep(0.9 if number == 20 else random.Random(number).uniform(0.05, 0.25))
 
 
@@ -35,7 +35,7 @@ with pool:
         future.result()
 
 # %%
-# One task takes much longer than the others and began late: five slots wait for the sixth. Had it been submitted
+# One task takes much longer than the others and started late: five slots wait for the sixth. Had it been submitted
 # first, the run would have been shorter.
 
 start = min(event.started for event in ended)
