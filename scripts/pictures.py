@@ -1,8 +1,7 @@
-"""Makes the pictures of the documentation: the live page in Chromium, and beside it a terminal. ``make pictures``.
+"""Makes the pictures of the documentation: the live page in Chromium, and a terminal beside it. ``make pictures``.
 
 Those of docs/howto/dashboard.md show the scenes of tests/dashboard/scenes.py, so they differ only when the page does.
-The one of the README is of a real pool on this machine: its page, and what its program shows in a terminal at the same
-moment.
+The README's shows a real pool on this machine: its page, and what its program shows in a terminal at the same moment.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from tests.dashboard.scenes import SCENES
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 FOLDER = REPOSITORY / "docs" / "pictures"
-_MOST = 150_000  # bytes of a picture
+_MAX_BYTES = 150_000  # of a picture
 _SIZE = (1120, 700)  # of the window
 _COLUMNS, _ROWS = 86, 17
 _SECONDS = 14  # after which the picture of the README is taken
@@ -95,8 +94,8 @@ def smaller(png: bytes) -> bytes:
 def keep(name: str, png: bytes) -> None:
     """Write a picture."""
     packed = smaller(png)
-    if len(packed) > _MOST:
-        raise SystemExit(f"{name} has {len(packed):,} bytes, more than {_MOST:,}: show less in it")
+    if len(packed) > _MAX_BYTES:
+        raise SystemExit(f"{name} has {len(packed):,} bytes, more than {_MAX_BYTES:,}: show less in it")
     (FOLDER / f"{name}.png").write_bytes(packed)
     print(f"{name}.png {len(packed):,} bytes")
 

@@ -1,4 +1,4 @@
-"""Writes llms.txt, a list of the pages for language models: in the order of the contents, with their first sentences."""
+"""Writes llms.txt, a list of the pages for language models, each with its first sentence, in the order of contents."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ class Image:
     env_from
         Variables of this machine that tasks get: names (``"CHURN_URL"``), patterns (``"CHURN_*"``), and files of
         ``NAME=value`` lines (``".env"``). They are read immediately; `env` overrides them. They are not set while
-        packages are installed. Besides these, only time zone and locale reach tasks on other machines.
+        packages are installed. Otherwise only time zone and locale reach tasks on other machines.
 
     Raises
     ------

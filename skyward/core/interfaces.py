@@ -58,7 +58,7 @@ class Trait(enum.Enum):
 class Provider(Protocol):
     """A source of machines.
 
-    All methods are synchronous, may block, and are called from worker threads, several at a time. They raise
+    All methods are synchronous, may block, and are called from worker threads, several at once. They raise
     `ProvisioningError` (or a subclass, by which core decides what to try next), with foreign errors mapped `from` the
     cause.
     """
@@ -307,7 +307,7 @@ class Listener(Protocol):
     """
 
     def handle(self, event: Event) -> None:
-        """Handle an event. Called from any thread, several at a time; must neither block nor call the pool."""
+        """Handle an event. Called from any thread, several at once; must neither block nor call the pool."""
         ...
 
     def close(self) -> None:

@@ -1,7 +1,7 @@
 """Large results of the driver's caches on a node: each is fetched once for all tasks there, and kept in a file.
 
 The driver says which file a result is at each lookup (its inode, time and size), so a copy of what was cleared or
-replaced meanwhile is never found. Copies lie in a folder that the agent removes. The oldest go if the disk gets full;
+replaced meanwhile is never found. Copies are in a folder that the agent removes. The oldest go if the disk gets full;
 one that is being read stays.
 """
 
@@ -97,7 +97,7 @@ def _opened(path: Path) -> IO[bytes] | None:
 
 
 def _has_room(folder: Path, size: int) -> bool:
-    """Whether a result finds room; copies that nobody reads are removed if need be, the longest unused first."""
+    """Whether a result fits; if necessary, copies that nobody reads are removed, the longest unused first."""
     copies = sorted(folder.glob("*-*"), key=lambda path: path.stat().st_mtime)
     while shutil.disk_usage(folder).free < size + _MARGIN:
         if not copies:

@@ -29,7 +29,7 @@ def _of_context(context: Any) -> object:
 def _of_wrapper(wrapper: Any) -> object:
     """The function and scikit-learn's configuration, but of the warnings' filters only those that raise.
 
-    Somebody who silences warnings on the second day does not want the results of the first one anew.
+    Users who silence warnings on the second day don't want to compute the first day's results again.
     """
     state = dict(vars(wrapper))
     filters = state.pop("warning_filters", None) or ()
@@ -39,8 +39,8 @@ def _of_wrapper(wrapper: Any) -> object:
 def what_counts(call: Call) -> Call:
     """Return a call without the arguments that do not matter for its result.
 
-    Each fit of a search is told how many candidates there are, for messages, and since 1.9 gets the search itself, for
-    callbacks: with that, a search of one more candidate would be another search.
+    Each fit of a search gets the number of candidates, for messages, and since 1.9 the search itself, for callbacks:
+    with them, a search of one more candidate would not reuse any results.
     """
     function, args, kwargs = call
     if "candidate_progress" not in kwargs:

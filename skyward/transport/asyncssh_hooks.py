@@ -11,7 +11,7 @@ from typing import Any
 
 import asyncssh
 
-__all__ = ["hear_refusals", "spare_work", "watch_writing"]
+__all__ = ["spare_work", "watch_refusals", "watch_writing"]
 
 _IGNORE = 2  # SSH_MSG_IGNORE (RFC 4250)
 _USERAUTH_FAILURE = 51  # SSH_MSG_USERAUTH_FAILURE (RFC 4252)
@@ -55,8 +55,8 @@ def watch_writing(
     connection.resume_writing = resume  # type: ignore[method-assign]
 
 
-def hear_refusals(connection: asyncssh.SSHClientConnection, heard: Callable[[bytes], None]) -> None:
-    """Call `heard` with the payload of each SSH_MSG_USERAUTH_FAILURE, which says what else the host asks for.
+def watch_refusals(connection: asyncssh.SSHClientConnection, refused: Callable[[bytes], None]) -> None:
+    """Call `refused` with the payload of each SSH_MSG_USERAUTH_FAILURE, which says what else the host asks for.
 
     asyncssh passes on neither that nor whether a key was accepted; it only logs the packet.
     """
@@ -66,7 +66,7 @@ def hear_refusals(connection: asyncssh.SSHClientConnection, heard: Callable[[byt
         kind: int, number: int | None, packet: bytes | asyncssh.packet.SSHPacket, note: str = ""
     ) -> None:
         if kind == _USERAUTH_FAILURE and not isinstance(packet, bytes):
-            heard(packet.get_full_payload())
+            refused(packet.get_full_payload())
         log(kind, number, packet, note)
 
     connection.log_received_packet = log_received_packet  # type: ignore[method-assign,assignment]

@@ -11,7 +11,7 @@ from typing import Any
 
 import asyncssh
 
-from skyward.transport.asyncssh_hooks import hear_refusals
+from skyward.transport.asyncssh_hooks import watch_refusals
 from skyward.transport.ssh_config import SSHSettings, expand, expand_path
 
 __all__ = ["Client", "Keys", "agent_of", "agent_words", "is_encrypted", "read_keys"]
@@ -155,9 +155,9 @@ class Client(asyncssh.SSHClient):
 
     def connection_made(self, conn: asyncssh.SSHClientConnection) -> None:
         """Called once bytes can be exchanged."""
-        hear_refusals(conn, self._hear_refusal)
+        watch_refusals(conn, self._on_refusal)
 
-    def _hear_refusal(self, payload: bytes) -> None:
+    def _on_refusal(self, payload: bytes) -> None:
         length = int.from_bytes(payload[1:5], "big")
         self.wanted = tuple(payload[5 : 5 + length].decode("ascii", "replace").split(","))
         self.accepted |= payload[5 + length : 6 + length] == b"\1"

@@ -113,7 +113,7 @@ class _Cache:
     """Indexes of files, until these change."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()  # guards the table, and keeps a file from being indexed twice at a time
+        self._lock = threading.Lock()  # guards the table, and keeps a file from being indexed twice at once
         self._kept: OrderedDict[Path, tuple[tuple[int, ...], Entries]] = OrderedDict()
 
     def read(self, path: Path) -> Entries:

@@ -102,7 +102,7 @@ class SSHChannel(BufferedChannel):
 
     @property
     def is_open(self) -> bool:
-        """Whether it stands: it was opened, and neither side has ended it."""
+        """Whether it was opened, and neither side has ended it."""
         return self._channel is not None and not self._ended
 
     def write(self, buffers: Sequence[bytes | bytearray | memoryview]) -> None:

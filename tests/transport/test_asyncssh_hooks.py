@@ -15,7 +15,7 @@ from typing import Any
 import asyncssh
 import pytest
 
-from skyward.transport.asyncssh_hooks import hear_refusals, spare_work, watch_writing
+from skyward.transport.asyncssh_hooks import spare_work, watch_refusals, watch_writing
 
 IGNORE = 2
 FED = 64 * 1024
@@ -142,7 +142,7 @@ def test_a_refusal_is_heard_with_the_methods_that_remain() -> None:
 
         class Client(asyncssh.SSHClient):
             def connection_made(self, conn: asyncssh.SSHClientConnection) -> None:
-                hear_refusals(conn, heard.append)
+                watch_refusals(conn, heard.append)
 
         key = asyncssh.generate_private_key("ssh-ed25519")
         async with host(refuses=True) as port:

@@ -107,12 +107,12 @@ const model = {
     this.logSeen += (message.log || []).length;
   },
 
-  node(told) {
-    const known = this.nodes.get(told.id);
+  node(sent) {
+    const known = this.nodes.get(sent.id);
     const fresh = { busy: 0, done: 0, failed: 0, arrived: 0, moved: 0, loads: [], rows: [], transfers: [], slots: 0, gpus: [], machine: ["", "", ""] };
-    const same = known && known.name === told.name;
-    if (!same || known.until !== told.until || known.since !== told.since) this.shape++;
-    this.nodes.set(told.id, same ? Object.assign(known, told) : { ...fresh, ...told });
+    const same = known && known.name === sent.name;
+    if (!same || known.until !== sent.until || known.since !== sent.since) this.shape++;
+    this.nodes.set(sent.id, same ? Object.assign(known, sent) : { ...fresh, ...sent });
   },
 
   forget(id) {

@@ -79,7 +79,7 @@ const look = {
     return { pen, width, height };
   },
 
-  // Times at which an axis of so many pixels has its marks.
+  // Times at which an axis has its marks, `apart` pixels or more from each other.
   ticks(from, to, width, apart = 80) {
     const steps = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 43200, 86400].map((s) => s * 1000);
     const step = steps.find((each) => ((to - from) / each) * apart <= width) || 86_400_000 * Math.ceil((((to - from) / 86_400_000) * apart) / width);

@@ -346,7 +346,7 @@ const stream = {
     return [`${text.bytes(size)} sent to ${node.name}`, hit.length > 1 ? `${hit.length} transfers, ${when}` : when, `from ${from}`];
   },
 
-  tell(event) {
+  showTip(event) {
     const sent = this.sent(event);
     if (sent) return tip.show(event.clientX, event.clientY, this.describeSent(sent));
     const { row, index } = this.at(event);
@@ -376,12 +376,12 @@ const stream = {
   grab(event) {
     this.pointers.set(event.pointerId, { x: event.clientX, y: event.clientY });
     this.dragged = 0;
-    if (event.pointerType !== "mouse") this.tell(event);
+    if (event.pointerType !== "mouse") this.showTip(event);
   },
 
   move(event) {
     const before = this.pointers.get(event.pointerId);
-    if (!before) return this.tell(event);
+    if (!before) return this.showTip(event);
     const shift = event.clientX - before.x;
     this.dragged += Math.abs(shift);
     if (this.pointers.size === 2) {

@@ -159,7 +159,7 @@ const nodes = {
       ["Tasks done", text.count(node.done)],
       ["Tasks failed", text.count(node.failed)],
       ["Ready", node.since == null ? "–" : `at ${text.clock(node.since)}, for ${text.seconds(lived)}`],
-      ["Data sent there", node.arrived ? `${text.bytes(node.moved)} in ${text.count(node.arrived)} ${node.arrived === 1 ? "transfer" : "transfers"}` : "–"],
+      ["Data received", node.arrived ? `${text.bytes(node.moved)} in ${text.count(node.arrived)} ${node.arrived === 1 ? "transfer" : "transfers"}` : "–"],
       ["Cores", node.cores == null ? "–" : text.count(node.cores)],
       ["Disk free", text.gib(node.disk)],
     ]);

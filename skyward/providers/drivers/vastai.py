@@ -1,8 +1,8 @@
 """Vast.ai for apache-libcloud: the marketplace's public API as a `NodeDriver`.
 
 It knows only libcloud and the standard library. Like every libcloud driver it blocks, and one object serves one thread;
-threads share the pace of their account. A size is an *offer*: one machine of one host, which is gone once somebody has
-rented it. A node is an *instance*: a container whose SSH port is mapped to some port of the host.
+threads share the rate limit of their account. A size is an *offer*: one machine of one host, which is gone once it is
+rented. A node is an *instance*: a container whose SSH port is mapped to some port of the host.
 
 Surprises: create has no idempotency token, so a lost reply leaves an instance that can only be found by its label. A
 bid that fails may have created an instance all the same (`VastAILeftoverError`). Storage is billed as long as an
