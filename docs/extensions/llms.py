@@ -14,7 +14,7 @@ __all__ = ["setup"]
 
 
 def _says_something(paragraph: nodes.paragraph) -> bool:
-    """Whether it is none that a program has added: a gallery's notes, a class's bases."""
+    """Whether Sphinx did not add it, as it adds notes to a gallery and bases to a class."""
     return not isinstance(paragraph.parent, nodes.Admonition) and not paragraph.astext().startswith("Bases: ")
 
 

@@ -104,7 +104,7 @@ def _module(name: str, what: str) -> str:
 def _group(group: str, names: list[str]) -> str:
     """Links to its pages; the tables of api.md say what each name is for."""
     tree = ".. toctree::\n   :titlesonly:\n\n" + "".join(f"   skyward.{name}\n" for name in names)
-    return f"{_heading(group)}:doc:`The overview </api>` has a line for each.\n\n{tree}"
+    return f"{_heading(group)}:doc:`The overview </api>` describes each of these names in a line.\n\n{tree}"
 
 
 def _packages() -> str:
@@ -112,7 +112,8 @@ def _packages() -> str:
     rows = ".. list-table::\n   :widths: auto\n\n"
     for name, what in MODULES.items():
         rows += f"   * - :doc:`{name} <{name}>`\n     - {what[0].upper()}{what[1:]}.\n"
-    return _heading(PACKAGES) + rows + "\n.. toctree::\n   :hidden:\n\n" + "".join(f"   {name}\n" for name in MODULES)
+    tree = "\n.. toctree::\n   :hidden:\n\n" + "".join(f"   {name}\n" for name in MODULES)
+    return f"{_heading(PACKAGES)}Modules that other packages may use.\n\n{rows}{tree}"
 
 
 def pages() -> dict[str, str]:
