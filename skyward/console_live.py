@@ -5,6 +5,7 @@ Import it only if there is a terminal, since it needs rich. It knows nothing abo
 
 from __future__ import annotations
 
+import builtins
 import os
 import sys
 import threading
@@ -28,22 +29,23 @@ class LiveLine:
     """The line, from `start` until `stop`.
 
     While it is shown, `sys.stdout` and `sys.stderr` are replaced, if they are that terminal, by streams that write
-    above the line. A stream that goes elsewhere (``python script.py > file``) is left alone.
+    above the line. A stream that goes elsewhere (``python script.py > file``) is left alone. So is `builtins.input`
+    replaced, by one that removes the line while the user types, since what Python and pdb read there they write
+    themselves.
     """
 
     def __init__(self, stream: TextIO, text: Callable[[], str]) -> None:
         self._text = text
         self._console = Console(file=stream, highlight=False, markup=False)
         self._above: dict[str, _Above] = {}
-        self._live = Live(
-            get_renderable=self._render,
-            console=self._console,
-            refresh_per_second=_PER_SECOND,
-            transient=True,
-            redirect_stdout=False,  # rich would send stdout to stderr and break long lines
-            redirect_stderr=False,
-        )
+        self._live = self._make_live()
         self._stream = stream
+        self._input = builtins.input
+        self._process = os.getpid()
+        # Guards what follows and `_live`: a pool may end while a thread asks the user.
+        self._lock = threading.Lock()
+        self._asking = 0
+        self._stopped = False
 
     @classmethod
     def start(cls, stream: TextIO, text: Callable[[], str]) -> LiveLine | None:
@@ -58,6 +60,7 @@ class LiveLine:
                     line._above[name] = above = _Above(original, line._console)
                     setattr(sys, name, above)
             line._live.start()
+            builtins.input = line._ask
         except BaseException:
             line.stop()
             raise
@@ -65,14 +68,49 @@ class LiveLine:
 
     def stop(self) -> None:
         """Remove the line and restore the streams."""
+        if builtins.input == self._ask:
+            builtins.input = self._input
         try:
-            self._live.stop()
+            with self._lock:
+                self._stopped = True
+                self._live.stop()
         finally:
             for name, above in self._above.items():
-                above.end()
+                above.pause()
                 if getattr(sys, name) is above:  # otherwise someone has replaced it, and may restore it later
                     setattr(sys, name, above.original)
             _taken.release()
+
+    def _make_live(self) -> Live:
+        return Live(
+            get_renderable=self._render,
+            console=self._console,
+            refresh_per_second=_PER_SECOND,
+            transient=True,
+            redirect_stdout=False,  # rich would send stdout to stderr and break long lines
+            redirect_stderr=False,
+        )
+
+    def _ask(self, prompt: object = "", /) -> str:
+        """Stands in for `input`."""
+        if os.getpid() != self._process or not _is_terminal(sys.stdin):
+            return self._input(prompt)
+        with self._lock:
+            self._asking += 1
+            if self._asking == 1 and not self._stopped:
+                self._live.stop()
+                for above in self._above.values():
+                    above.pause()
+        try:
+            return self._input(prompt)
+        finally:
+            with self._lock:
+                self._asking -= 1
+                if not self._asking and not self._stopped:
+                    for above in self._above.values():
+                        above.resume(self._console)
+                    self._live = self._make_live()  # one that was stopped believes that its line is still there
+                    self._live.start()
 
     def _render(self) -> RenderableType:
         line = Text(self._text(), no_wrap=True, overflow="crop")
@@ -103,7 +141,7 @@ class _Above:
 
     def write(self, text: str) -> int:
         console = self._console
-        if console is None or os.getpid() != self._process:  # after `end`, or in a fork, where no line is drawn
+        if console is None or os.getpid() != self._process:  # while it is paused, or in a fork, where no line is drawn
             return self.original.write(text)
         with self._lock:
             whole, newline, self._pending = (self._pending + text).rpartition("\n")
@@ -127,7 +165,12 @@ class _Above:
         if self._console is None or os.getpid() != self._process:
             self.original.flush()
 
-    def end(self) -> None:
+    def resume(self, console: Console) -> None:
+        """Write above the line again."""
+        with self._lock:
+            self._console = console
+
+    def pause(self) -> None:
         """Write the unfinished line, and pass everything through from now on."""
         with self._lock:
             self._console = None
@@ -144,6 +187,13 @@ class _Raw:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield Segment(self._text)
+
+
+def _is_terminal(stream: Any) -> bool:
+    try:
+        return bool(stream.isatty())
+    except (AttributeError, ValueError):  # there is none, or it is closed
+        return False
 
 
 def _same_terminal(stream: Any, terminal: TextIO) -> bool:

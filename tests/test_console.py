@@ -275,8 +275,13 @@ def test_a_reader_that_does_not_read_never_holds_up_the_pool(monkeypatch: pytest
 # --- on a real terminal ---
 
 
-def run_on_pty(script: str, *, stdout: int | None = None, width: int = 100, **env: str) -> str:
-    """What a Python script writes to a terminal that is its stderr, and its stdout if none is given."""
+def run_on_pty(
+    script: str, *, stdout: int | None = None, width: int = 100, typed: tuple[str, str] = ("", ""), **env: str
+) -> str:
+    """What a Python script writes to a terminal that is its stderr, and its stdout if none is given.
+
+    `typed` is what somebody types, and after which text.
+    """
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, width, 0, 0))
     environment = {**os.environ, "TERM": "xterm", "PYTHONPATH": str(REPOSITORY), **env}
@@ -296,6 +301,9 @@ def run_on_pty(script: str, *, stdout: int | None = None, width: int = 100, **en
             if not data:
                 break
             seen += data
+            if typed[0] and typed[0].encode() in seen:
+                os.write(ours, typed[1].encode())
+                typed = "", ""
     os.close(ours)
     assert process.returncode == 0, seen.decode()
     return seen.decode()
@@ -447,6 +455,36 @@ def test_nothing_is_painted_over_the_prompt_of_an_interpreter() -> None:
     assert "nodes 0/1" in seen, "while the pool starts there is a line"
     after = seen.partition("at the prompt")[2]
     assert re.fullmatch(r"\r\nclosing\r\nskyward local: 1 tasks in [^\r]*\r\n", after), after
+
+
+@pytest.mark.slow
+def test_nothing_is_painted_over_what_the_program_asks() -> None:
+    """The line returns after the answer. pdb asks in the same way."""
+    seen = run_on_pty(
+        """
+        import builtins, sys, threading, time
+        import skyward as sky
+
+        before = builtins.input
+        with sky.Compute() as pool:
+            assert pool.submit(pow, 2, 3).result() == 8
+            time.sleep(0.3)
+            threading.Timer(0.5, print, ["the line would have been drawn four times"]).start()
+            print("Now ", end="")
+            print("answer:", input("name? "))
+            time.sleep(0.3)
+        assert builtins.input is before
+        """,
+        typed=("four times", "Ada\n"),
+    )
+    start, asked, rest = seen.partition("Now name? ")
+    assert asked, seen
+    assert "local: nodes 1/1" in start
+    while_asked, answer, after = rest.partition("answer: Ada")
+    assert while_asked.startswith("the line would have been drawn four times\r\nAda\r\n")
+    assert "local: nodes" not in while_asked.partition("Ada\r\n")[0]
+    assert answer
+    assert "local: nodes 1/1" in after
 
 
 @pytest.mark.slow

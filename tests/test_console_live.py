@@ -55,7 +55,10 @@ def test_an_unfinished_line_waits_and_is_not_lost() -> None:
     assert file.getvalue() == "[node-1] between\n"
     above.write("\nrest")
     assert file.getvalue() == "[node-1] between\n 10%\r 20%\n"
-    above.end()
+    above.pause()
     assert file.getvalue().endswith("rest")
     above.write("later")
     assert file.getvalue().endswith("restlater")
+    above.resume(RichConsole(file=file, force_terminal=True, width=80))
+    above.write(" pending")
+    assert (file.getvalue().endswith("restlater"), above.tail) == (True, " pending")
