@@ -78,6 +78,7 @@ HOUSE: dict[str, set[str]] = {
         "skyward.core.events",
         "skyward.core.facts",
         "skyward.core.gpus",
+        "skyward.core.payload.exceptions",
         "skyward.core.status",
         "skyward.core.visible",
     },

@@ -7,7 +7,6 @@ them about once a second in the page's own. Time is an argument, in seconds of `
 from __future__ import annotations
 
 import threading
-import traceback
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -23,6 +22,7 @@ from skyward.core.events import (
     Transferred,
 )
 from skyward.core.gpus import Gpu
+from skyward.core.payload.exceptions import traceback_text
 from skyward.core.status import NodeStatus, PoolStatus
 from skyward.core.visible import printed, shown
 from skyward.dashboard.blocks import Block, Blocks
@@ -259,7 +259,7 @@ class Recording:
         seen = self._formatted.get(kind, 0)
         if seen < _MAX_EXAMPLES and (kind in self._formatted or len(self._formatted) < _MAX_KINDS):
             self._formatted[kind] = seen + 1
-            text = "".join(traceback.format_exception(event.exception))
+            text = traceback_text(event.exception)
             if len(text) > _MAX_TRACEBACK:
                 half = _MAX_TRACEBACK // 2
                 text = f"{text[:half]}\n[...]\n{text[-half:]}"

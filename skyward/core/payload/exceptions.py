@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import mmap
 import pickle
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ from skyward.core.payload.pickling import reduce_class
 from skyward.core.payload.source_lines import fill, formatted, read_places
 from skyward.core.visible import shown
 
-__all__ = ["NO_ITEM", "FailedItem", "RemoteTraceback", "chain", "dump", "load"]
+__all__ = ["NO_ITEM", "FailedItem", "RemoteTraceback", "chain", "dump", "load", "traceback_text"]
 
 
 class FailedItem(NamedTuple):
@@ -106,6 +107,24 @@ def chain(errors: Sequence[BaseException], text: str, item: FailedItem = NO_ITEM
     for error, cause in zip(errors, [*errors[1:], remote], strict=True):
         BaseException.__setattr__(error, "__cause__", cause)  # a frozen dataclass refuses plain assignment
     return errors[0]
+
+
+def traceback_text(error: BaseException) -> str:
+    """The traceback to show for a task's exception: the node's if there is one, with the notes that were added here.
+
+    Python would print that of the node as a cause, and the exception a second time below it.
+    """
+    link: BaseException | None = error
+    remote, seen = None, 0
+    while link is not None and seen < 100:  # a chain may be a ring
+        if isinstance(link, RemoteTraceback):
+            remote = link  # the last one is of the node that answered, and has the others in its text
+        link, seen = link.__cause__, seen + 1
+    if remote is None:
+        return "".join(traceback.format_exception(error))
+    text = remote.text if remote.text.endswith("\n") else f"{remote.text}\n"
+    notes = getattr(error, "__notes__", None)
+    return text + "".join(f"{note}\n" for note in (notes if isinstance(notes, list) else ()) if str(note) not in text)
 
 
 def _dump_one(error: BaseException, ways: Sequence[Callable[[BaseException], bytes]]) -> bytes:

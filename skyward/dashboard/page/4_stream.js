@@ -310,7 +310,7 @@ const stream = {
 
   describe(row, index) {
     const b = row.block(index);
-    const where = `${row.node.name}, slot ${row.slot}`;
+    const where = `${row.node.name}, slot ${row.slot + 1}`;
     const what = model.labels[b.label] || "?";
     const failed = b.failed === b.count ? "failed" : `${text.count(b.failed)} failed`;
     const lines = [what];
@@ -323,7 +323,7 @@ const stream = {
   describeRun(row, run) {
     const what = run.count === 1 ? "running" : `${text.tasks(run.count)}, running`;
     const since = `${what} for ${text.seconds((model.now - run.start) / 1000)}, since ${text.clock(run.start, true)}`;
-    return [model.labels[run.label] || "?", since, `${row.node.name}, slot ${row.slot}`];
+    return [model.labels[run.label] || "?", since, `${row.node.name}, slot ${row.slot + 1}`];
   },
 
   // What was sent to a node, at a place in its strip.
@@ -357,7 +357,7 @@ const stream = {
     }
     if (index == null) {
       const node = row.node;
-      return tip.show(event.clientX, event.clientY, [node.name, `slot ${row.slot}`, node.detail || node.machine[1] || ""].filter(Boolean));
+      return tip.show(event.clientX, event.clientY, [node.name, `slot ${row.slot + 1}`, node.detail || node.machine[1] || ""].filter(Boolean));
     }
     return tip.show(event.clientX, event.clientY, this.describe(row, index));
   },

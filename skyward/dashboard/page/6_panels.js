@@ -239,7 +239,7 @@ const failures = {
 
   example([at, node, slot, message, trace]) {
     const root = make("div", "example");
-    const place = slot >= 0 ? `${node}, slot ${slot}` : node || "nowhere";
+    const place = slot >= 0 ? `${node}, slot ${slot + 1}` : node || "nowhere";
     root.append(make("p", "", `at ${text.clock(at)} on ${place}`), make("pre", "", trace || message));
     return root;
   },

@@ -114,3 +114,25 @@ def test_a_circle_of_causes_ends() -> None:
     one, two = ValueError(1), ValueError(2)
     one.__cause__, two.__cause__ = two, one
     assert str(exceptions.load(*exceptions.dump(one))) == "1"
+
+
+def test_what_is_shown_is_the_nodes_traceback_and_the_notes_of_here() -> None:
+    try:
+        raise KeyError("the node's") from OSError("before")
+    except KeyError as error:
+        error.add_note("added there")
+        back = exceptions.load(*exceptions.dump(error))
+    back.__notes__ = ["added there", "item 3 on node-1"]
+    text = exceptions.traceback_text(back)
+    assert text.count('KeyError: "the node\'s"') == 1
+    assert "OSError: before" in text
+    assert text.endswith("added there\nitem 3 on node-1\n")
+    assert text.count("added there") == 1
+    assert "RemoteTraceback" not in text
+
+
+def test_without_a_nodes_traceback_pythons_own_is_shown() -> None:
+    error = TaskFailed("lost")
+    assert exceptions.traceback_text(error) == "skyward.core.errors.TaskFailed: lost\n"
+    error.__cause__ = error
+    assert exceptions.traceback_text(error).endswith("TaskFailed: lost\n")
