@@ -259,6 +259,7 @@ class Recording:
         seen = self._formatted.get(kind, 0)
         if seen < _MAX_EXAMPLES and (kind in self._formatted or len(self._formatted) < _MAX_KINDS):
             self._formatted[kind] = seen + 1
+            assert event.exception is not None  # of others there is no text to keep
             text = traceback_text(event.exception)
             if len(text) > _MAX_TRACEBACK:
                 half = _MAX_TRACEBACK // 2
