@@ -17,45 +17,13 @@ from joblib import Parallel, delayed
 
 import skyward as sky
 from skyward.integrations.joblib import SkywardBackend
+from tests.core.calls import Adder, add, apply, fail, meet, nap, node, outer, twice
 
 
 @pytest.fixture(scope="module")
 def pool() -> Iterator[sky.Compute]:
     with sky.Compute(nodes=3, concurrency=2, console=False) as pool:
         yield pool
-
-
-@sky.compute
-def add(a: int, b: int = 10) -> int:
-    """Add two numbers."""
-    return a + b
-
-
-@sky.compute
-def node() -> str:
-    return os.environ["SKYWARD_NODE"]
-
-
-@sky.compute
-def nap(seconds: float) -> float:
-    time.sleep(seconds)
-    return seconds
-
-
-@sky.compute
-def meet(folder: str, name: str, count: int) -> str:
-    """Wait until as many calls run at the same time."""
-    Path(folder, name).touch()
-    deadline = time.monotonic() + 60
-    while len(list(Path(folder).iterdir())) < count:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    return name
-
-
-@sky.compute
-def fail(text: str) -> None:
-    raise ValueError(text)
 
 
 def test_the_operators(pool: sky.Compute) -> None:
@@ -84,33 +52,6 @@ def test_a_failure_is_raised_at_once_and_cancels_the_others(pool: sky.Compute) -
         _ = sky.gather(nap(60), fail("no"), nap(60)) >> pool
     assert time.monotonic() - began < 10
     assert add(1) >> pool == 11
-
-
-def apply(function: Callable[..., Any], *args: Any) -> Any:
-    return function(*args)
-
-
-def twice(function: Callable[..., Any], number: int) -> list[Any]:
-    return [function(number), function(number)]
-
-
-@sky.compute
-def outer(number: int) -> Any:
-    return add(number)
-
-
-class Adder:
-    def __init__(self, number: int) -> None:
-        self.number = number
-
-    @sky.compute
-    def add(self, a: int) -> int:
-        return a + self.number
-
-    @sky.compute
-    @staticmethod
-    def static(a: int) -> int:
-        return a + 10
 
 
 WAYS: dict[str, Callable[[sky.Compute], Any]] = {

@@ -20,38 +20,31 @@ from skyward.core.errors import PayloadError
 from skyward.core.interfaces import Trait
 from skyward.core.payload.exceptions import RemoteTraceback
 from skyward.joblib_ext.backend import SkywardBackend
+from tests.joblib_ext.calls import (
+    Holder,
+    Odd,
+    bad_begin,
+    begin,
+    blas,
+    by_name,
+    fail,
+    fail_as_cancelled,
+    fill,
+    fill_held,
+    inside,
+    look_at,
+    nap,
+    nap_and_sum,
+    overlap,
+    square,
+    square_later,
+    state,
+    where,
+    write_into,
+)
 from tests.lab import eventually
 
 pytestmark = pytest.mark.usefixtures("pool")
-
-
-def where() -> int:
-    return os.getpid()
-
-
-def square(x):
-    return x**2
-
-
-def square_later(x, gate):
-    while not gate.exists():
-        time.sleep(0.001)
-    return x**2
-
-
-class Odd(Exception):
-    """Its signature does not match its args."""
-
-    def __init__(self, one, two):
-        super().__init__(f"{one} and {two}")
-        self.one, self.two = one, two
-
-
-def fail(x):
-    try:
-        _ = {}[x]
-    except KeyError as error:
-        raise Odd(x, threading.Event) from error
 
 
 # --- how many ---
@@ -84,15 +77,6 @@ def test_all_slots_of_a_single_slot_run_there_too():
         with Parallel(n_jobs=-1) as parallel:
             assert os.getpid() not in parallel(delayed(where)() for _ in range(3))
         assert os.getpid() not in Parallel(n_jobs=-2)(delayed(where)() for _ in range(3))
-
-
-def overlap(folder, number):
-    mine = folder / str(number)
-    mine.touch()
-    time.sleep(0.05)
-    count = len(list(folder.iterdir()))
-    mine.unlink()
-    return count
 
 
 @pytest.mark.parametrize("n_jobs", [2, 3])
@@ -128,11 +112,6 @@ def test_generator_gives_results_before_all_are_there():
     out = Parallel(n_jobs=2, return_as="generator", batch_size=1)(delayed(square)(i) for i in range(20))
     assert next(out) == 0
     assert list(out) == [i**2 for i in range(1, 20)]
-
-
-def nap(seconds):
-    time.sleep(seconds)
-    return seconds
 
 
 def test_unordered_generator_gives_the_fastest_first():
@@ -286,10 +265,6 @@ def test_exceptions_keep_type_attributes_cause_and_traceback():
     assert "in fail" in str(error.__cause__.__cause__)
 
 
-def fail_as_cancelled(x):
-    raise concurrent.futures.CancelledError(f"{x} of the task's own")
-
-
 def test_a_cancelled_error_of_the_tasks_own_stays_one():
     with pytest.raises(concurrent.futures.CancelledError, match="own"):
         Parallel(n_jobs=2)(delayed(fail_as_cancelled)(i) for i in [7])
@@ -298,24 +273,10 @@ def test_a_cancelled_error_of_the_tasks_own_stays_one():
 # --- nested ---
 
 
-def inside(depth):
-    with Parallel(n_jobs=2) as parallel:
-        here = (type(parallel._backend).__name__, parallel._backend.nesting_level)
-        return [here] if depth == 0 else [here, *parallel([delayed(inside)(depth - 1)])[0]]
-
-
 def test_nested_calls_use_threads_of_the_slot_and_then_none():
     with parallel_config(backend="skyward", n_jobs=2):
         levels = Parallel(n_jobs=2)([delayed(inside)(2)])[0]
     assert levels == [("ThreadingBackend", 1), ("SequentialBackend", 2), ("SequentialBackend", 2)]
-
-
-def by_name():
-    with parallel_config(backend="skyward") as config:
-        kind = type(config["backend"]).__module__.rpartition(".")[0]
-    pids = Parallel(n_jobs=2, backend="skyward")(delayed(where)() for _ in range(4))
-    counted = Parallel(n_jobs=-1, backend="skyward")(delayed(square)(i) for i in range(3))
-    return kind, set(pids) == {os.getpid()}, counted
 
 
 def test_tasks_may_name_the_backend_and_get_their_own_slot():
@@ -356,20 +317,6 @@ def test_n_jobs_1_leaves_the_backend_to_inner_calls():
 # --- settings ---
 
 
-def threads_of(_):
-    import threadpoolctl
-
-    limits = {pool["num_threads"] for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"}
-    return os.environ.get("OMP_NUM_THREADS"), limits
-
-
-def blas(_):
-    import numpy
-
-    numpy.dot(numpy.ones((64, 64)), numpy.ones((64, 64)))
-    return threads_of(_)
-
-
 def test_inner_max_num_threads_limits_libraries():
     with parallel_config(backend="skyward", inner_max_num_threads=2):
         for variable, limits in Parallel(n_jobs=2)(delayed(blas)(i) for i in range(4)):
@@ -383,12 +330,6 @@ def test_inner_max_num_threads_may_be_a_number_of_numpys():
     numpy = pytest.importorskip("numpy")
     with parallel_config(backend="skyward", inner_max_num_threads=numpy.int64(2)):
         assert {variable for variable, _ in Parallel(n_jobs=2, timeout=30)(delayed(blas)(i) for i in range(2))} == {"2"}
-
-
-def look_at(array):
-    import numpy
-
-    return type(array) is numpy.memmap, array.flags.writeable, float(array.sum())
 
 
 def test_large_arrays_are_read_only_maps():
@@ -405,30 +346,11 @@ def test_small_arrays_and_unlimited_ones_are_plain():
     assert Parallel(n_jobs=2, mmap_mode=None)([delayed(look_at)(array)] * 2)[0][0] is False
 
 
-def write_into(array):
-    array[0] = 5
-    return float(array[0]), float(array.sum())
-
-
 def test_copy_on_write_maps_are_written_by_one_task_only():
     numpy = pytest.importorskip("numpy")
     array = numpy.zeros(300_000)
     assert Parallel(n_jobs=4, mmap_mode="c", batch_size=1)([delayed(write_into)(array)] * 8) == [(5.0, 5.0)] * 8
     assert array[0] == 0
-
-
-def fill(part, value):
-    part[...] = value
-    return part
-
-
-class Holder:
-    def __init__(self, output):
-        self.output = output
-
-
-def fill_held(holder, value):
-    holder["at"].output[value] = value
 
 
 @pytest.mark.parametrize("size", [8, 300_000])
@@ -501,11 +423,6 @@ def changing(array):
         yield delayed(nap_and_sum)(array)
 
 
-def nap_and_sum(array):
-    time.sleep(0.05)
-    return float(array.sum())
-
-
 @pytest.mark.slow
 def test_elements_that_change_between_tasks_are_seen():
     """Of one slot, as joblib takes a task for each slot at once, and they have the same array."""
@@ -520,27 +437,12 @@ def test_arrays_without_a_map_can_be_written():
     assert Parallel(n_jobs=2, max_nbytes=None)([delayed(write_into)(array)] * 2) == [(5.0, 5.0)] * 2
 
 
-STATE = []
-
-
-def begin(value):
-    STATE.append(value)
-
-
-def state():
-    return list(STATE)
-
-
 def test_initializer_runs_once_in_each_slot_and_for_each_set_of_arguments():
     first = Parallel(n_jobs=4, batch_size=1, initializer=begin, initargs=("a",))([delayed(state)()] * 40)
     again = Parallel(n_jobs=4, batch_size=1, initializer=begin, initargs=("a",))([delayed(state)()] * 40)
     other = Parallel(n_jobs=4, batch_size=1, initializer=begin, initargs=("b",))([delayed(state)()] * 40)
     assert {tuple(seen) for seen in first + again} == {("a",)}
     assert {tuple(seen) for seen in other} <= {("a", "b"), ("b",)}
-
-
-def bad_begin():
-    raise RuntimeError("not today")
 
 
 def test_initializer_that_fails_fails_the_call():

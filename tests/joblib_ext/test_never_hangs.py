@@ -6,7 +6,6 @@ After each the pool works on, which the fixture checks.
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import sys
 import threading
@@ -20,12 +19,22 @@ from joblib import Parallel, delayed
 import skyward as sky
 from skyward.core.tasks import dispatch
 from skyward.integrations import SkywardBackend
+from tests.joblib_ext.calls import (
+    ExitsWhenPickled,
+    Fickle,
+    Homesick,
+    Unbearable,
+    die,
+    make_homesick,
+    make_lock,
+    pause,
+    raise_fickle,
+    raise_unbearable,
+    recurse,
+    square,
+)
 
 LIMIT = 60  # seconds; they take well under one where nothing is waited for, on an idle machine
-
-
-def square(x):
-    return x**2
 
 
 @pytest.fixture(autouse=True)
@@ -34,16 +43,6 @@ def _ends_and_the_pool_works_on(pool) -> Iterator[None]:
     yield
     assert time.monotonic() - began < LIMIT
     assert Parallel(n_jobs=-1)(delayed(square)(i) for i in range(20)) == [i**2 for i in range(20)]
-
-
-def die(how):
-    if how == "exit":
-        os._exit(3)
-    if how == "kill":
-        os.kill(os.getpid(), signal.SIGKILL)
-    import ctypes
-
-    ctypes.string_at(0)
 
 
 @pytest.mark.slow
@@ -71,27 +70,9 @@ def test_an_argument_that_cannot_be_pickled_late(return_as):
         list(Parallel(n_jobs=2, batch_size=1, return_as=return_as)(calls))
 
 
-class ExitsWhenPickled:
-    def __reduce__(self):
-        raise SystemExit(5)
-
-
 def test_an_argument_whose_pickling_exits_late():
     with pytest.raises(sky.PayloadError, match=r"ExitsWhenPickled.*SystemExit"):
         Parallel(n_jobs=2, batch_size=1)(delayed(id)(ExitsWhenPickled() if i == 30 else i) for i in range(60))
-
-
-class Homesick:
-    """Can be loaded only in the process that pickled it."""
-
-    def __reduce__(self):
-        return load_at_home, (os.getpid(),)
-
-
-def load_at_home(pid):
-    if os.getpid() != pid:
-        raise ValueError("not on this side")
-    return Homesick()
 
 
 def test_an_argument_that_cannot_be_loaded_there():
@@ -99,17 +80,9 @@ def test_an_argument_that_cannot_be_loaded_there():
         Parallel(n_jobs=2)(delayed(id)(Homesick()) for _ in range(4))
 
 
-def make_lock(_):
-    return threading.Lock()
-
-
 def test_a_result_that_cannot_be_pickled():
     with pytest.raises(sky.PayloadError, match="lock"):
         Parallel(n_jobs=2)(delayed(make_lock)(i) for i in range(4))
-
-
-def make_homesick(_):
-    return Homesick()
 
 
 def test_a_result_that_cannot_be_loaded_here():
@@ -117,34 +90,11 @@ def test_a_result_that_cannot_be_loaded_here():
         Parallel(n_jobs=2)(delayed(make_homesick)(i) for i in range(4))
 
 
-class Fickle(Exception):
-    def __init__(self, lock):
-        super().__init__("fickle")
-        self.lock = lock
-
-
-def raise_fickle(_):
-    raise Fickle(threading.Lock())
-
-
-class Unbearable(Exception):
-    def __reduce__(self):
-        raise RuntimeError("never")
-
-
-def raise_unbearable(_):
-    raise Unbearable("to be told anyway")
-
-
 def test_an_exception_that_cannot_be_pickled():
     with pytest.raises(Fickle, match="fickle"):
         Parallel(n_jobs=2)(delayed(raise_fickle)(i) for i in range(4))
     with pytest.raises((Unbearable, sky.TaskFailed), match="to be told anyway"):
         Parallel(n_jobs=2)(delayed(raise_unbearable)(i) for i in range(4))
-
-
-def recurse(x):
-    return recurse(x) + 1
 
 
 def test_recursion_without_end():
@@ -209,11 +159,6 @@ def test_an_abort_touches_only_its_own_call(pool):
             Parallel(n_jobs=2, batch_size=1)(delayed(time.sleep)(s) for s in ["a"] + [60] * 10)
     other.join(LIMIT)
     assert results == list(range(10))
-
-
-def pause(x):
-    time.sleep(0.1)
-    return x
 
 
 @pytest.mark.slow
