@@ -25,6 +25,8 @@ _LONGEST_PAUSE = 0.2  # seconds: within it such tasks do not see an edit
 _RACY = 30_000_000  # ns; a file that was changed so shortly before it was read may change again within one tick
 _CODE = (".py", ".so", ".pyd")  # endings of the files of which nodes on this machine depend
 
+_imports: dict[bytes, frozenset[str]] = {}  # what a content imports, by digest: all pools look at the same files
+
 
 class CodeVersion:
     """One state of the local code.
@@ -285,7 +287,7 @@ class LocalCode:
         if self.sent:
             contents[name] = data
         if path.endswith(".py"):
-            survey.add_named(imported(data), path)
+            survey.add_named(_imports_of(name, data), path)
 
     def _settle(self, contents: Mapping[bytes, bytes]) -> None:
         """Make a version if the files are not those of the last one."""
@@ -332,6 +334,14 @@ class LocalCode:
             return data
         path, (file, _) = next((path, known) for path, known in self._read.items() if known[1] == name)
         return read(path, file)[0]
+
+
+def _imports_of(name: bytes, data: bytes) -> frozenset[str]:
+    """What a file of that digest imports."""
+    found = _imports.get(name)
+    if found is None:
+        found = _imports[name] = imported(data)
+    return found
 
 
 def _only_adds(old: Mapping[str, tuple[bytes, bool]], new: Mapping[str, tuple[bytes, bool]]) -> bool:
