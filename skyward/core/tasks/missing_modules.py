@@ -9,9 +9,14 @@ from __future__ import annotations
 import functools
 import importlib.util
 import json
+import re
 import sys
 import sysconfig
 from importlib.machinery import EXTENSION_SUFFIXES, ModuleSpec
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from importlib.metadata import Distribution
 
 __all__ = ["advice"]
 
@@ -118,7 +123,7 @@ def _package(root: str) -> str | None:
     """Return the package that contains the module here, as ``name==version``; None if it is not from an index."""
     from importlib import metadata  # noqa: PLC0415 - 3 MB, which a pool without such an error does not need
 
-    for name in metadata.packages_distributions().get(root, ()):
+    for name in [found.name for found in metadata.distributions() if _contains(found, root)]:
         try:
             distribution = metadata.distribution(name)
         except metadata.PackageNotFoundError:  # a metadata folder with a wrong name
@@ -127,3 +132,14 @@ def _package(root: str) -> str | None:
         if not str(origin.get("url", "")).startswith("file:"):
             return f"{name}=={distribution.version}"
     return None
+
+
+def _contains(distribution: Distribution, root: str) -> bool:
+    """Whether a distribution has a top-level module: `packages_distributions` would take apart each one's list."""
+    declared = (distribution.read_text("top_level.txt") or "").split()
+    if declared:
+        return root in declared
+    record = distribution.read_text("RECORD")
+    if record is None:
+        return any(str(file).startswith((f"{root}/", f"{root}.py")) for file in distribution.files or ())
+    return re.search(rf"^(?:{re.escape(root)})(?:/|\.[^/\n]*,)", record, re.MULTILINE) is not None
