@@ -24,6 +24,7 @@ import pickle
 import re
 import subprocess
 import sys
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -155,31 +156,47 @@ def test_python_runs_on_hosts(
     run(code, name_of(page), tmp_path, LAB=json.dumps(known))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_python_is_python(page: Path) -> None:
+# What follows looks at all pages in one test: as one for each, pytest itself would take most of the time.
+
+
+def on_pages(find: Callable[[Path], Iterable[str]], pages: Iterable[Path] = PAGES) -> dict[str, list[str]]:
+    """What is wrong, page by page; empty if nothing is."""
+    return {name_of(page): found for page in pages if (found := sorted(set(find(page))))}
+
+
+def test_python_is_python() -> None:
     """Also the blocks that do not run, and every block that does not has a reason."""
-    text = page.read_text(encoding="utf-8")
+    assert on_pages(bad_python) == {}
+
+
+def bad_python(page: Path) -> Iterator[str]:
+    text = read(page)
     for block in blocks(text):
-        compile("\n" * block.first + "\n".join(block.lines), name_of(page), "exec")
+        try:
+            compile("\n" * block.first + "\n".join(block.lines), name_of(page), "exec")
+        except SyntaxError as error:
+            yield str(error)
     for comment in re.findall(r"<!-- test:.*-->", text):
         match = DIRECTIVE.fullmatch(comment)
-        assert match is not None, comment
-        assert match[1] != "skip" or match[2], f"{comment}: say why"
+        if match is None or (match[1] == "skip" and not match[2]):
+            yield f"{comment}: not a directive, or without its reason"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_links_lead_somewhere(page: Path) -> None:
-    broken = []
-    for target in re.findall(r"\]\((?!https://)([^)\s]+)\)", page.read_text(encoding="utf-8")):
+def test_links_lead_somewhere() -> None:
+    assert on_pages(broken_links) == {}
+
+
+def broken_links(page: Path) -> Iterator[str]:
+    for target in re.findall(r"\]\((?!https://)([^)\s]+)\)", read(page)):
         path, _, anchor = target.partition("#")
         goal = (page.parent / path).resolve() if path else page
         if not goal.exists() or (anchor and anchor not in anchors(goal)):
-            broken.append(target)
-    assert broken == []
+            yield target
 
 
+@cache
 def anchors(page: Path) -> set[str]:
-    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    headings = re.findall(r"^#+ (.+)$", read(page), flags=re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
@@ -231,6 +248,7 @@ SOURCES = sorted((REPOSITORY / "skyward").rglob("*.py"))
 GROUPS = {registry.PROVIDERS, registry.TRANSPORTS, registry.LISTENERS, registry.FRONTENDS}  # of entry points
 
 
+@cache
 def read(page: Path) -> str:
     return page.read_text(encoding="utf-8")
 
@@ -240,6 +258,7 @@ def prose(page: Path) -> str:
     return FENCES.sub("", read(page))
 
 
+@cache
 def code(page: Path) -> list[str]:
     """What stands in backticks within a page's prose."""
     return re.findall(r"`([^`\n]+)`", prose(page))
@@ -251,21 +270,22 @@ def files() -> list[str]:
     return [path.as_posix() for folder in folders for path in (REPOSITORY / folder).rglob("*.py")]
 
 
+@cache
 def is_file(path: str) -> bool:
     return any(known.endswith(f"/{path}") for known in files())
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_files_that_are_named_exist(page: Path) -> None:
+def test_files_that_are_named_exist() -> None:
     """Paths such as `core/tasks/schedule.py`, in backticks or in a diagram, and rooms such as `skyward/worker/`."""
+    assert on_pages(missing_files) == {}
+
+
+def missing_files(page: Path) -> Iterator[str]:
     text = "\n".join([*code(page), *DIAGRAMS.findall(read(page))])
-    missing = [path for path in re.findall(r"[\w/-]*\w\.py\b", text) if not is_file(path)]
-    missing += [
-        path
-        for path in re.findall(r"(?<![\w/.~<-])(?:skyward|tests|benchmarks|docs|contrib)/[\w/-]+(?=`|\s|$)", text)
-        if not (REPOSITORY / path).exists()
-    ]
-    assert missing == []
+    yield from (path for path in re.findall(r"[\w/-]*\w\.py\b", text) if not is_file(path))
+    for path in re.findall(r"(?<![\w/.~<-])(?:skyward|tests|benchmarks|docs|contrib)/[\w/-]+(?=`|\s|$)", text):
+        if not (REPOSITORY / path).exists():
+            yield path
 
 
 def resolve(name: str) -> object:
@@ -282,18 +302,19 @@ def resolve(name: str) -> object:
     raise AttributeError(name)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_names_that_are_named_exist(page: Path) -> None:
+def test_names_that_are_named_exist() -> None:
     """`sky.Image`, `skyward.core.spec`, `skyward.worker.stdio`, and parts of code that begin so."""
-    missing = []
+    assert on_pages(missing_names) == {}
+
+
+def missing_names(page: Path) -> Iterator[str]:
     for name in re.findall(r"(?<![\w./-])(?:sky|skyward)(?:\.[A-Za-z_]\w*)+", "\n".join(code(page))):
         full = re.sub(r"^sky\.", "skyward.", name)
         try:
             if full not in GROUPS and name not in PLACEHOLDERS:
                 resolve(full)
         except AttributeError:
-            missing.append(name)
-    assert missing == []
+            yield name
 
 
 def test_each_module_has_a_line() -> None:
@@ -334,11 +355,14 @@ def test_classes_of_the_architecture_exist() -> None:
     assert missing == set()
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page.parent.name != "decisions"], ids=name_of)
-def test_classes_that_are_named_exist(page: Path) -> None:
+def test_classes_that_are_named_exist() -> None:
     """A name like `NoCapacity` in backticks is a class of ours, of Python's, or a word that our sources know."""
+    assert on_pages(missing_classes, [page for page in PAGES if page.parent.name != "decisions"]) == {}
+
+
+def missing_classes(page: Path) -> set[str]:
     named = {name for text in code(page) for name in re.findall(r"(?<!ec2:)\b[A-Z][a-z]+(?:[A-Z][a-z]+)+\b", text)}
-    assert named - words() - OTHERS == set()
+    return named - words() - OTHERS
 
 
 @cache
