@@ -79,10 +79,11 @@ def test_an_answer_of_any_kind_settles_its_task(pool: MemoryPool) -> None:
 
 def test_a_slow_callback_of_one_call_does_not_hold_up_another(pool: MemoryPool) -> None:
     """Callbacks of one call run in a lane of their own."""
-    pool.add()
+    agent = pool.add(holding=True)
     stuck, released = threading.Event(), threading.Event()
     slow = pool.submit(double, 1, options=TaskOptions(group=TaskGroup()))
-    slow.add_done_callback(lambda _: (stuck.set(), released.wait(10)))
+    slow.add_done_callback(lambda _: (stuck.set(), released.wait(10)))  # of a task that is done it would run here
+    pool.do(agent.release)
     assert stuck.wait(5)
     assert pool.submit(double, 2, options=TaskOptions(group=TaskGroup())).result(5) == 4
     released.set()
