@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sqlite3
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
-from typer.testing import CliRunner
+from typer import testing
 
 from skyward.cli import app
 from skyward.core import registry
@@ -22,6 +23,9 @@ from tests.core.folder_cloud import FolderCloud
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 VENDORS = ("AWS_", "VERDA_", "VAST", "HCLOUD_", "HETZNER_", "DIGITALOCEAN_", "SKYWARD_")
+
+
+testing._get_command = functools.cache(testing._get_command)  # it would be built anew for each run of the command
 
 
 class Run(Protocol):
@@ -62,7 +66,7 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 @pytest.fixture
 def run() -> Run:
     """Run the command in this process."""
-    runner = CliRunner()
+    runner = testing.CliRunner()
 
     def run(*arguments: str, input: str | None = None) -> Any:
         return runner.invoke(app, list(arguments), input=input)
