@@ -35,6 +35,7 @@ def test_each_item_has_its_reason(tmp_path: Path) -> None:
     assert details["imported"] == "numpy"
 
 
+@pytest.mark.slow
 def test_an_error_is_shown_and_counts(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text("import churn\n")
     (tmp_path / "churn").mkdir()

@@ -49,6 +49,7 @@ def called(done: subprocess.CompletedProcess[str]) -> tuple[list[str], dict[str,
     return arguments, options, known
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fake_ssh")
 def test_it_becomes_openssh_with_the_pools_key_and_the_one_host_key(
     pools: Pools, ledger: Ledger, command: Command

@@ -101,7 +101,10 @@ CALLS = {
 }
 
 
-@pytest.mark.parametrize("case", CALLS)
+SLOW = {"scikit-learn's imports", "scikit-learn's callbacks", "dotted through a module"}  # import scikit-learn
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, marks=[pytest.mark.slow] * (case in SLOW)) for case in CALLS])
 def test_what_is_no_data_is_refused(case, tmp_path):
     mark = tmp_path / "mark"
     with pytest.raises((RefusedPickle, TypeError)):  # the latter for arguments that ours does not take
