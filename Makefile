@@ -21,7 +21,7 @@ CHECK = PYTHONDONTWRITEBYTECODE= $(VENV)/bin/python -m pytest -q
 # Whatever Sphinx warns of is an error.
 SPHINX = $(VENV)/bin/python -m sphinx -W --keep-going -q -d build/docs/doctrees $(ARGS)
 
-.PHONY: help docs linkcheck pictures demo test chaos soak simulate simulate-coverage foreign check lint format test-all-pythons bench bench-full clean distclean
+.PHONY: help docs linkcheck pictures demo test chaos soak simulate simulate-coverage foreign check lint types types-darwin format test-all-pythons bench bench-full clean distclean
 .DELETE_ON_ERROR:
 
 help:
@@ -69,7 +69,12 @@ simulate-coverage: $(VENV)/.installed-dev
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
+	@$(MAKE) --no-print-directory --jobs 2 types types-darwin
+
+types:
 	$(VENV)/bin/mypy
+
+types-darwin:
 	$(VENV)/bin/mypy --platform darwin --no-warn-unreachable --cache-dir .mypy_cache/darwin
 
 check: lint
