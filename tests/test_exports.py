@@ -71,7 +71,13 @@ def test_an_unknown_name_is_an_ordinary_attribute_error() -> None:
         _ = skyward.Computer  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("room", sorted({".".join(module.split(".")[:2]) for module in MODULES}))
+@pytest.mark.parametrize(
+    "room",
+    [
+        pytest.param(room, marks=[pytest.mark.slow] * (room == "skyward.console_marimo"))  # which imports marimo
+        for room in sorted({".".join(module.split(".")[:2]) for module in MODULES})
+    ],
+)
 def test_all_names_of_every_module_exist(room: str) -> None:
     """Room by room: as a test for each module, pytest itself would take most of the time."""
     missing = []
