@@ -145,10 +145,17 @@ def test_nobody_reaches_an_index(program: Program, tmp_path: Path, monkeypatch: 
     assert answer == [1]
 
 
-def test_what_no_index_has_is_sent(program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A private package is installed on the node as it is here, with its metadata; the second time nothing is sent."""
+@pytest.mark.parametrize("origin", [{"url": "file:///build/it.whl"}, None])
+def test_what_no_index_has_is_sent(
+    origin: dict[str, object] | None, program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A private package is installed on the node as it is here, with its metadata; the second time nothing is sent.
+
+    So is one that came from an index or a folder of wheels of which the node knows nothing.
+    """
     site = tmp_path / "site-packages"
-    install(site, "private-thing", "0.7", modules=["private_thing/__init__.py"], origin={"url": "file:///build/it.whl"})
+    version = "0.7" if origin else "0.8"
+    install(site, "private-thing", version, modules=["private_thing/__init__.py"], origin=origin)
     (site / "private_thing/__init__.py").write_text("def answer():\n    return 42\n")
     monkeypatch.setenv("PYTHONPATH", str(site))
     source = (
@@ -163,5 +170,28 @@ def test_what_no_index_has_is_sent(program: Program, tmp_path: Path, monkeypatch
         "    found = pool.submit(task).result()\n"
         "print(json.dumps([found, [step for step in steps if step.startswith('sending private')]]))\n"
     )
-    assert program(source) == [[42, "0.7"], ["sending private-thing 0.7"]]
-    assert program(source) == [[42, "0.7"], []]
+    assert program(source) == [[42, version], [f"sending private-thing {version}"]]
+    assert program(source) == [[42, version], []]
+
+
+def test_what_cannot_be_had_is_named_and_the_pool_starts(
+    program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Perhaps only the driver uses it; but whoever misses something reads why."""
+    site = tmp_path / "site-packages"
+    info = install(site, "of-debian", "3.0", modules=["of_debian/__init__.py"])
+    (info / "RECORD").unlink()
+    (info / "top_level.txt").write_text("of_debian\n")
+    monkeypatch.setenv("PYTHONPATH", str(site))
+    found = program(
+        "import of_debian\n"
+        "pool = sky.Compute(provider, image=sky.Image(index=index), console=False)\n"
+        "texts = []\n"
+        "pool.events.subscribe(lambda event: texts.append(event.text) if getattr(event, 'warning', False) else None)\n"
+        "with pool:\n"
+        "    print(json.dumps([pool.submit(len, 'abc').result(), texts]))\n"
+    )
+    assert found[0] == 3
+    (text,) = found[1]
+    assert "gets only the packages that sky.Image(pip=, requirements=) and plugins name" in text
+    assert "of-debian" in text

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from skyward.core.errors import NodeLost, ProtocolError, ProvisioningError, SkywardError
-from skyward.core.events import Events, NodeStep
+from skyward.core.events import Events, NodeStep, Note
 from skyward.core.interfaces import Trait
 from skyward.core.machines.plan import Plan
 from skyward.core.nodes.connector import Connector
@@ -183,6 +183,7 @@ class NodeLife:
             orphan_timeout=plan.order.orphan_timeout,
             patience=patience,
             on_step=lambda step: self._shared.events.emit(NodeStep(self.name, step)),
+            on_warning=lambda text: self._shared.events.emit(Note(text, warning=True)),
             on_doubt=lambda: self._shared.owner.node_doubted(self),
         )
         try:

@@ -56,6 +56,7 @@ from skyward.core.packages import compile_ahead, installer_settings
 from skyward.core.packages.fetch import pip_wheel
 from skyward.core.packages.lists import PackageLists, driver_kind
 from skyward.core.packages.own_wheels import fetch_or_make
+from skyward.core.packages.substitutes import substitute
 from skyward.core.packages.uv_program import uv_name
 from skyward.core.protocol.framing import frame
 from skyward.core.system.launch import RUN
@@ -339,12 +340,15 @@ class _Bootstrap:
         packages
             What is to be installed.
         """
-        lists = requirement_lists(self._image, packages)
-        lists = await self._send_own(packages, lists)
+        lists = await self._send_own(packages, requirement_lists(self._image, packages))
         if self._reaches_index:
             done = await self._make(step, script, {**values, "quick": "yes"}, lists)
-            if done.status != OFFLINE:
+            if done.status in (0, NEEDS_PIP) or _is_full(done.stdout):
                 return done
+            if done.status != OFFLINE:
+                same = self._found is not None and self._found.system == packages.driver
+                own = await asyncio.to_thread(substitute, packages, done.stdout, compiled=same)
+                return done if own is None else await self._install(step, script, values, own)
             self._reaches_index = False
         try:
             links = await self._send_wheels(lists.decode().splitlines())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
 
 from skyward.core import registry
 from skyward.core.errors import (
@@ -24,6 +25,9 @@ from skyward.core.nodes.extra_links import ExtraLinks
 from skyward.core.packages.lists import PackageLists
 from skyward.core.protocol.messages import HEARD_FILE
 from skyward.core.spec import Machine
+
+if TYPE_CHECKING:
+    from skyward.core.nodes.bootstrap import AgentAddress
 
 __all__ = ["Connector"]
 
@@ -46,6 +50,8 @@ class Connector:
         Seconds for which the machine may still be booting: unreachable, or not yet showing the expected host key.
     on_step
         Called with a few words on what is being done.
+    on_warning
+        Called with what the user has to know, as something does not work as intended.
     on_doubt
         Called when a link broke, so that the provider can be asked about the machine.
 
@@ -64,6 +70,7 @@ class Connector:
         orphan_timeout: float,
         patience: float,
         on_step: Callable[[str], None],
+        on_warning: Callable[[str], None],
         on_doubt: Callable[[], None],
     ) -> None:
         if machine.endpoint is None:
@@ -80,7 +87,7 @@ class Connector:
         self._supply: Callable[[Shell, PackageLists], Awaitable[None]] | None = None
         self._end: Callable[[Shell], Awaitable[None]] | None = None  # for the agent that was started here
         self._relayed = False  # whether channels must go through a command, since the machine does not allow others
-        self._on_step = on_step
+        self._on_step, self._on_warning = on_step, on_warning
         self._on_doubt = on_doubt
         self._transport: Transport = registry.load(registry.TRANSPORTS, self._endpoint.transport)()
         self._link: Link | None = None
@@ -100,31 +107,9 @@ class Connector:
         if self._address is None:
             if self._link.shell is None:
                 raise ProvisioningError(f"{self._endpoint} has neither an agent nor a shell to start one")
-            from skyward.core.nodes.bootstrap import AgentAddress, bootstrap  # noqa: PLC0415 - nodes on this machine need none
-
             awake = asyncio.create_task(self._keep_awake(self._link.shell))
             try:
-                shell = self._link.shell
-
-                async def start(packages: PackageLists | None) -> AgentAddress:
-                    return await bootstrap(
-                        shell,
-                        self._image,
-                        packages,
-                        orphan_timeout=self._orphan_timeout,
-                        on_step=self._on_step,
-                        **self._host,
-                    )
-
-                try:
-                    agent = await start(self._packages)
-                except PackagesFailed:
-                    named = self._packages.named if self._packages is not None else None
-                    if named is None:
-                        raise
-                    # What only seems necessary must not keep the pool from starting: perhaps just the driver uses it.
-                    self._on_step("not all packages that the program imports can be installed; installing those named")
-                    agent = await start(named)
+                agent = await self._bootstrap(self._link.shell)
             except (BootstrapFailed, LinkError, TimeoutError) as error:
                 kind = type(error) if isinstance(error, SkywardError) else BootstrapFailed
                 raise kind(f"{self._endpoint}: {error}") from error
@@ -133,6 +118,32 @@ class Connector:
             self._address, self._secret, self._relay = agent.address, agent.secret, agent.relay
             self._supply, self._end = agent.supply, agent.end
         return self._secret
+
+    async def _bootstrap(self, shell: Shell) -> AgentAddress:
+        from skyward.core.nodes.bootstrap import bootstrap  # noqa: PLC0415 - nodes on this machine need none
+
+        async def start(packages: PackageLists | None) -> AgentAddress:
+            return await bootstrap(
+                shell,
+                self._image,
+                packages,
+                orphan_timeout=self._orphan_timeout,
+                on_step=self._on_step,
+                **self._host,
+            )
+
+        try:
+            return await start(self._packages)
+        except PackagesFailed as error:
+            named = self._packages.named if self._packages is not None else None
+            if named is None:
+                raise
+            # What only seems necessary must not keep the pool from starting: perhaps just the driver uses it.
+            self._on_warning(
+                f"{self._endpoint} gets only the packages that sky.Image(pip=, requirements=) and plugins name, "
+                f"not what the program imports, because {error}"
+            )
+            return await start(named)
 
     @property
     def supply(self) -> Callable[[PackageLists], Awaitable[None]] | None:

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 from urllib.parse import quote, urlsplit
 
+from packaging.utils import canonicalize_name
+
 from skyward.core import requirements
 from skyward.core.errors import ConfigError
 from skyward.core.image import Image
@@ -23,28 +25,36 @@ def requirement_lists(image: Image, packages: PackageLists) -> bytes:
     Requirements with hashes have a file of their own. What nodes themselves need is installed before it, so that its
     hashes need not be known; so are lines with exact versions, whose dependencies need not be found. Index addresses
     are in the files and not on a command line, since they may hold passwords. Wheels that are sent are named by their
-    content, see `with_paths`.
+    content, see `with_paths`; lines about the same distributions are left out.
     """
     indexes = [f"--index-url {image.index}"] if image.index is not None else []
     indexes += [f"--extra-index-url {index}" for index in image.extra_index]
     needed = [f"{name}=={importlib.metadata.version(name)}" for name in requirements.NEEDED]
-    hashed = [line for line in packages.resolved if requirements.has_hash(line)]
-    options = [line for line in packages.resolved if line.startswith("-") and line not in hashed]
-    plain = [line for line in packages.resolved if line not in hashed and line not in options]
-    exact = [*packages.exact]
-    if not exact:
+    sent = {canonicalize_name(wheel.name) for wheel in packages.wheels}
+    resolved = [line for line in packages.resolved if _name(line) not in sent]
+    hashed = [line for line in resolved if requirements.has_hash(line)]
+    options = [line for line in resolved if line.startswith("-") and line not in hashed]
+    plain = [line for line in resolved if line not in hashed and line not in options]
+    exact = [line for line in packages.exact if _name(line) not in sent]
+    if not packages.exact:
         exact, plain = (needed, plain) if hashed else ([], [*needed, *plain])
     files = {
         "wheels": [f"{wheel.name}=={wheel.version} {wheel.content}" for wheel in packages.wheels],
         "exact": [*indexes, *options, *exact] if exact else [],
         "hashed": [*indexes, *options, *hashed] if hashed else [],
         "plain": [*indexes, *options, *plain] if plain else [],
-        "constraints": [*(exact or needed), *image.constraints],
+        "constraints": [*(packages.exact or needed), *image.constraints],
     }
     for line in (line for lines in files.values() for line in lines):
         if "\n" in line or "\r" in line:
             raise ConfigError(f"Image: {line!r} contains a line break; give each address separately")
     return "".join(f"{name} {line}\n" for name, lines in files.items() for line in lines).encode()
+
+
+def _name(line: str) -> str:
+    """Normalized name of the distribution that a line is about; empty for an option."""
+    found = re.match(r"[A-Za-z0-9][A-Za-z0-9._-]*", line)
+    return canonicalize_name(found[0]) if found else ""
 
 
 def with_paths(lists: bytes, packages: PackageLists, folder: str) -> bytes:

@@ -12,6 +12,7 @@ import hashlib
 import os
 import re
 import shutil
+import threading
 import time
 import zipfile
 from collections.abc import Iterator
@@ -66,7 +67,7 @@ def rebuild(raw: metadata.Distribution, folder: Path) -> Wheel:
     else:
         _sweep(folder)
         place.parent.mkdir(parents=True, exist_ok=True)
-        draft = place.with_suffix(f".{os.getpid()}")
+        draft = place.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
         with zipfile.ZipFile(draft, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as wheel:
             for path, data in sorted(files.items()):
                 wheel.writestr(zipfile.ZipInfo(path, _EPOCH), data, zipfile.ZIP_DEFLATED)

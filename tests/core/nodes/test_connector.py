@@ -60,6 +60,7 @@ def connector(**changes: Any) -> Connector:
         orphan_timeout=60.0,
         patience=0.0,
         on_step=lambda _: None,
+        on_warning=lambda _: None,
         on_doubt=lambda: None,
     )
 

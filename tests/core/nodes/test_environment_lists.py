@@ -47,6 +47,20 @@ def test_wheels_that_are_sent() -> None:
     assert found[1] == "exact six==1.0"
 
 
+def test_no_index_is_asked_for_what_is_sent_instead() -> None:
+    """Its version still limits what is resolved."""
+    sent = tuple(Wheel(name, "1.0", "/here/x.whl", 32 * "ab", pure=True) for name in ("My.Own", "torch"))
+    lists = PackageLists(("my-own==1.0",), ("torch==1.0", "pandas>=2", "--no-binary x"), wheels=sent)
+    lines = requirement_lists(Image(), lists).decode().splitlines()
+    assert lines == [
+        f"wheels My.Own==1.0 {32 * 'ab'}",
+        f"wheels torch==1.0 {32 * 'ab'}",
+        "plain --no-binary x",
+        "plain pandas>=2",
+        "constraints my-own==1.0",
+    ]
+
+
 def test_hosts_without_tls() -> None:
     """Those that pip wants named."""
     assert plain_hosts(Image(index="http://me:pw@one:81/simple", extra_index=["https://two/simple"])) == ["one:81"]
