@@ -301,3 +301,20 @@ def test_a_program_that_is_a_module_of_a_package(tmp_path: Path, lab: Lab, lab_h
     assert done.returncode == 0, done.stderr
     answers = [json.loads(line) for line in done.stdout.splitlines()]
     assert answers == [[[100, 102, 104, 106]], [["own", 1]], [True, "4.5"]]
+
+
+EMPTY = """
+import hollow
+with compute() as pool:
+    report(pool.submit(lambda: hollow.__name__).result(30))
+    write("hollow/late.py", "")
+    import hollow.late
+    report(pool.submit(lambda: hollow.late.__name__).result(30))
+"""
+
+
+@pytest.mark.lab
+def test_files_without_content(tmp_path: Path, lab: Lab, lab_hosts: LabHosts, index: str) -> None:
+    """As a package often begins: nothing has to be sent, and tasks must not wait for it."""
+    answers, _ = run(project(tmp_path, {"hollow/__init__.py": ""}, EMPTY), reach(lab, lab_hosts(1), index))
+    assert answers == [["hollow"], ["hollow.late"]]

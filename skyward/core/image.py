@@ -83,6 +83,7 @@ class Image:
     local: Sequence[str] = ()
     exclude: Sequence[str] = ()
     env_from: Sequence[str] = ()
+    _from_file: tuple[str, ...] = field(default=(), repr=False, compare=False)
     _read: Mapping[str, str] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -111,10 +112,16 @@ class Image:
             raise ConfigError(f"Image requirements={self.requirements!r} is not the path of a file")
         wanted = requirements.read(self.requirements)
         object.__setattr__(self, "pip", (*self.pip, *wanted.pip))
+        object.__setattr__(self, "_from_file", tuple(wanted.pip))
         object.__setattr__(self, "constraints", (*self.constraints, *wanted.constraints))
         object.__setattr__(self, "index", self.index or wanted.index)
         object.__setattr__(self, "extra_index", (*self.extra_index, *wanted.extra_index))
         object.__setattr__(self, "requirements", None)
+
+    @property
+    def locked(self) -> frozenset[str]:
+        """Those lines of `pip` that came from the requirements file, and those with hashes."""
+        return frozenset((*self._from_file, *filter(requirements.has_hash, self.pip)))
 
     @property
     def task_env(self) -> dict[str, str]:

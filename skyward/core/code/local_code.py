@@ -314,7 +314,8 @@ class LocalCode:
         if missing := self._bundles.missing(needed):
             parts = {name: self._content(name, contents) for name in missing}
             bundle = self._bundles.add({name: len(data) for name, data in parts.items()})
-            name, data = self._snapshots.take(memoryview(b"".join(parts.values())))
+            # An empty blob would have no last piece, with which it has arrived.
+            name, data = self._snapshots.take(memoryview(b"".join(parts.values()) or b"\0"))
             self._names[bundle] = name
             blobs[name] = data
         kept = self._bundles.keep(needed)

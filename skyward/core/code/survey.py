@@ -181,14 +181,20 @@ class CodeSurvey:
         self._refuse(name, unit.sources[0])
 
     def broken(self) -> list[str]:
-        """Say which modules that were named are those of an editable distribution whose project is gone."""
+        """Say which modules that were named are those of an editable distribution that no longer has them."""
         return [
-            f"{name} is installed in place from {editable.project}, which does not exist, so tasks can't import it "
-            f"({reason}): install it again"
+            f"{name} is {gone}, so tasks can't import it ({reason}): install it again"
             for name, reason in self._unresolved.items()
-            for editable in self._all_editables()
-            if editable.is_about(name) and not os.path.isdir(editable.project)
+            if (gone := self._gone_from(name))
         ]
+
+    def _gone_from(self, name: str) -> str:
+        """Where a module should be that nothing finds, if an editable distribution is about it; otherwise empty."""
+        editable = next((each for each in self._all_editables() if each.is_about(name)), None)
+        if editable is None:
+            return ""
+        lack = "has no such module" if os.path.isdir(editable.project) else "does not exist"
+        return f"installed in place from {editable.project}, which {lack}"
 
     # --- one module ---
 
@@ -258,6 +264,8 @@ class CodeSurvey:
         facts = _facts(spec or _spec_of(loaded), loaded)
         sources = facts.paths or ((facts.file,) if facts.file else ())
         if not sources or not all(os.path.exists(source) for source in sources):
+            if gone := self._gone_from(item):
+                raise ConfigError(f"Image local={item!r}: it is {gone}: install it again")
             raise ConfigError(
                 f"Image local={item!r}: this program has no such module with a file; give the name of a top-level "
                 f"module or package, or the path of its file or folder"

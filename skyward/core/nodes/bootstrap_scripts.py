@@ -128,8 +128,8 @@ report end yes
 # They come from the folder "$links" if that is set, otherwise from an index. If "$quick" is set, an index that can't be
 # reached is given up at once.
 _INSTALLER = r"""
-unreachable='name resolution|service not known|failed to resolve|nodename nor servname|network is unreachable'
-unreachable="$unreachable|no route to|connection refused|timed out|establish a new connection"
+unreachable='name resolution|service not known|nodename nor servname|network is unreachable'
+unreachable="$unreachable|no route to|connection refused|timed out|establish a new connection|failed to resolve '"
 unreachable="$unreachable|error sending request|dns error"
 apply_settings() { # tool, and the command that runs it: apply the host's own settings that are to be kept
     tool=$1

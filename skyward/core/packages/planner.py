@@ -18,7 +18,7 @@ from skyward.core.packages.installed import Installed
 from skyward.core.packages.lists import PackageLists, Wheel, driver_kind
 from skyward.core.packages.rebuild import rebuild
 from skyward.core.packages.references import find_references
-from skyward.core.requirements import NEEDED, has_hash
+from skyward.core.requirements import NEEDED
 
 __all__ = ["PackagePlan"]
 
@@ -140,15 +140,15 @@ def _used(installed: Installed) -> frozenset[str]:
 
 
 def _check_locks(image: Image, names: Collection[str], installed: Installed) -> None:
-    """Refuse a lock that has another version than the driver of what tasks need: their pickles would not fit."""
+    """Refuse a file with another version than the driver's of what tasks need: their pickles would not fit."""
     for line in image.pip:
-        asked = parse(line) if has_hash(line) else None
+        asked = parse(line) if line in image.locked else None
         if asked is None or asked.url or not asked.specifier:
             continue
         one = installed.get(canonicalize_name(asked.name))
         if one is not None and one.key in names and not asked.specifier.contains(one.version, prereleases=True):
             raise ConfigError(
-                f"Image requirements: the lock says {asked.name}{asked.specifier}, but this program uses {one.name} "
-                f"{one.version}, and what it sends was made with that. Install the locked versions here too, or give "
-                'Image(sync="none") to use the lock alone'
+                f"Image requirements: the file says {asked.name}{asked.specifier}, but this program uses {one.name} "
+                f"{one.version}, and what it sends was made with that. Install its versions here too, or give "
+                'Image(sync="none") to use the file alone'
             )

@@ -132,6 +132,19 @@ def test_an_editable_install_whose_project_is_gone(folder: Path) -> None:
     metadata.mkdir()
     (metadata / "direct_url.json").write_text('{"url": "file:///nowhere/at/all", "dir_info": {"editable": true}}')
     (metadata / "top_level.txt").write_text("own_other\n")
+    moved = folder / "own_moved-1.0.dist-info"
+    moved.mkdir()
+    (moved / "direct_url.json").write_text(f'{{"url": "{folder.as_uri()}", "dir_info": {{"editable": true}}}}')
+    survey = CodeSurvey()
+    survey.add_named(["own_moved"], "y.py")
+    survey.resolve()
+    (text,) = survey.broken()
+    assert text == (
+        f"own_moved is installed in place from {folder}, which has no such module, so tasks can't import it "
+        "(y.py imports it): install it again"
+    )
+    with pytest.raises(ConfigError, match=r"local='own_moved': it is installed in place from .*: install it again"):
+        CodeSurvey(wanted=["own_moved"]).resolve()
     survey = CodeSurvey()
     survey.add_named(["own_gone", "own_other", "own_unknown"], "x.py")
     survey.resolve()

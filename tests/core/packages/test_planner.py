@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import types
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -90,11 +91,17 @@ def test_what_no_index_has_is_sent(
     assert PackagePlan(Image(pip=[other]), main, again).lists.resolved == (other,)
 
 
-def test_a_lock_that_contradicts_this_program(main: types.ModuleType, installed: Installed) -> None:
-    """It is refused, with both versions; a lock of something else is not."""
+def test_a_lock_that_contradicts_this_program(main: types.ModuleType, tmp_path: Path, installed: Installed) -> None:
+    """It is refused, with both versions; a lock of something else is not, nor a version that `pip` names."""
+    assert PackagePlan(Image(pip=["made-up<1.5"]), main, installed).lists.resolved == ("made-up<1.5",)
     locked = Image(pip=["made_up==1.4 --hash=sha256:00"])
-    with pytest.raises(ConfigError, match=r"the lock says made_up==1\.4, but this program uses made-up 1\.5"):
+    with pytest.raises(ConfigError, match=r"the file says made_up==1\.4, but this program uses made-up 1\.5"):
         PackagePlan(locked, main, installed)
+    file = tmp_path / "requirements.txt"
+    file.write_text("made-up<1.5\nother==0.9\n")
+    from_file = replace(Image(requirements=file), extra_index=["https://index.example"])  # as plugins change it
+    with pytest.raises(ConfigError, match=r"the file says made-up<1\.5, but this program uses made-up 1\.5"):
+        PackagePlan(from_file, main, installed)
     other = "other==0.9 --hash=sha256:00"
     assert PackagePlan(Image(pip=[other]), main, installed).lists.resolved == (other,)
 
