@@ -319,7 +319,7 @@ class Agent:
     def _facts(self) -> dict[str, Any]:
         return {
             "cores": self.cores,
-            "memory": machine.memory(),
+            "memory": self.system.memory(),
             "pid": os.getpid(),
             "hostname": socket.gethostname(),
             "python": ".".join(map(str, sys.version_info[:3])),

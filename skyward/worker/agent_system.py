@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from skyward.core.system import machine
 from skyward.worker import gpu_search
 from skyward.worker.blob_store import Store
 from skyward.worker.exit_status import OutOfMemory
@@ -59,6 +60,8 @@ class AgentSystem:
         Returns the GPUs that processes with these environment variables may use. Blocks, and may raise `GpuError`.
     start_thread
         Runs a blocking function in a daemon thread of that name.
+    memory
+        Returns the machine's memory, in bytes.
     make_meter
         Returns a function that measures the machine's load, given the folder where tasks work. Must neither block nor
         raise.
@@ -73,6 +76,7 @@ class AgentSystem:
     peer_network: Callable[[asyncio.AbstractEventLoop, dict[str, str], str], PeerNetwork] = TLSNetwork
     start_thread: Callable[[Callable[[], None], str], object] = start_thread
     find_gpus: Callable[[Mapping[str, str]], FoundGpus] = gpu_search.find
+    memory: Callable[[], int] = machine.memory
     make_meter: Callable[[str], Callable[[], Usage]] = lambda folder: MachineLoad(folder).read
     watch_memory: Callable[[], OutOfMemory] = OutOfMemory
     make_store: Callable[[int], Store] = lambda max_adopted: Store(max_adopted=max_adopted)

@@ -181,7 +181,7 @@ class FileService:
                 self._folders.chunks,
             )
         self._loop.call_soon_threadsafe(self._expect, message, manifest, missing)
-        return b"".join(missing)
+        return b"".join(sorted(missing))
 
     def _expect(self, message: Mount, manifest: Manifest, missing: set[bytes]) -> None:
         mounted = _Mounted(os.fsdecode(message.place), message.writable, manifest, missing)

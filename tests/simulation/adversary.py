@@ -22,6 +22,10 @@ _CODE = 0.1  # of the seeds have code of their own
 _BAD_SLOTS = 0.15
 _GPUS = 0.08
 _RESUMES = 0.08  # of them keep results in a file
+_SMALL = 0.2  # of all have machines with little memory
+_SPENT = 0.3  # of those with a budget run until it is spent
+_LONG = (20.0, 100.0, 400.0)
+_FOLDERS = 0.08  # of all have a folder of the user's on each node
 _SIZES = (0, 0, 0, 10, 1_000, 40_000, 200_000)
 _SECONDS = (0.0, 0.0, 0.001, 0.01, 0.1, 1.0) * 3 + (20.0,)
 _ENDS = ("return",) * 12 + ("raise", "odd", "die", "hang")
@@ -31,6 +35,19 @@ _LARGE = (1_000_000, 2_500_000, MOST - 2, MOST - 2)
 
 def scenario(seed: int) -> Scenario:
     """Draw a scenario."""
+    drawn = _far(seed)
+    chance = random.Random(f"folder {seed}")  # of its own, so that what was drawn before stays as it was
+    if chance.random() < _SMALL:
+        drawn = replace(drawn, memory=chance.choice((0, 500_000, 5_000_000)))
+    if drawn.budget is not None and drawn.rented and chance.random() < _SPENT:
+        return replace(drawn, wishes=tuple(wish._replace(seconds=chance.choice(_LONG)) for wish in drawn.wishes[:5]))
+    if chance.random() >= _FOLDERS:
+        return drawn
+    count, sizes = chance.choice(((1, (0, 10)), (20, (0, 10)), (3, (100_000,)), (3, (10, 1_500_000)), (2, (MOST,))))
+    return replace(drawn, folder=tuple(chance.choice(sizes) for _ in range(count)))
+
+
+def _far(seed: int) -> Scenario:
     chance = random.Random(f"scenario {seed}")  # not the same numbers as in the world of that seed
     drawn = Scenario(
         seed,
@@ -56,7 +73,7 @@ def scenario(seed: int) -> Scenario:
         wishes=_in_style(chance, _wishes(chance)),
         misfortunes=_misfortunes(chance),
     )
-    more = random.Random(f"more {seed}")  # of its own, so that what was drawn before stays as it was
+    more = random.Random(f"more {seed}")  # of its own as well
     if more.random() < _CODE:
         return _with_code(more, drawn)
     if more.random() < _RESUMES:

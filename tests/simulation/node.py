@@ -53,6 +53,7 @@ from skyward.worker.held_answers import HeldAnswers
 from skyward.worker.machine_load import Usage
 from skyward.worker.tickets import Claims
 from tests.simulation.cards import Cards
+from tests.simulation.folders import UsersFolder
 from tests.simulation.keeping import Saving
 from tests.simulation.load import Array, Load, importing
 from tests.simulation.neighbours import Neighbourhood
@@ -172,6 +173,7 @@ class _Slot:
             function, args, kwargs = pickling.loads(buffers[0], parts)
         plan, work = _plan_of(function, args, kwargs)
         self.held[run.task] = plan
+        self.machine.check_folder()
         self.machine.started(self.process.name, plan)
         if self.machine.forgets > 0 and not self.shared:
             self.machine.forgets -= 1
@@ -471,6 +473,10 @@ class Machine:
     ----------
     visitors
         Sockets of strangers that are connected to the agent.
+    folder_of_user
+        What tasks must find.
+    memory
+        Its size in bytes, of which a quarter may hold blobs that no task needs.
     """
 
     def __init__(
@@ -495,6 +501,8 @@ class Machine:
         self.saving = Saving(world, saved or (lambda _: None))
         self._saves = saved is not None
         self.visitors: list[socket.socket] = []
+        self.folder_of_user: UsersFolder | None = None
+        self.memory = 1 << 34
         self.servers: list[_ForkServer] = []
         self.folder = tempfile.mkdtemp(prefix="skyward-simulation-", dir=MEMORY)
         # Its clock began when it booted, which may be now.
@@ -522,6 +530,7 @@ class Machine:
             peer_network=lambda _, identity, __: self.neighbourhood.network(self.name, self.process, identity),
             start_thread=lambda run, _: self.process.run_in_executor(None, run),
             find_gpus=lambda _: self.cards.find(),
+            memory=lambda: self.memory,
             make_meter=lambda _: lambda: Usage(0.5, 4, 1 << 30, 1 << 32, 1 << 34),
             watch_memory=lambda: _Memory(self.world),
             make_store=lambda most: Store([f"{self.folder}/{each}" for each in ("memory", "disk")], most, self._pwrite),
@@ -572,6 +581,13 @@ class Machine:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             data = data[: len(data) // 2]
         return os.pwrite(fd, data, offset)
+
+    def check_folder(self) -> None:
+        """The user's folder must be there, and whole, when the first task begins."""
+        if self.folder_of_user is not None and self.agent is not None and self.agent.files is not None:
+            folder, self.folder_of_user = self.folder_of_user, None
+            if wrong := folder.differs(self.agent.files._work):
+                self.world.broken.append(f"{self.name}: a task begins, and of the user's folder {wrong} is not right")
 
     @property
     def slots(self) -> list[_Slot]:

@@ -34,6 +34,7 @@ from skyward.joblib_ext.batch import Batch, plain_parts
 from tests.simulation.cards import Cards
 from tests.simulation.cloud import OFFERS, Cloud, SimulatedBuyer, SimulatedTransport
 from tests.simulation.editing import EditedProgram
+from tests.simulation.folders import UsersFolder
 from tests.simulation.keeping import Cached, ResultFile
 from tests.simulation.load import Array, Uses, carry_out
 from tests.simulation.neighbours import Neighbourhood, SimulatedAuthority
@@ -94,8 +95,7 @@ class Pool:
         self.world = world
         self.results = _results_of(scenario, before)
         self.oracle = Oracle(world, scenario)
-        self.driver = world.process("driver")
-        self.network = world.process("network")
+        self.driver, self.network = world.process("driver"), world.process("network")
         self.machines: dict[str, Machine] = {}
         self.lines: dict[str, Line] = {}
         self.neighbourhood = Neighbourhood(world, scenario.neighbours)
@@ -120,6 +120,7 @@ class Pool:
         self._followers: dict[int, list[Wish]] = {}
         isolated, nodes = scenario.isolated, Nodes(*scenario.nodes)
         self._program = EditedProgram(self.driver) if scenario.has_code else None
+        self.folder = UsersFolder(scenario.seed, scenario.folder) if scenario.folder else None
         self._versions: weakref.WeakSet[CodeVersion] = weakref.WeakSet()  # that some task may have
         self._calls: dict[int, dict[str, int]] = {}  # state of the code when the call of each group began
         self.dispatcher = self._make_dispatcher()
@@ -127,16 +128,7 @@ class Pool:
             TaskGroup(limit, arrays=self.dispatcher.arrays(limit), change=self.dispatcher.surroundings.now())
             for limit in scenario.limits
         ]
-        self.cloud = Cloud(
-            world,
-            self._boot,
-            self._end,
-            batch=scenario.batch,
-            rented=scenario.rented,
-            striped=scenario.striped,
-            neighbours=scenario.neighbours > 0.0,
-            first=1 if before is None else 101,
-        )
+        self.cloud = self._make_cloud(first=1 if before is None else 101)
         setup = Setup(
             "", scenario.slots, isolated, None, {}, [], None, [], [], 60.0, code=scenario.has_code, gpus=scenario.gpus
         )
@@ -145,6 +137,18 @@ class Pool:
         self.plan = Plan([self.cloud], nodes, order, Image(), setup, Timing(), budget=self.budget)
         world.on_stumble = self._stumbled
         self.driver.call_soon(self._open)
+
+    def _make_cloud(self, first: int) -> Cloud:
+        return Cloud(
+            self.world,
+            self._boot,
+            self._end,
+            batch=self.scenario.batch,
+            rented=self.scenario.rented,
+            striped=self.scenario.striped,
+            neighbours=self.scenario.neighbours > 0.0,
+            first=first,
+        )
 
     def _make_dispatcher(self) -> Dispatcher:
         io: Any = _IO(self.driver)
@@ -178,7 +182,12 @@ class Pool:
         buyer: Any = SimulatedBuyer
         authority: Any = SimulatedAuthority
         clocks = Clocks(lambda: self.world.now, lambda: -self.driver.offset)  # it stands still while the driver sleeps
-        self.provisioner = Provisioner(self.plan, self.dispatcher.runner, self.events, buyer, authority, clocks=clocks)
+        files = self.dispatcher.runner.files
+        if self.folder is not None:
+            files.mount([self.folder.volume])
+        self.provisioner = Provisioner(
+            self.plan, self.dispatcher.runner, self.events, buyer, authority, clocks=clocks, bring=files.bring
+        )
         self._work.append(self.world.run_task(self.driver, self._start()))
 
     async def _start(self) -> None:
@@ -212,6 +221,7 @@ class Pool:
         saved = oracle.saved.add if self.scenario.saves else None
         cards = Cards(self.world, self.scenario.cards, per_gpu(self.scenario.gpus or 1))
         machine = Machine(self.world, name, oracle.started, oracle.ended, self.neighbourhood, cards, saved)
+        machine.folder_of_user, machine.memory = self.folder, self.scenario.memory
         self.machines[name] = machine
         line = Line(self.world, self.network, machine.connect, self.scenario.route)
         self.lines[name] = SimulatedTransport.lines[id(self.world), name] = line
@@ -238,8 +248,16 @@ class Pool:
 
     def look(self) -> None:
         """Have a status made, as who watches the pool does at any time."""
-        runner = self.dispatcher.runner
-        tasks = self.tally.status(self.world.now, runner.schedule.at_nodes()).tasks
+        runner, tally, now = self.dispatcher.runner, self.tally, self.world.now
+        tasks = tally.status(now, runner.schedule.at_nodes()).tasks
+        shown = {
+            "seconds left": tally.left(now),
+            "tasks a second": tally.rate(now),
+            "tasks a second in all": tally.throughput,
+            "share of the slots' time": tally.efficiency,
+            "seconds": tally.elapsed(now),
+        }
+        self.world.broken += [f"it shows {number} {what}" for what, number in shown.items() if (number or 0.0) < 0.0]
         if min(tasks.done, tasks.failed, tasks.cancelled) < 0 or tasks.done + tasks.failed > self.tally.queued:
             self.world.broken.append(f"a status of more tasks than there are: {tasks}")
 
@@ -363,6 +381,7 @@ class Pool:
     async def _release(self) -> None:
         self.dispatcher.cancel_all()
         await self.provisioner.stop()
+        self.dispatcher.runner.files.stop()
 
     def kill(self) -> None:
         """The driver's process is killed, and the kernel closes its connections."""
@@ -414,8 +433,9 @@ class Pool:
 
     def close(self) -> None:
         """Free what the simulation itself holds."""
-        if self._program is not None:
-            self._program.close()
+        for users in (self._program, self.folder):
+            if users is not None:
+                users.close()
         with contextlib.suppress(SystemExit):  # of a user's callback
             self.dispatcher.close()
         for task in asyncio.all_tasks(self.driver):  # of one that was killed

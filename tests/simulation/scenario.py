@@ -155,6 +155,10 @@ class Scenario:
         Whether results are kept in a file, and the program is run once more when it has ended or was killed.
     gpus, cards
         How many GPUs each slot has, or 1/n; 0 if it has none of its own; and how many each machine has.
+    memory
+        Bytes of each machine: what has no room there is forgotten, and sent again.
+    folder
+        Bytes of each file in a folder that every node has before it gets tasks; empty if there is none.
     wishes, misfortunes, edits
         What the user wants, what goes wrong, and what of the user's own code is edited.
     """
@@ -182,6 +186,8 @@ class Scenario:
     resumes: bool = False
     gpus: float = 0.0
     cards: int = 0
+    memory: int = 1 << 34
+    folder: tuple[int, ...] = ()
     wishes: tuple[Wish, ...] = ()
     misfortunes: tuple[Misfortune, ...] = ()
     edits: tuple[Edit, ...] = ()

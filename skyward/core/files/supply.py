@@ -193,7 +193,7 @@ class _Delivery:
             place, writable = os.fsencode(volume.path), not volume.read_only
             number, reply = self._requests.ask(self._session, lambda request: Mount(request, place, writable), [packed])
             lacking = _names(await reply, manifest.chunks)
-            self._distributor.holds(self._session.node, set(manifest.chunks) - lacking)
+            self._distributor.holds(self._session.node, [name for name in manifest.chunks if name not in lacking])
             for _ in range(_ROUNDS):
                 lacking = await self._build(number, [name for name in manifest.chunks if name in lacking], manifest)
                 if not lacking:
