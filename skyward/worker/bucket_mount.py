@@ -16,7 +16,7 @@ __all__ = ["BucketMount"]
 _LOOK = 0.5  # seconds between checks that it is still there
 _PAUSE = 2.0  # seconds until mounting again is retried
 _LIMIT = 60.0  # seconds to mount it
-_TELL, _LIST = 30.0, 300.0  # seconds to list its folder until the user is told, and until it has failed
+_WARN_AFTER, _LIST = 30.0, 300.0  # seconds to list its folder until the user is warned, and until it has failed
 
 # Content that was read stays on disk, as long as there is room, so that what is read again and again comes from there.
 _CACHE = {
@@ -80,20 +80,20 @@ class BucketMount:
         os.listdir(self._place)  # noqa: PTH208 - fails where it is mounted and can't be read
 
     def _make_look(self) -> Callable[[], None]:
-        """Return what is called while rclone lists the folder, so that nobody waits for ever, or without a word."""
-        began, told = time.monotonic(), False
+        """Return what is called while rclone lists the folder, so that nobody waits forever, or without a message."""
+        began, warned = time.monotonic(), False
         problem = "the store has not listed the folder within"
 
         def look() -> None:
-            nonlocal told
+            nonlocal warned
             waited = time.monotonic() - began
             if self._closed.is_set():
                 raise RcloneError("the pool was closed")
             if waited > _LIST:
                 raise RcloneError(f"{problem} {_LIST:.0f} s")
-            if waited > _TELL and not told:
-                told = True
-                self._warn(f"{self._url}: {problem} {_TELL:.0f} s (limit: {_LIST:.0f} s)")
+            if waited > _WARN_AFTER and not warned:
+                warned = True
+                self._warn(f"{self._url}: {problem} {_WARN_AFTER:.0f} s (limit: {_LIST:.0f} s)")
 
         return look
 

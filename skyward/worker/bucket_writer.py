@@ -50,7 +50,7 @@ class BucketWriter:
         self._warn = warn
         self._patience = patience
         self._failed = False  # the last time
-        self._told = False  # that an upload stands still; once for all files that are saved together
+        self._warned = False  # that an upload stands still; once for all files that are saved together
         self._closed = threading.Event()
 
     def __repr__(self) -> str:
@@ -64,7 +64,7 @@ class BucketWriter:
         groups
             See `UnsavedFiles.find`.
         """
-        deadline, pause, self._told = None, _PAUSE, False
+        deadline, pause, self._warned = None, _PAUSE, False
         while True:
             found, problems = self._files.find(groups)
             failures = self._upload(found)
@@ -142,6 +142,6 @@ class BucketWriter:
         self._server.copy("operations/copyfile", values, lambda text: self._tell(f"{self._url}{file.name}: {text}"))
 
     def _tell(self, text: str) -> None:
-        if not self._told:
-            self._told = True
+        if not self._warned:
+            self._warned = True
             self._warn(text)

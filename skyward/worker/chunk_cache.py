@@ -1,7 +1,7 @@
 """Chunks of mounted folders on a node's disk: each a file named by its content, kept from pool to pool.
 
 A chunk that no start has used for two months is removed, once a day, and earlier if the disk has no room for a new one.
-Several agents of a host may use the same cache at a time: files appear whole, by renaming.
+Several agents of a host may use the same cache at once: files appear whole, by renaming.
 """
 
 from __future__ import annotations

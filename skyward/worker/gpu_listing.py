@@ -14,7 +14,7 @@ from skyward.worker.gpu_shares import GpuError
 __all__ = ["allowed", "amd_smi", "nvidia_files", "nvidia_smi", "rocm_smi"]
 
 _MIB = 2**20
-_MOST = 2**50  # bytes that a GPU may claim to have
+_MAX_BYTES = 2**50  # bytes that a GPU may claim to have
 _GPU = re.compile(r"GPU \d+: (?P<name>.*) \(UUID: (?P<id>[\w-]+)\)")
 _MIG = re.compile(r"\s+MIG (?P<name>\S+)\s+Device\s+\d+: \(UUID: (?P<id>[\w/-]+)\)")
 
@@ -60,7 +60,7 @@ def _size(text: Any, unit: int) -> int | None:
         size = int(text) * unit
     except (TypeError, ValueError):
         return None
-    return size if 0 <= size < _MOST else None
+    return size if 0 <= size < _MAX_BYTES else None
 
 
 def _share(text: str) -> float | None:

@@ -11,7 +11,8 @@ __all__ = ["HeldAnswers", "Save"]
 Save: TypeAlias = Callable[["frozenset[int] | None"], "str | None"]
 """Saves what was written before the call, and returns why that is not possible. Blocks.
 
-The argument is the process groups whose tasks have ended: what others are writing anew may wait. None: nothing may.
+The argument is the process groups whose tasks have ended: new files that others are still writing may wait. None: no
+file may wait.
 """
 
 _Release: TypeAlias = Callable[["str | None"], object]
@@ -25,13 +26,13 @@ class HeldAnswers:
     loop
         The loop.
     save
-        Called in a thread, once at a time.
+        Called in a thread; never twice at once.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, save: Save) -> None:
         self._loop = loop
         self._save = save
-        self._waiting: dict[int, tuple[int | None, _Release]] = {}  # task -> its process group, and whom to tell
+        self._waiting: dict[int, tuple[int | None, _Release]] = {}  # task -> its process group, and what to call
         self._saving: dict[int, tuple[int | None, _Release]] = {}  # the same, of those being saved
         self._round: asyncio.Task[None] | None = None
         self._flushes = 0

@@ -34,9 +34,9 @@ _CONNECT = 2.0  # seconds for connecting to a peer that was reachable before
 _ALIVE = 0.5  # seconds between two answers of a server that has no more at the moment
 _SILENCE = 3.0  # seconds without an answer after which a peer counts as dead
 _UNKNOWN = 30.0  # seconds for which a server waits for a blob to begin to arrive
-_PROBES = 4  # at a time
+_PROBES = 4  # at once
 _ADDRESSES = 8  # of a peer that are tried
-_MAX_CLIENTS = 32  # at a time; more than the owner sends to one node
+_MAX_CLIENTS = 32  # at once; more than the owner sends to one node
 _STUCK = 30.0  # seconds that a client may take to accept a piece
 
 

@@ -42,7 +42,7 @@ def link(place: str, target: str) -> None:
             raise PermissionError(
                 errno.EACCES,
                 "this user can't create it, and has no passwordless sudo; mount at a relative path, which "
-                "lies in the tasks' working directory",
+                "is in the tasks' working directory",
                 place,
             ) from error
 

@@ -31,7 +31,7 @@ __all__ = ["Rclone", "RcloneError", "find_rclone"]
 
 _START = 30.0  # seconds
 _STILL = 120.0  # seconds without a byte moving after which a copy has failed; rclone has tried another connection then
-_TELL = 30.0  # seconds without one after which the user is told
+_WARN_AFTER = 30.0  # seconds without one after which the user is warned
 _READS = 50e6  # bytes per second at which rclone reads a file before or after it moves, at least, to compare it
 _LOOK, _ASK, _ANSWER = 0.2, 5.0, 30.0  # seconds: whether a copy is wanted; whether it goes on; to say so
 _STOP = 5.0  # seconds that rclone may take to agree that it stops something
@@ -234,7 +234,7 @@ class Rclone:
         self,
         command: str,
         values: Mapping[str, object],
-        tell: Callable[[str], object],
+        warn: Callable[[str], object],
         cancelled: Callable[[], bool] = lambda: False,
     ) -> None:
         """Run a copying command, which may take any time as long as data moves.
@@ -243,10 +243,10 @@ class Rclone:
         ----------
         command, values
             See `call`.
-        tell
-            Called from this thread if nothing moves, some time before that is an error; once.
+        warn
+            Called once from this thread if nothing moves, some time before that is an error.
         cancelled
-            Asked now and then whether it is still wanted.
+            Called from time to time; returns whether it is no longer wanted.
 
         Raises
         ------
@@ -256,10 +256,10 @@ class Rclone:
         group = f"copy-{uuid.uuid4().hex}"
         progress = _Progress()
         since = asked = time.monotonic()
-        told = False
+        warned = False
 
         def look() -> None:
-            nonlocal since, asked, told
+            nonlocal since, asked, warned
             if cancelled():
                 raise RcloneError("the pool was closed")
             now = time.monotonic()
@@ -271,9 +271,9 @@ class Rclone:
                 since = now
             elif still > limit:
                 raise RcloneError(f"no data has moved for {limit:.0f} s")
-            elif still > _TELL and not told:
-                told = True
-                tell(f"no data has moved for {still:.0f} s (limit: {limit:.0f} s)")
+            elif still > _WARN_AFTER and not warned:
+                warned = True
+                warn(f"no data has moved for {still:.0f} s (limit: {limit:.0f} s)")
 
         try:
             self.call(command, {**values, "_group": group}, look=look)

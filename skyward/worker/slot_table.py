@@ -124,7 +124,7 @@ class SlotTable:
     Parameters
     ----------
     concurrency
-        Number of tasks at a time, isolated and shared ones together.
+        Number of tasks at once, isolated and shared ones together.
     """
 
     def __init__(self, concurrency: int) -> None:

@@ -128,7 +128,7 @@ class UnsavedFiles:
         Raises
         ------
         OSError
-            There is no room, say.
+            It can't be written, as on a full disk.
         """
         try:
             if file.stamp is None or _stamp(os.stat(file.path)) == file.stamp:  # noqa: PTH116 - millions of calls
@@ -201,7 +201,7 @@ class UnsavedFiles:
         return None
 
     def _copy_busy(self, busy: _Busy, groups: frozenset[int] | None, found: list[Changed], problems: list[str]) -> None:
-        """Copy files that somebody may be writing, unless nothing of them is complete."""
+        """Copy files that somebody may be writing, unless none of their content is complete."""
         writers = find_writers({identity for identity, _ in busy.values()})
         for name, (identity, written) in busy.items():
             theirs = writers.get(identity, [])
@@ -214,7 +214,7 @@ class UnsavedFiles:
                         found.append(copied)
                     else:
                         self.drop(copied)
-                else:  # the file system does not tell, and nobody has it open
+                else:  # the file system can't tell, and no process has it open
                     path = f"{self._folder}/{name}"
                     found.append(Changed(name, path, _stamp(os.stat(path))))  # noqa: PTH116 - as above
             except FileNotFoundError:
@@ -255,4 +255,4 @@ def _is_text(name: str) -> bool:
 
 def _is_incomplete(writers: list[Writer], groups: frozenset[int]) -> bool:
     """Whether all that is in a file comes from processes that have not ended their tasks."""
-    return all(writer.anew and writer.group not in groups for writer in writers)
+    return all(writer.is_new and writer.group not in groups for writer in writers)

@@ -25,12 +25,12 @@ class Writer(NamedTuple):
     ----------
     group
         Its process group.
-    anew
+    is_new
         Whether it writes only, and does not append: it has created or truncated the file.
     """
 
     group: int
-    anew: bool
+    is_new: bool
 
 
 def has_writers(path: str) -> bool | None:
@@ -73,8 +73,8 @@ def _written_by(pid: str, files: Collection[Identity]) -> Iterator[tuple[Identit
             if (identity := (status.st_dev, status.st_ino)) in files:
                 flags = _flags(pid, fd)
                 if flags & os.O_ACCMODE != os.O_RDONLY:
-                    anew = flags & os.O_ACCMODE == os.O_WRONLY and not flags & os.O_APPEND
-                    yield identity, Writer(os.getpgid(int(pid)), anew)
+                    is_new = flags & os.O_ACCMODE == os.O_WRONLY and not flags & os.O_APPEND
+                    yield identity, Writer(os.getpgid(int(pid)), is_new)
 
 
 def _flags(pid: str, fd: str) -> int:

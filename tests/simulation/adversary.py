@@ -12,7 +12,7 @@ from typing import Any
 from skyward.core.gpus import per_gpu
 from skyward.core.spec import MachineState
 from tests.simulation import strangers
-from tests.simulation.load import MOST
+from tests.simulation.load import MAX_BYTES
 from tests.simulation.pool import Pool
 from tests.simulation.scenario import Edit, Misfortune, Scenario, Wish
 
@@ -30,7 +30,7 @@ _SIZES = (0, 0, 0, 10, 1_000, 40_000, 200_000)
 _SECONDS = (0.0, 0.0, 0.001, 0.01, 0.1, 1.0) * 3 + (20.0,)
 _ENDS = ("return",) * 12 + ("raise", "odd", "die", "hang")
 _ARRAYS = (100_000, 150_000, 1_000_000)
-_LARGE = (1_000_000, 2_500_000, MOST - 2, MOST - 2)
+_LARGE = (1_000_000, 2_500_000, MAX_BYTES - 2, MAX_BYTES - 2)
 
 
 def scenario(seed: int) -> Scenario:
@@ -43,7 +43,9 @@ def scenario(seed: int) -> Scenario:
         return replace(drawn, wishes=tuple(wish._replace(seconds=chance.choice(_LONG)) for wish in drawn.wishes[:5]))
     if chance.random() >= _FOLDERS:
         return drawn
-    count, sizes = chance.choice(((1, (0, 10)), (20, (0, 10)), (3, (100_000,)), (3, (10, 1_500_000)), (2, (MOST,))))
+    count, sizes = chance.choice(
+        ((1, (0, 10)), (20, (0, 10)), (3, (100_000,)), (3, (10, 1_500_000)), (2, (MAX_BYTES,)))
+    )
     return replace(drawn, folder=tuple(chance.choice(sizes) for _ in range(count)))
 
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from skyward.core.tasks.several_calls import STAND_INS
 from tests.simulation.odd import odd
 
-__all__ = ["MOST", "Array", "Imported", "Load", "Uses", "carry_out", "importing"]
+__all__ = ["MAX_BYTES", "Array", "Imported", "Load", "Uses", "carry_out", "importing"]
 
 
 class Load(NamedTuple):
@@ -45,10 +45,10 @@ class Load(NamedTuple):
     talks: int = 0
 
 
-MOST = 5_000_000
+MAX_BYTES = 5_000_000
 """Bytes of the largest argument or result."""
-_ORDERLY = array("I", range(MOST // 4)).tobytes()  # compressed to some 60 %, and no two places are alike
-_NOISE = Random(1).randbytes(MOST)
+_ORDERLY = array("I", range(MAX_BYTES // 4)).tobytes()  # compressed to some 60 %, and no two places are alike
+_NOISE = Random(1).randbytes(MAX_BYTES)
 
 
 class Array:

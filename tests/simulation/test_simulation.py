@@ -17,7 +17,7 @@ from tests.simulation.shrink import kind_of, reduced_story, shrunk
 
 SECONDS = 15.0  # of a processor for each part: two minutes for all
 SEEDS = 15  # for each part, at most: 120 for all, as long as one in some 1,500 finds that the oracle is too strict
-MOST_SEEDS = 10_000
+MAX_SEEDS = 10_000
 RARE = {"a_clock_that_is_read_twice"}  # found once in a thousand seeds or more, which takes minutes
 LATE = {
     "a_group_that_is_forgotten": 2240,
@@ -100,6 +100,6 @@ UNFIT = ("AttributeError", "TypeError", "NameError")
 @pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault not in RARE])
 def test_a_fault_of_the_past_is_found(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     FAULTS[fault](monkeypatch)
-    seeds = range(LATE.get(fault, 0), MOST_SEEDS)
+    seeds = range(LATE.get(fault, 0), MAX_SEEDS)
     found = next(outcome for seed in seeds if (outcome := simulate(seed)).broken)
     assert not [name for name in UNFIT if name in found.broken[0]], f"the planted fault does not fit: {found.broken}"

@@ -25,10 +25,10 @@ MEMORY = _SHM if _SHM.is_dir() else None
 """Where files cost least."""
 
 _LATE = 0.15  # of the times that a descriptor is ready, it is noticed only later
-_MOST_LATE = 0.005  # seconds
+_MAX_DELAY = 0.005  # seconds
 _STUMBLING = 0.002  # of the times that somebody reads the clock, in a world where the processor is sometimes away
 _ROUNDING = 1e-9  # seconds, of sums with a clock's offset
-_MOST_TURNS = 200_000  # until something that is waited for
+_MAX_TURNS = 200_000  # until something that is waited for
 
 
 class Stuck(AssertionError):
@@ -329,14 +329,14 @@ class World:
             It does not hold after `limit` seconds of virtual time, or so many events.
         """
         end = self.now + limit
-        last = self.turns + _MOST_TURNS
+        last = self.turns + _MAX_TURNS
         step, broken = self.step, self.broken
         self._is_known = False
         while not until() and not broken:
             if not step() or self.now > end:
                 raise Stuck(f"not within {limit:g} seconds of virtual time: {what}")
             if self.turns > last:
-                raise Stuck(f"not within {_MOST_TURNS:,} events: {what}")
+                raise Stuck(f"not within {_MAX_TURNS:,} events: {what}")
 
     def close(self) -> None:
         """End all processes, in order."""
@@ -386,7 +386,7 @@ class World:
             seen = self._noticed.get(number)
             if seen is None:
                 late = self.random.random()
-                seen = self.now if late >= _LATE else self.now + late / _LATE * _MOST_LATE
+                seen = self.now if late >= _LATE else self.now + late / _LATE * _MAX_DELAY
                 self._noticed[number] = seen
             if seen > self.now or process.frozen_until > self.now:
                 continue

@@ -112,7 +112,7 @@ def test_a_store_that_does_not_answer_is_said(
     server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While it is waited for, which ends."""
-    monkeypatch.setattr(bucket_mount, "_TELL", 0.3)
+    monkeypatch.setattr(bucket_mount, "_WARN_AFTER", 0.3)
     monkeypatch.setattr(bucket_mount, "_LIST", 1.0)
     place = tmp_path / "place"
     said: list[str] = []

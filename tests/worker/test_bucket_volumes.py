@@ -52,7 +52,7 @@ def test_it_appears_whole_or_not_at_all(tmp_path: Path) -> None:
 def test_a_store_that_does_not_answer_is_said_and_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It takes connections, and says nothing."""
     monkeypatch.setattr(rclone, "_STILL", 1.0)
-    monkeypatch.setattr(rclone, "_TELL", 0.3)
+    monkeypatch.setattr(rclone, "_WARN_AFTER", 0.3)
     monkeypatch.setattr(rclone, "_ASK", 0.1)
     folder = tmp_path / "served" / "bucket" / "data"
     folder.mkdir(parents=True)

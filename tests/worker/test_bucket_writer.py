@@ -117,7 +117,7 @@ def test_what_cant_be_saved_is_said_again_and_again(node: Callable[..., Node]) -
 def test_an_upload_that_does_not_go_on_fails(node: Callable[..., Node], monkeypatch: pytest.MonkeyPatch) -> None:
     """Instead of holding its task for ever; and that it stands still is said before."""
     monkeypatch.setattr(rclone, "_STILL", 1.0)
-    monkeypatch.setattr(rclone, "_TELL", 0.3)
+    monkeypatch.setattr(rclone, "_WARN_AFTER", 0.3)
     monkeypatch.setattr(rclone, "_ASK", 0.1)
     it = node(0.0)
     (it.target / "new").write_bytes(b"1")

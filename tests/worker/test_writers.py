@@ -29,13 +29,13 @@ def test_readers_are_no_writers(tmp_path: Path) -> None:
         assert found(path) == []
 
 
-@pytest.mark.parametrize(("mode", "anew"), [("wb", True), ("ab", False), ("r+b", False)])
-def test_how_a_file_is_open_is_known(tmp_path: Path, mode: str, anew: bool) -> None:
+@pytest.mark.parametrize(("mode", "is_new"), [("wb", True), ("ab", False), ("r+b", False)])
+def test_how_a_file_is_open_is_known(tmp_path: Path, mode: str, is_new: bool) -> None:
     path = tmp_path / "file"
     path.touch()
     with path.open(mode):
         assert has_writers(str(path)) is True
-        assert found(path) == [Writer(ME, anew)]
+        assert found(path) == [Writer(ME, is_new)]
     assert has_writers(str(path)) is False
 
 

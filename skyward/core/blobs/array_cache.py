@@ -48,7 +48,7 @@ class ArrayCache:
         Where copies are. The newest ones are held as long as both this object and the array live, since the next task
         may need them again; holding all would keep every array of the group in memory twice.
     slots
-        Returns how many tasks run at a time.
+        Returns how many tasks run at once.
     """
 
     def __init__(self, snapshots: Snapshots, slots: Callable[[], int] = lambda: 1) -> None:
@@ -97,7 +97,7 @@ class ArrayCache:
         return name
 
     def _read(self, buffer: memoryview) -> bytes | None:
-        """Hash a buffer; return None as soon as that is no longer worth its time."""
+        """Hash a buffer; return None as soon as that is no longer worth the time."""
         content, size = xxhash.xxh3_128(), len(buffer)
         began = time.thread_time()
         for start in range(0, size, _PIECE):

@@ -83,7 +83,7 @@ class Distributor:
     Parameters
     ----------
     events
-        Who hears of what has arrived.
+        Gets an event for each blob that has arrived.
     """
 
     def __init__(self, events: Events) -> None:

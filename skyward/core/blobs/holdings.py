@@ -58,7 +58,7 @@ class NodeHoldings:
             if self._total <= self._budget:
                 break
             if not self._sizes[name]:
-                continue  # it lies on the node's disk
+                continue  # it is on the node's disk
             self._total -= self._sizes.pop(name)
             forgotten.append(name)
         return forgotten

@@ -5,7 +5,7 @@ while the rest still arrives, so each level of the tree adds a short delay and n
 
 * A node that needs a blob gets it once, from the driver or from one peer. Only a failed transfer is followed by another
   one, in which the driver itself sends the missing bytes; nothing is retried forever.
-* No node is asked to serve a blob that it neither has nor is receiving, nor to serve more than `FANOUT` at a time.
+* No node is asked to serve a blob that it neither has nor is receiving, nor to serve more than `FANOUT` at once.
 * Only pairs of nodes known to reach each other are used. A pair that failed is not used again.
 
 From the first command for a blob on a node until `Free`, that node must keep what it has of it.
@@ -20,7 +20,7 @@ from typing import NamedTuple, TypeAlias, Union
 
 __all__ = ["FANOUT", "GRACE", "TELLING", "UNLINKED", "Command", "Drop", "Fetch", "Free", "Give", "Relay"]
 
-FANOUT = 2  # nodes served by one node at a time: with more, each would get less than from the driver itself
+FANOUT = 2  # nodes served by one node at once: with more, each would get less than from the driver itself
 TELLING = 32 * 1024  # bytes; what is smaller takes a round trip, and says nothing of how fast the driver's line is
 GRACE = 2.0  # seconds that a blob may take beyond what it would take from the driver
 UNLINKED = 2.0  # seconds that fetches from a node continue after the driver lost its link to it

@@ -22,7 +22,7 @@ __all__ = ["Snapshot", "Snapshots", "blob_name", "digest", "owner_of"]
 Snapshot = mmap | bytes | SharedFile
 """A copy of a buffer."""
 
-_MAX_FILES = 200  # open at a time, of copies in use and of idle ones each; a process often may open only 1024
+_MAX_FILES = 200  # open at once, of copies in use and of idle ones each; a process may often open only 1024
 _OTHERS = 16  # files left for other uses where a process may open few
 _MAX_PLACES = 1024
 _SHARE = 0.25  # of the machine's memory may be taken by idle copies, as by a node's store

@@ -42,12 +42,12 @@ class Editable:
         return module in declared or module == self.name.replace("-", "_").lower()
 
     def holds(self, source: str) -> bool:
-        """Whether a file or folder lies in the project."""
+        """Whether a file or folder is in the project."""
         return os.path.realpath(source).startswith(os.path.join(os.path.realpath(self.project), ""))
 
 
 def editables(path: Sequence[str]) -> list[Editable]:
-    """Find the editable distributions on a path; the deepest project first, as projects may lie in each other."""
+    """Find the editable distributions on a path; the deepest project first, as projects may be nested."""
     found = [each for folder in dict.fromkeys(path) if os.path.isdir(folder) for each in _in_folder(folder)]
     return sorted(found, key=lambda each: -len(each.project))
 
@@ -115,7 +115,7 @@ def metadata_beside(folder: str, name: str) -> list[str]:
 
 
 def owner_beside(folder: str, name: str) -> str | None:
-    """Return the distribution that installed a module into a folder that is no ``site-packages``, by its RECORD.
+    """Return the distribution that installed a module into a folder other than ``site-packages``, by its RECORD.
 
     Parameters
     ----------

@@ -38,7 +38,7 @@ MAX_FILES = 20_000
 _FOLDERS = frozenset(("__pycache__", "node_modules"))
 _ENDINGS = (".pyc", ".pyo", "~")
 _MODULES = (*EXTENSION_SUFFIXES, *BYTECODE_SUFFIXES, *SOURCE_SUFFIXES)
-_ENVIRONMENTS = ("pyvenv.cfg", "conda-meta")  # lie in the root of each environment
+_ENVIRONMENTS = ("pyvenv.cfg", "conda-meta")  # are in the root of each environment
 _SHOWN = 4  # folders in an error
 
 

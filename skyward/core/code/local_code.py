@@ -23,7 +23,7 @@ __all__ = ["CodeSettings", "CodeVersion", "LocalCode"]
 _PAUSE = 50  # times what a check takes: until the next one while tasks are submitted one after another
 _LONGEST_PAUSE = 0.2  # seconds: within it such tasks do not see an edit
 _RACY = 30_000_000  # ns; a file that was changed so shortly before it was read may change again within one tick
-_CODE = (".py", ".so", ".pyd")  # endings of the files of which nodes on this machine depend
+_CODE = (".py", ".so", ".pyd")  # endings of the files that nodes on this machine depend on
 
 _imports: dict[bytes, frozenset[str]] = {}  # what a content imports, by digest: all pools look at the same files
 
@@ -330,7 +330,7 @@ class LocalCode:
         return version
 
     def _content(self, name: bytes, contents: Mapping[bytes, bytes]) -> bytes:
-        """The content of that digest, which is read again if an earlier version had it and this one has it anew."""
+        """The content of that digest, which is read again if an earlier version had it and this one has it again."""
         if (data := contents.get(name)) is not None:
             return data
         path, (file, _) = next((path, known) for path, known in self._read.items() if known[1] == name)

@@ -1,4 +1,4 @@
-"""Decides whose a module is by where its file lies: Python's, an installed distribution's, or the user's own."""
+"""Decides whose a module is by where its file is: Python's, an installed distribution's, or the user's own."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""Finds the local code of this program: which modules are the user's own, where they lie, and why they are needed.
+"""Finds the local code of this program: which modules are the user's own, where they are, and why they are needed.
 
-A survey goes on while the pool is open: modules that are imported later, and what edited files import, are added to it.
+A survey continues while the pool is open: modules that are imported later, and those that edited files
+import, are added to it.
 """
 
 from __future__ import annotations
@@ -216,7 +217,7 @@ class CodeSurvey:
         self._add(name, sources, reason)
 
     def _built(self, name: str, facts: ModuleFacts) -> tuple[str, ...]:
-        """Where an installed module lies that an editable distribution has built in place."""
+        """Where an installed module is that an editable distribution has built in place."""
         if not any(name in editable.tops for editable in self._all_editables()):
             return ()
         return facts.paths or ((facts.file,) if facts.file else ())
@@ -226,7 +227,7 @@ class CodeSurvey:
         while archive not in ("", "/") and not os.path.exists(archive):
             archive = os.path.dirname(archive)
         if os.path.isfile(archive):
-            text = f"the module {name} lies in the archive {archive}: unpack it, and put the folder on sys.path instead"
+            text = f"the module {name} is in the archive {archive}: unpack it, and put the folder on sys.path instead"
         else:
             text = f"the module {name} was imported from {missing}, which is gone, so nodes can't get it"
         self.problems[name] = text

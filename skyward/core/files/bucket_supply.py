@@ -1,6 +1,6 @@
 """Mounts or copies buckets on the pool's nodes before these get tasks, and has nodes save what tasks have written.
 
-A node is told where the buckets are, and does both itself.
+A node gets the buckets' addresses, and does both itself.
 """
 
 from __future__ import annotations

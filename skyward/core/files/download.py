@@ -1,4 +1,4 @@
-"""Fetches files of nodes: a few parts of each node's at a time, written to temporary files until all are complete."""
+"""Fetches files of nodes: a few parts from each node at once, written to temporary files until all are complete."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from skyward.core.protocol.wire import Buffer
 
 __all__ = ["download"]
 
-_PART = 1 << 20  # bytes asked for at a time
+_PART = 1 << 20  # bytes per request
 _WINDOW = 8  # parts of one node on their way
 _FIRST = 2.0  # seconds until progress is first reported
 _EVERY = 5.0  # seconds between two reports

@@ -18,7 +18,7 @@ __all__ = ["MIN_SECONDS", "Budget", "Terms"]
 MIN_SECONDS = 300.0
 """Seconds that a machine must be paid for: with fewer it would hardly do more than boot."""
 
-_MARGIN = (30.0, 0.1)  # a machine is given up so many seconds, or this part of its time, before the end: the lesser
+_MARGIN = (30.0, 0.1)  # a machine is given up this long before the end, or this fraction of its time if less
 _ENDING = 60.0  # seconds for which a machine that is being terminated may still cost
 
 
@@ -108,7 +108,7 @@ class Budget:
         return min(missing, int(free / offer.billing.cost(offer.price, MIN_SECONDS) + 1e-9))
 
     def terms(self, offer: Offer, machines: int, free: float, now: float) -> Terms:
-        """The terms of each machine if so many are bought with all that is free.
+        """The terms of each machine if that many are rented with all money that is free.
 
         Parameters
         ----------

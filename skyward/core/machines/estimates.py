@@ -16,35 +16,35 @@ class Rented(NamedTuple):
     spot: bool
 
 
-_MOST = 1000
+_MAX_ESTIMATES = 1000
 _kept: dict[tuple[Rented, int], float] = {}  # the latest of each kind and number of machines, in US dollars
 
 
 def keep(rented: Rented, nodes: int, price: float) -> None:
-    """Remember what so many machines are expected to cost in all.
+    """Remember what that many machines are expected to cost in total.
 
     Parameters
     ----------
     rented, nodes
-        The machines.
+        The machines, and how many.
     price
         US dollars.
     """
     _kept.pop((rented, nodes), None)
     _kept[rented, nodes] = price
-    for oldest in list(_kept)[:-_MOST]:
+    for oldest in list(_kept)[:-_MAX_ESTIMATES]:
         _kept.pop(oldest, None)
 
 
 def estimated(machines: Iterable[Rented], nodes: int) -> float | None:
-    """What a pool of so many nodes was expected to cost that rented these machines; None if nobody asked.
+    """What a pool that rented these machines was expected to cost; None if there is no estimate.
 
     Parameters
     ----------
     machines
-        Those that it rented, replacements among them. If they are of several kinds, nobody asked for that.
+        Those that it rented, including replacements. There are no estimates for several kinds.
     nodes
-        How many it wanted at a time.
+        How many nodes it wanted at once.
     """
     kinds = set(machines)
     return _kept.get((kinds.pop(), nodes)) if len(kinds) == 1 else None

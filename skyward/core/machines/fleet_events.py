@@ -212,7 +212,7 @@ Event: TypeAlias = Union[
 
 @dataclass(frozen=True, slots=True)
 class Create:
-    """Order machines, under the name `order`; report `Made` or `Refused`. Each may run for so many seconds, if any."""
+    """Order machines, under the name `order`; report `Made` or `Refused`. Each may run for `seconds`, if set."""
 
     order: str
     candidate: Candidate

@@ -23,7 +23,7 @@ def order_texts(commands: Sequence[Command], providers: Sequence[Provider]) -> I
         if isinstance(command, Create) and (offer := command.candidate.offer) is not None:
             counts[providers[command.candidate.source].name, str(offer), offer.price] += command.count
     for (name, text, price), count in counts.items():
-        total = f", ${price * count:.4g}/h in all" if price and count > 1 else ""
+        total = f", ${price * count:.4g}/h in total" if price and count > 1 else ""
         yield f"{name}: ordering {count} x {text}{total}"
 
 

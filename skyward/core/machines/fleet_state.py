@@ -34,7 +34,7 @@ from skyward.core.spec import MachineId
 __all__ = ["REPORT_AFTER", "OwnedMachine", "Phase", "SourceState"]
 
 REPORT_AFTER = 3
-"""Failures in a row, of a poll or of a termination, after which the user is told."""
+"""Failures in a row, of a poll or of a termination, after which the user is warned."""
 
 _BACKOFF = (1.0, 30.0)  # seconds before a failed call is retried: first, and max
 _DENIED_FOR = 2.5  # seconds for which credentials may be refused after Shutdown; retried after 1 and 3

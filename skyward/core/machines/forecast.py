@@ -138,7 +138,7 @@ class Forecast:
 
     @property
     def wall(self) -> float:
-        """How long it takes in all."""
+        """The total time."""
         return self.start + self.call
 
 

@@ -19,9 +19,9 @@ class MachineReports:
     plan
         What the pool wants, with its providers.
     events
-        Who hears of it.
+        Gets the events.
     clock
-        Tells the time in seconds.
+        Returns the time in seconds.
     """
 
     def __init__(self, plan: Plan, events: Events, clock: Callable[[], float]) -> None:

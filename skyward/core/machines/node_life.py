@@ -81,7 +81,7 @@ def _make_authority(tag: str) -> Authority:
 
 
 Bring: TypeAlias = Callable[[Session, Callable[[str], object]], "Coroutine[Any, Any, None] | None"]
-"""Brings what tasks need to a node, given its session and who is told in a few words how far it is; or returns None.
+"""Brings what tasks need to a node, given its session and a callback for its progress in words; or returns None.
 
 Raises `VolumeFailed`, or `NodeLost` if the node was lost meanwhile.
 """
@@ -100,9 +100,9 @@ class Shared:
     plan
         What the pool wants.
     events
-        Who hears of the nodes' progress.
+        Gets events about the nodes' progress.
     owner
-        Who hears of the nodes' lives.
+        See `NodeOwner`.
     handler
         Receives the nodes' messages.
     identities

@@ -109,7 +109,7 @@ class Provisioner:
     user
         Who uses the nodes.
     events
-        Who hears of nodes and machines.
+        Gets events about nodes and machines.
     make_buyer
         Makes the `Buyer` of rented machines, in a worker thread.
     make_authority
@@ -153,7 +153,7 @@ class Provisioner:
         self._buyer: Buyer | None = None
         self._waiting = Machines()  # as last reported
         self._slept = self._clocks.asleep()
-        self._told: frozenset[tuple[int, str]] = frozenset()  # slots and GPUs that the user knows of
+        self._known_gpus: frozenset[tuple[int, str]] = frozenset()  # slots and GPUs that the user knows of
         self._reports = MachineReports(plan, events, lambda: asyncio.get_running_loop().time())
         identities = Identities(plan.order.tag, plan.nodes.max, make_authority)
         self._shared = Shared(plan, events, self, user, identities, bring=bring)
@@ -433,7 +433,7 @@ class Provisioner:
         self._user.node_down(life.name, reason or "the pool was closed")
         self._events.emit(NodeGone(life.name, None if self._stopping else reason))
         # While the pool starts, existing hosts are not replaced, nor machines whose packages or folders no other could
-        # get either: the user hears at once what is wrong.
+        # get either: the user learns at once what is wrong.
         replace = self._started or (self._plan.rental(life.source) is not None and not is_image)
         self._last_reason = reason
         barren = life.session is not None and life.session.barren
@@ -466,10 +466,11 @@ class Provisioner:
                 self._report_gpus([life])
 
     def _report_gpus(self, lives: Sequence[NodeLife]) -> None:
-        """Tell the user which GPUs these nodes have; those that are like earlier ones are not worth a line."""
+        """Tell the user which GPUs these nodes have, unless earlier nodes have the same."""
         found = [(life.name, life.slots, life.session.gpus) for life in lives if life.session is not None]
-        told, self._told = self._told, self._told | {(slots, described(gpus)) for _, slots, gpus in found}
-        if new := [node for node in found if (node[1], described(node[2])) not in told and node[2]]:
+        known = self._known_gpus
+        self._known_gpus = known | {(slots, described(gpus)) for _, slots, gpus in found}
+        if new := [node for node in found if (node[1], described(node[2])) not in known and node[2]]:
             self._events.emit(Note(describe(new, self._plan.setup.gpus)))
 
     def node_doubted(self, life: NodeLife) -> None:

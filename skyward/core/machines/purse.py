@@ -62,7 +62,7 @@ class Purse:
         return self._payable(candidate, machines) == machines
 
     def payable(self, missing: int, count: int) -> int:
-        """How many of the machines that are missing can be paid for, of whichever candidate they are.
+        """How many of the missing machines can be paid for, with the candidate that allows most.
 
         0 if the pool could not start with these and the `count` that it has.
         """
@@ -72,13 +72,13 @@ class Purse:
 
     @property
     def is_waiting(self) -> bool:
-        """Whether money may come back: of an order without an answer, or of a machine that is to be terminated."""
+        """Whether money may become free: from an order without an answer, or a machine that is being terminated."""
         ending = (owned for _, _, owned in self._owned if owned.terms and owned.phase is Phase.ENDING)
         doubtful = any(state.doubtful for state in self._states)
         return bool(self._orders.out) or doubtful or any(not owned.accepted for owned in ending)
 
     def terms(self, candidate: Candidate, machines: int) -> Terms | None:
-        """The terms of each machine if so many are bought with all that is free; None without a budget."""
+        """The terms of each machine if that many are rented with all money that is free; None without a budget."""
         if self._budget is None or candidate.offer is None:
             return None
         return self._budget.terms(candidate.offer, machines, self._free(self._budget), self._paid)

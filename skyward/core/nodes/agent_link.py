@@ -27,7 +27,7 @@ __all__ = ["AgentLink", "Stripes", "describe"]
 _log = logging.getLogger("skyward.session")
 
 _TURN = 2 << 20  # bytes of large messages written before others get their turn in the event loop
-_PART = 256 << 10  # bytes of these given to a stripe at a time, so this much more than a full channel would take
+_PART = 256 << 10  # bytes of these given to a stripe at once, so this much more than a full channel would take
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ _log = logging.getLogger("skyward.extra_links")
 
 
 class ExtraLinks:
-    """The connections to a machine besides the first. Belongs to the event loop.
+    """The connections to a machine other than the first. Belongs to the event loop.
 
     Parameters
     ----------

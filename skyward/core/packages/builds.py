@@ -1,7 +1,7 @@
 """Finds out which kinds of machines can't have what a pool's nodes need, before any is rented.
 
 Machines like the driver's can: what is installed here from an index has a build for them, and so has what was built
-here. For others, uv is asked what indexes have. Where it can't tell, nothing is said: the node will.
+here. For others, uv is asked what indexes have. If it can't tell, nothing is reported here: the node will report it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Decides what a node's environment is made of, from what the driver has and what its tasks need. Pure.
+"""Decides what a node's environment contains, from what the driver has and what its tasks need. Pure.
 
 Nodes get the driver's versions, with the dependencies that the driver's distributions have on a node's platform. Where
 the user asks for something else, that counts, and the installer finds out its dependencies.
@@ -116,7 +116,7 @@ class Apart:
 
 @dataclass(frozen=True, slots=True)
 class Closure:
-    """What an environment is made of.
+    """What an environment contains.
 
     Attributes
     ----------

@@ -1,7 +1,7 @@
 """Fetches wheels on the driver for a node that reaches no package index.
 
-pip does it: it is told the node's platform. Each set of requirements is fetched once for each kind of machine, and kept
-in the user's cache for the next pool.
+pip does it, given the node's platform. Each set of requirements is fetched once for each kind of machine, and stored in
+the user's cache for the next pool.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Target:
 
     @property
     def options(self) -> list[str]:
-        """What pip is told."""
+        """The arguments for pip."""
         short = self.python.replace(".", "")
         options = ["--only-binary=:all:", "--implementation", "cp", "--python-version", self.python]
         for abi in (f"cp{short}", "abi3", "none"):

@@ -1,11 +1,11 @@
 """Selects which of a host's own pip and uv settings apply to the environments made there. Runs on the host.
 
 ``python installer_settings.py pip|uv NAMES INDEX FILE [COMMAND ...]`` prints lines of sh: what to export and to unset.
-Settings that say where packages come from and how the network is reached are kept: indexes, proxies, certificates,
+Settings that say where packages come from and how the network is reached apply: indexes, proxies, certificates,
 caches. Settings that change where packages go or what may be installed are not, since they were made for other work:
 target, prefix, user, require-hashes, no-binary, constraints. NAMES are variables set by the pool's user, which are left
-alone; a nonempty INDEX says that the pool has its own index, so that the host's are not used. Where uv has not been
-told where packages come from, it is told what pip is: most hosts were set up for pip. This imports nothing of skyward,
+alone; a nonempty INDEX says that the pool has its own index, so that the host's are not used. If uv has no
+settings for where packages come from, it gets pip's: most hosts were set up for pip. This imports nothing of skyward,
 and only the standard library.
 """
 
@@ -91,7 +91,7 @@ def _uv(own: set[str], kept: set[str], file: Path) -> Iterator[str]:
 
 
 def of_pip(environment: Mapping[str, str], *, index: bool) -> dict[str, str]:
-    """What pip is told of indexes and of the network here, as variables for uv; what is set already is left alone.
+    """pip's settings for indexes and the network here, as variables for uv; those that are already set are left alone.
 
     Parameters
     ----------

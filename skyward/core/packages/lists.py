@@ -41,7 +41,7 @@ class Wheel:
 
 @dataclass(frozen=True, slots=True)
 class PackageLists:
-    """What a node's environment is made of.
+    """What a node's environment contains.
 
     Attributes
     ----------

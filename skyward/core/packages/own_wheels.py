@@ -30,7 +30,7 @@ def fetch_or_make(lines: Sequence[str], target: Target, *, resolve: bool) -> lis
     Raises
     ------
     PackagesFailed
-        They can be had in neither way; the message says why for both.
+        Neither way works; the message gives both reasons.
     """
     try:
         return fetch(lines, target, resolve=resolve)

@@ -34,7 +34,7 @@ def is_asked_for(module: str) -> bool:
 
 
 def is_by_name(thing: Any) -> bool:
-    """Whether a function, class or the like goes by its name: it is found there, and is not the program's own."""
+    """Whether a function, class or the like is sent by its name: it is found there, and is not the program's own."""
     module = getattr(thing, "__module__", None)
     if not isinstance(module, str) or is_of_the_program(module):
         return False

@@ -97,7 +97,7 @@ class _Pickler(by_value.Pickler):
 
 
 def reduce_class(obj: Any) -> Any:
-    """What the first of `CLASS_REDUCERS` returns that knows this class; None for none, and for what is no class."""
+    """The result of the first of `CLASS_REDUCERS` that knows this class; None if none does, or if it is not a class."""
     if CLASS_REDUCERS and isinstance(obj, type):
         for reduce in CLASS_REDUCERS:
             if (reduced := reduce(obj)) is not None:

@@ -112,7 +112,7 @@ def _items(value: Any, kind: type, depth: int) -> str:
         return f"<{kind.__name__} of {len(value):,}>"
     texts = [_text(item, depth - 1) for item in islice(value, _MAX_ITEMS)]
     if len(value) > _MAX_ITEMS:
-        texts.append(f"... {len(value):,} in all")
+        texts.append(f"... {len(value):,} in total")
     opening, closing = _BRACKETS[kind]
     comma = "," if kind is tuple and len(value) == 1 else ""
     return f"{opening}{', '.join(texts)}{comma}{closing}"
@@ -126,7 +126,7 @@ def _pairs(value: Mapping[Any, Any], depth: int) -> str:
         for key, item in islice(value.items(), _MAX_ITEMS)
     ]
     if len(value) > _MAX_ITEMS:
-        texts.append(f"... {len(value):,} in all")
+        texts.append(f"... {len(value):,} in total")
     return f"{{{', '.join(texts)}}}"
 
 

@@ -1,6 +1,6 @@
 """Length-prefixed byte strings, used before two processes switch to the wire protocol.
 
-A frame is the length as u32, big-endian, and then so many bytes. Pure.
+A frame is the length as u32, big-endian, followed by that many bytes. Pure.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def split_frame(data: bytes | bytearray, limit: int = _MAX) -> bytes | None:
 def _checked(data: bytes | bytearray, limit: int) -> int:
     (length,) = _LENGTH.unpack_from(data)
     if length > limit:
-        raise ValueError(f"a frame of {length:,} bytes, of which at most {limit:,} are allowed")
+        raise ValueError(f"a frame of {length:,} bytes; at most {limit:,} are allowed")
     return int(length)
 
 

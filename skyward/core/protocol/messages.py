@@ -141,7 +141,7 @@ class Setup(NamedTuple):
     node
         The node's name, for messages and the environment variable ``SKYWARD_NODE``.
     concurrency
-        Maximum number of tasks at a time, isolated and shared ones together; 0: as many as there are GPUs for.
+        Maximum number of tasks at once, isolated and shared ones together; 0: as many as there are GPUs for.
     isolated
         Whether the slots started in advance are processes that run one task each; otherwise threads of one process.
     threads

@@ -83,8 +83,8 @@ _PLACED = struct.Struct("!BIIQ")  # the header of DATA and PACKED
 _PRELUDE = struct.Struct("!IH")
 _SMALL, _OPEN, _DATA, _PACKED = 0, 1, 2, 3
 _MAX_BUFFERS = 0xFFFF  # of one message
-_CONCURRENT = 2  # large messages sent at a time
-_MAX_CONCURRENT = 256  # accepted at a time: with stripes, the ends of many messages are in flight
+_CONCURRENT = 2  # large messages sent at once
+_MAX_CONCURRENT = 256  # accepted at once: with stripes, the ends of many messages are in flight
 _MAX_PRELUDES = 16  # of maximum size, over all messages that are arriving
 _MAX_STRIPES = 8
 _GREETING = 64 * 1024  # largest message from a peer that has not proved who it is
@@ -504,7 +504,7 @@ class Wire:
             raise ProtocolError(f"a message of {total:,} bytes is over the limit of {self.limits.message:,} bytes")
         preludes = self._coming_preludes + prelude
         if len(self._coming) >= _MAX_CONCURRENT or preludes > _MAX_PRELUDES * self.limits.prelude:
-            raise ProtocolError(f"more than {_MAX_CONCURRENT} large messages at a time, or preludes that are too large")
+            raise ProtocolError(f"more than {_MAX_CONCURRENT} large messages at once, or preludes that are too large")
         self._coming[number] = Incoming(number, seq, message, sizes, prelude, self._ahead)
         self._coming_size += total
         self._coming_preludes = preludes

@@ -1,9 +1,9 @@
 """Which state of the user's own code a call is about: what its identity says must be what nodes run.
 
-Identities are made of files that are looked at here, and nodes get a version that `LocalCode` has made of them, which
-looks at another moment. Both mean the same if the version was made after the latest of the files was changed, and none
-has changed since. A ``Parallel`` call runs with the version from its beginning, so it has a view of its own, to which
-later edits mean nothing.
+Identities are computed from files that are read here, and nodes get a version that `LocalCode` has made of them, which
+reads them at another moment. Both mean the same if the version was made after the latest change of the files, and none
+has changed since. A ``Parallel`` call runs with the version from its beginning, so it has a view of its own, which
+later edits do not affect.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ class CodeView:
         return f"<CodeView of {self.version}, {self.origins}>"
 
     def is_certain(self) -> bool:
-        """Whether all files of which digests were made are in the version as they were then."""
+        """Whether all files with digests are in the version as they were when digested."""
         return self.origins.newest < self._looked - _TICK
 
     def look(self, code: LocalCode | None) -> None:
-        """Have the version made anew; digests may be others afterwards. Waits up to one tick.
+        """Have the version made again; digests may differ afterwards. Waits up to one tick.
 
         Raises
         ------

@@ -8,9 +8,10 @@ cloudpickle puts random numbers into it. So values are walked here. What counts:
 - of functions and classes that are sent by value (those of the program itself, lambdas, nested ones), their code
   without line numbers, and all that it refers to;
 - of modules that are sent by value, all that is in them;
-- of functions, classes and modules that go by name, the name, and the digest of where they come from (`Origins`).
+- of functions, classes and modules that are sent by name, the name, and the digest of where they come from (`Origins`).
 
-False differences only cost time, so what is unknown differs. Nothing here reads a file or is bound to a run.
+False differences only cost time, so anything unknown counts as different. Nothing here reads a file or belongs to a
+run.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ _DIGESTED = 4096  # bytes from which content is replaced by its digest
 _SIZE = 16  # bytes of a digest
 _GLOBAL_CODES = frozenset(dis.opmap[name] for name in ("LOAD_GLOBAL", "STORE_GLOBAL", "DELETE_GLOBAL", "LOAD_NAME"))
 _IMPORT_CODES = frozenset((dis.opmap["IMPORT_NAME"],))
-_ATTRIBUTES = ("__defaults__", "__kwdefaults__", "__annotations__", "__dict__")  # of a function, besides its code
+_ATTRIBUTES = ("__defaults__", "__kwdefaults__", "__annotations__", "__dict__")  # of a function, apart from its code
 _NOT_OF_CLASS = frozenset(  # what Python, or a cache, puts into a class; the rest is what the user has written
     ("__dict__", "__weakref__", "__module__", "__doc__", "__firstlineno__", "__static_attributes__", "_abc_impl")
 )
@@ -49,7 +50,7 @@ _NOT_OF_MODULE = frozenset(("__builtins__", "__cached__", "__loader__", "__spec_
 
 
 class Origins(Protocol):
-    """Knows what stands behind a name."""
+    """Returns digests of what names refer to."""
 
     def __call__(self, module: str, /, *, whole: bool = False) -> bytes:
         """Return what differs when the code of a module, or of one that it imports, differs.
@@ -141,7 +142,7 @@ class Hasher:
     Parameters
     ----------
     origins
-        Digests of what stands behind names.
+        Returns digests of what names refer to.
     find
         Returns the digest of the content of a large array if it is known; see `ArrayCache.find`.
     """
@@ -315,7 +316,7 @@ class Hasher:
         if isinstance(value, numpy.dtype):
             self._out += (b"dtype", repr(value.str).encode())
             is_plain = value.names is None and value.subdtype is None and not value.metadata and not value.hasobject
-            if not is_plain or value.type.__module__ != "numpy":  # of others, `str` only tells the size
+            if not is_plain or value.type.__module__ != "numpy":  # of others, `str` gives only the size
                 self._reduced(value)
         elif type(value) in (numpy.ndarray, numpy.memmap) and not value.dtype.hasobject:
             self._array(value, numpy)

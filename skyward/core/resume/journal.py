@@ -1,7 +1,7 @@
 """One run with a resume file: which of its calls are known, and what becomes of the results of the others.
 
 Whatever goes wrong with the file after the run has begun costs time and not results: what can't be read is computed
-anew, what can't be written is handed over all the same, and both are reported.
+again, what can't be written is still handed over, and both are reported.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What stands behind a module's name: the user's own code by its content, everything else by its version.
+"""Digests of what a module's name refers to: the user's own code by its content, everything else by its version.
 
 A function of a module of the user's own may call whatever that module imports, so the digest of a module covers all of
 the user's own modules that it imports, also inside functions, with their packages. What belongs to a distribution

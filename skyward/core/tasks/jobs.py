@@ -27,7 +27,7 @@ class TaskGroup:
     Parameters
     ----------
     limit
-        Maximum number of its tasks that run at a time; None for no limit. A negative limit is relative to the number of
+        Maximum number of its tasks that run at once; None for no limit. A negative limit is relative to the number of
         slots: -1 leaves one slot to others.
     change
         The surroundings in which its tasks run; None for those at the submission of each task. See

@@ -45,7 +45,7 @@ class FailedTask:
     position: int  # of the call in the task; -1 if that is not known
     sent: Sequence[Any] | None  # its pickle and buffers; None if they are too large
     size: int
-    load: Callable[[], BaseException]  # makes the exception anew each time
+    load: Callable[[], BaseException]  # makes a new exception each time
     notes: Sequence[str]  # of the exception
 
     def error(self) -> BaseException:
@@ -153,7 +153,7 @@ class LastFailure:
 
     @property
     def error(self) -> BaseException:
-        """The exception, loaded anew: it refers to none of your variables."""
+        """A new copy of the exception: it refers to none of your variables."""
         return self._latest().error()
 
     @property
@@ -165,7 +165,7 @@ class LastFailure:
     def calls(self) -> Sequence[tuple[Callable[..., Any], Sequence[Any], dict[str, Any]]]:
         """Function, arguments and keyword arguments: of several calls if the process died with a batch of them.
 
-        They are loaded anew each time, as they were sent.
+        They are unpickled again each time, as they were sent.
         """
         return self._latest().calls()  # type: ignore[return-value]
 

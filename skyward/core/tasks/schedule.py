@@ -24,7 +24,7 @@ the meantime.
 A node's *depth* is the number of tasks that it holds beyond its slots, so that no slot waits for a round trip. It
 follows from the measured overhead and running time, and is 0 for tasks that run much longer than a round trip. When
 another node is idle, tasks held ahead are recalled (`Recall`), so nothing waits behind a long task: the node returns
-tasks that it has not begun, and those starts do not count. No more tasks are recalled at a time than there are idle
+tasks that it has not begun, and those starts do not count. No more tasks are recalled at once than there are idle
 slots, and none that the node is going to start sooner than they could arrive elsewhere, if its tasks take as long as
 before. Whether they do, and whether a node may be asked again, is checked by a timer (`StartTimer`) for all nodes at
 once: neither an event nor a recall may cost more the more nodes there are.
@@ -194,7 +194,7 @@ class Schedule:
         return f"<Schedule {tasks}; {len(self._nodes)} nodes: {out}/{slots} out>"
 
     def at_a_time(self, limit: int | None) -> int:
-        """Return how many tasks of a group with this limit can run at a time; from any thread."""
+        """Return how many tasks of a group with this limit can run at once; from any thread."""
         slots = self._slots
         return slots if limit is None else min(limit, slots) if limit >= 0 else max(slots + limit, 1)
 

@@ -64,7 +64,7 @@ class Submitted(NamedTuple):
     group
         The group of tasks it belongs to.
     limit
-        Maximum number of the group's tasks that run at a time; None for no limit. A negative limit is relative to the
+        Maximum number of the group's tasks that run at once; None for no limit. A negative limit is relative to the
         number of slots: -1 leaves one slot to others. One task may always run.
     node
         The only node it may run on; None for any.

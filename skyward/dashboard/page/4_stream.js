@@ -95,8 +95,8 @@ const stream = {
   arrange() {
     const width = this.view.clientWidth;
     this.gutter = width < 520 ? 68 : 84;
-    const most = parseFloat(getComputedStyle(this.view).getPropertyValue("--tall"));
-    const room = most - STRIP - AXIS;
+    const maxHeight = parseFloat(getComputedStyle(this.view).getPropertyValue("--tall"));
+    const room = maxHeight - STRIP - AXIS;
     if (this.shape === model.shape && this.room === room) return;
     const nodes = model.inOrder().filter((node) => node.rows.length);
     const slots = nodes.reduce((sum, node) => sum + node.rows.length, 0);
@@ -121,7 +121,7 @@ const stream = {
     this.nodes = nodes;
     this.total = y + AXIS;
     find("stream-space").style.height = `${this.total}px`;
-    this.view.style.height = `${Math.min(most, Math.max(150, this.total))}px`;
+    this.view.style.height = `${Math.min(maxHeight, Math.max(150, this.total))}px`;
     [this.shape, this.room] = [model.shape, room];
   },
 

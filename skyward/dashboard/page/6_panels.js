@@ -144,15 +144,15 @@ const throughput = {
     const whole = model.state === "ended" ? done.length : Math.min(done.length, Math.floor(model.now / span));
     const rate = (count) => (count * 1000) / span;
     const all = done.slice(0, whole).map((n, at) => n + failed[at]);
-    const most = Math.max(1e-9, rate(Math.max(0, ...all)));
+    const peak = Math.max(1e-9, rate(Math.max(0, ...all)));
     const [left, bottom, top] = [stream.gutter || 68, height - 20, 10];
     const begin = Math.min(model.begin, Math.max(0, model.now - 1000));
     const end = Math.max(begin + 2000, model.now);
     const x = (time) => left + ((time - begin) / (end - begin)) * (width - left - 12);
-    const scale = this.scale(most);
+    const scale = this.scale(peak);
     const y = (each) => bottom - (each / scale[scale.length - 1]) * (bottom - top);
     pen.textBaseline = "middle";
-    for (const mark of most > 1e-9 ? scale : [0]) {
+    for (const mark of peak > 1e-9 ? scale : [0]) {
       pen.fillStyle = look.line;
       pen.fillRect(left, Math.round(y(mark)), width - left - 12, 1);
       pen.fillStyle = look.muted;
@@ -181,7 +181,7 @@ const throughput = {
     };
     area(all, look.accent, 0.32);
     area(failed.slice(0, whole), look.bad, 0.9);
-    say(find("throughput-note"), most > 1e-9 ? `tasks per second; peak ${text.rate(most)}` : "tasks per second");
+    say(find("throughput-note"), peak > 1e-9 ? `tasks per second; peak ${text.rate(peak)}` : "tasks per second");
   },
 
   // Spans that are wide enough to see, and long enough that some tasks end in most of them.
@@ -196,9 +196,9 @@ const throughput = {
     return { span: width * joined, done: join(done), failed: join(failed) };
   },
 
-  scale(most) {
-    const step = [1, 2, 5].flatMap((n) => [-2, -1, 0, 1, 2, 3, 4, 5].map((power) => Number((n * 10 ** power).toPrecision(1)))).sort((a, b) => a - b).find((each) => most / each <= 3.2);
-    return Array.from({ length: Math.ceil(most / step) + 1 }, (_, at) => Number((at * step).toPrecision(6)));
+  scale(peak) {
+    const step = [1, 2, 5].flatMap((n) => [-2, -1, 0, 1, 2, 3, 4, 5].map((power) => Number((n * 10 ** power).toPrecision(1)))).sort((a, b) => a - b).find((each) => peak / each <= 3.2);
+    return Array.from({ length: Math.ceil(peak / step) + 1 }, (_, at) => Number((at * step).toPrecision(6)));
   },
 };
 

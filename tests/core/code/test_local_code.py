@@ -227,7 +227,7 @@ def test_a_module_that_is_no_file_is_an_error_where_a_task_needs_it(tmp_path: Pa
     assert none == [None]
     assert "made was made in the memory of this process" in made[0]
     assert "register_pickle_by_value(made)" in made[0]
-    assert f"zipped lies in the archive {tmp_path}/archive.zip: unpack it" in zipped[0]
+    assert f"zipped is in the archive {tmp_path}/archive.zip: unpack it" in zipped[0]
     assert f"gone was imported from {tmp_path}/gone.py, which is gone" in gone[0]
     assert others == ["other tasks run"]
     assert back == [{"gone.py": "def f(): return 1"}, True]

@@ -28,7 +28,7 @@ def test_orders_of_one_kind_share_a_line() -> None:
         Poll(0),
     ]
     assert list(order_texts(commands, providers)) == [
-        f"folder: ordering 3 x {small}, $1.5/h in all",
+        f"folder: ordering 3 x {small}, $1.5/h in total",
         f"other: ordering 1 x {small}",
         f"folder: ordering 2 x {large}",
     ]

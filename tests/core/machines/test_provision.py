@@ -582,7 +582,7 @@ def test_what_is_bought_and_terminated_is_reported(ward: Ward) -> None:
     starting.cancel()
     fixture.close()
     assert [note.text for note in notes][:2] == [
-        "folder: ordering 3 x small spot in drawer, $0.12/h, $0.36/h in all",
+        "folder: ordering 3 x small spot in drawer, $0.12/h, $0.36/h in total",
         "terminating 3 machine(s) of tag",
     ]
     assert machines[0] == Machines(ordered=3)

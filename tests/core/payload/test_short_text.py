@@ -71,7 +71,7 @@ def fit(model: Any, data: Any, api_key: str = "") -> None:
 VALUES: list[tuple[Any, str]] = [
     (3, "3"), (1.5, "1.5"), (None, "None"), ("it's", '"it\'s"'), ("a\nb", "'a\\nb'"), (b"x", "b'x'"),
     (1 << 100_000, "<int of 100,001 bits>"),
-    ([1, 2], "[1, 2]"), ((1,), "(1,)"), (set(), "{}"), (list(range(1000)), "[0, 1, 2, 3, 4, 5, ... 1,000 in all]"),
+    ([1, 2], "[1, 2]"), ((1,), "(1,)"), (set(), "{}"), (list(range(1000)), "[0, 1, 2, 3, 4, 5, ... 1,000 in total]"),
     ({"C": 10}, "{'C': 10}"), ([[[[1]]]], "[[[<list of 1>]]]"),
     ({"token": "abc", "a_password": "abc", "tokens": 3}, "{'token': '***', 'a_password': '***', 'tokens': 3}"),
     (np.zeros((3, 2)), "<ndarray float64 (3, 2)>"), (np.float64(0.5), "np.float64(0.5)"),

@@ -26,7 +26,7 @@ from .public_key import fingerprint
 __all__ = ["DigitalOcean"]
 
 _LIMIT = 5000
-_PER_PAGE, _MOST_PER_PAGE = 20, 200
+_PER_PAGE, _MAX_PER_PAGE = 20, 200
 _USER_DATA_LIMIT = 64 * 1024
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,253}[A-Za-z0-9])?")
 _TAG = re.compile(r"[A-Za-z0-9:_-]{1,255}")
@@ -185,7 +185,7 @@ class DigitalOcean(Cloud):
             page, size = (int(flask.request.args.get(*pair)) for pair in (("page", 1), ("per_page", _PER_PAGE)))
         except ValueError:
             raise Refusal(400, "bad_request", "page and per_page must be numbers.") from None
-        size = min(max(size, 1), _MOST_PER_PAGE)
+        size = min(max(size, 1), _MAX_PER_PAGE)
         last = max(1, -(-len(items) // size))
         others = {word: value for word, value in flask.request.args.items() if word not in {"page", "per_page"}}
 

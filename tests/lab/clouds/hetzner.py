@@ -28,7 +28,7 @@ from .public_key import fingerprint
 __all__ = ["Hetzner"]
 
 _LIMIT = 3600
-_PER_PAGE, _MOST_PER_PAGE = 25, 50
+_PER_PAGE, _MAX_PER_PAGE = 25, 50
 _USER_DATA_LIMIT = 32 * 1024
 _HOST_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*", re.IGNORECASE)
 _LABEL_KEY = re.compile(r"([a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?/)?[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?", re.IGNORECASE)
@@ -583,8 +583,8 @@ def _page(word: str, items: list[dict[str, Any]]) -> dict[str, Any]:
         size = int(flask.request.args.get("per_page", _PER_PAGE))
     except ValueError:
         raise _invalid("page", "Not a valid integer.") from None
-    if page < 1 or not 1 <= size <= _MOST_PER_PAGE:
-        raise _invalid("per_page", f"must be between 1 and {_MOST_PER_PAGE}")
+    if page < 1 or not 1 <= size <= _MAX_PER_PAGE:
+        raise _invalid("per_page", f"must be between 1 and {_MAX_PER_PAGE}")
     last = max(1, -(-len(items) // size))
     pagination = {
         "page": page,
