@@ -115,7 +115,8 @@ class Ledger:
             os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
             self.path.chmod(0o600)
             with self._open() as db:
-                db.executescript(_SCHEMA)
+                # One transaction waits for the disk once; it waits its turn, too, as it begins as a writer.
+                db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
         except (OSError, sqlite3.Error) as error:
             raise self._unwritable(error) from error
 
