@@ -56,10 +56,9 @@ def pattern(count: int) -> Iterator[bytes]:
     """Generate `count` bytes without short repetitions, in pieces."""
     counter = 0
     while count > 0:
-        piece = b"".join(hashlib.sha256(b"%d" % (counter + n)).digest() for n in range(_PIECE // 32))
-        counter += _PIECE // 32
-        yield piece[:count]
-        count -= len(piece)
+        yield hashlib.shake_128(b"%d" % counter).digest(min(_PIECE, count))
+        counter += 1
+        count -= _PIECE
 
 
 class Service:
