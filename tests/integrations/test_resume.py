@@ -34,10 +34,8 @@ def ran(tmp_path: Path) -> Iterator[Path]:
     del os.environ["RESUME_COUNTED"]
 
 
-def open_pool(tmp_path: Path, **settings: Any) -> sky.Compute:
-    return sky.Compute(
-        concurrency=2, plugins=[sky.plugins.sklearn()], resume=tmp_path / "search.run", console=False, **settings
-    )
+def open_pool(tmp_path: Path, plugin: Any = sky.plugins.joblib) -> sky.Compute:
+    return sky.Compute(concurrency=2, plugins=[plugin()], resume=tmp_path / "search.run", console=False)
 
 
 def test_other_batches_take_what_is_there(tmp_path: Path, ran: Path) -> None:
@@ -122,18 +120,18 @@ def test_a_search_is_not_fitted_again(tmp_path: Path, ran: Path) -> None:
     """A grid, the cross-validation of several estimators, and one that has no fixed random state."""
     results = []
     for _ in range(2):
-        with open_pool(tmp_path):
+        with open_pool(tmp_path, sky.plugins.sklearn):
             search = sk.GridSearchCV(sk.Counting(random_state=0), {"depth": [1, 2, 3]}, n_jobs=-1, cv=4, refit=False)
             search.fit(sk.X, sk.Y)
             scores = sk.cross_val_score(sk.Counting(), sk.X, sk.Y, n_jobs=-1, cv=5)
             results.append((search.cv_results_["mean_test_score"].tolist(), search.best_params_, scores.tolist()))
     assert results[0] == results[1]
     assert len(ran.read_text().split()) == 12 + 5
-    with open_pool(tmp_path):
+    with open_pool(tmp_path, sky.plugins.sklearn):
         search = sk.GridSearchCV(sk.Counting(random_state=0), {"depth": [1, 2, 3, 4]}, n_jobs=-1, cv=4, refit=False)
         search.fit(sk.X, sk.Y)
     assert len(ran.read_text().split()) == 12 + 5 + 4
-    with open_pool(tmp_path):  # other data
+    with open_pool(tmp_path, sky.plugins.sklearn):  # other data
         search.fit(sk.X[:50], sk.Y[:50])
     assert len(ran.read_text().split()) == 12 + 5 + 4 + 16
 
