@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -116,15 +117,15 @@ def test_what_cant_be_saved_is_said_again_and_again(node: Callable[..., Node]) -
 
 def test_an_upload_that_does_not_go_on_fails(node: Callable[..., Node], monkeypatch: pytest.MonkeyPatch) -> None:
     """Instead of holding its task for ever; and that it stands still is said before."""
-    monkeypatch.setattr(rclone, "_STILL", 1.0)
+    monkeypatch.setattr(rclone, "_STILL", 4.0)  # on a full machine, rclone may not run for a second
     monkeypatch.setattr(rclone, "_WARN_AFTER", 0.3)
     monkeypatch.setattr(rclone, "_ASK", 0.1)
     it = node(0.0)
     (it.target / "new").write_bytes(b"1")
     with stopped(it.server.process.pid):
         problem = it.volumes.save(OTHERS)
-    assert problem == "s3://bucket/data/new: no data has moved for 1 s"
-    assert it.said[0].startswith("s3://bucket/data/new: no data has moved for 0 s (limit: 1 s)")
+    assert problem == "s3://bucket/data/new: no data has moved for 4 s"
+    assert re.match(r"s3://bucket/data/new: no data has moved for \d s \(limit: 4 s\)", it.said[0])
     assert it.volumes.save(OTHERS) is None
     assert it.saved()["new"] == b"1"
 
