@@ -6,8 +6,8 @@
 
 The nodes are no processes: the events that their tasks would cause reach the page at the times when they would. So its
 thread does what it would do in a driver of such a pool, and this machine is free for a browser. The first half of the
-tasks is seen by nobody, the second half by Chromium if there is one. Each second counts by itself; medians are printed,
-and the slowest tenth, since the two share this machine's cores.
+tasks is seen by nobody, the second half by Chromium if there is one. Each second is timed by itself; printed are the
+median, and the fastest and the slowest tenth, since caches are shared with whatever else runs on this machine.
 """
 
 from __future__ import annotations
@@ -103,7 +103,8 @@ def _show(name: str, seconds: list[tuple[int, float]], held: float) -> None:
     tenth = -(-len(each) // 10)
     print(
         f"{name}: {statistics.median(counts):,.0f} tasks a second; the page takes {statistics.median(each):.1f} µs per "
-        f"task (slowest tenth of the seconds: {each[-tenth]:.1f}), {statistics.median(share):.1%} of a core",
+        f"task ({each[tenth - 1]:.1f} in the fastest tenth of the seconds, {each[-tenth]:.1f} in the slowest), "
+        f"{statistics.median(share):.1%} of a core ({share[tenth - 1]:.1%} to {share[-tenth]:.1%})",
         flush=True,
     )
 
