@@ -148,7 +148,7 @@ class Console:
             line, self._line = self._line, None
             if line is not None:
                 line.stop()
-        elif self._cell is not None:
+        elif isinstance(event, TasksQueued) and self._cell is not None:
             self._cell.submitted()
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""PURE. What a provider bills for a machine: rarely exactly the time that it existed."""
+"""What a provider bills for a machine: rarely exactly the time that it existed. Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PURE. A pool's progress, as a line of text and as an HTML bar, which suits light and dark pages."""
+"""A pool's progress, as a line of text and as an HTML bar, which suits light and dark pages. Pure."""
 
 from __future__ import annotations
 

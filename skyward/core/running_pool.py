@@ -67,7 +67,7 @@ class RunningPool:
     def __init__(self, settings: PoolSettings, events: Events) -> None:
         self.pid = os.getpid()
         self._settings, self.events = settings, events
-        make = _dispatcher(settings)  # may fail: no thread runs yet
+        make_dispatcher = _dispatcher(settings)  # may fail: no thread runs yet
         self.facts = Facts()
         self.showing = Showing(settings.name, settings.dashboard, events, self.facts)  # may fail as well
         self.contexts = contextlib.ExitStack()
@@ -77,7 +77,7 @@ class RunningPool:
         self._reported: set[str] = set()  # errors
         self._uncount = events.subscribe(self.facts.handle, self.facts.kinds)
         self.audience = Audience(events, live=settings.console, facts=self.facts)
-        self.dispatcher = make(
+        self.dispatcher = make_dispatcher(
             self._io,
             events,
             isolated=settings.is_isolated,
@@ -143,8 +143,8 @@ class RunningPool:
                 if volume.read_only:
                     how = "is mounted at {place} on each node that has FUSE, and copied to the others"
                 self.events.emit(Note(f"{bucket.url} ({found}) {how.format(place=volume.path)}"))
-            make = functools.partial(BucketSupply, volumes=buckets, warn=self._warn)
-            self._io.post(self.dispatcher.runner.files.attach, make)
+            make_supply = functools.partial(BucketSupply, volumes=buckets, warn=self._warn)
+            self._io.post(self.dispatcher.runner.files.attach, make_supply)
         starting = self._io.start(self.provisioner.start())
         try:
             result_of(starting)

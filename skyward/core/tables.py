@@ -1,4 +1,4 @@
-"""PURE. Tables as text and as HTML, for terminals and notebooks."""
+"""Tables as text and as HTML, for terminals and notebooks. Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PURE. What the events of one pool add up to: the one place where nodes, tasks, machines and costs are counted.
+"""What the events of one pool add up to: the one place where nodes, tasks, machines and costs are counted. Pure.
 
 The console's lines, `Compute.status` and whatever else shows a pool read this, so that they can't contradict each
 other. `skyward.core.facts` feeds it. What it keeps is bounded: an entry for each node and each rented machine that

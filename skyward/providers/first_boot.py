@@ -1,4 +1,4 @@
-"""PURE. What a rented machine runs at first boot: installs host and login key, and terminates itself when orphaned.
+"""What a rented machine runs at first boot: installs host and login key, and terminates itself when orphaned. Pure.
 
 In two forms: user data for cloud-init, and a shell script for clouds that run one.
 """

@@ -122,7 +122,7 @@ class _Connection:
     def __init__(self, agent: Agent, sock: socket.socket) -> None:
         self.agent = agent
         self.hello: Hello | None = None
-        wire = Wire(Role.WORKER, secret=agent.start.secret, nonce=agent.system.random_bytes(16))
+        wire = Wire(Role.AGENT, secret=agent.start.secret, nonce=agent.system.random_bytes(16))
         self.link = WireSocket(agent.loop, sock, wire, self.hear, self.gone)
         self.timer = agent.loop.call_later(_GREETING, self.gone, "no greeting")
 

@@ -119,7 +119,7 @@ class Slot:
         self.limit = thread_limits.Limit(settings.threads)
         surroundings.FOLLOWERS.append(self.limit.follow)
         self.result_files = ResultFiles(settings.result_files) if settings.result_files is not None else None
-        self.wire = Wire.opened(Role.WORKER)
+        self.wire = Wire.opened(Role.AGENT)
         self.growth = Growth()
         self.imports = Imports(import_reports)
         self.pid = 0

@@ -76,7 +76,7 @@ class MemoryAgent:
         return near
 
     async def _serve(self, channel: MemoryChannel) -> None:
-        link = wire.Wire(wire.Role.WORKER, secret=self.secret, nonce=b"w")
+        link = wire.Wire(wire.Role.AGENT, secret=self.secret, nonce=b"w")
         while data := await channel.read():
             for received in link.receive_data(data):
                 if isinstance(received.message, messages.Hello):

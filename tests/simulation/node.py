@@ -102,7 +102,7 @@ class _Slot:
         self.sock.setblocking(False)
         os.set_blocking(self.out, False)
         self.claims = Claims(self.tickets)
-        self.wire = Wire.opened(Role.WORKER, fifo=True)  # an answer is sent whole before the next one
+        self.wire = Wire.opened(Role.AGENT, fifo=True)  # an answer is sent whole before the next one
         self.inbox: deque[Any] = deque()
         self._sizes = world.random.choice(SIZES)
         self.busy = False

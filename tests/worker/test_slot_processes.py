@@ -181,7 +181,7 @@ def test_what_a_slot_said_and_printed_last_comes_before_the_news_of_its_death(no
     node.table.submit(7, True)
     slot = node.table.running[7].number
     sock, out, _, _ = node.server.slots.pop(slot)
-    wire = Wire.opened(Role.WORKER)
+    wire = Wire.opened(Role.AGENT)
     wire.send(Done(7, 0.5, {}), [b"result"])
     with socket.socket(fileno=sock) as connection:
         connection.sendall(b"".join(wire.data_to_send()))
@@ -238,7 +238,7 @@ def test_a_slot_that_can_not_be_forked_is_buried_and_its_task_refused(node: Node
 
 def test_a_slot_that_is_asked_for_as_the_fork_server_ends_is_forgotten_with_it(node: Node) -> None:
     node.make_slots()
-    wire = Wire.opened(Role.WORKER)
+    wire = Wire.opened(Role.AGENT)
     wire.send(Ready(1, None))
     os.write(node.server.slots[1][0], b"".join(wire.data_to_send()))
     node.loop.remove_reader(node.processes.by_number[1].link._fd)  # so nobody reads it before the slot is buried

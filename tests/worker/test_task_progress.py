@@ -31,7 +31,7 @@ class Node:
         self.expired: list[tuple[int, float]] = []
         ours, self.sock = socket.socketpair()
         self.sock.setblocking(False)
-        self.wire = Wire.opened(Role.WORKER)
+        self.wire = Wire.opened(Role.AGENT)
         link = WireSocket(
             self.loop, ours, Wire.opened(Role.OWNER, fifo=True), lambda _: None, lambda _: None, eager=True
         )

@@ -21,7 +21,7 @@ class Line:
         read, write = os.pipe()
         self.theirs = os.dup(read)
         self.tickets, self.claims = Tickets(read, write), Claims(self.theirs)
-        self.agent, self.slot = Wire.opened(Role.OWNER, fifo=True), Wire.opened(Role.WORKER)
+        self.agent, self.slot = Wire.opened(Role.OWNER, fifo=True), Wire.opened(Role.AGENT)
         self.owned: list[int] = []  # waiting at the agent, oldest first
         self.given: list[int] = []  # with the slot, as far as the agent knows
         self.begun: list[int] = []

@@ -29,7 +29,7 @@ def test_what_was_sent_before_the_end_counts_even_if_writing_fails_first() -> No
             ended.set()
 
         link = WireSocket(loop, ours, Wire.opened(Role.OWNER), hear, end, eager=True)
-        slot = Wire.opened(Role.WORKER)
+        slot = Wire.opened(Role.AGENT)
         slot.send(Done(1, 0.5), [b"one"])
         slot.send(Done(2, 0.5), [bytes(300_000)])
         theirs.setblocking(False)

@@ -1,4 +1,4 @@
-"""PURE. How long each machine may run, so that all of them together never cost more than the pool may spend.
+"""How long each machine may run, so that all of them together never cost more than the pool may spend. Pure.
 
 A machine is bought with a share of what is left, and the share decides until when it may run: that is known when it is
 ordered, so the machine itself can keep to it even if nobody is left who could terminate it. The driver gives a machine

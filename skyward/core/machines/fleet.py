@@ -1,4 +1,4 @@
-"""PURE. Decides what to order, poll, begin and terminate, from the machines that are wanted and those that exist.
+"""Decides what to order, poll, begin and terminate, from the machines that are wanted and those that exist. Pure.
 
 `Fleet.handle` takes an event and the time, and returns commands; whoever carries them out reports back with events. It
 keeps these promises in whatever order events come (tests/core/machines/test_fleet.py drives it through all of them):
@@ -14,7 +14,7 @@ keeps these promises in whatever order events come (tests/core/machines/test_fle
 - After `Shutdown` nothing is ordered, and a source counts as empty only once a poll has shown nothing there. Only a
   source that keeps refusing the credentials is given up, and `left` reports what is there.
 
-The life of a machine: ordered -> booting -> serving -> ending -> forgotten. What each source needs done is in
+The life of a machine: ordered -> booting -> begun -> ending -> forgotten. What each source needs done is in
 `fleet_state`, which offer to order next in `order_book`.
 """
 
@@ -67,7 +67,7 @@ from skyward.core.spec import Machine, MachineId, MachineState
 __all__ = ["Fleet", "Left"]
 
 _MAX_AT_ONCE = 8  # concurrent orders, of one machine each, at a provider without BATCH
-_CALM_POLL = 60.0  # seconds between two polls when all machines serve
+_CALM_POLL = 60.0  # seconds between two polls when all machines have begun
 _RETRY_DESTROY = 15.0  # seconds after which a machine that was terminated and is still there is terminated again
 _MISSES = 2  # polls in a row that must not show a machine before it counts as gone
 _LOST_REPLIES = 3  # in a row, after which the offer rests
@@ -158,7 +158,7 @@ class Fleet:
 
     @property
     def count(self) -> int:
-        """Machines that are ordered, boot or serve."""
+        """Machines that are ordered, boot or have begun."""
         return self._orders.count + sum(
             owned.phase is not Phase.ENDING for state in self._states for owned in state.machines.values()
         )
@@ -334,7 +334,7 @@ class Fleet:
             state.uncertain = None
         self.purse.settle_doubts(state, since)
         calm = not self._stopping and all(
-            owned.phase is Phase.SERVING and not owned.missed for owned in state.machines.values()
+            owned.phase is Phase.BEGUN and not owned.missed for owned in state.machines.values()
         )
         state.next_poll = now + (
             _CALM_POLL if calm and state.uncertain is None and not state.doubtful else state.source.poll
@@ -377,13 +377,13 @@ class Fleet:
                 yield from _begin(state, owned, shown)
             return
         reason = "it no longer exists" if shown is None else shown.detail or shown.state.value
-        if owned.phase is Phase.SERVING:
+        if owned.phase is Phase.BEGUN:
             yield Abandon(state.number, id, reason)
         else:
             yield from self._give_up(state, id, reason, now)
 
     def _give_up(self, state: SourceState, id: MachineId, reason: str, now: float) -> Iterator[Command]:
-        """Terminate a machine that never got to serve."""
+        """Terminate a machine that never had an address."""
         error = ProvisioningError(f"{state.source.name}: {id} did not come up: {reason}")
         owned = state.machines[id]
         if owned.candidate is not None:  # until others like it have had time to fail, and have been counted
@@ -441,5 +441,5 @@ class Fleet:
 def _begin(state: SourceState, owned: OwnedMachine, machine: Machine) -> Iterator[Command]:
     """Connect to a machine once it has an address."""
     if machine.state is MachineState.RUNNING and machine.endpoint is not None:
-        owned.phase = Phase.SERVING
+        owned.phase = Phase.BEGUN
         yield Begin(state.number, machine)

@@ -1,4 +1,4 @@
-"""PURE. Events that a fleet takes and commands that it returns: values, no decisions."""
+"""Events that a fleet takes and commands that it returns: values, no decisions. Pure."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ class Tick:
 
 @dataclass(frozen=True, slots=True)
 class Shutdown:
-    """Machines are no longer wanted. A `Lost` follows for each that serves."""
+    """Machines are no longer wanted. A `Lost` follows for each that was begun."""
 
 
 Event: TypeAlias = Union[
@@ -237,7 +237,7 @@ class Begin:
 
 @dataclass(frozen=True, slots=True)
 class Abandon:
-    """Give up a machine that serves, since it has ended or must not cost more; report `Lost` soon.
+    """Give up a machine that was begun, since it has ended or must not cost more; report `Lost` soon.
 
     With `blameless`, what runs there loses none of its attempts.
     """

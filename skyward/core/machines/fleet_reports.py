@@ -1,4 +1,4 @@
-"""PURE. What a fleet's state means to the user, in words: orders that go out, why too few came, what may be left."""
+"""What a fleet's state means to the user, in words: orders that go out, why too few came, what may be left. Pure."""
 
 from __future__ import annotations
 

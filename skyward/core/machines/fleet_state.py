@@ -1,4 +1,4 @@
-"""PURE. What a fleet keeps of each source and of its machines there, and what each source needs done next.
+"""What a fleet keeps of each source and of its machines there, and what each source needs done next. Pure.
 
 Decisions that concern all sources (how many machines, which offer) are made in `fleet`.
 """
@@ -43,9 +43,9 @@ _DENIED_FOR = 2.5  # seconds for which credentials may be refused after Shutdown
 class Phase(enum.Enum):
     """Where in its life a machine is."""
 
-    BOOTING = enum.auto()
-    SERVING = enum.auto()
-    ENDING = enum.auto()
+    BOOTING = enum.auto()  # ordered, and without an address as yet
+    BEGUN = enum.auto()  # being prepared, or a node already; `Lost` tells when it is of no more use
+    ENDING = enum.auto()  # to be terminated, until no poll shows it
 
 
 @dataclass(slots=True)
@@ -224,7 +224,7 @@ class SourceState:
         self.clearing, self.next_clear = False, now + self.backoff()
 
     def stop(self, now: float) -> None:
-        """Machines are no longer wanted: those that boot are terminated, those that serve are lost one by one."""
+        """Machines are no longer wanted: those that boot are terminated, those begun are lost one by one."""
         self.next_poll = min(self.next_poll, now + self.source.poll if self.machines else now)
         self.failures = 0
         for owned in self.machines.values():

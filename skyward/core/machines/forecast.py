@@ -1,4 +1,4 @@
-"""PURE. Predicts how long a call takes on some nodes, what that costs, and what limits it, from a few of its tasks."""
+"""Predicts how long a call takes on some nodes, what that costs, and what limits it, from a few of its tasks. Pure."""
 
 from __future__ import annotations
 

@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from skyward.core.machines.buyer import Buyer
     from skyward.core.nodes.certificates import Authority
 
-__all__ = ["Bring", "Identities", "NodeLife", "NodeOwner", "Shared", "nothing"]
+__all__ = ["Bring", "Identities", "LifeListener", "NodeLife", "Shared", "nothing"]
 
 _log = logging.getLogger("skyward.provision")
 
 
-class NodeOwner(Protocol):
+class LifeListener(Protocol):
     """Receives news of the nodes' lives: the provisioner. Called from the event loop; must not block."""
 
     def node_ready(self, life: NodeLife, message: Ready) -> None:
@@ -101,8 +101,8 @@ class Shared:
         What the pool wants.
     events
         Gets events about the nodes' progress.
-    owner
-        See `NodeOwner`.
+    listener
+        See `LifeListener`.
     handler
         Receives the nodes' messages.
     identities
@@ -115,7 +115,7 @@ class Shared:
 
     plan: Plan
     events: Events
-    owner: NodeOwner
+    listener: LifeListener
     handler: SessionHandler
     identities: Identities
     seats: Seats = field(default_factory=Seats)
@@ -184,7 +184,7 @@ class NodeLife:
             patience=patience,
             on_step=lambda step: self._shared.events.emit(NodeStep(self.name, step)),
             on_warning=lambda text: self._shared.events.emit(Note(text, warning=True)),
-            on_doubt=lambda: self._shared.owner.node_doubted(self),
+            on_doubt=lambda: self._shared.listener.node_doubted(self),
         )
         try:
             secret = await connector.prepare()
@@ -208,7 +208,7 @@ class NodeLife:
                 await connector.close()
 
     def _make_session(self, connector: Connector, secret: bytes, here: bool, part: list[int]) -> Session:
-        plan, owner = self._shared.plan, self._shared.owner
+        plan, listener = self._shared.plan, self._shared.listener
         identity = self._shared.identities.of(self.name, self.machine)
         return Session(
             self.name,
@@ -219,12 +219,12 @@ class NodeLife:
             self._slots_started,
             plan.timing,
             connector.stripes,
-            lambda: owner.link_patience(self),
+            lambda: listener.link_patience(self),
         )
 
     def _slots_started(self, session: Session, message: Ready) -> None:
         """Bring what tasks need, and then report that the node is ready; errors are reported at once."""
-        owner = self._shared.owner
+        listener = self._shared.listener
         if message.error is None and self.has_slots:
             raise ProtocolError("it reports a second time that it is ready")
         self.has_slots = self.has_slots or message.error is None
@@ -232,7 +232,7 @@ class NodeLife:
         if message.error is None:
             work = self._shared.bring(session, lambda step: self._shared.events.emit(NodeStep(self.name, step)))
         if work is None:
-            owner.node_ready(self, message)
+            listener.node_ready(self, message)
         else:
             self._bringing = asyncio.create_task(self._bring(session, work, message))
 
@@ -249,7 +249,7 @@ class NodeLife:
                 self.error = ProvisioningError(f"{self.name}: {type(error).__name__}: {error}")
             session.abandon(str(self.error))
         else:
-            self._shared.owner.node_ready(self, message)
+            self._shared.listener.node_ready(self, message)
 
     def _too_late(self, session: Session) -> None:
         """Give up an agent whose slots hang, in an import say: it keeps answering, but is of no use."""

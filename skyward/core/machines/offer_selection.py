@@ -1,4 +1,4 @@
-"""PURE. Selects the offers that meet a request, sorts them, and names the nearest ones when none does."""
+"""Selects the offers that meet a request, sorts them, and names the nearest ones when none does. Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PURE. Which offer to order next: the candidates, the orders that are out, and why others were refused."""
+"""Which offer to order next: the candidates, the orders that are out, and why others were refused. Pure."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ _STOP_LIMIT_BROKEN = 30.0  # the same after an unexpected error, which may have 
 
 
 class NodeUser(SessionHandler, Protocol):
-    """Runs tasks on the nodes: the dispatcher. Sessions hand it the nodes' messages directly.
+    """Runs tasks on the nodes: the task runner. Sessions hand it the nodes' messages directly.
 
     Called from the event loop; must not block.
     """
@@ -434,19 +434,19 @@ class Provisioner:
         self._events.emit(NodeGone(life.name, None if self._stopping else reason))
         # While the pool starts, existing hosts are not replaced, nor machines whose packages or folders no other could
         # get either: the user learns at once what is wrong.
-        replace = self._started or (self._plan.rental(life.source) is not None and not is_image)
+        wants_another = self._started or (self._plan.rental(life.source) is not None and not is_image)
         self._last_reason = reason
         barren = life.session is not None and life.session.barren
         if barren and self._user.answered > self._answered:
             self._answered = self._user.answered
             self._handle(f.Worked())
-        self._handle(f.Lost(life.source, machine.id, life.is_ready, replace, barren))
+        self._handle(f.Lost(life.source, machine.id, life.is_ready, wants_another, barren))
         if reason is not None and not life.is_ready and not self._stopping:
             more = "" if self._fleet.settled else "; trying another machine"
             self._warn(f"{life.name}: {reason.partition(chr(10))[0]}{more}")
 
     def node_ready(self, life: NodeLife, message: Ready) -> None:
-        """See `NodeOwner.node_ready`."""
+        """See `LifeListener.node_ready`."""
         session = life.session
         assert session is not None
         if message.error is not None:
@@ -474,11 +474,11 @@ class Provisioner:
             self._events.emit(Note(describe(new, self._plan.setup.gpus)))
 
     def node_doubted(self, life: NodeLife) -> None:
-        """See `NodeOwner.node_doubted`."""
+        """See `LifeListener.node_doubted`."""
         self._handle(f.Doubt(life.source))
 
     def link_patience(self, life: NodeLife) -> float:
-        """See `NodeOwner.link_patience`."""
+        """See `LifeListener.link_patience`."""
         others = [
             other.session.linked_for
             for other in self._lives.values()

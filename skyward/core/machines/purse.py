@@ -1,4 +1,4 @@
-"""PURE. Pays for a fleet's machines out of its budget: on what terms one is bought, and when it is given up."""
+"""Pays for a fleet's machines out of its budget: on what terms one is bought, and when it is given up. Pure."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ class Purse:
             yield Exhausted(reason)  # first, so that no task is moved from one machine that ends to the next
         for state, id, owned in due:
             owned.spent = True
-            if owned.phase is Phase.SERVING:
+            if owned.phase is Phase.BEGUN:
                 yield Abandon(state.number, id, f"its share of budget=${budget.amount:.4g} is spent", blameless=True)
             else:
                 owned.end(self.now)

@@ -1,4 +1,4 @@
-"""PURE. What a refused offer says about others: which would be refused too, and which one to try next.
+"""What a refused offer says about others: which would be refused too, and which one to try next. Pure.
 
 A provider that says how far its refusal reaches (`Scope`) is believed. Often it does not: a cloud whose policies forbid
 spot machines, all types but one, or a region answers each order with the same "not authorized". Then the offers that

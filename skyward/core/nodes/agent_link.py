@@ -142,7 +142,7 @@ class AgentLink:
     @property
     def has_parted(self) -> bool:
         """Whether the agent has answered the goodbye."""
-        return self.wire.states[Role.WORKER] is State.CLOSED
+        return self.wire.states[Role.AGENT] is State.CLOSED
 
     def acknowledge(self, inbox: Inbox) -> None:
         """Say how far everything has arrived, unless that has been said."""

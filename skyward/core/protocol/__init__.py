@@ -1,1 +1,1 @@
-"""The protocol between an owner and a worker, without I/O."""
+"""The protocol between an owner and an agent, without I/O."""

@@ -1,4 +1,4 @@
-"""The messages between owner and worker: one NamedTuple for each kind, and no behaviour.
+"""The messages between owner and agent: one NamedTuple for each kind, and no behaviour.
 
 Fields may be int, float, str, bytes, bool, None, or lists and dicts of those. Bulk goes into the message's buffers; the
 message's docstring says what they hold.
@@ -93,7 +93,7 @@ class Hello(NamedTuple):
 
 
 class Welcome(NamedTuple):
-    """The worker's answer, with its proof that it knows the secret. `facts` describe the machine (cores, pid, ...)."""
+    """The agent's answer, with its proof that it knows the secret. `facts` describe the machine (cores, pid, ...)."""
 
     version: int
     nonce: bytes
@@ -127,7 +127,7 @@ class Ack(NamedTuple):
 
 
 class Bye(NamedTuple):
-    """The conversation is over for good: a worker ends its slots and itself, and sends nothing more.
+    """The conversation is over for good: an agent ends its slots and itself, and sends nothing more.
 
     The owner says it, and the agent answers with the same. An owner that hears no answer says it again on another link.
     """

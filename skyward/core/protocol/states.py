@@ -58,17 +58,20 @@ __all__ = ["REQUIRES", "TALK", "TRANSITIONS", "Role", "State", "next_state"]
 
 
 class Role(enum.Enum):
-    """Which end of the conversation."""
+    """Which end of the conversation: `OWNER` gives out tasks, `AGENT` has them run.
+
+    An agent and one of its slots speak the same protocol; there, the agent is the owner.
+    """
 
     OWNER = "owner"
-    WORKER = "worker"
+    AGENT = "agent"
 
     __hash__ = object.__hash__  # members are singletons; Enum's own hash is Python code, and every look-up uses it
 
     @property
     def peer(self) -> Role:
         """The other end."""
-        return Role.WORKER if self is Role.OWNER else Role.OWNER
+        return Role.AGENT if self is Role.OWNER else Role.OWNER
 
 
 class State(enum.Enum):
@@ -86,7 +89,7 @@ _ANY = (Ping, Pong, Ack, Bye, StreamData, StreamClose)
 _FILES = (Mount, Build, Find, Read, Attach, Renew, Flush)
 _OWNER = (Setup, Run, Code, Cancel, Recall, Inquire, Blob, Fetch, Share, Forget, Peers, *_FILES)
 _REPORTS = (Ready, Listening, Reached, Gpus, Load)
-_WORKER = (Began, Done, Failed, Returned, Missing, Output, StreamOpen, Kept, Reply, *_REPORTS)
+_AGENT = (Began, Done, Failed, Returned, Missing, Output, StreamOpen, Kept, Reply, *_REPORTS)
 
 
 def _open(kinds: Iterable[type[Any]]) -> dict[type[Any], State]:
@@ -100,9 +103,9 @@ TRANSITIONS: dict[Role, dict[State, dict[type[Any], State]]] = {
         State.OPEN: _open((*_ANY, *_OWNER)),
         State.CLOSED: {},
     },
-    Role.WORKER: {
+    Role.AGENT: {
         State.START: {Welcome: State.OPEN},
-        State.OPEN: _open((*_ANY, *_WORKER)),
+        State.OPEN: _open((*_ANY, *_AGENT)),
         State.CLOSED: {},
     },
 }

@@ -1,4 +1,4 @@
-"""The protocol between an owner, which submits tasks, and a worker, which runs them, without any I/O.
+"""The protocol between an owner, which submits tasks, and an agent, which runs them, without any I/O.
 
 `Wire` turns messages into bytes and bytes into messages. It contains no socket, thread, clock or random source; both
 ends use the same class, as do an agent and its slots. This module does not know what a task is.
@@ -25,7 +25,7 @@ waits forever: of all pieces in flight, the one that was sent first never has to
 
 The conversation opens with mutual proof that both ends know the pool's secret (HMAC over both nonces)::
 
-    owner  Hello(nonce) ->            worker  Welcome(nonce, proof) ->            owner  Proof(proof) -> ...
+    owner  Hello(nonce) ->            agent  Welcome(nonce, proof) ->            owner  Proof(proof) -> ...
 
 All legal moves are in states.py. An illegal move, garbage, or a size over the limits raises `ProtocolError`, and
 only that; any other exception from this module is a bug.
@@ -129,7 +129,7 @@ class Wire:
     ) -> None:
         self.role = role
         self.limits = limits or SizeLimits()
-        self.states = {Role.OWNER: State.START, Role.WORKER: State.START}
+        self.states = {Role.OWNER: State.START, Role.AGENT: State.START}
         self._secret = secret
         self._nonce = nonce
         self._peer_nonce = b""
@@ -168,7 +168,7 @@ class Wire:
         wire = cls(role)
         wire._fifo = fifo
         wire._concurrent = 1 if fifo else _CONCURRENT
-        wire.states = {Role.OWNER: State.OPEN, Role.WORKER: State.OPEN}
+        wire.states = {Role.OWNER: State.OPEN, Role.AGENT: State.OPEN}
         wire._talking = wire._hears = True
         return wire
 
@@ -180,7 +180,7 @@ class Wire:
     @property
     def is_open(self) -> bool:
         """Whether both ends have proved who they are, and neither has said goodbye."""
-        return self.states[Role.OWNER] is State.OPEN and self.states[Role.WORKER] is State.OPEN
+        return self.states[Role.OWNER] is State.OPEN and self.states[Role.AGENT] is State.OPEN
 
     # --- greeting ---
 
@@ -204,8 +204,8 @@ class Wire:
         self.send(Hello(VERSION, session, self._nonce, received, link))
 
     def welcome(self, received: int, facts: dict[str, Any]) -> None:
-        """Worker: answer `Hello`."""
-        self.send(Welcome(VERSION, self._nonce, self._sign(Role.WORKER), received, facts))
+        """Agent: answer `Hello`."""
+        self.send(Welcome(VERSION, self._nonce, self._sign(Role.AGENT), received, facts))
 
     def prove(self) -> None:
         """Owner: answer `Welcome`, whose proof was checked when it arrived."""
@@ -452,7 +452,7 @@ class Wire:
             return _PIECE.size + int(length)
         if kind == _DATA and self._hears:
             return _PLACED.size
-        if kind == _PACKED and self._hears and length <= self.limits.piece and self.role is Role.WORKER:
+        if kind == _PACKED and self._hears and length <= self.limits.piece and self.role is Role.AGENT:
             return _PLACED.size + int(length)
         if kind != _OPEN or not self._hears or length > self.limits.prelude:
             raise ProtocolError(f"not a piece of this protocol, or too long: kind {kind}, {length:,} bytes")

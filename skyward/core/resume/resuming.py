@@ -89,7 +89,7 @@ class ResumingDispatcher(Dispatcher):
     """
 
     def __init__(self, io: IOThread, events: Events, journal: Journal, **settings: Any) -> None:
-        super().__init__(io, events, keep=partial(_keep, journal), **settings)
+        super().__init__(io, events, store=partial(_store, journal), **settings)
         self._journal = journal
         journal.code = self.code
 
@@ -197,7 +197,7 @@ def resuming(path: str, requirements: Sequence[str] = ()) -> Callable[..., Dispa
     return make
 
 
-def _keep(journal: Journal, keepers: Sequence[Keeper]) -> None:
+def _store(journal: Journal, keepers: Sequence[Keeper]) -> None:
     """Store what several tasks have returned, at once."""
     computed = [each for keeper in keepers if isinstance(keeper, _StoringKeeper) for each in keeper.computed]
     if computed:

@@ -44,7 +44,7 @@ class Completion:
         Explains errors that follow from them.
     name, start_thread
         Prefix of the delivery threads' names, and what starts them; see `Delivery`.
-    keep
+    store
         Called with the keepers of tasks that have succeeded, before their futures are completed; None if no task has
         one.
     """
@@ -59,13 +59,13 @@ class Completion:
         surroundings: Surroundings,
         name: str,
         start_thread: Callable[[Callable[[], None], str], threading.Thread],
-        keep: Callable[[Sequence[Keeper]], None] | None = None,
+        store: Callable[[Sequence[Keeper]], None] | None = None,
     ) -> None:
         self._events = events
         self._answers = answers
         self._surroundings = surroundings
-        self._keep = keep
-        before = None if keep is None else self._keep_first
+        self._store = store
+        before = None if store is None else self._store_first
         self._delivery = Delivery(self._complete, name, operator.attrgetter("id"), start_thread, before)
         self._errors = Errors(self._delivery, _is_first)
         self.lost: dict[str, str] = {}
@@ -90,12 +90,12 @@ class Completion:
     def close(self) -> None:
         """Complete the remaining futures and end the threads, after the loop has ended."""
         self._errors.flush()
-        self._delivery.close(_WAIT if self._keep is None else _WAIT_FOR_DISK)
+        self._delivery.close(_WAIT if self._store is None else _WAIT_FOR_DISK)
 
     # --- delivery threads ---
 
-    def _keep_first(self, jobs: Sequence[Job]) -> None:
-        """Keep the results of tasks that arrived at the same time."""
+    def _store_first(self, jobs: Sequence[Job]) -> None:
+        """Store the results of tasks that arrived at the same time."""
         keepers: list[Keeper] = []
         for job in jobs:
             keeper = job.options.keeper
@@ -107,8 +107,8 @@ class Completion:
                 job.outcome = None, _unreadable(job, problem)
             if job.outcome[1] is None:
                 keepers.append(keeper)
-        if keepers and self._keep is not None:
-            self._keep(keepers)
+        if keepers and self._store is not None:
+            self._store(keepers)
 
     def _complete(self, job: Job) -> None:
         if job.kept is None or self.kept.look(job):

@@ -44,7 +44,7 @@ class DeliveryQueue:
 
 
 @dataclass(slots=True, eq=False)
-class _Kept:
+class _Withheld:
     lane: DeliveryQueue
     items: list[Any]
     first: Any  # of the items
@@ -67,31 +67,31 @@ class Errors:
     def __init__(self, delivery: Delivery, is_first: Callable[[Any], bool]) -> None:
         self._delivery = delivery
         self._is_first = is_first
-        self.held: dict[int, _Kept] = {}
+        self.held: dict[int, _Withheld] = {}
         """Errors that are held back, by the lane's id."""
 
     def put(self, lane: DeliveryQueue, item: object) -> None:
         """Deliver an item: at once if it is the first, else when `review` finds that it is, or after `TOGETHER`."""
-        if (kept := self.held.get(id(lane))) is not None:
-            kept.items.append(item)
-            kept.first = min(kept.first, item, key=self._delivery.order)
+        if (withheld := self.held.get(id(lane))) is not None:
+            withheld.items.append(item)
+            withheld.first = min(withheld.first, item, key=self._delivery.order)
         elif self._is_first(item):
             self._delivery.put(lane, item)
         else:
             timer = asyncio.get_running_loop().call_later(TOGETHER, self._deliver, id(lane))
-            self.held[id(lane)] = _Kept(lane, [item], item, timer)
+            self.held[id(lane)] = _Withheld(lane, [item], item, timer)
 
     def review(self, lane: DeliveryQueue) -> None:
         """Check whether errors can be delivered now, since an item expected in this lane has arrived."""
-        kept = self.held.get(id(lane))
-        if kept is not None and self._is_first(kept.first):
+        withheld = self.held.get(id(lane))
+        if withheld is not None and self._is_first(withheld.first):
             self._deliver(id(lane))
 
     def _deliver(self, key: int) -> None:
-        kept = self.held.pop(key)
-        kept.timer.cancel()
-        for item in sorted(kept.items, key=self._delivery.order):
-            self._delivery.put(kept.lane, item)
+        withheld = self.held.pop(key)
+        withheld.timer.cancel()
+        for item in sorted(withheld.items, key=self._delivery.order):
+            self._delivery.put(withheld.lane, item)
 
     def flush(self) -> None:
         """Deliver all errors, after the loop has ended."""

@@ -76,7 +76,7 @@ class Dispatcher:
         Knows the packages that nodes can get when a task turns out to need them; None: they get none.
     start_thread
         Starts the threads that complete futures; see `Delivery`.
-    keep
+    store
         See `Completion`.
     """
 
@@ -109,7 +109,7 @@ class Dispatcher:
         listeners: Listeners | None = None,
         supplier: Supplier | None = None,
         start_thread: Callable[[Callable[[], None], str], threading.Thread] = start_thread,
-        keep: Callable[[Sequence[Keeper]], None] | None = None,
+        store: Callable[[Sequence[Keeper]], None] | None = None,
     ) -> None:
         self.surroundings, self.named = surroundings or Surroundings(shared=False), named
         self._io, self._events = io, events
@@ -117,7 +117,7 @@ class Dispatcher:
         self.code = None if local_code is None else LocalCode(self._snapshots, local_code)
         self._maker = JobMaker(self._snapshots, self.surroundings, named, listeners, self.code, timeout)
         thread = f"{name}-delivery"
-        self._completion = Completion(events, answers, self.surroundings, thread, start_thread, keep)
+        self._completion = Completion(events, answers, self.surroundings, thread, start_thread, store)
         parts = events, self._snapshots, self._completion, listeners
         self.runner = TaskRunner(*parts, isolated=isolated, attempts=attempts, roll_call=roll_call, supplier=supplier)
         self.kept = self._completion.kept = KeptCalls(self._make, self._send, self._drop, self._completion.deliver)

@@ -20,7 +20,7 @@ class TaskFuture(concurrent.futures.Future[_T]):
     """A `concurrent.futures.Future` that can be cancelled until it is done: a running task is stopped."""
 
     began = False
-    """Whether a slot has begun the task, as far as its node has reported. Set by the dispatcher."""
+    """Whether a slot has begun the task, as far as its node has reported. Set by the task runner."""
 
     def __reduce__(self) -> Any:
         raise TypeError("a future belongs to the process that has the pool; give the task its result()")

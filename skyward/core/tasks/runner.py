@@ -36,7 +36,7 @@ from skyward.core.tasks.streams import ABOUT_STREAMS, Streams
 
 __all__ = ["TaskRunner"]
 
-_log = logging.getLogger("skyward.dispatch")
+_log = logging.getLogger("skyward.runner")
 
 _OVERHEAD = 0.0005  # seconds that a node takes to bring a task to a slot, in addition to the round trip
 _TICK = 0.1  # seconds from `StartTimer` to `TimerFired`

@@ -31,7 +31,7 @@ def test_a_source_is_polled_once_at_a_time_and_only_for_a_reason() -> None:
 
 
 def test_a_machine_is_terminated_once_until_the_answer_comes() -> None:
-    it = state(a=Phase.ENDING, b=Phase.SERVING)
+    it = state(a=Phase.ENDING, b=Phase.BEGUN)
     assert list(it.destroy(1.0)) == [Destroy(0, ["a"])]
     assert list(it.destroy(1.0)) == []
     it.destroyed(["a"], 2.0)

@@ -35,7 +35,7 @@ def greet(agent: Agent, secret: bytes = b"s", timeout: float = 20.0) -> tuple[Wi
 
 async def answer(channel: MemoryChannel) -> None:
     """Answer as an agent does that knows the secret."""
-    wire = Wire(Role.WORKER, secret=b"s", nonce=b"w")
+    wire = Wire(Role.AGENT, secret=b"s", nonce=b"w")
     (hello,) = wire.receive_data(await channel.read())
     assert (hello.message.session, hello.message.received) == ("session", 7)  # type: ignore[union-attr]
     wire.welcome(3, {"cores": 2})
@@ -76,7 +76,7 @@ def test_a_stripe_names_its_link_and_waits_until_it_has_joined() -> None:
         greeting = Greeting("session", b"s", 20.0)
         link = Wire(Role.OWNER, secret=b"s", nonce=b"the link")
         joining = asyncio.ensure_future(greeting.join(near, link))
-        wire = Wire(Role.WORKER, secret=b"s", nonce=b"w")
+        wire = Wire(Role.AGENT, secret=b"s", nonce=b"w")
         (hello,) = wire.receive_data(await far.read())
         assert hello.message.link == b"the link"  # type: ignore[union-attr]
         wire.welcome(0, {})

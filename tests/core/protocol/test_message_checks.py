@@ -89,7 +89,7 @@ def test_what_can_not_be_meant_is_not(message: m.Message, buffers: int) -> None:
 
 def test_the_wire_refuses_it_and_says_what_it_was() -> None:
     """On the node's word; the link is of no further use."""
-    node, owner = Wire.opened(Role.WORKER), Wire.opened(Role.OWNER)
+    node, owner = Wire.opened(Role.AGENT), Wire.opened(Role.OWNER)
     node.send(m.Failed(7, 0.1, "no-such", "x"), [], 1)
     with pytest.raises(ProtocolError, match=r"not a sensible Failed: \[7, 0.1, 'no-such', 'x', '', 0\]"):
         owner.receive_data(b"".join(node.data_to_send()))

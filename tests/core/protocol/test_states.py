@@ -10,11 +10,11 @@ from skyward.core.errors import ProtocolError
 from skyward.core.protocol.messages import MESSAGES, Bye, Hello, Message, Ping, Proof, Run, Welcome
 from skyward.core.protocol.states import REQUIRES, TALK, TRANSITIONS, Role, State, next_state
 
-START = {Role.OWNER: State.START, Role.WORKER: State.START}
-OPEN = {Role.OWNER: State.OPEN, Role.WORKER: State.OPEN}
+START = {Role.OWNER: State.START, Role.AGENT: State.START}
+OPEN = {Role.OWNER: State.OPEN, Role.AGENT: State.OPEN}
 
 moves = st.lists(st.tuples(st.sampled_from(Role), st.sampled_from(MESSAGES)))
-greeting = st.just([(Role.OWNER, Hello), (Role.WORKER, Welcome), (Role.OWNER, Proof)])
+greeting = st.just([(Role.OWNER, Hello), (Role.AGENT, Welcome), (Role.OWNER, Proof)])
 
 
 def play(course: list[tuple[Role, type[Message]]]) -> list[tuple[Role, type[Message], dict[Role, State]]]:
@@ -30,7 +30,7 @@ def play(course: list[tuple[Role, type[Message]]]) -> list[tuple[Role, type[Mess
 
 
 def test_the_greeting_opens_both_ends() -> None:
-    course: list[tuple[Role, type[Message]]] = [(Role.OWNER, Hello), (Role.WORKER, Welcome), (Role.OWNER, Proof)]
+    course: list[tuple[Role, type[Message]]] = [(Role.OWNER, Hello), (Role.AGENT, Welcome), (Role.OWNER, Proof)]
     assert [kind for _, kind, _ in play(course)] == [Hello, Welcome, Proof]
     assert play(course)[-1][2] == OPEN
 
@@ -71,7 +71,7 @@ def test_every_message_is_somebody_s_to_send(kind: type[Message]) -> None:
 
 def test_what_needs_the_other_end_in_a_state_is_refused_in_any_other() -> None:
     for kind, needs in REQUIRES.items():
-        role = Role.WORKER if kind is Welcome else Role.OWNER
+        role = Role.AGENT if kind is Welcome else Role.OWNER
         mine = next(state for state, kinds in TRANSITIONS[role].items() if kind in kinds)
         for theirs in (State.START, State.GREETED, State.OPEN):
             if theirs is not needs:
@@ -79,7 +79,7 @@ def test_what_needs_the_other_end_in_a_state_is_refused_in_any_other() -> None:
                     next_state({role: mine, role.peer: theirs}, role, kind)
 
 
-@pytest.mark.parametrize(("role", "kind"), [(Role.WORKER, Run), (Role.OWNER, Welcome)])
+@pytest.mark.parametrize(("role", "kind"), [(Role.AGENT, Run), (Role.OWNER, Welcome)])
 def test_an_end_does_not_say_what_is_the_other_s_to_say(role: Role, kind: type[Message]) -> None:
     with pytest.raises(ProtocolError):
         next_state(OPEN, role, kind)

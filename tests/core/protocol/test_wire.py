@@ -58,18 +58,18 @@ BUFFERS = st.lists(st.binary(max_size=300) | st.integers(32_000, 90_000).map(byt
 
 
 def opened(limits: SizeLimits | None = None) -> tuple[Wire, Wire]:
-    """An owner and a worker that have greeted each other."""
+    """An owner and an agent that have greeted each other."""
     owner = Wire(Role.OWNER, secret=b"s", nonce=b"owner", limits=limits)
-    worker = Wire(Role.WORKER, secret=b"s", nonce=b"worker", limits=limits)
+    agent = Wire(Role.AGENT, secret=b"s", nonce=b"agent", limits=limits)
     owner.hello("session", 0)
-    carry(owner, worker)
-    worker.welcome(0, {"cores": 2})
-    carry(worker, owner)
+    carry(owner, agent)
+    agent.welcome(0, {"cores": 2})
+    carry(agent, owner)
     owner.prove()
-    carry(owner, worker)
+    carry(owner, agent)
     assert owner.is_open
-    assert worker.is_open
-    return owner, worker
+    assert agent.is_open
+    return owner, agent
 
 
 def carry(source: Wire, target: Wire) -> list[Received]:
@@ -84,7 +84,7 @@ def carry(source: Wire, target: Wire) -> list[Received]:
 @given(messages=st.lists(st.tuples(OWNER_MESSAGES, BUFFERS), max_size=8), data=st.data())
 def test_any_chunking_gives_every_message_once_and_whole(messages: Any, data: st.DataObject) -> None:
     """Wherever the stream is cut, all messages arrive once with their buffers; small ones in their order."""
-    owner, worker = opened(SizeLimits(piece=20_000))
+    owner, agent = opened(SizeLimits(piece=20_000))
     for number, (message, buffers) in enumerate(messages, 1):
         owner.send(message, buffers, number)
     stream = b"".join(bytes(chunk) for _ in range(100) for chunk in owner.data_to_send(30_000))
@@ -92,7 +92,7 @@ def test_any_chunking_gives_every_message_once_and_whole(messages: Any, data: st
     got: list[Received] = []
     while stream:
         cut = data.draw(st.integers(1, min(len(stream), 70_000)))
-        got += worker.receive_data(stream[:cut])
+        got += agent.receive_data(stream[:cut])
         stream = stream[cut:]
     assert sorted(received.number for received in got) == list(range(1, len(messages) + 1))
     for received in got:
@@ -107,23 +107,23 @@ def test_any_chunking_gives_every_message_once_and_whole(messages: Any, data: st
 @given(name=st.text(st.characters(codec=None)), large=st.booleans())
 @example(name="caf\udce9", large=True)
 def test_names_that_are_not_utf8_travel_as_they_are(name: str, large: bool) -> None:
-    owner, worker = opened()
+    owner, agent = opened()
     message = Setup(name, 1, True, None, {name: name}, [name, "x" * 3000 * large], None, [], [], 60.0)
     owner.send(message, (), 1)
-    assert [received.message for received in carry(owner, worker)] == [message]
+    assert [received.message for received in carry(owner, agent)] == [message]
 
 
 @given(garbage=st.lists(st.binary(min_size=1, max_size=200), min_size=1, max_size=20), greeted=st.booleans())
 @examples(300)
 def test_garbage_raises_only_a_protocol_error(garbage: list[bytes], greeted: bool) -> None:
     """Whatever bytes come, nothing but ProtocolError comes out, and after it the wire takes nothing more."""
-    worker = opened()[1] if greeted else Wire(Role.WORKER, secret=b"s", nonce=b"w")
+    agent = opened()[1] if greeted else Wire(Role.AGENT, secret=b"s", nonce=b"w")
     try:
         for chunk in garbage:
-            worker.receive_data(chunk)
+            agent.receive_data(chunk)
     except ProtocolError:
         with pytest.raises(ProtocolError):
-            worker.receive_data(b"x")
+            agent.receive_data(b"x")
 
 
 @given(
@@ -134,13 +134,13 @@ def test_garbage_raises_only_a_protocol_error(garbage: list[bytes], greeted: boo
 @examples(300)
 def test_one_wrong_byte_raises_only_a_protocol_error(messages: Any, where: int, change: int) -> None:
     """A flipped byte in a good stream is a ProtocolError, or passes as another message or content; never a crash."""
-    owner, worker = opened()
+    owner, agent = opened()
     for number, (message, buffers) in enumerate(messages, 1):
         owner.send(message, buffers, number)
     stream = bytearray().join(bytes(chunk) for _ in range(20) for chunk in owner.data_to_send())
     stream[where % len(stream)] ^= change
     with contextlib.suppress(ProtocolError):
-        worker.receive_data(stream)
+        agent.receive_data(stream)
 
 
 def _piece(kind: int, number: int, body: bytes, length: int | None = None) -> bytes:
@@ -163,14 +163,14 @@ def test_sizes_are_refused_before_memory_is_taken() -> None:
     run = _envelope(Run(1, True, None, None, {}))
     with pytest.raises(ProtocolError, match="over the limit"):
         opened(limits)[1].receive_data(_piece(1, 1, _prelude(run, 1001)))
-    worker = opened(limits)[1]
-    worker.receive_data(_piece(1, 1, _prelude(run, 1000)))
+    agent = opened(limits)[1]
+    agent.receive_data(_piece(1, 1, _prelude(run, 1000)))
     with pytest.raises(ProtocolError, match="over the limit"):
-        worker.receive_data(_piece(1, 2, _prelude(run, 600)))
-    worker = opened(SizeLimits(message=10**6, open=10**9))[1]
+        agent.receive_data(_piece(1, 2, _prelude(run, 600)))
+    agent = opened(SizeLimits(message=10**6, open=10**9))[1]
     with pytest.raises(ProtocolError, match="at once"):
         for number in range(1000):
-            worker.receive_data(_piece(1, number, _prelude(run, 1)))
+            agent.receive_data(_piece(1, number, _prelude(run, 1)))
     with pytest.raises(ProtocolError):
         opened()[1].receive_data(_piece(0, 0, b"", length=2**31))
 
@@ -250,11 +250,11 @@ class FailsAt(AlwaysPacks):
 @pytest.mark.parametrize("left", [0, 1, 4])
 def test_where_packing_fails_the_message_goes_as_it_is(left: int) -> None:
     """Not a piece is lost, and it is said once."""
-    owner, worker = opened(SizeLimits(piece=20_000))
+    owner, agent = opened(SizeLimits(piece=20_000))
     failures: list[Exception] = []
     owner.packer, owner.packing_failed = FailsAt(left), failures.append
     owner.send(Cancel(1), [bytes(range(250)) * 400, b"ab" * 30_000], 1)
-    (received,) = carry(owner, worker)
+    (received,) = carry(owner, agent)
     assert received == Received(1, Cancel(1), [bytearray(range(250)) * 400, bytearray(b"ab" * 30_000)])
     assert [str(failure) for failure in failures] == ["no more"]
     assert not owner.large
@@ -265,10 +265,10 @@ def test_any_interleaving_of_stripes_gives_every_message_once_and_whole(
     messages: Any, packed: bool, data: st.DataObject
 ) -> None:
     """Whichever stripe takes a piece, whichever is read, wherever it is cut; and never do all streams wait."""
-    owner, worker = opened(SizeLimits(piece=20_000))
+    owner, agent = opened(SizeLimits(piece=20_000))
     if packed:
         owner.packer = AlwaysPacks()
-    lanes: list[Lane | None] = [None, *(worker.stripe() for _ in range(3))]
+    lanes: list[Lane | None] = [None, *(agent.stripe() for _ in range(3))]
     streams = [bytearray() for _ in lanes]
     got: list[Received] = []
     unsent = list(enumerate(messages, 1))
@@ -287,7 +287,7 @@ def test_any_interleaving_of_stripes_gives_every_message_once_and_whole(
             assert ready, "all streams wait for each other"
             at = data.draw(st.sampled_from(ready))
             cut = data.draw(st.integers(1, min(len(streams[at]), 70_000)))
-            got += worker.receive_data(streams[at][:cut], lanes[at])
+            got += agent.receive_data(streams[at][:cut], lanes[at])
             del streams[at][:cut]
     assert sorted(received.number for received in got) == list(range(1, len(messages) + 1))
     for received in got:
@@ -298,14 +298,14 @@ def test_any_interleaving_of_stripes_gives_every_message_once_and_whole(
 
 def test_a_message_that_began_on_the_first_stream_may_end_on_a_stripe() -> None:
     """Stripes are opened while a large message is under way."""
-    owner, worker = opened()
+    owner, agent = opened()
     content = bytes(range(256)) * 4000
     owner.send(Run(1, True, None, None, {}), [b"", content[:300_000], b"", content[300_000:], b""], 1)
     first = [bytes(part) for part in owner.data_to_send(300_000)]
-    lane = worker.stripe()
-    assert worker.receive_data(b"".join(bytes(part) for part in owner.large_to_send()), lane) == []
+    lane = agent.stripe()
+    assert agent.receive_data(b"".join(bytes(part) for part in owner.large_to_send()), lane) == []
     assert lane.waits
-    (received,) = worker.receive_data(b"".join(first))
+    (received,) = agent.receive_data(b"".join(first))
     assert not lane.waits
     assert [len(buffer) for buffer in received.buffers] == [0, 300_000, 0, 724_000, 0]
     assert b"".join(bytes(memoryview(buffer)) for buffer in received.buffers) == content
@@ -331,14 +331,14 @@ def test_a_message_that_began_on_the_first_stream_may_end_on_a_stripe() -> None:
 @examples(300)
 def test_garbage_on_stripes_raises_only_a_protocol_error(garbage: list[tuple[int, bytes]]) -> None:
     """Also while a large message is arriving, whose pieces the garbage may hit."""
-    worker = opened()[1]
-    worker.receive_data(_piece(1, 1, _prelude(_envelope(Run(1, True, None, None, {})), 1000, 2000)))
-    lanes = [None, worker.stripe(), worker.stripe()]
+    agent = opened()[1]
+    agent.receive_data(_piece(1, 1, _prelude(_envelope(Run(1, True, None, None, {})), 1000, 2000)))
+    lanes = [None, agent.stripe(), agent.stripe()]
     with contextlib.suppress(ProtocolError):
         for at, chunk in garbage:
             lane = lanes[at]
             if lane is None or not lane.waits:
-                worker.receive_data(chunk, lane)
+                agent.receive_data(chunk, lane)
 
 
 def _packed(number: int, at: int, body: bytes) -> bytes:
@@ -385,40 +385,40 @@ def _data(number: int, at: int, body: bytes) -> bytes:
 )
 def test_forbidden_pieces_on_stripes_are_protocol_errors(pieces: list[bytes]) -> None:
     """No byte of a message may come twice, and a stripe that waits holds no more than one feed."""
-    worker = opened()[1]
-    lane = worker.stripe()
-    worker.receive_data(_piece(1, 1, _prelude(_envelope(Run(1, True, None, None, {})), 1000)))
+    agent = opened()[1]
+    lane = agent.stripe()
+    agent.receive_data(_piece(1, 1, _prelude(_envelope(Run(1, True, None, None, {})), 1000)))
     with pytest.raises(ProtocolError):
         for piece in pieces:
-            worker.receive_data(piece, lane)
+            agent.receive_data(piece, lane)
 
 
 def test_memory_for_stripes_is_bounded() -> None:
     """Few stripes, few gaps in a message, and no large message with preludes without end."""
-    worker = opened()[1]
+    agent = opened()[1]
     for _ in range(8):
-        lane = worker.stripe()
+        lane = agent.stripe()
     with pytest.raises(ProtocolError, match="stripes"):
-        worker.stripe()
+        agent.stripe()
     with pytest.raises(ProtocolError, match="stripes"):
-        Wire(Role.WORKER).stripe()
-    worker.receive_data(_piece(1, 1, _prelude(_envelope(Run(1, True, None, None, {})), 10**6)))
+        Wire(Role.AGENT).stripe()
+    agent.receive_data(_piece(1, 1, _prelude(_envelope(Run(1, True, None, None, {})), 10**6)))
     with pytest.raises(ProtocolError, match="has no gap"):
         for at in range(0, 10**6, 2):
-            worker.receive_data(_data(1, at, b"x"), lane)
-    worker = opened(SizeLimits(prelude=20_000))[1]
+            agent.receive_data(_data(1, at, b"x"), lane)
+    agent = opened(SizeLimits(prelude=20_000))[1]
     with pytest.raises(ProtocolError, match="preludes that are too large"):
         for number in range(20):
-            worker.receive_data(_piece(1, number, _prelude(_envelope(Run(1, True, None, None, {0: bytes(19_000)})), 1)))
+            agent.receive_data(_piece(1, number, _prelude(_envelope(Run(1, True, None, None, {0: bytes(19_000)})), 1)))
 
 
 def test_with_stripes_the_first_stream_has_small_messages_only() -> None:
     """So that none of them waits for more than what was queued before there were stripes."""
-    owner, worker = opened()
+    owner, agent = opened()
     owner.send(Run(1, True, None, None, {}), [bytes(10_000_000)], 1)
     owner.send(Ping(3.0))
     small = owner.small_to_send()
-    assert [type(r.message) for part in small for r in worker.receive_data(part)] == [Ping]
+    assert [type(r.message) for part in small for r in agent.receive_data(part)] == [Ping]
     assert not owner.has_small
     assert owner.large == 10_000_000
     parts = owner.large_to_send(1_000_000)
@@ -429,62 +429,62 @@ def test_with_stripes_the_first_stream_has_small_messages_only() -> None:
 def test_no_word_before_the_proof() -> None:
     """Before both ends have proved the secret, nothing but the greeting may be said or heard."""
     owner = Wire(Role.OWNER, secret=b"s", nonce=b"o")
-    worker = Wire(Role.WORKER, secret=b"s", nonce=b"w")
+    agent = Wire(Role.AGENT, secret=b"s", nonce=b"w")
     with pytest.raises(ProtocolError, match="can't send Ping"):
         owner.send(Ping(1.0))
     with pytest.raises(ProtocolError):
-        worker.welcome(0, {})
+        agent.welcome(0, {})
     owner.hello("x", 0)
-    carry(owner, worker)
-    worker.welcome(0, {})
+    carry(owner, agent)
+    agent.welcome(0, {})
     with pytest.raises(ProtocolError):
-        worker.send(Pong(1.0))
+        agent.send(Pong(1.0))
     with pytest.raises(ProtocolError):
         owner.send(Ping(1.0))
 
 
-@pytest.mark.parametrize("wrong", ["owner", "worker"])
+@pytest.mark.parametrize("wrong", ["owner", "agent"])
 def test_a_wrong_secret_is_refused_by_the_other_end(wrong: str) -> None:
     """Neither end accepts one that does not know the secret."""
     owner = Wire(Role.OWNER, secret=b"wrong" if wrong == "owner" else b"s", nonce=b"o")
-    worker = Wire(Role.WORKER, secret=b"wrong" if wrong == "worker" else b"s", nonce=b"w")
+    agent = Wire(Role.AGENT, secret=b"wrong" if wrong == "agent" else b"s", nonce=b"w")
     owner.hello("x", 0)
-    carry(owner, worker)
-    worker.welcome(0, {})
+    carry(owner, agent)
+    agent.welcome(0, {})
     with pytest.raises(ProtocolError, match="secret"):
-        carry(worker, owner)
+        carry(agent, owner)
 
 
 def test_a_proof_can_not_be_reflected_or_replayed() -> None:
-    """The worker's own proof, or one for another nonce, does not serve as the owner's."""
-    worker = Wire(Role.WORKER, secret=b"s", nonce=b"w")
-    worker.receive_data(_piece(0, 0, _prelude(_envelope(Hello(VERSION, "x", b"w", 0)))))
-    worker.welcome(0, {})
-    (piece,) = worker.data_to_send()
+    """The agent's own proof, or one for another nonce, does not serve as the owner's."""
+    agent = Wire(Role.AGENT, secret=b"s", nonce=b"w")
+    agent.receive_data(_piece(0, 0, _prelude(_envelope(Hello(VERSION, "x", b"w", 0)))))
+    agent.welcome(0, {})
+    (piece,) = agent.data_to_send()
     import msgpack
 
     proof = msgpack.unpackb(bytes(piece)[9 + 6 :])[4]
     from skyward.core.protocol.messages import Proof
 
     with pytest.raises(ProtocolError, match="secret"):
-        worker.receive_data(_piece(0, 0, _prelude(_envelope(Proof(proof)))))
+        agent.receive_data(_piece(0, 0, _prelude(_envelope(Proof(proof)))))
 
 
 def test_a_small_message_overtakes_a_large_one() -> None:
     """A heartbeat goes out between two pieces of a gigabyte."""
-    owner, worker = opened()
+    owner, agent = opened()
     owner.send(Run(1, True, None, None, {}), [bytes(10_000_000)], 1)
     for chunk in owner.data_to_send(500_000):
-        assert worker.receive_data(chunk) == []
+        assert agent.receive_data(chunk) == []
     owner.send(Ping(3.0))
-    first = carry(owner, worker)
+    first = carry(owner, agent)
     assert [type(received.message) for received in first] == [Ping, Run]
 
 
 @given(sizes=st.lists(st.sampled_from([0, 10, WHOLE, WHOLE + 1, 50_000, 700_000]), max_size=12), data=st.data())
 def test_a_wire_that_is_first_in_first_out_keeps_all_in_order(sizes: list[int], data: st.DataObject) -> None:
     """Whatever the sizes, whenever it is written and however it is cut, messages arrive as they were sent."""
-    source, target = Wire.opened(Role.OWNER, fifo=True), Wire.opened(Role.WORKER)
+    source, target = Wire.opened(Role.OWNER, fifo=True), Wire.opened(Role.AGENT)
     got: list[Received] = []
     for task, size in enumerate(sizes):
         source.send(Run(task, True, None, None, {}), [bytes([task]) * size])
@@ -501,48 +501,48 @@ def test_a_wire_that_is_first_in_first_out_keeps_all_in_order(sizes: list[int], 
 
 def test_what_must_keep_its_order_is_refused_when_it_is_large() -> None:
     """Another message could overtake it; nothing is queued, and the wire goes on."""
-    owner, worker = opened()
+    owner, agent = opened()
     for kind in ORDERED:
         message = kind(1)
-        sender = worker if kind is Output else owner
+        sender = agent if kind is Output else owner
         sender.send(message, [bytes(WHOLE)])
         with pytest.raises(ProtocolError, match="overtaken"):
             sender.send(message, [bytes(WHOLE), b"x"])
-    assert len(carry(worker, owner)) == 1
-    assert len(carry(owner, worker)) == len(ORDERED) - 1
+    assert len(carry(agent, owner)) == 1
+    assert len(carry(owner, agent)) == len(ORDERED) - 1
 
 
 def test_a_goodbye_ends_what_was_being_sent() -> None:
     """The rest of it, which no goodbye allows, would make the other end drop the link, and with it the goodbye."""
-    owner, worker = opened()
+    owner, agent = opened()
     for number in (1, 2, 3):
         owner.send(Run(number, True, None, None, {}), [bytes(1_000_000)], number)
     stream = b"".join(bytes(part) for part in owner.data_to_send(300_000))
     owner.send(Bye())
     stream += b"".join(bytes(part) for part in owner.data_to_send())
-    assert [received.message for received in worker.receive_data(stream)] == [Bye()]
+    assert [received.message for received in agent.receive_data(stream)] == [Bye()]
     assert not owner.has_data
     assert owner.large == 0
 
 
 def test_nothing_after_goodbye() -> None:
     """Whoever has said goodbye says nothing more; the other end may still finish."""
-    owner, worker = opened()
+    owner, agent = opened()
     owner.send(Bye())
     with pytest.raises(ProtocolError):
         owner.send(Ping(1.0))
-    carry(owner, worker)
-    worker.send(Output(1), [b"last words\n"])
-    assert [type(received.message) for received in carry(worker, owner)] == [Output]
+    carry(owner, agent)
+    agent.send(Output(1), [b"last words\n"])
+    assert [type(received.message) for received in carry(agent, owner)] == [Output]
 
 
 @given(sizes=st.lists(st.integers(0, 300_000), min_size=1, max_size=4), data=st.data())
 def test_all_that_was_on_its_way_when_we_said_goodbye_arrives(sizes: list[int], data: st.DataObject) -> None:
     """Large messages too, wherever between their pieces the goodbye was said."""
-    owner, worker = opened()
+    owner, agent = opened()
     for number, size in enumerate(sizes, 1):
-        worker.send(Done(number, 0.0), [bytes(size)])
-    pieces = [bytes(piece) for buffers in iter(lambda: worker.data_to_send(20_000), []) for piece in buffers]
+        agent.send(Done(number, 0.0), [bytes(size)])
+    pieces = [bytes(piece) for buffers in iter(lambda: agent.data_to_send(20_000), []) for piece in buffers]
     goodbye = data.draw(st.integers(0, len(pieces)), "the piece before which we say goodbye")
     heard = []
     for number, piece in enumerate(pieces):
@@ -564,8 +564,8 @@ def test_what_the_table_forbids_is_refused_on_both_ends(role: Role, data: st.Dat
     }
     if kind not in samples:
         return
-    owner, worker = opened()
-    wire = owner if role is Role.OWNER else worker
+    owner, agent = opened()
+    wire = owner if role is Role.OWNER else agent
     if kind in TRANSITIONS[role][State.OPEN]:
         wire.send(samples[kind])
     else:
@@ -607,9 +607,9 @@ def test_a_later_link_brings_what_an_earlier_one_lost(messages: Any, sent: int) 
     outbox, (lost, _) = Outbox(), opened()
     for at, (message, buffers) in enumerate(messages):
         outbox.post(message, buffers, lost if at < sent else None)
-    owner, worker = opened()
+    owner, agent = opened()
     outbox.repeat(owner)
-    got = sorted(carry(owner, worker), key=lambda received: received.number)
+    got = sorted(carry(owner, agent), key=lambda received: received.number)
     assert [(it.number, it.message) for it in got] == [(at, message) for at, (message, _) in enumerate(messages, 1)]
     assert [[bytes(part) for part in it.buffers] for it in got] == [list(buffers) for _, buffers in messages]
 
@@ -665,7 +665,7 @@ def _resident() -> int:
 @given(frames=few_bytes_of_much())
 @examples(15)
 def test_a_peer_makes_us_take_little_more_memory_than_it_sends(frames: list[bytes]) -> None:
-    worker = opened()[1]
+    agent = opened()[1]
     sent = sum(map(len, frames))
     gc.collect()
     before = _resident()
@@ -673,7 +673,7 @@ def test_a_peer_makes_us_take_little_more_memory_than_it_sends(frames: list[byte
     try:
         with contextlib.suppress(ProtocolError):
             for frame in frames:
-                worker.receive_data(frame)
+                agent.receive_data(frame)
         most = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -685,15 +685,15 @@ def test_a_peer_makes_us_take_little_more_memory_than_it_sends(frames: list[byte
 @pytest.mark.parametrize("size", [16 * 1024, 2**20 - 1, 2**20, 2**21, 2**24])
 def test_large_messages_that_do_come_are_not_refused(size: int) -> None:
     """However many buffers there are, of whatever size, and with two messages in turn."""
-    owner, worker = opened()
+    owner, agent = opened()
     content, count = bytes(size), (200 << 20) // size
     for number in (1, 2):
         owner.send(Run(number, True, None, None, {}), [content] * (count // 2), number)
     got: list[Received] = []
     while parts := owner.data_to_send():
-        got += worker.receive_data(b"".join(parts))
+        got += agent.receive_data(b"".join(parts))
     assert [len(received.buffers) for received in got] == [count // 2] * 2
-    assert (worker._ahead.arrived, worker._ahead.allocated) == (0, 0)
+    assert (agent._ahead.arrived, agent._ahead.allocated) == (0, 0)
 
 
 def test_only_owners_compress() -> None:

@@ -391,4 +391,4 @@ def test_a_line_that_comes_in_pieces_is_printed_whole(pool: MemoryPool) -> None:
 def test_every_command_and_message_has_a_handler() -> None:
     assert set(TaskRunner._COMMANDS) == set(get_args(Command))
     of_sessions = {messages.Ping, messages.Pong, messages.Ack, messages.Ready, messages.Gpus}
-    assert {*TaskRunner._MESSAGES, *ABOUT_BLOBS, messages.Reply} == TALK[Role.WORKER] - of_sessions
+    assert {*TaskRunner._MESSAGES, *ABOUT_BLOBS, messages.Reply} == TALK[Role.AGENT] - of_sessions
