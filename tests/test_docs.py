@@ -350,8 +350,8 @@ def test_classes_of_the_architecture_exist() -> None:
     for name in ("architecture.md", "modules.md", "words.md"):
         page = REPOSITORY / "docs" / name
         text = "\n".join([*code(page), *DIAGRAMS.findall(read(page))])
-        missing |= set(re.findall(r"\b[A-Z][a-z]+(?:[A-Z][a-z]+)+(?:\.[a-z]\w+)?\b", text)) - known
-        missing |= set(re.findall(r"\b[A-Z][A-Za-z]+\.[a-z]\w+\b", text)) - known
+        missing |= set(re.findall(r"\b[A-Z][a-z]+(?:[A-Z][a-z]+)+(?:\.[a-z_]\w+)?\b", text)) - known
+        missing |= set(re.findall(r"\b[A-Z][A-Za-z]+\.[a-z_]\w+\b", text)) - known
     assert missing == set()
 
 

@@ -1,4 +1,4 @@
-"""The house of docs/architecture.md: imports point downward only, and stand at the top of their module.
+"""The packages of docs/architecture.md: imports point downward only, and stand at the top of their module.
 
 It reads the source with `ast`, so it sees every import, also those that run in functions or for type checkers only.
 """
@@ -19,9 +19,9 @@ from tests.syntax import parsed
 REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGE = REPOSITORY / "skyward"
 
-# The floors of core, the lowest first. A room may import the floors below its own, and nothing of its own floor but
-# itself; so there is no circle among rooms, and no need to list their arrows.
-FLOORS: tuple[tuple[str, ...], ...] = (
+# The layers of core, the lowest first. A package may import the layers below its own, and nothing of its own layer but
+# itself; so there is no circle among packages, and no need to list their arrows.
+LAYERS: tuple[tuple[str, ...], ...] = (
     ("billing", "builtins_table", "guard", "interrupts", "labels", "scope", "system", "visible", "whoami"),
     ("errors", "tables"),
     ("gpus", "ioloop", "lock_files", "nesting", "settings", "volumes"),
@@ -41,11 +41,11 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("pool",),
 )
 
-# The rooms above core, and what each may import of skyward besides itself. The longest name that fits is a module's.
-HOUSE: dict[str, set[str]] = {
+# The packages above core, and what each may import of skyward besides itself. The longest name that fits is a module's.
+MAY_IMPORT: dict[str, set[str]] = {
     "skyward": {"*"},  # the front door: every public name, lazily
-    "skyward.core": set(),  # see FLOORS
-    "skyward.worker": {  # what a node loads: of core's upper floors only what runs the calls of `@sky.compute`
+    "skyward.core": set(),  # see LAYERS
+    "skyward.worker": {  # what a node loads: of core's upper layers only what runs the calls of `@sky.compute`
         "skyward.core.errors",
         "skyward.core.function",
         "skyward.core.gpus",
@@ -54,9 +54,26 @@ HOUSE: dict[str, set[str]] = {
         "skyward.core.system",
         "skyward.core.whoami",
     },
-    "skyward.providers": {"skyward.core"},
+    "skyward.providers": {
+        "skyward.core.billing",
+        "skyward.core.errors",
+        "skyward.core.interfaces",
+        "skyward.core.machines.offer_selection",  # what a request excludes need not be asked for
+        "skyward.core.protocol.buckets",  # buckets as values
+        "skyward.core.protocol.framing",  # how this machine's agents are started
+        "skyward.core.protocol.messages",  # the file that a watchdog looks at
+        "skyward.core.scope",
+        "skyward.core.spec",
+        "skyward.core.system",
+        "skyward.core.volumes",
+    },
     "skyward.providers.drivers": set(),  # they know libcloud, and nothing of skyward
-    "skyward.transport": {"skyward.core"},
+    "skyward.transport": {
+        "skyward.core.errors",
+        "skyward.core.interfaces",
+        "skyward.core.spec",
+        "skyward.core.system",
+    },
     "skyward.joblib_ext": {"skyward.core"},
     "skyward.integrations": {"skyward.core", "skyward.joblib_ext"},
     "skyward.plugins": {"skyward.core", "skyward.joblib_ext"},
@@ -150,7 +167,7 @@ PURE = (
 IMPURE = {"asyncio", "logging", "os", "pathlib", "random", "secrets", "select", "selectors", "shutil", "socket"}
 IMPURE |= {"subprocess", "tempfile", "threading", "time", "uuid"}
 
-# Foreign packages that only some rooms may know.
+# Foreign packages that only some of ours may know.
 ONLY_IN: dict[str, tuple[str, ...]] = {
     "botocore": ("skyward.providers.drivers.aws_credentials", "skyward.providers.drivers.s3"),
     "asyncssh": ("skyward.transport", "skyward.providers"),
@@ -317,34 +334,36 @@ def all_imports() -> list[Import]:
     return [found for module, path in MODULES.items() for found in imports_of(module, path)]
 
 
-def within(module: str, room: str) -> bool:
-    return module == room or module.startswith(f"{room}.")
+def within(module: str, package: str) -> bool:
+    return module == package or module.startswith(f"{package}.")
 
 
-def floor_of(module: str) -> tuple[int, str]:
-    """Number and room of a module of core."""
-    room = module.removeprefix("skyward.core.").split(".")[0]
-    return next(((number, room) for number, rooms in enumerate(FLOORS) if room in rooms), (-1, room))
+def layer_of(module: str) -> tuple[int, str]:
+    """Number and package of a module of core."""
+    package = module.removeprefix("skyward.core.").split(".")[0]
+    return next(((number, package) for number, packages in enumerate(LAYERS) if package in packages), (-1, package))
 
 
 def is_core(module: str) -> bool:
     return within(module, "skyward.core") and module != "skyward.core"
 
 
-def room_of(module: str) -> str:
+def package_of(module: str) -> str:
     # `skyward` itself is only the package's __init__, not all that lies in it.
     if module == "skyward":
         return "skyward"
-    return max((room for room in HOUSE if room != "skyward" and within(module, room)), key=len, default="")
+    return max(
+        (package for package in MAY_IMPORT if package != "skyward" and within(module, package)), key=len, default=""
+    )
 
 
 def points_downward(found: Import) -> bool:
-    room = room_of(found.module)
+    package = package_of(found.module)
     if is_core(found.module) and is_core(found.target):
-        (here, own), (there, other) = floor_of(found.module), floor_of(found.target)
+        (here, own), (there, other) = layer_of(found.module), layer_of(found.target)
         return own == other or there < here
-    permitted = HOUSE.get(room, set())
-    return "*" in permitted or any(within(found.target, name) for name in {room, *permitted})
+    permitted = MAY_IMPORT.get(package, set())
+    return "*" in permitted or any(within(found.target, name) for name in {package, *permitted})
 
 
 def circle(imports: Iterable[Import]) -> list[str]:
@@ -368,11 +387,11 @@ def circle(imports: Iterable[Import]) -> list[str]:
     return next((through for module in edges if (through := visit(module, ()))), [])
 
 
-def test_every_module_has_a_room() -> None:
-    assert [module for module in MODULES if not room_of(module)] == [], "say in HOUSE what it may import"
-    assert [module for module in MODULES if is_core(module) and floor_of(module)[0] < 0] == [], "put it on a floor"
-    empty = [room for rooms in FLOORS for room in rooms if not exists(f"skyward.core.{room}")]
-    assert empty == [], "FLOORS lists what is gone"
+def test_every_module_has_a_place() -> None:
+    assert [module for module in MODULES if not package_of(module)] == [], "say in MAY_IMPORT what it may import"
+    assert [module for module in MODULES if is_core(module) and layer_of(module)[0] < 0] == [], "put it on a layer"
+    empty = [package for packages in LAYERS for package in packages if not exists(f"skyward.core.{package}")]
+    assert empty == [], "LAYERS lists what is gone"
 
 
 def test_imports_point_downward() -> None:
@@ -394,12 +413,12 @@ def test_nothing_that_ships_imports_tests() -> None:
     assert [str(found) for found in all_imports() if found.target.split(".")[0] in outside] == []
 
 
-def test_foreign_packages_stay_in_their_rooms() -> None:
+def test_foreign_packages_stay_in_their_packages() -> None:
     wrong = [
         str(found)
         for found in all_imports()
-        for package, rooms in ONLY_IN.items()
-        if within(found.target, package) and not any(within(found.module, room) for room in rooms)
+        for foreign, homes in ONLY_IN.items()
+        if within(found.target, foreign) and not any(within(found.module, home) for home in homes)
     ]
     assert wrong == []
 

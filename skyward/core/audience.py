@@ -1,4 +1,4 @@
-"""Listeners to a pool's events, front ends entered while it is open, and its live page, ours and third parties'.
+"""Who follows an open pool: listeners to its events, front ends that are entered, and its live page. Ours and others'.
 
 Listeners and front ends are found by entry points, in the groups ``skyward.listeners`` and ``skyward.frontends``;
 programs need not name them. If one of ours fails, the pool ends; if a third party's fails, that is reported and the

@@ -1,4 +1,4 @@
-"""Running totals of one pool's events, which any thread may read at any time."""
+"""A pool's `Tally`, kept up to date by its events, which any thread may read at any time."""
 
 from __future__ import annotations
 

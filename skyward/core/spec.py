@@ -342,7 +342,8 @@ class Offer:
     accelerator_memory
         Memory of each accelerator, in bytes.
     region
-        Region, zone or country, as the provider names it.
+        Region, zone or country, as the provider names it: where `create` places the machine. A zone where offers differ
+        by zone, as AWS's do; `zone_of` is then its region.
     spot
         Whether the provider may preempt the machine.
     price

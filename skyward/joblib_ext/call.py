@@ -106,6 +106,8 @@ def jobs_of(n_jobs: int, slots: int) -> int:
 class ParallelCall:
     """The slots as used by one ``Parallel``, from its `configure` to its `terminate` or its abort.
 
+    That may be several calls of the object, inside ``with Parallel(...) as parallel``: see `start_call`.
+
     Parameters
     ----------
     pool
