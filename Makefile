@@ -16,7 +16,9 @@ PIP = PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_BUILD_CONSTRAINT=constraints.txt \
       $(VENV)/bin/python -m pip install --quiet --constraint constraints.txt
 
 # pytest keeps what it makes of the tests' asserts, where the environment does not forbid it: 6 s of a processor saved.
-CHECK = PYTHONDONTWRITEBYTECODE= $(VENV)/bin/python -m pytest -q
+# It also removes what older runs have left, and make test leaves whole environments: those of check have another folder.
+CHECK_TEMP = $${TMPDIR:-/tmp}/skyward-check-$$(id -u)
+CHECK = PYTHONDONTWRITEBYTECODE= PYTEST_DEBUG_TEMPROOT=$(CHECK_TEMP) $(VENV)/bin/python -m pytest -q
 
 # Whatever Sphinx warns of is an error.
 SPHINX = $(VENV)/bin/python -m sphinx -W --keep-going -q -d build/docs/doctrees $(ARGS)
@@ -32,7 +34,7 @@ help:
 	@echo "make simulate          simulate the whole product in virtual time for two hours"
 	@echo "make simulate-coverage print how much of the cores runs under simulation alone"
 	@echo "make foreign           run the tests of concurrent.futures, loky, joblib and scikit-learn on skyward; an hour"
-	@echo "make check             lint, types, layers and the fast tests, in just over a minute"
+	@echo "make check             lint, types, layers and the fast tests, in under a minute"
 	@echo "make format            format the code with ruff"
 	@echo "make test-all-pythons  run make test with Python $(PYTHONS), each in its own .venv-X.Y"
 	@echo "make bench             compare the speed with that of loky, Dask and the machine's limits; about 10 minutes"
@@ -78,6 +80,7 @@ types-darwin:
 	$(VENV)/bin/mypy --platform darwin --no-warn-unreachable --cache-dir .mypy_cache/darwin
 
 check: lint
+	@mkdir -p $(CHECK_TEMP)
 	$(CHECK) -m "not slow and not lab" --hypothesis-profile check --numprocesses 3 --dist worksteal $(ARGS)
 
 format: $(VENV)/.installed-dev
