@@ -56,6 +56,7 @@ def test_the_version(command: Command) -> None:
     assert (done.returncode, done.stdout) == (0, f"skyward {skyward.__version__}\n")
 
 
+@pytest.mark.slow
 def test_an_error_of_ours_is_one_line(command: Command) -> None:
     done = command("ssh", "node-1")
     assert done.returncode == 1

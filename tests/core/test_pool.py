@@ -99,6 +99,7 @@ def _wait_for(file: Path) -> bool:
     return True
 
 
+@pytest.mark.slow
 def test_a_pool_that_finishes_its_tasks_says_so(tmp_path: Path) -> None:
     """It accepts none, and can be asked how it is until it has ended."""
     pool = sky.Compute(console=False)

@@ -191,6 +191,7 @@ def test_ctrl_c_is_answered_while_machines_are_released(tmp_path: Path, monkeypa
     assert cloud.left() == []
 
 
+@pytest.mark.slow
 def test_a_fork_of_the_driver_does_not_keep_nodes_alive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A child that outlives a killed driver holds no lifeline."""
     mark = os.getpid() * 1000 + 998

@@ -47,6 +47,7 @@ def test_filters_of_unknown_modules_are_stand_ins_and_ours_stay(foreign):
     assert warnings.filters == mine
 
 
+@pytest.mark.slow
 def test_filters_are_as_before_after_an_exception(foreign):
     mine = list(warnings.filters)
     with pytest.raises(KeyError), sky.Compute(plugins=[sky.plugins.joblib()], console=False):

@@ -91,6 +91,7 @@ def test_more_slots_than_fit_are_refused_by_the_node() -> None:
     assert "Worker(concurrency=8)" in said
 
 
+@pytest.mark.slow
 def test_more_hosts_than_fit_are_refused_too() -> None:
     code = """
         import skyward as sky
@@ -103,6 +104,7 @@ def test_more_hosts_than_fit_are_refused_too() -> None:
     assert "nodes=40 needs 72 open files" in few(code, 64)
 
 
+@pytest.mark.slow
 def test_a_host_is_not_blamed_for_our_want_of_files(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("USER", "ann")
     code = """
