@@ -1,8 +1,8 @@
 """The examples of the documents that the API was promised in, as they are printed there.
 
-Changed are the provider, and times: `sleep` is shortened, for these tests wait for nothing, forests and searches have a
-tenth of their trees and iterations, and pools for scikit-learn half of their nodes, since each node imports it. Filled
-in are the data, which the documents leave out. What they import from scikit-learn is in `sk` here.
+Changed are the provider, and times: `sleep` is shortened, for these tests wait for nothing, and forests and searches
+have a tenth of their trees and iterations. Filled in are the data, which the documents leave out. What they import from
+scikit-learn is in `sk` here.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ def test_distributed_grid_search():
         "min_samples_split": [2, 5, 10],
     }
 
-    with ScikitLearnPool(provider=Local(), nodes=2, concurrency=4):
+    with ScikitLearnPool(provider=Local(), nodes=4, concurrency=4):
         grid = sk.GridSearchCV(
             sk.RandomForestClassifier(),
             param_grid,
@@ -204,7 +204,7 @@ def test_grid_search_with_verbose():
 
     with ScikitLearnPool(
         provider=Local(),
-        nodes=2,
+        nodes=4,
         concurrency=4,
         memory="8GB",
     ):
@@ -220,7 +220,7 @@ def test_grid_search_with_verbose():
 
 
 def test_usage_with_cross_val_score():
-    with ScikitLearnPool(provider=Local(), nodes=2, concurrency=4):
+    with ScikitLearnPool(provider=Local(), nodes=4, concurrency=4):
         scores = sk.cross_val_score(
             sk.GradientBoostingClassifier(),
             X, y,
@@ -242,7 +242,7 @@ def test_usage_with_randomized_search():
         "max_iter": randint(200, 500),
     }
 
-    with ScikitLearnPool(provider=Local(), nodes=4, concurrency=2):
+    with ScikitLearnPool(provider=Local(), nodes=8, concurrency=2):
         search = sk.RandomizedSearchCV(
             sk.MLPClassifier(),
             param_distributions,
@@ -258,7 +258,7 @@ def test_manual_backend_activation():
     model, params = sk.SVC(), {"C": [0.1, 1]}
     pool = ComputePool(
         provider=Local(),
-        nodes=2,
+        nodes=4,
         image=sky.Image(pip=["scikit-learn", "joblib"]),
     )
 
@@ -305,7 +305,7 @@ def test_use_appropriate_node_count():
         grid.fit(X, y)
 
     # Large search space: more nodes
-    with ScikitLearnPool(provider=Local(), nodes=4, concurrency=4):
+    with ScikitLearnPool(provider=Local(), nodes=8, concurrency=4):
         grid = sk.RandomizedSearchCV(model, large_param_dist, n_iter=100, n_jobs=-1)
         grid.fit(X, y)
 
@@ -323,7 +323,7 @@ def test_spot_instances():
     model, params = sk.SVC(), {"C": [0.1, 1]}
     with ScikitLearnPool(
         provider=Local(),
-        nodes=4,
+        nodes=8,
         allocation="always-spot",  # Maximum savings
     ):
         grid = sk.GridSearchCV(model, params, n_jobs=-1)
@@ -337,14 +337,14 @@ def test_ensemble_model_training():
         ("lr", sk.LogisticRegression()),
     ], voting="soft")  # fmt: skip
 
-    with ScikitLearnPool(provider=Local(), nodes=2, concurrency=4):
+    with ScikitLearnPool(provider=Local(), nodes=4, concurrency=4):
         # Each base estimator's cross-validation runs in parallel
         scores = sk.cross_val_score(ensemble, X, y, cv=5, n_jobs=-1)
     assert len(scores) == 5
 
 
 def test_feature_selection():
-    with ScikitLearnPool(provider=Local(), nodes=2, concurrency=4):
+    with ScikitLearnPool(provider=Local(), nodes=4, concurrency=4):
         selector = sk.RFECV(
             sk.RandomForestClassifier(n_estimators=50),
             step=1,
@@ -357,7 +357,7 @@ def test_feature_selection():
 
 
 def test_multi_metric_evaluation():
-    with ScikitLearnPool(provider=Local(), nodes=2, concurrency=4):
+    with ScikitLearnPool(provider=Local(), nodes=4, concurrency=4):
         scores = sk.cross_validate(
             sk.RandomForestClassifier(),
             X, y,
