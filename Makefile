@@ -34,7 +34,7 @@ help:
 	@echo "make simulate          simulate the whole product in virtual time for two hours"
 	@echo "make simulate-coverage print how much of the cores runs under simulation alone"
 	@echo "make foreign           run the tests of concurrent.futures, loky, joblib and scikit-learn on skyward; an hour"
-	@echo "make check             lint, types, layers and the fast tests, in under a minute"
+	@echo "make check             lint, types, layers and the fast tests, in about a minute"
 	@echo "make format            format the code with ruff"
 	@echo "make test-all-pythons  run make test with Python $(PYTHONS), each in its own .venv-X.Y"
 	@echo "make bench             compare the speed with that of loky, Dask and the machine's limits; about 10 minutes"
@@ -81,7 +81,7 @@ types-darwin:
 
 check: lint
 	@mkdir -p $(CHECK_TEMP)
-	$(CHECK) -m "not slow and not lab" --hypothesis-profile check --numprocesses 3 --dist worksteal $(ARGS)
+	$(CHECK) -m "not slow and not lab" --hypothesis-profile check --numprocesses 4 --dist worksteal $(ARGS)
 
 format: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check --fix
