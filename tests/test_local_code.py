@@ -160,6 +160,8 @@ with compute(concurrency=2) as pool:
         report(str(error))
     write("helpers.py", "VALUE = 5")
     report([value for value, _ in call()])
+    while pool._running().dispatcher.unfinished:  # tasks of the call that failed may still be under way
+        time.sleep(0.01)
     values = []
     for value in range(10, 15):
         write("helpers.py", f"VALUE = {value}")

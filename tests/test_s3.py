@@ -160,7 +160,7 @@ def test_a_store_that_takes_its_time_is_said(account: S3Server, monkeypatch: pyt
     pool.events.subscribe(hear, [Note])
     os.kill(account.process.pid, signal.SIGSTOP)
     with pool:
-        assert "s3://my-bucket/datasets/: its store has not answered for 0 s" in said[0]
+        assert "s3://my-bucket/datasets/: the store has not answered for 0 s" in said[0]
 
 
 def _make_certificate(path: Path) -> None:

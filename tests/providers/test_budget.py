@@ -104,7 +104,7 @@ def test_a_machine_ends_itself_when_its_share_is_spent_and_nobody_is_left(rental
             process.wait(10)
         limit = 2 * seconds + 30.0
         eventually(lambda: not {"instance", "volume"} & {kind for kind, _ in cloud.meter.live}, limit, "no instance")
-        late = 2 * 16.0  # seconds of both: the watchdog looks every 15
+        late = 2 * 25.0  # seconds of both: the watchdog looks every 15, and a busy machine takes some to end
         assert cloud.meter.cost_of("instance") <= amount * (1 + late / (2 * seconds))
 
 
@@ -130,5 +130,5 @@ def test_the_bill_is_within_the_budget_whenever_all_are_killed(rental, lab, driv
         print(f"killed {wait:.1f} s after the reaper had started, with {bought} machines ordered")
         limit = 2 * seconds + 60.0  # an order that was under way may still arrive
         eventually(lambda: not {"instance", "volume"} & {kind for kind, _ in cloud.meter.live}, limit, "no instance")
-        late = 2 * 16.0  # seconds of both: the watchdog looks every 15
+        late = 2 * 25.0  # seconds of both: the watchdog looks every 15, and a busy machine takes some to end
         assert cloud.meter.cost_of("instance") <= amount * (1 + late / (2 * seconds))

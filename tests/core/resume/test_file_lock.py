@@ -18,10 +18,14 @@ HOLD = """
 import os, sys
 from skyward.core.resume.file_lock import FileLock
 lock = FileLock(sys.argv[1])
+forked, told = os.pipe()
 if len(sys.argv) > 2 and os.fork() == 0:
+    os.write(told, b"1")  # it has let go of the lock
     os.close(1)
     sys.stdin.read()
     os._exit(0)
+if len(sys.argv) > 2:
+    os.read(forked, 1)
 print("held", flush=True)
 sys.stdin.read()
 """
