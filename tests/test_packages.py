@@ -155,7 +155,10 @@ def test_what_no_index_has_is_sent(
     """
     site = tmp_path / "site-packages"
     version = "0.7" if origin else "0.8"
-    install(site, "private-thing", version, modules=["private_thing/__init__.py"], origin=origin)
+    others = ["private-first", "private-second"]
+    for name in others:
+        install(site, name, version, origin=origin)
+    install(site, "private-thing", version, modules=["private_thing/__init__.py"], requires=others, origin=origin)
     (site / "private_thing/__init__.py").write_text("def answer():\n    return 42\n")
     monkeypatch.setenv("PYTHONPATH", str(site))
     source = (
@@ -168,30 +171,39 @@ def test_what_no_index_has_is_sent(
         "pool.events.subscribe(lambda event: steps.append(getattr(event, 'step', '')))\n"
         "with pool:\n"
         "    found = pool.submit(task).result()\n"
-        "print(json.dumps([found, [step for step in steps if step.startswith('sending private')]]))\n"
+        "seen = [step for step in steps if step.startswith(('sending private', 'making'))]\n"
+        "print(json.dumps([found, seen]))\n"
     )
-    assert program(source) == [[42, version], [f"sending private-thing {version}"]]
+    sent = [f"sending {name} {version}" for name in (*others, "private-thing")]
+    steps = [*sent, "making an environment with uv"]
+    if origin is None:  # only the installer finds out, and of all of them at once
+        steps = ["making an environment with uv", *steps]
+    assert program(source) == [[42, version], steps]
     assert program(source) == [[42, version], []]
 
 
-def test_what_cannot_be_had_is_named_and_the_pool_starts(
-    program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("is_named", [False, True])
+def test_what_cannot_be_had_is_named(
+    is_named: bool, program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Perhaps only the driver uses it; but whoever misses something reads why."""
+    """Perhaps only the driver uses it, so a pool starts without it and with all else, unless it was asked for."""
     site = tmp_path / "site-packages"
     info = install(site, "of-debian", "3.0", modules=["of_debian/__init__.py"])
     (info / "RECORD").unlink()
     (info / "top_level.txt").write_text("of_debian\n")
     monkeypatch.setenv("PYTHONPATH", str(site))
+    pip = ["of-debian"] if is_named else []
     found = program(
-        "import of_debian\n"
-        "pool = sky.Compute(provider, image=sky.Image(index=index), console=False)\n"
+        "import of_debian, joblib\n"
+        f"pool = sky.Compute(provider, image=sky.Image(index=index, pip={pip}), console=False)\n"
         "texts = []\n"
         "pool.events.subscribe(lambda event: texts.append(event.text) if getattr(event, 'warning', False) else None)\n"
-        "with pool:\n"
-        "    print(json.dumps([pool.submit(len, 'abc').result(), texts]))\n"
+        "try:\n"
+        "    with pool:\n"
+        "        print(json.dumps([pool.submit(lambda: joblib.__version__).result(), texts]))\n"
+        "except sky.PackagesFailed as error:\n"
+        "    print(json.dumps([None, [str(error)]]))\n"
     )
-    assert found[0] == 3
+    assert found[0] == (None if is_named else importlib.metadata.version("joblib"))
     (text,) = found[1]
-    assert "gets only the packages that sky.Image(pip=, requirements=) and plugins name" in text
-    assert "of-debian" in text
+    assert ("not available: of-debian==3.0" if is_named else "gets no of-debian==3.0: ") in text

@@ -163,7 +163,6 @@ NO_TEST_FILE: dict[str, str] = {
     "core/machines/fleet_events.py": ONLY_NAMES,
     "core/files/node_files.py": "tests/test_volumes.py",
     "core/machines/plan.py": ONLY_NAMES,
-    "core/packages/lists.py": ONLY_NAMES,
     "core/status.py": "tests/core/test_pool_gpus.py",
     "core/tasks/jobs.py": ONLY_NAMES,
     "core/tasks/pool_context.py": ONLY_NAMES,

@@ -211,7 +211,15 @@ class BootstrapFailed(ProvisioningError):
 
 
 class PackagesFailed(BootstrapFailed):
-    """An image's packages can't be installed: a name is wrong, or an index unreachable. Other nodes would fail too."""
+    """An image's packages can't be installed: a name is wrong, or an index unreachable. Other nodes would fail too.
+
+    Attributes
+    ----------
+    unavailable
+        Requirements that the node's package index can't serve, as far as that was found out.
+    """
+
+    unavailable: tuple[str, ...] = ()
 
 
 class PythonNotFound(BootstrapFailed):

@@ -56,7 +56,7 @@ from skyward.core.packages import compile_ahead, installer_settings
 from skyward.core.packages.fetch import pip_wheel
 from skyward.core.packages.lists import PackageLists, driver_kind
 from skyward.core.packages.own_wheels import fetch_or_make
-from skyward.core.packages.substitutes import substitute
+from skyward.core.packages.substitutes import substitute, unavailable
 from skyward.core.packages.uv_program import uv_name
 from skyward.core.protocol.framing import frame
 from skyward.core.system.launch import RUN
@@ -502,7 +502,9 @@ class _Bootstrap:
             advice = (
                 "the packages could not be installed; are their names right, and is the index reachable from the host?"
             )
-            raise PackagesFailed(f"{step} failed: {advice}{_tail(text)}") from cause
+            failure = PackagesFailed(f"{step} failed: {advice}{_tail(text)}")
+            failure.unavailable = unavailable(text)
+            raise failure from cause
         raise BootstrapFailed(f"{step} failed: {advice or f'exit status {done.status}'}{_tail(text)}") from cause
 
     def _lacks(self, step: str, program: str) -> NoReturn:

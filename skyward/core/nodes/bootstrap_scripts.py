@@ -147,11 +147,26 @@ install() { # command: those with hashes separately, since then all their depend
         "$@" $deps ${into:+--target "$into"} ${links:+--no-index --find-links "$links"} \
             -r "$lists/$part.txt" -c "$lists/constraints.txt" >"$lists/log.txt" 2>&1
         status=$?
-        cat "$lists/log.txt"
         if [ "$status" = 0 ]; then continue; fi
-        if [ -n "$quick" ] && grep -Eqi "$unreachable" "$lists/log.txt"; then fail 76; fi
+        if [ -n "$quick" ] && grep -Eqi "$unreachable" "$lists/log.txt"; then cat "$lists/log.txt"; fail 76; fi
+        [ "$status" != 1 ] || [ -z "$quick" ] || unavailable "$@"
+        cat "$lists/log.txt"
         return 1
     done
+}
+unavailable() { # command: print each version that the index doesn't have; an installer stops at the first one
+    n=0
+    for part in exact plain; do
+        grep '^-' "$lists/$part.txt" >"$lists/options.txt" # where the index is, among others
+        while IFS= read -r line; do
+            case $line in *==*) ;; *) continue ;; esac
+            n=$((n + 1))
+            { cat "$lists/options.txt" && printf '%s\n' "$line"; } >"$lists/single$n.txt"
+            { "$@" --dry-run --no-deps -r "$lists/single$n.txt" >/dev/null 2>&1 || echo "not available: $line"; } &
+            [ $((n % 4)) != 0 ] || wait
+        done <"$lists/$part.txt"
+    done
+    wait
 }
 with_uv() { # where it can't do its work; what it finds wrong with requirements is wrong for pip, too
     [ -n "$uv" ] && apply_settings uv || return 1

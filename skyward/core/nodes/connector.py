@@ -132,18 +132,26 @@ class Connector:
                 **self._host,
             )
 
-        try:
-            return await start(self._packages)
-        except PackagesFailed as error:
-            named = self._packages.named if self._packages is not None else None
-            if named is None:
-                raise
-            # What only seems necessary must not keep the pool from starting: perhaps just the driver uses it.
-            self._on_warning(
-                f"{self._endpoint} gets only the packages that sky.Image(pip=, requirements=) and plugins name, "
-                f"not what the program imports, because {error}"
-            )
-            return await start(named)
+        packages = self._packages
+        while True:
+            try:
+                return await start(packages)
+            except PackagesFailed as error:
+                if packages is None or packages.named is None:
+                    raise
+                # What only seems necessary must not keep the pool from starting: perhaps just the driver uses it.
+                if (fewer := packages.without(error.unavailable)) is not None:
+                    self._on_warning(
+                        f"{self._endpoint} gets no {', '.join(error.unavailable)}: its package index can't serve that, "
+                        "and it can't be sent from here. Tasks that import it will fail there"
+                    )
+                    packages = fewer
+                else:
+                    self._on_warning(
+                        f"{self._endpoint} gets only the packages that sky.Image(pip=, requirements=) and plugins "
+                        f"name, not what the program imports, because {error}"
+                    )
+                    packages = packages.named
 
     @property
     def supply(self) -> Callable[[PackageLists], Awaitable[None]] | None:

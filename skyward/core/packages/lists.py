@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 __all__ = ["MACHINES", "Lack", "PackageLists", "Wheel", "driver_kind"]
 
@@ -65,6 +66,24 @@ class PackageLists:
     wheels: tuple[Wheel, ...] = ()
     named: PackageLists | None = None
     modules: tuple[str, ...] = ()
+
+    def without(self, lines: Sequence[str]) -> PackageLists | None:
+        """Leave out what the program imports, but nobody has named: perhaps only the driver uses it.
+
+        Parameters
+        ----------
+        lines
+            What can't be had, of `exact`.
+
+        Returns
+        -------
+        PackageLists or None
+            The same with fewer; None if there is nothing to leave out, or somebody has named some of it.
+        """
+        spare = set(self.exact) - set(self.named.exact if self.named is not None else self.exact)
+        if not lines or not spare.issuperset(lines):
+            return None
+        return replace(self, exact=tuple(line for line in self.exact if line not in lines))
 
 
 @dataclass(frozen=True, slots=True)

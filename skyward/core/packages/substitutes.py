@@ -23,9 +23,10 @@ from skyward.core.packages.lists import PackageLists, Wheel
 from skyward.core.packages.rebuild import rebuild
 from skyward.core.requirements import has_hash
 
-__all__ = ["substitute"]
+__all__ = ["substitute", "unavailable"]
 
 _turn = threading.Lock()  # guards the making of wheels: several nodes may lack the same at a time
+_UNAVAILABLE = "not available: "  # as the scripts that install print it
 _PIN = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)==(\d[A-Za-z0-9.!+_-]*)")
 
 
@@ -58,6 +59,11 @@ def substitute(packages: PackageLists, said: str, *, compiled: bool, folder: Pat
         own = [wheel for name, version in sorted(failed) if name not in done and (wheel := _own(name, version, folder))]
     own = [wheel for wheel in own if wheel.pure or compiled]
     return replace(packages, wheels=(*packages.wheels, *own)) if own else None
+
+
+def unavailable(said: str) -> tuple[str, ...]:
+    """Return the requirements that a node's index can't serve, from what the script that installs has printed."""
+    return tuple(line[len(_UNAVAILABLE) :] for line in said.splitlines() if line.startswith(_UNAVAILABLE))
 
 
 def _pins(text: str) -> Iterator[tuple[str, str]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from skyward.core.packages.lists import PackageLists
-from skyward.core.packages.substitutes import substitute
+from skyward.core.packages.substitutes import substitute, unavailable
 from tests.core.packages.fabricated import install
 
 UV = """\
@@ -70,6 +70,13 @@ def test_what_is_sent_already_is_not_sent_again(names: Names, tmp_path: Path) ->
     more = substitute(ALL, UV, compiled=True, folder=tmp_path)
     assert more is not None
     assert names(more, UV) == []
+
+
+def test_what_an_index_cannot_serve() -> None:
+    """As the script prints it, before what the installer says."""
+    line = 'fast==1.0 ; platform_machine == "x86_64"'
+    assert unavailable(f"@installing\nnot available: my-own==0.1\nnot available: {line}\n{UV}") == ("my-own==0.1", line)
+    assert unavailable(UV) == ()
 
 
 def test_hashes_hold(names: Names) -> None:
