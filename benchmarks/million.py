@@ -6,8 +6,9 @@
 
 The nodes are no processes: the events that their tasks would cause reach the page at the times when they would. So its
 thread does what it would do in a driver of such a pool, and this machine is free for a browser. The first half of the
-tasks is seen by nobody, the second half by Chromium if there is one. Each second is timed by itself; printed are the
-median, and the fastest and the slowest tenth, since caches are shared with whatever else runs on this machine.
+tasks is seen by nobody, the second half by Chromium if there is one. Stretches of some seconds, with several messages
+to a browser in each, are timed by themselves; printed are the median, and the fastest and the slowest tenth, since
+caches are shared with whatever else runs on this machine.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from tests.dashboard.browser import Look, chromium, found, opened
 __all__ = ["main"]
 
 _SHORT, _LONG = 0.2, 1.0  # seconds that a task takes
+_STRETCH = 10.0  # seconds that are timed together
 _LOADS = 20.0  # seconds between two loads of a node
 _FUNCTIONS = "fit_and_score", "permute", "summarize"
 _FRAMES = 200  # that are drawn while somebody scrolls
@@ -62,20 +64,20 @@ class _Nodes:
     def _length(self) -> float:
         return self.chance.uniform(_SHORT, _LONG)
 
-    def run(self, tasks: int) -> list[tuple[int, float]]:
-        """Let so many end; for each second how many there were, and the CPU seconds of the page's thread."""
+    def run(self, tasks: int) -> list[tuple[float, float]]:
+        """Let so many end; for each stretch how many there were a second, and the CPU seconds of the page's thread."""
         assert self.page._thread is not None  # noqa: SLF001 - whose CPU time is wanted
         clock = time.pthread_getcpuclockid(self.page._thread.ident or 0)  # noqa: SLF001 - as above
-        seconds, cpu, count, until = [], time.clock_gettime(clock), 0, time.monotonic() + 1
+        stretches, cpu, count, until = [], time.clock_gettime(clock), 0, time.monotonic() + _STRETCH
         goal = self.ended + tasks
         while self.ended < goal:
             count += self._step()
             if time.monotonic() >= until:
                 before, cpu = cpu, time.clock_gettime(clock)
-                seconds.append((count, cpu - before))
-                count, until = 0, until + 1
+                stretches.append((count / _STRETCH, (cpu - before) / _STRETCH))
+                count, until = 0, until + _STRETCH
             time.sleep(0.002)  # what is due then comes at once, as what a driver reads from many links
-        return seconds
+        return stretches
 
     def _step(self) -> int:
         """Report what has ended by now."""
@@ -96,14 +98,14 @@ class _Nodes:
         return count
 
 
-def _show(name: str, seconds: list[tuple[int, float]], held: float) -> None:
-    counts = [count for count, _ in seconds if count]
-    each = sorted(cpu / count * 1e6 + held for count, cpu in seconds if count)
-    share = sorted(cpu + held * count / 1e6 for count, cpu in seconds if count)
+def _show(name: str, stretches: list[tuple[float, float]], held: float) -> None:
+    counts = [count for count, _ in stretches]
+    each = sorted(cpu / count * 1e6 + held for count, cpu in stretches)
+    share = sorted(cpu + held * count / 1e6 for count, cpu in stretches)
     tenth = -(-len(each) // 10)
     print(
         f"{name}: {statistics.median(counts):,.0f} tasks a second; the page takes {statistics.median(each):.1f} µs per "
-        f"task ({each[tenth - 1]:.1f} in the fastest tenth of the seconds, {each[-tenth]:.1f} in the slowest), "
+        f"task ({each[tenth - 1]:.1f} in the fastest tenth of the stretches, {each[-tenth]:.1f} in the slowest), "
         f"{statistics.median(share):.1%} of a core ({share[tenth - 1]:.1%} to {share[-tenth]:.1%})",
         flush=True,
     )

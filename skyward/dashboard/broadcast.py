@@ -1,4 +1,4 @@
-"""Sends changes to all browsers, once a second, and nothing while there is none."""
+"""Sends changes to all browsers, once a second or as often as that may cost, and nothing while there is none."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from skyward.dashboard.recording import Recording
 
 __all__ = ["Broadcast"]
 
-_NODES = 1000  # the pause grows by its length with each thousand
+_SHARE = 0.003  # of a core that messages may take on average, with many nodes by coming less often
+_MAX_PAUSE = 5.0  # seconds from one to the next, whatever they cost
+_NEWS = 0.3  # how much the last message counts in what the next one is expected to cost
 _MAX_WAITING = 10  # messages for one browser; a slower one is sent everything again
 _MAX_BROWSERS = 20
-_AT_ONCE = 1000  # tasks that are digested at once: recent events are still in the processor's caches
+_AT_ONCE = 5000  # tasks that are digested at once; waking up for fewer costs more than their events in memory do
 _MAX_LOOKS = 16  # from one message to the next
 
 
@@ -32,7 +34,9 @@ class Broadcast:
     state
         Returns whether it is starting, running or has ended.
     pause
-        Seconds between two messages, with few nodes.
+        Seconds between two messages that cost little.
+    cpu
+        Returns the CPU seconds of the calling thread.
 
     Attributes
     ----------
@@ -47,6 +51,7 @@ class Broadcast:
         status: Callable[[], PoolStatus],
         state: Callable[[], str],
         pause: float = 1.0,
+        cpu: Callable[[], float] = time.thread_time,
     ) -> None:
         self._recording = recording
         self._feed = feed
@@ -55,6 +60,8 @@ class Broadcast:
         self._browsers: set[asyncio.Queue[str | None]] = set()
         self._ended = asyncio.Event()
         self._pause = pause
+        self._cpu = cpu
+        self._cost = 0.0  # CPU seconds that a message is expected to take
         self.sent = 0
 
     def __repr__(self) -> str:
@@ -65,11 +72,16 @@ class Broadcast:
         """Whether no further browser may join."""
         return len(self._browsers) >= _MAX_BROWSERS
 
+    @property
+    def pause(self) -> float:
+        """Seconds until the next message."""
+        return max(self._pause, min(self._cost / _SHARE, _MAX_PAUSE))
+
     async def run(self) -> None:
         """Send changes until `end`."""
         ended = 0  # tasks, from one message to the next
         while not self._ended.is_set():
-            pause = self._pause * (1 + len(self._recording.nodes) // _NODES)
+            pause = self.pause
             looks = min(1 + ended // _AT_ONCE, _MAX_LOOKS)
             ended = 0
             for _ in range(looks):
@@ -109,10 +121,14 @@ class Broadcast:
     def _tick(self, *, joining: bool = False) -> None:
         self._recording.digest(time.monotonic())
         if not self._browsers and not joining:
+            self._cost = 0.0
             return
+        began = self._cpu()
         text = self._feed.changes(self._met(), time.monotonic(), self._state())
         for browser in self._browsers:
             self._put(browser, text)
+        if not joining:  # that message may hold all that happened while nobody looked
+            self._cost += _NEWS * (self._cpu() - began - self._cost)
 
     def _whole(self) -> str:
         return self._feed.whole(self._met(), time.monotonic(), self._state())

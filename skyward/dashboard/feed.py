@@ -22,11 +22,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from operator import sub
 from typing import Any
 
 from skyward.core.status import NodeStatus, PoolStatus, RunningTask
 from skyward.core.visible import shown
-from skyward.dashboard.blocks import PACE, Block
+from skyward.dashboard.blocks import PACE, Columns
 from skyward.dashboard.recording import FailureKind, Node, Recording, SaidLine
 
 __all__ = ["Feed"]
@@ -84,7 +85,7 @@ class Feed:
                 "nodes": [_node(node, each) for node, each in nodes],
                 "counts": [[node.number, *_count(node, each)] for node, each in nodes],
                 "loads": [[node.number, *node.loads] for node in record.nodes.values() if node.loads],
-                "blocks": _columns(record.blocks),
+                "blocks": _columns(record.blocks.columns()),
                 "running": _running_columns(self._runs(status.running, now)),
                 "transfers": _transfers(record, record.transfers),
                 "bins": [record.bins.width, 0, record.bins.done, record.bins.failed],
@@ -250,19 +251,12 @@ def _node(node: Node, status: NodeStatus | None) -> _Message:
     return message
 
 
-def _columns(blocks: Iterable[Block]) -> list[list[int]]:
-    columns: list[list[int]] = [[], [], [], [], [], [], []]
-    rows, starts, lengths, shares, labels, counts, failed = (column.append for column in columns)
-    for block in blocks:
-        length = int(block.end) - block.start
-        rows(block.row)
-        starts(block.start)
-        lengths(length)
-        shares(min(100, round(100 * block.busy / length)) if length else 100)
-        labels(block.label)
-        counts(block.count)
-        failed(block.failed)
-    return columns if columns[0] else []
+def _columns(blocks: Columns) -> list[list[int]]:
+    rows, starts, ends, busy, labels, counts, failed = blocks
+    lengths = list(map(sub, ends, starts))
+    # Tasks that overlapped, and those of no length, fill their block.
+    shares = [100 if ran >= length else round(100 * ran / length) for ran, length in zip(busy, lengths, strict=True)]
+    return [rows, starts, lengths, shares, labels, counts, failed] if rows else []
 
 
 def _running_columns(runs: dict[int, _Run]) -> list[list[int]]:

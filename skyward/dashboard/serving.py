@@ -69,7 +69,7 @@ class Page:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ready = threading.Event()  # the server's loop runs, or never will
         self._broadcast: Broadcast | None = None
-        self._server: uvicorn.Server | None = None
+        self._server: _Server | None = None
 
     def __repr__(self) -> str:
         return f"<Page of {self._name} on port {self._port}: {self._state}>"
@@ -151,7 +151,7 @@ class Page:
             timeout_graceful_shutdown=_LAST_WORDS,
             ws="none",
         )
-        self._server, self._broadcast, self._loop = uvicorn.Server(config), broadcast, asyncio.get_running_loop()
+        self._server, self._broadcast, self._loop = _Server(config), broadcast, asyncio.get_running_loop()
         self._ready.set()
         sending = asyncio.create_task(broadcast.run())
         await self._server.serve(sockets=[self._socket])
@@ -162,7 +162,7 @@ class Page:
         assert self._broadcast is not None
         assert self._server is not None
         self._broadcast.end()
-        self._server.should_exit = True
+        self._server.stop()
 
     async def _feed(self, _: Request) -> Response:
         assert self._broadcast is not None
@@ -174,6 +174,24 @@ class Page:
         name = f"{self._name}.html"
         headers = {"content-disposition": f'attachment; filename="{name}"'}
         return Response(self._report(), media_type="text/html", headers=headers)
+
+
+class _Server(uvicorn.Server):
+    """Sleeps until it is to stop; uvicorn's own looks ten times per second, the most that an idle page would cost."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._stopping = asyncio.Event()
+
+    def stop(self) -> None:
+        """Let it end; from its own loop."""
+        self.should_exit = True
+        self._stopping.set()
+
+    async def main_loop(self) -> None:
+        """Serve until `stop` is called."""
+        await self.on_tick(0)  # which makes the headers of all responses; without a date they stay the same
+        await self._stopping.wait()
 
 
 class _Guard:

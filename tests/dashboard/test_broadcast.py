@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import time
 from collections.abc import AsyncIterator, Callable
@@ -16,14 +17,15 @@ from skyward.dashboard.recording import Recording
 
 
 class Stage:
-    """A broadcast, and how often the pool was asked for its status."""
+    """A broadcast, and how often the pool was asked for its status. Its CPU clock steps whenever it is read."""
 
-    def __init__(self) -> None:
+    def __init__(self, step: float = 0.0) -> None:
         self.asked = 0
+        cpu = itertools.count(0.0, step)
         self.state = "running"
         self.recording = Recording(time.monotonic())
         feed = Feed(self.recording, "p", 0.0)
-        self.broadcast = Broadcast(self.recording, feed, self.status, lambda: self.state, pause=0.001)
+        self.broadcast = Broadcast(self.recording, feed, self.status, lambda: self.state, 0.001, lambda: next(cpu))
 
     def status(self) -> PoolStatus:
         self.asked += 1
@@ -125,6 +127,23 @@ def test_a_browser_that_does_not_read_begins_anew_and_holds_up_nobody() -> None:
         assert told["whole"] is True
         assert [node["name"] for node in told["nodes"]] == ["late"]
         assert "whole" not in await take(slow)
+        stage.broadcast.end()
+        await running
+
+    asyncio.run(run())
+
+
+def test_messages_that_cost_more_come_less_often() -> None:
+    async def run() -> None:
+        stage = Stage(step=30e-6)
+        running = asyncio.create_task(stage.broadcast.run())
+        assert stage.broadcast.pause == 0.001
+        messages = stage.broadcast.messages()
+        for _ in range(20):
+            await take(messages)
+        assert 0.0099 < stage.broadcast.pause <= 0.01  # 30 µs are 0.3 % of that
+        await messages.aclose()  # type: ignore[attr-defined]
+        await until(lambda: stage.broadcast.pause == 0.001)  # nobody looks
         stage.broadcast.end()
         await running
 
