@@ -22,6 +22,7 @@ from importlib import import_module
 from typing import Any
 
 from skyward.core.errors import NoFailure
+from skyward.core.payload.exceptions import traceback_text
 from skyward.core.payload.forerunners import SLOTS_ONLY
 from skyward.core.payload.shared_file import SharedFile
 from skyward.core.tasks.failing_item import add_note, item_of, number_of
@@ -159,7 +160,7 @@ class LastFailure:
     @property
     def traceback(self) -> str:
         """The traceback on the node and the exception, as text."""
-        return "".join(traceback.format_exception(self.error))
+        return traceback_text(self.error)
 
     @property
     def calls(self) -> Sequence[tuple[Callable[..., Any], Sequence[Any], dict[str, Any]]]:

@@ -65,6 +65,7 @@ def test_what_is_known_of_it() -> None:
     assert isinstance(last.error, ZeroDivisionError)
     assert last.error is not last.error
     assert last.traceback.endswith("ZeroDivisionError: x\n")
+    assert last.traceback.count("ZeroDivisionError") == 1
     assert repr(last) == "<last failure: item 3, divide on node-1; see its .error, .args, .run() and .debug()>"
 
 
