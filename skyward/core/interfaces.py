@@ -26,6 +26,7 @@ __all__ = [
     "CommandOutput",
     "Dashboard",
     "Inspectable",
+    "Limited",
     "Link",
     "Listener",
     "OpenPool",
@@ -155,6 +156,16 @@ class Timed(Protocol):
 
     usual_start: ClassVar[float]
     """Seconds that a machine usually takes until it is a node."""
+
+
+@runtime_checkable
+class Limited(Protocol):
+    """A provider with a fixed number of machines. Optional; a pool that needs more of them is refused at once."""
+
+    @property
+    def max_machines(self) -> int:
+        """How many it has, whether they are free or in use. Does not block."""
+        ...
 
 
 @runtime_checkable

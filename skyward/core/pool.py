@@ -146,7 +146,8 @@ class Compute(TaskExecutor):
             pool_arguments.check_type(worker, Worker, "worker")
         if image is not None:
             pool_arguments.check_type(image, Image, "image")
-        providers, count = pool_arguments.providers(provider), Nodes.parse(nodes)
+        providers = pool_arguments.providers(provider)
+        count = pool_arguments.check_machines(Nodes.parse(nodes), providers)
         worker = pool_arguments.either("worker", worker, "concurrency", concurrency, lambda n: Worker(concurrency=n))
         worker = worker or Worker()
         cores = pool_arguments.either("vcpus", vcpus, "cpu", cpu)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from skyward.core import gpus, registry
 from skyward.core.errors import ConfigError
 from skyward.core.image import Image
-from skyward.core.interfaces import Plugin, Provider, Trait
+from skyward.core.interfaces import Limited, Plugin, Provider, Trait
 from skyward.core.results.names import Trusted
 from skyward.core.spec import Nodes, Order, Resources, Worker
 from skyward.core.system import open_files
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PoolSettings",
+    "check_machines",
+    "check_mounts",
     "check_open_files",
     "check_type",
     "dashboard",
@@ -348,6 +350,25 @@ def check_mounts(settings: PoolSettings) -> None:
             f"is the same for all. Mount at {os.path.basename(place)!r}, in the tasks' working directory, or use one "
             "node with more slots: nodes=1, Worker(concurrency=...)"
         )
+
+
+def check_machines(nodes: Nodes, providers: Sequence[Provider]) -> Nodes:
+    """Return how many nodes there are to be.
+
+    Raises
+    ------
+    ConfigError
+        The providers have fewer machines than that.
+    """
+    limited = [each for each in providers if isinstance(each, Limited)]
+    there = sum(each.max_machines for each in limited)
+    if len(limited) == len(providers) and there < nodes.min:
+        names = " and ".join(each.name for each in providers)
+        raise ConfigError(
+            f"nodes={nodes.min}, but provider {names} has {there} machine{'s' * (there != 1)}: name more, or use "
+            f"nodes={there}"
+        )
+    return nodes
 
 
 def check_open_files(settings: PoolSettings) -> None:

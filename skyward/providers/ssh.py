@@ -117,6 +117,11 @@ class SSH:
             options["config"] = _file(self.config, "config")
         return options
 
+    @property
+    def max_machines(self) -> int:
+        """How many hosts there are."""
+        return len(self.hosts)
+
     def offers(self, resources: Resources) -> Sequence[Offer]:
         """Return an empty list: hosts are given, not chosen by offer."""
         return Offers()

@@ -26,6 +26,8 @@ from skyward.core import pool_arguments
         ({"nodes": 1.5}, ["nodes=1.5"]),
         ({"nodes": True}, ["nodes=True"]),
         ({"nodes": (3, 2)}, ["nodes=(2, 3)"]),
+        ({"nodes": 2, "provider": sky.SSH(["a"])}, ["nodes=2", "ssh has 1 machine:", "nodes=1"]),
+        ({"nodes": (4, 9), "provider": [sky.SSH(["a", "b"]), sky.SSH(["c"])]}, ["nodes=4", "3 machines:", "nodes=3"]),
         ({"concurrency": 0}, ["concurrency=0"]),
         ({"concurrency": "many"}, ["concurrency='many'"]),
         ({"worker": 3}, ["worker=3", "sky.Worker"]),
@@ -59,6 +61,12 @@ def test_a_wrong_argument_is_an_error_at_once(arguments: dict[str, Any], words: 
     for word in words:
         assert word in str(caught.value)
     assert threading.active_count() == threads
+
+
+def test_a_pool_may_ask_for_as_many_machines_as_there_are() -> None:
+    for provider in (sky.SSH(["a", "b"]), [sky.SSH(["a"]), sky.SSH(["b"])], [sky.SSH(["a"]), sky.Local()]):
+        sky.Compute(provider=provider, nodes=2)
+    sky.Compute(provider=sky.SSH(["a"]), nodes=(1, 5))
 
 
 def test_nodes_on_one_machine_cant_each_have_the_same_folder() -> None:
