@@ -206,4 +206,4 @@ def test_what_cannot_be_had_is_named(
     )
     assert found[0] == (None if is_named else importlib.metadata.version("joblib"))
     (text,) = found[1]
-    assert ("not available: of-debian==3.0" if is_named else "gets no of-debian==3.0: ") in text
+    assert ("index can't serve of-debian==3.0, and" if is_named else "gets no of-debian==3.0: ") in text

@@ -499,11 +499,15 @@ class _Bootstrap:
             self._lacks(step, text.partition("@lacks ")[2].split()[0])
         advice = self._advice(done.status, text)
         if advice is None and INSTALLING in text.splitlines():
+            missing = unavailable(text)
             advice = (
-                "the packages could not be installed; are their names right, and is the index reachable from the host?"
+                f"the host's package index can't serve {', '.join(missing)}, and it can't be sent from here; are its "
+                "name and version right?"
+                if missing
+                else "the packages could not be installed; are their names right, and does the host reach the index?"
             )
             failure = PackagesFailed(f"{step} failed: {advice}{_tail(text)}")
-            failure.unavailable = unavailable(text)
+            failure.unavailable = missing
             raise failure from cause
         raise BootstrapFailed(f"{step} failed: {advice or f'exit status {done.status}'}{_tail(text)}") from cause
 

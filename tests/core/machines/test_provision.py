@@ -558,7 +558,7 @@ def test_packages_that_cant_be_installed_buy_one_machine(ward: Ward) -> None:
     assert [text for text in texts if "ordering" in text] == ["folder: ordering 1 x small spot in drawer, $0.12/h"]
     (told,) = (note for note in notes if note.text.startswith("node-1: "))
     assert told.warning
-    assert told.text.endswith("are their names right, and is the index reachable from the host?")
+    assert told.text.endswith("are their names right, and does the host reach the index?")
     assert ward.left() == []
 
 
