@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+
+from skyward.core.system.quick_dataclasses import dataclass
 
 __all__ = ["BY_THE_SECOND", "Billing"]
 

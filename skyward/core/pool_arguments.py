@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from skyward.core.interfaces import Limited, Plugin, Provider, Trait
 from skyward.core.results.names import Trusted
 from skyward.core.spec import Nodes, Order, Resources, Worker
 from skyward.core.system import open_files
+from skyward.core.system.quick_dataclasses import dataclass
 from skyward.core.volumes import LocalVolume, S3Volume, Volume
 
 if TYPE_CHECKING:

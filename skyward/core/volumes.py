@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import posixpath
 import re
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 
 from skyward.core.errors import ConfigError
+from skyward.core.system.quick_dataclasses import dataclass
 
 __all__ = ["LocalVolume", "S3Volume", "Volume"]
 

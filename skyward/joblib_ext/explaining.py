@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from html import escape
 from typing import Any
 
@@ -16,6 +15,7 @@ from skyward.core.pool import Compute
 from skyward.core.spec import Allocation, Nodes, Offer, Resources, Worker, parse_seconds
 from skyward.core.system.machine import core_count
 from skyward.core.system.machine import memory as memory_here
+from skyward.core.system.quick_dataclasses import dataclass
 from skyward.core.tables import html_table
 from skyward.core.visible import shown
 from skyward.joblib_ext.recording import record

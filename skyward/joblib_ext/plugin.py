@@ -8,7 +8,7 @@ import re
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from joblib import parallel_config
 from joblib.parallel import get_active_backend
@@ -17,6 +17,7 @@ from skyward.core.errors import ConfigError
 from skyward.core.image import Image
 from skyward.core.interfaces import OpenPool, Plugin
 from skyward.core.pool import Compute
+from skyward.core.system.quick_dataclasses import dataclass
 from skyward.joblib_ext import active_pool
 from skyward.joblib_ext.backend import SkywardBackend
 

@@ -9,13 +9,14 @@ import tempfile
 import threading
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import IO, ClassVar
 
 import platformdirs
 
 from skyward.core.interfaces import Trait
 from skyward.core.spec import Endpoint, Machine, MachineId, Offer, Offers, Order, Resources
+from skyward.core.system.quick_dataclasses import dataclass
 from skyward.providers.local_agents import Process, greet, start
 
 __all__ = ["Local"]

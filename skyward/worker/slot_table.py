@@ -22,10 +22,11 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Container
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import NamedTuple, Union
 
 from skyward.core.protocol.messages import Failure
+from skyward.core.system.quick_dataclasses import dataclass
 
 __all__ = ["Command", "Fork", "Kill", "Reclaim", "Settle", "Slot", "SlotTable", "Start"]
 

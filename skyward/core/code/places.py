@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import enum
 import posixpath
-from dataclasses import dataclass
+
+from skyward.core.system.quick_dataclasses import dataclass
 
 __all__ = ["ModuleFacts", "Places", "Whose", "is_never_sent", "judge", "tops_of"]
 

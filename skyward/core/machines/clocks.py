@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+
+from skyward.core.system.quick_dataclasses import dataclass
 
 __all__ = ["Clocks", "asleep"]
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+
+from skyward.core.system.quick_dataclasses import dataclass
 
 __all__ = ["Timing", "link_patience"]
 

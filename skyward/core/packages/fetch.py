@@ -18,7 +18,6 @@ import sys
 import sysconfig
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from packaging.requirements import InvalidRequirement, Requirement
@@ -26,6 +25,7 @@ from platformdirs import user_cache_path
 
 from skyward.core.errors import PackagesFailed
 from skyward.core.packages.closure import for_node
+from skyward.core.system.quick_dataclasses import dataclass
 
 __all__ = ["Target", "fetch", "pip_wheel"]
 

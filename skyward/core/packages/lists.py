@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+
+from skyward.core.system.quick_dataclasses import dataclass
 
 __all__ = ["MACHINES", "Lack", "PackageLists", "Wheel", "driver_kind"]
 

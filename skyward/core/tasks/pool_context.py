@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
+from skyward.core.system.quick_dataclasses import dataclass
 from skyward.core.tasks.answers import Answers
 from skyward.core.tasks.kept_calls import KeptCalls
 

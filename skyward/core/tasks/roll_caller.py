@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from skyward.core.nodes.session import Session
 from skyward.core.protocol import messages
 from skyward.core.protocol.roll_call import RollCall
+from skyward.core.system.quick_dataclasses import dataclass
 
 __all__ = ["RollCaller"]
 
