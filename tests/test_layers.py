@@ -215,6 +215,13 @@ LAZY: dict[tuple[str, str], str] = {
     ): "an array's pickle needs it; the module must load where numpy is not installed",
     ("skyward.joblib_ext.active_pool", "skyward.joblib_ext.default_backend"): "a pool does not load joblib",
     ("skyward.core.nodes.connector", "skyward.core.nodes.bootstrap"): "nodes on this machine need none",
+    ("skyward.core.pool", "skyward.core.running_pool"): "0.05 s in which the first nodes start as well",
+    ("skyward.core.executor", "skyward.core.tasks.jobs"): "as above",
+    ("skyward.core.executor", "skyward.core.tasks.kept_calls"): "as above",
+    ("skyward.joblib_ext.plugin", "skyward.joblib_ext.activation"): "as above",
+    ("skyward.providers.local", "platformdirs"): "as above",
+    ("skyward.core.pool", "skyward.core.named_pools"): "5 ms for TOML that only pools by name need",
+    ("skyward.core.pool_arguments", "skyward.core.results.names"): "5 ms that only results read as data need",
     ("skyward.core.pool", "skyward.core.packages.planner"): "8 MB that a pool on this machine does not need",
     (
         "skyward.core.machines.provision",

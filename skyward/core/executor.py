@@ -11,15 +11,15 @@ import math
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 from skyward.core.errors import ConfigError
 from skyward.core.function import CallRunner, Chunk, PendingCall, unwrapped
 from skyward.core.spec import parse_count
-from skyward.core.tasks.dispatch import Dispatcher
 from skyward.core.tasks.futures import TaskFuture
-from skyward.core.tasks.jobs import TaskOptions
-from skyward.core.tasks.kept_calls import is_kept
+
+if TYPE_CHECKING:
+    from skyward.core.tasks.dispatch import Dispatcher
 
 __all__ = ["TaskExecutor"]
 
@@ -196,6 +196,8 @@ class TaskExecutor(concurrent.futures.Executor, CallRunner):
         first, whole
             Its number among calls that are gathered, and the same object for all of these.
         """
+        from skyward.core.tasks.jobs import TaskOptions  # noqa: PLC0415 - loaded while nodes start
+
         return self.dispatcher.call(call.function, call.args, call.kwargs, TaskOptions(node=node, whole=whole), first)
 
 
@@ -209,6 +211,9 @@ def _map(
     """Submit the calls now; return an iterator over their results, in order."""
     end = _deadline(timeout)
     size = parse_count(chunksize, "chunksize")
+    from skyward.core.tasks.jobs import TaskOptions  # noqa: PLC0415 - loaded while nodes start
+    from skyward.core.tasks.kept_calls import is_kept  # noqa: PLC0415 - as above
+
     if is_kept(function):  # each result is kept by itself
         size = 1
     calls = zip(*iterables, strict=False)  # ends with the shortest, like the built-in map

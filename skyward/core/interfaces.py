@@ -31,6 +31,7 @@ __all__ = [
     "Listener",
     "OpenPool",
     "Plugin",
+    "Preparable",
     "Provider",
     "Rental",
     "Shell",
@@ -148,6 +149,27 @@ class Check:
     ok: bool | None
     detail: str
     advice: str = ""
+
+
+@runtime_checkable
+class Preparable(Protocol):
+    """A provider that can begin with an order before `Provider.create`, at no cost. Optional.
+
+    A pool calls `prepare` first of all, and loads the rest of skyward meanwhile. Called from the thread that opens or
+    closes the pool.
+    """
+
+    def prepare(self, order: Order) -> None:
+        """Begin with an order for all of a pool's machines; returns at once.
+
+        Raises nothing: a `create` with the same tag finishes what was begun, starts anew if that is not what it is
+        asked for, and raises what is wrong.
+        """
+        ...
+
+    def discard(self, tag: str) -> None:
+        """End what was begun for this tag and never created. Idempotent, and quick."""
+        ...
 
 
 @runtime_checkable

@@ -16,24 +16,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from skyward.core import named_pools, nesting, pool_arguments
+from skyward.core import nesting, pool_arguments
 from skyward.core.errors import ConfigError, PoolNotActive
 from skyward.core.events import AtPrompt, Events
 from skyward.core.executor import TaskExecutor
 from skyward.core.image import Image
 from skyward.core.interfaces import Dashboard, Plugin, Provider
 from skyward.core.interrupts import Interrupts
+from skyward.core.machines import preparation
 from skyward.core.pool_arguments import PoolSettings
-from skyward.core.results.names import Trusted
-from skyward.core.running_pool import RunningPool
 from skyward.core.spec import Allocation, Nodes, Order, Resources, Worker, parse_budget, parse_seconds
-from skyward.core.status import PoolStatus
-from skyward.core.tasks.dispatch import Dispatcher
 from skyward.core.visible import shown
 from skyward.core.volumes import Volume
 
 if TYPE_CHECKING:
     from skyward.core.packages.planner import PackagePlan
+    from skyward.core.running_pool import RunningPool
+    from skyward.core.status import PoolStatus
+    from skyward.core.tasks.dispatch import Dispatcher
 
 __all__ = ["Compute", "ComputePool"]
 
@@ -170,7 +170,7 @@ class Compute(TaskExecutor):
             image=image or Image(),
             timeout=parse_seconds(timeout, "timeout"),
             plugins=pool_arguments.plugins(plugins),
-            trusted=Trusted.parse(trusted),
+            trusted=pool_arguments.trusted(trusted),
             reads_data=pool_arguments.reads_data(results, providers),
             console=console,
             volumes=mounts,
@@ -223,6 +223,8 @@ class Compute(TaskExecutor):
         ConfigError
             No file describes such a pool, or something in it is wrong.
         """
+        from skyward.core import named_pools  # noqa: PLC0415 - TOML takes 5 ms
+
         with named_pools.described(name):
             return cls(**named_pools.arguments(name, inspect.signature(cls).parameters, arguments))
 
@@ -255,20 +257,21 @@ class Compute(TaskExecutor):
         pool_arguments.check_mounts(settings)
         pool_arguments.check_open_files(settings)
         self._used = True
-        image = settings.image
-        for plugin in settings.plugins:
-            image = plugin.transform_image(image, driver_environment=settings.is_local)
-        image = pool_arguments.with_rclone(image, settings)
-        settings = replace(settings, image=image, packages=_packages(settings, image))
         opened = None
         try:
-            with Interrupts():  # an interrupt halfway would leave a thread that nobody ends
+            with Interrupts():  # an interrupt halfway would leave a process or a thread that nobody ends
+                preparation.prepare(settings.providers, settings.order)
+            settings = _complete(settings)
+            from skyward.core.running_pool import RunningPool  # noqa: PLC0415 - 0.05 s in which nodes start as well
+
+            with Interrupts():
                 opened = RunningPool(settings, self.events)
                 # A pool that is dropped ends after its tasks, in a thread: garbage collection may run anywhere, even in
                 # the I/O thread.
                 weakref.finalize(self, opened.close_aside).atexit = False
             self._page = opened.showing.page
         except BaseException:
+            preparation.discard(settings.providers, settings.order.tag)
             self._open = opened
             self.close(cancel=True)
             raise
@@ -470,6 +473,15 @@ class Compute(TaskExecutor):
 def _alive(opened: RunningPool | None) -> RunningPool | None:
     """The pool, until its last node has ended."""
     return None if opened is None or opened.is_over else opened
+
+
+def _complete(settings: PoolSettings) -> PoolSettings:
+    """Add what plugins change, and which packages nodes install."""
+    image = settings.image
+    for plugin in settings.plugins:
+        image = plugin.transform_image(image, driver_environment=settings.is_local)
+    image = pool_arguments.with_rclone(image, settings)
+    return replace(settings, image=image, packages=_packages(settings, image))
 
 
 def _packages(settings: PoolSettings, image: Image) -> PackagePlan | None:

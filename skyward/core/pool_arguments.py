@@ -19,7 +19,6 @@ from skyward.core import gpus, registry
 from skyward.core.errors import ConfigError
 from skyward.core.image import Image
 from skyward.core.interfaces import Limited, Plugin, Provider, Trait
-from skyward.core.results.names import Trusted
 from skyward.core.spec import Nodes, Order, Resources, Worker
 from skyward.core.system import open_files
 from skyward.core.system.quick_dataclasses import dataclass
@@ -27,6 +26,7 @@ from skyward.core.volumes import LocalVolume, S3Volume, Volume
 
 if TYPE_CHECKING:
     from skyward.core.packages.planner import PackagePlan
+    from skyward.core.results.names import Trusted
 
 __all__ = [
     "PoolSettings",
@@ -43,6 +43,7 @@ __all__ = [
     "reads_data",
     "report",
     "resume",
+    "trusted",
     "volumes",
     "with_defaults",
     "with_rclone",
@@ -65,7 +66,7 @@ class PoolSettings:
     timeout
         Time limit of a task, in seconds; None for no limit.
     trusted
-        What results may contain in addition to data.
+        What results may contain in addition to data; None for nothing.
     reads_data
         Whether results are read as data only.
     console
@@ -90,7 +91,7 @@ class PoolSettings:
     image: Image
     timeout: float | None
     plugins: tuple[Plugin, ...]
-    trusted: Trusted
+    trusted: Trusted | None
     reads_data: bool
     console: bool
     packages: PackagePlan | None = None
@@ -288,6 +289,15 @@ def providers(value: object) -> tuple[Provider, ...]:
             f"{', '.join(registry.names(registry.PROVIDERS))}"
         )
     return (value,)
+
+
+def trusted(classes: Sequence[Any]) -> Trusted | None:
+    """Parse what results may contain in addition to data; None for nothing."""
+    if classes == ():
+        return None
+    from skyward.core.results.names import Trusted  # noqa: PLC0415 - only results that are read as data need it
+
+    return Trusted.parse(classes)
 
 
 def reads_data(results: object, providers: Sequence[Provider]) -> bool:

@@ -22,7 +22,7 @@ from skyward.core import nesting, pool_arguments, registry
 from skyward.core.audience import Audience, Showing
 from skyward.core.code.local_code import CodeSettings, LocalCode
 from skyward.core.code.survey import is_own
-from skyward.core.errors import VolumeFailed
+from skyward.core.errors import ConfigError, VolumeFailed
 from skyward.core.events import Events, Note, PoolClosed, PoolDraining, PoolReady, PoolStarted
 from skyward.core.facts import Facts
 from skyward.core.files.bucket_supply import BucketSource, BucketSupply
@@ -30,6 +30,7 @@ from skyward.core.files.folder import scan
 from skyward.core.interfaces import Channel
 from skyward.core.interrupts import Interrupts, result_of, wait_for
 from skyward.core.ioloop import IOThread
+from skyward.core.machines import preparation
 from skyward.core.machines.plan import Plan
 from skyward.core.machines.provision import Provisioner
 from skyward.core.nodes.timing import Timing
@@ -38,6 +39,7 @@ from skyward.core.payload.surroundings import Surroundings
 from skyward.core.pool_arguments import PoolSettings
 from skyward.core.protocol.buckets import Bucket
 from skyward.core.protocol.messages import GPU_VARIABLES, THREAD_VARIABLES, Setup
+from skyward.core.results.names import Trusted
 from skyward.core.results.reader import Reader
 from skyward.core.results.screen import Screened
 from skyward.core.spec import Endpoint
@@ -83,7 +85,7 @@ class RunningPool:
             isolated=settings.is_isolated,
             timeout=settings.timeout,
             attempts=settings.worker.attempts,
-            answers=Answers(Reader(settings.trusted) if settings.reads_data else None),
+            answers=Answers(Reader(settings.trusted or Trusted()) if settings.reads_data else None),
             listeners=Listeners(self._open_screened if settings.reads_data else _open_stream),
             shares=CAN_SHARE and settings.is_partly_local,
             named="all" if settings.is_local else "none",
@@ -147,6 +149,7 @@ class RunningPool:
             self._io.post(self.dispatcher.runner.files.attach, make_supply)
         starting = self._io.start(self.provisioner.start())
         try:
+            self._survey_code()
             result_of(starting)
         except BaseException:
             starting.cancel()
@@ -176,6 +179,12 @@ class RunningPool:
             said.append(f"nodes install {summary}")
         if said:
             self.events.emit(Note("; ".join(said)))
+
+    def _survey_code(self) -> None:
+        """Look through what is imported, which the first task would otherwise wait for; it reports what is wrong."""
+        if (code := self.dispatcher.code) is not None:
+            with contextlib.suppress(ConfigError):
+                code.now()
 
     def download(self, pattern: str, to: str, *, overwrite: bool) -> list[Path]:
         """Fetch files that tasks have written.
@@ -308,6 +317,7 @@ class RunningPool:
             )
 
     def _take_apart(self) -> None:
+        preparation.discard(self._settings.providers, self._settings.order.tag)
         self._io.stop()
         try:
             self.dispatcher.close()

@@ -2,52 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import re
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-
-from joblib import parallel_config
-from joblib.parallel import get_active_backend
 
 from skyward.core.errors import ConfigError
 from skyward.core.image import Image
 from skyward.core.interfaces import OpenPool, Plugin
 from skyward.core.pool import Compute
 from skyward.core.system.quick_dataclasses import dataclass
-from skyward.joblib_ext import active_pool
-from skyward.joblib_ext.backend import SkywardBackend
 
-__all__ = ["JoblibPlugin", "SklearnPlugin", "activated"]
+__all__ = ["JoblibPlugin", "SklearnPlugin"]
 
 _MODULES = {"scikit-learn": "sklearn"}  # packages whose module has a different name
 _NAME = re.compile(r"\s*([A-Za-z0-9][A-Za-z0-9._-]*)")
-
-
-@contextlib.contextmanager
-def activated(pool: Compute) -> Iterator[SkywardBackend]:
-    """Make an open pool joblib's backend in this thread, and restore the previous backend afterwards.
-
-    ``n_jobs`` is left alone, so that None still means 1.
-    """
-    SkywardBackend.unwind()
-    thread, before = threading.current_thread(), get_active_backend()[0]
-    backend = SkywardBackend(pool)
-    with active_pool.entered(pool, plugged=True):
-        config = parallel_config(backend=backend)
-        try:
-            yield backend
-        finally:
-            if threading.current_thread() is thread and get_active_backend()[0] is backend:
-                config.unregister()
-                SkywardBackend.unwind()
-            else:
-                # joblib's configuration is a stack for each thread. From another thread, or out of order, it can't be
-                # reverted yet; but the backend that is left in it can refer to the previous one.
-                backend.retire(before, config.unregister)
 
 
 @dataclass(frozen=True)
@@ -69,6 +39,8 @@ class JoblibPlugin(Plugin):
 
     def around_client(self, pool: OpenPool) -> AbstractContextManager[object]:
         """Make the pool joblib's backend."""
+        from skyward.joblib_ext.activation import activated  # noqa: PLC0415 - see `_with`
+
         assert isinstance(pool, Compute)
         return activated(pool)
 
@@ -117,6 +89,9 @@ def _with(image: Image, wanted: dict[str, str | None], preload: Sequence[str], d
     ConfigError
         A package is missing, or has another version, in the driver's environment.
     """
+    # The block needs it, and nodes have begun to start by now.
+    from skyward.joblib_ext import activation  # noqa: F401, PLC0415
+
     pip = list(image.pip)
     named = {_package(requirement) for requirement in pip}
     for package, version in wanted.items():

@@ -11,8 +11,9 @@ from skyward.core.interfaces import Plugin, Provider
 from skyward.core.pool import Compute
 from skyward.core.spec import Allocation
 from skyward.core.volumes import Volume
+from skyward.joblib_ext.activation import activated
 from skyward.joblib_ext.backend import SkywardBackend
-from skyward.joblib_ext.plugin import JoblibPlugin, SklearnPlugin, activated
+from skyward.joblib_ext.plugin import JoblibPlugin, SklearnPlugin
 
 __all__ = ["JoblibPool", "ScikitLearnPool", "sklearn_backend"]
 

@@ -10,10 +10,9 @@ import threading
 import weakref
 from collections.abc import Sequence
 from dataclasses import field
-from typing import IO, ClassVar
+from typing import IO, ClassVar, NamedTuple
 
-import platformdirs
-
+from skyward.core.errors import ProvisioningError
 from skyward.core.interfaces import Trait
 from skyward.core.spec import Endpoint, Machine, MachineId, Offer, Offers, Order, Resources
 from skyward.core.system.quick_dataclasses import dataclass
@@ -23,6 +22,18 @@ __all__ = ["Local"]
 
 _locals: weakref.WeakSet[Local] = weakref.WeakSet()
 _END = 5.0  # seconds for an agent to exit by itself once its lifeline is cut
+
+
+class _Started(NamedTuple):
+    """Agents that were started at once, and the file where they write errors."""
+
+    processes: Sequence[Process]
+    errors: IO[bytes]
+
+    def kill(self) -> None:
+        for process in self.processes:
+            process.kill()
+        self.errors.close()
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +50,7 @@ class Local:
     usual_start: ClassVar[float] = 0.5
 
     _agents: dict[MachineId, tuple[str, Process]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _prepared: dict[str, _Started] = field(default_factory=dict, init=False, repr=False, compare=False)  # by tag
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False, compare=False)
     _ids: itertools.count[int] = field(default_factory=itertools.count, init=False, repr=False, compare=False)
 
@@ -49,25 +61,44 @@ class Local:
         """Return this machine, at no cost."""
         return Offers([Offer("local", vcpus=os.cpu_count(), region="here", price=0.0)])
 
-    def create(self, order: Order) -> Sequence[Machine]:
-        """Start agents, all at once."""
-        with tempfile.TemporaryFile() as errors:  # not a pipe: nobody reads it unless an agent fails to start
-            return self._create(order, errors)
+    def prepare(self, order: Order) -> None:
+        """Start the agents, which import what they need while the driver does the same."""
+        with contextlib.suppress(ProvisioningError):  # `create` meets it again, and raises it
+            started = _start(order.count)
+            with self._lock:
+                self._prepared[order.tag] = started
 
-    def _create(self, order: Order, errors: IO[bytes]) -> Sequence[Machine]:
-        started = start(order.count, errors)
+    def discard(self, tag: str) -> None:
+        """Kill the agents that `create` has not used."""
+        if (started := self._take(tag)) is not None:
+            started.kill()
+
+    def _take(self, tag: str) -> _Started | None:
+        with self._lock:
+            return self._prepared.pop(tag, None)
+
+    def create(self, order: Order) -> Sequence[Machine]:
+        """Start agents, all at once, unless they are prepared."""
+        started = self._take(order.tag)
+        if started is not None and len(started.processes) != order.count:
+            started.kill()
+            started = None
+        started = started or _start(order.count)
+        with started.errors:
+            return self._create(order, started)
+
+    def _create(self, order: Order, started: _Started) -> Sequence[Machine]:
         machines = []
         try:
-            for process in started:
+            for process in started.processes:
                 secret = os.urandom(32)
-                address = greet(process, secret, order.orphan_timeout, errors, cache=_cache())
+                address = greet(process, secret, order.orphan_timeout, started.errors, cache=_cache())
                 id = f"local-{next(self._ids)}-{process.pid}"
                 with self._lock:
                     self._agents[id] = (order.tag, process)
                 machines.append(Machine(id, Endpoint("tcp", "127.0.0.1"), "local", address, secret))
         except BaseException:
-            for process in started:
-                process.kill()
+            started.kill()
             raise
         return machines
 
@@ -87,15 +118,28 @@ class Local:
             process.end(_END)
 
 
+def _start(count: int) -> _Started:
+    errors = tempfile.TemporaryFile()  # noqa: SIM115 - no pipe either: nobody reads it unless an agent fails to start
+    try:
+        return _Started(start(count, errors), errors)
+    except BaseException:
+        errors.close()
+        raise
+
+
 def _cache() -> str:
     """The folder for what agents keep between pools, the same as on other hosts."""
+    import platformdirs  # noqa: PLC0415 - loaded while the agent starts
+
     return platformdirs.user_cache_dir("skyward")
 
 
 def _let_go() -> None:
     """Close the lifelines in a fork of the driver, which must not keep agents alive when the driver has died."""
     for provider in list(_locals):
-        for _, process in list(provider._agents.values()):  # noqa: SLF001  no lock: its holder may not exist here
+        # no lock: its holder may not exist here
+        prepared = [process for started in list(provider._prepared.values()) for process in started.processes]  # noqa: SLF001
+        for process in [*prepared, *(process for _, process in list(provider._agents.values()))]:  # noqa: SLF001
             with contextlib.suppress(OSError):
                 process.lifeline.close()
 
