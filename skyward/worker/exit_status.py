@@ -118,8 +118,9 @@ def describe(
     if slots > 1:
         advice = f"have fewer slots than {slots} on a node (Worker(concurrency=...)), or {advice}"
     if kill == "ours":
-        return f"killed by the kernel for memory{memory}; {advice}"
-    why = "perhaps for memory" if kill == "unknown" else "when the kernel killed a process of that machine for memory"
+        return f"killed by the kernel because memory ran out{memory}; {advice}"
+    seen = "when memory ran out and the kernel killed a process of that machine"
+    why = "perhaps because memory ran out" if kill == "unknown" else seen
     return f"killed by {name}, {why}{memory}; if it was that, {advice}"
 
 

@@ -39,17 +39,20 @@ MORE = "use machines with more memory (memory=...)"
 @pytest.mark.parametrize(
     ("kill", "slots", "description"),
     [
-        ("ours", 1, f"killed by the kernel for memory: it used 7.2 GB of 8.0 GB; {MORE}"),
+        ("ours", 1, f"killed by the kernel because memory ran out: it used 7.2 GB of 8.0 GB; {MORE}"),
         (
-            "ours", 4, "killed by the kernel for memory: it used 7.2 GB of 8.0 GB; have fewer slots than 4 on a node "
-            f"(Worker(concurrency=...)), or {MORE}",
+            "ours", 4, "killed by the kernel because memory ran out: it used 7.2 GB of 8.0 GB; have fewer slots than 4 "
+            f"on a node (Worker(concurrency=...)), or {MORE}",
         ),
         ("no", 4, "killed by SIGKILL, and the kernel has counted no kill for memory: it used 7.2 GB of 8.0 GB"),
         (
-            "somebody's", 1, "killed by SIGKILL, when the kernel killed a process of that machine for memory: "
+            "somebody's", 1, "killed by SIGKILL, when memory ran out and the kernel killed a process of that machine: "
             f"it used 7.2 GB of 8.0 GB; if it was that, {MORE}",
         ),
-        ("unknown", 1, f"killed by SIGKILL, perhaps for memory: it used 7.2 GB of 8.0 GB; if it was that, {MORE}"),
+        (
+            "unknown", 1, "killed by SIGKILL, perhaps because memory ran out: it used 7.2 GB of 8.0 GB; "
+            f"if it was that, {MORE}",
+        ),
     ],
 )  # fmt: skip
 def test_a_kill(kill: Kill, slots: int, description: str) -> None:
@@ -57,8 +60,9 @@ def test_a_kill(kill: Kill, slots: int, description: str) -> None:
 
 
 def test_a_kill_of_which_less_is_known() -> None:
-    assert describe(signal.SIGKILL, "ours", 300_000_000) == f"killed by the kernel for memory: it used 300 MB; {MORE}"
-    assert describe(signal.SIGKILL, "ours") == f"killed by the kernel for memory; {MORE}"
+    by_kernel = "killed by the kernel because memory ran out"
+    assert describe(signal.SIGKILL, "ours", 300_000_000) == f"{by_kernel}: it used 300 MB; {MORE}"
+    assert describe(signal.SIGKILL, "ours") == f"{by_kernel}; {MORE}"
     assert describe(signal.SIGKILL, "no") == "killed by SIGKILL, and the kernel has counted no kill for memory"
 
 
@@ -165,6 +169,6 @@ def test_the_kernel_itself(small: Path) -> None:
     command = [sys.executable, "-c", PROGRAM, str(small)]
     out = subprocess.run(command, capture_output=True, text=True, check=True, cwd=REPOSITORY).stdout
     hungry, killed = out.splitlines()
-    assert "killed by the kernel for memory: it used 3" in hungry
+    assert "killed by the kernel because memory ran out: it used 3" in hungry
     assert " MB of 400 MB; have fewer slots than 2 on a node" in hungry
     assert "killed by SIGKILL, and the kernel has counted no kill for memory: it used" in killed
