@@ -111,7 +111,10 @@ class Answer(Generic[_T]):
 
 
 def named(texts: Iterable[str]) -> list[ProviderSource]:
-    """Parse ``verda``, ``verda:region=FIN-01`` or ``libcloud:digitalocean,key=...``; values may be JSON."""
+    """Parse ``verda``, ``verda:region=FIN-01`` or ``libcloud:digitalocean,key=...``.
+
+    Values may be JSON. In a list, quotes may be missing.
+    """
     sources = []
     for text in texts:
         name, _, rest = text.partition(":")
@@ -251,10 +254,12 @@ def _value(text: str) -> object:
         return json.loads(text)
     except ValueError:
         pass
+    if text.startswith("[") and text.endswith("]"):  # the shell has removed the quotes, or nobody has written any
+        return [part.strip().strip("\"'") for part in text[1:-1].split(",")]
     if "," in text:
         raise typer.BadParameter(
-            f"{text!r}: if this is a list, write JSON, such as "
-            f"{json.dumps(text.split(','), separators=(',', ':'))}; if it is a string with a comma, put it in quotes",
+            f"{text!r}: if this is a list, put it in brackets, [{text}]; if it is a string with a comma, put it in "
+            "quotes",
             param_hint="--provider",
         )
     return text

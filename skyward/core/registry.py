@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import shlex
 import sys
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -178,7 +179,8 @@ def _misfit(name: str, kind: Callable[..., object], values: Mapping[str, object]
         return f"{name} has no setting {', '.join(unknown)}; it has {', '.join(has) or 'none'}"
     missing = next(each for each in known if known[each].default is inspect.Parameter.empty and each not in values)
     example = notes[missing].get("example", f"{missing}=...")
-    return f"{name} needs {missing}: on the command line {name}:{example}, in a program {kind.__name__}(...)"
+    written = shlex.quote(f"{name}:{example}")
+    return f"{name} needs {missing}: on the command line {written}, in a program {kind.__name__}(...)"
 
 
 def _package(entry: EntryPoint) -> str:

@@ -57,7 +57,7 @@ class SSH:
     traits: ClassVar[frozenset[Trait]] = frozenset({Trait.BATCH})
     usual_start: ClassVar[float] = 5.0
 
-    hosts: Sequence[str]
+    hosts: Sequence[str] = field(metadata={"example": "hosts=[box1,box2]"})
     user: str | None = None
     key: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None
     known_hosts: str | os.PathLike[str] | Sequence[str] | None = None
@@ -70,7 +70,10 @@ class SSH:
 
     def __post_init__(self) -> None:
         if isinstance(self.hosts, str) or not isinstance(self.hosts, Sequence):
-            raise ConfigError(f'SSH hosts={self.hosts!r} is not a list of hosts; write for example hosts=["10.0.0.5"]')
+            raise ConfigError(
+                f'SSH hosts={self.hosts!r} is not a list of hosts; write for example hosts=["10.0.0.5"], '
+                "or on the command line 'ssh:hosts=[10.0.0.5]'"
+            )
         object.__setattr__(self, "hosts", tuple(self.hosts))
         if not self.hosts:
             raise ConfigError("SSH hosts is empty; name at least one host")

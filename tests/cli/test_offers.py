@@ -172,6 +172,7 @@ def test_settings_may_be_json() -> None:
             'folder:folder="a,b",price=null',
             "folder:/y",
             'folder:folder=["p","q"]',
+            "folder:folder=[p, q],price=2",
         ]
     )
     assert [source.provider for source in sources] == [
@@ -179,6 +180,7 @@ def test_settings_may_be_json() -> None:
         FolderCloud("a,b", None),
         FolderCloud("/y"),
         FolderCloud(("p", "q")),  # type: ignore[arg-type]
+        FolderCloud(("p", "q"), 2),  # type: ignore[arg-type]
     ]
 
 
