@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from html import escape
 
 from skyward.core.status import PoolStatus, TaskCounts, duration
-from skyward.core.visible import shown
+from skyward.core.visible import in_html, shown
 
 __all__ = ["progress_html", "progress_text"]
 
@@ -40,7 +39,7 @@ def progress_html(status: PoolStatus, before: PoolStatus | None) -> str:
         for count, colour in ((tasks.done, _DONE), (tasks.failed + tasks.cancelled, _FAILED))
         if count > 0
     )
-    first, *others = (escape(shown(word, lines=False)) for word in _words(status, before))
+    first, *others = (in_html(word, lines=False) for word in _words(status, before))
     return (
         f'<div style="{_BOX}"><div role="progressbar" aria-valuemin="0" aria-valuemax="{total}" '
         f'aria-valuenow="{tasks.done}" '

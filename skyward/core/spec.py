@@ -11,7 +11,6 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import field
-from html import escape
 from typing import Literal, TypeAlias
 
 from skyward.core.billing import BY_THE_SECOND, Billing
@@ -19,7 +18,7 @@ from skyward.core.errors import ConfigError, SkywardError
 from skyward.core.gpus import parse_gpus
 from skyward.core.system.quick_dataclasses import dataclass
 from skyward.core.tables import html_table, text_table
-from skyward.core.visible import shown
+from skyward.core.visible import in_html, shown
 
 __all__ = [
     "Allocation",
@@ -424,7 +423,7 @@ class Offers(list[Offer]):
 
     def _repr_html_(self) -> str:
         """How notebooks show them."""
-        refusals = "".join(f"<br>refused: {escape(shown(str(error)))}" for error in self.refused)
+        refusals = "".join(f"<br>refused: {in_html(str(error))}" for error in self.refused)
         return (html_table(_OFFER, self._rows()) + refusals) or "no offers"
 
     def _rows(self) -> list[list[str]]:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import field
-from html import escape
 from typing import NamedTuple
 
 from skyward.core.events import Machines, NodeLoad
 from skyward.core.gpus import Gpu
 from skyward.core.system.quick_dataclasses import dataclass
 from skyward.core.tables import html_table, text_table
-from skyward.core.visible import shown
+from skyward.core.visible import in_html, shown
 
 __all__ = ["FunctionStatus", "NodeStatus", "PoolStatus", "RunningTask", "TaskCounts", "duration"]
 
@@ -212,7 +211,7 @@ class PoolStatus:
 
     def _repr_html_(self) -> str:
         """How notebooks show it."""
-        head = "<br>".join(escape(shown(line)) for line in self._head())
+        head = "<br>".join(in_html(line) for line in self._head())
         return f"<div>{head}{''.join(html_table(*table) for table in self._tables())}</div>"
 
     def __repr__(self) -> str:

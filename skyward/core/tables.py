@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 
-from skyward.core.visible import shown
+from skyward.core.visible import in_html
 
 __all__ = ["html_table", "text_table"]
 
@@ -38,8 +37,8 @@ def html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """
     if not rows:
         return ""
-    names = "".join(f"<th>{escape(name)}</th>" for name in head)
-    cells = ("".join(f"<td>{escape(shown(cell, lines=False))}</td>" for cell in row) for row in rows[:_MAX_ROWS])
+    names = "".join(f"<th>{in_html(name)}</th>" for name in head)
+    cells = ("".join(f"<td>{in_html(cell, lines=False)}</td>" for cell in row) for row in rows[:_MAX_ROWS])
     more = f"and {len(rows) - _MAX_ROWS} more" if len(rows) > _MAX_ROWS else ""
     body = "".join(f"<tr>{row}</tr>" for row in cells)
     return f"<table><thead><tr>{names}</tr></thead><tbody>{body}</tbody></table>{more}"

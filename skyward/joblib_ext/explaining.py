@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from html import escape
 from typing import Any
 
 from skyward.core import pool_arguments
@@ -17,7 +16,7 @@ from skyward.core.system.machine import core_count
 from skyward.core.system.machine import memory as memory_here
 from skyward.core.system.quick_dataclasses import dataclass
 from skyward.core.tables import html_table
-from skyward.core.visible import shown
+from skyward.core.visible import in_html
 from skyward.joblib_ext.recording import record
 
 __all__ = ["Explanation", "Option", "explain"]
@@ -121,8 +120,8 @@ class Explanation:
     def _repr_html_(self) -> str:
         """How notebooks show it."""
         options = html_table(_HEAD, [_cells(option) for option in (self.here, *self.options)])
-        said = "<br>".join(escape(shown(text)) for text in (*self.problems, self.advice))
-        return f"<div>{escape(shown(self._head()))}{options}{said}</div>"
+        said = "<br>".join(in_html(text) for text in (*self.problems, self.advice))
+        return f"<div>{in_html(self._head())}{options}{said}</div>"
 
     def __repr__(self) -> str:
         lines = [

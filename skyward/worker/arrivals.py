@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 
@@ -19,7 +18,7 @@ FOLDER = "SKYWARD_PACKAGES"
 """Variable with the folder in which they appear."""
 
 
-class Arrivals(MetaPathFinder):
+class Arrivals:
     """The last module finder: it looks for new folders only when nothing else has found a module.
 
     Parameters

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skyward.core.visible import in_json, printed, shown
+from skyward.core.visible import in_html, in_json, printed, shown
 
 ESC = "\x1b"
 BAD = f"{ESC}]0;owned\x07{ESC}[2Jname\r\u202e\x9b1A"
@@ -74,3 +75,9 @@ def test_nothing_is_left_but_colours(text):
     rest = re.sub(rf"{ESC}\[[0-9;:]*m", "", printed(text))
     assert not re.search(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]", rest)
     assert printed(text).count("\n") == text.count("\n")
+
+
+@given(st.text())
+def test_html_is_escaped_as_the_standard_library_does(written):
+    assert in_html(written) == html.escape(shown(written))
+    assert in_html(written, lines=False) == html.escape(shown(written, lines=False))

@@ -5,7 +5,7 @@ message's docstring says what they hold.
 """
 
 import enum
-from typing import Any, NamedTuple, Union, get_args, get_type_hints
+from typing import Any, NamedTuple, Union, get_args
 
 __all__ = [
     "CODES",
@@ -544,5 +544,5 @@ def _accepts(hint: Any) -> tuple[type, ...]:
 
 
 FIELDS: tuple[tuple[tuple[type, ...], ...], ...] = tuple(
-    tuple(_accepts(hint) for hint in get_type_hints(kind).values()) for kind in MESSAGES
+    tuple(_accepts(hint) for hint in kind.__annotations__.values()) for kind in MESSAGES
 )

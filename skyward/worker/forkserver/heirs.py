@@ -15,9 +15,10 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from skyward.core.system import open_files
+from skyward.core.system.quick_dataclasses import dataclass
 from skyward.worker.forkserver import imports
 from skyward.worker.forkserver.liveness import LIMITS, Limits, Probe, ProbeState
 from skyward.worker.forkserver.protocol import (
@@ -47,7 +48,7 @@ _MESSAGE = 256 * 1024  # bytes
 _FILES_SHARE = 4  # share of our limit of open files that requested slots may take
 
 
-@dataclass
+@dataclass()
 class Heir:
     """One heir.
 
