@@ -23,6 +23,7 @@ __all__ = ["CodeSettings", "CodeVersion", "LocalCode"]
 
 _PAUSE = 50  # times what a check takes: until the next one while tasks are submitted one after another
 _LONGEST_PAUSE = 0.2  # seconds: within it such tasks do not see an edit
+_SHORTEST_PAUSE = 0.01  # seconds: a check of little is still a tenth of what it takes to send a small task
 _RACY = 30_000_000  # ns; a file that was changed so shortly before it was read may change again within one tick
 _CODE = (".py", ".so", ".pyd")  # endings of the files that nodes on this machine depend on
 
@@ -139,7 +140,7 @@ class LocalCode:
             return self.version
         with self._lock:
             cost = self._check()
-            self._next = self._program.clock() + min(_PAUSE * cost, _LONGEST_PAUSE)
+            self._next = self._program.clock() + min(max(_PAUSE * cost, _SHORTEST_PAUSE), _LONGEST_PAUSE)
             return self.version
 
     def of_job(self, pinned: CodeVersion | None, pickle: bytes) -> CodeVersion | None:
