@@ -139,7 +139,6 @@ SAME_NAMES: dict[str, str] = {
     "Returned": "the message, and what the schedule makes of it",
     "Run": "the message, and the schedule's command that becomes it",
     "Settle": "the same command, of the driver's schedule and of the worker's table of slots",
-    "Slot": "a slot as its own process sees it, and as the table of slots does",
     "Start": "the arguments of an agent, and the command to start a task",
 }
 

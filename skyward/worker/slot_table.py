@@ -28,7 +28,7 @@ from typing import NamedTuple, Union
 from skyward.core.protocol.messages import Failure
 from skyward.core.system.quick_dataclasses import dataclass
 
-__all__ = ["Command", "Fork", "Kill", "Reclaim", "Settle", "Slot", "SlotTable", "Start"]
+__all__ = ["Command", "Fork", "Kill", "Reclaim", "Settle", "SlotState", "SlotTable", "Start"]
 
 _REMEMBERED = 4096  # cancellations of tasks that have not arrived yet
 _STILLBORN = 3  # deaths in a row of processes that had tasks and never began one, until tasks are refused
@@ -76,7 +76,7 @@ Command = Union[Fork, Start, Reclaim, Kill, Settle]
 
 
 @dataclass(slots=True)
-class Slot:
+class SlotState:
     """One process. `tasks` are those handed to it, oldest first; `live` are those of them that somebody waits for."""
 
     number: int
@@ -114,7 +114,7 @@ _Need = tuple[bool, int]
 """What a task needs: whether a process of its own, and which version of the code."""
 
 
-def _fits(slot: Slot, code: int) -> bool:
+def _fits(slot: SlotState, code: int) -> bool:
     """Whether a slot can run a task of that version."""
     return slot.code == code or not slot.code or not code
 
@@ -130,14 +130,14 @@ class SlotTable:
 
     def __init__(self, concurrency: int) -> None:
         self.concurrency = concurrency
-        self.slots: dict[int, Slot] = {}
-        self.running: dict[int, Slot] = {}
+        self.slots: dict[int, SlotState] = {}
+        self.running: dict[int, SlotState] = {}
         """The slot of each task that was handed over and that somebody waits for."""
         self._ready: OrderedDict[int, _Need] = OrderedDict()  # task -> what it needs, first come first served
         self._blocked: dict[int, _Need] = {}  # tasks that lack some of their blobs, or their code
         self._cancelled: OrderedDict[int, None] = OrderedDict()
-        self._idle: dict[int, Slot] = {}  # isolated slots without a task; the last used is used first
-        self._shared: Slot | None = None
+        self._idle: dict[int, SlotState] = {}  # isolated slots without a task; the last used is used first
+        self._shared: SlotState | None = None
         self._last = 0
         self._ahead = 0  # of all slots together
         self.mean: float | None = None
@@ -341,9 +341,9 @@ class SlotTable:
         """Refuse the task that would start next, since processes for it don't live."""
         return [Settle(self._ready.popitem(last=False)[0], Failure.REFUSED, detail)] if self._ready else []
 
-    def _add(self, shared: bool) -> Slot:
+    def _add(self, shared: bool) -> SlotState:
         self._last += 1
-        slot = self.slots[self._last] = Slot(self._last, shared)
+        slot = self.slots[self._last] = SlotState(self._last, shared)
         if shared:
             self._shared = slot
         return slot
@@ -367,7 +367,7 @@ class SlotTable:
                 commands.append(Reclaim(fullest.number))
         return commands
 
-    def _stock(self, slot: Slot, commands: list[Command]) -> None:
+    def _stock(self, slot: SlotState, commands: list[Command]) -> None:
         """Hand tasks ahead to a busy slot."""
         while slot.tasks and slot.ahead < self._depth and self._ready:
             isolated, code = next(iter(self._ready.values()))
@@ -380,7 +380,7 @@ class SlotTable:
         self.mean = seconds if self.mean is None else self.mean + _SMOOTH * (seconds - self.mean)
         self._depth = min(_MAX_DEPTH, max(int(_MAX_AHEAD / max(self.mean, 1e-6)), int(self.mean < _ONE_AHEAD)))
 
-    def _idle_slot(self, code: int, commands: list[Command]) -> Slot | None:
+    def _idle_slot(self, code: int, commands: list[Command]) -> SlotState | None:
         """Take the idle slot that was used last and has that code; None if one is to be made, perhaps in its place."""
         if not self._idle:
             return None
@@ -395,7 +395,7 @@ class SlotTable:
         self._idle[number] = slot
         return self._idle.pop(other.number)
 
-    def _shared_slot(self, code: int, commands: list[Command]) -> Slot | None:
+    def _shared_slot(self, code: int, commands: list[Command]) -> SlotState | None:
         slot = self._shared
         if slot is None or _fits(slot, code):
             return slot
@@ -403,7 +403,7 @@ class SlotTable:
         commands += self._kill_if_useless(slot)
         return None
 
-    def _give(self, slot: Slot, task: int, code: int, commands: list[Command]) -> None:
+    def _give(self, slot: SlotState, task: int, code: int, commands: list[Command]) -> None:
         self._ahead -= slot.ahead
         slot.code = slot.code or code
         slot.tasks[task] = None
@@ -413,7 +413,7 @@ class SlotTable:
         self.running[task] = slot
         commands.append(Start(task, slot.number))
 
-    def _take(self, slot: Slot, task: int) -> None:
+    def _take(self, slot: SlotState, task: int) -> None:
         self._ahead -= slot.ahead
         del slot.tasks[task]
         self._ahead += slot.ahead
@@ -425,20 +425,20 @@ class SlotTable:
         self._retire(slot)
         return [Settle(task, reason, detail), *self._kill_if_useless(slot), *self.dispatch()]
 
-    def _retire(self, slot: Slot) -> None:
+    def _retire(self, slot: SlotState) -> None:
         slot.retired = True
         self._idle.pop(slot.number, None)
         if self._shared is slot:
             self._shared = None
 
-    def _kill_if_useless(self, slot: Slot) -> list[Command]:
+    def _kill_if_useless(self, slot: SlotState) -> list[Command]:
         return [] if slot.live else [Kill(slot.number)]
 
     def _remove(self, number: int, reason: Failure, detail: str) -> list[Command]:
         slot = self.slots.get(number)
         return [] if slot is None else [*self._drop(slot, reason, detail), *self.dispatch()]
 
-    def _drop(self, slot: Slot, reason: Failure, detail: str) -> list[Settle]:
+    def _drop(self, slot: SlotState, reason: Failure, detail: str) -> list[Settle]:
         del self.slots[slot.number]
         self._retire(slot)
         self._ahead -= slot.ahead

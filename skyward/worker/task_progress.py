@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from skyward.core.protocol.messages import Inquire, Run
 from skyward.core.protocol.wire import Buffer
 from skyward.worker.slot_processes import SlotProcess
-from skyward.worker.slot_table import Slot, SlotTable
+from skyward.worker.slot_table import SlotState, SlotTable
 
 __all__ = ["PendingTask", "TaskProgress"]
 
@@ -148,11 +148,11 @@ class TaskProgress:
         if self._table.running:
             self._poll_in(_ROLL_CALL)
 
-    def _begun(self, process: SlotProcess, slot: Slot) -> list[int]:
+    def _begun(self, process: SlotProcess, slot: SlotState) -> list[int]:
         """The tasks of a slot that have begun and have not been reported."""
         new = [task for task in slot.current if not self._tasks[task].reported]
         return new if slot.shared or (new and len(slot.tasks) > process.tickets.undrawn) else []
 
-    def _held(self, slot: Slot) -> dict[int, int]:
+    def _held(self, slot: SlotState) -> dict[int, int]:
         """The tasks that a slot should have, with their marks, as `RollCall` needs them."""
         return {task: self._tasks[task].mark for task in slot.live}
