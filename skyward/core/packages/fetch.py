@@ -16,7 +16,6 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -25,12 +24,12 @@ from platformdirs import user_cache_path
 
 from skyward.core.errors import PackagesFailed
 from skyward.core.packages.closure import for_node
+from skyward.core.packages.wheel_cache import remove_unused
 from skyward.core.system.quick_dataclasses import dataclass
 
 __all__ = ["Target", "fetch", "pip_wheel"]
 
 _LIMIT = 1800.0  # seconds for one call of pip
-_KEPT = 60 * 86400.0  # seconds for which a set that nobody uses is kept
 _OLDEST = 5  # manylinux_2_5 is the oldest there is
 _NAMES = {17: "manylinux2014", 12: "manylinux2010", 5: "manylinux1"}
 _FOR_INSTALLING = ("PIP_TARGET", "PIP_PREFIX", "PIP_USER")  # variables that pip would take for its download
@@ -111,7 +110,7 @@ def fetch(lines: Sequence[str], target: Target, *, resolve: bool, cache: Path | 
             folder.mkdir()
             _download(lines, target, folder, resolve=resolve)
         (folder / ".complete").touch()
-        _sweep(cache)
+        remove_unused(cache, ".complete")
         return sorted(folder.glob("*.whl"))
 
 
@@ -121,13 +120,6 @@ def _turn(lock: Path) -> Iterator[None]:
     with lock.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-def _sweep(cache: Path) -> None:
-    for mark in cache.glob("*/.complete"):
-        with contextlib.suppress(OSError):  # another program is at it
-            if time.time() - mark.stat().st_mtime > _KEPT:
-                shutil.rmtree(mark.parent)
 
 
 def _download(lines: Sequence[str], target: Target, folder: Path, *, resolve: bool) -> None:

@@ -6,14 +6,11 @@ The files are taken as they are, also where somebody has edited them. What insta
 from __future__ import annotations
 
 import base64
-import contextlib
 import csv
 import hashlib
 import os
 import re
-import shutil
 import threading
-import time
 import zipfile
 from collections.abc import Iterator
 from importlib import metadata
@@ -21,11 +18,11 @@ from pathlib import Path, PurePosixPath
 
 from skyward.core.errors import ConfigError
 from skyward.core.packages.lists import Wheel
+from skyward.core.packages.wheel_cache import remove_unused
 
 __all__ = ["rebuild"]
 
 _INSTALLERS = ("INSTALLER", "RECORD", "REQUESTED", "direct_url.json")
-_KEPT = 60 * 86400.0  # seconds for which a wheel that nobody uses is kept
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # so that the same files make the same wheel
 
 
@@ -65,7 +62,7 @@ def rebuild(raw: metadata.Distribution, folder: Path) -> Wheel:
     if place.exists():
         os.utime(place.parent)
     else:
-        _sweep(folder)
+        remove_unused(folder)
         place.parent.mkdir(parents=True, exist_ok=True)
         draft = place.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
         with zipfile.ZipFile(draft, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as wheel:
@@ -73,13 +70,6 @@ def rebuild(raw: metadata.Distribution, folder: Path) -> Wheel:
                 wheel.writestr(zipfile.ZipInfo(path, _EPOCH), data, zipfile.ZIP_DEFLATED)
         draft.replace(place)
     return Wheel(name, version, str(place), content, all(tag.endswith("-any") for tag in tags))
-
-
-def _sweep(folder: Path) -> None:
-    for each in folder.glob("*"):
-        with contextlib.suppress(OSError):  # another program is at it
-            if time.time() - each.stat().st_mtime > _KEPT:
-                shutil.rmtree(each)
 
 
 def _origin(raw: metadata.Distribution) -> str:
