@@ -16,6 +16,7 @@ PIP = PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_BUILD_CONSTRAINT=constraints.txt \
       $(VENV)/bin/python -m pip install --quiet --constraint constraints.txt
 
 # pytest keeps what it makes of the tests' asserts, where the environment does not forbid it: 6 s of a processor saved.
+# So do the agents and programs that tests start, each of which would otherwise compile the package anew.
 # It also removes what older runs have left, and make test leaves whole environments: those of check have another folder.
 CHECK_TEMP = $${TMPDIR:-/tmp}/skyward-check-$$(id -u)
 CHECK = PYTHONDONTWRITEBYTECODE= PYTEST_DEBUG_TEMPROOT=$(CHECK_TEMP) $(VENV)/bin/python -m pytest -q
@@ -23,7 +24,7 @@ CHECK = PYTHONDONTWRITEBYTECODE= PYTEST_DEBUG_TEMPROOT=$(CHECK_TEMP) $(VENV)/bin
 # Whatever Sphinx warns of is an error.
 SPHINX = $(VENV)/bin/python -m sphinx -W --keep-going -q -d build/docs/doctrees $(ARGS)
 
-.PHONY: help docs linkcheck pictures demo test chaos soak simulate simulate-coverage foreign check lint types types-darwin format test-all-pythons bench bench-full clean distclean
+.PHONY: help docs linkcheck pictures demo test chaos soak simulate simulate-coverage foreign check fast-tests lint style types types-darwin format test-all-pythons bench bench-full clean distclean
 .DELETE_ON_ERROR:
 
 help:
@@ -49,7 +50,7 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	@scripts/lab-packages
-	$(VENV)/bin/python -m pytest $(if $(ARGS),$(ARGS),--numprocesses 7 --dist worksteal)
+	PYTHONDONTWRITEBYTECODE= $(VENV)/bin/python -m pytest $(if $(ARGS),$(ARGS),--numprocesses 7 --dist worksteal)
 
 chaos: $(VENV)/.installed-dev
 	@scripts/lab-packages
@@ -69,9 +70,11 @@ simulate-coverage: $(VENV)/.installed-dev
 	$(VENV)/bin/python -m tests.simulation.cores $(ARGS)
 
 lint: $(VENV)/.installed-dev
+	@$(MAKE) --no-print-directory --jobs 3 style types types-darwin
+
+style:
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
-	@$(MAKE) --no-print-directory --jobs 2 types types-darwin
 
 types:
 	$(VENV)/bin/mypy
@@ -79,7 +82,11 @@ types:
 types-darwin:
 	$(VENV)/bin/mypy --platform darwin --no-warn-unreachable --cache-dir .mypy_cache/darwin
 
-check: lint
+# All at once: the tests wait for a fifth of their time.
+check: $(VENV)/.installed-dev
+	@$(MAKE) --no-print-directory --jobs 4 style types types-darwin fast-tests
+
+fast-tests:
 	@mkdir -p $(CHECK_TEMP)
 	$(CHECK) -m "not slow and not lab" --hypothesis-profile check --numprocesses 4 --dist worksteal $(ARGS)
 

@@ -38,8 +38,12 @@ _MARKS = re.compile(r"^pytestmark = (?:\[.*?\n\]|[^\n]*)", re.MULTILINE | re.DOT
 _GRACE = 5.0  # seconds that threads and processes which are ending may take
 
 
-_LONG = ("providers/", "foreign/", "soak/", "simulation/", "test_remote", "test_benchmarks", "test_contrib")
+_LONG = tuple(
+    os.path.join(os.path.dirname(__file__), name)
+    for name in ("providers/", "foreign/", "soak/", "simulation/", "test_remote", "test_benchmarks", "test_contrib")
+)
 _ONCE = ("test_contrib.py",)
+_READERS = ("test_docs.py", "test_layers.py", "test_rules.py")  # of all sources, which take a second to parse
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -73,17 +77,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What is imported by now stays: the garbage collector need not look at it in each test again."""
-    gc.collect()
+    """What is imported by now stays: the garbage collector need not look at it in each test again, nor once."""
     gc.freeze()
 
 
 def _dealt(items: list[pytest.Item], workers: int) -> list[pytest.Item]:
     """Each worker of xdist gets its part of those that take minutes, first: else one is left alone with them."""
-    here = Path(__file__).parent
-    is_long = [item.path.relative_to(here).as_posix().startswith(_LONG) for item in items]
+    is_long = [str(item.path).startswith(_LONG) for item in items]
+    reads = [item.path.name in _READERS for item in items]
     long = list(_together(item for item, takes in zip(items, is_long, strict=True) if takes))
-    rest = [item for item, takes in zip(items, is_long, strict=True) if not takes]
+    long.append([item for item, does in zip(items, reads, strict=True) if does])
+    rest = [item for item, *others in zip(items, is_long, reads, strict=True) if not any(others)]
     bounds = [len(rest) * worker // workers for worker in range(workers + 1)]
     return [
         item
