@@ -22,8 +22,7 @@ PACKAGE = REPOSITORY / "skyward"
 # The layers of core, the lowest first. A package may import the layers below its own, and nothing of its own layer but
 # itself; so there is no circle among packages, and no need to list their arrows.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("system",),
-    ("billing", "builtins_table", "guard", "interrupts", "labels", "scope", "visible", "whoami"),
+    ("billing", "builtins_table", "guard", "interrupts", "labels", "scope", "system", "visible", "whoami"),
     ("errors", "tables"),
     ("gpus", "ioloop", "lock_files", "nesting", "settings", "volumes"),
     ("requirements",),

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-
-from skyward.core.system.quick_dataclasses import dataclass
+from dataclasses import dataclass
 
 __all__ = ["BY_THE_SECOND", "Billing"]
 

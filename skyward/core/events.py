@@ -11,11 +11,11 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias, Union
 
 from skyward.core.billing import BY_THE_SECOND, Billing
 from skyward.core.gpus import Gpu
-from skyward.core.system.quick_dataclasses import dataclass
 
 __all__ = [
     "AtPrompt",

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from numbers import Real
 
 from skyward.core.errors import ConfigError
-from skyward.core.system.quick_dataclasses import dataclass
 
 __all__ = ["Gpu", "describe", "described", "needed", "parse_gpus", "per_gpu"]
 

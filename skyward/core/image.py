@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from skyward.core import requirements, settings
 from skyward.core.errors import ConfigError
-from skyward.core.system.quick_dataclasses import dataclass
 
 __all__ = ["Image", "Sync"]
 

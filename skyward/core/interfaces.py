@@ -11,11 +11,11 @@ import enum
 import mmap
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, TypeVar, runtime_checkable
 
 from skyward.core.image import Image
 from skyward.core.spec import Endpoint, Machine, MachineId, Offer, Order, Resources
-from skyward.core.system.quick_dataclasses import dataclass
 
 if TYPE_CHECKING:
     from skyward.core.events import Event

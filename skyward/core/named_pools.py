@@ -13,7 +13,7 @@ import inspect
 import os
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ from skyward.core import registry
 from skyward.core.errors import ConfigError
 from skyward.core.image import Image
 from skyward.core.spec import Worker
-from skyward.core.system.quick_dataclasses import dataclass
 from skyward.core.volumes import LocalVolume
 
 __all__ = ["arguments"]

@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,6 @@ from skyward.core.image import Image
 from skyward.core.interfaces import Limited, Plugin, Provider, Trait
 from skyward.core.spec import Nodes, Order, Resources, Worker
 from skyward.core.system import open_files
-from skyward.core.system.quick_dataclasses import dataclass
 from skyward.core.volumes import LocalVolume, S3Volume, Volume
 
 if TYPE_CHECKING:

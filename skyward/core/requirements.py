@@ -10,12 +10,11 @@ import os
 import re
 import tomllib
 from collections.abc import Iterable, Iterator
-from dataclasses import field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from skyward.core.errors import ConfigError
-from skyward.core.system.quick_dataclasses import dataclass
 
 __all__ = ["NEEDED", "Wanted", "check", "has_hash", "programs", "read"]
 

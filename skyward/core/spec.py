@@ -10,13 +10,12 @@ import ipaddress
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from skyward.core.billing import BY_THE_SECOND, Billing
 from skyward.core.errors import ConfigError, SkywardError
 from skyward.core.gpus import parse_gpus
-from skyward.core.system.quick_dataclasses import dataclass
 from skyward.core.tables import html_table, text_table
 from skyward.core.visible import in_html, shown
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from skyward.core.events import Machines, NodeLoad
 from skyward.core.gpus import Gpu
-from skyward.core.system.quick_dataclasses import dataclass
 from skyward.core.tables import html_table, text_table
 from skyward.core.visible import in_html, shown
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from skyward.core.events import (
@@ -33,7 +33,6 @@ from skyward.core.events import (
 )
 from skyward.core.gpus import Gpu
 from skyward.core.status import FunctionStatus, NodeStatus, PoolStatus, RunningTask, TaskCounts
-from skyward.core.system.quick_dataclasses import dataclass
 
 __all__ = ["MAX_FUNCTIONS", "OTHER", "Tally"]
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 import posixpath
 import re
-from dataclasses import field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from skyward.core.errors import ConfigError
-from skyward.core.system.quick_dataclasses import dataclass
 
 __all__ = ["LocalVolume", "S3Volume", "Volume"]
 

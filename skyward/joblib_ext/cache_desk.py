@@ -20,7 +20,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from multiprocessing import util
 from multiprocessing.connection import Connection
 from pathlib import Path, PurePosixPath
@@ -33,7 +33,6 @@ from skyward.core.payload import pickling
 from skyward.core.protocol import wire
 from skyward.core.results.rules import RefusedPickle, Rule
 from skyward.core.results.unpickler import loads
-from skyward.core.system.quick_dataclasses import dataclass
 from skyward.core.tasks.pool_context import PoolContext
 from skyward.joblib_ext.computing import code_mark
 from skyward.joblib_ext.joblib_private import KEEPS

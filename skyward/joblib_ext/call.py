@@ -10,7 +10,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -21,7 +21,6 @@ from skyward.core.events import Event, NodeGone, NodeReady
 from skyward.core.payload import pickling
 from skyward.core.payload.memory_maps import Named
 from skyward.core.pool import Compute
-from skyward.core.system.quick_dataclasses import dataclass
 from skyward.core.tasks.futures import TaskFuture
 from skyward.core.tasks.jobs import TaskGroup, TaskOptions
 from skyward.core.tasks.kept_calls import KINDS, is_kept

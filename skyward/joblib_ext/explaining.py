@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from skyward.core import pool_arguments
@@ -14,7 +15,6 @@ from skyward.core.pool import Compute
 from skyward.core.spec import Allocation, Nodes, Offer, Resources, Worker, parse_seconds
 from skyward.core.system.machine import core_count
 from skyward.core.system.machine import memory as memory_here
-from skyward.core.system.quick_dataclasses import dataclass
 from skyward.core.tables import html_table
 from skyward.core.visible import in_html
 from skyward.joblib_ext.recording import record

@@ -11,10 +11,10 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from skyward.core.errors import PoolNotActive
-from skyward.core.system.quick_dataclasses import dataclass
 
 if TYPE_CHECKING:  # nodes import this module too, and need no pool
     from skyward.core.pool import Compute

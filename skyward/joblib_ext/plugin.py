@@ -6,13 +6,12 @@ import importlib.util
 import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from skyward.core.errors import ConfigError
 from skyward.core.image import Image
 from skyward.core.interfaces import OpenPool, Plugin
 from skyward.core.pool import Compute
-from skyward.core.system.quick_dataclasses import dataclass
 
 __all__ = ["JoblibPlugin", "SklearnPlugin"]
 

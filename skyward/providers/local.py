@@ -9,13 +9,12 @@ import tempfile
 import threading
 import weakref
 from collections.abc import Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import IO, ClassVar, NamedTuple
 
 from skyward.core.errors import ProvisioningError
 from skyward.core.interfaces import Trait
 from skyward.core.spec import Endpoint, Machine, MachineId, Offer, Offers, Order, Resources
-from skyward.core.system.quick_dataclasses import dataclass
 from skyward.providers.local_agents import Process, greet, start
 
 __all__ = ["Local"]

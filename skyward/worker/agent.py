@@ -20,7 +20,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from mmap import mmap
@@ -57,7 +57,6 @@ from skyward.core.protocol.messages import (
 )
 from skyward.core.protocol.wire import Received, Role, Wire
 from skyward.core.system import machine
-from skyward.core.system.quick_dataclasses import dataclass
 from skyward.worker import blob_store, scratch
 from skyward.worker.agent_socket import listen
 from skyward.worker.agent_system import AgentSystem

@@ -9,9 +9,9 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from skyward.core.system import machine
-from skyward.core.system.quick_dataclasses import dataclass
 from skyward.worker import gpu_search
 from skyward.worker.blob_store import Store
 from skyward.worker.exit_status import OutOfMemory

@@ -6,7 +6,7 @@ import asyncio
 import errno
 import os
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgpack
@@ -26,7 +26,6 @@ from skyward.core.protocol.messages import (
     Reply,
 )
 from skyward.core.protocol.wire import Buffer
-from skyward.core.system.quick_dataclasses import dataclass
 from skyward.worker.chunk_cache import ChunkCache
 from skyward.worker.file_search import find
 from skyward.worker.folder_build import build

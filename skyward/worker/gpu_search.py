@@ -10,10 +10,10 @@ import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from skyward.core.gpus import Gpu
-from skyward.core.system.quick_dataclasses import dataclass
 from skyward.worker import gpu_listing
 from skyward.worker.gpu_shares import GpuError
 

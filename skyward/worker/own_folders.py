@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
-from skyward.core.system.quick_dataclasses import dataclass
 from skyward.worker import scratch
 
 __all__ = ["OwnFolders", "own_folders"]

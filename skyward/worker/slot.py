@@ -23,6 +23,7 @@ import threading
 import time
 import types
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.machinery import BuiltinImporter
 from pathlib import Path
 from typing import Any, TextIO
@@ -34,7 +35,6 @@ from skyward.core.payload.short_text import call_text
 from skyward.core.protocol.messages import Done, Failed, Failure, Inquire, Missing, Ready, Run
 from skyward.core.protocol.wire import Buffer, Filled, Role, Wire
 from skyward.core.system import open_files
-from skyward.core.system.quick_dataclasses import dataclass
 from skyward.core.whoami import Seats
 from skyward.worker import code_folders, no_terminal, thread_limits
 from skyward.worker.forkserver.imports import Imports

@@ -22,11 +22,10 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Container
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import NamedTuple, Union
 
 from skyward.core.protocol.messages import Failure
-from skyward.core.system.quick_dataclasses import dataclass
 
 __all__ = ["Command", "Fork", "Kill", "Reclaim", "Settle", "SlotState", "SlotTable", "Start"]
 

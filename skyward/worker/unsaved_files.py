@@ -7,11 +7,10 @@ import os
 import stat
 import time
 from collections.abc import Iterator
-from dataclasses import field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
-from skyward.core.system.quick_dataclasses import dataclass
 from skyward.worker.writers import Identity, Writer, find_writers, has_writers
 
 __all__ = ["Changed", "UnsavedFiles"]

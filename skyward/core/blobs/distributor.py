@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from skyward.core.blobs import relay
@@ -21,7 +21,6 @@ from skyward.core.payload.shared_file import SharedFile
 from skyward.core.protocol import messages
 from skyward.core.protocol.messages import Message
 from skyward.core.protocol.wire import Buffer
-from skyward.core.system.quick_dataclasses import dataclass
 from skyward.core.visible import shown
 
 __all__ = ["ABOUT_BLOBS", "Distributor", "LateBlob"]

@@ -15,9 +15,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias, Union
-
-from skyward.core.system.quick_dataclasses import dataclass
 
 __all__ = ["FANOUT", "GRACE", "TELLING", "UNLINKED", "Command", "Drop", "Fetch", "Free", "Give", "Relay"]
 

@@ -6,11 +6,11 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from skyward.core.code.places import tops_of
-from skyward.core.system.quick_dataclasses import dataclass
 
 __all__ = ["Editable", "editables", "metadata_beside", "owner_beside"]
 

@@ -7,7 +7,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from importlib.machinery import EXTENSION_SUFFIXES
 
 from skyward.core.blobs.snapshots import Snapshot, Snapshots, digest
@@ -17,7 +17,6 @@ from skyward.core.code.references import refers
 from skyward.core.code.survey import CodeSurvey, Program, Unit, program_imports, program_state
 from skyward.core.errors import ConfigError, PayloadError
 from skyward.core.packages.imports import imported
-from skyward.core.system.quick_dataclasses import dataclass
 
 __all__ = ["CodeSettings", "CodeVersion", "LocalCode"]
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import enum
 import posixpath
-
-from skyward.core.system.quick_dataclasses import dataclass
+from dataclasses import dataclass
 
 __all__ = ["ModuleFacts", "Places", "Whose", "is_never_sent", "judge", "tops_of"]
 

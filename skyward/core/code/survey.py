@@ -13,6 +13,7 @@ import sys
 import sysconfig
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES, ModuleSpec
 from types import FunctionType, ModuleType
@@ -22,7 +23,6 @@ from skyward.core.code.files import FileState, is_excluded
 from skyward.core.code.places import ModuleFacts, Places, Whose, is_never_sent, judge
 from skyward.core.errors import ConfigError
 from skyward.core.packages.imports import imported, imports_of_code
-from skyward.core.system.quick_dataclasses import dataclass
 
 __all__ = ["CodeSurvey", "Program", "Unit", "is_own", "places", "program_imports", "program_state"]
 

@@ -10,7 +10,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import xxhash
@@ -18,7 +18,6 @@ import xxhash
 from skyward.core.errors import ConfigError, VolumeFailed
 from skyward.core.files.cut import cut
 from skyward.core.protocol.manifest import FolderFile, FolderLink, Manifest, Piece
-from skyward.core.system.quick_dataclasses import dataclass
 
 __all__ = ["Folder", "scan"]
 

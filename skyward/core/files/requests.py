@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from skyward.core.errors import NodeLost, ProtocolError
 from skyward.core.nodes.session import Session
 from skyward.core.protocol.messages import Message, Reply
 from skyward.core.protocol.wire import Buffer, Filled
-from skyward.core.system.quick_dataclasses import dataclass
 
 __all__ = ["RequestRefused", "Requests"]
 

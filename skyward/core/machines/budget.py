@@ -8,10 +8,10 @@ up a little earlier. What a machine did not use goes to those that are bought la
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from skyward.core.billing import BY_THE_SECOND, Billing
 from skyward.core.spec import Offer
-from skyward.core.system.quick_dataclasses import dataclass
 
 __all__ = ["MIN_SECONDS", "Budget", "Terms"]
 

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from skyward.core.errors import (
@@ -62,7 +63,6 @@ from skyward.core.machines.order_book import NO_CAPACITY_REST, OrderBook, is_spo
 from skyward.core.machines.purse import Purse
 from skyward.core.machines.refusals import without_name
 from skyward.core.spec import Machine, MachineId, MachineState
-from skyward.core.system.quick_dataclasses import dataclass
 
 __all__ = ["Fleet", "Left"]
 

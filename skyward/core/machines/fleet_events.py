@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TypeAlias, Union
 
 from skyward.core.errors import SkywardError
 from skyward.core.spec import Machine, MachineId, Offer
-from skyward.core.system.quick_dataclasses import dataclass
 
 __all__ = [
     "Abandon",

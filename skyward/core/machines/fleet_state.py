@@ -9,7 +9,7 @@ import enum
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 
 from skyward.core.errors import AuthFailed, SkywardError
 from skyward.core.machines.budget import Terms
@@ -30,7 +30,6 @@ from skyward.core.machines.fleet_events import (
 )
 from skyward.core.machines.refusals import Denials
 from skyward.core.spec import MachineId
-from skyward.core.system.quick_dataclasses import dataclass
 
 __all__ = ["REPORT_AFTER", "OwnedMachine", "Phase", "SourceState"]
 

@@ -6,11 +6,10 @@ import heapq
 import itertools
 import statistics
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from skyward.core.billing import BY_THE_SECOND, Billing
-from skyward.core.system.quick_dataclasses import dataclass
 
 __all__ = ["Cluster", "Forecast", "TaskSample", "Workload", "durations", "forecast", "in_words", "makespan", "merged"]
 

@@ -17,6 +17,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import platformdirs
@@ -24,7 +25,6 @@ import platformdirs
 from skyward.core.billing import BY_THE_SECOND, Billing
 from skyward.core.errors import ConfigError, PoolNotActive
 from skyward.core.spec import Endpoint, KeyPair, Machine, MachineId, Order
-from skyward.core.system.quick_dataclasses import dataclass
 
 __all__ = ["Entry", "Ledger", "PoolEntry"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from skyward.core.errors import NodeLost, ProtocolError, ProvisioningError, SkywardError
@@ -17,7 +17,6 @@ from skyward.core.nodes.session import Session, SessionHandler
 from skyward.core.payload.shared_file import CAN_SHARE
 from skyward.core.protocol.messages import Ready
 from skyward.core.spec import Machine
-from skyward.core.system.quick_dataclasses import dataclass
 from skyward.core.whoami import Seats
 
 if TYPE_CHECKING:

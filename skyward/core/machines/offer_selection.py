@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 
 from skyward.core.errors import ConfigError
 from skyward.core.spec import Allocation, Offer, Resources
-from skyward.core.system.quick_dataclasses import dataclass
 
 __all__ = ["AcceleratorRequest", "meets", "nearest", "select"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import cast
 
 from skyward.core.image import Image
@@ -11,7 +12,6 @@ from skyward.core.nodes.timing import Timing
 from skyward.core.packages.lists import Lack, PackageLists
 from skyward.core.protocol.messages import Setup
 from skyward.core.spec import Nodes, Order
-from skyward.core.system.quick_dataclasses import dataclass
 
 __all__ = ["Plan"]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from skyward.core.errors import LinkError
@@ -19,7 +20,6 @@ from skyward.core.protocol.mailbox import Inbox
 from skyward.core.protocol.messages import Bye
 from skyward.core.protocol.states import Role, State
 from skyward.core.protocol.wire import Wire
-from skyward.core.system.quick_dataclasses import dataclass
 from skyward.core.visible import shown
 
 __all__ = ["AgentLink", "Stripes", "describe"]

@@ -19,7 +19,7 @@ import re
 import secrets
 import shlex
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
@@ -60,7 +60,6 @@ from skyward.core.packages.substitutes import substitute, unavailable
 from skyward.core.packages.uv_program import uv_name
 from skyward.core.protocol.framing import frame
 from skyward.core.system.launch import RUN
-from skyward.core.system.quick_dataclasses import dataclass
 from skyward.core.system.socket_paths import LONGEST
 
 __all__ = ["AgentAddress", "bootstrap"]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from skyward.core.packages.fetch import Target
-from skyward.core.system.quick_dataclasses import dataclass
 
 __all__ = ["Findings"]
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-
-from skyward.core.system.quick_dataclasses import dataclass
+from dataclasses import dataclass
 
 __all__ = ["Timing", "link_patience"]
 

@@ -10,7 +10,7 @@ import functools
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from packaging.markers import Marker, default_environment
@@ -22,7 +22,6 @@ from packaging.version import InvalidVersion, Version
 from skyward.core.packages.installed import Distribution
 from skyward.core.packages.lists import MACHINES
 from skyward.core.requirements import has_hash
-from skyward.core.system.quick_dataclasses import dataclass
 
 __all__ = [
     "INSTALLERS",

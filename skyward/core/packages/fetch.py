@@ -17,6 +17,7 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from packaging.requirements import InvalidRequirement, Requirement
@@ -25,7 +26,6 @@ from platformdirs import user_cache_path
 from skyward.core.errors import PackagesFailed
 from skyward.core.packages.closure import for_node
 from skyward.core.packages.wheel_cache import remove_unused
-from skyward.core.system.quick_dataclasses import dataclass
 
 __all__ = ["Target", "fetch", "pip_wheel"]
 

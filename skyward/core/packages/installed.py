@@ -9,13 +9,12 @@ import os
 import sys
 import sysconfig
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from packaging.utils import canonicalize_name
-
-from skyward.core.system.quick_dataclasses import dataclass
 
 __all__ = ["Distribution", "Installed", "spec_of"]
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
-from dataclasses import replace
-
-from skyward.core.system.quick_dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 __all__ = ["MACHINES", "Lack", "PackageLists", "Wheel", "driver_kind"]
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, field, replace
+from dataclasses import asdict, dataclass, field, replace
 
 import msgpack
-
-from skyward.core.system.quick_dataclasses import dataclass
 
 __all__ = ["Bucket", "BucketKeys"]
 

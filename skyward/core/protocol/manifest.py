@@ -7,11 +7,10 @@ named by its size and the hash of its content, like any blob. Where to cut is th
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import msgpack
-
-from skyward.core.system.quick_dataclasses import dataclass
 
 __all__ = ["CHUNK", "FolderFile", "FolderLink", "Manifest", "Piece", "chunk_size", "pieces"]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import mmap
 from bisect import bisect_right
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Union
 
@@ -15,7 +16,6 @@ from skyward.core.errors import ProtocolError
 from skyward.core.protocol.buffers import PAGED, BufferPool
 from skyward.core.protocol.compression import Sample
 from skyward.core.protocol.messages import Message
-from skyward.core.system.quick_dataclasses import dataclass
 
 __all__ = ["Ahead", "Buffer", "Filled", "Incoming", "Lane", "Outgoing", "SizeLimits"]
 

@@ -8,13 +8,13 @@ import importlib
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from skyward.core.errors import ConfigError
 from skyward.core.payload import driver_classes
 from skyward.core.results import failures, stdlib
 from skyward.core.results.rules import Mark, RefusedPickle, Rule, attributes
-from skyward.core.system.quick_dataclasses import dataclass
 
 __all__ = ["Allowed", "Trusted", "library"]
 

@@ -7,9 +7,8 @@ the pickle gets the class if that is needed as a value, and otherwise a `Mark`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, TypeAlias
-
-from skyward.core.system.quick_dataclasses import dataclass
 
 __all__ = ["Build", "Call", "Mark", "Pending", "RefusedPickle", "Rule", "attributes", "called", "made"]
 

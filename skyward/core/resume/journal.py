@@ -14,6 +14,7 @@ import threading
 import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -26,7 +27,6 @@ from skyward.core.resume.occurrences import Occurrences, lane_of
 from skyward.core.resume.origins import ModuleOrigins
 from skyward.core.resume.plan import CallPlan
 from skyward.core.resume.store import NewResult, ResultStore
-from skyward.core.system.quick_dataclasses import dataclass
 from skyward.core.tasks.jobs import TaskGroup
 from skyward.core.tasks.several_calls import Call, NoIdentity, SeveralCalls
 

@@ -8,13 +8,13 @@ import sqlite3
 import struct
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from fcntl import F_GETLK, F_UNLCK, F_WRLCK, fcntl
 
 from skyward.core.errors import ResumeFileError
 from skyward.core.resume.file_lock import FileLock
 from skyward.core.resume.large_files import LargeFiles
 from skyward.core.resume.store import APPLICATION, connect
-from skyward.core.system.quick_dataclasses import dataclass
 
 __all__ = ["FunctionResults", "Overview", "PastRun", "Pruning", "find", "overview", "prune"]
 

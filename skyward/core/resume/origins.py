@@ -18,12 +18,12 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from importlib.machinery import EXTENSION_SUFFIXES
 
 from skyward.core.code.files import FileState
 from skyward.core.code.survey import is_own
-from skyward.core.system.quick_dataclasses import dataclass
 
 __all__ = ["ModuleOrigins"]
 

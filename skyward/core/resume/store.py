@@ -18,13 +18,13 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from skyward.core.errors import ResumeFileError
 from skyward.core.resume.file_lock import FileLock
 from skyward.core.resume.large_files import LargeFiles, sync_folder
 from skyward.core.resume.packing import checksum, pack, unpack
-from skyward.core.system.quick_dataclasses import dataclass
 
 __all__ = ["APPLICATION", "FORMAT", "LARGE_RESULT", "Known", "NewResult", "ResultStore", "connect"]
 

@@ -13,9 +13,8 @@ import queue
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
-
-from skyward.core.system.quick_dataclasses import dataclass
 
 __all__ = ["TOGETHER", "Delivery", "DeliveryQueue", "Errors", "start_thread"]
 

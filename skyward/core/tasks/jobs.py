@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from skyward.core.blobs.array_cache import ArrayCache
@@ -13,7 +13,6 @@ from skyward.core.payload import pickling
 from skyward.core.payload.surroundings import Change
 from skyward.core.protocol import messages
 from skyward.core.protocol.wire import Filled
-from skyward.core.system.quick_dataclasses import dataclass
 from skyward.core.tasks.delivery import DeliveryQueue
 from skyward.core.tasks.futures import TaskFuture
 from skyward.core.tasks.schedule_events import Verdict

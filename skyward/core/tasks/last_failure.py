@@ -16,6 +16,7 @@ import traceback
 import types
 import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from typing import Any
@@ -24,7 +25,6 @@ from skyward.core.errors import NoFailure
 from skyward.core.payload.exceptions import traceback_text
 from skyward.core.payload.forerunners import SLOTS_ONLY
 from skyward.core.payload.shared_file import SharedFile
-from skyward.core.system.quick_dataclasses import dataclass
 from skyward.core.tasks.failing_item import add_note, item_of, number_of
 from skyward.core.tasks.jobs import Job
 from skyward.core.tasks.several_calls import Call, Traceable

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from skyward.core.errors import SkywardError
@@ -16,7 +16,6 @@ from skyward.core.events import Events, Note
 from skyward.core.nodes.session import Session
 from skyward.core.packages.lists import PackageLists
 from skyward.core.protocol.messages import Failed, Failure
-from skyward.core.system.quick_dataclasses import dataclass
 from skyward.core.tasks import schedule_events
 from skyward.core.tasks.jobs import Job
 from skyward.core.tasks.schedule_events import Outcome

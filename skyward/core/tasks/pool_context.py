@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Any
 
-from skyward.core.system.quick_dataclasses import dataclass
 from skyward.core.tasks.answers import Answers
 from skyward.core.tasks.kept_calls import KeptCalls
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 
 from skyward.core.nodes.session import Session
 from skyward.core.protocol import messages
 from skyward.core.protocol.roll_call import RollCall
-from skyward.core.system.quick_dataclasses import dataclass
 
 __all__ = ["RollCaller"]
 

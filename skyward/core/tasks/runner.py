@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Container, Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar
 
@@ -22,7 +22,6 @@ from skyward.core.payload.shared_file import remove
 from skyward.core.protocol import messages
 from skyward.core.protocol.wire import Filled
 from skyward.core.status import RunningTask
-from skyward.core.system.quick_dataclasses import dataclass
 from skyward.core.tasks import schedule_events
 from skyward.core.tasks.answers import take_files
 from skyward.core.tasks.completion import Completion

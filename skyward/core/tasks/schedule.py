@@ -35,11 +35,10 @@ from __future__ import annotations
 import math
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar
 
-from skyward.core.system.quick_dataclasses import dataclass
 from skyward.core.tasks.schedule_events import (
     Began,
     Cancelled,

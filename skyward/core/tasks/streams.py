@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from skyward.core.errors import ProtocolError
@@ -18,7 +18,6 @@ from skyward.core.nodes.session import Session
 from skyward.core.protocol.mailbox import Quota
 from skyward.core.protocol.messages import StreamClose, StreamData, StreamOpen
 from skyward.core.protocol.wire import WHOLE, Filled
-from skyward.core.system.quick_dataclasses import dataclass
 from skyward.core.tasks.listening_sockets import Listeners
 
 __all__ = ["ABOUT_STREAMS", "Streams"]

@@ -15,10 +15,9 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import field
+from dataclasses import dataclass, field
 
 from skyward.core.system import open_files
-from skyward.core.system.quick_dataclasses import dataclass
 from skyward.worker.forkserver import imports
 from skyward.worker.forkserver.liveness import LIMITS, Limits, Probe, ProbeState
 from skyward.worker.forkserver.protocol import (

@@ -19,12 +19,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, NoReturn, Protocol, cast
 
 import skyward.worker
 from skyward.core.system.launch import command
-from skyward.core.system.quick_dataclasses import dataclass
 
 __all__ = ["ROOT", "ForkServerProcess", "forked", "started"]
 
