@@ -11,8 +11,13 @@ from pathlib import Path
 
 import pytest
 
+import skyward as sky
 from skyward.worker.exit_status import Kill, OutOfMemory, describe
 from skyward.worker.forkserver.protocol import HUNG
+from tests.lab.fixtures import FreshHost
+from tests.remote import Reach, index, reach, wheels
+
+__all__ = ["index", "reach", "wheels"]  # fixtures
 
 GB = 1_000_000_000
 REPOSITORY = Path(__file__).parents[2]
@@ -172,3 +177,30 @@ def test_the_kernel_itself(small: Path) -> None:
     assert "killed by the kernel because memory ran out: it used 3" in hungry
     assert " MB of 400 MB; have fewer slots than 2 on a node" in hungry
     assert "killed by SIGKILL, and the kernel has counted no kill for memory: it used" in killed
+
+
+JOIN = """
+mount -t tmpfs none /sys/fs/cgroup
+if mkdir /sys/fs/cgroup/memory && mount -t cgroup -o memory none /sys/fs/cgroup/memory && cd /sys/fs/cgroup/memory/$1
+then :
+else mount -t cgroup2 none /sys/fs/cgroup && cd /sys/fs/cgroup/$1
+fi
+cat /run/sshd.pid > cgroup.procs
+"""
+
+
+@pytest.mark.lab
+@pytest.mark.slow
+def test_a_host_whose_memory_runs_out(small: Path, fresh_host: FreshHost, reach: Reach) -> None:
+    """The error names the item and the peak, and the arguments are kept."""
+
+    def hungry(megabytes: int) -> int:  # defined here, so that no host needs this module
+        return len([bytearray(1_000_000) for _ in range(megabytes)])
+
+    host = fresh_host()
+    host.run("sh", "-c", JOIN, "sh", small.name, check=True)
+    with sky.Compute(**reach([host]), worker=sky.Worker(concurrency=2, attempts=1)) as pool:
+        with pytest.raises(sky.WorkerCrashed, match=r"because memory ran out: it used [23]\d\d MB of 400 MB") as caught:
+            list(pool.map(hungry, [1, 2, 1000, 1]))
+        assert "item 2 (the first is 0) on node-1" in caught.value.__notes__
+        assert sky.last_failure.args == (1000,)
