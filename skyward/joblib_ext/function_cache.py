@@ -8,6 +8,7 @@ long as they are the very same objects.
 
 from __future__ import annotations
 
+import operator
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -25,7 +26,10 @@ _NAMED = (type, types.FunctionType, types.BuiltinFunctionType)
 _MAX_FUNCTIONS = 32  # in the cache
 _MISSING = object()
 _SIZE = object()
-_TABLES = ("__kwdefaults__", "__annotations__", "__dict__")  # attributes of a function that are dicts
+_PLAIN = ("__code__", "__defaults__", "__doc__", "__name__", "__qualname__", "__module__")  # attributes of a function
+_TABLES = ("__kwdefaults__", "__annotations__", "__dict__")  # those that are dicts
+_attributes = operator.attrgetter(*_PLAIN, *_TABLES)
+_ATTRIBUTES = object()
 
 
 class StableFunctions:
@@ -45,7 +49,10 @@ class StableFunctions:
             if data is None:
                 return None
             for where, value in uses:
-                if _value_at(where) is not value:
+                if where[1] is _ATTRIBUTES:  # all at once, since each task looks at them
+                    if not all(map(operator.is_, _attributes(where[0]), value)):
+                        break
+                elif _value_at(where) is not value:
                     break
             else:
                 return data
@@ -66,7 +73,8 @@ class StableFunctions:
             return None, []
 
 
-# Where a value was found: (dict, key), (dict, _SIZE), (object, attribute), or (module name, path in the module).
+# Where a value was found: (dict, key), (dict, _SIZE), (object, attribute), or (module name, path in the module); or a
+# tuple of values: (function, _ATTRIBUTES).
 _Place = tuple[Any, Any]
 
 
@@ -121,15 +129,15 @@ def _is_stable(value: Any, uses: list[tuple[Any, Any]], seen: set[int]) -> bool:
         return _is_stable(value.function, uses, seen)
     if kind is types.FunctionType:
         parts = list(_parts(value))
-        uses += parts
-        uses += [((value, name), getattr(value, name)) for name in _TABLES]
+        uses.append(((value, _ATTRIBUTES), _attributes(value)))
+        uses += [(place, part) for place, part in parts if place[0] is not value]
         return all(_is_stable(part, uses, seen) for _, part in parts)
     return False
 
 
 def _parts(function: types.FunctionType) -> Iterator[tuple[_Place, Any]]:
     """Yield what is pickled with a function that is pickled by value, each with its place."""
-    for name in ("__code__", "__defaults__", "__doc__", "__name__", "__qualname__", "__module__"):
+    for name in _PLAIN:
         yield (function, name), getattr(function, name)
     for table in (getattr(function, name) for name in _TABLES):
         if table is not None:
