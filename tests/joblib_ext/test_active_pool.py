@@ -29,7 +29,7 @@ def test_imports_leave_the_pickler_as_it_is() -> None:
         """
         import importlib, pkgutil
         import skyward.joblib_ext
-        import skyward.core.pool
+        import skyward.core.running_pool
         from skyward.core.payload import pickling
         before = dict(pickling.PLAIN), list(pickling.CLASS_REDUCERS)
         for found in pkgutil.iter_modules(skyward.joblib_ext.__path__):
