@@ -33,11 +33,19 @@ _HASHER: Callable[[], Any] | None = _hasher
 __all__ = ["Corrupt", "Store", "sweep"]
 
 PWrite: TypeAlias = Callable[[int, memoryview, int], int]
+OpenFile: TypeAlias = Callable[[str, int, int], tuple[int, str]]
+MakeFolder: TypeAlias = Callable[[str, str], tuple[str, int]]
 
 _KIND = "store"
 _MARGIN = 64 * 1024 * 1024  # bytes of shared memory to leave free for others
 _STEP = 4 * 1024 * 1024  # bytes copied at a time
 _HASHED = 8 + 16  # bytes of a digest: length and xxh3-128
+
+
+def _open_file(path: str, inode: int, size: int) -> tuple[int, str]:
+    """Open another process's `SharedFile`; returns its descriptor, and the path by which slots can open that."""
+    fd = open_shared(path, inode, size)
+    return fd, f"/proc/{os.getpid()}/fd/{fd}"
 
 
 class Corrupt(ValueError):
@@ -110,13 +118,23 @@ class Store:
         Maximum number of other processes' files to keep open.
     pwrite
         Writes some bytes to an open file at an offset; returns how many.
+    open_file
+        Opens another process's `SharedFile` of that path, inode and size; returns its descriptor, and the path by which
+        slots can open that. Raises OSError if it is gone.
+    make_folder
+        Makes a private folder in a parent, of a kind; see `scratch.make`.
     """
 
     def __init__(
-        self, folders: Iterable[str] | None = None, max_adopted: int = 200, pwrite: PWrite = os.pwrite
+        self,
+        folders: Iterable[str] | None = None,
+        max_adopted: int = 200,
+        pwrite: PWrite = os.pwrite,
+        open_file: OpenFile = _open_file,
+        make_folder: MakeFolder = scratch.make,
     ) -> None:
         self._parents = list(folders) if folders is not None else _parents()
-        self._pwrite = pwrite
+        self._pwrite, self._open_file, self._make_folder = pwrite, open_file, make_folder
         self._folders: dict[str, str] = {}  # parent -> private folder in it
         self._locks: list[int] = []
         self._paths: dict[bytes, str] = {}
@@ -284,8 +302,9 @@ class Store:
         if digest not in self:
             if len(self._adopted) >= self._max_adopted:
                 raise OSError(errno.EMFILE, "too many open files of other processes")
-            fd = self._adopted[digest] = open_shared(path, inode, size)
-            self._paths[digest] = f"/proc/{os.getpid()}/fd/{fd}"
+            self._adopted[digest], self._paths[digest] = self._open_file(path, inode, size)
+            if (growing := self._growing.pop(digest, None)) is not None:  # another node was too slow to send it
+                growing.drop_file()
 
     def result_files(self) -> str | None:
         """Return a folder for results that slots leave to the owner; None if none can be made."""
@@ -406,7 +425,7 @@ class Store:
 
     def _folder(self, parent: str) -> str:
         if parent not in self._folders:
-            self._folders[parent], lock = scratch.make(parent, _KIND)
+            self._folders[parent], lock = self._make_folder(parent, _KIND)
             self._locks.append(lock)
         return self._folders[parent]
 

@@ -17,7 +17,7 @@ from skyward.core.payload.shared_file import remove, write_all
 
 __all__ = ["ResultFiles", "UnclaimedFiles"]
 
-_MARGIN = 64 * 1024 * 1024  # bytes of the file system to leave free for others
+_MARGIN = 64 * 1024 * 1024
 
 
 class ResultFiles:
@@ -27,10 +27,14 @@ class ResultFiles:
     ----------
     folder
         A folder of the agent's, which removes it at its end.
+    pid
+        The slot's process; None for this one.
+    margin
+        Bytes of the file system to leave free for others.
     """
 
-    def __init__(self, folder: str) -> None:
-        self._folder = folder
+    def __init__(self, folder: str, pid: int | None = None, margin: int = _MARGIN) -> None:
+        self._folder, self._pid, self._margin = folder, pid, margin
         self._numbers = itertools.count()
 
     def __repr__(self) -> str:
@@ -50,14 +54,14 @@ class ResultFiles:
 
     def _write(self, buffer: memoryview) -> str | None:
         """Write a file and return its path; None if there is no room, and the buffer is sent instead."""
-        path = f"{self._folder}/{_prefix(os.getpid())}{next(self._numbers)}"
+        path = f"{self._folder}/{_prefix(os.getpid() if self._pid is None else self._pid)}{next(self._numbers)}"
         try:
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         except OSError:
             return None
         try:
             room = os.fstatvfs(fd)
-            if room.f_bavail * room.f_frsize < len(buffer) + _MARGIN:
+            if room.f_bavail * room.f_frsize < len(buffer) + self._margin:
                 raise OSError(errno.ENOSPC, "no room in", self._folder)
             write_all(fd, buffer)
         except OSError:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from skyward.core.blobs.snapshots import digest
+from skyward.core.payload.shared_file import SharedFile
 from skyward.worker import blob_store as module
 from skyward.worker.blob_store import Corrupt, Store
 
@@ -190,4 +191,16 @@ def test_a_blob_that_is_forgotten_while_it_grows_goes_at_once(tmp_path: Path) ->
     store.forget([b"d"])
     assert b"d" not in store
     assert store.have(b"d") == 0
+    store.close()
+
+
+def test_a_file_of_the_owner_takes_the_place_of_what_a_peer_has_sent_in_part(tmp_path: Path) -> None:
+    store = Store([str(tmp_path)])
+    store.add(b"d", 1000, 0, b"x" * 500, peer=True)
+    file = SharedFile(memoryview(b"y" * 1000))
+    store.adopt(b"d", file.path, file.inode, 1000)
+    assert store.read(b"d", 0, 1000) == b"y" * 1000
+    assert not list(tmp_path.glob("*/*.part"))
+    assert not store.add(b"d", 1000, 500, b"x" * 400, peer=True)  # the rest was on its way
+    assert store.read(b"d", 0, 1000) == b"y" * 1000
     store.close()

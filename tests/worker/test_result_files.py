@@ -32,10 +32,9 @@ def test_large_ones_become_files_and_small_ones_do_not(folder: Path) -> None:
     assert not list(folder.iterdir())
 
 
-def test_without_room_they_are_sent(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_room_they_are_sent(folder: Path) -> None:
     large = memoryview(bytes(LARGE))
-    monkeypatch.setattr("skyward.worker.result_files._MARGIN", 1 << 60)
-    assert ResultFiles(str(folder)).put([large], LARGE) == ({}, [large])
+    assert ResultFiles(str(folder), margin=1 << 60).put([large], LARGE) == ({}, [large])
     assert not list(folder.iterdir())
     assert ResultFiles(str(folder / "missing")).put([large], LARGE) == ({}, [large])
 

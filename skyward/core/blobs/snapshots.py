@@ -7,9 +7,9 @@ import os
 import sys
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from mmap import mmap
-from typing import Any
+from typing import Any, TypeAlias
 
 import xxhash
 
@@ -17,10 +17,12 @@ from skyward.core.payload.shared_file import SharedFile
 from skyward.core.protocol.buffers import PAGED, BufferPool
 from skyward.core.system import open_files
 
-__all__ = ["Snapshot", "Snapshots", "blob_name", "digest", "owner_of"]
+__all__ = ["MakeFile", "Snapshot", "Snapshots", "blob_name", "digest", "owner_of"]
 
 Snapshot = mmap | bytes | SharedFile
 """A copy of a buffer."""
+MakeFile: TypeAlias = Callable[[memoryview, Callable[[memoryview], object]], SharedFile]
+"""Makes a `SharedFile`, with the same arguments."""
 
 _MAX_FILES = 200  # open at once, of copies in use and of idle ones each; a process may often open only 1024
 _OTHERS = 16  # files left for other uses where a process may open few
@@ -72,10 +74,12 @@ class Snapshots:
     shared
         Make the copies files in memory, which nodes on this machine map instead of receiving the bytes. They stay for
         later calls, since the nodes keep the same memory in their stores.
+    make_file
+        Makes those files.
     """
 
-    def __init__(self, shared: bool = False) -> None:
-        self._shared = shared
+    def __init__(self, shared: bool = False, make_file: MakeFile = SharedFile) -> None:
+        self._shared, self._make_file = shared, make_file
         self._lock = threading.Lock()  # guards what follows, down to _buffer_pool
         self._kept: dict[bytes, tuple[Snapshot, int]] = {}  # digest -> the bytes, and the number of holders
         self._idle: OrderedDict[bytes, Snapshot] = OrderedDict()  # without holders; longest idle first
@@ -127,7 +131,7 @@ class Snapshots:
         if self._shared and self._may_open():
             with contextlib.suppress(OSError):
                 content = xxhash.xxh3_128()
-                file = SharedFile(buffer, content.update)
+                file = self._make_file(buffer, content.update)
                 return blob_name(len(buffer), content.digest()), file
         copy: mmap | bytes
         if len(buffer) < PAGED:

@@ -17,12 +17,13 @@ from functools import partial
 from typing import Any, TypeVar
 
 from skyward.core.blobs.array_cache import ArrayCache
-from skyward.core.blobs.snapshots import Snapshots
+from skyward.core.blobs.snapshots import MakeFile, Snapshots
 from skyward.core.code.local_code import CodeSettings, LocalCode
 from skyward.core.errors import PoolNotActive
 from skyward.core.events import Events, TaskEnded, TasksQueued
 from skyward.core.ioloop import IOThread
 from skyward.core.payload.memory_maps import Named
+from skyward.core.payload.shared_file import SharedFile
 from skyward.core.payload.surroundings import Surroundings
 from skyward.core.tasks import schedule_events
 from skyward.core.tasks.answers import Answers
@@ -55,8 +56,8 @@ class Dispatcher:
         Where tasks are reported.
     isolated, timeout, attempts
         The pool's defaults for `TaskOptions`.
-    shares
-        Whether some nodes are on this machine, and map large buffers instead of receiving them.
+    shares, make_file
+        Whether some nodes are on this machine, and map large buffers instead of receiving them; see `Snapshots`.
     named
         Which memory maps of files are sent as the file's name, to be opened by the tasks: ``"all"`` if all nodes are on
         this machine.
@@ -100,6 +101,7 @@ class Dispatcher:
         timeout: float | None,
         attempts: int,
         shares: bool = False,
+        make_file: MakeFile = SharedFile,
         named: Named = "none",
         surroundings: Surroundings | None = None,
         local_code: CodeSettings | None = None,
@@ -113,7 +115,8 @@ class Dispatcher:
     ) -> None:
         self.surroundings, self.named = surroundings or Surroundings(shared=False), named
         self._io, self._events = io, events
-        self._snapshots, listeners, answers = Snapshots(shares), listeners or Listeners(), answers or Answers()
+        self._snapshots = Snapshots(shares, make_file)
+        listeners, answers = listeners or Listeners(), answers or Answers()
         self.code = None if local_code is None else LocalCode(self._snapshots, local_code)
         self._maker = JobMaker(self._snapshots, self.surroundings, named, listeners, self.code, timeout)
         thread = f"{name}-delivery"

@@ -80,7 +80,7 @@ class ForkServerClient:
         self._polling: asyncio.TimerHandle | None = None
         self._queue: deque[tuple[bytes, tuple[int, ...]]] = deque()
         self._under_way: dict[int, tuple[int, ...]] = {}  # slot -> files that were sent, and may not have arrived
-        self._tail = b""
+        self._tail = self._partial = b""
         own = {"root": ROOT, "agent": os.getpid()}
         packed: bytes = msgpack.packb({**config, **own}, unicode_errors="surrogatepass")  # variables may be any bytes
         self._queue.append((frame(packed), ()))
@@ -238,7 +238,10 @@ class ForkServerClient:
             return
         except OSError:
             data = b""
-        for what, slot, value in REPORT.iter_unpack(data[: len(data) // REPORT.size * REPORT.size]):
+        come = self._partial + data
+        whole = len(come) // REPORT.size * REPORT.size
+        self._partial = come[whole:]  # some systems cut what is sent, where their buffers are full
+        for what, slot, value in REPORT.iter_unpack(come[:whole]):
             self._probe.heard(what, slot)
             self._arrived(slot)
             if what == FORKED:
