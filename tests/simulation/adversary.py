@@ -7,7 +7,7 @@ import random
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from skyward.core.gpus import per_gpu
 from skyward.core.spec import MachineState
@@ -23,37 +23,81 @@ _BAD_SLOTS = 0.15
 _GPUS = 0.08
 _RESUMES = 0.08  # of them keep results in a file
 _SMALL = 0.2  # of all have machines with little memory
-_SPENT = 0.3  # of those with a budget run until it is spent
+_LITTLE = 0.02  # US dollars
+_SPENT = 0.5  # of those with so small a budget run until it is spent
 _LONG = (20.0, 100.0, 400.0)
+_LOCAL = 0.12  # of all have their nodes on the driver's machine
 _FOLDERS = 0.08  # of all have a folder of the user's on each node
+_FOLDER_SHAPES = ((1, (0, 10)), (20, (0, 10)), (3, (100_000,))) * 3 + ((3, (10, 1_500_000)), (2, (MAX_BYTES,)))
 _SIZES = (0, 0, 0, 10, 1_000, 40_000, 200_000)
 _SECONDS = (0.0, 0.0, 0.001, 0.01, 0.1, 1.0) * 3 + (20.0,)
 _ENDS = ("return",) * 12 + ("raise", "odd", "die", "hang")
-_ARRAYS = (100_000, 150_000, 1_000_000)
 _LARGE = (1_000_000, 2_500_000, MAX_BYTES - 2, MAX_BYTES - 2)
+
+
+class _Size(NamedTuple):
+    """How large a world is.
+
+    Attributes
+    ----------
+    nodes, tasks
+        How many of each there may be.
+    arrays
+        Bytes of their large arguments.
+    large
+        Share of the worlds in which some have megabytes.
+    """
+
+    nodes: tuple[tuple[int, int], ...]
+    tasks: tuple[int, ...]
+    arrays: tuple[int, ...]
+    large: float
+
+
+_SMALL_WORLD = _Size(((1, 1), (1, 1), (2, 2), (1, 2)), (1, 2, 3, 5), (100_000, 150_000), 0.05)
+_WORLD = _Size(((1, 1), (2, 2), (1, 2), (1, 3)), (5, 10, 20), (100_000, 150_000, 1_000_000), 0.1)
+_LARGE_WORLD = _Size(((1, 1), (2, 2), (1, 3), (3, 3)), (20, 50), (100_000, 150_000, 1_000_000), 0.3)
+# Most faults show in a small world, of which many are run in the time of one large one.
+_WORLDS = (_SMALL_WORLD,) * 30 + (_WORLD,) * 5 + (_LARGE_WORLD,)
 
 
 def scenario(seed: int) -> Scenario:
     """Draw a scenario."""
     drawn = _far(seed)
-    chance = random.Random(f"folder {seed}")  # of its own, so that what was drawn before stays as it was
+    chance = random.Random(f"local {seed}")  # of its own, so that what was drawn before stays as it was
+    if chance.random() < _LOCAL and not drawn.gpus and not drawn.has_code:  # such nodes import the driver's own files
+        blind = tuple(
+            Misfortune("blind", chance.uniform(0.0, 5.0), chance.randrange(3), chance.choice((1, 3)))
+            for _ in range(chance.choice((0, 0, 1)))
+        )
+        drawn = replace(drawn, local=True, rented=False, misfortunes=drawn.misfortunes + blind)
+    chance = random.Random(f"folder {seed}")
     if chance.random() < _SMALL:
         drawn = replace(drawn, memory=chance.choice((0, 500_000, 5_000_000)))
-    if drawn.budget is not None and drawn.rented and chance.random() < _SPENT:
-        return replace(drawn, wishes=tuple(wish._replace(seconds=chance.choice(_LONG)) for wish in drawn.wishes[:5]))
+    if drawn.budget is not None and drawn.budget <= _LITTLE and drawn.rented and chance.random() < _SPENT:
+        return _spent(chance, drawn)
     if chance.random() >= _FOLDERS:
         return drawn
-    count, sizes = chance.choice(
-        ((1, (0, 10)), (20, (0, 10)), (3, (100_000,)), (3, (10, 1_500_000)), (2, (MAX_BYTES,)))
-    )
+    count, sizes = chance.choice(_FOLDER_SHAPES)
     return replace(drawn, folder=tuple(chance.choice(sizes) for _ in range(count)))
+
+
+def _spent(chance: random.Random, scenario: Scenario) -> Scenario:
+    """Have tasks take until the budget is spent, perhaps on further machines when some have ended."""
+    wishes = tuple(wish._replace(seconds=chance.choice(_LONG)) for wish in scenario.wishes[:5])
+    ends = tuple(
+        Misfortune("machine_ends", chance.uniform(1.0, 60.0), chance.randrange(3), 1)
+        for _ in range(chance.choice((0, 1, 3)))
+    )
+    return replace(scenario, wishes=wishes, misfortunes=scenario.misfortunes + ends)
 
 
 def _far(seed: int) -> Scenario:
     chance = random.Random(f"scenario {seed}")  # not the same numbers as in the world of that seed
+    size = chance.choice(_WORLDS)
     drawn = Scenario(
         seed,
-        nodes=chance.choice(((1, 1), (1, 1), (2, 2), (1, 2), (1, 3), (3, 3))),
+        nodes=chance.choice(size.nodes),
         slots=chance.choice((1, 2, 4)),
         isolated=chance.random() < 0.7,
         latency=chance.choice((0.00005, 0.001, 0.03, 0.15)),
@@ -64,7 +108,7 @@ def _far(seed: int) -> Scenario:
         neighbours=chance.choice((0.0, 0.0, 0.5, 1.0)),
         batch=chance.random() < 0.5,
         rented=chance.random() < 0.7,
-        rests=chance.random() < 0.5,
+        rests=chance.random() < 0.25,
         limits=(None, chance.choice((1, 2, 3)), chance.choice((-1, -2))),
         leaves=chance.choice((0.5, 2.0, 15.0)) * chance.random() if chance.random() < 0.15 else None,
         is_killed=chance.random() < 0.3,
@@ -72,7 +116,7 @@ def _far(seed: int) -> Scenario:
         ends=chance.choice((0.01, 1.0, 10.0)) * chance.random() if chance.random() < 0.1 else None,
         budget=chance.choice((0.004, 0.009, 0.02, 0.03, 0.2)) if chance.random() < 0.2 else None,
         saves=chance.random() < 0.15,
-        wishes=_in_style(chance, _wishes(chance)),
+        wishes=_in_style(chance, _wishes(chance, size)),
         misfortunes=_misfortunes(chance),
     )
     more = random.Random(f"more {seed}")  # of its own as well
@@ -87,7 +131,10 @@ def _far(seed: int) -> Scenario:
 
 def _of_slots(chance: random.Random) -> tuple[Misfortune, ...]:
     """Slots that don't begin, or forget what they were given, and agents that lie."""
-    kinds = [chance.choice(("stillborn", "unready", "forgets", "lies")) for _ in range(chance.choice((1, 1, 3)))]
+    kinds = [
+        chance.choice(("stillborn", "unready", "forgets", "lies", "impostors", "commands"))
+        for _ in range(chance.choice((1, 1, 3)))
+    ]
     at = chance.choice((0.0, 3.0, 15.0))
     return tuple(
         Misfortune(kind, at * chance.random(), chance.randrange(3), chance.choice(_OF_MACHINES[kind][1]))
@@ -148,14 +195,14 @@ def _with_code(chance: random.Random, scenario: Scenario) -> Scenario:
     return replace(scenario, wishes=wishes, edits=edits)
 
 
-def _wishes(chance: random.Random) -> tuple[Wish, ...]:
-    large = _LARGE if chance.random() < 0.15 else ()
-    arrays = [chance.choice(_ARRAYS + large) + noise for noise in (0, 0, 1, 1)]
-    count = chance.choice((1, 5, 20, 50))
+def _wishes(chance: random.Random, size: _Size) -> tuple[Wish, ...]:
+    large = _LARGE if chance.random() < size.large else ()
+    arrays = [chance.choice(size.arrays + large) + noise for noise in (0, 0, 1, 1)]
+    count = chance.choice(size.tasks)
     span = chance.choice((0.0, 0.1, 3.0))
     ends = _ENDS[: 14 if chance.random() < 0.4 else None]  # in a calm load no task dies or hangs
     wishes = tuple(_wish(chance, number, span, ends, _SIZES * 2 + large, arrays) for number in range(count))
-    if count <= 5 and chance.random() < 0.1:
+    if count <= 5 and chance.random() < 0.05:
         wishes = tuple(wish._replace(seconds=chance.choice((wish.seconds, 60.0, 400.0))) for wish in wishes)
     if chance.random() < 0.1:
         return tuple(map(_talkative, wishes))
@@ -361,6 +408,22 @@ def _lies(pool: Pool, name: str, times: float) -> None:
     pool.world.awake(machine.process, lambda: strangers.lie(pool.world, machine, int(times)))()
 
 
+def _impostors(pool: Pool, name: str, times: float) -> None:
+    pool.oracle.lies += 1
+    for _ in range(int(times)):
+        strangers.impersonate(pool.world, pool.machines[name])
+    pool.lines[name].cut(0.0)
+
+
+def _commands(pool: Pool, name: str, times: float) -> None:
+    pool.oracle.lies += 1
+    for life in pool.provisioner._lives.values():
+        session = life.session
+        if session is not None and life.machine.name == name and life.is_ready:
+            for _ in range(int(times)):
+                pool.driver.call_soon(strangers.command, pool.world, session)
+
+
 def _unsaved(pool: Pool, name: str, times: float) -> None:
     pool.machines[name].saving.fails += int(times)
 
@@ -398,6 +461,10 @@ def _forgets(pool: Pool, name: str, times: float) -> None:
     pool.machines[name].forgets += int(times)
 
 
+def _blind(pool: Pool, name: str, times: float) -> None:
+    pool.machines[name].blind += int(times)
+
+
 _Strike = Callable[[Pool, str, float], None]
 # Kind -> what it does to a machine, and the amounts that it comes in.
 _OF_MACHINES: dict[str, tuple[_Strike, tuple[float, ...]]] = {
@@ -423,6 +490,8 @@ _OF_MACHINES: dict[str, tuple[_Strike, tuple[float, ...]]] = {
     "no_fork": (_no_fork, (1, 3, 1_000)),
     "stranger": (_stranger, tuple(range(len(strangers.KINDS)))),
     "lies": (_lies, (1, 1, 3, 20)),
+    "impostors": (_impostors, (1, 1, 3, 10)),
+    "commands": (_commands, (1, 1, 3)),
     "unsaved": (_unsaved, (1, 3)),
     "file_away": (_file_away, (0.1, 5.0)),
     "stillborn": (_stillborn, (1, 3, 10)),
@@ -430,10 +499,11 @@ _OF_MACHINES: dict[str, tuple[_Strike, tuple[float, ...]]] = {
     "forgets": (_forgets, (1, 3)),
     "gpu_lost": (_gpu_lost, (0, 1)),
     "gpus_silent": (_gpus_silent, (1, 3)),
+    "blind": (_blind, (1, 3)),
 }
 # Not among what any seed may draw: some of them need a scenario of their own, and the others came later.
-_RARE = ("file_away", "gpu_lost", "gpus_silent", "stillborn", "unready", "forgets")
-_HARMLESS = ("stranger",)  # nobody may notice them
+_RARE = ("file_away", "gpu_lost", "gpus_silent", "stillborn", "unready", "forgets", "blind", "impostors", "commands")
+_HARMLESS = ("stranger", "blind")  # nobody may notice them
 # Whatever these do, the agent goes on to hear its owner, if not on this line then on the next.
 _AUDIBLE = (
     *_HARMLESS,

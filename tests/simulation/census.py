@@ -57,6 +57,7 @@ _OVER = {
     "Plan.providers": "settings",
     "PoolContext.guests": "what front ends keep, one for each",
     "Plan.setup": "settings",
+    "Seats._free": "numbers of nodes on this machine",
     "Snapshots._places": "where arrays were; 1024 at most",
     "SourceState.denied": "since when a provider has refused the credentials",
     "OrderBook.terms": "one for each order that a budget pays for",
@@ -110,7 +111,9 @@ _OPEN = {
     "SlotTable._idle": "slots",
     "SlotTable.slots": "slots",
     "Snapshots._left": "copies that may still be on their way, of bounded size",
+    "Snapshots._idle": "copies for later calls to nodes on the same machine, of bounded size",
     "SourceState.machines": "machines",
+    "Store._adopted": "blobs that are kept",
     "Store._cached": "the user's folder",
     "Store._folders": "of blobs that are kept",
     "Store._latest": "blobs that are kept",
@@ -175,22 +178,58 @@ def _reachable(roots: Iterable[object]) -> Iterator[tuple[str, Any]]:
     while unseen:
         name, thing = unseen.pop()
         kind = type(thing)
-        if kind in _PLAIN or id(thing) in seen:
+        if not (sort := _sort(kind)) or id(thing) in seen:
             continue
         seen.add(id(thing))
-        if issubclass(kind, _CONTAINERS):
-            yield name, thing
-            unseen += [(name, item) for item in (thing.values() if issubclass(kind, dict) else thing)]
-        elif issubclass(kind, (tuple, frozenset)):
-            unseen += [(name, item) for item in thing]
-        elif kind.__module__.startswith("skyward."):
-            yield name, thing
-            held = {**getattr(thing, "__dict__", {}), **{slot: getattr(thing, slot, None) for slot in _slots(kind)}}
-            unseen += [(f"{kind.__name__}.{attribute}", value) for attribute, value in held.items()]
+        if sort == "items":
+            unseen += [(name, item) for item in thing if type(item) not in _PLAIN]
+            continue
+        yield name, thing
+        if sort == "container":
+            items = thing.values() if isinstance(thing, dict) else thing
+            unseen += [(name, item) for item in items if type(item) not in _PLAIN]
+            continue
+        names = _names(kind)
+        for slot in _slots(kind):
+            if type(value := getattr(thing, slot, None)) not in _PLAIN:
+                unseen.append((names[slot], value))
+        for attribute, value in getattr(thing, "__dict__", _NOTHING).items():
+            if type(value) not in _PLAIN:
+                unseen.append((names[attribute], value))
 
 
 _CONTAINERS = (dict, list, set, deque)
 _PLAIN = {str, bytes, int, float, bool, type(None)}
+_NOTHING: dict[str, Any] = {}
+
+
+@functools.cache
+def _sort(kind: type[Any]) -> str:
+    """How things of a class are looked through; empty for not at all."""
+    if kind in _PLAIN:
+        return ""
+    if issubclass(kind, _CONTAINERS):
+        return "container"
+    if issubclass(kind, (tuple, frozenset)):
+        return "items"
+    return "object" if kind.__module__.startswith("skyward.") else ""
+
+
+class _Names(dict[str, str]):
+    """Attributes of a class, as they are called here."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self._kind = kind
+
+    def __missing__(self, attribute: str) -> str:
+        name = self[attribute] = f"{self._kind}.{attribute}"
+        return name
+
+
+@functools.cache
+def _names(kind: type[Any]) -> _Names:
+    return _Names(kind.__name__)
 
 
 @functools.cache

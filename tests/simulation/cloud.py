@@ -79,6 +79,8 @@ class Cloud:
         Whether it creates several machines in one call.
     rented
         Whether its machines cost money; hosts that are the user's own are there at once, and stay when it is over.
+    local
+        Whether its machines are the driver's own, so that files can be shared.
     striped
         Whether links to its machines have stripes.
     neighbours
@@ -100,12 +102,14 @@ class Cloud:
         *,
         batch: bool,
         rented: bool,
+        local: bool,
         striped: bool,
         neighbours: bool,
         first: int,
     ) -> None:
         kinds = (Trait.RENTED, Trait.DESTROYS, Trait.SPOT) if rented else ()
-        self.traits = frozenset({*kinds, *([Trait.BATCH] if batch else [])})
+        here = (Trait.DRIVER_ENVIRONMENT,) if local else ()
+        self.traits = frozenset({*kinds, *here, *([Trait.BATCH] if batch else [])})
         self.world = world
         self.records: dict[str, _Record] = {}
         # How many more of each there will be.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import itertools
 import os
 import shutil
@@ -24,7 +25,7 @@ from typing import IO, Any, cast
 import msgpack
 
 from skyward.core.payload import exceptions, pickling
-from skyward.core.protocol.framing import frame, split_frame
+from skyward.core.protocol.framing import read_frame
 from skyward.core.protocol.messages import Done, Failed, Failure, Inquire, Message, Missing, Ready, Run
 from skyward.core.protocol.wire import Role, Wire
 from skyward.core.resume.separately import Separately
@@ -51,6 +52,7 @@ from skyward.worker.forkserver.protocol import (
 from skyward.worker.forkserver.seating import Seating
 from skyward.worker.held_answers import HeldAnswers
 from skyward.worker.machine_load import Usage
+from skyward.worker.result_files import ResultFiles
 from skyward.worker.tickets import Claims
 from tests.simulation.cards import Cards
 from tests.simulation.folders import UsersFolder
@@ -58,6 +60,7 @@ from tests.simulation.keeping import Saving
 from tests.simulation.load import Array, Load, importing
 from tests.simulation.neighbours import Neighbourhood
 from tests.simulation.network import SIZES
+from tests.simulation.sharing import RESULTS, open_file, private_folder, results_in
 from tests.simulation.talk import Talk
 from tests.simulation.world import MEMORY, Process, World
 
@@ -65,6 +68,7 @@ __all__ = ["SECRET", "Machine"]
 
 SECRET = b""
 _NO_PID = 1 << 30  # beyond all pids there are: a signal to one of ours meets nobody
+_PIECES = (64 * 1024, 64 * 1024, 64 * 1024, 1, 5, 64)
 _RAISED = 1 << 8  # wait status of a process that an exception ended
 
 
@@ -102,6 +106,7 @@ class _Slot:
         self.sock.setblocking(False)
         os.set_blocking(self.out, False)
         self.claims = Claims(self.tickets)
+        self.results = ResultFiles(server.results, self.pid, 0) if server.results is not None else None
         self.wire = Wire.opened(Role.AGENT, fifo=True)  # an answer is sent whole before the next one
         self.inbox: deque[Any] = deque()
         self._sizes = world.random.choice(SIZES)
@@ -224,7 +229,8 @@ class _Slot:
             answer: Message = Failed(task, plan.seconds, Failure.RAISED.value, type(error).__name__)
             self._send(answer, exceptions.dump(error))
         else:
-            self._send(Done(task, plan.seconds, {}, self.number), [head, *views])
+            files, rest = self.results.put(views, RESULTS) if self.results is not None else ({}, views)
+            self._send(Done(task, plan.seconds, files, self.number), [head, *rest])
         self.busy = False
         self._work()
 
@@ -327,9 +333,11 @@ class _ForkServer:
         self.handle = _Handle(_NO_PID + next(machine.pids))
         self.output = os.fdopen(read, "rb", buffering=0)
         self.configured = False
+        self.results: str | None = None  # where slots leave large results for an owner on the same machine
         self.seating: Seating[int] = Seating(0)
         self.shares: list[tuple[str, ...]] = []  # of GPUs
-        self._data = b""
+        self._piece = world.random.choice(_PIECES)  # bytes that its socket carries at a time
+        self._data = self._unsent = b""
         self._fds: list[int] = []
         self._doomed: set[int] = set()
         self._unborn: dict[int, list[int]] = {}  # descriptors of slots that are about to be forked
@@ -337,7 +345,8 @@ class _ForkServer:
 
     def _readable(self) -> None:
         try:
-            data, fds, _, _ = socket.recv_fds(self.theirs, 64 * 1024, 64)
+            # The configuration is read at once: its length depends on the number of this process.
+            data, fds, _, _ = socket.recv_fds(self.theirs, self._piece if self.configured else 64 * 1024, 64)
         except BlockingIOError:
             return
         except OSError:
@@ -348,12 +357,16 @@ class _ForkServer:
         self._data += data
         self._fds += fds
         if not self.configured:
-            config = split_frame(self._data)
-            if config is None:
+            rest = io.BytesIO(self._data)
+            try:
+                config = read_frame(lambda count: rest.read(min(count, self._piece)))
+            except EOFError:  # it has not arrived whole; the real one waits
                 return
-            self._data = self._data[len(frame(config)) :]
+            self._data = rest.read()
             self.configured = True
-            for variables in msgpack.unpackb(config)["gpus"]:
+            settings = msgpack.unpackb(config)
+            self.results = settings["result_files"]
+            for variables in settings["gpus"]:
                 self.shares.append(tuple(variables["CUDA_VISIBLE_DEVICES"].split(",")))
             self.seating = Seating(len(self.shares))
             self.process.call_later(self.machine.world.random.uniform(0.0, 0.5), self._report, UP, 0, 0)
@@ -434,8 +447,16 @@ class _ForkServer:
 
     def _report(self, what: int, number: int, value: int) -> None:
         if self.process.alive:
-            with contextlib.suppress(OSError):
-                self.theirs.send(REPORT.pack(what, number, value))
+            self._unsent += REPORT.pack(what, number, value)
+            self._send()
+
+    def _send(self) -> None:
+        """Send reports, in pieces of any size if the kernel cuts them."""
+        with contextlib.suppress(OSError):
+            self.theirs.send(self._unsent[: self._piece])
+        self._unsent = self._unsent[self._piece :]
+        if self._unsent:
+            self.process.call_later(0.0001, self._send)
 
     def die(self, status: int) -> None:
         """It ends, and all slots with it."""
@@ -473,6 +494,8 @@ class Machine:
     ----------
     visitors
         Sockets of strangers that are connected to the agent.
+    impostors
+        What others will say in the agent's place, one each time that the driver connects.
     folder_of_user
         What tasks must find.
     memory
@@ -501,8 +524,10 @@ class Machine:
         self.saving = Saving(world, saved or (lambda _: None))
         self._saves = saved is not None
         self.visitors: list[socket.socket] = []
+        self.impostors: list[bytes] = []
         self.folder_of_user: UsersFolder | None = None
         self.memory = 1 << 34
+        self.blind = 0  # how many more of the driver's files can't be opened
         self.servers: list[_ForkServer] = []
         self.folder = tempfile.mkdtemp(prefix="skyward-simulation-", dir=MEMORY)
         # Its clock began when it booted, which may be now.
@@ -533,7 +558,7 @@ class Machine:
             memory=lambda: self.memory,
             make_meter=lambda _: lambda: Usage(0.5, 4, 1 << 30, 1 << 32, 1 << 34),
             watch_memory=lambda: _Memory(self.world),
-            make_store=lambda most: Store([f"{self.folder}/{each}" for each in ("memory", "disk")], most, self._pwrite),
+            make_store=self._make_store,
         )
         self.agent = Agent(self.process, start, self._listener, self.folder, self.server(), system)
         self.world.run_task(self.process, self._live(self.agent))
@@ -567,12 +592,42 @@ class Machine:
             raise
         return sock
 
+    def answer(self) -> socket.socket:
+        """What the driver gets when it connects: the agent, unless somebody else listens there for the moment."""
+        if not self.impostors or not self.process.alive:
+            return self.connect()
+        ours, theirs = socket.socketpair()
+        theirs.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            theirs.send(self.impostors.pop(0))
+        if self.world.random.random() < 0.5:
+            theirs.close()
+        else:
+            self.visitors.append(theirs)
+        return ours
+
     def sleep(self, seconds: float) -> None:
         """Sleep, with all that runs on it; no clock of it goes on."""
         for server in self.servers:
             for process in (server.process, *(slot.process for slot in server.slots.values())):
                 process.sleep(seconds)
         self.process.sleep(seconds)
+
+    def _make_store(self, most: int) -> Store:
+        places = [f"{self.folder}/{each}" for each in ("memory", "disk")]
+        return Store(places, most, self._pwrite, self._open_file, private_folder)
+
+    def _open_file(self, path: str, number: int, size: int) -> tuple[int, str]:
+        """Open one of the driver's files, on whose machine this is then."""
+        if self.blind > 0:
+            self.blind -= 1
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return open_file(path, number, size)
+
+    @property
+    def results(self) -> list[str]:
+        """Names of the files in which results are, and nobody has taken them yet."""
+        return results_in(f"{self.folder}/memory")
 
     def _pwrite(self, fd: int, data: memoryview, offset: int) -> int:
         """Write to a disk that may be full, perhaps in the middle."""

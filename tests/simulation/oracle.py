@@ -18,6 +18,7 @@ from skyward.core.errors import (
     WorkerCrashed,
 )
 from skyward.core.events import NodeGone, NodeReady, Note
+from skyward.core.payload.exceptions import traceback_text
 from tests.simulation.cards import LostCard
 from tests.simulation.load import Array, Imported, Load, carry_out
 from tests.simulation.odd import is_odd
@@ -224,6 +225,7 @@ class Oracle:
         else:
             self.world.tell(f"task {number} settles: {error!r}"[:160])
             self._check(self._is_due(wish, error), f"task {number}: {error!r}")
+            self._check(traceback_text(error), f"task {number}: nothing to show of {type(error).__name__}")
 
     def _is_right(self, wish: Wish, result: Any) -> bool:
         if wish.end != "return":

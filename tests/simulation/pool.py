@@ -14,7 +14,7 @@ from typing import Any
 
 from skyward.core.code.local_code import CodeSettings, CodeVersion
 from skyward.core.errors import PoolNotActive, SkywardError
-from skyward.core.events import Events, NodeGone, NodeReady, Note
+from skyward.core.events import Events, NodeGone, NodeReady, Note, PoolClosed, PoolDraining, PoolStarted
 from skyward.core.gpus import needed, per_gpu
 from skyward.core.image import Image
 from skyward.core.machines.budget import MIN_SECONDS
@@ -42,6 +42,7 @@ from tests.simulation.network import Line
 from tests.simulation.node import Machine
 from tests.simulation.oracle import Oracle, argument, items
 from tests.simulation.scenario import Edit, Scenario, Wish
+from tests.simulation.sharing import NumberedFile
 from tests.simulation.talk import listeners
 from tests.simulation.world import Process, World
 
@@ -145,6 +146,7 @@ class Pool:
             self._end,
             batch=self.scenario.batch,
             rented=self.scenario.rented,
+            local=self.scenario.local,
             striped=self.scenario.striped,
             neighbours=self.scenario.neighbours > 0.0,
             first=first,
@@ -159,6 +161,8 @@ class Pool:
             isolated=self.scenario.isolated,
             timeout=None,
             attempts=3,
+            shares=self.scenario.local,
+            make_file=NumberedFile,
             start_thread=_no_thread,
             listeners=listeners(self.world),
             answers=Answers(),
@@ -188,6 +192,7 @@ class Pool:
         self.provisioner = Provisioner(
             self.plan, self.dispatcher.runner, self.events, buyer, authority, clocks=clocks, bring=files.bring
         )
+        self.events.emit(PoolStarted("", "simulated", self.plan.nodes.max, self.scenario.slots))
         self._work.append(self.world.run_task(self.driver, self._start()))
 
     async def _start(self) -> None:
@@ -223,7 +228,7 @@ class Pool:
         machine = Machine(self.world, name, oracle.started, oracle.ended, self.neighbourhood, cards, saved)
         machine.folder_of_user, machine.memory = self.folder, self.scenario.memory
         self.machines[name] = machine
-        line = Line(self.world, self.network, machine.connect, self.scenario.route)
+        line = Line(self.world, self.network, machine.answer, self.scenario.route)
         self.lines[name] = SimulatedTransport.lines[id(self.world), name] = line
 
     def _end(self, name: str) -> None:
@@ -249,13 +254,15 @@ class Pool:
     def look(self) -> None:
         """Have a status made, as who watches the pool does at any time."""
         runner, tally, now = self.dispatcher.runner, self.tally, self.world.now
-        tasks = tally.status(now, runner.schedule.at_nodes()).tasks
+        tasks = tally.status(now, runner.schedule.at_nodes(), runner.running()).tasks
         shown = {
             "seconds left": tally.left(now),
             "tasks a second": tally.rate(now),
             "tasks a second in all": tally.throughput,
             "share of the slots' time": tally.efficiency,
             "seconds": tally.elapsed(now),
+            "slots": self.provisioner.slots,
+            **{f"tasks at a time of {limit}": runner.schedule.at_a_time(limit) for limit in self.scenario.limits},
         }
         self.world.broken += [f"it shows {number} {what}" for what, number in shown.items() if (number or 0.0) < 0.0]
         if min(tasks.done, tasks.failed, tasks.cancelled) < 0 or tasks.done + tasks.failed > self.tally.queued:
@@ -371,6 +378,7 @@ class Pool:
         self.behind = max((line.behind for line in self.lines.values()), default=0.0)
         self.deafness += any(line.down_until > self.world.now for line in self.lines.values())
         self.is_leaving = True
+        self.events.emit(PoolDraining())
         self.dispatcher.shut("the block has ended")
         self._work.append(self.world.run_task(self.driver, self._release()))
 
@@ -382,6 +390,7 @@ class Pool:
         self.dispatcher.cancel_all()
         await self.provisioner.stop()
         self.dispatcher.runner.files.stop()
+        self.events.emit(PoolClosed(self.world.now - self.world.began))
 
     def kill(self) -> None:
         """The driver's process is killed, and the kernel closes its connections."""
@@ -423,6 +432,12 @@ class Pool:
     def has_left(self) -> bool:
         """Whether the block has ended. What it has bought must be gone then, unless that was warned of."""
         return all(work.done() for work in self._work)
+
+    @property
+    def results_left(self) -> list[str]:
+        """Files in which results are that nobody has taken."""
+        alive = [machine for machine in self.machines.values() if machine.process.alive]
+        return [f"{name} of {machine.name}" for machine in alive for name in machine.results]
 
     def unplug(self) -> None:
         """End all machines; then the world is closed, and then this."""

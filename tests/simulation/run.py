@@ -15,6 +15,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from skyward.core.tasks.last_failure import last_failure
 from tests.simulation import adversary, census
 from tests.simulation.cloud import registered
 from tests.simulation.pool import Pool
@@ -29,6 +30,8 @@ SETTLE = 1500.0
 """Seconds in which every task settles, beyond what they all take one by one: a node's longest silence is part of it."""
 REST = 300.0
 """Seconds awake within which nothing is left of tasks that have settled: nodes out of reach are given up by then."""
+_LOOK_AGAIN = 7.0
+"""Seconds after which what is still there is looked at once more: an order that was just placed has been answered."""
 GOODBYE = 10.0
 """Seconds after the block within which agents have ended that were told to."""
 ORPHANED = 200.0
@@ -155,6 +158,8 @@ def _left(pool: Pool, files: int) -> list[str]:
 
 
 def _open_files() -> int:
+    """How many files this process has open, once it has forgotten the task that failed last, with its arguments."""
+    last_failure._kept = None
     return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
@@ -210,11 +215,18 @@ def _live(world: World, pool: Pool, scenario: Scenario) -> None:
 
 def _rest(world: World, pool: Pool, limit: float) -> None:
     """Wait until nothing of the load is left anywhere; looking takes long, so it is done less and less often."""
-    began, pause = world.now, 1.0
+    end, pause = world.now + limit, 1.0
     world.broken += [f"it can't say what it is: {text}" for text in census.mute(*pool.parts)]
-    while (held := census.held(*pool.parts, versions=pool.versions)) and not world.broken:
-        if world.now > began + limit:
-            world.broken.append(f"{limit:g} seconds after every task has settled there is still {', '.join(held)}")
+    stays: set[str] | None = None  # what was there at the end, and perhaps only passed through
+    look = lambda: {*census.held(*pool.parts, versions=pool.versions), *pool.results_left}  # noqa: E731
+    while (held := look()) and not world.broken:
+        if stays is not None:
+            if held & stays:
+                text = ", ".join(sorted(held & stays))
+                world.broken.append(f"{limit:g} seconds after every task has settled there is still {text}")
+            break
+        if world.now > end:
+            stays, pause = held, _LOOK_AGAIN
         due = world.now + pause
         # The next event may be that a machine wakes which sleeps for minutes.
         world.run(lambda due=due: world.now >= due, limit + 600.0, "some seconds have passed")  # type: ignore[misc]

@@ -137,6 +137,8 @@ class Scenario:
         Share of the pairs of nodes of which the first reaches the second; 0 if none knows of others.
     batch, rented
         Whether the provider creates several machines in one call, and whether they cost money.
+    local
+        Whether all nodes are on the driver's machine, and open each other's files.
     rests
         Whether the block waits, after its last task, until nothing of them is left.
     limits
@@ -175,6 +177,7 @@ class Scenario:
     neighbours: float = 0.0
     batch: bool = False
     rented: bool = False
+    local: bool = False
     rests: bool = False
     limits: tuple[int | None, ...] = ()
     leaves: float | None = None

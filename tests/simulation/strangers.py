@@ -1,4 +1,4 @@
-"""Bytes that nobody asked for: of strangers who connect to an agent, and of an agent that lies to its owner."""
+"""Bytes that nobody asked for: of strangers at an agent's door, of those who answer in its place, and of liars."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from typing import Any
 
 import msgpack
 
+from skyward.core.nodes.session import Session
 from skyward.core.protocol import messages as m
 from skyward.core.protocol.envelopes import encode
 from skyward.core.protocol.wire import VERSION
 from tests.simulation.node import Machine
 from tests.simulation.world import World
 
-__all__ = ["KINDS", "lie", "visit"]
+__all__ = ["KINDS", "command", "impersonate", "lie", "visit"]
 
 _LINGERS = 20.0  # seconds that a stranger stays at most; the agent waits for ten
 _NOBODY = 10**9  # number of no task
@@ -64,6 +65,41 @@ def _nonsense(random: Random) -> bytes:
     return packed
 
 
+def _odd_piece(random: Random) -> bytes:
+    """A piece that some part of the protocol forbids, whatever has been said before."""
+    number, size = random.choice((0, 1, 2, 3, 10**6)), random.choice((0, 1, 5, 300))
+    open_ = encode(m.Done(_NOBODY, 0.1), 10**6)
+    kinds: list[Callable[[], bytes]] = [
+        lambda: struct.pack("!BII", random.choice((4, 9, 255)), number, 5) + b"abcde",  # no such kind
+        lambda: struct.pack("!BIIQ", 2, number, size, random.choice((0, 7, 2**62))) + bytes(size),
+        lambda: struct.pack("!BIIQ", 3, number, size, 0) + random.randbytes(size),
+        lambda: _piece(open_, 1, (100_000,)) * 2,  # it begins twice
+        lambda: _piece(open_, 1, (2**40,)),
+        lambda: _piece(open_, 1, ()),
+        lambda: _piece(open_, 1, (1,) * 3000) + b"x",
+        lambda: struct.pack("!BIIIH", 0, 0, 6, 2**31, 0),  # the envelope would be longer than the piece
+        lambda: struct.pack("!BIIIH", 0, 0, 6, 3, 500),  # sizes of buffers that it has no room for
+        lambda: struct.pack("!BII", 0, 0, 3) + b"abc",
+        lambda: _piece(encode(m.Done(_NOBODY, 0.1), 10**6), 0, (5,))[:-5] + b"abc",
+        lambda: _piece(encode(m.Load(None, 1, 1, 1, 1, [[[[[[]]]]]]), 0)),
+        lambda: _piece(encode(m.Began([1] * 70_000, [1]), 10**6)),
+    ]
+    return random.choice(kinds)()
+
+
+def _welcome(random: Random) -> bytes:
+    """What an agent says first, but of another version, or without the secret."""
+    version = random.choice((VERSION, VERSION, VERSION - 1))
+    return _piece(encode(m.Welcome(version, random.randbytes(16), random.randbytes(32), 0, {}), 0))
+
+
+def _of_an_agent(random: Random) -> bytes:
+    """What only agents say."""
+    return _piece(
+        encode(random.choice((m.Ready(1, None), m.Reply(_NOBODY, None), m.Ack(1))), random.choice((0, 10**6)))
+    )
+
+
 def _garbage(random: Random) -> bytes:
     return random.randbytes(random.choice((1, 8, 300)))
 
@@ -80,6 +116,7 @@ KINDS: tuple[Callable[[Random], bytes], ...] = (
     lambda random: _piece(_nonsense(random)),
     lambda random: _piece(_hello(random), random.choice((1, 2, 3)), (5, 2**40)),
     lambda random: _piece(_hello(random)[:-1]),
+    _odd_piece,
 )
 """What strangers say."""
 
@@ -111,6 +148,23 @@ def _leave(machine: Machine, sock: socket.socket) -> None:
         machine.visitors.remove(sock)
 
 
+def impersonate(world: World, machine: Machine) -> None:
+    """Let somebody else answer the next time that the driver connects to the agent."""
+    kinds = (*KINDS, _welcome, _welcome, _odd_piece)
+    machine.impostors.append(world.random.choice(kinds)(world.random))
+
+
+def command(world: World, session: Session) -> None:
+    """Let the driver say something to an agent that it never says, or not then."""
+    link = session._link
+    if world.random.random() < 0.4 and link is not None and link.wire.is_open:
+        kinds = (lambda random: _piece(_nonsense(random)), _of_an_agent, _odd_piece, _garbage)
+        link.wire._small.append(world.random.choice(kinds)(world.random))
+        link.flush()
+    else:
+        session.send(world.random.choice(_COMMANDS))
+
+
 def lie(world: World, machine: Machine, times: int) -> None:
     """Let an agent say some things to its owner that are not so, or that mean nothing."""
     session = machine.agent.session if machine.agent is not None else None
@@ -118,15 +172,51 @@ def lie(world: World, machine: Machine, times: int) -> None:
         return
     for _ in range(times):
         if world.random.random() < 0.4 and (link := session.link) is not None and link.wire.is_open:
-            link.wire._small.append(world.random.choice((_piece(_nonsense(world.random)), _garbage(world.random))))
+            kinds = (lambda random: _piece(_nonsense(random)), _odd_piece, _garbage)
+            link.wire._small.append(world.random.choice(kinds)(world.random))
             link.wake()
         elif world.random.random() < 0.2 and (link := session.link) is not None and link.wire.is_open:
             link.send(world.random.choice((m.Pong(-1.0), m.Pong(1e12), m.Ack(_NOBODY))))
         else:
-            message, *buffers = world.random.choice(_LIES)
+            message, *buffers = world.random.choice(_about(world.random, machine) or _LIES)
             session.post(message, buffers)
 
 
+def _about(random: Random, machine: Machine) -> tuple[tuple[Any, ...], ...]:
+    """Lies about a task that the agent really has; sometimes none."""
+    slots = machine.agent.slots if machine.agent is not None else None
+    if slots is None or not slots._tasks or random.random() < 0.5:
+        return ()
+    task = random.choice(list(slots._tasks))
+    return (
+        (m.Failed(task, 0.1, m.Failure.CANCELLED.value, "simulated: cancelled"),),
+        (m.Failed(task, 0.1, m.Failure.TIMEOUT.value, "simulated: too late"),),
+        (m.Failed(task, 0.1, m.Failure.REFUSED.value, "simulated: it does not like it"),),
+        (m.Done(task, 0.1, {5: b"/etc/passwd"}), b"x"),
+        (m.Done(task, -1.0),),
+        (m.Returned([task]),),
+        (m.Missing([task]),),
+        (m.Began([task], [_NOBODY]),),
+    )
+
+
+# What a driver never says to an agent that has slots.
+_COMMANDS: tuple[Any, ...] = (
+    m.Setup("", 1, True, None, {}, [], None, [], [], 60.0),
+    m.Code(1, [b"no blob"]),
+    m.Cancel(_NOBODY),
+    m.Inquire([_NOBODY]),
+    m.Recall(1, 0.0),
+    m.Blob(b"no blob", 5, 0),
+    m.Fetch(b"no blob", 5, "nobody"),
+    m.Fetch(b"no blob", 0, None),
+    m.Share(b"no blob", "/nowhere", 1, 5),
+    m.Peers({"nobody": [80, "192.0.2.7"]}),
+    m.Forget([b"no blob"]),
+    m.StreamData(_NOBODY),
+    m.StreamClose(_NOBODY, "simulated: closed"),
+    m.Ping(0.0),
+)
 _LIES: tuple[tuple[Any, ...], ...] = (
     (m.Done(_NOBODY, 0.1), b"x"),
     (m.Done(1, float("nan")), b"x"),

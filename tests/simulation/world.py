@@ -8,6 +8,7 @@ that arrive, a task that ends, a fault), so a seed replays to the last of them.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import heapq
 import itertools
 import math
@@ -54,6 +55,29 @@ def _settle(future: asyncio.Future[Any], result: Any, error: Exception | None) -
         future.set_exception(error)
 
 
+class _Handle(events.Handle):
+    """One of asyncio's, without a question each time whether somebody debugs it: a run makes thousands of them."""
+
+    __slots__ = ()
+    _repr = _source_traceback = None
+
+    def __init__(self, callback: Callable[..., object], args: tuple[Any, ...], loop: Process, context: Any) -> None:
+        self._context = contextvars.copy_context() if context is None else context
+        self._loop = loop
+        self._callback = callback
+        self._args = args
+        self._cancelled = False
+
+
+class _Timer(_Handle, events.TimerHandle):
+    """The same for what falls due at a time."""
+
+    __slots__ = ()
+
+    def cancel(self) -> None:
+        events.Handle.cancel(self)
+
+
 class Process(base_events.BaseEventLoop):
     """The event loop of one simulated process.
 
@@ -77,6 +101,8 @@ class Process(base_events.BaseEventLoop):
         self.lag = 0.0  # most seconds that it is busy after a turn
         self.frozen_until = 0.0
         self.alive = True
+        self.timers: list[tuple[float, int, _Timer]] = []
+        """What is due when by its clock: tuples, since a heap compares them fastest."""
         self.readers: dict[int, events.Handle] = {}
         self.writers: dict[int, events.Handle] = {}
         self.set_exception_handler(self._unexpected)
@@ -106,9 +132,20 @@ class Process(base_events.BaseEventLoop):
     def call_soon(self, callback: Callable[..., object], *args: Any, context: Any = None) -> events.Handle:
         if self._closed:
             self._check_closed()
-        handle = events.Handle(callback, args, self, context)
+        handle = _Handle(callback, args, self, context)
         self._ready.append(handle)
         return handle
+
+    def call_at(self, when: float, callback: Callable[..., object], *args: Any, context: Any = None) -> Any:
+        if self._closed:
+            self._check_closed()
+        timer = _Timer(callback, args, self, context)
+        timer._when = when
+        heapq.heappush(self.timers, (when, next(self.world.numbers), timer))
+        return timer
+
+    def call_later(self, delay: float, callback: Callable[..., object], *args: Any, context: Any = None) -> Any:
+        return self.call_at(self.time() + delay, callback, *args, context=context)
 
     def call_soon_threadsafe(self, callback: Callable[..., object], *args: Any, context: Any = None) -> events.Handle:
         return self.call_soon(callback, *args, context=context)
@@ -134,7 +171,7 @@ class Process(base_events.BaseEventLoop):
 
     def add_reader(self, fd: Any, callback: Callable[..., object], *args: Any) -> None:
         self._forget(self.readers, fd)
-        self.readers[fd if isinstance(fd, int) else fd.fileno()] = events.Handle(callback, args, self)
+        self.readers[fd if isinstance(fd, int) else fd.fileno()] = _Handle(callback, args, self, None)
         self.world.watch(self, fd)
 
     def remove_reader(self, fd: Any) -> bool:
@@ -142,7 +179,7 @@ class Process(base_events.BaseEventLoop):
 
     def add_writer(self, fd: Any, callback: Callable[..., object], *args: Any) -> None:
         self._forget(self.writers, fd)
-        self.writers[fd if isinstance(fd, int) else fd.fileno()] = events.Handle(callback, args, self)
+        self.writers[fd if isinstance(fd, int) else fd.fileno()] = _Handle(callback, args, self, None)
         self.world.watch(self, fd)
 
     def remove_writer(self, fd: Any) -> bool:
@@ -163,30 +200,28 @@ class Process(base_events.BaseEventLoop):
         """When it has something to do by itself: infinity for never."""
         if self._ready:
             return self.frozen_until
-        scheduled = self._scheduled
-        while scheduled and scheduled[0]._cancelled:
-            self._pop_timer()
-        return max(self.frozen_until, scheduled[0]._when - self.offset) if scheduled else math.inf
-
-    def _pop_timer(self) -> events.TimerHandle:
-        handle: events.TimerHandle = heapq.heappop(self._scheduled)
-        handle._scheduled = False
-        if handle._cancelled:
-            self._timer_cancelled_count -= 1
-        return handle
+        timers = self.timers
+        while timers and timers[0][2]._cancelled:
+            heapq.heappop(timers)
+        return max(self.frozen_until, timers[0][0] - self.offset) if timers else math.inf
 
     def turn(self) -> None:
         """One round of the loop: what `BaseEventLoop._run_once` does, where no descriptor has to be asked."""
-        ready, scheduled = self._ready, self._scheduled
+        ready, timers = self._ready, self.timers
         events._set_running_loop(self)
         try:
             due = self.time() + self._clock_resolution
-            while scheduled and (scheduled[0]._when < due or scheduled[0]._cancelled):
-                ready.append(self._pop_timer())
+            while timers and (timers[0][0] < due or timers[0][2]._cancelled):
+                ready.append(heapq.heappop(timers)[2])
             for _ in range(len(ready)):
                 handle = ready.popleft()
                 if not handle._cancelled:
-                    handle._run()
+                    try:  # as `Handle._run` does, without another call
+                        handle._context.run(handle._callback, *handle._args)
+                    except (SystemExit, KeyboardInterrupt):
+                        raise
+                    except BaseException as error:
+                        self._unexpected(self, {"message": f"exception in {handle}", "exception": error})
         finally:
             events._set_running_loop(None)
         if self.lag:
@@ -206,8 +241,13 @@ class Process(base_events.BaseEventLoop):
         self.alive = False
         self.readers.clear()
         self.writers.clear()
-        for handle in (*self._ready, *self._scheduled):  # the turn that it dies in may still be going through them
+        for handle in self._ready:  # the turn that it dies in may still be going through them
             handle.cancel()
+        self.timers.clear()
+
+    def close(self) -> None:
+        super().close()
+        self.timers.clear()
 
 
 class World:
@@ -233,7 +273,8 @@ class World:
         self.processes: list[Process] = []
         self.dead: list[Process] = []
         self._events: list[tuple[float, int, Callable[[], object]]] = []
-        self._numbers = itertools.count()
+        self.numbers = itertools.count()
+        """Tell apart what is due at the same time, in the order in which it was asked for."""
         self._poll = select.epoll()
         self._watched: dict[int, Process] = {}
         self._places: dict[int, int] = {}  # in which order the descriptors were registered
@@ -278,7 +319,7 @@ class World:
 
     def at(self, time: float, action: Callable[[], object]) -> None:
         """Do something at a time; what is due at the same time is done in the order in which it was asked for."""
-        heapq.heappush(self._events, (time, next(self._numbers), action))
+        heapq.heappush(self._events, (time, next(self.numbers), action))
 
     def run_task(self, process: Process, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run a coroutine in a process; it must not fail."""
@@ -304,7 +345,7 @@ class World:
             self._poll.modify(number, wanted)
         else:
             self._watched[number] = process
-            self._places[number] = next(self._numbers)
+            self._places[number] = next(self.numbers)
             self._poll.register(number, wanted)
 
     def _forget(self, number: int) -> None:
@@ -352,21 +393,10 @@ class World:
         self._poll.close()
 
     def step(self) -> bool:
-        """One thing that can happen now, or else the passing of time; False if nothing will ever happen."""
-        self.turns += 1
-        self._notice()
-        now = self.now + _ROUNDING  # what follows is asked of every process at every step
-        due: list[Any] = [
-            process
-            for process in self.processes
-            if process.frozen_until <= now
-            and process.alive
-            and (process._ready or (process._scheduled and process._scheduled[0]._when <= now + process.offset))
-        ]
-        if self._events and self._events[0][0] <= self.now:
-            due.append(None)
-        if not due:
-            return self._pass_time()
+        """One thing that can happen, now or when time has passed; False if nothing will ever happen."""
+        while not (due := self._due()):
+            if not self._pass_time():
+                return False
         self._is_known = False
         chosen = due[int(self.random.random() * len(due))] if len(due) > 1 else due[0]
         if chosen is None:
@@ -374,6 +404,23 @@ class World:
         else:
             chosen.turn()
         return True
+
+    def _due(self) -> list[Any]:
+        """Who has something to do now: processes, and None for the world itself."""
+        self.turns += 1
+        if not self._is_known or self._is_ready:
+            self._notice()
+        now = self.now + _ROUNDING  # what follows is asked of every process at every step
+        due: list[Any] = [
+            process
+            for process in self.processes
+            if (process._ready or ((timers := process.timers) and timers[0][0] <= now + process.offset))
+            and process.frozen_until <= now
+            and process.alive
+        ]
+        if self._events and self._events[0][0] <= self.now:
+            due.append(None)
+        return due
 
     def _notice(self) -> None:
         """Let processes see which descriptors are ready, sooner or later."""
