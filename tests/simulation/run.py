@@ -101,6 +101,7 @@ def _simulate(scenario: Scenario) -> Outcome:
     errors = _LoggedErrors(world, pools)
     logger, silent = logging.getLogger("skyward"), logging.getLogger("concurrent.futures")
     logger.addHandler(errors)
+    logger.propagate = False  # pytest keeps what is logged, and with a traceback all that its frames hold
     silent.disabled = True  # it reports what users' callbacks raise
     try:
         _live(world, pools[0], scenario)
@@ -110,6 +111,7 @@ def _simulate(scenario: Scenario) -> Outcome:
         world.broken.append(str(error))
     finally:
         logger.removeHandler(errors)
+        logger.propagate = True
         story = [f"{time - world.began:10.4f}  {text}" for time, text in world.story]
         broken = list(world.broken)
         for pool in pools:

@@ -18,7 +18,7 @@ from tests.simulation.shrink import kind_of, reduced_story, shrunk
 SECONDS = 10.0  # of a processor for each part
 SEEDS = 250  # for each part, at most
 MAX_SEEDS = 10_000
-RARE = {"a_clock_that_is_read_twice"}  # found once in a thousand seeds or more, which takes minutes
+RARE = {"a_clock_that_is_read_twice"}  # once in two thousand seeds, which takes half a minute
 LATE = {
     "a_group_that_is_forgotten": 2500,
     "equal_calls_at_a_time": 450,

@@ -27,7 +27,7 @@ MEMORY = _SHM if _SHM.is_dir() else None
 
 _LATE = 0.15  # of the times that a descriptor is ready, it is noticed only later
 _MAX_DELAY = 0.005  # seconds
-_STUMBLING = 0.002  # of the times that somebody reads the clock, in a world where the processor is sometimes away
+_STUMBLING = 0.006  # of the times that somebody reads the clock, in a world where the processor is sometimes away
 _ROUNDING = 1e-9  # seconds, of sums with a clock's offset
 _MAX_TURNS = 200_000  # until something that is waited for
 
