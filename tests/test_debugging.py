@@ -95,16 +95,6 @@ def test_batches_that_kill_their_process_name_their_items(pool: sky.Compute) -> 
         raise sky.last_failure.error
 
 
-def test_a_call_that_kills_its_process_is_written_out(pool: sky.Compute) -> None:
-    """From what was sent, since its node can't say any more."""
-
-    def call() -> None:
-        list(pool.map(os._exit, [3], chunksize=1))
-
-    assert note_of(call, sky.WorkerCrashed) == "item 0 (the first is 0) on node-1: _exit(3)"
-    assert note_of(lambda: pool.submit(os._exit, 3).result(), sky.WorkerCrashed) == "in the call on node-1: _exit(3)"
-
-
 def test_items_of_a_resumed_call(tmp_path: Path) -> None:
     """The items that are known from the first run count too."""
     file = tmp_path / "run.resume"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -203,6 +202,5 @@ def test_a_host_whose_memory_runs_out(small: Path, fresh_host: FreshHost, reach:
     with sky.Compute(**reach([host]), worker=sky.Worker(concurrency=2, attempts=1)) as pool:
         with pytest.raises(sky.WorkerCrashed, match=r"because memory ran out: it used [23]\d\d MB of 400 MB") as caught:
             list(pool.map(hungry, [1, 2, 1000, 1]))
-        (note,) = caught.value.__notes__
-        assert re.fullmatch(r"item 2 \(the first is 0\) on node-1: .*hungry\(1000\)", note)
+        assert "item 2 (the first is 0) on node-1" in caught.value.__notes__
         assert sky.last_failure.args == (1000,)

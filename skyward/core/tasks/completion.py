@@ -12,6 +12,7 @@ from typing import Any
 
 from skyward.core.errors import NodeLost, PayloadError, TaskError, TaskTimeout, VolumeFailed
 from skyward.core.events import Events, TaskEnded
+from skyward.core.payload import exceptions
 from skyward.core.payload.diagnose import in_short
 from skyward.core.payload.surroundings import Surroundings
 from skyward.core.protocol import messages
@@ -21,7 +22,7 @@ from skyward.core.tasks.answers import Answers, unanswered
 from skyward.core.tasks.delivery import TOGETHER, Delivery, Errors
 from skyward.core.tasks.jobs import Job, Keeper
 from skyward.core.tasks.kept_calls import KeptCalls
-from skyward.core.tasks.last_failure import last_failure, record, sent_item
+from skyward.core.tasks.last_failure import last_failure, record
 from skyward.core.tasks.schedule_events import Verdict
 
 __all__ = ["Completion"]
@@ -202,8 +203,8 @@ def _named(job: Job, message: messages.Failed) -> BaseException | None:
 
 def _unanswered(job: Job, error: BaseException) -> BaseException:
     """Add which calls an error of ours is about; one and the same error may be that of many tasks."""
-    if job.verdict is not Verdict.HOPELESS:
-        failing_item.add_note(error, failing_item.say(job, sent_item(job)))
+    if job.first >= 0 and job.verdict is not Verdict.HOPELESS:
+        failing_item.add_note(error, failing_item.say(job, exceptions.NO_ITEM))
     return error
 
 

@@ -22,21 +22,18 @@ from importlib import import_module
 from typing import Any
 
 from skyward.core.errors import NoFailure
-from skyward.core.payload.exceptions import NO_ITEM, FailedItem, traceback_text
+from skyward.core.payload.exceptions import traceback_text
 from skyward.core.payload.forerunners import SLOTS_ONLY
 from skyward.core.payload.shared_file import SharedFile
-from skyward.core.payload.short_text import call_text
 from skyward.core.tasks.failing_item import add_note, item_of, number_of
 from skyward.core.tasks.jobs import Job
 from skyward.core.tasks.several_calls import Call, Traceable
 from skyward.core.whoami import NODE
 
-__all__ = ["MAX_BYTES", "FailedTask", "LastFailure", "last_failure", "record", "sent_item"]
+__all__ = ["MAX_BYTES", "FailedTask", "LastFailure", "last_failure", "record"]
 
 MAX_BYTES = 1 << 30
 """Of larger arguments only the texts are kept."""
-
-_MAX_TOLD = 1 << 20  # bytes of a call that is loaded here for its text
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,25 +66,12 @@ class FailedTask:
                 f"the arguments of {self.label} were not kept: they take {self.size:,} bytes, more than the "
                 f"{MAX_BYTES:,} that are kept, or belong to a task of a task; call it here with the same ones"
             )
-        calls = _load(self.sent)
+        buffers = [bytearray(each.map() if isinstance(each, SharedFile) else each) for each in self.sent[1:]]
+        function, args, kwargs = _Unpickler(io.BytesIO(self.sent[0]), buffers=buffers).load()
+        if not isinstance(function, Traceable):
+            return [(function, args, kwargs)]
+        calls = function.each()
         return calls[self.position : self.position + 1] if 0 <= self.position < len(calls) else calls
-
-
-def _load(sent: Sequence[Any]) -> Sequence[Call]:
-    buffers = [bytearray(each.map() if isinstance(each, SharedFile) else each) for each in sent[1:]]
-    function, args, kwargs = _Unpickler(io.BytesIO(sent[0]), buffers=buffers).load()
-    return function.each() if isinstance(function, Traceable) else [(function, args, kwargs)]
-
-
-def sent_item(job: Job) -> FailedItem:
-    """Tell how a job's call was made, if its node could not, since the process died; only if it has a single one."""
-    if job.options.count != 1 or not 0 < sum(map(len, job.buffers)) <= _MAX_TOLD:
-        return NO_ITEM
-    try:
-        ((function, args, kwargs),) = _load(job.buffers)
-        return FailedItem(0, call_text(function, args, kwargs))
-    except Exception:  # the user's objects may raise anything when they are loaded, and this is an extra
-        return NO_ITEM
 
 
 class _Unpickler(pickle.Unpickler):

@@ -11,7 +11,6 @@ import pytest
 
 from skyward.core.errors import NoFailure, WorkerCrashed
 from skyward.core.payload import exceptions, surroundings
-from skyward.core.payload.exceptions import NO_ITEM, FailedItem
 from skyward.core.tasks import last_failure
 from skyward.core.tasks.futures import TaskFuture
 from skyward.core.tasks.jobs import Job, TaskGroup, TaskOptions
@@ -46,22 +45,6 @@ def failure() -> BaseException:
 
 def keep(last: LastFailure, failed: Job) -> None:
     last.keep(last_failure.record(failed, failure(), failure), failed)
-
-
-class Stubborn:
-    """Can be sent, and not loaded."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return divide, (1, 0)
-
-
-def test_the_call_of_a_process_that_died() -> None:
-    """What can't be told here is left out: the exception is about something else."""
-    assert last_failure.sent_item(job(7)) == FailedItem(0, "divide(7, b=0)")
-    assert last_failure.sent_item(job(7, count=3)) == NO_ITEM
-    assert last_failure.sent_item(job(7, head=pickle.dumps((divide, (Stubborn(),), {})))) == NO_ITEM
-    large = job(7, head=pickle.dumps((divide, (bytes(2 << 20),), {})))
-    assert last_failure.sent_item(large) == NO_ITEM
 
 
 def test_there_was_none() -> None:
