@@ -266,8 +266,8 @@ def test_a_user_who_is_not_root(fresh_host: FreshHost, reach: Reach) -> None:
 
 def test_more_nodes_than_hosts_is_told(lab_hosts: LabHosts, reach: Reach) -> None:
     """Not half a pool, and not a wait."""
-    with pytest.raises((sky.ConfigError, sky.ProvisioningError), match="host"):
-        sky.Compute(**{**reach(lab_hosts(1)), "nodes": 3}).start()
+    with pytest.raises(sky.ConfigError, match="nodes=3, but provider ssh has 1 machine: name more"):
+        sky.Compute(**{**reach(lab_hosts(1)), "nodes": 3})
 
 
 def _break_lines(host: Host) -> None:

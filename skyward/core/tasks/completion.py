@@ -204,6 +204,7 @@ def _named(job: Job, message: messages.Failed) -> BaseException | None:
 def _unanswered(job: Job, error: BaseException) -> BaseException:
     """Add which calls an error of ours is about; one and the same error may be that of many tasks."""
     if job.first >= 0 and job.verdict is not Verdict.HOPELESS:
+        # Arguments are not loaded here to be shown: if that killed the task's process, it would kill this one too.
         failing_item.add_note(error, failing_item.say(job, exceptions.NO_ITEM))
     return error
 

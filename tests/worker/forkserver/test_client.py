@@ -18,7 +18,7 @@ import pytest
 import skyward as sky
 from skyward.core.protocol.messages import Failure
 from skyward.core.spec import Endpoint, Machine, Order
-from skyward.providers.local_agents import greet, start
+from skyward.providers.local_agents import greet
 from skyward.worker.forkserver.client import ForkServerClient
 from skyward.worker.forkserver.launch import started
 from tests.processes import alive, comm, descendants
@@ -260,11 +260,11 @@ def test_a_replacement_that_hangs_in_an_import_gives_the_node_up(tmp_path: Path)
 class Impatient(sky.Local):
     """Nodes on this machine whose agents give up on a fork server sooner."""
 
-    def _create(self, order: Order, errors: Any) -> Sequence[Machine]:
+    def _create(self, order: Order, started: Any) -> Sequence[Machine]:
         machines = []
-        for process in start(order.count, errors):
+        for process in started.processes:
             secret = os.urandom(32)
-            address = greet(process, secret, order.orphan_timeout, errors, limits=LIMITS)
+            address = greet(process, secret, order.orphan_timeout, started.errors, limits=LIMITS)
             id = f"local-{next(self._ids)}-{process.pid}"
             self._agents[id] = (order.tag, process)
             machines.append(Machine(id, Endpoint("tcp", "127.0.0.1"), "local", address, secret))
