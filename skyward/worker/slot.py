@@ -175,6 +175,9 @@ class Slot:
             self._code = version
             if self.settings.code:
                 code_folders.enter(f"{self.settings.code}/{version}")
+            elif version > 1:
+                # The files are edited: Python takes cached bytecode for that of a source of the same size and second.
+                sys.dont_write_bytecode = True
 
     def _receive(self, buffer: mmap.mmap) -> int:
         while True:
