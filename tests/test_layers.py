@@ -220,6 +220,7 @@ LAZY: dict[tuple[str, str], str] = {
     ("skyward.joblib_ext.plugin", "skyward.joblib_ext.activation"): "as above",
     ("skyward.providers.local", "platformdirs"): "as above",
     ("skyward.core.pool", "skyward.core.named_pools"): "5 ms for TOML that only pools by name need",
+    ("skyward.core.visible", "html"): "2 ms for a table of entities that only notebooks need",
     ("skyward.core.pool_arguments", "skyward.core.results.names"): "5 ms that only results read as data need",
     ("skyward.core.pool", "skyward.core.packages.planner"): "8 MB that a pool on this machine does not need",
     (
