@@ -39,8 +39,9 @@ class Cell:
     def __init__(self, status: Callable[[], PoolStatus], events: Any) -> None:
         self._status = status
         self._events = events
-        # Guards what follows: the cell's thread moves the display while ours draws it.
-        self._lock = threading.Lock()
+        # Guards what follows: the cell's thread moves the display while ours draws it. Held from asking how the pool is
+        # until that is drawn, since what was asked earlier must not be drawn later, nor under the cell it left.
+        self._lock = threading.RLock()
         self._handle: DisplayHandle | None = None
         self._before: PoolStatus | None = None
         self._cell: object = None
@@ -76,37 +77,40 @@ class Cell:
         self._end.set()
         if self._thread is not threading.current_thread():
             self._thread.join()
-        self._draw(self._status())
+        self._draw_now()
 
     def _has_run(self, _: object) -> None:
-        self._draw(self._status())
+        self._draw_now()
 
     @staticmethod
     def _number() -> object:
         return getattr(get_ipython(), "execution_count", None)
 
     def _begin(self, number: object) -> None:
-        status = self._status()
-        ended = replace(status, tasks=replace(status.tasks, waiting=0, running=0))
-        self._draw(ended)  # what the other cell keeps
         with self._lock:
+            status = self._status()
+            ended = replace(status, tasks=replace(status.tasks, waiting=0, running=0))
+            self._draw(ended)  # what the other cell keeps
             self._before, self._cell = ended, number
             self._drawn = None
             self._handle, self._shown = DisplayHandle(), ""  # type: ignore[no-untyped-call]
-        self._draw(status)
+            self._draw(status)
+
+    def _draw_now(self) -> None:
+        with self._lock:
+            self._draw(self._status())
 
     def _draw(self, status: PoolStatus) -> None:
-        with self._lock:
-            if self._handle is None or (status.tasks == self._drawn and not status.tasks.unfinished):
-                return  # otherwise the time shown would keep running after the last task
-            text = progress_text(status, self._before)
-            if text == self._shown:
-                return
-            content: dict[str, Any] = {"text/plain": text, "text/html": progress_html(status, self._before)}
-            (self._handle.update if self._shown else self._handle.display)(content, raw=True)  # type: ignore[no-untyped-call]
-            self._shown = text
-            self._drawn = status.tasks if status.tasks.total else None
+        if self._handle is None or (status.tasks == self._drawn and not status.tasks.unfinished):
+            return  # otherwise the time shown would keep running after the last task
+        text = progress_text(status, self._before)
+        if text == self._shown:
+            return
+        content: dict[str, Any] = {"text/plain": text, "text/html": progress_html(status, self._before)}
+        (self._handle.update if self._shown else self._handle.display)(content, raw=True)  # type: ignore[no-untyped-call]
+        self._shown = text
+        self._drawn = status.tasks if status.tasks.total else None
 
     def _run(self) -> None:
         while not self._end.wait(_PERIOD):
-            self._draw(self._status())
+            self._draw_now()

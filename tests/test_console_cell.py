@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
+from skyward import console_cell
+from skyward.console_cell import Cell
+from skyward.core.status import PoolStatus, TaskCounts
 from tests.notebooks import executed, texts
 
 pytestmark = pytest.mark.slow
@@ -52,3 +58,39 @@ def test_what_is_not_to_be_shown_is_not(tmp_path: Path) -> None:
     )
     assert texts(quiet) == ["[node-1] said"]
     assert texts(ended) == ["False"]
+
+
+def test_the_cell_that_a_display_leaves_keeps_only_what_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However its thread and the cell's take turns."""
+    handles: list[list[str]] = []
+
+    class Handle:
+        def __init__(self) -> None:
+            handles.append([])
+
+        def display(self, content: dict[str, str], *, raw: bool) -> None:
+            handles[-1].append(content["text/plain"])
+
+        def update(self, content: dict[str, str], *, raw: bool) -> None:
+            time.sleep(0.0001)  # the other thread's turn
+            handles[-1].append(content["text/plain"])
+
+    numbers = itertools.count()
+    monkeypatch.setattr(console_cell, "DisplayHandle", Handle)
+    monkeypatch.setattr(Cell, "_number", lambda _: next(numbers))
+    seconds = itertools.count()
+    cell = Cell(lambda: PoolStatus("pool", provider="local", seconds=next(seconds), tasks=TaskCounts(waiting=1)), None)
+    over = threading.Event()
+
+    def draw() -> None:
+        while not over.is_set():
+            cell._draw_now()
+
+    drawing = threading.Thread(target=draw)
+    drawing.start()
+    for _ in range(100):
+        cell.submitted()
+    over.set()
+    drawing.join()
+    assert len(handles) == 100
+    assert all("nodes ready" in shown[-1] for shown in handles[:-1])
