@@ -1,4 +1,4 @@
-"""Length-prefixed byte strings, used before two processes switch to the wire protocol.
+"""Length-prefixed byte strings, used before two processes switch to the wire protocol, and records of a fixed size.
 
 A frame is the length as u32, big-endian, followed by that many bytes. Pure.
 """
@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from typing import Any
 
-__all__ = ["frame", "read_frame", "split_frame"]
+__all__ = ["Records", "frame", "read_frame", "split_frame"]
 
 _LENGTH = struct.Struct("!I")
 _MAX = 0xFFFFFFFF
@@ -51,6 +52,30 @@ def split_frame(data: bytes | bytearray, limit: int = _MAX) -> bytes | None:
         return None
     end = _LENGTH.size + _checked(data, limit)
     return bytes(data[_LENGTH.size : end]) if len(data) >= end else None
+
+
+class Records:
+    """Cuts a stream into records. Some systems cut even short ones in two when they send, where buffers are full.
+
+    Parameters
+    ----------
+    kind
+        What each of them is.
+    """
+
+    def __init__(self, kind: struct.Struct) -> None:
+        self._kind = kind
+        self._partial = b""
+
+    def __repr__(self) -> str:
+        return f"<Records of {self._kind.size} bytes, {len(self._partial)} of the next>"
+
+    def receive(self, data: bytes) -> list[tuple[Any, ...]]:
+        """Take what has arrived; return the records that are whole by now."""
+        data = self._partial + data
+        whole = len(data) // self._kind.size * self._kind.size
+        self._partial = data[whole:]
+        return list(self._kind.iter_unpack(data[:whole]))
 
 
 def _checked(data: bytes | bytearray, limit: int) -> int:

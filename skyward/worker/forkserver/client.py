@@ -13,7 +13,7 @@ from typing import Any
 
 import msgpack
 
-from skyward.core.protocol.framing import frame
+from skyward.core.protocol.framing import Records, frame
 from skyward.core.protocol.messages import Setup
 from skyward.core.whoami import DEPTH, KEPT, NODE
 from skyward.worker import conventions, thread_limits
@@ -80,7 +80,8 @@ class ForkServerClient:
         self._polling: asyncio.TimerHandle | None = None
         self._queue: deque[tuple[bytes, tuple[int, ...]]] = deque()
         self._under_way: dict[int, tuple[int, ...]] = {}  # slot -> files that were sent, and may not have arrived
-        self._tail = self._partial = b""
+        self._tail = b""
+        self._reports = Records(REPORT)
         own = {"root": ROOT, "agent": os.getpid()}
         packed: bytes = msgpack.packb({**config, **own}, unicode_errors="surrogatepass")  # variables may be any bytes
         self._queue.append((frame(packed), ()))
@@ -238,10 +239,7 @@ class ForkServerClient:
             return
         except OSError:
             data = b""
-        come = self._partial + data
-        whole = len(come) // REPORT.size * REPORT.size
-        self._partial = come[whole:]  # some systems cut what is sent, where their buffers are full
-        for what, slot, value in REPORT.iter_unpack(come[:whole]):
+        for what, slot, value in self._reports.receive(data):
             self._probe.heard(what, slot)
             self._arrived(slot)
             if what == FORKED:

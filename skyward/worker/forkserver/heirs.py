@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+from skyward.core.protocol.framing import Records
 from skyward.core.system import open_files
 from skyward.worker.forkserver import imports
 from skyward.worker.forkserver.liveness import LIMITS, Limits, Probe, ProbeState
@@ -47,14 +48,14 @@ _MESSAGE = 256 * 1024  # bytes
 _FILES_SHARE = 4  # share of our limit of open files that requested slots may take
 
 
-@dataclass()
+@dataclass
 class Heir:
     """One heir.
 
     Attributes
     ----------
-    sock
-        Connection to it; it reports as to an agent.
+    sock, reports
+        Connection to it, and what it has reported, as to an agent.
     names
         The modules that it imports.
     until
@@ -82,6 +83,7 @@ class Heir:
     unborn: dict[int, tuple[int, list[int]]] = field(default_factory=dict)
     probe: Probe = field(default_factory=Probe)
     hung: bool = False
+    reports: Records = field(default_factory=lambda: Records(REPORT))
 
     def discard_request(self, number: int) -> None:
         """Close the files of a slot that has been made, or need not be."""
@@ -268,7 +270,7 @@ class Heirs:
             data = b""
         if not data:
             self._bury(heir)
-        for what, number, value in REPORT.iter_unpack(data[: len(data) // REPORT.size * REPORT.size]):
+        for what, number, value in heir.reports.receive(data):
             heir.probe.heard(what, number)
             if what == TRYING:
                 heir.at = number

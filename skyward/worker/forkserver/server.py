@@ -103,6 +103,7 @@ class ForkServer:
             else None
         )
         self.seat: int | None = None  # of the next slot, in an heir
+        self._partial, self._files = b"", list[int]()  # of a request that has not arrived whole; see `Records`
         self._wake, self._woken = os.pipe()
         for fd in (self._wake, self._woken):
             os.set_blocking(fd, False)
@@ -145,15 +146,18 @@ class ForkServer:
         return min((max(0.0, at - time.monotonic()) * 1000 for at in times if at is not None), default=None)
 
     def obey(self) -> bool:
-        """Carry out one request; False if the agent is gone."""
+        """Read no more than one request, and carry it out once it is whole; False if the agent is gone."""
         try:
-            data, fds, _, _ = socket.recv_fds(self.control, REQUEST.size, FILES)
+            data, fds, _, _ = socket.recv_fds(self.control, REQUEST.size - len(self._partial), FILES)
         except OSError:
             return False
-        if len(data) < REQUEST.size:
-            return False
-        what, number = REQUEST.unpack(data)
-        self._REQUESTS[what](self, what, number, fds)
+        partial, files = self._partial + data, [*self._files, *fds]
+        if len(partial) < REQUEST.size:
+            self._partial, self._files = partial, files
+            return bool(data)
+        self._partial, self._files = b"", []
+        what, number = REQUEST.unpack(partial)
+        self._REQUESTS[what](self, what, number, files)
         return True
 
     def _kill(self, _: int, number: int, __: list[int]) -> None:

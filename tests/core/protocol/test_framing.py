@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+import struct
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skyward.core.protocol.framing import frame, read_frame, split_frame
+from skyward.core.protocol.framing import Records, frame, read_frame, split_frame
 
 
 @given(contents=st.lists(st.binary(max_size=40), min_size=1), cuts=st.lists(st.integers(1, 9), min_size=1))
@@ -37,3 +38,13 @@ def test_a_frame_over_the_limit_is_refused_before_it_is_read() -> None:
     for attempt in (lambda: read_frame(io.BytesIO(frame(b"abc")[:4]).read, 2), lambda: split_frame(frame(b"abc"), 2)):
         with pytest.raises(ValueError, match="at most 2"):
             attempt()
+
+
+@given(sent=st.lists(st.tuples(st.integers(0, 255), st.integers(0, 2**32 - 1))), cuts=st.lists(st.integers(1, 12)))
+def test_records_may_be_cut_anywhere(sent: list[tuple[int, int]], cuts: list[int]) -> None:
+    kind = struct.Struct("!BI")
+    records, stream = Records(kind), io.BytesIO(b"".join(kind.pack(*record) for record in sent))
+    parts = [*(stream.read(cut) for cut in cuts), stream.read()]
+    assert [record for part in parts for record in records.receive(part)] == sent
+    assert records.receive(kind.pack(1, 2)[:4]) == []
+    assert "4 of the next" in repr(records)

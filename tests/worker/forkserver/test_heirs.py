@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import signal
@@ -17,8 +18,8 @@ import pytest
 
 from skyward.core.protocol.messages import Failure
 from skyward.core.system import open_files
-from skyward.worker.forkserver.heirs import Heirs
-from skyward.worker.forkserver.protocol import EXITED, FORK_ISOLATED, HUNG, UP
+from skyward.worker.forkserver.heirs import Heir, Heirs
+from skyward.worker.forkserver.protocol import EXITED, FAILED, FORK_ISOLATED, HUNG, REPORT, UP
 from tests.processes import alive, descendants
 from tests.worker.helpers import Owner, began, owner, wait_for
 
@@ -142,6 +143,38 @@ def test_an_import_that_hangs_is_not_waited_for() -> None:
             heir.sock.close()
         reports.close()
         slots_end.close()
+
+
+def test_a_report_of_an_heir_may_arrive_in_parts() -> None:
+    reports, _ = socket.socketpair()
+    gate, opener = os.pipe()
+    said: list[tuple[int, int, int]] = []
+
+    def tell(control: socket.socket, *_: object) -> None:
+        report = REPORT.pack(FAILED, 7, errno.EAGAIN)
+        control.send(REPORT.pack(UP, 0, 0) + report[:4])
+        os.read(gate, 1)
+        control.send(report[4:])
+        os._exit(0)
+
+    heirs = Heirs(reports, lambda *report: said.append(report), tell, lambda *_: None)
+    poll = select.poll()
+    heirs.watch(poll)
+    heirs._make()
+    (heir,) = heirs.all.values()
+
+    def attended() -> Heir | None:
+        heirs.attend(dict(poll.poll(20)))
+        return heirs.current
+
+    wait_for(attended, "the first report")
+    os.write(opener, b"!")
+    wait_for(lambda: not attended(), "its end")
+    os.waitpid(heir.pid, 0)
+    reports.close()
+    for fd in (gate, opener):
+        os.close(fd)
+    assert said == [(FAILED, 7, errno.EAGAIN)]
 
 
 @pytest.fixture

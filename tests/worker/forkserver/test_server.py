@@ -218,6 +218,30 @@ def test_a_slot_that_is_killed_while_it_waits_for_gpus_has_ended(full: tuple[For
     assert server.seating.seated == {1: 1}
 
 
+def test_a_request_may_arrive_in_parts_of_which_the_first_brings_the_files(
+    full: tuple[ForkServer, socket.socket],
+) -> None:
+    server, agent = full
+    agent.send(REQUEST.pack(KILL, 2))
+    assert server.obey()
+    agent.recv(REPORT.size)
+    request = REQUEST.pack(FORK_ISOLATED, 3)
+    with Path(os.devnull).open("rb") as file:
+        socket.send_fds(agent, [request[:2]], [file.fileno()] * FILES)
+    for part in (request[2:4], request[4:] + REQUEST.pack(KILL, 3)):
+        assert server.obey()
+        assert server.seating.next is None, "it is not whole yet"
+        agent.send(part)
+    assert server.obey()
+    assert server.seating.next is not None, "it waits for GPUs"
+    assert server.obey()
+    assert REPORT.unpack(agent.recv(REPORT.size)) == (EXITED, 3, signal.SIGKILL)
+    agent.send(request[:2])
+    assert server.obey()
+    agent.shutdown(socket.SHUT_WR)
+    assert not server.obey(), "the agent has ended"
+
+
 def test_files_of_gpus_are_known() -> None:
     assert gpu_device(["pipe:[1]", "/dev/null", "/dev/nvidiactl"]) == "/dev/nvidiactl"
     assert gpu_device(["/dev/dri/renderD128", "/dev/kfd"]) == "/dev/dri/renderD128"
