@@ -97,6 +97,31 @@ def test_a_package_that_is_missing_is_an_error(monkeypatch):
     assert pip(plugins.joblib("1.4.0")) == ["joblib==1.4.0"]
 
 
+def test_tasks_here_have_the_variables_that_a_plugin_sets(monkeypatch):
+    class Setting(Plugin):
+        def transform_image(self, image, *, driver_environment):
+            monkeypatch.setenv("SET_BY_A_PLUGIN", "1")
+            return image
+
+    with sky.Compute(plugins=[Setting()], console=False) as pool:
+        assert pool.submit(os.getenv, "SET_BY_A_PLUGIN").result() == "1"
+
+
+@pytest.mark.slow
+def test_joblibs_plugin_sets_no_variable_once_agents_start():
+    """If it did, they would be started anew."""
+    code = """
+import os
+import skyward as sky
+plugin = sky.plugins.joblib()
+before = dict(os.environ)
+plugin.transform_image(sky.Image(), driver_environment=True)
+assert os.environ == before, os.environ.keys() ^ before.keys()
+"""
+    environ = {name: value for name, value in os.environ.items() if name != "KMP_INIT_AT_FORK"}
+    subprocess.run([sys.executable, "-c", code], env=environ, check=True)
+
+
 @pytest.mark.slow
 def test_a_pool_on_this_machine_loads_nothing_that_only_rented_ones_need():
     code = """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -17,6 +18,9 @@ __all__ = ["JoblibPlugin", "SklearnPlugin"]
 
 _MODULES = {"scikit-learn": "sklearn"}  # packages whose module has a different name
 _NAME = re.compile(r"\s*([A-Za-z0-9][A-Za-z0-9._-]*)")
+
+# joblib sets this when it is imported, which a pool does while its nodes start: then they have it, too.
+os.environ.setdefault("KMP_INIT_AT_FORK", "FALSE")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import os
 import tempfile
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import IO, ClassVar, NamedTuple
 
@@ -24,10 +24,11 @@ _END = 5.0  # seconds for an agent to exit by itself once its lifeline is cut
 
 
 class _Started(NamedTuple):
-    """Agents that were started at once, and the file where they write errors."""
+    """Agents that were started at once, the file where they write errors, and the variables that they have."""
 
     processes: Sequence[Process]
     errors: IO[bytes]
+    variables: Mapping[str, str]
 
     def kill(self) -> None:
         for process in self.processes:
@@ -79,7 +80,8 @@ class Local:
     def create(self, order: Order) -> Sequence[Machine]:
         """Start agents, all at once, unless they are prepared."""
         started = self._take(order.tag)
-        if started is not None and len(started.processes) != order.count:
+        # A plugin may have set variables since, for all tasks.
+        if started is not None and (len(started.processes) != order.count or started.variables != dict(os.environ)):
             started.kill()
             started = None
         started = started or _start(order.count)
@@ -118,9 +120,13 @@ class Local:
 
 
 def _start(count: int) -> _Started:
-    errors = tempfile.TemporaryFile()  # noqa: SIM115 - no pipe either: nobody reads it unless an agent fails to start
+    variables = dict(os.environ)
     try:
-        return _Started(start(count, errors), errors)
+        errors = tempfile.TemporaryFile()  # noqa: SIM115 - no pipe either: nobody reads it unless an agent does not start
+    except OSError as error:
+        raise ProvisioningError(f"can't start an agent on this machine: {error}") from error
+    try:
+        return _Started(start(count, errors), errors, variables)
     except BaseException:
         errors.close()
         raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,6 +45,25 @@ def test_another_number_starts_anew(local: Local) -> None:
     (waiting,) = prepared(local)
     assert len(local.create(order(2))) == 2
     assert waiting._child.returncode is not None
+
+
+def test_agents_have_the_variables_of_when_they_are_created(local: Local, monkeypatch: pytest.MonkeyPatch) -> None:
+    local.prepare(order(1))
+    (waiting,) = prepared(local)
+    monkeypatch.setenv("SET_BY_A_PLUGIN", "1")
+    local.create(order(1))
+    assert waiting._child.returncode is not None
+    ((_, agent),) = local._agents.values()
+    assert b"SET_BY_A_PLUGIN=1" in Path(f"/proc/{agent.pid}/environ").read_bytes().split(b"\0")
+
+
+def test_what_keeps_agents_from_starting_is_raised_when_they_are_created(
+    local: Local, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    local.prepare(order(1))
+    with pytest.raises(sky.ProvisioningError, match="can't start an agent on this machine"):
+        local.create(order(1))
 
 
 def test_what_is_discarded_is_ended(local: Local) -> None:
