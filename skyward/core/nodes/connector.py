@@ -112,7 +112,10 @@ class Connector:
                 agent = await self._bootstrap(self._link.shell)
             except (BootstrapFailed, LinkError, TimeoutError) as error:
                 kind = type(error) if isinstance(error, SkywardError) else BootstrapFailed
-                raise kind(f"{self._endpoint}: {error}") from error
+                failure = kind(f"{self._endpoint}: {error}")
+                if isinstance(failure, PackagesFailed) and isinstance(error, PackagesFailed):
+                    failure.unavailable = error.unavailable
+                raise failure from error
             finally:
                 awake.cancel()
             self._address, self._secret, self._relay = agent.address, agent.secret, agent.relay
