@@ -1,7 +1,8 @@
 """The examples of the documents that the API was promised in, as they are printed there.
 
 Changed are the provider, and times: `sleep` is shortened, for these tests wait for nothing, and forests and searches
-have a tenth of their trees and iterations. Filled in are the data, which the documents leave out. What they import from
+have a tenth of their trees and iterations. So are numbers of nodes: scikit-learn is imported on each, which takes seconds
+of one processor here. Filled in are the data, which the documents leave out. What they import from
 scikit-learn is in `sk` here.
 """
 
@@ -157,7 +158,7 @@ def test_distributed_grid_search():
         "min_samples_split": [2, 5, 10],
     }
 
-    with ScikitLearnPool(provider=Local(), nodes=4, concurrency=4):
+    with ScikitLearnPool(provider=Local(), nodes=2, concurrency=4):
         grid = sk.GridSearchCV(
             sk.RandomForestClassifier(),
             param_grid,
@@ -204,7 +205,7 @@ def test_grid_search_with_verbose():
 
     with ScikitLearnPool(
         provider=Local(),
-        nodes=4,
+        nodes=2,
         concurrency=4,
         memory="8GB",
     ):
@@ -220,7 +221,7 @@ def test_grid_search_with_verbose():
 
 
 def test_usage_with_cross_val_score():
-    with ScikitLearnPool(provider=Local(), nodes=4, concurrency=4):
+    with ScikitLearnPool(provider=Local(), nodes=2, concurrency=4):
         scores = sk.cross_val_score(
             sk.GradientBoostingClassifier(),
             X, y,
@@ -242,7 +243,7 @@ def test_usage_with_randomized_search():
         "max_iter": randint(200, 500),
     }
 
-    with ScikitLearnPool(provider=Local(), nodes=8, concurrency=2):
+    with ScikitLearnPool(provider=Local(), nodes=2, concurrency=2):
         search = sk.RandomizedSearchCV(
             sk.MLPClassifier(),
             param_distributions,
@@ -300,12 +301,12 @@ def test_match_concurrency_to_resources():
 def test_use_appropriate_node_count():
     model, small_param_grid, large_param_dist = sk.SVC(), {"C": [1, 2]}, {"C": list(np.linspace(0.1, 10, 200))}
     # Small search space: fewer nodes
-    with ScikitLearnPool(provider=Local(), nodes=2, concurrency=4):
+    with ScikitLearnPool(provider=Local(), nodes=1, concurrency=4):
         grid = sk.GridSearchCV(model, small_param_grid, n_jobs=-1)
         grid.fit(X, y)
 
     # Large search space: more nodes
-    with ScikitLearnPool(provider=Local(), nodes=8, concurrency=4):
+    with ScikitLearnPool(provider=Local(), nodes=2, concurrency=4):
         grid = sk.RandomizedSearchCV(model, large_param_dist, n_iter=100, n_jobs=-1)
         grid.fit(X, y)
 
@@ -323,7 +324,7 @@ def test_spot_instances():
     model, params = sk.SVC(), {"C": [0.1, 1]}
     with ScikitLearnPool(
         provider=Local(),
-        nodes=8,
+        nodes=2,
         allocation="always-spot",  # Maximum savings
     ):
         grid = sk.GridSearchCV(model, params, n_jobs=-1)
@@ -337,14 +338,14 @@ def test_ensemble_model_training():
         ("lr", sk.LogisticRegression()),
     ], voting="soft")  # fmt: skip
 
-    with ScikitLearnPool(provider=Local(), nodes=4, concurrency=4):
+    with ScikitLearnPool(provider=Local(), nodes=2, concurrency=4):
         # Each base estimator's cross-validation runs in parallel
         scores = sk.cross_val_score(ensemble, X, y, cv=5, n_jobs=-1)
     assert len(scores) == 5
 
 
 def test_feature_selection():
-    with ScikitLearnPool(provider=Local(), nodes=4, concurrency=4):
+    with ScikitLearnPool(provider=Local(), nodes=2, concurrency=4):
         selector = sk.RFECV(
             sk.RandomForestClassifier(n_estimators=50),
             step=1,
@@ -357,7 +358,7 @@ def test_feature_selection():
 
 
 def test_multi_metric_evaluation():
-    with ScikitLearnPool(provider=Local(), nodes=4, concurrency=4):
+    with ScikitLearnPool(provider=Local(), nodes=2, concurrency=4):
         scores = sk.cross_validate(
             sk.RandomForestClassifier(),
             X, y,
