@@ -1,9 +1,9 @@
 """The examples of the documents that the API was promised in, as they are printed there.
 
 Changed are the provider, and times: `sleep` is shortened, for these tests wait for nothing, and forests and searches
-have a tenth of their trees and iterations. So are numbers of nodes: scikit-learn is imported on each, which takes seconds
-of one processor here. Filled in are the data, which the documents leave out. What they import from
-scikit-learn is in `sk` here.
+have a tenth of their trees and iterations. So are numbers of nodes: scikit-learn is imported on each, which takes
+seconds of one processor here. Filled in are the data, which the documents leave out. What they import from scikit-learn
+is in `sk` here.
 """
 
 from __future__ import annotations

@@ -458,6 +458,7 @@ def _unready(pool: Pool, name: str, times: float) -> None:
 
 
 def _forgets(pool: Pool, name: str, times: float) -> None:
+    pool.oracle.forgets += int(times)
     pool.machines[name].forgets += int(times)
 
 

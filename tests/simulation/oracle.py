@@ -68,10 +68,9 @@ class Oracle:
         self.starts: Counter[int] = Counter()
         self.faults = 0
         """How many faults there have been that a task, or the pool, may fail of."""
-        self.lost_cards = 0
-        """How many GPUs are lost."""
-        self.lies = 0
-        """How many times an agent has lied."""
+        self.lost_cards = self.lies = self.forgets = 0
+        """How many GPUs are lost; how many times an agent has lied; how many tasks slots may forget: one
+        that is ended for it may have begun the next."""
         self.kept: dict[int, Any] = {}
         """Results of cached functions, by the first task of those that are equal."""
         self.pinned: dict[int, str] = {}
@@ -180,9 +179,9 @@ class Oracle:
             running = len(self._running_of(wish.group) - self.settled - self.pinned.keys())
             self._check(running <= self._limit(wish.group), f"{running} tasks of group {wish.group} run at a time")
         self.world.tell(f"task {number} starts in {where}")
-        # Who killed a process that several tasks shared is not known: that start does not count, once. Nor does one on
-        # a machine that is given up for money.
-        most = wish.attempts + (wish.attempts > 1 and not wish.isolated)
+        # Who killed a process that several tasks shared, or that forgot one and went on, is not known: that start does
+        # not count, once. Nor does one on a machine that is given up for money.
+        most = wish.attempts + (wish.attempts > 1 and (not wish.isolated or self.forgets > 0))
         most += len(self._machines) if self._has_budget or self.lies else 0  # or has said that nothing had begun
         if wish.same is not None:
             most = sum(each.attempts + 1 for each in self.wishes.values() if each.same == wish.same)
@@ -193,7 +192,9 @@ class Oracle:
         self._check(not late, f"task {number} starts though it has settled")
 
     def _begins(self, number: int, machine: str, wish: Wish) -> None:
-        self._check(number not in self.handed, f"task {number} starts, though its result is in the file")
+        # A call for one node is made there in any case; in the run before there may have been no node to name.
+        known = number in self.handed and number not in self.pinned
+        self._check(not known, f"task {number} starts, though its result is in the file")
         place = self.pinned.get(number, machine)
         self._check(place == machine, f"task {number} starts on {machine}, and must run on {place}")
         if wish.same is not None and not self.faults and not self._has_budget and wish.group in self._calm:

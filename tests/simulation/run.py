@@ -230,7 +230,8 @@ def _rest(world: World, pool: Pool, limit: float) -> None:
         if world.now > end:
             stays, pause = held, _LOOK_AGAIN
         due = world.now + pause
-        # The next event may be that a machine wakes which sleeps for minutes.
+        world.at(due, lambda: None)  # a look at the next event alone may always meet the same one, such as an order
+        # A machine may sleep for minutes meanwhile.
         world.run(lambda due=due: world.now >= due, limit + 600.0, "some seconds have passed")  # type: ignore[misc]
         pause = min(pause * 3.0, 40.0)
 
