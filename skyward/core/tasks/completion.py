@@ -126,7 +126,10 @@ class Completion:
             self.kept.ended(job)
             self._events.emit(TaskEnded(job.options.count, 0.0, False, True, job.node, label=job.label))
             if raised is not None:
-                raise raised
+                try:
+                    raise raised
+                finally:
+                    raised = None  # it refers to this frame, and so to the job, whose large arrays would stay
             return
         result: Any = None
         error: BaseException | None
