@@ -216,6 +216,10 @@ class Cloud:
             for record in self.records.values()
         )
 
+    def cost_of(self, seconds: float) -> float:
+        """US dollars for which all machines that there have been run for so long."""
+        return sum(record.price for record in self.records.values()) * seconds / 3600.0
+
     def _may_fail(self) -> None:
         if self.denials > 0:
             self.denials -= 1

@@ -121,7 +121,7 @@ def _simulate(scenario: Scenario) -> Outcome:
             pool.close()
         silent.disabled = False
     for pool in pools:
-        if pool.budget is not None and pool.cloud.cost > pool.budget * 1.001:
+        if pool.budget is not None and pool.cloud.cost > pool.budget * 1.001 + pool.cloud.cost_of(world.away):
             broken.append(f"the machines have cost ${pool.cloud.cost:.4g}, and may cost ${pool.budget:.4g}")
     if not broken and not any(pool.oracle.is_over for pool in pools):
         broken = world.broken + [text for pool in pools for text in _left(pool, files)]

@@ -266,6 +266,8 @@ class World:
         self.slowness = self.random.choice((1e-7, 1e-5, 3e-4))  # seconds that pass between two readings
         self.stumbling = self.random.choice((0.0, 0.0, 0.0, 0.0, _STUMBLING))
         self.on_stumble: Callable[[], object] = lambda: None
+        self.away = 0.0
+        """Seconds that the processor was away for at most: so late is whatever is due meanwhile."""
         """Called when time goes on by much between two readings of a clock."""
         self.turns = 0
         self.broken: list[str] = []  # what must not be, in the order in which it was found
@@ -311,6 +313,7 @@ class World:
         seconds = self.random.choice((0.1, 3.0, 3.0))
         self.tell(f"the processor is away for {seconds:g} s")
         self.now += seconds
+        self.away = max(self.away, seconds)
         self.on_stumble()
 
     def after(self, seconds: float, action: Callable[[], object]) -> None:
