@@ -266,9 +266,9 @@ class World:
         self.slowness = self.random.choice((1e-7, 1e-5, 3e-4))  # seconds that pass between two readings
         self.stumbling = self.random.choice((0.0, 0.0, 0.0, 0.0, _STUMBLING))
         self.on_stumble: Callable[[], object] = lambda: None
+        """Called when time goes on by much between two readings of a clock."""
         self.away = 0.0
         """Seconds that the processor was away for at most: so late is whatever is due meanwhile."""
-        """Called when time goes on by much between two readings of a clock."""
         self.turns = 0
         self.broken: list[str] = []  # what must not be, in the order in which it was found
         self.story: list[tuple[float, str]] = []
