@@ -36,7 +36,7 @@ from skyward.core.protocol.messages import Done, Failed, Failure, Inquire, Missi
 from skyward.core.protocol.wire import Buffer, Filled, Role, Wire
 from skyward.core.system import open_files
 from skyward.core.whoami import Seats
-from skyward.worker import code_folders, no_terminal, thread_limits
+from skyward.worker import code_folders, no_terminal, shared_segments, thread_limits
 from skyward.worker.forkserver.imports import Imports
 from skyward.worker.leaks import Growth
 from skyward.worker.process import heed_interrupts
@@ -460,6 +460,7 @@ def prepare_modules() -> None:
     sys.modules["__main__"] = main
     sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - lives as long as the process
     no_terminal.install()
+    shared_segments.install()
 
 
 def close_all(keep: set[int]) -> None:
