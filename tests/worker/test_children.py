@@ -33,7 +33,8 @@ _VIEWS = """
                 continue
             fds.append(fd)
         seen = {
-            "ignored": status["SigIgn"], "blocked": status["SigBlk"], "fds": fds, "umask": mask,
+            # Without the two of the C library, 32 and 33, which its posix_spawn leaves ignored.
+            "ignored": int(status["SigIgn"], 16) & ~(3 << 31), "blocked": status["SigBlk"], "fds": fds, "umask": mask,
             "handlers": {number.name: str(signal.getsignal(number)) for number in signal.Signals},
             "env": {name: value for name, value in os.environ.items() if not name.startswith(OURS)},
             "limits": {name: resource.getrlimit(getattr(resource, name)) for name in dir(resource) if "RLIMIT" in name},
