@@ -7,10 +7,11 @@ memory; `Distributor` decides whether they come from here or from another node.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -52,6 +53,7 @@ class _Content:
         self._stopped = threading.Event()
         self._ready: asyncio.Future[tuple[Manifest, bytes]] | None = None
         self._pieces: dict[bytes, list[Piece]] = {}
+        self._nodes = 0  # which are being supplied
         self._recent: OrderedDict[bytes, asyncio.Future[Buffer]] = OrderedDict()
 
     def __repr__(self) -> str:
@@ -88,14 +90,22 @@ class _Content:
             loop = asyncio.get_running_loop()
             reading = loop.run_in_executor(None, self.folder.read, self._pieces[name], name)
             reading.add_done_callback(_told)
-            self._recent[name] = reading
+            if self._nodes:  # otherwise the one that was about to be sent it is gone
+                self._recent[name] = reading
             while len(self._recent) > _RECENT:
                 self._recent.popitem(last=False)
         return await asyncio.shield(reading)
 
-    def forget(self) -> None:
-        """Free the memory of chunks that were read."""
-        self._recent.clear()
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Keep recent chunks while a node is supplied in this block; free them after the last such block."""
+        self._nodes += 1
+        try:
+            yield
+        finally:
+            self._nodes -= 1
+            if not self._nodes:
+                self._recent.clear()
 
 
 class FolderSupply:
@@ -118,7 +128,6 @@ class FolderSupply:
         self._requests = requests
         self._contents = [_Content(volume, folder) for volume, folder in volumes]
         self._reading: list[asyncio.Task[Any]] = []
-        self._busy = 0  # nodes that are being supplied
 
     def __repr__(self) -> str:
         return f"<FolderSupply of {len(self._contents)} folders>"
@@ -152,18 +161,12 @@ class FolderSupply:
         NodeLost
             The node was lost meanwhile.
         """
-        self._busy += 1
-        try:
-            for content in self._contents:
-                try:
+        for content in self._contents:
+            try:
+                with content.in_use():
                     await _Delivery(self._distributor, self._requests, session, content, report).run()
-                except RequestRefused as refusal:
-                    raise VolumeFailed(f"volume {content.folder.name!r} on {session.node}: {refusal}") from refusal
-        finally:
-            self._busy -= 1
-            if not self._busy:
-                for content in self._contents:
-                    content.forget()
+            except RequestRefused as refusal:
+                raise VolumeFailed(f"volume {content.folder.name!r} on {session.node}: {refusal}") from refusal
 
 
 class _Delivery:

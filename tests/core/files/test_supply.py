@@ -16,7 +16,7 @@ from skyward.core.files.folder import scan
 from skyward.core.files.requests import RequestRefused, Requests
 from skyward.core.files.supply import FolderSupply
 from skyward.core.protocol import messages
-from skyward.core.protocol.manifest import CHUNK, FolderFile, Manifest
+from skyward.core.protocol.manifest import CHUNK, FolderFile, Manifest, chunk_size
 from skyward.core.volumes import LocalVolume
 from tests.core.files.near_node import NearNode, in_loop
 from tests.worker.test_folder_build import content
@@ -78,6 +78,18 @@ async def test_a_folder_arrives(tmp_path: Path) -> None:
     assert node.blob_bytes == scan(str(folder)).size
     assert not driver.distributor._nodes["n1"].coming
     assert not driver.distributor._nodes["n1"].blobs._users
+
+
+@in_loop
+async def test_a_chunk_that_is_read_for_a_node_that_is_gone_is_not_kept(tmp_path: Path) -> None:
+    """The distributor may be about to send it as the node is given up, and so may others be."""
+    driver = Driver(LocalVolume("data", source(tmp_path)))
+    await driver.bring(driver.node("n1", tmp_path / "n1"))
+    (volume,) = driver.supply._contents
+    manifest, _ = await volume.manifest()
+    name = manifest.chunks[0]
+    assert len(await volume.chunk(name).load()) == chunk_size(name)
+    assert not volume._recent
 
 
 @in_loop
