@@ -67,6 +67,10 @@ class AgentSystem:
         raise.
     watch_memory
         Returns an object that tells whether the kernel's OOM killer has struck.
+    make_store
+        Makes the store of blobs, which keeps at most so many files of other processes open.
+    pipe
+        Makes a pipe, as `os.pipe` does.
     """
 
     start_server: Callable[[Mapping[str, str]], ForkServerProcess] = started
@@ -80,3 +84,4 @@ class AgentSystem:
     make_meter: Callable[[str], Callable[[], Usage]] = lambda folder: MachineLoad(folder).read
     watch_memory: Callable[[], OutOfMemory] = OutOfMemory
     make_store: Callable[[int], Store] = lambda max_adopted: Store(max_adopted=max_adopted)
+    pipe: Callable[[], tuple[int, int]] = os.pipe

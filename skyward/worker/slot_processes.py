@@ -114,6 +114,7 @@ class SlotProcesses:
         self._setup = setup
         self._config = config
         self._start_server = system.start_server
+        self._pipe = system.pipe
         self._oom = system.watch_memory()
         self._table = table
         self._owner = owner
@@ -135,7 +136,9 @@ class SlotProcesses:
         opened: list[int] = []
         try:
             ours, theirs = socket.socketpair()
-            opened += (ours.detach(), theirs.detach(), *os.pipe(), *os.pipe(), *os.pipe())
+            opened += (ours.detach(), theirs.detach())
+            for _ in range(3):  # one by one: those before one that fails are closed
+                opened += self._pipe()
             opened.append(os.dup(opened[6]))
         except OSError as error:
             for fd in opened:

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import IO, Any, cast
 
 import pytest
@@ -94,6 +95,10 @@ class Server:
         self.process.stdin.close()
 
 
+def open_files() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
 class Node:
     """A table of two slots, their processes, and what is said of them, in its order."""
 
@@ -106,7 +111,8 @@ class Node:
         self.owner = OwnerTraffic(self.post, lambda: None)
         settings = setup(concurrency=2)
         config = fork_config(settings, 1, {}, {"limits": list(LIMITS)})
-        system = AgentSystem(start_server=self.start)
+        self.pipes = 100  # that can still be made
+        system = AgentSystem(start_server=self.start, pipe=self.pipe)
         self.processes = SlotProcesses(
             self.loop, settings, config, None, system, self.table, self.owner, self.hear, self.buried, self.apply
         )
@@ -118,6 +124,12 @@ class Node:
     def start(self, _: Mapping[str, str]) -> ForkServerProcess:
         self.servers.append(Server())
         return self.server.handle
+
+    def pipe(self) -> tuple[int, int]:
+        if not self.pipes:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        self.pipes -= 1
+        return os.pipe()
 
     def post(self, message: Message, buffers: Sequence[Any], _: bool) -> int:
         self.told.append((message, *map(bytes, buffers)) if buffers else message)
@@ -234,6 +246,18 @@ def test_a_slot_that_can_not_be_forked_is_buried_and_its_task_refused(node: Node
     assert node.told[1].detail.startswith("can't fork a slot: ")
     node.processes.started(3 - slot, up=True)
     assert node.told[2] == Ready(2, None), "the one that failed is not waited for"
+
+
+def test_a_slot_for_which_a_pipe_is_lacking_leaves_no_file_open(node: Node) -> None:
+    node.make_slots()
+    before = open_files()
+    node.pipes = 2
+    node.apply(node.table.submit(7, True))
+    slot = node.table.running[7].number
+    node.processes.fork(slot + 10, False)
+    node.until(lambda: node.pipes == 0)
+    node.loop.run_until_complete(asyncio.sleep(0))
+    assert open_files() == before
 
 
 def test_a_slot_that_is_asked_for_as_the_fork_server_ends_is_forgotten_with_it(node: Node) -> None:

@@ -86,6 +86,7 @@ class ForkServerClient:
         packed: bytes = msgpack.packb({**config, **own}, unicode_errors="surrogatepass")  # variables may be any bytes
         self._queue.append((frame(packed), ()))
         self._server: ForkServerProcess | None = None
+        self._closed = False
         self._env = config["env"]
         self._start = start
         self._starting: asyncio.TimerHandle | None = None
@@ -180,7 +181,8 @@ class ForkServerClient:
             self._server.kill()
 
     def _close(self) -> None:
-        """Stop communicating with it."""
+        """Stop communicating with it; what is asked for from now on is dropped."""
+        self._closed = True
         for timer in (self._starting, self._polling):
             if timer is not None:
                 timer.cancel()
@@ -208,6 +210,8 @@ class ForkServerClient:
 
     def _write(self) -> None:
         """Send what is queued; the fork server may be busy with imports for long."""
+        if self._closed:
+            return self._discard_queue()
         if self._server is None:
             return None
         control = self._server.control

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from skyward.core.spec import Endpoint, Machine, Order
 from skyward.providers.local_agents import greet
 from skyward.worker.forkserver.client import ForkServerClient
 from skyward.worker.forkserver.launch import started
+from skyward.worker.forkserver.restarts import Ended
 from tests.processes import alive, comm, descendants
 from tests.worker.helpers import ROOT, Owner, began, owner, wait_for
 
@@ -219,6 +221,23 @@ def test_a_slot_that_does_not_lead_a_process_group_yet_is_killed_too() -> None:
         client.pids[1] = slot.pid
         client.kill_all()
         assert slot.wait(10) == -signal.SIGKILL
+    loop.close()
+
+
+def test_what_is_asked_of_one_that_could_not_be_started_leaves_no_file_open() -> None:
+    def start(_: Mapping[str, str]) -> Any:
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    loop = asyncio.new_event_loop()
+    config: dict[str, Any] = {"limits": LIMITS, "env": {}}
+    ended: asyncio.Future[Ended] = loop.create_future()
+    client = ForkServerClient(loop, config, lambda *_: None, ended.set_result, None, 0.0, start)
+    assert "can't be started" in loop.run_until_complete(ended).description
+    fds = os.pipe()
+    client.fork(1, False, fds)
+    for fd in fds:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(fd)
     loop.close()
 
 
