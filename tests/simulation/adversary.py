@@ -54,7 +54,7 @@ class _Size(NamedTuple):
     large: float
 
 
-_SMALL_WORLD = _Size(((1, 1), (1, 1), (2, 2), (1, 2)), (1, 2, 3, 5), (100_000, 150_000), 0.05)
+_SMALL_WORLD = _Size(((1, 1), (1, 1), (2, 2), (1, 2)), (1, 2, 3, 5), (40_000, 100_000, 150_000), 0.05)
 _WORLD = _Size(((1, 1), (2, 2), (1, 2), (1, 3)), (5, 10, 20), (100_000, 150_000, 1_000_000), 0.1)
 _LARGE_WORLD = _Size(((1, 1), (2, 2), (1, 3), (3, 3)), (20, 50), (100_000, 150_000, 1_000_000), 0.3)
 # Most faults show in a small world, of which many are run in the time of one large one.
@@ -63,6 +63,146 @@ _WORLDS = (_SMALL_WORLD,) * 30 + (_WORLD,) * 5 + (_LARGE_WORLD,)
 
 def scenario(seed: int) -> Scenario:
     """Draw a scenario."""
+    return _worse(seed, _near(seed))
+
+
+def _worse(seed: int, scenario: Scenario) -> Scenario:
+    """Let what is rare come together in some worlds: few others would meet it."""
+    chance = random.Random(f"worse {seed}")
+    scenario = replace(scenario, env=chance.random() < 0.05, load=0.0 if chance.random() < 0.05 else scenario.load)
+    kind, drawn = chance.random(), None
+    for share, draw in _WORSE:
+        if kind < share:
+            drawn = draw(chance, scenario)
+            break
+        kind -= share
+    return scenario if drawn is None else drawn
+
+
+def _strikes(
+    chance: random.Random, scenario: Scenario, kinds: Sequence[str], counts: Sequence[int], span: float
+) -> Scenario:
+    """Add some misfortunes of these kinds."""
+    more = []
+    for _ in range(chance.choice(counts)):
+        kind = chance.choice(kinds)
+        amounts = _OF_MACHINES[kind][1] if kind in _OF_MACHINES else (1, 2)
+        at = chance.choice((0.0, span)) * chance.random()
+        more.append(Misfortune(kind, at, chance.randrange(3), chance.choice(amounts)))
+    return replace(scenario, misfortunes=(*scenario.misfortunes, *more))
+
+
+def _hostile(chance: random.Random, scenario: Scenario) -> Scenario:
+    """Nobody can be trusted, for as long as the tasks take."""
+    wishes = tuple(wish._replace(seconds=chance.choice((wish.seconds, 3.0))) for wish in scenario.wishes)
+    if not scenario.resumes:
+        scenario = replace(scenario, wishes=wishes, leaves=None, ends=None)
+    kinds = ("lies", "lies", "lies", "commands", "commands", "impostors", "stranger", "crowd", "trespass")
+    return _strikes(chance, replace(scenario, rented=False), kinds, (4, 8), 4.0)
+
+
+def _cramped(chance: random.Random, scenario: Scenario) -> Scenario:
+    """There is little room on disks, or few files may be open."""
+    folder = (100_000,) * 3 if chance.random() < 0.4 else scenario.folder
+    room, files = chance.choice((0, 50_000, 130_000, 1_000_000)), chance.choice((0, 1, 1 << 16))
+    return replace(scenario, room=room, files=files, folder=folder)
+
+
+def _sociable(chance: random.Random, scenario: Scenario) -> Scenario:
+    """Nodes pass much on to each other; perhaps there is little room for it."""
+    size = chance.choice((150_000, 400_001, 1_500_001))
+    wishes = tuple(wish._replace(arrays=(size,)) if wish.same is None else wish for wish in scenario.wishes)
+    scenario = replace(scenario, nodes=chance.choice(((2, 2), (3, 3))), neighbours=1.0, wishes=wishes, local=False)
+    scenario = replace(scenario, rented=scenario.rented and chance.random() < 0.5)
+    scenario = _cramped(chance, scenario) if chance.random() < 0.3 else scenario
+    kinds = ("peers_lie", "peers_lie", "peers_lie", "peers_cut", "peers_stall", "cut", "agent_dies")
+    return _strikes(chance, scenario, kinds, (0, 1, 3), 3.0)
+
+
+def _bulky(chance: random.Random, scenario: Scenario) -> Scenario:
+    """Much is sent over several connections, or over as many as the host allows."""
+    wishes = tuple(
+        wish._replace(
+            arrays=(*chance.sample(_LARGE, chance.choice((1, 2))), 90_001), cancelled=chance.choice((None, 0.01, 0.3))
+        )
+        if wish.same is None
+        else wish
+        for wish in scenario.wishes[:3]
+    )
+    return replace(
+        scenario,
+        striped=True,
+        latency=chance.choice((0.03, 0.15)),
+        rate=chance.choice((1e7, 1e9)),
+        channels=chance.choice((1, 2, 3, 10)),
+        wishes=tuple(wish for wish in wishes if wish.after is None or wish.after < len(wishes)),
+        misfortunes=scenario.misfortunes[:1],
+    )
+
+
+def _decrepit(chance: random.Random, scenario: Scenario) -> Scenario:
+    """Machines on which processes end, or can't be made."""
+    return _strikes(chance, scenario, ("deadly", "server_fails", "no_pipes", "unready", "stillborn"), (1, 2, 4), 5.0)
+
+
+def _deserted(chance: random.Random, scenario: Scenario) -> Scenario:
+    """The provider is out of service, for long, or its driver has gaps."""
+    scenario = _strikes(chance, scenario, ("outage", "gaps"), (1, 2), 20.0)
+    return _strikes(chance, scenario, ("machine_ends", "cut", "agent_dies"), (0, 1, 2), 20.0)
+
+
+def _edited(chance: random.Random, scenario: Scenario) -> Scenario:
+    """Many short tasks refer to modules that are edited all the time."""
+    if scenario.local or scenario.gpus or scenario.resumes:
+        return scenario
+    wishes = tuple(
+        Wish(number, number * 0.3, seconds=chance.choice((0.01, 0.5)), isolated=number % 2 > 0, attempts=2, uses=0)
+        for number in range(10)
+    )
+    edits = tuple(Edit(0, 0.7 * number) for number in range(4))
+    return replace(scenario, slots=4, isolated=False, wishes=wishes, misfortunes=scenario.misfortunes[:1], edits=edits)
+
+
+def _barren(chance: random.Random, scenario: Scenario) -> Scenario:
+    """Tasks end on one node, and only fail on another."""
+    wishes = tuple(Wish(number, seconds=chance.choice((0.01, 0.5)), attempts=3) for number in range(20))
+    deadly = Misfortune("deadly", chance.choice((0.0, 15.0)) * chance.random(), 0, 1_000)
+    return replace(scenario, nodes=(2, 2), slots=1, wishes=wishes, misfortunes=(deadly,), edits=())
+
+
+def _lost_files(chance: random.Random, scenario: Scenario) -> Scenario:
+    """The user's folder loses a file before all nodes have it."""
+    scenario = replace(scenario, folder=(300_000, 10, 100_000), rate=3e5, nodes=chance.choice(((1, 1), (2, 2))))
+    return _strikes(chance, scenario, ("file_vanishes",), (1,), 12.0)
+
+
+def _puzzling(chance: random.Random, scenario: Scenario) -> Scenario:
+    """Some results can't be read where they arrive."""
+    wishes = tuple(
+        wish._replace(end="riddle", talks=0)
+        if wish.end == "return" and wish.same is None and chance.random() < 0.5
+        else wish
+        for wish in scenario.wishes
+    )
+    return replace(scenario, wishes=wishes)
+
+
+_WORSE: tuple[tuple[float, Callable[[random.Random, Scenario], Scenario]], ...] = (
+    (0.08, _hostile),
+    (0.06, _sociable),
+    (0.03, _cramped),
+    (0.03, _bulky),
+    (0.04, _decrepit),
+    (0.03, _deserted),
+    (0.03, _puzzling),
+    (0.01, _barren),
+    (0.01, _edited),
+    (0.01, _lost_files),
+)
+"""Shares of all worlds, and what is different in them."""
+
+
+def _near(seed: int) -> Scenario:
     drawn = _far(seed)
     chance = random.Random(f"local {seed}")  # of its own, so that what was drawn before stays as it was
     if chance.random() < _LOCAL and not drawn.gpus and not drawn.has_code:  # such nodes import the driver's own files
@@ -305,6 +445,7 @@ def inflict(pool: Pool, misfortune: Misfortune) -> None:
             name = alive[misfortune.which % len(alive)]
             pool.world.tell(f"{kind} at {name}, {amount:g}")
             pool.oracle.faults += kind not in _HARMLESS
+            pool.look()
             pool.deafness += kind not in _AUDIBLE or pool.is_leaving
             _OF_MACHINES[kind][0](pool, name, amount)
 
@@ -404,8 +545,10 @@ def _stranger(pool: Pool, name: str, kind: float) -> None:
 
 def _lies(pool: Pool, name: str, times: float) -> None:
     pool.oracle.lies += 1
-    machine = pool.machines[name]
-    pool.world.awake(machine.process, lambda: strangers.lie(pool.world, machine, int(times)))()
+    machine, at = pool.machines[name], 0.0
+    for _ in range(int(times)):  # at once, or one after the other
+        pool.world.after(at, pool.world.awake(machine.process, lambda: strangers.lie(pool.world, machine)))
+        at += pool.world.random.choice((0.0, 0.2))
 
 
 def _impostors(pool: Pool, name: str, times: float) -> None:
@@ -420,8 +563,10 @@ def _commands(pool: Pool, name: str, times: float) -> None:
     for life in pool.provisioner._lives.values():
         session = life.session
         if session is not None and life.machine.name == name and life.is_ready:
+            at = 0.0
             for _ in range(int(times)):
-                pool.driver.call_soon(strangers.command, pool.world, session)
+                pool.driver.call_later(at, strangers.command, pool.world, session)
+                at += pool.world.random.choice((0.0, 0.2))
 
 
 def _unsaved(pool: Pool, name: str, times: float) -> None:
@@ -460,6 +605,43 @@ def _unready(pool: Pool, name: str, times: float) -> None:
 def _forgets(pool: Pool, name: str, times: float) -> None:
     pool.oracle.forgets += int(times)
     pool.machines[name].forgets += int(times)
+
+
+def _crowd(pool: Pool, name: str, _: float) -> None:
+    strangers.crowd(pool.world, pool.machines[name])
+
+
+def _trespass(pool: Pool, name: str, _: float) -> None:
+    strangers.trespass(pool.world, pool.machines[name])
+
+
+def _deadly(pool: Pool, name: str, times: float) -> None:
+    pool.machines[name].deadly += int(times)
+
+
+def _no_pipes(pool: Pool, name: str, times: float) -> None:
+    pool.machines[name].no_pipes += int(times)
+
+
+def _server_fails(pool: Pool, name: str, times: float) -> None:
+    machine = pool.machines[name]
+    machine.short_lived, machine.unstartable = int(times), int(pool.world.random.choice((0.0, 1.0)) * times)
+    _server_dies(pool, name, 0)
+
+
+def _outage(pool: Pool, _: str, seconds: float) -> None:
+    pool.cloud.down_until = pool.world.now + seconds
+
+
+def _file_vanishes(pool: Pool, _: str, __: float) -> None:
+    if pool.folder is not None:
+        pool.folder.lose()
+
+
+def _gaps(pool: Pool, name: str, times: float) -> None:
+    pool.oracle.gaps += 1
+    pool.lines[name].gaps += int(times)
+    pool.lines[name].cut(0.0)
 
 
 def _blind(pool: Pool, name: str, times: float) -> None:
@@ -501,10 +683,36 @@ _OF_MACHINES: dict[str, tuple[_Strike, tuple[float, ...]]] = {
     "gpu_lost": (_gpu_lost, (0, 1)),
     "gpus_silent": (_gpus_silent, (1, 3)),
     "blind": (_blind, (1, 3)),
+    "crowd": (_crowd, (0,)),
+    "trespass": (_trespass, (0,)),
+    "deadly": (_deadly, (1, 10, 1_000)),
+    "no_pipes": (_no_pipes, (1, 3, 20)),
+    "server_fails": (_server_fails, (1, 3, 8)),
+    "outage": (_outage, (10.0, 100.0, 1_500.0)),
+    "gaps": (_gaps, (1, 3)),
+    "file_vanishes": (_file_vanishes, (0,)),
 }
 # Not among what any seed may draw: some of them need a scenario of their own, and the others came later.
-_RARE = ("file_away", "gpu_lost", "gpus_silent", "stillborn", "unready", "forgets", "blind", "impostors", "commands")
-_HARMLESS = ("stranger", "blind")  # nobody may notice them
+_RARE = (
+    "file_away",
+    "gpu_lost",
+    "gpus_silent",
+    "stillborn",
+    "unready",
+    "forgets",
+    "blind",
+    "impostors",
+    "commands",
+    "crowd",
+    "trespass",
+    "deadly",
+    "no_pipes",
+    "server_fails",
+    "outage",
+    "gaps",
+    "file_vanishes",
+)
+_HARMLESS = ("stranger", "blind", "trespass")  # nobody may notice them
 # Whatever these do, the agent goes on to hear its owner, if not on this line then on the next.
 _AUDIBLE = (
     *_HARMLESS,

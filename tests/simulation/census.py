@@ -34,6 +34,7 @@ _OVER = {
     "FolderSupply._contents": "the user's folder",
     "FolderSupply._reading": "the user's folder",
     "_Content._pieces": "the user's folder",
+    "_Content._recent": "the user's folder",
     "Fleet._states": "one for each provider",
     "Purse._states": "the same",
     "OrderBook._refusals": "why offers were refused, for the texts of errors",

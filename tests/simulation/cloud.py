@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
+from skyward.core.billing import BY_THE_SECOND, Billing
 from skyward.core.builtins_table import OURS
 from skyward.core.errors import (
     AuthFailed,
@@ -30,9 +31,14 @@ from tests.simulation.world import World
 
 __all__ = ["OFFERS", "Cloud", "SimulatedBuyer", "SimulatedTransport", "registered"]
 
+_MINUTES = Billing(minimum=120.0, unit=60.0)
 OFFERS = tuple(
-    Offer(name, vcpus=vcpus, memory=2**33, price=price, spot=spot, region=zone, zone_of=zone[:-1])
-    for name, vcpus, price in (("small", 4, 0.1), ("large", 8, 0.3))
+    Offer(name, vcpus=vcpus, memory=2**33, price=price, spot=spot, region=zone, zone_of=zone[:-1], billing=billing)
+    for name, vcpus, price, billing in (
+        ("small", 4, 0.1, BY_THE_SECOND),
+        ("large", 8, 0.3, _MINUTES),
+        ("odd", 8, None, BY_THE_SECOND),
+    )
     for zone in ("here-a", "here-b", "there-a")
     for spot in (False, True)
 )
@@ -54,14 +60,22 @@ _REFUSALS: tuple[tuple[type[ProvisioningError], Scope | None], ...] = (
 class _Record:
     """One machine, as the provider knows it."""
 
-    def __init__(self, machine: Machine, shown_from: float, price: float, made: float) -> None:
+    def __init__(self, machine: Machine, shown_from: float, price: float, by_minutes: bool, made: float) -> None:
         self.machine = machine
         self.shown_from = shown_from
         self.price = price
+        self.by_minutes = by_minutes
         self.made = made
         self.ended: float | None = None
         self.hidden_from = float("inf")  # once it has ended, when it is no longer listed
         self.billed = True
+
+    def cost(self, now: float) -> float:
+        """US dollars so far: some kinds of machines cost whole minutes, and two at least."""
+        seconds = (now if self.ended is None else self.ended) - self.made
+        if self.by_minutes:
+            seconds = max(120.0, math.ceil(seconds / 60.0 - 1e-6) * 60.0)
+        return self.price * seconds / 3600.0
 
 
 class Cloud:
@@ -115,6 +129,7 @@ class Cloud:
         # How many more of each there will be.
         self.lost_replies = self.refusals = self.failures = self.duds = self.denials = 0
         self.was_denied = False
+        self.down_until = 0.0
         self._boot, self._end = boot, end
         self._neighbours = neighbours
         self._transport = StripedTransport if striped else SimulatedTransport
@@ -149,7 +164,8 @@ class Cloud:
             )
             price = 0.0 if order.offer is None else order.offer.price or 0.0
             shown = self.world.now + random.uniform(0.0, 0.9 * self.listing_delay)
-            self.records[name] = _Record(machine, shown, price, self.world.now)
+            by_minutes = order.offer is not None and order.offer.billing is _MINUTES
+            self.records[name] = _Record(machine, shown, price, by_minutes, self.world.now)
             if order.deadline is not None and order.deadline < math.inf:  # it keeps to that itself
                 self.world.at(order.deadline, lambda name=name: self.stop(name, MachineState.GONE))
             self.world.tell(f"{name} is created")
@@ -210,11 +226,7 @@ class Cloud:
     @property
     def cost(self) -> float:
         """US dollars that all machines have cost so far."""
-        now = self.world.now
-        return sum(
-            record.price * ((now if record.ended is None else record.ended) - record.made) / 3600.0
-            for record in self.records.values()
-        )
+        return sum(record.cost(self.world.now) for record in self.records.values())
 
     def cost_of(self, seconds: float) -> float:
         """US dollars for which all machines that there have been run for so long."""
@@ -225,6 +237,9 @@ class Cloud:
             self.denials -= 1
             self.was_denied = True
             raise AuthFailed("simulated: who are you?")
+        if self.world.now < self.down_until:
+            self.was_denied = True
+            raise CloudError("simulated: the API is out of service")
         if self.failures > 0:
             self.failures -= 1
             raise self.world.random.choice((CloudError, RateLimited))("simulated: the API is down")

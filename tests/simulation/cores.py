@@ -57,8 +57,12 @@ _ELSEWHERE = (
     "skyward.worker.gpu_listing",
     "skyward.worker.gpu_shares",
 )
-# Functions of a real process: how it begins, and what it finds of others that were killed.
-_PROCESSES = r"^(async )?def (_fork_agents|_live|_watch_lifeline|announce|detach|main|read_start|sweep)\b"
+# Functions of a real process, in whose place the simulation has its own: how it begins, what it opens, and what it
+# finds of others that were killed.
+_PROCESSES = (
+    r"^(async )?def (_fork_agents|_live|_make_authority|_make_buyer|_open_file|_parents|_watch_lifeline|announce|detach"
+    r"|main|read_start|sweep)\b"
+)
 CORES = sorted(name for name in {*PURE, *_DRIVERS} if not any(within(name, room) for room in _ELSEWHERE))
 
 

@@ -49,6 +49,15 @@ class UsersFolder:
         """It as a pool takes it."""
         return LocalVolume(_PLACE, self._path), scan(self._path)
 
+    @property
+    def cache(self) -> str:
+        """Where nodes on the driver's machine keep it between pools."""
+        return f"{self._path}.cache"
+
+    def lose(self) -> None:
+        """Let its first file vanish."""
+        Path(self._path, next(iter(self._files))).unlink(missing_ok=True)
+
     def differs(self, work: str) -> list[str]:
         """Which of the files are not as they should be, seen from a task that runs in this folder."""
         return [name for name, data in self._files.items() if not _is(Path(work, _PLACE, name), data)]
@@ -56,6 +65,7 @@ class UsersFolder:
     def close(self) -> None:
         """Remove it."""
         shutil.rmtree(self._path, ignore_errors=True)
+        shutil.rmtree(self.cache, ignore_errors=True)
 
 
 def _is(file: Path, data: bytes) -> bool:

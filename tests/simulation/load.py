@@ -12,7 +12,7 @@ from random import Random
 from typing import Any, NamedTuple
 
 from skyward.core.tasks.several_calls import STAND_INS
-from tests.simulation.odd import odd
+from tests.simulation.odd import Riddle, odd
 
 __all__ = ["MAX_BYTES", "Array", "Imported", "Load", "Uses", "carry_out", "importing"]
 
@@ -27,8 +27,8 @@ class Load(NamedTuple):
     seconds
         It takes, of virtual time.
     end
-        ``"return"``, ``"raise"``, ``"odd"`` (raises something odd), ``"die"`` (killed half way) or ``"hang"`` (never
-        ends).
+        ``"return"``, ``"raise"``, ``"odd"`` (raises something odd), ``"riddle"`` (returns what can't be unpickled),
+        ``"die"`` (killed half way) or ``"hang"`` (never ends).
     size
         Bytes of the result.
     prints
@@ -135,4 +135,6 @@ def carry_out(plan: Load, *arrays: Array | Imported, item: int = 0) -> tuple[int
         raise ValueError(plan.number)
     if plan.end == "odd":
         raise odd(plan.number)
+    if plan.end == "riddle":
+        return Riddle(plan.number)  # type: ignore[return-value]
     return plan.number, item, [each.content for each in arrays], Array.made(plan.size)

@@ -201,6 +201,7 @@ class Line:
         self.stalled_until = 0.0
         self.cuts = 0
         self.links = 0  # that are open
+        self.gaps = 0  # how many more connections fail as none should
         # A dict, for its order is that in which they were made, and a set's is chance.
         self.connections: _Ordered = _Ordered()
         self._opened: list[Connection] = []  # all that there ever were
@@ -222,6 +223,9 @@ class Line:
     async def reach(self, timeout: float) -> None:
         """Make a connection to the host, which opens channels."""
         await asyncio.sleep(self.delay() * 2)
+        if self.gaps > 0:
+            self.gaps -= 1
+            raise KeyError("simulated: what no transport should raise")
         if self.links >= self.route.links:
             raise HostUnreachable("too many connections")
         if self.world.now < self.down_until:

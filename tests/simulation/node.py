@@ -10,6 +10,7 @@ import contextlib
 import errno
 import io
 import itertools
+import math
 import os
 import shutil
 import signal
@@ -180,6 +181,10 @@ class _Slot:
         self.held[run.task] = plan
         self.machine.check_folder()
         self.machine.started(self.process.name, plan)
+        if self.machine.deadly > 0:
+            self.machine.deadly -= 1
+            self.end(signal.SIGKILL)
+            return
         if self.machine.forgets > 0 and not self.shared:
             self.machine.forgets -= 1
             self.busy = False
@@ -342,6 +347,10 @@ class _ForkServer:
         self._doomed: set[int] = set()
         self._unborn: dict[int, list[int]] = {}  # descriptors of slots that are about to be forked
         self.process.add_reader(theirs, self._readable)
+        if machine.short_lived > 0:
+            machine.short_lived -= 1
+            status = world.random.choice((-signal.SIGKILL, 1))
+            self.process.call_later(world.random.choice((0.01, 1.0)), self.die, status)
 
     def _readable(self) -> None:
         try:
@@ -500,6 +509,10 @@ class Machine:
         What tasks must find.
     memory
         Its size in bytes, of which a quarter may hold blobs that no task needs.
+    cache
+        Folder of what is kept between pools; empty: nothing is.
+    room, files
+        Bytes that may still be written to its disks, and how many of the driver's files it may have open.
     """
 
     def __init__(
@@ -521,12 +534,18 @@ class Machine:
         self.forks_fail = 0
         # How many more slots will die before they begin, or can't begin; and how many tasks will be forgotten by slots.
         self.stillborn = self.unready = self.forgets = 0
+        self.deadly = 0  # how many more tasks will have their process killed at once
+        # How many more fork servers will not start, and end soon; and how many pipes can't be made.
+        self.unstartable = self.short_lived = self.no_pipes = 0
         self.saving = Saving(world, saved or (lambda _: None))
         self._saves = saved is not None
         self.visitors: list[socket.socket] = []
         self.impostors: list[bytes] = []
         self.folder_of_user: UsersFolder | None = None
         self.memory = 1 << 34
+        self.room = math.inf  # bytes that may still be written to its disk
+        self.cache = ""
+        self.files = 1 << 16  # of other processes that it may have open
         self.blind = 0  # how many more of the driver's files can't be opened
         self.servers: list[_ForkServer] = []
         self.folder = tempfile.mkdtemp(prefix="skyward-simulation-", dir=MEMORY)
@@ -546,19 +565,20 @@ class Machine:
         return f"<Machine {self.name}{'' if self.process.alive else ', gone'}>"
 
     def _begin(self) -> None:
-        start = Start("unix", SECRET, False, 60.0)
+        start = Start("unix", SECRET, False, 60.0, run=f"{self.folder}/run" if self.cache else "", cache=self.cache)
         system = AgentSystem(
-            start_server=lambda _: self.server(),
+            start_server=lambda _: self._new_server(),
             sleep=lambda _: None,  # for the sake of speed only
             random_bytes=self.world.random.randbytes,
             log=lambda text: self.world.tell(f"{self.name} logs: {text}"),
-            peer_network=lambda _, identity, __: self.neighbourhood.network(self.name, self.process, identity),
+            peer_network=lambda _, identity, __: self._network(identity),
             start_thread=lambda run, _: self.process.run_in_executor(None, run),
             find_gpus=lambda _: self.cards.find(),
             memory=lambda: self.memory,
             make_meter=lambda _: lambda: Usage(0.5, 4, 1 << 30, 1 << 32, 1 << 34),
             watch_memory=lambda: _Memory(self.world),
             make_store=self._make_store,
+            pipe=self._pipe,
         )
         self.agent = Agent(self.process, start, self._listener, self.folder, self.server(), system)
         self.world.run_task(self.process, self._live(self.agent))
@@ -582,9 +602,29 @@ class Machine:
         self.servers.append(server)
         return _Server(server.handle, server.control, cast("IO[bytes]", server.output), server)
 
+    def _new_server(self) -> ForkServerProcess:
+        if self.unstartable > 0:
+            self.unstartable -= 1
+            raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        return self.server()
+
+    def _network(self, identity: dict[str, str]) -> Any:
+        """The way to others, unless too many files are open."""
+        if not self.files and self.world.random.random() < 0.3:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return self.neighbourhood.network(self.name, self.process, identity)
+
+    def _pipe(self) -> tuple[int, int]:
+        """Make a pipe, unless too many files are open."""
+        if self.no_pipes > 0 and self.world.random.random() < 0.5:
+            self.no_pipes -= 1
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return os.pipe()
+
     def connect(self) -> socket.socket:
-        """A connection to the agent; OSError if it is gone."""
+        """A connection to the agent; OSError if it is gone, or too many wait at its door."""
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.setblocking(False)
         try:
             sock.connect(self._address)
         except OSError:
@@ -615,7 +655,13 @@ class Machine:
 
     def _make_store(self, most: int) -> Store:
         places = [f"{self.folder}/{each}" for each in ("memory", "disk")]
-        return Store(places, most, self._pwrite, self._open_file, private_folder)
+        return Store(places, min(most, self.files), self._pwrite, self._open_file, self._make_folder)
+
+    def _make_folder(self, parent: str, kind: str) -> tuple[str, int]:
+        """Make one of the store's folders, unless the disk is full."""
+        if self.world.now < self.full_until or self.room <= 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return private_folder(parent, kind)
 
     def _open_file(self, path: str, number: int, size: int) -> tuple[int, str]:
         """Open one of the driver's files, on whose machine this is then."""
@@ -635,6 +681,11 @@ class Machine:
             if len(data) < 2 or self.world.random.random() < 0.5:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             data = data[: len(data) // 2]
+        if self.room <= 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if self.room < len(data):
+            data = data[: int(self.room)]
+        self.room -= len(data)
         return os.pwrite(fd, data, offset)
 
     def check_folder(self) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any, Self
 
-__all__ = ["is_odd", "odd"]
+__all__ = ["Riddle", "is_odd", "odd"]
 
 
 class _Named(Exception):
@@ -89,6 +90,19 @@ _KINDS: tuple[Callable[[int], BaseException], ...] = (
     _local,
     _noted,
 )
+
+
+class Riddle:
+    """A result that is sent, and can't be read where it arrives."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __reduce__(self) -> Any:
+        return _RIDDLES[self.number % len(_RIDDLES)]
+
+
+_RIDDLES: tuple[tuple[Any, tuple[Any, ...]], ...] = ((int, ("no number",)), (sys.exit, (3,)), (getattr, (sys, "no")))
 
 
 def odd(number: int) -> BaseException:

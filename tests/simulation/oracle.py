@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import math
+import traceback
 from collections import Counter
 from collections.abc import Collection
 from typing import Any
@@ -68,9 +69,9 @@ class Oracle:
         self.starts: Counter[int] = Counter()
         self.faults = 0
         """How many faults there have been that a task, or the pool, may fail of."""
-        self.lost_cards = self.lies = self.forgets = 0
-        """How many GPUs are lost; how many times an agent has lied; how many tasks slots may forget: one
-        that is ended for it may have begun the next."""
+        self.lost_cards = self.lies = self.forgets = self.gaps = 0
+        """How many GPUs are lost; how many times an agent has lied; how many tasks slots may forget: one that is ended
+        for it may have begun the next; how many times a transport has raised what it should not."""
         self.kept: dict[int, Any] = {}
         """Results of cached functions, by the first task of those that are equal."""
         self.pinned: dict[int, str] = {}
@@ -227,6 +228,8 @@ class Oracle:
             self.world.tell(f"task {number} settles: {error!r}"[:160])
             self._check(self._is_due(wish, error), f"task {number}: {error!r}")
             self._check(traceback_text(error), f"task {number}: nothing to show of {type(error).__name__}")
+            if number % 5 == 0:  # as the interpreter prints it when it ends the program
+                traceback.format_exception(error)
 
     def _is_right(self, wish: Wish, result: Any) -> bool:
         if wish.end != "return":
@@ -257,7 +260,7 @@ class Oracle:
         # Of a shared process that died, what it had begun is not known: all that it was given counts as started.
         starts = self.starts[wish.load.number]
         if isinstance(error, PayloadError):
-            return wish.end == "unpicklable" and not starts
+            return starts if wish.end == "riddle" else wish.end == "unpicklable" and not starts
         if isinstance(error, WorkerCrashed) and "no node can start" not in str(error):
             # A node that is lost may have begun all that it had.
             return not wish.isolated or ((starts or self.faults) and starts + self._lost >= wish.attempts)

@@ -98,7 +98,7 @@ def tasks_taken_back_and_forgotten(patch: pytest.MonkeyPatch) -> None:
 @plant
 def a_refusal_that_is_forgotten(patch: pytest.MonkeyPatch) -> None:
     """When another order brought a machine, why one was refused was forgotten, and nobody could say it."""
-    patch.setattr(OrderBook, "note", lambda *_: None)
+    patch.setattr(OrderBook, "note", lambda *_, **__: None)
 
 
 @plant

@@ -100,10 +100,8 @@ class Pool:
         self.machines: dict[str, Machine] = {}
         self.lines: dict[str, Line] = {}
         self.neighbourhood = Neighbourhood(world, scenario.neighbours)
-        self.started = False
-        """Whether the block was entered."""
-        self.failed = False
-        """Whether the block could not be entered."""
+        self.started = self.failed = False
+        """Whether the block was entered, and whether that was impossible."""
         self.is_leaving = False
         self.is_withdrawn = False
         self.is_warned = False
@@ -119,6 +117,7 @@ class Pool:
         self.scenario = scenario
         self._work: list[asyncio.Task[None]] = []
         self._followers: dict[int, list[Wish]] = {}
+        self._nodes: dict[str, str] = {}  # that have ever been ready, and their machines
         isolated, nodes = scenario.isolated, Nodes(*scenario.nodes)
         self._program = EditedProgram(self.driver) if scenario.has_code else None
         self.folder = UsersFolder(scenario.seed, scenario.folder) if scenario.folder else None
@@ -131,7 +130,19 @@ class Pool:
         ]
         self.cloud = self._make_cloud(first=1 if before is None else 101)
         setup = Setup(
-            "", scenario.slots, isolated, None, {}, [], None, [], [], 60.0, code=scenario.has_code, gpus=scenario.gpus
+            "",
+            scenario.slots,
+            isolated,
+            None,
+            {"SIMULATED": "1"} if scenario.env else {},
+            [],
+            None,
+            [],
+            [],
+            60.0,
+            code=scenario.has_code,
+            gpus=scenario.gpus,
+            load=scenario.load,
         )
         order = Order("sky-simulated", nodes.max, Resources(), orphan_timeout=60.0)
         self.budget = scenario.budget if scenario.rented else None
@@ -178,6 +189,9 @@ class Pool:
         if isinstance(event, (Note, NodeGone, NodeReady)):
             self.world.tell(f"{event}")
             self.oracle.heard(event)
+            if isinstance(event, NodeReady):
+                lives = self.provisioner._lives.values()
+                self._nodes[event.node] = next(life.machine.name for life in lives if life.name == event.node)
             self.deafness += isinstance(event, NodeGone) and not self.is_leaving
         if isinstance(event, Note) and event.warning and self.cloud.was_denied and self.is_leaving:
             self.is_warned = True
@@ -192,6 +206,7 @@ class Pool:
         self.provisioner = Provisioner(
             self.plan, self.dispatcher.runner, self.events, buyer, authority, clocks=clocks, bring=files.bring
         )
+        self.look()
         self.events.emit(PoolStarted("", "simulated", self.plan.nodes.max, self.scenario.slots))
         self._work.append(self.world.run_task(self.driver, self._start()))
 
@@ -212,7 +227,7 @@ class Pool:
     @property
     def _is_poor(self) -> bool:
         """Whether the budget does not pay for the least nodes, of the cheapest kind, for the least time."""
-        cheapest = min(offer.price or 0.0 for offer in OFFERS)
+        cheapest = min(offer.price for offer in OFFERS if offer.price is not None)
         return self.budget is not None and self.budget < self.plan.nodes.min * cheapest * MIN_SECONDS / 3600.0
 
     @property
@@ -227,6 +242,10 @@ class Pool:
         cards = Cards(self.world, self.scenario.cards, per_gpu(self.scenario.gpus or 1))
         machine = Machine(self.world, name, oracle.started, oracle.ended, self.neighbourhood, cards, saved)
         machine.folder_of_user, machine.memory = self.folder, self.scenario.memory
+        machine.room, machine.files = self.scenario.room, self.scenario.files
+        if self.folder is not None and self.scenario.local:
+            machine.cache = self.folder.cache
+        self.oracle.faults += self.scenario.room < 1 << 40 or self.scenario.files < 1 << 16
         self.machines[name] = machine
         line = Line(self.world, self.network, machine.answer, self.scenario.route)
         self.lines[name] = SimulatedTransport.lines[id(self.world), name] = line
@@ -260,6 +279,7 @@ class Pool:
             "tasks a second": tally.rate(now),
             "tasks a second in all": tally.throughput,
             "share of the slots' time": tally.efficiency,
+            "whether that says anything": tally.could_be_efficient,
             "seconds": tally.elapsed(now),
             "slots": self.provisioner.slots,
             **{f"tasks at a time of {limit}": runner.schedule.at_a_time(limit) for limit in self.scenario.limits},
@@ -318,13 +338,12 @@ class Pool:
         return [Uses(name)]
 
     def _pinned(self, wish: Wish) -> str | None:
-        """The node that a task must run on."""
-        lives = [life for life in self.provisioner._lives.values() if life.is_ready]
-        if wish.node is None or not lives:
+        """The node that a task must run on; it may be gone."""
+        if wish.node is None or not self._nodes:
             return None
-        life = lives[wish.node % len(lives)]
-        self.oracle.pinned[wish.number] = life.machine.name
-        return life.name
+        name, machine = list(self._nodes.items())[wish.node % len(self._nodes)]
+        self.oracle.pinned[wish.number] = machine
+        return name
 
     def _call(self, wish: Wish, arrays: list[Any], node: str | None) -> Any:
         options = TaskOptions(
@@ -340,7 +359,7 @@ class Pool:
             return self.dispatcher.submit(carry_out, wish.load, *arrays, options=options)
         calls = [(carry_out, (wish.load, *arrays), {"item": item}) for item in items(wish)]
         batch = Batch(calls, 1, None, _CARRY_OUT, wish.group or 0)
-        return self.dispatcher.submit(batch, options=replace(options, count=wish.count))
+        return self.dispatcher.call(batch, (), {}, replace(options, count=wish.count), wish.number * wish.count)
 
     def _has_settled(self, wish: Wish) -> None:
         """The user's callback of a future."""
@@ -412,9 +431,11 @@ class Pool:
     def versions(self) -> list[CodeVersion]:
         """Those of the user's own code that calls have, or that errors keep which the user has.
 
-        An error from pickling refers to the frames in which the task was submitted, such as that of a callback.
+        An error from pickling refers to the frames in which the task was submitted, such as that of a callback, and one
+        from unpickling to those in which the answer was read.
         """
-        kept = self._versions if any(wish.end == "unpicklable" for wish in self.scenario.wishes) else ()
+        ends = {wish.end for wish in self.scenario.wishes}
+        kept = self._versions if ends & {"unpicklable", "riddle"} else ()
         return [*kept, *(group.code for group in self._groups if group.code is not None)]
 
     @property
@@ -453,9 +474,5 @@ class Pool:
                 users.close()
         with contextlib.suppress(SystemExit):  # of a user's callback
             self.dispatcher.close()
-        for task in asyncio.all_tasks(self.driver):  # of one that was killed
-            task._log_destroy_pending = False  # type: ignore[attr-defined]
-            with contextlib.suppress(RuntimeError):  # it would clean up
-                task.get_coro().close()  # type: ignore[union-attr]
         if self.results is not None:
             self.results.close()

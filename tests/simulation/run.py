@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -37,8 +38,9 @@ GOODBYE = 10.0
 ORPHANED = 200.0
 """Seconds awake within which agents have ended that nobody can tell: their patience, and once more from a link's end
 on."""
-LEAVE = 900.0
-"""Seconds within which the block ends: agents that are out of reach end by themselves after one minute or two."""
+LEAVE = 1000.0
+"""Seconds within which the block ends: agents that are out of reach end by themselves after one minute or two, and a
+provider that is out of service is given up after 900 seconds."""
 
 
 @dataclass
@@ -77,6 +79,8 @@ class _LoggedErrors(logging.Handler):
         lies = any(pool.oracle.lies for pool in self._pools)
         if lies and not error and "link broken after an error" in record.getMessage():
             return  # of an agent that has lied, and was found out
+        if any(pool.oracle.gaps for pool in self._pools) and isinstance(error, KeyError):
+            return  # of a transport
         self._world.broken.append(f"logged: {record.getMessage()}: {error!r}")
 
 
@@ -87,11 +91,23 @@ def simulate(scenario: Scenario | int) -> Outcome:
     was_enabled = gc.isenabled()
     gc.disable()  # for speed, and since a file that only the collector closes counts as left open
     try:
-        with registered():
-            return _simulate(scenario)
+        with registered(), unwarned() as warned:
+            outcome = _simulate(scenario)
+        outcome.broken += warned
+        return outcome
     finally:
         if was_enabled:
             gc.enable()
+
+
+@contextlib.contextmanager
+def unwarned() -> Iterator[list[str]]:
+    """Yield what will be told of the warnings given until then: such as that of a coroutine that nobody awaited."""
+    told: list[str] = []
+    with warnings.catch_warnings(record=True) as given:
+        warnings.simplefilter("always")
+        yield told
+    told += [f"a warning: {warning.message}" for warning in given]
 
 
 def _simulate(scenario: Scenario) -> Outcome:
@@ -99,9 +115,10 @@ def _simulate(scenario: Scenario) -> Outcome:
     world = World(scenario.seed)
     pools = [Pool(world, scenario)]
     errors = _LoggedErrors(world, pools)
-    logger, silent = logging.getLogger("skyward"), logging.getLogger("concurrent.futures")
-    logger.addHandler(errors)
-    logger.propagate = False  # pytest keeps what is logged, and with a traceback all that its frames hold
+    loggers, silent = list(map(logging.getLogger, ("skyward", "asyncio"))), logging.getLogger("concurrent.futures")
+    for logger in loggers:
+        logger.addHandler(errors)
+        logger.propagate = False  # pytest keeps what is logged, and with a traceback all that its frames hold
     silent.disabled = True  # it reports what users' callbacks raise
     try:
         _live(world, pools[0], scenario)
@@ -110,8 +127,6 @@ def _simulate(scenario: Scenario) -> Outcome:
     except Stuck as error:
         world.broken.append(str(error))
     finally:
-        logger.removeHandler(errors)
-        logger.propagate = True
         story = [f"{time - world.began:10.4f}  {text}" for time, text in world.story]
         broken = list(world.broken)
         for pool in pools:
@@ -120,6 +135,9 @@ def _simulate(scenario: Scenario) -> Outcome:
         for pool in pools:
             pool.close()
         silent.disabled = False
+        for logger in loggers:
+            logger.removeHandler(errors)
+            logger.propagate = True
     for pool in pools:
         if pool.budget is not None and pool.cloud.cost > pool.budget * 1.001 + pool.cloud.cost_of(world.away):
             broken.append(f"the machines have cost ${pool.cloud.cost:.4g}, and may cost ${pool.budget:.4g}")
@@ -172,14 +190,14 @@ def _live(world: World, pool: Pool, scenario: Scenario) -> None:
     if scenario.leaves is not None:
         world.at(end, lambda: None)  # so that time stops there
     begun = lambda: pool.started or pool.failed or world.now >= end  # noqa: E731
-    world.run(begun, START, "the pool has started, or has failed")
+    world.run(begun, START + scenario.outage, "the pool has started, or has failed")
     wishes = scenario.wishes if pool.started else ()
     if pool.started:
         pool.begin()
     pool.oracle.watch()
     span = sum(wish.at + wish.seconds * wish.attempts for wish in wishes)
     settled = lambda: pool.oracle.have_settled(wishes) or world.now >= end  # noqa: E731
-    world.run(settled, span + SETTLE, "every task has settled")
+    world.run(settled, span + SETTLE + scenario.outage, "every task has settled")
     asleep = sum(each.amount for each in scenario.misfortunes if each.kind in ("machine_sleeps", "driver_sleeps"))
     if scenario.rests and not pool.failed and world.now < end:
         _rest(world, pool, REST + asleep)
@@ -267,7 +285,10 @@ def quiet() -> Iterator[Callable[[], None]]:
 
     def after() -> None:
         if next(count) % _COLLECTED == 0:
-            gc.collect()
+            with unwarned() as warned:
+                gc.collect()
+            if warned:
+                raise AssertionError(f"one of the last {_COLLECTED} seeds: {'; '.join(warned)}")
 
     gc.collect()
     gc.freeze()  # all modules, which it need not look through again and again

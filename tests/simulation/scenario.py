@@ -161,6 +161,12 @@ class Scenario:
         Bytes of each machine: what has no room there is forgotten, and sent again.
     folder
         Bytes of each file in a folder that every node has before it gets tasks; empty if there is none.
+    room, files
+        Bytes that each machine's disks take, and how many of the driver's files an agent may have open.
+    env
+        Whether tasks have environment variables of the user's.
+    load
+        Seconds between two reports of a node's load; 0 for none.
     wishes, misfortunes, edits
         What the user wants, what goes wrong, and what of the user's own code is edited.
     """
@@ -191,6 +197,10 @@ class Scenario:
     cards: int = 0
     memory: int = 1 << 34
     folder: tuple[int, ...] = ()
+    room: int = 1 << 40
+    files: int = 1 << 16
+    env: bool = False
+    load: float = 15.0
     wishes: tuple[Wish, ...] = ()
     misfortunes: tuple[Misfortune, ...] = ()
     edits: tuple[Edit, ...] = ()
@@ -199,6 +209,11 @@ class Scenario:
     def route(self) -> Route:
         """What the lines to the nodes are like."""
         return Route(self.latency, self.rate, self.striped, self.links, self.channels)
+
+    @property
+    def outage(self) -> float:
+        """Seconds for which the provider is out of service: everything may take so much longer."""
+        return sum(each.amount for each in self.misfortunes if each.kind == "outage")
 
     @property
     def has_code(self) -> bool:

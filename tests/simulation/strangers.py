@@ -11,17 +11,19 @@ from typing import Any
 
 import msgpack
 
+from skyward.core.errors import ProtocolError
 from skyward.core.nodes.session import Session
 from skyward.core.protocol import messages as m
 from skyward.core.protocol.envelopes import encode
-from skyward.core.protocol.wire import VERSION
-from tests.simulation.node import Machine
+from skyward.core.protocol.wire import VERSION, Role, Wire
+from tests.simulation.node import SECRET, Machine
 from tests.simulation.world import World
 
-__all__ = ["KINDS", "command", "impersonate", "lie", "visit"]
+__all__ = ["KINDS", "command", "crowd", "impersonate", "lie", "trespass", "visit"]
 
 _LINGERS = 20.0  # seconds that a stranger stays at most; the agent waits for ten
 _NOBODY = 10**9  # number of no task
+_CROWD = 40  # the agent listens to 32 at a time
 
 
 def _piece(envelope: bytes, kind: int = 0, sizes: tuple[int, ...] = ()) -> bytes:
@@ -83,6 +85,23 @@ def _odd_piece(random: Random) -> bytes:
         lambda: _piece(encode(m.Done(_NOBODY, 0.1), 10**6), 0, (5,))[:-5] + b"abc",
         lambda: _piece(encode(m.Load(None, 1, 1, 1, 1, [[[[[[]]]]]]), 0)),
         lambda: _piece(encode(m.Began([1] * 70_000, [1]), 10**6)),
+        lambda: _piece(encode(m.Output(1), 10**6), 1, (100_000,)),  # it must not be large
+        lambda: _piece(open_, 1, (100_000,)) + b"more than its prelude",
+        lambda: struct.pack("!BII", 1, 0, 20) + _piece(open_, 1, (5,))[9:],  # another length than it has
+        lambda: b"".join(_piece(encode(m.Done(_NOBODY, 0.1), 10**6 + n), 1, (2**20, n + 1)) for n in range(300)),
+        lambda: _piece(open_, 1, (50_000,)) + struct.pack("!BIIQ", 2, 0, 60_000, 0),  # more than is missing
+        lambda: _piece(open_, 1, (50_000,)) + struct.pack("!BIIQ", 3, 0, 9, 0) + b"not zstd!",
+        lambda: (
+            _piece(open_, 1, (5_000_000,))
+            + b"".join(struct.pack("!BIIQ", 2, 0, 1, 2 * at) + b"x" for at in range(1100))
+        ),  # in too many places
+        lambda: _piece(msgpack.packb([random.choice((True, -1)), random.choice((-1, True, 10**6)), 1, 0.1, {}])),
+        lambda: _piece(b"\x95" + b"\x90" * random.choice((4, 5)) + bytes(random.choice((0, 300)))),
+        lambda: _piece(b"\xdd\x00\x00\x80\x00" + b"\x90" * 0x8000),
+        lambda: _piece(b"\x92\x00\xd9\xff" + bytes(20)),
+        lambda: _piece(b"\x92\x00" + random.choice((b"\xc1", b"\xc7\x00\x01")) + bytes(20)),
+        lambda: _piece(encode(random.choice((m.Done(_NOBODY, 0.1), m.Ready(1, None), m.Cancel(_NOBODY))), 0)),
+        lambda: _piece(encode(random.choice((m.Ping(0.0), m.Pong(0.0), m.Ack(0))), 0)),
     ]
     return random.choice(kinds)()
 
@@ -142,6 +161,39 @@ def visit(world: World, machine: Machine, kind: int) -> None:
     world.after(world.random.choice((0.01, _LINGERS)) * world.random.random(), lambda: _leave(machine, sock))
 
 
+def crowd(world: World, machine: Machine) -> None:
+    """Let many strangers come at once, as somebody who scans for open doors."""
+    for _ in range(_CROWD):
+        visit(world, machine, 0)
+
+
+def trespass(world: World, machine: Machine) -> None:
+    """Let somebody connect who knows the secret, and yet is not the owner: a program that is run twice, or a fork."""
+    if machine.agent is None or machine.agent.session is None:
+        return  # whoever comes first is the owner
+    try:
+        sock = machine.connect()
+    except OSError:
+        return
+    sock.setblocking(False)
+    machine.visitors.append(sock)
+    wire = Wire(Role.OWNER, secret=SECRET, nonce=world.random.randbytes(16))
+    wire.hello("somebody else's", 0, world.random.choice((b"", world.random.randbytes(16))))
+
+    def go_on(steps: int) -> None:
+        with contextlib.suppress(OSError, ProtocolError):
+            if wire.receive_data(sock.recv(64 * 1024)):
+                wire.prove()
+        with contextlib.suppress(OSError):
+            sock.sendall(b"".join(wire.data_to_send()))
+        if steps:
+            world.after(world.random.choice((0.001, 0.5)), lambda: go_on(steps - 1))
+        else:
+            _leave(machine, sock)
+
+    go_on(4)
+
+
 def _leave(machine: Machine, sock: socket.socket) -> None:
     sock.close()
     if sock in machine.visitors:
@@ -158,28 +210,29 @@ def command(world: World, session: Session) -> None:
     """Let the driver say something to an agent that it never says, or not then."""
     link = session._link
     if world.random.random() < 0.4 and link is not None and link.wire.is_open:
-        kinds = (lambda random: _piece(_nonsense(random)), _of_an_agent, _odd_piece, _garbage)
+        kinds = (lambda random: _piece(_nonsense(random)), _of_an_agent, _odd_piece, _odd_piece, _garbage)
         link.wire._small.append(world.random.choice(kinds)(world.random))
         link.flush()
     else:
         session.send(world.random.choice(_COMMANDS))
 
 
-def lie(world: World, machine: Machine, times: int) -> None:
-    """Let an agent say some things to its owner that are not so, or that mean nothing."""
-    session = machine.agent.session if machine.agent is not None else None
+def lie(world: World, machine: Machine) -> None:
+    """Let an agent say something to its owner that is not so, or that means nothing."""
+    session = machine.agent.session if machine.agent is not None and machine.process.alive else None
     if session is None:
         return
-    for _ in range(times):
-        if world.random.random() < 0.4 and (link := session.link) is not None and link.wire.is_open:
-            kinds = (lambda random: _piece(_nonsense(random)), _odd_piece, _garbage)
-            link.wire._small.append(world.random.choice(kinds)(world.random))
-            link.wake()
-        elif world.random.random() < 0.2 and (link := session.link) is not None and link.wire.is_open:
-            link.send(world.random.choice((m.Pong(-1.0), m.Pong(1e12), m.Ack(_NOBODY))))
-        else:
-            message, *buffers = world.random.choice(_about(world.random, machine) or _LIES)
-            session.post(message, buffers)
+    how, link = world.random.random(), session.link
+    if how < 0.4 and link is not None and link.wire.is_open:
+        kinds = (lambda random: _piece(_nonsense(random)), _odd_piece, _odd_piece, _garbage)
+        link.wire._small.append(world.random.choice(kinds)(world.random))
+        link.wake()
+    elif how < 0.55 and link is not None and link.wire.is_open:
+        kinds_of = (m.Pong(-1.0), m.Pong(1e12), m.Ack(_NOBODY), m.Ping(0.0), m.Ready(1, None))
+        link.send(world.random.choice(kinds_of))
+    else:
+        message, *buffers = world.random.choice(_about(world.random, machine) or _LIES)
+        session.post(message, buffers)
 
 
 def _about(random: Random, machine: Machine) -> tuple[tuple[Any, ...], ...]:

@@ -20,15 +20,14 @@ SEEDS = 250  # for each part, at most
 MAX_SEEDS = 10_000
 RARE = {"a_clock_that_is_read_twice"}  # once in two thousand seeds, which takes half a minute
 LATE = {
-    "a_group_that_is_forgotten": 2500,
-    "equal_calls_at_a_time": 450,
-    "gpus_of_a_slot_that_lives": 130,
-    "known_results_come_first": 420,
-    "messages_taken_twice": 1050,
-    "modules_that_only_the_next_task_has": 950,
-    "money_that_is_spent_twice": 450,
-    "slots_that_keep_old_code": 240,
-    "tasks_taken_back_and_forgotten": 210,
+    "a_group_that_is_forgotten": 2930,
+    "gpus_of_a_slot_that_lives": 440,
+    "known_results_come_first": 425,
+    "messages_taken_twice": 145,
+    "modules_that_only_the_next_task_has": 875,
+    "money_that_is_spent_twice": 455,
+    "slots_that_keep_old_code": 685,
+    "tasks_taken_back_and_forgotten": 185,
     "tasks_that_nobody_recalls": 470,
     "tickets_in_the_order_of_arrival": 140,
 }

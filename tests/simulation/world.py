@@ -8,6 +8,7 @@ that arrive, a task that ends, a fault), so a seed replays to the last of them.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import heapq
 import itertools
@@ -101,6 +102,7 @@ class Process(base_events.BaseEventLoop):
         self.lag = 0.0  # most seconds that it is busy after a turn
         self.frozen_until = 0.0
         self.alive = True
+        self._left: set[asyncio.Task[Any]] = set()  # that it had when it was killed
         self.timers: list[tuple[float, int, _Timer]] = []
         """What is due when by its clock: tuples, since a heap compares them fastest."""
         self.readers: dict[int, events.Handle] = {}
@@ -239,11 +241,19 @@ class Process(base_events.BaseEventLoop):
     def die(self) -> None:
         """End as by SIGKILL: nothing is said, nothing is cleaned up; its descriptors are the caller's to close."""
         self.alive = False
+        self._left = asyncio.all_tasks(self)
         self.readers.clear()
         self.writers.clear()
         for handle in self._ready:  # the turn that it dies in may still be going through them
             handle.cancel()
         self.timers.clear()
+
+    def abandon(self) -> None:
+        """Drop what never had another turn, since this was killed before: nothing of it runs any more."""
+        for task in self._left | asyncio.all_tasks(self):
+            task._log_destroy_pending = False  # type: ignore[attr-defined]
+            with contextlib.suppress(RuntimeError):  # it would clean up
+                task.get_coro().close()  # type: ignore[union-attr]
 
     def close(self) -> None:
         super().close()
@@ -392,6 +402,7 @@ class World:
             for _ in range(20):
                 if process._ready and not process.is_closed():
                     process.turn()
+            process.abandon()
             process.close()
         self._poll.close()
 
