@@ -15,8 +15,8 @@ from tests.simulation.run import Outcome, quiet, simulate
 from tests.simulation.scenario import Misfortune, Scenario, Wish
 from tests.simulation.shrink import kind_of, reduced_story, shrunk
 
-SECONDS = 10.0  # of a processor for each part
-SEEDS = 250  # for each part, at most
+SECONDS = 60.0  # of a processor for each part
+SEEDS = 1250  # for each part, at most
 MAX_SEEDS = 10_000
 RARE = {"a_clock_that_is_read_twice"}  # once in two thousand seeds, which takes half a minute
 LATE = {
