@@ -257,19 +257,21 @@ class Oracle:
             return self._has_budget
         if isinstance(error, VolumeFailed):
             return self._saves and self.faults
-        # Of a shared process that died, what it had begun is not known: all that it was given counts as started.
+        # What a shared process that died had begun is not known: all that it was given counts as started. A lying agent
+        # may have said so of any task.
+        attempts = 0 if self.lies else wish.attempts
         starts = self.starts[wish.load.number]
         if isinstance(error, PayloadError):
             return starts if wish.end == "riddle" else wish.end == "unpicklable" and not starts
         if isinstance(error, WorkerCrashed) and "no node can start" not in str(error):
             # A node that is lost may have begun all that it had.
-            return not wish.isolated or ((starts or self.faults) and starts + self._lost >= wish.attempts)
+            return not wish.isolated or ((starts or self.faults) and starts + self._lost >= attempts)
         if isinstance(error, NodeLost) and "can't run" not in str(error):
             # That node's loss is reported right afterwards. Tasks that kill their processes may lose it by themselves.
             is_lost = self.faults or "taken out of service" in str(error)
             if wish.number in self.pinned:
                 return is_lost or self._has_budget
-            return is_lost and (not wish.isolated or starts + self._lost + 1 >= wish.attempts)
+            return is_lost and (not wish.isolated or starts + self._lost + 1 >= attempts)
         return isinstance(error, SkywardError) and self.faults
 
     def have_settled(self, wishes: Collection[Wish]) -> bool:
