@@ -50,7 +50,7 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	@scripts/lab-packages
-	PYTHONDONTWRITEBYTECODE= $(VENV)/bin/python -m pytest $(if $(ARGS),$(ARGS),--numprocesses 9 --dist worksteal)
+	PYTHONDONTWRITEBYTECODE= $(VENV)/bin/python -m pytest $(if $(ARGS),$(ARGS),--numprocesses 7 --dist worksteal)
 
 chaos: $(VENV)/.installed-dev
 	@scripts/lab-packages

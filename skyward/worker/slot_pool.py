@@ -97,9 +97,13 @@ class SlotPool:
         self.bridge = Bridge(loop, f"{folder}/bridge.sock", owner.stream)
         places = {"bridge": self.bridge.path, "result_files": result_files, "code": code or ""}
         config = fork_config(setup, cores, places, own)
-        self._processes = SlotProcesses(
-            loop, setup, config, server, system, self.table, owner, self._hear, self._buried, self._apply
-        )
+        try:
+            self._processes = SlotProcesses(
+                loop, setup, config, server, system, self.table, owner, self._hear, self._buried, self._apply
+            )
+        except BaseException:
+            self.bridge.close()
+            raise
         self._progress = TaskProgress(
             loop,
             self.table,

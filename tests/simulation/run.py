@@ -233,13 +233,19 @@ def _live(world: World, pool: Pool, scenario: Scenario) -> None:
         world.broken.append(f"machines are left: {', '.join(left)}")
 
 
+def _held(pool: Pool) -> set[str]:
+    """What is there of a load. One who lies may begin a message, and never go on with it."""
+    held = {*census.held(*pool.parts, versions=pool.versions), *pool.results_left}
+    begun = ("Incoming.", "Wire._coming") if pool.oracle.lies else ()
+    return {each for each in held if not each.startswith(begun)}
+
+
 def _rest(world: World, pool: Pool, limit: float) -> None:
     """Wait until nothing of the load is left anywhere; looking takes long, so it is done less and less often."""
     end, pause = world.now + limit, 1.0
     world.broken += [f"it can't say what it is: {text}" for text in census.mute(*pool.parts)]
     stays: set[str] | None = None  # what was there at the end, and perhaps only passed through
-    look = lambda: {*census.held(*pool.parts, versions=pool.versions), *pool.results_left}  # noqa: E731
-    while (held := look()) and not world.broken:
+    while (held := _held(pool)) and not world.broken:
         if stays is not None:
             if held & stays:
                 text = ", ".join(sorted(held & stays))
