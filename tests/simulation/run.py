@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import gc
@@ -90,6 +91,7 @@ def simulate(scenario: Scenario | int) -> Outcome:
         scenario = adversary.scenario(scenario)
     was_enabled = gc.isenabled()
     gc.disable()  # for speed, and since a file that only the collector closes counts as left open
+    asyncio.set_event_loop(None)  # whoever asks for a loop outside of a process must not be given a new one
     try:
         with registered(), unwarned() as warned:
             outcome = _simulate(scenario)

@@ -28,6 +28,7 @@ MEMORY = _SHM if _SHM.is_dir() else None
 
 _LATE = 0.15  # of the times that a descriptor is ready, it is noticed only later
 _MAX_DELAY = 0.005  # seconds
+_CLEANUPS = 5  # nested ones of a coroutine that is closed: each may wait once
 _STUMBLING = 0.006  # of the times that somebody reads the clock, in a world where the processor is sometimes away
 _ROUNDING = 1e-9  # seconds, of sums with a clock's offset
 _MAX_TURNS = 200_000  # until something that is waited for
@@ -54,6 +55,12 @@ def _settle(future: asyncio.Future[Any], result: Any, error: Exception | None) -
         future.set_result(result)
     else:
         future.set_exception(error)
+
+
+def _disowned(task: asyncio.Task[Any]) -> Any:
+    """The coroutine of a task that is given up."""
+    task._log_destroy_pending = False  # type: ignore[attr-defined]
+    return task.get_coro()
 
 
 class _Handle(events.Handle):
@@ -250,10 +257,17 @@ class Process(base_events.BaseEventLoop):
 
     def abandon(self) -> None:
         """Drop what never had another turn, since this was killed before: nothing of it runs any more."""
-        for task in self._left | asyncio.all_tasks(self):
-            task._log_destroy_pending = False  # type: ignore[attr-defined]
-            with contextlib.suppress(RuntimeError):  # it would clean up
-                task.get_coro().close()  # type: ignore[union-attr]
+        events._set_running_loop(self)  # a coroutine that is closed cleans up, and may make tasks for that: here, too
+        try:
+            known: set[asyncio.Task[Any]] = set()
+            while tasks := (self._left | asyncio.all_tasks(self)) - known:
+                known |= tasks
+                for coroutine in map(_disowned, tasks):
+                    for _ in range(_CLEANUPS):
+                        with contextlib.suppress(RuntimeError):  # it waits for what cleans up
+                            coroutine.close()
+        finally:
+            events._set_running_loop(None)
 
     def close(self) -> None:
         super().close()
