@@ -16,7 +16,7 @@ from tests.simulation.scenario import Misfortune, Scenario, Wish
 from tests.simulation.shrink import kind_of, reduced_story, shrunk
 
 SECONDS = 10.0  # of a processor for each part
-SEEDS = 250  # for each part, at most; CI runs 10,000 by `make simulate`
+SEEDS = 250  # for each part, at most; CI runs more by `make simulate`
 MAX_SEEDS = 10_000
 RARE = {"a_clock_that_is_read_twice"}  # once in two thousand seeds, which takes half a minute
 LATE = {

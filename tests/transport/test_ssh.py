@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -54,6 +55,12 @@ def refusal(place: Endpoint, kind: type[ProvisioningError], timeout: float = 10)
     return str(caught.value)
 
 
+def _listens(path: Path) -> bool:
+    """Whether somebody accepts connections there: the file is there a moment earlier."""
+    with socket.socket(socket.AF_UNIX) as client:
+        return client.connect_ex(str(path)) == 0
+
+
 @pytest.fixture(scope="module")
 def service(lab_hosts) -> Iterator[tuple[Host, str]]:
     (host,) = lab_hosts(1)
@@ -61,7 +68,7 @@ def service(lab_hosts) -> Iterator[tuple[Host, str]]:
     (host.root / "opt/service.py").write_text(source)
     python = f"python{sys.version_info.major}.{sys.version_info.minor}"
     started = host.run("sh", "-c", f"{python} /opt/service.py /opt/service.sock >/dev/null 2>&1 & echo $!")
-    eventually((host.root / "opt/service.sock").exists, what="the service")
+    eventually(lambda: _listens(host.root / "opt/service.sock"), what="the service")
     yield host, "/opt/service.sock"
     host.run("kill", started.stdout.strip())
 
