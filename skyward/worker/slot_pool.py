@@ -104,14 +104,8 @@ class SlotPool:
         except BaseException:
             self.bridge.close()
             raise
-        self._progress = TaskProgress(
-            loop,
-            self.table,
-            self._processes.by_number,
-            self._tasks,
-            lambda *begun: owner.post(Began(*begun)),
-            self._expire,
-        )
+        by_number, post_begun = self._processes.by_number, lambda *begun: owner.post(Began(*begun))
+        self._progress = TaskProgress(loop, self.table, by_number, self._tasks, post_begun, self._expire)
 
     def __repr__(self) -> str:
         return f"<SlotPool of {self.setup.node!r}: {self.table!r}>"
