@@ -142,12 +142,8 @@ KINDS: tuple[Callable[[Random], bytes], ...] = (
 
 def visit(world: World, machine: Machine, kind: int) -> None:
     """Let a stranger connect to a machine's agent, who does not know the secret; nobody may notice."""
-    try:
-        sock = machine.connect()
-    except OSError:
+    if (sock := _enter(machine)) is None:
         return
-    sock.setblocking(False)
-    machine.visitors.append(sock)
     data = KINDS[kind % len(KINDS)](world.random)
     cut = world.random.randrange(len(data) + 1)
 
@@ -171,12 +167,8 @@ def trespass(world: World, machine: Machine) -> None:
     """Let somebody connect who knows the secret, and yet is not the owner: a program that is run twice, or a fork."""
     if machine.agent is None or machine.agent.session is None:
         return  # whoever comes first is the owner
-    try:
-        sock = machine.connect()
-    except OSError:
+    if (sock := _enter(machine)) is None:
         return
-    sock.setblocking(False)
-    machine.visitors.append(sock)
     wire = Wire(Role.OWNER, secret=SECRET, nonce=world.random.randbytes(16))
     wire.hello("somebody else's", 0, world.random.choice((b"", world.random.randbytes(16))))
 
@@ -192,6 +184,16 @@ def trespass(world: World, machine: Machine) -> None:
             _leave(machine, sock)
 
     go_on(4)
+
+
+def _enter(machine: Machine) -> socket.socket | None:
+    try:
+        sock = machine.connect()
+    except OSError:
+        return None
+    sock.setblocking(False)
+    machine.visitors.append(sock)
+    return sock
 
 
 def _leave(machine: Machine, sock: socket.socket) -> None:

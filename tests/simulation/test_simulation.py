@@ -15,8 +15,8 @@ from tests.simulation.run import Outcome, quiet, simulate
 from tests.simulation.scenario import Misfortune, Scenario, Wish
 from tests.simulation.shrink import kind_of, reduced_story, shrunk
 
-SECONDS = 10.0  # of a processor for each part
-SEEDS = 250  # for each part, at most; CI runs more by `make simulate`
+SECONDS = 10.0  # of a processor
+SEEDS = 250  # at most; CI runs more by `make simulate`
 MAX_SEEDS = 10_000
 RARE = {"a_clock_that_is_read_twice"}  # once in two thousand seeds, which takes half a minute
 LATE = {
@@ -44,8 +44,7 @@ def check(outcome: Outcome) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("part", range(1))
-def test_new_seeds(part: int) -> None:
+def test_new_seeds() -> None:
     first, began = random.SystemRandom().randrange(10**9), time.process_time()
     with quiet() as after:
         for seed in range(first, first + SEEDS):
