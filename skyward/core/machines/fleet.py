@@ -173,7 +173,9 @@ class Fleet:
         """Whether no more machines will come by themselves: no order is out, and all wanted are there or refused."""
         if any(state.uncertain is not None and not state.blind for state in self._states):
             return False
-        return not self._orders.out and (self.count >= self._wanted or self._choice(-math.inf) is None)
+        if self._orders.out:
+            return False
+        return self.count >= self._wanted or (self._choice(-math.inf) is None and not self.purse.is_waiting)
 
     @property
     def done(self) -> bool:
@@ -247,8 +249,8 @@ class Fleet:
     def _order(self, now: float) -> Iterator[Command]:
         while not self._stopping and self.count < self._wanted and now >= self._pause_until:
             missing = self._wanted - self.count
-            number = self._choice(now)
-            if number is None:
+            choice = self._choice(now)
+            if choice is None:
                 payable = self.purse.payable(missing, self.count)
                 if payable == missing or self.purse.is_waiting:
                     return  # a candidate that can be paid for rests, or there will be more money
@@ -258,6 +260,7 @@ class Fleet:
                 if not self._wanted:
                     yield Exhausted(reason)
                 continue
+            number, count = choice
             candidate = self._orders.wake(number)
             state = self._states[candidate.source]
             if state.uncertain is not None:
@@ -266,14 +269,19 @@ class Fleet:
                 return  # what exists once, such as a host, must be released before it can be used again
             if not state.source.batch and self._orders.out_at(candidate.source) >= _MAX_AT_ONCE:
                 return
-            terms = self.purse.terms(candidate, missing)
+            terms = self.purse.terms(candidate, count)
             state.used = True
-            yield self._orders.place(number, missing if state.source.batch else 1, terms)
+            yield self._orders.place(number, count if state.source.batch else 1, terms)
 
-    def _choice(self, now: float) -> int | None:
-        """The candidate to try now, if any; see `OrderBook.choice`."""
+    def _choice(self, now: float) -> tuple[int, int] | None:
+        """The candidate to try now, if any, and how many machines to make of it; see `OrderBook.choice`."""
         missing = self._wanted - self.count
-        return self._orders.choice(self._states, now, lambda candidate: self.purse.pays(candidate, missing))
+        number = self._orders.choice(self._states, now, lambda candidate: self.purse.pays(candidate, missing))
+        if number is not None:
+            return number, missing
+        count = self.purse.fewer(self._orders.free(self._states, now), missing, self.count)
+        number = self._orders.choice(self._states, now, lambda candidate: self.purse.pays(candidate, count))
+        return None if number is None or not count else (number, count)
 
     def _made(self, event: Made, now: float) -> Iterator[Command]:
         candidate = self._orders.made(event.order, event.machines, now)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from skyward.core.errors import CloudError, NoCapacity, QuotaExceeded, SkywardError
 from skyward.core.machines.budget import Terms
@@ -92,11 +92,7 @@ class OrderBook:
         pays
             Whether a candidate can be paid for.
         """
-        free = (
-            number
-            for number, candidate in enumerate(self.candidates)
-            if self._is_free(number, states, now) and pays(candidate)
-        )
+        free = (number for number in self._free(states, now) if pays(self.candidates[number]))
         first = next(free, None)
         if first is None:
             return None
@@ -107,8 +103,20 @@ class OrderBook:
         same = (number for number in free if self.candidates[number].source == source)
         return min([first, *same], key=lambda number: denials.rank(self.candidates[number].offer))
 
-    def _is_free(self, number: int, states: Sequence[SourceState], now: float) -> bool:
-        return self._resting.get(number, -math.inf) <= now and not states[self.candidates[number].source].blind
+    def free(self, states: Sequence[SourceState], now: float) -> Iterator[Candidate]:
+        """The candidates that may be tried now.
+
+        Parameters
+        ----------
+        states, now
+            See `choice`.
+        """
+        return (self.candidates[number] for number in self._free(states, now))
+
+    def _free(self, states: Sequence[SourceState], now: float) -> Iterator[int]:
+        for number, candidate in enumerate(self.candidates):
+            if self._resting.get(number, -math.inf) <= now and not states[candidate.source].blind:
+                yield number
 
     def wake(self, number: int) -> Candidate:
         """End a candidate's rest, since it is tried now."""

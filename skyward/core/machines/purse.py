@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from skyward.core.errors import BudgetExceeded
 from skyward.core.machines.budget import Budget, Terms
@@ -67,8 +67,28 @@ class Purse:
         0 if the pool could not start with these and the `count` that it has.
         """
         payable = max((self._payable(candidate, missing) for candidate in self._orders.candidates), default=missing)
+        return self._enough(payable, count)
+
+    def _enough(self, payable: int, count: int) -> int:
         few = self._budget is not None and not self.started and count + payable < self._budget.min_nodes
         return 0 if few else payable
+
+    def fewer(self, candidates: Iterable[Candidate], missing: int, count: int) -> int:
+        """How many of the missing machines to buy now of these candidates, since those that allow more rest.
+
+        0 while money may become free, and if the pool can wait for those that rest.
+
+        Parameters
+        ----------
+        candidates
+            Those that don't rest.
+        missing, count
+            How many machines are missing, and how many the pool has.
+        """
+        if self._budget is None or self.is_waiting or count >= self._budget.min_nodes:
+            return 0
+        payable = self._enough(max((self._payable(candidate, missing) for candidate in candidates), default=0), count)
+        return payable if payable < self.payable(missing, count) else 0
 
     @property
     def is_waiting(self) -> bool:

@@ -11,7 +11,7 @@ from skyward.core.errors import BudgetExceeded, CloudError, NoCapacity
 from skyward.core.machines import fleet_events as f
 from skyward.core.machines.budget import Budget
 from skyward.core.machines.fleet import Fleet
-from skyward.core.spec import Offer
+from skyward.core.spec import MachineState, Offer
 from tests.core.machines.test_fleet import RENTED, SMALL, machine, of
 from tests.examples import examples
 
@@ -119,6 +119,36 @@ def test_what_the_budget_pays_for_is_used_before_less_is_wanted() -> None:
     assert of(commands, f.Exhausted) == of(commands, f.Create) == []
     assert it.settled
     assert of(it.handle(f.Tick(), 62.0), f.Create)
+
+
+def test_a_pool_that_has_too_few_does_not_wait_for_what_would_pay_for_all() -> None:
+    """The cheap machines are sold out, or a host is in use: a dear one is better than a pool that can't start."""
+    cheap, dear = Offer("cheap", price=0.1), Offer("dear", price=1.0)
+    batch, hosts = f.Source("cloud", rented=True), f.Source("hosts")
+    for offers in (((0, cheap), (0, dear)), ((0, dear), (1, None))):
+        it = paid_fleet(0.2, 3, offers=offers, sources=(batch, hosts))
+        (create,) = of(it.handle(f.Tick(), 0.0), f.Create)
+        assert (create.candidate.offer, create.count) != (dear, 3)
+        (create,) = of(it.handle(f.Refused(create.order, NoCapacity("none left")), 1.0), f.Create)
+        assert (create.candidate, create.count) == (f.Candidate(0, dear), 2)
+        assert of(serve(it, create.order, "ab", 2.0), f.Create) == []
+        assert it.settled, "the third waits for what is cheap"
+    it = paid_fleet(0.2, 3, least=3, offers=((0, cheap), (0, dear)), sources=(batch,))
+    (create,) = of(it.handle(f.Tick(), 0.0), f.Create)
+    assert of(it.handle(f.Refused(create.order, NoCapacity("none left")), 1.0), f.Create) == []
+    assert it.settled
+
+
+def test_a_pool_does_not_fail_while_money_becomes_free() -> None:
+    """The only machine that the budget pays for did not come up: once it has ended, there is money for another."""
+    it = paid_fleet(0.15, offers=((0, SMALL), (0, Offer("other", price=1.0))))
+    (create,) = of(it.handle(f.Tick(), 0.0), f.Create)
+    it.handle(f.Made(create.order, [machine("a", MachineState.STARTING, None, create.order)]), 1.0)
+    commands = it.handle(f.Seen(0, [machine("a", MachineState.FAILED, None, create.order)]), 10.0)
+    assert of(commands, f.Create) == []
+    assert not it.settled
+    commands = it.handle(f.Destroyed(0, ["a"]), 11.0) + it.handle(f.Tick(), 20.0)
+    assert [create.candidate.offer.machine for create in of(commands, f.Create)] == ["other"]
 
 
 def test_a_share_is_held_while_its_machine_may_go_on() -> None:
