@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from skyward.core.gpus import per_gpu
+from skyward.core.machines.fleet_events import Shutdown
 from skyward.core.spec import MachineState
 from tests.simulation import strangers
 from tests.simulation.load import MAX_BYTES
@@ -187,6 +188,48 @@ def _puzzling(chance: random.Random, scenario: Scenario) -> Scenario:
     return replace(scenario, wishes=wishes)
 
 
+def _mixed(chance: random.Random, scenario: Scenario) -> Scenario:
+    """The user has machines, too, and rents what is missing."""
+    hosts = chance.choice((1, 2, -1, -2))
+    nodes, slots = chance.choice(((2, 2), (1, 3))), max(scenario.slots, 1)
+    scenario = replace(scenario, rented=True, local=False, gpus=0.0, slots=slots, hosts=hosts, nodes=nodes)
+    return _strikes(chance, scenario, ("machine_ends", "agent_dies", "refusals", "denials"), (0, 1, 3), 10.0)
+
+
+def _cheap(chance: random.Random, scenario: Scenario) -> Scenario:
+    """Machines cost nothing, or nobody says what they cost; a budget counts all the same."""
+    market, budget = chance.choice(("free", "unpriced")), chance.choice((0.004, 0.03, None))
+    return replace(scenario, rented=True, local=False, market=market, budget=budget)
+
+
+def _crowded(chance: random.Random, scenario: Scenario) -> Scenario:
+    """Many machines are bought one by one, from a provider that says more than is so."""
+    nodes = chance.choice(((1, 10), (10, 10), (2, 4)))
+    wishes = tuple(wish._replace(arrays=()) for wish in scenario.wishes[:5])
+    wishes = tuple(wish for wish in wishes if wish.after is None or wish.after < len(wishes))
+    scenario = replace(scenario, rented=True, local=False, batch=False, budget=None, nodes=nodes, wishes=wishes)
+    return _strikes(chance, scenario, ("undead", "empty", "lost_replies", "duds"), (1, 2, 3), 3.0)
+
+
+def _faulty(chance: random.Random, scenario: Scenario) -> Scenario:
+    """Our own code fails where nobody thought that it could, and perhaps no machine is left later."""
+    scenario = _strikes(chance, scenario, ("slip",), (1, 1, 2), chance.choice((0.1, 5.0, 20.0)))
+    if chance.random() < 0.5:
+        return _strikes(chance, scenario, ("machine_ends", "agent_dies", "cut"), (0, 1, 3), 20.0)
+    wishes = tuple(wish._replace(seconds=chance.choice((wish.seconds, 40.0))) for wish in scenario.wishes)
+    ends = tuple(Misfortune("machine_ends", chance.uniform(10.0, 60.0), 0, 1) for _ in range(5))
+    return replace(scenario, rented=True, local=False, wishes=wishes, misfortunes=scenario.misfortunes + ends)
+
+
+def _suspicious(chance: random.Random, scenario: Scenario) -> Scenario:
+    """The nodes are strangers' own, so results are read as data."""
+    ends = ("return", "return", "raise", "odd", "riddle")
+    wishes = tuple(
+        wish._replace(end=chance.choice(ends), talks=0) if wish.same is None else wish for wish in scenario.wishes
+    )
+    return replace(scenario, data=True, wishes=wishes)
+
+
 _WORSE: tuple[tuple[float, Callable[[random.Random, Scenario], Scenario]], ...] = (
     (0.08, _hostile),
     (0.06, _sociable),
@@ -198,6 +241,11 @@ _WORSE: tuple[tuple[float, Callable[[random.Random, Scenario], Scenario]], ...] 
     (0.01, _barren),
     (0.01, _edited),
     (0.01, _lost_files),
+    (0.02, _mixed),
+    (0.01, _cheap),
+    (0.01, _crowded),
+    (0.02, _faulty),
+    (0.02, _suspicious),
 )
 """Shares of all worlds, and what is different in them."""
 
@@ -436,7 +484,7 @@ def inflict(pool: Pool, misfortune: Misfortune) -> None:
 
     def strike() -> None:
         kind, amount = misfortune.kind, misfortune.amount
-        if kind in _OF_THE_CLOUD:
+        if kind in _OF_THE_CLOUD + _OF_SOME_CLOUDS:
             pool.world.tell(f"the cloud will have {kind}: {amount:g} more")
             pool.oracle.faults += 1
             pool.deafness += 1
@@ -532,7 +580,8 @@ _STATES = (MachineState.PREEMPTED, MachineState.GONE, MachineState.FAILED)
 
 
 def _machine_ends(pool: Pool, name: str, state: float) -> None:
-    pool.cloud.stop(name, _STATES[int(state)])
+    for cloud in pool.clouds:
+        cloud.stop(name, _STATES[int(state)])
 
 
 def _no_fork(pool: Pool, name: str, times: float) -> None:
@@ -629,6 +678,24 @@ def _server_fails(pool: Pool, name: str, times: float) -> None:
     _server_dies(pool, name, 0)
 
 
+def _slip(pool: Pool, _: str, what: float) -> None:
+    """Let code of our own fail: a fault of the product's that nobody knows yet."""
+    pool.oracle.slips += 1
+    if what:
+        pool.cloud.slips += int(what)
+        return
+    fleet = pool.provisioner._fleet
+    handle = fleet.handle
+
+    def slip(event: Any, now: float) -> Any:
+        fleet.handle = handle  # type: ignore[method-assign]
+        if isinstance(event, Shutdown):
+            return handle(event, now)
+        raise RuntimeError("simulated: a fault of our own")
+
+    fleet.handle = slip  # type: ignore[method-assign]
+
+
 def _outage(pool: Pool, _: str, seconds: float) -> None:
     pool.cloud.down_until = pool.world.now + seconds
 
@@ -690,6 +757,7 @@ _OF_MACHINES: dict[str, tuple[_Strike, tuple[float, ...]]] = {
     "server_fails": (_server_fails, (1, 3, 8)),
     "outage": (_outage, (10.0, 100.0, 1_500.0)),
     "gaps": (_gaps, (1, 3)),
+    "slip": (_slip, (0, 0, 1, 3)),
     "file_vanishes": (_file_vanishes, (0,)),
 }
 # Not among what any seed may draw: some of them need a scenario of their own, and the others came later.
@@ -710,6 +778,7 @@ _RARE = (
     "server_fails",
     "outage",
     "gaps",
+    "slip",
     "file_vanishes",
 )
 _HARMLESS = ("stranger", "blind", "trespass")  # nobody may notice them
@@ -727,3 +796,4 @@ _AUDIBLE = (
     "peers_lie",
 )
 _OF_THE_CLOUD = ("lost_replies", "refusals", "failures", "duds", "denials")
+_OF_SOME_CLOUDS = ("undead", "empty")

@@ -15,6 +15,7 @@ __all__ = ["held", "left", "mute"]
 
 # Class.attribute -> what it holds of a pool that has come to an end.
 _OVER = {
+    "Allowed._known": "classes that results may have, once they have been looked up",
     "Bundles._places": "the user's modules",
     "CodeSurvey._seen": "the user's modules",
     "CodeSurvey.units": "the user's modules",

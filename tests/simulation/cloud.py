@@ -29,7 +29,7 @@ from tests.simulation.network import Line
 from tests.simulation.node import SECRET
 from tests.simulation.world import World
 
-__all__ = ["OFFERS", "Cloud", "SimulatedBuyer", "SimulatedTransport", "registered"]
+__all__ = ["MARKETS", "Cloud", "Hosts", "SimulatedBuyer", "SimulatedTransport", "registered"]
 
 _MINUTES = Billing(minimum=120.0, unit=60.0)
 OFFERS = tuple(
@@ -42,6 +42,12 @@ OFFERS = tuple(
     for zone in ("here-a", "here-b", "there-a")
     for spot in (False, True)
 )
+# What the providers of some worlds offer instead: for nothing, and without saying what it costs.
+MARKETS = {
+    "": OFFERS,
+    "free": tuple(replace(offer, price=0.0) if offer.machine == "small" else offer for offer in OFFERS),
+    "unpriced": tuple(replace(offer, price=None) for offer in OFFERS),
+}
 _REFUSALS: tuple[tuple[type[ProvisioningError], Scope | None], ...] = (
     (NoCapacity, None),
     (NoCapacity, None),
@@ -101,6 +107,10 @@ class Cloud:
         Whether its machines may reach each other.
     first
         Number of its first machine.
+    market
+        Which of `MARKETS` it offers.
+    capacity
+        How many machines it has.
     """
 
     name: ClassVar[str] = "simulated"
@@ -120,6 +130,8 @@ class Cloud:
         striped: bool,
         neighbours: bool,
         first: int,
+        market: str = "",
+        capacity: float = math.inf,
     ) -> None:
         kinds = (Trait.RENTED, Trait.DESTROYS, Trait.SPOT) if rented else ()
         here = (Trait.DRIVER_ENVIRONMENT,) if local else ()
@@ -128,9 +140,11 @@ class Cloud:
         self.records: dict[str, _Record] = {}
         # How many more of each there will be.
         self.lost_replies = self.refusals = self.failures = self.duds = self.denials = 0
+        self.empty = self.undead = self.slips = 0
+        self.capacity = capacity
         self.was_denied = False
         self.down_until = 0.0
-        self._boot, self._end = boot, end
+        self._boot, self._end, self._offers = boot, end, MARKETS[market]
         self._neighbours = neighbours
         self._transport = StripedTransport if striped else SimulatedTransport
         self._numbers = itertools.count(first)
@@ -147,7 +161,7 @@ class Cloud:
         return {}
 
     def offers(self, _: Resources) -> Sequence[Offer]:
-        return list(OFFERS)
+        return list(self._offers)
 
     def create(self, order: Order) -> Sequence[Machine]:
         random = self.world.random
@@ -156,6 +170,11 @@ class Cloud:
             self.refusals -= 1
             kind, scope = self.world.random.choice(_REFUSALS)
             raise kind("simulated: none left", scope=scope)
+        if self.capacity - self._taken < order.count:
+            raise NoCapacity("simulated: all hosts are in use")
+        if self.empty > 0:
+            self.empty -= 1
+            return []
         made = []
         for _ in range(order.count if random.random() < 0.8 else random.randint(1, order.count)):
             name = f"m-{next(self._numbers)}"
@@ -182,6 +201,10 @@ class Cloud:
             raise CloudError("simulated: no reply")
         return made
 
+    @property
+    def _taken(self) -> int:
+        return sum(record.billed for record in self.records.values())
+
     def _boots(self, name: str) -> None:
         record = self.records[name]
         if record.machine.state is MachineState.STARTING:
@@ -201,6 +224,9 @@ class Cloud:
 
     def destroy(self, ids: Sequence[MachineId]) -> None:
         self._may_fail()
+        if self.undead > 0:
+            self.undead -= 1  # it says that it will, and does not
+            return
         for id in ids:
             if self.is_rented:
                 self.stop(id, MachineState.GONE)
@@ -245,11 +271,17 @@ class Cloud:
             raise self.world.random.choice((CloudError, RateLimited))("simulated: the API is down")
 
 
+class Hosts(Cloud):
+    """Machines of the user's own, beside a provider's."""
+
+    name: ClassVar[str] = "simulated-hosts"
+
+
 class SimulatedBuyer:
     """What `Buyer` is to a pool, without ledger, keys and reaper."""
 
-    def __init__(self, *_: object) -> None:
-        pass
+    def __init__(self, _: str, rentals: Sequence[Any]) -> None:
+        self._cloud: Cloud = rentals[0]
 
     def buy(self, provider: Provider, order: Order) -> Sequence[Machine]:
         return provider.create(order)
@@ -261,7 +293,9 @@ class SimulatedBuyer:
         return machine
 
     def reached(self, *_: object) -> None:
-        pass
+        if self._cloud.slips > 0:
+            self._cloud.slips -= 1
+            raise RuntimeError("simulated: a fault of our own")
 
     def close(self, _: int) -> Note:
         return Note("closed")

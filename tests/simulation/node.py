@@ -232,7 +232,7 @@ class _Slot:
             head, views = pickling.dumps(work(), "result", large=None)
         except BaseException as error:
             answer: Message = Failed(task, plan.seconds, Failure.RAISED.value, type(error).__name__)
-            self._send(answer, exceptions.dump(error))
+            self._send(answer, exceptions.dump(error, as_data=self.machine.data))
         else:
             files, rest = self.results.put(views, RESULTS) if self.results is not None else ({}, views)
             self._send(Done(task, plan.seconds, files, self.number), [head, *rest])
@@ -543,6 +543,7 @@ class Machine:
         self.impostors: list[bytes] = []
         self.folder_of_user: UsersFolder | None = None
         self.memory = 1 << 34
+        self.data = False  # whether what tasks raise must not run code where it arrives
         self.room = math.inf  # bytes that may still be written to its disk
         self.cache = ""
         self.files = 1 << 16  # of other processes that it may have open

@@ -72,6 +72,8 @@ class Oracle:
         self.lost_cards = self.lies = self.forgets = self.gaps = 0
         """How many GPUs are lost; how many times an agent has lied; how many tasks slots may forget: one that is ended
         for it may have begun the next; how many times a transport has raised what it should not."""
+        self.slips = 0
+        """How many times code of our own has raised what nobody expects."""
         self.kept: dict[int, Any] = {}
         """Results of cached functions, by the first task of those that are equal."""
         self.pinned: dict[int, str] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import math
 import pickle
 import threading
 import weakref
@@ -24,6 +25,8 @@ from skyward.core.machines.provision import Provisioner
 from skyward.core.nodes.timing import Timing
 from skyward.core.payload import pickling
 from skyward.core.protocol.messages import Setup
+from skyward.core.results.names import Trusted
+from skyward.core.results.reader import Reader
 from skyward.core.resume.resuming import resuming
 from skyward.core.spec import Nodes, Order, Resources
 from skyward.core.tally import Tally
@@ -32,7 +35,7 @@ from skyward.core.tasks.dispatch import Dispatcher
 from skyward.core.tasks.jobs import TaskGroup, TaskOptions
 from skyward.joblib_ext.batch import Batch, plain_parts
 from tests.simulation.cards import Cards
-from tests.simulation.cloud import OFFERS, Cloud, SimulatedBuyer, SimulatedTransport
+from tests.simulation.cloud import MARKETS, Cloud, Hosts, SimulatedBuyer, SimulatedTransport
 from tests.simulation.editing import EditedProgram
 from tests.simulation.folders import UsersFolder
 from tests.simulation.keeping import Cached, ResultFile
@@ -129,6 +132,7 @@ class Pool:
             for limit in scenario.limits
         ]
         self.cloud = self._make_cloud(first=1 if before is None else 101)
+        self.clouds = self._with_hosts(first=201 if before is None else 301)
         setup = Setup(
             "",
             scenario.slots,
@@ -146,7 +150,7 @@ class Pool:
         )
         order = Order("sky-simulated", nodes.max, Resources(), orphan_timeout=60.0)
         self.budget = scenario.budget if scenario.rented else None
-        self.plan = Plan([self.cloud], nodes, order, Image(), setup, Timing(), budget=self.budget)
+        self.plan = Plan(self.clouds, nodes, order, Image(), setup, Timing(), budget=self.budget)
         world.on_stumble = self._stumbled
         self.driver.call_soon(self._open)
 
@@ -161,7 +165,26 @@ class Pool:
             striped=self.scenario.striped,
             neighbours=self.scenario.neighbours > 0.0,
             first=first,
+            market=self.scenario.market,
         )
+
+    def _with_hosts(self, first: int) -> list[Cloud]:
+        """The provider, and machines of the user's own if there are any, in the order in which they are tried."""
+        if not self.scenario.hosts:
+            return [self.cloud]
+        hosts = Hosts(
+            self.world,
+            self._boot,
+            self._end,
+            batch=True,
+            rented=False,
+            local=False,
+            striped=self.scenario.striped,
+            neighbours=self.scenario.neighbours > 0.0,
+            first=first,
+            capacity=abs(self.scenario.hosts),
+        )
+        return [hosts, self.cloud] if self.scenario.hosts > 0 else [self.cloud, hosts]
 
     def _make_dispatcher(self) -> Dispatcher:
         io: Any = _IO(self.driver)
@@ -176,7 +199,7 @@ class Pool:
             make_file=NumberedFile,
             start_thread=_no_thread,
             listeners=listeners(self.world),
-            answers=Answers(),
+            answers=Answers(Reader(Trusted(modules=frozenset({Array.__module__}))) if self.scenario.data else None),
             local_code=None if self._program is None else CodeSettings(sent=True, program=self._program),
         )
         return made
@@ -193,7 +216,8 @@ class Pool:
                 lives = self.provisioner._lives.values()
                 self._nodes[event.node] = next(life.machine.name for life in lives if life.name == event.node)
             self.deafness += isinstance(event, NodeGone) and not self.is_leaving
-        if isinstance(event, Note) and event.warning and self.cloud.was_denied and self.is_leaving:
+        forgivable = self.cloud.was_denied or self.oracle.slips > 0
+        if isinstance(event, Note) and event.warning and forgivable and self.is_leaving:
             self.is_warned = True
 
     def _open(self) -> None:
@@ -227,8 +251,9 @@ class Pool:
     @property
     def _is_poor(self) -> bool:
         """Whether the budget does not pay for the least nodes, of the cheapest kind, for the least time."""
-        cheapest = min(offer.price for offer in OFFERS if offer.price is not None)
-        return self.budget is not None and self.budget < self.plan.nodes.min * cheapest * MIN_SECONDS / 3600.0
+        prices = [offer.price for offer in MARKETS[self.scenario.market] if offer.price is not None]
+        least = self.plan.nodes.min * min(prices, default=math.inf) * MIN_SECONDS / 3600.0
+        return self.budget is not None and self.budget < least
 
     @property
     def _lacks_gpus(self) -> bool:
@@ -242,7 +267,7 @@ class Pool:
         cards = Cards(self.world, self.scenario.cards, per_gpu(self.scenario.gpus or 1))
         machine = Machine(self.world, name, oracle.started, oracle.ended, self.neighbourhood, cards, saved)
         machine.folder_of_user, machine.memory = self.folder, self.scenario.memory
-        machine.room, machine.files = self.scenario.room, self.scenario.files
+        machine.room, machine.files, machine.data = self.scenario.room, self.scenario.files, self.scenario.data
         if self.folder is not None and self.scenario.local:
             machine.cache = self.folder.cache
         self.oracle.faults += self.scenario.room < 1 << 40 or self.scenario.files < 1 << 16
@@ -453,6 +478,12 @@ class Pool:
     def has_left(self) -> bool:
         """Whether the block has ended. What it has bought must be gone then, unless that was warned of."""
         return all(work.done() for work in self._work)
+
+    @property
+    def billed(self) -> list[str]:
+        """Rented machines that still cost money."""
+        rented = [cloud for cloud in self.clouds if cloud.is_rented]
+        return [name for cloud in rented for name, record in cloud.records.items() if record.billed]
 
     @property
     def results_left(self) -> list[str]:

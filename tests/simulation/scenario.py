@@ -167,6 +167,12 @@ class Scenario:
         Whether tasks have environment variables of the user's.
     load
         Seconds between two reports of a node's load; 0 for none.
+    market
+        What the provider offers: see `MARKETS`.
+    hosts
+        How many machines of the user's own there are beside the provider's; negative: they are tried last.
+    data
+        Whether results are read as data.
     wishes, misfortunes, edits
         What the user wants, what goes wrong, and what of the user's own code is edited.
     """
@@ -201,6 +207,9 @@ class Scenario:
     files: int = 1 << 16
     env: bool = False
     load: float = 15.0
+    market: str = ""
+    hosts: int = 0
+    data: bool = False
     wishes: tuple[Wish, ...] = ()
     misfortunes: tuple[Misfortune, ...] = ()
     edits: tuple[Edit, ...] = ()
