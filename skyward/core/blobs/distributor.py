@@ -14,7 +14,6 @@ from typing import Any, ClassVar
 from skyward.core.blobs import relay
 from skyward.core.blobs.holdings import NodeHoldings
 from skyward.core.blobs.snapshots import Snapshot
-from skyward.core.errors import SkywardError
 from skyward.core.events import Events, Transferred
 from skyward.core.nodes.session import Session
 from skyward.core.payload.shared_file import SharedFile
@@ -273,7 +272,7 @@ class Distributor:
     async def _give_late(node: _Receiver, blob: bytes, data: LateBlob, offset: int) -> None:
         try:
             content = await data.load()
-        except SkywardError as error:
+        except Exception as error:  # who waits for it would wait forever
             if (arrival := node.awaited.get(blob)) is not None and not arrival.done():
                 arrival.set_exception(error)
         else:

@@ -239,6 +239,7 @@ class NodeLife:
     async def _bring(self, session: Session, work: Coroutine[Any, Any, None], message: Ready) -> None:
         try:
             await work
+            self._shared.listener.node_ready(self, message)
         except NodeLost:
             return  # its session has ended, which says more
         except Exception as error:
@@ -248,8 +249,6 @@ class NodeLife:
                 _log.exception("%s: unexpected error", self.name)
                 self.error = ProvisioningError(f"{self.name}: {type(error).__name__}: {error}")
             session.abandon(str(self.error))
-        else:
-            self._shared.listener.node_ready(self, message)
 
     def _too_late(self, session: Session) -> None:
         """Give up an agent whose slots hang, in an import say: it keeps answering, but is of no use."""

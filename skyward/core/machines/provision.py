@@ -273,6 +273,8 @@ class Provisioner:
             self._user.hopeless(
                 f"no node is left and no other can be provisioned; the last one was lost: {self._last_reason}"
             )
+        elif self._broken is not None and not self.nodes:  # others may be on their way, but nobody can be sure of it
+            self._user.hopeless(f"{self._broken}")
 
     def _carry_out(self, command: f.Command) -> None:
         match command:
@@ -385,8 +387,7 @@ class Provisioner:
         self._broken = ProvisioningError(text)
         self._broken.__cause__ = error
         self._changed.set()
-        if self._started and not self.nodes:
-            self._user.hopeless(text)
+        self._check_hope()
 
     # --- nodes ---
 

@@ -7,6 +7,7 @@ supplied that way; there the error says what to add to the image.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -21,6 +22,8 @@ from skyward.core.tasks.jobs import Job
 from skyward.core.tasks.schedule_events import Outcome
 
 __all__ = ["LatePackages", "Supplier"]
+
+_log = logging.getLogger("skyward.packages")
 
 
 class Supplier(Protocol):
@@ -141,8 +144,11 @@ class LatePackages:
                     what = ", ".join(line.partition(" ;")[0] for line in (*lists.exact, *lists.resolved))
                     self._events.emit(Note(f"installing {what} on {session.node}: a task needs {module}"))
                     await session.supply(lists)
-            except SkywardError as error:
-                supply.failed, supply.problem = True, f"installing it on {session.node} failed: {error}"
+            except Exception as error:  # whatever it is, the calls that are held back must not wait forever
+                what = f"{error}" if isinstance(error, SkywardError) else f"{type(error).__name__}: {error}"
+                supply.failed, supply.problem = True, f"installing it on {session.node} failed: {what}"
+                if not isinstance(error, SkywardError):
+                    _log.exception("%s: unexpected error", session.node)
         supply.done = True
         self._release(supply)
 

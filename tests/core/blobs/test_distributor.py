@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from skyward.core.blobs import relay
-from skyward.core.blobs.distributor import ABOUT_BLOBS, Distributor
+from skyward.core.blobs.distributor import ABOUT_BLOBS, Distributor, LateBlob
 from skyward.core.blobs.snapshots import digest
 from skyward.core.events import Transferred
 from skyward.core.protocol import messages
@@ -48,6 +48,23 @@ def acquainted(pool: MemoryPool, count: int) -> list[MemoryAgent]:
         say(pool, agent, messages.Reached([name for name in names if name in agent.peers]))
     eventually(lambda: all(len(reach) == count - 1 for reach in plan(pool)._reach.values()))
     return agents
+
+
+def test_what_can_not_be_read_fails_for_who_waits(pool: MemoryPool) -> None:
+    """Whatever its reader raises."""
+    pool.add(slots=1)
+    failed: list[BaseException | None] = []
+
+    async def read() -> bytes:
+        raise MemoryError("no room")
+
+    def bring() -> None:
+        arrival = pool.dispatcher.runner._distributor.bring("m0", b"x" * 16, LateBlob(5, read))
+        arrival.add_done_callback(lambda arrival: failed.append(arrival.exception()))
+
+    pool.do(bring)
+    eventually(lambda: failed)
+    assert f"{failed[0]}" == "no room"
 
 
 def plan(pool: MemoryPool) -> relay.Relay:

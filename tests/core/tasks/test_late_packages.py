@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import pytest
+
 from skyward.core.errors import PackagesFailed
 from skyward.core.events import Events, Note
 from skyward.core.packages.lists import PackageLists
@@ -128,6 +130,20 @@ def test_what_can_not_be_installed_fails_with_the_reason() -> None:
         await bench.until(lambda: bench.ends)
         assert not bench.fails(two)
         assert one.note == two.note == "installing it on node-1 failed: no such wheel"
+
+    check(work)
+
+
+def test_what_nobody_has_foreseen_fails_too(caplog: pytest.LogCaptureFixture) -> None:
+    """Its traceback is in the log."""
+
+    async def work() -> None:
+        bench, one = Bench(KeyError("index")), job(1)
+        bench.node.word.set()
+        assert bench.fails(one)
+        await bench.until(lambda: bench.ends)
+        assert one.note == "installing it on node-1 failed: KeyError: 'index'"
+        assert "in supply" in caplog.text
 
     check(work)
 
