@@ -60,7 +60,7 @@ soak: $(VENV)/.installed-dev
 	@scripts/lab-packages
 	$(VENV)/bin/python -m tests.soak $(if $(ARGS),$(ARGS),--seconds 1200)
 
-simulate: $(VENV)/.installed-dev
+simulate: $(VENV)/.installed
 	$(VENV)/bin/python -m tests.simulation $(if $(ARGS),$(ARGS),--seconds 7200)
 
 foreign: $(VENV)/.installed-dev

@@ -98,8 +98,10 @@ def _hostile(chance: random.Random, scenario: Scenario) -> Scenario:
     wishes = tuple(wish._replace(seconds=chance.choice((wish.seconds, 3.0))) for wish in scenario.wishes)
     if not scenario.resumes:
         scenario = replace(scenario, wishes=wishes, leaves=None, ends=None)
-    kinds = ("lies", "lies", "lies", "commands", "commands", "impostors", "stranger", "crowd", "trespass")
-    return _strikes(chance, replace(scenario, rented=False), kinds, (4, 8), 4.0)
+    kinds = ("lies", "lies", "lies", "commands", "commands", "impostors", "stranger", "crowd", "trespass", "join")
+    usurped = chance.random() < 0.2
+    scenario = _strikes(chance, scenario, ("usurp",), (4, 8), 12.0) if usurped else replace(scenario, rented=False)
+    return _strikes(chance, scenario, kinds, (4, 8), 4.0)
 
 
 def _cramped(chance: random.Random, scenario: Scenario) -> Scenario:
@@ -664,6 +666,16 @@ def _trespass(pool: Pool, name: str, _: float) -> None:
     strangers.trespass(pool.world, pool.machines[name])
 
 
+def _usurp(pool: Pool, name: str, _: float) -> None:
+    pool.oracle.lies += 1
+    strangers.usurp(pool.world, pool.machines[name])
+
+
+def _join(pool: Pool, name: str, _: float) -> None:
+    pool.oracle.lies += 1
+    strangers.join(pool.world, pool.machines[name])
+
+
 def _deadly(pool: Pool, name: str, times: float) -> None:
     pool.machines[name].deadly += int(times)
 
@@ -752,6 +764,8 @@ _OF_MACHINES: dict[str, tuple[_Strike, tuple[float, ...]]] = {
     "blind": (_blind, (1, 3)),
     "crowd": (_crowd, (0,)),
     "trespass": (_trespass, (0,)),
+    "usurp": (_usurp, (0,)),
+    "join": (_join, (0,)),
     "deadly": (_deadly, (1, 10, 1_000)),
     "no_pipes": (_no_pipes, (1, 3, 20)),
     "server_fails": (_server_fails, (1, 3, 8)),
@@ -773,6 +787,8 @@ _RARE = (
     "commands",
     "crowd",
     "trespass",
+    "usurp",
+    "join",
     "deadly",
     "no_pipes",
     "server_fails",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import pickle
 import socket
 import struct
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from random import Random
 from typing import Any
 
 import msgpack
+import zstandard
 
 from skyward.core.errors import ProtocolError
 from skyward.core.nodes.session import Session
@@ -19,16 +21,20 @@ from skyward.core.protocol.wire import VERSION, Role, Wire
 from tests.simulation.node import SECRET, Machine
 from tests.simulation.world import World
 
-__all__ = ["KINDS", "command", "crowd", "impersonate", "lie", "trespass", "visit"]
+__all__ = ["KINDS", "command", "crowd", "impersonate", "join", "lie", "trespass", "usurp", "visit"]
 
 _LINGERS = 20.0  # seconds that a stranger stays at most; the agent waits for ten
 _NOBODY = 10**9  # number of no task
 _CROWD = 40  # the agent listens to 32 at a time
 
 
-def _piece(envelope: bytes, kind: int = 0, sizes: tuple[int, ...] = ()) -> bytes:
+def _piece(
+    envelope: bytes, kind: int = 0, sizes: tuple[int, ...] = (), *, number: int = 0, more: bytes = b"", less: int = 0
+) -> bytes:
+    """A piece of the protocol; `more` is within it beyond its prelude, and `less` is missing of its buffers."""
     prelude = struct.pack(f"!IH{len(sizes)}Q", len(envelope), len(sizes), *sizes) + envelope
-    return struct.pack("!BII", kind, 0, len(prelude) + (sum(sizes) if kind == 0 else 0)) + prelude
+    size = len(prelude) + (sum(sizes) - less if kind == 0 else 0) + len(more)
+    return struct.pack("!BII", kind, number, size) + prelude + more
 
 
 def _hello(random: Random) -> bytes:
@@ -70,7 +76,8 @@ def _nonsense(random: Random) -> bytes:
 def _odd_piece(random: Random) -> bytes:
     """A piece that some part of the protocol forbids, whatever has been said before."""
     number, size = random.choice((0, 1, 2, 3, 10**6)), random.choice((0, 1, 5, 300))
-    open_ = encode(m.Done(_NOBODY, 0.1), 10**6)
+    open_ = encode(random.choice((m.Done(_NOBODY, 0.1), m.Blob(b"no blob", 5, 0))), 10**6)
+    kinds_of_value = random.choice((b"\xc1", b"\xc7\x00\x01", b"\xdb\x00"))
     kinds: list[Callable[[], bytes]] = [
         lambda: struct.pack("!BII", random.choice((4, 9, 255)), number, 5) + b"abcde",  # no such kind
         lambda: struct.pack("!BIIQ", 2, number, size, random.choice((0, 7, 2**62))) + bytes(size),
@@ -86,9 +93,14 @@ def _odd_piece(random: Random) -> bytes:
         lambda: _piece(encode(m.Load(None, 1, 1, 1, 1, [[[[[[]]]]]]), 0)),
         lambda: _piece(encode(m.Began([1] * 70_000, [1]), 10**6)),
         lambda: _piece(encode(m.Output(1), 10**6), 1, (100_000,)),  # it must not be large
-        lambda: _piece(open_, 1, (100_000,)) + b"more than its prelude",
+        lambda: _piece(open_, 1, (100_000,), more=b"more than its prelude"),
+        lambda: _piece(open_, 0, (5, 5), less=3) + bytes(7),
+        lambda: _piece(open_, 1, (2**20 - 1,) * 200),  # much memory for nothing
+        lambda: _piece(open_, 1, (50_000,)) + _packed(60_000),
+        lambda: _piece(b"\xdc" + struct.pack("!H", 1201) + bytes(1200) + kinds_of_value + bytes(9)),
         lambda: struct.pack("!BII", 1, 0, 20) + _piece(open_, 1, (5,))[9:],  # another length than it has
-        lambda: b"".join(_piece(encode(m.Done(_NOBODY, 0.1), 10**6 + n), 1, (2**20, n + 1)) for n in range(300)),
+        lambda: b"".join(_piece(open_, 1, (2**20, n + 1)) for n in range(300)),
+        lambda: b"".join(_piece(open_, 1, (5, n + 1), number=n) for n in range(300)),
         lambda: _piece(open_, 1, (50_000,)) + struct.pack("!BIIQ", 2, 0, 60_000, 0),  # more than is missing
         lambda: _piece(open_, 1, (50_000,)) + struct.pack("!BIIQ", 3, 0, 9, 0) + b"not zstd!",
         lambda: (
@@ -104,6 +116,12 @@ def _odd_piece(random: Random) -> bytes:
         lambda: _piece(encode(random.choice((m.Ping(0.0), m.Pong(0.0), m.Ack(0))), 0)),
     ]
     return random.choice(kinds)()
+
+
+def _packed(size: int) -> bytes:
+    """A compressed piece of so many bytes."""
+    data = zstandard.compress(bytes(size))
+    return struct.pack("!BIIQ", 3, 0, len(data), 0) + data
 
 
 def _welcome(random: Random) -> bytes:
@@ -165,17 +183,41 @@ def crowd(world: World, machine: Machine) -> None:
 
 def trespass(world: World, machine: Machine) -> None:
     """Let somebody connect who knows the secret, and yet is not the owner: a program that is run twice, or a fork."""
-    if machine.agent is None or machine.agent.session is None:
-        return  # whoever comes first is the owner
+    if machine.agent is not None and machine.agent.session is not None:  # else whoever comes first is the owner
+        _know(world, machine, "somebody else's", world.random.choice((b"", world.random.randbytes(16))))
+
+
+def usurp(world: World, machine: Machine) -> None:
+    """Let somebody who knows the secret come before the owner, and say what a node must not be told."""
+    if machine.agent is not None and machine.agent.session is None:
+        _know(world, machine, "a usurper's", b"", world.random.choice(_OF_USURPERS))
+
+
+def join(world: World, machine: Machine) -> None:
+    """Let somebody who knows the secret join the owner's link as if he were one of its stripes, or many."""
+    session = machine.agent.session if machine.agent is not None else None
+    if session is not None and session.link is not None:
+        name = session.link.wire.name
+        for _ in range(world.random.choice((1, 10))):
+            said = world.random.choice(((), (), (m.Ping(0.0),), (b"\2" + bytes(16), b"\2" + bytes(16))))
+            _know(world, machine, session.name, name, said)
+
+
+def _know(world: World, machine: Machine, session: str, link: bytes, said: tuple[Any, ...] = ()) -> None:
+    """Let somebody connect who knows the secret, and say something."""
     if (sock := _enter(machine)) is None:
         return
     wire = Wire(Role.OWNER, secret=SECRET, nonce=world.random.randbytes(16))
-    wire.hello("somebody else's", 0, world.random.choice((b"", world.random.randbytes(16))))
+    wire.hello(session, 0, link)
 
     def go_on(steps: int) -> None:
         with contextlib.suppress(OSError, ProtocolError):
             if wire.receive_data(sock.recv(64 * 1024)):
                 wire.prove()
+                pieces = (
+                    each if isinstance(each, bytes) else _piece(encode(each, n)) for n, each in enumerate(said, 1)
+                )
+                wire._small += pieces
         with contextlib.suppress(OSError):
             sock.sendall(b"".join(wire.data_to_send()))
         if steps:
@@ -216,7 +258,8 @@ def command(world: World, session: Session) -> None:
         link.wire._small.append(world.random.choice(kinds)(world.random))
         link.flush()
     else:
-        session.send(world.random.choice(_COMMANDS))
+        message, *buffers = world.random.choice(_COMMANDS)
+        session.send(message, buffers)
 
 
 def lie(world: World, machine: Machine) -> None:
@@ -245,6 +288,7 @@ def _about(random: Random, machine: Machine) -> tuple[tuple[Any, ...], ...]:
     task = random.choice(list(slots._tasks))
     return (
         (m.Failed(task, 0.1, m.Failure.CANCELLED.value, "simulated: cancelled"),),
+        (m.Failed(task, 0.1, m.Failure.RAISED.value, "int"), _NO_EXCEPTION),
         (m.Failed(task, 0.1, m.Failure.TIMEOUT.value, "simulated: too late"),),
         (m.Failed(task, 0.1, m.Failure.REFUSED.value, "simulated: it does not like it"),),
         (m.Done(task, 0.1, {5: b"/etc/passwd"}), b"x"),
@@ -256,23 +300,34 @@ def _about(random: Random, machine: Machine) -> tuple[tuple[Any, ...], ...]:
 
 
 # What a driver never says to an agent that has slots.
-_COMMANDS: tuple[Any, ...] = (
-    m.Setup("", 1, True, None, {}, [], None, [], [], 60.0),
-    m.Code(1, [b"no blob"]),
-    m.Cancel(_NOBODY),
-    m.Inquire([_NOBODY]),
-    m.Recall(1, 0.0),
-    m.Blob(b"no blob", 5, 0),
-    m.Fetch(b"no blob", 5, "nobody"),
-    m.Fetch(b"no blob", 0, None),
-    m.Share(b"no blob", "/nowhere", 1, 5),
-    m.Peers({"nobody": [80, "192.0.2.7"]}),
-    m.Forget([b"no blob"]),
-    m.StreamData(_NOBODY),
-    m.StreamClose(_NOBODY, "simulated: closed"),
-    m.Ping(0.0),
+_COMMANDS: tuple[tuple[Any, ...], ...] = (
+    (m.Setup("", 1, True, None, {}, [], None, [], [], 60.0),),
+    (m.Code(1, [b"no blob"]), b"names"),
+    (m.Cancel(_NOBODY),),
+    (m.Inquire([_NOBODY]),),
+    (m.Recall(1, 0.0),),
+    (m.Blob(b"no blob", 5, 0), b"01234"),
+    (m.Fetch(b"no blob", 5, "nobody"),),
+    (m.Fetch(b"no blob", 0, None),),
+    (m.Share(b"no blob", "/nowhere", 1, 5),),
+    (m.Peers({"nobody": [80, "192.0.2.7"]}),),
+    (m.Forget([b"no blob"]),),
+    (m.StreamData(_NOBODY), b"data"),
+    (m.StreamClose(_NOBODY, "simulated: closed"),),
+    (m.Ping(0.0),),
 )
+_SETUP = m.Setup("", 1, True, None, {}, [], None, [], [], 60.0)
+_OF_USURPERS: tuple[tuple[Any, ...], ...] = (
+    (),
+    (m.Cancel(1),),
+    (_SETUP._replace(concurrency=0),),
+    (_SETUP._replace(concurrency=0, gpus=1.0), m.Cancel(1), m.Recall(1, 0.0)),
+    (_SETUP, _SETUP),
+    (_SETUP, m.Code(1, [])),
+)
+_NO_EXCEPTION = pickle.dumps(([(pickle.dumps(5), "an error")], "an error\n", (-1, ""), []))
 _LIES: tuple[tuple[Any, ...], ...] = (
+    (m.Pong(0.0),),
     (m.Done(_NOBODY, 0.1), b"x"),
     (m.Done(1, float("nan")), b"x"),
     (m.Done(1, 0.1, {0: b"/etc/passwd"}), b"x"),
