@@ -99,9 +99,10 @@ def _hostile(chance: random.Random, scenario: Scenario) -> Scenario:
     if not scenario.resumes:
         scenario = replace(scenario, wishes=wishes, leaves=None, ends=None)
     kinds = ("lies", "lies", "lies", "commands", "commands", "impostors", "stranger", "crowd", "trespass", "join")
-    usurped = chance.random() < 0.2
-    scenario = _strikes(chance, scenario, ("usurp",), (4, 8), 12.0) if usurped else replace(scenario, rented=False)
-    return _strikes(chance, scenario, kinds, (4, 8), 4.0)
+    if chance.random() < 0.2:
+        scenario = replace(scenario, cards=scenario.cards or chance.choice((0, 2)))
+        return _strikes(chance, scenario, ("usurp",), (4, 8), 12.0)
+    return _strikes(chance, replace(scenario, rented=False), kinds, (4, 8), 4.0)
 
 
 def _cramped(chance: random.Random, scenario: Scenario) -> Scenario:
@@ -145,7 +146,8 @@ def _bulky(chance: random.Random, scenario: Scenario) -> Scenario:
 
 def _decrepit(chance: random.Random, scenario: Scenario) -> Scenario:
     """Machines on which processes end, or can't be made."""
-    return _strikes(chance, scenario, ("deadly", "server_fails", "no_pipes", "unready", "stillborn"), (1, 2, 4), 5.0)
+    kinds = ("deadly", "server_fails", "no_pipes", "unready", "stillborn", "babbles")
+    return _strikes(chance, scenario, kinds, (1, 2, 4), 5.0)
 
 
 def _deserted(chance: random.Random, scenario: Scenario) -> Scenario:
@@ -193,6 +195,9 @@ def _puzzling(chance: random.Random, scenario: Scenario) -> Scenario:
 def _mixed(chance: random.Random, scenario: Scenario) -> Scenario:
     """The user has machines, too, and rents what is missing."""
     hosts = chance.choice((1, 2, -1, -2))
+    if chance.random() < 0.4:
+        twins = replace(scenario, rented=True, local=False, twin=True, nodes=chance.choice(((2, 2), (1, 3))))
+        return _strikes(chance, twins, ("machine_ends", "refusals", "lost_replies", "denials"), (1, 2, 3), 5.0)
     nodes, slots = chance.choice(((2, 2), (1, 3))), max(scenario.slots, 1)
     scenario = replace(scenario, rented=True, local=False, gpus=0.0, slots=slots, hosts=hosts, nodes=nodes)
     return _strikes(chance, scenario, ("machine_ends", "agent_dies", "refusals", "denials"), (0, 1, 3), 10.0)
@@ -215,12 +220,33 @@ def _crowded(chance: random.Random, scenario: Scenario) -> Scenario:
 
 def _faulty(chance: random.Random, scenario: Scenario) -> Scenario:
     """Our own code fails where nobody thought that it could, and perhaps no machine is left later."""
+    scenario = replace(scenario, folder=chance.choice((scenario.folder, (10, 100_000))))
     scenario = _strikes(chance, scenario, ("slip",), (1, 1, 2), chance.choice((0.1, 5.0, 20.0)))
     if chance.random() < 0.5:
         return _strikes(chance, scenario, ("machine_ends", "agent_dies", "cut"), (0, 1, 3), 20.0)
     wishes = tuple(wish._replace(seconds=chance.choice((wish.seconds, 40.0))) for wish in scenario.wishes)
     ends = tuple(Misfortune("machine_ends", chance.uniform(10.0, 60.0), 0, 1) for _ in range(5))
     return replace(scenario, rented=True, local=False, wishes=wishes, misfortunes=scenario.misfortunes + ends)
+
+
+def _lacking(chance: random.Random, scenario: Scenario) -> Scenario:
+    """Nodes lack a package, which is installed when a task needs it."""
+    wishes = tuple(
+        wish._replace(end=chance.choice(("lacks", "lacks", "return")), timeout=None, count=0)
+        if wish.same is None
+        else wish
+        for wish in scenario.wishes
+    )
+    return replace(scenario, wishes=wishes)
+
+
+def _flapping(chance: random.Random, scenario: Scenario) -> Scenario:
+    """A line breaks as soon as it is made, or much is said on it before it breaks."""
+    if chance.random() < 0.5:
+        return _strikes(chance, scenario, ("flap",), (1, 2), 10.0)
+    wishes = tuple(Wish(number, number * 0.05, seconds=0.01, attempts=3) for number in range(60))
+    lies = tuple(Misfortune("lies", 1.0 + chance.random() + 0.3 * number, 0, 1) for number in range(40))
+    return replace(scenario, wishes=wishes, misfortunes=lies, edits=(), rented=False, leaves=None)
 
 
 def _suspicious(chance: random.Random, scenario: Scenario) -> Scenario:
@@ -248,6 +274,8 @@ _WORSE: tuple[tuple[float, Callable[[random.Random, Scenario], Scenario]], ...] 
     (0.01, _crowded),
     (0.02, _faulty),
     (0.02, _suspicious),
+    (0.02, _lacking),
+    (0.01, _flapping),
 )
 """Shares of all worlds, and what is different in them."""
 
@@ -616,7 +644,7 @@ def _commands(pool: Pool, name: str, times: float) -> None:
         if session is not None and life.machine.name == name and life.is_ready:
             at = 0.0
             for _ in range(int(times)):
-                pool.driver.call_later(at, strangers.command, pool.world, session)
+                pool.driver.call_later(at, strangers.command, pool.world, session, pool.machines[name])
                 at += pool.world.random.choice((0.0, 0.2))
 
 
@@ -664,6 +692,19 @@ def _crowd(pool: Pool, name: str, _: float) -> None:
 
 def _trespass(pool: Pool, name: str, _: float) -> None:
     strangers.trespass(pool.world, pool.machines[name])
+
+
+def _flap(pool: Pool, name: str, times: float) -> None:
+    """Let the line break again and again."""
+    at, line = 0.0, pool.lines[name]
+    for _ in range(int(times)):
+        at += pool.world.random.choice((0.05, 0.4))
+        pool.world.after(at, lambda: line.cut(0.0))
+
+
+def _babbles(pool: Pool, name: str, times: float) -> None:
+    pool.oracle.forgets += int(times)
+    pool.machines[name].babbles += int(times)
 
 
 def _usurp(pool: Pool, name: str, _: float) -> None:
@@ -765,6 +806,8 @@ _OF_MACHINES: dict[str, tuple[_Strike, tuple[float, ...]]] = {
     "crowd": (_crowd, (0,)),
     "trespass": (_trespass, (0,)),
     "usurp": (_usurp, (0,)),
+    "flap": (_flap, (5, 40)),
+    "babbles": (_babbles, (1, 3)),
     "join": (_join, (0,)),
     "deadly": (_deadly, (1, 10, 1_000)),
     "no_pipes": (_no_pipes, (1, 3, 20)),
@@ -789,6 +832,8 @@ _RARE = (
     "trespass",
     "usurp",
     "join",
+    "flap",
+    "babbles",
     "deadly",
     "no_pipes",
     "server_fails",

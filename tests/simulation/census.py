@@ -86,6 +86,8 @@ _OPEN = {
     "FileService._mounts": "the user's folder",
     "ForkServerClient._env": "settings",
     "ForkServerClient.pids": "slots",
+    "LatePackages._supplies": "packages of nodes",
+    "LatePackages._turns": "nodes",
     "Manifest.chunks": "the user's folder",
     "Manifest.files": "the user's folder",
     "Manifest.folders": "the user's folder",

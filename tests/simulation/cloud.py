@@ -111,6 +111,8 @@ class Cloud:
         Which of `MARKETS` it offers.
     capacity
         How many machines it has.
+    records
+        Those of another source that shows the same machines.
     """
 
     name: ClassVar[str] = "simulated"
@@ -132,12 +134,13 @@ class Cloud:
         first: int,
         market: str = "",
         capacity: float = math.inf,
+        records: dict[str, _Record] | None = None,
     ) -> None:
         kinds = (Trait.RENTED, Trait.DESTROYS, Trait.SPOT) if rented else ()
         here = (Trait.DRIVER_ENVIRONMENT,) if local else ()
         self.traits = frozenset({*kinds, *here, *([Trait.BATCH] if batch else [])})
         self.world = world
-        self.records: dict[str, _Record] = {}
+        self.records: dict[str, _Record] = {} if records is None else records
         # How many more of each there will be.
         self.lost_replies = self.refusals = self.failures = self.duds = self.denials = 0
         self.empty = self.undead = self.slips = 0
@@ -275,6 +278,12 @@ class Hosts(Cloud):
     """Machines of the user's own, beside a provider's."""
 
     name: ClassVar[str] = "simulated-hosts"
+
+
+class Twin(Cloud):
+    """Another region of the same account: it shows, and ends, the first one's machines as well."""
+
+    name: ClassVar[str] = "simulated-twin"
 
 
 class SimulatedBuyer:

@@ -28,7 +28,7 @@ class Load(NamedTuple):
         It takes, of virtual time.
     end
         ``"return"``, ``"raise"``, ``"odd"`` (raises something odd), ``"riddle"`` (returns what can't be unpickled),
-        ``"die"`` (killed half way) or ``"hang"`` (never ends).
+        ``"die"`` (killed half way), ``"hang"`` (never ends) or ``"lacks"`` (needs a package that nodes lack at first).
     size
         Bytes of the result.
     prints

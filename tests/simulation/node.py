@@ -25,6 +25,7 @@ from typing import IO, Any, cast
 
 import msgpack
 
+from skyward.core.errors import PayloadError
 from skyward.core.payload import exceptions, pickling
 from skyward.core.protocol.framing import read_frame
 from skyward.core.protocol.messages import Done, Failed, Failure, Inquire, Message, Missing, Ready, Run
@@ -45,6 +46,7 @@ from skyward.worker.forkserver.protocol import (
     FORK_SHARED,
     FORKED,
     KILL,
+    PEAK,
     REPORT,
     REQUEST,
     SEATED,
@@ -178,6 +180,9 @@ class _Slot:
         with importing(self._import):
             function, args, kwargs = pickling.loads(buffers[0], parts)
         plan, work = _plan_of(function, args, kwargs)
+        if plan.end == "lacks" and not self.machine.has_package:
+            self._lacks(run.task)
+            return
         self.held[run.task] = plan
         self.machine.check_folder()
         self.machine.started(self.process.name, plan)
@@ -185,6 +190,9 @@ class _Slot:
             self.machine.deadly -= 1
             self.end(signal.SIGKILL)
             return
+        if self.machine.babbles > 0:
+            self.machine.babbles -= 1
+            self._send(Ready(1, None))  # which no slot says
         if self.machine.forgets > 0 and not self.shared:
             self.machine.forgets -= 1
             self.busy = False
@@ -198,6 +206,13 @@ class _Slot:
         seconds = plan.seconds * (0.5 if plan.end == "die" else 1.0)
         then = self._talk if plan.talks else self._ended
         self.process.call_later(seconds, then, run.task, plan, work)
+
+    def _lacks(self, task: int) -> None:
+        """A package that the task needs is missing, so it is not loaded."""
+        self.busy = False
+        error = PayloadError("the task can't be loaded: No module named a_simulated_package")
+        answer = Failed(task, 0.0, Failure.UNLOADABLE.value, "ModuleNotFoundError", "a_simulated_package")
+        self._send(answer, exceptions.dump(error, as_data=self.machine.data))
 
     def _import(self, name: str) -> str:
         """Import one of the user's modules, unless it is; return what it says."""
@@ -452,6 +467,8 @@ class _ForkServer:
             self.machine.cards.free(slot.gpus)
             self.seating.release(slot.number)
             self._attend_waiting()
+            if status == signal.SIGKILL:
+                self._report(PEAK, slot.number, 1 << 20)
             self._report(EXITED, slot.number, status)
 
     def _report(self, what: int, number: int, value: int) -> None:
@@ -534,6 +551,8 @@ class Machine:
         self.forks_fail = 0
         # How many more slots will die before they begin, or can't begin; and how many tasks will be forgotten by slots.
         self.stillborn = self.unready = self.forgets = 0
+        self.babbles = 0  # how many more tasks will have their slot say what no slot says
+        self.has_package = False  # which tasks need that lack it
         self.deadly = 0  # how many more tasks will have their process killed at once
         # How many more fork servers will not start, and end soon; and how many pipes can't be made.
         self.unstartable = self.short_lived = self.no_pipes = 0

@@ -48,6 +48,30 @@ class _OtherArguments(Exception):
         return super().__new__(cls)
 
 
+class _Changeling(Exception):
+    def __reduce_ex__(self, _: object) -> Any:
+        return ValueError, self.args
+
+
+class _Recluse(Exception):
+    """Which only this module makes."""
+
+    may_be_made = False
+
+    def __new__(cls, *args: object) -> Self:
+        if not cls.may_be_made:
+            raise TypeError("nobody else may make it")
+        return super().__new__(cls, *args)
+
+
+def _recluse(number: int) -> BaseException:
+    _Recluse.may_be_made = True
+    try:
+        return _Recluse(f"odd {number}")
+    finally:
+        _Recluse.may_be_made = False
+
+
 def _bare(number: int) -> BaseException:
     error = _OtherArguments()
     error.args = (f"odd {number}",)
@@ -89,6 +113,8 @@ _KINDS: tuple[Callable[[int], BaseException], ...] = (
     _circle,
     _local,
     _noted,
+    lambda number: _Changeling(f"odd {number}"),
+    _recluse,
 )
 
 

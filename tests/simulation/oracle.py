@@ -69,11 +69,10 @@ class Oracle:
         self.starts: Counter[int] = Counter()
         self.faults = 0
         """How many faults there have been that a task, or the pool, may fail of."""
-        self.lost_cards = self.lies = self.forgets = self.gaps = 0
+        self.lost_cards = self.lies = self.forgets = self.gaps = self.slips = self.refused_packages = 0
         """How many GPUs are lost; how many times an agent has lied; how many tasks slots may forget: one that is ended
-        for it may have begun the next; how many times a transport has raised what it should not."""
-        self.slips = 0
-        """How many times code of our own has raised what nobody expects."""
+        for it may have begun the next; how many times a transport, or code of our own, has raised what it should not;
+        how many times a package could not be installed."""
         self.kept: dict[int, Any] = {}
         """Results of cached functions, by the first task of those that are equal."""
         self.pinned: dict[int, str] = {}
@@ -147,7 +146,7 @@ class Oracle:
         if idle <= 0 or not any(len(self._running_of(wish.group)) < self._limit(wish.group) for wish in waiting):
             self._busy = self.world.now
         seconds = self.world.now - self._busy
-        if not self.faults:
+        if not self.faults and not any(wish.end == "lacks" for wish in self.wishes.values()):  # held back meanwhile
             self._check(seconds <= self._patience, f"a slot has been idle for {seconds:g} s while a task waits")
             self.world.after(_LOOK, self.watch)
 
@@ -234,7 +233,7 @@ class Oracle:
                 traceback.format_exception(error)
 
     def _is_right(self, wish: Wish, result: Any) -> bool:
-        if wish.end != "return":
+        if wish.end not in ("return", "lacks"):
             return False
         arrays = list(map(argument, wish.arrays))
         texts = self.texts.get(wish.number)
@@ -263,6 +262,8 @@ class Oracle:
         # may have said so of any task.
         attempts = 0 if self.lies else wish.attempts
         starts = self.starts[wish.load.number]
+        if isinstance(error, PayloadError) and wish.end == "lacks":
+            return self.refused_packages
         if isinstance(error, PayloadError):
             return starts if wish.end == "riddle" else wish.end == "unpicklable" and not starts
         if isinstance(error, WorkerCrashed) and "no node can start" not in str(error):

@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from skyward.core.code.local_code import CodeSettings, CodeVersion
-from skyward.core.errors import PoolNotActive, SkywardError
+from skyward.core.errors import PackagesFailed, PoolNotActive, SkywardError
 from skyward.core.events import Events, NodeGone, NodeReady, Note, PoolClosed, PoolDraining, PoolStarted
 from skyward.core.gpus import needed, per_gpu
 from skyward.core.image import Image
@@ -23,6 +23,7 @@ from skyward.core.machines.clocks import Clocks
 from skyward.core.machines.plan import Plan
 from skyward.core.machines.provision import Provisioner
 from skyward.core.nodes.timing import Timing
+from skyward.core.packages.lists import PackageLists
 from skyward.core.payload import pickling
 from skyward.core.protocol.messages import Setup
 from skyward.core.results.names import Trusted
@@ -35,7 +36,7 @@ from skyward.core.tasks.dispatch import Dispatcher
 from skyward.core.tasks.jobs import TaskGroup, TaskOptions
 from skyward.joblib_ext.batch import Batch, plain_parts
 from tests.simulation.cards import Cards
-from tests.simulation.cloud import MARKETS, Cloud, Hosts, SimulatedBuyer, SimulatedTransport
+from tests.simulation.cloud import MARKETS, Cloud, Hosts, SimulatedBuyer, SimulatedTransport, Twin
 from tests.simulation.editing import EditedProgram
 from tests.simulation.folders import UsersFolder
 from tests.simulation.keeping import Cached, ResultFile
@@ -80,6 +81,13 @@ def _results_of(scenario: Scenario, before: Pool | None) -> ResultFile | None:
 
 def _no_thread(*_: object) -> Any:
     raise RuntimeError("simulated processes have no threads")
+
+
+class Packages:
+    """The driver's environment: it has the package that nodes lack, or only thought so."""
+
+    def late(self, module: str) -> PackageLists | None:
+        return PackageLists((f"{module}==1.0",))
 
 
 class Pool:
@@ -154,8 +162,8 @@ class Pool:
         world.on_stumble = self._stumbled
         self.driver.call_soon(self._open)
 
-    def _make_cloud(self, first: int) -> Cloud:
-        return Cloud(
+    def _make_cloud(self, first: int, of: Cloud | None = None) -> Cloud:
+        return (Cloud if of is None else Twin)(
             self.world,
             self._boot,
             self._end,
@@ -166,10 +174,13 @@ class Pool:
             neighbours=self.scenario.neighbours > 0.0,
             first=first,
             market=self.scenario.market,
+            records=None if of is None else of.records,
         )
 
     def _with_hosts(self, first: int) -> list[Cloud]:
-        """The provider, and machines of the user's own if there are any, in the order in which they are tried."""
+        """The provider, and what there is beside it, in the order in which they are tried."""
+        if self.scenario.twin:
+            return [self.cloud, self._make_cloud(first, of=self.cloud)]
         if not self.scenario.hosts:
             return [self.cloud]
         hosts = Hosts(
@@ -199,6 +210,7 @@ class Pool:
             make_file=NumberedFile,
             start_thread=_no_thread,
             listeners=listeners(self.world),
+            supplier=Packages(),
             answers=Answers(Reader(Trusted(modules=frozenset({Array.__module__}))) if self.scenario.data else None),
             local_code=None if self._program is None else CodeSettings(sent=True, program=self._program),
         )
@@ -214,11 +226,24 @@ class Pool:
             self.oracle.heard(event)
             if isinstance(event, NodeReady):
                 lives = self.provisioner._lives.values()
-                self._nodes[event.node] = next(life.machine.name for life in lives if life.name == event.node)
+                life = next(life for life in lives if life.name == event.node)
+                self._nodes[event.node] = life.machine.name
+                assert life.session is not None
+                life.session.supply = functools.partial(self._install, self.machines[life.machine.name])
             self.deafness += isinstance(event, NodeGone) and not self.is_leaving
         forgivable = self.cloud.was_denied or self.oracle.slips > 0
         if isinstance(event, Note) and event.warning and forgivable and self.is_leaving:
             self.is_warned = True
+
+    async def _install(self, machine: Machine, _: PackageLists) -> None:
+        """Install a package on a node."""
+        await asyncio.sleep(self.world.random.choice((0.01, 1.0, 20.0)))
+        problems = (None, None, None, PackagesFailed("simulated: no wheel"), OSError("simulated: no disk"))
+        problem = self.world.random.choice(problems)
+        if problem is not None:
+            self.oracle.refused_packages += 1
+            raise problem
+        machine.has_package = True
 
     def _open(self) -> None:
         buyer: Any = SimulatedBuyer

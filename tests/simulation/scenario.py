@@ -171,6 +171,8 @@ class Scenario:
         What the provider offers: see `MARKETS`.
     hosts
         How many machines of the user's own there are beside the provider's; negative: they are tried last.
+    twin
+        Whether there is another source that shows the same machines.
     data
         Whether results are read as data.
     wishes, misfortunes, edits
@@ -209,6 +211,7 @@ class Scenario:
     load: float = 15.0
     market: str = ""
     hosts: int = 0
+    twin: bool = False
     data: bool = False
     wishes: tuple[Wish, ...] = ()
     misfortunes: tuple[Misfortune, ...] = ()

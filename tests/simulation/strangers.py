@@ -95,7 +95,10 @@ def _odd_piece(random: Random) -> bytes:
         lambda: _piece(encode(m.Output(1), 10**6), 1, (100_000,)),  # it must not be large
         lambda: _piece(open_, 1, (100_000,), more=b"more than its prelude"),
         lambda: _piece(open_, 0, (5, 5), less=3) + bytes(7),
-        lambda: _piece(open_, 1, (2**20 - 1,) * 200),  # much memory for nothing
+        lambda: (
+            _piece(open_, 1, (2**20 - 1,) * 200)
+            + b"".join(struct.pack("!BIIQ", 2, 0, 1, at << 20) + b"x" for at in range(100))
+        ),  # much memory for little
         lambda: _piece(open_, 1, (50_000,)) + _packed(60_000),
         lambda: _piece(b"\xdc" + struct.pack("!H", 1201) + bytes(1200) + kinds_of_value + bytes(9)),
         lambda: struct.pack("!BII", 1, 0, 20) + _piece(open_, 1, (5,))[9:],  # another length than it has
@@ -250,7 +253,16 @@ def impersonate(world: World, machine: Machine) -> None:
     machine.impostors.append(world.random.choice(kinds)(world.random))
 
 
-def command(world: World, session: Session) -> None:
+def _of_blobs(machine: Machine) -> tuple[tuple[Any, ...], ...]:
+    """What the driver never says about blobs that a node has; sometimes none."""
+    slots = machine.agent.slots if machine.agent is not None else None
+    if slots is None or machine.world.random.random() < 0.6 or not (known := list(slots.needs.blobs.store._users)):
+        return ()
+    blob = machine.world.random.choice(known)
+    return ((m.Blob(blob, 5, 0), b"01234"), (m.Fetch(blob, 5, "nobody"),))
+
+
+def command(world: World, session: Session, machine: Machine) -> None:
     """Let the driver say something to an agent that it never says, or not then."""
     link = session._link
     if world.random.random() < 0.4 and link is not None and link.wire.is_open:
@@ -258,7 +270,7 @@ def command(world: World, session: Session) -> None:
         link.wire._small.append(world.random.choice(kinds)(world.random))
         link.flush()
     else:
-        message, *buffers = world.random.choice(_COMMANDS)
+        message, *buffers = world.random.choice(_of_blobs(machine) or _COMMANDS)
         session.send(message, buffers)
 
 

@@ -102,6 +102,7 @@ class Talk:
         self._done = done
         self._is_open = False
         self._got = bytearray()
+        self._first = world.random.choice((1, 3, 100))  # bytes at a time of what it says first
         self._unsent = memoryview(frame(_ADDRESS.encode()))
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._sock.setblocking(False)
@@ -114,8 +115,9 @@ class Talk:
         process.add_writer(self._sock, self._writable)
 
     def _writable(self) -> None:
+        piece = self._unsent if self._is_open else self._unsent[: self._first]
         try:
-            self._unsent = self._unsent[self._sock.send(self._unsent) :]
+            self._unsent = self._unsent[self._sock.send(piece) :]
         except BlockingIOError:
             return
         except OSError as error:
