@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from skyward.core.gpus import per_gpu
-from skyward.core.machines.fleet_events import Shutdown
+from skyward.core.machines.fleet_events import CameUp, Shutdown
 from skyward.core.spec import MachineState
 from tests.simulation import strangers
 from tests.simulation.load import MAX_BYTES
@@ -98,7 +98,19 @@ def _hostile(chance: random.Random, scenario: Scenario) -> Scenario:
     wishes = tuple(wish._replace(seconds=chance.choice((wish.seconds, 3.0))) for wish in scenario.wishes)
     if not scenario.resumes:
         scenario = replace(scenario, wishes=wishes, leaves=None, ends=None)
-    kinds = ("lies", "lies", "lies", "commands", "commands", "impostors", "stranger", "crowd", "trespass", "join")
+    kinds = (
+        "lies",
+        "lies",
+        "lies",
+        "commands",
+        "commands",
+        "impostors",
+        "stranger",
+        "crowd",
+        "trespass",
+        "join",
+        "bridge",
+    )
     if chance.random() < 0.2:
         scenario = replace(scenario, cards=scenario.cards or chance.choice((0, 2)))
         return _strikes(chance, scenario, ("usurp",), (4, 8), 12.0)
@@ -127,7 +139,9 @@ def _bulky(chance: random.Random, scenario: Scenario) -> Scenario:
     """Much is sent over several connections, or over as many as the host allows."""
     wishes = tuple(
         wish._replace(
-            arrays=(*chance.sample(_LARGE, chance.choice((1, 2))), 90_001), cancelled=chance.choice((None, 0.01, 0.3))
+            arrays=(*chance.sample(_LARGE, chance.choice((0, 1, 2))), *(80_000 + 2 * one for one in range(8))),
+            talks=chance.choice((0, 0, 0, MAX_BYTES)) if wish.end == "return" and wish.timeout is None else 0,
+            cancelled=chance.choice((None, 0.01, 0.3)),
         )
         if wish.same is None
         else wish
@@ -211,7 +225,7 @@ def _cheap(chance: random.Random, scenario: Scenario) -> Scenario:
 
 def _crowded(chance: random.Random, scenario: Scenario) -> Scenario:
     """Many machines are bought one by one, from a provider that says more than is so."""
-    nodes = chance.choice(((1, 10), (10, 10), (2, 4)))
+    nodes = chance.choice(((1, 10), (2, 4), (2, 4)))
     wishes = tuple(wish._replace(arrays=()) for wish in scenario.wishes[:5])
     wishes = tuple(wish for wish in wishes if wish.after is None or wish.after < len(wishes))
     scenario = replace(scenario, rented=True, local=False, batch=False, budget=None, nodes=nodes, wishes=wishes)
@@ -242,11 +256,29 @@ def _lacking(chance: random.Random, scenario: Scenario) -> Scenario:
 
 def _flapping(chance: random.Random, scenario: Scenario) -> Scenario:
     """A line breaks as soon as it is made, or much is said on it before it breaks."""
-    if chance.random() < 0.5:
+    if chance.random() < 0.7:
         return _strikes(chance, scenario, ("flap",), (1, 2), 10.0)
-    wishes = tuple(Wish(number, number * 0.05, seconds=0.01, attempts=3) for number in range(60))
-    lies = tuple(Misfortune("lies", 1.0 + chance.random() + 0.3 * number, 0, 1) for number in range(40))
+    wishes = tuple(Wish(number, number * 0.2, seconds=0.01, attempts=3) for number in range(50))
+    lies = tuple(Misfortune("lies", 1.0 + chance.random() + 0.6 * number, 0, 1) for number in range(15))
     return replace(scenario, wishes=wishes, misfortunes=lies, edits=(), rented=False, leaves=None)
+
+
+def _revisited(chance: random.Random, scenario: Scenario) -> Scenario:
+    """The program runs again on a machine that still has a folder of it."""
+    if scenario.has_code or scenario.gpus:
+        return scenario
+    scenario = replace(scenario, local=True, rented=False, folder=(100_000,) * chance.choice((1, 3)))
+    return _resuming(chance, replace(scenario, nodes=(1, 1)))
+
+
+def _evicted(chance: random.Random, scenario: Scenario) -> Scenario:
+    """There is no room for what no task needs, while tasks that can't be stopped go on using it."""
+    wishes = tuple(
+        Wish(number, 0.3 * number, seconds=3.0, isolated=False, arrays=(chance.choice((200_000, 500_000)) - number,))
+        for number in range(6)
+    )
+    wishes = tuple(wish._replace(cancelled=chance.choice((None, 0.1, 1.0))) for wish in wishes)
+    return replace(scenario, memory=0, slots=4, isolated=False, wishes=wishes, edits=(), resumes=False, gpus=0.0)
 
 
 def _suspicious(chance: random.Random, scenario: Scenario) -> Scenario:
@@ -260,7 +292,7 @@ def _suspicious(chance: random.Random, scenario: Scenario) -> Scenario:
 
 _WORSE: tuple[tuple[float, Callable[[random.Random, Scenario], Scenario]], ...] = (
     (0.08, _hostile),
-    (0.06, _sociable),
+    (0.05, _sociable),
     (0.03, _cramped),
     (0.03, _bulky),
     (0.04, _decrepit),
@@ -276,6 +308,8 @@ _WORSE: tuple[tuple[float, Callable[[random.Random, Scenario], Scenario]], ...] 
     (0.02, _suspicious),
     (0.02, _lacking),
     (0.01, _flapping),
+    (0.01, _revisited),
+    (0.01, _evicted),
 )
 """Shares of all worlds, and what is different in them."""
 
@@ -695,11 +729,13 @@ def _trespass(pool: Pool, name: str, _: float) -> None:
 
 
 def _flap(pool: Pool, name: str, times: float) -> None:
-    """Let the line break again and again."""
-    at, line = 0.0, pool.lines[name]
-    for _ in range(int(times)):
-        at += pool.world.random.choice((0.05, 0.4))
-        pool.world.after(at, lambda: line.cut(0.0))
+    """Let the line break each time soon after it was made."""
+    pool.lines[name].flaps += int(times)
+    pool.lines[name].cut(0.0)
+
+
+def _bridge(pool: Pool, name: str, _: float) -> None:
+    strangers.bridge(pool.world, pool.machines[name])
 
 
 def _babbles(pool: Pool, name: str, times: float) -> None:
@@ -734,7 +770,7 @@ def _server_fails(pool: Pool, name: str, times: float) -> None:
 def _slip(pool: Pool, _: str, what: float) -> None:
     """Let code of our own fail: a fault of the product's that nobody knows yet."""
     pool.oracle.slips += 1
-    if what:
+    if what > 0:
         pool.cloud.slips += int(what)
         return
     fleet = pool.provisioner._fleet
@@ -742,7 +778,8 @@ def _slip(pool: Pool, _: str, what: float) -> None:
 
     def slip(event: Any, now: float) -> Any:
         fleet.handle = handle  # type: ignore[method-assign]
-        if isinstance(event, Shutdown):
+        if isinstance(event, Shutdown) or (what and not isinstance(event, CameUp)):
+            fleet.handle = slip if what else handle  # type: ignore[method-assign]
             return handle(event, now)
         raise RuntimeError("simulated: a fault of our own")
 
@@ -808,13 +845,14 @@ _OF_MACHINES: dict[str, tuple[_Strike, tuple[float, ...]]] = {
     "usurp": (_usurp, (0,)),
     "flap": (_flap, (5, 40)),
     "babbles": (_babbles, (1, 3)),
+    "bridge": (_bridge, (0,)),
     "join": (_join, (0,)),
     "deadly": (_deadly, (1, 10, 1_000)),
     "no_pipes": (_no_pipes, (1, 3, 20)),
     "server_fails": (_server_fails, (1, 3, 8)),
     "outage": (_outage, (10.0, 100.0, 1_500.0)),
     "gaps": (_gaps, (1, 3)),
-    "slip": (_slip, (0, 0, 1, 3)),
+    "slip": (_slip, (0, 0, 1, 3, -1)),
     "file_vanishes": (_file_vanishes, (0,)),
 }
 # Not among what any seed may draw: some of them need a scenario of their own, and the others came later.
@@ -834,6 +872,7 @@ _RARE = (
     "join",
     "flap",
     "babbles",
+    "bridge",
     "deadly",
     "no_pipes",
     "server_fails",
@@ -842,7 +881,7 @@ _RARE = (
     "slip",
     "file_vanishes",
 )
-_HARMLESS = ("stranger", "blind", "trespass")  # nobody may notice them
+_HARMLESS = ("stranger", "blind", "trespass", "bridge")  # nobody may notice them
 # Whatever these do, the agent goes on to hear its owner, if not on this line then on the next.
 _AUDIBLE = (
     *_HARMLESS,

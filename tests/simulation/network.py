@@ -201,6 +201,7 @@ class Line:
         self.stalled_until = 0.0
         self.cuts = 0
         self.links = 0  # that are open
+        self.flaps = 0  # how many more connections break soon after they are made
         self.gaps = 0  # how many more connections fail as none should
         # A dict, for its order is that in which they were made, and a set's is chance.
         self.connections: _Ordered = _Ordered()
@@ -245,6 +246,10 @@ class Line:
         connection = Connection(self, sock)
         self.connections.add(connection)
         self._opened.append(connection)
+        if self.flaps > 0:
+            self.flaps -= 1
+            soon = self.route.latency * self.world.random.uniform(4.0, 9.0) + 0.01
+            self.world.after(soon, lambda: self.cut(0.0))
         return connection
 
     @property

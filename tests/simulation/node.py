@@ -28,7 +28,7 @@ import msgpack
 from skyward.core.errors import PayloadError
 from skyward.core.payload import exceptions, pickling
 from skyward.core.protocol.framing import read_frame
-from skyward.core.protocol.messages import Done, Failed, Failure, Inquire, Message, Missing, Ready, Run
+from skyward.core.protocol.messages import Done, Failed, Failure, Inquire, Message, Missing, Pong, Ready, Run
 from skyward.core.protocol.wire import Role, Wire
 from skyward.core.resume.separately import Separately
 from skyward.core.tasks.several_calls import SeveralCalls
@@ -60,7 +60,7 @@ from skyward.worker.tickets import Claims
 from tests.simulation.cards import Cards
 from tests.simulation.folders import UsersFolder
 from tests.simulation.keeping import Saving
-from tests.simulation.load import Array, Load, importing
+from tests.simulation.load import MAX_BYTES, Array, Load, importing
 from tests.simulation.neighbours import Neighbourhood
 from tests.simulation.network import SIZES
 from tests.simulation.sharing import RESULTS, open_file, private_folder, results_in
@@ -192,7 +192,7 @@ class _Slot:
             return
         if self.machine.babbles > 0:
             self.machine.babbles -= 1
-            self._send(Ready(1, None))  # which no slot says
+            self._send(Pong(0.0))  # which no slot says
         if self.machine.forgets > 0 and not self.shared:
             self.machine.forgets -= 1
             self.busy = False
@@ -231,7 +231,7 @@ class _Slot:
             if self.talks.pop(task, None) is not None:
                 self._ended(task, plan, work)
 
-        data = bytes(Array.made(plan.talks, noise=True).data)
+        data = bytes(Array.made(plan.talks, noise=True).data) * (2 if plan.talks == MAX_BYTES else 1)
         talk = Talk(self.machine.world, self.process, f"{self.machine.folder}/bridge.sock", data, done)
         self.talks[task] = talk
 
@@ -383,7 +383,7 @@ class _ForkServer:
         if not self.configured:
             rest = io.BytesIO(self._data)
             try:
-                config = read_frame(lambda count: rest.read(min(count, self._piece)))
+                config = read_frame(rest.read)
             except EOFError:  # it has not arrived whole; the real one waits
                 return
             self._data = rest.read()

@@ -44,7 +44,7 @@ def items(wish: Wish) -> list[int]:
 
 def _bytes_of(scenario: Scenario) -> int:
     sent = sum(
-        max(wish.count, 1) * wish.size + wish.prints + 2 * wish.talks + sum(wish.arrays) for wish in scenario.wishes
+        max(wish.count, 1) * wish.size + wish.prints + 4 * wish.talks + sum(wish.arrays) for wish in scenario.wishes
     )
     return sent + scenario.nodes[1] * (sum(edit.size for edit in scenario.edits) + sum(scenario.folder))
 

@@ -17,11 +17,12 @@ from skyward.core.errors import ProtocolError
 from skyward.core.nodes.session import Session
 from skyward.core.protocol import messages as m
 from skyward.core.protocol.envelopes import encode
+from skyward.core.protocol.framing import frame
 from skyward.core.protocol.wire import VERSION, Role, Wire
 from tests.simulation.node import SECRET, Machine
 from tests.simulation.world import World
 
-__all__ = ["KINDS", "command", "crowd", "impersonate", "join", "lie", "trespass", "usurp", "visit"]
+__all__ = ["KINDS", "bridge", "command", "crowd", "impersonate", "join", "lie", "trespass", "usurp", "visit"]
 
 _LINGERS = 20.0  # seconds that a stranger stays at most; the agent waits for ten
 _NOBODY = 10**9  # number of no task
@@ -73,11 +74,15 @@ def _nonsense(random: Random) -> bytes:
     return packed
 
 
-def _odd_piece(random: Random) -> bytes:
+def _odd_command(random: Random) -> bytes:
+    return _odd_piece(random, m.Blob(b"no blob", 5, 0))
+
+
+def _odd_piece(random: Random, message: m.Message | None = None) -> bytes:
     """A piece that some part of the protocol forbids, whatever has been said before."""
     number, size = random.choice((0, 1, 2, 3, 10**6)), random.choice((0, 1, 5, 300))
-    open_ = encode(random.choice((m.Done(_NOBODY, 0.1), m.Blob(b"no blob", 5, 0))), 10**6)
-    kinds_of_value = random.choice((b"\xc1", b"\xc7\x00\x01", b"\xdb\x00"))
+    open_ = encode(message or m.Done(_NOBODY, 0.1), 10**6)
+    kinds_of_value = random.choice((b"\xc1", b"\xc7\x00\x01", b"\xdb\x00", b"\xda\xff\xff"))
     kinds: list[Callable[[], bytes]] = [
         lambda: struct.pack("!BII", random.choice((4, 9, 255)), number, 5) + b"abcde",  # no such kind
         lambda: struct.pack("!BIIQ", 2, number, size, random.choice((0, 7, 2**62))) + bytes(size),
@@ -247,6 +252,20 @@ def _leave(machine: Machine, sock: socket.socket) -> None:
         machine.visitors.remove(sock)
 
 
+def bridge(world: World, machine: Machine) -> None:
+    """Let a task say something to the agent's bridge that is no address."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.connect(f"{machine.folder}/bridge.sock")
+    except OSError:  # there are no slots
+        sock.close()
+        return
+    machine.visitors.append(sock)
+    with contextlib.suppress(OSError):
+        sock.send(world.random.choice((b"", b"\0\0", b"\x7f\xff\xff\xff", frame(b"/nowhere"), frame(b"\xff\xfe"))))
+    world.after(world.random.choice((0.01, _LINGERS)) * world.random.random(), lambda: _leave(machine, sock))
+
+
 def impersonate(world: World, machine: Machine) -> None:
     """Let somebody else answer the next time that the driver connects to the agent."""
     kinds = (*KINDS, _welcome, _welcome, _odd_piece)
@@ -266,7 +285,7 @@ def command(world: World, session: Session, machine: Machine) -> None:
     """Let the driver say something to an agent that it never says, or not then."""
     link = session._link
     if world.random.random() < 0.4 and link is not None and link.wire.is_open:
-        kinds = (lambda random: _piece(_nonsense(random)), _of_an_agent, _odd_piece, _odd_piece, _garbage)
+        kinds = (lambda random: _piece(_nonsense(random)), _of_an_agent, _odd_command, _odd_command, _garbage)
         link.wire._small.append(world.random.choice(kinds)(world.random))
         link.flush()
     else:
@@ -287,6 +306,11 @@ def lie(world: World, machine: Machine) -> None:
     elif how < 0.55 and link is not None and link.wire.is_open:
         kinds_of = (m.Pong(-1.0), m.Pong(1e12), m.Ack(_NOBODY), m.Ping(0.0), m.Ready(1, None))
         link.send(world.random.choice(kinds_of))
+    elif how < 0.6 and link is not None and link.wire.is_open:
+        with contextlib.suppress(ProtocolError):  # its own end of the link refuses that, and goes on
+            session.post(*world.random.choice(_TOO_MUCH))
+    elif how < 0.65 and machine.agent is not None and (slots := machine.agent.slots) is not None:
+        slots.inquire = lambda tasks: session.post(m.Missing(tasks))  # type: ignore[method-assign]
     else:
         message, *buffers = world.random.choice(_about(world.random, machine) or _LIES)
         session.post(message, buffers)
@@ -336,6 +360,10 @@ _OF_USURPERS: tuple[tuple[Any, ...], ...] = (
     (_SETUP._replace(concurrency=0, gpus=1.0), m.Cancel(1), m.Recall(1, 0.0)),
     (_SETUP, _SETUP),
     (_SETUP, m.Code(1, [])),
+)
+_TOO_MUCH: tuple[tuple[Any, list[bytes]], ...] = (
+    (m.Output(1), [bytes(40_000)]),
+    (m.Done(_NOBODY, 0.1), [b"x"] * 70_000),
 )
 _NO_EXCEPTION = pickle.dumps(([(pickle.dumps(5), "an error")], "an error\n", (-1, ""), []))
 _LIES: tuple[tuple[Any, ...], ...] = (

@@ -478,7 +478,13 @@ class World:
     def _pass_time(self) -> bool:
         now, later = self.now, math.inf
         for process in self.processes:
-            if now < (time := process.next_timer()) < later:
+            if process._ready or ((timers := process.timers) and timers[0][2]._cancelled):
+                time = process.next_timer()
+            elif not timers:
+                continue
+            elif (time := timers[0][0] - process.offset) < process.frozen_until:
+                time = process.frozen_until
+            if now < time < later:
                 later = time
         for time in self._noticed.values():
             if now < time < later:
