@@ -88,7 +88,7 @@ class MemoryAgent:
                     self.outbox.repeat(link)
                     if self.evil is not None and self.held:
                         self.evil(self)
-                elif self.inbox.accept(received.number):
+                elif not received.number or self.inbox.accept(received.number):
                     self.take(received.message, received.buffers)
             self.flush(channel, link)
 

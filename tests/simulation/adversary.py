@@ -166,6 +166,11 @@ def _decrepit(chance: random.Random, scenario: Scenario) -> Scenario:
 
 def _deserted(chance: random.Random, scenario: Scenario) -> Scenario:
     """The provider is out of service, for long, or its driver has gaps."""
+    if chance.random() < 0.2:
+        silent = (Misfortune("lost_replies", amount=1), Misfortune("outage", 0.3, 0, chance.choice((100.0, 1_500.0))))
+        return replace(
+            scenario, rented=True, local=False, gpus=0.0, budget=chance.choice((0.009, 0.03)), misfortunes=silent
+        )
     scenario = _strikes(chance, scenario, ("outage", "gaps"), (1, 2), 20.0)
     return _strikes(chance, scenario, ("machine_ends", "cut", "agent_dies"), (0, 1, 2), 20.0)
 
@@ -257,18 +262,19 @@ def _lacking(chance: random.Random, scenario: Scenario) -> Scenario:
 def _flapping(chance: random.Random, scenario: Scenario) -> Scenario:
     """A line breaks as soon as it is made, or much is said on it before it breaks."""
     if chance.random() < 0.7:
-        return _strikes(chance, scenario, ("flap",), (1, 2), 10.0)
+        return _strikes(chance, scenario, ("flap",), (1, 2), chance.choice((1.0, 10.0)))
     wishes = tuple(Wish(number, number * 0.2, seconds=0.01, attempts=3) for number in range(50))
     lies = tuple(Misfortune("lies", 1.0 + chance.random() + 0.6 * number, 0, 1) for number in range(15))
     return replace(scenario, wishes=wishes, misfortunes=lies, edits=(), rented=False, leaves=None)
 
 
 def _revisited(chance: random.Random, scenario: Scenario) -> Scenario:
-    """The program runs again on a machine that still has a folder of it."""
+    """The program runs again on a machine that still has a folder of it, or a part of that."""
     if scenario.has_code or scenario.gpus:
         return scenario
-    scenario = replace(scenario, local=True, rented=False, folder=(100_000,) * chance.choice((1, 3)))
-    return _resuming(chance, replace(scenario, nodes=(1, 1)))
+    scenario = replace(scenario, nodes=(1, 1), local=True, rented=False, rate=chance.choice((3e5, 1e7)))
+    scenario = _resuming(chance, replace(scenario, folder=(300_000,) * chance.choice((1, 4))))
+    return replace(scenario, leaves=chance.uniform(0.3, 4.0), is_killed=True) if chance.random() < 0.5 else scenario
 
 
 def _evicted(chance: random.Random, scenario: Scenario) -> Scenario:

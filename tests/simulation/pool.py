@@ -7,6 +7,8 @@ import contextlib
 import functools
 import math
 import pickle
+import shutil
+import tempfile
 import threading
 import weakref
 from collections.abc import Callable
@@ -40,7 +42,7 @@ from tests.simulation.cloud import MARKETS, Cloud, Hosts, SimulatedBuyer, Simula
 from tests.simulation.editing import EditedProgram
 from tests.simulation.folders import UsersFolder
 from tests.simulation.keeping import Cached, ResultFile
-from tests.simulation.load import Array, Uses, carry_out
+from tests.simulation.load import Array, Uses, carry_out, carry_out_as_well
 from tests.simulation.neighbours import Neighbourhood, SimulatedAuthority
 from tests.simulation.network import Line
 from tests.simulation.node import Machine
@@ -48,7 +50,7 @@ from tests.simulation.oracle import Oracle, argument, items
 from tests.simulation.scenario import Edit, Scenario, Wish
 from tests.simulation.sharing import NumberedFile
 from tests.simulation.talk import listeners
-from tests.simulation.world import Process, World
+from tests.simulation.world import MEMORY, Process, World
 
 __all__ = ["Pool"]
 
@@ -77,6 +79,18 @@ def _results_of(scenario: Scenario, before: Pool | None) -> ResultFile | None:
     before.results.bring_back()
     before.dispatcher.close()
     return before.results
+
+
+def _folder_of(scenario: Scenario) -> UsersFolder | None:
+    """The user's folder, if nodes need one."""
+    return UsersFolder(scenario.seed, scenario.folder) if scenario.folder else None
+
+
+def _folder_for_work(scenario: Scenario) -> str | None:
+    """Where tasks work, if not in a folder of the node's own; a user's folder would be put there by each machine."""
+    if not scenario.env or scenario.folder:
+        return None
+    return tempfile.mkdtemp(prefix="skyward-simulation-", dir=MEMORY)
 
 
 def _no_thread(*_: object) -> Any:
@@ -129,9 +143,10 @@ class Pool:
         self._work: list[asyncio.Task[None]] = []
         self._followers: dict[int, list[Wish]] = {}
         self._nodes: dict[str, str] = {}  # that have ever been ready, and their machines
-        isolated, nodes = scenario.isolated, Nodes(*scenario.nodes)
+        nodes = Nodes(*scenario.nodes)
         self._program = EditedProgram(self.driver) if scenario.has_code else None
-        self.folder = UsersFolder(scenario.seed, scenario.folder) if scenario.folder else None
+        self.folder = _folder_of(scenario) if before is None else before.folder
+        self._work_folder = _folder_for_work(scenario)
         self._versions: weakref.WeakSet[CodeVersion] = weakref.WeakSet()  # that some task may have
         self._calls: dict[int, dict[str, int]] = {}  # state of the code when the call of each group began
         self.dispatcher = self._make_dispatcher()
@@ -141,14 +156,22 @@ class Pool:
         ]
         self.cloud = self._make_cloud(first=1 if before is None else 101)
         self.clouds = self._with_hosts(first=201 if before is None else 301)
-        setup = Setup(
+        order = Order("sky-simulated", nodes.max, Resources(), orphan_timeout=60.0)
+        self.budget = scenario.budget if scenario.rented else None
+        self.plan = Plan(self.clouds, nodes, order, Image(), self._make_setup(), Timing(), budget=self.budget)
+        world.on_stumble = self._stumbled
+        self.driver.call_soon(self._open)
+
+    def _make_setup(self) -> Setup:
+        scenario = self.scenario
+        return Setup(
             "",
             scenario.slots,
-            isolated,
+            scenario.isolated,
             None,
             {"SIMULATED": "1"} if scenario.env else {},
             [],
-            None,
+            self._work_folder,
             [],
             [],
             60.0,
@@ -156,11 +179,6 @@ class Pool:
             gpus=scenario.gpus,
             load=scenario.load,
         )
-        order = Order("sky-simulated", nodes.max, Resources(), orphan_timeout=60.0)
-        self.budget = scenario.budget if scenario.rented else None
-        self.plan = Plan(self.clouds, nodes, order, Image(), setup, Timing(), budget=self.budget)
-        world.on_stumble = self._stumbled
-        self.driver.call_soon(self._open)
 
     def _make_cloud(self, first: int, of: Cloud | None = None) -> Cloud:
         return (Cloud if of is None else Twin)(
@@ -406,7 +424,8 @@ class Pool:
         if wish.same is not None:
             return self.dispatcher.submit(Cached(wish.same, self.oracle.kept), wish.load, *arrays, options=options)
         if not wish.count:
-            return self.dispatcher.submit(carry_out, wish.load, *arrays, options=options)
+            function = carry_out if wish.number % 3 else carry_out_as_well
+            return self.dispatcher.submit(function, wish.load, *arrays, options=options)
         calls = [(carry_out, (wish.load, *arrays), {"item": item}) for item in items(wish)]
         batch = Batch(calls, 1, None, _CARRY_OUT, wish.group or 0)
         return self.dispatcher.call(batch, (), {}, replace(options, count=wish.count), wish.number * wish.count)
@@ -530,6 +549,8 @@ class Pool:
         for users in (self._program, self.folder):
             if users is not None:
                 users.close()
+        if self._work_folder is not None:
+            shutil.rmtree(self._work_folder, ignore_errors=True)
         with contextlib.suppress(SystemExit):  # of a user's callback
             self.dispatcher.close()
         if self.results is not None:

@@ -187,7 +187,7 @@ class Owner:
         if isinstance(message, Ack):
             self.outbox.acknowledge(message.received)
             return
-        if not self.inbox.accept(received.number):
+        if received.number and not self.inbox.accept(received.number):
             return
         if received.number and self.acks and self.inbox.received % 16 == 0:
             self.wire.send(Ack(self.inbox.received))

@@ -167,9 +167,7 @@ class Inbox:
         return Ack(self.received)
 
     def accept(self, number: int) -> bool:
-        """Whether this message is new. Number 0 means not numbered: always new."""
-        if number == 0:
-            return True
+        """Whether this message is new."""
         if number <= self.received or number in self._early:
             return False
         self._early.add(number)
