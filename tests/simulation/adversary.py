@@ -168,9 +168,7 @@ def _deserted(chance: random.Random, scenario: Scenario) -> Scenario:
     """The provider is out of service, for long, or its driver has gaps."""
     if chance.random() < 0.2:
         silent = (Misfortune("lost_replies", amount=1), Misfortune("outage", 0.3, 0, chance.choice((100.0, 1_500.0))))
-        return replace(
-            scenario, rented=True, local=False, gpus=0.0, budget=chance.choice((0.009, 0.03)), misfortunes=silent
-        )
+        return replace(scenario, rented=True, local=False, budget=chance.choice((0.009, 0.03)), misfortunes=silent)
     scenario = _strikes(chance, scenario, ("outage", "gaps"), (1, 2), 20.0)
     return _strikes(chance, scenario, ("machine_ends", "cut", "agent_dies"), (0, 1, 2), 20.0)
 

@@ -7,9 +7,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
+import os
 import random
 import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import coverage  # type: ignore[import-not-found,unused-ignore]  # only `make simulate-coverage` needs it
 
@@ -68,23 +73,43 @@ _NEVER = (r"^if __name__ ==", r"raise AssertionError")
 CORES = sorted(name for name in {*PURE, *_DRIVERS} if not any(within(name, room) for room in _ELSEWHERE))
 
 
+def _measurement(path: Path) -> Any:
+    measured = coverage.Coverage(branch=True, data_file=str(path), include=[str(MODULES[name]) for name in CORES])
+    for pattern in (_PROCESSES, *_NEVER):
+        measured.exclude(pattern)
+    return measured
+
+
+def _run(seeds: Sequence[int], path: Path) -> None:
+    """Run seeds, and write down what ran of the cores."""
+    measured = _measurement(path)
+    measured.start()
+    from tests.simulation.run import quiet, simulate
+
+    with quiet() as after:
+        for seed in seeds:
+            simulate(seed)
+            after()
+    measured.stop()
+    measured.save()
+
+
 def main() -> None:
     """Run seeds; print for each module the share of its statements and branches that ran, and which lines did not."""
     parser = argparse.ArgumentParser(prog="python -m tests.simulation.cores", description=__doc__)
     parser.add_argument("--first", type=int, default=random.SystemRandom().randrange(10**9), help="first seed")
-    parser.add_argument("--seeds", type=int, default=500, help="how many")
+    parser.add_argument("--seeds", type=int, default=10_000, help="how many")
     asked = parser.parse_args()
     files = {str(MODULES[name]): name for name in CORES}
-    measured = coverage.Coverage(branch=True, data_file=None, include=list(files))
-    for pattern in (_PROCESSES, *_NEVER):
-        measured.exclude(pattern)
-    measured.start()
-    from tests.simulation.run import simulate
-
-    for seed in range(asked.first, asked.first + asked.seeds):
-        simulate(seed)
-    measured.stop()
     with tempfile.TemporaryDirectory() as folder:
+        count = os.cpu_count() or 1
+        shares = [range(asked.first + share, asked.first + asked.seeds, count) for share in range(count)]
+        parts = [Path(folder, f"{share}") for share in range(count)]
+        # New interpreters, in which the cores have not been imported yet.
+        with ProcessPoolExecutor(count, multiprocessing.get_context("spawn")) as executor:
+            list(executor.map(_run, shares, parts))
+        measured = _measurement(Path(folder, "all"))
+        measured.combine([str(part) for part in parts])
         path = Path(folder, "report.json")
         measured.json_report(outfile=str(path))
         report = json.loads(path.read_text())
