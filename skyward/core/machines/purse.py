@@ -92,8 +92,12 @@ class Purse:
 
     @property
     def is_waiting(self) -> bool:
-        """Whether money may become free: from an order without an answer, or a machine that is being terminated."""
-        ending = (owned for _, _, owned in self._owned if owned.terms and owned.phase is Phase.ENDING)
+        """Whether money may become free: from an order without an answer, or a machine that is being terminated.
+
+        Not from one where polls keep being refused: nobody knows when it will end.
+        """
+        alive = (owned for state, _, owned in self._owned if owned.terms and not state.blind)
+        ending = (owned for owned in alive if owned.phase is Phase.ENDING)
         doubtful = any(state.doubtful for state in self._states)
         return bool(self._orders.out) or doubtful or any(not owned.accepted for owned in ending)
 
