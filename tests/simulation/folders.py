@@ -35,11 +35,16 @@ class UsersFolder:
             f"{number % 2}/{number}": hashlib.shake_128(f"{seed} {number}".encode()).digest(size)
             for number, size in enumerate(sizes)
         }
+        self.restore()
+
+    def restore(self) -> None:
+        """Write its files, or those that are lost."""
         for name, data in self._files.items():
             file = Path(self._path, name)
-            file.parent.mkdir(exist_ok=True)
-            file.write_bytes(data)
-            os.utime(file, (0, 0))  # it is sent, and a seed has to replay
+            if not file.exists():
+                file.parent.mkdir(exist_ok=True)
+                file.write_bytes(data)
+                os.utime(file, (0, 0))  # it is sent, and a seed has to replay
 
     def __repr__(self) -> str:
         return f"<UsersFolder of {len(self._files)} files>"

@@ -81,9 +81,13 @@ def _results_of(scenario: Scenario, before: Pool | None) -> ResultFile | None:
     return before.results
 
 
-def _folder_of(scenario: Scenario) -> UsersFolder | None:
-    """The user's folder, if nodes need one."""
-    return UsersFolder(scenario.seed, scenario.folder) if scenario.folder else None
+def _folder_of(scenario: Scenario, before: Pool | None) -> UsersFolder | None:
+    """The user's folder, if nodes need one; as it was at first, when the program is run again."""
+    if before is None or before.folder is None:
+        return UsersFolder(scenario.seed, scenario.folder) if scenario.folder else None
+    folder, before.folder = before.folder, None
+    folder.restore()
+    return folder
 
 
 def _folder_for_work(scenario: Scenario) -> str | None:
@@ -145,7 +149,7 @@ class Pool:
         self._nodes: dict[str, str] = {}  # that have ever been ready, and their machines
         nodes = Nodes(*scenario.nodes)
         self._program = EditedProgram(self.driver) if scenario.has_code else None
-        self.folder = _folder_of(scenario) if before is None else before.folder
+        self.folder = _folder_of(scenario, before)
         self._work_folder = _folder_for_work(scenario)
         self._versions: weakref.WeakSet[CodeVersion] = weakref.WeakSet()  # that some task may have
         self._calls: dict[int, dict[str, int]] = {}  # state of the code when the call of each group began

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from skyward.core.tasks.last_failure import last_failure
-from tests.simulation import adversary, census
+from tests.simulation import adversary, census, worlds
 from tests.simulation.cloud import registered
 from tests.simulation.pool import Pool
 from tests.simulation.scenario import Scenario
@@ -93,7 +93,7 @@ class _LoggedErrors(logging.Handler):
 def simulate(scenario: Scenario | int) -> Outcome:
     """Run a scenario to its end, or the one of a seed."""
     if isinstance(scenario, int):
-        scenario = adversary.scenario(scenario)
+        scenario = worlds.scenario(scenario)
     was_enabled = gc.isenabled()
     gc.disable()  # for speed, and since a file that only the collector closes counts as left open
     asyncio.set_event_loop(None)  # whoever asks for a loop outside of a process must not be given a new one

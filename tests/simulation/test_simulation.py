@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.simulation import adversary
+from tests.simulation import worlds
 from tests.simulation.planted import FAULTS
 from tests.simulation.run import Outcome, quiet, simulate
 from tests.simulation.scenario import Misfortune, Scenario, Wish
@@ -32,7 +32,7 @@ LATE = {
     "tickets_in_the_order_of_arrival": 140,
 }
 """Where the search for a fault begins: it is found soon after. From 0 on takes minutes, as after a change of the
-adversary, which moves them."""
+worlds, which moves them."""
 KEPT = sorted((Path(__file__).parent / "kept").glob("*.json"))
 
 
@@ -76,7 +76,7 @@ def test_a_seed_replays_to_the_last_event(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_a_scenario_can_be_read_again(seed: int) -> None:
-    scenario = adversary.scenario(seed)
+    scenario = worlds.scenario(seed)
     assert Scenario.read(scenario.text()) == scenario
 
 
