@@ -275,8 +275,11 @@ def impersonate(world: World, machine: Machine) -> None:
 def _of_blobs(machine: Machine) -> tuple[tuple[Any, ...], ...]:
     """What the driver never says about blobs that a node has; sometimes none."""
     slots = machine.agent.slots if machine.agent is not None else None
-    if slots is None or machine.world.random.random() < 0.6 or not (known := list(slots.needs.blobs.store._users)):
+    if slots is None or machine.world.random.random() < 0.6:
         return ()
+    if not (known := list(slots.needs.blobs.store._users)):
+        # Where there is code, what was announced would be waited for.
+        return ((m.Code(1, [b"no blob"]), b"names"),) if slots.needs._code is None else ()
     blob = machine.world.random.choice(known)
     return ((m.Blob(blob, 5, 0), b"01234"), (m.Fetch(blob, 5, "nobody"),))
 
@@ -338,7 +341,6 @@ def _about(random: Random, machine: Machine) -> tuple[tuple[Any, ...], ...]:
 # What a driver never says to an agent that has slots.
 _COMMANDS: tuple[tuple[Any, ...], ...] = (
     (m.Setup("", 1, True, None, {}, [], None, [], [], 60.0),),
-    (m.Code(1, [b"no blob"]), b"names"),
     (m.Cancel(_NOBODY),),
     (m.Inquire([_NOBODY]),),
     (m.Recall(1, 0.0),),
