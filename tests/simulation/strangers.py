@@ -281,7 +281,8 @@ def _of_blobs(machine: Machine) -> tuple[tuple[Any, ...], ...]:
         # Where there is code, what was announced would be waited for.
         return ((m.Code(1, [b"no blob"]), b"names"),) if slots.needs._code is None else ()
     blob = machine.world.random.choice(known)
-    return ((m.Blob(blob, 5, 0), b"01234"), (m.Fetch(blob, 5, "nobody"),))
+    # Its bytes are taken on trust from the driver, which has other ways to give a wrong result.
+    return ((m.Fetch(blob, 5, "nobody"),), (m.Fetch(blob, 5, None),))
 
 
 def command(world: World, session: Session, machine: Machine) -> None:
