@@ -172,16 +172,20 @@ class _Slot:
     def _run(self, run: Run, buffers: list[Any]) -> None:
         self.busy = not self.shared
         rest = iter(buffers[1:])
-        parts = [
-            Path(os.fsdecode(run.blobs[index])).read_bytes() if index in run.blobs else next(rest)
-            for index in range(len(buffers) - 1 + len(run.blobs))
-        ]
+        try:
+            parts = [
+                Path(os.fsdecode(run.blobs[index])).read_bytes() if index in run.blobs else next(rest)
+                for index in range(len(buffers) - 1 + len(run.blobs))
+            ]
+        except FileNotFoundError as error:  # of a task that was cancelled while this process was frozen
+            self._unloadable(run.task, f"{error}")
+            return
         self._code = max(self._code, run.code)  # as `Slot._enter_code` has it
         with importing(self._import):
             function, args, kwargs = pickling.loads(buffers[0], parts)
         plan, work = _plan_of(function, args, kwargs)
         if plan.end == "lacks" and not self.machine.has_package:
-            self._lacks(run.task)
+            self._unloadable(run.task, "No module named a_simulated_package", "a_simulated_package")
             return
         self.held[run.task] = plan
         self.machine.check_folder()
@@ -207,11 +211,11 @@ class _Slot:
         then = self._talk if plan.talks else self._ended
         self.process.call_later(seconds, then, run.task, plan, work)
 
-    def _lacks(self, task: int) -> None:
-        """A package that the task needs is missing, so it is not loaded."""
+    def _unloadable(self, task: int, why: str, missing: str = "") -> None:
+        """Answer for a task that can't be loaded, since a package is missing, say."""
         self.busy = False
-        error = PayloadError("the task can't be loaded: No module named a_simulated_package")
-        answer = Failed(task, 0.0, Failure.UNLOADABLE.value, "ModuleNotFoundError", "a_simulated_package")
+        error = PayloadError(f"the task can't be loaded: {why}")
+        answer = Failed(task, 0.0, Failure.UNLOADABLE.value, "PayloadError", missing)
         self._send(answer, exceptions.dump(error, as_data=self.machine.data))
 
     def _import(self, name: str) -> str:
