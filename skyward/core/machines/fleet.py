@@ -336,8 +336,12 @@ class Fleet:
         for id in list(state.machines):
             yield from self._compare(state, id, shown.get(id), since, now)
         for machine in left:
-            if self._orders.belongs_to(machine, event.source):
-                yield from self._own(state, machine, None, now)
+            owner = self._orders.owner(machine)
+            if owner not in (None, event.source) and self._states[owner].given_up is not None:
+                self._states[owner].machines.pop(machine.id, None)  # which can't terminate it any more
+            elif not self._orders.belongs_to(machine, event.source):
+                continue
+            yield from self._own(state, machine, None, now)
         if state.uncertain is not None and since >= state.uncertain:
             state.uncertain = None
         self.purse.settle_doubts(state, since)

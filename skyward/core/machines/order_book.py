@@ -190,6 +190,10 @@ class OrderBook:
         """Let a candidate rest whose machine did not come up."""
         self._resting[self.candidates.index(candidate)] = until
 
+    def owner(self, machine: Machine) -> int | None:
+        """The source that ordered a machine, or was the first to show it; None if that is not known."""
+        return self.placed.get(machine.order or machine.id)
+
     def belongs_to(self, machine: Machine, source: int) -> bool:
         """Whether a machine that a poll shows is this source's to use or to terminate.
 

@@ -745,3 +745,28 @@ def test_a_source_that_refuses_again_and_again_rests_and_the_next_one_is_asked()
             break
         (create,) = of(it.handle(f.Refused(create.order, NoCapacity("none")), 0.0), f.Create)
     assert create.candidate.source == 1
+
+
+def test_what_its_source_can_not_end_any_more_is_ended_by_another_that_shows_it() -> None:
+    """Two regions of one account, of which one refuses the credentials; whether or not its reply had arrived."""
+    for known in (True, False):
+        it = fleet(1, (RENTED, RENTED), [(0, SMALL), (1, SMALL)])
+        (create,) = of(it.handle(f.Tick(), 0.0), f.Create)
+        if known:
+            it.handle(f.Made(create.order, [machine("a", order=create.order)]), 1.0)
+        else:
+            it.handle(f.Refused(create.order, CloudError("no reply")), 1.0)
+        it.handle(f.Shutdown(), 2.0)
+        ends = []
+        for now in (2.0, 3.5, 8.0, 9.0):
+            if known:
+                it.handle(f.NotDestroyed(0, ["a"], AuthFailed("expired")), now)
+            it.handle(f.NotSeen(0, AuthFailed("expired")), now)
+            ends += of(it.handle(f.Seen(1, [machine("a", order=create.order)]), now), f.Destroy)
+        assert ends == [f.Destroy(1, ["a"])]
+        it.handle(f.Destroyed(1, ["a"]), 10.0)
+        for now in (11.0, 30.0, 50.0, 70.0):
+            it.handle(f.Seen(1, []), now)
+            it.handle(f.Tick(), now)
+        assert it.done
+        assert it.left().machines == []
