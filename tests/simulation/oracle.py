@@ -254,9 +254,7 @@ class Oracle:
         if isinstance(error, TaskTimeout):
             long = wish.end in ("hang", "die") or wish.seconds > 0.9 * (wish.timeout or 0.0)
             return wish.timeout is not None and (long or self.faults)
-        if isinstance(error, BudgetExceeded) or "share of budget" in str(
-            error
-        ):  # hosts of the user's own may be in use
+        if isinstance(error, BudgetExceeded) or "share of budget" in str(error):  # NodeLost where hosts are in use
             return self._has_budget
         if isinstance(error, VolumeFailed):
             return self._saves and self.faults
