@@ -556,6 +556,7 @@ class Machine:
         # How many more slots will die before they begin, or can't begin; and how many tasks will be forgotten by slots.
         self.stillborn = self.unready = self.forgets = 0
         self.babbles = 0  # how many more tasks will have their slot say what no slot says
+        self.denies = False  # whether it says that it has no task
         self.has_package = False  # which tasks need that lack it
         self.deadly = 0  # how many more tasks will have their process killed at once
         # How many more fork servers will not start, and end soon; and how many pipes can't be made.

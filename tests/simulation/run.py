@@ -241,7 +241,9 @@ def _live(world: World, pool: Pool, scenario: Scenario) -> None:
 
 
 def _held(pool: Pool) -> set[str]:
-    """What is there of a load. One who lies may begin a message, and never go on with it."""
+    """What is there of a load. One who lies may begin a message, and never go on with it, or keep what it denies."""
+    if any(machine.denies for machine in pool.machines.values()):
+        return set()
     held = {*census.held(*pool.parts, versions=pool.versions), *pool.results_left}
     begun = ("Incoming.", "Wire._coming") if pool.oracle.lies else ()
     return {each for each in held if not each.startswith(begun)}

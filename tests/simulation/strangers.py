@@ -314,6 +314,7 @@ def lie(world: World, machine: Machine) -> None:
         with contextlib.suppress(ProtocolError):  # its own end of the link refuses that, and goes on
             session.post(*world.random.choice(_TOO_MUCH))
     elif how < 0.65 and machine.agent is not None and (slots := machine.agent.slots) is not None:
+        machine.denies = True
         slots.inquire = lambda tasks: session.post(m.Missing(tasks))  # type: ignore[method-assign]
     else:
         message, *buffers = world.random.choice(_about(world.random, machine) or _LIES)
