@@ -23,6 +23,7 @@ __all__ = ["BucketSource", "BucketSupply"]
 
 _HALF = 0.5  # of the time that keys are good for
 _RETRY = 30.0  # seconds until a failed request for new keys is retried
+_LOOK = 60.0  # seconds between looks at the clock: the loop's own time stands still while the computer is suspended
 
 
 class BucketSource(Protocol):
@@ -48,6 +49,8 @@ class BucketSupply:
         Each with its store and what was found there.
     warn
         Called with warnings for the user.
+    wall
+        The time in seconds since 1970, by which keys expire.
     """
 
     def __init__(
@@ -55,8 +58,10 @@ class BucketSupply:
         requests: Requests,
         volumes: Sequence[tuple[S3Volume, BucketSource, Bucket]],
         warn: Callable[[str], object],
+        wall: Callable[[], float] = time.time,
     ) -> None:
         self._requests = requests
+        self._wall = wall
         self._volumes = volumes
         self._warn = warn
         self._keys: list[BucketKeys] = [bucket.keys for _, _, bucket in volumes]
@@ -143,19 +148,31 @@ class BucketSupply:
         """Give all nodes new keys for a bucket, each time that half of the time of the last ones has passed."""
         _, store, bucket = self._volumes[index]
         loop = asyncio.get_running_loop()
-        wait = self._keys[index].left(time.time()) * _HALF
+        wait = self._keys[index].left(self._wall()) * _HALF
         while True:
-            await asyncio.sleep(wait)
+            await self._pass(wait)
             try:
                 keys = await loop.run_in_executor(None, store.keys)
-            except Exception as error:
+                self._hand_out(index, keys)
+            except Exception as error:  # whatever it is, those that the nodes have end, unless this goes on
                 self._warn(f"{bucket.url}: no new keys for the nodes yet, whose own end in time: {error}")
                 wait = _RETRY
-                continue
-            self._keys[index], wait = keys, keys.left(time.time()) * _HALF
-            for session, numbers in self._attached.values():
-                if index < len(numbers):
-                    session.send(Renew(numbers[index]), [keys.pack()])
+            else:
+                left = keys.left(self._wall())
+                wait = left * _HALF if left > 0 else _RETRY
+
+    async def _pass(self, seconds: float) -> None:
+        """Wait until the clock on the wall, which goes on while this computer is suspended, shows so much more."""
+        end = self._wall() + seconds
+        while (left := end - self._wall()) > 0:  # noqa: ASYNC110  nobody tells of time
+            await asyncio.sleep(min(left, _LOOK))
+
+    def _hand_out(self, index: int, keys: BucketKeys) -> None:
+        """Give a bucket's new keys to all nodes that use it, and to those to come."""
+        self._keys[index] = keys
+        for session, numbers in self._attached.values():
+            if index < len(numbers):
+                session.send(Renew(numbers[index]), [keys.pack()])
 
     def node_down(self, name: str) -> None:
         """Forget a node."""
