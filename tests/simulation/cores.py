@@ -88,8 +88,7 @@ def _run(seeds: Sequence[int], path: Path) -> None:
 
     with quiet() as after:
         for seed in seeds:
-            simulate(seed)
-            after()
+            after(simulate(seed))
     measured.stop()
     measured.save()
 

@@ -48,8 +48,7 @@ def test_new_seeds() -> None:
     first, began = random.SystemRandom().randrange(10**9), time.process_time()
     with quiet() as after:
         for seed in range(first, first + SEEDS):
-            check(simulate(seed))
-            after()
+            check(after(simulate(seed)))
             if time.process_time() - began > SECONDS:
                 break
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Sequence
+import functools
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from skyward.core.blobs.distributor import Distributor
 from skyward.core.errors import DownloadFailed
@@ -47,8 +47,8 @@ class NodeFiles:
         self._buckets = make(self.requests)
         self._buckets.begin()
 
-    def bring(self, session: Session, report: Callable[[str], object]) -> Coroutine[Any, Any, None] | None:
-        """Bring folders and buckets to a node whose slots have started; None if there are none.
+    def bring(self, session: Session, report: Callable[[str], object]) -> Callable[[], Awaitable[None]] | None:
+        """Return what brings folders and buckets to a node whose slots have started; None if there are none.
 
         Parameters
         ----------
@@ -57,15 +57,15 @@ class NodeFiles:
         report
             Called with a few words on how far it is, if that takes a while.
 
-        Raises
-        ------
-        VolumeFailed, NodeLost
-            They can't be brought there, or the node was lost meanwhile.
+        Returns
+        -------
+        callable or None
+            Raises `VolumeFailed` or `NodeLost` if they can't be brought there, or the node was lost meanwhile.
         """
         if self._supply is None and self._buckets is None:
             return None
         self._distributor.node_up(session)
-        return self._bring(session, report)
+        return functools.partial(self._bring, session, report)
 
     async def _bring(self, session: Session, report: Callable[[str], object]) -> None:
         if self._supply is not None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from skyward.core.errors import NodeLost, ProtocolError, ProvisioningError, SkywardError
 from skyward.core.events import Events, NodeStep, Note
@@ -80,10 +80,10 @@ def _make_authority(tag: str) -> Authority:
     return Authority(tag)
 
 
-Bring: TypeAlias = Callable[[Session, Callable[[str], object]], "Coroutine[Any, Any, None] | None"]
-"""Brings what tasks need to a node, given its session and a callback for its progress in words; or returns None.
+Bring: TypeAlias = Callable[[Session, Callable[[str], object]], "Callable[[], Awaitable[None]] | None"]
+"""Returns what brings to a node what tasks need, given its session and a callback for its progress in words, or None.
 
-Raises `VolumeFailed`, or `NodeLost` if the node was lost meanwhile.
+That raises `VolumeFailed`, or `NodeLost` if the node was lost meanwhile.
 """
 
 
@@ -236,9 +236,9 @@ class NodeLife:
         else:
             self._bringing = asyncio.create_task(self._bring(session, work, message))
 
-    async def _bring(self, session: Session, work: Coroutine[Any, Any, None], message: Ready) -> None:
+    async def _bring(self, session: Session, work: Callable[[], Awaitable[None]], message: Ready) -> None:
         try:
-            await work
+            await work()
             self._shared.listener.node_ready(self, message)
         except NodeLost:
             return  # its session has ended, which says more
