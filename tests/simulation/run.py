@@ -43,6 +43,8 @@ on."""
 LEAVE = 1000.0
 """Seconds within which the block ends: agents that are out of reach end by themselves after one minute or two, and a
 provider that is out of service is given up after 900 seconds."""
+LEAVE_BROKEN = 120.0
+"""Seconds within which the block ends after a fault of our own, which may have lost count of what is there."""
 
 
 @dataclass
@@ -191,6 +193,11 @@ def _open_files() -> int:
     return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
+def _asleep(scenario: Scenario) -> float:
+    """Seconds for which machines and the driver sleep."""
+    return sum(each.amount for each in scenario.misfortunes if each.kind in ("machine_sleeps", "driver_sleeps"))
+
+
 def _live(world: World, pool: Pool, scenario: Scenario) -> None:
     for misfortune in scenario.misfortunes:
         adversary.inflict(pool, misfortune)
@@ -206,7 +213,7 @@ def _live(world: World, pool: Pool, scenario: Scenario) -> None:
     span = sum(wish.at + wish.seconds * wish.attempts for wish in wishes)
     settled = lambda: pool.oracle.have_settled(wishes) or world.now >= end  # noqa: E731
     world.run(settled, span + SETTLE + scenario.outage, "every task has settled")
-    asleep = sum(each.amount for each in scenario.misfortunes if each.kind in ("machine_sleeps", "driver_sleeps"))
+    asleep = _asleep(scenario)
     if scenario.rests and not pool.failed and world.now < end:
         _rest(world, pool, REST + asleep)
     if world.now >= end and scenario.is_killed:
@@ -220,11 +227,19 @@ def _live(world: World, pool: Pool, scenario: Scenario) -> None:
         settled = lambda: pool.is_withdrawn and pool.oracle.have_settled(pool.oracle.wishes)  # noqa: E731
         world.run(settled, span + SETTLE, "every task has settled that had begun")
         end = math.inf
-    world.awake(pool.driver, functools.partial(pool.leave, world.now >= end))()
+    _leave(world, pool, scenario, interrupted=world.now >= end)
+
+
+def _leave(world: World, pool: Pool, scenario: Scenario, *, interrupted: bool) -> None:
+    """The block ends, and all that was there does."""
+    asleep = _asleep(scenario)
+    world.awake(pool.driver, functools.partial(pool.leave, interrupted))()
     world.run(lambda: pool.is_leaving, 2 * LEAVE, "the driver is awake")
     if scenario.ends is not None:
         world.after(scenario.ends, lambda: pool.has_left or pool.kill())
-    world.run(lambda: pool.has_left or pool.oracle.is_over, LEAVE, "the block has ended")
+    has_left = lambda: pool.has_left or pool.oracle.is_over  # noqa: E731
+    world.run(lambda: has_left() or pool.provisioner._broken is not None, LEAVE + asleep, "the block has ended")
+    world.run(has_left, LEAVE_BROKEN + asleep, "the block has ended after a fault of our own")
     if pool.oracle.is_over:
         if scenario.resumes:
             return

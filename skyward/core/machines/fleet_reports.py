@@ -59,9 +59,10 @@ def exhausted_text(reason: str, done: int) -> str:
 
 def left_text(left: Left, tag: str) -> str:
     """A warning that machines may be left running. They stay in the ledger, and the reaper goes on trying."""
-    machines = ", ".join(f"{id} at {name}" for name, id in sorted(left.machines)) or "resources other than machines"
+    machines = ", ".join(f"{id} at {name}" for name, id in sorted(left.machines))
+    failed = f"could not terminate {machines}" if machines else f"could not confirm that nothing of {tag} is left"
     cost = "it may still cost money" if left.price is None else f"it may still cost about ${left.price:.4g}/h"
-    text = f"could not terminate {machines}; {cost}. "
+    text = f"{failed}; {cost}. "
     for name, error in left.given_up:
         text += f"{name} refuses the credentials: {without_name(error, name)}. "
     command = f"skyward down {tag}"

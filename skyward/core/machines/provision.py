@@ -217,8 +217,12 @@ class Provisioner:
             life.serving.cancel()
         try:
             try:
-                async with asyncio.timeout(_STOP_LIMIT if self._broken is None else _STOP_LIMIT_BROKEN):
+                end = asyncio.get_running_loop().time() + _STOP_LIMIT
+                async with asyncio.timeout_at(end) as limit:
                     while not self._fleet.done or self._lives:
+                        if self._broken is not None:
+                            end = min(end, asyncio.get_running_loop().time() + _STOP_LIMIT_BROKEN)
+                            limit.reschedule(end)
                         self._changed.clear()
                         await self._changed.wait()
                 unfinished = bool(self._fleet.left().given_up)

@@ -62,4 +62,4 @@ def test_what_is_left_is_named_with_its_price_and_the_way_out() -> None:
         "A background process also keeps trying once this program has ended"
     )
     text = left_text(Left([], None, []), "sky-1")
-    assert text.startswith("could not terminate resources other than machines; it may still cost money. Try: skyward")
+    assert text.startswith("could not confirm that nothing of sky-1 is left; it may still cost money. Try: skyward")
