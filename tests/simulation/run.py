@@ -164,10 +164,7 @@ def _run_again(world: World, pools: list[Pool], scenario: Scenario) -> None:
     pairs = zip(before.scenario.wishes, scenario.wishes, strict=True)  # what has further calls has some to be computed
     pools[1].oracle.follows(before.oracle, {new.number for old, new in pairs if new.count == old.count})
     _live(world, pools[1], scenario)
-    asleep = sum(
-        each.amount for each in before.scenario.misfortunes if each.kind in ("machine_sleeps", "driver_sleeps")
-    )
-    world.run(lambda: before.is_gone, ORPHANED + asleep, "no agent of the first run runs any more")
+    world.run(lambda: before.is_gone, ORPHANED + _asleep(before.scenario), "no agent of the first run runs any more")
 
 
 def _left(pool: Pool, files: int) -> list[str]:
