@@ -7,8 +7,9 @@ be are listed with their reasons.
 from __future__ import annotations
 
 import functools
+import zlib
 from collections import deque
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Sequence
 from typing import Any
 
 __all__ = ["held", "left", "mute"]
@@ -71,6 +72,8 @@ _OVER = {
 }
 # What else copies of the user's modules are in.
 _COPIES = ("NodeHoldings._users", "Snapshots._kept", "_Receiver.using")
+# Messages to be sent or acknowledged: one of many nodes may always report its load, or is asked whether it lives.
+_PASSING = ("Outbox._kept", "Wire._small")
 # The same of an open pool that has nothing to do.
 _OPEN = {
     **_OVER,
@@ -150,8 +153,17 @@ def _all_but(expected: Container[str], roots: Iterable[object], versions: Sequen
     reached = [(name, thing) for name, thing in _reachable(roots) if isinstance(thing, _CONTAINERS) and thing]
     copies = {copy for name, thing in reached if name == "CodeVersion.blobs" for copy in thing}
     copies.update(copy for version in versions for copy in version.blobs)
-    found = {(name, len(thing)) for name, thing in reached if name not in expected}
-    return sorted(f"{name} ({size})" for name, size in found if name not in _COPIES or size > len(copies))
+    found = {(name, _amount(name, thing)) for name, thing in reached if name not in expected}
+    return sorted(f"{name} ({amount})" for name, amount in found if name not in _COPIES or int(amount) > len(copies))
+
+
+def _amount(name: str, thing: Collection[Any]) -> str:
+    """How much there is: where something is always passing through, another text for another first item."""
+    if name not in _PASSING or not isinstance(thing, deque):  # what its messages hold goes by the same name
+        return str(len(thing))
+    first = next(iter(thing))
+    number = first[0] if isinstance(first, tuple) else zlib.crc32(first)
+    return f"from {number} on, at {id(thing):#x}"
 
 
 def mute(*roots: object) -> list[str]:
