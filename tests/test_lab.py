@@ -381,4 +381,4 @@ def test_by_hand() -> None:
         done = subprocess.run(trusting, shell=True, capture_output=True, text=True, check=True)
         assert done.stdout.startswith("lab")
         process.stdin.close()
-        assert process.wait(10) == 0
+        assert process.wait(30) == 0

@@ -100,5 +100,5 @@ def test_after_a_death_that_the_reaper_did_not_survive_either(
     assert command("doctor").returncode == 1
     done = command("down", "--all")
     assert done.returncode == 0, done.stderr
-    eventually(lambda: cloud.meter.live == [], 5)
+    eventually(lambda: cloud.meter.live == [])
     assert Ledger().pools() == []

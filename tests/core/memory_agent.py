@@ -250,7 +250,7 @@ class MemoryPool:
         for name, value in settings.items():
             setattr(agent, name, value)
         ready = self.io.start(self._add(agent))
-        ready.result(5)
+        ready.result(30)
         return agent
 
     async def _add(self, agent: MemoryAgent) -> None:
@@ -280,7 +280,7 @@ class MemoryPool:
         async def call() -> Any:
             return function(*args)
 
-        return self.io.start(call()).result(5)
+        return self.io.start(call()).result(30)
 
     def close(self) -> None:
         if self.io.loop.is_closed():
@@ -288,15 +288,6 @@ class MemoryPool:
         self.dispatcher.shut("closed")
         self.do(self.dispatcher.cancel_all)
         for session in self.sessions:
-            self.io.start(session.close()).result(5)
+            self.io.start(session.close()).result(30)
         self.io.stop()
         self.dispatcher.close()
-
-
-def eventually(condition: Callable[[], Any], seconds: float = 5.0) -> Any:
-    """Wait until something holds; the test fails when it does not."""
-    end = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < end, f"did not come true within {seconds} s: {condition}"
-        time.sleep(0.002)
-    return value

@@ -22,7 +22,8 @@ from skyward.core.events import TaskEnded, TasksQueued
 from skyward.core.executor import TaskExecutor
 from skyward.core.payload.exceptions import RemoteTraceback
 from skyward.core.tasks.dispatch import Dispatcher
-from tests.core.memory_agent import MemoryPool, eventually
+from tests.core.memory_agent import MemoryPool
+from tests.lab.wait import eventually
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +90,7 @@ def test_whatever_is_raised_while_pickling_is_in_the_future(pool: sky.Compute, e
     """submit itself raises nothing, and names the culprit."""
     future = pool.submit(len, [Ends(error)])
     with pytest.raises(sky.PayloadError, match=r"the call\[1\]\[0\]\[0\] .*Ends") as caught:
-        future.result(10)
+        future.result(30)
     assert caught.value.__cause__ is error
     assert pool.submit(Ends, error).exception(10) is not None
 
@@ -129,7 +130,7 @@ class Nameless:
 
 def test_a_callable_with_a_broken_getattr_raises_in_its_future_only(pool: sky.Compute) -> None:
     with pytest.raises(ValueError, match="__qualname__"):
-        pool.submit(Nameless()).result(10)
+        pool.submit(Nameless()).result(30)
 
 
 # --- map ---
@@ -191,14 +192,14 @@ def test_a_timeout_of_map_ends_the_iteration_and_the_rest(pool: sky.Compute, chu
     assert [next(results), next(results)] == [None, None]
     with pytest.raises(TimeoutError):
         next(results)
-    assert pool.submit(abs, -1).result(10) == 1
+    assert pool.submit(abs, -1).result(30) == 1
 
 
 def test_a_map_that_is_not_read_to_its_end_ends_its_tasks(pool: sky.Compute) -> None:
     results = pool.map(time.sleep, [0, 60, 60, 60])
     assert next(results) is None
     del results
-    assert pool.submit(abs, -1).result(10) == 1
+    assert pool.submit(abs, -1).result(30) == 1
 
 
 def test_an_iterable_that_raises_ends_what_was_sent(pool: sky.Compute) -> None:
@@ -209,7 +210,7 @@ def test_an_iterable_that_raises_ends_what_was_sent(pool: sky.Compute) -> None:
 
     with pytest.raises(LookupError):
         pool.map(time.sleep, numbers())
-    assert pool.submit(abs, -1).result(10) == 1
+    assert pool.submit(abs, -1).result(30) == 1
 
 
 class Thing:
@@ -240,7 +241,7 @@ def test_nothing_keeps_a_call_that_is_over(pool: sky.Compute) -> None:
     seen = weakref.ref(thing)
     pool.submit(partial(capture, thing))
     del thing
-    eventually(partial(_is_gone, seen), 10)
+    eventually(partial(_is_gone, seen))
 
 
 # --- whose error ---
@@ -285,7 +286,7 @@ def test_of_several_failures_the_first_in_order_is_raised(way: str) -> None:
                 memory.do(lambda: [agent.answer(task) for task in (2, 1)])
                 memory.do(agent.flush)
             with pytest.raises(ValueError, match="2" if way == "gather" else "1"):
-                caller.result(10)
+                caller.result(30)
     finally:
         memory.close()
 
@@ -339,7 +340,7 @@ def test_cancel_stops_a_call_that_runs(pool: sky.Compute, tmp_path: Path) -> Non
     assert future.cancel()
     assert future.cancelled()
     assert not future.running()
-    assert pool.submit(abs, -1).result(10) == 1
+    assert pool.submit(abs, -1).result(30) == 1
 
 
 @pytest.mark.slow
@@ -367,7 +368,7 @@ def test_a_callback_may_submit_and_may_raise(pool: sky.Compute) -> None:
         raise ValueError("in a callback")
 
     pool.submit(abs, -1).add_done_callback(more)
-    eventually(lambda: inner and inner[0].done(), 10)
+    eventually(lambda: inner and inner[0].done())
     assert inner[0].result() == 2
 
 

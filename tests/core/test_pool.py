@@ -17,7 +17,7 @@ import pytest
 
 import skyward as sky
 from skyward.core.events import PoolDraining
-from tests.core.memory_agent import eventually
+from tests.lab.wait import eventually
 
 
 @pytest.fixture(scope="module")
@@ -284,7 +284,7 @@ def test_a_forgotten_pool_is_closed_when_it_is_collected() -> None:
     (agent,) = _agents_of(pool)
     del pool
     gc.collect()
-    eventually(lambda: not Path(f"/proc/{agent}").exists(), 10)
+    eventually(lambda: not Path(f"/proc/{agent}").exists())
 
 
 @pytest.mark.slow

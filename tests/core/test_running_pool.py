@@ -20,7 +20,7 @@ import pytest
 import skyward as sky
 from skyward.core.running_pool import RunningPool
 from tests.core.folder_cloud import FolderCloud
-from tests.core.memory_agent import eventually
+from tests.lab.wait import eventually
 from tests.processes import comm
 
 
@@ -116,7 +116,7 @@ def test_however_the_driver_ends_nothing_is_left(how: str, tmp_path: Path, monke
     if how in ("exit", "abandoned"):
         assert script.returncode == (3 if how == "exit" else 0)
         assert "Traceback" not in errors
-    eventually(lambda: not _alive(mark), 10)
+    eventually(lambda: not _alive(mark))
 
 
 WORK = """
@@ -159,7 +159,7 @@ def test_ctrl_c_hurries_a_program_that_waits_at_its_end(tmp_path: Path, monkeypa
     # It depends on which was waited for first.
     assert re.search("cancelled (3 unfinished tasks|1 unfinished task) of sky-", errors)
     assert "Traceback" not in errors
-    eventually(lambda: not _alive(mark), 10)
+    eventually(lambda: not _alive(mark))
 
 
 @pytest.mark.slow
@@ -212,7 +212,7 @@ def test_a_fork_of_the_driver_does_not_keep_nodes_alive(tmp_path: Path, monkeypa
     child = int(script.stdout.readline())
     script.kill()
     try:
-        with suppress(AssertionError):
+        with suppress(TimeoutError):
             eventually(lambda: not any("skyward.worker" in process for process in _alive(mark)), 30)
         assert [process for process in _alive(mark) if "skyward.worker" in process] == []
     finally:
@@ -242,7 +242,7 @@ def test_ctrl_c_while_starting_releases_everything(tmp_path: Path, monkeypatch: 
         _, errors = script.communicate(timeout=30)
         assert "KeyboardInterrupt" in errors
         assert "Traceback" in errors
-        eventually(lambda: not _alive(mark), 10)
+        eventually(lambda: not _alive(mark))
 
 
 @pytest.mark.slow

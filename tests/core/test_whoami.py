@@ -39,7 +39,7 @@ def test_a_thread_has_a_number_of_its_own(monkeypatch: pytest.MonkeyPatch) -> No
 
     def work() -> None:
         with seats.taken():
-            both.wait(10)
+            both.wait(30)
             seen.append(current_worker())
         assert current_worker() == CurrentWorker("node-1", 0)
 

@@ -15,7 +15,7 @@ import skyward as sky
 from skyward.integrations.joblib import sklearn_backend
 from skyward.joblib_ext import backpressure
 from skyward.joblib_ext.backpressure import Backlog
-from tests.core.memory_agent import eventually
+from tests.lab.wait import eventually
 
 
 def test_it_holds_back_in_order_while_much_lies_ready(monkeypatch: pytest.MonkeyPatch) -> None:

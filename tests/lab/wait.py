@@ -11,7 +11,7 @@ __all__ = ["eventually"]
 T = TypeVar("T")
 
 
-def eventually(condition: Callable[[], T], timeout: float = 10.0, what: str = "") -> T:
+def eventually(condition: Callable[[], T], timeout: float = 30.0, what: str = "") -> T:
     """Return the condition's first true value; TimeoutError if none came in time.
 
     The condition is asked every 10 ms and always once more after the time is up.

@@ -260,7 +260,7 @@ def test_each_thread_has_its_own_driver() -> None:
 
     def work() -> None:
         try:
-            barrier.wait(10)
+            barrier.wait(30)
             for _ in range(20):
                 cloud.offers(Resources())
         except BaseException as error:

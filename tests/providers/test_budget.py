@@ -68,7 +68,7 @@ def test_the_tasks_that_are_left_are_told_and_the_bill_is_in_time(rental, lab, i
                 futures[-1].result(120)
             assert futures[0].result() is None
             with pytest.raises(sky.BudgetExceeded):
-                pool.submit(abs, -1).result(10)
+                pool.submit(abs, -1).result(30)
         assert cloud.meter.live == []
         assert 0.5 * amount < cloud.meter.cost_of("instance") <= amount
     paid = [future.exception() is None for future in futures].index(False)
@@ -101,7 +101,7 @@ def test_a_machine_ends_itself_when_its_share_is_spent_and_nobody_is_left(rental
         says(process, "ready")
         with no_reaper(process):
             process.kill()
-            process.wait(10)
+            process.wait(30)
         limit = 2 * seconds + 30.0
         eventually(lambda: not {"instance", "volume"} & {kind for kind, _ in cloud.meter.live}, limit, "no instance")
         late = 2 * 25.0  # seconds of both: the watchdog looks every 15, and a busy machine takes some to end
@@ -126,7 +126,7 @@ def test_the_bill_is_within_the_budget_whenever_all_are_killed(rental, lab, driv
             os.kill(pid, signal.SIGSTOP)
         for pid in (reaper, process.pid):
             os.kill(pid, signal.SIGKILL)
-        process.wait(10)
+        process.wait(30)
         print(f"killed {wait:.1f} s after the reaper had started, with {bought} machines ordered")
         limit = 2 * seconds + 60.0  # an order that was under way may still arrive
         eventually(lambda: not {"instance", "volume"} & {kind for kind, _ in cloud.meter.live}, limit, "no instance")

@@ -118,7 +118,7 @@ def test_a_driver_that_is_killed_at_any_moment(rental, lab, driver):
             process = driver(rental.provider(cloud))
             time.sleep(chance.uniform(0.0, 3.0))  # the moment is what is tested
             process.kill()
-            process.wait(10)
+            process.wait(30)
             gone(cloud)
 
 
@@ -145,7 +145,7 @@ def test_a_machine_ends_itself_when_nobody_is_left(rental, lab, driver):
         tag = provider.all_machines()[0].tag
         with no_reaper(process):
             process.kill()
-            process.wait(10)
+            process.wait(30)
         eventually(lambda: not {"instance", "volume"} & {kind for kind, _ in cloud.meter.live}, 90.0, "no instance")
         sweep(provider, tag, limit=30)  # what `skyward down` does: a security group can't end itself
         assert cloud.meter.live == []

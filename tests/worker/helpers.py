@@ -298,7 +298,7 @@ class Owner:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.close()
-        self.process.wait(5)
+        self.process.wait(30)
         self.process.stdout.close()
 
 

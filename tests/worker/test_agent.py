@@ -112,7 +112,7 @@ def test_a_task_that_runs_too_long(both: Owner) -> None:
     failed = both.failed(late)
     assert failed.reason == Failure.TIMEOUT.value
     assert "0.2 s" in failed.detail
-    assert 0.15 < failed.seconds < 5
+    assert 0.15 < failed.seconds < 30
     assert both.call(pow, 2, 5, timeout=30.0) == 32
 
 
@@ -435,7 +435,7 @@ def test_an_agent_on_a_unix_socket_outlives_the_session_that_started_it(tmp_path
     node = Owner(listen=f"unix:{path}", lifeline=False)
     assert node.line == {"listening": str(path), "pid": node.pid}
     assert node.process.stdout is not None
-    assert node.process.wait(5) == 0
+    assert node.process.wait(30) == 0
     assert node.process.stdout.read() == b""  # nobody holds the pipe
     assert node.process.pid != node.pid
     assert os.getsid(node.pid) == node.pid

@@ -442,7 +442,7 @@ def test_what_a_dead_slot_has_started_ends_too(node: Owner) -> None:
 def test_seconds_are_those_of_the_function(node: Owner) -> None:
     message = node.answer(node.submit(time.sleep, 0.2)).message
     assert isinstance(message, Done)
-    assert 0.19 < message.seconds < 2
+    assert 0.19 < message.seconds < 10
 
 
 def test_functions_of_a_notebook_have_the_file_that_their_code_names(node: Owner) -> None:

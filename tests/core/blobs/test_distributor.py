@@ -14,7 +14,8 @@ from skyward.core.blobs.snapshots import digest
 from skyward.core.events import Transferred
 from skyward.core.protocol import messages
 from skyward.core.tasks.jobs import TaskOptions
-from tests.core.memory_agent import MemoryAgent, MemoryPool, eventually
+from tests.core.memory_agent import MemoryAgent, MemoryPool
+from tests.lab.wait import eventually
 
 DATA = np.arange(1_000_000, dtype=float)
 NAME = digest(memoryview(DATA).cast("B"))
@@ -86,7 +87,7 @@ def test_a_second_node_is_told_to_fetch(pool: MemoryPool) -> None:
     _, second = acquainted(pool, 2)
     arrived: list[Transferred] = []
     pool.events.subscribe(arrived.append, [Transferred])
-    assert to(pool, 0).result(5) == DATA.sum()
+    assert to(pool, 0).result(30) == DATA.sum()
     future = to(pool, 1)
     eventually(lambda: second.fetches)
     assert second.fetches == [messages.Fetch(NAME, DATA.nbytes, "m0")]
@@ -94,7 +95,7 @@ def test_a_second_node_is_told_to_fetch(pool: MemoryPool) -> None:
     pool.do(second.growing.__setitem__, NAME, bytearray(DATA))
     pool.do(second.keep, NAME)
     pool.do(second.flush)
-    assert future.result(5) == DATA.sum()
+    assert future.result(30) == DATA.sum()
     eventually(lambda: not pool.dispatcher.runner._distributor._nodes["m0"].blobs._users)
     assert not pool.dispatcher.runner._distributor._nodes["m1"].coming
     assert [(each.node, each.size, each.peer) for each in arrived] == [
@@ -107,7 +108,7 @@ def test_a_second_node_is_told_to_fetch(pool: MemoryPool) -> None:
 def test_a_fetch_that_fails_is_finished_by_the_driver(pool: MemoryPool) -> None:
     """From where it had come to; also when the task that wanted it has been given up meanwhile."""
     _, second = acquainted(pool, 2)
-    assert to(pool, 0).result(5) == DATA.sum()
+    assert to(pool, 0).result(30) == DATA.sum()
     gone, future = to(pool, 1), to(pool, 1)
     eventually(lambda: second.fetches)
     gone.cancel()
@@ -115,17 +116,17 @@ def test_a_fetch_that_fails_is_finished_by_the_driver(pool: MemoryPool) -> None:
     pool.do(second.growing.__setitem__, NAME, bytearray(bytes(DATA)[:half] + bytes(DATA.nbytes - half)))
     pool.do(second.missing.__setitem__, NAME, DATA.nbytes - half)
     say(pool, second, messages.Kept(NAME, half, "the peer is gone"))
-    assert future.result(5) == DATA.sum()
+    assert future.result(30) == DATA.sum()
 
 
 def test_a_node_that_dies_makes_those_it_serves_tell_how_far_they_are(pool: MemoryPool) -> None:
     first, second = acquainted(pool, 2)
-    assert to(pool, 0).result(5) == DATA.sum()
+    assert to(pool, 0).result(30) == DATA.sum()
     future = to(pool, 1)
     eventually(lambda: second.fetches)
     first.dead = True
     pool.do(first.cut)
-    assert future.result(5) == DATA.sum()  # the agent says that it has nothing yet
+    assert future.result(30) == DATA.sum()  # the agent says that it has nothing yet
 
 
 @pytest.mark.slow
@@ -134,18 +135,18 @@ def test_who_the_driver_lost_sight_of_serves_a_moment_longer_only(
 ) -> None:
     monkeypatch.setattr(relay, "UNLINKED", 0.0)
     _, second = acquainted(pool, 2)
-    assert to(pool, 0).result(5) == DATA.sum()
+    assert to(pool, 0).result(30) == DATA.sum()
     future = to(pool, 1)
     eventually(lambda: second.fetches)
     pool.do(setattr, pool.sessions[0], "_channel", None)  # as while it connects again
-    assert future.result(5) == DATA.sum()
+    assert future.result(30) == DATA.sum()
 
 
 def test_an_empty_buffer_is_a_blob_too(pool: MemoryPool) -> None:
     """Where the user wants everything mapped."""
     pool.add()
     future = pool.submit(total, np.zeros(0), options=TaskOptions(large=0))
-    assert future.result(5) == 0.0
+    assert future.result(30) == 0.0
 
 
 def test_every_message_and_command_has_a_handler() -> None:

@@ -40,7 +40,8 @@ from skyward.core.tasks.dispatch import Dispatcher
 from skyward.core.tasks.jobs import TaskOptions
 from skyward.transport.memory import listen
 from tests.core.folder_cloud import FolderCloud
-from tests.core.memory_agent import QUICK, SETUP, MemoryAgent, eventually
+from tests.core.memory_agent import QUICK, SETUP, MemoryAgent
+from tests.lab.wait import eventually
 
 
 class MemoryProvider:
@@ -66,7 +67,7 @@ class MemoryProvider:
 
     def create(self, order: Order) -> Sequence[Machine]:
         self.asked.set()
-        assert self.gate.wait(10)
+        assert self.gate.wait(30)
         if self.broken and self.made:
             raise OSError("broken")
         count = min(order.count, self.stock)
@@ -115,7 +116,7 @@ class Fixture:
             self.dispatcher.cancel_all()
             await self.provisioner.stop()
 
-        self.io.start(stop()).result(10)
+        self.io.start(stop()).result(30)
         self.io.stop()
         self.dispatcher.close()
 
@@ -124,7 +125,7 @@ def test_all_that_is_made_is_ended() -> None:
     """The ordinary way."""
     provider = MemoryProvider()
     fixture = Fixture(provider, nodes=3)
-    fixture.start().result(10)
+    fixture.start().result(30)
     assert fixture.provisioner.nodes == ["node-1", "node-2", "node-3"]
     assert fixture.provisioner.slots == 6
     fixture.close()
@@ -162,7 +163,7 @@ def test_an_interrupt_while_machines_are_made_loses_none() -> None:
     provider.gate.clear()
     fixture = Fixture(provider, nodes=3)
     starting = fixture.start()
-    assert provider.asked.wait(5)
+    assert provider.asked.wait(30)
     starting.cancel()
     provider.gate.set()
     fixture.close()
@@ -174,7 +175,7 @@ def test_the_next_provider_fills_the_rest() -> None:
     """Several providers are asked in order."""
     first, second = MemoryProvider(stock=1), MemoryProvider()
     fixture = Fixture(first, second, nodes=3)
-    fixture.start().result(10)
+    fixture.start().result(30)
     assert (len(first.made), len(second.made)) == (1, 2)
     fixture.close()
     assert len(first.ended + second.ended) == 3
@@ -184,10 +185,10 @@ def test_too_few_machines_is_an_error_at_once_and_the_minimum_is_enough() -> Non
     """nodes=3 of 2 fails with the provider's words; nodes=(2, 3) begins with 2."""
     fixture = Fixture(MemoryProvider(stock=2), nodes=3)
     with pytest.raises(ProvisioningError, match="out of stock"):
-        fixture.start().result(10)
+        fixture.start().result(30)
     fixture.close()
     fixture = Fixture(MemoryProvider(stock=2), nodes=(2, 3))
-    fixture.start().result(10)
+    fixture.start().result(30)
     assert len(fixture.provisioner.nodes) == 2
     fixture.close()
 
@@ -198,7 +199,7 @@ def test_a_machine_that_never_answers_fails_the_start() -> None:
     provider.dead_on_arrival = 1
     fixture = Fixture(provider, nodes=2)
     with pytest.raises(ProvisioningError):
-        fixture.start().result(10)
+        fixture.start().result(30)
     fixture.close()
     assert sorted(provider.ended) == sorted(provider.made)
 
@@ -209,14 +210,14 @@ def test_slots_that_never_start_fail_the_start() -> None:
     provider.sleepy = True
     fixture = Fixture(provider, nodes=1, timing=replace(QUICK, ready=0.3))
     with pytest.raises(ProvisioningError, match=r"its workers did not start within 0\.3 s"):
-        fixture.start().result(10)
+        fixture.start().result(30)
     fixture.close()
     assert provider.ended == provider.made
 
 
 def test_a_node_that_is_ready_in_time_stays() -> None:
     fixture = Fixture(MemoryProvider(), nodes=1, timing=replace(QUICK, ready=0.1))
-    fixture.start().result(10)
+    fixture.start().result(30)
     time.sleep(0.3)  # past the limit
     assert fixture.provisioner.nodes == ["node-1"]
     fixture.close()
@@ -233,7 +234,7 @@ def test_a_ledger_that_cant_be_written_does_not_hide_the_blocks_result(
     notes: list[Note] = []
     fixture.events.subscribe(lambda event: notes.append(event) if isinstance(event, Note) else None)
     starting = fixture.start()
-    eventually(cloud.left, 10)
+    eventually(cloud.left)
     buyer = fixture.provisioner._buyer
     assert buyer is not None
     db = sqlite3.connect(buyer.ledger.path)
@@ -265,7 +266,7 @@ def test_what_falls_due_while_the_fleet_thinks_is_done(tmp_path: Path, monkeypat
     )  # else what falls due at its end makes up for what was missed
     fixture = Fixture(cloud, nodes=1)
     starting = fixture.start()
-    eventually(cloud.left, 10)
+    eventually(cloud.left)
     starting.cancel()
     fixture.close()
     assert cloud.left() == []
@@ -275,7 +276,7 @@ def test_a_lost_node_is_replaced_and_named() -> None:
     """Its machine is terminated, another takes its place, and listeners hear why."""
     provider = MemoryProvider()
     fixture = Fixture(provider, nodes=2)
-    fixture.start().result(10)
+    fixture.start().result(30)
     agent = provider.agents[provider.made[0]]
 
     async def die() -> None:
@@ -284,8 +285,8 @@ def test_a_lost_node_is_replaced_and_named() -> None:
         _listeners.pop((provider.made[0], "agent"))
         agent.cut()
 
-    fixture.io.start(die()).result(5)
-    eventually(lambda: len(fixture.provisioner.nodes) == 2 and "node-3" in fixture.provisioner.nodes, 10)
+    fixture.io.start(die()).result(30)
+    eventually(lambda: len(fixture.provisioner.nodes) == 2 and "node-3" in fixture.provisioner.nodes)
     (gone,) = fixture.gone
     assert gone.node in ("node-1", "node-2")  # they are named as they come up
     assert gone.reason
@@ -298,7 +299,7 @@ def test_when_the_last_node_is_lost_for_good_tasks_fail() -> None:
     """Nothing waits for ever."""
     provider = MemoryProvider(stock=1)
     fixture = Fixture(provider, nodes=1)
-    fixture.start().result(10)
+    fixture.start().result(30)
     agent = provider.agents[provider.made[0]]
     agent.holding = True
     future = fixture.dispatcher.submit(abs, -1)
@@ -310,7 +311,7 @@ def test_when_the_last_node_is_lost_for_good_tasks_fail() -> None:
         _listeners.pop((provider.made[0], "agent"))
         agent.cut()
 
-    fixture.io.start(die()).result(5)
+    fixture.io.start(die()).result(30)
     with pytest.raises(NodeLost, match="no node is left"):
         future.result(30)
     fixture.close()
@@ -322,7 +323,7 @@ def test_a_node_that_begins_no_task_is_removed_reported_and_replaced() -> None:
     provider = MemoryProvider()
     provider.useless = True
     fixture = Fixture(provider, nodes=1)
-    fixture.start().result(10)
+    fixture.start().result(30)
     errors = [""]
     while "no node is left" not in errors[-1]:
         with pytest.raises((WorkerCrashed, NodeLost)) as caught:
@@ -341,7 +342,7 @@ def test_what_a_node_had_not_begun_when_it_could_begin_no_more_runs_on_the_next(
     """Though it may be started but once, and there is no other node at the moment."""
     provider = MemoryProvider()
     fixture = Fixture(provider, nodes=1)
-    fixture.start().result(10)
+    fixture.start().result(30)
     agent = provider.agents[provider.made[0]]
     agent.holding = True
     future = fixture.dispatcher.submit(abs, -1, options=TaskOptions(attempts=1))
@@ -352,7 +353,7 @@ def test_what_a_node_had_not_begun_when_it_could_begin_no_more_runs_on_the_next(
         agent.say(Failed(1, 0.0, Failure.REFUSED.value, "the fork server ended"))
         agent.flush()
 
-    fixture.io.start(give_up()).result(5)
+    fixture.io.start(give_up()).result(30)
     assert future.result(20) == 1
     assert [(gone.node, gone.reason) for gone in fixture.gone] == [("node-1", "the fork server ended")]
     fixture.close()
@@ -367,7 +368,7 @@ def _lose(fixture: Fixture, provider: MemoryProvider) -> None:
         _listeners.pop((provider.made[0], "agent"))
         provider.agents[provider.made[0]].cut()
 
-    fixture.io.start(die()).result(5)
+    fixture.io.start(die()).result(30)
 
 
 @pytest.mark.slow
@@ -375,7 +376,7 @@ def test_a_provider_that_raises_anything_does_not_end_the_pool() -> None:
     """An error outside of its map, in create and destroy: what waits fails, and start does not hang."""
     provider = MemoryProvider()
     fixture = Fixture(provider, nodes=1)
-    fixture.start().result(10)
+    fixture.start().result(30)
     provider.broken = True
     agent = provider.agents[provider.made[0]]
     agent.holding = True
@@ -389,7 +390,7 @@ def test_a_provider_that_raises_anything_does_not_end_the_pool() -> None:
     provider.broken, provider.dead_on_arrival = True, 1
     fixture = Fixture(provider, nodes=1)
     with pytest.raises(ProvisioningError):
-        fixture.start().result(10)
+        fixture.start().result(30)
     fixture.close()
 
 
@@ -400,7 +401,7 @@ def test_a_provider_that_exits_does_not_take_the_loop_along() -> None:
 
     fixture = Fixture(Exits(), nodes=1)
     with pytest.raises(ProvisioningError, match="memory: SystemExit: 3"):
-        fixture.start().result(10)
+        fixture.start().result(30)
     fixture.close()
 
 
@@ -412,14 +413,14 @@ def test_an_unexpected_error_is_reported_and_nobody_waits_for_nodes() -> None:
     notes: list[str] = []
     fixture.events.subscribe(lambda event: notes.append(event.text) if isinstance(event, Note) else None)
     starting = fixture.start()
-    assert provider.asked.wait(10)
+    assert provider.asked.wait(30)
 
     async def fail() -> None:
         raise KeyError("upkeep")
 
     fixture.io.post(lambda: fixture.provisioner._errand(fail()))
     with pytest.raises(ProvisioningError, match="unexpected error while managing the nodes: KeyError: 'upkeep'"):
-        starting.result(10)
+        starting.result(30)
     assert any("KeyError: 'upkeep'" in note for note in notes)
     provider.gate.set()
     fixture.close()
@@ -429,27 +430,31 @@ def test_nothing_is_ordered_once_the_pool_is_closed() -> None:
     """A lost node's replacement that one provider refuses is not asked of the next one then."""
     first, second = MemoryProvider(stock=1), MemoryProvider()
     fixture = Fixture(first, second, nodes=1)
-    fixture.start().result(10)
+    fixture.start().result(30)
     first.gate.clear()
     first.asked.clear()
     _lose(fixture, first)
-    assert first.asked.wait(10)
+    assert first.asked.wait(30)
     threading.Timer(0.2, first.gate.set).start()
     fixture.close()
     assert second.made == []
 
 
+@pytest.mark.slow
 def test_closing_does_not_wait_for_the_next_try() -> None:
     """A node that is to be asked for again in some seconds is not waited for."""
     provider = MemoryProvider()
     fixture = Fixture(provider, nodes=2)
-    fixture.start().result(10)
+    fixture.start().result(30)
     provider.dead_on_arrival = 9
     _lose(fixture, provider)
-    eventually(lambda: len(provider.ended) == 2)
-    began = time.monotonic()
+    eventually(lambda: len(provider.ended) == 3)
+    timer = fixture.provisioner._timer
+    assert timer is not None
+    began, due = time.monotonic(), timer.when()
+    assert due - began < 10  # four seconds, as two machines have not come up
     fixture.close()
-    assert time.monotonic() - began < 1.5
+    assert time.monotonic() < due
     assert sorted(provider.ended) == sorted(provider.made)
 
 
@@ -457,7 +462,7 @@ def test_machines_are_terminated_where_no_thread_can_be_made(monkeypatch: pytest
     """As when the interpreter ends, from Python 3.12 on."""
     provider = MemoryProvider()
     fixture = Fixture(provider, nodes=3)
-    fixture.start().result(10)
+    fixture.start().result(30)
 
     def refuse(thread: threading.Thread) -> None:
         raise RuntimeError("can't create new thread at interpreter shutdown")
@@ -472,7 +477,7 @@ def test_asyncio_is_not_needed_to_be_running_here() -> None:
 
     async def main() -> int:
         fixture = Fixture(MemoryProvider(), nodes=1)
-        fixture.start().result(10)
+        fixture.start().result(30)
         try:
             return await asyncio.wrap_future(fixture.dispatcher.submit(abs, -5))
         finally:

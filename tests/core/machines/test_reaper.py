@@ -27,7 +27,7 @@ from skyward.core.machines.ledger import Ledger
 from skyward.core.machines.ssh_keys import make_key
 from skyward.core.spec import Machine, Order, Resources
 from tests.core.folder_cloud import FolderCloud
-from tests.core.memory_agent import eventually
+from tests.lab.wait import eventually
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 

@@ -130,7 +130,7 @@ def test_an_unexpected_error_of_ours_loses_no_message() -> None:
     """The link breaks, and the node says again what could not be handled."""
     pool = Clumsy(1)
     agent = pool.add()
-    assert [pool.submit(abs, -number).result(5) for number in range(5)] == list(range(5))
+    assert [pool.submit(abs, -number).result(30) for number in range(5)] == list(range(5))
     assert agent.links == 2
     pool.close()
 
@@ -141,7 +141,7 @@ def test_an_unexpected_error_that_repeats_loses_the_node_with_its_text() -> None
     with pytest.raises(
         NodeLost, match=r"abs \(task 1\) is lost with m0: .* without progress in between: KeyError: 'unexpected'"
     ):
-        pool.submit(abs, -1).result(10)
+        pool.submit(abs, -1).result(30)
     assert agent.links == 3
     pool.close()
 
@@ -206,5 +206,5 @@ def test_what_an_agent_breaks_links_for_is_in_the_reason() -> None:
     agent = pool.add(evil=MemoryAgent.cut)
     agent.fault = "KeyError: 'there'"
     with pytest.raises(NodeLost, match=r"lost with m0: its link broke 2 times .*: its agent: KeyError: 'there'"):
-        pool.submit(abs, -1).result(10)
+        pool.submit(abs, -1).result(30)
     pool.close()

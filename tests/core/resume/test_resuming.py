@@ -188,7 +188,7 @@ def test_callbacks_and_cancelling_are_as_usual(tmp_path: Path, counted: Counted)
         for future in futures:
             future.add_done_callback(done)
         for _ in futures:
-            assert ended.acquire(timeout=10)
+            assert ended.acquire(timeout=30)
         assert sorted(result for result, _ in told) == [0, 2, 4, 6, 8]
         assert [future.result() for future in futures] == [0, 2, 4, 6, 8]
         assert not futures[0].cancel()
@@ -203,7 +203,7 @@ class Waiting:
         self.future = future
 
     def __reduce__(self) -> Any:
-        return int, (self.future.result(10),)
+        return int, (self.future.result(30),)
 
 
 @pytest.mark.slow

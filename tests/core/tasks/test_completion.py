@@ -14,15 +14,16 @@ from skyward.core.payload.exceptions import RemoteTraceback
 from skyward.core.protocol import messages
 from skyward.core.tasks.delivery import TOGETHER
 from skyward.core.tasks.jobs import TaskGroup, TaskOptions
-from tests.core.memory_agent import MemoryPool, eventually
+from tests.core.memory_agent import MemoryPool
 from tests.core.tasks.calls import Odd, double, fail
+from tests.lab.wait import eventually
 
 
 def test_an_exception_keeps_type_attributes_and_cause(pool: MemoryPool) -> None:
     """A task's own exception comes back whole, with the remote traceback at the end of its causes."""
     pool.add()
     with pytest.raises(Odd) as caught:
-        pool.submit(fail).result(5)
+        pool.submit(fail).result(30)
     error = caught.value
     assert (error.code, error.hint, error.args) == (7, "look there", ("code 7",))
     assert isinstance(error.__cause__, KeyError)
@@ -43,8 +44,8 @@ def test_a_result_that_does_not_load_here_is_an_error_of_that_task_only(pool: Me
     """A result whose unpickling raises fails its own future."""
     pool.add()
     with pytest.raises(PayloadError, match="can't be loaded here"):
-        pool.submit(Unloadable).result(5)
-    assert pool.submit(double, 1).result(5) == 2
+        pool.submit(Unloadable).result(30)
+    assert pool.submit(double, 1).result(30) == 2
 
 
 class _Unspeakable(Exception):
@@ -73,8 +74,8 @@ def test_an_answer_of_any_kind_settles_its_task(pool: MemoryPool) -> None:
     pool.do(agent.release)
     for future in futures[:2]:
         with pytest.raises(PayloadError, match=r"the answer of double on m0 can't be read: (Unpickl|SystemExit)"):
-            future.result(5)
-    assert futures[2].result(5) == 4
+            future.result(30)
+    assert futures[2].result(30) == 4
 
 
 def test_a_slow_callback_of_one_call_does_not_hold_up_another(pool: MemoryPool) -> None:
@@ -82,10 +83,10 @@ def test_a_slow_callback_of_one_call_does_not_hold_up_another(pool: MemoryPool) 
     agent = pool.add(holding=True)
     stuck, released = threading.Event(), threading.Event()
     slow = pool.submit(double, 1, options=TaskOptions(group=TaskGroup()))
-    slow.add_done_callback(lambda _: (stuck.set(), released.wait(10)))  # of a task that is done it would run here
+    slow.add_done_callback(lambda _: (stuck.set(), released.wait(30)))  # of a task that is done it would run here
     pool.do(agent.release)
-    assert stuck.wait(5)
-    assert pool.submit(double, 2, options=TaskOptions(group=TaskGroup())).result(5) == 4
+    assert stuck.wait(30)
+    assert pool.submit(double, 2, options=TaskOptions(group=TaskGroup())).result(30) == 4
     released.set()
 
 
@@ -178,4 +179,4 @@ def test_a_time_limit_names_task_and_node(pool: MemoryPool) -> None:
     assert agent.held[1][0].timeout == 5.0
     pool.do(agent.crash, 1, messages.Failure.TIMEOUT, "")
     with pytest.raises(TaskTimeout, match=r"double \(a batch of 2\) \(task 1\) on m0 was stopped after 5 s"):
-        future.result(5)
+        future.result(30)

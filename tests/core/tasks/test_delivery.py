@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from skyward.core.tasks.delivery import Delivery, DeliveryQueue
-from tests.core.memory_agent import eventually
+from tests.lab.wait import eventually
 
 
 def _number(item: object) -> int:
@@ -21,12 +21,12 @@ def test_what_is_there_at_the_same_time_comes_in_order() -> None:
 
     def deliver(item: object) -> None:
         began.set()
-        assert may_go.wait(5)
+        assert may_go.wait(30)
         seen.append(item)
 
     delivery, lane = Delivery(deliver, "test", _number), DeliveryQueue()
     delivery.put(lane, 9)
-    assert began.wait(5)
+    assert began.wait(30)
     for item in (3, 1, "a", 2, "b"):
         delivery.put(lane, item)
     may_go.set()
@@ -73,7 +73,7 @@ def test_a_blocked_lane_blocks_nobody_else() -> None:
 
     def deliver(item: object) -> None:
         if item == "wait":
-            assert released.wait(5)
+            assert released.wait(30)
         elif item == "release":
             released.set()
         seen.append(str(item))

@@ -14,15 +14,16 @@ import pytest
 
 from skyward.core.errors import PayloadError, PoolNotActive
 from skyward.core.events import TaskEnded
-from tests.core.memory_agent import MemoryPool, eventually
+from tests.core.memory_agent import MemoryPool
 from tests.core.tasks.calls import double
+from tests.lab.wait import eventually
 
 
 def test_results_come_back(pool: MemoryPool) -> None:
     """Each future gets its own result and the time it took."""
     pool.add()
     futures = [pool.submit(double, i) for i in range(500)]
-    assert [future.result(5) for future in futures] == [2 * i for i in range(500)]
+    assert [future.result(30) for future in futures] == [2 * i for i in range(500)]
     assert all(future.seconds is not None for future in futures)
 
 
@@ -30,7 +31,7 @@ def test_tasks_wait_for_the_first_node(pool: MemoryPool) -> None:
     """What is submitted before any node is up runs when one comes."""
     future = pool.submit(double, 4)
     pool.add()
-    assert future.result(5) == 8
+    assert future.result(30) == 8
 
 
 def test_an_argument_that_does_not_pickle_is_named_and_harms_nobody(pool: MemoryPool) -> None:
@@ -38,9 +39,9 @@ def test_an_argument_that_does_not_pickle_is_named_and_harms_nobody(pool: Memory
     pool.add()
     future = pool.submit(double, {"model": [threading.Lock()]})
     with pytest.raises(PayloadError, match=r"the call\[1\]\[0\]\['model'\]\[0\] \(a _thread.lock\)") as caught:
-        future.result(5)
+        future.result(30)
     assert isinstance(caught.value, pickle.PicklingError)
-    assert pool.submit(double, 1).result(5) == 2
+    assert pool.submit(double, 1).result(30) == 2
 
 
 @pytest.mark.parametrize("count", [10_000, 400_000])
@@ -55,8 +56,8 @@ def test_an_array_that_is_changed_after_submit_changes_no_result(pool: MemoryPoo
     futures.append(pool.submit(lambda a: float(a.sum()), x))
     eventually(lambda: agent.held)
     pool.do(agent.release)
-    assert [future.result(5) for future in futures] == [0.0, 0.0, 0.0]
-    assert ones.result(5) == count
+    assert [future.result(30) for future in futures] == [0.0, 0.0, 0.0]
+    assert ones.result(30) == count
     eventually(lambda: "<Snapshots 0" in repr(pool.dispatcher._snapshots))
 
 
@@ -96,7 +97,7 @@ class _Slow:
 
     def __reduce__(self) -> tuple[type[int], tuple[()]]:
         self.began.set()
-        assert self.may_end.wait(10)
+        assert self.may_end.wait(30)
         return int, ()
 
 
@@ -107,20 +108,20 @@ def test_a_call_that_is_pickled_while_the_pool_is_closed_does_not_hang(pool: Mem
     slow = _Slow()
     with concurrent.futures.ThreadPoolExecutor() as threads:
         submitting = threads.submit(pool.submit, double, slow)
-        assert slow.began.wait(10)
+        assert slow.began.wait(30)
         if late == "after the end":
             pool.close()
             slow.may_end.set()
-            future = submitting.result(10)
+            future = submitting.result(30)
         else:
             pool.dispatcher.shut("closed")
             pool.do(pool.dispatcher.cancel_all)
             pool.do(pool.dispatcher.runner.node_down, "m0", "given back")
             slow.may_end.set()
-            future = submitting.result(10)
+            future = submitting.result(30)
             pool.close()
     with pytest.raises(concurrent.futures.CancelledError):
-        future.result(5)
+        future.result(30)
 
 
 @pytest.mark.slow
@@ -144,5 +145,5 @@ def test_use_after_fork_raises(pool: MemoryPool) -> None:
     answers = context.Queue()
     child = context.Process(target=_submit_in_child, args=(pool, answers))
     child.start()
-    assert "fork" in answers.get(timeout=10)
-    child.join(10)
+    assert "fork" in answers.get(timeout=30)
+    child.join(30)

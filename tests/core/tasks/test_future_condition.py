@@ -23,21 +23,21 @@ def threads() -> Iterator[list[threading.Thread]]:
     running: list[threading.Thread] = []
     yield running
     for thread in running:
-        thread.join(5)
+        thread.join(30)
         assert not thread.is_alive()
 
 
 def test_all_who_wait_are_woken(future: TaskFuture[int], threads: list[threading.Thread]) -> None:
     """However many threads wait for one future, each gets its result."""
     got: list[int] = []
-    threads += [threading.Thread(target=lambda: got.append(future.result(5))) for _ in range(4)]
+    threads += [threading.Thread(target=lambda: got.append(future.result(30))) for _ in range(4)]
     for thread in threads:
         thread.start()
     while len(future._condition._sleepers or ()) < 4:
         time.sleep(0.001)
     future.set_result(7)
     for thread in threads:
-        thread.join(5)
+        thread.join(30)
     assert got == [7] * 4
 
 

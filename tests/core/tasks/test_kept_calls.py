@@ -11,8 +11,9 @@ import pytest
 
 from skyward.core.errors import NodeLost, PoolNotActive
 from skyward.core.tasks.futures import TaskFuture
-from tests.core.memory_agent import MemoryPool, eventually
+from tests.core.memory_agent import MemoryPool
 from tests.core.tasks.calls import double, fail
+from tests.lab.wait import eventually
 
 
 class Shelf:
@@ -73,7 +74,7 @@ def idle(pool: MemoryPool) -> None:
 def test_a_kept_result_makes_no_task(pool: MemoryPool) -> None:
     shelf = Shelf()
     pool.add()
-    assert submit(pool, shelf, double, 4).result(5) == 8
+    assert submit(pool, shelf, double, 4).result(30) == 8
     idle(pool)
     shelf.kept["(4,)"] = "kept"
     future = submit(pool, shelf, double, 4)
@@ -90,7 +91,7 @@ def test_equal_calls_are_computed_once(pool: MemoryPool) -> None:
     eventually(lambda: len(agent.held) == 2)
     assert pool.dispatcher.unfinished == 5
     pool.do(agent.release)
-    assert [future.result(5) for future in futures] == [2, 4, 2, 4, 2]
+    assert [future.result(30) for future in futures] == [2, 4, 2, 4, 2]
     assert shelf.looked == 5
     idle(pool)
 
@@ -105,16 +106,16 @@ def test_if_the_first_fails_the_next_one_is_computed(pool: MemoryPool) -> None:
     eventually(lambda: len(agent.held) == 1)
     pool.do(agent.release)
     with pytest.raises(Exception, match="code 7"):
-        first.result(5)
+        first.result(30)
     eventually(lambda: others[1].done() or pool.do(agent.release) is not None)
-    assert [other.result(5) for other in others] == [400_000.0] * 2
+    assert [other.result(30) for other in others] == [400_000.0] * 2
     idle(pool)
 
 
 def test_a_result_that_can_not_be_kept_is_computed_for_each(pool: MemoryPool) -> None:
     shelf = Shelf(full=True)
     pool.add()
-    assert [future.result(5) for future in [submit(pool, shelf, double, 3) for _ in range(4)]] == [6] * 4
+    assert [future.result(30) for future in [submit(pool, shelf, double, 3) for _ in range(4)]] == [6] * 4
     idle(pool)
 
 
@@ -126,7 +127,7 @@ def test_one_that_waits_is_cancelled_at_once(pool: MemoryPool) -> None:
     assert second.cancel()
     eventually(lambda: second._state == "CANCELLED_AND_NOTIFIED")
     pool.do(agent.release)
-    assert (first.result(5), third.result(5)) == (2, 2)
+    assert (first.result(30), third.result(30)) == (2, 2)
     idle(pool)
 
 
@@ -135,7 +136,7 @@ def test_if_the_first_is_cancelled_the_next_one_is_computed(pool: MemoryPool) ->
     first, second = (submit(pool, shelf, double, 1) for _ in range(2))
     assert first.cancel()
     pool.add()
-    assert second.result(5) == 2
+    assert second.result(30) == 2
     idle(pool)
 
 
@@ -159,8 +160,8 @@ def test_calls_without_a_job_take_their_turn(pool: MemoryPool) -> None:
     after = kept.begin("x")
     assert after is not None
     pool.add()
-    assert waits.result(5) == 2
-    assert after.wait(5)
+    assert waits.result(30) == 2
+    assert after.wait(30)
     kept.leave("x")
     idle(pool)
 
@@ -172,10 +173,10 @@ def test_what_looking_raises_is_the_outcome(pool: MemoryPool) -> None:
     eventually(lambda: agent.held)
     shelf.error = LookupError("broken")
     pool.do(agent.release)
-    assert first.result(5) == 2
+    assert first.result(30) == 2
     for waiting in (second, third, submit(pool, shelf, double, 9)):
         with pytest.raises(LookupError, match="broken"):
-            waiting.result(5)
+            waiting.result(30)
     idle(pool)
     shelf.error = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt):
@@ -187,14 +188,14 @@ def test_what_can_not_be_pickled_fails_and_lets_others_go_on(pool: MemoryPool) -
     shelf = Shelf()
     agent = pool.add(holding=True)
     with pytest.raises(Exception, match="lock"):
-        submit(pool, shelf, double, threading.Lock(), key="x").result(5)
+        submit(pool, shelf, double, threading.Lock(), key="x").result(30)
     idle(pool)
     first = submit(pool, shelf, double, 1, key="x")
     with pytest.raises(Exception, match="lock"):
-        submit(pool, shelf, double, threading.Lock(), key="x").result(5)
+        submit(pool, shelf, double, threading.Lock(), key="x").result(30)
     eventually(lambda: agent.held)
     pool.do(agent.release)
-    assert first.result(5) == 2
+    assert first.result(30) == 2
     idle(pool)
 
 
@@ -206,11 +207,11 @@ def test_arguments_that_can_not_be_noted_leave_nothing_behind(pool: MemoryPool, 
     call = Call(shelf, "x", double)
     call.error = ValueError("no repr")
     with pytest.raises(ValueError, match="no repr"):
-        pool.dispatcher.call_kept(call, double, (np.ones(400_000),), {}).result(5)
+        pool.dispatcher.call_kept(call, double, (np.ones(400_000),), {}).result(30)
     assert "<Snapshots 0" in repr(pool.dispatcher._snapshots)
     pool.add()
     if first is not None:
-        assert first.result(5) == 2
+        assert first.result(30) == 2
     idle(pool)
 
 
@@ -220,7 +221,7 @@ def test_nobody_waits_for_a_pool_that_is_closed_or_without_nodes(pool: MemoryPoo
     pool.do(lambda: pool.dispatcher.runner.hopeless("no node will come"))
     for future in futures:
         with pytest.raises(NodeLost, match="no node will come"):
-            future.result(5)
+            future.result(30)
     idle(pool)
     pool.close()
     with pytest.raises(PoolNotActive):

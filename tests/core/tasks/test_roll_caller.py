@@ -8,8 +8,9 @@ import pytest
 
 from skyward.core.errors import NodeLost, WorkerCrashed
 from skyward.core.events import Note
-from tests.core.memory_agent import QUICK, MemoryPool, eventually
+from tests.core.memory_agent import QUICK, MemoryPool
 from tests.core.tasks.calls import double
+from tests.lab.wait import eventually
 
 
 def test_a_task_that_its_node_has_lost_is_tried_again_and_said(pool: MemoryPool) -> None:
@@ -26,7 +27,7 @@ def test_a_task_that_its_node_has_lost_is_tried_again_and_said(pool: MemoryPool)
     eventually(lambda: agent.asked > asked + 2)
     assert not kept.done()
     pool.do(agent.release)
-    assert (lost.result(5), kept.result(5)) == (2, 4)
+    assert (lost.result(30), kept.result(30)) == (2, 4)
     assert len(agent.ran) == 2
     (note,) = notes
     assert "m0 has lost double" in note
@@ -35,19 +36,19 @@ def test_a_task_that_its_node_has_lost_is_tried_again_and_said(pool: MemoryPool)
 def test_a_task_that_is_lost_again_and_again_fails(pool: MemoryPool) -> None:
     pool.add(forgetful=True)
     with pytest.raises(WorkerCrashed, match="the node lost it"):
-        pool.submit(double, 1).result(5)
+        pool.submit(double, 1).result(30)
 
 
 @pytest.mark.slow
 def test_a_loop_that_was_held_up_does_not_blame_its_nodes(pool: MemoryPool) -> None:
     """A thread that unpickles gigabytes may hold Python's lock for longer than a node may be silent."""
     agent = pool.add()
-    assert pool.submit(double, 1).result(5) == 2
+    assert pool.submit(double, 1).result(30) == 2
     for _ in range(3):
         pool.do(time.sleep, 2 * QUICK.silence)  # what is slow is the subject
-        assert pool.submit(double, 2).result(5) == 4
+        assert pool.submit(double, 2).result(30) == 4
     heard = agent.inbox.received
-    pool.submit(double, 3).result(5)
+    pool.submit(double, 3).result(30)
     eventually(lambda: agent.inbox.received > heard)
     assert agent.links == 1
 

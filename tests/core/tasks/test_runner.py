@@ -24,8 +24,9 @@ from skyward.core.protocol.states import TALK, Role
 from skyward.core.tasks.jobs import TaskGroup, TaskOptions
 from skyward.core.tasks.runner import TaskRunner
 from skyward.core.tasks.schedule_events import Command
-from tests.core.memory_agent import MemoryPool, eventually
+from tests.core.memory_agent import MemoryPool
 from tests.core.tasks.calls import double
+from tests.lab.wait import eventually
 
 
 def test_a_waiting_task_is_cancelled_and_never_runs(pool: MemoryPool) -> None:
@@ -35,10 +36,10 @@ def test_a_waiting_task_is_cancelled_and_never_runs(pool: MemoryPool) -> None:
     eventually(lambda: len(agent.held) == 1)
     assert second.cancel()
     with pytest.raises(concurrent.futures.CancelledError):
-        second.result(5)
+        second.result(30)
     pool.do(agent.answer, 1)
     pool.do(agent.flush)
-    assert first.result(5) == 2
+    assert first.result(30) == 2
     assert agent.ran == [1]
 
 
@@ -51,7 +52,7 @@ def test_a_running_task_is_stopped(pool: MemoryPool) -> None:
     concurrent.futures.wait([first], 5)
     eventually(lambda: agent.cancelled == [1])
     agent.holding = False
-    assert pool.submit(double, 3).result(5) == 6
+    assert pool.submit(double, 3).result(30) == 6
 
 
 def test_a_future_knows_whether_its_task_runs(pool: MemoryPool) -> None:
@@ -68,7 +69,7 @@ def test_a_future_knows_whether_its_task_runs(pool: MemoryPool) -> None:
     pool.do(agent.begin, 1)
     eventually(first.running)
     pool.do(agent.release)
-    assert first.result(5) == 2
+    assert first.result(30) == 2
     assert not first.running()
 
 
@@ -83,7 +84,7 @@ def test_withdrawn_tasks_end_and_those_that_run_go_on(pool: MemoryPool) -> None:
     assert [future.cancelled() for future in futures] == [False, True, True, True]
     assert agent.cancelled == [2]
     pool.do(agent.release)
-    assert futures[0].result(5) == 0
+    assert futures[0].result(30) == 0
 
 
 def test_a_crash_is_tried_again_then_named(pool: MemoryPool) -> None:
@@ -94,7 +95,7 @@ def test_a_crash_is_tried_again_then_named(pool: MemoryPool) -> None:
         eventually(lambda: 1 in agent.held)
         pool.do(agent.crash, 1)
     with pytest.raises(WorkerCrashed, match=r"double \(task 1\) on m0 died: killed by SIGKILL"):
-        future.result(5)
+        future.result(30)
 
 
 def test_attempts_of_one_turns_it_off(pool: MemoryPool) -> None:
@@ -104,7 +105,7 @@ def test_attempts_of_one_turns_it_off(pool: MemoryPool) -> None:
     eventually(lambda: 1 in agent.held)
     pool.do(agent.crash, 1)
     with pytest.raises(WorkerCrashed):
-        future.result(5)
+        future.result(30)
 
 
 def test_a_node_that_can_not_begin_a_task_costs_it_nothing(pool: MemoryPool) -> None:
@@ -114,18 +115,18 @@ def test_a_node_that_can_not_begin_a_task_costs_it_nothing(pool: MemoryPool) -> 
     futures = [pool.submit(double, number, options=once) for number in range(2)]
     eventually(lambda: len(good.held) == 1)
     pool.do(good.release)
-    assert [future.result(5) for future in futures] == [0, 2]
+    assert [future.result(30) for future in futures] == [0, 2]
     assert not bad.ran
     good.refuses = True
     with pytest.raises(WorkerCrashed, match=r"no node can start double \(task 3\); m\d reports: no room"):
-        pool.submit(double, 1, options=once).result(5)
+        pool.submit(double, 1, options=once).result(30)
 
 
 def test_a_node_where_nothing_goes_well_is_taken_out(pool: MemoryPool) -> None:
     """Its own word says why; who waits gets results of another."""
     pool.add(slots=1, refuses=True)
     pool.add(slots=1)
-    assert [pool.submit(double, number).result(5) for number in range(12)] == [2 * number for number in range(12)]
+    assert [pool.submit(double, number).result(30) for number in range(12)] == [2 * number for number in range(12)]
     eventually(lambda: pool.ends)
     assert pool.ends == ["taken out of service: 5 tasks in a row failed there; the last one: no room"]
 
@@ -133,11 +134,11 @@ def test_a_node_where_nothing_goes_well_is_taken_out(pool: MemoryPool) -> None:
 def test_a_task_that_no_link_takes_is_an_error_of_that_task_only(pool: MemoryPool) -> None:
     """Found out when it is sent, and what is to be done besides is done."""
     pool.add(slots=1)
-    pool.submit(double, 1).result(5)
+    pool.submit(double, 1).result(30)
     futures = [pool.submit(double, 1, options=TaskOptions(threads=2**70)), pool.submit(double, 4)]
     with pytest.raises(PayloadError, match=r"double \(task 2\) can't be sent to m0: Integer"):
-        futures[0].result(5)
-    assert futures[1].result(5) == 8
+        futures[0].result(30)
+    assert futures[1].result(30) == 8
 
 
 def test_a_lost_nodes_tasks_run_elsewhere(pool: MemoryPool) -> None:
@@ -148,7 +149,7 @@ def test_a_lost_nodes_tasks_run_elsewhere(pool: MemoryPool) -> None:
     agent.dead = True
     pool.add(slots=1)
     pool.do(agent.cut)
-    assert future.result(5) == 2
+    assert future.result(30) == 2
     assert pool.ends == ["the agent is gone"]
 
 
@@ -157,9 +158,9 @@ def test_without_hope_tasks_fail(pool: MemoryPool) -> None:
     future = pool.submit(double, 1)
     pool.do(pool.dispatcher.runner.hopeless, "all machines burnt")
     with pytest.raises(NodeLost, match="all machines burnt"):
-        future.result(5)
+        future.result(30)
     with pytest.raises(NodeLost):
-        pool.submit(double, 1).result(5)
+        pool.submit(double, 1).result(30)
 
 
 def test_a_broken_link_loses_and_doubles_nothing(pool: MemoryPool) -> None:
@@ -170,7 +171,7 @@ def test_a_broken_link_loses_and_doubles_nothing(pool: MemoryPool) -> None:
         futures.append(pool.submit(double, i))
         if i % 30 == 0:
             pool.do(agent.cut)
-    assert [future.result(10) for future in futures] == [2 * i for i in range(300)]
+    assert [future.result(30) for future in futures] == [2 * i for i in range(300)]
     assert sorted(agent.ran) == list(range(1, 301))
     assert agent.links > 1
 
@@ -183,7 +184,7 @@ def test_a_silent_node_is_noticed(pool: MemoryPool) -> None:
     eventually(lambda: agent.held)
     agent.mute = True
     pool.add(slots=1)
-    assert future.result(10) == 2
+    assert future.result(30) == 2
 
 
 def test_large_buffers_go_to_a_node_once(pool: MemoryPool) -> None:
@@ -191,7 +192,7 @@ def test_large_buffers_go_to_a_node_once(pool: MemoryPool) -> None:
     agents = [pool.add(slots=1), pool.add(slots=1)]
     x = np.arange(400_000.0)
     futures = [pool.submit(lambda a, i: float(a.sum()) + i, x.copy(), i) for i in range(20)]
-    assert [future.result(5) for future in futures] == [float(x.sum()) + i for i in range(20)]
+    assert [future.result(30) for future in futures] == [float(x.sum()) + i for i in range(20)]
     assert [agent.blobs_sent for agent in agents] == [1, 1]
 
 
@@ -203,7 +204,7 @@ def test_a_version_of_the_code_goes_to_a_node_once_and_an_old_one_still_may(pool
 
     def run(code: CodeVersion, count: int = 8) -> None:
         options = TaskOptions(group=TaskGroup(code=code))
-        assert [future.result(5) for future in [pool.submit(abs, -i, options=options) for i in range(count)]] == [
+        assert [future.result(30) for future in [pool.submit(abs, -i, options=options) for i in range(count)]] == [
             *range(count)
         ]
 
@@ -226,7 +227,7 @@ def test_nodes_on_this_machine_open_large_buffers(blind: bool) -> None:
         agents = [pool.add(blind=blind) for _ in range(2)]
         array = np.arange(1_000_000.0)
         futures = [pool.submit(np.sum, array, options=TaskOptions(large=1 << 20)) for _ in range(20)]
-        assert {float(future.result(10)) for future in futures} == {array.sum()}
+        assert {float(future.result(30)) for future in futures} == {array.sum()}
         assert [(agent.shares, agent.blobs_sent) for agent in agents] == [(int(not blind), 1)] * 2
     finally:
         pool.close()
@@ -249,7 +250,7 @@ def test_a_machine_elsewhere_has_no_business_with_files_here(pool: MemoryPool, t
     pool.do(lie)
     eventually(lambda: agent.held)  # it is tried again
     pool.do(agent.release)
-    assert future.result(5) == 2
+    assert future.result(30) == 2
     assert file.exists()
 
 
@@ -289,7 +290,7 @@ def test_a_file_that_is_no_result_is_neither_read_nor_removed(tmp_path: Path) ->
         (task,) = agent.held
         pool.do(lambda: agent.say(messages.Done(task, 0.0, {0: os.fsencode(file)}), [pickle.dumps(1)]) or agent.flush())
         with pytest.raises(WorkerCrashed, match="not a result of a slot"):
-            future.result(5)
+            future.result(30)
         assert file.read_bytes() == b"precious"
     finally:
         pool.close()
@@ -313,7 +314,7 @@ def test_a_result_that_can_not_be_opened_is_an_error_and_not_run_again(
 
         pool.do(answer)
         with pytest.raises(PayloadError, match=r"(?s)result of task 1.*open files.*ulimit -n"):
-            future.result(5)
+            future.result(30)
         assert not file.exists()
     finally:
         pool.close()
@@ -344,14 +345,14 @@ def test_what_a_node_holds_ahead_goes_to_an_idle_one(pool: MemoryPool) -> None:
     """Its tasks run elsewhere though it never goes on."""
     stuck = pool.add(slots=1)
     for _ in range(30):  # short ones, so that it is given tasks ahead
-        pool.submit(double, 1).result(5)
+        pool.submit(double, 1).result(30)
     stuck.holding = True
     futures = [pool.submit(double, i) for i in range(10)]
     eventually(lambda: len(stuck.held) > 1)
     pool.add(slots=1)
     eventually(lambda: sum(future.done() for future in futures) == 9)
     pool.do(stuck.release)
-    assert [future.result(5) for future in futures] == [2 * i for i in range(10)]
+    assert [future.result(30) for future in futures] == [2 * i for i in range(10)]
 
 
 def test_a_calls_limit_holds(pool: MemoryPool) -> None:
@@ -366,7 +367,7 @@ def test_a_calls_limit_holds(pool: MemoryPool) -> None:
         for task in list(agent.held):
             pool.do(agent.answer, task)
         pool.do(agent.flush)
-    assert [future.result(5) for future in futures] == [0, 2, 4, 6, 8, 10]
+    assert [future.result(30) for future in futures] == [0, 2, 4, 6, 8, 10]
     assert most == 2
 
 

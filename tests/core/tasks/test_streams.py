@@ -14,7 +14,8 @@ from skyward.core.tasks import streams
 from skyward.core.tasks.listening_sockets import Listeners
 from skyward.core.tasks.streams import Streams
 from skyward.transport.memory import MemoryChannel, pair
-from tests.core.memory_agent import MemoryPool, eventually
+from tests.core.memory_agent import MemoryPool
+from tests.lab.wait import eventually
 
 PIECE = 64 * 1024
 
@@ -116,6 +117,6 @@ def test_a_listener_that_takes_everything_may_be_sent_any_amount(
     eventually(lambda: StreamData(1) in heard)
     for _ in range(100):
         pool.do(made.received, StreamData(1), [bytearray(PIECE)])
-        assert pool.io.start(far.read()).result(5)
+        assert pool.io.start(far.read()).result(30)
     assert list(made._streams) == [1]
     pool.do(made.close)

@@ -220,7 +220,7 @@ def test_a_slot_that_does_not_lead_a_process_group_yet_is_killed_too() -> None:
     with subprocess.Popen(["sleep", "60"]) as slot:
         client.pids[1] = slot.pid
         client.kill_all()
-        assert slot.wait(10) == -signal.SIGKILL
+        assert slot.wait(30) == -signal.SIGKILL
     loop.close()
 
 

@@ -79,7 +79,7 @@ def test_a_fork_answers_as_a_program_does() -> None:
         server.control.close()
         assert server.ends_within(10)
         assert server.output.read() == b""
-        assert server.process.wait(10) == server.process.poll() == 0
+        assert server.process.wait(30) == server.process.poll() == 0
         server.kill()  # which it does not mind
         other = forked()
         other.kill()
