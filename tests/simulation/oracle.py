@@ -263,7 +263,7 @@ class Oracle:
         attempts = 0 if self.lies else wish.attempts
         starts = self.starts[wish.load.number]
         if isinstance(error, PayloadError) and wish.end == "lacks":
-            return self.refused_packages
+            return self.refused_packages or self.lies
         if isinstance(error, PayloadError):
             return starts if wish.end == "riddle" else wish.end == "unpicklable" and not starts
         if isinstance(error, WorkerCrashed) and "no node can start" not in str(error):
