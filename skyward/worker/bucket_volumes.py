@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,6 +42,8 @@ class BucketVolumes:
         self._writers: dict[int, BucketWriter] = {}
         self._mounts: dict[int, BucketMount] = {}
         self._servers: dict[int, Rclone] = {}
+        self._renewed: dict[int, BucketKeys] = {}  # came before the servers that they are for
+        self._lock = threading.Lock()  # guards these two
         self._closed = False
 
     def __repr__(self) -> str:
@@ -66,7 +69,7 @@ class BucketVolumes:
         _check_place(target)
         if (problem := hindrance()) is not None:
             raise OSError(problem)
-        server = self._servers[number] = Rclone(f"{self._folder}/{number}", bucket, target)
+        server = self._serve(number, bucket, target)
         Path(target).mkdir(parents=True)
         try:
             self._mounts[number] = BucketMount(bucket.url, server, target, self._warn)
@@ -104,7 +107,7 @@ class BucketVolumes:
                 f"{bucket.url} has {bucket.size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free",
                 parent,
             )
-        server = self._servers[number] = Rclone(f"{self._folder}/{number}", bucket, target)
+        server = self._serve(number, bucket, target)
         new = f"{parent}/.skyward-{number}-{name}"
         try:
             if bucket.files:
@@ -147,9 +150,22 @@ class BucketVolumes:
                 return
 
     def renew(self, number: int, keys: BucketKeys) -> None:
-        """Use new keys from now on."""
-        if (server := self._servers.get(number)) is not None:
+        """Use new keys from now on, or from when the bucket is mounted or copied, which takes a while."""
+        with self._lock:
+            server = self._servers.get(number)
+            if server is None:
+                self._renewed[number] = keys
+        if server is not None:
             server.renew(keys)
+
+    def _serve(self, number: int, bucket: Bucket, target: str) -> Rclone:
+        server = Rclone(f"{self._folder}/{number}", bucket, target)
+        with self._lock:
+            self._servers[number] = server
+            keys = self._renewed.pop(number, None)
+        if keys is not None:
+            server.renew(keys)
+        return server
 
     def close(self) -> None:
         """End all servers."""

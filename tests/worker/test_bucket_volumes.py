@@ -49,6 +49,21 @@ def test_it_appears_whole_or_not_at_all(tmp_path: Path) -> None:
             volumes.close()
 
 
+def test_new_keys_may_come_before_the_server_that_they_are_for(tmp_path: Path) -> None:
+    (tmp_path / "served" / "bucket" / "data").mkdir(parents=True)
+    (tmp_path / "served" / "bucket" / "data" / "file").write_bytes(b"123")
+    volumes = BucketVolumes(str(tmp_path / "own"), lambda _: None)
+    with rclone_s3(tmp_path / "served") as server:
+        settings = {"provider": "Other", "region": "us-east-1", "endpoint": server.url}
+        old = BucketKeys("keys", KEYS["access_key"], "expired")
+        try:
+            volumes.renew(1, BucketKeys("keys", KEYS["access_key"], KEYS["secret_key"]))
+            volumes.bring(1, Bucket("s3://bucket/data/", "bucket/data", settings, old, 1, 3), str(tmp_path / "target"))
+        finally:
+            volumes.close()
+    assert (tmp_path / "target" / "file").read_bytes() == b"123"
+
+
 def test_a_store_that_does_not_answer_is_said_and_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It takes connections, and says nothing."""
     monkeypatch.setattr(rclone, "_STILL", 1.0)
